@@ -1,0 +1,90 @@
+"""Every error a person can cause, in one tree.
+
+::
+
+    OmniGrpoError          exit code 2
+    ├── ConfigError        a setting: unknown key, wrong type, cannot work
+    ├── DataError          a row of a data set
+    ├── MediaError         a file that cannot be read or decoded
+    ├── ConversationError  the messages of a sample contradict each other
+    ├── BatchError         placeholders, grids and audio lengths disagree; prompt too long
+    ├── CheckpointError    a checkpoint folder that cannot be used
+    ├── RewardError        a reward function that breaks its contract
+    ├── TrainError         a training run that cannot go on
+    └── TraceError         a stored trace or golden that cannot be read
+
+Each says stage, item, what was found, what was wanted and what to do. A stage that *works* but
+whose result is wrong is no error: it is a failed :class:`~omni_grpo_core.types.Check`, exit code 1.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from omni_grpo_core.types import Stage
+
+
+class OmniGrpoError(Exception):
+    """Bad input, told so that it can be mended.
+
+    >>> print(MediaError("clip.mp4", got="an empty file", want="an mp4", fix="copy it again"))
+    media: clip.mp4: found an empty file, wanted an mp4; copy it again
+    """
+
+    stage: ClassVar[Stage] = "config"
+
+    def __init__(self, item: str, *, got: str, want: str, fix: str) -> None:
+        super().__init__(item, got, want, fix)
+        self.item = item
+        self.got = got
+        self.want = want
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.item}: found {self.got}, wanted {self.want}; {self.fix}"
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        # keyword-only arguments do not survive the default: pytest-xdist and worker pools pickle
+        return (_rebuild, (type(self), self.item, self.got, self.want, self.fix))
+
+
+def _rebuild(
+    kind: type[OmniGrpoError], item: str, got: str, want: str, fix: str
+) -> OmniGrpoError:
+    return kind(item, got=got, want=want, fix=fix)
+
+
+class ConfigError(OmniGrpoError):
+    stage: ClassVar[Stage] = "config"
+
+
+class DataError(OmniGrpoError):
+    stage: ClassVar[Stage] = "sample"
+
+
+class ConversationError(OmniGrpoError):
+    stage: ClassVar[Stage] = "conversation"
+
+
+class MediaError(OmniGrpoError):
+    stage: ClassVar[Stage] = "media"
+
+
+class BatchError(OmniGrpoError):
+    stage: ClassVar[Stage] = "batch"
+
+
+class CheckpointError(OmniGrpoError):
+    stage: ClassVar[Stage] = "policy"
+
+
+class RewardError(OmniGrpoError):
+    stage: ClassVar[Stage] = "reward"
+
+
+class TrainError(OmniGrpoError):
+    stage: ClassVar[Stage] = "loss"
+
+
+class TraceError(OmniGrpoError):
+    stage: ClassVar[Stage] = "trace"
