@@ -1,0 +1,329 @@
+"""PyAV behind four plain functions: what a file holds, its frames, its sound, who decoded it.
+
+Half of :mod:`omni_grpo_core.media`, which is what the rest of the project calls. Nothing here
+resizes, samples or knows of a model.
+
+A file is first *demuxed* (packets only, cheap) to learn when each frame is shown and whether the
+file is as long as it says; only then are the wanted frames decoded and converted, so that a long
+clip never lies in memory whole. libavcodec passes over a cut-off file in silence, hence the check.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from omni_grpo_core.errors import MediaError
+from omni_grpo_core.types import AUDIO_SAMPLING_RATE
+
+# Only these: libavformat would also "play" text (tty), still images, and playlists that name
+# other files.
+_CONTAINERS = frozenset(
+    ("aac", "aiff", "asf", "avi", "caf", "flac", "flv", "gif", "matroska", "mov", "mp3", "mpeg")
+    + ("mpegts", "ogg", "w64", "wav")
+)
+# Formats that state how long each stream is. Elsewhere libavformat guesses (mp3), infers from what
+# is there (ts, ogg) or counts in units that packets do not fill (avi): nothing to hold them to.
+_STATE_LENGTH = frozenset(("flac", "matroska", "mov", "wav"))
+MAX_PIXELS = 8192 * 8192
+"""A frame or image larger than this is refused unread: no camera makes it, a bomb does."""
+
+_ORIENTATIONS: dict[tuple[int, int, int, int], tuple[int, bool]] = {
+    # sign of the display matrix' a b c d -> quarter turns (counter-clockwise), mirrored after
+    (1, 0, 0, 1): (0, False),
+    (0, 1, -1, 0): (3, False),
+    (-1, 0, 0, -1): (2, False),
+    (0, -1, 1, 0): (1, False),
+    (-1, 0, 0, 1): (0, True),
+    (0, 1, 1, 0): (3, True),
+    (1, 0, 0, -1): (2, True),
+    (0, -1, -1, 0): (1, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a file holds. All times are seconds from the beginning of the file.
+
+    ``shown``: when each video frame appears, ascending, or ``None`` if the packets do not say;
+    ``video_end``: when the last one disappears. ``rate``: frames per second as the container
+    states it, ``None`` if it does not. ``zero``: timestamp of the beginning of the file.
+    """
+
+    path: Path
+    has_video: bool
+    has_audio: bool
+    duration: float
+    zero: float
+    rate: float | None
+    shown: tuple[float, ...] | None
+    video_end: float
+
+
+def decoder_version() -> str:
+    """``"pyav X, libavcodec Y"``: part of a trace, since another decoder gives other frames."""
+    codec = ".".join(str(n) for n in av.library_versions["libavcodec"])
+    return f"pyav {av.__version__}, libavcodec {codec}"
+
+
+def existing_file(path: str | Path) -> Path:
+    """``path`` made absolute, if it is a readable file with something in it; else MediaError."""
+    file = Path(path).absolute()
+    if not file.exists():
+        raise MediaError(str(path), got="no such file", want="a media file", fix="check the path")
+    if not file.is_file():
+        raise MediaError(str(path), got="a directory", want="a media file", fix="name a file in it")
+    try:
+        empty = not file.stat().st_size
+        file.open("rb").close()
+    except OSError as error:
+        raise MediaError(
+            str(path), got=f"{error.strerror}", want="a readable file", fix="check its permissions"
+        ) from error
+    if empty:
+        raise MediaError(
+            str(path), got="an empty file (0 bytes)", want="a media file", fix="copy it again"
+        )
+    return file
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The container of ``file``; whatever libav says against it becomes a MediaError."""
+    try:
+        # an absolute path cannot be taken for a protocol ("a:b.mp4") or an option
+        with av.open(str(file), metadata_errors="replace") as container:
+            name = container.format.name
+            if not _CONTAINERS & set(name.split(",")):
+                raise MediaError(
+                    str(file),
+                    got=f"{container.format.long_name or name}, not a clip or a recording",
+                    want="mp4, mov, mkv, webm, wav, flac, mp3 or the like",
+                    fix="list it under what it is, or convert it",
+                )
+            yield container
+    except av.FFmpegError as error:
+        raise MediaError(
+            str(file),
+            got=f"what libav cannot read ({error.strerror})",
+            want="a whole mp4, mov, mkv, webm, wav, flac, mp3 or the like",
+            fix="play it elsewhere to see whether it is broken; copy or convert it again",
+        ) from error
+
+
+def _streams(container: Any) -> tuple[Any | None, Any | None]:
+    video, audio = container.streams.best("video"), container.streams.best("audio")
+    if video is not None and video.disposition & av.stream.Disposition.attached_pic:
+        video = None  # the cover picture of a song
+    return video, audio
+
+
+def _declared_end(stream: Any) -> float | None:
+    """When the stream ends according to the container, on the stream's own clock."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    tag = next((v for k, v in stream.metadata.items() if k.upper().startswith("DURATION")), None)
+    parts = (tag or "").split(":")
+    try:
+        hours, minutes, seconds = (float(part) for part in parts)
+    except ValueError:
+        return None
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def inspect(path: str | Path) -> Contents:
+    """What ``path`` holds, after reading it to its end.
+
+    Raises MediaError: not a media file, no sound and no picture, cut off, or broken in the middle.
+    """
+    file = existing_file(path)
+    shown: list[float | None] = []
+    ends: dict[int, float] = {}
+    with _opened(file) as container:
+        video, audio = _streams(container)
+        if video is None and audio is None:
+            raise MediaError(
+                str(file), got="neither video nor audio", want="a clip", fix="check the file"
+            )
+        zero = (container.start_time or 0) / av.time_base
+        for packet in container.demux():
+            if not packet.size:
+                continue
+            if packet.is_corrupt:
+                raise _cut_off(file, "a packet that stops half-way")
+            time = None if packet.pts is None else float(packet.pts * packet.time_base)
+            if time is not None:
+                end = time + float((packet.duration or 0) * packet.time_base)
+                ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
+            if video is not None and packet.stream_index == video.index and not packet.is_discard:
+                shown.append(None if time is None else time - zero)
+        used = [stream for stream in (video, audio) if stream is not None]
+        for stream in used:
+            if stream.codec_context is None:
+                raise MediaError(
+                    str(file),
+                    got=f"a {stream.type} stream that no decoder is known for",
+                    want="a common codec",
+                    fix="convert it (H.264 and AAC in mp4 always work)",
+                )
+        if _STATE_LENGTH & set(container.format.name.split(",")):
+            _refuse_short(file, container, used, ends)
+        if video is not None and video.width * video.height > MAX_PIXELS:
+            raise too_large(file, video.width, video.height)
+        rate = float(video.average_rate) if video is not None and video.average_rate else None
+        times = sorted(t for t in shown if t is not None)
+        clean = len(times) == len(shown) == len(set(times)) and bool(times)
+        return Contents(
+            path=file,
+            has_video=video is not None,
+            has_audio=audio is not None,
+            duration=max((ends.get(s.index, zero) for s in used), default=zero) - zero,
+            zero=zero,
+            rate=rate,
+            shown=tuple(times) if clean else None,
+            video_end=ends.get(video.index, zero) - zero if video is not None else 0.0,
+        )
+
+
+def _refuse_short(file: Path, container: Any, used: Sequence[Any], ends: dict[int, float]) -> None:
+    last = max(ends.values(), default=0.0)
+    pairs = [(_declared_end(s), ends.get(s.index, 0.0)) for s in used]
+    if any(end is None for end, _ in pairs) and container.duration is not None:
+        whole = ((container.start_time or 0) + container.duration) / av.time_base
+        pairs.append((whole, last))
+    for declared, found in pairs:
+        # headers round, and the last audio packet may be padded: a twentieth is no cut
+        if declared is not None and declared - found > min(max(0.05 * declared, 0.1), 1.0):
+            raise _cut_off(file, f"{found:.2f} s of a stream that should last {declared:.2f} s")
+
+
+def _cut_off(file: Path, got: str) -> MediaError:
+    return MediaError(
+        str(file),
+        got=f"{got}: the file is cut off or broken",
+        want="a whole file",
+        fix="copy or download it again",
+    )
+
+
+def too_large(file: Path, width: int, height: int) -> MediaError:
+    return MediaError(
+        str(file),
+        got=f"{width} x {height} pixels",
+        want=f"at most {MAX_PIXELS} pixels",
+        fix="check that the file is what it should be, or scale it down",
+    )
+
+
+def _frames(file: Path, container: Any, stream: Any) -> Iterator[Any]:
+    stream.thread_type = "AUTO"
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise _cut_off(file, f"a damaged {stream.type} frame")
+        yield frame
+
+
+def decoded_times(contents: Contents) -> tuple[float, ...]:
+    """When each frame appears, found by decoding them all: for files whose packets do not say.
+
+    Frames whose own timestamps run backwards (B-frames in AVI) are spaced by the stated rate.
+    """
+    with _opened(contents.path) as container:
+        video, _ = _streams(container)
+        stamps = [frame.time for frame in _frames(contents.path, container, video)]
+    good = all(t is not None for t in stamps)
+    if good and all(a < b for a, b in itertools.pairwise(stamps)):
+        return tuple(t - contents.zero for t in stamps)
+    return tuple(i / (contents.rate or 25.0) for i in range(len(stamps)))
+
+
+def read_frames(
+    contents: Contents, shown: Sequence[float], wanted: Sequence[int]
+) -> NDArray[np.uint8] | None:
+    """Frames number ``wanted`` (ascending, repeats allowed) of the ``shown`` ones, upright.
+
+    Returns uint8, (len(wanted), height, width, 3), RGB; or ``None`` if the decoder delivers other
+    frames than ``shown`` says, which is for the caller to put right with :func:`decoded_times`.
+    """
+    by_stamp = contents.shown is not None and shown is contents.shown
+    number = {round(t, 6): i for i, t in enumerate(shown)} if by_stamp else {}
+    missing, pictures, last = set(wanted), {}, -math.inf
+    with _opened(contents.path) as container:
+        video, _ = _streams(container)
+        for count, frame in enumerate(_frames(contents.path, container, video)):
+            if by_stamp:
+                if frame.time is None or frame.time <= last:
+                    return None
+                last = frame.time
+            index = number.get(round(last - contents.zero, 6), -1) if by_stamp else count
+            if index in missing:
+                pictures[index] = _upright(contents.path, frame)
+                missing.remove(index)
+            if not missing:
+                break
+    if missing:
+        return None
+    if len({picture.shape for picture in pictures.values()}) > 1:
+        raise MediaError(
+            str(contents.path),
+            got="frames that change their size",
+            want="one size throughout",
+            fix="convert it to a constant size",
+        )
+    return np.stack([pictures[i] for i in wanted])
+
+
+def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
+    rgb: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return rgb
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    signs = tuple(0 if abs(n) < 656 else int(math.copysign(1, n)) for n in (a, b, c, d))
+    if signs not in _ORIENTATIONS:
+        raise MediaError(
+            str(file),
+            got=f"a display matrix of {frame.rotation} degrees",
+            want="a multiple of 90",
+            fix="convert it with the rotation burnt in",
+        )
+    turns, mirrored = _ORIENTATIONS[signs]
+    rgb = np.rot90(rgb, turns)
+    return np.ascontiguousarray(rgb[:, ::-1] if mirrored else rgb)
+
+
+def read_audio(contents: Contents) -> NDArray[np.float32]:
+    """The audio track from the beginning of the file: float32, (n,), mono, 16 kHz.
+
+    A track that sets in late is preceded by silence, so that sound and frames stay together.
+    """
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=AUDIO_SAMPLING_RATE)
+    chunks: list[NDArray[np.float32]] = []
+    with _opened(contents.path) as container:
+        _, audio = _streams(container)
+        for frame in _frames(contents.path, container, audio):
+            if not chunks and frame.time is not None:
+                late = round((frame.time - contents.zero) * AUDIO_SAMPLING_RATE)
+                chunks.append(np.zeros(max(late, 0), np.float32))
+            chunks += [out.to_ndarray()[0] for out in resampler.resample(frame)]
+        chunks += [out.to_ndarray()[0] for out in resampler.resample(None)]
+    samples = np.concatenate([*chunks, np.zeros(0, np.float32)])
+    if not samples.size or not np.isfinite(samples).all():
+        raise MediaError(
+            str(contents.path),
+            got="an audio track without a sample"
+            if not samples.size
+            else "NaN or infinite samples",
+            want="sound",
+            fix="record or convert it again",
+        )
+    return samples
