@@ -1,0 +1,141 @@
+"""Questions about clips, and the completions that answer them.
+
+A question is about one attribute and its options are shuffled: the letter has to be read off the
+options. The completion says what is seen and heard, and says so where there is nothing to see or
+hear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from omni_grpo_core.tiny.attributes import ALL, COLOURS, MOTIONS, PITCHES
+from omni_grpo_core.tiny.clips import Clip
+
+Topic = Literal["colour", "motion", "pitch"]
+Carry = Literal["interleaved", "separate", "off", "image", "audio", "text"]
+
+TOPICS: tuple[Topic, ...] = get_args(Topic)
+CARRIES: tuple[Carry, ...] = get_args(Carry)
+"""How a clip reaches the model: as a video in one of the three audio-in-video modes, as its first
+frame alone, as its sound alone, or told in words."""
+
+VALUES: dict[Topic, tuple[str, ...]] = {"colour": COLOURS, "motion": MOTIONS, "pitch": PITCHES}
+PHRASES: dict[Topic, tuple[str, ...]] = {
+    "colour": ("Which colour is the square?", "What colour can be seen?"),
+    "motion": ("Which way does the square move?", "Where is the square going?"),
+    "pitch": ("Which pitch has the tone?", "How high is the tone?"),
+}
+_TOLD: dict[Carry, tuple[Topic, ...]] = {
+    "interleaved": TOPICS,
+    "separate": TOPICS,
+    "off": ("colour", "motion"),
+    "image": ("colour",),
+    "audio": ("pitch",),
+    "text": TOPICS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question on one clip. ``order`` says which value stands at each letter."""
+
+    clip: Clip
+    carry: Carry
+    topic: Topic
+    phrase: int
+    order: tuple[int, ...]
+
+    @property
+    def value(self) -> str:
+        """The right value, such as ``"red"``."""
+        return str(getattr(self.clip.attributes, self.topic))
+
+    @property
+    def letter(self) -> str:
+        """The letter of the right option."""
+        return "ABCD"[self.order.index(VALUES[self.topic].index(self.value))]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The four options as the row shows them.
+
+        >>> clip = Clip(ALL[0], seed=1)
+        >>> question = Question(clip, "image", "colour", 0, (2, 0, 1, 3))
+        >>> question.options
+        ('A. blue', 'B. red', 'C. green', 'D. yellow')
+        >>> print(question.completion)
+        <context>A red square. No sound.</context><think>The colour is red: B.</think><answer>B</answer>
+        """
+        values = VALUES[self.topic]
+        return tuple(f"{a}. {values[i]}" for a, i in zip("ABCD", self.order, strict=True))
+
+    @property
+    def text(self) -> str:
+        """The question itself; for ``text`` with all that a clip would have shown."""
+        asked = PHRASES[self.topic][self.phrase]
+        return (
+            f"{moving(self.clip)} {sounding(self.clip)} {asked}" if self.carry == "text" else asked
+        )
+
+    @property
+    def completion(self) -> str:
+        """The completion to learn, without the final eos."""
+        seen, heard = "No picture.", "No sound."
+        if self.carry in ("interleaved", "separate", "off"):
+            seen = moving(self.clip)
+        elif self.carry == "image":
+            seen = f"A {self.clip.attributes.colour} square."
+        if self.carry in ("interleaved", "separate", "audio"):
+            heard = sounding(self.clip)
+        return (
+            f"<context>{seen} {heard}</context>"
+            f"<think>The {self.topic} is {self.value}: {self.letter}.</think>"
+            f"<answer>{self.letter}</answer>"
+        )
+
+
+def moving(clip: Clip) -> str:
+    """What a clip shows, in words."""
+    return f"A {clip.attributes.colour} square moves {clip.attributes.motion}."
+
+
+def sounding(clip: Clip) -> str:
+    """What a clip sounds like, in words."""
+    return f"A {clip.attributes.pitch} tone sounds."
+
+
+def topics_of(carry: Carry) -> tuple[Topic, ...]:
+    """What can be asked of a clip that is carried this way.
+
+    >>> topics_of("off")
+    ('colour', 'motion')
+    """
+    return _TOLD[carry]
+
+
+def ask(
+    clip: Clip, carry: Carry, rng: np.random.Generator, topics: Sequence[Topic] = TOPICS
+) -> Question:
+    """A random question among ``topics`` that the carried clip can answer, options shuffled."""
+    possible = [topic for topic in topics_of(carry) if topic in topics]
+    topic = possible[int(rng.integers(len(possible)))]
+    order = tuple(int(i) for i in rng.permutation(4))
+    return Question(clip, carry, topic, int(rng.integers(len(PHRASES[topic]))), order)
+
+
+def corpus() -> list[str]:
+    """Every word of questions and completions, for the tokenizer. Tags and letters stand apart, so
+    that no merge joins a tag's bracket with the letter of an answer."""
+    said = [f"{moving(Clip(a, 0))} {sounding(Clip(a, 0))}" for a in ALL]
+    said += [f"A {colour} square. No picture. No sound." for colour in COLOURS]
+    for topic, values in VALUES.items():
+        said += PHRASES[topic]
+        said += [f"The {topic} is {v}: {a}." for v in values for a in "ABCD"]
+        said += [f"{a}. {v}" for v in values for a in "ABCD"]
+    said += [f"<{end}{tag}>" for tag in ("context", "think", "answer") for end in ("", "/")]
+    return said

@@ -1,0 +1,162 @@
+"""A byte-level BPE tokenizer of Qwen2.5-Omni's make, small enough for the tiny checkpoint.
+
+Pre-tokenizer, special tokens, named token attributes and chat format are those of Qwen2.5-Omni;
+only the merges are learnt from the prompts that the tiny model will see, so that one of their
+words is one token. Every byte has a token: any text can be encoded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.normalizers import NFC
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from tokenizers.trainers import BpeTrainer
+
+SPECIAL_TOKENS: tuple[str, ...] = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|AUDIO|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_bos|>",
+    "<|vision_eos|>",
+    "<|vision_pad|>",
+    "<|IMAGE|>",
+    "<|VIDEO|>",
+)
+"""In the order of Qwen2.5-Omni's ids 151643 to 151656; here they follow the BPE tokens."""
+
+NAMED_TOKENS: dict[str, str] = {
+    "image_token": "<|IMAGE|>",
+    "audio_token": "<|AUDIO|>",
+    "video_token": "<|VIDEO|>",
+    "vision_bos_token": "<|vision_bos|>",
+    "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>",
+    "audio_eos_token": "<|audio_eos|>",
+}
+"""Attributes the processor reads off its tokenizer."""
+
+CHAT_TEMPLATE = """\
+{%- macro turn(role) -%}{{ '<|im_start|>' + role + '\\n' }}{%- endmacro -%}
+{%- macro medium(bos, pad, eos) -%}{{ bos + pad + eos }}{%- endmacro -%}
+{%- if messages[0]['role'] != 'system' -%}
+{{ turn('system') + 'You are a helpful assistant.<|im_end|>\\n' }}
+{%- endif -%}
+{%- for message in messages -%}
+{{ turn(message['role']) }}
+{%- if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}
+{{ medium('<|vision_bos|>', '<|IMAGE|>', '<|vision_eos|>') }}
+{%- elif part['type'] == 'audio' or 'audio' in part or 'audio_url' in part -%}
+{{ medium('<|audio_bos|>', '<|AUDIO|>', '<|audio_eos|>') }}
+{%- elif part['type'] == 'video' or 'video' in part -%}
+{{ medium('<|vision_bos|>', '<|VIDEO|>', '<|vision_eos|>') }}
+{%- elif 'text' in part -%}
+{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ turn('assistant') }}
+{%- endif -%}
+"""
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train_tokenizer(corpus: Iterable[str], *, vocab_size: int = 1024) -> Tokenizer:
+    """Learn merges from ``corpus``; at most ``vocab_size`` tokens, special ones included.
+
+    >>> tokenizer = train_tokenizer(["red blue red"], vocab_size=300)
+    >>> tokenizer.decode(tokenizer.encode("blue, red, 赤").ids)
+    'blue, red, 赤'
+    >>> tokenizer.get_vocab_size() <= 300
+    True
+    """
+    tokenizer = Tokenizer(BPE())
+    tokenizer.normalizer = NFC()
+    tokenizer.pre_tokenizer = Sequence(
+        [Split(Regex(_WORDS), behavior="isolated"), ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """The tokenizer's files as transformers 4.x writes them: 4.52 to 5.23 all read these alike."""
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    added = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    config = {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": {
+            str(index): {
+                "content": token,
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+                "special": True,
+            }
+            for token, index in added.items()
+        },
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "extra_special_tokens": NAMED_TOKENS,
+        "model_max_length": 32768,
+        "pad_token": "<|endoftext|>",
+        # "right" here would override the processor's own left default without a word
+        "padding_side": "left",
+        "processor_class": "Qwen2_5OmniProcessor",
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+        **NAMED_TOKENS,
+    }
+    special = {
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        **NAMED_TOKENS,
+    }
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    for name, content in {
+        "vocab.json": model["vocab"],
+        "added_tokens.json": added,
+        "tokenizer_config.json": config,
+        "special_tokens_map.json": special,
+    }.items():
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
