@@ -1,0 +1,73 @@
+"""What every test runs under: few threads, no hub, no network, one hypothesis profile.
+
+The environment is set when this file is loaded, before any test module can import torch or
+transformers, which read it once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # workers are the parallelism; a thread pool in each would only make them wait for one another
+    for pool in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[pool] = "1"
+
+# A slow machine is no bug: neither profile looks at the clock.
+settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("slow", settings.get_profile("default"), max_examples=20_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def _is_loopback(host: object) -> bool:
+    if host in ("", "localhost", b"localhost", None):
+        return True
+    try:
+        return ipaddress.ip_address(str(host).partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+    def guard(sock: socket.socket, *args: Any) -> Any:
+        address = args[-1]
+        if sock.family != getattr(socket, "AF_UNIX", None) and not _is_loopback(address[0]):
+            pytest.fail(f"a test reached for the network: {address!r}")
+        return call(sock, *args)
+
+    return guard
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loopback_only() -> Iterator[None]:
+    """Fail any test that connects, sends or looks a name up beyond this machine.
+
+    ``pytest.fail`` raises what ``except Exception`` does not catch, so a client that retries or
+    falls back on errors cannot hide the attempt.
+    """
+    look_up = socket.getaddrinfo
+
+    def guarded_look_up(host: object, *args: Any, **kwargs: Any) -> Any:
+        if not _is_loopback(host):
+            pytest.fail(f"a test looked up a host name: {host!r}")
+        return look_up(host, *args, **kwargs)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex", "sendto"):
+            patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
+        patch.setattr(socket, "getaddrinfo", guarded_look_up)
+        yield

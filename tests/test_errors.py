@@ -1,0 +1,72 @@
+"""The tree of errors: what its docstring draws is what there is, and each error can be acted on."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+
+from omni_grpo_core import errors
+from omni_grpo_core.errors import OmniGrpoError
+from omni_grpo_core.types import STAGES
+
+
+def public_errors() -> list[type[OmniGrpoError]]:
+    return [
+        value
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, OmniGrpoError) and not name.startswith("_")
+    ]
+
+
+LEAVES = [kind for kind in public_errors() if kind is not OmniGrpoError]
+
+
+def test_the_module_has_no_class_outside_the_tree() -> None:
+    classes = {
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and value.__module__ == errors.__name__
+    }
+    assert classes == set(public_errors())
+
+
+def test_the_docstring_draws_every_error() -> None:
+    assert errors.__doc__ is not None
+    drawn = re.findall(r"[├└]── (\w+)", errors.__doc__)
+    assert sorted(drawn) == sorted(kind.__name__ for kind in LEAVES)
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_every_error_hangs_directly_on_the_root_and_names_a_stage_of_its_own(
+    kind: type[OmniGrpoError],
+) -> None:
+    assert kind.__bases__ == (OmniGrpoError,)
+    assert kind.stage in STAGES
+    assert [other for other in LEAVES if other.stage == kind.stage] == [kind]
+
+
+@pytest.mark.parametrize("kind", public_errors())
+def test_the_message_says_stage_item_got_want_and_fix(kind: type[OmniGrpoError]) -> None:
+    error = kind("row 7", got="no answer", want="one answer", fix="add it")
+    assert str(error) == f"{kind.stage}: row 7: found no answer, wanted one answer; add it"
+
+
+@pytest.mark.parametrize("kind", public_errors())
+def test_an_error_crosses_to_another_process_whole(kind: type[OmniGrpoError]) -> None:
+    error = kind("row 7", got="no answer", want="one answer", fix="add it")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind
+    assert str(copy) == str(error)
+    assert (copy.item, copy.got, copy.want, copy.fix) == (
+        "row 7",
+        "no answer",
+        "one answer",
+        "add it",
+    )
+
+
+def test_the_parts_are_given_by_name() -> None:
+    with pytest.raises(TypeError):
+        OmniGrpoError("row 7", "no answer", "one answer", "add it")  # type: ignore[call-arg]

@@ -1,0 +1,166 @@
+"""What a person gets who installs the package: the wheel, the pins, the words of the README."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import omni_grpo_core
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+PYTHONS = ("3.11", "3.12", "3.13")
+MADE_BY_PYTHON = {"__pycache__"}
+
+
+def pins() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def declared() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"].values()
+    build = PYPROJECT["build-system"]["requires"]
+    every = [*PROJECT["dependencies"], *build, *(line for extra in extras for line in extra)]
+    return [r for r in map(Requirement, every) if r.name != PROJECT["name"]]
+
+
+def pinned(name: str, python: str) -> list[Version]:
+    environment = {"python_version": python, "python_full_version": f"{python}.1"}
+    return [
+        Version(next(iter(pin.specifier)).version)
+        for pin in pins()
+        if canonicalize_name(pin.name) == canonicalize_name(name)
+        and (pin.marker is None or pin.marker.evaluate(environment))
+    ]
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.startswith("python3 -m venv ")]
+
+
+@pytest.fixture(scope="module")
+def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    out = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), "."]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = out.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel_files: set[str]) -> None:
+    source = ROOT / "src"
+    files = {
+        path.relative_to(source).as_posix()
+        for path in (source / "omni_grpo_core").rglob("*")
+        if path.is_file() and not MADE_BY_PYTHON & set(path.parts)
+    }
+    assert {name for name in wheel_files if name.startswith("omni_grpo_core/")} == files
+
+
+def test_the_wheel_holds_the_tiny_checkpoint_its_clips_and_the_types(
+    wheel_files: set[str],
+) -> None:
+    inside = {name.removeprefix("omni_grpo_core/") for name in wheel_files}
+    assert "py.typed" in inside
+    assert "tiny/checkpoint/config.json" in inside
+    assert any(re.fullmatch(r"tiny/checkpoint/.*\.safetensors", name) for name in inside)
+    assert any(re.fullmatch(r"tiny/data/.*\.mp4", name) for name in inside)
+
+
+def test_the_wheel_carries_the_licence_and_nothing_of_the_checkout(wheel_files: set[str]) -> None:
+    info = f"omni_grpo_core-{omni_grpo_core.__version__}.dist-info"
+    assert {name.partition("/")[0] for name in wheel_files} == {"omni_grpo_core", info}
+    assert f"{info}/licenses/LICENSE" in wheel_files
+
+
+def test_the_licence_is_the_one_declared() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Apache License\n                           Version 2.0" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_constraints_are_plain_pins() -> None:
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert "://" not in text
+    assert "--" not in text
+    loose = [str(pin) for pin in pins() if not re.fullmatch(r"==[^*,]+", str(pin.specifier))]
+    assert not loose
+    assert not [str(pin) for pin in pins() if pin.url or pin.extras]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("requirement", declared(), ids=str)
+def test_each_dependency_has_one_fitting_pin(requirement: Requirement, python: str) -> None:
+    (version,) = pinned(requirement.name, python)
+    assert version in requirement.specifier
+
+
+def test_the_pins_are_closed_under_what_is_installed_here() -> None:
+    """Each installed dependency of a pinned package is pinned too: nothing floats."""
+    names = {canonicalize_name(pin.name) for pin in pins()}
+    floating = set()
+    for name in names:
+        try:
+            requirements = [Requirement(line) for line in requires(name) or ()]
+        except PackageNotFoundError:
+            continue  # pinned for another platform or tool
+        floating |= {
+            f"{name} needs {needed.name}"
+            for needed in requirements
+            if (needed.marker is None or needed.marker.evaluate({"extra": ""}))
+            and canonicalize_name(needed.name) not in names
+        }
+    assert not floating
+
+
+def test_the_default_versions_are_the_ones_promised() -> None:
+    promised = {"torch": "2.11.0", "torchvision": "0.26.0", "transformers": "5.17.0"}
+    for python in PYTHONS:
+        assert {name: [Version(v)] for name, v in promised.items()} == {
+            name: pinned(name, python) for name in promised
+        }
+
+
+def test_the_changelog_opens_with_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## \[(.+?)\]", text, flags=re.MULTILINE)
+    assert omni_grpo_core.__version__ in headings[:2], "the newest, or the one after Unreleased"
+
+
+def test_the_readme_has_two_commands_and_ci_runs_the_one_for_tests() -> None:
+    check, suite = readme_commands()
+    assert check.endswith(".venv/bin/omni-grpo check")
+    assert "pytest" in suite
+    assert suite in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_top_level_stays_as_agreed() -> None:
+    done = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    agreed = {
+        *("tests", "golden", "src", ".ci", ".github", ".gitignore"),
+        *("conftest.py", "tox.ini", "pyproject.toml", "constraints.txt"),
+        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+    }
+    tops = {line.partition("/")[0] for line in done.stdout.splitlines()}
+    assert tops <= agreed
+    assert {line for line in done.stdout.splitlines() if line.startswith(".ci/")} <= {".ci/run"}
