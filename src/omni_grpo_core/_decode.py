@@ -28,8 +28,10 @@ from omni_grpo_core.types import AUDIO_SAMPLING_RATE
 # Only these: libavformat would also "play" text (tty), still images, and playlists that name
 # other files.
 _CONTAINERS = frozenset(
-    ("aac", "aiff", "asf", "avi", "caf", "flac", "flv", "gif", "matroska", "mov", "mp3", "mpeg")
-    + ("mpegts", "ogg", "w64", "wav")
+    (
+        *("asf", "avi", "flv", "gif", "matroska", "mov", "mpeg", "mpegts"),
+        *("aac", "aiff", "caf", "flac", "mp3", "ogg", "w64", "wav"),
+    )
 )
 # Formats that state how long each stream is. Elsewhere libavformat guesses (mp3), infers from what
 # is there (ts, ogg) or counts in units that packets do not fill (avi): nothing to hold them to.
