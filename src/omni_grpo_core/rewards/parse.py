@@ -1,0 +1,116 @@
+"""The one parser of completions, and its inverse.
+
+Rules
+-----
+A completion is well formed when it is exactly, with nothing but white space (``str.isspace``)
+before, between and after::
+
+    <context>…</context> <think>…</think> <answer>…</answer>
+
+* The six tags are ASCII, lower case, without inner spaces. Each stands once, in this order.
+  A tag at any other place makes the completion malformed: nested, repeated, unclosed or
+  unopened, whichever it is. So an ``<answer>`` inside ``<think>`` is never *the* answer.
+* A section whose content is empty or white space only is malformed: tags without content are
+  not an answer.
+* What merely resembles a tag is text: ``<ANSWER>``, ``< answer >``, ``＜answer＞``,
+  ``&lt;answer&gt;``, ``<answer/>``. Inside a section it is content, outside it is junk.
+* Carriage returns and ideographic spaces are white space. NUL, zero-width characters, byte order
+  marks, lone surrogates and direction marks are ordinary characters: content inside a section,
+  junk outside. Right-to-left text is taken in logical order, as stored.
+* Offsets count Python characters (code points) of the completion as given; content is never
+  stripped, so ``completion[section.start:section.end] == section.text``.
+
+The text is scanned once from left to right for the next literal tag and the scan ends at the
+first tag that is out of turn, so time is linear in the length whatever the text holds.
+"""
+
+from __future__ import annotations
+
+import re
+
+from omni_grpo_core.errors import DataError
+from omni_grpo_core.types import Malformed, Parsed, Section
+
+SECTIONS = ("context", "think", "answer")
+TAG = re.compile(r"<(/?)(context|think|answer)>")
+_NOT_SPACE = re.compile(r"\S")
+
+
+def parse(completion: str) -> Parsed | Malformed:
+    """Take a completion apart.
+
+    >>> parse("<context>a man</context><think>he smiles</think>\\n<answer>B</answer>").answer
+    Section(text='B', start=57, end=58)
+    >>> parse("<context>a</context><think>t</think><answer>B</answer> bye")
+    Malformed(what="text outside the tags: 'bye'", where=55)
+    """
+    found = sections(completion, SECTIONS)
+    if isinstance(found, Malformed):
+        return found
+    return Parsed(context=found["context"], think=found["think"], answer=found["answer"])
+
+
+def sections(text: str, wanted: tuple[str, ...]) -> dict[str, Section] | Malformed:
+    """The sections ``wanted``, in that order and nothing else, or what is wrong first.
+
+    A tag that is not wanted is out of turn wherever it stands.
+    """
+    found: dict[str, Section] = {}
+    open_name: str | None = None
+    last = 0
+    for tag in TAG.finditer(text):
+        closing, name = tag.group(1) == "/", tag.group(2)
+        if open_name is not None:
+            if not closing or name != open_name:
+                return Malformed(f"{tag.group()} inside <{open_name}>", tag.start())
+            if not _NOT_SPACE.search(text, last, tag.start()):
+                return Malformed(f"nothing in <{name}>", last)
+            found[name] = Section(text[last : tag.start()], last, tag.start())
+            open_name = None
+        else:
+            junk = _NOT_SPACE.search(text, last, tag.start())
+            if junk:
+                return _outside(text, junk.start(), tag.start())
+            turn = wanted[len(found)] if len(found) < len(wanted) else None
+            if closing or name != turn:
+                return Malformed(_out_of_turn(tag.group(), turn, found), tag.start())
+            open_name = name
+        last = tag.end()
+    if open_name is not None:
+        return Malformed(f"<{open_name}> is never closed", last - len(open_name) - 2)
+    junk = _NOT_SPACE.search(text, last)
+    if junk:
+        return _outside(text, junk.start(), len(text))
+    if len(found) < len(wanted):
+        return Malformed(f"no <{wanted[len(found)]}>", len(text))
+    return found
+
+
+def render(context: str, think: str, answer: str) -> str:
+    """Write a completion that :func:`parse` reads back.
+
+    Raises :class:`~omni_grpo_core.errors.DataError` when a part is blank or holds a tag.
+
+    >>> render("a man", "he smiles", "B")
+    '<context>a man</context>\\n<think>he smiles</think>\\n<answer>B</answer>'
+    """
+    for name, part in zip(SECTIONS, (context, think, answer), strict=True):
+        tag = TAG.search(part)
+        if tag or not part.strip():
+            raise DataError(
+                f"<{name}> of a completion to write",
+                got=f"the tag {tag.group()} in it" if tag else "nothing but white space",
+                want="text without tags",
+                fix="mend the text; it could not be read back",
+            )
+    return f"<context>{context}</context>\n<think>{think}</think>\n<answer>{answer}</answer>"
+
+
+def _outside(text: str, where: int, end: int) -> Malformed:
+    return Malformed(f"text outside the tags: {text[where : min(end, where + 24)]!r}", where)
+
+
+def _out_of_turn(tag: str, turn: str | None, found: dict[str, Section]) -> str:
+    if tag.strip("</>") in found:
+        return f"{tag} a second time"
+    return f"{tag} where {f'<{turn}>' if turn else 'the end'} should be"
