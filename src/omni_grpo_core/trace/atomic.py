@@ -1,0 +1,104 @@
+"""Files and folders that are there whole or not at all, whatever kills the writer.
+
+Everything is written under a hidden name beside its place, flushed to disk, and only then renamed;
+the rename is the one moment at which a reader sees a change. A writer that is killed leaves at
+most a hidden ``.name.*.partial`` behind.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omni_grpo_core.errors import TraceError
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``, in place of what was there; missing parent folders are made.
+
+    Raises :class:`~omni_grpo_core.errors.TraceError` when the disk or its permissions forbid it.
+    """
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_synced(partial, data)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder to write into, which becomes ``path`` when the block ends well.
+
+    Raises :class:`~omni_grpo_core.errors.TraceError` when ``path`` exists and is not an empty
+    folder: what is stored is never written over.
+    """
+    partial = _partial(path)
+    try:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise FileExistsError(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        try:
+            yield partial
+            for file in partial.iterdir():
+                _sync(file)
+            _sync_folder(partial)
+            # rename fails on a folder that another writer filled in the meantime
+            partial.rename(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> TraceError:
+    if path.exists() and path.is_dir():
+        return TraceError(
+            str(path),
+            got="a folder that already holds something",
+            want="a new or empty folder",
+            fix="choose another name, or remove it if it is not needed",
+        )
+    return TraceError(
+        str(path),
+        got=f"{type(error).__name__}: {error.strerror or error}",
+        want="a place that can be written to",
+        fix="check the path, its permissions and the free space",
+    )
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

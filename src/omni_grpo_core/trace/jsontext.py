@@ -1,0 +1,53 @@
+"""JSON laid out for reading: an array of plain items stays on one line, the rest is indented."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from omni_grpo_core.errors import TraceError
+
+_ONE_LINE = 96
+
+
+def dumps(data: Any, indent: int = 0) -> str:
+    """
+    >>> print(dumps({"ids": (1, 2, 3), "spans": [{"modality": "video", "start": 4}]}))
+    {
+     "ids": [1, 2, 3],
+     "spans": [{"modality": "video", "start": 4}]
+    }
+    """
+    flat = json.dumps(data, ensure_ascii=False)
+    if not isinstance(data, dict | list | tuple) or not data:
+        return flat
+    plain = not isinstance(data, dict) and all(not isinstance(i, dict | list | tuple) for i in data)
+    if plain or (indent and len(flat) + indent <= _ONE_LINE):
+        return flat
+    inner = indent + 1
+    if isinstance(data, dict):
+        parts = [
+            f"{json.dumps(key, ensure_ascii=False)}: {dumps(item, inner)}"
+            for key, item in data.items()
+        ]
+        opening, closing = "{", "}"
+    else:
+        parts = [dumps(item, inner) for item in data]
+        opening, closing = "[", "]"
+    gap = "\n" + " " * inner
+    return f"{opening}{gap}{f',{gap}'.join(parts)}\n{' ' * indent}{closing}"
+
+
+def loads(raw: bytes, name: str) -> Any:
+    """Parse the file ``name``. Raises :class:`~omni_grpo_core.errors.TraceError` with its line."""
+    try:
+        # surrogatepass: file names that are not UTF-8 come from the system as lone surrogates
+        return json.loads(raw.decode("utf-8", "surrogatepass"))
+    except json.JSONDecodeError as error:
+        item, got = f"{name}:{error.lineno}", f"{error.msg} at column {error.colno}"
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        item, got = f"{name}:{line}", f"a byte {raw[error.start]:#04x} that is not UTF-8"
+    raise TraceError(
+        item, got=got, want="the JSON that was written", fix="it was cut or altered: record it again"
+    )

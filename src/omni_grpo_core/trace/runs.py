@@ -1,0 +1,137 @@
+"""Integers as runs a person can read: ``0..17 step 1, 18×8, 3``.
+
+Position ids, masks and padded token ids are mostly counting or constant. Written as runs a tensor
+of thousands of numbers is one line in a code review, and every number can still be read back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+CONSTANT_FROM = 3
+"""Equal numbers in a row before they are written as ``7×3``."""
+COUNTING_FROM = 4
+"""Numbers of one step in a row before they are written as ``0..3 step 1``."""
+
+_RUN = re.compile(
+    r"(?P<first>-?\d+)(?:×(?P<times>\d+)|\.\.(?P<last>-?\d+) step (?P<step>-?\d+))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``count`` integers from ``first`` on, each ``step`` more than the one before it."""
+
+    first: int
+    step: int
+    count: int
+
+    def __str__(self) -> str:
+        if self.count == 1:
+            return str(self.first)
+        if self.step == 0:
+            return f"{self.first}×{self.count}"
+        return f"{self.first}..{self.first + self.step * (self.count - 1)} step {self.step}"
+
+    def values(self) -> list[int]:
+        return [self.first + self.step * i for i in range(self.count)]
+
+
+def runs(values: Sequence[int]) -> Iterator[Run]:
+    """Split integers, (n,), into the longest runs, front to back; lazily, so that a caller who
+    finds too many can stop.
+
+    >>> [str(run) for run in runs([5, 0, 1, 2, 3, 9, 9, 9])]
+    ['5', '0..3 step 1', '9×3']
+    """
+    start = 0
+    while start < len(values):
+        run = _longest(values, start)
+        yield run
+        start += run.count
+
+
+def _longest(values: Sequence[int], start: int) -> Run:
+    first = values[start]
+    if start + 1 == len(values):
+        return Run(first, 0, 1)
+    step = values[start + 1] - first
+    end = start + 2
+    while end < len(values) and values[end] - values[end - 1] == step:
+        end += 1
+    count = end - start
+    if count < (CONSTANT_FROM if step == 0 else COUNTING_FROM):
+        return Run(first, 0, 1)
+    # 1 2 3 4 4 4 4: the last number of a count belongs to the constant run that it begins
+    if step and end < len(values) and _constant_from(values, end - 1) and count > COUNTING_FROM:
+        count -= 1
+    return Run(first, step, count)
+
+
+def _constant_from(values: Sequence[int], start: int) -> bool:
+    return len(set(values[start : start + CONSTANT_FROM])) == 1 and (
+        start + CONSTANT_FROM <= len(values)
+    )
+
+
+def format_runs(values: Sequence[int]) -> str:
+    """All of ``values``, (n,), on one line.
+
+    >>> format_runs([0, 1, 2, 3, 4, 4, 4, 7])
+    '0..3 step 1, 4×3, 7'
+    """
+    return ", ".join(str(run) for run in runs(values))
+
+
+def parse_runs(text: str, most: int) -> list[int]:
+    """What :func:`format_runs` wrote; separators may be commas or spaces.
+
+    Raises ``ValueError`` for text that is not runs or stands for more than ``most`` integers.
+
+    >>> parse_runs("0..6 step 2, 4×3", most=7)
+    [0, 2, 4, 6, 4, 4, 4]
+    """
+    found: list[int] = []
+    end = 0
+    for match in _RUN.finditer(text):
+        if text[end : match.start()].strip(" ,"):
+            break
+        end = match.end()
+        run = _run_of(match)
+        if len(found) + run.count > most:
+            raise ValueError(f"more than {most} numbers")
+        found += run.values()
+    if text[end:].strip(" ,"):
+        raise ValueError(f"{text[end:].strip(' ,')!r} is not a number or a run of them")
+    return found
+
+
+def _run_of(match: re.Match[str]) -> Run:
+    first = int(match["first"])
+    if match["times"] is not None:
+        return Run(first, 0, int(match["times"]))
+    if match["last"] is None:
+        return Run(first, 0, 1)
+    last, step = int(match["last"]), int(match["step"])
+    if step == 0 or (last - first) % step or (last - first) // step < 1:
+        raise ValueError(f"{match[0]!r}: the last number is not reached by the step")
+    return Run(first, step, (last - first) // step + 1)
+
+
+def wrap(words: Iterable[str], width: int, separator: str) -> Iterator[str]:
+    """Lines of at most ``width`` characters (a longer word stands alone).
+
+    >>> list(wrap(["1", "22", "333"], width=5, separator=", "))
+    ['1, 22', '333']
+    """
+    line = ""
+    for word in words:
+        longer = f"{line}{separator}{word}" if line else word
+        if line and len(longer) > width:
+            yield line
+            longer = word
+        line = longer
+    if line:
+        yield line

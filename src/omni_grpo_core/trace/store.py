@@ -1,0 +1,134 @@
+"""A trace as a folder: ``trace.json`` for people and ``tensors.safetensors`` for the numbers.
+
+``trace.json`` names its format and version, holds the checksum of the tensors file and one of its
+own content, then header and stages. A folder appears whole or not at all. What is not in the
+:class:`~omni_grpo_core.types.Trace` (weights, environment variables) is not in the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from omni_grpo_core.errors import TraceError
+from omni_grpo_core.trace import jsontext
+from omni_grpo_core.trace.atomic import new_folder
+from omni_grpo_core.trace.codec import decode, encode
+from omni_grpo_core.types import Trace
+
+FORMAT = "omni-grpo trace"
+VERSION = 1
+_TEXT = "trace.json"
+_TENSORS = "tensors.safetensors"
+_AGAIN = "it was cut or altered after it was written: record it again"
+
+
+def save_trace(trace: Trace, folder: Path) -> None:
+    """Store ``trace`` as a new ``folder``.
+
+    Raises :class:`~omni_grpo_core.errors.TraceError` when the folder holds something already,
+    cannot be written, or the trace holds what is not a value.
+    """
+    header, stages = encode(trace.header, "header")[0], []
+    tensors = {}
+    for number, record in enumerate(trace.stages):
+        # the same stage may stand in a trace twice: the number keeps tensor names apart
+        data, own = encode(record, f"{number}.{record.stage}")
+        stages.append(data)
+        tensors.update(own)
+    packed = save_tensors(tensors)
+    body = {"header": header, "stages": stages}
+    text = jsontext.dumps(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "tensors_bytes": len(packed),
+            "tensors_sha256": hashlib.sha256(packed).hexdigest(),
+            "body_sha256": _body_hash(body),
+            **body,
+        }
+    )
+    with new_folder(folder) as partial:
+        (partial / _TENSORS).write_bytes(packed)
+        (partial / _TEXT).write_bytes(f"{text}\n".encode("utf-8", "surrogatepass"))
+
+
+def load_trace(folder: Path) -> Trace:
+    """The trace that :func:`save_trace` stored, tensors on the CPU.
+
+    Raises :class:`~omni_grpo_core.errors.TraceError` naming the file, and the line where it can be
+    known, when something is missing, cut, altered, foreign or of a newer format.
+    """
+    name = str(folder / _TEXT)
+    data = jsontext.loads(_read(folder / _TEXT), name)
+    _check_format(data, name)
+    body = {"header": data.get("header"), "stages": data.get("stages")}
+    if data.get("body_sha256") != _body_hash(body):
+        raise TraceError(
+            name,
+            got="content that does not match its own checksum",
+            want=f"body_sha256 {_body_hash(body)}",
+            fix=_AGAIN,
+        )
+    tensors = _read_tensors(folder / _TENSORS, data)
+    return Trace(
+        header=decode(body["header"], tensors, f"{name}: header"),
+        stages=tuple(
+            decode(record, tensors, f"{name}: stage {number}")
+            for number, record in enumerate(body["stages"])
+        ),
+    )
+
+
+def _body_hash(body: Any) -> str:
+    """Of the content, not of its layout: indenting the file anew is no change."""
+    return hashlib.sha256(json.dumps(body).encode()).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TraceError(
+            str(path),
+            got=error.strerror or type(error).__name__,
+            want="a readable file",
+            fix="a trace is a folder with trace.json and tensors.safetensors; check the path",
+        ) from error
+
+
+def _check_format(data: Any, name: str) -> None:
+    known = isinstance(data, dict) and data.get("format") == FORMAT
+    version = data.get("version") if known else None
+    if not known or not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise TraceError(
+            name,
+            got=f"format {version}" if known else "JSON of something else",
+            want=f"{FORMAT!r}, format 1 to {VERSION}",
+            fix="upgrade omni-grpo-core" if known else "check that the path is that of a trace",
+        )
+
+
+def _read_tensors(path: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    packed = _read(path)
+    found = hashlib.sha256(packed).hexdigest()
+    if found != data.get("tensors_sha256"):
+        raise TraceError(
+            str(path),
+            got=f"{len(packed)} bytes, sha256 {found}",
+            want=f"{data.get('tensors_bytes')} bytes, sha256 {data.get('tensors_sha256')}",
+            fix=_AGAIN,
+        )
+    try:
+        return load_tensors(packed)
+    except SafetensorError as error:
+        raise TraceError(
+            str(path), got=str(error), want="a safetensors file", fix=_AGAIN
+        ) from error
