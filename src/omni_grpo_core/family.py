@@ -18,12 +18,14 @@ class Family:
 
     ``model_types``: the ``model_type`` values of ``config.json`` that belong to it, full models
     first, thinkers last. ``thinker_class``: the transformers class that takes text, image, video
-    and audio in and gives text out. ``audio_tokens``: mel frames of one audio -> placeholders.
+    and audio in and gives text out; ``processor_class``: the one that prepares its input.
+    ``audio_tokens``: mel frames of one audio -> placeholders.
     """
 
     name: str
     model_types: tuple[str, ...]
     thinker_class: str
+    processor_class: str
     audio_tokens: Callable[[int], int]
 
 
@@ -43,6 +45,7 @@ QWEN2_5_OMNI = Family(
     name="qwen2_5_omni",
     model_types=("qwen2_5_omni", "qwen2_5_omni_thinker"),
     thinker_class="Qwen2_5OmniThinkerForConditionalGeneration",
+    processor_class="Qwen2_5OmniProcessor",
     audio_tokens=qwen2_5_omni_audio_tokens,
 )
 
