@@ -1,0 +1,79 @@
+"""The shape rules of this room, told as errors rather than left to broadcasting.
+
+Broadcasting is what makes a wrong loss look right: ``(N,) * (N, C)`` works at ``N == 1``, raises at
+most sizes and, at ``N == C``, multiplies column ``j`` by the advantage of row ``j``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.errors import TrainError
+
+WIDE = (torch.float32, torch.float64)
+"""What log-probabilities may be stored in: bf16 has three digits, which a ratio cannot afford."""
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ``TrainError`` unless ``tensor`` has exactly ``shape``."""
+    if tuple(tensor.shape) != shape:
+        raise TrainError(
+            name,
+            got=f"shape {tuple(tensor.shape)}",
+            want=f"shape {shape}",
+            fix="nothing is broadcast here: pass the tensor at its full shape",
+        )
+
+
+def require_mask(name: str, mask: Tensor) -> tuple[int, int]:
+    """``mask``: bool, (N, C). Returns ``(N, C)``; raises ``TrainError`` for anything else."""
+    if mask.ndim != 2 or mask.dtype != torch.bool:
+        raise TrainError(
+            name,
+            got=f"{mask.dtype} of shape {tuple(mask.shape)}",
+            want="torch.bool of shape (N, C)",
+            fix="True marks the completion tokens that count",
+        )
+    return mask.shape[0], mask.shape[1]
+
+
+def require_logprobs(name: str, logprobs: Tensor, mask: Tensor) -> None:
+    """``logprobs``: float32 or float64, the shape of ``mask``, finite wherever ``mask`` is True.
+
+    Costs one synchronisation with the device. Raises ``TrainError``.
+    """
+    require_shape(name, logprobs, tuple(mask.shape))
+    if logprobs.dtype not in WIDE:
+        raise TrainError(
+            name,
+            got=str(logprobs.dtype),
+            want="float32 or float64",
+            fix="take the log-softmax in float32: ratios of 16-bit logprobs are noise",
+        )
+    broken = mask & ~torch.isfinite(logprobs)
+    if bool(broken.any()):
+        row, column = broken.nonzero()[0].tolist()
+        raise TrainError(
+            f"{name}, completion {row}, token {column}",
+            got=str(logprobs[row, column].item()),
+            want="a finite log-probability",
+            fix="look at the logits of that row: a token of probability 0 was sampled or scored",
+        )
+
+
+def expand_advantages(advantages: Tensor, like: Tensor) -> Tensor:
+    """Advantages a token, in the dtype and on the device of ``like``.
+
+    ``advantages``: (N,), one a completion, or (N, C), one a token. ``like``: (N, C). Returns
+    (N, C). Raises ``TrainError`` for every other shape, ``(1, C)`` and ``(N, 1)`` among them.
+
+    >>> expand_advantages(torch.tensor([1.0, -1.0]), torch.zeros(2, 2)).tolist()
+    [[1.0, 1.0], [-1.0, -1.0]]
+    """
+    rows, width = like.shape
+    if advantages.ndim == 1:
+        require_shape("advantages", advantages, (rows,))
+        advantages = advantages[:, None].expand(rows, width)
+    require_shape("advantages", advantages, (rows, width))
+    return advantages.to(device=like.device, dtype=like.dtype)
