@@ -27,7 +27,7 @@ def write_file(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _write_synced(partial, data)
-            os.replace(partial, path)
+            partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise

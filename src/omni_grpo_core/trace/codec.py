@@ -185,8 +185,10 @@ def equal(a: object, b: object) -> bool:
     for kind in (bool, int, float, str):
         if isinstance(a, kind):
             # subclasses (numpy's float64, enum members) are stored as what they derive from
-            return isinstance(b, kind) and isinstance(a, bool) == isinstance(b, bool) and (
-                a == b or (a != a and b != b)
+            return (
+                isinstance(b, kind)
+                and isinstance(a, bool) == isinstance(b, bool)
+                and (a == b or (a != a and b != b))
             )
     if type(a) is not type(b):
         return False

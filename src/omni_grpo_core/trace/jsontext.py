@@ -49,5 +49,8 @@ def loads(raw: bytes, name: str) -> Any:
         line = raw.count(b"\n", 0, error.start) + 1
         item, got = f"{name}:{line}", f"a byte {raw[error.start]:#04x} that is not UTF-8"
     raise TraceError(
-        item, got=got, want="the JSON that was written", fix="it was cut or altered: record it again"
+        item,
+        got=got,
+        want="the JSON that was written",
+        fix="it was cut or altered: record it again",
     )

@@ -162,7 +162,7 @@ def rank(scores: torch.Tensor) -> Ranking:
 
     >>> top = rank(torch.tensor([0.0, 1.0, -1.0]))
     >>> top.ids, round(top.margin, 6), round(top.entropy, 3)
-    ((1, 0, 2), 1.0, 0.833)
+    ((1, 0, 2), 1.0, 0.832)
     """
     logsumexp = torch.logsumexp(scores.detach().cpu().to(torch.float64), dim=-1)
     logprobs = scores.detach().cpu().to(torch.float64) - logsumexp

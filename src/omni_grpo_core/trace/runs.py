@@ -15,9 +15,7 @@ CONSTANT_FROM = 3
 COUNTING_FROM = 4
 """Numbers of one step in a row before they are written as ``0..3 step 1``."""
 
-_RUN = re.compile(
-    r"(?P<first>-?\d+)(?:×(?P<times>\d+)|\.\.(?P<last>-?\d+) step (?P<step>-?\d+))?"
-)
+_RUN = re.compile(r"(?P<first>-?\d+)(?:×(?P<times>\d+)|\.\.(?P<last>-?\d+) step (?P<step>-?\d+))?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,9 @@ def _statistics(flat: torch.Tensor) -> tuple[float, float, float, float, int, in
         # chunks are merged by the parallel form of Welford's update (Chan, Golub, LeVeque 1979)
         here = float(values.mean())
         shift, total = here - mean, count + len(values)
-        square += float(np.square(values - here).sum()) + shift * shift * count * len(values) / total
+        square += (
+            float(np.square(values - here).sum()) + shift * shift * count * len(values) / total
+        )
         mean, count = mean + shift * len(values) / total, total
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     if not count:

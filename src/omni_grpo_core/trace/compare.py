@@ -1,0 +1,215 @@
+"""``compare(a, b)``: what is not in ``b`` as it was in ``a``, stage by stage.
+
+Throughout, ``a`` is what was (a golden, a reference) and ``b`` what is now.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+from omni_grpo_core.trace.divergence import (
+    Difference,
+    Divergence,
+    StageComparison,
+    Tolerances,
+    Verdict,
+    distance,
+)
+from omni_grpo_core.trace.floats import float_differences, sketch_differences
+from omni_grpo_core.trace.integers import Decode, integer_differences, span_differences
+from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans, leaves
+from omni_grpo_core.trace.place import name, row_of
+from omni_grpo_core.trace.rankings import ranking_differences
+from omni_grpo_core.trace.sketch import Sketch, sketch
+from omni_grpo_core.types import StageRecord, Trace
+
+_CONTEXT = 24
+"""Characters quoted on either side of where two texts part."""
+_EMPTY = ("()", "{}")
+
+
+def compare(
+    a: Trace, b: Trace, tolerances: Tolerances | None = None, decode: Decode | None = None
+) -> Divergence:
+    """Walk two traces in the order of ``a``'s stages.
+
+    Integers, masks, text, spans, shapes and dtypes must agree exactly; floats within the lane of
+    their dtype. A check that passed must still pass. Seconds and headers are not compared.
+    ``decode`` turns token ids into text for the sentences. A stage that only one trace has differs.
+    """
+    stages = []
+    for record, again in _paired(a, b):
+        if record is None or again is None:
+            there = record or again
+            stage = there.stage if there else ""
+            what = "is gone" if again is None else "is new"
+            found = [Difference("self", "differs", f"the stage {stage} {what}")]
+        else:
+            stage = record.stage
+            found = compare_leaves(leaves(record.value), leaves(again.value), tolerances, decode)
+            found += _checks(record, again)
+        stages.append(StageComparison(stage, tuple(found)))
+    return Divergence(tuple(stages))
+
+
+def _paired(a: Trace, b: Trace) -> Iterator[tuple[StageRecord | None, StageRecord | None]]:
+    left = list(b.stages)
+    for record in a.stages:
+        again = next((other for other in left if other.stage == record.stage), None)
+        if again is not None:
+            left.remove(again)
+        yield record, again
+    for again in left:
+        yield None, again
+
+
+def _checks(was: StageRecord, now: StageRecord) -> Iterator[Difference]:
+    passed = {check.name: check.ok for check in was.checks}
+    for check in now.checks:
+        if not check.ok and passed.get(check.name, True):
+            sentence = f"check {check.name} fails now: {check.detail}"
+            yield Difference(f"checks.{check.name}", "differs", sentence)
+
+
+def compare_leaves(
+    was: Mapping[str, Leaf],
+    now: Mapping[str, Leaf],
+    tolerances: Tolerances | None = None,
+    decode: Decode | None = None,
+) -> list[Difference]:
+    """The differences of one value, in the order of the leaves of ``was``.
+
+    >>> [d.sentence for d in compare_leaves(leaves({"fps": 1.0}), leaves({"fps": 0.5}))]
+    ['fps is 0.5, was 1']
+    """
+    found: list[Difference] = []
+    settled: list[str] = []  # whose parts need no sentence of their own
+    for path in [*was, *(path for path in now if path not in was)]:
+        if any(path.startswith((f"{whole}.", f"{whole}[")) for whole in settled):
+            continue
+        before, after = was.get(path), now.get(path)
+        if before is None or after is None:
+            there = before or after
+            if isinstance(there, Kind) and there.name in _EMPTY and _has_parts(path, was, now):
+                continue
+            settled.append(path)
+            what = "is gone" if after is None else "is new"
+            found.append(Difference(path, "differs", f"{name(path)} {what}", row_of(path)))
+            continue
+        if isinstance(before, Kind) and before != after:
+            if path == "self":
+                return [_other(path, before, after)]
+            settled.append(path)
+        found += _leaf(path, before, after, tolerances or Tolerances(), decode)
+    return found
+
+
+def _has_parts(path: str, was: Mapping[str, Leaf], now: Mapping[str, Leaf]) -> bool:
+    if path == "self":
+        return len(was) + len(now) > 1
+    return any(other.startswith((f"{path}.", f"{path}[")) for other in [*was, *now])
+
+
+def _leaf(
+    path: str, was: Leaf, now: Leaf, tolerances: Tolerances, decode: Decode | None
+) -> Iterator[Difference]:
+    match was, now:
+        case (Scalar(), Scalar()):
+            yield from _scalars(path, was, now, tolerances)
+        case (Spans(), Spans()):
+            yield from span_differences(path, was, now)
+        case (Ranking(), Ranking()):
+            yield from ranking_differences(path, was, now, tolerances, decode)
+        case (Numbers() | Sketch(), Numbers() | Sketch()):
+            yield from _numbers(path, was, now, tolerances, decode)
+        case _ if was != now:
+            yield _other(path, was, now)
+
+
+def _numbers(
+    path: str,
+    was: Numbers | Sketch,
+    now: Numbers | Sketch,
+    tolerances: Tolerances,
+    decode: Decode | None,
+) -> Iterator[Difference]:
+    if was.dtype != now.dtype:
+        sentence = f"{name(path)}: dtype is {now.dtype}, was {was.dtype}"
+        yield Difference(path, "differs", sentence, row_of(path))
+        return
+    if isinstance(was, Numbers) and isinstance(now, Numbers) and was.integral:
+        yield from integer_differences(path, was, now, decode)
+        return
+    old, new = _shapes(was), _shapes(now)
+    if old != new:
+        sentence = f"{name(path)}: shape is {_lists(new)}, was {_lists(old)}"
+        yield Difference(path, "differs", sentence, row_of(path))
+    elif isinstance(was, Numbers) and isinstance(now, Numbers):
+        yield from float_differences(path, was, now, tolerances)
+    else:
+        yield from sketch_differences(path, _sketched(was), _sketched(now), tolerances)
+
+
+def _shapes(leaf: Numbers | Sketch) -> tuple[tuple[int, ...], ...]:
+    if isinstance(leaf, Sketch):
+        return leaf.shapes
+    return tuple(tuple(part.shape) for part in leaf.parts)
+
+
+def _lists(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return " ".join(str(list(shape)) for shape in shapes)
+
+
+def _sketched(leaf: Numbers | Sketch) -> Sketch:
+    return leaf if isinstance(leaf, Sketch) else sketch(*leaf.parts)
+
+
+def _scalars(path: str, was: Scalar, now: Scalar, tolerances: Tolerances) -> Iterator[Difference]:
+    a, b = was.value, now.value
+    if type(a) is not type(b):
+        yield _other(path, was, now)
+    elif isinstance(a, float) and isinstance(b, float):
+        apart, near = distance(a, b), tolerances.lane("float").allows(a, b)
+        if not apart:
+            return
+        sentence = f"{name(path)} is {b:g}, was {a:g}{', within tolerance' if near else ''}"
+        verdict: Verdict = "within" if near else "differs"
+        yield Difference(path, verdict, sentence, row_of(path), None, apart, apart)
+    elif a != b and isinstance(a, str) and isinstance(b, str):
+        yield Difference(path, "differs", f"{name(path)}: {_text(a, b)}", row_of(path))
+    elif a != b:
+        yield _other(path, was, now)
+
+
+def _text(was: str, now: str) -> str:
+    if len(was) <= 2 * _CONTEXT and len(now) <= 2 * _CONTEXT:
+        return f"is {_quoted(now)}, was {_quoted(was)}"
+    pairs = enumerate(zip(was, now, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(was), len(now)))
+    old, new = (side[max(at - _CONTEXT, 0) : at + _CONTEXT] for side in (was, now))
+    return f"from character {at} on is {_quoted(new)}, was {_quoted(old)}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _other(path: str, was: Leaf, now: Leaf) -> Difference:
+    return Difference(
+        path, "differs", f"{name(path)} is {_brief(now)}, was {_brief(was)}", row_of(path)
+    )
+
+
+def _brief(leaf: Leaf) -> str:
+    match leaf:
+        case Scalar(value=value):
+            return json.dumps(value, ensure_ascii=False)[: 2 * _CONTEXT]
+        case Kind(name=kind):
+            return {"()": "empty", "{}": "empty"}.get(kind, f"a {kind}")
+        case Spans(spans=spans):
+            return f"{len(spans)} spans"
+        case Ranking():
+            return "a ranking of tokens"
+        case Numbers() | Sketch():
+            return f"{leaf.dtype} {_lists(_shapes(leaf))}"

@@ -1,0 +1,147 @@
+"""What a comparison found, as values: differences, by stage, by pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal, get_args
+
+Verdict = Literal["exact", "within", "differs"]
+"""``exact``: equal in value and type. ``within``: floats differ, by no more than the tolerance.
+``differs``: anything else."""
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+def distance(was: float, now: float) -> float:
+    """``|was - now|``; infinite as soon as only one is finite, 0 for the same infinity or two NaN.
+
+    >>> distance(1.0, 1.5), distance(math.nan, math.nan), distance(math.nan, 1.0)
+    (0.5, 0.0, inf)
+    """
+    if was == now or (math.isnan(was) and math.isnan(now)):
+        return 0.0
+    apart = abs(was - now)
+    return math.inf if math.isnan(apart) else apart
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """How far a float may be from the one it is compared with: ``atol + rtol * |was|``."""
+
+    atol: float
+    rtol: float
+
+    def allows(self, was: float, now: float, scale: float | None = None) -> bool:
+        """Whether ``now`` is near enough to ``was``; ``scale`` replaces ``|was|``.
+
+        >>> Lane(atol=0.1, rtol=0.0).allows(1.0, 1.05)
+        True
+        """
+        apart = distance(was, now)
+        size = abs(was) if scale is None else scale
+        return apart == 0 or (apart < math.inf and apart <= self.atol + self.rtol * size)
+
+
+_FLOAT32 = Lane(atol=1e-5, rtol=1e-4)
+_LANES: Mapping[str, Lane] = MappingProxyType(
+    {
+        "float64": _FLOAT32,
+        "float32": _FLOAT32,
+        "float": _FLOAT32,
+        # two spacings of the type, relative; absolute: what was measured on logits
+        "bfloat16": Lane(atol=5e-2, rtol=2**-6),
+        "float16": Lane(atol=5e-3, rtol=2**-9),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerances:
+    """A lane for each float type, by torch's name (``float`` for plain numbers). A type without
+    a lane must agree exactly, as must every integer.
+
+    >>> Tolerances().lane("float32")
+    Lane(atol=1e-05, rtol=0.0001)
+    """
+
+    lanes: Mapping[str, Lane] = field(default_factory=lambda: _LANES)
+
+    def lane(self, dtype: str) -> Lane:
+        return self.lanes.get(dtype, Lane(0.0, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not as it was.
+
+    ``path``: which leaf of the stage's value. ``sentence``: what a person needs to know, path
+    included. ``row``: the sample's row in the batch, ``place``: index of the first (integers) or
+    worst (floats) element, where there is one. ``max_abs``, ``mean_abs``: over all elements; of a
+    sketch the mean is the root mean square that its projections estimate.
+    """
+
+    path: str
+    verdict: Verdict
+    sentence: str
+    row: int | None = None
+    place: tuple[int, ...] | None = None
+    max_abs: float | None = None
+    mean_abs: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageComparison:
+    """All differences of one stage, those within tolerance included."""
+
+    stage: str
+    differences: tuple[Difference, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        return worst(difference.verdict for difference in self.differences)
+
+    @property
+    def max_abs(self) -> float:
+        """The largest |Δ| of any float of the stage."""
+        return max((d.max_abs for d in self.differences if d.max_abs is not None), default=0.0)
+
+    @property
+    def mean_abs(self) -> float:
+        """The largest mean |Δ| of any float tensor of the stage."""
+        return max((d.mean_abs for d in self.differences if d.mean_abs is not None), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Two passes, stage by stage, in the order of the first."""
+
+    stages: tuple[StageComparison, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        return worst(stage.verdict for stage in self.stages)
+
+    @property
+    def first(self) -> StageComparison | None:
+        """The first stage that differs beyond tolerance."""
+        return next((stage for stage in self.stages if stage.verdict == "differs"), None)
+
+    def lines(self) -> list[str]:
+        """The comparison for a terminal: a line per stage, and one per difference that counts."""
+        lines = []
+        for stage in self.stages:
+            drift = f"  max |Δ| {stage.max_abs:.3g}" if stage.max_abs else ""
+            lines.append(f"{stage.stage:<13} {stage.verdict}{drift}")
+            lines += [f"  {d.sentence}" for d in stage.differences if d.verdict == "differs"]
+        return lines
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """
+    >>> worst(["exact", "within"]), worst([])
+    ('within', 'exact')
+    """
+    found = set(verdicts)
+    return next((verdict for verdict in reversed(VERDICTS) if verdict in found), "exact")

@@ -1,0 +1,124 @@
+"""Differences of floats: element by element where both sides have every element, else by sketch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from omni_grpo_core.trace.divergence import Difference, Lane, Tolerances, distance
+from omni_grpo_core.trace.leaves import Numbers
+from omni_grpo_core.trace.manner import manner
+from omni_grpo_core.trace.place import element, name, row_of
+from omni_grpo_core.trace.sketch import Sketch
+
+_PROJECTION_SIGMAS = 4.0
+"""A projection of differences that are each within tolerance is, by the random signs, nearly
+normal with the tolerance as its deviation; 4 deviations are passed by chance once in 16,000."""
+
+
+def float_differences(
+    path: str, was: Numbers, now: Numbers, tolerances: Tolerances
+) -> Iterator[Difference]:
+    """At most one difference per tensor. Shapes and dtypes must agree already."""
+    for number, (a, b) in enumerate(zip(was.parts, now.parts, strict=True)):
+        of = f"{path}[{number}]" if len(was.parts) > 1 else path
+        yield from _elements(of, a, b, tolerances.lane(was.dtype))
+
+
+def _elements(path: str, was: torch.Tensor, now: torch.Tensor, lane: Lane) -> Iterator[Difference]:
+    a, b = was.to(torch.float64), now.to(torch.float64)
+    same = (a == b) | (a.isnan() & b.isnan())
+    if bool(same.all()):
+        return
+    apart = torch.where(same, 0.0, (a - b).abs())
+    # what is not finite on one side only has no distance; it is always too far
+    far = ~(apart <= lane.atol + lane.rtol * a.abs()) | (apart == math.inf)
+    strange = ~apart.isfinite()
+    distance = torch.where(strange, math.inf, apart)
+    place = tuple(int(i) for i in torch.unravel_index(distance.argmax(), distance.shape))
+    where, row = element(path, place)
+    largest, mean = float(distance.max()), float(distance.mean())
+    values = f"is {float(b[place]):.6g}, was {float(a[place]):.6g}"
+    if not bool(far.any()):
+        sentence = f"{where} {values}, within tolerance"
+        yield Difference(path, "within", sentence, row, place, largest, mean)
+        return
+    count = int(far.sum())
+    how = manner(path, a, b)
+    sentence = (
+        f"{where} {values}; {count} of {a.numel()} beyond {lane.atol:g} + {lane.rtol:g}·|x|, "
+        f"max |Δ| {largest:.3g}, mean |Δ| {mean:.3g}{f'; {how}' if how else ''}"
+    )
+    yield Difference(path, "differs", sentence, row, place, largest, mean)
+
+
+def sketch_differences(
+    path: str, was: Sketch, now: Sketch, tolerances: Tolerances
+) -> Iterator[Difference]:
+    """At most one difference. Shapes and dtypes must agree already.
+
+    If each element is within tolerance, so are mean, deviation, range and samples, surely, and
+    the projections, almost surely.
+    """
+    if was.sha256 is not None and was.sha256 == now.sha256:
+        return
+    exact = was.sha256 is not None
+    lane = Lane(0.0, 0.0) if exact else tolerances.lane(was.dtype)
+    scale = math.hypot(was.mean, was.std)
+    pairs = [
+        ("mean", (was.mean,), (now.mean,), scale, 1.0),
+        ("std", (was.std,), (now.std,), scale, 1.0),
+        ("min", (was.low,), (now.low,), abs(was.low), 1.0),
+        ("max", (was.high,), (now.high,), abs(was.high), 1.0),
+        ("projections", was.projections, now.projections, scale, _PROJECTION_SIGMAS),
+        ("samples", was.samples, now.samples, None, 1.0),
+    ]
+    beyond, equal = [], True
+    for label, before, after, size, times in pairs:
+        within = Lane(times * lane.atol, times * lane.rtol)
+        both = list(zip(before, after, strict=True))
+        equal = equal and not any(distance(a, b) for a, b in both)
+        if not all(within.allows(a, b, size) for a, b in both):
+            beyond.append(label)
+    if (was.nan, was.inf) != (now.nan, now.inf):
+        beyond.append("NaN and Inf")
+    if equal and not beyond and not exact:
+        return
+    rms = math.sqrt(_mean_square(was.projections, now.projections))
+    if not beyond and not exact:
+        sentence = f"{name(path)}: rms |Δ| about {rms:.3g}, within tolerance"
+        yield Difference(path, "within", sentence, row_of(path), None, rms, rms)
+        return
+    sentence = (
+        f"{name(path)}: {_what(was, now, beyond)}; rms |Δ| about {rms:.3g} over {was.size} elements"
+        f" (one element alone would have moved by about {rms * math.sqrt(was.size):.3g})"
+    )
+    # one element may have moved by all of it
+    most = rms * math.sqrt(was.size)
+    yield Difference(path, "differs", sentence, row_of(path), None, most, rms)
+
+
+def _what(was: Sketch, now: Sketch, beyond: Sequence[str]) -> str:
+    if (was.nan, was.inf) != (now.nan, now.inf):
+        return f"{now.nan} NaN and {now.inf} Inf, was {was.nan} and {was.inf}"
+    if not {"mean", "std", "min", "max"} & set(beyond):
+        return (
+            "mean, deviation and range as before but other values in other places "
+            "(reordered elements, patches or channels, or few of them changed)"
+        )
+    return ", ".join(
+        f"{label} is {after:.6g}, was {before:.6g}"
+        for label, before, after in (
+            ("mean", was.mean, now.mean),
+            ("std", was.std, now.std),
+            ("min", was.low, now.low),
+            ("max", was.high, now.high),
+        )
+        if label in beyond
+    )
+
+
+def _mean_square(before: Sequence[float], after: Sequence[float]) -> float:
+    return sum(distance(a, b) ** 2 for a, b in zip(before, after, strict=True)) / len(before)

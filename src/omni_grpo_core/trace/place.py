@@ -1,0 +1,68 @@
+"""Where in a batch something stands, in words."""
+
+from __future__ import annotations
+
+import re
+
+_ROW = re.compile(r"^(?:rows)?\[(?P<row>\d+)\]\.?(?P<rest>.*)$")
+_COMPLETION = re.compile(r"^completions\[(?P<row>\d+)\]\.?(?P<rest>.*)$")
+_ROPE_AXES = ("time", "height", "width")
+_IDS = re.compile(r"(?:^|\.)(?:input_ids|token_ids)$")
+
+
+def holds_ids(path: str) -> bool:
+    """Whether the integers at ``path`` are token ids.
+
+    >>> holds_ids("rows[0].input_ids"), holds_ids("attention_mask")
+    (True, False)
+    """
+    return bool(_IDS.search(path))
+
+
+def row_of(path: str) -> int | None:
+    """
+    >>> row_of("rows[2].spans"), row_of("[1].videos[0].frames"), row_of("input_ids")
+    (2, 1, None)
+    """
+    match = _ROW.match(path)
+    return int(match["row"]) if match else None
+
+
+def name(path: str) -> str:
+    """A path as a sentence begins with it.
+
+    >>> name("rows[2].audio_in_video"), name("completions[3].text"), name("tensors.pixel_values")
+    ('row 2: audio_in_video', 'completion 3: text', 'tensors.pixel_values')
+    """
+    for pattern, noun in ((_ROW, "row"), (_COMPLETION, "completion")):
+        if match := pattern.match(path):
+            rest = f": {match['rest']}" if match["rest"] else ""
+            return f"{noun} {match['row']}{rest}"
+    return path
+
+
+def element(path: str, index: tuple[int, ...]) -> tuple[str, int | None]:
+    """One element of a tensor in words, and the batch row that it belongs to.
+
+    >>> element("rows[2].input_ids", (17,))
+    ('row 2: token 17', 2)
+    >>> element("input_ids", (1, 5))
+    ('row 1: input_ids column 5', 1)
+    >>> element("position_ids", (0, 3, 17))
+    ('row 3: time position of column 17', 3)
+    >>> element("tensors.video_grid_thw", (0, 1))
+    ('tensors.video_grid_thw[0, 1]', None)
+    """
+    row = row_of(path)
+    if path in ("input_ids", "attention_mask") and len(index) == 2:
+        return f"row {index[0]}: {path} column {index[1]}", index[0]
+    if path == "position_ids" and len(index) == 3 and index[0] < len(_ROPE_AXES):
+        axis = _ROPE_AXES[index[0]]
+        return f"row {index[1]}: {axis} position of column {index[2]}", index[1]
+    if path in ("deltas", "values") and index:
+        rest = f"{list(index[1:])}" if index[1:] else ""
+        return f"row {index[0]}: {path}{rest}", index[0]
+    if holds_ids(path) and len(index) == 1:
+        head = name(path).rpartition(":")[0]
+        return f"{head}: token {index[0]}" if head else f"token {index[0]}", row
+    return f"{name(path)}{list(index)}" if index else name(path), row
