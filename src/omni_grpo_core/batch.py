@@ -57,6 +57,8 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
         ]
         messages.append({"role": message.role, "content": content})
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    if isinstance(text, list):  # up to 4.57 the omni processor answers one conversation with a list
+        (text,) = text
     counts = {modality: text.count(token) for modality, token in _tokens(processor).items()}
     for modality, found in counts.items():
         wanted = sum(part.ref.modality == modality for part in conversation.media)

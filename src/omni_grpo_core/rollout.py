@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.policy import (
-    Policy,
-    decode_step,
-    first_positions,
-    generating,
-    prefill,
-    sampling_logprobs,
-)
+from omni_grpo_core.forward import decode_step, first_positions, prefill, sampling_logprobs
+from omni_grpo_core.policy import Policy, generating
 from omni_grpo_core.types import Batch, Completion, Rollout
 
 

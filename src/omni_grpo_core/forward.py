@@ -1,0 +1,231 @@
+"""Every forward the project makes with a policy.
+
+One way in for media (towers, then scattered over the placeholders), one for positions (row by row,
+with each row's own audio-in-video decision), so that prefill, decoding and the scoring forward
+cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.types import (
+    MODALITIES,
+    Batch,
+    Embeddings,
+    Logits,
+    Modality,
+    Positions,
+    Row,
+)
+
+_FEATURES: Mapping[Modality, tuple[str, tuple[str, ...]]] = {
+    "image": ("get_image_features", ("pixel_values", "image_grid_thw")),
+    "video": ("get_video_features", ("pixel_values_videos", "video_grid_thw")),
+    "audio": ("get_audio_features", ("input_features", "feature_attention_mask")),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefill:
+    """A prompt's one pass: scores for the next token, float32 (B, V), and the key-value cache."""
+
+    logits: Logits
+    positions: Positions
+    cache: Any
+
+
+def positions(policy: Policy, batch: Batch) -> Positions:
+    """Time, height and width position of every token, each row by its own audio-in-video decision.
+
+    transformers computes these with one flag for the whole batch, so rows go one by one.
+    Multimodal rotary embedding: Qwen2-VL (arXiv 2409.12191, section 2.1), aligned to real time in
+    TMRoPE, Qwen2.5-Omni (arXiv 2503.20215, section 2.1).
+    """
+    # padding is masked out of attention; 1 is the value transformers gives it
+    ids = torch.ones(3, *batch.input_ids.shape, dtype=torch.int64)
+    deltas = []
+    for index, row in enumerate(batch.rows):
+        tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
+        mask = tensors.get("feature_attention_mask")
+        row_ids, _ = policy.model.get_rope_index(
+            row.input_ids[None].to(policy.device),
+            tensors.get("image_grid_thw"),
+            tensors.get("video_grid_thw"),
+            torch.ones_like(row.input_ids)[None].to(policy.device),
+            row.audio_in_video == "interleaved",
+            None if mask is None else mask.sum(-1),
+            tensors.get("video_second_per_grid"),
+        )
+        row_ids = row_ids[:, 0].cpu().to(torch.int64)
+        length = len(row.input_ids)
+        ids[:, index, batch.input_ids.shape[1] - length :] = row_ids
+        deltas.append(int(row_ids.max()) + 1 - length)
+    return Positions(ids, torch.tensor(deltas, dtype=torch.int64))
+
+
+def features(policy: Policy, batch: Batch) -> dict[Modality, Tensor]:
+    """What each modality's tower gives for the whole batch: (placeholders, H), in token order."""
+    result: dict[Modality, Tensor] = {}
+    for modality, (method, keys) in _FEATURES.items():
+        if keys[0] in batch.tensors:
+            inputs = {key: batch.tensors[key].to(policy.device) for key in keys}
+            inputs[keys[0]] = inputs[keys[0]].to(policy.model.dtype)
+            result[modality] = _feature_tensor(getattr(policy.model, method)(**inputs))
+    return result
+
+
+def _feature_tensor(output: Any) -> Tensor:
+    """4.x gives a tensor; 5.x an output whose ``pooler_output`` lists vision items, and whose
+    ``last_hidden_state`` holds audio."""
+    if isinstance(output, Tensor):
+        return output
+    pooled = getattr(output, "pooler_output", None)
+    if pooled is None:
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+    return pooled if isinstance(pooled, Tensor) else torch.cat(list(pooled))
+
+
+def embed(policy: Policy, batch: Batch) -> Embeddings:
+    """Token embeddings with the towers' features in the place of the placeholders."""
+    ids = batch.input_ids.to(policy.device)
+    embeds = policy.model.get_input_embeddings()(ids)
+    by_modality = features(policy, batch)
+    cursor = dict.fromkeys(MODALITIES, 0)
+    rows = []
+    for index, (row, pad) in enumerate(zip(batch.rows, batch.pads, strict=True)):
+        row_features = []
+        for span in row.spans:
+            begin = cursor[span.modality]
+            part = by_modality[span.modality][begin : begin + span.length].to(embeds.dtype)
+            cursor[span.modality] += span.length
+            row_features.append(part)
+        rows.append(tuple(row_features))
+        if row.spans:
+            where = torch.cat([torch.arange(s.start, s.start + s.length) for s in row.spans]) + pad
+            place = (torch.full_like(where, index).to(ids.device), where.to(ids.device))
+            embeds = embeds.index_put(place, torch.cat(row_features))
+    return Embeddings(embeds, tuple(rows))
+
+
+def prefill(policy: Policy, batch: Batch) -> Prefill:
+    """The prompts' one pass: next-token scores and the cache that decoding goes on from."""
+    where = positions(policy, batch)
+    output = policy.model.model(
+        inputs_embeds=embed(policy, batch).inputs_embeds,
+        attention_mask=batch.attention_mask.to(policy.device),
+        position_ids=where.position_ids.to(policy.device),
+        use_cache=True,
+    )
+    logits = policy.model.lm_head(output.last_hidden_state[:, -1]).float()
+    return Prefill(Logits(logits), where, output.past_key_values)
+
+
+def decode_step(
+    policy: Policy, token_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any
+) -> Tensor:
+    """Scores after one more token: ``token_ids`` (N,), ``attention_mask`` (N, so far + 1),
+    ``position_ids`` (N,) -> float32 (N, V). The cache grows in place."""
+    output = policy.model.model(
+        inputs_embeds=policy.model.get_input_embeddings()(token_ids[:, None]),
+        attention_mask=attention_mask,
+        position_ids=position_ids[None, :, None].expand(3, -1, 1),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits: Tensor = policy.model.lm_head(output.last_hidden_state[:, -1]).float()
+    return logits
+
+
+def completion_logits(
+    policy: Policy, batch: Batch, completion_ids: Tensor, completion_mask: Tensor
+) -> Tensor:
+    """The scoring forward: scores that *predict* each completion token, (N, C, V).
+
+    ``completion_ids``, ``completion_mask``: int64, (N, C), right-padded, G rows in a row for each
+    row of ``batch``. Copies for the G completions are made after the towers, of the embeddings:
+    repeating pixel rows would scramble the video patch by patch.
+    """
+    copies = completion_ids.shape[0] // len(batch.rows)
+    completion_ids = completion_ids.to(policy.device)
+    where = positions(policy, batch)
+    embeds = torch.cat(
+        [
+            embed(policy, batch).inputs_embeds.repeat_interleave(copies, dim=0),
+            policy.model.get_input_embeddings()(completion_ids),
+        ],
+        dim=1,
+    )
+    steps = torch.arange(completion_ids.shape[1])
+    after = first_positions(batch, where).repeat_interleave(copies)[:, None] + steps
+    prompt_ids = where.position_ids.repeat_interleave(copies, dim=1)
+    position_ids = torch.cat([prompt_ids, after.expand(3, -1, -1)], dim=2)
+    mask = batch.attention_mask.repeat_interleave(copies, dim=0)
+    output = policy.model.model(
+        inputs_embeds=embeds,
+        attention_mask=torch.cat([mask, completion_mask.cpu()], dim=1).to(policy.device),
+        position_ids=position_ids.to(policy.device),
+        use_cache=False,
+    )
+    length = completion_ids.shape[1]
+    logits: Tensor = policy.model.lm_head(output.last_hidden_state[:, -length - 1 : -1])
+    return logits
+
+
+def first_positions(batch: Batch, where: Positions) -> Tensor:
+    """Position of the first completion token of each row: int64, (B,), equal on all three axes."""
+    return batch.attention_mask.sum(-1) + where.deltas
+
+
+def sampling_logprobs(policy: Policy, logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of the distribution that is sampled: float32, at ``temperature``, without
+    the suppressed ids, over the last axis. Scoring must use the same, or the ratio is not 1."""
+    scores = logits.float() / temperature
+    return scores.masked_fill(policy.suppressed, -torch.inf).log_softmax(-1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LibraryForward:
+    """What transformers' own forward does with one row, to hold ours against: ``inputs_embeds``
+    (length, H), ``position_ids`` (3, length), ``logits`` float32 (V,) after the last token."""
+
+    inputs_embeds: Tensor
+    position_ids: Tensor
+    logits: Tensor
+
+
+@torch.no_grad()
+def library_forward(policy: Policy, row: Row) -> LibraryForward:
+    """One row through the thinker's own ``forward``, by the keywords a user would pass."""
+    seen: dict[str, Tensor] = {}
+
+    def look(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
+        seen["embeds"] = keywords["inputs_embeds"]
+        seen["positions"] = keywords["position_ids"]
+
+    hook = policy.model.model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
+        for key in ("pixel_values", "pixel_values_videos", "input_features"):
+            if key in tensors:
+                tensors[key] = tensors[key].to(policy.model.dtype)
+        ids = row.input_ids[None].to(policy.device)
+        output = policy.model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            use_audio_in_video=row.audio_in_video == "interleaved",
+            **tensors,
+        )
+    finally:
+        hook.remove()
+    # from 5.x on, text positions may be packed in front of the three axes
+    return LibraryForward(
+        seen["embeds"][0], seen["positions"][-3:, 0], output.logits[0, -1].float()
+    )
