@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from omni_grpo_core.rewards.base import Reward, Row
 from omni_grpo_core.rewards.choice import Options, label_set
 from omni_grpo_core.rewards.gold import Gold, bad_gold, gold
+from omni_grpo_core.rewards.number import numerical, regression
+from omni_grpo_core.rewards.open_words import OpenWords, yes_no
 from omni_grpo_core.rewards.parse import parse
+from omni_grpo_core.rewards.text_match import free_form, ocr
 from omni_grpo_core.types import Malformed, ProblemType, Score
 
 Measure = Callable[[Row, Gold, str], Score]
@@ -18,7 +21,8 @@ Measure = Callable[[Row, Gold, str], Score]
 class Accuracy(Reward):
     """Scores the ``<answer>`` of a well-formed completion against the row's gold; else 0.
 
-    ``measures`` replaces or adds the measure of a problem type.
+    ``measures`` replaces the measure of a problem type. ``judge`` scores the rows of the types
+    ``judged`` in the measure's place; see :mod:`~omni_grpo_core.rewards.judge`.
 
     >>> right = "<context>c</context><think>t</think><answer>(a)</answer>"
     >>> Accuracy()(
@@ -29,10 +33,24 @@ class Accuracy(Reward):
     """
 
     def __init__(
-        self, measures: Mapping[ProblemType, Measure] | None = None, *, name: str = "accuracy"
+        self,
+        measures: Mapping[ProblemType, Measure] | None = None,
+        *,
+        judge: Reward | None = None,
+        judged: Collection[ProblemType] = ("free-form", "emer_ov"),
+        name: str = "accuracy",
     ) -> None:
         super().__init__(name)
         self.measures: Final = {**MEASURES, **(measures or {})}
+        self.judge: Final = judge
+        self.judged: Final = frozenset(judged if judge else ())
+
+    def score_rows(self, rows: Sequence[Row]) -> list[Score]:
+        scores = [None if self._for_judge(row) else self.score(row) for row in rows]
+        # all of them at once: a judge works on many rows side by side
+        waiting = [row for row, score in zip(rows, scores, strict=True) if score is None]
+        verdicts = iter(self.judge.score_rows(waiting) if self.judge else ())
+        return [score or next(verdicts) for score in scores]
 
     def score(self, row: Row) -> Score:
         # the gold is read first: a broken row is an error whatever the completion
@@ -41,6 +59,9 @@ class Accuracy(Reward):
         if isinstance(parsed, Malformed):
             return Score(0.0, f"malformed: {parsed.what} at {parsed.where}")
         return self.measures[problem_type](row, truth, parsed.answer.text)
+
+    def _for_judge(self, row: Row) -> bool:
+        return row.problem_type in self.judged
 
 
 def multiple_choice(row: Row, truth: Gold, answer: str) -> Score:
@@ -80,4 +101,10 @@ def f1(hits: int, given: int, right: int) -> float:
 MEASURES: dict[ProblemType, Measure] = {
     "multiple choice": multiple_choice,
     "emer_ov_mc": emer_ov_mc,
+    "numerical": numerical,
+    "regression": regression,
+    "OCR": ocr,
+    "free-form": free_form,
+    "emer_ov": OpenWords(),
+    "judge": yes_no,
 }

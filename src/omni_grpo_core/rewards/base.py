@@ -105,7 +105,11 @@ class Reward(ABC):
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
     ) -> list[Score]:
         """A score with its reason for each of the ``len(completions)`` rows."""
-        return [self.score(row) for row in rows(prompts, completions, columns)]
+        return self.score_rows(rows_of(prompts, completions, columns))
+
+    def score_rows(self, rows: Sequence[Row]) -> list[Score]:
+        """One score a row; overridden where rows are better scored side by side."""
+        return [self.score(row) for row in rows]
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
@@ -121,7 +125,7 @@ COLUMNS = ("sample_id", "problem_type", "options", "solution")
 """What rewards read of a data set."""
 
 
-def rows(
+def rows_of(
     prompts: Sequence[Any], completions: Sequence[Completion], columns: Mapping[str, Any]
 ) -> list[Row]:
     """One :class:`Row` a completion.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_SPACES = re.compile(r"\s+")
 # Han, kana, Thai, Lao, Myanmar, Khmer: written without spaces between words
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
@@ -20,7 +19,7 @@ def tidy(text: str) -> str:
     >>> tidy("  Ａ，  b ")
     'A, b'
     """
-    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text)).strip()
+    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def fold(text: str) -> str:

@@ -1,0 +1,92 @@
+"""Answers in open vocabulary: a set of words, and a plain yes or no."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from omni_grpo_core.rewards.base import Row
+from omni_grpo_core.rewards.gold import Gold, bad_gold
+from omni_grpo_core.rewards.word_lists import parse_lists, read_lists
+from omni_grpo_core.rewards.words import fold, tidy
+from omni_grpo_core.types import Score
+
+_PIECES = re.compile(r"[,;、/|&]|\band\b|和|以及")
+_CLAUSES = re.compile(r"[,.;:!?、。]")
+YES = frozenset({"yes", "是", "是的", "对", "对的"})
+NO = frozenset({"no", "否", "不", "不是", "不对"})
+
+
+class OpenWords:
+    """The ``emer_ov`` measure: F1 of two sets of words, synonyms counted as one.
+
+    ``synonyms`` maps a head word to its synonyms; the shipped table holds emotions in English and
+    Chinese. :meth:`from_file` reads another.
+
+    >>> sorted(OpenWords({"joy": ["happiness"]}).canonical("Happiness, joyful, joy"))
+    ['joy', 'joyful']
+    """
+
+    def __init__(self, synonyms: Mapping[str, Sequence[str]] | None = None) -> None:
+        table = _shipped() if synonyms is None else synonyms
+        self._head = {
+            fold(word): fold(head) for head, words in table.items() for word in (head, *words)
+        }
+
+    @classmethod
+    def from_file(cls, path: Path) -> OpenWords:
+        """Synonyms from a YAML file of lists. Raises ConfigError naming the file."""
+        return cls(read_lists(path))
+
+    def canonical(self, answer: str) -> frozenset[str]:
+        """Head words of the pieces of ``answer``; a word that no list has stands for itself."""
+        words = {fold(piece) for piece in _PIECES.split(tidy(answer))} - {""}
+        return frozenset(self._head.get(word, word) for word in words)
+
+    def __call__(self, row: Row, truth: Gold, answer: str) -> Score:
+        right = self.canonical(truth.answer)
+        if not right:
+            raise bad_gold(row, truth.answer, "words separated by commas")
+        given = self.canonical(answer)
+        hits = given & right
+        value = 2 * len(hits) / (len(given) + len(right))
+        return Score(value, f"{len(hits)} of {len(right)} gold words, {len(given)} given")
+
+
+def yes_no(row: Row, truth: Gold, answer: str) -> Score:
+    """1 when the answer's own word is the gold's: ``yes``/``no`` (是/否) by itself or as a clause
+    of its own ("Yes, he is"). A word inside a sentence ("I cannot know") is not one, and both
+    ("yes. no") are none."""
+    right = polarity(truth.answer)
+    if right is None:
+        raise bad_gold(row, truth.answer, "yes or no")
+    given = polarity(answer)
+    if given is None:
+        return Score(0.0, f"{answer.strip()[:40]!r} is neither yes nor no")
+    return Score(float(given == right), f"answer {_name(given)}, gold {_name(right)}")
+
+
+def polarity(answer: str) -> bool | None:
+    """What the answer says, or ``None``.
+
+    >>> polarity("No, he is not."), polarity("yes and no"), polarity("I cannot know")
+    (False, None, None)
+    """
+    clauses = [fold(clause) for clause in _CLAUSES.split(tidy(answer))]
+    if not clauses or clauses[0] not in YES | NO:
+        return None
+    said = {clause in YES for clause in clauses if clause in YES | NO}
+    return said.pop() if len(said) == 1 else None
+
+
+def _name(yes: bool) -> str:
+    return "yes" if yes else "no"
+
+
+@cache
+def _shipped() -> Mapping[str, Sequence[str]]:
+    source = files(__package__) / "data" / "synonyms.yaml"
+    return parse_lists(source.read_text(encoding="utf-8"), "synonyms.yaml")
