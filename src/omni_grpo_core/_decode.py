@@ -249,39 +249,42 @@ def decoded_times(contents: Contents) -> tuple[float, ...]:
 
 
 def read_frames(
-    contents: Contents, shown: Sequence[float], wanted: Sequence[int]
+    contents: Contents, wanted: Sequence[int], stamps: Sequence[float] | None
 ) -> NDArray[np.uint8] | None:
-    """Frames number ``wanted`` (ascending, repeats allowed) of the ``shown`` ones, upright.
+    """The frames of these numbers (ascending, repeats allowed), upright.
 
-    Returns uint8, (len(wanted), height, width, 3), RGB; or ``None`` if the decoder delivers other
-    frames than ``shown`` says, which is for the caller to put right with :func:`decoded_times`.
+    ``stamps`` are the times that the packets promise, if the numbers were chosen by them. Returns
+    uint8, (len(wanted), 3, height, width), RGB; or ``None`` if the decoder delivers other frames
+    than promised, which is for the caller to put right with :func:`decoded_times`.
     """
-    by_stamp = contents.shown is not None and shown is contents.shown
-    number = {round(t, 6): i for i, t in enumerate(shown)} if by_stamp else {}
-    missing, pictures, last = set(wanted), {}, -math.inf
+    pictures: NDArray[np.uint8] | None = None
+    slots, numbers = np.asarray(wanted), set(wanted)
     with _opened(contents.path) as container:
         video, _ = _streams(container)
-        for count, frame in enumerate(_frames(contents.path, container, video)):
-            if by_stamp:
-                if frame.time is None or frame.time <= last:
-                    return None
-                last = frame.time
-            index = number.get(round(last - contents.zero, 6), -1) if by_stamp else count
-            if index in missing:
-                pictures[index] = _upright(contents.path, frame)
-                missing.remove(index)
-            if not missing:
-                break
-    if missing:
-        return None
-    if len({picture.shape for picture in pictures.values()}) > 1:
-        raise MediaError(
-            str(contents.path),
-            got="frames that change their size",
-            want="one size throughout",
-            fix="convert it to a constant size",
-        )
-    return np.stack([pictures[i] for i in wanted])
+        for number, frame in enumerate(_frames(contents.path, container, video)):
+            if stamps is not None and not _on_time(frame, number, stamps, contents.zero):
+                return None
+            if number in numbers:
+                picture = _upright(contents.path, frame).transpose(2, 0, 1)
+                if pictures is None:
+                    pictures = np.empty((len(slots), *picture.shape), np.uint8)
+                if pictures.shape[1:] != picture.shape:
+                    raise MediaError(
+                        str(contents.path),
+                        got="frames that change their size",
+                        want="one size throughout",
+                        fix="convert it to a constant size",
+                    )
+                pictures[slots == number] = picture
+            if number == wanted[-1]:
+                return pictures
+    return None
+
+
+def _on_time(frame: Any, number: int, stamps: Sequence[float], zero: float) -> bool:
+    if frame.time is None or number >= len(stamps):
+        return False
+    return bool(abs(frame.time - zero - stamps[number]) < 1e-6)
 
 
 def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
@@ -300,7 +303,7 @@ def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
         )
     turns, mirrored = _ORIENTATIONS[signs]
     rgb = np.rot90(rgb, turns)
-    return np.ascontiguousarray(rgb[:, ::-1] if mirrored else rgb)
+    return rgb[:, ::-1] if mirrored else rgb
 
 
 def read_audio(contents: Contents) -> NDArray[np.float32]:
