@@ -26,18 +26,24 @@ NOUNS = frozenset({"types", "errors"})
 STAGES = frozenset(
     {"sample", "conversation", "media", "batch", "policy", "rollout", "rewards", "grpo"}
 )
-PIPELINE = NOUNS | STAGES | {"family"}
+PIPELINE = NOUNS | STAGES | {"family", "forward", "settings", "pipeline"}
 
 # Every room of the package, and the rooms it may import from beside its own files.
 ROOMS: Mapping[str, frozenset[str]] = {
     "__init__": NOUNS,
     "types": frozenset(),
     "errors": frozenset({"types"}),
-    # what differs between model families; the two stages that meet a processor or a model ask it
-    "family": NOUNS,
     **dict.fromkeys(STAGES, NOUNS),
+    # what differs between model families: the two stages that meet a processor or a model ask it
+    "family": NOUNS,
     "batch": NOUNS | {"family"},
     "policy": NOUNS | {"family"},
+    # the model is the one thing no frozen value carries: what runs it is handed the policy
+    "forward": NOUNS | {"policy"},
+    "rollout": NOUNS | {"policy", "forward"},
+    # what puts the stages together
+    "settings": NOUNS | STAGES,
+    "pipeline": (PIPELINE | {"trace"}) - {"pipeline"},
     "trace": NOUNS,
     "tiny": PIPELINE,
     "golden": PIPELINE | {"trace"},
@@ -156,11 +162,11 @@ def test_every_module_has_a_room() -> None:
 
 
 def test_rooms_import_only_what_they_may() -> None:
-    assert [breach for found in all_imports() for breach in room_breaches(found)] == []
+    assert {breach for found in all_imports() for breach in room_breaches(found)} == set()
 
 
 def test_heavy_libraries_come_in_by_their_doors() -> None:
-    assert [breach for found in all_imports() for breach in door_breaches(found)] == []
+    assert {breach for found in all_imports() for breach in door_breaches(found)} == set()
 
 
 def test_no_cycles() -> None:
