@@ -40,7 +40,7 @@ def test_a_malformed_completion_earns_nothing_and_says_why() -> None:
 @pytest.mark.parametrize(
     "solution",
     ["A", "", "<answer></answer>", "<answer> \n</answer>", "<answer>A", "<ANSWER>A</ANSWER>",
-     "<answer>A</answer><answer>B</answer>", 
+     "<answer>A</answer><answer>B</answer>",
      "<think><answer>A</answer></think>", "<think>t</think>"],
 )  # fmt: skip
 @pytest.mark.parametrize("completion", [RIGHT, "", "garbage"])
