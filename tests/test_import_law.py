@@ -26,7 +26,8 @@ NOUNS = frozenset({"types", "errors"})
 STAGES = frozenset(
     {"sample", "conversation", "media", "batch", "policy", "rollout", "rewards", "grpo"}
 )
-PIPELINE = NOUNS | STAGES | {"family", "forward", "settings", "pipeline"}
+MODEL = frozenset({"family", "forward"})
+PIPELINE = NOUNS | STAGES | MODEL | {"settings", "stage_checks", "pipeline"}
 
 # Every room of the package, and the rooms it may import from beside its own files.
 ROOMS: Mapping[str, frozenset[str]] = {
@@ -43,14 +44,17 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "rollout": NOUNS | {"policy", "forward"},
     # what puts the stages together
     "settings": NOUNS | STAGES,
+    "stage_checks": NOUNS | STAGES | MODEL,
     "pipeline": (PIPELINE | {"trace"}) - {"pipeline"},
+    "check": PIPELINE | {"trace"},
+    "report": PIPELINE | {"trace", "check"},
     "trace": NOUNS,
     "tiny": PIPELINE,
     "golden": PIPELINE | {"trace"},
     "doctor": PIPELINE | {"trace"},
     "faults": PIPELINE | {"trace"},
     "pytest_plugin": NOUNS | {"golden"},
-    "cli": PIPELINE | {"trace", "tiny", "golden", "doctor", "faults"},
+    "cli": PIPELINE | {"check", "report", "trace", "tiny", "golden", "doctor", "faults"},
 }
 
 # Private modules that stand beside a room because it is one file; only that room may use them.

@@ -143,11 +143,15 @@ def test_the_changelog_opens_with_this_version() -> None:
     assert omni_grpo_core.__version__ in headings[:2], "the newest, or the one after Unreleased"
 
 
-def test_the_readme_has_two_commands_and_ci_runs_the_one_for_tests() -> None:
+def test_the_readme_has_two_commands_and_ci_runs_both() -> None:
     check, suite = readme_commands()
     assert check.endswith(".venv/bin/omni-grpo check")
     assert "pytest" in suite
-    assert suite in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in ci if line.startswith("python3 ")] == [
+        f"{check} || exit 1",
+        f"{suite} || exit 1",
+    ]
 
 
 def test_the_top_level_stays_as_agreed() -> None:
