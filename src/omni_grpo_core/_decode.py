@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def inspect(path: str | Path) -> Contents:
         if _STATE_LENGTH & set(container.format.name.split(",")):
             _refuse_short(file, container, used, ends)
         if video is not None and video.width * video.height > MAX_PIXELS:
-            raise too_large(file, video.width, video.height)
+            raise too_large(file, f"{video.width} x {video.height} pixels")
         rate = float(video.average_rate) if video is not None and video.average_rate else None
         times = sorted(t for t in shown if t is not None)
         clean = len(times) == len(shown) == len(set(times)) and bool(times)
@@ -217,10 +217,11 @@ def _cut_off(file: Path, got: str) -> MediaError:
     )
 
 
-def too_large(file: Path, width: int, height: int) -> MediaError:
+def too_large(file: Path, size: str) -> MediaError:
+    """The error for a picture of absurd size."""
     return MediaError(
         str(file),
-        got=f"{width} x {height} pixels",
+        got=size,
         want=f"at most {MAX_PIXELS} pixels",
         fix="check that the file is what it should be, or scale it down",
     )
@@ -234,35 +235,39 @@ def _frames(file: Path, container: Any, stream: Any) -> Iterator[Any]:
         yield frame
 
 
-def decoded_times(contents: Contents) -> tuple[float, ...]:
-    """When each frame appears, found by decoding them all: for files whose packets do not say.
+def recount(contents: Contents) -> Contents:
+    """The same with ``shown`` found by decoding every frame: for packets that do not say, or lie.
 
     Frames whose own timestamps run backwards (B-frames in AVI) are spaced by the stated rate.
     """
     with _opened(contents.path) as container:
         video, _ = _streams(container)
         stamps = [frame.time for frame in _frames(contents.path, container, video)]
-    good = all(t is not None for t in stamps)
-    if good and all(a < b for a, b in itertools.pairwise(stamps)):
-        return tuple(t - contents.zero for t in stamps)
-    return tuple(i / (contents.rate or 25.0) for i in range(len(stamps)))
+    if all(t is not None for t in stamps) and all(a < b for a, b in itertools.pairwise(stamps)):
+        return replace(contents, shown=tuple(t - contents.zero for t in stamps))
+    rate = contents.rate or 25.0
+    return replace(
+        contents,
+        shown=tuple(i / rate for i in range(len(stamps))),
+        video_end=len(stamps) / rate,
+    )
 
 
 def read_frames(
-    contents: Contents, wanted: Sequence[int], stamps: Sequence[float] | None
+    contents: Contents, wanted: Sequence[int], *, timed: bool
 ) -> NDArray[np.uint8] | None:
     """The frames of these numbers (ascending, repeats allowed), upright.
 
-    ``stamps`` are the times that the packets promise, if the numbers were chosen by them. Returns
-    uint8, (len(wanted), 3, height, width), RGB; or ``None`` if the decoder delivers other frames
-    than promised, which is for the caller to put right with :func:`decoded_times`.
+    Returns uint8, (len(wanted), 3, height, width), RGB; or ``None`` if the decoder delivers fewer
+    frames than that or, where they are ``timed``, others than ``contents.shown`` promises. That is
+    for the caller to put right with :func:`recount`.
     """
     pictures: NDArray[np.uint8] | None = None
     slots, numbers = np.asarray(wanted), set(wanted)
     with _opened(contents.path) as container:
         video, _ = _streams(container)
         for number, frame in enumerate(_frames(contents.path, container, video)):
-            if stamps is not None and not _on_time(frame, number, stamps, contents.zero):
+            if timed and not _on_time(frame, number, contents):
                 return None
             if number in numbers:
                 picture = _upright(contents.path, frame).transpose(2, 0, 1)
@@ -281,10 +286,11 @@ def read_frames(
     return None
 
 
-def _on_time(frame: Any, number: int, stamps: Sequence[float], zero: float) -> bool:
-    if frame.time is None or number >= len(stamps):
+def _on_time(frame: Any, number: int, contents: Contents) -> bool:
+    shown = contents.shown or ()
+    if frame.time is None or number >= len(shown):
         return False
-    return bool(abs(frame.time - zero - stamps[number]) < 1e-6)
+    return bool(abs(frame.time - contents.zero - shown[number]) < 1e-6)
 
 
 def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
@@ -309,25 +315,34 @@ def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
 def read_audio(contents: Contents) -> NDArray[np.float32]:
     """The audio track from the beginning of the file: float32, (n,), mono, 16 kHz.
 
-    A track that sets in late is preceded by silence, so that sound and frames stay together.
+    Mono is the mean of the channels, as librosa has it and the models know it; libav's own
+    down-mix of float stereo is 3 dB louder. A track that sets in late is preceded by silence, so
+    that sound and frames stay together.
     """
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=AUDIO_SAMPLING_RATE)
-    chunks: list[NDArray[np.float32]] = []
+    resampler = av.AudioResampler(format="fltp", rate=AUDIO_SAMPLING_RATE)
+    blocks: list[Any] = []
+    late = 0
     with _opened(contents.path) as container:
         _, audio = _streams(container)
         for frame in _frames(contents.path, container, audio):
-            if not chunks and frame.time is not None:
+            if not blocks and frame.time is not None:
                 late = round((frame.time - contents.zero) * AUDIO_SAMPLING_RATE)
-                chunks.append(np.zeros(max(late, 0), np.float32))
-            chunks += [out.to_ndarray()[0] for out in resampler.resample(frame)]
-        chunks += [out.to_ndarray()[0] for out in resampler.resample(None)]
-    samples = np.concatenate([*chunks, np.zeros(0, np.float32)])
-    if not samples.size or not np.isfinite(samples).all():
+            try:
+                blocks += resampler.resample(frame)
+            except ValueError as error:
+                raise MediaError(
+                    str(contents.path),
+                    got=f"an audio track that changes its format ({error})",
+                    want="one rate and one number of channels throughout",
+                    fix="convert it",
+                ) from error
+        blocks += resampler.resample(None)
+    mono = [block.to_ndarray().mean(axis=0, dtype=np.float32) for block in blocks]
+    samples = np.concatenate([np.zeros(max(late, 0), np.float32), *mono])
+    if not mono or not np.isfinite(samples).all():
         raise MediaError(
             str(contents.path),
-            got="an audio track without a sample"
-            if not samples.size
-            else "NaN or infinite samples",
+            got="NaN or infinite samples" if mono else "an audio track without a sample",
             want="sound",
             fix="record or convert it again",
         )

@@ -201,13 +201,13 @@ class _Files:
 
     def _read_clip(self, ref: MediaRef, contents: Contents) -> tuple[NDArray[np.uint8], Choice]:
         if contents.shown is not None:
-            choice = self._choose(ref, contents, contents.shown)
-            frames = _decode.read_frames(contents, choice.frames, contents.shown)
+            choice = self._choose(ref, contents)
+            frames = _decode.read_frames(contents, choice.frames, timed=True)
             if frames is not None:
                 return frames, choice
-        # the packets do not say which frames there are; decode them all to know
-        choice = self._choose(ref, contents, _decode.decoded_times(contents))
-        frames = _decode.read_frames(contents, choice.frames, None)
+        contents = _decode.recount(contents)
+        choice = self._choose(ref, contents)
+        frames = _decode.read_frames(contents, choice.frames, timed=False)
         if frames is None:
             raise MediaError(
                 ref.path,
@@ -217,8 +217,9 @@ class _Files:
             )
         return frames, choice
 
-    def _choose(self, ref: MediaRef, contents: Contents, shown: tuple[float, ...]) -> Choice:
+    def _choose(self, ref: MediaRef, contents: Contents) -> Choice:
         start, end = _stretch(ref, contents)
+        shown = contents.shown or ()
         last_moment = math.inf if end is None else end
         slack = 1e-6  # a frame that appears at the very start or end belongs to the stretch
         inside = [i for i, t in enumerate(shown) if start - slack <= t <= last_moment + slack]
@@ -278,10 +279,12 @@ def _read_image(ref: MediaRef) -> PIL.Image.Image:
         # Pillow warns of odd metadata, and of bombs, which are refused here
         with _WARNINGS, warnings.catch_warnings(action="ignore"), PIL.Image.open(file) as image:
             if image.width * image.height > _decode.MAX_PIXELS:
-                raise _decode.too_large(file, image.width, image.height)
+                raise _decode.too_large(file, f"{image.width} x {image.height} pixels")
             return _rgb_on_white(PIL.ImageOps.exif_transpose(image))
     except MediaError:
         raise
+    except PIL.Image.DecompressionBombError as error:
+        raise _decode.too_large(file, f"an image of absurd size ({error})") from error
     except Exception as error:  # whatever the parser of one of forty formats raises
         raise MediaError(
             ref.path,

@@ -1,0 +1,123 @@
+"""Tiny media files, written on the spot, whose every frame and sample is known.
+
+Frames are numbered by their brightness: frame ``i`` is ``BRIGHTNESS_STEP * i`` all over, so a test
+reads off a decoded frame which one it is, after lossy coding and resizing too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from omni_grpo_core.types import (
+    AudioInVideo,
+    Conversation,
+    MediaPart,
+    MediaRef,
+    Message,
+    TextPart,
+)
+
+BRIGHTNESS_STEP = 10
+
+
+def numbered(count: int, height: int = 56, width: int = 84) -> NDArray[np.uint8]:
+    """uint8, (count, height, width, 3)."""
+    brightness = (np.arange(count) * BRIGHTNESS_STEP).astype(np.uint8)
+    return np.broadcast_to(brightness[:, None, None, None], (count, height, width, 3)).copy()
+
+
+def numbers(frames: Any) -> list[int]:
+    """Which frames these are: (T, 3, height, width) of any numeric type."""
+    return [round(float(f.mean()) / BRIGHTNESS_STEP) for f in frames]
+
+
+def tone(seconds: float, rate: int, channels: int = 1, hertz: float = 440.0) -> NDArray[np.float32]:
+    """float32, (channels, n): a sine of amplitude one half."""
+    wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+    return np.broadcast_to(wave.astype(np.float32), (channels, len(wave))).copy()
+
+
+def write_media(
+    path: Path,
+    frames: NDArray[np.uint8] | None = None,
+    audio: NDArray[np.float32] | None = None,
+    *,
+    fps: int = 8,
+    times_ms: Sequence[int] | None = None,
+    audio_rate: int = 48_000,
+    audio_starts: float = 0.0,
+    video_codec: str = "libx264",
+    audio_codec: str = "aac",
+    pixel_format: str = "yuv420p",
+    rotation: int | None = None,
+    hflip: bool = False,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Mux frames (T, height, width, 3) and sound (channels, n) into the container ``path`` names.
+
+    ``times_ms`` gives each frame its own time in place of ``fps``.
+    """
+    with av.open(str(path), "w", options=options or {}) as container:
+        picture = sound = None
+        if frames is not None:
+            picture = container.add_stream(video_codec, rate=fps)
+            picture.height, picture.width = frames.shape[1:3]
+            picture.pix_fmt = pixel_format
+            if times_ms is not None:
+                picture.codec_context.time_base = picture.time_base = Fraction(1, 1000)
+            if rotation is not None:
+                picture.set_display_rotation(rotation, hflip=hflip)
+        if audio is not None:
+            layout = "mono" if len(audio) == 1 else "stereo"
+            sound = container.add_stream(audio_codec, rate=audio_rate, layout=layout)
+        if frames is not None and picture is not None:
+            _write_frames(container, picture, frames, times_ms)
+        if audio is not None and sound is not None:
+            _write_sound(container, sound, audio, audio_starts)
+    return path
+
+
+def _write_frames(
+    container: Any, stream: Any, frames: NDArray[np.uint8], times_ms: Sequence[int] | None
+) -> None:
+    for index, rgb in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+        frame.pts = index if times_ms is None else times_ms[index]
+        if times_ms is not None:
+            frame.time_base = Fraction(1, 1000)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def _write_sound(container: Any, stream: Any, audio: NDArray[np.float32], starts: float) -> None:
+    rate = stream.codec_context.sample_rate
+    layout = "mono" if len(audio) == 1 else "stereo"
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio), format="fltp", layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate, round(starts * rate), Fraction(1, rate)
+    resampler = av.AudioResampler(
+        stream.format, stream.layout, rate, frame_size=stream.codec_context.frame_size or None
+    )
+    for block in [*resampler.resample(frame), *resampler.resample(None)]:
+        container.mux(stream.encode(block))
+    container.mux(stream.encode(None))
+
+
+def lossless(path: Path, frames: NDArray[np.uint8], **options: Any) -> Path:
+    """A video (mkv) that decodes to exactly these frames."""
+    return write_media(path, frames, video_codec="ffv1", pixel_format="bgr0", **options)
+
+
+def conversation(
+    *media: MediaRef | MediaPart, audio_in_video: AudioInVideo = "off"
+) -> Conversation:
+    """A user's message of these media and a question."""
+    parts = [part if isinstance(part, MediaPart) else MediaPart(part) for part in media]
+    message = Message("user", (*parts, TextPart("What do you see and hear?")))
+    return Conversation("sample", (message,), audio_in_video)
