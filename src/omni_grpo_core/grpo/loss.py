@@ -63,9 +63,9 @@ from omni_grpo_core.grpo.config import LossConfig
 from omni_grpo_core.grpo.kl import LOG_RATIO_LIMIT, token_kl
 from omni_grpo_core.grpo.shapes import (
     expand_advantages,
+    require_finite,
     require_logprobs,
     require_mask,
-    require_shape,
 )
 from omni_grpo_core.grpo.totals import Totals
 
@@ -125,7 +125,9 @@ def token_losses(
     ratio = policy_ratio(
         config, logprobs, old_logprobs, mask, token_level_advantages=advantages.ndim == 2
     )
-    advantage = torch.where(mask, expand_advantages(advantages, logprobs), 0.0)
+    advantage = expand_advantages(advantages, logprobs)
+    require_finite("advantages", advantage, mask)
+    advantage = torch.where(mask, advantage, 0.0)
     clipped = ratio.clamp(1 - config.epsilon_low, 1 + config.epsilon_high)
     if config.loss_type == "cispo":
         objective = clipped.detach() * advantage * inside
@@ -133,8 +135,9 @@ def token_losses(
         bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
         objective = torch.minimum(bounded * advantage, clipped * advantage)
     if rollout_weights is not None:
-        require_shape("rollout weights", rollout_weights, tuple(mask.shape))
-        objective = objective * rollout_weights.detach().to(objective)
+        require_finite("rollout weights", rollout_weights, mask)
+        weights = torch.where(mask, rollout_weights.detach(), 1.0)
+        objective = objective * weights.to(objective)
     losses = -objective
     if (ref_logprobs is not None) != (config.beta > 0):
         raise TrainError(

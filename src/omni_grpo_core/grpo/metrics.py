@@ -86,8 +86,8 @@ def loss_metrics(
     entropy: Tensor,
     ref_logprobs: Tensor | None = None,
 ) -> Metrics:
-    """``clip_low``, ``clip_high``, ``clip_delta`` (if there is a delta), ``ratio``, ``entropy``, ``kl``
-    (if there is a reference) and ``ratio_max`` of one micro-batch. Arguments as for
+    """``clip_low``, ``clip_high``, ``clip_delta`` (if there is a delta), ``ratio``, ``entropy``,
+    ``kl`` (if there is a reference) and ``ratio_max`` of one micro-batch. Arguments as for
     :func:`~omni_grpo_core.grpo.loss.policy_loss`; ``entropy``: (N, C).
 
     Clip rates count ratios whose gradient the bound *takes away*: below the lower bound where the

@@ -38,27 +38,32 @@ def require_mask(name: str, mask: Tensor) -> tuple[int, int]:
     return mask.shape[0], mask.shape[1]
 
 
-def require_logprobs(name: str, logprobs: Tensor, mask: Tensor) -> None:
-    """``logprobs``: float32 or float64, the shape of ``mask``, finite wherever ``mask`` is True.
+def require_finite(name: str, values: Tensor, mask: Tensor) -> None:
+    """``values``: the shape of ``mask``, finite wherever ``mask`` is True, else ``TrainError``.
 
-    Costs one synchronisation with the device. Raises ``TrainError``.
+    Costs one synchronisation with the device.
     """
-    require_shape(name, logprobs, tuple(mask.shape))
+    require_shape(name, values, tuple(mask.shape))
+    broken = mask & ~torch.isfinite(values)
+    if bool(broken.any()):
+        row, column = broken.nonzero()[0].tolist()
+        raise TrainError(
+            f"{name}, completion {row}, token {column}",
+            got=str(values[row, column].item()),
+            want="a finite number",
+            fix="look at where that row comes from: one such number makes every weight NaN",
+        )
+
+
+def require_logprobs(name: str, logprobs: Tensor, mask: Tensor) -> None:
+    """As :func:`require_finite`, and float32 or float64."""
+    require_finite(name, logprobs, mask)
     if logprobs.dtype not in WIDE:
         raise TrainError(
             name,
             got=str(logprobs.dtype),
             want="float32 or float64",
             fix="take the log-softmax in float32: ratios of 16-bit logprobs are noise",
-        )
-    broken = mask & ~torch.isfinite(logprobs)
-    if bool(broken.any()):
-        row, column = broken.nonzero()[0].tolist()
-        raise TrainError(
-            f"{name}, completion {row}, token {column}",
-            got=str(logprobs[row, column].item()),
-            want="a finite log-probability",
-            fix="look at the logits of that row: a token of probability 0 was sampled or scored",
         )
 
 
