@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,13 @@ class Policy:
     for. A sampled media token would break the scoring forward.
     """
 
-    model: Any
-    processor: Any
+    model: Any = field(repr=False)
+    processor: Any = field(repr=False)
     family: Family
     checkpoint: str
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
-    suppressed: Tensor
+    suppressed: Tensor = field(repr=False)
 
     @property
     def device(self) -> torch.device:

@@ -35,7 +35,7 @@ class Settings:
     audio_in_video: AudioPreference = "auto"
     media: MediaConfig = field(default_factory=MediaConfig)
     max_prompt_length: int | None = None
-    max_new_tokens: int = 1024
+    max_new_tokens: int = 256
     group_size: int = 4
     temperature: float = 1.0
     seed: int = 0

@@ -210,6 +210,7 @@ def check_completions(
     )  # fmt: skip
 
 
+@torch.no_grad()
 def scoring_drift(policy: Policy, batch: Batch, rolled: Rollout) -> tuple[bool, float]:
     """Whether the logprobs noted while sampling (with cache, from expanded prompts) are those of
     the scoring forward, and the largest difference."""

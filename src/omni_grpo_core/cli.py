@@ -1,0 +1,262 @@
+"""``omni-grpo``: what people type. Heavy libraries are imported inside the commands.
+
+Exit codes: 0 fine, 1 something is broken or differs, 2 bad usage or input. ``--json`` prints one
+object on stdout; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from omni_grpo_core import __version__
+from omni_grpo_core.errors import ConfigError, OmniGrpoError
+
+app = typer.Typer(
+    name="omni-grpo",
+    help="A test-first GRPO core for Qwen-Omni models: check, train, and find what broke.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tiny_app = typer.Typer(help="The tiny trained checkpoint that ships with the package.")
+app.add_typer(tiny_app, name="tiny", no_args_is_help=True)
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class AudioPreferenceOption(StrEnum):
+    auto = "auto"
+    interleaved = "interleaved"
+    separate = "separate"
+    off = "off"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+CheckpointOption = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads it at run time
+    typer.Option(help="Checkpoint folder; the shipped tiny one if left out."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"omni-grpo {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def check(
+    checkpoint: CheckpointOption = None,
+    processor: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the processor, where it is not beside the weights."),
+    ] = None,
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows; the shipped clips if left out."),
+    ] = None,
+    root: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder that the media paths of --data start from."),
+    ] = None,
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Settings in JSON or YAML, over the checkpoint's own omni_grpo.json."),
+    ] = None,
+    audio_in_video: Annotated[
+        Optional[AudioPreferenceOption],  # noqa: UP045
+        typer.Option(help="How a video's sound travels; auto: what each row says."),
+    ] = None,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Only the first rows of the data."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.cpu,
+    dtype: Annotated[
+        Optional[Dtype],  # noqa: UP045
+        typer.Option(help="Default: float32 on cpu, bfloat16 on cuda."),
+    ] = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write a page that shows what the model was given."),
+    ] = None,
+    trace: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also save every stage's value to this new folder."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take real clips through every stage of a real omni model, and say what holds."""
+    with _errors(as_json):
+        for target in (html, trace):
+            if target is not None:
+                _writable(target)
+        _quiet_libraries()
+        from dataclasses import replace
+
+        from omni_grpo_core import tiny
+        from omni_grpo_core.check import check as run_check
+        from omni_grpo_core.policy import load_policy
+        from omni_grpo_core.sample import load_samples
+        from omni_grpo_core.settings import load_settings
+
+        _quiet_transformers()
+        _require_device(device)
+        folder = checkpoint or tiny.checkpoint_dir()
+        settings = load_settings(folder, config)
+        if audio_in_video is not None:
+            settings = replace(settings, audio_in_video=audio_in_video.value)
+        samples = load_samples(data or tiny.data_file(), root=root)[:limit]
+        half = Dtype.bfloat16 if device is Device.cuda else Dtype.float32
+        with _progress("check", as_json) as on_stage:
+            on_stage("policy")
+            policy = load_policy(
+                folder, processor=processor, device=device.value, dtype=(dtype or half).value
+            )
+            result = run_check(policy, samples, settings, on_stage=on_stage)
+        if trace is not None:
+            from omni_grpo_core.trace.store import save_trace
+
+            save_trace(result.trace, trace)
+        if html is not None:
+            from omni_grpo_core.report.check_page import check_page, write_page
+
+            write_page(html, check_page(result, policy))
+        if as_json:
+            typer.echo(json.dumps(result.to_json(), ensure_ascii=False))
+        else:
+            from rich.console import Console
+
+            from omni_grpo_core.report.terminal import print_check
+
+            print_check(Console(), result)
+    raise typer.Exit(0 if result.verdict == "pass" else 1)
+
+
+@tiny_app.command("build")
+def tiny_build(
+    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Training steps; the recipe's own number if left out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the tiny checkpoint from scratch: minutes on 2 cores."""
+    with _errors(as_json):
+        _writable(out)
+        _quiet_libraries()
+        from omni_grpo_core.tiny.recipe import build
+
+        _quiet_transformers()
+        metrics = build(out, seed=seed, steps=steps)
+        if as_json:
+            typer.echo(json.dumps({"checkpoint": str(out), "seed": seed, "metrics": metrics}))
+        else:
+            for name, value in metrics.items():
+                typer.echo(f"{name:32} {value:.3f}")
+
+
+@tiny_app.command("path")
+def tiny_path() -> None:
+    """Print where the shipped checkpoint lies."""
+    from omni_grpo_core import tiny
+
+    typer.echo(tiny.checkpoint_dir())
+
+
+def main() -> None:
+    """Entry point of the ``omni-grpo`` command."""
+    app()
+
+
+@contextmanager
+def _errors(as_json: bool) -> Iterator[None]:
+    """Bad input ends in one message and exit code 2."""
+    try:
+        yield
+    except OmniGrpoError as error:
+        if as_json:
+            fields = ("stage", "item", "got", "want", "fix")
+            typer.echo(json.dumps({"error": {name: getattr(error, name) for name in fields}}))
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def _progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
+    """A spinner with the current stage on stderr, where a person watches."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        yield lambda name: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda name: progress.update(task, description=f"{title}: {name}")
+
+
+def _writable(target: Path) -> None:
+    """Known before the work starts, not after it."""
+    folder = target.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(
+            str(target), got="no writable folder to put it in", want="one that exists",
+            fix=f"create {folder} or choose another place",
+        )  # fmt: skip
+
+
+def _require_device(device: Device) -> None:
+    import torch
+
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda",
+            got="no CUDA device",
+            want="one that torch sees",
+            fix="use --device cpu",
+        )
+
+
+def _quiet_libraries() -> None:
+    """No network, no bars and no advice that is not ours to follow; set before the imports."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def harmless(record: logging.LogRecord) -> bool:
+        # the processors up to 4.57 say this once a conversation; it concerns speech output only
+        return not str(record.msg).startswith("System prompt modified")
+
+    logging.getLogger().addFilter(harmless)
+
+
+def _quiet_transformers() -> None:
+    transformers: Any = sys.modules.get("transformers")
+    if transformers is not None:
+        transformers.utils.logging.disable_progress_bar()

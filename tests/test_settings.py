@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.media import MediaConfig
+from omni_grpo_core.settings import Settings, load_settings
+
+
+def test_the_checkpoint_s_own_settings_then_the_config_over_them(tmp_path: Path) -> None:
+    (tmp_path / "omni_grpo.json").write_text('{"seed": 1, "media": {"fps": 4, "max_frames": 8}}')
+    config = tmp_path / "run.yaml"
+    config.write_text("seed: 2\nmedia:\n  fps: 1.5\naudio_in_video: separate\n")
+    assert load_settings(tmp_path, config) == Settings(
+        seed=2, media=MediaConfig(fps=1.5, max_frames=8), audio_in_video="separate"
+    )
+
+
+def test_nothing_given_is_the_defaults(tmp_path: Path) -> None:
+    assert load_settings(tmp_path) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed: 1", "unknown key 'sed', wanted .*did you mean 'seed'"),
+        ("media: {fsp: 2}", "media: found unknown key 'fsp'"),
+        ("zebra: 1", "unknown key 'zebra'.*remove it"),
+        ("seed: '1'", "seed: found '1', wanted int"),
+        ("seed: true", "seed: found True, wanted int"),
+        ("temperature: hot", "temperature: found 'hot', wanted float"),
+        ("max_prompt_length: 1.5", "found 1.5, wanted int or nothing"),
+        ("audio_in_video: both", "found 'both', wanted 'auto' or 'interleaved'"),
+        ("media: 3", "media: found 3, wanted MediaConfig"),
+        ("- 1", "found list, wanted a mapping"),
+        ("a: [", "wanted a JSON or YAML file"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_settings(tmp_path, config)
+
+
+def test_a_missing_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml: found no such file"):
+        load_settings(tmp_path, tmp_path / "run.yaml")
