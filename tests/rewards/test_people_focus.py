@@ -93,7 +93,11 @@ def test_a_gold_without_people_is_unscored() -> None:
 
 
 def test_without_a_gold_context_four_cues_in_full_are_enough() -> None:
-    result = score("A man and a boy smile, frown, look, gaze, nod and wave.", gold=None)
+    result = score(
+        "A man and a boy in the garden smile and frown, then they look and gaze at the pond, "
+        "nod and wave.",
+        gold=None,
+    )
     assert result.value == 1.0
     assert score("A man and a boy.", gold=None).value == 0.25
     assert score("A man and a boy.", gold="<answer>A</answer>").value == 0.25

@@ -1,0 +1,68 @@
+"""Verdicts on disk: what was paid for once is not asked again, whatever kills the process."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.rewards.judge_prompt import Verdict
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS verdict (key TEXT PRIMARY KEY, score INTEGER, reason TEXT)"
+
+
+class VerdictCache:
+    """A SQLite file in write-ahead mode, each verdict committed on its own.
+
+    A killed process loses nothing that was committed and leaves a file that opens; several
+    processes may share one. Use as a context manager.
+
+    Raises :class:`~omni_grpo_core.errors.ConfigError` when the file is none of ours or its folder
+    cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
+        except sqlite3.Error as error:
+            raise _bad(path, error) from error
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(_SCHEMA)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise _bad(path, error) from error
+
+    def __enter__(self) -> VerdictCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._db.close()
+
+    def get(self, key: str) -> Verdict | None:
+        row = self._db.execute("SELECT score, reason FROM verdict WHERE key = ?", (key,)).fetchone()
+        return Verdict(*row) if row else None
+
+    def put(self, key: str, verdict: Verdict) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO verdict VALUES (?, ?, ?)", (key, verdict.score, verdict.reason)
+        )
+
+    def __len__(self) -> int:
+        [count] = self._db.execute("SELECT count(*) FROM verdict").fetchone()
+        return int(count)
+
+
+def _bad(path: Path, error: sqlite3.Error) -> ConfigError:
+    return ConfigError(
+        f"judge cache {path}",
+        got=str(error),
+        want="a cache of ours, or a new file in a folder that can be written",
+        fix="name another file",
+    )
