@@ -87,17 +87,35 @@ def sketch_differences(
     if equal and not beyond and not exact:
         return
     rms = math.sqrt(_mean_square(was.projections, now.projections))
+    least = max(
+        distance(a, b)
+        for label, before, after, _, _ in pairs
+        if label in ("min", "max", "samples")
+        for a, b in zip(before, after, strict=True)
+    )
+    alone = _alone(was, now)
+    most = alone or max(least, rms)
     if not beyond and not exact:
         sentence = f"{name(path)}: rms |Δ| about {rms:.3g}, within tolerance"
-        yield Difference(path, "within", sentence, row_of(path), None, rms, rms)
+        yield Difference(path, "within", sentence, row_of(path), None, most, rms)
         return
-    sentence = (
-        f"{name(path)}: {_what(was, now, beyond)}; rms |Δ| about {rms:.3g} over {was.size} elements"
-        f" (one element alone would have moved by about {rms * math.sqrt(was.size):.3g})"
+    how = (
+        f"one element alone of {was.size} moved, by {alone:.4g}"
+        if alone
+        else f"rms |Δ| about {rms:.3g} over {was.size} elements"
     )
-    # one element may have moved by all of it
-    most = rms * math.sqrt(was.size)
+    sentence = f"{name(path)}: {_what(was, now, beyond)}; {how}"
     yield Difference(path, "differs", sentence, row_of(path), None, most, rms)
+
+
+def _alone(was: Sketch, now: Sketch) -> float:
+    """By how much the one element moved that did, or 0 if not exactly one did: it moves every
+    projection equally far, which several elements, each with its own signs, do not."""
+    apart = [distance(a, b) for a, b in zip(was.projections, now.projections, strict=True)]
+    # stored projections have nine digits
+    rounding = 1e-8 * max(map(abs, (*was.projections, *now.projections)))
+    even = max(apart) - min(apart) <= 4 * rounding < min(apart)
+    return max(apart) * math.sqrt(was.size) if even else 0.0
 
 
 def _what(was: Sketch, now: Sketch, beyond: Sequence[str]) -> str:
@@ -106,7 +124,7 @@ def _what(was: Sketch, now: Sketch, beyond: Sequence[str]) -> str:
     if not {"mean", "std", "min", "max"} & set(beyond):
         return (
             "mean, deviation and range as before but other values in other places "
-            "(reordered elements, patches or channels, or few of them changed)"
+            "(elements, patches or channels reordered, or few of them changed)"
         )
     return ", ".join(
         f"{label} is {after:.6g}, was {before:.6g}"

@@ -1,4 +1,5 @@
-"""JSON laid out for reading: an array of plain items stays on one line, the rest is indented."""
+"""JSON laid out for reading: an array of plain items or a tensor's reference stays on one line,
+the rest is indented."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ def dumps(data: Any, indent: int = 0) -> str:
     flat = json.dumps(data, ensure_ascii=False)
     if not isinstance(data, dict | list | tuple) or not data:
         return flat
-    plain = not isinstance(data, dict) and all(not isinstance(i, dict | list | tuple) for i in data)
+    if isinstance(data, dict):
+        plain = "$tensor" in data
+    else:
+        plain = not any(isinstance(item, dict | list | tuple) for item in data)
     if plain or (indent and len(flat) + indent <= _ONE_LINE):
         return flat
     inner = indent + 1

@@ -6,6 +6,7 @@ import re
 
 _ROW = re.compile(r"^(?:rows)?\[(?P<row>\d+)\]\.?(?P<rest>.*)$")
 _COMPLETION = re.compile(r"^completions\[(?P<row>\d+)\]\.?(?P<rest>.*)$")
+_TOP = re.compile(r"^top\[(?P<row>\d+)\](?P<rest>)$")
 _ROPE_AXES = ("time", "height", "width")
 _IDS = re.compile(r"(?:^|\.)(?:input_ids|token_ids)$")
 
@@ -24,7 +25,7 @@ def row_of(path: str) -> int | None:
     >>> row_of("rows[2].spans"), row_of("[1].videos[0].frames"), row_of("input_ids")
     (2, 1, None)
     """
-    match = _ROW.match(path)
+    match = _ROW.match(path) or _TOP.match(path)
     return int(match["row"]) if match else None
 
 
@@ -34,7 +35,7 @@ def name(path: str) -> str:
     >>> name("rows[2].audio_in_video"), name("completions[3].text"), name("tensors.pixel_values")
     ('row 2: audio_in_video', 'completion 3: text', 'tensors.pixel_values')
     """
-    for pattern, noun in ((_ROW, "row"), (_COMPLETION, "completion")):
+    for pattern, noun in ((_ROW, "row"), (_TOP, "row"), (_COMPLETION, "completion")):
         if match := pattern.match(path):
             rest = f": {match['rest']}" if match["rest"] else ""
             return f"{noun} {match['row']}{rest}"

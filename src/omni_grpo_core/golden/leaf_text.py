@@ -1,0 +1,222 @@
+"""One leaf of a value as a few lines of golden text, and back.
+
+The first line says what it is, the others, indented by two, hold it::
+
+    rows[0].input_ids: int64 [12] sha256 0c730b69905c5ef7
+      151644 872 198 "<|im_start|>user\\n"
+      151652 "<|vision_bos|>"
+      151656×8 "<|VIDEO|>"
+    rows[0].spans: spans 1
+      video 0 start 4 length 8
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import get_args
+
+from omni_grpo_core.golden.numbers import (
+    check_of,
+    float_lines,
+    integer_lines,
+    number,
+    parse_floats,
+    parse_integers,
+)
+from omni_grpo_core.trace.dtypes import DTYPES, INTEGERS
+from omni_grpo_core.trace.integers import Decode, as_integers
+from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans
+from omni_grpo_core.trace.place import holds_ids
+from omni_grpo_core.trace.runs import runs
+from omni_grpo_core.trace.sketch import PROJECTIONS, SAMPLES, Sketch, sketch
+from omni_grpo_core.types import Modality, Span
+
+_MOST_RUNS = 512
+"""Runs of integers written out; what has more (pixels) is sketched."""
+
+Lines = Sequence[tuple[int, str]]
+"""Line numbers and lines."""
+
+
+def summarise(path: str, leaf: Leaf) -> Leaf:
+    """What a golden keeps of ``leaf``: all of it, but a sketch of tensors too big to read."""
+    if not isinstance(leaf, Numbers) or leaf.dtype in ("int", "float"):
+        return leaf
+    if leaf.integral:
+        big = not holds_ids(path) and _many_runs(leaf)
+    else:
+        big = sum(part.numel() for part in leaf.parts) > SAMPLES
+    return sketch(*leaf.parts) if big else leaf
+
+
+def _many_runs(leaf: Numbers) -> bool:
+    values = as_integers(leaf.parts[0]).flatten().tolist()
+    return len(list(islice(runs(values), _MOST_RUNS + 1))) > _MOST_RUNS
+
+
+def leaf_lines(path: str, leaf: Leaf, decode: Decode | None) -> Iterator[str]:
+    """The lines of one leaf, without line ends."""
+    head, body = _parts(path, leaf, decode)
+    yield f"{path}: {head}"
+    yield from (f"  {line}" for line in body)
+
+
+def _parts(path: str, leaf: Leaf, decode: Decode | None) -> tuple[str, list[str]]:
+    match leaf:
+        case Kind(name=name):
+            return name, []
+        case Scalar(value=value):
+            return _scalar(value)
+        case Spans(spans=spans):
+            return f"spans {len(spans)}", [
+                f"{span.modality} {span.item} start {span.start} length {span.length}"
+                for span in spans
+            ]
+        case Ranking():
+            return _ranking(leaf, decode)
+        case Sketch():
+            return f"{leaf.dtype} {_shapes(leaf.shapes)} sketch", list(_sketch(leaf))
+        case Numbers():
+            shapes = _shapes([tuple(part.shape) for part in leaf.parts])
+            if leaf.integral:
+                head = f"{leaf.dtype} {shapes} sha256 {check_of(leaf)}"
+                return head, list(integer_lines(path, leaf, decode))
+            values = [x for part in leaf.parts for x in part.double().flatten().tolist()]
+            return f"{leaf.dtype} {shapes}", list(float_lines(values))
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return " ".join(str(list(shape)) for shape in shapes)
+
+
+def _scalar(value: bool | int | float | str | None) -> tuple[str, list[str]]:
+    if isinstance(value, float):
+        return number(value), []
+    if not isinstance(value, str) or "\n" not in value[:-1]:
+        return json.dumps(value, ensure_ascii=False), []
+    pieces = re.findall(r"[^\n]*\n|[^\n]+", value)
+    return f"lines {len(pieces)}", [json.dumps(piece, ensure_ascii=False) for piece in pieces]
+
+
+def _ranking(leaf: Ranking, decode: Decode | None) -> tuple[str, list[str]]:
+    head = (
+        f"ranking logsumexp {number(leaf.logsumexp)} entropy {number(leaf.entropy)} "
+        f"margin {number(leaf.margin)}"
+    )
+    lines = []
+    for token, logprob in zip(leaf.ids, leaf.logprobs, strict=True):
+        text = decode([token]) if decode else leaf.words.get(token)
+        word = "" if text is None else f" {json.dumps(text, ensure_ascii=False)}"
+        lines.append(f"{token} {number(logprob)}{word}")
+    return head, lines
+
+
+def _sketch(leaf: Sketch) -> Iterator[str]:
+    yield (
+        f"mean {number(leaf.mean)} std {number(leaf.std)} min {number(leaf.low)} "
+        f"max {number(leaf.high)} nan {leaf.nan} inf {leaf.inf}"
+    )
+    if leaf.sha256 is not None:
+        yield f"sha256 {leaf.sha256}"
+    for label, values in (("projections", leaf.projections), ("samples", leaf.samples)):
+        for line in float_lines(values):
+            yield f"{label} {line}"
+
+
+_NUMBERS = re.compile(
+    r"(?P<dtype>[a-z][a-z0-9_]*) (?P<shapes>\[[\d, ]*\](?: \[[\d, ]*\])*)"
+    r"(?: (?P<sketch>sketch)| sha256 (?P<sha>[0-9a-f]{16}))?"
+)
+_STATISTICS = re.compile(r"mean (\S+) std (\S+) min (\S+) max (\S+) nan (\d+) inf (\d+)")
+_RANKING = re.compile(r"ranking logsumexp (\S+) entropy (\S+) margin \S+")
+_RANKED = re.compile(r'(\d+) (\S+)(?: ("(?:[^"\\]|\\.)*"))?')
+_SPAN = re.compile(rf"({'|'.join(get_args(Modality))}) (\d+) start (\d+) length (\d+)")
+_KIND = re.compile(r"[A-Z]\w*|\(\)|\{\}")
+_FLOAT = re.compile(r"-?(?:inf|nan|\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+
+
+def parse_leaf(head: str, body: Lines) -> Leaf:
+    """Back from :func:`leaf_lines`. Raises ``ValueError`` for what it never writes."""
+    if match := _NUMBERS.fullmatch(head):
+        return _parse_numbers(match, body)
+    if match := _RANKING.fullmatch(head):
+        ranked = [_matched(_RANKED, line) for _, line in body]
+        return Ranking(
+            ids=tuple(int(found[1]) for found in ranked),
+            logprobs=tuple(float(found[2]) for found in ranked),
+            logsumexp=float(match[1]),
+            entropy=float(match[2]),
+            words={int(found[1]): json.loads(found[3]) for found in ranked if found[3]},
+        )
+    if head == f"spans {len(body)}":
+        found = (_matched(_SPAN, line) for _, line in body)
+        return Spans(tuple(_span(match) for match in found))
+    if head == f"lines {len(body)}":
+        return Scalar("".join(json.loads(line) for _, line in body))
+    if body:
+        raise ValueError(f"{len(body)} lines do not belong to {head!r}")
+    if _KIND.fullmatch(head):
+        return Kind(head)
+    if _FLOAT.fullmatch(head) and re.search(r"[.einf]", head):
+        return Scalar(float(head))
+    value = json.loads(head)
+    if value is not None and not isinstance(value, str | int):
+        raise ValueError(f"{head!r} is no single value")
+    return Scalar(value)
+
+
+def _matched(pattern: re.Pattern[str], line: str) -> re.Match[str]:
+    match = pattern.fullmatch(line.strip())
+    if match is None:
+        raise ValueError(f"{line.strip()!r} is not of the form that is written here")
+    return match
+
+
+def _span(match: re.Match[str]) -> Span:
+    modality = next(known for known in get_args(Modality) if known == match[1])
+    return Span(modality, int(match[2]), int(match[3]), int(match[4]))
+
+
+def _parse_numbers(match: re.Match[str], body: Lines) -> Numbers | Sketch:
+    dtype = match["dtype"]
+    if dtype not in DTYPES and dtype not in ("int", "float"):
+        raise ValueError(f"{dtype!r} is not a number type")
+    shapes = [
+        tuple(int(size) for size in shape.split(",") if size.strip())
+        for shape in re.findall(r"\[([\d, ]*)\]", match["shapes"])
+    ]
+    if match["sketch"]:
+        return _parse_sketch(dtype, tuple(shapes), body)
+    if dtype != "int" and dtype not in INTEGERS:
+        return parse_floats(dtype, shapes, body)
+    leaf = parse_integers(dtype, shapes[0], body)
+    if check_of(leaf) != match["sha"]:
+        raise ValueError(f"sha256 {match['sha']} is not that of the numbers, {check_of(leaf)}")
+    return leaf
+
+
+def _parse_sketch(dtype: str, shapes: tuple[tuple[int, ...], ...], body: Lines) -> Sketch:
+    statistics = _matched(_STATISTICS, body[0][1] if body else "")
+    rows: dict[str, list[float]] = {"projections": [], "samples": []}
+    sha256 = None
+    for _, line in body[1:]:
+        label, _, rest = line.strip().partition(" ")
+        if label == "sha256":
+            sha256 = rest
+        elif label in rows:
+            rows[label] += map(float, rest.split())
+        else:
+            raise ValueError(f"{label!r} is no part of a sketch")
+    size = sum(math.prod(shape) for shape in shapes)
+    if (len(rows["projections"]), len(rows["samples"])) != (PROJECTIONS, min(size, SAMPLES)):
+        raise ValueError("a sketch that is not whole")
+    mean, std, low, high = map(float, statistics.groups()[:4])
+    nan, inf = map(int, statistics.groups()[4:])
+    return Sketch(
+        dtype, shapes, mean, std, low, high, nan, inf,
+        tuple(rows["projections"]), tuple(rows["samples"]), sha256,
+    )  # fmt: skip

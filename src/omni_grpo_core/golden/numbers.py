@@ -1,0 +1,147 @@
+"""Numbers as golden text, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from omni_grpo_core.trace.dtypes import DTYPES
+from omni_grpo_core.trace.integers import Decode, as_integers
+from omni_grpo_core.trace.leaves import Numbers
+from omni_grpo_core.trace.place import holds_ids
+from omni_grpo_core.trace.runs import CONSTANT_FROM, parse_runs, runs, wrap
+from omni_grpo_core.trace.sketch import hash_integers
+
+_WIDTH = 96
+_IDS_A_LINE = 10
+_FLOATS_A_LINE = 8
+_MOST = 1 << 24
+"""Numbers that one leaf may stand for: a run is short to write and long to read."""
+_QUOTED = re.compile(r'\s*("(?:[^"\\]|\\.)*")$')
+_INDEX = re.compile(r"^\[[\d, ]*\]: ")
+
+
+def number(value: float) -> str:
+    """Nine significant digits, which tell any two float32 apart; always readable as a float.
+
+    >>> number(0.1), number(2.0), number(math.inf)
+    ('0.1', '2.0', 'inf')
+    """
+    text = f"{value:.9g}"
+    return text if re.search(r"[.einf]", text) else f"{text}.0"
+
+
+def integer_lines(path: str, leaf: Numbers, decode: Decode | None) -> Iterator[str]:
+    """Token ids with their text, where there is a ``decode``; other integers as runs, a line (or
+    more) for each index of the leading axes."""
+    tensor = as_integers(leaf.parts[0])
+    if tensor.ndim <= 1:
+        values = tensor.flatten().tolist()
+        if decode is not None and holds_ids(path):
+            yield from _id_lines(values, decode)
+        else:
+            yield from wrap(map(str, runs(values)), _WIDTH, ", ")
+        return
+    if not tensor.numel():
+        return
+    leading = tensor.shape[:-1]
+    for flat, line in enumerate(tensor.reshape(-1, tensor.shape[-1]).tolist()):
+        index = [int(i) for i in torch.unravel_index(torch.tensor(flat), leading)]
+        parts = list(wrap(map(str, runs(line)), _WIDTH, ", "))
+        yield f"{index}: {parts[0]}"
+        yield from (f"  {part}" for part in parts[1:])
+
+
+def _id_lines(ids: Sequence[int], decode: Decode) -> Iterator[str]:
+    for line in _id_groups(ids, decode):
+        constant = len(line) >= CONSTANT_FROM and len(set(line)) == 1
+        numbers = f"{line[0]}×{len(line)}" if constant else " ".join(map(str, line))
+        # of a repeated token one is enough to read
+        text = decode(line[:1] if constant else line)
+        yield f"{numbers} {json.dumps(text, ensure_ascii=False)}"
+
+
+def _id_groups(ids: Sequence[int], decode: Decode) -> Iterator[list[int]]:
+    """Lines begin at special tokens and end at line ends, so that a change of the text changes
+    only the lines around it."""
+    line: list[int] = []
+    for run in _repeats(ids):
+        if len(run) >= CONSTANT_FROM:
+            if line:
+                yield line
+            yield run
+            line = []
+            continue
+        for token in run:
+            text = decode([token])
+            if line and text.startswith("<|"):
+                yield line
+                line = []
+            line.append(token)
+            if text.endswith("\n") or len(line) == _IDS_A_LINE:
+                yield line
+                line = []
+    if line:
+        yield line
+
+
+def _repeats(ids: Sequence[int]) -> Iterator[list[int]]:
+    start = 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or ids[end] != ids[start]:
+            yield list(ids[start:end])
+            start = end
+
+
+def float_lines(values: Sequence[float]) -> Iterator[str]:
+    """Eight numbers a line."""
+    for start in range(0, len(values), _FLOATS_A_LINE):
+        yield " ".join(map(number, values[start : start + _FLOATS_A_LINE]))
+
+
+def check_of(leaf: Numbers) -> str:
+    """The first 16 digits of the sha256 of integers, as int64."""
+    return hash_integers(as_integers(leaf.parts[0]))[:16]
+
+
+def parse_integers(dtype: str, shape: tuple[int, ...], lines: Sequence[tuple[int, str]]) -> Numbers:
+    """Back from :func:`integer_lines`. Raises ``ValueError``."""
+    values: list[int] = []
+    words: dict[int, str] = {}
+    for _, line in lines:
+        text = _INDEX.sub("", line.strip())
+        quoted = _QUOTED.search(text)
+        found = parse_runs(text[: quoted.start()] if quoted else text, _MOST - len(values))
+        values += found
+        if quoted and len(set(found)) == 1:
+            words[found[0]] = json.loads(quoted[1])
+    wide = _shaped(torch.tensor(values, dtype=torch.int64), shape)
+    return Numbers(dtype, (wide if dtype == "int" else wide.to(DTYPES[dtype]),), words)
+
+
+def parse_floats(
+    dtype: str, shapes: Sequence[tuple[int, ...]], lines: Sequence[tuple[int, str]]
+) -> Numbers:
+    """Back from :func:`float_lines`. Raises ``ValueError``."""
+    values = [float(word) for _, line in lines for word in line.split()]
+    size = sum(math.prod(shape) for shape in shapes)
+    if len(values) != size:
+        raise ValueError(f"{len(values)} numbers for shape {list(shapes)}")
+    wide = torch.tensor(values, dtype=torch.float64)
+    kind = torch.float64 if dtype == "float" else DTYPES[dtype]
+    parts, start = [], 0
+    for shape in shapes:
+        end = start + math.prod(shape)
+        parts.append(wide[start:end].reshape(shape).to(kind))
+        start = end
+    return Numbers(dtype, tuple(parts))
+
+
+def _shaped(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{len(values)} numbers for shape {list(shape)}")
+    return values.reshape(shape)

@@ -1,0 +1,173 @@
+"""A golden: one stage's value of one case as a text file for a code review.
+
+A first line with the format, a header of what it was made under, then each leaf of the value, and
+at the end checksums of the whole and of every line, so that a file that was cut or edited by hand
+is known for one, down to the line. Floats have nine significant digits. Two goldens are compared
+by :func:`compare_goldens`, leaf by leaf and within tolerances, never as text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from omni_grpo_core.errors import TraceError
+from omni_grpo_core.golden.leaf_text import Lines, leaf_lines, parse_leaf, summarise
+from omni_grpo_core.trace.compare import compare_leaves
+from omni_grpo_core.trace.divergence import StageComparison, Tolerances
+from omni_grpo_core.trace.integers import Decode
+from omni_grpo_core.trace.leaves import Leaf, leaves
+
+VERSION = 1
+_FIRST = "omni-grpo golden"
+_SUMS_A_LINE = 16
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_PATH = re.compile(rf"(?P<path>(?:\.?[A-Za-z_]\w*|\[\d+\]|\[{_STRING}\])+): (?P<head>.*)")
+_HEADER = re.compile(rf"(?P<key>{_STRING}|[^\s:\"][^:\n]*): (?P<value>{_STRING})")
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@/ -]*")
+_REGENERATE = "take it from version control again, or delete it and make it anew"
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A golden read back: its stage, its header and the leaves of its value."""
+
+    stage: str
+    header: Mapping[str, str]
+    leaves: Mapping[str, Leaf]
+
+
+def format_golden(
+    stage: str,
+    value: object,
+    header: Mapping[str, str] | None = None,
+    decode: Decode | None = None,
+) -> str:
+    """``value`` as golden text; the same for the same arguments, everywhere.
+
+    ``header``: what the value was made under, free text by key. ``decode`` turns token ids into
+    text, special tokens kept. Raises :class:`~omni_grpo_core.errors.TraceError` for what is not a
+    value.
+
+    >>> print(format_golden("loss", {"loss": 0.25, "tokens": 12}, {"torch": "2.11.0"}))
+    ... # doctest: +ELLIPSIS
+    omni-grpo golden 1
+    stage: "loss"
+    torch: "2.11.0"
+    <BLANKLINE>
+    loss: 0.25
+    tokens: 12
+    <BLANKLINE>
+    end: 7 lines sha256 ...
+    """
+    lines = [f"{_FIRST} {VERSION}", f"stage: {json.dumps(stage)}"]
+    for key, text in (header or {}).items():
+        plain = key if _PLAIN_KEY.fullmatch(key) and key != "stage" else json.dumps(key)
+        lines.append(f"{plain}: {json.dumps(text, ensure_ascii=False)}")
+    lines.append("")
+    for path, leaf in leaves(value).items():
+        lines += leaf_lines(path, summarise(path, leaf), decode)
+    lines.append("")
+    return "\n".join([*lines, *_end(lines), ""])
+
+
+def _end(lines: list[str]) -> Iterator[str]:
+    yield f"end: {len(lines)} lines sha256 {_hash(chr(10).join(lines))}"
+    sums = [_hash(line)[:4] for line in lines]
+    for start in range(0, len(sums), _SUMS_A_LINE):
+        yield f"  {' '.join(sums[start : start + _SUMS_A_LINE])}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def parse_golden(text: str, name: str = "golden") -> Golden:
+    """Back from :func:`format_golden`; ``name`` is the file's, for messages.
+
+    Raises :class:`~omni_grpo_core.errors.TraceError` naming file and line for text that was cut,
+    edited by hand, is of a newer format or of something else.
+
+    >>> parse_golden(format_golden("loss", {"loss": 0.25})).leaves
+    {'loss': Scalar(value=0.25)}
+    """
+    numbered = list(enumerate(text.split("\n"), start=1))
+    _check_format(numbered[0][1], name)
+    body = _checked(numbered, name)
+    blank = next((i for i, (_, line) in enumerate(body) if not line), len(body))
+    header = dict(_header_line(number, line, name) for number, line in body[1:blank])
+    found: dict[str, Leaf] = {}
+    for number, path, head, rest in _blocks(body[blank + 1 :], name):
+        try:
+            found[path] = parse_leaf(head, rest)
+        except ValueError as error:
+            raise _broken(name, number, str(error), "a leaf of a golden") from error
+    stage = header.pop("stage", "")
+    return Golden(stage, {_unquoted(key): value for key, value in header.items()}, found)
+
+
+def _check_format(first: str, name: str) -> None:
+    match = re.fullmatch(rf"{_FIRST} (\d+)", first)
+    if match is None:
+        raise _broken(name, 1, f"{first[:40]!r}", f"'{_FIRST} {VERSION}'")
+    if int(match[1]) > VERSION:
+        raise TraceError(
+            f"{name}:1",
+            got=f"golden format {match[1]}",
+            want=f"format {VERSION} or older",
+            fix="upgrade omni-grpo-core",
+        )
+
+
+def _checked(numbered: list[tuple[int, str]], name: str) -> Lines:
+    """The lines before the checksums, once these are found to be right."""
+    ends = [i for i, (_, line) in enumerate(numbered) if line.startswith("end: ")]
+    if not ends:
+        raise _broken(name, len(numbered), "the end of the file", "a line of checksums")
+    body = numbered[: ends[-1]]
+    lines = [line for _, line in body]
+    stated = [line for _, line in numbered[ends[-1] :]]
+    if stated == [*_end(lines), ""]:
+        return body
+    sums = " ".join(stated[1:]).split()
+    pairs = enumerate(zip(lines, sums, strict=False), start=1)
+    wrong = (number for number, (line, total) in pairs if _hash(line)[:4] != total)
+    at = next(wrong, min(len(lines), len(sums)) + 1)
+    raise _broken(name, at, "a line that does not match its checksum", "the file as it was written")
+
+
+def _header_line(number: int, line: str, name: str) -> tuple[str, str]:
+    match = _HEADER.fullmatch(line)
+    if match is None:
+        raise _broken(name, number, repr(line[:40]), 'a header line, key: "text"')
+    return match["key"], json.loads(match["value"])
+
+
+def _unquoted(key: str) -> str:
+    return str(json.loads(key)) if key.startswith('"') else key
+
+
+def _blocks(lines: Lines, name: str) -> Iterator[tuple[int, str, str, Lines]]:
+    """Each leaf: its line number, path, first line and indented lines."""
+    starts = [i for i, (_, line) in enumerate(lines) if line and not line.startswith(" ")]
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        number, line = lines[start]
+        match = _PATH.fullmatch(line)
+        if match is None:
+            raise _broken(name, number, repr(line[:40]), "path: value")
+        yield number, match["path"], match["head"], [n for n in lines[start + 1 : end] if n[1]]
+
+
+def _broken(name: str, number: int, got: str, want: str) -> TraceError:
+    return TraceError(f"{name}:{number}", got=got, want=want, fix=_REGENERATE)
+
+
+def compare_goldens(
+    was: Golden, now: Golden, tolerances: Tolerances | None = None, decode: Decode | None = None
+) -> StageComparison:
+    """What is not in ``now`` as it was in ``was``; headers are not compared."""
+    found = compare_leaves(was.leaves, now.leaves, tolerances, decode)
+    return StageComparison(now.stage, tuple(found))

@@ -1,0 +1,96 @@
+"""The pytest plugin: goldens, markers and options for tests of omni-modal models.
+
+Loaded by pytest wherever this package is installed, so importing it costs nothing: torch and
+syrupy are imported by what needs them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from omni_grpo_core.golden.pytest_fixture import OmniGolden
+
+_MARKERS = (
+    "gpu: needs a CUDA device; skipped without one, refused by --require-gpu",
+    "full: needs a real checkpoint; skipped without --checkpoint",
+    "slow: takes minutes",
+    "tiny: runs on the shipped tiny checkpoint",
+)
+_SYRUPY = (7, 0, 2)
+"""Earlier ones lose snapshots under ``-n 4 --snapshot-update``, silently."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("omni-grpo")
+    group.addoption(
+        "--checkpoint", type=Path, metavar="DIR", help="checkpoint folder for tests marked full"
+    )
+    group.addoption(
+        "--require-gpu", action="store_true", help="fail, instead of skipping, without CUDA"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in _MARKERS:
+        config.addinivalue_line("markers", marker)
+    checkpoint = config.getoption("--checkpoint")
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise pytest.UsageError(f"--checkpoint: {checkpoint} is not a folder")
+    if config.getoption("--require-gpu") and (reason := _no_cuda()):
+        raise pytest.UsageError(f"--require-gpu: {reason}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and (reason := _no_cuda()):
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason=reason))
+    if config.getoption("--checkpoint") is None:
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="no --checkpoint was given"))
+
+
+def _no_cuda() -> str:
+    """Why there is no CUDA device, or ``""``."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an old driver is told of by a warning; it is the reason
+        there = torch.cuda.is_available()
+    return "" if there else f"torch {torch.__version__} finds no CUDA device"
+
+
+@pytest.fixture(scope="session")
+def omni_checkpoint(pytestconfig: pytest.Config) -> Path:
+    """The folder given with ``--checkpoint``; the test is skipped without one."""
+    checkpoint = pytestconfig.getoption("--checkpoint")
+    if not isinstance(checkpoint, Path):
+        pytest.skip("no --checkpoint was given")
+    return checkpoint
+
+
+@pytest.fixture
+def omni_golden(request: pytest.FixtureRequest) -> OmniGolden:
+    """``omni_golden.check(value)`` compares with, or writes, a golden of the test's name."""
+    try:
+        found = version("syrupy")
+    except PackageNotFoundError:
+        found = "0"
+    if tuple(int(part) for part in found.split(".")[:3] if part.isdecimal()) < _SYRUPY:
+        pytest.fail(
+            f"omni_golden needs syrupy {'.'.join(map(str, _SYRUPY))} or newer, "
+            f"found {'none' if found == '0' else found}: pip install 'omni-grpo-core[test]'",
+            pytrace=False,
+        )
+    from omni_grpo_core.golden.pytest_fixture import OmniGolden
+    from omni_grpo_core.golden.syrupy_ext import case_and_stage
+
+    case, _ = case_and_stage(request.node.name, 0)
+    return OmniGolden(request.getfixturevalue("snapshot"), case)

@@ -1,0 +1,44 @@
+"""Runs are short where integers are regular, and refuse what they never write."""
+
+from __future__ import annotations
+
+import pytest
+
+from omni_grpo_core.trace.runs import format_runs, parse_runs
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([], ""),
+        ([5], "5"),
+        ([1, 1], "1, 1"),
+        ([1, 1, 1], "1×3"),
+        ([1, 2, 3], "1, 2, 3"),
+        ([3, 2, 1, 0, -1], "3..-1 step -1"),
+        ([0, 1, 2, 3, 3, 3], "0..3 step 1, 3, 3"),
+        ([0, 1, 2, 3, 4, 4, 4], "0..3 step 1, 4×3"),
+        ([4, 4, 4, 5, 6, 7, 8], "4×3, 5..8 step 1"),
+        ([0, 25, 50, 75, 7], "0..75 step 25, 7"),
+    ],
+)
+def test_runs_by_hand(values: list[int], text: str) -> None:
+    assert format_runs(values) == text
+    assert parse_runs(text, len(values)) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1, x, 2", "'x, 2' is not a number"),
+        ("1..4", r"'\.\.4' is not a number"),
+        ("0..5 step 2", "not reached"),
+        ("0..5 step 0", "not reached"),
+        ("5..0 step 1", "not reached"),
+        ("1×999999999999", "more than 10 numbers"),
+        ("1, 2 three", "'three' is not"),
+    ],
+)
+def test_what_is_no_run_is_refused(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse_runs(text, 10)

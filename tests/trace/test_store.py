@@ -1,0 +1,190 @@
+"""A stored trace loads equal, or says which file is wrong and how; it is never half there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_traces import small_trace
+
+from omni_grpo_core.errors import TraceError
+from omni_grpo_core.trace.codec import equal
+from omni_grpo_core.trace.store import load_trace, save_trace
+from omni_grpo_core.types import StageRecord, Trace
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    folder = tmp_path / "trace"
+    save_trace(small_trace(), folder)
+    return folder
+
+
+def test_a_trace_loads_equal(stored: Path) -> None:
+    assert equal(load_trace(stored), small_trace())
+
+
+def test_the_folder_holds_text_and_tensors_only(stored: Path) -> None:
+    assert sorted(p.name for p in stored.iterdir()) == ["tensors.safetensors", "trace.json"]
+    text = (stored / "trace.json").read_text()
+    assert '"about": "1, 5, 6, 3×8, 4×4, 7, 8, 9, 2, 6"' in text
+    assert list(stored.parent.iterdir()) == [stored]
+
+
+def test_the_text_alone_is_laid_out_for_people(stored: Path) -> None:
+    lines = (stored / "trace.json").read_text().splitlines()
+    assert len(lines) > 50
+    span = '{"$type": "Span", "modality": "video", "item": 0, "start": 3, "length": 8},'
+    assert span in map(str.strip, lines)
+
+
+def test_the_environment_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "do-not-store-me")
+    save_trace(small_trace(), tmp_path / "t")
+    for file in (tmp_path / "t").iterdir():
+        assert b"do-not-store-me" not in file.read_bytes()
+
+
+def test_a_stage_may_stand_in_a_trace_twice(tmp_path: Path) -> None:
+    records = (
+        StageRecord("logits", torch.tensor([1.0]), (), 0.0),
+        StageRecord("logits", torch.tensor([2.0]), (), 0.0),
+    )
+    save_trace(Trace({}, records), tmp_path / "t")
+    assert equal(load_trace(tmp_path / "t"), Trace({}, records))
+
+
+def test_an_empty_folder_is_filled_and_a_full_one_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    save_trace(small_trace(), folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(TraceError, match="already holds something"):
+        save_trace(Trace({}, ()), folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_trace_that_cannot_be_stored_leaves_nothing_behind(tmp_path: Path) -> None:
+    bad = Trace({}, (StageRecord("logits", object(), (), 0.0),))
+    with pytest.raises(TraceError, match=r"0.logits.value: found a builtins.object"):
+        save_trace(bad, tmp_path / "t")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TraceError, match="a place that can be written to"):
+        save_trace(small_trace(), tmp_path / "file" / "t")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def edit(old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "trace.json"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def cut_text(folder: Path) -> None:
+    path = folder / "trace.json"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:20]))
+
+
+def cut_tensors(folder: Path) -> None:
+    path = folder / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_tensor_bit(folder: Path) -> None:
+    path = folder / "tensors.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+def foreign(folder: Path) -> None:
+    (folder / "trace.json").write_text('{"traceEvents": []}')
+
+
+def not_utf8(folder: Path) -> None:
+    path = folder / "trace.json"
+    path.write_bytes(path.read_bytes().replace(b"which", b"whi\xffh", 1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "told"),
+    [
+        (cut_text, "trace.json:21", "wanted the JSON that was written"),
+        (cut_tensors, "tensors.safetensors", "bytes, sha256"),
+        (flip_tensor_bit, "tensors.safetensors", "bytes, sha256"),
+        (foreign, "trace.json", "JSON of something else"),
+        (not_utf8, "trace.json:", "0xff that is not UTF-8"),
+        (edit('"version": 1', '"version": 2'), "trace.json", "upgrade omni-grpo-core"),
+        (edit('"start": 3', '"start": 4'), "trace.json", "does not match its own checksum"),
+        (
+            lambda folder: (folder / "tensors.safetensors").unlink(),
+            "tensors.safetensors",
+            "No such",
+        ),
+        (lambda folder: (folder / "trace.json").unlink(), "trace.json", "No such file"),
+    ],
+)
+def test_damage_is_named_with_its_file(
+    stored: Path, damage: Callable[[Path], None], file: str, told: str
+) -> None:
+    damage(stored)
+    with pytest.raises(TraceError) as caught:
+        load_trace(stored)
+    assert file in caught.value.item
+    assert told in str(caught.value)
+
+
+def test_laying_the_text_out_anew_is_no_damage(stored: Path) -> None:
+    path = stored / "trace.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert equal(load_trace(stored), small_trace())
+
+
+_ENDLESS_WRITING = """
+import itertools, sys
+from pathlib import Path
+from omni_grpo_core.trace.atomic import new_folder, write_file
+root, data = Path(sys.argv[1]), bytes(1 << 20)
+for number in itertools.count():
+    write_file(root / "file", data)
+    with new_folder(root / f"folder{number}") as partial:
+        (partial / "a").write_bytes(data)
+        (partial / "b").write_bytes(data)
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_whole_files_and_folders_only(tmp_path: Path) -> None:
+    # what save_trace and goldens are written with; save_trace itself would spend this test's
+    # time on importing torch
+    for kill in range(10):
+        root = tmp_path / str(kill)
+        with subprocess.Popen(
+            [sys.executable, "-c", _ENDLESS_WRITING, str(root)], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            if writer.stdout is None:
+                pytest.fail("no pipe")
+            writer.stdout.readline()
+            time.sleep(0.002 * kill)  # into another part of a write each time
+            writer.kill()
+        shown = [path for path in root.iterdir() if not path.name.startswith(".")]
+        sizes = {
+            path.name: [
+                file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path])
+            ]
+            for path in shown
+        }
+        assert sizes.pop("file") == [1 << 20]
+        assert sizes
+        assert all(found == [1 << 20] * 2 for found in sizes.values())
