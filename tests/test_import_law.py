@@ -54,6 +54,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "doctor": PIPELINE | {"trace"},
     "faults": PIPELINE | {"trace"},
     "pytest_plugin": NOUNS | {"golden"},
+    "__main__": frozenset({"cli"}),
     "cli": PIPELINE | {"check", "report", "trace", "tiny", "golden", "doctor", "faults"},
 }
 
