@@ -13,8 +13,12 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
+import torch
 from numpy.typing import NDArray
 
+from omni_grpo_core.errors import MediaError
+from omni_grpo_core.media import MediaConfig, load_media
 from omni_grpo_core.types import (
     AudioInVideo,
     Conversation,
@@ -22,9 +26,13 @@ from omni_grpo_core.types import (
     MediaRef,
     Message,
     TextPart,
+    Video,
 )
 
 BRIGHTNESS_STEP = 10
+
+SMALL = MediaConfig(max_pixels=56 * 84, image_max_pixels=56 * 84)
+"""Frames and images of 56 x 84 stay as they are."""
 
 
 def numbered(count: int, height: int = 56, width: int = 84) -> NDArray[np.uint8]:
@@ -121,3 +129,40 @@ def conversation(
     parts = [part if isinstance(part, MediaPart) else MediaPart(part) for part in media]
     message = Message("user", (*parts, TextPart("What do you see and hear?")))
     return Conversation("sample", (message,), audio_in_video)
+
+
+def load_video(path: Path, config: MediaConfig = SMALL, **stretch: float) -> Video:
+    media = load_media(conversation(MediaRef("video", str(path), **stretch)), config)
+    assert not media.images
+    assert not media.audios
+    return media.videos[0]
+
+
+def load_audio(path: Path, **stretch: float) -> torch.Tensor:
+    media = load_media(conversation(MediaRef("audio", str(path), **stretch)), SMALL)
+    assert media.audios[0].from_video is None
+    samples = media.audios[0].samples
+    assert samples.dtype == torch.float32
+    assert samples.ndim == 1
+    return samples
+
+
+def load_image(path: Path, config: MediaConfig = SMALL) -> torch.Tensor:
+    pixels = load_media(conversation(MediaRef("image", str(path))), config).images[0].pixels
+    assert pixels.dtype == torch.uint8
+    return pixels
+
+
+def loudest_hertz(samples: torch.Tensor) -> float:
+    spectrum = torch.fft.rfft(samples).abs()
+    return float(spectrum[1:].argmax() + 1) * 16_000 / len(samples)
+
+
+def refused(path: Path | str, modality: Any, **stretch: float) -> str:
+    """The message with which every way of reading this file refuses it."""
+    with pytest.raises(MediaError) as caught:
+        load_media(conversation(MediaRef(modality, str(path), **stretch)), SMALL)
+    message = str(caught.value)
+    assert message.startswith(f"media: {path}: found ")
+    assert "\n" not in message
+    return message

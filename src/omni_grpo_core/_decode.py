@@ -57,7 +57,7 @@ class Contents:
     """What a file holds. All times are seconds from the beginning of the file.
 
     ``shown``: when each video frame appears, ascending, or ``None`` if the packets do not say;
-    ``video_end``: when the last one disappears. ``rate``: frames per second as the container
+    ``video_end``, ``audio_end``: when the tracks end. ``rate``: frames per second as the container
     states it, ``None`` if it does not. ``zero``: timestamp of the beginning of the file.
     """
 
@@ -69,6 +69,7 @@ class Contents:
     rate: float | None
     shown: tuple[float, ...] | None
     video_end: float
+    audio_end: float
 
 
 def decoder_version() -> str:
@@ -122,11 +123,75 @@ def _opened(file: Path) -> Iterator[Any]:
         ) from error
 
 
-def _streams(container: Any) -> tuple[Any | None, Any | None]:
+def _streams(file: Path, container: Any) -> tuple[Any | None, Any | None]:
+    """The main video and audio stream; the cover picture of a song is none."""
     video, audio = container.streams.best("video"), container.streams.best("audio")
     if video is not None and video.disposition & av.stream.Disposition.attached_pic:
-        video = None  # the cover picture of a song
+        video = None
+    if video is None and audio is None:
+        raise MediaError(
+            str(file), got="neither video nor audio", want="a clip", fix="check the file"
+        )
+    for stream in (video, audio):
+        if stream is not None and stream.codec_context is None:
+            raise MediaError(
+                str(file),
+                got=f"a {stream.type} stream that no decoder is known for",
+                want="a common codec",
+                fix="convert it (H.264 and AAC in mp4 always work)",
+            )
     return video, audio
+
+
+def inspect(path: str | Path) -> Contents:
+    """What ``path`` holds, after reading it to its end.
+
+    Raises MediaError: not a media file, no sound and no picture, cut off, or broken in the middle.
+    """
+    file = existing_file(path)
+    with _opened(file) as container:
+        video, audio = _streams(file, container)
+        if video is not None and video.width * video.height > MAX_PIXELS:
+            raise too_large(file, f"{video.width} x {video.height} pixels")
+        zero = (container.start_time or 0) / av.time_base
+        stamps, ends = _demux(file, container, video)
+        used = [stream for stream in (video, audio) if stream is not None]
+        if _STATE_LENGTH & set(container.format.name.split(",")):
+            _refuse_short(file, container, used, ends)
+        times = sorted(t - zero for t in stamps if t is not None)
+        clean = len(times) == len(stamps) == len(set(times)) and bool(times)
+        lengths = {s.type: ends.get(s.index, zero) - zero for s in used}
+        return Contents(
+            path=file,
+            has_video=video is not None,
+            has_audio=audio is not None,
+            duration=max(lengths.values()),
+            zero=zero,
+            rate=float(video.average_rate) if video is not None and video.average_rate else None,
+            shown=tuple(times) if clean else None,
+            video_end=lengths.get("video", 0.0),
+            audio_end=lengths.get("audio", 0.0),
+        )
+
+
+def _demux(
+    file: Path, container: Any, video: Any | None
+) -> tuple[list[float | None], dict[int, float]]:
+    """Times of the video packets that will be shown, and when each stream ends by its packets."""
+    stamps: list[float | None] = []
+    ends: dict[int, float] = {}
+    for packet in container.demux():
+        if not packet.size:
+            continue
+        if packet.is_corrupt:
+            raise _cut_off(file, "a packet that stops half-way")
+        time = None if packet.pts is None else float(packet.pts * packet.time_base)
+        if time is not None:
+            end = time + float((packet.duration or 0) * packet.time_base)
+            ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
+        if video is not None and packet.stream_index == video.index and not packet.is_discard:
+            stamps.append(time)
+    return stamps, ends
 
 
 def _declared_end(stream: Any) -> float | None:
@@ -142,60 +207,6 @@ def _declared_end(stream: Any) -> float | None:
     return hours * 3600 + minutes * 60 + seconds
 
 
-def inspect(path: str | Path) -> Contents:
-    """What ``path`` holds, after reading it to its end.
-
-    Raises MediaError: not a media file, no sound and no picture, cut off, or broken in the middle.
-    """
-    file = existing_file(path)
-    shown: list[float | None] = []
-    ends: dict[int, float] = {}
-    with _opened(file) as container:
-        video, audio = _streams(container)
-        if video is None and audio is None:
-            raise MediaError(
-                str(file), got="neither video nor audio", want="a clip", fix="check the file"
-            )
-        zero = (container.start_time or 0) / av.time_base
-        for packet in container.demux():
-            if not packet.size:
-                continue
-            if packet.is_corrupt:
-                raise _cut_off(file, "a packet that stops half-way")
-            time = None if packet.pts is None else float(packet.pts * packet.time_base)
-            if time is not None:
-                end = time + float((packet.duration or 0) * packet.time_base)
-                ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
-            if video is not None and packet.stream_index == video.index and not packet.is_discard:
-                shown.append(None if time is None else time - zero)
-        used = [stream for stream in (video, audio) if stream is not None]
-        for stream in used:
-            if stream.codec_context is None:
-                raise MediaError(
-                    str(file),
-                    got=f"a {stream.type} stream that no decoder is known for",
-                    want="a common codec",
-                    fix="convert it (H.264 and AAC in mp4 always work)",
-                )
-        if _STATE_LENGTH & set(container.format.name.split(",")):
-            _refuse_short(file, container, used, ends)
-        if video is not None and video.width * video.height > MAX_PIXELS:
-            raise too_large(file, f"{video.width} x {video.height} pixels")
-        rate = float(video.average_rate) if video is not None and video.average_rate else None
-        times = sorted(t for t in shown if t is not None)
-        clean = len(times) == len(shown) == len(set(times)) and bool(times)
-        return Contents(
-            path=file,
-            has_video=video is not None,
-            has_audio=audio is not None,
-            duration=max((ends.get(s.index, zero) for s in used), default=zero) - zero,
-            zero=zero,
-            rate=rate,
-            shown=tuple(times) if clean else None,
-            video_end=ends.get(video.index, zero) - zero if video is not None else 0.0,
-        )
-
-
 def _refuse_short(file: Path, container: Any, used: Sequence[Any], ends: dict[int, float]) -> None:
     last = max(ends.values(), default=0.0)
     pairs = [(_declared_end(s), ends.get(s.index, 0.0)) for s in used]
@@ -203,9 +214,14 @@ def _refuse_short(file: Path, container: Any, used: Sequence[Any], ends: dict[in
         whole = ((container.start_time or 0) + container.duration) / av.time_base
         pairs.append((whole, last))
     for declared, found in pairs:
-        # headers round, and the last audio packet may be padded: a twentieth is no cut
-        if declared is not None and declared - found > min(max(0.05 * declared, 0.1), 1.0):
-            raise _cut_off(file, f"{found:.2f} s of a stream that should last {declared:.2f} s")
+        if declared is not None:
+            _refuse_missing(file, found, declared)
+
+
+def _refuse_missing(file: Path, found: float, declared: float) -> None:
+    # headers round, and codecs drop or pad blocks at either end: a twentieth is no cut
+    if declared - found > min(max(0.05 * declared, 0.1), 1.0):
+        raise _cut_off(file, f"{found:.2f} s of a stream that should last {declared:.2f} s")
 
 
 def _cut_off(file: Path, got: str) -> MediaError:
@@ -241,7 +257,7 @@ def recount(contents: Contents) -> Contents:
     Frames whose own timestamps run backwards (B-frames in AVI) are spaced by the stated rate.
     """
     with _opened(contents.path) as container:
-        video, _ = _streams(container)
+        video, _ = _streams(contents.path, container)
         stamps = [frame.time for frame in _frames(contents.path, container, video)]
     if all(t is not None for t in stamps) and all(a < b for a, b in itertools.pairwise(stamps)):
         return replace(contents, shown=tuple(t - contents.zero for t in stamps))
@@ -265,7 +281,7 @@ def read_frames(
     pictures: NDArray[np.uint8] | None = None
     slots, numbers = np.asarray(wanted), set(wanted)
     with _opened(contents.path) as container:
-        video, _ = _streams(container)
+        video, _ = _streams(contents.path, container)
         for number, frame in enumerate(_frames(contents.path, container, video)):
             if timed and not _on_time(frame, number, contents):
                 return None
@@ -323,7 +339,7 @@ def read_audio(contents: Contents) -> NDArray[np.float32]:
     blocks: list[Any] = []
     late = 0
     with _opened(contents.path) as container:
-        _, audio = _streams(container)
+        _, audio = _streams(contents.path, container)
         for frame in _frames(contents.path, container, audio):
             if not blocks and frame.time is not None:
                 late = round((frame.time - contents.zero) * AUDIO_SAMPLING_RATE)
@@ -339,6 +355,7 @@ def read_audio(contents: Contents) -> NDArray[np.float32]:
         blocks += resampler.resample(None)
     mono = [block.to_ndarray().mean(axis=0, dtype=np.float32) for block in blocks]
     samples = np.concatenate([np.zeros(max(late, 0), np.float32), *mono])
+    _refuse_missing(contents.path, len(samples) / AUDIO_SAMPLING_RATE, contents.audio_end)
     if not mono or not np.isfinite(samples).all():
         raise MediaError(
             str(contents.path),

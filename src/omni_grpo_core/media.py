@@ -243,6 +243,8 @@ def _stretch(ref: MediaRef, contents: Contents) -> tuple[float, float | None]:
     An end up to a twentieth (at most half a second) beyond the file is taken for its end: data
     sets state the length of a clip from before it was re-encoded.
     """
+    if ref.start is None and ref.end is None:
+        return 0.0, None
     start, end = ref.start or 0.0, ref.end
     latest = contents.duration + min(0.05 * contents.duration, 0.5)
     # written so that NaN fails
