@@ -148,11 +148,9 @@ def check_positions(
     for index, row in enumerate(batch.rows):
         ours = made.position_ids[:, index, width - len(row.input_ids) :]
         equal &= bool(torch.equal(ours, library[index].position_ids.cpu()))
-        seconds = row.tensors.get("video_second_per_grid")
-        for item in {span.item for span in row.spans if span.modality == "video"}:
-            times = _times(ours[0], row.spans, item)
-            step = float(seconds[item]) * per_second if seconds is not None else 0.0
-            timed &= times == [int(k * step) for k in range(len(times))]
+        for item, grid in enumerate(row.tensors.get("video_grid_thw", ())):
+            step = float(row.tensors["video_second_per_grid"][item]) * per_second
+            timed &= _times(ours[0], row.spans, item) == [int(k * step) for k in range(grid[0])]
             steps.append(f"{step:g}")
     detail = f"video time steps {', '.join(sorted(set(steps)))}" if steps else "no video"
     return (
