@@ -147,8 +147,8 @@ def test_a_changed_tensor_is_named_from_its_sketch(
 
 def test_tiny_noise_is_within_and_unchanged_is_exact() -> None:
     def verdict(pixels: torch.Tensor) -> str:
-        goldens = (format_golden("batch", small_batch(p)) for p in (patches(), pixels))
-        return compare_goldens(*map(parse_golden, goldens)).verdict
+        was, now = (format_golden("batch", small_batch(p)) for p in (patches(), pixels))
+        return compare_goldens(parse_golden(was), parse_golden(now)).verdict
 
     assert verdict(patches()) == "exact"
     assert verdict(patches() + 1e-7 * noise(40, 60)) == "within"
@@ -236,7 +236,7 @@ def test_a_checksummed_file_of_nonsense_is_refused_by_line() -> None:
 def test_a_case_of_real_size_stays_under_40_kb() -> None:
     # one clip of 4 s in Qwen2.5-Omni's own sizes: 288 video and 100 audio tokens, interleaved
     spans, ids = [], [1, 5, 6]
-    for second in range(4):
+    for _ in range(4):
         for modality, token, length in (("video", 3, 144), ("audio", 4, 50)):
             spans.append(Span(modality, 0, len(ids), length))  # type: ignore[arg-type]
             ids += [token] * length
@@ -257,7 +257,7 @@ def test_a_case_of_real_size_stays_under_40_kb() -> None:
             for i in range(2)
         ),
     }
-    words = {**VOCABULARY, **{i: "w" for i in range(11, 2000)}}
+    words = {**VOCABULARY, **dict.fromkeys(range(11, 2000), "w")}
     size = sum(
         len(format_golden(s, v, {"k": "v" * 1000}, lambda i: "".join(words[t] for t in i)).encode())
         for s, v in values.items()

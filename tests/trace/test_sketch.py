@@ -91,7 +91,8 @@ def test_several_tensors_are_sketched_end_to_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "tensors", [(), (torch.zeros(1), torch.zeros(1).double()), (torch.zeros(1).cfloat(),)]
+    "tensors",
+    [(), (torch.zeros(1), torch.zeros(1).double()), (torch.zeros(1, dtype=torch.complex64),)],
 )
 def test_what_has_no_sketch_is_refused(tensors: tuple[torch.Tensor, ...]) -> None:
     with pytest.raises(TraceError, match="sketch: found tensors of dtype"):

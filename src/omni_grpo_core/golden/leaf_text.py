@@ -134,7 +134,7 @@ _NUMBERS = re.compile(
 _STATISTICS = re.compile(r"mean (\S+) std (\S+) min (\S+) max (\S+) nan (\d+) inf (\d+)")
 _RANKING = re.compile(r"ranking logsumexp (\S+) entropy (\S+) margin \S+")
 _RANKED = re.compile(r'(\d+) (\S+)(?: ("(?:[^"\\]|\\.)*"))?')
-_SPAN = re.compile(rf"({'|'.join(get_args(Modality))}) (\d+) start (\d+) length (\d+)")
+_SPAN = re.compile(rf"({'|'.join(get_args(Modality))}) (-?\d+) start (-?\d+) length (-?\d+)")
 _KIND = re.compile(r"[A-Z]\w*|\(\)|\{\}")
 _FLOAT = re.compile(r"-?(?:inf|nan|\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import torch
 
@@ -48,11 +49,11 @@ def integer_lines(path: str, leaf: Numbers, decode: Decode | None) -> Iterator[s
         return
     if not tensor.numel():
         return
-    leading = tensor.shape[:-1]
-    for flat, line in enumerate(tensor.reshape(-1, tensor.shape[-1]).tolist()):
-        index = [int(i) for i in torch.unravel_index(torch.tensor(flat), leading)]
+    indices = product(*map(range, tensor.shape[:-1]))
+    lines = tensor.reshape(-1, tensor.shape[-1]).tolist()
+    for index, line in zip(indices, lines, strict=True):
         parts = list(wrap(map(str, runs(line)), _WIDTH, ", "))
-        yield f"{index}: {parts[0]}"
+        yield f"{list(index)}: {parts[0]}"
         yield from (f"  {part}" for part in parts[1:])
 
 
@@ -115,9 +116,10 @@ def parse_integers(dtype: str, shape: tuple[int, ...], lines: Sequence[tuple[int
     for _, line in lines:
         text = _INDEX.sub("", line.strip())
         quoted = _QUOTED.search(text)
-        found = parse_runs(text[: quoted.start()] if quoted else text, _MOST - len(values))
+        numbers = text[: quoted.start()] if quoted else text
+        found = parse_runs(numbers, _MOST - len(values))
         values += found
-        if quoted and len(set(found)) == 1:
+        if quoted and found and " " not in numbers:  # the text of one token, maybe repeated
             words[found[0]] = json.loads(quoted[1])
     wide = _shaped(torch.tensor(values, dtype=torch.int64), shape)
     return Numbers(dtype, (wide if dtype == "int" else wide.to(DTYPES[dtype]),), words)

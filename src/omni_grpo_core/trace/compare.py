@@ -65,9 +65,9 @@ def _paired(a: Trace, b: Trace) -> Iterator[tuple[StageRecord | None, StageRecor
 
 
 def _checks(was: StageRecord, now: StageRecord) -> Iterator[Difference]:
-    passed = {check.name: check.ok for check in was.checks}
+    failed = {check.name for check in was.checks if not check.ok}
     for check in now.checks:
-        if not check.ok and passed.get(check.name, True):
+        if not check.ok and check.name not in failed:
             sentence = f"check {check.name} fails now: {check.detail}"
             yield Difference(f"checks.{check.name}", "differs", sentence)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from omni_grpo_core.trace.divergence import Difference, Lane, Tolerances, distance
@@ -37,7 +38,8 @@ def _elements(path: str, was: torch.Tensor, now: torch.Tensor, lane: Lane) -> It
     far = ~(apart <= lane.atol + lane.rtol * a.abs()) | (apart == math.inf)
     strange = ~apart.isfinite()
     distance = torch.where(strange, math.inf, apart)
-    place = tuple(int(i) for i in torch.unravel_index(distance.argmax(), distance.shape))
+    # numpy's: torch's brings seconds of imports with it
+    place = tuple(map(int, np.unravel_index(int(distance.argmax()), distance.shape)))
     where, row = element(path, place)
     largest, mean = float(distance.max()), float(distance.mean())
     values = f"is {float(b[place]):.6g}, was {float(a[place]):.6g}"
@@ -139,4 +141,5 @@ def _what(was: Sketch, now: Sketch, beyond: Sequence[str]) -> str:
 
 
 def _mean_square(before: Sequence[float], after: Sequence[float]) -> float:
-    return sum(distance(a, b) ** 2 for a, b in zip(before, after, strict=True)) / len(before)
+    apart = [distance(a, b) for a, b in zip(before, after, strict=True)]
+    return sum(d * d for d in apart) / len(apart)

@@ -104,7 +104,7 @@ def _walk(value: object, path: str) -> Iterator[tuple[str, Leaf]]:
         for field in dataclasses.fields(value):
             name = f"{path}.{field.name}" if path else field.name
             yield from _walk(getattr(value, field.name), name)
-        if isinstance(value, Logits):
+        if isinstance(value, Logits) and value.values.ndim == 2 and value.values.shape[1]:
             for row, scores in enumerate(value.values):
                 yield f"{path}.top[{row}]" if path else f"top[{row}]", rank(scores)
     else:

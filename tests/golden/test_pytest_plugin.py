@@ -1,0 +1,94 @@
+"""Markers and options of the plugin: what runs, what is skipped and why, what is refused."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from omni_grpo_core import pytest_plugin
+
+pytest_plugins = ["pytester"]
+
+TESTS = """
+import pytest
+@pytest.mark.gpu
+def test_gpu(): pass
+@pytest.mark.full
+def test_full(omni_checkpoint): assert (omni_checkpoint / "config.json").exists()
+def test_checkpoint(omni_checkpoint): pass
+@pytest.mark.slow
+@pytest.mark.tiny
+def test_plain(): pass
+"""
+
+
+def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
+    pytester.makepyfile(TESTS)
+    # -p no:syrupy: the plugin must not need it until a golden is asked for
+    return pytester.runpytest_inprocess("-p", "no:syrupy", "--strict-markers", "-rs", *options)
+
+
+@pytest.fixture
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(request.param))
+
+
+@pytest.mark.parametrize("cuda", [False], indirect=True)
+@pytest.mark.usefixtures("cuda")
+def test_without_cuda_gpu_tests_are_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
+    result = run(pytester)
+    result.assert_outcomes(passed=1, skipped=3)
+    result.stdout.fnmatch_lines(
+        [
+            f"SKIPPED*torch {torch.__version__} finds no CUDA device",
+            "SKIPPED*no --checkpoint was given",
+        ]
+    )
+
+
+@pytest.mark.parametrize("cuda", [False], indirect=True)
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("options", [(), ("-m", "not gpu")])
+def test_without_cuda_require_gpu_is_refused(
+    pytester: pytest.Pytester, options: tuple[str, ...]
+) -> None:
+    result = run(pytester, "--require-gpu", *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --require-gpu: torch * finds no CUDA device"])
+
+
+@pytest.mark.parametrize("cuda", [True], indirect=True)
+@pytest.mark.usefixtures("cuda")
+def test_with_cuda_and_a_checkpoint_everything_runs(
+    pytester: pytest.Pytester, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").touch()
+    run(pytester, "--require-gpu", "--checkpoint", str(tmp_path)).assert_outcomes(passed=4)
+
+
+def test_a_checkpoint_that_is_no_folder_is_refused(pytester: pytest.Pytester) -> None:
+    result = run(pytester, "--checkpoint", "nowhere")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --checkpoint: nowhere is not a folder"])
+
+
+def test_an_old_syrupy_is_refused(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytest_plugin, "version", lambda _: "7.0.1")
+    pytester.makepyfile("def test_it(omni_golden): pass")
+    result = pytester.runpytest_inprocess()
+    result.stdout.fnmatch_lines(["*omni_golden needs syrupy 7.0.2 or newer, found 7.0.1*"])
+
+
+def test_no_syrupy_is_told(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(pytest_plugin, "version", missing)
+    pytester.makepyfile("def test_it(omni_golden): pass")
+    result = pytester.runpytest_inprocess()
+    result.stdout.fnmatch_lines(["*found none: pip install*"])
