@@ -134,3 +134,18 @@ def test_refusals() -> None:
         completion_logprobs(logits, ids, MASK, temperature=1.0, suppressed=everything)
     with pytest.raises(TrainError, match="suppressed"):
         completion_logprobs(logits, ids, MASK, temperature=1.0, suppressed=everything[:-1])
+
+
+def test_no_wide_copy_of_the_logits_is_kept_for_the_backward_pass() -> None:
+    """Plain ``log_softmax`` keeps one of 4 * N * C * V bytes; here only the logits themselves."""
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    logits = scores(torch.bfloat16).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        completion_logprobs(logits, some_ids(), MASK, temperature=0.9)
+    large = [tensor for tensor in kept if tensor.numel() >= logits.numel()]
+    assert [tensor.data_ptr() for tensor in large] == [logits.data_ptr()]

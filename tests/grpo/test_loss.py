@@ -147,9 +147,17 @@ def test_ratios_beyond_exp_leave_a_finite_gradient(settings: dict[str, Any]) -> 
     data = step()
     data["logprobs"] = torch.zeros_like(data["logprobs"]).float()
     data["old_logprobs"] = torch.full_like(data["logprobs"], -800.0)
-    config = LossConfig(**settings)
+    data["ref_logprobs"] = torch.full_like(data["logprobs"], 800.0)
+    config = LossConfig(beta=0.1, **settings)
     gradient = gradient_of(lambda x: loss_of(config, data, logprobs=x), data["logprobs"])
     assert torch.isfinite(gradient).all()
+
+
+def test_old_and_reference_policies_take_no_gradient() -> None:
+    data = step()
+    fixed = {name: data[name].requires_grad_() for name in ("old_logprobs", "ref_logprobs")}
+    loss_of(LossConfig(beta=0.1), data | {"logprobs": data["logprobs"].requires_grad_()}).backward()  # type: ignore[no-untyped-call]
+    assert [x.grad for x in fixed.values()] == [None, None]
 
 
 def test_float32_in_float32_out() -> None:

@@ -82,8 +82,9 @@ def test_nothing_counted_is_not_zero() -> None:
 
 
 def test_zero_variance_rate_is_over_groups_that_have_a_variance() -> None:
-    found = group_advantages([1, 1, 0, 1, None, 3], ["a", "a", "b", "b", "c", "c"], "group")
+    rewards, ids = [1, 1, 0, 1, 2, 3, None, 3], ["a", "a", "b", "b", "c", "c", "d", "d"]
+    found = group_advantages(rewards, ids, "group")
     assert advantage_metrics(found).means == {
-        "zero_variance_rate": Mean(1, 2),
-        "unscored_rate": Mean(1, 6),
+        "zero_variance_rate": Mean(1, 3),
+        "unscored_rate": Mean(1, 8),
     }
