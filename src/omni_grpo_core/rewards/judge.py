@@ -13,8 +13,7 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +37,7 @@ from tenacity import (
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.rewards.base import Reward, Row
+from omni_grpo_core.rewards.call import run_async
 from omni_grpo_core.rewards.degenerate import degenerate_text
 from omni_grpo_core.rewards.gold import Gold, gold
 from omni_grpo_core.rewards.judge_cache import VerdictCache
@@ -124,7 +124,7 @@ class Judge:
     def ask(self, questions: Sequence[Question]) -> list[Score]:
         """One score a question; equal questions are asked once. Never raises for what the
         endpoint does. May be called with or without a running event loop."""
-        return _run(self._ask(questions)) if questions else []
+        return run_async(self._ask(questions)) if questions else []
 
     async def _ask(self, questions: Sequence[Question]) -> list[Score]:
         end = self.endpoint
@@ -320,13 +320,3 @@ def _body(content: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise BadVerdict(f"the body is no object: {content[:40]!r}")
     return body
-
-
-def _run(work: Coroutine[Any, Any, list[Score]]) -> list[Score]:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    # a notebook or a trainer has a loop in this thread: use one in another
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()

@@ -1,0 +1,79 @@
+"""``omni-grpo rewards``: put reward functions to the test, ours or anyone's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from omni_grpo_core.errors import OmniGrpoError
+
+if TYPE_CHECKING:
+    from omni_grpo_core.rewards.conformance import ConformanceReport
+
+app = typer.Typer(help="Reward functions: can garbage earn them?", no_args_is_help=True)
+
+
+@app.callback()
+def _root() -> None:
+    """A callback keeps ``test`` a subcommand while it is the only one."""
+
+
+@app.command("test")
+def conformance(
+    functions: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FUNCTION...",
+            help="module:function with TRL's signature, or one of ours: format, accuracy, …",
+        ),
+    ],
+    floor: Annotated[float, typer.Option(help="What garbage may earn at most.")] = 0.0,
+    top: Annotated[float, typer.Option(help="What gold must earn.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Garbage earns the floor, gold the top, tricks nothing; rows do not touch each other.
+
+    Exit code 1 with the failing cases, 2 when a function cannot be loaded.
+    """
+    from omni_grpo_core.rewards.conformance import run
+    from omni_grpo_core.rewards.load import load_reward
+
+    # a module beside the user is found as with `python -m`
+    sys.path.insert(0, "")
+    try:
+        loaded = {name: load_reward(name) for name in functions}
+    except OmniGrpoError as error:
+        if as_json:
+            fields = ("stage", "item", "got", "want", "fix")
+            typer.echo(json.dumps({"error": {name: getattr(error, name) for name in fields}}))
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    report = run(loaded, floor=floor, top=top)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        _print(report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def _print(report: ConformanceReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("function", "cases", "failures", "verdict", title="Can garbage earn it?")
+    for function in report.functions:
+        failures = sum(failure.function == function.name for failure in report.failures)
+        verdict = "[green]pass" if function.ok else "[red]fail"
+        table.add_row(function.name, str(report.cases), str(failures), verdict)
+    console.print(table)
+    if report.failures:
+        table = Table("function", "check", "case", "got", "want", title="Failures")
+        for failure in report.failures:
+            # foreign text: not markup
+            cells = (failure.function, failure.check, failure.case, failure.got, failure.want)
+            table.add_row(*(cell.replace("[", "\\[") for cell in cells))
+        console.print(table)

@@ -1,0 +1,151 @@
+"""Is the reward alive? Plain values of the last steps in, alarms out.
+
+``check`` asks about one pass (``patience=1``), a training callback about its last steps. An alarm
+is raised only for what held in *every* one of the last ``patience`` steps; with fewer steps there
+is none yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+AlarmName = Literal[
+    "constant", "pinned", "never-scored", "not-a-number", "format-zero", "zero-variance", "capped"
+]
+
+TOP = 1.0
+_SAME = 1e-9  # two rewards this near are the same: weights make 0.1 + 0.2 of 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Rewards of one step. All sequences have one value a completion, in one order.
+
+    ``scores``: by reward name. ``totals``: what the policy is trained on. ``group_ids``: the
+    sample of each completion. ``capped``: whether it ran into the length cap.
+    """
+
+    scores: Mapping[str, Sequence[float | None]]
+    totals: Sequence[float | None]
+    group_ids: Sequence[str]
+    capped: Sequence[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """``reward``: the reward function it is about, ``None`` for the total or all of them."""
+
+    name: AlarmName
+    reward: str | None
+    detail: str
+
+
+def alarms(steps: Sequence[Step], *, patience: int = 5, share: float = 0.9) -> tuple[Alarm, ...]:
+    """What is wrong with the rewards of the last ``patience`` steps.
+
+    * ``not-a-number``: a reward gave NaN or infinity (any step is enough).
+    * ``never-scored``: a reward scored nothing.
+    * ``constant``: all values of a reward, or of the total, are one value below the top. A reward
+      that everybody earns in full is no alarm by itself.
+    * ``pinned``: the total is constant and one single reward makes it up: it pays a default to
+      anything while the others pay nothing. The incident's 0.10.
+    * ``format-zero``: the reward named ``format`` paid nothing.
+    * ``zero-variance``: in at least ``share`` of the groups all totals are equal: no advantage.
+    * ``capped``: at least ``share`` of the completions ran into the cap.
+
+    >>> step = Step({"format": [0, 0]}, [0, 0], ["a", "a"], [False, False])
+    >>> [alarm.name for alarm in alarms([step], patience=1)]
+    ['constant', 'format-zero', 'constant', 'zero-variance']
+    """
+    window = steps[-patience:]
+    if not window:
+        return ()
+    found = [_not_a_number(window)]
+    if len(window) == patience:
+        names = sorted({name for step in window for name in step.scores})
+        values = {
+            name: _scored(v for s in window for v in s.scores.get(name, ())) for name in names
+        }
+        totals = _scored(value for step in window for value in step.totals)
+        for name in names:
+            found += [_never(name, values[name]), _constant(name, values[name], patience)]
+        if "format" in names:
+            found.append(_format_zero(values["format"], patience))
+        found += [_constant(None, totals, patience), _pinned(values, totals, patience)]
+        found += [_zero_variance(window, share), _capped(window, share)]
+    return tuple(alarm for alarm in found if alarm)
+
+
+def _scored(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _is_constant(values: Sequence[float]) -> bool:
+    return len(values) > 1 and max(values) - min(values) <= _SAME
+
+
+def _not_a_number(window: Sequence[Step]) -> Alarm | None:
+    for step in window:
+        for name, values in step.scores.items():
+            bad = [v for v in values if v is not None and not math.isfinite(v)]
+            if bad:
+                return Alarm("not-a-number", name, f"{len(bad)} of {len(values)} are {bad[0]}")
+    return None
+
+
+def _never(name: str, values: Sequence[float]) -> Alarm | None:
+    return None if values else Alarm("never-scored", name, "not one completion was scored")
+
+
+def _constant(name: str | None, values: Sequence[float], patience: int) -> Alarm | None:
+    if not _is_constant(values) or values[0] >= TOP - _SAME:
+        return None
+    detail = f"{values[0]:g} for all {len(values)} completions of {patience} steps"
+    return Alarm("constant", name, detail)
+
+
+def _pinned(
+    values: Mapping[str, Sequence[float]], totals: Sequence[float], patience: int
+) -> Alarm | None:
+    paying = [name for name, v in values.items() if any(value > _SAME for value in v)]
+    if not _is_constant(totals) or totals[0] <= _SAME or totals[0] >= TOP - _SAME:
+        return None
+    if len(paying) != 1 or not _is_constant(values[paying[0]]):
+        return None
+    return Alarm(
+        "pinned",
+        paying[0],
+        f"the total is {totals[0]:g} for {patience} steps: {paying[0]} pays "
+        f"{values[paying[0]][0]:g} to anything, the others pay nothing",
+    )
+
+
+def _format_zero(values: Sequence[float], patience: int) -> Alarm | None:
+    if not values or max(values) > _SAME:
+        return None
+    return Alarm("format-zero", "format", f"no well-formed completion in {patience} steps")
+
+
+def _zero_variance(window: Sequence[Step], share: float) -> Alarm | None:
+    groups = 0
+    flat = 0
+    for step in window:
+        by_group: dict[str, list[float | None]] = {}
+        for group, total in zip(step.group_ids, step.totals, strict=True):
+            by_group.setdefault(group, []).append(total)
+        sized = [v for v in map(_scored, by_group.values()) if len(v) > 1]
+        groups += len(sized)
+        flat += sum(map(_is_constant, sized))
+    if not groups or flat < share * groups:
+        return None
+    return Alarm("zero-variance", None, f"{flat} of {groups} groups have equal rewards")
+
+
+def _capped(window: Sequence[Step], share: float) -> Alarm | None:
+    capped = [flag for step in window for flag in step.capped]
+    if not capped or sum(capped) < share * len(capped):
+        return None
+    return Alarm("capped", None, f"{sum(capped)} of {len(capped)} completions ran into the cap")

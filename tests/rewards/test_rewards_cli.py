@@ -1,0 +1,65 @@
+"""``omni-grpo rewards test`` as people use it: another process, a module of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from omni_grpo_core.rewards.cli import app
+
+THEIRS = """
+def bribed(prompts, completions, **columns):
+    return [0.1] * len(completions)
+"""
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["test", *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_json_is_one_object_with_functions_cases_and_failures() -> None:
+    code, out, _ = invoke("format", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert (told["ok"], told["failures"]) == (True, [])
+    assert [function["name"] for function in told["functions"]] == ["format"]
+    assert told["cases"] == len(told["functions"][0]["values"])
+
+
+def test_a_bad_function_of_a_module_beside_the_user_exits_1_with_its_cases(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(THEIRS, encoding="utf-8")
+    command = "from omni_grpo_core.rewards.cli import app; app()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "test", "mine:bribed", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = json.loads(done.stdout)
+    assert done.returncode == 1, done.stderr
+    assert {failure["check"] for failure in told["failures"]} == {"garbage", "gold"}
+    assert any(failure["case"] == "OCR: empty" for failure in told["failures"])
+
+
+def test_the_table_names_function_and_failures() -> None:
+    code, out, _ = invoke("format", "--top", "0.5")
+    assert code == 1
+    assert "Failures" in out
+    assert "gold" in out
+
+
+def test_what_cannot_be_loaded_exits_2_with_one_message() -> None:
+    code, out, err = invoke("no_such_module_here:f")
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        "error: config: reward 'no_such_module_here:f': found ModuleNotFoundError"
+    )
+    code, out, _ = invoke("no_such_module_here:f", "--json")
+    assert code == 2
+    assert json.loads(out)["error"]["item"] == "reward 'no_such_module_here:f'"
