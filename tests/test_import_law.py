@@ -59,7 +59,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
 }
 
 # Private modules that stand beside a room because it is one file; only that room may use them.
-ANNEXES: Mapping[str, str] = {"_decode": "media", "_qwen_utils": "media"}
+ANNEXES: Mapping[str, str] = {"_decode": "media", "_qwen_utils": "media", "_rows": "sample"}
 
 # The doors of the heavy libraries: modules, or whole rooms, that may import them.
 DOORS: Mapping[str, frozenset[str]] = {

@@ -81,16 +81,21 @@ def decoder_version() -> str:
 def existing_file(path: str | Path) -> Path:
     """``path`` made absolute, if it is a readable file with something in it; else MediaError."""
     file = Path(path).absolute()
-    if not file.exists():
-        raise MediaError(str(path), got="no such file", want="a media file", fix="check the path")
-    if not file.is_file():
-        raise MediaError(str(path), got="a directory", want="a media file", fix="name a file in it")
     try:
-        empty = not file.stat().st_size
-        file.open("rb").close()
-    except OSError as error:
+        if file.is_dir():
+            raise MediaError(
+                str(path), got="a directory", want="a media file", fix="name a file in it"
+            )
+        if not file.is_file():
+            raise MediaError(
+                str(path), got="no such file", want="a media file", fix="check the path"
+            )
+        with file.open("rb") as stream:
+            empty = not stream.read(1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(
-            str(path), got=f"{error.strerror}", want="a readable file", fix="check its permissions"
+            str(path), got=reason, want="a readable file", fix="check its name and permissions"
         ) from error
     if empty:
         raise MediaError(

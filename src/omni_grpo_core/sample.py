@@ -6,20 +6,28 @@ replaced by another: a data set that is silently not what it says poisons groups
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import cast
 
+from omni_grpo_core._rows import Row, is_text, read_rows, short
 from omni_grpo_core.errors import DataError
 from omni_grpo_core.types import MODALITIES, PROBLEM_TYPES, MediaRef, ProblemType, Sample
 
-_LABEL = re.compile(r"\(?([A-Z])(?:[.:)、]|\s|$)")
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_OPTION = re.compile(r"\s*[(\[]?([A-Za-z])[)\].:、]")
+_CHOICE = re.compile(r"\s*[(\[]?([A-Za-z])(?:[)\].:、]|\s*$)")
+# what stands inside a tag: something, and no other tag
+_INSIDE = r"((?!\s*</(?:context|think|answer)>)(?:(?!</?(?:context|think|answer)>).)+)"
+_GOLD = re.compile(
+    rf"\s*(?:<context>{_INSIDE}</context>\s*)?(?:<think>{_INSIDE}</think>\s*)?"
+    rf"<answer>{_INSIDE}</answer>\s*",
+    re.DOTALL,
+)
 _STRETCH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*")
+_WITH_OPTIONS = ("multiple choice", "emer_ov_mc")
 _CHOICES = ("a0", "a1", "a2", "a3")
 _PUBLIC_CUT = 60.5
 """Seconds. The public downloader cuts every Social-IQ video to one minute, give or take frames."""
@@ -33,9 +41,9 @@ def load_samples(path: Path | str, *, root: Path | None = None) -> tuple[Sample,
     *HumanOmniV2 rows* (``problem``, ``problem_type``, ``options``, ``solution``, ``data_type``,
     ``path``). ``path`` is a string, of modality ``data_type``, or ``{image|video, audio}`` with
     ``data_type`` naming one of these; a row without ``path`` is text only. ``problem_id`` or
-    ``id`` is the sample id, else ``file:row``. The gold must stand in ``<answer>`` tags, as it
-    does in every public row: a bare one is refused, not wrapped, since a gold that lost its tags
-    may have lost more.
+    ``id`` is the sample id, else ``file:row``. The gold stands in ``<answer>`` tags, after
+    ``<context>`` and ``<think>`` if there are any, as in every public row; a bare one is refused,
+    not wrapped, since a gold that lost its tags may have lost more.
 
     *Social-IQ 2.0 rows* (``q``, ``a0`` to ``a3``, ``answer_idx``, ``vid_name``, ``ts``) become
     multiple choice with options ``"A. …"`` and gold ``<answer>A</answer>``. The video is
@@ -49,115 +57,49 @@ def load_samples(path: Path | str, *, root: Path | None = None) -> tuple[Sample,
     lacks, contradicts itself in, or names that is not there.
     """
     file = Path(path)
-    rows = tuple(_rows(file))
+    rows = tuple(read_rows(file))
     if not rows:
         raise DataError(str(file), got="no rows", want="at least one", fix="check the file")
     samples = tuple(_read(row, root) for row in rows)
+    _refuse_missing_files(samples)
     return _with_unique_ids(rows, samples)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    file: Path
-    number: int
-    values: Mapping[str, Any]
-
-    @property
-    def origin(self) -> str:
-        return f"{self.file}:{self.number}"
-
-    @property
-    def is_social_iq(self) -> bool:
-        return "vid_name" in self.values or "q" in self.values
-
-    @property
-    def id_key(self) -> str | None:
-        keys = ("qid",) if self.is_social_iq else ("problem_id", "id")
-        return next((key for key in keys if self.values.get(key) is not None), None)
-
-    def bad(self, got: str, want: str, fix: str = "mend the row") -> NoReturn:
-        raise DataError(self.origin, got=got, want=want, fix=fix)
-
-    def text(self, key: str) -> str:
-        value = self.values.get(key)
-        if key not in self.values:
-            self.bad(f"no {key!r}", f"a text under {key!r}")
-        if not isinstance(value, str) or not value.strip():
-            self.bad(f"{key} {_short(value)}", f"a text under {key!r}")
-        return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-# --------------------------------------------------------------------------- the file
-
-
-def _rows(file: Path) -> Iterator[_Row]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "no text in UTF-8" if isinstance(error, ValueError) else str(error.strerror)
+def _refuse_missing_files(samples: Sequence[Sample]) -> None:
+    missing = {
+        sample.origin: ref.path
+        for sample in samples
+        for ref in sample.media
+        if not _is_file(Path(ref.path))
+    }
+    if missing:
+        origin, path = next(iter(missing.items()))
+        others = f" (nor have {len(missing) - 1} other rows theirs)" if len(missing) > 1 else ""
         raise DataError(
-            str(file), got=reason, want="a JSON or JSONL file", fix="check the path"
-        ) from error
-    try:
-        whole = json.loads(text)
-    except json.JSONDecodeError:
-        yield from _lines(file, text)
-        return
-    if isinstance(whole, dict) and not any(isinstance(v, (list, dict)) for v in whole.values()):
-        whole = [whole]  # JSONL of one line
-    if not isinstance(whole, list):
-        raise DataError(
-            str(file),
-            got=f"JSON that is a {type(whole).__name__}",
-            want="a list of rows, or JSONL",
-            fix="save the rows themselves",
+            origin,
+            got=f"no file {path}{others}",
+            want="the media file of the row",
+            fix="get the file, say where media lie (root), or remove the row",
         )
-    for number, values in enumerate(whole, 1):
-        yield _row(file, number, values)
 
 
-def _lines(file: Path, text: str) -> Iterator[_Row]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{file}:{number}",
-                got=f"no JSON ({error.msg} at column {error.colno})",
-                want="a JSON list in the file, or one JSON object per line",
-                fix="mend the file",
-            ) from error
-        yield _row(file, number, values)
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        return False
 
 
-def _row(file: Path, number: int, values: Any) -> _Row:
-    if not isinstance(values, dict):
-        raise DataError(
-            f"{file}:{number}",
-            got=f"{_short(values)}",
-            want="a JSON object",
-            fix="mend the row",
-        )
-    return _Row(file, number, values)
-
-
-def _with_unique_ids(rows: tuple[_Row, ...], samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-    seen: dict[str, tuple[_Row, str]] = {}
+def _with_unique_ids(rows: tuple[Row, ...], samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    seen: dict[str, tuple[Row, str]] = {}
     unique = []
     for row, sample in zip(rows, samples, strict=True):
         sample_id, copies = sample.sample_id, 1
         while sample_id in seen:
             first, question = seen[sample_id]
-            if not row.is_social_iq or question == sample.question:
+            if not _is_social_iq(row) or question == sample.question:
                 row.bad(
-                    f"{row.id_key} {sample.sample_id!r}, which row {first.number} has too",
+                    f"{_id_key(row)} {sample.sample_id!r}, which row {first.number} has too",
                     "one id per row",
                     "rename or remove one; completions are grouped by this id",
                 )
@@ -171,30 +113,39 @@ def _with_unique_ids(rows: tuple[_Row, ...], samples: tuple[Sample, ...]) -> tup
 # --------------------------------------------------------------------------- the row
 
 
-def _read(row: _Row, root: Path | None) -> Sample:
-    key = row.id_key
+def _is_social_iq(row: Row) -> bool:
+    return "vid_name" in row.values or "q" in row.values
+
+
+def _id_key(row: Row) -> str | None:
+    keys = ("qid",) if _is_social_iq(row) else ("problem_id", "id")
+    return next((key for key in keys if row.values.get(key) is not None), None)
+
+
+def _read(row: Row, root: Path | None) -> Sample:
+    key = _id_key(row)
     sample_id = f"{row.file.name}:{row.number}" if key is None else row.values[key]
     if isinstance(sample_id, bool) or not isinstance(sample_id, (str, int)) or sample_id == "":
-        row.bad(f"{key} {_short(sample_id)}", "a text or a number")
-    return (_social_iq if row.is_social_iq else _human_omni)(row, str(sample_id), root)
+        row.bad(f"{key} {short(sample_id)}", "a text or a number")
+    return (_social_iq if _is_social_iq(row) else _human_omni)(row, str(sample_id), root)
 
 
-def _human_omni(row: _Row, sample_id: str, root: Path | None) -> Sample:
+def _human_omni(row: Row, sample_id: str, root: Path | None) -> Sample:
     question = row.text("problem")
     kind = row.values.get("problem_type")
     if kind not in PROBLEM_TYPES:
-        row.bad(f"problem_type {_short(kind)}", f"one of {', '.join(PROBLEM_TYPES)}")
+        row.bad(f"problem_type {short(kind)}", f"one of {', '.join(PROBLEM_TYPES)}")
     options = _options(row, kind)
     solution = row.text("solution")
-    answers = _ANSWER.findall(solution)
-    if len(answers) != 1 or not answers[0].strip():
+    gold = _GOLD.fullmatch(solution)
+    if not gold:
         row.bad(
-            f"solution {_short(solution)}",
-            "one <answer>...</answer> with something in it",
+            f"solution {short(solution)}",
+            "<answer>...</answer>, with <context> and <think> before it or without",
             "write the gold as <answer>B</answer>",
         )
-    if options and kind in ("multiple choice", "emer_ov_mc"):
-        _check_gold_letters(row, kind, options, answers[0].strip())
+    if kind in _WITH_OPTIONS:
+        _check_gold_letters(row, kind, options, gold.group(3).strip())
     return Sample(
         sample_id=sample_id,
         question=question,
@@ -206,39 +157,42 @@ def _human_omni(row: _Row, sample_id: str, root: Path | None) -> Sample:
     )
 
 
-def _options(row: _Row, kind: str) -> tuple[str, ...]:
+def _options(row: Row, kind: str) -> tuple[str, ...]:
     options = row.values.get("options") or []
-    if not isinstance(options, list) or not all(isinstance(o, str) and o.strip() for o in options):
-        row.bad(f"options {_short(options)}", "a list of texts")
-    if kind in ("multiple choice", "emer_ov_mc"):
+    if not isinstance(options, list) or not all(map(is_text, options)):
+        row.bad(f"options {short(options)}", "a list of texts")
+    if kind in _WITH_OPTIONS:
         if not options:
             row.bad("no options", f"options, since the problem_type is {kind!r}")
-        labels = [match.group(1) for o in options if (match := _LABEL.match(o.strip()))]
-        if len(set(labels)) != len(options):
+        if len(_labels(options)) != len(options):
             row.bad(
-                f"options {_short(options)}",
+                f"options {short(options)}",
                 "options that each begin with a letter of their own",
                 'write them as "A. red", "B. blue"',
             )
     return tuple(options)
 
 
-def _check_gold_letters(row: _Row, kind: str, options: tuple[str, ...], gold: str) -> None:
-    labels = {o.strip().lstrip("(")[0] for o in options}
-    pieces = re.split(r"[,;\s]+", gold) if kind == "emer_ov_mc" else [gold]
+def _labels(options: Iterable[str]) -> set[str]:
+    return {match.group(1).upper() for option in options if (match := _OPTION.match(option))}
+
+
+def _check_gold_letters(row: Row, kind: str, options: tuple[str, ...], gold: str) -> None:
+    labels = _labels(options)
+    pieces = re.split(r"[,;]", gold) if kind == "emer_ov_mc" else [gold]
     for piece in pieces:
-        match = _LABEL.match(piece)
-        if piece and (not match or match.group(1) not in labels):
-            row.bad(f"gold {_short(gold)}", f"letters of the options ({', '.join(sorted(labels))})")
+        match = _CHOICE.match(piece)
+        if not match or match.group(1).upper() not in labels:
+            row.bad(f"gold {short(gold)}", f"letters of the options ({', '.join(sorted(labels))})")
 
 
-def _media(row: _Row, root: Path | None) -> tuple[MediaRef, ...]:
+def _media(row: Row, root: Path | None) -> tuple[MediaRef, ...]:
     values = row.values
     # evaluation files of HumanOmniV2 name the file by its kind alone
     path = values.get("path", {k: values[k] for k in MODALITIES if values.get(k) is not None})
     data_type = values.get("data_type", None if path else "text")
     if not isinstance(data_type, str):
-        row.bad(f"data_type {_short(data_type)}", f"one of {', '.join(MODALITIES)}")
+        row.bad(f"data_type {short(data_type)}", f"one of {', '.join(MODALITIES)}")
     named = set(re.split(r"[^a-z]+", data_type)) - {"", "and"}
     if not named or not named <= {*MODALITIES, "text"}:
         row.bad(f"data_type {data_type!r}", f"one of {', '.join(MODALITIES)}, text")
@@ -253,7 +207,7 @@ def _media(row: _Row, root: Path | None) -> tuple[MediaRef, ...]:
     if not isinstance(path, dict) or not all(
         isinstance(p, str) and p.strip() for p in path.values()
     ):
-        row.bad(f"path {_short(path)}", "a file, or {image|video, audio} of files")
+        row.bad(f"path {short(path)}", "a file, or {image|video, audio} of files")
     kinds = set(path)
     if not kinds <= set(MODALITIES) or {"image", "video"} <= kinds:
         row.bad(f"path for {', '.join(sorted(path))}", "image or video, and audio, or one of them")
@@ -263,26 +217,13 @@ def _media(row: _Row, root: Path | None) -> tuple[MediaRef, ...]:
             "a data_type that the path agrees with",
         )
     base = root or row.file.parent
-    return tuple(
-        MediaRef(kind, _existing(row, [base / path[kind]])) for kind in MODALITIES if kind in path
-    )
-
-
-def _existing(row: _Row, candidates: list[Path]) -> str:
-    for candidate in candidates:
-        if candidate.is_file():
-            return str(candidate)
-    row.bad(
-        f"no file {' or '.join(str(c) for c in candidates)}",
-        "the media file of the row",
-        "get the file, say where media lie (root), or remove the row",
-    )
+    return tuple(MediaRef(kind, str(base / path[kind])) for kind in MODALITIES if kind in path)
 
 
 # --------------------------------------------------------------------------- Social-IQ 2.0
 
 
-def _social_iq(row: _Row, sample_id: str, root: Path | None) -> Sample:
+def _social_iq(row: Row, sample_id: str, root: Path | None) -> Sample:
     question = row.text("q")
     options = tuple(
         f"{letter}. {row.text(key)}" for letter, key in zip("ABCD", _CHOICES, strict=True)
@@ -290,7 +231,7 @@ def _social_iq(row: _Row, sample_id: str, root: Path | None) -> Sample:
     gold = row.values.get("answer_idx")
     if type(gold) is not int or gold not in range(len(_CHOICES)):
         row.bad(
-            f"answer_idx {_short(gold)}",
+            f"answer_idx {short(gold)}",
             "0, 1, 2 or 3",
             "use a labelled file (the public test split has no answers)",
         )
@@ -310,7 +251,7 @@ def _social_iq(row: _Row, sample_id: str, root: Path | None) -> Sample:
         media=(
             MediaRef(
                 "video",
-                _existing(row, candidates),
+                str(next(filter(_is_file, candidates), candidates[0])),
                 start=start,
                 end=None if start == 0 and end > _PUBLIC_CUT else end,
             ),
