@@ -142,7 +142,7 @@ def check(
         if html is not None:
             from omni_grpo_core.report.check_page import check_page, write_page
 
-            write_page(html, check_page(result, policy))
+            write_page(html, check_page(result, policy.decode))
         if as_json:
             typer.echo(json.dumps(result.to_json(), ensure_ascii=False))
         else:
