@@ -32,7 +32,12 @@ def failed(report: ConformanceReport) -> set[str]:
 
 def test_ours_pass() -> None:
     both = Composition([Component(Format()), Component(Accuracy())])
-    functions = {"format": Format(), "accuracy": Accuracy(), "people": PeopleFocus(), "both": both}
+    functions: dict[str, Callable[..., Any]] = {
+        "format": Format(),
+        "accuracy": Accuracy(),
+        "people": PeopleFocus(),
+        "both": both,
+    }
     report = run(functions, clock=Ticks())
     assert report.failures == ()
     assert report.ok

@@ -305,9 +305,9 @@ def test_the_cache_survives_kill_9(server: JudgeServer, tmp_path: Path) -> None:
         from pathlib import Path
         from omni_grpo_core.rewards.judge import Endpoint, Judge, JudgeReward
         from omni_grpo_core.rewards.parse import render
-        told = [render(f"a man {{i}}", "t", "B") for i in range(300)]
+        told = [render(f"a man {{i}}", "t", "B") for i in range(150)]
         judge = Judge(Endpoint({server.url!r}, "judge", cache=Path({str(cache)!r}), concurrency=4))
-        JudgeReward("context", judge)(["Who?"] * 300, told, solution=[{GOLD!r}] * 300)
+        JudgeReward("context", judge)(["Who?"] * 150, told, solution=[{GOLD!r}] * 150)
         """
     )
     child = subprocess.Popen([sys.executable, "-c", script])
@@ -320,13 +320,13 @@ def test_the_cache_survives_kill_9(server: JudgeServer, tmp_path: Path) -> None:
     with sqlite3.connect(cache) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
-    assert 30 <= kept < 300  # of 40 requests at most the 4 in flight were unanswered, then a few
+    assert 30 <= kept < 150  # of 40 requests at most the 4 in flight were unanswered, then a few
     server.delay = 0.0
     judge = Judge(endpoint(server, cache=cache))
-    scores = context_of(judge, *(f"a man {i}" for i in range(300)))
-    assert [score.value for score in scores] == [0.8] * 300
+    scores = context_of(judge, *(f"a man {i}" for i in range(150)))
+    assert [score.value for score in scores] == [0.8] * 150
     assert judge.usage.cache_hits == kept
-    assert judge.usage.requests == 300 - kept
+    assert judge.usage.requests == 150 - kept
 
 
 # ------------------------------------------------------------------ settings
