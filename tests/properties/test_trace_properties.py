@@ -103,7 +103,7 @@ def through_a_folder(trace: Trace) -> Trace:
 
 
 @given(nouns["Trace"])
-@settings(max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 def test_saving_and_loading_a_trace_is_the_identity(trace: Trace) -> None:
     loaded = through_a_folder(trace)
     assert equal(loaded, trace)
@@ -112,7 +112,7 @@ def test_saving_and_loading_a_trace_is_the_identity(trace: Trace) -> None:
 
 @pytest.mark.parametrize("name", sorted(NOUNS))
 @given(data=st.data())
-@settings(max_examples=10)
+@settings(max_examples=settings().max_examples // 10)
 def test_saving_and_loading_any_noun_is_the_identity(name: str, data: st.DataObject) -> None:
     value = data.draw(nouns[name])
     trace = Trace({}, (StageRecord("sample", value, (), 0.0),))
@@ -126,7 +126,7 @@ def test_equal_is_equality(a: object, b: object) -> None:
 
 
 @given(nouns["Trace"])
-@settings(max_examples=30)
+@settings(max_examples=settings().max_examples // 3)
 def test_a_trace_never_differs_from_itself(trace: Trace) -> None:
     assert compare(trace, trace).verdict == "exact"
     assert not any(stage.differences for stage in compare(trace, trace).stages)

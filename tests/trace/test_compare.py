@@ -239,15 +239,15 @@ def test_what_comes_and_goes_is_named_once() -> None:
     batch = small_batch()
     assert sentences(batch, replace(batch, rows=batch.rows[:1])) == ["row 1 is gone"]
     assert sentences({"a": ()}, {"a": (batch,)}) == ["a[0] is new"]
-    assert sentences((), (batch,)) == ["row 0 is new"]
+    assert sentences((), (batch,)) == ["[0] is new"]
     assert sentences({"a": {}, "b": ()}, {"a": (), "b": 1})[0] == "a is empty, was empty"
 
 
 def test_another_kind_of_value_is_named() -> None:
     parsed = small_trace()["parsed"].value
     assert sentences(parsed, parsed[::-1]) == [
-        "row 0 is a Malformed, was a Parsed",
-        "row 1 is a Parsed, was a Malformed",
+        "[0] is a Malformed, was a Parsed",
+        "[1] is a Parsed, was a Malformed",
     ]
     assert sentences(small_batch(), parsed[1]) == ["self is a Malformed, was a Batch"]
 

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import PurePath
 from typing import get_args
 
 from omni_grpo_core.golden.numbers import (
@@ -35,6 +36,7 @@ from omni_grpo_core.trace.runs import runs
 from omni_grpo_core.trace.sketch import PROJECTIONS, SAMPLES, Sketch, sketch
 from omni_grpo_core.types import Modality, Span
 
+_FILE = re.compile(r"(?:^|\.)(?:path|origin)$")
 _MOST_RUNS = 512
 """Runs of integers written out; what has more (pixels) is sketched."""
 
@@ -43,7 +45,10 @@ Lines = Sequence[tuple[int, str]]
 
 
 def summarise(path: str, leaf: Leaf) -> Leaf:
-    """What a golden keeps of ``leaf``: all of it, but a sketch of tensors too big to read."""
+    """What a golden keeps of ``leaf``: all of it, but a sketch of tensors too big to read, and of
+    a file its name, since the folders before it are one machine's own."""
+    if isinstance(leaf, Scalar) and isinstance(leaf.value, str) and _FILE.search(path):
+        return Scalar(PurePath(leaf.value).name)
     if not isinstance(leaf, Numbers) or leaf.dtype in ("int", "float"):
         return leaf
     if leaf.integral:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import re
 
-_ROW = re.compile(r"^(?:rows)?\[(?P<row>\d+)\]\.?(?P<rest>.*)$")
-_COMPLETION = re.compile(r"^completions\[(?P<row>\d+)\]\.?(?P<rest>.*)$")
-_TOP = re.compile(r"^top\[(?P<row>\d+)\](?P<rest>)$")
+# what a path may begin with, and what that is called; the first that fits
+_HEADS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(rf"{pattern}(?:\.|$)"), words)
+    for pattern, words in (
+        (r"rows\[(\d+)\]", "row {}"),
+        (r"top\[(\d+)\]", "row {}"),
+        # the completion stage is a tuple of rollouts, the parsed stage one of completions
+        (r"\[(\d+)\]\.completions\[(\d+)\]", "rollout {}, completion {}"),
+        (r"completions\[(\d+)\]", "completion {}"),
+        (r"\[(\d+)\](?=\.(?:context|think|answer|what|where)\b)", "completion {}"),
+        (r"\[(\d+)\](?=\.(?:group_size|temperature|seed)$)", "rollout {}"),
+        (r"\[(\d+)\](?=\.)", "row {}"),
+    )
+)
 _ROPE_AXES = ("time", "height", "width")
 _IDS = re.compile(r"(?:^|\.)(?:input_ids|token_ids)$")
 
@@ -20,13 +31,20 @@ def holds_ids(path: str) -> bool:
     return bool(_IDS.search(path))
 
 
+def _head(path: str) -> tuple[str, str]:
+    for pattern, words in _HEADS:
+        if match := pattern.match(path):
+            return words.format(*match.groups()), path[match.end() :]
+    return "", path
+
+
 def row_of(path: str) -> int | None:
     """
     >>> row_of("rows[2].spans"), row_of("[1].videos[0].frames"), row_of("input_ids")
     (2, 1, None)
     """
-    match = _ROW.match(path) or _TOP.match(path)
-    return int(match["row"]) if match else None
+    head, _ = _head(path)
+    return int(head.removeprefix("row ")) if head.startswith("row ") else None
 
 
 def name(path: str) -> str:
@@ -35,11 +53,8 @@ def name(path: str) -> str:
     >>> name("rows[2].audio_in_video"), name("completions[3].text"), name("tensors.pixel_values")
     ('row 2: audio_in_video', 'completion 3: text', 'tensors.pixel_values')
     """
-    for pattern, noun in ((_ROW, "row"), (_TOP, "row"), (_COMPLETION, "completion")):
-        if match := pattern.match(path):
-            rest = f": {match['rest']}" if match["rest"] else ""
-            return f"{noun} {match['row']}{rest}"
-    return path
+    head, rest = _head(path)
+    return f"{head}: {rest}" if head and rest else head or path
 
 
 def element(path: str, index: tuple[int, ...]) -> tuple[str, int | None]:
@@ -64,6 +79,6 @@ def element(path: str, index: tuple[int, ...]) -> tuple[str, int | None]:
         rest = f"{list(index[1:])}" if index[1:] else ""
         return f"row {index[0]}: {path}{rest}", index[0]
     if holds_ids(path) and len(index) == 1:
-        head = name(path).rpartition(":")[0]
+        head, _ = _head(path)
         return f"{head}: token {index[0]}" if head else f"token {index[0]}", row
     return f"{name(path)}{list(index)}" if index else name(path), row
