@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 import zlib
@@ -210,3 +211,17 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_media(tmp_path / "c.mp4", numbered(4))
     monkeypatch.chdir(tmp_path)
     assert load_video(Path("c.mp4")).frames.shape[0] == 4
+
+
+def test_pillow_is_kept_from_printing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "i.tiff"
+    PIL.Image.new("RGB", (8, 8)).save(image)
+    entry = struct.pack("<HHII", 277, 3, 1, 3)  # three samples a pixel
+    assert entry in image.read_bytes()
+    image.write_bytes(image.read_bytes().replace(entry, struct.pack("<HHII", 277, 3, 1, 191)))
+    logging.getLogger().handlers, handlers = [], logging.getLogger().handlers
+    try:
+        refused(image, "image")
+    finally:
+        logging.getLogger().handlers = handlers
+    assert capfd.readouterr() == ("", "")

@@ -7,6 +7,7 @@ whichever video backend happens to be installed has a say: the same file gives t
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import warnings
@@ -37,6 +38,8 @@ from omni_grpo_core.types import (
 __all__ = ["MediaConfig", "Probe", "decoder_version", "load_media", "probe"]
 
 _WARNINGS = threading.Lock()
+# Pillow logs what it then raises; where nobody has set up logging, Python prints that to stderr
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)
