@@ -20,6 +20,7 @@ import typer
 
 from omni_grpo_core import __version__
 from omni_grpo_core.errors import ConfigError, OmniGrpoError
+from omni_grpo_core.rewards.cli import app as rewards_app
 
 app = typer.Typer(
     name="omni-grpo",
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 tiny_app = typer.Typer(help="The tiny trained checkpoint that ships with the package.")
 app.add_typer(tiny_app, name="tiny", no_args_is_help=True)
+app.add_typer(rewards_app, name="rewards")
 
 
 class Device(StrEnum):
