@@ -291,6 +291,17 @@ def test_a_check_that_fails_now_and_a_stage_that_is_gone_are_named() -> None:
     )
 
 
+def test_a_stage_with_many_differences_is_cut_short_for_the_terminal() -> None:
+    a, b = ({f"x{i}": value for i in range(20)} for value in (1, 2))
+    found = compare(with_value(small_trace(), "reward", a), with_value(small_trace(), "reward", b))
+    assert found.lines(most=3)[-4:] == [
+        "  x0 is 2, was 1",
+        "  x1 is 2, was 1",
+        "  x2 is 2, was 1",
+        "  … and 17 more",
+    ]
+
+
 def test_seconds_and_header_are_no_difference() -> None:
     trace = small_trace()
     other = Trace({"torch": "9"}, tuple(replace(r, seconds=9.0) for r in trace.stages))

@@ -128,13 +128,17 @@ class Divergence:
         """The first stage that differs beyond tolerance."""
         return next((stage for stage in self.stages if stage.verdict == "differs"), None)
 
-    def lines(self) -> list[str]:
-        """The comparison for a terminal: a line per stage, and one per difference that counts."""
+    def lines(self, most: int = 12) -> list[str]:
+        """The comparison for a terminal: a line per stage, and one for each of its first ``most``
+        differences beyond tolerance."""
         lines = []
         for stage in self.stages:
             drift = f"  max |Δ| {stage.max_abs:.3g}" if stage.max_abs else ""
             lines.append(f"{stage.stage:<13} {stage.verdict}{drift}")
-            lines += [f"  {d.sentence}" for d in stage.differences if d.verdict == "differs"]
+            sentences = [d.sentence for d in stage.differences if d.verdict == "differs"]
+            lines += [f"  {sentence}" for sentence in sentences[:most]]
+            if len(sentences) > most:
+                lines.append(f"  … and {len(sentences) - most} more")
         return lines
 
 
