@@ -12,7 +12,10 @@ from typer.testing import CliRunner
 from omni_grpo_core.rewards.cli import app
 
 THEIRS = """
+print("imported")
+
 def bribed(prompts, completions, **columns):
+    print("called")
     return [0.1] * len(completions)
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,14 +45,16 @@ def conformance(
     # a module beside the user is found as with `python -m`
     sys.path.insert(0, "")
     try:
-        loaded = {name: load_reward(name) for name in functions}
+        # foreign code may print; stdout is for the report alone
+        with redirect_stdout(sys.stderr):
+            loaded = {name: load_reward(name) for name in functions}
+            report = run(loaded, floor=floor, top=top)
     except OmniGrpoError as error:
         if as_json:
             fields = ("stage", "item", "got", "want", "fix")
             typer.echo(json.dumps({"error": {name: getattr(error, name) for name in fields}}))
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    report = run(loaded, floor=floor, top=top)
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:
