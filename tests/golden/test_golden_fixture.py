@@ -103,6 +103,15 @@ def test_a_snapshot_in_an_assertion_shows_the_same_difference(project: pytest.Py
     result.stdout.fnmatch_lines(["*span video 0 starts at 14, was 12"])
 
 
+def test_a_snapshot_without_a_golden_says_how_to_make_it(project: pytest.Pytester) -> None:
+    write_test(
+        project,
+        "assert 1 == snapshot.use_extension(GoldenExtension)",
+        "from omni_grpo_core.golden.syrupy_ext import GoldenExtension",
+    )
+    run(project).stdout.fnmatch_lines(["*there is no golden yet; make it with --snapshot-update*"])
+
+
 def test_every_stage_of_a_trace_has_its_file(project: pytest.Pytester) -> None:
     imports = "from omni_grpo_core.types import StageRecord, Trace"
     checking = (

@@ -252,6 +252,20 @@ def test_another_kind_of_value_is_named() -> None:
     assert sentences(small_batch(), parsed[1]) == ["self is a Malformed, was a Batch"]
 
 
+def test_values_of_different_shapes_are_named_for_what_they_are() -> None:
+    was = {"a": 1, "b": (Span("video", 0, 1, 2),), "c": torch.zeros(2), "d": (), "e": "x"}
+    now = {"a": torch.zeros(2), "b": 1, "c": (Span("video", 0, 1, 2),), "d": "x", "e": "x"}
+    assert sentences(was, now) == [
+        "a is float32 [2], was 1",
+        "b is 1, was 1 span",
+        "c is 1 span, was float32 [2]",
+        'd is "x", was empty',
+    ]
+    assert sentences(torch.tensor([[1, 2]]), torch.tensor([[1], [2]])) == [
+        "self: shape is [2, 1], was [1, 2]"
+    ]
+
+
 def test_another_likeliest_token_is_named() -> None:
     scores = noise(2, 11, seed=3)
     other = scores.clone()

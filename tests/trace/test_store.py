@@ -14,6 +14,7 @@ import torch
 from small_traces import small_trace
 
 from omni_grpo_core.errors import TraceError
+from omni_grpo_core.trace.atomic import new_folder, write_file
 from omni_grpo_core.trace.codec import equal
 from omni_grpo_core.trace.store import load_trace, save_trace
 from omni_grpo_core.types import StageRecord, Trace
@@ -78,6 +79,30 @@ def test_a_trace_that_cannot_be_stored_leaves_nothing_behind(tmp_path: Path) -> 
     with pytest.raises(TraceError, match="a place that can be written to"):
         save_trace(small_trace(), tmp_path / "file" / "t")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(TraceError, match="already holds something"):
+        write_file(tmp_path / "folder", b"new")
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(TraceError, match="a place that can be written to"):
+        write_file(tmp_path / "file" / "x", b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    write_file(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_folder_that_somebody_fills_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "t") as partial:
+            (partial / "mine").touch()
+            (tmp_path / "t").mkdir()
+            (tmp_path / "t" / "theirs").touch()
+
+    with pytest.raises(TraceError, match="already holds something"):
+        write()
+    assert [path.name for path in tmp_path.rglob("*")] == ["t", "theirs"]
 
 
 def edit(old: str, new: str) -> Callable[[Path], None]:

@@ -22,6 +22,7 @@ def write_file(path: Path, data: bytes) -> None:
 
     Raises :class:`~omni_grpo_core.errors.TraceError` when the disk or its permissions forbid it.
     """
+    path = path.absolute()  # "." has no name to make a hidden one from
     partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +44,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises :class:`~omni_grpo_core.errors.TraceError` when ``path`` exists and is not an empty
     folder: what is stored is never written over.
     """
+    path = path.absolute()  # "." has no name to make a hidden one from
     partial = _partial(path)
     try:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):

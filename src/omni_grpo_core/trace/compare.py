@@ -208,7 +208,7 @@ def _brief(leaf: Leaf) -> str:
         case Kind(name=kind):
             return {"()": "empty", "{}": "empty"}.get(kind, f"a {kind}")
         case Spans(spans=spans):
-            return f"{len(spans)} spans"
+            return "1 span" if len(spans) == 1 else f"{len(spans)} spans"
         case Ranking():
             return "a ranking of tokens"
         case Numbers() | Sketch():
