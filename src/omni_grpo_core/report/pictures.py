@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,9 +78,10 @@ def waveform_picture(samples: Tensor) -> Picture:
     canvas = np.zeros((_WAVE_HEIGHT, columns, 4), dtype=np.uint8)
     for column, (begin, end) in enumerate(itertools.pairwise(edges)):
         part = wave[begin:end] / peak if end > begin else torch.zeros(1)
-        top = int(middle - float(part.max()) * middle)
-        bottom = int(middle - float(part.min()) * middle) + 1
-        canvas[max(top, 0) : bottom + 1, column] = _WAVE_COLOUR
+        # always from the middle line: a column may hold a single sample
+        top = int(middle - max(float(part.max()), 0.0) * middle)
+        bottom = math.ceil(middle - min(float(part.min()), 0.0) * middle)
+        canvas[top : bottom + 1, column] = _WAVE_COLOUR
     return Picture(_uri(PILImage.fromarray(canvas), "PNG"), columns, _WAVE_HEIGHT, False)
 
 

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omni_grpo_core.report.visible import shortened, visible
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred", "␛[31mred"),
+        ("a\r\x07b", "a␍␇b"),
+        ("\x7f\x9b", "␡\\x9b"),
+        ("safe\u202eetirw", "safe\\u202eetirw"),
+        ("half \ud800", "half \\ud800"),
+        ("line\n\ttab", "line\n\ttab"),
+        ("schöne ไฟ 火 👩‍🚀", "schöne ไฟ 火 👩‍🚀"),
+    ],
+)
+def test_what_acts_is_written_out_and_what_shows_is_left(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+@given(st.text(st.characters(), max_size=40))
+def test_whatever_it_is_it_can_be_written_to_a_file(text: str) -> None:
+    shown = visible(text)
+    shown.encode("utf-8")
+    assert visible(shown) == shown
+
+
+def test_what_is_cut_is_counted() -> None:
+    assert shortened("abcdef", 6) == "abcdef"
+    assert shortened("abcdef", 4) == "abcd … (2 more characters)"
