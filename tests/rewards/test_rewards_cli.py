@@ -50,11 +50,14 @@ def test_a_bad_function_of_a_module_beside_the_user_exits_1_with_its_cases(tmp_p
     assert any(failure["case"] == "OCR: empty" for failure in told["failures"])
 
 
-def test_the_table_names_function_and_failures() -> None:
-    code, out, _ = invoke("format", "--top", "0.5")
+def test_the_table_tells_each_failure_once_for_all_problem_types() -> None:
+    code, out, _ = invoke("format", "people_focus", "--top", "0.5")
     assert code == 1
-    assert "Failures" in out
-    assert "gold" in out
+    assert "Failures of format" in out
+    lines = out.partition("Failures of people_focus")[2].splitlines()
+    [gold] = [line for line in lines if "gold" in line]
+    cells = [cell.strip() for cell in gold.strip("│").split("│")]
+    assert cells == ["gold", "gold", "8", "1", "the top, 0.5"]
 
 
 def test_what_cannot_be_loaded_exits_2_with_one_message() -> None:

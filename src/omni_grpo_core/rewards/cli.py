@@ -12,7 +12,9 @@ import typer
 from omni_grpo_core.errors import OmniGrpoError
 
 if TYPE_CHECKING:
-    from omni_grpo_core.rewards.conformance import ConformanceReport
+    from rich.table import Table
+
+    from omni_grpo_core.rewards.conformance import ConformanceReport, Failure
 
 app = typer.Typer(help="Reward functions: can garbage earn them?", no_args_is_help=True)
 
@@ -73,10 +75,23 @@ def _print(report: ConformanceReport) -> None:
         verdict = "[green]pass" if function.ok else "[red]fail"
         table.add_row(function.name, str(report.cases), str(failures), verdict)
     console.print(table)
-    if report.failures:
-        table = Table("function", "check", "case", "got", "want", title="Failures")
-        for failure in report.failures:
-            # foreign text: not markup
-            cells = (failure.function, failure.check, failure.case, failure.got, failure.want)
-            table.add_row(*(cell.replace("[", "\\[") for cell in cells))
-        console.print(table)
+    for function in report.functions:
+        if not function.ok:
+            console.print(_failures(function.name, report))
+
+
+def _failures(name: str, report: ConformanceReport) -> Table:
+    """A function's failures; the same one on several problem types is one line."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    alike: dict[tuple[str, str, str], list[Failure]] = {}
+    for failure in report.failures:
+        if failure.function == name:
+            case = failure.case.rpartition(": ")[2]
+            alike.setdefault((failure.check, case, failure.got), []).append(failure)
+    table = Table("check", "case", "times", "got", "want", title=f"Failures of {escape(name)}")
+    for (check, case, got), failures in alike.items():
+        # foreign text is not markup
+        table.add_row(check, case, str(len(failures)), escape(got), escape(failures[0].want))
+    return table
