@@ -149,3 +149,30 @@ def many_rows(count: int) -> CheckResult:
         if values[record.stage] is not None
     )
     return replace(base, trace=Trace(base.trace.header, records))
+
+
+def long_clips(count: int) -> CheckResult:
+    """``count`` rows of one and the same 30 s clip: 60 frames, 1,800 video and 600 audio tokens."""
+    base = many_rows(count)
+    across, down = torch.linspace(0, 200, 448), torch.linspace(0, 50, 252)
+    noise = torch.randn(252, 448, generator=torch.Generator().manual_seed(0)) * 3
+    picture = (across + down[:, None] + noise).clamp(0, 255).expand(60, 3, 252, 448)
+    sound = torch.sin(torch.arange(480_000) / 8)
+    tensors = {
+        "video_grid_thw": torch.tensor([[30, 18, 32]]),
+        "input_features": torch.rand(1, 128, 3000, generator=torch.Generator().manual_seed(0)),
+    }
+    spans = (Span("video", 0, 0, 1800), Span("audio", 0, 1800, 600))
+    ids = torch.tensor([3] * 1800 + [4] * 600)
+    rows, media = [], []
+    for old in base.trace["batch"].value.rows:
+        rows.append(Row(old.sample_id, ids, "interleaved", spans, tensors))
+        clip = Video(picture, 2.0, 25.0, 30.0)
+        media.append(Media(old.sample_id, (), (clip,), (Audio(sound, 0),), "hand 1.0"))
+    batch = Batch(tuple(rows), ids.expand(count, -1), torch.ones(count, 2400), {})
+    values = {"batch": batch, "media": tuple(media)}
+    records = tuple(
+        replace(record, value=values.get(record.stage, record.value))
+        for record in base.trace.stages
+    )
+    return replace(base, trace=Trace(base.trace.header, records))

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hand_made_check import HOSTILE, decode, many_rows, result
+from hand_made_check import HOSTILE, decode, long_clips, many_rows, result
 
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.report.check_page import MOST_SAMPLES, check_page, write_page
@@ -77,7 +77,7 @@ def test_nothing_is_loaded_from_anywhere() -> None:
 def test_the_verdict_of_a_pass() -> None:
     text = words(check_page(result(), decode))
     assert "✓ PASS All 8 checks of 8 stages hold" in text
-    assert "(video, audio) changes what the model says" in text
+    assert "(video, audio) shifts what the model says" in text
 
 
 def test_the_verdict_of_a_failure_says_what_failed_first_and_what_to_do() -> None:
@@ -162,6 +162,16 @@ def test_many_rows_are_cut_and_every_kind_is_among_the_shown() -> None:
     text = words(html)
     assert "12 of 40 rows are shown, every kind of input among them; 28 are left out." in text
     assert "rows.json:12, rows.json:13" in text
+
+
+def test_a_page_of_long_clips_stays_small() -> None:
+    """A dozen clips of 30 s at 448 × 252 with a smooth picture, and 2,400 tokens each."""
+    page = check_page(long_clips(14), decode)
+    assert len(page.encode()) < 3_500_000
+    text = words(page)
+    assert "60 frames of 448×252 px" in text
+    assert "8 of the 30 steps are shown; shown as a compressed copy" in text
+    assert text.count("step 29 · 60 tokens") == MOST_SAMPLES
 
 
 def test_a_trace_that_ends_early_has_a_page() -> None:

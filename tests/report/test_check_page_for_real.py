@@ -14,7 +14,7 @@ from PIL import Image
 
 from omni_grpo_core.check import CheckResult, check
 from omni_grpo_core.policy import Policy
-from omni_grpo_core.report.check_page import MOST_SAMPLES, check_page, write_page
+from omni_grpo_core.report.check_page import check_page, write_page
 from omni_grpo_core.settings import Settings
 from omni_grpo_core.types import Sample
 
@@ -28,8 +28,9 @@ _BROWSER = (
 
 @pytest.fixture(scope="module")
 def real(policy: Policy, samples: tuple[Sample, ...], settings: Settings) -> CheckResult:
-    """All shipped rows; few tokens, so the verdict is not the point."""
-    return check(policy, samples, replace(settings, max_new_tokens=8, group_size=2))
+    """Every kind of row, the long clip among them; few tokens: the verdict is not the point."""
+    some = [samples[i] for i in (0, 3, 12, 14, 16, 18, 20)]
+    return check(policy, some, replace(settings, max_new_tokens=6, group_size=2))
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,8 @@ def page(real: CheckResult, policy: Policy) -> str:
 
 
 def test_the_shipped_clips_make_a_small_page_with_every_kind_of_input(page: str) -> None:
-    assert len(page.encode()) < 3_000_000
-    assert page.count('<ol class="ribbon">') == MOST_SAMPLES
+    assert len(page.encode()) < 1_500_000
+    assert page.count('<ol class="ribbon">') == 7
     for kind in ("text", "special", "image", "video", "audio"):
         assert f'class="run {kind}"' in page
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", page)
@@ -70,7 +71,7 @@ def test_a_browser_shows_it(real: CheckResult, page: str, width: int, tmp_path: 
     write_page(file, page)
     seen = browse(["--dump-dom"], file, tmp_path / "profile")
     assert f'<h2 id="verdict">{"✓ PASS" if real.verdict == "pass" else "✗ FAIL"}' in seen
-    assert seen.count('<ol class="ribbon">') == MOST_SAMPLES
+    assert seen.count('<ol class="ribbon">') == 7
     question = html.escape(real.trace["sample"].value[0].question)
     assert question in seen
     picture = tmp_path / "page.png"

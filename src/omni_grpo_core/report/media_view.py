@@ -68,7 +68,8 @@ def clips(media: Media, row: Row) -> tuple[Clip, ...]:
         frame = Frame(picture, f"image {item}, {_size(picture)}", "")
         tokens = _tokens(row, "image", item)
         step = TimeStep("", (frame,))
-        made.append(Clip(f"image {item}", f"{_size(picture)} → {tokens} tokens", (step,)))
+        facts = f"{_size(picture)} → {tokens} tokens{_copy(picture)}"
+        made.append(Clip(f"image {item}", facts, (step,)))
     made += [_video(video, row, item) for item, video in enumerate(media.videos)]
     return tuple(made)
 
@@ -97,6 +98,7 @@ def _video(video: Video, row: Row, item: int) -> Clip:
     )
     if len(shown) < steps:
         facts += f"; {len(shown)} of the {steps} steps are shown"
+    facts += "".join({_copy(frame.picture) for step in shown for frame in step.frames})
     return Clip(f"video {item}", facts, tuple(shown))
 
 
@@ -137,6 +139,10 @@ def _sound(audio: Audio, row: Row, item: int) -> Sound:
 
 def _tokens(row: Row, modality: str, item: int) -> int:
     return sum(s.length for s in row.spans if s.modality == modality and s.item == item)
+
+
+def _copy(picture: Picture) -> str:
+    return "" if picture.exact else "; shown as a compressed copy"
 
 
 def _size(picture: Picture) -> str:
