@@ -92,12 +92,7 @@ def train_tokenizer(corpus: Iterable[str], *, vocab_size: int = 1024) -> Tokeniz
     >>> tokenizer.get_vocab_size() <= 300
     True
     """
-    tokenizer = Tokenizer(BPE())
-    tokenizer.normalizer = NFC()
-    tokenizer.pre_tokenizer = Sequence(
-        [Split(Regex(_WORDS), behavior="isolated"), ByteLevel(False, use_regex=False)]
-    )
-    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer = with_qwen_manners(BPE())
     trainer = BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS),
         initial_alphabet=sorted(ByteLevel.alphabet()),
@@ -108,24 +103,39 @@ def train_tokenizer(corpus: Iterable[str], *, vocab_size: int = 1024) -> Tokeniz
     return tokenizer
 
 
+def with_qwen_manners(model: BPE) -> Tokenizer:
+    """A tokenizer that normalises, splits and decodes as Qwen2's does, around ``model``.
+
+    >>> [word for word, _ in with_qwen_manners(BPE()).pre_tokenizer.pre_tokenize_str("It's 12")]
+    ['It', "'s", 'Ġ', '1', '2']
+    """
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = NFC()
+    tokenizer.pre_tokenizer = Sequence(
+        [Split(Regex(_WORDS), behavior="isolated"), ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = ByteLevelDecoder()
+    return tokenizer
+
+
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """The tokenizer's files as transformers 4.x writes them: 4.52 to 5.23 all read these alike."""
     model = json.loads(tokenizer.to_str())["model"]
     merges = "\n".join(" ".join(pair) for pair in model["merges"])
-    added = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    added = dict(sorted(tokenizer.get_added_tokens_decoder().items()))
     config = {
         "add_bos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": {
             str(index): {
-                "content": token,
+                "content": token.content,
                 "lstrip": False,
                 "normalized": False,
                 "rstrip": False,
                 "single_word": False,
-                "special": True,
+                "special": token.special,
             }
-            for token, index in added.items()
+            for index, token in added.items()
         },
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         "bos_token": None,
@@ -153,7 +163,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
     for name, content in {
         "vocab.json": model["vocab"],
-        "added_tokens.json": added,
+        "added_tokens.json": {token.content: index for index, token in added.items()},
         "tokenizer_config.json": config,
         "special_tokens_map.json": special,
     }.items():
