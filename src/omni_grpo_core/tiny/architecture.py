@@ -115,9 +115,15 @@ def thinker_config(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def write_folder(folder: Path, tokenizer: Tokenizer) -> None:
-    """Every file of the checkpoint but the weights."""
-    write_tokenizer(tokenizer, folder)
+def processor_files(
+    *, min_pixels: int, max_pixels: int, audio_seconds: int
+) -> dict[str, dict[str, Any]]:
+    """Preprocessing as Qwen2.5-Omni publishes it (``preprocessor_config.json`` of its checkpoints),
+    but for the limits: by file name, what the image, video and audio halves of the processor read.
+
+    ``min_pixels``, ``max_pixels``: area of a frame or image. ``audio_seconds``: Whisper features
+    are padded to this.
+    """
     vision = {
         "do_resize": True,
         "do_rescale": True,
@@ -130,9 +136,9 @@ def write_folder(folder: Path, tokenizer: Tokenizer) -> None:
         "patch_size": 14,
         "temporal_patch_size": 2,
         "merge_size": 2,
-        "min_pixels": SIZE * SIZE,
-        "max_pixels": SIZE * SIZE,
-        "size": {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE},
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+        "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels},
         "processor_class": "Qwen2_5OmniProcessor",
     }
     hearing = {
@@ -141,23 +147,15 @@ def write_folder(folder: Path, tokenizer: Tokenizer) -> None:
         "sampling_rate": 16000,
         "hop_length": 160,
         "n_fft": 400,
-        "chunk_length": AUDIO_SECONDS,
-        "n_samples": AUDIO_SECONDS * 16000,
-        "nb_max_frames": AUDIO_SECONDS * 100,
+        "chunk_length": audio_seconds,
+        "n_samples": audio_seconds * 16000,
+        "nb_max_frames": audio_seconds * 100,
         "padding_side": "right",
         "padding_value": 0.0,
         "dither": 0.0,
         "return_attention_mask": True,
     }
-    end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
-    for name, content in {
-        "config.json": thinker_config(tokenizer),
-        "generation_config.json": {
-            "do_sample": False,
-            # the model config's eos is no fallback for this one
-            "eos_token_id": [end, pad],
-            "pad_token_id": pad,
-        },
+    return {
         # one file, two readers: image processor and feature extractor each take their own keys
         "preprocessor_config.json": {
             "image_processor_type": "Qwen2VLImageProcessor",
@@ -168,6 +166,24 @@ def write_folder(folder: Path, tokenizer: Tokenizer) -> None:
             "video_processor_type": "Qwen2VLVideoProcessor",
             **vision,
         },
+    }
+
+
+def write_folder(folder: Path, tokenizer: Tokenizer) -> None:
+    """Every file of the checkpoint but the weights."""
+    write_tokenizer(tokenizer, folder)
+    end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    for name, content in {
+        "config.json": thinker_config(tokenizer),
+        "generation_config.json": {
+            "do_sample": False,
+            # the model config's eos is no fallback for this one
+            "eos_token_id": [end, pad],
+            "pad_token_id": pad,
+        },
+        **processor_files(
+            min_pixels=SIZE * SIZE, max_pixels=SIZE * SIZE, audio_seconds=AUDIO_SECONDS
+        ),
         "omni_grpo.json": {"media": MEDIA_LIMITS},
     }.items():
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
