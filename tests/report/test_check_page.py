@@ -171,6 +171,7 @@ def test_a_page_of_long_clips_stays_small() -> None:
     text = words(page)
     assert "60 frames of 448×252 px" in text
     assert "8 of the 30 steps are shown; shown as a compressed copy" in text
+    assert text.count("a cell stands for up to 4 tokens") == MOST_SAMPLES
     assert text.count("step 29 · 60 tokens") == MOST_SAMPLES
 
 

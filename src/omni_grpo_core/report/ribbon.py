@@ -35,6 +35,15 @@ class Run:
     cells: tuple[Cell, ...]
 
 
+def tokens_a_cell(length: int) -> int:
+    """How many tokens a cell of a ribbon of ``length`` tokens stands for, at the most.
+
+    >>> tokens_a_cell(210), tokens_a_cell(2400)
+    (1, 4)
+    """
+    return max(1, -(-length // MOST_CELLS))
+
+
 def ribbon(
     row: Row, positions: Tensor | None, decode: Callable[[Sequence[int]], str]
 ) -> tuple[Run, ...]:
@@ -45,7 +54,7 @@ def ribbon(
     """
     ids: list[int] = row.input_ids.tolist()
     texts = {token: decode([token]) for token in set(ids)}
-    per_cell = -(-len(ids) // MOST_CELLS)
+    per_cell = tokens_a_cell(len(ids))
     runs = []
     for kind, item, start, stop in _stretches(row, [texts[token] for token in ids]):
         name = kind if item is None else f"{kind} {item}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from omni_grpo_core.report.media_view import Clip, Sound, clips, sounds
 from omni_grpo_core.report.pieces import Piece, pieces
-from omni_grpo_core.report.ribbon import Run, ribbon
+from omni_grpo_core.report.ribbon import Run, ribbon, tokens_a_cell
 from omni_grpo_core.rewards.parse import parse, sections
 from omni_grpo_core.types import (
     Batch,
@@ -62,6 +62,7 @@ class SampleView:
     mode_words: str
     tokens: int
     padding: int
+    tokens_a_cell: int
     clips: tuple[Clip, ...]
     sounds: tuple[Sound, ...]
     ribbon: tuple[Run, ...]
@@ -104,6 +105,7 @@ def sample_view(trace: Trace, index: int, decode: Callable[[Sequence[int]], str]
         mode_words=_MODES.get(row.audio_in_video, row.audio_in_video),
         tokens=len(row.input_ids),
         padding=pad,
+        tokens_a_cell=tokens_a_cell(len(row.input_ids)),
         clips=() if media is None else clips(media[index], row),
         sounds=() if media is None else sounds(media[index], row),
         ribbon=ribbon(
