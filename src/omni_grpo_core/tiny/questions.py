@@ -62,14 +62,16 @@ class Question:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The four options as the row shows them.
+        r"""The four options as the row shows them.
 
         >>> clip = Clip(ALL[0], seed=1)
         >>> question = Question(clip, "image", "colour", 0, (2, 0, 1, 3))
         >>> question.options
         ('A. blue', 'B. red', 'C. green', 'D. yellow')
-        >>> print(question.completion)
-        <context>A red square. No sound.</context><think>The colour is red: B.</think><answer>B</answer>
+        >>> print(question.completion.replace("><", ">\n<"))
+        <context>The square is red. No sound.</context>
+        <think>The colour is red B.</think>
+        <answer>B</answer>
         """
         values = VALUES[self.topic]
         return tuple(f"{a}. {values[i]}" for a, i in zip("ABCD", self.order, strict=True))
@@ -89,24 +91,34 @@ class Question:
         if self.carry in ("interleaved", "separate", "off"):
             seen = moving(self.clip)
         elif self.carry == "image":
-            seen = f"A {self.clip.attributes.colour} square."
+            seen = f"The square is {self.clip.attributes.colour}."
         if self.carry in ("interleaved", "separate", "audio"):
             heard = sounding(self.clip)
         return (
             f"<context>{seen} {heard}</context>"
-            f"<think>The {self.topic} is {self.value}: {self.letter}.</think>"
+            f"<think>{reason(self.topic, self.value, self.letter)}</think>"
             f"<answer>{self.letter}</answer>"
         )
 
 
+REASON = "The {topic} is {value} {letter}."
+"""The letter follows its value at once: then looking it up takes two attention layers, not
+three."""
+
+
+def reason(topic: Topic, value: str, letter: str) -> str:
+    """The reasoning: the value, and the letter it has among the options."""
+    return REASON.format(topic=topic, value=value, letter=letter)
+
+
 def moving(clip: Clip) -> str:
     """What a clip shows, in words."""
-    return f"A {clip.attributes.colour} square moves {clip.attributes.motion}."
+    return f"The square is {clip.attributes.colour} and moves {clip.attributes.motion}."
 
 
 def sounding(clip: Clip) -> str:
     """What a clip sounds like, in words."""
-    return f"A {clip.attributes.pitch} tone sounds."
+    return f"The tone is {clip.attributes.pitch}."
 
 
 def topics_of(carry: Carry) -> tuple[Topic, ...]:
@@ -132,10 +144,10 @@ def corpus() -> list[str]:
     """Every word of questions and completions, for the tokenizer. Tags and letters stand apart, so
     that no merge joins a tag's bracket with the letter of an answer."""
     said = [f"{moving(Clip(a, 0))} {sounding(Clip(a, 0))}" for a in ALL]
-    said += [f"A {colour} square. No picture. No sound." for colour in COLOURS]
+    said += [f"The square is {colour}. No picture. No sound." for colour in COLOURS]
     for topic, values in VALUES.items():
         said += PHRASES[topic]
-        said += [f"The {topic} is {v}: {a}." for v in values for a in "ABCD"]
+        said += [reason(topic, v, a) for v in values for a in "ABCD"]
         said += [f"{a}. {v}" for v in values for a in "ABCD"]
     said += [f"<{end}{tag}>" for tag in ("context", "think", "answer") for end in ("", "/")]
     return said

@@ -1,0 +1,100 @@
+"""The shipped policy looks and listens: spoilt media cost exactly the questions about them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.tiny.attributes import combinations
+from omni_grpo_core.tiny.clips import Clip
+from omni_grpo_core.tiny.evaluate import (
+    SPOILS,
+    answer,
+    donors,
+    evaluate,
+    exam,
+    prepare,
+    spoiled,
+    summary,
+)
+from omni_grpo_core.tiny.examples import Example
+from omni_grpo_core.tiny.questions import TOPICS, Question
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    """Four clips that differ in all attributes from one to the next, asked for each topic."""
+    pool = combinations("held-out")
+    chosen = [pool[0], next(a for a in pool if _apart(a, pool[0]))]
+    rng = np.random.default_rng(0)
+    return prepare(
+        [
+            Question(
+                Clip(a, 3_000_000 + i), "interleaved", t, 0, tuple(map(int, rng.permutation(4)))
+            )
+            for i, a in enumerate(chosen)
+            for t in TOPICS
+        ]
+    )
+
+
+def _apart(one: object, other: object) -> bool:
+    return all(getattr(one, n) != getattr(other, n) for n in ("colour", "motion", "pitch"))
+
+
+def test_spoiling_changes_only_what_it_names(examples: list[Example]) -> None:
+    mine, donor = examples[0], donors(examples)[0]
+    for spoil in SPOILS:
+        media = spoiled(mine, spoil, donor).media
+        frames_same = torch.equal(media.videos[0].frames, mine.media.videos[0].frames)
+        sound_same = torch.equal(media.audios[0].samples, mine.media.audios[0].samples)
+        assert frames_same == (not spoil.startswith("frames")), spoil
+        assert sound_same == (not spoil.startswith("sound")), spoil
+        assert media.audios[0].from_video == 0
+
+
+def test_a_donor_differs_in_everything_but_the_carry(examples: list[Example]) -> None:
+    for mine, donor in zip(examples, donors(examples), strict=True):
+        assert _apart(mine.question.clip.attributes, donor.question.clip.attributes)
+
+
+def test_held_out_clips_are_answered_to_the_letter(policy: Policy, examples: list[Example]) -> None:
+    outcomes = answer(policy, examples, "as it is")
+    assert [o.text for o in outcomes] == [e.question.completion for e in examples]
+
+
+@pytest.mark.slow
+def test_every_sense_is_used_and_no_other() -> None:
+    from omni_grpo_core import tiny
+    from omni_grpo_core.policy import load_policy
+
+    policy = load_policy(tiny.checkpoint_dir())
+    result = summary(evaluate(policy, clips=32))
+    for topic in TOPICS:
+        assert result[f"as it is/{topic}"] >= 0.95
+    assert result["as it is/format"] == 1.0
+    seen, heard = ("colour", "motion"), ("pitch",)
+    for spoil, lost, kept in (
+        ("frames blanked", seen, heard),
+        ("frames swapped", seen, heard),
+        ("sound silenced", heard, seen),
+        ("sound swapped", heard, seen),
+        ("frames frozen", ("motion",), ("colour", "pitch")),
+    ):
+        # chance is .25; 64 questions a topic: .45 is 3.7 standard deviations above it
+        assert all(result[f"{spoil}/{topic}"] <= 0.45 for topic in lost), (spoil, result)
+        assert all(result[f"{spoil}/{topic}"] >= 0.95 for topic in kept), (spoil, result)
+
+
+def test_the_exam_of_every_split_has_a_donor_for_everyone() -> None:
+    for clips in (16, 32):
+        spoilt = [
+            q for q in exam("held-out", clips=clips) if q.carry in ("interleaved", "separate")
+        ]
+        for question in spoilt:
+            assert any(
+                q.carry == question.carry and _apart(q.clip.attributes, question.clip.attributes)
+                for q in spoilt
+            )
