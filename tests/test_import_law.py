@@ -27,7 +27,9 @@ STAGES = frozenset(
     {"sample", "conversation", "media", "batch", "policy", "rollout", "rewards", "grpo"}
 )
 MODEL = frozenset({"family", "forward"})
-PIPELINE = NOUNS | STAGES | MODEL | {"settings", "stage_checks", "pipeline"}
+# settings as plain values: reading a configuration loads no decoder and no torch
+CONFIG = frozenset({"media_config", "strict"})
+PIPELINE = NOUNS | STAGES | MODEL | CONFIG | {"settings", "stage_checks", "pipeline"}
 
 # Every room of the package, and the rooms it may import from beside its own files.
 ROOMS: Mapping[str, frozenset[str]] = {
@@ -35,6 +37,8 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "types": frozenset(),
     "errors": frozenset({"types"}),
     **dict.fromkeys(STAGES, NOUNS),
+    **dict.fromkeys(CONFIG, NOUNS),
+    "media": NOUNS | {"media_config"},
     # what differs between model families: the two stages that meet a processor or a model ask it
     "family": NOUNS,
     "batch": NOUNS | {"family"},
@@ -43,9 +47,10 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "forward": NOUNS | {"policy"},
     "rollout": NOUNS | {"policy", "forward"},
     # what puts the stages together
-    "settings": NOUNS | STAGES,
+    "settings": NOUNS | STAGES | CONFIG,
     "stage_checks": NOUNS | STAGES | MODEL,
     "pipeline": (PIPELINE | {"trace"}) - {"pipeline"},
+    "training": PIPELINE | {"check", "trace"},
     "check": PIPELINE | {"trace"},
     "report": PIPELINE | {"trace", "check"},
     "trace": NOUNS,
@@ -55,15 +60,37 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "faults": PIPELINE | {"trace"},
     "pytest_plugin": NOUNS | {"golden"},
     "__main__": frozenset({"cli"}),
-    "cli": PIPELINE | {"check", "report", "trace", "tiny", "golden", "doctor", "faults"},
+    "cli": PIPELINE
+    | {"training", "check", "report", "trace", "tiny", "golden", "doctor", "faults"},
 }
 
 # Private modules that stand beside a room because it is one file; only that room may use them.
 ANNEXES: Mapping[str, str] = {"_decode": "media", "_qwen_utils": "media", "_rows": "sample"}
 
+# Modules in the house of a pure stage that run the whole pipeline: a room of their own, so that
+# the stage's pure files cannot lean on them.
+WINGS: Mapping[str, str] = dict.fromkeys(
+    (
+        "grpo.bundle",
+        "grpo.checkpointing",
+        "grpo.evaluation",
+        "grpo.guard",
+        "grpo.learners",
+        "grpo.lora",
+        "grpo.progress",
+        "grpo.records",
+        "grpo.step",
+        "grpo.train",
+        "grpo.train_config",
+        "grpo.trainer_guard",
+    ),
+    "training",
+)
+
 # The doors of the heavy libraries: modules, or whole rooms, that may import them.
 DOORS: Mapping[str, frozenset[str]] = {
-    "transformers": frozenset({"batch", "policy", "media", "tiny"}),
+    # trainer_guard is a transformers.TrainerCallback: there is no other way into its Trainer
+    "transformers": frozenset({"batch", "policy", "media", "tiny", "grpo.trainer_guard"}),
     "qwen_omni_utils": frozenset({"batch", "policy", "media", "tiny"}),
     "av": frozenset({"batch", "policy", "media", "tiny"}),
     "accelerate": frozenset({"grpo.train"}),
@@ -73,6 +100,7 @@ DOORS: Mapping[str, frozenset[str]] = {
 QUICK = (
     "omni_grpo_core",
     *(f"omni_grpo_core.{m}" for m in ("types", "errors", "cli", "pytest_plugin")),
+    "omni_grpo_core.grpo.train_config",
 )
 SLOW = ("torch", "transformers", "numpy")
 
@@ -99,6 +127,8 @@ SOURCES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
 def room_of(module: str) -> str:
+    if module in WINGS:
+        return WINGS[module]
     top = module.partition(".")[0]
     return ANNEXES.get(top, top)
 

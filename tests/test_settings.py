@@ -48,3 +48,18 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> No
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml: found no such file"):
         load_settings(tmp_path, tmp_path / "run.yaml")
+
+
+def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
+    """PyYAML follows YAML 1.1 and takes 1e-5, without a dot, for text."""
+    config = tmp_path / "run.yaml"
+    config.write_text("temperature: 5e-1\n")
+    assert load_settings(tmp_path, config).temperature == 0.5
+
+
+def test_frames_per_token_is_the_library_s() -> None:
+    from qwen_omni_utils.v2_5 import vision_process
+
+    from omni_grpo_core.media_config import FRAMES_PER_TOKEN
+
+    assert vision_process.FRAME_FACTOR == FRAMES_PER_TOKEN

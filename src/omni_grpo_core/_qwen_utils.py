@@ -22,10 +22,7 @@ from qwen_omni_utils import process_mm_info
 from qwen_omni_utils.v2_5 import vision_process
 
 from omni_grpo_core.errors import MediaError
-
-TOKEN_SIDE = 28
-"""Pixels a side of what one token shows: patches of 14, merged 2 x 2."""
-FRAMES_PER_TOKEN = vision_process.FRAME_FACTOR
+from omni_grpo_core.media_config import FRAMES_PER_TOKEN, TOKEN_SIDE
 
 _TOKEN_AREA = TOKEN_SIDE * TOKEN_SIDE
 _LEAST_FRAME = vision_process.VIDEO_MIN_TOKEN_NUM * _TOKEN_AREA

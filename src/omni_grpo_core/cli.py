@@ -156,6 +156,45 @@ def check(
     raise typer.Exit(0 if result.verdict == "pass" else 1)
 
 
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="The run, in YAML or JSON.")],
+    trace: Annotated[int, typer.Option(min=0, help="Record the first N steps as traces.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """GRPO on a checkpoint; a run that was cut goes on where it was saved last.
+
+    Also under ``accelerate launch -m omni_grpo_core train CONFIG``. Exit code 1: the guard stopped
+    the run; it says why, and where the trace of that step lies.
+    """
+    with _errors(as_json):
+        from omni_grpo_core.grpo.train_config import load_train_config
+
+        plan, warnings = load_train_config(config)
+        first = os.environ.get("RANK", "0") == "0"
+        for warning in warnings if first else ():
+            typer.echo(f"warning: {warning}", err=True)
+        _quiet_libraries()
+        from rich.console import Console
+
+        from omni_grpo_core.grpo.progress import display
+        from omni_grpo_core.grpo.train import train as run_training
+
+        _quiet_transformers()
+        _require_device(Device(plan.device))
+        console = Console(stderr=True, quiet=not first)
+        live = console.is_terminal and not as_json
+        with display(plan.steps, console, live=live) as on_step:
+            result = run_training(plan, trace_steps=trace, on_step=on_step)
+        for finding in result.findings if first else ():
+            typer.echo(f"stopped at step {result.step}: {finding}", err=True)
+        if result.bundle is not None and first:
+            typer.echo(f"trace and report: {result.bundle}", err=True)
+        if as_json and first:
+            typer.echo(json.dumps(result.to_json(), ensure_ascii=False))
+    raise typer.Exit(0 if result.status == "finished" else 1)
+
+
 @tiny_app.command("build")
 def tiny_build(
     out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],

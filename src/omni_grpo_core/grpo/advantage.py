@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import ConfigError, RewardError
+from omni_grpo_core.grpo.config import Scale
 
-Scale = Literal["group", "batch", "none"]
+__all__ = ["Advantages", "GroupStats", "GroupStatus", "Scale", "group_advantages"]
+
 GroupStatus = Literal["live", "zero-variance", "too-few"]
 
 STD_EPSILON = 1e-4

@@ -1,4 +1,7 @@
-"""The settings of a loss, refused when they cannot mean anything."""
+"""The settings of advantages and loss, refused when they cannot mean anything.
+
+Nothing here needs torch: a training's configuration is read and refused before it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.grpo.kl import KlEstimator
 
+KlEstimator = Literal["k1", "k2", "k3"]
+Scale = Literal["group", "batch", "none"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
 
 
@@ -82,6 +86,38 @@ class LossConfig:
                 fix="cispo bounds the ratio by epsilon_high whatever the advantage's sign",
             )
         _within("delta", delta, delta > 1 + self.epsilon_high, "above 1 + epsilon_high")
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutCorrection:
+    """``level``: the ratio of each token, or the product over the sequence. ``mode``: ratios
+    outside ``[low, high]`` are moved to the bound (``truncate``) or weigh 0 (``mask``).
+
+    Raises ``ConfigError`` unless ``0 <= low < 1 < high``: a ratio of 1, engine and trainer in
+    agreement, must weigh 1.
+    """
+
+    level: Literal["token", "sequence"] = "token"
+    mode: Literal["truncate", "mask"] = "truncate"
+    low: float = 0.0
+    high: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("level", ("token", "sequence")), ("mode", ("truncate", "mask"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"rollout correction {name}",
+                    got=repr(getattr(self, name)),
+                    want=f"one of {allowed}",
+                    fix="correct it",
+                )
+        if not 0 <= self.low < 1 < self.high:
+            raise ConfigError(
+                "rollout correction bounds",
+                got=f"low {self.low}, high {self.high}",
+                want="0 <= low < 1 < high",
+                fix="bound the ratio around 1",
+            )
 
 
 def _one_of(item: str, got: str, allowed: tuple[str, ...]) -> None:

@@ -8,47 +8,14 @@ bounds are left out (masked importance sampling). No gradient passes through it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.grpo.config import RolloutCorrection
 from omni_grpo_core.grpo.kl import LOG_RATIO_LIMIT
 from omni_grpo_core.grpo.shapes import require_logprobs, require_mask
 
-
-@dataclass(frozen=True, slots=True)
-class RolloutCorrection:
-    """``level``: the ratio of each token, or the product over the sequence. ``mode``: ratios
-    outside ``[low, high]`` are moved to the bound (``truncate``) or weigh 0 (``mask``).
-
-    Raises ``ConfigError`` unless ``0 <= low < 1 < high``: a ratio of 1, engine and trainer in
-    agreement, must weigh 1.
-    """
-
-    level: Literal["token", "sequence"] = "token"
-    mode: Literal["truncate", "mask"] = "truncate"
-    low: float = 0.0
-    high: float = 3.0
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("level", ("token", "sequence")), ("mode", ("truncate", "mask"))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"rollout correction {name}",
-                    got=repr(getattr(self, name)),
-                    want=f"one of {allowed}",
-                    fix="correct it",
-                )
-        if not 0 <= self.low < 1 < self.high:
-            raise ConfigError(
-                "rollout correction bounds",
-                got=f"low {self.low}, high {self.high}",
-                want="0 <= low < 1 < high",
-                fix="bound the ratio around 1",
-            )
+__all__ = ["RolloutCorrection", "rollout_weights"]
 
 
 def rollout_weights(

@@ -10,14 +10,11 @@ With ``d = log pi_ref(o_t) - log pi_theta(o_t)``, after J. Schulman, "Approximat
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from omni_grpo_core.grpo.config import KlEstimator
 from omni_grpo_core.grpo.shapes import require_shape
-
-KlEstimator = Literal["k1", "k2", "k3"]
 
 LOG_RATIO_LIMIT = 20.0
 """Log-ratios are cut here before exp: not far above, values and gradients overflow."""

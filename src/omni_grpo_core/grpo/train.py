@@ -1,0 +1,397 @@
+"""GRPO training on Accelerate: roll out, score, compare within groups, update; save, log, guard.
+
+Alone, under DDP, FSDP or DeepSpeed the loop is the same: what concerns all processes goes through
+:class:`AccelerateTeam`. Every random choice is a function of (seed, step, sample), so a resumed run
+needs no random state and is the run that was never cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration, gather_object
+from torch import Tensor, nn
+
+from omni_grpo_core.check import check
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.grpo import checkpointing
+from omni_grpo_core.grpo.advantage import Advantages, group_advantages
+from omni_grpo_core.grpo.bundle import save_bundle, step_trace
+from omni_grpo_core.grpo.evaluation import Examiner
+from omni_grpo_core.grpo.guard import (
+    Finding,
+    Guard,
+    StepFacts,
+    failed_checks,
+    watch_generation,
+)
+from omni_grpo_core.grpo.learners import choose_learners
+from omni_grpo_core.grpo.metrics import Metrics, advantage_metrics, rollout_metrics
+from omni_grpo_core.grpo.records import step_record
+from omni_grpo_core.grpo.step import MicroBatch, Scorer, StepPlan, Update, cut, optimize
+from omni_grpo_core.grpo.train_config import TrainConfig, as_values, learning_rate
+from omni_grpo_core.pipeline import Inputs, prepare
+from omni_grpo_core.policy import load_policy
+from omni_grpo_core.rewards import health
+from omni_grpo_core.rewards.compose import Composed
+from omni_grpo_core.rollout import rollout
+from omni_grpo_core.sample import load_samples
+from omni_grpo_core.trace.atomic import write_file
+from omni_grpo_core.types import Rollout, Sample
+
+T = TypeVar("T")
+LOG = "log.jsonl"
+
+
+class AccelerateTeam:
+    """:class:`~omni_grpo_core.grpo.step.Team` by Accelerate."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+
+    @property
+    def world(self) -> int:
+        return int(self._accelerator.num_processes)
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        gathered: list[T] = gather_object(list(items))
+        return gathered
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        summed: Tensor = self._accelerator.reduce(numbers.to(self._accelerator.device), "sum")
+        return summed.cpu()
+
+    def backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self._accelerator.no_sync(model)
+        return context
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+        norm: Any = self._accelerator.clip_grad_norm_(parameters, max_norm)
+        return float(norm)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """``finished``: every step was taken. ``stopped``: the guard ended it at ``step``, before the
+    weights changed; ``bundle`` is the folder with the trace of that step and the report."""
+
+    status: Literal["finished", "stopped"]
+    step: int
+    findings: tuple[Finding, ...]
+    bundle: Path | None
+    model: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The one object that ``--json`` prints."""
+        return {
+            "status": self.status,
+            "step": self.step,
+            "findings": [asdict(finding) for finding in self.findings],
+            "bundle": self.bundle and str(self.bundle),
+            "model": self.model and str(self.model),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepView:
+    """What is told after each step: the log line, and this process's completions with rewards."""
+
+    record: Mapping[str, Any]
+    inputs: Inputs
+    rolled: Rollout
+    scored: Composed
+
+
+def train(
+    config: TrainConfig,
+    *,
+    trace_steps: int = 0,
+    on_step: Callable[[StepView], None] = lambda view: None,
+) -> TrainResult:
+    """Train from the newest saved state under ``config.out``, or from the start.
+
+    ``config`` has passed ``check_config``. ``trace_steps``: how many of the first steps are
+    recorded as traces under ``out/trace``. Raises ``OmniGrpoError`` for input that cannot be used.
+    """
+    return _Run(config, trace_steps, on_step).run()
+
+
+class _Run:
+    def __init__(
+        self, config: TrainConfig, trace_steps: int, on_step: Callable[[StepView], None]
+    ) -> None:
+        self.config, self.trace_steps, self.on_step = config, trace_steps, on_step
+        self.out = Path(config.out)
+        self.samples = load_samples(config.data, root=Path(config.root) if config.root else None)
+        if len(self.samples) < config.prompts:
+            raise ConfigError(
+                "batch_size",
+                got=f"{config.prompts} groups of {len(self.samples)} samples",
+                want="no more groups in a step than there are samples",
+                fix="lower batch_size or raise settings: group_size",
+            )
+        self.reward = config.composition()
+        self.saved = checkpointing.newest(self.out, config)
+        self.accelerator = Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+            log_with=list(config.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(self.out)),
+            # a micro-batch without sound leaves the audio tower without a gradient
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.team = AccelerateTeam(self.accelerator)
+        self.policy = load_policy(
+            config.checkpoint, processor=config.processor, device=str(self.accelerator.device)
+        )
+        self.reference = choose_learners(self.policy, config, self.accelerator.autocast)
+        learning = [p for p in self.policy.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            learning,
+            lr=config.optimizer.lr,
+            betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
+            weight_decay=config.optimizer.weight_decay,
+        )
+        self.scorer, self.optimizer = self.accelerator.prepare(
+            Scorer(self.policy, config.settings.temperature), optimizer
+        )
+        self.guard = Guard(
+            config.guard,
+            eos_ids=self.policy.eos_token_ids,
+            special_ids=self.policy.suppressed.nonzero().flatten().tolist(),
+        )
+        self.plan = StepPlan(
+            loss=config.loss,
+            correction=config.correction,
+            iterations=config.iterations,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+        self.seen: list[Finding] = []
+        self.examiner = Examiner(config)
+
+    # ----------------------------------------------------------------- the run
+
+    def run(self) -> TrainResult:
+        start = self._resume()
+        main = self.accelerator.is_main_process
+        if main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            body = json.dumps(as_values(self.config), indent=1)
+            write_file(self.out / "config.json", f"{body}\n".encode())
+            checkpointing.cut_log(self.out / LOG, start)
+        if self.config.trackers:
+            self.accelerator.init_trackers("tracker")
+        self.accelerator.wait_for_everyone()
+        end_watch = watch_generation(self.policy.model.model, self.seen.append)
+        try:
+            for step in range(start, self.config.steps):
+                stopped = self._step(step)
+                if stopped is not None:
+                    return stopped
+                self._save_if_due(step + 1)
+        finally:
+            end_watch()
+            if self.config.trackers:
+                self.accelerator.end_training()
+        model = self.out / "model"
+        if main:
+            checkpointing.export(self.policy, self.config, model)
+        self.accelerator.wait_for_everyone()
+        return TrainResult("finished", self.config.steps, (), None, model)
+
+    def _resume(self) -> int:
+        if self.saved is None:
+            return 0
+        self.accelerator.load_state(str(self.saved.folder))
+        self.guard.remember([health.Step(**entry) for entry in self.saved.guard])
+        return self.saved.step
+
+    def _save_if_due(self, step: int) -> None:
+        every = self.config.save_every
+        if step == self.config.steps or (every and step % every == 0):
+            checkpointing.save(
+                self.out,
+                self.config,
+                step,
+                tuple(asdict(entry) for entry in self.guard.remembered),
+                write=lambda folder: self.accelerator.save_state(str(folder)),
+                main=self.accelerator.is_main_process,
+                wait=self.accelerator.wait_for_everyone,
+            )
+
+    # ----------------------------------------------------------------- one step
+
+    def _step(self, step: int) -> TrainResult | None:
+        config, begin = self.config, time.perf_counter()
+        inputs = prepare(self.policy, self._own_samples(step), config.settings)
+        findings = self._preflight(step, inputs)
+        with self.accelerator.autocast():
+            rolled = rollout(
+                self.policy,
+                inputs.batch,
+                group_size=config.settings.group_size,
+                max_new_tokens=config.settings.max_new_tokens,
+                temperature=config.settings.temperature,
+                seed=seed_of(config.seed, step),
+            )
+        scored = self._score(inputs, rolled)
+        rewards = self._gather_rewards(rolled, scored)
+        advantages = group_advantages(rewards.totals, rewards.group_ids, config.scale)
+        window = self._window(inputs, rolled, advantages)
+        everyone = tuple(self.team.gather(rolled.completions))
+
+        def may_step(update: Update) -> bool:
+            if findings:
+                return False
+            drift = update.metrics.peaks.get("drift_max")
+            facts = StepFacts(step, everyone, rewards, drift, update.loss, update.grad_norm)
+            first = "drift" in update.metrics.means
+            findings.extend(self.seen + list(self.guard.look(facts)) if first else ())
+            return not findings
+
+        rate = 0.0
+
+        def set_rate(iteration: int) -> None:
+            nonlocal rate
+            at = step * config.iterations + iteration
+            rate = learning_rate(config.optimizer, at, config.steps * config.iterations)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+        updates = optimize(
+            self.plan,
+            self.team,
+            self.scorer,
+            self.policy.model,
+            self.optimizer,
+            window,
+            reference=self.reference,
+            may_step=may_step,
+            set_rate=set_rate,
+        )
+        if not updates and not findings:
+            # nothing was in the loss of any process, but the rewards have to be looked at
+            findings.extend(self.seen + list(self.guard.look(StepFacts(step, everyone, rewards))))
+        lengths = Metrics.sum(self.team.gather([rollout_metrics(rolled.completions)]))
+        record = step_record(step, rewards, lengths + advantage_metrics(advantages), updates)
+        record |= {"lr": rate, "seconds": time.perf_counter() - begin}
+        if step < self.trace_steps or findings:
+            folder = self.out / ("stopped" if findings else "trace") / f"step-{step:06d}"
+            if self.accelerator.is_main_process:
+                trace = step_trace(self.policy, config, inputs, rolled, scored, advantages, record)
+                save_bundle(folder, trace, step, findings)
+        if findings:
+            self.accelerator.wait_for_everyone()
+            return TrainResult("stopped", step, tuple(findings), folder, None)
+        with self.accelerator.autocast():
+            record |= self.examiner.measure(self.policy, step)
+        self._log(step, record)
+        self.on_step(StepView(record, inputs, rolled, scored))
+        return None
+
+    def _own_samples(self, step: int) -> tuple[Sample, ...]:
+        """This process's share of the step's samples; a step never holds a sample twice."""
+        prompts = self.config.prompts
+        epoch, at = divmod(step, len(self.samples) // prompts)
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, epoch, "order"))
+        order = torch.randperm(len(self.samples), generator=generator).tolist()
+        own = prompts // self.team.world
+        first = at * prompts + own * self.accelerator.process_index
+        return tuple(self.samples[index] for index in order[first : first + own])
+
+    def _preflight(self, step: int, inputs: Inputs) -> list[Finding]:
+        """Every stage check of ``omni-grpo check`` on the first samples, at the start."""
+        found: list[Finding] = []
+        if step == 0 and self.config.guard.preflight and self.accelerator.is_main_process:
+            lenient = replace(self.config.settings, min_format=0.0, min_accuracy=0.0)
+            with self.accelerator.autocast():
+                result = check(self.policy, inputs.samples, lenient)
+            found += failed_checks(result.trace.stages)
+            found += [
+                Finding(f"{proof.modality} does not reach the model", "embeddings",
+                        f"swapping it moves the logprobs by {proof.shift:.2g} nats a token")
+                for proof in result.modalities
+                if not proof.ok
+            ]  # fmt: skip
+        return self.team.gather(found)
+
+    def _score(self, inputs: Inputs, rolled: Rollout) -> Composed:
+        owner = dict(
+            zip((s.sample_id for s in inputs.samples),
+                zip(inputs.samples, inputs.prompts, strict=True), strict=True)
+        )  # fmt: skip
+        owners = [owner[completion.group_id] for completion in rolled.completions]
+        return self.reward.report(
+            [prompt.text for _, prompt in owners],
+            [completion.text for completion in rolled.completions],
+            problem_type=[sample.problem_type for sample, _ in owners],
+            options=[list(sample.options) for sample, _ in owners],
+            solution=[sample.solution for sample, _ in owners],
+            sample_id=[sample.sample_id for sample, _ in owners],
+        )
+
+    def _gather_rewards(self, rolled: Rollout, scored: Composed) -> health.Step:
+        """All processes' rewards in one order: a group's statistics are nobody's own."""
+        own = [
+            (
+                completion.group_id,
+                completion.finish_reason == "length",
+                scored.total[at].value,
+                {name: scores[at].value for name, scores in scored.scores.items()},
+            )
+            for at, completion in enumerate(rolled.completions)
+        ]
+        rows = self.team.gather(own)
+        return health.Step(
+            scores={name: [row[3][name] for row in rows] for name in scored.scores},
+            totals=[row[2] for row in rows],
+            group_ids=[row[0] for row in rows],
+            capped=[row[1] for row in rows],
+        )
+
+    def _window(
+        self, inputs: Inputs, rolled: Rollout, advantages: Advantages
+    ) -> tuple[MicroBatch, ...]:
+        count = len(rolled.completions)
+        own = slice(
+            count * self.accelerator.process_index, count * (self.accelerator.process_index + 1)
+        )
+        kept = advantages.informative if self.config.drop_zero_variance else advantages.usable
+        return cut(
+            self.policy,
+            inputs.batch,
+            rolled,
+            advantages.values[own],
+            kept[own],
+            self.config.micro_batch_size,
+        )
+
+    def _log(self, step: int, record: Mapping[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            checkpointing.append_log(self.out / LOG, record)
+        if self.config.trackers:
+            numbers = {name: value for name, value in record.items() if value is not None}
+            self.accelerator.log(numbers, step=step)
+
+
+def seed_of(seed: int, step: int, use: str = "rollout") -> int:
+    """A seed of its own for each use of each step.
+
+    >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
+    (True, False)
+    """
+    digest = hashlib.sha256(f"{seed}:{step}:{use}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

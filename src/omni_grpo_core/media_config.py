@@ -1,0 +1,61 @@
+"""How much of the media a model is shown: settings alone, so that reading them loads no decoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from omni_grpo_core.errors import ConfigError
+
+TOKEN_SIDE = 28
+"""Pixels a side of what one token shows: patches of 14, merged 2 x 2."""
+FRAMES_PER_TOKEN = 2
+"""qwen-omni-utils' ``FRAME_FACTOR``, which a test holds it to: frames enter the model in pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaConfig:
+    """How much of the media a model is shown; the defaults are those of qwen-omni-utils 0.0.9.
+
+    ``fps``: frames taken per second of clip, between ``min_frames`` and ``max_frames`` in all.
+    ``min_pixels``, ``max_pixels``: area of a video frame after resizing; ``None`` is the library's
+    default, 100,352 to 602,112 (less for a clip of more than 300 frames, whatever is asked).
+    ``image_min_pixels``, ``image_max_pixels``: the same for images, 3,136 to 12,845,056. Sides are
+    rounded to multiples of 28. A maximum below the default minimum does away with the minimum.
+
+    Raises ConfigError for a limit that cannot work.
+    """
+
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    image_min_pixels: int | None = None
+    image_max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ConfigError(
+                "media fps", got=f"{self.fps}", want="a positive number", fix="try 2.0"
+            )
+        if not FRAMES_PER_TOKEN <= self.min_frames <= self.max_frames:
+            raise ConfigError(
+                "media min_frames, max_frames",
+                got=f"{self.min_frames}, {self.max_frames}",
+                want="2 <= min_frames <= max_frames",
+                fix="frames enter the model in pairs; the defaults are 4 and 768",
+            )
+        least = TOKEN_SIDE * TOKEN_SIDE
+        for kind, low, high in (
+            ("", self.min_pixels, self.max_pixels),
+            ("image_", self.image_min_pixels, self.image_max_pixels),
+        ):
+            given = [n for n in (low, high) if n is not None]
+            if any(n < least for n in given) or given != sorted(given):
+                raise ConfigError(
+                    f"media {kind}min_pixels, {kind}max_pixels",
+                    got=f"{low}, {high}",
+                    want=f"{least} <= {kind}min_pixels <= {kind}max_pixels",
+                    fix=f"one token shows {TOKEN_SIDE} x {TOKEN_SIDE} pixels",
+                )

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from omni_grpo_core import tiny
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.grpo.config import LossConfig
+from omni_grpo_core.grpo.train_config import (
+    FOREIGN,
+    OptimizerConfig,
+    check_config,
+    learning_rate,
+    load_train_config,
+)
+
+GOOD: Mapping[str, Any] = {
+    "checkpoint": str(tiny.checkpoint_dir()),
+    "data": str(tiny.data_file()),
+    "out": "run",
+    "rewards": {"format": {}, "accuracy": {"weight": 2, "gate": "format >= 1"}},
+    "settings": {"group_size": 4, "max_new_tokens": 24},
+    "batch_size": 16,
+    "micro_batch_size": 8,
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **changes}))
+    return path
+
+
+def test_a_good_one_is_read_over_the_checkpoint_s_own_settings(tmp_path: Path) -> None:
+    config, warnings = load_train_config(write(tmp_path, loss={"loss_type": "gspo"}))
+    assert warnings == ()
+    assert config.loss == LossConfig(loss_type="gspo")
+    assert config.prompts == 4
+    assert config.out == str(tmp_path / "run"), "paths start from the file's folder"
+    own = json.loads((tiny.checkpoint_dir() / "omni_grpo.json").read_text())
+    assert config.settings.media.fps == own["media"]["fps"]
+    assert {part.name for part in config.composition().components} == {"format", "accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bach_size": 16}, "unknown key 'bach_size'.*did you mean 'batch_size'"),
+        ({"settings": {"group_size": 1}}, "group_size: found 1, wanted 2 or more"),
+        ({"batch_size": 18}, "batch_size: found 18, wanted a multiple of group_size 4"),
+        ({"batch_size": 0}, "batch_size: found 0"),
+        ({"micro_batch_size": 3}, "micro_batch_size: found 3, wanted a divisor or a multiple"),
+        ({"rewards": {}}, "rewards: found none"),
+        ({"rewards": {"acuracy": {}}}, "reward 'acuracy': found an unknown name"),
+        ({"rewards": {"accuracy": {"gate": "format >= 1"}}}, "a gate on 'format'"),
+        ({"rewards": ["accuracy"]}, "rewards: found .*wanted a mapping of names to RewardEntry"),
+        ({"use_cache": False}, "'use_cache'.*transformers drops the cache"),
+        ({"num_generations": 2}, "'num_generations', wanted settings: group_size"),
+        ({"loss": {"beta": 0.1, "kl_estimator": "k1"}}, "expected gradient of 0"),
+        ({"loss": {"loss_type": "dr_grpo", "max_completion_length": 9}}, "max_new_tokens, 24"),
+        ({"settings": {"group_size": 4, "temperature": 0}}, "temperature: found 0, wanted above 0"),
+        ({"checkpoint": "/no/where"}, "checkpoint: found /no/where"),
+        ({"data": "/no/where.json"}, "data: found /no/where.json, which is not there"),
+        ({"out": "run.yaml/out"}, "out: found .*wanted a folder"),
+        ({"steps": 0}, "steps: found 0"),
+        ({"optimizer": {"lr": -1e-3}}, "lr: found -0.001"),
+        ({"optimizer": {"betas": [0.9]}}, "betas: found"),
+        ({"freeze": ["text", "audio", "video", "image"]}, "freeze: found everything"),
+        ({"freeze": ["video"]}, "one tower sees both"),
+        ({"freeze": ["audio"], "lora": {"rank": 4}}, "wanted one of the two"),
+        ({"lora": {"rank": 0}}, "lora: found rank 0"),
+        ({"eval_every": 5}, "eval_every: found 5 without eval_data"),
+        ({"precision": "float16"}, "precision: found 'float16'"),
+        ({"guard": {"patience": 0}}, "patience: found 0"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_train_config(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_keys_of_other_trainers_are_translated(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"key '{key}'"):
+        load_train_config(write(tmp_path, **{key: 1}))
+
+
+def test_the_incident_s_group_of_two_is_warned_of(tmp_path: Path) -> None:
+    _, warnings = load_train_config(write(tmp_path, settings={"group_size": 2}))
+    assert len(warnings) == 1
+    assert "every advantage is +1, -1 or 0" in warnings[0]
+    _, silent = load_train_config(write(tmp_path, settings={"group_size": 2}, scale="none"))
+    assert silent == ()
+
+
+def test_processes_must_share_the_groups_evenly(tmp_path: Path) -> None:
+    config, _ = load_train_config(write(tmp_path))
+    check_config(config, world=4)
+    with pytest.raises(ConfigError, match=r"4 groups on 3 processes.*try 24"):
+        check_config(config, world=3)
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    cosine = OptimizerConfig(lr=2.0, schedule="cosine", warmup_steps=1, final=0.5)
+    assert [learning_rate(cosine, at, 3) for at in (0, 1, 2)] == pytest.approx([2.0, 2.0, 1.5])
+    assert learning_rate(replace(cosine, schedule="constant"), 2, 3) == 2.0
+
+
+def test_a_wrong_one_exits_2_before_torch_is_loaded(tmp_path: Path) -> None:
+    """What takes two seconds and more is loading torch: a typo must not wait for it."""
+    code = (
+        "import sys; from omni_grpo_core.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "finally: print(sorted({'torch', 'numpy', 'transformers'} & {*sys.modules}))"
+    )
+    path = write(tmp_path, stepz=3)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == "[]\n"
+    assert "unknown key 'stepz'" in done.stderr
+
+
+def test_json_tells_the_error_apart(
+    tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, err = run_cli("train", write(tmp_path, steps=0), "--json")
+    assert code == 2
+    assert json.loads(out)["error"]["item"] == "steps"
+    assert err.startswith("error: config: steps")
