@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from train_runs import log, moments, short
+
+from omni_grpo_core.errors import ConfigError, TrainError
+from omni_grpo_core.grpo.checkpointing import cut_log
+from omni_grpo_core.grpo.config import LossConfig
+from omni_grpo_core.grpo.train import StepView, train
+from omni_grpo_core.grpo.train_config import LoraConfig, OptimizerConfig, TrainConfig
+from omni_grpo_core.policy import Policy, load_policy
+from omni_grpo_core.trace.store import load_trace
+
+
+class Cut(Exception):
+    """Stands for the power going."""
+
+
+@pytest.fixture(autouse=True)
+def another_process() -> Iterator[None]:
+    """Accelerate keeps one state a process, and refuses a run of another precision."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing cuts."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    result = train(short(out), trace_steps=1)
+    assert (result.status, result.step, result.model) == ("finished", 3, out / "model")
+    return out
+
+
+def test_a_run_logs_every_step_and_leaves_a_checkpoint_that_loads(
+    straight: Path, policy: Policy
+) -> None:
+    lines = log(straight)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert all(line["grad_norm"] > 0 and 0 < line["reward"] < 1 for line in lines)
+    # sampling and scoring are the same policy: float32 sums in another order
+    assert all(line["drift_max"] < 1e-5 for line in lines)
+    trained = load_policy(straight / "model")
+    assert not torch.equal(trained.model.lm_head.weight, policy.model.lm_head.weight)
+    assert trained.eos_token_ids == policy.eos_token_ids
+
+
+def test_the_first_steps_are_traces(straight: Path) -> None:
+    assert [folder.name for folder in (straight / "trace").iterdir()] == ["step-000000"]
+    trace = load_trace(straight / "trace" / "step-000000")
+    assert len(trace["completion"].value.completions) == 8
+    assert trace["advantage"].value.shape == (8,)
+    assert trace["loss"].value["step"] == 0
+
+
+def test_a_cut_run_goes_on_as_if_it_had_not_been(straight: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def cut(view: StepView) -> None:
+        if view.record["step"] == 1:
+            raise Cut
+
+    with pytest.raises(Cut):
+        train(short(out), on_step=cut)
+    assert len(log(out)) == 2, "step 1 was logged, and not saved any more"
+    (out / "state" / ".000002.partial").mkdir()  # what a killed writer leaves
+    assert train(short(out)).status == "finished"
+    assert log(out) == log(straight)
+    ours, theirs = (load_policy(run / "model").model.state_dict() for run in (out, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert sorted(p.name for p in (out / "state").iterdir()) == ["000002", "000003"]
+
+
+def test_a_finished_run_is_not_run_again(straight: Path) -> None:
+    before = log(straight)
+    assert train(short(straight)).status == "finished"
+    assert log(straight) == before
+
+
+def test_the_state_of_other_settings_is_refused(straight: Path) -> None:
+    with pytest.raises(TrainError, match="a run with other settings"):
+        train(short(straight, seed=1))
+
+
+def test_a_half_written_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"st')
+    cut_log(path, 1)
+    assert path.read_text() == '{"step": 0}\n'
+
+
+def test_more_groups_than_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size: found 25 groups of 22 samples"):
+        train(short(tmp_path / "run", batch_size=100))
+
+
+def test_an_adapter_off_is_the_reference(tmp_path: Path, policy: Policy) -> None:
+    """KL to the reference is 0 before the first update and above it afterwards; only the adapter
+    has moved, and the exported checkpoint has it merged in."""
+    out = tmp_path / "run"
+    config = short(
+        out,
+        steps=2,
+        lora=LoraConfig(rank=2),
+        loss=LossConfig(beta=0.1),
+        gradient_checkpointing=True,
+        optimizer=OptimizerConfig(lr=1e-2),
+    )
+    assert train(config).status == "finished"
+    first, second = log(out)
+    assert first["kl"] == 0.0
+    assert second["kl"] > 1e-6
+    found = load_policy(out / "model").model.state_dict()
+    moved = {n for n, w in policy.model.state_dict().items() if not torch.equal(found[n], w)}
+    assert moved
+    assert all(name.startswith("model.layers.") and "_proj" in name for name in moved)
+
+
+def test_frozen_towers_stay_and_bfloat16_trains(tmp_path: Path, policy: Policy) -> None:
+    out = tmp_path / "run"
+    config = short(
+        out, steps=1, precision="bfloat16", freeze=("image", "video", "audio"),
+        loss=LossConfig(beta=0.1),
+    )  # fmt: skip
+    config = replace(config, guard=replace(config.guard, drift=0.2))
+    assert train(config).status == "finished"
+    assert log(out)[0]["grad_norm"] > 0
+    found = load_policy(out / "model").model.state_dict()
+    moved = {n for n, w in policy.model.state_dict().items() if not torch.equal(found[n], w)}
+    # frozen weights are stored in bfloat16, which rounds them; learning ones are not rounded
+    assert torch.equal(
+        found["visual.patch_embed.proj.weight"].bfloat16(),
+        policy.model.state_dict()["visual.patch_embed.proj.weight"].bfloat16(),
+    )
+    assert "lm_head.weight" in moved
+
+
+def _rank(rank: int, port: int, config: TrainConfig) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(config).status == "finished"
+    assert AcceleratorState().num_processes == 2
+
+
+def test_two_processes_give_the_loss_and_gradient_of_one(straight: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # forked: what takes a new process its time is importing torch and transformers
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_rank, args=(rank, port, short(out))) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    both, alone = log(out), log(straight)
+    for name in ("reward", "loss", "grad_norm", "entropy", "completion_length"):
+        # float32 sums in another order
+        assert [line[name] for line in both] == pytest.approx(
+            [line[name] for line in alone], rel=1e-3, abs=1e-5
+        ), name
+    scale = alone[0]["grad_norm"]
+    ours, theirs = moments(out, 2), moments(straight, 2)
+    assert ours.keys() == theirs.keys()
+    for key, moment in theirs.items():
+        torch.testing.assert_close(ours[key], moment, atol=1e-4 * scale, rtol=0)

@@ -1,0 +1,55 @@
+"""Short training runs on the shipped checkpoint, for tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omni_grpo_core import tiny
+from omni_grpo_core.grpo.train_config import (
+    GuardConfig,
+    OptimizerConfig,
+    RewardEntry,
+    TrainConfig,
+)
+from omni_grpo_core.settings import load_settings
+
+
+def short(out: Path, **changes: Any) -> TrainConfig:
+    """Three steps of two groups of four, on a reward that an untrained policy earns in part."""
+    settings = replace(
+        load_settings(tiny.checkpoint_dir()), group_size=4, max_new_tokens=8, temperature=0.8
+    )
+    base = TrainConfig(
+        checkpoint=str(tiny.checkpoint_dir()),
+        data=str(tiny.data_file()),
+        out=str(out),
+        settings=settings,
+        rewards={"toy_rewards:early_letters": RewardEntry()},
+        steps=3,
+        batch_size=8,
+        micro_batch_size=4,
+        optimizer=OptimizerConfig(lr=1e-3),
+        save_every=1,
+        # a policy with a cap of 8 tokens always meets it
+        guard=GuardConfig(preflight=False, patience=99, garbage=1.0),
+        trackers=(),
+    )
+    return replace(base, **changes)
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    """The log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def moments(out: Path, step: int) -> Mapping[int, torch.Tensor]:
+    """AdamW's first moments after the first step: a tenth of its gradients."""
+    state = torch.load(out / "state" / f"{step:06d}" / "optimizer.bin", weights_only=True)
+    return {key: entry["exp_avg"] for key, entry in state["state"].items()}
