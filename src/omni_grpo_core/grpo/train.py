@@ -27,13 +27,7 @@ from omni_grpo_core.grpo import checkpointing
 from omni_grpo_core.grpo.advantage import Advantages, group_advantages
 from omni_grpo_core.grpo.bundle import save_bundle, step_trace
 from omni_grpo_core.grpo.evaluation import Examiner
-from omni_grpo_core.grpo.guard import (
-    Finding,
-    Guard,
-    StepFacts,
-    failed_checks,
-    watch_generation,
-)
+from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, failed_checks, watch_generation
 from omni_grpo_core.grpo.learners import choose_learners
 from omni_grpo_core.grpo.metrics import Metrics, advantage_metrics, rollout_metrics
 from omni_grpo_core.grpo.records import step_record
@@ -259,7 +253,7 @@ class _Run:
             drift = update.metrics.peaks.get("drift_max")
             facts = StepFacts(step, everyone, rewards, drift, update.loss, update.grad_norm)
             first = "drift" in update.metrics.means
-            findings.extend(self.seen + list(self.guard.look(facts)) if first else ())
+            findings.extend((*self._seen(), *self.guard.look(facts)) if first else ())
             return not findings
 
         rate = 0.0
@@ -284,7 +278,8 @@ class _Run:
         )
         if not updates and not findings:
             # nothing was in the loss of any process, but the rewards have to be looked at
-            findings.extend(self.seen + list(self.guard.look(StepFacts(step, everyone, rewards))))
+            looked = self.guard.look(StepFacts(step, everyone, rewards))
+            findings.extend((*self._seen(), *looked))
         lengths = Metrics.sum(self.team.gather([rollout_metrics(rolled.completions)]))
         record = step_record(step, rewards, lengths + advantage_metrics(advantages), updates)
         record |= {"lr": rate, "seconds": time.perf_counter() - begin}
@@ -302,10 +297,13 @@ class _Run:
         self.on_step(StepView(record, inputs, rolled, scored))
         return None
 
+    def _seen(self) -> tuple[Finding, ...]:
+        """What any process saw a forward do, once; every process has to stop alike."""
+        return tuple(dict.fromkeys(self.team.gather(self.seen)))
+
     def _own_samples(self, step: int) -> tuple[Sample, ...]:
         """This process's share of the step's samples; a step never holds a sample twice."""
-        prompts = self.config.prompts
-        epoch, at = divmod(step, len(self.samples) // prompts)
+        epoch, at = divmod(step, len(self.samples) // (prompts := self.config.prompts))
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, epoch, "order"))
         order = torch.randperm(len(self.samples), generator=generator).tolist()
         own = prompts // self.team.world
