@@ -15,6 +15,7 @@ PUBLISHED = {
     "vocab.json": "ca10d7e9fb3ed18575dd1e277a2579c16d108e32f27439684afa0e10b1440910",
     "merges.txt": "8831e4f1a044471340f7c0a83d7bd71306a5b867e95fd870f74d0c5308a904d5",
     "added_tokens.json": "e81a2cc3bd867a1217019eed202d1d8a07e1063ece716f22060dda14f6cc07d8",
+    "special_tokens_map.json": "dc241604d085780a33f760f69c47e6622451104c20eee3cd3a12b6e884b43f44",
     "tokenizer.json": "8441917e39ae0244e06d704b95b3124795cec478e297f9afac39ba670d7e9d99",
     "preprocessor_config.json": "b47055ce61463ce143e9aab741d55c0aa520801a0a5d63be73c5b17cecb6bc69",
 }
@@ -48,6 +49,11 @@ def as_published(folder: Path, name: str) -> bytes:
         content["pre_tokenizer"]["pretokenizers"][1] = unused
         content["post_processor"] = content["decoder"] = unused
         content["model"] |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+        return json.dumps(content, ensure_ascii=False, indent=2).encode()
+    if name == "special_tokens_map.json":
+        plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+        for key in ("eos_token", "pad_token"):
+            content[key] = {"content": content[key], **plain}
         return json.dumps(content, ensure_ascii=False, indent=2).encode()
     content = {key: value for key, value in content.items() if key not in SPELT_OUT}
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
