@@ -6,8 +6,9 @@
 
 Training sees clips of the train combinations of attributes; accuracy is measured on combinations
 that neither this training nor the recipe's ever saw. The policy to begin with is a checkpoint (the
-shipped one if none is named) whose head is softened, so that sampling goes wrong often. One more run has the sound taken away: it can only guess the pitch.
-Writes ``OUT/training.json`` and, where matplotlib is installed, ``OUT/training.png``.
+shipped one if none is named) whose head is softened, so that sampling goes wrong often. One more
+run has the sound taken away: it can only guess the pitch. Writes ``OUT/training.json`` and, where
+matplotlib is installed, ``OUT/training.png``.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def configuration(
         steps=steps,
         batch_size=48,
         micro_batch_size=24,
-        optimizer=OptimizerConfig(lr=1e-3, schedule="linear", warmup_steps=5, final=0.1),
+        optimizer=OptimizerConfig(lr=5e-4, schedule="linear", warmup_steps=5, final=0.1),
         seed=seed,
         save_every=0,
         eval_every=20,
