@@ -2,7 +2,7 @@
 
 ::
 
-    python tests/benchmarks/bench_training.py OUT [--checkpoint DIR] [--seeds 0 1 2] [--steps 60]
+    python tests/benchmarks/bench_training.py OUT [--checkpoint DIR] [--seeds 0 1 2] [--steps 80]
 
 Training sees clips of the train combinations of attributes; accuracy is measured on combinations
 that neither this training nor the recipe's ever saw. The policy to begin with is a checkpoint (the
@@ -44,7 +44,7 @@ from omni_grpo_core.tiny.clips import Clip
 from omni_grpo_core.tiny.questions import TOPICS, ask
 from omni_grpo_core.tiny.shipped import row
 
-SOFTEN = 0.5
+SOFTEN = 0.45
 """The head's weights times this: a policy that knows, but is as good as never sure. Unlike an early
 step of the recipe it has something to learn in every kind of question."""
 
@@ -95,7 +95,7 @@ def configuration(
         steps=steps,
         batch_size=48,
         micro_batch_size=24,
-        optimizer=OptimizerConfig(lr=5e-4, schedule="linear", warmup_steps=5, final=0.1),
+        optimizer=OptimizerConfig(lr=1e-3, schedule="linear", warmup_steps=5, final=0.1),
         seed=seed,
         save_every=0,
         eval_every=20,
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--no-silent-run", action="store_true")
     options = parser.parse_args()
     out = options.out.absolute()
