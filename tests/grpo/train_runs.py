@@ -21,8 +21,8 @@ from omni_grpo_core.settings import load_settings
 
 
 def short(out: Path, **changes: Any) -> TrainConfig:
-    """Three steps of two groups of four, on a reward that any policy earns in part; hot, so that the
-    answers of a group differ."""
+    """Three steps of two groups of four, on a reward that any policy earns in part; hot, so that
+    the answers of a group differ."""
     settings = replace(
         load_settings(tiny.checkpoint_dir()), group_size=4, max_new_tokens=8, temperature=3.0
     )
