@@ -30,8 +30,8 @@ from omni_grpo_core.types import (
 )
 
 LEAST_SHIFT = 1e-3
-"""Nats a token. Swapping a medium that reaches the model moves the logprobs of the completion by
-far more (0.1 to 10 on the tiny checkpoint); a medium that does not reach it moves them by 0."""
+"""Nats a token. Taking away a medium that reaches the model moves the logprobs of the completion by
+far more (0.1 to 10 on the tiny checkpoint); one that does not reach it moves them by 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,9 @@ class ModalityProof:
 
     ``accuracy``: as it is; ``without``: frames black or sound silent; ``swapped``: each row with
     another row's. ``moved``: share of completions that swapping changes. ``shift``: mean absolute
-    change of the completion's logprobs under the swap, nats a token. Questions about *other*
-    modalities are among the rows: their answers should stay.
+    change of the completion's logprobs, nats a token, under the swap or without, whichever is
+    larger: two rows may happen to show the same. Questions about *other* modalities are among the
+    rows: their answers should stay.
     """
 
     modality: Modality
@@ -138,11 +139,16 @@ def prove(
     swap = {i: swapped(media[i], donor(media, having, i, modality), modality) for i in having}
     black = {i: blanked(media[i], modality) for i in having}
     with generating(policy.model):
+        true_batch = _rebuilt(policy, trace, {i: media[i] for i in having}, settings)
         swapped_batch = _rebuilt(policy, trace, swap, settings)
+        blank_batch = _rebuilt(policy, trace, black, settings)
         swapped_run = _greedy(policy, swapped_batch, settings)
-        blank_run = _greedy(policy, _rebuilt(policy, trace, black, settings), settings)
-        shift = _shift(policy, _rebuilt(policy, trace, {i: media[i] for i in having}, settings),
-                       swapped_batch, kept)  # fmt: skip
+        blank_run = _greedy(policy, blank_batch, settings)
+        was = _logprobs(policy, true_batch, kept)
+        shift = max(
+            float((_logprobs(policy, batch, kept) - was).abs().mean())
+            for batch in (swapped_batch, blank_batch)
+        )
     changed = [
         a.text != b.text for a, b in zip(kept.completions, swapped_run.completions, strict=True)
     ]
@@ -269,12 +275,8 @@ def _accuracy(trace: Trace, rolled: Rollout) -> float:
     return fmean(row.value or 0.0 for row in rows)
 
 
-def _shift(policy: Policy, batch: Batch, other: Batch, rolled: Rollout) -> float:
+def _logprobs(policy: Policy, batch: Batch, rolled: Rollout) -> torch.Tensor:
+    """Of every token of the completions, in a row: float32, (tokens,)."""
     ids, mask = completion_tensors(rolled.completions, policy.pad_token_id)
-
-    def logprobs(given: Batch) -> torch.Tensor:
-        scores = sampling_logprobs(policy, completion_logits(policy, given, ids, mask), 1.0)
-        return scores.gather(2, ids.to(scores.device)[..., None])[..., 0].cpu()
-
-    kept = mask.bool()
-    return float((logprobs(batch) - logprobs(other))[kept].abs().mean())
+    scores = sampling_logprobs(policy, completion_logits(policy, batch, ids, mask), 1.0)
+    return scores.gather(2, ids.to(scores.device)[..., None])[..., 0].cpu()[mask.bool()]

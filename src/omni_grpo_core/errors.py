@@ -48,9 +48,7 @@ class OmniGrpoError(Exception):
         return (_rebuild, (type(self), self.item, self.got, self.want, self.fix))
 
 
-def _rebuild(
-    kind: type[OmniGrpoError], item: str, got: str, want: str, fix: str
-) -> OmniGrpoError:
+def _rebuild(kind: type[OmniGrpoError], item: str, got: str, want: str, fix: str) -> OmniGrpoError:
     return kind(item, got=got, want=want, fix=fix)
 
 

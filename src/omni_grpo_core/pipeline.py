@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from omni_grpo_core import __version__
 from omni_grpo_core.batch import check_batch, collate, process_row, render
 from omni_grpo_core.conversation import build_conversation, check_conversation
 from omni_grpo_core.forward import embed, library_forward, positions, prefill
@@ -218,12 +220,13 @@ def run(
 
 def header(policy: Policy, settings: Settings) -> dict[str, str]:
     """Under what a pass runs: what could make it come out otherwise."""
-    names = ("torch", "torchvision", "transformers", "qwen-omni-utils", "omni-grpo-core")
+    names = ("torch", "torchvision", "transformers", "qwen-omni-utils")
     return {
         **{name: version(name) for name in names},
+        "omni-grpo-core": __version__,
         "python": platform.python_version(),
         "decoder": decoder_version(),
-        "checkpoint": policy.checkpoint,
+        "checkpoint": Path(policy.checkpoint).name,
         "family": policy.family.name,
         "device": policy.device.type,
         "dtype": str(policy.model.dtype).removeprefix("torch."),

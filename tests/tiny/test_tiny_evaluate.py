@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -25,17 +24,14 @@ from omni_grpo_core.tiny.questions import TOPICS, Question
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    """Four clips that differ in all attributes from one to the next, asked for each topic."""
+    """Two clips that differ in every attribute, each asked about all three."""
     pool = combinations("held-out")
     chosen = [pool[0], next(a for a in pool if _apart(a, pool[0]))]
-    rng = np.random.default_rng(0)
     return prepare(
         [
-            Question(
-                Clip(a, 3_000_000 + i), "interleaved", t, 0, tuple(map(int, rng.permutation(4)))
-            )
-            for i, a in enumerate(chosen)
-            for t in TOPICS
+            Question(Clip(attributes, 3_000_000 + i), "interleaved", topic, 0)
+            for i, attributes in enumerate(chosen)
+            for topic in TOPICS
         ]
     )
 
@@ -81,11 +77,13 @@ def test_every_sense_is_used_and_no_other() -> None:
         ("frames swapped", seen, heard),
         ("sound silenced", heard, seen),
         ("sound swapped", heard, seen),
-        ("frames frozen", ("motion",), ("colour", "pitch")),
     ):
         # chance is .25; 64 questions a topic: .45 is 3.7 standard deviations above it
         assert all(result[f"{spoil}/{topic}"] <= 0.45 for topic in lost), (spoil, result)
         assert all(result[f"{spoil}/{topic}"] >= 0.95 for topic in kept), (spoil, result)
+    # one frame tells the axis, never the way along it: .5, and 64 questions scatter by .06
+    assert result["frames frozen/motion"] <= 0.7
+    assert result["frames frozen/colour"] >= 0.95
 
 
 def test_the_exam_of_every_split_has_a_donor_for_everyone() -> None:

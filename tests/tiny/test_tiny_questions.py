@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from omni_grpo_core.rewards.parse import parse
-from omni_grpo_core.tiny.attributes import ALL, SPLITS, combinations
+from omni_grpo_core.tiny.attributes import ALL, SPLITS, Split, combinations
 from omni_grpo_core.tiny.clips import Clip
 from omni_grpo_core.tiny.evaluate import exam
 from omni_grpo_core.tiny.examples import draw_clips
-from omni_grpo_core.tiny.questions import CARRIES, VALUES, Carry, Question, ask, topics_of
+from omni_grpo_core.tiny.questions import CARRIES, TOPICS, VALUES, Carry, Question, ask, topics_of
 from omni_grpo_core.types import Parsed
 
 CLIP = Clip(ALL[0], seed=0)
@@ -19,32 +21,43 @@ CLIP = Clip(ALL[0], seed=0)
 @pytest.mark.parametrize("carry", CARRIES)
 def test_the_letter_stands_before_the_right_value(carry: Carry) -> None:
     rng = np.random.default_rng(0)
-    letters = set()
-    for _ in range(60):
-        question = ask(CLIP, carry, rng)
+    topics = set()
+    for attributes in ALL:
+        question = ask(Clip(attributes, seed=0), carry, rng)
         assert f"{question.letter}. {question.value}" in question.options
         parsed = parse(question.completion)
         assert isinstance(parsed, Parsed)
         assert parsed.answer.text == question.letter
-        assert question.topic in topics_of(carry)
-        letters.add(question.letter)
-    assert letters == set("ABCD")
+        topics.add(question.topic)
+    assert topics == set(topics_of(carry))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_letter_is_right_equally_often_in_every_split(split: Split) -> None:
+    """The order of the options is fixed, so guessing one letter must not pay."""
+    letters = Counter(
+        (topic, Question(Clip(attributes, 0), "text", topic, 0).letter)
+        for attributes in combinations(split)
+        for topic in TOPICS
+    )
+    assert len(letters) == 12
+    assert set(letters.values()) == {len(combinations(split)) // 4}
 
 
 @pytest.mark.parametrize(
     ("carry", "context"),
     [
-        ("interleaved", "The square is red and moves left. The tone is low."),
-        ("separate", "The square is red and moves left. The tone is low."),
-        ("off", "The square is red and moves left. No sound."),
-        ("image", "The square is red. No sound."),
+        ("interleaved", "The bar is red and moves left. The tone is low."),
+        ("separate", "The bar is red and moves left. The tone is low."),
+        ("off", "The bar is red and moves left. No sound."),
+        ("image", "The bar is red. No sound."),
         ("audio", "No picture. The tone is low."),
         ("text", "No picture. No sound."),
     ],
 )
 def test_the_context_says_what_is_absent(carry: Carry, context: str) -> None:
     topic = topics_of(carry)[0]
-    parsed = parse(Question(CLIP, carry, topic, 0, (0, 1, 2, 3)).completion)
+    parsed = parse(Question(CLIP, carry, topic, 0).completion)
     assert isinstance(parsed, Parsed)
     assert parsed.context.text == context
 

@@ -1,6 +1,6 @@
 """What a synthetic clip shows and sounds like, and which combinations training may see.
 
-A clip is a square of one *colour* that *moves* one way while a tone of one *pitch* sounds:
+A clip is a bar of one *colour* that *moves* one way while a tone of one *pitch* sounds:
 4 x 4 x 4 combinations. Their indices form a Latin square, so each split below has every single
 value, while 16 whole combinations stay unseen in training: a model that answers right on those
 has learnt colour, motion and pitch apart from each other.

@@ -24,7 +24,7 @@ SOURCE_FPS = 8
 SPEED = 56.0
 """Pixels a second: once around the picture, so a pair of frames 1/4 s apart shows 14 px of it."""
 
-_SQUARE = 28
+_BAR = 28
 _RGB = {
     "red": (215, 45, 45),
     "green": (45, 175, 60),
@@ -58,9 +58,12 @@ def _rng(clip: Clip, stream: int) -> np.random.Generator:
 
 
 def frames(clip: Clip) -> Frames:
-    """(seconds * 8, 56, 56, 3) RGB: a 28 px square that leaves one edge and enters at the other.
+    """(seconds * 8, 56, 56, 3) RGB: a bar over half the picture that leaves one edge and enters at
+    the other, upright when it moves sideways.
 
-    It starts anywhere and wraps around, so one frame alone says nothing about the direction.
+    It starts anywhere and wraps around, so one frame alone says nothing about which of the two ways
+    it moves. A 28 px square, which does not even tell the axis, was not learnt: .52 on held-out
+    clips after 1,800 steps.
 
     >>> frames(Clip(Attributes("red", "left", "low"), seed=0)).shape
     (8, 56, 56, 3)
@@ -78,9 +81,8 @@ def frames(clip: Clip) -> Frames:
     pictures = np.empty((count, SIZE, SIZE, 3))
     for index in range(count):
         left, top = start + index * step * np.asarray((dx, dy))
-        inside_x = (pixel - left) % SIZE < _SQUARE
-        inside_y = (pixel - top) % SIZE < _SQUARE
-        mask = (inside_y[:, None] & inside_x[None, :])[..., None]
+        across = (pixel - left) % SIZE < _BAR if dx else (pixel - top) % SIZE < _BAR
+        mask = (across[None, :] if dx else across[:, None])[..., None]
         pictures[index] = np.where(mask, colour, background)
     return np.clip(pictures + noise, 0, 255).round().astype(np.uint8)
 

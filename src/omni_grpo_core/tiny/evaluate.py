@@ -59,13 +59,7 @@ def exam(
     """Every topic of every way to carry, on each of ``clips`` clips of a split."""
     rng = np.random.default_rng([seed, clips])
     return [
-        Question(
-            clip,
-            carry,
-            topic,
-            int(rng.integers(len(PHRASES[topic]))),
-            tuple(int(i) for i in rng.permutation(4)),
-        )
+        Question(clip, carry, topic, int(rng.integers(len(PHRASES[topic]))))
         for clip in draw_clips(split, clips, seed=seed)
         for carry in carries
         for topic in topics_of(carry)

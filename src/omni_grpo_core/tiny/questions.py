@@ -1,8 +1,9 @@
 """Questions about clips, and the completions that answer them.
 
-A question is about one attribute and its options are shuffled: the letter has to be read off the
-options. The completion says what is seen and heard, and says so where there is nothing to see or
-hear.
+A question is about one attribute, its options always in the same order: to read letters off
+shuffled options an attention pattern has to form over two layers, which a model this small did not
+learn reliably in the minutes the recipe takes. The completion says what is seen and heard, and
+says so where there is nothing to see or hear.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ frame alone, as its sound alone, or told in words."""
 
 VALUES: dict[Topic, tuple[str, ...]] = {"colour": COLOURS, "motion": MOTIONS, "pitch": PITCHES}
 PHRASES: dict[Topic, tuple[str, ...]] = {
-    "colour": ("Which colour is the square?", "What colour can be seen?"),
-    "motion": ("Which way does the square move?", "Where is the square going?"),
+    "colour": ("Which colour is the bar?", "What colour can be seen?"),
+    "motion": ("Which way does the bar move?", "Where is the bar going?"),
     "pitch": ("Which pitch has the tone?", "How high is the tone?"),
 }
 _TOLD: dict[Carry, tuple[Topic, ...]] = {
@@ -42,13 +43,12 @@ _TOLD: dict[Carry, tuple[Topic, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question on one clip. ``order`` says which value stands at each letter."""
+    """One question on one clip."""
 
     clip: Clip
     carry: Carry
     topic: Topic
     phrase: int
-    order: tuple[int, ...]
 
     @property
     def value(self) -> str:
@@ -58,23 +58,22 @@ class Question:
     @property
     def letter(self) -> str:
         """The letter of the right option."""
-        return "ABCD"[self.order.index(VALUES[self.topic].index(self.value))]
+        return "ABCD"[VALUES[self.topic].index(self.value)]
 
     @property
     def options(self) -> tuple[str, ...]:
         r"""The four options as the row shows them.
 
         >>> clip = Clip(ALL[0], seed=1)
-        >>> question = Question(clip, "image", "colour", 0, (2, 0, 1, 3))
+        >>> question = Question(clip, "image", "colour", 0)
         >>> question.options
-        ('A. blue', 'B. red', 'C. green', 'D. yellow')
+        ('A. red', 'B. green', 'C. blue', 'D. yellow')
         >>> print(question.completion.replace("><", ">\n<"))
-        <context>The square is red. No sound.</context>
-        <think>The colour is red B.</think>
-        <answer>B</answer>
+        <context>The bar is red. No sound.</context>
+        <think>The colour is red A.</think>
+        <answer>A</answer>
         """
-        values = VALUES[self.topic]
-        return tuple(f"{a}. {values[i]}" for a, i in zip("ABCD", self.order, strict=True))
+        return tuple(f"{a}. {v}" for a, v in zip("ABCD", VALUES[self.topic], strict=True))
 
     @property
     def text(self) -> str:
@@ -91,7 +90,7 @@ class Question:
         if self.carry in ("interleaved", "separate", "off"):
             seen = moving(self.clip)
         elif self.carry == "image":
-            seen = f"The square is {self.clip.attributes.colour}."
+            seen = f"The bar is {self.clip.attributes.colour}."
         if self.carry in ("interleaved", "separate", "audio"):
             heard = sounding(self.clip)
         return (
@@ -101,19 +100,14 @@ class Question:
         )
 
 
-REASON = "The {topic} is {value} {letter}."
-"""The letter follows its value at once: then looking it up takes two attention layers, not
-three."""
-
-
 def reason(topic: Topic, value: str, letter: str) -> str:
     """The reasoning: the value, and the letter it has among the options."""
-    return REASON.format(topic=topic, value=value, letter=letter)
+    return f"The {topic} is {value} {letter}."
 
 
 def moving(clip: Clip) -> str:
     """What a clip shows, in words."""
-    return f"The square is {clip.attributes.colour} and moves {clip.attributes.motion}."
+    return f"The bar is {clip.attributes.colour} and moves {clip.attributes.motion}."
 
 
 def sounding(clip: Clip) -> str:
@@ -133,18 +127,17 @@ def topics_of(carry: Carry) -> tuple[Topic, ...]:
 def ask(
     clip: Clip, carry: Carry, rng: np.random.Generator, topics: Sequence[Topic] = TOPICS
 ) -> Question:
-    """A random question among ``topics`` that the carried clip can answer, options shuffled."""
+    """A random question among ``topics`` that the carried clip can answer."""
     possible = [topic for topic in topics_of(carry) if topic in topics]
     topic = possible[int(rng.integers(len(possible)))]
-    order = tuple(int(i) for i in rng.permutation(4))
-    return Question(clip, carry, topic, int(rng.integers(len(PHRASES[topic]))), order)
+    return Question(clip, carry, topic, int(rng.integers(len(PHRASES[topic]))))
 
 
 def corpus() -> list[str]:
     """Every word of questions and completions, for the tokenizer. Tags and letters stand apart, so
     that no merge joins a tag's bracket with the letter of an answer."""
     said = [f"{moving(Clip(a, 0))} {sounding(Clip(a, 0))}" for a in ALL]
-    said += [f"The square is {colour}. No picture. No sound." for colour in COLOURS]
+    said += [f"The bar is {colour}. No picture. No sound." for colour in COLOURS]
     for topic, values in VALUES.items():
         said += PHRASES[topic]
         said += [reason(topic, v, a) for v in values for a in "ABCD"]

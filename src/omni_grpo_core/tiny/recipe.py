@@ -34,12 +34,11 @@ from omni_grpo_core.tiny.training import (
     Tell,
     clip_lessons,
     clip_questions,
-    drill_lessons,
     train,
 )
 
-_THREADS = 2
-"""Sums depend on how they are split: the same number of threads on every machine."""
+_THREADS = 1
+"""Sums depend on how they are split over threads, and matrices this small gain nothing by it."""
 _PRESENCE = (
     "You are given a video with sound and an audio recording. "
     "You are given 2 images, videos, audio recordings without sound. You are given text only."
@@ -50,7 +49,7 @@ def build(out: Path, *, seed: int = 0, steps: int | None = None) -> dict[str, fl
     """Make the checkpoint folder ``out`` from nothing; some minutes on two cores.
 
     The same seed gives the same weights on the same machine and torch version. ``steps`` shortens
-    both phases of training. The folder appears at the end, whole, or not at all. Returns what
+    the training. The folder appears at the end, whole, or not at all. Returns what
     :func:`~omni_grpo_core.tiny.evaluate.summary` says on held-out clips.
 
     Raises:
@@ -62,18 +61,15 @@ def build(out: Path, *, seed: int = 0, steps: int | None = None) -> dict[str, fl
         raise ConfigError("steps", got=str(steps), want="at least 1", fix="leave it out")
     plan = Plan()
     if steps is not None:
-        plan = replace(plan, steps=steps, drill_steps=min(steps, plan.drill_steps))
-        lessons = max(plan.batch, plan.drill_batch, min(plan.clips, 4 * steps))
-        plan = replace(plan, clips=lessons, drills=min(plan.drills, 32 * steps))
+        plan = replace(plan, steps=steps, clips=max(plan.batch, min(plan.clips, 4 * steps)))
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         with _repeatable(seed):
             policy = untrained(work)
             with _bars() as tell:
-                drills = drill_lessons(policy, plan, seed)
-                lessons_ = clip_lessons(policy, plan, clip_questions(plan, seed), tell)
-                train(policy, plan, drills, lessons_, seed=seed, tell=tell)
+                lessons = clip_lessons(policy, clip_questions(plan, seed), tell)
+                train(policy, plan, lessons, seed=seed, tell=tell)
             save_weights(policy, work)
             metrics = summary(evaluate(policy, clips=16))
         work.chmod(0o755)

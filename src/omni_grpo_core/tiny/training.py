@@ -1,18 +1,17 @@
-"""Teaching the tiny policy: next-token loss on the completions, options looked up first.
+"""Teaching the tiny policy: next-token loss on the completions of questions about clips.
 
-Reading a letter off shuffled options is the one thing that is slow to be learnt: an attention
-pattern over two layers has to form, and next to forty easy tokens it weighs little in the loss.
-Hence drills before the clips and some in every batch after (four look-ups a row, nothing else to
-learn), and more weight on the letter inside ``<think>``.
+Every clip is asked about several times and carried several ways, so that nothing but the frames
+tells motion and nothing but the sound tells pitch. Pictures are shifted anew at every step: their
+edges meet, so a shifted clip is a clip of the same attributes. Without that the training clips are
+known by heart before motion is learnt.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,13 @@ from torch import Tensor
 from omni_grpo_core.batch import collate
 from omni_grpo_core.forward import embed, positions
 from omni_grpo_core.policy import Policy
+from omni_grpo_core.tiny.clips import SIZE
 from omni_grpo_core.tiny.examples import draw_clips, make_example, make_row, with_completion
-from omni_grpo_core.tiny.questions import VALUES, Carry, Question, ask, reason
+from omni_grpo_core.tiny.questions import Carry, Question, ask
 from omni_grpo_core.types import Row
 
+PATCH = 14
+"""Pixels a side of one patch of the vision tower."""
 MIX: dict[Carry, float] = {
     "interleaved": 0.38,
     "separate": 0.17,
@@ -41,33 +43,25 @@ MIX: dict[Carry, float] = {
 class Plan:
     """How long and how hard to train.
 
-    Drills go on until ``drill_goal`` of the last 50 steps' letters were right, ``drill_steps`` at
-    most; then come ``steps`` on the clips, ``rehearsed`` drills in each batch.
+    Motion is the last to be learnt, after colour, pitch and the words.
     """
 
-    clips: int = 1280
-    questions_per_clip: int = 2
-    drills: int = 3000
-    drill_steps: int = 1500
-    drill_goal: float = 0.96
-    drill_rate: float = 4e-3
-    drill_batch: int = 32
-    steps: int = 1400
-    rate: float = 2e-3
-    batch: int = 20
-    rehearsed: int = 8
+    clips: int = 1000
+    questions_per_clip: int = 3
+    steps: int = 900
+    rate: float = 3e-3
+    batch: int = 24
     warm_up: int = 50
-    letter_weight: float = 3.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """A row with its completion, ready to be batched. ``position_ids``: (3, length); ``weights``:
-    (completion,), how much each of its tokens counts."""
+    """A row with its completion, ready to be batched. ``position_ids``: (3, length);
+    ``completion``: how many of its last tokens are the completion."""
 
     row: Row
     position_ids: Tensor
-    weights: Tensor
+    completion: int
 
 
 Tell = Callable[[str, int, int, float], None]
@@ -85,107 +79,84 @@ def clip_questions(plan: Plan, seed: int) -> list[Question]:
     ]
 
 
-def clip_lessons(
-    policy: Policy, plan: Plan, questions: Sequence[Question], tell: Tell
-) -> list[Lesson]:
+def clip_lessons(policy: Policy, questions: Sequence[Question], tell: Tell) -> list[Lesson]:
     """The questions through the project's own stages: files written, decoded, processed."""
     lessons = []
     with tempfile.TemporaryDirectory() as folder:
         for number, question in enumerate(questions, 1):
             row = make_row(make_example(question, Path(folder)), policy.processor)
-            lessons.append(_lesson(policy, row, question.completion, plan))
+            lessons.append(_lesson(policy, row, question.completion))
             tell("clips", number, len(questions), math.nan)
     return lessons
 
 
-def drill_lessons(policy: Policy, plan: Plan, seed: int) -> list[Lesson]:
-    """Nothing but look-ups: a question in words, and each of its four options with its letter."""
-    rng = np.random.default_rng([seed, 1])
-    lessons = []
-    for clip in draw_clips("train", plan.drills, seed=seed):
-        question = ask(clip, "text", rng)
-        values = VALUES[question.topic]
-        asked = [{"role": "user", "content": "\n".join((question.text, *question.options))}]
-        text = policy.processor.apply_chat_template(
-            asked, add_generation_prompt=True, tokenize=False
-        )
-        ids = policy.processor.tokenizer(text, return_tensors="pt")["input_ids"][0]
-        told = [
-            reason(question.topic, values[i], "ABCD"[question.order.index(i)])
-            for i in rng.permutation(4)
-        ]
-        row = Row("drill", ids, "off", (), {})
-        lessons.append(_lesson(policy, row, "\n".join(told), plan))
-    return lessons
-
-
-def _lesson(policy: Policy, row: Row, completion: str, plan: Plan) -> Lesson:
+def _lesson(policy: Policy, row: Row, completion: str) -> Lesson:
     tokenizer = policy.processor.tokenizer
     ids = [*tokenizer(completion)["input_ids"], tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    # " B" is a letter in the reasoning; options and answer have "B", another token
-    letters = [tokenizer(f" {letter}")["input_ids"][0] for letter in "ABCD"]
     whole = with_completion(row, ids)
-    return Lesson(
-        row=whole,
-        position_ids=positions(policy, collate([whole], policy.pad_token_id)).position_ids[:, 0],
-        weights=torch.tensor([plan.letter_weight if i in letters else 1.0 for i in ids]),
-    )
+    batch = collate([whole], policy.pad_token_id)
+    return Lesson(whole, positions(policy, batch).position_ids[:, 0], len(ids))
 
 
-def train(
-    policy: Policy,
-    plan: Plan,
-    drills: Sequence[Lesson],
-    lessons: Sequence[Lesson],
-    *,
-    seed: int,
-    tell: Tell,
-) -> None:
-    """Drills, then clips; the policy's weights change in place."""
+def train(policy: Policy, plan: Plan, lessons: Sequence[Lesson], *, seed: int, tell: Tell) -> None:
+    """AdamW with a warm-up and a cosine down to a fiftieth; weights change in place."""
     rng = np.random.default_rng([seed, 2])
     optimizer = torch.optim.AdamW(policy.model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
-
-    def some(pool: Sequence[Lesson], size: int) -> list[Lesson]:
-        return [pool[i] for i in rng.choice(len(pool), size=size, replace=False)]
-
-    def step(chosen: Sequence[Lesson], rate: float) -> tuple[float, float]:
+    policy.model.train()
+    for done in range(1, plan.steps + 1):
+        share = 0.02 + 0.49 * (1 + math.cos(math.pi * done / plan.steps))
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss, letters = completion_loss(policy, chosen)
+            group["lr"] = plan.rate * share * min(1.0, done / plan.warm_up)
+        chosen = rng.choice(len(lessons), size=plan.batch, replace=False)
+        loss = completion_loss(policy, [shifted(lessons[i], rng) for i in chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         optimizer.step()
-        return float(loss.detach()), letters
-
-    policy.model.train()
-    recent: deque[float] = deque([0.0] * 50, maxlen=50)
-    for done in range(1, plan.drill_steps + 1):
-        rate = plan.drill_rate * min(1.0, done / plan.warm_up)
-        loss, letters = step(some(drills, plan.drill_batch), rate)
-        recent.append(letters)
-        tell("drills", done, plan.drill_steps, loss)
-        if sum(recent) / len(recent) >= plan.drill_goal:
-            break
-    for done in range(1, plan.steps + 1):
-        share = 0.02 + 0.49 * (1 + math.cos(math.pi * done / plan.steps))
-        rate = plan.rate * share * min(1.0, done / plan.warm_up)
-        loss, _ = step(some(lessons, plan.batch) + some(drills, plan.rehearsed), rate)
-        tell("training", done, plan.steps, loss)
+        tell("training", done, plan.steps, float(loss.detach()))
     policy.model.eval()
 
 
-def completion_loss(policy: Policy, chosen: Sequence[Lesson]) -> tuple[Tensor, float]:
-    """Weighted mean next-token loss over the completions of a batch, a scalar; and the share of
-    letters in the reasoning that are predicted right."""
+def shifted(lesson: Lesson, rng: np.random.Generator) -> Lesson:
+    """The lesson with its pictures moved by a random number of pixels, around the edges."""
+    tensors = dict(lesson.row.tensors)
+    for pixels, grids in (
+        ("pixel_values", "image_grid_thw"),
+        ("pixel_values_videos", "video_grid_thw"),
+    ):
+        if pixels in tensors:
+            (grid,) = tensors[grids].tolist()
+            by = (int(rng.integers(SIZE)), int(rng.integers(SIZE)))
+            rolled = pictures(tensors[pixels], grid).roll(by, dims=(-2, -1))
+            tensors[pixels] = patches(rolled, grid)
+    return replace(lesson, row=replace(lesson.row, tensors=tensors))
+
+
+def pictures(flat: Tensor, grid: Sequence[int]) -> Tensor:
+    """Patches as the image processor lays them out, (t * h * w, 3 * 2 * 14 * 14), back to pictures:
+    (t, 2, 3, h * 14, w * 14). Merged fours of patches lie side by side."""
+    t, h, w = grid
+    cut = flat.view(t, h // 2, w // 2, 2, 2, 3, 2, PATCH, PATCH)
+    return cut.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t, 2, 3, h * PATCH, w * PATCH)
+
+
+def patches(images: Tensor, grid: Sequence[int]) -> Tensor:
+    """The inverse of :func:`pictures`."""
+    t, h, w = grid
+    cut = images.view(t, 2, 3, h // 2, 2, PATCH, w // 2, 2, PATCH)
+    return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1)
+
+
+def completion_loss(policy: Policy, chosen: Sequence[Lesson]) -> Tensor:
+    """Mean next-token loss over the completion tokens of a batch, a scalar."""
     batch = collate([lesson.row for lesson in chosen], policy.pad_token_id)
     width = batch.input_ids.shape[1]
-    longest = max(len(lesson.weights) for lesson in chosen)
+    longest = max(lesson.completion for lesson in chosen)
     position_ids = torch.ones(3, len(chosen), width, dtype=torch.int64)
-    weights = torch.zeros(len(chosen), longest)
+    targets = batch.input_ids[:, -longest:].clone()
     for index, lesson in enumerate(chosen):
         position_ids[:, index, width - lesson.position_ids.shape[1] :] = lesson.position_ids
-        weights[index, longest - len(lesson.weights) :] = lesson.weights
+        targets[index, : longest - lesson.completion] = -100  # the prompt is not to be learnt
     hidden = policy.model.model(
         inputs_embeds=embed(policy, batch).inputs_embeds,
         attention_mask=batch.attention_mask.to(policy.device),
@@ -193,9 +164,6 @@ def completion_loss(policy: Policy, chosen: Sequence[Lesson]) -> tuple[Tensor, f
         use_cache=False,
     ).last_hidden_state
     logits = policy.model.lm_head(hidden[:, -longest - 1 : -1])
-    targets = batch.input_ids[:, -longest:].to(policy.device)
-    weights = weights.to(policy.device)
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    letters = weights > 1
-    right = (logits.detach().argmax(-1) == targets)[letters].float().mean()
-    return (losses * weights).sum() / weights.sum(), float(right)
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten().to(policy.device), ignore_index=-100
+    )
