@@ -21,7 +21,7 @@ from omni_grpo_core.types import Batch, Rollout
 
 T = TypeVar("T")
 GROUP = 2
-TEMPERATURE = 0.7
+TEMPERATURE = 3.0  # the shipped policy is sure of itself: at 1 there is no gradient to compare
 PLAN = StepPlan(LossConfig(), None, iterations=1, max_grad_norm=1e9, gradient_checkpointing=False)
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.25, -2.0, 1.5, 0.75, -1.0, 0.5] * 2, dtype=torch.float64)
 KEPT = torch.tensor([True] * 3 + [False] + [True] * 12)
