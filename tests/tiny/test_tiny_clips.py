@@ -43,11 +43,16 @@ def test_a_clip_is_its_attributes_and_seed() -> None:
     assert not np.array_equal(waveform(clip), waveform(Clip(RED, seed=5)))
 
 
-def test_the_same_clip_is_the_same_file(tmp_path: Path) -> None:
-    clip = Clip(RED, seed=3)
-    clips.write_mp4(clip, tmp_path / "a.mp4")
-    clips.write_mp4(clip, tmp_path / "b.mp4")
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+@pytest.mark.parametrize("seed", [3, 9_000_003])
+def test_the_same_clip_is_the_same_file(tmp_path: Path, seed: int) -> None:
+    """With x264's macroblock tree the second clip came out in seven variants of 60 encodings, and
+    no two trainings saw the same frames. All ten alike by chance: below 1 in 1,000."""
+    clip = Clip(ALL[seed % 64], seed=seed)
+    written = set()
+    for _ in range(10):
+        clips.write_mp4(clip, tmp_path / "clip.mp4")
+        written.add((tmp_path / "clip.mp4").read_bytes())
+    assert len(written) == 1
 
 
 @pytest.mark.parametrize("colour", COLOURS)

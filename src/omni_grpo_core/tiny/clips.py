@@ -106,7 +106,9 @@ def write_mp4(clip: Clip, path: Path) -> None:
         video.width = video.height = SIZE
         video.pix_fmt = "yuv420p"
         video.thread_count = 1
-        video.options = {"crf": "18", "preset": "veryfast"}
+        # x264's macroblock tree gives some clips other bytes from one run to the next
+        steady = "mbtree=0:rc-lookahead=0:cpu-independent=1"
+        video.options = {"crf": "18", "preset": "veryfast", "x264-params": steady}
         audio = None
         if not clip.silent_film:
             audio = container.add_stream("aac", rate=clip.audio_rate, layout="mono")
