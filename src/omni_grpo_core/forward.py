@@ -210,7 +210,9 @@ def library_forward(policy: Policy, row: Row) -> LibraryForward:
         seen["embeds"] = keywords["inputs_embeds"]
         seen["positions"] = keywords["position_ids"]
 
-    hook = policy.model.model.register_forward_pre_hook(look, with_kwargs=True)
+    # from 5.23 on the text model stands inside the model that merges the media
+    text_model = getattr(policy.model.model, "language_model", policy.model.model)
+    hook = text_model.register_forward_pre_hook(look, with_kwargs=True)
     try:
         tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
         for key in ("pixel_values", "pixel_values_videos", "input_features"):
