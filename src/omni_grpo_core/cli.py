@@ -289,6 +289,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # threads that spin while they wait make a small model ten times slower on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     def harmless(record: logging.LogRecord) -> bool:
         # the processors up to 4.57 say this once a conversation; it concerns speech output only
