@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 import transformers
 from rich.console import Console
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
