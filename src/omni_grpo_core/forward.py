@@ -201,6 +201,21 @@ class LibraryForward:
     logits: Tensor
 
 
+def library_keywords(policy: Policy, row: Row) -> dict[str, Any]:
+    """One row as a user would hand it to transformers' own ``forward`` or ``generate``."""
+    tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
+    for key in ("pixel_values", "pixel_values_videos", "input_features"):
+        if key in tensors:
+            tensors[key] = tensors[key].to(policy.model.dtype)
+    ids = row.input_ids[None].to(policy.device)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "use_audio_in_video": row.audio_in_video == "interleaved",
+        **tensors,
+    }
+
+
 @torch.no_grad()
 def library_forward(policy: Policy, row: Row) -> LibraryForward:
     """One row through the thinker's own ``forward``, by the keywords a user would pass."""
@@ -214,17 +229,7 @@ def library_forward(policy: Policy, row: Row) -> LibraryForward:
     text_model = getattr(policy.model.model, "language_model", policy.model.model)
     hook = text_model.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
-        for key in ("pixel_values", "pixel_values_videos", "input_features"):
-            if key in tensors:
-                tensors[key] = tensors[key].to(policy.model.dtype)
-        ids = row.input_ids[None].to(policy.device)
-        output = policy.model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            use_audio_in_video=row.audio_in_video == "interleaved",
-            **tensors,
-        )
+        output = policy.model(**library_keywords(policy, row))
     finally:
         hook.remove()
     # from 5.x on, text positions may be packed in front of the three axes

@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.forward import LibraryForward, completion_logits, sampling_logprobs
+from omni_grpo_core.forward import (
+    LibraryForward,
+    completion_logits,
+    library_keywords,
+    sampling_logprobs,
+)
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.rewards.base import Reward
 from omni_grpo_core.rewards.degenerate import degenerate
@@ -302,23 +307,15 @@ def _greedy_equals_generate(policy: Policy, batch: Batch, greedy: Rollout) -> Ch
 
 def _generate(policy: Policy, batch: Batch, index: int, steps: int) -> tuple[int, ...]:
     row = batch.rows[index]
-    tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
-    for key in ("pixel_values", "pixel_values_videos", "input_features"):
-        if key in tensors:
-            tensors[key] = tensors[key].to(policy.model.dtype)
-    ids = row.input_ids[None].to(policy.device)
     output = policy.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        use_audio_in_video=row.audio_in_video == "interleaved",
         max_new_tokens=steps,
         do_sample=False,
         eos_token_id=list(policy.eos_token_ids),
         pad_token_id=policy.pad_token_id,
         suppress_tokens=policy.suppressed.nonzero().flatten().tolist(),
-        **tensors,
+        **library_keywords(policy, row),
     )
-    return tuple(output[0, ids.shape[1] :].tolist())
+    return tuple(output[0, len(row.input_ids) :].tolist())
 
 
 def _close(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[bool, float]:
