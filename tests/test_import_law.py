@@ -62,8 +62,20 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "faults": PIPELINE | {"trace"},
     "pytest_plugin": NOUNS | {"golden"},
     "__main__": frozenset({"cli"}),
+    "console": NOUNS,
     "cli": PIPELINE
-    | {"training", "check", "report", "trace", "tiny", "realvocab", "golden", "doctor", "faults"},
+    | {
+        "console",
+        "training",
+        "check",
+        "report",
+        "trace",
+        "tiny",
+        "realvocab",
+        "golden",
+        "doctor",
+        "faults",
+    },
 }
 
 # Private modules that stand beside a room because it is one file; only that room may use them.
@@ -71,23 +83,27 @@ ANNEXES: Mapping[str, str] = {"_decode": "media", "_qwen_utils": "media", "_rows
 
 # Modules in the house of a pure stage that run the whole pipeline: a room of their own, so that
 # the stage's pure files cannot lean on them.
-WINGS: Mapping[str, str] = dict.fromkeys(
-    (
-        "grpo.bundle",
-        "grpo.checkpointing",
-        "grpo.evaluation",
-        "grpo.guard",
-        "grpo.learners",
-        "grpo.lora",
-        "grpo.progress",
-        "grpo.records",
-        "grpo.step",
-        "grpo.train",
-        "grpo.train_config",
-        "grpo.trainer_guard",
+WINGS: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "grpo.bundle",
+            "grpo.checkpointing",
+            "grpo.evaluation",
+            "grpo.guard",
+            "grpo.learners",
+            "grpo.lora",
+            "grpo.progress",
+            "grpo.records",
+            "grpo.step",
+            "grpo.train",
+            "grpo.train_config",
+            "grpo.trainer_guard",
+        ),
+        "training",
     ),
-    "training",
-)
+    # a room's commands are part of the command line, wherever their file lies
+    **dict.fromkeys(("rewards.cli", "golden.cli", "doctor.cli", "faults.cli"), "cli"),
+}
 
 # The doors of the heavy libraries: modules, or whole rooms, that may import them.
 DOORS: Mapping[str, frozenset[str]] = {

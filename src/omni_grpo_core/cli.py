@@ -7,19 +7,23 @@ object on stdout; everything else goes to stderr.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from omni_grpo_core import __version__
-from omni_grpo_core.errors import ConfigError, OmniGrpoError
+from omni_grpo_core.console import (
+    Json,
+    bad_input_exits,
+    progress,
+    quiet_libraries,
+    quiet_transformers,
+    require_device,
+    writable,
+)
 from omni_grpo_core.rewards.cli import app as rewards_app
 
 app = typer.Typer(
@@ -51,7 +55,6 @@ class AudioPreferenceOption(StrEnum):
     off = "off"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 CheckpointOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time
     typer.Option(help="Checkpoint folder; the shipped tiny one if left out."),
@@ -110,11 +113,11 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Take real clips through every stage of a real omni model, and say what holds."""
-    with _errors(as_json):
+    with bad_input_exits(as_json):
         for target in (html, trace):
             if target is not None:
-                _writable(target)
-        _quiet_libraries()
+                writable(target)
+        quiet_libraries()
         from dataclasses import replace
 
         from omni_grpo_core import tiny
@@ -123,15 +126,15 @@ def check(
         from omni_grpo_core.sample import load_samples
         from omni_grpo_core.settings import load_settings
 
-        _quiet_transformers()
-        _require_device(device)
+        quiet_transformers()
+        require_device(device)
         folder = checkpoint or tiny.checkpoint_dir()
         settings = load_settings(folder, config)
         if audio_in_video is not None:
             settings = replace(settings, audio_in_video=audio_in_video.value)
         samples = load_samples(data or tiny.data_file(), root=root)[:limit]
         half = Dtype.bfloat16 if device is Device.cuda else Dtype.float32
-        with _progress("check", as_json) as on_stage:
+        with progress("check", as_json) as on_stage:
             on_stage("policy")
             policy = load_policy(
                 folder, processor=processor, device=device.value, dtype=(dtype or half).value
@@ -167,21 +170,21 @@ def train(
     Also under ``accelerate launch -m omni_grpo_core train CONFIG``. Exit code 1: the guard stopped
     the run; it says why, and where the trace of that step lies.
     """
-    with _errors(as_json):
+    with bad_input_exits(as_json):
         from omni_grpo_core.grpo.train_config import load_train_config
 
         plan, warnings = load_train_config(config)
         first = os.environ.get("RANK", "0") == "0"
         for warning in warnings if first else ():
             typer.echo(f"warning: {warning}", err=True)
-        _quiet_libraries()
+        quiet_libraries()
         from rich.console import Console
 
         from omni_grpo_core.grpo.progress import display
         from omni_grpo_core.grpo.train import train as run_training
 
-        _quiet_transformers()
-        _require_device(Device(plan.device))
+        quiet_transformers()
+        require_device(plan.device)
         console = Console(stderr=True, quiet=not first)
         live = console.is_terminal and not as_json
         with display(plan.steps, console, live=live) as on_step:
@@ -206,12 +209,12 @@ def tiny_build(
     as_json: Json = False,
 ) -> None:
     """Train the tiny checkpoint from scratch: minutes on 2 cores."""
-    with _errors(as_json):
-        _writable(out)
-        _quiet_libraries()
+    with bad_input_exits(as_json):
+        writable(out)
+        quiet_libraries()
         from omni_grpo_core.tiny.recipe import build
 
-        _quiet_transformers()
+        quiet_transformers()
         metrics = build(out, seed=seed, steps=steps)
         if as_json:
             typer.echo(json.dumps({"checkpoint": str(out), "seed": seed, "metrics": metrics}))
@@ -231,75 +234,3 @@ def tiny_path() -> None:
 def main() -> None:
     """Entry point of the ``omni-grpo`` command."""
     app()
-
-
-@contextmanager
-def _errors(as_json: bool) -> Iterator[None]:
-    """Bad input ends in one message and exit code 2."""
-    try:
-        yield
-    except OmniGrpoError as error:
-        if as_json:
-            fields = ("stage", "item", "got", "want", "fix")
-            typer.echo(json.dumps({"error": {name: getattr(error, name) for name in fields}}))
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-
-
-@contextmanager
-def _progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
-    """A spinner with the current stage on stderr, where a person watches."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    if as_json or not console.is_terminal:
-        yield lambda name: None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda name: progress.update(task, description=f"{title}: {name}")
-
-
-def _writable(target: Path) -> None:
-    """Known before the work starts, not after it."""
-    folder = target.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(
-            str(target), got="no writable folder to put it in", want="one that exists",
-            fix=f"create {folder} or choose another place",
-        )  # fmt: skip
-
-
-def _require_device(device: Device) -> None:
-    import torch
-
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise ConfigError(
-            "--device cuda",
-            got="no CUDA device",
-            want="one that torch sees",
-            fix="use --device cpu",
-        )
-
-
-def _quiet_libraries() -> None:
-    """No network, no bars and no advice that is not ours to follow; set before the imports."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # threads that spin while they wait make a small model ten times slower on a busy machine
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-    def harmless(record: logging.LogRecord) -> bool:
-        # the processors up to 4.57 say this once a conversation; it concerns speech output only
-        return not str(record.msg).startswith("System prompt modified")
-
-    logging.getLogger().addFilter(harmless)
-
-
-def _quiet_transformers() -> None:
-    transformers: Any = sys.modules.get("transformers")
-    if transformers is not None:
-        transformers.utils.logging.disable_progress_bar()

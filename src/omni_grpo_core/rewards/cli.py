@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from omni_grpo_core.errors import OmniGrpoError
+from omni_grpo_core.console import Json, bad_input_exits
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +35,7 @@ def conformance(
     ],
     floor: Annotated[float, typer.Option(help="What garbage may earn at most.")] = 0.0,
     top: Annotated[float, typer.Option(help="What gold must earn.")] = 1.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Garbage earns the floor, gold the top, tricks nothing; rows do not touch each other.
 
@@ -46,17 +46,10 @@ def conformance(
 
     # a module beside the user is found as with `python -m`
     sys.path.insert(0, "")
-    try:
-        # foreign code may print; stdout is for the report alone
-        with redirect_stdout(sys.stderr):
-            loaded = {name: load_reward(name) for name in functions}
-            report = run(loaded, floor=floor, top=top)
-    except OmniGrpoError as error:
-        if as_json:
-            fields = ("stage", "item", "got", "want", "fix")
-            typer.echo(json.dumps({"error": {name: getattr(error, name) for name in fields}}))
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+    # foreign code may print; stdout is for the report alone
+    with bad_input_exits(as_json), redirect_stdout(sys.stderr):
+        loaded = {name: load_reward(name) for name in functions}
+        report = run(loaded, floor=floor, top=top)
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:

@@ -1,0 +1,95 @@
+"""What every command shares: how bad input ends, what a person watches, and quiet libraries.
+
+Heavy libraries are imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from omni_grpo_core.errors import ConfigError, OmniGrpoError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@contextmanager
+def bad_input_exits(as_json: bool) -> Iterator[None]:
+    """Bad input ends in one message and exit code 2."""
+    try:
+        yield
+    except OmniGrpoError as error:
+        if as_json:
+            fields = ("stage", "item", "got", "want", "fix")
+            typer.echo(json.dumps({"error": {name: getattr(error, name) for name in fields}}))
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
+    """A spinner with the current stage on stderr, where a person watches."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        yield lambda name: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda name: progress.update(task, description=f"{title}: {name}")
+
+
+def writable(target: Path) -> None:
+    """Known before the work starts, not after it."""
+    folder = target.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(
+            str(target), got="no writable folder to put it in", want="one that exists",
+            fix=f"create {folder} or choose another place",
+        )  # fmt: skip
+
+
+def require_device(device: str) -> None:
+    """Raises :class:`ConfigError` for ``cuda`` on a machine without."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda",
+            got="no CUDA device",
+            want="one that torch sees",
+            fix="use --device cpu",
+        )
+
+
+def quiet_libraries() -> None:
+    """No network, no bars and no advice that is not ours to follow; set before the imports."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # threads that spin while they wait make a small model ten times slower on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+    def harmless(record: logging.LogRecord) -> bool:
+        # the processors up to 4.57 say this once a conversation; it concerns speech output only
+        return not str(record.msg).startswith("System prompt modified")
+
+    logging.getLogger().addFilter(harmless)
+
+
+def quiet_transformers() -> None:
+    """No bars of transformers' own; to be called once it is imported."""
+    transformers: Any = sys.modules.get("transformers")
+    if transformers is not None:
+        transformers.utils.logging.disable_progress_bar()
