@@ -22,7 +22,7 @@ import omni_grpo_core
 PACKAGE = "omni_grpo_core"
 ROOT = Path(omni_grpo_core.__file__).parent
 
-NOUNS = frozenset({"types", "errors"})
+NOUNS = frozenset({"types", "errors", "observed"})
 STAGES = frozenset(
     {"sample", "conversation", "media", "batch", "policy", "rollout", "rewards", "grpo"}
 )
@@ -36,6 +36,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "__init__": NOUNS,
     "types": frozenset(),
     "errors": frozenset({"types"}),
+    "observed": frozenset({"types"}),
     **dict.fromkeys(STAGES, NOUNS),
     **dict.fromkeys(CONFIG, NOUNS),
     "media": NOUNS | {"media_config"},
@@ -58,8 +59,10 @@ ROOMS: Mapping[str, frozenset[str]] = {
     # the true vocabulary in the tiny checkpoint's manners
     "realvocab": NOUNS | {"tiny", "trace"},
     "golden": PIPELINE | {"trace"},
+    # watches foreign trainers: it knows calls, not what should have come out of them
+    "recorder": NOUNS | {"rewards", "trace"},
     "doctor": PIPELINE | {"trace"},
-    "faults": PIPELINE | {"trace"},
+    "faults": PIPELINE | {"trace", "recorder", "doctor", "tiny"},
     "pytest_plugin": NOUNS | {"golden"},
     "__main__": frozenset({"cli"}),
     "console": NOUNS,

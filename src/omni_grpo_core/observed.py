@@ -1,0 +1,245 @@
+"""What a recorder saw in somebody's trainer, call by call: the stage values of a recorded Trace.
+
+A trainer that is not ours hands nothing typed from stage to stage, so a recorder keeps what went
+into each call and what came out. One optimizer step is one :class:`~omni_grpo_core.types.Trace`
+whose stage records hold the values below, in the order in which the calls returned:
+
+==============  ========================  ====================================================
+stage           value                     the call
+==============  ========================  ====================================================
+sample          SamplesSeen               rows of the data set, as the trainer drew them
+text            TemplateCall              ``apply_chat_template``
+batch           ProcessorCall             ``processor(...)``
+completion      GenerateCall              ``model.generate(...)``
+logits          ForwardCall               ``model(...)`` outside generate: a scoring forward
+reward          RewardCall                one reward function on one batch of completions
+advantage       AdvantageSeen             what the trainer made of the rewards
+loss            LossSeen                  what went into the loss, and the loss
+gradient        StepSeen                  backward and optimizer step
+==============  ========================  ====================================================
+
+A stage may stand in a trace several times, or not at all when nobody saw it: a diagnosis speaks
+only of what was seen. Tensors too large to keep are ``None`` with their shape kept in ``Seen``.
+Shape letters as in :mod:`omni_grpo_core.types`; ``N`` rows of a call, whatever its caller meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from omni_grpo_core.types import Modality
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """In what state a model was called.
+
+    ``training``: some module that can drop out or checkpoint was in train mode. ``checkpointing``:
+    gradient checkpointing was in force in the text model (switched on *and* in train mode).
+    ``tower_checkpointing``: the same in a vision or audio tower. ``dtype``: of the text model's
+    weights. ``autocast``: its dtype, or ``None``. ``adapter``: ``"on"``, ``"off"`` or ``None`` for
+    a model without one. ``wrappers``: classes around the thinker, outermost first.
+    """
+
+    training: bool
+    checkpointing: bool
+    tower_checkpointing: bool
+    grad_enabled: bool
+    dtype: str
+    autocast: str | None
+    adapter: str | None
+    wrappers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplesSeen:
+    """Rows of the data set: ``rows`` as plain JSON values by column, one for each prompt that the
+    step asked for (before any repeating for the group). ``group_ids``: what the trainer calls each
+    row's group, where it has a name for it."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    group_ids: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateCall:
+    """One conversation rendered. ``messages``: role and content as given, media as the path or
+    ``"<array>"``. ``keywords``: of the call, plain values. ``texts``: what came back, as a tuple
+    even for one conversation; ``nested``: it came back as a list."""
+
+    messages: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    texts: tuple[str, ...]
+    nested: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MediumSeen:
+    """One image, clip or waveform as it was handed to a processor.
+
+    ``values``: the array as a tensor (image (3, h, w) or (h, w, 3) as given; clip (T, …); audio
+    (n,)) where it is small enough to keep, else ``None``. ``shape``, ``dtype``, ``sha256`` of its
+    bytes, ``low``, ``high``, ``mean``, ``std`` describe it either way.
+    """
+
+    modality: Modality
+    values: Tensor | None
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+    low: float
+    high: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProcessorCall:
+    """One call of the processor.
+
+    ``texts``: prompts as handed over, or what was there instead in ``nested`` form (then
+    ``nested``). ``images``, ``videos``, ``audios``: in call order. ``keywords``: all others, plain
+    values. ``ignored``: keywords that no part of the processor takes. ``warnings``: what was said
+    while it ran. ``outputs``: tensors by name. ``padding_side``: of the tokenizer. ``error``: what
+    it raised.
+    """
+
+    texts: tuple[str, ...]
+    nested: bool
+    images: tuple[MediumSeen, ...]
+    videos: tuple[MediumSeen, ...]
+    audios: tuple[MediumSeen, ...]
+    keywords: Mapping[str, Any]
+    ignored: tuple[str, ...]
+    warnings: tuple[str, ...]
+    outputs: Mapping[str, Tensor]
+    padding_side: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerateCall:
+    """One call of ``generate``.
+
+    ``inputs``: tensors by keyword. ``keywords``: the others, plain values. ``config``: the
+    generation settings in force (eos and pad ids, temperature, top_k, top_p, do_sample, use_cache,
+    max_new_tokens, num_return_sequences, suppress_tokens, repetition_penalty …). ``sequences``:
+    (N, L + C), as returned. ``position_ids``: (3, N, L) of the prompt's pass as the text model got
+    them, ``inputs_embeds``: (N, L, H) likewise where small enough. ``rope_deltas``: (N,) after it.
+    ``first_logits``: float32 (N, V) after the prompt. ``cached``: tokens in the cache at each later
+    step (0: the model saw no history). ``step_positions``: first row's time position at each later
+    step. ``logprobs``: float32 (N, C) of the sampled tokens from generate's own scores at the
+    sampling temperature, where they could be had cheaply.
+    """
+
+    inputs: Mapping[str, Tensor]
+    keywords: Mapping[str, Any]
+    config: Mapping[str, Any]
+    modes: Modes
+    sequences: Tensor | None
+    position_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    rope_deltas: Tensor | None
+    first_logits: Tensor | None
+    cached: tuple[int, ...]
+    step_positions: tuple[int, ...]
+    logprobs: Tensor | None
+    warnings: tuple[str, ...]
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardCall:
+    """One forward outside generate.
+
+    ``inputs``, ``keywords``, ``position_ids``, ``inputs_embeds`` as in :class:`GenerateCall`, over
+    prompt and completion. ``logprobs``: float32 (N, length - 1): of each given token after the
+    first, at temperature 1, from the logits before any scaling. ``logits_dtype``: as returned.
+    """
+
+    inputs: Mapping[str, Tensor]
+    keywords: Mapping[str, Any]
+    modes: Modes
+    position_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    logprobs: Tensor | None
+    logits_dtype: str
+    warnings: tuple[str, ...]
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RewardCall:
+    """One reward function. ``prompts`` and ``completions`` as text; ``columns``: what else it was
+    handed, plain values. ``values``: ``None`` where it could not score. ``source``: module and
+    name. ``probe``: what it gave to inputs whose right answer is known, by case name, with what
+    they should earn; empty where it was not probed."""
+
+    name: str
+    source: str
+    prompts: tuple[str, ...]
+    completions: tuple[str, ...]
+    columns: Mapping[str, Any]
+    values: tuple[float | None, ...]
+    probe: Mapping[str, Any]
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdvantageSeen:
+    """``rewards``: (N,), as summed by the trainer. ``group_ids``: the group of each completion, by
+    the trainer's own reckoning. ``advantages``: (N,) or (N, C). ``scale``: ``"group"``,
+    ``"batch"``, ``"none"``, or ``""`` where nobody said. ``weights``: of each reward, by name.
+    ``spans``: token mask (N, C) of each partial reward, by name."""
+
+    rewards: Tensor
+    group_ids: tuple[str, ...]
+    advantages: Tensor
+    scale: str
+    weights: Mapping[str, float]
+    spans: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossSeen:
+    """What went into one loss. ``completion_ids``, ``mask``: (N, C), tokens that counted.
+    ``logprobs``, ``old_logprobs``, ``ref_logprobs``: (N, C). ``advantages``: (N,) or (N, C).
+    ``loss``: the number that was backpropagated. ``requires_grad``: of that tensor. ``settings``:
+    loss_type, beta, epsilon, temperature, normaliser … as the trainer names them, plain values.
+    ``metrics``: what the trainer logged beside it."""
+
+    completion_ids: Tensor | None
+    mask: Tensor | None
+    logprobs: Tensor | None
+    old_logprobs: Tensor | None
+    ref_logprobs: Tensor | None
+    advantages: Tensor | None
+    loss: float
+    requires_grad: bool
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSeen:
+    """One optimizer step. By part of the model (``"text"``, ``"vision"``, ``"audio"``,
+    ``"head"``, ``"adapter"``): ``trainable`` parameters, ``grad_norms`` before the step,
+    ``held`` parameters that the optimizer holds, ``changed`` whether any sampled one moved.
+    ``losses``: every scalar on which backward was called since the last step. ``settings``:
+    accumulation, batch size, group size … as the trainer names them. ``warnings`` raised since the
+    last step anywhere."""
+
+    step: int
+    trainable: Mapping[str, int]
+    grad_norms: Mapping[str, float]
+    held: Mapping[str, int]
+    changed: Mapping[str, bool]
+    losses: tuple[float, ...]
+    learning_rate: float | None
+    settings: Mapping[str, Any]
+    warnings: tuple[str, ...]
