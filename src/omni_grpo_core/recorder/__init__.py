@@ -1,0 +1,1 @@
+"""Watches somebody's trainer without changing what it does, and keeps each step as a trace."""
