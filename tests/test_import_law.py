@@ -105,7 +105,9 @@ WINGS: Mapping[str, str] = {
         "training",
     ),
     # a room's commands are part of the command line, wherever their file lies
-    **dict.fromkeys(("rewards.cli", "golden.cli", "doctor.cli", "faults.cli"), "cli"),
+    **dict.fromkeys(
+        ("rewards.cli", "golden.cli", "doctor.cli", "faults.cli", "realvocab.cli"), "cli"
+    ),
 }
 
 # The doors of the heavy libraries: modules, or whole rooms, that may import them.

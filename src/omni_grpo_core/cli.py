@@ -24,6 +24,7 @@ from omni_grpo_core.console import (
     require_device,
     writable,
 )
+from omni_grpo_core.realvocab.cli import app as realvocab_app
 from omni_grpo_core.rewards.cli import app as rewards_app
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app = typer.Typer(
 tiny_app = typer.Typer(help="The tiny trained checkpoint that ships with the package.")
 app.add_typer(tiny_app, name="tiny", no_args_is_help=True)
 app.add_typer(rewards_app, name="rewards")
+app.add_typer(realvocab_app, name="realvocab")
 
 
 class Device(StrEnum):

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.realvocab import build_processor, write_processor
 from omni_grpo_core.realvocab.merges import vocabulary_and_merges
-from omni_grpo_core.realvocab.processor import build_tokenizer
+from omni_grpo_core.realvocab.processor import build_processor, build_tokenizer, write_processor
 from omni_grpo_core.realvocab.ranks import ranks_file, read_ranks
 
 BYTES = [bytes([value]) for value in range(256)]
