@@ -53,7 +53,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "pipeline": (PIPELINE | {"trace"}) - {"pipeline"},
     "training": PIPELINE | {"check", "trace"},
     "check": PIPELINE | {"trace"},
-    "report": PIPELINE | {"trace", "check"},
+    "report": PIPELINE | {"trace", "check", "golden"},
     "trace": NOUNS,
     "tiny": PIPELINE,
     # the true vocabulary in the tiny checkpoint's manners

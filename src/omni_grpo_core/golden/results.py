@@ -1,0 +1,225 @@
+"""What a check of goldens found, as values: by stage, by case, in all.
+
+``was`` is the golden's side throughout, ``now`` that of the fresh pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from omni_grpo_core.trace.divergence import Difference
+from omni_grpo_core.types import Span
+
+Verdict = Literal["exact", "within", "benign-drift", "harmful", "degenerate", "schema"]
+"""``exact``: equal in value and type. ``within``: floats differ, within the platform's lane.
+``benign-drift``: floats beyond the lane, while what the model says, and how sure it is of it, is
+as it was. ``harmful``: ids, masks, positions, spans, text or what is said changed, or training
+numbers moved. ``degenerate``: what is said is garbage, or not finite. ``schema``: another shape,
+dtype or kind of value, or no golden to compare with."""
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+FINE: tuple[Verdict, ...] = ("exact", "within")
+
+Origin = Literal["none", "added", "inherited", "inherited or unknown"]
+"""Whose a stage's divergence is. ``none``: it does not diverge. ``added``: it diverges though it is
+fed with the golden's own input. ``inherited``: fed with that, it does not. ``inherited or
+unknown``: the golden holds too little of the input to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids (n), the text of each alone (n), and which of them media fill."""
+
+    ids: tuple[int, ...]
+    words: tuple[str, ...]
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """One row's prompt on both sides; ``None`` where that side has no such row."""
+
+    sample_id: str
+    was: Tokens | None
+    now: Tokens | None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One completion on both sides.
+
+    ``first``: index of the first differing token, ``None`` if none differs; it may be one past the
+    end of the shorter side. ``was_rank``, ``now_rank``: place (0 is likeliest) that the golden's
+    token has in the fresh distribution there, and the fresh one's in the golden's; ``None`` beyond
+    the top that is kept, or where no token differs. ``margin``: nats by which the golden preferred
+    its token to the fresh one. ``drift``: largest |Δ logprob| of the golden's tokens, scored
+    teacher-forced. ``garbage``: why the fresh one is degenerate, else empty.
+    """
+
+    sample_id: str
+    index: int
+    verdict: Verdict
+    sentence: str
+    was: Tokens
+    now: Tokens
+    was_finish: str
+    now_finish: str
+    first: int | None = None
+    was_rank: int | None = None
+    now_rank: int | None = None
+    margin: float | None = None
+    drift: float | None = None
+    garbage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One stage. ``stage`` is the golden's name, in a training case with the step's number
+    (``loss.2``). ``golden``: the file compared with, relative to the golden folder."""
+
+    stage: str
+    verdict: Verdict
+    reason: str
+    origin: Origin
+    differences: tuple[Difference, ...]
+    golden: str
+
+    @property
+    def max_abs(self) -> float:
+        """The largest |Δ| of any float of the stage; infinite where one side is not finite."""
+        return max((d.max_abs for d in self.differences if d.max_abs is not None), default=0.0)
+
+    @property
+    def mean_abs(self) -> float:
+        """The largest mean |Δ| of any float tensor of the stage."""
+        return max((d.mean_abs for d in self.differences if d.mean_abs is not None), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "origin": self.origin,
+            "golden": self.golden,
+            "max_abs": _finite(self.max_abs),
+            "mean_abs": _finite(self.mean_abs),
+            "differences": [
+                {
+                    "path": d.path,
+                    "verdict": d.verdict,
+                    "sentence": d.sentence,
+                    "row": d.row,
+                    "place": None if d.place is None else list(d.place),
+                    "max_abs": _finite(d.max_abs),
+                    "mean_abs": _finite(d.mean_abs),
+                }
+                for d in self.differences
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """One case. ``first``: the first stage that diverges by its own fault, ``None`` if none does.
+    ``versions``: what the golden was made under and is otherwise now, by header key, (was, now)."""
+
+    case: str
+    verdict: Verdict
+    reason: str
+    first: str | None
+    stages: tuple[StageResult, ...]
+    prompts: tuple[PromptTokens, ...] = ()
+    generations: tuple[Generation, ...] = ()
+    versions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "case": self.case,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "first": self.first,
+            "versions": {key: list(pair) for key, pair in self.versions.items()},
+            "stages": [stage.to_json() for stage in self.stages],
+            "prompts": [
+                {"sample_id": p.sample_id, "was": _tokens(p.was), "now": _tokens(p.now)}
+                for p in self.prompts
+            ],
+            "generations": [
+                {
+                    "sample_id": g.sample_id,
+                    "index": g.index,
+                    "verdict": g.verdict,
+                    "sentence": g.sentence,
+                    "was": _tokens(g.was),
+                    "now": _tokens(g.now),
+                    "was_finish": g.was_finish,
+                    "now_finish": g.now_finish,
+                    "first": g.first,
+                    "was_rank": g.was_rank,
+                    "now_rank": g.now_rank,
+                    "margin": _finite(g.margin),
+                    "drift": _finite(g.drift),
+                    "garbage": g.garbage,
+                }
+                for g in self.generations
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenReport:
+    """Every case that was looked at. ``folder``: the goldens'. ``platform``: the key of this run,
+    for example ``cpu-fp32``."""
+
+    folder: str
+    platform: str
+    cases: tuple[CaseResult, ...]
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        return worst(case.verdict for case in self.cases)
+
+    @property
+    def first(self) -> str | None:
+        """The first divergent stage of the first case that has one."""
+        return next((case.first for case in self.cases if case.first), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The one object that ``--json`` prints."""
+        return {
+            "verdict": self.verdict,
+            "first": self.first,
+            "folder": self.folder,
+            "platform": self.platform,
+            "seconds": round(self.seconds, 3),
+            "cases": [case.to_json() for case in self.cases],
+        }
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """
+    >>> worst(["exact", "harmful", "within"]), worst([])
+    ('harmful', 'exact')
+    """
+    return max(verdicts, key=VERDICTS.index, default="exact")
+
+
+def _finite(value: float | None) -> float | str | None:
+    """JSON has no infinity: its name instead."""
+    return value if value is None or math.isfinite(value) else str(value)
+
+
+def _tokens(tokens: Tokens | None) -> dict[str, Any] | None:
+    if tokens is None:
+        return None
+    return {
+        "ids": list(tokens.ids),
+        "words": list(tokens.words),
+        "spans": [
+            {"modality": s.modality, "item": s.item, "start": s.start, "length": s.length}
+            for s in tokens.spans
+        ],
+    }
