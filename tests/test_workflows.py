@@ -1,0 +1,124 @@
+"""The GitHub workflows against what they run: tox.ini, the supported Pythons, the GPU suite."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+def load(name: str) -> dict[str, Any]:
+    content = yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def expanded(name: str) -> list[str]:
+    """``tf{4524,4576}`` -> ``tf4524``, ``tf4576``."""
+    parts = re.split(r"\{([^}]*)\}", name)
+    choices = [part.split(",") if odd % 2 else [part] for odd, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in product(*choices)]
+
+
+def tox_envs() -> set[str]:
+    """Environments that tox.ini declares, and the ``py3xx`` that tox knows by itself."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / "tox.ini", encoding="utf-8")
+    sections = [s.removeprefix("testenv:") for s in parser.sections() if s.startswith("testenv:")]
+    declared = {env for section in sections for env in expanded(section)}
+    return declared | {f"py{version.replace('.', '')}" for version in PYTHONS}
+
+
+def matrix() -> dict[str, str]:
+    """Environment -> Python, of the CPU job."""
+    rows = load("ci.yml")["jobs"]["cpu"]["strategy"]["matrix"]["include"]
+    found = {row["env"]: row["python"] for row in rows}
+    assert len(found) == len(rows), "an environment stands twice"
+    return found
+
+
+def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def commands(workflow: dict[str, Any]) -> str:
+    return "\n".join(step.get("run", "") for step in steps(workflow))
+
+
+def test_braces_are_read_as_tox_reads_them() -> None:
+    assert expanded("tf{1,2}-{a,b}") == ["tf1-a", "tf1-b", "tf2-a", "tf2-b"]
+    assert expanded("lint") == ["lint"]
+    assert {"lint", "types", "slow", "gpu", "tf4524", "tf4576", "tf5230"} <= tox_envs()
+
+
+def test_every_environment_that_is_run_exists() -> None:
+    named = set(matrix())
+    for path in WORKFLOWS:
+        run = commands(load(path.name)).replace("${{ matrix.env }}", "")
+        named |= set(re.findall(r"tox (?:exec )?-e (\w+)", run))
+    assert {"slow", "gpu"} <= named
+    assert named <= tox_envs()
+
+
+def test_every_transformers_of_the_matrix_is_run() -> None:
+    wanted = {env for env in tox_envs() if env.startswith("tf")}
+    assert {env for env in matrix() if env.startswith("tf")} == wanted
+
+
+def test_every_python_is_run_under_its_own_name() -> None:
+    assert {env: python for env, python in matrix().items() if env.startswith("py")} == {
+        f"py{version.replace('.', '')}": version for version in PYTHONS
+    }
+    assert {"lint", "types"} <= set(matrix())
+    assert set(matrix().values()) <= set(PYTHONS)
+
+
+def test_the_gpu_job_runs_the_gpu_suite_on_a_runner_of_ones_own() -> None:
+    job = load("gpu.yml")["jobs"]["gpu"]
+    assert "self-hosted" in job["runs-on"]
+    assert "tox -e gpu" in [step.get("run") for step in job["steps"]]
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    assert "--require-gpu" in tox["testenv:gpu"]["commands"], "no GPU must not look like a pass"
+
+
+def test_pending_goldens_and_the_page_come_back_even_from_a_failed_run() -> None:
+    job = load("gpu.yml")["jobs"]["gpu"]
+    after = job["steps"][[step.get("run") for step in job["steps"]].index("tox -e gpu") + 1 :]
+    assert after
+    assert all(step["if"] == "${{ !cancelled() }}" for step in after)
+    upload = after[-1]
+    assert upload["uses"].startswith("actions/upload-artifact@")
+    paths = upload["with"]["path"].split()
+    assert "golden/.pending" in paths
+    # the action leaves out what begins with a dot
+    assert upload["with"]["include-hidden-files"] is True
+    (page,) = re.findall(r"golden diff --html (\S+)", commands(load("gpu.yml")))
+    assert page in paths
+    assert "golden accept" not in commands(load("gpu.yml")), "goldens are accepted by people"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_is_told_little_and_may_little(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    workflow = load(path.name)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "secrets" not in text
+    assert "://" not in text
+    used = [step["uses"] for step in steps(workflow) if "uses" in step]
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", action) for action in used), used
+    checkouts = [step for step in steps(workflow) if step.get("uses", "").startswith("actions/ch")]
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+    # expressions that strangers can write (titles, branch names) never reach a shell
+    inserted = set(re.findall(r"\$\{\{ (.*?) \}\}", commands(workflow)))
+    assert inserted <= {"matrix.env"}
+    assert all("timeout-minutes" in job for job in workflow["jobs"].values())
