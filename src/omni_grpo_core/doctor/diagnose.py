@@ -1,0 +1,156 @@
+"""Recorded steps -> verdict: all looks, then rules over what they found, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from omni_grpo_core.doctor.evidence import (
+    Case,
+    Diagnosis,
+    Evidence,
+    Explanation,
+    Finding,
+    Look,
+    Rule,
+)
+from omni_grpo_core.doctor.missing import said_missing
+from omni_grpo_core.doctor.registry import LOOKS, RULES
+from omni_grpo_core.types import STAGES, Stage
+
+_SHOWS: Mapping[str, tuple[Stage, ...]] = {
+    "SamplesSeen": ("sample",),
+    "TemplateCall": ("conversation", "text"),
+    "ProcessorCall": ("media", "batch"),
+    "GenerateCall": ("embeddings", "positions", "completion"),
+    "ForwardCall": ("embeddings", "positions", "logits"),
+    "RewardCall": ("parsed", "reward"),
+    "AdvantageSeen": ("advantage",),
+    "LossSeen": ("loss",),
+    "StepSeen": ("gradient",),
+}
+"""What each recorded call lets one look at."""
+
+
+def diagnose(
+    case: Case,
+    *,
+    causes: bool = True,
+    looks: Sequence[Look] = LOOKS,
+    rules: Sequence[Rule] = RULES,
+) -> Diagnosis:
+    """The verdict on one recorded step.
+
+    ``causes=False`` hides the catalogue's signatures: stages are still named. A look that fails on
+    an odd recording takes nobody else down; it is told under ``missing``.
+    """
+    evidence: list[Evidence] = []
+    broken: list[str] = []
+    for look in looks:
+        try:
+            evidence.extend(look(case))
+        except Exception as error:  # a foreign recording may hold anything
+            broken.append(_failed(look, error))
+    explanations: list[Explanation] = []
+    for rule in rules if causes else ():
+        try:
+            explanations.extend(rule(case, evidence))
+        except Exception as error:
+            broken.append(_failed(rule, error))
+    kinds = {type(record.value).__name__ for record in case.trace.stages}
+    shown = {stage for kind in kinds for stage in _SHOWS.get(kind, ())}
+    unseen = tuple(
+        f"no {kind} was recorded: nothing is said of {' and '.join(stages)} from it"
+        for kind, stages in _SHOWS.items()
+        if kind not in kinds
+    )
+    findings, inherited = _sorted_out(evidence, explanations)
+    return Diagnosis(
+        findings=findings,
+        inherited=inherited,
+        seen=tuple(stage for stage in STAGES if stage in shown),
+        missing=(*unseen, *said_missing(case), *broken),
+    )
+
+
+def merge(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
+    """The verdict on a run: everything found in any of its steps, each thing once.
+
+    A stage that added an error in one step is not listed as inherited for another.
+    """
+    evidence = _once(e for d in diagnoses for f in d.findings for e in f.evidence)
+    causes: dict[str, Explanation] = {}
+    for diagnosis in diagnoses:
+        for finding in diagnosis.findings:
+            for cause in finding.causes:
+                held = causes.get(cause.cause)
+                if held is None or cause.certainty > held.certainty:
+                    causes[cause.cause] = cause
+    stages = {finding.stage for diagnosis in diagnoses for finding in diagnosis.findings}
+    return Diagnosis(
+        findings=tuple(_finding(s, evidence, causes.values()) for s in STAGES if s in stages),
+        inherited=tuple(
+            s for s in STAGES if s not in stages and any(s in d.inherited for d in diagnoses)
+        ),
+        seen=tuple(s for s in STAGES if any(s in d.seen for d in diagnoses)),
+        missing=tuple(dict.fromkeys(said for d in diagnoses for said in d.missing)),
+    )
+
+
+def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Plain data; ``healthy`` and ``first`` (the stage to mend first) on top.
+
+    >>> to_json(Diagnosis((), (), ("text",), ()))["healthy"]
+    True
+    """
+    first = diagnosis.first
+    return {
+        "healthy": not diagnosis.findings,
+        "first": None if first is None else first.stage,
+        **asdict(diagnosis),
+    }
+
+
+def _sorted_out(
+    evidence: Sequence[Evidence], explanations: Iterable[Explanation]
+) -> tuple[tuple[Finding, ...], tuple[Stage, ...]]:
+    """Stages that broke something, and those that only passed it on.
+
+    Where nobody can tell (``unknown``), a stage is blamed unless an earlier one certainly added an
+    error: then that is reason enough.
+    """
+    explanations = tuple(explanations)
+    findings: list[Finding] = []
+    inherited: list[Stage] = []
+    certain = False
+    for stage in STAGES:
+        origins = {item.origin for item in evidence if item.stage == stage}
+        if "added" in origins or ("unknown" in origins and not certain):
+            findings.append(_finding(stage, evidence, explanations))
+            certain |= "added" in origins
+        elif origins:
+            inherited.append(stage)
+    return tuple(findings), tuple(inherited)
+
+
+def _finding(
+    stage: Stage, evidence: Sequence[Evidence], explanations: Iterable[Explanation]
+) -> Finding:
+    own = _once(e for e in evidence if e.stage == stage and e.origin != "inherited")
+    causes: dict[str, Explanation] = {}
+    for cause in explanations:
+        held = causes.get(cause.cause)
+        if cause.stage == stage and (held is None or cause.certainty > held.certainty):
+            causes[cause.cause] = cause
+    ranked = sorted(causes.values(), key=lambda cause: -cause.certainty)
+    return Finding(stage, own, tuple(ranked))
+
+
+def _once(evidence: Iterable[Evidence]) -> tuple[Evidence, ...]:
+    return tuple({(e.stage, e.fact, e.row, e.sentence): e for e in evidence}.values())
+
+
+def _failed(what: Look | Rule, error: Exception) -> str:
+    name = getattr(what, "__name__", repr(what))
+    return f"{name} could not be done on this recording ({type(error).__name__}: {error})"
