@@ -115,11 +115,20 @@ def embed(policy: Policy, batch: Batch) -> Embeddings:
     return Embeddings(embeds, tuple(rows))
 
 
-def prefill(policy: Policy, batch: Batch) -> Prefill:
-    """The prompts' one pass: next-token scores and the cache that decoding goes on from."""
-    where = positions(policy, batch)
+def prefill(
+    policy: Policy,
+    batch: Batch,
+    *,
+    where: Positions | None = None,
+    embeddings: Embeddings | None = None,
+) -> Prefill:
+    """The prompts' one pass: next-token scores and the cache that decoding goes on from.
+
+    ``where`` and ``embeddings`` are the batch's own if left out; a replay hands over others'.
+    """
+    where = where or positions(policy, batch)
     output = policy.model.model(
-        inputs_embeds=embed(policy, batch).inputs_embeds,
+        inputs_embeds=(embeddings or embed(policy, batch)).inputs_embeds,
         attention_mask=batch.attention_mask.to(policy.device),
         position_ids=where.position_ids.to(policy.device),
         use_cache=True,
@@ -145,20 +154,27 @@ def decode_step(
 
 
 def completion_logits(
-    policy: Policy, batch: Batch, completion_ids: Tensor, completion_mask: Tensor
+    policy: Policy,
+    batch: Batch,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    where: Positions | None = None,
+    embeddings: Embeddings | None = None,
 ) -> Tensor:
     """The scoring forward: scores that *predict* each completion token, (N, C, V).
 
     ``completion_ids``, ``completion_mask``: int64, (N, C), right-padded, G rows in a row for each
     row of ``batch``. Copies for the G completions are made after the towers, of the embeddings:
-    repeating pixel rows would scramble the video patch by patch.
+    repeating pixel rows would scramble the video patch by patch. ``where`` and ``embeddings`` are
+    the batch's own if left out; a replay hands over others'.
     """
     copies = completion_ids.shape[0] // len(batch.rows)
     completion_ids = completion_ids.to(policy.device)
-    where = positions(policy, batch)
+    where = where or positions(policy, batch)
     embeds = torch.cat(
         [
-            embed(policy, batch).inputs_embeds.repeat_interleave(copies, dim=0),
+            (embeddings or embed(policy, batch)).inputs_embeds.repeat_interleave(copies, dim=0),
             policy.model.get_input_embeddings()(completion_ids),
         ],
         dim=1,
