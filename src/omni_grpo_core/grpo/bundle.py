@@ -45,7 +45,7 @@ def step_trace(
 
 def save_bundle(folder: Path, trace: Trace, step: int, findings: Sequence[Finding]) -> None:
     """The trace and, where a run is stopped, the report; the findings stand in the trace as failed
-    checks of their stages too. A bundle of the same step is replaced by a numbered neighbour."""
+    checks of their stages too. A bundle of the same step gets a numbered neighbour."""
     place, copy = folder, 1
     while place.exists():
         copy += 1
@@ -54,7 +54,8 @@ def save_bundle(folder: Path, trace: Trace, step: int, findings: Sequence[Findin
         StageRecord(
             record.stage,
             record.value,
-            tuple(Check(f.name, False, f.detail) for f in findings if f.stage == record.stage),
+            tuple(check for check in record.checks if check.ok)
+            + tuple(Check(f.name, False, f.detail) for f in findings if f.stage == record.stage),
             record.seconds,
         )
         for record in trace.stages

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omni_grpo_core.grpo.causes import CAUSES
 from omni_grpo_core.grpo.train_config import GuardConfig
 from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.degenerate import degenerate
@@ -139,12 +140,14 @@ def _not_finite(stage: Stage, value: float | None) -> Finding | None:
 
 
 def failed_checks(records: Sequence[StageRecord]) -> tuple[Finding, ...]:
-    """The failed stage checks of a trace as findings, in the order of the stages."""
+    """The failed stage checks of a trace as findings with their causes, in the order of the
+    stages: the first is the one to look at."""
     return tuple(
-        Finding(check.name, record.stage, check.detail)
+        Finding(check.name, record.stage, "; ".join(filter(None, (check.detail, cause))))
         for record in records
         for check in record.checks
         if not check.ok
+        for cause in [CAUSES.get((record.stage, check.name))]
     )
 
 

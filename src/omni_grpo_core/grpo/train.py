@@ -230,8 +230,13 @@ class _Run:
 
     def _step(self, step: int) -> TrainResult | None:
         config, begin = self.config, time.perf_counter()
-        inputs = prepare(self.policy, self._own_samples(step), config.settings)
-        findings = self._preflight(step, inputs)
+        samples = self._own_samples(step)
+        if step == 0 and config.guard.preflight:
+            broken = self._preflight(samples)
+            if broken is not None:
+                return broken
+        findings: list[Finding] = []
+        inputs = prepare(self.policy, samples, config.settings)
         with self.accelerator.autocast():
             rolled = rollout(
                 self.policy,
@@ -248,8 +253,6 @@ class _Run:
         everyone = tuple(self.team.gather(rolled.completions))
 
         def may_step(update: Update) -> bool:
-            if findings:
-                return False
             drift = update.metrics.peaks.get("drift_max")
             facts = StepFacts(step, everyone, rewards, drift, update.loss, update.grad_norm)
             first = "drift" in update.metrics.means
@@ -276,7 +279,7 @@ class _Run:
             may_step=may_step,
             set_rate=set_rate,
         )
-        if not updates and not findings:
+        if not updates:
             # nothing was in the loss of any process, but the rewards have to be looked at
             looked = self.guard.look(StepFacts(step, everyone, rewards))
             findings.extend((*self._seen(), *looked))
@@ -310,13 +313,14 @@ class _Run:
         first = at * prompts + own * self.accelerator.process_index
         return tuple(self.samples[index] for index in order[first : first + own])
 
-    def _preflight(self, step: int, inputs: Inputs) -> list[Finding]:
-        """Every stage check of ``omni-grpo check`` on the first samples, at the start."""
+    def _preflight(self, samples: Sequence[Sample]) -> TrainResult | None:
+        """Every stage check of ``omni-grpo check`` on the first samples; a result where one fails:
+        nothing is sampled from a pipeline that is known to be broken."""
         found: list[Finding] = []
-        if step == 0 and self.config.guard.preflight and self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             lenient = replace(self.config.settings, min_format=0.0, min_accuracy=0.0)
             with self.accelerator.autocast():
-                result = check(self.policy, inputs.samples, lenient)
+                result = check(self.policy, samples, lenient)
             found += failed_checks(result.trace.stages)
             found += [
                 Finding(f"{proof.modality} does not reach the model", "embeddings",
@@ -324,7 +328,14 @@ class _Run:
                 for proof in result.modalities
                 if not proof.ok
             ]  # fmt: skip
-        return self.team.gather(found)
+        findings = self.team.gather(found)
+        if not findings:
+            return None
+        folder = self.out / "stopped" / "step-000000"
+        if self.accelerator.is_main_process:
+            save_bundle(folder, result.trace, 0, findings)
+        self.accelerator.wait_for_everyone()
+        return TrainResult("stopped", 0, tuple(findings), folder, None)
 
     def _score(self, inputs: Inputs, rolled: Rollout) -> Composed:
         owner = dict(
