@@ -1,0 +1,66 @@
+"""Full size: a real checkpoint where one is given, a random one of the same shape where none is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from full_shape import random_7b
+
+from omni_grpo_core.check import check
+from omni_grpo_core.media_config import MediaConfig
+from omni_grpo_core.policy import Policy, load_policy
+from omni_grpo_core.settings import Settings, load_settings
+from omni_grpo_core.types import Sample
+
+pytestmark = pytest.mark.gpu
+
+GATE = {"greedy not degenerate", "greedy completions end", "sampled not degenerate"}
+"""What looks at generations; the rest of the checks hold for any weights."""
+
+
+@pytest.fixture(scope="module")
+def random_full(tmp_path_factory: pytest.TempPathFactory, ranks: Path) -> Iterator[Policy]:
+    assert ranks.is_file()
+    if torch.cuda.mem_get_info()[1] < 40 * 2**30:
+        pytest.skip("the full shape needs 40 GiB of device memory")
+    yield random_7b(tmp_path_factory.mktemp("random-7b") / "processor")
+    torch.cuda.empty_cache()
+
+
+def test_random_weights_of_full_shape_fail_the_gate_and_nothing_else(
+    random_full: Policy, samples: tuple[Sample, ...]
+) -> None:
+    """The negative control: same code, same memory, no knowledge. A gate that passes it is none."""
+    settings = Settings(
+        media=MediaConfig(max_frames=8),
+        max_new_tokens=256,
+        group_size=2,
+        # nobody expects form from random weights: what is asked here is the gate
+        min_format=0.0,
+    )
+    torch.cuda.reset_peak_memory_stats()
+    result = check(random_full, [samples[0], samples[3], samples[16], samples[20]], settings)
+    broken = {c.name for r in result.trace.stages for c in r.checks if not c.ok}
+    assert "greedy not degenerate" in broken
+    assert broken <= GATE, [
+        c for r in result.trace.stages for c in r.checks if not c.ok and c.name not in GATE
+    ]
+    assert all(proof.ok for proof in result.modalities), result.modalities
+    gib = torch.cuda.max_memory_allocated() / 2**30
+    print(f"peak device memory {gib:.1f} GiB")
+    assert gib < 40
+
+
+@pytest.mark.full
+def test_a_real_checkpoint_passes_every_check(
+    omni_checkpoint: Path, samples: tuple[Sample, ...]
+) -> None:
+    policy = load_policy(omni_checkpoint, device="cuda", dtype="bfloat16")
+    settings = replace(load_settings(omni_checkpoint), max_new_tokens=512, group_size=2)
+    result = check(policy, samples[:8], settings)
+    broken = [(r.stage, c) for r in result.trace.stages for c in r.checks if not c.ok]
+    assert result.verdict == "pass", broken
