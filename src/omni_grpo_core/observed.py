@@ -19,14 +19,14 @@ gradient        StepSeen                  backward and optimizer step
 ==============  ========================  ====================================================
 
 A stage may stand in a trace several times, or not at all when nobody saw it: a diagnosis speaks
-only of what was seen. Tensors too large to keep are ``None`` with their shape kept in ``Seen``.
-Shape letters as in :mod:`omni_grpo_core.types`; ``N`` rows of a call, whatever its caller meant.
+only of what was seen. A tensor too large to keep is missing from its mapping, or ``None``, and
+described under its name in ``large``. What looks like a secret is ``"<redacted>"``. Shape letters as in :mod:`omni_grpo_core.types`; ``N`` rows of a call, whatever its caller meant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from omni_grpo_core.types import Modality
@@ -54,6 +54,20 @@ class Modes:
     autocast: str | None
     adapter: str | None
     wrappers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSeen:
+    """A tensor too large to keep. ``low``, ``high``, ``mean``, ``std`` (population): of all its
+    elements. ``samples``: 64 of them, in order, at ``trace.sketch``'s places for ``seed`` 0."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    mean: float
+    std: float
+    samples: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +134,7 @@ class ProcessorCall:
     outputs: Mapping[str, Tensor]
     padding_side: str
     error: str | None
+    large: Mapping[str, TensorSeen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,10 +146,11 @@ class GenerateCall:
     max_new_tokens, num_return_sequences, suppress_tokens, repetition_penalty …). ``sequences``:
     (N, L + C), as returned. ``position_ids``: (3, N, L) of the prompt's pass as the text model got
     them, ``inputs_embeds``: (N, L, H) likewise where small enough. ``rope_deltas``: (N,) after it.
-    ``first_logits``: float32 (N, V) after the prompt. ``cached``: tokens in the cache at each later
-    step (0: the model saw no history). ``step_positions``: first row's time position at each later
-    step. ``logprobs``: float32 (N, C) of the sampled tokens from generate's own scores at the
-    sampling temperature, where they could be had cheaply.
+    ``first_logits``: float32 (N, V) after the prompt. ``cached``: tokens before the newest one that
+    the model could see at each later step, in the cache or handed in again (0: the model saw no
+    history). ``step_positions``: first row's time position at each later step. ``logprobs``:
+    float32 (N, C) of the sampled tokens from generate's own scores at the sampling temperature,
+    before any suppression or truncation; ``None`` with beams.
     """
 
     inputs: Mapping[str, Tensor]
@@ -151,6 +167,7 @@ class GenerateCall:
     logprobs: Tensor | None
     warnings: tuple[str, ...]
     error: str | None
+    large: Mapping[str, TensorSeen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +176,8 @@ class ForwardCall:
 
     ``inputs``, ``keywords``, ``position_ids``, ``inputs_embeds`` as in :class:`GenerateCall`, over
     prompt and completion. ``logprobs``: float32 (N, length - 1): of each given token after the
-    first, at temperature 1, from the logits before any scaling. ``logits_dtype``: as returned.
+    first, at temperature 1, from the logits before any scaling; NaN where only the last logits
+    were asked for (``logits_to_keep``). ``logits_dtype``: as returned.
     """
 
     inputs: Mapping[str, Tensor]
@@ -171,6 +189,7 @@ class ForwardCall:
     logits_dtype: str
     warnings: tuple[str, ...]
     error: str | None
+    large: Mapping[str, TensorSeen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +247,9 @@ class LossSeen:
 @dataclass(frozen=True, slots=True)
 class StepSeen:
     """One optimizer step. By part of the model (``"text"``, ``"vision"``, ``"audio"``,
-    ``"head"``, ``"adapter"``): ``trainable`` parameters, ``grad_norms`` before the step,
-    ``held`` parameters that the optimizer holds, ``changed`` whether any sampled one moved.
+    ``"head"``, ``"adapter"``): ``trainable`` parameters (elements), ``grad_norms`` before the step
+    (of this rank's share), ``held`` of the model's parameters (elements) that the optimizer holds,
+    ``changed`` whether any sampled one that it holds or that is trainable moved.
     ``losses``: every scalar on which backward was called since the last step. ``settings``:
     accumulation, batch size, group size … as the trainer names them. ``warnings`` raised since the
     last step anywhere."""
