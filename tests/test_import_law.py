@@ -26,7 +26,7 @@ NOUNS = frozenset({"types", "errors", "observed"})
 STAGES = frozenset(
     {"sample", "conversation", "media", "batch", "policy", "rollout", "rewards", "grpo"}
 )
-MODEL = frozenset({"family", "forward"})
+MODEL = frozenset({"family", "forward", "towers"})
 # settings as plain values: reading a configuration loads no decoder and no torch
 CONFIG = frozenset({"media_config", "strict"})
 PIPELINE = NOUNS | STAGES | MODEL | CONFIG | {"settings", "stage_checks", "pipeline"}
@@ -45,7 +45,8 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "batch": NOUNS | {"family"},
     "policy": NOUNS | {"family"},
     # the model is the one thing no frozen value carries: what runs it is handed the policy
-    "forward": NOUNS | {"policy"},
+    "towers": NOUNS | {"family", "policy"},
+    "forward": NOUNS | {"policy", "towers"},
     "rollout": NOUNS | {"policy", "forward"},
     # what puts the stages together
     "settings": NOUNS | STAGES | CONFIG,
@@ -53,7 +54,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "pipeline": (PIPELINE | {"trace"}) - {"pipeline"},
     "training": PIPELINE | {"check", "trace"},
     "check": PIPELINE | {"trace"},
-    "report": PIPELINE | {"trace", "check", "golden"},
+    "report": PIPELINE | {"trace", "check", "doctor", "golden"},
     "trace": NOUNS,
     "tiny": PIPELINE,
     # the true vocabulary in the tiny checkpoint's manners
@@ -77,6 +78,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
         "realvocab",
         "golden",
         "doctor",
+        "recorder",
         "faults",
     },
 }

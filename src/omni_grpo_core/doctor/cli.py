@@ -1,0 +1,119 @@
+"""``omni-grpo doctor``: a recording in, the broken stage out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from omni_grpo_core.console import (
+    Json,
+    bad_input_exits,
+    progress,
+    quiet_libraries,
+    quiet_transformers,
+    writable,
+)
+from omni_grpo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omni_grpo_core.doctor.evidence import Reference
+    from omni_grpo_core.types import Trace
+
+
+def doctor(
+    trace: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it at run time
+        typer.Argument(help="Folder that was given to record(), or one step of it."),
+    ] = None,
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Checkpoint to replay on; the one the recording names, if left out."),
+    ] = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write the report as one page."),
+    ] = None,
+    causes: Annotated[
+        bool, typer.Option("--causes/--no-causes", help="Explain by the catalogue of known faults.")
+    ] = True,
+    pipeline: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--import", help="module:function, run on the shipped clips and diagnosed."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Name the stage of a recorded trainer that broke, what broke it, and what to change.
+
+    Exit codes: 0 nothing wrong, 1 something is broken, 2 no readable recording.
+    """
+    with bad_input_exits(as_json):
+        if (trace is None) == (pipeline is None):
+            raise ConfigError(
+                "omni-grpo doctor",
+                got="no recording" if trace is None else "a recording and --import",
+                want="one of them",
+                fix="omni-grpo doctor TRACE, or omni-grpo doctor --import module:pipeline",
+            )
+        if html is not None:
+            writable(html)
+        quiet_libraries()
+        from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
+        from omni_grpo_core.doctor.load import as_cases, read_traces
+
+        with progress("doctor", as_json) as on_stage:
+            on_stage("reading")
+            traces = _run(str(pipeline)) if trace is None else read_traces(trace)
+            cases = as_cases(traces, None)
+            on_stage("policy")
+            reference = _reference(checkpoint, [told for _, told in traces])
+            cases = as_cases(traces, reference)
+            diagnoses = []
+            for (name, _), case in zip(traces, cases, strict=True):
+                on_stage(Path(name).name)
+                diagnoses.append(diagnose(case, causes=causes))
+        verdict = merge(diagnoses)
+        if html is not None:
+            from omni_grpo_core.report.check_page import write_page
+            from omni_grpo_core.report.doctor_page import doctor_page
+
+            write_page(html, doctor_page(diagnoses))
+        if as_json:
+            told = {"steps": len(cases), **to_json(verdict)}
+            typer.echo(json.dumps(told, ensure_ascii=False))
+        else:
+            from rich.console import Console
+
+            from omni_grpo_core.report.doctor_terminal import print_diagnosis
+
+            print_diagnosis(Console(), verdict, len(cases))
+    raise typer.Exit(1 if verdict.findings else 0)
+
+
+def _reference(checkpoint: Path | None, traces: list[Trace]) -> Reference | None:
+    """The good path of the checkpoint that was named, or that the recording names and is there."""
+    named = checkpoint or next(
+        (
+            Path(trace.header["checkpoint"])
+            for trace in traces
+            if (Path(trace.header.get("checkpoint", "")) / "config.json").is_file()
+        ),
+        None,
+    )
+    if named is None:
+        return None
+    from omni_grpo_core.doctor.evidence import Reference
+    from omni_grpo_core.policy import load_policy
+    from omni_grpo_core.settings import load_settings
+
+    quiet_transformers()
+    settings = load_settings(named)
+    return Reference(load_policy(named), settings)
+
+
+def _run(pipeline: str) -> list[tuple[str, Trace]]:
+    from omni_grpo_core.recorder.pipelines import record_pipeline
+
+    return list(record_pipeline(pipeline))

@@ -1,0 +1,114 @@
+"""A diagnosis on the terminal: the house of stages, what broke where, why, and what to change.
+
+Recorded text is only ever put into :class:`rich.text.Text`, which knows no markup, with its control
+characters written out.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.text import Text
+
+from omni_grpo_core.doctor.evidence import Diagnosis, Evidence, Explanation, Finding
+from omni_grpo_core.report.visible import shortened, visible
+from omni_grpo_core.types import STAGES, Stage
+
+_NOT_STAGES = ("config", "trace")
+_EVIDENCE = 6
+_LONGEST = 300
+
+
+def print_diagnosis(console: Console, diagnosis: Diagnosis, steps: int) -> None:
+    """House, findings in pipeline order, what could not be judged, and the verdict last."""
+    console.print(_house(diagnosis))
+    for finding in diagnosis.findings:
+        console.print(_panel(finding))
+    if diagnosis.missing:
+        console.print(Text("not judged", style="bold dim"))
+        for sentence in diagnosis.missing:
+            console.print(Text(f"  {_plain(sentence)}", style="dim"))
+    console.print(_verdict(diagnosis, steps))
+
+
+def _house(diagnosis: Diagnosis) -> Text:
+    broken = {finding.stage for finding in diagnosis.findings}
+    text = Text()
+    for stage in STAGES:
+        if stage in _NOT_STAGES or (stage == "policy" and stage not in broken):
+            continue
+        if text:
+            text.append(" → ", style="dim")
+        text.append_text(_room(stage, broken, diagnosis))
+    return text.append("\n✗ broken  ~ passed an error on  ✓ sound  · not seen\n", style="dim")
+
+
+def _room(stage: Stage, broken: set[Stage], diagnosis: Diagnosis) -> Text:
+    if stage in broken:
+        return Text(f"✗ {stage}", style="bold red")
+    if stage in diagnosis.inherited:
+        return Text(f"~ {stage}", style="yellow")
+    if stage in diagnosis.seen:
+        return Text(f"✓ {stage}", style="green")
+    return Text(f"· {stage}", style="dim")
+
+
+def _panel(finding: Finding) -> Panel:
+    parts: list[Text] = []
+    if finding.causes:
+        parts += _cause(finding.causes[0])
+        for other in finding.causes[1:3]:
+            parts.append(_line("or else", f"{other.cause}: {other.seen}", "dim"))
+    else:
+        parts.append(Text("a fault without a name; the evidence says what differs", style="bold"))
+    parts.append(Text("evidence", style="bold"))
+    parts += [_fact(evidence) for evidence in finding.evidence[:_EVIDENCE]]
+    if len(finding.evidence) > _EVIDENCE:
+        parts.append(Text(f"  and {len(finding.evidence) - _EVIDENCE} more", style="dim"))
+    title = Text(f"✗ {finding.stage}", style="bold red")
+    return Panel(Group(*parts), title=title, title_align="left", border_style="red")
+
+
+def _cause(cause: Explanation) -> list[Text]:
+    lines = [
+        _line("seen", cause.seen, "bold"),
+        _line("why it matters", cause.harm),
+        _line("change", cause.fix, "green"),
+    ]
+    if cause.confirm:
+        lines.append(_line("to be sure", cause.confirm))
+    lines.append(_line("cause", f"{cause.cause} ({cause.certainty:.0%} sure)", "dim"))
+    return lines
+
+
+def _line(name: str, sentence: str, style: str = "") -> Text:
+    return Text.assemble((f"{name:15}", "dim"), (_plain(sentence), style))
+
+
+def _fact(evidence: Evidence) -> Text:
+    return Text("  • ").append(_plain(evidence.sentence)).append(f"  [{evidence.fact}]", "dim")
+
+
+def _verdict(diagnosis: Diagnosis, steps: int) -> Panel:
+    first = diagnosis.first
+    many = f"{steps} recorded step{'s' if steps != 1 else ''}"
+    if first is None:
+        text = Text(f"{many}: nothing wrong in {', '.join(diagnosis.seen) or 'no stage'}")
+        return Panel(text, title=Text("✓ HEALTHY", style="bold green"), title_align="left",
+                     border_style="green")  # fmt: skip
+    text = Text(f"stage {first.stage}: ", style="bold")
+    if first.causes:
+        text.append(f"{_plain(first.causes[0].seen)}; ").append(
+            _plain(first.causes[0].fix), style="green"
+        )
+    else:
+        text.append(_plain(first.evidence[0].sentence))
+    others = [finding.stage for finding in diagnosis.findings if finding is not first]
+    if others:
+        text.append(f"\nthen: {', '.join(others)}", style="dim")
+    return Panel(text, title=Text("✗ BROKEN", style="bold red"), title_align="left",
+                 border_style="red")  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    return shortened(visible(text), _LONGEST)
