@@ -22,6 +22,7 @@ _MARKERS = (
     "slow: takes minutes",
     "tiny: runs on the shipped tiny checkpoint",
 )
+_CASES = pytest.StashKey[dict[str, str]]()
 _SYRUPY = (7, 0, 2)
 """Earlier ones lose snapshots under ``-n 4 --snapshot-update``, silently."""
 
@@ -86,11 +87,12 @@ def omni_golden(request: pytest.FixtureRequest) -> OmniGolden:
     if tuple(int(part) for part in found.split(".")[:3] if part.isdecimal()) < _SYRUPY:
         pytest.fail(
             f"omni_golden needs syrupy {'.'.join(map(str, _SYRUPY))} or newer, "
-            f"found {'none' if found == '0' else found}: pip install 'omni-grpo-core[test]'",
+            f"found {'none' if found == '0' else found}: pip install 'syrupy>=7.0.2'",
             pytrace=False,
         )
     from omni_grpo_core.golden.pytest_fixture import OmniGolden
     from omni_grpo_core.golden.syrupy_ext import case_and_stage
 
     case, _ = case_and_stage(request.node.name, 0)
-    return OmniGolden(request.getfixturevalue("snapshot"), case)
+    cases = request.config.stash.setdefault(_CASES, {})
+    return OmniGolden(request.getfixturevalue("snapshot"), case, request.node.nodeid, cases)

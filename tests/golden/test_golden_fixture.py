@@ -214,3 +214,46 @@ def test_rounds_of_parallel_updates_lose_nothing(project: pytest.Pytester) -> No
             ends_well(one)
         assert_all_whole(project, 60)
         run(project).assert_outcomes(passed=60)
+
+
+def test_two_tests_of_one_name_do_not_share_a_golden_unawares(project: pytest.Pytester) -> None:
+    test = "def test_it(omni_golden):\n    omni_golden.check({number}{case})\n"
+    project.makepyfile(
+        test_one=test.format(number=1, case=""), test_two=test.format(number=2, case="")
+    )
+    result = run(project, "--snapshot-update")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*golden 'test_it' of test_two.py::test_it: found test_one.py::test_it, whose golden*"]
+    )
+    project.makepyfile(test_two=test.format(number=2, case=", case='another'"))
+    run(project, "--snapshot-update").assert_outcomes(passed=2)
+    run(project).assert_outcomes(passed=2)
+
+
+def test_what_a_processor_gives_is_told_in_words(project: pytest.Pytester) -> None:
+    imports = (
+        "import numpy as np\nfrom collections import UserDict\n"
+        "WORDS = ['<|im_start|>', 'user', 'What', 'Who', '?']\n"
+        "def decode(ids): return ' '.join(WORDS[i] for i in ids)"
+    )
+    giving = (
+        "out = UserDict(input_ids=torch.tensor([[0, 1, {ids}]]), rate=np.float32(0.5),\n"
+        "    pixels=np.full((2, 2), {pixel}, dtype='>f4'))\n"
+        "omni_golden.check(out, decode=decode)"
+    )
+    write_test(project, giving.format(ids="2, 4", pixel=1), imports)
+    run(project, "--snapshot-update").assert_outcomes(passed=1)
+    text = golden_file(project).read_text()
+    assert '[0]: 0 1 2 4 "<|im_start|> user What ?"' in text
+    assert "pixels: float32 [2, 2]" in text
+    run(project).assert_outcomes(passed=1)
+    write_test(project, giving.format(ids="3, 4", pixel=2), imports)
+    run(project).stdout.fnmatch_lines(
+        ['  row 0: input_ids column 2 is 3 "Who", was 2 "What"', "  pixels*every element is 2 now"]
+    )
+
+
+def test_an_array_of_no_numbers_is_told(project: pytest.Pytester) -> None:
+    write_test(project, "omni_golden.check({'x': np.array(['a'])})", "import numpy as np")
+    run(project).stdout.fnmatch_lines(["*trace: x: found a numpy array of <U1*"])

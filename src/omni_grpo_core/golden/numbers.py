@@ -41,20 +41,23 @@ def integer_lines(path: str, leaf: Numbers, decode: Decode | None) -> Iterator[s
     more) for each index of the leading axes."""
     tensor = as_integers(leaf.parts[0])
     if tensor.ndim <= 1:
-        values = tensor.flatten().tolist()
-        if decode is not None and holds_ids(path):
-            yield from _id_lines(values, decode)
-        else:
-            yield from wrap(map(str, runs(values)), _WIDTH, ", ")
+        yield from _line(path, tensor.flatten().tolist(), decode)
         return
     if not tensor.numel():
         return
     indices = product(*map(range, tensor.shape[:-1]))
     lines = tensor.reshape(-1, tensor.shape[-1]).tolist()
     for index, line in zip(indices, lines, strict=True):
-        parts = list(wrap(map(str, runs(line)), _WIDTH, ", "))
+        parts = list(_line(path, line, decode))
         yield f"{list(index)}: {parts[0]}"
         yield from (f"  {part}" for part in parts[1:])
+
+
+def _line(path: str, values: Sequence[int], decode: Decode | None) -> Iterator[str]:
+    if decode is not None and holds_ids(path):
+        yield from _id_lines(values, decode)
+    else:
+        yield from wrap(map(str, runs(values)), _WIDTH, ", ")
 
 
 def _id_lines(ids: Sequence[int], decode: Decode) -> Iterator[str]:

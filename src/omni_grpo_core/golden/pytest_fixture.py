@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from omni_grpo_core.errors import ConfigError, OmniGrpoError
 from omni_grpo_core.golden.environment import environment
 from omni_grpo_core.golden.syrupy_ext import MISSING, GoldenExtension, Stored
+from omni_grpo_core.golden.text import compare_goldens, parse_golden
 from omni_grpo_core.trace.integers import Decode
 from omni_grpo_core.types import Trace
 
@@ -21,9 +22,19 @@ class OmniGolden:
     """Compares values with their goldens in ``golden/<case>/<stage>.txt`` under pytest's root;
     with ``--snapshot-update`` writes those that are missing or beyond tolerance."""
 
-    def __init__(self, snapshot: SnapshotAssertion, case: str) -> None:
+    def __init__(
+        self,
+        snapshot: SnapshotAssertion,
+        case: str,
+        test: str = "",
+        cases: MutableMapping[str, str] | None = None,
+    ) -> None:
+        """``case``: the default one, made from the name of ``test``, a node id. ``cases``: which
+        test of the run took which default case."""
         self._snapshot = snapshot.use_extension(GoldenExtension)
         self._case = case
+        self._test = test
+        self._cases = {} if cases is None else cases
         self._seen: set[str] = set()
 
     def check(
@@ -40,7 +51,7 @@ class OmniGolden:
         ``case`` is by default the test's name. ``header`` is added to the versions that stand in
         every golden; ``decode`` turns token ids into text, special tokens kept.
         """
-        lines = self._differences(value, stage, case or self._case, header or {}, decode)
+        lines = self._differences(value, stage, case or self._own(), header or {}, decode)
         if lines:
             pytest.fail("\n".join(lines), pytrace=False)
 
@@ -49,12 +60,23 @@ class OmniGolden:
     ) -> None:
         """Every stage of ``trace``, in order; the stage that is named first diverged first."""
         lines: list[str] = []
+        name = case or self._own()
         for record in trace.stages:
-            lines += self._differences(
-                record.value, record.stage, case or self._case, trace.header, decode
-            )
+            lines += self._differences(record.value, record.stage, name, trace.header, decode)
         if lines:
             pytest.fail("\n".join(lines), pytrace=False)
+
+    def _own(self) -> str:
+        """The default case; two tests of one name in two files would write over each other's."""
+        owner = self._cases.setdefault(self._case, self._test)
+        if owner != self._test:
+            raise ConfigError(
+                f"golden {self._case!r} of {self._test}",
+                got=f"{owner}, whose golden has that name already",
+                want="one test a golden",
+                fix="rename the test, or pass case=",
+            )
+        return self._case
 
     def _differences(
         self,
@@ -83,7 +105,8 @@ class OmniGolden:
             raise result.exception
         if result.recalled_data is None:
             return [f"golden {name}: {MISSING}"]
-        differences = self._snapshot.extension.diff_lines(
-            str(result.asserted_data), result.recalled_data
-        )
-        return [f"golden {name} differs:", *(f"  {line}" for line in differences)]
+        # not the extension's own lines: here is a decode, and ids alone tell a reader little
+        was, now = (parse_golden(str(x)) for x in (result.recalled_data, result.asserted_data))
+        found = compare_goldens(was, now, GoldenExtension.tolerances, decode).differences
+        sentences = [d.sentence for d in found if d.verdict == "differs"]
+        return [f"golden {name} differs:", *(f"  {sentence}" for sentence in sentences)]

@@ -11,7 +11,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from omni_grpo_core.errors import TraceError
@@ -88,6 +90,10 @@ def leaves(value: object) -> dict[str, Leaf]:
 
 
 def _walk(value: object, path: str) -> Iterator[tuple[str, Leaf]]:
+    if isinstance(value, np.generic):  # before float: numpy's float64 is one
+        value = value.item()
+    if isinstance(value, np.ndarray):
+        value = _tensor(value, path)
     if value is None or isinstance(value, bool | int | float | str):
         yield path, Scalar(value)
     elif isinstance(value, torch.Tensor):
@@ -111,9 +117,23 @@ def _walk(value: object, path: str) -> Iterator[tuple[str, Leaf]]:
         raise TraceError(
             path or "value",
             got=f"a {type(value).__module__}.{type(value).__qualname__}",
-            want="a dataclass, tuple, list, mapping, tensor, number or text",
+            want="a dataclass, tuple, list, mapping, tensor, array, number or text",
             fix="hand over a plain value instead",
         )
+
+
+def _tensor(array: np.ndarray[Any, Any], path: str) -> torch.Tensor:
+    """What processors give that were not asked for tensors."""
+    try:
+        # a copy: an array may be read-only, or in another byte order than the machine's
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
+    except TypeError as error:
+        raise TraceError(
+            path or "value",
+            got=f"a numpy array of {array.dtype}",
+            want="one of numbers",
+            fix="hand over numbers, or text as a tuple",
+        ) from error
 
 
 def _walk_sequence(value: Sequence[object], path: str) -> Iterator[tuple[str, Leaf]]:
