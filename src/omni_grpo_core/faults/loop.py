@@ -1,0 +1,501 @@
+"""A GRPO step as people write it, on plain transformers calls, and right.
+
+One audio-in-video flag for the whole batch, every prompt repeated G times before the processor,
+``model.generate``, one scoring forward over prompt and completion, rewards with TRL's signature.
+Each thing that people get wrong is a small method of its own, which a fault replaces.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+
+from omni_grpo_core.conversation import build_conversation
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.material import Clips, Drawn, rows_of
+from omni_grpo_core.faults.rewards import Recall, context_mask
+from omni_grpo_core.observed import AdvantageSeen, LossSeen, SamplesSeen
+from omni_grpo_core.policy import Policy, generating
+from omni_grpo_core.rewards.accuracy import Accuracy
+from omni_grpo_core.rewards.format import Format
+from omni_grpo_core.types import Media
+
+Messages = list[dict[str, Any]]
+MEDIA_KEYS = ("pixel_values", "pixel_values_videos", "input_features")
+
+
+class Notebook(Protocol):
+    """The part of a recorder that a loop writes to by hand."""
+
+    def note(self, value: Any) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Rolled:
+    """One micro-batch after its rollout; N rows, B * G of them unless a fault lost some.
+
+    ``inputs``: what the processor gave. ``ids``, ``mask``: (N, C), the mask up to the first eos.
+    ``advantages``: (N,) or (N, C). ``old``, ``reference``: (N, C) or ``None``.
+    """
+
+    drawn: list[Drawn]
+    inputs: dict[str, Tensor]
+    ids: Tensor
+    mask: Tensor
+    texts: list[str]
+    rewards: Tensor
+    advantages: Tensor
+    old: Tensor | None = None
+    reference: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What a step logged: ``losses`` one for each backward, ``rewards`` (N, functions), texts."""
+
+    losses: tuple[float, ...]
+    rewards: tuple[tuple[float, ...], ...]
+    texts: tuple[str, ...]
+
+
+class WildLoop:
+    """A trainer of the usual shape on ``policy``'s weights, which it copies.
+
+    ``model`` (perhaps wrapped by PEFT), ``processor``, ``optimizer`` and ``reward_funcs`` are what
+    a recorder is attached to. Raises ``ConfigError`` for a policy in another dtype than ``config``
+    says: casting a loaded model would round its rotary frequencies too.
+    """
+
+    def __init__(self, policy: Policy, config: LoopConfig) -> None:
+        held = str(policy.model.dtype).removeprefix("torch.")
+        if held != config.dtype:
+            raise ConfigError(
+                "loop", got=f"a policy in {held}", want=config.dtype, fix="load it in that dtype"
+            )
+        self.config = config
+        self.policy = policy
+        self.clips = Clips.shared()
+        self.processor = copy.copy(policy.processor)
+        self.model: Any = copy.deepcopy(policy.model)
+        self.reference: Any = copy.deepcopy(policy.model).eval() if config.beta else None
+        self.eos = list(policy.eos_token_ids)
+        self.pad = policy.pad_token_id
+        self.suppressed = [int(i) for i in policy.suppressed.nonzero()[:, 0]]
+        self.use_audio_in_video = config.audio == "interleaved"
+        self.reward_funcs: list[Callable[..., list[float | None]]] = [
+            Format(), Accuracy(), Recall(),
+        ]  # fmt: skip
+        self.reward_weights = [1.0, 1.0, 1.0]
+        self.steps_done = 0
+        self._prepare()
+        self.optimizer = self.make_optimizer()
+
+    # ----------------------------------------------------------------- set-up
+
+    def _prepare(self) -> None:
+        config = self.config
+        for name, parameter in self.model.named_parameters():
+            frozen = config.freeze_towers and name.startswith(("visual.", "audio_tower."))
+            parameter.requires_grad_(not frozen)
+        if config.lora:
+            from peft import LoraConfig, get_peft_model
+
+            names = r"model\.layers\.\d+\.self_attn\.[qv]_proj"
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                self.model = get_peft_model(self.model, LoraConfig(r=4, target_modules=names))
+        if config.checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Over everything that learns."""
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        return torch.optim.AdamW(learning, lr=self.config.learning_rate, weight_decay=0.0)
+
+    @property
+    def thinker(self) -> Any:
+        """The model inside its wrappers."""
+        return self.model.get_base_model() if self.config.lora else self.model
+
+    @contextmanager
+    def replaced(self, **methods: Callable[..., Any]) -> Iterator[None]:
+        """For a fault: other methods on this loop, until the end, whatever happens."""
+        for name, method in methods.items():
+            getattr(self, name)  # a seam that is not there must not pass unnoticed
+            setattr(self, name, method)
+        try:
+            yield
+        finally:
+            for name in methods:
+                delattr(self, name)
+
+    # ----------------------------------------------------------------- data to inputs
+
+    def draw(self, micro: int) -> list[Drawn]:
+        """The rows of a micro-batch, one for each prompt."""
+        numbers = self.config.rows
+        shift = (micro + self.steps_done * self.config.accumulation) % len(numbers)
+        return [rows_of()[number] for number in (*numbers[shift:], *numbers[:shift])]
+
+    def conversation(self, drawn: Drawn) -> Messages:
+        """The messages of one row."""
+        tracks = {p: self.clips.has_track(p) for p in drawn.videos}
+        built = build_conversation(drawn.sample, audio_in_video=self.config.audio, tracks=tracks)
+        return self.clips.messages(built)
+
+    def render(self, conversations: list[Messages]) -> list[str]:
+        """The prompts of a batch."""
+        texts: list[str] = self.processor.apply_chat_template(
+            conversations, add_generation_prompt=True, tokenize=False
+        )
+        return texts
+
+    def load(self, messages: Messages) -> Media:
+        """The media that the messages name; the track of a video too where it is interleaved."""
+        return self.clips.load(messages, self.use_audio_in_video)
+
+    def repeat(self, values: list[Any]) -> list[Any]:
+        """For the group: 1 1 2 2."""
+        return [value for value in values for _ in range(self.config.group_size)]
+
+    def processor_keywords(self, media: Sequence[Media]) -> dict[str, Any]:
+        """What the processor is told beside text and media."""
+        keywords: dict[str, Any] = {"padding": True, "return_tensors": "pt", "do_resize": False}
+        rates = {video.sample_fps for one in media for video in one.videos}
+        if rates:
+            (keywords["fps"],) = rates
+        if self.use_audio_in_video:
+            if hasattr(self.processor, "load_audio_from_video"):
+                keywords["load_audio_from_video"] = True
+                keywords["audio_from_video_indices"] = self._audio_owners(media)
+            else:
+                keywords["use_audio_in_video"] = True
+        return keywords
+
+    @staticmethod
+    def _audio_owners(media: Sequence[Media]) -> list[int | None]:
+        owners: list[int | None] = []
+        videos = 0
+        for one in media:
+            owners += [
+                None if audio.from_video is None else videos + audio.from_video
+                for audio in one.audios
+            ]
+            videos += len(one.videos)
+        return owners
+
+    def process(self, texts: list[str], media: list[Media]) -> dict[str, Tensor]:
+        """Prompts and media to the model's inputs, left-padded."""
+        output = self.call_processor(
+            text=texts,
+            images=[_pil(image.pixels) for one in media for image in one.images] or None,
+            videos=[video.frames for one in media for video in one.videos] or None,
+            audio=[audio.samples.numpy() for one in media for audio in one.audios] or None,
+            **self.processor_keywords(media),
+        )
+        inputs = {key: torch.as_tensor(value) for key, value in output.items()}
+        for key in MEDIA_KEYS:
+            if key in inputs:
+                inputs[key] = inputs[key].to(self.policy.model.dtype)
+        return inputs
+
+    def call_processor(self, **keywords: Any) -> Mapping[str, Any]:
+        """The one call of the processor."""
+        output: Mapping[str, Any] = self.processor(**keywords)
+        return output
+
+    # ----------------------------------------------------------------- rollout
+
+    def generation_keywords(self) -> dict[str, Any]:
+        """How completions are sampled."""
+        return {
+            "do_sample": True,
+            "temperature": self.config.temperature,
+            "top_k": 0,
+            "top_p": 1.0,
+            "use_cache": True,
+            "max_new_tokens": self.config.max_new_tokens,
+            "eos_token_id": self.eos,
+            "pad_token_id": self.pad,
+            "suppress_tokens": self.suppressed,
+            "use_audio_in_video": self.use_audio_in_video,
+        }
+
+    @torch.no_grad()
+    def generate(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Prompts and completions, (N, L + C): in eval mode, with the cache, checkpointing off."""
+        with generating(self.model):
+            return self.call_generate({**inputs, **self.generation_keywords()})
+
+    def call_generate(self, keywords: dict[str, Any]) -> Tensor:
+        """The one call of ``generate``."""
+        sequences: Tensor = self.model.generate(**keywords)
+        return sequences
+
+    def cut(self, sequences: Tensor, prompt_length: int) -> tuple[Tensor, Tensor]:
+        """Completion ids and the mask of the tokens that count, the first eos included."""
+        ids = sequences[:, prompt_length:]
+        ended = torch.isin(ids, torch.tensor(self.eos)).long().cumsum(1)
+        before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)
+        return ids, before == 0
+
+    def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
+        """Completions as text: special tokens kept, the final eos left out."""
+        texts = []
+        for row, kept in zip(ids, mask, strict=True):
+            tokens = row[kept].tolist()
+            tokens = tokens[:-1] if tokens and tokens[-1] in self.eos else tokens
+            texts.append(self.policy.decode(tokens))
+        return texts
+
+    # ----------------------------------------------------------------- rewards, advantages
+
+    def columns(self, drawn: list[Drawn]) -> dict[str, list[Any]]:
+        """The columns of the data set, one value for each completion."""
+        names = ("sample_id", "problem_type", "options", "solution")
+        return {name: [one.row[name] for one in drawn] for name in names}
+
+    def score(self, prompts: list[str], texts: list[str], drawn: list[Drawn]) -> Tensor:
+        """(N, functions), NaN where a function could not score."""
+        columns = self.columns(drawn)
+        table = [
+            function(prompts=prompts, completions=texts, **columns)
+            for function in self.reward_funcs
+        ]
+        return torch.tensor(
+            [[float("nan") if v is None else float(v) for v in values] for values in table]
+        ).T
+
+    def total(self, rewards: Tensor) -> Tensor:
+        """(N,): the weighted sum; a partial reward acts on its own tokens instead."""
+        weights = torch.tensor(self.reward_weights)
+        if self.config.partial:
+            weights[-1] = 0.0
+        return (rewards * weights).nansum(1)
+
+    def group_ids(self, drawn: list[Drawn]) -> list[str]:
+        """Whose completion each row is."""
+        return [str(one.row["sample_id"]) for one in drawn]
+
+    def normalise(self, rewards: Tensor, groups: Sequence[str]) -> Tensor:
+        """(N,): reward minus the group's mean, over its deviation."""
+        advantages = torch.zeros_like(rewards)
+        for name in dict.fromkeys(groups):
+            members = torch.tensor([group == name for group in groups])
+            own = rewards[members]
+            deviation = own.std() if len(own) > 1 else torch.tensor(0.0)
+            advantages[members] = (own - own.mean()) / (deviation + 1e-4)
+        return advantages
+
+    def partial_spans(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """bool, (N, C): the tokens of the context, on which the partial reward acts."""
+        return context_mask(self.policy, ids, mask)
+
+    def advantages(
+        self, rewards: Tensor, drawn: list[Drawn], ids: Tensor, mask: Tensor
+    ) -> AdvantageSeen:
+        """Advantages as they go into the loss."""
+        groups = self.group_ids(drawn)
+        total = self.total(rewards)
+        values = self.normalise(total, groups)
+        spans = {}
+        if self.config.partial:
+            spans["recall"] = self.partial_spans(ids, mask)
+            extra = self.normalise(rewards[:, -1].nan_to_num(), groups)
+            values = values[:, None] + extra[:, None] * spans["recall"]
+            values = values * mask
+        names = [str(getattr(f, "__name__", "reward")) for f in self.reward_funcs]
+        weights = dict(zip(names, self.reward_weights, strict=True))
+        return AdvantageSeen(total, tuple(groups), values, "group", weights, spans)
+
+    # ----------------------------------------------------------------- scoring, loss
+
+    def scoring_inputs(self, rolled: Rolled) -> dict[str, Any]:
+        """Prompt and completion for one forward."""
+        inputs: dict[str, Any] = dict(rolled.inputs)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], rolled.ids], dim=1)
+        mask = rolled.mask.to(inputs["attention_mask"].dtype)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
+        return {**inputs, "use_audio_in_video": self.use_audio_in_video, "use_cache": False}
+
+    def completion_logits(self, logits: Tensor, length: int) -> Tensor:
+        """(N, C, V): those that predict each completion token."""
+        return logits[:, -length - 1 : -1]
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """Of the distribution that was sampled: float32, its temperature, its suppressed ids."""
+        scores = logits.float() / self.config.temperature
+        return scores.index_fill(-1, torch.tensor(self.suppressed), -torch.inf).log_softmax(-1)
+
+    def logprobs(self, model: Any, rolled: Rolled) -> Tensor:
+        """(N, C): of the completion's tokens, 0 where the mask is."""
+        output = self.forward(model, self.scoring_inputs(rolled))
+        logits = self.completion_logits(output.logits, rolled.ids.shape[1])
+        chosen = self.log_softmax(logits).gather(-1, rolled.ids[:, :, None])[:, :, 0]
+        return torch.where(rolled.mask, chosen, 0.0)
+
+    def forward(self, model: Any, keywords: dict[str, Any]) -> Any:
+        """The one call of the scoring forward."""
+        return model(**keywords)
+
+    def token_loss(self, logprobs: Tensor, rolled: Rolled) -> tuple[Tensor, dict[str, float]]:
+        """(N, C) and what is logged beside it."""
+        old = logprobs.detach() if rolled.old is None else rolled.old
+        ratio = torch.exp(logprobs - old)
+        advantages = rolled.advantages
+        if advantages.dim() == 1:
+            advantages = advantages[:, None]
+        low, high = 1 - self.config.epsilon, 1 + self.config.epsilon
+        loss = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+        clipped = ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
+        metrics = {"clip_ratio": _masked_mean(clipped.float(), rolled.mask)}
+        if rolled.reference is not None:
+            kl = self.kl(logprobs, rolled.reference)
+            loss = loss + self.config.beta * kl
+            metrics["kl"] = _masked_mean(kl.detach(), rolled.mask)
+        return loss, metrics
+
+    def kl(self, logprobs: Tensor, reference: Tensor) -> Tensor:
+        """(N, C): the k3 estimate of KL(policy || reference)."""
+        gap = reference - logprobs
+        return torch.exp(gap) - gap - 1
+
+    def reduce(self, per_token: Tensor, mask: Tensor, rolled: Sequence[Rolled]) -> Tensor:
+        """This micro-batch's share of the step's loss; ``rolled``: all of the step."""
+        kept = per_token * mask
+        if self.config.loss_type == "dapo":
+            return kept.sum() / sum(int(one.mask.sum()) for one in rolled)
+        return (kept.sum(1) / mask.sum(1).clamp(min=1)).sum() / sum(len(one.ids) for one in rolled)
+
+    def settings(self) -> dict[str, Any]:
+        """What the run was told, as its log says it."""
+        c = self.config
+        return {
+            "loss_type": c.loss_type, "beta": c.beta, "epsilon": c.epsilon,
+            "temperature": c.temperature, "num_generations": c.group_size,
+            "gradient_accumulation_steps": c.accumulation, "num_iterations": c.iterations,
+            "max_completion_length": c.max_new_tokens, "scale_rewards": "group",
+            "per_device_train_batch_size": len(c.rows) * c.group_size,
+        }  # fmt: skip
+
+    # ----------------------------------------------------------------- the step
+
+    def rollout(self, micro: int, notebook: Notebook | None) -> Rolled:
+        """From rows to advantages."""
+        rows = self.draw(micro)
+        if notebook is not None:
+            notebook.note(SamplesSeen(tuple(row.row for row in rows), tuple(self.group_ids(rows))))
+        conversations = [self.conversation(row) for row in rows]
+        prompts = self.repeat(self.render(conversations))
+        media = self.repeat([self.load(messages) for messages in conversations])
+        drawn = self.repeat(rows)
+        inputs = self.process(prompts, media)
+        sequences = self.generate(inputs)
+        ids, mask = self.cut(sequences, inputs["input_ids"].shape[1])
+        texts = self.decode(ids, mask)
+        rewards = self.score(prompts, texts, drawn)
+        seen = self.advantages(rewards, drawn, ids, mask)
+        if notebook is not None:
+            notebook.note(seen)
+        return Rolled(drawn, inputs, ids, mask, texts, rewards, seen.advantages)
+
+    def step(self, notebook: Notebook | None = None) -> StepOutcome:
+        """One rollout and ``iterations`` optimizer steps on it."""
+        torch.manual_seed(self.config.seed + 1000 * self.steps_done)
+        rolled = [self.rollout(micro, notebook) for micro in range(self.config.accumulation)]
+        with torch.no_grad():
+            for one in rolled:
+                if self.config.iterations > 1:
+                    one.old = self.logprobs(self.model, one)
+                if self.config.beta:
+                    one.reference = self.reference_logprobs(one)
+        losses = []
+        for _ in range(self.config.iterations):
+            losses += [self.learn(one, rolled, notebook) for one in rolled]
+            self.update()
+        self.steps_done += 1
+        return StepOutcome(
+            tuple(losses),
+            tuple(tuple(row.tolist()) for one in rolled for row in one.rewards),
+            tuple(text for one in rolled for text in one.texts),
+        )
+
+    def reference_logprobs(self, rolled: Rolled) -> Tensor:
+        """Of the policy before training: a copy, or the model with its adapters off."""
+        if not self.config.lora:
+            return self.logprobs(self.reference, rolled)
+        with self.model.disable_adapter():
+            return self.logprobs(self.model, rolled)
+
+    def learn(self, one: Rolled, rolled: Sequence[Rolled], notebook: Notebook | None) -> float:
+        """Forward, loss and backward of one micro-batch."""
+        logprobs = self.logprobs(self.model, one)
+        per_token, metrics = self.token_loss(logprobs, one)
+        mask = self.loss_mask(one)
+        loss = self.reduce(per_token, mask, rolled)
+        value = float(loss.detach())
+        if notebook is not None:
+            notebook.note(
+                LossSeen(
+                    completion_ids=one.ids,
+                    mask=mask,
+                    logprobs=logprobs.detach(),
+                    old_logprobs=one.old,
+                    ref_logprobs=one.reference,
+                    advantages=one.advantages,
+                    loss=value,
+                    requires_grad=loss.requires_grad,
+                    settings=self.settings(),
+                    metrics={**metrics, "loss": value},
+                )
+            )
+        self.backward(loss)
+        return value
+
+    def loss_mask(self, rolled: Rolled) -> Tensor:
+        """bool, (N, C): tokens that count in the loss."""
+        return rolled.mask
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of one micro-batch, added to those before."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def update(self) -> None:
+        """The optimizer's step."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def answers(self) -> list[str]:
+        """Greedy completions of the rows, each once: what the policy really says."""
+        whole = self.config
+        self.config = replace(whole, group_size=1)
+        try:
+            rows = self.draw(0)
+            conversations = [self.conversation(row) for row in rows]
+            media = [self.load(messages) for messages in conversations]
+            inputs = self.process(self.repeat(self.render(conversations)), self.repeat(media))
+            with generating(self.model), torch.no_grad():
+                keywords = {**inputs, **self.generation_keywords(), "do_sample": False}
+                for key in ("temperature", "top_k", "top_p"):
+                    keywords.pop(key)
+                sequences = self.call_generate(keywords)
+            return self.decode(*self.cut(sequences, inputs["input_ids"].shape[1]))
+        finally:
+            self.config = whole
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> float:
+    return float((values * mask).sum() / mask.sum().clamp(min=1))
+
+
+def _pil(pixels: Tensor) -> PILImage.Image:
+    return PILImage.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

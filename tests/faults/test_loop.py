@@ -1,0 +1,104 @@
+"""The clean loop is a correct trainer: what a fault changes must not be wrong beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.faults.config import ROWS, LoopAudio, LoopConfig
+from omni_grpo_core.faults.loop import WildLoop
+from omni_grpo_core.observed import AdvantageSeen, LossSeen, SamplesSeen
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.rewards.accuracy import Accuracy
+
+VARIED = LoopConfig()
+
+
+class Notes(list[Any]):
+    def note(self, value: Any) -> None:
+        self.append(value)
+
+    def only(self, kind: type) -> list[Any]:
+        return [value for value in self if isinstance(value, kind)]
+
+
+@pytest.mark.parametrize("audio", get_args(LoopAudio))
+def test_greedy_answers_are_right_in_a_batch_of_every_kind(
+    policy: Policy, audio: LoopAudio
+) -> None:
+    rows = tuple(sorted({row for rows in ROWS[audio].values() for row in rows}))
+    loop = WildLoop(policy, LoopConfig(audio=audio, rows=rows, max_new_tokens=64))
+    answers = loop.answers()
+    columns = loop.columns(loop.draw(0))
+    assert Accuracy()(answers, answers, **columns) == [1.0] * len(rows)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora": True, "beta": 0.04},
+        {"checkpointing": True, "beta": 0.04},
+        {"partial": True},
+        {"accumulation": 2, "loss_type": "dapo"},
+    ],
+    ids=str,
+)
+def test_a_step_in_every_way_of_training(policy: Policy, changes: dict[str, Any]) -> None:
+    config = replace(VARIED, **changes)
+    notes = Notes()
+    loop = WildLoop(policy, config)
+    before = [p.detach().clone() for p in loop.model.parameters() if p.requires_grad]
+    outcome = loop.step(notes)
+    after = [p.detach() for p in loop.model.parameters() if p.requires_grad]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert len(notes.only(SamplesSeen)) == len(notes.only(AdvantageSeen)) == config.accumulation
+    losses = notes.only(LossSeen)
+    assert [seen.loss for seen in losses] == list(outcome.losses)
+    assert all(seen.requires_grad for seen in losses)
+    assert any(seen.advantages.any() for seen in losses)
+    if config.beta:
+        # the reference is the policy before its first step: equal but for the order of sums
+        gap = (losses[0].ref_logprobs - losses[0].logprobs).abs().max()
+        assert gap < 1e-4
+    assert loop.model.training
+
+
+def test_a_replaced_method_comes_back_even_after_an_error(policy: Policy) -> None:
+    loop = WildLoop(policy, VARIED)
+
+    def spoilt() -> None:
+        with loop.replaced(repeat=lambda values: values):
+            assert loop.repeat([1]) == [1]
+            _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        spoilt()
+    assert loop.repeat([1]) == [1] * VARIED.group_size
+
+
+def test_what_is_no_method_of_the_loop_cannot_be_replaced(policy: Policy) -> None:
+    with pytest.raises(AttributeError), WildLoop(policy, VARIED).replaced(reapeat=list):
+        pass
+
+
+def test_the_policy_handed_over_does_not_learn(policy: Policy) -> None:
+    before = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    WildLoop(policy, VARIED).step()
+    after = policy.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not policy.model.training
+
+
+def test_a_policy_in_another_dtype_is_refused(policy: Policy) -> None:
+    with pytest.raises(ConfigError, match="found a policy in float32, wanted bfloat16"):
+        WildLoop(policy, LoopConfig(dtype="bfloat16"))
+
+
+def test_the_same_seed_gives_the_same_step(policy: Policy) -> None:
+    one, other = (WildLoop(policy, VARIED).step() for _ in range(2))
+    assert one == other
