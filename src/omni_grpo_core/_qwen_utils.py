@@ -22,14 +22,11 @@ from qwen_omni_utils import process_mm_info
 from qwen_omni_utils.v2_5 import vision_process
 
 from omni_grpo_core.errors import MediaError
-from omni_grpo_core.media_config import FRAMES_PER_TOKEN, TOKEN_SIDE
+from omni_grpo_core.media_config import FRAMES_PER_TOKEN
 
-_TOKEN_AREA = TOKEN_SIDE * TOKEN_SIDE
-_LEAST_FRAME = vision_process.VIDEO_MIN_TOKEN_NUM * _TOKEN_AREA
-_LEAST_IMAGE = vision_process.IMAGE_MIN_TOKEN_NUM * _TOKEN_AREA
-# All frames of a clip share this many pixels. The library reads an environment variable for it;
-# passed explicitly, the same clip has the same size everywhere.
-_CLIP_PIXELS = 128_000 * _TOKEN_AREA * 0.9
+# All frames of a clip share what this many tokens show. The library reads an environment variable
+# for it; passed explicitly, the same clip has the same size everywhere.
+_CLIP_TOKENS = 128_000 * 0.9
 _EPSILON = 1e-6  # seconds: finer than any container's clock, coarser than float error
 
 _LIBRARY = threading.Lock()
@@ -110,53 +107,62 @@ def _rate(times: NDArray[np.float64], end: float, stated: float | None) -> tuple
 
 
 def image_element(
-    path: str, image: PIL.Image.Image, least: int | None, most: int | None
+    path: str, image: PIL.Image.Image, least: int | None, most: int | None, patch_size: int
 ) -> dict[str, Any]:
     """An image as an item of a message. Raises MediaError if it is too narrow to be resized."""
-    limits = _limits(least, most, _LEAST_IMAGE)
-    _refuse_sliver(path, image.height, image.width, limits)
+    side = _token_side(patch_size)
+    limits = _limits(least, most, vision_process.IMAGE_MIN_TOKEN_NUM, side)
+    _refuse_sliver(path, image.height, image.width, limits, side)
     return {"type": "image", "image": image, **limits}
 
 
 def video_element(
-    path: str, frames: NDArray[np.uint8], least: int | None, most: int | None
+    path: str, frames: NDArray[np.uint8], least: int | None, most: int | None, patch_size: int
 ) -> dict[str, Any]:
     """Decoded frames, uint8 (T, 3, height, width), as an item of a message."""
-    limits = _limits(least, most, _LEAST_FRAME)
-    _refuse_sliver(path, frames.shape[2], frames.shape[3], limits)
+    side = _token_side(patch_size)
+    limits = _limits(least, most, vision_process.VIDEO_MIN_TOKEN_NUM, side)
+    _refuse_sliver(path, frames.shape[2], frames.shape[3], limits, side)
     return {
         "type": "video",
         "video": path,
         "decoded": torch.from_numpy(frames),
-        "total_pixels": _CLIP_PIXELS,
+        "total_pixels": _CLIP_TOKENS * side * side,
         **limits,
     }
 
 
 def resize(
-    content: list[dict[str, Any]],
+    content: list[dict[str, Any]], patch_size: int
 ) -> tuple[Sequence[NDArray[np.float32]], Sequence[PIL.Image.Image], Sequence[torch.Tensor]]:
     """Audios, images and videos of a message's items, each in order, resized for the model."""
     if not content:
         return (), (), ()
     with _quiet_library(), _reader_of_decoded_frames():
         audios, images, videos = process_mm_info(
-            [{"role": "user", "content": content}], use_audio_in_video=False
+            [{"role": "user", "content": content}],
+            use_audio_in_video=False,
+            image_patch_size=patch_size,
         )
     return audios or (), images or (), videos or ()
 
 
-def _limits(least: int | None, most: int | None, default_least: int) -> dict[str, int]:
-    if least is None and most is not None and most < default_least:
+def _token_side(patch_size: int) -> int:
+    """Pixels a side of what one token shows."""
+    return patch_size * int(vision_process.SPATIAL_MERGE_SIZE)
+
+
+def _limits(least: int | None, most: int | None, default_tokens: int, side: int) -> dict[str, int]:
+    if least is None and most is not None and most < default_tokens * side * side:
         # a ceiling below the default floor is an AssertionError in the library; it can only mean
         # that the floor is to go
-        least = _TOKEN_AREA
+        least = min(side * side, most)
     return {k: v for k, v in (("min_pixels", least), ("max_pixels", most)) if v is not None}
 
 
-def _refuse_sliver(path: str, height: int, width: int, limits: dict[str, int]) -> None:
+def _refuse_sliver(path: str, height: int, width: int, limits: dict[str, int], side: int) -> None:
     try:
-        fits = min(vision_process.smart_resize(height, width, TOKEN_SIDE, **limits)) > 0
+        fits = min(vision_process.smart_resize(height, width, side, **limits)) > 0
     except ValueError:
         fits = False
     if not fits:

@@ -8,8 +8,8 @@ all audio modes, images and text-only rows.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -113,7 +113,8 @@ def process_row(
             want="one track for each video",
             fix="use audio-in-video 'separate' or 'off'",
         )
-    _refuse_long_audio(item, media, processor)
+    _refuse_odd_audio(item, media, processor, family)
+    _refuse_odd_sizes(item, media, processor)
 
     output = processor(
         text=[prompt.text],
@@ -212,7 +213,7 @@ def find_spans(
     current = dict.fromkeys(token_ids, 0)
     spans: list[Span] = []
     start = 0
-    for token, run in groupby(ids.tolist()):
+    for token, run in itertools.groupby(ids.tolist()):
         length = len(list(run))
         modality = modality_of.get(token)
         if modality is not None:
@@ -317,11 +318,12 @@ def _video_keywords(
     return keywords
 
 
-def _refuse_long_audio(item: str, media: Media, processor: Any) -> None:
+def _refuse_odd_audio(item: str, media: Media, processor: Any, family: Family) -> None:
     extractor = processor.feature_extractor
     limit = extractor.n_samples
-    # one placeholder covers 4 mel frames; below 3 frames the tower's pooling has nothing left
-    least = 3 * extractor.hop_length
+    # below so many mel frames the tower has nothing left to give
+    frames = next(n for n in itertools.count(1) if family.audio_tokens(n) > 0)
+    least = frames * extractor.hop_length
     for index, audio in enumerate(media.audios):
         length = len(audio.samples)
         if not least <= length <= limit:
@@ -332,6 +334,25 @@ def _refuse_long_audio(item: str, media: Media, processor: Any) -> None:
                 "what the checkpoint's feature extractor takes",
                 fix="cut the clip: the extractor would cut it silently",
             )
+
+
+def _refuse_odd_sizes(item: str, media: Media, processor: Any) -> None:
+    """Media come resized; a size for another family's patches fails deep inside the library."""
+    images = processor.image_processor
+    side = images.patch_size * images.merge_size
+    for kind, shapes in (
+        ("image", [image.pixels.shape[-2:] for image in media.images]),
+        ("video", [video.frames.shape[-2:] for video in media.videos]),
+    ):
+        for index, (height, width) in enumerate(shapes):
+            if height % side or width % side:
+                raise BatchError(
+                    f"{item}, {kind} {index}",
+                    got=f"{width} x {height} pixels",
+                    want=f"multiples of {side}, the {images.patch_size} px of a patch times the "
+                    f"{images.merge_size} that a token merges",
+                    fix="load media with the patch size of this checkpoint",
+                )
 
 
 def _pil(pixels: Tensor) -> PILImage.Image:

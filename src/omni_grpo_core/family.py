@@ -1,7 +1,7 @@
 """What differs between the omni families, behind one small interface.
 
-A family is chosen by the checkpoint's ``model_type``. Token *names* and merge sizes are read from
-the checkpoint's own processor; what stands here is only what no processor tells.
+A family is chosen by the checkpoint's ``model_type``. Token *names*, patch and merge sizes are read
+from the checkpoint's own processor; what stands here is only what no processor tells.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ class Family:
 
     ``model_types``: the ``model_type`` values of ``config.json`` that belong to it, full models
     first, thinkers last. ``thinker_class``: the transformers class that takes text, image, video
-    and audio in and gives text out; ``processor_class``: the one that prepares its input.
-    ``audio_tokens``: mel frames of one audio -> placeholders.
+    and audio in and gives text out; ``processor_class``: the one that prepares its input;
+    ``since``: the first transformers that has them. ``audio_tokens``: mel frames of one audio ->
+    placeholders. ``whole_positions``: time positions are cut to whole numbers, else they are
+    fractions (13 a second, a frame pair every 0.5 s: 6.5 apart). ``audio_chunk``: mel frames that
+    the audio tower convolves at a time and pads *to the longest chunk of the call*, None where it
+    does not: an audio shorter than a chunk comes out otherwise beside a longer one.
     """
 
     name: str
     model_types: tuple[str, ...]
     thinker_class: str
     processor_class: str
+    since: str
     audio_tokens: Callable[[int], int]
+    whole_positions: bool
+    audio_chunk: int | None
 
 
 def qwen2_5_omni_audio_tokens(frames: int) -> int:
@@ -41,15 +48,43 @@ def qwen2_5_omni_audio_tokens(frames: int) -> int:
     return ((frames - 1) // 2 + 1 - 2) // 2 + 1
 
 
+def qwen3_omni_audio_tokens(frames: int) -> int:
+    """Placeholders of an audio of ``frames`` mel frames (10 ms each): 13 a second.
+
+    Each second alone goes through three stride-2 convolutions, 100 frames to 13, and the rest of
+    a second likewise (Qwen3-Omni technical report, arXiv 2509.17765, its audio transformer: 8 times
+    downsampled, 12.5 Hz).
+
+    >>> [qwen3_omni_audio_tokens(n) for n in (1, 8, 9, 100, 101, 250)]
+    [1, 1, 2, 13, 14, 33]
+    """
+    seconds, rest = divmod(frames, 100)
+    return 13 * seconds + (rest + 7) // 8
+
+
 QWEN2_5_OMNI = Family(
     name="qwen2_5_omni",
     model_types=("qwen2_5_omni", "qwen2_5_omni_thinker"),
     thinker_class="Qwen2_5OmniThinkerForConditionalGeneration",
     processor_class="Qwen2_5OmniProcessor",
+    since="4.52",
     audio_tokens=qwen2_5_omni_audio_tokens,
+    whole_positions=True,
+    audio_chunk=None,
 )
 
-FAMILIES = (QWEN2_5_OMNI,)
+QWEN3_OMNI = Family(
+    name="qwen3_omni",
+    model_types=("qwen3_omni_moe", "qwen3_omni_moe_thinker"),
+    thinker_class="Qwen3OmniMoeThinkerForConditionalGeneration",
+    processor_class="Qwen3OmniMoeProcessor",
+    since="4.57",
+    audio_tokens=qwen3_omni_audio_tokens,
+    whole_positions=False,
+    audio_chunk=100,
+)
+
+FAMILIES = (QWEN2_5_OMNI, QWEN3_OMNI)
 
 
 def family_of(model_type: str, checkpoint: str) -> Family:

@@ -7,7 +7,6 @@ cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +14,16 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.policy import Policy
+from omni_grpo_core.towers import features
 from omni_grpo_core.types import (
     MODALITIES,
     Batch,
+    DeepstackEmbeddings,
     Embeddings,
     Logits,
-    Modality,
     Positions,
     Row,
 )
-
-_FEATURES: Mapping[Modality, tuple[str, tuple[str, ...]]] = {
-    "image": ("get_image_features", ("pixel_values", "image_grid_thw")),
-    "video": ("get_video_features", ("pixel_values_videos", "video_grid_thw")),
-    "audio": ("get_audio_features", ("input_features", "feature_attention_mask")),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,8 +42,9 @@ def positions(policy: Policy, batch: Batch) -> Positions:
     Multimodal rotary embedding: Qwen2-VL (arXiv 2409.12191, section 2.1), aligned to real time in
     TMRoPE, Qwen2.5-Omni (arXiv 2503.20215, section 2.1).
     """
+    dtype = torch.int64 if policy.family.whole_positions else torch.float32
     # padding is masked out of attention; 1 is the value transformers gives it
-    ids = torch.ones(3, *batch.input_ids.shape, dtype=torch.int64)
+    ids = torch.ones(3, *batch.input_ids.shape, dtype=dtype)
     deltas = []
     for index, row in enumerate(batch.rows):
         tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
@@ -63,56 +58,89 @@ def positions(policy: Policy, batch: Batch) -> Positions:
             None if mask is None else mask.sum(-1),
             tensors.get("video_second_per_grid"),
         )
-        row_ids = row_ids[:, 0].cpu().to(torch.int64)
+        row_ids = row_ids[:, 0].cpu().to(dtype)
         length = len(row.input_ids)
         ids[:, index, batch.input_ids.shape[1] - length :] = row_ids
-        deltas.append(int(row_ids.max()) + 1 - length)
-    return Positions(ids, torch.tensor(deltas, dtype=torch.int64))
-
-
-def features(policy: Policy, batch: Batch) -> dict[Modality, Tensor]:
-    """What each modality's tower gives for the whole batch: (placeholders, H), in token order."""
-    result: dict[Modality, Tensor] = {}
-    for modality, (method, keys) in _FEATURES.items():
-        if keys[0] in batch.tensors:
-            inputs = {key: batch.tensors[key].to(policy.device) for key in keys}
-            inputs[keys[0]] = inputs[keys[0]].to(policy.model.dtype)
-            result[modality] = _feature_tensor(getattr(policy.model, method)(**inputs))
-    return result
-
-
-def _feature_tensor(output: Any) -> Tensor:
-    """4.x gives a tensor; 5.x an output whose ``pooler_output`` lists vision items, and whose
-    ``last_hidden_state`` holds audio."""
-    if isinstance(output, Tensor):
-        return output
-    pooled = getattr(output, "pooler_output", None)
-    if pooled is None:
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-    return pooled if isinstance(pooled, Tensor) else torch.cat(list(pooled))
+        deltas.append(row_ids.max() + 1 - length)
+    return Positions(ids, torch.stack(deltas))
 
 
 def embed(policy: Policy, batch: Batch) -> Embeddings:
-    """Token embeddings with the towers' features in the place of the placeholders."""
+    """Token embeddings with the towers' features in the place of the placeholders, and what the
+    family adds to them deeper in the text model."""
     ids = batch.input_ids.to(policy.device)
     embeds = policy.model.get_input_embeddings()(ids)
     by_modality = features(policy, batch)
     cursor = dict.fromkeys(MODALITIES, 0)
     rows = []
+    deep: list[tuple[Tensor, ...]] = []
     for index, (row, pad) in enumerate(zip(batch.rows, batch.pads, strict=True)):
         row_features = []
         for span in row.spans:
-            begin = cursor[span.modality]
-            part = by_modality[span.modality][begin : begin + span.length].to(embeds.dtype)
-            cursor[span.modality] += span.length
-            row_features.append(part)
+            begin, end = cursor[span.modality], cursor[span.modality] + span.length
+            cursor[span.modality] = end
+            found = by_modality[span.modality]
+            row_features.append(found.tokens[begin:end].to(embeds.dtype))
+            if found.deep:
+                deep.append(tuple(layer[begin:end].to(embeds.dtype) for layer in found.deep))
         rows.append(tuple(row_features))
         if row.spans:
             where = torch.cat([torch.arange(s.start, s.start + s.length) for s in row.spans]) + pad
             place = (torch.full_like(where, index).to(ids.device), where.to(ids.device))
             embeds = embeds.index_put(place, torch.cat(row_features))
-    return Embeddings(embeds, tuple(rows))
+    if not deep:
+        return Embeddings(embeds, tuple(rows))
+    layers = tuple(torch.cat(layer) for layer in zip(*deep, strict=True))
+    return DeepstackEmbeddings(embeds, tuple(rows), layers)
+
+
+def text_states(
+    policy: Policy,
+    batch: Batch,
+    embeddings: Embeddings,
+    *,
+    attention_mask: Tensor,
+    position_ids: Tensor,
+    use_cache: bool = False,
+    copies: int = 1,
+    suffix: Tensor | None = None,
+) -> Any:
+    """The text model's output on a batch's prompts: each ``copies`` times in a row, followed by the
+    tokens of ``suffix``, (copies * B, C), if any. Mask and positions are those of the whole."""
+    embeds = embeddings.inputs_embeds.repeat_interleave(copies, dim=0)
+    more = 0
+    if suffix is not None:
+        more = suffix.shape[1]
+        embeds = torch.cat([embeds, policy.model.get_input_embeddings()(suffix)], dim=1)
+    return policy.text_model(
+        inputs_embeds=embeds,
+        attention_mask=attention_mask.to(policy.device),
+        position_ids=position_ids.to(policy.device),
+        use_cache=use_cache,
+        **_deepstack(policy, batch, embeddings, copies, more),
+    )
+
+
+def _deepstack(
+    policy: Policy, batch: Batch, embeddings: Embeddings, copies: int, more: int
+) -> dict[str, Any]:
+    """The keywords that take deepstack features to the text model; none for a family without."""
+    if not isinstance(embeddings, DeepstackEmbeddings):
+        return {}
+    visual = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+    for index, (row, pad) in enumerate(zip(batch.rows, batch.pads, strict=True)):
+        for span in row.spans:
+            if span.modality != "audio":
+                visual[index, pad + span.start : pad + span.start + span.length] = True
+    counts = visual.sum(-1).tolist()
+    mask = torch.nn.functional.pad(visual.repeat_interleave(copies, dim=0), (0, more))
+    return {
+        "visual_pos_masks": policy.deepstack_mask(mask.to(policy.device)),
+        "deepstack_visual_embeds": [
+            torch.cat([part.repeat(copies, 1) for part in torch.split(layer, counts)])
+            for layer in embeddings.deepstack
+        ],
+    }
 
 
 def prefill(
@@ -127,10 +155,12 @@ def prefill(
     ``where`` and ``embeddings`` are the batch's own if left out; a replay hands over others'.
     """
     where = where or positions(policy, batch)
-    output = policy.model.model(
-        inputs_embeds=(embeddings or embed(policy, batch)).inputs_embeds,
-        attention_mask=batch.attention_mask.to(policy.device),
-        position_ids=where.position_ids.to(policy.device),
+    output = text_states(
+        policy,
+        batch,
+        embeddings or embed(policy, batch),
+        attention_mask=batch.attention_mask,
+        position_ids=where.position_ids,
         use_cache=True,
     )
     logits = policy.model.lm_head(output.last_hidden_state[:, -1]).float()
@@ -142,7 +172,7 @@ def decode_step(
 ) -> Tensor:
     """Scores after one more token: ``token_ids`` (N,), ``attention_mask`` (N, so far + 1),
     ``position_ids`` (N,) -> float32 (N, V). The cache grows in place."""
-    output = policy.model.model(
+    output = policy.text_model(
         inputs_embeds=policy.model.get_input_embeddings()(token_ids[:, None]),
         attention_mask=attention_mask,
         position_ids=position_ids[None, :, None].expand(3, -1, 1),
@@ -172,23 +202,19 @@ def completion_logits(
     copies = completion_ids.shape[0] // len(batch.rows)
     completion_ids = completion_ids.to(policy.device)
     where = where or positions(policy, batch)
-    embeds = torch.cat(
-        [
-            (embeddings or embed(policy, batch)).inputs_embeds.repeat_interleave(copies, dim=0),
-            policy.model.get_input_embeddings()(completion_ids),
-        ],
-        dim=1,
-    )
     steps = torch.arange(completion_ids.shape[1])
     after = first_positions(batch, where).repeat_interleave(copies)[:, None] + steps
     prompt_ids = where.position_ids.repeat_interleave(copies, dim=1)
     position_ids = torch.cat([prompt_ids, after.expand(3, -1, -1)], dim=2)
     mask = batch.attention_mask.repeat_interleave(copies, dim=0)
-    output = policy.model.model(
-        inputs_embeds=embeds,
-        attention_mask=torch.cat([mask, completion_mask.cpu()], dim=1).to(policy.device),
-        position_ids=position_ids.to(policy.device),
-        use_cache=False,
+    output = text_states(
+        policy,
+        batch,
+        embeddings or embed(policy, batch),
+        attention_mask=torch.cat([mask, completion_mask.cpu()], dim=1),
+        position_ids=position_ids,
+        copies=copies,
+        suffix=completion_ids,
     )
     length = completion_ids.shape[1]
     logits: Tensor = policy.model.lm_head(output.last_hidden_state[:, -length - 1 : -1])
@@ -196,7 +222,7 @@ def completion_logits(
 
 
 def first_positions(batch: Batch, where: Positions) -> Tensor:
-    """Position of the first completion token of each row: int64, (B,), equal on all three axes."""
+    """Position of the first completion token of each row: (B,), equal on all three axes."""
     return batch.attention_mask.sum(-1) + where.deltas
 
 
@@ -210,9 +236,11 @@ def sampling_logprobs(policy: Policy, logits: Tensor, temperature: float) -> Ten
 @dataclass(frozen=True, slots=True, eq=False)
 class LibraryForward:
     """What transformers' own forward does with one row, to hold ours against: ``inputs_embeds``
-    (length, H), ``position_ids`` (3, length), ``logits`` float32 (V,) after the last token."""
+    (length, H), ``deepstack`` (visual placeholders, H) a layer, ``position_ids`` (3, length),
+    ``logits`` float32 (V,) after the last token."""
 
     inputs_embeds: Tensor
+    deepstack: tuple[Tensor, ...]
     position_ids: Tensor
     logits: Tensor
 
@@ -235,20 +263,22 @@ def library_keywords(policy: Policy, row: Row) -> dict[str, Any]:
 @torch.no_grad()
 def library_forward(policy: Policy, row: Row) -> LibraryForward:
     """One row through the thinker's own ``forward``, by the keywords a user would pass."""
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
 
     def look(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
         seen["embeds"] = keywords["inputs_embeds"]
         seen["positions"] = keywords["position_ids"]
+        seen["deepstack"] = keywords.get("deepstack_visual_embeds") or ()
 
-    # from 5.23 on the text model stands inside the model that merges the media
-    text_model = getattr(policy.model.model, "language_model", policy.model.model)
-    hook = text_model.register_forward_pre_hook(look, with_kwargs=True)
+    hook = policy.text_model.register_forward_pre_hook(look, with_kwargs=True)
     try:
         output = policy.model(**library_keywords(policy, row))
     finally:
         hook.remove()
     # from 5.x on, text positions may be packed in front of the three axes
     return LibraryForward(
-        seen["embeds"][0], seen["positions"][-3:, 0], output.logits[0, -1].float()
+        inputs_embeds=seen["embeds"][0],
+        deepstack=tuple(seen["deepstack"]),
+        position_ids=seen["positions"][-3:, 0],
+        logits=output.logits[0, -1].float(),
     )

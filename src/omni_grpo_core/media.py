@@ -62,13 +62,16 @@ def probe(path: str | Path) -> Probe:
     return Probe(contents.has_video, contents.has_audio, contents.duration)
 
 
-def load_media(conversation: Conversation, config: MediaConfig | None = None) -> Media:
+def load_media(
+    conversation: Conversation, config: MediaConfig | None = None, *, patch_size: int = 14
+) -> Media:
     """Decode and resize every medium of a conversation, in reading order.
 
     With ``interleaved`` each video also gives its track, right after it, as an Audio with
     ``from_video`` set: the order in which the audio placeholders stand in the text. A track longer
     or shorter than its video is kept as it is. Audio is cut to the same stretch as its video. A
-    file used twice is decoded once. ``config`` defaults to ``MediaConfig()``.
+    file used twice is decoded once. ``config`` defaults to ``MediaConfig()``; ``patch_size`` is the
+    checkpoint's: sides become multiples of two patches, what one token shows.
 
     Raises MediaError: a file is missing, empty, cut off, damaged, too large, not of the modality
     it is listed as, lacks the track that is asked for, or a stretch lies outside it.
@@ -82,20 +85,24 @@ def load_media(conversation: Conversation, config: MediaConfig | None = None) ->
         ref = part.ref
         if ref.modality == "image":
             low, high = config.image_min_pixels, config.image_max_pixels
-            content.append(_qwen_utils.image_element(ref.path, _read_image(ref), low, high))
+            content.append(
+                _qwen_utils.image_element(ref.path, _read_image(ref), low, high, patch_size)
+            )
         elif ref.modality == "audio":
             content.append({"type": "audio", "audio": files.sound(ref)})
             from_video.append(None)
         else:
             frames, choice = files.clip(ref)
             content.append(
-                _qwen_utils.video_element(ref.path, frames, config.min_pixels, config.max_pixels)
+                _qwen_utils.video_element(
+                    ref.path, frames, config.min_pixels, config.max_pixels, patch_size
+                )
             )
             if conversation.audio_in_video == "interleaved":
                 content.append({"type": "audio", "audio": files.sound(ref)})
                 from_video.append(len(choices))
             choices.append(choice)
-    audios, images, videos = _qwen_utils.resize(content)
+    audios, images, videos = _qwen_utils.resize(content, patch_size)
     return Media(
         sample_id=conversation.sample_id,
         images=tuple(Image(torch.from_numpy(np.array(i).transpose(2, 0, 1))) for i in images),

@@ -74,6 +74,14 @@ def converse(samples: Sequence[Sample], settings: Settings) -> tuple[Conversatio
     )
 
 
+def load_all(
+    policy: Policy, conversations: Sequence[Conversation], settings: Settings
+) -> tuple[Media, ...]:
+    """The media of conversations, as large as the settings ask and the checkpoint's patches fit."""
+    size = policy.patch_size
+    return tuple(load_media(c, settings.media, patch_size=size) for c in conversations)
+
+
 def make_batch(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -100,7 +108,7 @@ def prepare(policy: Policy, samples: Sequence[Sample], settings: Settings) -> In
     """Everything up to the batch, without checks: for training and measuring."""
     conversations = converse(samples, settings)
     prompts = tuple(render(c, policy.processor) for c in conversations)
-    media = tuple(load_media(c, settings.media) for c in conversations)
+    media = load_all(policy, conversations, settings)
     batch = make_batch(policy, prompts, conversations, media, settings)
     return Inputs(tuple(samples), conversations, prompts, media, batch)
 
@@ -158,7 +166,7 @@ def run(
     )
     media = stage(
         "media",
-        lambda: tuple(load_media(c, settings.media) for c in conversations),
+        lambda: load_all(policy, conversations, settings),
         check_media,
     )
     batch = stage(

@@ -20,6 +20,7 @@ from torch import Tensor
 from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.family import Family, family_of
 
+_LIBRARY = Version(transformers.__version__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,6 +45,21 @@ class Policy:
     def device(self) -> torch.device:
         return self.suppressed.device
 
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of one patch of the vision tower."""
+        return int(self.processor.image_processor.patch_size)
+
+    @property
+    def text_model(self) -> Any:
+        """The decoder alone. From 5.23 on it stands inside the model that merges the media."""
+        return getattr(self.model.model, "language_model", self.model.model)
+
+    def deepstack_mask(self, visual: Tensor) -> Tensor:
+        """Which tokens are of images or videos, (B, L), as the text model takes it: 4.x looks into
+        a copy for every hidden element."""
+        return visual[..., None] if Version("5") > _LIBRARY else visual
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of raw ids, special tokens kept: hidden ones hide a broken policy."""
         text = self.processor.tokenizer.decode(
@@ -67,27 +83,35 @@ def load_policy(
     HumanOmniV2's style (thinker weights, processor kept elsewhere: ``processor``).
 
     Raises:
-        CheckpointError: no folder, no config, another architecture, no processor, weights that
-            are missing or of another shape, no eos, rope sections that do not fit the head size.
+        CheckpointError: no folder, no config, another architecture or one that the installed
+            transformers does not have, no processor, weights that are missing or of another shape,
+            no eos, rope sections that do not fit the head size.
     """
     folder = Path(path)
     config = _read_json(folder, "config.json")
     family = family_of(str(config.get("model_type")), str(folder))
+    _check_library(folder, family)
     loaded_processor = _load_processor(Path(processor or folder), family)
     model = _load_thinker(folder, family, dtype, attn_implementation).to(device).eval()
     _check_rope_sections(folder, model)
-    eos = _eos_token_ids(folder, model, loaded_processor.tokenizer)
-    tokenizer = loaded_processor.tokenizer
+    return policy_around(model, loaded_processor, family, str(folder))
+
+
+def policy_around(model: Any, processor: Any, family: Family, checkpoint: str) -> Policy:
+    """A policy of a thinker and a processor that are in memory already; ``checkpoint`` is only a
+    name here. Raises ``CheckpointError`` where nothing says what ends a completion."""
+    tokenizer = processor.tokenizer
+    eos = _eos_token_ids(checkpoint, model, tokenizer)
     pad = tokenizer.pad_token_id
     vocabulary = model.lm_head.weight.shape[0]
     return Policy(
         model=model,
-        processor=loaded_processor,
+        processor=processor,
         family=family,
-        checkpoint=str(folder),
+        checkpoint=checkpoint,
         eos_token_ids=eos,
         pad_token_id=int(eos[0] if pad is None else pad),
-        suppressed=_suppressed(tokenizer, vocabulary, eos).to(device),
+        suppressed=_suppressed(tokenizer, vocabulary, eos).to(model.device),
     )
 
 
@@ -109,6 +133,16 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
             fix="restore the file from the checkpoint's source",
         )
     return content
+
+
+def _check_library(folder: Path, family: Family) -> None:
+    if not hasattr(transformers, family.thinker_class):
+        raise CheckpointError(
+            str(folder),
+            got=f"a {family.name} checkpoint under transformers {transformers.__version__}",
+            want=f"transformers {family.since} or newer, which has {family.thinker_class}",
+            fix=f"pip install 'transformers>={family.since}'",
+        )
 
 
 def _load_processor(folder: Path, family: Family) -> Any:
@@ -138,7 +172,7 @@ def _load_thinker(folder: Path, family: Family, dtype: str, attention: str) -> A
         raise CheckpointError(
             f"dtype {dtype}", got=dtype, want=" or ".join(_DTYPES), fix="choose one of them"
         )
-    keyword = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+    keyword = "dtype" if Version("4.56") <= _LIBRARY else "torch_dtype"
     try:
         model, info = getattr(transformers, family.thinker_class).from_pretrained(
             folder,
@@ -185,7 +219,7 @@ def _check_rope_sections(folder: Path, model: Any) -> None:
         )
 
 
-def _eos_token_ids(folder: Path, model: Any, tokenizer: Any) -> tuple[int, ...]:
+def _eos_token_ids(checkpoint: str, model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every id that ends a completion. A model config's eos is no fallback in transformers, and
     thinker-only checkpoints come without a generation config: they never stop."""
     found: list[int] = []
@@ -196,7 +230,7 @@ def _eos_token_ids(folder: Path, model: Any, tokenizer: Any) -> tuple[int, ...]:
     eos = tuple(dict.fromkeys(int(i) for i in found if i is not None and i != unknown))
     if not eos:
         raise CheckpointError(
-            str(folder),
+            checkpoint,
             got="no eos token in generation config or tokenizer",
             want="at least one",
             fix="set eos_token_id in generation_config.json",

@@ -24,6 +24,7 @@ from omni_grpo_core.types import (
     Check,
     Completion,
     Conversation,
+    DeepstackEmbeddings,
     Embeddings,
     Logits,
     Malformed,
@@ -134,6 +135,10 @@ def check_embeddings(
             different &= not bool(torch.equal(held, token.expand_as(held)))
             spans += 1
     same = [_close(a, b.inputs_embeds) for a, b in zip(ours, library, strict=True)]
+    deepest = made.deepstack if isinstance(made, DeepstackEmbeddings) else ()
+    for layer, depth in enumerate(deepest):
+        theirs = [lib.deepstack[layer] for lib in library if lib.deepstack]
+        same.append(_close(depth, torch.cat(theirs)))
     finite = bool(made.inputs_embeds.isfinite().all())
     return (
         Check("placeholders hold tower features", injected and different, f"{spans} spans"),
@@ -155,7 +160,10 @@ def check_positions(
         equal &= bool(torch.equal(ours, library[index].position_ids.cpu()))
         for item, grid in enumerate(row.tensors.get("video_grid_thw", ())):
             step = float(row.tensors["video_second_per_grid"][item]) * per_second
-            timed &= _times(ours[0], row.spans, item) == [int(k * step) for k in range(grid[0])]
+            wanted = [k * step for k in range(grid[0])]
+            if policy.family.whole_positions:
+                wanted = [float(int(time)) for time in wanted]
+            timed &= _times_are(_times(ours[0], row.spans, item), wanted)
             steps.append(f"{step:g}")
     detail = f"video time steps {', '.join(sorted(set(steps)))}" if steps else "no video"
     return (
@@ -164,7 +172,14 @@ def check_positions(
     )
 
 
-def _times(time_axis: Tensor, spans: Sequence[Any], item: int) -> list[int]:
+def _times_are(found: Sequence[float], wanted: Sequence[float]) -> bool:
+    """Equal to a hundredth of a position: float32 is that fine up to 100,000."""
+    return len(found) == len(wanted) and all(
+        abs(a - b) <= 0.01 for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def _times(time_axis: Tensor, spans: Sequence[Any], item: int) -> list[float]:
     where = [
         time_axis[span.start : span.start + span.length]
         for span in spans

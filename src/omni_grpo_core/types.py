@@ -263,8 +263,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
-    """``position_ids``: int64, (3, B, L): time, height, width. ``deltas``: int64, (B,): what a
-    row's next position exceeds its number of non-padding tokens by."""
+    """``position_ids``: (3, B, L): time, height, width. ``deltas``: (B,): what a row's next
+    position exceeds its number of non-padding tokens by. Both int64, or float32 in a family whose
+    time positions are fractions."""
 
     position_ids: Tensor
     deltas: Tensor
@@ -280,6 +281,17 @@ class Embeddings:
 
     inputs_embeds: Tensor
     features: tuple[tuple[Tensor, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeepstackEmbeddings(Embeddings):
+    """What enters a text model that takes vision in at several depths.
+
+    ``deepstack``: for each of the first text layers what is added behind it at the placeholders of
+    images and videos, (those placeholders, H), rows one after another, in token order.
+    """
+
+    deepstack: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

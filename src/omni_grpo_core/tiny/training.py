@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.batch import collate
-from omni_grpo_core.forward import embed, positions
+from omni_grpo_core.forward import embed, positions, text_states
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.tiny.clips import SIZE
 from omni_grpo_core.tiny.examples import draw_clips, make_example, make_row, with_completion
@@ -152,16 +152,17 @@ def completion_loss(policy: Policy, chosen: Sequence[Lesson]) -> Tensor:
     batch = collate([lesson.row for lesson in chosen], policy.pad_token_id)
     width = batch.input_ids.shape[1]
     longest = max(lesson.completion for lesson in chosen)
-    position_ids = torch.ones(3, len(chosen), width, dtype=torch.int64)
+    position_ids = torch.ones(3, len(chosen), width, dtype=chosen[0].position_ids.dtype)
     targets = batch.input_ids[:, -longest:].clone()
     for index, lesson in enumerate(chosen):
         position_ids[:, index, width - lesson.position_ids.shape[1] :] = lesson.position_ids
         targets[index, : longest - lesson.completion] = -100  # the prompt is not to be learnt
-    hidden = policy.model.model(
-        inputs_embeds=embed(policy, batch).inputs_embeds,
-        attention_mask=batch.attention_mask.to(policy.device),
-        position_ids=position_ids.to(policy.device),
-        use_cache=False,
+    hidden = text_states(
+        policy,
+        batch,
+        embed(policy, batch),
+        attention_mask=batch.attention_mask,
+        position_ids=position_ids,
     ).last_hidden_state
     logits = policy.model.lm_head(hidden[:, -longest - 1 : -1])
     return torch.nn.functional.cross_entropy(
