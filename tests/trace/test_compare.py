@@ -150,6 +150,22 @@ def test_added_and_removed_tokens_are_named() -> None:
     ]
 
 
+def test_neighbouring_ids_are_told_as_one_text() -> None:
+    ids = torch.tensor(CLIP_IDS)
+    ids[15:17], ids[19] = torch.tensor([10, 7]), 10
+    assert sentences(small_batch(), with_clip(input_ids=ids), decode=decode) == [
+        'row 0: token 15 is 10 7 "redwhich", was 7 8 "which colour", '
+        "the first of 3 that differ among 20"
+    ]
+
+
+def test_one_row_of_ids_as_a_processor_gives_it_is_told_like_a_row_by_itself() -> None:
+    was, now = (torch.tensor([[7, 8, *end]]) for end in ([6], [10, 6]))
+    assert sentences({"input_ids": was}, {"input_ids": now}, decode=decode) == [
+        'token 2: 1 more: 10 "red" (length is 4, was 3)'
+    ]
+
+
 def test_a_batch_row_is_named() -> None:
     mask = small_batch().attention_mask.clone()
     mask[1, :3] = 1

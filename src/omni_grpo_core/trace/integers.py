@@ -30,8 +30,12 @@ def integer_differences(
     before, after = as_integers(was.parts[0]), as_integers(now.parts[0])
     words = {**was.words, **now.words}
     if before.shape != after.shape:
-        if before.ndim == after.ndim == 1:
-            yield _spliced(path, before.tolist(), after.tolist(), words, decode)
+        # one row of ids, as a processor gives it, is told like a row by itself
+        alone = (
+            holds_ids(path) and before.ndim == after.ndim == 2 and len(before) == len(after) == 1
+        )
+        if before.ndim == after.ndim == 1 or alone:
+            yield _spliced(path, before.flatten().tolist(), after.flatten().tolist(), words, decode)
         else:
             yield Difference(
                 path,
@@ -50,10 +54,22 @@ def integer_differences(
     for found in groups.values():
         first = found[0]
         where, row = element(path, first)
-        is_, was_ = (_quote([int(side[first])], path, words, decode) for side in (after, before))
+        # neighbouring ids read as one text
+        stretch = _neighbours(found) if holds_ids(path) else found[:1]
+        is_, was_ = (
+            _quote([int(side[index]) for index in stretch], path, words, decode)
+            for side in (after, before)
+        )
         total = before.numel() if len(groups) == 1 else before.shape[-1]
         more = f", the first of {len(found)} that differ among {total}" if len(found) > 1 else ""
         yield Difference(path, "differs", f"{where} is {is_}, was {was_}{more}", row, first)
+
+
+def _neighbours(found: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The first indices of ``found`` that stand side by side on the last axis."""
+    start = found[0]
+    steps = ((*start[:-1], start[-1] + offset) for offset in range(len(found)))
+    return [index for index, step in zip(found, steps, strict=True) if index == step]
 
 
 def _spliced(

@@ -1,0 +1,182 @@
+"""Somebody else's project: it installs the wheel, and has goldens, diffs, markers and options.
+
+Processes of its own in an environment of its own: what is tested is what the wheel brings, not what
+the checkout has. Dependencies are those of the environment that runs this test; nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import site
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+PROCESSOR = '''
+"""What the project would ship: a conversation and frames -> the model's input."""
+import numpy as np
+from omni_grpo_core.tiny import checkpoint_dir
+from transformers import Qwen2_5OmniProcessor
+
+processor = Qwen2_5OmniProcessor.from_pretrained(checkpoint_dir())
+
+def prepare(question, system="You are a careful listener.", fps=4.0):
+    text = f"<|im_start|>system\\n{system}<|im_end|>\\n<|im_start|>user\\n"
+    text += f"<|vision_bos|><|VIDEO|><|vision_eos|>{question}<|im_end|>\\n<|im_start|>assistant\\n"
+    frames = np.linspace(0, 255, 4 * 3 * 56 * 56).reshape(4, 3, 56, 56).astype("uint8")
+    options = {"fps": fps, "do_resize": False, "return_tensors": "pt"}
+    return processor(text=[text], videos=[frames], **options)
+'''
+TEST = """
+import prepare
+import pytest
+
+@pytest.fixture
+def my_processor():
+    return prepare.prepare
+
+def test_batch(omni_golden, my_processor):
+    omni_golden.check(my_processor("Which colour is the bar?"))
+
+def test_in_words(omni_golden, my_processor):
+    batch = my_processor("Which colour is the bar?")
+    omni_golden.check(batch, "batch", decode=prepare.processor.tokenizer.decode)
+"""
+MARKED = """
+import pytest
+
+@pytest.mark.gpu
+def test_gpu(): pass
+
+@pytest.mark.full
+def test_full(omni_checkpoint): assert (omni_checkpoint / "config.json").exists()
+
+@pytest.mark.slow
+def test_slow(): pass
+
+@pytest.mark.tiny
+def test_tiny(): pass
+"""
+# as strict as a project can be: a marker that is not known, or any warning, is an error
+INI = """
+[tool.pytest.ini_options]
+addopts = ["--strict-markers", "--strict-config"]
+pythonpath = ["."]
+testpaths = ["tests"]
+filterwarnings = ["error", "ignore::DeprecationWarning:(av|torch|transformers).*"]
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with tests, and the Python of the environment that the wheel is installed in."""
+
+    folder: Path
+    python: Path
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).parent.mkdir(exist_ok=True)
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def pytest(self, *options: str) -> tuple[int, str]:
+        """Exit code, and stdout with stderr."""
+        mine = ("PYTHON", "PYTEST", "COV_", "COVERAGE", "VIRTUAL_ENV")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
+        # a machine with a GPU is to behave like one without
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [self.python, "-m", "pytest", *options],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+
+def call(*command: str | Path) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel in it, and this one's packages behind it."""
+    folder = tmp_path_factory.mktemp("third-party")
+    call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ".")
+    (wheel,) = folder.glob("*.whl")
+    call(sys.executable, "-m", "venv", folder / "venv")
+    found = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    call(found, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel)
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = Path(call(found, "-c", ask).strip())
+    (packages / "behind.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+    where = call(found, "-c", "import omni_grpo_core; print(omni_grpo_core.__file__)")
+    assert packages in Path(where.strip()).parents, "the wheel, not the checkout"
+    return found
+
+
+@pytest.fixture
+def project(python: Path, tmp_path: Path) -> Project:
+    made = Project(tmp_path / "theirs", python)
+    made.folder.mkdir()
+    made.write("pyproject.toml", INI)
+    return made
+
+
+def test_a_golden_is_missing_made_held_and_told_from_a_changed_one(project: Project) -> None:
+    project.write("prepare.py", PROCESSOR)
+    project.write("tests/test_theirs.py", TEST)
+    code, told = project.pytest()
+    assert code == 1, told
+    assert "golden test_batch/value: there is no golden yet; make it with --snapshot-update" in told
+    assert not (project.folder / "golden").exists(), "a plain run writes nothing"
+
+    code, told = project.pytest("--snapshot-update")
+    assert (code, "2 passed" in told) == (0, True), told
+    golden = (project.folder / "golden" / "test_in_words" / "batch.txt").read_text("utf-8")
+    assert '550 530 198 "<|im_start|>system\\n"' in golden
+    assert '562×8 "<|VIDEO|>"' in golden
+
+    code, told = project.pytest()
+    assert (code, "2 passed" in told) == (0, True), told
+
+    changed = PROCESSOR.replace("careful", "careless").replace("fps=4.0", "fps=2.0")
+    project.write("prepare.py", changed.replace("np.linspace(0, 255", "np.linspace(255, 0"))
+    code, told = project.pytest()
+    assert code == 1, told
+    assert "golden test_in_words/batch differs:" in told
+    assert re.search(r'input_ids column 10 is [\d ]+ "less", was [\d ]+ "ful"', told)
+    assert "video_second_per_grid[0] is 1, was 0.5" in told
+    assert "pixel_values_videos" in told
+    assert "Traceback" not in told
+    assert (project.folder / "golden" / "test_in_words" / "batch.txt").read_text("utf-8") == golden
+
+
+def test_markers_and_options(project: Project) -> None:
+    project.write("tests/test_marked.py", MARKED)
+    code, told = project.pytest("-rs")
+    assert (code, "2 passed, 2 skipped" in told) == (0, True), told
+    assert "finds no CUDA device" in told
+    assert "no --checkpoint was given" in told
+
+    project.write("weights/config.json", "{}")
+    code, told = project.pytest("--checkpoint", "weights", "-m", "full or tiny")
+    assert (code, "2 passed, 2 deselected" in told) == (0, True), told
+    code, told = project.pytest("--checkpoint", "nowhere")
+    assert (code, "--checkpoint: nowhere is not a folder" in told) == (4, True), told
+    code, told = project.pytest("--require-gpu", "-m", "not gpu")
+    assert (code, "--require-gpu: torch" in told) == (4, True), told
+    told = project.pytest("--markers")[1]
+    assert all(f"@pytest.mark.{name}:" in told for name in ("gpu", "full", "slow", "tiny"))
