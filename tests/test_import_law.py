@@ -33,7 +33,8 @@ PIPELINE = NOUNS | STAGES | MODEL | CONFIG | {"settings", "stage_checks", "pipel
 
 # Every room of the package, and the rooms it may import from beside its own files.
 ROOMS: Mapping[str, frozenset[str]] = {
-    "__init__": NOUNS,
+    # lends its name to record and attach, which are imported when they are asked for
+    "__init__": NOUNS | {"recorder"},
     "types": frozenset(),
     "errors": frozenset({"types"}),
     "observed": frozenset({"types"}),
