@@ -1,3 +1,24 @@
-"""A test-first GRPO core for Qwen-Omni models, with goldens that say what an upgrade changed."""
+"""A test-first GRPO core for Qwen-Omni models, with goldens that say what an upgrade changed.
+
+:func:`record` and :func:`attach` watch somebody's trainer for ``omni-grpo doctor``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omni_grpo_core.recorder.record import record as record
 
 __version__ = "0.1.0"
+
+_LATE = {"record": "omni_grpo_core.recorder.record"}
+"""What is imported when it is asked for: it needs torch, which takes seconds."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATE[name]), name)

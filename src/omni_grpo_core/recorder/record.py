@@ -1,0 +1,243 @@
+"""``record``: a trainer's steps as traces, one folder each.
+
+Everything is put back when the block ends, after the last step that was asked for, or when the
+trainer raises; a step that an exception cut short is kept too, for it is the one to look at.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from omni_grpo_core.errors import ConfigError, TraceError
+from omni_grpo_core.recorder.patches import Patches
+from omni_grpo_core.recorder.plain import Plain
+from omni_grpo_core.recorder.tape import STAGE_OF, Bounds, Tape
+from omni_grpo_core.recorder.thinker import find
+from omni_grpo_core.recorder.watch_model import ModelWatch
+from omni_grpo_core.recorder.watch_processor import ProcessorWatch
+from omni_grpo_core.recorder.watch_rewards import RewardFunction, RewardWatch
+from omni_grpo_core.recorder.watch_step import StepWatch
+from omni_grpo_core.recorder.watch_warnings import hear_warnings
+from omni_grpo_core.trace.store import save_trace
+from omni_grpo_core.types import Trace
+
+_LOG = logging.getLogger("omni_grpo_core.recorder")
+_LIBRARIES = (
+    "omni-grpo-core",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "qwen-omni-utils",
+)
+
+
+def record(
+    folder: str | Path,
+    *,
+    model: Any,
+    processor: Any,
+    reward_funcs: Sequence[RewardFunction] = (),
+    steps: int = 3,
+    probe_rewards: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    max_tensor_bytes: int = Bounds().tensor_bytes,
+    max_step_bytes: int = Bounds().step_bytes,
+) -> Recorder:
+    """Watch a trainer for ``steps`` optimizer steps::
+
+        with record("trace/", model=model, processor=processor, reward_funcs=rewards):
+            trainer.train()
+
+    ``model``: as the trainer has it, wrapped or not. ``reward_funcs``: the trainer's own list; its
+    functions are replaced in it meanwhile. A loop that keeps them elsewhere calls
+    ``Recorder.reward_funcs`` instead. ``settings``: accumulation, group size … as the trainer names
+    them. Each step becomes ``folder/step-000000`` …, below ``rank-N`` where there are several
+    ranks. ``max_tensor_bytes``: larger tensors are described, not kept; ``max_step_bytes``: of one
+    step together.
+
+    Raises:
+        ConfigError: there is no thinker in ``model``, or ``steps`` is below 1.
+        TraceError: ``folder`` holds steps already. Once recording has begun, nothing is raised:
+            what cannot be recorded is told by a log message and in the trace's header.
+    """
+    bounds = Bounds(tensor_bytes=max_tensor_bytes, step_bytes=max_step_bytes)
+    return Recorder(
+        Path(folder), model, processor, reward_funcs, steps, probe_rewards, settings or {}, bounds
+    )
+
+
+class Recorder:
+    """Watches while its block runs, or from :meth:`start` to :meth:`stop`.
+
+    ``settings``: a mapping that may be added to at any time; it goes into every step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Any,
+        processor: Any,
+        reward_funcs: Sequence[RewardFunction],
+        steps: int,
+        probe_rewards: bool,
+        settings: Mapping[str, Any],
+        bounds: Bounds,
+    ) -> None:
+        if steps < 1:
+            raise ConfigError(
+                "steps", got=str(steps), want="1 or more", fix="say how many steps to record"
+            )
+        self.settings: dict[str, Any] = dict(settings)
+        self._root, self._steps = folder, steps
+        self._written = 0
+        self._patches = Patches()
+        self._tape = Tape(bounds, Plain())
+        found = find(model)
+        self._header = _header(found.thinker, processor)
+        self._model = ModelWatch(found, self._tape)
+        self._processor = ProcessorWatch(processor, self._tape)
+        self._rewards = RewardWatch(reward_funcs, self._tape)
+        self._step = StepWatch(found, self._tape, self.settings, self.end_step)
+        self._on = False
+
+    @property
+    def reward_funcs(self) -> tuple[RewardFunction, ...]:
+        """The reward functions, looked on, for a loop that calls them by hand."""
+        return self._rewards.functions
+
+    @property
+    def recording(self) -> bool:
+        """Whether there are steps still to come."""
+        return self._on
+
+    def start(self) -> Recorder:
+        folder = _place(self._root)
+        if folder.is_dir() and any(folder.glob("step-*")):
+            raise TraceError(
+                str(folder),
+                got="a folder that holds recorded steps already",
+                want="a new one for every recording",
+                fix="choose another name, or remove it if it is not needed",
+            )
+        self._on = True
+        hear_warnings(self._tape, self._patches)
+        self._processor.start(self._patches)
+        self._model.start(self._patches)
+        self._rewards.start()
+        self._step.start(self._patches)
+        return self
+
+    def note(self, value: Any) -> None:
+        """Add what cannot be seen from outside: a value of :mod:`omni_grpo_core.observed`.
+
+        Raises :class:`~omni_grpo_core.errors.ConfigError` for anything else.
+        """
+        if type(value) not in STAGE_OF:
+            raise ConfigError(
+                "note",
+                got=f"a {type(value).__name__}",
+                want=f"one of {', '.join(kind.__name__ for kind in STAGE_OF)}",
+                fix="build one from omni_grpo_core.observed",
+            )
+        if self._on:
+            with self._tape.looking("note"):
+                self._tape.add(self._tape.own(value))
+
+    def end_step(self) -> None:
+        """Write the step. Called by itself after a torch optimizer's step."""
+        if self._on and self._tape.records:
+            self._write(complete=True)
+            if self._written >= self._steps:
+                self.stop()
+
+    def stop(self) -> None:
+        """Put everything back; what was seen of a step under way is kept."""
+        if not self._on:
+            return
+        self._on = False
+        self._step.stop()
+        self._rewards.stop()
+        self._model.stop()
+        self._patches.undo()
+        if self._tape.records and self._written < self._steps:
+            self._write(complete=False)
+        self._tape.take()
+
+    def __enter__(self) -> Recorder:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and self._on:
+            self._header = {**self._header, "raised": self._tape.plain.error(error)}
+        self.stop()
+
+    def _write(self, *, complete: bool) -> None:
+        tape = self._tape
+        header = {**self._header, "step": str(self._written), "complete": str(complete)}
+        if tape.left_out:
+            header["calls_left_out"] = str(tape.left_out)
+        if tape.troubles:
+            header["not_recorded"] = "; ".join(tape.troubles)
+        folder = _place(self._root) / f"step-{self._written:06d}"
+        try:
+            save_trace(Trace(header, tape.take()), folder)
+        except (TraceError, OSError) as error:
+            # a full disk must not end somebody's training
+            _LOG.warning("recording ends: %s", error)
+            self._written = self._steps
+            self.stop()
+            return
+        self._written += 1
+        self._step.step = self._written
+
+
+def _place(root: Path) -> Path:
+    rank, world = _rank()
+    return root / f"rank-{rank}" if world > 1 else root
+
+
+def _rank() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    # what torchrun sets, before the trainer has made its process group
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _header(thinker: Any, processor: Any) -> dict[str, str]:
+    config = getattr(thinker, "config", None)
+    rank, world = _rank()
+    weight = next(thinker.parameters())
+    return {
+        **{name: found for name in _LIBRARIES if (found := _version(name))},
+        "python": platform.python_version(),
+        "checkpoint": str(getattr(config, "_name_or_path", "") or ""),
+        "model": type(thinker).__name__,
+        "processor": type(processor).__name__,
+        "device": str(weight.device.type),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "rank": str(rank),
+        "world": str(world),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

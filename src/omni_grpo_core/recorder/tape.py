@@ -1,0 +1,174 @@
+"""What has been seen of the step under way, within bounds, until it is written.
+
+Nothing that goes wrong while looking may reach the trainer: it is told once, noted in the header of
+the trace, and the call goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.observed import (
+    AdvantageSeen,
+    ForwardCall,
+    GenerateCall,
+    LossSeen,
+    ProcessorCall,
+    RewardCall,
+    SamplesSeen,
+    StepSeen,
+    TemplateCall,
+    TensorSeen,
+)
+from omni_grpo_core.recorder.plain import Plain
+from omni_grpo_core.recorder.tensors import copied, described
+from omni_grpo_core.types import Stage, StageRecord
+
+_LOG = logging.getLogger("omni_grpo_core.recorder")
+
+STAGE_OF: Mapping[type, Stage] = {
+    SamplesSeen: "sample",
+    TemplateCall: "text",
+    ProcessorCall: "batch",
+    GenerateCall: "completion",
+    ForwardCall: "logits",
+    RewardCall: "reward",
+    AdvantageSeen: "advantage",
+    LossSeen: "loss",
+    StepSeen: "gradient",
+}
+_MOST_WARNINGS = 100
+_LONGEST_WARNING = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """``tensor_bytes``: a larger tensor is only described. ``step_bytes``: tensors of one step
+    together, beyond which even small ones are only described. ``calls``: of one step; later ones
+    are only counted."""
+
+    tensor_bytes: int = 4 << 20
+    step_bytes: int = 256 << 20
+    calls: int = 512
+
+
+@dataclass(slots=True)
+class Tape:
+    """The step under way."""
+
+    bounds: Bounds
+    plain: Plain
+    records: list[StageRecord] = field(default_factory=list)
+    troubles: dict[str, None] = field(default_factory=dict)
+    left_out: int = 0
+    _warnings: dict[str, None] = field(default_factory=dict)
+    _listening: list[dict[str, None]] = field(default_factory=list)
+    _bytes: int = 0
+    _reported: set[str] = field(default_factory=set)
+
+    def add(self, value: Any, seconds: float = 0.0) -> None:
+        """Keep one value of :mod:`omni_grpo_core.observed`."""
+        if len(self.records) >= self.bounds.calls:
+            self.left_out += 1
+            return
+        self.records.append(StageRecord(STAGE_OF[type(value)], value, (), seconds))
+
+    def take(self) -> tuple[StageRecord, ...]:
+        """What was kept since the last time; the tape is empty after it."""
+        taken = tuple(self.records)
+        self.records.clear()
+        self._warnings.clear()
+        self.troubles.clear()
+        self.left_out = self._bytes = 0
+        return taken
+
+    # ------------------------------------------------------------------ tensors
+
+    def fits(self, tensor: Tensor) -> bool:
+        size = tensor.numel() * tensor.element_size()
+        return (
+            size <= self.bounds.tensor_bytes and self._bytes + size <= self.bounds.step_bytes
+        ) and tensor.device.type != "meta"
+
+    def keep(self, name: str, tensor: Any, large: dict[str, TensorSeen]) -> Tensor | None:
+        """A copy of ``tensor``, or ``None`` with its description put into ``large``."""
+        if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
+            return None
+        if tensor.is_complex() or not self.fits(tensor):
+            large[name] = described(tensor)
+            return None
+        self._bytes += tensor.numel() * tensor.element_size()
+        return copied(tensor)
+
+    def keep_all(
+        self, values: Mapping[str, Any], large: dict[str, TensorSeen]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Keyword arguments as kept tensors and plain values."""
+        tensors = {key: v for key, v in values.items() if isinstance(v, Tensor)}
+        kept = {key: self.keep(key, tensor, large) for key, tensor in tensors.items()}
+        others = {key: v for key, v in values.items() if key not in tensors}
+        return {k: t for k, t in kept.items() if t is not None}, self.plain.mapping(others)
+
+    def own(self, value: Any) -> Any:
+        """A value that somebody noted by hand, as copies and without secrets."""
+        return replace(value, **{f.name: self._own(getattr(value, f.name)) for f in fields(value)})
+
+    def _own(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return copied(value)
+        if isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values()):
+            return {str(key): self._own(held) for key, held in value.items()}
+        return self.plain.value(value)
+
+    # ------------------------------------------------------------------ warnings, troubles
+
+    def warn(self, text: str) -> None:
+        """Somebody warned of something."""
+        text = self.plain.text(text)[:_LONGEST_WARNING]
+        for heard in (self._warnings, *self._listening):
+            if len(heard) < _MOST_WARNINGS:
+                heard[text] = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of the step so far, each once."""
+        return tuple(self._warnings)
+
+    def listen(self) -> dict[str, None]:
+        """From now on warnings are its keys too, until :meth:`unlisten`."""
+        heard: dict[str, None] = {}
+        self._listening.append(heard)
+        return heard
+
+    def unlisten(self, heard: dict[str, None]) -> tuple[str, ...]:
+        # by identity: two empty dicts are equal
+        self._listening[:] = [other for other in self._listening if other is not heard]
+        return tuple(heard)
+
+    @contextmanager
+    def looking(self, at: str) -> Iterator[None]:
+        """Around everything the recorder does beside the trainer's own call."""
+        try:
+            with torch.no_grad():
+                yield
+        except Exception as error:  # a watcher's failure is the watcher's, whatever it is
+            self.trouble(at, error)
+
+    def trouble(self, at: str, error: Exception) -> None:
+        told = f"{at}: {self.plain.error(error)}"
+        self.troubles[told] = None
+        if told not in self._reported:
+            self._reported.add(told)
+            _LOG.warning("not recorded: %s", told, exc_info=error)
+
+
+def clock() -> float:
+    return time.perf_counter()

@@ -1,0 +1,71 @@
+"""What is kept of a tensor: itself where it is small, else a description made where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.observed import TensorSeen
+from omni_grpo_core.trace.sketch import sample_places
+
+_CHUNK_ELEMENTS = 1 << 25
+"""Logits widened to float32 at a time: 128 MiB."""
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy of its own on the CPU: the trainer may write into the original later."""
+    own = tensor.detach().to("cpu", copy=True)
+    return own.to_dense() if own.layout != torch.strided else own.contiguous()
+
+
+def described(tensor: Tensor) -> TensorSeen:
+    """``tensor`` in a few numbers, computed on its own device in float32.
+
+    >>> described(torch.arange(6).reshape(2, 3)).mean
+    2.5
+    """
+    flat = tensor.detach().flatten()
+    places = torch.from_numpy(sample_places(0, len(flat))).to(flat.device)
+    wide = flat.float()
+    deviation, mean = torch.std_mean(wide, correction=0) if len(flat) else (wide.sum(),) * 2
+    low, high = torch.aminmax(wide) if len(flat) else (mean, mean)
+    # one transfer for all of it: each waits for the device
+    low_high = torch.cat([torch.stack([low, high, mean, deviation]), wide[places]]).tolist()
+    return TensorSeen(
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tuple(tensor.shape),
+        low=low_high[0],
+        high=low_high[1],
+        mean=low_high[2],
+        std=low_high[3],
+        samples=tuple(low_high[4:]),
+    )
+
+
+def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probability of ``ids`` (N, K) under ``logits`` (N, K, V) of any dtype: float32 (N, K).
+
+    Stretch by stretch, because logits in float32 would often not fit beside the model.
+
+    >>> token_logprobs(torch.zeros(1, 1, 4), torch.tensor([[2]])).exp()
+    tensor([[0.2500]])
+    """
+    rows = []
+    for row, targets in zip(logits.detach(), ids.to(logits.device), strict=True):
+        parts = [chosen(part, wanted) for part, wanted in _stretches(row, targets)]
+        rows.append(torch.cat(parts) if parts else row.new_zeros(0, dtype=torch.float32))
+    return torch.stack(rows)
+
+
+def chosen(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of ``wanted`` (K,) under ``logits`` (K, V): float32 (K,)."""
+    scores = logits.float() / temperature
+    return scores.gather(-1, wanted[:, None])[:, 0] - scores.logsumexp(-1)
+
+
+def _stretches(row: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    step = max(1, _CHUNK_ELEMENTS // row.shape[-1])
+    for start in range(0, len(targets), step):
+        yield row[start : start + step], targets[start : start + step]

@@ -1,0 +1,135 @@
+"""Finding the thinker inside whatever a trainer has wrapped around it, and its state.
+
+A wrapper (PEFT, DDP, FSDP, ``torch.compile``, an engine) hands calls on to the one module that
+merges media, has the text model and the head: watching that one sees every call, however it came
+in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.observed import Modes
+
+_INNER = ("_orig_mod", "_fsdp_wrapped_module", "module", "base_model", "model", "thinker")
+"""Under what name a wrapper keeps what it wraps."""
+_TOWERS = {"visual": "vision", "vision_tower": "vision", "audio_tower": "audio"}
+_PARTS = ("text", "vision", "audio", "head", "adapter")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """``thinker``: the module with the head. ``text_model``: what gets embeddings and positions.
+    ``wrappers``: classes around it, outermost first. ``outer``: what was handed over."""
+
+    outer: nn.Module
+    thinker: Any
+    text_model: nn.Module
+    wrappers: tuple[str, ...]
+    compiled: tuple[nn.Module, ...]
+
+
+def find(model: Any) -> Found:
+    """The thinker in ``model``.
+
+    Raises :class:`~omni_grpo_core.errors.ConfigError` where there is none.
+    """
+    wrappers: list[str] = []
+    compiled: list[nn.Module] = []
+    module = model
+    while not _is_thinker(module):
+        inner = _inner(module)
+        if inner is None:
+            raise ConfigError(
+                "model",
+                got=f"a {type(model).__name__} without a head that a text model feeds",
+                want="a causal language model or Qwen-Omni thinker, wrapped or not",
+                fix="pass the model that generates and is trained",
+            )
+        wrappers.append(type(module).__name__)
+        if "_orig_mod" in module._modules:
+            compiled.append(module)
+        module = inner
+    body = module.model
+    # from transformers 5.23 on the text model stands inside the model that merges the media
+    text_model = getattr(body, "language_model", body)
+    return Found(model, module, text_model, tuple(wrappers), tuple(compiled))
+
+
+def _is_thinker(module: Any) -> bool:
+    """The innermost with a head and a body: PEFT's and FSDP's classes pass attributes through, so
+    only a module's own children count."""
+    children = getattr(module, "_modules", {})
+    return "lm_head" in children and "model" in children
+
+
+def _inner(module: Any) -> Any:
+    children = getattr(module, "_modules", {})
+    for name in _INNER:
+        if isinstance(children.get(name), nn.Module):
+            return children[name]
+    # an engine need not be a module
+    inner = getattr(module, "module", None)
+    return inner if isinstance(inner, nn.Module) and inner is not module else None
+
+
+def part_of(name: str) -> str:
+    """Which part of the model a parameter belongs to, by its dotted name.
+
+    >>> part_of("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight")
+    'adapter'
+    >>> part_of("visual.blocks.0.attn.qkv.weight"), part_of("lm_head.weight")
+    ('vision', 'head')
+    """
+    pieces = name.split(".")
+    if any(p.startswith(("lora_", "modules_to_save", "ia3_", "prompt_encoder")) for p in pieces):
+        return "adapter"
+    for piece in pieces:
+        if piece in _TOWERS:
+            return _TOWERS[piece]
+    return "head" if "lm_head" in pieces else "text"
+
+
+def trainable(module: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """(part, name, parameter) of every parameter, each once."""
+    for name, parameter in module.named_parameters():
+        yield part_of(name), name, parameter
+
+
+def modes(found: Found, *, grad_enabled: bool) -> Modes:
+    """In what state the model is now; who looks does so without gradients, so those are told."""
+    text = towers = training = False
+    of_text = set(found.text_model.modules())
+    for module in found.thinker.modules():
+        checkpoints = getattr(module, "gradient_checkpointing", None)
+        if not module.training:
+            continue
+        training = training or checkpoints is not None or isinstance(module, nn.Dropout)
+        if checkpoints:
+            text, towers = text or module in of_text, towers or module not in of_text
+    weight = next((p for p in found.text_model.parameters() if p.is_floating_point()), None)
+    kind = weight.device.type if weight is not None else "cpu"
+    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return Modes(
+        training=training or (found.thinker.training and not of_text),
+        checkpointing=text,
+        tower_checkpointing=towers,
+        grad_enabled=grad_enabled,
+        dtype="" if weight is None else str(weight.dtype).removeprefix("torch."),
+        autocast=None if cast is None else str(cast).removeprefix("torch."),
+        adapter=_adapter(found.thinker),
+        wrappers=found.wrappers,
+    )
+
+
+def _adapter(thinker: nn.Module) -> str | None:
+    layers = [m for m in thinker.modules() if "lora_A" in m._modules]
+    if not layers:
+        return None
+    return "off" if all(getattr(layer, "disable_adapters", False) for layer in layers) else "on"

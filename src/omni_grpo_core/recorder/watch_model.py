@@ -1,0 +1,285 @@
+"""Watches ``generate`` and every forward outside it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.observed import ForwardCall, GenerateCall, Modes, TensorSeen
+from omni_grpo_core.recorder.calls import arguments
+from omni_grpo_core.recorder.patches import Patches
+from omni_grpo_core.recorder.tape import Tape, clock
+from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
+from omni_grpo_core.recorder.thinker import Found, modes
+
+
+@dataclass(slots=True)
+class _Generating:
+    """One ``generate`` under way. Numbers stay on the device until it is over: asking for one
+    would wait for it at every token."""
+
+    modes: Modes | None = None
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    keywords: dict[str, Any] = field(default_factory=dict)
+    config: Any = None
+    passes: int = 0
+    position_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+    first_logits: Tensor | None = None
+    cached: list[Any] = field(default_factory=list)
+    step_positions: list[Tensor] = field(default_factory=list)
+    last: Tensor | None = None
+    logprobs: list[Tensor] = field(default_factory=list)
+    large: dict[str, TensorSeen] = field(default_factory=dict)
+
+    @property
+    def temperature(self) -> float:
+        sampling = getattr(self.config, "do_sample", False)
+        return float(getattr(self.config, "temperature", None) or 1.0) if sampling else 1.0
+
+    @property
+    def beams(self) -> bool:
+        return (getattr(self.config, "num_beams", None) or 1) > 1
+
+
+@dataclass(slots=True)
+class _Forward:
+    """One forward under way."""
+
+    started: float
+    modes: Modes | None
+    tensors: dict[str, Tensor]
+    keywords: dict[str, Any]
+    heard: dict[str, None]
+    position_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+    large: dict[str, TensorSeen] = field(default_factory=dict)
+
+
+class ModelWatch:
+    """Hooks on the thinker and its text model, and a wrapped ``generate``."""
+
+    def __init__(self, found: Found, tape: Tape) -> None:
+        self._found, self._tape = found, tape
+        self._generating: _Generating | None = None
+        self._forward: _Forward | None = None
+        self._handles: list[Any] = []
+
+    def start(self, patches: Patches) -> None:
+        thinker, text_model = self._found.thinker, self._found.text_model
+        self._handles = [
+            thinker.register_forward_pre_hook(self._before, with_kwargs=True),
+            thinker.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            text_model.register_forward_pre_hook(self._text_model, with_kwargs=True),
+        ]
+        for name, call in (
+            ("generate", self._generate),
+            ("_prepare_generation_config", self._prepare),
+        ):
+            if hasattr(thinker, name):
+                patches.set(thinker, name, self._instead(name, call))
+
+    def _instead(self, name: str, call: Callable[..., Any]) -> MethodType:
+        """A method bound to the model, no closure over it: a ``copy.deepcopy`` of the model binds
+        it to the copy, which is then not taken for the original."""
+        thinker = self._found.thinker
+        before = vars(thinker).get(name)
+
+        @functools.wraps(getattr(type(thinker), name, before))
+        def instead(model: Any, *args: Any, **keywords: Any) -> Any:
+            if model is not thinker:
+                return getattr(type(model), name)(model, *args, **keywords)
+            original = before or MethodType(getattr(type(model), name), model)
+            return call(original, args, keywords)
+
+        return MethodType(instead, thinker)
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._generating = self._forward = None
+
+    # ------------------------------------------------------------------ generate
+
+    def _prepare(
+        self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
+        made = call(*args, **keywords)
+        if self._generating is not None:
+            self._generating.config = made[0] if isinstance(made, tuple) else made
+        return made
+
+    def _generate(
+        self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
+        if self._generating is not None:
+            return call(*args, **keywords)
+        tape, state, grad = self._tape, _Generating(), torch.is_grad_enabled()
+        with tape.looking("generate"):
+            given = {**({"inputs": args[0]} if args else {}), **keywords}
+            state.inputs, state.keywords = tape.keep_all(given, state.large)
+            state.modes = modes(self._found, grad_enabled=grad)
+        heard, started = tape.listen(), clock()
+        result, error = None, None
+        self._generating = state
+        try:
+            result = call(*args, **keywords)
+            return result
+        except BaseException as raised:
+            error = tape.plain.error(raised)
+            raise
+        finally:
+            self._generating, seconds = None, clock() - started
+            warnings = tape.unlisten(heard)
+            with tape.looking("generate"):
+                if state.modes is not None:
+                    tape.add(self._generated(state, state.modes, result, warnings, error), seconds)
+
+    def _generated(
+        self,
+        state: _Generating,
+        before: Modes,
+        result: Any,
+        warnings: tuple[str, ...],
+        error: str | None,
+    ) -> GenerateCall:
+        tape = self._tape
+        sequences = getattr(result, "sequences", result)
+        sequences = sequences if isinstance(sequences, Tensor) else None
+        if sequences is not None and state.last is not None and not state.beams:
+            # the last token was never fed back
+            state.logprobs.append(chosen(state.last, sequences[:, -1], state.temperature))
+        deltas = getattr(self._found.thinker, "rope_deltas", None)
+        if deltas is None:
+            deltas = getattr(self._found.thinker.model, "rope_deltas", None)
+        config = state.config.to_dict() if hasattr(state.config, "to_dict") else {}
+        return GenerateCall(
+            inputs=state.inputs,
+            keywords=state.keywords,
+            config=tape.plain.mapping(
+                # underscored: tensors that generate derives from the others
+                {k: v for k, v in config.items() if v is not None and not k.startswith("_")}
+            ),
+            modes=before,
+            sequences=None if sequences is None else tape.keep("sequences", sequences, state.large),
+            position_ids=state.position_ids,
+            inputs_embeds=state.inputs_embeds,
+            rope_deltas=copied(deltas).flatten() if isinstance(deltas, Tensor) else None,
+            first_logits=state.first_logits,
+            cached=tuple(int(n) for n in state.cached),
+            step_positions=(
+                tuple(torch.stack(state.step_positions).tolist()) if state.step_positions else ()
+            ),
+            logprobs=torch.stack(state.logprobs, 1).cpu() if state.logprobs else None,
+            warnings=warnings,
+            error=error,
+            large=state.large,
+        )
+
+    # ------------------------------------------------------------------ forward
+
+    def _before(self, _module: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        tape, grad = self._tape, torch.is_grad_enabled()
+        with tape.looking("forward"):
+            if self._generating is not None:
+                self._next_pass(self._generating, args, keywords)
+                return
+            if self._forward is not None:  # it was interrupted, and no hook told of it
+                tape.unlisten(self._forward.heard)
+            forward = self._forward = _Forward(clock(), None, {}, {}, tape.listen())
+            given = arguments(self._found.thinker.forward, args, keywords)
+            forward.tensors, forward.keywords = tape.keep_all(given, forward.large)
+            forward.modes = modes(self._found, grad_enabled=grad)
+
+    def _next_pass(
+        self, state: _Generating, args: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> None:
+        state.passes += 1
+        ids = keywords.get("input_ids", args[0] if args else None)
+        if state.passes > 1 and state.last is not None and isinstance(ids, Tensor):
+            if not state.beams:
+                state.logprobs.append(chosen(state.last, ids[:, -1], state.temperature))
+            state.last = None
+
+    def _text_model(self, _module: Any, _args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        with self._tape.looking("text model"):
+            where, embeds = keywords.get("position_ids"), keywords.get("inputs_embeds")
+            state = self._generating
+            if state is not None and state.passes > 1:
+                if isinstance(where, Tensor):
+                    state.step_positions.append(_three_axes(where)[0, 0, -1])
+                cache = keywords.get("past_key_values")
+                held = cache.get_seq_length() if cache is not None else 0
+                fed = embeds if isinstance(embeds, Tensor) else keywords["input_ids"]
+                state.cached.append(held + fed.shape[1] - 1)
+                return
+            into = state or self._forward
+            if into is None:
+                return
+            if isinstance(where, Tensor):
+                into.position_ids = copied(_three_axes(where))
+            if isinstance(embeds, Tensor):
+                into.inputs_embeds = self._tape.keep("inputs_embeds", embeds, into.large)
+
+    def _after(self, _module: Any, args: Any, keywords: dict[str, Any], output: Any) -> None:
+        tape, state = self._tape, self._generating
+        with tape.looking("forward"):
+            logits = getattr(output, "logits", None)
+            if state is not None:
+                if isinstance(logits, Tensor):
+                    # a copy: samplers may scale in place, and a view keeps all of the logits alive
+                    state.last = logits[:, -1].detach().clone()
+                    if state.passes == 1:
+                        first = state.last.float()
+                        state.first_logits = tape.keep("first_logits", first, state.large)
+                return
+            forward, self._forward = self._forward, None
+            if forward is None:
+                return
+            warnings, raised = tape.unlisten(forward.heard), sys.exc_info()[1]
+            if forward.modes is None:
+                return
+            tape.add(
+                ForwardCall(
+                    inputs=forward.tensors,
+                    keywords=forward.keywords,
+                    modes=forward.modes,
+                    position_ids=forward.position_ids,
+                    inputs_embeds=forward.inputs_embeds,
+                    logprobs=_scored(logits, keywords.get("input_ids", args[0] if args else None)),
+                    logits_dtype=(
+                        "" if logits is None else str(logits.dtype).removeprefix("torch.")
+                    ),
+                    warnings=warnings,
+                    # the hook is called for a forward that raised, too, with no output
+                    error=tape.plain.error(raised) if output is None and raised else None,
+                    large=forward.large,
+                ),
+                clock() - forward.started,
+            )
+
+
+def _three_axes(where: Tensor) -> Tensor:
+    """(3, N, length): from 5.x on text positions may be packed in front; a text-only model has one
+    axis."""
+    return where.expand(3, *where.shape) if where.dim() == 2 else where[-3:]
+
+
+def _scored(logits: Any, ids: Any) -> Tensor | None:
+    """Each given token after the first: (N, length - 1), NaN where there are no logits for it."""
+    if not isinstance(logits, Tensor) or not isinstance(ids, Tensor) or ids.dim() != 2:
+        return None
+    length, given = ids.shape[1], min(logits.shape[1], ids.shape[1])
+    scores = torch.full((ids.shape[0], length - 1), torch.nan)
+    if given > 1:
+        known = token_logprobs(logits[:, -given:-1], ids[:, -given + 1 :])
+        scores[:, length - given :] = known.cpu()
+    return scores

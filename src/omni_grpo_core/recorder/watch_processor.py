@@ -1,0 +1,247 @@
+"""Watches ``apply_chat_template`` and the processor's own call.
+
+Python looks ``__call__`` up on the class, and what lies on an instance would be written into the
+checkpoint by ``save_pretrained``: so the class is patched, and other instances are let pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.observed import MediumSeen, ProcessorCall, TemplateCall, TensorSeen
+from omni_grpo_core.recorder.calls import arguments
+from omni_grpo_core.recorder.mediums import media_seen
+from omni_grpo_core.recorder.patches import Patches
+from omni_grpo_core.recorder.tape import Tape, clock
+from omni_grpo_core.types import MODALITIES, Modality
+
+_ARGUMENTS: Mapping[Modality, str] = {"image": "images", "video": "videos", "audio": "audio"}
+_MEDIA_KEYS = frozenset(
+    {"image", "images", "video", "audio", "image_url", "video_url", "audio_url"}
+)
+_PARTS = {
+    "text_kwargs": "tokenizer",
+    "images_kwargs": "image_processor",
+    "audio_kwargs": "feature_extractor",
+    "videos_kwargs": "video_processor",
+}
+"""Which part of a processor each group of keywords goes to."""
+
+
+class ProcessorWatch:
+    """Watches one processor, or a tokenizer that stands for one, and its tokenizer's template."""
+
+    def __init__(self, processor: Any, tape: Tape) -> None:
+        self._processor, self._tape = processor, tape
+        self._tokenizer = getattr(processor, "tokenizer", processor)
+        self._rendering = False
+        self._texts: tuple[str, ...] = ()
+
+    def start(self, patches: Patches) -> None:
+        self._patch(patches, type(self._processor), "__call__", self._process)
+        for kind in dict.fromkeys((type(self._processor), type(self._tokenizer))):
+            if hasattr(kind, "apply_chat_template"):
+                self._patch(patches, kind, "apply_chat_template", self._render)
+
+    def _patch(self, patches: Patches, kind: type, name: str, call: Callable[..., Any]) -> None:
+        original = getattr(kind, name)
+        watched = (self._processor, self._tokenizer) if name != "__call__" else (self._processor,)
+
+        @functools.wraps(original)
+        def instead(this: Any, *args: Any, **keywords: Any) -> Any:
+            if not any(this is one for one in watched):
+                return original(this, *args, **keywords)
+            return call(original, this, args, keywords)
+
+        patches.set(kind, name, instead)
+
+    # ------------------------------------------------------------------ text
+
+    def _render(
+        self,
+        original: Callable[..., Any],
+        this: Any,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+    ) -> Any:
+        if self._rendering:  # the processor asks its tokenizer
+            return original(this, *args, **keywords)
+        self._rendering, self._texts, started = True, (), clock()
+        given: tuple[Any, dict[str, Any]] | None = None
+        with self._tape.looking("chat template"):
+            # before the call: some versions write into the messages
+            given = self._conversations(original, this, args, keywords)
+        try:
+            result = original(this, *args, **keywords)
+        finally:
+            self._rendering = False
+        with self._tape.looking("chat template"):
+            if given is not None:
+                self._rendered(*given, result, clock() - started)
+        return result
+
+    def _conversations(
+        self, original: Callable[..., Any], this: Any, args: Any, keywords: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        bound = arguments(original, (this, *args), keywords)
+        bound.pop("self", None)
+        first = next(name for name in bound if name.startswith("conversation"))
+        given = bound.pop(first)
+        given = getattr(given, "messages", given)
+        many = given if len(given) and not isinstance(given[0], Mapping) else [given]
+        plain = tuple(
+            tuple(self._message(m) for m in getattr(one, "messages", one)) for one in many
+        )
+        return plain, self._tape.plain.mapping(bound)
+
+    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        content = message.get("content")
+        if isinstance(content, list | tuple):
+            content = tuple(_part(part) for part in content)
+        return self._tape.plain.mapping({**message, "content": content})
+
+    def _rendered(
+        self,
+        conversations: tuple[Any, ...],
+        keywords: dict[str, Any],
+        result: Any,
+        seconds: float,
+    ) -> None:
+        nested = isinstance(result, list)
+        # tokenized on the way: the text is what the processor was handed inside
+        texts = (result,) if isinstance(result, str) else self._texts
+        if nested and all(isinstance(text, str) for text in result):
+            texts = tuple(result)
+        texts = tuple(map(self._tape.plain.text, texts))
+        if len(texts) == len(conversations):
+            for messages, text in zip(conversations, texts, strict=True):
+                self._tape.add(TemplateCall(messages, keywords, (text,), nested), seconds)
+        else:
+            for messages in conversations:
+                self._tape.add(TemplateCall(messages, keywords, texts, nested), seconds)
+
+    # ------------------------------------------------------------------ batch
+
+    def _process(
+        self,
+        original: Callable[..., Any],
+        this: Any,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+    ) -> Any:
+        tape, started = self._tape, clock()
+        # handed over as they are now: a processor may change a list that it is given
+        given: dict[str, Any] = {}
+        media: dict[Modality, tuple[MediumSeen, ...]] = {}
+        side = str(getattr(self._tokenizer, "padding_side", ""))
+        with tape.looking("processor"):
+            given = arguments(original, (this, *args), keywords)
+            given.pop("self", None)
+            for modality in MODALITIES:
+                found = given.pop(_ARGUMENTS[modality], None)
+                media[modality] = media_seen(modality, found, tape.fits)
+        heard = tape.listen()
+        result, error = None, None
+        try:
+            result = original(this, *args, **keywords)
+            return result
+        except BaseException as raised:
+            error = tape.plain.error(raised)
+            raise
+        finally:
+            seconds, warnings = clock() - started, tape.unlisten(heard)
+            with tape.looking("processor"):
+                texts, nested = _flat(given.pop("text", None))
+                self._texts = texts
+                large: dict[str, TensorSeen] = {}
+                outputs = {
+                    name: kept
+                    for name, tensor in _tensors(result).items()
+                    if (kept := tape.keep(name, tensor, large)) is not None
+                }
+                tape.add(
+                    ProcessorCall(
+                        texts=tuple(map(tape.plain.text, texts)),
+                        nested=nested,
+                        images=media.get("image", ()),
+                        videos=media.get("video", ()),
+                        audios=media.get("audio", ()),
+                        keywords=tape.plain.mapping(given),
+                        ignored=_ignored(this, original, given),
+                        warnings=warnings,
+                        outputs=outputs,
+                        padding_side=side,
+                        error=error,
+                        large=large,
+                    ),
+                    seconds,
+                )
+
+
+def _part(part: Any) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    return {
+        key: "<array>" if key in _MEDIA_KEYS and _is_data(held) else held
+        for key, held in part.items()
+    }
+
+
+def _is_data(held: Any) -> bool:
+    """A list of frames may be a list of paths."""
+    if isinstance(held, list | tuple):
+        return any(map(_is_data, held))
+    return held is not None and not isinstance(held, str | bool | int | float | Mapping)
+
+
+def _flat(text: Any) -> tuple[tuple[str, ...], bool]:
+    if isinstance(text, str):
+        return (text,), False
+    if not isinstance(text, list | tuple):
+        return (), False
+    nested = any(isinstance(one, list | tuple) for one in text)
+    return tuple(t for one in text for t in (_flat(one)[0])), nested
+
+
+def _tensors(result: Any) -> dict[str, Tensor]:
+    """Arrays and lists of numbers count as tensors: not everybody asks for ``"pt"``."""
+    found = {}
+    for name, value in dict(result).items() if isinstance(result, Mapping) else ():
+        try:
+            found[str(name)] = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):  # rows of different length
+            continue
+    return found
+
+
+def _ignored(processor: Any, call: Callable[..., Any], given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keywords that no part of the processor takes: transformers drops them with a warning that it
+    gives once a process, and in some forms of call without one."""
+    signature = inspect.signature(call)
+    kinds = _keyword_kinds(type(processor), signature)
+    if kinds is None:
+        return ()
+    known = {*signature.parameters, "text", *_ARGUMENTS.values(), *_PARTS, "common_kwargs"}
+    for group, kind in kinds.__annotations__.items():
+        known |= set(getattr(kind, "__annotations__", {}))
+        part = getattr(processor, _PARTS.get(group, ""), None)
+        known |= set(getattr(getattr(part, "valid_kwargs", None), "__annotations__", {}))
+    return tuple(key for key in given if key not in known)
+
+
+def _keyword_kinds(kind: type, signature: inspect.Signature) -> Any:
+    """The class that lists a processor's keywords: an attribute of it in recent versions, before
+    that only the annotation of its call."""
+    declared = getattr(kind, "valid_processor_kwargs", None)
+    if declared is not None:
+        return declared
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            return next(iter(get_args(parameter.annotation)), None)
+    return None

@@ -1,0 +1,164 @@
+"""Watches reward functions: each is replaced in the trainer's own list by one that looks on."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from omni_grpo_core.observed import RewardCall
+from omni_grpo_core.recorder.calls import arguments
+from omni_grpo_core.recorder.tape import Tape, clock
+from omni_grpo_core.rewards.base import plain_text
+
+RewardFunction = Callable[..., Any]
+
+
+class RewardWatch:
+    """``functions``: the looked-on functions, in order, for a loop that calls them by hand."""
+
+    def __init__(self, functions: Sequence[RewardFunction], tape: Tape) -> None:
+        self._tape, self._given = tape, functions
+        self._before = tuple(functions)
+        self._active = True
+        self.probes: Mapping[str, Mapping[str, Any]] = {}
+        self.functions = tuple(map(self._watched, self._before))
+
+    def start(self) -> None:
+        self._put(self.functions)
+
+    def stop(self) -> None:
+        self._put(self._before)
+        # a loop that kept a function goes on with it after the end
+        self._active = False
+
+    def _put(self, functions: Sequence[RewardFunction]) -> None:
+        if isinstance(self._given, MutableSequence):
+            self._given[:] = functions
+
+    def _watched(self, function: RewardFunction) -> RewardFunction:
+        # a trainer calls a reward *model* in its own way, and asks for its class
+        if isinstance(function, nn.Module) or not callable(function):
+            return function
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def later(*args: Any, **keywords: Any) -> Any:
+                started, values, error = clock(), None, None
+                try:
+                    values = await function(*args, **keywords)
+                    return values
+                except BaseException as raised:
+                    error = self._tape.plain.error(raised)
+                    raise
+                finally:
+                    self._note(function, args, keywords, values, error, clock() - started)
+
+            return later
+        return (
+            _LookedOn(function, self._call)
+            if not inspect.isfunction(function)
+            else (functools.wraps(function)(functools.partial(self._call, function)))
+        )
+
+    def _call(self, function: RewardFunction, /, *args: Any, **keywords: Any) -> Any:
+        started, values, error = clock(), None, None
+        try:
+            values = function(*args, **keywords)
+            return values
+        except BaseException as raised:
+            error = self._tape.plain.error(raised)
+            raise
+        finally:
+            self._note(function, args, keywords, values, error, clock() - started)
+
+    def _note(
+        self,
+        function: RewardFunction,
+        args: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        values: Any,
+        error: str | None,
+        seconds: float,
+    ) -> None:
+        if not self._active:
+            return
+        with self._tape.looking("reward"):
+            plain = self._tape.plain
+            given = arguments(function, args, keywords)
+            given.pop("self", None)
+            name = name_of(function)
+            self._tape.add(
+                RewardCall(
+                    name=name,
+                    source=source_of(function),
+                    prompts=_texts(given.pop("prompts", None), plain.text),
+                    completions=_texts(given.pop("completions", None), plain.text),
+                    columns=plain.mapping(given),
+                    values=_numbers(values),
+                    probe=self.probes.get(name, {}),
+                    error=error,
+                ),
+                seconds,
+            )
+
+
+class _LookedOn:
+    """Stands for a callable object: everything but the call is the object's own."""
+
+    def __init__(self, target: Any, call: Callable[..., Any]) -> None:
+        self.__dict__["_target"] = target
+        self.__dict__["_call"] = call
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self._call(self._target, *args, **keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_target"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._target, name, value)
+
+    def __repr__(self) -> str:
+        return repr(self._target)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._target)
+
+
+def name_of(function: RewardFunction) -> str:
+    """
+    >>> name_of(len), name_of(functools.partial(len))
+    ('len', 'partial')
+    """
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def source_of(function: RewardFunction) -> str:
+    """Module and qualified name.
+
+    >>> source_of(plain_text)
+    'omni_grpo_core.rewards.base.plain_text'
+    """
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', '')}"
+
+
+def _texts(values: Any, clean: Callable[[str], str]) -> tuple[str, ...]:
+    if values is None:
+        return ()
+    many = [values] if isinstance(values, str) else values
+    return tuple(clean(plain_text(value, "reward")) for value in many)
+
+
+def _numbers(values: Any) -> tuple[float | None, ...]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().flatten().tolist()
+    if values is None or not hasattr(values, "__iter__"):
+        return () if values is None else (float(values),)
+    return tuple(None if value is None else float(value) for value in values)

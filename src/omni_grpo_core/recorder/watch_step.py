@@ -1,0 +1,155 @@
+"""Watches backward and the optimizer's step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from omni_grpo_core.observed import StepSeen
+from omni_grpo_core.recorder.patches import Patches
+from omni_grpo_core.recorder.tape import Tape
+from omni_grpo_core.recorder.thinker import Found, part_of
+
+_SAMPLED = 16
+"""Parameters of a part that are looked at before and after a step, and elements of each below."""
+_ELEMENTS = 1024
+
+
+class StepWatch:
+    """Calls ``on_step`` after every optimizer step."""
+
+    def __init__(
+        self,
+        found: Found,
+        tape: Tape,
+        settings: Mapping[str, Any],
+        on_step: Callable[[], None],
+    ) -> None:
+        self._found, self._tape, self._settings, self._on_step = found, tape, settings, on_step
+        self._losses: list[Tensor] = []
+        self._inside = False
+        self._handles: list[Any] = []
+        self._before: _Before | None = None
+        self.step = 0
+
+    def start(self, patches: Patches) -> None:
+        backward = torch.autograd.backward
+
+        @functools.wraps(backward)
+        def watched(tensors: Any, *args: Any, **keywords: Any) -> Any:
+            if self._inside:  # re-entrant checkpointing runs a backward inside the backward
+                return backward(tensors, *args, **keywords)
+            self._inside = True
+            try:
+                with self._tape.looking("backward"):
+                    self._note_losses(tensors)
+                return backward(tensors, *args, **keywords)
+            finally:
+                self._inside = False
+
+        # Tensor.backward ends here, and so does whoever calls it for several losses at once
+        patches.set(torch.autograd, "backward", watched)
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._losses.clear()
+        self._before = None
+
+    def _note_losses(self, tensors: Any) -> None:
+        for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
+            if isinstance(tensor, Tensor) and tensor.numel() == 1:
+                self._losses.append(tensor.detach().clone().flatten()[0])
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        with self._tape.looking("optimizer step"):
+            self._before = _Before(self._found.outer, optimizer)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        with self._tape.looking("optimizer step"):
+            before, self._before = self._before, None
+            losses, self._losses = tuple(float(loss) for loss in self._losses), []
+            # a second optimizer of the same step has nothing of its own to tell
+            if before is None or not (losses or self._tape.records):
+                return
+            rate = optimizer.param_groups[0].get("lr") if optimizer.param_groups else None
+            self._tape.add(
+                StepSeen(
+                    step=self.step,
+                    trainable=before.trainable,
+                    grad_norms={part: float(norm) for part, norm in before.norms.items()},
+                    held=before.held,
+                    changed=before.changed(),
+                    losses=losses,
+                    learning_rate=None if rate is None else float(rate),
+                    settings=self._tape.plain.mapping(self._settings),
+                    warnings=self._tape.warnings,
+                )
+            )
+            self._on_step()
+
+
+class _Before:
+    """The model just before a step."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.trainable: dict[str, int] = {}
+        self.held: dict[str, int] = {}
+        gradients: dict[str, list[Tensor]] = {}
+        watched: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            part, holds = part_of(name), id(parameter) in held
+            if parameter.requires_grad:
+                self.trainable[part] = self.trainable.get(part, 0) + parameter.numel()
+            if holds:
+                self.held[part] = self.held.get(part, 0) + parameter.numel()
+            if parameter.requires_grad or holds:
+                watched.setdefault(part, []).append(parameter)
+            if parameter.grad is not None:
+                gradients.setdefault(part, []).append(_local(parameter.grad))
+        self.norms = {part: get_total_norm(given) for part, given in gradients.items()}
+        self._sampled = {
+            part: [(p, _first(p).clone()) for p in _spread(parameters)]
+            for part, parameters in watched.items()
+        }
+
+    def changed(self) -> dict[str, bool]:
+        return {
+            part: any(not torch.equal(_first(p), before) for p, before in sampled)
+            for part, sampled in self._sampled.items()
+        }
+
+
+def _spread(parameters: list[nn.Parameter]) -> Iterable[nn.Parameter]:
+    """Some of them, from first to last, in pairs: LoRA's second matrix is the one that moves first,
+    and it stands after every first."""
+    pairs = [parameters[i : i + 2] for i in range(0, len(parameters), 2)]
+    stride = max(1, -(-len(pairs) * 2 // _SAMPLED))
+    return [parameter for pair in pairs[::stride] for parameter in pair]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's share: asking for the whole would make ranks wait for one another."""
+    to_local = getattr(tensor, "to_local", None)
+    local: Tensor = tensor if to_local is None else to_local()
+    return local.detach()
+
+
+def _first(parameter: nn.Parameter) -> Tensor:
+    return _local(parameter).flatten()[:_ELEMENTS]
