@@ -14,22 +14,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from PIL import Image as PILImage
 from torch import Tensor
 
-from omni_grpo_core.conversation import build_conversation
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import LoopConfig
-from omni_grpo_core.faults.material import Clips, Drawn, rows_of
-from omni_grpo_core.faults.rewards import Recall, context_mask
-from omni_grpo_core.observed import AdvantageSeen, LossSeen, SamplesSeen
+from omni_grpo_core.faults.feeding import Feeding
+from omni_grpo_core.faults.judging import Judging
+from omni_grpo_core.faults.material import Clips, Drawn
+from omni_grpo_core.faults.rewards import Recall
+from omni_grpo_core.observed import LossSeen, SamplesSeen
 from omni_grpo_core.policy import Policy, generating
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
-from omni_grpo_core.types import Media
-
-Messages = list[dict[str, Any]]
-MEDIA_KEYS = ("pixel_values", "pixel_values_videos", "input_features")
 
 
 class Notebook(Protocol):
@@ -66,7 +62,7 @@ class StepOutcome:
     texts: tuple[str, ...]
 
 
-class WildLoop:
+class WildLoop(Feeding, Judging):
     """A trainer of the usual shape on ``policy``'s weights, which it copies.
 
     ``model`` (perhaps wrapped by PEFT), ``processor``, ``optimizer`` and ``reward_funcs`` are what
@@ -138,82 +134,7 @@ class WildLoop:
             for name in methods:
                 delattr(self, name)
 
-    # ----------------------------------------------------------------- data to inputs
-
-    def draw(self, micro: int) -> list[Drawn]:
-        """The rows of a micro-batch, one for each prompt."""
-        numbers = self.config.rows
-        shift = (micro + self.steps_done * self.config.accumulation) % len(numbers)
-        return [rows_of()[number] for number in (*numbers[shift:], *numbers[:shift])]
-
-    def conversation(self, drawn: Drawn) -> Messages:
-        """The messages of one row."""
-        tracks = {p: self.clips.has_track(p) for p in drawn.videos}
-        built = build_conversation(drawn.sample, audio_in_video=self.config.audio, tracks=tracks)
-        return self.clips.messages(built)
-
-    def render(self, conversations: list[Messages]) -> list[str]:
-        """The prompts of a batch."""
-        texts: list[str] = self.processor.apply_chat_template(
-            conversations, add_generation_prompt=True, tokenize=False
-        )
-        return texts
-
-    def load(self, messages: Messages) -> Media:
-        """The media that the messages name; the track of a video too where it is interleaved."""
-        return self.clips.load(messages, self.use_audio_in_video)
-
-    def repeat(self, values: list[Any]) -> list[Any]:
-        """For the group: 1 1 2 2."""
-        return [value for value in values for _ in range(self.config.group_size)]
-
-    def processor_keywords(self, media: Sequence[Media]) -> dict[str, Any]:
-        """What the processor is told beside text and media."""
-        keywords: dict[str, Any] = {"padding": True, "return_tensors": "pt", "do_resize": False}
-        rates = {video.sample_fps for one in media for video in one.videos}
-        if rates:
-            (keywords["fps"],) = rates
-        if self.use_audio_in_video:
-            if hasattr(self.processor, "load_audio_from_video"):
-                keywords["load_audio_from_video"] = True
-                keywords["audio_from_video_indices"] = self._audio_owners(media)
-            else:
-                keywords["use_audio_in_video"] = True
-        return keywords
-
-    @staticmethod
-    def _audio_owners(media: Sequence[Media]) -> list[int | None]:
-        owners: list[int | None] = []
-        videos = 0
-        for one in media:
-            owners += [
-                None if audio.from_video is None else videos + audio.from_video
-                for audio in one.audios
-            ]
-            videos += len(one.videos)
-        return owners
-
-    def process(self, texts: list[str], media: list[Media]) -> dict[str, Tensor]:
-        """Prompts and media to the model's inputs, left-padded."""
-        output = self.call_processor(
-            text=texts,
-            images=[_pil(image.pixels) for one in media for image in one.images] or None,
-            videos=[video.frames for one in media for video in one.videos] or None,
-            audio=[audio.samples.numpy() for one in media for audio in one.audios] or None,
-            **self.processor_keywords(media),
-        )
-        inputs = {key: torch.as_tensor(value) for key, value in output.items()}
-        for key in MEDIA_KEYS:
-            if key in inputs:
-                inputs[key] = inputs[key].to(self.policy.model.dtype)
-        return inputs
-
-    def call_processor(self, **keywords: Any) -> Mapping[str, Any]:
-        """The one call of the processor."""
-        output: Mapping[str, Any] = self.processor(**keywords)
-        return output
-
-    # ----------------------------------------------------------------- rollout
+    # ----------------------------------------------------------------- generation
 
     def generation_keywords(self) -> dict[str, Any]:
         """How completions are sampled."""
@@ -256,66 +177,6 @@ class WildLoop:
             tokens = tokens[:-1] if tokens and tokens[-1] in self.eos else tokens
             texts.append(self.policy.decode(tokens))
         return texts
-
-    # ----------------------------------------------------------------- rewards, advantages
-
-    def columns(self, drawn: list[Drawn]) -> dict[str, list[Any]]:
-        """The columns of the data set, one value for each completion."""
-        names = ("sample_id", "problem_type", "options", "solution")
-        return {name: [one.row[name] for one in drawn] for name in names}
-
-    def score(self, prompts: list[str], texts: list[str], drawn: list[Drawn]) -> Tensor:
-        """(N, functions), NaN where a function could not score."""
-        columns = self.columns(drawn)
-        table = [
-            function(prompts=prompts, completions=texts, **columns)
-            for function in self.reward_funcs
-        ]
-        return torch.tensor(
-            [[float("nan") if v is None else float(v) for v in values] for values in table]
-        ).T
-
-    def total(self, rewards: Tensor) -> Tensor:
-        """(N,): the weighted sum; a partial reward acts on its own tokens instead."""
-        weights = torch.tensor(self.reward_weights)
-        if self.config.partial:
-            weights[-1] = 0.0
-        return (rewards * weights).nansum(1)
-
-    def group_ids(self, drawn: list[Drawn]) -> list[str]:
-        """Whose completion each row is."""
-        return [str(one.row["sample_id"]) for one in drawn]
-
-    def normalise(self, rewards: Tensor, groups: Sequence[str]) -> Tensor:
-        """(N,): reward minus the group's mean, over its deviation."""
-        advantages = torch.zeros_like(rewards)
-        for name in dict.fromkeys(groups):
-            members = torch.tensor([group == name for group in groups])
-            own = rewards[members]
-            deviation = own.std() if len(own) > 1 else torch.tensor(0.0)
-            advantages[members] = (own - own.mean()) / (deviation + 1e-4)
-        return advantages
-
-    def partial_spans(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """bool, (N, C): the tokens of the context, on which the partial reward acts."""
-        return context_mask(self.policy, ids, mask)
-
-    def advantages(
-        self, rewards: Tensor, drawn: list[Drawn], ids: Tensor, mask: Tensor
-    ) -> AdvantageSeen:
-        """Advantages as they go into the loss."""
-        groups = self.group_ids(drawn)
-        total = self.total(rewards)
-        values = self.normalise(total, groups)
-        spans = {}
-        if self.config.partial:
-            spans["recall"] = self.partial_spans(ids, mask)
-            extra = self.normalise(rewards[:, -1].nan_to_num(), groups)
-            values = values[:, None] + extra[:, None] * spans["recall"]
-            values = values * mask
-        names = [str(getattr(f, "__name__", "reward")) for f in self.reward_funcs]
-        weights = dict(zip(names, self.reward_weights, strict=True))
-        return AdvantageSeen(total, tuple(groups), values, "group", weights, spans)
 
     # ----------------------------------------------------------------- scoring, loss
 
@@ -495,7 +356,3 @@ class WildLoop:
 
 def _masked_mean(values: Tensor, mask: Tensor) -> float:
     return float((values * mask).sum() / mask.sum().clamp(min=1))
-
-
-def _pil(pixels: Tensor) -> PILImage.Image:
-    return PILImage.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

@@ -1,0 +1,82 @@
+"""The loop's middle: completions to rewards, rewards to advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.material import Drawn
+from omni_grpo_core.faults.rewards import context_mask
+from omni_grpo_core.observed import AdvantageSeen
+from omni_grpo_core.policy import Policy
+
+
+class Judging:
+    """Every method is a seam that a fault may replace."""
+
+    config: LoopConfig
+    policy: Policy
+    reward_funcs: list[Callable[..., list[float | None]]]
+    reward_weights: list[float]
+
+    def columns(self, drawn: list[Drawn]) -> dict[str, list[Any]]:
+        """The columns of the data set, one value for each completion."""
+        names = ("sample_id", "problem_type", "options", "solution")
+        return {name: [one.row[name] for one in drawn] for name in names}
+
+    def score(self, prompts: list[str], texts: list[str], drawn: list[Drawn]) -> Tensor:
+        """(N, functions), NaN where a function could not score."""
+        columns = self.columns(drawn)
+        table = [
+            function(prompts=prompts, completions=texts, **columns)
+            for function in self.reward_funcs
+        ]
+        return torch.tensor(
+            [[float("nan") if v is None else float(v) for v in values] for values in table]
+        ).T
+
+    def total(self, rewards: Tensor) -> Tensor:
+        """(N,): the weighted sum; a partial reward acts on its own tokens instead."""
+        weights = torch.tensor(self.reward_weights)
+        if self.config.partial:
+            weights[-1] = 0.0
+        return (rewards * weights).nansum(1)
+
+    def group_ids(self, drawn: list[Drawn]) -> list[str]:
+        """Whose completion each row is."""
+        return [str(one.row["sample_id"]) for one in drawn]
+
+    def normalise(self, rewards: Tensor, groups: Sequence[str]) -> Tensor:
+        """(N,): reward minus the group's mean, over its deviation."""
+        advantages = torch.zeros_like(rewards)
+        for name in dict.fromkeys(groups):
+            members = torch.tensor([group == name for group in groups])
+            own = rewards[members]
+            deviation = own.std() if len(own) > 1 else torch.tensor(0.0)
+            advantages[members] = (own - own.mean()) / (deviation + 1e-4)
+        return advantages
+
+    def partial_spans(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """bool, (N, C): the tokens of the context, on which the partial reward acts."""
+        return context_mask(self.policy, ids, mask)
+
+    def advantages(
+        self, rewards: Tensor, drawn: list[Drawn], ids: Tensor, mask: Tensor
+    ) -> AdvantageSeen:
+        """Advantages as they go into the loss."""
+        groups = self.group_ids(drawn)
+        total = self.total(rewards)
+        values = self.normalise(total, groups)
+        spans = {}
+        if self.config.partial:
+            spans["recall"] = self.partial_spans(ids, mask)
+            extra = self.normalise(rewards[:, -1].nan_to_num(), groups)
+            values = values[:, None] + extra[:, None] * spans["recall"]
+            values = values * mask
+        names = [str(getattr(f, "__name__", "reward")) for f in self.reward_funcs]
+        weights = dict(zip(names, self.reward_weights, strict=True))
+        return AdvantageSeen(total, tuple(groups), values, "group", weights, spans)
