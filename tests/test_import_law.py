@@ -97,6 +97,9 @@ WINGS: Mapping[str, str] = {
             "grpo.evaluation",
             "grpo.guard",
             "grpo.learners",
+            "grpo.load_config",
+            "grpo.memory",
+            "grpo.prompt_estimate",
             "grpo.lora",
             "grpo.progress",
             "grpo.records",
@@ -128,7 +131,7 @@ DOORS: Mapping[str, frozenset[str]] = {
 QUICK = (
     "omni_grpo_core",
     *(f"omni_grpo_core.{m}" for m in ("types", "errors", "cli", "pytest_plugin")),
-    "omni_grpo_core.grpo.train_config",
+    "omni_grpo_core.grpo.load_config",
 )
 SLOW = ("torch", "transformers", "numpy")
 

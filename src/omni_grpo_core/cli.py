@@ -59,6 +59,13 @@ class AudioPreferenceOption(StrEnum):
     off = "off"
 
 
+class TinyFamily(StrEnum):
+    qwen2_5 = "qwen2.5"
+    qwen3 = "qwen3"
+
+
+FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Qwen3-Omni's.")]
+
 CheckpointOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time
     typer.Option(help="Checkpoint folder; the shipped tiny one if left out."),
@@ -175,7 +182,7 @@ def train(
     the run; it says why, and where the trace of that step lies.
     """
     with bad_input_exits(as_json):
-        from omni_grpo_core.grpo.train_config import load_train_config
+        from omni_grpo_core.grpo.load_config import load_train_config
 
         plan, warnings = load_train_config(config)
         first = os.environ.get("RANK", "0") == "0"
@@ -205,6 +212,7 @@ def train(
 @tiny_app.command("build")
 def tiny_build(
     out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    family: FamilyOption = TinyFamily.qwen2_5,
     seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
     steps: Annotated[
         Optional[int],  # noqa: UP045
@@ -212,27 +220,28 @@ def tiny_build(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train the tiny checkpoint from scratch: minutes on 2 cores."""
+    """Train a tiny checkpoint from scratch: minutes on one core."""
     with bad_input_exits(as_json):
         writable(out)
         quiet_libraries()
         from omni_grpo_core.tiny.recipe import build
 
         quiet_transformers()
-        metrics = build(out, seed=seed, steps=steps)
+        metrics = build(out, family=family.value, seed=seed, steps=steps)
         if as_json:
-            typer.echo(json.dumps({"checkpoint": str(out), "seed": seed, "metrics": metrics}))
+            told = {"checkpoint": str(out), "family": family.value, "seed": seed}
+            typer.echo(json.dumps({**told, "metrics": metrics}))
         else:
             for name, value in metrics.items():
                 typer.echo(f"{name:32} {value:.3f}")
 
 
 @tiny_app.command("path")
-def tiny_path() -> None:
+def tiny_path(family: FamilyOption = TinyFamily.qwen2_5) -> None:
     """Print where the shipped checkpoint lies."""
     from omni_grpo_core import tiny
 
-    typer.echo(tiny.checkpoint_dir())
+    typer.echo(tiny.checkpoint_dir(family.value))
 
 
 def main() -> None:

@@ -14,13 +14,8 @@ import yaml
 from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.grpo.config import LossConfig
-from omni_grpo_core.grpo.train_config import (
-    FOREIGN,
-    OptimizerConfig,
-    check_config,
-    learning_rate,
-    load_train_config,
-)
+from omni_grpo_core.grpo.load_config import FOREIGN, check_config, load_train_config
+from omni_grpo_core.grpo.train_config import OptimizerConfig, learning_rate
 
 GOOD: Mapping[str, Any] = {
     "checkpoint": str(tiny.checkpoint_dir()),
@@ -80,6 +75,10 @@ def test_a_good_one_is_read_over_the_checkpoint_s_own_settings(tmp_path: Path) -
         ({"eval_every": 5}, "eval_every: found 5 without eval_data"),
         ({"precision": "float16"}, "precision: found 'float16'"),
         ({"guard": {"patience": 0}}, "patience: found 0"),
+        ({"gradient_checkpointing": True, "use_cache": True}, "'use_cache'.*never"),
+        ({"settings": {"group_size": 4, "max_prompt_length": 20}}, "20, and .* of 22 samples have"),
+        ({"settings": {"group_size": 4, "max_new_tokens": 10**9}}, "memory: found .*rollout"),
+        ({"batch_size": 96}, "batch_size: found 24 groups of 22 samples"),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -114,21 +113,34 @@ def test_the_rate_warms_up_and_falls() -> None:
     assert learning_rate(replace(cosine, schedule="constant"), 2, 3) == 2.0
 
 
-def test_a_wrong_one_exits_2_before_torch_is_loaded(tmp_path: Path) -> None:
-    """What takes two seconds and more is loading torch: a typo must not wait for it."""
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepz": 3}, "unknown key 'stepz'"),
+        ({"settings": {"group_size": 4, "max_prompt_length": 20}}, "max_prompt_length"),
+        ({"settings": {"group_size": 4, "max_new_tokens": 10**9}}, "memory"),
+        ({"rewards": {"accuracy": {"gate": "format >= 1"}}}, "a gate on 'format'"),
+        ({"data": "run.yaml"}, "run.yaml"),
+    ],
+)
+def test_a_wrong_one_exits_2_before_torch_is_loaded(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    """What takes two seconds and more is loading torch: a typo must not wait for it, nor what is
+    wrong with rewards, data or memory."""
     code = (
         "import sys; from omni_grpo_core.cli import app\n"
         "try: app(sys.argv[1:])\n"
         "finally: print(sorted({'torch', 'numpy', 'transformers'} & {*sys.modules}))"
     )
-    path = write(tmp_path, stepz=3)
+    path = write(tmp_path, **changes)
     done = subprocess.run(
         [sys.executable, "-c", code, "train", str(path)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stdout == "[]\n"
-    assert "unknown key 'stepz'" in done.stderr
+    assert message in done.stderr
 
 
 def test_json_tells_the_error_apart(

@@ -10,20 +10,12 @@ from typing import Any
 import torch
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.grpo.train_config import LoraConfig, Tower
-
-_PREFIX: dict[Tower, tuple[str, ...]] = {
-    "image": ("visual.",),
-    "video": ("visual.",),
-    "audio": ("audio_tower.",),
-    "text": ("model.", "lm_head."),
-}
-"""Parameters of a thinker by what they are for."""
+from omni_grpo_core.grpo.train_config import TOWER_PREFIX, LoraConfig, Tower
 
 
 def freeze(model: Any, towers: Collection[Tower]) -> None:
     """Let every parameter learn but those of ``towers``."""
-    stuck = tuple(prefix for tower in towers for prefix in _PREFIX[tower])
+    stuck = tuple(prefix for tower in towers for prefix in TOWER_PREFIX[tower])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(stuck) if stuck else True)
 

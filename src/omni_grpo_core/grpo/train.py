@@ -22,13 +22,13 @@ from accelerate.utils import ProjectConfiguration, gather_object
 from torch import Tensor, nn
 
 from omni_grpo_core.check import check
-from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.grpo import checkpointing
 from omni_grpo_core.grpo.advantage import Advantages, group_advantages
 from omni_grpo_core.grpo.bundle import save_bundle, step_trace
 from omni_grpo_core.grpo.evaluation import Examiner
 from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, failed_checks, watch_generation
 from omni_grpo_core.grpo.learners import choose_learners
+from omni_grpo_core.grpo.load_config import require_enough
 from omni_grpo_core.grpo.metrics import Metrics, advantage_metrics, rollout_metrics
 from omni_grpo_core.grpo.records import step_record
 from omni_grpo_core.grpo.step import MicroBatch, Scorer, StepPlan, Update, cut, optimize
@@ -116,8 +116,9 @@ def train(
 ) -> TrainResult:
     """Train from the newest saved state under ``config.out``, or from the start.
 
-    ``config`` has passed ``check_config``. ``trace_steps``: how many of the first steps are
-    recorded as traces under ``out/trace``. Raises ``OmniGrpoError`` for input that cannot be used.
+    ``config`` has passed :mod:`~omni_grpo_core.grpo.load_config`. ``trace_steps``: how many of the
+    first steps are recorded as traces under ``out/trace``. Raises ``OmniGrpoError`` for input that
+    cannot be used.
     """
     return _Run(config, trace_steps, on_step).run()
 
@@ -129,13 +130,7 @@ class _Run:
         self.config, self.trace_steps, self.on_step = config, trace_steps, on_step
         self.out = Path(config.out)
         self.samples = load_samples(config.data, root=Path(config.root) if config.root else None)
-        if len(self.samples) < config.prompts:
-            raise ConfigError(
-                "batch_size",
-                got=f"{config.prompts} groups of {len(self.samples)} samples",
-                want="no more groups in a step than there are samples",
-                fix="lower batch_size or raise settings: group_size",
-            )
+        require_enough(config, self.samples)
         self.reward = config.composition()
         self.saved = checkpointing.newest(self.out, config)
         self.accelerator = Accelerator(

@@ -1,38 +1,27 @@
-"""The settings of a training run, read and refused before torch is loaded."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.grpo.config import LossConfig, RolloutCorrection, Scale
 from omni_grpo_core.rewards.compose import Component, Composition, Gate
 from omni_grpo_core.rewards.load import load_reward
-from omni_grpo_core.settings import Settings, load_settings
-from omni_grpo_core.strict import merge, read_mapping
+from omni_grpo_core.settings import Settings
 
 Schedule = Literal["constant", "linear", "cosine"]
 Tower = Literal["image", "video", "audio", "text"]
 
-FOREIGN: Mapping[str, str] = {
-    "use_cache": "nothing to set: generation always has its cache and scoring never; with gradient "
-    "checkpointing, transformers drops the cache and generates garbage",
-    "num_generations": "settings: group_size",
-    "max_prompt_length": "settings: max_prompt_length",
-    "max_completion_length": "settings: max_new_tokens",
-    "per_device_train_batch_size": "micro_batch_size, the completions of one scoring forward",
-    "gradient_accumulation_steps": "batch_size, the completions of one optimizer step: it is cut "
-    "into micro-batches without changing the loss",
-    "use_audio_in_video": "settings: audio_in_video",
-    "reward_funcs": "rewards",
-    "learning_rate": "optimizer: lr",
+TOWER_PREFIX: Mapping[Tower, tuple[str, ...]] = {
+    "image": ("visual.",),
+    "video": ("visual.",),
+    "audio": ("audio_tower.",),
+    "text": ("model.", "lm_head."),
 }
-"""Keys of other trainers, and what is meant by them here."""
+"""Parameters of a thinker by what they are for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,67 +134,6 @@ class TrainConfig:
         )
 
 
-def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Read and check a run's YAML or JSON; paths in it start from its own folder.
-
-    ``settings`` go over the checkpoint's own ``omni_grpo.json``. Returns the configuration and
-    warnings. Raises ``ConfigError``.
-    """
-    values = read_mapping(path)
-    for key in values:
-        if key in FOREIGN:
-            raise ConfigError(str(path), got=f"key {key!r}", want=FOREIGN[key], fix="use that")
-    here = path.absolute().parent
-    places = ("checkpoint", "data", "out", "processor", "root", "eval_data")
-    placed = {
-        key: str(here / value) if key in places and isinstance(value, str) and value else value
-        for key, value in values.items()
-    }
-    own = Settings()
-    if isinstance(placed.get("checkpoint"), str):
-        own = load_settings(Path(str(placed["checkpoint"])))
-    config: TrainConfig = merge(replace(TrainConfig(), settings=own), placed, str(path))
-    return config, check_config(config, world=int(os.environ.get("WORLD_SIZE", "1")))
-
-
-def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
-    """What can be known without loading anything: returns warnings, raises ``ConfigError``."""
-    _check_places(config)
-    if not config.rewards:
-        raise _bad("rewards", "none", "at least one, such as 'accuracy: {}'", "name them")
-    config.composition()
-    group = config.settings.group_size
-    if group < 2:
-        raise _bad("settings: group_size", str(group), "2 or more",
-                   "an advantage compares the answers of one group")  # fmt: skip
-    if config.batch_size < group or config.batch_size % group:
-        raise _bad("batch_size", str(config.batch_size), f"a multiple of group_size {group}",
-                   f"try {max(1, round(config.batch_size / group)) * group}")  # fmt: skip
-    if config.prompts % world:
-        raise _bad(
-            "batch_size",
-            f"{config.prompts} groups on {world} processes",
-            "as many groups on each",
-            f"try {world * group * -(-config.prompts // world)}",
-        )
-    micro = config.micro_batch_size
-    if micro < 1 or (micro % group and group % micro):
-        raise _bad("micro_batch_size", str(micro), f"a divisor or a multiple of group_size {group}",
-                   f"try {group}")  # fmt: skip
-    if not config.settings.temperature > 0:
-        raise _bad("settings: temperature", f"{config.settings.temperature:g}", "above 0",
-                   "greedy answers of a group are all the same")  # fmt: skip
-    _check_numbers(config)
-    _check_trained(config)
-    warnings = []
-    if group == 2 and config.scale == "group":
-        warnings.append(
-            "group_size 2 with scale 'group': every advantage is +1, -1 or 0, however much the two "
-            "rewards differ; take a larger group, or scale 'none'"
-        )
-    return tuple(warnings)
-
-
 def learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:
     """The rate of optimizer step ``update`` (from 0) of ``updates``.
 
@@ -224,78 +152,6 @@ def learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:
         case "cosine":
             share = (1 + math.cos(math.pi * done)) / 2
     return config.lr * (config.final + (1 - config.final) * share)
-
-
-def _check_places(config: TrainConfig) -> None:
-    for key in ("checkpoint", "data", "out"):
-        if not getattr(config, key):
-            raise _bad(key, "nothing", "a path", f"add '{key}: …'")
-    if not (Path(config.checkpoint) / "config.json").is_file():
-        raise _bad("checkpoint", config.checkpoint, "a folder with a config.json", "correct it")
-    for key in ("data", "eval_data", "root", "processor"):
-        path = getattr(config, key)
-        if path and not Path(path).exists():
-            raise _bad(key, f"{path}, which is not there", "an existing path", "correct it")
-    out = Path(config.out)
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise _bad("out", config.out, "a folder that can be written to", f"see {above}")
-
-
-def _check_numbers(config: TrainConfig) -> None:
-    plan = config.optimizer
-    limits: tuple[tuple[str, float, bool, str], ...] = (
-        ("steps", config.steps, config.steps >= 1, "1 or more"),
-        ("iterations", config.iterations, config.iterations >= 1, "1 or more"),
-        ("save_every", config.save_every, config.save_every >= 0, "0 or more"),
-        ("eval_every", config.eval_every, config.eval_every >= 0, "0 or more"),
-        ("keep", config.keep, config.keep >= 1, "1 or more"),
-        ("optimizer: lr", plan.lr, 0 < plan.lr < 1, "between 0 and 1"),
-        ("optimizer: weight_decay", plan.weight_decay, plan.weight_decay >= 0, "0 or more"),
-        ("optimizer: max_grad_norm", plan.max_grad_norm, plan.max_grad_norm > 0, "above 0"),
-        ("optimizer: final", plan.final, 0 <= plan.final <= 1, "0 to 1"),
-        ("optimizer: warmup_steps", plan.warmup_steps, plan.warmup_steps >= 0, "0 or more"),
-        ("guard: patience", config.guard.patience, config.guard.patience >= 1, "1 or more"),
-        ("guard: garbage", config.guard.garbage, 0 < config.guard.garbage <= 1, "0 to 1, above 0"),
-        ("guard: drift", config.guard.drift, config.guard.drift > 0, "above 0"),
-        ("settings: max_new_tokens", config.settings.max_new_tokens,
-         config.settings.max_new_tokens >= 1, "1 or more"),
-    )  # fmt: skip
-    for item, got, ok, want in limits:
-        if not ok:
-            raise _bad(item, f"{got:g}", want, "correct it")
-    if len(plan.betas) != 2 or not all(0 <= beta < 1 for beta in plan.betas):
-        raise _bad("optimizer: betas", str(list(plan.betas)), "two, each from 0 to 1", "correct it")
-    if config.eval_every and not config.eval_data:
-        raise _bad("eval_every", f"{config.eval_every} without eval_data", "rows to measure on",
-                   "name them, or leave eval_every out")  # fmt: skip
-    if config.loss.loss_type == "dr_grpo" and (
-        config.loss.max_completion_length != config.settings.max_new_tokens
-    ):
-        raise _bad(
-            "loss: max_completion_length",
-            str(config.loss.max_completion_length),
-            f"settings: max_new_tokens, {config.settings.max_new_tokens}",
-            "dr_grpo divides by the cap of a completion",
-        )
-
-
-def _check_trained(config: TrainConfig) -> None:
-    if set(config.freeze) >= {"image", "video", "audio", "text"}:
-        raise _bad("freeze", "everything", "something left to train", "leave one out")
-    if ("image" in config.freeze) != ("video" in config.freeze):
-        raise _bad("freeze", ", ".join(config.freeze), "image and video, or neither",
-                   "one tower sees both")  # fmt: skip
-    if config.lora is not None and config.freeze:
-        raise _bad("freeze", f"{', '.join(config.freeze)} with lora", "one of the two",
-                   "with lora everything but the adapter is frozen")  # fmt: skip
-    if config.lora is not None and (config.lora.rank < 1 or not config.lora.target_modules):
-        raise _bad("lora", f"rank {config.lora.rank}, {len(config.lora.target_modules)} targets",
-                   "rank 1 or more, and targets", "correct it")  # fmt: skip
-
-
-def _bad(item: str, got: str, want: str, fix: str) -> ConfigError:
-    return ConfigError(item, got=got, want=want, fix=fix)
 
 
 def as_values(config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,175 @@
+"""How many media tokens a sample's prompt has at the least, by file headers and settings alone.
+
+A lower bound: what is refused by it could not have run. Files whose headers are not read
+(:mod:`~omni_grpo_core.grpo.headers`) count nothing, and lengths count a twentieth less than headers
+say, which is what the media stage lets a header be wrong by.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from omni_grpo_core.conversation import build_conversation
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.family import family_of
+from omni_grpo_core.grpo.headers import Header, read_header
+from omni_grpo_core.media_config import FRAMES_PER_TOKEN, MediaConfig
+from omni_grpo_core.settings import Settings
+from omni_grpo_core.types import MediaPart, Sample
+
+TRUSTED = 0.95
+"""Share of a header's length that is counted on."""
+
+# qwen-omni-utils' own limits, in tokens a frame; a test holds them to the library
+VIDEO_TOKENS = (128, 768)
+IMAGE_TOKENS = (4, 16_384)
+CLIP_TOKENS = 128_000 * 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class TokenShape:
+    """``side``: pixels a side of what one token shows. ``audio_tokens``: mel frames (10 ms) ->
+    tokens."""
+
+    side: int
+    audio_tokens: Callable[[int], int]
+
+
+def token_shape(checkpoint: Path) -> TokenShape:
+    """From the checkpoint's ``config.json``. Raises ``CheckpointError`` for another family,
+    ``ConfigError`` for a file that is none."""
+    config = read_config(checkpoint)
+    vision = config.get("thinker_config", config).get("vision_config", {})
+    side = int(vision.get("patch_size", 14)) * int(vision.get("spatial_merge_size", 2))
+    family = family_of(str(config.get("model_type")), str(checkpoint))
+    return TokenShape(side, family.audio_tokens)
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's ``config.json``. Raises ``ConfigError`` where it is none."""
+    path = checkpoint / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__}")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            str(path), got=str(error), want="a checkpoint's config", fix="copy it again"
+        ) from error
+    return config
+
+
+def least_media_tokens(
+    samples: Sequence[Sample], settings: Settings, shape: TokenShape
+) -> tuple[int, ...]:
+    """Media tokens of each sample's prompt, at the least.
+
+    Raises ``ConversationError`` for a sample that contradicts the audio-in-video setting.
+    """
+    paths = {ref.path for s in samples for ref in s.media if ref.modality != "image"}
+    headers = {path: read_header(path) or Header() for path in sorted(paths)}
+    tracks = {path: header.audio_seconds > 0 for path, header in headers.items()}
+    totals = []
+    for sample in samples:
+        told = build_conversation(sample, audio_in_video=settings.audio_in_video, tracks=tracks)
+        interleaved = told.audio_in_video == "interleaved"
+        totals.append(
+            sum(_tokens(part, headers, interleaved, settings.media, shape) for part in told.media)
+        )
+    return tuple(totals)
+
+
+def check_prompt_limit(samples: Sequence[Sample], tokens: Sequence[int], limit: int | None) -> None:
+    """Raises ``ConfigError`` where ``limit`` is below the media tokens of a sample."""
+    over = [n for n in tokens if limit is not None and n > limit]
+    if over:
+        worst = tokens.index(max(over))
+        raise ConfigError(
+            "settings: max_prompt_length",
+            got=f"{limit}, and {len(over)} of {len(samples)} samples have more media tokens: "
+            f"{samples[worst].sample_id} has {tokens[worst]} or more",
+            want="a limit above the media tokens and the text: nothing is cut to fit",
+            fix="raise it, or lower settings: media: fps, max_frames or max_pixels",
+        )
+
+
+def resized_tokens(height: int, width: int, side: int, least: float, most: float) -> int:
+    """Tokens of a picture after resizing to between ``least`` and ``most`` pixels, sides multiples
+    of ``side``, as qwen-vl-utils' ``smart_resize`` has it.
+
+    >>> resized_tokens(280, 560, 28, 0, 1e9), resized_tokens(280, 560, 28, 0, 28 * 28 * 50)
+    (200, 50)
+    """
+    rows, columns = (max(1, round(length / side)) for length in (height, width))
+    if rows * columns * side * side > most:
+        shrink = math.sqrt(height * width / most)
+        rows, columns = (math.floor(length / shrink / side) for length in (height, width))
+    elif rows * columns * side * side < least:
+        grow = math.sqrt(least / (height * width))
+        rows, columns = (math.ceil(length * grow / side) for length in (height, width))
+    return rows * columns
+
+
+def _tokens(
+    part: MediaPart,
+    headers: Mapping[str, Header],
+    interleaved: bool,
+    media: MediaConfig,
+    shape: TokenShape,
+) -> int:
+    ref = part.ref
+    if ref.modality == "image":
+        return _image_tokens(ref.path, media, shape.side)
+    header = headers[ref.path]
+    seconds = max(header.video_seconds, header.audio_seconds)
+    stop = min(seconds if ref.end is None else ref.end, seconds)
+    share = max(0.0, stop - (ref.start or 0.0)) / seconds if seconds else 0.0
+    sound = _audio_tokens(header.audio_seconds * share, shape)
+    if ref.modality == "audio":
+        return sound
+    clip = _video_tokens(header, share, media, shape.side) if header.frames and share else 0
+    return clip + (sound if interleaved else 0)
+
+
+def _audio_tokens(seconds: float, shape: TokenShape) -> int:
+    frames = int(100 * TRUSTED * seconds)
+    return max(0, shape.audio_tokens(frames)) if frames else 0
+
+
+def _video_tokens(header: Header, share: float, media: MediaConfig, side: int) -> int:
+    asked = header.video_seconds * share * TRUSTED * media.fps
+    chosen = min(max(asked, media.min_frames), media.max_frames, header.frames * share * TRUSTED)
+    frames = max(FRAMES_PER_TOKEN, int(chosen) // FRAMES_PER_TOKEN * FRAMES_PER_TOKEN)
+    area = side * side
+    least, most = _limits(media.min_pixels, media.max_pixels, VIDEO_TOKENS, area)
+    shared = max(min(VIDEO_TOKENS[1], CLIP_TOKENS / frames * FRAMES_PER_TOKEN) * area, 1.05 * least)
+    each = resized_tokens(header.height, header.width, side, least, min(most, shared))
+    return frames // FRAMES_PER_TOKEN * each
+
+
+def _image_tokens(path: str, media: MediaConfig, side: int) -> int:
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return 0
+    area = side * side
+    least, most = _limits(media.image_min_pixels, media.image_max_pixels, IMAGE_TOKENS, area)
+    return resized_tokens(height, width, side, least, most)
+
+
+def _limits(
+    low: int | None, high: int | None, tokens: tuple[int, int], area: int
+) -> tuple[float, float]:
+    floor, ceiling = tokens[0] * area, tokens[1] * area
+    most = ceiling if high is None else high
+    # a ceiling below the default floor does away with the floor
+    least = floor if most >= floor else min(area, most)
+    return float(least if low is None else low), float(most)
