@@ -90,7 +90,7 @@ def load_policy(
     folder = Path(path)
     config = _read_json(folder, "config.json")
     family = family_of(str(config.get("model_type")), str(folder))
-    _check_library(folder, family)
+    require_library(folder, family)
     loaded_processor = _load_processor(Path(processor or folder), family)
     model = _load_thinker(folder, family, dtype, attn_implementation).to(device).eval()
     _check_rope_sections(folder, model)
@@ -135,7 +135,8 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _check_library(folder: Path, family: Family) -> None:
+def require_library(folder: Path, family: Family) -> None:
+    """Raises CheckpointError if the installed transformers does not have the family."""
     if not hasattr(transformers, family.thinker_class):
         raise CheckpointError(
             str(folder),

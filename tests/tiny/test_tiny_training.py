@@ -22,7 +22,7 @@ def test_pictures_are_the_frames_that_were_processed(
 ) -> None:
     question = Question(Clip(ALL[0], seed=7, seconds=seconds), "off", "motion", 0)
     example = make_example(question, tmp_path)
-    row = make_row(example, policy.processor)
+    row = make_row(example, policy)
     flat, (grid,) = row.tensors["pixel_values_videos"], row.tensors["video_grid_thw"].tolist()
     shown = pictures(flat, grid).flatten(0, 1)
     settings = policy.processor.video_processor

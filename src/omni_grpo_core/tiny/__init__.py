@@ -1,4 +1,4 @@
-"""The tiny checkpoint that ships with the package, its recipe, and its clips.
+"""The tiny checkpoints that ship with the package, one a family, their recipe, and their clips.
 
 Nothing heavy is imported here: ``recipe`` and ``evaluate`` need torch and transformers.
 """
@@ -6,17 +6,21 @@ Nothing heavy is imported here: ``recipe`` and ``evaluate`` need torch and trans
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+FamilyName = Literal["qwen2.5", "qwen3"]
 
 _HERE = Path(__file__).parent
+_FOLDERS: dict[FamilyName, str] = {"qwen2.5": "checkpoint", "qwen3": "checkpoint_qwen3"}
 
 
-def checkpoint_dir() -> Path:
-    """The shipped checkpoint: a folder that ``from_pretrained`` reads.
+def checkpoint_dir(family: FamilyName = "qwen2.5") -> Path:
+    """The shipped checkpoint of a family: a folder that ``from_pretrained`` reads.
 
     >>> (checkpoint_dir() / "config.json").is_file()
     True
     """
-    return _HERE / "checkpoint"
+    return _HERE / _FOLDERS[family]
 
 
 def data_file() -> Path:

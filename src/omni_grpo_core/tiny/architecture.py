@@ -1,33 +1,19 @@
-"""The tiny model's architecture and the checkpoint folder around its weights.
+"""The tiny model of the first family, and the preprocessing that both share.
 
-A real ``Qwen2_5OmniThinkerForConditionalGeneration`` with a few hundred thousand parameters. The
-folder's files are written by hand, not by ``save_pretrained``: no version's own save can be read by
-all of transformers 4.52 to 5.23 (a 5.x save loads in 4.57 with default rope sections and nothing
-said; a 4.57 processor save does not load back at all).
+A real ``Qwen2_5OmniThinkerForConditionalGeneration`` with a few hundred thousand parameters.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from omni_grpo_core.media_config import MediaConfig
-from omni_grpo_core.tiny.clips import SIZE
-from omni_grpo_core.tiny.tokenizer import write_tokenizer
-
 AUDIO_SECONDS = 8
 """Whisper features are padded to this; longer audio would be cut."""
-MEDIA_LIMITS = MediaConfig(
-    fps=4.0, min_frames=4, max_frames=16, min_pixels=SIZE * SIZE, max_pixels=SIZE * SIZE
-)
-"""What the media stage is to do for this checkpoint: 4 frames a second, 4 tokens a frame pair."""
-
-_CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-_CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HIDDEN = 64
 
 
@@ -113,14 +99,27 @@ def thinker_config(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Optics:
+    """How a family's processor cuts and normalises pictures."""
+
+    processor_class: str
+    patch_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+QWEN2_5_OPTICS = Optics("Qwen2_5OmniProcessor", 14, _CLIP_MEAN, _CLIP_STD)
+
+
 def processor_files(
-    *, min_pixels: int, max_pixels: int, audio_seconds: int
+    *, min_pixels: int, max_pixels: int, audio_seconds: int, optics: Optics = QWEN2_5_OPTICS
 ) -> dict[str, dict[str, Any]]:
     """Preprocessing as Qwen2.5-Omni publishes it (``preprocessor_config.json`` of its checkpoints),
     but for the limits: by file name, what the image, video and audio halves of the processor read.
 
     ``min_pixels``, ``max_pixels``: area of a frame or image. ``audio_seconds``: Whisper features
-    are padded to this.
+    are padded or cut to this.
     """
     vision = {
         "do_resize": True,
@@ -128,16 +127,16 @@ def processor_files(
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "do_convert_rgb": True,
-        "image_mean": _CLIP_MEAN,
-        "image_std": _CLIP_STD,
+        "image_mean": list(optics.mean),
+        "image_std": list(optics.std),
         "resample": 3,
-        "patch_size": 14,
+        "patch_size": optics.patch_size,
         "temporal_patch_size": 2,
         "merge_size": 2,
         "min_pixels": min_pixels,
         "max_pixels": max_pixels,
         "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels},
-        "processor_class": "Qwen2_5OmniProcessor",
+        "processor_class": optics.processor_class,
     }
     hearing = {
         "feature_extractor_type": "WhisperFeatureExtractor",
@@ -165,29 +164,3 @@ def processor_files(
             **vision,
         },
     }
-
-
-def write_folder(folder: Path, tokenizer: Tokenizer) -> None:
-    """Every file of the checkpoint but the weights."""
-    write_tokenizer(tokenizer, folder)
-    end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
-    for name, content in {
-        "config.json": thinker_config(tokenizer),
-        "generation_config.json": {
-            "do_sample": False,
-            # the model config's eos is no fallback for this one
-            "eos_token_id": [end, pad],
-            "pad_token_id": pad,
-        },
-        **processor_files(
-            min_pixels=SIZE * SIZE, max_pixels=SIZE * SIZE, audio_seconds=AUDIO_SECONDS
-        ),
-        "omni_grpo.json": {
-            "media": {k: v for k, v in asdict(MEDIA_LIMITS).items() if v is not None},
-            "max_new_tokens": 64,
-            # what the recipe reaches on clips it never saw, with room for one slip
-            "min_format": 1.0,
-            "min_accuracy": 0.95,
-        },
-    }.items():
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """Synthetic clips: attributes and a seed become frames and a tone, and those become real files.
 
 Everything is drawn from ``numpy`` generators seeded by the clip, so the same clip has the same
-samples everywhere. Frames are 56 x 56: 4 x 4 patches of 14, merged to 2 x 2 tokens a frame pair.
+samples everywhere. Frames are 56 x 56, or what the media stage makes of them: 4 x 4 patches, merged
+to 2 x 2 tokens a frame pair.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def frames(clip: Clip) -> Frames:
     the other, upright when it moves sideways.
 
     It starts anywhere and wraps around, so one frame alone says nothing about which of the two ways
-    it moves. A 28 px square, which does not even tell the axis, was not learnt: .52 on held-out
-    clips after 1,800 steps.
+    it moves. A 28 px square, which does not even tell the axis, was not learnt in the steps tried:
+    .52 on held-out clips after 1,800.
 
     >>> frames(Clip(Attributes("red", "left", "low"), seed=0)).shape
     (8, 56, 56, 3)

@@ -20,6 +20,7 @@ from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.rollout import rollout
 from omni_grpo_core.tiny.attributes import Split
 from omni_grpo_core.tiny.examples import Example, draw_clips, make_example, make_row
+from omni_grpo_core.tiny.make import QWEN2_5, Make, make_of
 from omni_grpo_core.tiny.questions import CARRIES, PHRASES, TOPICS, Carry, Question, topics_of
 from omni_grpo_core.types import Media, Parsed
 
@@ -66,10 +67,10 @@ def exam(
     ]
 
 
-def prepare(questions: Sequence[Question]) -> list[Example]:
+def prepare(questions: Sequence[Question], make: Make = QWEN2_5) -> list[Example]:
     """Write and decode the clips of the questions."""
     with tempfile.TemporaryDirectory() as folder:
-        return [make_example(question, Path(folder)) for question in questions]
+        return [make_example(question, Path(folder), make) for question in questions]
 
 
 def spoiled(example: Example, spoil: Spoil, donor: Example) -> Example:
@@ -124,7 +125,7 @@ def answer(policy: Policy, examples: Sequence[Example], spoil: Spoil) -> list[Ou
     for start in range(0, len(examples), _BATCH):
         part = examples[start : start + _BATCH]
         rows = [
-            replace(make_row(example, policy.processor), sample_id=str(start + index))
+            replace(make_row(example, policy), sample_id=str(start + index))
             for index, example in enumerate(part)
         ]
         batch = collate(rows, policy.pad_token_id)
@@ -159,7 +160,7 @@ def evaluate(
 ) -> list[Outcome]:
     """Every question of the split's exam as it is; the questions on clips with sound spoilt too."""
     questions = exam(split, clips=clips, seed=seed)
-    examples = prepare(questions)
+    examples = prepare(questions, make_of(policy.family))
     outcomes = answer(policy, examples, "as it is")
     spoilt = [e for e in examples if e.question.carry in ("interleaved", "separate")]
     given = donors(spoilt)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from omni_grpo_core.batch import process_row, render
 from omni_grpo_core.conversation import AudioPreference, build_conversation
-from omni_grpo_core.family import QWEN2_5_OMNI
 from omni_grpo_core.media import load_media
-from omni_grpo_core.tiny.architecture import MEDIA_LIMITS
+from omni_grpo_core.policy import Policy
 from omni_grpo_core.tiny.attributes import Split, combinations
 from omni_grpo_core.tiny.clips import Clip, write_mp4, write_png, write_wav
+from omni_grpo_core.tiny.make import QWEN2_5, Make
 from omni_grpo_core.tiny.questions import Carry, Question
 from omni_grpo_core.types import Conversation, Media, MediaRef, Row, Sample
 
@@ -57,8 +56,9 @@ def draw_clips(split: Split, count: int, *, seed: int) -> list[Clip]:
     ]
 
 
-def make_example(question: Question, folder: Path) -> Example:
-    """Write the question's clip into ``folder`` (once) and decode it again."""
+def make_example(question: Question, folder: Path, make: Make = QWEN2_5) -> Example:
+    """Write the question's clip into ``folder`` (once) and decode it again, as large as ``make``
+    wants it."""
     clip, carry = question.clip, question.carry
     media: tuple[MediaRef, ...] = ()
     tracks: dict[str, bool] = {}
@@ -82,13 +82,14 @@ def make_example(question: Question, folder: Path) -> Example:
         origin="synthetic",
     )
     conversation = build_conversation(sample, audio_in_video=_PREFERENCE[carry], tracks=tracks)
-    return Example(question, conversation, load_media(conversation, MEDIA_LIMITS))
+    decoded = load_media(conversation, make.media, patch_size=make.optics.patch_size)
+    return Example(question, conversation, decoded)
 
 
-def make_row(example: Example, processor: Any) -> Row:
-    """The example's prompt through the processor."""
-    prompt = render(example.conversation, processor)
-    return process_row(prompt, example.conversation, example.media, processor, QWEN2_5_OMNI)
+def make_row(example: Example, policy: Policy) -> Row:
+    """The example's prompt through the policy's processor."""
+    prompt = render(example.conversation, policy.processor)
+    return process_row(prompt, example.conversation, example.media, policy.processor, policy.family)
 
 
 def with_completion(row: Row, completion: Sequence[int]) -> Row:

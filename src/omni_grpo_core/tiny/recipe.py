@@ -1,4 +1,4 @@
-"""The recipe of the tiny checkpoint: tokenizer, architecture, training, one finished folder."""
+"""The recipe of the tiny checkpoints: tokenizer, architecture, training, one finished folder."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from safetensors.torch import save_file
 
 from omni_grpo_core.conversation import INSTRUCTIONS, SYSTEM_PROMPT
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.policy import Policy, load_policy
-from omni_grpo_core.tiny.architecture import write_folder
+from omni_grpo_core.policy import Policy, load_policy, require_library
+from omni_grpo_core.tiny import FamilyName
 from omni_grpo_core.tiny.evaluate import evaluate, summary
+from omni_grpo_core.tiny.make import MAKES, Make, make_of, write_folder
 from omni_grpo_core.tiny.questions import corpus
 from omni_grpo_core.tiny.tokenizer import train_tokenizer
 from omni_grpo_core.tiny.training import (
@@ -45,8 +46,10 @@ _PRESENCE = (
 )
 
 
-def build(out: Path, *, seed: int = 0, steps: int | None = None) -> dict[str, float]:
-    """Make the checkpoint folder ``out`` from nothing; some minutes on two cores.
+def build(
+    out: Path, *, family: FamilyName = "qwen2.5", seed: int = 0, steps: int | None = None
+) -> dict[str, float]:
+    """Make the checkpoint folder ``out`` from nothing; some minutes on one core.
 
     The same seed gives the same weights on the same machine and torch version. ``steps`` shortens
     the training. The folder appears at the end, whole, or not at all. Returns what
@@ -54,6 +57,7 @@ def build(out: Path, *, seed: int = 0, steps: int | None = None) -> dict[str, fl
 
     Raises:
         ConfigError: ``out`` exists and is not empty, or ``steps`` is below 1.
+        CheckpointError: the installed transformers does not have the family.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(str(out), got="a path in use", want="a new folder", fix="name another")
@@ -66,7 +70,7 @@ def build(out: Path, *, seed: int = 0, steps: int | None = None) -> dict[str, fl
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         with _repeatable(seed):
-            policy = untrained(work)
+            policy = untrained(work, MAKES[family])
             with _bars() as tell:
                 lessons = clip_lessons(policy, clip_questions(plan, seed), tell)
                 train(policy, plan, lessons, seed=seed, tell=tell)
@@ -80,26 +84,31 @@ def build(out: Path, *, seed: int = 0, steps: int | None = None) -> dict[str, fl
     return metrics
 
 
-def untrained(folder: Path) -> Policy:
-    """Write a checkpoint with fresh weights into ``folder`` and load it."""
+def untrained(folder: Path, make: Make) -> Policy:
+    """Write a checkpoint with fresh weights into ``folder`` and load it.
+
+    Raises:
+        CheckpointError: the installed transformers does not have the family.
+    """
     words = [*corpus(), SYSTEM_PROMPT, *INSTRUCTIONS.values(), _PRESENCE, "system user assistant"]
-    write_folder(folder, train_tokenizer(words))
-    config = transformers.Qwen2_5OmniThinkerConfig.from_pretrained(folder)
-    model = transformers.Qwen2_5OmniThinkerForConditionalGeneration(config)
-    _save(model, folder)
+    write_folder(folder, train_tokenizer(words, wording=make.wording), make)
+    require_library(folder, make.family)
+    config = getattr(transformers, make.config_class).from_pretrained(folder)
+    model = getattr(transformers, make.family.thinker_class)(config)
+    _save(model, folder, make)
     return load_policy(folder)
 
 
 def save_weights(policy: Policy, folder: Path) -> None:
     """The policy's weights as ``model.safetensors``."""
-    _save(policy.model, folder)
+    _save(policy.model, folder, make_of(policy.family))
 
 
-def _save(model: torch.nn.Module, folder: Path) -> None:
+def _save(model: torch.nn.Module, folder: Path, make: Make) -> None:
     weights = {
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
     }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(make.published(weights), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
 
 

@@ -1,14 +1,15 @@
-"""A byte-level BPE tokenizer of Qwen2.5-Omni's make, small enough for the tiny checkpoint.
+"""A byte-level BPE tokenizer of Qwen-Omni's make, small enough for the tiny checkpoint.
 
-Pre-tokenizer, special tokens, named token attributes and chat format are those of Qwen2.5-Omni;
-only the merges are learnt from the prompts that the tiny model will see, so that one of their
+Pre-tokenizer, special tokens, named token attributes and chat format are those of the family; only
+the merges are learnt from the prompts that the tiny model will see, so that one of their
 words is one token. Every byte has a token: any text can be encoded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer
@@ -77,13 +78,85 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What a family calls things. ``special``: tokens that are markup; ``ordinary``: words that are
+    one token though no merge makes them; ids follow the BPE tokens in the order of ``added``.
+    ``named``: attributes the processor reads off its tokenizer."""
+
+    processor_class: str
+    added: tuple[str, ...]
+    ordinary: frozenset[str]
+    named: Mapping[str, str]
+    chat_template: str
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        return tuple(token for token in self.added if token not in self.ordinary)
+
+
+QWEN2_5_WORDING = Wording(
+    processor_class="Qwen2_5OmniProcessor",
+    added=SPECIAL_TOKENS,
+    ordinary=frozenset(),
+    named=NAMED_TOKENS,
+    chat_template=CHAT_TEMPLATE,
+)
+
+_RENAMED = {
+    "<|AUDIO|>": "<|audio_pad|>",
+    "<|audio_bos|>": "<|audio_start|>",
+    "<|audio_eos|>": "<|audio_end|>",
+    "<|vision_bos|>": "<|vision_start|>",
+    "<|vision_eos|>": "<|vision_end|>",
+    "<|IMAGE|>": "<|image_pad|>",
+    "<|VIDEO|>": "<|video_pad|>",
+}
+
+
+def _qwen3_template() -> str:
+    """Qwen3-Omni's: other markers, and no system message of its own where there is none."""
+    head, rest = CHAT_TEMPLATE.split("{%- if messages[0]", 1)
+    text = head + rest.split("{%- endif -%}\n", 1)[1]
+    for old, new in _RENAMED.items():
+        text = text.replace(old, new)
+    return text
+
+
+QWEN3_WORDING = Wording(
+    processor_class="Qwen3OmniMoeProcessor",
+    # in the order of Qwen3-Omni's ids 151643 to 151675
+    added=(
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<think>",
+        "</think>",
+        "<|audio_start|>",
+        "<|audio_end|>",
+        "<|audio_pad|>",
+    ),
+    # one id each, and text all the same: a completion holds them and decoding keeps them
+    ordinary=frozenset({"<think>", "</think>"}),
+    named={name: _RENAMED[token] for name, token in NAMED_TOKENS.items()},
+    chat_template=_qwen3_template(),
+)
+
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-def train_tokenizer(corpus: Iterable[str], *, vocab_size: int = 1024) -> Tokenizer:
+def train_tokenizer(
+    corpus: Iterable[str], *, vocab_size: int = 1024, wording: Wording = QWEN2_5_WORDING
+) -> Tokenizer:
     """Learn merges from ``corpus``; at most ``vocab_size`` tokens, special ones included.
 
     >>> tokenizer = train_tokenizer(["red blue red"], vocab_size=300)
@@ -94,12 +167,16 @@ def train_tokenizer(corpus: Iterable[str], *, vocab_size: int = 1024) -> Tokeniz
     """
     tokenizer = with_qwen_manners(BPE())
     trainer = BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        vocab_size=vocab_size - len(wording.added),
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL_TOKENS])
+    for token in wording.added:
+        if token in wording.ordinary:
+            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+        else:
+            tokenizer.add_special_tokens([AddedToken(token, special=True)])
     return tokenizer
 
 
@@ -118,7 +195,7 @@ def with_qwen_manners(model: BPE) -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, wording: Wording = QWEN2_5_WORDING) -> None:
     """The tokenizer's files as transformers 4.x writes them: 4.52 to 5.23 all read these alike."""
     model = json.loads(tokenizer.to_str())["model"]
     merges = "\n".join(" ".join(pair) for pair in model["merges"])
@@ -137,27 +214,27 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
             }
             for index, token in added.items()
         },
-        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "additional_special_tokens": list(wording.special[1:]),
         "bos_token": None,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "errors": "replace",
-        "extra_special_tokens": NAMED_TOKENS,
+        "extra_special_tokens": dict(wording.named),
         "model_max_length": 32768,
         "pad_token": "<|endoftext|>",
         # "right" here would override the processor's own left default without a word
         "padding_side": "left",
-        "processor_class": "Qwen2_5OmniProcessor",
+        "processor_class": wording.processor_class,
         "split_special_tokens": False,
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
-        **NAMED_TOKENS,
+        **wording.named,
     }
     special = {
-        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "additional_special_tokens": list(wording.special[1:]),
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        **NAMED_TOKENS,
+        **wording.named,
     }
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
@@ -169,4 +246,4 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     }.items():
         text = json.dumps(content, ensure_ascii=False, indent=1)
         (folder / name).write_text(text + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(wording.chat_template, encoding="utf-8")

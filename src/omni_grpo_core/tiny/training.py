@@ -21,13 +21,11 @@ from torch import Tensor
 from omni_grpo_core.batch import collate
 from omni_grpo_core.forward import embed, positions, text_states
 from omni_grpo_core.policy import Policy
-from omni_grpo_core.tiny.clips import SIZE
 from omni_grpo_core.tiny.examples import draw_clips, make_example, make_row, with_completion
+from omni_grpo_core.tiny.make import make_of
 from omni_grpo_core.tiny.questions import Carry, Question, ask
 from omni_grpo_core.types import Row
 
-PATCH = 14
-"""Pixels a side of one patch of the vision tower."""
 MIX: dict[Carry, float] = {
     "interleaved": 0.38,
     "separate": 0.17,
@@ -84,7 +82,8 @@ def clip_lessons(policy: Policy, questions: Sequence[Question], tell: Tell) -> l
     lessons = []
     with tempfile.TemporaryDirectory() as folder:
         for number, question in enumerate(questions, 1):
-            row = make_row(make_example(question, Path(folder)), policy.processor)
+            example = make_example(question, Path(folder), make_of(policy.family))
+            row = make_row(example, policy)
             lessons.append(_lesson(policy, row, question.completion))
             tell("clips", number, len(questions), math.nan)
     return lessons
@@ -126,24 +125,27 @@ def shifted(lesson: Lesson, rng: np.random.Generator) -> Lesson:
     ):
         if pixels in tensors:
             (grid,) = tensors[grids].tolist()
-            by = (int(rng.integers(SIZE)), int(rng.integers(SIZE)))
-            rolled = pictures(tensors[pixels], grid).roll(by, dims=(-2, -1))
+            images = pictures(tensors[pixels], grid)
+            by = tuple(int(rng.integers(side)) for side in images.shape[-2:])
+            rolled = images.roll(by, dims=(-2, -1))
             tensors[pixels] = patches(rolled, grid)
     return replace(lesson, row=replace(lesson.row, tensors=tensors))
 
 
 def pictures(flat: Tensor, grid: Sequence[int]) -> Tensor:
-    """Patches as the image processor lays them out, (t * h * w, 3 * 2 * 14 * 14), back to pictures:
-    (t, 2, 3, h * 14, w * 14). Merged fours of patches lie side by side."""
+    """Patches as the image processor lays them out, (t * h * w, 3 * 2 * p * p), back to pictures:
+    (t, 2, 3, h * p, w * p). Merged fours of patches lie side by side."""
     t, h, w = grid
-    cut = flat.view(t, h // 2, w // 2, 2, 2, 3, 2, PATCH, PATCH)
-    return cut.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t, 2, 3, h * PATCH, w * PATCH)
+    p = math.isqrt(flat.shape[1] // 6)
+    cut = flat.view(t, h // 2, w // 2, 2, 2, 3, 2, p, p)
+    return cut.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t, 2, 3, h * p, w * p)
 
 
 def patches(images: Tensor, grid: Sequence[int]) -> Tensor:
     """The inverse of :func:`pictures`."""
     t, h, w = grid
-    cut = images.view(t, 2, 3, h // 2, 2, PATCH, w // 2, 2, PATCH)
+    p = images.shape[-1] // w
+    cut = images.view(t, 2, 3, h // 2, 2, p, w // 2, 2, p)
     return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1)
 
 

@@ -1,0 +1,115 @@
+"""What a tiny checkpoint is made of, family by family, and the folder around its weights.
+
+The folder's files are written by hand, not by ``save_pretrained``: no version's own save can be
+read by all of transformers 4.52 to 5.23 (a 5.x save loads in 4.57 with default rope sections and
+nothing said; a 4.57 processor save does not load back at all).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from omni_grpo_core.family import QWEN2_5_OMNI, QWEN3_OMNI, Family
+from omni_grpo_core.media_config import MediaConfig
+from omni_grpo_core.tiny import FamilyName, architecture, architecture_qwen3
+from omni_grpo_core.tiny.architecture import AUDIO_SECONDS, Optics, processor_files
+from omni_grpo_core.tiny.tokenizer import (
+    QWEN2_5_WORDING,
+    QWEN3_WORDING,
+    Wording,
+    write_tokenizer,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """One family's tiny checkpoint.
+
+    ``size``: pixels a side of what the model is shown, 4 x 4 patches, so 4 tokens a frame pair.
+    ``config``: ``config.json`` for a tokenizer. ``published``: weights by the names to save them
+    under.
+    """
+
+    name: FamilyName
+    family: Family
+    wording: Wording
+    optics: Optics
+    config_class: str
+    config: Callable[[Tokenizer], dict[str, Any]]
+    published: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+    @property
+    def size(self) -> int:
+        return 4 * self.optics.patch_size
+
+    @property
+    def media(self) -> MediaConfig:
+        """What the media stage is to do: 4 frames a second, all of one size."""
+        area = self.size * self.size
+        return MediaConfig(fps=4.0, min_frames=4, max_frames=16, min_pixels=area, max_pixels=area)
+
+
+QWEN2_5 = Make(
+    name="qwen2.5",
+    family=QWEN2_5_OMNI,
+    wording=QWEN2_5_WORDING,
+    optics=architecture.QWEN2_5_OPTICS,
+    config_class="Qwen2_5OmniThinkerConfig",
+    config=architecture.thinker_config,
+    published=dict,
+)
+
+QWEN3 = Make(
+    name="qwen3",
+    family=QWEN3_OMNI,
+    wording=QWEN3_WORDING,
+    optics=architecture_qwen3.QWEN3_OPTICS,
+    config_class="Qwen3OmniMoeThinkerConfig",
+    config=architecture_qwen3.thinker_config,
+    published=architecture_qwen3.published_names,
+)
+
+MAKES: dict[FamilyName, Make] = {make.name: make for make in (QWEN2_5, QWEN3)}
+
+
+def make_of(family: Family) -> Make:
+    """The make whose family this is.
+
+    >>> make_of(QWEN3_OMNI).size
+    64
+    """
+    return next(make for make in MAKES.values() if make.family == family)
+
+
+def write_folder(folder: Path, tokenizer: Tokenizer, make: Make) -> None:
+    """Every file of the checkpoint but the weights."""
+    write_tokenizer(tokenizer, folder, make.wording)
+    end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    area = make.size * make.size
+    for name, content in {
+        "config.json": make.config(tokenizer),
+        "generation_config.json": {
+            "do_sample": False,
+            # the model config's eos is no fallback for this one
+            "eos_token_id": [end, pad],
+            "pad_token_id": pad,
+        },
+        **processor_files(
+            min_pixels=area, max_pixels=area, audio_seconds=AUDIO_SECONDS, optics=make.optics
+        ),
+        "omni_grpo.json": {
+            "media": {k: v for k, v in asdict(make.media).items() if v is not None},
+            "max_new_tokens": 64,
+            # what the recipe reaches on clips it never saw, with room for one slip
+            "min_format": 1.0,
+            "min_accuracy": 0.95,
+        },
+    }.items():
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
