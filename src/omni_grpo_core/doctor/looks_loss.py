@@ -1,0 +1,442 @@
+"""The loss: its mask, its logprobs, its advantages and its value, each from what went in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.looks_logits import forward_gap, temperature_of
+from omni_grpo_core.doctor.remade import (
+    Parts,
+    beta_of,
+    hidden_beta,
+    parts_of,
+    policy_terms,
+    right_ways,
+    wrong_ways,
+)
+from omni_grpo_core.doctor.teacher import Place, Taught, apart, rescored, tolerance
+from omni_grpo_core.doctor.turns import (
+    Learned,
+    completion_ids,
+    first_step,
+    ids_of,
+    learned,
+    until_end,
+)
+from omni_grpo_core.observed import LossSeen
+
+
+def look_at_mask(case: Case) -> Iterable[Evidence]:
+    """Tokens that count in the loss: those of the completion up to its first eos, no others."""
+    for at, one in enumerate(learned(case)):
+        ids, mask = one.loss.completion_ids, one.loss.mask
+        if ids is None or mask is None:
+            continue
+        if mask.shape != ids.shape:
+            yield Evidence(
+                "loss", "mask-shape",
+                f"loss {at}: a mask of shape {tuple(mask.shape)} for completions of shape "
+                f"{tuple(ids.shape)}",
+            )  # fmt: skip
+            continue
+        prompt = _prompt_inside(one)
+        if prompt is not None:
+            row, counted = prompt
+            yield Evidence(
+                "loss",
+                "prompt-in-loss",
+                f"loss {at}: {counted} tokens of the prompt of row {row} count in the loss: the "
+                "policy is trained to say the question",
+                row=row,
+                values={"tokens": counted},
+            )
+            continue
+        yield from _after_eos(case, at, one, ids.long(), mask.bool())
+
+
+def _prompt_inside(one: Learned) -> tuple[int, int] | None:
+    """(row, prompt tokens that count) where what is called completion begins in the prompt."""
+    call = None if one.turn is None else one.turn.generated
+    ids, mask = one.loss.completion_ids, one.loss.mask
+    if call is None or call.sequences is None or ids is None or mask is None:
+        return None
+    own = completion_ids(call)
+    if own is None or len(own) != len(ids) or ids.shape[1] <= own.shape[1]:
+        return None
+    extra = ids.shape[1] - own.shape[1]
+    tail = call.sequences[:, -ids.shape[1] :].long()
+    if tail.shape != ids.shape or not torch.equal(tail[:, :extra], ids[:, :extra].long()):
+        return None
+    counted = mask[:, :extra].bool().sum(1)
+    row = int(counted.argmax())
+    return (row, int(counted[row])) if int(counted[row]) else None
+
+
+def _after_eos(case: Case, at: int, one: Learned, ids: Tensor, mask: Tensor) -> Iterator[Evidence]:
+    eos = _eos(case, one)
+    if not eos:
+        return
+    allowed = until_end(ids, eos)
+    extra = mask & ~allowed
+    if bool(extra.any()):
+        row = int(extra.sum(1).argmax())
+        yield Evidence(
+            "loss",
+            "after-eos",
+            f"loss {at}: {int(extra.sum())} tokens after the end of their completion count "
+            f"({int(extra[row].sum())} in row {row}): they are padding that nobody sampled",
+            row=row,
+            values={"tokens": int(extra.sum()), "rows": int(extra.any(1).sum())},
+        )
+    missing = allowed & ~mask
+    # a whole row may be left out on purpose: unscored, or cut off
+    missing &= mask.any(1, keepdim=True)
+    if bool(missing.any()) and not bool(extra.any()):
+        row = int(missing.sum(1).argmax())
+        yield Evidence(
+            "loss",
+            "tokens-left-out",
+            f"loss {at}: {int(missing.sum())} sampled tokens do not count, first token "
+            f"{int(missing[row].nonzero()[0])} of row {row}",
+            row=row,
+            values={"tokens": int(missing.sum()), "rows": int(missing.any(1).sum())},
+        )
+
+
+def _eos(case: Case, one: Learned) -> Sequence[int]:
+    if case.reference is not None:
+        return case.reference.policy.eos_token_ids
+    call = None if one.turn is None else one.turn.generated
+    return () if call is None else ids_of(call.config.get("eos_token_id"))
+
+
+def look_at_completions(case: Case) -> Iterable[Evidence]:
+    """The ids in the loss, against those that were sampled."""
+    for at, one in enumerate(learned(case)):
+        call = None if one.turn is None else one.turn.generated
+        ids = one.loss.completion_ids
+        own = None if call is None else completion_ids(call)
+        if ids is None or own is None or one.loss.mask is None or one.loss.mask.shape != ids.shape:
+            continue
+        if _prompt_inside(one) is not None:
+            continue
+        width = min(ids.shape[1], own.shape[1])
+        if len(ids) > len(own):
+            continue
+        counted = one.loss.mask.bool()[:, :width]
+        said = [tuple(r.tolist()) for r in own[:, :width]]
+        strange = [
+            row
+            for row, kept in enumerate(counted)
+            if not any(
+                torch.equal(ids[row, :width].long()[kept], torch.tensor(other)[kept])
+                for other in said
+            )
+        ]
+        if strange:
+            yield Evidence(
+                "loss",
+                "ids-differ",
+                f"loss {at}: {len(strange)} of {len(ids)} completions in the loss were not "
+                f"sampled in this step, the first is row {strange[0]}",
+                "unknown",
+                row=strange[0],
+                values={"rows": strange},
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One way in which a trainer may have come by its logprobs, and how far off that is."""
+
+    temperature: float
+    place: Place
+    suppressed: bool
+    mean: float
+    worst: float
+
+
+def look_at_logprobs(case: Case) -> Iterable[Evidence]:
+    """Logprobs in the loss, against the scores of the forward that they were taken from."""
+    for at, one in enumerate(learned(case)):
+        readings = _readings(case, one)
+        if not readings:
+            continue
+        forward, call = one.forward, None if one.turn is None else one.turn.generated
+        known = None if forward is None else rescored(case, forward)
+        if forward is None or known is None:
+            continue
+        gap = forward_gap(case, forward)
+        if gap is None or gap.wide:
+            continue  # the scores themselves are off: that is told of the logits
+        allowed = tolerance(forward.modes, known.policy)
+        best = min(readings, key=lambda r: r.mean)
+        sampled = 1.0 if call is None else temperature_of(call)
+        # low precision is told of the logits: its error is no other reading
+        if best.mean > max(allowed.mean, 0.05):
+            yield Evidence(
+                "loss",
+                "logprobs-differ",
+                f"loss {at}: its logprobs are off by {best.mean:.3g} in the mean from the scores "
+                "of its own forward, whatever temperature is taken",
+                values={"mean": best.mean, "worst": best.worst},
+            )
+        elif best.place == "at":
+            right = min((r for r in readings if r.place == "before"), key=lambda r: r.mean)
+            yield Evidence(
+                "loss",
+                "shifted",
+                f"loss {at}: each token's logprob is that of the scores at its own place, which "
+                f"predict the next token (off by {best.mean:.2g}); from the scores before it they "
+                f"are off by {right.mean:.3g}",
+                values={"mean": right.mean, "shifted_mean": best.mean},
+            )
+        elif call is not None and not math.isclose(best.temperature, sampled, rel_tol=1e-3):
+            own = min(
+                (r.mean for r in readings if r.place == "before" and r.temperature == sampled),
+                default=math.nan,
+            )
+            if own <= max(allowed.mean, 10 * best.mean):
+                continue
+            yield Evidence(
+                "completion",
+                "temperature-differs",
+                f"completions were sampled at temperature {sampled:g} and scored at "
+                f"{best.temperature:g}: logprobs of the loss are off by {own:.3g} from those of "
+                "the distribution that was sampled, so the ratio is not 1 on the policy's own "
+                "samples",
+                values={"sampled": sampled, "scored": best.temperature, "mean": own},
+            )
+
+
+def _readings(case: Case, one: Learned) -> list[_Reading]:
+    if not first_step(case) or one.forward is None or one.loss.logprobs is None:
+        return []
+    known = rescored(case, one.forward)
+    given, mask = one.loss.logprobs, one.loss.mask
+    if known is None or given.ndim != 2 or given.shape[1] > known.ids.shape[1]:
+        return []
+    if len(given) != len(known.ids):
+        return []
+    width = given.shape[1]
+    kept = known.mask[:, -width:] & (given != 0)
+    if mask is not None and mask.shape == given.shape:
+        kept &= mask.bool()
+    if not bool(kept.any()):
+        return []
+    call = None if one.turn is None else one.turn.generated
+    temperatures = {1.0, *_temperatures(one.loss.settings)}
+    suppressed: Sequence[int] = ()
+    if call is not None:
+        temperatures.add(temperature_of(call))
+        suppressed = ids_of(call.config.get("suppress_tokens"))
+    return [
+        _Reading(t, place, bool(held), *_off(known, given, kept, t, held, place))
+        for t in sorted(temperatures)
+        for held in ((), suppressed)[: 2 if suppressed else 1]
+        for place in _PLACES
+    ]
+
+
+_PLACES: tuple[Place, ...] = ("before", "at")
+
+
+def _off(
+    known: Taught, given: Tensor, kept: Tensor, temperature: float, held: Sequence[int],
+    place: Place,
+) -> tuple[float, float]:  # fmt: skip
+    made = known.logprobs(temperature, held, place)[:, -given.shape[1] :]
+    # a suppressed token that was sampled all the same has no logprob in this reading
+    return apart(given, made, kept & torch.isfinite(made))
+
+
+def _temperatures(settings: Mapping[str, Any]) -> list[float]:
+    value = settings.get("temperature")
+    return [float(value)] if isinstance(value, int | float) and value > 0 else []
+
+
+def look_at_advantages(case: Case) -> Iterable[Evidence]:
+    """Advantages in the loss, against those that were computed."""
+    for at, one in enumerate(learned(case)):
+        seen = None if one.turn is None else one.turn.advantage
+        given = one.loss.advantages
+        if seen is None or given is None or given.shape != seen.advantages.shape:
+            continue
+        made = seen.advantages.double().nan_to_num()
+        used = given.double().nan_to_num()
+        size = 1e-3 * max(float(made.abs().max()), 1e-3)
+        if bool(((used - made).abs() <= size).all()):
+            continue
+        if bool(((used + made).abs() <= size).all()):
+            yield Evidence(
+                "loss", "advantages-negated",
+                f"loss {at}: the advantages in the loss are those of the rewards with the opposite "
+                "sign: what earns more is made less likely",
+            )  # fmt: skip
+        elif not _reordered(used, made):
+            yield Evidence(
+                "loss", "advantages-changed",
+                f"loss {at}: the advantages in the loss are not those that were computed from the "
+                f"rewards, off by {float((used - made).abs().max()):.3g}",
+            )  # fmt: skip
+
+
+def _reordered(used: Tensor, made: Tensor) -> bool:
+    """Micro-batches may be shuffled, completions with them."""
+    if used.ndim != 1:
+        return False
+    return bool(torch.allclose(used.sort().values, made.sort().values, rtol=1e-3, atol=1e-6))
+
+
+def look_at_value(case: Case) -> Iterable[Evidence]:
+    """The loss itself, made again by the rule that its settings name."""
+    step = [one.loss for one in learned(case)]
+    for at, loss in enumerate(step):
+        if not math.isfinite(loss.loss):
+            yield _not_finite(at, loss)
+            continue
+        parts = parts_of(loss, step)
+        if parts is None:
+            continue
+        right = right_ways(parts)
+        if not right and policy_terms(parts) is None:
+            pass
+        elif any(made.fits(loss.loss) for made in right):
+            continue
+        yield from _explained(at, loss, parts)
+
+
+def _not_finite(at: int, loss: LossSeen) -> Evidence:
+    given = {
+        "logprobs": loss.logprobs,
+        "old logprobs": loss.old_logprobs,
+        "advantages": loss.advantages,
+    }
+    broken = [
+        name for name, t in given.items() if t is not None and not bool(torch.isfinite(t).all())
+    ]
+    return Evidence(
+        "loss",
+        "not-finite",
+        f"loss {at} is {loss.loss}"
+        + (f": {', '.join(broken)} held such numbers already" if broken else ""),
+        "inherited" if "advantages" in broken else "added",
+        values={"broken": broken},
+    )
+
+
+def _explained(at: int, loss: LossSeen, parts: Parts) -> Iterator[Evidence]:
+    wanted = next(iter(right_ways(parts)), None)
+    found = [made for made in wrong_ways(parts) if made.fits(loss.loss)]
+    way = found[0].way if found else ""
+    implied = hidden_beta(parts, loss.loss)
+    if way == "broadcast" and wanted is None:
+        found, way = [], ""
+    told = {
+        "sign": "it is the same with the opposite sign: what earns more is made less likely",
+        "kl-sign": "it is the same with the KL term subtracted: drifting away is rewarded",
+        "kl-left-out": "it is the same without its KL term",
+        "normaliser": "it is the same sum over another count of tokens or rows",
+        "broadcast": "it is that of advantages laid along the tokens instead of the completions",
+    }.get(way, "")
+    values = {
+        "loss": loss.loss,
+        "wanted": None if wanted is None else wanted.value,
+        "way": way,
+        "beta": beta_of(loss.settings),
+        "implied_beta": implied,
+        "loss_type": parts.config.loss_type,
+        "losses": len(parts.whole),
+    }
+    stage_is_advantage = way == "broadcast"
+    yield Evidence(
+        "advantage" if stage_is_advantage else "loss",
+        "advantage-broadcast" if stage_is_advantage else "loss-differs",
+        f"loss {at} is {loss.loss:.6g}; its own logprobs, advantages and mask give "
+        f"{'nothing' if wanted is None else f'{wanted.value:.6g}'} as {parts.config.loss_type}"
+        + (f": {told}" if told else ""),
+        values=values,
+    )
+
+
+def look_at_reference(case: Case) -> Iterable[Evidence]:
+    """A KL term that the settings do not speak of."""
+    for at, one in enumerate(learned(case)):
+        beta = beta_of(one.loss.settings)
+        if beta == 0 and one.loss.ref_logprobs is not None:
+            yield Evidence(
+                "loss",
+                "reference-unasked",
+                f"loss {at}: the settings say beta 0, but logprobs of a reference were computed "
+                "for it",
+                values={"beta": beta},
+            )
+
+
+def look_at_metrics(case: Case) -> Iterable[Evidence]:
+    """Logged clip rates and KL, against what they are the names of."""
+    step = [one.loss for one in learned(case)]
+    for at, loss in enumerate(step):
+        parts = parts_of(loss, step)
+        if parts is None:
+            continue
+        yield from _clip_rate(at, loss, parts)
+        kl = next((v for k, v in loss.metrics.items() if k in ("kl", "mean_kl")), None)
+        if kl is not None and kl < -1e-6:
+            yield Evidence(
+                "loss",
+                "kl-negative",
+                f"loss {at}: the logged KL is {kl:.3g}; its estimate exp(d) - d - 1 cannot be "
+                "below 0",
+                values={"kl": kl},
+            )
+
+
+def _clip_rate(at: int, loss: LossSeen, parts: Parts) -> Iterator[Evidence]:
+    logged = loss.metrics.get("clip_ratio", loss.metrics.get("clip_ratio/region_mean"))
+    terms = policy_terms(parts)
+    if logged is None or terms is None or parts.config.loss_type in ("gspo", "cispo"):
+        return
+    ratio = torch.where(parts.mask, parts.logprobs - parts.old, 0.0).exp()
+    advantage = parts.advantages
+    advantage = advantage[:, None].expand(ratio.shape) if advantage.ndim == 1 else advantage
+    low, high = ratio < 1 - parts.config.epsilon_low, ratio > 1 + parts.config.epsilon_high
+    positive, negative = advantage > 0, advantage < 0
+    rates = {
+        "right": (low & negative) | (high & positive),
+        "other": (low & positive) | (high & negative),
+        "any": low | high,
+        "low": low & negative,
+        "high": high & positive,
+    }
+    counted = parts.mask.double()
+    mean = {k: float((v * counted).sum() / counted.sum().clamp(min=1)) for k, v in rates.items()}
+    fits = {k for k, v in mean.items() if abs(v - logged) <= 1e-5}
+    if not fits or "right" in fits:
+        return
+    yield Evidence(
+        "loss",
+        "clip-rate-differs",
+        f"loss {at}: the logged clip rate is {logged:.4g}; of its tokens {mean['right']:.4g} have "
+        f"a ratio whose gradient the clip takes away, {mean['other']:.4g} one on the side where "
+        "the clip is not in force",
+        values={"logged": logged, "counts": sorted(fits), **mean},
+    )
+
+
+LOOKS: tuple[Look, ...] = (
+    look_at_mask,
+    look_at_completions,
+    look_at_logprobs,
+    look_at_advantages,
+    look_at_value,
+    look_at_reference,
+    look_at_metrics,
+)

@@ -1,0 +1,236 @@
+"""Teacher-forcing: what the reference thinks of every token that a trainer recorded.
+
+One forward of the reference's text model on the *recorded* embeddings, positions and mask, so that
+a prompt that was already broken stays as it was: what differs after that, this call added. Final
+hidden states are kept, and scores computed from them a row at a time, because scores of a real
+vocabulary over a thousand tokens and eight rows are 5 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.missing import say_missing
+from omni_grpo_core.doctor.turns import completion_ids, ids_of, prompt_length, until_end
+from omni_grpo_core.observed import ForwardCall, GenerateCall, Modes
+from omni_grpo_core.policy import Policy, generating
+
+Place = Literal["before", "at"]
+"""Scores of a token are those *before* it; those *at* it predict the next one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taught:
+    """``ids``: int64, (N, K), the tokens judged. ``mask``: bool, (N, K), those really sampled or
+    attended to. ``hidden``: (N, K + 1, H), last hidden states of the reference from the position
+    before the first judged token on. ``prompt``: what stands before, in tokens."""
+
+    policy: Policy
+    ids: Tensor
+    mask: Tensor
+    hidden: Tensor
+    prompt: int
+
+    def scores(self, row: int) -> Tensor:
+        """float32, (K + 1, V)."""
+        with torch.no_grad():
+            found: Tensor = self.policy.model.lm_head(self.hidden[row]).float().cpu()
+        return found
+
+    def logprobs(
+        self, temperature: float = 1.0, suppressed: Sequence[int] = (), place: Place = "before"
+    ) -> Tensor:
+        """float32, (N, K): of each token, from the scores before it (or, a mistake to be looked
+        for, at it)."""
+
+        def one(scores: Tensor, ids: Tensor) -> Tensor:
+            scores = scores[:-1] if place == "before" else scores[1:]
+            table = _log_softmax(scores, temperature, suppressed)
+            return table.gather(1, ids[:, None])[:, 0]
+
+        return torch.stack(self.each_row(one))
+
+    def each_row(self, look: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        """``look(scores (K + 1, V), ids (K,))`` of every row."""
+        return [look(self.scores(row), ids) for row, ids in enumerate(self.ids)]
+
+
+def _log_softmax(scores: Tensor, temperature: float, suppressed: Sequence[int]) -> Tensor:
+    scores = scores / temperature
+    if suppressed:
+        scores[:, list(suppressed)] = -torch.inf
+    return scores.log_softmax(-1)
+
+
+def taught(case: Case, call: GenerateCall) -> Taught | None:
+    """The reference on a rollout: its prompt as the text model got it, then what was sampled.
+
+    ``None`` where there is no reference or something that it needs was not kept.
+    """
+    return _once(case, "taught", call, _teach_generate)
+
+
+def rescored(case: Case, call: ForwardCall) -> Taught | None:
+    """The reference on a scoring forward, over all tokens but the first."""
+    return _once(case, "rescored", call, _teach_forward)
+
+
+def _once(case: Case, key: str, call: Any, teach: Callable[..., Taught | None]) -> Taught | None:
+    memo: dict[int, Taught | None] = case.memo.setdefault(key, {})
+    if id(call) not in memo:
+        memo[id(call)] = None if case.reference is None else teach(case, call)
+    return memo[id(call)]
+
+
+def _teach_generate(case: Case, call: GenerateCall) -> Taught | None:
+    policy = _policy(case)
+    ids = completion_ids(call)
+    if ids is None or call.inputs_embeds is None or call.position_ids is None or not ids.shape[1]:
+        say_missing(case, "a rollout's embeddings or positions were not kept: no replay of it")
+        return None
+    rows = len(ids)
+    embeds = _spread(call.inputs_embeds, rows)
+    positions = _spread(call.position_ids[-3:], rows, dim=1)
+    mask = _prompt_mask(call, embeds.shape[1])
+    if embeds is None or positions is None or mask is None or embeds.shape[1] != mask.shape[1]:
+        return None
+    mask = _spread(mask, rows)
+    sampled = until_end(ids, ids_of(call.config.get("eos_token_id")))
+    begin = starts(call, positions, mask)
+    steps = torch.arange(ids.shape[1])
+    after = (begin[:, None] + steps).to(positions.dtype)
+    tokens = _embed(policy, ids).to(embeds.device)
+    hidden = _forward(
+        policy,
+        torch.cat([embeds.to(tokens.dtype), tokens], 1),
+        torch.cat([positions, after.expand(3, -1, -1)], 2),
+        torch.cat([mask, sampled.to(mask.dtype)], 1),
+    )
+    width = ids.shape[1]
+    return Taught(policy, ids, sampled, hidden[:, -width - 1 :], prompt_length(call))
+
+
+def _teach_forward(case: Case, call: ForwardCall) -> Taught | None:
+    policy = _policy(case)
+    ids = call.inputs.get("input_ids")
+    mask = call.inputs.get("attention_mask")
+    if ids is None or call.inputs_embeds is None or call.position_ids is None:
+        say_missing(case, "a scoring forward's embeddings or positions were not kept: no replay")
+        return None
+    mask = torch.ones_like(ids) if mask is None else mask
+    hidden = _forward(policy, call.inputs_embeds, call.position_ids[-3:], mask)
+    attended = (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
+    return Taught(policy, ids[:, 1:].long(), attended, hidden, 1)
+
+
+def _policy(case: Case) -> Policy:
+    if case.reference is None:
+        raise LookupError("no reference to replay on")
+    return case.reference.policy
+
+
+def _spread(values: Tensor, rows: int, dim: int = 0) -> Tensor:
+    """Recorded once a prompt where ``num_return_sequences`` made copies: copies in a row."""
+    have = values.shape[dim]
+    return values if have == rows or rows % have else values.repeat_interleave(rows // have, dim)
+
+
+def _prompt_mask(call: GenerateCall, width: int) -> Tensor | None:
+    mask = call.inputs.get("attention_mask")
+    if mask is not None:
+        return mask
+    embeds = call.inputs_embeds
+    return None if embeds is None else torch.ones(len(embeds), width, dtype=torch.int64)
+
+
+def starts(call: GenerateCall, positions: Tensor, mask: Tensor) -> Tensor:
+    """Position of each row's first sampled token, (N,), as the trainer's own decoding had it.
+
+    Right is one past the prompt's largest. The recorded ``rope_deltas`` tell what was really used:
+    libraries count them from the attended tokens or from the padded length, and the first row's
+    recorded position tells which.
+    """
+    own = torch.where(mask[None].bool(), positions, 0).amax((0, 2)) + 1
+    if call.rope_deltas is None or not call.step_positions:
+        return own
+    deltas = _spread(call.rope_deltas.reshape(-1), len(own)).to(own.dtype)
+    if len(deltas) != len(own):
+        return own
+    for base in (mask.sum(1), torch.full_like(mask[:, 0], mask.shape[1])):
+        used = base.to(own.dtype) + deltas
+        if float(used[0]) == call.step_positions[0]:
+            return used
+    return own + (call.step_positions[0] - own[0])
+
+
+@torch.no_grad()
+def _embed(policy: Policy, ids: Tensor) -> Tensor:
+    found: Tensor = policy.model.get_input_embeddings()(ids.to(policy.device))
+    return found
+
+
+@torch.no_grad()
+def _forward(policy: Policy, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    """Last hidden states, (N, length, H)."""
+    with generating(policy.model):
+        output = policy.text_model(
+            inputs_embeds=embeds.to(policy.device, policy.model.dtype),
+            attention_mask=mask.to(policy.device),
+            position_ids=positions.to(policy.device),
+            use_cache=False,
+        )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+# --------------------------------------------------------------------------- how much is too much
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What two right computations of one logprob may differ by: ``mean`` over tokens, and for any
+    one of them ``worst``."""
+
+    mean: float
+    worst: float
+
+
+_TOLERANCES = {
+    # other order of float32 sums: 1e-5 measured on the tiny checkpoint, 1e-4 at 7B's depth
+    "float32": Tolerance(1e-3, 1e-2),
+    "float64": Tolerance(1e-3, 1e-2),
+    # 8 bits of mantissa through every layer: .33 measured at worst on logits, .02 in the mean
+    "bfloat16": Tolerance(0.1, 2.0),
+    "float16": Tolerance(0.02, 0.5),
+}
+
+
+def tolerance(modes: Modes, policy: Policy | None = None) -> Tolerance:
+    """By the coarsest precision that took part."""
+    names = [modes.dtype, modes.autocast, None if policy is None else str(policy.model.dtype)]
+    found = [_TOLERANCES[n.removeprefix("torch.")] for n in names if n and _known(n)]
+    return max(found, key=lambda t: t.mean, default=_TOLERANCES["bfloat16"])
+
+
+def _known(name: str) -> bool:
+    return name.removeprefix("torch.") in _TOLERANCES
+
+
+def apart(a: Tensor, b: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Mean and largest distance of two tables of logprobs where ``mask`` is True; infinite where
+    one of them is not finite.
+
+    >>> apart(torch.tensor([[1.0, 9.0]]), torch.tensor([[1.5, 0.0]]), torch.tensor([[True, False]]))
+    (0.5, 0.5)
+    """
+    gap = (a.float() - b.float()).abs()[mask]
+    if not len(gap):
+        return 0.0, 0.0
+    gap = torch.nan_to_num(gap, nan=torch.inf)
+    return float(gap.mean()), float(gap.max())

@@ -1,0 +1,162 @@
+"""A recorded step put back together: which prompts, completions, rewards and losses are one.
+
+A step may hold several micro-batches, each with a rollout of its own, and several losses on one
+rollout. Calls are matched by their order and, for losses, by the completion ids they score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.observed import (
+    AdvantageSeen,
+    ForwardCall,
+    GenerateCall,
+    LossSeen,
+    ProcessorCall,
+    RewardCall,
+    SamplesSeen,
+    StepSeen,
+)
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """One rollout: from the rows that were drawn to the advantages of their completions."""
+
+    samples: SamplesSeen | None = None
+    processed: list[ProcessorCall] = field(default_factory=list)
+    generated: GenerateCall | None = None
+    rewards: list[RewardCall] = field(default_factory=list)
+    advantage: AdvantageSeen | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learned:
+    """One loss, the scoring forward that its logprobs came from, and the rollout it is about."""
+
+    loss: LossSeen
+    forward: ForwardCall | None
+    turn: Turn | None
+
+
+def turns(case: Case) -> tuple[Turn, ...]:
+    """The rollouts of a step, in order."""
+    if "turns" not in case.memo:
+        case.memo["turns"] = tuple(_turns([record.value for record in case.trace.stages]))
+    found: tuple[Turn, ...] = case.memo["turns"]
+    return found
+
+
+def _turns(values: Sequence[Any]) -> list[Turn]:
+    found: list[Turn] = []
+    turn = Turn()
+    for value in values:
+        begins = isinstance(value, SamplesSeen | ProcessorCall | GenerateCall)
+        if begins and (turn.generated is not None or turn.rewards) and not _goes_on(turn, value):
+            found.append(turn)
+            turn = Turn()
+        match value:
+            case SamplesSeen():
+                turn.samples = value
+            case ProcessorCall():
+                turn.processed.append(value)
+            case GenerateCall():
+                turn.generated = value
+            case RewardCall():
+                turn.rewards.append(value)
+            case AdvantageSeen():
+                turn.advantage = value
+            case _:
+                pass
+    if turn != Turn():
+        found.append(turn)
+    return [t for t in found if t.generated or t.rewards or t.advantage or t.samples]
+
+
+def _goes_on(turn: Turn, value: Any) -> bool:
+    """A processor called once more for the scoring of the same rollout begins no new one."""
+    return isinstance(value, ProcessorCall) and not turn.rewards and turn.advantage is None
+
+
+def learned(case: Case) -> tuple[Learned, ...]:
+    """The losses of a step, in order."""
+    if "learned" not in case.memo:
+        case.memo["learned"] = tuple(_learned(case))
+    found: tuple[Learned, ...] = case.memo["learned"]
+    return found
+
+
+def _learned(case: Case) -> list[Learned]:
+    rolled = turns(case)
+    found: list[Learned] = []
+    before: list[ForwardCall] = []
+    for value in (record.value for record in case.trace.stages):
+        if isinstance(value, ForwardCall):
+            before.append(value)
+        elif isinstance(value, LossSeen):
+            scored = [f for f in before if f.modes.adapter != "off" and f.error is None]
+            forward = scored[-1] if scored else None
+            found.append(Learned(value, forward, _turn_of(value, rolled, len(found))))
+        elif isinstance(value, StepSeen):
+            before = []
+    return found
+
+
+def _turn_of(loss: LossSeen, rolled: Sequence[Turn], at: int) -> Turn | None:
+    if not rolled:
+        return None
+    for turn in rolled:
+        ids = None if turn.generated is None else completion_ids(turn.generated)
+        if ids is not None and loss.completion_ids is not None and _same(ids, loss.completion_ids):
+            return turn
+    return rolled[at % len(rolled)]
+
+
+def _same(ids: Tensor, others: Tensor) -> bool:
+    return ids.shape == others.shape and bool(torch.equal(ids.long(), others.long()))
+
+
+def prompt_length(call: GenerateCall) -> int:
+    """Tokens of the sequences that are the prompt."""
+    ids = call.inputs.get("input_ids")
+    return 0 if ids is None else int(ids.shape[1])
+
+
+def completion_ids(call: GenerateCall) -> Tensor | None:
+    """int64, (N, C): what was sampled, padding after the end included."""
+    if call.sequences is None:
+        return None
+    return call.sequences[:, prompt_length(call) :].long()
+
+
+def ids_of(value: Any) -> tuple[int, ...]:
+    """Token ids of a setting that may be one, several or none.
+
+    >>> ids_of(3), ids_of([3, 4]), ids_of(None)
+    ((3,), (3, 4), ())
+    """
+    if value is None or value is False:
+        return ()
+    return tuple(int(i) for i in value) if isinstance(value, list | tuple) else (int(value),)
+
+
+def until_end(ids: Tensor, eos: Sequence[int]) -> Tensor:
+    """bool, (N, C): True up to and with the first of ``eos``.
+
+    >>> until_end(torch.tensor([[5, 2, 2], [5, 5, 5]]), [2]).tolist()
+    [[True, True, False], [True, True, True]]
+    """
+    ended = torch.isin(ids, torch.tensor(list(eos), dtype=ids.dtype)).long()
+    return (ended.cumsum(1) - ended) == 0
+
+
+def first_step(case: Case) -> bool:
+    """Whether the trainer's weights are still those that it loaded: no optimizer step yet."""
+    return all(step.step == 0 for step in case.steps)
