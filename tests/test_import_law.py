@@ -60,7 +60,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "tiny": PIPELINE,
     # the true vocabulary in the tiny checkpoint's manners
     "realvocab": NOUNS | {"tiny", "trace"},
-    "golden": PIPELINE | {"trace"},
+    "golden": PIPELINE | {"trace", "tiny", "training"},
     # watches foreign trainers: it knows calls, not what should have come out of them
     "recorder": NOUNS | {"rewards", "trace"},
     "doctor": PIPELINE | {"trace"},

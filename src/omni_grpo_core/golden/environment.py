@@ -1,10 +1,17 @@
-"""What a golden was made under, for its header."""
+"""What a golden was made under, for its header, and the key of the platform."""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from omni_grpo_core.settings import Settings
 
 _PACKAGES = (
     "omni-grpo-core",
@@ -15,6 +22,7 @@ _PACKAGES = (
     "av",
     "numpy",
 )
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def environment() -> dict[str, str]:
@@ -30,3 +38,44 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def platform_key(device: torch.device | str, dtype: str) -> str:
+    """What decides floats beside the versions: kind of device and the type it computes in.
+
+    ``dtype`` is torch's name of the type that was *asked for*.
+
+    >>> platform_key("cpu", "float32")
+    'cpu-fp32'
+    """
+    kind = str(device).partition(":")[0]
+    if kind == "cuda":
+        import torch
+
+        major, minor = torch.cuda.get_device_capability(device)
+        kind = f"cuda-sm{major}{minor}"
+    return f"{kind}-{_SHORT.get(dtype, dtype)}"
+
+
+def told_settings(settings: Settings) -> str:
+    """Settings that are not as they are by default, in one line.
+
+    >>> from omni_grpo_core.settings import Settings
+    >>> told_settings(Settings(seed=3))
+    'seed=3'
+    """
+    return ", ".join(_changed(settings, type(settings)(), ""))
+
+
+def _changed(value: object, default: object, path: str) -> list[str]:
+    if dataclasses.is_dataclass(value) and type(value) is type(default):
+        return [
+            words
+            for entry in dataclasses.fields(value)
+            for words in _changed(
+                getattr(value, entry.name),
+                getattr(default, entry.name),
+                f"{path}.{entry.name}" if path else entry.name,
+            )
+        ]
+    return [] if value == default else [f"{path}={value!r}"]

@@ -77,6 +77,24 @@ def format_golden(
     return "\n".join([*lines, *_end(lines), ""])
 
 
+def with_header(text: str, entries: Mapping[str, str]) -> str:
+    """Golden text with more in its header, in the place of entries of the same key.
+
+    >>> parse_golden(with_header(format_golden("loss", 0.25), {"why": "new loss"})).header
+    {'why': 'new loss'}
+    """
+    parse_golden(text)
+    body = text[: text.rindex("\nend: ")].split("\n")
+    blank = body.index("")
+    plain = {key if _PLAIN_KEY.fullmatch(key) else json.dumps(key): key for key in entries}
+    old = [line for line in body[:blank] if line.partition(": ")[0] not in plain]
+    new = [
+        f"{shown}: {json.dumps(entries[key], ensure_ascii=False)}" for shown, key in plain.items()
+    ]
+    lines = [*old, *new, *body[blank:]]
+    return "\n".join([*lines, *_end(lines), ""])
+
+
 def _end(lines: list[str]) -> Iterator[str]:
     yield f"end: {len(lines)} lines sha256 {_hash(chr(10).join(lines))}"
     sums = [_hash(line)[:4] for line in lines]

@@ -1,0 +1,83 @@
+"""``check``: a fresh pass of every case held against its goldens, stage by stage.
+
+A stage that diverges is run again on the golden's own inputs. If it still diverges it *added* an
+error; if not it *inherited* one. What the golden keeps only as a sketch is replaced by the fresh
+value where the sketch says that the two are the same; where it does not, the stage's origin stays
+open.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from omni_grpo_core.golden.environment import environment, told_settings
+from omni_grpo_core.golden.lanes import load_lanes
+from omni_grpo_core.golden.passes import Context
+from omni_grpo_core.golden.results import CaseResult, GoldenReport
+from omni_grpo_core.golden.store import Found, changed_header, find_goldens
+from omni_grpo_core.golden.suite import Suite
+from omni_grpo_core.golden.verdicts import case_result
+from omni_grpo_core.golden.walk import Walk, walk_case
+from omni_grpo_core.pipeline import header
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.settings import Settings
+from omni_grpo_core.trace.divergence import Tolerances
+
+
+def contexts(policy: Policy, suite: Suite, names: Sequence[str]) -> dict[str, Context]:
+    """What each case runs on."""
+    settings = suite.run_settings()
+    return {
+        name: Context(policy, settings, samples, suite.cases[name].steps)
+        for name, samples in suite.samples(names).items()
+    }
+
+
+def run_header(policy: Policy, settings: Settings, key: str) -> dict[str, str]:
+    """What a golden of this run says that it was made under."""
+    told = {**environment(), **header(policy, settings)}
+    return {**told, "settings": told_settings(settings), "platform": key}
+
+
+def check_case(
+    context: Context,
+    name: str,
+    goldens: Mapping[str, Found],
+    tolerances: Tolerances,
+    key: str,
+) -> tuple[CaseResult, Walk]:
+    """One case against its goldens, and what was made on the way."""
+    head = run_header(context.policy, context.settings, key)
+    walk = walk_case(context, goldens, tolerances, head)
+    result = case_result(walk, name)
+    first = next(iter(goldens.values()), None)
+    versions = {} if first is None else changed_header(first.golden.header, head)
+    return replace(result, versions=versions), walk
+
+
+def check(
+    policy: Policy,
+    suite: Suite,
+    folder: Path,
+    key: str,
+    *,
+    names: Sequence[str] = (),
+    on_case: Callable[[str], None] = lambda case: None,
+) -> GoldenReport:
+    """Every case of ``names``, all if there are none, against the goldens in ``folder``.
+
+    ``key``: the platform, by the dtype that was asked for. Raises ``TraceError`` naming file and
+    line for a golden that is broken, before anything is run.
+    """
+    begin = time.perf_counter()
+    chosen = suite.chosen(names)
+    goldens = {name: find_goldens(folder, name, key, suite) for name in chosen}
+    tolerances = load_lanes(folder, key)
+    results = []
+    for name, context in contexts(policy, suite, chosen).items():
+        on_case(name)
+        results.append(check_case(context, name, goldens[name], tolerances, key)[0])
+    return GoldenReport(str(folder), key, tuple(results), time.perf_counter() - begin)

@@ -1,0 +1,254 @@
+"""Is what is said still the same, and said as surely?
+
+Two greedy completions may part at a near tie for no reason but rounding. So at the first differing
+token each side's token must be among the other side's likeliest and the margin between them small;
+from there on the two have other pasts and cannot be compared, so the rest is judged on the golden's
+own tokens, scored teacher-forced (``scoring``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omni_grpo_core.golden.passes import Scored
+from omni_grpo_core.golden.results import Generation, Tokens, Verdict
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.rewards.degenerate import degenerate
+from omni_grpo_core.trace.divergence import Difference, Lane, distance
+from omni_grpo_core.types import Completion
+
+NEAR_TIE = 0.1
+"""Nats. Rounding turns ties of 1e-5 (float32) and, in bfloat16, of about this size."""
+MARGIN_LOST = 0.1
+"""Share of a margin that drift may take; and as many nats, where the margin was small anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """How surely the golden's completion would be said again.
+
+    ``drift``: largest |Δ logprob| of its tokens. ``at``: the token that lost most of its margin,
+    ``was`` and ``now``: its margin to the likeliest other token, in nats. ``held``: every token is
+    still the likeliest, and none lost more than a tenth of its margin.
+    """
+
+    drift: float
+    at: int
+    was: float
+    now: float
+    held: bool
+
+
+def scored_of(value: Any) -> tuple[Scored, ...]:
+    """A rebuilt golden of ``scoring``, whose parts come back by name."""
+    return tuple(s if isinstance(s, Scored) else Scored(**s) for s in value)
+
+
+def margins(was: Scored, now: Scored, ids: Sequence[int]) -> Margins:
+    """``ids``: the golden's tokens (C); both sides scored them."""
+    before, after = _tops(was), _tops(now)
+    drift = max(
+        (distance(a, b) for a, b in zip(was.logprobs, now.logprobs, strict=True)), default=0.0
+    )
+    steps = []
+    for at, token in enumerate(ids):
+        old = _lead(token, was.logprobs[at], before[at])
+        new = _lead(token, now.logprobs[at], after[at])
+        lost = (old - new) / (MARGIN_LOST * (1 + abs(old)))
+        steps.append((math.inf if math.isnan(lost) else lost, at, old, new))
+    lost, at, old, new = max(steps, default=(0.0, 0, 0.0, 0.0))
+    turned = any(new <= 0 < old for _, _, old, new in steps)
+    return Margins(drift, at, old, new, held=lost <= 1 and not turned)
+
+
+def _tops(scored: Scored) -> list[dict[int, float]]:
+    """Token -> logprob, at each step."""
+    width = scored.top_ids.shape[1] if scored.top_ids.ndim == 2 else 0
+    return [
+        dict(zip(ids, scored.top_logprobs[at * width : (at + 1) * width], strict=True))
+        for at, ids in enumerate(scored.top_ids.tolist())
+    ]
+
+
+def _lead(token: int, logprob: float, top: Mapping[int, float]) -> float:
+    """Margin of ``token`` over the likeliest other one."""
+    return logprob - max((value for other, value in top.items() if other != token), default=-99.0)
+
+
+def scoring_differences(
+    was: Sequence[Scored], now: Sequence[Scored], said: Sequence[Completion], lane: Lane
+) -> list[Difference]:
+    """At most one difference a completion: the token whose logprob moved most."""
+    found = []
+    for index, (old, new, completion) in enumerate(zip(was, now, said, strict=True)):
+        if len(old.logprobs) != len(new.logprobs):
+            sentence = f"completion {index}: {len(new.logprobs)} tokens scored, was "
+            sentence += str(len(old.logprobs))
+            found.append(Difference(f"[{index}]", "differs", sentence, index))
+            continue
+        before, after = _tops(old), _tops(new)
+        pairs = [
+            (at, a, b)
+            for at in range(len(old.logprobs))
+            for a, b in [
+                (old.logprobs[at], new.logprobs[at]),
+                *((before[at][t], after[at][t]) for t in before[at] if t in after[at]),
+            ]
+        ]
+        apart = [distance(a, b) for _, a, b in pairs]
+        if not any(apart):
+            continue
+        most, mean = max(apart), sum(apart) / len(apart)
+        at, a, b = pairs[apart.index(most)]
+        margin = margins(old, new, completion.token_ids)
+        near = all(lane.allows(x, y) for _, x, y in pairs)
+        sentence = (
+            f"completion {index}: at token {at} a logprob is {b:.6g}, was {a:.6g}, max |Δ| "
+            f"{most:.3g}, mean |Δ| {mean:.3g}; margins {'held' if margin.held else 'did not hold'}"
+            f" (token {margin.at}: {margin.was:.3g} → {margin.now:.3g} nats)"
+        )
+        found.append(
+            Difference(
+                f"[{index}]", "within" if near else "differs", sentence, index, (at,), most, mean
+            )
+        )
+    return found
+
+
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
+    """
+    >>> first_difference([1, 2, 3], [1, 2]), first_difference([1], [1])
+    (2, None)
+    """
+    if tuple(a) == tuple(b):
+        return None
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sides:
+    """One completion on both sides, with what each side scores for the *golden's* tokens, where
+    that is kept (greedy ones)."""
+
+    was: Completion
+    now: Completion
+    was_scored: Scored | None = None
+    now_scored: Scored | None = None
+
+
+def judge_generation(policy: Policy, sides: Sides, lane: Lane, drifted: bool) -> Generation:
+    """``drifted``: whether logits moved beyond the lane, which excuses a sampled token that turned
+    at the edge of its slice of the distribution."""
+    was, now = sides.was, sides.now
+    at = first_difference(was.token_ids, now.token_ids)
+    margin = None
+    if sides.was_scored is not None and sides.now_scored is not None:
+        margin = margins(sides.was_scored, sides.now_scored, was.token_ids)
+    garbage = garbage_of(policy, now, was) if now.token_ids != was.token_ids else ()
+    base: dict[str, Any] = {
+        "sample_id": was.group_id,
+        "index": was.index,
+        "was": tokens_of(policy, was.token_ids),
+        "now": tokens_of(policy, now.token_ids),
+        "was_finish": was.finish_reason,
+        "now_finish": now.finish_reason,
+        "first": at,
+        "drift": None if margin is None else margin.drift,
+        "garbage": "; ".join(garbage),
+    }
+    if garbage:
+        return Generation(verdict="degenerate", sentence=base["garbage"], **base)
+    if at is None:
+        verdict, sentence = _same_tokens(was, now, margin, lane)
+        return Generation(verdict=verdict, sentence=sentence, **base)
+    return _parted(policy, sides, at, margin, drifted, base)
+
+
+def _same_tokens(
+    was: Completion, now: Completion, margin: Margins | None, lane: Lane
+) -> tuple[Verdict, str]:
+    pairs = list(zip(was.logprobs, now.logprobs, strict=True))
+    if was.finish_reason != now.finish_reason:
+        return "harmful", f"ends by {now.finish_reason}, was {was.finish_reason}"
+    if any(not math.isfinite(b) for _, b in pairs):
+        return "degenerate", "a logprob is not finite"
+    if margin is not None and not margin.held:
+        return "harmful", (
+            f"the same tokens, but less sure: margin of token {margin.at} "
+            f"{margin.was:.3g} → {margin.now:.3g} nats"
+        )
+    most = max((distance(a, b) for a, b in pairs), default=0.0)
+    if not most:
+        return "exact", "the same tokens with the same logprobs"
+    if all(lane.allows(a, b) for a, b in pairs):
+        return "within", f"the same tokens, logprobs within {most:.3g}"
+    if margin is None and most > NEAR_TIE:
+        return "harmful", f"the same tokens, but a logprob moved by {most:.3g}"
+    return "benign-drift", f"the same tokens, logprobs moved by up to {most:.3g}"
+
+
+def _parted(
+    policy: Policy, sides: Sides, at: int, margin: Margins | None, drifted: bool, base: Any
+) -> Generation:
+    was, now = sides.was, sides.now
+    old = was.token_ids[at] if at < len(was.token_ids) else None
+    new = now.token_ids[at] if at < len(now.token_ids) else None
+    words = f"token {at} is {_word(policy, new)}, was {_word(policy, old)}"
+    if sides.was_scored is None or sides.now_scored is None:
+        pairs = zip(was.logprobs[:at], now.logprobs[:at], strict=True)
+        most = max((distance(a, b) for a, b in pairs), default=0.0)
+        if drifted and most <= NEAR_TIE:
+            told = f"sampled: {words}, after tokens whose logprobs moved by up to {most:.3g}"
+            return Generation(verdict="benign-drift", sentence=told, **base)
+        return Generation(verdict="harmful", sentence=f"sampled: {words}", **base)
+    if old is None or new is None:
+        return Generation(verdict="harmful", sentence=f"{words}: it ends elsewhere", **base)
+    before, after = _tops(sides.was_scored)[at], _tops(sides.now_scored)[at]
+    ranks: dict[str, Any] = {
+        "was_rank": list(after).index(old) if old in after else None,
+        "now_rank": list(before).index(new) if new in before else None,
+        "margin": before[old] - before[new] if old in before and new in before else None,
+    }
+    lead = after[new] - after[old] if old in after and new in after else math.inf
+    gap = ranks["margin"]
+    near = gap is not None and gap <= NEAR_TIE and lead <= NEAR_TIE
+    # what was said after the turn is another text; the golden's own must be as likely as it was
+    rest = margin is not None and margin.drift <= NEAR_TIE
+    if near and rest:
+        told = f"{words}: a near tie ({gap:.3g} nats)"
+        return Generation(verdict="benign-drift", sentence=told, **ranks, **base)
+    why = "not among the likeliest of the other side" if gap is None else f"{gap:.3g} nats apart"
+    return Generation(verdict="harmful", sentence=f"{words}: {why}", **ranks, **base)
+
+
+def garbage_of(policy: Policy, now: Completion, was: Completion | None) -> tuple[str, ...]:
+    """Why a completion is degenerate, on its raw ids; empty if it is not."""
+    tokenizer = policy.processor.tokenizer
+    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    found = degenerate(
+        now.token_ids,
+        now.text,
+        finish_reason=now.finish_reason,
+        eos_ids=policy.eos_token_ids,
+        golden_ended=None if was is None else was.finish_reason == "stop",
+        nonfinite=not all(map(math.isfinite, now.logprobs)),
+        special_ids=special,
+    )
+    return found
+
+
+def tokens_of(policy: Policy, ids: Sequence[int], spans: Any = ()) -> Tokens:
+    """Ids with the text of each."""
+    known = {token: policy.decode([token]) for token in set(ids)}
+    return Tokens(tuple(ids), tuple(known[token] for token in ids), tuple(spans))
+
+
+def _word(policy: Policy, token: int | None) -> str:
+    if token is None:
+        return "nothing (it has ended)"
+    return f"{token} {json.dumps(policy.decode([token]), ensure_ascii=False)}"

@@ -1,0 +1,153 @@
+"""``regen``: what a run made otherwise than the goldens, under ``golden/.pending``, for review.
+
+A golden is never written over here. A pending file says in its header on what platform, from which
+commit and from how clean a tree it was made, and whether what is said in it is garbage: ``accept``
+goes by that.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omni_grpo_core.golden.checking import check_case, contexts, run_header
+from omni_grpo_core.golden.generations import garbage_of
+from omni_grpo_core.golden.lanes import load_lanes
+from omni_grpo_core.golden.passes import Context
+from omni_grpo_core.golden.results import FINE, CaseResult
+from omni_grpo_core.golden.store import PENDING, file_name, find_goldens
+from omni_grpo_core.golden.suite import Suite
+from omni_grpo_core.golden.text import compare_goldens, parse_golden, with_header
+from omni_grpo_core.golden.walk import walk_case
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.trace.atomic import write_file
+from omni_grpo_core.trace.divergence import Tolerances
+from omni_grpo_core.types import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Regenerated:
+    """``result``: the case against its goldens. ``files``: what waits for review now."""
+
+    result: CaseResult
+    files: tuple[Path, ...]
+
+
+def tree_state(folder: Path) -> dict[str, str]:
+    """Commit and cleanness of the git tree that ``folder`` lies in; what is in ``folder`` itself
+    does not count.
+
+    >>> tree_state(Path("/"))
+    {'commit': 'unknown', 'tree': 'not under git'}
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": "unknown", "tree": "not under git"}
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=all")
+    top = Path((_git(folder, "rev-parse", "--show-toplevel") or ".").strip())
+    inside = folder.absolute().resolve()
+    lines = [line for line in (changed or "").splitlines() if not _within(top, line, inside)]
+    return {"commit": commit.strip(), "tree": "dirty" if lines else "clean"}
+
+
+def _within(top: Path, line: str, folder: Path) -> bool:
+    """Whether a line of ``git status --porcelain`` is of a file in ``folder``."""
+    name = line[3:].rpartition(" -> ")[2].strip('"')
+    path = (top / name).resolve()
+    return path == folder or folder in path.parents
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    there = next((p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir()), None)
+    done = subprocess.run(
+        ["git", *arguments], cwd=there, capture_output=True, text=True, check=False
+    )
+    return done.stdout if done.returncode == 0 else None
+
+
+def fresh_goldens(context: Context, key: str) -> dict[str, str]:
+    """Golden text of every stage of a case, made from nothing but the case.
+
+    Raises ``TraceError`` from what makes it: a pass that fails gives no goldens.
+    """
+    head = run_header(context.policy, context.settings, key)
+    walk = walk_case(context, {}, Tolerances(), head)
+    garbage = [
+        why
+        for value in walk.fresh.values()
+        if isinstance(value, Rollout) and value.temperature == 0
+        for completion in value.completions
+        for why in garbage_of(context.policy, completion, None)
+    ]
+    note = {"degenerate": "; ".join(garbage)} if garbage else {}
+    return {
+        stage: with_header(seen.text, note) if note else seen.text
+        for stage, seen in walk.seen.items()
+        if seen.text
+    }
+
+
+def regen(
+    policy: Policy,
+    suite: Suite,
+    folder: Path,
+    key: str,
+    *,
+    names: Sequence[str] = (),
+    on_case: Callable[[str], None] = lambda case: None,
+) -> tuple[Regenerated, ...]:
+    """Every stage of every case that is not as its golden has it, under ``folder/.pending``.
+
+    What waited there of these cases and this platform before is replaced. Each file is written
+    whole or not at all.
+    """
+    chosen = suite.chosen(names)
+    goldens = {name: find_goldens(folder, name, key, suite) for name in chosen}
+    tolerances = load_lanes(folder, key)
+    state = tree_state(folder)
+    done = []
+    for name, context in contexts(policy, suite, chosen).items():
+        on_case(name)
+        result, _ = check_case(context, name, goldens[name], tolerances, key)
+        target = folder / PENDING / name
+        files = []
+        for stage, text in fresh_goldens(context, key).items():
+            found = goldens[name].get(stage)
+            if found is not None:
+                now = parse_golden(text)
+                if compare_goldens(found.golden, now, tolerances).verdict in FINE:
+                    continue
+            path = target / file_name(stage, key, suite.base)
+            told = {**state, "verdict": result.verdict}
+            write_file(path, with_header(text, told).encode("utf-8", "surrogatepass"))
+            files.append(path)
+        _drop_stale(target, files, key, suite)
+        done.append(Regenerated(result, tuple(files)))
+    return tuple(done)
+
+
+def _drop_stale(target: Path, fresh: Sequence[Path], key: str, suite: Suite) -> None:
+    """Pending files of an earlier run of this platform. New ones are there already, so a run that
+    is cut leaves too much rather than too little."""
+    for path in sorted(target.glob("*.txt")):
+        stage = path.name.removesuffix(".txt").partition("@")[0]
+        if path not in fresh and path.name == file_name(stage, key, suite.base):
+            path.unlink()
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+
+
+def record(
+    policy: Policy, suite: Suite, folder: Path, key: str, *, names: Sequence[str] = ()
+) -> tuple[Path, ...]:
+    """Goldens of every case straight into ``folder``: for a comparison of two environments, where
+    nobody reviews one side."""
+    files = []
+    for name, context in contexts(policy, suite, suite.chosen(names)).items():
+        for stage, text in fresh_goldens(context, key).items():
+            path = folder / name / file_name(stage, key, suite.base)
+            write_file(path, text.encode("utf-8", "surrogatepass"))
+            files.append(path)
+    return tuple(files)

@@ -1,0 +1,201 @@
+"""``accept`` and ``reject``: a person's verdict on what is pending, with the reason on record."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.golden.judge import strange_leaf
+from omni_grpo_core.golden.pending import tree_state
+from omni_grpo_core.golden.steps import golden_stages
+from omni_grpo_core.golden.store import (
+    PENDING,
+    all_files,
+    pending_cases,
+    read_golden,
+    split_name,
+)
+from omni_grpo_core.golden.suite import Suite
+from omni_grpo_core.golden.text import with_header
+from omni_grpo_core.trace.atomic import write_file
+
+REASON_LENGTH = 8
+"""Characters that a reason must have: "ok" is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """``file``: the golden, ``supersedes``: sha256 of what stood there, or ``nothing``."""
+
+    file: Path
+    supersedes: str
+
+
+def waiting(folder: Path, cases: Sequence[str], platform: str | None, suite: Suite) -> list[Path]:
+    """Pending files of these cases (all if there are none) and of a platform (all if ``None``).
+
+    Raises:
+        ConfigError: nothing is pending there: it was not run, or not on that platform.
+    """
+    pending = pending_cases(folder)
+    for case in cases or pending or ("",):
+        paths = pending.get(case, ())
+        keys = sorted({split_name(path.name, suite.base)[1] for path in paths})
+        if not paths or (platform is not None and platform not in keys):
+            raise ConfigError(
+                f"case {case}" if case else str(folder / PENDING),
+                got=f"pending goldens of {', '.join(keys)} only" if keys else "nothing pending",
+                want=f"goldens that were made on {platform}" if platform else "pending goldens",
+                fix="run omni-grpo golden regen" + (f" on {platform}" if platform else ""),
+            )
+    return [
+        path
+        for case in cases or pending
+        for path in pending[case]
+        if platform in (None, split_name(path.name, suite.base)[1])
+    ]
+
+
+def accept(
+    folder: Path,
+    cases: Sequence[str],
+    reason: str,
+    suite: Suite,
+    *,
+    platform: str | None = None,
+    by: str | None = None,
+) -> tuple[Accepted, ...]:
+    """Put what is pending of ``cases`` in place of their goldens, with who, why and what it
+    supersedes in the header. Everything is looked at before anything is written.
+
+    Raises:
+        ConfigError: no reason, a dirty tree now or when it was made, values that are not finite,
+            degenerate completions, a platform that it was not run on, nothing pending.
+        TraceError: a pending file that is broken or was edited.
+    """
+    if len(reason.strip()) < REASON_LENGTH:
+        raise ConfigError(
+            "--reason",
+            got=repr(reason),
+            want=f"why the change is right, in {REASON_LENGTH} characters or more",
+            fix="say what changed and why that is wanted",
+        )
+    _clean(str(folder), tree_state(folder)["tree"], "commit or undo what is changed")
+    paths = waiting(folder, cases, platform, suite)
+    for path in paths:
+        _acceptable(path, suite)
+    who = by or _author(folder)
+    return tuple(_put(folder, path, reason.strip(), who) for path in paths)
+
+
+def _clean(item: str, tree: str, fix: str) -> None:
+    if tree != "clean":
+        raise ConfigError(
+            item,
+            got=f"a tree that is {tree}",
+            want="a clean git tree, so that the golden's commit says what made it",
+            fix=fix,
+        )
+
+
+def _acceptable(path: Path, suite: Suite) -> None:
+    golden = read_golden(path)
+    header = golden.header
+    key = split_name(path.name, suite.base)[1]
+    if header.get("platform") != key:
+        raise ConfigError(
+            str(path),
+            got=f"a golden made on {header.get('platform', 'an unknown platform')}",
+            want=f"one made on {key}",
+            fix=f"run omni-grpo golden regen on {key}",
+        )
+    _clean(
+        str(path), header.get("tree", "unknown"), "commit, then run omni-grpo golden regen again"
+    )
+    strange = strange_leaf(golden.leaves)
+    if strange is not None:
+        raise ConfigError(
+            str(path),
+            got=f"a value at {strange} that is NaN or infinite",
+            want="finite values",
+            fix="find what made it: omni-grpo golden diff names the first stage",
+        )
+    if header.get("degenerate") or header.get("verdict") == "degenerate":
+        raise ConfigError(
+            str(path),
+            got=f"a degenerate completion ({header.get('degenerate') or 'see golden check'})",
+            want="a policy that answers",
+            fix="find what broke it: omni-grpo golden diff names the first stage",
+        )
+
+
+def _author(folder: Path) -> str:
+    parts = []
+    for key in ("user.name", "user.email"):
+        done = subprocess.run(
+            ["git", "config", key], cwd=folder, capture_output=True, text=True, check=False
+        )
+        parts.append(done.stdout.strip())
+    name, mail = parts
+    return f"{name or getpass.getuser()} <{mail}>" if mail else name or getpass.getuser()
+
+
+def _put(folder: Path, path: Path, reason: str, who: str) -> Accepted:
+    target = folder / path.parent.name / path.name
+    old = target.read_bytes() if target.is_file() else None
+    supersedes = "nothing" if old is None else f"sha256 {hashlib.sha256(old).hexdigest()[:16]}"
+    text = path.read_bytes().decode("utf-8", "surrogatepass")
+    told = {
+        "accepted": f"{datetime.now(UTC):%Y-%m-%d} by {who}",
+        "reason": reason,
+        "supersedes": supersedes,
+    }
+    # the golden is whole before the pending file goes: cut in between, it is accepted once more
+    write_file(target, with_header(text, told).encode("utf-8", "surrogatepass"))
+    path.unlink()
+    _drop_empty(path.parent)
+    return Accepted(target, supersedes)
+
+
+def reject(folder: Path, cases: Sequence[str], suite: Suite) -> tuple[Path, ...]:
+    """Drop what is pending of ``cases``; goldens stay as they are.
+
+    Raises:
+        ConfigError: nothing is pending there.
+    """
+    paths = waiting(folder, cases, None, suite)
+    for path in paths:
+        path.unlink()
+        _drop_empty(path.parent)
+    return tuple(paths)
+
+
+def _drop_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def stale(folder: Path, key: str, suite: Suite, *, every: bool) -> list[Path]:
+    """Goldens that no case of the suite asks for: of platform ``key`` only, unless ``every``,
+    since a run on one machine does not know what another's needs. Goldens that no suite made
+    (those of single tests) are left alone.
+    """
+    stages = {name: set(golden_stages(case)) for name, case in suite.cases.items()}
+    found = []
+    for path in all_files(folder):
+        stage, of = split_name(path.name, suite.base)
+        if of != key and not every:
+            continue
+        if stage not in stages.get(path.parent.name, set()) and _of_a_suite(path):
+            found.append(path)
+    return found
+
+
+def _of_a_suite(path: Path) -> bool:
+    return "platform" in read_golden(path).header

@@ -1,0 +1,155 @@
+"""GRPO steps as golden stages: ``completion.1``, ``reward.1``, … ``gradient.1``, ``completion.2``.
+
+Every stage of a step is fed with what the golden holds of the stage before it (completions,
+rewards, advantages), so that each is judged alone; what it makes itself is what is compared. The
+optimizer is plain SGD: Adam divides by the size of a gradient, which makes a step of rounding
+noise. The policy is sampled hot, so that one that is sure of itself still has something to learn.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from statistics import fmean
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from omni_grpo_core.golden.passes import REWARDS, Context, Values, stages_of
+from omni_grpo_core.golden.suite import Case
+from omni_grpo_core.grpo.advantage import group_advantages
+from omni_grpo_core.grpo.config import LossConfig
+from omni_grpo_core.grpo.step import MicroBatch, Scorer, StepPlan, cut, optimize
+from omni_grpo_core.pipeline import score
+from omni_grpo_core.rollout import rollout
+from omni_grpo_core.types import Score
+
+T = TypeVar("T")
+GROUP = 4
+TEMPERATURE = 2.0
+MOST_TOKENS = 32
+LEARNING_RATE = 0.05
+PLAN = StepPlan(
+    LossConfig(beta=0.04, epsilon_low=0.2, epsilon_high=0.2),
+    None,
+    iterations=2,
+    max_grad_norm=1.0,
+    gradient_checkpointing=False,
+)
+STEP_STAGES = ("completion", "reward", "advantage", "loss", "gradient")
+Golden = Callable[[str, Any], Any]
+"""Stage and fresh value -> the golden's value of the stage, the fresh one where there is none."""
+
+
+class _Alone:
+    """One process, plain torch."""
+
+    world = 1
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        return list(items)
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        return numbers
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+
+
+def step_names(steps: int) -> tuple[str, ...]:
+    """
+    >>> step_names(1)
+    ('completion.1', 'reward.1', 'advantage.1', 'loss.1', 'gradient.1')
+    """
+    return tuple(f"{stage}.{n}" for n in range(1, steps + 1) for stage in STEP_STAGES)
+
+
+def golden_stages(case: Case) -> tuple[str, ...]:
+    """Names of all goldens of a case."""
+    return (*stages_of(case.steps), *step_names(case.steps))
+
+
+def grpo_steps(context: Context, values: Values, golden: Golden) -> Iterator[tuple[str, Any]]:
+    """Stage names and fresh values of the case's steps, in order. The policy is left as it was."""
+    model = copy.deepcopy(context.policy.model).requires_grad_(True)
+    policy = replace(context.policy, model=model)
+    frozen = replace(context.policy, model=copy.deepcopy(model).requires_grad_(False).eval())
+    scorer, reference = Scorer(policy, TEMPERATURE), Scorer(frozen, TEMPERATURE)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=LEARNING_RATE)
+    batch = values["batch"]
+
+    def score_reference(micro: MicroBatch) -> Tensor:
+        with torch.no_grad():
+            logprobs: Tensor = reference(micro.batch, micro.ids, micro.mask)[0]
+        return logprobs
+
+    for n in range(1, context.steps + 1):
+        rolled = rollout(
+            policy,
+            batch,
+            group_size=GROUP,
+            max_new_tokens=MOST_TOKENS,
+            temperature=TEMPERATURE,
+            seed=n,
+        )
+        yield f"completion.{n}", rolled
+        rolled = golden(f"completion.{n}", rolled)
+        scores = score(REWARDS, values["text"], values["sample"], rolled)
+        yield f"reward.{n}", scores
+        scores = golden(f"reward.{n}", scores)
+        groups = [completion.group_id for completion in rolled.completions]
+        found = group_advantages(totals(scores), groups, "group")
+        advantages = {"values": tuple(found.values.tolist()), "usable": found.usable}
+        yield f"advantage.{n}", advantages
+        advantages = golden(f"advantage.{n}", advantages)
+        window = cut(
+            policy,
+            batch,
+            rolled,
+            torch.tensor(advantages["values"], dtype=torch.float64),
+            advantages["usable"],
+            len(rolled.completions),
+        )
+        updates = optimize(
+            PLAN, _Alone(), scorer, model, optimizer, window, reference=score_reference
+        )
+        tokens = sum(len(completion.token_ids) for completion in rolled.completions)
+        yield (
+            f"loss.{n}",
+            {
+                "tokens": tokens,
+                **{
+                    f"update_{i}": {"loss": update.loss, **told(update.metrics.values())}
+                    for i, update in enumerate(updates)
+                },
+            },
+        )
+        yield f"gradient.{n}", {"norm": tuple(update.grad_norm for update in updates)}
+
+
+def totals(scores: Mapping[str, Sequence[Score]]) -> list[float | None]:
+    """The mean of a completion's rewards; ``None`` where one of them could not be scored.
+
+    >>> totals({"format": [Score(1.0, "")], "accuracy": [Score(0.0, "")]})
+    [0.5]
+    """
+    columns = zip(*scores.values(), strict=True)
+    return [
+        None if any(s.value is None for s in column) else fmean(float(s.value or 0) for s in column)
+        for column in columns
+    ]
+
+
+def told(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Metrics that tell of the step; how far scoring is from sampling is rounding alone."""
+    return {name: value for name, value in metrics.items() if not name.startswith("drift")}

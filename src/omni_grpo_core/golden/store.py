@@ -1,0 +1,120 @@
+"""Where goldens lie, and which file speaks for a platform.
+
+``golden/<case>/<stage>.txt`` is the base platform's, ``<stage>@<platform>.txt`` another's where it
+differs; what was made anew waits under ``golden/.pending``. For a platform its own file comes
+first, then those of its declared fallbacks, then, for stages that hold nothing a device computes,
+the base's. Where none of them is there the check fails: a golden of another device is no yardstick
+for floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from omni_grpo_core.errors import TraceError
+from omni_grpo_core.golden.suite import Suite
+from omni_grpo_core.golden.text import Golden, parse_golden
+
+PENDING = ".pending"
+EXACT_STAGES = frozenset({"sample", "conversation", "text", "media", "batch", "positions"})
+"""Made on the CPU whatever the model runs on: their base golden serves every platform."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A golden and its file, relative to the golden folder."""
+
+    golden: Golden
+    file: str
+
+
+def file_name(stage: str, key: str, base: str) -> str:
+    """
+    >>> file_name("logits", "cuda-sm90-bf16", base="cpu-fp32")
+    'logits@cuda-sm90-bf16.txt'
+    >>> file_name("logits", "cpu-fp32", base="cpu-fp32")
+    'logits.txt'
+    """
+    return f"{stage}.txt" if key == base else f"{stage}@{key}.txt"
+
+
+def split_name(name: str, base: str) -> tuple[str, str]:
+    """Stage and platform of a golden's file name.
+
+    >>> split_name("loss.1@cuda-sm90-bf16.txt", "cpu-fp32")
+    ('loss.1', 'cuda-sm90-bf16')
+    """
+    stage, _, key = name.removesuffix(".txt").partition("@")
+    return stage, key or base
+
+
+def candidates(stage: str, key: str, suite: Suite) -> tuple[str, ...]:
+    """File names that may speak for a stage on a platform, the best first."""
+    keys = [key, *suite.fallbacks.get(key, ())]
+    if stage in EXACT_STAGES:
+        keys.append(suite.base)
+    return tuple(dict.fromkeys(file_name(stage, k, suite.base) for k in keys))
+
+
+def read_golden(path: Path) -> Golden:
+    """One golden file.
+
+    Raises:
+        TraceError: naming file and line, what cannot be read, was cut or edited, or is newer.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", "surrogatepass")
+    except OSError as error:
+        raise TraceError(
+            str(path), got=error.strerror or "no file", want="a golden", fix="check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise TraceError(
+            f"{path}:{line}",
+            got=f"a byte {error.object[error.start]:#04x} that is not UTF-8",
+            want="golden text",
+            fix="take it from version control again, or delete it and make it anew",
+        ) from error
+    return parse_golden(text, str(path))
+
+
+def find_goldens(folder: Path, case: str, key: str, suite: Suite) -> dict[str, Found]:
+    """The golden of every stage of a case for a platform. Every file of the case is read, those
+    of other platforms too: a broken one is told of wherever the check runs."""
+    files = {path.name: path for path in sorted((folder / case).glob("*.txt"))}
+    read = {name: read_golden(path) for name, path in files.items()}
+    stages = dict.fromkeys(split_name(name, suite.base)[0] for name in read)
+    found = {}
+    for stage in stages:
+        for name in candidates(stage, key, suite):
+            if name in read:
+                found[stage] = Found(read[name], f"{case}/{name}")
+                break
+    return found
+
+
+def pending_cases(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """What waits for review: the files of each case."""
+    cases: dict[str, list[Path]] = {}
+    for path in sorted((folder / PENDING).glob("*/*.txt")):
+        cases.setdefault(path.parent.name, []).append(path)
+    return {case: tuple(paths) for case, paths in cases.items()}
+
+
+def all_files(folder: Path) -> Iterator[Path]:
+    """Every stored golden, of every platform."""
+    for path in sorted(folder.glob("*/*.txt")):
+        if not path.parent.name.startswith("."):
+            yield path
+
+
+def changed_header(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Header entries that both sides have and that differ: versions, settings, device.
+
+    >>> changed_header({"torch": "2.10", "why": "new"}, {"torch": "2.11"})
+    {'torch': ('2.10', '2.11')}
+    """
+    return {key: (was[key], now[key]) for key in was if key in now and was[key] != now[key]}

@@ -1,0 +1,208 @@
+"""From a walked case to its verdict.
+
+Floats beyond the lane are harmless as long as what the model says, its form and how sure it is of
+it stay as they were (``benign-drift``); otherwise they are what made it worse (``harmful``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omni_grpo_core.golden.generations import (
+    Sides,
+    judge_generation,
+    scored_of,
+    tokens_of,
+)
+from omni_grpo_core.golden.judge import base_stage
+from omni_grpo_core.golden.passes import Scored
+from omni_grpo_core.golden.rebuild import rebuild
+from omni_grpo_core.golden.results import (
+    FINE,
+    CaseResult,
+    Generation,
+    PromptTokens,
+    StageResult,
+    Tokens,
+    Verdict,
+    worst,
+)
+from omni_grpo_core.golden.store import Found
+from omni_grpo_core.golden.text import parse_golden
+from omni_grpo_core.golden.walk import MODEL, Seen, Walk
+from omni_grpo_core.trace.leaves import Kind, Numbers, Scalar, Spans
+from omni_grpo_core.types import Batch, Rollout
+
+NO_GOLDEN = "there is no golden for this platform: make it with regen and review it"
+_SOUND = (*FINE, "benign-drift")
+
+
+def case_result(walk: Walk, name: str) -> CaseResult:
+    """Verdicts of stages and case, with the generations and prompts of both sides."""
+    generations = {
+        stage: _generations(walk, stage)
+        for stage in walk.seen
+        if base_stage(stage) == "completion" and walk.seen[stage].found
+    }
+    said = [g.verdict for found in generations.values() for g in found]
+    held = all(verdict in _SOUND for verdict in said) and not any(
+        _means_otherwise(walk, stage) for stage in ("parsed", "reward")
+    )
+    stages = tuple(
+        _stage_result(walk, stage, seen, generations.get(stage, ()), held)
+        for stage, seen in walk.seen.items()
+    )
+    guilty = [s for s in stages if s.origin == "added"] or [
+        s for s in stages if s.origin == "inherited or unknown"
+    ]
+    first = guilty[0] if guilty else None
+    verdict = worst(stage.verdict for stage in stages)
+    return CaseResult(
+        case=name,
+        verdict=verdict,
+        reason=_case_reason(verdict, first, stages),
+        first=first.stage if first else None,
+        stages=stages,
+        prompts=_prompts(walk),
+        generations=tuple(g for found in generations.values() for g in found),
+    )
+
+
+def _generations(walk: Walk, stage: str) -> tuple[Generation, ...]:
+    seen = walk.seen[stage]
+    if seen.found is None or stage not in walk.fresh:
+        return ()
+    # the fresh one by way of its text, as the golden came: nine digits on both sides
+    was, now = (rebuild(side.leaves) for side in (seen.found.golden, parse_golden(seen.text)))
+    if not (isinstance(was, Rollout) and isinstance(now, Rollout)):
+        return ()
+    scored: list[tuple[Scored | None, Scored | None]] = [(None, None)] * len(was.completions)
+    found = walk.goldens.get("scoring")
+    if stage == "completion" and found is not None and "scoring" in walk.fresh:
+        before = scored_of(rebuild(found.golden.leaves))
+        scored = list(zip(before, walk.fresh["scoring"], strict=False))
+    drifted = any(walk.diverges(model) for model in (*MODEL, "batch"))
+    return tuple(
+        judge_generation(
+            walk.context.policy, Sides(a, b, *sides), walk.tolerances.lane("float"), drifted
+        )
+        for a, b, sides in zip(was.completions, now.completions, scored, strict=False)
+    )
+
+
+def _means_otherwise(walk: Walk, stage: str) -> bool:
+    """Whether form or reward changed, and not only the words that they were found in."""
+    seen = walk.seen.get(stage)
+    if seen is None or seen.found is None or not seen.diverges:
+        return False
+    leaves = seen.found.golden.leaves
+    return any(
+        isinstance(leaves.get(d.path, Kind("")), Kind) or d.path.endswith((".value", ".what"))
+        for d in seen.differences
+        if d.verdict == "differs"
+    )
+
+
+def _stage_result(
+    walk: Walk, stage: str, seen: Seen, generations: Sequence[Generation], held: bool
+) -> StageResult:
+    if seen.found is None:
+        failed = "" if seen.text else "; and it could not be made"
+        return StageResult(stage, "schema", f"{NO_GOLDEN}{failed}", "none", (), "")
+    if generations:
+        verdict = worst(g.verdict for g in generations)
+        # the ids may agree while another field does not
+        if not seen.diverges and verdict not in FINE:
+            verdict = "within"
+    else:
+        verdict = _verdict(walk, stage, seen, held)
+    return StageResult(
+        stage=stage,
+        verdict=verdict,
+        reason=_reason(verdict, seen, generations),
+        origin=seen.origin,
+        differences=seen.differences,
+        golden=seen.found.file,
+    )
+
+
+def _verdict(walk: Walk, stage: str, seen: Seen, held: bool) -> Verdict:
+    kinds = set(seen.kinds)
+    if "not finite" in kinds:
+        return "degenerate"
+    if kinds & {"meaning", "training"}:
+        soft = seen.origin == "inherited" and stage in ("parsed", "reward")
+        return "benign-drift" if soft and held else "harmful"
+    if "schema" in kinds:
+        # another shape because the ids are others is no change of schema
+        return "harmful" if seen.origin == "inherited" else "schema"
+    if "float" in kinds:
+        return "benign-drift" if held else "harmful"
+    return "within" if seen.differences else "exact"
+
+
+def _reason(verdict: Verdict, seen: Seen, generations: Sequence[Generation]) -> str:
+    if verdict == "exact":
+        return "as it was"
+    told = [g.sentence for g in generations if g.verdict == verdict]
+    if not told:
+        told = [
+            d.sentence
+            for d, kind in zip(seen.differences, seen.kinds, strict=True)
+            if verdict == "within" or kind != "fine"
+        ]
+    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+    return f"{told[0]}{more}" if told else "within the lane"
+
+
+def _case_reason(verdict: Verdict, first: StageResult | None, stages: Sequence[StageResult]) -> str:
+    if verdict == "exact":
+        return "as it was"
+    if verdict == "within":
+        most = max(stages, key=lambda stage: stage.max_abs)
+        return f"floats within the lane, max |Δ| {most.max_abs:.2g} in {most.stage}"
+    missing = [stage.stage for stage in stages if not stage.golden]
+    if first is None and missing:
+        return f"{', '.join(missing)}: {NO_GOLDEN}"
+    if first is None:
+        return next(f"{s.stage}: {s.reason}" for s in stages if s.verdict == verdict)
+    told = f"{first.stage}: {first.reason}"
+    if verdict == "benign-drift":
+        return f"{told}; what is said, its form and its margins held"
+    worse = [s for s in stages if s.verdict == verdict and s is not first]
+    if first.verdict != verdict and worse:
+        return f"{told}; {worse[0].stage}: {worse[0].reason}"
+    positions = next((s for s in worse if s.stage == "positions" and s.origin == "inherited"), None)
+    return f"{told}; positions: {positions.reason}" if positions else told
+
+
+def _prompts(walk: Walk) -> tuple[PromptTokens, ...]:
+    was = _golden_rows(walk, walk.goldens.get("batch"))
+    now = _fresh_rows(walk)
+    return tuple(PromptTokens(key, was.get(key), now.get(key)) for key in {**was, **now})
+
+
+def _fresh_rows(walk: Walk) -> dict[str, Tokens]:
+    batch = walk.fresh.get("batch")
+    if not isinstance(batch, Batch):
+        return {}
+    policy = walk.context.policy
+    return {
+        row.sample_id: tokens_of(policy, row.input_ids.tolist(), row.spans) for row in batch.rows
+    }
+
+
+def _golden_rows(walk: Walk, found: Found | None) -> dict[str, Tokens]:
+    rows: dict[str, Tokens] = {}
+    leaves = {} if found is None else found.golden.leaves
+    for number in range(len(leaves)):
+        key, ids = leaves.get(f"rows[{number}].sample_id"), leaves.get(f"rows[{number}].input_ids")
+        if not (isinstance(key, Scalar) and isinstance(ids, Numbers)):
+            break
+        spans = leaves.get(f"rows[{number}].spans")
+        rows[str(key.value)] = tokens_of(
+            walk.context.policy,
+            ids.parts[0].tolist(),
+            spans.spans if isinstance(spans, Spans) else (),
+        )
+    return rows
