@@ -196,8 +196,10 @@ class ForwardCall:
 class RewardCall:
     """One reward function. ``prompts`` and ``completions`` as text; ``columns``: what else it was
     handed, plain values. ``values``: ``None`` where it could not score. ``source``: module and
-    name. ``probe``: what it gave to inputs whose right answer is known, by case name, with what
-    they should earn; empty where it was not probed."""
+    name. ``probe``: what it gave to completions whose right score is known; empty where it was not
+    asked. By case name a mapping: ``value`` (the cases in one call) and ``alone`` (in a call of its
+    own), a number, ``None``, or the error as text; ``format`` and ``accuracy``: what a reward of
+    that kind should give; ``completion``, ``solution``, ``problem_type``."""
 
     name: str
     source: str

@@ -24,9 +24,10 @@ from omni_grpo_core.recorder.tape import STAGE_OF, Bounds, Tape
 from omni_grpo_core.recorder.thinker import find
 from omni_grpo_core.recorder.watch_model import ModelWatch
 from omni_grpo_core.recorder.watch_processor import ProcessorWatch
-from omni_grpo_core.recorder.watch_rewards import RewardFunction, RewardWatch
+from omni_grpo_core.recorder.watch_rewards import RewardWatch
 from omni_grpo_core.recorder.watch_step import StepWatch
 from omni_grpo_core.recorder.watch_warnings import hear_warnings
+from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import Trace
 
@@ -61,10 +62,13 @@ def record(
 
     ``model``: as the trainer has it, wrapped or not. ``reward_funcs``: the trainer's own list; its
     functions are replaced in it meanwhile. A loop that keeps them elsewhere calls
-    ``Recorder.reward_funcs`` instead. ``settings``: accumulation, group size … as the trainer names
-    them. Each step becomes ``folder/step-000000`` …, below ``rank-N`` where there are several
-    ranks. ``max_tensor_bytes``: larger tensors are described, not kept; ``max_step_bytes``: of one
-    step together.
+    ``Recorder.reward_funcs`` instead. ``probe_rewards``: ask each function that can be asked
+    without harm for scores that are known, see :mod:`~omni_grpo_core.recorder.probe`.
+    ``settings``: accumulation, group size … as the trainer names them.
+
+    Each step becomes ``folder/step-000000`` …, below ``rank-N`` where there are several ranks.
+    ``max_tensor_bytes``: larger tensors are described, not kept; ``max_step_bytes``: of one step
+    together.
 
     Raises:
         ConfigError: there is no thinker in ``model``, or ``steps`` is below 1.
@@ -99,7 +103,7 @@ class Recorder:
                 "steps", got=str(steps), want="1 or more", fix="say how many steps to record"
             )
         self.settings: dict[str, Any] = dict(settings)
-        self._root, self._steps = folder, steps
+        self._root, self._steps, self._probe_rewards = folder, steps, probe_rewards
         self._written = 0
         self._patches = Patches()
         self._tape = Tape(bounds, Plain())
@@ -131,11 +135,15 @@ class Recorder:
                 fix="choose another name, or remove it if it is not needed",
             )
         self._on = True
-        hear_warnings(self._tape, self._patches)
-        self._processor.start(self._patches)
-        self._model.start(self._patches)
-        self._rewards.start()
-        self._step.start(self._patches)
+        try:
+            hear_warnings(self._tape, self._patches)
+            self._processor.start(self._patches)
+            self._model.start(self._patches)
+            self._rewards.start(probing=self._probe_rewards)
+            self._step.start(self._patches)
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def note(self, value: Any) -> None:

@@ -12,10 +12,10 @@ from torch import nn
 
 from omni_grpo_core.observed import RewardCall
 from omni_grpo_core.recorder.calls import arguments
+from omni_grpo_core.recorder.probe import probe
 from omni_grpo_core.recorder.tape import Tape, clock
 from omni_grpo_core.rewards.base import plain_text
-
-RewardFunction = Callable[..., Any]
+from omni_grpo_core.rewards.call import RewardFunction, name_of
 
 
 class RewardWatch:
@@ -25,20 +25,24 @@ class RewardWatch:
         self._tape, self._given = tape, functions
         self._before = tuple(functions)
         self._active = True
-        self.probes: Mapping[str, Mapping[str, Any]] = {}
+        self.probes: dict[int, Mapping[str, Any]] = {}
         self.functions = tuple(map(self._watched, self._before))
 
-    def start(self) -> None:
-        self._put(self.functions)
+    def start(self, *, probing: bool) -> None:
+        for function in self._before if probing else ():
+            with self._tape.looking("reward probe"):
+                self.probes[id(function)] = probe(function, self._tape.plain)
+        self._replace(dict(zip(map(id, self._before), self.functions, strict=True)))
 
     def stop(self) -> None:
-        self._put(self._before)
+        self._replace(dict(zip(map(id, self.functions), self._before, strict=True)))
         # a loop that kept a function goes on with it after the end
         self._active = False
 
-    def _put(self, functions: Sequence[RewardFunction]) -> None:
+    def _replace(self, others: Mapping[int, RewardFunction]) -> None:
+        """Function by function: the list is the trainer's, who may have changed it meanwhile."""
         if isinstance(self._given, MutableSequence):
-            self._given[:] = functions
+            self._given[:] = [others.get(id(function), function) for function in self._given]
 
     def _watched(self, function: RewardFunction) -> RewardFunction:
         # a trainer calls a reward *model* in its own way, and asks for its class
@@ -91,16 +95,15 @@ class RewardWatch:
             plain = self._tape.plain
             given = arguments(function, args, keywords)
             given.pop("self", None)
-            name = name_of(function)
             self._tape.add(
                 RewardCall(
-                    name=name,
+                    name=name_of(function),
                     source=source_of(function),
                     prompts=_texts(given.pop("prompts", None), plain.text),
                     completions=_texts(given.pop("completions", None), plain.text),
                     columns=plain.mapping(given),
                     values=_numbers(values),
-                    probe=self.probes.get(name, {}),
+                    probe=self.probes.get(id(function), {}),
                     error=error,
                 ),
                 seconds,
@@ -129,14 +132,6 @@ class _LookedOn:
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(self._target)
-
-
-def name_of(function: RewardFunction) -> str:
-    """
-    >>> name_of(len), name_of(functools.partial(len))
-    ('len', 'partial')
-    """
-    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def source_of(function: RewardFunction) -> str:
