@@ -46,7 +46,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "batch": NOUNS | {"family"},
     "policy": NOUNS | {"family"},
     # the model is the one thing no frozen value carries: what runs it is handed the policy
-    "towers": NOUNS | {"family", "policy"},
+    "towers": NOUNS | {"policy"},
     "forward": NOUNS | {"policy", "towers"},
     "rollout": NOUNS | {"policy", "forward"},
     # what puts the stages together
@@ -99,6 +99,7 @@ WINGS: Mapping[str, str] = {
             "grpo.learners",
             "grpo.load_config",
             "grpo.memory",
+            "grpo.partial",
             "grpo.prompt_estimate",
             "grpo.lora",
             "grpo.progress",

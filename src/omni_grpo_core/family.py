@@ -21,9 +21,11 @@ class Family:
     and audio in and gives text out; ``processor_class``: the one that prepares its input;
     ``since``: the first transformers that has them. ``audio_tokens``: mel frames of one audio ->
     placeholders. ``whole_positions``: time positions are cut to whole numbers, else they are
-    fractions (13 a second, a frame pair every 0.5 s: 6.5 apart). ``audio_chunk``: mel frames that
-    the audio tower convolves at a time and pads *to the longest chunk of the call*, None where it
-    does not: an audio shorter than a chunk comes out otherwise beside a longer one.
+    fractions (13 a second, a frame pair every 0.5 s: 6.5 apart). ``audio_one_by_one``: audios of
+    one call of the tower touch each other. Qwen3-Omni's pads chunks of a second to the longest of
+    the call and convolves over the padding, so that an audio under a second comes out otherwise
+    beside a longer one; and in 4.57 without flash attention all audios of a call attend to each
+    other: one row hears another's sound.
     """
 
     name: str
@@ -33,7 +35,7 @@ class Family:
     since: str
     audio_tokens: Callable[[int], int]
     whole_positions: bool
-    audio_chunk: int | None
+    audio_one_by_one: bool
 
 
 def qwen2_5_omni_audio_tokens(frames: int) -> int:
@@ -70,7 +72,7 @@ QWEN2_5_OMNI = Family(
     since="4.52",
     audio_tokens=qwen2_5_omni_audio_tokens,
     whole_positions=True,
-    audio_chunk=None,
+    audio_one_by_one=False,
 )
 
 QWEN3_OMNI = Family(
@@ -81,7 +83,7 @@ QWEN3_OMNI = Family(
     since="4.57",
     audio_tokens=qwen3_omni_audio_tokens,
     whole_positions=False,
-    audio_chunk=100,
+    audio_one_by_one=True,
 )
 
 FAMILIES = (QWEN2_5_OMNI, QWEN3_OMNI)

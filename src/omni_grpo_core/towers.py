@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.family import Family
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.types import Batch, Modality
 
@@ -38,30 +37,16 @@ def features(policy: Policy, batch: Batch) -> dict[Modality, Features]:
             inputs = {key: batch.tensors[key].to(policy.device) for key in keys}
             inputs[keys[0]] = inputs[keys[0]].to(policy.model.dtype)
             tower = getattr(policy.model, method)
-            if modality == "audio" and policy.family.audio_chunk is not None:
-                result[modality] = _chunked_audio(tower, inputs, policy.family)
-            else:
-                result[modality] = _unpacked(tower(**inputs))
+            alone = modality == "audio" and policy.family.audio_one_by_one
+            result[modality] = _one_by_one(tower, inputs) if alone else _unpacked(tower(**inputs))
     return result
 
 
-def _chunked_audio(tower: Any, inputs: Mapping[str, Tensor], family: Family) -> Features:
-    """Audios shorter than a chunk each in a call of its own, the others in one.
-
-    The tower pads to the longest chunk of the call, and its convolutions see the padding once a
-    bias has made it non-zero: a short audio would come out otherwise beside a longer one.
-    """
-    lengths = inputs["feature_attention_mask"].sum(-1).tolist()
-    chunk = family.audio_chunk or 0
-    groups = [[index] for index, length in enumerate(lengths) if length < chunk]
-    if whole := [index for index, length in enumerate(lengths) if length >= chunk]:
-        groups.append(whole)
-    parts: dict[int, Tensor] = {}
-    for group in groups:
-        found = _unpacked(tower(**{key: value[group] for key, value in inputs.items()})).tokens
-        sizes = [family.audio_tokens(int(lengths[index])) for index in group]
-        parts |= dict(zip(group, torch.split(found, sizes), strict=True))
-    return Features(torch.cat([parts[index] for index in range(len(lengths))]))
+def _one_by_one(tower: Any, inputs: Mapping[str, Tensor]) -> Features:
+    """Each audio in a call of its own: in one call they would not be what they are alone."""
+    count = len(inputs["input_features"])
+    alone = [{key: value[i : i + 1] for key, value in inputs.items()} for i in range(count)]
+    return Features(torch.cat([_unpacked(tower(**keywords)).tokens for keywords in alone]))
 
 
 def _unpacked(output: Any) -> Features:
