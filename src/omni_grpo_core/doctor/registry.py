@@ -5,9 +5,24 @@ An area adds its own tuples here, one import line each.
 
 from __future__ import annotations
 
+from omni_grpo_core.doctor import (
+    looks_batch,
+    looks_conversation,
+    looks_embeddings,
+    looks_media,
+    looks_positions,
+    looks_text,
+)
 from omni_grpo_core.doctor.evidence import Look, Rule
 
-LOOKS: tuple[Look, ...] = ()
+LOOKS: tuple[Look, ...] = (
+    *looks_conversation.LOOKS,
+    *looks_text.LOOKS,
+    *looks_media.LOOKS,
+    *looks_batch.LOOKS,
+    *looks_embeddings.LOOKS,
+    *looks_positions.LOOKS,
+)
 """In the order in which they run. A look never knows of causes."""
 
 RULES: tuple[Rule, ...] = ()

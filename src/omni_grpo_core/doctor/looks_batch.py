@@ -1,0 +1,486 @@
+"""Looks at processor calls and at what is handed from them to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from omni_grpo_core.batch import ID_DTYPE, placeholder_ids
+from omni_grpo_core.doctor.call_rows import PIXELS, Counts, counts_of, is_interleaved
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.missing import say_missing
+from omni_grpo_core.doctor.replay_batch import (
+    Given,
+    carried,
+    given_rows,
+    is_token_sized,
+    reference_row,
+    sides,
+    totals,
+)
+from omni_grpo_core.doctor.replay_text import collapsed, marks
+from omni_grpo_core.doctor.rounds import Round, flag_of, rounds
+from omni_grpo_core.observed import ForwardCall, GenerateCall, ProcessorCall
+from omni_grpo_core.types import MODALITIES, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omni_grpo_core.policy import Policy
+
+_FLOATS = 1e-4
+"""Normalised pixels and mel features are a few units large; the recorded ones went through the same
+float32 arithmetic."""
+
+
+def look_keywords(case: Case) -> Iterator[Evidence]:
+    """No keyword is thrown away."""
+    for call in case.processed:
+        for name in call.ignored:
+            yield Evidence(
+                "batch",
+                "keyword-ignored",
+                f"the processor was given {name}=, which nothing in it takes: it was dropped "
+                "with a warning at most",
+                values={"keyword": name, "value": _short(call.keywords.get(name))},
+            )
+
+
+def look_raised(case: Case) -> Iterator[Evidence]:
+    """The processor came to an end."""
+    for one in rounds(case):
+        for call in one.processed:
+            if call.error is None:
+                continue
+            agrees = given_rows(call, case) is not None and not call.ignored
+            yield Evidence(
+                "batch",
+                "processor-raised",
+                f"the processor raised {call.error.strip().rstrip(':')}, with {len(call.texts)} "
+                f"texts, {len(call.images)} images, {len(call.videos)} videos and "
+                f"{len(call.audios)} sounds",
+                # texts and media that fit together are right input
+                origin="added" if agrees or _flag_wrong(call, case) else "unknown",
+                values={"error": call.error},
+            )
+
+
+def look_flag(case: Case) -> Iterator[Evidence]:
+    """The audio-in-video flag of the processor fits its texts and media; that of generate and every
+    forward fits the tokens that they are given."""
+    for one in rounds(case):
+        for call in one.processed:
+            if _flag_wrong(call, case):
+                told = flag_of(call.keywords)
+                count = totals(call, case)
+                yield Evidence(
+                    "batch",
+                    "flag-differs",
+                    f"the processor was told audio-in-video {_said(told)} with "
+                    f"{count['video']} videos, {count['audio']} audio placeholders and "
+                    f"{len(call.audios)} sounds: these need {not told}",
+                    values={"call": "processor", "told": told, "want": not told},
+                )
+    if case.reference is None:
+        return
+    policy = case.reference.policy
+    for name, model_call, _ in _model_calls(case):
+        ids = model_call.inputs.get("input_ids")
+        if ids is None or not bool((ids == placeholder_ids(policy.processor)["video"]).any()):
+            continue
+        want = any(is_interleaved(row, policy) for row in ids.tolist())
+        told = flag_of(model_call.keywords)
+        # left out means False; in a forward that is the positions' affair, see looks_positions
+        if bool(told) == want or (told is None and name != "generate"):
+            continue
+        yield Evidence(
+            "batch",
+            "flag-differs",
+            f"{name} was told audio-in-video {_said(told)}, its tokens have the sound "
+            f"{'inside the videos' if want else 'outside the videos'}, as the processor laid them",
+            origin=_flag_origin(case),
+            values={"call": name, "told": told, "want": want},
+        )
+
+
+def look_resized(case: Case) -> Iterator[Evidence]:
+    """Pictures that come resized for the model are not resized again."""
+    for call in case.processed:
+        for kind, media, key in (
+            ("video", call.videos, "video_grid_thw"),
+            ("image", call.images, "image_grid_thw"),
+        ):
+            grids = call.outputs.get(key)
+            if grids is None or len(grids) != len(media):
+                continue
+            for index, (medium, grid) in enumerate(zip(media, grids.tolist(), strict=True)):
+                if not medium.shape or not is_token_sized(medium):
+                    continue
+                (high, wide), patch = sides(medium), _patch(case)
+                if (grid[1] * patch, grid[2] * patch) == (high, wide):
+                    continue
+                times = grid[1] * grid[2] * patch * patch / (high * wide)
+                yield Evidence(
+                    "batch",
+                    "resized-again",
+                    f"{kind} {index} came as {high} x {wide} pixels and left the processor as "
+                    f"{grid[1] * patch} x {grid[2] * patch}: {times:.3g} times the tokens",
+                    values={
+                        "got": (grid[1] * patch, grid[2] * patch), "want": (high, wide),
+                        "times": times, "do_resize": call.keywords.get("do_resize"),
+                    },
+                )  # fmt: skip
+                break
+
+
+def look_expanded(case: Case) -> Iterator[Evidence]:
+    """Texts come with one placeholder a medium; expanding them is the processor's work."""
+    names = marks(case)
+    for call in case.processed:
+        for row, text in enumerate(call.texts):
+            if collapsed(text, names) != text:
+                counts = {m: text.count(names[m][1]) for m in MODALITIES if names[m][1] in text}
+                yield Evidence(
+                    "batch",
+                    "expanded-twice",
+                    f"prompt {row} reached the processor with its placeholders expanded already: "
+                    + ", ".join(f"{n} {m}" for m, n in counts.items()),
+                    row=row,
+                    values={"counts": counts},
+                )
+                break
+
+
+def look_padding(case: Case) -> Iterator[Evidence]:
+    """Prompts are padded on the left, the mask says where, and ids and mask are int64."""
+    if case.reference is None:
+        return
+    pad = case.reference.policy.pad_token_id
+    for one in rounds(case):
+        outputs = [("the processor", call, call.outputs) for call in one.processed]
+        found = [e for name, call, held in outputs for e in _padding(name, call, held, pad)]
+        yield from found
+        wrong = {e.fact for e in found}
+        for name, model_call, own in _calls_of(one):
+            made = list(_padding(name, None, model_call.inputs, pad, whole=own == "forward"))
+            yield from (e for e in made if e.fact not in wrong)
+
+
+def look_placeholders(case: Case) -> Iterator[Evidence]:
+    """Placeholders against features: for every modality, in total and row by row."""
+    if case.reference is None:
+        say_missing(case, "no checkpoint: placeholders were not counted, nothing was replayed")
+        return
+    policy = case.reference.policy
+    for one in rounds(case):
+        wrong: set[str] = set()
+        for call in one.processed:
+            for count in _counted(call.outputs, policy):
+                if not count.agree:
+                    wrong.add(count.modality)
+                    yield _miscount(count, "the processor's output", _input_right(call, case))
+        for name, model_call, _ in _calls_of(one):
+            for count in _counted(model_call.inputs, policy):
+                lost = PIXELS[count.modality] not in {*model_call.inputs, *model_call.large}
+                # media that were not passed on are told as such
+                if not count.agree and count.modality not in wrong and not lost:
+                    wrong.add(count.modality)
+                    yield _miscount(count, f"what {name} was given", "added")
+
+
+def look_replay(case: Case) -> Iterator[Evidence]:
+    """Each row as the reference processor makes it of the same text and media."""
+    if case.reference is None:
+        return
+    policy = case.reference.policy
+    for one in rounds(case):
+        for call in one.processed:
+            rows = given_rows(call, case)
+            ids, mask = call.outputs.get("input_ids"), call.outputs.get("attention_mask")
+            if rows is None or ids is None or ids.dim() != 2 or len(ids) != len(rows):
+                continue
+            for given in rows:
+                wanted = reference_row(call, given, case)
+                if isinstance(wanted, Row):
+                    real = ids[given.index] != policy.pad_token_id
+                    kept = real if mask is None else mask[given.index].bool() & real
+                    got = ids[given.index][kept].to(ID_DTYPE)
+                    yield from _ids(got, wanted, given, policy)
+            yield from _tensors(call, rows, case)
+
+
+def look_handed_on(case: Case) -> Iterator[Evidence]:
+    """The prompts that generate is given are those that the processor made, whole."""
+    if case.reference is None:
+        return
+    policy = case.reference.policy
+    for one in rounds(case):
+        made = [row for call in one.processed for row in _unpadded(call.outputs, policy)]
+        if not made:
+            continue
+        for call in one.generated:
+            for row, got in enumerate(_unpadded(call.inputs, policy)):
+                if got in made or not got:
+                    continue
+                cut = next((whole for whole in made if _part_of(got, whole)), None)
+                if cut is not None:
+                    yield _cut(row, got, cut, policy, "generate was given")
+                else:
+                    yield Evidence(
+                        "batch",
+                        "prompt-changed",
+                        f"row {row} of generate has a prompt of {len(got)} tokens that the "
+                        "processor did not make",
+                        row=row,
+                        values={"got": len(got)},
+                    )
+
+
+def _ids(got: Tensor, wanted: Row, given: Given, policy: Policy) -> Iterator[Evidence]:
+    found, right = got.tolist(), wanted.input_ids.tolist()
+    if found == right:
+        return
+    if _part_of(found, right):
+        yield _cut(given.index, found, right, policy, "the processor returned")
+        return
+    marks_of = placeholder_ids(policy.processor)
+    counts = {
+        m: (found.count(token), right.count(token))
+        for m, token in marks_of.items()
+        if found.count(token) != right.count(token)
+    }
+    told = ", ".join(f"{a} {m} placeholders for {b}" for m, (a, b) in counts.items())
+    yield Evidence(
+        "batch",
+        "ids-differ",
+        f"row {given.index} has {len(found)} tokens where its text and media make {len(right)}"
+        + (f": {told}" if told else ""),
+        row=given.index,
+        values={"got": len(found), "want": len(right), "placeholders": counts},
+    )
+
+
+def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> Iterator[Evidence]:
+    """Pixels and mel features of the whole call against those of its rows one after another."""
+    wanted = [reference_row(call, given, case) for given in rows]
+    if not all(isinstance(row, Row) for row in wanted):
+        return
+    for modality in MODALITIES:
+        key = PIXELS[modality]
+        got = call.outputs.get(key)
+        parts = [row.tensors[key] for row in wanted if isinstance(row, Row) and key in row.tensors]
+        if got is None or not parts:
+            continue
+        width = max(part.shape[-1] for part in parts)
+        padded = [torch.nn.functional.pad(p, (0, width - p.shape[-1])) for p in parts]
+        right = torch.cat(padded)
+        if got.shape == right.shape and torch.allclose(
+            got.float(), right.float(), rtol=_FLOATS, atol=_FLOATS
+        ):
+            continue
+        yield Evidence(
+            "batch",
+            "features-differ",
+            f"{key} {tuple(got.shape)} is not what the reference processor makes of the same "
+            f"{modality}: {tuple(right.shape)}"
+            + (
+                f", off by {float((got.float() - right.float()).abs().max()):.3g} at most"
+                if got.shape == right.shape
+                else ""
+            ),
+            values={
+                "modality": modality, "got": tuple(got.shape), "want": tuple(right.shape),
+                "max_length": _max_length(call),
+            },
+        )  # fmt: skip
+
+
+def _cut(row: int, got: Sequence[int], whole: Sequence[int], policy: Policy, how: str) -> Evidence:
+    end = whole[: len(got)] == list(got)
+    marks_of = placeholder_ids(policy.processor)
+    lost = {
+        m: whole.count(token) - got.count(token)
+        for m, token in marks_of.items()
+        if whole.count(token) != got.count(token)
+    }
+    told = ", ".join(f"{n} {m} tokens" for m, n in lost.items()) or "no media tokens"
+    return Evidence(
+        "batch",
+        "prompt-cut",
+        f"{how} {len(got)} of the {len(whole)} tokens of row {row}, cut on the "
+        f"{'right' if end else 'left'}: {told} among the {len(whole) - len(got)} lost",
+        row=row,
+        values={
+            "side": "right" if end else "left", "got": len(got), "want": len(whole), "lost": lost
+        },
+    )  # fmt: skip
+
+
+def _padding(
+    name: str,
+    call: ProcessorCall | None,
+    held: Mapping[str, Tensor],
+    pad: int,
+    whole: bool = False,
+) -> Iterator[Evidence]:
+    """``whole``: prompt and completion, whose end may be padded as well."""
+    ids, mask = held.get("input_ids"), held.get("attention_mask")
+    for key, tensor in (("input_ids", ids), ("attention_mask", mask)):
+        if tensor is not None and tensor.dtype not in (ID_DTYPE, torch.bool):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            yield Evidence(
+                "batch",
+                "dtype",
+                f"{key} of {name} is {kind}, not int64",
+                values={"key": key, "dtype": kind, "call": name},
+            )
+    if ids is None or ids.dim() != 2 or whole:
+        return
+    real = ids != pad
+    for row, line in enumerate(real.tolist()):
+        if not any(line):
+            continue
+        first, last = line.index(True), len(line) - 1 - line[::-1].index(True)
+        if last < len(line) - 1:
+            config = call is not None and call.padding_side == "right"
+            yield Evidence(
+                "batch",
+                "padded-right",
+                f"row {row} of {name} has {len(line) - 1 - last} padding tokens after its prompt: "
+                "the completion would be generated behind them",
+                row=row,
+                values={
+                    "pads": len(line) - 1 - last, "side": call.padding_side if call else "",
+                    "config": config, "keyword": _keyword(call, "padding_side"), "call": name,
+                },
+            )  # fmt: skip
+            return
+        if mask is None or mask.shape != ids.shape:
+            continue
+        seen = mask[row].bool().tolist()
+        if any(seen[:first]) or not all(seen[first:]):
+            yield Evidence(
+                "batch",
+                "mask-wrong",
+                f"the mask of {name} keeps {sum(seen[:first])} padding tokens of row {row} and "
+                f"hides {len(seen[first:]) - sum(seen[first:])} of its {len(seen) - first} own",
+                row=row,
+                values={
+                    "kept": sum(seen[:first]),
+                    "hidden": len(seen[first:]) - sum(seen[first:]),
+                    "call": name,
+                },
+            )
+            return
+
+
+def _miscount(count: Counts, where: str, origin: Origin) -> Evidence:
+    row = count.first_wrong
+    got, want = sum(count.items), sum(count.tokens)
+    more = "more features than tokens: the first are taken, all after it are shifted"
+    less = "fewer features than tokens"
+    told = more if got > want else less if got < want else "features of another row"
+    return Evidence(
+        "batch",
+        "features-and-tokens",
+        f"{where} holds {got} {count.modality} features in {len(count.items)} items for {want} "
+        f"{count.modality} placeholders; row {row} is the first that does not fit ({told})",
+        origin=origin,
+        row=row,
+        values={
+            "modality": count.modality, "features": got, "tokens": want,
+            "items": len(count.items), "by_row": count.tokens, "where": where,
+        },
+    )  # fmt: skip
+
+
+def _input_right(call: ProcessorCall, case: Case) -> Origin:
+    """Whether texts and media went in right, so that the processor's keywords are to blame."""
+    if given_rows(call, case) is not None or _flag_wrong(call, case):
+        return "added"
+    return "unknown"
+
+
+def _flag_wrong(call: ProcessorCall, case: Case) -> bool:
+    how, told = carried(call, case), bool(flag_of(call.keywords))
+    count = totals(call, case)
+    if how == "contradictory" or not count["video"] or how == ("interleaved" if told else "apart"):
+        return False
+    # no sound at all, while it was to come out of the videos: it was lost before
+    return bool(call.audios) or not told
+
+
+def _flag_origin(case: Case) -> Origin:
+    """A processor that was told wrong laid the tokens wrong: the model's own flag is then right."""
+    wrong = any(_flag_wrong(call, case) for call in case.processed)
+    return "inherited" if wrong else "added"
+
+
+def _model_calls(case: Case) -> list[tuple[str, GenerateCall | ForwardCall, str]]:
+    return [call for one in rounds(case) for call in _calls_of(one)]
+
+
+def _calls_of(one: Round) -> list[tuple[str, GenerateCall | ForwardCall, str]]:
+    return [
+        *(("generate", call, "generate") for call in one.generated),
+        *(("the scoring forward", call, "forward") for call in one.forwards),
+    ]
+
+
+def _counted(held: Mapping[str, Tensor], policy: Policy) -> Sequence[Counts]:
+    return counts_of(held, policy) if "input_ids" in held else ()
+
+
+def _unpadded(held: Mapping[str, Tensor], policy: Policy) -> list[list[int]]:
+    ids = held.get("input_ids")
+    if ids is None or ids.dim() != 2:
+        return []
+    return [row[row != policy.pad_token_id].tolist() for row in ids]
+
+
+def _part_of(got: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether one end of ``whole`` was cut off."""
+    if not got or len(got) >= len(whole):
+        return False
+    return list(whole[: len(got)]) == list(got) or list(whole[-len(got) :]) == list(got)
+
+
+def _patch(case: Case) -> int:
+    if case.reference is None:
+        return 14
+    return int(case.reference.policy.processor.image_processor.patch_size)
+
+
+def _keyword(call: ProcessorCall | None, name: str) -> Any:
+    if call is None:
+        return None
+    inner = call.keywords.get("text_kwargs")
+    return call.keywords.get(name, inner.get(name) if isinstance(inner, Mapping) else None)
+
+
+def _max_length(call: ProcessorCall) -> Any:
+    return call.keywords.get("max_length")
+
+
+def _said(told: bool | None) -> str:
+    return "nothing (which means False)" if told is None else str(told)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+LOOKS: tuple[Look, ...] = (
+    look_keywords,
+    look_flag,
+    look_expanded,
+    look_resized,
+    look_padding,
+    look_placeholders,
+    look_replay,
+    look_handed_on,
+    look_raised,
+)

@@ -1,0 +1,152 @@
+"""Looks at embeddings: every placeholder holds the feature of its own medium."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.looks_positions import Call, named_calls, rows_of
+from omni_grpo_core.doctor.missing import say_missing
+from omni_grpo_core.doctor.replay_model import Feature, reference_features, token_embeddings
+from omni_grpo_core.types import Row, Span
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FAR = 0.5
+"""Of a feature's own length: another medium's feature is about 1.4 away, the same one under other
+rounding or after a few optimizer steps below 0.1."""
+_STRANGE = 0.5
+"""The same, of token embeddings: beyond it the weights are not those of the checkpoint."""
+
+
+def look_injected(case: Case) -> Iterator[Evidence]:
+    """Placeholders against the towers' features of the call's own media."""
+    if case.reference is None:
+        return
+    for name, call in named_calls(case):
+        held = call.inputs_embeds
+        ids = call.inputs["input_ids"]
+        if held is None or held.shape[:2] != ids.shape:
+            continue
+        rows = [row for row in rows_of(case, call) if row.row is not None]
+        if not _own_weights(case, ids, held):
+            say_missing(case, "the model's weights are not the checkpoint's: embeddings unjudged")
+            return
+        every = [
+            feature
+            for row in rows
+            if row.row is not None
+            for feature in reference_features(case, row.row) or ()
+        ]
+        told: set[str] = set()
+        for row in rows:
+            if row.row is None:
+                continue
+            own = held[row.index][row.kept].float()
+            for evidence in _row(case, name, call, row.index, row.row, own, every):
+                if evidence.fact not in told:
+                    told.add(evidence.fact)
+                    yield evidence
+
+
+def look_uniform(case: Case) -> Iterator[Evidence]:
+    """Where media could not be replayed: a run of placeholders never holds one vector."""
+    if case.reference is None:
+        return
+    for name, call in named_calls(case):
+        held = call.inputs_embeds
+        if held is None or held.shape[:2] != call.inputs["input_ids"].shape:
+            continue
+        for row in rows_of(case, call):
+            # counts disagree, or the media were not kept
+            if row.row is None or reference_features(case, row.row) is not None:
+                continue
+            own = held[row.index][row.kept].float()
+            for span in row.row.spans:
+                if span.length > 1 and _uniform(own, span):
+                    yield _not_injected(name, row.index, span)
+                    return
+
+
+def _row(
+    case: Case, name: str, call: Call, index: int, row: Row, own: Tensor,
+    every: Sequence[Feature],
+) -> Iterator[Evidence]:  # fmt: skip
+    features = reference_features(case, row) or ()
+    bare = token_embeddings(case, row.input_ids)
+    for feature in features:
+        span = feature.span
+        got = own[span.start : span.start + span.length]
+        gap = _gap(got, feature.values)
+        if gap <= _FAR:
+            continue
+        if _gap(got, bare[span.start : span.start + span.length]) <= _FAR or (
+            span.length > 1 and _uniform(own, span)
+        ):
+            yield _not_injected(name, index, span)
+            continue
+        if _elsewhere(got, feature, every):
+            yield Evidence(
+                "embeddings",
+                "features-misordered",
+                f"the {span.length} {span.modality} placeholders at token {span.start} of row "
+                f"{index} of {name} hold features of another place",
+                row=index,
+                values={"modality": span.modality, "start": span.start, "call": name},
+            )
+            continue
+        yield Evidence(
+            "embeddings",
+            "features-off",
+            f"the {span.length} {span.modality} placeholders at token {span.start} of row {index} "
+            f"of {name} hold something {gap:.2g} of its own size away from the tower's feature",
+            row=index,
+            values={"modality": span.modality, "start": span.start, "gap": gap, "call": name},
+        )
+
+
+def _not_injected(name: str, index: int, span: Span) -> Evidence:
+    return Evidence(
+        "embeddings",
+        "features-not-injected",
+        f"the {span.length} {span.modality} placeholders at token {span.start} of row {index} of "
+        f"{name} hold the placeholder's own embedding: the model sees no {span.modality}",
+        row=index,
+        values={"modality": span.modality, "start": span.start, "call": name},
+    )
+
+
+def _elsewhere(got: Tensor, own: Feature, every: Sequence[Feature]) -> bool:
+    """Whether each vector is near one of the features of the call, if not the right one."""
+    pool = [f.values for f in every if f.span.modality == own.span.modality]
+    if not pool:
+        return False
+    near = torch.cdist(got, torch.cat(pool)).min(1).values / got.norm(dim=1).clamp(min=1e-6)
+    return bool(near.median() <= _FAR)
+
+
+def _own_weights(case: Case, ids: Tensor, held: Tensor) -> bool:
+    """Whether text tokens have the embeddings of the checkpoint."""
+    if case.reference is None:
+        return False
+    known = token_embeddings(case, ids.clamp(min=0)).float()
+    size = known.norm(dim=-1).clamp(min=1e-6)
+    return bool(((held.float() - known).norm(dim=-1) / size).median() <= _STRANGE)
+
+
+def _uniform(own: Tensor, span: Span) -> bool:
+    part = own[span.start : span.start + span.length]
+    return bool(torch.equal(part, part[:1].expand_as(part)))
+
+
+def _gap(got: Tensor, wanted: Tensor) -> float:
+    """Distance in units of the wanted feature's own length, in the mean over tokens."""
+    size = wanted.norm(dim=-1).clamp(min=1e-6)
+    return float(((got - wanted).norm(dim=-1) / size).mean())
+
+
+LOOKS: tuple[Look, ...] = (look_injected, look_uniform)

@@ -1,0 +1,260 @@
+"""Looks at media: all that the messages name, of the right file, with something in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.missing import say_missing
+from omni_grpo_core.doctor.replay_batch import DEFAULT_RATE, carried, rate_of, sides, totals
+from omni_grpo_core.doctor.rounds import rounds
+from omni_grpo_core.doctor.shown_media import Shown, shown, wanted_counts
+from omni_grpo_core.observed import ForwardCall, GenerateCall, MediumSeen, ProcessorCall
+from omni_grpo_core.types import MODALITIES, Modality
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BLANK = 0.5
+"""Grey levels of 256: below the step of 8-bit video."""
+_SILENT = 2e-4
+"""From the lowest to the highest sample: -80 dB of full scale."""
+_OTHER_FRAMES = 1.0
+"""Mean difference in grey levels: two right decoders of one file round within half a level."""
+_OTHER_SOUND = 0.1
+"""Of the sound's own size: two right resamplers differ by hundredths."""
+_OTHER_RATE = 0.15
+"""Of the true frame rate, where it is only known as frames over seconds."""
+
+
+def look_counts(case: Case) -> Iterator[Evidence]:
+    """As many images, clips and sounds reach the processor as the messages name."""
+    for one in rounds(case):
+        for call in one.processed:
+            wanted = wanted_counts(one, call)
+            if wanted is None:
+                continue
+            given = {
+                "image": len(call.images), "video": len(call.videos), "audio": len(call.audios)
+            }  # fmt: skip
+            texts = totals(call, case)
+            for modality in MODALITIES:
+                allowed = {wanted[modality]}
+                if modality == "audio":
+                    if _audio_by_another_name(call):
+                        continue
+                    allowed.add(wanted["audio"] + wanted["video"])
+                if given[modality] in allowed and not _sound_missing(call, case, modality):
+                    continue
+                fewer = given[modality] < max(allowed)
+                # a text that lost its placeholders may have had its media taken out on purpose
+                origin: Origin = "inherited" if given[modality] == texts[modality] else "added"
+                yield Evidence(
+                    "media",
+                    "media-missing" if fewer else "media-extra",
+                    f"{given[modality]} {modality} items handed to the processor for "
+                    f"{max(allowed) if fewer else min(allowed)} that the messages show",
+                    origin=origin,
+                    values={"modality": modality, "got": given[modality], "want": max(allowed)},
+                )
+
+
+def look_passed_on(case: Case) -> Iterator[Evidence]:
+    """What the processor made of each modality is handed to generate and every forward."""
+    for one in rounds(case):
+        made = {key for call in one.processed for key in (*call.outputs, *call.large)}
+        if not made:
+            continue
+        for call in one.generated:
+            yield from _not_passed("generate", call, made)
+        for forward in one.forwards:
+            yield from _not_passed("the scoring forward", forward, made)
+
+
+def look_content(case: Case) -> Iterator[Evidence]:
+    """Each medium is the file that its conversation names, neither blank nor silent."""
+    for one in rounds(case):
+        for call in one.processed:
+            found = shown(one, call, case)
+            if call.videos and not found:
+                say_missing(case, "media could not be matched to messages: files not compared")
+            if any(item.media is None for item in found):
+                say_missing(case, "some media files are not here: their content was not compared")
+            for item in _once(found):
+                yield from _content(item, found)
+            if not any(item.media is not None for item in found):
+                yield from _all_empty(call)
+
+
+def look_rate(case: Case) -> Iterator[Evidence]:
+    """The frame rate that the processor is told is the one at which frames were taken."""
+    for one in rounds(case):
+        for call in one.processed:
+            told = rate_of(call.keywords)
+            for item in _once(shown(one, call, case)):
+                if item.ref.modality != "video" or item.media is None:
+                    continue
+                clip = item.media.videos[0]
+                frames = item.given.shape[0]
+                exact = frames == len(clip.frames)
+                true = clip.sample_fps if exact else frames / max(clip.duration, 1e-6)
+                rate = DEFAULT_RATE if told is None else told
+                # float rounding of a quotient, where the frames are those of the reference
+                if abs(rate - true) <= (1e-6 if exact else _OTHER_RATE) * true:
+                    continue
+                yield Evidence(
+                    "media",
+                    "rate-differs",
+                    f"{frames} frames of {PurePath(item.ref.path).name} were taken at {true:g} a "
+                    "second, the processor was "
+                    + (f"told {rate:g}" if told is not None else f"not told and takes {rate:g}"),
+                    row=item.row,
+                    values={"told": told, "took": rate, "true": true},
+                )
+                break
+
+
+def _content(item: Shown, every: Sequence[Shown]) -> Iterator[Evidence]:
+    reference, values = item.values, item.given.values
+    if reference is None:
+        return
+    name = PurePath(item.ref.path).name
+    values = values if values is None else _channels_first(values, item.ref.modality).float()
+    told = {"file": name, "modality": item.ref.modality, "row": item.row}
+    if _empty(item.given) and not _flat(reference, item.ref.modality):
+        what = "silent" if item.ref.modality == "audio" else "blank"
+        yield Evidence(
+            "media",
+            f"medium-{what}",
+            f"{item.ref.modality} {item.number} of row {item.row} is {what}: every value lies "
+            f"between {item.given.low:g} and {item.given.high:g}, while {name} is not",
+            row=item.row,
+            values=told,
+        )
+        return
+    if values is None or _same(values, reference, item.ref.modality):
+        return
+    twin = next(
+        (
+            other
+            for other in every
+            if other.values is not None
+            and other.ref != item.ref
+            and other.ref.modality == item.ref.modality
+            and _same(values, other.values, item.ref.modality)
+        ),
+        None,
+    )
+    if twin is not None:
+        yield Evidence(
+            "media",
+            "media-swapped",
+            f"row {item.row} is shown {PurePath(twin.ref.path).name} of row {twin.row} where its "
+            f"messages name {name}",
+            row=item.row,
+            values={**told, "shown": PurePath(twin.ref.path).name, "of": twin.row},
+        )
+        return
+    yield from _form(item, values, reference, name)
+
+
+def _form(item: Shown, values: Tensor, reference: Tensor, name: str) -> Iterator[Evidence]:
+    """How a medium that is no other row's differs from its file."""
+    got, want = tuple(values.shape), tuple(reference.shape)
+    told: dict[str, Any] = {"file": name, "modality": item.ref.modality, "got": got, "want": want}
+    if item.ref.modality == "video" and got[0] != want[0]:
+        fact, sentence = "frames-number", f"{got[0]} frames of {name}, {want[0]} by the settings"
+    elif item.ref.modality != "audio" and sides(item.given) != tuple(want[-2:]):
+        high, wide = sides(item.given)
+        fact = "picture-size"
+        sentence = f"{name} at {high} x {wide} pixels, {want[-2]} x {want[-1]} by the settings"
+    elif item.ref.modality == "audio" and got != want:
+        fact, sentence = "sound-length", f"{got[0]} samples of {name}, which has {want[0]}"
+    else:
+        gap = float((values - reference).abs().mean())
+        told["gap"] = gap
+        fact = "content-differs"
+        unit = "" if item.ref.modality == "audio" else " grey levels"
+        sentence = f"another {item.ref.modality} than {name} decodes to: {gap:.3g}{unit} off"
+    yield Evidence("media", fact, f"row {item.row} is shown {sentence}", row=item.row, values=told)
+
+
+def _not_passed(name: str, call: GenerateCall | ForwardCall, made: set[str]) -> Iterator[Evidence]:
+    has = {*call.inputs, *call.large}
+    if "input_ids" not in has:
+        return
+    for modality in MODALITIES:
+        if PIXELS[modality] in made and PIXELS[modality] not in has:
+            yield Evidence(
+                "media",
+                "media-not-passed",
+                f"the processor made {PIXELS[modality]}, {name} was not given it: the model sees "
+                f"no {modality}",
+                values={"modality": modality, "call": name, "grid": GRIDS[modality] in has},
+            )
+
+
+def _sound_missing(call: ProcessorCall, case: Case, modality: Modality) -> bool:
+    """No sound at all, where the processor is to take it out of the videos."""
+    if modality != "audio" or not flag_of(call.keywords) or call.audios:
+        return False
+    return carried(call, case) == "apart" and bool(totals(call, case)["video"])
+
+
+def _audio_by_another_name(call: ProcessorCall) -> bool:
+    return "audios" in call.ignored or "audios" in call.keywords
+
+
+def _once(found: Sequence[Shown]) -> list[Shown]:
+    """Copies of a group are judged once."""
+    kept: dict[object, Shown] = {}
+    for item in found:
+        kept.setdefault((item.ref, item.given.sha256), item)
+    return list(kept.values())
+
+
+def _all_empty(call: ProcessorCall) -> Iterator[Evidence]:
+    """Without files: one black or silent clip may be the data's own, all of them are not."""
+    for what, media in (("blank", (*call.videos, *call.images)), ("silent", call.audios)):
+        if media and all(map(_empty, media)):
+            yield Evidence(
+                "media",
+                f"medium-{what}",
+                f"all {len(media)} {media[0].modality} items of the call are {what}",
+                origin="unknown",
+                values={"modality": media[0].modality},
+            )
+
+
+def _empty(medium: MediumSeen) -> bool:
+    if medium.modality == "audio":
+        return medium.high - medium.low < _SILENT
+    scale = 1.0 if medium.high > 1.5 or medium.dtype == "uint8" else 255.0
+    return medium.std * scale < _BLANK
+
+
+def _flat(values: Tensor, modality: Modality) -> bool:
+    if modality == "audio":
+        return bool(values.max() - values.min() < _SILENT)
+    return bool(values.std() < _BLANK)
+
+
+def _same(values: Tensor, reference: Tensor, modality: Modality) -> bool:
+    if values.shape != reference.shape:
+        return False
+    gap = (values - reference).abs().mean()
+    if modality == "audio":
+        return bool(gap <= _OTHER_SOUND * reference.abs().mean())
+    return bool(gap <= _OTHER_FRAMES)
+
+
+def _channels_first(values: Tensor, modality: Modality) -> Tensor:
+    if modality != "audio" and values.shape[-1] == 3 and values.shape[-3] != 3:
+        return values.movedim(-1, -3)
+    return values.flatten() if modality == "audio" else values
+
+
+LOOKS: tuple[Look, ...] = (look_counts, look_passed_on, look_content, look_rate)

@@ -1,0 +1,104 @@
+"""Which conversation each row of a processor call is about, and what it should have been shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from omni_grpo_core.doctor import replay_media
+from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.replay_batch import Given, carried, given_rows
+from omni_grpo_core.doctor.replay_text import collapsed, marks
+from omni_grpo_core.doctor.rounds import Round, Talk, order_of
+from omni_grpo_core.media_config import MediaConfig
+from omni_grpo_core.observed import MediumSeen, ProcessorCall
+from omni_grpo_core.types import Media, MediaRef, Modality
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """One medium of one row: what was handed over, and the file that the messages name for it.
+    ``media``: that file as the reference reads it, ``None`` where it cannot be read here."""
+
+    row: int
+    number: int
+    given: MediumSeen
+    ref: MediaRef
+    media: Media | None
+
+    @property
+    def values(self) -> Tensor | None:
+        """The reference's array: an image's pixels, a clip's frames, a recording's samples."""
+        if self.media is None:
+            return None
+        if self.ref.modality == "image":
+            return self.media.images[0].pixels.float()
+        if self.ref.modality == "video":
+            return self.media.videos[0].frames
+        return self.media.audios[0].samples
+
+
+def owners(one: Round, call: ProcessorCall, case: Case) -> tuple[Talk, ...] | None:
+    """The conversation of each row of a call, ``None`` where that cannot be told."""
+    talks, names = one.talks, marks(case)
+    texts = [collapsed(text, names) for text in call.texts]
+    fits: list[tuple[int, tuple[Talk, ...]]] = []
+    for order in order_of(len(talks), len(texts)).values():
+        rows = tuple(talks[number] for number in order)
+        if all(talk.text == text for talk, text in zip(rows, texts, strict=True)):
+            fits.append((_same_copies(call, case, order), rows))
+    return max(fits, key=lambda fit: fit[0])[1] if fits else None
+
+
+def wanted_counts(one: Round, call: ProcessorCall) -> dict[Modality, int] | None:
+    """Media that the conversations of a call name, over all its rows; sounds inside videos left
+    out."""
+    talks, rows = one.talks, len(call.texts)
+    if not talks or rows % len(talks):
+        return None
+    count: dict[Modality, int] = {"image": 0, "video": 0, "audio": 0}
+    for talk in talks:
+        for ref in talk.media:
+            count[ref.modality] += rows // len(talks)
+    return count
+
+
+def shown(one: Round, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:
+    """Every medium of a call beside its file; none where rows or counts cannot be matched."""
+    rows, talks = given_rows(call, case), owners(one, call, case)
+    if rows is None or talks is None:
+        return ()
+    config = MediaConfig() if case.reference is None else case.reference.settings.media
+    found: list[Shown] = []
+    for row, talk in zip(rows, talks, strict=True):
+        interleaved = carried(call, case) == "interleaved" and bool(row.media["video"])
+        refs = replay_media.wanted(talk.media, interleaved)
+        for modality, media in row.media.items():
+            if len(media) != len(refs[modality]):
+                continue  # told by the counts
+            for index, (given, ref) in enumerate(zip(media, refs[modality], strict=True)):
+                read = replay_media.load(ref, config)
+                found.append(Shown(row.index, index, given, ref, read))
+    return tuple(found)
+
+
+def _same_copies(call: ProcessorCall, case: Case, order: tuple[int, ...]) -> int:
+    """How many rows of one conversation are shown the same: tells 1122 from 1212 where texts are
+    alike."""
+    rows = given_rows(call, case)
+    if rows is None:
+        return 0
+    first: dict[int, Mapping[Modality, list[str]]] = {}
+    same = 0
+    for row, owner in zip(rows, order, strict=True):
+        hashes = _hashes(row)
+        same += first.setdefault(owner, hashes) == hashes
+    return same
+
+
+def _hashes(row: Given) -> Mapping[Modality, list[str]]:
+    return {modality: [m.sha256 for m in media] for modality, media in row.media.items()}
