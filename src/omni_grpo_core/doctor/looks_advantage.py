@@ -15,6 +15,8 @@ from omni_grpo_core.doctor.turns import Turn, completion_ids, turns, until_end
 from omni_grpo_core.grpo.spans import byte_pieces, token_offsets, token_span
 from omni_grpo_core.observed import AdvantageSeen
 from omni_grpo_core.policy import Policy
+from omni_grpo_core.rewards.parse import parse
+from omni_grpo_core.types import Malformed
 
 _CLOSE = 1e-3
 """Relative: trainers add 1e-4 or 1e-6 to a deviation that may be .01 itself, in float32."""
@@ -341,10 +343,10 @@ def _span_said(policy: Policy, ids: Tensor, span: Tensor, name: str) -> Evidence
     for row, (tokens, allowed) in enumerate(zip(marked, wanted[meant], strict=True)):
         if allowed and tokens in allowed:
             continue
-        # a malformed completion may be left out as a whole
-        if not allowed and (not tokens or f"<{meant}>" in policy.decode(ids[row].tolist())):
-            continue
-        if allowed and not tokens and not allowed[-1]:
+        text = policy.decode(ids[row][until_end(ids[row][None], policy.eos_token_ids)[0]].tolist())
+        malformed = isinstance(parse(_without_end(policy, text)), Malformed)
+        # a malformed completion may be left out as a whole, or have no such section to hold to
+        if malformed and (not tokens or (not allowed and f"<{meant}>" in text)):
             continue
         spelled = policy.decode([int(ids[row, t]) for t in tokens])
         should = policy.decode([int(ids[row, t]) for t in allowed[0]]) if allowed else ""
@@ -357,6 +359,12 @@ def _span_said(policy: Policy, ids: Tensor, span: Tensor, name: str) -> Evidence
             values={"name": name, "section": meant, "marked": list(tokens)[:50]},
         )
     return None
+
+
+def _without_end(policy: Policy, text: str) -> str:
+    for token in policy.eos_token_ids:
+        text = text.removesuffix(policy.decode([token]))
+    return text
 
 
 def section_tokens(policy: Policy, ids: Sequence[int], section: str) -> list[tuple[int, ...]]:
