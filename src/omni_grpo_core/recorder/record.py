@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -26,7 +26,7 @@ from omni_grpo_core.recorder.watch_model import ModelWatch
 from omni_grpo_core.recorder.watch_processor import ProcessorWatch
 from omni_grpo_core.recorder.watch_rewards import RewardWatch
 from omni_grpo_core.recorder.watch_step import StepWatch
-from omni_grpo_core.recorder.watch_warnings import hear_warnings
+from omni_grpo_core.recorder.watch_warnings import WarningsWatch
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import Trace
@@ -81,6 +81,15 @@ def record(
     )
 
 
+class Watch(Protocol):
+    """What looks at one kind of call between ``start`` and ``stop``; what it replaces by
+    ``patches`` is put back for it."""
+
+    def start(self, patches: Patches) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 class Recorder:
     """Watches while its block runs, or from :meth:`start` to :meth:`stop`.
 
@@ -103,22 +112,28 @@ class Recorder:
                 "steps", got=str(steps), want="1 or more", fix="say how many steps to record"
             )
         self.settings: dict[str, Any] = dict(settings)
-        self._root, self._steps, self._probe_rewards = folder, steps, probe_rewards
+        self._root, self._steps = folder, steps
         self._written = 0
         self._patches = Patches()
         self._tape = Tape(bounds, Plain())
         found = find(model)
         self._header = _header(found.thinker, processor)
-        self._model = ModelWatch(found, self._tape)
-        self._processor = ProcessorWatch(processor, self._tape)
-        self._rewards = RewardWatch(reward_funcs, self._tape)
-        self._step = StepWatch(found, self._tape, self.settings, self.end_step)
+        rewards = RewardWatch(reward_funcs, self._tape, probing=probe_rewards)
+        self._reward_funcs = rewards.functions
+        # let go of when it is over, and the trainer's objects with them
+        self._watches: list[Watch] = [
+            WarningsWatch(self._tape),
+            ProcessorWatch(processor, self._tape),
+            ModelWatch(found, self._tape),
+            rewards,
+            StepWatch(found, self._tape, self.settings, self.end_step),
+        ]
         self._on = False
 
     @property
     def reward_funcs(self) -> tuple[RewardFunction, ...]:
         """The reward functions, looked on, for a loop that calls them by hand."""
-        return self._rewards.functions
+        return self._reward_funcs
 
     @property
     def recording(self) -> bool:
@@ -136,11 +151,8 @@ class Recorder:
             )
         self._on = True
         try:
-            hear_warnings(self._tape, self._patches)
-            self._processor.start(self._patches)
-            self._model.start(self._patches)
-            self._rewards.start(probing=self._probe_rewards)
-            self._step.start(self._patches)
+            for watch in self._watches:
+                watch.start(self._patches)
         except BaseException:
             self.stop()
             raise
@@ -174,9 +186,8 @@ class Recorder:
         if not self._on:
             return
         self._on = False
-        self._step.stop()
-        self._rewards.stop()
-        self._model.stop()
+        while self._watches:
+            self._watches.pop().stop()
         self._patches.undo()
         if self._tape.records and self._written < self._steps:
             self._write(complete=False)
@@ -205,14 +216,13 @@ class Recorder:
         folder = _place(self._root) / f"step-{self._written:06d}"
         try:
             save_trace(Trace(header, tape.take()), folder)
-        except (TraceError, OSError) as error:
-            # a full disk must not end somebody's training
+        except Exception as error:
+            # a full disk, or a fault of ours: neither may end somebody's training
             _LOG.warning("recording ends: %s", error)
             self._written = self._steps
             self.stop()
             return
         self._written += 1
-        self._step.step = self._written
 
 
 def _place(root: Path) -> Path:

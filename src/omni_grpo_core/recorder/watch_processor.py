@@ -49,6 +49,9 @@ class ProcessorWatch:
             if hasattr(kind, "apply_chat_template"):
                 self._patch(patches, kind, "apply_chat_template", self._render)
 
+    def stop(self) -> None:
+        """Everything is in the patches."""
+
     def _patch(self, patches: Patches, kind: type, name: str, call: Callable[..., Any]) -> None:
         original = getattr(kind, name)
         watched = (self._processor, self._tokenizer) if name != "__call__" else (self._processor,)

@@ -12,6 +12,7 @@ from torch import nn
 
 from omni_grpo_core.observed import RewardCall
 from omni_grpo_core.recorder.calls import arguments
+from omni_grpo_core.recorder.patches import Patches
 from omni_grpo_core.recorder.probe import probe
 from omni_grpo_core.recorder.tape import Tape, clock
 from omni_grpo_core.rewards.base import plain_text
@@ -21,15 +22,15 @@ from omni_grpo_core.rewards.call import RewardFunction, name_of
 class RewardWatch:
     """``functions``: the looked-on functions, in order, for a loop that calls them by hand."""
 
-    def __init__(self, functions: Sequence[RewardFunction], tape: Tape) -> None:
-        self._tape, self._given = tape, functions
+    def __init__(self, functions: Sequence[RewardFunction], tape: Tape, *, probing: bool) -> None:
+        self._tape, self._given, self._probing = tape, functions, probing
         self._before = tuple(functions)
         self._active = True
         self.probes: dict[int, Mapping[str, Any]] = {}
         self.functions = tuple(map(self._watched, self._before))
 
-    def start(self, *, probing: bool) -> None:
-        for function in self._before if probing else ():
+    def start(self, _patches: Patches) -> None:
+        for function in self._before if self._probing else ():
             with self._tape.looking("reward probe"):
                 self.probes[id(function)] = probe(function, self._tape.plain)
         self._replace(dict(zip(map(id, self._before), self.functions, strict=True)))

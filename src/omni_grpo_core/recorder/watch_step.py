@@ -40,7 +40,7 @@ class StepWatch:
         self._inside = False
         self._handles: list[Any] = []
         self._before: _Before | None = None
-        self.step = 0
+        self._step = 0
 
     def start(self, patches: Patches) -> None:
         backward = torch.autograd.backward
@@ -90,7 +90,7 @@ class StepWatch:
             rate = optimizer.param_groups[0].get("lr") if optimizer.param_groups else None
             self._tape.add(
                 StepSeen(
-                    step=self.step,
+                    step=self._step,
                     trainable=before.trainable,
                     grad_norms={part: float(norm) for part, norm in before.norms.items()},
                     held=before.held,
@@ -101,6 +101,7 @@ class StepWatch:
                     warnings=self._tape.warnings,
                 )
             )
+            self._step += 1
             self._on_step()
 
 
