@@ -65,6 +65,8 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "recorder": NOUNS | {"rewards", "trace"},
     "doctor": PIPELINE | {"trace"},
     "faults": PIPELINE | {"trace", "recorder", "doctor", "tiny"},
+    # runs by itself under another interpreter, with its libraries kept quiet there too
+    "versions": PIPELINE | {"trace", "tiny", "console"},
     "pytest_plugin": NOUNS | {"golden"},
     "__main__": frozenset({"cli"}),
     "console": NOUNS,
@@ -81,6 +83,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
         "doctor",
         "recorder",
         "faults",
+        "versions",
     },
 }
 
@@ -113,7 +116,8 @@ WINGS: Mapping[str, str] = {
     ),
     # a room's commands are part of the command line, wherever their file lies
     **dict.fromkeys(
-        ("rewards.cli", "golden.cli", "doctor.cli", "faults.cli", "realvocab.cli"), "cli"
+        ("rewards.cli", "golden.cli", "doctor.cli", "faults.cli", "realvocab.cli", "versions.cli"),
+        "cli",
     ),
 }
 

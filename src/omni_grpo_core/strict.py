@@ -6,7 +6,7 @@ import difflib
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -19,12 +19,15 @@ _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def merge(settings: Any, values: Mapping[str, Any], item: str) -> Any:
-    """``settings`` (any of the project's settings dataclasses) with ``values`` in their fields.
+    """``settings`` (any of the project's settings dataclasses) with ``values`` in their fields; of
+    a class itself, made anew.
 
     Raises:
-        ConfigError: an unknown key, a value of another type, or one that a setting itself refuses.
+        ConfigError: an unknown key, a value of another type, one that a setting itself refuses, or
+            of a class, a field without a default that is not given.
     """
-    hints = get_type_hints(type(settings))
+    anew = isinstance(settings, type)
+    hints = get_type_hints(settings if anew else type(settings))
     known = [entry.name for entry in fields(settings)]
     changes: dict[str, Any] = {}
     for key, value in values.items():
@@ -36,8 +39,17 @@ def merge(settings: Any, values: Mapping[str, Any], item: str) -> Any:
                 want=", ".join(known),
                 fix=f"did you mean {near[0]!r}?" if near else "remove it",
             )
-        changes[key] = _converted(getattr(settings, key), value, hints[key], f"{item}: {key}")
-    return replace(settings, **changes)
+        current = None if anew else getattr(settings, key)
+        changes[key] = _converted(current, value, hints[key], f"{item}: {key}")
+    if not anew:
+        return replace(settings, **changes)
+    for entry in fields(settings):
+        needed = entry.default is MISSING and entry.default_factory is MISSING
+        if needed and entry.name not in changes:
+            raise ConfigError(
+                item, got=f"no {entry.name!r}", want=_type_name(hints[entry.name]), fix="add it"
+            )
+    return settings(**changes)
 
 
 def _converted(current: Any, value: Any, hint: Any, item: str) -> Any:
@@ -45,7 +57,7 @@ def _converted(current: Any, value: Any, hint: Any, item: str) -> Any:
     defaults, where there are none yet), a list becomes a tuple."""
     nested = _nested(hint)
     if nested is not None and isinstance(value, Mapping):
-        return merge(current if is_dataclass(current) else nested(), value, item)
+        return merge(current if is_dataclass(current) else nested, value, item)
     if get_origin(hint) is Mapping and isinstance(value, dict):
         (_, entry) = get_args(hint)
         return {

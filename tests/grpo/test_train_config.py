@@ -27,6 +27,8 @@ GOOD: Mapping[str, Any] = {
     "micro_batch_size": 8,
 }
 
+JUDGE: dict[str, Any] = {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}
+
 
 def write(folder: Path, **changes: Any) -> Path:
     path = folder / "run.yaml"
@@ -78,6 +80,16 @@ def test_a_good_one_is_read_over_the_checkpoint_s_own_settings(tmp_path: Path) -
         ({"gradient_checkpointing": True, "use_cache": True}, "'use_cache'.*never"),
         ({"settings": {"group_size": 4, "max_prompt_length": 20}}, "20, and .* of 22 samples have"),
         ({"settings": {"group_size": 4, "max_new_tokens": 10**9}}, "memory: found .*rollout"),
+        ({"rewards": {"context": {}}}, "reward 'context': found no judge"),
+        ({"judge": JUDGE}, "judge: found one that no reward asks"),
+        ({"judge": {"model": "m"}}, "judge: found no 'base_url', wanted str"),
+        ({"judge": JUDGE | {"timeout": 0}}, "judge timeout: found 0"),
+        ({"rewards": {"context": {"span": "context"}}, "judge": JUDGE}, "found only partial ones"),
+        (
+            {"rewards": {"format": {}, "accuracy": {"span": "answer", "gate": "format >= 1"}}},
+            "'accuracy': found a gate and a span",
+        ),
+        ({"rewards": {"format": {"span": "head"}}}, "span: found 'head', wanted 'context' or"),
         ({"batch_size": 96}, "batch_size: found 24 groups of 22 samples"),
     ],
 )
@@ -121,6 +133,7 @@ def test_the_rate_warms_up_and_falls() -> None:
         ({"settings": {"group_size": 4, "max_new_tokens": 10**9}}, "memory"),
         ({"rewards": {"accuracy": {"gate": "format >= 1"}}}, "a gate on 'format'"),
         ({"data": "run.yaml"}, "run.yaml"),
+        ({"rewards": {"format": {}, "context": {}}, "judge": JUDGE, "steps": 0}, "steps"),
     ],
 )
 def test_a_wrong_one_exits_2_before_torch_is_loaded(
@@ -131,7 +144,7 @@ def test_a_wrong_one_exits_2_before_torch_is_loaded(
     code = (
         "import sys; from omni_grpo_core.cli import app\n"
         "try: app(sys.argv[1:])\n"
-        "finally: print(sorted({'torch', 'numpy', 'transformers'} & {*sys.modules}))"
+        "finally: print(sorted({'torch', 'numpy', 'transformers', 'openai'} & {*sys.modules}))"
     )
     path = write(tmp_path, **changes)
     done = subprocess.run(

@@ -151,3 +151,23 @@ def test_compositions_that_cannot_work(components: list[Component], match: str) 
 def test_gates_that_cannot_be_read(text: str) -> None:
     with pytest.raises(ConfigError, match="NAME >= NUMBER"):
         Gate.read(text)
+
+
+def test_a_partial_reward_is_scored_and_may_open_a_gate_but_is_not_in_the_total() -> None:
+    context = Component(paying("context", 0.25, 0.75), partial=True)
+    whole = Component(paying("accuracy", 1.0, 1.0), gate=Gate("context", 0.5))
+    report = Composition([context, whole]).report(["q", "q"], ["a", "b"])
+    assert [score.value for score in report.scores["context"]] == [0.25, 0.75]
+    assert [score.value for score in report.total] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [Component(paying("a", 1.0), partial=True)],
+        [Component(paying("a", 1.0)), Component(paying("b", 1.0), 1.0, Gate("a", 0.5), True)],
+    ],
+)
+def test_a_partial_reward_stands_beside_a_whole_one_and_has_no_gate(parts: list[Component]) -> None:
+    with pytest.raises(ConfigError):
+        Composition(parts)

@@ -8,6 +8,7 @@ from typing import Any
 
 from omni_grpo_core.grpo.advantage import Advantages
 from omni_grpo_core.grpo.guard import Finding, write_report
+from omni_grpo_core.grpo.spans import PartialAdvantage
 from omni_grpo_core.grpo.train_config import TrainConfig
 from omni_grpo_core.pipeline import Inputs, header
 from omni_grpo_core.policy import Policy
@@ -24,10 +25,12 @@ def step_trace(
     rolled: Rollout,
     scored: Composed,
     advantages: Advantages,
+    partial: Sequence[PartialAdvantage],
     record: Mapping[str, Any],
 ) -> Trace:
-    """Stages of this process's part of a step. ``advantage`` holds all processes' values; ``loss``
-    the step's log line. Decoded media are left out: their files are named in ``sample``."""
+    """Stages of this process's part of a step. ``advantage`` holds all processes' values (with
+    partial rewards, under ``total``, and this process's beside them by name); ``loss`` the step's
+    log line. Decoded media are left out: their files are named in ``sample``."""
     values: dict[Stage, Any] = {
         "sample": inputs.samples,
         "conversation": inputs.conversations,
@@ -36,7 +39,9 @@ def step_trace(
         "completion": rolled,
         "parsed": tuple(parse(completion.text) for completion in rolled.completions),
         "reward": {**scored.scores, "total": scored.total},
-        "advantage": advantages.values,
+        "advantage": {"total": advantages.values, **{part.name: part.values for part in partial}}
+        if partial
+        else advantages.values,
         "loss": {name: value for name, value in record.items() if value is not None},
     }
     stages = tuple(StageRecord(stage, value, (), 0.0) for stage, value in values.items())

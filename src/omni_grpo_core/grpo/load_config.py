@@ -15,6 +15,9 @@ from omni_grpo_core.grpo.prompt_estimate import (
     token_shape,
 )
 from omni_grpo_core.grpo.train_config import TrainConfig
+from omni_grpo_core.rewards.call import RewardFunction
+from omni_grpo_core.rewards.format import Format
+from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
 from omni_grpo_core.sample import load_samples
 from omni_grpo_core.settings import Settings, load_settings
 from omni_grpo_core.strict import merge, read_mapping
@@ -52,6 +55,9 @@ def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
         key: str(here / value) if key in places and isinstance(value, str) and value else value
         for key, value in values.items()
     }
+    judge = placed.get("judge")
+    if isinstance(judge, Mapping) and isinstance(judge.get("cache"), str):
+        placed["judge"] = {**judge, "cache": str(here / judge["cache"])}
     own = Settings()
     if isinstance(placed.get("checkpoint"), str):
         own = load_settings(Path(str(placed["checkpoint"])))
@@ -67,7 +73,7 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
     _check_places(config)
     if not config.rewards:
         raise _bad("rewards", "none", "at least one, such as 'accuracy: {}'", "name them")
-    config.composition()
+    _check_rewards(config)
     group = config.settings.group_size
     if group < 2:
         raise _bad("settings: group_size", str(group), "2 or more",
@@ -141,6 +147,19 @@ def _check_places(config: TrainConfig) -> None:
     above = next(folder for folder in (out, *out.parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise _bad("out", config.out, "a folder that can be written to", f"see {above}")
+
+
+def _check_rewards(config: TrainConfig) -> None:
+    def load(name: str) -> RewardFunction:
+        if config.judge is None or name not in BY_JUDGE:
+            return load_reward(name)
+        # the client of an endpoint takes seconds to import, and a cache is a file
+        return Format(name=name)
+
+    config.composition(load)
+    if config.judge is not None and not set(BY_JUDGE) & set(config.rewards):
+        raise _bad("judge", "one that no reward asks", f"rewards: {' or '.join(BY_JUDGE)}",
+                   "name them, or leave the judge out")  # fmt: skip
 
 
 def _check_numbers(config: TrainConfig) -> None:

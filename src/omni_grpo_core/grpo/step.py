@@ -19,6 +19,7 @@ from omni_grpo_core.grpo.importance import rollout_weights
 from omni_grpo_core.grpo.logprobs import ScoredTokens, completion_logprobs
 from omni_grpo_core.grpo.loss import policy_loss
 from omni_grpo_core.grpo.metrics import Mean, Metrics, loss_metrics
+from omni_grpo_core.grpo.spans import PartialAdvantage, token_advantages
 from omni_grpo_core.grpo.totals import Totals
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.types import Batch, Rollout
@@ -106,7 +107,8 @@ class MicroBatch:
     """Completions that are scored together, as many for each row of ``batch``.
 
     ``ids``, ``rollout_logprobs``: (N, C). ``mask``: bool, (N, C), tokens that were sampled.
-    ``in_loss``: bool, (N, C), those that count: all of a row or none. ``advantages``: (N,).
+    ``in_loss``: bool, (N, C), those that count: all of a row or none. ``advantages``: (N,), or
+    (N, C) where partial rewards act on a part of the tokens.
     """
 
     batch: Batch
@@ -118,13 +120,20 @@ class MicroBatch:
 
 
 def cut(
-    policy: Policy, batch: Batch, rolled: Rollout, advantages: Tensor, kept: Tensor, size: int
+    policy: Policy,
+    batch: Batch,
+    rolled: Rollout,
+    advantages: Tensor,
+    kept: Tensor,
+    size: int,
+    partial: Sequence[PartialAdvantage] = (),
 ) -> tuple[MicroBatch, ...]:
     """A rollout as micro-batches of ``size`` completions, in order.
 
     ``advantages``: (N,), ``kept``: bool, (N,): completions that count in the loss; others stay as
     fully masked rows, so that every process has as many micro-batches. ``size`` divides the group
-    size or is a multiple of it. Raises ``TrainError`` otherwise.
+    size or is a multiple of it. Raises ``TrainError`` otherwise. ``partial``: added to the
+    advantages on their spans.
     """
     group = rolled.group_size
     if size % group and group % size:
@@ -141,13 +150,20 @@ def cut(
             pad_id=policy.pad_token_id,
             eos_ids=policy.eos_token_ids,
         )
+        own = advantages[start:stop]
+        if partial:
+            slices = [
+                PartialAdvantage(part.name, part.values[start:stop], part.spans[start:stop])
+                for part in partial
+            ]
+            own = token_advantages(own, stacked.mask, slices)
         parts.append(
             MicroBatch(
                 batch=collate(rows, policy.pad_token_id),
                 ids=stacked.ids,
                 mask=stacked.mask,
                 in_loss=stacked.mask & kept[start:stop, None],
-                advantages=advantages[start:stop],
+                advantages=own,
                 rollout_logprobs=stacked.logprobs,
             )
         )

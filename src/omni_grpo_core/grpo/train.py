@@ -30,6 +30,7 @@ from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, failed_checks, 
 from omni_grpo_core.grpo.learners import choose_learners
 from omni_grpo_core.grpo.load_config import require_enough
 from omni_grpo_core.grpo.metrics import Metrics, advantage_metrics, rollout_metrics
+from omni_grpo_core.grpo.partial import Partial, PartialRewards
 from omni_grpo_core.grpo.records import step_record
 from omni_grpo_core.grpo.step import MicroBatch, Scorer, StepPlan, Update, cut, optimize
 from omni_grpo_core.grpo.train_config import TrainConfig, as_values, learning_rate
@@ -132,6 +133,8 @@ class _Run:
         self.samples = load_samples(config.data, root=Path(config.root) if config.root else None)
         require_enough(config, self.samples)
         self.reward = config.composition()
+        spanned = {n: (e.span, e.weight) for n, e in config.rewards.items() if e.span is not None}
+        self.partial = PartialRewards(spanned, config.scale)
         self.saved = checkpointing.newest(self.out, config)
         self.accelerator = Accelerator(
             cpu=config.device == "cpu",
@@ -244,7 +247,10 @@ class _Run:
         scored = self._score(inputs, rolled)
         rewards = self._gather_rewards(rolled, scored)
         advantages = group_advantages(rewards.totals, rewards.group_ids, config.scale)
-        window = self._window(inputs, rolled, advantages)
+        partial = self.partial.advantages(
+            self.policy.processor.tokenizer, rolled.completions, rewards, self._own(rolled)
+        )
+        window = self._window(inputs, rolled, advantages, partial)
         everyone = tuple(self.team.gather(rolled.completions))
 
         def may_step(update: Update) -> bool:
@@ -284,7 +290,9 @@ class _Run:
         if step < self.trace_steps or findings:
             folder = self.out / ("stopped" if findings else "trace") / f"step-{step:06d}"
             if self.accelerator.is_main_process:
-                trace = step_trace(self.policy, config, inputs, rolled, scored, advantages, record)
+                trace = step_trace(
+                    self.policy, config, inputs, rolled, scored, advantages, partial.own, record
+                )
                 save_bundle(folder, trace, step, findings)
         if findings:
             self.accelerator.wait_for_everyone()
@@ -366,14 +374,19 @@ class _Run:
             capped=[row[1] for row in rows],
         )
 
+    def _own(self, rolled: Rollout) -> slice:
+        """Where this process's completions stand among all processes'."""
+        count, index = len(rolled.completions), self.accelerator.process_index
+        return slice(count * index, count * (index + 1))
+
     def _window(
-        self, inputs: Inputs, rolled: Rollout, advantages: Advantages
+        self, inputs: Inputs, rolled: Rollout, advantages: Advantages, partial: Partial
     ) -> tuple[MicroBatch, ...]:
-        count = len(rolled.completions)
-        own = slice(
-            count * self.accelerator.process_index, count * (self.accelerator.process_index + 1)
-        )
-        kept = advantages.informative if self.config.drop_zero_variance else advantages.usable
+        own = self._own(rolled)
+        if self.config.drop_zero_variance:
+            kept = advantages.informative | partial.informative
+        else:
+            kept = advantages.usable | partial.usable
         return cut(
             self.policy,
             inputs.batch,
@@ -381,6 +394,7 @@ class _Run:
             advantages.values[own],
             kept[own],
             self.config.micro_batch_size,
+            partial.own,
         )
 
     def _log(self, step: int, record: Mapping[str, Any]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from omni_grpo_core.grpo.config import LossConfig, RolloutCorrection, Scale
+from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.compose import Component, Composition, Gate
-from omni_grpo_core.rewards.load import load_reward
+from omni_grpo_core.rewards.endpoint import Endpoint
+from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
 from omni_grpo_core.settings import Settings
 
+SectionName = Literal["context", "think", "answer"]
 Schedule = Literal["constant", "linear", "cosine"]
 Tower = Literal["image", "video", "audio", "text"]
 
@@ -26,10 +29,15 @@ TOWER_PREFIX: Mapping[Tower, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class RewardEntry:
-    """One reward of the composition; ``gate``: ``"format >= 1"`` lets it count only there."""
+    """One reward of the composition; ``gate``: ``"format >= 1"`` lets it count only there.
+
+    ``span``: the section that it judges. Such a partial reward is not in the total: its own
+    advantage, times ``weight``, is added on the tokens of that section.
+    """
 
     weight: float = 1.0
     gate: str | None = None
+    span: SectionName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,8 @@ class TrainConfig:
     changes the loss. ``iterations``: optimizer steps on each rollout. ``freeze``: towers that do
     not learn. ``precision``: ``bfloat16`` runs forwards under autocast; trained weights stay
     float32. ``save_every``, ``eval_every``: steps; 0 is never (the last step is always saved).
-    ``eval_data``: rows on which accuracy is measured, greedy and sampled.
+    ``eval_data``: rows on which accuracy is measured, greedy and sampled. ``judge``: the endpoint
+    that the rewards ``context`` and ``reasoning`` ask.
     """
 
     checkpoint: str = ""
@@ -96,6 +105,7 @@ class TrainConfig:
     eval_data: str | None = None
     settings: Settings = field(default_factory=Settings)
     rewards: Mapping[str, RewardEntry] = field(default_factory=dict)
+    judge: Endpoint | None = None
     steps: int = 100
     batch_size: int = 48
     micro_batch_size: int = 8
@@ -122,16 +132,27 @@ class TrainConfig:
         """Groups of one optimizer step, over all processes."""
         return self.batch_size // self.settings.group_size
 
-    def composition(self) -> Composition:
-        """The reward. Raises ``ConfigError`` for what is unknown or contradicts itself."""
+    def composition(self, load: Callable[[str], RewardFunction] | None = None) -> Composition:
+        """The reward; ``load`` in the place of what loads each by its name. Raises ``ConfigError``
+        for what is unknown or contradicts itself."""
         return Composition(
             [
                 Component(
-                    load_reward(name), entry.weight, Gate.read(entry.gate) if entry.gate else None
+                    (load or self._load)(name),
+                    entry.weight,
+                    Gate.read(entry.gate) if entry.gate else None,
+                    partial=entry.span is not None,
                 )
                 for name, entry in self.rewards.items()
             ]
         )
+
+    def _load(self, name: str) -> RewardFunction:
+        if self.judge is None or name not in BY_JUDGE:
+            return load_reward(name)
+        from omni_grpo_core.rewards.judge import Judge
+
+        return load_reward(name, Judge(self.judge))
 
 
 def learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:

@@ -38,11 +38,13 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A reward function in a composition. ``weight`` > 0."""
+    """A reward function in a composition. ``weight`` > 0. ``partial``: it judges a part of the
+    completion, so that it is scored, and may open a gate, but is not in the total."""
 
     function: RewardFunction
     weight: float = 1.0
     gate: Gate | None = None
+    partial: bool = False
 
     @property
     def name(self) -> str:
@@ -65,8 +67,9 @@ class Composition:
     reward is unscored, nobody knows, and the component leaves the mean too. Nothing scored:
     ``None``.
 
-    Raises :class:`~omni_grpo_core.errors.ConfigError` for no components, a name twice, a weight
-    that is not positive, a gate on an unknown name or on itself.
+    Raises :class:`~omni_grpo_core.errors.ConfigError` for no components but partial ones, a name
+    twice, a weight that is not positive, a gate on an unknown name or on itself, or of a partial
+    component.
 
     >>> def half(prompts, completions, **columns): return [0.5] * len(completions)
     >>> def whole(prompts, completions, **columns): return [1.0] * len(completions)
@@ -79,8 +82,9 @@ class Composition:
         self.__name__ = name
         self.components = tuple(components)
         names = [component.name for component in self.components]
-        if not names:
-            raise _bad("components", "none", "at least one reward")
+        if all(component.partial for component in self.components):
+            got = "only partial ones" if names else "none"
+            raise _bad("rewards", got, "at least one reward of the whole completion")
         for component in self.components:
             item = f"reward {component.name!r}"
             if names.count(component.name) > 1:
@@ -88,6 +92,8 @@ class Composition:
             if not 0 < component.weight < float("inf"):
                 raise _bad(item, f"weight {component.weight}", "a weight above 0")
             gate = component.gate
+            if gate and component.partial:
+                raise _bad(item, "a gate and a span", "one of the two")
             if gate and (gate.on not in names or gate.on == component.name):
                 raise _bad(
                     item, f"a gate on {gate.on!r}", "another of the rewards " + ", ".join(names)
@@ -121,6 +127,8 @@ class Composition:
         paid = weights = 0.0
         told = []
         for component in self.components:
+            if component.partial:
+                continue
             value, why = _gated(component, scores)
             told.append(f"{component.name} {why}")
             if value is not None:

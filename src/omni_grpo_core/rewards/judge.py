@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from openai import (
@@ -35,10 +34,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.rewards.base import Reward, Row
 from omni_grpo_core.rewards.call import run_async
 from omni_grpo_core.rewards.degenerate import degenerate_text
+from omni_grpo_core.rewards.endpoint import Endpoint
 from omni_grpo_core.rewards.gold import Gold, gold
 from omni_grpo_core.rewards.judge_cache import VerdictCache
 from omni_grpo_core.rewards.judge_prompt import (
@@ -53,48 +52,12 @@ from omni_grpo_core.rewards.judge_prompt import (
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import Malformed, Parsed, Score
 
+__all__ = ["LONGEST_JUDGED", "Endpoint", "Judge", "JudgeReward", "Usage"]
+
 LONGEST_JUDGED = 50_000
 """Characters of a section; a longer one is left unscored rather than paid for."""
 
 _WORTH_RETRYING = (APIConnectionError, RateLimitError, InternalServerError, TimeoutError)
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the judge is and how patient to be. Times in seconds, prices in dollars per million
-    tokens. ``timeout`` is for one whole attempt, ``deadline`` for all rows of one call; what is
-    not answered by then is unscored. ``backoff`` bounds the first random wait, which doubles.
-    """
-
-    base_url: str
-    model: str
-    api_key_env: str = "OPENAI_API_KEY"
-    cache: Path | None = None
-    concurrency: int = 8
-    timeout: float = 60.0
-    attempts: int = 4
-    backoff: float = 1.0
-    deadline: float = 600.0
-    max_tokens: int = 512
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-
-    def __post_init__(self) -> None:
-        wants = {
-            "base_url": (self.base_url.startswith(("http://", "https://")), "an http(s) address"),
-            "model": (bool(self.model.strip()), "the name of a model"),
-            "concurrency": (self.concurrency >= 1, "at least 1"),
-            "attempts": (self.attempts >= 1, "at least 1"),
-            "timeout": (self.timeout > 0, "more than 0 seconds"),
-            "deadline": (self.deadline > 0, "more than 0 seconds"),
-            "backoff": (self.backoff >= 0, "0 seconds or more"),
-            "max_tokens": (self.max_tokens >= 1, "at least 1"),
-        }
-        for name, (fine, want) in wants.items():
-            if not fine:
-                raise ConfigError(
-                    f"judge {name}", got=repr(getattr(self, name)), want=want, fix=f"set {name}"
-                )
 
 
 @dataclass(slots=True)

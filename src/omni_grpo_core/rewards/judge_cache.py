@@ -22,7 +22,7 @@ class VerdictCache:
     cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         try:
             self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
         except sqlite3.Error as error:
@@ -59,7 +59,7 @@ class VerdictCache:
         return int(count)
 
 
-def _bad(path: Path, error: sqlite3.Error) -> ConfigError:
+def _bad(path: str | Path, error: sqlite3.Error) -> ConfigError:
     return ConfigError(
         f"judge cache {path}",
         got=str(error),
