@@ -10,7 +10,7 @@ from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
 from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.replay_batch import DEFAULT_RATE, carried, rate_of, sides, totals
-from omni_grpo_core.doctor.rounds import rounds
+from omni_grpo_core.doctor.rounds import flag_of, rounds
 from omni_grpo_core.doctor.shown_media import Shown, shown, wanted_counts
 from omni_grpo_core.observed import ForwardCall, GenerateCall, MediumSeen, ProcessorCall
 from omni_grpo_core.types import MODALITIES, Modality
