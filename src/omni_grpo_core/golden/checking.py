@@ -29,9 +29,8 @@ from omni_grpo_core.trace.divergence import Tolerances
 
 def contexts(policy: Policy, suite: Suite, names: Sequence[str]) -> dict[str, Context]:
     """What each case runs on."""
-    settings = suite.run_settings()
     return {
-        name: Context(policy, settings, samples, suite.cases[name].steps)
+        name: Context(policy, suite.run_settings(name), samples, suite.cases[name].steps)
         for name, samples in suite.samples(names).items()
     }
 

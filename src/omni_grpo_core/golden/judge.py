@@ -45,6 +45,9 @@ def kind_of(
     if difference.verdict != "differs":
         return "fine"
     path = difference.path
+    if stage == "scoring" and difference.max_abs is not None:
+        # compared as a whole, not leaf by leaf; whether margins held is the generation's verdict
+        return "float" if math.isfinite(difference.max_abs) else "not finite"
     before, after = _leaf(was, path), _leaf(now, path)
     if before is None or after is None:
         # a medium that is gone is a medium lost; one that is new is a golden of an older kind

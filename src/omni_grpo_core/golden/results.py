@@ -20,6 +20,10 @@ as it was. ``harmful``: ids, masks, positions, spans, text or what is said chang
 numbers moved. ``degenerate``: what is said is garbage, or not finite. ``schema``: another shape,
 dtype or kind of value, or no golden to compare with."""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+_ORDER = (
+    *("sample", "conversation", "text", "media", "batch", "embeddings", "positions", "logits"),
+    *("scoring", "completion", "parsed", "reward", "advantage", "loss", "gradient"),
+)
 FINE: tuple[Verdict, ...] = ("exact", "within")
 
 Origin = Literal["none", "added", "inherited", "inherited or unknown"]
@@ -184,8 +188,9 @@ class GoldenReport:
 
     @property
     def first(self) -> str | None:
-        """The first divergent stage of the first case that has one."""
-        return next((case.first for case in self.cases if case.first), None)
+        """The earliest of the cases' first divergent stages, in the order of the pipeline."""
+        found = [case.first for case in self.cases if case.first]
+        return min(found, key=_order, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """The one object that ``--json`` prints."""
@@ -205,6 +210,12 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     ('harmful', 'exact')
     """
     return max(verdicts, key=VERDICTS.index, default="exact")
+
+
+def _order(stage: str) -> tuple[int, int]:
+    """Steps come after each other, and after the pass before them."""
+    name, _, step = stage.partition(".")
+    return int(step or 0), _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
 
 def _finite(value: float | None) -> float | str | None:

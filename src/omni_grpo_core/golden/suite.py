@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError
@@ -33,10 +32,12 @@ _SHIPPED = "shipped"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``rows`` of the data file, as one batch; with ``steps``, that many GRPO steps on them."""
+    """``rows`` of the data file, as one batch; with ``steps``, that many GRPO steps on them.
+    ``settings`` go over the suite's."""
 
     rows: tuple[int, ...] = ()
     steps: int = 0
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Suite:
     root: str | None = None
     checkpoint: str = _SHIPPED
     processor: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     base: str = "cpu-fp32"
     fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cases: Mapping[str, Case] = field(default_factory=dict)
@@ -91,10 +92,11 @@ class Suite:
             found[name] = tuple(rows[row] for row in self.cases[name].rows)
         return found
 
-    def run_settings(self) -> Settings:
-        """The checkpoint's own settings with the suite's over them."""
-        own = load_settings(self.checkpoint_dir())
-        settings: Settings = merge(own, self.settings, f"{self.file}: settings")
+    def run_settings(self, case: str) -> Settings:
+        """The checkpoint's own settings with the suite's, then the case's, over them."""
+        settings: Settings = load_settings(self.checkpoint_dir())
+        for values in (self.settings, self.cases[case].settings):
+            settings = merge(settings, values, f"{self.file}: settings of {case}")
         return settings
 
     def chosen(self, names: Sequence[str]) -> tuple[str, ...]:

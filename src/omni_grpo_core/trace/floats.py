@@ -47,6 +47,13 @@ def _elements(path: str, was: torch.Tensor, now: torch.Tensor, lane: Lane) -> It
         sentence = f"{where} {values}, within tolerance"
         yield Difference(path, "within", sentence, row, place, largest, mean)
         return
+    if a.numel() == 1:
+        factor = float(b[place]) / float(a[place]) if float(a[place]) else 0.0
+        # a factor that a person would name: 2, 0.5, 1.25
+        simple = factor > 0 and abs(factor * 100 - round(factor * 100)) < 1e-3
+        sentence = f"{where} {values}{f' (×{factor:g})' if simple else ''}"
+        yield Difference(path, "differs", sentence, row, place, largest, mean)
+        return
     count = int(far.sum())
     how = manner(path, a, b)
     sentence = (

@@ -11,6 +11,7 @@ import torch
 from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.leaves import Numbers, Spans
 from omni_grpo_core.trace.place import element, holds_ids, name, row_of
+from omni_grpo_core.trace.shifts import shifts
 from omni_grpo_core.types import Span
 
 Decode = Callable[[Sequence[int]], str]
@@ -62,6 +63,8 @@ def integer_differences(
         )
         total = before.numel() if len(groups) == 1 else before.shape[-1]
         more = f", the first of {len(found)} that differ among {total}" if len(found) > 1 else ""
+        if more and len(groups) <= _MOST_GROUPS and () not in groups:
+            more += _shifted(path, before[first[:-1]], after[first[:-1]])
         yield Difference(path, "differs", f"{where} is {is_}, was {was_}{more}", row, first)
 
 
@@ -70,6 +73,11 @@ def _neighbours(found: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     start = found[0]
     steps = ((*start[:-1], start[-1] + offset) for offset in range(len(found)))
     return [index for index, step in zip(found, steps, strict=True) if index == step]
+
+
+def _shifted(path: str, before: torch.Tensor, after: torch.Tensor) -> str:
+    how = "" if holds_ids(path) else shifts(before.tolist(), after.tolist())
+    return f"; {how}" if how else ""
 
 
 def _spliced(

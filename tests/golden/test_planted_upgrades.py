@@ -1,0 +1,225 @@
+"""Twelve upgrades planted one at a time: each is found, and blamed on the stage it was put into.
+
+An upgrade is planted where it would come from: in the library's processor or model, in the
+checkpoint, or in the piece of ours that a change would touch.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from qwen_omni_utils.v2_5 import vision_process
+from torchvision.transforms import InterpolationMode
+
+from omni_grpo_core import batch, pipeline
+from omni_grpo_core.golden import steps
+from omni_grpo_core.golden.checking import check
+from omni_grpo_core.golden.pending import record
+from omni_grpo_core.golden.results import GoldenReport, Verdict
+from omni_grpo_core.golden.suite import load_suite
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.types import Batch
+
+KEY = "cpu-fp32"
+Plant = Callable[[pytest.MonkeyPatch, Policy], Policy]
+
+
+@pytest.fixture(scope="module")
+def stored(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Goldens of every shipped case, made from the tree as it is."""
+    folder = tmp_path_factory.mktemp("golden")
+    record(policy, load_suite(folder), folder, KEY)
+    return folder
+
+
+@pytest.fixture
+def own(policy: Policy) -> Policy:
+    """A policy that a test may change."""
+    return replace(policy, model=copy.deepcopy(policy.model))
+
+
+def template_text(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    template = policy.processor.chat_template
+    changed = template.replace("<|im_start|>", "<|im_start|> ", 1)
+    assert changed != template
+    monkeypatch.setattr(policy.processor, "chat_template", changed)
+    return policy
+
+
+def special_token_id(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    """The tokenizer of another release: two special tokens have traded ids."""
+    tokenizer = policy.processor.tokenizer
+    start, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
+    process = batch.process_row
+
+    def swapped(*arguments: Any, **keywords: Any) -> Any:
+        row = process(*arguments, **keywords)
+        ids = row.input_ids.clone()
+        ids[row.input_ids == start], ids[row.input_ids == end] = end, start
+        return replace(row, input_ids=ids)
+
+    monkeypatch.setattr(pipeline, "process_row", swapped)
+    return policy
+
+
+def padding_side(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    collate = batch.collate
+
+    def right(rows: Any, pad: int) -> Batch:
+        left = collate(rows, pad)
+        ids, mask = left.input_ids.clone(), left.attention_mask.clone()
+        for index, count in enumerate(left.pads):
+            ids[index], mask[index] = ids[index].roll(-count), mask[index].roll(-count)
+        return replace(left, input_ids=ids, attention_mask=mask)
+
+    monkeypatch.setattr(pipeline, "collate", right)
+    return policy
+
+
+def resize_filter(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    """Frames resized by the filter of another release."""
+    bilinear = SimpleNamespace(BICUBIC=InterpolationMode.BILINEAR)
+    monkeypatch.setattr(vision_process, "InterpolationMode", bilinear)
+    return policy
+
+
+def fps_default(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    """The library no longer takes the rate it is told and puts its own default in its place."""
+    call = type(policy.processor).__call__
+
+    def deaf(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        return call(self, *arguments, **{**keywords, **({"fps": 2.0} if "fps" in keywords else {})})
+
+    monkeypatch.setattr(type(policy.processor), "__call__", deaf)
+    return policy
+
+
+def position_formula(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    index = policy.model.get_rope_index
+
+    def later(*arguments: Any, **keywords: Any) -> Any:
+        ids, deltas = index(*arguments, **keywords)
+        # positions after the first jump to another start, as when bos is counted
+        return ids + (ids >= 40), deltas
+
+    monkeypatch.setattr(policy.model, "get_rope_index", later)
+    return policy
+
+
+def attention_mask(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    """The text model lets padding be looked at."""
+    inner = policy.model.model.forward
+
+    @functools.wraps(inner)
+    def blind(*arguments: Any, **keywords: Any) -> Any:
+        mask = keywords.get("attention_mask")
+        if mask is not None:
+            keywords["attention_mask"] = torch.ones_like(mask)
+        return inner(*arguments, **keywords)
+
+    monkeypatch.setattr(policy.model.model, "forward", blind)
+    return policy
+
+
+def dtype(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    """Weights come in another type than was asked for."""
+    return replace(policy, model=policy.model.to(torch.bfloat16))
+
+
+def one_layer(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    with torch.no_grad():
+        dict(policy.model.named_parameters())["model.layers.1.mlp.down_proj.weight"].mul_(1.001)
+    return policy
+
+
+def another_checkpoint(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.2 * parameter.std(unbiased=False) * noise)
+    return policy
+
+
+def eos_removed(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    return replace(policy, eos_token_ids=(policy.pad_token_id,))
+
+
+def loss_normaliser(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
+    loss = replace(steps.PLAN.loss, loss_type="grpo")
+    monkeypatch.setattr(steps, "PLAN", replace(steps.PLAN, loss=loss))
+    return policy
+
+
+ALL = ("interleaved", "padded", "resized", "grpo")
+DRIFT: tuple[Verdict, ...] = ("benign-drift", "harmful")
+UPGRADES: dict[str, tuple[Plant, str, tuple[Verdict, ...]]] = {
+    "template text": (template_text, "text", ("harmful",)),
+    "special token id": (special_token_id, "batch", ("harmful",)),
+    "padding side": (padding_side, "batch", ("harmful",)),
+    "resize filter": (resize_filter, "media", DRIFT),
+    "fps default": (fps_default, "batch", ("harmful",)),
+    "position formula": (position_formula, "positions", ("harmful",)),
+    "attention mask": (attention_mask, "logits", DRIFT),
+    "dtype": (dtype, "embeddings", ("schema",)),
+    "one layer x 1.001": (one_layer, "logits", ("benign-drift",)),
+    "another checkpoint": (another_checkpoint, "embeddings", ("harmful",)),
+    "eos removed": (eos_removed, "completion", ("degenerate",)),
+    "loss normaliser": (loss_normaliser, "loss.1", ("harmful",)),
+}
+"""What is planted, the stage it is in, and what may be thought of it on a case that shows it."""
+
+
+def look(policy: Policy, folder: Path, names: Sequence[str]) -> GoldenReport:
+    return check(policy, load_suite(folder), folder, KEY, names=names)
+
+
+def told(report: GoldenReport) -> str:
+    lines = []
+    for case in report.cases:
+        lines.append(f"{case.case}: {case.verdict}, first {case.first}: {case.reason}")
+        lines += [
+            f"    {s.stage} {s.verdict} {s.origin}" for s in case.stages if s.origin != "none"
+        ]
+    return "\n".join(lines)
+
+
+def found_where_it_is(report: GoldenReport, upgrade: str) -> None:
+    _, stage, verdicts = UPGRADES[upgrade]
+    assert report.first == stage, told(report)
+    shown = [case for case in report.cases if case.first == stage]
+    assert {case.verdict for case in shown} & set(verdicts), told(report)
+    # no stage before it is blamed anywhere, and what it handed on is not blamed again
+    guilty = {s.stage for case in shown for s in case.stages if s.origin == "added"}
+    assert stage in guilty, told(report)
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+def test_found(upgrade: str, own: Policy, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, _, _ = UPGRADES[upgrade]
+    found_where_it_is(look(plant(monkeypatch, own), stored, ALL), upgrade)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("upgrade", UPGRADES)
+def test_found_among_all_cases(
+    upgrade: str, own: Policy, stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant, _, _ = UPGRADES[upgrade]
+    report = look(plant(monkeypatch, own), stored, ())
+    print(f"\n== {upgrade}\n{told(report)}")
+    found_where_it_is(report, upgrade)
+
+
+def test_none_on_an_unchanged_tree(policy: Policy, stored: Path) -> None:
+    report = look(policy, stored, ALL)
+    assert {case.verdict for case in report.cases} == {"exact"}, told(report)
+    assert report.first is None
