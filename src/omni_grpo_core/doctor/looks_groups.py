@@ -1,53 +1,164 @@
-"""Whose completion is whose: prompts that were generated from, prompts that were scored, groups."""
+"""Whose completion is whose: generated from which prompt, scored with whose columns, in which
+group. Three reckonings that must agree; the one that stands alone is wrong."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.looks_completion import prompt_labels, rollouts
-from omni_grpo_core.doctor.turns import Turn, prompt_length, turns
+from omni_grpo_core.doctor.looks_completion import look_at_pixels, prompt_labels
+from omni_grpo_core.doctor.turns import Turn, turns
 
-_TOKEN = re.compile(r"<\|[^|<>]*\|>|\s+")
+Owners = tuple[int | None, ...]
+"""The row of the data that each completion belongs to, by one reckoning; ``None``: unknown."""
 
 
-def look_at_order(case: Case) -> Iterable[Evidence]:
-    """Rows generated in one order (1 2 1 2) and scored in another (1 1 2 2)."""
-    for turn, call in rollouts(case):
-        generated = prompt_labels(call)
-        scored = _scored_labels(turn)
-        if generated is None or scored is None or len(generated) != len(scored):
-            continue
-        mixed = _mixed(scored, generated) or _texts_moved(case, turn)
-        if mixed:
+@dataclass(frozen=True, slots=True)
+class Reckonings:
+    """``generated``: by the prompt that generate was given. ``scored``: by the columns that reward
+    functions were given. ``grouped``: by the group that advantages were taken over. ``None`` where
+    one is not known for all completions."""
+
+    generated: Owners | None
+    scored: Owners | None
+    grouped: Owners | None
+
+
+def look_at_owners(case: Case) -> Iterable[Evidence]:
+    """One of the three reckonings against the other two."""
+    scrambled = any(True for _ in look_at_pixels(case))
+    for turn in turns(case):
+        found = reckonings(turn, by_prompt=not scrambled)
+        generated, scored, grouped = found.generated, found.scored, found.grouped
+        values = {"generated": generated, "scored": scored, "grouped": grouped}
+        if scored and grouped and generated and scored == grouped != generated:
             yield Evidence(
                 "completion",
                 "group-order",
-                f"completions were generated in the prompt order {_told(generated)} and scored in "
-                f"the order {_told(scored)}: rewards meet other prompts' answers",
-                values={"generated": generated, "scored": scored},
+                f"completions were generated in the prompt order {_told(generated)}; rewards and "
+                f"groups take them to be in the order {_told(scored)}: answers meet the gold of "
+                "other prompts",
+                values=values,
+            )
+        elif generated and scored and scored != generated and grouped in (generated, None):
+            at = next(i for i, (a, b) in enumerate(zip(generated, scored, strict=True)) if a != b)
+            yield Evidence(
+                "reward",
+                "columns-moved",
+                f"completion {at} answers row {_row(generated[at])} of the data and is scored with "
+                f"the columns of row {_row(scored[at])}; completions are in the order "
+                f"{_told(generated)}, columns in the order {_told(scored)}",
+                row=at,
+                values=values,
+            )
+        elif grouped and (known := generated or scored) and grouped != known:
+            yield Evidence(
+                "advantage",
+                "groups-mixed",
+                f"advantages were taken over groups in the order {_told(grouped)}, but the "
+                f"completions answer the prompts {_told(known)}: a group compares answers to "
+                "different questions",
+                values=values,
             )
 
 
-def look_at_groups(case: Case) -> Iterable[Evidence]:
-    """Groups, by the trainer's own reckoning, that hold completions of different prompts."""
+def look_at_columns(case: Case) -> Iterable[Evidence]:
+    """Columns of one completion that come from several rows of the data."""
     for turn in turns(case):
-        if turn.advantage is None:
-            continue
-        groups = labels_of(turn.advantage.group_ids)
-        scored = _scored_labels(turn)
-        if scored is None or len(scored) != len(groups) or not _mixed(groups, scored):
-            continue
-        yield Evidence(
-            "advantage",
-            "groups-mixed",
-            f"advantages were taken over groups {_told(groups)}, but the completions answer the "
-            f"prompts {_told(scored)}: a group compares answers to different questions",
-            values={"groups": groups, "prompts": scored},
+        for call in turn.rewards:
+            torn = _torn(turn, call.columns, len(call.completions))
+            if torn is None:
+                continue
+            at, told = torn
+            yield Evidence(
+                "reward",
+                "columns-moved",
+                f"reward {call.name}: completion {at} is scored with columns of several rows of "
+                f"the data ({told})",
+                row=at,
+                values={"name": call.name},
+            )
+            break
+
+
+def reckonings(turn: Turn, *, by_prompt: bool = True) -> Reckonings:
+    """Rows of the data by each reckoning. Without recorded rows, prompts are numbered as they
+    appear, which still tells groups apart."""
+    generated = _generated(turn) if by_prompt else None
+    scored = None
+    for call in turn.rewards:
+        scored = scored or _scored(turn, call.columns, len(call.completions))
+    grouped = _grouped(turn)
+    count = max((len(o) for o in (generated, scored, grouped) if o), default=0)
+    return Reckonings(
+        *(
+            o if o and len(o) == count and None not in o else None
+            for o in (generated, scored, grouped)
         )
+    )
+
+
+def _generated(turn: Turn) -> Owners | None:
+    labels = None if turn.generated is None else prompt_labels(turn.generated)
+    if labels is None:
+        return None
+    # prompts that look alike cannot be numbered: then nothing is said
+    rows = None if turn.samples is None else len(turn.samples.rows)
+    return tuple(labels) if rows is None or len(set(labels)) == rows else None
+
+
+def _scored(turn: Turn, columns: Mapping[str, Any], count: int) -> Owners | None:
+    fits = _fits(turn, columns, count)
+    if fits is None:
+        return None
+    owners: list[int | None] = []
+    for fit in fits:
+        common = set.intersection(*fit.values())
+        owners.append(next(iter(common)) if len(common) == 1 else None)
+    return tuple(owners)
+
+
+def _torn(turn: Turn, columns: Mapping[str, Any], count: int) -> tuple[int, str] | None:
+    for at, fit in enumerate(_fits(turn, columns, count) or ()):
+        if all(fit.values()) and not set.intersection(*fit.values()):
+            return at, ", ".join(f"{name} of row {min(rows)}" for name, rows in fit.items())
+    return None
+
+
+def _fits(turn: Turn, columns: Mapping[str, Any], count: int) -> list[dict[str, set[int]]] | None:
+    """For each completion and column, the rows of the data that have this value."""
+    rows = () if turn.samples is None else turn.samples.rows
+    names = [
+        name
+        for name, values in columns.items()
+        if isinstance(values, list | tuple)
+        and len(values) == count
+        and rows
+        and all(name in row for row in rows)
+    ]
+    if not names:
+        return None
+    return [
+        {
+            name: {
+                k for k, row in enumerate(rows) if _plain(row[name]) == _plain(columns[name][at])
+            }
+            for name in names
+        }
+        for at in range(count)
+    ]
+
+
+def _grouped(turn: Turn) -> Owners | None:
+    if turn.advantage is None:
+        return None
+    names = turn.advantage.group_ids
+    told = None if turn.samples is None else turn.samples.group_ids
+    if told is not None and set(names) <= set(told) and len(set(told)) == len(told):
+        return tuple(told.index(name) for name in names)
+    return tuple(labels_of(names))
 
 
 def labels_of(values: Sequence[Any]) -> list[int]:
@@ -60,57 +171,17 @@ def labels_of(values: Sequence[Any]) -> list[int]:
     return [seen.setdefault(value, len(seen)) for value in values]
 
 
-def _mixed(groups: Sequence[int], owners: Sequence[int]) -> bool:
-    """Whether some group holds rows of different owners."""
-    return len(set(zip(groups, owners, strict=True))) > len(set(groups))
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _scored_labels(turn: Turn) -> list[int] | None:
-    """Which rows the rewards took for answers to one and the same sample."""
-    of_rows = set() if turn.samples is None else {n for row in turn.samples.rows for n in row}
-    for call in turn.rewards:
-        count = len(call.completions)
-        # a column that no row of the data has may differ from completion to completion
-        columns = [
-            values
-            for name, values in sorted(call.columns.items())
-            if name in of_rows and isinstance(values, list | tuple) and len(values) == count
-        ]
-        if len(call.prompts) == count and count:
-            told = [json.dumps(c, default=str) for c in zip(call.prompts, *columns, strict=True)]
-            return labels_of(told)
-    return None
+def _row(owner: int | None) -> str:
+    return "?" if owner is None else str(owner)
 
 
-def _texts_moved(case: Case, turn: Turn) -> bool:
-    """Whether the rewards got the same prompts as generate, in another order."""
-    call = turn.generated
-    if call is None or call.sequences is None or case.reference is None or not turn.rewards:
-        return False
-    policy = case.reference.policy
-    mask = call.inputs.get("attention_mask")
-    ids = call.sequences[:, : prompt_length(call)]
-    if mask is None or len(mask) != len(ids):
-        return False
-    generated = [
-        _bare(policy.decode(row[kept.bool()].tolist())) for row, kept in zip(ids, mask, strict=True)
-    ]
-    scored = [_bare(text) for text in turn.rewards[0].prompts]
-    return generated != scored and sorted(generated) == sorted(scored)
+def _told(owners: Owners) -> str:
+    shown = " ".join("?" if owner is None else str(owner + 1) for owner in owners[:12])
+    return shown + (" …" if len(owners) > 12 else "")
 
 
-def _bare(text: str) -> str:
-    """A prompt without special tokens and white space: before and after expansion alike.
-
-    >>> _bare("<|vision_bos|><|VIDEO|><|VIDEO|><|vision_eos|>who is it?")
-    'whoisit?'
-    """
-    return _TOKEN.sub("", text)
-
-
-def _told(labels: Sequence[int]) -> str:
-    shown = " ".join(str(label + 1) for label in labels[:12])
-    return shown + (" …" if len(labels) > 12 else "")
-
-
-LOOKS: tuple[Look, ...] = (look_at_order, look_at_groups)
+LOOKS: tuple[Look, ...] = (look_at_owners, look_at_columns)

@@ -54,8 +54,17 @@ def rollout_gap(case: Case, call: GenerateCall) -> tuple[Gap, Gap] | None:
     expected = known.logprobs(temperature_of(call))
     first = torch.zeros_like(known.mask)
     first[:, 0] = True
+    at_first = apart(call.logprobs, expected, known.mask & first)
+    if call.first_logits is not None and len(call.first_logits) == len(known.ids):
+        # all of the vocabulary tells more than the one token that was sampled
+        scores = torch.stack([known.scores(row)[0] for row in range(len(known.ids))])
+        at_first = apart(
+            call.first_logits.log_softmax(-1),
+            scores.log_softmax(-1),
+            torch.ones_like(scores, dtype=torch.bool),
+        )
     return (
-        Gap(*apart(call.logprobs, expected, known.mask & first), allowed),
+        Gap(*at_first, allowed),
         Gap(*apart(call.logprobs, expected, known.mask & ~first), allowed),
     )
 

@@ -92,6 +92,7 @@ def _after_eos(case: Case, at: int, one: Learned, ids: Tensor, mask: Tensor) -> 
             "after-eos",
             f"loss {at}: {int(extra.sum())} tokens after the end of their completion count "
             f"({int(extra[row].sum())} in row {row}): they are padding that nobody sampled",
+            "inherited" if _ran_on(case, one) else "added",
             row=row,
             values={"tokens": int(extra.sum()), "rows": int(extra.any(1).sum())},
         )
@@ -115,6 +116,14 @@ def _eos(case: Case, one: Learned) -> Sequence[int]:
         return case.reference.policy.eos_token_ids
     call = None if one.turn is None else one.turn.generated
     return () if call is None else ids_of(call.config.get("eos_token_id"))
+
+
+def _ran_on(case: Case, one: Learned) -> bool:
+    """Whether generate itself did not stop at some end that the checkpoint has."""
+    call = None if one.turn is None else one.turn.generated
+    if call is None:
+        return False
+    return not set(_eos(case, one)) <= set(ids_of(call.config.get("eos_token_id")))
 
 
 def look_at_completions(case: Case) -> Iterable[Evidence]:
@@ -198,7 +207,11 @@ def look_at_logprobs(case: Case) -> Iterable[Evidence]:
                 f"are off by {right.mean:.3g}",
                 values={"mean": right.mean, "shifted_mean": best.mean},
             )
-        elif call is not None and not math.isclose(best.temperature, sampled, rel_tol=1e-3):
+        elif (
+            call is not None
+            and call.config.get("do_sample", False)
+            and not math.isclose(best.temperature, sampled, rel_tol=1e-3)
+        ):
             own = min(
                 (r.mean for r in readings if r.place == "before" and r.temperature == sampled),
                 default=math.nan,

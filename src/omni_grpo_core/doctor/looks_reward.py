@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.looks_completion import prompt_labels
-from omni_grpo_core.doctor.turns import Turn, turns
+from omni_grpo_core.doctor.turns import turns
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.observed import RewardCall
 from omni_grpo_core.rewards.accuracy import Accuracy
@@ -19,13 +18,14 @@ from omni_grpo_core.types import Malformed
 
 Kind = Literal["format", "accuracy", "other"]
 
+_BARE_GOLD = "garbage against a gold without tags"
 GARBAGE = (
     "empty",
     "repeated token",
     "the incident",
     "token salad",
     "tags without end",
-    "garbage against a gold without tags",
+    _BARE_GOLD,
 )
 """Probe cases that owe nothing to any reward, whatever it measures."""
 
@@ -120,6 +120,8 @@ def _judged(
     wanted = 0.0 if kind == "other" and name in GARBAGE else told.get(kind)
     shown = {"name": call.name, "kind": kind, "case": name, "value": value, "wanted": wanted}
     completion = _short(str(told.get("completion", "")))
+    if isinstance(value, str) and name == _BARE_GOLD:
+        return  # to refuse such a row is right
     if isinstance(value, str):
         yield Evidence(
             "reward", "probe-raised",
@@ -226,86 +228,6 @@ def _rows(values: Any, call: RewardCall) -> bool:
     return isinstance(values, list | tuple) and len(values) == len(call.completions)
 
 
-def look_at_columns(case: Case) -> Iterable[Evidence]:
-    """The columns beside each completion, against the row of the data that it answers."""
-    for turn in turns(case):
-        for call in turn.rewards:
-            found = _other_row(turn, call)
-            if found is not None:
-                row, sentence = found
-                yield Evidence(
-                    "reward",
-                    "columns-moved",
-                    f"reward {call.name}: {sentence}",
-                    row=row,
-                    values={"name": call.name},
-                )
-                break
-
-
-def _other_row(turn: Turn, call: RewardCall) -> tuple[int, str] | None:
-    if turn.samples is None:
-        return None
-    rows = turn.samples.rows
-    names = [
-        name
-        for name, values in call.columns.items()
-        if _rows(values, call) and all(name in row for row in rows)
-    ]
-    if not names:
-        return None
-    owners: list[set[int]] = []
-    for at in range(len(call.completions)):
-        fit = [
-            {k for k, row in enumerate(rows) if _plain(row[name]) == _plain(call.columns[name][at])}
-            for name in names
-        ]
-        common = set.intersection(*fit)
-        if not common and all(fit):
-            told = ", ".join(f"{n} of row {sorted(f)[0]}" for n, f in zip(names, fit, strict=True))
-            return at, f"completion {at} is scored with the columns of several rows ({told})"
-        owners.append(common)
-    # the prompt that each completion answers says which row it belongs to
-    expected = _owners(turn, call)
-    for at, (has, wanted) in enumerate(zip(owners, expected, strict=True)):
-        if has and wanted and not has & wanted:
-            return at, (
-                f"completion {at} answers row {min(wanted)} and is scored with the columns of row "
-                f"{min(has)}"
-            )
-    return None
-
-
-def _owners(turn: Turn, call: RewardCall) -> list[set[int]]:
-    """Rows of the data that each completion may belong to, by the question in its prompt; where
-    several rows ask the same, by the order in which prompts were generated from."""
-    assert turn.samples is not None
-    rows = turn.samples.rows
-    questions = [str(row.get("problem") or row.get("question") or row.get("q")) for row in rows]
-    if len(call.prompts) != len(call.completions):
-        return [set() for _ in call.completions]
-    by_text = [
-        {k for k, question in enumerate(questions) if question in prompt} for prompt in call.prompts
-    ]
-    labels = None if turn.generated is None else prompt_labels(turn.generated)
-    groups = None if turn.advantage is None else turn.advantage.group_ids
-    if labels is None or len(labels) != len(by_text) or len(set(labels)) != len(rows):
-        return by_text
-    if groups is None or len(groups) != len(labels):
-        return by_text
-    # only where the trainer's groups agree with what was generated: else that is the fault
-    if len(set(zip(labels, groups, strict=True))) != len(set(labels)):
-        return by_text
-    return [
-        own & {label} if label in own or not own else own
-        for own, label in zip(by_text, labels, strict=True)
-    ]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 # --------------------------------------------------------------------------- parsed
 
 
@@ -345,6 +267,5 @@ LOOKS: tuple[Look, ...] = (
     look_at_values,
     look_at_probes,
     look_at_recomputed,
-    look_at_columns,
     look_at_structure,
 )
