@@ -6,11 +6,18 @@ An area adds its own tuples here, one import line each.
 from __future__ import annotations
 
 from omni_grpo_core.doctor import (
+    looks_advantage,
     looks_batch,
+    looks_completion,
     looks_conversation,
     looks_embeddings,
+    looks_gradient,
+    looks_groups,
+    looks_logits,
+    looks_loss,
     looks_media,
     looks_positions,
+    looks_reward,
     looks_text,
 )
 from omni_grpo_core.doctor.evidence import Look, Rule
@@ -22,6 +29,13 @@ LOOKS: tuple[Look, ...] = (
     *looks_batch.LOOKS,
     *looks_embeddings.LOOKS,
     *looks_positions.LOOKS,
+    *looks_logits.LOOKS,
+    *looks_completion.LOOKS,
+    *looks_groups.LOOKS,
+    *looks_reward.LOOKS,
+    *looks_advantage.LOOKS,
+    *looks_loss.LOOKS,
+    *looks_gradient.LOOKS,
 )
 """In the order in which they run. A look never knows of causes."""
 
