@@ -43,10 +43,11 @@ class LoopConfig:
 
     ``audio``: the batch-wide decision. ``rows``: numbers of shipped rows, the prompts of one
     micro-batch. ``group_size``: completions a prompt. ``iterations``: optimizer steps on one
-    rollout. ``accumulation``: micro-batches of ``rows`` a step; the second and later ones take
-    the rows one place on. ``checkpointing``: of activations in the scoring forward. ``lora``:
-    adapters learn, all else is frozen. ``beta``: weight of the KL term. ``partial``: a partial
-    reward acts on the tokens of the context alone. ``freeze_towers``: the text model learns alone.
+    rollout. ``accumulation``: micro-batches a step; after the first, and after the first
+    step, other rows of the same kind follow. ``checkpointing``: of activations in the scoring
+    forward. ``lora``: adapters learn, all else is frozen. ``beta``: weight of the KL term.
+    ``partial``: a partial reward acts on the tokens of the context alone. ``freeze_towers``: the
+    text model learns alone.
     """
 
     audio: LoopAudio = "interleaved"

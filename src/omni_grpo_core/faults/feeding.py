@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from omni_grpo_core.conversation import build_conversation
-from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.config import ROWS, LoopConfig
 from omni_grpo_core.faults.material import Clips, Drawn, rows_of
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.types import Media
@@ -30,14 +31,23 @@ class Feeding:
     steps_done: int
 
     def draw(self, micro: int) -> list[Drawn]:
-        """The rows of a micro-batch, one for each prompt."""
-        numbers = self.config.rows
-        shift = (micro + self.steps_done * self.config.accumulation) % len(numbers)
-        return [rows_of()[number] for number in (*numbers[shift:], *numbers[:shift])]
+        """The rows of a micro-batch, one for each prompt: the configured ones first, then others
+        that the same flag can carry."""
+        rows = self.config.rows
+        pool = dict.fromkeys(
+            (*rows, *(n for kind in ROWS[self.config.audio].values() for n in kind))
+        )
+        start = (micro + self.steps_done * self.config.accumulation) * len(rows)
+        numbers = list(islice(cycle(pool), start, start + len(rows)))
+        return [rows_of()[number] for number in numbers]
+
+    def has_track(self, path: str) -> bool:
+        """Whether a clip has sound."""
+        return self.clips.has_track(path)
 
     def conversation(self, drawn: Drawn) -> Messages:
         """The messages of one row."""
-        tracks = {p: self.clips.has_track(p) for p in drawn.videos}
+        tracks = {path: self.has_track(path) for path in drawn.videos}
         built = build_conversation(drawn.sample, audio_in_video=self.config.audio, tracks=tracks)
         return self.clips.messages(built)
 

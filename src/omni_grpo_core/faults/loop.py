@@ -8,8 +8,8 @@ Each thing that people get wrong is a small method of its own, which a fault rep
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.feeding import Feeding
 from omni_grpo_core.faults.judging import Judging
 from omni_grpo_core.faults.material import Clips, Drawn
+from omni_grpo_core.faults.patching import patched
 from omni_grpo_core.faults.rewards import Recall
 from omni_grpo_core.observed import LossSeen, SamplesSeen
 from omni_grpo_core.policy import Policy, generating
@@ -122,17 +123,9 @@ class WildLoop(Feeding, Judging):
         """The model inside its wrappers."""
         return self.model.get_base_model() if self.config.lora else self.model
 
-    @contextmanager
-    def replaced(self, **methods: Callable[..., Any]) -> Iterator[None]:
+    def replaced(self, **methods: Callable[..., Any]) -> AbstractContextManager[None]:
         """For a fault: other methods on this loop, until the end, whatever happens."""
-        for name, method in methods.items():
-            getattr(self, name)  # a seam that is not there must not pass unnoticed
-            setattr(self, name, method)
-        try:
-            yield
-        finally:
-            for name in methods:
-                delattr(self, name)
+        return patched(self, **methods)
 
     # ----------------------------------------------------------------- generation
 
