@@ -27,6 +27,7 @@ from omni_grpo_core.console import (
 from omni_grpo_core.doctor.cli import doctor
 from omni_grpo_core.realvocab.cli import app as realvocab_app
 from omni_grpo_core.rewards.cli import app as rewards_app
+from omni_grpo_core.versions.cli import app as versions_app
 
 app = typer.Typer(
     name="omni-grpo",
@@ -39,6 +40,7 @@ tiny_app = typer.Typer(help="The tiny trained checkpoint that ships with the pac
 app.add_typer(tiny_app, name="tiny", no_args_is_help=True)
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(realvocab_app, name="realvocab")
+app.add_typer(versions_app, name="versions")
 app.command()(doctor)
 
 

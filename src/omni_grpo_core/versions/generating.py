@@ -1,0 +1,110 @@
+"""How transformers' own ``generate`` does on the rows, mode by mode."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from omni_grpo_core.batch import collate
+from omni_grpo_core.forward import library_keywords
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.rewards.accuracy import Accuracy
+from omni_grpo_core.rewards.format import Format
+from omni_grpo_core.types import Row, Sample
+
+EVAL = "eval"
+TRAIN = "train, checkpointing"
+NO_CACHE = "train, checkpointing, use_cache=False"
+_TOKENS = 48
+"""The shipped answers are shorter; what never ends is cut here."""
+
+
+def exam(policy: Policy, rows: Sequence[Row], samples: Sequence[Sample]) -> dict[str, Any]:
+    """Shares of right and of well-formed greedy answers, [accuracy, format], by mode."""
+    found = {}
+    found[EVAL] = _shares(samples, [_answer(policy, row) for row in rows])
+    with _train_mode(policy.model):
+        found[TRAIN] = _shares(samples, [_answer(policy, row) for row in rows])
+        found[NO_CACHE] = _shares(samples, [_answer(policy, row, use_cache=False) for row in rows])
+    return found
+
+
+def batched(policy: Policy, rows: Sequence[Row]) -> dict[str, int]:
+    """Rows that ``generate`` answers in a left-padded batch with the very ids it gives them alone.
+
+    One call takes one audio-in-video flag, so there is a batch for each: ``rows``, ``equal``.
+    """
+    equal = 0
+    for flag in (True, False):
+        alike = [row for row in rows if (row.audio_in_video == "interleaved") == flag]
+        if not alike:
+            continue
+        batch = collate(alike, policy.pad_token_id)
+        together = _generate(
+            policy,
+            {
+                "input_ids": batch.input_ids,
+                "attention_mask": batch.attention_mask,
+                "use_audio_in_video": flag,
+                **batch.tensors,
+            },
+        )
+        alone = [_generate(policy, library_keywords(policy, row))[0] for row in alike]
+        equal += sum(a == b for a, b in zip(together, alone, strict=True))
+    return {"rows": len(rows), "equal": equal}
+
+
+@contextmanager
+def _train_mode(model: Any) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # from 5.23 on they have other names and these still work
+        model.gradient_checkpointing_enable()
+        model.train()
+        try:
+            yield
+        finally:
+            model.gradient_checkpointing_disable()
+            model.eval()
+
+
+def _answer(policy: Policy, row: Row, **keywords: Any) -> str:
+    (ids,) = _generate(policy, {**library_keywords(policy, row), **keywords})
+    return policy.decode(ids)
+
+
+@torch.no_grad()
+def _generate(policy: Policy, keywords: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """New ids of each row, up to the first eos, which is left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what checkpointing warns of is what is being measured
+        output = policy.model.generate(
+            max_new_tokens=_TOKENS,
+            do_sample=False,
+            eos_token_id=list(policy.eos_token_ids),
+            pad_token_id=policy.pad_token_id,
+            **keywords,
+        )
+    rows = output[:, keywords["input_ids"].shape[1] :].tolist()
+    ends = [
+        next((i for i, token in enumerate(row) if token in policy.eos_token_ids), len(row))
+        for row in rows
+    ]
+    return [tuple(row[:end]) for row, end in zip(rows, ends, strict=True)]
+
+
+def _shares(samples: Sequence[Sample], texts: list[str]) -> list[float]:
+    columns = {
+        "problem_type": [sample.problem_type for sample in samples],
+        "options": [list(sample.options) for sample in samples],
+        "solution": [sample.solution for sample in samples],
+        "sample_id": [sample.sample_id for sample in samples],
+    }
+    shares = []
+    for reward in (Accuracy(), Format()):
+        scores = reward.explain([""] * len(texts), texts, **columns)
+        shares.append(round(sum(score.value or 0.0 for score in scores) / len(texts), 4))
+    return shares

@@ -1,0 +1,64 @@
+"""One version's side of the matrix: ``python -m omni_grpo_core.versions.probe FOLDER``.
+
+Runs under the interpreter whose transformers is to be measured, and leaves ``trace`` and
+``facts.json`` in a new folder. Uses the shipped checkpoint and rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from omni_grpo_core.console import quiet_libraries
+
+
+def probe(folder: Path) -> None:
+    """Measure the installed transformers into ``folder``."""
+    from omni_grpo_core import tiny
+    from omni_grpo_core.pipeline import run
+    from omni_grpo_core.policy import load_policy
+    from omni_grpo_core.sample import load_samples
+    from omni_grpo_core.settings import load_settings
+    from omni_grpo_core.trace.atomic import write_file
+    from omni_grpo_core.trace.store import save_trace
+    from omni_grpo_core.versions.generating import batched, exam
+    from omni_grpo_core.versions.library import (
+        audio_in_video_calls,
+        feature_types,
+        rope_deltas,
+        template_type,
+    )
+
+    policy = load_policy(tiny.checkpoint_dir())
+    samples = load_samples(tiny.data_file())
+    settings = replace(load_settings(tiny.checkpoint_dir()), group_size=1)
+    trace = run(policy, samples, settings)
+    rows = trace["batch"].value.rows
+    inside = next(i for i, row in enumerate(rows) if row.audio_in_video == "interleaved")
+    prompt, media = (trace[stage].value[inside] for stage in ("text", "media"))
+    facts = {
+        "header": {key: trace.header[key] for key in ("transformers", "torch", "python")},
+        "rows": len(rows),
+        "failing": [
+            f"{record.stage}: {check.name}"
+            for record in trace.stages
+            for check in record.checks
+            if not check.ok
+        ],
+        "calls": audio_in_video_calls(policy, prompt, media, rows[inside]),
+        "template": template_type(policy),
+        "features": feature_types(policy, rows),
+        "rope_deltas": rope_deltas(policy, rows[inside]),
+        "exam": exam(policy, rows, samples),
+        "batched": batched(policy, rows),
+    }
+    folder.mkdir()
+    save_trace(trace, folder / "trace")
+    write_file(folder / "facts.json", json.dumps(facts, indent=1).encode())
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    probe(Path(sys.argv[1]))

@@ -1,0 +1,189 @@
+"""The matrix as a Markdown table, and its place between two marks in a document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omni_grpo_core.errors import ConfigError
+
+BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
+_KEYWORDS = {
+    "use_audio_in_video": "`use_audio_in_video=True`",
+    "load_audio_from_video": "`load_audio_from_video=True`",
+    "load_audio_from_video, audio_from_video_indices": "the same with `audio_from_video_indices`",
+}
+_OUTCOMES = {
+    "right": "right",
+    "lost": "**ignored**, the sound has no place in the prompt",
+    "other": "**wrong ids**",
+}
+_DEFAULT = "the default"
+
+Cell = Callable[[Mapping[str, Any]], str]
+
+
+def markdown(matrix: Mapping[str, Any]) -> str:
+    """A column for each version, a row for each thing that was measured."""
+    versions, default = matrix["versions"], matrix["default"]
+    heads = [_head(v["facts"], name == default) for name, v in versions.items()]
+    lines = [f"| transformers | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for title, cell in _rows(int(matrix["rows"])):
+        cells = [cell(version) for version in versions.values()]
+        lines.append(f"| {title} | {' | '.join(map(_plain, cells))} |")
+    return "\n".join(lines)
+
+
+def put(document: str, table: str, name: str) -> str:
+    """``document`` with ``table`` between the marks.
+
+    Raises:
+        ConfigError: not exactly one pair of marks.
+
+    >>> put("a\\n<!-- matrix:begin -->\\nold\\n<!-- matrix:end -->\\nb", "new", "README.md")
+    'a\\n<!-- matrix:begin -->\\nnew\\n<!-- matrix:end -->\\nb'
+    """
+    pattern = re.compile(rf"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
+    found = pattern.findall(document)
+    if len(found) != 1:
+        raise ConfigError(
+            name,
+            got=f"{len(found)} places for the table",
+            want=f"one, between the lines {BEGIN} and {END}",
+            fix="put the two marks where the table is to stand",
+        )
+    return pattern.sub(lambda _: f"{BEGIN}\n{table}\n{END}", document)
+
+
+def put_into(path: Path, table: str) -> bytes:
+    """What ``path`` is to hold. Raises :class:`ConfigError` as :func:`put`, or if unreadable."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            str(path), got=str(error), want="a text in UTF-8", fix="check the path"
+        ) from error
+    return put(text, table, str(path)).encode()
+
+
+def holds(matrix: Mapping[str, Any]) -> bool:
+    """Whether every version gives the default's ids, positions, answers and, within the lanes,
+    floats, and fails no check.
+
+    >>> holds({"versions": {"a": {"facts": {"failing": []}}}})
+    True
+    """
+    return not any(
+        version["facts"]["failing"]
+        or any(
+            stage["verdict"] == "differs"
+            for stage in version.get("stages", {}).values()
+            if isinstance(stage, Mapping)
+        )
+        for version in matrix["versions"].values()
+    )
+
+
+def _head(facts: Mapping[str, Any], default: bool) -> str:
+    version = facts["header"]["transformers"]
+    return f"{version} (default)" if default else str(version)
+
+
+def _plain(text: str) -> str:
+    """A cell stays a cell: a bar would end it, a tag would be markup."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _rows(count: int) -> list[tuple[str, Cell]]:
+    return [
+        (f"prompt ids, {count} rows", _equal("ids", count)),
+        ("positions", _equal("places", count)),
+        ("pixels and audio features", _drift("batch")),
+        ("embeddings", _drift("embeddings")),
+        ("logits", _drift("logits")),
+        ("greedy answers, ids", _equal("answers", count)),
+        ("checks of `omni-grpo check` that fail", _failing),
+        *((f"a clip with its track, {title}", _call(name)) for name, title in _KEYWORDS.items()),
+        ("`apply_chat_template` of one conversation", lambda v: f"`{v['facts']['template']}`"),
+        *((f"`get_{name}_features`", _feature(name)) for name in ("image", "video", "audio")),
+        ("`rope_deltas` after a forward", _deltas),
+        ("`generate`, left-padded batch = row alone", _batched),
+        ("`generate` in eval mode: accuracy / format", _shares("eval")),
+        ("… in train mode with gradient checkpointing", _shares("train, checkpointing")),
+        ("… and `use_cache=False`", _shares("train, checkpointing, use_cache=False")),
+    ]
+
+
+def _equal(name: str, count: int) -> Cell:
+    def cell(version: Mapping[str, Any]) -> str:
+        if "stages" not in version:
+            return _DEFAULT
+        equal = version["stages"][f"equal {name}"]
+        return "equal" if equal == count else f"**{equal} of {count} equal**"
+
+    return cell
+
+
+def _drift(stage: str) -> Cell:
+    def cell(version: Mapping[str, Any]) -> str:
+        if "stages" not in version:
+            return _DEFAULT
+        found = version["stages"][stage]
+        if found["verdict"] == "differs":
+            return f"**{'; '.join(found['differs'])}**"
+        return f"within {found['max_abs']:.2g}" if found["max_abs"] else "bitwise equal"
+
+    return cell
+
+
+def _failing(version: Mapping[str, Any]) -> str:
+    failing = version["facts"]["failing"]
+    return f"**{', '.join(failing)}**" if failing else "none"
+
+
+def _call(name: str) -> Cell:
+    def cell(version: Mapping[str, Any]) -> str:
+        call = version["facts"]["calls"][name]
+        if call["outcome"] == "refused":
+            kind, _, said = call["detail"].partition(": ")
+            text = f"**refused**: `{kind}`, {said.split('. ')[-1].rstrip('.')}"
+        else:
+            text = _OUTCOMES[call["outcome"]]
+        if call["outcome"] == "lost":
+            text += f": {call['detail']}; " + ("a warning is logged" if call["told"] else "silent")
+        removed = re.search(r"removed in v?([\d.]*\d)", " ".join(call["told"]))
+        return f"{text}; deprecated, gone in {removed[1]}" if removed else text
+
+    return cell
+
+
+def _feature(name: str) -> Cell:
+    def cell(version: Mapping[str, Any]) -> str:
+        kind, _, field = version["facts"]["features"][name].partition(", ")
+        what, _, of = field.partition(" ")
+        return f"`{kind}`" + (f", `{what}` a {of}" if field else "")
+
+    return cell
+
+
+def _deltas(version: Mapping[str, Any]) -> str:
+    found = version["facts"]["rope_deltas"]
+    return f"{found['value']}, kept on the `{found['place']}`"
+
+
+def _batched(version: Mapping[str, Any]) -> str:
+    found = version["facts"]["batched"]
+    if found["equal"] == found["rows"]:
+        return "equal"
+    return f"**{found['equal']} of {found['rows']} rows equal**"
+
+
+def _shares(mode: str) -> Cell:
+    def cell(version: Mapping[str, Any]) -> str:
+        shares = version["facts"]["exam"][mode]
+        text = " / ".join(f"{share:.2f}" for share in shares)
+        return text if min(shares) > 0 else f"**{text}**"
+
+    return cell

@@ -1,0 +1,222 @@
+"""The table of transformers versions: from stored data, never from a hand."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_traces import small_batch, with_value
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.types import Completion, Positions, Rollout, Stage, StageRecord, Trace
+from omni_grpo_core.versions.matrix import against, interpreters, measure
+from omni_grpo_core.versions.table import BEGIN, END, holds, markdown, put
+
+ROOT = Path(__file__).parents[2]
+STORED = json.loads((Path(__file__).parent / "matrix.json").read_text(encoding="utf-8"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_the_readme_holds_the_table_of_the_stored_data() -> None:
+    table = README.partition(f"{BEGIN}\n")[2].partition(f"\n{END}")[0]
+    assert table == markdown(STORED), "make both anew: omni-grpo versions compare (CONTRIBUTING.md)"
+
+
+def test_the_stored_data_are_of_the_supported_versions_and_all_hold() -> None:
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    section = next(name for name in tox.sections() if name.startswith("testenv:tf"))
+    others = set(re.findall(r"transformers==(\S+)", tox[section]["commands_pre"]))
+    (default,) = re.findall(r"^transformers==(\S+)", (ROOT / "constraints.txt").read_text(), re.M)
+    measured = {v["facts"]["header"]["transformers"] for v in STORED["versions"].values()}
+    assert measured == others | {default}
+    facts = STORED["versions"][STORED["default"]]["facts"]
+    assert facts["header"]["transformers"] == default
+    assert holds(STORED)
+
+
+# --------------------------------------------------------------------------- the table
+
+
+def facts(transformers: str, **changes: Any) -> dict[str, Any]:
+    call = {"outcome": "right", "detail": "9 tokens for 9", "told": []}
+    made: dict[str, Any] = {
+        "header": {"transformers": transformers},
+        "failing": [],
+        "calls": {
+            "use_audio_in_video": call,
+            "load_audio_from_video": call,
+            "load_audio_from_video, audio_from_video_indices": call,
+        },
+        "template": "str",
+        "features": dict.fromkeys(("image", "video", "audio"), "Tensor"),
+        "rope_deltas": {"place": "thinker", "shape": [1, 1], "value": [-3]},
+        "batched": {"rows": 2, "equal": 2},
+        "exam": {
+            "eval": [1.0, 1.0],
+            "train, checkpointing": [0.0, 0.5],
+            "train, checkpointing, use_cache=False": [1.0, 1.0],
+        },
+    }
+    return {**made, **changes}
+
+
+def stages(**changes: Any) -> dict[str, Any]:
+    exact = {"verdict": "exact", "max_abs": 0.0, "differs": []}
+    equal = {f"equal {name}": 2 for name in ("ids", "places", "answers")}
+    return {**dict.fromkeys(("batch", "embeddings", "logits"), exact), **equal, **changes}
+
+
+def two(other: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    versions = {
+        "new": {"facts": facts("5.0")},
+        "old": {"facts": other, "stages": stages(**changes)},
+    }
+    return {"default": "new", "rows": 2, "versions": versions}
+
+
+def row(table: str, start: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {start}")]
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[2:-1]]
+
+
+def test_a_version_that_changes_nothing() -> None:
+    table = markdown(two(facts("4.0")))
+    assert row(table, "transformers") == ["5.0 (default)", "4.0"]
+    assert row(table, "prompt ids, 2 rows") == ["the default", "equal"]
+    assert row(table, "logits") == ["the default", "bitwise equal"]
+    assert row(table, "checks of") == ["none", "none"]
+    assert row(table, "… in train mode") == ["**0.00 / 0.50**"] * 2
+    widths = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
+    assert widths == {5}, "every line has a cell for every version"
+    assert holds(two(facts("4.0")))
+
+
+def test_what_differs_stands_out() -> None:
+    near = {"verdict": "within", "max_abs": 2.4e-6, "differs": []}
+    far = {"verdict": "differs", "max_abs": 3.0, "differs": ["row 1: values[3] is 1 | 2"]}
+    table = markdown(two(facts("4.0"), logits=near, embeddings=far, **{"equal ids": 1}))
+    assert row(table, "logits")[1] == "within 2.4e-06"
+    assert row(table, "embeddings")[1] == r"**row 1: values[3] is 1 \| 2**"
+    assert row(table, "prompt ids")[1] == "**1 of 2 equal**"
+    assert not holds(two(facts("4.0"), embeddings=far))
+    assert holds(two(facts("4.0"), logits=near))
+    assert not holds(two(facts("4.0", failing=["batch: left padding"])))
+
+
+def test_calls_that_are_refused_ignored_or_on_their_way_out() -> None:
+    error = "ValueError: They should agree. Found 0 <|AUDIO|> tokens."
+    gone = "`use_audio_in_video` will be removed in v5.25, use something else"
+    lost = {"outcome": "lost", "detail": "5 tokens for 9", "told": ["ignored"]}
+    calls = {
+        "use_audio_in_video": {"outcome": "refused", "detail": error, "told": [gone]},
+        "load_audio_from_video": lost,
+        "load_audio_from_video, audio_from_video_indices": {**lost, "told": []},
+    }
+    table = markdown(two(facts("4.0", calls=calls)))
+    assert row(table, "a clip with its track, `use_audio_in_video")[1] == (
+        r"**refused**: `ValueError`, Found 0 &lt;\|AUDIO\|> tokens; deprecated, gone in 5.25"
+    )
+    assert row(table, "a clip with its track, `load_audio")[1] == (
+        "**ignored**, the sound has no place in the prompt: 5 tokens for 9; a warning is logged"
+    )
+    assert row(table, "a clip with its track, the same")[1].endswith("5 tokens for 9; silent")
+
+
+@pytest.mark.parametrize("document", ["no marks", f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n", END])
+def test_a_document_without_one_place_for_it(document: str) -> None:
+    with pytest.raises(ConfigError, match="places for the table, wanted one, between"):
+        put(document, "table", "README.md")
+
+
+# --------------------------------------------------------------------------- measuring
+
+
+def trace(second: tuple[int, ...] = (3,), place: int = 1) -> Trace:
+    ids = torch.zeros(3, 2, 4, dtype=torch.int64)
+    ids[0, 1, 3] = place
+    answers = tuple(
+        Completion(str(i), 0, chosen, "", "stop", tuple(0.0 for _ in chosen))
+        for i, chosen in enumerate(((3,), second))
+    )
+    records: dict[Stage, object] = {
+        "batch": small_batch(),
+        "positions": Positions(ids, torch.tensor([0, 0])),
+        "completion": (Rollout(answers, 1, 0.0, 0),),
+    }
+    made = Trace({}, tuple(StageRecord(s, None, (), 0.0) for s in records))
+    for stage, value in records.items():
+        made = with_value(made, stage, value)
+    return made
+
+
+def test_rows_are_counted_where_one_differs() -> None:
+    equal = len(small_batch().rows)
+    same = against(trace(), trace())
+    assert {k: v for k, v in same.items() if k.startswith("equal")} == {
+        "equal ids": equal,
+        "equal places": 2,
+        "equal answers": 2,
+    }
+    assert same["batch"] == {"verdict": "exact", "max_abs": 0.0, "differs": []}
+    other = against(trace(), trace(second=(4,), place=2))
+    assert (other["equal places"], other["equal answers"]) == (1, 1)
+    assert other["positions"]["differs"] == ["row 1: time position of column 3 is 2, was 1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["old"], "no '='"),
+        (["=/bin/sh"], "no name"),
+        (["a=/nowhere/python"], "nothing that runs at '/nowhere/python'"),
+        (["a=/bin/sh", "a=/bin/sh"], "a second interpreter of that name"),
+    ],
+)
+def test_interpreters_that_are_none(given: list[str], told: str, run_cli: Run) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        interpreters(given)
+    code, stdout, stderr = run_cli("versions", "compare", *given)
+    assert (code, stdout, told in stderr) == (2, "", True)
+
+
+def test_an_interpreter_that_cannot_run_it_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho \"No module named 'torch'\" >&2\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"odd=.*found No module named 'torch', wanted an env"):
+        measure({"odd": broken}, "odd")
+    with pytest.raises(ConfigError, match="default 'even': found no such name, wanted odd"):
+        measure({"odd": broken}, "even")
+
+
+@pytest.mark.slow
+def test_the_installed_version_is_as_stored(tmp_path: Path, run_cli: Run) -> None:
+    """Measured anew, every fact of this transformers is the one the README's table stands on."""
+    document = tmp_path / "page.md"
+    document.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    here = f"here={sys.executable}"
+    data = tmp_path / "matrix.json"
+    code, stdout, _ = run_cli(
+        "versions", "compare", here, "--data", data, "--into", document, "--json"
+    )
+    told = json.loads(stdout)
+    assert (code, told["holds"]) == (0, True)
+    assert json.loads(data.read_text()) == {k: v for k, v in told.items() if k != "holds"}
+    table = markdown(told)
+    assert document.read_text() == f"before\n{BEGIN}\n{table}\n{END}\nafter\n"
+    stored = {v["facts"]["header"]["transformers"]: v["facts"] for v in STORED["versions"].values()}
+    if version("transformers") in stored:
+        measured = told["versions"]["here"]["facts"]
+        # the patch version of Python may be another
+        known = {**stored[version("transformers")], "header": measured["header"]}
+        assert measured == known
