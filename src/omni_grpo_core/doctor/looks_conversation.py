@@ -23,6 +23,9 @@ _NO_SOUND = re.compile(
     r"\b(?:without (?:any )?(?:sound|audio)|no (?:sound|audio)|silent (?:video|clip)|muted)\b",
     re.IGNORECASE,
 )
+_OPTION = re.compile(r"^\s*[(\[]?[A-Za-z][)\].:]\s*")
+_LONG_ENOUGH = 12
+"""Characters of a gold from which finding it in a prompt is no chance: "A" stands in any text."""
 _TAG = re.compile(r"<\s*(context|think|answer)\s*>")
 
 
@@ -176,11 +179,65 @@ def look_instructions(case: Case) -> Iterator[Evidence]:
         )
 
 
+def look_options(case: Case) -> Iterator[Evidence]:
+    """A row that has options shows them: at least one, in whatever form."""
+    for one in rounds(case):
+        for row, talk in _pairs(one):
+            options = row.get("options")
+            if not isinstance(options, list | tuple) or not options:
+                continue
+            words = [_OPTION.sub("", str(option)).strip() for option in options]
+            said = talk.said("user")
+            if (question_of(row) or "") in said and not any(w and w in said for w in words):
+                yield Evidence(
+                    "conversation",
+                    "options-missing",
+                    f"conversation {talk.number} asks {question_of(row)!r} without any of its "
+                    f"{len(options)} options {words!r}",
+                    row=talk.number,
+                    values={"options": words},
+                )
+
+
+def look_gold(case: Case) -> Iterator[Evidence]:
+    """No conversation holds the gold completion of its row."""
+    for one in rounds(case):
+        for row, talk in _pairs(one):
+            gold = row.get("solution")
+            if not isinstance(gold, str) or len(gold) < _LONG_ENOUGH:
+                continue
+            role = next(
+                (r for r in ("assistant", "user", "system") if gold.strip() in talk.said(r)), None
+            )
+            if role is not None:
+                yield Evidence(
+                    "conversation",
+                    "gold-shown",
+                    f"conversation {talk.number} holds its row's gold completion, said by the "
+                    f"{role}: {gold.strip()[:60]!r}",
+                    row=talk.number,
+                    values={"role": role},
+                )
+
+
 def look_number(case: Case) -> Iterator[Evidence]:
-    """As many conversations as rows, or a whole number for each."""
+    """As many conversations as rows, or a whole number for each, and none that no row asked for."""
     for one in rounds(case):
         rows, talks = len(one.rows), len(one.talks)
-        if rows and talks and talks % rows:
+        if not rows or not talks or not talks % rows:
+            continue
+        strange = [talk for talk in one.talks if not any(_fits(row, talk) for row in one.rows)]
+        for talk in strange:
+            yield Evidence(
+                "conversation",
+                "row-foreign",
+                f"conversation {talk.number} asks and shows what no row of the batch does: "
+                f"{_told([(r.modality, _name(r.path)) for r in talk.media])}; {talks} "
+                f"conversations for {rows} rows",
+                row=talk.number,
+                values={"names": sorted(_names(talk)), "talks": talks, "rows": rows},
+            )
+        if not strange:
             yield Evidence(
                 "conversation",
                 "rows-lost",
@@ -196,14 +253,17 @@ def _pairs(one: Round) -> Sequence[tuple[Mapping[str, Any], Talk]]:
     most = -1
     for owners in orders.values():
         pairs = [(one.rows[o], talk) for o, talk in zip(owners, one.talks, strict=True)]
-        fit = sum(
-            (question_of(row) or "") in talk.said("user")
-            and bool({_name(p) for _, p in paths_of(row)} & _names(talk))
-            for row, talk in pairs
-        )
+        fit = sum(_fits(row, talk) for row, talk in pairs)
         if fit > most:
             best, most = pairs, fit
     return best
+
+
+def _fits(row: Mapping[str, Any], talk: Talk) -> bool:
+    """Whether a conversation asks a row's question about a row's media."""
+    files = {_name(path) for _, path in paths_of(row)}
+    same = bool(files & _names(talk)) or not files
+    return same and (question_of(row) or "") in talk.said("user")
 
 
 def _carries_sound(one: Round) -> bool:
@@ -238,6 +298,8 @@ def _told(shown: Sequence[tuple[str, str]]) -> str:
 LOOKS: tuple[Look, ...] = (
     look_number,
     look_questions,
+    look_options,
+    look_gold,
     look_media_listed,
     look_media_twice,
     look_sound_told,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.call_rows import PIXELS
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
 from omni_grpo_core.doctor.looks_positions import Call, named_calls, rows_of
 from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.replay_model import Feature, reference_features, token_embeddings
@@ -68,7 +69,9 @@ def look_uniform(case: Case) -> Iterator[Evidence]:
             own = held[row.index][row.kept].float()
             for span in row.row.spans:
                 if span.length > 1 and _uniform(own, span):
-                    yield _not_injected(name, row.index, span)
+                    pixels = PIXELS[span.modality]
+                    given = pixels in call.inputs or pixels in call.large
+                    yield _not_injected(name, row.index, span, "added" if given else "inherited")
                     return
 
 
@@ -109,12 +112,13 @@ def _row(
         )
 
 
-def _not_injected(name: str, index: int, span: Span) -> Evidence:
+def _not_injected(name: str, index: int, span: Span, origin: Origin = "added") -> Evidence:
     return Evidence(
         "embeddings",
         "features-not-injected",
         f"the {span.length} {span.modality} placeholders at token {span.start} of row {index} of "
         f"{name} hold the placeholder's own embedding: the model sees no {span.modality}",
+        origin=origin,
         row=index,
         values={"modality": span.modality, "start": span.start, "call": name},
     )

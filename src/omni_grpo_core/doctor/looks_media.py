@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,12 @@ from omni_grpo_core.types import MODALITIES, Modality
 if TYPE_CHECKING:
     from torch import Tensor
 
+_PATCH_AREA = 14 * 14
+_LIMITS: Mapping[str, Callable[[MediumSeen], int]] = {
+    "max_frames": lambda clip: clip.shape[0],
+    "max_pixels": lambda clip: sides(clip)[0] * sides(clip)[1],
+}
+"""Limits that belong to the reader of clips, and what they limit."""
 _BLANK = 0.5
 """Grey levels of 256: below the step of 8-bit video."""
 _SILENT = 2e-4
@@ -60,6 +66,36 @@ def look_counts(case: Case) -> Iterator[Evidence]:
                     origin=origin,
                     values={"modality": modality, "got": given[modality], "want": max(allowed)},
                 )
+
+
+def look_limits(case: Case) -> Iterator[Evidence]:
+    """A limit that the processor is told is kept by what it is handed: frames that are sampled and
+    resized already are neither dropped nor shrunk there."""
+    for call in case.processed:
+        inner = call.keywords.get("videos_kwargs")
+        told = {**(inner if isinstance(inner, Mapping) else {}), **call.keywords}
+        for name, sizes in _LIMITS.items():
+            limit = told.get(name)
+            if not isinstance(limit, int) or isinstance(limit, bool):
+                continue
+            over = [m for m in call.videos if m.shape and sizes(m) > limit]
+            made = call.outputs.get("video_grid_thw")
+            if not over or (made is not None and _kept(name, limit, made)):
+                continue
+            yield Evidence(
+                "media",
+                "limit-ignored",
+                f"the processor was told {name}={limit}, {len(over)} of its {len(call.videos)} "
+                f"clips came with {sizes(over[0])} and stayed as they are: the limit does nothing",
+                values={"limit": name, "told": limit, "got": sizes(over[0])},
+            )
+
+
+def _kept(name: str, limit: int, grids: Tensor) -> bool:
+    """Whether the processor itself enforced a limit: grids count frames in pairs, sides of 14."""
+    times, high, wide = grids.unbind(-1)
+    size = 2 * times if name == "max_frames" else high * wide * _PATCH_AREA
+    return bool((size <= limit).all())
 
 
 def look_passed_on(case: Case) -> Iterator[Evidence]:
@@ -257,4 +293,4 @@ def _channels_first(values: Tensor, modality: Modality) -> Tensor:
     return values.flatten() if modality == "audio" else values
 
 
-LOOKS: tuple[Look, ...] = (look_counts, look_passed_on, look_content, look_rate)
+LOOKS: tuple[Look, ...] = (look_counts, look_limits, look_passed_on, look_content, look_rate)

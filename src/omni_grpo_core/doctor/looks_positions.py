@@ -43,6 +43,8 @@ def look_positions(case: Case) -> Iterator[Evidence]:
     for name, call in named_calls(case):
         got = call.position_ids
         rows = rows_of(case, call)
+        if got is None and "attention_mask" not in call.inputs:
+            yield from _unmasked(case, name, rows)
         if got is None or got.dim() != 3 or got.shape[-1] != call.inputs["input_ids"].shape[-1]:
             continue
         # one row's positions may stand for all: they are broadcast
@@ -77,6 +79,26 @@ def look_next_positions(case: Case) -> Iterator[Evidence]:
                 row=0,
                 values={"got": call.step_positions[:8], "want": wanted[:8]},
             )
+
+
+def _unmasked(case: Case, name: str, rows: Sequence[CallRow]) -> Iterator[Evidence]:
+    """The model makes positions of its own, 0, 1, 2, …, where it gets neither them nor a mask."""
+    for row in rows:
+        if row.row is None:
+            continue
+        wanted = reference_positions(case, row.row)
+        line = row.kept.nonzero().flatten().expand(3, -1)
+        if not torch.equal(wanted, line):
+            off = int((wanted - line).abs().max())
+            yield Evidence(
+                "positions",
+                "one-dimensional",
+                f"{name} was called without attention_mask: row {row.index} gets one-dimensional "
+                f"positions 0, 1, 2, …, up to {off} off",
+                row=row.index,
+                values={"call": name, "mask": False, "off": off},
+            )
+            return
 
 
 def _differs(

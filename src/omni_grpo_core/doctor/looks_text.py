@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
 from omni_grpo_core.doctor.replay_text import (
     PROMPT,
     collapsed,
@@ -49,7 +49,10 @@ def look_handed_over(case: Case) -> Iterator[Evidence]:
                 )
             if not rendered or not call.texts:
                 continue
-            yield from _lost(rendered, [collapsed(text, names) for text in call.texts])
+            handed = [collapsed(text, names) for text in call.texts]
+            # conversations that no row asked for are told where they were made
+            whole = not one.rows or not len(one.talks) % len(one.rows)
+            yield from _lost(rendered, handed, "added" if whole else "inherited")
             right = {w for talk in one.talks for w in reference_texts(talk.messages, names)}
             right |= set(rendered)
             for row, text in enumerate(call.texts):
@@ -69,7 +72,7 @@ def look_unrendered(case: Case) -> Iterator[Evidence]:
                 yield from _shape(text, row, "handed over")
 
 
-def _lost(rendered: list[str], handed: list[str]) -> Iterator[Evidence]:
+def _lost(rendered: list[str], handed: list[str], origin: Origin) -> Iterator[Evidence]:
     """Prompts of the batch that never reach the processor, or too few of them."""
     had, got = Counter(rendered), Counter(handed)
     lost = [text for text in had if not got[text]]
@@ -84,6 +87,7 @@ def _lost(rendered: list[str], handed: list[str]) -> Iterator[Evidence]:
             f"{len(rendered)} prompts were rendered and {len(handed)} handed to the processor, "
             f"of which {len(set(handed))} different: {max(len(lost), len(rendered) - len(handed))} "
             "never reach the model",
+            origin=origin,
             values={
                 "rendered": len(rendered),
                 "handed": len(handed),
@@ -98,6 +102,7 @@ def _lost(rendered: list[str], handed: list[str]) -> Iterator[Evidence]:
                 "text",
                 "prompts-uneven",
                 f"{len(rendered)} rendered prompts became {len(handed)}, not each equally often",
+                origin=origin,
                 values={"rendered": len(rendered), "handed": len(handed)},
             )
 

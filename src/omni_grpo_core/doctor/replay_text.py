@@ -57,11 +57,15 @@ def placeholders(text: str, names: Mapping[Modality, tuple[str, str, str]]) -> d
 
 
 def collapsed(text: str, names: Mapping[Modality, tuple[str, str, str]]) -> str:
-    """``text`` with every run of one placeholder as a single one.
+    """``text`` with every medium's expanded placeholders as the one that it had at first.
 
     >>> collapsed("a<|VIDEO|><|VIDEO|>b", _NAMES)
     'a<|VIDEO|>b'
     """
+    begin, video, end = map(re.escape, names["video"])
+    sound_begin, audio, sound_end = map(re.escape, names["audio"])
+    inside = f"{begin}{sound_begin}(?:{video}|{audio})+{sound_end}{end}"
+    text = re.sub(inside, lambda _: "".join(names["video"]), text)
     for kind in _KINDS:
         mark = re.escape(names[kind][1])
         text = re.sub(f"(?:{mark}){{2,}}", names[kind][1], text)
