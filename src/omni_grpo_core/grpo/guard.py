@@ -98,6 +98,7 @@ class Guard:
                 finish_reason=completion.finish_reason,
                 eos_ids=self._eos_ids,
                 special_ids=self._special_ids,
+                logprobs=completion.logprobs,
             )
             if reasons:
                 broken.append((completion, reasons[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +38,20 @@ FOREIGN: Mapping[str, str] = {
     "learning_rate": "optimizer: lr",
 }
 """Keys of other trainers, and what is meant by them here."""
+
+
+TRACKERS: Mapping[str, str] = {
+    "aim": "aim",
+    "clearml": "clearml",
+    "comet_ml": "comet_ml",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+"""Accelerate's trackers, and the module that each needs."""
 
 
 def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
@@ -97,6 +112,7 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
                    "greedy answers of a group are all the same")  # fmt: skip
     _check_numbers(config)
     _check_trained(config)
+    _check_trackers(config)
     warnings = []
     if group == 2 and config.scale == "group":
         warnings.append(
@@ -198,6 +214,16 @@ def _check_numbers(config: TrainConfig) -> None:
             f"settings: max_new_tokens, {config.settings.max_new_tokens}",
             "dr_grpo divides by the cap of a completion",
         )
+
+
+def _check_trackers(config: TrainConfig) -> None:
+    for name in config.trackers:
+        if name not in TRACKERS:
+            raise _bad("trackers", repr(name), ", ".join(TRACKERS), "correct it")
+        if importlib.util.find_spec(TRACKERS[name]) is None:
+            # Accelerate would leave it out without a word
+            raise _bad("trackers", f"{name!r}, which is not installed", "one that is",
+                       "install it, or leave it out: log.jsonl is always written")  # fmt: skip
 
 
 def _check_trained(config: TrainConfig) -> None:
