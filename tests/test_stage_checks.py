@@ -137,6 +137,18 @@ def test_logits(policy: Policy, mixed: Batch, library: list[LibraryForward]) -> 
     assert "finite" in failed(check_logits(Logits(values / 0), library))
 
 
+@torch.no_grad()
+def test_logits_of_a_bfloat16_model_have_its_lane(
+    policy: Policy, mixed: Batch, library: list[LibraryForward]
+) -> None:
+    """They are handed on as float32, and were held to its lane: a sound bfloat16 model, 0.04 off
+    on its first CUDA device, failed the check."""
+    values = prefill(policy, mixed).logits.values + 0.04
+    assert failed(check_logits(Logits(values), library, torch.bfloat16)) == []
+    assert failed(check_logits(Logits(values), library)) != []
+    assert failed(check_logits(Logits(values + 1), library, torch.bfloat16)) != []
+
+
 @pytest.fixture(scope="module")
 def rollouts(policy: Policy, mixed: Batch) -> tuple[Rollout, Rollout]:
     few = collate(mixed.rows[:2], policy.pad_token_id)

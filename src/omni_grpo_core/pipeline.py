@@ -189,7 +189,7 @@ def run(
         stage(
             "logits",
             lambda: prefill(policy, batch).logits,
-            lambda made: check_logits(made, library),
+            lambda made: check_logits(made, library, policy.model.dtype),
         )
         greedy, _ = stage(
             "completion",

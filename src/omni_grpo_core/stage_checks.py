@@ -189,8 +189,11 @@ def _times(time_axis: Tensor, spans: Sequence[Any], item: int) -> list[float]:
     return [time - times[0] for time in times]
 
 
-def check_logits(made: Logits, library: Sequence[LibraryForward]) -> tuple[Check, ...]:
-    same = [_close(ours, lib.logits) for ours, lib in zip(made.values, library, strict=True)]
+def check_logits(
+    made: Logits, library: Sequence[LibraryForward], dtype: torch.dtype = torch.float32
+) -> tuple[Check, ...]:
+    """``dtype``: the model's own; logits are float32 whatever it is, but no more exact for it."""
+    same = [_close(ours, lib.logits, dtype) for ours, lib in zip(made.values, library, strict=True)]
     return (
         Check("finite", bool(made.values.isfinite().all()), str(tuple(made.values.shape))),
         _all_close("row in the batch = row alone in transformers", same),
@@ -211,6 +214,7 @@ def check_completions(
                 finish_reason=completion.finish_reason,
                 eos_ids=policy.eos_token_ids,
                 special_ids=special,
+                logprobs=completion.logprobs,
             )
             if broken:
                 gate[kind].append(f"{completion.group_id}: {broken[0]}")

@@ -22,6 +22,7 @@ def gate(
     finish_reason: FinishReason = "stop",
     golden_ended: bool | None = None,
     nonfinite: bool = False,
+    logprobs: tuple[float, ...] = (),
 ) -> tuple[str, ...]:
     return degenerate(
         ids,
@@ -31,6 +32,7 @@ def gate(
         golden_ended=golden_ended,
         nonfinite=nonfinite,
         special_ids={EOS, IM_START},
+        logprobs=logprobs,
     )
 
 
@@ -55,6 +57,11 @@ def numbers(n: int, distinct: int, seed: int = 0) -> list[int]:
         (gate(numbers(1000, 50)), ("distinct-1 0.05 < 0.15 over 1000 tokens",)),
         (gate([5, IM_START, 6, EOS]), ("special tokens: 1, the first is id 2 at token 1",)),
         (gate([5, 6], nonfinite=True), ("non-finite logits",)),
+        # 20 different tokens, none likelier than e**-7: neither cycle nor salad shows them
+        (
+            gate([*range(10, 30), EOS], VARIED, logprobs=(-7.0,) * 21),
+            ("unlikely: mean logprob -7.0 < -5 over 21 tokens",),
+        ),
         (
             gate([5, 6], finish_reason="length", golden_ended=True),
             ("cap hit after 2 tokens, the golden ended in eos",),

@@ -19,6 +19,9 @@ CYCLE_PERIOD, CYCLE_REPEATS, CYCLE_TOKENS = 128, 3, 48
 SEQ_REP_4, SEQ_REP_TOKENS = 0.35, 64
 ZLIB_RATIO, ZLIB_WINDOW, _ZLIB_STRIDE = 2.4, 500, 125
 DISTINCT_1, DISTINCT_TOKENS = 0.15, 200
+LEAST_LOGPROB, LOGPROB_TOKENS = -5.0, 16
+"""Nats a token. Sampled text of a language model has its entropy, 1 to 3; random weights of
+Qwen2.5-Omni-7B's shape are worth -7 greedily and -12 sampled (vocabulary 152,064: ln is 11.9)."""
 
 _DIGITS = re.compile(r"\d")
 _WORDS = re.compile(r"\w+|[^\w\s]")
@@ -33,13 +36,15 @@ def degenerate(
     golden_ended: bool | None = None,
     nonfinite: bool = False,
     special_ids: Collection[int] = (),
+    logprobs: Sequence[float] = (),
 ) -> tuple[str, ...]:
     """The rules that a completion fails, each with its numbers; empty when it is sound.
 
     ``token_ids``: raw, the final eos included. ``text``: decoded with special tokens kept.
     ``golden_ended``: whether the golden of this prompt ended in an eos; ``None``: there is none.
     ``nonfinite``: whether a logit was NaN or infinite. ``special_ids``: every special token of
-    the tokenizer; those that are not eos have no place in a completion.
+    the tokenizer; those that are not eos have no place in a completion. ``logprobs``: of each
+    token under the policy that said it, where they were noted.
 
     >>> degenerate([5, 6, 7, 2], "a b c", finish_reason="stop", eos_ids={2})
     ()
@@ -55,6 +60,7 @@ def degenerate(
         _seq_rep_4(ids),
         _distinct_1(ids, "tokens"),
         _special(ids, set(special_ids) - set(eos_ids)),
+        _unlikely(logprobs),
         "non-finite logits" if nonfinite else None,
         f"cap hit after {len(token_ids)} tokens, the golden ended in eos"
         if finish_reason == "length" and golden_ended
@@ -108,6 +114,16 @@ def _distinct_1(items: Sequence[Hashable], unit: str) -> str | None:
     if distinct >= DISTINCT_1:
         return None
     return f"distinct-1 {distinct:.2f} < {DISTINCT_1} over {len(items)} {unit}"
+
+
+def _unlikely(logprobs: Sequence[float]) -> str | None:
+    """A policy that has no idea: every token it says is one of thousands to itself."""
+    if len(logprobs) < LOGPROB_TOKENS:
+        return None
+    mean = sum(logprobs) / len(logprobs)
+    if mean >= LEAST_LOGPROB:
+        return None
+    return f"unlikely: mean logprob {mean:.1f} < {LEAST_LOGPROB:g} over {len(logprobs)} tokens"
 
 
 def _special(ids: Sequence[int], special: Collection[int]) -> str | None:
