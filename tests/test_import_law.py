@@ -63,7 +63,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "golden": PIPELINE | {"trace", "tiny", "training"},
     # watches foreign trainers: it knows calls, not what should have come out of them
     "recorder": NOUNS | {"rewards", "trace"},
-    "doctor": PIPELINE | {"trace"},
+    "doctor": PIPELINE | {"trace", "recorder"},
     "faults": PIPELINE | {"trace", "recorder", "doctor", "tiny"},
     # runs by itself under another interpreter, with its libraries kept quiet there too
     "versions": PIPELINE | {"trace", "tiny", "console"},

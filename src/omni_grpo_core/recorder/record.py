@@ -20,6 +20,7 @@ import torch
 from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.recorder.patches import Patches
 from omni_grpo_core.recorder.plain import Plain
+from omni_grpo_core.recorder.rope import rope_sections
 from omni_grpo_core.recorder.tape import STAGE_OF, Bounds, Tape
 from omni_grpo_core.recorder.thinker import find
 from omni_grpo_core.recorder.watch_model import ModelWatch
@@ -117,7 +118,10 @@ class Recorder:
         self._patches = Patches()
         self._tape = Tape(bounds, Plain())
         found = find(model)
-        self._header = _header(found.thinker, processor)
+        self._header = {
+            **_header(found.thinker, processor),
+            "rope_sections": rope_sections(found.text_model),
+        }
         rewards = RewardWatch(reward_funcs, self._tape, probing=probe_rewards)
         self._reward_funcs = rewards.functions
         # let go of when it is over, and the trainer's objects with them
