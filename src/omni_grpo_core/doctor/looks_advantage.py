@@ -112,7 +112,8 @@ def look_at_advantages(case: Case) -> Iterable[Evidence]:
 
 
 def _base(values: Tensor, spans: Mapping[str, Tensor]) -> Tensor | None:
-    """One advantage a completion: of token advantages what stands outside all partial spans."""
+    """One advantage a completion: of token advantages what stands outside all partial spans; NaN
+    for a completion that lies within them."""
     if values.ndim == 1:
         return values
     if values.ndim != 2:
@@ -122,11 +123,12 @@ def _base(values: Tensor, spans: Mapping[str, Tensor]) -> Tensor | None:
         if span.shape == values.shape:
             inside |= span.bool()
     outside = torch.where(inside, 0.0, values)
-    # 0 is padding, or a completion that lies within the span: then nothing is known of it
+    # 0 is padding
     largest = outside.abs().argmax(1, keepdim=True)
     found = outside.gather(1, largest)[:, 0]
     unequal = (outside != 0) & ~torch.isclose(outside, found[:, None], rtol=1e-4, atol=1e-6)
-    return None if bool(unequal.any()) else found
+    covered = (found == 0) & (values != 0).any(1)
+    return None if bool(unequal.any()) else torch.where(covered, torch.nan, found)
 
 
 def _variants(rewards: Tensor, seen: AdvantageSeen) -> Iterator[Tensor]:
@@ -158,6 +160,10 @@ def _recomputed(
 def _fits(values: Tensor, wanted: Tensor) -> bool:
     """Equal up to the epsilon in the divisor, which trainers choose; a row of 0 fits nothing else
     than a reward at the mean of its group."""
+    known = ~values.isnan()
+    values, wanted = values[known], wanted[known]
+    if not len(values):
+        return True
     size = max(float(wanted.abs().max()), float(values.abs().max()), 1e-3)
     return bool(((values - wanted).abs() <= 0.02 * size).all())
 
@@ -181,7 +187,7 @@ def _match(base: Tensor, rewards: Tensor, seen: AdvantageSeen) -> str:
     wanted = list(_variants(rewards, seen))
     if any(_fits(-base, w) for w in wanted):
         return "negated"
-    if float(base.abs().max()) == 0:
+    if float(base.nan_to_num().abs().max()) == 0:
         return "zero"
     for size in sorted({*sizes, *(d for d in range(2, count) if count % d == 0)}, reverse=True):
         rows = [str(row // size) for row in range(count)]

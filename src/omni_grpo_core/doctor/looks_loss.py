@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.looks_completion import rollouts
 from omni_grpo_core.doctor.looks_logits import forward_gap, temperature_of
 from omni_grpo_core.doctor.remade import (
     Parts,
@@ -280,7 +281,11 @@ def look_at_advantages(case: Case) -> Iterable[Evidence]:
     for at, one in enumerate(learned(case)):
         seen = None if one.turn is None else one.turn.advantage
         given = one.loss.advantages
-        if seen is None or given is None or given.shape != seen.advantages.shape:
+        if seen is None or given is None:
+            continue
+        if given.ndim == 2 and seen.advantages.ndim == 1 and len(given) == len(seen.advantages):
+            yield from _spread_wrong(at, given.double(), seen.advantages.double(), one.loss.mask)
+        if given.shape != seen.advantages.shape:
             continue
         made = seen.advantages.double().nan_to_num()
         used = given.double().nan_to_num()
@@ -299,6 +304,30 @@ def look_at_advantages(case: Case) -> Iterable[Evidence]:
                 f"loss {at}: the advantages in the loss are not those that were computed from the "
                 f"rewards, off by {float((used - made).abs().max()):.3g}",
             )  # fmt: skip
+
+
+def _spread_wrong(at: int, given: Tensor, made: Tensor, mask: Tensor | None) -> Iterator[Evidence]:
+    """One advantage a completion, laid over tokens: every token of a row has its row's own."""
+    counted = torch.ones_like(given, dtype=torch.bool) if mask is None else mask.bool()
+    if counted.shape != given.shape or given.shape[1] == 1:
+        return
+    off = counted & ((given - made[:, None]).abs() > 1e-3 * (1 + made.abs()[:, None]))
+    if not bool(off.any()):
+        return
+    row, token = off.nonzero()[0].tolist()
+    others = (made - given[row, token]).abs() <= 1e-3
+    owner = int(others.nonzero()[0]) if bool(others.any()) else None
+    yield Evidence(
+        "advantage",
+        "advantage-broadcast",
+        f"loss {at}: token {token} of completion {row} has the advantage "
+        f"{float(given[row, token]):.3g}"
+        + ("" if owner is None else f", that of completion {owner},")
+        + f" instead of its own completion's {float(made[row]):.3g}; {int(off.sum())} of "
+        f"{int(counted.sum())} tokens are off",
+        row=row,
+        values={"tokens": int(off.sum()), "owner": owner, "shape": list(given.shape)},
+    )
 
 
 def _reordered(used: Tensor, made: Tensor) -> bool:
@@ -393,6 +422,27 @@ def look_at_reference(case: Case) -> Iterable[Evidence]:
             )
 
 
+def look_at_passes(case: Case) -> Iterable[Evidence]:
+    """A later pass over a rollout without the logprobs from before its first update."""
+    if any(True for _ in rollouts(case)):
+        return
+    for at, one in enumerate(learned(case)):
+        told = one.loss.settings.get("num_iterations")
+        old, new = one.loss.old_logprobs, one.loss.logprobs
+        if not isinstance(told, int) or told < 2 or new is None:
+            continue
+        if old is None or (old.shape == new.shape and torch.equal(old, new)):
+            yield Evidence(
+                "loss",
+                "old-recomputed",
+                f"loss {at} is of a later pass over a rollout ({told} are told), and its old "
+                "logprobs are the current ones"
+                + (" because none were kept" if old is None else "")
+                + ": the ratio is 1 whatever has changed, and nothing is ever clipped",
+                values={"num_iterations": told, "kept": old is not None},
+            )
+
+
 def look_at_metrics(case: Case) -> Iterable[Evidence]:
     """Logged clip rates and KL, against what they are the names of."""
     step = [one.loss for one in learned(case)]
@@ -451,5 +501,6 @@ LOOKS: tuple[Look, ...] = (
     look_at_advantages,
     look_at_value,
     look_at_reference,
+    look_at_passes,
     look_at_metrics,
 )

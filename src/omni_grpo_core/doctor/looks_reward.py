@@ -93,13 +93,58 @@ def kind_of(call: RewardCall) -> Kind:
 def look_at_probes(case: Case) -> Iterable[Evidence]:
     """What a function pays for completions whose worth is known."""
     for call in calls_of(case):
-        if not call.probe:
+        if not call.probe or _broken(call):
             continue
         kind = kind_of(call)
         top = _top(call.probe, kind)
         for name, told in call.probe.items():
             yield from _judged(call, kind, top, name, told)
         yield from _together(call)
+
+
+def _broken(call: RewardCall) -> bool:
+    """Whether the recorded rows say it already: numbers that are none."""
+    return any(v is not None and not math.isfinite(v) for v in call.values)
+
+
+def look_at_constants(case: Case) -> Iterable[Evidence]:
+    """One value for everything: different completions, and gold and garbage where it was asked."""
+    for call in calls_of(case):
+        values = {v for v in call.values if v is not None}
+        if len(values) != 1 or len(set(call.completions)) < 2 or kind_of(call) != "other":
+            continue
+        (value,) = values
+        asked = [told["alone"] for told in call.probe.values()]
+        if any(v != value for v in asked):
+            continue
+        heard = [w for step in case.steps for w in step.warnings if _about(w, call)]
+        yield Evidence(
+            "reward",
+            "constant",
+            f"reward {call.name} gave {value:g} to all {len(call.values)} completions, "
+            f"{len(set(call.completions))} different ones"
+            + (
+                f", and to each of {len(asked)} known cases, gold and garbage alike"
+                if asked
+                else ""
+            )
+            + (f"; meanwhile it was said: {_short(heard[0], 120)}" if heard else ""),
+            # a function that could not be asked may be right about these
+            "added" if asked else "unknown",
+            values={
+                "name": call.name,
+                "source": call.source,
+                "value": value,
+                "probed": bool(asked),
+                "warnings": heard[:3],
+            },
+        )
+
+
+def _about(warning: str, call: RewardCall) -> bool:
+    """Whether something that was said may be about a reward: it names it, or a judge."""
+    said = warning.lower()
+    return any(word in said for word in ("judge", "reward", "score", call.name.lower()))
 
 
 def _top(probe: Mapping[str, Any], kind: Kind) -> float:
@@ -266,6 +311,7 @@ def _told(value: Any) -> str:
 LOOKS: tuple[Look, ...] = (
     look_at_values,
     look_at_probes,
+    look_at_constants,
     look_at_recomputed,
     look_at_structure,
 )

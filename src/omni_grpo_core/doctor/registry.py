@@ -19,6 +19,7 @@ from omni_grpo_core.doctor import (
     looks_policy,
     looks_positions,
     looks_reward,
+    looks_run,
     looks_text,
 )
 from omni_grpo_core.doctor.evidence import Look, Rule
@@ -38,6 +39,7 @@ LOOKS: tuple[Look, ...] = (
     *looks_advantage.LOOKS,
     *looks_loss.LOOKS,
     *looks_gradient.LOOKS,
+    *looks_run.LOOKS,
 )
 """In the order in which they run. A look never knows of causes."""
 
