@@ -3,6 +3,8 @@ its own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -61,10 +63,17 @@ def make() -> ToyThinker:
     return ToyThinker()
 
 
-def step(model: Any, optimizer: torch.optim.Optimizer, prompt: str = "abc") -> float:
-    """Processor, generate on what is inside a wrapper, scoring forward, backward, optimizer."""
+def step(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    prompt: str = "abc",
+    gathered: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
+) -> float:
+    """Processor, generate on what is inside a wrapper, scoring forward, backward, optimizer.
+    ``gathered``: in which a sharded model can generate."""
     ids = torch.tensor(ToyProcessor()(text=[prompt])["input_ids"])
-    answer = getattr(model, "module", model).generate(input_ids=ids)
+    with gathered(model):
+        answer = getattr(model, "module", model).generate(input_ids=ids)
     logprobs = model(input_ids=answer).logits[:, :-1].log_softmax(-1)
     loss = -logprobs.gather(-1, answer[:, 1:, None]).mean()
     torch.autograd.backward(loss)

@@ -53,11 +53,12 @@ class _Generating:
 class _Forward:
     """One forward under way."""
 
+    module: Any
     started: float
-    modes: Modes | None
-    tensors: dict[str, Tensor]
-    keywords: dict[str, Any]
     heard: dict[str, None]
+    modes: Modes | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    keywords: dict[str, Any] = field(default_factory=dict)
     position_ids: Tensor | None = None
     inputs_embeds: Tensor | None = None
     large: dict[str, TensorSeen] = field(default_factory=dict)
@@ -74,17 +75,36 @@ class ModelWatch:
 
     def start(self, patches: Patches) -> None:
         thinker, text_model = self._found.thinker, self._found.text_model
-        self._handles = [
-            thinker.register_forward_pre_hook(self._before, with_kwargs=True),
-            thinker.register_forward_hook(self._after, with_kwargs=True, always_call=True),
-            text_model.register_forward_pre_hook(self._text_model, with_kwargs=True),
-        ]
+        self._handles = [text_model.register_forward_pre_hook(self._text_model, with_kwargs=True)]
+        # a compiled thinker's own hooks are not run, so its compiled shell is watched too
+        for module in (thinker, *self._found.compiled):
+            self._handles += [
+                module.register_forward_pre_hook(self._before, with_kwargs=True),
+                module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            ]
+        if getattr(thinker, "_compiled_call_impl", None) is not None:
+            patches.set(thinker, "_compiled_call_impl", self._around(thinker))
         for name, call in (
             ("generate", self._generate),
             ("_prepare_generation_config", self._prepare),
         ):
             if hasattr(thinker, name):
                 patches.set(thinker, name, self._instead(name, call))
+
+    def _around(self, thinker: Any) -> Callable[..., Any]:
+        """The call of a module compiled in place, whose hooks are inside what is compiled."""
+        compiled = thinker._compiled_call_impl
+
+        def called(*args: Any, **keywords: Any) -> Any:
+            self._before(thinker, args, keywords)
+            output = None
+            try:
+                output = compiled(*args, **keywords)
+                return output
+            finally:
+                self._after(thinker, args, keywords, output)
+
+        return called
 
     def _instead(self, name: str, call: Callable[..., Any]) -> MethodType:
         """A method bound to the model, no closure over it: a ``copy.deepcopy`` of the model binds
@@ -186,15 +206,19 @@ class ModelWatch:
 
     # ------------------------------------------------------------------ forward
 
-    def _before(self, _module: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _before(self, module: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():  # nothing of ours may become part of the graph
+            return
         tape, grad = self._tape, torch.is_grad_enabled()
         with tape.looking("forward"):
             if self._generating is not None:
                 self._next_pass(self._generating, args, keywords)
                 return
-            if self._forward is not None:  # it was interrupted, and no hook told of it
-                tape.unlisten(self._forward.heard)
-            forward = self._forward = _Forward(clock(), None, {}, {}, tape.listen())
+            if self._forward is not None:
+                if self._forward.module is not module:  # of a shell around this one
+                    return
+                tape.unlisten(self._forward.heard)  # it was interrupted, and no hook told of it
+            forward = self._forward = _Forward(module, clock(), tape.listen())
             given = arguments(self._found.thinker.forward, args, keywords)
             forward.tensors, forward.keywords = tape.keep_all(given, forward.large)
             forward.modes = modes(self._found, grad_enabled=grad)
@@ -210,6 +234,8 @@ class ModelWatch:
             state.last = None
 
     def _text_model(self, _module: Any, _args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
         with self._tape.looking("text model"):
             where, embeds = keywords.get("position_ids"), keywords.get("inputs_embeds")
             state = self._generating
@@ -229,7 +255,9 @@ class ModelWatch:
             if isinstance(embeds, Tensor):
                 into.inputs_embeds = self._tape.keep("inputs_embeds", embeds, into.large)
 
-    def _after(self, _module: Any, args: Any, keywords: dict[str, Any], output: Any) -> None:
+    def _after(self, module: Any, args: Any, keywords: dict[str, Any], output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         tape, state = self._tape, self._generating
         with tape.looking("forward"):
             logits = getattr(output, "logits", None)
@@ -241,9 +269,10 @@ class ModelWatch:
                         first = state.last.float()
                         state.first_logits = tape.keep("first_logits", first, state.large)
                 return
-            forward, self._forward = self._forward, None
-            if forward is None:
+            forward = self._forward
+            if forward is None or forward.module is not module:
                 return
+            self._forward = None
             warnings, raised = tape.unlisten(forward.heard), sys.exc_info()[1]
             if forward.modes is None:
                 return

@@ -1,0 +1,173 @@
+"""Whatever a trainer has wrapped around the thinker, its calls are seen, and nothing changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy_thinker
+from plain_loop import PlainLoop
+
+from omni_grpo_core import record
+from omni_grpo_core.observed import ForwardCall, GenerateCall, StepSeen
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.settings import Settings
+from omni_grpo_core.trace.store import load_trace
+from omni_grpo_core.types import Sample, Trace
+
+
+def values(trace: Trace, kind: type) -> list[Any]:
+    return [r.value for r in trace.stages if type(r.value) is kind]
+
+
+def test_peft(
+    tmp_path: Path, policy: Policy, samples: tuple[Sample, ...], settings: Settings
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def wrap(model: Any) -> Any:
+        torch.manual_seed(0)
+        return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+
+    loop = PlainLoop(policy, samples[0], settings, wrap=wrap)
+    _, batch = loop.prepare()
+    with record(tmp_path, model=loop.model, processor=loop.processor, steps=1) as recorder:
+        loop.note = recorder.note
+        with loop.model.disable_adapter(), torch.no_grad():
+            loop.model(**batch, use_audio_in_video=True)
+        loop.step()
+    trace = load_trace(tmp_path / "step-000000")
+    reference, scored = values(trace, ForwardCall)
+    [generated], [step] = values(trace, GenerateCall), values(trace, StepSeen)
+    assert generated.modes.wrappers == ("PeftModel", "LoraModel")
+    assert (reference.modes.adapter, scored.modes.adapter) == ("off", "on")
+    assert (reference.modes.grad_enabled, scored.modes.grad_enabled) == (False, True)
+    assert step.trainable == step.held
+    assert set(step.trainable) == {"adapter"}
+    assert step.changed == {"adapter": True}
+
+
+def test_ddp(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(toy_thinker.make())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with record(tmp_path / "trace", model=model, processor=toy_thinker.ToyProcessor()):
+            loss = toy_thinker.step(model, optimizer)
+    finally:
+        torch.distributed.destroy_process_group()
+    trace = load_trace(tmp_path / "trace" / "step-000000")
+    [generated], [scored] = values(trace, GenerateCall), values(trace, ForwardCall)
+    assert generated.modes.wrappers == scored.modes.wrappers == ("DistributedDataParallel",)
+    assert values(trace, StepSeen)[0].losses == (loss,)
+
+
+_RANK = """
+import json, os, sys
+from contextlib import nullcontext
+from pathlib import Path
+import torch
+import torch.distributed.fsdp
+import toy_thinker
+from omni_grpo_core import record
+kind, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank,
+    world_size=int(os.environ["WORLD_SIZE"]))
+def wrapped():
+    model = toy_thinker.make()
+    if kind == "ddp":
+        return torch.nn.parallel.DistributedDataParallel(model)
+    if kind == "fsdp":
+        return torch.distributed.fsdp.FullyShardedDataParallel(
+            model, use_orig_params=True, device_id=torch.device("cpu"))
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    return torch.distributed.fsdp.fully_shard(model, mesh=mesh)
+FSDP = torch.distributed.fsdp.FullyShardedDataParallel
+gathered = FSDP.summon_full_params if kind == "fsdp" else nullcontext
+def steps(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return [toy_thinker.step(model, optimizer, prompt, gathered) for prompt in ("abc", "bcd")]
+plain, model = steps(wrapped()), wrapped()
+with record(folder / "trace", model=model, processor=toy_thinker.ToyProcessor(), steps=2):
+    watched = steps(model)
+(folder / f"losses-{rank}.json").write_text(json.dumps([plain, watched]))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "wrapper"),
+    [
+        ("ddp", ("DistributedDataParallel",)),
+        ("fsdp", ("FullyShardedDataParallel",)),
+        ("fsdp2", ()),
+    ],
+)
+def test_two_ranks(tmp_path: Path, kind: str, wrapper: tuple[str, ...]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RANK, kind, str(tmp_path)],
+            env={**environment, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    for rank in range(2):
+        plain, watched = json.loads((tmp_path / f"losses-{rank}.json").read_text())
+        assert watched == plain
+        for number in range(2):
+            trace = load_trace(tmp_path / "trace" / f"rank-{rank}" / f"step-00000{number}")
+            [generated], [scored] = values(trace, GenerateCall), values(trace, ForwardCall)
+            [step] = values(trace, StepSeen)
+            assert (trace.header["rank"], trace.header["world"]) == (str(rank), "2")
+            assert "not_recorded" not in trace.header
+            assert generated.modes.wrappers == scored.modes.wrappers == wrapper
+            assert scored.position_ids is not None
+            assert step.losses == (plain[number],)
+            assert step.changed["head"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["whole graph", "compiled before", "in place"])
+def test_compile(tmp_path: Path, way: str) -> None:
+    def run(folder: Path | None) -> list[float]:
+        torch._dynamo.reset()
+        model: Any = toy_thinker.make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        # the recorder must leave one graph in one piece
+        shell: Any = model
+        if way == "in place":
+            model.compile(backend="eager", fullgraph=True)
+        else:
+            shell = torch.compile(model, backend="eager", fullgraph=True)
+        if way == "compiled before":
+            toy_thinker.step(shell, optimizer)
+        if folder is None:
+            return [toy_thinker.step(shell, optimizer) for _ in range(2)]
+        with record(folder, model=shell, processor=toy_thinker.ToyProcessor(), steps=2):
+            return [toy_thinker.step(shell, optimizer) for _ in range(2)]
+
+    assert run(tmp_path / "trace") == run(None)
+    for number in range(2):
+        trace = load_trace(tmp_path / "trace" / f"step-00000{number}")
+        [scored] = values(trace, ForwardCall)
+        assert len(values(trace, GenerateCall)) == 1
+        assert scored.logprobs is not None
+        # the text model is inside the graph, where nobody looks
+        assert scored.position_ids is None
+        assert scored.modes.wrappers == (() if way == "in place" else ("OptimizedModule",))
+        assert "not_recorded" not in trace.header
