@@ -25,6 +25,7 @@ from omni_grpo_core.console import (
     writable,
 )
 from omni_grpo_core.doctor.cli import doctor
+from omni_grpo_core.golden.cli import app as golden_app
 from omni_grpo_core.realvocab.cli import app as realvocab_app
 from omni_grpo_core.rewards.cli import app as rewards_app
 from omni_grpo_core.versions.cli import app as versions_app
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 tiny_app = typer.Typer(help="The tiny trained checkpoint that ships with the package.")
 app.add_typer(tiny_app, name="tiny", no_args_is_help=True)
+app.add_typer(golden_app, name="golden")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(realvocab_app, name="realvocab")
 app.add_typer(versions_app, name="versions")
@@ -158,7 +160,8 @@ def check(
 
             save_trace(result.trace, trace)
         if html is not None:
-            from omni_grpo_core.report.check_page import check_page, write_page
+            from omni_grpo_core.report.check_page import check_page
+            from omni_grpo_core.report.page import write_page
 
             write_page(html, check_page(result, policy.decode))
         if as_json:
