@@ -14,7 +14,8 @@ from PIL import Image
 
 from omni_grpo_core.check import CheckResult, check
 from omni_grpo_core.policy import Policy
-from omni_grpo_core.report.check_page import check_page, write_page
+from omni_grpo_core.report.check_page import check_page
+from omni_grpo_core.report.page import write_page
 from omni_grpo_core.settings import Settings
 from omni_grpo_core.types import Sample
 

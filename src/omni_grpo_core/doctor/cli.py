@@ -76,8 +76,8 @@ def doctor(
                 diagnoses.append(diagnose(case, causes=causes))
         verdict = merge(diagnoses)
         if html is not None:
-            from omni_grpo_core.report.check_page import write_page
             from omni_grpo_core.report.doctor_page import doctor_page
+            from omni_grpo_core.report.page import write_page
 
             write_page(html, doctor_page(diagnoses))
         if as_json:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from omni_grpo_core.check import LEAST_SHIFT, CheckResult
 from omni_grpo_core.report.choose import varied
+from omni_grpo_core.report.page import environment
 from omni_grpo_core.report.sample_view import SampleView, sample_view, value
-from omni_grpo_core.report.visible import visible
 from omni_grpo_core.report.words import (
     PROOF_IN_WORDS,
     first_failure,
     health_words,
     stage_words,
 )
-from omni_grpo_core.trace.atomic import write_file
 from omni_grpo_core.types import Batch
 
 MOST_SAMPLES = 12
@@ -47,7 +42,7 @@ def check_page(result: CheckResult, decode: Callable[[Sequence[int]], str]) -> s
     shown = varied(rows, MOST_SAMPLES)
     samples = [sample_view(result.trace, index, decode) for index in shown]
     return (
-        _environment()
+        environment()
         .get_template("check_page.html.j2")
         .render(
             result=result,
@@ -70,14 +65,6 @@ def check_page(result: CheckResult, decode: Callable[[Sequence[int]], str]) -> s
     )  # fmt: skip
 
 
-def write_page(path: Path, html: str) -> None:
-    """Put the page at ``path``, whole or not at all.
-
-    Raises :class:`~omni_grpo_core.errors.TraceError` when the place cannot be written to.
-    """
-    write_file(path, html.encode("utf-8"))
-
-
 def _open(samples: Sequence[SampleView]) -> set[int]:
     """Numbers of samples: the first, and of each audio mode the one with the most runs."""
     modes = dict.fromkeys(sample.mode for sample in samples)
@@ -85,17 +72,3 @@ def _open(samples: Sequence[SampleView]) -> set[int]:
         max((s for s in samples if s.mode == mode), key=lambda s: len(s.ribbon)) for mode in modes
     ]
     return {sample.number for sample in (*samples[:1], *richest)}
-
-
-def _environment() -> jinja2.Environment:
-    def shown(item: Any) -> Any:
-        return visible(item) if type(item) is str else item
-
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("omni_grpo_core", "report/templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=shown,
-    )
