@@ -21,6 +21,9 @@ from omni_grpo_core.doctor import (
     looks_reward,
     looks_run,
     looks_text,
+    rules_batch,
+    rules_conversation,
+    rules_media,
 )
 from omni_grpo_core.doctor.evidence import Look, Rule
 
@@ -43,5 +46,9 @@ LOOKS: tuple[Look, ...] = (
 )
 """In the order in which they run. A look never knows of causes."""
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (
+    *rules_conversation.RULES,
+    *rules_media.RULES,
+    *rules_batch.RULES,
+)
 """Explain evidence; never make any."""

@@ -1,0 +1,158 @@
+"""Causes of what is wrong with media on their way to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
+from omni_grpo_core.doctor.signatures import Signature, rule_of
+
+_BLIND = (
+    "its placeholders keep their raw embeddings: the model answers without it, nothing is raised"
+)
+
+
+def rule_not_passed(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
+    """One modality that is lost, or all but images."""
+    lost = [e for e in evidence if e.fact == "media-not-passed"]
+    if not lost:
+        return
+    kinds = sorted({str(e.values["modality"]) for e in lost})
+    calls = sorted({str(e.values["call"]) for e in lost})
+    both = {"video", "audio"} <= set(kinds)
+    cause = "media.images-only" if both else f"media.{kinds[0]}-dropped"
+    yield Explanation(
+        cause=cause,
+        stage="media",
+        seen=f"{' and '.join(kinds)} made by the processor, not given to {' and '.join(calls)}",
+        harm=_BLIND,
+        fix="hand everything that the processor returns on to the model, model(**inputs), instead "
+        "of a list of names that was made for images",
+        confirm="swap the media of two samples: the logprobs do not move",
+    )
+
+
+def rule_missing(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
+    """Media that never reach the processor."""
+    lost = [e for e in evidence if e.fact == "media-missing" and e.origin != "inherited"]
+    kinds = sorted({str(e.values["modality"]) for e in lost})
+    if not kinds:
+        return
+    both = {"video", "audio"} <= set(kinds)
+    yield Explanation(
+        cause="media.images-only" if both else f"media.{kinds[0]}-dropped",
+        stage="media",
+        seen="; ".join(e.sentence for e in lost),
+        harm="the model is asked about something that it is not shown",
+        fix=f"pass {' and '.join(kinds)} to the processor as well",
+        confirm="count the media of the messages and those of the call",
+        certainty=0.9,
+    )
+
+
+_TABLE = (
+    Signature(
+        cause="media.swapped",
+        fact="media-swapped",
+        harm="each question is asked about another sample's media: accuracy is at chance, and "
+        "nothing is raised",
+        fix="keep text and media of a sample together until the processor call; sort or cache "
+        "neither alone",
+        confirm="print row {row}'s file name beside its question: {file} belongs there, {shown} is "
+        "shown",
+    ),
+    Signature(
+        cause="media.fps-ignored",
+        fact="rate-differs",
+        harm="the clip seems to run at another speed: time positions of all frames are off, and an "
+        "interleaved track no longer lies beside its frames",
+        fix="pass the rate that was really sampled, fps={true:g}, to the processor (one number, "
+        "not a list)",
+        confirm="video_second_per_grid must be 2 / {true:g} s",
+    ),
+    Signature(
+        cause="media.frames-clamped",
+        fact="limit-ignored",
+        harm="more frames than asked for: longer prompts, more memory, and a sampled frame rate "
+        "that is not the one you believe",
+        fix="give max_frames to the reader that samples (the message, or process_mm_info), not to "
+        "the processor, which gets {got} sampled frames",
+        confirm="video_grid_thw[:, 0] * 2 must be at most {told}",
+        when=lambda e: e.values["limit"] == "max_frames",
+    ),
+    Signature(
+        cause="media.pixels-ignored",
+        fact="limit-ignored",
+        harm="frames are larger than asked for: many times the tokens, and memory that runs out",
+        fix="give max_pixels to the reader that resizes (the message's own max_pixels), not to the "
+        "processor, which gets frames of {got} pixels",
+        confirm="the processor's frames must have at most {told} pixels",
+        when=lambda e: e.values["limit"] == "max_pixels",
+    ),
+    Signature(
+        cause="media.pixels-ignored",
+        fact="picture-size",
+        harm="a prompt of another length than the settings say: pictures at a size that the "
+        "checkpoint was not set up for",
+        fix="set the size where pictures are resized: {want} is what the settings give, {got} came",
+        confirm="print the shape of what the reader returns",
+        certainty=0.7,
+    ),
+    Signature(
+        cause="media.frames-clamped",
+        fact="frames-number",
+        harm="another number of frames than the settings say, and with it another frame rate",
+        fix="set fps, min_frames and max_frames on the reader that samples",
+        confirm="print the number of frames that the reader returns and its rate",
+        certainty=0.7,
+    ),
+    Signature(
+        cause="media.blank",
+        fact="medium-blank",
+        harm="the model is shown nothing and learns to guess",
+        fix="let the decoder's failure be an error; decode with another one (PyAV needs no "
+        "hardware)",
+        confirm="look at the frames: omni-grpo check --html shows them",
+    ),
+    Signature(
+        cause="media.silent",
+        fact="medium-silent",
+        harm="the model hears nothing and learns to guess",
+        fix="let the audio reader's failure be an error instead of zeros",
+        confirm="listen to the samples that the reader returns",
+    ),
+    Signature(
+        cause="media.channels-swapped",
+        fact="content-differs",
+        harm="red is blue and blue is red: every answer about colour is wrong",
+        fix="turn BGR into RGB after cv2: frame[:, :, ::-1]",
+        confirm="the frames agree with the file once their channels are reversed",
+        when=lambda e: e.values.get("how") == "channels",
+    ),
+    Signature(
+        cause="media.decoder-differs",
+        fact="content-differs",
+        harm="other moments than those that the positions stand for, and other ones on another "
+        "machine, by which backend happens to be installed",
+        fix="fix the reader (FORCE_QWENVL_VIDEO_READER, or decode with PyAV yourself) and use the "
+        "same in training and evaluation",
+        confirm="decode {file} with both readers and subtract",
+        when=lambda e: e.values["modality"] == "video" and e.values.get("how") != "channels",
+        certainty=0.9,
+    ),
+    Signature(
+        cause="media.sampling-rate",
+        fact="sound-length",
+        harm="everything sounds {factor:.2f} times slower or faster, and the track is as much "
+        "longer or shorter than its video",
+        fix="resample to 16,000 Hz, for example librosa.load(path, sr=16000)",
+        confirm="len(samples) / 16000 must be the length of {file} in seconds",
+        certainty=0.9,
+    ),
+)
+
+RULES: tuple[Rule, ...] = (
+    rule_not_passed,
+    rule_missing,
+    rule_of("causes_in_media", _TABLE),
+)

@@ -1,0 +1,69 @@
+"""Causes that one kind of evidence gives away: a table of them is a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
+
+
+def _always(evidence: Evidence) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """``fact``, where ``when`` holds of it, is explained by ``cause``. ``harm``, ``fix`` and
+    ``confirm`` may hold ``{values}`` of the evidence by name."""
+
+    cause: str
+    fact: str
+    harm: str
+    fix: str
+    confirm: str = ""
+    certainty: float = 1.0
+    when: Callable[[Evidence], bool] = field(default=_always)
+
+
+def rule_of(name: str, table: Sequence[Signature]) -> Rule:
+    """A rule that tries every signature on every piece of evidence that was not inherited."""
+
+    def rule(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
+        for signature in table:
+            found = [
+                item
+                for item in evidence
+                if item.fact == signature.fact
+                and item.origin != "inherited"
+                and signature.when(item)
+            ]
+            if found:
+                yield _explained(signature, found)
+
+    rule.__name__ = name
+    return rule
+
+
+def _explained(signature: Signature, found: Sequence[Evidence]) -> Explanation:
+    first = found[0]
+    values = _Values(first.values)
+    others = len({(item.row, item.sentence) for item in found}) - 1
+    more = f" (and {others} more like it)" if others else ""
+    return Explanation(
+        cause=signature.cause,
+        stage=first.stage,
+        seen=first.sentence + more,
+        harm=signature.harm.format_map(values),
+        fix=signature.fix.format_map(values),
+        confirm=signature.confirm.format_map(values),
+        certainty=signature.certainty,
+    )
+
+
+class _Values(dict[str, Any]):
+    """A sentence that asks for a value that was not kept says so, rather than failing."""
+
+    def __missing__(self, key: str) -> str:
+        return f"({key} unknown)"
