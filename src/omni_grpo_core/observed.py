@@ -251,7 +251,8 @@ class StepSeen:
     """One optimizer step. By part of the model (``"text"``, ``"vision"``, ``"audio"``,
     ``"head"``, ``"adapter"``): ``trainable`` parameters (elements), ``grad_norms`` before the step
     (of this rank's share), ``held`` of the model's parameters (elements) that the optimizer holds,
-    ``changed`` whether any sampled one that it holds or that is trainable moved.
+    ``changed`` whether any sampled one that it holds or that is trainable moved (a part of which
+    this rank has no share is missing).
     ``losses``: every scalar on which backward was called since the last step. ``settings``:
     accumulation, batch size, group size … as the trainer names them. ``warnings`` raised since the
     last step anywhere."""

@@ -138,7 +138,8 @@ def test_two_ranks(tmp_path: Path, kind: str, wrapper: tuple[str, ...]) -> None:
             assert generated.modes.wrappers == scored.modes.wrappers == wrapper
             assert scored.position_ids is not None
             assert step.losses == (plain[number],)
-            assert step.changed["head"]
+            assert step.changed  # a rank need not hold something of every part
+            assert all(step.changed.values())
 
 
 @pytest.mark.slow

@@ -120,7 +120,8 @@ class _Before:
                 self.trainable[part] = self.trainable.get(part, 0) + parameter.numel()
             if holds:
                 self.held[part] = self.held.get(part, 0) + parameter.numel()
-            if parameter.requires_grad or holds:
+            # sharded, a rank may hold nothing of a parameter
+            if (parameter.requires_grad or holds) and _local(parameter).numel():
                 watched.setdefault(part, []).append(parameter)
             if parameter.grad is not None:
                 gradients.setdefault(part, []).append(_local(parameter.grad))
