@@ -20,7 +20,7 @@ from omni_grpo_core.golden.results import CaseResult, GoldenReport
 from omni_grpo_core.golden.store import Found, changed_header, find_goldens
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.verdicts import case_result
-from omni_grpo_core.golden.walk import Walk, walk_case
+from omni_grpo_core.golden.walk import Walk, own_header, walk_case
 from omni_grpo_core.pipeline import header
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.settings import Settings
@@ -38,6 +38,8 @@ def contexts(policy: Policy, suite: Suite, names: Sequence[str]) -> dict[str, Co
 def run_header(policy: Policy, settings: Settings, key: str) -> dict[str, str]:
     """What a golden of this run says that it was made under."""
     told = {**environment(), **header(policy, settings)}
+    # the platform tells both
+    told = {name: text for name, text in told.items() if name not in ("device", "dtype")}
     return {**told, "settings": told_settings(settings), "platform": key}
 
 
@@ -52,8 +54,11 @@ def check_case(
     head = run_header(context.policy, context.settings, key)
     walk = walk_case(context, goldens, tolerances, head)
     result = case_result(walk, name)
-    first = next(iter(goldens.values()), None)
-    versions = {} if first is None else changed_header(first.golden.header, head)
+    versions: dict[str, tuple[str, str]] = {}
+    for stage, found in goldens.items():
+        if stage in walk.seen:
+            now = {**head, **own_header(context, stage)}
+            versions |= changed_header(found.golden.header, now)
     return replace(result, versions=versions), walk
 
 

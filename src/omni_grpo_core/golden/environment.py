@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ _PACKAGES = (
     "av",
     "numpy",
 )
+_HASHED_WHOLE, _END = 1 << 26, 1 << 20
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -55,6 +59,32 @@ def platform_key(device: torch.device | str, dtype: str) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         kind = f"cuda-sm{major}{minor}"
     return f"{kind}-{_SHORT.get(dtype, dtype)}"
+
+
+def file_hash(path: Path) -> str:
+    """What tells a file from another of its name: sha256 of its content; of one beyond 64 MB, of
+    its length and its first and last megabyte."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if size <= _HASHED_WHOLE:
+            return f"sha256 {hashlib.sha256(file.read()).hexdigest()[:16]}"
+        ends = hashlib.sha256(str(size).encode() + file.read(_END))
+        file.seek(size - _END)
+        ends.update(file.read())
+    return f"{size} bytes, sha256 of both ends {ends.hexdigest()[:16]}"
+
+
+def weights_hash(checkpoint: Path) -> str:
+    """One hash over the weight files of a checkpoint folder.
+
+    >>> from omni_grpo_core import tiny
+    >>> weights_hash(tiny.checkpoint_dir()).startswith("sha256 ")
+    True
+    """
+    files = sorted((*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")))
+    told = "\n".join(f"{path.name} {file_hash(path)}" for path in files)
+    return f"sha256 {hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def told_settings(settings: Settings) -> str:

@@ -131,7 +131,7 @@ def _finite(leaf: Leaf) -> bool:
 def strange_leaf(leaves: Mapping[str, Leaf]) -> str | None:
     """The path of the first leaf with a NaN or an infinity, which no golden may hold.
 
-    >>> strange_leaf({"loss": Scalar(math.nan), "kind": Kind("Row")})
+    >>> strange_leaf({"loss": Scalar(math.nan), "tokens": Scalar(12)})
     'loss'
     """
     return next((path for path, leaf in leaves.items() if not _finite(leaf)), None)

@@ -8,7 +8,7 @@ goes by that.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,14 @@ from omni_grpo_core.golden.generations import garbage_of
 from omni_grpo_core.golden.lanes import load_lanes
 from omni_grpo_core.golden.passes import Context
 from omni_grpo_core.golden.results import FINE, CaseResult
-from omni_grpo_core.golden.store import PENDING, file_name, find_goldens
+from omni_grpo_core.golden.store import (
+    PENDING,
+    file_name,
+    find_goldens,
+    pending_cases,
+    read_golden,
+    split_name,
+)
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.text import compare_goldens, parse_golden, with_header
 from omni_grpo_core.golden.walk import walk_case
@@ -25,6 +32,10 @@ from omni_grpo_core.policy import Policy
 from omni_grpo_core.trace.atomic import write_file
 from omni_grpo_core.trace.divergence import Tolerances
 from omni_grpo_core.types import Rollout
+
+_NEW = "there is no golden yet"
+_SHOWN = 6
+"""Sentences of one stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +162,47 @@ def record(
             write_file(path, text.encode("utf-8", "surrogatepass"))
             files.append(path)
     return tuple(files)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCase:
+    """``verdict``: of the run that made it. ``stages``: what is otherwise, by file name."""
+
+    verdict: str
+    stages: Mapping[str, tuple[str, ...]]
+
+    def lines(self, case: str) -> list[str]:
+        """For a person."""
+        told = [f"{case}: {self.verdict}"]
+        new = [name for name, sentences in self.stages.items() if sentences == (_NEW,)]
+        told += [f"  new: {', '.join(new)}"] if new else []
+        for name, sentences in self.stages.items():
+            if name in new:
+                continue
+            told.append(f"  {name}")
+            told += [f"    {sentence}" for sentence in sentences[:_SHOWN]]
+        return told
+
+
+def pending_changes(folder: Path, suite: Suite) -> dict[str, PendingCase]:
+    """What waits for review against what stands, by case; no model is needed.
+
+    Raises ``TraceError`` for a file on either side that is broken.
+    """
+    found = {}
+    for case, paths in pending_cases(folder).items():
+        verdict = "new"
+        stages: dict[str, tuple[str, ...]] = {}
+        for path in paths:
+            now, target = read_golden(path), folder / case / path.name
+            verdict = now.header.get("verdict", verdict)
+            key = split_name(path.name, suite.base)[1]
+            if not target.is_file():
+                stages[path.name] = (_NEW,)
+                continue
+            compared = compare_goldens(read_golden(target), now, load_lanes(folder, key))
+            stages[path.name] = tuple(
+                d.sentence for d in compared.differences if d.verdict == "differs"
+            )
+        found[case] = PendingCase(verdict, stages)
+    return found

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.batch import collate
+from omni_grpo_core.golden.environment import file_hash, weights_hash
 from omni_grpo_core.golden.generations import first_difference, scored_of, scoring_differences
 from omni_grpo_core.golden.judge import Kinds, base_stage, kind_of
 from omni_grpo_core.golden.passes import STAGES, Context, make, stages_of
@@ -83,6 +85,16 @@ def walk_case(
     return walk
 
 
+def own_header(context: Context, stage: str) -> dict[str, str]:
+    """What one stage alone was made from: the media files, the weights."""
+    if stage == "media":
+        paths = dict.fromkeys(ref.path for sample in context.samples for ref in sample.media)
+        return {f"file {Path(path).name}": file_hash(Path(path)) for path in paths}
+    if stage == "embeddings":
+        return {"weights": weights_hash(Path(context.policy.checkpoint))}
+    return {}
+
+
 def kept(value: Any) -> Any:
     """What a golden holds of a value: of a batch the rows' tensors, not once more side by side."""
     return replace(value, tensors={}) if isinstance(value, Batch) else value
@@ -122,7 +134,8 @@ def _see(walk: Walk, stage: str, made: _Made) -> None:
     text = ""
     if not made.failure:
         walk.fresh[stage] = made.value
-        text = format_golden(stage, kept(made.value), walk.header, decode)
+        head = {**walk.header, **own_header(walk.context, stage)}
+        text = format_golden(stage, kept(made.value), head, decode)
     if found is None:
         walk.golden.update({stage: made.value} if not made.failure else {})
         walk.seen[stage] = Seen(None, text, (), (), "none")

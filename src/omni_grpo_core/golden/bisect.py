@@ -1,0 +1,169 @@
+"""Two environments and two checkpoints: which change moved which stage.
+
+Each environment runs in a process of its own. The old one records goldens; every other combination
+is checked against them, replay included, so that each change is blamed on its own stages.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.golden.calibrate import run_golden
+from omni_grpo_core.golden.suite import SUITE
+from omni_grpo_core.strict import read_mapping
+
+_PATHS = ("data", "root", "checkpoint", "processor")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One combination against the old one. ``what``: ``library``, ``checkpoint`` or ``both``.
+    ``versions``: what the libraries' versions were and are. ``added``: stages that diverge by
+    their own fault, with the worst verdict of each. ``first``, ``verdict``: of all cases."""
+
+    what: str
+    verdict: str
+    first: str | None
+    versions: dict[str, list[str]]
+    added: dict[str, str]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BisectReport:
+    old: str
+    new: str
+    changes: tuple[Change, ...]
+
+    @property
+    def moved(self) -> dict[str, list[str]]:
+        """Stage -> the changes that moved it, taken alone if they can be."""
+        alone = [change for change in self.changes if change.what != "both"]
+        stages: dict[str, list[str]] = {}
+        for change in alone:
+            for stage in change.added:
+                stages.setdefault(stage, []).append(change.what)
+        for change in self.changes:
+            for stage in change.added:
+                stages.setdefault(stage, [change.what])
+        return stages
+
+    @property
+    def differs(self) -> bool:
+        return any(change.verdict not in ("exact", "within") for change in self.changes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "old": self.old,
+            "new": self.new,
+            "verdict": "differs" if self.differs else "within",
+            "moved": self.moved,
+            "changes": [asdict(change) for change in self.changes],
+        }
+
+
+def python_of(name: str, work: Path, project: Path) -> str:
+    """The Python of an environment: an interpreter, a virtual environment's folder, the name of a
+    tox environment under ``project``, or a constraints file, from which one is made in ``work``.
+
+    Raises:
+        ConfigError: nothing of these, or it cannot be made.
+    """
+    path = Path(name)
+    for candidate in (path / "bin" / "python", project / ".tox" / name / "bin" / "python"):
+        if candidate.is_file():
+            return str(candidate.absolute())
+    if path.is_file() and path.suffix == ".txt":
+        return _made(path, work / path.stem, project)
+    if path.is_file():
+        return str(path.absolute())
+    raise ConfigError(
+        f"environment {name}",
+        got="no interpreter, virtual environment, tox environment or constraints file",
+        want="one of these",
+        fix=f"make it: tox -e {name} --notest",
+    )
+
+
+def _made(constraints: Path, folder: Path, project: Path) -> str:
+    python = folder / "bin" / "python"
+    install = ["-m", "pip", "install", "-q", "-c", str(constraints.absolute()), str(project)]
+    for command in (
+        [sys.executable, "-m", "venv", str(folder)],
+        [str(python), *install],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ConfigError(
+                f"environment of {constraints}",
+                got=" / ".join(done.stderr.strip().splitlines()[-2:]),
+                want="an environment that can be installed",
+                fix="correct the constraints, or name an environment that exists",
+            )
+    return str(python)
+
+
+def bisect(
+    old: str,
+    new: str,
+    folder: Path,
+    work: Path,
+    *,
+    cases: Sequence[str] = (),
+    checkpoint: Path | None = None,
+    new_checkpoint: Path | None = None,
+) -> BisectReport:
+    """``old`` and ``new``: environments, see :func:`python_of`. ``checkpoint``, the suite's own if
+    left out, is crossed with ``new_checkpoint``, if there is one. ``work`` is an empty folder."""
+    was, now = (python_of(name, work, Path.cwd()) for name in (old, new))
+    recorded = work / "old"
+    _copy_suite(folder, recorded)
+    before = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
+    after = [] if new_checkpoint is None else ["--checkpoint", str(new_checkpoint)]
+    run_golden(was, ["record", str(recorded), "--golden", str(recorded), *before, *cases], {})
+    crossed = [("library", now, before)]
+    if new_checkpoint is not None:
+        crossed += [("checkpoint", was, after), ("both", now, after)]
+    changes = tuple(
+        _change(
+            what,
+            run_golden(python, ["check", "--json", "--golden", str(recorded), *of, *cases], {}),
+        )
+        for what, python, of in crossed
+    )
+    return BisectReport(old, new, changes)
+
+
+def _copy_suite(folder: Path, target: Path) -> None:
+    """The suite beside the recorded goldens, its paths no longer from where its file lay."""
+    target.mkdir(parents=True)
+    own = folder / SUITE
+    if not own.is_file():
+        return
+    suite = dict(read_mapping(own))
+    for key in _PATHS:
+        value = suite.get(key)
+        if isinstance(value, str) and value != "shipped":
+            suite[key] = str((own.parent / value).absolute())
+    (target / SUITE).write_text(yaml.safe_dump(suite, sort_keys=False), encoding="utf-8")
+
+
+def _change(what: str, answer: str) -> Change:
+    report = json.loads(answer)
+    versions: dict[str, list[str]] = {}
+    added: dict[str, str] = {}
+    for case in report["cases"]:
+        versions |= case["versions"]
+        for stage in case["stages"]:
+            if stage["origin"] == "added":
+                added[stage["stage"]] = stage["verdict"]
+    return Change(what, report["verdict"], report["first"], versions, added, report)

@@ -1,0 +1,422 @@
+"""``omni-grpo golden``: check, review and accept what the model is given, says and learns."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from omni_grpo_core.console import (
+    Json,
+    bad_input_exits,
+    progress,
+    quiet_libraries,
+    quiet_transformers,
+    require_device,
+    writable,
+)
+
+if TYPE_CHECKING:
+    from omni_grpo_core.golden.suite import Suite
+    from omni_grpo_core.policy import Policy
+
+app = typer.Typer(
+    help="Goldens that survive upgrades: check, attribute, review, accept.", no_args_is_help=True
+)
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Cases = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+    typer.Argument(metavar="CASE...", help="Cases of the suite; all if left out."),
+]
+Folder = Annotated[Path, typer.Option("--golden", help="Folder of the goldens.")]
+CheckpointOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Checkpoint folder; the suite's own if left out."),
+]
+DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
+DtypeOption = Annotated[
+    Optional[Dtype],  # noqa: UP045
+    typer.Option(help="Default: float32 on cpu, bfloat16 on cuda."),
+]
+GOLDEN = Path("golden")
+
+
+def _dtype(device: Device, dtype: Dtype | None) -> str:
+    return (dtype or (Dtype.bfloat16 if device is Device.cuda else Dtype.float32)).value
+
+
+def _load(
+    folder: Path, checkpoint: Path | None, device: Device, dtype: Dtype | None
+) -> tuple[Suite, Policy, str]:
+    """Suite, policy and the platform's key."""
+    quiet_libraries()
+    from omni_grpo_core.golden.environment import platform_key
+    from omni_grpo_core.golden.suite import load_suite
+    from omni_grpo_core.policy import load_policy
+
+    quiet_transformers()
+    require_device(device)
+    suite = load_suite(folder, checkpoint=checkpoint)
+    asked = _dtype(device, dtype)
+    policy = load_policy(
+        suite.checkpoint_dir(), processor=suite.processor_dir(), device=device.value, dtype=asked
+    )
+    return suite, policy, platform_key(device.value, asked)
+
+
+def _answer(as_json: bool, data: dict[str, Any], *lines: str) -> None:
+    if as_json:
+        typer.echo(json.dumps(data, ensure_ascii=False))
+    for line in () if as_json else lines:
+        typer.echo(line)
+
+
+@app.command()
+def check(
+    cases: Cases = None,
+    golden: Folder = GOLDEN,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a fresh pass of every case against its goldens; nothing is written.
+
+    Exit code 1: a case is neither exact nor within its lane. 2: a golden cannot be read.
+    """
+    _compare(cases, golden, checkpoint, device, dtype, as_json, every=False, html=None)
+
+
+@app.command()
+def diff(
+    cases: Cases = None,
+    golden: Folder = GOLDEN,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write a page with both sides' tokens, drift and generations."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The same, with every stage and every difference told."""
+    _compare(cases, golden, checkpoint, device, dtype, as_json, every=True, html=html)
+
+
+def _compare(
+    cases: list[str] | None,
+    golden: Path,
+    checkpoint: Path | None,
+    device: Device,
+    dtype: Dtype | None,
+    as_json: bool,
+    *,
+    every: bool,
+    html: Path | None,
+) -> None:
+    with bad_input_exits(as_json), progress("golden check", as_json) as on_case:
+        if html is not None:
+            writable(html)
+        on_case("policy")
+        suite, policy, key = _load(golden, checkpoint, device, dtype)
+        from omni_grpo_core.golden.checking import check as run_check
+        from omni_grpo_core.golden.results import FINE
+
+        report = run_check(policy, suite, golden, key, names=cases or (), on_case=on_case)
+        if html is not None:
+            from omni_grpo_core.report.golden_page import golden_page
+            from omni_grpo_core.report.page import write_page
+
+            write_page(html, golden_page(report))
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from omni_grpo_core.golden.printing import print_report
+
+        print_report(Console(), report, every=every)
+    raise typer.Exit(0 if report.verdict in FINE else 1)
+
+
+@app.command()
+def regen(
+    cases: Cases = None,
+    golden: Folder = GOLDEN,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Make what is not as its golden has it anew, under golden/.pending; goldens stay.
+
+    Exit code 1: something waits for review.
+    """
+    with bad_input_exits(as_json), progress("golden regen", as_json) as on_case:
+        on_case("policy")
+        suite, policy, key = _load(golden, checkpoint, device, dtype)
+        from omni_grpo_core.golden.pending import regen as run_regen
+
+        done = run_regen(policy, suite, golden, key, names=cases or (), on_case=on_case)
+    found = [
+        {
+            "case": one.result.case,
+            "verdict": one.result.verdict,
+            "reason": one.result.reason,
+            "files": [str(path) for path in one.files],
+        }
+        for one in done
+    ]
+    pending = any(one.files for one in done)
+    lines = [
+        f"{one.result.case}: {one.result.verdict}: {len(one.files)} stages pending"
+        for one in done
+        if one.files
+    ]
+    if not pending:
+        lines = ["nothing changed: no golden is pending"]
+    _answer(as_json, {"platform": key, "pending": pending, "cases": found}, *lines)
+    raise typer.Exit(1 if pending else 0)
+
+
+@app.command(hidden=True)
+def record(
+    out: Annotated[Path, typer.Argument(help="Folder for the goldens.")],
+    cases: Cases = None,
+    golden: Folder = GOLDEN,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Goldens of this environment into a folder that nobody reviews: for bisect and calibrate."""
+    with bad_input_exits(as_json):
+        suite, policy, key = _load(golden, checkpoint, device, dtype)
+        from omni_grpo_core.golden.pending import record as run_record
+
+        files = run_record(policy, suite, out, key, names=cases or ())
+    _answer(as_json, {"files": [str(path) for path in files]}, f"{len(files)} goldens in {out}")
+
+
+@app.command()
+def review(golden: Folder = GOLDEN, as_json: Json = False) -> None:
+    """Look at what is pending and accept or reject it, case by case.
+
+    Where there is no terminal the exact commands are printed. Exit code 1: something is pending.
+    """
+    with bad_input_exits(as_json):
+        quiet_libraries()
+        from omni_grpo_core.golden.pending import pending_changes
+        from omni_grpo_core.golden.review import accept as run_accept
+        from omni_grpo_core.golden.review import reject as run_reject
+        from omni_grpo_core.golden.suite import load_suite
+
+        suite = load_suite(golden)
+        changes = pending_changes(golden, suite)
+        if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            told = [
+                {
+                    "case": case,
+                    "verdict": change.verdict,
+                    "stages": {stage: list(lines) for stage, lines in change.stages.items()},
+                    "accept": _command("accept", case, golden, reason=True),
+                    "reject": _command("reject", case, golden),
+                }
+                for case, change in changes.items()
+            ]
+            lines = []
+            for one in told:
+                change = changes[str(one["case"])]
+                lines += [
+                    *change.lines(str(one["case"])),
+                    f"  {one['accept']}",
+                    f"  {one['reject']}",
+                ]
+            _answer(as_json, {"pending": told}, *(lines or ["nothing is pending"]))
+            raise typer.Exit(1 if told else 0)
+        left = 0
+        for case, change in changes.items():
+            for line in change.lines(case):
+                typer.echo(line)
+            choice = typer.prompt("[a]ccept, [r]eject, [s]kip, [q]uit", default="s")[:1].lower()
+            if choice == "a":
+                run_accept(golden, [case], typer.prompt("reason"), suite)
+            elif choice == "r":
+                run_reject(golden, [case], suite)
+            else:
+                left += 1
+            if choice == "q":
+                break
+    raise typer.Exit(1 if left else 0)
+
+
+def _command(verb: str, case: str, golden: Path, *, reason: bool = False) -> str:
+    where = [] if golden == GOLDEN else ["--golden", str(golden)]
+    words = ["omni-grpo", "golden", verb, case, *(["--reason", "WHY"] if reason else []), *where]
+    return shlex.join(words)
+
+
+@app.command()
+def accept(
+    cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="Pending cases.")],
+    reason: Annotated[str, typer.Option(help="Why the change is right; it goes on record.")] = "",
+    golden: Folder = GOLDEN,
+    platform: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Only what was made on this platform, for example cuda-sm90-bf16."),
+    ] = None,
+    by: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Who accepts; git's user if left out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put pending goldens in the place of the old ones, with who, why and what they supersede.
+
+    Refused: a dirty tree, no reason, NaN, degenerate completions, another platform's run.
+    """
+    with bad_input_exits(as_json):
+        quiet_libraries()
+        from omni_grpo_core.golden.review import accept as run_accept
+        from omni_grpo_core.golden.suite import load_suite
+
+        done = run_accept(golden, cases, reason, load_suite(golden), platform=platform, by=by)
+    accepted = [{"file": str(one.file), "supersedes": one.supersedes} for one in done]
+    lines = [f"accepted {one['file']}, supersedes {one['supersedes']}" for one in accepted]
+    _answer(as_json, {"accepted": accepted}, *lines)
+
+
+@app.command()
+def reject(
+    cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="Pending cases.")],
+    golden: Folder = GOLDEN,
+    as_json: Json = False,
+) -> None:
+    """Drop pending goldens; the accepted ones stay as they are."""
+    with bad_input_exits(as_json):
+        quiet_libraries()
+        from omni_grpo_core.golden.review import reject as run_reject
+        from omni_grpo_core.golden.suite import load_suite
+
+        done = [str(path) for path in run_reject(golden, cases, load_suite(golden))]
+    _answer(as_json, {"rejected": done}, *(f"rejected {path}" for path in done))
+
+
+@app.command()
+def prune(
+    golden: Folder = GOLDEN,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    all_platforms: Annotated[
+        bool, typer.Option("--all-platforms", help="Those of other platforms too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove goldens of this platform that no case of the suite asks for any more."""
+    with bad_input_exits(as_json):
+        quiet_libraries()
+        require_device(device)
+        from omni_grpo_core.golden.environment import platform_key
+        from omni_grpo_core.golden.review import stale
+        from omni_grpo_core.golden.suite import load_suite
+
+        key = platform_key(device.value, _dtype(device, dtype))
+        found = stale(golden, key, load_suite(golden), every=all_platforms)
+        for path in () if dry_run else found:
+            path.unlink()
+    names = [str(path) for path in found]
+    verb = "would go" if dry_run else "removed"
+    lines = [f"{verb}: {name}" for name in names] or ["nothing to remove"]
+    _answer(as_json, {"removed": [] if dry_run else names, "stale": names}, *lines)
+
+
+@app.command()
+def calibrate(
+    cases: Cases = None,
+    runs: Annotated[int, typer.Option("-n", min=2, help="Runs, each in its own process.")] = 6,
+    golden: Folder = GOLDEN,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    write: Annotated[bool, typer.Option("--write", help="Record the lanes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How far apart the same pass comes out here: other threads, other vector instructions.
+
+    Exit code 1: farther than the lane in force.
+    """
+    with bad_input_exits(as_json), tempfile.TemporaryDirectory() as work:
+        quiet_libraries()
+        require_device(device)
+        from omni_grpo_core.golden.calibrate import calibrate as run_calibrate
+        from omni_grpo_core.golden.calibrate import record_lanes
+        from omni_grpo_core.golden.environment import platform_key
+
+        asked = _dtype(device, dtype)
+        options = ["--device", device.value, "--dtype", asked, *(cases or ())]
+        if checkpoint is not None:
+            options += ["--checkpoint", str(checkpoint.absolute())]
+        key = platform_key(device.value, asked)
+        found = run_calibrate(golden, Path(work), key, runs, options)
+        file = record_lanes(golden, found) if write else None
+    lines = [f"{s.stage:13} max |Δ| {s.max_abs:.3g}" for s in found.stages if s.max_abs]
+    verdict = "within the lane" if found.within else "beyond the lane"
+    lines.append(f"{key}: {found.runs} runs, max |Δ| {found.max_abs:.3g}: {verdict}")
+    _answer(as_json, {**found.to_json(), "file": None if file is None else str(file)}, *lines)
+    raise typer.Exit(0 if found.within else 1)
+
+
+@app.command()
+def bisect(
+    old: Annotated[str, typer.Argument(help="tox env, virtual environment, python, constraints.")],
+    new: Annotated[str, typer.Argument(help="The same, after the upgrade.")],
+    cases: Cases = None,
+    golden: Folder = GOLDEN,
+    checkpoint: CheckpointOption = None,
+    new_checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Crossed with the libraries: old and new of each."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Traces in two environments: which change, library or checkpoint, moved which stage."""
+    with bad_input_exits(as_json), tempfile.TemporaryDirectory() as work:
+        from omni_grpo_core.golden.bisect import bisect as run_bisect
+
+        report = run_bisect(
+            old,
+            new,
+            golden,
+            Path(work),
+            cases=cases or (),
+            checkpoint=None if checkpoint is None else checkpoint.absolute(),
+            new_checkpoint=None if new_checkpoint is None else new_checkpoint.absolute(),
+        )
+    lines = []
+    for change in report.changes:
+        lines.append(f"{change.what}: {change.verdict}, first stage {change.first or 'none'}")
+        lines += [f"  {key}: {was} → {now}" for key, (was, now) in change.versions.items()]
+        lines += [f"  {stage} moved by itself: {how}" for stage, how in change.added.items()]
+    for stage, by in report.moved.items():
+        lines.append(f"{stage}: moved by {' and '.join(by)}")
+    _answer(as_json, report.to_json(), *lines)
+    raise typer.Exit(1 if report.differs else 0)

@@ -1,0 +1,81 @@
+"""A check of goldens for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from omni_grpo_core.golden.results import FINE, CaseResult, Generation, GoldenReport, Verdict
+
+_COLOURS: dict[Verdict, str] = {
+    "exact": "green",
+    "within": "green",
+    "benign-drift": "yellow",
+    "harmful": "red",
+    "degenerate": "red",
+    "schema": "magenta",
+}
+_SHOWN = 6
+"""Sentences of one stage."""
+
+
+def print_report(console: Console, report: GoldenReport, *, every: bool) -> None:
+    """A line per case, then what diverged, stage by stage; with ``every`` all of it, values within
+    the lane and unchanged stages too."""
+    table = Table("case", "verdict", "first stage", title=f"Goldens of {report.platform}")
+    for case in report.cases:
+        table.add_row(case.case, painted(case.verdict), case.first or "")
+    console.print(table)
+    for case in report.cases:
+        if every or case.verdict not in FINE:
+            for line in case_lines(case, every=every):
+                console.print(line, highlight=False, soft_wrap=True)
+    told = f"first divergent stage: {report.first}, " if report.first else ""
+    fine = sum(case.verdict in FINE for case in report.cases)
+    console.print(
+        f"{painted(report.verdict)}: {told}{fine} of {len(report.cases)} cases as they were, "
+        f"{report.seconds:.1f} s"
+    )
+
+
+def painted(verdict: Verdict) -> str:
+    """A verdict in its colour, as rich markup."""
+    return f"[{_COLOURS[verdict]}]{verdict}[/]"
+
+
+def case_lines(case: CaseResult, *, every: bool) -> Iterator[str]:
+    """One case, as rich markup."""
+    yield f"\n[bold]{escape(case.case)}[/]: {painted(case.verdict)}: {escape(case.reason)}"
+    for key, (was, now) in case.versions.items():
+        yield f"  [dim]{escape(key)}: {escape(was)} → {escape(now)}[/]"
+    for stage in case.stages:
+        if (not every and stage.verdict in FINE) or not stage.golden:
+            continue
+        drift = f", max |Δ| {stage.max_abs:.3g}" if stage.max_abs else ""
+        whose = f" ({stage.origin})" if stage.origin != "none" else ""
+        yield f"  {stage.stage}: {painted(stage.verdict)}{whose}{drift}"
+        told = [d.sentence for d in stage.differences if every or d.verdict == "differs"]
+        told = told or ([] if stage.verdict == "exact" else [stage.reason])
+        yield from (f"    {escape(sentence)}" for sentence in told[:_SHOWN])
+        if len(told) > _SHOWN:
+            yield f"    … and {len(told) - _SHOWN} more"
+    for generation in case.generations:
+        if every or generation.verdict not in FINE:
+            yield from _generation(generation)
+
+
+def _generation(found: Generation) -> Iterator[str]:
+    head = f"completion {found.index} of {escape(found.sample_id)}"
+    yield f"  {head}: {painted(found.verdict)}: {escape(found.sentence)}"
+    if found.first is not None:
+        yield f"    was {escape(_marked(found.was.words, found.first))}"
+        yield f"    now {escape(_marked(found.now.words, found.first))}"
+
+
+def _marked(words: Sequence[str], at: int) -> str:
+    """A completion with a mark before its first differing token."""
+    text = "".join(words[:at]) + " ▶" + "".join(words[at:])
+    return text.replace("\n", "⏎")
