@@ -19,6 +19,10 @@ from omni_grpo_core.types import Media
 shelf = Shelf()
 Manager = AbstractContextManager[None]
 
+DRIFTED = {"temperature": 2.0, "seed": 4}
+"""So hot that a special token is sampled, and a seed that samples one: the shipped policy, sure of
+itself, would have to be trained for a while first."""
+
 
 def _sampling(loop: WildLoop, **told: Any) -> Manager:
     """Other generation keywords; ``None`` leaves one out."""
@@ -89,7 +93,7 @@ def _unsuppressed(loop: WildLoop, allowed: Callable[[int], bool]) -> Manager:
     "gen.special-token",
     "No token is suppressed: the policy samples <|im_start|> and the like into its answers.",
     "omni GRPO on tokenizers with many special tokens",
-    needs={"temperature": 2.2},
+    needs=DRIFTED,
 )
 def special_token(loop: WildLoop) -> Manager:
     media = _media_ids(loop)
@@ -146,7 +150,7 @@ def single_eos(loop: WildLoop) -> Manager:
     "Completions are decoded with skip_special_tokens=True before anybody looks: stray special "
     "tokens are hidden from rewards and logs.",
     "TRL and its descendants",
-    needs={"temperature": 2.2},
+    needs=DRIFTED,
 )
 @contextmanager
 def skip_special(loop: WildLoop) -> Iterator[None]:

@@ -238,6 +238,8 @@ def hidden_beta(loop: WildLoop) -> Manager:
     "loss.sign",
     "The loss has the sign of the objective: what was rewarded is made rarer.",
     "hand-written losses",
+    # in grpo's mean of means the advantages of a group cancel, and 0 has no sign
+    needs={"loss_type": "dapo"},
 )
 def sign(loop: WildLoop) -> Manager:
     def negated(loss: Tensor, metrics: dict[str, float], logprobs: Tensor, rolled: Rolled) -> Any:

@@ -26,6 +26,8 @@ Manager = AbstractContextManager[None]
 Values = list[float | None]
 
 _LOG = logging.getLogger(__name__)
+# a recorder hears it; on a terminal it would be noise, for the fault is put in on purpose
+_LOG.propagate = False
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NOWHERE = "http://127.0.0.1:9/v1/chat/completions"
 """The discard port of this machine, where nobody listens."""

@@ -1,0 +1,118 @@
+"""``omni-grpo faults``: is every known fault found, and nothing found where there is none?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from omni_grpo_core.console import Json, bad_input_exits, quiet_libraries, quiet_transformers
+from omni_grpo_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omni_grpo_core.faults.campaign import Row
+    from omni_grpo_core.faults.fault import Fault
+
+
+def faults(
+    only: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+        typer.Option(help="Id of a fault, or the beginning of ids; may be given several times."),
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=0, help="Pairs of faults of different stages.")] = 200,
+    clean: Annotated[int, typer.Option(min=0, help="Clean configurations.")] = 200,
+    causes: Annotated[
+        bool, typer.Option("--causes/--no-causes", help="Explain by the catalogue of known faults.")
+    ] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
+    seed: Annotated[int, typer.Option(help="Draws pairs and clean configurations.")] = 0,
+    names: Annotated[bool, typer.Option("--list", help="Only tell the catalogue.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put every fault of the catalogue into a clean trainer, and see whether the doctor names it.
+
+    Exit codes: 0 all targets met, 1 one was missed, 2 bad usage.
+    """
+    with bad_input_exits(as_json):
+        quiet_libraries()
+        from omni_grpo_core.faults.campaign import run
+        from omni_grpo_core.faults.plan import clean_tasks, fault_tasks, pair_tasks
+
+        quiet_transformers()
+        chosen = _chosen(only)
+        if names:
+            _tell(chosen, as_json)
+            raise typer.Exit
+        tasks = [
+            *fault_tasks(chosen),
+            *pair_tasks(chosen, pairs, seed),
+            *clean_tasks(clean, seed),
+        ]
+        with _bar(len(tasks), as_json) as on_row:
+            result = run(tasks, causes=causes, jobs=jobs, on_row=on_row)
+        if as_json:
+            typer.echo(json.dumps(result.to_json(), ensure_ascii=False))
+        else:
+            from rich.console import Console
+
+            from omni_grpo_core.faults.table import print_result
+
+            print_result(Console(), result)
+    raise typer.Exit(1 if result.missed else 0)
+
+
+def _chosen(only: list[str] | None) -> tuple[Fault, ...]:
+    from omni_grpo_core.faults.catalogue import FAULTS
+
+    chosen = tuple(f for f in FAULTS if not only or any(f.id.startswith(told) for told in only))
+    for told in only or ():
+        if not any(fault.id.startswith(told) for fault in chosen):
+            raise ConfigError(
+                f"--only {told}",
+                got="no fault of that name",
+                want="an id of the catalogue, or the beginning of one",
+                fix="see omni-grpo faults --list",
+            )
+    return chosen
+
+
+def _tell(chosen: tuple[Fault, ...], as_json: bool) -> None:
+    keys = ("id", "stage", "story", "source", "stops")
+    if as_json:
+        told = [{key: getattr(fault, key) for key in keys} for fault in chosen]
+        typer.echo(json.dumps({"faults": told}, ensure_ascii=False))
+        return
+    for fault in chosen:
+        typer.echo(f"{fault.id:28} {fault.story}")
+
+
+@contextmanager
+def _bar(total: int, as_json: bool) -> Iterator[Callable[[Row], None]]:
+    """How far it is, on stderr, where a person watches."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        yield lambda row: None
+        return
+    columns = (
+        TextColumn("{task.description:32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("faults", total=total)
+        yield lambda row: progress.update(
+            task, advance=1, description=" + ".join(row.ids)[:32] or "clean"
+        )

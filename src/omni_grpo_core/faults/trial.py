@@ -1,0 +1,119 @@
+"""One trial: faults into a clean loop, a few steps recorded, the recording diagnosed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omni_grpo_core import tiny
+from omni_grpo_core.doctor.diagnose import diagnose, merge
+from omni_grpo_core.doctor.evidence import Case, Diagnosis, Reference
+from omni_grpo_core.doctor.load import read_traces
+from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.fault import Fault
+from omni_grpo_core.faults.loop import WildLoop
+from omni_grpo_core.policy import load_policy
+from omni_grpo_core.recorder.record import record
+from omni_grpo_core.settings import load_settings
+from omni_grpo_core.types import STAGES, Stage, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a diagnosis said, in short: ``blamed``: every stage found broken, in pipeline order;
+    ``causes``: the likeliest cause of each, ``""`` where none explains it. ``raised``: what ended
+    the loop, if anything did."""
+
+    blamed: tuple[Stage, ...]
+    causes: tuple[str, ...]
+    sentences: tuple[str, ...]
+    missing: tuple[str, ...]
+    raised: str | None
+
+    @property
+    def first(self) -> Stage | None:
+        return self.blamed[0] if self.blamed else None
+
+    @property
+    def cause(self) -> str:
+        return self.causes[0] if self.causes else ""
+
+
+@cache
+def reference(dtype: str) -> Reference:
+    """The shipped checkpoint in a precision, loaded once a process."""
+    folder = tiny.checkpoint_dir()
+    return Reference(load_policy(folder, dtype=dtype), load_settings(folder))
+
+
+def recorded(
+    faults: Sequence[Fault], config: LoopConfig, folder: Path
+) -> tuple[list[tuple[str, Trace]], str | None]:
+    """The steps of a loop with ``faults`` in it, and what it raised.
+
+    An exception of the loop is a finding, not an error: half of the faults in the wild end a run.
+    """
+    loop = WildLoop(reference(config.dtype).policy, config)
+    steps = max((fault.steps for fault in faults), default=1)
+    raised: str | None = None
+    with ExitStack() as stack:
+        for fault in faults:
+            stack.enter_context(fault.inject(loop))
+        # every update on a rollout is an optimizer step, and one recorded step
+        recorder = stack.enter_context(
+            record(
+                folder,
+                model=loop.model,
+                processor=loop.processor,
+                reward_funcs=loop.reward_funcs,
+                steps=steps * config.iterations,
+                settings=loop.settings(),
+            )
+        )
+        try:
+            for _ in range(steps):
+                loop.step(recorder)
+        except Exception as error:
+            raised = f"{type(error).__name__}: {error}"
+            recorder.end_step()
+    return read_traces(folder), raised
+
+
+def trial(faults: Sequence[Fault], config: LoopConfig, *, causes: bool = True) -> Named:
+    """Record and diagnose a loop with ``faults`` in it; none: a clean one."""
+    with tempfile.TemporaryDirectory() as folder:
+        traces, raised = recorded(faults, config, Path(folder) / "trace")
+        cases = [Case(trace, reference(config.dtype)) for _, trace in traces]
+        verdict = merge([diagnose(case, causes=causes) for case in cases])
+    return named(verdict, raised)
+
+
+def named(verdict: Diagnosis, raised: str | None = None) -> Named:
+    """A diagnosis in short, stages in pipeline order."""
+    findings = sorted(verdict.findings, key=lambda finding: STAGES.index(finding.stage))
+    return Named(
+        blamed=tuple(finding.stage for finding in findings),
+        causes=tuple(f.causes[0].cause if f.causes else "" for f in findings),
+        sentences=tuple(f.evidence[0].sentence if f.evidence else "" for f in findings),
+        missing=verdict.missing,
+        raised=raised,
+    )
+
+
+def config_for(faults: Sequence[Fault], base: LoopConfig | None = None) -> LoopConfig | None:
+    """A loop in which all of ``faults`` do their harm; ``None`` where their needs contradict."""
+    needs: dict[str, Any] = {}
+    for fault in faults:
+        if _contradict(needs, fault.needs):
+            return None
+        needs |= fault.needs
+    return replace(base or LoopConfig(), **needs)
+
+
+def _contradict(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return any(name in one and one[name] != value for name, value in other.items())
