@@ -72,7 +72,21 @@ def look_flag(case: Case) -> Iterator[Evidence]:
     forward fits the tokens that they are given."""
     for one in rounds(case):
         for call in one.processed:
-            if _flag_wrong(call, case):
+            if _sounds_for_nothing(call, case):
+                count = totals(call, case)
+                yield Evidence(
+                    "batch",
+                    "media-not-for-text",
+                    f"the processor was handed {len(call.audios)} sounds for {count['audio']} "
+                    "audio placeholders, with audio-in-video off in every call: the first ones "
+                    "are taken, all after them are another's",
+                    values={
+                        "modality": "audio",
+                        "given": len(call.audios),
+                        "want": count["audio"],
+                    },
+                )
+            elif _flag_wrong(call, case):
                 told = flag_of(call.keywords)
                 count = totals(call, case)
                 yield Evidence(
@@ -201,6 +215,8 @@ def look_replay(case: Case) -> Iterator[Evidence]:
             ids, mask = call.outputs.get("input_ids"), call.outputs.get("attention_mask")
             if rows is None or ids is None or ids.dim() != 2 or len(ids) != len(rows):
                 continue
+            if _sounds_for_nothing(call, case):
+                continue  # which sounds are a row's own cannot be told
             for given in rows:
                 wanted = reference_row(call, given, case)
                 if isinstance(wanted, Row):
@@ -410,6 +426,14 @@ def _flag_wrong(call: ProcessorCall, case: Case) -> bool:
         return False
     # no sound at all, while it was to come out of the videos: it was lost before
     return bool(call.audios) or not told
+
+
+def _sounds_for_nothing(call: ProcessorCall, case: Case) -> bool:
+    """Sound is listed on its own and no call means to take any out of the videos, and yet there is
+    one more for each video."""
+    later = [*(c.keywords for c in case.generated), *(c.keywords for c in case.forwards)]
+    off = bool(later) and not any(map(flag_of, (call.keywords, *later)))
+    return off and carried(call, case) == "interleaved" and totals(call, case)["audio"] > 0
 
 
 def _flag_origin(case: Case) -> Origin:

@@ -208,13 +208,18 @@ def _form(item: Shown, values: Tensor, reference: Tensor, name: str) -> Iterator
         fact = "picture-size"
         sentence = f"{name} at {high} x {wide} pixels, {want[-2]} x {want[-1]} by the settings"
     elif item.ref.modality == "audio" and got != want:
+        told["factor"] = got[0] / want[0]
         fact, sentence = "sound-length", f"{got[0]} samples of {name}, which has {want[0]}"
     else:
         gap = float((values - reference).abs().mean())
         told["gap"] = gap
+        if item.ref.modality != "audio" and _same(values.flip(-3), reference, item.ref.modality):
+            told["how"] = "channels"
         fact = "content-differs"
         unit = "" if item.ref.modality == "audio" else " grey levels"
         sentence = f"another {item.ref.modality} than {name} decodes to: {gap:.3g}{unit} off"
+        if "how" in told:
+            sentence = f"{name} with red and blue exchanged"
     yield Evidence("media", fact, f"row {item.row} is shown {sentence}", row=item.row, values=told)
 
 

@@ -189,8 +189,8 @@ _EMBEDDINGS = (
         cause="embed.misordered",
         fact="features-misordered",
         harm="rows get each other's {modality}, or a clip its moments in another order",
-        fix="put the features back into the order of the placeholders: undo what sorts by length in "
-        "the {modality} tower",
+        fix="put the features back into the order of the placeholders: undo what sorts by length "
+        "in the {modality} tower",
         confirm="with one {modality} in the batch the embeddings are right",
     ),
 )
@@ -224,7 +224,7 @@ _POSITIONS = (
         cause="pos.collapsed-time",
         fact="time-collapsed",
         harm="all frames of a clip happen at once: motion and order cannot be told",
-        fix="keep seconds per grid as floats (video_second_per_grid = 2 / fps); in integers it is 0",
+        fix="keep seconds per grid as floats (video_second_per_grid = 2 / fps), not as integers",
         confirm="time positions of a clip's frames rise by 25 a second",
     ),
     Signature(

@@ -9,9 +9,10 @@ _CONVERSATION = (
     Signature(
         cause="conv.media-twice",
         fact="media-twice",
-        harm="the track is counted twice: placeholders and features no longer belong together, and "
-        "every sound after it in the batch is another sample's",
-        fix="drop the audio item of {file}, or pass use_audio_in_video=False everywhere and keep it",
+        harm="the track is counted twice: the model hears the clip's sound inside the video and "
+        "again after it, as it never did in training, and accuracy and format fall to half",
+        fix="drop one: the audio item of {file}, or audio-in-video (use_audio_in_video=False in "
+        "every call)",
         confirm="after the change the processor gets 1 sound for each such clip",
     ),
     Signature(
@@ -129,8 +130,8 @@ _TEXT = (
     Signature(
         cause="text.no-generation-prompt",
         fact="no-generation-prompt",
-        harm="the model goes on writing the user's turn; whatever it answers begins with the header "
-        "of a turn",
+        harm="the model goes on writing the user's turn; whatever it answers begins with the "
+        "header of a turn",
         fix="pass add_generation_prompt=True to apply_chat_template",
         confirm="the prompt ends in '<|im_start|>assistant'",
     ),
@@ -146,8 +147,8 @@ _TEXT = (
         fact="placeholders-differ",
         harm="no placeholder stands for the media: the features are left over, for audio without "
         "a word, and the question is answered blindly",
-        fix="render with the omni processor's own chat template, not with the tokenizer's, and pass "
-        "content as a list of parts",
+        fix="render with the omni processor's own chat template, not with the tokenizer's, and "
+        "pass content as a list of parts",
         confirm="the rendered prompt holds one placeholder for each medium",
         when=lambda e: any(e.values["got"][m] < n for m, n in e.values["want"].items()),
     ),

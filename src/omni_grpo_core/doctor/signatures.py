@@ -62,8 +62,15 @@ def _explained(signature: Signature, found: Sequence[Evidence]) -> Explanation:
     )
 
 
+class _Unknown(str):
+    """A value that was not kept, in any format."""
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
+
+
 class _Values(dict[str, Any]):
     """A sentence that asks for a value that was not kept says so, rather than failing."""
 
-    def __missing__(self, key: str) -> str:
-        return f"({key} unknown)"
+    def __missing__(self, key: str) -> _Unknown:
+        return _Unknown(f"({key} unknown)")
