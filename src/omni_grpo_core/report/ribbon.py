@@ -49,7 +49,7 @@ def ribbon(
 ) -> tuple[Run, ...]:
     """The runs of ``row`` in token order.
 
-    ``positions``: int64, (3, length): time, height, width of each token, without padding.
+    ``positions``: (3, length): time, height, width of each token, without padding.
     ``decode``: ids -> text with special tokens kept.
     """
     ids: list[int] = row.input_ids.tolist()
@@ -103,5 +103,5 @@ def _where(positions: Tensor, first: int, last: int) -> str:
     return " ".join(f"{axis} {_range(low, high)}" for axis, low, high in axes)
 
 
-def _range(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}–{last}"
+def _range(first: float, last: float) -> str:
+    return f"{first:.9g}" if first == last else f"{first:.9g}–{last:.9g}"
