@@ -15,8 +15,7 @@ import torch
 
 from omni_grpo_core.batch import render
 from omni_grpo_core.forward import completion_logits, embed, positions, prefill, sampling_logprobs
-from omni_grpo_core.media import load_media
-from omni_grpo_core.pipeline import converse, make_batch, score
+from omni_grpo_core.pipeline import converse, load_all, make_batch, score
 from omni_grpo_core.policy import Policy, generating
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
@@ -70,7 +69,8 @@ def _conversation(context: Context, values: Values) -> tuple[Conversation, ...]:
 
 def _media(context: Context, values: Values) -> Any:
     where = {Path(ref.path).name: ref.path for s in context.samples for ref in s.media}
-    return tuple(load_media(_at(c, where), context.settings.media) for c in values["conversation"])
+    told = [_at(conversation, where) for conversation in values["conversation"]]
+    return load_all(context.policy, told, context.settings)
 
 
 def _at(conversation: Conversation, where: Mapping[str, str]) -> Conversation:
