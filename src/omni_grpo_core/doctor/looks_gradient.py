@@ -32,7 +32,7 @@ def look_at_graph(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "gradient", "nothing-trainable", "no parameter of the model requires a gradient"
             )
-        elif _signal(case) and not any(norm > 0 for norm in step.grad_norms.values()):
+        elif _signal(case) and not any(norm != 0 for norm in step.grad_norms.values()):
             yield Evidence(
                 "gradient",
                 "no-gradient",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -13,8 +14,9 @@ from omni_grpo_core.doctor.turns import Turn, completion_ids, ids_of, turns, unt
 BEFORE = "before"
 """Under this key of a case's memo stands the case of the step before, if it was recorded."""
 
-_SURPRISE = 30.0
-"""Nats: the same completions drawn twice by chance happen once in 1e13 runs."""
+_CHANCE, _CHANCE_ON_SAME_ROWS = 1e-9, 0.02
+"""How rare a coincidence must be. That several rows come again in the same order is one already,
+though a data set of one batch comes round at every step."""
 
 
 def in_order(cases: Iterable[Case]) -> None:
@@ -30,16 +32,18 @@ def look_at_restart(case: Case) -> Iterable[Evidence]:
         return
     for earlier, later in zip(turns(before), turns(case), strict=False):
         same = _same_rows(earlier, later)
-        surprise, equal, count = _same_draws(earlier, later)
-        if same is False or surprise < _SURPRISE:
+        several = later.samples is not None and len(later.samples.rows) > 1
+        chance, equal, count = _same_draws(earlier, later)
+        if same is False or chance > (_CHANCE_ON_SAME_ROWS if same and several else _CHANCE):
             continue
         yield Evidence(
             "gradient",
             "began-anew",
-            f"{equal} of {count} completions are the same as in the step before"
+            f"{equal} of {count} completions are the same as in the step before, and others begin "
+            "alike"
             + (", on the same rows in the same order" if same else "")
-            + f"; by chance that happens once in 1e{surprise / 2.303:.0f} runs: random state and "
-            "place in the data were set back",
+            + f"; by chance that happens once in {1 / max(chance, 1e-300):.0e} runs: random state "
+            "and place in the data were set back",
             values={"equal": equal, "completions": count, "rows": same},
         )
         return
@@ -52,27 +56,41 @@ def _same_rows(earlier: Turn, later: Turn) -> bool | None:
 
 
 def _same_draws(earlier: Turn, later: Turn) -> tuple[float, int, int]:
-    """(how surprising the equal completions are, in nats; how many are equal; of how many)."""
+    """(chance that two rollouts are this much alike, equal completions, completions).
+
+    The chance that a second draw shares a beginning whose probability is p is p at most, so the
+    sum of -log p over n rows is at most Gamma(n)-distributed.
+    """
     first, second = earlier.generated, later.generated
     if first is None or second is None or second.logprobs is None:
-        return 0.0, 0, 0
+        return 1.0, 0, 0
     ids, others = completion_ids(second), completion_ids(first)
     if ids is None or others is None or len(ids) != len(others):
-        return 0.0, 0, 0
+        return 1.0, 0, 0
     if not second.config.get("do_sample", False):
-        return 0.0, 0, len(ids)
+        return 1.0, 0, len(ids)
     width = min(ids.shape[1], others.shape[1])
     kept = until_end(ids, ids_of(second.config.get("eos_token_id")))[:, :width]
-    surprise, equal = 0.0, 0
+    total, equal = 0.0, 0
     for row in range(len(ids)):
         same = (ids[row, :width] == others[row, :width]) | ~kept[row]
-        # a common beginning counts as well: after one other token draws go other ways
         common = kept[row] & (torch.cumprod(same.long(), 0) == 1)
-        # of all beginnings that could be the same, this many more would do
-        own = -float(second.logprobs[row, :width][common].sum())
-        surprise += max(own - 1.0, 0.0)
+        total -= float(second.logprobs[row, :width][common].sum())
         equal += int(bool(same.all()))
-    return surprise, equal, len(ids)
+    return _gamma_tail(len(ids), total), equal, len(ids)
+
+
+def _gamma_tail(rows: int, total: float) -> float:
+    """Chance that a sum of ``rows`` exponential numbers of mean 1 is at least ``total``.
+
+    >>> round(_gamma_tail(1, 2.0), 4), round(_gamma_tail(2, 2.0), 4)
+    (0.1353, 0.406)
+    """
+    term, found = math.exp(-total), 0.0
+    for k in range(rows):
+        found += term
+        term *= total / (k + 1)
+    return min(found, 1.0)
 
 
 def look_at_counters(case: Case) -> Iterable[Evidence]:

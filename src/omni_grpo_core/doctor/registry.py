@@ -22,8 +22,11 @@ from omni_grpo_core.doctor import (
     looks_run,
     looks_text,
     rules_batch,
+    rules_completion,
     rules_conversation,
+    rules_loss,
     rules_media,
+    rules_reward,
 )
 from omni_grpo_core.doctor.evidence import Look, Rule
 
@@ -50,5 +53,8 @@ RULES: tuple[Rule, ...] = (
     *rules_conversation.RULES,
     *rules_media.RULES,
     *rules_batch.RULES,
+    *rules_completion.RULES,
+    *rules_reward.RULES,
+    *rules_loss.RULES,
 )
 """Explain evidence; never make any."""
