@@ -225,6 +225,10 @@ def tiny_build(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Training steps; the recipe's own number if left out."),
     ] = None,
+    stop: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Break off after so many steps: an under-trained checkpoint."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a tiny checkpoint from scratch: minutes on one core."""
@@ -234,7 +238,7 @@ def tiny_build(
         from omni_grpo_core.tiny.recipe import build
 
         quiet_transformers()
-        metrics = build(out, family=family.value, seed=seed, steps=steps)
+        metrics = build(out, family=family.value, seed=seed, steps=steps, stop=stop)
         if as_json:
             told = {"checkpoint": str(out), "family": family.value, "seed": seed}
             typer.echo(json.dumps({**told, "metrics": metrics}))

@@ -20,6 +20,8 @@ def test_a_path_in_use_is_left_alone(tmp_path: Path) -> None:
 def test_no_steps_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         build(tmp_path / "out", steps=0)
+    with pytest.raises(ConfigError, match="stop: found 0"):
+        build(tmp_path / "out", stop=0)
     assert not list(tmp_path.iterdir())
 
 

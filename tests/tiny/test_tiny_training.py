@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.policy import Policy, load_policy
+from omni_grpo_core.tiny import checkpoint_dir
 from omni_grpo_core.tiny.attributes import ALL
 from omni_grpo_core.tiny.clips import Clip
 from omni_grpo_core.tiny.examples import make_example, make_row
 from omni_grpo_core.tiny.questions import Question
-from omni_grpo_core.tiny.training import patches, pictures
+from omni_grpo_core.tiny.training import (
+    Plan,
+    clip_lessons,
+    clip_questions,
+    patches,
+    pictures,
+    train,
+)
 
 
 @pytest.mark.parametrize("seconds", [1, 3])
@@ -40,3 +48,16 @@ def test_patches_undo_pictures() -> None:
     flat = torch.from_numpy(rng.normal(size=(48, 3 * 2 * 14 * 14)))
     assert torch.equal(patches(pictures(flat, grid), grid), flat)
     assert not torch.equal(patches(pictures(flat, grid).roll(1, dims=-1), grid), flat)
+
+
+def test_breaking_off_is_on_the_way_of_the_whole_training() -> None:
+    """The first steps are those of the whole training, rate and all: not a shorter training."""
+    told: dict[int | None, list[float]] = {}
+    for stop in (None, 2):
+        plan = Plan(clips=2, questions_per_clip=1, steps=4, batch=2, stop=stop)
+        policy = load_policy(checkpoint_dir())
+        lessons = clip_lessons(policy, clip_questions(plan, 0), lambda *_: None)
+        losses = told[stop] = []
+        train(policy, plan, lessons, seed=0, tell=lambda *said, to=losses: to.append(said[3]))
+    assert len(told[None]) == 4
+    assert told[2] == told[None][:2]

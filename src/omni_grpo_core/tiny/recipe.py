@@ -47,23 +47,30 @@ _PRESENCE = (
 
 
 def build(
-    out: Path, *, family: FamilyName = "qwen2.5", seed: int = 0, steps: int | None = None
+    out: Path,
+    *,
+    family: FamilyName = "qwen2.5",
+    seed: int = 0,
+    steps: int | None = None,
+    stop: int | None = None,
 ) -> dict[str, float]:
     """Make the checkpoint folder ``out`` from nothing; some minutes on one core.
 
     The same seed gives the same weights on the same machine and torch version. ``steps`` shortens
-    the training. The folder appears at the end, whole, or not at all. Returns what
+    the training; ``stop`` breaks it off on the way, which leaves an under-trained policy, a start
+    for GRPO. The folder appears at the end, whole, or not at all. Returns what
     :func:`~omni_grpo_core.tiny.evaluate.summary` says on held-out clips.
 
     Raises:
-        ConfigError: ``out`` exists and is not empty, or ``steps`` is below 1.
+        ConfigError: ``out`` exists and is not empty, or ``steps`` or ``stop`` is below 1.
         CheckpointError: the installed transformers does not have the family.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(str(out), got="a path in use", want="a new folder", fix="name another")
-    if steps is not None and steps < 1:
-        raise ConfigError("steps", got=str(steps), want="at least 1", fix="leave it out")
-    plan = Plan()
+    for name, number in (("steps", steps), ("stop", stop)):
+        if number is not None and number < 1:
+            raise ConfigError(name, got=str(number), want="at least 1", fix="leave it out")
+    plan = Plan(stop=stop)
     if steps is not None:
         plan = replace(plan, steps=steps, clips=max(plan.batch, min(plan.clips, 4 * steps)))
     out.parent.mkdir(parents=True, exist_ok=True)

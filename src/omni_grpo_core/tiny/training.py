@@ -41,7 +41,8 @@ MIX: dict[Carry, float] = {
 class Plan:
     """How long and how hard to train.
 
-    Motion is the last to be learnt, after colour, pitch and the words.
+    Motion is the last to be learnt, after colour, pitch and the words. ``stop``: steps after which
+    to break off, which leaves an under-trained policy.
     """
 
     clips: int = 1000
@@ -50,6 +51,7 @@ class Plan:
     rate: float = 3e-3
     batch: int = 24
     warm_up: int = 50
+    stop: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,11 +100,15 @@ def _lesson(policy: Policy, row: Row, completion: str) -> Lesson:
 
 
 def train(policy: Policy, plan: Plan, lessons: Sequence[Lesson], *, seed: int, tell: Tell) -> None:
-    """AdamW with a warm-up and a cosine down to a fiftieth; weights change in place."""
+    """AdamW with a warm-up and a cosine down to a fiftieth; weights change in place.
+
+    ``plan.stop`` breaks off on the way, rate and all as they are in the whole training.
+    """
     rng = np.random.default_rng([seed, 2])
     optimizer = torch.optim.AdamW(policy.model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
     policy.model.train()
-    for done in range(1, plan.steps + 1):
+    last = plan.steps if plan.stop is None else min(plan.stop, plan.steps)
+    for done in range(1, last + 1):
         share = 0.02 + 0.49 * (1 + math.cos(math.pi * done / plan.steps))
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * share * min(1.0, done / plan.warm_up)
@@ -112,7 +118,7 @@ def train(policy: Policy, plan: Plan, lessons: Sequence[Lesson], *, seed: int, t
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         optimizer.step()
-        tell("training", done, plan.steps, float(loss.detach()))
+        tell("training", done, last, float(loss.detach()))
     policy.model.eval()
 
 
