@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from omni_grpo_core.doctor.call_rows import PIXELS
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
-from omni_grpo_core.doctor.looks_positions import Call, named_calls, rows_of
+from omni_grpo_core.doctor.looks_positions import Call, copies_of, named_calls, rows_of
 from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.replay_model import Feature, reference_features, token_embeddings
 from omni_grpo_core.types import Row, Span
@@ -31,10 +32,11 @@ def look_injected(case: Case) -> Iterator[Evidence]:
     for name, call in named_calls(case):
         held = call.inputs_embeds
         ids = call.inputs["input_ids"]
-        if held is None or held.shape[:2] != ids.shape:
+        rows = rows_of(case, call)
+        if held is None or not rows or held.shape[1] != ids.shape[1] or len(held) % len(rows):
             continue
-        rows = [row for row in rows_of(case, call) if row.row is not None]
-        if not _own_weights(case, ids, held):
+        places = copies_of(rows, len(held))
+        if not _own_weights(case, ids, held[:: len(held) // len(rows)]):
             say_missing(case, "the model's weights are not the checkpoint's: embeddings unjudged")
             return
         every = [
@@ -44,11 +46,14 @@ def look_injected(case: Case) -> Iterator[Evidence]:
             for feature in reference_features(case, row.row) or ()
         ]
         told: set[str] = set()
-        for row in rows:
+        for place, row in enumerate(places):
             if row.row is None:
                 continue
-            own = held[row.index][row.kept].float()
+            own = held[place][row.kept].float()
             for evidence in _row(case, name, call, row.index, row.row, own, every):
+                if len(held) > len(rows) and evidence.values["modality"] != "audio":
+                    # generate copied the rows itself, and pixels patch by patch: these went in so
+                    evidence = replace(evidence, origin="inherited")
                 if evidence.fact not in told:
                     told.add(evidence.fact)
                     yield evidence

@@ -36,6 +36,13 @@ def rows_of(case: Case, call: Call) -> tuple[CallRow, ...]:
     return known.get(id(call), ())
 
 
+def copies_of(rows: Sequence[CallRow], number: int) -> list[CallRow]:
+    """The row that each of ``number`` rows inside the model stands for: ``num_return_sequences``
+    repeats every row there."""
+    copies = max(number // len(rows), 1)
+    return [row for row in rows for _ in range(copies)]
+
+
 def look_positions(case: Case) -> Iterator[Evidence]:
     """Positions that the text model got, against the reference on the call's own inputs."""
     if case.reference is None:
@@ -45,14 +52,14 @@ def look_positions(case: Case) -> Iterator[Evidence]:
         rows = rows_of(case, call)
         if got is None and "attention_mask" not in call.inputs:
             yield from _unmasked(case, name, rows)
-        if got is None or got.dim() != 3 or got.shape[-1] != call.inputs["input_ids"].shape[-1]:
+        width = call.inputs["input_ids"].shape[-1]
+        if got is None or got.dim() != 3 or got.shape[-1] != width or not rows:
             continue
-        # one row's positions may stand for all: they are broadcast
-        got = got[-3:].expand(3, len(rows), got.shape[-1])
-        for row in rows:
+        for place, row in enumerate(copies_of(rows, got.shape[1])):
             if row.row is None:
                 continue
-            own = got[:, row.index, row.kept]
+            # one row's positions may stand for all: they are broadcast
+            own = got[-3:, 0 if got.shape[1] == 1 else place, row.kept]
             if not torch.equal(own, reference_positions(case, row.row).to(own.dtype)):
                 yield _differs(case, name, call, row, row.row, own, rows)
                 break

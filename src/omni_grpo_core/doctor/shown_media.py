@@ -43,15 +43,19 @@ class Shown:
 
 
 def owners(one: Round, call: ProcessorCall, case: Case) -> tuple[Talk, ...] | None:
-    """The conversation of each row of a call, ``None`` where that cannot be told."""
+    """The conversation of each row of a call, ``None`` where that cannot be told.
+
+    By the order that gives most rows their own conversation's text, and most copies of a
+    conversation the same media: texts may be lost or changed while media are right.
+    """
     talks, names = one.talks, marks(case)
     texts = [collapsed(text, names) for text in call.texts]
-    fits: list[tuple[int, tuple[Talk, ...]]] = []
+    fits: list[tuple[int, int, tuple[Talk, ...]]] = []
     for order in order_of(len(talks), len(texts)).values():
         rows = tuple(talks[number] for number in order)
-        if all(talk.text == text for talk, text in zip(rows, texts, strict=True)):
-            fits.append((_same_copies(call, case, order), rows))
-    return max(fits, key=lambda fit: fit[0])[1] if fits else None
+        own = sum(talk.text == text for talk, text in zip(rows, texts, strict=True))
+        fits.append((own, _same_copies(call, case, order), rows))
+    return max(fits, key=lambda fit: fit[:2])[2] if fits else None
 
 
 def wanted_counts(one: Round, call: ProcessorCall) -> dict[Modality, int] | None:
