@@ -8,11 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from omni_grpo_core.recorder.attach import attach as attach
     from omni_grpo_core.recorder.record import record as record
 
 __version__ = "0.1.0"
 
-_LATE = {"record": "omni_grpo_core.recorder.record"}
+_LATE = {
+    "attach": "omni_grpo_core.recorder.attach",
+    "record": "omni_grpo_core.recorder.record",
+}
 """What is imported when it is asked for: it needs torch, which takes seconds."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from miniature_open_r1 import media_token_ids
 from torch import Tensor
 
 from omni_grpo_core.conversation import build_conversation
@@ -101,6 +102,7 @@ class PlainLoop:
             do_sample=True,
             temperature=2.0,
             top_k=0,
+            suppress_tokens=media_token_ids(self.processor),
         )
         length = batch["input_ids"].shape[1]
         texts = self.processor.tokenizer.batch_decode(sequences[:, length:])

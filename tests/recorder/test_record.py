@@ -41,6 +41,8 @@ Loop = Callable[..., PlainLoop]
 
 @pytest.fixture
 def loop(policy: Policy, samples: tuple[Sample, ...], settings: Settings) -> Loop:
+    torch.manual_seed(1)
+
     def make(**keywords: Any) -> PlainLoop:
         return PlainLoop(policy, samples[0], settings, **keywords)
 

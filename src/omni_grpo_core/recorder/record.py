@@ -94,7 +94,8 @@ class Watch(Protocol):
 class Recorder:
     """Watches while its block runs, or from :meth:`start` to :meth:`stop`.
 
-    ``settings``: a mapping that may be added to at any time; it goes into every step.
+    ``settings``: a mapping that may be added to at any time; it goes into every step. ``tape``: the
+    step under way, for watches that adapters add.
     """
 
     def __init__(
@@ -116,21 +117,21 @@ class Recorder:
         self._root, self._steps = folder, steps
         self._written = 0
         self._patches = Patches()
-        self._tape = Tape(bounds, Plain())
+        self.tape = Tape(bounds, Plain())
         found = find(model)
         self._header = {
             **_header(found.thinker, processor),
             "rope_sections": rope_sections(found.text_model),
         }
-        rewards = RewardWatch(reward_funcs, self._tape, probing=probe_rewards)
+        rewards = RewardWatch(reward_funcs, self.tape, probing=probe_rewards)
         self._reward_funcs = rewards.functions
         # let go of when it is over, and the trainer's objects with them
         self._watches: list[Watch] = [
-            WarningsWatch(self._tape),
-            ProcessorWatch(processor, self._tape),
-            ModelWatch(found, self._tape),
+            WarningsWatch(self.tape),
+            ProcessorWatch(processor, self.tape),
+            ModelWatch(found, self.tape),
             rewards,
-            StepWatch(found, self._tape, self.settings, self.end_step),
+            StepWatch(found, self.tape, self.settings, self.end_step),
         ]
         self._on = False
 
@@ -144,7 +145,12 @@ class Recorder:
         """Whether there are steps still to come."""
         return self._on
 
+    def watch(self, watch: Watch) -> None:
+        """Look at one more kind of call; before :meth:`start`."""
+        self._watches.append(watch)
+
     def start(self) -> Recorder:
+        """Raises :class:`~omni_grpo_core.errors.TraceError` when the folder holds steps."""
         folder = _place(self._root)
         if folder.is_dir() and any(folder.glob("step-*")):
             raise TraceError(
@@ -175,27 +181,30 @@ class Recorder:
                 fix="build one from omni_grpo_core.observed",
             )
         if self._on:
-            with self._tape.looking("note"):
-                self._tape.add(self._tape.own(value))
+            with self.tape.looking("note"):
+                self.tape.add(self.tape.own(value))
 
     def end_step(self) -> None:
         """Write the step. Called by itself after a torch optimizer's step."""
-        if self._on and self._tape.records:
+        if self._on and self.tape.records:
             self._write(complete=True)
             if self._written >= self._steps:
                 self.stop()
 
-    def stop(self) -> None:
-        """Put everything back; what was seen of a step under way is kept."""
+    def stop(self, error: BaseException | None = None) -> None:
+        """Put everything back; what was seen of a step under way is kept, and ``error``, if that is
+        what ended it."""
         if not self._on:
             return
         self._on = False
+        if error is not None:
+            self._header["raised"] = self.tape.plain.error(error)
         while self._watches:
             self._watches.pop().stop()
         self._patches.undo()
-        if self._tape.records and self._written < self._steps:
+        if self.tape.records and self._written < self._steps:
             self._write(complete=False)
-        self._tape.take()
+        self.tape.take()
 
     def __enter__(self) -> Recorder:
         return self.start()
@@ -206,12 +215,10 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None and self._on:
-            self._header = {**self._header, "raised": self._tape.plain.error(error)}
-        self.stop()
+        self.stop(error)
 
     def _write(self, *, complete: bool) -> None:
-        tape = self._tape
+        tape = self.tape
         header = {**self._header, "step": str(self._written), "complete": str(complete)}
         if tape.left_out:
             header["calls_left_out"] = str(tape.left_out)

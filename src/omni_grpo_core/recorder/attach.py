@@ -1,0 +1,62 @@
+"""``attach``: record a trainer by its own objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.recorder.adapter_open_r1 import OPEN_R1
+from omni_grpo_core.recorder.adapter_trl import TRL
+from omni_grpo_core.recorder.record import Recorder, record
+from omni_grpo_core.recorder.tape import Bounds
+from omni_grpo_core.recorder.trainer_watch import TrainerWatch, settings_of
+
+STYLES = (TRL, OPEN_R1)
+"""The first that fits a trainer is taken."""
+
+
+def attach(
+    trainer: Any,
+    folder: str | Path,
+    *,
+    steps: int = 3,
+    probe_rewards: bool = True,
+    max_tensor_bytes: int = Bounds().tensor_bytes,
+    max_step_bytes: int = Bounds().step_bytes,
+) -> Recorder:
+    """Record the next ``steps`` steps of a GRPO trainer, and rows, advantages and losses beside
+    what :func:`~omni_grpo_core.recorder.record.record` sees::
+
+        attach(trainer, "trace/")
+        trainer.train()
+
+    The recorder is started. It stops by itself: after the last step, or when ``trainer.train``
+    returns or raises.
+
+    Raises:
+        ConfigError: the trainer is of no style that is known; record its objects by ``record``.
+        TraceError: ``folder`` holds steps already.
+    """
+    style = next((style for style in STYLES if style.fits(trainer)), None)
+    if style is None:
+        raise ConfigError(
+            "trainer",
+            got=f"a {type(trainer).__name__} without "
+            + " or ".join(f"{style.rollout} and {style.loss}" for style in STYLES),
+            want="TRL's GRPOTrainer, or one of open-r1-multimodal's family",
+            fix="pass its model, processor and reward functions to omni_grpo_core.record",
+        )
+    recorder = record(
+        folder,
+        model=trainer.model,
+        processor=trainer.processing_class,
+        reward_funcs=getattr(trainer, "reward_funcs", ()),
+        steps=steps,
+        probe_rewards=probe_rewards,
+        settings=settings_of(trainer),
+        max_tensor_bytes=max_tensor_bytes,
+        max_step_bytes=max_step_bytes,
+    )
+    recorder.watch(TrainerWatch(trainer, style, recorder.tape, recorder.stop))
+    return recorder.start()

@@ -1,0 +1,207 @@
+"""What the trainers that descend from TRL's ``GRPOTrainer`` have in common.
+
+One method turns rows into completions and advantages, one scores tokens, one makes the loss. What
+goes into them and comes out tells the rows, the advantages and the loss, which no call of a model
+or processor shows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.observed import AdvantageSeen, LossSeen, RewardCall, SamplesSeen
+from omni_grpo_core.recorder.patches import Patches
+from omni_grpo_core.recorder.tape import Tape
+from omni_grpo_core.rewards.call import name_of
+
+SETTINGS = frozenset(
+    {
+        *("per_device_train_batch_size", "gradient_accumulation_steps"),
+        *("generation_batch_size", "steps_per_generation", "num_generations", "num_iterations"),
+        *("max_prompt_length", "max_completion_length", "temperature", "top_p", "top_k"),
+        *("min_p", "repetition_penalty", "beta", "epsilon", "epsilon_high", "delta"),
+        *("loss_type", "importance_sampling_level", "scale_rewards", "reward_weights"),
+        *("mask_truncated_completions", "learning_rate", "lr_scheduler_type", "warmup_ratio"),
+        *("max_grad_norm", "weight_decay", "bf16", "fp16", "seed", "gradient_checkpointing"),
+        *("gradient_checkpointing_kwargs", "use_vllm", "max_steps", "num_train_epochs"),
+    }
+)
+"""Arguments of a trainer that a step depends on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How one family of trainers calls its methods.
+
+    ``loss``: the method that makes the loss of ``(model, inputs)``. ``scores``: the one that gives
+    log-probabilities of tokens, alone or first of several; ``whole``: of all tokens after the
+    first, not of the completion only. ``partial``: where partial rewards with their token masks are
+    among what the rollout returns, if they can be.
+    """
+
+    name: str
+    loss: str
+    scores: str
+    whole: bool
+    rollout: str = "_generate_and_score_completions"
+    partial: str | None = None
+
+    def fits(self, trainer: Any) -> bool:
+        return all(hasattr(trainer, name) for name in (self.loss, self.scores, self.rollout))
+
+
+def settings_of(trainer: Any) -> dict[str, Any]:
+    """The arguments in ``SETTINGS`` that this trainer has."""
+    arguments = getattr(trainer, "args", None)
+    return {name: getattr(arguments, name) for name in sorted(SETTINGS) if hasattr(arguments, name)}
+
+
+class TrainerWatch:
+    """Watches one trainer's own methods. ``stop`` is called when its ``train`` ends."""
+
+    def __init__(
+        self, trainer: Any, style: Style, tape: Tape, end: Callable[[BaseException | None], None]
+    ) -> None:
+        self._trainer, self._style, self._tape, self._end = trainer, style, tape, end
+        self._scores: Tensor | None = None
+
+    def start(self, patches: Patches) -> None:
+        for name, around in (
+            (self._style.rollout, self._rollout),
+            (self._style.scores, self._score),
+            (self._style.loss, self._loss),
+            ("train", self._train),
+        ):
+            if hasattr(self._trainer, name):
+                patches.set(self._trainer, name, _instead(getattr(self._trainer, name), around))
+
+    def stop(self) -> None:
+        self._scores = None
+
+    def _train(self, call: Callable[..., Any], args: Any, keywords: Any) -> Any:
+        error: BaseException | None = None
+        try:
+            return call(*args, **keywords)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._end(error)
+
+    # ------------------------------------------------------------------ rows to advantages
+
+    def _rollout(self, call: Callable[..., Any], args: Any, keywords: Any) -> Any:
+        rows: Sequence[Any] = args[0] if args else next(iter(keywords.values()))
+        groups: tuple[str, ...] = ()
+        with self._tape.looking("rows"):
+            groups = self._note_rows(rows)
+        before = len(self._tape.records)
+        made = call(*args, **keywords)
+        with self._tape.looking("advantages"):
+            called = [r.value for r in self._tape.records[before:]]
+            self._note_advantages([c for c in called if isinstance(c, RewardCall)], made, groups)
+        return made
+
+    def _note_rows(self, rows: Sequence[Any]) -> tuple[str, ...]:
+        """The groups of the rows, by their places, as these trainers reckon."""
+        size = max(1, int(getattr(self._trainer, "num_generations", 1)))
+        plain = [self._tape.plain.mapping(row) for row in rows]
+        groups = tuple(str(place // size) for place in range(len(plain)))
+        repeated = all(row == plain[place - place % size] for place, row in enumerate(plain))
+        step = size if repeated else 1
+        self._tape.add(SamplesSeen(tuple(plain[::step]), groups[::step]))
+        return groups
+
+    def _note_advantages(
+        self, called: Sequence[RewardCall], made: Mapping[str, Any], groups: tuple[str, ...]
+    ) -> None:
+        weights = self._weights()
+        partial = made.get(self._style.partial) or () if self._style.partial else ()
+        spans = {entry["name"]: entry["mask"] for entry in partial}
+        values = [
+            weights.get(call.name, 1.0)
+            * torch.tensor([torch.nan if v is None else v for v in call.values])
+            for call in called
+            if call.name not in spans
+        ]
+        if not values or "advantages" not in made:
+            return
+        scale = str(getattr(getattr(self._trainer, "args", None), "scale_rewards", ""))
+        seen = AdvantageSeen(
+            rewards=torch.stack(values).nansum(0),
+            group_ids=groups,
+            advantages=made["advantages"],
+            scale={"True": "group", "False": "none"}.get(scale, scale),
+            weights=weights,
+            spans=spans,
+        )
+        self._tape.add(self._tape.own(seen))
+
+    def _weights(self) -> dict[str, float]:
+        functions = getattr(self._trainer, "reward_funcs", ())
+        weights = getattr(self._trainer, "reward_weights", None)
+        given = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
+        return {name_of(f): weight for f, weight in zip(functions, given, strict=True)}
+
+    # ------------------------------------------------------------------ loss
+
+    def _score(self, call: Callable[..., Any], args: Any, keywords: Any) -> Any:
+        made = call(*args, **keywords)
+        first = made[0] if isinstance(made, tuple) else made
+        self._scores = first if isinstance(first, Tensor) else None
+        return made
+
+    def _loss(self, call: Callable[..., Any], args: Any, keywords: Any) -> Any:
+        self._scores = None
+        made = call(*args, **keywords)
+        with self._tape.looking("loss"):
+            inputs = keywords.get("inputs", args[1] if len(args) > 1 else None)
+            loss = made[0] if isinstance(made, tuple) else made
+            if isinstance(inputs, Mapping) and isinstance(loss, Tensor):
+                self._note_loss(inputs, loss)
+        self._scores = None
+        return made
+
+    def _note_loss(self, inputs: Mapping[str, Any], loss: Tensor) -> None:
+        ids, scores = inputs.get("completion_ids"), self._scores
+        if self._style.whole and isinstance(ids, Tensor) and scores is not None:
+            scores = scores[:, -ids.shape[1] :]
+        seen = LossSeen(
+            completion_ids=ids,
+            mask=inputs.get("completion_mask"),
+            logprobs=scores,
+            old_logprobs=inputs.get("old_per_token_logps"),
+            ref_logprobs=inputs.get("ref_per_token_logps"),
+            advantages=inputs.get("advantages"),
+            loss=float(loss.detach()),
+            requires_grad=loss.requires_grad,
+            settings=settings_of(self._trainer),
+            metrics=self._metrics(),
+        )
+        self._tape.add(self._tape.own(seen))
+
+    def _metrics(self) -> dict[str, float]:
+        """The latest of each list that such a trainer averages when it logs."""
+        logged = getattr(self._trainer, "_metrics", {})
+        latest = logged.get("train", logged)
+        return {
+            name: float(values[-1])
+            for name, values in latest.items()
+            if isinstance(values, list) and values and isinstance(values[-1], int | float)
+        }
+
+
+def _instead(
+    original: Callable[..., Any], around: Callable[[Callable[..., Any], Any, Any], Any]
+) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def instead(*args: Any, **keywords: Any) -> Any:
+        return around(original, args, keywords)
+
+    return instead
