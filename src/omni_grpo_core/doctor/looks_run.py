@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import pairwise
 
 import torch
 
@@ -12,7 +11,7 @@ from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.turns import Turn, completion_ids, ids_of, turns, until_end
 
 BEFORE = "before"
-"""Under this key of a case's memo stands the case of the step before, if it was recorded."""
+"""Under this key of a case's memo stands the last recorded step before it that had a rollout."""
 
 _CHANCE, _CHANCE_ON_SAME_ROWS = 1e-9, 0.02
 """How rare a coincidence must be. That several rows come again in the same order is one already,
@@ -20,9 +19,18 @@ though a data set of one batch comes round at every step."""
 
 
 def in_order(cases: Iterable[Case]) -> None:
-    """Tell each case which step came before it. ``cases``: consecutive steps of one process."""
-    for earlier, later in pairwise(cases):
-        later.memo[BEFORE] = earlier
+    """Tell each case which step with a rollout came before it. ``cases``: steps in order, rank by
+    rank."""
+    before: Case | None = None
+    for case in cases:
+        if before is not None and _number(before) < _number(case):
+            case.memo[BEFORE] = before
+        if turns(case):
+            before = case
+
+
+def _number(case: Case) -> int:
+    return max((step.step for step in case.steps), default=-1)
 
 
 def look_at_restart(case: Case) -> Iterable[Evidence]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from omni_grpo_core import tiny
 from omni_grpo_core.doctor.diagnose import diagnose, merge
-from omni_grpo_core.doctor.evidence import Case, Diagnosis, Reference
-from omni_grpo_core.doctor.load import read_traces
+from omni_grpo_core.doctor.evidence import Diagnosis, Reference
+from omni_grpo_core.doctor.load import as_cases, read_traces
+from omni_grpo_core.doctor.looks_run import in_order
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.loop import WildLoop
@@ -88,7 +89,8 @@ def trial(faults: Sequence[Fault], config: LoopConfig, *, causes: bool = True) -
     """Record and diagnose a loop with ``faults`` in it; none: a clean one."""
     with tempfile.TemporaryDirectory() as folder:
         traces, raised = recorded(faults, config, Path(folder) / "trace")
-        cases = [Case(trace, reference(config.dtype)) for _, trace in traces]
+        cases = as_cases(traces, reference(config.dtype))
+        in_order(cases)
         verdict = merge([diagnose(case, causes=causes) for case in cases])
     return named(verdict, raised)
 
