@@ -62,6 +62,7 @@ def doctor(
         quiet_libraries()
         from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
         from omni_grpo_core.doctor.load import as_cases, read_traces
+        from omni_grpo_core.doctor.looks_run import in_order
 
         with progress("doctor", as_json) as on_stage:
             on_stage("reading")
@@ -70,6 +71,7 @@ def doctor(
             on_stage("policy")
             reference = _reference(checkpoint, [told for _, told in traces])
             cases = as_cases(traces, reference)
+            in_order(cases)
             diagnoses = []
             for (name, _), case in zip(traces, cases, strict=True):
                 on_stage(Path(name).name)

@@ -50,7 +50,7 @@ def look_at_restart(case: Case) -> Iterable[Evidence]:
             f"{equal} of {count} completions are the same as in the step before, and others begin "
             "alike"
             + (", on the same rows in the same order" if same else "")
-            + f"; by chance that happens once in {1 / max(chance, 1e-300):.0e} runs: random state "
+            + f"; by chance that happens once in {1 / max(chance, 1e-300):,.0f} runs: random state "
             "and place in the data were set back",
             values={"equal": equal, "completions": count, "rows": same},
         )
