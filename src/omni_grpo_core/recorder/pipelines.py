@@ -1,0 +1,85 @@
+"""Somebody's pipeline as one callable, run on rows of ours and recorded: no trainer needed.
+
+A pipeline is any callable ``pipeline(rows, model, processor)`` that does with the rows what its
+owner's trainer does: render, load media, batch, generate, and score if it likes. What it returns is
+not looked at. A row is a mapping as HumanOmniV2's JSON has it, paths absolute: ``problem``,
+``problem_type``, ``options``, ``solution``, ``data_type``, ``path``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.observed import SamplesSeen
+from omni_grpo_core.recorder.record import record
+
+Rows = Sequence[Mapping[str, Any]]
+Pipeline = Callable[[Rows, Any, Any], Any]
+
+
+def load_pipeline(path: str) -> Pipeline:
+    """The callable ``module:name``.
+
+    Raises :class:`~omni_grpo_core.errors.ConfigError` when it is written otherwise, the module
+    cannot be imported, or there is nothing in it by that name that can be called.
+
+    >>> load_pipeline("builtins:print")
+    <built-in function print>
+    """
+    module_name, colon, attribute = path.partition(":")
+    if not colon or not module_name or not attribute:
+        raise _bad(path, "no module:name", "write it as package.module:function")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # whatever a foreign module does while it is imported
+        told = f"{type(error).__name__} while importing it: {error}"
+        raise _bad(path, told, "run from the folder it lies in, or install it") from error
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise _bad(path, f"nothing to call named {attribute!r}", "correct the name")
+    loaded: Pipeline = found
+    return loaded
+
+
+def record_pipeline(
+    pipeline: Pipeline, folder: Path, *, batches: Iterable[Rows], model: Any, processor: Any
+) -> tuple[str, ...]:
+    """Run ``pipeline`` on each of ``batches``: one recorded step each, below ``folder``.
+
+    Returns what it raised, if it did; that batch's step ends there and the next is tried.
+
+    Raises:
+        ConfigError: it used neither the processor nor the model that it was handed.
+        TraceError: ``folder`` holds steps already.
+    """
+    raised = []
+    called = False
+    batches = list(batches)
+    with record(folder, model=model, processor=processor, steps=len(batches)) as recorder:
+        for rows in batches:
+            ids = tuple(str(row.get("sample_id", place)) for place, row in enumerate(rows))
+            recorder.note(SamplesSeen(tuple(rows), ids))
+            try:
+                pipeline(rows, model, processor)
+            except Exception as error:  # the failure is what its owner wants to be told of
+                raised.append(recorder.tape.plain.error(error))
+            called = called or len(recorder.tape.records) > 1 or not recorder.tape.records
+            recorder.end_step()
+    if not called:
+        raise _bad(
+            f"{getattr(pipeline, '__module__', '')}:{getattr(pipeline, '__name__', pipeline)}",
+            "; ".join(raised) or "no call of the processor or the model it was handed",
+            "use the processor and the model from its arguments",
+        )
+    return tuple(raised)
+
+
+def _bad(path: str, got: str, fix: str) -> ConfigError:
+    return ConfigError(
+        f"pipeline {path}", got=got, want="a callable pipeline(rows, model, processor)", fix=fix
+    )
