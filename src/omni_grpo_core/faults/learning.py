@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -362,8 +363,10 @@ def reentrant_checkpointing(loop: WildLoop) -> Iterator[None]:
             before(loss)
 
     loop.model.gradient_checkpointing_enable({"use_reentrant": True})
+    embeddings = loop.thinker.get_input_embeddings()
     try:
-        with loop.replaced(backward=backward):
+        # the hook that makes inputs require gradients, which recent versions set on some ways in
+        with loop.replaced(backward=backward), patched(embeddings, _forward_hooks=OrderedDict()):
             yield
     finally:
         loop.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -45,12 +45,11 @@ def _cause(row: Row) -> str:
 
 def _sums(result: Result) -> str:
     told = result.to_json()
-    parts = [
-        f"{told['injected']} faults: {told['detected']} detected, {told['stage_right']} stages"
-    ]
-    if result.causes:
-        parts[0] += f" and {told['cause_right']} causes"
-    parts[0] += " right"
-    parts.append(f"{told['pairs']} pairs: both stages named in {told['pairs_right']}")
-    parts.append(f"{told['clean_runs']} clean loops: {told['false_alarms']} false alarms")
-    return "; ".join(parts) + f"; {told['seconds']:.0f} s"
+    causes = f" and {told['cause_right']} causes" if result.causes else ""
+    return (
+        f"{told['injected']} faults: {told['detected']} detected, "
+        f"{told['stage_right']} stages{causes} right; "
+        f"{told['pairs']} pairs: both stages named in {told['pairs_right']}; "
+        f"{told['clean_runs']} clean loops: {told['false_alarms']} false alarms; "
+        f"{told['seconds']:.0f} s"
+    )
