@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -363,10 +363,13 @@ def reentrant_checkpointing(loop: WildLoop) -> Iterator[None]:
             before(loss)
 
     loop.model.gradient_checkpointing_enable({"use_reentrant": True})
-    embeddings = loop.thinker.get_input_embeddings()
     try:
-        # the hook that makes inputs require gradients, which recent versions set on some ways in
-        with loop.replaced(backward=backward), patched(embeddings, _forward_hooks=OrderedDict()):
+        with ExitStack() as stack:
+            stack.enter_context(loop.replaced(backward=backward))
+            # recent versions hook the embeddings, on some ways in, so that inputs require gradients
+            for module in loop.thinker.modules():
+                if module._forward_hooks:
+                    stack.enter_context(patched(module, _forward_hooks=OrderedDict()))
             yield
     finally:
         loop.model.gradient_checkpointing_enable({"use_reentrant": False})
