@@ -106,7 +106,7 @@ def _teach_generate(case: Case, call: GenerateCall) -> Taught | None:
     steps = torch.arange(ids.shape[1])
     after = (begin[:, None] + steps).to(positions.dtype)
     tokens = _embed(policy, ids).to(embeds.device)
-    hidden = _forward(
+    hidden = text_hidden(
         policy,
         torch.cat([embeds.to(tokens.dtype), tokens], 1),
         torch.cat([positions, after.expand(3, -1, -1)], 2),
@@ -124,7 +124,7 @@ def _teach_forward(case: Case, call: ForwardCall) -> Taught | None:
         say_missing(case, "a scoring forward's embeddings or positions were not kept: no replay")
         return None
     mask = torch.ones_like(ids) if mask is None else mask
-    hidden = _forward(policy, call.inputs_embeds, call.position_ids[-3:], mask)
+    hidden = text_hidden(policy, call.inputs_embeds, call.position_ids[-3:], mask)
     attended = (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
     return Taught(policy, ids[:, 1:].long(), attended, hidden, 1)
 
@@ -176,7 +176,7 @@ def _embed(policy: Policy, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _forward(policy: Policy, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+def text_hidden(policy: Policy, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
     """Last hidden states, (N, length, H)."""
     with generating(policy.model):
         output = policy.text_model(

@@ -1,0 +1,387 @@
+"""Experiments on the checkpoint with a recorded rollout's inputs: they prove a cause or clear it.
+
+Looks compare what was recorded; these try it out. Generate again greedily in eval mode and in the
+recorded mode, with the cache and without, on the recorded positions and on right ones, score the
+recorded completion with its history and without, take each modality away. Seconds on a small model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.looks_completion import rollouts
+from omni_grpo_core.doctor.looks_logits import temperature_of
+from omni_grpo_core.doctor.teacher import Taught, apart, taught, text_hidden, tolerance
+from omni_grpo_core.doctor.turns import completion_ids, until_end
+from omni_grpo_core.observed import GenerateCall, Modes
+from omni_grpo_core.policy import Policy, generating
+
+Outcome = Literal["proved", "cleared", "open"]
+
+_MOST_TOKENS = 64
+_MEDIA: Mapping[str, tuple[str, str]] = {
+    "pixel_values": ("image", "image_token_id"),
+    "pixel_values_videos": ("video", "video_token_id"),
+    "input_features": ("audio", "audio_token_id"),
+}
+
+
+_CAUSES = {
+    "video": "media.video-dropped",
+    "audio": "media.audio-dropped",
+    "image": "media.images-dropped",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """``cause``: the id of what was tried. ``outcome``: ``"proved"`` where it does the harm that
+    was recorded, ``"cleared"`` where it does none, ``"open"`` where it could not be told.
+    ``sentence``: what was done and what came out."""
+
+    cause: str
+    outcome: Outcome
+    sentence: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def modes(case: Case) -> tuple[Experiment, ...]:
+    """Every experiment on the step's first rollout; none without a reference or a rollout.
+
+    The model is left in the mode it was in. Nothing is written to the case's memo but replays.
+    """
+    call = next((call for _, call in rollouts(case) if call.error is None), None)
+    if case.reference is None or call is None or call.sequences is None:
+        return ()
+    policy = case.reference.policy
+    experiments: list[Experiment] = []
+    for trial in (_modes_of_generate, _history, _positions, _modalities):
+        experiments += trial(case, policy, call)
+    return tuple(experiments)
+
+
+# --------------------------------------------------------------------------- generate again
+
+
+def _modes_of_generate(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
+    """Greedily, in eval mode with the cache; without the cache; and in the recorded mode."""
+    with generating(policy.model):
+        right = _greedy(policy, call, use_cache=True)
+        slow = _greedy(policy, call, use_cache=False)
+    yield _compared(
+        policy, call, right, slow, "logits.cache-differs",
+        "greedily in eval mode, with the cache and without",
+        "this version's cache is sound", "decoding with the cache is another model",
+    )  # fmt: skip
+    if not (call.modes.training or call.modes.checkpointing):
+        yield Experiment(
+            "gen.checkpointing-train",
+            "cleared",
+            "generate was recorded in eval mode: gradient checkpointing had no part in it",
+        )
+        return
+    with _in_mode(policy.model, call.modes):
+        recorded = _greedy(policy, call, use_cache=bool(call.config.get("use_cache", True)))
+    state = "on" if call.modes.checkpointing else "off"
+    yield _compared(
+        policy, call, right, recorded, "gen.checkpointing-train",
+        f"greedily in eval mode and as recorded (train mode, gradient checkpointing {state})",
+        "the recorded mode does no harm in this version of transformers",
+        "the recorded mode alone turns answers into this",
+    )  # fmt: skip
+
+
+def _compared(
+    policy: Policy, call: GenerateCall, right: Tensor, other: Tensor, cause: str, how: str,
+    same: str, differs: str,
+) -> Experiment:  # fmt: skip
+    width = min(right.shape[1], other.shape[1])
+    kept = until_end(right[:, :width], policy.eos_token_ids)
+    off = ((right[:, :width] != other[:, :width]) & kept).any(1)
+    count, rows = int(off.sum()), len(right)
+    if not count:
+        return Experiment(cause, "cleared", f"{how}: all {rows} answers are equal; {same}")
+    row = int(off.nonzero()[0])
+    told = [_said(policy, ids[row]) for ids in (right, other)]
+    return Experiment(
+        cause,
+        "proved",
+        f"{how}: {count} of {rows} answers differ; {differs}: {told[0]} became {told[1]}",
+        {"rows": count, "of": rows, "eval": told[0], "other": told[1]},
+    )
+
+
+def _said(policy: Policy, ids: Tensor) -> str:
+    kept = until_end(ids[None], policy.eos_token_ids)[0]
+    text = policy.decode(ids[kept].tolist())
+    return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+def _greedy(policy: Policy, call: GenerateCall, *, use_cache: bool) -> Tensor:
+    """Completion ids, (N, at most 64), with the recorded inputs and nothing of the sampling."""
+    width = 0 if call.sequences is None else _width(call)
+    with torch.no_grad():
+        sequences: Tensor = policy.model.generate(
+            **_inputs(policy, call),
+            do_sample=False,
+            temperature=None,
+            top_k=None,
+            top_p=None,
+            num_return_sequences=1,
+            repetition_penalty=1.0,
+            use_cache=use_cache,
+            max_new_tokens=min(_MOST_TOKENS, width),
+            eos_token_id=list(policy.eos_token_ids),
+            pad_token_id=policy.pad_token_id,
+            suppress_tokens=policy.suppressed.nonzero()[:, 0].tolist(),
+        )
+    return sequences[:, call.inputs["input_ids"].shape[1] :].cpu()
+
+
+def _width(call: GenerateCall) -> int:
+    ids = completion_ids(call)
+    return 0 if ids is None else int(ids.shape[1])
+
+
+def _inputs(policy: Policy, call: GenerateCall) -> dict[str, Any]:
+    """The recorded inputs as the checkpoint takes them."""
+    found: dict[str, Any] = {}
+    for name, value in call.inputs.items():
+        moved = value.to(policy.device)
+        found[name] = moved.to(policy.model.dtype) if name in _MEDIA else moved
+    if "use_audio_in_video" in call.keywords:
+        found["use_audio_in_video"] = bool(call.keywords["use_audio_in_video"])
+    return found
+
+
+@contextmanager
+def _in_mode(model: torch.nn.Module, recorded: Modes) -> Iterator[None]:
+    """The model in the recorded mode, and back."""
+    training = {module: module.training for module in model.modules()}
+    had = {
+        module: module.gradient_checkpointing
+        for module in model.modules()
+        if hasattr(module, "gradient_checkpointing")
+    }
+    if recorded.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model.train(recorded.training)
+    try:
+        yield
+    finally:
+        for module, on in had.items():
+            module.gradient_checkpointing = on
+        for module, mode in training.items():
+            module.training = mode
+
+
+# --------------------------------------------------------------------------- teacher-forcing
+
+
+def _history(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
+    """The recorded tokens with all that stood before them, and each from the one before alone."""
+    known = taught(case, call)
+    if known is None or not int(known.mask[:, 1:].sum()):
+        return
+    temperature = temperature_of(call)
+    counted = known.mask[:, 1:]
+    whole = known.logprobs(temperature)[:, 1:]
+    alone = _without_history(policy, call, known, temperature)
+    with_it, without = float(whole[counted].mean()), float(alone[counted].mean())
+    own = None if call.logprobs is None else call.logprobs[:, 1:]
+    values = {"with_history": with_it, "without": without}
+    told = (
+        f"a token of the recorded completions has a logprob of {with_it:.2f} with prompt and "
+        f"history, {without:.2f} from the token before alone"
+    )
+    if own is not None and own.shape == whole.shape:
+        near = apart(own, whole, counted)[0]
+        far = apart(own, alone, counted)[0]
+        values |= {"from_history": near, "from_alone": far}
+        told += f"; generate's own are {near:.2g} from the former, {far:.2g} from the latter"
+        without_it = far < near
+    else:
+        without_it = without > with_it
+    outcome: Outcome = "proved" if without_it else "cleared"
+    end = "they were sampled without history" if without_it else "history was seen"
+    yield Experiment("gen.history-lost", outcome, f"{told}: {end}", values)
+
+
+def _without_history(
+    policy: Policy, call: GenerateCall, known: Taught, temperature: float
+) -> Tensor:
+    """Logprob of each token but the first, seeing the one before it only, (N, K - 1)."""
+    rows, width = known.ids.shape
+    tokens = known.ids[:, :-1].reshape(-1, 1)
+    with torch.no_grad():
+        embeds = policy.model.get_input_embeddings()(tokens.to(policy.device))
+    start = torch.tensor(
+        [
+            call.step_positions[at] if at < len(call.step_positions) else at
+            for at in range(width - 1)
+        ]
+    )
+    where = start.repeat(rows)[None, :, None].expand(3, -1, -1)
+    hidden = text_hidden(policy, embeds, where, torch.ones_like(tokens))
+    with torch.no_grad():
+        scores = policy.model.lm_head(hidden[:, -1]).float().cpu() / temperature
+    chosen: Tensor = scores.log_softmax(-1).gather(1, known.ids[:, 1:].reshape(-1, 1))
+    return chosen.view(rows, width - 1)
+
+
+def _positions(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
+    """The recorded completion on the recorded positions, and on those of the reference."""
+    known = taught(case, call)
+    prompt = _prompt(policy, _inputs(policy, call))
+    if known is None or prompt is None or call.inputs_embeds is None or call.position_ids is None:
+        return
+    ids = known.ids
+    if len(ids) != len(prompt.embeds):
+        return
+    own = known.logprobs()
+    right = prompt.scored(policy, call.inputs_embeds, ids, known.mask)
+    mean, worst = apart(own, right, known.mask)
+    allowed = tolerance(call.modes, policy)
+    values = {"mean": mean, "worst": worst}
+    if mean <= allowed.mean and worst <= allowed.worst:
+        yield Experiment(
+            "pos.stale-deltas", "cleared",
+            "the recorded completion has the same logprobs on the recorded positions and on the "
+            "reference's", values,
+        )  # fmt: skip
+        return
+    kept = prompt.mask[None].bool()
+    same = torch.equal(
+        torch.where(kept, call.position_ids[-3:].long(), 0),
+        torch.where(kept, prompt.positions.long(), 0),
+    )
+    yield Experiment(
+        "pos.stale-deltas" if same else "pos.prompt",
+        "proved",
+        f"the recorded positions ({'of the answer' if same else 'of the prompt'}) move the "
+        f"logprobs of the recorded completion by {mean:.2g} in the mean, {worst:.2g} at worst, "
+        "from those on right positions",
+        values,
+    )
+
+
+# --------------------------------------------------------------------------- modalities
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prompt:
+    """What the reference makes of recorded inputs: embeddings (N, L, H), positions (3, N, L)."""
+
+    embeds: Tensor
+    positions: Tensor
+    mask: Tensor
+
+    def scored(self, policy: Policy, embeds: Tensor, ids: Tensor, kept: Tensor) -> Tensor:
+        """Logprobs of ``ids``, (N, K), after a prompt of these positions and other embeddings."""
+        with torch.no_grad():
+            tokens = policy.model.get_input_embeddings()(ids.to(policy.device))
+        begin = torch.where(self.mask[None].bool(), self.positions, 0).amax((0, 2)) + 1
+        after = begin[:, None] + torch.arange(ids.shape[1])
+        hidden = text_hidden(
+            policy,
+            torch.cat([embeds.to(tokens), tokens], 1),
+            torch.cat([self.positions, after.expand(3, -1, -1).to(self.positions.dtype)], 2),
+            torch.cat([self.mask, kept.to(self.mask.dtype)], 1),
+        )
+        taught = Taught(policy, ids, kept, hidden[:, -ids.shape[1] - 1 :], self.mask.shape[1])
+        return taught.logprobs()
+
+
+def _prompt(policy: Policy, inputs: Mapping[str, Any]) -> _Prompt | None:
+    """The library's own way from inputs to the text model; ``None`` where they do not fit it."""
+    seen: dict[str, Tensor] = {}
+
+    def look(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
+        seen["embeds"], seen["positions"] = keywords["inputs_embeds"], keywords["position_ids"]
+
+    hook = policy.text_model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with generating(policy.model), torch.no_grad():
+            policy.model(**inputs, use_cache=False)
+    except (ValueError, RuntimeError, TypeError, IndexError, StopIteration):
+        return None  # inputs that the checkpoint refuses were judged where they were made
+    finally:
+        hook.remove()
+    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).cpu()
+    if seen.get("positions") is None:
+        return None
+    return _Prompt(seen["embeds"].cpu(), seen["positions"][-3:].cpu(), mask)
+
+
+def _modalities(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
+    """Each modality blanked, and left out: whether the recorded scores are those without it."""
+    recorded = call.first_logits
+    inputs = _inputs(policy, call)
+    whole = _prompt(policy, inputs)
+    if whole is None or recorded is None or len(recorded) != len(whole.embeds):
+        return
+    intact = _first(policy, whole, whole.embeds)
+    with torch.no_grad():
+        bare = policy.model.get_input_embeddings()(inputs["input_ids"]).cpu()
+    places = {
+        name: (inputs["input_ids"] == getattr(policy.model.config, token)).cpu()
+        for name, (_, token) in _MEDIA.items()
+    }
+    nothing = torch.stack(list(places.values())).any(0)
+    bare_all = _first(policy, whole, torch.where(nothing[..., None], bare, whole.embeds))
+    for name, (modality, _) in _MEDIA.items():
+        place = places[name]
+        if not bool(place.any()):
+            continue
+        if name not in inputs:
+            if name not in call.large:
+                yield Experiment(
+                    _CAUSES[modality],
+                    "proved",
+                    f"{int(place.sum())} {modality} placeholders went into generate without "
+                    f"{name}: the {modality} did not reach the model",
+                )
+            continue
+        raw = torch.where(place[..., None], bare, whole.embeds)
+        without = {"left out": _first(policy, whole, raw), "and all other media left out": bare_all}
+        blank = _prompt(policy, {**inputs, name: torch.zeros_like(inputs[name])})
+        if blank is not None:
+            without["blanked"] = _first(policy, blank, blank.embeds)
+        yield _missed(modality, place.any(1), recorded, intact, without)
+
+
+def _first(policy: Policy, prompt: _Prompt, embeds: Tensor) -> Tensor:
+    """Log-probabilities after the prompt, float32, (N, V)."""
+    hidden = text_hidden(policy, embeds, prompt.positions, prompt.mask)
+    with torch.no_grad():
+        scores: Tensor = policy.model.lm_head(hidden[:, -1]).float().cpu()
+    return scores.log_softmax(-1)
+
+
+def _missed(
+    modality: str, rows: Tensor, recorded: Tensor, intact: Tensor, without: Mapping[str, Tensor]
+) -> Experiment:
+    own = recorded.float().log_softmax(-1)[rows]
+    near = float((own - intact[rows]).abs().mean())
+    gaps = {how: float((own - scores[rows]).abs().mean()) for how, scores in without.items()}
+    moved = {how: float((intact - scores)[rows].abs().mean()) for how, scores in without.items()}
+    how = min(gaps, key=lambda name: gaps[name])
+    values = {"from_intact": near, **{f"from_{k.replace(' ', '_')}": v for k, v in gaps.items()}}
+    cause = _CAUSES[modality]
+    told = (
+        f"with the {modality} {how} the checkpoint's scores after the prompt move by "
+        f"{moved[how]:.2g} in the mean; the recorded ones are {near:.2g} from those with it, "
+        f"{gaps[how]:.2g} from those without"
+    )
+    if moved[how] < 1e-4:
+        return Experiment(cause, "open", f"{told}: this checkpoint does not mind", values)
+    dead = gaps[how] < 0.5 * near
+    end = f"the {modality} did not reach the model" if dead else f"the {modality} was seen"
+    return Experiment(cause, "proved" if dead else "cleared", f"{told}: {end}", values)
