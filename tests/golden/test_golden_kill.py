@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ ROUNDS = 50
 # Loads everything once, then each round is a process of its own, forked from it: what is killed is
 # the command, not half a minute of imports. It answers "go" just before it begins.
 WORKER = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -34,7 +36,7 @@ suite = load_suite(golden)
 policy = load_policy(tiny.checkpoint_dir())
 weight = policy.model.lm_head.weight
 for line in sys.stdin:
-    what, factor = line.split()
+    what, factor, stays = line.split()
     pid = os.fork()
     if pid == 0:
         with torch.no_grad():
@@ -44,36 +46,47 @@ for line in sys.stdin:
             regen(policy, suite, golden, "cpu-fp32")
         else:
             accept(golden, ["words", "other"], {reason!r}, suite)
+        if stays == "True":
+            time.sleep(600)  # what is to be killed is there to be killed
         os._exit(0)
     os.waitpid(pid, 0)
     print("gone", flush=True)
 """
 
 
-class Worker:
-    def __init__(self, golden: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER.replace("{reason!r}", repr(REASON)), str(golden)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"},
-        )
+Run = Callable[[str, float, float | None], float]
+"""One command with the head scaled by a factor, killed after so many seconds (``None``: it may
+end); returns how long it lived."""
 
-    def run(self, what: str, factor: float, after: float | None) -> float:
-        """One command, killed ``after`` seconds (``None``: it may end); how long it lived."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{what} {factor}\n")
-        self.process.stdin.flush()
-        go, pid = self.process.stdout.readline().split()
-        assert go == "go"
-        begin = time.perf_counter()
-        if after is not None:
-            time.sleep(after)
-            os.kill(int(pid), signal.SIGKILL)
-        assert self.process.stdout.readline() == "gone\n"
-        return time.perf_counter() - begin
+
+@contextmanager
+def worker(golden: Path) -> Iterator[Run]:
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER.replace("{reason!r}", repr(REASON)), str(golden)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"},
+    ) as process:
+        asks, answers = process.stdin, process.stdout
+        assert asks is not None
+        assert answers is not None
+
+        def run(what: str, factor: float, after: float | None) -> float:
+            asks.write(f"{what} {factor} {after is not None}\n")
+            asks.flush()
+            go, pid = answers.readline().split()
+            assert go == "go"
+            begin = time.perf_counter()
+            if after is not None:
+                time.sleep(after)
+                os.kill(int(pid), signal.SIGKILL)
+            assert answers.readline() == "gone\n"
+            return time.perf_counter() - begin
+
+        yield run
+        # the end of its input ends it
+        asks.close()
 
 
 def goldens(golden: Path) -> dict[str, bytes]:
@@ -92,41 +105,37 @@ def goldens(golden: Path) -> dict[str, bytes]:
 def test_killed_while_it_regenerates(policy: Policy, tmp_path: Path) -> None:
     golden, _ = with_goldens(tmp_path / "project", policy)
     before = goldens(golden)
-    worker, rng = Worker(golden), random.Random(0)
-    lasts = worker.run("regen", 2.0, None)
-    for number in range(ROUNDS):
-        worker.run("regen", 2.0 + number, rng.uniform(0, lasts))
-        assert goldens(golden) == before
-        for path in (golden / ".pending").glob("*/*.txt"):
-            parse_golden(path.read_text(), str(path))
-    worker.process.kill()
-    worker.process.communicate()
+    rng = random.Random(0)
+    with worker(golden) as run:
+        lasts = run("regen", 2.0, None)
+        for number in range(ROUNDS):
+            run("regen", 2.0 + number, rng.uniform(0, lasts))
+            assert goldens(golden) == before
+            for path in (golden / ".pending").glob("*/*.txt"):
+                parse_golden(path.read_text(), str(path))
 
 
 @pytest.mark.slow
 def test_killed_while_it_accepts(policy: Policy, tmp_path: Path) -> None:
     golden, _ = with_goldens(tmp_path / "project", policy)
-    worker, rng = Worker(golden), random.Random(1)
-    worker.run("regen", 2.0, None)
-    lasts = worker.run("accept", 1.0, None)
+    rng, cut = random.Random(1), 0
     names = set(goldens(golden))
-    cut = 0
-    for number in range(ROUNDS):
-        worker.run("regen", 3.0 + number, None)
-        pending = set((golden / ".pending").glob("*/*.txt"))
-        assert pending
-        before = goldens(golden)
-        worker.run("accept", 1.0, rng.uniform(0, lasts))
-        after = goldens(golden)
-        assert set(after) == names, "a golden was lost"
-        left = set((golden / ".pending").glob("*/*.txt"))
-        cut += 0 < len(left) < len(pending)
-        # what is neither pending nor new was not touched
-        for path in left:
-            name = f"{path.parent.name}/{path.name}"
-            parse_golden(path.read_text(), name)
-        done = {f"{path.parent.name}/{path.name}" for path in pending - left}
-        assert {name for name in names if after[name] != before[name]} >= done
+    with worker(golden) as run:
+        run("regen", 2.0, None)
+        lasts = run("accept", 1.0, None)
+        for number in range(ROUNDS):
+            run("regen", 3.0 + number, None)
+            pending = set((golden / ".pending").glob("*/*.txt"))
+            assert pending
+            before = goldens(golden)
+            run("accept", 1.0, rng.uniform(0, lasts))
+            after = goldens(golden)
+            assert set(after) == names, "a golden was lost"
+            left = set((golden / ".pending").glob("*/*.txt"))
+            cut += 0 < len(left) < len(pending)
+            for path in left:
+                parse_golden(path.read_text(), str(path))
+            # what is no longer pending stands in the golden's place
+            done = {f"{path.parent.name}/{path.name}" for path in pending - left}
+            assert {name for name in names if after[name] != before[name]} >= done
     assert cut, "no kill fell into the middle of an acceptance"
-    worker.process.kill()
-    worker.process.communicate()

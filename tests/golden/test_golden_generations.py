@@ -1,0 +1,144 @@
+"""The top-N and margin rule, on completions small enough to follow by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from omni_grpo_core.golden.generations import (
+    Sides,
+    judge_generation,
+    margins,
+    scoring_differences,
+)
+from omni_grpo_core.golden.passes import Scored
+from omni_grpo_core.trace.divergence import Lane
+from omni_grpo_core.types import Completion
+
+LANE = Lane(atol=1e-5, rtol=1e-4)
+EOS = 2
+
+
+@dataclass
+class Words:
+    """The little that a judgement asks of a policy."""
+
+    eos_token_ids: tuple[int, ...] = (EOS,)
+    processor: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            tokenizer=SimpleNamespace(added_tokens_decoder={EOS: SimpleNamespace(special=True)})
+        )
+    )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(f"<{i}>" for i in ids)
+
+
+POLICY: Any = Words()
+
+
+def said(*ids: int, logprob: float = -0.5, finish: Any = "stop") -> Completion:
+    return Completion("a", 0, ids, "text", finish, (logprob,) * len(ids))
+
+
+def scored(*steps: tuple[tuple[int, float], ...], own: Sequence[int]) -> Scored:
+    """Each step: (token, logprob), likeliest first."""
+    return Scored(
+        torch.tensor([[token for token, _ in step] for step in steps]),
+        tuple(logprob for step in steps for _, logprob in step),
+        tuple(dict(step)[token] for step, token in zip(steps, own, strict=True)),
+    )
+
+
+IDS = (7, 8, EOS)
+SURE = scored(((7, -0.1), (9, -5.0)), ((8, -0.1), (9, -5.0)), ((EOS, -0.1), (9, -5.0)), own=IDS)
+TIE = scored(((7, -0.1), (9, -5.0)), ((8, -0.70), (9, -0.71)), ((EOS, -0.1), (9, -5.0)), own=IDS)
+TURNED = scored(((7, -0.1), (9, -5.0)), ((9, -0.70), (8, -0.71)), ((EOS, -0.1), (9, -5.0)), own=IDS)
+
+
+def judged(
+    now: Completion, was_scored: Scored | None = SURE, now_scored: Scored | None = SURE
+) -> Any:
+    return judge_generation(
+        POLICY, Sides(said(*IDS), now, was_scored, now_scored), LANE, drifted=True
+    )
+
+
+def test_the_same_tokens_with_the_same_logprobs() -> None:
+    assert judged(said(*IDS)).verdict == "exact"
+
+
+def test_the_same_tokens_within_and_beyond_the_lane() -> None:
+    assert judged(said(*IDS, logprob=-0.50005)).verdict == "within"
+    assert judged(said(*IDS, logprob=-0.51)).verdict == "benign-drift"
+
+
+def test_the_same_tokens_said_less_surely() -> None:
+    shaken = scored(
+        ((7, -0.1), (9, -5.0)), ((8, -0.6), (9, -2.0)), ((EOS, -0.1), (9, -5.0)), own=IDS
+    )
+    found = judged(said(*IDS), now_scored=shaken)
+    assert found.verdict == "harmful"
+    assert found.sentence == "the same tokens, but less sure: margin of token 1 4.9 → 1.4 nats"
+
+
+def test_a_near_tie_may_turn() -> None:
+    found = judged(said(7, 9, 5, EOS), TIE, TURNED)
+    assert (found.verdict, found.first) == ("benign-drift", 1)
+    # the golden's token is second now, the fresh one was second then, a hundredth of a nat apart
+    assert (found.was_rank, found.now_rank) == (1, 1)
+    assert found.margin == pytest.approx(0.01)
+
+
+def test_a_sure_token_may_not() -> None:
+    found = judged(said(7, 9, EOS), SURE, TURNED)
+    assert found.verdict == "harmful"
+    assert found.sentence == 'token 1 is 9 "<9>", was 8 "<8>": 4.9 nats apart'
+
+
+def test_a_token_that_the_other_side_never_thought_of() -> None:
+    found = judged(said(7, 6, EOS), TIE, TURNED)
+    assert found.verdict == "harmful"
+    assert "not among the likeliest of the other side" in found.sentence
+
+
+def test_a_near_tie_with_a_drift_elsewhere_is_no_excuse() -> None:
+    moved = replace(TURNED, logprobs=(-0.1, -0.71, -0.4))
+    assert judged(said(7, 9, EOS), TIE, moved).verdict == "harmful"
+
+
+def test_stopping_elsewhere() -> None:
+    assert judged(said(7, 8)).verdict == "harmful"
+    endless = judged(said(7, 8, 5, 5, finish="length"))
+    assert endless.verdict == "degenerate"
+    assert "the golden ended in eos" in endless.garbage
+
+
+def test_a_sampled_token_is_excused_only_by_drift() -> None:
+    sides = Sides(said(*IDS), said(7, 9, EOS))
+    assert judge_generation(POLICY, sides, LANE, drifted=True).verdict == "benign-drift"
+    assert judge_generation(POLICY, sides, LANE, drifted=False).verdict == "harmful"
+
+
+def test_margins_tell_the_token_that_lost_most() -> None:
+    found = margins(SURE, TURNED, IDS)
+    assert (found.at, found.held) == (1, False)
+    assert found.was == pytest.approx(4.9)
+    assert found.now == pytest.approx(-0.01)
+    assert margins(SURE, SURE, IDS).held
+
+
+def test_scoring_is_compared_token_by_token() -> None:
+    assert scoring_differences([SURE], [SURE], [said(*IDS)], LANE) == []
+    (found,) = scoring_differences([SURE], [TIE], [said(*IDS)], LANE)
+    assert (found.verdict, found.place) == ("differs", (1,))
+    assert found.max_abs == pytest.approx(4.29)
+    (near,) = scoring_differences(
+        [SURE], [replace(SURE, logprobs=(-0.100001, -0.1, -0.1))], [said(*IDS)], LANE
+    )
+    assert near.verdict == "within"

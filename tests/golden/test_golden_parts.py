@@ -1,0 +1,146 @@
+"""Suites, lanes, rebuilt values, and what a difference is about."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from small_traces import small_batch, small_trace
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.golden.bisect import python_of
+from omni_grpo_core.golden.calibrate import Calibration, StageDrift, record_lanes
+from omni_grpo_core.golden.judge import kind_of, strange_leaf
+from omni_grpo_core.golden.lanes import load_lanes
+from omni_grpo_core.golden.rebuild import Lost, rebuild
+from omni_grpo_core.golden.results import CaseResult, GoldenReport, StageResult
+from omni_grpo_core.golden.suite import load_suite
+from omni_grpo_core.golden.text import format_golden, parse_golden
+from omni_grpo_core.trace.codec import equal
+from omni_grpo_core.trace.compare import compare_leaves
+from omni_grpo_core.trace.leaves import leaves
+
+
+def kinds(stage: str, was: object, now: object) -> list[str]:
+    before, after = leaves(was), leaves(now)
+    return [kind_of(stage, d, before, after) for d in compare_leaves(before, after)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "was", "now", "kind"),
+    [
+        ("batch", {"ids": (1, 2)}, {"ids": (1, 3)}, "meaning"),
+        ("batch", {"x": torch.ones(3)}, {"x": torch.ones(3) * 2}, "float"),
+        ("batch", {"x": torch.ones(3)}, {"x": torch.ones(3) + 1e-6}, "fine"),
+        ("batch", {"x": torch.ones(3)}, {"x": torch.ones(3).double()}, "schema"),
+        ("batch", {"x": torch.ones(3)}, {"x": torch.ones(4)}, "schema"),
+        ("batch", {"x": torch.ones(2)}, {"x": torch.tensor([1.0, math.nan])}, "not finite"),
+        ("batch", {"video_second_per_grid": 1.0}, {"video_second_per_grid": 0.5}, "meaning"),
+        ("batch", {"audio": 1, "text": 1}, {"text": 1}, "meaning"),
+        ("batch", {"text": 1}, {"audio": 1, "text": 1}, "schema"),
+        ("text", {"text": "a"}, {"text": "b"}, "meaning"),
+        ("reward", {"value": 1.0}, {"value": 0.5}, "meaning"),
+        ("loss.2", {"loss": 1.0}, {"loss": 1.01}, "float"),
+        ("loss.2", {"loss": 1.0}, {"loss": 1.05}, "training"),
+        ("gradient.1", {"norm": (2.0, 4.0)}, {"norm": (2.0, 8.0)}, "training"),
+    ],
+)
+def test_what_a_difference_is_about(stage: str, was: object, now: object, kind: str) -> None:
+    assert kinds(stage, was, now) == [kind]
+
+
+def test_a_strange_value_is_found_in_a_sketch_too() -> None:
+    text = format_golden("x", {"a": torch.ones(100), "b": torch.full((100,), math.inf)})
+    assert strange_leaf(parse_golden(text).leaves) == "b"
+    assert strange_leaf(leaves({"a": torch.ones(2)})) is None
+
+
+@pytest.mark.parametrize("stage", ["text", "positions", "completion", "parsed", "reward"])
+def test_a_value_comes_back_from_its_golden(stage: str) -> None:
+    value = {record.stage: record.value for record in small_trace().stages}[stage]
+    assert equal(rebuild(parse_golden(format_golden(stage, value)).leaves), value)
+
+
+def test_a_sketch_needs_a_stand_in() -> None:
+    batch = small_batch()
+    stored = parse_golden(format_golden("batch", batch)).leaves
+    with pytest.raises(Lost, match="pixel_values_videos"):
+        rebuild(stored)
+    assert equal(rebuild(stored, leaves(batch)), batch)
+
+
+def test_a_suite_is_read_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(
+        "checkpoint: model\nsettings: {max_new_tokens: 5}\n"
+        "cases: {clip: {rows: [0, 3]}, steps: {rows: [1], steps: 2}}\n"
+    )
+    suite = load_suite(tmp_path)
+    assert suite.checkpoint_dir() == tmp_path / "model"
+    assert (suite.cases["clip"].rows, suite.cases["steps"].steps) == ((0, 3), 2)
+    assert suite.run_settings("clip").max_new_tokens == 5
+    with pytest.raises(ConfigError, match="no case of that name"):
+        suite.chosen(["clop"])
+
+
+@pytest.mark.parametrize(
+    "text", ["casess: {}", "cases: {a: {row: [0]}}", "cases: [a]", "checkpoint: 3"]
+)
+def test_a_suite_that_cannot_be_meant_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "suite.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"suite\.yaml"):
+        load_suite(tmp_path)
+
+
+def test_a_row_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text("cases: {a: {rows: [99]}, b: {}}")
+    suite = load_suite(tmp_path)
+    with pytest.raises(ConfigError, match="found row 99, wanted rows from 0 to"):
+        suite.samples(["a"])
+    with pytest.raises(ConfigError, match="found no rows"):
+        suite.samples(["b"])
+
+
+def calibration(within: bool, max_abs: float) -> Calibration:
+    return Calibration("cpu-fp32", 3, (StageDrift("logits", max_abs, within),))
+
+
+def test_lanes_are_recorded_once_and_never_widened(tmp_path: Path) -> None:
+    assert load_lanes(tmp_path, "cpu-fp32").lane("float32").atol == 1e-5
+    record_lanes(tmp_path, calibration(False, 1e-3))
+    assert load_lanes(tmp_path, "cpu-fp32").lane("float32").atol == pytest.approx(4e-3)
+    assert load_lanes(tmp_path, "cuda-sm90-bf16").lane("float32").atol == 5e-2
+    with pytest.raises(ConfigError, match="a lane is not widened"):
+        record_lanes(tmp_path, calibration(False, 1e-2))
+    record_lanes(tmp_path, calibration(True, 1e-4))
+    assert load_lanes(tmp_path, "cpu-fp32").lane("float32").atol == pytest.approx(4e-3)
+
+
+def test_an_environment_by_its_folder_interpreter_or_tox_name(tmp_path: Path) -> None:
+    for folder in (tmp_path / "venv", tmp_path / ".tox" / "tf4576"):
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").touch()
+    venv = str(tmp_path / "venv" / "bin" / "python")
+    assert python_of(str(tmp_path / "venv"), tmp_path, tmp_path) == venv
+    assert python_of(venv, tmp_path, tmp_path) == venv
+    tox = str(tmp_path / ".tox" / "tf4576" / "bin" / "python")
+    assert python_of("tf4576", tmp_path, tmp_path) == tox
+    with pytest.raises(ConfigError, match="tox -e tf9999 --notest"):
+        python_of("tf9999", tmp_path, tmp_path)
+
+
+def case(first: str | None) -> CaseResult:
+    stage = StageResult("loss.1", "harmful", "why", "added", (), "a/loss.1.txt")
+    return CaseResult("a", "harmful", "why", first, (stage,))
+
+
+def test_the_earliest_stage_of_all_cases_comes_first() -> None:
+    report = GoldenReport(
+        "golden", "cpu-fp32", (case("completion.2"), case("loss.1"), case(None)), 0.5
+    )
+    assert report.first == "loss.1"
+    assert GoldenReport("g", "k", (case("loss.1"), case("logits")), 0.0).first == "logits"
+    told = report.to_json()
+    assert (told["verdict"], told["first"]) == ("harmful", "loss.1")
+    assert told["cases"][0]["stages"][0]["origin"] == "added"
