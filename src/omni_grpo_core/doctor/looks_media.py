@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from omni_grpo_core.batch import placeholder_ids
+from omni_grpo_core.doctor import replay_media
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.looks_positions import Call, named_calls
 from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.replay_batch import DEFAULT_RATE, carried, rate_of, sides, totals
-from omni_grpo_core.doctor.rounds import flag_of, rounds
-from omni_grpo_core.doctor.shown_media import Shown, shown, wanted_counts
-from omni_grpo_core.observed import ForwardCall, GenerateCall, MediumSeen, ProcessorCall
+from omni_grpo_core.doctor.rounds import Round, flag_of, rounds
+from omni_grpo_core.doctor.shown_media import Shown, array_of, media_config, shown, wanted_counts
+from omni_grpo_core.observed import MediumSeen, ProcessorCall
 from omni_grpo_core.types import MODALITIES, Modality
 
 if TYPE_CHECKING:
@@ -99,15 +102,35 @@ def _kept(name: str, limit: int, grids: Tensor) -> bool:
 
 
 def look_passed_on(case: Case) -> Iterator[Evidence]:
-    """What the processor made of each modality is handed to generate and every forward."""
-    for one in rounds(case):
-        made = {key for call in one.processed for key in (*call.outputs, *call.large)}
-        if not made:
-            continue
-        for call in one.generated:
-            yield from _not_passed("generate", call, made)
-        for forward in one.forwards:
-            yield from _not_passed("the scoring forward", forward, made)
+    """What the processor made of each modality is handed to generate and every forward that has
+    placeholders for it."""
+    if not case.processed:
+        return
+    every = set.intersection(*({*call.outputs, *call.large} for call in case.processed))
+    some = {key for call in case.processed for key in (*call.outputs, *call.large)}
+    for name, call in named_calls(case):
+        has = {*call.inputs, *call.large}
+        for modality in MODALITIES:
+            pixels = PIXELS[modality]
+            asked = _asked(case, call, modality)
+            # without a checkpoint a placeholder cannot be known: only what every batch has is sure
+            if pixels in has or pixels not in (every if asked is None else some) or asked is False:
+                continue
+            yield Evidence(
+                "media",
+                "media-not-passed",
+                f"the processor made {pixels}, {name} was not given it: the model sees no "
+                f"{modality}",
+                values={"modality": modality, "call": name, "grid": GRIDS[modality] in has},
+            )
+
+
+def _asked(case: Case, call: Call, modality: Modality) -> bool | None:
+    """Whether a call's tokens have placeholders of a modality; ``None`` where nobody can tell."""
+    if case.reference is None:
+        return None
+    token = placeholder_ids(case.reference.policy.processor)[modality]
+    return bool((call.inputs["input_ids"] == token).any())
 
 
 def look_content(case: Case) -> Iterator[Evidence]:
@@ -122,7 +145,7 @@ def look_content(case: Case) -> Iterator[Evidence]:
             for item in _once(found):
                 yield from _content(item, found)
             if not any(item.media is not None for item in found):
-                yield from _all_empty(call)
+                yield from _all_empty(one, call, case)
 
 
 def look_rate(case: Case) -> Iterator[Evidence]:
@@ -223,21 +246,6 @@ def _form(item: Shown, values: Tensor, reference: Tensor, name: str) -> Iterator
     yield Evidence("media", fact, f"row {item.row} is shown {sentence}", row=item.row, values=told)
 
 
-def _not_passed(name: str, call: GenerateCall | ForwardCall, made: set[str]) -> Iterator[Evidence]:
-    has = {*call.inputs, *call.large}
-    if "input_ids" not in has:
-        return
-    for modality in MODALITIES:
-        if PIXELS[modality] in made and PIXELS[modality] not in has:
-            yield Evidence(
-                "media",
-                "media-not-passed",
-                f"the processor made {PIXELS[modality]}, {name} was not given it: the model sees "
-                f"no {modality}",
-                values={"modality": modality, "call": name, "grid": GRIDS[modality] in has},
-            )
-
-
 def _sound_missing(call: ProcessorCall, case: Case, modality: Modality) -> bool:
     """No sound at all, where the processor is to take it out of the videos."""
     if modality != "audio" or not flag_of(call.keywords) or call.audios:
@@ -257,17 +265,32 @@ def _once(found: Sequence[Shown]) -> list[Shown]:
     return list(kept.values())
 
 
-def _all_empty(call: ProcessorCall) -> Iterator[Evidence]:
-    """Without files: one black or silent clip may be the data's own, all of them are not."""
+def _all_empty(one: Round, call: ProcessorCall, case: Case) -> Iterator[Evidence]:
+    """Where files cannot be matched to rows: one black or silent clip may be the data's own, all
+    of them are not."""
     for what, media in (("blank", (*call.videos, *call.images)), ("silent", call.audios)):
         if media and all(map(_empty, media)):
+            full = _some_file_is_not(one, media[0].modality, case)
             yield Evidence(
                 "media",
                 f"medium-{what}",
-                f"all {len(media)} {media[0].modality} items of the call are {what}",
-                origin="unknown",
+                f"all {len(media)} {media[0].modality} items of the call are {what}"
+                + (", their files are not" if full else ""),
+                origin="added" if full else "unknown",
                 values={"modality": media[0].modality},
             )
+
+
+def _some_file_is_not(one: Round, modality: Modality, case: Case) -> bool:
+    """Whether a file that the conversations name has something in it."""
+    config = media_config(case)
+    for talk in one.talks:
+        for ref in replay_media.wanted(talk.media, interleaved=modality == "audio")[modality]:
+            read = replay_media.load(ref, config)
+            values = None if read is None else array_of(read, modality)
+            if values is not None and not _flat(values, modality):
+                return True
+    return False
 
 
 def _empty(medium: MediumSeen) -> bool:

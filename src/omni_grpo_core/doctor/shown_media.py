@@ -33,13 +33,21 @@ class Shown:
     @property
     def values(self) -> Tensor | None:
         """The reference's array: an image's pixels, a clip's frames, a recording's samples."""
-        if self.media is None:
-            return None
-        if self.ref.modality == "image":
-            return self.media.images[0].pixels.float()
-        if self.ref.modality == "video":
-            return self.media.videos[0].frames
-        return self.media.audios[0].samples
+        return None if self.media is None else array_of(self.media, self.ref.modality)
+
+
+def array_of(media: Media, modality: Modality) -> Tensor:
+    """The only medium of ``media``."""
+    if modality == "image":
+        return media.images[0].pixels.float()
+    if modality == "video":
+        return media.videos[0].frames
+    return media.audios[0].samples
+
+
+def media_config(case: Case) -> MediaConfig:
+    """How the reference reads media: by the checkpoint's settings."""
+    return MediaConfig() if case.reference is None else case.reference.settings.media
 
 
 def owners(one: Round, call: ProcessorCall, case: Case) -> tuple[Talk, ...] | None:
@@ -76,7 +84,7 @@ def shown(one: Round, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:
     rows, talks = given_rows(call, case), owners(one, call, case)
     if rows is None or talks is None:
         return ()
-    config = MediaConfig() if case.reference is None else case.reference.settings.media
+    config = media_config(case)
     found: list[Shown] = []
     for row, talk in zip(rows, talks, strict=True):
         interleaved = carried(call, case) == "interleaved" and bool(row.media["video"])
