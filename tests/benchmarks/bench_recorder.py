@@ -6,7 +6,7 @@
     python tests/benchmarks/bench_recorder.py --shape 7b --device cuda [--pairs 5]
 
 One step: template, media, processor, ``generate`` of a group, a reward, the scoring forward with
-gradients checkpointed, backward, SGD. ``tiny`` is the shipped checkpoint on a shipped clip; ``7b`` a
+gradients checkpointed, backward, SGD. ``tiny`` is the shipped checkpoint; ``7b`` a
 thinker of Qwen2.5-Omni-7B's shape with random weights in bfloat16 (towers frozen, as trainers do),
 a synthetic clip with sound and a full-length completion. Steps alternate, without and with, after
 one of each to warm up; a recorded step includes writing its folder. Prints one JSON object:
@@ -146,7 +146,7 @@ class Loop:
 
 def load(shape: str, device: str, folder: Path) -> Policy:
     if shape == "7b":
-        from random_7b import random_7b
+        from full_shape import random_7b
 
         return random_7b(folder / "processor")
     from omni_grpo_core import tiny

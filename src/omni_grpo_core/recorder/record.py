@@ -6,6 +6,7 @@ trainer raises; a step that an exception cut short is kept too, for it is the on
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import platform
@@ -265,6 +266,7 @@ def _header(thinker: Any, processor: Any) -> dict[str, str]:
     }
 
 
+@functools.cache
 def _version(name: str) -> str:
     try:
         return version(name)

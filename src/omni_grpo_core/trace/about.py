@@ -12,6 +12,8 @@ from omni_grpo_core.trace.runs import runs
 _READABLE_RUNS = 400
 """Integer tensors of up to this many runs are given in full: a prompt of ordinary text, ids and
 all, and every mask and position of it."""
+_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Floats that torch can sum and compare as they are."""
 _SUMMED_UP_TO = 1 << 22
 """Elements; beyond, statistics would cost more than writing the tensor."""
 
@@ -34,9 +36,14 @@ def about(tensor: torch.Tensor) -> str:
             return ", ".join(map(str, found))
         wide = flat.numpy()  # torch finds no smallest uint64
         return f"min {int(wide.min())} max {int(wide.max())}"
-    numbers = flat.to(torch.float64)
-    finite = numbers[numbers.isfinite()]
+    # one pass where all are finite, as nearly always: a recorder describes every tensor of a step
+    finite = flat if flat.dtype in _PLAIN else flat.to(torch.float64)
+    mean = finite.mean(dtype=torch.float64)
+    if not mean.isfinite():
+        finite = finite[finite.isfinite()].to(torch.float64)
+        if not len(finite):
+            return f"nothing finite, {len(flat)} not finite"
+        mean = finite.mean()
     strange = f", {len(flat) - len(finite)} not finite" if len(finite) < len(flat) else ""
-    if not len(finite):
-        return f"nothing finite{strange}"
-    return f"min {finite.min():.4g} max {finite.max():.4g} mean {finite.mean():.4g}{strange}"
+    low, high = finite.aminmax()
+    return f"min {float(low):.4g} max {float(high):.4g} mean {float(mean):.4g}{strange}"
