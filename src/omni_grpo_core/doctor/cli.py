@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -22,6 +23,7 @@ from omni_grpo_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from omni_grpo_core.doctor.evidence import Reference
+    from omni_grpo_core.doctor.modes import Experiment
     from omni_grpo_core.types import Trace
 
 
@@ -41,6 +43,12 @@ def doctor(
     causes: Annotated[
         bool, typer.Option("--causes/--no-causes", help="Explain by the catalogue of known faults.")
     ] = True,
+    try_modes: Annotated[
+        bool,
+        typer.Option(
+            "--modes", help="Also try causes out: generate again, score again, without each medium."
+        ),
+    ] = False,
     pipeline: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--import", help="module:function, run on the shipped clips and diagnosed."),
@@ -65,6 +73,7 @@ def doctor(
         from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
         from omni_grpo_core.doctor.load import as_cases, read_traces
         from omni_grpo_core.doctor.looks_run import in_order
+        from omni_grpo_core.doctor.modes import tried
 
         with progress("doctor", as_json) as on_stage:
             on_stage("reading")
@@ -78,6 +87,10 @@ def doctor(
             for (name, _), case in zip(traces, cases, strict=True):
                 on_stage(Path(name).name)
                 diagnoses.append(diagnose(case, causes=causes))
+            experiments: tuple[Experiment, ...] = ()
+            if try_modes:
+                on_stage("modes")
+                experiments = tried(cases)
         verdict = merge(diagnoses)
         if html is not None:
             from omni_grpo_core.report.doctor_page import doctor_page
@@ -86,13 +99,16 @@ def doctor(
             write_page(html, doctor_page(diagnoses))
         if as_json:
             told = {"steps": len(cases), **to_json(verdict)}
+            if try_modes:
+                told["modes"] = [asdict(experiment) for experiment in experiments]
             typer.echo(json.dumps(told, ensure_ascii=False))
         else:
             from rich.console import Console
 
-            from omni_grpo_core.report.doctor_terminal import print_diagnosis
+            from omni_grpo_core.report.doctor_terminal import print_diagnosis, print_experiments
 
             print_diagnosis(Console(), verdict, len(cases))
+            print_experiments(Console(), experiments)
     raise typer.Exit(1 if verdict.findings else 0)
 
 

@@ -7,7 +7,7 @@ recorded completion with its history and without, take each modality away. Secon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,12 +20,13 @@ from omni_grpo_core.doctor.looks_completion import rollouts
 from omni_grpo_core.doctor.looks_logits import temperature_of
 from omni_grpo_core.doctor.teacher import Taught, apart, taught, text_hidden, tolerance
 from omni_grpo_core.doctor.turns import completion_ids, until_end
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.observed import GenerateCall, Modes
 from omni_grpo_core.policy import Policy, generating
 
 Outcome = Literal["proved", "cleared", "open"]
 
-_MOST_TOKENS = 64
+_MOST_TOKENS = 32
 _MEDIA: Mapping[str, tuple[str, str]] = {
     "pixel_values": ("image", "image_token_id"),
     "pixel_values_videos": ("video", "video_token_id"),
@@ -65,6 +66,25 @@ def modes(case: Case) -> tuple[Experiment, ...]:
     for trial in (_modes_of_generate, _history, _positions, _modalities):
         experiments += trial(case, policy, call)
     return tuple(experiments)
+
+
+def tried(cases: Sequence[Case]) -> tuple[Experiment, ...]:
+    """:func:`modes` on the first step of a run that has a rollout.
+
+    Raises:
+        ConfigError: there is nothing to try it on: no checkpoint, or no rollout was recorded.
+    """
+    for case in cases:
+        found = modes(case)
+        if found:
+            return found
+    known = any(case.reference is not None for case in cases)
+    raise ConfigError(
+        "--modes",
+        got="a recording without a whole rollout" if known else "no checkpoint to try causes on",
+        want="a recorded rollout and the checkpoint that it was made with",
+        fix="record one whole step" if known else "name the checkpoint with --checkpoint DIR",
+    )
 
 
 # --------------------------------------------------------------------------- generate again
@@ -125,7 +145,7 @@ def _said(policy: Policy, ids: Tensor) -> str:
 
 
 def _greedy(policy: Policy, call: GenerateCall, *, use_cache: bool) -> Tensor:
-    """Completion ids, (N, at most 64), with the recorded inputs and nothing of the sampling."""
+    """Completion ids, (N, at most 32), with the recorded inputs and nothing of the sampling."""
     width = 0 if call.sequences is None else _width(call)
     with torch.no_grad():
         sequences: Tensor = policy.model.generate(

@@ -204,12 +204,12 @@ _COMPLETION = (
         confirm="generate's logprobs equal the scoring forward's",
     ),
     Signature(
-        cause="gen.context-free",
-        fact="tokens-out-of-context",
-        harm="what is sampled is not what is scored",
-        fix="see why generate loses prompt and history: cache, mask or mode",
-        confirm="teacher-force the completion in eval mode",
-        certainty=0.3,
+        cause="gen.weights-stale",
+        fact="tokens-impossible",
+        harm="what is sampled is not what is scored: the loss takes others' answers for its own",
+        fix="see that generate runs on the weights that are trained, with its cache and its prompt",
+        confirm="omni-grpo doctor --modes scores the completions with and without their history",
+        certainty=0.5,
     ),
     Signature(
         cause="gen.raised",

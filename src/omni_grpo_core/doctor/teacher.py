@@ -51,7 +51,7 @@ class Taught:
 
         def one(scores: Tensor, ids: Tensor) -> Tensor:
             scores = scores[:-1] if place == "before" else scores[1:]
-            table = _log_softmax(scores, temperature, suppressed)
+            table = log_table(scores, temperature, suppressed)
             return table.gather(1, ids[:, None])[:, 0]
 
         return torch.stack(self.each_row(one))
@@ -61,7 +61,8 @@ class Taught:
         return [look(self.scores(row), ids) for row, ids in enumerate(self.ids)]
 
 
-def _log_softmax(scores: Tensor, temperature: float, suppressed: Sequence[int]) -> Tensor:
+def log_table(scores: Tensor, temperature: float, suppressed: Sequence[int]) -> Tensor:
+    """Log-probabilities of scores (K, V) at a temperature, without some ids."""
     scores = scores / temperature
     if suppressed:
         scores[:, list(suppressed)] = -torch.inf

@@ -6,11 +6,14 @@ characters written out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
 from omni_grpo_core.doctor.evidence import Diagnosis, Evidence, Explanation, Finding
+from omni_grpo_core.doctor.modes import Experiment
 from omni_grpo_core.report.visible import shortened, visible
 from omni_grpo_core.types import STAGES, Stage
 
@@ -29,6 +32,15 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis, steps: int) -> None:
         for sentence in diagnosis.missing:
             console.print(Text(f"  {_plain(sentence)}", style="dim"))
     console.print(_verdict(diagnosis, steps))
+
+
+def print_experiments(console: Console, experiments: Sequence[Experiment]) -> None:
+    """What was tried out, one line each; nothing where nothing was."""
+    styles = {"proved": "bold red", "cleared": "green", "open": "dim"}
+    for experiment in experiments:
+        line = Text(f"{experiment.outcome:8}", style=styles[experiment.outcome])
+        line.append(f"{experiment.cause}  ", style="bold")
+        console.print(line.append(_plain(experiment.sentence), style="default"))
 
 
 def _house(diagnosis: Diagnosis) -> Text:
