@@ -195,6 +195,11 @@ def train(
         first = os.environ.get("RANK", "0") == "0"
         for warning in warnings if first else ():
             typer.echo(f"warning: {warning}", err=True)
+        if first:
+            # accelerate launch --cpu starts one process, whatever --num_processes says
+            world = int(os.environ.get("WORLD_SIZE", "1"))
+            many = "process" if world == 1 else "processes"
+            typer.echo(f"{plan.steps} steps on {world} {many}", err=True)
         quiet_libraries()
         from rich.console import Console
 

@@ -119,6 +119,26 @@ def test_processes_must_share_the_groups_evenly(tmp_path: Path) -> None:
         check_config(config, world=3)
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed.*before the guard has seen"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1, wanted fsdp_version: 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP version 1"),
+    ],
+)
+def test_launchers_that_the_guard_cannot_stop_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        load_train_config(write(tmp_path))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    load_train_config(write(tmp_path))
+
+
 def test_the_rate_warms_up_and_falls() -> None:
     cosine = OptimizerConfig(lr=2.0, schedule="cosine", warmup_steps=1, final=0.5)
     assert [learning_rate(cosine, at, 3) for at in (0, 1, 2)] == pytest.approx([2.0, 2.0, 1.5])

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.errors import TrainError
-from omni_grpo_core.grpo.lora import merged_weights
 from omni_grpo_core.grpo.train_config import TrainConfig, as_values
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.trace.atomic import write_file
@@ -105,9 +104,9 @@ def save(
     wait()
 
 
-def export(policy: Policy, config: TrainConfig, folder: Path) -> None:
-    """The trained thinker as a checkpoint folder, adapters merged, processor beside it; it takes
-    the place of an earlier one.
+def export(policy: Policy, config: TrainConfig, folder: Path, weights: Mapping[str, Any]) -> None:
+    """The trained thinker as a checkpoint folder, ``weights`` (adapters merged) and processor; it
+    takes the place of an earlier one.
 
     Files of a thinker's own folder are copied as they are: no version's own save can be read by all
     supported ones.
@@ -115,7 +114,7 @@ def export(policy: Policy, config: TrainConfig, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    policy.model.save_pretrained(partial, state_dict=merged_weights(policy.model))
+    policy.model.save_pretrained(partial, state_dict=dict(weights))
     source = Path(policy.checkpoint)
     kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type", "")
     if kind.endswith("_thinker"):

@@ -77,10 +77,28 @@ def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
     if isinstance(placed.get("checkpoint"), str):
         own = load_settings(Path(str(placed["checkpoint"])))
     config: TrainConfig = merge(replace(TrainConfig(), settings=own), placed, str(path))
+    check_launcher(os.environ)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     warnings = check_config(config, world=world)
     check_data(config, world=world)
     return config, warnings
+
+
+def check_launcher(environment: Mapping[str, str]) -> None:
+    """What ``accelerate launch`` was told, by the variables that it sets.
+
+    Raises ``ConfigError`` for DeepSpeed, whose engine clips and updates the weights within the
+    backward pass, before the guard has seen loss and gradient; and for FSDP of version 1, under
+    which nobody can sample from a wrapped model.
+    """
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise _bad("accelerate configuration", "DeepSpeed", "distributed_type FSDP or MULTI_GPU",
+                   "its engine updates the weights before the guard has seen the step; FSDP of "
+                   "version 2 shares weights, moments and gradients as ZeRO 3 does")  # fmt: skip
+    sharded = environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded and environment.get("FSDP_VERSION", "1") != "2":
+        raise _bad("accelerate configuration", "FSDP version 1", "fsdp_version: 2",
+                   "under version 1 nobody can sample from a wrapped model")  # fmt: skip
 
 
 def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:

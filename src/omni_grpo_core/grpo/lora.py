@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.grpo.sharding import whole
 from omni_grpo_core.grpo.train_config import TOWER_PREFIX, LoraConfig, Tower
 
 
@@ -64,7 +65,8 @@ def adapter_off(model: Any) -> Iterator[None]:
 
 
 def merged_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The state dict of the plain architecture, adapters added to the weights they act on."""
+    """The state dict of the plain architecture, adapters added to the weights they act on. Of
+    sharded weights every process has to ask, within ``gathered``."""
     weights = {}
     for layer_name, layer in model.named_modules():
         if hasattr(layer, "get_delta_weight") and hasattr(layer, "base_layer"):
@@ -73,4 +75,4 @@ def merged_weights(model: Any) -> dict[str, torch.Tensor]:
     for name, tensor in model.state_dict().items():
         if "lora_" not in name:
             weights.setdefault(name.replace(".base_layer.", "."), tensor)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    return {name: whole(tensor).cpu().contiguous() for name, tensor in weights.items()}

@@ -15,8 +15,8 @@
 P parameters of the thinker, N completions of a step on one process, M of a micro-batch, L tokens of
 the longest prompt's media, C ``max_new_tokens``, V vocabulary, H hidden size, I intermediate size,
 b bytes of a number in a forward (4, with bfloat16 2). It leaves out text, towers, workspaces and
-the runtime: what it refuses does not fit, what it lets pass may not fit either. Under FSDP or
-DeepSpeed weights, moments and gradients are shared among the processes.
+the runtime: what it refuses does not fit, what it lets pass may not fit either. Under FSDP weights,
+moments and gradients are shared among the processes.
 """
 
 from __future__ import annotations
@@ -101,11 +101,7 @@ def estimate(
     length = prompt + config.settings.max_new_tokens
     wide = 0 if config.gradient_checkpointing else 6 * hidden + 3 * _intermediate(text)
     scored = config.micro_batch_size * config.settings.max_new_tokens * int(text["vocab_size"])
-    sharded = any(
-        os.environ.get(name) == "true"
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    )
-    ranks = world if sharded else 1
+    ranks = world if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
     return Estimate(
         weights=(number * frozen + 4 * learning) // ranks,
         optimizer=8 * learning // ranks,

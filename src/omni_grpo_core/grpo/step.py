@@ -19,6 +19,7 @@ from omni_grpo_core.grpo.importance import rollout_weights
 from omni_grpo_core.grpo.logprobs import ScoredTokens, completion_logprobs
 from omni_grpo_core.grpo.loss import policy_loss
 from omni_grpo_core.grpo.metrics import Mean, Metrics, loss_metrics
+from omni_grpo_core.grpo.sharding import touched
 from omni_grpo_core.grpo.spans import PartialAdvantage, token_advantages
 from omni_grpo_core.grpo.totals import Totals
 from omni_grpo_core.policy import Policy
@@ -75,7 +76,7 @@ class Scorer(nn.Module):
             temperature=self._temperature,
             suppressed=self._policy.suppressed,
         )
-        return scored.logprobs, scored.entropy
+        return scored.logprobs + touched(self), scored.entropy
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +19,13 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate.state import PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    ProjectConfiguration,
+    gather_object,
+)
 from torch import Tensor, nn
 
 from omni_grpo_core.check import check
@@ -28,10 +35,12 @@ from omni_grpo_core.grpo.bundle import save_bundle, step_trace
 from omni_grpo_core.grpo.evaluation import Examiner
 from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, failed_checks, watch_generation
 from omni_grpo_core.grpo.learners import choose_learners
-from omni_grpo_core.grpo.load_config import require_enough
+from omni_grpo_core.grpo.load_config import check_launcher, require_enough
+from omni_grpo_core.grpo.lora import merged_weights
 from omni_grpo_core.grpo.metrics import Metrics, advantage_metrics, rollout_metrics
 from omni_grpo_core.grpo.partial import Partial, PartialRewards
 from omni_grpo_core.grpo.records import step_record
+from omni_grpo_core.grpo.sharding import gathered, settle, whole
 from omni_grpo_core.grpo.step import MicroBatch, Scorer, StepPlan, Update, cut, optimize
 from omni_grpo_core.grpo.train_config import TrainConfig, as_values, learning_rate
 from omni_grpo_core.pipeline import Inputs, prepare
@@ -45,6 +54,29 @@ from omni_grpo_core.types import Rollout, Sample
 
 T = TypeVar("T")
 LOG = "log.jsonl"
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate as the launcher configured it.
+
+    On CPU it leaves FSDP out without a word; it is put in force here, over gloo. Raises
+    ``ConfigError`` as :func:`~omni_grpo_core.grpo.load_config.check_launcher` does.
+    """
+    check_launcher(os.environ)
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=config.out),
+        # a micro-batch without sound leaves the audio tower without a gradient
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if wants_fsdp and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    return accelerator
 
 
 class AccelerateTeam:
@@ -74,7 +106,7 @@ class AccelerateTeam:
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
         norm: Any = self._accelerator.clip_grad_norm_(parameters, max_norm)
-        return float(norm)
+        return float(whole(norm)) if isinstance(norm, Tensor) else float(norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +168,7 @@ class _Run:
         spanned = {n: (e.span, e.weight) for n, e in config.rewards.items() if e.span is not None}
         self.partial = PartialRewards(spanned, config.scale)
         self.saved = checkpointing.newest(self.out, config)
-        self.accelerator = Accelerator(
-            cpu=config.device == "cpu",
-            mixed_precision="bf16" if config.precision == "bfloat16" else "no",
-            log_with=list(config.trackers) or None,
-            project_config=ProjectConfiguration(project_dir=str(self.out)),
-            # a micro-batch without sound leaves the audio tower without a gradient
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+        self.accelerator = make_accelerator(config)
         self.team = AccelerateTeam(self.accelerator)
         self.policy = load_policy(
             config.checkpoint, processor=config.processor, device=str(self.accelerator.device)
@@ -159,6 +184,7 @@ class _Run:
         self.scorer, self.optimizer = self.accelerator.prepare(
             Scorer(self.policy, config.settings.temperature), optimizer
         )
+        settle(self.scorer)
         self.guard = Guard(
             config.guard,
             eos_ids=self.policy.eos_token_ids,
@@ -199,8 +225,10 @@ class _Run:
             if self.config.trackers:
                 self.accelerator.end_training()
         model = self.out / "model"
+        with gathered(self.scorer):
+            weights = merged_weights(self.policy.model)
         if main:
-            checkpointing.export(self.policy, self.config, model)
+            checkpointing.export(self.policy, self.config, model, weights)
         self.accelerator.wait_for_everyone()
         return TrainResult("finished", self.config.steps, (), None, model)
 
@@ -235,7 +263,7 @@ class _Run:
                 return broken
         findings: list[Finding] = []
         inputs = prepare(self.policy, samples, config.settings)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), gathered(self.scorer):
             rolled = rollout(
                 self.policy,
                 inputs.batch,
@@ -276,7 +304,7 @@ class _Run:
             self.policy.model,
             self.optimizer,
             window,
-            reference=self.reference,
+            reference=self._reference if self.reference else None,
             may_step=may_step,
             set_rate=set_rate,
         )
@@ -297,11 +325,16 @@ class _Run:
         if findings:
             self.accelerator.wait_for_everyone()
             return TrainResult("stopped", step, tuple(findings), folder, None)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), gathered(self.scorer):
             record |= self.examiner.measure(self.policy, step)
         self._log(step, record)
         self.on_step(StepView(record, inputs, rolled, scored))
         return None
+
+    def _reference(self, micro: MicroBatch) -> Tensor:
+        assert self.reference
+        with gathered(self.scorer):
+            return self.reference(micro)
 
     def _seen(self) -> tuple[Finding, ...]:
         """What any process saw a forward do, once; every process has to stop alike."""
@@ -320,17 +353,17 @@ class _Run:
         """Every stage check of ``omni-grpo check`` on the first samples; a result where one fails:
         nothing is sampled from a pipeline that is known to be broken."""
         found: list[Finding] = []
-        if self.accelerator.is_main_process:
-            lenient = replace(self.config.settings, min_format=0.0, min_accuracy=0.0)
-            with self.accelerator.autocast():
+        with self.accelerator.autocast(), gathered(self.scorer):
+            if self.accelerator.is_main_process:
+                lenient = replace(self.config.settings, min_format=0.0, min_accuracy=0.0)
                 result = check(self.policy, samples, lenient)
-            found += failed_checks(result.trace.stages)
-            found += [
-                Finding(f"{proof.modality} does not reach the model", "embeddings",
-                        f"swapping it moves the logprobs by {proof.shift:.2g} nats a token")
-                for proof in result.modalities
-                if not proof.ok
-            ]  # fmt: skip
+                found += failed_checks(result.trace.stages)
+                found += [
+                    Finding(f"{proof.modality} does not reach the model", "embeddings",
+                            f"swapping it moves the logprobs by {proof.shift:.2g} nats a token")
+                    for proof in result.modalities
+                    if not proof.ok
+                ]  # fmt: skip
         findings = self.team.gather(found)
         if not findings:
             return None

@@ -1,0 +1,86 @@
+"""Weights that are shared among processes (FSDP2), for forwards that do not go through the wrapper.
+
+FSDP puts a module's weights together when the wrapped module's forward is called, with all
+processes at once. Sampling, checks and the reference call parts of the model by themselves, and
+each process as often as its own completions are long. So there all weights are put together first
+and stay so until the end: nothing inside waits for another process. Where nothing is sharded, all
+of this does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from omni_grpo_core.errors import ConfigError
+
+
+def sharded(module: nn.Module) -> list[Any]:
+    """The modules under ``module``, itself among them, that FSDP2 has taken apart."""
+    return [inner for inner in module.modules() if isinstance(inner, FSDPModule)]
+
+
+def settle(root: nn.Module) -> None:
+    """Make ``root`` the root of its sharded modules, which its first forward would do.
+
+    The first forward of an inner module would otherwise make *that* one a root, and the next
+    forward of the true root an error. Raises ``ConfigError`` where a tower's inner modules are
+    wrapped: a process without a clip in its micro-batch would never ask for them, and the others
+    would wait for it.
+    """
+    wrapped = [name for name, module in root.named_modules() if isinstance(module, FSDPModule)]
+    inside = [name for name in wrapped if "visual." in name or "audio_tower." in name]
+    if inside:
+        raise ConfigError(
+            "accelerate configuration",
+            got=f"FSDP around {inside[0]}",
+            want="FSDP around the layers of the text model at most",
+            fix="fsdp_transformer_layer_cls_to_wrap: the text model's decoder layer, or NO_WRAP",
+        )
+    if wrapped:
+        state: Any = root
+        state._get_fsdp_state()._lazy_init()
+
+
+def touched(root: nn.Module) -> Tensor | float:
+    """0, with a gradient of 0 for every weight that is whole now: within the root's forward.
+
+    FSDP reduces the gradients that there are, in one piece: a process without sound in its
+    micro-batch would have fewer than the others.
+    """
+    if not sharded(root):
+        return 0.0
+    weights = [p for p in root.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    return torch.stack([weight.reshape(-1)[0].float() for weight in weights]).sum() * 0.0
+
+
+@contextmanager
+def gathered(root: nn.Module) -> Iterator[None]:
+    """All weights whole on every process, without a collective inside. Every process has to enter
+    and to leave."""
+    modules = sharded(root)
+    groups = [module._get_fsdp_state()._fsdp_param_group for module in modules]
+    after_forward = [group and group.post_forward_mesh_info for group in groups]
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module, group, before in zip(modules, groups, after_forward, strict=True):
+            if group is not None:
+                group.post_forward_mesh_info = before
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which this process may hold a part; every process has to ask."""
+    full: Any = getattr(tensor, "full_tensor", None)
+    result: Tensor = tensor if full is None else full()
+    return result.detach()
