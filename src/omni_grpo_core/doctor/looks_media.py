@@ -14,7 +14,14 @@ from omni_grpo_core.doctor.looks_positions import Call, named_calls
 from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.replay_batch import DEFAULT_RATE, carried, rate_of, sides, totals
 from omni_grpo_core.doctor.rounds import Round, flag_of, rounds
-from omni_grpo_core.doctor.shown_media import Shown, array_of, media_config, shown, wanted_counts
+from omni_grpo_core.doctor.shown_media import (
+    Shown,
+    array_of,
+    has_settings,
+    media_config,
+    shown,
+    wanted_counts,
+)
 from omni_grpo_core.observed import MediumSeen, ProcessorCall
 from omni_grpo_core.types import MODALITIES, Modality
 
@@ -143,7 +150,7 @@ def look_content(case: Case) -> Iterator[Evidence]:
             if any(item.media is None for item in found):
                 say_missing(case, "some media files are not here: their content was not compared")
             for item in _once(found):
-                yield from _content(item, found)
+                yield from _content(case, item, found)
             if not any(item.media is not None for item in found):
                 yield from _all_empty(one, call, case)
 
@@ -176,7 +183,7 @@ def look_rate(case: Case) -> Iterator[Evidence]:
                 break
 
 
-def _content(item: Shown, every: Sequence[Shown]) -> Iterator[Evidence]:
+def _content(case: Case, item: Shown, every: Sequence[Shown]) -> Iterator[Evidence]:
     reference, values = item.values, item.given.values
     if reference is None:
         return
@@ -217,16 +224,23 @@ def _content(item: Shown, every: Sequence[Shown]) -> Iterator[Evidence]:
             values={**told, "shown": PurePath(twin.ref.path).name, "of": twin.row},
         )
         return
-    yield from _form(item, values, reference, name)
+    yield from _form(case, item, values, reference, name)
 
 
-def _form(item: Shown, values: Tensor, reference: Tensor, name: str) -> Iterator[Evidence]:
+def _form(
+    case: Case, item: Shown, values: Tensor, reference: Tensor, name: str
+) -> Iterator[Evidence]:
     """How a medium that is no other row's differs from its file."""
     got, want = tuple(values.shape), tuple(reference.shape)
     told: dict[str, Any] = {"file": name, "modality": item.ref.modality, "got": got, "want": want}
-    if item.ref.modality == "video" and got[0] != want[0]:
+    other_size = item.ref.modality != "audio" and sides(item.given) != tuple(want[-2:])
+    other_number = item.ref.modality == "video" and got[0] != want[0]
+    if (other_size or other_number) and not has_settings(case):
+        say_missing(case, "the checkpoint has no settings of its own: sizes of pictures unjudged")
+        return
+    if other_number:
         fact, sentence = "frames-number", f"{got[0]} frames of {name}, {want[0]} by the settings"
-    elif item.ref.modality != "audio" and sides(item.given) != tuple(want[-2:]):
+    elif other_size:
         high, wide = sides(item.given)
         fact = "picture-size"
         sentence = f"{name} at {high} x {wide} pixels, {want[-2]} x {want[-1]} by the settings"

@@ -10,6 +10,7 @@ from omni_grpo_core.doctor.replay_text import (
     PROMPT,
     collapsed,
     first_difference,
+    is_chatml,
     marks,
     placeholders,
     reference_texts,
@@ -26,7 +27,7 @@ def look_rendering(case: Case) -> Iterator[Evidence]:
     names = marks(case)
     for one in rounds(case):
         for talk in one.talks:
-            if talk.text is None:
+            if talk.text is None or not is_chatml(talk.text):
                 continue
             wanted = reference_texts(talk.messages, names)
             if talk.text not in wanted:
@@ -47,7 +48,7 @@ def look_handed_over(case: Case) -> Iterator[Evidence]:
                     "all), not a list of texts",
                     values={"prompts": len(call.texts)},
                 )
-            if not rendered or not call.texts:
+            if not rendered or not call.texts or not is_chatml(rendered[0]):
                 continue
             handed = [collapsed(text, names) for text in call.texts]
             # conversations that no row asked for are told where they were made
@@ -69,7 +70,8 @@ def look_unrendered(case: Case) -> Iterator[Evidence]:
             continue
         for call in one.processed:
             for row, text in enumerate(call.texts):
-                yield from _shape(text, row, "handed over")
+                if is_chatml(text):
+                    yield from _shape(text, row, "handed over")
 
 
 def _lost(rendered: list[str], handed: list[str], origin: Origin) -> Iterator[Evidence]:

@@ -72,6 +72,11 @@ def collapsed(text: str, names: Mapping[Modality, tuple[str, str, str]]) -> str:
     return text
 
 
+def is_chatml(text: str) -> bool:
+    """Whether a prompt is of Qwen's kind at all; a text-only trainer may have any other."""
+    return "<|im_start|>" in text
+
+
 def unknown_roles(text: str) -> tuple[str, ...]:
     """Roles of a ChatML text that no checkpoint was trained on.
 

@@ -129,7 +129,8 @@ def question_of(row: Mapping[str, Any]) -> str | None:
 
 
 def paths_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """(modality, path) of the media that a data row names; the modality is ``""`` if unsaid."""
+    """(modality, path) of the media that a data row names; the modality is ``""`` if unsaid. What
+    was an array in the row, ``"<array …>"`` in the recording, is no path."""
     found: list[tuple[str, str]] = []
     path = row.get("path")
     if isinstance(path, str):
@@ -143,7 +144,7 @@ def paths_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
                 value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
             )
             found += [(kind, item) for item in values if isinstance(item, str)]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys((kind, name) for kind, name in found if not name.startswith("<")))
 
 
 def order_of(talks: int, rows: int) -> dict[str, tuple[int, ...]]:

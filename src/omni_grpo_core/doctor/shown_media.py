@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omni_grpo_core.doctor import replay_media
@@ -13,6 +14,7 @@ from omni_grpo_core.doctor.replay_text import collapsed, marks
 from omni_grpo_core.doctor.rounds import Round, Talk, order_of
 from omni_grpo_core.media_config import MediaConfig
 from omni_grpo_core.observed import MediumSeen, ProcessorCall
+from omni_grpo_core.settings import CHECKPOINT_SETTINGS
 from omni_grpo_core.types import Media, MediaRef, Modality
 
 if TYPE_CHECKING:
@@ -64,6 +66,13 @@ def owners(one: Round, call: ProcessorCall, case: Case) -> tuple[Talk, ...] | No
         own = sum(talk.text == text for talk, text in zip(rows, texts, strict=True))
         fits.append((own, _same_copies(call, case, order), rows))
     return max(fits, key=lambda fit: fit[:2])[2] if fits else None
+
+
+def has_settings(case: Case) -> bool:
+    """Whether the checkpoint says how large its pictures should be; else any size is as good."""
+    if case.reference is None:
+        return False
+    return (Path(case.reference.policy.checkpoint) / CHECKPOINT_SETTINGS).is_file()
 
 
 def wanted_counts(one: Round, call: ProcessorCall) -> dict[Modality, int] | None:
