@@ -10,7 +10,7 @@ from hand_made_goldens import HOSTILE, report, turned
 from test_check_page import Outline, words
 
 from omni_grpo_core.golden.results import GoldenReport
-from omni_grpo_core.report.golden_page import golden_page
+from omni_grpo_core.report.golden_page import MOST_CASES, golden_page
 
 
 def of_case(html: str, number: int) -> str:
@@ -131,6 +131,18 @@ def test_degenerate_output_is_named_and_never_to_be_accepted() -> None:
 def test_no_case_at_all() -> None:
     empty = GoldenReport("golden", "cpu-fp32", (), 0.0)
     assert "no case was looked at" in words(golden_page(empty))
+
+
+def test_of_very_many_cases_those_that_diverge_are_shown_in_full() -> None:
+    base = report()
+    calm, _, broken = base.cases
+    many = [replace(calm, case=f"calm-{i}") for i in range(MOST_CASES)]
+    html = golden_page(replace(base, cases=(*many, broken)))
+    assert html.count('<details class="sample case"') == MOST_CASES
+    assert f'<a href="#case-{MOST_CASES + 1}">broken</a>' in html
+    assert f"{MOST_CASES} of {MOST_CASES + 1} cases are shown in full" in words(html)
+    assert ">calm-0</a>" in html
+    assert f">calm-{MOST_CASES - 1}</th>" in html, "in the table, without a link"
 
 
 @pytest.mark.parametrize("number", [2, 3])

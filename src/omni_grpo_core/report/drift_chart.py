@@ -57,7 +57,7 @@ class Band:
 @dataclass(frozen=True, slots=True)
 class Chart:
     """``left``, ``right``: where the decades begin and end. ``infinite``: where stands what is not
-    finite, ``None`` if nothing is. ``still``: stages left out, as no float of theirs moved.
+    finite, ``None`` if nothing is. ``still``: stages left out, without a drift to draw.
     ``title``: all of it in one sentence, for who cannot see it."""
 
     width: int

@@ -47,6 +47,8 @@ ORIGIN_WORDS: Mapping[str, str] = {
     "inherited or unknown": "the golden holds too little of the input to tell",
 }
 _MOST_SENTENCES = 8
+MOST_CASES = 60
+"""Cases shown in full, those that diverge first; every case is in the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,8 @@ class CaseView:
 def golden_page(report: GoldenReport) -> str:
     """The page of ``report``: verdict, cases, drift by stage; and of each case its stages with who
     added an error and who inherited one, prompts side by side, and what the model said."""
-    cases = [_case(number, case) for number, case in enumerate(report.cases, 1)]
+    shown = _shown(report)
+    cases = [_case(number, case) for number, case in enumerate(report.cases, 1) if number in shown]
     counts = Counter(case.verdict for case in report.cases)
     versions = {key: pair for case in report.cases for key, pair in case.versions.items()}
     drifts = [drift for case in report.cases for drift in _drifts(case)]
@@ -132,7 +135,9 @@ def golden_page(report: GoldenReport) -> str:
             cases=cases,
             counts=[(v, counts[v], _harm(v), VERDICT_WORDS[v]) for v in VERDICTS if counts[v]],
             versions=versions,
-            chart=drift_chart(drifts) if len(cases) > 1 else None,
+            rows=[(n, case, _harm(case.verdict)) for n, case in enumerate(report.cases, 1)],
+            shown=shown,
+            chart=drift_chart(drifts) if len(report.cases) > 1 else None,
             verdict_words=VERDICT_WORDS,
             origin_words=ORIGIN_WORDS,
             stage_words=lambda stage: stage_words(stage.partition(".")[0]),
@@ -150,6 +155,13 @@ def _first(report: GoldenReport) -> tuple[str, str] | None:
     """Stage and case of the first divergence."""
     found = next((case for case in report.cases if case.first), None)
     return None if found is None or found.first is None else (found.first, found.case)
+
+
+def _shown(report: GoldenReport) -> set[int]:
+    """Numbers of at most :data:`MOST_CASES` cases."""
+    numbers = range(1, len(report.cases) + 1)
+    by_harm = sorted(numbers, key=lambda n: report.cases[n - 1].verdict in FINE)
+    return set(by_harm[:MOST_CASES])
 
 
 def _open(cases: list[CaseView]) -> set[int]:
