@@ -257,3 +257,35 @@ def test_what_a_processor_gives_is_told_in_words(project: pytest.Pytester) -> No
 def test_an_array_of_no_numbers_is_told(project: pytest.Pytester) -> None:
     write_test(project, "omni_golden.check({'x': np.array(['a'])})", "import numpy as np")
     run(project).stdout.fnmatch_lines(["*trace: x: found a numpy array of <U1*"])
+
+
+def test_another_platform_has_a_golden_of_its_own(project: pytest.Pytester) -> None:
+    checking = "omni_golden.check({value}, 'loss'{platform})"
+    on_gpu = ", platform='cuda-sm90-bf16'"
+    write_test(project, checking.format(value=0.5, platform=""))
+    run(project, "--snapshot-update").assert_outcomes(passed=1)
+    base = golden_file(project, "test_it/loss").read_bytes()
+    # the CPU's golden is no yardstick: missing, not different
+    write_test(project, checking.format(value=0.625, platform=on_gpu))
+    run(project).stdout.fnmatch_lines(["golden test_it/loss@cuda-sm90-bf16: there is no golden*"])
+    run(project, "--snapshot-update").assert_outcomes(passed=1)
+    overlay = parse_golden(golden_file(project, "test_it/loss@cuda-sm90-bf16").read_text())
+    assert (overlay.stage, overlay.header["platform"]) == ("loss", "cuda-sm90-bf16")
+    assert golden_file(project, "test_it/loss").read_bytes() == base
+    run(project).assert_outcomes(passed=1)
+
+
+def test_of_a_trace_only_what_a_device_computes_is_the_platforms_own(
+    project: pytest.Pytester,
+) -> None:
+    imports = "from omni_grpo_core.types import StageRecord, Trace"
+    stages = "[StageRecord('text', 'a', (), 0.1), StageRecord('loss', 0.5, (), 0.1)]"
+    write_test(
+        project,
+        f"trace = Trace({{}}, tuple({stages}))\n"
+        "omni_golden.check_trace(trace, case='clip', platform='cuda-sm90-bf16')",
+        imports,
+    )
+    run(project, "--snapshot-update").assert_outcomes(passed=1)
+    names = sorted(path.name for path in (project.path / "golden" / "clip").iterdir())
+    assert names == ["loss@cuda-sm90-bf16.txt", "text.txt"]

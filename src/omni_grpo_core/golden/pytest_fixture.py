@@ -9,6 +9,7 @@ import pytest
 
 from omni_grpo_core.errors import ConfigError, OmniGrpoError
 from omni_grpo_core.golden.environment import environment
+from omni_grpo_core.golden.store import EXACT_STAGES, file_name
 from omni_grpo_core.golden.syrupy_ext import MISSING, GoldenExtension, Stored
 from omni_grpo_core.golden.text import compare_goldens, parse_golden
 from omni_grpo_core.trace.integers import Decode
@@ -16,6 +17,9 @@ from omni_grpo_core.types import Trace
 
 if TYPE_CHECKING:
     from syrupy.assertion import SnapshotAssertion
+
+BASE = "cpu-fp32"
+"""The platform whose goldens carry no name of one."""
 
 
 class OmniGolden:
@@ -45,24 +49,37 @@ class OmniGolden:
         case: str | None = None,
         header: Mapping[str, str] | None = None,
         decode: Decode | None = None,
+        platform: str = BASE,
     ) -> None:
         """Fail the test, saying what changed, unless ``value`` is as its golden has it.
 
         ``case`` is by default the test's name. ``header`` is added to the versions that stand in
-        every golden; ``decode`` turns token ids into text, special tokens kept.
+        every golden; ``decode`` turns token ids into text, special tokens kept. ``platform``: what
+        computed the value, as :func:`~omni_grpo_core.golden.environment.platform_key` says it;
+        another than the CPU in float32 has a golden of its own, ``<stage>@<platform>.txt``.
         """
-        lines = self._differences(value, stage, case or self._own(), header or {}, decode)
+        case = case or self._own()
+        lines = self._differences(value, stage, case, header or {}, decode, platform)
         if lines:
             pytest.fail("\n".join(lines), pytrace=False)
 
     def check_trace(
-        self, trace: Trace, *, case: str | None = None, decode: Decode | None = None
+        self,
+        trace: Trace,
+        *,
+        case: str | None = None,
+        decode: Decode | None = None,
+        platform: str = BASE,
     ) -> None:
-        """Every stage of ``trace``, in order; the stage that is named first diverged first."""
+        """Every stage of ``trace``, in order; the stage that is named first diverged first.
+
+        Stages that no device computes have one golden for every ``platform``.
+        """
         lines: list[str] = []
         name = case or self._own()
         for record in trace.stages:
-            lines += self._differences(record.value, record.stage, name, trace.header, decode)
+            key = BASE if record.stage in EXACT_STAGES else platform
+            lines += self._differences(record.value, record.stage, name, trace.header, decode, key)
         if lines:
             pytest.fail("\n".join(lines), pytrace=False)
 
@@ -85,8 +102,9 @@ class OmniGolden:
         case: str,
         header: Mapping[str, str],
         decode: Decode | None,
+        platform: str,
     ) -> list[str]:
-        name = f"{case}/{stage}"
+        name = f"{case}/{file_name(stage, platform, BASE).removesuffix('.txt')}"
         if name in self._seen:
             raise ConfigError(
                 f"golden {name!r}",
@@ -95,7 +113,8 @@ class OmniGolden:
                 fix="give each its own stage or case",
             )
         self._seen.add(name)
-        stored = Stored(stage, value, {**environment(), **header}, decode)
+        head = {**environment(), **header} | ({} if platform == BASE else {"platform": platform})
+        stored = Stored(stage, value, head, decode)
         if self._snapshot(name=name) == stored:
             return []
         result = self._snapshot.executions[self._snapshot.num_executions - 1]
