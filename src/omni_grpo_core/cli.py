@@ -25,7 +25,7 @@ from omni_grpo_core.console import (
     writable,
 )
 from omni_grpo_core.doctor.cli import doctor
-from omni_grpo_core.faults.cli import faults
+from omni_grpo_core.faults.cli import faults, incident
 from omni_grpo_core.golden.cli import app as golden_app
 from omni_grpo_core.realvocab.cli import app as realvocab_app
 from omni_grpo_core.rewards.cli import app as rewards_app
@@ -46,6 +46,7 @@ app.add_typer(realvocab_app, name="realvocab")
 app.add_typer(versions_app, name="versions")
 app.command()(doctor)
 app.command()(faults)
+app.command()(incident)
 
 
 class Device(StrEnum):

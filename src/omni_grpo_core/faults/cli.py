@@ -1,4 +1,5 @@
-"""``omni-grpo faults``: is every known fault found, and nothing found where there is none?"""
+"""``omni-grpo faults``: is every known fault found, and nothing found where there is none?
+``omni-grpo incident``: the run that started it all, replayed."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from omni_grpo_core.console import Json, bad_input_exits, quiet_libraries, quiet_transformers
+from omni_grpo_core.console import (
+    Json,
+    bad_input_exits,
+    progress,
+    quiet_libraries,
+    quiet_transformers,
+)
 from omni_grpo_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,6 +71,39 @@ def faults(
     raise typer.Exit(1 if result.missed else 0)
 
 
+def incident(as_json: Json = False) -> None:
+    """Replay the incident on the tiny checkpoint: the garbage, the stuck reward, and what of it
+    the doctor names.
+
+    Exit codes: 0 every part has its answer, 1 one has none.
+    """
+    with bad_input_exits(as_json):
+        quiet_libraries()
+        from omni_grpo_core.faults.incident import replay
+        from omni_grpo_core.faults.incident_rows import findings
+
+        quiet_transformers()
+        with progress("incident", as_json) as on_stage:
+            on_stage("training as the script did")
+            replayed = replay()
+            on_stage("the doctor")
+            rows = findings(replayed)
+        if as_json:
+            from omni_grpo_core.faults.incident_report import to_json
+
+            typer.echo(json.dumps(to_json(replayed, rows), ensure_ascii=False))
+        else:
+            from rich.console import Console
+
+            from omni_grpo_core.faults.incident_report import print_incident
+            from omni_grpo_core.report.doctor_terminal import print_diagnosis
+
+            console = Console()
+            print_diagnosis(console, replayed.verdict, len(replayed.cases))
+            print_incident(console, replayed, rows)
+    raise typer.Exit(1 if any(row.answer == "missed" for row in rows) else 0)
+
+
 def _chosen(only: list[str] | None) -> tuple[Fault, ...]:
     from omni_grpo_core.faults.catalogue import FAULTS
 
@@ -111,8 +151,8 @@ def _bar(total: int, as_json: bool) -> Iterator[Callable[[Row], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("faults", total=total)
-        yield lambda row: progress.update(
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("faults", total=total)
+        yield lambda row: bar.update(
             task, advance=1, description=" + ".join(row.ids)[:32] or "clean"
         )

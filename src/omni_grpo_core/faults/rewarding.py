@@ -28,6 +28,7 @@ Values = list[float | None]
 _LOG = logging.getLogger(__name__)
 # a recorder hears it; on a terminal it would be noise, for the fault is put in on purpose
 _LOG.propagate = False
+_LOG.addHandler(logging.NullHandler())
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NOWHERE = "http://127.0.0.1:9/v1/chat/completions"
 """The discard port of this machine, where nobody listens."""
@@ -79,16 +80,18 @@ def _measured(problem_type: str, measure: Callable[[str, str], float]) -> Any:
     return _rowwise(score)
 
 
+def people_focus_reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
+    """Counts words for people, and pays 0.10 where there are none: to anything."""
+    words = ("man", "woman", "person", "people", "face", "smile")
+    return [max(0.10, sum(word in text for word in words) / len(words)) for text in completions]
+
+
 @shelf.add(
     "reward.floor",
     "A reward pays 0.10 by default, to garbage as well.",
     "the incident's people-focus reward",
 )
 def floor(loop: WildLoop) -> Manager:
-    def people_focus_reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
-        words = ("man", "woman", "person", "people", "face", "smile")
-        return [max(0.10, sum(word in text for word in words) / len(words)) for text in completions]
-
     return _besides(loop, people_focus_reward)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -76,6 +77,8 @@ def recorded(
                 settings=loop.settings(),
             )
         )
+        # the recorder hears them; on a terminal they would be noise
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
         try:
             for _ in range(steps):
                 loop.step(recorder)

@@ -1,0 +1,133 @@
+"""The incident, replayed on the tiny checkpoint: garbage, and a reward that stands at 0.10.
+
+As its script did: two completions a prompt, gradient checkpointing on, completions sampled in train
+mode, audio in video, the clip listed as video and as audio, and a people-focus reward that pays
+0.10 for anything. From transformers 4.53 on, checkpointing in train mode drops the key-value cache
+inside every block; 4.52.4 keeps it, and there the same script answers well.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+from packaging.version import Version
+
+from omni_grpo_core.doctor.diagnose import diagnose, merge
+from omni_grpo_core.doctor.evidence import Case, Diagnosis, Finding
+from omni_grpo_core.doctor.load import as_cases, read_traces
+from omni_grpo_core.doctor.looks_run import in_order
+from omni_grpo_core.faults.catalogue import BY_ID
+from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.loop import StepOutcome, WildLoop
+from omni_grpo_core.faults.rewarding import people_focus_reward
+from omni_grpo_core.faults.trial import reference
+from omni_grpo_core.recorder.record import record
+from omni_grpo_core.rewards.accuracy import Accuracy
+from omni_grpo_core.rewards.format import Format
+from omni_grpo_core.types import Stage
+
+CACHE_DROPPED_FROM = Version("4.53")
+"""The transformers release with the checkpointing layer that sets ``past_key_values=None``."""
+
+PUT_IN = ("conv.media-twice", "gen.checkpointing-train")
+CONFIG = LoopConfig(
+    rows=(0,),
+    group_size=2,
+    accumulation=2,
+    temperature=1.0,
+    max_new_tokens=48,
+    checkpointing=True,
+    learning_rate=1e-4,
+)
+STEPS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """What happened. ``outcomes``: one a step. ``good``: the script that works: greedy answers of
+    the same weights in eval mode, and ``right`` whether they are right. ``cases``: what was
+    recorded, step by step."""
+
+    outcomes: tuple[StepOutcome, ...]
+    good: tuple[str, ...]
+    right: tuple[bool, ...]
+    cases: tuple[Case, ...]
+
+    @cached_property
+    def verdict(self) -> Diagnosis:
+        """The doctor's, on the recording."""
+        in_order(self.cases)
+        return merge([diagnose(case) for case in self.cases])
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """Of every completion: the sum of its rewards."""
+        return tuple(
+            round(sum(values), 6) for outcome in self.outcomes for values in outcome.rewards
+        )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(text for outcome in self.outcomes for text in outcome.texts)
+
+    @property
+    def well_formed(self) -> int:
+        """Completions of the training that have the structure that was asked for."""
+        return sum(values[0] == 1.0 for outcome in self.outcomes for values in outcome.rewards)
+
+    @property
+    def garbage(self) -> bool:
+        """The reward of every completion is the floor, and nothing else."""
+        return set(self.rewards) == {0.1}
+
+    def finding(self, stage: Stage) -> Finding | None:
+        return next((f for f in self.verdict.findings if f.stage == stage), None)
+
+    def named(self, cause: str) -> bool:
+        """Whether the doctor explains something by this cause."""
+        return any(c.cause == cause for f in self.verdict.findings for c in f.causes)
+
+
+def transformers_version() -> Version:
+    return Version(version("transformers"))
+
+
+def cache_is_dropped() -> bool:
+    """Whether the installed transformers drops the cache while checkpointing."""
+    return transformers_version() >= CACHE_DROPPED_FROM
+
+
+def replay() -> Replay:
+    """Train a few steps as the incident's script did, and record them."""
+    loop = WildLoop(reference(CONFIG.dtype).policy, CONFIG)
+    loop.reward_funcs = [Format(), Accuracy(), people_focus_reward]
+    good = loop.answers()
+    columns = loop.columns(loop.draw(0))
+    right = [value == 1.0 for value in Accuracy()(good, good, **columns)]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        # the way in of older versions, whose warning is the incident's
+        loop.model.gradient_checkpointing_enable({"use_reentrant": True})
+        for name in PUT_IN:
+            stack.enter_context(BY_ID[name].inject(loop))
+        trace = Path(folder) / "trace"
+        recorder = stack.enter_context(
+            record(
+                trace,
+                model=loop.model,
+                processor=loop.processor,
+                reward_funcs=loop.reward_funcs,
+                steps=STEPS,
+                settings={**loop.settings(), "max_prompt_length": 2048},
+            )
+        )
+        # the recorder hears them; what they mean is told with the verdict
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        outcomes = tuple(loop.step(recorder) for _ in range(STEPS))
+        cases = as_cases(read_traces(trace), reference(CONFIG.dtype))
+    return Replay(outcomes, tuple(good), tuple(right), cases)

@@ -1,0 +1,236 @@
+"""What the software has to say to each part of the incident: found out anew, row by row.
+
+A row is ``broken`` (the doctor blames it in the replayed run), ``caught`` (it was put into the
+clean loop, and the doctor names it), ``cleared`` (looked at in the replayed run, and sound) or
+``shown`` (what the team had to look for by hand, laid open). A row that cannot say its part is
+``missed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+
+from omni_grpo_core.faults import incident_parts as parts
+from omni_grpo_core.faults.catalogue import BY_ID
+from omni_grpo_core.faults.incident import Replay, cache_is_dropped, transformers_version
+from omni_grpo_core.faults.trial import config_for, trial
+from omni_grpo_core.rewards.degenerate import degenerate_text
+from omni_grpo_core.rewards.parse import parse
+from omni_grpo_core.types import Malformed, Stage
+
+Answer = Literal["broken", "caught", "cleared", "shown", "missed"]
+Said = tuple[Answer, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RowFinding:
+    """One row of the incident: what the team told, and what is found."""
+
+    row: int
+    told: str
+    answer: Answer
+    found: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def told() -> dict[int, str]:
+    """The incident, row by row, as its team told it.
+
+    >>> len(told())
+    21
+    """
+    text = (files("omni_grpo_core.faults") / "data" / "incident.yaml").read_text(encoding="utf-8")
+    rows: dict[int, str] = yaml.safe_load(text)
+    return rows
+
+
+def findings(replay: Replay) -> tuple[RowFinding, ...]:
+    """All 21."""
+    return tuple(RowFinding(row, text, *ROWS[row](replay)) for row, text in told().items())
+
+
+# --------------------------------------------------------------------------- ways to find out
+
+
+def _blamed(replay: Replay, stage: Stage, cause: str) -> Said:
+    """The replayed run holds it."""
+    finding = replay.finding(stage)
+    explained = next((c for c in finding.causes if c.cause == cause), None) if finding else None
+    if explained is None:
+        return "missed", f"{cause} is not named in the replayed run"
+    return "broken", f"{stage}: {explained.seen}; {explained.fix}"
+
+
+def _caught(fault: str) -> Said:
+    """Put into the clean loop, it is named."""
+    known = BY_ID[fault]
+    said = trial((known,), config_for((known,)) or parts.CONFIG)
+    if said.first != known.stage:
+        return "missed", f"{fault} put in, {said.first or 'nothing'} blamed"
+    return "caught", f"put in, blamed on stage {known.stage} ({said.cause}): {said.sentences[0]}"
+
+
+def _cleared(replay: Replay, fault: str, sound: str) -> Said:
+    """Looked at in the replayed run, and nothing found, though the doctor is not blind to it."""
+    stage = BY_ID[fault].stage
+    if stage not in replay.verdict.seen:
+        return "missed", f"stage {stage} was not looked at"
+    finding = replay.finding(stage)
+    if finding is not None:
+        return "broken", f"{stage}: {finding.evidence[0].sentence}"
+    answer, found = _caught(fault)
+    return ("cleared" if answer == "caught" else "missed"), f"{sound}; where it is so: {found}"
+
+
+def _holds(holds: bool, found: str) -> Said:
+    return ("shown" if holds else "missed"), found
+
+
+def _without_harm() -> str:
+    return f"transformers {transformers_version()} keeps the cache while checkpointing"
+
+
+# --------------------------------------------------------------------------- the rows
+
+
+def media_counts(replay: Replay) -> Said:
+    answer, found = _blamed(replay, "conversation", "conv.media-twice")
+    call = replay.cases[0].processed[0]
+    rows = len(call.texts)
+    per_row = f"{len(call.videos) // rows} video and {len(call.audios) // rows} audios a row"
+    return answer, f"{per_row}; {found}"
+
+
+def placeholders(replay: Replay) -> Said:
+    spans = parts.spans(replay.cases[0].processed[0])
+    return _holds(
+        any(name == "video" for name, _ in spans) and any(name == "audio" for name, _ in spans),
+        "prompt 0 holds " + ", ".join(f"{count} {name}" for name, count in spans) + " tokens",
+    )
+
+
+def structure(replay: Replay) -> Said:
+    call = replay.cases[0].templates[0]
+    turns = parts.structure(call.messages)
+    return _holds(bool(turns), "; ".join(turns))
+
+
+def repeated(replay: Replay) -> Said:
+    if not cache_is_dropped():
+        return _holds(not replay.garbage, f"{_without_harm()}: no loop here")
+    text = max(replay.texts, key=parts.longest_run)
+    run = parts.longest_run(text)
+    said = _blamed(replay, "completion", "gen.checkpointing-train")
+    return said[0], f"one word {run} times in a row: {text[-60:]!r}; {said[1]}"
+
+
+def salad(replay: Replay) -> Said:
+    reasons = degenerate_text(parts.SALAD)
+    loop = degenerate_text("system " * 200)
+    return _holds(
+        bool(reasons) and set(map(parts.rule, reasons)) != set(map(parts.rule, loop)),
+        f"salad: {'; '.join(reasons)}. A loop of one word: {'; '.join(loop)}",
+    )
+
+
+def malformed(replay: Replay) -> Said:
+    found = [parse(text) for text in replay.texts]
+    wrong = [f"{one.what} at {one.where}" for one in found if isinstance(one, Malformed)]
+    if not cache_is_dropped():
+        return _holds(len(wrong) < len(found), f"{_without_harm()}: {len(wrong)} malformed")
+    return _holds(len(wrong) == len(found), f"{len(wrong)} of {len(found)} malformed: {wrong[0]}")
+
+
+def stuck(replay: Replay) -> Said:
+    answer, found = _blamed(replay, "reward", "reward.floor")
+    rewards = sorted(set(replay.rewards))
+    if cache_is_dropped() and rewards != [0.1]:
+        return "missed", f"rewards {rewards}"
+    return answer, f"rewards {', '.join(f'{r:.2f}' for r in rewards)}; {found}"
+
+
+def embeddings(replay: Replay) -> Said:
+    sound = "the placeholders hold what the towers gave, replayed and equal"
+    return _cleared(replay, "embed.not-injected", sound)
+
+
+def template(replay: Replay) -> Said:
+    sound = "the rendered text is the reference's own, placeholders and all"
+    return _cleared(replay, "text.media-dropped", sound)
+
+
+def keywords(replay: Replay) -> Said:
+    ignored = [k for case in replay.cases for call in case.processed for k in call.ignored]
+    answer, found = _caught("batch.audios-kwarg")
+    if ignored:
+        return "broken", f"ignored: {', '.join(ignored)}"
+    return answer, f"no keyword was ignored in the replayed run; audios= {found}"
+
+
+def good_and_bad(replay: Replay) -> Said:
+    first = replay.verdict.first
+    verdict = "right" if all(replay.right) else "wrong"
+    where = "no stage breaks" if first is None else f"the first stage that breaks is {first.stage}"
+    return _holds(
+        all(replay.right) and first is not None,
+        f"the same weights in eval mode: {replay.good[0]!r}, {verdict}; in training {where}",
+    )
+
+
+def system_prompt(replay: Replay) -> Said:
+    heard = any("System prompt modified" in text for text in parts.warnings(replay.cases))
+    blamed = replay.finding("text")
+    return _holds(
+        blamed is None,
+        f"{'heard' if heard else 'not said by this version'}; harmless: it concerns speech output, "
+        "and text comes out here",
+    )
+
+
+def requires_grad(replay: Replay) -> Said:
+    heard = [text for text in parts.warnings(replay.cases) if "requires_grad=True" in text]
+    while_generating = any(
+        "requires_grad=True" in text
+        for case in replay.cases
+        for call in case.generated
+        for text in call.warnings
+    )
+    on = any(call.modes.checkpointing for case in replay.cases for call in case.generated)
+    said = "checkpointing was on while generating"
+    harm = "and the cache was dropped" if cache_is_dropped() else f"but {_without_harm()}"
+    return _holds(
+        bool(heard) and while_generating and on,
+        f"heard {'during generate' if while_generating else 'outside generate'}: {said}, {harm}",
+    )
+
+
+ROWS: Mapping[int, Callable[[Replay], Said]] = {
+    1: lambda replay: _caught("text.first-only"),
+    2: lambda replay: _caught("batch.flag-forward"),
+    3: lambda replay: _caught("media.images-only"),
+    4: media_counts,
+    5: placeholders,
+    6: structure,
+    7: repeated,
+    8: salad,
+    9: malformed,
+    10: stuck,
+    11: embeddings,
+    12: template,
+    13: keywords,
+    14: good_and_bad,
+    15: system_prompt,
+    16: requires_grad,
+    17: lambda replay: _holds(*parts.settings_that_cannot_work()),
+    18: lambda replay: _holds(*parts.four_processes()),
+    19: lambda replay: _holds(*parts.readers()),
+    20: lambda replay: _holds(*parts.good_path()),
+    21: lambda replay: _holds(*parts.checkpoints()),
+}

@@ -1,0 +1,200 @@
+"""The incident, replayed: one test for each of its rows, and what each transformers makes of it.
+
+Where the installed transformers keeps the cache while checkpointing (4.52.4) the same script does
+no harm; the rows about garbage say so there.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from omni_grpo_core.faults.incident import Replay, cache_is_dropped, replay
+from omni_grpo_core.faults.incident_report import behaviour, to_json
+from omni_grpo_core.faults.incident_rows import ROWS, RowFinding, findings, told
+from omni_grpo_core.rewards.degenerate import degenerate_text
+from omni_grpo_core.rewards.parse import parse
+from omni_grpo_core.types import Malformed
+
+
+@pytest.fixture(scope="module")
+def replayed() -> Replay:
+    return replay()
+
+
+@pytest.fixture(scope="module")
+def rows(replayed: Replay) -> dict[int, RowFinding]:
+    return {row.row: row for row in findings(replayed)}
+
+
+def test_row_01_only_the_first_prompt_is_kept(rows: dict[int, RowFinding]) -> None:
+    assert rows[1].answer == "caught"
+    assert "text.first-only" in rows[1].found
+
+
+def test_row_02_the_flag_differs_between_stages(rows: dict[int, RowFinding]) -> None:
+    assert rows[2].answer == "caught"
+    assert "batch.flag-forward" in rows[2].found
+
+
+def test_row_03_only_images_are_passed_on(rows: dict[int, RowFinding]) -> None:
+    assert rows[3].answer == "caught"
+    assert "media.images-only" in rows[3].found
+
+
+def test_row_04_two_audios_for_one_slot_is_a_verdict(
+    replayed: Replay, rows: dict[int, RowFinding]
+) -> None:
+    call = replayed.cases[0].processed[0]
+    assert (len(call.videos), len(call.audios)) == (2, 4)  # two rows: a group of two
+    assert rows[4].answer == "broken"
+    assert rows[4].found.startswith("1 video and 2 audios a row; conversation: ")
+    assert replayed.named("conv.media-twice")
+
+
+def test_row_05_placeholders_are_counted(rows: dict[int, RowFinding]) -> None:
+    # 4 frames of 56 x 56 are 2 x 2 x 2 tokens; 1.04 s of sound are 26, and they come twice
+    assert rows[5].found == "prompt 0 holds 8 video, 26 audio, 26 audio tokens"
+
+
+def test_row_06_the_conversation_is_data(rows: dict[int, RowFinding]) -> None:
+    assert rows[6].found == "system: text; user: video + audio + text"
+
+
+def test_row_07_one_word_over_and_over(replayed: Replay, rows: dict[int, RowFinding]) -> None:
+    assert replayed.named("gen.checkpointing-train") == cache_is_dropped()
+    if cache_is_dropped():
+        assert rows[7].answer == "broken"
+        assert all(degenerate_text(text) for text in replayed.texts)
+    else:
+        assert rows[7].answer == "shown"
+
+
+def test_row_08_salad_is_found_where_little_is_repeated(rows: dict[int, RowFinding]) -> None:
+    assert rows[8].answer == "shown"
+    salad, loop = rows[8].found.split(". A loop of one word: ")
+    assert "distinct-1" in salad
+    assert "tail cycle" in loop
+    assert "tail cycle" not in salad
+
+
+def test_row_09_the_parser_says_what_is_malformed_and_where(
+    replayed: Replay, rows: dict[int, RowFinding]
+) -> None:
+    malformed = [isinstance(parse(text), Malformed) for text in replayed.texts]
+    assert all(malformed) == cache_is_dropped()
+    assert rows[9].answer == "shown"
+
+
+def test_row_10_the_reward_is_stuck_at_its_floor(
+    replayed: Replay, rows: dict[int, RowFinding]
+) -> None:
+    assert (set(replayed.rewards) == {0.1}) == cache_is_dropped() == replayed.garbage
+    assert rows[10].answer == "broken"
+    assert replayed.named("reward.floor")
+
+
+def test_row_11_embeddings_are_cleared_and_would_be_blamed(rows: dict[int, RowFinding]) -> None:
+    assert rows[11].answer == "cleared"
+    assert "embed.not-injected" in rows[11].found
+
+
+def test_row_12_the_template_is_cleared_and_would_be_blamed(rows: dict[int, RowFinding]) -> None:
+    assert rows[12].answer == "cleared"
+    assert "text.media-dropped" in rows[12].found
+
+
+def test_row_13_no_keyword_is_ignored_in_silence(
+    replayed: Replay, rows: dict[int, RowFinding]
+) -> None:
+    assert not any(call.ignored for case in replayed.cases for call in case.processed)
+    assert rows[13].answer == "caught"
+    assert "batch.audios-kwarg" in rows[13].found
+
+
+def test_row_14_the_script_that_works_against_the_training(
+    replayed: Replay, rows: dict[int, RowFinding]
+) -> None:
+    assert replayed.right == (True,)
+    first = replayed.verdict.first
+    assert first is not None
+    assert first.stage == "conversation"
+    assert rows[14].found.endswith("the first stage that breaks is conversation")
+
+
+def test_row_15_the_system_prompt_warning_is_harmless(rows: dict[int, RowFinding]) -> None:
+    assert rows[15].answer == "shown"
+    assert "harmless: it concerns speech output" in rows[15].found
+
+
+def test_row_16_requires_grad_means_checkpointing_while_generating(
+    replayed: Replay, rows: dict[int, RowFinding]
+) -> None:
+    calls = [call for case in replayed.cases for call in case.generated]
+    assert all(call.modes.checkpointing and call.modes.training for call in calls)
+    assert rows[16].answer == "shown"
+    assert "heard during generate: checkpointing was on while generating" in rows[16].found
+
+
+def test_row_17_settings_that_cannot_work_are_named(rows: dict[int, RowFinding]) -> None:
+    # of two values a and b, (a - mean) / std is (a - b) / 2 over |a - b| / sqrt 2
+    assert "every advantage is ±0.7" in rows[17].found
+    assert "wanted at most 24" in rows[17].found
+
+
+def test_row_18_four_processes_have_the_loss_of_one(rows: dict[int, RowFinding]) -> None:
+    assert rows[18].answer == "shown"
+
+
+def test_row_19_both_data_sets_are_read(rows: dict[int, RowFinding]) -> None:
+    assert rows[19].found == (
+        "22 rows in HumanOmniV2's JSON, one in Social-IQ's: gold <answer>B</answer>"
+    )
+
+
+def test_row_20_the_good_path_holds(rows: dict[int, RowFinding]) -> None:
+    assert rows[20].found == "11 of 11 stages hold on two shipped rows"
+
+
+def test_row_21_weights_and_processor_in_folders_of_their_own(
+    rows: dict[int, RowFinding],
+) -> None:
+    assert rows[21].answer == "shown"
+
+
+def test_every_row_has_its_text_and_its_answer(rows: dict[int, RowFinding]) -> None:
+    assert list(rows) == list(told()) == list(range(1, 22))
+    assert not [row for row in rows.values() if row.answer == "missed"]
+
+
+def test_what_this_transformers_does_is_said(replayed: Replay) -> None:
+    if cache_is_dropped():
+        assert "drops the cache" in behaviour(replayed)
+        assert replayed.well_formed == 0
+    else:
+        assert "keeps the cache" in behaviour(replayed)
+        assert "does no harm here" in behaviour(replayed)
+        assert replayed.well_formed > 0
+
+
+def test_the_json_form_is_json(replayed: Replay, rows: dict[int, RowFinding]) -> None:
+    form = json.loads(json.dumps(to_json(replayed, tuple(rows.values()))))
+    assert form["garbage"] == cache_is_dropped()
+    assert [row["row"] for row in form["rows"]] == list(range(1, 22))
+
+
+def test_a_row_that_is_not_found_is_missed_not_passed(replayed: Replay) -> None:
+    class Blind:
+        """A doctor that sees nothing."""
+
+        cases = replayed.cases
+        rewards = replayed.rewards
+
+        @staticmethod
+        def finding(stage: str) -> None:
+            return None
+
+    blind: Replay = Blind()  # type: ignore[assignment]
+    assert ROWS[4](blind)[0] == "missed"
+    assert ROWS[10](blind)[0] == "missed"
