@@ -44,6 +44,8 @@ def kinds(stage: str, was: object, now: object) -> list[str]:
         ("reward", {"value": 1.0}, {"value": 0.5}, "meaning"),
         ("loss.2", {"loss": 1.0}, {"loss": 1.01}, "float"),
         ("loss.2", {"loss": 1.0}, {"loss": 1.05}, "training"),
+        ("loss.1", {"u": {"clip_low": 0.05}}, {"u": {"clip_low": 0.06}}, "float"),
+        ("loss.1", {"u": {"clip_low": 0.05}}, {"u": {"clip_low": 0.5}}, "training"),
         ("gradient.1", {"norm": (2.0, 4.0)}, {"norm": (2.0, 8.0)}, "training"),
     ],
 )
@@ -59,7 +61,7 @@ def test_a_strange_value_is_found_in_a_sketch_too() -> None:
 
 @pytest.mark.parametrize("stage", ["text", "positions", "completion", "parsed", "reward"])
 def test_a_value_comes_back_from_its_golden(stage: str) -> None:
-    value = {record.stage: record.value for record in small_trace().stages}[stage]
+    value = {str(record.stage): record.value for record in small_trace().stages}[stage]
     assert equal(rebuild(parse_golden(format_golden(stage, value)).leaves), value)
 
 

@@ -149,7 +149,9 @@ def judge_generation(policy: Policy, sides: Sides, lane: Lane, drifted: bool) ->
     margin = None
     if sides.was_scored is not None and sides.now_scored is not None:
         margin = margins(sides.was_scored, sides.now_scored, was.token_ids)
-    garbage = garbage_of(policy, now, was) if now.token_ids != was.token_ids else ()
+    # a sampled one may well be cut where another was not
+    golden = None if sides.was_scored is None else was
+    garbage = garbage_of(policy, now, golden) if now.token_ids != was.token_ids else ()
     base: dict[str, Any] = {
         "sample_id": was.group_id,
         "index": was.index,

@@ -24,6 +24,8 @@ Kinds = Literal["fine", "float", "training", "meaning", "schema", "not finite"]
 TRAINING_DRIFT = 0.02
 """Relative: a weight matrix off by a thousandth moves loss and gradient by less, a wrong
 normaliser or advantage by far more."""
+CLIP_DRIFT = 0.02
+"""Share of tokens that drift may push over the clip bound, or back."""
 _COUNTS = re.compile(
     r"(?:^|\.)(?:video_second_per_grid|sample_fps|source_fps|duration|temperature)$"
 )
@@ -94,8 +96,9 @@ def _float_kind(stage: str, path: str, pairs: list[tuple[float, float]]) -> Kind
         scale = max((abs(a) for a, _ in pairs), default=0.0)
         moved = max((abs(a - b) for a, b in pairs), default=0.0)
         # an absolute floor: numbers that are zero but for rounding, such as a loss of balanced
-        # advantages, have no scale of their own
-        return "float" if moved <= TRAINING_DRIFT * scale + 1e-4 else "training"
+        # advantages, have no scale of their own; of a share it is a token or two at the bound
+        floor = CLIP_DRIFT if ".clip_" in path else 1e-4
+        return "float" if moved <= TRAINING_DRIFT * scale + floor else "training"
     return "float"
 
 

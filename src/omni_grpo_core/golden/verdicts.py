@@ -146,11 +146,13 @@ def _reason(verdict: Verdict, seen: Seen, generations: Sequence[Generation]) -> 
         return "as it was"
     told = [g.sentence for g in generations if g.verdict == verdict]
     if not told:
-        told = [
-            d.sentence
+        beyond = [
+            (kind == "float", d.sentence)
             for d, kind in zip(seen.differences, seen.kinds, strict=True)
             if verdict == "within" or kind != "fine"
         ]
+        # drift last: what cannot be drift is what a person has to read
+        told = [sentence for _, sentence in sorted(beyond, key=lambda pair: pair[0])]
     more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
     return f"{told[0]}{more}" if told else "within the lane"
 
