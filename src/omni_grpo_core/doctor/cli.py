@@ -96,7 +96,8 @@ def doctor(
             from omni_grpo_core.report.doctor_page import doctor_page
             from omni_grpo_core.report.page import write_page
 
-            write_page(html, doctor_page(diagnoses))
+            decode = None if reference is None else reference.policy.decode
+            write_page(html, doctor_page(cases, diagnoses, decode))
         if as_json:
             told = {"steps": len(cases), **to_json(verdict)}
             if try_modes:
