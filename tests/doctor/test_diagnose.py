@@ -1,0 +1,89 @@
+"""The frame: who is blamed, what only passed an error on, what the rules may add."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from recordings import SYSTEM, case, template, user
+
+from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
+from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence, Explanation, Look, Origin
+from omni_grpo_core.types import Stage
+
+STEP = case(template(SYSTEM, user()))
+
+
+def seen(*found: tuple[Stage, Origin]) -> tuple[Look, ...]:
+    def look(step: Case) -> Iterator[Evidence]:
+        for stage, origin in found:
+            yield Evidence(stage, "odd", f"{stage} is odd", origin)
+
+    return (look,)
+
+
+def blamed(diagnosis: Diagnosis) -> list[Stage]:
+    return [finding.stage for finding in diagnosis.findings]
+
+
+def test_stages_that_added_an_error_are_told_from_those_that_passed_it_on() -> None:
+    looks = seen(("logits", "inherited"), ("loss", "added"), ("batch", "added"))
+    diagnosis = diagnose(STEP, looks=looks, rules=())
+    assert blamed(diagnosis) == ["batch", "loss"]
+    assert diagnosis.inherited == ("logits",)
+    assert diagnosis.first is not None
+    assert diagnosis.first.stage == "batch"
+
+
+def test_unknown_is_blamed_only_where_nothing_certain_came_before() -> None:
+    alone = diagnose(STEP, looks=seen(("media", "unknown")), rules=())
+    assert blamed(alone) == ["media"]
+    after = diagnose(STEP, looks=seen(("media", "unknown"), ("text", "added")), rules=())
+    assert blamed(after) == ["text"]
+    assert after.inherited == ("media",)
+    before = diagnose(STEP, looks=seen(("media", "unknown"), ("loss", "added")), rules=())
+    assert blamed(before) == ["media", "loss"]
+
+
+def explain(step: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
+    for certainty, name in ((0.4, "guess"), (0.9, "likely"), (0.6, "likely")):
+        yield Explanation(name, "loss", "seen", "harm", "fix", certainty=certainty)
+    yield Explanation("elsewhere", "text", "seen", "harm", "fix")
+
+
+def test_causes_are_ranked_and_stand_with_their_stage() -> None:
+    diagnosis = diagnose(STEP, looks=seen(("loss", "added")), rules=(explain,))
+    assert [cause.cause for cause in diagnosis.findings[0].causes] == ["likely", "guess"]
+    assert [cause.certainty for cause in diagnosis.findings[0].causes] == [0.9, 0.4]
+    assert blamed(diagnosis) == ["loss"], "a rule makes no finding"
+
+
+def test_without_causes_the_stage_is_named_as_well() -> None:
+    diagnosis = diagnose(STEP, causes=False, looks=seen(("loss", "added")), rules=(explain,))
+    assert blamed(diagnosis) == ["loss"]
+    assert diagnosis.findings[0].causes == ()
+
+
+def test_a_look_that_fails_on_an_odd_recording_takes_nobody_down() -> None:
+    def broken(step: Case) -> Iterator[Evidence]:
+        raise IndexError("no row 7")
+
+    diagnosis = diagnose(STEP, looks=(broken, *seen(("loss", "added"))), rules=())
+    assert blamed(diagnosis) == ["loss"]
+    assert any("broken could not be done" in said for said in diagnosis.missing)
+
+
+def test_a_run_is_what_its_steps_are_together() -> None:
+    one = diagnose(STEP, looks=seen(("loss", "added")), rules=(explain,))
+    other = diagnose(STEP, looks=seen(("text", "added"), ("loss", "inherited")), rules=())
+    run = merge([one, other, one])
+    assert blamed(run) == ["text", "loss"]
+    assert run.inherited == ()
+    assert len(run.findings[1].evidence) == 1, "the same thing in two steps is told once"
+
+
+def test_it_can_be_written_down() -> None:
+    told = to_json(diagnose(STEP, looks=seen(("loss", "added")), rules=(explain,)))
+    assert json.loads(json.dumps(told))["first"] == "loss"
+    assert told["healthy"] is False
+    assert told["findings"][0]["causes"][0]["fix"] == "fix"

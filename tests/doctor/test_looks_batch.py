@@ -1,0 +1,139 @@
+"""Looks at processor calls and what the model is handed, mostly on the clean loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from recordings import case, facts, medium, only, processed, steps_with
+
+from omni_grpo_core.doctor import looks_batch as looks
+from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.registry import LOOKS
+from omni_grpo_core.observed import GenerateCall, ProcessorCall
+from omni_grpo_core.types import STAGES, Trace
+
+TEXT = "<|im_start|>user\n<|vision_bos|><|VIDEO|><|vision_eos|><|im_end|>\n<|im_start|>assistant\n"
+SOUND = TEXT.replace("<|vision_bos|>", "<|audio_bos|><|AUDIO|><|audio_eos|><|vision_bos|>")
+EARLY = STAGES[: STAGES.index("logits")]
+
+
+def changed(step: Case, kind: type, change: Any) -> Case:
+    """``step`` with every value of one kind changed."""
+    records = tuple(
+        replace(record, value=change(record.value)) if type(record.value) is kind else record
+        for record in step.trace.stages
+    )
+    return Case(Trace(step.trace.header, records), step.reference)
+
+
+@pytest.mark.parametrize("audio", ["interleaved", "separate", "off"])
+@pytest.mark.parametrize("rows", ["alike", "padded, with an image and text"])
+def test_a_clean_loop_has_nothing_to_tell(audio: str, rows: str) -> None:
+    numbers = {
+        "interleaved": ((0, 5), (12, 16, 20)),
+        "separate": ((3, 6), (12, 18, 16, 20)),
+        "off": ((0, 14), (9, 16, 20)),
+    }[audio][rows != "alike"]
+    for step in steps_with(audio=audio, rows=numbers):
+        found = [e for look in LOOKS for e in look(step) if e.stage in EARLY]
+        assert [e.sentence for e in found] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sounds", "flag", "wrong"),
+    [
+        (TEXT, 1, True, False),  # the track inside the video
+        (TEXT, 1, False, True),
+        (TEXT, 1, None, True),
+        (TEXT, 0, False, False),  # no sound
+        (TEXT, 0, None, False),
+        (SOUND, 1, False, False),  # an item of its own
+        (SOUND, 1, True, True),
+        (SOUND, 2, True, False),  # both: twice, but laid as told
+    ],
+)
+def test_the_processors_flag_follows_from_counts(
+    text: str, sounds: int, flag: bool | None, wrong: bool
+) -> None:
+    told: dict[str, Any] = {} if flag is None else {"flag": flag}
+    call = processed(text, videos=(medium("video"),), audios=(medium("audio"),) * sounds, **told)
+    assert facts(looks.look_flag, case(call)) == ["flag-differs"] * wrong
+
+
+def test_keywords_that_nothing_takes() -> None:
+    call = processed(TEXT, ignored=("audios",), keywords={"audios": "<list>"})
+    assert only(looks.look_keywords, case(call)).values["keyword"] == "audios"
+
+
+def test_pictures_that_are_resized_again() -> None:
+    clip = medium("video")  # 4 frames of 56 x 56: a grid of 4 x 4 patches
+    right = processed(TEXT, videos=(clip,), outputs={"video_grid_thw": torch.tensor([[2, 4, 4]])})
+    assert facts(looks.look_resized, case(right)) == []
+    again = processed(TEXT, videos=(clip,), outputs={"video_grid_thw": torch.tensor([[2, 24, 24]])})
+    assert only(looks.look_resized, case(again)).values["times"] == 36
+
+
+def cut(values: torch.Tensor, start: int | None, end: int | None) -> torch.Tensor:
+    return values[:, start:end]
+
+
+@pytest.mark.parametrize(("start", "end", "side"), [(40, None, "left"), (None, -40, "right")])
+def test_a_prompt_that_is_cut_on_its_way_to_generate(
+    start: int | None, end: int | None, side: str
+) -> None:
+    (step,) = steps_with()
+
+    def shorter(call: GenerateCall) -> GenerateCall:
+        names = ("input_ids", "attention_mask")
+        inputs = {k: cut(v, start, end) if k in names else v for k, v in call.inputs.items()}
+        return replace(call, inputs=inputs)
+
+    found = next(iter(looks.look_handed_on(changed(step, GenerateCall, shorter))))
+    assert (found.fact, found.values["side"]) == ("prompt-cut", side)
+    assert "of the 145 tokens of row 0" in found.sentence
+
+
+def test_features_without_placeholders_are_counted_by_row() -> None:
+    (step,) = steps_with()
+
+    def fewer(call: ProcessorCall) -> ProcessorCall:
+        ids = call.outputs["input_ids"].clone()
+        sound = 552
+        place = int((ids[1] == sound).nonzero()[0])
+        ids[1, place] = 10
+        return replace(call, outputs={**call.outputs, "input_ids": ids})
+
+    odd = changed(step, ProcessorCall, fewer)
+    assert step.reference is not None
+    tokenizer = step.reference.policy.processor.tokenizer
+    assert tokenizer.convert_tokens_to_ids("<|AUDIO|>") == 552
+    found = next(iter(looks.look_placeholders(odd)))
+    assert found.values["modality"] == "audio"
+    assert found.row == 1
+    assert found.values["features"] - found.values["tokens"] == 1
+    assert facts(looks.look_replay, odd) == ["ids-differ"]
+
+
+def test_padding_mask_and_dtype() -> None:
+    (step,) = steps_with(rows=(12, 5))
+    assert facts(looks.look_padding, step) == []
+
+    def narrow(call: ProcessorCall) -> ProcessorCall:
+        ids = call.outputs["input_ids"].to(torch.int32)
+        return replace(call, outputs={**call.outputs, "input_ids": ids})
+
+    def unmasked(call: ProcessorCall) -> ProcessorCall:
+        mask = torch.ones_like(call.outputs["attention_mask"])
+        return replace(call, outputs={**call.outputs, "attention_mask": mask})
+
+    def mirrored(call: ProcessorCall) -> ProcessorCall:
+        names = ("input_ids", "attention_mask")
+        turned = {k: v.flip(1) if k in names else v for k, v in call.outputs.items()}
+        return replace(call, outputs=turned)
+
+    for change, fact in ((narrow, "dtype"), (unmasked, "mask-wrong"), (mirrored, "padded-right")):
+        found = facts(looks.look_padding, changed(step, ProcessorCall, change))
+        assert found == [fact], fact

@@ -1,0 +1,105 @@
+"""Looks at media: by hand where no model is needed, on shipped clips where files are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recordings import SYSTEM, case, facts, medium, only, processed, rendered, template, user
+
+from omni_grpo_core import tiny
+from omni_grpo_core.doctor import looks_media as looks
+from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.faults.trial import reference
+from omni_grpo_core.media import load_media
+from omni_grpo_core.settings import load_settings
+from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Message
+
+FOLDER = tiny.data_file().parent
+CLIPS = tuple(str(FOLDER / f"clip-0{n}.mp4") for n in (0, 3))
+
+
+def frames(path: str) -> torch.Tensor:
+    ref = MediaRef("video", path)
+    asked = Conversation("a", (Message("user", (MediaPart(ref),)),), "off")
+    return load_media(asked, load_settings(tiny.checkpoint_dir()).media).videos[0].frames
+
+
+def step(*given: torch.Tensor, fps: float | None = 4.0, **call: Any) -> Case:
+    """Two conversations on two shipped clips, and what was handed over for them."""
+    talks = [(SYSTEM, user(f"video {path}", question=f"Where does {path} go?")) for path in CLIPS]
+    keywords = {"fps": fps} if fps else {}
+    return case(
+        *(template(*talk) for talk in talks),
+        processed(
+            *(rendered(talk) for talk in talks),
+            videos=tuple(medium("video", values) for values in given),
+            keywords={**keywords, **call.pop("keywords", {})},
+            **call,
+        ),
+        reference=reference("float32"),
+    )
+
+
+def test_the_files_own_frames_are_right() -> None:
+    assert [e for look in looks.LOOKS for e in look(step(*map(frames, CLIPS)))] == []
+
+
+def test_another_samples_clip() -> None:
+    swapped = step(frames(CLIPS[1]), frames(CLIPS[0]))
+    first, second = looks.look_content(swapped)
+    assert {first.fact, second.fact} == {"media-swapped"}
+    assert first.values["shown"] == "clip-03.mp4"
+    assert first.values["file"] == "clip-00.mp4"
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (torch.zeros_like, "medium-blank"),
+        (lambda clip: clip.flip(1), "content-differs"),
+        (lambda clip: torch.cat([clip[:1], clip[:-1]]), "content-differs"),
+    ],
+)
+def test_frames_that_are_not_the_files(change: Any, fact: str) -> None:
+    odd = step(change(frames(CLIPS[0])), frames(CLIPS[1]))
+    assert facts(looks.look_content, odd) == [fact]
+
+
+def test_a_decoder_that_rounds_otherwise_is_let_be() -> None:
+    clips = [frames(path) + 0.4 for path in CLIPS]  # less than half a grey level
+    assert facts(looks.look_content, step(*clips)) == []
+
+
+def test_the_frame_rate_that_was_not_told() -> None:
+    clips = [frames(path) for path in CLIPS]
+    found = next(iter(looks.look_rate(step(*clips, fps=None))))
+    assert found.values == {"told": None, "took": 2.0, "true": 4.0}
+    assert facts(looks.look_rate, step(*clips, keywords={"fps": [4.0]})) == []
+
+
+def test_all_silent_without_files(tmp_path: Path) -> None:
+    zeros = (medium("audio", torch.zeros(1600)),) * 2
+    text = rendered((user("audio x.wav"),))
+    silent = only(looks.look_content, case(processed(text, text, audios=zeros)))
+    assert (silent.fact, silent.origin) == ("medium-silent", "unknown")
+    one = (zeros[0], medium("audio"))  # one silent recording may be the data's own
+    assert facts(looks.look_content, case(processed(text, text, audios=one))) == []
+
+
+def test_media_that_the_messages_show_and_nobody_hands_over() -> None:
+    talk = (SYSTEM, user("video a.mp4"))
+    gone = only(looks.look_counts, case(template(*talk), processed(rendered(talk))))
+    assert (gone.fact, gone.values["modality"]) == ("media-missing", "video")
+
+
+def test_limits_that_do_nothing() -> None:
+    clips = [frames(path) for path in CLIPS]
+    limited = step(*clips, keywords={"max_frames": 2, "max_pixels": 56 * 56})
+    found = only(looks.look_limits, limited)
+    assert found.values == {"limit": "max_frames", "told": 2, "got": 4}
+    # the processor may keep a limit itself: then its grids are smaller
+    kept = {"video_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]])}
+    assert facts(looks.look_limits, step(*clips, keywords={"max_frames": 2}, outputs=kept)) == []

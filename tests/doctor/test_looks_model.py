@@ -1,0 +1,157 @@
+"""Looks at embeddings and positions: a recorded step with one thing changed in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from recordings import facts, only, steps_with
+
+from omni_grpo_core.doctor import looks_embeddings, looks_policy, looks_positions
+from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.observed import ForwardCall, GenerateCall
+from omni_grpo_core.types import Trace
+
+VIDEO, AUDIO = 562, 552
+
+
+def with_forward(step: Case, **change: Any) -> Case:
+    """``step`` with other fields in its scoring forward."""
+    records = tuple(
+        replace(r, value=replace(r.value, **change)) if type(r.value) is ForwardCall else r
+        for r in step.trace.stages
+    )
+    return Case(Trace(step.trace.header, records), step.reference)
+
+
+@pytest.fixture(scope="module")
+def step() -> Case:
+    (made,) = steps_with(rows=(12, 5))
+    return made  # type: ignore[no-any-return]
+
+
+def forward(step: Case) -> ForwardCall:
+    [call] = step.forwards
+    return call
+
+
+def test_the_ids_that_these_tests_go_by(step: Case) -> None:
+    assert step.reference is not None
+    convert = step.reference.policy.processor.tokenizer.convert_tokens_to_ids
+    assert (convert("<|VIDEO|>"), convert("<|AUDIO|>")) == (VIDEO, AUDIO)
+
+
+def positions(step: Case, change: Any) -> list[str]:
+    held = forward(step).position_ids
+    assert held is not None
+    return facts(looks_positions.look_positions, with_forward(step, position_ids=change(held)))
+
+
+def test_right_positions_are_right(step: Case) -> None:
+    assert positions(step, lambda held: held) == []
+
+
+def test_every_frame_at_one_time(step: Case) -> None:
+    frames = forward(step).inputs["input_ids"] == VIDEO
+
+    def still(held: torch.Tensor) -> torch.Tensor:
+        flat = held.clone()
+        flat[0][frames] = 70
+        return flat
+
+    assert positions(step, still) == ["time-collapsed"]
+
+
+def test_one_rows_positions_for_all(step: Case) -> None:
+    assert positions(step, lambda held: held[:, :1].expand_as(held)) == ["another-rows"]
+    assert positions(step, lambda held: held[:, :1]) == ["another-rows"], "broadcast"
+
+
+def test_plain_counting(step: Case) -> None:
+    def line(held: torch.Tensor) -> torch.Tensor:
+        return torch.arange(held.shape[-1]).expand_as(held)
+
+    without = {k: v for k, v in forward(step).inputs.items() if k != "attention_mask"}
+    counted = with_forward(step, inputs=without, position_ids=line(forward(step).position_ids))  # type: ignore[arg-type]
+    assert facts(looks_positions.look_positions, counted) == ["one-dimensional"]
+    # where the model makes them itself, it gets none
+    unseen = with_forward(step, inputs=without, position_ids=None)
+    found = only(looks_positions.look_positions, unseen)
+    assert (found.fact, found.values["mask"]) == ("one-dimensional", False)
+
+
+def test_the_answer_behind_its_place(step: Case) -> None:
+    prompt = step.generated[0].inputs["input_ids"].shape[1]
+
+    def late(held: torch.Tensor) -> torch.Tensor:
+        moved = held.clone()
+        moved[:, :, prompt:] += 7
+        return moved
+
+    assert positions(step, late) == ["tail-shifted"]
+
+
+def test_generation_that_goes_on_elsewhere(step: Case) -> None:
+    def off(call: GenerateCall) -> GenerateCall:
+        return replace(call, step_positions=tuple(n + 7 for n in call.step_positions))
+
+    records = tuple(
+        replace(r, value=off(r.value)) if type(r.value) is GenerateCall else r
+        for r in step.trace.stages
+    )
+    moved = Case(Trace(step.trace.header, records), step.reference)
+    assert facts(looks_positions.look_next_positions, step) == []
+    assert facts(looks_positions.look_next_positions, moved) == ["steps-off"]
+
+
+def embeddings(step: Case, change: Any) -> list[str]:
+    call = forward(step)
+    assert call.inputs_embeds is not None
+    changed = change(call.inputs_embeds.clone(), call.inputs["input_ids"])
+    return facts(looks_embeddings.look_injected, with_forward(step, inputs_embeds=changed))
+
+
+def test_right_embeddings_are_right(step: Case) -> None:
+    assert embeddings(step, lambda held, ids: held) == []
+
+
+def test_weights_that_learnt_a_little_are_no_fault(step: Case) -> None:
+    # an optimizer step of 1e-3 on embeddings of deviation .06
+    noise = torch.Generator().manual_seed(0)
+    assert embeddings(step, lambda h, ids: h + 1e-3 * torch.randn(h.shape, generator=noise)) == []
+
+
+def test_placeholders_that_keep_their_own_embedding(step: Case) -> None:
+    assert step.reference is not None
+    table = step.reference.policy.model.get_input_embeddings().weight.detach()
+
+    def bare(held: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        held[ids == VIDEO] = table[VIDEO]
+        return held
+
+    assert embeddings(step, bare) == ["features-not-injected"]
+
+
+def test_sounds_of_another_order(step: Case) -> None:
+    def turned(held: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        held[ids == AUDIO] = held[ids == AUDIO].flip(0)
+        return held
+
+    assert embeddings(step, turned) == ["features-misordered"]
+
+
+def test_features_of_nothing_known(step: Case) -> None:
+    def noise(held: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        seeded = torch.Generator().manual_seed(0)
+        held[ids == VIDEO] = 9 * torch.randn(held[ids == VIDEO].shape, generator=seeded)
+        return held
+
+    assert embeddings(step, noise) == ["features-off"]
+
+
+def test_rope_sections_of_another_model(step: Case) -> None:
+    assert facts(looks_policy.look_rope, step) == []
+    other = Case(Trace({**step.trace.header, "rope_sections": "16 24 24"}, ()), step.reference)
+    assert only(looks_policy.look_rope, other).values == {"got": "16 24 24", "want": "4 6 6"}

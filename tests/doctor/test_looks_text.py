@@ -1,0 +1,82 @@
+"""Looks at prompts, on recordings of a few lines."""
+
+from __future__ import annotations
+
+import pytest
+from recordings import SYSTEM, case, facts, only, processed, rendered, template, user
+
+from omni_grpo_core.doctor import looks_text as looks
+from omni_grpo_core.doctor.diagnose import diagnose
+
+FIRST, SECOND = (SYSTEM, user("video a.mp4")), (SYSTEM, user("audio b.wav", question="How high?"))
+
+
+def step(*handed: str, nested: bool = False):  # type: ignore[no-untyped-def]
+    return case(template(*FIRST), template(*SECOND), processed(*handed, nested=nested))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (0, 0, 1, 1), (0, 1, 0, 1)])
+def test_every_prompt_equally_often_is_right(order: tuple[int, ...]) -> None:
+    texts = [rendered((FIRST, SECOND)[number]) for number in order]
+    assert [e for look in looks.LOOKS for e in look(step(*texts))] == []
+
+
+def test_only_the_first_prompt_is_kept() -> None:
+    """Row 1 of the incident: prepare_prompt(...)[0]."""
+    for handed in ([rendered(FIRST)], [rendered(FIRST)] * 4):
+        found = only(looks.look_handed_over, step(*handed))
+        assert found.fact == "prompts-lost"
+        assert f"2 prompts were rendered and {len(handed)} handed" in found.sentence
+
+
+def test_lists_of_lists() -> None:
+    texts = (rendered(FIRST), rendered(SECOND))
+    assert only(looks.look_handed_over, step(*texts, nested=True)).fact == "prompts-nested"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fact"),
+    [
+        ("<|im_start|>assistant\n", "", "no-generation-prompt"),
+        ("<|im_start|>assistant", "<|im_start|>assitant", "role-unknown"),
+        ("<|vision_bos|><|VIDEO|><|vision_eos|>", "", "placeholders-differ"),
+        ("<|im_end|>\n", "<|im_end|>", "text-differs"),
+    ],
+)
+def test_what_a_template_gets_wrong(old: str, new: str, fact: str) -> None:
+    text = rendered(FIRST).replace(old, new)
+    assert facts(looks.look_rendering, case(template(*FIRST, text=text))) == [fact]
+    # changed between the template and the processor it is told as well
+    assert facts(looks.look_handed_over, step(text, rendered(SECOND))) == [fact]
+    # and rules name it
+    [finding] = diagnose(case(template(*FIRST, text=text))).findings
+    assert finding.stage == "text"
+    assert finding.causes
+
+
+def test_the_default_system_message_of_qwens_template_is_no_fault() -> None:
+    bare = (user("video a.mp4"),)
+    default = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    for text in (rendered(bare), default + rendered(bare)):
+        assert facts(looks.look_rendering, case(template(*bare, text=text))) == []
+
+
+def test_expanded_placeholders_are_the_batchs_affair() -> None:
+    video = rendered(FIRST).replace("<|VIDEO|>", "<|VIDEO|>" * 8)
+    sound = rendered(SECOND).replace("<|AUDIO|>", "<|AUDIO|>" * 25)
+    assert facts(looks.look_handed_over, step(video, sound)) == []
+    inside = "<|audio_bos|>" + "<|VIDEO|>" * 8 + "<|AUDIO|>" * 26 + "<|audio_eos|>"
+    interleaved = rendered(FIRST).replace("<|VIDEO|>", inside)
+    assert facts(looks.look_handed_over, step(interleaved, rendered(SECOND))) == []
+
+
+def test_other_chat_formats_are_let_be() -> None:
+    text = "[INST] Which way? [/INST]"
+    odd = case(template(*FIRST, text=text), processed(text))
+    assert [e for look in looks.LOOKS for e in look(odd)] == []
+
+
+def test_without_a_template_call_the_shape_is_judged() -> None:
+    good, bad = rendered(FIRST), rendered(FIRST).replace("assistant", "assitant")
+    assert facts(looks.look_unrendered, case(processed(good))) == []
+    assert facts(looks.look_unrendered, case(processed(bad))) == ["role-unknown"]
