@@ -232,19 +232,21 @@ def look_at_signal(case: Case) -> Iterable[Evidence]:
 
 
 def _signal_origin(turn: Turn, single: bool) -> Origin:
-    """Groups of one are this stage's doing; equal rewards were handed over."""
-    table = reward_table(turn)
+    """Groups of one are this stage's doing, and so are weights that leave nothing; rewards whose
+    weighted sum is the same all over a group were handed over."""
+    table, seen = reward_table(turn), turn.advantage
     if single:
         return "added"
-    if table is None or turn.advantage is None:
+    if table is None or seen is None or table.shape[1] != len(seen.group_ids):
         return "unknown"
-    count = table.shape[1]
-    if count != len(turn.advantage.group_ids):
-        return "unknown"
-    for name in dict.fromkeys(turn.advantage.group_ids):
-        members = [i for i, g in enumerate(turn.advantage.group_ids) if g == name]
-        own = table[:, members].nan_to_num()
-        if float((own.max(1).values - own.min(1).values).max()) > _NO_SPREAD:
+    names = [call.name for call in turn.rewards]
+    weights = [0.0 if name in seen.spans else float(seen.weights.get(name, 1.0)) for name in names]
+    counted = [w for name, w in zip(names, weights, strict=True) if name not in seen.spans]
+    nothing = not any(counted)
+    sums = _weighted(table, [1.0 if nothing else w for w in weights])
+    for name in dict.fromkeys(seen.group_ids):
+        own = sums[torch.tensor([group == name for group in seen.group_ids])]
+        if float(own.max() - own.min()) > _NO_SPREAD:
             return "added"
     return "inherited"
 
@@ -351,7 +353,13 @@ def _span_said(policy: Policy, ids: Tensor, span: Tensor, name: str) -> Evidence
             continue
         text = policy.decode(ids[row][until_end(ids[row][None], policy.eos_token_ids)[0]].tolist())
         malformed = isinstance(parse(_without_end(policy, text)), Malformed)
-        # a malformed completion may be left out as a whole, or have no such section to hold to
+        # what stands for a section in a malformed completion is a matter of taste: so is a content
+        # that holds the beginning of a tag
+        frayed = bool(allowed) and "<" in policy.decode(
+            [int(ids[row, t]) for t in allowed[0]][1:-1]
+        )
+        if frayed and not tokens:
+            continue
         if malformed and (not tokens or (not allowed and f"<{meant}>" in text)):
             continue
         spelled = policy.decode([int(ids[row, t]) for t in tokens])

@@ -111,7 +111,13 @@ def look_at_constants(case: Case) -> Iterable[Evidence]:
     """One value for everything: different completions, and gold and garbage where it was asked."""
     for call in calls_of(case):
         values = {v for v in call.values if v is not None}
-        if len(values) != 1 or len(set(call.completions)) < 2 or kind_of(call) != "other":
+        if (
+            len(values) != 1
+            or len(call.values) != len(call.completions)
+            or kind_of(call) != "other"
+        ):
+            continue
+        if len(set(call.completions)) < 2:
             continue
         (value,) = values
         asked = [told["alone"] for told in call.probe.values()]

@@ -1,0 +1,149 @@
+"""Rollouts that give themselves away by their settings, ids or texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_recordings import EVAL, advantaged, case, found, generated, rewarded
+
+from omni_grpo_core.doctor.evidence import Reference
+from omni_grpo_core.doctor.looks_completion import LOOKS, prompt_labels
+from omni_grpo_core.observed import ProcessorCall
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.settings import Settings
+
+TRAINING = replace(EVAL, training=True, checkpointing=True)
+
+
+def facts(*values: Any) -> set[str]:
+    return set(found(LOOKS, case(*values)))
+
+
+def test_a_healthy_rollout_is_no_evidence() -> None:
+    assert facts(generated(), rewarded(), advantaged()) == set()
+    # train mode with checkpointing does no harm where the cache was kept: transformers 4.52
+    assert facts(generated(modes=TRAINING)) == set()
+
+
+@pytest.mark.parametrize(
+    ("fact", "call"),
+    [
+        ("history-lost", generated(cached=(0, 0), modes=TRAINING)),
+        ("eos-unset", generated(config={"eos_token_id": None})),
+        ("all-capped", generated(completions=((5, 6, 7), (5, 6, 8)), prompts=(0, 1))),
+        ("truncated-sampling", generated(config={"top_k": 50})),
+        ("truncated-sampling", generated(config={"repetition_penalty": 1.1})),
+        ("generate-raised", replace(generated(), error="StopIteration")),
+    ],
+)
+def test_what_a_call_shows(fact: str, call: Any) -> None:
+    assert facts(call) == {fact}
+
+
+def test_settings_that_change_nothing() -> None:
+    neutral = {"top_k": 0, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
+    assert facts(generated(config=neutral)) == set()
+
+
+SAME = ((5, 6, 9), (5, 6, 9), (7, 8, 9), (7, 8, 9))
+RARE = torch.full((4, 3), 1e-2).log()
+USUAL = torch.full((4, 3), 0.9).log()
+
+
+def test_completions_that_are_all_the_same() -> None:
+    """Three tokens of 1/100 again in each of two groups: 1e-12 by chance; of 9/10, one in two."""
+    greedy = generated(completions=SAME, config={"do_sample": False})
+    assert facts(greedy, advantaged()) == {"identical"}
+    assert facts(generated(completions=SAME, logprobs=RARE), advantaged()) == {"identical"}
+    assert facts(generated(completions=SAME, logprobs=USUAL), advantaged()) == set()
+    # one group of two that differs is enough
+    other = ((5, 6, 9), (5, 6, 9), (7, 8, 9), (7, 5, 9))
+    assert facts(generated(completions=other, config={"do_sample": False})) == set()
+
+
+def test_prompts_are_told_apart_by_what_was_put_in_for_media() -> None:
+    call = generated(prompts=(0, 0, 0, 0))
+    assert prompt_labels(call) == [0, 0, 0, 0]
+    embeds = torch.tensor([1.0, 1.0, 2.0, 2.0])[:, None, None].expand(4, 3, 2)
+    assert prompt_labels(replace(call, inputs_embeds=embeds)) == [0, 0, 1, 1]
+
+
+# --------------------------------------------------------------------------- pixels
+
+PATCHES = torch.arange(32.0).view(8, 4)
+GRID = torch.tensor([[1, 2, 2], [1, 2, 2]])
+
+
+def with_pixels(pixels: torch.Tensor, grid: torch.Tensor, **config: Any) -> Any:
+    inputs = {"pixel_values_videos": pixels, "video_grid_thw": grid}
+    return generated(inputs=inputs, config=config)
+
+
+def processed(pixels: torch.Tensor) -> ProcessorCall:
+    outputs = {"pixel_values_videos": pixels}
+    return ProcessorCall((), False, (), (), (), {}, (), (), outputs, "left", None)
+
+
+def test_pixel_rows_repeated_one_by_one() -> None:
+    blanket = with_pixels(PATCHES.repeat_interleave(2, 0), GRID.repeat_interleave(2, 0))
+    assert facts(processed(PATCHES), blanket) == {"pixels-scrambled"}
+    assert facts(blanket) == {"pixels-scrambled"}  # seen without the processor's output, too
+
+
+def test_pixels_repeated_picture_by_picture_are_right() -> None:
+    whole = PATCHES.view(2, 4, 4).repeat_interleave(2, 0).reshape(16, 4)
+    assert facts(processed(PATCHES), with_pixels(whole, GRID.repeat_interleave(2, 0))) == set()
+
+
+def test_pictures_of_one_colour_are_not_scrambled() -> None:
+    black = torch.zeros(16, 4)
+    assert facts(with_pixels(black, GRID.repeat_interleave(2, 0))) == set()
+
+
+def test_return_sequences_with_pixels() -> None:
+    assert facts(with_pixels(PATCHES, GRID, num_return_sequences=2)) == {"pixels-scrambled"}
+    assert facts(generated(config={"num_return_sequences": 2})) == set()
+
+
+# --------------------------------------------------------------------------- ids of a tokenizer
+
+
+def spelled(
+    policy: Policy, texts: tuple[str, ...], config: Mapping[str, Any] | None = None
+) -> tuple[Any, Reference]:
+    """A rollout of these texts, each ended by the first eos."""
+    tokenizer = policy.processor.tokenizer
+    rows = [[*tokenizer(text)["input_ids"], policy.eos_token_ids[0]] for text in texts]
+    width = max(map(len, rows))
+    padded = [row + [policy.pad_token_id] * (width - len(row)) for row in rows]
+    settings = {"eos_token_id": list(policy.eos_token_ids), **(config or {})}
+    call = generated(completions=padded, prompts=(0, 1)[: len(rows)], config=settings)
+    return call, Reference(policy, Settings())
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [("the bar", None), ("the <|VIDEO|> bar", "media-token"), ("a <|im_start|>", "special-token")],
+)
+def test_special_tokens_among_the_sampled(policy: Policy, text: str, fact: str | None) -> None:
+    call, reference = spelled(policy, ("the bar", text))
+    assert set(found(LOOKS, case(call, reference=reference))) == ({fact} if fact else set())
+
+
+def test_special_tokens_stripped_before_anybody_looked(policy: Policy) -> None:
+    call, reference = spelled(policy, ("red", "re<|im_start|>d"))
+    hidden = rewarded((1.0, 1.0), completions=("red", "red"))
+    seen = found(LOOKS, case(call, hidden, reference=reference))
+    assert seen["specials-stripped"].row == 1
+    shown = rewarded((1.0, 1.0), completions=("red", "re<|im_start|>d"))
+    assert "specials-stripped" not in found(LOOKS, case(call, shown, reference=reference))
+
+
+def test_one_of_two_eos(policy: Policy) -> None:
+    call, reference = spelled(policy, ("red", "blue"), {"eos_token_id": policy.eos_token_ids[0]})
+    seen = found(LOOKS, case(call, reference=reference))
+    assert seen["eos-left-out"].values["left_out"] == [policy.eos_token_ids[1]]

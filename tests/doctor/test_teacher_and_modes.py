@@ -1,0 +1,176 @@
+"""Replays of a real recording: the clean loop on the shipped checkpoint, and altered copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_recordings import EVAL, found
+
+from omni_grpo_core.doctor import (
+    looks_advantage,
+    looks_completion,
+    looks_degenerate,
+    looks_gradient,
+    looks_groups,
+    looks_logits,
+    looks_loss,
+    looks_reward,
+)
+from omni_grpo_core.doctor.evidence import Case, Look, Reference
+from omni_grpo_core.doctor.load import as_cases, read_traces
+from omni_grpo_core.doctor.modes import modes, tried
+from omni_grpo_core.doctor.teacher import apart, taught
+from omni_grpo_core.doctor.turns import learned, turns
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.loop import WildLoop
+from omni_grpo_core.observed import ForwardCall, GenerateCall, LossSeen
+from omni_grpo_core.policy import Policy
+from omni_grpo_core.recorder.record import record
+from omni_grpo_core.settings import Settings
+
+AREAS = (
+    looks_logits, looks_completion, looks_degenerate, looks_groups, looks_reward, looks_advantage,
+    looks_loss, looks_gradient,
+)  # fmt: skip
+ALL: Sequence[Look] = [look for area in AREAS for look in area.LOOKS]
+
+
+@pytest.fixture(scope="module")
+def clean(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """One step with two clips, two completions each, 24 tokens at most."""
+    folder: Path = tmp_path_factory.mktemp("clean") / "trace"
+    loop = WildLoop(policy, LoopConfig(group_size=2, max_new_tokens=24))
+    with record(
+        folder, model=loop.model, processor=loop.processor, reward_funcs=loop.reward_funcs, steps=1
+    ) as recorder:
+        loop.step(recorder)
+    (case,) = as_cases(read_traces(folder), Reference(policy, Settings()))
+    return case
+
+
+def altered(case: Case, kind: Any, **changes: Any) -> Case:
+    """The recording with fields of every value of one kind replaced."""
+    stages = tuple(
+        replace(r, value=replace(r.value, **changes)) if isinstance(r.value, kind) else r
+        for r in case.trace.stages
+    )
+    return Case(replace(case.trace, stages=stages), case.reference)
+
+
+def added(case: Case) -> dict[str, str]:
+    return {e.fact: e.stage for e in found(ALL, case).values() if e.origin == "added"}
+
+
+def test_a_clean_step_is_put_together_and_has_no_evidence(clean: Case) -> None:
+    (turn,) = turns(clean)
+    (one,) = learned(clean)
+    assert turn.generated is not None
+    assert turn.advantage is not None
+    assert one.turn is turn
+    assert one.forward is clean.forwards[0]
+    assert added(clean) == {}
+
+
+def test_the_reference_gives_the_recorded_logprobs(clean: Case) -> None:
+    (call,) = clean.generated
+    known = taught(clean, call)
+    assert known is not None
+    assert call.logprobs is not None
+    # float32, another order of sums: 1e-5 measured
+    assert apart(known.logprobs(1.7), call.logprobs, known.mask)[1] < 1e-4
+
+
+def test_logprobs_of_other_weights(clean: Case) -> None:
+    (call,) = clean.generated
+    assert call.first_logits is not None
+    noise = torch.randn(call.first_logits.shape, generator=torch.Generator().manual_seed(0))
+    other = altered(clean, GenerateCall, first_logits=call.first_logits + noise)
+    assert added(other) == {"other-weights": "completion"}
+
+
+def test_logprobs_that_leave_the_reference_after_the_first_token(clean: Case) -> None:
+    (call,) = clean.generated
+    assert call.logprobs is not None
+    later = call.logprobs.clone()
+    later[:, 1:] -= 1.0
+    assert added(altered(clean, GenerateCall, logprobs=later)) == {"cache-differs": "logits"}
+    blind = altered(clean, GenerateCall, logprobs=later, cached=(0,) * len(call.cached))
+    assert added(blind) == {
+        "tokens-out-of-context": "completion", "history-lost": "completion",
+    }  # fmt: skip
+
+
+def test_a_scoring_forward_that_is_off(clean: Case) -> None:
+    (call,) = clean.forwards
+    assert call.logprobs is not None
+    assert added(altered(clean, ForwardCall, logprobs=call.logprobs - 0.5)) == {
+        "scoring-differs": "logits"
+    }
+
+
+def test_logprobs_of_the_loss_by_other_readings(clean: Case) -> None:
+    """The scores of the forward, read at another temperature, a place late, or in 16 bits."""
+    from omni_grpo_core.doctor.teacher import rescored
+
+    (one,) = learned(clean)
+    assert one.forward is not None
+    assert one.loss.logprobs is not None
+    known = rescored(clean, one.forward)
+    assert known is not None
+    width = one.loss.logprobs.shape[1]
+    (call,) = clean.generated
+    held = call.config["suppress_tokens"]
+    readings = {
+        "temperature-differs": known.logprobs(1.0, held)[:, -width:],
+        "shifted": known.logprobs(1.7, held, "at")[:, -width:],
+        "coarse-logprobs": one.loss.logprobs.bfloat16().float(),
+        "logprobs-differ": one.loss.logprobs - 1.0,
+    }
+    assert one.loss.mask is not None
+    for fact, logprobs in readings.items():
+        # a suppressed id has no logprob at all: outside the mask it does not matter
+        shown = torch.where(one.loss.mask, logprobs, 0.0)
+        assert set(added(altered(clean, LossSeen, logprobs=shown))) >= {fact}
+
+
+def test_garbage_is_added_unless_the_checkpoint_would_say_it(clean: Case) -> None:
+    (call,) = clean.generated
+    assert call.sequences is not None
+    loop = call.sequences.clone()
+    start = call.inputs["input_ids"].shape[1]
+    # one token over and over, long enough to be a cycle
+    loop = torch.cat([loop[:, :start], loop[:, start : start + 1].expand(-1, 60)], 1)
+    said = altered(clean, GenerateCall, sequences=loop, logprobs=None)
+    assert added(said)["degenerate"] == "completion"
+    assert added(said)["tokens-impossible"] == "completion"
+
+
+def test_experiments_clear_a_clean_recording(clean: Case) -> None:
+    outcomes = {e.cause: e.outcome for e in modes(clean)}
+    assert set(outcomes) == {
+        "logits.cache-differs", "gen.checkpointing-train", "gen.history-lost",
+        "pos.stale-deltas", "media.video-dropped", "media.audio-dropped",
+    }  # fmt: skip
+    assert set(outcomes.values()) == {"cleared"}
+
+
+def test_experiments_prove_what_was_recorded(clean: Case, policy: Policy) -> None:
+    (call,) = clean.generated
+    inputs = {k: v for k, v in call.inputs.items() if k != "pixel_values_videos"}
+    blind = replace(EVAL, training=True, checkpointing=True)
+    sick = altered(clean, GenerateCall, modes=blind, inputs=inputs)
+    outcomes = {e.cause: e.outcome for e in modes(sick)}
+    assert outcomes["media.video-dropped"] == "proved"
+    assert not policy.model.training
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in policy.model.modules())
+
+
+def test_nothing_to_try_is_an_error(clean: Case) -> None:
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        tried([Case(clean.trace, None)])

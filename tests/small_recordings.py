@@ -1,0 +1,178 @@
+"""Values of a recorded step, small enough to check by hand; each function's defaults are healthy.
+
+Two prompts of three tokens, two completions each. Token 9 is the eos, 0 is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Reference
+from omni_grpo_core.observed import (
+    AdvantageSeen,
+    GenerateCall,
+    LossSeen,
+    Modes,
+    RewardCall,
+    SamplesSeen,
+    StepSeen,
+)
+from omni_grpo_core.recorder.tape import STAGE_OF
+from omni_grpo_core.types import StageRecord, Trace
+
+EOS, PAD = 9, 0
+PROMPTS = ((1, 2, 3), (1, 2, 4))
+COMPLETIONS = ((5, 6, EOS), (5, EOS, PAD), (7, 8, EOS), (8, EOS, PAD))
+MASK = ((1, 1, 1), (1, 1, 0), (1, 1, 1), (1, 1, 0))
+GROUPS = ("a", "a", "b", "b")
+REWARDS = (1.0, 0.0, 2.0, 0.0)
+
+EVAL = Modes(False, False, False, False, "float32", None, None, ())
+
+
+def case(*values: Any, reference: Reference | None = None) -> Case:
+    """The values as one recorded step, in this order."""
+    records = tuple(StageRecord(STAGE_OF[type(value)], value, (), 0.0) for value in values)
+    return Case(Trace({}, records), reference)
+
+
+def found(looks: Sequence[Look], recorded: Case) -> dict[str, Evidence]:
+    """What some looks found, by fact; the first of each."""
+    seen: dict[str, Evidence] = {}
+    for look in looks:
+        for evidence in look(recorded):
+            seen.setdefault(evidence.fact, evidence)
+    return seen
+
+
+def samples(ids: tuple[str, ...] = ("a", "b")) -> SamplesSeen:
+    rows = tuple({"sample_id": name, "problem": f"who is {name}?"} for name in ids)
+    return SamplesSeen(rows, ids)
+
+
+def generated(
+    completions: Sequence[Sequence[int]] = COMPLETIONS,
+    prompts: Sequence[int] = (0, 0, 1, 1),
+    config: Mapping[str, Any] | None = None,
+    modes: Modes = EVAL,
+    cached: tuple[int, ...] = (3, 4),
+    logprobs: Tensor | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> GenerateCall:
+    """A rollout; ``prompts``: which of the two prompts each row has."""
+    ids = torch.tensor([PROMPTS[at] for at in prompts])
+    settings = {"do_sample": True, "temperature": 1.0, "eos_token_id": [EOS], "max_new_tokens": 3}
+    return GenerateCall(
+        inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids), **(inputs or {})},
+        keywords={},
+        config={**settings, **(config or {})},
+        modes=modes,
+        sequences=torch.cat([ids, torch.tensor(completions)], 1),
+        position_ids=None,
+        inputs_embeds=None,
+        rope_deltas=None,
+        first_logits=None,
+        cached=cached,
+        step_positions=(),
+        logprobs=logprobs,
+        warnings=(),
+        error=None,
+    )
+
+
+def rewarded(
+    values: Sequence[float | None] = REWARDS,
+    name: str = "length",
+    columns: Mapping[str, Any] | None = None,
+    probe: Mapping[str, Any] | None = None,
+    completions: Sequence[str] = ("one", "two", "three", "four"),
+    error: str | None = None,
+) -> RewardCall:
+    return RewardCall(
+        name=name,
+        source=f"rewards.{name}",
+        prompts=tuple(f"who is {group}?" for group in GROUPS),
+        completions=tuple(completions),
+        columns={"sample_id": list(GROUPS)} if columns is None else columns,
+        values=tuple(values),
+        probe=probe or {},
+        error=error,
+    )
+
+
+def advantaged(
+    advantages: Tensor | Sequence[float] = (1.0, -1.0, 1.0, -1.0),
+    rewards: Sequence[float] = REWARDS,
+    group_ids: tuple[str, ...] = GROUPS,
+    weights: Mapping[str, float] | None = None,
+    spans: Mapping[str, Tensor] | None = None,
+    scale: str = "group",
+) -> AdvantageSeen:
+    """Deviations of (1, 0) and (2, 0) are 1 / sqrt 2 and sqrt 2, so unbiased scaling gives
+    1 / sqrt 2 for each; ``advantages`` is multiplied by that."""
+    values = torch.as_tensor(advantages, dtype=torch.float64)
+    return AdvantageSeen(
+        rewards=torch.tensor(rewards),
+        group_ids=group_ids,
+        advantages=values * 0.5**0.5 if scale == "group" else values,
+        scale=scale,
+        weights={"length": 1.0} if weights is None else weights,
+        spans=spans or {},
+    )
+
+
+def lost(
+    loss: float,
+    advantages: Sequence[float] | Tensor = (1.0, -1.0, 1.0, -1.0),
+    logprobs: Tensor | None = None,
+    old: Tensor | None = None,
+    ref: Tensor | None = None,
+    mask: Sequence[Sequence[int]] = MASK,
+    ids: Sequence[Sequence[int]] = COMPLETIONS,
+    settings: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    requires_grad: bool = True,
+) -> LossSeen:
+    """Every token has probability 1/3 unless said: not a number of 16 bits."""
+    rows, width = torch.tensor(mask).shape
+    given = torch.full((rows, width), 1 / 3).log() if logprobs is None else logprobs
+    return LossSeen(
+        completion_ids=torch.tensor(ids),
+        mask=torch.tensor(mask).bool(),
+        logprobs=given,
+        old_logprobs=old,
+        ref_logprobs=ref,
+        advantages=torch.as_tensor(advantages, dtype=torch.float64),
+        loss=loss,
+        requires_grad=requires_grad,
+        settings={"loss_type": "grpo", "beta": 0.0, "epsilon": 0.2, **(settings or {})},
+        metrics=metrics or {},
+    )
+
+
+def stepped(
+    step: int = 0,
+    trainable: Mapping[str, int] | None = None,
+    norms: Mapping[str, float] | None = None,
+    held: Mapping[str, int] | None = None,
+    changed: Mapping[str, bool] | None = None,
+    losses: tuple[float, ...] = (0.5,),
+    settings: Mapping[str, Any] | None = None,
+    warnings: tuple[str, ...] = (),
+) -> StepSeen:
+    learning = {"text": 100, "head": 10} if trainable is None else trainable
+    return StepSeen(
+        step=step,
+        trainable=learning,
+        grad_norms=dict.fromkeys(learning, 0.5) if norms is None else norms,
+        held=learning if held is None else held,
+        changed=dict.fromkeys(learning, True) if changed is None else changed,
+        losses=losses,
+        learning_rate=1e-3,
+        settings=settings or {},
+        warnings=warnings,
+    )
