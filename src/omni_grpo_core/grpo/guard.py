@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.grpo.causes import CAUSES
-from omni_grpo_core.grpo.train_config import GuardConfig
+from omni_grpo_core.grpo.train_config import DRIFT, GuardConfig
 from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.trace.atomic import write_file
@@ -56,7 +56,8 @@ class StepFacts:
 
 
 class Guard:
-    """Remembers the last steps. ``eos_ids``, ``special_ids``: of the policy's tokenizer."""
+    """Remembers the last steps. ``eos_ids``, ``special_ids``: of the policy's tokenizer. ``drift``:
+    in the place of ``config``'s, which may leave it to the precision."""
 
     def __init__(
         self,
@@ -64,8 +65,10 @@ class Guard:
         *,
         eos_ids: Collection[int],
         special_ids: Collection[int] = (),
+        drift: float | None = None,
     ) -> None:
         self._config = config
+        self._drift_limit = drift or config.drift or DRIFT["float32"]
         self._eos_ids = frozenset(eos_ids)
         self._special_ids = frozenset(special_ids)
         self._steps: deque[health.Step] = deque(maxlen=config.patience)
@@ -113,14 +116,14 @@ class Guard:
         )
 
     def _drift(self, facts: StepFacts) -> Finding | None:
-        if facts.drift_max is None or facts.drift_max <= self._config.drift:
+        if facts.drift_max is None or facts.drift_max <= self._drift_limit:
             return None
         return Finding(
             "sampling and scoring disagree",
             "logits",
             f"a token's logprob differs by {facts.drift_max:.3g} nats between the forward that "
             f"sampled it and the one that scores it, before any update (at most "
-            f"{self._config.drift:g}): another temperature, mask, position, cache or weight",
+            f"{self._drift_limit:g}): another temperature, mask, position, cache or weight",
         )
 
     def _dead(self) -> tuple[Finding, ...]:

@@ -211,7 +211,7 @@ def _check_numbers(config: TrainConfig) -> None:
         ("optimizer: warmup_steps", plan.warmup_steps, plan.warmup_steps >= 0, "0 or more"),
         ("guard: patience", config.guard.patience, config.guard.patience >= 1, "1 or more"),
         ("guard: garbage", config.guard.garbage, 0 < config.guard.garbage <= 1, "0 to 1, above 0"),
-        ("guard: drift", config.guard.drift, config.guard.drift > 0, "above 0"),
+        ("guard: drift", config.drift_limit, config.drift_limit > 0, "above 0"),
         ("settings: max_new_tokens", config.settings.max_new_tokens,
          config.settings.max_new_tokens >= 1, "1 or more"),
     )  # fmt: skip

@@ -1,47 +1,38 @@
 """GRPO training on Accelerate: roll out, score, compare within groups, update; save, log, guard.
 
-Alone, under DDP, FSDP or DeepSpeed the loop is the same: what concerns all processes goes through
-:class:`AccelerateTeam`. Every random choice is a function of (seed, step, sample), so a resumed run
-needs no random state and is the run that was never cut.
+Alone, under DDP or FSDP2 the loop is the same: what concerns all processes goes through
+:class:`~omni_grpo_core.grpo.team.AccelerateTeam`. Every random choice is a function of (seed, step,
+sample), so a resumed run needs no random state and is the run that was never cut.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import PartialState
-from accelerate.utils import (
-    DistributedType,
-    FullyShardedDataParallelPlugin,
-    ProjectConfiguration,
-    gather_object,
-)
-from torch import Tensor, nn
+from torch import Tensor
 
-from omni_grpo_core.check import check
 from omni_grpo_core.grpo import checkpointing
 from omni_grpo_core.grpo.advantage import Advantages, group_advantages
 from omni_grpo_core.grpo.bundle import save_bundle, step_trace
 from omni_grpo_core.grpo.evaluation import Examiner
-from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, failed_checks, watch_generation
+from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, watch_generation
 from omni_grpo_core.grpo.learners import choose_learners
-from omni_grpo_core.grpo.load_config import check_launcher, require_enough
+from omni_grpo_core.grpo.load_config import require_enough
 from omni_grpo_core.grpo.lora import merged_weights
 from omni_grpo_core.grpo.metrics import Metrics, advantage_metrics, rollout_metrics
 from omni_grpo_core.grpo.partial import Partial, PartialRewards
+from omni_grpo_core.grpo.preflight import preflight
 from omni_grpo_core.grpo.records import step_record
-from omni_grpo_core.grpo.sharding import gathered, settle, whole
+from omni_grpo_core.grpo.sharding import gathered, settle
 from omni_grpo_core.grpo.step import MicroBatch, Scorer, StepPlan, Update, cut, optimize
+from omni_grpo_core.grpo.team import AccelerateTeam, make_accelerator
 from omni_grpo_core.grpo.train_config import TrainConfig, as_values, learning_rate
 from omni_grpo_core.pipeline import Inputs, prepare
 from omni_grpo_core.policy import load_policy
@@ -52,61 +43,7 @@ from omni_grpo_core.sample import load_samples
 from omni_grpo_core.trace.atomic import write_file
 from omni_grpo_core.types import Rollout, Sample
 
-T = TypeVar("T")
 LOG = "log.jsonl"
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate as the launcher configured it.
-
-    On CPU it leaves FSDP out without a word; it is put in force here, over gloo. Raises
-    ``ConfigError`` as :func:`~omni_grpo_core.grpo.load_config.check_launcher` does.
-    """
-    check_launcher(os.environ)
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision="bf16" if config.precision == "bfloat16" else "no",
-        log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=config.out),
-        # a micro-batch without sound leaves the audio tower without a gradient
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if wants_fsdp and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        accelerator.state.distributed_type = DistributedType.FSDP
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-    return accelerator
-
-
-class AccelerateTeam:
-    """:class:`~omni_grpo_core.grpo.step.Team` by Accelerate."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-
-    @property
-    def world(self) -> int:
-        return int(self._accelerator.num_processes)
-
-    def gather(self, items: Sequence[T]) -> list[T]:
-        gathered: list[T] = gather_object(list(items))
-        return gathered
-
-    def sum(self, numbers: Tensor) -> Tensor:
-        summed: Tensor = self._accelerator.reduce(numbers.to(self._accelerator.device), "sum")
-        return summed.cpu()
-
-    def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(loss)
-
-    def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
-        context: AbstractContextManager[Any] = self._accelerator.no_sync(model)
-        return context
-
-    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-        norm: Any = self._accelerator.clip_grad_norm_(parameters, max_norm)
-        return float(whole(norm)) if isinstance(norm, Tensor) else float(norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,20 +110,9 @@ class _Run:
         self.policy = load_policy(
             config.checkpoint, processor=config.processor, device=str(self.accelerator.device)
         )
-        self.reference = choose_learners(self.policy, config, self.accelerator.autocast)
-        learning = [p for p in self.policy.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            learning,
-            lr=config.optimizer.lr,
-            betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
-            weight_decay=config.optimizer.weight_decay,
-        )
-        self.scorer, self.optimizer = self.accelerator.prepare(
-            Scorer(self.policy, config.settings.temperature), optimizer
-        )
-        settle(self.scorer)
         self.guard = Guard(
             config.guard,
+            drift=config.drift_limit,
             eos_ids=self.policy.eos_token_ids,
             special_ids=self.policy.suppressed.nonzero().flatten().tolist(),
         )
@@ -203,6 +129,11 @@ class _Run:
     # ----------------------------------------------------------------- the run
 
     def run(self) -> TrainResult:
+        if self.saved is None and self.config.guard.preflight:
+            broken = self._preflight()
+            if broken is not None:
+                return broken
+        self._set_up()
         start = self._resume()
         main = self.accelerator.is_main_process
         if main:
@@ -232,6 +163,22 @@ class _Run:
         self.accelerator.wait_for_everyone()
         return TrainResult("finished", self.config.steps, (), None, model)
 
+    def _set_up(self) -> None:
+        """Decide what learns, and hand model and optimizer to Accelerate."""
+        config = self.config
+        self.reference = choose_learners(self.policy, config, self.accelerator.autocast)
+        learning = [p for p in self.policy.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            learning,
+            lr=config.optimizer.lr,
+            betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
+            weight_decay=config.optimizer.weight_decay,
+        )
+        self.scorer, self.optimizer = self.accelerator.prepare(
+            Scorer(self.policy, config.settings.temperature), optimizer
+        )
+        settle(self.scorer)
+
     def _resume(self) -> int:
         if self.saved is None:
             return 0
@@ -256,13 +203,8 @@ class _Run:
 
     def _step(self, step: int) -> TrainResult | None:
         config, begin = self.config, time.perf_counter()
-        samples = self._own_samples(step)
-        if step == 0 and config.guard.preflight:
-            broken = self._preflight(samples)
-            if broken is not None:
-                return broken
+        inputs = prepare(self.policy, self._own_samples(step), config.settings)
         findings: list[Finding] = []
-        inputs = prepare(self.policy, samples, config.settings)
         with self.accelerator.autocast(), gathered(self.scorer):
             rolled = rollout(
                 self.policy,
@@ -349,29 +291,20 @@ class _Run:
         first = at * prompts + own * self.accelerator.process_index
         return tuple(self.samples[index] for index in order[first : first + own])
 
-    def _preflight(self, samples: Sequence[Sample]) -> TrainResult | None:
-        """Every stage check of ``omni-grpo check`` on the first samples; a result where one fails:
-        nothing is sampled from a pipeline that is known to be broken."""
-        found: list[Finding] = []
-        with self.accelerator.autocast(), gathered(self.scorer):
-            if self.accelerator.is_main_process:
-                lenient = replace(self.config.settings, min_format=0.0, min_accuracy=0.0)
-                result = check(self.policy, samples, lenient)
-                found += failed_checks(result.trace.stages)
-                found += [
-                    Finding(f"{proof.modality} does not reach the model", "embeddings",
-                            f"swapping it moves the logprobs by {proof.shift:.2g} nats a token")
-                    for proof in result.modalities
-                    if not proof.ok
-                ]  # fmt: skip
-        findings = self.team.gather(found)
+    def _preflight(self) -> TrainResult | None:
+        """A result where the first samples show that the pipeline is broken: nothing is sampled
+        from it. In float32, before weights are rounded or taken apart."""
+        found: tuple[Finding, ...] = ()
+        if self.accelerator.is_main_process:
+            found, trace = preflight(self.policy, self._own_samples(0), self.config.settings)
+        findings = tuple(self.team.gather(found))
         if not findings:
             return None
         folder = self.out / "stopped" / "step-000000"
         if self.accelerator.is_main_process:
-            save_bundle(folder, result.trace, 0, findings)
+            save_bundle(folder, trace, 0, findings)
         self.accelerator.wait_for_everyone()
-        return TrainResult("stopped", 0, tuple(findings), folder, None)
+        return TrainResult("stopped", 0, findings, folder, None)
 
     def _score(self, inputs: Inputs, rolled: Rollout) -> Composed:
         owner = dict(
