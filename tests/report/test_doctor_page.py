@@ -39,7 +39,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def rooms(page: str) -> dict[str, str]:
-    found = re.findall(r'<li class="room (\w+)"[^>]*>(?:<a [^>]*>)?(\w+)', page)
+    found = re.findall(r'<li class="room is-(\w+)"[^>]*>(?:<a [^>]*>)?(\w+)', page)
     return {stage: state for state, stage in found}
 
 
