@@ -66,7 +66,9 @@ def test_row_07_one_word_over_and_over(replayed: Replay, rows: dict[int, RowFind
     assert replayed.named("gen.checkpointing-train") == cache_is_dropped()
     if cache_is_dropped():
         assert rows[7].answer == "broken"
-        assert all(degenerate_text(text) for text in replayed.texts)
+        # one that happens to break out of its loop may pass the gate; most must not
+        garbage = [bool(degenerate_text(text)) for text in replayed.texts]
+        assert sum(garbage) > len(garbage) / 2
     else:
         assert rows[7].answer == "shown"
 
@@ -74,7 +76,7 @@ def test_row_07_one_word_over_and_over(replayed: Replay, rows: dict[int, RowFind
 def test_row_08_salad_is_found_where_little_is_repeated(rows: dict[int, RowFinding]) -> None:
     assert rows[8].answer == "shown"
     salad, loop = rows[8].found.split(". A loop of one word: ")
-    assert "distinct-1" in salad
+    assert salad.startswith("salad: zlib ratio")
     assert "tail cycle" in loop
     assert "tail cycle" not in salad
 

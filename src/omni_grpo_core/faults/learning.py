@@ -7,10 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from omni_grpo_core.faults.fault import Shelf
 from omni_grpo_core.faults.loop import Notebook, Rolled, StepOutcome, WildLoop
@@ -362,17 +364,16 @@ def reentrant_checkpointing(loop: WildLoop) -> Iterator[None]:
         if loss.requires_grad:
             before(loss)
 
-    loop.model.gradient_checkpointing_enable({"use_reentrant": True})
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(loop.replaced(backward=backward))
+    reentrant = partial(checkpoint, use_reentrant=True)
+    with ExitStack() as stack:
+        stack.enter_context(loop.replaced(backward=backward))
+        for module in loop.thinker.modules():
+            if hasattr(module, "_gradient_checkpointing_func"):
+                stack.enter_context(patched(module, _gradient_checkpointing_func=reentrant))
             # recent versions hook the embeddings, on some ways in, so that inputs require gradients
-            for module in loop.thinker.modules():
-                if module._forward_hooks:
-                    stack.enter_context(patched(module, _forward_hooks=OrderedDict()))
-            yield
-    finally:
-        loop.model.gradient_checkpointing_enable({"use_reentrant": False})
+            if module._forward_hooks:
+                stack.enter_context(patched(module, _forward_hooks=OrderedDict()))
+        yield
 
 
 @shelf.add(

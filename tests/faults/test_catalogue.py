@@ -1,0 +1,177 @@
+"""The catalogue as a list, and that each of its faults really changes what a recorder sees."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omni_grpo_core.faults.catalogue import BY_ID, FAULTS
+from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.fault import Fault
+from omni_grpo_core.faults.loop import WildLoop
+from omni_grpo_core.faults.patching import patched
+from omni_grpo_core.faults.trial import config_for, recorded, reference
+from omni_grpo_core.observed import RewardCall
+from omni_grpo_core.trace.codec import equal
+from omni_grpo_core.types import STAGES
+
+QUICK = (
+    "conv.media-twice",
+    "text.role-typo",
+    "media.swapped",
+    "batch.audios-kwarg",
+    "pos.no-mask",
+    "gen.cap",
+    "reward.option-format",
+    "adv.group-mixed",
+    "loss.shift",
+    "step.detached",
+)
+"""In the default run; the others, a second or two each, are slow tests."""
+
+
+def test_ids_are_unique_and_there_are_enough() -> None:
+    counts = Counter(fault.id for fault in FAULTS)
+    assert not [name for name, count in counts.items() if count > 1]
+    assert len(FAULTS) >= 90
+
+
+def test_every_fault_tells_its_story_and_where_it_was_met() -> None:
+    for fault in FAULTS:
+        assert fault.stage in STAGES
+        assert fault.story.endswith(".")
+        assert fault.source
+        assert set(fault.needs) <= set(LoopConfig.__dataclass_fields__), fault.id
+
+
+def test_faults_stand_in_every_stage_that_a_recorder_sees() -> None:
+    blamed = {fault.stage for fault in FAULTS}
+    assert blamed >= {
+        "conversation", "text", "media", "batch", "embeddings", "positions", "logits",
+        "completion", "reward", "advantage", "loss", "gradient",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@cache
+def _clean(config: LoopConfig, steps: int, folder: Path) -> list[Any]:
+    fault = Fault("none", "sample", "", "", lambda loop: loop.replaced(), steps=steps)
+    return _values(fault, config, folder)
+
+
+def _values(fault: Fault, config: LoopConfig, folder: Path) -> list[Any]:
+    here = folder / f"{fault.id}-{len(list(folder.iterdir()))}"
+    traces, raised = recorded((fault,), config, here)
+    assert (raised is not None) == fault.stops, raised
+    return [record.value for _, trace in traces for record in trace.stages]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=fault.id, marks=() if fault.id in QUICK else pytest.mark.slow)
+        for fault in FAULTS
+    ],
+)
+def test_an_injected_loop_is_recorded_otherwise_than_a_clean_one(
+    fault: Fault, folder: Path
+) -> None:
+    config = config_for((fault,))
+    assert config is not None
+    clean = _clean(config, fault.steps, folder)
+    spoilt = _values(fault, config, folder)
+    if fault.stage == "reward":
+        # that another function stands there is no harm yet: it must pay otherwise
+        assert _pay(spoilt) != _pay(clean)
+    else:
+        assert len(clean) != len(spoilt) or not all(map(equal, clean, spoilt))
+
+
+def _pay(values: list[Any]) -> list[Any]:
+    """What each reward function pays, in the step and when it is probed; NaN as text."""
+    calls = [value for value in values if isinstance(value, RewardCall)]
+    paid = [
+        (
+            [str(value) for value in call.values],
+            [(str(case["value"]), str(case["alone"])) for case in call.probe.values()],
+        )
+        for call in calls
+    ]
+    # a reward by a judge cannot be probed; a clean loop has none that pays nothing to anyone
+    return sorted(paid, key=str)
+
+
+def test_the_same_recording_twice_is_the_same(folder: Path) -> None:
+    fault = Fault("again", "sample", "", "", lambda loop: loop.replaced())
+    config = LoopConfig()
+    one, other = (_values(fault, config, folder) for _ in range(2))
+    assert len(one) == len(other)
+    assert all(map(equal, one, other))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
+def test_everything_is_put_back_even_after_an_error(fault: Fault) -> None:
+    config = config_for((fault,))
+    assert config is not None
+    loop = WildLoop(reference(config.dtype).policy, config)
+    before = _state(loop)
+
+    def broken() -> None:
+        with fault.inject(loop):
+            raise KeyError(fault.id)
+
+    with pytest.raises(KeyError, match=fault.id):
+        broken()
+    assert _state(loop) == before
+
+
+def _state(loop: WildLoop) -> dict[str, Any]:
+    """What a fault could leave behind: attributes of the loop, its processor and its model."""
+    thinker = loop.thinker
+    text = thinker.config.get_text_config()
+    return {
+        "loop": {name: id(value) for name, value in vars(loop).items()},
+        "processor": {name: id(value) for name, value in vars(loop.processor).items()},
+        "thinker": set(vars(thinker)),
+        "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in thinker.modules()),
+        "learning": [p.requires_grad for p in loop.model.parameters()],
+        "training": [m.training for m in loop.model.modules()],
+        "sections": str(getattr(text, "rope_parameters", None)),
+        "eos": thinker.generation_config.eos_token_id,
+    }
+
+
+def test_a_seam_that_has_gone_is_an_error() -> None:
+    class Owner:
+        there = 1
+
+    with pytest.raises(AttributeError, match="gone"), patched(Owner(), gone=2):
+        pass
+
+
+def test_a_fault_inside_a_fault_comes_out_first() -> None:
+    class Owner:
+        value = 0
+
+    owner = Owner()
+    with patched(owner, value=1):
+        with patched(owner, value=2):
+            assert owner.value == 2
+        assert owner.value == 1
+    assert owner.value == 0
+    assert vars(owner) == {}
+
+
+def test_needs_that_contradict_make_no_pair() -> None:
+    assert config_for((BY_ID["conv.silent-no-audio"], BY_ID["batch.truncated-left"])) is None
+    both = config_for((BY_ID["loss.clip-side"], BY_ID["logits.low-precision"]))
+    assert both is not None
+    assert both.iterations == 2
