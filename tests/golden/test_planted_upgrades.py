@@ -20,6 +20,7 @@ from qwen_omni_utils.v2_5 import vision_process
 from torchvision.transforms import InterpolationMode
 
 from omni_grpo_core import batch, pipeline
+from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden import steps
 from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.pending import record
@@ -219,6 +220,33 @@ def test_found_among_all_cases(
     report = look(plant(monkeypatch, own), stored, ())
     print(f"\n== {upgrade}\n{told(report)}")
     found_where_it_is(report, upgrade)
+
+
+def origins(report: GoldenReport) -> dict[str, str]:
+    (case,) = report.cases
+    return {s.stage: s.origin for s in case.stages if s.origin != "none"}
+
+
+def test_a_sidecar_makes_replay_exact(
+    own: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames are kept as a sketch: without the sidecar nobody knows whether batch and embeddings
+    only inherit the new filter, or add something of their own."""
+    suite, aside = load_suite(tmp_path), tmp_path / "aside"
+    record(own, suite, tmp_path, KEY, names=["resized"], sidecar=aside)
+    policy = resize_filter(monkeypatch, own)
+    without = origins(check(policy, suite, tmp_path, KEY, names=["resized"]))
+    assert without["media"] == "added"
+    assert without["batch"] == without["embeddings"] == "inherited or unknown"
+    found = origins(check(policy, suite, tmp_path, KEY, names=["resized"], sidecar=aside))
+    assert found.pop("media") == "added"
+    assert set(found.values()) == {"inherited"}, found
+    file = next(aside.iterdir())
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    for other in set(aside.iterdir()) - {file}:
+        other.write_bytes(b"")
+    with pytest.raises(TraceError, match="sha256"):
+        check(policy, suite, tmp_path, KEY, names=["resized"], sidecar=aside)
 
 
 def test_none_on_an_unchanged_tree(policy: Policy, stored: Path) -> None:

@@ -49,10 +49,11 @@ def check_case(
     goldens: Mapping[str, Found],
     tolerances: Tolerances,
     key: str,
+    sidecar: Path | None = None,
 ) -> tuple[CaseResult, Walk]:
     """One case against its goldens, and what was made on the way."""
     head = run_header(context.policy, context.settings, key)
-    walk = walk_case(context, goldens, tolerances, head)
+    walk = walk_case(context, goldens, tolerances, head, sidecar)
     result = case_result(walk, name)
     versions: dict[str, tuple[str, str]] = {}
     for stage, found in goldens.items():
@@ -69,11 +70,13 @@ def check(
     key: str,
     *,
     names: Sequence[str] = (),
+    sidecar: Path | None = None,
     on_case: Callable[[str], None] = lambda case: None,
 ) -> GoldenReport:
     """Every case of ``names``, all if there are none, against the goldens in ``folder``.
 
-    ``key``: the platform, by the dtype that was asked for. Raises ``TraceError`` naming file and
+    ``key``: the platform, by the dtype that was asked for. ``sidecar``: folder of what the goldens
+    only sketch, see :mod:`~omni_grpo_core.golden.sidecar`. Raises ``TraceError`` naming file and
     line for a golden that is broken, before anything is run.
     """
     begin = time.perf_counter()
@@ -83,5 +86,5 @@ def check(
     results = []
     for name, context in contexts(policy, suite, chosen).items():
         on_case(name)
-        results.append(check_case(context, name, goldens[name], tolerances, key)[0])
+        results.append(check_case(context, name, goldens[name], tolerances, key, sidecar)[0])
     return GoldenReport(str(folder), key, tuple(results), time.perf_counter() - begin)

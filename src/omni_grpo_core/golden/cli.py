@@ -23,6 +23,7 @@ from omni_grpo_core.console import (
 )
 
 if TYPE_CHECKING:
+    from omni_grpo_core.golden.results import GoldenReport
     from omni_grpo_core.golden.suite import Suite
     from omni_grpo_core.policy import Policy
 
@@ -54,6 +55,10 @@ DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
 DtypeOption = Annotated[
     Optional[Dtype],  # noqa: UP045
     typer.Option(help="Default: float32 on cpu, bfloat16 on cuda."),
+]
+SidecarOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Folder, outside git, of what goldens only sketch: exact replay."),
 ]
 GOLDEN = Path("golden")
 
@@ -95,13 +100,16 @@ def check(
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
+    sidecar: SidecarOption = None,
     as_json: Json = False,
 ) -> None:
     """Hold a fresh pass of every case against its goldens; nothing is written.
 
     Exit code 1: a case is neither exact nor within its lane. 2: a golden cannot be read.
     """
-    _compare(cases, golden, checkpoint, device, dtype, as_json, every=False, html=None)
+    with bad_input_exits(as_json):
+        report = _report(cases, golden, checkpoint, device, dtype, sidecar, as_json)
+    _show(report, as_json, every=False)
 
 
 @app.command()
@@ -115,37 +123,44 @@ def diff(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Also write a page with both sides' tokens, drift and generations."),
     ] = None,
+    sidecar: SidecarOption = None,
     as_json: Json = False,
 ) -> None:
     """The same, with every stage and every difference told."""
-    _compare(cases, golden, checkpoint, device, dtype, as_json, every=True, html=html)
-
-
-def _compare(
-    cases: list[str] | None,
-    golden: Path,
-    checkpoint: Path | None,
-    device: Device,
-    dtype: Dtype | None,
-    as_json: bool,
-    *,
-    every: bool,
-    html: Path | None,
-) -> None:
-    with bad_input_exits(as_json), progress("golden check", as_json) as on_case:
+    with bad_input_exits(as_json):
         if html is not None:
             writable(html)
-        on_case("policy")
-        suite, policy, key = _load(golden, checkpoint, device, dtype)
-        from omni_grpo_core.golden.checking import check as run_check
-        from omni_grpo_core.golden.results import FINE
-
-        report = run_check(policy, suite, golden, key, names=cases or (), on_case=on_case)
+        report = _report(cases, golden, checkpoint, device, dtype, sidecar, as_json)
         if html is not None:
             from omni_grpo_core.report.golden_page import golden_page
             from omni_grpo_core.report.page import write_page
 
             write_page(html, golden_page(report))
+    _show(report, as_json, every=True)
+
+
+def _report(
+    cases: list[str] | None,
+    golden: Path,
+    checkpoint: Path | None,
+    device: Device,
+    dtype: Dtype | None,
+    sidecar: Path | None,
+    as_json: bool,
+) -> GoldenReport:
+    with progress("golden check", as_json) as on_case:
+        on_case("policy")
+        suite, policy, key = _load(golden, checkpoint, device, dtype)
+        from omni_grpo_core.golden.checking import check as run_check
+
+        return run_check(
+            policy, suite, golden, key, names=cases or (), sidecar=sidecar, on_case=on_case
+        )
+
+
+def _show(report: GoldenReport, as_json: bool, *, every: bool) -> None:
+    from omni_grpo_core.golden.results import FINE
+
     if as_json:
         typer.echo(json.dumps(report.to_json(), ensure_ascii=False))
     else:
@@ -164,6 +179,7 @@ def regen(
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
+    sidecar: SidecarOption = None,
     as_json: Json = False,
 ) -> None:
     """Make what is not as its golden has it anew, under golden/.pending; goldens stay.
@@ -175,7 +191,9 @@ def regen(
         suite, policy, key = _load(golden, checkpoint, device, dtype)
         from omni_grpo_core.golden.pending import regen as run_regen
 
-        done = run_regen(policy, suite, golden, key, names=cases or (), on_case=on_case)
+        done = run_regen(
+            policy, suite, golden, key, names=cases or (), sidecar=sidecar, on_case=on_case
+        )
     found = [
         {
             "case": one.result.case,

@@ -17,6 +17,7 @@ from omni_grpo_core.golden.generations import garbage_of
 from omni_grpo_core.golden.lanes import load_lanes
 from omni_grpo_core.golden.passes import Context
 from omni_grpo_core.golden.results import FINE, CaseResult
+from omni_grpo_core.golden.sidecar import store
 from omni_grpo_core.golden.store import (
     PENDING,
     file_name,
@@ -27,7 +28,7 @@ from omni_grpo_core.golden.store import (
 )
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.text import compare_goldens, parse_golden, with_header
-from omni_grpo_core.golden.walk import walk_case
+from omni_grpo_core.golden.walk import kept, walk_case
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.trace.atomic import write_file
 from omni_grpo_core.trace.divergence import Tolerances
@@ -78,8 +79,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def fresh_goldens(context: Context, key: str) -> dict[str, str]:
-    """Golden text of every stage of a case, made from nothing but the case.
+def fresh_goldens(context: Context, key: str, sidecar: Path | None = None) -> dict[str, str]:
+    """Golden text of every stage of a case, made from nothing but the case; what it only sketches
+    goes into ``sidecar``.
 
     Raises ``TraceError`` from what makes it: a pass that fails gives no goldens.
     """
@@ -93,11 +95,12 @@ def fresh_goldens(context: Context, key: str) -> dict[str, str]:
         for why in garbage_of(context.policy, completion, None)
     ]
     note = {"degenerate": "; ".join(garbage)} if garbage else {}
-    return {
-        stage: with_header(seen.text, note) if note else seen.text
-        for stage, seen in walk.seen.items()
-        if seen.text
-    }
+    texts = {}
+    for stage, seen in walk.seen.items():
+        if seen.text:
+            aside = {} if sidecar is None else store(sidecar, kept(walk.fresh[stage]))
+            texts[stage] = with_header(seen.text, {**note, **aside})
+    return texts
 
 
 def regen(
@@ -107,6 +110,7 @@ def regen(
     key: str,
     *,
     names: Sequence[str] = (),
+    sidecar: Path | None = None,
     on_case: Callable[[str], None] = lambda case: None,
 ) -> tuple[Regenerated, ...]:
     """Every stage of every case that is not as its golden has it, under ``folder/.pending``.
@@ -121,10 +125,10 @@ def regen(
     done = []
     for name, context in contexts(policy, suite, chosen).items():
         on_case(name)
-        result, _ = check_case(context, name, goldens[name], tolerances, key)
+        result, _ = check_case(context, name, goldens[name], tolerances, key, sidecar)
         target = folder / PENDING / name
         files = []
-        for stage, text in fresh_goldens(context, key).items():
+        for stage, text in fresh_goldens(context, key, sidecar).items():
             found = goldens[name].get(stage)
             if found is not None:
                 now = parse_golden(text)
@@ -151,13 +155,19 @@ def _drop_stale(target: Path, fresh: Sequence[Path], key: str, suite: Suite) -> 
 
 
 def record(
-    policy: Policy, suite: Suite, folder: Path, key: str, *, names: Sequence[str] = ()
+    policy: Policy,
+    suite: Suite,
+    folder: Path,
+    key: str,
+    *,
+    names: Sequence[str] = (),
+    sidecar: Path | None = None,
 ) -> tuple[Path, ...]:
     """Goldens of every case straight into ``folder``: for a comparison of two environments, where
     nobody reviews one side."""
     files = []
     for name, context in contexts(policy, suite, suite.chosen(names)).items():
-        for stage, text in fresh_goldens(context, key).items():
+        for stage, text in fresh_goldens(context, key, sidecar).items():
             path = folder / name / file_name(stage, key, suite.base)
             write_file(path, text.encode("utf-8", "surrogatepass"))
             files.append(path)

@@ -15,11 +15,12 @@ from omni_grpo_core.golden.judge import Kinds, base_stage, kind_of
 from omni_grpo_core.golden.passes import STAGES, Context, make, stages_of
 from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Origin
+from omni_grpo_core.golden.sidecar import fetch
 from omni_grpo_core.golden.steps import grpo_steps, step_names
 from omni_grpo_core.golden.store import Found
 from omni_grpo_core.golden.text import Golden, compare_goldens, format_golden, parse_golden
 from omni_grpo_core.trace.divergence import Difference, Tolerances
-from omni_grpo_core.trace.leaves import leaves
+from omni_grpo_core.trace.leaves import Leaf, leaves
 from omni_grpo_core.types import Batch, Rollout
 
 MODEL = ("embeddings", "positions", "logits", "scoring")
@@ -50,6 +51,7 @@ class Walk:
     goldens: Mapping[str, Found]
     tolerances: Tolerances
     header: Mapping[str, str]
+    sidecar: Path | None = None
     fresh: dict[str, Any] = field(default_factory=dict)
     golden: dict[str, Any] = field(default_factory=dict)
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -71,9 +73,10 @@ def walk_case(
     goldens: Mapping[str, Found],
     tolerances: Tolerances,
     header: Mapping[str, str],
+    sidecar: Path | None = None,
 ) -> Walk:
     """Every stage of a case. Without goldens it is only made."""
-    walk = Walk(context, goldens, tolerances, header)
+    walk = Walk(context, goldens, tolerances, header, sidecar)
     for stage in stages_of(context.steps):
         if stage == "scoring":
             _say(walk)
@@ -172,10 +175,12 @@ def _compare(walk: Walk, stage: str, was: Golden, now: Golden) -> tuple[Differen
 
 def _rebuild(walk: Walk, stage: str, was: Golden, now: Golden | None) -> None:
     """The golden's value, with fresh tensors where its sketches say that they are the same."""
-    stand_ins = {}
+    stand_ins: dict[str, Leaf] = {}
+    if walk.sidecar is not None:
+        stand_ins |= fetch(walk.sidecar, was.header)
     if now is not None:
         moved = {d.path for d in _compare(walk, stage, was, now) if d.verdict == "differs"}
-        stand_ins = {
+        stand_ins |= {
             path: leaf
             for path, leaf in leaves(kept(walk.fresh[stage])).items()
             if path in was.leaves and path in now.leaves and path not in moved
