@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recordings import steps_with
 
 from omni_grpo_core.observed import TemplateCall
 from omni_grpo_core.trace.store import save_trace
@@ -92,3 +93,44 @@ def test_without_a_recording_it_says_what_to_type(run_cli: RunCli) -> None:
     code, _, err = run_cli("doctor")
     assert code == 2
     assert "omni-grpo doctor TRACE" in err
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A step of the clean loop with two faults in it."""
+    (step,) = steps_with("conv.media-twice", "pos.flag-scoring")
+    save_trace(step.trace, tmp_path / "broken" / "step-000000")
+    return tmp_path / "broken"
+
+
+def test_a_broken_recording_is_exit_1_and_says_what_to_change(
+    broken: Path, run_cli: RunCli
+) -> None:
+    code, out, _ = run_cli("doctor", broken)
+    words = " ".join(out.replace("│", " ").split())
+    assert code == 1
+    assert "✗ conversation" in words
+    assert "✗ positions" in words
+    assert "✓ text" in words
+    assert "2 audio features for 1 audio slot" in words
+    assert "drop one" in words
+    assert "pass use_audio_in_video to the scoring forward" in words
+    assert "BROKEN" in words
+
+
+def test_without_causes_json_names_the_stages_as_well(broken: Path, run_cli: RunCli) -> None:
+    code, out, _ = run_cli("doctor", broken, "--json", "--no-causes")
+    told = json.loads(out)
+    assert code == 1
+    assert told["first"] == "conversation"
+    assert [finding["stage"] for finding in told["findings"]] == ["conversation", "positions"]
+    assert all(finding["causes"] == [] for finding in told["findings"])
+    code, out, _ = run_cli("doctor", broken, "--json")
+    causes = [finding["causes"][0]["cause"] for finding in json.loads(out)["findings"]]
+    assert causes == ["conv.media-twice", "pos.flag-scoring"]
+
+
+def test_a_checkpoint_that_is_not_there_is_exit_2(broken: Path, run_cli: RunCli) -> None:
+    code, _, err = run_cli("doctor", broken, "--checkpoint", broken)
+    assert code == 2
+    assert "config.json" in err

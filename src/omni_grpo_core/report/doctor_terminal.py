@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from omni_grpo_core.doctor.evidence import Diagnosis, Evidence, Explanation, Finding
@@ -66,39 +67,34 @@ def _room(stage: Stage, broken: set[Stage], diagnosis: Diagnosis) -> Text:
 
 
 def _panel(finding: Finding) -> Panel:
-    parts: list[Text] = []
+    told = Table.grid(padding=(0, 2))
+    told.add_column(style="dim", no_wrap=True)
+    told.add_column()
     if finding.causes:
-        parts += _cause(finding.causes[0])
+        _explain(told, finding.causes[0])
         for other in finding.causes[1:3]:
-            parts.append(_line("or else", f"{other.cause}: {other.seen}", "dim"))
+            told.add_row("or else", Text(_plain(f"{other.cause}: {other.seen}"), style="dim"))
     else:
-        parts.append(Text("a fault without a name; the evidence says what differs", style="bold"))
-    parts.append(Text("evidence", style="bold"))
-    parts += [_fact(evidence) for evidence in finding.evidence[:_EVIDENCE]]
+        told.add_row("seen", Text("a fault without a name; this differs:", style="bold"))
+    for number, evidence in enumerate(finding.evidence[:_EVIDENCE]):
+        told.add_row("" if number else "evidence", _fact(evidence))
     if len(finding.evidence) > _EVIDENCE:
-        parts.append(Text(f"  and {len(finding.evidence) - _EVIDENCE} more", style="dim"))
+        told.add_row("", Text(f"and {len(finding.evidence) - _EVIDENCE} more", style="dim"))
     title = Text(f"✗ {finding.stage}", style="bold red")
-    return Panel(Group(*parts), title=title, title_align="left", border_style="red")
+    return Panel(told, title=title, title_align="left", border_style="red")
 
 
-def _cause(cause: Explanation) -> list[Text]:
-    lines = [
-        _line("seen", cause.seen, "bold"),
-        _line("why it matters", cause.harm),
-        _line("change", cause.fix, "green"),
-    ]
+def _explain(told: Table, cause: Explanation) -> None:
+    told.add_row("seen", Text(_plain(cause.seen), style="bold"))
+    told.add_row("why it matters", Text(_plain(cause.harm)))
+    told.add_row("change", Text(_plain(cause.fix), style="green"))
     if cause.confirm:
-        lines.append(_line("to be sure", cause.confirm))
-    lines.append(_line("cause", f"{cause.cause} ({cause.certainty:.0%} sure)", "dim"))
-    return lines
-
-
-def _line(name: str, sentence: str, style: str = "") -> Text:
-    return Text.assemble((f"{name:15}", "dim"), (_plain(sentence), style))
+        told.add_row("to be sure", Text(_plain(cause.confirm)))
+    told.add_row("cause", Text(f"{cause.cause} ({cause.certainty:.0%} sure)", style="dim"))
 
 
 def _fact(evidence: Evidence) -> Text:
-    return Text("  • ").append(_plain(evidence.sentence)).append(f"  [{evidence.fact}]", "dim")
+    return Text(_plain(evidence.sentence)).append(f"  [{evidence.fact}]", "dim")
 
 
 def _verdict(diagnosis: Diagnosis, steps: int) -> Panel:
