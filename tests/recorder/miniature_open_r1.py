@@ -21,6 +21,16 @@ def media_token_ids(processor: Any) -> list[int]:
     return [processor.tokenizer.convert_tokens_to_ids(token) for token in tokens]
 
 
+def interleaving(processor: Any, videos: int) -> dict[str, Any]:
+    """That each video's track rides inside it, as the installed transformers wants it said."""
+    if hasattr(processor, "load_audio_from_video"):
+        return {
+            "load_audio_from_video": True,
+            "audio_from_video_indices": list(range(videos)),
+        }
+    return {"use_audio_in_video": True}
+
+
 class VlmModule:
     """What differs between model families."""
 
@@ -50,8 +60,8 @@ class VlmModule:
                 padding=True,
                 padding_side="left",
                 add_special_tokens=False,
-                use_audio_in_video=flag,
                 do_resize=False,
+                **(interleaving(processing_class, len(media["videos"])) if flag else {}),
             )
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from miniature_open_r1 import media_token_ids
+from miniature_open_r1 import interleaving, media_token_ids
 from torch import Tensor
 
 from omni_grpo_core.conversation import build_conversation
@@ -86,7 +86,7 @@ class PlainLoop:
             return_tensors="pt",
             padding=True,
             do_resize=False,
-            use_audio_in_video=True,
+            **interleaving(self.processor, GROUP),
             fps=media.videos[0].sample_fps,
         )
         return text, batch

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from plain_loop import GROUP, PlainLoop
 
 from omni_grpo_core import record
@@ -200,6 +202,7 @@ def test_a_step_holds_its_calls_in_order(tmp_path: Path, loop: Loop) -> None:
     ]
     assert trace.header["complete"] == "True"
     assert trace.header["transformers"]
+    assert only(trace, ProcessorCall).ignored == ()
     step = only(trace, StepSeen)
     assert step.step == 0
     assert step.settings == {"group": GROUP}
@@ -273,13 +276,22 @@ def test_checkpointing_in_train_mode_leaves_no_history(tmp_path: Path, loop: Loo
     _, batch = made.prepare()
     made.model.gradient_checkpointing_enable()
     made.model.train()
-    with recording(tmp_path / "a", made):
-        made.model.generate(**batch, use_audio_in_video=True, max_new_tokens=3, min_new_tokens=3)
+    with warnings.catch_warnings():
+        # a checkpointed block without gradients warns in some versions of transformers
+        warnings.simplefilter("ignore")
+        with recording(tmp_path / "a", made):
+            made.model.generate(
+                **batch, use_audio_in_video=True, max_new_tokens=3, min_new_tokens=3
+            )
     call = only(load_trace(tmp_path / "a" / "step-000000"), GenerateCall)
     assert call.modes.checkpointing
     assert call.modes.training
-    assert call.cached == (0, 0)
-    assert any("Caching is incompatible" in text for text in call.warnings)
+    if Version(transformers.__version__) < Version("4.53"):  # it kept the cache then
+        length = batch["input_ids"].shape[1]
+        assert call.cached == (length, length + 1)
+    else:
+        assert call.cached == (0, 0)
+        assert any("Caching is incompatible" in text for text in call.warnings)
 
 
 def test_the_processor_call(tmp_path: Path, loop: Loop) -> None:
@@ -306,12 +318,14 @@ def test_a_step_cut_short_by_an_exception_is_kept(tmp_path: Path, loop: Loop) ->
         # two placeholders for one waveform
         made.processor(text=["<|AUDIO|><|AUDIO|>"], audio=[np.zeros(16_000, np.float32)])
 
-    with pytest.raises(StopIteration), recording(tmp_path / "a", made):
+    # a bare StopIteration up to 5.22
+    with pytest.raises((StopIteration, ValueError)) as raised, recording(tmp_path / "a", made):
         two_steps()
+    told = f"{raised.type.__name__}: {raised.value}"
     trace = load_trace(tmp_path / "a" / "step-000001")
     assert trace.header["complete"] == "False"
-    assert trace.header["raised"] == "StopIteration: "
-    assert only(trace, ProcessorCall).error == "StopIteration: "
+    assert trace.header["raised"] == told
+    assert only(trace, ProcessorCall).error == told
 
 
 def test_templates_as_text_as_list_and_of_many(tmp_path: Path, loop: Loop) -> None:

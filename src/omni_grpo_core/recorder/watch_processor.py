@@ -230,7 +230,12 @@ def _ignored(processor: Any, call: Callable[..., Any], given: Mapping[str, Any])
     kinds = _keyword_kinds(type(processor), signature)
     if kinds is None:
         return ()
-    known = {*signature.parameters, "text", *_ARGUMENTS.values(), *_PARTS, "common_kwargs"}
+    known = {"text", *_ARGUMENTS.values(), *_PARTS, "common_kwargs"}
+    # from 5.23 on some are the processor's own, some a parameter of the class it calls up to
+    known |= set(kinds.__annotations__)
+    for base in type(processor).__mro__:
+        if "__call__" in vars(base):
+            known |= set(inspect.signature(vars(base)["__call__"]).parameters)
     for group, kind in kinds.__annotations__.items():
         known |= set(getattr(kind, "__annotations__", {}))
         part = getattr(processor, _PARTS.get(group, ""), None)
