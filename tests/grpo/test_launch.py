@@ -58,10 +58,17 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 pytestmark = pytest.mark.slow
 
 
-def launch(folder: Path, name: str, steps: int, kind: Mapping[str, Any] | None) -> Path:
-    """Train ``steps`` steps in ``folder/name`` by the command, in processes of its own."""
-    run = folder / f"{name}.yaml"
-    run.write_text(yaml.safe_dump({**RUN, "steps": steps, "out": name}))
+PLAIN: Mapping[str, Any] = {}
+# the adapter off is the reference, which is scored by parts of a sharded model
+LORA: Mapping[str, Any] = {"lora": {"rank": 2}, "gradient_checkpointing": True}
+
+
+def launch(
+    folder: Path, changes: Mapping[str, Any], steps: int, kind: Mapping[str, Any] | None
+) -> Path:
+    """Train ``steps`` steps in ``folder/run`` by the command, in processes of its own."""
+    run = folder / "run.yaml"
+    run.write_text(yaml.safe_dump({**RUN, **changes, "steps": steps, "out": "run"}))
     command = [sys.executable, "-m", "omni_grpo_core"]
     if kind is not None:
         settings = folder / "accelerate.yaml"
@@ -82,28 +89,32 @@ def launch(folder: Path, name: str, steps: int, kind: Mapping[str, Any] | None) 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{steps} steps on {1 if kind is None else 2} process" in done.stderr
-    return folder / name
+    return folder / "run"
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return launch(tmp_path_factory.mktemp("alone"), "run", 2, None)
+@pytest.fixture(scope="module", params=[PLAIN, LORA], ids=["plain", "lora"])
+def alone(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Mapping[str, Any]]:
+    """The run of one process, and what was changed for it."""
+    return launch(tmp_path_factory.mktemp("alone"), request.param, 2, None), request.param
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_two_processes_are_one_also_across_a_resume(
-    tmp_path: Path, alone: Path, kind: Mapping[str, Any]
+    tmp_path: Path, alone: tuple[Path, Mapping[str, Any]], kind: Mapping[str, Any]
 ) -> None:
-    launch(tmp_path, "run", 1, kind)
-    out = launch(tmp_path, "run", 2, kind)
+    straight, changes = alone
+    launch(tmp_path, changes, 1, kind)
+    out = launch(tmp_path, changes, 2, kind)
     assert (out / "state" / "000002" / "random_states_1.pkl").is_file(), "there were two processes"
-    ours, theirs = log(out), log(alone)
+    ours, theirs = log(out), log(straight)
     assert abs(theirs[0]["loss/1"]) > 1e-4
     for line, want in zip(ours, theirs, strict=True):
         for name in ("reward", "loss", "loss/1", "grad_norm", "grad_norm/1", "kl/1", "entropy"):
             # float32 sums in another order
             assert line[name] == pytest.approx(want[name], rel=1e-3, abs=1e-5), name
-    found, wanted = (load_policy(run / "model").model.state_dict() for run in (out, alone))
+    found, wanted = (load_policy(run / "model").model.state_dict() for run in (out, straight))
     start = load_policy(tiny.checkpoint_dir()).model.state_dict()
     for name, weight in wanted.items():
         # AdamW's first steps go by the sign of a gradient: where it is nearly 0, another order of

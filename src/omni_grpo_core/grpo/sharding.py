@@ -57,6 +57,8 @@ def touched(root: nn.Module) -> Tensor | float:
     if not sharded(root):
         return 0.0
     weights = [p for p in root.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    if not weights:
+        return 0.0
     return torch.stack([weight.reshape(-1)[0].float() for weight in weights]).sum() * 0.0
 
 
