@@ -85,7 +85,9 @@ def test_train_mode_with_checkpointing_gives_what_eval_gives(policy: Policy, mix
 def test_modes_are_restored_even_on_an_error(policy: Policy) -> None:
     model = policy.model
     model.train()
-    model.visual.eval()  # a frozen tower: each module's own mode comes back, not one for all
+    # a frozen tower: each module's own mode comes back, not one for all
+    tower = next(module for name, module in model.named_modules() if name.endswith("visual"))
+    tower.eval()
     model.gradient_checkpointing_enable()
 
     def stopped() -> None:
@@ -98,7 +100,7 @@ def test_modes_are_restored_even_on_an_error(policy: Policy) -> None:
         with pytest.raises(InterruptedError):
             stopped()
         assert model.training
-        assert not model.visual.training
+        assert not tower.training
         assert model.is_gradient_checkpointing
     finally:
         model.gradient_checkpointing_disable()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from weight_names import before_5_23
 
 from omni_grpo_core import tiny
 from omni_grpo_core.policy import Policy
@@ -58,13 +59,8 @@ def test_experts_come_apart_in_the_library_s_order(qwen3_policy: Policy) -> None
     """Gate before up, expert by expert: what is saved is what is loaded again."""
     with safe_open(FOLDER / "model.safetensors", "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    # from 5.23 on the text model stands one level deeper
-    loaded = {
-        name.replace("model.language_model.", "model.")
-        .replace("model.visual.", "visual.")
-        .replace("model.audio_tower.", "audio_tower."): value
-        for name, value in published_names(qwen3_policy.model.state_dict()).items()
-    }
+    state = qwen3_policy.model.state_dict()
+    loaded = {before_5_23(name): value for name, value in published_names(state).items()}
     assert set(loaded) == set(stored)
     assert all(torch.equal(loaded[name], stored[name]) for name in stored)
 
