@@ -212,7 +212,8 @@ def look_at_signal(case: Case) -> Iterable[Evidence]:
         for name, reward in zip(seen.group_ids, seen.rewards.double().tolist(), strict=True):
             groups.setdefault(name, []).append(reward)
         flat = [name for name, r in groups.items() if max(r) - min(r) <= _NO_SPREAD]
-        if len(flat) < len(groups):
+        # a partial reward may give a signal where the sum of the others has none
+        if len(flat) < len(groups) or bool(seen.advantages.double().nan_to_num().any()):
             continue
         single = [name for name, r in groups.items() if len(r) < 2]
         yield Evidence(

@@ -251,7 +251,9 @@ def prompt_labels(call: GenerateCall) -> list[int] | None:
 
 
 def look_at_cap(case: Case) -> Iterable[Evidence]:
-    """Every completion stopped by the cap. A broken prompt can be the reason as well."""
+    """Every completion stopped by the cap. A broken prompt can be the reason as well, but not of a
+    cap that no gold completion would fit into."""
+    shortest = _shortest_gold(case)
     for _, call in rollouts(case):
         ids = completion_ids(call)
         eos = ids_of(call.config.get("eos_token_id"))
@@ -263,10 +265,22 @@ def look_at_cap(case: Case) -> Iterable[Evidence]:
                 "completion",
                 "all-capped",
                 f"all {len(ids)} completions ran into the cap of {ids.shape[1]} tokens; none "
-                "ended by itself",
-                "unknown",
+                "ended by itself"
+                + (f"; the shortest gold completion has {shortest}" if shortest else ""),
+                "added" if shortest > ids.shape[1] else "unknown",
                 values={"cap": ids.shape[1], "completions": len(ids)},
             )
+
+
+def _shortest_gold(case: Case) -> int:
+    """Tokens of the shortest gold completion of the step; 0 where that cannot be said."""
+    if case.reference is None:
+        return 0
+    tokenizer = case.reference.policy.processor.tokenizer
+    golds = [row.get("solution") for seen in case.samples for row in seen.rows]
+    if not golds or not all(isinstance(gold, str) for gold in golds):
+        return 0
+    return min(len(tokenizer(gold, add_special_tokens=False)["input_ids"]) for gold in golds)
 
 
 def look_at_sampling(case: Case) -> Iterable[Evidence]:

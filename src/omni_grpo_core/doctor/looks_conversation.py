@@ -187,8 +187,10 @@ def look_options(case: Case) -> Iterator[Evidence]:
             if not isinstance(options, list | tuple) or not options:
                 continue
             words = [_OPTION.sub("", str(option)).strip() for option in options]
-            said = talk.said("user")
-            if (question_of(row) or "") in said and not any(w and w in said for w in words):
+            asked, said = question_of(row) or "", talk.said("user")
+            # a question may name an option itself
+            beside = said.replace(asked, "", 1)
+            if asked in said and not any(w and w in beside for w in words):
                 yield Evidence(
                     "conversation",
                     "options-missing",

@@ -19,13 +19,15 @@ _FREEZE = ("freeze_towers", "freeze_vision", "freeze_vision_modules", "freeze_vi
 
 def look_at_graph(case: Case) -> Iterable[Evidence]:
     """A loss that no gradient flows from."""
+    cut = _cut_at_checkpoints(case)
     for at, one in enumerate(learned(case)):
         if not one.loss.requires_grad:
             yield Evidence(
                 "gradient",
                 "loss-detached",
                 f"loss {at} ({one.loss.loss:.4g}) does not require a gradient: nothing can learn "
-                "from it",
+                "from it" + ("; checkpointed blocks had no input that requires one" if cut else ""),
+                values={"at_checkpoints": cut},
             )
     for step in case.steps:
         if not sum(step.trainable.values()):
@@ -50,6 +52,14 @@ def look_at_graph(case: Case) -> Iterable[Evidence]:
                     "inherited" if broken else "added",
                     values={"part": part},
                 )
+
+
+def _cut_at_checkpoints(case: Case) -> bool:
+    """Whether a scoring forward ran checkpointed, and torch warned that no input of a block
+    requires a gradient."""
+    warned = any("requires_grad=True" in text for step in case.steps for text in step.warnings)
+    scored = [call.modes for call in case.forwards if call.modes.grad_enabled]
+    return warned and any(modes.checkpointing for modes in scored)
 
 
 def _signal(case: Case) -> bool:

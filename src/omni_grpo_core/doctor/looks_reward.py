@@ -135,8 +135,8 @@ def look_at_constants(case: Case) -> Iterable[Evidence]:
                 else ""
             )
             + (f"; meanwhile it was said: {_short(heard[0], 120)}" if heard else ""),
-            # a function that could not be asked may be right about these
-            "added" if asked else "unknown",
+            # a function that could not be asked may be right about these, unless it failed aloud
+            "added" if asked or any(map(_failed, heard)) else "unknown",
             values={
                 "name": call.name,
                 "source": call.source,
@@ -145,6 +145,12 @@ def look_at_constants(case: Case) -> Iterable[Evidence]:
                 "warnings": heard[:3],
             },
         )
+
+
+def _failed(warning: str) -> bool:
+    said = warning.lower()
+    words = ("fail", "error", "refused", "timed out", "cannot", "could not", "unreachable")
+    return any(word in said for word in words)
 
 
 def _about(warning: str, call: RewardCall) -> bool:

@@ -254,8 +254,19 @@ def _language(evidence: Evidence) -> bool:
 
 _STEP = (
     Signature(
+        cause="step.reentrant-checkpointing",
+        fact="loss-detached",
+        harm="re-entrant checkpointing passes a gradient on only where an input of the block "
+        "requires one; with frozen embeddings none does, and adapters inside learn nothing",
+        fix="gradient_checkpointing_enable({'use_reentrant': False}), or "
+        "model.enable_input_require_grads()",
+        confirm="the warning 'None of the inputs have requires_grad=True' is gone from training",
+        when=lambda e: bool(e.values["at_checkpoints"]),
+    ),
+    Signature(
         cause="step.detached",
         fact="loss-detached",
+        when=lambda e: not e.values["at_checkpoints"],
         harm="backward reaches no weight: the loss is logged, and nothing is learnt",
         fix="look for .detach(), .item(), torch.no_grad() or inference_mode between the forward "
         "and the loss; requires_grad_() on the result only hides it",

@@ -216,7 +216,7 @@ def padding_side_config(loop: WildLoop) -> Manager:
     "The processor resizes frames that are resized already, to its own least size: 36 times the "
     "tokens.",
     "the processor's default video size overrides the saved one",
-    needs={"rows": (0,), "group_size": 2},
+    needs={"group_size": 2},
 )
 def resized_again(loop: WildLoop) -> Manager:
     return _keywords(loop, lambda told: {k: v for k, v in told.items() if k != "do_resize"})

@@ -215,9 +215,11 @@ def temperature(loop: WildLoop) -> Manager:
     "gen.topk",
     "top_k and top_p cut the distribution that is sampled; the one that is scored is whole.",
     "sampling settings left in generation_config.json",
+    # so sure of itself is the shipped policy that at less heat nothing but its favourites is left
+    needs={"temperature": 2.3},
 )
 def topk(loop: WildLoop) -> Manager:
-    return _sampling(loop, top_k=5, top_p=0.9)
+    return _sampling(loop, top_k=40, top_p=0.97)
 
 
 @shelf.add(
