@@ -163,10 +163,13 @@ def starts(call: GenerateCall, positions: Tensor, mask: Tensor) -> Tensor:
     deltas = _spread(call.rope_deltas.reshape(-1), len(own)).to(own.dtype)
     if len(deltas) != len(own):
         return own
-    for base in (mask.sum(1), torch.full_like(mask[:, 0], mask.shape[1])):
-        used = base.to(own.dtype) + deltas
-        if float(used[0]) == call.step_positions[0]:
-            return used
+    bases = (mask.sum(1), torch.full_like(mask[:, 0], mask.shape[1]))
+    used = [base.to(own.dtype) + deltas for base in bases]
+    fitting = [each for each in used if float(each[0]) == call.step_positions[0]]
+    # a first row without padding fits both: then the one by which every row is right
+    right = [each for each in fitting if torch.equal(each, own)]
+    if fitting:
+        return (right or fitting)[0]
     return own + (call.step_positions[0] - own[0])
 
 
