@@ -222,6 +222,21 @@ def test_found_among_all_cases(
     found_where_it_is(report, upgrade)
 
 
+def test_a_stage_that_an_upgrade_makes_fail_is_named(
+    own: Policy, stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **keywords: Any) -> Any:
+        raise TypeError("unexpected keyword argument 'audio'")
+
+    monkeypatch.setattr(pipeline, "process_row", refuse)
+    report = look(own, stored, ("text",))
+    (case,) = report.cases
+    assert (case.verdict, case.first) == ("harmful", "batch")
+    assert "it fails: TypeError: unexpected keyword argument 'audio'" in case.reason
+    # what follows is made from the golden's batch, and is as it was
+    assert {s.origin for s in case.stages if s.stage == "embeddings"} == {"inherited"}
+
+
 def origins(report: GoldenReport) -> dict[str, str]:
     (case,) = report.cases
     return {s.stage: s.origin for s in case.stages if s.origin != "none"}

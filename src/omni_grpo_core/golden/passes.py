@@ -23,7 +23,7 @@ from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.rollout import rollout
 from omni_grpo_core.settings import Settings
 from omni_grpo_core.stage_checks import completion_tensors
-from omni_grpo_core.types import Batch, Conversation, MediaPart, Rollout, Sample, Score
+from omni_grpo_core.types import Batch, Conversation, Embeddings, MediaPart, Rollout, Sample, Score
 
 Values = Mapping[str, Any]
 """Values of stages by the stage's name."""
@@ -92,12 +92,17 @@ def _batch(context: Context, values: Values) -> Batch:
     )
 
 
+def _here(context: Context, embeddings: Embeddings) -> Embeddings:
+    """A golden's embeddings come from a file, to wherever the model runs."""
+    return replace(embeddings, inputs_embeds=embeddings.inputs_embeds.to(context.policy.device))
+
+
 def _logits(context: Context, values: Values) -> Any:
     return prefill(
         context.policy,
         values["batch"],
         where=values["positions"],
-        embeddings=values["embeddings"],
+        embeddings=_here(context, values["embeddings"]),
     ).logits
 
 
@@ -121,7 +126,7 @@ def _scoring(context: Context, values: Values) -> tuple[Scored, ...]:
         ids,
         mask,
         where=values["positions"],
-        embeddings=values["embeddings"],
+        embeddings=_here(context, values["embeddings"]),
     )
     logprobs = sampling_logprobs(policy, logits, 1.0).double().cpu()
     scored = []
