@@ -94,7 +94,8 @@ def _encode_tensor(tensor: torch.Tensor, where: str, tensors: dict[str, torch.Te
             want=f"a dense tensor of {', '.join(DTYPES)}",
             fix="record the values that matter, as a plain tensor",
         )
-    name = where
+    # a key of somebody's mapping may be a file's name that is not UTF-8, which safetensors refuses
+    name = where.encode("utf-8", "backslashreplace").decode()
     while name in tensors:  # a mapping key may look like the path of something else
         name += "'"
     # a copy of its own: what is recorded must not change when a later stage writes in place, and
