@@ -243,8 +243,9 @@ def _signal_origin(turn: Turn, single: bool) -> Origin:
     names = [call.name for call in turn.rewards]
     weights = [0.0 if name in seen.spans else float(seen.weights.get(name, 1.0)) for name in names]
     counted = [w for name, w in zip(names, weights, strict=True) if name not in seen.spans]
-    nothing = not any(counted)
-    sums = _weighted(table, [1.0 if nothing else w for w in weights])
+    if counted and not any(counted):
+        return "added"
+    sums = _weighted(table, weights)
     for name in dict.fromkeys(seen.group_ids):
         own = sums[torch.tensor([group == name for group in seen.group_ids])]
         if float(own.max() - own.min()) > _NO_SPREAD:
@@ -269,10 +270,7 @@ def look_at_partials(case: Case) -> Iterable[Evidence]:
             ]
             acted = _acted(seen.advantages.double(), span)
             if acted is None:
-                flat = float(wanted[0].abs().max()) == 0
-                if flat or seen.advantages.ndim == 2:
-                    continue
-                acted = torch.zeros_like(own)
+                continue  # one advantage a completion: partial rewards join in the loss
             known = span.bool().any(1) & ~acted.isnan()
             if not bool(known.any()):
                 continue
@@ -349,8 +347,10 @@ def _span_said(policy: Policy, ids: Tensor, span: Tensor, name: str) -> Evidence
         )
 
     meant = max(_SECTIONS, key=overlap)
+    right = [tokens in allowed for tokens, allowed in zip(marked, wanted[meant], strict=True)]
     for row, (tokens, allowed) in enumerate(zip(marked, wanted[meant], strict=True)):
-        if allowed and tokens in allowed:
+        # without a row that has the section right, nobody knows that it is meant
+        if right[row] or (not allowed and not any(right)):
             continue
         text = policy.decode(ids[row][until_end(ids[row][None], policy.eos_token_ids)[0]].tolist())
         malformed = isinstance(parse(_without_end(policy, text)), Malformed)

@@ -184,13 +184,14 @@ def look_at_logprobs(case: Case) -> Iterable[Evidence]:
         if forward is None or known is None:
             continue
         gap = forward_gap(case, forward)
-        if gap is None or gap.wide:
-            continue  # the scores themselves are off: that is told of the logits
-        allowed = tolerance(forward.modes, known.policy)
+        if gap is None:
+            continue
+        # scores that are off themselves are told of the logits; readings are then less sharp
+        allowed = tolerance(forward.modes, known.policy).mean + 3 * gap.mean
         best = min(readings, key=lambda r: r.mean)
         sampled = 1.0 if call is None else temperature_of(call)
         # low precision is told of the logits: its error is no other reading
-        if best.mean > max(allowed.mean, 0.05):
+        if best.mean > max(allowed, 0.05):
             yield Evidence(
                 "loss",
                 "logprobs-differ",
@@ -217,7 +218,7 @@ def look_at_logprobs(case: Case) -> Iterable[Evidence]:
                 (r.mean for r in readings if r.place == "before" and r.temperature == sampled),
                 default=math.nan,
             )
-            if own <= max(allowed.mean, 10 * best.mean):
+            if not own > max(allowed, 3 * best.mean):
                 continue
             yield Evidence(
                 "completion",

@@ -30,7 +30,8 @@ _DEFAULT_EPSILON = 0.2
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
     """One loss in the project's own terms. ``mask``: bool, (N, C). ``whole``: masks of all losses
-    of the optimizer step, this one's among them."""
+    of the optimizer step, this one's among them. ``told_parts``: micro-batches of a step by the
+    settings."""
 
     config: LossConfig
     beta: float
@@ -40,6 +41,7 @@ class Parts:
     advantages: Tensor
     mask: Tensor
     whole: tuple[Tensor, ...]
+    told_parts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,13 @@ def parts_of(loss: LossSeen, step: Sequence[LossSeen]) -> Parts | None:
         advantages=advantages.double(),
         mask=mask.bool(),
         whole=others or (mask.bool(),),
+        told_parts=_told_parts(loss.settings) or len(others) or 1,
     )
+
+
+def _told_parts(settings: Mapping[str, Any]) -> int:
+    value = settings.get("gradient_accumulation_steps")
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def beta_of(settings: Mapping[str, Any]) -> float | None:
@@ -172,6 +180,9 @@ def reductions(parts: Parts, terms: Tensor) -> Iterator[Remade]:
     size = float(terms.abs().sum() / mask.sum().clamp(min=1)) + 1e-3
     for way, value in values.items():
         yield Remade(way, float(value), size)
+    if parts.told_parts != count:
+        # a wrong number of micro-batches is told of the step
+        yield Remade("told", float(values["share"]) * count / parts.told_parts, size)
 
 
 def right_ways(parts: Parts) -> list[Remade]:

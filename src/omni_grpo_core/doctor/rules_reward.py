@@ -87,6 +87,19 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             0.95,
         )
         return
+    raised = [c for c in wrong if wrong[c].fact == "probe-raised"]
+    if raised:
+        first = wrong[raised[0]]
+        yield Explanation(
+            "reward.raised",
+            "reward",
+            first.sentence,
+            f"a completion of this kind ({', '.join(raised)}) ends the run, or whoever catches it "
+            "makes a 0 of it",
+            f"mend what {name} raises; where it cannot score, it returns None",
+            "omni-grpo rewards test module:function",
+            0.85,
+        )
     garbage = [c for c in GARBAGE if c in wrong and c != _BARE_GOLD]
     if garbage:
         first = wrong[garbage[0]]
@@ -125,8 +138,7 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
 
 
 def _nothing(evidence: Evidence) -> bool:
-    value = evidence.values["value"]
-    return value == 0 or isinstance(value, str)
+    return bool(evidence.values["value"] == 0)
 
 
 # --------------------------------------------------------------------------- by one fact

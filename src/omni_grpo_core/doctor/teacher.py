@@ -121,11 +121,14 @@ def _teach_forward(case: Case, call: ForwardCall) -> Taught | None:
     policy = _policy(case)
     ids = call.inputs.get("input_ids")
     mask = call.inputs.get("attention_mask")
-    if ids is None or call.inputs_embeds is None or call.position_ids is None:
-        say_missing(case, "a scoring forward's embeddings or positions were not kept: no replay")
+    if ids is None or call.inputs_embeds is None:
+        say_missing(case, "a scoring forward's embeddings were not kept: no replay of it")
         return None
     mask = torch.ones_like(ids) if mask is None else mask
-    hidden = text_hidden(policy, call.inputs_embeds, call.position_ids[-3:], mask)
+    positions = call.position_ids
+    if positions is None:  # none were given: the text model counts from 0, padding included
+        positions = torch.arange(ids.shape[1]).expand(3, *ids.shape)
+    hidden = text_hidden(policy, call.inputs_embeds, positions[-3:], mask)
     attended = (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
     return Taught(policy, ids[:, 1:].long(), attended, hidden, 1)
 
