@@ -17,6 +17,7 @@ from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.pending import pending_changes, regen
 from omni_grpo_core.golden.review import accept, reject, stale
+from omni_grpo_core.golden.reviewing import ask
 from omni_grpo_core.golden.store import read_golden
 from omni_grpo_core.golden.suite import Suite, load_suite
 from omni_grpo_core.golden.text import with_header
@@ -123,6 +124,26 @@ def test_reject_leaves_the_goldens(pending: tuple[Path, Suite]) -> None:
     assert contents(golden) == before
     with pytest.raises(ConfigError, match="nothing pending"):
         reject(golden, ["words"], suite)
+
+
+def test_a_review_asks_case_by_case(pending: tuple[Path, Suite]) -> None:
+    golden, suite = pending
+
+    def review(*answers: str) -> tuple[int, list[str]]:
+        given, lines = iter(answers), list[str]()
+        changes = pending_changes(golden, suite)
+        left = ask(changes, golden, suite, prompt=lambda _: next(given), echo=lines.append)
+        return left, lines
+
+    left, lines = review("a", REASON, "q")
+    assert (left, lines[0]) == (1, "other: benign-drift")
+    assert set(pending_changes(golden, suite)) == {"words"}
+    assert read_golden(golden / "other" / "logits.txt").header["reason"] == REASON
+    assert review("s")[0] == 1
+    with pytest.raises(ConfigError, match="why the change is right"):
+        review("a", "ok")
+    assert review("r")[0] == 0
+    assert pending_changes(golden, suite) == {}
 
 
 def refused(project: tuple[Path, Suite], match: str, reason: str = REASON, **options: str) -> None:

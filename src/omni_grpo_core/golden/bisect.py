@@ -61,6 +61,15 @@ class BisectReport:
     def differs(self) -> bool:
         return any(change.verdict not in ("exact", "within") for change in self.changes)
 
+    def lines(self) -> list[str]:
+        """For a person."""
+        told = []
+        for change in self.changes:
+            told.append(f"{change.what}: {change.verdict}, first stage {change.first or 'none'}")
+            told += [f"  {key}: {was} → {now}" for key, (was, now) in change.versions.items()]
+            told += [f"  {stage} moved by itself: {how}" for stage, how in change.added.items()]
+        return [*told, *(f"{s}: moved by {' and '.join(by)}" for s, by in self.moved.items())]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "old": self.old,

@@ -57,6 +57,13 @@ class Calibration:
     def max_abs(self) -> float:
         return max((stage.max_abs for stage in self.stages), default=0.0)
 
+    def lines(self) -> list[str]:
+        """For a person."""
+        told = [f"{s.stage:13} max |Δ| {s.max_abs:.3g}" for s in self.stages if s.max_abs]
+        verdict = "within the lane" if self.within else "beyond the lane"
+        last = f"{self.platform}: {self.runs} runs, max |Δ| {self.max_abs:.3g}: {verdict}"
+        return [*told, last]
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "within": self.within}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import tempfile
 from enum import StrEnum
@@ -242,54 +241,19 @@ def review(golden: Folder = GOLDEN, as_json: Json = False) -> None:
     """
     with bad_input_exits(as_json):
         quiet_libraries()
+        from omni_grpo_core.golden import reviewing
         from omni_grpo_core.golden.pending import pending_changes
-        from omni_grpo_core.golden.review import accept as run_accept
-        from omni_grpo_core.golden.review import reject as run_reject
         from omni_grpo_core.golden.suite import load_suite
 
         suite = load_suite(golden)
         changes = pending_changes(golden, suite)
+        left = len(changes)
         if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
-            told = [
-                {
-                    "case": case,
-                    "verdict": change.verdict,
-                    "stages": {stage: list(lines) for stage, lines in change.stages.items()},
-                    "accept": _command("accept", case, golden, reason=True),
-                    "reject": _command("reject", case, golden),
-                }
-                for case, change in changes.items()
-            ]
-            lines = []
-            for one in told:
-                change = changes[str(one["case"])]
-                lines += [
-                    *change.lines(str(one["case"])),
-                    f"  {one['accept']}",
-                    f"  {one['reject']}",
-                ]
-            _answer(as_json, {"pending": told}, *(lines or ["nothing is pending"]))
-            raise typer.Exit(1 if told else 0)
-        left = 0
-        for case, change in changes.items():
-            for line in change.lines(case):
-                typer.echo(line)
-            choice = typer.prompt("[a]ccept, [r]eject, [s]kip, [q]uit", default="s")[:1].lower()
-            if choice == "a":
-                run_accept(golden, [case], typer.prompt("reason"), suite)
-            elif choice == "r":
-                run_reject(golden, [case], suite)
-            else:
-                left += 1
-            if choice == "q":
-                break
+            listed = reviewing.listed(changes, golden)
+            _answer(as_json, {"pending": listed}, *reviewing.told(changes, golden))
+        else:
+            left = reviewing.ask(changes, golden, suite, prompt=typer.prompt, echo=typer.echo)
     raise typer.Exit(1 if left else 0)
-
-
-def _command(verb: str, case: str, golden: Path, *, reason: bool = False) -> str:
-    where = [] if golden == GOLDEN else ["--golden", str(golden)]
-    words = ["omni-grpo", "golden", verb, case, *(["--reason", "WHY"] if reason else []), *where]
-    return shlex.join(words)
 
 
 @app.command()
@@ -396,10 +360,9 @@ def calibrate(
         key = platform_key(device.value, asked)
         found = run_calibrate(golden, Path(work), key, runs, options)
         file = record_lanes(golden, found) if write else None
-    lines = [f"{s.stage:13} max |Δ| {s.max_abs:.3g}" for s in found.stages if s.max_abs]
-    verdict = "within the lane" if found.within else "beyond the lane"
-    lines.append(f"{key}: {found.runs} runs, max |Δ| {found.max_abs:.3g}: {verdict}")
-    _answer(as_json, {**found.to_json(), "file": None if file is None else str(file)}, *lines)
+    _answer(
+        as_json, {**found.to_json(), "file": None if file is None else str(file)}, *found.lines()
+    )
     raise typer.Exit(0 if found.within else 1)
 
 
@@ -429,12 +392,5 @@ def bisect(
             checkpoint=None if checkpoint is None else checkpoint.absolute(),
             new_checkpoint=None if new_checkpoint is None else new_checkpoint.absolute(),
         )
-    lines = []
-    for change in report.changes:
-        lines.append(f"{change.what}: {change.verdict}, first stage {change.first or 'none'}")
-        lines += [f"  {key}: {was} → {now}" for key, (was, now) in change.versions.items()]
-        lines += [f"  {stage} moved by itself: {how}" for stage, how in change.added.items()]
-    for stage, by in report.moved.items():
-        lines.append(f"{stage}: moved by {' and '.join(by)}")
-    _answer(as_json, report.to_json(), *lines)
+    _answer(as_json, report.to_json(), *report.lines())
     raise typer.Exit(1 if report.differs else 0)
