@@ -57,7 +57,7 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
         ]
         messages.append({"role": message.role, "content": content})
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    if isinstance(text, list):  # up to 4.57 the omni processor answers one conversation with a list
+    if isinstance(text, list):  # 4.52's omni processor answers one conversation with a list
         (text,) = text
     counts = {modality: text.count(token) for modality, token in _tokens(processor).items()}
     for modality, found in counts.items():

@@ -2,7 +2,7 @@
 
 ::
 
-    python tests/benchmarks/bench_training.py OUT [--start DIR] [--seeds 0 1 2] [--steps 480]
+    python tests/benchmarks/bench_training.py OUT [--start DIR] [--seeds 0 1 2] [--steps 360]
 
 The start is an under-trained tiny checkpoint, ``omni-grpo tiny build OUT/start --stop 100`` (100 of
 the recipe's 900 steps), unless ``--start`` names one. Training sees clips of the train combinations
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=480)
+    parser.add_argument("--steps", type=int, default=360)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--cores", type=int, default=2, help="for all runs together")
     parser.add_argument("--split", choices=("select", "held-out"), default="held-out")

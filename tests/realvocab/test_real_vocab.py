@@ -109,7 +109,7 @@ def test_answer_tags_are_text_that_merges_with_what_stands_around(qwen: Any) -> 
 def test_the_system_turn_is_added_where_there_is_none(qwen: Any) -> None:
     asked = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]
     text = qwen.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-    # up to 4.57 the omni processor answers one conversation with a list
+    # 4.52's omni processor answers one conversation with a list
     assert ([text] if isinstance(text, str) else text) == [
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<|vision_bos|><|VIDEO|><|vision_eos|><|im_end|>\n"
