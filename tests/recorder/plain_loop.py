@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from miniature_open_r1 import interleaving, media_token_ids
 from torch import Tensor
 
+from omni_grpo_core import record
 from omni_grpo_core.conversation import build_conversation
 from omni_grpo_core.media import load_media
 from omni_grpo_core.observed import AdvantageSeen, LossSeen, SamplesSeen
 from omni_grpo_core.policy import Policy
+from omni_grpo_core.recorder.record import Recorder
 from omni_grpo_core.settings import Settings
-from omni_grpo_core.types import Sample, TextPart
+from omni_grpo_core.trace.store import load_trace
+from omni_grpo_core.types import Sample, TextPart, Trace
 
 GROUP = 2
 
@@ -128,3 +132,26 @@ class PlainLoop:
         self.optimizer.zero_grad()
         self.seen.append((sequences, float(loss.detach())))
         return float(loss.detach())
+
+
+def recording(folder: Path, loop: PlainLoop, **keywords: Any) -> Recorder:
+    recorder = record(
+        folder,
+        model=loop.model,
+        processor=loop.processor,
+        reward_funcs=loop.rewards,
+        **{"steps": 2, "probe_rewards": False, **keywords},
+    )
+    loop.note = recorder.note
+    return recorder
+
+
+def one_step(folder: Path, loop: PlainLoop, **keywords: Any) -> Trace:
+    with recording(folder, loop, steps=1, **keywords):
+        loop.step()
+    return load_trace(folder / "step-000000")
+
+
+def only(trace: Trace, kind: type) -> Any:
+    [value] = [r.value for r in trace.stages if type(r.value) is kind]
+    return value

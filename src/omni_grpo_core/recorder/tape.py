@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -124,8 +124,12 @@ class Tape:
     def _own(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return copied(value)
-        if isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values()):
+        if is_dataclass(value) and not isinstance(value, type):
+            return self.own(value)
+        if isinstance(value, Mapping) and any(map(_is_kept, value.values())):
             return {str(key): self._own(held) for key, held in value.items()}
+        if isinstance(value, tuple | list) and any(map(_is_kept, value)):
+            return tuple(map(self._own, value))
         return self.plain.value(value)
 
     # ------------------------------------------------------------------ warnings, troubles
@@ -168,6 +172,10 @@ class Tape:
         if told not in self._reported:
             self._reported.add(told)
             _LOG.warning("not recorded: %s", told, exc_info=error)
+
+
+def _is_kept(value: Any) -> bool:
+    return isinstance(value, Tensor) or is_dataclass(value)
 
 
 def clock() -> float:

@@ -14,9 +14,17 @@ _CHUNK_ELEMENTS = 1 << 25
 """Logits widened to float32 at a time: 128 MiB."""
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's share of a sharded tensor: asking for the whole would make ranks wait for one
+    another."""
+    to_local = getattr(tensor, "to_local", None)
+    share: Tensor = tensor if to_local is None else to_local()
+    return share.detach()
+
+
 def copied(tensor: Tensor) -> Tensor:
     """A copy of its own on the CPU: the trainer may write into the original later."""
-    own = tensor.detach().to("cpu", copy=True)
+    own = local(tensor).to("cpu", copy=True)
     return own.to_dense() if own.layout != torch.strided else own.contiguous()
 
 
@@ -26,7 +34,7 @@ def described(tensor: Tensor) -> TensorSeen:
     >>> described(torch.arange(6).reshape(2, 3)).mean
     2.5
     """
-    flat = tensor.detach().flatten()
+    flat = local(tensor).flatten()
     places = torch.from_numpy(sample_places(0, len(flat))).to(flat.device)
     wide = flat.float()
     deviation, mean = torch.std_mean(wide, correction=0) if len(flat) else (wide.sum(),) * 2

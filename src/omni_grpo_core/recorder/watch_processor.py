@@ -226,30 +226,29 @@ def _tensors(result: Any) -> dict[str, Tensor]:
 def _ignored(processor: Any, call: Callable[..., Any], given: Mapping[str, Any]) -> tuple[str, ...]:
     """Keywords that no part of the processor takes: transformers drops them with a warning that it
     gives once a process, and in some forms of call without one."""
-    signature = inspect.signature(call)
-    kinds = _keyword_kinds(type(processor), signature)
-    if kinds is None:
+    kinds = _keyword_kinds(type(processor), call)
+    if not kinds:
         return ()
     known = {"text", *_ARGUMENTS.values(), *_PARTS, "common_kwargs"}
-    # from 5.23 on some are the processor's own, some a parameter of the class it calls up to
-    known |= set(kinds.__annotations__)
+    # from 5.23 on some are a parameter of the class that the processor's own calls up to
     for base in type(processor).__mro__:
         if "__call__" in vars(base):
             known |= set(inspect.signature(vars(base)["__call__"]).parameters)
-    for group, kind in kinds.__annotations__.items():
-        known |= set(getattr(kind, "__annotations__", {}))
-        part = getattr(processor, _PARTS.get(group, ""), None)
-        known |= set(getattr(getattr(part, "valid_kwargs", None), "__annotations__", {}))
+    for kind in kinds:
+        known |= set(kind.__annotations__)
+        for group in kind.__annotations__.values():
+            known |= set(getattr(group, "__annotations__", {}))
+    for part in _PARTS.values():
+        takes = getattr(getattr(processor, part, None), "valid_kwargs", None)
+        known |= set(getattr(takes, "__annotations__", {}))
     return tuple(key for key in given if key not in known)
 
 
-def _keyword_kinds(kind: type, signature: inspect.Signature) -> Any:
-    """The class that lists a processor's keywords: an attribute of it in recent versions, before
-    that only the annotation of its call."""
-    declared = getattr(kind, "valid_processor_kwargs", None)
-    if declared is not None:
-        return declared
-    for parameter in signature.parameters.values():
+def _keyword_kinds(kind: type, call: Callable[..., Any]) -> list[Any]:
+    """The classes that list a processor's keywords: an attribute of it in recent versions, which in
+    some is only the general one, and the annotation of its call."""
+    kinds = [getattr(kind, "valid_processor_kwargs", None)]
+    for parameter in inspect.signature(call).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            return next(iter(get_args(parameter.annotation)), None)
-    return None
+            kinds += get_args(parameter.annotation)
+    return [found for found in kinds if hasattr(found, "__annotations__")]

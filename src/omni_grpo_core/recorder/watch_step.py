@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
 from omni_grpo_core.observed import StepSeen
 from omni_grpo_core.recorder.patches import Patches
 from omni_grpo_core.recorder.tape import Tape
+from omni_grpo_core.recorder.tensors import local
 from omni_grpo_core.recorder.thinker import Found, part_of
 
 _SAMPLED = 16
@@ -121,10 +122,10 @@ class _Before:
             if holds:
                 self.held[part] = self.held.get(part, 0) + parameter.numel()
             # sharded, a rank may hold nothing of a parameter
-            if (parameter.requires_grad or holds) and _local(parameter).numel():
+            if (parameter.requires_grad or holds) and local(parameter).numel():
                 watched.setdefault(part, []).append(parameter)
             if parameter.grad is not None:
-                gradients.setdefault(part, []).append(_local(parameter.grad))
+                gradients.setdefault(part, []).append(local(parameter.grad))
         self.norms = {part: get_total_norm(given) for part, given in gradients.items()}
         self._sampled = {
             part: [(p, _first(p).clone()) for p in _spread(parameters)]
@@ -146,12 +147,5 @@ def _spread(parameters: list[nn.Parameter]) -> Iterable[nn.Parameter]:
     return [parameter for pair in pairs[::stride] for parameter in pair]
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's share: asking for the whole would make ranks wait for one another."""
-    to_local = getattr(tensor, "to_local", None)
-    local: Tensor = tensor if to_local is None else to_local()
-    return local.detach()
-
-
 def _first(parameter: nn.Parameter) -> Tensor:
-    return _local(parameter).flatten()[:_ELEMENTS]
+    return local(parameter).flatten()[:_ELEMENTS]
