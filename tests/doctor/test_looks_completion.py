@@ -11,8 +11,10 @@ import torch
 from small_recordings import EVAL, advantaged, case, found, generated, rewarded
 
 from omni_grpo_core.doctor.evidence import Reference
-from omni_grpo_core.doctor.looks_completion import LOOKS, prompt_labels
-from omni_grpo_core.observed import ProcessorCall
+from omni_grpo_core.doctor.looks_completion import LOOKS
+from omni_grpo_core.doctor.prompts_alike import prompt_labels
+from omni_grpo_core.doctor.turns import Turn
+from omni_grpo_core.observed import MediumSeen, ProcessorCall
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.settings import Settings
 
@@ -70,6 +72,18 @@ def test_prompts_are_told_apart_by_what_was_put_in_for_media() -> None:
     assert prompt_labels(call) == [0, 0, 0, 0]
     embeds = torch.tensor([1.0, 1.0, 2.0, 2.0])[:, None, None].expand(4, 3, 2)
     assert prompt_labels(replace(call, inputs_embeds=embeds)) == [0, 0, 1, 1]
+
+
+def test_prompts_are_told_apart_by_what_the_processor_was_handed() -> None:
+    """Rows of one text and two clips, whose embeddings were too large to keep."""
+    clips = [MediumSeen("video", None, (2,), "uint8", name, 0, 1, 0, 0) for name in "xxyy"]
+    text = "<|vision_bos|><|VIDEO|><|vision_eos|>who is it?"
+    made = replace(processed(PATCHES), texts=(text,) * 4, videos=tuple(clips))
+    call = generated(prompts=(0, 0, 0, 0))
+    assert prompt_labels(call, Turn(processed=[made])) == [0, 0, 1, 1]
+    # a clip that no text has a place for: nobody knows which row is shown which
+    short = replace(made, texts=(text,) * 3 + ("who is it?",))
+    assert prompt_labels(call, Turn(processed=[short])) == [0, 0, 0, 0]
 
 
 # --------------------------------------------------------------------------- pixels

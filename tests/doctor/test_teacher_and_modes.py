@@ -45,7 +45,7 @@ ALL: Sequence[Look] = [look for area in AREAS for look in area.LOOKS]
 def clean(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """One step with two clips, two completions each, 24 tokens at most."""
     folder: Path = tmp_path_factory.mktemp("clean") / "trace"
-    loop = WildLoop(policy, LoopConfig(group_size=2, max_new_tokens=24))
+    loop = WildLoop(policy, LoopConfig(group_size=2, max_new_tokens=48))
     with record(
         folder, model=loop.model, processor=loop.processor, reward_funcs=loop.reward_funcs, steps=1
     ) as recorder:

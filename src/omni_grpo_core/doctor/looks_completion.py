@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.turns import (
     Turn,
     completion_ids,
     ids_of,
-    prompt_length,
     turns,
     until_end,
 )
@@ -212,7 +212,7 @@ def _groups(turn: Turn, call: GenerateCall) -> list[list[int]] | None:
     if turn.advantage is not None and len(turn.advantage.group_ids) == len(ids):
         names = turn.advantage.group_ids
     else:
-        labels = prompt_labels(call)
+        labels = prompt_labels(call, turn)
         if labels is None:
             return None
         names = labels
@@ -220,34 +220,6 @@ def _groups(turn: Turn, call: GenerateCall) -> list[list[int]] | None:
     for row, name in enumerate(names):
         found.setdefault(name, []).append(row)
     return list(found.values())
-
-
-def prompt_labels(call: GenerateCall) -> list[int] | None:
-    """Which rows of a rollout share a prompt, media included: (N,), numbered as they appear.
-
-    Media are told apart by the embeddings that entered the text model, where they were kept.
-    """
-    prompts, sequences = call.inputs.get("input_ids"), call.sequences
-    if prompts is None or sequences is None:
-        return None
-    ids = sequences[:, : prompt_length(call)]
-    embeds = call.inputs_embeds
-    seen: list[int] = []
-    labels: list[int] = []
-    for row in range(len(ids)):
-        for label, first in enumerate(seen):
-            same = bool(torch.equal(ids[row], ids[first]))
-            if same and embeds is not None and len(embeds) == len(ids):
-                gap = (embeds[row].float() - embeds[first].float()).abs().max()
-                # copies of one item differ by the rounding of their place in a batch at most
-                same = bool(gap <= 0.02 * embeds[first].float().abs().max())
-            if same:
-                labels.append(label)
-                break
-        else:
-            labels.append(len(seen))
-            seen.append(row)
-    return labels
 
 
 def look_at_cap(case: Case) -> Iterable[Evidence]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.looks_completion import look_at_pixels, prompt_labels
+from omni_grpo_core.doctor.looks_completion import look_at_pixels
+from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.turns import Turn, turns
 
 Owners = tuple[int | None, ...]
@@ -101,7 +102,7 @@ def reckonings(turn: Turn, *, by_prompt: bool = True) -> Reckonings:
 
 
 def _generated(turn: Turn) -> Owners | None:
-    labels = None if turn.generated is None else prompt_labels(turn.generated)
+    labels = None if turn.generated is None else prompt_labels(turn.generated, turn)
     if labels is None:
         return None
     # prompts that look alike cannot be numbered: then nothing is said

@@ -124,8 +124,8 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
     """A rollout's own logprobs, which tell whether generate is the model that is trained."""
     for turn_at, (_, call) in enumerate(rollouts(case)):
         gaps = rollout_gap(case, call)
-        if gaps is None:
-            continue
+        if gaps is None or _padded_right(call):
+            continue  # behind padding, decoding and a forward over all tokens count differently
         first, later = gaps
         agrees = scoring_agrees(case)
         values = {
@@ -169,6 +169,11 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
                 "over the whole sequence: decoding with the cache is not the same model",
                 values=values,
             )
+
+
+def _padded_right(call: GenerateCall) -> bool:
+    mask = call.inputs.get("attention_mask")
+    return mask is not None and not bool(mask[:, -1].all())
 
 
 def _moved(case: Case, first: Gap, later: Gap, values: Mapping[str, object]) -> Iterable[Evidence]:

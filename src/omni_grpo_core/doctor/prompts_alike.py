@@ -1,0 +1,66 @@
+"""Which rows of a rollout have one and the same prompt, media included."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from omni_grpo_core.doctor.turns import Turn, prompt_length
+from omni_grpo_core.observed import GenerateCall
+
+_PLACEHOLDER = re.compile(r"<\|(IMAGE|VIDEO|AUDIO)\|>", re.IGNORECASE)
+
+
+def prompt_labels(call: GenerateCall, turn: Turn | None = None) -> list[int] | None:
+    """Which rows of a rollout share a prompt: (N,), numbered as they appear.
+
+    Media are told apart by the embeddings that entered the text model, where they were kept, else
+    by what the processor was handed in the same turn.
+    """
+    prompts, sequences = call.inputs.get("input_ids"), call.sequences
+    if prompts is None or sequences is None:
+        return None
+    ids = sequences[:, : prompt_length(call)]
+    embeds = call.inputs_embeds
+    if embeds is not None and len(embeds) != len(ids):
+        embeds = None
+    shown = None if embeds is not None else _media_of_rows(turn, len(ids))
+    seen: list[int] = []
+    labels: list[int] = []
+    for row in range(len(ids)):
+        for label, first in enumerate(seen):
+            same = bool(torch.equal(ids[row], ids[first]))
+            if same and embeds is not None:
+                gap = (embeds[row].float() - embeds[first].float()).abs().max()
+                # copies of one item differ by the rounding of their place in a batch at most
+                same = bool(gap <= 0.02 * embeds[first].float().abs().max())
+            elif same and shown is not None:
+                same = shown[row] == shown[first]
+            if same:
+                labels.append(label)
+                break
+        else:
+            labels.append(len(seen))
+            seen.append(row)
+    return labels
+
+
+def _media_of_rows(turn: Turn | None, rows: int) -> list[tuple[str, ...]] | None:
+    """Digests of the images and clips of each row, by the placeholders of its text; ``None`` where
+    one processor call did not make them all."""
+    call = turn.processed[-1] if turn is not None and len(turn.processed) == 1 else None
+    if call is None or len(call.texts) != rows:
+        return None
+    left = {"IMAGE": list(call.images), "VIDEO": list(call.videos)}
+    found: list[tuple[str, ...]] = []
+    for text in call.texts:
+        own: list[str] = []
+        for kind in map(str.upper, _PLACEHOLDER.findall(text)):
+            if kind not in left:
+                continue  # sound may ride inside a clip: then it has no placeholder of its own
+            if not left[kind]:
+                return None
+            own.append(left[kind].pop(0).sha256)
+        found.append(tuple(own))
+    return None if any(left.values()) else found
