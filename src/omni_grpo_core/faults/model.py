@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omni_grpo_core.batch import placeholder_ids
 from omni_grpo_core.faults.batch import PADDED
 from omni_grpo_core.faults.fault import Shelf
 from omni_grpo_core.faults.loop import WildLoop
@@ -39,6 +40,27 @@ def _before_text(loop: WildLoop, change: Callable[[dict[str, Any]], None]) -> It
         handle.remove()
 
 
+@contextmanager
+def _embedding(loop: WildLoop, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Change what enters the text model, (N, L, H), by the ids that it stands for."""
+    asked: list[Tensor] = []
+
+    def note(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
+        asked[:] = [] if keywords.get("input_ids") is None else [keywords["input_ids"]]
+
+    def changed(keywords: dict[str, Any]) -> None:
+        embeds = keywords.get("inputs_embeds")
+        if asked and embeds is not None and embeds.shape[:2] == asked[0].shape:
+            keywords["inputs_embeds"] = change(asked[0], embeds)
+
+    handle = loop.thinker.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with _before_text(loop, changed):
+            yield
+    finally:
+        handle.remove()
+
+
 def _scoring(loop: WildLoop, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Manager:
     before = loop.scoring_inputs
     return loop.replaced(scoring_inputs=lambda rolled: change(before(rolled)))
@@ -54,12 +76,14 @@ def _scoring(loop: WildLoop, change: Callable[[dict[str, Any]], dict[str, Any]])
     "the incident's hypothesis; forwards on embed_tokens(input_ids)",
 )
 def not_injected(loop: WildLoop) -> Manager:
-    before = loop.thinker.get_placeholder_mask
+    media = placeholder_ids(loop.processor)
 
-    def nowhere(*args: Any, **keywords: Any) -> Any:
-        return tuple(torch.zeros_like(mask) for mask in before(*args, **keywords))
+    def raw(ids: Tensor, embeds: Tensor) -> Tensor:
+        waiting = torch.isin(ids, torch.tensor(list(media.values())))
+        own = loop.thinker.get_input_embeddings()(ids)
+        return torch.where(waiting[:, :, None], own, embeds)
 
-    return patched(loop.thinker, get_placeholder_mask=nowhere)
+    return _embedding(loop, raw)
 
 
 @shelf.add(
@@ -69,16 +93,15 @@ def not_injected(loop: WildLoop) -> Manager:
     "batches sorted by length inside an audio tower",
 )
 def misordered(loop: WildLoop) -> Manager:
-    before = loop.thinker.get_audio_features
+    audio = placeholder_ids(loop.processor)["audio"]
 
-    def reversed_features(*args: Any, **keywords: Any) -> Any:
-        output = before(*args, **keywords)
-        if isinstance(output, Tensor):
-            return output.flip(0)
-        output.last_hidden_state = output.last_hidden_state.flip(0)
-        return output
+    def backwards(ids: Tensor, embeds: Tensor) -> Tensor:
+        rows, places = (ids == audio).nonzero(as_tuple=True)
+        changed = embeds.clone()
+        changed[rows, places] = embeds[rows.flip(0), places.flip(0)]
+        return changed
 
-    return patched(loop.thinker, get_audio_features=reversed_features)
+    return _embedding(loop, backwards)
 
 
 # --------------------------------------------------------------------------- positions
@@ -103,8 +126,11 @@ def stale_deltas(loop: WildLoop) -> Manager:
     "The seconds between frames are cut to the integer 0: all frames of a clip have one time.",
     "transformers: second_per_grid_ts in integer arithmetic",
 )
-def collapsed_time(loop: WildLoop) -> Manager:
-    before = loop.thinker.get_rope_index
+@contextmanager
+def collapsed_time(loop: WildLoop) -> Iterator[None]:
+    # recent versions keep it one level deeper, and a name for it above
+    owners = [o for o in (loop.thinker, loop.thinker.model) if hasattr(o, "get_rope_index")]
+    before = owners[-1].get_rope_index
 
     def still(*args: Any, **keywords: Any) -> Any:
         given = list(args)
@@ -115,7 +141,10 @@ def collapsed_time(loop: WildLoop) -> Manager:
             keywords["second_per_grids"] = torch.zeros_like(seconds)
         return before(*given, **keywords)
 
-    return patched(loop.thinker, get_rope_index=still)
+    with ExitStack() as stack:
+        for owner in owners:
+            stack.enter_context(patched(owner, get_rope_index=still))
+        yield
 
 
 @shelf.add(
