@@ -15,6 +15,7 @@ from small_traces import CLIP_IDS, decode, noise, patches, small_batch, small_tr
 from omni_grpo_core.trace.compare import compare, compare_leaves
 from omni_grpo_core.trace.divergence import Divergence, Lane, Tolerances
 from omni_grpo_core.trace.leaves import leaves
+from omni_grpo_core.trace.sketch import sketch
 from omni_grpo_core.types import (
     Batch,
     Check,
@@ -336,3 +337,18 @@ def test_seconds_and_header_are_no_difference() -> None:
     trace = small_trace()
     other = Trace({"torch": "9"}, tuple(replace(r, seconds=9.0) for r in trace.stages))
     assert compare(trace, other).verdict == "exact"
+
+
+def test_a_sampled_element_is_rounded_like_the_tensor_that_it_is_of() -> None:
+    """Where large terms cancel, a small element has their rounding: 2e-4 in a tensor of size 10
+    is noise (1e-4 relative), 1e-2 is not."""
+    was = 10 * noise(30, 30)
+    place = tuple((was == sketch(was).samples[0]).nonzero()[0].tolist())
+    was[place] = 0.0
+    near, far = was.clone(), was.clone()
+    near[place], far[place] = 2e-4, 1e-2
+    verdicts = [
+        [d.verdict for d in compare_leaves({"x": sketch(was)}, {"x": sketch(now)})]
+        for now in (near, far)
+    ]
+    assert verdicts == [["within"], ["differs"]]
