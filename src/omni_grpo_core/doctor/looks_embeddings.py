@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from omni_grpo_core.doctor.call_rows import PIXELS
+from omni_grpo_core.batch import placeholder_ids
+from omni_grpo_core.doctor.call_rows import PIXELS, CallRow
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
 from omni_grpo_core.doctor.looks_positions import Call, copies_of, named_calls, rows_of
 from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.replay_model import Feature, reference_features, token_embeddings
-from omni_grpo_core.types import Row, Span
+from omni_grpo_core.doctor.replay_pixels import with_pixels
+from omni_grpo_core.types import Modality, Row, Span
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +34,7 @@ def look_injected(case: Case) -> Iterator[Evidence]:
     for name, call in named_calls(case):
         held = call.inputs_embeds
         ids = call.inputs["input_ids"]
-        rows = rows_of(case, call)
+        rows = with_pixels(case, call, rows_of(case, call))
         if held is None or not rows or held.shape[1] != ids.shape[1] or len(held) % len(rows):
             continue
         places = copies_of(rows, len(held))
@@ -60,24 +62,33 @@ def look_injected(case: Case) -> Iterator[Evidence]:
 
 
 def look_uniform(case: Case) -> Iterator[Evidence]:
-    """Where media could not be replayed: a run of placeholders never holds one vector."""
+    """Where a row could not be replayed: a run of placeholders never holds one vector."""
     if case.reference is None:
         return
+    tokens = placeholder_ids(case.reference.policy.processor)
     for name, call in named_calls(case):
-        held = call.inputs_embeds
-        if held is None or held.shape[:2] != call.inputs["input_ids"].shape:
+        held, ids = call.inputs_embeds, call.inputs["input_ids"]
+        if held is None or held.shape[:2] != ids.shape:
             continue
-        for row in rows_of(case, call):
-            # counts disagree, or the media were not kept
-            if row.row is None or reference_features(case, row.row) is not None:
+        rows = with_pixels(case, call, rows_of(case, call))
+        yield from _bare(case, name, call, held, rows, tokens)
+
+
+def _bare(
+    case: Case, name: str, call: Call, held: Tensor, rows: Sequence[CallRow],
+    tokens: Mapping[Modality, int],
+) -> Iterator[Evidence]:  # fmt: skip
+    for modality, token in tokens.items():
+        for row in rows:
+            if row.row is not None and reference_features(case, row.row) is not None:
                 continue
-            own = held[row.index][row.kept].float()
-            for span in row.row.spans:
-                if span.length > 1 and _uniform(own, span):
-                    pixels = PIXELS[span.modality]
-                    given = pixels in call.inputs or pixels in call.large
-                    yield _not_injected(name, row.index, span, "added" if given else "inherited")
-                    return
+            there = (call.inputs["input_ids"][row.index] == token) & row.kept
+            own = held[row.index][there]
+            if len(own) > 1 and torch.equal(own, own[:1].expand_as(own)):
+                given = PIXELS[modality] in call.inputs or PIXELS[modality] in call.large
+                span = Span(modality, 0, int(there.nonzero()[0]), len(own))
+                yield _not_injected(name, row.index, span, "added" if given else "inherited")
+                break
 
 
 def _row(

@@ -121,7 +121,9 @@ def look_passed_on(case: Case) -> Iterator[Evidence]:
             pixels = PIXELS[modality]
             asked = _asked(case, call, modality)
             # without a checkpoint a placeholder cannot be known: only what every batch has is sure
-            if pixels in has or pixels not in (every if asked is None else some) or asked is False:
+            if pixels in has or pixels not in (every if asked is None else some):
+                continue
+            if asked is False and pixels not in every:
                 continue
             yield Evidence(
                 "media",

@@ -71,7 +71,7 @@ def look_next_positions(case: Case) -> Iterator[Evidence]:
         return
     for call in case.generated:
         rows = rows_of(case, call) if "input_ids" in call.inputs else ()
-        if not rows or rows[0].row is None or not call.step_positions or call.position_ids is None:
+        if not rows or not call.step_positions or call.position_ids is None:
             continue
         # from the positions that the prompt really had: those are judged by themselves
         prompt = call.position_ids[-3:, 0, rows[0].kept]
