@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from small_recordings import GROUPS, advantaged, case, found, generated, rewarded, samples
 
-from omni_grpo_core.doctor.looks_advantage import LOOKS, section_tokens
+from omni_grpo_core.doctor import looks_advantage, looks_partial
+from omni_grpo_core.doctor.looks_partial import section_tokens
 from omni_grpo_core.policy import Policy
+
+LOOKS = (*looks_advantage.LOOKS, *looks_partial.LOOKS)
 
 
 def facts(*values: Any) -> set[str]:
@@ -88,6 +92,15 @@ def test_one_group_with_a_signal_is_enough() -> None:
 
 def test_advantages_that_are_no_numbers() -> None:
     assert "not-finite" in facts(advantaged((float("nan"), -1.0, 1.0, -1.0)))
+
+
+def test_groups_spread_over_processes_are_not_made_again() -> None:
+    """One completion of each group is here: its advantage comes from rewards of another process."""
+    seen = advantaged((1.0, -1.0), rewards=(1.0, 0.0), group_ids=("a", "b"))
+    single = case(rewarded((1.0, 0.0), completions=("one", "two")), seen)
+    assert set(found(LOOKS, single)) == {"advantage-differs"}
+    spread = replace(single, trace=replace(single.trace, header={"world": "4"}), memo={})
+    assert found(LOOKS, spread) == {}
 
 
 # --------------------------------------------------------------------------- partial rewards

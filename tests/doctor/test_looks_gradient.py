@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,7 +43,6 @@ def test_a_healthy_step_is_no_evidence() -> None:
         ("batch-cuts-groups", stepped(settings={"per_device_train_batch_size": 3,
                                                 "num_generations": 2})),
         ("gradient-not-finite", stepped(norms={"text": math.nan})),
-        ("backward-differs", stepped(losses=(0.7,))),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_step(fact: str, step: Any) -> None:
@@ -55,6 +55,23 @@ def test_a_detached_loss() -> None:
 
 def test_no_gradient_is_right_without_a_signal() -> None:
     assert facts(lost(0.5, advantages=(0.0,) * 4), stepped(norms={"text": 0.0})) == set()
+
+
+def test_backward_on_other_numbers() -> None:
+    two = (lost(0.5, settings={"loss_type": "?"}),) * 2
+    assert facts(*two, stepped(losses=(0.5, 0.7))) == {"backward-differs"}
+    # halved for accumulation, or scaled up for 16 bits
+    assert facts(*two, stepped(losses=(0.25, 0.25))) == set()
+    assert facts(*two, stepped(losses=(32768.0, 32768.0))) == set()
+
+
+def test_groups_spread_over_processes_are_whole() -> None:
+    """Four processes of one completion and two steps hold four groups of two."""
+    told = {"per_device_train_batch_size": 1, "num_generations": 2}
+    alone = case(lost(0.5), stepped(settings=told))
+    four = replace(alone, trace=replace(alone.trace, header={"world": "4"}))
+    assert set(found(LOOKS, alone)) == {"batch-cuts-groups"}
+    assert found(LOOKS, four) == {}
 
 
 def test_a_negated_backward_is_the_loss_s_fault() -> None:

@@ -19,6 +19,8 @@ from omni_grpo_core.doctor import (
     looks_groups,
     looks_logits,
     looks_loss,
+    looks_partial,
+    looks_readings,
     looks_reward,
 )
 from omni_grpo_core.doctor.evidence import Case, Look, Reference
@@ -36,7 +38,7 @@ from omni_grpo_core.settings import Settings
 
 AREAS = (
     looks_logits, looks_completion, looks_degenerate, looks_groups, looks_reward, looks_advantage,
-    looks_loss, looks_gradient,
+    looks_readings, looks_partial, looks_loss, looks_gradient,
 )  # fmt: skip
 ALL: Sequence[Look] = [look for area in AREAS for look in area.LOOKS]
 

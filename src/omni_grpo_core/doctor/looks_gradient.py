@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.turns import learned
+from omni_grpo_core.doctor.turns import learned, settings_of, world
 from omni_grpo_core.observed import StepSeen
 
 _LANGUAGE = ("text", "head", "adapter")
@@ -108,15 +107,8 @@ def look_at_parts(case: Case) -> Iterable[Evidence]:
             )
 
 
-def _settings(case: Case, step: StepSeen) -> Mapping[str, Any]:
-    told: dict[str, Any] = {}
-    for one in learned(case):
-        told |= dict(one.loss.settings)
-    return {**told, **dict(step.settings)}
-
-
 def _told_frozen(case: Case, step: StepSeen) -> bool:
-    settings = _settings(case, step)
+    settings = {**settings_of(case), **step.settings}
     return any(settings.get(name) is True for name in _FREEZE)
 
 
@@ -151,7 +143,7 @@ def look_at_optimizer(case: Case) -> Iterable[Evidence]:
 def look_at_accumulation(case: Case) -> Iterable[Evidence]:
     """Backward passes of one optimizer step, against what the settings say."""
     for step in case.steps:
-        settings = _settings(case, step)
+        settings = {**settings_of(case), **step.settings}
         told = settings.get("gradient_accumulation_steps")
         if isinstance(told, int) and step.losses and len(step.losses) != told:
             yield Evidence(
@@ -164,7 +156,7 @@ def look_at_accumulation(case: Case) -> Iterable[Evidence]:
         batch = settings.get("per_device_train_batch_size")
         size = settings.get("num_generations")
         if isinstance(batch, int) and isinstance(size, int) and size:
-            whole = batch * (told if isinstance(told, int) else 1)
+            whole = batch * (told if isinstance(told, int) else 1) * world(case)
             if whole % size:
                 yield Evidence(
                     "gradient",
@@ -175,25 +167,30 @@ def look_at_accumulation(case: Case) -> Iterable[Evidence]:
 
 
 def look_at_losses(case: Case) -> Iterable[Evidence]:
-    """The number that was backpropagated, against the loss that was computed."""
+    """The numbers that were backpropagated, against the losses that were computed: the same, or all
+    scaled by one positive number (accumulation, a gradient scaler)."""
     for step in case.steps:
         told = [one.loss.loss for one in learned(case)]
-        if len(told) != len(step.losses) or not told:
+        if len(told) != len(step.losses):
             continue
-        count = len(told)
-        for at, (loss, backed) in enumerate(zip(told, step.losses, strict=True)):
-            room = 1e-5 + 1e-3 * abs(loss)
-            if not math.isfinite(loss) or any(
-                abs(backed * scale - loss) <= room for scale in (1, count, 1 / count)
-            ):
-                continue
-            negated = abs(backed + loss) <= room
-            yield Evidence(
-                "loss" if negated else "gradient",
-                "backward-differs",
-                f"loss {at} is {loss:.6g}, the number that backward was called on {backed:.6g}",
-                values={"loss": loss, "backward": backed, "negated": negated},
-            )
+        scales = [
+            (at, backed / loss)
+            for at, (loss, backed) in enumerate(zip(told, step.losses, strict=True))
+            # of a number that is 0 but for rounding, the sign says nothing
+            if math.isfinite(loss) and abs(loss) > 1e-5
+        ]
+        if not scales:
+            continue
+        at, scale = min(scales, key=lambda pair: pair[1])
+        if scale > 0 and max(s for _, s in scales) <= 1.01 * scale:
+            continue
+        yield Evidence(
+            "loss" if scale < 0 else "gradient",
+            "backward-differs",
+            f"loss {at} is {told[at]:.6g}, the number that backward was called on "
+            f"{step.losses[at]:.6g}",
+            values={"loss": told[at], "backward": step.losses[at], "negated": scale < 0},
+        )
 
 
 LOOKS: tuple[Look, ...] = (

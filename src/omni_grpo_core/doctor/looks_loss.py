@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.looks_completion import rollouts
-from omni_grpo_core.doctor.looks_logits import forward_gap, temperature_of
+from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.remade import (
     Parts,
     beta_of,
@@ -22,14 +20,13 @@ from omni_grpo_core.doctor.remade import (
     right_ways,
     wrong_ways,
 )
-from omni_grpo_core.doctor.teacher import Place, Taught, apart, rescored, tolerance
 from omni_grpo_core.doctor.turns import (
     Learned,
     completion_ids,
-    first_step,
     ids_of,
     learned,
     until_end,
+    world,
 )
 from omni_grpo_core.observed import LossSeen
 
@@ -129,6 +126,8 @@ def _ran_on(case: Case, one: Learned) -> bool:
 
 def look_at_completions(case: Case) -> Iterable[Evidence]:
     """The ids in the loss, against those that were sampled."""
+    rolled = [completion_ids(call) for _, call in rollouts(case)]
+    sampled = [row for ids in rolled if ids is not None for row in ids]
     for at, one in enumerate(learned(case)):
         call = None if one.turn is None else one.turn.generated
         ids = one.loss.completion_ids
@@ -138,15 +137,13 @@ def look_at_completions(case: Case) -> Iterable[Evidence]:
         if _prompt_inside(one) is not None:
             continue
         width = min(ids.shape[1], own.shape[1])
-        if len(ids) > len(own):
-            continue
         counted = one.loss.mask.bool()[:, :width]
-        said = [tuple(r.tolist()) for r in own[:, :width]]
+        said = [tuple(row.tolist()) for row in sampled if len(row) >= width]
         strange = [
             row
             for row, kept in enumerate(counted)
             if not any(
-                torch.equal(ids[row, :width].long()[kept], torch.tensor(other)[kept])
+                torch.equal(ids[row, :width].long()[kept], torch.tensor(other[:width])[kept])
                 for other in said
             )
         ]
@@ -160,121 +157,6 @@ def look_at_completions(case: Case) -> Iterable[Evidence]:
                 row=strange[0],
                 values={"rows": strange},
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """One way in which a trainer may have come by its logprobs, and how far off that is."""
-
-    temperature: float
-    place: Place
-    suppressed: bool
-    mean: float
-    worst: float
-
-
-def look_at_logprobs(case: Case) -> Iterable[Evidence]:
-    """Logprobs in the loss, against the scores of the forward that they were taken from."""
-    for at, one in enumerate(learned(case)):
-        readings = _readings(case, one)
-        if not readings:
-            continue
-        forward, call = one.forward, None if one.turn is None else one.turn.generated
-        known = None if forward is None else rescored(case, forward)
-        if forward is None or known is None:
-            continue
-        gap = forward_gap(case, forward)
-        if gap is None:
-            continue
-        # scores that are off themselves are told of the logits; readings are then less sharp
-        allowed = tolerance(forward.modes, known.policy).mean + 3 * gap.mean
-        best = min(readings, key=lambda r: r.mean)
-        sampled = 1.0 if call is None else temperature_of(call)
-        # low precision is told of the logits: its error is no other reading
-        if best.mean > max(allowed, 0.05):
-            yield Evidence(
-                "loss",
-                "logprobs-differ",
-                f"loss {at}: its logprobs are off by {best.mean:.3g} in the mean from the scores "
-                "of its own forward, whatever temperature is taken",
-                values={"mean": best.mean, "worst": best.worst},
-            )
-        elif best.place == "at":
-            right = min((r for r in readings if r.place == "before"), key=lambda r: r.mean)
-            yield Evidence(
-                "loss",
-                "shifted",
-                f"loss {at}: each token's logprob is that of the scores at its own place, which "
-                f"predict the next token (off by {best.mean:.2g}); from the scores before it they "
-                f"are off by {right.mean:.3g}",
-                values={"mean": right.mean, "shifted_mean": best.mean},
-            )
-        elif (
-            call is not None
-            and call.config.get("do_sample", False)
-            and not math.isclose(best.temperature, sampled, rel_tol=1e-3)
-        ):
-            own = min(
-                (r.mean for r in readings if r.place == "before" and r.temperature == sampled),
-                default=math.nan,
-            )
-            if not own > max(allowed, 3 * best.mean):
-                continue
-            yield Evidence(
-                "completion",
-                "temperature-differs",
-                f"completions were sampled at temperature {sampled:g} and scored at "
-                f"{best.temperature:g}: logprobs of the loss are off by {own:.3g} from those of "
-                "the distribution that was sampled, so the ratio is not 1 on the policy's own "
-                "samples",
-                values={"sampled": sampled, "scored": best.temperature, "mean": own},
-            )
-
-
-def _readings(case: Case, one: Learned) -> list[_Reading]:
-    if not first_step(case) or one.forward is None or one.loss.logprobs is None:
-        return []
-    known = rescored(case, one.forward)
-    given, mask = one.loss.logprobs, one.loss.mask
-    if known is None or given.ndim != 2 or given.shape[1] > known.ids.shape[1]:
-        return []
-    if len(given) != len(known.ids):
-        return []
-    width = given.shape[1]
-    kept = known.mask[:, -width:] & (given != 0)
-    if mask is not None and mask.shape == given.shape:
-        kept &= mask.bool()
-    if not bool(kept.any()):
-        return []
-    call = None if one.turn is None else one.turn.generated
-    temperatures = {1.0, *_temperatures(one.loss.settings)}
-    suppressed: Sequence[int] = ()
-    if call is not None:
-        temperatures.add(temperature_of(call))
-        suppressed = ids_of(call.config.get("suppress_tokens"))
-    return [
-        _Reading(t, place, bool(held), *_off(known, given, kept, t, held, place))
-        for t in sorted(temperatures)
-        for held in ((), suppressed)[: 2 if suppressed else 1]
-        for place in _PLACES
-    ]
-
-
-_PLACES: tuple[Place, ...] = ("before", "at")
-
-
-def _off(
-    known: Taught, given: Tensor, kept: Tensor, temperature: float, held: Sequence[int],
-    place: Place,
-) -> tuple[float, float]:  # fmt: skip
-    made = known.logprobs(temperature, held, place)[:, -given.shape[1] :]
-    # a suppressed token that was sampled all the same has no logprob in this reading
-    return apart(given, made, kept & torch.isfinite(made))
-
-
-def _temperatures(settings: Mapping[str, Any]) -> list[float]:
-    value = settings.get("temperature")
-    return [float(value)] if isinstance(value, int | float) and value > 0 else []
 
 
 def look_at_advantages(case: Case) -> Iterable[Evidence]:
@@ -346,7 +228,7 @@ def look_at_value(case: Case) -> Iterable[Evidence]:
             yield _not_finite(at, loss)
             continue
         parts = parts_of(loss, step)
-        if parts is None:
+        if parts is None or _weighed_elsewhere(case, loss, parts):
             continue
         right = right_ways(parts)
         if not right and policy_terms(parts) is None:
@@ -354,6 +236,22 @@ def look_at_value(case: Case) -> Iterable[Evidence]:
         elif any(made.fits(loss.loss) for made in right):
             continue
         yield from _explained(at, loss, parts)
+
+
+def _weighed_elsewhere(case: Case, loss: LossSeen, parts: Parts) -> bool:
+    """Whether something that was not recorded takes part: other processes' tokens, an engine's
+    logprobs, ratios of whole sequences."""
+    level = loss.settings.get("importance_sampling_level")
+    kind = parts.config.loss_type
+    why = {
+        "tokens of other processes": world(case) > 1 and kind in ("dapo", "cispo"),
+        "a rollout engine's logprobs": bool(loss.settings.get("use_vllm")),
+        "ratios of whole sequences": level == "sequence" and kind != "gspo",
+    }
+    for name, takes_part in why.items():
+        if takes_part:
+            say_missing(case, f"{name} take part in the loss: it was not made again")
+    return any(why.values())
 
 
 def _not_finite(at: int, loss: LossSeen) -> Evidence:
@@ -498,7 +396,6 @@ def _clip_rate(at: int, loss: LossSeen, parts: Parts) -> Iterator[Evidence]:
 LOOKS: tuple[Look, ...] = (
     look_at_mask,
     look_at_completions,
-    look_at_logprobs,
     look_at_advantages,
     look_at_value,
     look_at_reference,

@@ -160,3 +160,26 @@ def until_end(ids: Tensor, eos: Sequence[int]) -> Tensor:
 def first_step(case: Case) -> bool:
     """Whether the trainer's weights are still those that it loaded: no optimizer step yet."""
     return all(step.step == 0 for step in case.steps)
+
+
+def world(case: Case) -> int:
+    """Processes that trained together, of which this recording shows one."""
+    told = case.trace.header.get("world", "1")
+    return int(told) if told.isdigit() else 1
+
+
+def settings_of(case: Case) -> dict[str, Any]:
+    """What losses and steps say of the run's settings."""
+    told: dict[str, Any] = {}
+    for loss in case.losses:
+        told |= dict(loss.settings)
+    for step in case.steps:
+        told |= dict(step.settings)
+    return told
+
+
+def whole_groups(case: Case, seen: AdvantageSeen) -> bool:
+    """Whether every group of a rollout is here: other processes may hold the rest of one."""
+    size = settings_of(case).get("num_generations")
+    counts = [seen.group_ids.count(name) for name in dict.fromkeys(seen.group_ids)]
+    return world(case) == 1 or (isinstance(size, int) and all(c >= size for c in counts))
