@@ -64,7 +64,8 @@ ROOMS: Mapping[str, frozenset[str]] = {
     # watches foreign trainers: it knows calls, not what should have come out of them
     "recorder": NOUNS | {"rewards", "trace"},
     "doctor": PIPELINE | {"trace", "recorder"},
-    "faults": PIPELINE | {"trace", "recorder", "doctor", "tiny"},
+    # its trials run in worker processes, which are quieted as the command is
+    "faults": PIPELINE | {"trace", "recorder", "doctor", "tiny", "console"},
     # runs by itself under another interpreter, with its libraries kept quiet there too
     "versions": PIPELINE | {"trace", "tiny", "console"},
     "pytest_plugin": NOUNS | {"golden"},
