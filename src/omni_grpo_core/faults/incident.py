@@ -24,7 +24,7 @@ from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.doctor.looks_run import in_order
 from omni_grpo_core.faults.catalogue import BY_ID
 from omni_grpo_core.faults.config import LoopConfig
-from omni_grpo_core.faults.loop import StepOutcome, WildLoop
+from omni_grpo_core.faults.loop import StepOutcome, WildLoop, checkpoint
 from omni_grpo_core.faults.rewarding import people_focus_reward
 from omni_grpo_core.faults.trial import reference
 from omni_grpo_core.recorder.record import record
@@ -112,7 +112,7 @@ def replay() -> Replay:
     right = [value == 1.0 for value in Accuracy()(good, good, **columns)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         # the way in of older versions, whose warning is the incident's
-        loop.model.gradient_checkpointing_enable({"use_reentrant": True})
+        checkpoint(loop.model, reentrant=True)
         for name in PUT_IN:
             stack.enter_context(BY_ID[name].inject(loop))
         trace = Path(folder) / "trace"
