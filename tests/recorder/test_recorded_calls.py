@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -336,3 +337,16 @@ def test_a_noted_call_is_kept_as_it_is_but_for_secrets(tmp_path: Path, loop: Loo
     assert kept.images[0].shape == (3, 2, 2)
     assert kept.outputs["ids"].tolist() == [1.0]
     assert kept.keywords == {"token": "<redacted>"}
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_worker_records_nothing(tmp_path: Path, loop: Loop) -> None:
+    made = loop()
+    with recording(tmp_path / "a", made) as recorder:
+        child = os.fork()
+        if child == 0:
+            made.processor(text=["hi"])
+            os._exit(len(recorder.tape.records))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        made.processor(text=["hi"])
+        assert len(recorder.tape.records) == 1

@@ -68,6 +68,9 @@ def record(
     without harm for scores that are known, see :mod:`~omni_grpo_core.recorder.probe`.
     ``settings``: accumulation, group size … as the trainer names them.
 
+    Not seen: a processor called in a data loader's worker processes (use ``num_workers=0`` while
+    recording), a rollout in another engine, and what runs inside a compiled graph.
+
     Each step becomes ``folder/step-000000`` …, below ``rank-N`` where there are several ranks.
     ``max_tensor_bytes``: larger tensors are described, not kept; ``max_step_bytes``: of one step
     together.

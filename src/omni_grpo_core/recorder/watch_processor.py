@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -40,6 +41,7 @@ class ProcessorWatch:
     def __init__(self, processor: Any, tape: Tape) -> None:
         self._processor, self._tape = processor, tape
         self._tokenizer = getattr(processor, "tokenizer", processor)
+        self._process_id = os.getpid()
         self._rendering = False
         self._texts: tuple[str, ...] = ()
 
@@ -58,7 +60,9 @@ class ProcessorWatch:
 
         @functools.wraps(original)
         def instead(this: Any, *args: Any, **keywords: Any) -> Any:
-            if not any(this is one for one in watched):
+            # a forked data loader has a copy of all this, and nobody who would write it down
+            here = os.getpid() == self._process_id
+            if not here or not any(this is one for one in watched):
                 return original(this, *args, **keywords)
             return call(original, this, args, keywords)
 
