@@ -157,6 +157,9 @@ def test_three_reckonings_and_the_one_that_stands_alone() -> None:
     assert named(generated(), rewarded(), advantaged(group_ids=("a", "b", "a", "b"))) == {
         "groups-mixed": "advantage"
     }
+    # where nobody knows what was generated from, whole groups with others' columns are scored wrong
+    swapped = {"sample_id": ["b", "b", "a", "a"]}
+    assert named(rewarded(columns=swapped), advantaged()) == {"columns-moved": "reward"}
 
 
 def test_columns_of_several_rows() -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from small_recordings import COMPLETIONS, advantaged, case, found, generated, lost, stepped
 
-from omni_grpo_core.doctor.looks_loss import LOOKS
+from omni_grpo_core.doctor import looks_logged, looks_loss
 
+LOOKS = (*looks_loss.LOOKS, *looks_logged.LOOKS)
 DAPO = {"loss_type": "dapo"}
 THIRD = torch.full((4, 3), 1 / 3).log()
 

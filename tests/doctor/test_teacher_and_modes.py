@@ -17,6 +17,7 @@ from omni_grpo_core.doctor import (
     looks_degenerate,
     looks_gradient,
     looks_groups,
+    looks_logged,
     looks_logits,
     looks_loss,
     looks_partial,
@@ -38,7 +39,8 @@ from omni_grpo_core.settings import Settings
 
 AREAS = (
     looks_logits, looks_completion, looks_degenerate, looks_groups, looks_reward, looks_advantage,
-    looks_readings, looks_partial, looks_loss, looks_gradient,
+    looks_readings, looks_partial, looks_loss, looks_logged,
+    looks_gradient,
 )  # fmt: skip
 ALL: Sequence[Look] = [look for area in AREAS for look in area.LOOKS]
 

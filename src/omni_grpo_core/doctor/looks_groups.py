@@ -54,7 +54,7 @@ def look_at_owners(case: Case) -> Iterable[Evidence]:
                 row=at,
                 values=values,
             )
-        elif grouped and (known := generated or scored) and grouped != known:
+        elif grouped and (known := generated or scored) and _mixed(grouped, known):
             yield Evidence(
                 "advantage",
                 "groups-mixed",
@@ -63,6 +63,20 @@ def look_at_owners(case: Case) -> Iterable[Evidence]:
                 "different questions",
                 values=values,
             )
+        elif scored and grouped and scored != grouped:
+            yield Evidence(
+                "reward",
+                "columns-moved",
+                f"completions are in groups in the order {_told(grouped)} and are scored with "
+                f"columns in the order {_told(scored)}: whole groups meet other prompts' gold",
+                values=values,
+            )
+
+
+def _mixed(groups: Owners, owners: Owners) -> bool:
+    """Whether some group holds completions of several prompts; another order of whole groups mixes
+    nothing."""
+    return len(set(zip(groups, owners, strict=True))) > len(set(groups))
 
 
 def look_at_columns(case: Case) -> Iterable[Evidence]:

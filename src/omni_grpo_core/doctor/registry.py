@@ -14,6 +14,7 @@ from omni_grpo_core.doctor import (
     looks_embeddings,
     looks_gradient,
     looks_groups,
+    looks_logged,
     looks_logits,
     looks_loss,
     looks_media,
@@ -50,6 +51,7 @@ LOOKS: tuple[Look, ...] = (
     *looks_partial.LOOKS,
     *looks_readings.LOOKS,
     *looks_loss.LOOKS,
+    *looks_logged.LOOKS,
     *looks_gradient.LOOKS,
     *looks_run.LOOKS,
 )
