@@ -110,6 +110,31 @@ def test_logprobs_of_generate_and_of_the_scoring_forward(tmp_path: Path, loop: L
     assert torch.allclose(scored.logprobs[:, -new], at_one, atol=1e-3)
 
 
+def test_every_sampled_token_has_its_logprob(tmp_path: Path, loop: Loop) -> None:
+    """More tokens than are scored at once, and not a multiple of that."""
+    made = loop()
+    _, batch = made.prepare()
+    with recording(tmp_path / "a", made):
+        out = made.model.generate(
+            **batch,
+            use_audio_in_video=True,
+            max_new_tokens=37,
+            min_new_tokens=37,
+            do_sample=True,
+            temperature=2.0,
+            top_k=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    call = only(load_trace(tmp_path / "a" / "step-000000"), GenerateCall)
+    logits = torch.stack(out.logits, 1) / 2.0
+    tokens = out.sequences[:, -37:, None]
+    wanted = logits.log_softmax(-1).gather(-1, tokens)[..., 0]
+    assert call.logprobs.shape == (GROUP, 37)
+    # float32: the recorder subtracts log-sum-exp after gathering
+    assert torch.allclose(call.logprobs, wanted, atol=1e-5)
+
+
 def test_without_a_cache_the_history_is_handed_in_again(tmp_path: Path, loop: Loop) -> None:
     made = loop()
     _, batch = made.prepare()

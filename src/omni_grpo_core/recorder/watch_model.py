@@ -19,6 +19,9 @@ from omni_grpo_core.recorder.tape import Tape, clock
 from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
 from omni_grpo_core.recorder.thinker import Found, modes
 
+_TOGETHER = 16
+"""Tokens of a row that are scored at once."""
+
 
 @dataclass(slots=True)
 class _Generating:
@@ -36,6 +39,7 @@ class _Generating:
     cached: list[Any] = field(default_factory=list)
     step_positions: list[Tensor] = field(default_factory=list)
     last: Tensor | None = None
+    waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     logprobs: list[Tensor] = field(default_factory=list)
     large: dict[str, TensorSeen] = field(default_factory=dict)
 
@@ -43,6 +47,23 @@ class _Generating:
     def temperature(self) -> float:
         sampling = getattr(self.config, "do_sample", False)
         return float(getattr(self.config, "temperature", None) or 1.0) if sampling else 1.0
+
+    def sampled(self, tokens: Tensor) -> None:
+        """``tokens`` (N,) were sampled from the last logits (N, V). A score of its own for each
+        token would cost more launches than the rest of the recorder together."""
+        if self.last is not None and not self.beams:
+            self.waiting.append((self.last, tokens))
+        self.last = None
+        if len(self.waiting) >= _TOGETHER:
+            self.score()
+
+    def score(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        if waiting:
+            logits = torch.stack([one for one, _ in waiting])
+            tokens = torch.stack([one for _, one in waiting])
+            scores = chosen(logits.flatten(0, 1), tokens.flatten(), self.temperature)
+            self.logprobs.append(scores.view(tokens.shape))
 
     @property
     def beams(self) -> bool:
@@ -174,9 +195,9 @@ class ModelWatch:
         tape = self._tape
         sequences = getattr(result, "sequences", result)
         sequences = sequences if isinstance(sequences, Tensor) else None
-        if sequences is not None and state.last is not None and not state.beams:
-            # the last token was never fed back
-            state.logprobs.append(chosen(state.last, sequences[:, -1], state.temperature))
+        if sequences is not None:  # the last token was never fed back
+            state.sampled(sequences[:, -1])
+        state.score()
         deltas = getattr(self._found.thinker, "rope_deltas", None)
         if deltas is None:
             deltas = getattr(self._found.thinker.model, "rope_deltas", None)
@@ -198,7 +219,7 @@ class ModelWatch:
             step_positions=(
                 tuple(torch.stack(state.step_positions).tolist()) if state.step_positions else ()
             ),
-            logprobs=torch.stack(state.logprobs, 1).cpu() if state.logprobs else None,
+            logprobs=torch.cat(state.logprobs).T.contiguous().cpu() if state.logprobs else None,
             warnings=warnings,
             error=error,
             large=state.large,
@@ -228,10 +249,8 @@ class ModelWatch:
     ) -> None:
         state.passes += 1
         ids = keywords.get("input_ids", args[0] if args else None)
-        if state.passes > 1 and state.last is not None and isinstance(ids, Tensor):
-            if not state.beams:
-                state.logprobs.append(chosen(state.last, ids[:, -1], state.temperature))
-            state.last = None
+        if state.passes > 1 and isinstance(ids, Tensor):
+            state.sampled(ids[:, -1])
 
     def _text_model(self, _module: Any, _args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
