@@ -35,6 +35,8 @@ def look_injected(case: Case) -> Iterator[Evidence]:
         held = call.inputs_embeds
         ids = call.inputs["input_ids"]
         rows = with_pixels(case, call, rows_of(case, call))
+        if held is None and "inputs_embeds" in call.large:
+            say_missing(case, "inputs_embeds were too large to keep: embeddings unjudged")
         if held is None or not rows or held.shape[1] != ids.shape[1] or len(held) % len(rows):
             continue
         places = copies_of(rows, len(held))

@@ -10,6 +10,7 @@ from omni_grpo_core.batch import placeholder_ids
 from omni_grpo_core.doctor import replay_media
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.likeness import array, is_close, is_empty, is_flat, is_same
 from omni_grpo_core.doctor.looks_positions import Call, named_calls
 from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.replay_batch import DEFAULT_RATE, carried, rate_of, sides, totals
@@ -34,14 +35,8 @@ _LIMITS: Mapping[str, Callable[[MediumSeen], int]] = {
     "max_pixels": lambda clip: sides(clip)[0] * sides(clip)[1],
 }
 """Limits that belong to the reader of clips, and what they limit."""
-_BLANK = 0.5
-"""Grey levels of 256: below the step of 8-bit video."""
-_SILENT = 2e-4
-"""From the lowest to the highest sample: -80 dB of full scale."""
-_OTHER_FRAMES = 1.0
-"""Mean difference in grey levels: two right decoders of one file round within half a level."""
-_OTHER_SOUND = 0.1
-"""Of the sound's own size: two right resamplers differ by hundredths."""
+_OTHER_LENGTH = 0.02
+"""Of a sound's length; a sound that is off by less differs in something else."""
 _OTHER_RATE = 0.15
 """Of the true frame rate, where it is only known as frames over seconds."""
 
@@ -186,13 +181,12 @@ def look_rate(case: Case) -> Iterator[Evidence]:
 
 
 def _content(case: Case, item: Shown, every: Sequence[Shown]) -> Iterator[Evidence]:
-    reference, values = item.values, item.given.values
+    reference = item.values
     if reference is None:
         return
     name = PurePath(item.ref.path).name
-    values = values if values is None else _channels_first(values, item.ref.modality).float()
     told = {"file": name, "modality": item.ref.modality, "row": item.row}
-    if _empty(item.given) and not _flat(reference, item.ref.modality):
+    if is_empty(item.given) and not is_flat(reference, item.ref.modality):
         what = "silent" if item.ref.modality == "audio" else "blank"
         yield Evidence(
             "media",
@@ -203,7 +197,7 @@ def _content(case: Case, item: Shown, every: Sequence[Shown]) -> Iterator[Eviden
             values=told,
         )
         return
-    if values is None or _same(values, reference, item.ref.modality):
+    if is_same(item.given, reference):
         return
     twin = next(
         (
@@ -212,7 +206,7 @@ def _content(case: Case, item: Shown, every: Sequence[Shown]) -> Iterator[Eviden
             if other.values is not None
             and other.ref != item.ref
             and other.ref.modality == item.ref.modality
-            and _same(values, other.values, item.ref.modality)
+            and is_same(item.given, other.values)
         ),
         None,
     )
@@ -226,14 +220,13 @@ def _content(case: Case, item: Shown, every: Sequence[Shown]) -> Iterator[Eviden
             values={**told, "shown": PurePath(twin.ref.path).name, "of": twin.row},
         )
         return
-    yield from _form(case, item, values, reference, name)
+    yield from _form(case, item, reference, name)
 
 
-def _form(
-    case: Case, item: Shown, values: Tensor, reference: Tensor, name: str
-) -> Iterator[Evidence]:
+def _form(case: Case, item: Shown, reference: Tensor, name: str) -> Iterator[Evidence]:
     """How a medium that is no other row's differs from its file."""
-    got, want = tuple(values.shape), tuple(reference.shape)
+    values, want = array(item.given), tuple(reference.shape)
+    got = item.given.shape if values is None else tuple(values.shape)
     told: dict[str, Any] = {"file": name, "modality": item.ref.modality, "got": got, "want": want}
     other_size = item.ref.modality != "audio" and sides(item.given) != tuple(want[-2:])
     other_number = item.ref.modality == "video" and got[0] != want[0]
@@ -246,18 +239,21 @@ def _form(
         high, wide = sides(item.given)
         fact = "picture-size"
         sentence = f"{name} at {high} x {wide} pixels, {want[-2]} x {want[-1]} by the settings"
-    elif item.ref.modality == "audio" and got != want:
+    elif item.ref.modality == "audio" and abs(got[0] / want[0] - 1) > _OTHER_LENGTH:
         told["factor"] = got[0] / want[0]
         fact, sentence = "sound-length", f"{got[0]} samples of {name}, which has {want[0]}"
+    elif values is None:
+        fact = "content-differs"
+        sentence = (
+            f"another {item.ref.modality} than {name} decodes to: its mean or deviation is off"
+        )
     else:
-        gap = float((values - reference).abs().mean())
-        told["gap"] = gap
-        if item.ref.modality != "audio" and _same(values.flip(-3), reference, item.ref.modality):
-            told["how"] = "channels"
+        told["gap"] = gap = float((values - reference).abs().mean())
         fact = "content-differs"
         unit = "" if item.ref.modality == "audio" else " grey levels"
         sentence = f"another {item.ref.modality} than {name} decodes to: {gap:.3g}{unit} off"
-        if "how" in told:
+        if item.ref.modality != "audio" and is_close(values.flip(-3), reference, item.ref.modality):
+            told["how"] = "channels"
             sentence = f"{name} with red and blue exchanged"
     yield Evidence("media", fact, f"row {item.row} is shown {sentence}", row=item.row, values=told)
 
@@ -285,7 +281,7 @@ def _all_empty(one: Round, call: ProcessorCall, case: Case) -> Iterator[Evidence
     """Where files cannot be matched to rows: one black or silent clip may be the data's own, all
     of them are not."""
     for what, media in (("blank", (*call.videos, *call.images)), ("silent", call.audios)):
-        if media and all(map(_empty, media)):
+        if media and all(map(is_empty, media)):
             full = _some_file_is_not(one, media[0].modality, case)
             yield Evidence(
                 "media",
@@ -304,37 +300,9 @@ def _some_file_is_not(one: Round, modality: Modality, case: Case) -> bool:
         for ref in replay_media.wanted(talk.media, interleaved=modality == "audio")[modality]:
             read = replay_media.load(ref, config)
             values = None if read is None else array_of(read, modality)
-            if values is not None and not _flat(values, modality):
+            if values is not None and not is_flat(values, modality):
                 return True
     return False
-
-
-def _empty(medium: MediumSeen) -> bool:
-    if medium.modality == "audio":
-        return medium.high - medium.low < _SILENT
-    scale = 1.0 if medium.high > 1.5 or medium.dtype == "uint8" else 255.0
-    return medium.std * scale < _BLANK
-
-
-def _flat(values: Tensor, modality: Modality) -> bool:
-    if modality == "audio":
-        return bool(values.max() - values.min() < _SILENT)
-    return bool(values.std() < _BLANK)
-
-
-def _same(values: Tensor, reference: Tensor, modality: Modality) -> bool:
-    if values.shape != reference.shape:
-        return False
-    gap = (values - reference).abs().mean()
-    if modality == "audio":
-        return bool(gap <= _OTHER_SOUND * reference.abs().mean())
-    return bool(gap <= _OTHER_FRAMES)
-
-
-def _channels_first(values: Tensor, modality: Modality) -> Tensor:
-    if modality != "audio" and values.shape[-1] == 3 and values.shape[-3] != 3:
-        return values.movedim(-1, -3)
-    return values.flatten() if modality == "audio" else values
 
 
 LOOKS: tuple[Look, ...] = (look_counts, look_limits, look_passed_on, look_content, look_rate)

@@ -1,0 +1,46 @@
+"""What counts as the same picture or sound: other decoders do, other media do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from recordings import medium
+
+from omni_grpo_core.doctor.likeness import is_close, is_empty, is_same
+
+TONE = torch.sin(torch.arange(16_000) * (2 * torch.pi * 440 / 16_000))
+OTHER = torch.sin(torch.arange(16_000) * (2 * torch.pi * 620 / 16_000))
+
+
+def test_a_sound_may_start_a_codecs_priming_later() -> None:
+    late = torch.cat([torch.zeros(300), TONE])
+    assert is_close(late, TONE, "audio")
+    assert not is_close(OTHER, TONE, "audio")
+
+
+def test_a_sound_of_another_length_or_loudness_is_another() -> None:
+    assert not is_close(TONE[:12_000], TONE, "audio")
+    assert not is_close(TONE * 0.5, TONE, "audio")
+
+
+def test_pictures_may_round_otherwise() -> None:
+    picture = torch.linspace(0, 255, 3 * 56 * 56).reshape(3, 56, 56)
+    assert is_close(picture + 0.5, picture, "image")
+    assert not is_close(picture.flip(0), picture, "image")
+
+
+def test_what_was_too_large_to_keep_is_known_by_its_numbers() -> None:
+    clip = torch.linspace(0, 200, 4 * 3 * 56 * 56).reshape(4, 3, 56, 56)
+    kept = medium("video", clip)
+    described = replace(kept, values=None, std=float(clip.std(correction=0)))
+    assert is_same(described, clip)
+    assert not is_same(described, clip * 0.9)
+    assert not is_same(described, clip[:2])
+
+
+def test_blank_and_silent_whatever_the_scale() -> None:
+    assert is_empty(medium("audio", torch.zeros(100)))
+    assert not is_empty(medium("audio", TONE))
+    assert is_empty(medium("image", torch.full((3, 28, 28), 0.5)))
+    assert not is_empty(medium("image", torch.rand(3, 28, 28)))
