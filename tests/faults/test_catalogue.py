@@ -20,16 +20,11 @@ from omni_grpo_core.trace.codec import equal
 from omni_grpo_core.types import STAGES
 
 QUICK = (
-    "conv.media-twice",
     "text.role-typo",
-    "media.swapped",
     "batch.audios-kwarg",
     "pos.no-mask",
-    "gen.cap",
     "reward.option-format",
-    "adv.group-mixed",
     "loss.shift",
-    "step.detached",
 )
 """In the default run; the others, a second or two each, are slow tests."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import time
@@ -155,6 +156,8 @@ def _one_thread() -> None:
 
     trial.reference("float32")
     quiet_transformers()
+    # what is loaded by now stays: the collector need not look at it after every trial
+    gc.freeze()
 
 
 def perform(task: Task, causes: bool) -> Row:
@@ -165,6 +168,8 @@ def perform(task: Task, causes: bool) -> Row:
     begin = time.perf_counter()
     faults = [BY_ID[id] for id in task.ids]
     said = trial(faults, task.config, causes=causes)
+    # a loop and its hooks hold one another, and with them a model
+    gc.collect()
     return Row(
         kind=task.kind,
         ids=task.ids,
