@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_recordings import EVAL, found
+from small_recordings import EVAL, found, stepped
 
+from omni_grpo_core import tiny
 from omni_grpo_core.doctor import (
     looks_advantage,
     looks_completion,
@@ -36,6 +38,8 @@ from omni_grpo_core.observed import ForwardCall, GenerateCall, LossSeen
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.recorder.record import record
 from omni_grpo_core.settings import Settings
+from omni_grpo_core.trace.store import save_trace
+from omni_grpo_core.types import StageRecord, Trace
 
 AREAS = (
     looks_logits, looks_completion, looks_degenerate, looks_groups, looks_reward, looks_advantage,
@@ -46,15 +50,20 @@ ALL: Sequence[Look] = [look for area in AREAS for look in area.LOOKS]
 
 
 @pytest.fixture(scope="module")
-def clean(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """One step with two clips, two completions each, 24 tokens at most."""
+def recording(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One step with two clips, two completions each."""
     folder: Path = tmp_path_factory.mktemp("clean") / "trace"
     loop = WildLoop(policy, LoopConfig(group_size=2, max_new_tokens=48))
     with record(
         folder, model=loop.model, processor=loop.processor, reward_funcs=loop.reward_funcs, steps=1
     ) as recorder:
         loop.step(recorder)
-    (case,) = as_cases(read_traces(folder), Reference(policy, Settings()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clean(policy: Policy, recording: Path) -> Case:
+    (case,) = as_cases(read_traces(recording), Reference(policy, Settings()))
     return case
 
 
@@ -178,3 +187,19 @@ def test_experiments_prove_what_was_recorded(clean: Case, policy: Policy) -> Non
 def test_nothing_to_try_is_an_error(clean: Case) -> None:
     with pytest.raises(ConfigError, match="no checkpoint"):
         tried([Case(clean.trace, None)])
+
+
+def test_modes_on_the_command_line(recording: Path, run_cli: Any) -> None:
+    code, out, _ = run_cli(
+        "doctor", recording, "--modes", "--json", "--checkpoint", tiny.checkpoint_dir()
+    )
+    told = json.loads(out)
+    assert (code, told["healthy"]) == (0, True)
+    assert {tried["outcome"] for tried in told["modes"]} == {"cleared"}
+
+
+def test_modes_without_a_checkpoint_are_exit_2(tmp_path: Path, run_cli: Any) -> None:
+    save_trace(Trace({}, (StageRecord("gradient", stepped(), (), 0.0),)), tmp_path / "step-000000")
+    code, _, err = run_cli("doctor", tmp_path, "--modes")
+    assert code == 2
+    assert "--checkpoint" in err
