@@ -25,7 +25,7 @@ _OTHER_LENGTH = 0.02
 """Of a sound's length: readers differ by a codec's priming, a few hundredths of a second."""
 _OTHER_SPECTRUM = 0.9
 """Cosine of two magnitude spectra, which a shift by the priming leaves as they are: the shipped
-clips measure below .03 against each other, one of them shifted or resampled otherwise above .999."""
+clips measure below .03 against each other, one shifted or resampled otherwise above .999."""
 _OTHER_SOUND = 0.2
 """Of a sound's deviation."""
 
