@@ -162,21 +162,22 @@ def loss_normaliser(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
 
 ALL = ("interleaved", "padded", "resized", "grpo")
 DRIFT: tuple[Verdict, ...] = ("benign-drift", "harmful")
-UPGRADES: dict[str, tuple[Plant, str, tuple[Verdict, ...]]] = {
-    "template text": (template_text, "text", ("harmful",)),
-    "special token id": (special_token_id, "batch", ("harmful",)),
-    "padding side": (padding_side, "batch", ("harmful",)),
-    "resize filter": (resize_filter, "media", DRIFT),
-    "fps default": (fps_default, "batch", ("harmful",)),
-    "position formula": (position_formula, "positions", ("harmful",)),
-    "attention mask": (attention_mask, "logits", DRIFT),
-    "dtype": (dtype, "embeddings", ("schema",)),
-    "one layer x 1.001": (one_layer, "logits", ("benign-drift",)),
-    "another checkpoint": (another_checkpoint, "embeddings", ("harmful",)),
-    "eos removed": (eos_removed, "completion", ("degenerate",)),
-    "loss normaliser": (loss_normaliser, "loss.1", ("harmful",)),
+UPGRADES: dict[str, tuple[Plant, str, tuple[Verdict, ...], tuple[str, ...]]] = {
+    "template text": (template_text, "text", ("harmful",), ("text", "image")),
+    "special token id": (special_token_id, "batch", ("harmful",), ("text", "image")),
+    "padding side": (padding_side, "batch", ("harmful",), ("text", "padded")),
+    "resize filter": (resize_filter, "media", DRIFT, ("interleaved", "resized")),
+    "fps default": (fps_default, "batch", ("harmful",), ("interleaved", "text")),
+    "position formula": (position_formula, "positions", ("harmful",), ("text", "audio")),
+    "attention mask": (attention_mask, "logits", DRIFT, ("text", "padded")),
+    "dtype": (dtype, "embeddings", ("schema",), ("text", "image")),
+    "one layer x 1.001": (one_layer, "logits", ("benign-drift",), ("text", "grpo")),
+    "another checkpoint": (another_checkpoint, "embeddings", ("harmful",), ("text", "image")),
+    "eos removed": (eos_removed, "completion", ("degenerate",), ("text", "image")),
+    "loss normaliser": (loss_normaliser, "loss.1", ("harmful",), ("text", "grpo")),
 }
-"""What is planted, the stage it is in, and what may be thought of it on a case that shows it."""
+"""What is planted, the stage it is in, what may be thought of it on a case that shows it, and two
+cases for a short look."""
 
 
 def look(policy: Policy, folder: Path, names: Sequence[str]) -> GoldenReport:
@@ -194,7 +195,7 @@ def told(report: GoldenReport) -> str:
 
 
 def found_where_it_is(report: GoldenReport, upgrade: str) -> None:
-    _, stage, verdicts = UPGRADES[upgrade]
+    _, stage, verdicts, _ = UPGRADES[upgrade]
     assert report.first == stage, told(report)
     shown = [case for case in report.cases if case.first == stage]
     if "harmful" not in verdicts and stage == "logits":
@@ -207,8 +208,8 @@ def found_where_it_is(report: GoldenReport, upgrade: str) -> None:
 
 @pytest.mark.parametrize("upgrade", UPGRADES)
 def test_found(upgrade: str, own: Policy, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant, _, _ = UPGRADES[upgrade]
-    found_where_it_is(look(plant(monkeypatch, own), stored, ALL), upgrade)
+    plant, _, _, names = UPGRADES[upgrade]
+    found_where_it_is(look(plant(monkeypatch, own), stored, names), upgrade)
 
 
 @pytest.mark.slow
@@ -216,7 +217,7 @@ def test_found(upgrade: str, own: Policy, stored: Path, monkeypatch: pytest.Monk
 def test_found_among_all_cases(
     upgrade: str, own: Policy, stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant, _, _ = UPGRADES[upgrade]
+    plant, _, _, _ = UPGRADES[upgrade]
     report = look(plant(monkeypatch, own), stored, ())
     print(f"\n== {upgrade}\n{told(report)}")
     found_where_it_is(report, upgrade)
