@@ -99,6 +99,8 @@ def call_rows(inputs: Mapping[str, Tensor], policy: Policy) -> tuple[CallRow, ..
         if key in inputs
     }
     counts = {one.modality: one for one in counts_of(inputs, policy)}
+    # features without a single placeholder are left over; they belong to no row
+    counts = {modality: one for modality, one in counts.items() if any(one.tokens)}
     whole = all(one.agree for one in counts.values())
     used = dict.fromkeys(MODALITIES, 0)
     patches = dict.fromkeys(MODALITIES, 0)
