@@ -15,6 +15,7 @@ import torch
 from small_recordings import COMPLETIONS, advantaged, case, found, generated, lost, stepped
 
 from omni_grpo_core.doctor import looks_logged, looks_loss
+from omni_grpo_core.doctor.looks_run import in_order
 
 LOOKS = (*looks_loss.LOOKS, *looks_logged.LOOKS)
 DAPO = {"loss_type": "dapo"}
@@ -164,6 +165,15 @@ def test_a_later_pass_without_its_old_logprobs() -> None:
     assert facts(lost(0.0, settings=twice)) == {"old-recomputed"}
     # the first pass, on a rollout of its own, has none yet
     assert facts(generated(), lost(0.0, settings=twice)) == set()
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_old_logprobs_that_equal_the_new_ones(moved: bool) -> None:
+    """They do where the first pass moved nothing: no signal, or a warm-up that begins at 0."""
+    first = case(generated(), stepped(changed={"text": moved}))
+    again = case(lost(0.0, old=THIRD, settings={"num_iterations": 2}), stepped(step=1))
+    in_order([first, again])
+    assert set(found(LOOKS, again)) == ({"old-recomputed"} if moved else set())
 
 
 def test_a_loss_that_is_no_number() -> None:

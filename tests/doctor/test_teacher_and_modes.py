@@ -152,6 +152,18 @@ def test_logprobs_of_the_loss_by_other_readings(clean: Case) -> None:
         assert set(added(altered(clean, LossSeen, logprobs=shown))) >= {fact}
 
 
+def test_generate_and_scoring_disagree_where_nothing_can_be_replayed(clean: Case) -> None:
+    """At temperature 1 both gave logprobs of the same tokens, and need no checkpoint to compare."""
+    (call,), (forward,) = clean.generated, clean.forwards
+    assert forward.logprobs is not None
+    width = clean.losses[0].logprobs.shape[1]  # type: ignore[union-attr]
+    own = forward.logprobs[:, -width:]
+    config = {**call.config, "temperature": 1.0}
+    for shift, facts in ((0.0, set()), (0.5, {"scoring-disagrees"})):
+        changed = altered(clean, GenerateCall, config=config, logprobs=own + shift)
+        assert set(found(looks_logits.LOOKS, Case(changed.trace, None))) == facts
+
+
 def test_garbage_is_added_unless_the_checkpoint_would_say_it(clean: Case) -> None:
     (call,) = clean.generated
     assert call.sequences is not None

@@ -8,6 +8,7 @@ import torch
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.looks_completion import rollouts
+from omni_grpo_core.doctor.looks_run import BEFORE
 from omni_grpo_core.doctor.remade import Parts, beta_of, parts_of, policy_terms
 from omni_grpo_core.doctor.turns import learned
 from omni_grpo_core.observed import LossSeen
@@ -36,7 +37,8 @@ def look_at_passes(case: Case) -> Iterable[Evidence]:
         old, new = one.loss.old_logprobs, one.loss.logprobs
         if not isinstance(told, int) or told < 2 or new is None:
             continue
-        if old is None or (old.shape == new.shape and torch.equal(old, new)):
+        same = old is not None and old.shape == new.shape and torch.equal(old, new)
+        if old is None or (same and _moved_before(case)):
             yield Evidence(
                 "loss",
                 "old-recomputed",
@@ -46,6 +48,13 @@ def look_at_passes(case: Case) -> Iterable[Evidence]:
                 + ": the ratio is 1 whatever has changed, and nothing is ever clipped",
                 values={"num_iterations": told, "kept": old is not None},
             )
+
+
+def _moved_before(case: Case) -> bool:
+    """Whether the first pass, a recorded step before this one, changed any weight: it need not,
+    without a signal or at a learning rate that is still 0."""
+    before = case.memo.get(BEFORE)
+    return isinstance(before, Case) and any(any(step.changed.values()) for step in before.steps)
 
 
 def look_at_metrics(case: Case) -> Iterable[Evidence]:

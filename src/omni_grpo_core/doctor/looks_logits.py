@@ -16,7 +16,7 @@ from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.looks_completion import rollouts
 from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.teacher import Taught, Tolerance, apart, rescored, taught, tolerance
-from omni_grpo_core.doctor.turns import first_step, learned
+from omni_grpo_core.doctor.turns import completion_ids, first_step, ids_of, learned, until_end
 from omni_grpo_core.observed import ForwardCall, GenerateCall
 
 
@@ -207,6 +207,47 @@ def _sampled(call: GenerateCall, known: Taught) -> Tensor:
     return known.logprobs(temperature_of(call))
 
 
+def look_at_agreement(case: Case) -> Iterable[Evidence]:
+    """Where nothing can be replayed, because embeddings were too large to keep or weights have
+    moved: generate's own logprobs against those of the scoring forward, if both are at temperature
+    1. That they differ is certain; which of the two is wrong is not."""
+    for _, call in rollouts(case):
+        if temperature_of(call) != 1.0 or _padded_right(call):
+            continue
+        if first_step(case) and rollout_gap(case, call) is not None:
+            continue
+        gap = _agreement(case, call)
+        if gap is None or not gap.wide:
+            continue
+        yield Evidence(
+            "completion",
+            "scoring-disagrees",
+            f"generate and the scoring forward give the sampled tokens logprobs that differ by "
+            f"{gap}, with the same weights and the same tokens before them",
+            "unknown",
+            values={"mean": gap.mean, "worst": gap.worst, "blind": 0 in call.cached},
+        )
+
+
+def _agreement(case: Case, call: GenerateCall) -> Gap | None:
+    """The nearest scoring forward on the very same sequences."""
+    ids = completion_ids(call)
+    if call.sequences is None or call.logprobs is None or ids is None:
+        return None
+    kept = until_end(ids, ids_of(call.config.get("eos_token_id")))
+    gaps = []
+    for forward in case.forwards:
+        scored = forward.logprobs
+        given = forward.inputs.get("input_ids")
+        same = given is not None and torch.equal(given.long(), call.sequences.long())
+        if scored is None or not same or forward.modes.adapter == "off":
+            continue
+        scored = scored[:, -ids.shape[1] :]
+        mask = kept & ~scored.isnan()
+        gaps.append(Gap(*apart(call.logprobs, scored, mask), tolerance(forward.modes)))
+    return min(gaps, key=lambda gap: gap.mean, default=None)
+
+
 def look_at_precision(case: Case) -> Iterable[Evidence]:
     """Logprobs that only 8 bits of mantissa can hold, whatever they are stored in now."""
     for at, one in enumerate(learned(case)):
@@ -235,4 +276,9 @@ def _error(logprobs: Tensor) -> float:
     return float(logprobs.float().abs().max()) * 2**-8 if len(logprobs) else 0.0
 
 
-LOOKS: tuple[Look, ...] = (look_at_forwards, look_at_rollouts, look_at_precision)
+LOOKS: tuple[Look, ...] = (
+    look_at_forwards,
+    look_at_rollouts,
+    look_at_agreement,
+    look_at_precision,
+)

@@ -205,6 +205,17 @@ _COMPLETION = (
     ),
     Signature(
         cause="gen.weights-stale",
+        fact="scoring-disagrees",
+        harm="the loss takes the answers of another policy, or of another input, for its own: the "
+        "ratio is off on fresh samples already",
+        fix="hand the new weights to the rollout engine after every step; give the scoring forward "
+        "the same media, flags and mask as generate",
+        confirm="omni-grpo doctor --modes with the checkpoint tells which of the two is wrong",
+        when=lambda e: not e.values["blind"],
+        certainty=0.5,
+    ),
+    Signature(
+        cause="gen.weights-stale",
         fact="tokens-impossible",
         harm="what is sampled is not what is scored: the loss takes others' answers for its own",
         fix="see that generate runs on the weights that are trained, with its cache and its prompt",
