@@ -29,8 +29,9 @@ from omni_grpo_core.faults.rewarding import people_focus_reward
 from omni_grpo_core.faults.trial import reference
 from omni_grpo_core.recorder.record import record
 from omni_grpo_core.rewards.accuracy import Accuracy
+from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.rewards.format import Format
-from omni_grpo_core.types import Stage
+from omni_grpo_core.types import FinishReason, Stage
 
 CACHE_DROPPED_FROM = Version("4.53")
 """The transformers release with the checkpointing layer that sets ``past_key_values=None``."""
@@ -41,7 +42,7 @@ CONFIG = LoopConfig(
     group_size=2,
     accumulation=2,
     temperature=1.0,
-    max_new_tokens=48,
+    max_new_tokens=80,
     checkpointing=True,
     learning_rate=1e-4,
 )
@@ -75,6 +76,22 @@ class Replay:
     @property
     def texts(self) -> tuple[str, ...]:
         return tuple(text for outcome in self.outcomes for text in outcome.texts)
+
+    @property
+    def degenerate(self) -> tuple[tuple[str, ...], ...]:
+        """Of every completion: the rules of the degeneration gate that its raw ids fail."""
+        policy = reference(CONFIG.dtype).policy
+        eos = set(policy.eos_token_ids)
+        found = []
+        for loss in (loss for case in self.cases for loss in case.losses):
+            if loss.completion_ids is None or loss.mask is None:
+                continue  # the recorder leaves out tensors that are too large; these never are
+            for ids, mask in zip(loss.completion_ids, loss.mask.bool(), strict=True):
+                own = ids[mask].tolist()
+                ended: FinishReason = "stop" if eos & set(own) else "length"
+                text = policy.decode(own)
+                found.append(degenerate(own, text, finish_reason=ended, eos_ids=eos))
+        return tuple(found)
 
     @property
     def well_formed(self) -> int:

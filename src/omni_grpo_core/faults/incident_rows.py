@@ -127,8 +127,14 @@ def repeated(replay: Replay) -> Said:
         return _holds(not replay.garbage, f"{_without_harm()}: no loop here")
     text = max(replay.texts, key=parts.longest_run)
     run = parts.longest_run(text)
-    said = _blamed(replay, "completion", "gen.checkpointing-train")
-    return said[0], f"one word {run} times in a row: {text[-60:]!r}; {said[1]}"
+    failed = [rules for rules in replay.degenerate if rules]
+    if len(failed) * 2 <= len(replay.texts):
+        return "missed", f"{len(failed)} of {len(replay.texts)} completions fail the gate"
+    answer, found = _blamed(replay, "completion", "gen.checkpointing-train")
+    return answer, (
+        f"one word {run} times in a row: {text[-40:]!r}; {len(failed)} of {len(replay.texts)} fail "
+        f"the gate on raw ids ({failed[0][0]}); {found}"
+    )
 
 
 def salad(replay: Replay) -> Said:
