@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from recordings import SYSTEM, case, template, user
+from doctor_recordings import SYSTEM, case, template, user
 
 from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence, Explanation, Look, Origin

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from recordings import steps_with
+from doctor_recordings import steps_with
 
 from omni_grpo_core.observed import TemplateCall
 from omni_grpo_core.trace.store import save_trace

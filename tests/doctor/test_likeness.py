@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from recordings import medium
+from doctor_recordings import medium
 
 from omni_grpo_core.doctor.likeness import is_close, is_empty, is_same
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from recordings import case, facts, medium, only, processed, steps_with
+from doctor_recordings import case, facts, medium, only, processed, steps_with
 
 from omni_grpo_core.doctor import looks_batch as looks
 from omni_grpo_core.doctor.evidence import Case

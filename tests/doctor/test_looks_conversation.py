@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from recordings import (
+from doctor_recordings import (
     SYSTEM,
     case,
     facts,
@@ -73,7 +73,7 @@ def test_a_conversation_too_many() -> None:
         template(SYSTEM, user("video a.mp4", question=ASKED)),
         template(SYSTEM, user("video z.mp4", question="Who?")),
     )
-    found = only(looks.look_number, case(samples(ROW, ROW), mine, mine, strange))
+    found = only(looks.look_number, case(samples(ROW, ROW), mine, mine, strange, processed("")))
     assert found.fact == "row-foreign"
     assert "z.mp4" in found.sentence
 

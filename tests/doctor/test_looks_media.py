@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from recordings import SYSTEM, case, facts, medium, only, processed, rendered, template, user
+from doctor_recordings import SYSTEM, case, facts, medium, only, processed, rendered, template, user
 
 from omni_grpo_core import tiny
 from omni_grpo_core.doctor import looks_media as looks

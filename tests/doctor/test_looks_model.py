@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from recordings import facts, only, steps_with
+from doctor_recordings import facts, only, steps_with
 
 from omni_grpo_core.doctor import looks_embeddings, looks_policy, looks_positions
 from omni_grpo_core.doctor.evidence import Case

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from recordings import SYSTEM, case, facts, only, processed, rendered, template, user
+from doctor_recordings import SYSTEM, case, facts, only, processed, rendered, template, user
 
 from omni_grpo_core.doctor import looks_text as looks
 from omni_grpo_core.doctor.diagnose import diagnose

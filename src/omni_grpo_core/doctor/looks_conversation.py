@@ -226,7 +226,8 @@ def look_number(case: Case) -> Iterator[Evidence]:
     """As many conversations as rows, or a whole number for each, and none that no row asked for."""
     for one in rounds(case):
         rows, talks = len(one.rows), len(one.talks)
-        if not rows or not talks or not talks % rows:
+        # a run that was cut while it rendered has lost nothing yet
+        if not rows or not talks or not talks % rows or not one.processed:
             continue
         strange = [talk for talk in one.talks if not any(_fits(row, talk) for row in one.rows)]
         for talk in strange:
