@@ -37,6 +37,7 @@ from omni_grpo_core.faults.loop import WildLoop
 from omni_grpo_core.observed import ForwardCall, GenerateCall, LossSeen
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.recorder.record import record
+from omni_grpo_core.recorder.tensors import described
 from omni_grpo_core.settings import Settings
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import StageRecord, Trace
@@ -194,6 +195,16 @@ def test_experiments_prove_what_was_recorded(clean: Case, policy: Policy) -> Non
     assert outcomes["media.video-dropped"] == "proved"
     assert not policy.model.training
     assert not any(getattr(m, "gradient_checkpointing", False) for m in policy.model.modules())
+
+
+def test_media_that_were_not_kept_leave_it_open(clean: Case) -> None:
+    (call,) = clean.generated
+    inputs = dict(call.inputs)
+    pixels = described(inputs.pop("pixel_values_videos"))
+    sick = altered(clean, GenerateCall, inputs=inputs, large={"pixel_values_videos": pixels})
+    (told,) = modes(sick)
+    assert told.outcome == "open"
+    assert "max_tensor_bytes" in told.sentence
 
 
 def test_nothing_to_try_is_an_error(clean: Case) -> None:

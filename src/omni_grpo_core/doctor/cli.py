@@ -23,7 +23,7 @@ from omni_grpo_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from omni_grpo_core.doctor.evidence import Reference
-    from omni_grpo_core.doctor.modes import Experiment
+    from omni_grpo_core.doctor.experiment import Experiment
     from omni_grpo_core.types import Trace
 
 

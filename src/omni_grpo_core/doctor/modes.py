@@ -7,50 +7,24 @@ recorded completion with its history and without, take each modality away. Secon
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.experiment import MEDIA, Experiment, Outcome, prompt_of, recorded_inputs
 from omni_grpo_core.doctor.looks_completion import rollouts
 from omni_grpo_core.doctor.looks_logits import temperature_of
+from omni_grpo_core.doctor.modes_media import modalities
 from omni_grpo_core.doctor.teacher import Taught, apart, taught, text_hidden, tolerance
 from omni_grpo_core.doctor.turns import completion_ids, until_end
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.observed import GenerateCall, Modes
 from omni_grpo_core.policy import Policy, generating
 
-Outcome = Literal["proved", "cleared", "open"]
-
 _MOST_TOKENS = 32
-_MEDIA: Mapping[str, tuple[str, str]] = {
-    "pixel_values": ("image", "image_token_id"),
-    "pixel_values_videos": ("video", "video_token_id"),
-    "input_features": ("audio", "audio_token_id"),
-}
-
-
-_CAUSES = {
-    "video": "media.video-dropped",
-    "audio": "media.audio-dropped",
-    "image": "media.images-dropped",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    """``cause``: the id of what was tried. ``outcome``: ``"proved"`` where it does the harm that
-    was recorded, ``"cleared"`` where it does none, ``"open"`` where it could not be told.
-    ``sentence``: what was done and what came out."""
-
-    cause: str
-    outcome: Outcome
-    sentence: str
-    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def modes(case: Case) -> tuple[Experiment, ...]:
@@ -62,8 +36,13 @@ def modes(case: Case) -> tuple[Experiment, ...]:
     if case.reference is None or call is None or call.sequences is None:
         return ()
     policy = case.reference.policy
+    not_kept = sorted(set(MEDIA) & set(call.large))
+    if not_kept:
+        told = f"{', '.join(not_kept)} of the rollout were too large to keep: nothing to try with"
+        fix = "record one step with a larger max_tensor_bytes"
+        return (Experiment("gen.checkpointing-train", "open", f"{told}; {fix}"),)
     experiments: list[Experiment] = []
-    for trial in (_modes_of_generate, _history, _positions, _modalities):
+    for trial in (_modes_of_generate, _history, _positions, modalities):
         experiments += trial(case, policy, call)
     return tuple(experiments)
 
@@ -149,7 +128,7 @@ def _greedy(policy: Policy, call: GenerateCall, *, use_cache: bool) -> Tensor:
     width = 0 if call.sequences is None else _width(call)
     with torch.no_grad():
         sequences: Tensor = policy.model.generate(
-            **_inputs(policy, call),
+            **recorded_inputs(policy, call),
             do_sample=False,
             temperature=None,
             top_k=None,
@@ -168,17 +147,6 @@ def _greedy(policy: Policy, call: GenerateCall, *, use_cache: bool) -> Tensor:
 def _width(call: GenerateCall) -> int:
     ids = completion_ids(call)
     return 0 if ids is None else int(ids.shape[1])
-
-
-def _inputs(policy: Policy, call: GenerateCall) -> dict[str, Any]:
-    """The recorded inputs as the checkpoint takes them."""
-    found: dict[str, Any] = {}
-    for name, value in call.inputs.items():
-        moved = value.to(policy.device)
-        found[name] = moved.to(policy.model.dtype) if name in _MEDIA else moved
-    if "use_audio_in_video" in call.keywords:
-        found["use_audio_in_video"] = bool(call.keywords["use_audio_in_video"])
-    return found
 
 
 @contextmanager
@@ -259,7 +227,7 @@ def _without_history(
 def _positions(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
     """The recorded completion on the recorded positions, and on those of the reference."""
     known = taught(case, call)
-    prompt = _prompt(policy, _inputs(policy, call))
+    prompt = prompt_of(policy, recorded_inputs(policy, call))
     if known is None or prompt is None or call.inputs_embeds is None or call.position_ids is None:
         return
     ids = known.ids
@@ -290,118 +258,3 @@ def _positions(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Exper
         "from those on right positions",
         values,
     )
-
-
-# --------------------------------------------------------------------------- modalities
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Prompt:
-    """What the reference makes of recorded inputs: embeddings (N, L, H), positions (3, N, L)."""
-
-    embeds: Tensor
-    positions: Tensor
-    mask: Tensor
-
-    def scored(self, policy: Policy, embeds: Tensor, ids: Tensor, kept: Tensor) -> Tensor:
-        """Logprobs of ``ids``, (N, K), after a prompt of these positions and other embeddings."""
-        with torch.no_grad():
-            tokens = policy.model.get_input_embeddings()(ids.to(policy.device))
-        begin = torch.where(self.mask[None].bool(), self.positions, 0).amax((0, 2)) + 1
-        after = begin[:, None] + torch.arange(ids.shape[1])
-        hidden = text_hidden(
-            policy,
-            torch.cat([embeds.to(tokens), tokens], 1),
-            torch.cat([self.positions, after.expand(3, -1, -1).to(self.positions.dtype)], 2),
-            torch.cat([self.mask, kept.to(self.mask.dtype)], 1),
-        )
-        taught = Taught(policy, ids, kept, hidden[:, -ids.shape[1] - 1 :], self.mask.shape[1])
-        return taught.logprobs()
-
-
-def _prompt(policy: Policy, inputs: Mapping[str, Any]) -> _Prompt | None:
-    """The library's own way from inputs to the text model; ``None`` where they do not fit it."""
-    seen: dict[str, Tensor] = {}
-
-    def look(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
-        seen["embeds"], seen["positions"] = keywords["inputs_embeds"], keywords["position_ids"]
-
-    hook = policy.text_model.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        with generating(policy.model), torch.no_grad():
-            policy.model(**inputs, use_cache=False)
-    except (ValueError, RuntimeError, TypeError, IndexError, StopIteration):
-        return None  # inputs that the checkpoint refuses were judged where they were made
-    finally:
-        hook.remove()
-    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).cpu()
-    if seen.get("positions") is None:
-        return None
-    return _Prompt(seen["embeds"].cpu(), seen["positions"][-3:].cpu(), mask)
-
-
-def _modalities(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
-    """Each modality blanked, and left out: whether the recorded scores are those without it."""
-    recorded = call.first_logits
-    inputs = _inputs(policy, call)
-    whole = _prompt(policy, inputs)
-    if whole is None or recorded is None or len(recorded) != len(whole.embeds):
-        return
-    intact = _first(policy, whole, whole.embeds)
-    with torch.no_grad():
-        bare = policy.model.get_input_embeddings()(inputs["input_ids"]).cpu()
-    places = {
-        name: (inputs["input_ids"] == getattr(policy.model.config, token)).cpu()
-        for name, (_, token) in _MEDIA.items()
-    }
-    nothing = torch.stack(list(places.values())).any(0)
-    bare_all = _first(policy, whole, torch.where(nothing[..., None], bare, whole.embeds))
-    for name, (modality, _) in _MEDIA.items():
-        place = places[name]
-        if not bool(place.any()):
-            continue
-        if name not in inputs:
-            if name not in call.large:
-                yield Experiment(
-                    _CAUSES[modality],
-                    "proved",
-                    f"{int(place.sum())} {modality} placeholders went into generate without "
-                    f"{name}: the {modality} did not reach the model",
-                )
-            continue
-        raw = torch.where(place[..., None], bare, whole.embeds)
-        without = {"left out": _first(policy, whole, raw), "and all other media left out": bare_all}
-        blank = _prompt(policy, {**inputs, name: torch.zeros_like(inputs[name])})
-        if blank is not None:
-            without["blanked"] = _first(policy, blank, blank.embeds)
-        yield _missed(modality, place.any(1), recorded, intact, without)
-
-
-def _first(policy: Policy, prompt: _Prompt, embeds: Tensor) -> Tensor:
-    """Log-probabilities after the prompt, float32, (N, V)."""
-    hidden = text_hidden(policy, embeds, prompt.positions, prompt.mask)
-    with torch.no_grad():
-        scores: Tensor = policy.model.lm_head(hidden[:, -1]).float().cpu()
-    return scores.log_softmax(-1)
-
-
-def _missed(
-    modality: str, rows: Tensor, recorded: Tensor, intact: Tensor, without: Mapping[str, Tensor]
-) -> Experiment:
-    own = recorded.float().log_softmax(-1)[rows]
-    near = float((own - intact[rows]).abs().mean())
-    gaps = {how: float((own - scores[rows]).abs().mean()) for how, scores in without.items()}
-    moved = {how: float((intact - scores)[rows].abs().mean()) for how, scores in without.items()}
-    how = min(gaps, key=lambda name: gaps[name])
-    values = {"from_intact": near, **{f"from_{k.replace(' ', '_')}": v for k, v in gaps.items()}}
-    cause = _CAUSES[modality]
-    told = (
-        f"with the {modality} {how} the checkpoint's scores after the prompt move by "
-        f"{moved[how]:.2g} in the mean; the recorded ones are {near:.2g} from those with it, "
-        f"{gaps[how]:.2g} from those without"
-    )
-    if moved[how] < 1e-4:
-        return Experiment(cause, "open", f"{told}: this checkpoint does not mind", values)
-    dead = gaps[how] < 0.5 * near
-    end = f"the {modality} did not reach the model" if dead else f"the {modality} was seen"
-    return Experiment(cause, "proved" if dead else "cleared", f"{told}: {end}", values)

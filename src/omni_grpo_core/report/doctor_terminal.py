@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omni_grpo_core.doctor.evidence import Diagnosis, Evidence, Explanation, Finding
-from omni_grpo_core.doctor.modes import Experiment
+from omni_grpo_core.doctor.experiment import Experiment
 from omni_grpo_core.report.visible import shortened, visible
 from omni_grpo_core.types import STAGES, Stage
 
