@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from doctor_recordings import SYSTEM, case, template, user
+from doctor_recordings import SYSTEM, case, processed, template, user
 
 from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence, Explanation, Look, Origin
@@ -80,6 +80,15 @@ def test_a_run_is_what_its_steps_are_together() -> None:
     assert blamed(run) == ["text", "loss"]
     assert run.inherited == ()
     assert len(run.findings[1].evidence) == 1, "the same thing in two steps is told once"
+
+
+def test_a_run_lacks_only_what_none_of_its_steps_has() -> None:
+    no_processor = "no ProcessorCall was recorded: nothing is said of media and batch from it"
+    without = diagnose(STEP, looks=(), rules=())
+    assert no_processor in without.missing
+    whole = diagnose(case(template(SYSTEM, user()), processed("")), looks=(), rules=())
+    assert no_processor not in merge([without, whole]).missing
+    assert no_processor in merge([without, without]).missing
 
 
 def test_it_can_be_written_down() -> None:

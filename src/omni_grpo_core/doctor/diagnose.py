@@ -60,11 +60,7 @@ def diagnose(
             broken.append(_failed(rule, error))
     kinds = {type(record.value).__name__ for record in case.trace.stages}
     shown = {stage for kind in kinds for stage in _SHOWS.get(kind, ())}
-    unseen = tuple(
-        f"no {kind} was recorded: nothing is said of {' and '.join(stages)} from it"
-        for kind, stages in _SHOWS.items()
-        if kind not in kinds
-    )
+    unseen = tuple(_unseen(kind) for kind in _SHOWS if kind not in kinds)
     findings, inherited = _sorted_out(evidence, explanations)
     return Diagnosis(
         findings=findings,
@@ -94,7 +90,12 @@ def merge(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
             s for s in STAGES if s not in stages and any(s in d.inherited for d in diagnoses)
         ),
         seen=tuple(s for s in STAGES if any(s in d.seen for d in diagnoses)),
-        missing=tuple(dict.fromkeys(said for d in diagnoses for said in d.missing)),
+        missing=tuple(
+            said
+            for said in dict.fromkeys(said for d in diagnoses for said in d.missing)
+            # a second update on one rollout has no rollout of its own
+            if said not in map(_unseen, _SHOWS) or all(said in d.missing for d in diagnoses)
+        ),
     )
 
 
@@ -110,6 +111,10 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "first": None if first is None else first.stage,
         **asdict(diagnosis),
     }
+
+
+def _unseen(kind: str) -> str:
+    return f"no {kind} was recorded: nothing is said of {' and '.join(_SHOWS[kind])} from it"
 
 
 def _sorted_out(
