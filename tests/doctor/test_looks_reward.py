@@ -97,6 +97,15 @@ def test_a_cause_is_named(function: Function, name: str, cause: str) -> None:
     assert causes(asked(function, name))[0] == cause
 
 
+def test_a_function_that_raises_is_not_called_by_what_it_would_have_paid() -> None:
+    def accuracy(prompts: Any, completions: Any, **columns: Any) -> Any:
+        if "OCR" in columns["problem_type"]:
+            raise ModuleNotFoundError("No module named 'jiwer'")
+        return Accuracy()(prompts, completions, **columns)
+
+    assert causes(asked(accuracy, "accuracy")) == ["reward.raised"]
+
+
 def test_a_judge_that_is_down_and_one_that_cannot_be_read() -> None:
     zero = rewarded((0.0,) * 4, name="context_judge")
     down = stepped(warnings=("judge request failed: connection refused",))

@@ -127,7 +127,7 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             1.0,
         )
     for cause, (names, harm, fix) in _BY_CASE.items():
-        hits = [wrong[c] for c in names if c in wrong]
+        hits = [wrong[c] for c in names if c in wrong and c not in raised]
         if not hits or (garbage and cause == "reward.unanchored"):
             continue
         more = f" (and {len(hits) - 1} more like it)" if len(hits) > 1 else ""
