@@ -11,9 +11,13 @@ from typing import Any, Literal, get_args
 from omni_grpo_core.faults.config import ROWS, LoopAudio, LoopConfig
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.trial import config_for
-from omni_grpo_core.types import STAGES
+from omni_grpo_core.types import STAGES, Stage
 
 Kind = Literal["fault", "pair", "clean"]
+
+
+_OF_CLIPS: tuple[Stage, ...] = ("conversation", "media", "batch", "embeddings", "positions")
+"""Stages whose faults spoil a clip, or its sound, where they ask for no rows of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +37,22 @@ def fault_tasks(faults: Sequence[Fault]) -> list[Task]:
 def pair_tasks(faults: Sequence[Fault], count: int, seed: int) -> list[Task]:
     """``count`` pairs of different stages whose settings agree, drawn without replacement; fewer
     where there are not as many. One that ends the loop is only paired with an earlier stage: of a
-    later one nothing could be seen."""
+    later one nothing could be seen. Nor is one that spoils clips put where there are none."""
     possible = []
     for one, other in combinations(faults, 2):
         config = config_for((one, other))
-        if config is not None and one.stage != other.stage and _both_show(one, other):
+        if config is not None and one.stage != other.stage and _both_show(one, other, config):
             possible.append(Task("pair", (one.id, other.id), config))
     return random.Random(seed).sample(possible, min(count, len(possible)))
 
 
-def _both_show(one: Fault, other: Fault) -> bool:
-    return not min(one, other, key=lambda fault: STAGES.index(fault.stage)).stops
+def _both_show(one: Fault, other: Fault, config: LoopConfig) -> bool:
+    if min(one, other, key=lambda fault: STAGES.index(fault.stage)).stops:
+        return False
+    clips = {*ROWS[config.audio]["video"], *ROWS[config.audio]["long"]} & {*config.rows}
+    return bool(clips) or not any(
+        fault.stage in _OF_CLIPS and "rows" not in fault.needs for fault in (one, other)
+    )
 
 
 def clean_tasks(count: int, seed: int) -> list[Task]:
