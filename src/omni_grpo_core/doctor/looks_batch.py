@@ -432,7 +432,7 @@ def _sounds_for_nothing(call: ProcessorCall, case: Case) -> bool:
     """Sound is listed on its own and no call means to take any out of the videos, and yet there is
     one more for each video."""
     later = [*(c.keywords for c in case.generated), *(c.keywords for c in case.forwards)]
-    off = bool(later) and not any(map(flag_of, (call.keywords, *later)))
+    off = not any(map(flag_of, (call.keywords, *later)))
     return off and carried(call, case) == "interleaved" and totals(call, case)["audio"] > 0
 
 
