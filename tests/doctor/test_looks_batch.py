@@ -10,6 +10,7 @@ import torch
 from doctor_recordings import case, facts, medium, only, processed, steps_with
 
 from omni_grpo_core.doctor import looks_batch as looks
+from omni_grpo_core.doctor import looks_rows
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.registry import LOOKS
 from omni_grpo_core.observed import GenerateCall, ProcessorCall
@@ -91,7 +92,7 @@ def test_a_prompt_that_is_cut_on_its_way_to_generate(
         inputs = {k: cut(v, start, end) if k in names else v for k, v in call.inputs.items()}
         return replace(call, inputs=inputs)
 
-    found = next(iter(looks.look_handed_on(changed(step, GenerateCall, shorter))))
+    found = next(iter(looks_rows.look_handed_on(changed(step, GenerateCall, shorter))))
     assert (found.fact, found.values["side"]) == ("prompt-cut", side)
     assert "of the 145 tokens of row 0" in found.sentence
 
@@ -114,7 +115,7 @@ def test_features_without_placeholders_are_counted_by_row() -> None:
     assert found.values["modality"] == "audio"
     assert found.row == 1
     assert found.values["features"] - found.values["tokens"] == 1
-    assert facts(looks.look_replay, odd) == ["ids-differ"]
+    assert facts(looks_rows.look_replay, odd) == ["ids-differ"]
 
 
 def test_padding_mask_and_dtype() -> None:

@@ -17,6 +17,7 @@ from omni_grpo_core.doctor.looks_conversation import LOOKS as CONVERSATION
 from omni_grpo_core.doctor.looks_embeddings import LOOKS as EMBEDDINGS
 from omni_grpo_core.doctor.looks_media import LOOKS as MEDIA
 from omni_grpo_core.doctor.looks_positions import LOOKS as POSITIONS
+from omni_grpo_core.doctor.looks_rows import LOOKS as ROWS
 from omni_grpo_core.doctor.looks_text import LOOKS as TEXT
 from omni_grpo_core.observed import (
     ForwardCall,
@@ -29,7 +30,7 @@ from omni_grpo_core.observed import (
 )
 from omni_grpo_core.types import StageRecord, Trace
 
-LOOKS = (*CONVERSATION, *TEXT, *MEDIA, *BATCH, *EMBEDDINGS, *POSITIONS)
+LOOKS = (*CONVERSATION, *TEXT, *MEDIA, *BATCH, *ROWS, *EMBEDDINGS, *POSITIONS)
 AUDIO = ("interleaved", "separate", "off")
 
 
