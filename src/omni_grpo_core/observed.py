@@ -20,7 +20,8 @@ gradient        StepSeen                  backward and optimizer step
 
 A stage may stand in a trace several times, or not at all when nobody saw it: a diagnosis speaks
 only of what was seen. A tensor too large to keep is missing from its mapping, or ``None``, and
-described under its name in ``large``. What looks like a secret is ``"<redacted>"``. Shape letters as in :mod:`omni_grpo_core.types`; ``N`` rows of a call, whatever its caller meant.
+described under its name in ``large``. What looks like a secret is ``"<redacted>"``. Shape letters
+as in :mod:`omni_grpo_core.types`; ``N`` rows of a call, whatever its caller meant.
 """
 
 from __future__ import annotations
