@@ -25,7 +25,8 @@ class Family:
     one call of the tower touch each other. Qwen3-Omni's pads chunks of a second to the longest of
     the call and convolves over the padding, so that an audio under a second comes out otherwise
     beside a longer one; and in 4.57 without flash attention all audios of a call attend to each
-    other: one row hears another's sound.
+    other: one row hears another's sound. ``deepstack``: features of the vision tower are also
+    added behind the first layers of the text model.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Family:
     audio_tokens: Callable[[int], int]
     whole_positions: bool
     audio_one_by_one: bool
+    deepstack: bool
 
 
 def qwen2_5_omni_audio_tokens(frames: int) -> int:
@@ -73,6 +75,7 @@ QWEN2_5_OMNI = Family(
     audio_tokens=qwen2_5_omni_audio_tokens,
     whole_positions=True,
     audio_one_by_one=False,
+    deepstack=False,
 )
 
 QWEN3_OMNI = Family(
@@ -84,6 +87,7 @@ QWEN3_OMNI = Family(
     audio_tokens=qwen3_omni_audio_tokens,
     whole_positions=False,
     audio_one_by_one=True,
+    deepstack=True,
 )
 
 FAMILIES = (QWEN2_5_OMNI, QWEN3_OMNI)

@@ -28,10 +28,12 @@ from omni_grpo_core.doctor import (
 )
 from omni_grpo_core.doctor.evidence import Case, Look, Reference
 from omni_grpo_core.doctor.load import as_cases, read_traces
+from omni_grpo_core.doctor.missing import said_missing
 from omni_grpo_core.doctor.modes import modes, tried
 from omni_grpo_core.doctor.teacher import apart, taught
 from omni_grpo_core.doctor.turns import learned, turns
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.family import QWEN3_OMNI
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.loop import WildLoop
 from omni_grpo_core.observed import ForwardCall, GenerateCall, LossSeen
@@ -98,6 +100,15 @@ def test_the_reference_gives_the_recorded_logprobs(clean: Case) -> None:
     assert call.logprobs is not None
     # float32, another order of sums: 1e-5 measured
     assert apart(known.logprobs(1.7), call.logprobs, known.mask)[1] < 1e-4
+
+
+def test_a_family_with_features_inside_the_text_model_is_not_replayed(clean: Case) -> None:
+    """They are not recorded: a sound run of Qwen3-Omni would be blamed for every token."""
+    assert clean.reference is not None
+    deep = replace(clean.reference.policy, family=QWEN3_OMNI)
+    case = Case(clean.trace, replace(clean.reference, policy=deep))
+    assert taught(case, case.generated[0]) is None
+    assert "qwen3_omni adds features inside the text model" in said_missing(case)[0]
 
 
 def test_logprobs_of_other_weights(clean: Case) -> None:
