@@ -19,7 +19,7 @@ from omni_grpo_core.doctor.shown_media import (
     Shown,
     array_of,
     has_settings,
-    media_config,
+    read_file,
     shown,
     wanted_counts,
 )
@@ -295,10 +295,9 @@ def _all_empty(one: Round, call: ProcessorCall, case: Case) -> Iterator[Evidence
 
 def _some_file_is_not(one: Round, modality: Modality, case: Case) -> bool:
     """Whether a file that the conversations name has something in it."""
-    config = media_config(case)
     for talk in one.talks:
         for ref in replay_media.wanted(talk.media, interleaved=modality == "audio")[modality]:
-            read = replay_media.load(ref, config)
+            read = read_file(ref, case)
             values = None if read is None else array_of(read, modality)
             if values is not None and not is_flat(values, modality):
                 return True

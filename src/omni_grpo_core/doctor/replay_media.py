@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=128)
-def _load(ref: MediaRef, stamp: tuple[int, int], config: MediaConfig) -> Media:
+def _load(ref: MediaRef, stamp: tuple[int, int], config: MediaConfig, patch_size: int) -> Media:
     message = Message("user", (MediaPart(ref),))
-    return load_media(Conversation("file", (message,), "off"), config)
+    return load_media(Conversation("file", (message,), "off"), config, patch_size=patch_size)
 
 
 @lru_cache(maxsize=512)
@@ -38,13 +38,15 @@ def file_of(path: str) -> str | None:
         return None
 
 
-def load(ref: MediaRef, config: MediaConfig) -> Media | None:
-    """One file as the reference reads it; ``None`` where it is not here or cannot be read."""
+def load(ref: MediaRef, config: MediaConfig, patch_size: int = 14) -> Media | None:
+    """One file as a reference with such patches reads it; ``None`` where it is not here or cannot
+    be read."""
     path = file_of(ref.path)
     if path is None:
         return None
     try:
-        return _load(MediaRef(ref.modality, path, ref.start, ref.end), _stamp(path), config)
+        whole = MediaRef(ref.modality, path, ref.start, ref.end)
+        return _load(whole, _stamp(path), config, patch_size)
     except MediaError:
         return None
 

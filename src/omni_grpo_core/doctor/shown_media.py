@@ -52,6 +52,12 @@ def media_config(case: Case) -> MediaConfig:
     return MediaConfig() if case.reference is None else case.reference.settings.media
 
 
+def read_file(ref: MediaRef, case: Case) -> Media | None:
+    """A file as the reference reads it: by its settings, for its patches."""
+    patches = {} if case.reference is None else {"patch_size": case.reference.policy.patch_size}
+    return replay_media.load(ref, media_config(case), **patches)
+
+
 def owners(one: Round, call: ProcessorCall, case: Case) -> tuple[Talk, ...] | None:
     """The conversation of each row of a call, ``None`` where that cannot be told.
 
@@ -93,7 +99,6 @@ def shown(one: Round, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:
     rows, talks = given_rows(call, case), owners(one, call, case)
     if rows is None or talks is None:
         return ()
-    config = media_config(case)
     found: list[Shown] = []
     for row, talk in zip(rows, talks, strict=True):
         interleaved = carried(call, case) == "interleaved" and bool(row.media["video"])
@@ -102,7 +107,7 @@ def shown(one: Round, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:
             if len(media) != len(refs[modality]):
                 continue  # told by the counts
             for index, (given, ref) in enumerate(zip(media, refs[modality], strict=True)):
-                read = replay_media.load(ref, config)
+                read = read_file(ref, case)
                 found.append(Shown(row.index, index, given, ref, read))
     return tuple(found)
 
