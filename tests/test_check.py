@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omni_grpo_core.check import LEAST_SHIFT, blanked, check, donor, swapped
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.policy import Policy, published_name
 from omni_grpo_core.settings import Settings
 from omni_grpo_core.types import Audio, Image, Media, Sample, Video
 
@@ -69,7 +69,8 @@ def test_a_sound_policy_passes(policy: Policy, few: list[Sample], settings: Sett
 def test_a_dead_modality_fails(policy: Policy, few: list[Sample], settings: Settings) -> None:
     """The vision tower gives the same whatever it sees: nothing is raised, answers look fine."""
     model = copy.deepcopy(policy.model)
-    torch.nn.init.zeros_(model.visual.merger.mlp[-1].weight)
+    modules = {published_name(name): module for name, module in model.named_modules()}
+    torch.nn.init.zeros_(modules["visual.merger.mlp"][-1].weight)
     result = check(replace(policy, model=model), few, replace(settings, max_new_tokens=8))
     assert result.verdict == "fail"
     dead = [proof.modality for proof in result.modalities if not proof.ok]

@@ -178,7 +178,9 @@ def test_made_from_a_dirty_tree(project: tuple[Path, Suite], moved: Policy) -> N
     refused(project, "a tree that is dirty.*regen again")
 
 
-def test_no_git(pending: tuple[Path, Suite]) -> None:
+def test_no_git(pending: tuple[Path, Suite], monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytest's folder may itself lie in a git tree, as it does under tox
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(pending[0].parents[1]))
     shutil.rmtree(pending[0].parent / ".git")
     refused(pending, "a tree that is not under git")
 

@@ -117,7 +117,8 @@ def position_formula(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
 
 def attention_mask(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
     """The text model lets padding be looked at."""
-    inner = policy.model.model.forward
+    text_model = policy.text_model
+    inner = text_model.forward
 
     @functools.wraps(inner)
     def blind(*arguments: Any, **keywords: Any) -> Any:
@@ -126,7 +127,7 @@ def attention_mask(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
             keywords["attention_mask"] = torch.ones_like(mask)
         return inner(*arguments, **keywords)
 
-    monkeypatch.setattr(policy.model.model, "forward", blind)
+    monkeypatch.setattr(text_model, "forward", blind)
     return policy
 
 
@@ -137,7 +138,7 @@ def dtype(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
 
 def one_layer(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
     with torch.no_grad():
-        dict(policy.model.named_parameters())["model.layers.1.mlp.down_proj.weight"].mul_(1.001)
+        policy.text_model.layers[1].mlp.down_proj.weight.mul_(1.001)
     return policy
 
 

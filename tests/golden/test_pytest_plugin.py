@@ -27,8 +27,12 @@ def test_plain(): pass
 
 def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
     pytester.makepyfile(TESTS)
+    # of its own: pytest's folder may lie below this project's, as it does under tox
+    settings = str(pytester.makeini("[pytest]"))
     # -p no:syrupy: the plugin must not need it until a golden is asked for
-    return pytester.runpytest_inprocess("-p", "no:syrupy", "--strict-markers", "-rs", *options)
+    return pytester.runpytest_inprocess(
+        "-c", settings, "-p", "no:syrupy", "--strict-markers", "-rs", *options
+    )
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from transformers import Qwen2_5OmniProcessor
-from weight_names import before_5_23
 
 from omni_grpo_core import tiny
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.policy import Policy, published_name
 from omni_grpo_core.sample import load_samples
 from omni_grpo_core.tiny import shipped
 from omni_grpo_core.tiny.attributes import split_of
@@ -46,7 +45,7 @@ def test_head_size_and_rope_sections_fit() -> None:
 def test_every_weight_is_float32_and_belongs_to_the_model(policy: Policy) -> None:
     with safe_open(FOLDER / "model.safetensors", "pt") as file:
         stored = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    assert set(stored) == {before_5_23(name) for name in policy.model.state_dict()}
+    assert set(stored) == {published_name(name) for name in policy.model.state_dict()}
     assert set(stored.values()) == {"F32"}
 
 

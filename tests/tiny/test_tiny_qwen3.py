@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from weight_names import before_5_23
 
 from omni_grpo_core import tiny
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.policy import Policy, published_name
 from omni_grpo_core.tiny.architecture_qwen3 import published_names
 from omni_grpo_core.tiny.attributes import ALL, combinations
 from omni_grpo_core.tiny.clips import Clip
@@ -60,7 +59,7 @@ def test_experts_come_apart_in_the_library_s_order(qwen3_policy: Policy) -> None
     with safe_open(FOLDER / "model.safetensors", "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state = qwen3_policy.model.state_dict()
-    loaded = {before_5_23(name): value for name, value in published_names(state).items()}
+    loaded = {published_name(name): value for name, value in published_names(state).items()}
     assert set(loaded) == set(stored)
     assert all(torch.equal(loaded[name], stored[name]) for name in stored)
 

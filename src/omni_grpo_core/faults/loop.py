@@ -25,7 +25,7 @@ from omni_grpo_core.faults.material import Clips, Drawn
 from omni_grpo_core.faults.patching import patched
 from omni_grpo_core.faults.rewards import Recall
 from omni_grpo_core.observed import LossSeen, SamplesSeen
-from omni_grpo_core.policy import Policy, generating
+from omni_grpo_core.policy import Policy, generating, published_name
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 
@@ -101,12 +101,14 @@ class WildLoop(Feeding, Judging):
     def _prepare(self) -> None:
         config = self.config
         for name, parameter in self.model.named_parameters():
-            frozen = config.freeze_towers and name.startswith(("visual.", "audio_tower."))
+            frozen = config.freeze_towers and published_name(name).startswith(
+                ("visual.", "audio_tower.")
+            )
             parameter.requires_grad_(not frozen)
         if config.lora:
             from peft import LoraConfig, get_peft_model
 
-            names = r"model\.layers\.\d+\.self_attn\.[qv]_proj"
+            names = r"model\.(language_model\.)?layers\.\d+\.self_attn\.[qv]_proj"
             with torch.random.fork_rng():
                 torch.manual_seed(config.seed)
                 self.model = get_peft_model(self.model, LoraConfig(r=4, target_modules=names))

@@ -12,13 +12,14 @@ import torch
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.grpo.sharding import whole
 from omni_grpo_core.grpo.train_config import TOWER_PREFIX, LoraConfig, Tower
+from omni_grpo_core.policy import published_name
 
 
 def freeze(model: Any, towers: Collection[Tower]) -> None:
     """Let every parameter learn but those of ``towers``."""
     stuck = tuple(prefix for tower in towers for prefix in TOWER_PREFIX[tower])
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(stuck) if stuck else True)
+        parameter.requires_grad_(not published_name(name).startswith(stuck) if stuck else True)
 
 
 def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
@@ -28,7 +29,8 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
     from peft import inject_adapter_in_model
 
     names = "|".join(map(re.escape, config.target_modules))
-    pattern = rf"model\.layers\.\d+\..*\.({names})"
+    # language_model: from transformers 5.23 on
+    pattern = rf"model\.(language_model\.)?layers\.\d+\..*\.({names})"
     if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
         raise ConfigError(
             "lora: target_modules",
