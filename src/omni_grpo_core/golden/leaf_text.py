@@ -48,7 +48,7 @@ def summarise(path: str, leaf: Leaf) -> Leaf:
     """What a golden keeps of ``leaf``: all of it, but a sketch of tensors too big to read, and of
     a file its name, since the folders before it are one machine's own."""
     if isinstance(leaf, Scalar) and isinstance(leaf.value, str) and _FILE.search(path):
-        return Scalar(PurePath(leaf.value).name)
+        return Scalar(PurePath(leaf.value).name or leaf.value)
     if not isinstance(leaf, Numbers) or leaf.dtype in ("int", "float"):
         return leaf
     if leaf.integral:
