@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate.state import AcceleratorState
+from packaging.version import Version
 from train_runs import log, short
 
 from omni_grpo_core import forward, rollout
@@ -174,10 +176,11 @@ def test_the_incident_forced_is_stopped_at_step_0_and_named(
 ) -> None:
     monkeypatch.setattr("omni_grpo_core.grpo.train.rollout", raw_rollout)
     result = stopped(tmp_path / "run")
-    assert {
-        "generation in train mode under checkpointing",
-        "sampling and scoring disagree",
-    } <= set(names(result.findings))
+    found = names(result.findings)
+    assert "generation in train mode under checkpointing" in found
+    # 4.52 keeps the cache there: the mode is stopped all the same, but nothing was lost yet
+    lossy = Version(transformers.__version__) >= Version("4.53")
+    assert ("sampling and scoring disagree" in found) == lossy
 
 
 def test_scoring_without_the_audio_in_video_flag_is_stopped_and_named(
