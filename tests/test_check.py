@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from omni_grpo_core.check import LEAST_SHIFT, blanked, check, donor, swapped
-from omni_grpo_core.policy import Policy, published_name
+from omni_grpo_core.family import published_name
+from omni_grpo_core.policy import Policy
 from omni_grpo_core.settings import Settings
 from omni_grpo_core.types import Audio, Image, Media, Sample, Video
 

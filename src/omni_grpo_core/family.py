@@ -109,3 +109,18 @@ def family_of(model_type: str, checkpoint: str) -> Family:
         want=f"one of {known}",
         fix="point to a Qwen-Omni checkpoint",
     )
+
+
+def published_name(name: str) -> str:
+    """The name that published checkpoints have for a thinker's weight or module. transformers 5.23
+    put one more model around all but the head; a name that is so already is left alone.
+
+    >>> published_name("model.language_model.layers.0.mlp.up_proj.weight")
+    'model.layers.0.mlp.up_proj.weight'
+    >>> published_name("model.visual.merger.ln_q.weight"), published_name("lm_head.weight")
+    ('visual.merger.ln_q.weight', 'lm_head.weight')
+    """
+    for tower in ("visual.", "audio_tower."):
+        if name.startswith(f"model.{tower}"):
+            return name.removeprefix("model.")
+    return name.replace("model.language_model.", "model.", 1)

@@ -12,12 +12,13 @@ import torch
 from accelerate.state import AcceleratorState
 from train_runs import log, short
 
+from omni_grpo_core.family import published_name
 from omni_grpo_core.forward import completion_logits
 from omni_grpo_core.grpo.learners import choose_learners
 from omni_grpo_core.grpo.lora import adapter_off, add_lora, lora_layers, merged_weights
 from omni_grpo_core.grpo.train import train
 from omni_grpo_core.grpo.train_config import LoraConfig, OptimizerConfig, Tower, learning_rate
-from omni_grpo_core.policy import Policy, load_policy, published_name
+from omni_grpo_core.policy import Policy, load_policy
 from omni_grpo_core.types import Batch
 
 PREFIX = {

@@ -12,11 +12,12 @@ from accelerate.state import AcceleratorState
 from train_runs import log, moments, short
 
 from omni_grpo_core.errors import ConfigError, TrainError
+from omni_grpo_core.family import published_name
 from omni_grpo_core.grpo.checkpointing import cut_log
 from omni_grpo_core.grpo.config import LossConfig
 from omni_grpo_core.grpo.train import StepView, train
 from omni_grpo_core.grpo.train_config import LoraConfig, OptimizerConfig, TrainConfig
-from omni_grpo_core.policy import Policy, load_policy, published_name
+from omni_grpo_core.policy import Policy, load_policy
 from omni_grpo_core.trace.store import load_trace
 
 

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from transformers import Qwen2_5OmniProcessor
 
 from omni_grpo_core import tiny
-from omni_grpo_core.policy import Policy, published_name
+from omni_grpo_core.family import published_name
+from omni_grpo_core.policy import Policy
 from omni_grpo_core.sample import load_samples
 from omni_grpo_core.tiny import shipped
 from omni_grpo_core.tiny.attributes import split_of

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.family import published_name
 from omni_grpo_core.grpo.sharding import whole
 from omni_grpo_core.grpo.train_config import TOWER_PREFIX, LoraConfig, Tower
-from omni_grpo_core.policy import published_name
 
 
 def freeze(model: Any, towers: Collection[Tower]) -> None:

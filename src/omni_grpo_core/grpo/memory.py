@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.family import published_name
 from omni_grpo_core.grpo.prompt_estimate import read_config
 from omni_grpo_core.grpo.train_config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
 
@@ -139,7 +140,7 @@ def learning_parameters(
     """
     if lora is not None:
         names = "|".join(map(re.escape, lora.target_modules))
-        target = re.compile(rf"model\.(language_model\.)?layers\.\d+\..*\.({names})\.weight")
+        target = re.compile(rf"model\.layers\.\d+\..*\.({names})\.weight")
         return sum(
             lora.rank * sum(shape) for name, shape in shapes.items() if target.fullmatch(name)
         )
@@ -148,8 +149,9 @@ def learning_parameters(
 
 
 def thinker_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the thinker's parameters, from the headers of its safetensors files; empty where
-    there are none. A full checkpoint's talker is not loaded and does not count."""
+    """Shapes of the thinker's parameters, by their published names, from the headers of its
+    safetensors files; empty where there are none. A full checkpoint's talker is not loaded and
+    does not count."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(checkpoint.glob("*.safetensors")):
         try:
@@ -159,7 +161,7 @@ def thinker_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
         except (OSError, ValueError, struct.error, MemoryError, OverflowError):
             return {}  # loading it says what is wrong
         shapes |= {
-            name.removeprefix("thinker."): tuple(entry["shape"])
+            published_name(name.removeprefix("thinker.")): tuple(entry["shape"])
             for name, entry in header.items()
             if name != "__metadata__"
             and not name.startswith(("talker.", "token2wav.", "code2wav."))
