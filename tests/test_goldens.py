@@ -1,4 +1,4 @@
-"""Goldens of the shipped clips, every stage, under whatever libraries are installed.
+"""Goldens of the shipped clips, every stage, both families, under whatever libraries are installed.
 
 After a library or model upgrade these say which stage moved first. ``omni-grpo golden regen`` makes
 new ones for review; a test never writes one.
@@ -6,17 +6,21 @@ new ones for review; a test never writes one.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.results import FINE
+from omni_grpo_core.golden.store import split_name
 from omni_grpo_core.golden.suite import load_suite
 from omni_grpo_core.policy import Policy
 
 FOLDER = Path(__file__).parent.parent / "golden"
 SUITE = load_suite(FOLDER)
+QWEN3 = FOLDER / "qwen3"
+QWEN3_SUITE = load_suite(QWEN3)
 
 
 @pytest.mark.parametrize("case", SUITE.cases)
@@ -25,10 +29,21 @@ def test_shipped_case(case: str, policy: Policy) -> None:
     assert found.verdict in FINE, found.reason
 
 
-def test_a_case_takes_no_more_room_than_a_review_can_bear() -> None:
-    for case in SUITE.cases:
-        size = sum(path.stat().st_size for path in (FOLDER / case).glob("*.txt"))
-        assert 0 < size <= 40_000, f"{case}: {size} bytes"
+@pytest.mark.parametrize("case", QWEN3_SUITE.cases)
+def test_shipped_case_of_the_second_family(case: str, qwen3_policy: Policy) -> None:
+    (found,) = check(qwen3_policy, QWEN3_SUITE, QWEN3, "cpu-fp32", names=[case]).cases
+    assert found.verdict in FINE, found.reason
+
+
+@pytest.mark.parametrize("folder", [FOLDER, QWEN3], ids=lambda folder: folder.name)
+def test_a_case_takes_no_more_room_than_a_review_can_bear(folder: Path) -> None:
+    suite = load_suite(folder)
+    sizes: Counter[tuple[str, str]] = Counter()
+    for case in suite.cases:
+        for path in (folder / case).glob("*.txt"):
+            sizes[case, split_name(path.name, suite.base)[1]] += path.stat().st_size
+    assert {case for case, _ in sizes} == set(suite.cases)
+    assert {pair: size for pair, size in sizes.items() if size > 40_000} == {}
 
 
 def test_the_cases_are_what_their_names_say() -> None:

@@ -42,7 +42,7 @@ def rollout(
             fix="correct the setting",
         )
     uniforms = torch.cat(
-        [_uniforms(seed, row.sample_id, group_size, max_new_tokens) for row in batch.rows]
+        [draws(seed, row.sample_id, group_size, max_new_tokens) for row in batch.rows]
     ).to(policy.device)
     with generating(policy.model):
         start = prefill(policy, batch)
@@ -88,7 +88,24 @@ def _choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
     )
 
 
-def _uniforms(seed: int, sample_id: str, group_size: int, steps: int) -> Tensor:
+def slip(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
+    """How far each draw lies outside the slice of its token, in probability; 0 where the draw is
+    that token. A turned token is noise where this is no more than probabilities are off by.
+
+    ``logprobs``: (..., V); ``uniforms`` from :func:`draws`, ``tokens``: int64, (...).
+
+    >>> logprobs = torch.tensor([[0.5, 0.25, 0.25]]).log().expand(3, -1)
+    >>> found = slip(logprobs, torch.tensor([0.875] * 3), torch.tensor([2, 1, 0]))
+    >>> [round(apart, 6) for apart in found.tolist()]
+    [0.0, 0.125, 0.375]
+    """
+    cumulative = logprobs.double().exp().cumsum(-1)
+    cumulative = torch.nn.functional.pad(cumulative / cumulative[..., -1:], (1, 0))
+    begin, end = (cumulative.gather(-1, at[..., None])[..., 0] for at in (tokens, tokens + 1))
+    return torch.maximum(begin - uniforms, uniforms - end).clamp_min(0)
+
+
+def draws(seed: int, sample_id: str, group_size: int, steps: int) -> Tensor:
     """float64, (G, steps): one row's stream, drawn on the CPU: devices sample alike."""
     digest = hashlib.sha256(f"{seed}:{sample_id}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

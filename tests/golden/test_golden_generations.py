@@ -119,10 +119,28 @@ def test_stopping_elsewhere() -> None:
     assert "the golden ended in eos" in endless.garbage
 
 
-def test_a_sampled_token_is_excused_only_by_drift() -> None:
-    sides = Sides(said(*IDS), said(7, 9, EOS))
-    assert judge_generation(POLICY, sides, LANE, drifted=True).verdict == "benign-drift"
-    assert judge_generation(POLICY, sides, LANE, drifted=False).verdict == "harmful"
+def sampled(now: Completion, slip: float | None, *, drifted: bool = False) -> Any:
+    return judge_generation(POLICY, Sides(said(*IDS), now, slip=slip), LANE, drifted)
+
+
+def test_a_sampled_token_may_turn_where_its_draw_lies_at_an_edge() -> None:
+    """In bfloat16 the very same machine, with two threads for one, was called harmful: a draw of
+    0.4137 fell on the other side of an edge at 0.4139."""
+    turned = said(7, 9, EOS)
+    assert sampled(turned, 5e-5).verdict == "within"
+    assert sampled(turned, 5e-5).sentence == (
+        'sampled: token 1 is 9 "<9>", was 8 "<8>"; the draw lies at the edge (5e-05 from its slice)'
+    )
+    # no edge moves this far within a lane of 1e-5 + 1e-4
+    assert sampled(turned, 2e-3).verdict == "harmful"
+    assert sampled(turned, 2e-3, drifted=True).verdict == "benign-drift"
+    assert sampled(turned, 0.2, drifted=True).verdict == "harmful"
+    assert sampled(turned, None, drifted=True).verdict == "harmful"
+
+
+def test_a_draw_at_the_edge_does_not_excuse_what_came_before() -> None:
+    moved = replace(said(7, 9, EOS), logprobs=(-0.9, -0.5, -0.5))
+    assert sampled(moved, 5e-5, drifted=True).verdict == "harmful"
 
 
 def test_margins_tell_the_token_that_lost_most() -> None:

@@ -37,6 +37,15 @@ def test_calibrate_says_how_far_runs_are_apart(run_cli: Cli) -> None:
     assert {stage["stage"] for stage in found["stages"]} >= {"logits", "loss.2"}
 
 
+def test_half_precision_is_noise_too(run_cli: Cli) -> None:
+    """Sampled tokens turn where a draw lies at the edge of its slice; nothing else may."""
+    options = ("--dtype", "bfloat16", "-n", 4, "--golden", GOLDEN, "--json")
+    code, out, _ = run_cli("golden", "calibrate", "padded", "grpo", *options)
+    found = json.loads(out)
+    beyond = [stage for stage in found["stages"] if not stage["within"]]
+    assert (code, beyond) == (0, [])
+
+
 def test_bisect_tells_library_from_checkpoint(tmp_path: Path, run_cli: Cli) -> None:
     heavier = tmp_path / "heavier"
     shutil.copytree(tiny.checkpoint_dir(), heavier)

@@ -269,7 +269,7 @@ def test_a_platform_without_goldens_of_its_own_fails_on_floats_only(
     (case,) = check(policy, suite, golden, "cuda-sm90-bf16", names=["words"]).cases
     missing = [stage.stage for stage in case.stages if not stage.golden]
     assert case.verdict == "schema"
-    assert missing == ["embeddings", "logits", "scoring", "completion", "parsed", "reward"]
+    assert missing == ["embeddings", "logits", "scoring", "completion"]
     assert {s.golden for s in case.stages if s.stage == "batch"} == {"words/batch.txt"}
 
 

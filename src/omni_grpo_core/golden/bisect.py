@@ -14,14 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.calibrate import run_golden
-from omni_grpo_core.golden.suite import SUITE
-from omni_grpo_core.strict import read_mapping
-
-_PATHS = ("data", "root", "checkpoint", "processor")
+from omni_grpo_core.golden.suite import copy_suite
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +130,7 @@ def bisect(
     left out, is crossed with ``new_checkpoint``, if there is one. ``work`` is an empty folder."""
     was, now = (python_of(name, work, Path.cwd()) for name in (old, new))
     recorded = work / "old"
-    _copy_suite(folder, recorded)
+    copy_suite(folder, recorded)
     before = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
     after = [] if new_checkpoint is None else ["--checkpoint", str(new_checkpoint)]
     run_golden(was, ["record", str(recorded), "--golden", str(recorded), *before, *cases], {})
@@ -150,20 +145,6 @@ def bisect(
         for what, python, of in crossed
     )
     return BisectReport(old, new, changes)
-
-
-def _copy_suite(folder: Path, target: Path) -> None:
-    """The suite beside the recorded goldens, its paths no longer from where its file lay."""
-    target.mkdir(parents=True)
-    own = folder / SUITE
-    if not own.is_file():
-        return
-    suite = dict(read_mapping(own))
-    for key in _PATHS:
-        value = suite.get(key)
-        if isinstance(value, str) and value != "shipped":
-            suite[key] = str((own.parent / value).absolute())
-    (target / SUITE).write_text(yaml.safe_dump(suite, sort_keys=False), encoding="utf-8")
 
 
 def _change(what: str, answer: str) -> Change:

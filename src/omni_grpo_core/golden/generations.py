@@ -3,7 +3,8 @@
 Two greedy completions may part at a near tie for no reason but rounding. So at the first differing
 token each side's token must be among the other side's likeliest and the margin between them small;
 from there on the two have other pasts and cannot be compared, so the rest is judged on the golden's
-own tokens, scored teacher-forced (``scoring``).
+own tokens, scored teacher-forced (``scoring``). A sampled token turns for no reason but rounding
+where its draw lies at the edge of its slice of the distribution.
 """
 
 from __future__ import annotations
@@ -133,17 +134,19 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 @dataclass(frozen=True, slots=True, eq=False)
 class Sides:
     """One completion on both sides, with what each side scores for the *golden's* tokens, where
-    that is kept (greedy ones)."""
+    that is kept (greedy ones); of sampled ones ``slip``: how far, in probability, the draw of the
+    first differing token lies outside the slice that the golden's token has now."""
 
     was: Completion
     now: Completion
     was_scored: Scored | None = None
     now_scored: Scored | None = None
+    slip: float | None = None
 
 
 def judge_generation(policy: Policy, sides: Sides, lane: Lane, drifted: bool) -> Generation:
-    """``drifted``: whether logits moved beyond the lane, which excuses a sampled token that turned
-    at the edge of its slice of the distribution."""
+    """``drifted``: whether logits moved beyond the lane: a draw may then lie farther from its
+    slice."""
     was, now = sides.was, sides.now
     at = first_difference(was.token_ids, now.token_ids)
     margin = None
@@ -168,7 +171,12 @@ def judge_generation(policy: Policy, sides: Sides, lane: Lane, drifted: bool) ->
     if at is None:
         verdict, sentence = _same_tokens(was, now, margin, lane)
         return Generation(verdict=verdict, sentence=sentence, **base)
-    return _parted(policy, sides, at, margin, drifted, base)
+    words = _words(policy, was, now, at)
+    if sides.was_scored is not None and sides.now_scored is not None and margin is not None:
+        before, after = _tops(sides.was_scored), _tops(sides.now_scored)
+        return _parted(words, at, (before, after), margin, base)
+    verdict, told = _turned(sides, at, NEAR_TIE if drifted else lane.atol + lane.rtol)
+    return Generation(verdict=verdict, sentence=f"sampled: {words}{told}", **base)
 
 
 def _same_tokens(
@@ -194,23 +202,31 @@ def _same_tokens(
     return "benign-drift", f"the same tokens, logprobs moved by up to {most:.3g}"
 
 
+def _turned(sides: Sides, at: int, room: float) -> tuple[Verdict, str]:
+    """``room``: how far rounding moves the edges of a slice. Each edge is a sum of probabilities,
+    so it moves by no more than the largest |Δ logprob| of what is likely."""
+    pairs = zip(sides.was.logprobs[:at], sides.now.logprobs[:at], strict=True)
+    most = max((distance(a, b) for a, b in pairs), default=0.0)
+    if sides.slip is None or sides.slip > room or most > NEAR_TIE:
+        far = "" if sides.slip is None else f"; the draw lies {sides.slip:.3g} from its slice"
+        return "harmful", far
+    told = f"; the draw lies at the edge ({sides.slip:.3g} from its slice)"
+    return "within" if room < NEAR_TIE else "benign-drift", told
+
+
 def _parted(
-    policy: Policy, sides: Sides, at: int, margin: Margins | None, drifted: bool, base: Any
+    words: str,
+    at: int,
+    tops: tuple[Sequence[Mapping[int, float]], Sequence[Mapping[int, float]]],
+    margin: Margins,
+    base: Mapping[str, Any],
 ) -> Generation:
-    was, now = sides.was, sides.now
-    old = was.token_ids[at] if at < len(was.token_ids) else None
-    new = now.token_ids[at] if at < len(now.token_ids) else None
-    words = f"token {at} is {_word(policy, new)}, was {_word(policy, old)}"
-    if sides.was_scored is None or sides.now_scored is None:
-        pairs = zip(was.logprobs[:at], now.logprobs[:at], strict=True)
-        most = max((distance(a, b) for a, b in pairs), default=0.0)
-        if drifted and most <= NEAR_TIE:
-            told = f"sampled: {words}, after tokens whose logprobs moved by up to {most:.3g}"
-            return Generation(verdict="benign-drift", sentence=told, **base)
-        return Generation(verdict="harmful", sentence=f"sampled: {words}", **base)
-    if old is None or new is None:
+    """``tops``: token -> logprob at each of the golden's tokens, on both sides."""
+    was, now = base["was"].ids, base["now"].ids
+    if at >= min(len(was), len(now)):
         return Generation(verdict="harmful", sentence=f"{words}: it ends elsewhere", **base)
-    before, after = _tops(sides.was_scored)[at], _tops(sides.now_scored)[at]
+    old, new = was[at], now[at]
+    before, after = (side[at] for side in tops)
     ranks: dict[str, Any] = {
         "was_rank": list(after).index(old) if old in after else None,
         "now_rank": list(before).index(new) if new in before else None,
@@ -220,8 +236,7 @@ def _parted(
     gap = ranks["margin"]
     near = gap is not None and gap <= NEAR_TIE and lead <= NEAR_TIE
     # what was said after the turn is another text; the golden's own must be as likely as it was
-    rest = margin is not None and margin.drift <= NEAR_TIE
-    if near and rest:
+    if near and margin.drift <= NEAR_TIE:
         told = f"{words}: a near tie ({gap:.3g} nats)"
         return Generation(verdict="benign-drift", sentence=told, **ranks, **base)
     why = "not among the likeliest of the other side" if gap is None else f"{gap:.3g} nats apart"
@@ -250,7 +265,10 @@ def tokens_of(policy: Policy, ids: Sequence[int], spans: Any = ()) -> Tokens:
     return Tokens(tuple(ids), tuple(known[token] for token in ids), tuple(spans))
 
 
-def _word(policy: Policy, token: int | None) -> str:
-    if token is None:
-        return "nothing (it has ended)"
-    return f"{token} {json.dumps(policy.decode([token]), ensure_ascii=False)}"
+def _words(policy: Policy, was: Completion, now: Completion, at: int) -> str:
+    def word(ids: Sequence[int]) -> str:
+        if at >= len(ids):
+            return "nothing (it has ended)"
+        return f"{ids[at]} {json.dumps(policy.decode([ids[at]]), ensure_ascii=False)}"
+
+    return f"token {at} is {word(now.token_ids)}, was {word(was.token_ids)}"

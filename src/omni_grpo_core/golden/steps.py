@@ -9,6 +9,7 @@ noise. The policy is sampled hot, so that one that is sure of itself still has s
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -18,14 +19,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from omni_grpo_core.forward import completion_logits, sampling_logprobs
+from omni_grpo_core.golden.generations import first_difference
 from omni_grpo_core.golden.passes import REWARDS, Context, Values, stages_of
 from omni_grpo_core.golden.suite import Case
 from omni_grpo_core.grpo.advantage import group_advantages
 from omni_grpo_core.grpo.config import LossConfig
 from omni_grpo_core.grpo.step import MicroBatch, Scorer, StepPlan, cut, optimize
 from omni_grpo_core.pipeline import score
-from omni_grpo_core.rollout import rollout
-from omni_grpo_core.types import Score
+from omni_grpo_core.policy import Policy, generating
+from omni_grpo_core.rollout import draws, rollout, slip
+from omni_grpo_core.stage_checks import completion_tensors
+from omni_grpo_core.types import Batch, Rollout, Score
 
 T = TypeVar("T")
 GROUP = 4
@@ -42,6 +47,9 @@ PLAN = StepPlan(
 STEP_STAGES = ("completion", "reward", "advantage", "loss", "gradient")
 Golden = Callable[[str, Any], Any]
 """Stage and fresh value -> the golden's value of the stage, the fresh one where there is none."""
+Slips = tuple[float | None, ...]
+"""Of each completion, see :attr:`~omni_grpo_core.golden.generations.Sides.slip`; ``None`` where no
+token differs."""
 
 
 class _Alone:
@@ -78,8 +86,14 @@ def golden_stages(case: Case) -> tuple[str, ...]:
     return (*stages_of(case.steps), *step_names(case.steps))
 
 
-def grpo_steps(context: Context, values: Values, golden: Golden) -> Iterator[tuple[str, Any]]:
-    """Stage names and fresh values of the case's steps, in order. The policy is left as it was."""
+def grpo_steps(
+    context: Context, values: Values, golden: Golden, slipped: Callable[[str, Slips], None]
+) -> Iterator[tuple[str, Any]]:
+    """Stage names and fresh values of the case's steps, in order. The policy is left as it was.
+
+    ``slipped`` is told of the completions of a step that are not the golden's, under the policy
+    that sampled them.
+    """
     model = copy.deepcopy(context.policy.model).requires_grad_(True)
     policy = replace(context.policy, model=model)
     frozen = replace(context.policy, model=copy.deepcopy(model).requires_grad_(False).eval())
@@ -103,7 +117,9 @@ def grpo_steps(context: Context, values: Values, golden: Golden) -> Iterator[tup
             seed=n,
         )
         yield f"completion.{n}", rolled
-        rolled = golden(f"completion.{n}", rolled)
+        fresh, rolled = rolled, golden(f"completion.{n}", rolled)
+        if rolled is not fresh:
+            slipped(f"completion.{n}", _slips(policy, batch, rolled, fresh))
         scores = score(REWARDS, values["text"], values["sample"], rolled)
         yield f"reward.{n}", scores
         scores = golden(f"reward.{n}", scores)
@@ -135,6 +151,26 @@ def grpo_steps(context: Context, values: Values, golden: Golden) -> Iterator[tup
             },
         )
         yield f"gradient.{n}", {"norm": tuple(update.grad_norm for update in updates)}
+
+
+def _slips(policy: Policy, batch: Batch, was: Rollout, now: Rollout) -> Slips:
+    sides = list(zip(was.completions, now.completions, strict=False))
+    turned = [first_difference(a.token_ids, b.token_ids) for a, b in sides]
+    if all(at is None for at in turned):
+        return (None,) * len(turned)
+    ids, mask = completion_tensors(was.completions, policy.pad_token_id)
+    with torch.no_grad(), generating(policy.model):
+        logits = completion_logits(policy, batch, ids, mask)
+        logprobs = sampling_logprobs(policy, logits, was.temperature)
+    uniforms = torch.cat(
+        [draws(was.seed, row.sample_id, was.group_size, MOST_TOKENS) for row in batch.rows]
+    )
+    found = slip(logprobs.cpu(), uniforms[:, : ids.shape[1]], ids)
+    return tuple(
+        # where the golden had ended nothing was drawn
+        None if at is None else float(found[i, at]) if at < len(a.token_ids) else math.inf
+        for i, (at, (a, _)) in enumerate(zip(turned, sides, strict=True))
+    )
 
 
 def totals(scores: Mapping[str, Sequence[Score]]) -> list[float | None]:

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import yaml
+
 from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.sample import load_samples
@@ -28,6 +30,8 @@ from omni_grpo_core.types import Sample
 
 SUITE = "suite.yaml"
 _SHIPPED = "shipped"
+_CHECKPOINTS: Mapping[str, tiny.FamilyName] = {_SHIPPED: "qwen2.5", "shipped-qwen3": "qwen3"}
+_PATHS = ("data", "root", "checkpoint", "processor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,8 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """``data``, ``root`` and ``checkpoint`` are paths, from the suite's file, or ``shipped``.
+    """``data``, ``root`` and ``checkpoint`` are paths, from the suite's file, or ``shipped``; a
+    checkpoint may be ``shipped-qwen3`` too.
 
     ``settings`` go over the checkpoint's own. ``base``: the platform of goldens without a key in
     their name. ``fallbacks``: whose goldens a platform may use where it has none of its own, in
@@ -63,7 +68,8 @@ class Suite:
         return Path(value) if Path(value).is_absolute() else Path(self.file).parent / value
 
     def checkpoint_dir(self) -> Path:
-        return tiny.checkpoint_dir() if self.checkpoint == _SHIPPED else self.path(self.checkpoint)
+        family = _CHECKPOINTS.get(self.checkpoint)
+        return self.path(self.checkpoint) if family is None else tiny.checkpoint_dir(family)
 
     def processor_dir(self) -> Path | None:
         return None if self.processor is None else self.path(self.processor)
@@ -130,3 +136,18 @@ def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
     suite: Suite = merge(Suite(), read_mapping(file), str(file))
     suite = replace(suite, file=str(file.absolute()))
     return suite if checkpoint is None else replace(suite, checkpoint=str(checkpoint.absolute()))
+
+
+def copy_suite(folder: Path, target: Path) -> None:
+    """The suite, if there is one, beside goldens recorded elsewhere: its paths no longer from
+    where its file lay."""
+    target.mkdir(parents=True)
+    own = folder / SUITE
+    if not own.is_file():
+        return
+    suite = dict(read_mapping(own))
+    for key in _PATHS:
+        value = suite.get(key)
+        if isinstance(value, str) and value not in _CHECKPOINTS:
+            suite[key] = str((own.parent / value).absolute())
+    (target / SUITE).write_text(yaml.safe_dump(suite, sort_keys=False), encoding="utf-8")

@@ -81,12 +81,13 @@ def _generations(walk: Walk, stage: str) -> tuple[Generation, ...]:
     if stage == "completion" and found is not None and "scoring" in walk.fresh:
         before = scored_of(rebuild(found.golden.leaves))
         scored = list(zip(before, walk.fresh["scoring"], strict=False))
+    slips = walk.slips.get(stage, (None,) * len(was.completions))
     drifted = any(walk.diverges(model) for model in (*MODEL, "batch"))
     return tuple(
         judge_generation(
-            walk.context.policy, Sides(a, b, *sides), walk.tolerances.lane("float"), drifted
+            walk.context.policy, Sides(a, b, *sides, slip), walk.tolerances.lane("float"), drifted
         )
-        for a, b, sides in zip(was.completions, now.completions, scored, strict=False)
+        for a, b, sides, slip in zip(was.completions, now.completions, scored, slips, strict=False)
     )
 
 
@@ -120,7 +121,8 @@ def _stage_result(
         stage=stage,
         verdict=verdict,
         reason=_reason(verdict, seen, generations),
-        origin=seen.origin,
+        # tokens that a draw at the edge turned are others, and nobody's fault
+        origin="none" if verdict in FINE else seen.origin,
         differences=seen.differences,
         golden=seen.found.file,
     )

@@ -16,7 +16,7 @@ from omni_grpo_core.golden.passes import STAGES, Context, make, stages_of
 from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Origin
 from omni_grpo_core.golden.sidecar import fetch
-from omni_grpo_core.golden.steps import grpo_steps, step_names
+from omni_grpo_core.golden.steps import Slips, grpo_steps, step_names
 from omni_grpo_core.golden.store import Found
 from omni_grpo_core.golden.text import Golden, compare_goldens, format_golden, parse_golden
 from omni_grpo_core.trace.divergence import Difference, Tolerances
@@ -45,7 +45,8 @@ class Seen:
 @dataclass(frozen=True, slots=True, eq=False)
 class Walk:
     """A case on its way: ``fresh`` and ``golden`` values and what was ``seen``, by stage. A value
-    that could not be made, or that its golden does not hold, is not there."""
+    that could not be made, or that its golden does not hold, is not there. ``slips``: of sampled
+    completions, by stage."""
 
     context: Context
     goldens: Mapping[str, Found]
@@ -55,6 +56,7 @@ class Walk:
     fresh: dict[str, Any] = field(default_factory=dict)
     golden: dict[str, Any] = field(default_factory=dict)
     seen: dict[str, Seen] = field(default_factory=dict)
+    slips: dict[str, Slips] = field(default_factory=dict)
 
     def diverges(self, stage: str) -> bool:
         return stage in self.seen and self.seen[stage].diverges
@@ -262,7 +264,7 @@ def _steps(walk: Walk) -> Iterator[tuple[str, _Made]]:
     )
     if not failure:
         try:
-            for name, value in grpo_steps(walk.context, values, golden):
+            for name, value in grpo_steps(walk.context, values, golden, walk.slips.__setitem__):
                 names.remove(name)
                 yield name, _Made(value)
         except Exception as error:  # whatever an upgrade makes a library raise is a finding
