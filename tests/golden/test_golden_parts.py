@@ -108,15 +108,27 @@ def calibration(within: bool, max_abs: float) -> Calibration:
     return Calibration("cpu-fp32", 3, (StageDrift("logits", max_abs, within),))
 
 
+def atol(folder: Path, platform: str, stage: str) -> float:
+    return load_lanes(folder, platform).of(stage).lane("float32").atol
+
+
 def test_lanes_are_recorded_once_and_never_widened(tmp_path: Path) -> None:
-    assert load_lanes(tmp_path, "cpu-fp32").lane("float32").atol == 1e-5
+    assert atol(tmp_path, "cpu-fp32", "logits") == 1e-5
     record_lanes(tmp_path, calibration(False, 1e-3))
-    assert load_lanes(tmp_path, "cpu-fp32").lane("float32").atol == pytest.approx(4e-3)
-    assert load_lanes(tmp_path, "cuda-sm90-bf16").lane("float32").atol == 5e-2
+    assert atol(tmp_path, "cpu-fp32", "logits") == pytest.approx(2e-3)
+    # what one stage needs is given to no other stage and to no other platform
+    assert atol(tmp_path, "cpu-fp32", "loss.1") == 1e-5
+    assert atol(tmp_path, "cuda-sm90-bf16", "logits") == 5e-2
     with pytest.raises(ConfigError, match="a lane is not widened"):
         record_lanes(tmp_path, calibration(False, 1e-2))
     record_lanes(tmp_path, calibration(True, 1e-4))
-    assert load_lanes(tmp_path, "cpu-fp32").lane("float32").atol == pytest.approx(4e-3)
+    assert atol(tmp_path, "cpu-fp32", "logits") == pytest.approx(2e-3)
+
+
+def test_a_lane_for_nothing_that_there_is(tmp_path: Path) -> None:
+    (tmp_path / "lanes.yaml").write_text("cpu-fp32: {gradients: {atol: 1.0, rtol: 0.0}}")
+    with pytest.raises(ConfigError, match=r"found gradients, wanted a float type .* or a stage"):
+        load_lanes(tmp_path, "cpu-fp32")
 
 
 def test_an_environment_by_its_folder_interpreter_or_tox_name(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ CUDA_VARIATIONS: tuple[Mapping[str, str], ...] = (
     {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "0"},
     {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
 )
-_ROOM = 4.0
+_ROOM = 2.0
 """A lane is this many times what was measured: other machines round elsewhere."""
 
 
@@ -83,7 +83,9 @@ class Calibration:
     def lines(self) -> list[str]:
         """For a person."""
         told = [
-            f"{s.stage:13} max |Δ| {s.max_abs:.3g}{'; a near tie turned' if s.turned else ''}"
+            f"{s.stage:13} max |Δ| {s.max_abs:.3g}"
+            + ("" if s.within else ", beyond the lane")
+            + ("; a near tie turned" if s.turned else "")
             for s in self.stages
             if s.max_abs or s.turned
         ]
@@ -155,27 +157,29 @@ def _drift(stage: Mapping[str, Any]) -> StageDrift:
 
 
 def record_lanes(folder: Path, found: Calibration) -> Path:
-    """Write the platform's lanes to ``lanes.yaml``: those in force, or if the runs went beyond
-    them four times what was measured.
+    """Write the platform's lanes to ``lanes.yaml``: those in force, and for each stage whose runs
+    went beyond them one of its own, twice what was measured.
 
     Raises:
-        ConfigError: a lane is on record already and would be widened.
+        ConfigError: lanes are on record already and would be widened.
     """
     file = folder / LANES
     recorded = read_mapping(file) if file.is_file() else {}
-    lanes = load_lanes(folder, found.platform)
-    new = {
-        dtype: lane if found.within else Lane(max(lane.atol, _ROOM * found.max_abs), lane.rtol)
-        for dtype in ("float32", "float")
-        for lane in [lanes.lane(dtype)]
-    }
     if found.platform in recorded and not found.within:
+        beyond = next(stage for stage in found.stages if not stage.within)
         raise ConfigError(
-            str(file),
-            got=f"runs that are {found.max_abs:.3g} apart",
+            f"{file}: {beyond.stage}",
+            got=f"runs that are {beyond.max_abs:.3g} apart",
             want=f"at most the lane on record for {found.platform}",
             fix="a lane is not widened: find what became less repeatable",
         )
+    lanes = load_lanes(folder, found.platform)
+    new = {name: lanes.plain.lane(name) for name in ("float32", "float")} | dict(lanes.stages)
+    for stage in found.stages:
+        if not stage.within:
+            name = base_stage(stage.stage)
+            before = new.get(name, lanes.plain.lane("float"))
+            new[name] = Lane(max(before.atol, _ROOM * stage.max_abs), before.rtol)
     recorded = {**recorded, found.platform: {name: asdict(lane) for name, lane in new.items()}}
     write_file(file, yaml.safe_dump(recorded, sort_keys=True).encode())
     return file

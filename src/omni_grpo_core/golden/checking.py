@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from omni_grpo_core.golden.environment import environment, told_settings
-from omni_grpo_core.golden.lanes import load_lanes
+from omni_grpo_core.golden.lanes import Lanes, load_lanes
 from omni_grpo_core.golden.passes import Context
 from omni_grpo_core.golden.results import CaseResult, GoldenReport
 from omni_grpo_core.golden.store import Found, changed_header, find_goldens
@@ -24,7 +24,6 @@ from omni_grpo_core.golden.walk import Walk, own_header, walk_case
 from omni_grpo_core.pipeline import header
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.settings import Settings
-from omni_grpo_core.trace.divergence import Tolerances
 
 
 def contexts(policy: Policy, suite: Suite, names: Sequence[str]) -> dict[str, Context]:
@@ -47,13 +46,13 @@ def check_case(
     context: Context,
     name: str,
     goldens: Mapping[str, Found],
-    tolerances: Tolerances,
+    lanes: Lanes,
     key: str,
     sidecar: Path | None = None,
 ) -> tuple[CaseResult, Walk]:
     """One case against its goldens, and what was made on the way."""
     head = run_header(context.policy, context.settings, key)
-    walk = walk_case(context, goldens, tolerances, head, sidecar)
+    walk = walk_case(context, goldens, lanes, head, sidecar)
     result = case_result(walk, name)
     versions: dict[str, tuple[str, str]] = {}
     for stage, found in goldens.items():
@@ -82,9 +81,9 @@ def check(
     begin = time.perf_counter()
     chosen = suite.chosen(names)
     goldens = {name: find_goldens(folder, name, key, suite) for name in chosen}
-    tolerances = load_lanes(folder, key)
+    lanes = load_lanes(folder, key)
     results = []
     for name, context in contexts(policy, suite, chosen).items():
         on_case(name)
-        results.append(check_case(context, name, goldens[name], tolerances, key, sidecar)[0])
+        results.append(check_case(context, name, goldens[name], lanes, key, sidecar)[0])
     return GoldenReport(str(folder), key, tuple(results), time.perf_counter() - begin)

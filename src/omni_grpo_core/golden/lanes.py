@@ -3,8 +3,9 @@ let an upgrade pass.
 
 ``golden/lanes.yaml`` holds what ``omni-grpo golden calibrate`` measured::
 
-    cpu-fp32:
-      float32: {atol: 1.0e-05, rtol: 1.0e-04}
+    cuda-sm90-bf16:
+      float32: {atol: 0.05, rtol: 0.015625}
+      gradient: {atol: 0.4, rtol: 0.015625}   # a stage's own, whatever the type
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.golden.judge import base_stage
+from omni_grpo_core.golden.results import ORDER
 from omni_grpo_core.strict import merge, read_mapping
 from omni_grpo_core.trace.divergence import Lane, Tolerances
 
@@ -24,6 +28,23 @@ _SHORT = {"bf16": "bfloat16", "fp16": "float16"}
 @dataclass(frozen=True, slots=True)
 class _File:
     platforms: Mapping[str, Mapping[str, Lane]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """``plain``: by float type. ``stages``: by stage, over those."""
+
+    plain: Tolerances = field(default_factory=Tolerances)
+    stages: Mapping[str, Lane] = field(default_factory=dict)
+
+    def of(self, stage: str) -> Tolerances:
+        """The tolerances that hold for one stage.
+
+        >>> Lanes(stages={"gradient": Lane(0.5, 0.0)}).of("gradient.2").lane("float")
+        Lane(atol=0.5, rtol=0.0)
+        """
+        own = self.stages.get(base_stage(stage))
+        return self.plain if own is None else Tolerances(dict.fromkeys(self.plain.lanes, own))
 
 
 def default_lanes(key: str) -> Tolerances:
@@ -42,7 +63,7 @@ def default_lanes(key: str) -> Tolerances:
     return Tolerances({**plain.lanes, **dict.fromkeys(_COMPUTED, plain.lane(half))})
 
 
-def load_lanes(folder: Path, key: str) -> Tolerances:
+def load_lanes(folder: Path, key: str) -> Lanes:
     """The lanes of a platform: those recorded in the golden folder over the default ones.
 
     Raises ``ConfigError`` for a file that is not YAML or has an unknown key.
@@ -50,6 +71,17 @@ def load_lanes(folder: Path, key: str) -> Tolerances:
     file = folder / LANES
     plain = default_lanes(key)
     if not file.is_file():
-        return plain
-    recorded: _File = merge(_File(), {"platforms": read_mapping(file)}, str(file))
-    return Tolerances({**plain.lanes, **recorded.platforms.get(key, {})})
+        return Lanes(plain)
+    read: _File = merge(_File(), {"platforms": read_mapping(file)}, str(file))
+    recorded = read.platforms.get(key, {})
+    types = {name: lane for name, lane in recorded.items() if name in plain.lanes}
+    stages = {name: lane for name, lane in recorded.items() if name in ORDER}
+    unknown = sorted({*recorded} - {*types} - {*stages})
+    if unknown:
+        raise ConfigError(
+            f"{file}: {key}",
+            got=unknown[0],
+            want=f"a float type ({', '.join(plain.lanes)}) or a stage ({', '.join(ORDER)})",
+            fix="correct the name",
+        )
+    return Lanes(Tolerances({**plain.lanes, **types}), stages)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omni_grpo_core.golden.checking import check_case, contexts, run_header
 from omni_grpo_core.golden.generations import garbage_of
-from omni_grpo_core.golden.lanes import load_lanes
+from omni_grpo_core.golden.lanes import Lanes, load_lanes
 from omni_grpo_core.golden.passes import Context
 from omni_grpo_core.golden.results import FINE, CaseResult
 from omni_grpo_core.golden.sidecar import store
@@ -31,7 +31,6 @@ from omni_grpo_core.golden.text import compare_goldens, parse_golden, with_heade
 from omni_grpo_core.golden.walk import kept, walk_case
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.trace.atomic import write_file
-from omni_grpo_core.trace.divergence import Tolerances
 from omni_grpo_core.types import Rollout
 
 _NEW = "there is no golden yet"
@@ -86,7 +85,7 @@ def fresh_goldens(context: Context, key: str, sidecar: Path | None = None) -> di
     Raises ``TraceError`` from what makes it: a pass that fails gives no goldens.
     """
     head = run_header(context.policy, context.settings, key)
-    walk = walk_case(context, {}, Tolerances(), head)
+    walk = walk_case(context, {}, Lanes(), head)
     garbage = [
         why
         for value in walk.fresh.values()
@@ -120,12 +119,12 @@ def regen(
     """
     chosen = suite.chosen(names)
     goldens = {name: find_goldens(folder, name, key, suite) for name in chosen}
-    tolerances = load_lanes(folder, key)
+    lanes = load_lanes(folder, key)
     state = tree_state(folder)
     done = []
     for name, context in contexts(policy, suite, chosen).items():
         on_case(name)
-        result, _ = check_case(context, name, goldens[name], tolerances, key, sidecar)
+        result, _ = check_case(context, name, goldens[name], lanes, key, sidecar)
         target = folder / PENDING / name
         files = []
         # a case that holds stays whole: stages after a sampled token that rounding turned are not
@@ -135,7 +134,7 @@ def regen(
             found = goldens[name].get(stage)
             if found is not None:
                 now = parse_golden(text)
-                if compare_goldens(found.golden, now, tolerances).verdict in FINE:
+                if compare_goldens(found.golden, now, lanes.of(stage)).verdict in FINE:
                     continue
             path = target / file_name(stage, key, suite.base)
             told = {**state, "verdict": result.verdict}
@@ -209,11 +208,11 @@ def pending_changes(folder: Path, suite: Suite) -> dict[str, PendingCase]:
         for path in paths:
             now, target = read_golden(path), folder / case / path.name
             verdict = now.header.get("verdict", verdict)
-            key = split_name(path.name, suite.base)[1]
+            stage, key = split_name(path.name, suite.base)
             if not target.is_file():
                 stages[path.name] = (_NEW,)
                 continue
-            compared = compare_goldens(read_golden(target), now, load_lanes(folder, key))
+            compared = compare_goldens(read_golden(target), now, load_lanes(folder, key).of(stage))
             stages[path.name] = tuple(
                 d.sentence for d in compared.differences if d.verdict == "differs"
             )

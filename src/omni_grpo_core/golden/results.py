@@ -20,10 +20,11 @@ as it was. ``harmful``: ids, masks, positions, spans, text or what is said chang
 numbers moved. ``degenerate``: what is said is garbage, or not finite. ``schema``: another shape,
 dtype or kind of value, or no golden to compare with."""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-_ORDER = (
+ORDER = (
     *("sample", "conversation", "text", "media", "batch", "embeddings", "positions", "logits"),
     *("scoring", "completion", "parsed", "reward", "advantage", "loss", "gradient"),
 )
+"""Stages in the order of the pipeline."""
 FINE: tuple[Verdict, ...] = ("exact", "within")
 
 Origin = Literal["none", "added", "inherited", "inherited or unknown"]
@@ -215,7 +216,7 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 def _order(stage: str) -> tuple[int, int]:
     """Steps come after each other, and after the pass before them."""
     name, _, step = stage.partition(".")
-    return int(step or 0), _ORDER.index(name) if name in _ORDER else len(_ORDER)
+    return int(step or 0), ORDER.index(name) if name in ORDER else len(ORDER)
 
 
 def _finite(value: float | None) -> float | str | None:

@@ -81,12 +81,11 @@ def _generations(walk: Walk, stage: str) -> tuple[Generation, ...]:
     if stage == "completion" and found is not None and "scoring" in walk.fresh:
         before = scored_of(rebuild(found.golden.leaves))
         scored = list(zip(before, walk.fresh["scoring"], strict=False))
+    lane = walk.lanes.of(stage).lane("float")
     slips = walk.slips.get(stage, (None,) * len(was.completions))
     drifted = any(walk.diverges(model) for model in (*MODEL, "batch"))
     return tuple(
-        judge_generation(
-            walk.context.policy, Sides(a, b, *sides, slip), walk.tolerances.lane("float"), drifted
-        )
+        judge_generation(walk.context.policy, Sides(a, b, *sides, slip), lane, drifted)
         for a, b, sides, slip in zip(was.completions, now.completions, scored, slips, strict=False)
     )
 

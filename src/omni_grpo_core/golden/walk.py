@@ -12,6 +12,7 @@ from omni_grpo_core.batch import collate
 from omni_grpo_core.golden.environment import file_hash, weights_hash
 from omni_grpo_core.golden.generations import first_difference, scored_of, scoring_differences
 from omni_grpo_core.golden.judge import Kinds, base_stage, kind_of
+from omni_grpo_core.golden.lanes import Lanes
 from omni_grpo_core.golden.passes import STAGES, Context, make, stages_of
 from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Origin
@@ -19,7 +20,7 @@ from omni_grpo_core.golden.sidecar import fetch
 from omni_grpo_core.golden.steps import Slips, grpo_steps, step_names
 from omni_grpo_core.golden.store import Found
 from omni_grpo_core.golden.text import Golden, compare_goldens, format_golden, parse_golden
-from omni_grpo_core.trace.divergence import Difference, Tolerances
+from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.leaves import Leaf, leaves
 from omni_grpo_core.types import Batch, Rollout
 
@@ -50,7 +51,7 @@ class Walk:
 
     context: Context
     goldens: Mapping[str, Found]
-    tolerances: Tolerances
+    lanes: Lanes
     header: Mapping[str, str]
     sidecar: Path | None = None
     fresh: dict[str, Any] = field(default_factory=dict)
@@ -73,12 +74,12 @@ class _Made:
 def walk_case(
     context: Context,
     goldens: Mapping[str, Found],
-    tolerances: Tolerances,
+    lanes: Lanes,
     header: Mapping[str, str],
     sidecar: Path | None = None,
 ) -> Walk:
     """Every stage of a case. Without goldens it is only made."""
-    walk = Walk(context, goldens, tolerances, header, sidecar)
+    walk = Walk(context, goldens, lanes, header, sidecar)
     for stage in stages_of(context.steps):
         if stage == "scoring":
             _say(walk)
@@ -170,9 +171,9 @@ def _compare(walk: Walk, stage: str, was: Golden, now: Golden) -> tuple[Differen
         before, after = (scored_of(rebuild(side.leaves)) for side in (was, now))
         said = walk.golden["said"].completions
         if len(before) == len(after) == len(said):
-            lane = walk.tolerances.lane("float")
+            lane = walk.lanes.of(stage).lane("float")
             return tuple(scoring_differences(before, after, said, lane))
-    return compare_goldens(was, now, walk.tolerances, walk.context.policy.decode).differences
+    return compare_goldens(was, now, walk.lanes.of(stage), walk.context.policy.decode).differences
 
 
 def _rebuild(walk: Walk, stage: str, was: Golden, now: Golden | None) -> None:
