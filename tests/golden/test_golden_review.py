@@ -289,6 +289,20 @@ def test_its_own_golden_comes_first_then_the_declared_fallback(
     assert used() == "words/logits@cuda-sm90-bf16.txt"
 
 
+def test_what_is_made_of_completions_has_its_own_golden_only_where_they_differ(
+    project: tuple[Path, Suite], policy: Policy
+) -> None:
+    golden, suite = project
+
+    def used() -> str:
+        (case,) = check(policy, suite, golden, "cuda-sm90-bf16", names=["words"]).cases
+        return next(stage.golden for stage in case.stages if stage.stage == "parsed")
+
+    assert used() == "words/parsed.txt"
+    overlay(golden, "parsed", "cuda-sm90-bf16")
+    assert used() == "words/parsed@cuda-sm90-bf16.txt"
+
+
 def test_a_cpu_run_prunes_no_gpu_golden(project: tuple[Path, Suite]) -> None:
     golden, suite = project
     other = overlay(golden, "logits", "cuda-sm90-bf16")

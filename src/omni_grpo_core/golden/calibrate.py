@@ -56,7 +56,7 @@ class StageDrift:
     within: bool
     turned: bool = False
 
-    def with_(self, other: StageDrift) -> StageDrift:
+    def joined(self, other: StageDrift) -> StageDrift:
         """Both, as one."""
         return StageDrift(
             self.stage,
@@ -140,7 +140,7 @@ def calibrate(
         answer = run_golden(sys.executable, check, variations[number % len(variations)])
         for case in json.loads(answer)["cases"]:
             for stage in map(_drift, case["stages"]):
-                found[stage.stage] = stage.with_(found.get(stage.stage, stage))
+                found[stage.stage] = stage.joined(found.get(stage.stage, stage))
     return Calibration(key, runs, tuple(found.values()))
 
 

@@ -175,7 +175,7 @@ def judge_generation(policy: Policy, sides: Sides, lane: Lane, drifted: bool) ->
     if sides.was_scored is not None and sides.now_scored is not None and margin is not None:
         before, after = _tops(sides.was_scored), _tops(sides.now_scored)
         return _parted(words, at, (before, after), margin, base)
-    verdict, told = _turned(sides, at, NEAR_TIE if drifted else lane.atol + lane.rtol)
+    verdict, told = _turned(sides, at, None if drifted else lane)
     return Generation(verdict=verdict, sentence=f"sampled: {words}{told}", **base)
 
 
@@ -202,16 +202,17 @@ def _same_tokens(
     return "benign-drift", f"the same tokens, logprobs moved by up to {most:.3g}"
 
 
-def _turned(sides: Sides, at: int, room: float) -> tuple[Verdict, str]:
-    """``room``: how far rounding moves the edges of a slice. Each edge is a sum of probabilities,
-    so it moves by no more than the largest |Δ logprob| of what is likely."""
+def _turned(sides: Sides, at: int, lane: Lane | None) -> tuple[Verdict, str]:
+    """``lane``: ``None`` where logits moved beyond it. An edge of a slice is a sum of
+    probabilities, so it moves by no more than the largest |Δ logprob| of what is likely."""
+    room = NEAR_TIE if lane is None else lane.atol + lane.rtol
     pairs = zip(sides.was.logprobs[:at], sides.now.logprobs[:at], strict=True)
     most = max((distance(a, b) for a, b in pairs), default=0.0)
     if sides.slip is None or sides.slip > room or most > NEAR_TIE:
         far = "" if sides.slip is None else f"; the draw lies {sides.slip:.3g} from its slice"
         return "harmful", far
     told = f"; the draw lies at the edge ({sides.slip:.3g} from its slice)"
-    return "within" if room < NEAR_TIE else "benign-drift", told
+    return "benign-drift" if lane is None else "within", told
 
 
 def _parted(

@@ -9,7 +9,7 @@ import pytest
 
 from omni_grpo_core.errors import ConfigError, OmniGrpoError
 from omni_grpo_core.golden.environment import environment
-from omni_grpo_core.golden.store import exact_stage, file_name
+from omni_grpo_core.golden.store import EXACT_STAGES, file_name
 from omni_grpo_core.golden.syrupy_ext import MISSING, GoldenExtension, Stored
 from omni_grpo_core.golden.text import compare_goldens, parse_golden
 from omni_grpo_core.trace.integers import Decode
@@ -78,7 +78,7 @@ class OmniGolden:
         lines: list[str] = []
         name = case or self._own()
         for record in trace.stages:
-            key = BASE if exact_stage(record.stage) else platform
+            key = BASE if record.stage in EXACT_STAGES else platform
             lines += self._differences(record.value, record.stage, name, trace.header, decode, key)
         if lines:
             pytest.fail("\n".join(lines), pytrace=False)

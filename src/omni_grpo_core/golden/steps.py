@@ -9,7 +9,6 @@ noise. The policy is sampled hot, so that one that is sure of itself still has s
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -49,7 +48,7 @@ Golden = Callable[[str, Any], Any]
 """Stage and fresh value -> the golden's value of the stage, the fresh one where there is none."""
 Slips = tuple[float | None, ...]
 """Of each completion, see :attr:`~omni_grpo_core.golden.generations.Sides.slip`; ``None`` where no
-token differs."""
+token differs, or the golden had ended and nothing was drawn."""
 
 
 class _Alone:
@@ -167,8 +166,7 @@ def _slips(policy: Policy, batch: Batch, was: Rollout, now: Rollout) -> Slips:
     )
     found = slip(logprobs.cpu(), uniforms[:, : ids.shape[1]], ids)
     return tuple(
-        # where the golden had ended nothing was drawn
-        None if at is None else float(found[i, at]) if at < len(a.token_ids) else math.inf
+        None if at is None or at >= len(a.token_ids) else float(found[i, at])
         for i, (at, (a, _)) in enumerate(zip(turned, sides, strict=True))
     )
 

@@ -19,20 +19,11 @@ from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.text import Golden, parse_golden
 
 PENDING = ".pending"
-_EXACT = frozenset(
-    {"sample", "conversation", "text", "media", "batch", "positions"}
-    | {"parsed", "reward", "advantage"}
-)
-
-
-def exact_stage(stage: str) -> bool:
-    """Whether a stage is made on the CPU whatever the model runs on: then its base golden serves
-    every platform that says what the base says, and has none of its own there.
-
-    >>> exact_stage("reward.2"), exact_stage("logits")
-    (True, False)
-    """
-    return base_stage(stage) in _EXACT
+EXACT_STAGES = frozenset({"sample", "conversation", "text", "media", "batch", "positions"})
+"""Made on the CPU whatever the model runs on: their base golden serves every platform."""
+_OF_WHAT_IS_SAID = frozenset({"parsed", "reward", "advantage"})
+"""Made on the CPU too, of completions: the base golden serves a platform that says the same, one
+that says otherwise has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +57,7 @@ def split_name(name: str, base: str) -> tuple[str, str]:
 def candidates(stage: str, key: str, suite: Suite) -> tuple[str, ...]:
     """File names that may speak for a stage on a platform, the best first."""
     keys = [key, *suite.fallbacks.get(key, ())]
-    if exact_stage(stage):
+    if base_stage(stage) in EXACT_STAGES | _OF_WHAT_IS_SAID:
         keys.append(suite.base)
     return tuple(dict.fromkeys(file_name(stage, k, suite.base) for k in keys))
 
