@@ -92,7 +92,8 @@ def slip(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
     """How far each draw lies outside the slice of its token, in probability; 0 where the draw is
     that token. A turned token is noise where this is no more than probabilities are off by.
 
-    ``logprobs``: (..., V); ``uniforms`` from :func:`draws`, ``tokens``: int64, (...).
+    ``logprobs``: (..., V); ``tokens``: int64, (...); ``uniforms``, from :func:`draws`, as many
+    or one for all.
 
     >>> logprobs = torch.tensor([[0.5, 0.25, 0.25]]).log().expand(3, -1)
     >>> found = slip(logprobs, torch.tensor([0.875] * 3), torch.tensor([2, 1, 0]))

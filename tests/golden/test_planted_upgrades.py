@@ -19,7 +19,7 @@ import torch
 from qwen_omni_utils.v2_5 import vision_process
 from torchvision.transforms import InterpolationMode
 
-from omni_grpo_core import batch, pipeline
+from omni_grpo_core import batch, pipeline, rollout
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden import steps
 from omni_grpo_core.golden.checking import check
@@ -27,6 +27,7 @@ from omni_grpo_core.golden.pending import record
 from omni_grpo_core.golden.results import GoldenReport, Verdict
 from omni_grpo_core.golden.suite import load_suite
 from omni_grpo_core.policy import Policy
+from omni_grpo_core.rollout import draws
 from omni_grpo_core.types import Batch
 
 KEY = "cpu-fp32"
@@ -237,6 +238,26 @@ def test_a_stage_that_an_upgrade_makes_fail_is_named(
     assert "it fails: TypeError: unexpected keyword argument 'audio'" in case.reason
     # what follows is made from the golden's batch, and is as it was
     assert {s.origin for s in case.stages if s.stage == "embeddings"} == {"inherited"}
+
+
+@pytest.mark.parametrize("what", ["another stream", "another rule"])
+def test_a_sampler_that_changed_is_no_rounding(
+    what: str, own: Policy, stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampled token may turn where its draw lies at the edge of both tokens' slices. Another
+    stream of draws misses the golden's tokens, another way to choose misses its own."""
+    if what == "another stream":
+        for module in (rollout, steps):
+            monkeypatch.setattr(module, "draws", lambda seed, *rest: draws(seed + 1, *rest))
+    else:
+        choose = rollout._choose
+        other = lambda logprobs, draw: choose(logprobs, None if draw is None else 1 - draw)  # noqa: E731
+        monkeypatch.setattr(rollout, "_choose", other)
+    (case,) = look(own, stored, ("grpo",)).cases
+    assert (case.verdict, case.first) == ("harmful", "completion.1"), case.reason
+    told = [g.sentence for g in case.generations if g.first is not None]
+    assert told
+    assert all("; the draw lies 0." in sentence for sentence in told), told
 
 
 def origins(report: GoldenReport) -> dict[str, str]:

@@ -48,8 +48,8 @@ _ROOM = 2.0
 @dataclass(frozen=True, slots=True)
 class StageDrift:
     """Over all cases and runs: the largest |Δ| of any float of a stage, and whether every
-    difference lies within the lane in force. A completion that turned at a near tie is other text:
-    its floats are not counted, ``turned`` says that there is one."""
+    difference lies within the lane in force. ``turned``: the tokens of a completion did, at a near
+    tie; from there on it is another text, and its floats are not counted."""
 
     stage: str
     max_abs: float
@@ -148,12 +148,11 @@ def _drift(stage: Mapping[str, Any]) -> StageDrift:
     """From one stage of a check's answer."""
     name = stage["stage"]
     fine = stage["verdict"] in FINE
-    # ids are compared too: where they part the logprobs after are those of another text
     turned = base_stage(name) == "completion" and any(
         d["verdict"] == "differs" and d["path"].endswith(".token_ids") for d in stage["differences"]
     )
     within = fine or (turned and stage["verdict"] == "benign-drift")
-    return StageDrift(name, 0.0 if turned else float(stage["max_abs"]), within, turned)
+    return StageDrift(name, float(stage["max_abs"]), within, turned)
 
 
 def record_lanes(folder: Path, found: Calibration) -> Path:

@@ -135,7 +135,7 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 class Sides:
     """One completion on both sides, with what each side scores for the *golden's* tokens, where
     that is kept (greedy ones); of sampled ones ``slip``: how far, in probability, the draw of the
-    first differing token lies outside the slice that the golden's token has now."""
+    first differing token lies outside the slices that the two tokens have now, at most."""
 
     was: Completion
     now: Completion

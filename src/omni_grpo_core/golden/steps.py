@@ -48,7 +48,7 @@ Golden = Callable[[str, Any], Any]
 """Stage and fresh value -> the golden's value of the stage, the fresh one where there is none."""
 Slips = tuple[float | None, ...]
 """Of each completion, see :attr:`~omni_grpo_core.golden.generations.Sides.slip`; ``None`` where no
-token differs, or the golden had ended and nothing was drawn."""
+token differs, or one side had ended and drew nothing."""
 
 
 class _Alone:
@@ -153,22 +153,26 @@ def grpo_steps(
 
 
 def _slips(policy: Policy, batch: Batch, was: Rollout, now: Rollout) -> Slips:
-    sides = list(zip(was.completions, now.completions, strict=False))
-    turned = [first_difference(a.token_ids, b.token_ids) for a, b in sides]
-    if all(at is None for at in turned):
-        return (None,) * len(turned)
+    pairs = [
+        (a.token_ids, b.token_ids) for a, b in zip(was.completions, now.completions, strict=False)
+    ]
+    found: list[float | None] = [None] * len(pairs)
+    turned = {i: at for i, pair in enumerate(pairs) if (at := first_difference(*pair)) is not None}
+    if not turned:
+        return tuple(found)
     ids, mask = completion_tensors(was.completions, policy.pad_token_id)
     with torch.no_grad(), generating(policy.model):
         logits = completion_logits(policy, batch, ids, mask)
-        logprobs = sampling_logprobs(policy, logits, was.temperature)
+        logprobs = sampling_logprobs(policy, logits, was.temperature).cpu()
     uniforms = torch.cat(
         [draws(was.seed, row.sample_id, was.group_size, MOST_TOKENS) for row in batch.rows]
     )
-    found = slip(logprobs.cpu(), uniforms[:, : ids.shape[1]], ids)
-    return tuple(
-        None if at is None or at >= len(a.token_ids) else float(found[i, at])
-        for i, (at, (a, _)) in enumerate(zip(turned, sides, strict=True))
-    )
+    for i, at in turned.items():
+        if at < min(map(len, pairs[i])):
+            # up to here both have the same past: the draw must lie by the slices of both tokens
+            both = torch.tensor([side[at] for side in pairs[i]])
+            found[i] = float(slip(logprobs[i, at].expand(2, -1), uniforms[i, at], both).max())
+    return tuple(found)
 
 
 def totals(scores: Mapping[str, Sequence[Score]]) -> list[float | None]:

@@ -6,7 +6,8 @@ it stay as they were (``benign-drift``); otherwise they are what made it worse (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from omni_grpo_core.golden.generations import (
     Sides,
@@ -30,6 +31,7 @@ from omni_grpo_core.golden.results import (
 from omni_grpo_core.golden.store import Found
 from omni_grpo_core.golden.text import parse_golden
 from omni_grpo_core.golden.walk import MODEL, Seen, Walk
+from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.leaves import Kind, Numbers, Scalar, Spans
 from omni_grpo_core.types import Batch, Rollout
 
@@ -44,8 +46,8 @@ def case_result(walk: Walk, name: str) -> CaseResult:
         for stage in walk.seen
         if base_stage(stage) == "completion" and walk.seen[stage].found
     }
-    said = [g.verdict for found in generations.values() for g in found]
-    held = all(verdict in _SOUND for verdict in said) and not any(
+    said = tuple(g for found in generations.values() for g in found)
+    held = all(g.verdict in _SOUND for g in said) and not any(
         _means_otherwise(walk, stage) for stage in ("parsed", "reward")
     )
     stages = tuple(
@@ -60,11 +62,11 @@ def case_result(walk: Walk, name: str) -> CaseResult:
     return CaseResult(
         case=name,
         verdict=verdict,
-        reason=_case_reason(verdict, first, stages),
+        reason=_case_reason(verdict, first, stages, sum(g.first is not None for g in said)),
         first=first.stage if first else None,
         stages=stages,
         prompts=_prompts(walk),
-        generations=tuple(g for found in generations.values() for g in found),
+        generations=said,
     )
 
 
@@ -122,9 +124,23 @@ def _stage_result(
         reason=_reason(verdict, seen, generations),
         # tokens that a draw at the edge turned are others, and nobody's fault
         origin="none" if verdict in FINE else seen.origin,
-        differences=seen.differences,
+        differences=tuple(_measured(seen.differences, generations)),
         golden=seen.found.file,
     )
+
+
+def _measured(
+    differences: Sequence[Difference], generations: Sequence[Generation]
+) -> Iterator[Difference]:
+    """Where the tokens of a completion part, its logprobs are those of another text: how far they
+    are apart says nothing."""
+    parted = tuple(
+        f"completions[{at}].logprobs" for at, g in enumerate(generations) if g.first is not None
+    )
+    for difference in differences:
+        if parted and difference.path.startswith(parted):
+            difference = replace(difference, max_abs=None, mean_abs=None)
+        yield difference
 
 
 def _verdict(walk: Walk, stage: str, seen: Seen, held: bool) -> Verdict:
@@ -158,12 +174,16 @@ def _reason(verdict: Verdict, seen: Seen, generations: Sequence[Generation]) -> 
     return f"{told[0]}{more}" if told else "within the lane"
 
 
-def _case_reason(verdict: Verdict, first: StageResult | None, stages: Sequence[StageResult]) -> str:
+def _case_reason(
+    verdict: Verdict, first: StageResult | None, stages: Sequence[StageResult], turned: int
+) -> str:
+    """``turned``: completions whose tokens are others."""
     if verdict == "exact":
         return "as it was"
     if verdict == "within":
         most = max(stages, key=lambda stage: stage.max_abs)
-        return f"floats within the lane, max |Δ| {most.max_abs:.2g} in {most.stage}"
+        told = f"floats within the lane, max |Δ| {most.max_abs:.2g} in {most.stage}"
+        return f"{told}; {turned} sampled completions turned at an edge" if turned else told
     missing = [stage.stage for stage in stages if not stage.golden]
     if first is None and missing:
         return f"{', '.join(missing)}: {NO_GOLDEN}"
