@@ -40,8 +40,13 @@ class OmniGrpoError(Exception):
         self.want = want
         self.fix = fix
 
+    @property
+    def where(self) -> Stage:
+        """The stage that the message names: the class's own, unless an error knows better."""
+        return self.stage
+
     def __str__(self) -> str:
-        return f"{self.stage}: {self.item}: found {self.got}, wanted {self.want}; {self.fix}"
+        return f"{self.where}: {self.item}: found {self.got}, wanted {self.want}; {self.fix}"
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         # keyword-only arguments do not survive the default: pytest-xdist and worker pools pickle

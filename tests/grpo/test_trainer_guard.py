@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from accelerate.state import AcceleratorState
 from small_text_model import text_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from omni_grpo_core.grpo.guard import Finding
 from omni_grpo_core.grpo.train_config import GuardConfig
 from omni_grpo_core.grpo.trainer_guard import GuardStop, OmniGrpoGuard
 from omni_grpo_core.policy import Policy
@@ -113,6 +115,17 @@ def test_trl_is_stopped_by_a_dead_reward_after_patience(tmp_path: Path) -> None:
     trainer = trl_run(tmp_path / "run", guard, reward=nothing, gradient_checkpointing=False)
     with pytest.raises(GuardStop, match=r"step 1: .*constant.*0\.1 for all 8 completions"):
         trainer.train()
+
+
+def test_a_stop_names_the_stage_and_crosses_to_another_process() -> None:
+    """It said "loss:" whatever had broken, and a worker that handed it on fell over it."""
+    stop = GuardStop(3, [Finding("garbage", "completion", "4 of 4")], Path("out") / "step-000003")
+    assert str(stop) == (
+        "completion: step 3: found completion: garbage: 4 of 4, wanted a run that can learn; "
+        "see out/step-000003"
+    )
+    again = pickle.loads(pickle.dumps(stop))
+    assert (str(again), again.findings, again.bundle) == (str(stop), stop.findings, stop.bundle)
 
 
 # --------------------------------------------------------------------------- transformers' Trainer

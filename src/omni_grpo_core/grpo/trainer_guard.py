@@ -27,11 +27,12 @@ from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.base import plain_text
 from omni_grpo_core.rewards.call import RewardFunction, name_of, values_of
 from omni_grpo_core.trace.store import save_trace
-from omni_grpo_core.types import Completion, Score, StageRecord, Trace
+from omni_grpo_core.types import Completion, Score, Stage, StageRecord, Trace
 
 
 class GuardStop(TrainError):
-    """The guard ended the run; ``findings`` say why, ``bundle`` is the folder with the trace."""
+    """The guard ended the run; ``findings``, one or more, say why, the first names the stage;
+    ``bundle`` is the folder with the trace."""
 
     def __init__(self, step: int, findings: Sequence[Finding], bundle: Path) -> None:
         super().__init__(
@@ -40,8 +41,16 @@ class GuardStop(TrainError):
             want="a run that can learn",
             fix=f"see {bundle}",
         )
+        self.step = step
         self.findings = tuple(findings)
         self.bundle = bundle
+
+    @property
+    def where(self) -> Stage:
+        return self.findings[0].stage
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (GuardStop, (self.step, self.findings, self.bundle))
 
 
 class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
