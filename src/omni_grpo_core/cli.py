@@ -16,7 +16,11 @@ import typer
 
 from omni_grpo_core import __version__
 from omni_grpo_core.console import (
+    Device,
+    Dtype,
+    FamilyOption,
     Json,
+    TinyFamily,
     bad_input_exits,
     progress,
     quiet_libraries,
@@ -49,29 +53,12 @@ app.command()(faults)
 app.command()(incident)
 
 
-class Device(StrEnum):
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
 class AudioPreferenceOption(StrEnum):
     auto = "auto"
     interleaved = "interleaved"
     separate = "separate"
     off = "off"
 
-
-class TinyFamily(StrEnum):
-    qwen2_5 = "qwen2.5"
-    qwen3 = "qwen3"
-
-
-FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Qwen3-Omni's.")]
 
 CheckpointOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time

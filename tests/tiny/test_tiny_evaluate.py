@@ -62,12 +62,9 @@ def test_held_out_clips_are_answered_to_the_letter(policy: Policy, examples: lis
 
 
 @pytest.mark.slow
-def test_every_sense_is_used_and_no_other() -> None:
-    from omni_grpo_core import tiny
-    from omni_grpo_core.policy import load_policy
-
-    policy = load_policy(tiny.checkpoint_dir())
-    result = summary(evaluate(policy, clips=32))
+@pytest.mark.parametrize("family", ["policy", "qwen3_policy"])
+def test_every_sense_is_used_and_no_other(family: str, request: pytest.FixtureRequest) -> None:
+    result = summary(evaluate(request.getfixturevalue(family), clips=32))
     for topic in TOPICS:
         assert result[f"as it is/{topic}"] >= 0.95
     assert result["as it is/format"] == 1.0

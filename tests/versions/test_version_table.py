@@ -18,30 +18,42 @@ from small_traces import small_batch, with_value
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.types import Completion, Positions, Rollout, Stage, StageRecord, Trace
 from omni_grpo_core.versions.matrix import against, interpreters, measure
-from omni_grpo_core.versions.table import BEGIN, END, holds, markdown, put
+from omni_grpo_core.versions.table import holds, markdown, marks, put
 
 ROOT = Path(__file__).parents[2]
-STORED = json.loads((Path(__file__).parent / "matrix.json").read_text(encoding="utf-8"))
+STORED = {
+    family: json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
+    for family, name in (("qwen2.5", "matrix.json"), ("qwen3", "matrix-qwen3.json"))
+}
+BEGIN, END = marks("qwen2.5")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 Run = Callable[..., tuple[int, str, str]]
 
 
-def test_the_readme_holds_the_table_of_the_stored_data() -> None:
-    table = README.partition(f"{BEGIN}\n")[2].partition(f"\n{END}")[0]
-    assert table == markdown(STORED), "make both anew: omni-grpo versions compare (CONTRIBUTING.md)"
+@pytest.mark.parametrize("family", STORED)
+def test_the_readme_holds_the_table_of_the_stored_data(family: str) -> None:
+    begin, end = marks(family)
+    table = README.partition(f"{begin}\n")[2].partition(f"\n{end}")[0]
+    told = "make both anew: omni-grpo versions compare (CONTRIBUTING.md)"
+    assert table == markdown(STORED[family]), told
+    assert STORED[family]["family"] == family
 
 
-def test_the_stored_data_are_of_the_supported_versions_and_all_hold() -> None:
+@pytest.mark.parametrize(("family", "without"), [("qwen2.5", set()), ("qwen3", {"4.52.4"})])
+def test_the_stored_data_are_of_the_supported_versions_and_all_hold(
+    family: str, without: set[str]
+) -> None:
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini", encoding="utf-8")
     section = next(name for name in tox.sections() if name.startswith("testenv:tf"))
     others = set(re.findall(r"transformers==(\S+)", tox[section]["commands_pre"]))
     (default,) = re.findall(r"^transformers==(\S+)", (ROOT / "constraints.txt").read_text(), re.M)
-    measured = {v["facts"]["header"]["transformers"] for v in STORED["versions"].values()}
-    assert measured == others | {default}
-    facts = STORED["versions"][STORED["default"]]["facts"]
+    stored = STORED[family]
+    measured = {v["facts"]["header"]["transformers"] for v in stored["versions"].values()}
+    assert measured == (others | {default}) - without
+    facts = stored["versions"][stored["default"]]["facts"]
     assert facts["header"]["transformers"] == default
-    assert holds(STORED)
+    assert holds(stored)
 
 
 # --------------------------------------------------------------------------- the table
@@ -111,6 +123,14 @@ def test_what_differs_stands_out() -> None:
     assert not holds(two(facts("4.0"), embeddings=far))
     assert holds(two(facts("4.0"), logits=near))
     assert not holds(two(facts("4.0", failing=["batch: left padding"])))
+
+
+def test_a_batch_that_generate_refuses() -> None:
+    """Qwen3-Omni in 4.57.6: pictures beside clips in one batch."""
+    batched = {"rows": 2, "equal": 1, "refused": "RuntimeError: shape mismatch: [8, 64] to [512]"}
+    table = markdown(two(facts("4.0", batched=batched)))
+    told = "**refused**: `RuntimeError`, shape mismatch: [8, 64] to [512]"
+    assert row(table, "`generate`, left-padded batch") == ["equal", told]
 
 
 def test_calls_that_are_refused_ignored_or_on_their_way_out() -> None:
@@ -214,7 +234,8 @@ def test_the_installed_version_is_as_stored(tmp_path: Path, run_cli: Run) -> Non
     assert json.loads(data.read_text()) == {k: v for k, v in told.items() if k != "holds"}
     table = markdown(told)
     assert document.read_text() == f"before\n{BEGIN}\n{table}\n{END}\nafter\n"
-    stored = {v["facts"]["header"]["transformers"]: v["facts"] for v in STORED["versions"].values()}
+    versions = STORED["qwen2.5"]["versions"].values()
+    stored = {v["facts"]["header"]["transformers"]: v["facts"] for v in versions}
     if version("transformers") in stored:
         measured = told["versions"]["here"]["facts"]
         # the patch version of Python may be another

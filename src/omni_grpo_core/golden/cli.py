@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from omni_grpo_core.console import (
+    Device,
+    Dtype,
     Json,
     bad_input_exits,
     progress,
@@ -29,16 +30,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Goldens that survive upgrades: check, attribute, review, accept.", no_args_is_help=True
 )
-
-
-class Device(StrEnum):
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 Cases = Annotated[

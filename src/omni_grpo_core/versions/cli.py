@@ -8,7 +8,15 @@ from typing import Annotated, Optional
 
 import typer
 
-from omni_grpo_core.console import Json, bad_input_exits, progress, quiet_libraries, writable
+from omni_grpo_core.console import (
+    FamilyOption,
+    Json,
+    TinyFamily,
+    bad_input_exits,
+    progress,
+    quiet_libraries,
+    writable,
+)
 
 app = typer.Typer(help="What each version of transformers changes.", no_args_is_help=True)
 
@@ -28,6 +36,7 @@ def compare_versions(
         Optional[str],  # noqa: UP045 - typer reads it at run time
         typer.Option(help="The name that the others are compared with; the first if left out."),
     ] = None,
+    family: FamilyOption = TinyFamily.qwen2_5,
     data: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Also keep what was measured, as JSON."),
@@ -54,15 +63,15 @@ def compare_versions(
 
         found = interpreters(pythons)
         if into is not None:
-            put_into(into, "")  # a document without marks is known before the work
+            put_into(into, "", family.value)  # a document without marks is known before the work
         with progress("versions", as_json) as on_version:
-            matrix = measure(found, default or next(iter(found)), on_version)
+            matrix = measure(found, default or next(iter(found)), family.value, on_version)
         table = markdown(matrix)
         if data is not None:
             text = json.dumps(matrix, indent=1, ensure_ascii=False)
             write_file(data, f"{text}\n".encode())
         if into is not None:
-            write_file(into, put_into(into, table))
+            write_file(into, put_into(into, table, family.value))
         good = holds(matrix)
         typer.echo(json.dumps({"holds": good, **matrix}, ensure_ascii=False) if as_json else table)
     raise typer.Exit(0 if good else 1)

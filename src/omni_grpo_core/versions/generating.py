@@ -33,10 +33,11 @@ def exam(policy: Policy, rows: Sequence[Row], samples: Sequence[Sample]) -> dict
     return found
 
 
-def batched(policy: Policy, rows: Sequence[Row]) -> dict[str, int]:
+def batched(policy: Policy, rows: Sequence[Row]) -> dict[str, Any]:
     """Rows that ``generate`` answers in a left-padded batch with the very ids it gives them alone.
 
-    One call takes one audio-in-video flag, so there is a batch for each: ``rows``, ``equal``.
+    One call takes one audio-in-video flag, so there is a batch for each: ``rows``, ``equal``, and
+    where this version cannot do it ``refused``: what it raised.
     """
     equal = 0
     for flag in (True, False):
@@ -44,15 +45,17 @@ def batched(policy: Policy, rows: Sequence[Row]) -> dict[str, int]:
         if not alike:
             continue
         batch = collate(alike, policy.pad_token_id)
-        together = _generate(
-            policy,
-            {
-                "input_ids": batch.input_ids,
-                "attention_mask": batch.attention_mask,
-                "use_audio_in_video": flag,
-                **batch.tensors,
-            },
-        )
+        keywords = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "use_audio_in_video": flag,
+            **batch.tensors,
+        }
+        try:
+            together = _generate(policy, keywords)
+        except Exception as error:  # whatever this version refuses it with is the fact
+            told = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            return {"rows": len(rows), "equal": equal, "refused": told}
         alone = [_generate(policy, library_keywords(policy, row))[0] for row in alike]
         equal += sum(a == b for a, b in zip(together, alone, strict=True))
     return {"rows": len(rows), "equal": equal}

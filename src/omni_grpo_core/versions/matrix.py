@@ -1,7 +1,8 @@
 """Several interpreters, one transformers each -> what every version does, as one JSON object.
 
-``{"default": NAME, "rows": n, "versions": {NAME: {"facts": …, "stages": …}}}``: facts as
-``probe`` leaves them, stages as compared with the default's trace (absent for the default itself).
+``{"family": FAMILY, "default": NAME, "rows": n, "versions": {NAME: {"facts": …, "stages": …}}}``:
+facts as ``probe`` leaves them, stages as compared with the default's trace (absent for the default
+itself).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import omni_grpo_core
+from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.trace.compare import compare
 from omni_grpo_core.trace.store import load_trace
@@ -54,6 +56,7 @@ def _bad(item: str, got: str, want: str) -> ConfigError:
 def measure(
     pythons: Mapping[str, Path],
     default: str,
+    family: tiny.FamilyName = "qwen2.5",
     on_version: Callable[[str], None] = lambda name: None,
 ) -> Matrix:
     """Probe every interpreter in a process of its own, one after another, and compare each with
@@ -68,7 +71,7 @@ def measure(
         folders = {name: Path(scratch) / str(i) for i, name in enumerate(pythons)}
         for name, python in pythons.items():
             on_version(name)
-            _probe(name, python, folders[name])
+            _probe(name, python, folders[name], family)
         facts = {n: json.loads((f / "facts.json").read_bytes()) for n, f in folders.items()}
         reference = load_trace(folders[default] / "trace")
         versions: dict[str, Any] = {}
@@ -76,7 +79,12 @@ def measure(
             versions[name] = {"facts": facts[name]}
             if name != default:
                 versions[name]["stages"] = against(reference, load_trace(folder / "trace"))
-    return {"default": default, "rows": facts[default]["rows"], "versions": versions}
+    return {
+        "family": family,
+        "default": default,
+        "rows": facts[default]["rows"],
+        "versions": versions,
+    }
 
 
 def against(default: Trace, other: Trace) -> dict[str, Any]:
@@ -110,14 +118,14 @@ def _answers(trace: Trace) -> list[tuple[int, ...]]:
     return [completion.token_ids for completion in greedy.completions]
 
 
-def _probe(name: str, python: Path, folder: Path) -> None:
+def _probe(name: str, python: Path, folder: Path, family: tiny.FamilyName) -> None:
     environment = dict(os.environ)
     source = Path(omni_grpo_core.__file__).parents[1]
     # this very code under another interpreter; but never a whole site-packages, whose transformers
     # would take the place of the one to be measured
     if not (source / "transformers").exists():
         environment["PYTHONPATH"] = str(source)
-    command: list[str | Path] = [python, "-m", "omni_grpo_core.versions.probe", folder]
+    command: list[str | Path] = [python, "-m", "omni_grpo_core.versions.probe", folder, family]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

@@ -1,7 +1,7 @@
-"""One version's side of the matrix: ``python -m omni_grpo_core.versions.probe FOLDER``.
+"""One version's side of the matrix: ``python -m omni_grpo_core.versions.probe FOLDER FAMILY``.
 
 Runs under the interpreter whose transformers is to be measured, and leaves ``trace`` and
-``facts.json`` in a new folder. Uses the shipped checkpoint and rows.
+``facts.json`` in a new folder. Uses the family's shipped checkpoint, and the shipped rows.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+from omni_grpo_core import tiny
 from omni_grpo_core.console import quiet_libraries
 
 
-def probe(folder: Path) -> None:
+def probe(folder: Path, family: tiny.FamilyName) -> None:
     """Measure the installed transformers into ``folder``."""
-    from omni_grpo_core import tiny
     from omni_grpo_core.pipeline import run
     from omni_grpo_core.policy import load_policy
     from omni_grpo_core.sample import load_samples
@@ -31,9 +32,9 @@ def probe(folder: Path) -> None:
         template_type,
     )
 
-    policy = load_policy(tiny.checkpoint_dir())
+    policy = load_policy(tiny.checkpoint_dir(family))
     samples = load_samples(tiny.data_file())
-    settings = replace(load_settings(tiny.checkpoint_dir()), group_size=1)
+    settings = replace(load_settings(tiny.checkpoint_dir(family)), group_size=1)
     trace = run(policy, samples, settings)
     rows = trace["batch"].value.rows
     inside = next(i for i, row in enumerate(rows) if row.audio_in_video == "interleaved")
@@ -61,4 +62,4 @@ def probe(folder: Path) -> None:
 
 if __name__ == "__main__":
     quiet_libraries()
-    probe(Path(sys.argv[1]))
+    probe(Path(sys.argv[1]), cast(tiny.FamilyName, sys.argv[2]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from omni_grpo_core.errors import ConfigError
 
-BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
+_MARKS: Mapping[str, str] = {"qwen2.5": "matrix", "qwen3": "matrix-qwen3"}
 _KEYWORDS = {
     "use_audio_in_video": "`use_audio_in_video=True`",
     "load_audio_from_video": "`load_audio_from_video=True`",
@@ -36,8 +36,17 @@ def markdown(matrix: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def put(document: str, table: str, name: str) -> str:
-    """``document`` with ``table`` between the marks.
+def marks(family: str) -> tuple[str, str]:
+    """The lines between which a family's table stands in a document.
+
+    >>> marks("qwen3")
+    ('<!-- matrix-qwen3:begin -->', '<!-- matrix-qwen3:end -->')
+    """
+    return f"<!-- {_MARKS[family]}:begin -->", f"<!-- {_MARKS[family]}:end -->"
+
+
+def put(document: str, table: str, name: str, family: str = "qwen2.5") -> str:
+    """``document`` with ``table`` between the family's marks.
 
     Raises:
         ConfigError: not exactly one pair of marks.
@@ -45,19 +54,20 @@ def put(document: str, table: str, name: str) -> str:
     >>> put("a\\n<!-- matrix:begin -->\\nold\\n<!-- matrix:end -->\\nb", "new", "README.md")
     'a\\n<!-- matrix:begin -->\\nnew\\n<!-- matrix:end -->\\nb'
     """
-    pattern = re.compile(rf"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
+    begin, end = marks(family)
+    pattern = re.compile(rf"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
     found = pattern.findall(document)
     if len(found) != 1:
         raise ConfigError(
             name,
             got=f"{len(found)} places for the table",
-            want=f"one, between the lines {BEGIN} and {END}",
+            want=f"one, between the lines {begin} and {end}",
             fix="put the two marks where the table is to stand",
         )
-    return pattern.sub(lambda _: f"{BEGIN}\n{table}\n{END}", document)
+    return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", document)
 
 
-def put_into(path: Path, table: str) -> bytes:
+def put_into(path: Path, table: str, family: str) -> bytes:
     """What ``path`` is to hold. Raises :class:`ConfigError` as :func:`put`, or if unreadable."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -65,7 +75,7 @@ def put_into(path: Path, table: str) -> bytes:
         raise ConfigError(
             str(path), got=str(error), want="a text in UTF-8", fix="check the path"
         ) from error
-    return put(text, table, str(path)).encode()
+    return put(text, table, str(path), family).encode()
 
 
 def holds(matrix: Mapping[str, Any]) -> bool:
@@ -175,6 +185,9 @@ def _deltas(version: Mapping[str, Any]) -> str:
 
 def _batched(version: Mapping[str, Any]) -> str:
     found = version["facts"]["batched"]
+    if "refused" in found:
+        kind, _, said = found["refused"].partition(": ")
+        return f"**refused**: `{kind}`, {said}"
     if found["equal"] == found["rows"]:
         return "equal"
     return f"**{found['equal']} of {found['rows']} rows equal**"
