@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from qwen_omni_utils.v2_5 import vision_process
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
+from omni_grpo_core._decode import _upright
 from omni_grpo_core.errors import ConfigError, MediaError
 from omni_grpo_core.media import MediaConfig
 
@@ -39,6 +42,20 @@ def test_frames_are_those_of_a_plain_resize(tmp_path: Path, height: int, width: 
         antialias=True,
     )
     assert video.frames.equal(wanted.float())
+
+
+def test_a_forked_process_can_let_go_of_a_frame() -> None:
+    """A forked data loader's worker hung for ever in its garbage collector: it freed a frame whose
+    conversion had run in threads, and waited for threads that a fork does not copy."""
+    _upright(Path("a.mp4"), av.VideoFrame(64, 48, "yuv420p"))
+    # the frame and its side data know each other: only the collector frees them
+    child = multiprocessing.get_context("fork").Process(target=gc.collect)
+    child.start()
+    child.join(20)
+    hangs = child.is_alive()
+    child.kill()
+    child.join()
+    assert not hangs
 
 
 def test_same_frames_whatever_the_threads(tmp_path: Path) -> None:

@@ -315,7 +315,9 @@ def _on_time(frame: Any, number: int, contents: Contents) -> bool:
 
 
 def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
-    rgb: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    # one thread: libswscale's own threads are waited for when the frame goes, and in a forked
+    # process (a data loader's worker) there are none, so it would wait for ever
+    rgb: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", threads=1)
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return rgb
