@@ -47,6 +47,7 @@ def test_frames_are_those_of_a_plain_resize(tmp_path: Path, height: int, width: 
 def test_a_forked_process_can_let_go_of_a_frame() -> None:
     """A forked data loader's worker hung for ever in its garbage collector: it freed a frame whose
     conversion had run in threads, and waited for threads that a fork does not copy."""
+    gc.collect()  # what other tests left behind, in threads of their own
     _upright(Path("a.mp4"), av.VideoFrame(64, 48, "yuv420p"))
     # the frame and its side data know each other: only the collector frees them
     child = multiprocessing.get_context("fork").Process(target=gc.collect)
