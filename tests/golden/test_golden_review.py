@@ -273,34 +273,30 @@ def test_a_platform_without_goldens_of_its_own_fails_on_floats_only(
     assert {s.golden for s in case.stages if s.stage == "batch"} == {"words/batch.txt"}
 
 
+def used(golden: Path, suite: Suite, policy: Policy, stage: str) -> str:
+    """The file that speaks for a stage on a GPU."""
+    (case,) = check(policy, suite, golden, "cuda-sm90-bf16", names=["words"]).cases
+    return next(found.golden for found in case.stages if found.stage == stage)
+
+
 def test_its_own_golden_comes_first_then_the_declared_fallback(
     project: tuple[Path, Suite], policy: Policy
 ) -> None:
     golden, suite = project
     overlay(golden, "logits", "cuda-sm80-bf16")
     suite = replace(suite, fallbacks={"cuda-sm90-bf16": ("cuda-sm80-bf16",)})
-
-    def used() -> str:
-        (case,) = check(policy, suite, golden, "cuda-sm90-bf16", names=["words"]).cases
-        return next(stage.golden for stage in case.stages if stage.stage == "logits")
-
-    assert used() == "words/logits@cuda-sm80-bf16.txt"
+    assert used(golden, suite, policy, "logits") == "words/logits@cuda-sm80-bf16.txt"
     overlay(golden, "logits", "cuda-sm90-bf16")
-    assert used() == "words/logits@cuda-sm90-bf16.txt"
+    assert used(golden, suite, policy, "logits") == "words/logits@cuda-sm90-bf16.txt"
 
 
 def test_what_is_made_of_completions_has_its_own_golden_only_where_they_differ(
     project: tuple[Path, Suite], policy: Policy
 ) -> None:
     golden, suite = project
-
-    def used() -> str:
-        (case,) = check(policy, suite, golden, "cuda-sm90-bf16", names=["words"]).cases
-        return next(stage.golden for stage in case.stages if stage.stage == "parsed")
-
-    assert used() == "words/parsed.txt"
+    assert used(golden, suite, policy, "parsed") == "words/parsed.txt"
     overlay(golden, "parsed", "cuda-sm90-bf16")
-    assert used() == "words/parsed@cuda-sm90-bf16.txt"
+    assert used(golden, suite, policy, "parsed") == "words/parsed@cuda-sm90-bf16.txt"
 
 
 def test_a_cpu_run_prunes_no_gpu_golden(project: tuple[Path, Suite]) -> None:
