@@ -7,7 +7,7 @@ installed library.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -18,12 +18,12 @@ with a FutureWarning until 5.40."""
 
 def cache_keyword(model: Any) -> str:
     """What the forward of ``model`` calls its key-value cache."""
-    return _cache_keyword(type(model))
+    return _cache_keyword(type(model).forward)
 
 
 @cache
-def _cache_keyword(kind: type[Any]) -> str:
-    taken = inspect.signature(kind.forward).parameters
+def _cache_keyword(forward: Callable[..., Any]) -> str:
+    taken = inspect.signature(forward).parameters
     return next((name for name in CACHE if name in taken), CACHE[-1])
 
 

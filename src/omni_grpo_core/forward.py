@@ -218,7 +218,10 @@ def completion_logits(
         suffix=completion_ids,
     )
     length = completion_ids.shape[1]
-    logits: Tensor = policy.model.lm_head(output.last_hidden_state[:, -length - 1 : -1])
+    # contiguous: torch multiplies a strided batch row by row or at once, which rounds otherwise, by
+    # whether the weight requires a gradient; a frozen head must score as one that learns
+    hidden = output.last_hidden_state[:, -length - 1 : -1].contiguous()
+    logits: Tensor = policy.model.lm_head(hidden)
     return logits
 
 
