@@ -111,6 +111,12 @@ class Replay:
 
 def replay() -> Replay:
     """Train a few steps as the incident's script did, and record them."""
+    # the recorder hears them; what they mean is told with the verdict
+    with warnings.catch_warnings(action="ignore"):
+        return _replayed()
+
+
+def _replayed() -> Replay:
     loop = WildLoop(reference(CONFIG.dtype).policy, CONFIG)
     loop.reward_funcs = [Format(), Accuracy(), people_focus_reward]
     good = loop.answers()
@@ -132,8 +138,6 @@ def replay() -> Replay:
                 settings={**loop.settings(), "max_prompt_length": 2048},
             )
         )
-        # the recorder hears them; what they mean is told with the verdict
-        stack.enter_context(warnings.catch_warnings(action="ignore"))
         outcomes, raised = _trained(loop, recorder)
         cases = as_cases(read_traces(trace), reference(CONFIG.dtype))
     return Replay(outcomes, tuple(good), tuple(right), cases, raised)
