@@ -11,7 +11,6 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -60,10 +59,9 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
         Unreadable: no such file, no plain file, no permission, more than ``most`` bytes.
     """
     try:
-        # opened without waiting for a writer, then looked at: a name could be replaced in between
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(handle, "rb") as file:  # noqa: PTH123 - a handle, no path
-            status = os.fstat(handle)
+        # without waiting for a writer; looked at once it is open, since a name can be replaced
+        with open(path, "rb", opener=_without_waiting) as file:  # noqa: PTH123 - Path has no opener
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable(_kind(status.st_mode))
             if status.st_size > most:
@@ -73,8 +71,14 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
         raise
     except FileNotFoundError:
         raise Unreadable("no such file") from None
+    except IsADirectoryError:
+        raise Unreadable("a folder") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise Unreadable(getattr(error, "strerror", None) or str(error)) from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_text(path: Path, most: int = MAX_BYTES) -> str:
@@ -157,12 +161,7 @@ def depth_of(text: str) -> int:
 
 
 def _kind(mode: int) -> str:
-    kinds: tuple[tuple[Callable[[int], bool], str], ...] = (
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISSOCK, "a socket"),
-    )
-    return next((name for is_kind, name in kinds if is_kind(mode)), "a device")
+    return "a pipe" if stat.S_ISFIFO(mode) else "a device"
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
