@@ -60,7 +60,7 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """
     try:
         # without waiting for a writer; looked at once it is open, since a name can be replaced
-        with open(path, "rb", opener=_without_waiting) as file:  # noqa: PTH123 - Path has no opener
+        with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable(_kind(status.st_mode))
