@@ -16,7 +16,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # fixtures of more than one folder; modules, because mypy takes one file named conftest only
-pytest_plugins = ["shipped_fixtures", "qwen3_fixtures", "real_vocab_fixtures"]
+pytest_plugins = [
+    "shipped_fixtures",
+    "qwen3_fixtures",
+    "real_vocab_fixtures",
+    "robustness_summary",
+]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -28,7 +28,7 @@ STAGES = frozenset(
 )
 MODEL = frozenset({"family", "forward", "towers"})
 # settings as plain values: reading a configuration loads no decoder and no torch
-CONFIG = frozenset({"media_config", "strict"})
+CONFIG = frozenset({"media_config", "strict", "bounded"})
 PIPELINE = NOUNS | STAGES | MODEL | CONFIG | {"settings", "stage_checks", "pipeline"}
 
 # Every room of the package, and the rooms it may import from beside its own files.
@@ -71,9 +71,11 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "pytest_plugin": NOUNS | {"golden"},
     "__main__": frozenset({"cli"}),
     "console": NOUNS,
+    "exits": NOUNS | {"console", "__init__"},
     "cli": PIPELINE
     | {
         "console",
+        "exits",
         "training",
         "check",
         "report",
