@@ -93,7 +93,12 @@ ROOMS: Mapping[str, frozenset[str]] = {
 }
 
 # Private modules that stand beside a room because it is one file; only that room may use them.
-ANNEXES: Mapping[str, str] = {"_decode": "media", "_qwen_utils": "media", "_rows": "sample"}
+ANNEXES: Mapping[str, str] = {
+    "_decode": "media",
+    "_framing": "media",
+    "_qwen_utils": "media",
+    "_rows": "sample",
+}
 
 # Modules in the house of a pure stage that run the whole pipeline: a room of their own, so that
 # the stage's pure files cannot lean on them.
