@@ -25,7 +25,8 @@ HANG_GUARD = 60
 class JudgeServer(ThreadingHTTPServer):
     """``mode`` decides what happens to every request; a function writes the reply itself.
 
-    ``seen``: judged texts, in order. ``together``: no request is answered before so many are there
+    ``verdict``: the reason that it gives. ``seen``: judged texts, in order.
+    ``together``: no request is answered before so many are there
     at once. ``hold_after``: those after so many are never answered, and ``held`` is set.
     """
 
@@ -35,6 +36,7 @@ class JudgeServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.mode: str | Callable[[BaseHTTPRequestHandler], None] = "answer"
+        self.verdict = "so it is"
         self.together: threading.Barrier | None = None
         self.hold_after: int | None = None
         self.held = threading.Event()
@@ -96,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _reply(self, mode: str, points: int, attempt: int) -> None:
-        verdict = json.dumps({"reason": "so it is", "score": points})
+        verdict = json.dumps({"reason": self.server.verdict, "score": points})
         if mode == "429 then answer":
             mode = "429" if attempt == 1 else "answer"
         if mode == "stall":

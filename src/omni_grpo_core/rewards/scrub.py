@@ -19,7 +19,8 @@ too many innocent words."""
 class Scrubber:
     """Texts without one secret, which is printable ASCII or empty (then every text is left alone).
 
-    Known again as it is, escaped for URLs, JSON or HTML, and in base64 of anything it is part of.
+    Known again as it is, escaped for URLs, JSON or HTML, and in base64 of anything it is part of,
+    in any case (a header may be lowered).
 
     >>> clean = Scrubber("sk/12+34")
     >>> clean("Bearer sk/12+34, ?key=sk%2f12%2B34, {'k': 'sk\\\\/12+34'}")
@@ -32,7 +33,7 @@ class Scrubber:
         self._found: re.Pattern[str] | None = None
         if len(secret) >= _SHORTEST:
             forms = [re.escape(secret), _spelled(secret), *map(_spelled, _base64(secret))]
-            self._found = re.compile("|".join(forms))
+            self._found = re.compile("|".join(forms), re.IGNORECASE)
 
     def __call__(self, text: str) -> str:
         return text if self._found is None else self._found.sub(REDACTED, text)
@@ -69,10 +70,10 @@ def _character(character: str) -> str:
     """A character as it is or escaped, up to a few times over; atomic and bounded, so that hostile
     text takes time in proportion to its length."""
     code = ord(character)
-    escaped = rf"(?i:u00{code:02x}|x{code:02x})|{re.escape(character)}"
-    entity = rf"&(?i:#0{{0,6}}{code}|#x0{{0,6}}{code:x});|{re.escape(html.escape(character))}"
-    bare = r"\\{1,64}" if character == "\\" else rf"\\{{0,8}}(?:{escaped})"
-    return rf"(?>%(?:25){{0,3}}(?i:{code:02x})|{entity}|{bare})"
+    entity = rf"&(?:#0{{0,6}}{code}|#x0{{0,6}}{code:x});|{re.escape(html.escape(character))}"
+    escaped = rf"\\{{1,8}}(?:u00{code:02x}|x{code:02x})"
+    bare = r"\\{1,64}" if character == "\\" else rf"\\{{0,8}}{re.escape(character)}"
+    return rf"(?>%(?:25){{0,3}}{code:02x}|{escaped}|{entity}|{bare})"
 
 
 def _base64(secret: str) -> Iterator[str]:
