@@ -22,7 +22,7 @@ from omni_grpo_core.grpo import checkpointing
 from omni_grpo_core.grpo.advantage import Advantages, group_advantages
 from omni_grpo_core.grpo.bundle import save_bundle, step_trace
 from omni_grpo_core.grpo.evaluation import Examiner
-from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, watch_generation
+from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, not_finite, watch_generation
 from omni_grpo_core.grpo.learners import choose_learners
 from omni_grpo_core.grpo.load_config import require_enough
 from omni_grpo_core.grpo.lora import merged_weights
@@ -49,7 +49,7 @@ LOG = "log.jsonl"
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """``finished``: every step was taken. ``stopped``: the guard ended it at ``step``, before the
-    weights changed; ``bundle`` is the folder with the trace of that step and the report."""
+    update that it found something in; ``bundle`` is the folder with the trace of that step and the report."""
 
     status: Literal["finished", "stopped"]
     step: int
@@ -224,10 +224,13 @@ class _Run:
         everyone = tuple(self.team.gather(rolled.completions))
 
         def may_step(update: Update) -> bool:
-            drift = update.metrics.peaks.get("drift_max")
-            facts = StepFacts(step, everyone, rewards, drift, update.loss, update.grad_norm)
-            first = "drift" in update.metrics.means
-            findings.extend((*self._seen(), *self.guard.look(facts)) if first else ())
+            numbers = update.loss, update.grad_norm, update.broken
+            if "drift" in update.metrics.means:  # the first one on this rollout
+                drift = update.metrics.peaks.get("drift_max")
+                facts = StepFacts(step, everyone, rewards, drift, *numbers)
+                findings.extend((*self._seen(), *self.guard.look(facts)))
+            else:
+                findings.extend(not_finite(*numbers))
             return not findings
 
         rate = 0.0
