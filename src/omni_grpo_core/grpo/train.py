@@ -49,7 +49,8 @@ LOG = "log.jsonl"
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """``finished``: every step was taken. ``stopped``: the guard ended it at ``step``, before the
-    update that it found something in; ``bundle`` is the folder with the trace of that step and the report."""
+    update that it found something in; ``bundle`` is the folder with the trace of that step and the
+    report."""
 
     status: Literal["finished", "stopped"]
     step: int
