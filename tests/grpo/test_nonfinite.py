@@ -48,7 +48,8 @@ class Poisoned(Scorer):
         logprobs, entropy = super().forward(batch, ids, mask)
         if self.calls == self.at:
             if self.backward:
-                logprobs.register_hook(lambda gradient: gradient * self.value)
+                spoilt: Any = logprobs
+                spoilt.register_hook(lambda gradient: gradient * self.value)
             else:
                 logprobs = logprobs * self.value
         self.calls += 1
@@ -202,7 +203,7 @@ def _rank(rank: int, port: int, out: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     made: list[Poisoned] = []
     if rank == 1:  # one micro-batch an iteration: the second iteration of the first step
-        train_module.Scorer = poisoned_at(1, made)  # type: ignore[assignment, misc]
+        vars(train_module)["Scorer"] = poisoned_at(1, made)
     result = train(short(out, iterations=2))
     assert (result.status, result.step) == ("stopped", 0)
     weights: list[nn.Module] = [one.model for one in made]

@@ -221,7 +221,7 @@ def test_a_trainer_whose_policy_collapses_is_stopped_with_what_it_said(
 
 
 class Two(torch.nn.Module):
-    """One weight learns from every input, the other from the first of its two halves."""
+    """Two layers, so that there are four parameters to look at."""
 
     def __init__(self) -> None:
         super().__init__()

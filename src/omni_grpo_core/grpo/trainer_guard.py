@@ -96,7 +96,7 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
         if optimizer is None or args.fp16:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        broken = [parameter for parameter in parameters if not _finite_gradient(parameter)]
+        broken = _without_finite_gradient(parameters)
         if not _anywhere(bool(broken), parameters[0].device):
             return
         names = {id(p): name for name, p in model.named_parameters()} if model is not None else {}
@@ -205,12 +205,13 @@ def _total(values: Sequence[float | None]) -> float | None:
     return sum(scored) / len(scored) if scored else None
 
 
-def _finite_gradient(parameter: torch.nn.Parameter) -> bool:
-    """Of this process's part of it."""
-    gradient: Any = parameter.grad
-    if gradient is None:
-        return True
-    return bool(getattr(gradient, "to_local", lambda: gradient)().isfinite().all())
+def _without_finite_gradient(parameters: Sequence[Any]) -> list[Any]:
+    """Of what this process holds of them; one transfer from the device."""
+    learning = [parameter for parameter in parameters if parameter.grad is not None]
+    own = [getattr(p.grad, "to_local", lambda p=p: p.grad)() for p in learning]
+    flags = [gradient.isfinite().all().to(own[0].device) for gradient in own]
+    finite = torch.stack(flags).tolist() if flags else []
+    return [parameter for parameter, fine in zip(learning, finite, strict=True) if not fine]
 
 
 def _many() -> bool:
