@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 from omni_grpo_core.bounded import Unreadable, json_value, read_bytes, read_text
 from omni_grpo_core.errors import TrainError
+from omni_grpo_core.grpo.exhausted import is_out_of_memory
 from omni_grpo_core.grpo.train_config import TrainConfig, as_values
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.rewards import health
@@ -244,15 +245,6 @@ def _written(target: Path, write: Callable[[], None]) -> None:
             fix="check permissions and free space, then start the run again: what was saved "
             "before is whole",
         ) from error  # fmt: skip
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of a device's or the machine's, whichever class it comes as."""
-    said = str(error).lower()
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, (RuntimeError, OSError)) and any(word in said for word in words)
-    )
 
 
 def _begin(partial: Path) -> None:

@@ -25,6 +25,7 @@ from omni_grpo_core.grpo import checkpointing
 from omni_grpo_core.grpo.advantage import Advantages, group_advantages
 from omni_grpo_core.grpo.bundle import save_bundle, step_trace
 from omni_grpo_core.grpo.evaluation import Examiner
+from omni_grpo_core.grpo.exhausted import as_input_error, is_out_of_memory
 from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, not_finite, watch_generation
 from omni_grpo_core.grpo.learners import choose_learners
 from omni_grpo_core.grpo.load_config import require_enough
@@ -98,8 +99,17 @@ def train(
 
     Raises ``OmniGrpoError`` for input that cannot be used and for a machine that is too small.
     """
+    run = None
     with ExitStack() as held:
-        return _Run(config, trace_steps, on_step, warn, held).run()
+        try:
+            run = _Run(config, trace_steps, on_step, warn, held)
+            return run.run()
+        except (RuntimeError, MemoryError, OSError) as error:
+            parts = (run.policy.model, run.optimizer) if run else (None, None)
+            known = as_input_error(error, *parts)
+            if known is None:
+                raise
+            raise known from error
 
 
 class _Run:
@@ -139,6 +149,7 @@ class _Run:
             max_grad_norm=config.optimizer.max_grad_norm,
             gradient_checkpointing=config.gradient_checkpointing,
         )
+        self.optimizer: Any = None
         self.seen: list[Finding] = []
         self.examiner = Examiner(config)
 
@@ -182,6 +193,8 @@ class _Run:
             lr=config.optimizer.lr,
             betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
             weight_decay=config.optimizer.weight_decay,
+            # the default on CUDA holds another copy of all weights within its step
+            fused=config.device == "cuda",
         )
         self.scorer, self.optimizer = self.accelerator.prepare(
             Scorer(self.policy, config.settings.temperature), optimizer
@@ -219,7 +232,7 @@ class _Run:
         try:
             self.accelerator.load_state(str(self.saved.folder))
         except Exception as error:  # whatever the libraries make of files that are not theirs
-            if checkpointing.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise TrainError(
                 str(self.saved.folder),
