@@ -198,7 +198,12 @@ def train(
     console = Console(stderr=True, quiet=not first)
     live = console.is_terminal and not as_json
     with display(plan.steps, console, live=live) as on_step:
-        result = run_training(plan, trace_steps=trace, on_step=on_step)
+        result = run_training(
+            plan,
+            trace_steps=trace,
+            on_step=on_step,
+            warn=lambda text: typer.echo(f"warning: {text}", err=True),
+        )
     for finding in result.findings if first else ():
         typer.echo(f"stopped at step {result.step}: {finding}", err=True)
     if result.bundle is not None and first:
