@@ -137,13 +137,16 @@ def test_a_prompt_over_the_limit_is_refused_not_cut(policy: Policy, inputs: Inpu
         process_row(*_inputs_of(inputs, 0), policy.processor, policy.family, max_length=40)
 
 
-@pytest.mark.parametrize("seconds", [0.01, 3600])
+@pytest.mark.parametrize(
+    ("seconds", "fix"), [(1 / 16000, "too short"), (0.01, "too short"), (3600, "cut the clip")]
+)
 def test_sound_that_the_extractor_would_cut_is_refused(
-    policy: Policy, inputs: Inputs, seconds: float
+    policy: Policy, inputs: Inputs, seconds: float, fix: str
 ) -> None:
+    """One sample of sound was told to be cut."""
     prompt, conversation, media = _inputs_of(inputs, 0)
     sound = Audio(torch.zeros(int(seconds * 16000)), from_video=0)
-    with pytest.raises(BatchError, match=r"audio 0: found .* s of sound"):
+    with pytest.raises(BatchError, match=rf"audio 0: found .* s of sound.*; {fix}"):
         process_row(
             prompt, conversation, replace(media, audios=(sound,)), policy.processor, policy.family
         )

@@ -334,10 +334,12 @@ def _refuse_odd_audio(item: str, media: Media, processor: Any, family: Family) -
         if not least <= length <= limit:
             raise BatchError(
                 f"{item}, audio {index}",
-                got=f"{length / AUDIO_SAMPLING_RATE:.2f} s of sound",
+                got=f"{length / AUDIO_SAMPLING_RATE:.2f} s of sound ({length} samples)",
                 want=f"{least / AUDIO_SAMPLING_RATE:.2f} to {limit / AUDIO_SAMPLING_RATE:g} s, "
                 "what the checkpoint's feature extractor takes",
-                fix="cut the clip: the extractor would cut it silently",
+                fix="too short to be heard: use a longer one, or leave it out"
+                if length < least
+                else "cut the clip: the extractor would cut it silently",
             )
 
 

@@ -164,7 +164,7 @@ def test_a_wrong_one_exits_2_before_torch_is_loaded(
     code = (
         "import sys; from omni_grpo_core.cli import app\n"
         "try: app(sys.argv[1:])\n"
-        "finally: print(sorted({'torch', 'numpy', 'transformers', 'openai'} & {*sys.modules}))"
+        "finally: print(sorted({'torch', 'numpy', 'transformers', 'httpx'} & {*sys.modules}))"
     )
     path = write(tmp_path, **changes)
     done = subprocess.run(
