@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -178,7 +179,9 @@ def train(
     """
     from omni_grpo_core.grpo.load_config import load_train_config
 
-    plan, warnings = load_train_config(config)
+    # what a reward function prints must not stand beside the one object of --json
+    with redirect_stdout(sys.stderr):
+        plan, warnings = load_train_config(config)
     first = os.environ.get("RANK", "0") == "0"
     for warning in warnings if first else ():
         typer.echo(f"warning: {warning}", err=True)
@@ -197,7 +200,7 @@ def train(
     require_device(plan.device)
     console = Console(stderr=True, quiet=not first)
     live = console.is_terminal and not as_json
-    with display(plan.steps, console, live=live) as on_step:
+    with redirect_stdout(sys.stderr), display(plan.steps, console, live=live) as on_step:
         result = run_training(
             plan,
             trace_steps=trace,

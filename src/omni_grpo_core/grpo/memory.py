@@ -183,13 +183,15 @@ def learning_parameters(
     24
     """
     if lora is not None:
-        names = "|".join(map(re.escape, lora.target_modules))
-        target = re.compile(rf"model\.layers\.\d+\..*\.({names})\.weight")
-        return sum(
-            lora.rank * sum(shape) for name, shape in shapes.items() if target.fullmatch(name)
-        )
+        return sum(lora.rank * sum(s) for name, s in shapes.items() if lora_target(lora, name))
     stuck = tuple(prefix for tower in freeze for prefix in TOWER_PREFIX[tower])
     return sum(math.prod(s) for n, s in shapes.items() if not (stuck and n.startswith(stuck)))
+
+
+def lora_target(lora: LoraConfig, name: str) -> bool:
+    """Whether an adapter sits on the weight of this published name."""
+    modules = "|".join(map(re.escape, lora.target_modules))
+    return re.fullmatch(rf"model\.layers\.\d+\..*\.({modules})\.weight", name) is not None
 
 
 def thinker_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
