@@ -159,7 +159,7 @@ def _child(
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv[:] = ["omni-grpo", *words]
-    sys.exit(run_command(app, words))
+    sys.exit(run_command(lambda: app, words))
 
 
 def _fresh(
