@@ -70,7 +70,8 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "versions": PIPELINE | {"trace", "tiny", "console"},
     "pytest_plugin": NOUNS | {"golden"},
     "__main__": frozenset({"cli"}),
-    "console": NOUNS,
+    "console": NOUNS | {"tested"},
+    "tested": frozenset(),
     "cli": PIPELINE
     | {
         "console",

@@ -61,5 +61,5 @@ def probe(folder: Path, family: tiny.FamilyName) -> None:
 
 
 if __name__ == "__main__":
-    quiet_libraries()
+    quiet_libraries(worker=True)
     probe(Path(sys.argv[1]), cast(tiny.FamilyName, sys.argv[2]))
