@@ -59,7 +59,7 @@ def generated(
     prompts: Sequence[int] = (0, 0, 1, 1),
     config: Mapping[str, Any] | None = None,
     modes: Modes = EVAL,
-    cached: tuple[int, ...] = (3, 4),
+    cached: tuple[int | None, ...] = (3, 4),
     logprobs: Tensor | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> GenerateCall:

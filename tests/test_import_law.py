@@ -26,7 +26,7 @@ NOUNS = frozenset({"types", "errors", "observed"})
 STAGES = frozenset(
     {"sample", "conversation", "media", "batch", "policy", "rollout", "rewards", "grpo"}
 )
-MODEL = frozenset({"family", "forward", "towers"})
+MODEL = frozenset({"dialect", "family", "forward", "towers"})
 # settings as plain values: reading a configuration loads no decoder and no torch
 CONFIG = frozenset({"media_config", "strict"})
 PIPELINE = NOUNS | STAGES | MODEL | CONFIG | {"settings", "stage_checks", "pipeline"}
@@ -43,11 +43,13 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "media": NOUNS | {"media_config"},
     # what differs between model families: the two stages that meet a processor or a model ask it
     "family": NOUNS,
+    # what transformers calls things, version by version
+    "dialect": frozenset(),
     "batch": NOUNS | {"family"},
     "policy": NOUNS | {"family"},
     # the model is the one thing no frozen value carries: what runs it is handed the policy
     "towers": NOUNS | {"policy"},
-    "forward": NOUNS | {"policy", "towers"},
+    "forward": NOUNS | {"dialect", "policy", "towers"},
     "rollout": NOUNS | {"policy", "forward"},
     # what puts the stages together
     "settings": NOUNS | STAGES | CONFIG,
@@ -62,7 +64,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "realvocab": NOUNS | {"tiny", "trace"},
     "golden": PIPELINE | {"trace", "tiny", "training"},
     # watches foreign trainers: it knows calls, not what should have come out of them
-    "recorder": NOUNS | {"rewards", "trace"},
+    "recorder": NOUNS | {"dialect", "rewards", "trace"},
     "doctor": PIPELINE | {"trace", "recorder"},
     # its trials run in worker processes, which are quieted as the command is
     "faults": PIPELINE | {"trace", "recorder", "doctor", "tiny", "console"},

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omni_grpo_core.dialect import cache_among, cache_keyword
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.towers import features
 from omni_grpo_core.types import (
@@ -164,7 +165,7 @@ def prefill(
         use_cache=True,
     )
     logits = policy.model.lm_head(output.last_hidden_state[:, -1]).float()
-    return Prefill(Logits(logits), where, output.past_key_values)
+    return Prefill(Logits(logits), where, cache_among(output))
 
 
 def decode_step(
@@ -176,8 +177,8 @@ def decode_step(
         inputs_embeds=policy.model.get_input_embeddings()(token_ids[:, None]),
         attention_mask=attention_mask,
         position_ids=position_ids[None, :, None].expand(3, -1, 1),
-        past_key_values=cache,
         use_cache=True,
+        **{cache_keyword(policy.text_model): cache},
     )
     logits: Tensor = policy.model.lm_head(output.last_hidden_state[:, -1]).float()
     return logits
@@ -217,7 +218,10 @@ def completion_logits(
         suffix=completion_ids,
     )
     length = completion_ids.shape[1]
-    logits: Tensor = policy.model.lm_head(output.last_hidden_state[:, -length - 1 : -1])
+    # contiguous: torch multiplies a strided batch row by row or at once, which rounds otherwise, by
+    # whether the weight requires a gradient; a frozen head must score as one that learns
+    hidden = output.last_hidden_state[:, -length - 1 : -1].contiguous()
+    logits: Tensor = policy.model.lm_head(hidden)
     return logits
 
 

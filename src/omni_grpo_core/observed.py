@@ -149,9 +149,10 @@ class GenerateCall:
     them, ``inputs_embeds``: (N, L, H) likewise where small enough. ``rope_deltas``: (N,) after it.
     ``first_logits``: float32 (N, V) after the prompt. ``cached``: tokens before the newest one that
     the model could see at each later step, in the cache or handed in again (0: the model saw no
-    history). ``step_positions``: first row's time position at each later step. ``logprobs``:
-    float32 (N, C) of the sampled tokens from generate's own scores at the sampling temperature,
-    before any suppression or truncation; ``None`` with beams.
+    history; ``None``: not known, since its cache has a name of its own). ``step_positions``: first
+    row's time position at each later step. ``logprobs``: float32 (N, C) of the sampled tokens from
+    generate's own scores at the sampling temperature, before any suppression or truncation;
+    ``None`` with beams.
     """
 
     inputs: Mapping[str, Tensor]
@@ -163,7 +164,7 @@ class GenerateCall:
     inputs_embeds: Tensor | None
     rope_deltas: Tensor | None
     first_logits: Tensor | None
-    cached: tuple[int, ...]
+    cached: tuple[int | None, ...]
     step_positions: tuple[int, ...]
     logprobs: Tensor | None
     warnings: tuple[str, ...]

@@ -258,9 +258,10 @@ def _suppressed(tokenizer: Any, vocabulary: int, eos: tuple[int, ...]) -> Tensor
 def generating(model: torch.nn.Module) -> Iterator[None]:
     """Eval mode and no gradient checkpointing, restored on the way out, even on an error.
 
-    In train mode with checkpointing on, transformers >= 4.53 drops the key-value cache inside
+    In train mode with checkpointing on, transformers 4.53 to 5.23 drops the key-value cache inside
     every block while generation goes on feeding one token at a time: from the second token on the
-    model sees neither prompt nor history. That was the incident.
+    model sees neither prompt nor history. That was the incident. 5.24 and later drop it only where
+    gradients are enabled.
     """
     training = {module: module.training for module in model.modules()}
     checkpointing = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]

@@ -12,6 +12,7 @@ from small_recordings import EVAL, advantaged, case, found, generated, rewarded
 
 from omni_grpo_core.doctor.evidence import Reference
 from omni_grpo_core.doctor.looks_completion import LOOKS
+from omni_grpo_core.doctor.missing import said_missing
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.turns import Turn
 from omni_grpo_core.observed import MediumSeen, ProcessorCall
@@ -27,8 +28,15 @@ def facts(*values: Any) -> set[str]:
 
 def test_a_healthy_rollout_is_no_evidence() -> None:
     assert facts(generated(), rewarded(), advantaged()) == set()
-    # train mode with checkpointing does no harm where the cache was kept: transformers 4.52
+    # train mode with checkpointing does no harm where the cache was kept: transformers 4.52, 5.24
     assert facts(generated(modes=TRAINING)) == set()
+
+
+def test_a_cache_that_nobody_could_read_is_missing_not_lost() -> None:
+    step = case(generated(cached=(None, None), modes=TRAINING))
+    assert set(found(LOOKS, step)) == set()
+    (told,) = said_missing(step)
+    assert told.startswith("what generate saw of prompt and history is not known")
 
 
 @pytest.mark.parametrize(

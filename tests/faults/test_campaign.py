@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from omni_grpo_core.faults import catalogue
 from omni_grpo_core.faults.campaign import Result, Row, run
 from omni_grpo_core.faults.catalogue import BY_ID, FAULTS
 from omni_grpo_core.faults.config import ROWS, LoopConfig
@@ -116,6 +117,38 @@ def test_a_fault_and_a_clean_loop_from_end_to_end() -> None:
     assert [row.stage_right for row in result.of("fault")] == [True]
     assert result.false_alarms == ()
     assert len(seen) == 2
+
+
+ELSEWHERE = replace(BY_ID["loss.sign"], id="loss.elsewhere", versions="<4")
+
+
+def test_a_fault_of_other_versions_is_skipped_and_said_to_be(
+    run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The incident's fault is transformers' own and 5.24.0 has it no more: put in there it does
+    nothing, and the campaign counted it as not detected."""
+    monkeypatch.setattr(catalogue, "FAULTS", (BY_ID["step.detached"], ELSEWHERE))
+    code, out, _ = run_cli(
+        "faults", "--json", "--pairs", "0", "--clean", "0", "--jobs", "1", "--no-causes"
+    )
+    told = json.loads(out)
+    assert (code, told["injected"], told["missed"]) == (0, 1, [])
+    assert list(told["skipped"]) == ["loss.elsewhere"]
+    assert told["skipped"]["loss.elsewhere"].startswith("not injectable: transformers ")
+    console = Console(width=160)
+    with console.capture() as shown:
+        print_result(console, Result((HIT,), True, 1.0, told["skipped"]))
+    assert "– loss.elsewhere: not injectable: transformers " in shown.get()
+
+
+def test_a_campaign_of_nothing_is_bad_usage(
+    run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It met all targets, of nothing, with exit code 0."""
+    monkeypatch.setattr(catalogue, "FAULTS", (ELSEWHERE,))
+    code, _, error = run_cli("faults", "--pairs", "0", "--clean", "0")
+    assert code == 2
+    assert "loss.elsewhere: not injectable" in error
 
 
 def test_the_command_lists_the_catalogue(run_cli: Callable[..., tuple[int, str, str]]) -> None:

@@ -79,6 +79,8 @@ def _values(fault: Fault, config: LoopConfig, folder: Path) -> list[Any]:
 def test_an_injected_loop_is_recorded_otherwise_than_a_clean_one(
     fault: Fault, folder: Path
 ) -> None:
+    if fault.absent:
+        pytest.skip(fault.absent)
     config = config_for((fault,))
     assert config is not None
     clean = _clean(config, fault.steps, folder)

@@ -1,7 +1,7 @@
 """The incident, replayed: one test for each of its rows, and what each transformers makes of it.
 
-Where the installed transformers keeps the cache while checkpointing (4.52.4) the same script does
-no harm; the rows about garbage say so there.
+Where the installed transformers keeps the cache while checkpointing (4.52.4, and 5.24.0 on) the
+same script does no harm; the rows about garbage say so there.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import json
 
 import pytest
 
-from omni_grpo_core.faults.incident import Replay, cache_is_dropped, replay
+from omni_grpo_core.faults import installed
+from omni_grpo_core.faults.incident import Replay, replay
 from omni_grpo_core.faults.incident_report import behaviour, to_json
 from omni_grpo_core.faults.incident_rows import ROWS, RowFinding, findings, told
+from omni_grpo_core.faults.installed import cache_is_dropped, cache_is_repaired
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import Malformed
 
@@ -136,7 +138,11 @@ def test_row_16_requires_grad_means_checkpointing_while_generating(
     calls = [call for case in replayed.cases for call in case.generated]
     assert all(call.modes.checkpointing and call.modes.training for call in calls)
     assert rows[16].answer == "shown"
-    assert "heard during generate: checkpointing was on while generating" in rows[16].found
+    if cache_is_repaired():  # nothing is checkpointed there without gradients
+        assert rows[16].found.startswith("not said by this version")
+        assert rows[16].found.endswith("repaired in this version")
+    else:
+        assert "heard during generate: checkpointing was on while generating" in rows[16].found
 
 
 def test_row_17_settings_that_cannot_work_are_named(rows: dict[int, RowFinding]) -> None:
@@ -177,13 +183,36 @@ def test_what_this_transformers_does_is_said(replayed: Replay) -> None:
     else:
         assert "keeps the cache" in behaviour(replayed)
         assert "does no harm here" in behaviour(replayed)
+        assert ("repaired in this version" in behaviour(replayed)) == cache_is_repaired()
         assert replayed.well_formed > 0
 
 
 def test_the_json_form_is_json(replayed: Replay, rows: dict[int, RowFinding]) -> None:
     form = json.loads(json.dumps(to_json(replayed, tuple(rows.values()))))
-    assert form["garbage"] == cache_is_dropped()
+    assert form["garbage"] == form["cache_dropped"] == cache_is_dropped()
+    assert form["repaired"] == cache_is_repaired()
     assert [row["row"] for row in form["rows"]] == list(range(1, 22))
+
+
+@pytest.mark.parametrize(
+    ("version", "dropped", "repaired"),
+    [
+        ("4.52.4", False, False),
+        ("4.53.0", True, False),
+        ("5.17.0", True, False),
+        ("5.23.1", True, False),
+        ("5.24.0.dev0", False, True),
+        ("5.24.0", False, True),
+        ("6.0.0", False, True),
+    ],
+)
+def test_the_incident_s_versions_have_an_end(
+    monkeypatch: pytest.MonkeyPatch, version: str, dropped: bool, repaired: bool
+) -> None:
+    """It was believed of every version from 4.53 on; 5.24.0 repaired it, and the command died of
+    the garbage that did not come."""
+    monkeypatch.setattr(installed, "version", lambda _name: version)
+    assert (cache_is_dropped(), cache_is_repaired()) == (dropped, repaired)
 
 
 def test_a_row_that_is_not_found_is_missed_not_passed(replayed: Replay) -> None:

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from small_text_model import text_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from omni_grpo_core.faults.installed import cache_is_dropped
 from omni_grpo_core.grpo.guard import Finding
 from omni_grpo_core.grpo.train_config import GuardConfig
 from omni_grpo_core.grpo.trainer_guard import GuardStop, OmniGrpoGuard
@@ -181,6 +182,10 @@ def test_a_trainer_in_the_incident_s_mode_is_stopped_at_step_0(
     mode. Nothing raises in transformers; the guard ends it before the second token."""
     guard = OmniGrpoGuard(tmp_path / "guard", processing_class=policy.processor)
     trainer = old_trainer(tmp_path / "run", policy, mixed, guard, checkpointing=True)
+    if not cache_is_dropped():  # transformers 4.52, 5.24: the mode does no harm
+        trainer.train()
+        assert trainer.state.global_step == 1
+        return
     with pytest.raises(GuardStop, match=r"step 0.*drops the key-value cache") as told:
         trainer.train()
     assert trainer.state.global_step == 0

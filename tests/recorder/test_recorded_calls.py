@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 from plain_loop import GROUP, PlainLoop, one_step, only, recording
 
+from omni_grpo_core.dialect import CACHE, cache_among, cache_keyword
+from omni_grpo_core.faults.installed import cache_is_dropped
 from omni_grpo_core.observed import (
     ForwardCall,
     GenerateCall,
@@ -147,7 +147,9 @@ def test_without_a_cache_the_history_is_handed_in_again(tmp_path: Path, loop: Lo
     assert call.cached == (length, length + 1)
 
 
-def test_checkpointing_in_train_mode_leaves_no_history(tmp_path: Path, loop: Loop) -> None:
+def test_checkpointing_in_train_mode_leaves_no_history_where_it_drops_the_cache(
+    tmp_path: Path, loop: Loop
+) -> None:
     made = loop()
     _, batch = made.prepare()
     made.model.gradient_checkpointing_enable()
@@ -162,12 +164,47 @@ def test_checkpointing_in_train_mode_leaves_no_history(tmp_path: Path, loop: Loo
     call = only(load_trace(tmp_path / "a" / "step-000000"), GenerateCall)
     assert call.modes.checkpointing
     assert call.modes.training
-    if Version(transformers.__version__) < Version("4.53"):  # it kept the cache then
-        length = batch["input_ids"].shape[1]
-        assert call.cached == (length, length + 1)
-    else:
+    if cache_is_dropped():
         assert call.cached == (0, 0)
         assert any("Caching is incompatible" in text for text in call.warnings)
+    else:
+        length = batch["input_ids"].shape[1]
+        assert call.cached == (length, length + 1)
+
+
+@pytest.mark.parametrize("name", ["kv_store", "cache", "past_key_values"])
+def test_a_cache_is_seen_by_its_known_names_and_else_not_known(
+    tmp_path: Path, loop: Loop, name: str
+) -> None:
+    """A cache under a name that the recorder did not know was recorded as one of no tokens, and
+    the doctor said that the model had lost its history."""
+    made = loop()
+    _, batch = made.prepare()
+    length = batch["input_ids"].shape[1]
+
+    def renamed(_module: Any, args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        held = cache_among(keywords)
+        return args, {**{k: v for k, v in keywords.items() if k not in CACHE}, name: held}
+
+    def back(module: Any, args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        rest = {k: v for k, v in keywords.items() if k != name}
+        return args, {**rest, cache_keyword(module): keywords[name]}
+
+    with recording(tmp_path / "a", made):
+        body = getattr(made.model.model, "language_model", made.model.model)
+        handles = [
+            body.register_forward_pre_hook(renamed, with_kwargs=True, prepend=True),
+            body.register_forward_pre_hook(back, with_kwargs=True),
+        ]
+        try:
+            made.model.generate(
+                **batch, use_audio_in_video=True, max_new_tokens=3, min_new_tokens=3
+            )
+        finally:
+            for handle in handles:
+                handle.remove()
+    call = only(load_trace(tmp_path / "a" / "step-000000"), GenerateCall)
+    assert call.cached == ((None, None) if name == "kv_store" else (length, length + 1))
 
 
 def test_the_processor_call(tmp_path: Path, loop: Loop) -> None:

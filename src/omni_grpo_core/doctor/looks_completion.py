@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.turns import (
     Turn,
@@ -44,6 +45,12 @@ def look_at_error(case: Case) -> Iterable[Evidence]:
 def look_at_history(case: Case) -> Iterable[Evidence]:
     """Later steps that saw neither the prompt nor what had been said."""
     for _, call in rollouts(case):
+        if None in call.cached:
+            say_missing(
+                case,
+                "what generate saw of prompt and history is not known: its model has a key-value "
+                "cache of another name",
+            )
         blind = [step for step, held in enumerate(call.cached, 1) if held == 0]
         if not blind:
             continue

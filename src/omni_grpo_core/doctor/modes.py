@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from omni_grpo_core.dialect import switch_checkpointing
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.experiment import MEDIA, Experiment, Outcome, prompt_of, recorded_inputs
 from omni_grpo_core.doctor.looks_completion import rollouts
@@ -159,7 +160,7 @@ def _in_mode(model: torch.nn.Module, recorded: Modes) -> Iterator[None]:
         if hasattr(module, "gradient_checkpointing")
     }
     if recorded.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        switch_checkpointing(model, True)
     model.train(recorded.training)
     try:
         yield

@@ -60,10 +60,10 @@ _COMPLETION = (
     Signature(
         cause="gen.checkpointing-train",
         fact="history-lost",
-        harm="since transformers 4.53 a block in train mode with gradient checkpointing on drops "
-        "the key-value cache, while generate goes on feeding one token at a time: completions "
-        "are a chain in which each token follows from the last one alone, and the scoring "
-        "forward, which is right, gives nothing away",
+        harm="in transformers 4.53 to 5.23 a block in train mode with gradient checkpointing on "
+        "drops the key-value cache, while generate goes on feeding one token at a time: "
+        "completions are a chain in which each token follows from the last one alone, and the "
+        "scoring forward, which is right, gives nothing away",
         fix="call model.eval() and switch gradient checkpointing off around generate, and restore "
         "both after it; use_cache=False helps as well but is slow",
         confirm="generate greedily in eval mode: the garbage is gone "
@@ -74,7 +74,7 @@ _COMPLETION = (
         cause="gen.history-lost",
         fact="history-lost",
         harm="each token follows from the last one alone: neither prompt nor media are seen",
-        fix="keep the cache in generate (use_cache=True, past_key_values handed on), or feed the "
+        fix="keep the cache in generate (use_cache=True, the cache handed on), or feed the "
         "whole sequence at every step",
         confirm="generate greedily in eval mode with a cache, and compare",
         when=lambda e: not _checkpointing(e),

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from omni_grpo_core.faults.installed import is_among, transformers_version
 from omni_grpo_core.faults.loop import WildLoop
 from omni_grpo_core.types import Stage
 
@@ -21,6 +22,8 @@ class Fault:
     a person. ``source``: where it was met. ``inject``: puts it into a clean loop, and takes it out.
     ``needs``: settings of the loop (fields of ``LoopConfig``) without which it does no harm.
     ``stops``: the step raises, so nothing later is seen. ``steps``: optimizer steps until it shows.
+    ``versions``: the transformers releases that have it, a PEP 440 specifier, for a fault that is
+    the library's own; ``""``: any.
     """
 
     id: str
@@ -31,6 +34,15 @@ class Fault:
     needs: Mapping[str, Any] = field(default_factory=dict)
     stops: bool = False
     steps: int = 1
+    versions: str = ""
+
+    @property
+    def absent(self) -> str | None:
+        """Why it cannot be put in here; ``None`` where it can."""
+        if is_among(self.versions):
+            return None
+        found = f"transformers {transformers_version()} does not have this fault"
+        return f"not injectable: {found}, {self.versions} does"
 
 
 _STAGE_OF: Mapping[str, Stage] = {
@@ -65,12 +77,13 @@ class Shelf:
         needs: Mapping[str, Any] | None = None,
         stops: bool = False,
         steps: int = 1,
+        versions: str = "",
     ) -> Callable[[Injection], Injection]:
         """Decorates the function that puts the fault in; the id's first part names the stage."""
 
         def put(inject: Injection) -> Injection:
             stage = _STAGE_OF[id.partition(".")[0]]
-            found = Fault(id, stage, story, source, inject, needs or {}, stops, steps)
+            found = Fault(id, stage, story, source, inject, needs or {}, stops, steps, versions)
             self.faults.append(found)
             return inject
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.faults.fault import Shelf
+from omni_grpo_core.faults.installed import CACHE_DROPPED
 from omni_grpo_core.faults.loop import Rolled, WildLoop
 from omni_grpo_core.faults.material import Drawn
 from omni_grpo_core.faults.patching import patched
@@ -38,8 +39,9 @@ def _sampling(loop: WildLoop, **told: Any) -> Manager:
     "gen.checkpointing-train",
     "Completions are sampled in train mode with gradient checkpointing on: transformers drops the "
     "cache, and from the second token on the model sees one token and nothing else.",
-    "the incident",
+    "the incident, transformers 4.53 to 5.23",
     needs={"checkpointing": True},
+    versions=CACHE_DROPPED,
 )
 def checkpointing_train(loop: WildLoop) -> Manager:
     @torch.no_grad()

@@ -2,8 +2,8 @@
 
 As its script did: two completions a prompt, gradient checkpointing on, completions sampled in train
 mode, audio in video, the clip listed as video and as audio, and a people-focus reward that pays
-0.10 for anything. From transformers 4.53 on, checkpointing in train mode drops the key-value cache
-inside every block; 4.52.4 keeps it, and there the same script answers well.
+0.10 for anything. In transformers 4.53 to 5.23, checkpointing in train mode drops the key-value
+cache inside every block; 4.52.4 and 5.24.0 keep it, and there the same script answers well.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
-from packaging.version import Version
-
+from omni_grpo_core.dialect import switch_checkpointing
 from omni_grpo_core.doctor.diagnose import diagnose, merge
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Finding
 from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.doctor.looks_run import in_order
 from omni_grpo_core.faults.catalogue import BY_ID
 from omni_grpo_core.faults.config import LoopConfig
-from omni_grpo_core.faults.loop import StepOutcome, WildLoop, checkpoint
+from omni_grpo_core.faults.loop import StepOutcome, WildLoop
 from omni_grpo_core.faults.rewarding import people_focus_reward
 from omni_grpo_core.faults.trial import reference
 from omni_grpo_core.recorder.record import record
@@ -32,9 +30,6 @@ from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.types import FinishReason, Stage
-
-CACHE_DROPPED_FROM = Version("4.53")
-"""The transformers release with the checkpointing layer that sets ``past_key_values=None``."""
 
 PUT_IN = ("conv.media-twice", "gen.checkpointing-train")
 CONFIG = LoopConfig(
@@ -111,15 +106,6 @@ class Replay:
         return any(c.cause == cause for f in self.verdict.findings for c in f.causes)
 
 
-def transformers_version() -> Version:
-    return Version(version("transformers"))
-
-
-def cache_is_dropped() -> bool:
-    """Whether the installed transformers drops the cache while checkpointing."""
-    return transformers_version() >= CACHE_DROPPED_FROM
-
-
 def replay() -> Replay:
     """Train a few steps as the incident's script did, and record them."""
     loop = WildLoop(reference(CONFIG.dtype).policy, CONFIG)
@@ -129,7 +115,7 @@ def replay() -> Replay:
     right = [value == 1.0 for value in Accuracy()(good, good, **columns)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         # the way in of older versions, whose warning is the incident's
-        checkpoint(loop.model, reentrant=True)
+        switch_checkpointing(loop.model, True, reentrant=True)
         for name in PUT_IN:
             stack.enter_context(BY_ID[name].inject(loop))
         trace = Path(folder) / "trace"

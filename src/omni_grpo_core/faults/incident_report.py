@@ -10,8 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from omni_grpo_core.doctor.diagnose import to_json as diagnosis_json
-from omni_grpo_core.faults.incident import Replay, cache_is_dropped, transformers_version
+from omni_grpo_core.faults.incident import Replay
 from omni_grpo_core.faults.incident_rows import Answer, RowFinding
+from omni_grpo_core.faults.installed import (
+    cache_is_dropped,
+    cache_is_repaired,
+    kept,
+    transformers_version,
+)
 
 _SHOWN = 3
 _STYLES: dict[Answer, tuple[str, str]] = {
@@ -26,22 +32,21 @@ _STYLES: dict[Answer, tuple[str, str]] = {
 def behaviour(replay: Replay) -> str:
     """What the installed transformers does with checkpointing while generating, as measured."""
     found = f"{replay.well_formed} of {len(replay.texts)} completions well formed"
-    says = "drops" if cache_is_dropped() else "keeps"
-    harm = (
-        "the model sees one token and nothing else"
-        if cache_is_dropped()
-        else "sampling in train mode with checkpointing on does no harm here; from 4.53 on it does"
-    )
-    library = f"transformers {transformers_version()}"
-    return f"{library} {says} the cache while checkpointing: {harm}; {found}"
+    if cache_is_dropped():
+        library = f"transformers {transformers_version()}"
+        harm = "drops the cache while checkpointing: the model sees one token and nothing else"
+        return f"{library} {harm}; {found}"
+    harm = "sampling in train mode with checkpointing on does no harm here (4.53 to 5.23 drop it)"
+    return f"{kept()}; {harm}; {found}"
 
 
 def to_json(replay: Replay, rows: Sequence[RowFinding]) -> dict[str, Any]:
-    """``transformers``, ``cache_dropped``, ``garbage``, ``rewards``, ``completions``, ``good``,
-    ``diagnosis`` and the 21 ``rows``."""
+    """``transformers``, ``cache_dropped``, ``repaired``, ``garbage``, ``rewards``, ``completions``,
+    ``good``, ``diagnosis`` and the 21 ``rows``."""
     return {
         "transformers": str(transformers_version()),
         "cache_dropped": cache_is_dropped(),
+        "repaired": cache_is_repaired(),
         "behaviour": behaviour(replay),
         "garbage": replay.garbage,
         "well_formed": replay.well_formed,
@@ -57,7 +62,8 @@ def print_incident(console: Console, replay: Replay, rows: Sequence[RowFinding])
     """Completions and rewards of the training, then each row of the incident with its answer."""
     console.print(Text("the script that works says", style="dim"), Text(replay.good[0]))
     for text, reward in list(zip(replay.texts, replay.rewards, strict=True))[:_SHOWN]:
-        told = Text.assemble((f"training, reward {reward:.2f}: ", "dim"), (text, "red"))
+        said = (text, "red" if replay.garbage else "")
+        told = Text.assemble((f"training, reward {reward:.2f}: ", "dim"), said)
         console.print(told)
     console.print(Text(f"rewards: {' '.join(f'{r:.2f}' for r in replay.rewards)}"))
     console.print(Text(behaviour(replay), style="bold"))

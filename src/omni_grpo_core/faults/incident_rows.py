@@ -17,7 +17,8 @@ import yaml
 
 from omni_grpo_core.faults import incident_parts as parts
 from omni_grpo_core.faults.catalogue import BY_ID
-from omni_grpo_core.faults.incident import Replay, cache_is_dropped, transformers_version
+from omni_grpo_core.faults.incident import Replay
+from omni_grpo_core.faults.installed import cache_is_dropped, cache_is_repaired, kept
 from omni_grpo_core.faults.trial import config_for, trial
 from omni_grpo_core.rewards.degenerate import degenerate_text
 from omni_grpo_core.rewards.parse import parse
@@ -93,10 +94,6 @@ def _holds(holds: bool, found: str) -> Said:
     return ("shown" if holds else "missed"), found
 
 
-def _without_harm() -> str:
-    return f"transformers {transformers_version()} keeps the cache while checkpointing"
-
-
 # --------------------------------------------------------------------------- the rows
 
 
@@ -124,7 +121,7 @@ def structure(replay: Replay) -> Said:
 
 def repeated(replay: Replay) -> Said:
     if not cache_is_dropped():
-        return _holds(not replay.garbage, f"{_without_harm()}: no loop here")
+        return _holds(not replay.garbage, f"{kept()}: no loop here")
     text = max(replay.texts, key=parts.longest_run)
     run = parts.longest_run(text)
     failed = [rules for rules in replay.degenerate if rules]
@@ -150,7 +147,7 @@ def malformed(replay: Replay) -> Said:
     found = [parse(text) for text in replay.texts]
     wrong = [f"{one.what} at {one.where}" for one in found if isinstance(one, Malformed)]
     if not cache_is_dropped():
-        return _holds(len(wrong) < len(found), f"{_without_harm()}: {len(wrong)} malformed")
+        return _holds(len(wrong) < len(found), f"{kept()}: {len(wrong)} malformed")
     return _holds(len(wrong) == len(found), f"{len(wrong)} of {len(found)} malformed: {wrong[0]}")
 
 
@@ -210,7 +207,9 @@ def requires_grad(replay: Replay) -> Said:
     )
     on = any(call.modes.checkpointing for case in replay.cases for call in case.generated)
     said = "checkpointing was on while generating"
-    harm = "and the cache was dropped" if cache_is_dropped() else f"but {_without_harm()}"
+    if not heard and cache_is_repaired():
+        return _holds(on, f"not said by this version, though {said}: {kept()}")
+    harm = "and the cache was dropped" if cache_is_dropped() else f"but {kept()}"
     return _holds(
         bool(heard) and while_generating and on,
         f"heard {'during generate' if while_generating else 'outside generate'}: {said}, {harm}",

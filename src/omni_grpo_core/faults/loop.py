@@ -8,7 +8,6 @@ Each thing that people get wrong is a small method of its own, which a fault rep
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from omni_grpo_core.dialect import switch_checkpointing
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.family import published_name
 from omni_grpo_core.faults.config import LoopConfig
@@ -114,7 +114,7 @@ class WildLoop(Feeding, Judging):
                 torch.manual_seed(config.seed)
                 self.model = get_peft_model(self.model, LoraConfig(r=4, target_modules=names))
         if config.checkpointing:
-            checkpoint(self.model, reentrant=False)
+            switch_checkpointing(self.model, True)
         self.model.train()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -349,12 +349,6 @@ class WildLoop(Feeding, Judging):
             return self.decode(*self.cut(sequences, inputs["input_ids"].shape[1]))
         finally:
             self.config = whole
-
-
-def checkpoint(model: Any, *, reentrant: bool) -> None:
-    """Switch gradient checkpointing on, by the name it had before 5.23 and has until 6."""
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> float:

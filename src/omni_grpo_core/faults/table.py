@@ -17,6 +17,8 @@ def print_result(console: Console, result: Result) -> None:
         for row in alone:
             table.add_row(_mark(row, result.causes), _blamed(row), _cause(row))
         console.print(table)
+    for name, reason in result.skipped.items():
+        console.print(f"[yellow]–[/] {name}: {escape(reason)}")
     for row in result.of("pair"):
         if not row.stage_right:
             wanted = " and ".join(row.stages)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omni_grpo_core.dialect import cache_among, length_of
 from omni_grpo_core.grpo.causes import CAUSES
 from omni_grpo_core.grpo.train_config import DRIFT, GuardConfig
 from omni_grpo_core.rewards import health
@@ -22,9 +23,10 @@ from omni_grpo_core.trace.jsontext import dumps
 from omni_grpo_core.types import Completion, Stage, StageRecord
 
 INCIDENT = (
-    "tokens are generated in train mode with gradient checkpointing on: transformers drops the "
-    "key-value cache in every block, so from the second token on the model sees neither prompt "
-    "nor history; generate in eval mode with checkpointing off"
+    "tokens are generated in train mode with gradient checkpointing on, and transformers (4.53 to "
+    "5.23; later ones with gradients enabled) drops the key-value cache in every block: from the "
+    "second token on the model sees neither prompt nor history; generate in eval mode with "
+    "checkpointing off"
 )
 NEAR_TOP = 0.9
 """Equal rewards are no alarm where they are equal because nearly everything is right."""
@@ -162,19 +164,25 @@ def write_report(folder: Path, step: int, findings: Sequence[Finding]) -> None:
 
 
 def watch_generation(model: Any, found: Callable[[Finding], None]) -> Callable[[], None]:
-    """Tell ``found`` when a forward of ``model`` uses a cache in train mode under checkpointing.
+    """Tell ``found`` when a forward of ``model`` in train mode under checkpointing leaves the cache
+    empty that it was to fill.
 
-    That is the incident, seen in the act: blocks that checkpoint and train get no cache. Returns a
-    function that ends the watch. ``model``: any transformers model with ``gradient_checkpointing``
+    That is the incident, seen in the act: blocks that checkpoint and train get no cache. A version
+    that hands it to them all the same does no harm, and is not reported. Returns a function that
+    ends the watch. ``model``: any transformers model with ``gradient_checkpointing``
     blocks, the thinker for one.
     """
     blocks = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
 
-    def look(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
-        cached = keywords.get("past_key_values") is not None or keywords.get("use_cache")
-        if cached and any(m.gradient_checkpointing and m.training for m in blocks):
+    def look(_module: Any, _args: Any, keywords: dict[str, Any], output: Any) -> None:
+        if not any(m.gradient_checkpointing and m.training for m in blocks):
+            return
+        cache = cache_among(keywords)
+        if cache is None and keywords.get("use_cache") and isinstance(output, Mapping):
+            cache = cache_among(output)
+        if cache is not None and length_of(cache) == 0:
             found(Finding("generation in train mode under checkpointing", "completion", INCIDENT))
 
-    hook = model.register_forward_pre_hook(look, with_kwargs=True)
+    hook = model.register_forward_hook(look, with_kwargs=True)
     end: Callable[[], None] = hook.remove
     return end

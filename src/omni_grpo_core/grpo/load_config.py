@@ -26,7 +26,7 @@ from omni_grpo_core.types import Sample
 
 FOREIGN: Mapping[str, str] = {
     "use_cache": "nothing to set: generation always has its cache and scoring never; with gradient "
-    "checkpointing, transformers drops the cache and generates garbage",
+    "checkpointing, transformers 4.53 to 5.23 drops the cache and generates garbage",
     "num_generations": "settings: group_size",
     "max_prompt_length": "settings: max_prompt_length",
     "max_completion_length": "settings: max_new_tokens",

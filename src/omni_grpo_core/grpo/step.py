@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omni_grpo_core.batch import collate
+from omni_grpo_core.dialect import switch_checkpointing
 from omni_grpo_core.errors import TrainError
 from omni_grpo_core.forward import completion_logits
 from omni_grpo_core.grpo.completions import stack_completions
@@ -87,11 +88,8 @@ def scoring(model: nn.Module, *, checkpointing: bool) -> Iterator[None]:
     On leaving, checkpointing is off and the model in eval mode: no other forward can meet it.
     """
     model.eval()
-    enabled: Any = model
     if checkpointing:
-        enabled.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        switch_checkpointing(model, True)
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
@@ -100,7 +98,7 @@ def scoring(model: nn.Module, *, checkpointing: bool) -> Iterator[None]:
     finally:
         model.eval()
         if checkpointing:
-            enabled.gradient_checkpointing_disable()
+            switch_checkpointing(model, False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

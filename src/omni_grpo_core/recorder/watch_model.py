@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omni_grpo_core.dialect import tokens_cached
 from omni_grpo_core.observed import ForwardCall, GenerateCall, Modes, TensorSeen
 from omni_grpo_core.recorder.calls import arguments
 from omni_grpo_core.recorder.patches import Patches
@@ -215,7 +216,7 @@ class ModelWatch:
             inputs_embeds=state.inputs_embeds,
             rope_deltas=copied(deltas).flatten() if isinstance(deltas, Tensor) else None,
             first_logits=state.first_logits,
-            cached=tuple(int(n) for n in state.cached),
+            cached=tuple(None if n is None else int(n) for n in state.cached),
             step_positions=(
                 tuple(torch.stack(state.step_positions).tolist()) if state.step_positions else ()
             ),
@@ -252,19 +253,19 @@ class ModelWatch:
         if state.passes > 1 and isinstance(ids, Tensor):
             state.sampled(ids[:, -1])
 
-    def _text_model(self, _module: Any, _args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _text_model(self, module: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return
         with self._tape.looking("text model"):
-            where, embeds = keywords.get("position_ids"), keywords.get("inputs_embeds")
+            given = arguments(module.forward, args, keywords) if args else keywords
+            where, embeds = given.get("position_ids"), given.get("inputs_embeds")
             state = self._generating
             if state is not None and state.passes > 1:
                 if isinstance(where, Tensor):
                     state.step_positions.append(_three_axes(where)[0, 0, -1])
-                cache = keywords.get("past_key_values")
-                held = cache.get_seq_length() if cache is not None else 0
-                fed = embeds if isinstance(embeds, Tensor) else keywords["input_ids"]
-                state.cached.append(held + fed.shape[1] - 1)
+                held = tokens_cached(given)
+                fed = embeds if isinstance(embeds, Tensor) else given["input_ids"]
+                state.cached.append(None if held is None else held + fed.shape[1] - 1)
                 return
             into = state or self._forward
             if into is None:

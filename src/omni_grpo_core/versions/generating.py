@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from omni_grpo_core.batch import collate
+from omni_grpo_core.dialect import switch_checkpointing
 from omni_grpo_core.forward import library_keywords
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.rewards.accuracy import Accuracy
@@ -63,15 +64,13 @@ def batched(policy: Policy, rows: Sequence[Row]) -> dict[str, Any]:
 
 @contextmanager
 def _train_mode(model: Any) -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from 5.23 on they have other names and these still work
-        model.gradient_checkpointing_enable()
-        model.train()
-        try:
-            yield
-        finally:
-            model.gradient_checkpointing_disable()
-            model.eval()
+    switch_checkpointing(model, True)
+    model.train()
+    try:
+        yield
+    finally:
+        switch_checkpointing(model, False)
+        model.eval()
 
 
 def _answer(policy: Policy, row: Row, **keywords: Any) -> str:

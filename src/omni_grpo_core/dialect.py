@@ -1,0 +1,68 @@
+"""What transformers calls things that changed their names from one version to another.
+
+Read by what is there, never by the version: a foreign model may speak an older dialect than the
+installed library.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+CACHE = ("cache", "past_key_values")
+"""A forward's key-value cache, newest name first: ``cache`` from 5.24 on, which takes the other
+with a FutureWarning until 5.40."""
+
+
+def cache_keyword(model: Any) -> str:
+    """What the forward of ``model`` calls its key-value cache."""
+    return _cache_keyword(type(model).forward)
+
+
+@cache
+def _cache_keyword(forward: Callable[..., Any]) -> str:
+    taken = inspect.signature(forward).parameters
+    return next((name for name in CACHE if name in taken), CACHE[-1])
+
+
+def cache_among(given: Mapping[str, Any]) -> Any:
+    """The key-value cache among a forward's arguments, or in its output; ``None``: none of either
+    name.
+
+    >>> cache_among({"past_key_values": "held"}), cache_among({"cache": None})
+    ('held', None)
+    """
+    # an output's own look-up by the old name warns; its items are what it really has
+    held = dict(given.items())
+    return next((held[name] for name in CACHE if held.get(name) is not None), None)
+
+
+def tokens_cached(given: Mapping[str, Any]) -> Any:
+    """How many tokens the cache among a forward's arguments holds, a number or a tensor of one: 0
+    where it was handed none. ``None``: not known, since neither name is among them or the cache
+    cannot be asked.
+
+    >>> tokens_cached({"cache": None}), tokens_cached({"input_ids": [1]}) is None
+    (0, True)
+    """
+    if not any(name in given for name in CACHE):
+        return None
+    held = cache_among(given)
+    return 0 if held is None else length_of(held)
+
+
+def length_of(cache: Any) -> Any:
+    """Tokens in a key-value cache, a number or a tensor of one; ``None``: it cannot be asked."""
+    length = getattr(cache, "get_seq_length", None)
+    return None if length is None else length()
+
+
+def switch_checkpointing(model: Any, on: bool, *, reentrant: bool = False) -> None:
+    """Gradient checkpointing on or off: ``activation_checkpointing_…`` from 5.23 on, which keeps
+    ``gradient_checkpointing_…`` with a FutureWarning until 6."""
+    verb = "enable" if on else "disable"
+    names = (f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}")
+    switch = next(getattr(model, name) for name in names if hasattr(model, name))
+    switch(*([{"use_reentrant": reentrant}] if on else []))
