@@ -152,6 +152,13 @@ def test_calls_that_are_refused_ignored_or_on_their_way_out() -> None:
     assert row(table, "a clip with its track, the same")[1].endswith("5 tokens for 9; silent")
 
 
+def test_a_mode_that_ends_in_an_exception() -> None:
+    """5.14 loses the cache as its neighbours do, and then trips over it: one id, a whole mask."""
+    exam = {**facts("5.0")["exam"], "train, checkpointing": "IndexError: The shape of the mask"}
+    table = markdown(two(facts("4.0", exam=exam)))
+    assert row(table, "… in train mode")[1] == "**refused**: `IndexError`, The shape of the mask"
+
+
 def test_a_clip_without_a_track_that_nobody_is_told_of() -> None:
     skipped = {"rows": 2, "ids": 2, "positions": 0, "told": False}
     table = markdown(two(facts("6.0", **{"mute clip": skipped})))

@@ -22,8 +22,8 @@ from omni_grpo_core.versions.told import told
 def mute_clip(policy: Policy, clips: Sequence[tuple[Prompt, Media, Row]]) -> dict[str, Any]:
     """A clip without a track before one with, in one call with audio-in-video on.
 
-    Each comes with its row as it is right alone. ``ids`` and ``positions``: of how many rows they are the
-    same; ``told``: whether anything was said; ``refused``: what was raised instead.
+    Each comes with its row as it is right alone. ``ids`` and ``positions``: of how many rows they
+    are the same; ``told``: whether anything was said; ``refused``: what was raised instead.
     """
     prompts, media, rows = zip(*clips, strict=True)
     keywords: dict[str, Any] = {"use_audio_in_video": True}

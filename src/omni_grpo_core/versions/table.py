@@ -259,6 +259,8 @@ def _batched(version: Mapping[str, Any]) -> str:
 def _shares(mode: str) -> Cell:
     def cell(version: Mapping[str, Any]) -> str:
         shares = version["facts"]["exam"][mode]
+        if isinstance(shares, str):
+            return _refused(shares)
         text = " / ".join(f"{share:.2f}" for share in shares)
         return text if min(shares) > 0 else f"**{text}**"
 
