@@ -47,7 +47,7 @@ MAX_PIXELS = 8192 * 8192
 MAX_CHANNELS = 64
 """What libswresample can take (its ``SWR_CH_MAX``)."""
 MAX_SILENCE = 3600
-"""Seconds of silence put before a track that sets in late; a file of a few bytes can ask for any."""
+"""Seconds of silence before a track that sets in late; a file of a few bytes can ask for any."""
 
 _ORIENTATIONS: dict[tuple[int, int, int, int], tuple[int, bool]] = {
     # sign of the display matrix' a b c d -> quarter turns (counter-clockwise), mirrored after

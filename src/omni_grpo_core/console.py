@@ -13,12 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.tested import newer_than_tested
 
 
 class Device(StrEnum):
@@ -141,8 +143,12 @@ def require_device(device: str) -> None:
         )
 
 
-def quiet_libraries() -> None:
-    """No network, no bars and no advice that is not ours to follow; set before the imports."""
+def quiet_libraries(*, worker: bool = False) -> None:
+    """No network, no bars and no advice that is not ours to follow; set before the imports.
+
+    A transformers that is newer than any tested one is told of here, before it can do harm: once,
+    by the command, not by its worker processes (``worker``, or a rank above 0).
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -154,6 +160,17 @@ def quiet_libraries() -> None:
         return not str(record.msg).startswith("System prompt modified")
 
     logging.getLogger().addFilter(harmless)
+    if not worker and os.environ.get("RANK", "0") == "0":
+        _tell_of_newer()
+
+
+def _tell_of_newer() -> None:
+    try:
+        told = newer_than_tested(version("transformers"))
+    except PackageNotFoundError:  # the import says it better
+        return
+    if told is not None:
+        typer.echo(f"warning: {told}", err=True)
 
 
 def quiet_transformers() -> None:
