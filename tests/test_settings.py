@@ -35,7 +35,7 @@ def test_nothing_given_is_the_defaults(tmp_path: Path) -> None:
         ("audio_in_video: both", "found 'both', wanted 'auto' or 'interleaved'"),
         ("media: 3", "media: found 3, wanted MediaConfig"),
         ("- 1", "found list, wanted a mapping"),
-        ("a: [", "wanted a JSON or YAML file"),
+        ("a: [", "no YAML .*wanted a JSON or YAML file"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> None:

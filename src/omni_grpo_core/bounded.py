@@ -32,6 +32,7 @@ _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NOT_BRACKETS = re.compile(r"[^][{}]+")
 _STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class Unreadable(ValueError):
@@ -70,7 +71,8 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     except Unreadable:
         raise
     except FileNotFoundError:
-        raise Unreadable("no such file") from None
+        url = _URL.match(str(path))
+        raise Unreadable("a URL, which is not read" if url else "no such file") from None
     except IsADirectoryError:
         raise Unreadable("a folder") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -95,8 +97,9 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
         raise Unreadable(f"a byte {raw[error.start]:#04x} that is not UTF-8", line) from None
 
 
-def json_value(text: str, *, finite: bool = True) -> Any:
-    """What a JSON text says. ``finite=False`` lets NaN and Infinity through.
+def json_value(text: str, *, finite: bool = True, whole: bool = True) -> Any:
+    """What a JSON text says. ``finite=False`` lets NaN and Infinity through, ``whole=False`` halves
+    of surrogate pairs, for a reader that says in which of many rows they stand.
 
     >>> json_value('{"rows": [1, 2.5]}')
     {'rows': [1, 2.5]}
@@ -118,7 +121,7 @@ def json_value(text: str, *, finite: bool = True) -> Any:
         )
     except json.JSONDecodeError as error:
         raise Unreadable(f"no JSON ({error.msg} in column {error.colno})", error.lineno) from None
-    if _HALF.search(text):
+    if whole and _HALF.search(text):
         _refuse_half_characters(value)
     return value
 
