@@ -11,9 +11,11 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -53,11 +55,24 @@ class Unreadable(ValueError):
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
-    """The bytes of a plain file. Pipes, devices and folders are refused unopened: a pipe can keep
-    its reader waiting for ever.
+    """The bytes of a plain file.
 
     Raises:
-        Unreadable: no such file, no plain file, no permission, more than ``most`` bytes.
+        Unreadable: as :func:`plain_file`, or more than ``most`` bytes.
+    """
+    with plain_file(path) as (file, size):
+        if size > most:
+            raise Unreadable(f"{size} bytes")
+        return file.read(most)
+
+
+@contextmanager
+def plain_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A plain file, opened, and its bytes. Pipes, devices and folders are refused unread: a pipe
+    can keep its reader waiting for ever.
+
+    Raises:
+        Unreadable: no such file, no plain file, no permission.
     """
     try:
         # without waiting for a writer; looked at once it is open, since a name can be replaced
@@ -65,9 +80,7 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable(_kind(status.st_mode))
-            if status.st_size > most:
-                raise Unreadable(f"{status.st_size} bytes")
-            return file.read(most)
+            yield file, status.st_size
     except Unreadable:
         raise
     except FileNotFoundError:
