@@ -89,10 +89,16 @@ def test_sharding_shares_weights_and_moments(
 
 
 def write_header(folder: Path) -> None:
-    header = {name: {"dtype": "F32", "shape": shape} for name, shape in SHAPES.items()}
-    header["talker.huge.weight"] = {"dtype": "F32", "shape": (10**9, 10**9)}
-    body = json.dumps({f"thinker.{n}" if n in SHAPES else n: e for n, e in header.items()})
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(body)) + body.encode())
+    shapes = {f"thinker.{name}": shape for name, shape in SHAPES.items()}
+    shapes["talker.huge.weight"] = (10**4, 10**4)
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    body = json.dumps(header)
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(body)) + body.encode())
+    os.truncate(path, 8 + len(body) + end)  # sparse
 
 
 def test_too_little_is_refused_and_enough_is_not(config: TrainConfig) -> None:

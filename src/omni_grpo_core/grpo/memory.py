@@ -27,19 +27,17 @@ the machine's own memory first, 4 P bytes for each process.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import struct
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.family import published_name
+from omni_grpo_core.checkpoint_files import weight_shapes
+from omni_grpo_core.errors import CheckpointError, ConfigError
 from omni_grpo_core.grpo.prompt_estimate import read_config
 from omni_grpo_core.grpo.train_config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
 
@@ -127,8 +125,7 @@ def estimate(
     config: TrainConfig, shapes: Mapping[str, tuple[int, ...]], prompt: int, *, world: int
 ) -> Estimate:
     """The module's formula. ``shapes``: of the thinker's parameters, by name."""
-    whole = read_config(Path(config.checkpoint))
-    text = whole.get("thinker_config", whole).get("text_config", {})
+    text = read_config(Path(config.checkpoint)).get("text_config", {})
     layers, hidden = int(text["num_hidden_layers"]), int(text["hidden_size"])
     heads = int(text["num_attention_heads"])
     head = int(text.get("head_dim") or hidden // heads)
@@ -196,21 +193,10 @@ def thinker_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the thinker's parameters, by their published names, from the headers of its
     safetensors files; empty where there are none. A full checkpoint's talker is not loaded and
     does not count."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(size))
-        except (OSError, ValueError, struct.error, MemoryError, OverflowError):
-            return {}  # loading it says what is wrong
-        shapes |= {
-            published_name(name.removeprefix("thinker.")): tuple(entry["shape"])
-            for name, entry in header.items()
-            if name != "__metadata__"
-            and not name.startswith(("talker.", "token2wav.", "code2wav."))
-        }
-    return shapes
+    try:
+        return weight_shapes(checkpoint)
+    except CheckpointError:
+        return {}  # loading it says what is wrong
 
 
 def device_memory(device: str) -> int | None:
