@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -41,14 +42,27 @@ def merge(settings: Any, values: Mapping[str, Any], item: str) -> Any:
         current = None if anew else getattr(settings, key)
         changes[key] = _converted(current, value, hints[key], f"{item}: {key}")
     if not anew:
-        return replace(settings, **changes)
+        return _made(item, replace, settings, **changes)
     for entry in fields(settings):
         needed = entry.default is MISSING and entry.default_factory is MISSING
         if needed and entry.name not in changes:
             raise ConfigError(
                 item, got=f"no {entry.name!r}", want=_type_name(hints[entry.name]), fix="add it"
             )
-    return settings(**changes)
+    return _made(item, settings, **changes)
+
+
+def _made(item: str, make: Callable[..., Any], *given: Any, **changes: Any) -> Any:
+    """Settings that refuse a value themselves do not know the file that it stands in."""
+    try:
+        return make(*given, **changes)
+    except ConfigError as error:
+        file = item.partition(": ")[0]
+        if error.item.startswith(file):
+            raise
+        raise ConfigError(
+            f"{file}: {error.item}", got=error.got, want=error.want, fix=error.fix
+        ) from None
 
 
 def _converted(current: Any, value: Any, hint: Any, item: str) -> Any:
@@ -107,7 +121,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Mapping:
         return False  # a mapping has been taken apart before
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        # no setting means anything when it is not finite, and some would pass as "at least 0"
+        return type(value) in (int, float) and abs(value) < math.inf
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -122,4 +137,6 @@ def _type_name(hint: Any) -> str:
         return f"a list of {_type_name(get_args(hint)[0])}"
     if get_origin(hint) is Mapping:
         return f"a mapping of names to {_type_name(get_args(hint)[1])}"
+    if hint is float:
+        return "a finite float"
     return "nothing" if hint is type(None) else hint.__name__

@@ -218,8 +218,7 @@ def _check_numbers(config: TrainConfig) -> None:
         ("guard: patience", config.guard.patience, config.guard.patience >= 1, "1 or more"),
         ("guard: garbage", config.guard.garbage, 0 < config.guard.garbage <= 1, "0 to 1, above 0"),
         ("guard: drift", config.drift_limit, config.drift_limit > 0, "above 0"),
-        ("settings: max_new_tokens", config.settings.max_new_tokens,
-         config.settings.max_new_tokens >= 1, "1 or more"),
+        ("seed", config.seed, abs(config.seed) < 1 << 63, "a whole number of 64 bits"),
     )  # fmt: skip
     for item, got, ok, want in limits:
         if not ok:

@@ -53,6 +53,10 @@ _ADVICE: Mapping[str, str] = {
     "max_new_tokens",
     "scoring": "lower micro_batch_size or settings: max_new_tokens, or set gradient_checkpointing",
 }
+_NEEDED = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"),
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,12 @@ def estimate(
 ) -> Estimate:
     """The module's formula. ``shapes``: of the thinker's parameters, by name."""
     text = read_config(Path(config.checkpoint)).get("text_config", {})
+    missing = [name for name in _NEEDED if name not in text]
+    if missing:
+        raise CheckpointError(
+            str(Path(config.checkpoint) / "config.json"), got=f"no text_config {missing[0]}",
+            want="the sizes of the text model", fix="use the config saved with the weights",
+        )  # fmt: skip
     layers, hidden = int(text["num_hidden_layers"]), int(text["hidden_size"])
     heads = int(text["num_attention_heads"])
     head = int(text.get("head_dim") or hidden // heads)
