@@ -141,7 +141,10 @@ BROKEN: dict[str, tuple[Mend, str]] = {
         lambda f: _write(f / "tokenizer.json", "{"),
         r"tokenizer\.json:1: found no JSON",
     ),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"weights in .*found no model\.safetensors"),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        r"weights in .*found no model\.safetensors",
+    ),
     "weights cut off": (_truncate, r"weights in .*found a header of \d+ bytes in a file of 1000"),
     "a weight missing": (_drop_weight, "1 weights missing.*ln_post"),
     "rope sections lost": (
