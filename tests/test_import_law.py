@@ -28,7 +28,7 @@ STAGES = frozenset(
 )
 MODEL = frozenset({"dialect", "family", "forward", "towers"})
 # settings as plain values: reading a configuration loads no decoder and no torch
-CONFIG = frozenset({"media_config", "strict", "bounded", "checkpoint_files"})
+CONFIG = frozenset({"media_config", "strict", "bounded", "checkpoint_files", "machine"})
 PIPELINE = NOUNS | STAGES | MODEL | CONFIG | {"settings", "stage_checks", "pipeline"}
 
 # Every room of the package, and the rooms it may import from beside its own files.
@@ -53,7 +53,8 @@ ROOMS: Mapping[str, frozenset[str]] = {
     # the model is the one thing no frozen value carries: what runs it is handed the policy
     "towers": NOUNS | {"policy"},
     "forward": NOUNS | {"dialect", "policy", "towers"},
-    "rollout": NOUNS | {"policy", "forward"},
+    "machine": frozenset(),
+    "rollout": NOUNS | {"policy", "forward", "machine"},
     # what puts the stages together
     "settings": NOUNS | STAGES | CONFIG,
     "stage_checks": NOUNS | STAGES | MODEL,

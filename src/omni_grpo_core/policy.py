@@ -63,6 +63,11 @@ class Policy:
         return int(self.processor.image_processor.patch_size)
 
     @property
+    def max_positions(self) -> int:
+        """Tokens that the text model was made for, prompt and completion together."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
     def text_model(self) -> Any:
         """The decoder alone. From 5.23 on it stands inside the model that merges the media."""
         return getattr(self.model.model, "language_model", self.model.model)

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.grpo.memory import check_memory, device_memory
+from omni_grpo_core.grpo.memory import check_memory
 from omni_grpo_core.grpo.prompt_estimate import (
     check_prompt_limit,
     least_media_tokens,
     token_shape,
 )
 from omni_grpo_core.grpo.train_config import TrainConfig
+from omni_grpo_core.machine import device_memory
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
