@@ -91,10 +91,17 @@ def test_a_question_about_something_else_fails_no_modality(
 
 
 @pytest.mark.parametrize(
-    ("shift", "judgement"), [(0.0, "lost"), (1e-6, "not judged"), (1e-4, "reaches")]
+    ("shift", "judgement"),
+    [
+        (0.0, "lost"),
+        (1e-9, "not judged"),
+        (8e-4, "not judged"),
+        (2e-3, "not judged"),
+        (4e-3, "reaches"),
+    ],
 )
 def test_a_shift_is_judged_by_what_rounding_does(shift: float, judgement: str) -> None:
-    proof = ModalityProof("audio", 1, 1.0, 1.0, 1.0, 0.0, shift, again=0.0, rounding=1e-5)
+    proof = ModalityProof("audio", 1, 1.0, 1.0, 1.0, 0.0, shift, again=0.0, rounding=3e-3)
     assert proof.judgement == judgement
     assert proof.ok == (judgement != "lost")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from omni_grpo_core.check import CheckResult, ModalityProof
+from omni_grpo_core.check import LEAST_SHIFT, CheckResult, ModalityProof
 
 PROOF_IN_WORDS = (
     "How to read it: the rows that have a modality are asked again with it blanked (black "
     "pictures, silence), turned upside down and with another row's in its place. If it reaches the "
-    "model, that must shift the log-probabilities by more than rounding does; accuracy falls only "
-    "as far as the questions are about that modality, and the rest stay right."
+    "model, that must shift the log-probabilities; up to what rounding may do, or "
+    f"{LEAST_SHIFT:g} nats a token, it is not judged: the questions may be about something else. "
+    "Accuracy falls only as far as they are about that modality, and the rest stay right."
 )
 
 
@@ -142,7 +143,8 @@ def not_judged(proof: ModalityProof) -> str:
         return ""
     return (
         f"{proof.modality} not judged: other content shifts these answers by {proof.shift:.2g} "
-        f"nats a token, rounding by {proof.rounding:.2g}; add rows whose question it decides"
+        f"nats a token (rounding {proof.rounding:.2g}, bar {LEAST_SHIFT:g}); add rows whose "
+        "question it decides"
     )
 
 
