@@ -66,7 +66,7 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
                 raise Unreadable(kind_of(status.st_mode))
             if status.st_size > most:
                 raise Unreadable(f"{status.st_size} bytes")
-            return file.read(most)
+            return file.read(min(status.st_size + 1, most))  # as much is set aside at once
     except Unreadable:
         raise
     except FileNotFoundError:
