@@ -157,9 +157,9 @@ def not_utf8(folder: Path) -> None:
         (
             lambda folder: (folder / "tensors.safetensors").unlink(),
             "tensors.safetensors",
-            "No such",
+            "no such file",
         ),
-        (lambda folder: (folder / "trace.json").unlink(), "trace.json", "No such file"),
+        (lambda folder: (folder / "trace.json").unlink(), "trace.json", "no such file"),
     ],
 )
 def test_damage_is_named_with_its_file(
