@@ -10,8 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from omni_grpo_core.bounded import MAX_YAML_BYTES, Unreadable, read_text, yaml_value
 from omni_grpo_core.errors import ConfigError
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -82,13 +81,11 @@ def _nested(hint: Any) -> Any:
 def read_mapping(path: Path) -> Mapping[str, Any]:
     """The mapping in a JSON or YAML file. Raises ``ConfigError`` for anything else."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml_value(read_text(path, MAX_YAML_BYTES))  # JSON is YAML
+    except Unreadable as error:
         raise ConfigError(
-            str(path),
-            got="no such file"
-            if isinstance(error, FileNotFoundError)
-            else " ".join(str(error).split()),
+            error.place(path),
+            got=error.got,
             want="a JSON or YAML file",
             fix="correct the file",
         ) from error

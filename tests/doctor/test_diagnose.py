@@ -94,7 +94,7 @@ def test_a_stage_at_which_a_look_failed_is_not_called_sound() -> None:
     unknown = diagnose(STEP, looks=(broken,), rules=())
     assert (unknown.seen, unknown.unjudged) == ((), ("conversation", "text"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BLAMES, broken, BLAMES[of_text])  # type: ignore[arg-type]
+        patch.setitem(BLAMES, broken, BLAMES[of_text])
         known = diagnose(STEP, looks=(broken,), rules=())
     assert (known.seen, known.unjudged) == (("conversation",), ("text",))
     run = merge([known, diagnose(STEP, looks=(healthy,), rules=())])

@@ -53,7 +53,9 @@ def _house(diagnosis: Diagnosis) -> Text:
         if text:
             text.append(" → ", style="dim")
         text.append_text(_room(stage, broken, diagnosis))
-    return text.append("\n✗ broken  ~ passed an error on  ✓ sound  ? not judged  · not seen\n", style="dim")
+    return text.append(
+        "\n✗ broken  ~ passed an error on  ✓ sound  ? not judged  · not seen\n", style="dim"
+    )
 
 
 def _room(stage: Stage, broken: set[Stage], diagnosis: Diagnosis) -> Text:

@@ -34,11 +34,11 @@ def misfit(value: object, hint: Any, where: str) -> Misfit | None:
     """
     origin, members = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        found = [misfit(value, member, where) for member in members]
-        if None in found:
+        tried = [misfit(value, member, where) for member in members]
+        if None in tried:
             return None
         # what is wrong inside a container says more than that it is no None
-        deeper = [one for one in found if one is not None and one[0] != where]
+        deeper = [one for one in tried if one is not None and one[0] != where]
         return deeper[0] if deeper else (where, _shown(value), _named(hint))
     if origin is tuple and isinstance(value, tuple):
         inner = ((f"{where}[{at}]", item, members[0]) for at, item in enumerate(value))

@@ -16,7 +16,6 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-
 from torch import Tensor
 
 from omni_grpo_core.bounded import Unreadable, read_bytes
