@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,6 +96,46 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
     write_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("step", ["mkdir", "open", "write", "fsync", "rename", "replace"])
+@pytest.mark.parametrize(
+    "write", [lambda p: save_trace(small_trace(), p), lambda p: write_file(p, b"x")]
+)
+def test_a_disk_that_is_full_at_any_step_leaves_nothing(
+    step: str, write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folders above a trace that could not be written stayed behind, and, where the disk was
+    full, the message spoke of a folder that already holds something."""
+
+    def full(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fails = {
+        "mkdir": (Path, "mkdir"),
+        "open": (Path, "open"),
+        "write": (Path, "write_bytes"),
+        "fsync": (os, "fsync"),
+        "rename": (Path, "rename"),
+        "replace": (Path, "replace"),
+    }
+    target = tmp_path / "new" / "deep" / "target"
+    monkeypatch.setattr(*fails[step], full)
+    said = ""
+    with suppress(TraceError):
+        write(target)
+        said = "written"  # this way of writing does not take the step
+    assert target.exists() == bool(said)
+    assert bool(list(tmp_path.iterdir())) == bool(said)
+
+
+def test_the_longest_name_that_a_file_may_have_can_be_written(tmp_path: Path) -> None:
+    name = "ä" * 127
+    write_file(tmp_path / name, b"x")
+    save_trace(small_trace(), tmp_path / name[::-1].replace("ä", "ö"))
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(TraceError, match="File name too long"):
+        write_file(tmp_path / (name + "xx"), b"x")
 
 
 def test_a_folder_that_somebody_fills_meanwhile_is_left_alone(tmp_path: Path) -> None:
