@@ -215,8 +215,8 @@ def test_a_row_of_features_is_found_among_its_spans() -> None:
 
 
 def test_a_nan_that_was_one_before_stands_beside_drift_within_tolerance() -> None:
-    """Drawn by hypothesis on a busy day: logprobs of (1000000001.0, nan) came back from their golden
-    as (1e+09, nan), well within tolerance, and the NaN was called changed."""
+    """Drawn by hypothesis on a busy day: logprobs of (1000000001.0, nan) came back from their
+    golden as (1e+09, nan), well within tolerance, and the NaN was called changed."""
     was, now = torch.tensor([1000000001.0, math.nan]), torch.tensor([1e9, math.nan])
     assert sentences(was.double(), now.double()) == []
     assert len(sentences(was.double(), torch.tensor([math.nan, 1e9]).double())) == 1
