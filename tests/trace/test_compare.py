@@ -214,14 +214,6 @@ def test_a_row_of_features_is_found_among_its_spans() -> None:
     assert sentences(a, b)[0].startswith("features[1][")
 
 
-def test_a_nan_that_was_one_before_stands_beside_drift_within_tolerance() -> None:
-    """Drawn by hypothesis on a busy day: logprobs of (1000000001.0, nan) came back from their
-    golden as (1e+09, nan), well within tolerance, and the NaN was called changed."""
-    was, now = torch.tensor([1000000001.0, math.nan]), torch.tensor([1e9, math.nan])
-    assert sentences(was.double(), now.double()) == []
-    assert len(sentences(was.double(), torch.tensor([math.nan, 1e9]).double())) == 1
-
-
 def test_nan_and_infinity_are_equal_to_themselves_only() -> None:
     odd = torch.tensor([math.nan, math.inf, -math.inf, 1.0])
     assert not compare_leaves(leaves(odd), leaves(odd.clone()))
