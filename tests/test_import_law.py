@@ -62,7 +62,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "training": PIPELINE | {"check", "trace"},
     "check": PIPELINE | {"trace"},
     "report": PIPELINE | {"trace", "check", "doctor", "golden"},
-    "trace": NOUNS,
+    "trace": NOUNS | {"bounded"},
     "tiny": PIPELINE,
     # the true vocabulary in the tiny checkpoint's manners
     "realvocab": NOUNS | {"tiny", "trace"},

@@ -63,7 +63,7 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     with plain_file(path) as (file, size):
         if size > most:
             raise Unreadable(f"{size} bytes")
-        return file.read(most)
+        return file.read(min(size + 1, most))  # as much is set aside at once
 
 
 @contextmanager

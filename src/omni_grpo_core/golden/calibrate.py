@@ -163,7 +163,7 @@ def record_lanes(folder: Path, found: Calibration) -> Path:
         ConfigError: lanes are on record already and would be widened.
     """
     file = folder / LANES
-    recorded = read_mapping(file) if file.is_file() else {}
+    recorded = read_mapping(file) if os.path.lexists(file) else {}
     if found.platform in recorded and not found.within:
         beyond = next(stage for stage in found.stages if not stage.within)
         raise ConfigError(

@@ -22,7 +22,7 @@ from omni_grpo_core.golden.store import (
     split_name,
 )
 from omni_grpo_core.golden.suite import Suite
-from omni_grpo_core.golden.text import with_header
+from omni_grpo_core.golden.text import read_text, with_header
 from omni_grpo_core.trace.atomic import write_file
 
 REASON_LENGTH = 8
@@ -150,7 +150,7 @@ def _put(folder: Path, path: Path, reason: str, who: str) -> Accepted:
     target = folder / path.parent.name / path.name
     old = target.read_bytes() if target.is_file() else None
     supersedes = "nothing" if old is None else f"sha256 {hashlib.sha256(old).hexdigest()[:16]}"
-    text = path.read_bytes().decode("utf-8", "surrogatepass")
+    text = read_text(path)
     told = {
         "accepted": f"{datetime.now(UTC):%Y-%m-%d} by {who}",
         "reason": reason,
