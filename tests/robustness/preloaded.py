@@ -3,14 +3,24 @@ has it, at a hundredth of a second each."""
 
 from __future__ import annotations
 
+import os
+from contextlib import redirect_stdout
+
 from omni_grpo_core.console import quiet_libraries
 
 quiet_libraries()
 
 import transformers  # noqa: E402
 
+from omni_grpo_core.cli import app  # noqa: E402
+from omni_grpo_core.exits import run  # noqa: E402
 from omni_grpo_core.family import FAMILIES  # noqa: E402
 
 for family in FAMILIES:
     for name in (family.thinker_class, family.processor_class):
         getattr(transformers, name, None)
+
+# what a command loads on its way to a first message
+with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    run(lambda: app, ["--help"])
+    run(lambda: app, ["check", "--help"])
