@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -35,6 +36,8 @@ class TinyFamily(StrEnum):
     qwen2_5 = "qwen2.5"
     qwen3 = "qwen3"
 
+
+_MOST_PROBED = 256
 
 FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Qwen3-Omni's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -142,7 +145,11 @@ def require_device(device: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """No network, no bars and no advice that is not ours to follow; set before the imports."""
+    """No network, no bars and no advice that is not ours to follow; set before the imports.
+
+    Raises:
+        RuntimeError: threads cannot be started. OpenMP would end the process with exit code 1.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -154,6 +161,19 @@ def quiet_libraries() -> None:
         return not str(record.msg).startswith("System prompt modified")
 
     logging.getLogger().addFilter(harmless)
+    _start_threads()
+
+
+def _start_threads() -> None:
+    """As many as OpenMP is about to start, at once."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    wanted = int(told[:9]) if told.isdecimal() else os.cpu_count() or 1
+    done = threading.Event()
+    try:
+        for _ in range(min(wanted, _MOST_PROBED)):
+            threading.Thread(target=done.wait).start()
+    finally:
+        done.set()
 
 
 def quiet_transformers() -> None:
