@@ -24,6 +24,11 @@ for family in FAMILIES:
 
 # what a command imports when it is first called: typer's own parsing, looks and rules
 with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-    for words in (["doctor", "nowhere"], ["golden", "review", "--golden", "nowhere"]):
-        run(app, words)
+    for words in (
+        ["--help"],
+        ["check", "--help"],
+        ["doctor", "nowhere"],
+        ["golden", "review", "--golden", "nowhere"],
+    ):
+        run(lambda: app, words)
 gc.freeze()  # a fork that collects copies what it looks at
