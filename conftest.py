@@ -10,13 +10,20 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 # fixtures of more than one folder; modules, because mypy takes one file named conftest only
-pytest_plugins = ["shipped_fixtures", "qwen3_fixtures", "real_vocab_fixtures"]
+pytest_plugins = [
+    "shipped_fixtures",
+    "qwen3_fixtures",
+    "real_vocab_fixtures",
+    "robustness_summary",
+]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -25,14 +32,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for pool in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[pool] = "1"
 
-# A slow machine is no bug: neither profile looks at the clock.
+# A slow machine is no bug: neither profile looks at the clock. Whoever runs the suite gets the same
+# examples; new ones are drawn in the slow lane, which keeps those that fail, tries them first the
+# next time, and prints what reproduces them.
 settings.register_profile(
     "default",
     deadline=None,
-    derandomize="CI" in os.environ,
+    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("slow", settings.get_profile("default"), max_examples=20_000)
+settings.register_profile(
+    "slow",
+    settings.get_profile("default"),
+    max_examples=20_000,
+    derandomize=False,
+    database=DirectoryBasedExampleDatabase(Path(__file__).parent / ".hypothesis" / "examples"),
+    print_blob=True,
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,16 +18,28 @@ _DELIMITER = re.compile(r"`BEGIN (\w+)`")
 _COMMAND = re.compile(r"give (\d+) points", re.IGNORECASE)
 
 
+HANG_GUARD = 60
+"""Seconds after which a test that waits gives up; no result depends on how fast anything is."""
+
+
 class JudgeServer(ThreadingHTTPServer):
-    """``mode`` decides what happens to every request. ``seen``: judged texts, in order."""
+    """``mode`` decides what happens to every request; a function writes the reply itself.
+
+    ``verdict``: the reason that it gives. ``seen``: judged texts, in order.
+    ``together``: no request is answered before so many are there
+    at once. ``hold_after``: those after so many are never answered, and ``held`` is set.
+    """
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.mode = "answer"
-        self.delay = 0.0
+        self.mode: str | Callable[[BaseHTTPRequestHandler], None] = "answer"
+        self.verdict = "so it is"
+        self.together: threading.Barrier | None = None
+        self.hold_after: int | None = None
+        self.held = threading.Event()
         self.seen: list[str] = []
         self.nonces: list[str] = []
         self.busy = self.busiest = 0
@@ -69,21 +80,29 @@ class _Handler(BaseHTTPRequestHandler):
             attempt = len(server.seen)
             server.busy += 1
             server.busiest = max(server.busiest, server.busy)
+        if server.together is not None:
+            server.together.wait(HANG_GUARD)
+        if server.hold_after is not None and attempt > server.hold_after:
+            server.held.set()
+            server.closing.wait()
+        # before the reply, which lets the client send its next request
+        with server.lock:
+            server.busy -= 1
         try:
-            time.sleep(server.delay)
-            self._reply(server.mode, points, attempt)
+            if callable(server.mode):
+                self.close_connection = True
+                server.mode(self)
+            else:
+                self._reply(server.mode, points, attempt)
         except ConnectionError:
             self.close_connection = True
-        finally:
-            with server.lock:
-                server.busy -= 1
 
     def _reply(self, mode: str, points: int, attempt: int) -> None:
-        verdict = json.dumps({"reason": "so it is", "score": points})
+        verdict = json.dumps({"reason": self.server.verdict, "score": points})
         if mode == "429 then answer":
             mode = "429" if attempt == 1 else "answer"
         if mode == "stall":
-            self.server.closing.wait(30)
+            self.server.closing.wait()
         elif mode == "drip":
             self._start(200, 10_000)
             while not self.server.closing.wait(0.05):
@@ -171,6 +190,17 @@ CONTENTS: dict[str, Any] = {
     "empty": "",
     "null": None,
     "parts": [{"type": "text", "text": "5"}],
+    "very deep": "[" * 200_000,
+    "deep score": '{"reason": "r", "score": ' + "[" * 900 + "]" * 900 + "}",
+    "deep objects": '{"score":' * 2_000,
+    "surrogates": "\ud800\udfff",
+    "surrogate score": '{"reason": "\\ud800", "score": "\\udfff"}',
+    "escape codes": "\x1b[2J\x1b]0;title\x07",
+    "null bytes": "\0" * 50,
+    "exponent": '{"reason": "r", "score": 1e400}',
+    "negative zero": '{"reason": "r", "score": -0.0}',
+    "key in another case": '{"Reason": "r", "Score": 5}',
+    "byte order mark": '\ufeff{"reason": "r", "score": 5}',
 }
 # replies in the place of a chat completion
 BODIES: dict[str, bytes] = {
@@ -182,4 +212,19 @@ BODIES: dict[str, bytes] = {
     "array": b"[1, 2]",
     "not UTF-8": b"\xff\xfe\x00",
     "deep body": b"[" * 100_000,
+    "very deep body": b"[" * 200_000,
+    "deep choices": b'{"choices": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "integer of 5,000 digits": b'{"created": 1' + b"0" * 5000 + b"}",
+    "many choices": b'{"choices": [' + b"{}, " * 50_000 + b"{}]}",
+    "two choices": json.dumps({"choices": [json.loads(chat("x"))["choices"][0]] * 2}).encode(),
+    "choice of text": b'{"choices": ["text"]}',
+    "message of text": b'{"choices": [{"message": "text"}]}',
+    "choices by name": b'{"choices": {"0": {}}}',
+    "a number": b"5",
+    "NaN alone": b"NaN",
+    "cut off": chat('{"reason": "r", "score": 5}')[:-3],
+    "two bodies": chat('{"reason": "r", "score": 5}') * 2,
+    "UTF-16 without its mark": '{"choices": []}'.encode("utf-16-be")[1:],
+    "half a character": chat("x") + b"\xe2\x82",
+    "endless text": b" " * 1_000_000,
 }

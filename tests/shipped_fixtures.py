@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,15 +71,18 @@ def mixed(policy: Policy, inputs: Inputs) -> Batch:
 
 @pytest.fixture
 def run_cli() -> Callable[..., tuple[int, str, str]]:
-    """Run ``omni-grpo ARGS`` in this process -> exit code, stdout, stderr."""
-    from typer.testing import CliRunner
-
+    """Run ``omni-grpo ARGS`` in this process -> exit code, stdout, stderr. A fault of our own
+    (exit code 3) fails the test with its traceback."""
     from omni_grpo_core.cli import app
+    from omni_grpo_core.exits import run
 
-    def run(*args: object) -> tuple[int, str, str]:
-        result = CliRunner().invoke(app, [str(arg) for arg in args])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, result.stdout, result.stderr
+    def run_here(*args: object) -> tuple[int, str, str]:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run(app, [str(arg) for arg in args])
+        if code == 3:
+            file = err.getvalue().rsplit(" ", 1)[-1].strip()
+            pytest.fail(Path(file).read_text(encoding="utf-8"))
+        return code, out.getvalue(), err.getvalue()
 
-    return run
+    return run_here

@@ -27,7 +27,6 @@ from media_files import (
 )
 from qwen_omni_utils.v2_5 import vision_process
 
-from omni_grpo_core import _qwen_utils
 from omni_grpo_core.errors import MediaError
 from omni_grpo_core.media import MediaConfig, decoder_version, load_media, probe
 from omni_grpo_core.types import Media, MediaPart, MediaRef
@@ -344,7 +343,7 @@ def test_library_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(_qwen_utils, "process_mm_info", broken)
+        patch.setattr(vision_process, "fetch_video", broken)
         with pytest.raises(ZeroDivisionError):
             load_media(media, SMALL)
     assert state() == before

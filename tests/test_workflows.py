@@ -186,7 +186,7 @@ def test_a_workflow_is_told_little_and_may_little(path: Path) -> None:
     assert "secrets" not in text
     assert "://" not in text
     used = [step["uses"] for step in steps(workflow) if "uses" in step]
-    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", action) for action in used), used
+    assert all(re.fullmatch(r"actions/[a-z-]+(/[a-z]+)?@v\d+", action) for action in used), used
     checkouts = [step for step in steps(workflow) if step.get("uses", "").startswith("actions/ch")]
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
     # expressions that strangers can write (titles, branch names) never reach a shell

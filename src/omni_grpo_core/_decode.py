@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from omni_grpo_core import _framing
 from omni_grpo_core.errors import MediaError
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE
 
@@ -33,11 +36,15 @@ _CONTAINERS = frozenset(
         *("aac", "aiff", "caf", "flac", "mp3", "ogg", "w64", "wav"),
     )
 )
-# Formats that state how long each stream is. Elsewhere libavformat guesses (mp3), infers from what
-# is there (ts, ogg) or counts in units that packets do not fill (avi): nothing to hold them to.
+# Formats that state how long each stream is. Elsewhere libavformat guesses (mp3, unless its first
+# frame says), infers from what is there (ts, ogg) or counts in units that packets do not fill
+# (avi): nothing to hold them to.
 _STATE_LENGTH = frozenset(("flac", "matroska", "mov", "wav"))
+_URL = re.compile(r"(?<![^/])([A-Za-z][A-Za-z0-9+.-]+:/|data:)")
 MAX_PIXELS = 8192 * 8192
 """A frame or image larger than this is refused unread: no camera makes it, a bomb does."""
+MAX_CHANNELS = 64
+"""What libswresample can take (its ``SWR_CH_MAX``)."""
 
 _ORIENTATIONS: dict[tuple[int, int, int, int], tuple[int, bool]] = {
     # sign of the display matrix' a b c d -> quarter turns (counter-clockwise), mirrored after
@@ -79,19 +86,25 @@ def decoder_version() -> str:
 
 
 def existing_file(path: str | Path) -> Path:
-    """``path`` made absolute, if it is a readable file with something in it; else MediaError."""
+    """``path`` made absolute, if it is a readable file with something in it; else MediaError.
+
+    Nothing but a file is opened: a pipe would be waited for, a device may never end.
+    """
     file = Path(path).absolute()
     try:
-        if file.is_dir():
+        kind = file.stat().st_mode
+        if not stat.S_ISREG(kind):
+            directory = stat.S_ISDIR(kind)
             raise MediaError(
-                str(path), got="a directory", want="a media file", fix="name a file in it"
-            )
-        if not file.is_file():
-            raise MediaError(
-                str(path), got="no such file", want="a media file", fix="check the path"
+                str(path),
+                got="a directory" if directory else "a pipe, socket or device",
+                want="a media file",
+                fix="name a file in it" if directory else "write its content to a file",
             )
         with file.open("rb") as stream:
             empty = not stream.read(1)
+    except FileNotFoundError as error:
+        raise _not_there(str(path)) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(
@@ -104,12 +117,24 @@ def existing_file(path: str | Path) -> Path:
     return file
 
 
+def _not_there(path: str) -> MediaError:
+    if _URL.search(path):
+        return MediaError(
+            path,
+            got="a URL",
+            want="the path of a file on this machine: URLs are not read",
+            fix="download it and name the file; of a file: URL name the path alone",
+        )
+    return MediaError(path, got="no such file", want="a media file", fix="check the path")
+
+
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     """The container of ``file``; whatever libav says against it becomes a MediaError."""
     try:
         # an absolute path cannot be taken for a protocol ("a:b.mp4") or an option
-        with av.open(str(file), metadata_errors="replace") as container:
+        source = _framing.with_length(file) or str(file)
+        with av.open(source, metadata_errors="replace") as container:
             name = container.format.name
             if not _CONTAINERS & set(name.split(",")):
                 raise MediaError(
@@ -161,7 +186,10 @@ def inspect(path: str | Path) -> Contents:
         zero = (container.start_time or 0) / av.time_base
         stamps, ends = _demux(file, container, video)
         used = [stream for stream in (video, audio) if stream is not None]
-        if _STATE_LENGTH & set(container.format.name.split(",")):
+        formats = set(container.format.name.split(","))
+        if reason := _framing.cut_off(file, formats):
+            raise _cut_off(file, reason)
+        if _STATE_LENGTH & formats or ("mp3" in formats and _framing.mp3_states_length(file)):
             _refuse_short(file, container, used, ends)
         times = sorted(t - zero for t in stamps if t is not None)
         clean = len(times) == len(stamps) == len(set(times)) and bool(times)
@@ -276,35 +304,33 @@ def recount(contents: Contents) -> Contents:
 
 def read_frames(
     contents: Contents, wanted: Sequence[int], *, timed: bool
-) -> NDArray[np.uint8] | None:
-    """The frames of these numbers (ascending, repeats allowed), upright.
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """The frames of these numbers (ascending, repeats allowed), each once, with its number.
 
-    Returns uint8, (len(wanted), 3, height, width), RGB; or ``None`` if the decoder delivers fewer
-    frames than that or, where they are ``timed``, others than ``contents.shown`` promises. That is
-    for the caller to put right with :func:`recount`.
+    Frames are uint8, (height, width, 3), RGB, upright, all of one size. They end early if the
+    decoder delivers fewer or, where they are ``timed``, others than ``contents.shown`` promises.
+    That is for the caller to put right with :func:`recount`.
     """
-    pictures: NDArray[np.uint8] | None = None
-    slots, numbers = np.asarray(wanted), set(wanted)
+    numbers = set(wanted)
+    shape: tuple[int, ...] | None = None
     with _opened(contents.path) as container:
         video, _ = _streams(contents.path, container)
         for number, frame in enumerate(_frames(contents.path, container, video)):
             if timed and not _on_time(frame, number, contents):
-                return None
+                return
             if number in numbers:
-                picture = _upright(contents.path, frame).transpose(2, 0, 1)
-                if pictures is None:
-                    pictures = np.empty((len(slots), *picture.shape), np.uint8)
-                if pictures.shape[1:] != picture.shape:
+                picture = _upright(contents.path, frame)
+                shape = shape or picture.shape
+                if picture.shape != shape:
                     raise MediaError(
                         str(contents.path),
                         got="frames that change their size",
                         want="one size throughout",
                         fix="convert it to a constant size",
                     )
-                pictures[slots == number] = picture
+                yield number, picture
             if number == wanted[-1]:
-                return pictures
-    return None
+                return
 
 
 def _on_time(frame: Any, number: int, contents: Contents) -> bool:
@@ -342,32 +368,61 @@ def read_audio(contents: Contents) -> NDArray[np.float32]:
     down-mix of float stereo is 3 dB louder. A track that sets in late is preceded by silence, so
     that sound and frames stay together.
     """
-    resampler = av.AudioResampler(format="fltp", rate=AUDIO_SAMPLING_RATE)
-    blocks: list[Any] = []
-    late = 0
+    # grows in place: a list of blocks to be joined would hold a long recording twice
+    track = bytearray()
     with _opened(contents.path) as container:
         _, audio = _streams(contents.path, container)
-        for frame in _frames(contents.path, container, audio):
-            if not blocks and frame.time is not None:
+        _refuse_many_channels(contents.path, audio)
+        # packed: PyAV reads planes beyond the eighth from where there are none
+        resampler = av.AudioResampler(format="flt", rate=AUDIO_SAMPLING_RATE)
+        late: int | None = None
+        for frame in itertools.chain(_frames(contents.path, container, audio), [None]):
+            if late is None and frame is not None and frame.time is not None:
                 late = round((frame.time - contents.zero) * AUDIO_SAMPLING_RATE)
-            try:
-                blocks += resampler.resample(frame)
-            except ValueError as error:
-                raise MediaError(
-                    str(contents.path),
-                    got=f"an audio track that changes its format ({error})",
-                    want="one rate and one number of channels throughout",
-                    fix="convert it",
-                ) from error
-        blocks += resampler.resample(None)
-    mono = [block.to_ndarray().mean(axis=0, dtype=np.float32) for block in blocks]
-    samples = np.concatenate([np.zeros(max(late, 0), np.float32), *mono])
+            for block in _resampled(contents.path, resampler, frame):
+                if not track:
+                    track.extend(bytes(4 * max(late or 0, 0)))
+                track.extend(_mono(block).tobytes())
+    samples = np.frombuffer(track, np.float32)
     _refuse_missing(contents.path, len(samples) / AUDIO_SAMPLING_RATE, contents.audio_end)
-    if not mono or not np.isfinite(samples).all():
+    if not samples.size or not np.isfinite(samples).all():
         raise MediaError(
             str(contents.path),
-            got="NaN or infinite samples" if mono else "an audio track without a sample",
+            got="NaN or infinite samples" if samples.size else "an audio track without a sample",
             want="sound",
             fix="record or convert it again",
         )
     return samples
+
+
+def _refuse_many_channels(file: Path, stream: Any) -> None:
+    channels = stream.codec_context.channels
+    if channels > MAX_CHANNELS:
+        raise MediaError(
+            str(file),
+            got=f"{channels} channels of sound",
+            want=f"at most {MAX_CHANNELS}",
+            fix="mix it down, to mono for instance",
+        )
+
+
+def _resampled(file: Path, resampler: Any, frame: Any | None) -> list[Any]:
+    try:
+        blocks: list[Any] = resampler.resample(frame)
+    except av.FFmpegError:
+        raise
+    except ValueError as error:  # PyAV's own word for a frame that is unlike the first
+        raise MediaError(
+            str(file),
+            got=f"an audio track that changes its format ({error})",
+            want="one rate and one number of channels throughout",
+            fix="convert it",
+        ) from error
+    return blocks
+
+
+def _mono(block: Any) -> NDArray[np.float32]:
+    packed = block.to_ndarray().reshape(-1, block.layout.nb_channels)
+    # channel after channel, as planar sound is added up: the last bit depends on the order
+    mean: NDArray[np.float32] = np.ascontiguousarray(packed.T).mean(axis=0, dtype=np.float32)
+    return mean

@@ -1,4 +1,4 @@
-"""qwen-omni-utils behind two functions: which frames of a clip to take, and media resized.
+"""qwen-omni-utils behind two functions: which frames of a clip to take, and at what size.
 
 The other half of :mod:`omni_grpo_core.media`. The library reads no file here; it only decides
 numbers and sizes and resizes, so that these are what the published models were trained with.
@@ -12,14 +12,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from numpy.typing import NDArray
-from qwen_omni_utils import process_mm_info
 from qwen_omni_utils.v2_5 import vision_process
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize
 
 from omni_grpo_core.errors import MediaError
 from omni_grpo_core.media_config import FRAMES_PER_TOKEN
@@ -106,45 +106,58 @@ def _rate(times: NDArray[np.float64], end: float, stated: float | None) -> tuple
 # --------------------------------------------------------------------------- resizing
 
 
-def image_element(
+def resized_image(
     path: str, image: PIL.Image.Image, least: int | None, most: int | None, patch_size: int
-) -> dict[str, Any]:
-    """An image as an item of a message. Raises MediaError if it is too narrow to be resized."""
+) -> PIL.Image.Image:
+    """An RGB image at the model's size. Raises MediaError if it is too narrow to be resized."""
     side = _token_side(patch_size)
     limits = _limits(least, most, vision_process.IMAGE_MIN_TOKEN_NUM, side)
     _refuse_sliver(path, image.height, image.width, limits, side)
-    return {"type": "image", "image": image, **limits}
+    with _quiet_library():
+        done: PIL.Image.Image = vision_process.fetch_image(
+            {"image": image, **limits}, image_patch_size=patch_size
+        )
+    return done
 
 
-def video_element(
-    path: str, frames: NDArray[np.uint8], least: int | None, most: int | None, patch_size: int
-) -> dict[str, Any]:
-    """Decoded frames, uint8 (T, 3, height, width), as an item of a message."""
+def frame_size(
+    path: str,
+    shape: tuple[int, int, int],
+    least: int | None,
+    most: int | None,
+    patch_size: int,
+) -> tuple[int, int]:
+    """Height and width at which the model is shown a clip of ``shape`` (frames, height, width).
+
+    The library's own code for clips decides, which is given frames without memory ("meta").
+    Raises MediaError if they are too narrow to be resized.
+    """
+    count, height, width = shape
     side = _token_side(patch_size)
     limits = _limits(least, most, vision_process.VIDEO_MIN_TOKEN_NUM, side)
-    _refuse_sliver(path, frames.shape[2], frames.shape[3], limits, side)
-    return {
-        "type": "video",
+    _refuse_sliver(path, height, width, limits, side)
+    element = {
         "video": path,
-        "decoded": torch.from_numpy(frames),
+        "decoded": torch.empty((count, 3, height, width), dtype=torch.uint8, device="meta"),
         "total_pixels": _CLIP_TOKENS * side * side,
         **limits,
     }
-
-
-def resize(
-    content: list[dict[str, Any]], patch_size: int
-) -> tuple[Sequence[NDArray[np.float32]], Sequence[PIL.Image.Image], Sequence[torch.Tensor]]:
-    """Audios, images and videos of a message's items, each in order, resized for the model."""
-    if not content:
-        return (), (), ()
     with _quiet_library(), _reader_of_decoded_frames():
-        audios, images, videos = process_mm_info(
-            [{"role": "user", "content": content}],
-            use_audio_in_video=False,
-            image_patch_size=patch_size,
-        )
-    return audios or (), images or (), videos or ()
+        clip = vision_process.fetch_video(element, image_patch_size=patch_size)
+    return clip.shape[2], clip.shape[3]
+
+
+def resized_frame(frame: NDArray[np.uint8], size: tuple[int, int]) -> torch.Tensor:
+    """One frame, uint8 (height, width, 3), as uint8 (3, *size): as the library resizes a clip.
+
+    It resizes the whole clip at once, for which every frame lies in memory as float32. Frames do
+    not depend on each other, so one at a time gives the same pixels.
+    """
+    picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
+    done: torch.Tensor = resize(
+        picture, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    return done
 
 
 def _token_side(patch_size: int) -> int:
@@ -193,8 +206,8 @@ def _reader_of_decoded_frames() -> Iterator[None]:
 
     Its list-of-frames input will not do: such frames are first resized to multiples of 56 (the
     merge factor is applied twice) and then again to 28, so they come out blurred and of another
-    size than the same frames read from a file. A reader that hands over the decoded tensor leaves
-    exactly the file path's resizing to run. Which reader is used, a cached function decides that
+    size than the same frames read from a file. A reader that hands over a tensor leaves exactly
+    the file path's code to run. Which reader is used, a cached function decides that
     looks at what is installed and prints; it is replaced for the time of the call.
     """
     chooser = vision_process.get_video_reader_backend

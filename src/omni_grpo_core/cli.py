@@ -1,13 +1,13 @@
 """``omni-grpo``: what people type. Heavy libraries are imported inside the commands.
 
-Exit codes: 0 fine, 1 something is broken or differs, 2 bad usage or input. ``--json`` prints one
-object on stdout; everything else goes to stderr.
+Exit codes are :mod:`omni_grpo_core.exits`'. ``--json`` prints one object on stdout; everything else
+goes to stderr.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -21,7 +21,7 @@ from omni_grpo_core.console import (
     FamilyOption,
     Json,
     TinyFamily,
-    bad_input_exits,
+    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
@@ -29,6 +29,7 @@ from omni_grpo_core.console import (
     writable,
 )
 from omni_grpo_core.doctor.cli import doctor
+from omni_grpo_core.exits import run
 from omni_grpo_core.faults.cli import faults, incident
 from omni_grpo_core.golden.cli import app as golden_app
 from omni_grpo_core.realvocab.cli import app as realvocab_app
@@ -118,50 +119,49 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Take real clips through every stage of a real omni model, and say what holds."""
-    with bad_input_exits(as_json):
-        for target in (html, trace):
-            if target is not None:
-                writable(target)
-        quiet_libraries()
-        from dataclasses import replace
+    for target in (html, trace):
+        if target is not None:
+            writable(target)
+    quiet_libraries()
+    from dataclasses import replace
 
-        from omni_grpo_core import tiny
-        from omni_grpo_core.check import check as run_check
-        from omni_grpo_core.policy import load_policy
-        from omni_grpo_core.sample import load_samples
-        from omni_grpo_core.settings import load_settings
+    from omni_grpo_core import tiny
+    from omni_grpo_core.check import check as run_check
+    from omni_grpo_core.policy import load_policy
+    from omni_grpo_core.sample import load_samples
+    from omni_grpo_core.settings import load_settings
 
-        quiet_transformers()
-        require_device(device)
-        folder = checkpoint or tiny.checkpoint_dir()
-        settings = load_settings(folder, config)
-        if audio_in_video is not None:
-            settings = replace(settings, audio_in_video=audio_in_video.value)
-        samples = load_samples(data or tiny.data_file(), root=root)[:limit]
-        half = Dtype.bfloat16 if device is Device.cuda else Dtype.float32
-        with progress("check", as_json) as on_stage:
-            on_stage("policy")
-            policy = load_policy(
-                folder, processor=processor, device=device.value, dtype=(dtype or half).value
-            )
-            result = run_check(policy, samples, settings, on_stage=on_stage)
-        if trace is not None:
-            from omni_grpo_core.trace.store import save_trace
+    quiet_transformers()
+    require_device(device)
+    folder = checkpoint or tiny.checkpoint_dir()
+    settings = load_settings(folder, config)
+    if audio_in_video is not None:
+        settings = replace(settings, audio_in_video=audio_in_video.value)
+    samples = load_samples(data or tiny.data_file(), root=root)[:limit]
+    half = Dtype.bfloat16 if device is Device.cuda else Dtype.float32
+    with progress("check", as_json) as on_stage:
+        on_stage("policy")
+        policy = load_policy(
+            folder, processor=processor, device=device.value, dtype=(dtype or half).value
+        )
+        result = run_check(policy, samples, settings, on_stage=on_stage)
+    if trace is not None:
+        from omni_grpo_core.trace.store import save_trace
 
-            save_trace(result.trace, trace)
-        if html is not None:
-            from omni_grpo_core.report.check_page import check_page
-            from omni_grpo_core.report.page import write_page
+        save_trace(result.trace, trace)
+    if html is not None:
+        from omni_grpo_core.report.check_page import check_page
+        from omni_grpo_core.report.page import write_page
 
-            write_page(html, check_page(result, policy.decode))
-        if as_json:
-            typer.echo(json.dumps(result.to_json(), ensure_ascii=False))
-        else:
-            from rich.console import Console
+        write_page(html, check_page(result, policy.decode))
+    if as_json:
+        print_json(result.to_json())
+    else:
+        from rich.console import Console
 
-            from omni_grpo_core.report.terminal import print_check
+        from omni_grpo_core.report.terminal import print_check
 
-            print_check(Console(), result)
+        print_check(Console(), result)
     raise typer.Exit(0 if result.verdict == "pass" else 1)
 
 
@@ -176,36 +176,40 @@ def train(
     Also under ``accelerate launch -m omni_grpo_core train CONFIG``. Exit code 1: the guard stopped
     the run; it says why, and where the trace of that step lies.
     """
-    with bad_input_exits(as_json):
-        from omni_grpo_core.grpo.load_config import load_train_config
+    from omni_grpo_core.grpo.load_config import load_train_config
 
-        plan, warnings = load_train_config(config)
-        first = os.environ.get("RANK", "0") == "0"
-        for warning in warnings if first else ():
-            typer.echo(f"warning: {warning}", err=True)
-        if first:
-            # accelerate launch --cpu starts one process, whatever --num_processes says
-            world = int(os.environ.get("WORLD_SIZE", "1"))
-            many = "process" if world == 1 else "processes"
-            typer.echo(f"{plan.steps} steps on {world} {many}", err=True)
-        quiet_libraries()
-        from rich.console import Console
+    plan, warnings = load_train_config(config)
+    first = os.environ.get("RANK", "0") == "0"
+    for warning in warnings if first else ():
+        typer.echo(f"warning: {warning}", err=True)
+    if first:
+        # accelerate launch --cpu starts one process, whatever --num_processes says
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        many = "process" if world == 1 else "processes"
+        typer.echo(f"{plan.steps} steps on {world} {many}", err=True)
+    quiet_libraries()
+    from rich.console import Console
 
-        from omni_grpo_core.grpo.progress import display
-        from omni_grpo_core.grpo.train import train as run_training
+    from omni_grpo_core.grpo.progress import display
+    from omni_grpo_core.grpo.train import train as run_training
 
-        quiet_transformers()
-        require_device(plan.device)
-        console = Console(stderr=True, quiet=not first)
-        live = console.is_terminal and not as_json
-        with display(plan.steps, console, live=live) as on_step:
-            result = run_training(plan, trace_steps=trace, on_step=on_step)
-        for finding in result.findings if first else ():
-            typer.echo(f"stopped at step {result.step}: {finding}", err=True)
-        if result.bundle is not None and first:
-            typer.echo(f"trace and report: {result.bundle}", err=True)
-        if as_json and first:
-            typer.echo(json.dumps(result.to_json(), ensure_ascii=False))
+    quiet_transformers()
+    require_device(plan.device)
+    console = Console(stderr=True, quiet=not first)
+    live = console.is_terminal and not as_json
+    with display(plan.steps, console, live=live) as on_step:
+        result = run_training(
+            plan,
+            trace_steps=trace,
+            on_step=on_step,
+            warn=lambda text: typer.echo(f"warning: {text}", err=True),
+        )
+    for finding in result.findings if first else ():
+        typer.echo(f"stopped at step {result.step}: {finding}", err=True)
+    if result.bundle is not None and first:
+        typer.echo(f"trace and report: {result.bundle}", err=True)
+    if as_json and first:
+        print_json(result.to_json())
     raise typer.Exit(0 if result.status == "finished" else 1)
 
 
@@ -225,19 +229,18 @@ def tiny_build(
     as_json: Json = False,
 ) -> None:
     """Train a tiny checkpoint from scratch: minutes on one core."""
-    with bad_input_exits(as_json):
-        writable(out)
-        quiet_libraries()
-        from omni_grpo_core.tiny.recipe import build
+    writable(out)
+    quiet_libraries()
+    from omni_grpo_core.tiny.recipe import build
 
-        quiet_transformers()
-        metrics = build(out, family=family.value, seed=seed, steps=steps, stop=stop)
-        if as_json:
-            told = {"checkpoint": str(out), "family": family.value, "seed": seed}
-            typer.echo(json.dumps({**told, "metrics": metrics}))
-        else:
-            for name, value in metrics.items():
-                typer.echo(f"{name:32} {value:.3f}")
+    quiet_transformers()
+    metrics = build(out, family=family.value, seed=seed, steps=steps, stop=stop)
+    if as_json:
+        told = {"checkpoint": str(out), "family": family.value, "seed": seed}
+        print_json({**told, "metrics": metrics})
+    else:
+        for name, value in metrics.items():
+            typer.echo(f"{name:32} {value:.3f}")
 
 
 @tiny_app.command("path")
@@ -250,4 +253,4 @@ def tiny_path(family: FamilyOption = TinyFamily.qwen2_5) -> None:
 
 def main() -> None:
     """Entry point of the ``omni-grpo`` command."""
-    app()
+    sys.exit(run(app, sys.argv[1:]))

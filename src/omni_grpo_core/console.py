@@ -1,4 +1,4 @@
-"""What every command shares: how bad input ends, what a person watches, and quiet libraries.
+"""What every command shares: JSON output, what a person watches, and quiet libraries.
 
 Heavy libraries are imported inside the functions.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from omni_grpo_core.errors import ConfigError, OmniGrpoError
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.tested import newer_than_tested
 
 
@@ -40,17 +41,22 @@ FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Q
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
-@contextmanager
-def bad_input_exits(as_json: bool) -> Iterator[None]:
-    """Bad input ends in one message and exit code 2."""
+def print_json(data: Any) -> None:
+    """One JSON object on stdout, in whatever encoding it has; numbers that JSON lacks are null."""
+    plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
     try:
-        yield
-    except OmniGrpoError as error:
-        if as_json:
-            fields = ("stage", "item", "got", "want", "fix")
-            typer.echo(json.dumps({"error": {name: getattr(error, name) for name in fields}}))
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        text = json.dumps(data, ensure_ascii=plain, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(data), ensure_ascii=plain)
+    print(text)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 @contextmanager
@@ -70,12 +76,18 @@ def progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
 
 
 def writable(target: Path) -> None:
-    """Known before the work starts, not after it."""
-    folder = target.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    """Raises :class:`ConfigError`, before the work starts, for a place that cannot take a file or
+    folder: no folder to put it in, or something there that is neither, such as a pipe."""
+    real = Path(os.path.realpath(target))
+    if real.exists() and not (real.is_file() or real.is_dir()):
+        raise ConfigError(
+            str(target), got="a pipe, socket or device", want="a file, or a free name",
+            fix="choose another place",
+        )  # fmt: skip
+    if not real.parent.is_dir() or not os.access(real.parent, os.W_OK):
         raise ConfigError(
             str(target), got="no writable folder to put it in", want="one that exists",
-            fix=f"create {folder} or choose another place",
+            fix=f"create {real.parent} or choose another place",
         )  # fmt: skip
 
 

@@ -23,9 +23,11 @@ from typing import ClassVar
 
 from omni_grpo_core.types import Stage
 
+_LONGEST = 4000
+
 
 class OmniGrpoError(Exception):
-    """Bad input, told so that it can be mended.
+    """Bad input, reported so that it can be fixed, on one printable line.
 
     >>> print(MediaError("clip.mp4", got="an empty file", want="an mp4", fix="copy it again"))
     media: clip.mp4: found an empty file, wanted an mp4; copy it again
@@ -46,11 +48,22 @@ class OmniGrpoError(Exception):
         return self.stage
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.item}: found {self.got}, wanted {self.want}; {self.fix}"
+        line = f"{self.where}: {self.item}: found {self.got}, wanted {self.want}; {self.fix}"
+        return "".join(one if one.isprintable() else _written_out(one) for one in _cut(line))
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         # keyword-only arguments do not survive the default: pytest-xdist and worker pools pickle
         return (_rebuild, (type(self), self.item, self.got, self.want, self.fix))
+
+
+def _cut(line: str) -> str:
+    """A message is for reading: a value of a megabyte is shown by its ends."""
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+
+
+def _written_out(character: str) -> str:
+    """A file name may hold escape codes that repaint the terminal, or half a surrogate pair."""
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _rebuild(kind: type[OmniGrpoError], item: str, got: str, want: str, fix: str) -> OmniGrpoError:

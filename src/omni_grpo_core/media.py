@@ -11,15 +11,16 @@ import logging
 import math
 import threading
 import warnings
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from omni_grpo_core import _decode, _qwen_utils
 from omni_grpo_core._decode import Contents, decoder_version
@@ -76,44 +77,26 @@ def load_media(
     Raises MediaError: a file is missing, empty, cut off, damaged, too large, not of the modality
     it is listed as, lacks the track that is asked for, or a stretch lies outside it.
     """
-    config = config or MediaConfig()
-    files = _Files(config)
-    content: list[dict[str, Any]] = []
-    choices: list[Choice] = []
-    from_video: list[int | None] = []
+    files = _Files(config or MediaConfig(), patch_size)
+    images: list[Image] = []
+    videos: list[Video] = []
+    audios: list[Audio] = []
     for part in conversation.media:
         ref = part.ref
         if ref.modality == "image":
-            low, high = config.image_min_pixels, config.image_max_pixels
-            content.append(
-                _qwen_utils.image_element(ref.path, _read_image(ref), low, high, patch_size)
-            )
+            images.append(files.image(ref))
         elif ref.modality == "audio":
-            content.append({"type": "audio", "audio": files.sound(ref)})
-            from_video.append(None)
+            audios.append(Audio(files.sound(ref)))
         else:
-            frames, choice = files.clip(ref)
-            content.append(
-                _qwen_utils.video_element(
-                    ref.path, frames, config.min_pixels, config.max_pixels, patch_size
-                )
-            )
+            video = files.clip(ref)
             if conversation.audio_in_video == "interleaved":
-                content.append({"type": "audio", "audio": files.sound(ref)})
-                from_video.append(len(choices))
-            choices.append(choice)
-    audios, images, videos = _qwen_utils.resize(content, patch_size)
+                audios.append(Audio(files.sound(ref), from_video=len(videos)))
+            videos.append(video)
     return Media(
         sample_id=conversation.sample_id,
-        images=tuple(Image(torch.from_numpy(np.array(i).transpose(2, 0, 1))) for i in images),
-        videos=tuple(
-            Video(frames, choice.sample_fps, choice.source_fps, choice.duration)
-            for frames, choice in zip(videos, choices, strict=True)
-        ),
-        audios=tuple(
-            Audio(torch.from_numpy(samples), video)
-            for samples, video in zip(audios, from_video, strict=True)
-        ),
+        images=tuple(images),
+        videos=tuple(videos),
+        audios=tuple(audios),
         decoder=decoder_version(),
     )
 
@@ -123,11 +106,18 @@ class _Files:
     """The files of one conversation, each inspected and each track decoded at most once."""
 
     config: MediaConfig
+    patch_size: int
     contents: dict[str, Contents] = field(default_factory=dict)
     tracks: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    clips: dict[MediaRef, tuple[NDArray[np.uint8], Choice]] = field(default_factory=dict)
+    clips: dict[MediaRef, Video] = field(default_factory=dict)
 
-    def sound(self, ref: MediaRef) -> NDArray[np.float32]:
+    def image(self, ref: MediaRef) -> Image:
+        """An image, resized."""
+        low, high = self.config.image_min_pixels, self.config.image_max_pixels
+        image = _qwen_utils.resized_image(ref.path, _read_image(ref), low, high, self.patch_size)
+        return Image(torch.from_numpy(np.array(image).transpose(2, 0, 1)))
+
+    def sound(self, ref: MediaRef) -> Tensor:
         """float32, (n,): a stretch of an audio track."""
         contents = self._inspect(ref.path)
         if not contents.has_audio:
@@ -144,10 +134,11 @@ class _Files:
         samples = self.tracks[ref.path][int(start * AUDIO_SAMPLING_RATE) : last]
         if not samples.size:
             raise _nothing_there(ref, "sound")
-        return samples.copy()
+        whole = samples.size == self.tracks[ref.path].size
+        return torch.from_numpy(samples if whole else samples.copy())
 
-    def clip(self, ref: MediaRef) -> tuple[NDArray[np.uint8], Choice]:
-        """uint8, (T, 3, height, width): the chosen frames of a stretch, and the choice."""
+    def clip(self, ref: MediaRef) -> Video:
+        """The chosen frames of a stretch, resized."""
         contents = self._inspect(ref.path)
         if not contents.has_video:
             raise MediaError(
@@ -162,23 +153,36 @@ class _Files:
             self.contents[path] = _decode.inspect(path)
         return self.contents[path]
 
-    def _read_clip(self, ref: MediaRef, contents: Contents) -> tuple[NDArray[np.uint8], Choice]:
-        if contents.shown is not None:
-            choice = self._choose(ref, contents)
-            frames = _decode.read_frames(contents, choice.frames, timed=True)
-            if frames is not None:
-                return frames, choice
-        contents = _decode.recount(contents)
-        choice = self._choose(ref, contents)
-        frames = _decode.read_frames(contents, choice.frames, timed=False)
-        if frames is None:
+    def _read_clip(self, ref: MediaRef, contents: Contents) -> Video:
+        video = None if contents.shown is None else self._decode_clip(ref, contents, timed=True)
+        if video is None:
+            video = self._decode_clip(ref, _decode.recount(contents), timed=False)
+        if video is None:
             raise MediaError(
                 ref.path,
                 got="another number of frames each time it is decoded",
                 want="a clip",
                 fix="convert it",
             )
-        return frames, choice
+        return video
+
+    def _decode_clip(self, ref: MediaRef, contents: Contents, *, timed: bool) -> Video | None:
+        """Each frame is resized before the next is decoded: one at a time is held at full size."""
+        choice = self._choose(ref, contents)
+        numbers, clip = choice.frames, torch.empty(0)
+        low, high = self.config.min_pixels, self.config.max_pixels
+        done = 0
+        for number, picture in _decode.read_frames(contents, numbers, timed=timed):
+            if not done:
+                shape = (len(numbers), *picture.shape[:2])
+                size = _qwen_utils.frame_size(ref.path, shape, low, high, self.patch_size)
+                clip = torch.empty((len(numbers), 3, *size))
+            stop = bisect_right(numbers, number)
+            clip[done:stop] = _qwen_utils.resized_frame(picture, size)
+            done = stop
+        if done < len(numbers):
+            return None
+        return Video(clip, choice.sample_fps, choice.source_fps, choice.duration)
 
     def _choose(self, ref: MediaRef, contents: Contents) -> Choice:
         start, end = _stretch(ref, contents)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +15,14 @@ from golden_project import REASON, contents, with_goldens
 from omni_grpo_core.golden.text import parse_golden
 from omni_grpo_core.policy import Policy
 
-ROUNDS = 50
 # Loads everything once, then each round is a process of its own, forked from it: what is killed is
-# the command, not half a minute of imports. It answers "go" just before it begins.
+# the command, not half a minute of imports. It says how many changes the command made to the disk.
 WORKER = """
-import os, sys, time
+import os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from killed import die_before_change
 from omni_grpo_core import tiny
 from omni_grpo_core.golden.pending import regen
 from omni_grpo_core.golden.review import accept
@@ -36,27 +33,26 @@ suite = load_suite(golden)
 policy = load_policy(tiny.checkpoint_dir())
 weight = policy.model.lm_head.weight
 for line in sys.stdin:
-    what, factor, stays = line.split()
+    what, factor, kill = line.split()
     pid = os.fork()
     if pid == 0:
         with torch.no_grad():
             weight.mul_(float(factor))
-        print("go", os.getpid(), flush=True)
+        changes = die_before_change(None if kill == "None" else int(kill))
         if what == "regen":
             regen(policy, suite, golden, "cpu-fp32")
         else:
             accept(golden, ["words", "other"], {reason!r}, suite)
-        if stays == "True":
-            time.sleep(600)  # what is to be killed is there to be killed
+        print(changes(), flush=True)
         os._exit(0)
-    os.waitpid(pid, 0)
-    print("gone", flush=True)
+    if os.waitpid(pid, 0)[1]:
+        print("killed", flush=True)
 """
 
 
-Run = Callable[[str, float, float | None], float]
-"""One command with the head scaled by a factor, killed after so many seconds (``None``: it may
-end); returns how long it lived."""
+Run = Callable[[str, float, int | None], int]
+"""One command with the head scaled by a factor, killed before that change to the disk (``None``: it
+may end); returns how many changes it made, 0 if it was killed."""
 
 
 @contextmanager
@@ -66,23 +62,23 @@ def worker(golden: Path) -> Iterator[Run]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "OMP_NUM_THREADS": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+        },
     ) as process:
         asks, answers = process.stdin, process.stdout
         assert asks is not None
         assert answers is not None
 
-        def run(what: str, factor: float, after: float | None) -> float:
-            asks.write(f"{what} {factor} {after is not None}\n")
+        def run(what: str, factor: float, kill: int | None) -> int:
+            asks.write(f"{what} {factor} {kill}\n")
             asks.flush()
-            go, pid = answers.readline().split()
-            assert go == "go"
-            begin = time.perf_counter()
-            if after is not None:
-                time.sleep(after)
-                os.kill(int(pid), signal.SIGKILL)
-            assert answers.readline() == "gone\n"
-            return time.perf_counter() - begin
+            answer = answers.readline().strip()
+            # what a killed one left behind can make the next one's work shorter
+            return 0 if answer == "killed" else int(answer)
 
         yield run
         # the end of its input ends it
@@ -105,11 +101,9 @@ def goldens(golden: Path) -> dict[str, bytes]:
 def test_killed_while_it_regenerates(policy: Policy, tmp_path: Path) -> None:
     golden, _ = with_goldens(tmp_path / "project", policy)
     before = goldens(golden)
-    rng = random.Random(0)
     with worker(golden) as run:
-        lasts = run("regen", 2.0, None)
-        for number in range(ROUNDS):
-            run("regen", 2.0 + number, rng.uniform(0, lasts))
+        for kill in range(run("regen", 2.0, None)):
+            run("regen", 3.0 + kill, kill)
             assert goldens(golden) == before
             for path in (golden / ".pending").glob("*/*.txt"):
                 parse_golden(path.read_text(), str(path))
@@ -118,17 +112,16 @@ def test_killed_while_it_regenerates(policy: Policy, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_while_it_accepts(policy: Policy, tmp_path: Path) -> None:
     golden, _ = with_goldens(tmp_path / "project", policy)
-    rng, cut = random.Random(1), 0
+    cut = 0
     names = set(goldens(golden))
     with worker(golden) as run:
         run("regen", 2.0, None)
-        lasts = run("accept", 1.0, None)
-        for number in range(ROUNDS):
-            run("regen", 3.0 + number, None)
+        for kill in range(run("accept", 1.0, None)):
+            run("regen", 3.0 + kill, None)
             pending = set((golden / ".pending").glob("*/*.txt"))
             assert pending
             before = goldens(golden)
-            run("accept", 1.0, rng.uniform(0, lasts))
+            run("accept", 1.0, kill)
             after = goldens(golden)
             assert set(after) == names, "a golden was lost"
             left = set((golden / ".pending").glob("*/*.txt"))

@@ -1,4 +1,4 @@
-"""``kill -9`` at random moments: every resume goes on, and the curve is the uninterrupted one's."""
+"""``kill -9`` before any change to the disk: each resume goes on, to the uninterrupted curve."""
 
 from __future__ import annotations
 
@@ -7,45 +7,52 @@ import os
 import random
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from killed import die_before_change
 from train_runs import log, short
 
 from omni_grpo_core.grpo.train import train
 from omni_grpo_core.policy import load_policy
 
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
 STEPS = 5
 
 
-def _train(out: Path) -> None:
+def _train(out: Path, kill: int | None, changes: Synchronized[int]) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    seen = die_before_change(kill)
     train(short(out, steps=STEPS))
+    changes.value = seen()
 
 
-def _run(out: Path, seconds: float | None) -> bool:
-    """Train in a process of its own, killed after ``seconds``; whether it came to its end."""
-    child = multiprocessing.get_context("fork").Process(target=_train, args=(out,))
+def _run(out: Path, kill: int | None) -> int | None:
+    """Train in a process of its own, killed before its ``kill``-th change to the disk; how many
+    changes it made if it came to its end."""
+    changes = multiprocessing.Value("q", 0)
+    child = multiprocessing.get_context("fork").Process(target=_train, args=(out, kill, changes))
     child.start()
-    child.join(seconds)
-    if child.is_alive() and child.pid is not None:
-        os.kill(child.pid, signal.SIGKILL)
     child.join()
     assert child.exitcode in (0, -signal.SIGKILL), "a resume failed by itself"
-    return child.exitcode == 0
+    return None if child.exitcode else changes.value
 
 
 def kill_and_compare(tmp_path: Path, kills: int, seed: int) -> None:
     moments = random.Random(seed)
     straight = tmp_path / "straight"
-    assert _run(straight, None)
+    changes = _run(straight, None)
+    assert changes
     want = load_policy(straight / "model").model.state_dict()
     killed = runs = 0
     while killed < kills:
         out = tmp_path / f"run-{runs}"
         runs += 1
-        while not _run(out, moments.uniform(0.1, 2.5) if killed < kills else None):
+        while _run(out, moments.randrange(changes) if killed < kills else None) is None:
             killed += 1
         assert log(out) == log(straight)
         found = load_policy(out / "model").model.state_dict()

@@ -114,6 +114,23 @@ def gradient(out: Path) -> dict[int, torch.Tensor]:
     return {key: entry["exp_avg"] for key, entry in state["state"].items()}
 
 
+def test_a_key_that_the_judge_repeats_is_nowhere_in_what_a_run_keeps(
+    tmp_path: Path,
+    server: JudgeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It stood in a reward's reason, and with it in the trace of the step."""
+    key = "sk-0123456789-abcdefghij"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    server.verdict = f"asked with {key}, it is right"
+    assert train(judged(tmp_path, server), trace_steps=1).status == "finished"
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"<redacted>, it is right" in data for data in kept)
+    said = capfd.readouterr()
+    assert not any(b"0123456789-abc" in data for data in [*kept, (said.out + said.err).encode()])
+
+
 def test_the_judge_s_score_changes_the_gradient_and_a_judge_that_is_down_does_not(
     tmp_path: Path, server: JudgeServer
 ) -> None:

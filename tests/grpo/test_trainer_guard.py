@@ -220,3 +220,62 @@ def test_a_trainer_whose_policy_collapses_is_stopped_with_what_it_said(
         trainer.train()
     (said,) = load_trace(tmp_path / "guard" / "step-000000")["completion"].value
     assert set(said.token_ids) == {red}
+
+
+# --------------------------------------------------------------------------- numbers that are none
+
+
+class Two(torch.nn.Module):
+    """Two layers, so that there are four parameters to look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(2, 1)
+        self.b = torch.nn.Linear(2, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": self.a(x).square().mean() + self.b(x).square().mean()}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("at", [0, 3, 4])
+def test_a_gradient_that_is_none_never_reaches_a_weight(
+    tmp_path: Path, policy: Policy, value: float, clip: float, at: int
+) -> None:
+    """Two micro-batches an update; the bad one is the first of all, the last of the second update,
+    the first of the third. Weights and moments stay as the update before left them."""
+    rows = [{"x": torch.tensor([float(n), 1.0])} for n in range(8)]
+    rows[at]["x"][0] = value
+    before: list[Any] = []
+    model = Two()
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            moments = copy.deepcopy(kwargs["optimizer"].state_dict()["state"])
+            before[:] = [copy.deepcopy(model.state_dict()), moments]
+
+    class InOrder(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *args: Any) -> Any:
+            return torch.utils.data.SequentialSampler(rows)
+
+    guard = OmniGrpoGuard(tmp_path / "guard", processing_class=policy.processor)
+    trainer = InOrder(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "run"), max_steps=4, per_device_train_batch_size=1,
+            gradient_accumulation_steps=2, report_to=[], save_strategy="no", use_cpu=True,
+            max_grad_norm=clip, learning_rate=0.1, remove_unused_columns=False,
+        ),
+        train_dataset=rows,
+        callbacks=[guard, Watch()],
+    )  # fmt: skip
+    with pytest.raises(GuardStop, match=r"gradient: not a number: the gradient of a\.") as told:
+        trainer.train()
+    assert told.value.step == at // 2
+    weights, moments = before
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in weights.items())
+    found = trainer.optimizer.state_dict()["state"]
+    assert found.keys() == moments.keys()
+    for key, state in moments.items():
+        assert all(torch.equal(found[key][name], value) for name, value in state.items())

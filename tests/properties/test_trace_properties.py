@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from omni_grpo_core.golden.leaf_text import summarise
@@ -165,6 +165,7 @@ def test_ids_with_their_text_parse_back_to_the_same_ids(ids: list[int]) -> None:
 
 
 @given(values, st.dictionaries(texts, texts, max_size=3))
+@example({"logprobs": (1000000001.0, math.nan)}, {})
 def test_golden_text_parses_back(value: object, header: dict[str, str]) -> None:
     text = format_golden("sample", value, header)
     golden = parse_golden(text)

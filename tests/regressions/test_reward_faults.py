@@ -205,7 +205,7 @@ def test_reward_swallowed_an_undefined_scorer_scored_zero_for_a_whole_training()
 def judged(url: str) -> Score:
     from omni_grpo_core.rewards.judge import Endpoint, Judge, JudgeReward
 
-    judge = Judge(Endpoint(url, "m", attempts=2, backoff=0.01, timeout=5.0))
+    judge = Judge(Endpoint(url, "m", attempts=2, backoff=0.0))
     [score] = JudgeReward("context", judge).explain(["q"], [told("A")], solution=[told("A")])
     return score
 

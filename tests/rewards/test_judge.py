@@ -10,13 +10,13 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import BODIES, CONTENTS, JudgeServer, judge_server
+from judge_server import BODIES, CONTENTS, HANG_GUARD, JudgeServer, judge_server
 
 from omni_grpo_core.errors import ConfigError, DataError
 from omni_grpo_core.rewards.accuracy import Accuracy
@@ -37,7 +37,7 @@ def server() -> Iterator[JudgeServer]:
 
 
 def endpoint(server: JudgeServer, **settings: Any) -> Endpoint:
-    quick: dict[str, Any] = {"timeout": 5.0, "attempts": 2, "backoff": 0.01, "deadline": 20.0}
+    quick: dict[str, Any] = {"timeout": HANG_GUARD, "attempts": 2, "backoff": 0.0}
     return Endpoint(server.url, "judge", **(quick | settings))
 
 
@@ -57,7 +57,7 @@ def test_a_judge_that_answers(server: JudgeServer) -> None:
     assert (usage.requests, usage.retries, usage.cache_hits) == (2, 0, 0)
     assert (usage.prompt_tokens, usage.completion_tokens) == (200, 20)
     assert usage.dollars == pytest.approx((200 * 2 + 20 * 10) / 1e6, rel=1e-12)  # float rounding
-    assert 0 < usage.slowest <= usage.seconds
+    assert 0 <= usage.slowest <= usage.seconds
     assert not usage.failures
 
 
@@ -76,8 +76,6 @@ def test_nonsense_leaves_the_row_unscored_with_a_reason(server: JudgeServer, mod
 @pytest.mark.parametrize(
     ("mode", "reason", "requests"),
     [
-        ("stall", "judge: no answer within 0.2 s", 2),
-        ("drip", "judge: no answer within 0.2 s", 2),
         ("drop", "judge: no connection", 2),
         ("drop midway", "judge: no connection", 2),
         ("429", "judge: HTTP status 429", 2),
@@ -91,11 +89,23 @@ def test_a_judge_in_trouble_is_retried_if_that_may_help_and_then_unscored(
     server: JudgeServer, mode: str, reason: str, requests: int
 ) -> None:
     server.mode = mode
-    judge = Judge(endpoint(server, timeout=0.2))
+    judge = Judge(endpoint(server))
     [score] = context_of(judge, "a man")
     assert score.value is None
     assert score.reason.startswith(reason)
     assert judge.usage.requests == len(server.seen) == requests
+
+
+@pytest.mark.parametrize("mode", ["stall", "drip"])
+def test_a_judge_that_never_ends_is_given_up_and_asked_again(
+    server: JudgeServer, mode: str
+) -> None:
+    server.mode = mode
+    # whatever the machine's speed: not one of these replies ever ends
+    judge = Judge(endpoint(server, timeout=0.2))
+    [score] = context_of(judge, "a man")
+    assert score == Score(None, "judge: no answer within 0.2 s")
+    assert judge.usage.requests == 2
 
 
 def test_a_retry_that_helps_gives_the_score(server: JudgeServer) -> None:
@@ -115,11 +125,8 @@ def test_nobody_listens() -> None:
 
 def test_the_deadline_bounds_the_whole_call(server: JudgeServer) -> None:
     server.mode = "stall"
-    judge = Judge(endpoint(server, timeout=60.0, deadline=0.5, concurrency=2))
-    started = time.monotonic()
+    judge = Judge(endpoint(server, deadline=0.5, concurrency=2))
     scores = context_of(judge, *(f"a man {i}" for i in range(50)))
-    # not a matter of speed: without the deadline 25 rounds of 60 s would go by
-    assert time.monotonic() - started < 30
     assert {s.reason for s in scores} == {"judge: not reached before the deadline of 0.5 s"}
     assert {s.value for s in scores} == {None}
 
@@ -135,7 +142,7 @@ def test_good_rows_of_a_bad_batch_are_scored(server: JudgeServer) -> None:
 
 
 def test_no_more_requests_at_once_than_allowed(server: JudgeServer) -> None:
-    server.delay = 0.05
+    server.together = threading.Barrier(3)
     judge = Judge(endpoint(server, concurrency=3))
     scores = context_of(judge, *(f"a man {i}" for i in range(12)))
     assert [score.value for score in scores] == [0.8] * 12
@@ -307,7 +314,7 @@ def test_a_cache_that_turns_read_only_costs_no_score(server: JudgeServer, tmp_pa
 def test_the_cache_survives_kill_9(server: JudgeServer, tmp_path: Path) -> None:
     """A training is killed in the middle of a batch: what was answered is not paid for again."""
     cache = tmp_path / "verdicts.db"
-    server.delay = 0.02
+    server.hold_after = 40
     script = textwrap.dedent(
         f"""
         from pathlib import Path
@@ -319,8 +326,7 @@ def test_the_cache_survives_kill_9(server: JudgeServer, tmp_path: Path) -> None:
         """
     )
     child = subprocess.Popen([sys.executable, "-c", script])
-    while len(server.seen) < 40 and child.poll() is None:
-        time.sleep(0.01)
+    assert server.held.wait(HANG_GUARD)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     with VerdictCache(cache) as left:
@@ -328,8 +334,9 @@ def test_the_cache_survives_kill_9(server: JudgeServer, tmp_path: Path) -> None:
     with sqlite3.connect(cache) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
-    assert 30 <= kept < 150  # of 40 requests at most the 4 in flight were unanswered, then a few
-    server.delay = 0.0
+    # of the first 41 requests, as many as there are slots may not have been written down yet
+    assert 41 - 4 <= kept <= 40
+    server.hold_after = None
     judge = Judge(endpoint(server, cache=cache))
     scores = context_of(judge, *(f"a man {i}" for i in range(150)))
     assert [score.value for score in scores] == [0.8] * 150

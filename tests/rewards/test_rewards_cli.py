@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
+from omni_grpo_core.rewards import conformance
 from omni_grpo_core.rewards.cli import app
 
 THEIRS = """
@@ -18,6 +21,12 @@ def bribed(prompts, completions, **columns):
     print("called")
     return [0.1] * len(completions)
 """
+
+
+@pytest.fixture(autouse=True)
+def standing_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a function takes is another test's matter, with a clock of its own."""
+    monkeypatch.setattr(conformance, "run", partial(conformance.run, clock=lambda: 0.0))
 
 
 def invoke(*arguments: str) -> tuple[int, str, str]:

@@ -223,6 +223,22 @@ def test_nan_and_infinity_are_equal_to_themselves_only() -> None:
     assert sentences({"x": 1.0}, {"x": math.nan}) == ["x is nan, was 1"]
 
 
+def test_what_was_nan_before_is_not_changed_because_a_neighbour_moved() -> None:
+    """``logprobs=(1000000001.0, nan)``: a golden keeps nine digits, so the first number came back
+    within tolerance as 1e+09, and the NaN beside it was called changed: NaN is never within
+    ``atol + rtol * NaN``."""
+    was = {"logprobs": (1000000001.0, math.nan)}
+    for now in (1e9, 1000000001.0):
+        assert sentences(was, {"logprobs": (now, math.nan)}) == []
+    [told] = sentences(was, {"logprobs": (2e9, math.nan)})
+    assert "1 of 2 beyond" in told
+    assert "finite" not in told, "it was not finite before either"
+    [told] = sentences(was, {"logprobs": (1e9, 0.0)})
+    assert "1 of 2 beyond" in told
+    odd = torch.tensor([1.0, math.inf, -math.inf, math.nan])
+    assert sentences(odd, odd + torch.tensor([1e-6, 0, 0, 0])) == []
+
+
 def test_lanes_are_by_dtype_and_can_be_set() -> None:
     x = noise(100)
     wide = Tolerances({"float32": Lane(atol=1.0, rtol=0.0)})

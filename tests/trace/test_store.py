@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import subprocess
+import multiprocessing
+import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from killed import die_before_change
 from small_traces import small_trace
 
 from omni_grpo_core.errors import TraceError
@@ -176,33 +178,27 @@ def test_laying_the_text_out_anew_is_no_damage(stored: Path) -> None:
     assert equal(load_trace(stored), small_trace())
 
 
-_ENDLESS_WRITING = """
-import itertools, sys
-from pathlib import Path
-from omni_grpo_core.trace.atomic import new_folder, write_file
-root, data = Path(sys.argv[1]), bytes(1 << 20)
-for number in itertools.count():
-    write_file(root / "file", data)
-    with new_folder(root / f"folder{number}") as partial:
-        (partial / "a").write_bytes(data)
-        (partial / "b").write_bytes(data)
-    print(number, flush=True)
-"""
+def _write_twice(root: Path, kill: int) -> None:
+    data = bytes(1 << 20)
+    for number in range(3):
+        if number == 1:  # what there is to lose is there
+            changes = die_before_change(kill)
+        write_file(root / "file", data)
+        with new_folder(root / f"folder{number}") as partial:
+            (partial / "a").write_bytes(data)
+            (partial / "b").write_bytes(data)
+    sys.exit(changes())
 
 
 def test_a_killed_writer_leaves_whole_files_and_folders_only(tmp_path: Path) -> None:
-    # what save_trace and goldens are written with; save_trace itself would spend this test's
-    # time on importing torch
-    for kill in range(10):
+    for kill in itertools.count():
         root = tmp_path / str(kill)
-        with subprocess.Popen(
-            [sys.executable, "-c", _ENDLESS_WRITING, str(root)], stdout=subprocess.PIPE, text=True
-        ) as writer:
-            if writer.stdout is None:
-                pytest.fail("no pipe")
-            writer.stdout.readline()
-            time.sleep(0.002 * kill)  # into another part of a write each time
-            writer.kill()
+        writer = multiprocessing.get_context("fork").Process(target=_write_twice, args=(root, kill))
+        writer.start()
+        writer.join()
+        if writer.exitcode == kill:
+            break  # it makes so many changes, and was killed before each
+        assert writer.exitcode == -signal.SIGKILL
         shown = [path for path in root.iterdir() if not path.name.startswith(".")]
         sizes = {
             path.name: [
@@ -213,3 +209,4 @@ def test_a_killed_writer_leaves_whole_files_and_folders_only(tmp_path: Path) -> 
         assert sizes.pop("file") == [1 << 20]
         assert sizes
         assert all(found == [1 << 20] * 2 for found in sizes.values())
+    assert kill >= 2 * 6, "a file beside its target and its move; a folder, its two files, its move"

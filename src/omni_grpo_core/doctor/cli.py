@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import typer
 
 from omni_grpo_core.console import (
     Json,
-    bad_input_exits,
+    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
@@ -59,57 +58,56 @@ def doctor(
 
     Exit codes: 0 nothing wrong, 1 something is broken, 2 no readable recording.
     """
-    with bad_input_exits(as_json):
-        if (trace is None) == (pipeline is None):
-            raise ConfigError(
-                "omni-grpo doctor",
-                got="no recording" if trace is None else "a recording and --import",
-                want="one of them",
-                fix="omni-grpo doctor TRACE, or omni-grpo doctor --import module:pipeline",
-            )
-        if html is not None:
-            writable(html)
-        quiet_libraries()
-        from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
-        from omni_grpo_core.doctor.load import as_cases, read_traces
-        from omni_grpo_core.doctor.looks_run import in_order
-        from omni_grpo_core.doctor.modes import tried
+    if (trace is None) == (pipeline is None):
+        raise ConfigError(
+            "omni-grpo doctor",
+            got="no recording" if trace is None else "a recording and --import",
+            want="one of them",
+            fix="omni-grpo doctor TRACE, or omni-grpo doctor --import module:pipeline",
+        )
+    if html is not None:
+        writable(html)
+    quiet_libraries()
+    from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
+    from omni_grpo_core.doctor.load import as_cases, read_traces
+    from omni_grpo_core.doctor.looks_run import in_order
+    from omni_grpo_core.doctor.modes import tried
 
-        with progress("doctor", as_json) as on_stage:
-            on_stage("reading")
-            traces = _run(str(pipeline), checkpoint) if trace is None else read_traces(trace)
-            cases = as_cases(traces, None)
-            on_stage("policy")
-            reference = _reference(checkpoint, [told for _, told in traces])
-            cases = as_cases(traces, reference)
-            in_order(cases)
-            diagnoses = []
-            for (name, _), case in zip(traces, cases, strict=True):
-                on_stage(Path(name).name)
-                diagnoses.append(diagnose(case, causes=causes))
-            experiments: tuple[Experiment, ...] = ()
-            if try_modes:
-                on_stage("modes")
-                experiments = tried(cases)
-        verdict = merge(diagnoses)
-        if html is not None:
-            from omni_grpo_core.report.doctor_page import doctor_page
-            from omni_grpo_core.report.page import write_page
+    with progress("doctor", as_json) as on_stage:
+        on_stage("reading")
+        traces = _run(str(pipeline), checkpoint) if trace is None else read_traces(trace)
+        cases = as_cases(traces, None)
+        on_stage("policy")
+        reference = _reference(checkpoint, [told for _, told in traces])
+        cases = as_cases(traces, reference)
+        in_order(cases)
+        diagnoses = []
+        for (name, _), case in zip(traces, cases, strict=True):
+            on_stage(Path(name).name)
+            diagnoses.append(diagnose(case, causes=causes))
+        experiments: tuple[Experiment, ...] = ()
+        if try_modes:
+            on_stage("modes")
+            experiments = tried(cases)
+    verdict = merge(diagnoses)
+    if html is not None:
+        from omni_grpo_core.report.doctor_page import doctor_page
+        from omni_grpo_core.report.page import write_page
 
-            decode = None if reference is None else reference.policy.decode
-            write_page(html, doctor_page(cases, diagnoses, decode))
-        if as_json:
-            told = {"steps": len(cases), **to_json(verdict)}
-            if try_modes:
-                told["modes"] = [asdict(experiment) for experiment in experiments]
-            typer.echo(json.dumps(told, ensure_ascii=False))
-        else:
-            from rich.console import Console
+        decode = None if reference is None else reference.policy.decode
+        write_page(html, doctor_page(cases, diagnoses, decode))
+    if as_json:
+        told = {"steps": len(cases), **to_json(verdict)}
+        if try_modes:
+            told["modes"] = [asdict(experiment) for experiment in experiments]
+        print_json(told)
+    else:
+        from rich.console import Console
 
-            from omni_grpo_core.report.doctor_terminal import print_diagnosis, print_experiments
+        from omni_grpo_core.report.doctor_terminal import print_diagnosis, print_experiments
 
-            print_diagnosis(Console(), verdict, len(cases))
-            print_experiments(Console(), experiments)
+        print_diagnosis(Console(), verdict, len(cases))
+        print_experiments(Console(), experiments)
     raise typer.Exit(1 if verdict.findings else 0)
 
 

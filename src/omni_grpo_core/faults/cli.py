@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
@@ -12,7 +11,7 @@ import typer
 
 from omni_grpo_core.console import (
     Json,
-    bad_input_exits,
+    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
@@ -45,35 +44,34 @@ def faults(
 
     Exit codes: 0 all targets met, 1 one was missed, 2 bad usage.
     """
-    with bad_input_exits(as_json):
-        quiet_libraries()
-        from omni_grpo_core.faults.campaign import run
-        from omni_grpo_core.faults.plan import clean_tasks, fault_tasks, pair_tasks
+    quiet_libraries()
+    from omni_grpo_core.faults.campaign import run
+    from omni_grpo_core.faults.plan import clean_tasks, fault_tasks, pair_tasks
 
-        quiet_transformers()
-        chosen = _chosen(only)
-        if names:
-            _tell(chosen, as_json)
-            raise typer.Exit
-        skipped = {fault.id: fault.absent for fault in chosen if fault.absent}
-        here = [fault for fault in chosen if not fault.absent]
-        tasks = [
-            *fault_tasks(here),
-            *pair_tasks(here, pairs, seed),
-            *clean_tasks(clean, seed),
-        ]
-        if not tasks:
-            _refuse_nothing(skipped)
-        with _bar(len(tasks), as_json) as on_row:
-            result = run(tasks, causes=causes, jobs=jobs, on_row=on_row, skipped=skipped)
-        if as_json:
-            typer.echo(json.dumps(result.to_json(), ensure_ascii=False))
-        else:
-            from rich.console import Console
+    quiet_transformers()
+    chosen = _chosen(only)
+    if names:
+        _tell(chosen, as_json)
+        raise typer.Exit
+    skipped = {fault.id: fault.absent for fault in chosen if fault.absent}
+    here = [fault for fault in chosen if not fault.absent]
+    tasks = [
+        *fault_tasks(here),
+        *pair_tasks(here, pairs, seed),
+        *clean_tasks(clean, seed),
+    ]
+    if not tasks:
+        _refuse_nothing(skipped)
+    with _bar(len(tasks), as_json) as on_row:
+        result = run(tasks, causes=causes, jobs=jobs, on_row=on_row, skipped=skipped)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        from rich.console import Console
 
-            from omni_grpo_core.faults.table import print_result
+        from omni_grpo_core.faults.table import print_result
 
-            print_result(Console(), result)
+        print_result(Console(), result)
     raise typer.Exit(1 if result.missed else 0)
 
 
@@ -86,30 +84,29 @@ def incident(as_json: Json = False) -> None:
 
     Exit codes: 0 every part has its answer, 1 one has none.
     """
-    with bad_input_exits(as_json):
-        quiet_libraries()
-        from omni_grpo_core.faults.incident import replay
-        from omni_grpo_core.faults.incident_rows import findings
+    quiet_libraries()
+    from omni_grpo_core.faults.incident import replay
+    from omni_grpo_core.faults.incident_rows import findings
 
-        quiet_transformers()
-        with progress("incident", as_json) as on_stage:
-            on_stage("training as the script did")
-            replayed = replay()
-            on_stage("the doctor")
-            rows = findings(replayed)
-        if as_json:
-            from omni_grpo_core.faults.incident_report import to_json
+    quiet_transformers()
+    with progress("incident", as_json) as on_stage:
+        on_stage("training as the script did")
+        replayed = replay()
+        on_stage("the doctor")
+        rows = findings(replayed)
+    if as_json:
+        from omni_grpo_core.faults.incident_report import to_json
 
-            typer.echo(json.dumps(to_json(replayed, rows), ensure_ascii=False))
-        else:
-            from rich.console import Console
+        print_json(to_json(replayed, rows))
+    else:
+        from rich.console import Console
 
-            from omni_grpo_core.faults.incident_report import print_incident
-            from omni_grpo_core.report.doctor_terminal import print_diagnosis
+        from omni_grpo_core.faults.incident_report import print_incident
+        from omni_grpo_core.report.doctor_terminal import print_diagnosis
 
-            console = Console()
-            print_diagnosis(console, replayed.verdict, len(replayed.cases))
-            print_incident(console, replayed, rows)
+        console = Console()
+        print_diagnosis(console, replayed.verdict, len(replayed.cases))
+        print_incident(console, replayed, rows)
     raise typer.Exit(1 if any(row.answer == "missed" for row in rows) else 0)
 
 
@@ -141,7 +138,7 @@ def _tell(chosen: tuple[Fault, ...], as_json: bool) -> None:
     keys = ("id", "stage", "story", "source", "stops", "versions", "absent")
     if as_json:
         told = [{key: getattr(fault, key) for key in keys} for fault in chosen]
-        typer.echo(json.dumps({"faults": told}, ensure_ascii=False))
+        print_json({"faults": told})
         return
     for fault in chosen:
         typer.echo(f"{fault.id:28} {fault.story}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from omni_grpo_core.console import (
     Device,
     Dtype,
     Json,
-    bad_input_exits,
+    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
@@ -78,7 +77,7 @@ def _load(
 
 def _answer(as_json: bool, data: dict[str, Any], *lines: str) -> None:
     if as_json:
-        typer.echo(json.dumps(data, ensure_ascii=False))
+        print_json(data)
     for line in () if as_json else lines:
         typer.echo(line)
 
@@ -97,8 +96,7 @@ def check(
 
     Exit code 1: a case is neither exact nor within its lane. 2: a golden cannot be read.
     """
-    with bad_input_exits(as_json):
-        report = _report(cases, golden, checkpoint, device, dtype, sidecar, as_json)
+    report = _report(cases, golden, checkpoint, device, dtype, sidecar, as_json)
     _show(report, as_json, every=False)
 
 
@@ -117,15 +115,14 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """The same, with every stage and every difference told."""
-    with bad_input_exits(as_json):
-        if html is not None:
-            writable(html)
-        report = _report(cases, golden, checkpoint, device, dtype, sidecar, as_json)
-        if html is not None:
-            from omni_grpo_core.report.golden_page import golden_page
-            from omni_grpo_core.report.page import write_page
+    if html is not None:
+        writable(html)
+    report = _report(cases, golden, checkpoint, device, dtype, sidecar, as_json)
+    if html is not None:
+        from omni_grpo_core.report.golden_page import golden_page
+        from omni_grpo_core.report.page import write_page
 
-            write_page(html, golden_page(report))
+        write_page(html, golden_page(report))
     _show(report, as_json, every=True)
 
 
@@ -152,7 +149,7 @@ def _show(report: GoldenReport, as_json: bool, *, every: bool) -> None:
     from omni_grpo_core.golden.results import FINE
 
     if as_json:
-        typer.echo(json.dumps(report.to_json(), ensure_ascii=False))
+        print_json(report.to_json())
     else:
         from rich.console import Console
 
@@ -176,7 +173,7 @@ def regen(
 
     Exit code 1: something waits for review.
     """
-    with bad_input_exits(as_json), progress("golden regen", as_json) as on_case:
+    with progress("golden regen", as_json) as on_case:
         on_case("policy")
         suite, policy, key = _load(golden, checkpoint, device, dtype)
         from omni_grpo_core.golden.pending import regen as run_regen
@@ -216,11 +213,10 @@ def record(
     as_json: Json = False,
 ) -> None:
     """Goldens of this environment into a folder that nobody reviews: for bisect and calibrate."""
-    with bad_input_exits(as_json):
-        suite, policy, key = _load(golden, checkpoint, device, dtype)
-        from omni_grpo_core.golden.pending import record as run_record
+    suite, policy, key = _load(golden, checkpoint, device, dtype)
+    from omni_grpo_core.golden.pending import record as run_record
 
-        files = run_record(policy, suite, out, key, names=cases or ())
+    files = run_record(policy, suite, out, key, names=cases or ())
     _answer(as_json, {"files": [str(path) for path in files]}, f"{len(files)} goldens in {out}")
 
 
@@ -230,20 +226,19 @@ def review(golden: Folder = GOLDEN, as_json: Json = False) -> None:
 
     Where there is no terminal the exact commands are printed. Exit code 1: something is pending.
     """
-    with bad_input_exits(as_json):
-        quiet_libraries()
-        from omni_grpo_core.golden import reviewing
-        from omni_grpo_core.golden.pending import pending_changes
-        from omni_grpo_core.golden.suite import load_suite
+    quiet_libraries()
+    from omni_grpo_core.golden import reviewing
+    from omni_grpo_core.golden.pending import pending_changes
+    from omni_grpo_core.golden.suite import load_suite
 
-        suite = load_suite(golden)
-        changes = pending_changes(golden, suite)
-        left = len(changes)
-        if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
-            listed = reviewing.listed(changes, golden)
-            _answer(as_json, {"pending": listed}, *reviewing.told(changes, golden))
-        else:
-            left = reviewing.ask(changes, golden, suite, prompt=typer.prompt, echo=typer.echo)
+    suite = load_suite(golden)
+    changes = pending_changes(golden, suite)
+    left = len(changes)
+    if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        listed = reviewing.listed(changes, golden)
+        _answer(as_json, {"pending": listed}, *reviewing.told(changes, golden))
+    else:
+        left = reviewing.ask(changes, golden, suite, prompt=typer.prompt, echo=typer.echo)
     raise typer.Exit(1 if left else 0)
 
 
@@ -266,12 +261,11 @@ def accept(
 
     Refused: a dirty tree, no reason, NaN, degenerate completions, another platform's run.
     """
-    with bad_input_exits(as_json):
-        quiet_libraries()
-        from omni_grpo_core.golden.review import accept as run_accept
-        from omni_grpo_core.golden.suite import load_suite
+    quiet_libraries()
+    from omni_grpo_core.golden.review import accept as run_accept
+    from omni_grpo_core.golden.suite import load_suite
 
-        done = run_accept(golden, cases, reason, load_suite(golden), platform=platform, by=by)
+    done = run_accept(golden, cases, reason, load_suite(golden), platform=platform, by=by)
     accepted = [{"file": str(one.file), "supersedes": one.supersedes} for one in done]
     lines = [f"accepted {one['file']}, supersedes {one['supersedes']}" for one in accepted]
     _answer(as_json, {"accepted": accepted}, *lines)
@@ -284,12 +278,11 @@ def reject(
     as_json: Json = False,
 ) -> None:
     """Drop pending goldens; the accepted ones stay as they are."""
-    with bad_input_exits(as_json):
-        quiet_libraries()
-        from omni_grpo_core.golden.review import reject as run_reject
-        from omni_grpo_core.golden.suite import load_suite
+    quiet_libraries()
+    from omni_grpo_core.golden.review import reject as run_reject
+    from omni_grpo_core.golden.suite import load_suite
 
-        done = [str(path) for path in run_reject(golden, cases, load_suite(golden))]
+    done = [str(path) for path in run_reject(golden, cases, load_suite(golden))]
     _answer(as_json, {"rejected": done}, *(f"rejected {path}" for path in done))
 
 
@@ -305,17 +298,16 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Remove goldens of this platform that no case of the suite asks for any more."""
-    with bad_input_exits(as_json):
-        quiet_libraries()
-        require_device(device)
-        from omni_grpo_core.golden.environment import platform_key
-        from omni_grpo_core.golden.review import stale
-        from omni_grpo_core.golden.suite import load_suite
+    quiet_libraries()
+    require_device(device)
+    from omni_grpo_core.golden.environment import platform_key
+    from omni_grpo_core.golden.review import stale
+    from omni_grpo_core.golden.suite import load_suite
 
-        key = platform_key(device.value, _dtype(device, dtype))
-        found = stale(golden, key, load_suite(golden), every=all_platforms)
-        for path in () if dry_run else found:
-            path.unlink()
+    key = platform_key(device.value, _dtype(device, dtype))
+    found = stale(golden, key, load_suite(golden), every=all_platforms)
+    for path in () if dry_run else found:
+        path.unlink()
     names = [str(path) for path in found]
     verb = "would go" if dry_run else "removed"
     lines = [f"{verb}: {name}" for name in names] or ["nothing to remove"]
@@ -337,7 +329,7 @@ def calibrate(
 
     Exit code 1: farther than the lane in force.
     """
-    with bad_input_exits(as_json), tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work:
         quiet_libraries()
         require_device(device)
         from omni_grpo_core.golden.calibrate import calibrate as run_calibrate
@@ -371,7 +363,7 @@ def bisect(
     as_json: Json = False,
 ) -> None:
     """Traces in two environments: which change, library or checkpoint, moved which stage."""
-    with bad_input_exits(as_json), tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work:
         from omni_grpo_core.golden.bisect import bisect as run_bisect
 
         report = run_bisect(

@@ -47,7 +47,8 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class StepFacts:
     """What one step of all processes came to, before its update. ``drift_max``: nats, ``None``
-    where it is not known. ``loss``, ``grad_norm``: ``None`` where no completion was in the loss."""
+    where it is not known. ``loss``, ``grad_norm``: ``None`` where no completion was in the loss.
+    ``broken``: numbers that no loss could be computed from."""
 
     step: int
     completions: tuple[Completion, ...]
@@ -55,6 +56,7 @@ class StepFacts:
     drift_max: float | None = None
     loss: float | None = None
     grad_norm: float | None = None
+    broken: tuple[str, ...] = ()
 
 
 class Guard:
@@ -89,10 +91,9 @@ class Guard:
         found = [
             self._garbage(facts),
             self._drift(facts),
-            _not_finite("loss", facts.loss),
-            _not_finite("gradient", facts.grad_norm),
         ]
-        return tuple(one for one in found if one) + self._dead()
+        numbers = not_finite(facts.loss, facts.grad_norm, facts.broken)
+        return tuple(one for one in found if one) + numbers + self._dead()
 
     def _garbage(self, facts: StepFacts) -> Finding | None:
         broken = []
@@ -139,10 +140,24 @@ class Guard:
         )
 
 
-def _not_finite(stage: Stage, value: float | None) -> Finding | None:
-    if value is None or math.isfinite(value):
-        return None
-    return Finding("not a number", stage, f"{stage} is {value}")
+def not_finite(
+    loss: float | None, grad_norm: float | None, broken: Sequence[str] = ()
+) -> tuple[Finding, ...]:
+    """Findings of an update whose loss or gradient is NaN or infinite: it must not be made.
+
+    >>> [str(finding) for finding in not_finite(0.5, float("inf"))]
+    ['gradient: not a number: gradient is inf']
+    """
+    source = f", from {', '.join(broken[:3])}" if broken else ""
+    values: tuple[tuple[Stage, float | None, str], ...] = (
+        ("loss", loss, f"loss is {loss}{source}"),
+        ("gradient", grad_norm, f"gradient is {grad_norm}"),
+    )
+    return tuple(
+        Finding("not a number", stage, detail)
+        for stage, value, detail in values
+        if value is not None and not math.isfinite(value)
+    )
 
 
 def failed_checks(records: Sequence[StageRecord]) -> tuple[Finding, ...]:

@@ -153,7 +153,13 @@ def check_data(config: TrainConfig, *, world: int = 1) -> None:
     read = [*samples, *(load_samples(config.eval_data, root=root) if config.eval_data else ())]
     tokens = least_media_tokens(read, config.settings, token_shape(Path(config.checkpoint)))
     check_prompt_limit(read, tokens, config.settings.max_prompt_length)
-    check_memory(config, max(tokens, default=0), world=world, memory=device_memory(config.device))
+    check_memory(
+        config,
+        max(tokens, default=0),
+        world=world,
+        memory=device_memory(config.device),
+        host=device_memory("cpu"),
+    )
 
 
 def require_enough(config: TrainConfig, samples: Sequence[Sample]) -> None:

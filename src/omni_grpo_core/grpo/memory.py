@@ -2,21 +2,27 @@
 
 ::
 
-    peak   = weights + optimizer + reference + max(rollout, gradients + scoring)
+    peak   = runtime + weights + optimizer + reference + max(rollout + casts + whole,
+                                                             gradients + scoring + casts)
 
+    runtime    0.5 GiB of a CUDA device: context and libraries
     weights    4 P bytes; with precision bfloat16 2 bytes for each frozen one
-    optimizer  8 T: AdamW's two moments of the T parameters that learn
+    optimizer  8 T: AdamW's two moments of the T parameters that learn, from the first step on
     gradients  4 T
     reference  4 P where beta > 0 without lora, else 0
+    casts      2 W with precision bfloat16: what autocast keeps of the W learning matrices
+    whole      under FSDP b P: sampling puts the weights together
     rollout    N (L + C) layers 2 kv_heads head_dim b: the cache of all completions of a step
     scoring    M (L + C) a + 2 M C V b: activations and the scored logits with their gradient
     a          layers (6 H + 3 I) b, or layers H b with gradient checkpointing
 
 P parameters of the thinker, N completions of a step on one process, M of a micro-batch, L tokens of
 the longest prompt's media, C ``max_new_tokens``, V vocabulary, H hidden size, I intermediate size,
-b bytes of a number in a forward (4, with bfloat16 2). It leaves out text, towers, workspaces and
-the runtime: what it refuses does not fit, what it lets pass may not fit either. Under FSDP weights,
-moments and gradients are shared among the processes.
+b bytes of a number in a forward (4, with bfloat16 2). It leaves out text, towers and workspaces:
+what it refuses does not fit, what it lets pass may not fit either. AdamW is the fused one on CUDA,
+which has no copies of its own; the other would hold 4 T more within its step. Under FSDP weights,
+moments and gradients are shared among the processes. On its way to a CUDA device a model stands in
+the machine's own memory first, 4 P bytes for each process.
 """
 
 from __future__ import annotations
@@ -38,6 +44,17 @@ from omni_grpo_core.grpo.prompt_estimate import read_config
 from omni_grpo_core.grpo.train_config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
 
 GIB = 2**30
+RUNTIME = GIB // 2
+_ADVICE: Mapping[str, str] = {
+    "weights": "spread them over processes (FSDP), or take lora with precision bfloat16",
+    "optimizer": "use lora or freeze",
+    "gradients": "use lora or freeze",
+    "reference": "use lora, or loss: beta 0",
+    "casts": "use lora, or precision float32",
+    "rollout": "lower batch_size (all its completions are sampled at once) or settings: "
+    "max_new_tokens",
+    "scoring": "lower micro_batch_size or settings: max_new_tokens, or set gradient_checkpointing",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,38 +67,59 @@ class Estimate:
     rollout: int
     gradients: int
     scoring: int
+    casts: int = 0
+    whole: int = 0
+    runtime: int = 0
 
     @property
     def peak(self) -> int:
         """At the worst moment of a step."""
-        busy = max(self.rollout, self.gradients + self.scoring)
-        return self.weights + self.optimizer + self.reference + busy
+        busy = max(self.rollout + self.whole, self.gradients + self.scoring) + self.casts
+        return self.runtime + self.weights + self.optimizer + self.reference + busy
+
+    @property
+    def advice(self) -> str:
+        """What to change of the parts that are a tenth of it or more, the largest first."""
+        large = [part for part in _ADVICE if 10 * getattr(self, part) >= self.peak]
+        told: dict[str, list[str]] = {}
+        for part in sorted(large, key=lambda part: -int(getattr(self, part))):
+            told.setdefault(_ADVICE[part], []).append(part)
+        return "; ".join(f"for {' and '.join(parts)} {advice}" for advice, parts in told.items())
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) / GIB for name in self.__slots__}
         return ", ".join(f"{name} {size:.3g}" for name, size in parts.items() if size)
 
 
-def check_memory(config: TrainConfig, prompt: int, *, world: int, memory: int | None) -> None:
-    """Raises ``ConfigError`` where the estimate exceeds ``memory`` bytes of the device.
+def check_memory(
+    config: TrainConfig, prompt: int, *, world: int, memory: int | None, host: int | None = None
+) -> None:
+    """Raises ``ConfigError`` where the estimate exceeds ``memory`` bytes that are free on the
+    device, or the weights on their way to it ``host`` bytes of the machine.
 
-    ``prompt``: tokens of the longest prompt, at the least. ``memory`` ``None``: not known. The
-    processes of a run share the memory of a CPU; each has a CUDA device of its own.
+    ``prompt``: tokens of the longest prompt, at the least. ``None``: not known. The processes of a
+    run share the memory of a CPU; each has a CUDA device of its own.
     """
     shapes = thinker_shapes(Path(config.checkpoint))
-    if memory is None or not shapes:
+    if not shapes:
         return
     found = estimate(config, shapes, prompt, world=world)
+    many = f"; {world} processes" if world > 1 else ""
     needed = found.peak * (world if config.device == "cpu" else 1)
-    if needed > memory:
+    if memory is not None and needed > memory:
         raise ConfigError(
             "memory",
-            got=f"{needed / GIB:.3g} GiB needed at the least (GiB: {found}"
-            f"{f'; {world} processes' if world > 1 else ''})",
-            want=f"the {memory / GIB:.3g} GiB of the {config.device}",
-            fix="for rollout lower batch_size (all its completions are sampled at once) or "
-            "settings: max_new_tokens; for scoring lower micro_batch_size or set "
-            "gradient_checkpointing; for optimizer and gradients use lora or freeze",
+            got=f"{needed / GIB:.3g} GiB needed at the least (GiB: {found}{many})",
+            want=f"the {memory / GIB:.3g} GiB that are free of the {config.device}",
+            fix=found.advice,
+        )
+    loading = 4 * sum(map(math.prod, shapes.values())) * world
+    if config.device != "cpu" and host is not None and loading > host:
+        raise ConfigError(
+            "memory of the machine",
+            got=f"{loading / GIB:.3g} GiB needed to load the weights{many}",
+            want=f"the {host / GIB:.3g} GiB that are free",
+            fix="free some, or start fewer processes on this machine",
         )
 
 
@@ -102,6 +140,9 @@ def estimate(
     length = prompt + config.settings.max_new_tokens
     wide = 0 if config.gradient_checkpointing else 6 * hidden + 3 * _intermediate(text)
     scored = config.micro_batch_size * config.settings.max_new_tokens * int(text["vocab_size"])
+    embedding = "embed_tokens.weight"
+    matrices = {n: s for n, s in shapes.items() if len(s) > 1 and not n.endswith(embedding)}
+    cast = learning_parameters(matrices, config.freeze, config.lora)
     ranks = world if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
     return Estimate(
         weights=(number * frozen + 4 * learning) // ranks,
@@ -117,6 +158,9 @@ def estimate(
         gradients=4 * learning // ranks,
         scoring=number
         * (config.micro_batch_size * length * layers * (wide or hidden) + 2 * scored),
+        casts=2 * cast if config.precision == "bfloat16" else 0,
+        whole=number * every if ranks > 1 else 0,
+        runtime=RUNTIME if config.device == "cuda" else 0,
     )
 
 
@@ -170,19 +214,39 @@ def thinker_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
 
 
 def device_memory(device: str) -> int | None:
-    """Bytes of the device, ``None`` where they cannot be told: of the CPU what the machine has and
-    the control group lets us have, of CUDA the smallest device's."""
+    """Bytes that are free on the device, ``None`` where they cannot be told: of the CPU what the
+    machine has and the control group lets us have, of CUDA the fullest of the visible devices."""
     if device == "cpu":
-        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-        limit = Path("/sys/fs/cgroup/memory.max")
-        if limit.is_file() and (told := limit.read_text().strip()).isdigit():
-            sizes.append(int(told))
-        return min(sizes)
+        return min(filter(None, (_machine(), _control_group(Path("/sys/fs/cgroup")))), default=None)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, check=True, timeout=1,
+            ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits",
+             *([f"--id={visible}"] if visible else [])],
+            capture_output=True, text=True, check=True, timeout=20,
         ).stdout  # fmt: skip
         return min(int(line) for line in told.split()) * 2**20
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
+
+
+def _machine() -> int | None:
+    """What new processes can have without swapping, as Linux reckons it."""
+    try:
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) * 1024 if found else None
+
+
+def _control_group(folder: Path) -> int | None:
+    """Its limit less what is in use; cached files give way."""
+    try:
+        limit = int((folder / "memory.max").read_text())
+        used = int((folder / "memory.current").read_text())
+        cached = re.findall(
+            r"^(?:in)?active_file (\d+)$", (folder / "memory.stat").read_text(), re.M
+        )
+    except (OSError, ValueError):  # "max" is no limit
+        return None
+    return max(1, limit - used + sum(map(int, cached)))

@@ -7,6 +7,7 @@ parts are plain numbers: gather them as objects), then ``total.values()``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,7 +61,8 @@ class Metrics:
             means[name] = means[name] + mean if name in means else mean
         peaks = dict(self.peaks)
         for name, peak in other.peaks.items():
-            peaks[name] = max(peaks.get(name, peak), peak)
+            held = peaks.get(name, peak)
+            peaks[name] = held if held > peak or math.isnan(held) else peak  # max() loses a NaN
         return Metrics(means, peaks)
 
     @classmethod

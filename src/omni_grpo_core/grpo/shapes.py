@@ -15,6 +15,10 @@ WIDE = (torch.float32, torch.float64)
 """What log-probabilities may be stored in: bf16 has three digits, which a ratio cannot afford."""
 
 
+class NotFiniteError(TrainError):
+    """A NaN or an infinity where the loss is computed from."""
+
+
 def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ``TrainError`` unless ``tensor`` has exactly ``shape``."""
     if tuple(tensor.shape) != shape:
@@ -39,7 +43,8 @@ def require_mask(name: str, mask: Tensor) -> tuple[int, int]:
 
 
 def require_finite(name: str, values: Tensor, mask: Tensor) -> None:
-    """``values``: the shape of ``mask``, finite wherever ``mask`` is True, else ``TrainError``.
+    """``values``: the shape of ``mask`` (else ``TrainError``), finite wherever ``mask`` is True
+    (else ``NotFiniteError``).
 
     Costs one synchronisation with the device.
     """
@@ -47,7 +52,7 @@ def require_finite(name: str, values: Tensor, mask: Tensor) -> None:
     broken = mask & ~torch.isfinite(values)
     if bool(broken.any()):
         row, column = broken.nonzero()[0].tolist()
-        raise TrainError(
+        raise NotFiniteError(
             f"{name}, completion {row}, token {column}",
             got=str(values[row, column].item()),
             want="a finite number",

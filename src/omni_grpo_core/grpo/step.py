@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from omni_grpo_core.grpo.importance import rollout_weights
 from omni_grpo_core.grpo.logprobs import ScoredTokens, completion_logprobs
 from omni_grpo_core.grpo.loss import policy_loss
 from omni_grpo_core.grpo.metrics import Mean, Metrics, loss_metrics
+from omni_grpo_core.grpo.shapes import NotFiniteError
 from omni_grpo_core.grpo.sharding import touched
 from omni_grpo_core.grpo.spans import PartialAdvantage, token_advantages
 from omni_grpo_core.grpo.totals import Totals
@@ -172,12 +174,19 @@ def cut(
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
     """What one optimizer step did. ``loss`` and ``metrics`` are those of all processes;
-    ``grad_norm`` is before clipping. ``stepped``: whether the weights changed."""
+    ``grad_norm`` is before clipping. ``stepped``: whether the weights changed. ``broken``: numbers
+    that no loss can be computed from; the loss is NaN then."""
 
     loss: float
     grad_norm: float
     metrics: Metrics
     stepped: bool
+    broken: tuple[str, ...] = ()
+
+    @property
+    def finite(self) -> bool:
+        """Of all processes: a sum or a norm is finite only where every part of it is."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +215,10 @@ def optimize(
     """``plan.iterations`` updates on one rollout.
 
     ``scorer`` is the prepared (wrapped) :class:`Scorer`, ``model`` the thinker inside. ``may_step``
-    sees loss, gradient norm and metrics before the weights change and may forbid it, which ends
-    the updates. ``set_rate`` is told the iteration before its update. A step in which no process
-    has a token in the loss gives no update at all.
+    sees loss, gradient norm and metrics of every update before the weights change and may forbid
+    it, which ends the updates; one that is not finite is never made, whatever it says. ``set_rate``
+    is told the iteration before its update. A step in which no process has a token in the loss
+    gives no update at all.
     """
     totals = _step_totals(team, window)
     if totals.tokens == 0:
@@ -218,20 +228,19 @@ def optimize(
     old: list[Tensor] = []
     updates = []
     for iteration in range(plan.iterations):
-        shares, metrics = _backward(
-            plan, team, scorer, model, window, totals, old, reference_logprobs
-        )
-        parts = team.gather([(sum(shares), metrics)])
+        own = _backward(plan, team, scorer, model, window, totals, old, reference_logprobs)
+        parts = team.gather([own])
         norm = team.clip(parameters, plan.max_grad_norm)
         update = Update(
-            loss=sum(share for share, _ in parts),
+            loss=sum(part.loss for part in parts),
             grad_norm=norm,
-            metrics=Metrics.sum(part for _, part in parts),
+            metrics=Metrics.sum(part.metrics for part in parts),
             stepped=True,
+            broken=tuple(words for part in parts for words in part.broken),
         )
-        if not may_step(update):
+        if not (may_step(update) and update.finite):
             optimizer.zero_grad()
-            updates.append(Update(update.loss, norm, update.metrics, stepped=False))
+            updates.append(replace(update, stepped=False))
             break
         set_rate(iteration)
         optimizer.step()
@@ -246,6 +255,15 @@ def _step_totals(team: Team, window: Sequence[MicroBatch]) -> Totals:
     return Totals(sequences, tokens)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Share:
+    """One process's part of an :class:`Update`."""
+
+    loss: float
+    metrics: Metrics
+    broken: tuple[str, ...]
+
+
 def _backward(
     plan: StepPlan,
     team: Team,
@@ -255,12 +273,16 @@ def _backward(
     totals: Totals,
     old: list[Tensor],
     reference: Sequence[Tensor | None],
-) -> tuple[list[float], Metrics]:
-    """Gradients of every micro-batch; fills ``old`` the first time. Returns loss shares, metrics of
-    this process."""
+) -> _Share:
+    """Gradients of every micro-batch; fills ``old`` the first time.
+
+    Where there is no loss its gradient is NaN instead of an error: the other processes wait for
+    this one's gradients, and the NaN is what stops them all.
+    """
     first = not old
-    shares = []
+    loss = 0.0
     metrics = Metrics({}, {})
+    broken = []
     for at, micro in enumerate(window):
         last = at == len(window) - 1
         with (
@@ -282,14 +304,18 @@ def _backward(
                 "ref_logprobs": reference[at],
             }
             weights = None
-            if plan.correction is not None:
-                weights = rollout_weights(old[at], sampled, in_loss, plan.correction)
-            share = policy_loss(plan.loss, totals=totals, rollout_weights=weights, **terms)
-            metrics += loss_metrics(plan.loss, entropy=entropy, **terms)
+            try:
+                if plan.correction is not None:
+                    weights = rollout_weights(old[at], sampled, in_loss, plan.correction)
+                share = policy_loss(plan.loss, totals=totals, rollout_weights=weights, **terms)
+                metrics += loss_metrics(plan.loss, entropy=entropy, **terms)
+            except NotFiniteError as error:
+                broken.append(f"{error.item}: {error.got}")
+                share = logprobs.sum() * math.nan
             # data-parallel wrappers average the gradients of their processes: undo it
             team.backward(share * team.world)
-        shares.append(float(share.detach()))
-    return shares, metrics
+        loss += float(share.detach())
+    return _Share(loss, metrics, tuple(broken))
 
 
 def _drift(logprobs: Tensor, sampled: Tensor, mask: Tensor) -> Metrics:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import PartialState
@@ -17,6 +17,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
+from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.grpo.load_config import check_launcher
 from omni_grpo_core.grpo.sharding import whole
 from omni_grpo_core.grpo.train_config import TrainConfig
@@ -56,6 +57,27 @@ class AccelerateTeam:
     @property
     def world(self) -> int:
         return int(self._accelerator.num_processes)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return bool(self._accelerator.is_main_process)
+
+    def agree(self, action: Callable[[], T], *, main_only: bool = False) -> T:
+        """What ``action`` gives on the main process. Each process does it, or, with ``main_only``,
+        that one alone; all wait for one another. What input or machine refuse to one is raised on
+        all, so that none is left waiting."""
+        outcomes: list[tuple[T | None, OmniGrpoError | OSError | None]] = []
+        if self.main or not main_only:
+            try:
+                outcomes = [(action(), None)]
+            except (OmniGrpoError, OSError) as error:
+                outcomes = [(None, error)]
+        outcomes = self.gather(outcomes)
+        for _, failed in outcomes:
+            if failed is not None:
+                raise failed
+        return cast(T, outcomes[0][0])
 
     def gather(self, items: Sequence[T]) -> list[T]:
         gathered: list[T] = gather_object(list(items))

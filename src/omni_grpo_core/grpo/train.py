@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +20,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from omni_grpo_core.errors import TrainError
 from omni_grpo_core.grpo import checkpointing
 from omni_grpo_core.grpo.advantage import Advantages, group_advantages
 from omni_grpo_core.grpo.bundle import save_bundle, step_trace
 from omni_grpo_core.grpo.evaluation import Examiner
-from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, watch_generation
+from omni_grpo_core.grpo.exhausted import as_input_error, is_out_of_memory
+from omni_grpo_core.grpo.guard import Finding, Guard, StepFacts, not_finite, watch_generation
 from omni_grpo_core.grpo.learners import choose_learners
 from omni_grpo_core.grpo.load_config import require_enough
 from omni_grpo_core.grpo.lora import merged_weights
@@ -49,7 +53,8 @@ LOG = "log.jsonl"
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """``finished``: every step was taken. ``stopped``: the guard ended it at ``step``, before the
-    weights changed; ``bundle`` is the folder with the trace of that step and the report."""
+    update that it found something in; ``bundle`` is the folder with the trace of that step and the
+    report."""
 
     status: Literal["finished", "stopped"]
     step: int
@@ -83,30 +88,51 @@ def train(
     *,
     trace_steps: int = 0,
     on_step: Callable[[StepView], None] = lambda view: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> TrainResult:
     """Train from the newest saved state under ``config.out``, or from the start.
 
     ``config`` has passed :mod:`~omni_grpo_core.grpo.load_config`. ``trace_steps``: how many of the
-    first steps are recorded as traces under ``out/trace``. Raises ``OmniGrpoError`` for input that
-    cannot be used.
+    first steps are recorded as traces under ``out/trace``. ``warn`` is told, on the main process,
+    what of an earlier run could not be used. SIGTERM and SIGKILL end it at once, and lose the steps
+    since the last saved state.
+
+    Raises ``OmniGrpoError`` for input that cannot be used and for a machine that is too small.
     """
-    return _Run(config, trace_steps, on_step).run()
+    run = None
+    with ExitStack() as held:
+        try:
+            run = _Run(config, trace_steps, on_step, warn, held)
+            return run.run()
+        except (RuntimeError, MemoryError, OSError) as error:
+            parts = (run.policy.model, run.optimizer) if run else (None, None)
+            known = as_input_error(error, *parts)
+            if known is None:
+                raise
+            raise known from error
 
 
 class _Run:
     def __init__(
-        self, config: TrainConfig, trace_steps: int, on_step: Callable[[StepView], None]
+        self,
+        config: TrainConfig,
+        trace_steps: int,
+        on_step: Callable[[StepView], None],
+        warn: Callable[[str], None],
+        held: ExitStack,
     ) -> None:
         self.config, self.trace_steps, self.on_step = config, trace_steps, on_step
+        self.warn, self.held = warn, held
         self.out = Path(config.out)
         self.samples = load_samples(config.data, root=Path(config.root) if config.root else None)
         require_enough(config, self.samples)
         self.reward = config.composition()
         spanned = {n: (e.span, e.weight) for n, e in config.rewards.items() if e.span is not None}
         self.partial = PartialRewards(spanned, config.scale)
-        self.saved = checkpointing.newest(self.out, config)
         self.accelerator = make_accelerator(config)
         self.team = AccelerateTeam(self.accelerator)
+        self.locked = False
+        self.saved = self.team.agree(self._look_back, main_only=True)
         self.policy = load_policy(
             config.checkpoint, processor=config.processor, device=str(self.accelerator.device)
         )
@@ -123,6 +149,7 @@ class _Run:
             max_grad_norm=config.optimizer.max_grad_norm,
             gradient_checkpointing=config.gradient_checkpointing,
         )
+        self.optimizer: Any = None
         self.seen: list[Finding] = []
         self.examiner = Examiner(config)
 
@@ -135,12 +162,7 @@ class _Run:
                 return broken
         self._set_up()
         start = self._resume()
-        main = self.accelerator.is_main_process
-        if main:
-            self.out.mkdir(parents=True, exist_ok=True)
-            body = json.dumps(as_values(self.config), indent=1)
-            write_file(self.out / "config.json", f"{body}\n".encode())
-            checkpointing.cut_log(self.out / LOG, start)
+        self.team.agree(lambda: self._open_folder(start), main_only=True)
         if self.config.trackers:
             self.accelerator.init_trackers("tracker")
         self.accelerator.wait_for_everyone()
@@ -158,9 +180,7 @@ class _Run:
         model = self.out / "model"
         with gathered(self.scorer):
             weights = merged_weights(self.policy.model)
-        if main:
-            checkpointing.export(self.policy, self.config, model, weights)
-        self.accelerator.wait_for_everyone()
+        self.team.agree(lambda: checkpointing.export(self.policy, model, weights), main_only=True)
         return TrainResult("finished", self.config.steps, (), None, model)
 
     def _set_up(self) -> None:
@@ -173,17 +193,54 @@ class _Run:
             lr=config.optimizer.lr,
             betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
             weight_decay=config.optimizer.weight_decay,
+            # the default on CUDA holds another copy of all weights within its step
+            fused=config.device == "cuda",
         )
         self.scorer, self.optimizer = self.accelerator.prepare(
             Scorer(self.policy, config.settings.temperature), optimizer
         )
         settle(self.scorer)
 
+    def _look_back(self) -> checkpointing.Saved | None:
+        """On the main process. A folder that is not there yet is not made for a lock."""
+        if not self.out.exists():
+            return None
+        self._lock()
+        saved = checkpointing.newest(self.out, self.config)
+        for words in saved.passed if saved else ():
+            self.warn(f"{words}; going on from state {saved.folder.name if saved else ''}")
+        return saved
+
+    def _lock(self) -> None:
+        handle = None if self.locked else checkpointing.lock(self.out)
+        if handle is not None:
+            self.held.callback(os.close, handle)
+        self.locked = True
+
+    def _open_folder(self, start: int) -> None:
+        """On the main process: what a run writes before its first step."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        body = json.dumps(as_values(self.config), indent=1)
+        write_file(self.out / "config.json", f"{body}\n".encode())
+        if (unreadable := checkpointing.cut_log(self.out / LOG, start)) is not None:
+            self.warn(unreadable)
+
     def _resume(self) -> int:
         if self.saved is None:
             return 0
-        self.accelerator.load_state(str(self.saved.folder))
-        self.guard.remember([health.Step(**entry) for entry in self.saved.guard])
+        try:
+            self.accelerator.load_state(str(self.saved.folder))
+        except Exception as error:  # whatever the libraries make of files that are not theirs
+            if is_out_of_memory(error):
+                raise
+            raise TrainError(
+                str(self.saved.folder),
+                got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                want="weights and optimizer of this model",
+                fix="use the checkpoint and the library versions that the run was started with",
+            ) from error
+        self.guard.remember(self.saved.guard)
         return self.saved.step
 
     def _save_if_due(self, step: int) -> None:
@@ -193,10 +250,9 @@ class _Run:
                 self.out,
                 self.config,
                 step,
-                tuple(asdict(entry) for entry in self.guard.remembered),
+                self.guard.remembered,
                 write=lambda folder: self.accelerator.save_state(str(folder)),
-                main=self.accelerator.is_main_process,
-                wait=self.accelerator.wait_for_everyone,
+                team=self.team,
             )
 
     # ----------------------------------------------------------------- one step
@@ -224,10 +280,13 @@ class _Run:
         everyone = tuple(self.team.gather(rolled.completions))
 
         def may_step(update: Update) -> bool:
-            drift = update.metrics.peaks.get("drift_max")
-            facts = StepFacts(step, everyone, rewards, drift, update.loss, update.grad_norm)
-            first = "drift" in update.metrics.means
-            findings.extend((*self._seen(), *self.guard.look(facts)) if first else ())
+            numbers = update.loss, update.grad_norm, update.broken
+            if "drift" in update.metrics.means:  # the first one on this rollout
+                drift = update.metrics.peaks.get("drift_max")
+                facts = StepFacts(step, everyone, rewards, drift, *numbers)
+                findings.extend((*self._seen(), *self.guard.look(facts)))
+            else:
+                findings.extend(not_finite(*numbers))
             return not findings
 
         rate = 0.0

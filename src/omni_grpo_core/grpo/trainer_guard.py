@@ -6,8 +6,12 @@
     trainer = GRPOTrainer(..., reward_funcs=guard.watch([accuracy, format]), callbacks=[guard])
 
 The callback sees the model: generation in train mode under gradient checkpointing is stopped before
-its second token. ``watch`` sees what the policy says and earns: garbage stops the run at the step
-it happens, a dead reward after ``patience`` steps.
+its second token; a gradient that is NaN or infinite, before any optimizer step is made of it, on
+all processes at once. ``watch`` sees what the policy says and earns: garbage stops the run at the
+step it happens, a dead reward after ``patience`` steps.
+
+Not looked at: gradients in float16, where the loss scaler skips such a step by itself and goes on
+with a smaller scale, and under DeepSpeed, whose engine has stepped before any callback is called.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import distributed
 from transformers import TrainerCallback
 
 from omni_grpo_core.errors import TrainError
@@ -84,6 +90,19 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step = int(state.global_step)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer, model = kwargs.get("optimizer"), kwargs.get("model")
+        if optimizer is None or args.fp16:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        broken = _without_finite_gradient(parameters)
+        if not _anywhere(bool(broken), parameters[0].device):
+            return
+        names = {id(p): name for name, p in model.named_parameters()} if model is not None else {}
+        where = ", ".join(names.get(id(parameter), "a parameter") for parameter in broken[:3])
+        detail = f"the gradient of {where or 'parameters of another process'} is not finite"
+        self._stop([Finding("not a number", "gradient", detail)], ())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.detach()
@@ -169,10 +188,12 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
         )
 
     def _stop(self, findings: Sequence[Finding], records: tuple[StageRecord, ...]) -> None:
-        folder, copy = self._out / f"step-{self._step:06d}", 1
+        rank = distributed.get_rank() if _many() else 0
+        name = f"step-{self._step:06d}" + (f"-rank{rank}" if rank else "")
+        folder, copy = self._out / name, 1
         while folder.exists():
             copy += 1
-            folder = self._out / f"step-{self._step:06d}-{copy}"
+            folder = self._out / f"{name}-{copy}"
         save_trace(Trace({"trainer": "transformers"}, records), folder)
         write_report(folder, self._step, findings)
         self.detach()
@@ -182,3 +203,25 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
 def _total(values: Sequence[float | None]) -> float | None:
     scored = [value for value in values if value is not None]
     return sum(scored) / len(scored) if scored else None
+
+
+def _without_finite_gradient(parameters: Sequence[Any]) -> list[Any]:
+    """Of what this process holds of them; one transfer from the device."""
+    learning = [parameter for parameter in parameters if parameter.grad is not None]
+    own = [getattr(p.grad, "to_local", lambda p=p: p.grad)() for p in learning]
+    flags = [gradient.isfinite().all().to(own[0].device) for gradient in own]
+    finite = torch.stack(flags).tolist() if flags else []
+    return [parameter for parameter, fine in zip(learning, finite, strict=True) if not fine]
+
+
+def _many() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _anywhere(found: bool, device: torch.device) -> bool:
+    """Whether any process found it: each knows its part of a sharded gradient only."""
+    if not _many():
+        return found
+    flag = torch.tensor(int(found), device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    return bool(flag)

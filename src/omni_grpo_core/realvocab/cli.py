@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from omni_grpo_core.console import Json, bad_input_exits, quiet_libraries, writable
+from omni_grpo_core.console import Json, print_json, quiet_libraries, writable
 
 app = typer.Typer(help="Qwen2.5-Omni's true token ids, without its weights.", no_args_is_help=True)
 
@@ -28,14 +27,13 @@ def build(
     Needs the extra: pip install 'omni-grpo-core[qwen]'. The ids that come out are held against
     those that Qwen publishes; where they are others, nothing is written and the exit code is 2.
     """
-    with bad_input_exits(as_json):
-        writable(out)
-        quiet_libraries()
-        from omni_grpo_core.realvocab.processor import KNOWN_IDS, write_processor
+    writable(out)
+    quiet_libraries()
+    from omni_grpo_core.realvocab.processor import KNOWN_IDS, write_processor
 
-        write_processor(out)
-        if as_json:
-            told = {"processor": str(out), "known_ids": {k: list(v) for k, v in KNOWN_IDS.items()}}
-            typer.echo(json.dumps(told, ensure_ascii=False))
-        else:
-            typer.echo(f"{out}: Qwen2.5-Omni's processor, {len(KNOWN_IDS)} known ids as published")
+    write_processor(out)
+    if as_json:
+        told = {"processor": str(out), "known_ids": {k: list(v) for k, v in KNOWN_IDS.items()}}
+        print_json(told)
+    else:
+        typer.echo(f"{out}: Qwen2.5-Omni's processor, {len(KNOWN_IDS)} known ids as published")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from omni_grpo_core.console import Json, bad_input_exits
+from omni_grpo_core.console import Json, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,11 +46,11 @@ def conformance(
     # a module beside the user is found as with `python -m`
     sys.path.insert(0, "")
     # foreign code may print; stdout is for the report alone
-    with bad_input_exits(as_json), redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr):
         loaded = {name: load_reward(name) for name in functions}
         report = run(loaded, floor=floor, top=top)
     if as_json:
-        typer.echo(json.dumps(report.to_json()))
+        print_json(report.to_json())
     else:
         _print(report)
     raise typer.Exit(0 if report.ok else 1)

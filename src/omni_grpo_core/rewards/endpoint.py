@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from omni_grpo_core.errors import ConfigError
 
@@ -14,7 +16,7 @@ class Endpoint:
     tokens. ``timeout`` is for one whole attempt, ``deadline`` for all rows of one call; what is
     not answered by then is unscored. ``backoff`` bounds the first random wait, which doubles.
     ``cache``: a file that keeps verdicts. The key is read from the environment, never from a
-    configuration.
+    configuration, which is kept with every run: so ``base_url`` has room for none either.
 
     Raises :class:`~omni_grpo_core.errors.ConfigError` for what cannot work.
     """
@@ -34,7 +36,14 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         wants = {
-            "base_url": (self.base_url.startswith(("http://", "https://")), "an http(s) address"),
+            "base_url": (
+                _is_address(self.base_url),
+                "an http(s) address without a user, a query or a fragment",
+            ),
+            "api_key_env": (
+                re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env) is not None,
+                "the name of an environment variable",
+            ),
             "model": (bool(self.model.strip()), "the name of a model"),
             "concurrency": (self.concurrency >= 1, "at least 1"),
             "attempts": (self.attempts >= 1, "at least 1"),
@@ -42,9 +51,29 @@ class Endpoint:
             "deadline": (self.deadline > 0, "more than 0 seconds"),
             "backoff": (self.backoff >= 0, "0 seconds or more"),
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "prompt_price": (self.prompt_price >= 0, "0 dollars or more"),
+            "completion_price": (self.completion_price >= 0, "0 dollars or more"),
         }
         for name, (fine, want) in wants.items():
             if not fine:
-                raise ConfigError(
-                    f"judge {name}", got=repr(getattr(self, name)), want=want, fix=f"set {name}"
-                )
+                value = getattr(self, name)
+                # a key in a wrong place is not repeated
+                hidden = name == "api_key_env" or bool(set("@?#") & set(str(value)))
+                got = "something else, not shown as it may hold a key" if hidden else repr(value)
+                raise ConfigError(f"judge {name}", got=got, want=want, fix=f"set {name}")
+
+    @property
+    def url(self) -> str:
+        """Where chats are completed."""
+        return f"{self.base_url.rstrip('/')}/chat/completions"
+
+
+def _is_address(base_url: str) -> bool:
+    if not re.fullmatch(r"https?://[!-~]+", base_url):
+        return False
+    try:
+        parts = urlsplit(base_url)
+        found = parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    return bool(found) and not set("@?#\\") & set(base_url)

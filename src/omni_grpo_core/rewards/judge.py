@@ -3,6 +3,9 @@
 A judge that is down, slow, rate-limited or talking nonsense leaves its rows unscored (``None``)
 with the reason: never 0, which would punish the policy for the judge, and never a crash.
 What needs no judge is not sent to one: malformed and degenerate completions earn 0.
+
+The endpoint is believed nothing: its body is read up to a bound, a redirect is not followed (the
+key would travel with it), and a key that it sends back stands in no reason, log or cache.
 """
 
 from __future__ import annotations
@@ -10,30 +13,26 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sqlite3
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from openai import (
-    APIConnectionError,
-    APIStatusError,
-    AsyncOpenAI,
-    InternalServerError,
-    OpenAIError,
-    RateLimitError,
-)
+import httpx
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_after_attempt,
     wait_random_exponential,
 )
 
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.rewards.base import Reward, Row
 from omni_grpo_core.rewards.call import run_async
 from omni_grpo_core.rewards.degenerate import degenerate_text
@@ -50,6 +49,7 @@ from omni_grpo_core.rewards.judge_prompt import (
     read_verdict,
 )
 from omni_grpo_core.rewards.parse import parse
+from omni_grpo_core.rewards.scrub import Scrubber
 from omni_grpo_core.types import Malformed, Parsed, Score
 
 __all__ = ["LONGEST_JUDGED", "Endpoint", "Judge", "JudgeReward", "Usage"]
@@ -57,7 +57,20 @@ __all__ = ["LONGEST_JUDGED", "Endpoint", "Judge", "JudgeReward", "Usage"]
 LONGEST_JUDGED = 50_000
 """Characters of a section; a longer one is left unscored rather than paid for."""
 
-_WORTH_RETRYING = (APIConnectionError, RateLimitError, InternalServerError, TimeoutError)
+LONGEST_BODY = 400_000
+"""Bytes of a reply, unpacked; a verdict takes a few thousand."""
+
+_LONGEST_REASON = 200
+_MOST_TOKENS = 10**9
+"""Of one request: a larger count is none."""
+
+
+class BadStatus(Exception):
+    """A reply that says, by its HTTP status, that it is no verdict."""
+
+    def __init__(self, status: int, told: str) -> None:
+        super().__init__(told)
+        self.status = status
 
 
 @dataclass(slots=True)
@@ -76,11 +89,16 @@ class Usage:
 
 
 class Judge:
-    """Asks an endpoint, many rows side by side. ``usage`` counts over all calls."""
+    """Asks an endpoint, many rows side by side. ``usage`` counts over all calls.
+
+    Raises :class:`~omni_grpo_core.errors.ConfigError` for a key or a cache that cannot be used.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.usage = Usage()
+        self._key = _key(endpoint.api_key_env)
+        self._clean = Scrubber(self._key)
         if endpoint.cache is not None:
             VerdictCache(endpoint.cache).__exit__(None, None, None)
 
@@ -96,34 +114,46 @@ class Judge:
         with nullcontext() if end.cache is None else VerdictCache(end.cache) as cache:
             scores: dict[str, Score] = {}
             for key in unique:
-                known = None if cache is None else cache.get(key)
+                known = self._known(cache, key)
                 if known:
                     self.usage.cache_hits += 1
-                    scores[key] = _score(known)
-            async with AsyncOpenAI(
-                base_url=end.base_url,
-                api_key=os.environ.get(end.api_key_env) or "none",
-                max_retries=0,
-                timeout=end.timeout,
-            ) as client:
-                slots = asyncio.Semaphore(end.concurrency)
-                tasks = {
-                    key: asyncio.create_task(self._one(client, slots, cache, key, question))
-                    for key, question in unique.items()
-                    if key not in scores
-                }
-                if tasks:
-                    await asyncio.wait(tasks.values(), timeout=end.deadline)
-                for key, task in tasks.items():
-                    task.cancel()
-                    done = task.done() and not task.cancelled()
-                    scores[key] = task.result() if done else self._late()
-                await asyncio.gather(*tasks.values(), return_exceptions=True)
+                    scores[key] = self._score(known)
+            with self._clean.logs("httpx", "httpcore"):
+                async with self._client() as client:
+                    slots = asyncio.Semaphore(end.concurrency)
+                    tasks = {
+                        key: asyncio.create_task(self._one(client, slots, cache, key, question))
+                        for key, question in unique.items()
+                        if key not in scores
+                    }
+                    if tasks:
+                        await asyncio.wait(tasks.values(), timeout=end.deadline)
+                    for key, task in tasks.items():
+                        task.cancel()
+                        done = task.done() and not task.cancelled()
+                        scores[key] = task.result() if done else self._late()
+                    await asyncio.gather(*tasks.values(), return_exceptions=True)
         return [scores[key] for key in keys]
+
+    def _client(self) -> httpx.AsyncClient:
+        # packed bodies are unpacked here, within bounds, and only what zlib can unpack is asked for
+        headers = {"Accept-Encoding": "gzip", "Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        try:
+            return httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False)
+        except Exception as error:
+            # proxies and certificates that the environment names, read by the client
+            raise ConfigError(
+                "judge",
+                got=self._clean(f"{type(error).__name__}: {error}"),
+                want="an HTTP client that can be set up",
+                fix="check the proxy and certificate variables of the environment",
+            ) from error
 
     async def _one(
         self,
-        client: AsyncOpenAI,
+        client: httpx.AsyncClient,
         slots: asyncio.Semaphore,
         cache: VerdictCache | None,
         key: str,
@@ -133,7 +163,7 @@ class Judge:
         retrying = AsyncRetrying(
             stop=stop_after_attempt(end.attempts),
             wait=wait_random_exponential(multiplier=end.backoff, max=30),
-            retry=retry_if_exception_type(_WORTH_RETRYING),
+            retry=retry_if_exception(_worth_retrying),
             before_sleep=self._count_retry,
             reraise=True,
         )
@@ -148,9 +178,16 @@ class Judge:
                 cache.put(key, verdict)
             except sqlite3.Error as error:
                 self.usage.failures[f"cache: {error}"] += 1
-        return _score(verdict)
+        return self._score(verdict)
 
-    async def _request(self, client: AsyncOpenAI, question: Question) -> Verdict:
+    def _known(self, cache: VerdictCache | None, key: str) -> Verdict | None:
+        try:
+            return None if cache is None else cache.get(key)
+        except sqlite3.Error as error:
+            self.usage.failures[f"cache: {error}"] += 1
+            return None
+
+    async def _request(self, client: httpx.AsyncClient, question: Question) -> Verdict:
         end = self.endpoint
         request: dict[str, Any] = {
             "model": end.model,
@@ -165,25 +202,27 @@ class Judge:
         started = time.perf_counter()
         self.usage.requests += 1
         try:
-            # the client's own timeout is per read: a server that drips would never meet it
+            # for all of it: a timeout per read would never meet a server that drips
             async with asyncio.timeout(end.timeout):
-                raw = await client.chat.completions.with_raw_response.create(**request)
+                content = await _post(client, end.url, json.dumps(request).encode())
         finally:
             took = time.perf_counter() - started
             self.usage.seconds += took
             self.usage.slowest = max(self.usage.slowest, took)
-        body = _body(raw.http_response.content)
+        body = _body(content)
         self._count_tokens(body.get("usage"))
         try:
-            reply = body["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError) as error:
-            raise BadVerdict(f"no chat completion: {str(body)[:80]}") from error
-        return read_verdict(reply)
+            [choice] = body["choices"]
+            reply = choice["message"]["content"]
+        except (KeyError, ValueError, TypeError) as error:
+            raise BadVerdict(f"no chat completion: {_text(content)}") from error
+        verdict = read_verdict(reply)
+        return Verdict(verdict.score, self._clean(verdict.reason))
 
     def _count_tokens(self, usage: object) -> None:
         told = usage if isinstance(usage, dict) else {}
         prompt, completion = (
-            value if isinstance(value := told.get(name), int) else 0
+            value if type(value := told.get(name)) is int and 0 <= value <= _MOST_TOKENS else 0
             for name in ("prompt_tokens", "completion_tokens")
         )
         self.usage.prompt_tokens += prompt
@@ -197,17 +236,23 @@ class Judge:
     def _unscored(self, error: Exception) -> Score:
         if isinstance(error, TimeoutError):
             kind = f"no answer within {self.endpoint.timeout:g} s"
-        elif isinstance(error, APIStatusError):
-            kind = f"HTTP status {error.status_code}"
+        elif isinstance(error, BadStatus):
+            kind = f"HTTP status {error.status}"
         elif isinstance(error, BadVerdict):
             kind = "bad verdict"
-        elif isinstance(error, APIConnectionError):
+        elif isinstance(error, httpx.TransportError):
             kind = "no connection"
         else:
             kind = type(error).__name__
         self.usage.failures[kind] += 1
-        detail = f": {error}" if isinstance(error, BadVerdict | OpenAIError) else ""
-        return Score(None, f"judge: {kind}{detail[:200]}")
+        told = isinstance(error, BadStatus | BadVerdict | httpx.TransportError)
+        # whole when it is cleaned: half a key would not be known again
+        detail = self._clean(f": {error}") if told else ""
+        return Score(None, f"judge: {kind}{detail[:_LONGEST_REASON]}")
+
+    def _score(self, verdict: Verdict) -> Score:
+        # a cache may be older than the cleaning of what goes into it
+        return Score(verdict.score / TOP, self._clean(verdict.reason))
 
     def _late(self) -> Score:
         kind = f"not reached before the deadline of {self.endpoint.deadline:g} s"
@@ -271,15 +316,73 @@ class JudgeReward(Reward):
         return truth.answer if truth.think is None else f"{truth.answer}\n{truth.think}"
 
 
-def _score(verdict: Verdict) -> Score:
-    return Score(verdict.score / TOP, verdict.reason)
+def _key(variable: str) -> str:
+    """The API key, or nothing. A file's last line break is not part of it."""
+    key = os.environ.get(variable, "").strip()
+    if re.fullmatch(r"[!-~]*", key):
+        return key
+    raise ConfigError(
+        f"judge key in {variable}",
+        got="characters that no HTTP header holds",
+        want="printable ASCII without spaces",
+        fix=f"set {variable} to the key alone",
+    )
+
+
+def _worth_retrying(error: BaseException) -> bool:
+    if isinstance(error, BadStatus):
+        return error.status == 429 or error.status >= 500
+    return isinstance(error, TimeoutError | httpx.TransportError)
+
+
+async def _post(client: httpx.AsyncClient, url: str, request: bytes) -> bytes:
+    """The body of the reply; raises :class:`BadStatus` unless it is one of success."""
+    async with client.stream("POST", url, content=request) as response:
+        if response.is_redirect:
+            to = response.headers.get("location")
+            raise BadStatus(response.status_code, f"a redirect to {to}, which is not followed")
+        try:
+            content = await _read(response)
+        except BadVerdict as error:
+            if response.is_success:
+                raise
+            raise BadStatus(response.status_code, str(error)) from error
+        if not response.is_success:
+            raise BadStatus(response.status_code, _text(content))
+        return content
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """A body of at most :data:`LONGEST_BODY` bytes, packed and unpacked.
+
+    The client's own unpacking makes 64 MB of a packed 64 kB before anyone can look.
+    """
+    coding = response.headers.get("content-encoding", "identity").lower()
+    if coding not in ("identity", "gzip"):
+        raise BadVerdict(f"a body in {coding!r}, which was not asked for")
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 16) if coding == "gzip" else None
+    content, taken = bytearray(), 0
+    async for chunk in response.aiter_raw():
+        taken += len(chunk)
+        try:
+            content += unpack.decompress(chunk, LONGEST_BODY + 1) if unpack else chunk
+        except zlib.error as error:
+            raise BadVerdict(f"a body that cannot be unpacked: {error}") from error
+        if max(taken, len(content)) > LONGEST_BODY:
+            raise BadVerdict(f"a body of more than {LONGEST_BODY} bytes")
+    return bytes(content)
+
+
+def _text(content: bytes) -> str:
+    # a body is shown on one line, and a terminal obeys nothing that stands in it
+    return repr(content.decode("utf-8", "replace"))
 
 
 def _body(content: bytes) -> dict[str, Any]:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadVerdict(f"the body is no JSON: {content[:40]!r}") from error
+        raise BadVerdict(f"the body is no JSON: {_text(content)}") from error
     if not isinstance(body, dict):
-        raise BadVerdict(f"the body is no object: {content[:40]!r}")
+        raise BadVerdict(f"the body is no object: {_text(content)}")
     return body

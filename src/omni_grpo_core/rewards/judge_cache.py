@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.rewards.judge_prompt import Verdict
+from omni_grpo_core.rewards.judge_prompt import TOP, Verdict
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS verdict (key TEXT PRIMARY KEY, score INTEGER, reason TEXT)"
 
@@ -47,7 +47,12 @@ class VerdictCache:
 
     def get(self, key: str) -> Verdict | None:
         row = self._db.execute("SELECT score, reason FROM verdict WHERE key = ?", (key,)).fetchone()
-        return Verdict(*row) if row else None
+        if row is None:
+            return None
+        score, reason = row
+        # SQLite keeps any value in any column
+        fine = type(score) is int and 0 <= score <= TOP and isinstance(reason, str)
+        return Verdict(score, reason) if fine else None
 
     def put(self, key: str, verdict: Verdict) -> None:
         self._db.execute(

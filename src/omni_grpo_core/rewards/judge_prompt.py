@@ -99,7 +99,7 @@ class BadVerdict(ValueError):
 def read_verdict(reply: object) -> Verdict:
     """The verdict of a reply, strictly: nothing is guessed out of prose.
 
-    Raises :class:`BadVerdict` saying what is wrong.
+    Raises :class:`BadVerdict` saying what is wrong, with the reply whole: who shows it cuts it.
 
     >>> read_verdict('{"reason": "half of it", "score": 5}')
     Verdict(score=5, reason='half of it')
@@ -110,18 +110,18 @@ def read_verdict(reply: object) -> Verdict:
     if not isinstance(reply, str):
         raise BadVerdict(f"no text but {type(reply).__name__}")
     if len(reply) > LONGEST_REPLY:
-        raise BadVerdict(f"{len(reply)} characters: {reply[:40]!r}…")
+        raise BadVerdict(f"{len(reply)} characters: {reply!r}")
     try:
         told = json.loads(reply, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
     except BadVerdict:
         raise
     except (ValueError, RecursionError) as error:
-        raise BadVerdict(f"not JSON: {reply[:40]!r}") from error
+        raise BadVerdict(f"not JSON: {reply!r}") from error
     if not isinstance(told, dict) or set(told) != {"reason", "score"}:
-        raise BadVerdict(f"not an object of reason and score: {reply[:80]!r}")
+        raise BadVerdict(f"not an object of reason and score: {reply!r}")
     score, reason = told["score"], told["reason"]
     if type(score) is not int or not 0 <= score <= TOP:
-        raise BadVerdict(f"score {score!r} is no integer from 0 to {TOP}")
+        raise BadVerdict(f"the score is no integer from 0 to {TOP}: {reply!r}")
     if not isinstance(reason, str):
         raise BadVerdict(f"reason of type {type(reason).__name__}")
     # JSON can spell lone surrogates, which no file or log takes

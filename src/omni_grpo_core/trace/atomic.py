@@ -7,6 +7,7 @@ most a hidden ``.name.*.partial`` behind.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -22,9 +23,12 @@ def write_file(path: Path, data: bytes) -> None:
 
     Raises :class:`~omni_grpo_core.errors.TraceError` when the disk or its permissions forbid it.
     """
-    path = path.absolute()  # "." has no name to make a hidden one from
+    # a link keeps leading to its file, which is what is written; "." has no name of its own
+    path = Path(os.path.realpath(path))
     partial = _partial(path)
     try:
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "no plain file", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _write_synced(partial, data)
@@ -44,7 +48,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises :class:`~omni_grpo_core.errors.TraceError` when ``path`` exists and is not an empty
     folder: what is stored is never written over.
     """
-    path = path.absolute()  # "." has no name to make a hidden one from
+    path = Path(os.path.realpath(path))
     partial = _partial(path)
     try:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):

@@ -34,8 +34,9 @@ def _elements(path: str, was: torch.Tensor, now: torch.Tensor, lane: Lane) -> It
     if bool(same.all()):
         return
     apart = torch.where(same, 0.0, (a - b).abs())
-    # what is not finite on one side only has no distance; it is always too far
-    far = ~(apart <= lane.atol + lane.rtol * a.abs()) | (apart == math.inf)
+    # what is not finite on one side only has no distance: it is always too far, and what is the
+    # same NaN on both sides never
+    far = ~same & (~(apart <= lane.atol + lane.rtol * a.abs()) | (apart == math.inf))
     strange = ~apart.isfinite()
     distance = torch.where(strange, math.inf, apart)
     # numpy's: torch's brings seconds of imports with it

@@ -24,9 +24,10 @@ def manner(path: str, was: torch.Tensor, now: torch.Tensor) -> str:
     >>> manner("features", x, torch.zeros_like(x))
     'every element is 0 now'
     """
-    if not bool(now.isfinite().all()):
-        return f"{int((~now.isfinite()).sum())} elements are not finite now"
-    if not bool(was.isfinite().all()):
+    lost = int((was.isfinite() & ~now.isfinite()).sum())
+    if lost:
+        return f"{lost} elements are not finite now"
+    if not bool((was.isfinite() & now.isfinite()).all()):
         return ""
     if now.numel() > 1 and bool((now == now.flatten()[0]).all()):
         return f"every element is {float(now.flatten()[0]):g} now"

@@ -12,7 +12,7 @@ from omni_grpo_core.console import (
     FamilyOption,
     Json,
     TinyFamily,
-    bad_input_exits,
+    print_json,
     progress,
     quiet_libraries,
     writable,
@@ -53,28 +53,30 @@ def compare_versions(
 
     Exit code 1: a version gives other ids, positions, answers or logits than the default.
     """
-    with bad_input_exits(as_json):
-        for target in (data, into):
-            if target is not None:
-                writable(target)
-        quiet_libraries()
-        from omni_grpo_core.trace.atomic import write_file
-        from omni_grpo_core.versions.matrix import interpreters, measure
-        from omni_grpo_core.versions.table import announced, holds, markdown, put_into
+    for target in (data, into):
+        if target is not None:
+            writable(target)
+    quiet_libraries()
+    from omni_grpo_core.trace.atomic import write_file
+    from omni_grpo_core.versions.matrix import interpreters, measure
+    from omni_grpo_core.versions.table import announced, holds, markdown, put_into
 
-        found = interpreters(pythons)
-        if into is not None:
-            put_into(into, "", family.value)  # a document without marks is known before the work
-        with progress("versions", as_json) as on_version:
-            matrix = measure(found, default or next(iter(found)), family.value, on_version)
-        table = markdown(matrix)
-        if data is not None:
-            text = json.dumps(matrix, indent=1, ensure_ascii=False)
-            write_file(data, f"{text}\n".encode())
-        if into is not None:
-            write_file(into, put_into(into, table, family.value))
-        for line in announced(matrix):
-            typer.echo(f"warning: {line}", err=True)
-        good = holds(matrix)
-        typer.echo(json.dumps({"holds": good, **matrix}, ensure_ascii=False) if as_json else table)
+    found = interpreters(pythons)
+    if into is not None:
+        put_into(into, "", family.value)  # a document without marks is known before the work
+    with progress("versions", as_json) as on_version:
+        matrix = measure(found, default or next(iter(found)), family.value, on_version)
+    table = markdown(matrix)
+    if data is not None:
+        text = json.dumps(matrix, indent=1, ensure_ascii=False)
+        write_file(data, f"{text}\n".encode())
+    if into is not None:
+        write_file(into, put_into(into, table, family.value))
+    for line in announced(matrix):
+        typer.echo(f"warning: {line}", err=True)
+    good = holds(matrix)
+    if as_json:
+        print_json({"holds": good, **matrix})
+    else:
+        typer.echo(table)
     raise typer.Exit(0 if good else 1)

@@ -1,0 +1,235 @@
+"""Text that somebody hands over -> plain data, bounded before it is believed.
+
+Whatever is parsed here may be hostile, cut or made by accident: nested until the stack ends,
+numbers of thousands of digits, the same key twice, a pipe that never closes. :class:`Unreadable`
+says what was found; each reader makes an error of its own stage of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 1 << 30
+"""A JSON file larger than this is refused unread: rows name their media, they do not hold them."""
+MAX_YAML_BYTES = 1 << 20
+"""PyYAML reads about 100 kB a second; settings are a few of them."""
+MAX_DEPTH = 64
+"""Brackets within brackets. Nothing that is read here needs ten."""
+MAX_DIGITS = 40
+"""Of a whole number: 64 bits have 20."""
+MAX_NODES = 100_000
+"""Values of a YAML file, references counted each time: ten lines can stand for a billion."""
+
+_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS = re.compile(r"[^][{}]+")
+_STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class Unreadable(ValueError):
+    """What was found in the place of usable text: ``got``, and the ``line`` where that is known."""
+
+    def __init__(self, got: str, line: int | None = None) -> None:
+        super().__init__(got, line)
+        self.got = got
+        self.line = line
+
+    def place(self, name: str | Path) -> str:
+        """``name``, with the line behind it.
+
+        >>> Unreadable("the key 'a' twice", 3).place("run.yaml")
+        'run.yaml:3'
+        """
+        return str(name) if self.line is None else f"{name}:{self.line}"
+
+
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """The bytes of a plain file. Pipes, devices and folders are refused unopened: a pipe can keep
+    its reader waiting for ever.
+
+    Raises:
+        Unreadable: no such file, no plain file, no permission, more than ``most`` bytes.
+    """
+    try:
+        # without waiting for a writer; looked at once it is open, since a name can be replaced
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable(_kind(status.st_mode))
+            if status.st_size > most:
+                raise Unreadable(f"{status.st_size} bytes")
+            return file.read(most)
+    except Unreadable:
+        raise
+    except FileNotFoundError:
+        raise Unreadable("no such file") from None
+    except IsADirectoryError:
+        raise Unreadable("a folder") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise Unreadable(getattr(error, "strerror", None) or str(error)) from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_text(path: Path, most: int = MAX_BYTES) -> str:
+    """The text of a plain file in UTF-8, without a byte order mark.
+
+    Raises:
+        Unreadable: as :func:`read_bytes`, or other bytes.
+    """
+    raw = read_bytes(path, most)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise Unreadable(f"a byte {raw[error.start]:#04x} that is not UTF-8", line) from None
+
+
+def json_value(text: str, *, finite: bool = True) -> Any:
+    """What a JSON text says. ``finite=False`` lets NaN and Infinity through.
+
+    >>> json_value('{"rows": [1, 2.5]}')
+    {'rows': [1, 2.5]}
+
+    Raises:
+        Unreadable: no JSON; brackets deeper than :data:`MAX_DEPTH`, whole numbers longer than
+            :data:`MAX_DIGITS`, a key twice in one object, half a surrogate pair.
+    """
+    opened = text.count("[") + text.count("{")
+    if opened > MAX_DEPTH and depth_of(text) > MAX_DEPTH:
+        raise Unreadable(f"brackets more than {MAX_DEPTH} deep")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_without_repeats,
+            parse_int=_short_int,
+            parse_float=_finite_float if finite else float,
+            parse_constant=_no_constant if finite else float,
+        )
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"no JSON ({error.msg} in column {error.colno})", error.lineno) from None
+    if _HALF.search(text):
+        _refuse_half_characters(value)
+    return value
+
+
+def yaml_value(text: str) -> Any:
+    """What a YAML text, or a JSON one, says; nothing but plain data.
+
+    >>> yaml_value("settings: {group_size: 8}")
+    {'settings': {'group_size': 8}}
+
+    Raises:
+        Unreadable: no YAML; a key twice in one mapping, values more than :data:`MAX_DEPTH` deep or
+            more than :data:`MAX_NODES`, half a surrogate pair.
+    """
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except Unreadable:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        got = " ".join(str(error.problem or error.context).split())
+        raise Unreadable(f"no YAML ({got})", None if mark is None else mark.line + 1) from None
+    except RecursionError:
+        raise Unreadable(f"values more than {MAX_DEPTH} deep") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise Unreadable(f"no YAML ({' '.join(str(error).split())[:200]})") from None
+    _refuse_sprawl(value)
+    _refuse_half_characters(value)
+    return value
+
+
+def depth_of(text: str) -> int:
+    """How deep the brackets of a JSON text go; those inside its strings do not count.
+
+    >>> depth_of('[{"a": "[[["}]')
+    2
+    """
+    brackets = _NOT_BRACKETS.sub("", _STRINGS.sub("", text))
+    return max(accumulate(_STEPS[bracket] for bracket in brackets), default=0)
+
+
+def _kind(mode: int) -> str:
+    return "a pipe" if stat.S_ISFIFO(mode) else "a device"
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for at, key in enumerate(keys) if key in keys[:at])
+        raise Unreadable(f"the key {twice!r} twice")
+    return found
+
+
+def _short_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise Unreadable(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite_float(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise Unreadable(f"the number {digits[:MAX_DIGITS]}, beyond what a float holds")
+    return number
+
+
+def _no_constant(name: str) -> float:
+    raise Unreadable(f"{name} for a number")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's own takes the last of two equal keys, without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = []
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise Unreadable(f"the key {key!r} twice", key_node.start_mark.line + 1)
+            seen.append(key)
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
+def _refuse_sprawl(value: Any) -> None:
+    left, nodes = [(value, 1)], 0
+    while left:
+        item, depth = left.pop()
+        nodes += 1
+        if depth > MAX_DEPTH:
+            raise Unreadable(f"values more than {MAX_DEPTH} deep")
+        if nodes > MAX_NODES:
+            raise Unreadable(f"more than {MAX_NODES} values, each reference counted")
+        if isinstance(item, int) and not isinstance(item, bool) and abs(item) >= 10**MAX_DIGITS:
+            raise Unreadable(f"a number of more than {MAX_DIGITS} digits")
+        left += [(inner, depth + 1) for inner in _inside(item)]
+
+
+def _refuse_half_characters(value: Any) -> None:
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str) and any("\ud800" <= one <= "\udfff" for one in item):
+            raise Unreadable(f"half a surrogate pair in {item[:60]!a}")
+        left += _inside(item)
+
+
+def _inside(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return [*item.keys(), *item.values()]
+    return list(item) if isinstance(item, (list, tuple, set)) else []

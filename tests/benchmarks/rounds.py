@@ -1,0 +1,69 @@
+"""Is the suite ever red by chance? Round after round, each in another random order, beside load.
+
+``python tests/benchmarks/rounds.py [--rounds 20] [--first-seed 0] [PYTEST ARGUMENTS]``
+
+A round's seed repeats its order: ``pytest -n 2 --random-order --random-order-seed=SEED``. Tests are
+shuffled within their files, and the files among each other; which worker gets which is the load's
+doing. Exit code 1 if a round was red.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+BUSY = "while True: pass"
+
+
+@contextmanager
+def load(processes: int) -> Iterator[None]:
+    """Processes that want a core each, all the time."""
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def one_round(seed: int, workers: int, arguments: list[str]) -> list[str]:
+    """Runs the suite, prints how it went, and returns what was red."""
+    order = ["--random-order", f"--random-order-seed={seed}"]
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", str(workers), *order, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    red = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode and not red:
+        red = lines[-20:]
+    seconds = time.perf_counter() - begin
+    print(f"seed {seed:3}  {seconds:6.0f} s  exit {done.returncode}  {lines[-1:]}", flush=True)
+    for line in red:
+        print(f"  {line}", flush=True)
+    return red
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--busy", type=int, default=2, help="processes beside it that only load")
+    options, arguments = parser.parse_known_args()
+    seeds = range(options.first_seed, options.first_seed + options.rounds)
+    with load(options.busy):
+        red = {seed: one_round(seed, options.workers, arguments) for seed in seeds}
+    reds = [seed for seed, lines in red.items() if lines]
+    print(f"{len(reds)} of {len(red)} rounds red{f': seeds {reds}' if reds else ''}")
+    sys.exit(bool(reds))
+
+
+if __name__ == "__main__":
+    main()

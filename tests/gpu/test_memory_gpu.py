@@ -1,0 +1,56 @@
+"""The memory estimate of a training held against a device: all weights of a 7B, one update."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from full_shape import random_7b
+from test_step import Alone
+
+from omni_grpo_core.family import published_name
+from omni_grpo_core.grpo.exhausted import held
+from omni_grpo_core.grpo.memory import GIB, RUNTIME, estimate
+from omni_grpo_core.grpo.step import Scorer, StepPlan, cut, optimize
+from omni_grpo_core.grpo.train_config import TrainConfig
+from omni_grpo_core.pipeline import prepare
+from omni_grpo_core.rollout import rollout
+from omni_grpo_core.settings import Settings
+from omni_grpo_core.types import Sample
+
+pytestmark = pytest.mark.gpu
+
+
+def test_all_weights_of_a_7b_take_what_was_estimated(
+    tmp_path: Path, samples: tuple[Sample, ...]
+) -> None:
+    """With the optimizer's default for CUDA it was a quarter more, 178 GB instead of 143."""
+    if torch.cuda.mem_get_info()[0] < 150e9:
+        pytest.skip("all weights of a 7B and their moments need 150 GB of device memory")
+    settings = Settings(group_size=4, max_new_tokens=64)
+    config = TrainConfig(
+        checkpoint=str(tmp_path), settings=settings, batch_size=4, micro_batch_size=2,
+        gradient_checkpointing=True, device="cuda",
+    )  # fmt: skip
+    policy = random_7b(tmp_path / "processor", torch.float32)
+    (tmp_path / "config.json").write_text(json.dumps(policy.model.config.to_dict(), default=str))
+    inputs = prepare(policy, samples[:1], settings)
+    torch.cuda.reset_peak_memory_stats()
+    rolled = rollout(policy, inputs.batch, group_size=4, max_new_tokens=64, temperature=1.0, seed=0)
+    plan = StepPlan(config.loss, None, 2, 1.0, gradient_checkpointing=True)
+    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5], dtype=torch.float64)
+    window = cut(policy, inputs.batch, rolled, advantages, torch.ones(4, dtype=torch.bool), 2)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-6, fused=True)
+    updates = optimize(plan, Alone(), Scorer(policy, 1.0), policy.model, optimizer, window)
+    peak = torch.cuda.max_memory_allocated()
+    shapes = {published_name(n): tuple(p.shape) for n, p in policy.model.named_parameters()}
+    found = estimate(config, shapes, inputs.batch.input_ids.shape[1], world=1)
+    allocated = replace(found, runtime=0).peak
+    print(f"measured {peak / GIB:.2f} GiB, estimated {allocated / GIB:.2f} and {RUNTIME / GIB}")
+    print(found, "|", held(policy.model, optimizer))
+    assert [update.stepped for update in updates] == [True, True]
+    # at the least: and not by much, or nothing would be refused
+    assert 0.9 * peak < allocated <= peak

@@ -1,0 +1,204 @@
+"""The table of bad input: a case is a command on something broken, and how it must end.
+
+Every case runs in a process of its own, so that a crash of the interpreter, a hang or an exit code
+is seen as a shell would see it. It is forked from a process that has the libraries already, or
+started from nothing (``fresh``) where start-up itself is what is tried.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["preloaded"])
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """``arguments`` makes the input in an empty folder and returns the command's words.
+
+    ``code``: the exit code that is right; several where versions of a library may differ.
+    ``words``: what the message must hold. ``limit``: seconds until it counts as a hang; none of
+    them takes a tenth of it. ``environment``: over the present one. ``fresh``: a new interpreter
+    (``python -m omni_grpo_core``) instead of a fork. ``memory``: bytes of address space, fresh ones
+    only. ``stdout``: a file that output goes to, fresh ones only.
+    """
+
+    name: str
+    arguments: Callable[[Path], Sequence[object]]
+    code: int | tuple[int, ...] = 2
+    words: tuple[str, ...] = ()
+    limit: float = 120.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    fresh: bool = False
+    memory: int | None = None
+    stdout: str | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``code``: negative is a signal, ``None`` a hang."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in a word or two, for the summary."""
+        if self.code is None:
+            return "hang"
+        if self.code < 0:
+            return f"signal {-self.code}"
+        return "traceback" if "Traceback (most recent" in self.stderr else f"exit {self.code}"
+
+
+def check_case(case: Case, folder: Path, record_property: Callable[[str, object], None]) -> Outcome:
+    """Run the case in ``folder`` and hold its ending against what is right.
+
+    An exit code of 2 must come with exactly one message that says item, found, wanted and what to
+    do, with one JSON object on stdout if that was asked for, and with nothing new on disk.
+    """
+    given = folder / "given"
+    given.mkdir()
+    words = [str(word) for word in case.arguments(given)]
+    before = _listing(folder)
+    outcome = run(case, words, folder / "given")
+    after = _listing(folder)
+    new = sorted(set(after) - set(before))
+    changed = sorted(name for name in before if after.get(name) != before[name])
+    torn = [name for name in new if name.endswith(".partial")]
+    spoiled = outcome.code == 2 and (new or changed)
+    record_property("robustness", "half-written" if torn or spoiled else outcome.ending)
+    codes = case.code if isinstance(case.code, tuple) else (case.code,)
+    shown = f"{words}\nstdout: {outcome.stdout[-2000:]}\nstderr: {outcome.stderr[-4000:]}"
+    assert outcome.ending in [f"exit {code}" for code in codes], f"{outcome.ending}: {shown}"
+    assert not torn, torn
+    if outcome.code == 2:
+        assert not spoiled, (new, changed)
+        messages = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+        assert len(messages) == 1, shown
+        assert all(part in messages[0] for part in (": found ", ", wanted ", "; ")), shown
+    said = outcome.stderr + outcome.stdout
+    assert [word for word in case.words if word not in said] == [], shown
+    if "--json" in words and case.stdout is None:
+        told = json.loads(outcome.stdout)
+        assert isinstance(told, dict), shown
+        assert ("error" in told) == (outcome.code == 2), shown
+    return outcome
+
+
+def run(case: Case, words: Sequence[str], folder: Path) -> Outcome:
+    """The command in ``folder``, to its end or to the case's limit."""
+    scratch = folder.parent / "scratch"
+    scratch.mkdir(exist_ok=True)
+    out, err = scratch / "stdout", scratch / "stderr"
+    environment = {**os.environ, "TMPDIR": str(scratch), **case.environment}
+    code = (_fresh if case.fresh else _forked)(case, words, folder, environment, out, err)
+    stdout, stderr = (
+        path.read_bytes().decode("utf-8", "backslashreplace") if path.is_file() else ""
+        for path in (out, err)
+    )
+    for path in scratch.iterdir():
+        if path.is_file():
+            if path.name.startswith("omni-grpo-"):
+                stderr += path.read_text(encoding="utf-8")  # why it ended with 3
+            path.unlink()
+    scratch.rmdir()
+    return Outcome(code, stdout, stderr)
+
+
+def _forked(
+    case: Case,
+    words: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    out: Path,
+    err: Path,
+) -> int | None:
+    with pytest.MonkeyPatch.context() as patch:
+        # the server imports what is preloaded by the path of its environment
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
+        child = _CONTEXT.Process(
+            target=_child, args=(tuple(words), folder, dict(environment), out, err)
+        )
+        child.start()
+    child.join(case.limit)
+    if child.is_alive():
+        os.killpg(child.pid or 0, signal.SIGKILL)
+        child.join()
+        return None
+    return child.exitcode
+
+
+def _child(
+    words: Sequence[str], folder: Path, environment: dict[str, str], out: Path, err: Path
+) -> None:
+    from omni_grpo_core.cli import app
+    from omni_grpo_core.exits import run as run_command
+
+    os.setsid()
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv[:] = ["omni-grpo", *words]
+    sys.exit(run_command(app, words))
+
+
+def _fresh(
+    case: Case,
+    words: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    out: Path,
+    err: Path,
+) -> int | None:
+    def limited() -> None:
+        if case.memory is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (case.memory, case.memory))
+
+    command = [sys.executable, "-m", "omni_grpo_core", *words]
+    target = Path(case.stdout) if case.stdout else out
+    with target.open("wb") as stdout, err.open("wb") as stderr:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            preexec_fn=limited,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(case.limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return None
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of everything in a folder."""
+    return {
+        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir()
+    }
