@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,6 +171,9 @@ def quiet_libraries(*, worker: bool = False) -> None:
 
 
 def _tell_of_newer() -> None:
+    # forty modules, most of them for mail: not at the start of every command
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         told = newer_than_tested(version("transformers"))
     except PackageNotFoundError:  # the import says it better
