@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from omni_grpo_core.batch import (
     collate,
@@ -185,6 +188,21 @@ def test_the_sampled_frame_rate_reaches_the_time_positions(policy: Policy, input
     row = process_row(prompt, conversation, half, policy.processor, policy.family)
     was = inputs.batch.rows[0].tensors["video_second_per_grid"]
     assert torch.equal(row.tensors["video_second_per_grid"], 2 * was)
+
+
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.14"),
+    reason="its image processors return torch tensors alone",
+)
+def test_a_row_is_made_without_a_warning(policy: Policy, inputs: Inputs) -> None:
+    """Torch's tensors, counted in numpy inside the omni processors, warn of ``__array__`` without
+    ``copy``: an error in a project where warnings are. Every number stays what it was."""
+    for index in range(len(inputs.batch.rows)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            row = process_row(*_inputs_of(inputs, index), policy.processor, policy.family)
+        # the goldens hold every number; numpy's own floats would be wider
+        assert torch.float64 not in {value.dtype for value in row.tensors.values()}
 
 
 def test_placeholder_ids_come_from_the_checkpoint(policy: Policy) -> None:

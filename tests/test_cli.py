@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from omni_grpo_core import __version__, tiny
+from omni_grpo_core import __version__, console, tiny
+from omni_grpo_core.tested import NEWEST, newer_than_tested
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -31,6 +32,30 @@ def rows(folder: Path, *changes: dict[str, Any]) -> Path:
 
 def test_version(run_cli: Run) -> None:
     assert run_cli("--version") == (0, f"omni-grpo {__version__}\n", "")
+
+
+def test_a_newer_transformers_is_told_of_once(
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A plain install got transformers 5.24 the day it came out: commands died in it, or called
+    every run broken, and nothing said that nobody had tried it."""
+    monkeypatch.setattr(console, "version", lambda name: {"transformers": "5.26.0"}[name])
+    code, _, stderr = run_cli("check", "--data", tmp_path / "none.json")
+    lines = stderr.splitlines()
+    assert code == 2
+    assert lines[0].startswith(f"warning: transformers 5.26.0 is newer than {NEWEST}, the newest")
+    assert [line for line in lines if line.startswith("warning")] == lines[:1]
+    monkeypatch.setenv("RANK", "1")  # one of several processes
+    assert "warning" not in run_cli("check", "--data", tmp_path / "none.json")[2]
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"),
+    [(NEWEST, False), ("5.17.0", False), ("5.24.1", True), ("5.25.0.dev0", True), ("6", True),
+     ("mine", False)],
+)  # fmt: skip
+def test_which_transformers_is_newer_than_tested(installed: str, told: bool) -> None:
+    assert (newer_than_tested(installed) is not None) == told
 
 
 def test_the_path_of_the_tiny_checkpoint(run_cli: Run) -> None:

@@ -64,20 +64,23 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "realvocab": NOUNS | {"tiny", "trace"},
     "golden": PIPELINE | {"trace", "tiny", "training"},
     # watches foreign trainers: it knows calls, not what should have come out of them
-    "recorder": NOUNS | {"dialect", "rewards", "trace"},
+    "recorder": NOUNS | {"dialect", "redaction", "rewards", "trace"},
     "doctor": PIPELINE | {"trace", "recorder"},
     # its trials run in worker processes, which are quieted as the command is
     "faults": PIPELINE | {"trace", "recorder", "doctor", "tiny", "console"},
     # runs by itself under another interpreter, with its libraries kept quiet there too
     "versions": PIPELINE | {"trace", "tiny", "console"},
     "pytest_plugin": NOUNS | {"golden"},
-    "__main__": frozenset({"cli"}),
-    "console": NOUNS,
-    "exits": NOUNS | {"console", "__init__"},
+    "__main__": frozenset({"cli", "exits"}),
+    "json_answer": frozenset(),
+    "redaction": frozenset(),
+    "tested": frozenset(),
+    "console": NOUNS | {"bounded", "tested"},
+    "exits": NOUNS | {"json_answer", "redaction", "__init__"},
     "cli": PIPELINE
     | {
         "console",
-        "exits",
+        "json_answer",
         "training",
         "check",
         "report",

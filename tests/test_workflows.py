@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import re
+import tomllib
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+
+from omni_grpo_core.tested import DEFAULT, NEWEST, TRANSFORMERS
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -59,7 +63,7 @@ def commands(workflow: dict[str, Any]) -> str:
 def test_braces_are_read_as_tox_reads_them() -> None:
     assert expanded("tf{1,2}-{a,b}") == ["tf1-a", "tf1-b", "tf2-a", "tf2-b"]
     assert expanded("lint") == ["lint"]
-    assert {"lint", "types", "slow", "gpu", "tf4524", "tf4576", "tf5230"} <= tox_envs()
+    assert {"lint", "types", "slow", "gpu", "newest", "tf4524", "tf4576", "tf5230"} <= tox_envs()
 
 
 def test_every_environment_that_is_run_exists() -> None:
@@ -71,9 +75,63 @@ def test_every_environment_that_is_run_exists() -> None:
     assert named <= tox_envs()
 
 
-def test_every_transformers_of_the_matrix_is_run() -> None:
-    wanted = {env for env in tox_envs() if env.startswith("tf")}
+def test_every_tested_transformers_has_a_lane_that_is_run() -> None:
+    others = [version for version in TRANSFORMERS if version != DEFAULT]
+    wanted = {f"tf{version.replace('.', '')}" for version in others}
+    assert {env for env in tox_envs() if env.startswith("tf")} == wanted
     assert {env for env in matrix() if env.startswith("tf")} == wanted
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    section = next(name for name in tox.sections() if name.startswith("testenv:tf"))
+    pinned = re.findall(r"tf(\d+): .* transformers==(\S+)", tox[section]["commands_pre"])
+    assert dict(pinned) == {version.replace(".", ""): version for version in others}
+
+
+def test_the_newest_release_is_run_weekly_and_its_findings_are_kept() -> None:
+    """transformers 5.24 came within the bound of a plain install and broke the suite in 36 places;
+    nobody knew, for every lane was pinned."""
+    workflow = load("ci.yml")
+    (triggers,) = (value for key, value in workflow.items() if str(key) in ("on", "True"))
+    assert triggers["schedule"]
+    job = workflow["jobs"]["newest"]
+    assert "schedule" in job["if"]
+    assert not [
+        name for name, other in workflow["jobs"].items() if "newest" in other.get("needs", ())
+    ]
+    run = [step.get("run", "") for step in job["steps"]]
+    kept = set(re.findall(r"findings/[\w.]+", "\n".join(run)))
+    assert kept == {"findings/junit.xml", "findings/log.txt", "findings/versions.json"}
+    suite = next(n for n, line in enumerate(run) if line.startswith("tox -e newest"))
+    # a red suite still has its findings, and stays red behind the pipe
+    assert all(step["if"] == "${{ !cancelled() }}" for step in job["steps"][suite + 1 :])
+    assert job["defaults"]["run"]["shell"] == "bash"
+    upload = job["steps"][-1]
+    assert (upload["uses"].partition("@")[0], upload["with"]["path"]) == (
+        "actions/upload-artifact",
+        "findings",
+    )
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    lane = tox["testenv:newest"]
+    assert lane["constraints"] == ""
+    # named on pip's own command line, it is held by no bound of ours
+    assert re.search(r"pip install --upgrade transformers", lane["commands_pre"])
+
+
+def test_a_plain_install_gets_nothing_newer_than_what_was_tested() -> None:
+    bounds = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    found = {r.name: r.specifier for r in map(Requirement, bounds["project"]["dependencies"])}
+    major, minor, _ = map(int, NEWEST.split("."))
+    assert all(version in found["transformers"] for version in TRANSFORMERS)
+    assert f"{major}.{minor + 1}.0" not in found["transformers"]
+    # what the lanes and a plain install were run with, and the next
+    for name, tested, untested in (
+        ("torch", "2.15.0", "2.16.0"),
+        ("torchvision", "0.29.2", "0.30.0"),
+        ("numpy", "2.4.6", "2.5.0"),
+    ):
+        assert tested in found[name]
+        assert untested not in found[name]
 
 
 def test_every_python_is_run_under_its_own_name() -> None:

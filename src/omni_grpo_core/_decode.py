@@ -22,6 +22,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from numpy.typing import NDArray
 
 from omni_grpo_core import _framing
@@ -45,6 +46,8 @@ MAX_PIXELS = 8192 * 8192
 """A frame or image larger than this is refused unread: no camera makes it, a bomb does."""
 MAX_CHANNELS = 64
 """What libswresample can take (its ``SWR_CH_MAX``)."""
+MAX_SILENCE = 3600
+"""Seconds of silence before a track that sets in late; a file of a few bytes can ask for any."""
 
 _ORIENTATIONS: dict[tuple[int, int, int, int], tuple[int, bool]] = {
     # sign of the display matrix' a b c d -> quarter turns (counter-clockwise), mirrored after
@@ -341,10 +344,14 @@ def _on_time(frame: Any, number: int, contents: Contents) -> bool:
 
 
 def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
+    if frame.width * frame.height > MAX_PIXELS:
+        raise too_large(file, f"{frame.width} x {frame.height} pixels")
     # one thread: libswscale's own threads are waited for when the frame goes, and in a forked
     # process (a data loader's worker) there are none, so it would wait for ever
     rgb: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", threads=1)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    # frame.side_data would be kept by the frame, which it keeps in turn: a clip's frames would stay
+    # until the garbage collector looks, one by one larger than all that it counts
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     if matrix is None:
         return rgb
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
@@ -375,13 +382,13 @@ def read_audio(contents: Contents) -> NDArray[np.float32]:
         _refuse_many_channels(contents.path, audio)
         # packed: PyAV reads planes beyond the eighth from where there are none
         resampler = av.AudioResampler(format="flt", rate=AUDIO_SAMPLING_RATE)
-        late: int | None = None
+        late: float | None = None
         for frame in itertools.chain(_frames(contents.path, container, audio), [None]):
             if late is None and frame is not None and frame.time is not None:
-                late = round((frame.time - contents.zero) * AUDIO_SAMPLING_RATE)
+                late = frame.time - contents.zero
             for block in _resampled(contents.path, resampler, frame):
                 if not track:
-                    track.extend(bytes(4 * max(late or 0, 0)))
+                    track.extend(_silence(contents.path, late or 0.0))
                 track.extend(_mono(block).tobytes())
     samples = np.frombuffer(track, np.float32)
     _refuse_missing(contents.path, len(samples) / AUDIO_SAMPLING_RATE, contents.audio_end)
@@ -393,6 +400,17 @@ def read_audio(contents: Contents) -> NDArray[np.float32]:
             fix="record or convert it again",
         )
     return samples
+
+
+def _silence(file: Path, seconds: float) -> bytes:
+    if seconds > MAX_SILENCE:
+        raise MediaError(
+            str(file),
+            got=f"an audio track that sets in after {seconds:.0f} s",
+            want=f"one that sets in within {MAX_SILENCE} s of the beginning",
+            fix="check its timestamps, or convert it",
+        )
+    return bytes(4 * max(round(seconds * AUDIO_SAMPLING_RATE), 0))
 
 
 def _refuse_many_channels(file: Path, stream: Any) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from packaging.version import Version
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -38,6 +40,9 @@ _MODEL_KEYS: Mapping[Modality, tuple[str, ...]] = {
     "video": ("pixel_values_videos", "video_grid_thw", "video_second_per_grid"),
     "audio": ("input_features", "feature_attention_mask"),
 }
+_ARRAYS = "np" if Version(version("transformers")) >= Version("5.14") else "pt"
+"""What the processor is to return. With tensors the omni processors make numpy warn: they count in
+its arrays, and torch's ``__array__`` takes no ``copy``. 4.x's image processors refuse all else."""
 
 
 def render(conversation: Conversation, processor: Any) -> Prompt:
@@ -121,13 +126,13 @@ def process_row(
         images=[_pil(image.pixels) for image in media.images] or None,
         videos=[video.frames for video in media.videos] or None,
         audio=[audio.samples.numpy() for audio in media.audios] or None,
-        return_tensors="pt",
+        return_tensors=_ARRAYS,
         do_resize=False,
         **_video_keywords(item, conversation, media, processor),
     )
-    ids = output["input_ids"][0].to(ID_DTYPE)
+    ids = _tensor(output["input_ids"])[0].to(ID_DTYPE)
     tensors = {
-        key: torch.as_tensor(output[key])
+        key: _tensor(output[key])
         for modality in MODALITIES
         for key in _MODEL_KEYS[modality]
         if key in output
@@ -359,6 +364,12 @@ def _refuse_odd_sizes(item: str, media: Media, processor: Any) -> None:
 
 def _pil(pixels: Tensor) -> PILImage.Image:
     return PILImage.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _tensor(values: Any) -> Tensor:
+    """As the processor itself would make it: Python's floats are float32 to torch."""
+    tensor = torch.as_tensor(values)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:

@@ -63,7 +63,7 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise Unreadable(_kind(status.st_mode))
+                raise Unreadable(kind_of(status.st_mode))
             if status.st_size > most:
                 raise Unreadable(f"{status.st_size} bytes")
             return file.read(most)
@@ -160,7 +160,8 @@ def depth_of(text: str) -> int:
     return max(accumulate(_STEPS[bracket] for bracket in brackets), default=0)
 
 
-def _kind(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """What no plain file is, by the mode of its status."""
     return "a pipe" if stat.S_ISFIFO(mode) else "a device"
 
 

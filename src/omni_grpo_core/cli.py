@@ -22,17 +22,16 @@ from omni_grpo_core.console import (
     FamilyOption,
     Json,
     TinyFamily,
-    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
     require_device,
-    writable,
+    require_outputs,
 )
 from omni_grpo_core.doctor.cli import doctor
-from omni_grpo_core.exits import run
 from omni_grpo_core.faults.cli import faults, incident
 from omni_grpo_core.golden.cli import app as golden_app
+from omni_grpo_core.json_answer import print_json
 from omni_grpo_core.realvocab.cli import app as realvocab_app
 from omni_grpo_core.rewards.cli import app as rewards_app
 from omni_grpo_core.versions.cli import app as versions_app
@@ -120,9 +119,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Take real clips through every stage of a real omni model, and say what holds."""
-    for target in (html, trace):
-        if target is not None:
-            writable(target)
+    require_outputs(files=[html], folders=[trace])
     quiet_libraries()
     from dataclasses import replace
 
@@ -232,7 +229,7 @@ def tiny_build(
     as_json: Json = False,
 ) -> None:
     """Train a tiny checkpoint from scratch: minutes on one core."""
-    writable(out)
+    require_outputs(folders=[out])
     quiet_libraries()
     from omni_grpo_core.tiny.recipe import build
 
@@ -252,8 +249,3 @@ def tiny_path(family: FamilyOption = TinyFamily.qwen2_5) -> None:
     from omni_grpo_core import tiny
 
     typer.echo(tiny.checkpoint_dir(family.value))
-
-
-def main() -> None:
-    """Entry point of the ``omni-grpo`` command."""
-    sys.exit(run(app, sys.argv[1:]))

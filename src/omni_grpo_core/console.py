@@ -1,24 +1,26 @@
-"""What every command shares: JSON output, what a person watches, and quiet libraries.
+"""What every command shares: options, what a person watches, and quiet libraries.
 
 Heavy libraries are imported inside the functions.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
+import stat
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.tested import newer_than_tested
 
 
 class Device(StrEnum):
@@ -40,24 +42,6 @@ FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Q
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
-def print_json(data: Any) -> None:
-    """One JSON object on stdout, in whatever encoding it has; numbers that JSON lacks are null."""
-    plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
-    try:
-        text = json.dumps(data, ensure_ascii=plain, allow_nan=False)
-    except ValueError:
-        text = json.dumps(_finite(data), ensure_ascii=plain)
-    print(text)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
 @contextmanager
 def progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
     """A spinner with the current stage on stderr, where a person watches."""
@@ -74,20 +58,76 @@ def progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
         yield lambda name: progress.update(task, description=f"{title}: {name}")
 
 
-def writable(target: Path) -> None:
-    """Raises :class:`ConfigError`, before the work starts, for a place that cannot take a file or
-    folder: no folder to put it in, or something there that is neither, such as a pipe."""
-    real = Path(os.path.realpath(target))
-    if real.exists() and not (real.is_file() or real.is_dir()):
-        raise ConfigError(
-            str(target), got="a pipe, socket or device", want="a file, or a free name",
-            fix="choose another place",
-        )  # fmt: skip
-    if not real.parent.is_dir() or not os.access(real.parent, os.W_OK):
-        raise ConfigError(
-            str(target), got="no writable folder to put it in", want="one that exists",
-            fix=f"create {real.parent} or choose another place",
-        )  # fmt: skip
+def require_outputs(
+    *, files: Sequence[Path | None] = (), folders: Sequence[Path | None] = ()
+) -> None:
+    """Before the work starts: can these be written? A file may be there already and is replaced,
+    a folder must be new or empty; where a link leads is what is looked at.
+
+    Raises:
+        ConfigError: the place is something else (a pipe, a device, what stdout goes to), its folder
+            is missing or not writable, or one place is named twice.
+    """
+    seen: set[str] = set()
+    for target, found in (
+        *((path, _in_the_way_of_a_file(path)) for path in files if path is not None),
+        *((path, _in_the_way_of_a_folder(path)) for path in folders if path is not None),
+    ):
+        real = os.path.realpath(target)
+        if real in seen:
+            found = "the place of another output"
+        seen.add(real)
+        if found is not None:
+            raise ConfigError(
+                str(target), got=found, want="a free name in a writable folder",
+                fix="choose another place, or create its folder",
+            )  # fmt: skip
+
+
+def _in_the_way_of_a_file(target: Path) -> str | None:
+    from omni_grpo_core.bounded import kind_of
+
+    status = _status(target)
+    if isinstance(status, str):
+        return status
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        return kind_of(status.st_mode)
+    if status is not None and not os.access(target, os.W_OK):
+        return "a file that may not be written"
+    if status is not None and any(os.path.samestat(status, os.fstat(n)) for n in (0, 1, 2)):
+        return "the file that this command's own input or output is"
+    return _refusal(target)
+
+
+def _in_the_way_of_a_folder(target: Path) -> str | None:
+    status = _status(target)
+    if isinstance(status, str):
+        return status
+    if status is not None and not stat.S_ISDIR(status.st_mode):
+        return "something that is no folder"
+    if status is not None and any(target.iterdir()):
+        return "a folder that already holds something"
+    return _refusal(target)
+
+
+def _status(target: Path) -> os.stat_result | str | None:
+    """What is there: nothing, something, or why that cannot be known."""
+    try:
+        return target.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # a loop of links, a file for a folder, a NUL
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _refusal(target: Path) -> str | None:
+    """Why no file can be made beside ``target``: tried, since permissions do not say it all."""
+    folder = Path(os.path.realpath(target)).parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder}: {error.strerror or error}"
 
 
 def require_device(device: str) -> None:
@@ -103,8 +143,12 @@ def require_device(device: str) -> None:
         )
 
 
-def quiet_libraries() -> None:
-    """No network, no bars and no advice that is not ours to follow; set before the imports."""
+def quiet_libraries(*, worker: bool = False) -> None:
+    """No network, no bars and no advice that is not ours to follow; set before the imports.
+
+    A transformers that is newer than any tested one is told of here, before it can do harm: once,
+    by the command, not by its worker processes (``worker``, or a rank above 0).
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -116,6 +160,17 @@ def quiet_libraries() -> None:
         return not str(record.msg).startswith("System prompt modified")
 
     logging.getLogger().addFilter(harmless)
+    if not worker and os.environ.get("RANK", "0") == "0":
+        _tell_of_newer()
+
+
+def _tell_of_newer() -> None:
+    try:
+        told = newer_than_tested(version("transformers"))
+    except PackageNotFoundError:  # the import says it better
+        return
+    if told is not None:
+        typer.echo(f"warning: {told}", err=True)
 
 
 def quiet_transformers() -> None:

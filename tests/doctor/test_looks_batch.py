@@ -64,6 +64,38 @@ def test_the_processors_flag_follows_from_counts(
     assert facts(looks.look_flag, case(call)) == ["flag-differs"] * wrong
 
 
+def test_a_clip_without_sound_beside_clips_with_it() -> None:
+    """transformers 5.23 and 5.24 skip a clip that has no track without a word. Its row then has
+    positions of plain text, and each later row the grid of the one before: all looked right."""
+    (step,) = steps_with("batch.silent-clip")
+    generate, forward = list(looks.look_mute_beside_heard(step))
+    assert generate.values == {"call": "generate", "mute": 2, "clips": 4}
+    assert (generate.row, forward.values["call"]) == (0, "the scoring forward")
+    # positions are handed on wrong, not made wrong: the flag they follow was
+    positions = [e for look in LOOKS for e in look(step) if e.stage == "positions"]
+    assert {e.origin for e in positions} <= {"inherited"}
+    # nobody complains of sound that is missing where there is none
+    assert [e for look in LOOKS for e in look(step) if e.stage in ("conversation", "media")] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "owners", "told"),
+    [
+        ("ValueError: Found total 0 <|AUDIO|> tokens and 1 audio inputs.", None, True),
+        ("ValueError: Mixing `audio` … requires `audio_from_video_indices`.", None, True),
+        ("ValueError: Found total 0 <|AUDIO|> tokens and 1 audio inputs.", [0], False),
+        ("ValueError: Found total 3 <|AUDIO|> tokens and 1 audio inputs.", None, False),
+        (None, None, False),
+    ],
+)
+def test_tracks_that_nobody_owns(error: str | None, owners: list[int] | None, told: bool) -> None:
+    keywords = {"load_audio_from_video": True, "audio_from_video_indices": owners}
+    call = processed(
+        TEXT, videos=(medium("video"),), audios=(medium("audio"),), error=error, keywords=keywords
+    )
+    assert facts(looks.look_track_owners, case(call)) == ["tracks-unowned"] * told
+
+
 def test_keywords_that_nothing_takes() -> None:
     call = processed(TEXT, ignored=("audios",), keywords={"audios": "<list>"})
     assert only(looks.look_keywords, case(call)).values["keyword"] == "audios"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from doctor_recordings import SYSTEM, case, facts, medium, only, processed, rend
 from omni_grpo_core import tiny
 from omni_grpo_core.doctor import looks_media as looks
 from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.missing import said_missing
 from omni_grpo_core.faults.trial import reference
 from omni_grpo_core.media import load_media
+from omni_grpo_core.media_config import MediaConfig
+from omni_grpo_core.recorder.mediums import media_seen
 from omni_grpo_core.settings import load_settings
 from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Message
 
@@ -21,10 +25,11 @@ FOLDER = tiny.data_file().parent
 CLIPS = tuple(str(FOLDER / f"clip-0{n}.mp4") for n in (0, 3))
 
 
-def frames(path: str) -> torch.Tensor:
+def frames(path: str, config: MediaConfig | None = None) -> torch.Tensor:
     ref = MediaRef("video", path)
     asked = Conversation("a", (Message("user", (MediaPart(ref),)),), "off")
-    return load_media(asked, load_settings(tiny.checkpoint_dir()).media).videos[0].frames
+    settings = load_settings(tiny.checkpoint_dir())
+    return load_media(asked, config or settings.media).videos[0].frames
 
 
 def step(*given: torch.Tensor, fps: float | None = 4.0, **call: Any) -> Case:
@@ -66,6 +71,29 @@ def test_another_samples_clip() -> None:
 def test_frames_that_are_not_the_files(change: Any, fact: str) -> None:
     odd = step(change(frames(CLIPS[0])), frames(CLIPS[1]))
     assert facts(looks.look_content, odd) == [fact]
+
+
+def test_frames_that_the_library_chose() -> None:
+    """A clip handed to the processor as a path is decoded by whatever is installed, at other
+    moments: of 8 frames 0 2 4 6, where qwen-omni-utils takes 0 2 5 7."""
+    every = replace(load_settings(tiny.checkpoint_dir()).media, fps=8.0)
+    clip = frames(CLIPS[0], every)
+    assert len(clip) == 8
+    found = only(looks.look_content, step(clip[::2], frames(CLIPS[1])))
+    assert found.values["how"] == "library"
+    assert "0, 2, 4, 6" in found.sentence
+    other = only(looks.look_content, step(clip[1::2], frames(CLIPS[1])))
+    assert "how" not in other.values, "frames 1 3 5 7 are nobody's rule"
+
+
+def test_a_path_is_not_compared_with_what_it_holds() -> None:
+    path = media_seen("video", [CLIPS[0]], lambda tensor: True)
+    talk = (SYSTEM, user(f"video {CLIPS[0]}"))
+    given = case(
+        template(*talk), processed(rendered(talk), videos=path), reference=reference("float32")
+    )
+    assert facts(looks.look_content, given) == []
+    assert any("paths" in said for said in said_missing(given))
 
 
 def test_a_decoder_that_rounds_otherwise_is_let_be() -> None:

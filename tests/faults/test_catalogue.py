@@ -22,6 +22,7 @@ from omni_grpo_core.types import STAGES
 QUICK = (
     "text.role-typo",
     "batch.audios-kwarg",
+    "batch.silent-clip",
     "pos.no-mask",
     "reward.option-format",
     "loss.shift",
@@ -32,7 +33,7 @@ QUICK = (
 def test_ids_are_unique_and_there_are_enough() -> None:
     counts = Counter(fault.id for fault in FAULTS)
     assert not [name for name, count in counts.items() if count > 1]
-    assert len(FAULTS) >= 90
+    assert len(FAULTS) == 106
 
 
 def test_every_fault_tells_its_story_and_where_it_was_met() -> None:

@@ -160,7 +160,7 @@ def _child(
     os.chdir(folder)
     sys.path.insert(0, str(folder))  # as python -m does
     sys.argv[:] = ["omni-grpo", *words]
-    sys.exit(run_command(app, words))
+    sys.exit(run_command(lambda: app, words))
 
 
 def _fresh(

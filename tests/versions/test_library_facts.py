@@ -8,9 +8,13 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 from omni_grpo_core.pipeline import Inputs
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.types import Sample
+from omni_grpo_core.versions.clips import by_path, mute_clip
+from omni_grpo_core.versions.coming import cache_names, going, removal
 from omni_grpo_core.versions.generating import EVAL, NO_CACHE, TRAIN, batched, exam
 from omni_grpo_core.versions.library import (
     audio_in_video_calls,
@@ -18,6 +22,7 @@ from omni_grpo_core.versions.library import (
     rope_deltas,
     template_type,
 )
+from omni_grpo_core.versions.probe import mute_and_heard
 
 STORED = {
     v["facts"]["header"]["transformers"]: v["facts"]
@@ -67,3 +72,55 @@ def test_generate_by_mode_leaves_the_model_as_it_was(
     assert not policy.model.training
     assert not policy.model.is_gradient_checkpointing
     assert batched(policy, inputs.batch.rows[:4]) == {"rows": 4, "equal": 4}
+
+
+def test_a_clip_without_a_track_is_refused_or_spoils_the_positions(
+    policy: Policy, inputs: Inputs
+) -> None:
+    """From 5.23 on a clip without a track is skipped without a word. The model counts clips by
+    their sound: that one gets positions of plain text, and the next one its grid."""
+    rows = inputs.batch.rows
+    pair = [(inputs.prompts[n], inputs.media[n], rows[n]) for n in mute_and_heard(rows)]
+    found = mute_clip(policy, pair)
+    if hasattr(policy.processor, "load_audio_from_video"):
+        assert found == {"rows": 2, "ids": 2, "positions": 0, "told": False}
+    else:
+        assert found == {"rows": 2, "refused": "StopIteration: no message"}
+
+
+def test_a_clip_handed_as_a_path_is_sampled_by_another_rule(
+    policy: Policy, inputs: Inputs, samples: tuple[Sample, ...]
+) -> None:
+    found = by_path(policy, samples[0].media[0].path, inputs.media[0].videos[0].sample_fps)
+    if "refused" not in found:  # 4.52 takes no paths
+        assert (found["chosen"], found["frames"]) == ("torchcodec", [0, 2, 4, 6])
+    if INSTALLED in STORED:  # what is installed here may be more than in a lane
+        stored = dict(STORED[INSTALLED]["by path"], here=found["here"])
+        assert found == stored
+
+
+def test_what_goes_and_what_a_cache_is_called(policy: Policy, inputs: Inputs) -> None:
+    training = policy.model.training
+    found = going(policy, inputs.prompts[0], inputs.media[0], inputs.batch.rows[0])
+    names = cache_names(policy, inputs.batch.rows[0])
+    assert policy.model.training == training
+    assert not policy.model.is_gradient_checkpointing
+    assert names["past_key_values"] == "filled"
+    if "model(past_key_values=…)" in found:
+        assert names["cache"] == "filled", "what is to go has a successor"
+    if INSTALLED in STORED:
+        assert (found, names) == (STORED[INSTALLED]["going"], STORED[INSTALLED]["cache"])
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("`a` is depreacted and will be removed in v5.25, use `b` instead", "5.25"),
+        ("`a` is deprecated and will be removed in version 5.40.0 for `f`. Use `b`.", "5.40.0"),
+        ("`a` is deprecated and will be removed in v6. Use `b` instead.", "6"),
+        ("From v5.25 the entry will NOT be added automatically", "5.25"),
+        ("Keyword argument `a` is not a valid argument and will be ignored.", None),
+    ],
+)
+def test_in_which_version_something_goes(line: str, version: str | None) -> None:
+    assert removal(["said before", line]) == (None if version is None else (version, line))

@@ -12,13 +12,13 @@ import typer
 
 from omni_grpo_core.console import (
     Json,
-    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
-    writable,
+    require_outputs,
 )
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.json_answer import print_json
 
 if TYPE_CHECKING:
     from omni_grpo_core.doctor.evidence import Reference
@@ -65,8 +65,7 @@ def doctor(
             want="one of them",
             fix="omni-grpo doctor TRACE, or omni-grpo doctor --import module:pipeline",
         )
-    if html is not None:
-        writable(html)
+    require_outputs(files=[html])
     quiet_libraries()
     from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
     from omni_grpo_core.doctor.load import as_cases, read_traces

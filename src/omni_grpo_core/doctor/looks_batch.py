@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,58 @@ def look_flag(case: Case) -> Iterator[Evidence]:
             origin=_flag_origin(case),
             values={"call": name, "told": told, "want": want},
         )
+
+
+def look_mute_beside_heard(case: Case) -> Iterator[Evidence]:
+    """With audio-in-video on, every clip of a call of the model has its sound inside: the model
+    counts clips by their sound, and one without is passed over."""
+    if case.reference is None:
+        return
+    policy = case.reference.policy
+    video = placeholder_ids(policy.processor)["video"]
+    for name, call, _ in _model_calls(case):
+        ids = call.inputs.get("input_ids")
+        if ids is None or not flag_of(call.keywords):
+            continue
+        clips = [n for n, row in enumerate(ids.tolist()) if video in row]
+        mute = [n for n in clips if not is_interleaved(ids[n].tolist(), policy)]
+        # all of them: the flag is wrong, which another look says
+        if not mute or len(mute) == len(clips):
+            continue
+        yield Evidence(
+            "batch",
+            "mute-beside-heard",
+            f"{name} was told audio-in-video True for {len(clips)} rows with a clip, and row "
+            f"{mute[0]} is the first of {len(mute)} whose clip has no sound inside: it is passed "
+            "over, and later rows take its grid",
+            row=mute[0],
+            values={"call": name, "mute": len(mute), "clips": len(clips)},
+        )
+
+
+def look_track_owners(case: Case) -> Iterator[Evidence]:
+    """A processor that refuses decoded tracks was told whose they are."""
+    for call in case.processed:
+        if call.error is None or not _unowned(call.error):
+            continue
+        told = call.keywords.get("audio_from_video_indices")
+        if told is None and flag_of(call.keywords) and call.audios and call.videos:
+            yield Evidence(
+                "batch",
+                "tracks-unowned",
+                f"the processor was handed {len(call.audios)} sounds beside {len(call.videos)} "
+                "videos with audio-in-video on and without audio_from_video_indices, and raised "
+                f"{call.error.strip().rstrip(':')}",
+                values={"audios": len(call.audios), "videos": len(call.videos)},
+            )
+
+
+def _unowned(error: str) -> bool:
+    """What transformers says from 5.23 on: the one with audio items in the text, the other
+    without."""
+    return "audio_from_video_indices" in error or bool(
+        re.search(r"Found total 0 \S+ tokens and \d+ audio inputs", error)
+    )
 
 
 def look_resized(case: Case) -> Iterator[Evidence]:
@@ -346,6 +399,8 @@ def _short(value: Any) -> str:
 LOOKS: tuple[Look, ...] = (
     look_keywords,
     look_flag,
+    look_mute_beside_heard,
+    look_track_owners,
     look_expanded,
     look_resized,
     look_padding,

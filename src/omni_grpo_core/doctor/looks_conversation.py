@@ -114,7 +114,10 @@ def look_sound_told(case: Case) -> Iterator[Evidence]:
         for talk in one.talks:
             said = _NO_SOUND.search(talk.said("user"))
             kinds = [ref.modality for ref in talk.media]
-            rides = sounds and "video" in kinds
+            rides = sounds and any(
+                ref.modality == "video" and replay_media.has_track(ref.path) is not False
+                for ref in talk.media
+            )
             if said and (rides or "audio" in kinds):
                 yield Evidence(
                     "conversation",

@@ -19,6 +19,8 @@ from omni_grpo_core.doctor.shown_media import (
     Shown,
     array_of,
     has_settings,
+    heard_videos,
+    library_frames,
     read_file,
     shown,
     wanted_counts,
@@ -57,7 +59,8 @@ def look_counts(case: Case) -> Iterator[Evidence]:
                 if modality == "audio":
                     if _audio_by_another_name(call):
                         continue
-                    allowed.add(wanted["audio"] + wanted["video"])
+                    heard = heard_videos(one, call)
+                    allowed |= {wanted["audio"] + wanted["video"], wanted["audio"] + heard}
                 if given[modality] in allowed and not _sound_missing(call, case, modality):
                     continue
                 fewer = given[modality] < max(allowed)
@@ -146,8 +149,15 @@ def look_content(case: Case) -> Iterator[Evidence]:
                 say_missing(case, "media could not be matched to messages: files not compared")
             if any(item.media is None for item in found):
                 say_missing(case, "some media files are not here: their content was not compared")
+            if any(medium.dtype == "path" for medium in (*call.videos, *call.audios)):
+                say_missing(
+                    case,
+                    "the processor was handed paths and decoded them by what is installed: which "
+                    "frames and sound it took was not seen",
+                )
             for item in _once(found):
-                yield from _content(case, item, found)
+                if item.given.shape:
+                    yield from _content(case, item, found)
             if not any(item.media is not None for item in found):
                 yield from _all_empty(one, call, case)
 
@@ -255,7 +265,18 @@ def _form(case: Case, item: Shown, reference: Tensor, name: str) -> Iterator[Evi
         if item.ref.modality != "audio" and is_close(values.flip(-3), reference, item.ref.modality):
             told["how"] = "channels"
             sentence = f"{name} with red and blue exchanged"
+        elif (numbers := library_frames(item, values, case)) is not None:
+            told["how"] = "library"
+            sentence = (
+                f"the frames of {name} that transformers takes when it decodes a path: "
+                f"{_few(numbers)}; by the settings others belong there, {gap:.3g}{unit} off"
+            )
     yield Evidence("media", fact, f"row {item.row} is shown {sentence}", row=item.row, values=told)
+
+
+def _few(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:6]))
+    return f"{shown}, …" if len(numbers) > 6 else shown
 
 
 def _sound_missing(call: ProcessorCall, case: Case, modality: Modality) -> bool:

@@ -38,6 +38,24 @@ _BATCH = (
         when=lambda e: e.values["call"] not in ("processor", "generate"),
     ),
     Signature(
+        cause="batch.silent-clip",
+        fact="mute-beside-heard",
+        harm="the clip without sound gets positions of plain text, and every later clip the grid "
+        "and the rate of the one before it; no processor from 5.23 on says a word",
+        fix="give clips without a track a call of their own, with audio-in-video off in processor, "
+        "generate and forward; or fail on a clip that should have one",
+        confirm="positions of each row are those of the row alone",
+    ),
+    Signature(
+        cause="batch.track-owners",
+        fact="tracks-unowned",
+        harm="the run ends in the processor: from transformers 5.23 on a decoded track that nobody "
+        "claims counts as a recording, which the text has no place for",
+        fix="pass audio_from_video_indices: for each sound the number of its video in the call, "
+        "None for a recording; or hand over paths alone, which takes torchcodec",
+        confirm="each row has one run of audio tokens inside its video",
+    ),
+    Signature(
         cause="batch.audios-kwarg",
         fact="keyword-ignored",
         harm="no sound reaches the processor; it runs out of sounds for its placeholders and "

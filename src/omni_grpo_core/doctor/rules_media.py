@@ -130,6 +130,16 @@ _TABLE = (
         when=lambda e: e.values.get("how") == "channels",
     ),
     Signature(
+        cause="media.library-decoder",
+        fact="content-differs",
+        harm="other moments than qwen-omni-utils shows, earlier by up to a frame interval, and a "
+        "decoder that goes by what is installed: torchcodec on the machine's FFmpeg, or another",
+        fix="decode the clip yourself and hand over frames (qwen-omni-utils, or PyAV), in training "
+        "and in evaluation alike; else evaluate through the processor too",
+        confirm="the frames are those at k * total // n, not at linspace(0, total - 1, n)",
+        when=lambda e: e.values.get("how") == "library",
+    ),
+    Signature(
         cause="media.decoder-differs",
         fact="content-differs",
         harm="other moments than those that the positions stand for, and other ones on another "
@@ -137,7 +147,7 @@ _TABLE = (
         fix="fix the reader (FORCE_QWENVL_VIDEO_READER, or decode with PyAV yourself) and use the "
         "same in training and evaluation",
         confirm="decode {file} with both readers and subtract",
-        when=lambda e: e.values["modality"] == "video" and e.values.get("how") != "channels",
+        when=lambda e: e.values["modality"] == "video" and "how" not in e.values,
         certainty=0.9,
     ),
     Signature(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omni_grpo_core.doctor import replay_media
 from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.likeness import is_close
 from omni_grpo_core.doctor.replay_batch import Given, carried, given_rows
 from omni_grpo_core.doctor.replay_text import collapsed, marks
 from omni_grpo_core.doctor.rounds import Round, Talk, order_of
@@ -19,6 +20,9 @@ from omni_grpo_core.types import Media, MediaRef, Modality
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_EVERY_FRAME = 1000.0
+"""Frames a second: more than a clip has."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +56,10 @@ def media_config(case: Case) -> MediaConfig:
     return MediaConfig() if case.reference is None else case.reference.settings.media
 
 
-def read_file(ref: MediaRef, case: Case) -> Media | None:
-    """A file as the reference reads it: by its settings, for its patches."""
+def read_file(ref: MediaRef, case: Case, config: MediaConfig | None = None) -> Media | None:
+    """A file as the reference reads it: by its settings, or ``config``, for its patches."""
     patches = {} if case.reference is None else {"patch_size": case.reference.policy.patch_size}
-    return replay_media.load(ref, media_config(case), **patches)
+    return replay_media.load(ref, config or media_config(case), **patches)
 
 
 def owners(one: Round, call: ProcessorCall, case: Case) -> tuple[Talk, ...] | None:
@@ -92,6 +96,30 @@ def wanted_counts(one: Round, call: ProcessorCall) -> dict[Modality, int] | None
         for ref in talk.media:
             count[ref.modality] += rows // len(talks)
     return count
+
+
+def heard_videos(one: Round, call: ProcessorCall) -> int:
+    """Videos that the conversations of a call name, over all its rows, but for those whose file is
+    known to have no track."""
+    talks = one.talks
+    heard = sum(
+        ref.modality == "video" and replay_media.has_track(ref.path) is not False
+        for talk in talks
+        for ref in talk.media
+    )
+    return heard * (len(call.texts) // max(len(talks), 1))
+
+
+def library_frames(item: Shown, values: Tensor, case: Case) -> tuple[int, ...] | None:
+    """Numbers of a clip's frames where ``values`` are those at ``k * total // n``, which is what
+    transformers takes of a path; ``None`` where they are not, or the file is not here."""
+    every = replace(media_config(case), fps=_EVERY_FRAME, max_frames=MediaConfig().max_frames)
+    read = None if item.ref.modality != "video" else read_file(item.ref, case, every)
+    if read is None:
+        return None
+    frames, count = read.videos[0].frames, len(values)
+    numbers = tuple(k * len(frames) // count for k in range(count))
+    return numbers if is_close(values, frames[list(numbers)], "video") else None
 
 
 def shown(one: Round, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from omni_grpo_core.faults.fault import Shelf
 from omni_grpo_core.faults.feeding import Messages
 from omni_grpo_core.faults.loop import Rolled, WildLoop
+from omni_grpo_core.faults.material import rows_of
 from omni_grpo_core.faults.patching import patched
 from omni_grpo_core.types import Media
 
@@ -109,6 +110,73 @@ def feature_count(loop: WildLoop) -> Manager:
         return loop.clips.load(messages, True)
 
     return loop.replaced(load=load)
+
+
+@shelf.add(
+    "batch.silent-clip",
+    "A clip without a track is drawn into a batch whose sound rides in its videos: the processor "
+    "skips it without a word. The model counts clips by their sound, so that this one gets "
+    "positions of plain text, and each later clip the grid and the rate of the one before it.",
+    "transformers 5.23 and 5.24: load_audio_from_video; earlier processors raise StopIteration",
+    needs={"rows": (5, 12)},
+)
+@contextmanager
+def silent_clip(loop: WildLoop) -> Iterator[None]:
+    has_track, draw = loop.clips.has_track, loop.draw
+    mute = next(row for row in rows_of() if row.videos and not any(map(has_track, row.videos)))
+
+    def load(messages: Messages) -> Media:
+        parts = [part for message in messages for part in message["content"]]
+        heard = all(has_track(part["video"]) for part in parts if part["type"] == "video")
+        return loop.clips.load(messages, loop.use_audio_in_video and heard)
+
+    with (
+        loop.replaced(draw=lambda micro: [mute, *draw(micro)[1:]], load=load),
+        _skipping_mute(loop),
+    ):
+        yield
+
+
+def _skipping_mute(loop: WildLoop) -> Manager:
+    """Lets a processor before 5.23 do with the rows of the first prompt as later ones do."""
+    if _takes_owners(loop):
+        return nullcontext()
+    lay = loop.processor.replace_multimodal_special_tokens
+
+    def one_by_one(text: list[str], *args: Any, use_audio_in_video: bool, **more: Any) -> list[str]:
+        laid: list[str] = []
+        for row, one in enumerate(text):
+            heard = use_audio_in_video and row >= loop.config.group_size
+            laid += lay([one], *args, use_audio_in_video=heard, **more)
+        return laid
+
+    return patched(loop.processor, replace_multimodal_special_tokens=one_by_one)
+
+
+def _takes_owners(loop: WildLoop) -> bool:
+    """Whether the installed processor wants to be told which video a track is of."""
+    return hasattr(loop.processor, "load_audio_from_video")
+
+
+@shelf.add(
+    "batch.track-owners",
+    "Decoded tracks are handed along with load_audio_from_video=True, and nothing says which video "
+    "each is of: the processor takes them for recordings of their own and raises.",
+    "use_audio_in_video renamed to load_audio_from_video in a script, for transformers 5.23",
+    stops=True,
+)
+def track_owners(loop: WildLoop) -> Manager:
+    if _takes_owners(loop):
+        return _keywords(
+            loop, lambda told: {k: v for k, v in told.items() if k != "audio_from_video_indices"}
+        )
+
+    def refuse(text: list[str], *args: Any, **keywords: Any) -> list[str]:
+        # as 5.23 says it; earlier ones need no owners
+        token = loop.processor.audio_token
+        raise ValueError(f"Found total 0 {token} tokens and {len(text)} audio inputs.")
+
+    return patched(loop.processor, replace_multimodal_special_tokens=refuse)
 
 
 @shelf.add(

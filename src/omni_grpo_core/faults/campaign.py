@@ -153,7 +153,7 @@ def _one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     from omni_grpo_core.console import quiet_libraries, quiet_transformers
 
-    quiet_libraries()
+    quiet_libraries(worker=True)
     import torch
 
     torch.set_num_threads(1)

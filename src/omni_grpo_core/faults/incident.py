@@ -22,10 +22,11 @@ from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.doctor.looks_run import in_order
 from omni_grpo_core.faults.catalogue import BY_ID
 from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.installed import cache_is_dropped
 from omni_grpo_core.faults.loop import StepOutcome, WildLoop
 from omni_grpo_core.faults.rewarding import people_focus_reward
 from omni_grpo_core.faults.trial import reference
-from omni_grpo_core.recorder.record import record
+from omni_grpo_core.recorder.record import Recorder, record
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.rewards.format import Format
@@ -48,12 +49,14 @@ STEPS = 2
 class Replay:
     """What happened. ``outcomes``: one a step. ``good``: the script that works: greedy answers of
     the same weights in eval mode, and ``right`` whether they are right. ``cases``: what was
-    recorded, step by step."""
+    recorded, step by step. ``raised``: what ended the training, in a version that drops the cache
+    and cannot go on without it (5.14.1): no garbage there, but no completion either."""
 
     outcomes: tuple[StepOutcome, ...]
     good: tuple[str, ...]
     right: tuple[bool, ...]
     cases: tuple[Case, ...]
+    raised: str | None = None
 
     @cached_property
     def verdict(self) -> Diagnosis:
@@ -108,6 +111,12 @@ class Replay:
 
 def replay() -> Replay:
     """Train a few steps as the incident's script did, and record them."""
+    # the recorder hears them; what they mean is told with the verdict
+    with warnings.catch_warnings(action="ignore"):
+        return _replayed()
+
+
+def _replayed() -> Replay:
     loop = WildLoop(reference(CONFIG.dtype).policy, CONFIG)
     loop.reward_funcs = [Format(), Accuracy(), people_focus_reward]
     good = loop.answers()
@@ -129,8 +138,19 @@ def replay() -> Replay:
                 settings={**loop.settings(), "max_prompt_length": 2048},
             )
         )
-        # the recorder hears them; what they mean is told with the verdict
-        stack.enter_context(warnings.catch_warnings(action="ignore"))
-        outcomes = tuple(loop.step(recorder) for _ in range(STEPS))
+        outcomes, raised = _trained(loop, recorder)
         cases = as_cases(read_traces(trace), reference(CONFIG.dtype))
-    return Replay(outcomes, tuple(good), tuple(right), cases)
+    return Replay(outcomes, tuple(good), tuple(right), cases, raised)
+
+
+def _trained(loop: WildLoop, recorder: Recorder) -> tuple[tuple[StepOutcome, ...], str | None]:
+    outcomes: list[StepOutcome] = []
+    try:
+        for _ in range(STEPS):
+            outcomes.append(loop.step(recorder))
+    except Exception as error:
+        if not cache_is_dropped():
+            raise
+        recorder.end_step()
+        return tuple(outcomes), f"{type(error).__name__}: {error}"
+    return tuple(outcomes), None

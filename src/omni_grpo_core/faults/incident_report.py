@@ -34,6 +34,9 @@ def behaviour(replay: Replay) -> str:
     found = f"{replay.well_formed} of {len(replay.texts)} completions well formed"
     if cache_is_dropped():
         library = f"transformers {transformers_version()}"
+        if replay.raised:
+            stop = f"generate stops at the second token with {replay.raised}"
+            return f"{library} drops the cache while checkpointing: {stop}"
         harm = "drops the cache while checkpointing: the model sees one token and nothing else"
         return f"{library} {harm}; {found}"
     harm = "sampling in train mode with checkpointing on does no harm here (4.53 to 5.23 drop it)"
@@ -41,13 +44,14 @@ def behaviour(replay: Replay) -> str:
 
 
 def to_json(replay: Replay, rows: Sequence[RowFinding]) -> dict[str, Any]:
-    """``transformers``, ``cache_dropped``, ``repaired``, ``garbage``, ``rewards``, ``completions``,
-    ``good``, ``diagnosis`` and the 21 ``rows``."""
+    """``transformers``, ``cache_dropped``, ``repaired``, ``raised``, ``garbage``, ``rewards``,
+    ``completions``, ``good``, ``diagnosis`` and the 21 ``rows``."""
     return {
         "transformers": str(transformers_version()),
         "cache_dropped": cache_is_dropped(),
         "repaired": cache_is_repaired(),
         "behaviour": behaviour(replay),
+        "raised": replay.raised,
         "garbage": replay.garbage,
         "well_formed": replay.well_formed,
         "rewards": list(replay.rewards),

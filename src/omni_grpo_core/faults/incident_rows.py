@@ -122,6 +122,9 @@ def structure(replay: Replay) -> Said:
 def repeated(replay: Replay) -> Said:
     if not cache_is_dropped():
         return _holds(not replay.garbage, f"{kept()}: no loop here")
+    if replay.raised:
+        answer, found = _blamed(replay, "completion", "gen.checkpointing-train")
+        return answer, f"no loop here, generate stops at the second token: {replay.raised}; {found}"
     text = max(replay.texts, key=parts.longest_run)
     run = parts.longest_run(text)
     failed = [rules for rules in replay.degenerate if rules]
@@ -144,6 +147,8 @@ def salad(replay: Replay) -> Said:
 
 
 def malformed(replay: Replay) -> Said:
+    if replay.raised:
+        return "shown", f"no completion came out: {replay.raised}"
     found = [parse(text) for text in replay.texts]
     wrong = [f"{one.what} at {one.where}" for one in found if isinstance(one, Malformed)]
     if not cache_is_dropped():
@@ -152,6 +157,8 @@ def malformed(replay: Replay) -> Said:
 
 
 def stuck(replay: Replay) -> Said:
+    if replay.raised:
+        return "shown", f"no reward was paid: {replay.raised}"
     answer, found = _blamed(replay, "reward", "reward.floor")
     rewards = sorted(set(replay.rewards))
     if cache_is_dropped() and rewards != [0.1]:
@@ -198,12 +205,15 @@ def system_prompt(replay: Replay) -> Said:
 
 
 def requires_grad(replay: Replay) -> Said:
-    heard = [text for text in parts.warnings(replay.cases) if "requires_grad=True" in text]
     while_generating = any(
         "requires_grad=True" in text
         for case in replay.cases
         for call in case.generated
         for text in call.warnings
+    )
+    # a step that raised has no summary of its own
+    heard = while_generating or any(
+        "requires_grad=True" in text for text in parts.warnings(replay.cases)
     )
     on = any(call.modes.checkpointing for case in replay.cases for call in case.generated)
     said = "checkpointing was on while generating"
@@ -211,7 +221,7 @@ def requires_grad(replay: Replay) -> Said:
         return _holds(on, f"not said by this version, though {said}: {kept()}")
     harm = "and the cache was dropped" if cache_is_dropped() else f"but {kept()}"
     return _holds(
-        bool(heard) and while_generating and on,
+        while_generating and on,
         f"heard {'during generate' if while_generating else 'outside generate'}: {said}, {harm}",
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from omni_grpo_core.faults.fault import Shelf
 from omni_grpo_core.faults.feeding import Messages
 from omni_grpo_core.faults.loop import WildLoop
+from omni_grpo_core.media_config import MediaConfig
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE, Media
 
 shelf = Shelf()
@@ -183,6 +184,36 @@ def decoder_differs(loop: WildLoop) -> Manager:
         return torch.cat([frames[:1], frames[:-1]])
 
     return _decoded(loop, _frames(earlier))
+
+
+EVERY_FRAME = 1000.0
+"""Frames a second: more than any clip has, so that a reader gives all of them."""
+
+
+@shelf.add(
+    "media.library-decoder",
+    "The clip is handed to the processor as a path: transformers decodes it, by torchcodec on "
+    "whatever FFmpeg the machine has, or by what else is installed, and takes frame k * total // n "
+    "where qwen-omni-utils spreads n frames evenly up to the last.",
+    "transformers' fetch_videos and sample_frames, 4.57 to 5.24",
+)
+def library_decoder(loop: WildLoop) -> Manager:
+    before = loop.load
+    every = replace(loop.clips.config, fps=EVERY_FRAME, max_frames=MediaConfig().max_frames)
+
+    def load(messages: Messages) -> Media:
+        asked, whole = before(messages), loop.clips.load(messages, loop.use_audio_in_video, every)
+        videos = tuple(
+            replace(clip, frames=_by_the_library(full.frames, len(clip.frames)))
+            for clip, full in zip(asked.videos, whole.videos, strict=True)
+        )
+        return replace(asked, videos=videos)
+
+    return loop.replaced(load=load)
+
+
+def _by_the_library(frames: Tensor, number: int) -> Tensor:
+    return frames[torch.arange(number) * len(frames) // number]
 
 
 @shelf.add(

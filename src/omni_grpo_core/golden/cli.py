@@ -13,13 +13,13 @@ from omni_grpo_core.console import (
     Device,
     Dtype,
     Json,
-    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
     require_device,
-    writable,
+    require_outputs,
 )
+from omni_grpo_core.json_answer import print_json
 
 if TYPE_CHECKING:
     from omni_grpo_core.golden.results import GoldenReport
@@ -115,8 +115,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """The same, with every stage and every difference told."""
-    if html is not None:
-        writable(html)
+    require_outputs(files=[html])
     report = _report(cases, golden, checkpoint, device, dtype, sidecar, as_json)
     if html is not None:
         from omni_grpo_core.report.golden_page import golden_page

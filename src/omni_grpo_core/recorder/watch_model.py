@@ -249,23 +249,26 @@ class ModelWatch:
         self, state: _Generating, args: tuple[Any, ...], keywords: Mapping[str, Any]
     ) -> None:
         state.passes += 1
-        ids = keywords.get("input_ids", args[0] if args else None)
-        if state.passes > 1 and isinstance(ids, Tensor):
+        if state.passes == 1:
+            return
+        given = arguments(self._found.thinker.forward, args, keywords) if args else keywords
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if isinstance(ids, Tensor):
             state.sampled(ids[:, -1])
+        # here and not where the text model is called: some versions raise before they call it
+        held, fed = tokens_cached(given), ids if isinstance(ids, Tensor) else embeds
+        more = fed.shape[1] - 1 if isinstance(fed, Tensor) else 0
+        state.cached.append((held or 0) + more if held is not None or more else None)
 
-    def _text_model(self, module: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _text_model(self, _module: Any, _args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return
         with self._tape.looking("text model"):
-            given = arguments(module.forward, args, keywords) if args else keywords
-            where, embeds = given.get("position_ids"), given.get("inputs_embeds")
+            where, embeds = keywords.get("position_ids"), keywords.get("inputs_embeds")
             state = self._generating
             if state is not None and state.passes > 1:
                 if isinstance(where, Tensor):
                     state.step_positions.append(_three_axes(where)[0, 0, -1])
-                held = tokens_cached(given)
-                fed = embeds if isinstance(embeds, Tensor) else given["input_ids"]
-                state.cached.append(None if held is None else held + fed.shape[1] - 1)
                 return
             into = state or self._forward
             if into is None:

@@ -12,11 +12,11 @@ from omni_grpo_core.console import (
     FamilyOption,
     Json,
     TinyFamily,
-    print_json,
     progress,
     quiet_libraries,
-    writable,
+    require_outputs,
 )
+from omni_grpo_core.json_answer import print_json
 
 app = typer.Typer(help="What each version of transformers changes.", no_args_is_help=True)
 
@@ -48,17 +48,16 @@ def compare_versions(
     as_json: Json = False,
 ) -> None:
     """The shipped rows under each transformers: ids, positions, logits, answers, and what calls
-    that people write come to. Prints a Markdown table; a minute for each interpreter.
+    that people write come to. Prints a Markdown table; a minute for each interpreter. Of what a
+    version says it will drop a warning goes to stderr.
 
     Exit code 1: a version gives other ids, positions, answers or logits than the default.
     """
-    for target in (data, into):
-        if target is not None:
-            writable(target)
+    require_outputs(files=[data, into])
     quiet_libraries()
     from omni_grpo_core.trace.atomic import write_file
     from omni_grpo_core.versions.matrix import interpreters, measure
-    from omni_grpo_core.versions.table import holds, markdown, put_into
+    from omni_grpo_core.versions.table import announced, holds, markdown, put_into
 
     found = interpreters(pythons)
     if into is not None:
@@ -71,6 +70,8 @@ def compare_versions(
         write_file(data, f"{text}\n".encode())
     if into is not None:
         write_file(into, put_into(into, table, family.value))
+    for line in announced(matrix):
+        typer.echo(f"warning: {line}", err=True)
     good = holds(matrix)
     if as_json:
         print_json({"holds": good, **matrix})

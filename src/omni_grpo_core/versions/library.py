@@ -6,10 +6,7 @@ or a script makes them, not as this package does, which speaks each version's ow
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from torch import Tensor
 from omni_grpo_core.forward import library_forward
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.types import Media, Prompt, Row
+from omni_grpo_core.versions.told import told
 
 KEYWORDS: Mapping[str, Mapping[str, Any]] = {
     "use_audio_in_video": {"use_audio_in_video": True},
@@ -36,29 +34,6 @@ _FEATURES = {
 }
 
 
-@contextmanager
-def _told() -> Iterator[list[str]]:
-    """What transformers warns of meanwhile, by either of its ways."""
-    lines: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    logger, listener = logging.getLogger("transformers"), Listener(logging.WARNING)
-    before = logger.level
-    logger.addHandler(listener)
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield lines
-        lines += [str(warning.message) for warning in caught]
-    finally:
-        logger.setLevel(before)
-        logger.removeHandler(listener)
-
-
 def audio_in_video_calls(
     policy: Policy, prompt: Prompt, media: Media, row: Row
 ) -> dict[str, dict[str, Any]]:
@@ -69,9 +44,9 @@ def audio_in_video_calls(
     """
     found = {}
     for name, keywords in KEYWORDS.items():
-        with _told() as told:
+        with told() as lines:
             outcome, detail = _call(policy, prompt, media, row, keywords)
-        deprecated = [line for line in told if any(word in line for word in keywords)]
+        deprecated = [line for line in lines if any(word in line for word in keywords)]
         found[name] = {"outcome": outcome, "detail": detail, "told": deprecated}
     return found
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from omni_grpo_core import tiny
 from omni_grpo_core.console import quiet_libraries
+
+if TYPE_CHECKING:
+    from omni_grpo_core.types import Row
 
 
 def probe(folder: Path, family: tiny.FamilyName) -> None:
@@ -24,6 +28,8 @@ def probe(folder: Path, family: tiny.FamilyName) -> None:
     from omni_grpo_core.settings import load_settings
     from omni_grpo_core.trace.atomic import write_file
     from omni_grpo_core.trace.store import save_trace
+    from omni_grpo_core.versions.clips import by_path, mute_clip
+    from omni_grpo_core.versions.coming import cache_names, going
     from omni_grpo_core.versions.generating import batched, exam
     from omni_grpo_core.versions.library import (
         audio_in_video_calls,
@@ -38,7 +44,9 @@ def probe(folder: Path, family: tiny.FamilyName) -> None:
     trace = run(policy, samples, settings)
     rows = trace["batch"].value.rows
     inside = next(i for i, row in enumerate(rows) if row.audio_in_video == "interleaved")
-    prompt, media = (trace[stage].value[inside] for stage in ("text", "media"))
+    prompts, media = trace["text"].value, trace["media"].value
+    pair = [(prompts[n], media[n], rows[n]) for n in mute_and_heard(rows)]
+    clip = samples[inside].media[0].path
     facts = {
         "header": {key: trace.header[key] for key in ("transformers", "torch", "python")},
         "rows": len(rows),
@@ -48,7 +56,11 @@ def probe(folder: Path, family: tiny.FamilyName) -> None:
             for check in record.checks
             if not check.ok
         ],
-        "calls": audio_in_video_calls(policy, prompt, media, rows[inside]),
+        "calls": audio_in_video_calls(policy, prompts[inside], media[inside], rows[inside]),
+        "mute clip": mute_clip(policy, pair),
+        "by path": by_path(policy, clip, media[inside].videos[0].sample_fps),
+        "cache": cache_names(policy, rows[inside]),
+        "going": going(policy, prompts[inside], media[inside], rows[inside]),
         "template": template_type(policy),
         "features": feature_types(policy, rows),
         "rope_deltas": rope_deltas(policy, rows[inside]),
@@ -60,6 +72,22 @@ def probe(folder: Path, family: tiny.FamilyName) -> None:
     write_file(folder / "facts.json", json.dumps(facts, indent=1).encode())
 
 
+def mute_and_heard(rows: Sequence[Row]) -> tuple[int, int]:
+    """Numbers of a row with a clip without sound and of an interleaved one whose clip has another
+    number of frames: with equal ones a grid taken for the other's would not show."""
+
+    def grid(row: Row) -> list[int]:
+        return row.tensors["video_grid_thw"].flatten().tolist()
+
+    clips = [(n, row) for n, row in enumerate(rows) if "video_grid_thw" in row.tensors]
+    mute = next(n for n, row in clips if "input_features" not in row.tensors)
+    return mute, next(
+        n
+        for n, row in clips
+        if row.audio_in_video == "interleaved" and grid(row) != grid(rows[mute])
+    )
+
+
 if __name__ == "__main__":
-    quiet_libraries()
+    quiet_libraries(worker=True)
     probe(Path(sys.argv[1]), cast(tiny.FamilyName, sys.argv[2]))

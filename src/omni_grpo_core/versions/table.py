@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from omni_grpo_core.errors import ConfigError
 
 _MARKS: Mapping[str, str] = {"qwen2.5": "matrix", "qwen3": "matrix-qwen3"}
@@ -21,6 +23,8 @@ _OUTCOMES = {
     "other": "**wrong ids**",
 }
 _DEFAULT = "the default"
+_FRAMES = "0 2 5 7 of 8"
+"""Of the shipped clip that is asked for: ``linspace(0, 7, 4).round()``."""
 
 Cell = Callable[[Mapping[str, Any]], str]
 
@@ -96,6 +100,24 @@ def holds(matrix: Mapping[str, Any]) -> bool:
     )
 
 
+def announced(matrix: Mapping[str, Any]) -> list[str]:
+    """A line for everything that a version of the matrix takes and says will go, soonest first, by
+    the newest version that says so."""
+    found = {}
+    for name, version in matrix["versions"].items():
+        for what, said in version["facts"].get("going", {}).items():
+            found[what] = (_number(said["gone in"]), name)
+    return [
+        f"{what} goes in {number}, says transformers {name}"
+        for what, (number, name) in sorted(found.items(), key=lambda item: Version(item[1][0]))
+    ]
+
+
+def _number(version: str) -> str:
+    """As people write it: 5.29 for 5.29.0."""
+    return version.removesuffix(".0")
+
+
 def _head(facts: Mapping[str, Any], default: bool) -> str:
     version = facts["header"]["transformers"]
     return f"{version} (default)" if default else str(version)
@@ -116,6 +138,9 @@ def _rows(count: int) -> list[tuple[str, Cell]]:
         ("greedy answers, ids", _equal("answers", count)),
         ("checks of `omni-grpo check` that fail", _failing),
         *((f"a clip with its track, {title}", _call(name)) for name, title in _KEYWORDS.items()),
+        ("a clip without a track beside one with, audio-in-video on", _mute),
+        (f"decoder and frames of a clip handed as a path (qwen-omni-utils: {_FRAMES})", _path),
+        ("`past_key_values=` / `cache=` of a forward", _cache),
         ("`apply_chat_template` of one conversation", lambda v: f"`{v['facts']['template']}`"),
         *((f"`get_{name}_features`", _feature(name)) for name in ("image", "video", "audio")),
         ("`rope_deltas` after a forward", _deltas),
@@ -123,6 +148,7 @@ def _rows(count: int) -> list[tuple[str, Cell]]:
         ("`generate` in eval mode: accuracy / format", _shares("eval")),
         ("… in train mode with gradient checkpointing", _shares("train, checkpointing")),
         ("… and `use_cache=False`", _shares("train, checkpointing, use_cache=False")),
+        ("said to go in a coming version", _going),
     ]
 
 
@@ -169,6 +195,44 @@ def _call(name: str) -> Cell:
     return cell
 
 
+def _refused(error: str) -> str:
+    kind, _, said = error.partition(": ")
+    return f"**refused**: `{kind}`" + ("" if said == "no message" else f", {said}")
+
+
+def _mute(version: Mapping[str, Any]) -> str:
+    found = version["facts"]["mute clip"]
+    if "refused" in found:
+        return _refused(found["refused"])
+    right = f"positions of {found['positions']} of {found['rows']} rows right"
+    text = f"ids of {found['ids']}, {right}; " + (
+        "a warning is logged" if found["told"] else "silent"
+    )
+    return text if found["positions"] == found["rows"] else f"**{text}**"
+
+
+def _path(version: Mapping[str, Any]) -> str:
+    found = version["facts"]["by path"]
+    if "refused" in found:
+        return _refused(found["refused"])
+    frames = " ".join(map(str, found["frames"]))
+    return f"`{found['chosen']}`: {frames}; without it " + (
+        f"`{found['here']}`" if found["here"].isidentifier() else "refused"
+    )
+
+
+def _cache(version: Mapping[str, Any]) -> str:
+    return " / ".join(version["facts"]["cache"].values())
+
+
+def _going(version: Mapping[str, Any]) -> str:
+    when: dict[str, list[str]] = {}
+    for what, said in version["facts"]["going"].items():
+        when.setdefault(_number(said["gone in"]), []).append(f"`{what}`")
+    order = sorted(when, key=Version)
+    return "; ".join(f"{number}: {', '.join(when[number])}" for number in order) or "nothing"
+
+
 def _feature(name: str) -> Cell:
     def cell(version: Mapping[str, Any]) -> str:
         kind, _, field = version["facts"]["features"][name].partition(", ")
@@ -186,8 +250,7 @@ def _deltas(version: Mapping[str, Any]) -> str:
 def _batched(version: Mapping[str, Any]) -> str:
     found = version["facts"]["batched"]
     if "refused" in found:
-        kind, _, said = found["refused"].partition(": ")
-        return f"**refused**: `{kind}`, {said}"
+        return _refused(found["refused"])
     if found["equal"] == found["rows"]:
         return "equal"
     return f"**{found['equal']} of {found['rows']} rows equal**"
@@ -196,6 +259,8 @@ def _batched(version: Mapping[str, Any]) -> str:
 def _shares(mode: str) -> Cell:
     def cell(version: Mapping[str, Any]) -> str:
         shares = version["facts"]["exam"][mode]
+        if isinstance(shares, str):
+            return _refused(shares)
         text = " / ".join(f"{share:.2f}" for share in shares)
         return text if min(shares) > 0 else f"**{text}**"
 
