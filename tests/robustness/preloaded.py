@@ -28,6 +28,7 @@ with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         ["--help"],
         ["check", "--help"],
         ["doctor", "nowhere"],
+        ["train", "nowhere"],
         ["golden", "review", "--golden", "nowhere"],
     ):
         run(lambda: app, words)

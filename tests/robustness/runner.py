@@ -158,6 +158,7 @@ def _child(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    sys.path.insert(0, str(folder))  # as python -m does
     sys.argv[:] = ["omni-grpo", *words]
     sys.exit(run_command(lambda: app, words))
 
