@@ -73,8 +73,9 @@ def load_media(
     With ``interleaved`` each video also gives its track, right after it, as an Audio with
     ``from_video`` set: the order in which the audio placeholders stand in the text. A track longer
     or shorter than its video is kept as it is. Audio is cut to the same stretch as its video. A
-    file used twice is decoded once, and what is equal is held once. ``config`` defaults to ``MediaConfig()``; ``patch_size`` is the
-    checkpoint's: sides become multiples of two patches, what one token shows.
+    file used twice is decoded once, and what is equal is held once. ``config`` defaults to
+    ``MediaConfig()``; ``patch_size`` is the checkpoint's: sides become multiples of two patches,
+    what one token shows.
 
     Raises MediaError: a file is missing, empty, cut off, damaged, too large, not of the modality
     it is listed as, lacks the track that is asked for, or a stretch lies outside it; or there is
