@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -68,7 +69,7 @@ WITH_KEY = (
     *(f"http://user:{KEY}@host/v1", f"http://{KEY}@host/v1", f"http://host/v1?key={KEY}"),
     *(f"http://host/v1#{KEY}", f"ftp://user:{KEY}@host", f"user:{KEY}@host"),
 )
-NUMBERS = {
+NUMBERS: dict[str, tuple[Any, ...]] = {
     "concurrency": (0, -1, "many", 1.5, True, None),
     "timeout": (0, -1, float("nan"), "long", None),
     "attempts": (0, -3, "x"),
