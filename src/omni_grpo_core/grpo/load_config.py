@@ -92,7 +92,7 @@ def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
         for key, value in values.items()
     }
     judge = placed.get("judge")
-    if isinstance(judge, Mapping) and isinstance(judge.get("cache"), str):
+    if isinstance(judge, Mapping) and isinstance(judge.get("cache"), str) and judge["cache"]:
         placed["judge"] = {**judge, "cache": str(here / judge["cache"])}
     own = Settings()
     if isinstance(placed.get("checkpoint"), str):
@@ -262,7 +262,7 @@ def _check_rewards(config: TrainConfig) -> None:
     def load(name: str) -> RewardFunction:
         if config.judge is None or name not in BY_JUDGE:
             return load_reward(name)
-        # the client of an endpoint takes seconds to import, and a cache is a file
+        # the client of an endpoint takes its time to import, and a cache is a file
         return Format(name=name)
 
     composition = config.composition(load)
