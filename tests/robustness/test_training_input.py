@@ -487,20 +487,22 @@ def test_files_that_are_not_the_model_s_whatever_their_hash(
     assert not (copied / "executed").exists()
 
 
+def of_state(damage: Damage) -> Damage:
+    return lambda run: damage(run / "state" / "000003")
+
+
+def state_is(make: Callable[[Path], object]) -> Damage:
+    return lambda run: instead(make)(run / "state")
+
+
 OTHERS: Mapping[str, tuple[Damage, str]] = {
-    "another format": (lambda run: record(format=3)(run / "state" / "000003"), "format 3"),
-    "other settings": (
-        lambda run: record(fingerprint="f" * 64)(run / "state" / "000003"), "other settings"
-    ),
-    "state is a file": (
-        lambda run: (shutil.rmtree(run / "state"), (run / "state").touch()), "no folder"
-    ),
-    "state is a link to nothing": (
-        lambda run: (shutil.rmtree(run / "state"), (run / "state").symlink_to("x")), "no folder"
-    ),
+    "another format": (of_state(record(format=3)), "format 3"),
+    "other settings": (of_state(record(fingerprint="f" * 64)), "other settings"),
+    "state is a file": (state_is(Path.touch), "no folder"),
+    "state is a link to nothing": (state_is(lambda p: p.symlink_to("x")), "no folder"),
     "log is a folder": (replaced("log.jsonl", Path.mkdir), "a folder"),
     "log is a pipe": (replaced("log.jsonl", os.mkfifo), "a pipe"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OTHERS)
