@@ -225,7 +225,7 @@ def _check_places(config: TrainConfig) -> None:
             raise _bad(key, f"{path}, which is not there", "an existing path", "correct it")
     out = Path(config.out)
     _check_apart(Path(config.checkpoint), out)
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    above = next(folder for folder in (out, *out.parents) if os.path.lexists(folder))
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise _bad("out", config.out, "a folder that can be written to", f"see {above}")
 
