@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import io
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 
 from omni_grpo_core.console import quiet_libraries
@@ -32,4 +33,5 @@ with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         ["golden", "review", "--golden", "nowhere"],
     ):
         run(lambda: app, words)
+tempfile.tempdir = None  # each case has its own
 gc.freeze()  # a fork that collects copies what it looks at

@@ -7,6 +7,7 @@ goes by that.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -213,7 +214,7 @@ def pending_changes(folder: Path, suite: Suite) -> dict[str, PendingCase]:
             now, target = read_golden(path), folder / case / path.name
             verdict = now.header.get("verdict", verdict)
             stage, key = split_name(path.name, suite.base)
-            if not target.is_file():
+            if not os.path.lexists(target):
                 stages[path.name] = (_NEW,)
                 continue
             compared = compare_goldens(read_golden(target), now, load_lanes(folder, key).of(stage))
