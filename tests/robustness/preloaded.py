@@ -27,7 +27,7 @@ for family in FAMILIES:
 with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
     for words in (
         ["--help"],
-        ["check", "--help"],
+        ["check", "--checkpoint", "nowhere"],
         ["doctor", "nowhere"],
         ["train", "nowhere"],
         ["golden", "review", "--golden", "nowhere"],
