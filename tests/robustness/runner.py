@@ -50,6 +50,11 @@ class Case:
         return self.name
 
 
+def words(*given: object) -> Callable[[Path], Sequence[object]]:
+    """``arguments`` of a case that needs no input."""
+    return lambda folder: given
+
+
 @dataclass(frozen=True)
 class Outcome:
     """``code``: negative is a signal, ``None`` a hang."""
