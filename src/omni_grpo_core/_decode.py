@@ -279,8 +279,11 @@ def too_large(file: Path, size: str) -> MediaError:
     )
 
 
-def _frames(file: Path, container: Any, stream: Any) -> Iterator[Any]:
+def _frames(file: Path, container: Any, stream: Any, *, threads: int = 0) -> Iterator[Any]:
+    """All frames of a stream. ``threads`` 0: as libavcodec likes it, one frame a thread. Then what
+    it says of the last frames, as many as there are threads, is lost: they are merely missing."""
     stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = threads
     for frame in container.decode(stream):
         if frame.is_corrupt:
             raise _cut_off(file, f"a damaged {stream.type} frame")
@@ -290,11 +293,13 @@ def _frames(file: Path, container: Any, stream: Any) -> Iterator[Any]:
 def recount(contents: Contents) -> Contents:
     """The same with ``shown`` found by decoding every frame: for packets that do not say, or lie.
 
-    Frames whose own timestamps run backwards (B-frames in AVI) are spaced by the stated rate.
+    Frames whose own timestamps run backwards (B-frames in AVI) are spaced by the stated rate. Goes
+    by one thread, so that damage at the end, which is one reason to come here, is heard of.
     """
     with _opened(contents.path) as container:
         video, _ = _streams(contents.path, container)
-        stamps = [frame.time for frame in _frames(contents.path, container, video)]
+        frames = _frames(contents.path, container, video, threads=1)
+        stamps = [frame.time for frame in frames]
     if all(t is not None for t in stamps) and all(a < b for a, b in itertools.pairwise(stamps)):
         return replace(contents, shown=tuple(t - contents.zero for t in stamps))
     rate = contents.rate or 25.0

@@ -75,10 +75,10 @@ def require_outputs(
         *((path, _in_the_way_of_a_file(path)) for path in files if path is not None),
         *((path, _in_the_way_of_a_folder(path)) for path in folders if path is not None),
     ):
-        real = os.path.realpath(target)
-        if real in seen:
-            found = "the place of another output"
-        seen.add(real)
+        if found is None:
+            real = os.path.realpath(target)
+            found = "the place of another output" if real in seen else None
+            seen.add(real)
         if found is not None:
             raise ConfigError(
                 str(target), got=found, want="a free name in a writable folder",
