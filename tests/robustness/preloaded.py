@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import io
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 
 from omni_grpo_core.console import quiet_libraries
@@ -26,10 +27,11 @@ for family in FAMILIES:
 with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
     for words in (
         ["--help"],
-        ["check", "--help"],
+        ["check", "--checkpoint", "nowhere"],
         ["doctor", "nowhere"],
         ["train", "nowhere"],
         ["golden", "review", "--golden", "nowhere"],
     ):
         run(lambda: app, words)
+tempfile.tempdir = None  # each case has its own
 gc.freeze()  # a fork that collects copies what it looks at

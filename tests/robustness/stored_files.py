@@ -35,8 +35,7 @@ def change_trace(folder: Path, change: Change) -> Path:
     file = folder / "trace.json"
     data = json.loads(file.read_text(encoding="utf-8"))
     change(data)
-    body = {"header": data.get("header"), "stages": data.get("stages")}
-    data["body_sha256"] = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    _seal_body(data)
     file.write_bytes(json.dumps(data, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return folder
 
@@ -44,10 +43,36 @@ def change_trace(folder: Path, change: Change) -> Path:
 def change_tensors(folder: Path, packed: bytes) -> Path:
     """Another tensors file, as the text would have it."""
     (folder / "tensors.safetensors").write_bytes(packed)
-    digest = hashlib.sha256(packed).hexdigest()
-    return change_trace(
-        folder, lambda data: data.update(tensors_bytes=len(packed), tensors_sha256=digest)
-    )
+    return change_trace(folder, lambda data: _seal_tensors(data, packed))
+
+
+def seal_trace(files: dict[str, bytes]) -> None:
+    """Checksums of a recorded step, ``run``, as its files are. Raises what a text that is no longer
+    of that form makes of it."""
+    data = json.loads(files["run/trace.json"])
+    _seal_tensors(data, files["run/tensors.safetensors"])
+    _seal_body(data)
+    files["run/trace.json"] = json.dumps(data).encode()
+
+
+def seal_golden(files: dict[str, bytes]) -> None:
+    """The same of goldens."""
+    for name, data in files.items():
+        if name.endswith(".txt"):
+            lines = data.decode("utf-8", "surrogatepass").split("\n")
+            ends = [at for at, line in enumerate(lines) if line.startswith("end: ")]
+            files[name] = sealed(*lines[: ends[-1] if ends else None]).encode(
+                "utf-8", "surrogatepass"
+            )
+
+
+def _seal_body(data: dict[str, Any]) -> None:
+    body = {"header": data.get("header"), "stages": data.get("stages")}
+    data["body_sha256"] = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+
+
+def _seal_tensors(data: dict[str, Any], packed: bytes) -> None:
+    data.update(tensors_bytes=len(packed), tensors_sha256=hashlib.sha256(packed).hexdigest())
 
 
 def safetensors(header: object, data: bytes = b"") -> bytes:

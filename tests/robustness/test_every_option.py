@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import COMMANDS, Command, Option
-from runner import Case, check_case
+from runner import Case, check_case, words
 
 FILES = {
     ("check", "--html"),
@@ -100,32 +100,21 @@ def _case(
     return Case(f"{command.name} {option.flag or option.name}: {what}", arguments)
 
 
-def _words(*words: object) -> Callable[[Path], Sequence[object]]:
-    return lambda folder: words
-
-
 def _typed() -> Iterator[Case]:
     for command in COMMANDS:
-        for flags in (["--nonsense"], ["--nonsense", "--json"]) if command.json else ():
-            yield Case(
-                f"{command.name} {' '.join(flags)}",
-                _words(*command.given(), *flags),
-                words=("--nonsense",),
-            )
+        for flags in (["--nonsense"], ["--nonsense", "--json"]):
+            yield _of(command, flags, "--nonsense", command.given())
         if any(option.required for option in command.options):
-            yield Case(
-                f"{command.name} without arguments",
-                lambda folder, words=command.words: words,  # type: ignore[misc]
-                words=("Missing argument",),
-            )
+            yield _of(command, [], "Missing argument", command.words)
         for option in command.options:
             for wrong in _wrong(option):
-                given = [*command.given(without=option), *wrong]
-                yield Case(
-                    f"{command.name} {' '.join(wrong)}",
-                    lambda folder, words=given: words,  # type: ignore[misc]
-                    words=(option.flag or option.name,),
-                )
+                said = option.flag or option.name
+                yield _of(command, wrong, said, command.given(without=option))
+
+
+def _of(command: Command, flags: Sequence[str], said: str, given: Sequence[str]) -> Case:
+    name = " ".join((command.name, *(flag or "''" for flag in flags)))
+    return Case(f"{name} is typed", words(*given, *flags), words=(said,))
 
 
 def _wrong(option: Option) -> Iterator[list[str]]:

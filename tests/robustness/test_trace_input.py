@@ -235,7 +235,33 @@ def _good_path(data: dict[str, Any]) -> None:
     data["stages"][0]["value"] = [{"$type": "Malformed", "what": "x", "where": 0}]
 
 
+def _odd(value: str, key: str, odd: object) -> Change:
+    """Right types, and yet nothing that a look can read."""
+
+    def change(data: dict[str, Any]) -> None:
+        kept = [r for r in data["stages"] if r["value"]["$type"] == value]
+        kept[0]["value"][key] = odd
+        data["stages"] = kept
+
+    return change
+
+
+def _template(messages: object) -> Change:
+    fields = {"messages": messages, "keywords": {}, "texts": ["a"], "nested": False}
+    value = {"$type": "TemplateCall", **fields}
+    record = {"$type": "StageRecord", "stage": "text", "value": value, "checks": [], "seconds": 0.0}
+    return put("stages", value=[record])
+
+
 NOTHING_JUDGED = (
+    named("messages that are numbers", changed(_template([1])), "nothing could be judged"),
+    named("the same as JSON", changed(_template([1]), "--json"), "nothing could be judged"),
+    named("messages, one a number", changed(_template([{"role": "user", "content": "a"}, 2]))),
+    named(
+        "probes that are numbers",
+        changed(_odd("RewardCall", "probe", {"a": 1})),
+        "nothing could be judged",
+    ),
     named("no stages", changed(put("stages", value=[])), "no stage"),
     named("no stages, as JSON", changed(put("stages", value=[]), "--json"), "no stage"),
     named("values of other stages", changed(_of_another), "a StepSeen under 'sample'"),
@@ -245,7 +271,13 @@ SURROGATE = put("header", "who", value="\udc80 \x1b[31m")
 SOUND = (
     named("a healthy step", changed(lambda data: None), "HEALTHY", code=0),
     named("a file name that is no UTF-8", changed(SURROGATE), code=0),
-    named("the same as JSON", changed(SURROGATE, "--json"), code=0),
+    named("that name as JSON", changed(SURROGATE, "--json"), code=0),
+    named(
+        "a call of which a look fails",
+        changed(_odd("GenerateCall", "inputs", {})),
+        "HEALTHY",
+        code=0,
+    ),
 )
 CASES = (
     *OTHER_TYPES,

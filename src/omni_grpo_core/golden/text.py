@@ -214,6 +214,10 @@ def _header_line(number: int, line: str, name: str) -> tuple[str | None, str]:
 def _blocks(lines: Lines, name: str) -> Iterator[tuple[int, str, str, Lines]]:
     """Each leaf: its line number, path, first line and indented lines."""
     starts = [i for i, (_, line) in enumerate(lines) if line and not line.startswith(" ")]
+    stray = [number for number, line in lines[: starts[0] if starts else None] if line]
+    if stray or not starts:
+        number = next(iter(stray), lines[0][0] if lines else 1)
+        raise _broken(name, number, "no leaf", "path: value")
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         number, line = lines[start]
         match = _PATH.fullmatch(line)

@@ -92,7 +92,7 @@ def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
         for key, value in values.items()
     }
     judge = placed.get("judge")
-    if isinstance(judge, Mapping) and isinstance(judge.get("cache"), str):
+    if isinstance(judge, Mapping) and isinstance(judge.get("cache"), str) and judge["cache"]:
         placed["judge"] = {**judge, "cache": str(here / judge["cache"])}
     own = Settings()
     if isinstance(placed.get("checkpoint"), str):
@@ -225,7 +225,7 @@ def _check_places(config: TrainConfig) -> None:
             raise _bad(key, f"{path}, which is not there", "an existing path", "correct it")
     out = Path(config.out)
     _check_apart(Path(config.checkpoint), out)
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    above = next(folder for folder in (out, *out.parents) if os.path.lexists(folder))
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise _bad("out", config.out, "a folder that can be written to", f"see {above}")
 
@@ -262,7 +262,7 @@ def _check_rewards(config: TrainConfig) -> None:
     def load(name: str) -> RewardFunction:
         if config.judge is None or name not in BY_JUDGE:
             return load_reward(name)
-        # the client of an endpoint takes seconds to import, and a cache is a file
+        # the client of an endpoint takes its time to import, and a cache is a file
         return Format(name=name)
 
     composition = config.composition(load)

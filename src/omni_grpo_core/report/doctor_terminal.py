@@ -108,6 +108,8 @@ def _verdict(diagnosis: Diagnosis, steps: int) -> Panel:
         text = Text(f"{many}: nothing wrong in {', '.join(diagnosis.seen)}")
         if diagnosis.unjudged:
             text.append(f"; not judged: {', '.join(diagnosis.unjudged)}", style="yellow")
+            return Panel(text, title=Text("? HEALTHY AS FAR AS IT WAS JUDGED", style="bold yellow"),
+                         title_align="left", border_style="yellow")  # fmt: skip
         return Panel(text, title=Text("✓ HEALTHY", style="bold green"), title_align="left",
                      border_style="green")  # fmt: skip
     text = Text(f"stage {first.stage}: ", style="bold")
