@@ -25,6 +25,7 @@ QUICK = (
     "batch.audios-kwarg",
     "batch.silent-clip",
     "pos.no-mask",
+    "logits.cache-differs",
     "reward.option-format",
     "loss.shift",
 )
