@@ -131,19 +131,27 @@ def _forked(
     out: Path,
     err: Path,
 ) -> int | None:
+    return forked(_child, (tuple(words), folder, dict(environment), out, err), case.limit)
+
+
+def forked(target: Callable[..., None], arguments: tuple[object, ...], limit: float) -> int | None:
+    """How a call ends in a process of its own: exit code, minus a signal, ``None`` for a hang."""
     with pytest.MonkeyPatch.context() as patch:
         # the server imports what is preloaded by the path of its environment
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
-        child = _CONTEXT.Process(
-            target=_child, args=(tuple(words), folder, dict(environment), out, err)
-        )
+        child = _CONTEXT.Process(target=_in_a_group, args=(target, *arguments))
         child.start()
-    child.join(case.limit)
+    child.join(limit)
     if child.is_alive():
         os.killpg(child.pid or 0, signal.SIGKILL)
         child.join()
         return None
     return child.exitcode
+
+
+def _in_a_group(target: Callable[..., None], *arguments: object) -> None:
+    os.setsid()
+    target(*arguments)
 
 
 def _child(
@@ -152,7 +160,6 @@ def _child(
     from omni_grpo_core.cli import app
     from omni_grpo_core.exits import run as run_command
 
-    os.setsid()
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.clear()
