@@ -171,7 +171,13 @@ def test_surround_of_a_clip(tmp_path: Path) -> None:
     assert loudest_hertz(load_audio(clip)) == pytest.approx(440, abs=1)
 
 
-def test_sound_whose_timestamps_begin_late_or_early(tmp_path: Path) -> None:
+def test_sound_of_a_rate_that_no_sound_has(tmp_path: Path) -> None:
+    """A header that stated 1 Hz made three gigabytes of a second of sound."""
+    write_media(tmp_path / "c.wav", None, tone(2.0, 100), audio_codec="pcm_s16le", audio_rate=100)
+    assert "100 samples a second" in refused(tmp_path / "c.wav", "audio")
+
+
+def test_sound_whose_timestamps_begin_late(tmp_path: Path) -> None:
     """A first timestamp of weeks asked for as much silence before the sound."""
     clip = tmp_path / "c.mkv"
     write_media(clip, numbered(8), tone(0.5, 48_000), audio_codec="flac", audio_starts=3_601)

@@ -46,6 +46,8 @@ MAX_PIXELS = 8192 * 8192
 """A frame or image larger than this is refused unread: no camera makes it, a bomb does."""
 MAX_CHANNELS = 64
 """What libswresample can take (its ``SWR_CH_MAX``)."""
+MIN_RATE = 1000
+"""Hertz: nothing that is heard is stored slower, and at 16 kHz it would grow without bound."""
 MAX_SILENCE = 3600
 """Seconds of silence at most before a track that sets in late: any header can ask for years."""
 
@@ -384,7 +386,7 @@ def read_audio(contents: Contents) -> NDArray[np.float32]:
     track = bytearray()
     with _opened(contents.path) as container:
         _, audio = _streams(contents.path, container)
-        _refuse_many_channels(contents.path, audio)
+        _refuse_odd_sound(contents.path, audio)
         # packed: PyAV reads planes beyond the eighth from where there are none
         resampler = av.AudioResampler(format="flt", rate=AUDIO_SAMPLING_RATE)
         late: float | None = None
@@ -418,14 +420,21 @@ def _silence(file: Path, seconds: float) -> bytes:
     return bytes(4 * max(round(seconds * AUDIO_SAMPLING_RATE), 0))
 
 
-def _refuse_many_channels(file: Path, stream: Any) -> None:
-    channels = stream.codec_context.channels
+def _refuse_odd_sound(file: Path, stream: Any) -> None:
+    channels, rate = stream.codec_context.channels, stream.codec_context.sample_rate
     if channels > MAX_CHANNELS:
         raise MediaError(
             str(file),
             got=f"{channels} channels of sound",
             want=f"at most {MAX_CHANNELS}",
             fix="mix it down, to mono for instance",
+        )
+    if rate < MIN_RATE:
+        raise MediaError(
+            str(file),
+            got=f"sound of {rate} samples a second",
+            want=f"{MIN_RATE} at least",
+            fix="check that its header states the true rate",
         )
 
 

@@ -2,8 +2,9 @@
 
 ``python tests/benchmarks/bench_decode.py`` loads clips of 60, 384 and 600 s, 640 x 360 and
 1280 x 720, at default settings, each in a process of its own: the most memory held beyond what the
-libraries took, over the bytes of the frames that come back, and the seconds beside those that
-ffmpeg takes to decode the same file and scale as many frames to the same size. Then it holds times
+libraries took, over the bytes of the frames that come back, and the seconds (of the clock, and of
+all processors) beside those that ffmpeg takes to decode the same file and scale as many frames to
+the same size. Then it holds times
 and pixels of every frame of the shipped clips, before resizing, against ffmpeg's. ffmpeg is the
 binary where there is one; else the filter graph of PyAV's own libav (``--libav`` asks for that).
 ``--json`` prints one object; ``--longest`` leaves out longer clips. Linux only (``/proc``).
@@ -15,6 +16,7 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -79,14 +81,15 @@ def load(path: Path) -> Any:
 
 def ours(path: Path) -> dict[str, Any]:
     load(shipped_clips()[0])  # what libraries do on their first use
-    before, begin = memory("VmRSS"), time.perf_counter()
+    before, begin, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     frames = load(path)
-    seconds = time.perf_counter() - begin
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     return {
         "frames": list(frames.shape),
         "result": frames.numel() * frames.element_size(),
         "peak": memory("VmHWM") - before,
         "seconds": seconds,
+        "cpu_seconds": cpu,
     }
 
 
@@ -114,18 +117,22 @@ def graph(path: Path, *filters: tuple[str, str]) -> Iterator[Any]:
         yield from ready()
 
 
-def scale_by_libav(path: Path, width: int, height: int) -> dict[str, Any]:
-    begin = time.perf_counter()
+def scale_by_libav(path: Path, width: int, height: int) -> tuple[float, float]:
+    """Seconds of the clock, and of all processors."""
+    begin, cpu = time.perf_counter(), time.process_time()
     scale = ("scale", f"{width}:{height}:flags=bicubic")
-    count = sum(1 for _ in graph(path, ("fps", f"{SHOWN}"), scale, ("format", "rgb24")))
-    return {"frames": count, "seconds": time.perf_counter() - begin}
+    for _ in graph(path, ("fps", f"{SHOWN}"), scale, ("format", "rgb24")):
+        pass
+    return time.perf_counter() - begin, time.process_time() - cpu
 
 
-def scale_by_binary(path: Path, width: int, height: int) -> dict[str, Any]:
+def scale_by_binary(path: Path, width: int, height: int) -> tuple[float, float]:
+    """Seconds of the clock, and of all processors."""
     begin = time.perf_counter()
     filters = f"fps={SHOWN},scale={width}:{height}:flags=bicubic"
     _ffmpeg(path, "-vf", filters, "-pix_fmt", "rgb24", "-f", "null")
-    return {"seconds": time.perf_counter() - begin}
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - begin, used.ru_utime + used.ru_stime
 
 
 def _ffmpeg(path: Path, *options: str) -> str:
@@ -150,14 +157,16 @@ def measure(binary: bool, longest: int) -> Iterator[dict[str, Any]]:
                 write_clip(path, width, height, seconds)
                 found = alone(ours, path)
                 _, _, high, wide = found["frames"]
-                other = alone(theirs, path, wide, high)
+                clock, cpu = alone(theirs, path, wide, high)
             yield {
                 "clip": f"{width} x {height}",
                 "clip_seconds": seconds,
                 **found,
                 "memory_ratio": found["peak"] / found["result"],
-                "ffmpeg_seconds": other["seconds"],
-                "time_ratio": found["seconds"] / other["seconds"],
+                "ffmpeg_seconds": clock,
+                "time_ratio": found["seconds"] / clock,
+                "ffmpeg_cpu_seconds": cpu,
+                "cpu_ratio": found["cpu_seconds"] / cpu,
             }
 
 
@@ -223,7 +232,7 @@ def main() -> None:
         print(f"ffmpeg: {name}")
         print(
             f"{'clip':>10} {'s':>4} {'frames':>6} {'result MB':>9} {'peak MB':>8} {'ratio':>5} "
-            f"{'ours s':>7} {'ffmpeg s':>8} {'ratio':>5}"
+            f"{'ours s':>7} {'ffmpeg s':>8} {'ratio':>5} {'cpu s':>6} {'ffmpeg s':>8} {'ratio':>5}"
         )
     for row in measure(binary, told.longest):
         rows.append(row)
@@ -232,7 +241,8 @@ def main() -> None:
                 f"{row['clip']:>10} {row['clip_seconds']:4} {row['frames'][0]:6} "
                 f"{row['result'] / 1e6:9,.0f} {row['peak'] / 1e6:8,.0f} "
                 f"{row['memory_ratio']:5.2f} {row['seconds']:7.1f} {row['ffmpeg_seconds']:8.1f} "
-                f"{row['time_ratio']:5.2f}",
+                f"{row['time_ratio']:5.2f} {row['cpu_seconds']:6.1f} "
+                f"{row['ffmpeg_cpu_seconds']:8.1f} {row['cpu_ratio']:5.2f}",
                 flush=True,
             )
     shipped = compare(binary)

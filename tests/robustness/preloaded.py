@@ -12,6 +12,7 @@ from omni_grpo_core.console import quiet_libraries
 
 quiet_libraries()
 
+import reading  # noqa: E402, F401 - and with it the decoder
 import runner  # noqa: E402, F401 - and with it pytest
 import transformers  # noqa: E402
 

@@ -137,13 +137,19 @@ def _forked(
     out: Path,
     err: Path,
 ) -> int | None:
-    child = start(_child, tuple(words), folder, dict(environment), out, err)
-    child.join(case.limit)
+    return forked(_child, (tuple(words), folder, dict(environment), out, err), case.limit)
+
+
+def forked(target: Callable[..., None], arguments: tuple[object, ...], limit: float) -> int | None:
+    """How a call ends in a process of its own: exit code, minus a signal, ``None`` for a hang."""
+    child = start(_in_a_group, target, *arguments)
+    child.join(limit)
     if child.is_alive():
         os.killpg(child.pid or 0, signal.SIGKILL)
         child.join()
         return None
-    return child.exitcode
+    code: int | None = child.exitcode
+    return code
 
 
 def start(target: Callable[..., object], *arguments: object) -> Any:
@@ -156,13 +162,17 @@ def start(target: Callable[..., object], *arguments: object) -> Any:
     return child
 
 
+def _in_a_group(target: Callable[..., None], *arguments: object) -> None:
+    os.setsid()
+    target(*arguments)
+
+
 def _child(
     words: Sequence[str], folder: Path, environment: dict[str, str], out: Path, err: Path
 ) -> None:
     from omni_grpo_core.cli import app
     from omni_grpo_core.exits import run as run_command
 
-    os.setsid()
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.clear()
