@@ -389,7 +389,7 @@ def _edited_lines(lines: list[str], draw: random.Random) -> bytes:
         )  # fmt: skip
         lines[at] = " ".join(words)
     elif kind == 4:
-        key, colon, rest = lines[at].partition(":")
+        _, colon, rest = lines[at].partition(":")
         lines[at] = f"{lines[other].partition(':')[0]}{colon}{rest}"
     else:
         lines[at] = re.sub(r"\d", lambda digit: draw.choice(("0", "9", digit[0])), lines[at])
