@@ -36,9 +36,9 @@ _MEMORY = 4 << 30
 
 @dataclass(frozen=True)
 class Subject:
-    """``files``: the whole ones. ``mutated``: patterns of the names that are mutated. ``words``: the
-    command, in the folder. ``seal``: makes checksums right again. ``links``: names and folders of
-    what is only read."""
+    """``files``: the whole ones. ``mutated``: pattern of the names that are mutated. ``words``: the
+    command, in the folder. ``seal``: makes checksums right again. ``links``: what is only read, by
+    name."""
 
     files: FILES
     mutated: str
@@ -157,7 +157,7 @@ def subjects() -> dict[str, Subject]:
             r"run\.yaml",
             ("run", "run.yaml"),
             links={**media, **links},
-        ),  # fmt: skip
+        ),
         "state": Subject(_folder(_state), r".*", ("state", "out")),
         "checkpoint": Subject(inside, r".*\.json", ("policy", "checkpoint"), links=links),
     }
@@ -389,7 +389,7 @@ def _edited_lines(lines: list[str], draw: random.Random) -> bytes:
         )  # fmt: skip
         lines[at] = " ".join(words)
     elif kind == 4:
-        key, colon, rest = lines[at].partition(":")
+        _, colon, rest = lines[at].partition(":")
         lines[at] = f"{lines[other].partition(':')[0]}{colon}{rest}"
     else:
         lines[at] = re.sub(r"\d", lambda digit: draw.choice(("0", "9", digit[0])), lines[at])

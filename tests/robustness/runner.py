@@ -16,8 +16,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -152,7 +152,7 @@ def forked(target: Callable[..., None], arguments: tuple[object, ...], limit: fl
     return code
 
 
-def start(target: Callable[..., object], *arguments: object) -> Any:
+def start(target: Callable[..., object], *arguments: object) -> BaseProcess:
     """A process forked from the one that has the libraries."""
     with pytest.MonkeyPatch.context() as patch:
         # the server imports what is preloaded by the path of its environment

@@ -65,7 +65,7 @@ def judge(
     found = endings(seed, count, processes, folder)
     wrong = [answer for answer in found if not answer.fine]
     if wrong:
-        keep(seed, wrong, request.config.cache.mkdir("fuzz"))  # type: ignore[union-attr]
+        keep(seed, wrong, request.config.cache.mkdir("fuzz"))
     told = shown(seed, found)
     assert len(found) == len(fuzz.plan(count))
     assert not wrong, told

@@ -239,6 +239,21 @@ def altered(stage: str, *lines: str, header: tuple[str, ...] = ()) -> Arguments:
     return make
 
 
+def edited(stage: str, old: str, new: str) -> Arguments:
+    """The same with one entry of a stage replaced."""
+
+    def make(folder: Path) -> Sequence[object]:
+        lines = (shipped_goldens() / "text" / f"{stage}.txt").read_text().split("\n")
+        body = lines[: next(at for at, line in enumerate(lines) if line.startswith("end: "))]
+        assert old in body
+        words = altered(stage)(folder)
+        text = sealed(*(new if line == old else line for line in body))
+        (folder / "g" / "text" / f"{stage}.txt").write_text(text)
+        return words
+
+    return make
+
+
 _SAID = (
     "self: Rollout",
     "group_size: 1",
@@ -262,6 +277,13 @@ def _ids(*ids: int) -> tuple[str, str]:
 
 AGAINST_A_PASS = (
     named("nothing altered in an empty place", lambda f: ["golden", "check", "text"], code=0),
+    # tokens that were the same made the whole stage exact
+    named(
+        "another temperature",
+        edited("completion", "temperature: 0.0", "temperature: 0.5"),
+        "temperature is 0, was 0.5",
+        code=1,
+    ),
     named("no leaf", altered("completion"), "no leaf"),
     named("another class", altered("completion", "self: Batch", "rows: ()"), code=1),
     named("a class of other fields", altered("completion", "self: Rollout", "seed: 0"), code=1),
