@@ -88,10 +88,9 @@ def facts(processor: Any, config: Any, family: Family) -> Iterator[Fact]:
         ("audio_bos_token", ("audio_start_token_id",)),
         ("audio_eos_token", ("audio_end_token_id",)),
     ):
-        name = next((one for one in names if getattr(config, one, None) is not None), None)
         text = getattr(processor, token, None)
-        if name is not None and text is not None:
-            found = processor.tokenizer.convert_tokens_to_ids(text)
+        for name in [one for one in names if getattr(config, one, None) is not None][:1]:
+            found = processor.tokenizer.convert_tokens_to_ids(text) if text else None
             yield Fact(f"{token} {text}, id", found, name, getattr(config, name), _IDS)
     steps = family.audio_tokens(round(1 / MEL_SECONDS))
     yield Fact(

@@ -51,7 +51,8 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
 
     Raises:
         BatchError: the template raises, or the text does not hold exactly one placeholder per
-            medium, because the template drops media or the question itself contains a placeholder.
+            medium, because the template drops media or the question itself contains a placeholder;
+            the question contains another special token.
     """
     messages = []
     for message in conversation.messages:
@@ -76,7 +77,23 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
                 want=f"{wanted}, one per {modality} of the conversation",
                 fix="use a chat template that renders media, and no special tokens in questions",
             )
+    _refuse_special_tokens(conversation, processor.tokenizer)
     return Prompt(conversation.sample_id, text, counts)
+
+
+def _refuse_special_tokens(conversation: Conversation, tokenizer: Any) -> None:
+    """A question that holds ``<|im_end|>`` ends the turn and can begin another."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for message in conversation.messages:
+        for part in message.parts:
+            found = [s for s in special if isinstance(part, TextPart) and s in part.text]
+            if found:
+                raise BatchError(
+                    f"prompt of sample {conversation.sample_id}",
+                    got=f"the special token {found[0]} in the text of the {message.role}",
+                    want="text: special tokens are the chat template's to write",
+                    fix="take it out of the row",
+                )
 
 
 def process_row(

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from omni_grpo_core.bounded import Unreadable, json_value, plain_file, read_text
 from omni_grpo_core.errors import CheckpointError
@@ -266,8 +266,7 @@ def _weight_files(folder: Path) -> list[Path]:
             )  # fmt: skip
         _bad_weights(folder, "no model.safetensors", "weights in safetensors")
     places = read_object(index).get("weight_map")
-    texts = isinstance(places, dict) and all(isinstance(one, str) for one in places.values())
-    names = set(places.values()) if texts else set()
+    names = set(places.values()) if _is_map_of_texts(places) else set()
     for name in sorted(names):
         if Path(name).name != name:
             _bad_weights(index, f"the shard {_shown(name)}", "a file in the same folder")
@@ -295,8 +294,8 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
         if name == "__metadata__":
             continue
         entry = entry if isinstance(entry, dict) else {}
-        shape, place = entry.get("shape"), entry.get("data_offsets")
-        if not _is_counts(shape) or not _is_counts(place) or len(place) != 2:
+        shape, place = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+        if shape is None or place is None or len(place) != 2:
             _bad_weights(path, f"{_shown(name)} without a shape and two offsets", "both")
         # a byte holds two numbers at the most
         if math.prod(shape) > 2 * (place[1] - place[0]):
@@ -355,8 +354,13 @@ def _is_size(value: Any, *, real: bool = False) -> bool:
     return type(value) in kinds and 0 < value < _LARGEST
 
 
-def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+def _counts(value: Any) -> list[int] | None:
+    whole = isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    return value if whole else None
+
+
+def _is_map_of_texts(value: Any) -> TypeGuard[dict[str, str]]:
+    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
 
 
 def _join(section: str, name: str) -> str:
