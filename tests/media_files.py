@@ -92,7 +92,7 @@ def write_media(
         if frames is not None and picture is not None:
             _write_frames(container, picture, frames, times_ms)
         if audio is not None and sound is not None:
-            _write_sound(container, sound, audio, audio_starts)
+            write_sound(container, sound, audio, audio_starts)
     return path
 
 
@@ -108,7 +108,9 @@ def _write_frames(
     container.mux(stream.encode(None))
 
 
-def _write_sound(container: Any, stream: Any, audio: NDArray[np.float32], starts: float) -> None:
+def write_sound(
+    container: Any, stream: Any, audio: NDArray[np.float32], starts: float = 0.0
+) -> None:
     rate = stream.codec_context.sample_rate
     packed = np.ascontiguousarray(audio.T).reshape(1, -1)
     frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout_of(len(audio)))

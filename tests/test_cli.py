@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from omni_grpo_core import __version__, console, tiny
+from omni_grpo_core import __version__, tiny
 from omni_grpo_core.tested import NEWEST, newer_than_tested
 
 Run = Callable[..., tuple[int, str, str]]
@@ -39,7 +40,12 @@ def test_a_newer_transformers_is_told_of_once(
 ) -> None:
     """A plain install got transformers 5.24 the day it came out: commands died in it, or called
     every run broken, and nothing said that nobody had tried it."""
-    monkeypatch.setattr(console, "version", lambda name: {"transformers": "5.26.0"}[name])
+    known = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata,
+        "version",
+        lambda name: "5.26.0" if name == "transformers" else known(name),
+    )
     code, _, stderr = run_cli("check", "--data", tmp_path / "none.json")
     lines = stderr.splitlines()
     assert code == 2

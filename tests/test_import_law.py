@@ -28,7 +28,7 @@ STAGES = frozenset(
 )
 MODEL = frozenset({"dialect", "family", "forward", "towers"})
 # settings as plain values: reading a configuration loads no decoder and no torch
-CONFIG = frozenset({"media_config", "strict", "bounded"})
+CONFIG = frozenset({"media_config", "strict", "bounded", "checkpoint_files", "machine"})
 PIPELINE = NOUNS | STAGES | MODEL | CONFIG | {"settings", "stage_checks", "pipeline"}
 
 # Every room of the package, and the rooms it may import from beside its own files.
@@ -40,17 +40,21 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "observed": frozenset({"types"}),
     **dict.fromkeys(STAGES, NOUNS),
     **dict.fromkeys(CONFIG, NOUNS),
+    "strict": NOUNS | {"bounded"},
+    "sample": NOUNS | {"bounded"},
+    "checkpoint_files": NOUNS | {"bounded", "family"},
     "media": NOUNS | {"media_config"},
     # what differs between model families: the two stages that meet a processor or a model ask it
     "family": NOUNS,
     # what transformers calls things, version by version
     "dialect": frozenset(),
     "batch": NOUNS | {"family"},
-    "policy": NOUNS | {"family"},
+    "policy": NOUNS | {"family", "checkpoint_files"},
     # the model is the one thing no frozen value carries: what runs it is handed the policy
     "towers": NOUNS | {"policy"},
     "forward": NOUNS | {"dialect", "policy", "towers"},
-    "rollout": NOUNS | {"policy", "forward"},
+    "machine": frozenset(),
+    "rollout": NOUNS | {"policy", "forward", "machine"},
     # what puts the stages together
     "settings": NOUNS | STAGES | CONFIG,
     "stage_checks": NOUNS | STAGES | MODEL,
@@ -58,7 +62,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "training": PIPELINE | {"check", "trace"},
     "check": PIPELINE | {"trace"},
     "report": PIPELINE | {"trace", "check", "doctor", "golden"},
-    "trace": NOUNS,
+    "trace": NOUNS | {"bounded"},
     "tiny": PIPELINE,
     # the true vocabulary in the tiny checkpoint's manners
     "realvocab": NOUNS | {"tiny", "trace"},
@@ -100,6 +104,7 @@ ANNEXES: Mapping[str, str] = {
     "_decode": "media",
     "_framing": "media",
     "_qwen_utils": "media",
+    **dict.fromkeys(("_agreement", "_template"), "policy"),
     "_rows": "sample",
 }
 
@@ -139,8 +144,9 @@ WINGS: Mapping[str, str] = {
 # The doors of the heavy libraries: modules, or whole rooms, that may import them.
 DOORS: Mapping[str, frozenset[str]] = {
     # trainer_guard is a transformers.TrainerCallback: there is no other way into its Trainer
+    # and versions calls what is being measured
     "transformers": frozenset(
-        {"batch", "policy", "media", "tiny", "realvocab", "grpo.trainer_guard"}
+        {"batch", "policy", "media", "tiny", "realvocab", "versions", "grpo.trainer_guard"}
     ),
     "qwen_omni_utils": frozenset({"batch", "policy", "media", "tiny"}),
     "av": frozenset({"batch", "policy", "media", "tiny"}),

@@ -47,7 +47,7 @@ MAX_PIXELS = 8192 * 8192
 MAX_CHANNELS = 64
 """What libswresample can take (its ``SWR_CH_MAX``)."""
 MAX_SILENCE = 3600
-"""Seconds of silence before a track that sets in late; a file of a few bytes can ask for any."""
+"""Seconds of silence at most before a track that sets in late: any header can ask for years."""
 
 _ORIENTATIONS: dict[tuple[int, int, int, int], tuple[int, bool]] = {
     # sign of the display matrix' a b c d -> quarter turns (counter-clockwise), mirrored after
@@ -186,12 +186,12 @@ def inspect(path: str | Path) -> Contents:
         video, audio = _streams(file, container)
         if video is not None and video.width * video.height > MAX_PIXELS:
             raise too_large(file, f"{video.width} x {video.height} pixels")
-        zero = (container.start_time or 0) / av.time_base
-        stamps, ends = _demux(file, container, video)
-        used = [stream for stream in (video, audio) if stream is not None]
         formats = set(container.format.name.split(","))
         if reason := _framing.cut_off(file, formats):
             raise _cut_off(file, reason)
+        zero = (container.start_time or 0) / av.time_base
+        stamps, ends = _demux(file, container, video)
+        used = [stream for stream in (video, audio) if stream is not None]
         if _STATE_LENGTH & formats or ("mp3" in formats and _framing.mp3_states_length(file)):
             _refuse_short(file, container, used, ends)
         times = sorted(t - zero for t in stamps if t is not None)

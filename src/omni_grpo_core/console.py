@@ -10,10 +10,10 @@ import os
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +37,8 @@ class TinyFamily(StrEnum):
     qwen2_5 = "qwen2.5"
     qwen3 = "qwen3"
 
+
+_MOST_PROBED = 256
 
 FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Qwen3-Omni's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -148,6 +150,9 @@ def quiet_libraries(*, worker: bool = False) -> None:
 
     A transformers that is newer than any tested one is told of here, before it can do harm: once,
     by the command, not by its worker processes (``worker``, or a rank above 0).
+
+    Raises:
+        RuntimeError: threads cannot be started. OpenMP would end the process with exit code 1.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -162,15 +167,31 @@ def quiet_libraries(*, worker: bool = False) -> None:
     logging.getLogger().addFilter(harmless)
     if not worker and os.environ.get("RANK", "0") == "0":
         _tell_of_newer()
+    _start_threads()
 
 
 def _tell_of_newer() -> None:
+    # forty modules, most of them for mail: not at the start of every command
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         told = newer_than_tested(version("transformers"))
     except PackageNotFoundError:  # the import says it better
         return
     if told is not None:
         typer.echo(f"warning: {told}", err=True)
+
+
+def _start_threads() -> None:
+    """As many as OpenMP is about to start, at once."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    wanted = int(told[:9]) if told.isdecimal() else os.cpu_count() or 1
+    done = threading.Event()
+    try:
+        for _ in range(min(wanted, _MOST_PROBED)):
+            threading.Thread(target=done.wait).start()
+    finally:
+        done.set()
 
 
 def quiet_transformers() -> None:

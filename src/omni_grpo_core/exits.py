@@ -44,7 +44,7 @@ _MACHINE = frozenset(
     for name in (
         *("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EBADF", "EAGAIN", "ESTALE"),
         *("EMFILE", "ENFILE", "ENAMETOOLONG", "ENOTDIR", "EFBIG", "ELOOP", "EBUSY", "ENOEXEC"),
-        *("ECONNRESET", "EPIPE"),
+        "ECONNRESET",
     )
 )
 """What an operating system refuses for reasons of its own."""
@@ -87,6 +87,7 @@ def run(load: Callable[[], typer.Typer], arguments: Sequence[str]) -> int:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _sturdy_streams()
+        _usable_widths()
         with json_alone() if as_json else nullcontext():
             code = _invoke(load(), arguments)
         sys.stdout.flush()
@@ -123,8 +124,9 @@ def _ending(error: BaseException) -> _Ending:
     causes = tuple(_causes(error))
     if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
         return _Ending(130, "interrupted", {"stage": "config", "got": "Ctrl-C"})
-    # rich turns a broken pipe into sys.exit(1)
-    if any(isinstance(cause, BrokenPipeError) for cause in causes) and _nobody_reads():
+    # rich makes sys.exit(1) of it
+    broken = any(isinstance(cause, BrokenPipeError) for cause in causes)
+    if broken and isinstance(error, (BrokenPipeError, SystemExit)):
         return _Ending(2)
     known = _known(error, causes)
     if known is None:
@@ -237,15 +239,6 @@ def _report(ending: _Ending, as_json: bool) -> int:
     return ending.code
 
 
-def _nobody_reads() -> bool:
-    """Whether the pipe that broke is stdout: it still holds what could not be written."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
-
-
 def _abandon_stdout() -> None:
     """What is still buffered goes nowhere: Python would try once more on its way out."""
     try:
@@ -268,6 +261,14 @@ def _sturdy_streams() -> None:
             setattr(sys, name, stream)
         if mode == "w" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="omni-grpo")
+
+
+def _usable_widths() -> None:
+    """Neither a table in one column nor one of 10¹⁰: such a width is as good as none."""
+    for name in ("COLUMNS", "TERMINAL_WIDTH"):
+        told = os.environ.get(name, "")
+        if not (told.isdecimal() and 20 <= int(told[:9]) <= 10_000):
+            os.environ.pop(name, None)
 
 
 def _written_out(error: UnicodeError) -> tuple[str, int]:

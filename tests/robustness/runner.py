@@ -17,11 +17,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["preloaded"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["preloaded"])
 HERE = Path(__file__).parent
 
 
@@ -48,6 +49,11 @@ class Case:
 
     def __str__(self) -> str:
         return self.name
+
+
+def words(*given: object) -> Callable[[Path], Sequence[object]]:
+    """``arguments`` of a case that needs no input."""
+    return lambda folder: given
 
 
 @dataclass(frozen=True)
@@ -131,19 +137,23 @@ def _forked(
     out: Path,
     err: Path,
 ) -> int | None:
-    with pytest.MonkeyPatch.context() as patch:
-        # the server imports what is preloaded by the path of its environment
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
-        child = _CONTEXT.Process(
-            target=_child, args=(tuple(words), folder, dict(environment), out, err)
-        )
-        child.start()
+    child = start(_child, tuple(words), folder, dict(environment), out, err)
     child.join(case.limit)
     if child.is_alive():
         os.killpg(child.pid or 0, signal.SIGKILL)
         child.join()
         return None
     return child.exitcode
+
+
+def start(target: Callable[..., object], *arguments: object) -> Any:
+    """A process forked from the one that has the libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        # the server imports what is preloaded by the path of its environment
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
+        child = CONTEXT.Process(target=target, args=arguments)
+        child.start()
+    return child
 
 
 def _child(

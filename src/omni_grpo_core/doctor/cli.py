@@ -56,7 +56,8 @@ def doctor(
 ) -> None:
     """Name the stage of a recorded trainer that broke, what broke it, and what to change.
 
-    Exit codes: 0 nothing wrong, 1 something is broken, 2 no readable recording.
+    Exit codes: 0 nothing wrong, 1 something is broken, 2 no recording that can be read and
+    judged.
     """
     if (trace is None) == (pipeline is None):
         raise ConfigError(
@@ -67,7 +68,7 @@ def doctor(
         )
     require_outputs(files=[html])
     quiet_libraries()
-    from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
+    from omni_grpo_core.doctor.diagnose import diagnose, merge, require_judged, to_json
     from omni_grpo_core.doctor.load import as_cases, read_traces
     from omni_grpo_core.doctor.looks_run import in_order
     from omni_grpo_core.doctor.modes import tried
@@ -89,6 +90,7 @@ def doctor(
             on_stage("modes")
             experiments = tried(cases)
     verdict = merge(diagnoses)
+    require_judged(verdict, str(trace or pipeline))
     if html is not None:
         from omni_grpo_core.report.doctor_page import doctor_page
         from omni_grpo_core.report.page import write_page

@@ -206,7 +206,8 @@ def _sections(loop: WildLoop, sections: list[int]) -> Iterator[None]:
             if isinstance(getattr(owner, "mrope_section", None), list):
                 stack.enter_context(patched(owner, mrope_section=sections))
             for name in ("rope_parameters", "rope_scaling"):
-                told = getattr(owner, name, None)
+                # its own: 5.24 keeps the old name as an alias, and warns of whoever sets it
+                told = vars(owner).get(name)
                 if isinstance(told, dict) and told.get("mrope_section"):
                     changed = {**told, "mrope_section": sections}
                     stack.enter_context(patched(owner, **{name: changed}))

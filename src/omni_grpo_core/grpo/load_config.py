@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.grpo.memory import check_memory, device_memory, lora_target, thinker_shapes
+from omni_grpo_core.grpo.memory import check_memory, lora_target, thinker_shapes
 from omni_grpo_core.grpo.prompt_estimate import (
     check_prompt_limit,
     least_media_tokens,
     token_shape,
 )
 from omni_grpo_core.grpo.train_config import LoraConfig, TrainConfig, as_values
+from omni_grpo_core.machine import device_memory
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
@@ -91,7 +92,7 @@ def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
         for key, value in values.items()
     }
     judge = placed.get("judge")
-    if isinstance(judge, Mapping) and isinstance(judge.get("cache"), str):
+    if isinstance(judge, Mapping) and isinstance(judge.get("cache"), str) and judge["cache"]:
         placed["judge"] = {**judge, "cache": str(here / judge["cache"])}
     own = Settings()
     if isinstance(placed.get("checkpoint"), str):
@@ -261,7 +262,7 @@ def _check_rewards(config: TrainConfig) -> None:
     def load(name: str) -> RewardFunction:
         if config.judge is None or name not in BY_JUDGE:
             return load_reward(name)
-        # the client of an endpoint takes seconds to import, and a cache is a file
+        # the client of an endpoint takes its time to import, and a cache is a file
         return Format(name=name)
 
     composition = config.composition(load)
@@ -305,8 +306,7 @@ def _check_numbers(config: TrainConfig) -> None:
         ("guard: patience", config.guard.patience, config.guard.patience >= 1, "1 or more"),
         ("guard: garbage", config.guard.garbage, 0 < config.guard.garbage <= 1, "0 to 1, above 0"),
         ("guard: drift", config.drift_limit, config.drift_limit > 0, "above 0"),
-        ("settings: max_new_tokens", config.settings.max_new_tokens,
-         config.settings.max_new_tokens >= 1, "1 or more"),
+        ("seed", config.seed, abs(config.seed) < 1 << 63, "a whole number of 64 bits"),
     )  # fmt: skip
     for item, got, ok, want in limits:
         if not ok:
