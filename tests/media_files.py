@@ -52,6 +52,11 @@ def tone(seconds: float, rate: int, channels: int = 1, hertz: float = 440.0) -> 
     return np.broadcast_to(wave.astype(np.float32), (channels, len(wave))).copy()
 
 
+def layout_of(channels: int) -> str:
+    """libav's usual layout of so many channels; beyond eight, just the number."""
+    return f"{channels}c" if channels <= 8 else f"{channels} channels"
+
+
 def write_media(
     path: Path,
     frames: NDArray[np.uint8] | None = None,
@@ -83,12 +88,11 @@ def write_media(
             if rotation is not None:
                 picture.set_display_rotation(rotation, hflip=hflip)
         if audio is not None:
-            layout = "mono" if len(audio) == 1 else "stereo"
-            sound = container.add_stream(audio_codec, rate=audio_rate, layout=layout)
+            sound = container.add_stream(audio_codec, rate=audio_rate, layout=layout_of(len(audio)))
         if frames is not None and picture is not None:
             _write_frames(container, picture, frames, times_ms)
         if audio is not None and sound is not None:
-            _write_sound(container, sound, audio, audio_starts)
+            write_sound(container, sound, audio, audio_starts)
     return path
 
 
@@ -104,10 +108,12 @@ def _write_frames(
     container.mux(stream.encode(None))
 
 
-def _write_sound(container: Any, stream: Any, audio: NDArray[np.float32], starts: float) -> None:
+def write_sound(
+    container: Any, stream: Any, audio: NDArray[np.float32], starts: float = 0.0
+) -> None:
     rate = stream.codec_context.sample_rate
-    layout = "mono" if len(audio) == 1 else "stereo"
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio), format="fltp", layout=layout)
+    packed = np.ascontiguousarray(audio.T).reshape(1, -1)
+    frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout_of(len(audio)))
     frame.sample_rate, frame.pts, frame.time_base = rate, round(starts * rate), Fraction(1, rate)
     resampler = av.AudioResampler(
         stream.format, stream.layout, rate, frame_size=stream.codec_context.frame_size or None

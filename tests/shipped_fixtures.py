@@ -79,7 +79,7 @@ def run_cli() -> Callable[..., tuple[int, str, str]]:
     def run_here(*args: object) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run(app, [str(arg) for arg in args])
+            code = run(lambda: app, [str(arg) for arg in args])
         if code == 3:
             file = err.getvalue().rsplit(" ", 1)[-1].strip()
             pytest.fail(Path(file).read_text(encoding="utf-8"))

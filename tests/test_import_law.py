@@ -28,7 +28,7 @@ STAGES = frozenset(
 )
 MODEL = frozenset({"dialect", "family", "forward", "towers"})
 # settings as plain values: reading a configuration loads no decoder and no torch
-CONFIG = frozenset({"media_config", "strict", "bounded"})
+CONFIG = frozenset({"media_config", "strict", "bounded", "checkpoint_files", "machine"})
 PIPELINE = NOUNS | STAGES | MODEL | CONFIG | {"settings", "stage_checks", "pipeline"}
 
 # Every room of the package, and the rooms it may import from beside its own files.
@@ -40,17 +40,21 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "observed": frozenset({"types"}),
     **dict.fromkeys(STAGES, NOUNS),
     **dict.fromkeys(CONFIG, NOUNS),
+    "strict": NOUNS | {"bounded"},
+    "sample": NOUNS | {"bounded"},
+    "checkpoint_files": NOUNS | {"bounded", "family"},
     "media": NOUNS | {"media_config"},
     # what differs between model families: the two stages that meet a processor or a model ask it
     "family": NOUNS,
     # what transformers calls things, version by version
     "dialect": frozenset(),
     "batch": NOUNS | {"family"},
-    "policy": NOUNS | {"family"},
+    "policy": NOUNS | {"family", "checkpoint_files"},
     # the model is the one thing no frozen value carries: what runs it is handed the policy
     "towers": NOUNS | {"policy"},
     "forward": NOUNS | {"dialect", "policy", "towers"},
-    "rollout": NOUNS | {"policy", "forward"},
+    "machine": frozenset(),
+    "rollout": NOUNS | {"policy", "forward", "machine"},
     # what puts the stages together
     "settings": NOUNS | STAGES | CONFIG,
     "stage_checks": NOUNS | STAGES | MODEL,
@@ -58,27 +62,29 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "training": PIPELINE | {"check", "trace"},
     "check": PIPELINE | {"trace"},
     "report": PIPELINE | {"trace", "check", "doctor", "golden"},
-    "trace": NOUNS,
+    "trace": NOUNS | {"bounded"},
     "tiny": PIPELINE,
     # the true vocabulary in the tiny checkpoint's manners
     "realvocab": NOUNS | {"tiny", "trace"},
     "golden": PIPELINE | {"trace", "tiny", "training"},
     # watches foreign trainers: it knows calls, not what should have come out of them
-    "recorder": NOUNS | {"dialect", "rewards", "trace"},
+    "recorder": NOUNS | {"dialect", "redaction", "rewards", "trace"},
     "doctor": PIPELINE | {"trace", "recorder"},
     # its trials run in worker processes, which are quieted as the command is
     "faults": PIPELINE | {"trace", "recorder", "doctor", "tiny", "console"},
     # runs by itself under another interpreter, with its libraries kept quiet there too
     "versions": PIPELINE | {"trace", "tiny", "console"},
     "pytest_plugin": NOUNS | {"golden"},
-    "__main__": frozenset({"cli"}),
-    "console": NOUNS | {"tested"},
+    "__main__": frozenset({"cli", "exits"}),
+    "json_answer": frozenset(),
+    "redaction": frozenset(),
     "tested": frozenset(),
-    "exits": NOUNS | {"console", "__init__"},
+    "console": NOUNS | {"bounded", "tested"},
+    "exits": NOUNS | {"json_answer", "redaction", "__init__"},
     "cli": PIPELINE
     | {
         "console",
-        "exits",
+        "json_answer",
         "training",
         "check",
         "report",
@@ -98,6 +104,7 @@ ANNEXES: Mapping[str, str] = {
     "_decode": "media",
     "_framing": "media",
     "_qwen_utils": "media",
+    **dict.fromkeys(("_agreement", "_template"), "policy"),
     "_rows": "sample",
 }
 

@@ -16,11 +16,14 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import omni_grpo_core
+from omni_grpo_core.golden.store import all_files
+from omni_grpo_core.golden.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 PYTHONS = ("3.11", "3.12", "3.13")
+SHIPPED = "omni_grpo_core/golden/shipped/"
 MADE_BY_PYTHON = {"__pycache__"}
 
 
@@ -69,7 +72,14 @@ def test_the_wheel_holds_every_file_of_the_package(wheel_files: set[str]) -> Non
         for path in (source / "omni_grpo_core").rglob("*")
         if path.is_file() and not MADE_BY_PYTHON & set(path.parts)
     }
-    assert {name for name in wheel_files if name.startswith("omni_grpo_core/")} == files
+    goldens = {
+        f"{SHIPPED}{path.relative_to(ROOT / 'golden').as_posix()}"
+        for path in [*all_files(ROOT / "golden"), ROOT / "golden/lanes.yaml"]
+        if path.parent.name in load_suite(ROOT / "golden").cases or path.name == "lanes.yaml"
+    }
+    assert len(goldens) > 100
+    inside = {name for name in wheel_files if name.startswith("omni_grpo_core/")}
+    assert inside == files | goldens
 
 
 def test_the_wheel_holds_the_tiny_checkpoint_its_clips_and_the_types(

@@ -124,7 +124,7 @@ def _truncate(folder: Path) -> None:
 BROKEN: dict[str, tuple[Mend, str]] = {
     "no folder": (shutil.rmtree, r"config\.json: found no such file"),
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json: found no such file"),
-    "config not JSON": (lambda f: _write(f / "config.json", "{"), r"config\.json: found Expecting"),
+    "config not JSON": (lambda f: _write(f / "config.json", "{"), r"config\.json:1: found no JSON"),
     "config a list": (
         lambda f: _write(f / "config.json", "[]"),
         "found list, wanted a JSON object",
@@ -139,10 +139,13 @@ BROKEN: dict[str, tuple[Mend, str]] = {
     ),
     "broken tokenizer": (
         lambda f: _write(f / "tokenizer.json", "{"),
-        "processor in .*wanted files",
+        r"tokenizer\.json:1: found no JSON",
     ),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "weights in .*found OSError"),
-    "weights cut off": (_truncate, "weights in .*found Safetensor"),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        r"weights in .*found no model\.safetensors",
+    ),
+    "weights cut off": (_truncate, r"weights in .*found a header of \d+ bytes in a file of 1000"),
     "a weight missing": (_drop_weight, "1 weights missing.*ln_post"),
     "rope sections lost": (
         lambda f: edit(f / "config.json", _no_rope),

@@ -228,6 +228,8 @@ def test_ways_of_lettering(tmp_path: Path, options: list[str], gold: str) -> Non
         ({"path": {"video": "v.mp4", "smell": "s"}}, "path for smell, video"),
         ({"id": True}, "id True"),
         ({"id": ""}, "id ''"),
+        ({"id": "half \ud83d"}, "id 'half \\ud83d'"),
+        ({"path": "https://example.org/a.mp4"}, "a URL, wanted a file: URLs are not read"),
         ({"problem_id": [1]}, "problem_id [1]"),
     ],
 )
@@ -367,10 +369,11 @@ def test_missing_social_iq_keys(tmp_path: Path, key: str) -> None:
         (b"[3]", ":1", "found 3, wanted a JSON object"),
         (b'"text"', "", "JSON that is a str"),
         (b'{"data": [{"problem": "a"}]}', "", "JSON that is a dict, wanted a list of rows"),
-        (b"\xff\xfe\x00", "", "no text in UTF-8"),
-        (b"[" * 100_000, ":1", "no JSON"),
-        (b"[" + b"9" * 5_000 + b"]", ":1", "no JSON"),
-        (b"[" * 100_000 + b"\n1", ":1", "no JSON"),
+        (b"\xff\xfe\x00", ":1", "a byte 0xff that is not UTF-8"),
+        (b"[" * 100_000, "", "brackets more than 64 deep"),
+        (b"[" + b"9" * 5_000 + b"]", "", "a number of 5000 digits"),
+        (b"{}\n[" + b"9" * 5_000 + b"]", ":2", "a number of 5000 digits"),
+        (b'{"id": 1, "id": 2}', ":1", "the key 'id' twice"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes, where: str, words: str) -> None:
@@ -382,8 +385,9 @@ def test_bad_files(tmp_path: Path, content: bytes, where: str, words: str) -> No
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    assert "No such file" in refused(tmp_path / "none.json")
-    assert "Is a directory" in refused(tmp_path)
+    assert "no such file" in refused(tmp_path / "none.json")
+    assert "a folder" in refused(tmp_path)
+    assert "a URL, which is not read" in refused(Path("https://example.org/rows.json"))
 
 
 def test_neither_kind_of_row(tmp_path: Path) -> None:

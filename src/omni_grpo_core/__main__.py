@@ -1,5 +1,39 @@
-"""``python -m omni_grpo_core`` is ``omni-grpo``."""
+"""``python -m omni_grpo_core`` is ``omni-grpo``.
 
-from omni_grpo_core.cli import main
+Everything is imported under :func:`~omni_grpo_core.exits.run`, so that a Ctrl-C or a broken package
+in the seconds that imports take is answered like one at any later time.
+"""
 
-main()
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+
+def main() -> None:
+    """Entry point of the ``omni-grpo`` command."""
+    # held back until run() is there to answer it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    from omni_grpo_core.exits import run
+
+    try:
+        code = run(_app, sys.argv[1:])
+    except KeyboardInterrupt:  # a second one, while the first was being reported
+        code = 130
+    # all is said: from here on a Ctrl-C ends the process without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
+
+
+def _app() -> typer.Typer:
+    from omni_grpo_core.cli import app
+
+    return app
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from numpy.typing import NDArray
 
 from omni_grpo_core import _framing
@@ -45,6 +46,10 @@ MAX_PIXELS = 8192 * 8192
 """A frame or image larger than this is refused unread: no camera makes it, a bomb does."""
 MAX_CHANNELS = 64
 """What libswresample can take (its ``SWR_CH_MAX``)."""
+MIN_RATE = 1000
+"""Hertz: nothing that is heard is stored slower, and at 16 kHz it would grow without bound."""
+MAX_SILENCE = 3600
+"""Seconds of silence at most before a track that sets in late: any header can ask for years."""
 
 _ORIENTATIONS: dict[tuple[int, int, int, int], tuple[int, bool]] = {
     # sign of the display matrix' a b c d -> quarter turns (counter-clockwise), mirrored after
@@ -183,12 +188,12 @@ def inspect(path: str | Path) -> Contents:
         video, audio = _streams(file, container)
         if video is not None and video.width * video.height > MAX_PIXELS:
             raise too_large(file, f"{video.width} x {video.height} pixels")
-        zero = (container.start_time or 0) / av.time_base
-        stamps, ends = _demux(file, container, video)
-        used = [stream for stream in (video, audio) if stream is not None]
         formats = set(container.format.name.split(","))
         if reason := _framing.cut_off(file, formats):
             raise _cut_off(file, reason)
+        zero = (container.start_time or 0) / av.time_base
+        stamps, ends = _demux(file, container, video)
+        used = [stream for stream in (video, audio) if stream is not None]
         if _STATE_LENGTH & formats or ("mp3" in formats and _framing.mp3_states_length(file)):
             _refuse_short(file, container, used, ends)
         times = sorted(t - zero for t in stamps if t is not None)
@@ -276,8 +281,11 @@ def too_large(file: Path, size: str) -> MediaError:
     )
 
 
-def _frames(file: Path, container: Any, stream: Any) -> Iterator[Any]:
+def _frames(file: Path, container: Any, stream: Any, *, threads: int = 0) -> Iterator[Any]:
+    """All frames of a stream. ``threads`` 0: as libavcodec likes it, one frame a thread. Then what
+    it says of the last frames, as many as there are threads, is lost: they are merely missing."""
     stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = threads
     for frame in container.decode(stream):
         if frame.is_corrupt:
             raise _cut_off(file, f"a damaged {stream.type} frame")
@@ -287,11 +295,13 @@ def _frames(file: Path, container: Any, stream: Any) -> Iterator[Any]:
 def recount(contents: Contents) -> Contents:
     """The same with ``shown`` found by decoding every frame: for packets that do not say, or lie.
 
-    Frames whose own timestamps run backwards (B-frames in AVI) are spaced by the stated rate.
+    Frames whose own timestamps run backwards (B-frames in AVI) are spaced by the stated rate. Goes
+    by one thread, so that damage at the end, which is one reason to come here, is heard of.
     """
     with _opened(contents.path) as container:
         video, _ = _streams(contents.path, container)
-        stamps = [frame.time for frame in _frames(contents.path, container, video)]
+        frames = _frames(contents.path, container, video, threads=1)
+        stamps = [frame.time for frame in frames]
     if all(t is not None for t in stamps) and all(a < b for a, b in itertools.pairwise(stamps)):
         return replace(contents, shown=tuple(t - contents.zero for t in stamps))
     rate = contents.rate or 25.0
@@ -341,10 +351,14 @@ def _on_time(frame: Any, number: int, contents: Contents) -> bool:
 
 
 def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
+    if frame.width * frame.height > MAX_PIXELS:
+        raise too_large(file, f"{frame.width} x {frame.height} pixels")
     # one thread: libswscale's own threads are waited for when the frame goes, and in a forked
     # process (a data loader's worker) there are none, so it would wait for ever
     rgb: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", threads=1)
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    # frame.side_data would be kept by the frame, which it keeps in turn: a clip's frames would stay
+    # until the garbage collector looks, one by one larger than all that it counts
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     if matrix is None:
         return rgb
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
@@ -372,16 +386,16 @@ def read_audio(contents: Contents) -> NDArray[np.float32]:
     track = bytearray()
     with _opened(contents.path) as container:
         _, audio = _streams(contents.path, container)
-        _refuse_many_channels(contents.path, audio)
+        _refuse_odd_sound(contents.path, audio)
         # packed: PyAV reads planes beyond the eighth from where there are none
         resampler = av.AudioResampler(format="flt", rate=AUDIO_SAMPLING_RATE)
-        late: int | None = None
+        late: float | None = None
         for frame in itertools.chain(_frames(contents.path, container, audio), [None]):
             if late is None and frame is not None and frame.time is not None:
-                late = round((frame.time - contents.zero) * AUDIO_SAMPLING_RATE)
+                late = frame.time - contents.zero
             for block in _resampled(contents.path, resampler, frame):
                 if not track:
-                    track.extend(bytes(4 * max(late or 0, 0)))
+                    track.extend(_silence(contents.path, late or 0.0))
                 track.extend(_mono(block).tobytes())
     samples = np.frombuffer(track, np.float32)
     _refuse_missing(contents.path, len(samples) / AUDIO_SAMPLING_RATE, contents.audio_end)
@@ -395,14 +409,32 @@ def read_audio(contents: Contents) -> NDArray[np.float32]:
     return samples
 
 
-def _refuse_many_channels(file: Path, stream: Any) -> None:
-    channels = stream.codec_context.channels
+def _silence(file: Path, seconds: float) -> bytes:
+    if seconds > MAX_SILENCE:
+        raise MediaError(
+            str(file),
+            got=f"an audio track that sets in after {seconds:.0f} s",
+            want=f"one that sets in within {MAX_SILENCE} s of the beginning",
+            fix="check its timestamps, or convert it",
+        )
+    return bytes(4 * max(round(seconds * AUDIO_SAMPLING_RATE), 0))
+
+
+def _refuse_odd_sound(file: Path, stream: Any) -> None:
+    channels, rate = stream.codec_context.channels, stream.codec_context.sample_rate
     if channels > MAX_CHANNELS:
         raise MediaError(
             str(file),
             got=f"{channels} channels of sound",
             want=f"at most {MAX_CHANNELS}",
             fix="mix it down, to mono for instance",
+        )
+    if rate < MIN_RATE:
+        raise MediaError(
+            str(file),
+            got=f"sound of {rate} samples a second",
+            want=f"{MIN_RATE} at least",
+            fix="check that its header states the true rate",
         )
 
 

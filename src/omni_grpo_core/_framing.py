@@ -156,9 +156,10 @@ def _wave(stream: BinaryIO, size: int) -> _Wave | None:
         if name == b"data":
             stated = long if long is not None and length == 0xFFFF_FFFF else length
             unstated = stated >> 63 == 1 or (stated < 1 << 32 and _no_length(stated))
-            if stated == 0:  # of no sound at all, where the file ends or other chunks follow
-                _, length = _chunk(stream)
-                unstated = start < size != stream.tell() + length
+            if stated == 0:  # or there is no sound: the file ends here, or with another chunk
+                name, length = _chunk(stream)
+                chunk = name.strip().isalnum() and stream.tell() + length == size
+                unstated = start < size and not chunk
             return _Wave(layout, start, stated, unstated)
         if name == b"ds64":
             long = struct.unpack("<8xQ", stream.read(16).ljust(16, b"\0"))[0]

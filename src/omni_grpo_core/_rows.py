@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from omni_grpo_core.bounded import Unreadable, json_value, read_text
 from omni_grpo_core.errors import DataError
 
 
@@ -53,21 +53,19 @@ def short(value: Any) -> str:
 def read_rows(file: Path) -> Iterator[Row]:
     """The rows of a JSON list or of JSONL. Raises DataError where there is something else."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "no text in UTF-8" if isinstance(error, ValueError) else str(error.strerror)
+        text = read_text(file)
+    except Unreadable as error:
         raise DataError(
-            str(file), got=reason, want="a JSON or JSONL file", fix="check the path"
-        ) from error
+            error.place(file), got=error.got, want="a JSON or JSONL file in UTF-8",
+            fix="check the path",
+        ) from None  # fmt: skip
     try:
-        whole = json.loads(text)
-    except json.JSONDecodeError as error:
+        whole = json_value(text, finite=False, whole=False)
+    except Unreadable as error:
         if text.lstrip().startswith("["):
-            raise _not_json(file, error.lineno, error) from error
+            raise _not_json(file, error) from None
         yield from _lines(file, text)
         return
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
-        raise _not_json(file, 1, error) from error
     if isinstance(whole, dict) and ("problem" in whole or "q" in whole):
         whole = [whole]  # JSONL of one line
     if not isinstance(whole, list):
@@ -86,17 +84,16 @@ def _lines(file: Path, text: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise _not_json(file, number, error) from error
+            values = json_value(line, finite=False, whole=False)
+        except Unreadable as error:
+            raise _not_json(file, Unreadable(error.got, number)) from None
         yield _row(file, number, values)
 
 
-def _not_json(file: Path, line: int, error: Exception) -> DataError:
-    place = f" in column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+def _not_json(file: Path, error: Unreadable) -> DataError:
     return DataError(
-        f"{file}:{line}",
-        got=f"no JSON ({getattr(error, 'msg', error)}{place})",
+        error.place(file),
+        got=error.got,
         want="a JSON list in the file, or one JSON object per line",
         fix="mend the file",
     )

@@ -9,7 +9,8 @@ all audio modes, images and text-only rows.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,7 @@ from packaging.version import Version
 from PIL import Image as PILImage
 from torch import Tensor
 
-from omni_grpo_core.errors import BatchError
+from omni_grpo_core.errors import BatchError, OmniGrpoError
 from omni_grpo_core.family import Family
 from omni_grpo_core.types import (
     AUDIO_SAMPLING_RATE,
@@ -49,8 +50,9 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
     """The conversation as the checkpoint's own chat template writes it, generation prompt included.
 
     Raises:
-        BatchError: the text does not hold exactly one placeholder per medium, because the template
-            drops media or the question itself contains a placeholder.
+        BatchError: the template raises, or the text does not hold exactly one placeholder per
+            medium, because the template drops media or the question itself contains a placeholder;
+            the question contains another special token.
     """
     messages = []
     for message in conversation.messages:
@@ -61,7 +63,8 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
             for part in message.parts
         ]
         messages.append({"role": message.role, "content": content})
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    with _library(f"prompt of sample {conversation.sample_id}", "a chat template"):
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if isinstance(text, list):  # 4.52's omni processor answers one conversation with a list
         (text,) = text
     counts = {modality: text.count(token) for modality, token in _tokens(processor).items()}
@@ -74,7 +77,23 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
                 want=f"{wanted}, one per {modality} of the conversation",
                 fix="use a chat template that renders media, and no special tokens in questions",
             )
+    _refuse_special_tokens(conversation, processor.tokenizer)
     return Prompt(conversation.sample_id, text, counts)
+
+
+def _refuse_special_tokens(conversation: Conversation, tokenizer: Any) -> None:
+    """A question that holds ``<|im_end|>`` ends the turn and can begin another."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for message in conversation.messages:
+        for part in message.parts:
+            found = [s for s in special if isinstance(part, TextPart) and s in part.text]
+            if found:
+                raise BatchError(
+                    f"prompt of sample {conversation.sample_id}",
+                    got=f"the special token {found[0]} in the text of the {message.role}",
+                    want="text: special tokens are the chat template's to write",
+                    fix="take it out of the row",
+                )
 
 
 def process_row(
@@ -121,15 +140,17 @@ def process_row(
     _refuse_odd_audio(item, media, processor, family)
     _refuse_odd_sizes(item, media, processor)
 
-    output = processor(
-        text=[prompt.text],
-        images=[_pil(image.pixels) for image in media.images] or None,
-        videos=[video.frames for video in media.videos] or None,
-        audio=[audio.samples.numpy() for audio in media.audios] or None,
-        return_tensors=_ARRAYS,
-        do_resize=False,
-        **_video_keywords(item, conversation, media, processor),
-    )
+    keywords = _video_keywords(item, conversation, media, processor)
+    with _library(item, "a processor"):
+        output = processor(
+            text=[prompt.text],
+            images=[_pil(image.pixels) for image in media.images] or None,
+            videos=[video.frames for video in media.videos] or None,
+            audio=[audio.samples.numpy() for audio in media.audios] or None,
+            return_tensors=_ARRAYS,
+            do_resize=False,
+            **keywords,
+        )
     ids = _tensor(output["input_ids"])[0].to(ID_DTYPE)
     tensors = {
         key: _tensor(output[key])
@@ -147,6 +168,24 @@ def process_row(
     expected = expected_lengths(tensors, processor, family)
     spans = find_spans(ids, placeholder_ids(processor), expected, item)
     return Row(prompt.sample_id, ids, conversation.audio_in_video, spans, tensors)
+
+
+def require_positions(row: Row, new_tokens: int, limit: int) -> None:
+    """Raises ``BatchError`` for a row that runs on past the model's ``limit`` positions with a
+    completion of ``new_tokens``: nothing else would say so, and the answers would be noise."""
+    length = len(row.input_ids)
+    if length + new_tokens <= limit:
+        return
+    counts = {m: sum(s.length for s in row.spans if s.modality == m) for m in MODALITIES}
+    parts = [f"{n} of {modality}" for modality, n in counts.items() if n]
+    parts.append(f"{length - sum(counts.values())} of text")
+    raise BatchError(
+        f"sample {row.sample_id}",
+        got=f"a prompt of {length} tokens ({', '.join(parts)}) and up to {new_tokens} new ones",
+        want=f"at most {limit} together, the positions of the model",
+        fix="shorten the text, or lower settings: max_new_tokens, media: fps, max_frames or "
+        "max_pixels",
+    )
 
 
 def collate(rows: Sequence[Row], pad_token_id: int) -> Batch:
@@ -284,6 +323,24 @@ def check_batch(batch: Batch, conversations: Sequence[Conversation], media: Sequ
         Check("ids and mask int64", dtypes == {ID_DTYPE}, ", ".join(map(str, dtypes))),
         Check("audio-in-video as decided", same_modes, ", ".join(modes)),
     )
+
+
+@contextmanager
+def _library(item: str, what: str) -> Iterator[None]:
+    """Files of a checkpoint can make transformers raise anything, at a sample that has it."""
+    try:
+        yield
+    except (MemoryError, OmniGrpoError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise BatchError(
+            item,
+            got=f"{type(error).__name__} in transformers: {said}",
+            want=f"{what} that takes the sample",
+            fix="use the processor files that came with the checkpoint and a supported version of "
+            "transformers",
+        ) from error
 
 
 def _tokens(processor: Any) -> dict[Modality, str]:

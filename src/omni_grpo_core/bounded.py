@@ -11,9 +11,11 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -32,6 +34,7 @@ _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NOT_BRACKETS = re.compile(r"[^][{}]+")
 _STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 class Unreadable(ValueError):
@@ -52,25 +55,37 @@ class Unreadable(ValueError):
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
-    """The bytes of a plain file. Pipes, devices and folders are refused unopened: a pipe can keep
-    its reader waiting for ever.
+    """The bytes of a plain file.
 
     Raises:
-        Unreadable: no such file, no plain file, no permission, more than ``most`` bytes.
+        Unreadable: as :func:`plain_file`, or more than ``most`` bytes.
+    """
+    with plain_file(path) as (file, size):
+        if size > most:
+            raise Unreadable(f"{size} bytes")
+        return file.read(min(size + 1, most))  # as much is set aside at once
+
+
+@contextmanager
+def plain_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A plain file, opened, and its bytes. Pipes, devices and folders are refused unread: a pipe
+    can keep its reader waiting for ever.
+
+    Raises:
+        Unreadable: no such file, no plain file, no permission.
     """
     try:
         # without waiting for a writer; looked at once it is open, since a name can be replaced
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise Unreadable(_kind(status.st_mode))
-            if status.st_size > most:
-                raise Unreadable(f"{status.st_size} bytes")
-            return file.read(most)
+                raise Unreadable(kind_of(status.st_mode))
+            yield file, status.st_size
     except Unreadable:
         raise
     except FileNotFoundError:
-        raise Unreadable("no such file") from None
+        url = _URL.match(str(path))
+        raise Unreadable("a URL, which is not read" if url else "no such file") from None
     except IsADirectoryError:
         raise Unreadable("a folder") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -95,8 +110,9 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
         raise Unreadable(f"a byte {raw[error.start]:#04x} that is not UTF-8", line) from None
 
 
-def json_value(text: str, *, finite: bool = True) -> Any:
-    """What a JSON text says. ``finite=False`` lets NaN and Infinity through.
+def json_value(text: str, *, finite: bool = True, whole: bool = True) -> Any:
+    """What a JSON text says. ``finite=False`` lets NaN and Infinity through, ``whole=False`` halves
+    of surrogate pairs, for a reader that says in which of many rows they stand.
 
     >>> json_value('{"rows": [1, 2.5]}')
     {'rows': [1, 2.5]}
@@ -118,7 +134,7 @@ def json_value(text: str, *, finite: bool = True) -> Any:
         )
     except json.JSONDecodeError as error:
         raise Unreadable(f"no JSON ({error.msg} in column {error.colno})", error.lineno) from None
-    if _HALF.search(text):
+    if whole and _HALF.search(text):
         _refuse_half_characters(value)
     return value
 
@@ -160,7 +176,8 @@ def depth_of(text: str) -> int:
     return max(accumulate(_STEPS[bracket] for bracket in brackets), default=0)
 
 
-def _kind(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """What no plain file is, by the mode of its status."""
     return "a pipe" if stat.S_ISFIFO(mode) else "a device"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -21,17 +22,16 @@ from omni_grpo_core.console import (
     FamilyOption,
     Json,
     TinyFamily,
-    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
     require_device,
-    writable,
+    require_outputs,
 )
 from omni_grpo_core.doctor.cli import doctor
-from omni_grpo_core.exits import run
 from omni_grpo_core.faults.cli import faults, incident
 from omni_grpo_core.golden.cli import app as golden_app
+from omni_grpo_core.json_answer import print_json
 from omni_grpo_core.realvocab.cli import app as realvocab_app
 from omni_grpo_core.rewards.cli import app as rewards_app
 from omni_grpo_core.versions.cli import app as versions_app
@@ -119,9 +119,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Take real clips through every stage of a real omni model, and say what holds."""
-    for target in (html, trace):
-        if target is not None:
-            writable(target)
+    require_outputs(files=[html], folders=[trace])
     quiet_libraries()
     from dataclasses import replace
 
@@ -178,7 +176,9 @@ def train(
     """
     from omni_grpo_core.grpo.load_config import load_train_config
 
-    plan, warnings = load_train_config(config)
+    # what a reward function prints must not stand beside the one object of --json
+    with redirect_stdout(sys.stderr):
+        plan, warnings = load_train_config(config)
     first = os.environ.get("RANK", "0") == "0"
     for warning in warnings if first else ():
         typer.echo(f"warning: {warning}", err=True)
@@ -197,7 +197,7 @@ def train(
     require_device(plan.device)
     console = Console(stderr=True, quiet=not first)
     live = console.is_terminal and not as_json
-    with display(plan.steps, console, live=live) as on_step:
+    with redirect_stdout(sys.stderr), display(plan.steps, console, live=live) as on_step:
         result = run_training(
             plan,
             trace_steps=trace,
@@ -229,7 +229,7 @@ def tiny_build(
     as_json: Json = False,
 ) -> None:
     """Train a tiny checkpoint from scratch: minutes on one core."""
-    writable(out)
+    require_outputs(folders=[out])
     quiet_libraries()
     from omni_grpo_core.tiny.recipe import build
 
@@ -249,8 +249,3 @@ def tiny_path(family: FamilyOption = TinyFamily.qwen2_5) -> None:
     from omni_grpo_core import tiny
 
     typer.echo(tiny.checkpoint_dir(family.value))
-
-
-def main() -> None:
-    """Entry point of the ``omni-grpo`` command."""
-    sys.exit(run(app, sys.argv[1:]))

@@ -1,16 +1,17 @@
-"""What every command shares: JSON output, what a person watches, and quiet libraries.
+"""What every command shares: options, what a person watches, and quiet libraries.
 
 Heavy libraries are imported inside the functions.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
+import stat
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -37,26 +38,10 @@ class TinyFamily(StrEnum):
     qwen3 = "qwen3"
 
 
+_MOST_PROBED = 256
+
 FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Qwen3-Omni's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-
-
-def print_json(data: Any) -> None:
-    """One JSON object on stdout, in whatever encoding it has; numbers that JSON lacks are null."""
-    plain = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
-    try:
-        text = json.dumps(data, ensure_ascii=plain, allow_nan=False)
-    except ValueError:
-        text = json.dumps(_finite(data), ensure_ascii=plain)
-    print(text)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 @contextmanager
@@ -75,20 +60,76 @@ def progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
         yield lambda name: progress.update(task, description=f"{title}: {name}")
 
 
-def writable(target: Path) -> None:
-    """Raises :class:`ConfigError`, before the work starts, for a place that cannot take a file or
-    folder: no folder to put it in, or something there that is neither, such as a pipe."""
-    real = Path(os.path.realpath(target))
-    if real.exists() and not (real.is_file() or real.is_dir()):
-        raise ConfigError(
-            str(target), got="a pipe, socket or device", want="a file, or a free name",
-            fix="choose another place",
-        )  # fmt: skip
-    if not real.parent.is_dir() or not os.access(real.parent, os.W_OK):
-        raise ConfigError(
-            str(target), got="no writable folder to put it in", want="one that exists",
-            fix=f"create {real.parent} or choose another place",
-        )  # fmt: skip
+def require_outputs(
+    *, files: Sequence[Path | None] = (), folders: Sequence[Path | None] = ()
+) -> None:
+    """Before the work starts: can these be written? A file may be there already and is replaced,
+    a folder must be new or empty; where a link leads is what is looked at.
+
+    Raises:
+        ConfigError: the place is something else (a pipe, a device, what stdout goes to), its folder
+            is missing or not writable, or one place is named twice.
+    """
+    seen: set[str] = set()
+    for target, found in (
+        *((path, _in_the_way_of_a_file(path)) for path in files if path is not None),
+        *((path, _in_the_way_of_a_folder(path)) for path in folders if path is not None),
+    ):
+        if found is None:
+            real = os.path.realpath(target)
+            found = "the place of another output" if real in seen else None
+            seen.add(real)
+        if found is not None:
+            raise ConfigError(
+                str(target), got=found, want="a free name in a writable folder",
+                fix="choose another place, or create its folder",
+            )  # fmt: skip
+
+
+def _in_the_way_of_a_file(target: Path) -> str | None:
+    from omni_grpo_core.bounded import kind_of
+
+    status = _status(target)
+    if isinstance(status, str):
+        return status
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        return kind_of(status.st_mode)
+    if status is not None and not os.access(target, os.W_OK):
+        return "a file that may not be written"
+    if status is not None and any(os.path.samestat(status, os.fstat(n)) for n in (0, 1, 2)):
+        return "the file that this command's own input or output is"
+    return _refusal(target)
+
+
+def _in_the_way_of_a_folder(target: Path) -> str | None:
+    status = _status(target)
+    if isinstance(status, str):
+        return status
+    if status is not None and not stat.S_ISDIR(status.st_mode):
+        return "something that is no folder"
+    if status is not None and any(target.iterdir()):
+        return "a folder that already holds something"
+    return _refusal(target)
+
+
+def _status(target: Path) -> os.stat_result | str | None:
+    """What is there: nothing, something, or why that cannot be known."""
+    try:
+        return target.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # a loop of links, a file for a folder, a NUL
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _refusal(target: Path) -> str | None:
+    """Why no file can be made beside ``target``: tried, since permissions do not say it all."""
+    folder = Path(os.path.realpath(target)).parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder}: {error.strerror or error}"
 
 
 def require_device(device: str) -> None:
@@ -109,6 +150,9 @@ def quiet_libraries(*, worker: bool = False) -> None:
 
     A transformers that is newer than any tested one is told of here, before it can do harm: once,
     by the command, not by its worker processes (``worker``, or a rank above 0).
+
+    Raises:
+        RuntimeError: threads cannot be started. OpenMP would end the process with exit code 1.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -123,6 +167,7 @@ def quiet_libraries(*, worker: bool = False) -> None:
     logging.getLogger().addFilter(harmless)
     if not worker and os.environ.get("RANK", "0") == "0":
         _tell_of_newer()
+    _start_threads()
 
 
 def _tell_of_newer() -> None:
@@ -135,6 +180,18 @@ def _tell_of_newer() -> None:
         return
     if told is not None:
         typer.echo(f"warning: {told}", err=True)
+
+
+def _start_threads() -> None:
+    """As many as OpenMP is about to start, at once."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    wanted = int(told[:9]) if told.isdecimal() else os.cpu_count() or 1
+    done = threading.Event()
+    try:
+        for _ in range(min(wanted, _MOST_PROBED)):
+            threading.Thread(target=done.wait).start()
+    finally:
+        done.set()
 
 
 def quiet_transformers() -> None:

@@ -49,11 +49,21 @@ class OmniGrpoError(Exception):
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.item}: found {self.got}, wanted {self.want}; {self.fix}"
-        return "".join(one if one.isprintable() else _written_out(one) for one in _cut(line))
+        return printable(_cut(line))
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         # keyword-only arguments do not survive the default: pytest-xdist and worker pools pickle
         return (_rebuild, (type(self), self.item, self.got, self.want, self.fix))
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal: a file name may hold escape codes that repaint it, or half a
+    surrogate pair.
+
+    >>> printable("\x1b[2Jclip.mp4")
+    '\\\\x1b[2Jclip.mp4'
+    """
+    return "".join(one if one.isprintable() else _written_out(one) for one in text)
 
 
 def _cut(line: str) -> str:
@@ -62,7 +72,6 @@ def _cut(line: str) -> str:
 
 
 def _written_out(character: str) -> str:
-    """A file name may hold escape codes that repaint the terminal, or half a surrogate pair."""
     return character.encode("unicode_escape").decode("ascii")
 
 

@@ -8,7 +8,9 @@
 130  Ctrl-C
 ===  ==========================================================================
 
-With ``--json`` whatever is not 0 or 1 is one object with ``error`` on stdout.
+With ``--json`` whatever is not 0 or 1 is one object with ``error`` on stdout. Where the reader of
+stdout has gone, as under ``| head``, the command ends with 2 and no word; a stdout that was closed
+from the start (``>&-``) is nobody's, and what is written to it is lost.
 """
 
 from __future__ import annotations
@@ -17,54 +19,87 @@ import codecs
 import errno
 import os
 import platform
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from omni_grpo_core.errors import ConfigError, OmniGrpoError, printable
+from omni_grpo_core.json_answer import json_alone, print_json
+from omni_grpo_core.redaction import Redactor
 
-from omni_grpo_core.console import print_json
-from omni_grpo_core.errors import ConfigError, OmniGrpoError
+if TYPE_CHECKING:
+    import typer
 
-_FIELDS = ("stage", "item", "got", "want", "fix")
 _PLAIN = str.maketrans({"✓": "+", "✗": "x", "◌": "o", "→": "->", "…": "...", "–": "-", "·": "."})
+_LONGEST = 300
+"""Of what a foreign error says; numpy's fills a screen."""
 _MACHINE = frozenset(
-    (
-        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-        *(errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EFBIG),
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EBADF", "EAGAIN", "ESTALE"),
+        *("EMFILE", "ENFILE", "ENAMETOOLONG", "ENOTDIR", "EFBIG", "ELOOP", "EBUSY", "ENOEXEC"),
+        "ECONNRESET",
     )
 )
 """What an operating system refuses for reasons of its own."""
-_NO_MEMORY = ("out of memory", "allocate memory", "failed to map segment")
+_SAID = (
+    (
+        ("out of memory", "allocate memory", "failed to map segment", "bad_alloc"),
+        ("memory", "enough for the model and its input"),
+        "free some, use a smaller batch or a larger machine",
+    ),
+    (
+        ("can't start new thread",),
+        ("processes", "leave to start threads"),
+        "raise the limit (ulimit -u) or lower OMP_NUM_THREADS",
+    ),
+    (
+        ("no space left on device",),
+        ("output", "room on the disk"),
+        "free some, or choose another place",
+    ),
+    (
+        ("no usable temporary directory",),
+        ("temporary folder", "one that can be written to"),
+        "point TMPDIR at one",
+    ),
+)
+"""The same, known by its words: libraries raise their own errors of it."""
 
 
-def run(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Run the command and return its exit code; every other ending is reported here."""
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    code: int
+    line: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def run(load: Callable[[], typer.Typer], arguments: Sequence[str]) -> int:
+    """Run the command that ``load`` imports and return its exit code; every other ending is
+    reported here. In the main thread; a SIGINT that was held back until now is answered."""
     as_json = "--json" in arguments
-    _sturdy_streams()
     try:
-        code = _invoke(app, arguments)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        _sturdy_streams()
+        _usable_widths()
+        with json_alone() if as_json else nullcontext():
+            code = _invoke(load(), arguments)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        return _report(130, "interrupted", {"stage": "config", "got": "Ctrl-C"}, as_json)
-    except BrokenPipeError:
-        _abandon_stdout()
-        return 2
-    except Exception as error:
-        known = _known(error)
-        if known is None:
-            return _own_fault(error, as_json)
-        fields = {name: getattr(known, name) for name in _FIELDS}
-        return _report(2, f"error: {known}", fields, as_json)
+    except BaseException as error:  # somebody's reward may raise anything
+        return _report(_ending(error), as_json)
 
 
 def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
     """The command without typer's own endings, some of which exit 1."""
+    import typer
+
     try:
         Path.cwd()
     except OSError:
@@ -85,30 +120,70 @@ def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _known(error: Exception) -> OmniGrpoError | None:
+def _ending(error: BaseException) -> _Ending:
+    causes = tuple(_causes(error))
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+        return _Ending(130, "interrupted", {"stage": "config", "got": "Ctrl-C"})
+    # rich makes sys.exit(1) of it
+    broken = any(isinstance(cause, BrokenPipeError) for cause in causes)
+    if broken and isinstance(error, (BrokenPipeError, SystemExit)):
+        return _Ending(2)
+    known = _known(error, causes)
+    if known is None:
+        return _own_fault(error)
+    fields = {name: getattr(known, name) for name in ("item", "got", "want", "fix")}
+    return _Ending(2, f"error: {known}", {"stage": known.where, **fields})
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that it was raised from or beside, each once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _known(error: BaseException, causes: Sequence[BaseException]) -> OmniGrpoError | None:
     """The error, if it says something of the input or the machine rather than of this project."""
     if isinstance(error, OmniGrpoError):
         return error
-    said = " ".join(str(error).split()) or type(error).__name__
     if callable(getattr(error, "format_message", None)):  # typer's, in any of its versions
         return _bad_usage(error)
-    if isinstance(error, MemoryError) or any(words in said.lower() for words in _NO_MEMORY):
-        return ConfigError(
-            "memory", got=said, want="enough for the model and its input",
-            fix="free some, use a smaller batch or a larger machine",
-        )  # fmt: skip
+    for cause in causes:
+        for words, (item, want), fix in _SAID:
+            if any(each in _said(cause).lower() for each in words):
+                return ConfigError(item, got=_said(cause), want=want, fix=fix)
+        if isinstance(cause, MemoryError):
+            (item, want), fix = _SAID[0][1:]
+            return ConfigError(item, got="none left", want=want, fix=fix)
     if isinstance(error, OSError) and error.errno in _MACHINE:
         return ConfigError(
-            str(error.filename or "output"), got=error.strerror or said,
+            str(error.filename or "output"), got=error.strerror or _said(error),
             want="a place that can be read and written",
             fix="check the path, its permissions and the free space",
         )  # fmt: skip
     if isinstance(error, ImportError) and not (error.name or "").startswith("omni_grpo_core"):
         return ConfigError(
-            f"package {error.name or ''}".strip(), got=said, want="one that can be imported",
+            f"package {error.name or ''}".strip(), got=_said(error),
+            want="one that can be imported",
             fix="install it again, in the versions of constraints.txt",
         )  # fmt: skip
+    if isinstance(error, SystemExit):
+        return ConfigError(
+            "imported code", got=f"sys.exit({error.code!r})", want="code that returns",
+            fix="remove the call from the module that was named",
+        )  # fmt: skip
     return None
+
+
+def _said(error: BaseException) -> str:
+    """What a foreign error says, on one short line."""
+    try:
+        said = " ".join(str(error).split())
+    except Exception:  # an error that cannot be printed is still an error
+        said = ""
+    return (said or type(error).__name__)[:_LONGEST]
 
 
 def _bad_usage(error: Any) -> ConfigError:
@@ -121,44 +196,47 @@ def _bad_usage(error: Any) -> ConfigError:
     )  # fmt: skip
 
 
-def _own_fault(error: Exception, as_json: bool) -> int:
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+def _own_fault(error: BaseException) -> _Ending:
+    said = f"{type(error).__name__}: {_said(error)}"
     file = _write_traceback(error)
-    fields = {"stage": "internal", "got": said, "traceback": file}
-    line = (
-        f"internal error: {said}; this is a fault of omni-grpo: please report it with "
-        f"{file or 'what you ran (no traceback could be written)'}"
-    )
-    return _report(3, line, fields, as_json)
+    where = file or "what you ran (no traceback could be written: no temporary folder)"
+    line = f"internal error: {said}; this is a fault of omni-grpo: please report it with {where}"
+    return _Ending(3, printable(line), {"stage": "internal", "got": said, "traceback": file})
 
 
-def _write_traceback(error: Exception) -> str | None:
+def _write_traceback(error: BaseException) -> str | None:
     from omni_grpo_core import __version__
 
     versions = [f"omni-grpo {__version__}", f"Python {platform.python_version()}"]
     for name in ("torch", "transformers", "av"):
         if name in sys.modules:
             versions.append(f"{name} {getattr(sys.modules[name], '__version__', '?')}")
-    body = "".join(traceback.format_exception(error))
+    redact = Redactor().text
+    body = redact("".join(traceback.format_exception(error)))
+    arguments = [redact(argument) for argument in sys.argv]
     try:
         handle, file = tempfile.mkstemp(prefix="omni-grpo-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(f"{', '.join(versions)}, {platform.platform()}\n{sys.argv}\n\n{body}")
+            stream.write(f"{', '.join(versions)}, {platform.platform()}\n{arguments}\n\n{body}")
     except OSError:
         return None
     return file
 
 
-def _report(code: int, line: str, fields: dict[str, Any], as_json: bool) -> int:
+def _report(ending: _Ending, as_json: bool) -> int:
+    redact = Redactor().text
+    with suppress(OSError):
+        if as_json and ending.line is not None:
+            fields = ending.fields.items()
+            print_json({"error": {k: redact(v) if isinstance(v, str) else v for k, v in fields}})
     try:
-        if as_json:
-            print_json({"error": fields})
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         _abandon_stdout()
     with suppress(OSError):  # where nobody can be reached, the exit code says it
-        print(line, file=sys.stderr, flush=True)
-    return code
+        if ending.line is not None:
+            print(redact(ending.line), file=sys.stderr, flush=True)
+    return ending.code
 
 
 def _abandon_stdout() -> None:
@@ -172,12 +250,25 @@ def _abandon_stdout() -> None:
 def _sturdy_streams() -> None:
     """Output that no character can stop: what an encoding lacks is written out in ASCII."""
     codecs.register_error("omni-grpo", _written_out)
-    for name in ("stdout", "stderr"):
+    # closed by the shell (>&-): the next file to be opened would become stdout
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         stream = getattr(sys, name)
-        if stream is None:  # closed by the shell: >&-
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
-        elif hasattr(stream, "reconfigure"):
+        if stream is None:
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+        if mode == "w" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="omni-grpo")
+
+
+def _usable_widths() -> None:
+    """Neither a table in one column nor one of 10¹⁰: such a width is as good as none."""
+    for name in ("COLUMNS", "TERMINAL_WIDTH"):
+        told = os.environ.get(name, "")
+        if not (told.isdecimal() and 20 <= int(told[:9]) <= 10_000):
+            os.environ.pop(name, None)
 
 
 def _written_out(error: UnicodeError) -> tuple[str, int]:

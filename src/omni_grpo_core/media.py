@@ -12,6 +12,8 @@ import math
 import threading
 import warnings
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -71,11 +73,13 @@ def load_media(
     With ``interleaved`` each video also gives its track, right after it, as an Audio with
     ``from_video`` set: the order in which the audio placeholders stand in the text. A track longer
     or shorter than its video is kept as it is. Audio is cut to the same stretch as its video. A
-    file used twice is decoded once. ``config`` defaults to ``MediaConfig()``; ``patch_size`` is the
-    checkpoint's: sides become multiples of two patches, what one token shows.
+    file used twice is decoded once, and what is equal is held once. ``config`` defaults to
+    ``MediaConfig()``; ``patch_size`` is the checkpoint's: sides become multiples of two patches,
+    what one token shows.
 
     Raises MediaError: a file is missing, empty, cut off, damaged, too large, not of the modality
-    it is listed as, lacks the track that is asked for, or a stretch lies outside it.
+    it is listed as, lacks the track that is asked for, or a stretch lies outside it; or there is
+    not memory enough.
     """
     files = _Files(config or MediaConfig(), patch_size)
     images: list[Image] = []
@@ -83,15 +87,16 @@ def load_media(
     audios: list[Audio] = []
     for part in conversation.media:
         ref = part.ref
-        if ref.modality == "image":
-            images.append(files.image(ref))
-        elif ref.modality == "audio":
-            audios.append(Audio(files.sound(ref)))
-        else:
-            video = files.clip(ref)
-            if conversation.audio_in_video == "interleaved":
-                audios.append(Audio(files.sound(ref), from_video=len(videos)))
-            videos.append(video)
+        with _within_memory(ref):
+            if ref.modality == "image":
+                images.append(files.image(ref))
+            elif ref.modality == "audio":
+                audios.append(Audio(files.sound(ref)))
+            else:
+                video = files.clip(ref)
+                if conversation.audio_in_video == "interleaved":
+                    audios.append(Audio(files.sound(ref), from_video=len(videos)))
+                videos.append(video)
     return Media(
         sample_id=conversation.sample_id,
         images=tuple(images),
@@ -99,6 +104,21 @@ def load_media(
         audios=tuple(audios),
         decoder=decoder_version(),
     )
+
+
+@contextmanager
+def _within_memory(ref: MediaRef) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise  # torch has no error of its own for a full memory
+        raise MediaError(
+            ref.path,
+            got="more than the memory of this machine holds",
+            want="a medium that fits into it",
+            fix="lower fps, max_frames or max_pixels, or name a shorter stretch",
+        ) from error
 
 
 @dataclass(slots=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from omni_grpo_core.errors import ConfigError
 
 TOKEN_SIDE = 28
 """Pixels a side of what one token shows: patches of 14, merged 2 x 2."""
+MAX_FPS = 1000
+MAX_FRAMES = 1 << 20
+MAX_PIXELS = 1 << 28
+"""Larger limits are a slip of the hand, and sums of them run over."""
 FRAMES_PER_TOKEN = 2
 """qwen-omni-utils' ``FRAME_FACTOR``, which a test holds it to: frames enter the model in pairs."""
 
@@ -35,15 +38,15 @@ class MediaConfig:
     image_max_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.fps) and self.fps > 0):
+        if not 0 < self.fps <= MAX_FPS:
             raise ConfigError(
-                "media fps", got=f"{self.fps}", want="a positive number", fix="try 2.0"
+                "media fps", got=f"{self.fps}", want=f"above 0, at most {MAX_FPS}", fix="try 2.0"
             )
-        if not FRAMES_PER_TOKEN <= self.min_frames <= self.max_frames:
+        if not FRAMES_PER_TOKEN <= self.min_frames <= self.max_frames <= MAX_FRAMES:
             raise ConfigError(
                 "media min_frames, max_frames",
                 got=f"{self.min_frames}, {self.max_frames}",
-                want="2 <= min_frames <= max_frames",
+                want=f"2 <= min_frames <= max_frames <= {MAX_FRAMES}",
                 fix="frames enter the model in pairs; the defaults are 4 and 768",
             )
         least = TOKEN_SIDE * TOKEN_SIDE
@@ -52,10 +55,10 @@ class MediaConfig:
             ("image_", self.image_min_pixels, self.image_max_pixels),
         ):
             given = [n for n in (low, high) if n is not None]
-            if any(n < least for n in given) or given != sorted(given):
+            if any(not least <= n <= MAX_PIXELS for n in given) or given != sorted(given):
                 raise ConfigError(
                     f"media {kind}min_pixels, {kind}max_pixels",
                     got=f"{low}, {high}",
-                    want=f"{least} <= {kind}min_pixels <= {kind}max_pixels",
+                    want=f"{least} <= {kind}min_pixels <= {kind}max_pixels <= {MAX_PIXELS}",
                     fix=f"one token shows {TOKEN_SIDE} x {TOKEN_SIDE} pixels",
                 )

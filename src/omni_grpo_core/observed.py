@@ -165,7 +165,7 @@ class GenerateCall:
     rope_deltas: Tensor | None
     first_logits: Tensor | None
     cached: tuple[int | None, ...]
-    step_positions: tuple[int, ...]
+    step_positions: tuple[float, ...]
     logprobs: Tensor | None
     warnings: tuple[str, ...]
     error: str | None

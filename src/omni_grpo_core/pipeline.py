@@ -13,9 +13,10 @@ from typing import TypeVar
 import torch
 
 from omni_grpo_core import __version__
-from omni_grpo_core.batch import check_batch, collate, process_row, render
+from omni_grpo_core.batch import check_batch, collate, process_row, render, require_positions
 from omni_grpo_core.conversation import build_conversation, check_conversation
-from omni_grpo_core.forward import embed, library_forward, positions, prefill
+from omni_grpo_core.errors import CheckpointError
+from omni_grpo_core.forward import LibraryForward, embed, library_forward, positions, prefill
 from omni_grpo_core.media import decoder_version, load_media, probe
 from omni_grpo_core.policy import Policy, generating
 from omni_grpo_core.rewards.accuracy import Accuracy
@@ -101,6 +102,8 @@ def make_batch(
         )
         for prompt, conversation, clip in zip(prompts, conversations, media, strict=True)
     ]
+    for row in rows:
+        require_positions(row, settings.max_new_tokens, policy.max_positions)
     return collate(rows, policy.pad_token_id)
 
 
@@ -175,7 +178,7 @@ def run(
         lambda made: check_batch(made, conversations, media, policy.processor, policy.family),
     )
     with generating(policy.model):
-        library = [library_forward(policy, row) for row in batch.rows]
+        library = _library(policy, batch)
         stage(
             "embeddings",
             lambda: embed(policy, batch),
@@ -224,6 +227,26 @@ def run(
         lambda made: check_rewards(made, rewards, samples, settings.min_accuracy),
     )
     return Trace(header(policy, settings), tuple(records))
+
+
+def _library(policy: Policy, batch: Batch) -> list[LibraryForward]:
+    """transformers' own forward of each row. It is the first, and what a config makes it raise is
+    the checkpoint's fault."""
+    found = []
+    for row in batch.rows:
+        try:
+            found.append(library_forward(policy, row))
+        except Exception as error:
+            if isinstance(error, MemoryError) or "memory" in str(error):
+                raise
+            raise CheckpointError(
+                f"forward of sample {row.sample_id}",
+                got=f"{type(error).__name__} in transformers: {' '.join(str(error).split())[:300]}",
+                want="a model that takes what its processor makes",
+                fix="use config and processor of the base checkpoint, and a supported version of "
+                "transformers",
+            ) from error
+    return found
 
 
 def header(policy: Policy, settings: Settings) -> dict[str, str]:

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,23 @@ import transformers
 from packaging.version import Version
 from torch import Tensor
 
+from omni_grpo_core._agreement import check_agreement
+from omni_grpo_core._template import fault_of
+from omni_grpo_core.checkpoint_files import (
+    check_config,
+    check_counts,
+    check_generation,
+    check_processor_files,
+    read_object,
+    weight_shapes,
+)
 from omni_grpo_core.errors import CheckpointError
-from omni_grpo_core.family import Family, family_of
+from omni_grpo_core.family import Family, family_of, published_name
 
 _LIBRARY = Version(transformers.__version__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LARGEST_TABLE = 1 << 28
+"""Numbers of a table that is computed rather than loaded, such as an audio tower's positions."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +61,11 @@ class Policy:
     def patch_size(self) -> int:
         """Pixels a side of one patch of the vision tower."""
         return int(self.processor.image_processor.patch_size)
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that the text model was made for, prompt and completion together."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     @property
     def text_model(self) -> Any:
@@ -84,29 +101,41 @@ def load_policy(
 
     Raises:
         CheckpointError: no folder, no config, another architecture or one that the installed
-            transformers does not have, no processor, weights that are missing or of another shape,
+            transformers does not have, no processor or one that disagrees with the model, a chat
+            template that does not run, weights that are missing, of another shape or not finite,
             no eos, rope sections that do not fit the head size.
     """
     folder = Path(path)
-    config = _read_json(folder, "config.json")
+    files = Path(processor or folder)
+    config = read_object(folder / "config.json")
     family = family_of(str(config.get("model_type")), str(folder))
     require_library(folder, family)
-    loaded_processor = _load_processor(Path(processor or folder), family)
+    check_config(config, folder)
+    check_processor_files(files, family)
+    shapes = weight_shapes(folder)
+    check_counts(config, shapes, folder)
+    empty = _empty_thinker(folder, family)
+    _check_shapes(folder, empty, shapes)
+    _check_rope_sections(folder, empty)
+    check_generation(folder, empty.lm_head.weight.shape[0])
+    loaded = _load_processor(files, family)
+    _check_template(files, loaded)
+    check_agreement(loaded, empty.config, family, empty.lm_head.weight.shape[0], str(folder))
     model = _load_thinker(folder, family, dtype, attn_implementation).to(device).eval()
     if dtype == "float32" and model.device.type == "cuda":
         # cuDNN's convolutions round to ten bits by default: the towers' patches were 6e-5 off
         torch.backends.cudnn.allow_tf32 = False
-    _check_rope_sections(folder, model)
-    return policy_around(model, loaded_processor, family, str(folder))
+    _check_finite(folder, model)
+    return policy_around(model, loaded, family, str(folder))
 
 
 def policy_around(model: Any, processor: Any, family: Family, checkpoint: str) -> Policy:
     """A policy of a thinker and a processor that are in memory already; ``checkpoint`` is only a
     name here. Raises ``CheckpointError`` where nothing says what ends a completion."""
     tokenizer = processor.tokenizer
+    vocabulary = model.lm_head.weight.shape[0]
     eos = _eos_token_ids(checkpoint, model, tokenizer)
     pad = tokenizer.pad_token_id
-    vocabulary = model.lm_head.weight.shape[0]
     return Policy(
         model=model,
         processor=processor,
@@ -116,26 +145,6 @@ def policy_around(model: Any, processor: Any, family: Family, checkpoint: str) -
         pad_token_id=int(eos[0] if pad is None else pad),
         suppressed=_suppressed(tokenizer, vocabulary, eos).to(model.device),
     )
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            str(folder / name),
-            got="no such file" if isinstance(error, FileNotFoundError) else str(error),
-            want="a checkpoint folder as save_pretrained writes it",
-            fix="point to the folder that holds config.json, weights and processor files",
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            str(folder / name),
-            got=type(content).__name__,
-            want="a JSON object",
-            fix="restore the file from the checkpoint's source",
-        )
-    return content
 
 
 def require_library(folder: Path, family: Family) -> None:
@@ -150,14 +159,6 @@ def require_library(folder: Path, family: Family) -> None:
 
 
 def _load_processor(folder: Path, family: Family) -> Any:
-    names = ("preprocessor_config.json", "processor_config.json")
-    if not any((folder / name).is_file() for name in names):
-        raise CheckpointError(
-            str(folder),
-            got="no preprocessor_config.json",
-            want="a processor beside the weights",
-            fix="copy the processor files from the base checkpoint, or name their folder",
-        )
     try:
         return getattr(transformers, family.processor_class).from_pretrained(
             folder, local_files_only=True
@@ -171,6 +172,64 @@ def _load_processor(folder: Path, family: Family) -> Any:
         ) from error
 
 
+def _check_template(folder: Path, processor: Any) -> None:
+    template = processor.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    got = "none" if not isinstance(template, str) else fault_of(template)
+    if isinstance(template, str) and not template.strip():
+        got = "an empty one"
+    if got:
+        raise CheckpointError(
+            f"chat template in {folder}",
+            got=got,
+            want="one that renders text and media",
+            fix="restore the chat template that came with the base model",
+        )
+
+
+def _empty_thinker(folder: Path, family: Family) -> Any:
+    """The thinker that the config asks for, without memory for its weights."""
+    thinker = getattr(transformers, family.thinker_class)
+    try:
+        config = thinker.config_class.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            return thinker(config)
+    except Exception as error:  # whatever a broken config makes transformers or torch raise
+        raise CheckpointError(
+            str(folder / "config.json"),
+            got=f"{type(error).__name__}: {_first_line(error)}",
+            want=f"the config of a {family.thinker_class}",
+            fix="use the config that was saved with these weights",
+        ) from error
+
+
+def _check_shapes(folder: Path, empty: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ``CheckpointError`` where a weight file has another shape than the config asks for, or
+    where the config asks for far more than the files have: it would be allocated first."""
+    wanted = {published_name(name): tuple(p.shape) for name, p in empty.named_parameters()}
+    wrong = [n for n in wanted if n in shapes and shapes[n] != wanted[n]]
+    if wrong:
+        raise CheckpointError(
+            f"weights in {folder}",
+            got=f"{wrong[0]} of shape {list(shapes[wrong[0]])}"
+            + (f", and {len(wrong) - 1} more of another shape" if len(wrong) > 1 else ""),
+            want=f"{list(wanted[wrong[0]])}, what config.json asks for",
+            fix="use the config that was saved with these weights",
+        )
+    asked, there = (sum(map(math.prod, found.values())) for found in (wanted, shapes))
+    tables = {name: b.numel() for name, b in empty.named_buffers() if b.numel() > _LARGEST_TABLE}
+    if asked > 2 * there or tables:
+        raise CheckpointError(
+            str(folder / "config.json"),
+            got=f"{asked} numbers asked for"
+            if not tables
+            else f"{next(iter(tables))} of {max(tables.values())} numbers",
+            want=f"those of the weights, {there}",
+            fix="use the config that was saved with these weights",
+        )
+
+
 def _load_thinker(folder: Path, family: Family, dtype: str, attention: str) -> Any:
     if dtype not in _DTYPES:
         raise CheckpointError(
@@ -181,6 +240,7 @@ def _load_thinker(folder: Path, family: Family, dtype: str, attention: str) -> A
         model, info = getattr(transformers, family.thinker_class).from_pretrained(
             folder,
             local_files_only=True,
+            use_safetensors=True,
             attn_implementation=attention,
             output_loading_info=True,
             **{keyword: _DTYPES[dtype]},
@@ -201,6 +261,25 @@ def _load_thinker(folder: Path, family: Family, dtype: str, attention: str) -> A
             fix="use the config that was saved with these weights",
         )
     return model
+
+
+def _check_finite(folder: Path, model: Any) -> None:
+    bad = [name for name, weight in model.named_parameters() if not _is_finite(weight)]
+    if bad:
+        raise CheckpointError(
+            f"weights in {folder}",
+            got=f"NaN or infinite numbers in {bad[0]}"
+            + (f" and {len(bad) - 1} more" if len(bad) > 1 else ""),
+            want="finite weights",
+            fix="go back to a checkpoint from before they were",
+        )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    # one number instead of a mask as large as the weights; the sum of finite ones can overflow
+    return bool(weight.detach().sum(dtype=torch.float32).isfinite()) or bool(
+        weight.detach().isfinite().all()
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -226,17 +305,21 @@ def _check_rope_sections(folder: Path, model: Any) -> None:
 def _eos_token_ids(checkpoint: str, model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every id that ends a completion. A model config's eos is no fallback in transformers, and
     thinker-only checkpoints come without a generation config: they never stop."""
-    found: list[int] = []
+    found: list[Any] = []
     for source in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
-        found += source if isinstance(source, list) else [source]
+        found += source if isinstance(source, (list, tuple)) else [source]
     found.append(tokenizer.convert_tokens_to_ids("<|im_end|>"))
     unknown = tokenizer.unk_token_id
-    eos = tuple(dict.fromkeys(int(i) for i in found if i is not None and i != unknown))
-    if not eos:
+    eos = tuple(dict.fromkeys(i for i in found if i is not None and i != unknown))
+    vocabulary = model.lm_head.weight.shape[0]
+    strange = [i for i in eos if not isinstance(i, int) or not 0 <= i < vocabulary]
+    if strange or not eos:
         raise CheckpointError(
             checkpoint,
-            got="no eos token in generation config or tokenizer",
-            want="at least one",
+            got=f"eos_token_id {strange[0]!r}"
+            if strange
+            else "no eos token in generation config or tokenizer",
+            want=f"at least one, each from 0 to {vocabulary - 1}",
             fix="set eos_token_id in generation_config.json",
         )
     return eos

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.forward import decode_step, first_positions, prefill, sampling_logprobs
+from omni_grpo_core.machine import device_memory
 from omni_grpo_core.policy import Policy, generating
 from omni_grpo_core.types import Batch, Completion, Rollout
 
@@ -31,16 +33,18 @@ def rollout(
     mode the model was in, and leaves it as it was.
 
     Raises:
-        ConfigError: a group size or a length below 1, a negative temperature.
+        ConfigError: a group size or a length below 1, a temperature that is negative or not
+            finite, more completions than the memory of the CPU can hold.
     """
-    if group_size < 1 or max_new_tokens < 1 or temperature < 0:
+    if group_size < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf:
         raise ConfigError(
             "rollout",
             got=f"group_size {group_size}, max_new_tokens {max_new_tokens}, "
             f"temperature {temperature:g}",
-            want="group_size >= 1, max_new_tokens >= 1, temperature >= 0",
+            want="group_size >= 1, max_new_tokens >= 1, temperature >= 0 and finite",
             fix="correct the setting",
         )
+    _require_room(policy, batch, group_size, max_new_tokens)
     uniforms = torch.cat(
         [draws(seed, row.sample_id, group_size, max_new_tokens) for row in batch.rows]
     ).to(policy.device)
@@ -74,6 +78,30 @@ def rollout(
         temperature=temperature,
         seed=seed,
     )
+
+
+def _require_room(policy: Policy, batch: Batch, group_size: int, max_new_tokens: int) -> None:
+    """A CPU that runs out kills the process without a word; a CUDA device raises.
+
+    Counted are each completion's cache, its draws, and its scores, twice in float32 and twice in
+    float64 where the next token is chosen.
+    """
+    text = policy.model.config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    each = max_new_tokens * 8
+    if policy.device.type == "cpu":
+        length = batch.input_ids.shape[1] + max_new_tokens
+        cell = 2 * text.num_key_value_heads * head * policy.model.dtype.itemsize
+        each += length * text.num_hidden_layers * cell + 24 * len(policy.suppressed)
+    needed, free = len(batch.rows) * group_size * each, device_memory("cpu")
+    if free is not None and needed > free:
+        raise ConfigError(
+            "memory",
+            got=f"{needed / 2**30:.3g} GiB needed for {len(batch.rows)} times group_size "
+            f"{group_size} completions of up to {max_new_tokens} tokens",
+            want=f"the {free / 2**30:.3g} GiB that are free",
+            fix="lower settings: group_size or max_new_tokens, or take fewer rows at once",
+        )
 
 
 def _choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:

@@ -27,6 +27,7 @@ _GOLD = re.compile(
     re.DOTALL,
 )
 _STRETCH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 _WITH_OPTIONS = ("multiple choice", "emer_ov_mc")
 _CHOICES = ("a0", "a1", "a2", "a3")
 _PUBLIC_CUT = 60.5
@@ -125,7 +126,7 @@ def _id_key(row: Row) -> str | None:
 def _read(row: Row, root: Path | None) -> Sample:
     key = _id_key(row)
     sample_id = f"{row.file.name}:{row.number}" if key is None else row.values[key]
-    if isinstance(sample_id, bool) or not isinstance(sample_id, (str, int)) or sample_id == "":
+    if type(sample_id) is not int and not is_text(sample_id):
         row.bad(f"{key} {short(sample_id)}", "a text or a number")
     return (_social_iq if _is_social_iq(row) else _human_omni)(row, str(sample_id), root)
 
@@ -204,10 +205,11 @@ def _media(row: Row, root: Path | None) -> tuple[MediaRef, ...]:
         if named != {"text"}:
             row.bad(f"data_type {data_type!r} and no path", "a path", "add it, or say 'text'")
         return ()
-    if not isinstance(path, dict) or not all(
-        isinstance(p, str) and p.strip() for p in path.values()
-    ):
+    if not isinstance(path, dict) or not all(map(is_text, path.values())):
         row.bad(f"path {short(path)}", "a file, or {image|video, audio} of files")
+    url = next(filter(_URL.match, path.values()), None)
+    if url is not None:
+        row.bad(f"path {short(url)}, a URL", "a file: URLs are not read", "download it")
     kinds = set(path)
     if not kinds <= set(MODALITIES) or {"image", "video"} <= kinds:
         row.bad(f"path for {', '.join(sorted(path))}", "image or video, and audio, or one of them")

@@ -6,10 +6,12 @@ in JSON or YAML goes over it. A key that nobody reads is an error, never ignored
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omni_grpo_core.conversation import AudioPreference
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.media_config import MediaConfig
 from omni_grpo_core.strict import merge, read_mapping
 
@@ -26,6 +28,8 @@ class Settings:
     a completion. ``group_size``, ``temperature``, ``seed``: of the sampled rollout.
     ``min_format``, ``min_accuracy``: the share of greedy completions that must be well-formed,
     and right, for a passing verdict.
+
+    Raises ConfigError for a value that cannot be meant.
     """
 
     audio_in_video: AudioPreference = "auto"
@@ -37,6 +41,22 @@ class Settings:
     seed: int = 0
     min_format: float = 0.5
     min_accuracy: float = 0.0
+
+    def __post_init__(self) -> None:
+        longest = self.max_prompt_length
+        for name, ok, want in (
+            ("max_prompt_length", longest is None or longest >= 1, "1 or more, or nothing"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("group_size", self.group_size >= 1, "1 or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more, and finite"),
+            ("seed", abs(self.seed) < 1 << 63, "a whole number of 64 bits"),
+            ("min_format", 0 <= self.min_format <= 1, "a share, 0 to 1"),
+            ("min_accuracy", 0 <= self.min_accuracy <= 1, "a share, 0 to 1"),
+        ):
+            if not ok:
+                raise ConfigError(
+                    f"settings: {name}", got=f"{getattr(self, name)}", want=want, fix="correct it"
+                )
 
 
 def load_settings(checkpoint: Path, config: Path | None = None) -> Settings:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from omni_grpo_core.bounded import MAX_YAML_BYTES, Unreadable, read_text, yaml_value
 from omni_grpo_core.errors import ConfigError
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -42,14 +42,27 @@ def merge(settings: Any, values: Mapping[str, Any], item: str) -> Any:
         current = None if anew else getattr(settings, key)
         changes[key] = _converted(current, value, hints[key], f"{item}: {key}")
     if not anew:
-        return replace(settings, **changes)
+        return _made(item, replace, settings, **changes)
     for entry in fields(settings):
         needed = entry.default is MISSING and entry.default_factory is MISSING
         if needed and entry.name not in changes:
             raise ConfigError(
                 item, got=f"no {entry.name!r}", want=_type_name(hints[entry.name]), fix="add it"
             )
-    return settings(**changes)
+    return _made(item, settings, **changes)
+
+
+def _made(item: str, make: Callable[..., Any], *given: Any, **changes: Any) -> Any:
+    """Settings that refuse a value themselves do not know the file that it stands in."""
+    try:
+        return make(*given, **changes)
+    except ConfigError as error:
+        file = item.partition(": ")[0]
+        if error.item.startswith(file):
+            raise
+        raise ConfigError(
+            f"{file}: {error.item}", got=error.got, want=error.want, fix=error.fix
+        ) from None
 
 
 def _converted(current: Any, value: Any, hint: Any, item: str) -> Any:
@@ -82,16 +95,11 @@ def _nested(hint: Any) -> Any:
 def read_mapping(path: Path) -> Mapping[str, Any]:
     """The mapping in a JSON or YAML file. Raises ``ConfigError`` for anything else."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml_value(read_text(path, MAX_YAML_BYTES))  # JSON is YAML
+    except Unreadable as error:
         raise ConfigError(
-            str(path),
-            got="no such file"
-            if isinstance(error, FileNotFoundError)
-            else " ".join(str(error).split()),
-            want="a JSON or YAML file",
-            fix="correct the file",
-        ) from error
+            error.place(path), got=error.got, want="a JSON or YAML file", fix="correct the file"
+        ) from None
     if not isinstance(content, dict):
         raise ConfigError(
             str(path),
@@ -113,7 +121,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Mapping:
         return False  # a mapping has been taken apart before
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        # no setting means anything when it is not finite, and some would pass as "at least 0"
+        return type(value) in (int, float) and abs(value) < math.inf
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -128,4 +137,6 @@ def _type_name(hint: Any) -> str:
         return f"a list of {_type_name(get_args(hint)[0])}"
     if get_origin(hint) is Mapping:
         return f"a mapping of names to {_type_name(get_args(hint)[1])}"
+    if hint is float:
+        return "a finite float"
     return "nothing" if hint is type(None) else hint.__name__

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import sys
 from collections.abc import Iterator, Sequence
 
+import pytest
 from doctor_recordings import SYSTEM, case, processed, template, user
 
-from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
+from omni_grpo_core.doctor.diagnose import diagnose, merge, require_judged, to_json
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence, Explanation, Look, Origin
-from omni_grpo_core.types import Stage
+from omni_grpo_core.doctor.registry import BLAMES, LOOKS
+from omni_grpo_core.errors import TraceError
+from omni_grpo_core.types import STAGES, Stage
 
 STEP = case(template(SYSTEM, user()))
 
@@ -71,6 +77,52 @@ def test_a_look_that_fails_on_an_odd_recording_takes_nobody_down() -> None:
     diagnosis = diagnose(STEP, looks=(broken, *seen(("loss", "added"))), rules=())
     assert blamed(diagnosis) == ["loss"]
     assert any("broken could not be done" in said for said in diagnosis.missing)
+
+
+def test_a_stage_at_which_a_look_failed_is_not_called_sound() -> None:
+    """A recording on which every look raised was HEALTHY: a look that raises finds nothing, and
+    nothing found was nothing wrong."""
+
+    def healthy(step: Case) -> Iterator[Evidence]:
+        yield from ()
+
+    def broken(step: Case) -> Iterator[Evidence]:
+        raise IndexError("no row 7")
+
+    (of_text,) = (look for look in LOOKS if look.__name__ == "look_rendering")
+    assert diagnose(STEP, looks=(healthy,), rules=()).seen == ("conversation", "text")
+    unknown = diagnose(STEP, looks=(broken,), rules=())
+    assert (unknown.seen, unknown.unjudged) == ((), ("conversation", "text"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BLAMES, broken, BLAMES[of_text])
+        known = diagnose(STEP, looks=(broken,), rules=())
+    assert (known.seen, known.unjudged) == (("conversation",), ("text",))
+    run = merge([known, diagnose(STEP, looks=(healthy,), rules=())])
+    assert (run.seen, run.unjudged) == (("conversation",), ("text",))
+    assert to_json(run)["unjudged"] == ("text",)
+    require_judged(run, "run")
+    with pytest.raises(TraceError, match=r"could be judged: broken could not be done.*no row 7"):
+        require_judged(merge([unknown]), "run")
+    with pytest.raises(TraceError, match="no call of a trainer was recorded"):
+        require_judged(diagnose(case(), looks=(healthy,), rules=()), "run")
+
+
+def test_every_stage_that_a_look_blames_is_on_record() -> None:
+    """What the source of an area names in its evidence is what the registry says of its looks."""
+    modules = {sys.modules[look.__module__]: BLAMES[look] for look in LOOKS}
+    for module, stages in modules.items():
+        calls = [
+            node
+            for node in ast.walk(ast.parse(inspect.getsource(module)))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Evidence"
+        ]
+        named = {
+            constant.value
+            for call in calls
+            for constant in ast.walk(call.args[0])
+            if isinstance(constant, ast.Constant) and constant.value in STAGES
+        }
+        assert named <= set(stages), module.__name__
 
 
 def test_a_run_is_what_its_steps_are_together() -> None:

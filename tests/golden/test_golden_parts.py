@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from small_traces import small_batch, small_trace
 
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.golden.bisect import python_of
 from omni_grpo_core.golden.calibrate import Calibration, StageDrift, record_lanes
 from omni_grpo_core.golden.judge import kind_of, strange_leaf
 from omni_grpo_core.golden.lanes import load_lanes
 from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import CaseResult, GoldenReport, StageResult
+from omni_grpo_core.golden.sidecar import fetch
 from omni_grpo_core.golden.suite import load_suite
 from omni_grpo_core.golden.text import format_golden, parse_golden
 from omni_grpo_core.trace.codec import equal
@@ -71,6 +74,31 @@ def test_a_sketch_needs_a_stand_in() -> None:
     with pytest.raises(Lost, match="pixel_values_videos"):
         rebuild(stored)
     assert equal(rebuild(stored, leaves(batch)), batch)
+
+
+@pytest.mark.parametrize(
+    ("packed", "told"),
+    [
+        (b"nonsense", "a safetensors file"),
+        (save({"a#0": torch.ones(1), "a#1": torch.ones(1).double()}), "several dtypes at a"),
+    ],
+)
+def test_a_sidecar_that_is_none_is_refused(packed: bytes, told: str, tmp_path: Path) -> None:
+    digest = hashlib.sha256(packed).hexdigest()
+    (tmp_path / f"{digest}.safetensors").write_bytes(packed)
+    with pytest.raises(TraceError, match=told):
+        fetch(tmp_path, {"sidecar": digest})
+    (tmp_path / f"{digest}.safetensors").write_bytes(b"")
+    with pytest.raises(TraceError, match=digest):
+        fetch(tmp_path, {"sidecar": digest})
+    assert fetch(tmp_path, {"sidecar": "0" * 64}) == {}
+
+
+def test_a_sidecar_is_looked_for_in_its_folder_only(tmp_path: Path) -> None:
+    (tmp_path / "secret.safetensors").write_bytes(save({"a#0": torch.ones(1)}))
+    (tmp_path / "aside").mkdir()
+    with pytest.raises(TraceError, match=r"named '\.\./secret'"):
+        fetch(tmp_path / "aside", {"sidecar": "../secret"})
 
 
 def test_a_suite_is_read_from_its_folder(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from qwen_omni_utils.v2_5 import vision_process
 from torchvision.transforms import InterpolationMode
 
-from omni_grpo_core import batch, pipeline, rollout
+from omni_grpo_core import _qwen_utils, batch, pipeline, rollout
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden import steps
 from omni_grpo_core.golden.checking import check
@@ -89,7 +88,7 @@ def padding_side(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
 def resize_filter(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
     """Frames resized by the filter of another release."""
     bilinear = SimpleNamespace(BICUBIC=InterpolationMode.BILINEAR)
-    monkeypatch.setattr(vision_process, "InterpolationMode", bilinear)
+    monkeypatch.setattr(_qwen_utils, "InterpolationMode", bilinear)
     return policy
 
 

@@ -28,8 +28,8 @@ def test_all_weights_of_a_7b_take_what_was_estimated(
     tmp_path: Path, samples: tuple[Sample, ...]
 ) -> None:
     """With the optimizer's default for CUDA it was a quarter more, 178 GB instead of 143."""
-    if torch.cuda.mem_get_info()[0] < 150e9:
-        pytest.skip("all weights of a 7B and their moments need 150 GB of device memory")
+    if torch.cuda.mem_get_info()[0] < 148e9:
+        pytest.skip("all weights of a 7B and their moments need 148 GB of device memory")
     settings = Settings(group_size=4, max_new_tokens=64)
     config = TrainConfig(
         checkpoint=str(tmp_path), settings=settings, batch_size=4, micro_batch_size=2,

@@ -7,9 +7,6 @@ turned NaN in the second, every weight was NaN afterwards, and the run went on.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +16,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from test_step import ADVANTAGES, GROUP, KEPT, PLAN, TEMPERATURE, Alone
-from torch import Tensor, nn
-from train_runs import log, short
+from torch import Tensor
+from train_runs import both, join, log, short
 
 from omni_grpo_core.grpo import train as train_module
 from omni_grpo_core.grpo.metrics import Metrics
@@ -194,30 +191,14 @@ def test_a_run_is_stopped_at_the_second_iteration(
 
 
 def _rank(rank: int, port: int, out: Path) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    join(rank, port)
     made: list[Poisoned] = []
     if rank == 1:  # one micro-batch an iteration: the second iteration of the first step
         vars(train_module)["Scorer"] = poisoned_at(1, made)
     result = train(short(out, iterations=2))
     assert (result.status, result.step) == ("stopped", 0)
-    weights: list[nn.Module] = [one.model for one in made]
-    assert all(w.isfinite().all() for model in weights for w in model.state_dict().values())
+    assert all(w.isfinite().all() for one in made for w in one.model.state_dict().values())
 
 
 def test_all_processes_stop_where_one_has_it(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_rank, args=(rank, port, tmp_path / "run")) for rank in (0, 1)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert both(_rank, tmp_path / "run") == [0, 0]

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
-import multiprocessing
+import errno
 import os
-import socket
+import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from train_runs import log, moments, short
+from train_runs import both, join, log, moments, short
 
 from omni_grpo_core.errors import ConfigError, TrainError
 from omni_grpo_core.family import published_name
-from omni_grpo_core.grpo.checkpointing import cut_log
+from omni_grpo_core.grpo.checkpointing import cut_log, export
 from omni_grpo_core.grpo.config import LossConfig
 from omni_grpo_core.grpo.train import StepView, train
 from omni_grpo_core.grpo.train_config import LoraConfig, OptimizerConfig, TrainConfig
@@ -91,6 +93,21 @@ def test_the_state_of_other_settings_is_refused(straight: Path) -> None:
         train(short(straight, seed=1))
 
 
+def test_an_export_that_meets_a_full_disk_leaves_the_earlier_one(
+    policy: Policy, tmp_path: Path
+) -> None:
+    class Full:
+        def save_pretrained(self, folder: Path, **options: Any) -> None:
+            (folder / "model.safetensors").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "earlier").touch()
+    with pytest.raises(TrainError, match=r"found OSError: No space left on device, wanted"):
+        export(replace(policy, model=Full()), tmp_path / "model", {})
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "earlier"]
+
+
 def test_a_half_written_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"st')
@@ -144,34 +161,46 @@ def test_frozen_towers_stay_and_bfloat16_trains(tmp_path: Path, policy: Policy) 
 
 
 def _rank(rank: int, port: int, config: TrainConfig) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    join(rank, port)
     assert train(config).status == "finished"
     assert AcceleratorState().num_processes == 2
 
 
+def _interrupted(rank: int, port: int, config: TrainConfig, whom: tuple[int, ...]) -> None:
+    """Ctrl-C after the second step's log line, before its state is saved."""
+    join(rank, port)
+
+    def interrupt(view: StepView) -> None:
+        if view.record["step"] == 1 and rank in whom:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        train(config, on_step=interrupt)
+    except KeyboardInterrupt:
+        os._exit(130)
+    except TrainError as error:
+        os._exit(2 if "one that ended" in str(error) else 3)
+
+
+@pytest.mark.parametrize(
+    ("whom", "codes"), [((0, 1), [130, 130]), ((0,), [130, 2]), ((1,), [2, 130])]
+)
+def test_ctrl_c_ends_both_processes_and_leaves_what_was_saved(
+    tmp_path: Path, whom: tuple[int, ...], codes: list[int]
+) -> None:
+    """A process whose fellow is gone is told so by the library: it neither hangs nor is it ours."""
+    out = tmp_path / "run"
+    assert both(_interrupted, short(out), whom) == codes
+    assert [path.name for path in (out / "state").glob("0*")] == ["000001"]
+
+
 def test_two_processes_give_the_loss_and_gradient_of_one(straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # forked: what takes a new process its time is importing torch and transformers
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_rank, args=(rank, port, short(out))) for rank in (0, 1)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    assert [rank.exitcode for rank in ranks] == [0, 0]
-    both, alone = log(out), log(straight)
+    assert both(_rank, short(out)) == [0, 0]
+    shared, alone = log(out), log(straight)
     for name in ("reward", "loss", "grad_norm", "entropy", "completion_length"):
         # float32 sums in another order
-        assert [line[name] for line in both] == pytest.approx(
+        assert [line[name] for line in shared] == pytest.approx(
             [line[name] for line in alone], rel=1e-3, abs=1e-5
         ), name
     scale = alone[0]["grad_norm"]

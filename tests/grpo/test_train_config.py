@@ -162,8 +162,8 @@ def test_a_wrong_one_exits_2_before_torch_is_loaded(
     """What takes two seconds and more is loading torch: a typo must not wait for it, nor what is
     wrong with rewards, data or memory."""
     code = (
-        "import sys; from omni_grpo_core.cli import app\n"
-        "try: app(sys.argv[1:])\n"
+        "import sys; from omni_grpo_core.__main__ import main\n"
+        "try: main()\n"
         "finally: print(sorted({'torch', 'numpy', 'transformers', 'httpx'} & {*sys.modules}))"
     )
     path = write(tmp_path, **changes)

@@ -24,7 +24,7 @@ def test_a_folder_and_one_object(ranks: Path, tmp_path: Path, run_cli: Run) -> N
 
     code, stdout, stderr = run_cli("realvocab", "build", out)
     assert (code, stdout) == (2, "")
-    assert "found a path in use, wanted a new or empty folder" in stderr
+    assert "found a folder that already holds something" in stderr
 
 
 def test_without_the_package_that_carries_the_ranks(
@@ -39,4 +39,4 @@ def test_without_the_package_that_carries_the_ranks(
 
 def test_a_place_that_is_not_there_is_known_before_the_work(tmp_path: Path, run_cli: Run) -> None:
     code, _, stderr = run_cli("realvocab", "build", tmp_path / "nowhere" / "qwen")
-    assert (code, "no writable folder" in stderr) == (2, True)
+    assert (code, "No such file or directory" in stderr) == (2, True)

@@ -95,7 +95,7 @@ def test_header_stages_proof_and_health_are_told() -> None:
     assert "checkpoint /some/where" in text
     assert "✓ media looked at seen media 0.25" in text
     assert "video ✓ yes 1 100 % 0 % 50 % 100 % 0.5" in text
-    assert "the exchange must shift the log-probabilities" in text
+    assert "that must shift the log-probabilities" in text
     assert "mean length 42.5 tokens of a completion, on average" in text
 
 

@@ -60,7 +60,7 @@ def test_interleaved_chunks_of_the_long_clip_alternate(real: CheckResult, page: 
 def browse(arguments: list[str], page: Path, profile: Path) -> str:
     assert _CHROMIUM is not None
     command = [_CHROMIUM, *_BROWSER, f"--user-data-dir={profile}", *arguments, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return done.stdout
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from omni_grpo_core.rewards import conformance
-from omni_grpo_core.rewards.cli import app
+
+Run = Callable[..., tuple[int, str, str]]
 
 THEIRS = """
 print("imported")
@@ -29,12 +30,12 @@ def standing_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conformance, "run", partial(conformance.run, clock=lambda: 0.0))
 
 
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["test", *arguments])
-    return result.exit_code, result.stdout, result.stderr
+@pytest.fixture
+def invoke(run_cli: Run) -> Run:
+    return partial(run_cli, "rewards", "test")
 
 
-def test_json_is_one_object_with_functions_cases_and_failures() -> None:
+def test_json_is_one_object_with_functions_cases_and_failures(invoke: Run) -> None:
     code, out, _ = invoke("format", "--json")
     told = json.loads(out)
     assert code == 0
@@ -59,7 +60,7 @@ def test_a_bad_function_of_a_module_beside_the_user_exits_1_with_its_cases(tmp_p
     assert any(failure["case"] == "OCR: empty" for failure in told["failures"])
 
 
-def test_the_table_tells_each_failure_once_for_all_problem_types() -> None:
+def test_the_table_tells_each_failure_once_for_all_problem_types(invoke: Run) -> None:
     code, out, _ = invoke("format", "people_focus", "--top", "0.5")
     assert code == 1
     assert "Failures of format" in out
@@ -69,7 +70,7 @@ def test_the_table_tells_each_failure_once_for_all_problem_types() -> None:
     assert cells == ["gold", "gold", "8", "1", "the top, 0.5"]
 
 
-def test_what_cannot_be_loaded_exits_2_with_one_message() -> None:
+def test_what_cannot_be_loaded_exits_2_with_one_message(invoke: Run) -> None:
     code, out, err = invoke("no_such_module_here:f")
     assert (code, out) == (2, "")
     assert err.startswith(

@@ -3,14 +3,36 @@ has it, at a hundredth of a second each."""
 
 from __future__ import annotations
 
+import gc
+import io
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+
 from omni_grpo_core.console import quiet_libraries
 
 quiet_libraries()
 
+import reading  # noqa: E402, F401 - and with it the decoder
+import runner  # noqa: E402, F401 - and with it pytest
 import transformers  # noqa: E402
 
+from omni_grpo_core.cli import app  # noqa: E402
+from omni_grpo_core.exits import run  # noqa: E402
 from omni_grpo_core.family import FAMILIES  # noqa: E402
 
 for family in FAMILIES:
     for name in (family.thinker_class, family.processor_class):
         getattr(transformers, name, None)
+
+# what a command imports when it is first called: typer's own parsing, looks and rules
+with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+    for words in (
+        ["--help"],
+        ["check", "--checkpoint", "nowhere"],
+        ["doctor", "nowhere"],
+        ["train", "nowhere"],
+        ["golden", "review", "--golden", "nowhere"],
+    ):
+        run(lambda: app, words)
+tempfile.tempdir = None  # each case has its own
+gc.freeze()  # a fork that collects copies what it looks at

@@ -16,12 +16,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["preloaded"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["preloaded"])
 HERE = Path(__file__).parent
 
 
@@ -48,6 +49,11 @@ class Case:
 
     def __str__(self) -> str:
         return self.name
+
+
+def words(*given: object) -> Callable[[Path], Sequence[object]]:
+    """``arguments`` of a case that needs no input."""
+    return lambda folder: given
 
 
 @dataclass(frozen=True)
@@ -131,19 +137,34 @@ def _forked(
     out: Path,
     err: Path,
 ) -> int | None:
-    with pytest.MonkeyPatch.context() as patch:
-        # the server imports what is preloaded by the path of its environment
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
-        child = _CONTEXT.Process(
-            target=_child, args=(tuple(words), folder, dict(environment), out, err)
-        )
-        child.start()
-    child.join(case.limit)
+    return forked(_child, (tuple(words), folder, dict(environment), out, err), case.limit)
+
+
+def forked(target: Callable[..., None], arguments: tuple[object, ...], limit: float) -> int | None:
+    """How a call ends in a process of its own: exit code, minus a signal, ``None`` for a hang."""
+    child = start(_in_a_group, target, *arguments)
+    child.join(limit)
     if child.is_alive():
         os.killpg(child.pid or 0, signal.SIGKILL)
         child.join()
         return None
-    return child.exitcode
+    code: int | None = child.exitcode
+    return code
+
+
+def start(target: Callable[..., object], *arguments: object) -> BaseProcess:
+    """A process forked from the one that has the libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        # the server imports what is preloaded by the path of its environment
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
+        child = CONTEXT.Process(target=target, args=arguments)
+        child.start()
+    return child
+
+
+def _in_a_group(target: Callable[..., None], *arguments: object) -> None:
+    os.setsid()
+    target(*arguments)
 
 
 def _child(
@@ -152,14 +173,14 @@ def _child(
     from omni_grpo_core.cli import app
     from omni_grpo_core.exits import run as run_command
 
-    os.setsid()
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    sys.path.insert(0, str(folder))  # as python -m does
     sys.argv[:] = ["omni-grpo", *words]
-    sys.exit(run_command(app, words))
+    sys.exit(run_command(lambda: app, words))
 
 
 def _fresh(

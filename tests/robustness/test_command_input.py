@@ -7,12 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from runner import Case, check_case
-
-
-def words(*given: object) -> Callable[[Path], Sequence[object]]:
-    return lambda folder: given
-
+from runner import Case, check_case, words
 
 COMMANDS = ("check", "train", "doctor", "faults", "incident", "golden check", "golden accept")
 USAGE = tuple(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,46 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("step", ["mkdir", "open", "write", "fsync", "rename", "replace"])
+@pytest.mark.parametrize(
+    "write", [lambda p: save_trace(small_trace(), p), lambda p: write_file(p, b"x")]
+)
+def test_a_disk_that_is_full_at_any_step_leaves_nothing(
+    step: str, write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folders above a trace that could not be written stayed behind, and, where the disk was
+    full, the message spoke of a folder that already holds something."""
+
+    def full(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fails = {
+        "mkdir": (Path, "mkdir"),
+        "open": (Path, "open"),
+        "write": (Path, "write_bytes"),
+        "fsync": (os, "fsync"),
+        "rename": (Path, "rename"),
+        "replace": (Path, "replace"),
+    }
+    target = tmp_path / "new" / "deep" / "target"
+    monkeypatch.setattr(*fails[step], full)
+    written = False
+    with suppress(TraceError):
+        write(target)
+        written = True  # this way of writing does not take the step
+    assert target.exists() == written
+    assert bool(list(tmp_path.iterdir())) == written
+
+
+def test_the_longest_name_that_a_file_may_have_can_be_written(tmp_path: Path) -> None:
+    name = "ä" * 127
+    write_file(tmp_path / name, b"x")
+    save_trace(small_trace(), tmp_path / name[::-1].replace("ä", "ö"))
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(TraceError, match="File name too long"):
+        write_file(tmp_path / (name + "xx"), b"x")
+
+
 def test_a_folder_that_somebody_fills_meanwhile_is_left_alone(tmp_path: Path) -> None:
     def write() -> None:
         with new_folder(tmp_path / "t") as partial:
@@ -157,9 +200,9 @@ def not_utf8(folder: Path) -> None:
         (
             lambda folder: (folder / "tensors.safetensors").unlink(),
             "tensors.safetensors",
-            "No such",
+            "no such file",
         ),
-        (lambda folder: (folder / "trace.json").unlink(), "trace.json", "No such file"),
+        (lambda folder: (folder / "trace.json").unlink(), "trace.json", "no such file"),
     ],
 )
 def test_damage_is_named_with_its_file(

@@ -12,13 +12,13 @@ import typer
 
 from omni_grpo_core.console import (
     Json,
-    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
-    writable,
+    require_outputs,
 )
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.json_answer import print_json
 
 if TYPE_CHECKING:
     from omni_grpo_core.doctor.evidence import Reference
@@ -56,7 +56,8 @@ def doctor(
 ) -> None:
     """Name the stage of a recorded trainer that broke, what broke it, and what to change.
 
-    Exit codes: 0 nothing wrong, 1 something is broken, 2 no readable recording.
+    Exit codes: 0 nothing wrong, 1 something is broken, 2 no recording that can be read and
+    judged.
     """
     if (trace is None) == (pipeline is None):
         raise ConfigError(
@@ -65,10 +66,9 @@ def doctor(
             want="one of them",
             fix="omni-grpo doctor TRACE, or omni-grpo doctor --import module:pipeline",
         )
-    if html is not None:
-        writable(html)
+    require_outputs(files=[html])
     quiet_libraries()
-    from omni_grpo_core.doctor.diagnose import diagnose, merge, to_json
+    from omni_grpo_core.doctor.diagnose import diagnose, merge, require_judged, to_json
     from omni_grpo_core.doctor.load import as_cases, read_traces
     from omni_grpo_core.doctor.looks_run import in_order
     from omni_grpo_core.doctor.modes import tried
@@ -90,6 +90,7 @@ def doctor(
             on_stage("modes")
             experiments = tried(cases)
     verdict = merge(diagnoses)
+    require_judged(verdict, str(trace or pipeline))
     if html is not None:
         from omni_grpo_core.report.doctor_page import doctor_page
         from omni_grpo_core.report.page import write_page

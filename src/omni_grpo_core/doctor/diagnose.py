@@ -16,7 +16,8 @@ from omni_grpo_core.doctor.evidence import (
     Rule,
 )
 from omni_grpo_core.doctor.missing import said_missing
-from omni_grpo_core.doctor.registry import LOOKS, RULES
+from omni_grpo_core.doctor.registry import BLAMES, LOOKS, RULES
+from omni_grpo_core.errors import TraceError
 from omni_grpo_core.types import STAGES, Stage
 
 _SHOWS: Mapping[str, tuple[Stage, ...]] = {
@@ -43,15 +44,18 @@ def diagnose(
     """The verdict on one recorded step.
 
     ``causes=False`` hides the catalogue's signatures: stages are still named. A look that fails on
-    an odd recording takes nobody else down; it is told under ``missing``.
+    an odd recording takes no other down; it is told under ``missing``, and the stages that it may
+    have blamed are ``unjudged``.
     """
     evidence: list[Evidence] = []
     broken: list[str] = []
+    unjudged: set[Stage] = set()
     for look in looks:
         try:
             evidence.extend(look(case))
         except Exception as error:  # a foreign recording may hold anything
             broken.append(_failed(look, error))
+            unjudged.update(BLAMES.get(look, STAGES))
     explanations: list[Explanation] = []
     for rule in rules if causes else ():
         try:
@@ -65,8 +69,9 @@ def diagnose(
     return Diagnosis(
         findings=findings,
         inherited=inherited,
-        seen=tuple(stage for stage in STAGES if stage in shown),
+        seen=tuple(stage for stage in STAGES if stage in shown - unjudged),
         missing=(*unseen, *said_missing(case), *broken),
+        unjudged=tuple(stage for stage in STAGES if stage in shown & unjudged),
     )
 
 
@@ -84,18 +89,36 @@ def merge(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
                 if held is None or cause.certainty > held.certainty:
                     causes[cause.cause] = cause
     stages = {finding.stage for diagnosis in diagnoses for finding in diagnosis.findings}
+    unjudged = {stage for diagnosis in diagnoses for stage in diagnosis.unjudged}
     return Diagnosis(
         findings=tuple(_finding(s, evidence, causes.values()) for s in STAGES if s in stages),
         inherited=tuple(
             s for s in STAGES if s not in stages and any(s in d.inherited for d in diagnoses)
         ),
-        seen=tuple(s for s in STAGES if any(s in d.seen for d in diagnoses)),
+        seen=tuple(s for s in STAGES if s not in unjudged and any(s in d.seen for d in diagnoses)),
         missing=tuple(
             said
             for said in dict.fromkeys(said for d in diagnoses for said in d.missing)
             # a second update on one rollout has no rollout of its own
             if said not in map(_unseen, _SHOWS) or all(said in d.missing for d in diagnoses)
         ),
+        unjudged=tuple(stage for stage in STAGES if stage in unjudged),
+    )
+
+
+def require_judged(diagnosis: Diagnosis, name: str) -> None:
+    """Raises:
+    TraceError: nothing that was recorded could be judged, which is no clean bill of health.
+    """
+    if diagnosis.findings or diagnosis.seen:
+        return
+    failed = [said for said in diagnosis.missing if said not in map(_unseen, _SHOWS)]
+    why = f": {'; '.join(failed)}" if failed else ", for no call of a trainer was recorded"
+    raise TraceError(
+        name,
+        got=f"a recording of which nothing could be judged{why}",
+        want="calls that record() saw",
+        fix="record the trainer again, or omni-grpo check for a checkpoint alone",
     )
 
 

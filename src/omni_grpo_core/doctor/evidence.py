@@ -143,12 +143,14 @@ class Finding:
 class Diagnosis:
     """The verdict on a recorded step or run. ``findings``: stages that broke something, in pipeline
     order. ``inherited``: stages that only passed an error on. ``seen``: stages that were looked at.
-    ``missing``: what was not recorded, and what could not be judged for it."""
+    ``missing``: what was not recorded, and what could not be judged for it. ``unjudged``: recorded
+    stages at which a look failed, so that nobody can call them sound."""
 
     findings: tuple[Finding, ...]
     inherited: tuple[Stage, ...]
     seen: tuple[Stage, ...]
     missing: tuple[str, ...]
+    unjudged: tuple[Stage, ...] = ()
 
     @property
     def first(self) -> Finding | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from omni_grpo_core import observed
 from omni_grpo_core.doctor.evidence import Case, Reference
 from omni_grpo_core.errors import TraceError
+from omni_grpo_core.recorder.tape import STAGE_OF
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Trace
 
@@ -25,9 +25,9 @@ def step_folders(folder: Path) -> tuple[Path, ...]:
     """
     if (folder / _TRACE).exists():
         return (folder,)
-    found: list[Path] = []
-    for inner in _named(folder):
-        found += [inner] if (inner / _TRACE).exists() else step_folders(inner)
+    # no deeper than ranks: links may lead round in a circle
+    inside = [step for inner in _named(folder) for step in (inner, *_named(inner))]
+    found = [step for step in inside if (step / _TRACE).exists()]
     if not found:
         raise TraceError(
             str(folder),
@@ -54,18 +54,28 @@ def as_cases(
     """Cases of named traces.
 
     Raises:
-        TraceError: they are passes of the good path rather than recordings of a trainer.
+        TraceError: one of them holds no call of a trainer, or one under a stage that is not its.
     """
     for name, trace in traces:
-        kinds = {type(record.value).__name__ for record in trace.stages}
-        if kinds and not any(hasattr(observed, kind) for kind in kinds):
+        if not any(type(record.value) in STAGE_OF for record in trace.stages):
+            kinds = sorted({type(record.value).__name__ for record in trace.stages})
             raise TraceError(
                 name,
-                got=f"a trace of {', '.join(sorted(kinds))}",
+                got=f"a trace of {', '.join(kinds) or 'no stage'}",
                 want="a recording of a trainer's calls",
                 fix="record the trainer with omni_grpo_core.record(…); a pass of the good path is "
                 "judged by omni-grpo check",
             )
+        for number, record in enumerate(trace.stages):
+            stage = STAGE_OF.get(type(record.value))
+            if record.stage != stage:
+                kind = type(record.value).__name__
+                raise TraceError(
+                    f"{name}: stage {number}",
+                    got=f"a {kind} under {record.stage!r}",
+                    want="a call of a trainer" if stage is None else repr(stage),
+                    fix="it was altered, or written by another version: record it again",
+                )
     return tuple(Case(trace, reference) for _, trace in traces)
 
 
@@ -78,4 +88,6 @@ def _named(folder: Path) -> list[Path]:
 def _kind(folder: Path) -> str:
     if not folder.exists():
         return "no such folder"
-    return "a folder without any" if folder.is_dir() else "a file"
+    if folder.is_dir():
+        return "a folder without any"
+    return "a file" if folder.is_file() else "neither file nor folder"

@@ -203,7 +203,7 @@ def _tail_shift(own: Tensor, wanted: Tensor) -> tuple[int, int] | None:
     return (first, int(rest.pop())) if first and len(rest) == 1 else None
 
 
-def _few(numbers: Sequence[int]) -> str:
+def _few(numbers: Sequence[float]) -> str:
     shown = ", ".join(map(str, numbers[:3]))
     return f"{shown}, …" if len(numbers) > 3 else shown
 

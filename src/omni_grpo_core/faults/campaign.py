@@ -5,12 +5,17 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from multiprocessing import resource_tracker
 from typing import Any
 
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.plan import Task
 from omni_grpo_core.types import Stage
 
@@ -129,24 +134,51 @@ def run(
     """Every task, in processes of one thread each; ``on_row`` hears of each as it ends."""
     begin = time.perf_counter()
     rows: dict[Task, Row] = {}
-    for task, row in _rows(tasks, causes, jobs):
-        rows[task] = row
-        on_row(row)
+    with closing(_rows(tasks, causes, jobs)) as ended:
+        for task, row in ended:
+            rows[task] = row
+            on_row(row)
     seconds = time.perf_counter() - begin
     return Result(tuple(rows[task] for task in tasks), causes, seconds, skipped or {})
 
 
-def _rows(tasks: Sequence[Task], causes: bool, jobs: int) -> Iterator[tuple[Task, Row]]:
+def _rows(tasks: Sequence[Task], causes: bool, jobs: int) -> Generator[tuple[Task, Row]]:
     if jobs == 1:
         for task in tasks:
             yield task, perform(task, causes)
         return
     # a fork of a process that has run torch's threads can hang
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
-        waiting = {pool.submit(perform, task, causes): task for task in tasks}
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
+        try:
+            with _interrupts_held_back():
+                waiting = {pool.submit(perform, task, causes): task for task in tasks}
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BrokenProcessPool:
+            raise ConfigError(
+                "a worker process", got="one that was ended from outside", want="one that goes on",
+                fix="see whether memory ran out, and use fewer --jobs",
+            ) from None  # fmt: skip
+        except BaseException:
+            # leaving the block waits for every trial
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+            raise
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Workers that are started meanwhile never see a Ctrl-C, which a terminal sends to all of
+    them: their parent does, and ends them."""
+    # the tracker's own start lets interrupts through again
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _one_thread() -> None:

@@ -11,12 +11,12 @@ import typer
 
 from omni_grpo_core.console import (
     Json,
-    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
 )
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.json_answer import print_json
 
 if TYPE_CHECKING:
     from omni_grpo_core.faults.campaign import Row

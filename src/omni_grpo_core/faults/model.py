@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.batch import placeholder_ids
+from omni_grpo_core.dialect import tokens_cached
 from omni_grpo_core.faults.batch import PADDED
 from omni_grpo_core.faults.fault import Shelf
 from omni_grpo_core.faults.loop import WildLoop
@@ -206,7 +207,8 @@ def _sections(loop: WildLoop, sections: list[int]) -> Iterator[None]:
             if isinstance(getattr(owner, "mrope_section", None), list):
                 stack.enter_context(patched(owner, mrope_section=sections))
             for name in ("rope_parameters", "rope_scaling"):
-                told = getattr(owner, name, None)
+                # its own: 5.24 keeps the old name as an alias, and warns of whoever sets it
+                told = vars(owner).get(name)
                 if isinstance(told, dict) and told.get("mrope_section"):
                     changed = {**told, "mrope_section": sections}
                     stack.enter_context(patched(owner, **{name: changed}))
@@ -242,9 +244,12 @@ def batch_differs(loop: WildLoop) -> Manager:
 def cache_differs(loop: WildLoop) -> Manager:
     def windowed(keywords: dict[str, Any]) -> None:
         embeds, mask = keywords.get("inputs_embeds"), keywords.get("attention_mask")
-        if embeds is None or embeds.shape[1] != 1 or not isinstance(mask, Tensor):
+        held = tokens_cached(keywords)
+        if embeds is None or embeds.shape[1] != 1 or not held:
             return
-        kept = mask.clone()
+        # from 5.23 on there is none where nothing is padded
+        whole = torch.ones(len(embeds), int(held) + 1, dtype=torch.int64)
+        kept = mask.clone() if isinstance(mask, Tensor) else whole
         kept[:, :-48] = 0
         keywords["attention_mask"] = kept
 

@@ -6,7 +6,6 @@ is checked against them, replay included, so that each change is blamed on its o
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.golden.calibrate import run_golden
+from omni_grpo_core.golden.calibrate import checked, run_golden
 from omni_grpo_core.golden.suite import copy_suite
 
 
@@ -105,11 +104,13 @@ def _made(constraints: Path, folder: Path, project: Path) -> str:
         [sys.executable, "-m", "venv", str(folder)],
         [str(python), *install],
     ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
         if done.returncode:
             raise ConfigError(
                 f"environment of {constraints}",
-                got=" / ".join(done.stderr.strip().splitlines()[-2:]),
+                got=" / ".join((done.stderr or done.stdout).strip().splitlines()[-2:]),
                 want="an environment that can be installed",
                 fix="correct the constraints, or name an environment that exists",
             )
@@ -140,15 +141,14 @@ def bisect(
     changes = tuple(
         _change(
             what,
-            run_golden(python, ["check", "--json", "--golden", str(recorded), *of, *cases], {}),
+            checked(python, ["--golden", str(recorded), *of, *cases], {}),
         )
         for what, python, of in crossed
     )
     return BisectReport(old, new, changes)
 
 
-def _change(what: str, answer: str) -> Change:
-    report = json.loads(answer)
+def _change(what: str, report: dict[str, Any]) -> Change:
     versions: dict[str, list[str]] = {}
     added: dict[str, str] = {}
     for case in report["cases"]:

@@ -102,24 +102,49 @@ def run_golden(python: str, arguments: Sequence[str], environ: Mapping[str, str]
     an answer.
 
     Raises:
-        ConfigError: any other exit code, with the last lines it wrote.
+        ConfigError: it cannot be started, or any other exit code, with the last lines it wrote.
     """
-    done = subprocess.run(
-        [python, "-m", "omni_grpo_core", "golden", *arguments],
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [python, "-m", "omni_grpo_core", "golden", *arguments],
+            env={**os.environ, **environ},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError as error:
+        raise _failed(python, arguments, str(error.strerror)) from None
     if done.returncode not in (0, 1) or (done.returncode and not done.stdout):
         lines = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise ConfigError(
-            f"omni-grpo golden {arguments[0]} with {python}",
-            got=f"exit code {done.returncode}: {' / '.join(lines)}",
-            want="a run that ends well",
-            fix="run it by hand; PYTHONPATH may have to name this package",
-        )
+        raise _failed(python, arguments, f"exit code {done.returncode}: {' / '.join(lines)}")
     return done.stdout
+
+
+def checked(python: str, arguments: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
+    """What ``omni-grpo golden check --json ARGUMENTS`` answers in another process.
+
+    Raises:
+        ConfigError: as :func:`run_golden`, or it answers something else.
+    """
+    command = ["check", "--json", *arguments]
+    answer = run_golden(python, command, environ)
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "cases" not in found:
+        raise _failed(python, command, "something else than a report on stdout")
+    return found
+
+
+def _failed(python: str, arguments: Sequence[str], got: str) -> ConfigError:
+    return ConfigError(
+        f"omni-grpo golden {arguments[0]} with {python}",
+        got=got,
+        want="a run that ends well",
+        fix="run it by hand; PYTHONPATH may have to name this package",
+    )
 
 
 def calibrate(
@@ -134,11 +159,11 @@ def calibrate(
     run_golden(sys.executable, record, variations[0])
     if (folder / LANES).is_file():
         shutil.copy(folder / LANES, first / LANES)
-    check = ["check", "--json", "--golden", str(first), *arguments]
+    check = ["--golden", str(first), *arguments]
     found: dict[str, StageDrift] = {}
     for number in range(1, runs):
-        answer = run_golden(sys.executable, check, variations[number % len(variations)])
-        for case in json.loads(answer)["cases"]:
+        answer = checked(sys.executable, check, variations[number % len(variations)])
+        for case in answer["cases"]:
             for stage in map(_drift, case["stages"]):
                 found[stage.stage] = stage.joined(found.get(stage.stage, stage))
     return Calibration(key, runs, tuple(found.values()))
@@ -163,7 +188,7 @@ def record_lanes(folder: Path, found: Calibration) -> Path:
         ConfigError: lanes are on record already and would be widened.
     """
     file = folder / LANES
-    recorded = read_mapping(file) if file.is_file() else {}
+    recorded = read_mapping(file) if os.path.lexists(file) else {}
     if found.platform in recorded and not found.within:
         beyond = next(stage for stage in found.stages if not stage.within)
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -13,13 +14,13 @@ from omni_grpo_core.console import (
     Device,
     Dtype,
     Json,
-    print_json,
     progress,
     quiet_libraries,
     quiet_transformers,
     require_device,
-    writable,
+    require_outputs,
 )
+from omni_grpo_core.json_answer import print_json
 
 if TYPE_CHECKING:
     from omni_grpo_core.golden.results import GoldenReport
@@ -35,7 +36,10 @@ Cases = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads it at run time
     typer.Argument(metavar="CASE...", help="Cases of the suite; all if left out."),
 ]
-Folder = Annotated[Path, typer.Option("--golden", help="Folder of the goldens.")]
+Folder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--golden", help="Folder of the goldens; ./golden if left out."),
+]
 CheckpointOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Checkpoint folder; the suite's own if left out."),
@@ -50,6 +54,16 @@ SidecarOption = Annotated[
     typer.Option(help="Folder, outside git, of what goldens only sketch: exact replay."),
 ]
 GOLDEN = Path("golden")
+
+
+def _goldens(named: Path | None, *, shipped: bool = False) -> Path:
+    """The folder that was named, else the one here; with ``shipped`` the shipped goldens where
+    there is none."""
+    if named is not None or not shipped or os.path.lexists(GOLDEN):
+        return named or GOLDEN
+    from omni_grpo_core.golden.suite import shipped_goldens
+
+    return shipped_goldens()
 
 
 def _dtype(device: Device, dtype: Dtype | None) -> str:
@@ -85,7 +99,7 @@ def _answer(as_json: bool, data: dict[str, Any], *lines: str) -> None:
 @app.command()
 def check(
     cases: Cases = None,
-    golden: Folder = GOLDEN,
+    golden: Folder = None,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
@@ -96,14 +110,16 @@ def check(
 
     Exit code 1: a case is neither exact nor within its lane. 2: a golden cannot be read.
     """
-    report = _report(cases, golden, checkpoint, device, dtype, sidecar, as_json)
+    report = _report(
+        cases, _goldens(golden, shipped=True), checkpoint, device, dtype, sidecar, as_json
+    )
     _show(report, as_json, every=False)
 
 
 @app.command()
 def diff(
     cases: Cases = None,
-    golden: Folder = GOLDEN,
+    golden: Folder = None,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
@@ -115,9 +131,10 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """The same, with every stage and every difference told."""
-    if html is not None:
-        writable(html)
-    report = _report(cases, golden, checkpoint, device, dtype, sidecar, as_json)
+    require_outputs(files=[html])
+    report = _report(
+        cases, _goldens(golden, shipped=True), checkpoint, device, dtype, sidecar, as_json
+    )
     if html is not None:
         from omni_grpo_core.report.golden_page import golden_page
         from omni_grpo_core.report.page import write_page
@@ -162,7 +179,7 @@ def _show(report: GoldenReport, as_json: bool, *, every: bool) -> None:
 @app.command()
 def regen(
     cases: Cases = None,
-    golden: Folder = GOLDEN,
+    golden: Folder = None,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
@@ -173,13 +190,14 @@ def regen(
 
     Exit code 1: something waits for review.
     """
+    folder = _goldens(golden)
     with progress("golden regen", as_json) as on_case:
         on_case("policy")
-        suite, policy, key = _load(golden, checkpoint, device, dtype)
+        suite, policy, key = _load(folder, checkpoint, device, dtype)
         from omni_grpo_core.golden.pending import regen as run_regen
 
         done = run_regen(
-            policy, suite, golden, key, names=cases or (), sidecar=sidecar, on_case=on_case
+            policy, suite, folder, key, names=cases or (), sidecar=sidecar, on_case=on_case
         )
     found = [
         {
@@ -206,14 +224,14 @@ def regen(
 def record(
     out: Annotated[Path, typer.Argument(help="Folder for the goldens.")],
     cases: Cases = None,
-    golden: Folder = GOLDEN,
+    golden: Folder = None,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
     as_json: Json = False,
 ) -> None:
     """Goldens of this environment into a folder that nobody reviews: for bisect and calibrate."""
-    suite, policy, key = _load(golden, checkpoint, device, dtype)
+    suite, policy, key = _load(_goldens(golden), checkpoint, device, dtype)
     from omni_grpo_core.golden.pending import record as run_record
 
     files = run_record(policy, suite, out, key, names=cases or ())
@@ -221,7 +239,7 @@ def record(
 
 
 @app.command()
-def review(golden: Folder = GOLDEN, as_json: Json = False) -> None:
+def review(golden: Folder = None, as_json: Json = False) -> None:
     """Look at what is pending and accept or reject it, case by case.
 
     Where there is no terminal the exact commands are printed. Exit code 1: something is pending.
@@ -231,14 +249,15 @@ def review(golden: Folder = GOLDEN, as_json: Json = False) -> None:
     from omni_grpo_core.golden.pending import pending_changes
     from omni_grpo_core.golden.suite import load_suite
 
-    suite = load_suite(golden)
-    changes = pending_changes(golden, suite)
+    folder = _goldens(golden)
+    suite = load_suite(folder)
+    changes = pending_changes(folder, suite)
     left = len(changes)
     if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        listed = reviewing.listed(changes, golden)
-        _answer(as_json, {"pending": listed}, *reviewing.told(changes, golden))
+        listed = reviewing.listed(changes, folder)
+        _answer(as_json, {"pending": listed}, *reviewing.told(changes, folder))
     else:
-        left = reviewing.ask(changes, golden, suite, prompt=typer.prompt, echo=typer.echo)
+        left = reviewing.ask(changes, folder, suite, prompt=typer.prompt, echo=typer.echo)
     raise typer.Exit(1 if left else 0)
 
 
@@ -246,7 +265,7 @@ def review(golden: Folder = GOLDEN, as_json: Json = False) -> None:
 def accept(
     cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="Pending cases.")],
     reason: Annotated[str, typer.Option(help="Why the change is right; it goes on record.")] = "",
-    golden: Folder = GOLDEN,
+    golden: Folder = None,
     platform: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Only what was made on this platform, for example cuda-sm90-bf16."),
@@ -265,7 +284,8 @@ def accept(
     from omni_grpo_core.golden.review import accept as run_accept
     from omni_grpo_core.golden.suite import load_suite
 
-    done = run_accept(golden, cases, reason, load_suite(golden), platform=platform, by=by)
+    folder = _goldens(golden)
+    done = run_accept(folder, cases, reason, load_suite(folder), platform=platform, by=by)
     accepted = [{"file": str(one.file), "supersedes": one.supersedes} for one in done]
     lines = [f"accepted {one['file']}, supersedes {one['supersedes']}" for one in accepted]
     _answer(as_json, {"accepted": accepted}, *lines)
@@ -274,7 +294,7 @@ def accept(
 @app.command()
 def reject(
     cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="Pending cases.")],
-    golden: Folder = GOLDEN,
+    golden: Folder = None,
     as_json: Json = False,
 ) -> None:
     """Drop pending goldens; the accepted ones stay as they are."""
@@ -282,13 +302,14 @@ def reject(
     from omni_grpo_core.golden.review import reject as run_reject
     from omni_grpo_core.golden.suite import load_suite
 
-    done = [str(path) for path in run_reject(golden, cases, load_suite(golden))]
+    folder = _goldens(golden)
+    done = [str(path) for path in run_reject(folder, cases, load_suite(folder))]
     _answer(as_json, {"rejected": done}, *(f"rejected {path}" for path in done))
 
 
 @app.command()
 def prune(
-    golden: Folder = GOLDEN,
+    golden: Folder = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
     all_platforms: Annotated[
@@ -305,7 +326,8 @@ def prune(
     from omni_grpo_core.golden.suite import load_suite
 
     key = platform_key(device.value, _dtype(device, dtype))
-    found = stale(golden, key, load_suite(golden), every=all_platforms)
+    folder = _goldens(golden)
+    found = stale(folder, key, load_suite(folder), every=all_platforms)
     for path in () if dry_run else found:
         path.unlink()
     names = [str(path) for path in found]
@@ -318,7 +340,7 @@ def prune(
 def calibrate(
     cases: Cases = None,
     runs: Annotated[int, typer.Option("-n", min=2, help="Runs, each in its own process.")] = 6,
-    golden: Folder = GOLDEN,
+    golden: Folder = None,
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
@@ -341,8 +363,9 @@ def calibrate(
         if checkpoint is not None:
             options += ["--checkpoint", str(checkpoint.absolute())]
         key = platform_key(device.value, asked)
-        found = run_calibrate(golden, Path(work), key, runs, options)
-        file = record_lanes(golden, found) if write else None
+        folder = _goldens(golden, shipped=not write)
+        found = run_calibrate(folder, Path(work), key, runs, options)
+        file = record_lanes(folder, found) if write else None
     _answer(
         as_json, {**found.to_json(), "file": None if file is None else str(file)}, *found.lines()
     )
@@ -354,7 +377,7 @@ def bisect(
     old: Annotated[str, typer.Argument(help="tox env, virtual environment, python, constraints.")],
     new: Annotated[str, typer.Argument(help="The same, after the upgrade.")],
     cases: Cases = None,
-    golden: Folder = GOLDEN,
+    golden: Folder = None,
     checkpoint: CheckpointOption = None,
     new_checkpoint: Annotated[
         Optional[Path],  # noqa: UP045
@@ -369,7 +392,7 @@ def bisect(
         report = run_bisect(
             old,
             new,
-            golden,
+            _goldens(golden, shipped=True),
             Path(work),
             cases=cases or (),
             checkpoint=None if checkpoint is None else checkpoint.absolute(),

@@ -12,14 +12,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from torch import Tensor
+
 from omni_grpo_core.golden.passes import Scored
+from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Generation, Tokens, Verdict
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.trace.divergence import Difference, Lane, distance
+from omni_grpo_core.trace.integers import Decode
+from omni_grpo_core.trace.leaves import Leaf
 from omni_grpo_core.types import Completion
 
 NEAR_TIE = 0.1
@@ -44,9 +49,34 @@ class Margins:
     held: bool
 
 
-def scored_of(value: Any) -> tuple[Scored, ...]:
-    """A rebuilt golden of ``scoring``, whose parts come back by name."""
-    return tuple(s if isinstance(s, Scored) else Scored(**s) for s in value)
+def scored_of(leaves: Mapping[str, Leaf]) -> tuple[Scored, ...]:
+    """A golden of ``scoring``, whose parts come back by name.
+
+    Raises :class:`~omni_grpo_core.golden.rebuild.Lost` where the numbers do not belong together.
+    """
+    found = rebuild(leaves)
+    if not isinstance(found, tuple) or not all(map(_is_scored, found)):
+        raise Lost("self")
+    return tuple(Scored(**parts) for parts in found)
+
+
+def _is_scored(parts: Any) -> bool:
+    if not isinstance(parts, dict) or parts.keys() != {field.name for field in fields(Scored)}:
+        return False
+    ids, tops, own = parts["top_ids"], parts["top_logprobs"], parts["logprobs"]
+    return (
+        isinstance(ids, Tensor)
+        and ids.ndim == 2
+        and not ids.is_floating_point()
+        and all(isinstance(side, tuple) for side in (tops, own))
+        and all(isinstance(number, float) for number in (*tops, *own))
+        and (len(tops), len(own)) == (ids.numel(), len(ids))
+    )
+
+
+def words_of(policy: Policy) -> Decode:
+    """The policy's own words. A golden may hold ids that no vocabulary has: they say nothing."""
+    return lambda ids: policy.decode([token for token in ids if 0 <= token < 1 << 32])
 
 
 def margins(was: Scored, now: Scored, ids: Sequence[int]) -> Margins:
@@ -262,7 +292,8 @@ def garbage_of(policy: Policy, now: Completion, was: Completion | None) -> tuple
 
 def tokens_of(policy: Policy, ids: Sequence[int], spans: Any = ()) -> Tokens:
     """Ids with the text of each."""
-    known = {token: policy.decode([token]) for token in set(ids)}
+    decode = words_of(policy)
+    known = {token: decode([token]) for token in set(ids)}
     return Tokens(tuple(ids), tuple(known[token] for token in ids), tuple(spans))
 
 
@@ -270,6 +301,6 @@ def _words(policy: Policy, was: Completion, now: Completion, at: int) -> str:
     def word(ids: Sequence[int]) -> str:
         if at >= len(ids):
             return "nothing (it has ended)"
-        return f"{ids[at]} {json.dumps(policy.decode([ids[at]]), ensure_ascii=False)}"
+        return f"{ids[at]} {json.dumps(words_of(policy)([ids[at]]), ensure_ascii=False)}"
 
     return f"token {at} is {word(now.token_ids)}, was {word(was.token_ids)}"

@@ -10,6 +10,8 @@ let an upgrade pass.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,16 +65,31 @@ def default_lanes(key: str) -> Tolerances:
     return Tolerances({**plain.lanes, **dict.fromkeys(_COMPUTED, plain.lane(half))})
 
 
+def _check_lane(item: str, lane: Lane) -> None:
+    """A lane of NaN lets nothing pass, an endless one everything."""
+    for name, value in (("atol", lane.atol), ("rtol", lane.rtol)):
+        if not 0 <= value < (1 if name == "rtol" else math.inf):
+            raise ConfigError(
+                item,
+                got=f"{name}: {value}",
+                want="0 or more, finite; an rtol below 1",
+                fix="correct it, or take it from version control again",
+            )
+
+
 def load_lanes(folder: Path, key: str) -> Lanes:
     """The lanes of a platform: those recorded in the golden folder over the default ones.
 
-    Raises ``ConfigError`` for a file that is not YAML or has an unknown key.
+    Raises ``ConfigError`` for a file that is not YAML, has an unknown key or a lane that is none.
     """
     file = folder / LANES
     plain = default_lanes(key)
-    if not file.is_file():
+    if not os.path.lexists(file):
         return Lanes(plain)
     read: _File = merge(_File(), {"platforms": read_mapping(file)}, str(file))
+    for platform, lanes in read.platforms.items():
+        for name, lane in lanes.items():
+            _check_lane(f"{file}: {platform}: {name}", lane)
     recorded = read.platforms.get(key, {})
     types = {name: lane for name, lane in recorded.items() if name in plain.lanes}
     stages = {name: lane for name, lane in recorded.items() if name in ORDER}

@@ -21,12 +21,14 @@ from pathlib import PurePath
 from typing import get_args
 
 from omni_grpo_core.golden.numbers import (
+    MOST_NUMBERS,
     check_of,
     float_lines,
     integer_lines,
     number,
     parse_floats,
     parse_integers,
+    parse_string,
 )
 from omni_grpo_core.trace.dtypes import DTYPES, INTEGERS
 from omni_grpo_core.trace.integers import Decode, as_integers
@@ -142,42 +144,57 @@ _RANKED = re.compile(r'(\d+) (\S+)(?: ("(?:[^"\\]|\\.)*"))?')
 _SPAN = re.compile(rf"({'|'.join(get_args(Modality))}) (-?\d+) start (-?\d+) length (-?\d+)")
 _KIND = re.compile(r"[A-Z]\w*|\(\)|\{\}")
 _FLOAT = re.compile(r"-?(?:inf|nan|\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+_INTEGER = re.compile(r"-?\d{1,40}")
+_WORDS = {"null": None, "true": True, "false": False}
+_MOST_AXES = 16
+_LONGEST_AXIS = 1 << 40
 
 
-def parse_leaf(head: str, body: Lines) -> Leaf:
-    """Back from :func:`leaf_lines`. Raises ``ValueError`` for what it never writes."""
+def parse_leaf(head: str, body: Lines, most: int = MOST_NUMBERS) -> Leaf:
+    """Back from :func:`leaf_lines`; integers only up to ``most``. Raises ``ValueError`` for what it
+    never writes."""
     if match := _NUMBERS.fullmatch(head):
-        return _parse_numbers(match, body)
+        return _parse_numbers(match, body, most)
     if match := _RANKING.fullmatch(head):
-        ranked = [_matched(_RANKED, line) for _, line in body]
-        return Ranking(
-            ids=tuple(int(found[1]) for found in ranked),
-            logprobs=tuple(float(found[2]) for found in ranked),
-            logsumexp=float(match[1]),
-            entropy=float(match[2]),
-            words={int(found[1]): json.loads(found[3]) for found in ranked if found[3]},
-        )
+        return _parse_ranking(match, body)
     if head == f"spans {len(body)}":
         found = (_matched(_SPAN, line) for _, line in body)
         return Spans(tuple(_span(match) for match in found))
     if head == f"lines {len(body)}":
-        return Scalar("".join(json.loads(line) for _, line in body))
+        return Scalar("".join(parse_string(line.strip()) for _, line in body))
     if body:
         raise ValueError(f"{len(body)} lines do not belong to {head!r}")
     if _KIND.fullmatch(head):
         return Kind(head)
     if _FLOAT.fullmatch(head) and re.search(r"[.einf]", head):
         return Scalar(float(head))
-    value = json.loads(head)
-    if value is not None and not isinstance(value, str | int):
-        raise ValueError(f"{head!r} is no single value")
-    return Scalar(value)
+    if _INTEGER.fullmatch(head):
+        return Scalar(int(head))
+    if head in _WORDS:
+        return Scalar(_WORDS[head])
+    if not head.startswith('"'):
+        raise ValueError(f"{head[:40]!r} is no single value")
+    return Scalar(parse_string(head))
+
+
+def _parse_ranking(match: re.Match[str], body: Lines) -> Ranking:
+    ranked = [_matched(_RANKED, line) for _, line in body]
+    ids = tuple(int(found[1]) for found in ranked)
+    if not 0 < len(set(ids)) == len(ids):
+        raise ValueError("a ranking of no token, or of one twice")
+    return Ranking(
+        ids=ids,
+        logprobs=tuple(float(found[2]) for found in ranked),
+        logsumexp=float(match[1]),
+        entropy=float(match[2]),
+        words={int(found[1]): parse_string(found[3]) for found in ranked if found[3]},
+    )
 
 
 def _matched(pattern: re.Pattern[str], line: str) -> re.Match[str]:
     match = pattern.fullmatch(line.strip())
     if match is None:
-        raise ValueError(f"{line.strip()!r} is not of the form that is written here")
+        raise ValueError(f"{line.strip()[:80]!r} is not of the form that is written here")
     return match
 
 
@@ -186,7 +203,7 @@ def _span(match: re.Match[str]) -> Span:
     return Span(modality, int(match[2]), int(match[3]), int(match[4]))
 
 
-def _parse_numbers(match: re.Match[str], body: Lines) -> Numbers | Sketch:
+def _parse_numbers(match: re.Match[str], body: Lines, most: int) -> Numbers | Sketch:
     dtype = match["dtype"]
     if dtype not in DTYPES and dtype not in ("int", "float"):
         raise ValueError(f"{dtype!r} is not a number type")
@@ -194,11 +211,15 @@ def _parse_numbers(match: re.Match[str], body: Lines) -> Numbers | Sketch:
         tuple(int(size) for size in shape.split(",") if size.strip())
         for shape in re.findall(r"\[([\d, ]*)\]", match["shapes"])
     ]
+    if any(len(shape) > _MOST_AXES or max(shape, default=0) > _LONGEST_AXIS for shape in shapes):
+        raise ValueError("a shape that no tensor has")
     if match["sketch"]:
         return _parse_sketch(dtype, tuple(shapes), body)
     if dtype != "int" and dtype not in INTEGERS:
         return parse_floats(dtype, shapes, body)
-    leaf = parse_integers(dtype, shapes[0], body)
+    if len(shapes) > 1:
+        raise ValueError("integers of several tensors")
+    leaf = parse_integers(dtype, shapes[0], body, most)
     if check_of(leaf) != match["sha"]:
         raise ValueError(f"sha256 {match['sha']} is not that of the numbers, {check_of(leaf)}")
     return leaf
@@ -217,6 +238,8 @@ def _parse_sketch(dtype: str, shapes: tuple[tuple[int, ...], ...], body: Lines) 
         else:
             raise ValueError(f"{label!r} is no part of a sketch")
     size = sum(math.prod(shape) for shape in shapes)
+    if (sha256 is not None) != (dtype in INTEGERS) or dtype in ("int", "float"):
+        raise ValueError(f"a sketch that no tensor of {dtype} has")
     if (len(rows["projections"]), len(rows["samples"])) != (PROJECTIONS, min(size, SAMPLES)):
         raise ValueError("a sketch that is not whole")
     mean, std, low, high = map(float, statistics.groups()[:4])

@@ -20,9 +20,9 @@ from omni_grpo_core.trace.sketch import hash_integers
 _WIDTH = 96
 _IDS_A_LINE = 10
 _FLOATS_A_LINE = 8
-_MOST = 1 << 24
-"""Numbers that one leaf may stand for: a run is short to write and long to read."""
-_QUOTED = re.compile(r'\s*("(?:[^"\\]|\\.)*")$')
+MOST_NUMBERS = 1 << 24
+"""That one golden may stand for: a run is short to write and long to read."""
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"')
 _INDEX = re.compile(r"^\[[\d, ]*\]: ")
 
 
@@ -112,18 +112,34 @@ def check_of(leaf: Numbers) -> str:
     return hash_integers(as_integers(leaf.parts[0]))[:16]
 
 
-def parse_integers(dtype: str, shape: tuple[int, ...], lines: Sequence[tuple[int, str]]) -> Numbers:
+def parse_string(text: str) -> str:
+    """A text in quotes. Raises ``ValueError`` for anything else.
+
+    >>> parse_string('"<|im_start|>user\\\\n"')
+    '<|im_start|>user\\n'
+    """
+    if _STRING.fullmatch(text) is None:
+        raise ValueError(f"{text[:40]!r} is no text in quotes")
+    return str(json.loads(text))
+
+
+def parse_integers(
+    dtype: str, shape: tuple[int, ...], lines: Sequence[tuple[int, str]], most: int = MOST_NUMBERS
+) -> Numbers:
     """Back from :func:`integer_lines`. Raises ``ValueError``."""
     values: list[int] = []
     words: dict[int, str] = {}
     for _, line in lines:
-        text = _INDEX.sub("", line.strip())
-        quoted = _QUOTED.search(text)
-        numbers = text[: quoted.start()] if quoted else text
-        found = parse_runs(numbers, _MOST - len(values))
+        numbers, quote, rest = _INDEX.sub("", line.strip()).partition('"')
+        numbers = numbers.rstrip()
+        found = parse_runs(numbers, most - len(values))
         values += found
-        if quoted and found and " " not in numbers:  # the text of one token, maybe repeated
-            words[found[0]] = json.loads(quoted[1])
+        text = parse_string(quote + rest) if quote else ""
+        if quote and found and " " not in numbers:  # the text of one token, maybe repeated
+            words[found[0]] = text
+    low, high = min(values, default=0), max(values, default=0)
+    if not -(2**63) <= low <= high < 2**63:
+        raise ValueError("a number beyond 64 bits")
     wide = _shaped(torch.tensor(values, dtype=torch.int64), shape)
     return Numbers(dtype, (wide if dtype == "int" else wide.to(DTYPES[dtype]),), words)
 

@@ -7,6 +7,7 @@ goes by that.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,11 +54,11 @@ def tree_state(folder: Path) -> dict[str, str]:
     >>> tree_state(Path("/"))
     {'commit': 'unknown', 'tree': 'not under git'}
     """
-    commit = _git(folder, "rev-parse", "HEAD")
+    commit = git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {"commit": "unknown", "tree": "not under git"}
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=all")
-    top = Path((_git(folder, "rev-parse", "--show-toplevel") or ".").strip())
+    changed = git(folder, "status", "--porcelain", "--untracked-files=all")
+    top = Path((git(folder, "rev-parse", "--show-toplevel") or ".").strip())
     inside = folder.absolute().resolve()
     lines = [line for line in (changed or "").splitlines() if not _within(top, line, inside)]
     return {"commit": commit.strip(), "tree": "dirty" if lines else "clean"}
@@ -70,11 +71,15 @@ def _within(top: Path, line: str, folder: Path) -> bool:
     return path == folder or folder in path.parents
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> str | None:
+    """What a git command prints; ``None`` where it fails or there is no git."""
     there = next((p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir()), None)
-    done = subprocess.run(
-        ["git", *arguments], cwd=there, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=there, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git here
+        return None
     return done.stdout if done.returncode == 0 else None
 
 
@@ -209,7 +214,7 @@ def pending_changes(folder: Path, suite: Suite) -> dict[str, PendingCase]:
             now, target = read_golden(path), folder / case / path.name
             verdict = now.header.get("verdict", verdict)
             stage, key = split_name(path.name, suite.base)
-            if not target.is_file():
+            if not os.path.lexists(target):
                 stages[path.name] = (_NEW,)
                 continue
             compared = compare_goldens(read_golden(target), now, load_lanes(folder, key).of(stage))

@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from omni_grpo_core.trace.codec import NOUNS
+from omni_grpo_core.bounded import MAX_DEPTH
+from omni_grpo_core.errors import TraceError
+from omni_grpo_core.trace.codec import NOUNS, make_noun
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans
 from omni_grpo_core.trace.sketch import Sketch
 
@@ -19,13 +21,14 @@ _STEP = re.compile(r'\.?([A-Za-z_]\w*)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]')
 
 
 class Lost(Exception):
-    """A golden does not hold enough to rebuild its value; the text is the leaf's path."""
+    """A golden does not hold enough to rebuild its value, or what no such value holds; the text is
+    the leaf's path."""
 
 
 def rebuild(leaves: Mapping[str, Leaf], stand_ins: Mapping[str, Leaf] | None = None) -> Any:
     """The value that these are the leaves of. ``stand_ins`` are fresh leaves by path, for sketches.
 
-    Raises :class:`Lost` for a sketch without a stand-in.
+    Raises :class:`Lost` for a sketch without a stand-in, and for a noun that its leaves do not fit.
 
     >>> from omni_grpo_core.trace.leaves import leaves
     >>> from omni_grpo_core.types import Completion, Rollout
@@ -36,7 +39,10 @@ def rebuild(leaves: Mapping[str, Leaf], stand_ins: Mapping[str, Leaf] | None = N
     root: dict[str, Any] = {}
     for path, leaf in leaves.items():
         node = root
-        for step in [] if path == "self" else _steps(path):
+        steps = [] if path == "self" else _steps(path)
+        if len(steps) > MAX_DEPTH:
+            raise Lost(path[:80])
+        for step in steps:
             node = node.setdefault("parts", {}).setdefault(step, {})
         node["leaf"] = (path, leaf)
     return _value(root, stand_ins or {})
@@ -57,7 +63,10 @@ def _value(node: Mapping[str, Any], stand_ins: Mapping[str, Leaf]) -> Any:
         if not _derived(part)
     }
     if isinstance(leaf, Kind) and leaf.name in NOUNS:
-        return NOUNS[leaf.name](**parts)
+        try:
+            return make_noun(NOUNS[leaf.name], parts, path)
+        except TraceError as error:  # of another version's shape, or altered
+            raise Lost(error.item) from error
     if parts:
         if all(isinstance(step, int) for step in parts):
             return tuple(parts[step] for step in sorted(parts))

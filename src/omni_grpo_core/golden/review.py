@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import hashlib
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.judge import strange_leaf
-from omni_grpo_core.golden.pending import tree_state
+from omni_grpo_core.golden.pending import git, tree_state
 from omni_grpo_core.golden.steps import golden_stages
 from omni_grpo_core.golden.store import (
     PENDING,
@@ -22,7 +21,7 @@ from omni_grpo_core.golden.store import (
     split_name,
 )
 from omni_grpo_core.golden.suite import Suite
-from omni_grpo_core.golden.text import with_header
+from omni_grpo_core.golden.text import read_text, with_header
 from omni_grpo_core.trace.atomic import write_file
 
 REASON_LENGTH = 8
@@ -136,13 +135,7 @@ def _acceptable(path: Path, suite: Suite) -> None:
 
 
 def _author(folder: Path) -> str:
-    parts = []
-    for key in ("user.name", "user.email"):
-        done = subprocess.run(
-            ["git", "config", key], cwd=folder, capture_output=True, text=True, check=False
-        )
-        parts.append(done.stdout.strip())
-    name, mail = parts
+    name, mail = ((git(folder, "config", f"user.{key}") or "").strip() for key in ("name", "email"))
     return f"{name or getpass.getuser()} <{mail}>" if mail else name or getpass.getuser()
 
 
@@ -150,7 +143,7 @@ def _put(folder: Path, path: Path, reason: str, who: str) -> Accepted:
     target = folder / path.parent.name / path.name
     old = target.read_bytes() if target.is_file() else None
     supersedes = "nothing" if old is None else f"sha256 {hashlib.sha256(old).hexdigest()[:16]}"
-    text = path.read_bytes().decode("utf-8", "surrogatepass")
+    text = read_text(path)
     told = {
         "accepted": f"{datetime.now(UTC):%Y-%m-%d} by {who}",
         "reason": reason,

@@ -7,21 +7,28 @@ header. With it every stage can be replayed exactly; without it nothing else is 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
+from omni_grpo_core.bounded import Unreadable, read_bytes
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.leaf_text import summarise
 from omni_grpo_core.trace.atomic import write_file
 from omni_grpo_core.trace.dtypes import dtype_name
 from omni_grpo_core.trace.leaves import Numbers, leaves
 from omni_grpo_core.trace.sketch import Sketch
+from omni_grpo_core.trace.store import unpack
 
 KEY = "sidecar"
 """The header's entry."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MOST_BYTES = 1 << 40
+_FIX = "delete it; without it the check only knows less"
 
 
 def store(folder: Path, value: object) -> dict[str, str]:
@@ -51,25 +58,38 @@ def fetch(folder: Path, header: Mapping[str, str]) -> dict[str, Numbers]:
         TraceError: a file that is not what its name says.
     """
     digest = header.get(KEY)
-    if digest is None or not _file(folder, digest).is_file():
+    if digest is None:
         return {}
-    packed = _file(folder, digest).read_bytes()
+    file = _file(folder, digest)
+    if not _DIGEST.fullmatch(digest):  # it becomes a file's name
+        raise _broken(file, f"a sidecar named {digest[:80]!r}", "a sha256")
+    if not os.path.lexists(file):
+        return {}
+    try:
+        packed = read_bytes(file, _MOST_BYTES)
+    except Unreadable as error:
+        raise _broken(file, error.got, "a file") from error
     found = hashlib.sha256(packed).hexdigest()
     if found != digest:
-        raise TraceError(
-            str(_file(folder, digest)),
-            got=f"sha256 {found}",
-            want=f"sha256 {digest}",
-            fix="delete it; without it the check only knows less",
-        )
-    parts: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in load(packed).items():
-        path, _, number = name.rpartition("#")
-        parts.setdefault(path, {})[int(number)] = tensor
-    return {
-        path: Numbers(dtype_name(numbered[0]), tuple(numbered[n] for n in sorted(numbered)))
-        for path, numbered in parts.items()
-    }
+        raise _broken(file, f"sha256 {found}", f"sha256 {digest}")
+    tensors = unpack(packed, str(file), _FIX)
+    parts: dict[str, list[Tensor]] = {}
+    for name in sorted(tensors, key=_place):
+        parts.setdefault(_place(name)[0], []).append(tensors[name])
+    mixed = next((path for path, of in parts.items() if len({t.dtype for t in of}) > 1), None)
+    if mixed is not None:
+        raise _broken(file, f"several dtypes at {mixed}", "one for each leaf")
+    return {path: Numbers(dtype_name(of[0]), tuple(of)) for path, of in parts.items()}
+
+
+def _place(name: str) -> tuple[str, int]:
+    """Path and number of a part."""
+    path, _, number = name.rpartition("#")
+    return path, int(number) if number.isdecimal() and len(number) < 10 else 0
+
+
+def _broken(file: Path, got: str, want: str) -> TraceError:
+    return TraceError(str(file), got=got, want=want, fix=_FIX)
 
 
 def _file(folder: Path, digest: str) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.judge import base_stage
 from omni_grpo_core.golden.suite import Suite
-from omni_grpo_core.golden.text import Golden, parse_golden
+from omni_grpo_core.golden.text import Golden, parse_golden, read_text
 
 PENDING = ".pending"
 EXACT_STAGES = frozenset({"sample", "conversation", "text", "media", "batch", "positions"})
@@ -66,23 +66,19 @@ def read_golden(path: Path) -> Golden:
     """One golden file.
 
     Raises:
-        TraceError: naming file and line, what cannot be read, was cut or edited, or is newer.
+        TraceError: naming file and line, what cannot be read, was cut or edited, is newer, or is of
+            another stage than its name says.
     """
-    try:
-        text = path.read_bytes().decode("utf-8", "surrogatepass")
-    except OSError as error:
+    golden = parse_golden(read_text(path), str(path))
+    named = split_name(path.name, "")[0]
+    if golden.stage != named:
         raise TraceError(
-            str(path), got=error.strerror or "no file", want="a golden", fix="check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise TraceError(
-            f"{path}:{line}",
-            got=f"a byte {error.object[error.start]:#04x} that is not UTF-8",
-            want="golden text",
+            str(path),
+            got=f"a golden of {golden.stage!r}",
+            want=f"one of {named!r}, as the file is called",
             fix="take it from version control again, or delete it and make it anew",
-        ) from error
-    return parse_golden(text, str(path))
+        )
+    return golden
 
 
 def find_goldens(folder: Path, case: str, key: str, suite: Suite) -> dict[str, Found]:

@@ -15,6 +15,8 @@ Without one it is that of the shipped tiny checkpoint.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +33,9 @@ from omni_grpo_core.types import Sample
 SUITE = "suite.yaml"
 _SHIPPED = "shipped"
 _CHECKPOINTS: Mapping[str, tiny.FamilyName] = {_SHIPPED: "qwen2.5", "shipped-qwen3": "qwen3"}
+_LANES = "lanes.yaml"
+_NAME = re.compile(r"[\w@=+-][\w@=+.-]{0,99}")
+_MOST_STEPS = 100
 _PATHS = ("data", "root", "checkpoint", "processor")
 
 
@@ -122,28 +127,65 @@ class Suite:
         return tuple(dict.fromkeys(names)) or tuple(self.cases)
 
 
+def shipped_goldens() -> Path:
+    """Those of the shipped suite: inside an installed package, beside the source in a checkout."""
+    inside = Path(__file__).with_name("shipped")
+    return inside if inside.is_dir() else Path(__file__).parents[3] / "golden"
+
+
 def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
     """The suite of a golden folder: its own ``suite.yaml``, or the shipped one.
 
-    ``checkpoint`` takes the place of the suite's own. Raises ``ConfigError`` for a file that is not
-    YAML, an unknown key, a value of another type.
+    ``checkpoint`` takes the place of the suite's own. Raises ``ConfigError`` for a folder that is
+    not there, a file that is not YAML, an unknown key, a value of another type, no case at all, or
+    one that cannot be run or whose name cannot be that of a folder.
 
-    >>> load_suite(Path("no-such-folder")).cases["interleaved"].rows
+    >>> load_suite(shipped_goldens()).cases["interleaved"].rows
     (0,)
     """
+    if not folder.is_dir():
+        raise ConfigError(
+            str(folder),
+            got="no folder of goldens" if os.path.lexists(folder) else "no such folder",
+            want=f"one with goldens, and with {SUITE} where they are not of the shipped suite",
+            fix="correct the path, or make the folder first",
+        )
     own = folder / SUITE
-    file = own if own.is_file() else Path(__file__).with_name(SUITE)
+    file = own if os.path.lexists(own) else Path(__file__).with_name(SUITE)
     suite: Suite = merge(Suite(), read_mapping(file), str(file))
+    if not suite.cases:
+        raise ConfigError(str(file), got="no cases", want="at least one", fix="add a case")
+    for name, case in suite.cases.items():
+        _check_case(f"{file}: cases: {name!r}", name, case)
     suite = replace(suite, file=str(file.absolute()))
     return suite if checkpoint is None else replace(suite, checkpoint=str(checkpoint.absolute()))
 
 
+def _check_case(item: str, name: str, case: Case) -> None:
+    # the name becomes a folder's: it must not lead out of the goldens, or to another file of theirs
+    if not _NAME.fullmatch(name) or name in (SUITE, _LANES):
+        raise ConfigError(
+            item,
+            got="a name that cannot be that of a folder",
+            want="letters, digits and _@=+.-, a dot not first, 100 at most",
+            fix="rename the case",
+        )
+    if not 0 <= case.steps <= _MOST_STEPS:
+        raise ConfigError(
+            item,
+            got=f"steps: {case.steps}",
+            want=f"0 to {_MOST_STEPS}",
+            fix="correct the case",
+        )
+
+
 def copy_suite(folder: Path, target: Path) -> None:
     """The suite, if there is one, beside goldens recorded elsewhere: its paths no longer from
-    where its file lay."""
+    where its file lay. Raises as :func:`load_suite`."""
+    load_suite(folder)
     target.mkdir(parents=True)
     own = folder / SUITE
-    if not own.is_file():
+    if not os.path.lexists(own):
         return
     suite = dict(read_mapping(own))
     for key in _PATHS:

@@ -11,6 +11,7 @@ another machine made.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,8 +21,13 @@ from typing import TYPE_CHECKING, ClassVar
 from syrupy.data import Snapshot, SnapshotCollection, SnapshotCollections
 from syrupy.extensions.base import AbstractSyrupyExtension
 
-from omni_grpo_core.errors import ConfigError, TraceError
-from omni_grpo_core.golden.text import compare_goldens, format_golden, parse_golden
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.golden.text import (
+    compare_goldens,
+    format_golden,
+    parse_golden,
+    read_text,
+)
 from omni_grpo_core.trace.atomic import write_file
 from omni_grpo_core.trace.divergence import Tolerances
 from omni_grpo_core.trace.integers import Decode
@@ -114,17 +120,9 @@ class GoldenExtension(AbstractSyrupyExtension):
         self, *, snapshot_location: str, snapshot_name: str, session_id: str
     ) -> SerializedData | None:
         path = Path(snapshot_location)
-        try:
-            text = path.read_bytes().decode("utf-8", "surrogatepass")
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             return None
-        except UnicodeDecodeError as error:
-            raise TraceError(
-                snapshot_location,
-                got=f"a byte {error.object[error.start]:#04x} that is not UTF-8",
-                want="golden text",
-                fix="take it from version control again, or delete it and make it anew",
-            ) from error
+        text = read_text(path)
         parse_golden(text, snapshot_location)  # a broken golden is named by its file, here
         return text
 

@@ -13,21 +13,27 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from omni_grpo_core.bounded import Unreadable, read_bytes
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.leaf_text import Lines, leaf_lines, parse_leaf, summarise
+from omni_grpo_core.golden.numbers import MOST_NUMBERS, parse_string
 from omni_grpo_core.trace.compare import compare_leaves
 from omni_grpo_core.trace.divergence import StageComparison, Tolerances
 from omni_grpo_core.trace.integers import Decode
-from omni_grpo_core.trace.leaves import Leaf, leaves
+from omni_grpo_core.trace.leaves import Leaf, Numbers, leaves
 
 VERSION = 1
 _FIRST = "omni-grpo golden"
 _SUMS_A_LINE = 16
 _STRING = r'"(?:[^"\\]|\\.)*"'
-_PATH = re.compile(rf"(?P<path>(?:\.?[A-Za-z_]\w*|\[\d+\]|\[{_STRING}\])+): (?P<head>.*)")
+# possessive: what was taken is not given back, or a long name would be tried in all its parts
+_PATH = re.compile(rf"(?P<path>(?:\.?[A-Za-z_]\w*+|\[\d{{1,9}}\]|\[{_STRING}\])++): (?P<head>.*)")
 _HEADER = re.compile(rf"(?P<key>{_STRING}|[^\s:\"][^:\n]*): (?P<value>{_STRING})")
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@/ -]*")
+_MOST_BYTES = 1 << 26
+"""A golden is text for a code review."""
 _REGENERATE = "take it from version control again, or delete it and make it anew"
 
 
@@ -106,6 +112,26 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def read_text(path: Path) -> str:
+    """The text of a golden file. File names in it may be no UTF-8.
+
+    Raises:
+        TraceError: what cannot be read, or is no text.
+    """
+    try:
+        return read_bytes(path, _MOST_BYTES).decode("utf-8", "surrogatepass")
+    except Unreadable as error:
+        raise TraceError(str(path), got=error.got, want="a golden", fix="check the path") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise TraceError(
+            f"{path}:{line}",
+            got=f"a byte {error.object[error.start]:#04x} that is not UTF-8",
+            want="golden text",
+            fix=_REGENERATE,
+        ) from error
+
+
 def parse_golden(text: str, name: str = "golden") -> Golden:
     """Back from :func:`format_golden`; ``name`` is the file's, for messages.
 
@@ -119,19 +145,30 @@ def parse_golden(text: str, name: str = "golden") -> Golden:
     _check_format(numbered[0][1], name)
     body = _checked(numbered, name)
     blank = next((i for i, (_, line) in enumerate(body) if not line), len(body))
-    header = dict(_header_line(number, line, name) for number, line in body[1:blank])
+    stage, header = "", dict[str, str]()
+    for number, line in body[1:blank]:
+        key, value = _header_line(number, line, name)
+        if key in header or (key is None and stage):
+            raise _broken(name, number, f"{line[:40]!r}, twice", "each entry of the header once")
+        if key is None:
+            stage = value
+        else:
+            header[key] = value
     found: dict[str, Leaf] = {}
+    left = MOST_NUMBERS
     for number, path, head, rest in _blocks(body[blank + 1 :], name):
+        if path in found:
+            raise _broken(name, number, f"{path} twice", "each leaf once")
         try:
-            found[path] = parse_leaf(head, rest)
-        except ValueError as error:
+            found[path] = leaf = parse_leaf(head, rest, left)
+        except (ValueError, RuntimeError) as error:  # torch's, of a shape that it cannot make
             raise _broken(name, number, str(error), "a leaf of a golden") from error
-    stage = header.pop("stage", "")
-    return Golden(stage, {_unquoted(key): value for key, value in header.items()}, found)
+        left -= sum(part.numel() for part in leaf.parts) if isinstance(leaf, Numbers) else 0
+    return Golden(stage, header, found)
 
 
 def _check_format(first: str, name: str) -> None:
-    match = re.fullmatch(rf"{_FIRST} (\d+)", first)
+    match = re.fullmatch(rf"{_FIRST} (\d{{1,9}})", first)
     if match is None:
         raise _broken(name, 1, f"{first[:40]!r}", f"'{_FIRST} {VERSION}'")
     if int(match[1]) > VERSION:
@@ -160,20 +197,27 @@ def _checked(numbered: list[tuple[int, str]], name: str) -> Lines:
     raise _broken(name, at, "a line that does not match its checksum", "the file as it was written")
 
 
-def _header_line(number: int, line: str, name: str) -> tuple[str, str]:
+def _header_line(number: int, line: str, name: str) -> tuple[str | None, str]:
+    """Key and value; of the golden's own stage no key."""
     match = _HEADER.fullmatch(line)
     if match is None:
         raise _broken(name, number, repr(line[:40]), 'a header line, key: "text"')
-    return match["key"], json.loads(match["value"])
-
-
-def _unquoted(key: str) -> str:
-    return str(json.loads(key)) if key.startswith('"') else key
+    try:
+        key, value = match["key"], parse_string(match["value"])
+        if key == "stage":
+            return None, value
+        return parse_string(key) if key.startswith('"') else key, value
+    except ValueError as error:  # an escape that JSON has not
+        raise _broken(name, number, str(error), 'a header line, key: "text"') from error
 
 
 def _blocks(lines: Lines, name: str) -> Iterator[tuple[int, str, str, Lines]]:
     """Each leaf: its line number, path, first line and indented lines."""
     starts = [i for i, (_, line) in enumerate(lines) if line and not line.startswith(" ")]
+    stray = [number for number, line in lines[: starts[0] if starts else None] if line]
+    if stray or not starts:
+        number = next(iter(stray), lines[0][0] if lines else 1)
+        raise _broken(name, number, "no leaf", "path: value")
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         number, line = lines[start]
         match = _PATH.fullmatch(line)

@@ -6,6 +6,7 @@ it stay as they were (``benign-drift``); otherwise they are what made it worse (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from omni_grpo_core.golden.generations import (
 )
 from omni_grpo_core.golden.judge import base_stage
 from omni_grpo_core.golden.passes import Scored
-from omni_grpo_core.golden.rebuild import rebuild
+from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import (
     FINE,
     CaseResult,
@@ -37,6 +38,7 @@ from omni_grpo_core.types import Batch, Rollout
 
 NO_GOLDEN = "there is no golden for this platform: make it with regen and review it"
 _SOUND = (*FINE, "benign-drift")
+_OF_WHAT_IS_SAID = re.compile(r"completions\[\d+\]\.(?:token_ids|logprobs|text|finish_reason)")
 
 
 def case_result(walk: Walk, name: str) -> CaseResult:
@@ -75,14 +77,19 @@ def _generations(walk: Walk, stage: str) -> tuple[Generation, ...]:
     if seen.found is None or stage not in walk.fresh:
         return ()
     # the fresh one by way of its text, as the golden came: nine digits on both sides
-    was, now = (rebuild(side.leaves) for side in (seen.found.golden, parse_golden(seen.text)))
-    if not (isinstance(was, Rollout) and isinstance(now, Rollout)):
+    try:
+        was, now = (rebuild(side.leaves) for side in (seen.found.golden, parse_golden(seen.text)))
+        if not (isinstance(was, Rollout) and isinstance(now, Rollout) and _match(was, now)):
+            return ()
+        scored: list[tuple[Scored | None, Scored | None]] = [(None, None)] * len(was.completions)
+        found = walk.goldens.get("scoring")
+        if stage == "completion" and found is not None and "scoring" in walk.fresh:
+            before = scored_of(found.golden.leaves)
+            if [len(s.logprobs) for s in before] != [len(c.token_ids) for c in was.completions]:
+                return ()
+            scored = list(zip(before, walk.fresh["scoring"], strict=False))
+    except Lost:  # what cannot be rebuilt is judged leaf by leaf
         return ()
-    scored: list[tuple[Scored | None, Scored | None]] = [(None, None)] * len(was.completions)
-    found = walk.goldens.get("scoring")
-    if stage == "completion" and found is not None and "scoring" in walk.fresh:
-        before = scored_of(rebuild(found.golden.leaves))
-        scored = list(zip(before, walk.fresh["scoring"], strict=False))
     lane = walk.lanes.of(stage).lane("float")
     slips = walk.slips.get(stage, (None,) * len(was.completions))
     drifted = any(walk.diverges(model) for model in (*MODEL, "batch"))
@@ -90,6 +97,12 @@ def _generations(walk: Walk, stage: str) -> tuple[Generation, ...]:
         judge_generation(walk.context.policy, Sides(a, b, *sides, slip), lane, drifted)
         for a, b, sides, slip in zip(was.completions, now.completions, scored, slips, strict=False)
     )
+
+
+def _match(was: Rollout, now: Rollout) -> bool:
+    """Whether the completions stand side by side, each with a logprob for each token."""
+    whole = all(len(c.logprobs) == len(c.token_ids) for c in (*was.completions, *now.completions))
+    return whole and len(was.completions) == len(now.completions)
 
 
 def _means_otherwise(walk: Walk, stage: str) -> bool:
@@ -113,9 +126,20 @@ def _stage_result(
         return StageResult(stage, "schema", f"{NO_GOLDEN}{failed}", "none", (), "")
     if generations:
         verdict = worst(g.verdict for g in generations)
-        # the ids may agree while another field does not
         if not seen.diverges and verdict not in FINE:
             verdict = "within"
+        # the ids may agree while another field does not
+        others = [
+            (difference, kind)
+            for difference, kind in zip(seen.differences, seen.kinds, strict=True)
+            if not _OF_WHAT_IS_SAID.fullmatch(difference.path)
+        ]
+        beside = replace(
+            seen,
+            differences=tuple(difference for difference, _ in others),
+            kinds=tuple(kind for _, kind in others),
+        )
+        verdict = worst((verdict, _verdict(walk, stage, beside, held)))
     else:
         verdict = _verdict(walk, stage, seen, held)
     return StageResult(
@@ -225,7 +249,7 @@ def _golden_rows(walk: Walk, found: Found | None) -> dict[str, Tokens]:
         spans = leaves.get(f"rows[{number}].spans")
         rows[str(key.value)] = tokens_of(
             walk.context.policy,
-            ids.parts[0].tolist(),
+            ids.parts[0].flatten().tolist(),
             spans.spans if isinstance(spans, Spans) else (),
         )
     return rows

@@ -4,13 +4,19 @@ golden's own inputs."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.batch import collate
 from omni_grpo_core.golden.environment import file_hash, weights_hash
-from omni_grpo_core.golden.generations import first_difference, scored_of, scoring_differences
+from omni_grpo_core.golden.generations import (
+    first_difference,
+    scored_of,
+    scoring_differences,
+    words_of,
+)
 from omni_grpo_core.golden.judge import Kinds, base_stage, kind_of
 from omni_grpo_core.golden.lanes import Lanes
 from omni_grpo_core.golden.passes import STAGES, Context, make, stages_of
@@ -126,10 +132,13 @@ def _make(walk: Walk, stage: str, values: Mapping[str, Any]) -> _Made:
 def _say(walk: Walk) -> None:
     """The completion that is scored: the golden's, or the fresh one where there is none."""
     found = walk.goldens.get("completion")
-    if found is not None:
-        said = rebuild(found.golden.leaves)
-    else:
+    if found is None:
         said = _make(walk, "completion", walk.fresh).value
+    else:
+        try:
+            said = rebuild(found.golden.leaves)
+        except Lost:
+            return
     if isinstance(said, Rollout):
         walk.fresh["said"] = walk.golden["said"] = said
 
@@ -168,12 +177,14 @@ def _see(walk: Walk, stage: str, made: _Made) -> None:
 
 def _compare(walk: Walk, stage: str, was: Golden, now: Golden) -> tuple[Difference, ...]:
     if stage == "scoring" and "said" in walk.golden:
-        before, after = (scored_of(rebuild(side.leaves)) for side in (was, now))
         said = walk.golden["said"].completions
-        if len(before) == len(after) == len(said):
-            lane = walk.lanes.of(stage).lane("float")
-            return tuple(scoring_differences(before, after, said, lane))
-    return compare_goldens(was, now, walk.lanes.of(stage), walk.context.policy.decode).differences
+        lane = walk.lanes.of(stage).lane("float")
+        with suppress(Lost):
+            before, after = scored_of(was.leaves), scored_of(now.leaves)
+            if len(before) == len(after) == len(said):
+                return tuple(scoring_differences(before, after, said, lane))
+    decode = words_of(walk.context.policy)
+    return compare_goldens(was, now, walk.lanes.of(stage), decode).differences
 
 
 def _rebuild(walk: Walk, stage: str, was: Golden, now: Golden | None) -> None:
@@ -190,8 +201,7 @@ def _rebuild(walk: Walk, stage: str, was: Golden, now: Golden | None) -> None:
         }
     try:
         walk.golden[stage] = _whole(rebuild(was.leaves, stand_ins))
-    except (Lost, TypeError):
-        # too little is kept, or it is of another version's shape: then it cannot be replayed
+    except Lost:  # it cannot be replayed
         return
 
 

@@ -133,7 +133,7 @@ def _read_record(folder: Path, config: TrainConfig) -> dict[str, Any]:
             str(folder), got=f"a state of format {found}", want=f"format {FORMAT}",
             fix="go on with the version of omni-grpo that wrote it, or start in another 'out'",
         )  # fmt: skip
-    if found is None or any(type(record.get(key)) is not kind for key, kind in wanted.items()):
+    if found != FORMAT or any(type(record.get(key)) is not kind for key, kind in wanted.items()):
         raise Unreadable(
             f"{RECORD} does not hold format, {', '.join(wanted)}: "
             "damaged, or written by an earlier version"

@@ -57,7 +57,7 @@ def held(model: Any, optimizer: Any) -> str:
         "optimizer": [v for s in states for v in s.values() if isinstance(v, torch.Tensor)],
     }
     sizes = {kind: sum(map(_bytes, tensors)) for kind, tensors in kinds.items()}
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         sizes["else"] = max(0, torch.cuda.memory_allocated() - sum(sizes.values()))
     return ", ".join(f"{kind} {size / GIB:.3g}" for kind, size in sizes.items())
 

@@ -27,19 +27,16 @@ the machine's own memory first, 4 P bytes for each process.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import struct
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.family import published_name
+from omni_grpo_core.checkpoint_files import weight_shapes
+from omni_grpo_core.errors import CheckpointError, ConfigError
 from omni_grpo_core.grpo.prompt_estimate import read_config
 from omni_grpo_core.grpo.train_config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
 
@@ -55,6 +52,10 @@ _ADVICE: Mapping[str, str] = {
     "max_new_tokens",
     "scoring": "lower micro_batch_size or settings: max_new_tokens, or set gradient_checkpointing",
 }
+_NEEDED = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"),
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,13 @@ def estimate(
     config: TrainConfig, shapes: Mapping[str, tuple[int, ...]], prompt: int, *, world: int
 ) -> Estimate:
     """The module's formula. ``shapes``: of the thinker's parameters, by name."""
-    whole = read_config(Path(config.checkpoint))
-    text = whole.get("thinker_config", whole).get("text_config", {})
+    text = read_config(Path(config.checkpoint)).get("text_config", {})
+    missing = [name for name in _NEEDED if name not in text]
+    if missing:
+        raise CheckpointError(
+            str(Path(config.checkpoint) / "config.json"), got=f"no text_config {missing[0]}",
+            want="the sizes of the text model", fix="use the config saved with the weights",
+        )  # fmt: skip
     layers, hidden = int(text["num_hidden_layers"]), int(text["hidden_size"])
     heads = int(text["num_attention_heads"])
     head = int(text.get("head_dim") or hidden // heads)
@@ -183,70 +189,22 @@ def learning_parameters(
     24
     """
     if lora is not None:
-        names = "|".join(map(re.escape, lora.target_modules))
-        target = re.compile(rf"model\.layers\.\d+\..*\.({names})\.weight")
-        return sum(
-            lora.rank * sum(shape) for name, shape in shapes.items() if target.fullmatch(name)
-        )
+        return sum(lora.rank * sum(s) for name, s in shapes.items() if lora_target(lora, name))
     stuck = tuple(prefix for tower in freeze for prefix in TOWER_PREFIX[tower])
     return sum(math.prod(s) for n, s in shapes.items() if not (stuck and n.startswith(stuck)))
+
+
+def lora_target(lora: LoraConfig, name: str) -> bool:
+    """Whether an adapter sits on the weight of this published name."""
+    modules = "|".join(map(re.escape, lora.target_modules))
+    return re.fullmatch(rf"model\.layers\.\d+\..*\.({modules})\.weight", name) is not None
 
 
 def thinker_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the thinker's parameters, by their published names, from the headers of its
     safetensors files; empty where there are none. A full checkpoint's talker is not loaded and
     does not count."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(size))
-        except (OSError, ValueError, struct.error, MemoryError, OverflowError):
-            return {}  # loading it says what is wrong
-        shapes |= {
-            published_name(name.removeprefix("thinker.")): tuple(entry["shape"])
-            for name, entry in header.items()
-            if name != "__metadata__"
-            and not name.startswith(("talker.", "token2wav.", "code2wav."))
-        }
-    return shapes
-
-
-def device_memory(device: str) -> int | None:
-    """Bytes that are free on the device, ``None`` where they cannot be told: of the CPU what the
-    machine has and the control group lets us have, of CUDA the fullest of the visible devices."""
-    if device == "cpu":
-        return min(filter(None, (_machine(), _control_group(Path("/sys/fs/cgroup")))), default=None)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
-        told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits",
-             *([f"--id={visible}"] if visible else [])],
-            capture_output=True, text=True, check=True, timeout=20,
-        ).stdout  # fmt: skip
-        return min(int(line) for line in told.split()) * 2**20
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-
-
-def _machine() -> int | None:
-    """What new processes can have without swapping, as Linux reckons it."""
-    try:
-        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        found = None
-    return int(found[1]) * 1024 if found else None
-
-
-def _control_group(folder: Path) -> int | None:
-    """Its limit less what is in use; cached files give way."""
-    try:
-        limit = int((folder / "memory.max").read_text())
-        used = int((folder / "memory.current").read_text())
-        cached = re.findall(
-            r"^(?:in)?active_file (\d+)$", (folder / "memory.stat").read_text(), re.M
-        )
-    except (OSError, ValueError):  # "max" is no limit
-        return None
-    return max(1, limit - used + sum(map(int, cached)))
+        return weight_shapes(checkpoint)
+    except CheckpointError:
+        return {}  # loading it says what is wrong

@@ -22,7 +22,7 @@ def preflight(
         Finding(
             f"{proof.modality} does not reach the model",
             "embeddings",
-            f"swapping it moves the logprobs by {proof.shift:.2g} nats a token",
+            f"other content moves the logprobs by {proof.shift:.2g} nats a token",
         )
         for proof in result.modalities
         if not proof.ok

@@ -7,7 +7,6 @@ say, which is what the media stage lets a header be wrong by.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from omni_grpo_core.checkpoint_files import check_config, read_object, thinker_of
 from omni_grpo_core.conversation import build_conversation
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.family import family_of
@@ -43,27 +43,21 @@ class TokenShape:
 
 
 def token_shape(checkpoint: Path) -> TokenShape:
-    """From the checkpoint's ``config.json``. Raises ``CheckpointError`` for another family,
-    ``ConfigError`` for a file that is none."""
-    config = read_config(checkpoint)
-    vision = config.get("thinker_config", config).get("vision_config", {})
+    """From the checkpoint's ``config.json``. Raises ``CheckpointError`` for another family or a
+    file that is none."""
+    vision = read_config(checkpoint).get("vision_config", {})
     side = int(vision.get("patch_size", 14)) * int(vision.get("spatial_merge_size", 2))
-    family = family_of(str(config.get("model_type")), str(checkpoint))
+    model_type = read_object(checkpoint / "config.json").get("model_type")
+    family = family_of(str(model_type), str(checkpoint))
     return TokenShape(side, family.audio_tokens)
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's ``config.json``. Raises ``ConfigError`` where it is none."""
-    path = checkpoint / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"a {type(config).__name__}")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            str(path), got=str(error), want="a checkpoint's config", fix="copy it again"
-        ) from error
-    return config
+    """The thinker's part of the checkpoint's ``config.json``, its numbers looked over. Raises
+    ``CheckpointError`` where it is none."""
+    config = read_object(checkpoint / "config.json")
+    check_config(config, checkpoint)
+    return thinker_of(config, checkpoint)
 
 
 def least_media_tokens(

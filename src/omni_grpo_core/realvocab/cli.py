@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from omni_grpo_core.console import Json, print_json, quiet_libraries, writable
+from omni_grpo_core.console import Json, quiet_libraries, require_outputs
+from omni_grpo_core.json_answer import print_json
 
 app = typer.Typer(help="Qwen2.5-Omni's true token ids, without its weights.", no_args_is_help=True)
 
@@ -27,7 +28,7 @@ def build(
     Needs the extra: pip install 'omni-grpo-core[qwen]'. The ids that come out are held against
     those that Qwen publishes; where they are others, nothing is written and the exit code is 2.
     """
-    writable(out)
+    require_outputs(folders=[out])
     quiet_libraries()
     from omni_grpo_core.realvocab.processor import KNOWN_IDS, write_processor
 

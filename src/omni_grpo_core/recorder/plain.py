@@ -7,7 +7,6 @@ environment variable whose name says so.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-REDACTED = "<redacted>"
+from omni_grpo_core.redaction import REDACTED, Redactor
+
 _LONGEST_TEXT = 1 << 16
 _MOST_ITEMS = 1 << 12
 _DEEPEST = 8
@@ -28,13 +28,6 @@ _SECRET_NAME = re.compile(
     r"[_-]?token|^token$|^use_auth",
     re.IGNORECASE,
 )
-_SECRET_VARIABLE = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
-_SHORTEST_SECRET = 8
-"""Characters: a shorter value of a variable ("1", "true") stands in too many innocent texts."""
-_SECRET_LOOK = re.compile(
-    r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}|\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}"
-    r"|\bAKIA[A-Z0-9]{16}\b|(?<=Bearer )\S+|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-)
 
 
 class Plain:
@@ -42,15 +35,7 @@ class Plain:
     again; they are written nowhere."""
 
     def __init__(self) -> None:
-        self._secrets = sorted(
-            (
-                value
-                for name, value in os.environ.items()
-                if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST_SECRET
-            ),
-            key=len,
-            reverse=True,
-        )
+        self._redactor = Redactor()
 
     def text(self, value: str) -> str:
         """``value`` without secrets, and not endless.
@@ -60,9 +45,7 @@ class Plain:
         """
         if len(value) > _LONGEST_TEXT:
             value = f"{value[:_LONGEST_TEXT]}… ({len(value)} characters)"
-        for secret in self._secrets:
-            value = value.replace(secret, REDACTED)
-        return _SECRET_LOOK.sub(REDACTED, value)
+        return self._redactor.text(value)
 
     def error(self, error: BaseException) -> str:
         """

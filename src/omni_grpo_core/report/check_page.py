@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from omni_grpo_core.check import LEAST_SHIFT, CheckResult
+from omni_grpo_core.check import CheckResult
 from omni_grpo_core.report.choose import varied
 from omni_grpo_core.report.page import environment
 from omni_grpo_core.report.sample_view import SampleView, sample_view, value
@@ -13,6 +13,7 @@ from omni_grpo_core.report.words import (
     PROOF_IN_WORDS,
     first_failure,
     health_words,
+    not_judged,
     stage_words,
 )
 from omni_grpo_core.types import Batch
@@ -51,7 +52,7 @@ def check_page(result: CheckResult, decode: Callable[[Sequence[int]], str]) -> s
             seconds=sum(record.seconds for record in result.trace.stages),
             stage_words=stage_words,
             proof_in_words=PROOF_IN_WORDS,
-            least_shift=LEAST_SHIFT,
+            not_judged=not_judged,
             health=[
                 Number(field.name, f"{getattr(result.health, field.name):.3g}",
                        health_words(field.name))

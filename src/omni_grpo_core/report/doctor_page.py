@@ -33,7 +33,7 @@ _PLACEHOLDER = re.compile(r"<\|(?:(image|video|audio)(?:_pad)?|IMAGE|VIDEO|AUDIO
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A stage in the house. ``state``: broken, inherited, sound or unseen."""
+    """A stage in the house. ``state``: broken, inherited, sound, unjudged or unseen."""
 
     stage: Stage
     state: str
@@ -110,6 +110,7 @@ def _rooms(verdict: Diagnosis) -> list[Room]:
     broken = {finding.stage for finding in verdict.findings}
     states = {
         **dict.fromkeys(verdict.seen, "sound"),
+        **dict.fromkeys(verdict.unjudged, "unjudged"),
         **dict.fromkeys(verdict.inherited, "inherited"),
         **dict.fromkeys(broken, "broken"),
     }

@@ -53,7 +53,9 @@ def _house(diagnosis: Diagnosis) -> Text:
         if text:
             text.append(" → ", style="dim")
         text.append_text(_room(stage, broken, diagnosis))
-    return text.append("\n✗ broken  ~ passed an error on  ✓ sound  · not seen\n", style="dim")
+    return text.append(
+        "\n✗ broken  ~ passed an error on  ✓ sound  ? not judged  · not seen\n", style="dim"
+    )
 
 
 def _room(stage: Stage, broken: set[Stage], diagnosis: Diagnosis) -> Text:
@@ -63,6 +65,8 @@ def _room(stage: Stage, broken: set[Stage], diagnosis: Diagnosis) -> Text:
         return Text(f"~ {stage}", style="yellow")
     if stage in diagnosis.seen:
         return Text(f"✓ {stage}", style="green")
+    if stage in diagnosis.unjudged:
+        return Text(f"? {stage}", style="yellow")
     return Text(f"· {stage}", style="dim")
 
 
@@ -101,7 +105,11 @@ def _verdict(diagnosis: Diagnosis, steps: int) -> Panel:
     first = diagnosis.first
     many = f"{steps} recorded step{'s' if steps != 1 else ''}"
     if first is None:
-        text = Text(f"{many}: nothing wrong in {', '.join(diagnosis.seen) or 'no stage'}")
+        text = Text(f"{many}: nothing wrong in {', '.join(diagnosis.seen)}")
+        if diagnosis.unjudged:
+            text.append(f"; not judged: {', '.join(diagnosis.unjudged)}", style="yellow")
+            return Panel(text, title=Text("? HEALTHY AS FAR AS IT WAS JUDGED", style="bold yellow"),
+                         title_align="left", border_style="yellow")  # fmt: skip
         return Panel(text, title=Text("✓ HEALTHY", style="bold green"), title_align="left",
                      border_style="green")  # fmt: skip
     text = Text(f"stage {first.stage}: ", style="bold")

@@ -19,7 +19,7 @@ from omni_grpo_core.report.choose import varied
 from omni_grpo_core.report.pieces import pieces
 from omni_grpo_core.report.sample_view import value
 from omni_grpo_core.report.visible import shortened, visible
-from omni_grpo_core.report.words import first_failure
+from omni_grpo_core.report.words import first_failure, not_judged
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import Check, StageRecord
 
@@ -84,7 +84,9 @@ def _proof(result: CheckResult) -> Table:
     for proof in result.modalities:
         shares = (proof.accuracy, proof.without, proof.swapped, proof.moved)
         table.add_row(
-            proof.modality, _mark(proof.ok), str(proof.rows),
+            proof.modality,
+            _mark(proof.ok) if proof.judgement != "not judged" else Text("◌", style="yellow"),
+            str(proof.rows),
             *(f"{share:.0%}" for share in shares), f"{proof.shift:.2g}",
         )  # fmt: skip
     return table
@@ -128,9 +130,11 @@ def _verdict(result: CheckResult) -> Panel:
     count = sum(len(record.checks) for record in stages)
     failure = first_failure(result)
     if failure is None:
-        reach = ", ".join(proof.modality for proof in result.modalities)
+        reach = [p.modality for p in result.modalities if p.judgement == "reaches"]
         text = Text(f"{count} checks of {len(stages)} stages hold")
-        text.append(f"; {reach} reach the model" if reach else "")
+        text.append(f"; {', '.join(reach)} reach the model" if reach else "")
+        for line in filter(None, map(not_judged, result.modalities)):
+            text.append(f"\n{line}")
     else:
         text = Text.assemble(
             (f"{failure.where}: {visible(failure.what)}\n", "bold"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from omni_grpo_core.check import LEAST_SHIFT, CheckResult
+from omni_grpo_core.check import LEAST_SHIFT, CheckResult, ModalityProof
 
 PROOF_IN_WORDS = (
     "How to read it: the rows that have a modality are asked again with it blanked (black "
-    "pictures, silence) and with another row's in its place. If it reaches the model, the "
-    f"exchange must shift the log-probabilities (above {LEAST_SHIFT:g} nats a token); accuracy "
-    "falls only as far as the questions are about that modality, and the rest stay right."
+    "pictures, silence), turned upside down and with another row's in its place. If it reaches the "
+    "model, that must shift the log-probabilities; up to what rounding may do, or "
+    f"{LEAST_SHIFT:g} nats a token, it is not judged: the questions may be about something else. "
+    "Accuracy falls only as far as they are about that modality, and the rest stay right."
 )
 
 
@@ -136,6 +137,17 @@ def health_words(name: str) -> str:
     return _HEALTH.get(name, name.replace("_", " "))
 
 
+def not_judged(proof: ModalityProof) -> str:
+    """Why a modality was not judged and what would judge it; empty where it was."""
+    if proof.judgement != "not judged":
+        return ""
+    return (
+        f"{proof.modality} not judged: other content shifts these answers by {proof.shift:.2g} "
+        f"nats a token (rounding {proof.rounding:.2g}, bar {LEAST_SHIFT:g}); add rows whose "
+        "question it decides"
+    )
+
+
 def first_failure(result: CheckResult) -> Failure | None:
     """What failed first, stages before modalities: what fails later often only follows from it."""
     failures = [
@@ -148,7 +160,8 @@ def first_failure(result: CheckResult) -> Failure | None:
         Failure(
             f"{proof.modality} proof",
             f"{proof.modality} reaches the model",
-            f"shift of {proof.shift:.2g} nats a token when swapped, wanted above {LEAST_SHIFT:g}",
+            f"shift of {proof.shift:.2g} nats a token under other content, wanted more than the "
+            f"{proof.again:.2g} between two passes over the same",
             f"The {proof.modality} is lost between file and text model: follow it through the "
             "samples (file, features, tokens), and check that every stage is handed it.",
             0,

@@ -67,7 +67,7 @@ def scores_of(
         values = values_of(function, prompts, completions, columns)
     except OmniGrpoError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward {name_of(function)!r}",
             got=f"{type(error).__name__}: {error}",

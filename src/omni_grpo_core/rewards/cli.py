@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from omni_grpo_core.console import Json, print_json
+from omni_grpo_core.console import Json
+from omni_grpo_core.json_answer import print_json
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -45,6 +45,7 @@ class Endpoint:
                 "the name of an environment variable",
             ),
             "model": (bool(self.model.strip()), "the name of a model"),
+            "cache": ("\0" not in str(self.cache) and self.cache != "", "the name of a file"),
             "concurrency": (self.concurrency >= 1, "at least 1"),
             "attempts": (self.attempts >= 1, "at least 1"),
             "timeout": (self.timeout > 0, "more than 0 seconds"),

@@ -28,6 +28,9 @@ class VerdictCache:
         except sqlite3.Error as error:
             raise _bad(path, error) from error
         try:
+            columns = [row[1] for row in self._db.execute("PRAGMA table_info(verdict)")]
+            if columns not in ([], ["key", "score", "reason"]):
+                raise sqlite3.DatabaseError("another program's table of this name")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(_SCHEMA)
         except sqlite3.Error as error:

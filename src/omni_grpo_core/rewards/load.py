@@ -63,7 +63,7 @@ def _foreign(path: str) -> RewardFunction:
     module_name, _, attribute = path.partition(":")
     try:
         found: object = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # whatever a foreign module does while it is imported
         raise _bad(path, f"{type(error).__name__} while importing it: {error}") from error
     for part in attribute.split("."):
@@ -75,6 +75,8 @@ def _foreign(path: str) -> RewardFunction:
             found = found()
         except TypeError as error:
             raise _bad(path, f"a class that needs arguments ({error})") from error
+        except (Exception, SystemExit) as error:
+            raise _bad(path, f"{type(error).__name__} while making one: {error}") from error
     if not callable(found):
         raise _bad(path, type(found).__name__)
     return found

@@ -12,10 +12,13 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omni_grpo_core.errors import TraceError
+
+_MOST_OF_NAME = 50
+"""Characters, of up to four bytes; a name has room for 255 bytes."""
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -29,13 +32,13 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         if path.exists() and not path.is_file():
             raise FileExistsError(errno.EEXIST, "no plain file", str(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write_synced(partial, data)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with _parents(path):
+            try:
+                _write_synced(partial, data)
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
         _sync_folder(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -52,26 +55,42 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial = _partial(path)
     try:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise FileExistsError(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        try:
-            yield partial
-            for file in partial.iterdir():
-                _sync(file)
-            _sync_folder(partial)
-            # rename fails on a folder that another writer filled in the meantime
-            partial.rename(path)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+            raise FileExistsError(errno.EEXIST, "it holds something", str(path))
+        with _parents(path):
+            try:
+                partial.mkdir()
+                yield partial
+                for file in partial.iterdir():
+                    _sync(file)
+                _sync_folder(partial)
+                # rename fails on a folder that another writer filled in the meantime
+                partial.rename(path)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
         _sync_folder(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
 
 
+@contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """The folders that ``path`` is to stand in; what was made of them goes again when the block
+    fails."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):  # another writer's by now, or never made
+                parent.rmdir()
+        raise
+
+
 def _unwritable(path: Path, error: OSError) -> TraceError:
-    if path.exists() and path.is_dir():
+    # os.path, which has no answer of its own to a name that is too long
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR) and os.path.isdir(path):  # noqa: PTH112
         return TraceError(
             str(path),
             got="a folder that already holds something",
@@ -87,7 +106,8 @@ def _unwritable(path: Path, error: OSError) -> TraceError:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    # cut: a name as long as names may be leaves no room for more
+    return path.with_name(f".{path.name[:_MOST_OF_NAME]}.{secrets.token_hex(6)}.partial")
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -23,6 +23,7 @@ from omni_grpo_core import observed, types
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.trace.about import about
 from omni_grpo_core.trace.dtypes import DTYPES, dtype_name, same_tensor
+from omni_grpo_core.trace.fields import field_types, noun_misfit
 
 NOUNS: dict[str, type] = {
     name: noun
@@ -124,16 +125,17 @@ def decode(data: Any, tensors: Mapping[str, torch.Tensor], where: str = "value")
     if mark is None:
         return {key: decode(item, tensors, f"{where}.{key}") for key, item in data.items()}
     content = data[mark]
-    if mark == "$float" and isinstance(content, str) and content in _FLOAT_WORDS:
-        return _FLOAT_WORDS[content]
-    if mark == "$list" and isinstance(content, list):
-        return list(decode(content, tensors, where))
-    if mark == "$map" and isinstance(content, list):
-        return dict(decode(content, tensors, where))
-    if mark == "$tensor" and isinstance(content, str):
-        return _decode_tensor(data, tensors, where)
     if mark == "$type" and isinstance(content, str) and content in NOUNS:
         return _decode_noun(NOUNS[content], data, tensors, where)
+    if mark == "$tensor" and isinstance(content, str):
+        return _decode_tensor(data, tensors, where)
+    if len(data) == 1:
+        if mark == "$float" and isinstance(content, str) and content in _FLOAT_WORDS:
+            return _FLOAT_WORDS[content]
+        if mark == "$list" and isinstance(content, list):
+            return list(decode(content, tensors, where))
+        if mark == "$map" and isinstance(content, list):
+            return _decode_map(content, tensors, where)
     raise TraceError(
         where,
         got=f"{mark}: {content!r}"[:80],
@@ -142,18 +144,61 @@ def decode(data: Any, tensors: Mapping[str, torch.Tensor], where: str = "value")
     )
 
 
+def _decode_map(
+    pairs: list[Any], tensors: Mapping[str, torch.Tensor], where: str
+) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for number, pair in enumerate(pairs):
+        at = f"{where}[{number}]"
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise _unlike(at, "what is no pair", "a key and its value")
+        key, item = (decode(part, tensors, at) for part in pair)
+        if not _is_key(key):
+            raise _unlike(at, f"a {type(key).__name__} for a key", "a number, text or tuple")
+        if key in found:
+            raise _unlike(at, f"the key {key!r} twice", "each key once")
+        found[key] = item
+    return found
+
+
+def _is_key(key: object) -> bool:
+    if isinstance(key, tuple):
+        return all(map(_is_key, key))
+    return key is None or isinstance(key, str | int | float)
+
+
 def _decode_noun(
     noun: type, data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: str
 ) -> Any:
-    names = [field.name for field in dataclasses.fields(noun)]
-    if sorted(names) != sorted(key for key in data if key != "$type"):
-        raise TraceError(
-            where,
-            got=f"a {noun.__name__} of {', '.join(key for key in data if key != '$type')}",
-            want=f"a {noun.__name__} of {', '.join(names)}",
-            fix="it was written by another version: record it again",
-        )
-    return noun(**{name: decode(data[name], tensors, f"{where}.{name}") for name in names})
+    # decoded by its fields: a name of somebody's mapping may begin with a dollar, a field may not
+    values = {
+        name: decode(item, tensors, f"{where}.{name}") if name in field_types(noun) else None
+        for name, item in data.items()
+        if name != "$type"
+    }
+    return make_noun(noun, values, where)
+
+
+def make_noun(noun: type, values: Mapping[str, object], where: str) -> Any:
+    """A noun of these fields. Raises :class:`~omni_grpo_core.errors.TraceError`, naming the place,
+    unless they are its own and of the types that it declares.
+
+    >>> make_noun(types.Malformed, {"what": "no answer", "where": 0}, "parsed")
+    Malformed(what='no answer', where=0)
+    """
+    found = noun_misfit(noun, values, where)
+    if found is not None:
+        raise _unlike(*found)
+    return noun(**values)
+
+
+def _unlike(where: str, got: str, want: str) -> TraceError:
+    return TraceError(
+        where,
+        got=got,
+        want=want,
+        fix="it was altered, or written by another version: record it again",
+    )
 
 
 def _decode_tensor(

@@ -84,31 +84,32 @@ def compare_leaves(
     ['fps is 0.5, was 1']
     """
     found: list[Difference] = []
-    settled: list[str] = []  # whose parts need no sentence of their own
+    settled: set[str] = set()  # whose parts need no sentence of their own
+    whole = {above for path in (*was, *now) for above in _above(path)}
     for path in [*was, *(path for path in now if path not in was)]:
-        if any(path.startswith((f"{whole}.", f"{whole}[")) for whole in settled):
+        if not settled.isdisjoint(_above(path)):
             continue
         before, after = was.get(path), now.get(path)
         if before is None or after is None:
             there = before or after
-            if isinstance(there, Kind) and there.name in _EMPTY and _has_parts(path, was, now):
+            has_parts = path in whole or (path == "self" and len(was) + len(now) > 1)
+            if isinstance(there, Kind) and there.name in _EMPTY and has_parts:
                 continue
-            settled.append(path)
+            settled.add(path)
             what = "is gone" if after is None else "is new"
             found.append(Difference(path, "differs", f"{name(path)} {what}", row_of(path)))
             continue
         if isinstance(before, Kind) and before != after:
             if path == "self":
                 return [_other(path, before, after)]
-            settled.append(path)
+            settled.add(path)
         found += _leaf(path, before, after, tolerances or Tolerances(), decode)
     return found
 
 
-def _has_parts(path: str, was: Mapping[str, Leaf], now: Mapping[str, Leaf]) -> bool:
-    if path == "self":
-        return len(was) + len(now) > 1
-    return any(other.startswith((f"{path}.", f"{path}[")) for other in [*was, *now])
+def _above(path: str) -> Iterator[str]:
+    """Every path that ``path`` may be a part of."""
+    return (path[:at] for at, character in enumerate(path) if character in ".[")
 
 
 def _leaf(

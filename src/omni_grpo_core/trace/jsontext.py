@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from omni_grpo_core.bounded import Unreadable, json_value
 from omni_grpo_core.errors import TraceError
 
 _ONE_LINE = 96
@@ -46,9 +47,9 @@ def loads(raw: bytes, name: str) -> Any:
     """Parse the file ``name``. Raises :class:`~omni_grpo_core.errors.TraceError` with its line."""
     try:
         # surrogatepass: file names that are not UTF-8 come from the system as lone surrogates
-        return json.loads(raw.decode("utf-8", "surrogatepass"))
-    except json.JSONDecodeError as error:
-        item, got = f"{name}:{error.lineno}", f"{error.msg} at column {error.colno}"
+        return json_value(raw.decode("utf-8", "surrogatepass"))
+    except Unreadable as error:
+        item, got = error.place(name), error.got
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         item, got = f"{name}:{line}", f"a byte {raw[error.start]:#04x} that is not UTF-8"

@@ -16,17 +16,22 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
+from omni_grpo_core.bounded import Unreadable, read_bytes
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.trace import jsontext
 from omni_grpo_core.trace.atomic import new_folder
-from omni_grpo_core.trace.codec import decode, encode
+from omni_grpo_core.trace.codec import decode, encode, make_noun
+from omni_grpo_core.trace.dtypes import DTYPES, dtype_name
 from omni_grpo_core.types import Trace
 
 FORMAT = "omni-grpo trace"
 VERSION = 1
 _TEXT = "trace.json"
 _TENSORS = "tensors.safetensors"
+_MOST_BYTES = 1 << 40
+"""Of the tensors of ten minutes of video, or of a trace that was told to keep all: gigabytes."""
 _AGAIN = "it was cut or altered after it was written: record it again"
 
 
@@ -78,13 +83,9 @@ def load_trace(folder: Path) -> Trace:
             fix=_AGAIN,
         )
     tensors = _read_tensors(folder / _TENSORS, data)
-    return Trace(
-        header=decode(body["header"], tensors, f"{name}: header"),
-        stages=tuple(
-            decode(record, tensors, f"{name}: stage {number}")
-            for number, record in enumerate(body["stages"])
-        ),
-    )
+    values = {part: decode(told, tensors, f"{name}: {part}") for part, told in body.items()}
+    trace: Trace = make_noun(Trace, values, f"{name}: trace")
+    return trace
 
 
 def _body_hash(body: Any) -> str:
@@ -94,11 +95,11 @@ def _body_hash(body: Any) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return read_bytes(path, _MOST_BYTES)
+    except Unreadable as error:
         raise TraceError(
             str(path),
-            got=error.strerror or type(error).__name__,
+            got=error.got,
             want="a readable file",
             fix="a trace is a folder with trace.json and tensors.safetensors; check the path",
         ) from error
@@ -126,9 +127,22 @@ def _read_tensors(path: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
             want=f"{data.get('tensors_bytes')} bytes, sha256 {data.get('tensors_sha256')}",
             fix=_AGAIN,
         )
+    return unpack(packed, str(path), _AGAIN)
+
+
+def unpack(packed: bytes, name: str, fix: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by their names.
+
+    Raises :class:`~omni_grpo_core.errors.TraceError` for other bytes, and for a type that no value
+    has here.
+    """
     try:
-        return load_tensors(packed)
-    except SafetensorError as error:
-        raise TraceError(
-            str(path), got=str(error), want="a safetensors file", fix=_AGAIN
-        ) from error
+        found = load_tensors(packed)
+        strange = {dtype_name(tensor) for tensor in found.values()} - DTYPES.keys()
+        got = f"tensors of {', '.join(sorted(strange))}" if strange else ""
+    # safetensors' own reader lets through types that torch has not, and sizes that overflow
+    except (SafetensorError, LookupError, ValueError, RuntimeError, TypeError, AssertionError) as e:
+        found, got = {}, str(e) or type(e).__name__
+    if got:
+        raise TraceError(name, got=got, want="a safetensors file", fix=fix)
+    return found

@@ -12,11 +12,11 @@ from omni_grpo_core.console import (
     FamilyOption,
     Json,
     TinyFamily,
-    print_json,
     progress,
     quiet_libraries,
-    writable,
+    require_outputs,
 )
+from omni_grpo_core.json_answer import print_json
 
 app = typer.Typer(help="What each version of transformers changes.", no_args_is_help=True)
 
@@ -53,9 +53,7 @@ def compare_versions(
 
     Exit code 1: a version gives other ids, positions, answers or logits than the default.
     """
-    for target in (data, into):
-        if target is not None:
-            writable(target)
+    require_outputs(files=[data, into])
     quiet_libraries()
     from omni_grpo_core.trace.atomic import write_file
     from omni_grpo_core.versions.matrix import interpreters, measure

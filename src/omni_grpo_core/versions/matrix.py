@@ -126,12 +126,18 @@ def _probe(name: str, python: Path, folder: Path, family: tiny.FamilyName) -> No
     if not (source / "transformers").exists():
         environment["PYTHONPATH"] = str(source)
     command: list[str | Path] = [python, "-m", "omni_grpo_core.versions.probe", folder, family]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
+        got = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        failed = bool(done.returncode)
+    except OSError as error:
+        got, failed = str(error.strerror), True
+    if failed or not (folder / "facts.json").is_file():
         raise ConfigError(
             f"{name}={python}",
-            got=lines[-1],
+            got=got,
             want="an environment that this package runs in",
             fix="install omni-grpo-core there; the probe ended with what was found",
         )

@@ -1,0 +1,80 @@
+"""A chat template, tried out where it can do no harm. A part of ``policy.py``.
+
+A template is a program that comes with the weights. transformers' sandbox keeps it from files and
+from ``range(10**9)``, not from loops within loops nor from ``"x" * 10**10``. So it is run once, in
+a process of its own with little time and memory, on a conversation that has every medium.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import lru_cache
+
+CPU_SECONDS = 3
+"""A published template takes a thousandth of one."""
+BYTES = 1 << 29
+MOST = 1 << 20
+"""Characters of a rendered conversation of two short turns."""
+
+_TRIAL = r"""
+import json, resource, sys
+told = json.load(sys.stdin)
+resource.setrlimit(resource.RLIMIT_CPU, (told["seconds"], told["seconds"]))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+from datetime import datetime
+from jinja2 import nodes, ext
+from jinja2.exceptions import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+resource.setrlimit(resource.RLIMIT_AS, (told["bytes"], told["bytes"]))
+
+class Generation(ext.Extension):
+    tags = {"generation"}
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+def refuse(message):
+    raise TemplateError(message)
+
+environment = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
+environment.filters["tojson"] = lambda x, **given: json.dumps(
+    x, **{"ensure_ascii": False, **given})
+environment.globals["raise_exception"] = refuse
+environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+try:
+    text = environment.from_string(told["template"]).render(
+        messages=told["messages"], tools=None, documents=None, add_generation_prompt=True)
+    said = f"{len(text)} characters" if len(text) > told["most"] else ""
+except BaseException as error:
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+print(json.dumps(said))
+"""
+_MESSAGES = (
+    {"role": "system", "content": [{"type": "text", "text": "Answer."}]},
+    {
+        "role": "user",
+        "content": [
+            *({"type": kind, kind: "file"} for kind in ("image", "video", "audio")),
+            {"type": "text", "text": "Which colour?"},
+        ],
+    },
+)
+
+
+@lru_cache
+def fault_of(template: str) -> str:
+    """What is wrong with a template, or nothing."""
+    told = {
+        "template": template, "messages": _MESSAGES,
+        "seconds": CPU_SECONDS, "bytes": BYTES, "most": MOST,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _TRIAL],
+        input=json.dumps(told), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        return f"more than {CPU_SECONDS} s or {BYTES >> 20} MiB to render two short turns"
+    return str(json.loads(done.stdout))

@@ -1,0 +1,47 @@
+"""Memory that is free, on this machine and on its devices."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+
+def device_memory(device: str) -> int | None:
+    """Bytes that are free on the device, ``None`` where they cannot be told: of the CPU what the
+    machine has and the control group lets us have, of CUDA the fullest of the visible devices."""
+    if device == "cpu":
+        return min(filter(None, (_machine(), _control_group(Path("/sys/fs/cgroup")))), default=None)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits",
+             *([f"--id={visible}"] if visible else [])],
+            capture_output=True, text=True, check=True, timeout=20,
+        ).stdout  # fmt: skip
+        return min(int(line) for line in told.split()) * 2**20
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def _machine() -> int | None:
+    """What new processes can have without swapping, as Linux reckons it."""
+    try:
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) * 1024 if found else None
+
+
+def _control_group(folder: Path) -> int | None:
+    """Its limit less what is in use; cached files give way."""
+    try:
+        limit = int((folder / "memory.max").read_text())
+        used = int((folder / "memory.current").read_text())
+        cached = re.findall(
+            r"^(?:in)?active_file (\d+)$", (folder / "memory.stat").read_text(), re.M
+        )
+    except (OSError, ValueError):  # "max" is no limit
+        return None
+    return max(1, limit - used + sum(map(int, cached)))

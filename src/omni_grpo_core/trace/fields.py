@@ -1,0 +1,99 @@
+"""Whether values are of the types that the fields of a noun are declared with.
+
+What is read back is believed no further than this: a checksum says that nobody altered a file since
+it was written, not that what wrote it was right.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+
+Misfit = tuple[str, str, str]
+"""Where, what was found, what was wanted."""
+_LONGEST = 60
+
+
+@cache
+def field_types(noun: type) -> Mapping[str, Any]:
+    """The declared types of a noun's fields, by name, in order."""
+    return get_type_hints(noun, localns={"Tensor": torch.Tensor})
+
+
+def misfit(value: object, hint: Any, where: str) -> Misfit | None:
+    """The first place in ``value``, called ``where``, that is not of the type ``hint``; ``None``
+    if all of it is. As in annotations, an ``int`` passes for a ``float`` and a ``bool`` for both.
+
+    >>> misfit((1, "2"), tuple[int, ...], "ids")
+    ('ids[1]', "'2'", 'int')
+    >>> misfit({"text": 0.5}, Mapping[str, float], "grad_norms")
+    """
+    origin, members = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        tried = [misfit(value, member, where) for member in members]
+        if None in tried:
+            return None
+        # what is wrong inside a container says more than that it is no None
+        deeper = [one for one in tried if one is not None and one[0] != where]
+        return deeper[0] if deeper else (where, _shown(value), _named(hint))
+    if origin is tuple and isinstance(value, tuple):
+        inner = ((f"{where}[{at}]", item, members[0]) for at, item in enumerate(value))
+    elif origin is Mapping and isinstance(value, Mapping):
+        inner = (
+            (f"{where}[{key!r}]", part, member)
+            for key, item in value.items()
+            for part, member in zip((key, item), members, strict=True)
+        )
+    else:
+        return None if _plain_fits(value, hint) else (where, _shown(value), _named(hint))
+    return next(
+        (found for at, item, member in inner if (found := misfit(item, member, at)) is not None),
+        None,
+    )
+
+
+def noun_misfit(noun: type, values: Mapping[str, object], where: str) -> Misfit | None:
+    """The same of a noun's fields, which are all there and no others."""
+    hints = field_types(noun)
+    if values.keys() != hints.keys():
+        given = ", ".join(map(str, values)) or "nothing"
+        return (
+            where,
+            f"a {noun.__name__} of {given}",
+            f"a {noun.__name__} of {', '.join(hints)}",
+        )
+    found = (misfit(values[name], hint, f"{where}.{name}") for name, hint in hints.items())
+    return next((one for one in found if one is not None), None)
+
+
+def _plain_fits(value: object, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if hint is float:
+        return isinstance(value, float | int)
+    return isinstance(value, get_origin(hint) or hint)
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, str | int | float):
+        text = repr(value)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return f"a {type(value).__name__}"
+
+
+def _named(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_named, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"a list of {_named(get_args(hint)[0])}"
+    if get_origin(hint) is Mapping:
+        return f"a mapping to {_named(get_args(hint)[1])}"
+    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint))

@@ -1,0 +1,77 @@
+"""Every command and every option there is, read from the commands themselves: an option that is
+added is tried the day it is."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from omni_grpo_core.cli import app
+
+
+@dataclass(frozen=True)
+class Option:
+    """``flag``: ``--html``, or ``None`` for an argument. ``kind``: the type of one value."""
+
+    name: str
+    flag: str | None
+    kind: type
+    required: bool
+
+
+@dataclass(frozen=True)
+class Command:
+    words: tuple[str, ...]
+    options: tuple[Option, ...]
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.words)
+
+    @property
+    def json(self) -> bool:
+        return any(option.flag == "--json" for option in self.options)
+
+    def given(self, *, without: Option | None = None) -> list[str]:
+        """The command with its required arguments, each of them ``x``."""
+        required = [o for o in self.options if o.required and o.flag is None and o != without]
+        return [*self.words, *("x" for _ in required)]
+
+
+def commands(of: typer.Typer = app, words: tuple[str, ...] = ()) -> Iterator[Command]:
+    for info in of.registered_commands:
+        assert info.callback is not None
+        name = info.name or info.callback.__name__
+        yield Command((*words, name), tuple(_options(info.callback)))
+    for group in of.registered_groups:
+        assert group.typer_instance is not None
+        yield from commands(group.typer_instance, (*words, str(group.name)))
+
+
+def _options(callback: Any) -> Iterator[Option]:
+    hints = typing.get_type_hints(callback, include_extras=True)
+    for name, parameter in inspect.signature(callback).parameters.items():
+        kind, told = typing.get_args(hints[name])[:2]
+        # in an annotation typer takes the first name for a default, and sorts it out later
+        told_flags = [one for one in (told.default, *(told.param_decls or ())) if one is not ...]
+        flags = [one.partition("/")[0] for one in told_flags] or [f"--{name.replace('_', '-')}"]
+        argument = isinstance(told, type(typer.Argument()))
+        required = parameter.default is parameter.empty
+        yield Option(name, None if argument else flags[-1], _one(kind), required)
+
+
+def _one(kind: Any) -> type:
+    """``Path`` of ``Optional[Path]``, ``str`` of ``Optional[list[str]]``."""
+    while arguments := [one for one in typing.get_args(kind) if one is not types.NoneType]:
+        kind = arguments[0]
+    assert isinstance(kind, type)
+    return kind
+
+
+COMMANDS = tuple(commands())

@@ -1,0 +1,399 @@
+"""Checkpoints that are cut, hostile, or put together from parts that do not belong together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from hostile import JSON, NO_FILES, NO_VALUES, Spoil
+from runner import Case, check_case
+from safetensors.torch import load_file, save_file
+
+from omni_grpo_core import tiny
+
+FamilyName = Literal["qwen2.5", "qwen3"]
+Change = Callable[[dict[str, Any]], object]
+Weights = dict[str, torch.Tensor]
+
+
+def spoiled(*spoils: Spoil, family: FamilyName = "qwen2.5") -> Callable[[Path], Sequence[object]]:
+    """``check`` on one row of a copy of the shipped checkpoint, spoiled."""
+
+    def arguments(folder: Path) -> Sequence[object]:
+        copy = folder / "checkpoint"
+        shutil.copytree(tiny.checkpoint_dir(family), copy)
+        for spoil in spoils:
+            spoil(copy)
+        return ["check", "--checkpoint", copy, "--limit", 1]
+
+    return arguments
+
+
+def in_file(name: str, spoil: Spoil) -> Spoil:
+    return lambda folder: spoil(folder / name)
+
+
+def edit(name: str, change: Change) -> Spoil:
+    def spoil(folder: Path) -> None:
+        path = folder / name
+        content = json.loads(path.read_text(encoding="utf-8"))
+        change(content)
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+    return spoil
+
+
+def put(name: str, value: Any, *keys: str) -> Spoil:
+    """``value`` under the last of ``keys`` in the file ``name``."""
+
+    def change(content: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return edit(name, change)
+
+
+def drop(name: str) -> Spoil:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, content: bytes | str) -> Spoil:
+    raw = content.encode() if isinstance(content, str) else content
+    return lambda folder: (folder / name).write_bytes(raw)
+
+
+def weights(change: Callable[[Weights], object]) -> Spoil:
+    def spoil(folder: Path) -> None:
+        found = load_file(folder / "model.safetensors")
+        change(found)
+        save_file(found, folder / "model.safetensors", {"format": "pt"})
+
+    return spoil
+
+
+def only(**tensors: torch.Tensor) -> Spoil:
+    return lambda folder: save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def raw_weights(change: Callable[[bytes], bytes]) -> Spoil:
+    def spoil(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
+def header(change: Callable[[Any], Any]) -> Spoil:
+    """The weights under a header that was tampered with."""
+
+    def spoil(raw: bytes) -> bytes:
+        length = int.from_bytes(raw[:8], "little")
+        told = change(json.loads(raw[8 : 8 + length]))
+        body = told if isinstance(told, bytes) else json.dumps(told).encode()
+        return struct.pack("<Q", len(body)) + body + raw[8 + length :]
+
+    return raw_weights(spoil)
+
+
+def case(
+    name: str, *spoils: Spoil, words: Sequence[str] = (), family: FamilyName = "qwen2.5"
+) -> Case:
+    return Case(name, spoiled(*spoils, family=family), words=tuple(words))
+
+
+# --------------------------------------------------------------------------- what is parsed
+
+WHOLLY = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "omni_grpo.json")
+PARTLY = ("generation_config.json", "tokenizer.json", "video_preprocessor_config.json",
+          "vocab.json", "added_tokens.json", "special_tokens_map.json")  # fmt: skip
+# settings are YAML too, which has words of its own for what is wrong
+FILES = tuple(
+    case(f"{name}: {kind}", in_file(name, spoil), words=() if name == "omni_grpo.json" else (said,))
+    for name in (*WHOLLY, *PARTLY)
+    for kind, (spoil, said) in JSON.items()
+    if name in WHOLLY or kind in {**NO_VALUES, "cut": 0, "a list": 0}
+    # a processor without its file is another message
+    if name == "config.json" or kind not in NO_FILES
+)
+
+# --------------------------------------------------------------------------- what does not agree
+
+SIZES: Mapping[str, Sequence[Any]] = {
+    "patch_size": (16, 0, "x", -14, 10**9, 14.5, None),
+    "merge_size": (1, 0, "2"),
+    "temporal_patch_size": (1, 0),
+    "feature_size": (80, 0, 10**7, [128]),
+    "sampling_rate": (8000, 0, 48_000),
+    "hop_length": (320, 0),
+    "n_fft": (512, 10**9),
+    "chunk_length": (0, 10**9),
+}
+PROCESSOR = tuple(
+    case(f"{key} {value}", put("preprocessor_config.json", value, key))
+    for key, values in SIZES.items()
+    for value in values
+    if not (key == "patch_size" and value is None)
+)
+VIDEO = tuple(
+    case(f"video {key} {value}", put("video_preprocessor_config.json", value, key))
+    for key, value in (("patch_size", 16), ("merge_size", 4), ("temporal_patch_size", 4))
+)
+TOKENS = tuple(
+    # 5.x calls an index an id
+    case(f"{key} {value!r}", put("config.json", value, key), words=(key.removesuffix("_index"),))
+    for key, value in (
+        *(("video_token_index", one) for one in (561, 5, -1, 10**9, "562")),
+        *(("image_token_index", one) for one in (562, 563)),
+        *(("audio_token_index", one) for one in (551, [552])),
+        ("vision_start_token_id", 559),
+        ("vision_end_token_id", 558),
+        ("audio_start_token_id", 554),
+        ("audio_end_token_id", 553),
+        ("position_id_per_seconds", 13),
+        ("position_id_per_seconds", 0),
+        ("position_id_per_seconds", "25"),
+        ("seconds_per_chunk", -2),
+    )
+)
+NO_ENDS: Sequence[Any] = ("abc", [551, "x"], {"a": 1}, 10**9, -5, [], [551, -5], 551.5, True)
+ENDS = tuple(
+    case(f"eos_token_id {value} of {name}", put(name, value, "eos_token_id"),
+         words=("eos_token_id",))
+    for name in ("generation_config.json", "config.json")
+    for value in NO_ENDS
+)  # fmt: skip
+NUMBERS = tuple(
+    case(f"{section} {key} {value}", put("config.json", value, section, key))
+    for section, key, value in (
+        ("text_config", "num_hidden_layers", 10**7),
+        ("text_config", "num_hidden_layers", 4),
+        ("text_config", "num_hidden_layers", 0),
+        ("text_config", "num_hidden_layers", "3"),
+        ("text_config", "hidden_size", 10**6),
+        ("text_config", "hidden_size", 2**40),
+        ("text_config", "hidden_size", -64),
+        ("text_config", "intermediate_size", 10**9),
+        ("text_config", "vocab_size", 10**9),
+        ("text_config", "vocab_size", 562),
+        ("text_config", "num_attention_heads", 3),
+        ("text_config", "num_attention_heads", 0),
+        ("text_config", "num_key_value_heads", 2),
+        ("text_config", "max_position_embeddings", 100),
+        ("text_config", "max_position_embeddings", "4096"),
+        ("text_config", "rms_norm_eps", -1),
+        ("text_config", "hidden_act", "no such function"),
+        ("text_config", "rope_parameters", 7),
+        ("vision_config", "depth", 10**8),
+        ("vision_config", "depth", None),
+        ("vision_config", "hidden_size", 10**7),
+        ("vision_config", "num_heads", 5),
+        ("vision_config", "patch_size", 16),
+        ("vision_config", "spatial_merge_size", 0),
+        ("vision_config", "window_size", 1),
+        ("vision_config", "out_hidden_size", 65),
+        ("audio_config", "encoder_layers", 10**9),
+        ("audio_config", "num_mel_bins", 80),
+        ("audio_config", "d_model", 50),
+        ("audio_config", "max_source_positions", 10**9),
+        ("audio_config", "max_source_positions", 10),
+        ("audio_config", "n_window", 0),
+        ("audio_config", "encoder_attention_heads", 7),
+    )
+)
+SECTIONS: Mapping[str, Any] = {
+    "a text": "466", "a number": 16, "too few": [16], "too large": [4, 6, 7],
+    "negative": [20, -2, -2], "texts": ["4", "6", "6"], "a mapping": {"t": 4},
+    "fractions": [4.0, 6.0, 6.0],
+}  # fmt: skip
+
+
+def rope(value: Any) -> Spoil:
+    def change(config: dict[str, Any]) -> None:
+        for name in ("rope_parameters", "rope_scaling"):
+            config["text_config"][name]["mrope_section"] = value
+
+    return edit("config.json", change)
+
+
+ROPE = tuple(
+    case(f"rope sections {name}", rope(value), words=("mrope_section",))
+    for name, value in SECTIONS.items()
+)
+NO_PARTS: Sequence[Any] = (None, [], "x")
+PARTS = tuple(
+    case(f"{part} {value!r}", put("config.json", value, part), words=(part,))
+    for part in ("text_config", "vision_config", "audio_config", "thinker_config")
+    for value in NO_PARTS
+)
+KINDS = tuple(
+    case(f"model_type {value!r}", put("config.json", value, "model_type"), words=("model_type",))
+    for value in ("llama", "", None, 7, ["qwen2_5_omni"], "qwen3_omni_moe_thinkerx")
+)
+
+# --------------------------------------------------------------------------- templates
+
+TEMPLATES: Mapping[str, str] = {
+    "empty": "",
+    "blank": " \n",
+    "cut": "{% for message in messages %}{{ message['role'",
+    "cut within a block": "{% for message in messages %}x",
+    "a range of a billion": "{% for i in range(10**9) %}x{% endfor %}",
+    "loops within loops": "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2,
+    "ten gigabytes": "{{ 'x' * 10**10 }}",
+    "a number of 1e9 digits": "{{ 10 ** (10 ** 9) }}",
+    "doubling": "{% set n = namespace(x='x') %}{% for i in range(60) %}"
+    "{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "a wide format": "{{ '%9999999999d' % 1 }}",
+    "itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "brackets": "{{ " + "(" * 5_000 + "1" + ")" * 5_000 + " }}",
+    "a way out": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "refusing": "{{ raise_exception('not for you') }}",
+    "an unknown filter": "{{ messages | nonsense }}",
+    "a megabyte": "{{ 'x' * 2000000 }}",
+    "no media": "{% for m in messages %}{{ m['role'] }}{% endfor %}",
+    "an include": "{% include '/etc/passwd' %}",
+}
+TEMPLATE = tuple(
+    case(f"template: {name}", write("chat_template.jinja", text))
+    for name, text in TEMPLATES.items()
+)
+
+# --------------------------------------------------------------------------- weights
+
+INDEX = "model.safetensors.index.json"
+
+
+def sharded(places: Any) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "one.safetensors")
+        (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+
+    return spoil
+
+
+def first(change: Callable[[Any], Any]) -> Spoil:
+    def tampered(told: dict[str, Any]) -> dict[str, Any]:
+        name = next(name for name in told if name != "__metadata__")
+        return {**told, name: change(told[name])}
+
+    return header(tampered)
+
+
+NORM = "model.norm.weight"
+WEIGHTS = (
+    case("no weights", drop("model.safetensors"), words=("no model.safetensors",)),
+    case("a pickle", drop("model.safetensors"), write("pytorch_model.bin", b"cos\nsystem\n."),
+         words=("a pickle", "convert")),
+    case("weights empty", write("model.safetensors", b"")),
+    case("weights of 7 bytes", write("model.safetensors", b"1234567")),
+    case("weights zeros", write("model.safetensors", bytes(5000))),
+    case("weights text", write("model.safetensors", "version https://git-lfs.github.com/spec/v1\n")),
+    case("weights cut in the header", raw_weights(lambda raw: raw[:1000])),
+    case("weights cut in the tensors", raw_weights(lambda raw: raw[:-1000])),
+    case("weights too long", raw_weights(lambda raw: raw + bytes(10))),
+    case("a header of 2**63 bytes", raw_weights(lambda raw: b"\xff" * 7 + b"\x7f" + raw[8:])),
+    case("a header that is a list", header(lambda told: [told])),
+    case("a header without JSON", header(lambda told: b"{" * 100)),
+    case("a header 100,000 deep", header(lambda told: b"[" * 100_000 + b"]" * 100_000)),
+    case("a tensor without shape", first(lambda entry: {"dtype": "F32"})),
+    case("a tensor that is a text", first(lambda entry: "x")),
+    case("a negative shape", first(lambda entry: {**entry, "shape": [-1, 4]})),
+    case("a shape of 10**18", first(lambda entry: {**entry, "shape": [10**9, 10**9]})),
+    case("offsets beyond the end", first(lambda entry: {**entry, "data_offsets": [0, 10**12]})),
+    case("offsets the wrong way round", first(lambda entry: {**entry, "data_offsets": [64, 0]})),
+    case("an unknown dtype", first(lambda entry: {**entry, "dtype": "F7"})),
+    case("a tensor twice",
+         header(lambda t: json.dumps(t).replace("{", '{"a": {}, "a": {}, ', 1).encode()),
+         words=("twice",)),
+    case("a weight missing", weights(lambda w: w.pop(NORM)), words=(NORM,)),
+    case("another shape", weights(lambda w: w.update({NORM: torch.ones(65)})),
+         words=(NORM, "[65]", "[64]")),
+    case("NaN", weights(lambda w: w[NORM].fill_(torch.nan)), words=("NaN", "norm.weight")),
+    case("one infinite number", weights(lambda w: w["lm_head.weight"][3].fill_(torch.inf)),
+         words=("lm_head.weight",)),
+    case("weights of nothing known", only(x=torch.ones(2))),
+    case("only a talker", only(**{"talker.x": torch.ones(2)}),
+         words=("thinker",)),
+    case("a shard that is not there", sharded({NORM: "two.safetensors"}), words=("not there",)),
+    case("a shard elsewhere", sharded({NORM: "../one.safetensors"}), words=("same folder",)),
+    case("a shard of the system", sharded({NORM: "/etc/passwd"}), words=("same folder",)),
+    case("a shard that is a number", sharded({NORM: 7})),
+    case("no shards", sharded({})),
+    case("shards that are a list", sharded(["one.safetensors"])),
+    case("an index of nothing", drop("model.safetensors"), write(INDEX, "{}")),
+)  # fmt: skip
+
+# --------------------------------------------------------------------------- whole folders
+
+QWEN3 = tiny.checkpoint_dir("qwen3")
+QWEN25 = tiny.checkpoint_dir()
+PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json",
+             "special_tokens_map.json")  # fmt: skip
+
+
+def of(source: Path, *names: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        for name in names:
+            shutil.copy(source / name, folder)
+
+    return spoil
+
+
+def another_processor(family: FamilyName, source: Path) -> Callable[[Path], Sequence[object]]:
+    return lambda folder: [*spoiled(family=family)(folder), "--processor", source]
+
+
+FOLDERS = (
+    Case("a processor of Qwen3-Omni", another_processor("qwen2.5", QWEN3),
+         words=("Qwen3OmniMoeProcessor",)),
+    Case("a processor of Qwen2.5-Omni", another_processor("qwen3", QWEN25),
+         words=("Qwen2_5OmniProcessor",)),
+    case("a tokenizer of Qwen3-Omni", of(QWEN3, *TOKENIZER)),
+    case("a tokenizer of Qwen2.5-Omni", of(QWEN25, *TOKENIZER), family="qwen3"),
+    case("weights of Qwen3-Omni", of(QWEN3, "model.safetensors")),
+    case("weights of Qwen2.5-Omni", of(QWEN25, "model.safetensors"), family="qwen3"),
+    case("a config of Qwen3-Omni", of(QWEN3, "config.json")),
+    case("experts of 10**8", put("config.json", 10**8, "text_config", "num_experts"),
+         family="qwen3"),
+    case("one more expert", put("config.json", 5, "text_config", "num_experts"), family="qwen3"),
+    case("more experts a token than there are",
+         put("config.json", 9, "text_config", "num_experts_per_tok"), family="qwen3"),
+    case("no preprocessor", drop("preprocessor_config.json"), words=("preprocessor_config.json",)),
+    case("no tokenizer", *map(drop, ("tokenizer.json", "vocab.json")), words=("tokenizer",)),
+    case("tokens beyond the model",
+         edit("tokenizer.json", lambda told: told["added_tokens"].append(
+             {**told["added_tokens"][-1], "id": 563, "content": "<|one more|>"})),
+         edit("tokenizer_config.json", lambda told: told["added_tokens_decoder"].update(
+             {"563": {**told["added_tokens_decoder"]["562"], "content": "<|one more|>"}})),
+         words=("564 tokens",)),
+    case("no template", drop("chat_template.jinja"), words=("chat template",)),
+    Case("no folder", lambda folder: ["check", "--checkpoint", folder / "none"],
+         words=("no such file",)),
+    Case("a file", lambda folder: ["check", "--checkpoint", QWEN25 / "config.json"]),
+    Case("a URL", lambda folder: ["check", "--checkpoint", "https://example.org/model"],
+         words=("URL",)),
+    Case("an empty name", lambda folder: ["check", "--checkpoint", ""]),
+    Case("the device", lambda folder: ["check", "--checkpoint", "/dev/null"]),
+    Case("a checkpoint as JSON",
+         lambda folder: ["check", "--checkpoint", folder / "none", "--json"]),
+)  # fmt: skip
+
+CASES = (
+    *FILES, *PROCESSOR, *VIDEO, *TOKENS, *ENDS, *NUMBERS, *ROPE, *PARTS, *KINDS, *TEMPLATE,
+    *WEIGHTS, *FOLDERS,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("one", CASES, ids=str)
+def test_ends_as_it_should(
+    one: Case, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    check_case(one, tmp_path, record_property)

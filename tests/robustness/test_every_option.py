@@ -1,0 +1,159 @@
+"""Every command, and every option of it, given what it cannot use. The cases are made by walking
+the commands, so that none is forgotten."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+
+import pytest
+from command_line import COMMANDS, Command, Option
+from runner import Case, check_case, words
+
+FILES = {
+    ("check", "--html"),
+    ("doctor", "--html"),
+    ("golden diff", "--html"),
+    ("versions compare", "--data"),
+    ("versions compare", "--into"),
+}
+FOLDERS = {("check", "--trace"), ("tiny build", "out"), ("realvocab build", "out")}
+"""What is written. Every other path is read."""
+
+# the least work that looks at an option
+LEAST = {
+    "check": ("--limit", "1"),
+    "golden check": ("--device", "cpu"),
+}
+
+
+def _folder(at: Path) -> None:
+    at.mkdir()
+    (at / "something").write_text("a note")
+
+
+def _empty(at: Path) -> None:
+    at.touch()
+
+
+def _garbage(at: Path) -> None:
+    at.write_bytes(bytes(range(256)) * 40)
+
+
+def _pipe(at: Path) -> None:
+    os.mkfifo(at)
+
+
+def _socket(at: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        here = Path.cwd()
+        os.chdir(at.parent)  # the name of a socket is at most 107 bytes
+        made.bind(at.name)
+        os.chdir(here)
+
+
+def _loop(at: Path) -> None:
+    at.symlink_to(at.name)
+
+
+def _nothing(at: Path) -> None:
+    return
+
+
+READ = {
+    "missing": _nothing,
+    "folder": _folder,
+    "empty": _empty,
+    "garbage": _garbage,
+    "pipe": _pipe,
+    "loop": _loop,
+}
+"""What a path that is read may lead to."""
+WRITTEN = {"pipe": _pipe, "socket": _socket, "loop": _loop, "folder": _folder}
+NAMES = {
+    "device": "/dev/null",
+    "stdout": "/dev/stdout",
+    "no folder": "gone/out",
+    "through a file": "/etc/passwd/out",
+    "not writable": "/proc/out",
+    "too long": "x" * 300,
+    "NUL": "a\0b",
+    "empty name": "",
+}
+
+
+def _used(option: Option, value: object) -> list[object]:
+    return [value] if option.flag is None else [option.flag, value]
+
+
+def _case(
+    command: Command, option: Option, what: str, make: Callable[[Path], object], value: str = "it"
+) -> Case:
+    def arguments(folder: Path) -> Sequence[object]:
+        make(folder / "it")
+        least = LEAST.get(command.name, ())
+        return [*command.given(without=option), *least, *_used(option, value)]
+
+    return Case(f"{command.name} {option.flag or option.name}: {what}", arguments)
+
+
+def _typed() -> Iterator[Case]:
+    for command in COMMANDS:
+        for flags in (["--nonsense"], ["--nonsense", "--json"]):
+            yield _of(command, flags, "--nonsense", command.given())
+        if any(option.required for option in command.options):
+            yield _of(command, [], "Missing argument", command.words)
+        for option in command.options:
+            for wrong in _wrong(option):
+                said = option.flag or option.name
+                yield _of(command, wrong, said, command.given(without=option))
+
+
+def _of(command: Command, flags: Sequence[str], said: str, given: Sequence[str]) -> Case:
+    name = " ".join((command.name, *(flag or "''" for flag in flags)))
+    return Case(f"{name} is typed", words(*given, *flags), words=(said,))
+
+
+def _wrong(option: Option) -> Iterator[list[str]]:
+    if option.flag is None:
+        return
+    if option.kind is bool:
+        yield [f"{option.flag}=x"]
+        return
+    yield [option.flag]  # and no value
+    if option.kind in (int, float) or issubclass(option.kind, Enum):
+        yield [option.flag, "x"]
+        yield [option.flag, ""]
+    if option.kind is int and option.name != "seed":
+        yield [option.flag, "-1"]
+
+
+def _paths() -> Iterator[Case]:
+    for command in COMMANDS:
+        for option in command.options:
+            if option.kind is not Path:
+                continue
+            place = (command.name, option.flag or option.name)
+            if place in FILES | FOLDERS:
+                for what, make in WRITTEN.items():
+                    yield _case(command, option, what, make)
+                for what, value in NAMES.items():
+                    yield _case(command, option, what, _nothing, value)
+                if place in FOLDERS:
+                    yield _case(command, option, "file", _garbage)
+            else:
+                for what, make in READ.items():
+                    yield _case(command, option, what, make)
+
+
+CASES = (*_typed(), *_paths())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_ends_as_it_should(
+    case: Case, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    check_case(case, tmp_path, record_property)
