@@ -189,15 +189,20 @@ def test_what_goes_is_warned_of_soonest_first() -> None:
     said = {
         "model(past_key_values=…)": {"gone in": "5.40.0", "said": "…"},
         "processor(use_audio_in_video=…)": {"gone in": "5.25", "said": "…"},
+        "processor(min_pixels=…)": {"gone in": "5.23", "said": "…"},
+        "generate(past_key_values=…)": {"gone in": "6.0.0", "said": "…"},
     }
     matrix = two(facts("5.24.0", going=said))
     assert row(markdown(matrix), "said to go") == [
         "nothing",
-        "5.25: `processor(use_audio_in_video=…)`; 5.40: `model(past_key_values=…)`",
+        "5.23: `processor(min_pixels=…)`; 5.25: `processor(use_audio_in_video=…)`; "
+        "5.40: `model(past_key_values=…)`; 6: `generate(past_key_values=…)`",
     ]
     assert announced(matrix) == [
-        "processor(use_audio_in_video=…) goes in 5.25, says transformers old",
-        "model(past_key_values=…) goes in 5.40, says transformers old",
+        "processor(min_pixels=…) was to go in 5.23, and transformers 5.24.0 still takes it",
+        "processor(use_audio_in_video=…) goes in 5.25, says transformers 5.24.0",
+        "model(past_key_values=…) goes in 5.40, says transformers 5.24.0",
+        "generate(past_key_values=…) goes in 6, says transformers 5.24.0",
     ]
 
 

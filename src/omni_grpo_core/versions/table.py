@@ -104,18 +104,25 @@ def announced(matrix: Mapping[str, Any]) -> list[str]:
     """A line for everything that a version of the matrix takes and says will go, soonest first, by
     the newest version that says so."""
     found = {}
-    for name, version in matrix["versions"].items():
+    for version in matrix["versions"].values():
+        by = version["facts"]["header"]["transformers"]
         for what, said in version["facts"].get("going", {}).items():
-            found[what] = (_number(said["gone in"]), name)
+            found[what] = (_number(said["gone in"]), by)
     return [
-        f"{what} goes in {number}, says transformers {name}"
-        for what, (number, name) in sorted(found.items(), key=lambda item: Version(item[1][0]))
+        f"{what} {_when(number, by)}"
+        for what, (number, by) in sorted(found.items(), key=lambda item: Version(item[1][0]))
     ]
 
 
+def _when(number: str, by: str) -> str:
+    if Version(number) <= Version(by):
+        return f"was to go in {number}, and transformers {by} still takes it"
+    return f"goes in {number}, says transformers {by}"
+
+
 def _number(version: str) -> str:
-    """As people write it: 5.29 for 5.29.0."""
-    return version.removesuffix(".0")
+    """As people write it: 5.29 for 5.29.0, 6 for 6.0.0."""
+    return re.sub(r"(\.0)+$", "", version)
 
 
 def _head(facts: Mapping[str, Any], default: bool) -> str:
@@ -148,7 +155,7 @@ def _rows(count: int) -> list[tuple[str, Cell]]:
         ("`generate` in eval mode: accuracy / format", _shares("eval")),
         ("… in train mode with gradient checkpointing", _shares("train, checkpointing")),
         ("… and `use_cache=False`", _shares("train, checkpointing, use_cache=False")),
-        ("said to go in a coming version", _going),
+        ("said to go, and in which version", _going),
     ]
 
 
