@@ -107,6 +107,8 @@ def _in_the_way_of_a_folder(target: Path) -> str | None:
         return status
     if status is not None and not stat.S_ISDIR(status.st_mode):
         return "something that is no folder"
+    if status is not None and os.path.samestat(status, Path().stat()):
+        return "the working directory"
     if status is not None and any(target.iterdir()):
         return "a folder that already holds something"
     return _refusal(target)

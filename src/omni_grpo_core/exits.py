@@ -163,10 +163,10 @@ def _known(error: BaseException, causes: Sequence[BaseException]) -> OmniGrpoErr
             want="a place that can be read and written",
             fix="check the path, its permissions and the free space",
         )  # fmt: skip
-    if isinstance(error, ImportError) and not (error.name or "").startswith("omni_grpo_core"):
+    package = _broken_package(error)
+    if package is not None:
         return ConfigError(
-            f"package {error.name or ''}".strip(), got=_said(error),
-            want="one that can be imported",
+            f"package {package}".strip(), got=_said(error), want="one that can be imported",
             fix="install it again, in the versions of constraints.txt",
         )  # fmt: skip
     if isinstance(error, SystemExit):
@@ -174,6 +174,22 @@ def _known(error: BaseException, causes: Sequence[BaseException]) -> OmniGrpoErr
             "imported code", got=f"sys.exit({error.code!r})", want="code that returns",
             fix="remove the call from the module that was named",
         )  # fmt: skip
+    return None
+
+
+def _broken_package(error: BaseException) -> str | None:
+    """The foreign package that could not be imported, whatever it raised meanwhile."""
+    ours = "omni_grpo_core"
+    if isinstance(error, ImportError) and not (error.name or "").startswith(ours):
+        return (error.name or "").partition(".")[0]
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] == ours:
+            break
+        if frame.f_code.co_name == "<module>" and module != "__main__":
+            return module.partition(".")[0]
+    if isinstance(error, SyntaxError) and error.filename and ours not in error.filename:
+        return Path(error.filename).stem
     return None
 
 
