@@ -28,6 +28,8 @@ import yaml
 from stored_files import goldens, recording, safetensors, seal_golden, seal_trace
 
 FILES = dict[str, bytes]
+WHOLE = -1
+"""The number of what the others are made from."""
 LIMIT = 120.0
 """Seconds without an answer that count as a hang; an input takes about a twentieth of one."""
 _MEMORY = 4 << 30
@@ -122,7 +124,7 @@ batch_size: 8
 micro_batch_size: 4
 optimizer: {lr: 1.0e-5, schedule: constant, warmup_steps: 0}
 loss: {beta: 0.04, epsilon_low: 0.2, epsilon_high: 0.2}
-rewards: [format, accuracy]
+rewards: {format: {}, accuracy: {weight: 0.5, gate: "format >= 1"}}
 settings: {group_size: 4, max_new_tokens: 16, temperature: 1.0}
 """
 
@@ -289,8 +291,10 @@ _VALUES: tuple[Any, ...] = (
 
 
 def mutated(name: str, seed: int, number: int) -> FILES:
-    """The files of one input."""
+    """The files of one input; of :data:`WHOLE`, as they are."""
     subject = subjects()[name]
+    if number == WHOLE:
+        return subject.files
     draw = random.Random(f"{seed} {name} {number}")
     files = dict(subject.files)
     names = [file for file in files if re.fullmatch(subject.mutated, file)]
@@ -458,9 +462,13 @@ def write(place: Path, subject: Subject, files: FILES) -> None:
 
 
 def plan(count: int) -> list[tuple[str, int]]:
-    """So many inputs, by subject and number."""
+    """So many inputs, by subject and number, behind what they are made from."""
     total = sum(SHARES.values())
-    return [(name, n) for name, share in SHARES.items() for n in range(count * share // total)]
+    return [
+        (name, number)
+        for name, share in SHARES.items()
+        for number in (WHOLE, *range(count * share // total))
+    ]
 
 
 def answers(seed: int, inputs: Sequence[tuple[str, int]], folder: Path) -> Iterator[Answer]:

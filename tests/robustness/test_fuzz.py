@@ -69,6 +69,8 @@ def judge(
     told = shown(seed, found)
     assert len(found) == len(fuzz.plan(count))
     assert not wrong, told
+    refused = [answer for answer in found if answer.number == fuzz.WHOLE and answer.code == 2]
+    assert not refused, "what is whole is refused, and so is all that is made of it"
     return told
 
 
