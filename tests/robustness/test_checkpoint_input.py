@@ -113,7 +113,9 @@ FILES = tuple(
     for kind, (spoil, said) in JSON.items()
     if name in WHOLLY or kind in {**NO_VALUES, "cut": 0, "a list": 0}
     # a missing processor is another message, and special_tokens_map is read for texts alone
-    if not (kind in ("a folder", "a pipe", "a device", "a circle of links") and name != "config.json")
+    if not (
+        kind in ("a folder", "a pipe", "a device", "a circle of links") and name != "config.json"
+    )
 )
 
 # --------------------------------------------------------------------------- what does not agree
@@ -155,7 +157,9 @@ TOKENS = tuple(
     )
 )
 ENDS = tuple(
-    case(f"eos_token_id {value} of {name}", put(name, value, "eos_token_id"), words=("eos_token_id",))
+    case(
+        f"eos_token_id {value} of {name}", put(name, value, "eos_token_id"), words=("eos_token_id",)
+    )
     for name in ("generation_config.json", "config.json")
     for value in ("abc", [551, "x"], {"a": 1}, 10**9, -5, [], [551, -5], 551.5, True)
 )
@@ -248,7 +252,8 @@ TEMPLATES: Mapping[str, str] = {
     "an include": "{% include '/etc/passwd' %}",
 }
 TEMPLATE = tuple(
-    case(f"template: {name}", write("chat_template.jinja", text)) for name, text in TEMPLATES.items()
+    case(f"template: {name}", write("chat_template.jinja", text))
+    for name, text in TEMPLATES.items()
 )
 
 # --------------------------------------------------------------------------- weights
