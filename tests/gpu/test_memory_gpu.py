@@ -1,4 +1,4 @@
-"""The memory estimate of a training held against a device: all weights of a 7B, one update."""
+"""The memory estimate of a training held against a device: the text model of a 7B learns."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from test_step import Alone
 
 from omni_grpo_core.family import published_name
 from omni_grpo_core.grpo.exhausted import held
+from omni_grpo_core.grpo.lora import freeze
 from omni_grpo_core.grpo.memory import GIB, RUNTIME, estimate
 from omni_grpo_core.grpo.step import Scorer, StepPlan, cut, optimize
 from omni_grpo_core.grpo.train_config import TrainConfig
@@ -24,16 +25,14 @@ from omni_grpo_core.types import Sample
 pytestmark = pytest.mark.gpu
 
 
-def test_all_weights_of_a_7b_take_what_was_estimated(
-    tmp_path: Path, samples: tuple[Sample, ...]
-) -> None:
-    """With the optimizer's default for CUDA it was a quarter more, 178 GB instead of 143."""
+def test_a_7b_takes_what_was_estimated(tmp_path: Path, samples: tuple[Sample, ...]) -> None:
+    """By the optimizer's default for CUDA it does not fit at all: a copy of what learns more."""
     if torch.cuda.mem_get_info()[0] < 148e9:
         pytest.skip("all weights of a 7B and their moments need 148 GB of device memory")
     settings = Settings(group_size=4, max_new_tokens=64)
     config = TrainConfig(
         checkpoint=str(tmp_path), settings=settings, batch_size=4, micro_batch_size=2,
-        gradient_checkpointing=True, device="cuda",
+        gradient_checkpointing=True, device="cuda", freeze=("image", "video", "audio"),
     )  # fmt: skip
     policy = random_7b(tmp_path / "processor", torch.float32)
     (tmp_path / "config.json").write_text(json.dumps(policy.model.config.to_dict(), default=str))
@@ -43,7 +42,9 @@ def test_all_weights_of_a_7b_take_what_was_estimated(
     plan = StepPlan(config.loss, None, 2, 1.0, gradient_checkpointing=True)
     advantages = torch.tensor([1.0, -1.0, 0.5, -0.5], dtype=torch.float64)
     window = cut(policy, inputs.batch, rolled, advantages, torch.ones(4, dtype=torch.bool), 2)
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-6, fused=True)
+    freeze(policy.model, config.freeze)
+    learning = [p for p in policy.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-6, fused=True)
     updates = optimize(plan, Alone(), Scorer(policy, 1.0), policy.model, optimizer, window)
     peak = torch.cuda.max_memory_allocated()
     shapes = {published_name(n): tuple(p.shape) for n, p in policy.model.named_parameters()}

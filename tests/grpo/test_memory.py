@@ -49,21 +49,21 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def test_the_formula_by_hand(config: TrainConfig) -> None:
-    """100 parameters. A cache of 4 x (7 + 5) tokens, each 2 layers x 2 x 1 head x 4 numbers of 4
-    bytes. Activations of 2 x 12 tokens x 2 layers x (6 x 8 + 3 x 10) numbers; 2 x 5 x 20 logits and
-    their gradient."""
+    """100 parameters, the largest of 80. A cache of 4 x (7 + 5) tokens, each 2 layers x 2 x 1 head
+    x 4 numbers of 4 bytes. Activations of 2 x 12 tokens x 2 layers x (6 x 8 + 3 x 10) numbers; 2 x
+    5 x 20 logits and their gradient."""
     found = estimate(config, SHAPES, 7, world=1)
     assert found == Estimate(
-        weights=400, optimizer=800, reference=0, rollout=4 * 12 * 2 * 2 * 4 * 4, gradients=400,
-        scoring=4 * (2 * 12 * 2 * 78 + 2 * 200),
+        weights=400, optimizer=800, reference=0, rollout=4 * 12 * 2 * 2 * 4 * 4,
+        gradients=400 + 320, scoring=4 * (2 * 12 * 2 * 78 + 2 * 200),
     )  # fmt: skip
-    assert found.peak == 400 + 800 + 400 + 16_576
+    assert found.peak == 400 + 800 + 720 + 16_576
 
 
 def test_what_saves_memory_lowers_its_part(config: TrainConfig) -> None:
     plain = estimate(config, SHAPES, 7, world=1)
     frozen = estimate(replace(config, freeze=("image", "video")), SHAPES, 7, world=1)
-    assert (frozen.weights, frozen.optimizer, frozen.gradients) == (400, 640, 320)
+    assert (frozen.weights, frozen.optimizer, frozen.gradients) == (400, 640, 640)
     half = estimate(replace(config, freeze=("image",), precision="bfloat16"), SHAPES, 7, world=1)
     assert (half.weights, half.rollout) == (2 * 20 + 4 * 80, plain.rollout // 2)
     assert (half.casts, plain.casts) == (2 * 80, 0)
@@ -102,12 +102,12 @@ def write_header(folder: Path) -> None:
 def test_too_little_is_refused_and_enough_is_not(config: TrainConfig) -> None:
     write_header(Path(config.checkpoint))
     assert thinker_shapes(Path(config.checkpoint)) == SHAPES
-    check_memory(config, 7, world=1, memory=18_176)
+    check_memory(config, 7, world=1, memory=18_496)
     check_memory(config, 7, world=1, memory=None)
     with pytest.raises(ConfigError, match=r"memory: found .* GiB needed at the least .*scoring"):
-        check_memory(config, 7, world=1, memory=18_175)
+        check_memory(config, 7, world=1, memory=18_495)
     with pytest.raises(ConfigError, match="2 processes"):
-        check_memory(config, 7, world=2, memory=18_176)
+        check_memory(config, 7, world=2, memory=18_496)
 
 
 def test_weights_pass_through_the_machine_s_memory(config: TrainConfig) -> None:
@@ -141,6 +141,7 @@ TEXT_7B = {
     "num_attention_heads": 28, "num_key_value_heads": 4,
 }  # fmt: skip
 P_7B = 7_615_616_512
+LARGEST_7B = 4 * 152064 * 3584
 MATRICES_7B = P_7B - 152064 * 3584 - 28 * (3 * 3584 + 2 * 512) - 3584
 A100, H200 = 81_559 * 2**20, 143_771 * 2**20
 """What nvidia-smi calls 80 and 141 GB."""
@@ -165,7 +166,8 @@ def test_all_weights_of_a_7b_by_hand(seven: TrainConfig) -> None:
     step: the moments do not exist before, and the optimizer held another copy beside them.
 
     Prompt 768 and completion 256 are 1024 tokens. 8 caches of 28 layers x 2 x 4 heads x 128; 2
-    sequences of 28 layers x 3584; 2 x 256 x 152064 logits and their gradient.
+    sequences of 28 layers x 3584; 2 x 256 x 152064 logits and their gradient. Of the head's
+    gradient there are two for a moment: the second micro-batch's, and what it is added to.
     """
     shapes = shapes_7b()
     assert sum(map(math.prod, shapes.values())) == P_7B
@@ -175,15 +177,15 @@ def test_all_weights_of_a_7b_by_hand(seven: TrainConfig) -> None:
         optimizer=8 * P_7B,
         reference=0,
         rollout=4 * 8 * 1024 * 28 * 2 * 4 * 128,
-        gradients=4 * P_7B,
+        gradients=4 * P_7B + LARGEST_7B,
         scoring=4 * (2 * 1024 * 28 * 3584 + 2 * 2 * 256 * 152064),
         runtime=2**29,
     )
-    assert full.peak == 2**29 + 16 * P_7B + full.scoring == 123_831_672_832
+    assert full.peak == 2**29 + 16 * P_7B + LARGEST_7B + full.scoring == 126_011_662_336
     assert A100 < full.peak < H200
     half = estimate(replace(seven, precision="bfloat16"), shapes, 768, world=1)
     assert (half.casts, half.scoring) == (2 * MATRICES_7B, full.scoring // 2)
-    assert half.peak == 2**29 + 16 * P_7B + half.scoring + half.casts == 137_249_775_616
+    assert half.peak == full.peak - half.scoring + half.casts == 139_429_765_120
     kl = estimate(replace(seven, loss=LossConfig(beta=0.1)), shapes, 768, world=1)
     assert kl.peak == full.peak + 4 * P_7B > H200
     lora = replace(seven, lora=LoraConfig(rank=16), precision="bfloat16")
@@ -211,7 +213,11 @@ def test_what_does_not_fit_is_refused_with_what_to_change(
     with pytest.raises(ConfigError) as told:
         check_memory(config, 768, world=1, memory=memory)
     assert advice in told.value.fix
-    check_memory(config, 768, world=1, memory=estimate(config, shapes_7b(), 768, world=1).peak)
+    # of a CUDA device 97 % can be used
+    enough = math.ceil(estimate(config, shapes_7b(), 768, world=1).peak / 0.97)
+    check_memory(config, 768, world=1, memory=enough)
+    with pytest.raises(ConfigError, match="memory"):
+        check_memory(config, 768, world=1, memory=enough - 2)
 
 
 def test_shapes_are_those_of_the_model_that_is_loaded(policy: Policy) -> None:

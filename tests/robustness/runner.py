@@ -36,8 +36,8 @@ class Case:
     ``words``: what the message must hold. ``limit``: seconds until it counts as a hang; none of
     them takes a tenth of it. ``environment``: over the present one. ``fresh``: a new interpreter
     (``python -m omni_grpo_core``) instead of a fork. ``memory``: bytes of address space, fresh ones
-    only. ``stdout``: a file that output goes to, or ``GONE``, a pipe that nobody reads; ``shell``: a
-    line of bash in which ``"$@"`` is the command; fresh ones only. ``silent``: no word is right.
+    only. ``stdout``: a file that output goes to, or ``GONE``, a pipe that nobody reads; ``shell``:
+    a line of bash in which ``"$@"`` is the command; fresh ones only. ``silent``: no word is right.
     """
 
     name: str
