@@ -7,21 +7,22 @@ import shutil
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from hostile import JSON, NO_VALUES, Spoil
+from hostile import JSON, NO_FILES, NO_VALUES, Spoil
 from runner import Case, check_case
 from safetensors.torch import load_file, save_file
 
 from omni_grpo_core import tiny
 
+FamilyName = Literal["qwen2.5", "qwen3"]
 Change = Callable[[dict[str, Any]], object]
 Weights = dict[str, torch.Tensor]
 
 
-def spoiled(*spoils: Spoil, family: str = "qwen2.5") -> Callable[[Path], Sequence[object]]:
+def spoiled(*spoils: Spoil, family: FamilyName = "qwen2.5") -> Callable[[Path], Sequence[object]]:
     """``check`` on one row of a copy of the shipped checkpoint, spoiled."""
 
     def arguments(folder: Path) -> Sequence[object]:
@@ -77,6 +78,10 @@ def weights(change: Callable[[Weights], object]) -> Spoil:
     return spoil
 
 
+def only(**tensors: torch.Tensor) -> Spoil:
+    return lambda folder: save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 def raw_weights(change: Callable[[bytes], bytes]) -> Spoil:
     def spoil(folder: Path) -> None:
         path = folder / "model.safetensors"
@@ -97,7 +102,9 @@ def header(change: Callable[[Any], Any]) -> Spoil:
     return raw_weights(spoil)
 
 
-def case(name: str, *spoils: Spoil, words: Sequence[str] = (), family: str = "qwen2.5") -> Case:
+def case(
+    name: str, *spoils: Spoil, words: Sequence[str] = (), family: FamilyName = "qwen2.5"
+) -> Case:
     return Case(name, spoiled(*spoils, family=family), words=tuple(words))
 
 
@@ -112,10 +119,8 @@ FILES = tuple(
     for name in (*WHOLLY, *PARTLY)
     for kind, (spoil, said) in JSON.items()
     if name in WHOLLY or kind in {**NO_VALUES, "cut": 0, "a list": 0}
-    # a missing processor is another message, and special_tokens_map is read for texts alone
-    if not (
-        kind in ("a folder", "a pipe", "a device", "a circle of links") and name != "config.json"
-    )
+    # a processor without its file is another message
+    if name == "config.json" or kind not in NO_FILES
 )
 
 # --------------------------------------------------------------------------- what does not agree
@@ -141,7 +146,8 @@ VIDEO = tuple(
     for key, value in (("patch_size", 16), ("merge_size", 4), ("temporal_patch_size", 4))
 )
 TOKENS = tuple(
-    case(f"{key} {value}", put("config.json", value, key), words=(key,))
+    # 5.x calls an index an id
+    case(f"{key} {value!r}", put("config.json", value, key), words=(key.removesuffix("_index"),))
     for key, value in (
         *(("video_token_index", one) for one in (561, 5, -1, 10**9, "562")),
         *(("image_token_index", one) for one in (562, 563)),
@@ -156,13 +162,13 @@ TOKENS = tuple(
         ("seconds_per_chunk", -2),
     )
 )
+NO_ENDS: Sequence[Any] = ("abc", [551, "x"], {"a": 1}, 10**9, -5, [], [551, -5], 551.5, True)
 ENDS = tuple(
-    case(
-        f"eos_token_id {value} of {name}", put(name, value, "eos_token_id"), words=("eos_token_id",)
-    )
+    case(f"eos_token_id {value} of {name}", put(name, value, "eos_token_id"),
+         words=("eos_token_id",))
     for name in ("generation_config.json", "config.json")
-    for value in ("abc", [551, "x"], {"a": 1}, 10**9, -5, [], [551, -5], 551.5, True)
-)
+    for value in NO_ENDS
+)  # fmt: skip
 NUMBERS = tuple(
     case(f"{section} {key} {value}", put("config.json", value, section, key))
     for section, key, value in (
@@ -202,8 +208,9 @@ NUMBERS = tuple(
     )
 )
 SECTIONS: Mapping[str, Any] = {
-    "a text": "466", "a number": 16, "too few": [16], "too large": [4, 6, 7], "negative": [20, -2, -2],
-    "texts": ["4", "6", "6"], "a mapping": {"t": 4}, "fractions": [4.0, 6.0, 6.0],
+    "a text": "466", "a number": 16, "too few": [16], "too large": [4, 6, 7],
+    "negative": [20, -2, -2], "texts": ["4", "6", "6"], "a mapping": {"t": 4},
+    "fractions": [4.0, 6.0, 6.0],
 }  # fmt: skip
 
 
@@ -219,10 +226,11 @@ ROPE = tuple(
     case(f"rope sections {name}", rope(value), words=("mrope_section",))
     for name, value in SECTIONS.items()
 )
+NO_PARTS: Sequence[Any] = (None, [], "x")
 PARTS = tuple(
     case(f"{part} {value!r}", put("config.json", value, part), words=(part,))
     for part in ("text_config", "vision_config", "audio_config", "thinker_config")
-    for value in (None, [], "x")
+    for value in NO_PARTS
 )
 KINDS = tuple(
     case(f"model_type {value!r}", put("config.json", value, "model_type"), words=("model_type",))
@@ -237,10 +245,11 @@ TEMPLATES: Mapping[str, str] = {
     "cut": "{% for message in messages %}{{ message['role'",
     "cut within a block": "{% for message in messages %}x",
     "a range of a billion": "{% for i in range(10**9) %}x{% endfor %}",
-    "loops within loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "loops within loops": "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2,
     "ten gigabytes": "{{ 'x' * 10**10 }}",
     "a number of 1e9 digits": "{{ 10 ** (10 ** 9) }}",
-    "doubling": "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "doubling": "{% set n = namespace(x='x') %}{% for i in range(60) %}"
+    "{% set n.x = n.x ~ n.x %}{% endfor %}",
     "a wide format": "{{ '%9999999999d' % 1 }}",
     "itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "brackets": "{{ " + "(" * 5_000 + "1" + ")" * 5_000 + " }}",
@@ -309,8 +318,8 @@ WEIGHTS = (
     case("NaN", weights(lambda w: w[NORM].fill_(torch.nan)), words=("NaN", "norm.weight")),
     case("one infinite number", weights(lambda w: w["lm_head.weight"][3].fill_(torch.inf)),
          words=("lm_head.weight",)),
-    case("weights of nothing known", weights(lambda w: (w.clear(), w.update(x=torch.ones(2))))),
-    case("only a talker", weights(lambda w: (w.clear(), w.update({"talker.x": torch.ones(2)}))),
+    case("weights of nothing known", only(x=torch.ones(2))),
+    case("only a talker", only(**{"talker.x": torch.ones(2)}),
          words=("thinker",)),
     case("a shard that is not there", sharded({NORM: "two.safetensors"}), words=("not there",)),
     case("a shard elsewhere", sharded({NORM: "../one.safetensors"}), words=("same folder",)),
@@ -338,7 +347,7 @@ def of(source: Path, *names: str) -> Spoil:
     return spoil
 
 
-def another_processor(family: str, source: Path) -> Callable[[Path], Sequence[object]]:
+def another_processor(family: FamilyName, source: Path) -> Callable[[Path], Sequence[object]]:
     return lambda folder: [*spoiled(family=family)(folder), "--processor", source]
 
 
@@ -360,8 +369,11 @@ FOLDERS = (
     case("no preprocessor", drop("preprocessor_config.json"), words=("preprocessor_config.json",)),
     case("no tokenizer", *map(drop, ("tokenizer.json", "vocab.json")), words=("tokenizer",)),
     case("tokens beyond the model",
-         edit("tokenizer.json", lambda t: t["added_tokens"].append(
-             {**t["added_tokens"][-1], "id": 563, "content": "<|one more|>"})), words=("564",)),
+         edit("tokenizer.json", lambda told: told["added_tokens"].append(
+             {**told["added_tokens"][-1], "id": 563, "content": "<|one more|>"})),
+         edit("tokenizer_config.json", lambda told: told["added_tokens_decoder"].update(
+             {"563": {**told["added_tokens_decoder"]["562"], "content": "<|one more|>"}})),
+         words=("564 tokens",)),
     case("no template", drop("chat_template.jinja"), words=("chat template",)),
     Case("no folder", lambda folder: ["check", "--checkpoint", folder / "none"],
          words=("no such file",)),
