@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from alone import Alone
 from full_shape import random_7b
-from test_step import Alone
 
 from omni_grpo_core.family import published_name
 from omni_grpo_core.grpo.exhausted import held

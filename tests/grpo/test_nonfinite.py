@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from test_step import ADVANTAGES, GROUP, KEPT, PLAN, TEMPERATURE, Alone
+from alone import Alone
+from test_step import ADVANTAGES, GROUP, KEPT, PLAN, TEMPERATURE
 from torch import Tensor
 from train_runs import both, join, log, short
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
+from alone import Alone
 from torch import Tensor, nn
 
 from omni_grpo_core.batch import collate
@@ -19,33 +19,11 @@ from omni_grpo_core.policy import Policy
 from omni_grpo_core.rollout import rollout
 from omni_grpo_core.types import Batch, Rollout
 
-T = TypeVar("T")
 GROUP = 2
 TEMPERATURE = 3.0  # the shipped policy is sure of itself: at 1 there is no gradient to compare
 PLAN = StepPlan(LossConfig(), None, iterations=1, max_grad_norm=1e9, gradient_checkpointing=False)
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.25, -2.0, 1.5, 0.75, -1.0, 0.5] * 2, dtype=torch.float64)
 KEPT = torch.tensor([True] * 3 + [False] + [True] * 12)
-
-
-class Alone:
-    """One process, plain torch."""
-
-    world = 1
-
-    def gather(self, items: Sequence[T]) -> list[T]:
-        return list(items)
-
-    def sum(self, numbers: Tensor) -> Tensor:
-        return numbers
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
 class Still(torch.optim.SGD):

@@ -52,10 +52,10 @@ def _terminals() -> Iterator[Case]:
                 silent=True,
             )
     for name, environment in ENCODINGS.items():
-        for command in ("help", "a table"):
+        for quick in ("help", "a table"):
             yield Case(
-                f"{command}, the encoding {name}",
-                words(*QUICK[command]),
+                f"{quick}, the encoding {name}",
+                words(*QUICK[quick]),
                 code=0,
                 fresh=True,
                 environment=environment,
