@@ -185,12 +185,13 @@ def _check_ids(content: Mapping[str, Any], vocabulary: Any, path: Path) -> None:
             )
 
 
-def check_generation(folder: Path, vocabulary: int | None) -> None:
+def check_generation(config: Mapping[str, Any], folder: Path) -> None:
     """Raises ``CheckpointError`` for a ``generation_config.json`` that is none, or whose ids are
     outside the vocabulary. A checkpoint may come without."""
     path = folder / "generation_config.json"
     if path.exists():
-        _check_ids(read_object(path), vocabulary, path)
+        text = thinker_of(config, folder).get("text_config", {})
+        _check_ids(read_object(path), text.get("vocab_size"), path)
 
 
 def check_processor_files(folder: Path, family: Family) -> None:

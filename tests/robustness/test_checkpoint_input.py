@@ -386,13 +386,23 @@ FOLDERS = (
          lambda folder: ["check", "--checkpoint", folder / "none", "--json"]),
 )  # fmt: skip
 
+QUICK = (
+    *(one for one in FILES if one.name.startswith(WHOLLY[:2])),
+    *(one for one in FILES if one.name.endswith(("cut", "3,000 deep"))),
+    *PROCESSOR[::3], *VIDEO, *TOKENS[::2], *ENDS[::3], *NUMBERS[::2], *ROPE[::3], *PARTS[::4],
+    *KINDS[::3], *TEMPLATE[::2], *WEIGHTS, *FOLDERS,
+)  # fmt: skip
 CASES = (
     *FILES, *PROCESSOR, *VIDEO, *TOKENS, *ENDS, *NUMBERS, *ROPE, *PARTS, *KINDS, *TEMPLATE,
     *WEIGHTS, *FOLDERS,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("one", CASES, ids=str)
+@pytest.mark.parametrize(
+    "one",
+    [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in CASES],
+    ids=str,
+)
 def test_ends_as_it_should(
     one: Case, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
