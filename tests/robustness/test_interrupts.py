@@ -102,7 +102,9 @@ def test_one_line_and_130(moment: Moment, flags: list[str], tmp_path: Path) -> N
     code, out, err = _interrupted(command, work, environment, moment.events)
     assert (code, err.splitlines()[-1:]) == (130, ["interrupted"]), (out, err)
     assert "Traceback" not in err
-    assert list(scratch.iterdir()) == []
+    # torch's own cache folder, made whatever happens, is the one thing that may stay
+    left = [path.name for path in scratch.iterdir() if not path.name.startswith("torchinductor")]
+    assert left == []
     assert list(work.rglob("*.partial")) == []
     if flags:
         assert json.loads(out)["error"]["got"] == "Ctrl-C"
