@@ -180,17 +180,19 @@ def _known(error: BaseException, causes: Sequence[BaseException]) -> OmniGrpoErr
 def _broken_package(error: BaseException) -> str | None:
     """The foreign package that could not be imported, whatever it raised meanwhile."""
     ours = "omni_grpo_core"
-    if isinstance(error, ImportError) and not (error.name or "").startswith(ours):
-        return (error.name or "").partition(".")[0]
+    if isinstance(error, SyntaxError) and error.filename and ours not in error.filename:
+        return Path(error.filename).stem
+    if isinstance(error, ImportError) and (error.name or "").startswith(ours):
+        return None
+    if isinstance(error, ImportError) and error.name:
+        return error.name.partition(".")[0]
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] == ours:
             break
         if frame.f_code.co_name == "<module>" and module != "__main__":
             return module.partition(".")[0]
-    if isinstance(error, SyntaxError) and error.filename and ours not in error.filename:
-        return Path(error.filename).stem
-    return None
+    return "" if isinstance(error, ImportError) else None
 
 
 def _said(error: BaseException) -> str:

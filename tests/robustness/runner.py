@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,8 +131,7 @@ def run(case: Case, words: Sequence[str], folder: Path) -> Outcome:
         if path.is_file():
             if path.name.startswith("omni-grpo-"):
                 stderr += path.read_text(encoding="utf-8")  # why it ended with 3
-            path.unlink()
-    scratch.rmdir()
+    shutil.rmtree(scratch)  # with what libraries keep there
     return Outcome(code, stdout, stderr)
 
 

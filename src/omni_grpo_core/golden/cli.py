@@ -20,6 +20,7 @@ from omni_grpo_core.console import (
     require_device,
     require_outputs,
 )
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.json_answer import print_json
 
 if TYPE_CHECKING:
@@ -152,6 +153,13 @@ def _report(
     sidecar: Path | None,
     as_json: bool,
 ) -> GoldenReport:
+    if sidecar is not None and not sidecar.is_dir():
+        raise ConfigError(
+            f"--sidecar {sidecar}",
+            got="no folder",
+            want="one that golden regen --sidecar wrote",
+            fix="check the path, or leave it out: replay is then by what goldens hold",
+        )
     with progress("golden check", as_json) as on_case:
         on_case("policy")
         suite, policy, key = _load(golden, checkpoint, device, dtype)
