@@ -128,9 +128,8 @@ def run(case: Case, words: Sequence[str], folder: Path) -> Outcome:
         for path in (out, err)
     )
     for path in scratch.iterdir():
-        if path.is_file():
-            if path.name.startswith("omni-grpo-"):
-                stderr += path.read_text(encoding="utf-8")  # why it ended with 3
+        if path.is_file() and path.name.startswith("omni-grpo-"):
+            stderr += path.read_text(encoding="utf-8")  # why it ended with 3
     shutil.rmtree(scratch)  # with what libraries keep there
     return Outcome(code, stdout, stderr)
 

@@ -531,6 +531,8 @@ LOGS: Mapping[str, bytes] = {
     "noise": b"\x00\xff\xfe noise\n" * 3,
     "other values": b'[]\n7\nnull\n{}\n{"step": "1"}\n{"step": true}\n',
     "deep": b"[" * 5000 + b"\n",
+    # JSON but for one byte: found by the fuzz lane
+    "a byte within a step": b'{"step": 0, "note": "\xff"}\n',
 }
 
 

@@ -325,7 +325,7 @@ def cut_log(path: Path, step: int) -> str | None:
     if not os.path.lexists(path):
         return None
     try:
-        # a byte that is no UTF-8 becomes half a surrogate pair, which is no JSON
+        # a byte that is no UTF-8 becomes half a surrogate pair, which is no step
         text = read_bytes(path).decode("utf-8", "surrogateescape")
     except Unreadable as error:
         raise TrainError(
@@ -347,8 +347,9 @@ def cut_log(path: Path, step: int) -> str | None:
 
 def _step_of(line: str) -> int | None:
     try:
+        line.encode()  # strictly: no text holds half a surrogate pair
         record = json_value(line, finite=False)
-    except Unreadable:
+    except (Unreadable, UnicodeEncodeError):
         return None
     at = record.get("step") if isinstance(record, dict) else None
     return at if type(at) is int and line.endswith("\n") else None
