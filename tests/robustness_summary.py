@@ -1,9 +1,29 @@
-"""How the cases of tests/robustness ended, counted at the end of the run."""
+"""Which cases of tests/robustness run by default, and how they ended.
+
+The whole table takes two minutes of both cores. Every third case of each file runs in the default
+suite, all of them with ``-m "slow or not slow"`` and in the slow lane.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+_EVERY = 3
+TABLE = Path(__file__).parent / "robustness"
+
+
+@pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen: Counter[Path] = Counter()
+    for item in items:
+        if item.path.parent == TABLE and hasattr(item, "callspec"):
+            if seen[item.path] % _EVERY:
+                item.add_marker(pytest.mark.slow)
+            seen[item.path] += 1
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
