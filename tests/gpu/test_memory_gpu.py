@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from alone import Alone
 from full_shape import random_7b
 
 from omni_grpo_core.family import published_name
+from omni_grpo_core.golden.steps import Alone
 from omni_grpo_core.grpo.exhausted import held
 from omni_grpo_core.grpo.lora import freeze
 from omni_grpo_core.grpo.memory import GIB, RUNTIME, estimate

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from alone import Alone
 from test_step import ADVANTAGES, GROUP, KEPT, PLAN, TEMPERATURE
 from torch import Tensor
 from train_runs import both, join, log, short
 
+from omni_grpo_core.golden.steps import Alone
 from omni_grpo_core.grpo import train as train_module
 from omni_grpo_core.grpo.metrics import Metrics
 from omni_grpo_core.grpo.step import MicroBatch, Scorer, Update, cut, optimize

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from alone import Alone
 from torch import Tensor, nn
 
 from omni_grpo_core.batch import collate
 from omni_grpo_core.errors import TrainError
+from omni_grpo_core.golden.steps import Alone
 from omni_grpo_core.grpo.config import LossConfig, RolloutCorrection
 from omni_grpo_core.grpo.step import MicroBatch, Scorer, StepPlan, Update, cut, optimize, scoring
 from omni_grpo_core.policy import Policy

@@ -51,7 +51,7 @@ Slips = tuple[float | None, ...]
 token differs, or one side had ended and drew nothing."""
 
 
-class _Alone:
+class Alone:
     """One process, plain torch."""
 
     world = 1
@@ -136,7 +136,7 @@ def grpo_steps(
             len(rolled.completions),
         )
         updates = optimize(
-            PLAN, _Alone(), scorer, model, optimizer, window, reference=score_reference
+            PLAN, Alone(), scorer, model, optimizer, window, reference=score_reference
         )
         tokens = sum(len(completion.token_ids) for completion in rolled.completions)
         yield (
