@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from omni_grpo_core import tiny
+from omni_grpo_core._template import fault_of
 from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.forward import prefill
 from omni_grpo_core.policy import Policy, load_policy
@@ -169,3 +170,13 @@ def test_a_broken_checkpoint_is_named(name: str, folder: Path) -> None:
 def test_an_unknown_dtype(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="found float8, wanted float32 or bfloat16"):
         load_policy(folder, dtype="float8")
+
+
+def test_a_template_is_tried_out_under_any_encoding(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every chat template was refused under ``PYTHONIOENCODING=utf-16``: the process that tries it
+    out read utf-16 where utf-8 was written."""
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-16")
+    template = (folder / "chat_template.jinja").read_text()
+    assert fault_of(template + "{# not tried before #}") == ""

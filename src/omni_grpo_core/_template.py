@@ -20,7 +20,7 @@ MOST = 1 << 20
 
 _TRIAL = r"""
 import json, resource, sys
-told = json.load(sys.stdin)
+told = json.load(sys.stdin.buffer)
 resource.setrlimit(resource.RLIMIT_CPU, (told["seconds"], told["seconds"]))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 from datetime import datetime
@@ -50,7 +50,7 @@ try:
     said = f"{len(text)} characters" if len(text) > told["most"] else ""
 except BaseException as error:
     said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-print(json.dumps(said))
+sys.stdout.buffer.write(json.dumps(said).encode())
 """
 _MESSAGES = (
     {"role": "system", "content": [{"type": "text", "text": "Answer."}]},
@@ -67,13 +67,14 @@ _MESSAGES = (
 @lru_cache
 def fault_of(template: str) -> str:
     """What is wrong with a template, or nothing."""
+    # bytes both ways: the other process may have been told another encoding (PYTHONIOENCODING)
     told = {
         "template": template, "messages": _MESSAGES,
         "seconds": CPU_SECONDS, "bytes": BYTES, "most": MOST,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-P", "-c", _TRIAL],
-        input=json.dumps(told), capture_output=True, text=True, check=False,
+        input=json.dumps(told).encode(), capture_output=True, check=False,
     )  # fmt: skip
     if done.returncode:
         return f"more than {CPU_SECONDS} s or {BYTES >> 20} MiB to render two short turns"

@@ -107,6 +107,11 @@ def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
             "working directory", got="one that was removed", want="a folder",
             fix="change to another one",
         ) from None  # fmt: skip
+    for argument in arguments:
+        if "\0" in argument:  # of which some versions of typer make a ValueError
+            raise ConfigError(
+                "argument", got=repr(argument), want="text without NUL", fix="correct the command"
+            )
     command: Any = typer.main.get_command(app)
     try:
         with command.make_context("omni-grpo", list(arguments)) as context:

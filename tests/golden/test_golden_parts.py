@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from small_traces import small_batch, small_trace
 
 from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.golden.bisect import python_of
-from omni_grpo_core.golden.calibrate import Calibration, StageDrift, record_lanes
+from omni_grpo_core.golden.calibrate import Calibration, StageDrift, record_lanes, run_golden
 from omni_grpo_core.golden.judge import kind_of, strange_leaf
 from omni_grpo_core.golden.lanes import load_lanes
 from omni_grpo_core.golden.rebuild import Lost, rebuild
@@ -186,3 +187,10 @@ def test_the_earliest_stage_of_all_cases_comes_first() -> None:
     told = report.to_json()
     assert (told["verdict"], told["first"]) == ("harmful", "loss.1")
     assert told["cases"][0]["stages"][0]["origin"] == "added"
+
+
+def test_another_process_is_read_in_the_encoding_that_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-16")
+    assert "Usage" in run_golden(sys.executable, ["calibrate", "--help"], {})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.faults.fault import Shelf
-from omni_grpo_core.faults.installed import CACHE_DROPPED
+from omni_grpo_core.faults.installed import CACHE_DROPPED, CACHE_MISSED, is_among
 from omni_grpo_core.faults.loop import Rolled, WildLoop
 from omni_grpo_core.faults.material import Drawn
 from omni_grpo_core.faults.patching import patched
@@ -41,6 +41,7 @@ def _sampling(loop: WildLoop, **told: Any) -> Manager:
     "cache, and from the second token on the model sees one token and nothing else.",
     "the incident, transformers 4.53 to 5.23",
     needs={"checkpointing": True},
+    stops=is_among(CACHE_MISSED),
     versions=CACHE_DROPPED,
 )
 def checkpointing_train(loop: WildLoop) -> Manager:

@@ -50,7 +50,7 @@ class Replay:
     """What happened. ``outcomes``: one a step. ``good``: the script that works: greedy answers of
     the same weights in eval mode, and ``right`` whether they are right. ``cases``: what was
     recorded, step by step. ``raised``: what ended the training, in a version that drops the cache
-    and cannot go on without it (5.14.1): no garbage there, but no completion either."""
+    and cannot go on without it (5.0 to 5.15): no garbage there, but no completion either."""
 
     outcomes: tuple[StepOutcome, ...]
     good: tuple[str, ...]

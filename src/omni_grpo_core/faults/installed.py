@@ -10,6 +10,9 @@ from packaging.version import Version
 CACHE_DROPPED = ">=4.53,<5.24"
 """The releases whose checkpointing layer takes the key-value cache from a block in train mode. From
 5.24.0 on it does so only where gradients are enabled, and ``generate`` has none."""
+CACHE_MISSED = ">=5,<5.16"
+"""Those of them whose ``generate`` cannot go on without it: the second token raises an IndexError.
+Tried: 5.0.0, 5.5.0, 5.10.1, 5.12.0, 5.13.0, 5.14.0, 5.14.1, 5.15.0; not so in 4.57.6 and 5.16.0."""
 
 
 def transformers_version() -> Version:

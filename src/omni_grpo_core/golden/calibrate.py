@@ -107,9 +107,9 @@ def run_golden(python: str, arguments: Sequence[str], environ: Mapping[str, str]
     try:
         done = subprocess.run(
             [python, "-m", "omni_grpo_core", "golden", *arguments],
-            env={**os.environ, **environ},
+            env={**os.environ, **environ, "PYTHONIOENCODING": "utf-8"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             check=False,
         )

@@ -76,8 +76,9 @@ def git(folder: Path, *arguments: str) -> str | None:
     there = next((p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir()), None)
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=there, capture_output=True, text=True, check=False
-        )
+            ["git", *arguments],
+            cwd=there, capture_output=True, encoding="utf-8", errors="replace", check=False,
+        )  # fmt: skip
     except OSError:  # no git here
         return None
     return done.stdout if done.returncode == 0 else None
