@@ -58,7 +58,8 @@ def _pipeline(folder: Path) -> Sequence[str]:
 def _child(*command: str) -> Callable[[Path], Sequence[str]]:
     def prepare(folder: Path) -> Sequence[str]:
         python = folder / "python"
-        python.write_text("#!/bin/sh\ntouch event\nsleep 600\n")
+        # nothing that the shell waits for: a SIGINT while it does is forgotten if that ends well
+        python.write_text("#!/bin/sh\n: > event\nexec sleep 600\n")
         python.chmod(0o755)
         return command
 
