@@ -43,7 +43,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "strict": NOUNS | {"bounded"},
     "sample": NOUNS | {"bounded"},
     "checkpoint_files": NOUNS | {"bounded", "family"},
-    "media": NOUNS | {"media_config"},
+    "media": NOUNS | {"bounded", "media_config"},
     # what differs between model families: the two stages that meet a processor or a model ask it
     "family": NOUNS,
     # what transformers calls things, version by version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import logging
 import math
 import struct
@@ -32,7 +33,7 @@ from omni_grpo_core.types import MediaRef
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
 def test_no_file_directory_empty_text(tmp_path: Path, modality: str) -> None:
     assert "no such file" in refused(tmp_path / "nothing.mp4", modality)
-    assert "a directory" in refused(tmp_path, modality)
+    assert "a folder" in refused(tmp_path, modality)
     empty, text = tmp_path / "empty.mp4", tmp_path / "text.mp4"
     empty.touch()
     assert "0 bytes" in refused(empty, modality)
@@ -42,15 +43,15 @@ def test_no_file_directory_empty_text(tmp_path: Path, modality: str) -> None:
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = write_media(tmp_path / "c.mp4", numbered(4))
-    plain_open = Path.open
+    plain_open = os.open
 
     # root reads whatever its permissions say, so the system's answer is given here
-    def denied(self: Path, *args: Any, **kwargs: Any) -> Any:
-        if self == clip:
+    def denied(path: str, *args: Any, **kwargs: Any) -> int:
+        if path == str(clip):
             raise PermissionError(13, "Permission denied")
-        return plain_open(self, *args, **kwargs)
+        return plain_open(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(os, "open", denied)
     assert "Permission denied" in refused(clip, "video")
 
 

@@ -147,14 +147,14 @@ def test_mp3_without_a_stated_length_is_read_as_far_as_it_goes(tmp_path: Path) -
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
 def test_urls_are_not_read(url: str, modality: str) -> None:
     """ "No such file" was said of a URL."""
-    assert "URLs are not read" in refused(url, modality)
+    assert "a URL, which is not read" in refused(url, modality)
 
 
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
 def test_pipes_and_devices_are_refused_unopened(tmp_path: Path, modality: str) -> None:
     os.mkfifo(tmp_path / "a.mp4")
-    assert "a pipe, socket or device" in refused(tmp_path / "a.mp4", modality)
-    assert "a pipe, socket or device" in refused("/dev/zero", modality)
+    assert "a pipe" in refused(tmp_path / "a.mp4", modality)
+    assert "a device" in refused("/dev/zero", modality)
     (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
     assert "symbolic links" in refused(tmp_path / "loop.mp4", modality)
 

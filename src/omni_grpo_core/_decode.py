@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +24,7 @@ from av.sidedata.sidedata import SideDataContainer
 from numpy.typing import NDArray
 
 from omni_grpo_core import _framing
+from omni_grpo_core.bounded import A_FOLDER, A_PIPE, A_URL, Unreadable, plain_file
 from omni_grpo_core.errors import MediaError
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE
 
@@ -41,7 +40,12 @@ _CONTAINERS = frozenset(
 # frame says), infers from what is there (ts, ogg) or counts in units that packets do not fill
 # (avi): nothing to hold them to.
 _STATE_LENGTH = frozenset(("flac", "matroska", "mov", "wav"))
-_URL = re.compile(r"(?<![^/])([A-Za-z][A-Za-z0-9+.-]+:/|data:)")
+_INSTEAD = {
+    A_URL: "download it and name the file; of a file: URL name the path alone",
+    A_FOLDER: "name a file in it",
+    A_PIPE: "write its content to a file",
+}
+"""What to do about a path that leads to something else."""
 MAX_PIXELS = 8192 * 8192
 """A frame or image larger than this is refused unread: no camera makes it, a bomb does."""
 MAX_CHANNELS = 64
@@ -91,46 +95,19 @@ def decoder_version() -> str:
 
 
 def existing_file(path: str | Path) -> Path:
-    """``path`` made absolute, if it is a readable file with something in it; else MediaError.
-
-    Nothing but a file is opened: a pipe would be waited for, a device may never end.
-    """
+    """``path`` made absolute, if it is a readable file with something in it; else MediaError."""
     file = Path(path).absolute()
     try:
-        kind = file.stat().st_mode
-        if not stat.S_ISREG(kind):
-            directory = stat.S_ISDIR(kind)
-            raise MediaError(
-                str(path),
-                got="a directory" if directory else "a pipe, socket or device",
-                want="a media file",
-                fix="name a file in it" if directory else "write its content to a file",
-            )
-        with file.open("rb") as stream:
+        with plain_file(file) as (stream, _):
             empty = not stream.read(1)
-    except FileNotFoundError as error:
-        raise _not_there(str(path)) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MediaError(
-            str(path), got=reason, want="a readable file", fix="check its name and permissions"
-        ) from error
+    except Unreadable as found:
+        fix = _INSTEAD.get(found.got, "check its name and permissions")
+        raise MediaError(str(path), got=found.got, want="a media file", fix=fix) from found
     if empty:
         raise MediaError(
             str(path), got="an empty file (0 bytes)", want="a media file", fix="copy it again"
         )
     return file
-
-
-def _not_there(path: str) -> MediaError:
-    if _URL.search(path):
-        return MediaError(
-            path,
-            got="a URL",
-            want="the path of a file on this machine: URLs are not read",
-            fix="download it and name the file; of a file: URL name the path alone",
-        )
-    return MediaError(path, got="no such file", want="a media file", fix="check the path")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ says what was found; each reader makes an error of its own stage of it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -34,7 +35,10 @@ _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NOT_BRACKETS = re.compile(r"[^][{}]+")
 _STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_URL = re.compile(r"(?<![^/])(?:[A-Za-z][A-Za-z0-9+.-]+:/|data:)")
+
+A_URL, A_FOLDER, A_PIPE = "a URL, which is not read", "a folder", "a pipe"
+"""What is found in the place of a plain file."""
 
 
 class Unreadable(ValueError):
@@ -84,12 +88,22 @@ def plain_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     except Unreadable:
         raise
     except FileNotFoundError:
-        url = _URL.match(str(path))
-        raise Unreadable("a URL, which is not read" if url else "no such file") from None
+        url = _URL.search(str(path))  # made absolute, perhaps
+        raise Unreadable(A_URL if url else "no such file") from None
     except IsADirectoryError:
-        raise Unreadable("a folder") from None
+        raise Unreadable(A_FOLDER) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if isinstance(error, OSError) and error.errno == errno.ENXIO:
+            raise Unreadable("a socket") from None
         raise Unreadable(getattr(error, "strerror", None) or str(error)) from None
+
+
+def is_url(text: str) -> bool:
+    """
+    >>> is_url("https://example.org/a.mp4"), is_url("data:,a"), is_url("a:b.mp4")
+    (True, True, False)
+    """
+    return _URL.match(text) is not None
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -178,7 +192,7 @@ def depth_of(text: str) -> int:
 
 def kind_of(mode: int) -> str:
     """What no plain file is, by the mode of its status."""
-    return "a pipe" if stat.S_ISFIFO(mode) else "a device"
+    return A_PIPE if stat.S_ISFIFO(mode) else "a device"
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from omni_grpo_core._rows import Row, is_text, read_rows, short
+from omni_grpo_core.bounded import is_url
 from omni_grpo_core.errors import DataError
 from omni_grpo_core.types import MODALITIES, PROBLEM_TYPES, MediaRef, ProblemType, Sample
 
@@ -27,7 +28,6 @@ _GOLD = re.compile(
     re.DOTALL,
 )
 _STRETCH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 _WITH_OPTIONS = ("multiple choice", "emer_ov_mc")
 _CHOICES = ("a0", "a1", "a2", "a3")
 _PUBLIC_CUT = 60.5
@@ -207,7 +207,7 @@ def _media(row: Row, root: Path | None) -> tuple[MediaRef, ...]:
         return ()
     if not isinstance(path, dict) or not all(map(is_text, path.values())):
         row.bad(f"path {short(path)}", "a file, or {image|video, audio} of files")
-    url = next(filter(_URL.match, path.values()), None)
+    url = next(filter(is_url, path.values()), None)
     if url is not None:
         row.bad(f"path {short(url)}, a URL", "a file: URLs are not read", "download it")
     kinds = set(path)

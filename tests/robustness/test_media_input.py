@@ -315,21 +315,21 @@ def _paths() -> Iterator[Medium]:
 
     writers: dict[str, tuple[Callable[[Path], Path | str], str]] = {
         "no file": (lambda folder: folder / "none.mp4", "no such file"),
-        "a folder": (lambda folder: folder, "a directory"),
+        "a folder": (lambda folder: folder, "a folder"),
         "an empty file": (empty, "0 bytes"),
         "a text": (text, "found"),
-        "a pipe": (pipe, "a pipe, socket or device"),
-        "/dev/zero": (lambda folder: "/dev/zero", "a pipe, socket or device"),
+        "a pipe": (pipe, "a pipe"),
+        "/dev/zero": (lambda folder: "/dev/zero", "a device"),
         "a link to itself": (loop, "symbolic links"),
         "a name of 5,000 letters": (lambda folder: "x" * 5_000, "too long"),
         "a name with a NUL": (lambda folder: "a\0.mp4", "null"),
         "a playlist": (playlist, "found"),
         "a list of files": (list_of_files, "found"),
-        "http": (lambda folder: "http://127.0.0.1:9/a.mp4", "URLs are not read"),
-        "https": (lambda folder: "https://127.0.0.1:9/a.wav?b=c", "URLs are not read"),
-        "file:": (lambda folder: f"file://{folder}/a.mp4", "URLs are not read"),
-        "s3": (lambda folder: "s3://bucket/a.mp4", "URLs are not read"),
-        "a data URL": (lambda folder: "data:video/mp4;base64,AAAA", "URLs are not read"),
+        "http": (lambda folder: "http://127.0.0.1:9/a.mp4", "a URL, which is not read"),
+        "https": (lambda folder: "https://127.0.0.1:9/a.wav?b=c", "a URL, which is not read"),
+        "file:": (lambda folder: f"file://{folder}/a.mp4", "a URL, which is not read"),
+        "s3": (lambda folder: "s3://bucket/a.mp4", "a URL, which is not read"),
+        "a data URL": (lambda folder: "data:video/mp4;base64,AAAA", "a URL, which is not read"),
     }
     modalities: tuple[Modality, ...] = ("video", "audio", "image")
     for number, (what, (write, words)) in enumerate(writers.items()):
