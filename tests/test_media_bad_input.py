@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import logging
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
