@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -122,14 +122,19 @@ def test_each_dependency_has_one_fitting_pin(requirement: Requirement, python: s
 
 
 def test_the_pins_are_closed_under_what_is_installed_here() -> None:
-    """Each installed dependency of a pinned package is pinned too: nothing floats."""
+    """Each installed dependency of a pinned package is pinned too: nothing floats. Of a package in
+    another version than the pinned one, as under the newest libraries, this says nothing."""
     names = {canonicalize_name(pin.name) for pin in pins()}
     floating = set()
-    for name in names:
+    for pin in pins():
+        name = canonicalize_name(pin.name)
         try:
-            requirements = [Requirement(line) for line in requires(name) or ()]
+            installed = distribution(name)
         except PackageNotFoundError:
             continue  # pinned for another platform or tool
+        if installed.version not in pin.specifier:
+            continue
+        requirements = [Requirement(line) for line in installed.requires or ()]
         floating |= {
             f"{name} needs {needed.name}"
             for needed in requirements
