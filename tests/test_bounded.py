@@ -34,6 +34,12 @@ HOSTILE = {
     "half a pair as a key": (r'{"\udc00": 1}', "half a surrogate pair"),
     "cut": ('{"a": [1, 2', "no JSON"),
     "nothing": ("", "no JSON"),
+    # the next two took a time that grew with the square of their length: minutes
+    "a string of quotes that never ends": ("[" * 65 + '"' + '\\"' * 500_000, "64 deep"),
+    "the last of many keys twice": (
+        "{" + ",".join(f'"{i}": 1' for i in [*range(300_000), 299_999]) + "}",
+        "the key '299999' twice",
+    ),
 }
 
 
@@ -65,18 +71,35 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
 )
 """Nine lines of YAML that stand for 9 to the power of 9 words."""
 
+MERGES = "a0: &a0 {k: 1, l: 1, m: 1}\n" + "\n".join(
+    f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)
+)
+
 HOSTILE_YAML = {
     "3,000 brackets": ("[" * 3000, "64 deep"),
     "a billion laughs": (LAUGHS, "more than 100000 values"),
     "a list within itself": ("a: &x [*x]", "64 deep"),
     "a key twice": ("a: 1\nb: 2\na: 3", "the key 'a' twice"),
-    "5,000 digits": (f"a: {'1' * 5000}", "no YAML"),
+    "5,000 digits": (f"a: {'1' * 5000}", "as int"),
     "50 digits": (f"a: {'1' * 50}", "40 digits"),
     "a Python object": ("a: !!python/object/apply:os.system [true]", "no YAML"),
-    "a date that is none": ("a: 2001-99-99", "no YAML"),
+    "a date that is none": ("a: 2001-99-99", "as timestamp"),
     "a key that cannot be one": ("? [1]\n: 2", "no YAML"),
     "a control character": ("a: \x00", "no YAML"),
     "half a pair": ('a: "\\ud800"', "half a surrogate pair"),
+    # PyYAML copies what is merged before anybody can count it
+    "a billion merges": (MERGES, "more than 100000 values"),
+    "the last of many keys twice": (
+        "{" + ",".join(f"k{i}" for i in [*range(10_000), 9_999]) + "}",
+        "the key 'k9999' twice",
+    ),
+    "a word for a time": ("a: !!timestamp foo", "'foo' as timestamp"),
+    "nothing for a number": ("\na: !!int ''", "'' as int"),
+    "a word for a truth": ("a: !!bool foo", "'foo' as bool"),
+    "a word for a mapping": ("a: !!map foo", "expected a mapping node"),
+    "eight or ten": ("steps: 010", "'010', which is 8 or 10"),
+    "64 or a time": ("n: 1:04", "'1:04', which is 64 or a time"),
+    "64.5 or a time": ("n: 1:04.5", "'1:04.5', which is 64.5 or a time"),
 }
 
 

@@ -34,13 +34,16 @@ def test_nothing_given_is_the_defaults(tmp_path: Path) -> None:
         ("max_prompt_length: 1.5", "found 1.5, wanted int or nothing"),
         ("temperature: .nan", "temperature: found nan, wanted a finite float"),
         ("temperature: 1e999", "temperature: found inf, wanted a finite float"),
-        ("temperature: -1", "settings: temperature: found -1, wanted 0 or more"),
+        ("temperature: -1", "settings: temperature: found -1, wanted 0, or 0.01 or more"),
         ("min_format: 7", "run.yaml: settings: min_format: found 7, wanted a share, 0 to 1"),
         ("group_size: 0", "group_size: found 0, wanted 1 or more"),
         ("max_prompt_length: 0", "max_prompt_length: found 0, wanted 1 or more, or nothing"),
         ("media: {fps: 0}", "run.yaml: media fps: found 0, wanted above 0, at most 1000"),
         ("audio_in_video: both", "found 'both', wanted 'auto' or 'interleaved'"),
-        ("media: 3", "media: found 3, wanted MediaConfig"),
+        ("media: 3", "media: found 3, wanted {} or settings of fps, "),
+        ("audio_in_video: on", "audio_in_video: found True, wanted 'auto' or"),
+        ("max_new_tokens: 010", "run.yaml:1: found '010', which is 8 or 10"),
+        ("temperature: 1e-320", "temperature: found 1e-320, wanted 0, or 0.01 or more"),
         ("- 1", "found list, wanted a mapping"),
         ("a: [", "no YAML .*wanted a JSON or YAML file"),
     ],
@@ -55,6 +58,13 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> No
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml: found no such file"):
         load_settings(tmp_path, tmp_path / "run.yaml")
+
+
+def test_off_without_quotes_is_the_word(tmp_path: Path) -> None:
+    """It was refused as False, which YAML 1.1 makes of it, wanted 'off'."""
+    config = tmp_path / "run.yaml"
+    config.write_text("audio_in_video: off\n")
+    assert load_settings(tmp_path, config).audio_in_video == "off"
 
 
 def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ def test_samples(samples: tuple[Sample, ...]) -> None:
     assert failed(check_samples([samples[0], samples[0]])) == ["ids unique"]
     tagless = replace(samples[0], solution="A")
     assert failed(check_samples([tagless])) == ["gold answers tagged"]
+    # context and think may be left out, one by one: such golds were called untagged
+    for solution in (
+        "<think>t</think><answer>A</answer>",
+        "<context>c</context><answer>A</answer>",
+    ):
+        assert failed(check_samples([replace(samples[0], solution=solution)])) == []
     gone = replace(samples[0], media=(replace(samples[0].media[0], path="/gone.mp4"),))
     assert failed(check_samples([gone])) == ["media files there"]
 

@@ -48,7 +48,12 @@ class Settings:
             ("max_prompt_length", longest is None or longest >= 1, "1 or more, or nothing"),
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("group_size", self.group_size >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more, and finite"),
+            # below, logits are divided into what float32 cannot tell apart
+            (
+                "temperature",
+                self.temperature == 0 or 0.01 <= self.temperature < math.inf,
+                "0, or 0.01 or more, and finite",
+            ),
             ("seed", abs(self.seed) < 1 << 63, "a whole number of 64 bits"),
             ("min_format", 0 <= self.min_format <= 1, "a share, 0 to 1"),
             ("min_accuracy", 0 <= self.min_accuracy <= 1, "a share, 0 to 1"),

@@ -18,7 +18,7 @@ from omni_grpo_core.forward import (
 from omni_grpo_core.policy import Policy
 from omni_grpo_core.rewards.base import Reward
 from omni_grpo_core.rewards.degenerate import degenerate
-from omni_grpo_core.rewards.parse import parse, sections
+from omni_grpo_core.rewards.gold import gold_sections
 from omni_grpo_core.types import (
     Batch,
     Check,
@@ -51,12 +51,7 @@ def check_samples(samples: Sequence[Sample]) -> tuple[Check, ...]:
     ids = [sample.sample_id for sample in samples]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     missing = [ref.path for s in samples for ref in s.media if not Path(ref.path).is_file()]
-    goldless = [
-        s.sample_id
-        for s in samples
-        if isinstance(parse(s.solution), Malformed)
-        and isinstance(sections(s.solution, ("answer",)), Malformed)
-    ]
+    goldless = [s.sample_id for s in samples if isinstance(gold_sections(s.solution), Malformed)]
     return (
         Check("ids unique", not twice, ", ".join(twice) or f"{len(ids)} samples"),
         Check("media files there", not missing, ", ".join(missing) or "all"),

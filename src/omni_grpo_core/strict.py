@@ -16,6 +16,8 @@ from omni_grpo_core.errors import ConfigError
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """Numbers such as 1e-5, which PyYAML, after YAML 1.1, takes for text."""
+_SWITCH = {False: "off", True: "on"}
+"""Words that it takes for truths."""
 
 
 def merge(settings: Any, values: Mapping[str, Any], item: str) -> Any:
@@ -81,6 +83,8 @@ def _converted(current: Any, value: Any, hint: Any, item: str) -> Any:
         value = tuple(value)
     if isinstance(value, str) and _EXPONENT.fullmatch(value) and not _fits(value, hint):
         value = float(value)
+    if isinstance(value, bool) and not _fits(value, hint) and _fits(_SWITCH[value], hint):
+        value = _SWITCH[value]
     if not _fits(value, hint):
         raise ConfigError(item, got=repr(value), want=_type_name(hint), fix="correct the value")
     return value
@@ -139,4 +143,6 @@ def _type_name(hint: Any) -> str:
         return f"a mapping of names to {_type_name(get_args(hint)[1])}"
     if hint is float:
         return "a finite float"
+    if is_dataclass(hint):
+        return f"{{}} or settings of {', '.join(entry.name for entry in fields(hint))}"
     return "nothing" if hint is type(None) else hint.__name__

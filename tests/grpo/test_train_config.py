@@ -58,7 +58,10 @@ def test_a_good_one_is_read_over_the_checkpoint_s_own_settings(tmp_path: Path) -
         ({"rewards": {}}, "rewards: found none"),
         ({"rewards": {"acuracy": {}}}, "reward 'acuracy': found an unknown name"),
         ({"rewards": {"accuracy": {"gate": "format >= 1"}}}, "a gate on 'format'"),
-        ({"rewards": ["accuracy"]}, "rewards: found .*wanted a mapping of names to RewardEntry"),
+        (
+            {"rewards": ["accuracy"]},
+            "rewards: found .*names to {} or settings of weight",
+        ),
         ({"use_cache": False}, "'use_cache'.*transformers 4.53 to 5.23 drops the cache"),
         ({"num_generations": 2}, "'num_generations', wanted settings: group_size"),
         ({"loss": {"beta": 0.1, "kl_estimator": "k1"}}, "expected gradient of 0"),

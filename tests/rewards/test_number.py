@@ -93,7 +93,7 @@ def test_other_numbers_and_no_numbers_earn_nothing(gold: str, answer: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["numerical", "regression"])
-@pytest.mark.parametrize("gold", ["five", "None", "nan", "5 or 6"])
+@pytest.mark.parametrize("gold", ["five", "None", "nan", "5 or 6", "1/0", "0/0"])
 def test_a_gold_that_is_no_number_is_a_data_error(kind: str, gold: str) -> None:
     with pytest.raises(DataError, match=r"row 0: found gold answer .* wanted a number"):
         score(kind, gold, "5")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from omni_grpo_core.errors import DataError
 from omni_grpo_core.rewards.base import Row
 from omni_grpo_core.rewards.parse import SECTIONS, sections
-from omni_grpo_core.types import Malformed
+from omni_grpo_core.types import Malformed, Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,7 @@ def gold(row: Row) -> Gold:
     Gold(answer='B', context=None, think=None)
     """
     solution = row.solution
-    wanted = tuple(name for name in SECTIONS if name == "answer" or f"<{name}>" in solution)
-    found = sections(solution, wanted)
+    found = gold_sections(solution)
     if isinstance(found, Malformed):
         raise DataError(
             row.item,
@@ -40,6 +39,12 @@ def gold(row: Row) -> Gold:
         )
     context, think = (found[name].text.strip() if name in found else None for name in SECTIONS[:2])
     return Gold(answer=found["answer"].text.strip(), context=context, think=think)
+
+
+def gold_sections(solution: str) -> dict[str, Section] | Malformed:
+    """The answer, and of context and think what is there, or what is wrong with the tags."""
+    wanted = tuple(name for name in SECTIONS if name == "answer" or f"<{name}>" in solution)
+    return sections(solution, wanted)
 
 
 def bad_gold(row: Row, answer: str, want: str) -> DataError:

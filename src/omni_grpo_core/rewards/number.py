@@ -90,7 +90,7 @@ def numerical(row: Row, truth: Gold, answer: str) -> Score:
     no plain number (LaTeX) is compared by math-verify.
     """
     right = Figure.read(truth.answer)
-    if right is None and not _is_constant(_bare_latex(truth.answer)):
+    if right is None and not _same_latex(truth.answer, truth.answer):
         raise bad_gold(row, truth.answer, "a number")
     given = Figure.read(answer)
     if right is None or given is None:
@@ -178,6 +178,7 @@ def _same_latex(gold: str, answer: str) -> bool | None:
         math_verify.parse(f"${text}$", extraction_config=config, parsing_timeout=None)
         for text in both
     )
-    if not wanted or not found:
+    # one over zero is a constant too, and equal to itself
+    if not wanted or not found or not wanted[0].is_finite:
         return None
     return bool(math_verify.verify(wanted, found, timeout_seconds=None))
