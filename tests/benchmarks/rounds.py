@@ -10,6 +10,7 @@ doing. Exit code 1 if a round was red.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -40,9 +41,9 @@ def one_round(seed: int, workers: int, arguments: list[str]) -> list[str]:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     lines = done.stdout.splitlines()
-    red = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    if done.returncode and not red:
-        red = lines[-20:]
+    # what failed and how: the round may never be red again
+    begins = (at for at, line in enumerate(lines) if re.match("=+ (FAILURES|ERRORS) =+$", line))
+    red = lines[next(begins, -20) :] if done.returncode else []
     seconds = time.perf_counter() - begin
     print(f"seed {seed:3}  {seconds:6.0f} s  exit {done.returncode}  {lines[-1:]}", flush=True)
     for line in red:
