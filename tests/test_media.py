@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +183,31 @@ def test_sound_whose_timestamps_begin_late(tmp_path: Path) -> None:
     """A first timestamp of weeks asked for as much silence before the sound."""
     clip = tmp_path / "c.mkv"
     write_media(clip, numbered(8), tone(0.5, 48_000), audio_codec="flac", audio_starts=3_601)
-    assert "sets in after 3601 s" in refused(clip, "audio")
+    assert "3601 s without sound" in refused(clip, "audio")
     write_media(clip, numbered(8), tone(0.5, 48_000), audio_codec="flac", audio_starts=20)
     assert len(load_audio(clip)) == pytest.approx(20.5 * 16_000, abs=16)  # mkv rounds to 1 ms
+
+
+def test_a_pause_in_the_timestamps_is_a_pause(tmp_path: Path) -> None:
+    """Such a track, as recorders of speech write it, was called cut off; a short pause was left
+    out, and all later sound came early."""
+    rate, pause = 16_000, 2.0
+    with av.open(str(tmp_path / "c.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for number in range(20):  # a tenth of a second each, loud first, half as loud then
+            level = 16_000 if number < 10 else 8_000
+            samples = np.full((1, rate // 10), level, np.int16)
+            block = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            block.sample_rate, block.time_base = rate, Fraction(1, rate)
+            block.pts = number * rate // 10 + (0 if number < 10 else round(pause * rate))
+            container.mux(stream.encode(block))
+        container.mux(stream.encode(None))
+    found = load_audio(tmp_path / "c.mkv")
+    assert len(found) == pytest.approx((2 + pause) * rate, abs=16)  # mkv rounds to 1 ms
+    # 50 samples around each edge are the resampler's
+    assert (found[: rate - 50] > 0.4).all()
+    assert (found[rate + 50 : 3 * rate - 50] == 0).all()
+    assert (found[3 * rate + 50 :] > 0.2).all()
 
 
 def test_stretch_of_audio(tmp_path: Path) -> None:
@@ -270,6 +294,54 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     PIL.Image.fromarray(pixels).save(tmp_path / "i.png", exif=exif)
     wanted = np.rot90(pixels, 3)
     assert load_image(tmp_path / "i.png").numpy().transpose(1, 2, 0).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("name", ["i.png", "i.webp"])
+def test_a_picture_is_good_whatever_its_metadata_say(tmp_path: Path, name: str) -> None:
+    pixels = np.full((56, 84, 3), 200, np.uint8)
+    image = PIL.Image.fromarray(pixels)
+    image.save(tmp_path / name, exif=b"Exif\0\0junkjunkjunk", lossless=True)
+    assert (load_image(tmp_path / name) == 200).all()
+
+
+@pytest.mark.parametrize(("dtype", "words"), [("float32", "floats"), ("int32", "32 bits")])
+def test_pixels_of_no_stated_range_are_refused(tmp_path: Path, dtype: str, words: str) -> None:
+    """Both were read as black pictures."""
+    pixels = np.ones((56, 84), dtype)
+    PIL.Image.fromarray(pixels).save(tmp_path / "i.tif")
+    assert f"pixels of {words}, of no stated range" in refused(tmp_path / "i.tif", "image")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "white"),  # the corner that the camera's upper left is shown in
+    [(1, "upper left"), (2, "upper right"), (3, "lower right"), (6, "upper right")],
+)
+def test_photographs_as_frames_are_upright(tmp_path: Path, orientation: int, white: str) -> None:
+    """PyAV has no name for EXIF: a clip of a camera's photographs ended in its ValueError."""
+    pixels = np.zeros((56, 84, 3), np.uint8)
+    pixels[:28, :42] = 255
+    exif = PIL.Image.Exif()
+    exif[0x010F], exif[0x0112] = "Camera", orientation
+    jpeg = BytesIO()
+    PIL.Image.fromarray(pixels).save(jpeg, "jpeg", exif=exif)
+    with av.open(str(tmp_path / "c.mov"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=4)
+        stream.height, stream.width, stream.pix_fmt = 56, 84, "yuvj420p"
+        for number in range(4):
+            packet = av.Packet(jpeg.getvalue())
+            packet.stream, packet.is_keyframe = stream, True
+            packet.pts = packet.dts = number
+            packet.duration, packet.time_base = 1, Fraction(1, 4)
+            container.mux(packet)
+    frame = load_video(tmp_path / "c.mov").frames[0, 0]
+    half, middle = frame.shape[0] // 2, frame.shape[1] // 2
+    light = {
+        "upper left": frame[:half, :middle],
+        "upper right": frame[:half, middle:],
+        "lower left": frame[half:, :middle],
+        "lower right": frame[half:, middle:],
+    }
+    assert [name for name, corner in light.items() if corner.mean() > 127] == [white]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])

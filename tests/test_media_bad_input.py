@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import math
 import os
@@ -39,6 +40,12 @@ def test_no_file_directory_empty_text(tmp_path: Path, modality: str) -> None:
     assert "0 bytes" in refused(empty, modality)
     text.write_text("This is not a clip.\n" * 100)
     assert "cannot read" in refused(text, modality)
+
+
+@pytest.mark.parametrize("modality", ["video", "audio", "image"])
+def test_a_gzip_file_is_named(tmp_path: Path, modality: str) -> None:
+    (tmp_path / "c.mp4.gz").write_bytes(gzip.compress(b"clip"))
+    assert "a gzip file, wanted a media file; unpack it" in refused(tmp_path / "c.mp4.gz", modality)
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +117,8 @@ def test_listed_as_what_it_is_not(tmp_path: Path) -> None:
     assert "no audio track" in refused(mute, "audio")
     assert "cannot read as an image" in refused(mute, "image")
     assert "cannot read as an image" in refused(sound, "image")
-    assert "not a clip or a recording" in refused(image, "video")
-    assert "not a clip or a recording" in refused(image, "audio")
+    assert "not read as a clip or a recording" in refused(image, "video")
+    assert "not read as a clip or a recording" in refused(image, "audio")
 
 
 def test_terminal_art_is_no_clip(tmp_path: Path) -> None:

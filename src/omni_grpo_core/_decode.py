@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from av.sidedata.sidedata import SideDataContainer
 from numpy.typing import NDArray
 
 from omni_grpo_core import _framing
-from omni_grpo_core.bounded import A_FOLDER, A_PIPE, A_URL, Unreadable, plain_file
+from omni_grpo_core.bounded import A_FOLDER, A_PIPE, A_URL, GZIP, Unreadable, plain_file
 from omni_grpo_core.errors import MediaError
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE
 
@@ -53,7 +53,9 @@ MAX_CHANNELS = 64
 MIN_RATE = 1000
 """Hertz: nothing that is heard is stored slower, and at 16 kHz it would grow without bound."""
 MAX_SILENCE = 3600
-"""Seconds of silence at most before a track that sets in late: any header can ask for years."""
+"""Seconds of silence at most where a track sets in late or pauses: any header can ask for years."""
+GAP = 0.1
+"""Seconds between two frames of sound that are a pause; less is how containers round."""
 
 _ORIENTATIONS: dict[tuple[int, int, int, int], tuple[int, bool]] = {
     # sign of the display matrix' a b c d -> quarter turns (counter-clockwise), mirrored after
@@ -99,13 +101,17 @@ def existing_file(path: str | Path) -> Path:
     file = Path(path).absolute()
     try:
         with plain_file(file) as (stream, _):
-            empty = not stream.read(1)
+            begin = stream.read(2)
     except Unreadable as found:
         fix = _INSTEAD.get(found.got, "check its name and permissions")
         raise MediaError(str(path), got=found.got, want="a media file", fix=fix) from found
-    if empty:
+    if not begin:
         raise MediaError(
             str(path), got="an empty file (0 bytes)", want="a media file", fix="copy it again"
+        )
+    if begin == GZIP:
+        raise MediaError(
+            str(path), got="a gzip file", want="a media file", fix="unpack it: gunzip --keep"
         )
     return file
 
@@ -121,7 +127,7 @@ def _opened(file: Path) -> Iterator[Any]:
             if not _CONTAINERS & set(name.split(",")):
                 raise MediaError(
                     str(file),
-                    got=f"{container.format.long_name or name}, not a clip or a recording",
+                    got=f"{container.format.long_name or name}, not read as a clip or a recording",
                     want="mp4, mov, mkv, webm, wav, flac, mp3 or the like",
                     fix="list it under what it is, or convert it",
                 )
@@ -333,9 +339,7 @@ def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
     # one thread: libswscale's own threads are waited for when the frame goes, and in a forked
     # process (a data loader's worker) there are none, so it would wait for ever
     rgb: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", threads=1)
-    # frame.side_data would be kept by the frame, which it keeps in turn: a clip's frames would stay
-    # until the garbage collector looks, one by one larger than all that it counts
-    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
+    matrix = _display_matrix(frame)
     if matrix is None:
         return rgb
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
@@ -352,28 +356,42 @@ def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
     return rgb[:, ::-1] if mirrored else rgb
 
 
+def _display_matrix(frame: Any) -> Any | None:
+    # frame.side_data would be kept by the frame, which it keeps in turn: a clip's frames would stay
+    # until the garbage collector looks, one by one larger than all that it counts
+    known = SideDataContainer.__new__(SideDataContainer)
+    # at the first kind that PyAV has no name for, such as EXIF, which libavcodec puts behind the
+    # matrix that it makes of it
+    with suppress(ValueError):
+        known.__init__(frame)  # type: ignore[misc]
+    return known.get("DISPLAYMATRIX")
+
+
 def read_audio(contents: Contents) -> NDArray[np.float32]:
     """The audio track from the beginning of the file: float32, (n,), mono, 16 kHz.
 
     Mono is the mean of the channels, as librosa has it and the models know it; libav's own
-    down-mix of float stereo is 3 dB louder. A track that sets in late is preceded by silence, so
-    that sound and frames stay together.
+    down-mix of float stereo is 3 dB louder. A track that sets in late is preceded by silence, and a
+    gap in its timestamps is filled with it, so that sound and frames stay together.
     """
     # grows in place: a list of blocks to be joined would hold a long recording twice
     track = bytearray()
     with _opened(contents.path) as container:
         _, audio = _streams(contents.path, container)
         _refuse_odd_sound(contents.path, audio)
-        # packed: PyAV reads planes beyond the eighth from where there are none
-        resampler = av.AudioResampler(format="flt", rate=AUDIO_SAMPLING_RATE)
-        late: float | None = None
-        for frame in itertools.chain(_frames(contents.path, container, audio), [None]):
-            if late is None and frame is not None and frame.time is not None:
-                late = frame.time - contents.zero
-            for block in _resampled(contents.path, resampler, frame):
-                if not track:
-                    track.extend(_silence(contents.path, late or 0.0))
-                track.extend(_mono(block).tobytes())
+        heard = 0.0  # seconds: where the next frame should begin
+        resampler: Any = None
+        for frame in _frames(contents.path, container, audio):
+            late = 0.0 if frame.time is None else frame.time - contents.zero - heard
+            if resampler is None or late > GAP:
+                track.extend(_resampled(contents.path, resampler, None))
+                track.extend(_silence(contents.path, late))
+                # packed: PyAV reads planes beyond the eighth from where there are none
+                resampler = av.AudioResampler(format="flt", rate=AUDIO_SAMPLING_RATE)
+                heard += max(late, 0.0)
+            track.extend(_resampled(contents.path, resampler, frame))
+            heard += frame.samples / frame.sample_rate
+        track.extend(_resampled(contents.path, resampler, None))
     samples = np.frombuffer(track, np.float32)
     _refuse_missing(contents.path, len(samples) / AUDIO_SAMPLING_RATE, contents.audio_end)
     if not samples.size or not np.isfinite(samples).all():
@@ -390,8 +408,8 @@ def _silence(file: Path, seconds: float) -> bytes:
     if seconds > MAX_SILENCE:
         raise MediaError(
             str(file),
-            got=f"an audio track that sets in after {seconds:.0f} s",
-            want=f"one that sets in within {MAX_SILENCE} s of the beginning",
+            got=f"{seconds:.0f} s without sound in an audio track",
+            want=f"at most {MAX_SILENCE} s, at the beginning or between",
             fix="check its timestamps, or convert it",
         )
     return bytes(4 * max(round(seconds * AUDIO_SAMPLING_RATE), 0))
@@ -415,7 +433,10 @@ def _refuse_odd_sound(file: Path, stream: Any) -> None:
         )
 
 
-def _resampled(file: Path, resampler: Any, frame: Any | None) -> list[Any]:
+def _resampled(file: Path, resampler: Any | None, frame: Any | None) -> bytes:
+    """What comes out: of no frame, the rest; of no resampler, nothing."""
+    if resampler is None:
+        return b""
     try:
         blocks: list[Any] = resampler.resample(frame)
     except av.FFmpegError:
@@ -427,7 +448,7 @@ def _resampled(file: Path, resampler: Any, frame: Any | None) -> list[Any]:
             want="one rate and one number of channels throughout",
             fix="convert it",
         ) from error
-    return blocks
+    return b"".join(_mono(block).tobytes() for block in blocks)
 
 
 def _mono(block: Any) -> NDArray[np.float32]:

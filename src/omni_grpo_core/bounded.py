@@ -40,6 +40,8 @@ _URL = re.compile(r"(?<![^/])(?:[A-Za-z][A-Za-z0-9+.-]+:/|data:)")
 
 A_URL, A_FOLDER, A_PIPE = "a URL, which is not read", "a folder", "a pipe"
 """What is found in the place of a plain file."""
+GZIP = b"\x1f\x8b"
+"""How each of its files begins."""
 
 
 class Unreadable(ValueError):
@@ -121,6 +123,8 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if raw.startswith(GZIP):
+            raise Unreadable("a gzip file, which is not unpacked") from None
         line = raw.count(b"\n", 0, error.start) + 1
         raise Unreadable(f"a byte {raw[error.start]:#04x} that is not UTF-8", line) from None
 

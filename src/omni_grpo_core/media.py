@@ -13,7 +13,7 @@ import threading
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -269,7 +269,11 @@ def _read_image(ref: MediaRef) -> PIL.Image.Image:
         with _WARNINGS, warnings.catch_warnings(action="ignore"), PIL.Image.open(file) as image:
             if image.width * image.height > _decode.MAX_PIXELS:
                 raise _decode.too_large(file, f"{image.width} x {image.height} pixels")
-            return _rgb_on_white(PIL.ImageOps.exif_transpose(image))
+            image.load()
+            _refuse_rangeless(ref, image)
+            with suppress(Exception):  # junk for EXIF says nothing of the picture
+                PIL.ImageOps.exif_transpose(image, in_place=True)
+            return _rgb_on_white(image)
     except MediaError:
         raise
     except PIL.Image.DecompressionBombError as error:
@@ -281,6 +285,17 @@ def _read_image(ref: MediaRef) -> PIL.Image.Image:
             want="a whole png, jpg, webp or the like",
             fix="list it under what it is, or copy or convert it again",
         ) from error
+
+
+def _refuse_rangeless(ref: MediaRef, image: PIL.Image.Image) -> None:
+    """Floats and 32-bit whole numbers do not say what is white; these two formats state it."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise MediaError(
+            ref.path,
+            got=f"pixels of {'floats' if image.mode == 'F' else '32 bits'}, of no stated range",
+            want="8 or 16 bits a channel",
+            fix="scale it to 0 to 255 and save it as 8 bits",
+        )
 
 
 def _rgb_on_white(image: PIL.Image.Image) -> PIL.Image.Image:

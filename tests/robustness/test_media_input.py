@@ -256,7 +256,7 @@ def _odd() -> Iterator[Medium]:
     sliver = _clip("v.mkv", NOISE[:, :1, :48], **exact)
     yield Medium("a clip of one line", "video", sliver, EITHER)
     weeks = _clip("v.mkv", audio=SOUND, audio_starts=10**7, audio_codec="flac")
-    yield Medium("a track that sets in after months", "audio", weeks, REFUSED, "sets in after")
+    yield Medium("a track that sets in after months", "audio", weeks, REFUSED, "without sound in")
 
 
 def _bomb(folder: Path) -> Path:
