@@ -108,6 +108,14 @@ YAML: Mapping[str, str] = {
     "1,000 lists in a flow": "seed: " + "[" * 1_000 + "]" * 1_000 + "\n",
     "1,000 levels of a block": "".join(f"{' ' * n}a:\n" for n in range(1_000)),
     "a merge of itself": "a: &a\n  <<: *a\n",
+    "billions of merges": "a0: &a0 {k: 1}\n"
+    + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+    "a word as a time": "seed: !!timestamp foo\n",
+    "nothing as a number": "seed: !!int ''\n",
+    "a word as a truth": "seed: !!bool foo\n",
+    "an octal of YAML 1.1": "max_new_tokens: 010\n",
+    "minutes and seconds": "max_new_tokens: 1:04\n",
+    "gzip": "\x1f\x8b",
 }
 VALUES: Mapping[str, Sequence[Any]] = {
     "temperature": (-1, -1e-9, 1e400, "hot", True, None, [1.0]),
