@@ -1,31 +1,36 @@
 from __future__ import annotations
 
+import logging
+import struct
 import wave
+import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from media_files import write_media
+from media_files import tone, write_media
 from qwen_omni_utils.v2_5 import vision_process
 
 from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.grpo import prompt_estimate
-from omni_grpo_core.grpo.headers import Header, read_header
+from omni_grpo_core.grpo.headers import Header, image_size, read_header
 from omni_grpo_core.grpo.prompt_estimate import (
     check_prompt_limit,
     least_media_tokens,
     resized_tokens,
     token_shape,
 )
-from omni_grpo_core.media import probe
+from omni_grpo_core.media import load_media, probe
 from omni_grpo_core.media_config import MediaConfig
 from omni_grpo_core.pipeline import Inputs
 from omni_grpo_core.settings import Settings
-from omni_grpo_core.types import MediaRef, Sample
+from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Message, Sample
 
 SHAPE = token_shape(tiny.checkpoint_dir())
 
@@ -45,7 +50,7 @@ def test_the_header_of_an_mp4_tells_what_the_decoder_finds(tmp_path: Path) -> No
     assert header is not None
     assert (header.video, header.frames, header.width, header.height) == (True, 20, 84, 56)
     assert header.video_seconds == pytest.approx(2.0)
-    # AAC comes in blocks of 1024 samples, 64 ms, with one block of run-in
+    # AAC comes in blocks of 1024 samples, 64 ms
     assert header.audio_seconds == pytest.approx(probe(path).duration, abs=0.15)
 
 
@@ -59,16 +64,112 @@ def test_the_header_of_a_wav(tmp_path: Path) -> None:
     assert read_header(path) == Header(audio_seconds=1.5)
 
 
+def box(name: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I4s", 8 + len(content), name) + content
+
+
+FTYP = box(b"ftyp", b"isom\0\0\0\0")
+NESTED = b"".join(struct.pack(">I4s", 8 * (3000 - depth), b"moov") for depth in range(3000))
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"RIFF", b"RIFF0000WAVEjunk", b"\0\0\0\x08ftyp", b"\0\0\0\x0cftypisom\0\0\0\x08moov",
-     b"\0\0\0\x0cftypisom" + b"\0\0\0\x10moov\0\0\0\x08trak", b"OggS" * 9],
-)  # fmt: skip
+    [
+        b"",
+        b"RIFF",
+        b"RIFF0000WAVEjunk",
+        b"\0\0\0\x08ftyp",
+        b"\0\0\0\x0cftypisom\0\0\0\x08moov",
+        b"\0\0\0\x0cftypisom" + b"\0\0\0\x10moov\0\0\0\x08trak",
+        b"OggS" * 9,
+        # it called itself for every box within a box, and ended as a RecursionError
+        pytest.param(FTYP + NESTED, id="moov within moov, 3000 deep"),
+        pytest.param(FTYP + box(b"free") * 20_000, id="boxes without end"),
+        # its content was -7 bytes long: all of the file
+        pytest.param(FTYP + struct.pack(">I4sQ", 1, b"mdat", 9), id="shorter than its own length"),
+        pytest.param(b"RIFF\xff\xff\xff\xffWAVE" + b"junk\0\0\0\0" * 20_000, id="chunks"),
+    ],
+)
 def test_nothing_is_known_of_other_files_and_nothing_raised(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.mp4"
     path.write_bytes(content)
     assert read_header(path) is None
     assert read_header(tmp_path / "not-there.mp4") is None
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of 20 frames, with sound."""
+    folder = tmp_path_factory.mktemp("headers")
+    return write_media(folder / "clip.mp4", frames(20), tone(2, 16_000), fps=10, audio_rate=16_000)
+
+
+def changed(clip: Path, folder: Path, change: Callable[[bytes], bytes]) -> Path:
+    path = folder / "changed.mp4"
+    path.write_bytes(change(clip.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("name", ["mdhd", "stsd", "stsz", "stts", "mvhd", "hdlr", "trak", "moov"])
+def test_nothing_is_known_of_an_mp4_that_lacks_a_box(
+    name: str, clip: Path, tmp_path: Path
+) -> None:
+    """A KeyError ended the command as a fault of its own; the media stage says what is wrong."""
+    path = changed(clip, tmp_path, lambda body: body.replace(name.encode(), b"xxxx"))
+    assert read_header(path) is None
+
+
+@pytest.mark.parametrize("name", ["mdhd", "stsd", "stsz", "stts", "elst", "mvhd", "hdlr"])
+@pytest.mark.parametrize("kept", [0, 6, 11, 20])
+def test_nor_of_one_whose_box_is_cut(name: str, kept: int, clip: Path, tmp_path: Path) -> None:
+    """An IndexError, of a box without content; the rest is hidden in one that nobody reads."""
+
+    def cut(body: bytes) -> bytes:
+        at = body.index(name.encode()) - 4
+        (size,) = struct.unpack_from(">I", body, at)
+        rest = size - 8 - kept
+        if rest < 8:
+            return body.replace(name.encode(), b"xxxx")
+        short = box(name.encode(), body[at + 8 : at + 8 + kept])
+        return body[:at] + short + box(b"free", bytes(rest - 8)) + body[at + size :]
+
+    header = read_header(changed(clip, tmp_path, cut)) or Header()
+    assert header.frames <= 20
+    assert max(header.video_seconds, header.audio_seconds) <= 2.2
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9, 0.99])
+def test_nothing_is_known_of_an_mp4_that_is_cut_off(
+    share: float, clip: Path, tmp_path: Path
+) -> None:
+    """The header in front told of frames that were no longer there."""
+    front = write_media(
+        tmp_path / "front.mp4", frames(20), fps=10, options={"movflags": "faststart"}
+    )
+    for whole in (clip, front):
+        path = changed(whole, tmp_path, lambda body: body[: int(len(body) * share)])
+        assert read_header(path) is None
+
+
+def test_a_clip_without_pixels_is_none(clip: Path, tmp_path: Path) -> None:
+    """How often it is to grow was divided by its area, 0."""
+    size = struct.pack(">HH", 84, 56)
+    path = changed(clip, tmp_path, lambda body: body.replace(size, bytes(4)))
+    assert read_header(path) is None
+
+
+def test_a_length_of_all_ones_is_none(clip: Path, tmp_path: Path) -> None:
+    """It stands for "not known" (ISO/IEC 14496-12, 8.4.2.3), and came out as days of video: the
+    table of times still says how long it is."""
+
+    def unknown(body: bytes) -> bytes:
+        parts = body.split(b"mdhd")
+        return b"mdhd".join([parts[0], *(p[:16] + b"\xff" * 4 + p[20:] for p in parts[1:])])
+
+    header = read_header(changed(clip, tmp_path, unknown))
+    assert header is not None
+    assert (header.video_seconds, header.frames) == (pytest.approx(2.0), 20)
+    assert header.audio_seconds < 2.2
 
 
 @given(st.binary(max_size=120))
@@ -78,6 +179,143 @@ def test_a_damaged_mp4_raises_nothing(
     path = tmp_path_factory.getbasetemp() / "damaged.mp4"
     path.write_bytes(b"\0\0\0\x0cftypisom" + tail)
     read_header(path)
+
+
+@pytest.mark.parametrize("stated", [0xFFFF_FFFF, 0x7FFF_FFFF, 0x7FFF_F000, 100_000, 48_000, 10, 0])
+def test_a_wav_is_no_longer_than_its_file(stated: int, tmp_path: Path) -> None:
+    """A recording written into a pipe states 0xFFFFFFFF bytes, which were believed: 37 hours of
+    sound, and a run refused for want of memory."""
+    samples = bytes(48_000)  # 1.5 s
+    layout = struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16)
+    head = b"RIFF" + struct.pack("<I", 0xFFFF_FFFF) + b"WAVEfmt " + struct.pack("<I", 16) + layout
+    path = tmp_path / "piped.wav"
+    path.write_bytes(head + b"data" + struct.pack("<I", stated) + samples)
+    header = read_header(path)
+    assert header is not None
+    assert header.audio_seconds == min(stated, 48_000) // 2 / 16_000
+
+
+def trimmed(body: bytes, begin: float, seconds: float) -> bytes:
+    """Both tracks' edit lists changed: what ``ffmpeg -ss BEGIN -c copy`` writes."""
+    parts = body.split(b"elst")
+    scales = [struct.unpack_from(">I", part, 12)[0] for part in body.split(b"mdhd")[1:]]
+    assert len(parts) == 1 + len(scales) == 3
+    done = [parts[0]]
+    for part, scale in zip(parts[1:], scales, strict=True):
+        version, count, _, start = struct.unpack_from(">IIIi", part)
+        assert (version, count) == (0, 1)
+        entry = struct.pack(">IIIi", 0, 1, int(1000 * seconds), start + int(begin * scale))
+        done.append(entry + part[16:])
+    return b"elst".join(done)
+
+
+@pytest.mark.parametrize(
+    ("begin", "asked", "seconds"),
+    [(0.0, 2.0, 2.0), (0.5, 1.5, 1.5), (0.5, 0.5, 0.5), (1.5, 2.0, 0.5), (0.0, 0.05, 0.05)],
+)
+def test_of_a_trimmed_clip_the_part_that_is_shown_counts(
+    begin: float, asked: float, seconds: float, clip: Path, tmp_path: Path
+) -> None:
+    """A clip trimmed with ``-c copy`` keeps what lies before its beginning in the file, and an edit
+    list that hides it. The whole of it was counted, and the clip refused as too long."""
+    path = changed(clip, tmp_path, lambda body: trimmed(body, begin, asked))
+    header = read_header(path)
+    assert header is not None
+    assert header.video_seconds == pytest.approx(seconds)
+    assert header.frames == int(seconds * 10)
+    assert header.audio_seconds == pytest.approx(seconds, abs=0.1)  # a block of AAC or two
+    if begin + asked <= 2:
+        alone = sample(MediaRef("video", str(path)))
+        (found,) = least_media_tokens([alone], Settings(audio_in_video="off"), SHAPE)
+        assert found <= shown_tokens(alone.media[0])
+
+
+def shown_tokens(ref: MediaRef) -> int:
+    """Of the frames that the media stage gives."""
+    media = load_media(Conversation("s", (Message("user", (MediaPart(ref, False),)),), "off"))
+    (video,) = media.videos
+    return video.frames.shape[0] // 2 * video.frames[0, 0].numel() // 28**2
+
+
+UNEVEN = [*range(0, 1000, 50), 5000, 9000, 9100, 9200, 9300]
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(None, None), (0.0, 1.0), (1.0, 9.2), (4.0, 6.0), (5.5, None), (None, 5.5)]
+)
+@pytest.mark.parametrize("times", [None, UNEVEN], ids=["even", "uneven"])
+def test_a_stretch_counts_no_more_frames_than_are_in_it(
+    times: list[int] | None, start: float | None, end: float | None, tmp_path: Path
+) -> None:
+    """Frames were taken to lie evenly: of 25, of which 20 lie in the first second, a stretch of
+    eight seconds later on was thought to have 21."""
+    count = 100 if times is None else len(times)
+    path = write_media(tmp_path / "clip.mp4", frames(count), fps=10, times_ms=times)
+    ref = MediaRef("video", str(path), start, end)
+    (found,) = least_media_tokens([sample(ref)], Settings(audio_in_video="off"), SHAPE)
+    true = shown_tokens(ref)
+    assert found <= true
+    assert times is not None or found >= 0.8 * true
+
+
+def test_sound_that_ends_before_the_stretch_counts_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stretch counted by its share of the file, of sound too that was over by then."""
+    header = Header(True, 1800, 640, 360, 60.0, 20.0, 30.0)
+    monkeypatch.setattr(prompt_estimate, "read_header", lambda path: header)
+    late = sample(MediaRef("audio", "clip.mp4", 30.0, 60.0))
+    assert least_media_tokens([late], Settings(), SHAPE) == (0,)
+
+
+def odd_apng(path: Path) -> None:
+    """One that states 0 pictures."""
+    PIL.Image.new("L", (30, 20)).save(path)
+    body = path.read_bytes()
+    chunk = b"acTL" + bytes(8)
+    length, check = (struct.pack(">I", number) for number in (8, zlib.crc32(chunk)))
+    path.write_bytes(body[:33] + length + chunk + check + body[33:])
+
+
+def odd_exif(path: Path) -> None:
+    PIL.Image.new("L", (30, 20)).save(
+        path, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
+    )
+
+
+IMAGES: dict[str, tuple[Callable[[Path], object], tuple[int, int] | None]] = {
+    "of 90 million pixels": (lambda path: PIL.Image.new("1", (9500, 9500)).save(path), None),
+    "of 180 million pixels": (lambda path: PIL.Image.new("1", (18_000, 10_000)).save(path), None),
+    "with odd EXIF": (odd_exif, (30, 20)),
+    "with no picture": (odd_apng, (30, 20)),
+    # its reader divides by the resolution
+    "EMF of nothing": (
+        lambda path: path.write_bytes(
+            b"\1\0\0\0" + struct.pack("<I", 108) + bytes(32) + b" EMF" + bytes(100)
+        ),
+        None,
+    ),
+    "nonsense": (lambda path: path.write_bytes(b"nonsense"), None),
+    "none": (lambda path: None, None),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_s_header_is_read_without_a_word(
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """Pillow's warnings stood on stderr, and what its parsers raise ended the command as a fault
+    of its own."""
+    make, size = IMAGES[name]
+    path = tmp_path / "x.png"
+    make(path)
+    assert image_size(path) == size
+    assert not recwarn.list
+    assert capsys.readouterr().err == ""
+    assert logging.getLogger("PIL").hasHandlers()
 
 
 @given(
@@ -125,7 +363,7 @@ def test_a_minute_at_the_library_s_own_sizes_by_hand(
     """The incident's prompt limit of 2048. 60 s at 2 frames a second, of which a twentieth is not
     counted on: 114 frames, 57 pairs of 640 x 360 pixels, which are 23 x 13 tokens: 17,043. The
     sound, interleaved: 5,700 mel frames, 1,425 tokens."""
-    clip = Header(True, 1800, 640, 360, 60.0, 60.0)
+    clip = Header(True, 1800, 640, 360, 60.0, 60.0, 30.0)
     monkeypatch.setattr(prompt_estimate, "read_header", lambda path: clip)
     shown = sample(MediaRef("video", "clip.mp4"))
     found = least_media_tokens([shown], Settings(), SHAPE)

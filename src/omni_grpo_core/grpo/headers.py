@@ -1,25 +1,41 @@
 """What a media file says of itself in its header: length and size, without decoding anything.
 
 Reads MP4 and its relatives (ISO/IEC 14496-12) and WAV in plain Python, so that a configuration can
-be held against its data before a decoder or torch is loaded. Of any other file nothing is known.
+be held against its data before a decoder or torch is loaded; of images Pillow reads the header.
+What is read is a lower bound of what the media stage will find, or nothing: of a broken file it is
+that stage that says what is wrong.
 """
 
 from __future__ import annotations
 
+import io
+import logging
 import struct
+import warnings
 import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-_NESTED = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
+from PIL import Image
+
+_HOLDERS = frozenset((b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl"))
+_TABLES = frozenset((b"stts", b"elst"))
+_MOST_BOXES = 10_000  # a header of more is not one
+_LONGEST_TABLE = 1 << 20  # bytes: an hour of frames that each last as long as they like
+_WAV_HEAD = 1 << 16  # bytes in which a recording's samples must begin
+
+# Pillow logs what it then raises; where nobody has set up logging, Python prints that to stderr
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
     """``video``: whether there is a video track, of ``frames`` of ``width`` x ``height`` pixels
-    over ``video_seconds``. ``audio_seconds``: of the sound; 0 where there is none."""
+    over ``video_seconds``. ``audio_seconds``: of the sound; 0 where there is none. ``rate``: video
+    frames per second where they are fewest; 0 where it is not known when which frame is shown. Of
+    several tracks of a kind it is the least of each."""
 
     video: bool = False
     frames: int = 0
@@ -27,65 +43,156 @@ class Header:
     height: int = 0
     video_seconds: float = 0.0
     audio_seconds: float = 0.0
+    rate: float = 0.0
 
 
 def read_header(path: str | Path) -> Header | None:
-    """``None`` for a file that cannot be read or is of another format: the media stage says why."""
+    """``None`` for a file that cannot be read, is cut off or broken, or is of another format."""
     try:
         with Path(path).open("rb") as file:
             start = file.read(12)
             if start[4:8] == b"ftyp":
                 return _mp4(file)
-            if start[:4] == b"RIFF" and start[8:] == b"WAVE":
-                file.seek(0)
-                with wave.open(file) as sound:
-                    return Header(audio_seconds=sound.getnframes() / sound.getframerate())
-    except (OSError, ValueError, EOFError, struct.error, wave.Error, ZeroDivisionError):
+            return _wav(file) if start[:4] == b"RIFF" and start[8:] == b"WAVE" else None
+    except (OSError, ValueError, EOFError, LookupError, ArithmeticError, struct.error, wave.Error):
         return None
-    return None
+
+
+def image_size(path: str | Path) -> tuple[int, int] | None:
+    """Width and height; ``None`` for what Pillow cannot open, or holds for a bomb."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.size if min(image.size) > 0 else None
+    except Exception:  # whatever the parser of one of forty formats raises
+        return None
+
+
+def _wav(file: BinaryIO) -> Header:
+    """A length beyond the file's end is none: it was written into a pipe, or the file is cut."""
+    file.seek(0)
+    head = io.BytesIO(file.read(_WAV_HEAD))
+    size = file.seek(0, io.SEEK_END)
+    with wave.open(head) as sound:
+        there = (size - head.tell()) // (sound.getnchannels() * sound.getsampwidth())
+        return Header(audio_seconds=min(sound.getnframes(), there) / sound.getframerate())
+
+
+# --------------------------------------------------------------------------- mp4
+
+_Boxes = dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Track:
+    """``frames`` over ``seconds`` are shown; ``rate`` as in :class:`Header`."""
+
+    frames: int
+    seconds: float
+    rate: float
 
 
 def _mp4(file: BinaryIO) -> Header | None:
-    file.seek(0, 2)
-    tracks: list[dict[bytes, bytes]] = []
-    for name, content in _boxes(file, 0, file.tell()):
+    movie: _Boxes = {}
+    tracks: list[_Boxes] = []
+    for name, content in _boxes(file, file.seek(0, io.SEEK_END)):
         if name == b"trak":
             tracks.append({})
-        elif tracks:
-            tracks[-1][name] = content
-    kinds = {track.get(b"hdlr", b"")[8:12]: track for track in reversed(tracks)}
-    sound, picture = kinds.get(b"soun"), kinds.get(b"vide")
-    if sound is None and picture is None:
+        # QuickTime has a second hdlr, of how the data are stored
+        (movie if name == b"mvhd" or not tracks else tracks[-1]).setdefault(name, content)
+    kinds = [(boxes.get(b"hdlr", b"")[8:12], boxes) for boxes in tracks]
+    pictures = [boxes for kind, boxes in kinds if kind == b"vide"]
+    sounds = [_track(boxes, movie) for kind, boxes in kinds if kind == b"soun"]
+    heard = min((sound.seconds for sound in sounds), default=0.0)
+    if not pictures:
+        return Header(audio_seconds=heard) if sounds else None
+    shown = [_track(boxes, movie) for boxes in pictures]
+    counts = (struct.unpack_from(">I", boxes[b"stsz"], 8)[0] for boxes in pictures)
+    sizes = [struct.unpack_from(">HH", boxes[b"stsd"], 40) for boxes in pictures]
+    width, height = (min(lengths) for lengths in zip(*sizes, strict=True))
+    if not width or not height:
         return None
-    heard = 0.0 if sound is None else _seconds(sound[b"mdhd"])
-    if picture is None:
-        return Header(audio_seconds=heard)
-    width, height = struct.unpack(">HH", picture[b"stsd"][40:44])
-    (frames,) = struct.unpack(">I", picture[b"stsz"][8:12])
-    return Header(True, frames, width, height, _seconds(picture[b"mdhd"]), heard)
+    return Header(
+        video=True,
+        frames=min(*counts, *(track.frames for track in shown)),
+        width=width,
+        height=height,
+        video_seconds=min(track.seconds for track in shown),
+        audio_seconds=heard,
+        rate=min(track.rate for track in shown),
+    )
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, bytes]]:
-    """Name and beginning of every box, nested ones after the box that holds them."""
-    while start + 8 <= end:
+def _track(boxes: _Boxes, movie: _Boxes) -> _Track:
+    """What of a track is played: by its table of times, its length, and its edit list, of which a
+    clip that was trimmed without coding it anew has no more than a part shown."""
+    scale, duration = _clock(boxes[b"mdhd"])
+    steps = list(struct.iter_unpack(">II", _table(boxes[b"stts"], 8)))
+    frames = sum(count for count, _ in steps)
+    whole = min(duration, sum(count * step for count, step in steps)) / scale
+    rate = scale / max(step for _, step in steps)
+    if b"elst" not in boxes:
+        return _Track(frames, whole, rate)
+    first = struct.unpack_from(">i", boxes.get(b"ctts", bytes(16)), 12)[0] / scale
+    edits = _edits(boxes[b"elst"], scale, _clock(movie[b"mvhd"])[0])
+    shown = sum(
+        max(0.0, min(begin + length, first + whole) - max(begin, first))
+        for begin, length in edits
+        if begin >= 0
+    )
+    if shown < whole - 0.5 / rate:
+        frames = min(frames, int(shown * rate))
+    # one that begins with nothing, or goes to and fro, is not asked what it shows when
+    return _Track(frames, min(shown, whole), rate if len(edits) == 1 else 0.0)
+
+
+def _edits(elst: bytes, scale: int, movie_scale: int) -> list[tuple[float, float]]:
+    """Where in the track each edit begins, below 0 for one that shows nothing, and how long it
+    is; both in seconds."""
+    form = ">QqI" if elst[0] == 1 else ">IiI"
+    entries = struct.iter_unpack(form, _table(elst, struct.calcsize(form)))
+    return [(begin / scale, length / movie_scale) for length, begin, _ in entries]
+
+
+def _table(box: bytes, width: int) -> bytes:
+    """The entries of a table box. Raises ``ValueError`` unless all are there."""
+    (count,) = struct.unpack_from(">I", box, 4)
+    entries = box[8 : 8 + width * count]
+    if len(entries) != width * count:
+        raise ValueError("a table that is too long, or stops early")
+    return entries
+
+
+def _clock(box: bytes) -> tuple[int, int]:
+    """Ticks a second, and the length in ticks, of an ``mdhd`` or ``mvhd`` box."""
+    scale, duration = struct.unpack_from(*((">IQ", box, 20) if box[0] == 1 else (">II", box, 12)))
+    return scale, duration
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Name and beginning of every box, nested ones after the box that holds them. Raises
+    ``ValueError`` for one that ends outside of what holds it: the file is cut off or broken."""
+    start, ends = 0, [size]
+    for _ in range(_MOST_BOXES):
+        while start + 8 > ends[-1]:
+            start = ends.pop()
+            if not ends:
+                return
         file.seek(start)
-        size, name = struct.unpack(">I4s", file.read(8))
+        length, name = struct.unpack(">I4s", file.read(8))
         inside = start + 8
-        if size == 1:
-            (size,) = struct.unpack(">Q", file.read(8))
+        if length == 1:
+            (length,) = struct.unpack(">Q", file.read(8))
             inside += 8
-        stop = end if size == 0 else start + size
-        if stop <= start:
-            return
-        yield name, b"" if name in _NESTED else file.read(min(64, stop - inside))
-        if name in _NESTED:
-            yield from _boxes(file, inside, min(stop, end))
-        start = stop
-
-
-def _seconds(mdhd: bytes) -> float:
-    if mdhd[0] == 1:
-        scale, duration = struct.unpack(">IQ", mdhd[20:32])
-    else:
-        scale, duration = struct.unpack(">II", mdhd[12:20])
-    return float(duration / scale)
+        stop = start + length if length else ends[-1]
+        if not inside <= stop <= ends[-1]:
+            raise ValueError("a box that ends outside of what holds it")
+        held = name in _HOLDERS
+        most = 0 if held else _LONGEST_TABLE if name in _TABLES else 64
+        yield name, file.read(min(most, stop - inside))
+        if held:
+            ends.append(stop)
+        start = inside if held else stop
+    raise ValueError("more boxes than a header has")

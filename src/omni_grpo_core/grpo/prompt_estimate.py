@@ -1,8 +1,8 @@
 """How many media tokens a sample's prompt has at the least, by file headers and settings alone.
 
 A lower bound: what is refused by it could not have run. Files whose headers are not read
-(:mod:`~omni_grpo_core.grpo.headers`) count nothing, and lengths count a twentieth less than headers
-say, which is what the media stage lets a header be wrong by.
+(:mod:`~omni_grpo_core.grpo.headers`) count nothing, and lengths count less than headers say by what
+the media stage lets a header be wrong by.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from omni_grpo_core.checkpoint_files import check_config, read_object, thinker_of
 from omni_grpo_core.conversation import build_conversation
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.family import family_of
-from omni_grpo_core.grpo.headers import Header, read_header
+from omni_grpo_core.grpo.headers import Header, image_size, read_header
 from omni_grpo_core.media_config import FRAMES_PER_TOKEN, MediaConfig
 from omni_grpo_core.settings import Settings
-from omni_grpo_core.types import MediaPart, Sample
+from omni_grpo_core.types import MediaPart, MediaRef, Sample
 
 TRUSTED = 0.95
-"""Share of a header's length that is counted on."""
+"""Share of a header's length that is counted on, of a short one less: the media stage takes a file
+that lacks a twentieth, or a tenth of a second, for whole."""
 
 # qwen-omni-utils' own limits, in tokens a frame; a test holds them to the library
 VIDEO_TOKENS = (128, 768)
@@ -122,24 +121,38 @@ def _tokens(
     if ref.modality == "image":
         return _image_tokens(ref.path, media, shape.side)
     header = headers[ref.path]
-    seconds = max(header.video_seconds, header.audio_seconds)
-    stop = min(seconds if ref.end is None else ref.end, seconds)
-    share = max(0.0, stop - (ref.start or 0.0)) / seconds if seconds else 0.0
-    sound = _audio_tokens(header.audio_seconds * share, shape)
+    sound = _audio_tokens(_stretch(ref, header.audio_seconds), shape)
     if ref.modality == "audio":
         return sound
-    clip = _video_tokens(header, share, media, shape.side) if header.frames and share else 0
-    return clip + (sound if interleaved else 0)
+    return _video_tokens(ref, header, media, shape.side) + (sound if interleaved else 0)
+
+
+def _stretch(ref: MediaRef, seconds: float) -> float:
+    """How much is asked for of a track of so many seconds."""
+    return max(0.0, min(seconds if ref.end is None else ref.end, seconds) - (ref.start or 0.0))
+
+
+def _trusted(seconds: float) -> float:
+    return max(0.0, min(TRUSTED * seconds, seconds - 0.1))
 
 
 def _audio_tokens(seconds: float, shape: TokenShape) -> int:
-    frames = int(100 * TRUSTED * seconds)
+    frames = int(100 * _trusted(seconds))
     return max(0, shape.audio_tokens(frames)) if frames else 0
 
 
-def _video_tokens(header: Header, share: float, media: MediaConfig, side: int) -> int:
-    asked = header.video_seconds * share * TRUSTED * media.fps
-    chosen = min(max(asked, media.min_frames), media.max_frames, header.frames * share * TRUSTED)
+def _video_tokens(ref: MediaRef, header: Header, media: MediaConfig, side: int) -> int:
+    seconds, present = header.video_seconds, float(header.frames)
+    if ref.start is not None or ref.end is not None:
+        # at the worst, frames that last longest, and one of them begins just before the stretch
+        present = header.rate * _stretch(ref, seconds)
+        seconds = (present - 1) / header.rate if present > 1 else 0.0
+    if not seconds or present < 1:
+        return 0
+    lasting = _trusted(seconds)
+    chosen = min(
+        max(lasting * media.fps, media.min_frames), media.max_frames, present * lasting / seconds
+    )
     frames = max(FRAMES_PER_TOKEN, int(chosen) // FRAMES_PER_TOKEN * FRAMES_PER_TOKEN)
     area = side * side
     least, most = _limits(media.min_pixels, media.max_pixels, VIDEO_TOKENS, area)
@@ -149,14 +162,12 @@ def _video_tokens(header: Header, share: float, media: MediaConfig, side: int) -
 
 
 def _image_tokens(path: str, media: MediaConfig, side: int) -> int:
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+    size = image_size(path)
+    if size is None:
         return 0
     area = side * side
     least, most = _limits(media.image_min_pixels, media.image_max_pixels, IMAGE_TOKENS, area)
-    return resized_tokens(height, width, side, least, most)
+    return resized_tokens(size[1], size[0], side, least, most)
 
 
 def _limits(
