@@ -41,7 +41,8 @@ ROOMS: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(STAGES, NOUNS),
     **dict.fromkeys(CONFIG, NOUNS),
     "strict": NOUNS | {"bounded"},
-    "sample": NOUNS | {"bounded"},
+    # a row whose gold no reward can read is refused with the others
+    "sample": NOUNS | {"bounded", "rewards"},
     "checkpoint_files": NOUNS | {"bounded", "family"},
     "media": NOUNS | {"bounded", "media_config"},
     # what differs between model families: the two stages that meet a processor or a model ask it

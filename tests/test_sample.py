@@ -165,7 +165,8 @@ def test_root(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", PROBLEM_TYPES)
 def test_every_problem_type(tmp_path: Path, kind: str) -> None:
-    row = {**EMER_ROW, "problem_type": kind, "solution": "<answer>B</answer>"}
+    gold = {"numerical": "3", "regression": "0.5", "judge": "Yes"}.get(kind, "B")
+    row = {**EMER_ROW, "problem_type": kind, "solution": f"<answer>{gold}</answer>"}
     assert read_one(tmp_path, row).problem_type == kind
 
 
@@ -237,6 +238,39 @@ def test_bad_rows(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     message = refused(write(tmp_path, NUMBER_ROW, {**EMER_ROW, **change}))
     assert message.startswith(f"sample: {tmp_path / 'data.json'}:2: found ")
     assert words in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "wanted"),
+    [
+        ("numerical", "three", "a number"),
+        ("numerical", "3 or 4", "a number"),
+        ("regression", "about 0.5 or so", "a number"),
+        ("judge", "maybe", "yes or no"),
+        ("judge", "yes and no", "yes or no"),
+        ("emer_ov", ", ,", "words separated by commas"),
+    ],
+)
+def test_a_gold_that_its_problem_type_cannot_read(
+    tmp_path: Path, kind: str, gold: str, wanted: str
+) -> None:
+    """It was found when the first well-formed completion of its row was scored: in the middle of a
+    training, as row 0 of a batch, with no word of the file."""
+    row = {**NUMBER_ROW, "problem_id": 8, "problem_type": kind}
+    bad = {**row, "solution": f"<context>c</context><answer>{gold}</answer>"}
+    message = refused(write(tmp_path, NUMBER_ROW, bad))
+    assert message.startswith(f"sample: {tmp_path / 'data.json'}:2: found gold answer {gold!r}")
+    assert f"for problem_type {kind!r}, wanted {wanted}; " in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold"),
+    [("numerical", r"\frac{1}{2}"), ("numerical", "1,000.5 cm"), ("regression", "12%"),
+     ("judge", "No, he is not."), ("emer_ov", "joy, surprise"), ("OCR", "?!"), ("free-form", "🙂")],
+)  # fmt: skip
+def test_golds_that_can_be_read(tmp_path: Path, kind: str, gold: str) -> None:
+    row = {**NUMBER_ROW, "problem_type": kind, "solution": f"<answer>{gold}</answer>"}
+    assert read_one(tmp_path, row).problem_type == kind
 
 
 @pytest.mark.parametrize("key", ["problem", "problem_type", "solution", "data_type"])

@@ -16,6 +16,7 @@ from typing import cast
 from omni_grpo_core._rows import Row, is_text, read_rows, short
 from omni_grpo_core.bounded import is_url
 from omni_grpo_core.errors import DataError
+from omni_grpo_core.rewards.accuracy import check_gold
 from omni_grpo_core.types import MODALITIES, PROBLEM_TYPES, MediaRef, ProblemType, Sample
 
 _OPTION = re.compile(r"\s*[(\[]?([A-Za-z])[)\].:、]")
@@ -44,7 +45,8 @@ def load_samples(path: Path | str, *, root: Path | None = None) -> tuple[Sample,
     ``data_type`` naming one of these; a row without ``path`` is text only. ``problem_id`` or
     ``id`` is the sample id, else ``file:row``. The gold stands in ``<answer>`` tags, after
     ``<context>`` and ``<think>`` if there are any, as in every public row; a bare one is refused,
-    not wrapped, since a gold that lost its tags may have lost more.
+    not wrapped, since a gold that lost its tags may have lost more. So is an answer that is none to
+    its ``problem_type``: ``three`` is no number.
 
     *Social-IQ 2.0 rows* (``q``, ``a0`` to ``a3``, ``answer_idx``, ``vid_name``, ``ts``) become
     multiple choice with options ``"A. …"`` and gold ``<answer>A</answer>``. The video is
@@ -147,6 +149,10 @@ def _human_omni(row: Row, sample_id: str, root: Path | None) -> Sample:
         )
     if kind in _WITH_OPTIONS:
         _check_gold_letters(row, kind, options, gold.group(3).strip())
+    try:
+        check_gold(cast(ProblemType, kind), options, solution)
+    except DataError as error:
+        row.bad(error.got, error.want, error.fix)
     return Sample(
         sample_id=sample_id,
         question=question,

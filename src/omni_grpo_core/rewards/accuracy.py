@@ -108,3 +108,14 @@ MEASURES: dict[ProblemType, Measure] = {
     "emer_ov": OpenWords(),
     "judge": yes_no,
 }
+_ANY_TEXT: Collection[ProblemType] = ("OCR", "free-form")
+
+
+def check_gold(problem_type: ProblemType, options: Sequence[str], solution: str) -> None:
+    """Read a gold as a measure will. Raises :class:`~omni_grpo_core.errors.DataError` for one that
+    its problem type cannot read, which no completion but a well-formed one would bring to light."""
+    columns = {"problem_type": problem_type, "options": options, "solution": solution}
+    row = Row(0, "", "", columns)
+    truth = gold(row)
+    if problem_type not in _ANY_TEXT:
+        MEASURES[problem_type](row, truth, "")  # which is read after the gold
