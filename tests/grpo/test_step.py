@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omni_grpo_core.batch import collate
-from omni_grpo_core.errors import TrainError
+from omni_grpo_core.errors import ConfigError, TrainError
 from omni_grpo_core.golden.steps import Alone
 from omni_grpo_core.grpo.config import LossConfig, RolloutCorrection
 from omni_grpo_core.grpo.step import MicroBatch, Scorer, StepPlan, Update, cut, optimize, scoring
@@ -215,3 +215,20 @@ def test_micro_batches_hold_as_many_completions_of_each_prompt(
 ) -> None:
     with pytest.raises(TrainError, match="a divisor or a multiple of 2"):
         whole(policy, mixed, rolled, 3)
+
+
+class Frozen(nn.Module):
+    """What a forward through frozen towers alone gives."""
+
+    def forward(self, batch: Batch, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(ids.shape), torch.zeros(ids.shape)
+
+
+def test_rows_from_which_nothing_learns_are_an_error_of_the_input(
+    policy: Policy, mixed: Batch, rolled: Rollout
+) -> None:
+    """Where it could not be seen before: a silent clip, with all frozen but the audio tower. It was
+    a RuntimeError of torch, and a fault of the program's own."""
+    window = whole(policy, mixed, rolled)
+    with pytest.raises(ConfigError, match="freeze: found a micro-batch from which nothing learns"):
+        optimize(PLAN, Alone(), Frozen(), policy.model, Still(policy.model), window)

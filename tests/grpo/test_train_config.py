@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from media_files import numbered, write_media
 
 from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError
@@ -99,6 +101,63 @@ def test_a_good_one_is_read_over_the_checkpoint_s_own_settings(tmp_path: Path) -
 def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_train_config(write(tmp_path, **changes))
+
+
+ROWS = json.loads(tiny.data_file().read_text(encoding="utf-8"))
+
+
+def one_row(folder: Path, **changes: Any) -> Path:
+    """Data of the first shipped row, a clip with sound, changed."""
+    row = {key: value for key, value in {**ROWS[0], **changes}.items() if value is not None}
+    path = folder / "rows.json"
+    path.write_text(json.dumps([row]))
+    return path
+
+
+TEXT = {"path": None, "data_type": "text"}
+PICTURE = {"path": "clip-12.png", "data_type": "image"}
+SOUND = {"path": "clip-14.wav", "data_type": "audio"}
+SEEN = ["text", "image", "video"]
+
+
+@pytest.mark.parametrize(
+    ("row", "freeze", "sound", "learns"),
+    [
+        (TEXT, ["text"], "auto", False),
+        (TEXT, ["text", "text"], "auto", False),
+        (TEXT, ["image", "video", "audio"], "auto", True),
+        (PICTURE, ["text", "audio"], "auto", True),
+        (PICTURE, SEEN, "auto", False),
+        (SOUND, ["text", "audio"], "auto", False),
+        (SOUND, SEEN, "auto", True),
+        ({}, ["text"], "auto", True),
+        ({}, SEEN, "auto", True),
+        ({}, SEEN, "off", False),
+        ({"path": "silent.mp4"}, SEEN, "auto", False),
+    ],
+)
+def test_something_must_learn_from_every_row(
+    tmp_path: Path, row: dict[str, Any], freeze: list[str], sound: str, learns: bool
+) -> None:
+    """A step of rows of text under ``freeze: [text]`` ended as a RuntimeError of torch, "element 0
+    of tensors does not require grad"."""
+    for name in ("clip-00.mp4", "clip-12.png", "clip-14.wav"):
+        shutil.copy(tiny.data_file().parent / name, tmp_path)
+    write_media(tmp_path / "silent.mp4", numbered(8))
+    path = write(
+        tmp_path,
+        data=str(one_row(tmp_path, **row)),
+        freeze=freeze,
+        settings={"group_size": 4, "max_new_tokens": 24, "audio_in_video": sound},
+        batch_size=4,
+        micro_batch_size=4,
+    )
+    if learns:
+        load_train_config(path)
+        return
+    words = r"freeze: found .*text.*learns from 1 of 1 rows, such as .*rows\.json:1"
+    with pytest.raises(ConfigError, match=words):
+        load_train_config(path)
 
 
 @pytest.mark.parametrize("key", FOREIGN)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.grpo.headers import read_header
 from omni_grpo_core.grpo.memory import check_memory, lora_target, thinker_shapes
 from omni_grpo_core.grpo.prompt_estimate import (
     check_prompt_limit,
@@ -184,12 +185,14 @@ def check_data(config: TrainConfig, *, world: int = 1) -> None:
     """What the rows, the headers of their files and the device's memory say against a run.
 
     Raises ``DataError`` for a row that cannot be used, ``ConversationError`` for one that
-    contradicts the audio-in-video setting, ``ConfigError`` for fewer samples than groups, a prompt
-    limit below the media tokens and a run that needs more memory than there is.
+    contradicts the audio-in-video setting, ``ConfigError`` for fewer samples than groups, a row from
+    which nothing learns, a prompt limit below the media tokens and a run that needs more memory
+    than there is.
     """
     root = Path(config.root) if config.root else None
     samples = load_samples(config.data, root=root)
     require_enough(config, samples)
+    _check_reached(config, samples)
     read = [*samples, *(load_samples(config.eval_data, root=root) if config.eval_data else ())]
     tokens = least_media_tokens(read, config.settings, token_shape(Path(config.checkpoint)))
     check_prompt_limit(read, tokens, config.settings.max_prompt_length)
@@ -357,6 +360,27 @@ def _check_trained(config: TrainConfig) -> None:
                    "with lora everything but the adapter is frozen")  # fmt: skip
     if config.lora is not None:
         _check_lora(config.lora, thinker_shapes(Path(config.checkpoint)))
+
+
+def _check_reached(config: TrainConfig, samples: Sequence[Sample]) -> None:
+    """A step of rows that go through frozen towers alone has no gradient."""
+    idle = [sample for sample in samples if _is_idle(sample, config)]
+    if idle:
+        raise _bad("freeze", f"{', '.join(config.freeze)}, so that nothing learns from {len(idle)} "
+                   f"of {len(samples)} rows, such as {idle[0].origin}",
+                   "every row to go through something that learns",
+                   "freeze less, or leave these rows out")  # fmt: skip
+
+
+def _is_idle(sample: Sample, config: TrainConfig) -> bool:
+    if not {"text", *(ref.modality for ref in sample.media)} <= set(config.freeze):
+        return False
+    if "audio" in config.freeze or config.settings.audio_in_video == "off":
+        return True
+    # a video that is not looked at may still be heard; a silent one of another format than mp4 is
+    # found at its step
+    headers = [read_header(ref.path) for ref in sample.media if ref.modality == "video"]
+    return all(header is not None and not header.audio_seconds for header in headers)
 
 
 def _check_lora(lora: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:

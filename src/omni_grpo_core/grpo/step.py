@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from omni_grpo_core.batch import collate
 from omni_grpo_core.dialect import switch_checkpointing
-from omni_grpo_core.errors import TrainError
+from omni_grpo_core.errors import ConfigError, TrainError
 from omni_grpo_core.forward import completion_logits
 from omni_grpo_core.grpo.completions import stack_completions
 from omni_grpo_core.grpo.config import LossConfig, RolloutCorrection
@@ -274,7 +274,8 @@ def _backward(
     old: list[Tensor],
     reference: Sequence[Tensor | None],
 ) -> _Share:
-    """Gradients of every micro-batch; fills ``old`` the first time.
+    """Gradients of every micro-batch; fills ``old`` the first time. Raises ``ConfigError`` for rows
+    that go through frozen towers alone.
 
     Where there is no loss its gradient is NaN instead of an error: the other processes wait for
     this one's gradients, and the NaN is what stops them all.
@@ -312,6 +313,13 @@ def _backward(
             except NotFiniteError as error:
                 broken.append(f"{error.item}: {error.got}")
                 share = logprobs.sum() * math.nan
+            if not share.requires_grad:
+                raise ConfigError(
+                    "freeze",
+                    got="a micro-batch from which nothing learns",
+                    want="every row to go through something that learns",
+                    fix="freeze less, or leave rows without that modality out",
+                )
             # data-parallel wrappers average the gradients of their processes: undo it
             team.backward(share * team.world)
         loss += float(share.detach())
