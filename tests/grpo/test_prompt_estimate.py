@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from media_files import tone, write_media
+from media_files import tone, trimmed, write_media
 from qwen_omni_utils.v2_5 import vision_process
 
 from omni_grpo_core import tiny
@@ -193,20 +193,6 @@ def test_a_wav_is_no_longer_than_its_file(stated: int, tmp_path: Path) -> None:
     header = read_header(path)
     assert header is not None
     assert header.audio_seconds == min(stated, 48_000) // 2 / 16_000
-
-
-def trimmed(body: bytes, begin: float, seconds: float) -> bytes:
-    """Both tracks' edit lists changed: what ``ffmpeg -ss BEGIN -c copy`` writes."""
-    parts = body.split(b"elst")
-    scales = [struct.unpack_from(">I", part, 12)[0] for part in body.split(b"mdhd")[1:]]
-    assert len(parts) == 1 + len(scales) == 3
-    done = [parts[0]]
-    for part, scale in zip(parts[1:], scales, strict=True):
-        version, count, _, start = struct.unpack_from(">IIIi", part)
-        assert (version, count) == (0, 1)
-        entry = struct.pack(">IIIi", 0, 1, int(1000 * seconds), start + int(begin * scale))
-        done.append(entry + part[16:])
-    return b"elst".join(done)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import pickle
 import shutil
+import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml
+from media_files import trimmed, write_media
 from runner import Case, Outcome, check_case
 from runner import run as run_case
 from safetensors.torch import load_file, save_file
@@ -195,6 +201,143 @@ LAUNCHED = tuple(
 )  # fmt: skip
 
 
+# --------------------------------------------------------------------------- rows
+
+ROW = json.loads(tiny.data_file().read_text(encoding="utf-8"))[0]
+TEXT = {**{k: v for k, v in ROW.items() if k != "path"}, "data_type": "text"}
+CLIP = tiny.data_file().parent / "clip-00.mp4"
+FTYP = struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0)
+LAYOUT = struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+
+
+def with_rows(*rows: Mapping[str, Any], **changes: Any) -> Callable[[Path], Sequence[object]]:
+    """A run on these rows, one of them in each step."""
+
+    def arguments(folder: Path) -> Sequence[object]:
+        shutil.copy(CLIP, folder)
+        named = [{**row, "id": str(number)} for number, row in enumerate(rows)]
+        (folder / "rows.json").write_text(json.dumps(named), encoding="utf-8")
+        return written(folder, **{"data": "rows.json", **changes})
+
+    return arguments
+
+
+def with_medium(
+    make: Callable[[Path], object], data_type: str = "video", **changes: Any
+) -> Callable[[Path], Sequence[object]]:
+    """A run whose only row names a file that ``make`` writes."""
+    row = {**ROW, "data_type": data_type, "path": "medium"}
+
+    def arguments(folder: Path) -> Sequence[object]:
+        make(folder / "medium")
+        return with_rows(row, **changes)(folder)
+
+    return arguments
+
+
+def body(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def lacks(name: bytes) -> Callable[[Path], object]:
+    return body(CLIP.read_bytes().replace(name, b"xxxx"))
+
+
+def wav(stated: int) -> bytes:
+    """Two seconds of sound under a header that states so many bytes."""
+    head = struct.pack("<4sI4s4s", b"RIFF", 0xFFFF_FFFF, b"WAVE", b"fmt ") + LAYOUT
+    sound = (1000 * np.sin(np.arange(32_000) / 5)).astype("<i2")
+    return head + struct.pack("<4sI", b"data", stated) + sound.tobytes()
+
+
+def long_clip(path: Path) -> None:
+    """Twenty seconds, of which the last five are shown."""
+    frames = np.zeros((200, 56, 84, 3), np.uint8)
+    whole = write_media(path.with_suffix(".mp4"), frames, fps=10)
+    path.write_bytes(trimmed(whole.read_bytes(), 15.0, 5.0))
+
+
+def apng(path: Path) -> None:
+    """One that states 0 pictures."""
+    picture(path, "PNG")
+    whole, chunk = path.read_bytes(), b"acTL" + bytes(8)
+    length, check = (struct.pack(">I", number) for number in (8, zlib.crc32(chunk)))
+    path.write_bytes(whole[:33] + length + chunk + check + whole[33:])
+
+
+def picture(path: Path, kind: str, **options: Any) -> None:
+    PIL.Image.new("RGB", (56, 84), "red").save(path, kind, **options)
+
+
+EMF = b"\1\0\0\0" + struct.pack("<I", 108) + bytes(32) + b" EMF" + bytes(100)
+NESTED = b"".join(struct.pack(">I4s", 8 * (3000 - depth), b"moov") for depth in range(3000))
+EXIF = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
+BAD_GOLDS = (("numerical", "three"), ("regression", "much"), ("judge", "maybe"), ("emer_ov", ",,"))
+ROWS = (
+    *(Case(f"an mp4 without {name.decode()}", with_medium(lacks(name)), words=("media: ",))
+      for name in (b"moov", b"trak", b"mdhd", b"stsd", b"stsz", b"stts")),
+    Case("an mp4 of boxes 3,000 deep", with_medium(body(FTYP + NESTED)), words=("media: ",)),
+    Case("an mp4 of boxes alone", with_medium(body(FTYP + b"\0\0\0\x08free" * 20_000)),
+         words=("media: ",)),
+    Case("an mp4 cut off", with_medium(body(CLIP.read_bytes()[:-4000])), words=("media: ",)),
+    Case("an mp4 in gzip", with_medium(lambda path: path.write_bytes(gzip.compress(
+        CLIP.read_bytes()))), words=("media: ",)),
+    Case("an mp4 in gzip, among the rows to measure on",
+         lambda folder: [(folder / "bad").write_bytes(gzip.compress(CLIP.read_bytes())),
+                         (folder / "eval.json").write_text(json.dumps([{**ROW, "path": "bad"}])),
+                         with_rows(TEXT, eval_data="eval.json", eval_every=1)(folder)][-1],
+         words=("media: ",)),
+    Case("a text for a picture", with_medium(body(b"no picture"), "image"), words=("media: ",)),
+    Case("an EMF of nothing", with_medium(body(EMF), "image"), words=("media: ",)),
+    *(Case(f"a picture of {side}² pixels", with_medium(
+        lambda path, side=side: PIL.Image.new("1", (side, side), 1).save(path, "PNG"), "image"),
+        words=("media: ", "pixels")) for side in (9_500, 14_000)),
+    *(Case(f"{gold} for {kind}, third of three rows",
+           with_rows(TEXT, TEXT, {**TEXT, "problem_type": kind,
+                                  "solution": f"<answer>{gold}</answer>"}),
+           words=("rows.json:3", repr(gold), kind)) for kind, gold in BAD_GOLDS),
+    *(Case(f"freeze {frozen}, of rows of text", with_rows(TEXT, freeze=frozen),
+           words=("freeze", "1 of 1 rows", "rows.json:1"))
+      for frozen in (["text"], ["text", "text"], ["text", "audio"])),
+    Case("freeze text, of rows some of which are text", with_rows(ROW, TEXT, freeze=["text"]),
+         words=("freeze", "1 of 2 rows", "rows.json:2")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROWS, ids=str)
+def test_a_run_on_rows_that_cannot_be_used_leaves_nothing_behind(
+    case: Case, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    outcome = check_case(case, tmp_path, record_property)
+    assert "Warning" not in outcome.stderr
+
+
+# of 20 s it has room for 10, and of the words around them
+LIMITED = {**setting(max_prompt_length=350, media={"fps": 10.0, "max_frames": 200}), "steps": 1}
+USABLE = (
+    *(Case(f"a wav that states {stated:#x} bytes", with_medium(body(wav(stated)), "audio",
+                                                               **LIMITED), code=0)
+      for stated in (0xFFFF_FFFF, 0x7FFF_FFFF)),
+    Case("a clip trimmed by its edit list", with_medium(long_clip, **LIMITED), code=0),
+    Case("odd EXIF", with_medium(lambda path: picture(path, "JPEG", exif=EXIF), "image", steps=1),
+         code=0),
+    Case("an APNG of no picture", with_medium(apng, "image", steps=1), code=0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", USABLE, ids=str)
+def test_a_run_on_odd_media_that_can_be_used(
+    case: Case, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """``check`` took them, and ``train`` refused them by what their headers say, or let a library
+    have its say on stderr."""
+    outcome = check_case(case, tmp_path, record_property)
+    assert "Warning" not in outcome.stderr
+
+
+# --------------------------------------------------------------------------- runs
+
+
 @pytest.mark.parametrize("case", [*NUMBERS, *PLACES, *REWARDS, *LAUNCHED], ids=str)
 def test_a_run_that_cannot_work(
     case: Case, tmp_path: Path, record_property: Callable[[str, object], None]
@@ -220,7 +363,7 @@ def test_a_reward_that_fails_at_the_first_step(
     assert outcome.code == 2, outcome
     assert outcome.stderr.count("error: ") == 1
     assert word in outcome.stderr
-    assert not list((tmp_path / "given").rglob("*.partial"))
+    assert not (tmp_path / "given" / "run").exists()
 
 
 # --------------------------------------------------------------------------- saved states

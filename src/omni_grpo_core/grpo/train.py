@@ -131,7 +131,7 @@ class _Run:
         self.partial = PartialRewards(spanned, config.scale)
         self.accelerator = make_accelerator(config)
         self.team = AccelerateTeam(self.accelerator)
-        self.locked = False
+        self.locked = self.opened = False
         self.saved = self.team.agree(self._look_back, main_only=True)
         self.policy = load_policy(
             config.checkpoint, processor=config.processor, device=str(self.accelerator.device)
@@ -162,10 +162,6 @@ class _Run:
                 return broken
         self._set_up()
         start = self._resume()
-        self.team.agree(lambda: self._open_folder(start), main_only=True)
-        if self.config.trackers:
-            self.accelerator.init_trackers("tracker")
-        self.accelerator.wait_for_everyone()
         end_watch = watch_generation(self.policy.model.model, self.seen.append)
         try:
             for step in range(start, self.config.steps):
@@ -173,6 +169,7 @@ class _Run:
                 if stopped is not None:
                     return stopped
                 self._save_if_due(step + 1)
+            self._open(start)
         finally:
             end_watch()
             if self.config.trackers:
@@ -217,13 +214,24 @@ class _Run:
             self.held.callback(os.close, handle)
         self.locked = True
 
-    def _open_folder(self, start: int) -> None:
-        """On the main process: what a run writes before its first step."""
+    def _open(self, step: int) -> None:
+        """Before anything is written, of which ``step`` is the first: what input or machine refuse
+        until then leaves nothing behind."""
+        if self.opened:
+            return
+        self.team.agree(lambda: self._open_folder(step), main_only=True)
+        if self.config.trackers:
+            self.accelerator.init_trackers("tracker")
+        self.accelerator.wait_for_everyone()
+        self.opened = True
+
+    def _open_folder(self, step: int) -> None:
+        """On the main process."""
         self.out.mkdir(parents=True, exist_ok=True)
         self._lock()
         body = json.dumps(as_values(self.config), indent=1)
         write_file(self.out / "config.json", f"{body}\n".encode())
-        if (unreadable := checkpointing.cut_log(self.out / LOG, start)) is not None:
+        if (unreadable := checkpointing.cut_log(self.out / LOG, step)) is not None:
             self.warn(unreadable)
 
     def _resume(self) -> int:
@@ -316,6 +324,11 @@ class _Run:
         lengths = Metrics.sum(self.team.gather([rollout_metrics(rolled.completions)]))
         record = step_record(step, rewards, lengths + advantage_metrics(advantages), updates)
         record |= {"lr": rate, "seconds": time.perf_counter() - begin}
+        measured: Mapping[str, float] = {}
+        if not findings:
+            with self.accelerator.autocast(), gathered(self.scorer):
+                measured = self.examiner.measure(self.policy, step)
+        self._open(step)
         if step < self.trace_steps or findings:
             folder = self.out / ("stopped" if findings else "trace") / f"step-{step:06d}"
             if self.accelerator.is_main_process:
@@ -326,8 +339,7 @@ class _Run:
         if findings:
             self.accelerator.wait_for_everyone()
             return TrainResult("stopped", step, tuple(findings), folder, None)
-        with self.accelerator.autocast(), gathered(self.scorer):
-            record |= self.examiner.measure(self.policy, step)
+        record |= measured
         self._log(step, record)
         self.on_step(StepView(record, inputs, rolled, scored))
         return None
