@@ -111,9 +111,7 @@ def changed(clip: Path, folder: Path, change: Callable[[bytes], bytes]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["mdhd", "stsd", "stsz", "stts", "mvhd", "hdlr", "trak", "moov"])
-def test_nothing_is_known_of_an_mp4_that_lacks_a_box(
-    name: str, clip: Path, tmp_path: Path
-) -> None:
+def test_nothing_is_known_of_an_mp4_that_lacks_a_box(name: str, clip: Path, tmp_path: Path) -> None:
     """A KeyError ended the command as a fault of its own; the media stage says what is wrong."""
     path = changed(clip, tmp_path, lambda body: body.replace(name.encode(), b"xxxx"))
     assert read_header(path) is None
@@ -264,9 +262,7 @@ def odd_apng(path: Path) -> None:
 
 
 def odd_exif(path: Path) -> None:
-    PIL.Image.new("L", (30, 20)).save(
-        path, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
-    )
+    PIL.Image.new("L", (30, 20)).save(path, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
 
 
 IMAGES: dict[str, tuple[Callable[[Path], object], tuple[int, int] | None]] = {

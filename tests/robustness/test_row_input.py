@@ -99,6 +99,12 @@ VALUES: Mapping[str, Sequence[Any]] = {
     ),
     "id": ("", " ", True, 1.5, [1], {"a": 1}, "half \ud83d"),
 }
+GOLDS = (
+    ("numerical", "three", "a number"), ("numerical", "5 or 6", "a number"),
+    ("regression", "much", "a number"), ("judge", "maybe", "yes or no"),
+    ("emer_ov", ",,", "words"), ("multiple choice", "none of them", "letters"),
+)  # fmt: skip
+"""That no completion can be held against: found only when one was well-formed."""
 SOCIAL_VALUES: Mapping[str, Sequence[Any]] = {
     "q": (None, "", 7),
     "a3": (None, "", 7),
@@ -129,6 +135,11 @@ CASES = (
              words=("rows.json:1",))
         for key, values in SOCIAL_VALUES.items()
         for value in values
+    ),
+    *(
+        Case(f"{gold} for {kind}", words=("rows.json:1", repr(gold), wanted), arguments=data(
+            rows({**ROW, "problem_type": kind, "solution": f"<answer>{gold}</answer>"})))
+        for kind, gold, wanted in GOLDS
     ),
     Case("no rows at all", lambda folder: ["check", "--data", folder / "none.json"],
          words=("no such file",)),

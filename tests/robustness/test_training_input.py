@@ -252,7 +252,7 @@ def wav(stated: int) -> bytes:
 
 def long_clip(path: Path) -> None:
     """Twenty seconds, of which the last five are shown."""
-    frames = np.zeros((200, 56, 84, 3), np.uint8)
+    frames = np.zeros((200, 64, 64, 3), np.uint8)
     whole = write_media(path.with_suffix(".mp4"), frames, fps=10)
     path.write_bytes(trimmed(whole.read_bytes(), 15.0, 5.0))
 

@@ -185,9 +185,9 @@ def check_data(config: TrainConfig, *, world: int = 1) -> None:
     """What the rows, the headers of their files and the device's memory say against a run.
 
     Raises ``DataError`` for a row that cannot be used, ``ConversationError`` for one that
-    contradicts the audio-in-video setting, ``ConfigError`` for fewer samples than groups, a row from
-    which nothing learns, a prompt limit below the media tokens and a run that needs more memory
-    than there is.
+    contradicts the audio-in-video setting, ``ConfigError`` for fewer samples than groups, a row
+    from which nothing learns, a prompt limit below the media tokens and a run that needs more
+    memory than there is.
     """
     root = Path(config.root) if config.root else None
     samples = load_samples(config.data, root=root)
