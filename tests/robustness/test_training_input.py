@@ -269,6 +269,16 @@ def picture(path: Path, kind: str, **options: Any) -> None:
     PIL.Image.new("RGB", (56, 84), "red").save(path, kind, **options)
 
 
+def square(side: int) -> Callable[[Path], object]:
+    return lambda path: PIL.Image.new("1", (side, side), 1).save(path, "PNG")
+
+
+def measured_on_a_bad_one(folder: Path) -> Sequence[object]:
+    (folder / "bad").write_bytes(gzip.compress(CLIP.read_bytes()))
+    (folder / "eval.json").write_text(json.dumps([{**ROW, "path": "bad"}]), encoding="utf-8")
+    return with_rows(TEXT, eval_data="eval.json", eval_every=1)(folder)
+
+
 EMF = b"\1\0\0\0" + struct.pack("<I", 108) + bytes(32) + b" EMF" + bytes(100)
 NESTED = b"".join(struct.pack(">I4s", 8 * (3000 - depth), b"moov") for depth in range(3000))
 EXIF = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
@@ -280,18 +290,13 @@ ROWS = (
     Case("an mp4 of boxes alone", with_medium(body(FTYP + b"\0\0\0\x08free" * 20_000)),
          words=("media: ",)),
     Case("an mp4 cut off", with_medium(body(CLIP.read_bytes()[:-4000])), words=("media: ",)),
-    Case("an mp4 in gzip", with_medium(lambda path: path.write_bytes(gzip.compress(
-        CLIP.read_bytes()))), words=("media: ",)),
-    Case("an mp4 in gzip, among the rows to measure on",
-         lambda folder: [(folder / "bad").write_bytes(gzip.compress(CLIP.read_bytes())),
-                         (folder / "eval.json").write_text(json.dumps([{**ROW, "path": "bad"}])),
-                         with_rows(TEXT, eval_data="eval.json", eval_every=1)(folder)][-1],
+    Case("an mp4 in gzip", with_medium(body(gzip.compress(CLIP.read_bytes()))), words=("media: ",)),
+    Case("an mp4 in gzip, among the rows to measure on", measured_on_a_bad_one,
          words=("media: ",)),
     Case("a text for a picture", with_medium(body(b"no picture"), "image"), words=("media: ",)),
     Case("an EMF of nothing", with_medium(body(EMF), "image"), words=("media: ",)),
-    *(Case(f"a picture of {side}² pixels", with_medium(
-        lambda path, side=side: PIL.Image.new("1", (side, side), 1).save(path, "PNG"), "image"),
-        words=("media: ", "pixels")) for side in (9_500, 14_000)),
+    *(Case(f"a picture of {side}² pixels", with_medium(square(side), "image"),
+           words=("media: ", "pixels")) for side in (9_500, 14_000)),
     *(Case(f"{gold} for {kind}, third of three rows",
            with_rows(TEXT, TEXT, {**TEXT, "problem_type": kind,
                                   "solution": f"<answer>{gold}</answer>"}),
