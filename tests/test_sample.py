@@ -245,6 +245,7 @@ def test_bad_rows(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     [
         ("numerical", "three", "a number"),
         ("numerical", "3 or 4", "a number"),
+        ("numerical", "1/0", "a number"),
         ("regression", "about 0.5 or so", "a number"),
         ("judge", "maybe", "yes or no"),
         ("judge", "yes and no", "yes or no"),
