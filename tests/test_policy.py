@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from omni_grpo_core import tiny
 from omni_grpo_core._template import fault_of
 from omni_grpo_core.errors import CheckpointError
-from omni_grpo_core.forward import prefill
-from omni_grpo_core.policy import Policy, load_policy
+from omni_grpo_core.forward import library_keywords, prefill
+from omni_grpo_core.policy import Policy, library_generate, load_policy
 from omni_grpo_core.types import Batch
 
 Mend = Callable[[Path], None]
@@ -93,6 +94,30 @@ def test_no_generation_config_still_stops(folder: Path) -> None:
     loaded = load_policy(folder)
     end_of_turn = loaded.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end_of_turn in loaded.eos_token_ids
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"return_dict_in_generate": True},
+        {"num_beams": 4},
+        {"min_new_tokens": 30},
+        {"repetition_penalty": 5.0},
+        {"stop_strings": ["a"]},
+    ],
+    ids=str,
+)
+def test_the_checkpoint_s_generation_config_has_no_part_in_the_reference(
+    asked: dict[str, Any], policy: Policy, mixed: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``check`` on a sound checkpoint ended with 3 or a finding where its generation config asked
+    for beams, penalties or a dict: the reference ``generate`` obeyed, the rollout does not."""
+    keywords = library_keywords(policy, mixed.rows[-1])
+    wanted = library_generate(policy, keywords, max_new_tokens=8)
+    own = transformers.GenerationConfig(eos_token_id=list(policy.eos_token_ids), **asked)
+    monkeypatch.setattr(policy.model, "generation_config", own)
+    assert torch.equal(library_generate(policy, keywords, max_new_tokens=8), wanted)
+    assert policy.model.generation_config is own
 
 
 def test_special_tokens_but_eos_are_suppressed(policy: Policy) -> None:

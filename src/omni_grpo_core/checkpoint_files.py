@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
@@ -17,6 +17,7 @@ from omni_grpo_core.bounded import Unreadable, json_value, plain_file, read_text
 from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.family import Family, published_name
 
+GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100 << 20
 """Bytes of a weight file's header: safetensors' own limit."""
@@ -82,6 +83,98 @@ _PROCESSOR_SIZES: Mapping[str, int] = {
 }
 """The largest values that are believed: arrays of these sizes are made at once, and each audio is
 padded to ``chunk_length`` seconds (published: 300)."""
+
+
+def _is_real(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_ids(value: Any, most: int) -> bool:
+    return isinstance(value, list) and all(type(one) is int and 0 <= one < most for one in value)
+
+
+def _are_words(value: Any, most: int) -> bool:
+    """Words are lists of ids, of at least one each."""
+    return isinstance(value, list) and all(word and _are_ids(word, most) for word in value)
+
+
+def _are_biases(value: Any, most: int) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and _are_words(pair[:1], most)
+        and _is_real(pair[1])
+        for pair in value
+    )
+
+
+_GENERATION: tuple[tuple[Callable[[Any, int], bool], str, tuple[str, ...]], ...] = (
+    (
+        lambda value, most: type(value) is bool,
+        "true or false",
+        (
+            *("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values"),
+            *("token_healing", "return_dict_in_generate", "output_scores", "output_logits"),
+            *("output_attentions", "output_hidden_states", "is_assistant"),
+        ),
+    ),
+    (
+        lambda value, most: type(value) is int and value > 0,
+        "a whole number above 0",
+        (
+            *("max_length", "max_new_tokens", "num_beams", "num_beam_groups"),
+            *("num_return_sequences", "prefill_chunk_size", "prompt_lookup_num_tokens"),
+        ),
+    ),
+    (
+        lambda value, most: type(value) is int and value >= 0,
+        "a whole number",
+        ("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    ),
+    # vLLM's way of saying "all of them" is -1
+    (lambda value, most: type(value) is int and value >= -1, "a whole number", ("top_k",)),
+    (
+        lambda value, most: _is_real(value) and 0 <= value <= 1,
+        "a number from 0 to 1",
+        ("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    ),
+    (
+        lambda value, most: _is_real(value) and value >= 0,
+        "a number, 0 or more",
+        ("temperature", "penalty_alpha", "diversity_penalty"),
+    ),
+    (
+        lambda value, most: _is_real(value) and value > 0,
+        "a number above 0",
+        ("repetition_penalty", "encoder_repetition_penalty", "max_time"),
+    ),
+    (lambda value, most: _is_real(value), "a number", ("length_penalty", "guidance_scale")),
+    (_are_ids, "a list of token ids", ("suppress_tokens", "begin_suppress_tokens")),
+    (_are_words, "lists of token ids, of at least one each", ("bad_words_ids",)),
+    (_are_biases, "pairs of a list of token ids and a number", ("sequence_bias",)),
+    (
+        lambda value, most: (
+            isinstance(value, list)
+            and len(value) == 2
+            and type(value[0]) is int
+            and _is_real(value[1])
+        ),
+        "a whole number and a number",
+        ("exponential_decay_length_penalty",),
+    ),
+    (
+        lambda value, most: (
+            isinstance(value, str)
+            or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+        ),
+        "a text or a list of texts",
+        ("stop_strings",),
+    ),
+    (lambda value, most: isinstance(value, dict), "an object", ("watermarking_config",)),
+)
+"""What may stand under a name of ``generation_config.json``, null aside: whether a value fits
+beside a vocabulary's size, and what would. A rollout honours only the eos, but a value that no
+``generate`` can follow is a file that was spoiled."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -186,12 +279,24 @@ def _check_ids(content: Mapping[str, Any], vocabulary: Any, path: Path) -> None:
 
 
 def check_generation(config: Mapping[str, Any], folder: Path) -> None:
-    """Raises ``CheckpointError`` for a ``generation_config.json`` that is none, or whose ids are
-    outside the vocabulary. A checkpoint may come without."""
-    path = folder / "generation_config.json"
-    if path.exists():
-        text = thinker_of(config, folder).get("text_config", {})
-        _check_ids(read_object(path), text.get("vocab_size"), path)
+    """Raises ``CheckpointError`` for a ``generation_config.json`` that is none, whose ids are
+    outside the vocabulary, or whose values are none that a ``generate`` could follow. A checkpoint
+    may come without."""
+    path = folder / GENERATION
+    if not path.exists():
+        return
+    content = read_object(path)
+    vocabulary = thinker_of(config, folder).get("text_config", {}).get("vocab_size")
+    _check_ids(content, vocabulary, path)
+    most = vocabulary if isinstance(vocabulary, int) else _LARGEST
+    for fits, want, names in _GENERATION:
+        for name in names:
+            value = content.get(name)
+            if value is not None and not fits(value, most):
+                raise CheckpointError(
+                    str(path), got=f"{name} {_shown(value)}", want=want,
+                    fix=f"correct it, or remove {name}",
+                )  # fmt: skip
 
 
 def check_processor_files(folder: Path, family: Family) -> None:

@@ -207,6 +207,40 @@ NUMBERS = tuple(
         ("audio_config", "encoder_attention_heads", 7),
     )
 )
+GENERATION = "generation_config.json"
+OTHERS_SETTINGS: Mapping[str, Any] = {
+    "stop_strings": ["</think>"], "return_dict_in_generate": True, "token_healing": True,
+    "guidance_scale": 3.0, "prefill_chunk_size": 2, "penalty_alpha": 0.6, "dola_layers": "low",
+    "constraints": "x", "assistant_early_exit": 1, "is_assistant": True, "num_beams": 4,
+    "no_repeat_ngram_size": 2, "bad_words_ids": [[27]], "forced_eos_token_id": 5,
+    "min_new_tokens": 50, "min_length": 9999, "continuous_batching_config": {"x": 1},
+    "repetition_penalty": 1.1, "sequence_bias": [[[27], -3.0]], "suppress_tokens": [27],
+    "begin_suppress_tokens": [27], "exponential_decay_length_penalty": [1, 1.5], "max_time": 1e-9,
+    "max_length": 1, "max_new_tokens": 1, "use_cache": False, "prompt_lookup_num_tokens": 2,
+    "output_scores": True, "remove_invalid_values": True, "custom_key": [1],
+}  # fmt: skip
+NO_SETTINGS: Mapping[str, Sequence[Any]] = {
+    "top_k": ("x", -2, 1.5), "top_p": ("x", 7), "temperature": ("x", -1, [1]),
+    "num_beams": ("x", 0), "guidance_scale": ("x",), "repetition_penalty": (0, -1.0, "x"),
+    "bad_words_ids": ([[]], "x", [[-1]], [["a"]]), "sequence_bias": ({"x": 1}, [[[27]]]),
+    "exponential_decay_length_penalty": ([1, "x"], 1), "max_time": ("x", 0),
+    "max_new_tokens": (0, "x"), "num_return_sequences": ("x",), "do_sample": ("x", 1),
+    "suppress_tokens": ("x", [10**9]), "stop_strings": (7, [7]), "min_length": (-1,),
+    "use_cache": ("no",), "cache_implementation": ("nope", 7), "watermarking_config": ("x",),
+}  # fmt: skip
+SETTINGS = (
+    *(
+        Case(f"{key} {value} of another generate", spoiled(put(GENERATION, value, key)), code=0)
+        for key, value in OTHERS_SETTINGS.items()
+    ),
+    *(
+        case(f"{key} {value} of no generate", put(GENERATION, value, key), words=(GENERATION, key))
+        for key, values in NO_SETTINGS.items()
+        for value in values
+    ),
+    case("a watermark of nothing known", put(GENERATION, {"a": 1}, "watermarking_config"),
+         words=(GENERATION, "Watermarking")),
+)  # fmt: skip
 SECTIONS: Mapping[str, Any] = {
     "a text": "466", "a number": 16, "too few": [16], "too large": [4, 6, 7],
     "negative": [20, -2, -2], "texts": ["4", "6", "6"], "a mapping": {"t": 4},
@@ -389,12 +423,12 @@ FOLDERS = (
 QUICK = (
     *(one for one in FILES if one.name.startswith(WHOLLY[:2])),
     *(one for one in FILES if one.name.endswith(("cut", "3,000 deep"))),
-    *PROCESSOR[::3], *VIDEO, *TOKENS[::2], *ENDS[::3], *NUMBERS[::2], *ROPE[::3], *PARTS[::4],
-    *KINDS[::3], *TEMPLATE[::2], *WEIGHTS, *FOLDERS,
+    *PROCESSOR[::3], *VIDEO, *TOKENS[::2], *ENDS[::3], *NUMBERS[::2], *SETTINGS[::6],
+    *ROPE[::3], *PARTS[::4], *KINDS[::3], *TEMPLATE[::2], *WEIGHTS, *FOLDERS,
 )  # fmt: skip
 CASES = (
-    *FILES, *PROCESSOR, *VIDEO, *TOKENS, *ENDS, *NUMBERS, *ROPE, *PARTS, *KINDS, *TEMPLATE,
-    *WEIGHTS, *FOLDERS,
+    *FILES, *PROCESSOR, *VIDEO, *TOKENS, *ENDS, *NUMBERS, *SETTINGS, *ROPE, *PARTS, *KINDS,
+    *TEMPLATE, *WEIGHTS, *FOLDERS,
 )  # fmt: skip
 
 
