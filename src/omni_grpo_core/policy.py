@@ -27,6 +27,7 @@ from omni_grpo_core.checkpoint_files import (
     check_generation,
     check_processor_files,
     read_object,
+    refuse_adapter,
     weight_shapes,
 )
 from omni_grpo_core.errors import CheckpointError
@@ -111,8 +112,9 @@ def load_policy(
     """
     folder = Path(path)
     files = Path(processor or folder)
+    refuse_adapter(folder)
     config = read_object(folder / "config.json")
-    family = family_of(str(config.get("model_type")), str(folder))
+    family = family_of(config.get("model_type"), str(folder))
     require_library(folder, family)
     check_config(config, folder)
     check_generation(config, folder)
@@ -215,6 +217,16 @@ def _check_shapes(folder: Path, empty: Any, shapes: Mapping[str, tuple[int, ...]
     """Raises ``CheckpointError`` where a weight file has another shape than the config asks for, or
     where the config asks for far more than the files have: it would be allocated first."""
     wanted = {published_name(name): tuple(p.shape) for name, p in empty.named_parameters()}
+    some = next(iter(wanted))
+    before = [n.removesuffix(some) for n in shapes if n.endswith(f".{some}")]
+    if some not in shapes and before:
+        raise CheckpointError(
+            f"weights in {folder}",
+            got=f"names behind {before[0]!r}: {before[0]}{some}",
+            want=some,
+            fix="save the model that was wrapped, not its wrapper (DataParallel, torch.compile, "
+            "peft)",
+        )
     wrong = [n for n in wanted if n in shapes and shapes[n] != wanted[n]]
     if wrong:
         raise CheckpointError(

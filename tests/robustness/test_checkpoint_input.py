@@ -145,6 +145,27 @@ VIDEO = tuple(
     case(f"video {key} {value}", put("video_preprocessor_config.json", value, key))
     for key, value in (("patch_size", 16), ("merge_size", 4), ("temporal_patch_size", 4))
 )
+PIXELS = tuple(
+    case(f"{key} {value} in {name}", put(name, value, key), words=(key,))
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json")
+    for key, value in (
+        *(("image_mean", one) for one in ([0.5], [0.5, 0.5, 0.5], 0.5)),
+        *(("image_std", one) for one in ([0.5], [0.5, 0.5, 0.5], [0, 0, 0])),
+        *(("rescale_factor", one) for one in (1.0, 0.0078125, 0)),
+        *(("do_rescale", False), ("do_normalize", False)),
+    )
+)
+SOUND = tuple(
+    case(f"{key} {value}", put("preprocessor_config.json", value, key), words=(key,))
+    for key, value in (("dither", 1e9), ("dither", 1e-3), ("padding_value", 7.0))
+)
+PADDING = (
+    case("a pad token of the tokenizer's that stands for videos",
+         put("tokenizer_config.json", "<|VIDEO|>", "pad_token"),
+         put("special_tokens_map.json", "<|VIDEO|>", "pad_token"), words=("pad", "<|VIDEO|>")),
+    *(case(f"pad_token_id {one} of a medium", put("config.json", one, "pad_token_id"),
+           words=("pad_token_id",)) for one in (552, 561, 562)),
+)  # fmt: skip
 TOKENS = tuple(
     # 5.x calls an index an id
     case(f"{key} {value!r}", put("config.json", value, key), words=(key.removesuffix("_index"),))
@@ -197,6 +218,12 @@ NUMBERS = tuple(
         ("vision_config", "patch_size", 16),
         ("vision_config", "spatial_merge_size", 0),
         ("vision_config", "window_size", 1),
+        ("vision_config", "window_size", 10**6),
+        ("vision_config", "window_size", 100),
+        ("vision_config", "fullatt_block_indexes", [2]),
+        ("vision_config", "fullatt_block_indexes", [-1]),
+        ("vision_config", "fullatt_block_indexes", [1] * 100_000),
+        ("vision_config", "fullatt_block_indexes", "1"),
         ("vision_config", "out_hidden_size", 65),
         ("audio_config", "encoder_layers", 10**9),
         ("audio_config", "num_mel_bins", 80),
@@ -270,6 +297,15 @@ KINDS = tuple(
     case(f"model_type {value!r}", put("config.json", value, "model_type"), words=("model_type",))
     for value in ("llama", "", None, 7, ["qwen2_5_omni"], "qwen3_omni_moe_thinkerx")
 )
+QUANTISED = tuple(
+    case(f"quantised: {value}", put("config.json", value, "quantization_config"),
+         words=("quantization_config", "not quantised"))
+    for value in (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        *({"quant_method": method, "bits": 4} for method in ("gptq", "awq", "fp8", "nope")),
+        {}, "x", 7,
+    )
+)  # fmt: skip
 
 # --------------------------------------------------------------------------- templates
 
@@ -320,6 +356,18 @@ def first(change: Callable[[Any], Any]) -> Spoil:
     return header(tampered)
 
 
+def renamed(prefix: str) -> Callable[[Weights], None]:
+    def change(found: Weights) -> None:
+        for name in list(found):
+            found[prefix + name] = found.pop(name)
+
+    return change
+
+
+def cast(dtype: torch.dtype) -> Callable[[Weights], object]:
+    return lambda found: found.update({NORM: found[NORM].to(dtype)})
+
+
 NORM = "model.norm.weight"
 WEIGHTS = (
     case("no weights", drop("model.safetensors"), words=("no model.safetensors",)),
@@ -359,6 +407,13 @@ WEIGHTS = (
     case("a shard elsewhere", sharded({NORM: "../one.safetensors"}), words=("same folder",)),
     case("a shard of the system", sharded({NORM: "/etc/passwd"}), words=("same folder",)),
     case("a shard that is a number", sharded({NORM: 7})),
+    case("a shard of a long name", sharded({NORM: "x" * 5000}), words=("not there",)),
+    *(case(f"weights behind {prefix}", weights(renamed(prefix)),
+           words=(f"'{prefix}'",))
+      for prefix in ("module.", "_orig_mod.", "base_model.model.", "module.thinker.")),
+    *(case(f"a weight of {dtype}", weights(cast(dtype)),
+           words=(NORM, "floating"))
+      for dtype in (torch.complex64, torch.int64, torch.bool, torch.uint8, torch.float8_e4m3fn)),
     case("no shards", sharded({})),
     case("shards that are a list", sharded(["one.safetensors"])),
     case("an index of nothing", drop("model.safetensors"), write(INDEX, "{}")),
@@ -385,7 +440,39 @@ def another_processor(family: FamilyName, source: Path) -> Callable[[Path], Sequ
     return lambda folder: [*spoiled(family=family)(folder), "--processor", source]
 
 
+ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2.5-Omni-7B", "r": 8}
+
+
+def alone(folder: Path) -> None:
+    """Only what peft saves."""
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(2)},
+              folder / "adapter_model.safetensors")  # fmt: skip
+
+
+ADAPTERS = (
+    case("an adapter beside weights", write("adapter_config.json", json.dumps(ADAPTER)),
+         words=("LoRA", "Qwen/Qwen2.5-Omni-7B", "merge")),
+    case("an adapter alone", alone, words=("LoRA", "Qwen/Qwen2.5-Omni-7B", "merge")),
+    *(case(f"an adapter beside weights: {text}", write("adapter_config.json", text),
+           words=("LoRA", "merge")) for text in ("{", "[]", '{"base_model_name_or_path": 7}')),
+)  # fmt: skip
 FOLDERS = (
+    *QUANTISED[::3], *ADAPTERS, *PADDING,
+    case("experts of a depth that is not there",
+         put("config.json", [7, 9], "vision_config", "deepstack_visual_indexes"),
+         words=("deepstack_visual_indexes",), family="qwen3"),
+    *(case(f"pixels of Qwen2.5-Omni's: {key}",
+           put("preprocessor_config.json", [0.48145466, 0.4578275, 0.40821073], key),
+           words=(key,), family="qwen3") for key in ("image_mean", "image_std")),
+    case("an id far beyond the others",
+         edit("tokenizer.json", lambda told: told["model"]["vocab"].update({"zzzz": 10**6})),
+         edit("vocab.json", lambda told: told.update({"zzzz": 10**6})),
+         words=("1000000",)),
+    case("no model_type", edit("config.json", lambda told: told.pop("model_type")),
+         words=("no model_type",)),
     Case("a processor of Qwen3-Omni", another_processor("qwen2.5", QWEN3),
          words=("Qwen3OmniMoeProcessor",)),
     Case("a processor of Qwen2.5-Omni", another_processor("qwen3", QWEN25),
@@ -423,12 +510,13 @@ FOLDERS = (
 QUICK = (
     *(one for one in FILES if one.name.startswith(WHOLLY[:2])),
     *(one for one in FILES if one.name.endswith(("cut", "3,000 deep"))),
-    *PROCESSOR[::3], *VIDEO, *TOKENS[::2], *ENDS[::3], *NUMBERS[::2], *SETTINGS[::6],
-    *ROPE[::3], *PARTS[::4], *KINDS[::3], *TEMPLATE[::2], *WEIGHTS, *FOLDERS,
+    *PROCESSOR[::3], *VIDEO, *PIXELS[::5], *SOUND[::2], *TOKENS[::2], *ENDS[::3],
+    *NUMBERS[::2], *SETTINGS[1::16], *ROPE[::3], *PARTS[::4], *KINDS[::3], *TEMPLATE[::2],
+    *WEIGHTS, *FOLDERS,
 )  # fmt: skip
 CASES = (
-    *FILES, *PROCESSOR, *VIDEO, *TOKENS, *ENDS, *NUMBERS, *SETTINGS, *ROPE, *PARTS, *KINDS,
-    *TEMPLATE, *WEIGHTS, *FOLDERS,
+    *FILES, *PROCESSOR, *VIDEO, *PIXELS, *SOUND, *QUANTISED[1::3], *QUANTISED[2::3], *TOKENS,
+    *ENDS, *NUMBERS, *SETTINGS, *ROPE, *PARTS, *KINDS, *TEMPLATE, *WEIGHTS, *FOLDERS,
 )  # fmt: skip
 
 
