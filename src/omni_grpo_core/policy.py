@@ -121,7 +121,7 @@ def load_policy(
     check_processor_files(files, family)
     shapes = weight_shapes(folder)
     check_counts(config, shapes, folder)
-    empty = _empty_thinker(folder, family)
+    empty = _empty_thinker(folder, family, config)
     _check_shapes(folder, empty, shapes)
     _check_rope_sections(folder, empty)
     loaded = _load_processor(files, family)
@@ -200,14 +200,18 @@ def _check_template(folder: Path, processor: Any) -> None:
         )
 
 
-def _empty_thinker(folder: Path, family: Family) -> Any:
+def _empty_thinker(folder: Path, family: Family, content: Mapping[str, Any]) -> Any:
     """The thinker that the config asks for, without memory for its weights."""
     thinker = getattr(transformers, family.thinker_class)
     with _loading(
         str(folder / "config.json"),
         want=f"the config of a {family.thinker_class}",
         fix="use the config that was saved with these weights",
+        content=content,
     ):
+        if "thinker_config" in content:
+            # a talker's part is read again and again later on, and something else would be blamed
+            transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         config = thinker.config_class.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             return thinker(config)
@@ -299,17 +303,34 @@ def _is_finite(weight: Tensor) -> bool:
 
 
 @contextmanager
-def _loading(item: str, *, want: str, fix: str) -> Iterator[None]:
+def _loading(
+    item: str, *, want: str, fix: str, content: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Whatever a broken file makes a library raise, as a ``CheckpointError`` of ``item``. What a
-    library warns of meanwhile is advice to its own developers."""
+    library warns of meanwhile is advice to its own developers. ``content``: of the file, where a
+    word that a table lacks is looked up: a ``KeyError`` names nothing else."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
         said = " ".join(str(error).split()) or "no message"
+        if isinstance(error, KeyError) and error.args:
+            said += "".join(f", the value of {key}" for key in _keys_of(error.args[0], content)[:1])
         got = f"{type(error).__name__}: {said[:_LONGEST_ERROR]}"
         raise CheckpointError(item, got=got, want=want, fix=fix) from error
+
+
+def _keys_of(value: Any, content: Any) -> list[str]:
+    """Where a value stands in a config: ``text_config hidden_act``."""
+    if not isinstance(content, Mapping):
+        return []
+    return [
+        key if found == value else f"{key} {place}"
+        for key, found in content.items()
+        for place in (_keys_of(value, found) or [""])
+        if found == value or place
+    ]
 
 
 def _check_rope_sections(folder: Path, model: Any) -> None:

@@ -329,6 +329,8 @@ TEMPLATES: Mapping[str, str] = {
     "a megabyte": "{{ 'x' * 2000000 }}",
     "no media": "{% for m in messages %}{{ m['role'] }}{% endfor %}",
     "an include": "{% include '/etc/passwd' %}",
+    "another where it is tried out": "{% if 'Which colour?' in messages[1]['content'][-1]['text'] "
+    "%}ok{% else %}" + "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2 + "{% endif %}",
 }
 TEMPLATE = tuple(
     case(f"template: {name}", write("chat_template.jinja", text))
@@ -459,7 +461,35 @@ ADAPTERS = (
     *(case(f"an adapter beside weights: {text}", write("adapter_config.json", text),
            words=("LoRA", "merge")) for text in ("{", "[]", '{"base_model_name_or_path": 7}')),
 )  # fmt: skip
+
+
+def full(value: Any, part: str) -> Spoil:
+    """A full checkpoint's config around the thinker's."""
+
+    def change(config: dict[str, Any]) -> None:
+        thinker = dict(config)
+        config.update({"thinker_config": thinker, "talker_config": {}, "token2wav_config": {}})
+        config.update({"model_type": "qwen2_5_omni", part: value})
+
+    return edit("config.json", change)
+
+
+FULL = tuple(
+    case(f"{part} {value!r}", full(value, part), words=("config.json", part))
+    for part in ("talker_config", "token2wav_config")
+    for value in ("x", 7, [1])
+)
+NAMED = (
+    case("an activation of no name", put("config.json", "nope", "text_config", "hidden_act"),
+         words=("text_config hidden_act",)),
+    case("a rope type of no name",
+         put("config.json", {"rope_type": "nope", "mrope_section": [4, 6, 6]},
+             "text_config", "rope_scaling"), words=("rope_type",)),
+    case("a message of several lines", put("config.json", 7, "architectures"),
+         words=("with value 7",)),
+)  # fmt: skip
 FOLDERS = (
+    *FULL[::4], *NAMED,
     *QUANTISED[::3], *ADAPTERS, *PADDING,
     case("experts of a depth that is not there",
          put("config.json", [7, 9], "vision_config", "deepstack_visual_indexes"),
@@ -515,8 +545,9 @@ QUICK = (
     *WEIGHTS, *FOLDERS,
 )  # fmt: skip
 CASES = (
-    *FILES, *PROCESSOR, *VIDEO, *PIXELS, *SOUND, *QUANTISED[1::3], *QUANTISED[2::3], *TOKENS,
-    *ENDS, *NUMBERS, *SETTINGS, *ROPE, *PARTS, *KINDS, *TEMPLATE, *WEIGHTS, *FOLDERS,
+    *FILES, *PROCESSOR, *VIDEO, *PIXELS, *SOUND, *QUANTISED[1::3], *QUANTISED[2::3], *FULL[1:4],
+    *FULL[5:], *TOKENS, *ENDS, *NUMBERS, *SETTINGS, *ROPE, *PARTS, *KINDS, *TEMPLATE, *WEIGHTS,
+    *FOLDERS,
 )  # fmt: skip
 
 
@@ -529,3 +560,17 @@ def test_ends_as_it_should(
     one: Case, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     check_case(one, tmp_path, record_property)
+
+
+def test_an_error_is_not_preceded_by_a_library_s_own_words(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """A hundred lines of a config stood before the message, and two on a verbosity of no name."""
+    one = Case(
+        "no setter",
+        spoiled(put("config.json", False, "use_return_dict")),
+        environment={"TRANSFORMERS_VERBOSITY": "nope"},
+        fresh=True,
+    )
+    outcome = check_case(one, tmp_path, record_property)
+    assert len(outcome.stderr.splitlines()) == 1
