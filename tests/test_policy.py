@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from omni_grpo_core import tiny
 from omni_grpo_core._template import fault_of
 from omni_grpo_core.errors import CheckpointError
+from omni_grpo_core.family import FAMILIES, Family
 from omni_grpo_core.forward import library_keywords, prefill
 from omni_grpo_core.policy import Policy, library_generate, load_policy
 from omni_grpo_core.types import Batch
@@ -190,6 +191,27 @@ def test_a_broken_checkpoint_is_named(name: str, folder: Path) -> None:
     break_it(folder)
     with pytest.raises(CheckpointError, match=message):
         load_policy(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_processor_may_leave_the_libraries_own_defaults_out(
+    family: Family, tmp_path: Path
+) -> None:
+    """As the published ones do: no file for videos, nothing of rescaling. What pixels must be like
+    is held against what the processor does, not against what its files say."""
+    if not hasattr(transformers, family.thinker_class):
+        pytest.skip(f"this transformers has no {family.name}")
+    copy = tmp_path / "checkpoint"
+    kind: Literal["qwen2.5", "qwen3"] = "qwen3" if family.deepstack else "qwen2.5"
+    shutil.copytree(tiny.checkpoint_dir(kind), copy)
+    (copy / "video_preprocessor_config.json").unlink()
+
+    def published(content: dict[str, Any]) -> None:
+        for key in ("do_resize", "do_rescale", "rescale_factor", "do_normalize", "do_convert_rgb"):
+            del content[key]
+
+    edit(copy / "preprocessor_config.json", published)
+    load_policy(copy)
 
 
 def test_an_unknown_dtype(folder: Path) -> None:
