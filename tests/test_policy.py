@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from omni_grpo_core import tiny
+from omni_grpo_core._agreement import check_agreement
 from omni_grpo_core._template import fault_of
 from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.family import FAMILIES, Family
@@ -212,6 +213,20 @@ def test_a_processor_may_leave_the_libraries_own_defaults_out(
 
     edit(copy / "preprocessor_config.json", published)
     load_policy(copy)
+
+
+def test_a_token_id_beyond_the_model_s_is_found_behind_a_gap(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many tokens as the model has, one of them with an id of a million: the forward ended in
+    "index out of range in self"."""
+    tokenizer = policy.processor.tokenizer
+    far = {**tokenizer.get_vocab(), "a": 10**6}
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: far)
+    with pytest.raises(CheckpointError, match="a tokenizer of 1000001 tokens, by its largest id"):
+        check_agreement(
+            policy.processor, policy.model.config, policy.family, len(policy.suppressed), "x"
+        )
 
 
 def test_an_unknown_dtype(folder: Path) -> None:

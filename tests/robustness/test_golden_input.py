@@ -129,12 +129,12 @@ READ = (
     ),
     *(named(f"file: {name}", review(text), "text.txt") for name, text in WHOLE.items()),
     *(
-        named(f"pending: {said}, {command[0]}", no_folder(spoil, *command), ".pending", said)
-        for said, spoil in (
-            ("an ordinary file", lambda path: path.write_text("x")),
-            ("a pipe", os.mkfifo),
-            ("a link", lambda path: path.symlink_to("../elsewhere")),
-            ("a link", lambda path: path.symlink_to("nowhere")),
+        named(f"pending: {name}, {command[0]}", no_folder(spoil, *command), ".pending", said)
+        for name, said, spoil in (
+            ("a file", "an ordinary file", lambda path: path.write_text("x")),
+            ("a pipe", "a pipe", os.mkfifo),
+            ("a link", "a link", lambda path: path.symlink_to("../elsewhere")),
+            ("a link to nothing", "a link", lambda path: path.symlink_to("nowhere")),
         )
         for command in (("review", "--json"), ("reject", "words"))
     ),
