@@ -4,17 +4,20 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from omni_grpo_core import tiny
+from omni_grpo_core._agreement import check_agreement
 from omni_grpo_core._template import fault_of
 from omni_grpo_core.errors import CheckpointError
-from omni_grpo_core.forward import prefill
-from omni_grpo_core.policy import Policy, load_policy
+from omni_grpo_core.family import FAMILIES, Family
+from omni_grpo_core.forward import library_keywords, prefill
+from omni_grpo_core.policy import Policy, library_generate, load_policy
 from omni_grpo_core.types import Batch
 
 Mend = Callable[[Path], None]
@@ -95,6 +98,30 @@ def test_no_generation_config_still_stops(folder: Path) -> None:
     assert end_of_turn in loaded.eos_token_ids
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"return_dict_in_generate": True},
+        {"num_beams": 4},
+        {"min_new_tokens": 30},
+        {"repetition_penalty": 5.0},
+        {"stop_strings": ["a"]},
+    ],
+    ids=str,
+)
+def test_the_checkpoint_s_generation_config_has_no_part_in_the_reference(
+    asked: dict[str, Any], policy: Policy, mixed: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``check`` on a sound checkpoint ended with 3 or a finding where its generation config asked
+    for beams, penalties or a dict: the reference ``generate`` obeyed, the rollout does not."""
+    keywords = library_keywords(policy, mixed.rows[-1])
+    wanted = library_generate(policy, keywords, max_new_tokens=8)
+    own = transformers.GenerationConfig(eos_token_id=list(policy.eos_token_ids), **asked)
+    monkeypatch.setattr(policy.model, "generation_config", own)
+    assert torch.equal(library_generate(policy, keywords, max_new_tokens=8), wanted)
+    assert policy.model.generation_config is own
+
+
 def test_special_tokens_but_eos_are_suppressed(policy: Policy) -> None:
     tokenizer = policy.processor.tokenizer
     allowed = {tokenizer.decode([i]) for i in policy.eos_token_ids}
@@ -165,6 +192,41 @@ def test_a_broken_checkpoint_is_named(name: str, folder: Path) -> None:
     break_it(folder)
     with pytest.raises(CheckpointError, match=message):
         load_policy(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_processor_may_leave_the_libraries_own_defaults_out(
+    family: Family, tmp_path: Path
+) -> None:
+    """As the published ones do: no file for videos, nothing of rescaling. What pixels must be like
+    is held against what the processor does, not against what its files say."""
+    if not hasattr(transformers, family.thinker_class):
+        pytest.skip(f"this transformers has no {family.name}")
+    copy = tmp_path / "checkpoint"
+    kind: Literal["qwen2.5", "qwen3"] = "qwen3" if family.deepstack else "qwen2.5"
+    shutil.copytree(tiny.checkpoint_dir(kind), copy)
+    (copy / "video_preprocessor_config.json").unlink()
+
+    def published(content: dict[str, Any]) -> None:
+        for key in ("do_resize", "do_rescale", "rescale_factor", "do_normalize", "do_convert_rgb"):
+            del content[key]
+
+    edit(copy / "preprocessor_config.json", published)
+    load_policy(copy)
+
+
+def test_a_token_id_beyond_the_model_s_is_found_behind_a_gap(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many tokens as the model has, one of them with an id of a million: the forward ended in
+    "index out of range in self"."""
+    tokenizer = policy.processor.tokenizer
+    far = {**tokenizer.get_vocab(), "a": 10**6}
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: far)
+    with pytest.raises(CheckpointError, match="a tokenizer of 1000001 tokens, by its largest id"):
+        check_agreement(
+            policy.processor, policy.model.config, policy.family, len(policy.suppressed), "x"
+        )
 
 
 def test_an_unknown_dtype(folder: Path) -> None:

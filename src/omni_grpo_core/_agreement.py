@@ -21,6 +21,11 @@ WINDOW_SECONDS = 0.025
 
 _OTHERS = "copy the processor files from the base checkpoint of these weights"
 _IDS = "restore tokenizer and config from the base checkpoint: they name other tokens"
+_PLACEHOLDERS = {
+    token: (f"{token}_id", f"{token}_index")
+    for token in ("image_token", "video_token", "audio_token")
+}
+"""Of the processor's, and how the versions of transformers call its id in a config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +42,9 @@ class Fact:
 def check_agreement(
     processor: Any, config: Any, family: Family, vocabulary: int, checkpoint: str
 ) -> None:
-    """Raises ``CheckpointError`` for the first :class:`Fact` in which they disagree, or a tokenizer
-    with more tokens than the model has. ``config``: the thinker's; ``vocabulary``: its scores."""
+    """Raises ``CheckpointError`` for the first :class:`Fact` in which they disagree, a tokenizer
+    with more tokens than the model has, or padding that reads as a medium. ``config``: the
+    thinker's; ``vocabulary``: its scores."""
     for fact in facts(processor, config, family):
         if fact.found != fact.wanted:
             raise CheckpointError(
@@ -47,14 +53,35 @@ def check_agreement(
                 want=f"{fact.wanted!r}, {fact.model}",
                 fix=fact.fix,
             )
-    tokens = len(processor.tokenizer)
+    tokenizer = processor.tokenizer
+    # ids may leave gaps
+    tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
     if tokens > vocabulary:
         raise CheckpointError(
             f"processor of {checkpoint}",
-            got=f"a tokenizer of {tokens} tokens",
+            got=f"a tokenizer of {tokens} tokens, by its largest id",
             want=f"at most {vocabulary}, the vocabulary of the model",
             fix=_OTHERS,
         )
+    _check_padding(tokenizer, config, checkpoint)
+
+
+def _check_padding(tokenizer: Any, config: Any, checkpoint: str) -> None:
+    """A batch that is padded with placeholders asks for media that nobody gave."""
+    media = {_first_of(config, names) for names in _PLACEHOLDERS.values()}
+    for name, pad in (
+        (f"pad token {tokenizer.pad_token}, id", tokenizer.pad_token_id),
+        ("config pad_token_id", getattr(config, "pad_token_id", None)),
+        ("text_config pad_token_id", getattr(config.text_config, "pad_token_id", None)),
+    ):
+        if pad is not None and pad in media:
+            raise CheckpointError(
+                checkpoint, got=f"{name} {pad}", want="a token that stands for no medium", fix=_IDS
+            )
+
+
+def _first_of(config: Any, names: tuple[str, ...]) -> Any:
+    return next((getattr(config, n) for n in names if getattr(config, n, None) is not None), None)
 
 
 def facts(processor: Any, config: Any, family: Family) -> Iterator[Fact]:
@@ -69,6 +96,17 @@ def facts(processor: Any, config: Any, family: Family) -> Iterator[Fact]:
             found = getattr(getattr(processor, part), ours, None)
             wanted = getattr(vision, theirs)
             yield Fact(f"{part}.{ours}", found, f"vision_config.{theirs}", wanted, _OTHERS)
+        # whoever chose other ones on purpose would have trained another tower
+        for name, wanted in (
+            ("do_rescale", True),
+            ("rescale_factor", 1 / 255),
+            ("do_normalize", True),
+            ("image_mean", family.image_mean),
+            ("image_std", family.image_std),
+        ):
+            found = getattr(getattr(processor, part), name, None)
+            told = "what the vision tower was trained on"
+            yield Fact(f"{part}.{name}", _rounded(found), told, _rounded(wanted), _OTHERS)
     sound = processor.feature_extractor
     rate = AUDIO_SAMPLING_RATE
     for name, wanted, why in (
@@ -76,13 +114,13 @@ def facts(processor: Any, config: Any, family: Family) -> Iterator[Fact]:
         ("sampling_rate", rate, "the rate that sound is decoded to"),
         ("hop_length", round(rate * MEL_SECONDS), "10 ms, what the audio tower was trained on"),
         ("n_fft", round(rate * WINDOW_SECONDS), "25 ms, what the audio tower was trained on"),
+        ("dither", 0.0, "no noise in what is heard"),
+        ("padding_value", 0.0, "silence"),
     ):
         found = getattr(sound, name, None)
         yield Fact(f"feature_extractor.{name}", found, why, wanted, _OTHERS)
     for token, names in (
-        ("image_token", ("image_token_id", "image_token_index")),
-        ("video_token", ("video_token_id", "video_token_index")),
-        ("audio_token", ("audio_token_id", "audio_token_index")),
+        *_PLACEHOLDERS.items(),
         ("vision_bos_token", ("vision_start_token_id",)),
         ("vision_eos_token", ("vision_end_token_id",)),
         ("audio_bos_token", ("audio_start_token_id",)),
@@ -97,3 +135,10 @@ def facts(processor: Any, config: Any, family: Family) -> Iterator[Fact]:
         "audio tokens a second", steps, "position_id_per_seconds", config.position_id_per_seconds,
         "restore config.json from the base checkpoint: time positions follow the sound",
     )  # fmt: skip
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six places: files hold more and fewer of 1 / 255."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_rounded, value))
+    return round(value, 6) if isinstance(value, float) else value

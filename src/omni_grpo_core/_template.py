@@ -2,12 +2,15 @@
 
 A template is a program that comes with the weights. transformers' sandbox keeps it from files and
 from ``range(10**9)``, not from loops within loops nor from ``"x" * 10**10``. So it is run once, in
-a process of its own with little time and memory, on a conversation that has every medium.
+a process of its own with little time and memory, on a conversation that has every medium. Its
+texts are drawn, so that no template knows it by them. One that goes by what is left (roles, kinds,
+the clock) can still do well here and badly later: the time of a real rendering is not limited.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 from functools import lru_cache
@@ -52,16 +55,21 @@ except BaseException as error:
     said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
 sys.stdout.buffer.write(json.dumps(said).encode())
 """
-_MESSAGES = (
-    {"role": "system", "content": [{"type": "text", "text": "Answer."}]},
-    {
-        "role": "user",
-        "content": [
-            *({"type": kind, kind: "file"} for kind in ("image", "video", "audio")),
-            {"type": "text", "text": "Which colour?"},
-        ],
-    },
-)
+
+
+def _messages() -> list[dict[str, object]]:
+    """A short conversation that nobody saw before."""
+    system, file, question = (secrets.token_hex(4) for _ in range(3))
+    return [
+        {"role": "system", "content": [{"type": "text", "text": system}]},
+        {
+            "role": "user",
+            "content": [
+                *({"type": kind, kind: file} for kind in ("image", "video", "audio")),
+                {"type": "text", "text": f"{question}?"},
+            ],
+        },
+    ]
 
 
 @lru_cache
@@ -69,7 +77,7 @@ def fault_of(template: str) -> str:
     """What is wrong with a template, or nothing."""
     # bytes both ways: the other process may have been told another encoding (PYTHONIOENCODING)
     told = {
-        "template": template, "messages": _MESSAGES,
+        "template": template, "messages": _messages(),
         "seconds": CPU_SECONDS, "bytes": BYTES, "most": MOST,
     }  # fmt: skip
     done = subprocess.run(

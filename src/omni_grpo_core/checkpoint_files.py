@@ -8,8 +8,9 @@ bounded, sizes are held against the headers of the weight files, and only safete
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
@@ -17,6 +18,8 @@ from omni_grpo_core.bounded import Unreadable, json_value, plain_file, read_text
 from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.family import Family, published_name
 
+ADAPTER = "adapter_config.json"
+GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100 << 20
 """Bytes of a weight file's header: safetensors' own limit."""
@@ -34,6 +37,7 @@ _PROCESSOR_FILES = (
 )
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_DTYPES = ("F64", "F32", "F16", "BF16")
 _FOREIGN = ("talker.", "token2wav.", "code2wav.")
 
 _COUNTS: Mapping[str, tuple[str, ...]] = {
@@ -69,6 +73,10 @@ _HEADS = (
     ("audio_config", "d_model", "encoder_attention_heads"),
 )
 """Section, a number, and what divides it, or for experts is at most as many."""
+_BLOCKS = ("fullatt_block_indexes", "deepstack_visual_indexes")
+_LARGEST_WINDOW = 3584
+"""Pixels a side of the largest square picture that a published processor makes (12,845,056 in
+all). The tower fills every frame up to whole windows: one of a million takes 10 GB."""
 
 _PROCESSOR_SIZES: Mapping[str, int] = {
     "patch_size": 256,
@@ -82,6 +90,98 @@ _PROCESSOR_SIZES: Mapping[str, int] = {
 }
 """The largest values that are believed: arrays of these sizes are made at once, and each audio is
 padded to ``chunk_length`` seconds (published: 300)."""
+
+
+def _is_real(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_ids(value: Any, most: int) -> bool:
+    return isinstance(value, list) and all(type(one) is int and 0 <= one < most for one in value)
+
+
+def _are_words(value: Any, most: int) -> bool:
+    """Words are lists of ids, of at least one each."""
+    return isinstance(value, list) and all(word and _are_ids(word, most) for word in value)
+
+
+def _are_biases(value: Any, most: int) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and _are_words(pair[:1], most)
+        and _is_real(pair[1])
+        for pair in value
+    )
+
+
+_GENERATION: tuple[tuple[Callable[[Any, int], bool], str, tuple[str, ...]], ...] = (
+    (
+        lambda value, most: type(value) is bool,
+        "true or false",
+        (
+            *("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values"),
+            *("token_healing", "return_dict_in_generate", "output_scores", "output_logits"),
+            *("output_attentions", "output_hidden_states", "is_assistant"),
+        ),
+    ),
+    (
+        lambda value, most: type(value) is int and value > 0,
+        "a whole number above 0",
+        (
+            *("max_length", "max_new_tokens", "num_beams", "num_beam_groups"),
+            *("num_return_sequences", "prefill_chunk_size", "prompt_lookup_num_tokens"),
+        ),
+    ),
+    (
+        lambda value, most: type(value) is int and value >= 0,
+        "a whole number",
+        ("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    ),
+    # vLLM's way of saying "all of them" is -1
+    (lambda value, most: type(value) is int and value >= -1, "a whole number", ("top_k",)),
+    (
+        lambda value, most: _is_real(value) and 0 <= value <= 1,
+        "a number from 0 to 1",
+        ("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    ),
+    (
+        lambda value, most: _is_real(value) and value >= 0,
+        "a number, 0 or more",
+        ("temperature", "penalty_alpha", "diversity_penalty"),
+    ),
+    (
+        lambda value, most: _is_real(value) and value > 0,
+        "a number above 0",
+        ("repetition_penalty", "encoder_repetition_penalty", "max_time"),
+    ),
+    (lambda value, most: _is_real(value), "a number", ("length_penalty", "guidance_scale")),
+    (_are_ids, "a list of token ids", ("suppress_tokens", "begin_suppress_tokens")),
+    (_are_words, "lists of token ids, of at least one each", ("bad_words_ids",)),
+    (_are_biases, "pairs of a list of token ids and a number", ("sequence_bias",)),
+    (
+        lambda value, most: (
+            isinstance(value, list)
+            and len(value) == 2
+            and type(value[0]) is int
+            and _is_real(value[1])
+        ),
+        "a whole number and a number",
+        ("exponential_decay_length_penalty",),
+    ),
+    (
+        lambda value, most: (
+            isinstance(value, str)
+            or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+        ),
+        "a text or a list of texts",
+        ("stop_strings",),
+    ),
+    (lambda value, most: isinstance(value, dict), "an object", ("watermarking_config",)),
+)
+"""What may stand under a name of ``generation_config.json``, null aside: whether a value fits
+beside a vocabulary's size, and what would. A rollout honours only the eos, but a value that no
+``generate`` can follow is a file that was spoiled."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -119,10 +219,38 @@ def thinker_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return dict(thinker)
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Raises ``CheckpointError`` for a folder of peft's: transformers would put the adapter on
+    whatever weights lie beside it."""
+    path = folder / ADAPTER
+    if not os.path.lexists(path):
+        return
+    try:
+        base = read_object(path).get("base_model_name_or_path")
+    except CheckpointError:  # broken, but an adapter's all the same
+        base = None
+    of = _shown(base) if isinstance(base, str) else "a base checkpoint"
+    raise CheckpointError(
+        str(folder),
+        got=f"{ADAPTER}: a LoRA adapter of {of}",
+        want="a whole checkpoint",
+        fix=f"merge it into its base (merge_and_unload, save_pretrained), or remove {ADAPTER} "
+        "where the weights beside it are merged already",
+    )
+
+
 def check_config(config: Mapping[str, Any], folder: Path) -> None:
     """Raises ``CheckpointError`` for a number of the thinker's config that cannot be one, heads
     that do not divide their layer, rope sections that do not fit, ids outside the vocabulary."""
     thinker = thinker_of(config, folder)
+    for part in (config, thinker, thinker.get("text_config", {})):
+        if part.get("quantization_config") is not None:
+            raise CheckpointError(
+                str(folder),
+                got=f"a quantization_config, {_shown(part['quantization_config'])}",
+                want="weights that are not quantised",
+                fix="use the checkpoint that it was made from, or dequantize() and save it",
+            )
     for section, names in (*_SIZES.items(), *_COUNTS.items()):
         part = thinker.get(section, {}) if section else thinker
         for name in names:
@@ -136,9 +264,30 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
                 folder, f"{section} {name} {whole} and {by} {part}",
                 f"{by} no more than {name}" if name == "num_experts" else f"a multiple of {by}",
             )  # fmt: skip
+    _check_vision(thinker.get("vision_config", {}), folder)
     text = thinker.get("text_config", {})
     _check_rope(text, folder)
     _check_ids(thinker, text.get("vocab_size"), folder / "config.json")
+
+
+def _check_vision(vision: Mapping[str, Any], folder: Path) -> None:
+    window = vision.get("window_size")
+    side = (vision.get("patch_size") or 1) * (vision.get("spatial_merge_size") or 1)
+    if window is not None and (window > _LARGEST_WINDOW or window % side):
+        _bad_config(
+            folder, f"vision_config window_size {window}",
+            f"a multiple of {side}, the pixels a side of a token, up to {_LARGEST_WINDOW}",
+        )  # fmt: skip
+    depth = vision.get("depth")
+    for name in _BLOCKS:
+        blocks = vision.get(name)
+        if blocks is not None and not (
+            _are_ids(blocks, depth or _LARGEST) and len(set(blocks)) == len(blocks)
+        ):
+            _bad_config(
+                folder, f"vision_config {name} {_shown(blocks)}",
+                f"different blocks from 0 to {(depth or _LARGEST) - 1}",
+            )  # fmt: skip
 
 
 def _check_rope(text: Mapping[str, Any], folder: Path) -> None:
@@ -186,12 +335,24 @@ def _check_ids(content: Mapping[str, Any], vocabulary: Any, path: Path) -> None:
 
 
 def check_generation(config: Mapping[str, Any], folder: Path) -> None:
-    """Raises ``CheckpointError`` for a ``generation_config.json`` that is none, or whose ids are
-    outside the vocabulary. A checkpoint may come without."""
-    path = folder / "generation_config.json"
-    if path.exists():
-        text = thinker_of(config, folder).get("text_config", {})
-        _check_ids(read_object(path), text.get("vocab_size"), path)
+    """Raises ``CheckpointError`` for a ``generation_config.json`` that is none, whose ids are
+    outside the vocabulary, or whose values are none that a ``generate`` could follow. A checkpoint
+    may come without."""
+    path = folder / GENERATION
+    if not path.exists():
+        return
+    content = read_object(path)
+    vocabulary = thinker_of(config, folder).get("text_config", {}).get("vocab_size")
+    _check_ids(content, vocabulary, path)
+    most = vocabulary if isinstance(vocabulary, int) else _LARGEST
+    for fits, want, names in _GENERATION:
+        for name in names:
+            value = content.get(name)
+            if value is not None and not fits(value, most):
+                raise CheckpointError(
+                    str(path), got=f"{name} {_shown(value)}", want=want,
+                    fix=f"correct it, or remove {name}",
+                )  # fmt: skip
 
 
 def check_processor_files(folder: Path, family: Family) -> None:
@@ -271,7 +432,8 @@ def _weight_files(folder: Path) -> list[Path]:
     for name in sorted(names):
         if Path(name).name != name:
             _bad_weights(index, f"the shard {_shown(name)}", "a file in the same folder")
-        if not (folder / name).is_file():
+        # Path's own raises where the name is too long
+        if not os.path.isfile(folder / name):  # noqa: PTH113
             _bad_weights(index, f"the shard {_shown(name)}, which is not there", "every shard")
     if not names:
         _bad_weights(index, "no weight_map of names to files", "one")
@@ -298,6 +460,8 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
         shape, place = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
         if shape is None or place is None or len(place) != 2:
             _bad_weights(path, f"{_shown(name)} without a shape and two offsets", "both")
+        if name.endswith((".weight", ".bias")) and not name.startswith(_FOREIGN):
+            _check_dtype(path, name, entry.get("dtype"))
         # a byte holds two numbers at the most
         if math.prod(shape) > 2 * (place[1] - place[0]):
             _bad_weights(path, f"{_shown(name)} of shape {shape} in bytes {place}", "room for it")
@@ -306,6 +470,16 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
     if end != size - 8 - length:
         _bad_weights(path, f"{size} bytes", f"the {end + 8 + length} that its header tells of")
     return shapes
+
+
+def _check_dtype(path: Path, name: str, dtype: Any) -> None:
+    """Others are cast without a word: complex numbers lose a part, eight bits lack their scale."""
+    if dtype not in _DTYPES:
+        _bad_weights(
+            path, f"{_shown(name)} of dtype {_shown(dtype)}",
+            f"floating-point numbers that are not quantised, {', '.join(_DTYPES)}",
+            "convert the weights from the checkpoint that they were made from",
+        )  # fmt: skip
 
 
 def check_counts(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],

@@ -39,6 +39,8 @@ class TinyFamily(StrEnum):
 
 
 _MOST_PROBED = 256
+_VERBOSITIES = ("detail", "debug", "info", "warning", "error", "critical")
+"""Of transformers, which takes two lines to say that it knows no other."""
 
 FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Qwen3-Omni's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -157,7 +159,9 @@ def quiet_libraries(*, worker: bool = False) -> None:
         RuntimeError: threads cannot be started. OpenMP would end the process with exit code 1.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # what it logs as an error it raises as well, or goes on without; with whole configs in the text
+    if os.environ.get("TRANSFORMERS_VERBOSITY") not in _VERBOSITIES:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # threads that spin while they wait make a small model ten times slower on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -19,6 +19,7 @@ import codecs
 import errno
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -100,6 +101,12 @@ def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
     """The command without typer's own endings, some of which exit 1."""
     import typer
 
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "Python", got="docstrings stripped (PYTHONOPTIMIZE=2 or -OO)",
+            want="all of them: transformers puts its classes together with them",
+            fix="unset PYTHONOPTIMIZE, or run python without -OO",
+        )  # fmt: skip
     try:
         Path.cwd()
     except OSError:
@@ -169,6 +176,13 @@ def _known(error: BaseException, causes: Sequence[BaseException]) -> OmniGrpoErr
             fix="check the path, its permissions and the free space",
         )  # fmt: skip
     package = _broken_package(error)
+    variable = None if package is None else _named_variable(error)
+    if variable is not None:
+        return ConfigError(
+            f"environment variable {variable}", got=_said(error),
+            want=f"a value that {package} takes",
+            fix=f"correct it or unset {variable}",
+        )  # fmt: skip
     if package is not None:
         return ConfigError(
             f"package {package}".strip(), got=_said(error), want="one that can be imported",
@@ -198,6 +212,12 @@ def _broken_package(error: BaseException) -> str | None:
         if frame.f_code.co_name == "<module>" and module != "__main__":
             return module.partition(".")[0]
     return "" if isinstance(error, ImportError) else None
+
+
+def _named_variable(error: BaseException) -> str | None:
+    """The variable of this environment that an error names: a package that refuses it is whole."""
+    words = re.findall(r"\b[A-Z]+_[A-Z_]+\b", _said(error))
+    return next((word for word in words if word in os.environ), None)
 
 
 def _said(error: BaseException) -> str:

@@ -26,7 +26,8 @@ class Family:
     the call and convolves over the padding, so that an audio under a second comes out otherwise
     beside a longer one; and in 4.57 without flash attention all audios of a call attend to each
     other: one row hears another's sound. ``deepstack``: features of the vision tower are also
-    added behind the first layers of the text model.
+    added behind the first layers of the text model. ``image_mean``, ``image_std``: of each colour,
+    0 to 1, what the vision tower was trained on.
     """
 
     name: str
@@ -38,6 +39,8 @@ class Family:
     whole_positions: bool
     audio_one_by_one: bool
     deepstack: bool
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
 
 
 def qwen2_5_omni_audio_tokens(frames: int) -> int:
@@ -76,6 +79,9 @@ QWEN2_5_OMNI = Family(
     whole_positions=True,
     audio_one_by_one=False,
     deepstack=False,
+    # CLIP's
+    image_mean=(0.48145466, 0.4578275, 0.40821073),
+    image_std=(0.26862954, 0.26130258, 0.27577711),
 )
 
 QWEN3_OMNI = Family(
@@ -88,13 +94,15 @@ QWEN3_OMNI = Family(
     whole_positions=False,
     audio_one_by_one=True,
     deepstack=True,
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
 )
 
 FAMILIES = (QWEN2_5_OMNI, QWEN3_OMNI)
 
 
-def family_of(model_type: str, checkpoint: str) -> Family:
-    """The family of a checkpoint's ``model_type``.
+def family_of(model_type: object, checkpoint: str) -> Family:
+    """The family of a checkpoint's ``model_type``, whatever its config has there.
 
     Raises:
         CheckpointError: no family has it.
@@ -105,7 +113,7 @@ def family_of(model_type: str, checkpoint: str) -> Family:
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise CheckpointError(
         checkpoint,
-        got=f"model_type {model_type!r}",
+        got="no model_type" if model_type is None else f"model_type {model_type!r}",
         want=f"one of {known}",
         fix="point to a Qwen-Omni checkpoint",
     )

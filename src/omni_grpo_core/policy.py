@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,11 +21,13 @@ from torch import Tensor
 from omni_grpo_core._agreement import check_agreement
 from omni_grpo_core._template import fault_of
 from omni_grpo_core.checkpoint_files import (
+    GENERATION,
     check_config,
     check_counts,
     check_generation,
     check_processor_files,
     read_object,
+    refuse_adapter,
     weight_shapes,
 )
 from omni_grpo_core.errors import CheckpointError
@@ -34,6 +37,8 @@ _LIBRARY = Version(transformers.__version__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LARGEST_TABLE = 1 << 28
 """Numbers of a table that is computed rather than loaded, such as an audio tower's positions."""
+_LONGEST_ERROR = 400
+"""Characters of what a library says; torch lists every weight."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,20 +112,22 @@ def load_policy(
     """
     folder = Path(path)
     files = Path(processor or folder)
+    refuse_adapter(folder)
     config = read_object(folder / "config.json")
-    family = family_of(str(config.get("model_type")), str(folder))
+    family = family_of(config.get("model_type"), str(folder))
     require_library(folder, family)
     check_config(config, folder)
     check_generation(config, folder)
     check_processor_files(files, family)
     shapes = weight_shapes(folder)
     check_counts(config, shapes, folder)
-    empty = _empty_thinker(folder, family)
+    empty = _empty_thinker(folder, family, config)
     _check_shapes(folder, empty, shapes)
     _check_rope_sections(folder, empty)
     loaded = _load_processor(files, family)
     _check_template(files, loaded)
     check_agreement(loaded, empty.config, family, empty.lm_head.weight.shape[0], str(folder))
+    _check_generation_config(folder)
     model = _load_thinker(folder, family, dtype, attn_implementation).to(device).eval()
     if dtype == "float32" and model.device.type == "cuda":
         # cuDNN's convolutions round to ten bits by default: the towers' patches were 6e-5 off
@@ -159,17 +166,22 @@ def require_library(folder: Path, family: Family) -> None:
 
 
 def _load_processor(folder: Path, family: Family) -> Any:
-    try:
+    with _loading(
+        f"processor in {folder}",
+        want=f"files of a {family.processor_class}",
+        fix="copy the processor files from the base checkpoint",
+    ):
         return getattr(transformers, family.processor_class).from_pretrained(
             folder, local_files_only=True
         )
-    except Exception as error:  # whatever a broken file makes transformers raise
-        raise CheckpointError(
-            f"processor in {folder}",
-            got=f"{type(error).__name__}: {_first_line(error)}",
-            want=f"files of a {family.processor_class}",
-            fix="copy the processor files from the base checkpoint",
-        ) from error
+
+
+def _check_generation_config(folder: Path) -> None:
+    """transformers looks over it while it loads weights, and would blame them."""
+    path = folder / GENERATION
+    if path.exists():
+        with _loading(str(path), want="settings of generate", fix="correct or remove them"):
+            transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _check_template(folder: Path, processor: Any) -> None:
@@ -188,26 +200,37 @@ def _check_template(folder: Path, processor: Any) -> None:
         )
 
 
-def _empty_thinker(folder: Path, family: Family) -> Any:
+def _empty_thinker(folder: Path, family: Family, content: Mapping[str, Any]) -> Any:
     """The thinker that the config asks for, without memory for its weights."""
     thinker = getattr(transformers, family.thinker_class)
-    try:
+    with _loading(
+        str(folder / "config.json"),
+        want=f"the config of a {family.thinker_class}",
+        fix="use the config that was saved with these weights",
+        content=content,
+    ):
+        if "thinker_config" in content:
+            # a talker's part is read again and again later on, and something else would be blamed
+            transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         config = thinker.config_class.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             return thinker(config)
-    except Exception as error:  # whatever a broken config makes transformers or torch raise
-        raise CheckpointError(
-            str(folder / "config.json"),
-            got=f"{type(error).__name__}: {_first_line(error)}",
-            want=f"the config of a {family.thinker_class}",
-            fix="use the config that was saved with these weights",
-        ) from error
 
 
 def _check_shapes(folder: Path, empty: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ``CheckpointError`` where a weight file has another shape than the config asks for, or
     where the config asks for far more than the files have: it would be allocated first."""
     wanted = {published_name(name): tuple(p.shape) for name, p in empty.named_parameters()}
+    some = next(iter(wanted))
+    before = [n.removesuffix(some) for n in shapes if n.endswith(f".{some}")]
+    if some not in shapes and before:
+        raise CheckpointError(
+            f"weights in {folder}",
+            got=f"names behind {before[0]!r}: {before[0]}{some}",
+            want=some,
+            fix="save the model that was wrapped, not its wrapper (DataParallel, torch.compile, "
+            "peft)",
+        )
     wrong = [n for n in wanted if n in shapes and shapes[n] != wanted[n]]
     if wrong:
         raise CheckpointError(
@@ -236,7 +259,11 @@ def _load_thinker(folder: Path, family: Family, dtype: str, attention: str) -> A
             f"dtype {dtype}", got=dtype, want=" or ".join(_DTYPES), fix="choose one of them"
         )
     keyword = "dtype" if Version("4.56") <= _LIBRARY else "torch_dtype"
-    try:
+    with _loading(
+        f"weights in {folder}",
+        want=f"weights of a {family.thinker_class}",
+        fix="check that the download is complete and the config is the checkpoint's own",
+    ):
         model, info = getattr(transformers, family.thinker_class).from_pretrained(
             folder,
             local_files_only=True,
@@ -245,13 +272,6 @@ def _load_thinker(folder: Path, family: Family, dtype: str, attention: str) -> A
             output_loading_info=True,
             **{keyword: _DTYPES[dtype]},
         )
-    except Exception as error:  # whatever a broken file makes transformers raise
-        raise CheckpointError(
-            f"weights in {folder}",
-            got=f"{type(error).__name__}: {_first_line(error)}",
-            want=f"weights of a {family.thinker_class}",
-            fix="check that the download is complete and the config is the checkpoint's own",
-        ) from error
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:
         raise CheckpointError(
@@ -282,8 +302,35 @@ def _is_finite(weight: Tensor) -> bool:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+@contextmanager
+def _loading(
+    item: str, *, want: str, fix: str, content: Mapping[str, Any] | None = None
+) -> Iterator[None]:
+    """Whatever a broken file makes a library raise, as a ``CheckpointError`` of ``item``. What a
+    library warns of meanwhile is advice to its own developers. ``content``: of the file, where a
+    word that a table lacks is looked up: a ``KeyError`` names nothing else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        said = " ".join(str(error).split()) or "no message"
+        if isinstance(error, KeyError) and error.args:
+            said += "".join(f", the value of {key}" for key in _keys_of(error.args[0], content)[:1])
+        got = f"{type(error).__name__}: {said[:_LONGEST_ERROR]}"
+        raise CheckpointError(item, got=got, want=want, fix=fix) from error
+
+
+def _keys_of(value: Any, content: Any) -> list[str]:
+    """Where a value stands in a config: ``text_config hidden_act``."""
+    if not isinstance(content, Mapping):
+        return []
+    return [
+        key if found == value else f"{key} {place}"
+        for key, found in content.items()
+        for place in (_keys_of(value, found) or [""])
+        if found == value or place
+    ]
 
 
 def _check_rope_sections(folder: Path, model: Any) -> None:
@@ -358,3 +405,27 @@ def generating(model: torch.nn.Module) -> Iterator[None]:
             module.gradient_checkpointing = True  # type: ignore[assignment]
         for module, mode in training.items():
             module.training = mode
+
+
+def library_generate(policy: Policy, inputs: Mapping[str, Any], **settings: Any) -> Tensor:
+    """transformers' own greedy ``generate``: int64, (N, prompt + new tokens).
+
+    ``settings``: of a ``GenerationConfig``. Nothing is taken from the checkpoint's own: what it
+    says of beams, penalties or least lengths is no part of a rollout, and an answer that obeys it
+    is nothing to compare one with.
+    """
+    model = policy.model
+    plain = transformers.GenerationConfig(
+        do_sample=False,
+        eos_token_id=list(policy.eos_token_ids),
+        pad_token_id=policy.pad_token_id,
+        **settings,
+    )
+    own = model.generation_config
+    # what the one that is passed leaves open is filled from the model's
+    model.generation_config = plain
+    try:
+        sequences: Tensor = model.generate(**inputs, generation_config=plain)
+    finally:
+        model.generation_config = own
+    return sequences

@@ -15,7 +15,7 @@ from omni_grpo_core.forward import (
     library_keywords,
     sampling_logprobs,
 )
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.policy import Policy, library_generate
 from omni_grpo_core.rewards.base import Reward
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.rewards.gold import gold_sections
@@ -321,13 +321,11 @@ def _greedy_equals_generate(policy: Policy, batch: Batch, greedy: Rollout) -> Ch
 
 def _generate(policy: Policy, batch: Batch, index: int, steps: int) -> tuple[int, ...]:
     row = batch.rows[index]
-    output = policy.model.generate(
+    output = library_generate(
+        policy,
+        library_keywords(policy, row),
         max_new_tokens=steps,
-        do_sample=False,
-        eos_token_id=list(policy.eos_token_ids),
-        pad_token_id=policy.pad_token_id,
         suppress_tokens=policy.suppressed.nonzero().flatten().tolist(),
-        **library_keywords(policy, row),
     )
     return tuple(output[0, len(row.input_ids) :].tolist())
 

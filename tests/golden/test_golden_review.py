@@ -182,7 +182,17 @@ def test_no_git(pending: tuple[Path, Suite], monkeypatch: pytest.MonkeyPatch) ->
     # pytest's folder may itself lie in a git tree, as it does under tox
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(pending[0].parents[1]))
     shutil.rmtree(pending[0].parent / ".git")
-    refused(pending, "a tree that is not under git")
+    refused(pending, "a tree that is not under git.*git init")
+    git(pending[0].parent, "init", "-q")
+    refused(pending, "a tree that is under git without a commit.*; commit what")
+
+
+def test_no_git_on_the_path(
+    pending: tuple[Path, Suite], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A missing git read as a tree that is under none: "commit or undo what is changed"."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    refused(pending, "for want of git.*install git")
 
 
 def test_not_a_number(project: tuple[Path, Suite], moved: Policy) -> None:

@@ -145,6 +145,27 @@ VIDEO = tuple(
     case(f"video {key} {value}", put("video_preprocessor_config.json", value, key))
     for key, value in (("patch_size", 16), ("merge_size", 4), ("temporal_patch_size", 4))
 )
+PIXELS = tuple(
+    case(f"{key} {value} in {name}", put(name, value, key), words=(key,))
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json")
+    for key, value in (
+        *(("image_mean", one) for one in ([0.5], [0.5, 0.5, 0.5], 0.5)),
+        *(("image_std", one) for one in ([0.5], [0.5, 0.5, 0.5], [0, 0, 0])),
+        *(("rescale_factor", one) for one in (1.0, 0.0078125, 0)),
+        *(("do_rescale", False), ("do_normalize", False)),
+    )
+)
+SOUND = tuple(
+    case(f"{key} {value}", put("preprocessor_config.json", value, key), words=(key,))
+    for key, value in (("dither", 1e9), ("dither", 1e-3), ("padding_value", 7.0))
+)
+PADDING = (
+    case("a pad token of the tokenizer's that stands for videos",
+         put("tokenizer_config.json", "<|VIDEO|>", "pad_token"),
+         put("special_tokens_map.json", "<|VIDEO|>", "pad_token"), words=("pad", "<|VIDEO|>")),
+    *(case(f"pad_token_id {one} of a medium", put("config.json", one, "pad_token_id"),
+           words=("pad_token_id",)) for one in (552, 561, 562)),
+)  # fmt: skip
 TOKENS = tuple(
     # 5.x calls an index an id
     case(f"{key} {value!r}", put("config.json", value, key), words=(key.removesuffix("_index"),))
@@ -197,6 +218,12 @@ NUMBERS = tuple(
         ("vision_config", "patch_size", 16),
         ("vision_config", "spatial_merge_size", 0),
         ("vision_config", "window_size", 1),
+        ("vision_config", "window_size", 10**6),
+        ("vision_config", "window_size", 100),
+        ("vision_config", "fullatt_block_indexes", [2]),
+        ("vision_config", "fullatt_block_indexes", [-1]),
+        ("vision_config", "fullatt_block_indexes", [1] * 100_000),
+        ("vision_config", "fullatt_block_indexes", "1"),
         ("vision_config", "out_hidden_size", 65),
         ("audio_config", "encoder_layers", 10**9),
         ("audio_config", "num_mel_bins", 80),
@@ -207,6 +234,40 @@ NUMBERS = tuple(
         ("audio_config", "encoder_attention_heads", 7),
     )
 )
+GENERATION = "generation_config.json"
+OTHERS_SETTINGS: Mapping[str, Any] = {
+    "stop_strings": ["</think>"], "return_dict_in_generate": True, "token_healing": True,
+    "guidance_scale": 3.0, "prefill_chunk_size": 2, "penalty_alpha": 0.6, "dola_layers": "low",
+    "constraints": "x", "assistant_early_exit": 1, "is_assistant": True, "num_beams": 4,
+    "no_repeat_ngram_size": 2, "bad_words_ids": [[27]], "forced_eos_token_id": 5,
+    "min_new_tokens": 50, "min_length": 9999, "continuous_batching_config": {"x": 1},
+    "repetition_penalty": 1.1, "sequence_bias": [[[27], -3.0]], "suppress_tokens": [27],
+    "begin_suppress_tokens": [27], "exponential_decay_length_penalty": [1, 1.5], "max_time": 1e-9,
+    "max_length": 1, "max_new_tokens": 1, "use_cache": False, "prompt_lookup_num_tokens": 2,
+    "output_scores": True, "remove_invalid_values": True, "custom_key": [1],
+}  # fmt: skip
+NO_SETTINGS: Mapping[str, Sequence[Any]] = {
+    "top_k": ("x", -2, 1.5), "top_p": ("x", 7), "temperature": ("x", -1, [1]),
+    "num_beams": ("x", 0), "guidance_scale": ("x",), "repetition_penalty": (0, -1.0, "x"),
+    "bad_words_ids": ([[]], "x", [[-1]], [["a"]]), "sequence_bias": ({"x": 1}, [[[27]]]),
+    "exponential_decay_length_penalty": ([1, "x"], 1), "max_time": ("x", 0),
+    "max_new_tokens": (0, "x"), "num_return_sequences": ("x",), "do_sample": ("x", 1),
+    "suppress_tokens": ("x", [10**9]), "stop_strings": (7, [7]), "min_length": (-1,),
+    "use_cache": ("no",), "cache_implementation": ("nope", 7), "watermarking_config": ("x",),
+}  # fmt: skip
+SETTINGS = (
+    *(
+        Case(f"{key} {value} of another generate", spoiled(put(GENERATION, value, key)), code=0)
+        for key, value in OTHERS_SETTINGS.items()
+    ),
+    *(
+        case(f"{key} {value} of no generate", put(GENERATION, value, key), words=(GENERATION, key))
+        for key, values in NO_SETTINGS.items()
+        for value in values
+    ),
+    case("a watermark of nothing known", put(GENERATION, {"a": 1}, "watermarking_config"),
+         words=(GENERATION, "Watermarking")),
+)  # fmt: skip
 SECTIONS: Mapping[str, Any] = {
     "a text": "466", "a number": 16, "too few": [16], "too large": [4, 6, 7],
     "negative": [20, -2, -2], "texts": ["4", "6", "6"], "a mapping": {"t": 4},
@@ -236,6 +297,15 @@ KINDS = tuple(
     case(f"model_type {value!r}", put("config.json", value, "model_type"), words=("model_type",))
     for value in ("llama", "", None, 7, ["qwen2_5_omni"], "qwen3_omni_moe_thinkerx")
 )
+QUANTISED = tuple(
+    case(f"quantised: {value}", put("config.json", value, "quantization_config"),
+         words=("quantization_config", "not quantised"))
+    for value in (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        *({"quant_method": method, "bits": 4} for method in ("gptq", "awq", "fp8", "nope")),
+        {}, "x", 7,
+    )
+)  # fmt: skip
 
 # --------------------------------------------------------------------------- templates
 
@@ -259,6 +329,8 @@ TEMPLATES: Mapping[str, str] = {
     "a megabyte": "{{ 'x' * 2000000 }}",
     "no media": "{% for m in messages %}{{ m['role'] }}{% endfor %}",
     "an include": "{% include '/etc/passwd' %}",
+    "another where it is tried out": "{% if 'Which colour?' in messages[1]['content'][-1]['text'] "
+    "%}ok{% else %}" + "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2 + "{% endif %}",
 }
 TEMPLATE = tuple(
     case(f"template: {name}", write("chat_template.jinja", text))
@@ -284,6 +356,18 @@ def first(change: Callable[[Any], Any]) -> Spoil:
         return {**told, name: change(told[name])}
 
     return header(tampered)
+
+
+def renamed(prefix: str) -> Callable[[Weights], None]:
+    def change(found: Weights) -> None:
+        for name in list(found):
+            found[prefix + name] = found.pop(name)
+
+    return change
+
+
+def cast(dtype: torch.dtype) -> Callable[[Weights], object]:
+    return lambda found: found.update({NORM: found[NORM].to(dtype)})
 
 
 NORM = "model.norm.weight"
@@ -325,6 +409,13 @@ WEIGHTS = (
     case("a shard elsewhere", sharded({NORM: "../one.safetensors"}), words=("same folder",)),
     case("a shard of the system", sharded({NORM: "/etc/passwd"}), words=("same folder",)),
     case("a shard that is a number", sharded({NORM: 7})),
+    case("a shard of a long name", sharded({NORM: "x" * 5000}), words=("not there",)),
+    *(case(f"weights behind {prefix}", weights(renamed(prefix)),
+           words=(f"'{prefix}'",))
+      for prefix in ("module.", "_orig_mod.", "base_model.model.", "module.thinker.")),
+    *(case(f"a weight of {dtype}", weights(cast(dtype)),
+           words=(NORM, "floating"))
+      for dtype in (torch.complex64, torch.int64, torch.bool, torch.uint8, torch.float8_e4m3fn)),
     case("no shards", sharded({})),
     case("shards that are a list", sharded(["one.safetensors"])),
     case("an index of nothing", drop("model.safetensors"), write(INDEX, "{}")),
@@ -351,7 +442,66 @@ def another_processor(family: FamilyName, source: Path) -> Callable[[Path], Sequ
     return lambda folder: [*spoiled(family=family)(folder), "--processor", source]
 
 
+ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2.5-Omni-7B", "r": 8}
+
+
+def alone(folder: Path) -> None:
+    """Only what peft saves."""
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(2)},
+              folder / "adapter_model.safetensors")  # fmt: skip
+
+
+ADAPTERS = (
+    case("an adapter beside weights", write("adapter_config.json", json.dumps(ADAPTER)),
+         words=("LoRA", "Qwen/Qwen2.5-Omni-7B", "merge")),
+    case("an adapter alone", alone, words=("LoRA", "Qwen/Qwen2.5-Omni-7B", "merge")),
+    *(case(f"an adapter beside weights: {text}", write("adapter_config.json", text),
+           words=("LoRA", "merge")) for text in ("{", "[]", '{"base_model_name_or_path": 7}')),
+)  # fmt: skip
+
+
+def full(value: Any, part: str) -> Spoil:
+    """A full checkpoint's config around the thinker's."""
+
+    def change(config: dict[str, Any]) -> None:
+        thinker = dict(config)
+        config.update({"thinker_config": thinker, "talker_config": {}, "token2wav_config": {}})
+        config.update({"model_type": "qwen2_5_omni", part: value})
+
+    return edit("config.json", change)
+
+
+FULL = tuple(
+    case(f"{part} {value!r}", full(value, part), words=("config.json", part))
+    for part in ("talker_config", "token2wav_config")
+    for value in ("x", 7, [1])
+)
+NAMED = (
+    case("an activation of no name", put("config.json", "nope", "text_config", "hidden_act"),
+         words=("text_config hidden_act",)),
+    case("a rope type of no name",
+         put("config.json", {"rope_type": "nope", "mrope_section": [4, 6, 6]},
+             "text_config", "rope_scaling"), words=("rope_type",)),
+    case("a message of several lines", put("config.json", 7, "architectures"),
+         words=("with value 7",)),
+)  # fmt: skip
 FOLDERS = (
+    *FULL[::4], *NAMED,
+    *QUANTISED[::3], *ADAPTERS, *PADDING,
+    case("experts of a depth that is not there",
+         put("config.json", [7, 9], "vision_config", "deepstack_visual_indexes"),
+         words=("deepstack_visual_indexes",), family="qwen3"),
+    *(case(f"pixels of Qwen2.5-Omni's: {key}",
+           put("preprocessor_config.json", [0.48145466, 0.4578275, 0.40821073], key),
+           words=(key,), family="qwen3") for key in ("image_mean", "image_std")),
+    case("an id far beyond the others",
+         edit("tokenizer.json", lambda told: told["model"]["vocab"].update({"zzzz": 10**6})),
+         edit("vocab.json", lambda told: told.update({"zzzz": 10**6}))),
+    case("no model_type", edit("config.json", lambda told: told.pop("model_type")),
+         words=("no model_type",)),
     Case("a processor of Qwen3-Omni", another_processor("qwen2.5", QWEN3),
          words=("Qwen3OmniMoeProcessor",)),
     Case("a processor of Qwen2.5-Omni", another_processor("qwen3", QWEN25),
@@ -389,12 +539,14 @@ FOLDERS = (
 QUICK = (
     *(one for one in FILES if one.name.startswith(WHOLLY[:2])),
     *(one for one in FILES if one.name.endswith(("cut", "3,000 deep"))),
-    *PROCESSOR[::3], *VIDEO, *TOKENS[::2], *ENDS[::3], *NUMBERS[::2], *ROPE[::3], *PARTS[::4],
-    *KINDS[::3], *TEMPLATE[::2], *WEIGHTS, *FOLDERS,
+    *PROCESSOR[::3], *VIDEO, *PIXELS[::5], *SOUND[::2], *TOKENS[::2], *ENDS[::3],
+    *NUMBERS[::2], *SETTINGS[1::16], *ROPE[::3], *PARTS[::4], *KINDS[::3], *TEMPLATE[::2],
+    *WEIGHTS, *FOLDERS,
 )  # fmt: skip
 CASES = (
-    *FILES, *PROCESSOR, *VIDEO, *TOKENS, *ENDS, *NUMBERS, *ROPE, *PARTS, *KINDS, *TEMPLATE,
-    *WEIGHTS, *FOLDERS,
+    *FILES, *PROCESSOR, *VIDEO, *PIXELS, *SOUND, *QUANTISED[1::3], *QUANTISED[2::3], *FULL[1:4],
+    *FULL[5:], *TOKENS, *ENDS, *NUMBERS, *SETTINGS, *ROPE, *PARTS, *KINDS, *TEMPLATE, *WEIGHTS,
+    *FOLDERS,
 )  # fmt: skip
 
 
@@ -407,3 +559,17 @@ def test_ends_as_it_should(
     one: Case, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     check_case(one, tmp_path, record_property)
+
+
+def test_an_error_is_not_preceded_by_a_library_s_own_words(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """A hundred lines of a config stood before the message, and two on a verbosity of no name."""
+    one = Case(
+        "no setter",
+        spoiled(put("config.json", False, "use_return_dict")),
+        environment={"TRANSFORMERS_VERBOSITY": "nope"},
+        fresh=True,
+    )
+    outcome = check_case(one, tmp_path, record_property)
+    assert len(outcome.stderr.splitlines()) == 1

@@ -66,6 +66,16 @@ def _terminals() -> Iterator[Case]:
         )
 
 
+def _variables() -> Iterator[Case]:
+    """Of Python and of libraries: what they make of them is none of a package's faults."""
+    check = words("check", "--limit", "1", "--json")
+    for name, value, said in (
+        ("PYTHONOPTIMIZE", "2", "PYTHONOPTIMIZE"),
+        ("TORCH_LOGS", "banana", "environment variable TORCH_LOGS"),
+    ):
+        yield Case(f"{name}={value}", check, words=(said,), environment={name: value}, fresh=True)
+
+
 def _broken(package: str, error: str) -> Callable[[Path], Sequence[object]]:
     """``check`` beside a package that raises while it is imported."""
 
@@ -121,6 +131,7 @@ CASES = (
         shell='"$@" >>out',
     ),
     *_terminals(),
+    *_variables(),
     *_packages("typer", "yaml", "rich", "torch"),
     *(
         Case(f"a reward's module: {text}", _of_a_module(text))

@@ -30,6 +30,18 @@ def with_files(files: Mapping[str, str], *command: str) -> Arguments:
     return lambda folder: ["golden", *words, "--golden", goldens(folder / "g", files=files)]
 
 
+def no_folder(spoil: Callable[[Path], object], *command: str) -> Arguments:
+    """Something else where pending goldens are looked for."""
+
+    def arguments(folder: Path) -> Sequence[object]:
+        made = goldens(folder / "g", GOLDEN)
+        (made / ".pending").rename(folder / "elsewhere")
+        spoil(made / ".pending")
+        return ["golden", *command, "--golden", made]
+
+    return arguments
+
+
 LEAVES: dict[str, tuple[str, ...]] = {
     "brackets": ("a: " + "[" * 100_000,),
     "a list": ("a: [1, 2]",),
@@ -116,6 +128,16 @@ READ = (
         for name, lines in HEADERS.items()
     ),
     *(named(f"file: {name}", review(text), "text.txt") for name, text in WHOLE.items()),
+    *(
+        named(f"pending: {name}, {command[0]}", no_folder(spoil, *command), ".pending", said)
+        for name, said, spoil in (
+            ("a file", "an ordinary file", lambda path: path.write_text("x")),
+            ("a pipe", "a pipe", os.mkfifo),
+            ("a link", "a link", lambda path: path.symlink_to("../elsewhere")),
+            ("a link to nothing", "a link", lambda path: path.symlink_to("nowhere")),
+        )
+        for command in (("review", "--json"), ("reject", "words"))
+    ),
     named("the accepted one is broken", review(GOLDEN, leaf("a: [")), "words/text.txt:4"),
     named("a golden and its equal", review(GOLDEN), "words: new", code=1),
     named(

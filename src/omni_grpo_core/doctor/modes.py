@@ -23,7 +23,7 @@ from omni_grpo_core.doctor.teacher import Taught, apart, taught, text_hidden, to
 from omni_grpo_core.doctor.turns import completion_ids, until_end
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.observed import GenerateCall, Modes
-from omni_grpo_core.policy import Policy, generating
+from omni_grpo_core.policy import Policy, generating, library_generate
 
 _MOST_TOKENS = 32
 
@@ -137,18 +137,11 @@ def _greedy(policy: Policy, call: GenerateCall, *, use_cache: bool) -> Tensor:
     """Completion ids, (N, at most 32), with the recorded inputs and nothing of the sampling."""
     width = 0 if call.sequences is None else _width(call)
     with torch.no_grad():
-        sequences: Tensor = policy.model.generate(
-            **recorded_inputs(policy, call),
-            do_sample=False,
-            temperature=None,
-            top_k=None,
-            top_p=None,
-            num_return_sequences=1,
-            repetition_penalty=1.0,
+        sequences = library_generate(
+            policy,
+            recorded_inputs(policy, call),
             use_cache=use_cache,
             max_new_tokens=min(_MOST_TOKENS, width),
-            eos_token_id=list(policy.eos_token_ids),
-            pad_token_id=policy.pad_token_id,
             suppress_tokens=policy.suppressed.nonzero()[:, 0].tolist(),
         )
     return sequences[:, call.inputs["input_ids"].shape[1] :].cpu()

@@ -8,6 +8,7 @@ goes by that.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from omni_grpo_core.golden.passes import Context
 from omni_grpo_core.golden.results import FINE, CaseResult
 from omni_grpo_core.golden.sidecar import store
 from omni_grpo_core.golden.store import (
-    PENDING,
     file_name,
     find_goldens,
     pending_cases,
+    pending_folder,
     read_golden,
     split_name,
 )
@@ -35,6 +36,9 @@ from omni_grpo_core.trace.atomic import write_file
 from omni_grpo_core.types import Rollout
 
 _NEW = "there is no golden yet"
+NO_GIT = "unknown, for want of git"
+NOT_UNDER_GIT = "not under git"
+NO_COMMIT = "under git without a commit"
 _SHOWN = 6
 """Sentences of one stage."""
 
@@ -56,12 +60,18 @@ def tree_state(folder: Path) -> dict[str, str]:
     """
     commit = git(folder, "rev-parse", "HEAD")
     if commit is None:
-        return {"commit": "unknown", "tree": "not under git"}
+        return {"commit": "unknown", "tree": _why_none(folder)}
     changed = git(folder, "status", "--porcelain", "--untracked-files=all")
     top = Path((git(folder, "rev-parse", "--show-toplevel") or ".").strip())
     inside = folder.absolute().resolve()
     lines = [line for line in (changed or "").splitlines() if not _within(top, line, inside)]
     return {"commit": commit.strip(), "tree": "dirty" if lines else "clean"}
+
+
+def _why_none(folder: Path) -> str:
+    if shutil.which("git") is None:
+        return NO_GIT
+    return NOT_UNDER_GIT if git(folder, "rev-parse", "--git-dir") is None else NO_COMMIT
 
 
 def _within(top: Path, line: str, folder: Path) -> bool:
@@ -121,9 +131,10 @@ def regen(
     """Every stage of every case that is not as its golden has it, under ``folder/.pending``.
 
     What waited there of these cases and this platform before is replaced. Each file is written
-    whole or not at all.
+    whole or not at all. Raises ``TraceError`` where ``.pending`` is no folder.
     """
     chosen = suite.chosen(names)
+    waiting = pending_folder(folder)
     goldens = {name: find_goldens(folder, name, key, suite) for name in chosen}
     lanes = load_lanes(folder, key)
     state = tree_state(folder)
@@ -131,7 +142,7 @@ def regen(
     for name, context in contexts(policy, suite, chosen).items():
         on_case(name)
         result, _ = check_case(context, name, goldens[name], lanes, key, sidecar)
-        target = folder / PENDING / name
+        target = waiting / name
         files = []
         # a case that holds stays whole: stages after a sampled token that rounding turned are not
         # made from what the golden holds, and would look changed

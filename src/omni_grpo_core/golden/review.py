@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.judge import strange_leaf
-from omni_grpo_core.golden.pending import git, tree_state
+from omni_grpo_core.golden.pending import NO_COMMIT, NO_GIT, NOT_UNDER_GIT, git, tree_state
 from omni_grpo_core.golden.steps import golden_stages
 from omni_grpo_core.golden.store import (
     PENDING,
@@ -26,6 +26,11 @@ from omni_grpo_core.trace.atomic import write_file
 
 REASON_LENGTH = 8
 """Characters that a reason must have: "ok" is none."""
+_FIXES = {
+    NO_GIT: "install git, or put it on the PATH",
+    NOT_UNDER_GIT: "make a repository (git init) and commit what is there",
+    NO_COMMIT: "commit what is there",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ def _clean(item: str, tree: str, fix: str) -> None:
             item,
             got=f"a tree that is {tree}",
             want="a clean git tree, so that the golden's commit says what made it",
-            fix=fix,
+            fix=_FIXES.get(tree, fix),
         )
 
 

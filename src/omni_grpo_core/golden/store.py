@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from omni_grpo_core.bounded import kind_of
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.judge import base_stage
 from omni_grpo_core.golden.suite import Suite
@@ -96,10 +97,28 @@ def find_goldens(folder: Path, case: str, key: str, suite: Suite) -> dict[str, F
     return found
 
 
+def pending_folder(folder: Path) -> Path:
+    """Where it waits, whether it is there or not yet.
+
+    Raises:
+        TraceError: it is no folder, or a link, which leads out of the tree that is looked over.
+    """
+    path = folder / PENDING
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        kind = "an ordinary file" if path.is_file() else kind_of(path.lstat().st_mode)
+        raise TraceError(
+            str(path),
+            got="a link" if path.is_symlink() else kind,
+            want="a folder",
+            fix="remove it and run omni-grpo golden regen again",
+        )
+    return path
+
+
 def pending_cases(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """What waits for review: the files of each case."""
+    """What waits for review: the files of each case. Raises as :func:`pending_folder`."""
     cases: dict[str, list[Path]] = {}
-    for path in sorted((folder / PENDING).glob("*/*.txt")):
+    for path in sorted(pending_folder(folder).glob("*/*.txt")):
         cases.setdefault(path.parent.name, []).append(path)
     return {case: tuple(paths) for case, paths in cases.items()}
 

@@ -12,7 +12,7 @@ import torch
 from omni_grpo_core.batch import collate
 from omni_grpo_core.dialect import switch_checkpointing
 from omni_grpo_core.forward import library_keywords
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.policy import Policy, library_generate
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.types import Row, Sample
@@ -29,9 +29,9 @@ def exam(policy: Policy, rows: Sequence[Row], samples: Sequence[Sample]) -> dict
     that this version ends in an exception, what it raised."""
     found: dict[str, Any] = {EVAL: _shares(samples, [_answer(policy, row) for row in rows])}
     with _train_mode(policy.model):
-        for mode, keywords in ((TRAIN, {}), (NO_CACHE, {"use_cache": False})):
+        for mode, settings in ((TRAIN, {}), (NO_CACHE, {"use_cache": False})):
             try:
-                texts = [_answer(policy, row, **keywords) for row in rows]
+                texts = [_answer(policy, row, **settings) for row in rows]
             except Exception as error:  # whatever this version refuses it with is the fact
                 found[mode] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             else:
@@ -78,23 +78,19 @@ def _train_mode(model: Any) -> Iterator[None]:
         model.eval()
 
 
-def _answer(policy: Policy, row: Row, **keywords: Any) -> str:
-    (ids,) = _generate(policy, {**library_keywords(policy, row), **keywords})
+def _answer(policy: Policy, row: Row, **settings: Any) -> str:
+    (ids,) = _generate(policy, library_keywords(policy, row), **settings)
     return policy.decode(ids)
 
 
 @torch.no_grad()
-def _generate(policy: Policy, keywords: Mapping[str, Any]) -> list[tuple[int, ...]]:
+def _generate(
+    policy: Policy, keywords: Mapping[str, Any], **settings: Any
+) -> list[tuple[int, ...]]:
     """New ids of each row, up to the first eos, which is left out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what checkpointing warns of is what is being measured
-        output = policy.model.generate(
-            max_new_tokens=_TOKENS,
-            do_sample=False,
-            eos_token_id=list(policy.eos_token_ids),
-            pad_token_id=policy.pad_token_id,
-            **keywords,
-        )
+        output = library_generate(policy, keywords, max_new_tokens=_TOKENS, **settings)
     rows = output[:, keywords["input_ids"].shape[1] :].tolist()
     ends = [
         next((i for i, token in enumerate(row) if token in policy.eos_token_ids), len(row))
