@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ pytest_plugins = [
     "robustness_summary",
 ]
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell without job control starts what runs in the background so, and tests send Ctrl-C to
+    # processes of their own, which inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
