@@ -75,11 +75,11 @@ def _messages() -> list[dict[str, object]]:
 @lru_cache
 def fault_of(template: str) -> str:
     """What is wrong with a template, or nothing."""
-    # bytes both ways: the other process may have been told another encoding (PYTHONIOENCODING)
     told = {
         "template": template, "messages": _messages(),
         "seconds": CPU_SECONDS, "bytes": BYTES, "most": MOST,
     }  # fmt: skip
+    # bytes both ways: the other process may have been told another encoding (PYTHONIOENCODING)
     done = subprocess.run(
         [sys.executable, "-P", "-c", _TRIAL],
         input=json.dumps(told).encode(), capture_output=True, check=False,

@@ -10,10 +10,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from omni_grpo_core.family import QWEN2_5_OMNI
+
 AUDIO_SECONDS = 8
 """Whisper features are padded to this; longer audio would be cut."""
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HIDDEN = 64
 
 
@@ -109,7 +109,7 @@ class Optics:
     std: tuple[float, float, float]
 
 
-QWEN2_5_OPTICS = Optics("Qwen2_5OmniProcessor", 14, _CLIP_MEAN, _CLIP_STD)
+QWEN2_5_OPTICS = Optics("Qwen2_5OmniProcessor", 14, QWEN2_5_OMNI.image_mean, QWEN2_5_OMNI.image_std)
 
 
 def processor_files(

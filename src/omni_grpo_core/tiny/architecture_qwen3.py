@@ -13,9 +13,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from omni_grpo_core.family import QWEN3_OMNI
 from omni_grpo_core.tiny.architecture import Optics
 
-QWEN3_OPTICS = Optics("Qwen3OmniMoeProcessor", 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+QWEN3_OPTICS = Optics("Qwen3OmniMoeProcessor", 16, QWEN3_OMNI.image_mean, QWEN3_OMNI.image_std)
 _HIDDEN = 64
 _EXPERT = 48
 
