@@ -2,9 +2,10 @@
 
 A template is a program that comes with the weights. transformers' sandbox keeps it from files and
 from ``range(10**9)``, not from loops within loops nor from ``"x" * 10**10``. So it is run once, in
-a process of its own with little time and memory, on a conversation that has every medium. Its
-texts are drawn, so that no template knows it by them. One that goes by what is left (roles, kinds,
-the clock) can still do well here and badly later: the time of a real rendering is not limited.
+a process of its own with little time and memory, on a conversation of every mix of media. Their
+texts are drawn, so that no template knows them by that. One that goes by what is left (how many
+there are of a kind, the clock) can still do well here and badly later: the time of a real rendering
+is not limited.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import json
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import combinations
 
 CPU_SECONDS = 3
 """A published template takes a thousandth of one."""
@@ -47,25 +50,30 @@ environment.filters["tojson"] = lambda x, **given: json.dumps(
     x, **{"ensure_ascii": False, **given})
 environment.globals["raise_exception"] = refuse
 environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-try:
-    text = environment.from_string(told["template"]).render(
-        messages=told["messages"], tools=None, documents=None, add_generation_prompt=True)
-    said = f"{len(text)} characters" if len(text) > told["most"] else ""
-except BaseException as error:
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-sys.stdout.buffer.write(json.dumps(said).encode())
+faults = []
+for messages in told["conversations"]:
+    try:
+        text = environment.from_string(told["template"]).render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=True)
+    except BaseException as error:
+        # the first has every medium; that a template is not made for fewer is no fault
+        if not faults or isinstance(error, MemoryError):
+            faults.append(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+    else:
+        faults.append(f"{len(text)} characters" if len(text) > told["most"] else "")
+sys.stdout.buffer.write(json.dumps(next(filter(None, faults), "")).encode())
 """
 
 
-def _messages() -> list[dict[str, object]]:
-    """A short conversation that nobody saw before."""
+def _conversation(media: Iterable[str]) -> list[dict[str, object]]:
+    """A short one that nobody saw before."""
     system, file, question = (secrets.token_hex(4) for _ in range(3))
     return [
         {"role": "system", "content": [{"type": "text", "text": system}]},
         {
             "role": "user",
             "content": [
-                *({"type": kind, kind: file} for kind in ("image", "video", "audio")),
+                *({"type": kind, kind: file} for kind in media),
                 {"type": "text", "text": f"{question}?"},
             ],
         },
@@ -75,8 +83,10 @@ def _messages() -> list[dict[str, object]]:
 @lru_cache
 def fault_of(template: str) -> str:
     """What is wrong with a template, or nothing."""
+    kinds = ("image", "video", "audio")
+    mixes = (mix for count in (3, 2, 1, 0) for mix in combinations(kinds, count))
     told = {
-        "template": template, "messages": _messages(),
+        "template": template, "conversations": [_conversation(mix) for mix in mixes],
         "seconds": CPU_SECONDS, "bytes": BYTES, "most": MOST,
     }  # fmt: skip
     # bytes both ways: the other process may have been told another encoding (PYTHONIOENCODING)

@@ -341,6 +341,12 @@ TEMPLATES: Mapping[str, str] = {
     "an include": "{% include '/etc/passwd' %}",
     "another where it is tried out": "{% if 'Which colour?' in messages[1]['content'][-1]['text'] "
     "%}ok{% else %}" + "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2 + "{% endif %}",
+    "another for one medium": "{% if messages[1]['content'] | length > 2 %}ok{% else %}"
+    + "{% for i in range(99999) %}" * 2
+    + "{% endfor %}" * 2
+    + "{% endif %}",
+    "much for no medium": "{% if messages[1]['content'] | length > 1 %}ok{% else %}"
+    "{{ 'x' * 10**10 }}{% endif %}",
 }
 TEMPLATE = tuple(
     case(f"template: {name}", write("chat_template.jinja", text))

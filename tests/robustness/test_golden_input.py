@@ -30,13 +30,13 @@ def with_files(files: Mapping[str, str], *command: str) -> Arguments:
     return lambda folder: ["golden", *words, "--golden", goldens(folder / "g", files=files)]
 
 
-def no_folder(spoil: Callable[[Path], object], *command: str) -> Arguments:
-    """Something else where pending goldens are looked for."""
+def no_folder(where: str, spoil: Callable[[Path], object], *command: str) -> Arguments:
+    """Something else where pending goldens, or those of a case, are looked for."""
 
     def arguments(folder: Path) -> Sequence[object]:
         made = goldens(folder / "g", GOLDEN)
-        (made / ".pending").rename(folder / "elsewhere")
-        spoil(made / ".pending")
+        (made / where).rename((made / where).with_name("elsewhere"))
+        spoil(made / where)
         return ["golden", *command, "--golden", made]
 
     return arguments
@@ -129,11 +129,12 @@ READ = (
     ),
     *(named(f"file: {name}", review(text), "text.txt") for name, text in WHOLE.items()),
     *(
-        named(f"pending: {name}, {command[0]}", no_folder(spoil, *command), ".pending", said)
+        named(f"{where}: {name}, {command[0]}", no_folder(where, spoil, *command), where, said)
+        for where in (".pending", ".pending/words")
         for name, said, spoil in (
             ("a file", "an ordinary file", lambda path: path.write_text("x")),
             ("a pipe", "a pipe", os.mkfifo),
-            ("a link", "a link", lambda path: path.symlink_to("../elsewhere")),
+            ("a link", "a link", lambda path: path.symlink_to("elsewhere")),
             ("a link to nothing", "a link", lambda path: path.symlink_to("nowhere")),
         )
         for command in (("review", "--json"), ("reject", "words"))

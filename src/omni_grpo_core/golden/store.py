@@ -101,9 +101,18 @@ def pending_folder(folder: Path) -> Path:
     """Where it waits, whether it is there or not yet.
 
     Raises:
-        TraceError: it is no folder, or a link, which leads out of the tree that is looked over.
+        TraceError: it, or a case in it, is no folder, or a link, which leads out of the tree that
+            is looked over.
     """
-    path = folder / PENDING
+    pending = folder / PENDING
+    _refuse_no_folder(pending)
+    for case in sorted(pending.iterdir()) if pending.is_dir() else ():
+        if case.is_symlink() or not case.name.startswith("."):  # .DS_Store
+            _refuse_no_folder(case)
+    return pending
+
+
+def _refuse_no_folder(path: Path) -> None:
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         kind = "an ordinary file" if path.is_file() else kind_of(path.lstat().st_mode)
         raise TraceError(
@@ -112,7 +121,6 @@ def pending_folder(folder: Path) -> Path:
             want="a folder",
             fix="remove it and run omni-grpo golden regen again",
         )
-    return path
 
 
 def pending_cases(folder: Path) -> dict[str, tuple[Path, ...]]:
