@@ -210,10 +210,13 @@ def read_object(path: Path) -> dict[str, Any]:
 def thinker_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The thinker's part of a full config, or a thinker's own; its sections are objects.
 
-    Raises ``CheckpointError`` for a part that is none.
+    Raises ``CheckpointError`` for a part that is none. The talker's and the vocoder's parts are not
+    used, but transformers reads them too, and some versions without a word of which.
     """
     thinker = config.get("thinker_config", config)
-    for name, part in [("thinker_config", thinker), *_sections(thinker)]:
+    unused = (f"{prefix[:-1]}_config" for prefix in _FOREIGN)
+    others = [(name, config[name]) for name in unused if config.get(name) is not None]
+    for name, part in [("thinker_config", thinker), *_sections(thinker), *others]:
         if not isinstance(part, dict):
             _bad_config(folder, f"{name} {_shown(part)}", "an object")
     return dict(thinker)
