@@ -501,9 +501,8 @@ NAMED = (
     case("a rope type of no name",
          put("config.json", {"rope_type": "nope", "mrope_section": [4, 6, 6]},
              "text_config", "rope_scaling"), words=("rope_type",)),
-    # transformers 5 says it on several lines, 4 on one
-    case("a message of several lines", put("config.json", 7, "problem_type"),
-         words=("problem_type",)),
+    # on several lines, by most versions of transformers 5
+    case("a message of several lines", put("config.json", 7, "id2label"), words=("config.json",)),
 )  # fmt: skip
 FOLDERS = (
     *FULL[::4], *NAMED,
