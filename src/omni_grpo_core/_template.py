@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import combinations
 
+from omni_grpo_core.types import MODALITIES
+
 CPU_SECONDS = 3
 """A published template takes a thousandth of one."""
 BYTES = 1 << 29
@@ -83,8 +85,7 @@ def _conversation(media: Iterable[str]) -> list[dict[str, object]]:
 @lru_cache
 def fault_of(template: str) -> str:
     """What is wrong with a template, or nothing."""
-    kinds = ("image", "video", "audio")
-    mixes = (mix for count in (3, 2, 1, 0) for mix in combinations(kinds, count))
+    mixes = (mix for count in (3, 2, 1, 0) for mix in combinations(MODALITIES, count))
     told = {
         "template": template, "conversations": [_conversation(mix) for mix in mixes],
         "seconds": CPU_SECONDS, "bytes": BYTES, "most": MOST,

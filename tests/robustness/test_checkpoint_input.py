@@ -319,13 +319,14 @@ QUANTISED = tuple(
 
 # --------------------------------------------------------------------------- templates
 
+WITHOUT_END = "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2
 TEMPLATES: Mapping[str, str] = {
     "empty": "",
     "blank": " \n",
     "cut": "{% for message in messages %}{{ message['role'",
     "cut within a block": "{% for message in messages %}x",
     "a range of a billion": "{% for i in range(10**9) %}x{% endfor %}",
-    "loops within loops": "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2,
+    "loops within loops": WITHOUT_END,
     "ten gigabytes": "{{ 'x' * 10**10 }}",
     "a number of 1e9 digits": "{{ 10 ** (10 ** 9) }}",
     "doubling": "{% set n = namespace(x='x') %}{% for i in range(60) %}"
@@ -340,11 +341,9 @@ TEMPLATES: Mapping[str, str] = {
     "no media": "{% for m in messages %}{{ m['role'] }}{% endfor %}",
     "an include": "{% include '/etc/passwd' %}",
     "another where it is tried out": "{% if 'Which colour?' in messages[1]['content'][-1]['text'] "
-    "%}ok{% else %}" + "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2 + "{% endif %}",
+    f"%}}ok{{% else %}}{WITHOUT_END}{{% endif %}}",
     "another for one medium": "{% if messages[1]['content'] | length > 2 %}ok{% else %}"
-    + "{% for i in range(99999) %}" * 2
-    + "{% endfor %}" * 2
-    + "{% endif %}",
+    f"{WITHOUT_END}{{% endif %}}",
     "much for no medium": "{% if messages[1]['content'] | length > 1 %}ok{% else %}"
     "{{ 'x' * 10**10 }}{% endif %}",
 }

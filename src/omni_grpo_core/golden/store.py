@@ -113,14 +113,18 @@ def pending_folder(folder: Path) -> Path:
 
 
 def _refuse_no_folder(path: Path) -> None:
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        kind = "an ordinary file" if path.is_file() else kind_of(path.lstat().st_mode)
-        raise TraceError(
-            str(path),
-            got="a link" if path.is_symlink() else kind,
-            want="a folder",
-            fix="remove it and run omni-grpo golden regen again",
-        )
+    if path.is_symlink():
+        got = "a link"
+    elif path.is_dir() or not path.exists():
+        return
+    else:
+        got = "an ordinary file" if path.is_file() else kind_of(path.stat().st_mode)
+    raise TraceError(
+        str(path),
+        got=got,
+        want="a folder",
+        fix="remove it and run omni-grpo golden regen again",
+    )
 
 
 def pending_cases(folder: Path) -> dict[str, tuple[Path, ...]]:
