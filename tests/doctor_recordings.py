@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Reference
-from omni_grpo_core.observed import MediumSeen, ProcessorCall, SamplesSeen, TemplateCall
+from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall, SamplesSeen, TemplateCall
 from omni_grpo_core.types import Modality, StageRecord, Trace
 
 SYSTEM = {"role": "system", "content": "Answer inside <answer> </answer>."}

@@ -18,8 +18,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from omni_grpo_core.core.media import MediaConfig, load_media
 from omni_grpo_core.errors import MediaError
-from omni_grpo_core.media import MediaConfig, load_media
 from omni_grpo_core.types import (
     AudioInVideo,
     Conversation,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from omni_grpo_core.pipeline import Inputs
-    from omni_grpo_core.policy import Policy
-    from omni_grpo_core.settings import Settings
+    from omni_grpo_core.core.policy import Policy
+    from omni_grpo_core.pipeline.settings import Settings
+    from omni_grpo_core.pipeline.stages import Inputs
     from omni_grpo_core.types import Batch, Sample
 
 
@@ -19,8 +19,8 @@ def qwen3_policy() -> Policy:
     import transformers
 
     from omni_grpo_core import tiny
-    from omni_grpo_core.family import QWEN3_OMNI
-    from omni_grpo_core.policy import load_policy
+    from omni_grpo_core.core.family import QWEN3_OMNI
+    from omni_grpo_core.core.policy import load_policy
 
     if not hasattr(transformers, QWEN3_OMNI.thinker_class):
         pytest.skip(f"transformers {transformers.__version__} has no Qwen3-Omni")
@@ -32,7 +32,7 @@ def qwen3_settings() -> Settings:
     from dataclasses import replace
 
     from omni_grpo_core import tiny
-    from omni_grpo_core.settings import load_settings
+    from omni_grpo_core.pipeline.settings import load_settings
 
     return replace(load_settings(tiny.checkpoint_dir("qwen3")), group_size=2)
 
@@ -42,7 +42,7 @@ def qwen3_inputs(
     qwen3_policy: Policy, samples: tuple[Sample, ...], qwen3_settings: Settings
 ) -> Inputs:
     """Everything up to the batch of all shipped samples."""
-    from omni_grpo_core.pipeline import prepare
+    from omni_grpo_core.pipeline.stages import prepare
 
     return prepare(qwen3_policy, samples, qwen3_settings)
 
@@ -50,7 +50,7 @@ def qwen3_inputs(
 @pytest.fixture(scope="session")
 def qwen3_mixed(qwen3_policy: Policy, qwen3_inputs: Inputs) -> Batch:
     """A padded batch of five: a clip of each audio mode, an image and a text-only row."""
-    from omni_grpo_core.batch import collate
+    from omni_grpo_core.core.batch import collate
 
     rows = qwen3_inputs.batch.rows
     chosen = [

@@ -12,7 +12,7 @@ import pytest
 def ranks() -> Path:
     """Qwen's ranks in the installed dashscope; the test is skipped without it."""
     from omni_grpo_core.errors import ConfigError
-    from omni_grpo_core.realvocab.ranks import ranks_file
+    from omni_grpo_core.tiny.realvocab.ranks import ranks_file
 
     try:
         return ranks_file()
@@ -22,7 +22,7 @@ def ranks() -> Path:
 
 @pytest.fixture(scope="session")
 def qwen_folder(ranks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from omni_grpo_core.realvocab.processor import write_processor
+    from omni_grpo_core.tiny.realvocab.processor import write_processor
 
     folder = tmp_path_factory.mktemp("qwen") / "processor"
     write_processor(folder)

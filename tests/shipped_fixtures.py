@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from omni_grpo_core.pipeline import Inputs
-    from omni_grpo_core.policy import Policy
-    from omni_grpo_core.settings import Settings
+    from omni_grpo_core.core.policy import Policy
+    from omni_grpo_core.pipeline.settings import Settings
+    from omni_grpo_core.pipeline.stages import Inputs
     from omni_grpo_core.types import Batch, Sample
 
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def policy() -> Policy:
     """Shared: a test that changes its modes must restore them."""
     from omni_grpo_core import tiny
-    from omni_grpo_core.policy import load_policy
+    from omni_grpo_core.core.policy import load_policy
 
     return load_policy(tiny.checkpoint_dir())
 
@@ -30,7 +30,7 @@ def policy() -> Policy:
 @pytest.fixture(scope="session")
 def settings() -> Settings:
     from omni_grpo_core import tiny
-    from omni_grpo_core.settings import load_settings
+    from omni_grpo_core.pipeline.settings import load_settings
 
     return replace(load_settings(tiny.checkpoint_dir()), max_new_tokens=24)
 
@@ -38,7 +38,7 @@ def settings() -> Settings:
 @pytest.fixture(scope="session")
 def samples() -> tuple[Sample, ...]:
     from omni_grpo_core import tiny
-    from omni_grpo_core.sample import load_samples
+    from omni_grpo_core.core.sample import load_samples
 
     return load_samples(tiny.data_file())
 
@@ -46,7 +46,7 @@ def samples() -> tuple[Sample, ...]:
 @pytest.fixture(scope="session")
 def inputs(policy: Policy, samples: tuple[Sample, ...], settings: Settings) -> Inputs:
     """Everything up to the batch of all shipped samples: every audio mode and modality mix."""
-    from omni_grpo_core.pipeline import prepare
+    from omni_grpo_core.pipeline.stages import prepare
 
     return prepare(policy, samples, settings)
 
@@ -55,7 +55,7 @@ def inputs(policy: Policy, samples: tuple[Sample, ...], settings: Settings) -> I
 def mixed(policy: Policy, inputs: Inputs) -> Batch:
     """A padded batch of 8: two each of interleaved, separate and silent clips, then one image and
     one text-only row."""
-    from omni_grpo_core.batch import collate
+    from omni_grpo_core.core.batch import collate
 
     rows = inputs.batch.rows
     with_video = [row for row in rows if "pixel_values_videos" in row.tensors]
@@ -73,8 +73,8 @@ def mixed(policy: Policy, inputs: Inputs) -> Batch:
 def run_cli() -> Callable[..., tuple[int, str, str]]:
     """Run ``omni-grpo ARGS`` in this process -> exit code, stdout, stderr. A fault of our own
     (exit code 3) fails the test with its traceback."""
-    from omni_grpo_core.cli import app
-    from omni_grpo_core.exits import run
+    from omni_grpo_core.cli.main import app
+    from omni_grpo_core.io.exits import run
 
     def run_here(*args: object) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Reference
-from omni_grpo_core.observed import (
+from omni_grpo_core.recorder.tape import STAGE_OF
+from omni_grpo_core.trace.calls import (
     AdvantageSeen,
     GenerateCall,
     LossSeen,
@@ -21,7 +22,6 @@ from omni_grpo_core.observed import (
     SamplesSeen,
     StepSeen,
 )
-from omni_grpo_core.recorder.tape import STAGE_OF
 from omni_grpo_core.types import StageRecord, Trace
 
 EOS, PAD = 9, 0

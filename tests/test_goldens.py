@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.results import FINE
 from omni_grpo_core.golden.store import split_name
 from omni_grpo_core.golden.suite import load_suite
-from omni_grpo_core.policy import Policy
 
 FOLDER = Path(__file__).parent.parent / "golden"
 SUITE = load_suite(FOLDER)

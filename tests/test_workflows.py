@@ -14,7 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from omni_grpo_core.tested import DEFAULT, NEWEST, TRANSFORMERS
+from omni_grpo_core.io.tested import DEFAULT, NEWEST, TRANSFORMERS
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from omni_grpo_core._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from omni_grpo_core.recorder.attach import attach as attach
     from omni_grpo_core.recorder.record import record as record
-
-__version__ = "0.1.0"
 
 _LATE = {
     "attach": "omni_grpo_core.recorder.attach",

@@ -1,7 +1,7 @@
 """``python -m omni_grpo_core`` is ``omni-grpo``.
 
-Everything is imported under :func:`~omni_grpo_core.exits.run`, so that a Ctrl-C or a broken package
-in the seconds that imports take is answered like one at any later time.
+Everything is imported under :func:`~omni_grpo_core.io.exits.run`, so that a Ctrl-C or a broken
+package in the seconds that imports take is answered like one at any later time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main() -> None:
     """Entry point of the ``omni-grpo`` command."""
     # held back until run() is there to answer it
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    from omni_grpo_core.exits import run
+    from omni_grpo_core.io.exits import run
 
     try:
         code = run(_app, sys.argv[1:])
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _app() -> typer.Typer:
-    from omni_grpo_core.cli import app
+    from omni_grpo_core.cli.main import app
 
     return app
 

@@ -29,8 +29,9 @@ from typing import Any
 import av
 import numpy as np
 
-from omni_grpo_core import _decode, tiny
-from omni_grpo_core.media import load_media
+from omni_grpo_core import tiny
+from omni_grpo_core.core import decode as _decode
+from omni_grpo_core.core.media import load_media
 from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Message
 
 SECONDS = (60, 384, 600)

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from omni_grpo_core import tiny
+from omni_grpo_core.core.policy import load_policy
 from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.pending import record
 from omni_grpo_core.golden.suite import Case, load_suite
-from omni_grpo_core.policy import load_policy
 
 KEY = "cpu-fp32"
 ROWS = 22

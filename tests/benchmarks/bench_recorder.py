@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from omni_grpo_core import record
-from omni_grpo_core.policy import Policy, load_policy
+from omni_grpo_core.core.policy import Policy, load_policy
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,21 +34,16 @@ import av
 import numpy as np
 import torch
 
-from omni_grpo_core.grpo.evaluation import Examiner
-from omni_grpo_core.grpo.train import LOG, train
-from omni_grpo_core.grpo.train_config import (
-    GuardConfig,
-    OptimizerConfig,
-    RewardEntry,
-    TrainConfig,
-)
-from omni_grpo_core.policy import load_policy
-from omni_grpo_core.settings import load_settings
+from omni_grpo_core.core.policy import load_policy
+from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.tiny.attributes import Split, combinations
 from omni_grpo_core.tiny.clips import Clip
 from omni_grpo_core.tiny.questions import TOPICS, ask
 from omni_grpo_core.tiny.recipe import build
 from omni_grpo_core.tiny.shipped import row
+from omni_grpo_core.training.config import GuardConfig, OptimizerConfig, RewardEntry, TrainConfig
+from omni_grpo_core.training.evaluation import Examiner
+from omni_grpo_core.training.loop import LOG, train
 
 UNDER_TRAINED = 100
 """Steps of the recipe, of 900: on the select split 0.40 of sampled answers are right, 0.50 of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from doctor_recordings import steps_with
 
-from omni_grpo_core.observed import TemplateCall
+from omni_grpo_core.trace.calls import TemplateCall
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import Sample, StageRecord, Trace
 

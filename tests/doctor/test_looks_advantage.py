@@ -10,9 +10,10 @@ import pytest
 import torch
 from small_recordings import GROUPS, advantaged, case, found, generated, rewarded, samples
 
-from omni_grpo_core.doctor import looks_advantage, looks_partial
-from omni_grpo_core.doctor.looks_partial import section_tokens
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.doctor.checks import advantage as looks_advantage
+from omni_grpo_core.doctor.checks import partial as looks_partial
+from omni_grpo_core.doctor.checks.partial import section_tokens
 
 LOOKS = (*looks_advantage.LOOKS, *looks_partial.LOOKS)
 
@@ -140,7 +141,7 @@ def test_section_tokens_are_found_by_offsets(policy: Policy) -> None:
 
 
 def test_three_reckonings_and_the_one_that_stands_alone() -> None:
-    from omni_grpo_core.doctor import looks_groups
+    from omni_grpo_core.doctor.checks import groups as looks_groups
 
     def named(*values: Any) -> dict[str, str]:
         seen = found(looks_groups.LOOKS, case(samples(), *values))
@@ -163,7 +164,7 @@ def test_three_reckonings_and_the_one_that_stands_alone() -> None:
 
 
 def test_columns_of_several_rows() -> None:
-    from omni_grpo_core.doctor import looks_groups
+    from omni_grpo_core.doctor.checks import groups as looks_groups
 
     columns = {
         "sample_id": list(GROUPS),

@@ -9,11 +9,11 @@ import pytest
 import torch
 from doctor_recordings import case, facts, medium, only, processed, steps_with
 
-from omni_grpo_core.doctor import looks_batch as looks
-from omni_grpo_core.doctor import looks_rows
+from omni_grpo_core.doctor.checks import batch as looks
+from omni_grpo_core.doctor.checks import rows as looks_rows
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.registry import LOOKS
-from omni_grpo_core.observed import GenerateCall, ProcessorCall
+from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
 from omni_grpo_core.types import STAGES, Trace
 
 TEXT = "<|im_start|>user\n<|vision_bos|><|VIDEO|><|vision_eos|><|im_end|>\n<|im_start|>assistant\n"

@@ -10,14 +10,14 @@ import pytest
 import torch
 from small_recordings import EVAL, advantaged, case, found, generated, rewarded
 
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.doctor.checks.completion import LOOKS
 from omni_grpo_core.doctor.evidence import Reference
-from omni_grpo_core.doctor.looks_completion import LOOKS
 from omni_grpo_core.doctor.missing import said_missing
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.turns import Turn
-from omni_grpo_core.observed import MediumSeen, ProcessorCall
-from omni_grpo_core.policy import Policy
-from omni_grpo_core.settings import Settings
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
 
 TRAINING = replace(EVAL, training=True, checkpointing=True)
 

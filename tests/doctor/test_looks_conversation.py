@@ -18,7 +18,7 @@ from doctor_recordings import (
     user,
 )
 
-from omni_grpo_core.doctor import looks_conversation as looks
+from omni_grpo_core.doctor.checks import conversation as looks
 from omni_grpo_core.doctor.diagnose import diagnose
 
 ROW = {"problem": "Which way?", "path": "a.mp4", "data_type": "video", "options": ["A. left"]}

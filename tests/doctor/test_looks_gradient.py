@@ -10,8 +10,8 @@ import pytest
 import torch
 from small_recordings import case, found, generated, lost, samples, stepped
 
-from omni_grpo_core.doctor import looks_run
-from omni_grpo_core.doctor.looks_gradient import LOOKS
+from omni_grpo_core.doctor.checks import run as looks_run
+from omni_grpo_core.doctor.checks.gradient import LOOKS
 
 
 def facts(*values: Any) -> set[str]:

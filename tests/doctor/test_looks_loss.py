@@ -14,8 +14,9 @@ import pytest
 import torch
 from small_recordings import COMPLETIONS, advantaged, case, found, generated, lost, stepped
 
-from omni_grpo_core.doctor import looks_logged, looks_loss
-from omni_grpo_core.doctor.looks_run import in_order
+from omni_grpo_core.doctor.checks import logged as looks_logged
+from omni_grpo_core.doctor.checks import loss as looks_loss
+from omni_grpo_core.doctor.checks.run import in_order
 
 LOOKS = (*looks_loss.LOOKS, *looks_logged.LOOKS)
 DAPO = {"loss_type": "dapo"}
@@ -107,7 +108,7 @@ def test_padding_in_the_loss() -> None:
 
 def test_padding_in_the_loss_is_handed_on_where_generate_did_not_stop(policy: Any) -> None:
     from omni_grpo_core.doctor.evidence import Reference
-    from omni_grpo_core.settings import Settings
+    from omni_grpo_core.pipeline.settings import Settings
 
     eos, other = policy.eos_token_ids
     ids = ((5, eos, 6), (5, eos, 7))

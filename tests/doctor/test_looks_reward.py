@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from small_recordings import case, found, rewarded, stepped
 
+from omni_grpo_core.doctor.causes.reward import RULES
+from omni_grpo_core.doctor.checks.reward import LOOKS, kind_of
 from omni_grpo_core.doctor.evidence import Explanation
-from omni_grpo_core.doctor.looks_reward import LOOKS, kind_of
-from omni_grpo_core.doctor.rules_reward import RULES
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.probe import probe
 from omni_grpo_core.rewards.accuracy import Accuracy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from doctor_recordings import SYSTEM, case, facts, only, processed, rendered, template, user
 
-from omni_grpo_core.doctor import looks_text as looks
+from omni_grpo_core.doctor.checks import text as looks
 from omni_grpo_core.doctor.diagnose import diagnose
 
 FIRST, SECOND = (SYSTEM, user("video a.mp4")), (SYSTEM, user("audio b.wav", question="How high?"))

@@ -13,18 +13,40 @@ import torch
 from small_recordings import EVAL, found, stepped
 
 from omni_grpo_core import tiny
-from omni_grpo_core.doctor import (
-    looks_advantage,
-    looks_completion,
-    looks_degenerate,
-    looks_gradient,
-    looks_groups,
-    looks_logged,
-    looks_logits,
-    looks_loss,
-    looks_partial,
-    looks_readings,
-    looks_reward,
+from omni_grpo_core.core.family import QWEN3_OMNI
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.doctor.checks import (
+    advantage as looks_advantage,
+)
+from omni_grpo_core.doctor.checks import (
+    completion as looks_completion,
+)
+from omni_grpo_core.doctor.checks import (
+    degenerate as looks_degenerate,
+)
+from omni_grpo_core.doctor.checks import (
+    gradient as looks_gradient,
+)
+from omni_grpo_core.doctor.checks import (
+    groups as looks_groups,
+)
+from omni_grpo_core.doctor.checks import (
+    logged as looks_logged,
+)
+from omni_grpo_core.doctor.checks import (
+    logits as looks_logits,
+)
+from omni_grpo_core.doctor.checks import (
+    loss as looks_loss,
+)
+from omni_grpo_core.doctor.checks import (
+    partial as looks_partial,
+)
+from omni_grpo_core.doctor.checks import (
+    readings as looks_readings,
+)
+from omni_grpo_core.doctor.checks import (
+    reward as looks_reward,
 )
 from omni_grpo_core.doctor.evidence import Case, Look, Reference
 from omni_grpo_core.doctor.load import as_cases, read_traces
@@ -33,14 +55,12 @@ from omni_grpo_core.doctor.modes import modes, tried
 from omni_grpo_core.doctor.teacher import apart, taught
 from omni_grpo_core.doctor.turns import learned, turns
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.family import QWEN3_OMNI
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.loop import WildLoop
-from omni_grpo_core.observed import ForwardCall, GenerateCall, LossSeen
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.recorder.record import record
 from omni_grpo_core.recorder.tensors import described
-from omni_grpo_core.settings import Settings
+from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, LossSeen
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import StageRecord, Trace
 

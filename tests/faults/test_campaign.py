@@ -14,7 +14,7 @@ from omni_grpo_core.faults.campaign import Result, Row, run
 from omni_grpo_core.faults.catalogue import BY_ID, FAULTS
 from omni_grpo_core.faults.config import ROWS, LoopConfig
 from omni_grpo_core.faults.plan import Task, clean_tasks, fault_tasks, pair_tasks
-from omni_grpo_core.faults.table import print_result
+from omni_grpo_core.report.terminal.faults import print_result
 from omni_grpo_core.types import STAGES
 
 HIT = Row("fault", ("pos.no-mask",), ("positions",), ("positions",), ("pos.no-mask",), ("s",), None,

@@ -16,7 +16,7 @@ from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.loop import WildLoop
 from omni_grpo_core.faults.patching import patched
 from omni_grpo_core.faults.trial import config_for, recorded, reference
-from omni_grpo_core.observed import RewardCall
+from omni_grpo_core.trace.calls import RewardCall
 from omni_grpo_core.trace.codec import equal
 from omni_grpo_core.types import STAGES
 

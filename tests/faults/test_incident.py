@@ -12,9 +12,9 @@ import pytest
 
 from omni_grpo_core.faults import installed
 from omni_grpo_core.faults.incident import Replay, replay
-from omni_grpo_core.faults.incident_report import behaviour, to_json
 from omni_grpo_core.faults.incident_rows import ROWS, RowFinding, findings, told
 from omni_grpo_core.faults.installed import cache_is_dropped, cache_is_repaired
+from omni_grpo_core.report.terminal.incident import behaviour, to_json
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import Malformed
 

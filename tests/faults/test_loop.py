@@ -8,12 +8,12 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import ROWS, LoopAudio, LoopConfig
 from omni_grpo_core.faults.loop import WildLoop
-from omni_grpo_core.observed import AdvantageSeen, LossSeen, SamplesSeen
-from omni_grpo_core.policy import Policy
 from omni_grpo_core.rewards.accuracy import Accuracy
+from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen, SamplesSeen
 
 VARIED = LoopConfig()
 

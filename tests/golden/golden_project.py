@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.pending import regen
 from omni_grpo_core.golden.review import accept
 from omni_grpo_core.golden.suite import Suite, load_suite
-from omni_grpo_core.policy import Policy
 
 KEY = "cpu-fp32"
 REASON = "the first golden of this project"

@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from omni_grpo_core.golden.generations import (
-    Sides,
-    judge_generation,
-    margins,
-    scoring_differences,
-)
+from omni_grpo_core.golden.generations import Sides, judge_generation, margins, scoring_differences
 from omni_grpo_core.golden.passes import Scored
 from omni_grpo_core.trace.divergence import Lane
 from omni_grpo_core.types import Completion

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from golden_project import REASON, contents, with_goldens
 
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.text import parse_golden
-from omni_grpo_core.policy import Policy
 
 # Loads everything once, then each round is a process of its own, forked from it: what is killed is
 # the command, not half a minute of imports. It says how many changes the command made to the disk.
@@ -27,7 +27,7 @@ from omni_grpo_core import tiny
 from omni_grpo_core.golden.pending import regen
 from omni_grpo_core.golden.review import accept
 from omni_grpo_core.golden.suite import load_suite
-from omni_grpo_core.policy import load_policy
+from omni_grpo_core.core.policy import load_policy
 golden = Path(sys.argv[1])
 suite = load_suite(golden)
 policy = load_policy(tiny.checkpoint_dir())

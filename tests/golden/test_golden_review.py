@@ -13,6 +13,7 @@ import pytest
 import torch
 from golden_project import KEY, contents, git, make_project, with_goldens
 
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.pending import pending_changes, regen
@@ -21,7 +22,6 @@ from omni_grpo_core.golden.reviewing import ask
 from omni_grpo_core.golden.store import read_golden
 from omni_grpo_core.golden.suite import Suite, load_suite
 from omni_grpo_core.golden.text import with_header
-from omni_grpo_core.policy import Policy
 
 REASON = "head scaled on purpose, see the commit"
 

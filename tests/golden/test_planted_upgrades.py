@@ -18,15 +18,17 @@ import pytest
 import torch
 from torchvision.transforms import InterpolationMode
 
-from omni_grpo_core import _qwen_utils, batch, pipeline, rollout
+from omni_grpo_core.core import batch, rollout
+from omni_grpo_core.core import frame_sampling as _qwen_utils
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.core.rollout import draws
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden import steps
 from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.pending import record
 from omni_grpo_core.golden.results import GoldenReport, Verdict
 from omni_grpo_core.golden.suite import load_suite
-from omni_grpo_core.policy import Policy
-from omni_grpo_core.rollout import draws
+from omni_grpo_core.pipeline import stages as pipeline
 from omni_grpo_core.types import Batch
 
 KEY = "cpu-fp32"

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
-from omni_grpo_core.family import family_of
-from omni_grpo_core.policy import Policy, policy_around
-from omni_grpo_core.realvocab.processor import build_processor
+from omni_grpo_core.core.family import family_of
+from omni_grpo_core.core.policy import Policy, policy_around
+from omni_grpo_core.tiny.realvocab.processor import build_processor
 
 
 def config_7b() -> Qwen2_5OmniThinkerConfig:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from full_shape import random_7b
 
-from omni_grpo_core.check import check
-from omni_grpo_core.media_config import MediaConfig
-from omni_grpo_core.policy import Policy, load_policy
-from omni_grpo_core.settings import Settings, load_settings
+from omni_grpo_core.core.media_config import MediaConfig
+from omni_grpo_core.core.policy import Policy, load_policy
+from omni_grpo_core.pipeline.check import check
+from omni_grpo_core.pipeline.settings import Settings, load_settings
 from omni_grpo_core.types import Sample
 
 pytestmark = pytest.mark.gpu

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from omni_grpo_core.core.policy import load_policy
 from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.environment import platform_key
 from omni_grpo_core.golden.results import FINE
 from omni_grpo_core.golden.suite import load_suite
-from omni_grpo_core.policy import load_policy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tiny]
 FOLDER = Path(__file__).parent.parent.parent / "golden"

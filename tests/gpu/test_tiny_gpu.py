@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from omni_grpo_core import tiny
-from omni_grpo_core.batch import collate
-from omni_grpo_core.check import CheckResult, check
-from omni_grpo_core.forward import prefill
-from omni_grpo_core.pipeline import Inputs, prepare
-from omni_grpo_core.policy import Policy, generating, load_policy
+from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.forward import prefill
+from omni_grpo_core.core.policy import Policy, generating, load_policy
+from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.pipeline.check import CheckResult, check
+from omni_grpo_core.pipeline.checks import scoring_drift
+from omni_grpo_core.pipeline.settings import Settings, load_settings
+from omni_grpo_core.pipeline.stages import Inputs, prepare
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.rewards.parse import parse
-from omni_grpo_core.rollout import rollout
-from omni_grpo_core.settings import Settings, load_settings
-from omni_grpo_core.stage_checks import scoring_drift
 from omni_grpo_core.types import Parsed, Rollout, Sample
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tiny]

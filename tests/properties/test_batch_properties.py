@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni_grpo_core.batch import collate, find_spans, placeholder_ids
-from omni_grpo_core.forward import positions, prefill
-from omni_grpo_core.pipeline import Inputs
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.batch import collate, find_spans, placeholder_ids
+from omni_grpo_core.core.forward import positions, prefill
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.pipeline.stages import Inputs
 from omni_grpo_core.types import Modality
 
 TOKENS: dict[Modality, int] = {"image": 7, "video": 8, "audio": 9}

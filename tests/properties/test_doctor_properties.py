@@ -10,16 +10,16 @@ from doctor_recordings import steps_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omni_grpo_core.doctor.checks.batch import LOOKS as BATCH
+from omni_grpo_core.doctor.checks.conversation import LOOKS as CONVERSATION
+from omni_grpo_core.doctor.checks.embeddings import LOOKS as EMBEDDINGS
+from omni_grpo_core.doctor.checks.media import LOOKS as MEDIA
+from omni_grpo_core.doctor.checks.positions import LOOKS as POSITIONS
+from omni_grpo_core.doctor.checks.rows import LOOKS as ROWS
+from omni_grpo_core.doctor.checks.text import LOOKS as TEXT
 from omni_grpo_core.doctor.diagnose import diagnose
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.doctor.looks_batch import LOOKS as BATCH
-from omni_grpo_core.doctor.looks_conversation import LOOKS as CONVERSATION
-from omni_grpo_core.doctor.looks_embeddings import LOOKS as EMBEDDINGS
-from omni_grpo_core.doctor.looks_media import LOOKS as MEDIA
-from omni_grpo_core.doctor.looks_positions import LOOKS as POSITIONS
-from omni_grpo_core.doctor.looks_rows import LOOKS as ROWS
-from omni_grpo_core.doctor.looks_text import LOOKS as TEXT
-from omni_grpo_core.observed import (
+from omni_grpo_core.trace.calls import (
     ForwardCall,
     GenerateCall,
     MediumSeen,

@@ -21,9 +21,9 @@ from qwen_omni_utils.v2_5 import vision_process
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
-from omni_grpo_core._qwen_utils import choose_frames
+from omni_grpo_core.core.frame_sampling import choose_frames
+from omni_grpo_core.core.media import MediaConfig, load_media
 from omni_grpo_core.errors import MediaError
-from omni_grpo_core.media import MediaConfig, load_media
 from omni_grpo_core.types import MediaRef
 
 rates = st.sampled_from([1.0, 5.0, 8.0, 12.5, 15.0, 23.976, 24.0, 25.0, 29.97, 30.0, 50.0, 60.0])

@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.errors import DataError
-from omni_grpo_core.sample import load_samples
 from omni_grpo_core.types import PROBLEM_TYPES, Sample
 
 values: st.SearchStrategy[Any] = st.recursive(

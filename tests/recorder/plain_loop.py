@@ -12,12 +12,12 @@ from miniature_open_r1 import interleaving, media_token_ids
 from torch import Tensor
 
 from omni_grpo_core import record
-from omni_grpo_core.conversation import build_conversation
-from omni_grpo_core.media import load_media
-from omni_grpo_core.observed import AdvantageSeen, LossSeen, SamplesSeen
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.conversation import build_conversation
+from omni_grpo_core.core.media import load_media
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.recorder.record import Recorder
-from omni_grpo_core.settings import Settings
+from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen, SamplesSeen
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample, TextPart, Trace
 

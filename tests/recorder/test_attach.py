@@ -11,9 +11,12 @@ import torch
 from miniature_open_r1 import MiniatureTrainer
 
 from omni_grpo_core import attach
+from omni_grpo_core.core.media import load_media
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.media import load_media
-from omni_grpo_core.observed import (
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.pipeline.stages import converse
+from omni_grpo_core.trace.calls import (
     AdvantageSeen,
     ForwardCall,
     GenerateCall,
@@ -21,9 +24,6 @@ from omni_grpo_core.observed import (
     SamplesSeen,
     StepSeen,
 )
-from omni_grpo_core.pipeline import converse
-from omni_grpo_core.policy import Policy
-from omni_grpo_core.settings import Settings
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample, TextPart, Trace
 

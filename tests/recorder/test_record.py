@@ -18,12 +18,10 @@ import torch
 from plain_loop import PlainLoop, one_step, recording
 
 from omni_grpo_core import record
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError, TraceError
-from omni_grpo_core.observed import (
-    SamplesSeen,
-)
-from omni_grpo_core.policy import Policy
-from omni_grpo_core.settings import Settings
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.trace.calls import SamplesSeen
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample
 

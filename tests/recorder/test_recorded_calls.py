@@ -16,9 +16,11 @@ import pytest
 import torch
 from plain_loop import GROUP, PlainLoop, one_step, only, recording
 
-from omni_grpo_core.dialect import CACHE, cache_among, cache_keyword
+from omni_grpo_core.core.dialect import CACHE, cache_among, cache_keyword
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.installed import cache_is_dropped
-from omni_grpo_core.observed import (
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.trace.calls import (
     ForwardCall,
     GenerateCall,
     LossSeen,
@@ -28,8 +30,6 @@ from omni_grpo_core.observed import (
     StepSeen,
     TemplateCall,
 )
-from omni_grpo_core.policy import Policy
-from omni_grpo_core.settings import Settings
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from plain_loop import PlainLoop
 
 from omni_grpo_core import record
-from omni_grpo_core.observed import SamplesSeen
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.io.redaction import REDACTED
+from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.recorder.plain import Plain
-from omni_grpo_core.redaction import REDACTED
-from omni_grpo_core.settings import Settings
+from omni_grpo_core.trace.calls import SamplesSeen
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample
 

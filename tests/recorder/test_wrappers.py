@@ -15,9 +15,9 @@ import toy_thinker
 from plain_loop import PlainLoop
 
 from omni_grpo_core import record
-from omni_grpo_core.observed import ForwardCall, GenerateCall, StepSeen
-from omni_grpo_core.policy import Policy
-from omni_grpo_core.settings import Settings
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, StepSeen
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample, Trace
 

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import ConfigError, TrainError
-from omni_grpo_core.grpo.advantage import group_advantages
-from omni_grpo_core.grpo.completions import stack_completions
-from omni_grpo_core.grpo.config import LossConfig
-from omni_grpo_core.grpo.kl import token_kl
-from omni_grpo_core.grpo.logprobs import completion_logprobs, predicting_logits
-from omni_grpo_core.grpo.loss import policy_loss
-from omni_grpo_core.grpo.metrics import Mean, advantage_metrics, loss_metrics
-from omni_grpo_core.grpo.spans import (
+from omni_grpo_core.losses.advantages import group_advantages
+from omni_grpo_core.losses.completions import stack_completions
+from omni_grpo_core.losses.config import LossConfig
+from omni_grpo_core.losses.kl import token_kl
+from omni_grpo_core.losses.logprobs import completion_logprobs, predicting_logits
+from omni_grpo_core.losses.metrics import Mean, advantage_metrics, loss_metrics
+from omni_grpo_core.losses.policy_loss import policy_loss
+from omni_grpo_core.losses.spans import (
     PartialAdvantage,
     token_advantages,
     token_offsets,
     token_span,
 )
-from omni_grpo_core.grpo.totals import Totals
+from omni_grpo_core.losses.totals import Totals
 from omni_grpo_core.types import Completion
 
 

@@ -17,14 +17,15 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from omni_grpo_core import pipeline, tiny
-from omni_grpo_core.check import blanked
-from omni_grpo_core.grpo.causes import CAUSES
-from omni_grpo_core.grpo.guard import Finding
-from omni_grpo_core.grpo.train import TrainResult, train
-from omni_grpo_core.grpo.train_config import GuardConfig, RewardEntry, TrainConfig
-from omni_grpo_core.settings import load_settings
+from omni_grpo_core import tiny
+from omni_grpo_core.losses.causes import CAUSES
+from omni_grpo_core.pipeline import stages as pipeline
+from omni_grpo_core.pipeline.check import blanked
+from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.trace.store import load_trace
+from omni_grpo_core.training.config import GuardConfig, RewardEntry, TrainConfig
+from omni_grpo_core.training.guard import Finding
+from omni_grpo_core.training.loop import TrainResult, train
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE, Batch, Embeddings, Row, Stage
 
 
@@ -109,7 +110,7 @@ def not_injected(embed: Callable[..., Embeddings]) -> Callable[..., Embeddings]:
 
 @dataclass(frozen=True)
 class Fault:
-    """``broken(step)`` takes the place of ``omni_grpo_core.pipeline``'s ``step``."""
+    """``broken(step)`` takes the place of ``omni_grpo_core.pipeline.stages``'s ``step``."""
 
     step: str
     broken: Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -161,7 +162,7 @@ def test_it_is_stopped_at_step_0_and_named(
     monkeypatch.setattr(pipeline, fault.step, fault.broken(right))
     sampled: list[object] = []
     monkeypatch.setattr(
-        "omni_grpo_core.grpo.train.rollout", lambda *given, **options: sampled.append(given)
+        "omni_grpo_core.training.loop.rollout", lambda *given, **options: sampled.append(given)
     )
     out = tmp_path / "run"
     result = train(config(out))

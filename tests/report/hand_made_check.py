@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from omni_grpo_core.check import CheckResult, Health, ModalityProof
+from omni_grpo_core.pipeline.check import CheckResult, Health, ModalityProof
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import (
     Audio,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from omni_grpo_core.report.drift_chart import Drift, drift_chart
+from omni_grpo_core.report.html.drift_chart import Drift, drift_chart
 
 
 def test_decades_are_evenly_far_apart() -> None:

@@ -10,7 +10,7 @@ from hand_made_goldens import HOSTILE, report, turned
 from test_check_page import Outline, words
 
 from omni_grpo_core.golden.results import GoldenReport
-from omni_grpo_core.report.golden_page import MOST_CASES, golden_page
+from omni_grpo_core.report.html.golden_page import MOST_CASES, golden_page
 
 
 def of_case(html: str, number: int) -> str:

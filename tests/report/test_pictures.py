@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from omni_grpo_core.report.pictures import (
+from omni_grpo_core.report.html.pictures import (
     Picture,
     frame_picture,
     mel_picture,

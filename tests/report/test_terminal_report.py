@@ -6,8 +6,8 @@ import pytest
 from hand_made_check import HOSTILE, many_rows, result
 from rich.console import Console
 
-from omni_grpo_core.check import CheckResult
-from omni_grpo_core.report.terminal import print_check
+from omni_grpo_core.pipeline.check import CheckResult
+from omni_grpo_core.report.terminal.check import print_check
 from omni_grpo_core.types import Check
 
 

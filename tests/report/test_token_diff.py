@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hand_made_goldens import NOW, WAS, tokens
 
-from omni_grpo_core.report.token_diff import changed_tokens, diff_ribbon, span_changes
+from omni_grpo_core.report.html.token_diff import changed_tokens, diff_ribbon, span_changes
 from omni_grpo_core.types import Span
 
 

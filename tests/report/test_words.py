@@ -4,8 +4,8 @@ from dataclasses import fields
 
 from hand_made_check import result
 
-from omni_grpo_core.check import Health
-from omni_grpo_core.report.words import first_failure, health_words, stage_words
+from omni_grpo_core.pipeline.check import Health
+from omni_grpo_core.report.html.words import first_failure, health_words, stage_words
 from omni_grpo_core.types import STAGES, Check
 
 

@@ -46,7 +46,7 @@ def test_json_is_one_object_with_functions_cases_and_failures(invoke: Run) -> No
 
 def test_a_bad_function_of_a_module_beside_the_user_exits_1_with_its_cases(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(THEIRS, encoding="utf-8")
-    command = "from omni_grpo_core.rewards.cli import app; app()"
+    command = "from omni_grpo_core.cli.rewards import app; app()"
     done = subprocess.run(
         [sys.executable, "-c", command, "test", "mine:bribed", "--json"],
         cwd=tmp_path,

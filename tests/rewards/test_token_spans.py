@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omni_grpo_core.grpo.spans import token_offsets, token_span
+from omni_grpo_core.losses.spans import token_offsets, token_span
 from omni_grpo_core.rewards.parse import parse, render
 from omni_grpo_core.types import Parsed
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from omni_grpo_core.cli import app
+from omni_grpo_core.cli.main import app
 
 
 @dataclass(frozen=True)

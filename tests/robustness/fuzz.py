@@ -82,8 +82,8 @@ def _folder(make: Callable[[Path], object]) -> FILES:
 def _state(folder: Path) -> None:
     import hashlib
 
-    from omni_grpo_core.grpo.checkpointing import FORMAT, fingerprint
-    from omni_grpo_core.grpo.train_config import TrainConfig
+    from omni_grpo_core.training.checkpointing import FORMAT, fingerprint
+    from omni_grpo_core.training.config import TrainConfig
 
     state = folder / "out" / "state" / "000002"
     state.mkdir(parents=True)
@@ -197,33 +197,33 @@ def probe() -> Any:
 
     @app.command()
     def rows(file: Path) -> None:
-        from omni_grpo_core.sample import load_samples
+        from omni_grpo_core.core.sample import load_samples
 
         load_samples(file)
 
     @app.command()
     def settings(checkpoint: Path) -> None:
-        from omni_grpo_core.settings import load_settings
+        from omni_grpo_core.pipeline.settings import load_settings
 
         load_settings(checkpoint)
 
     @app.command()
     def run(file: Path) -> None:
-        from omni_grpo_core.grpo.load_config import load_train_config
+        from omni_grpo_core.training.load_config import load_train_config
 
         load_train_config(file)
 
     @app.command()
     def state(out: Path) -> None:
-        from omni_grpo_core.grpo.checkpointing import cut_log, newest
-        from omni_grpo_core.grpo.train_config import TrainConfig
+        from omni_grpo_core.training.checkpointing import cut_log, newest
+        from omni_grpo_core.training.config import TrainConfig
 
         newest(out, TrainConfig())
         cut_log(out / "log.jsonl", 2)
 
     @app.command()
     def policy(checkpoint: Path) -> None:
-        from omni_grpo_core.policy import load_policy
+        from omni_grpo_core.core.policy import load_policy
 
         load_policy(checkpoint)
 
@@ -405,8 +405,8 @@ def _edited_lines(lines: list[str], draw: random.Random) -> bytes:
 
 def work(link: Connection, seed: int, inputs: Sequence[tuple[str, int]], folder: Path) -> None:
     """Run inputs one after another, in a process of its own, and send each one's ending."""
-    from omni_grpo_core.cli import app
-    from omni_grpo_core.exits import run
+    from omni_grpo_core.cli.main import app
+    from omni_grpo_core.io.exits import run
 
     os.setsid()
     probes = probe()

@@ -8,7 +8,7 @@ import io
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 
-from omni_grpo_core.console import quiet_libraries
+from omni_grpo_core.io.console import quiet_libraries
 
 quiet_libraries()
 
@@ -16,9 +16,9 @@ import reading  # noqa: E402, F401 - and with it the decoder
 import runner  # noqa: E402, F401 - and with it pytest
 import transformers  # noqa: E402
 
-from omni_grpo_core.cli import app  # noqa: E402
-from omni_grpo_core.exits import run  # noqa: E402
-from omni_grpo_core.family import FAMILIES  # noqa: E402
+from omni_grpo_core.cli.main import app  # noqa: E402
+from omni_grpo_core.core.family import FAMILIES  # noqa: E402
+from omni_grpo_core.io.exits import run  # noqa: E402
 
 for family in FAMILIES:
     for name in (family.thinker_class, family.processor_class):

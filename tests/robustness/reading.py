@@ -8,8 +8,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from omni_grpo_core.core.media import MediaConfig, load_media
 from omni_grpo_core.errors import MediaError
-from omni_grpo_core.media import MediaConfig, load_media
 from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Message, Modality
 
 MOST_MEMORY = 1 << 30

@@ -175,8 +175,8 @@ def _in_a_group(target: Callable[..., None], *arguments: object) -> None:
 def _child(
     words: Sequence[str], folder: Path, environment: dict[str, str], out: Path, err: Path
 ) -> None:
-    from omni_grpo_core.cli import app
-    from omni_grpo_core.exits import run as run_command
+    from omni_grpo_core.cli.main import app
+    from omni_grpo_core.io.exits import run as run_command
 
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

@@ -18,7 +18,7 @@ from runner import Case, check_case
 from safetensors.torch import load_file, save_file
 
 from omni_grpo_core import tiny
-from omni_grpo_core.family import QWEN3_OMNI
+from omni_grpo_core.core.family import QWEN3_OMNI
 
 FamilyName = Literal["qwen2.5", "qwen3"]
 Change = Callable[[dict[str, Any]], object]

@@ -25,8 +25,8 @@ from runner import run as run_case
 from safetensors.torch import load_file, save_file
 
 from omni_grpo_core import tiny
-from omni_grpo_core.grpo.checkpointing import cut_log, lock, newest
-from omni_grpo_core.grpo.load_config import load_train_config
+from omni_grpo_core.training.checkpointing import cut_log, lock, newest
+from omni_grpo_core.training.load_config import load_train_config
 
 Damage = Callable[[Path], object]
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from transformers import Qwen2_5OmniProcessor
 
 from omni_grpo_core import tiny
-from omni_grpo_core.family import published_name
-from omni_grpo_core.policy import Policy
-from omni_grpo_core.sample import load_samples
+from omni_grpo_core.core.family import published_name
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.tiny import shipped
 from omni_grpo_core.tiny.attributes import split_of
 from omni_grpo_core.tiny.tokenizer import NAMED_TOKENS, SPECIAL_TOKENS

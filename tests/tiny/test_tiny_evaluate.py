@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.tiny.attributes import combinations
 from omni_grpo_core.tiny.clips import Clip
 from omni_grpo_core.tiny.evaluate import (

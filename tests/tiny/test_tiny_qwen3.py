@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 
 from omni_grpo_core import tiny
-from omni_grpo_core.family import published_name
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.family import published_name
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.tiny.architecture_qwen3 import published_names
 from omni_grpo_core.tiny.attributes import ALL, combinations
 from omni_grpo_core.tiny.clips import Clip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from omni_grpo_core.policy import Policy, load_policy
+from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.tiny import checkpoint_dir
 from omni_grpo_core.tiny.attributes import ALL
 from omni_grpo_core.tiny.clips import Clip

@@ -19,7 +19,7 @@ from killed import die_before_change
 from small_traces import small_trace
 
 from omni_grpo_core.errors import TraceError
-from omni_grpo_core.trace.atomic import new_folder, write_file
+from omni_grpo_core.io.atomic import new_folder, write_file
 from omni_grpo_core.trace.codec import equal
 from omni_grpo_core.trace.store import load_trace, save_trace
 from omni_grpo_core.types import StageRecord, Trace

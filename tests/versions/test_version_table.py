@@ -15,10 +15,10 @@ import torch
 from small_traces import small_batch, with_value
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.tested import DEFAULT, TRANSFORMERS
+from omni_grpo_core.io.tested import DEFAULT, TRANSFORMERS
+from omni_grpo_core.report.terminal.versions import announced, holds, markdown, marks, put
 from omni_grpo_core.types import Completion, Positions, Rollout, Stage, StageRecord, Trace
 from omni_grpo_core.versions.matrix import against, interpreters, measure
-from omni_grpo_core.versions.table import announced, holds, markdown, marks, put
 
 ROOT = Path(__file__).parents[2]
 STORED = {

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from omni_grpo_core.batch import ID_DTYPE, expected_lengths, find_spans, placeholder_ids
+from omni_grpo_core.core.batch import ID_DTYPE, expected_lengths, find_spans, placeholder_ids
 from omni_grpo_core.errors import BatchError
 from omni_grpo_core.types import MODALITIES, AudioInVideo, Modality, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omni_grpo_core.policy import Policy
+    from omni_grpo_core.core.policy import Policy
 
 GRIDS: Mapping[Modality, str] = {
     "image": "image_grid_thw",

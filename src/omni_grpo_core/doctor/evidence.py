@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from omni_grpo_core.observed import (
+from omni_grpo_core.trace.calls import (
     AdvantageSeen,
     ForwardCall,
     GenerateCall,
@@ -25,8 +25,8 @@ from omni_grpo_core.observed import (
 from omni_grpo_core.types import STAGES, Stage, Trace
 
 if TYPE_CHECKING:
-    from omni_grpo_core.policy import Policy
-    from omni_grpo_core.settings import Settings
+    from omni_grpo_core.core.policy import Policy
+    from omni_grpo_core.pipeline.settings import Settings
 
 Origin = Literal["added", "inherited", "unknown"]
 """``added``: the stage turned right input into wrong output. ``inherited``: it was handed the

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.doctor.teacher import Taught, text_hidden
-from omni_grpo_core.observed import GenerateCall
-from omni_grpo_core.policy import Policy, generating
+from omni_grpo_core.trace.calls import GenerateCall
 
 Outcome = Literal["proved", "cleared", "open"]
 

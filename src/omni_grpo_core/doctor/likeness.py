@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from omni_grpo_core.observed import MediumSeen
+from omni_grpo_core.trace.calls import MediumSeen
 from omni_grpo_core.types import Modality
 
 if TYPE_CHECKING:

@@ -13,17 +13,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from omni_grpo_core.dialect import switch_checkpointing
+from omni_grpo_core.core.dialect import switch_checkpointing
+from omni_grpo_core.core.policy import Policy, generating, library_generate
+from omni_grpo_core.doctor.checks.completion import rollouts
+from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.experiment import MEDIA, Experiment, Outcome, prompt_of, recorded_inputs
-from omni_grpo_core.doctor.looks_completion import rollouts
-from omni_grpo_core.doctor.looks_logits import temperature_of
 from omni_grpo_core.doctor.modes_media import modalities
 from omni_grpo_core.doctor.teacher import Taught, apart, taught, text_hidden, tolerance
 from omni_grpo_core.doctor.turns import completion_ids, until_end
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.observed import GenerateCall, Modes
-from omni_grpo_core.policy import Policy, generating, library_generate
+from omni_grpo_core.trace.calls import GenerateCall, Modes
 
 _MOST_TOKENS = 32
 

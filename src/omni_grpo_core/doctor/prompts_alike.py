@@ -7,7 +7,7 @@ import re
 import torch
 
 from omni_grpo_core.doctor.turns import Turn, prompt_length
-from omni_grpo_core.observed import GenerateCall
+from omni_grpo_core.trace.calls import GenerateCall
 
 _PLACEHOLDER = re.compile(r"<\|(IMAGE|VIDEO|AUDIO)\|>", re.IGNORECASE)
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import OmniGrpoError
-from omni_grpo_core.grpo.config import LossConfig, LossType
-from omni_grpo_core.grpo.kl import token_kl
-from omni_grpo_core.grpo.loss import token_losses
-from omni_grpo_core.observed import LossSeen
+from omni_grpo_core.losses.config import LossConfig, LossType
+from omni_grpo_core.losses.kl import token_kl
+from omni_grpo_core.losses.policy_loss import token_losses
+from omni_grpo_core.trace.calls import LossSeen
 
 _TYPES: Mapping[str, LossType] = {
     "grpo": "grpo", "bnpo": "bnpo", "dr_grpo": "dr_grpo", "dapo": "dapo", "gspo": "gspo",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.observed import (
+from omni_grpo_core.trace.calls import (
     ForwardCall,
     GenerateCall,
     ProcessorCall,

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omni_grpo_core.doctor import replay_media
+from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.likeness import is_close
-from omni_grpo_core.doctor.replay_batch import Given, carried, given_rows
-from omni_grpo_core.doctor.replay_text import collapsed, marks
+from omni_grpo_core.doctor.replay import media as replay_media
+from omni_grpo_core.doctor.replay.batch import Given, carried, given_rows
+from omni_grpo_core.doctor.replay.text import collapsed, marks
 from omni_grpo_core.doctor.rounds import Round, Talk, order_of
-from omni_grpo_core.media_config import MediaConfig
-from omni_grpo_core.observed import MediumSeen, ProcessorCall
-from omni_grpo_core.settings import CHECKPOINT_SETTINGS
+from omni_grpo_core.pipeline.settings import CHECKPOINT_SETTINGS
+from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
 from omni_grpo_core.types import Media, MediaRef, Modality
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.missing import say_missing
 from omni_grpo_core.doctor.turns import completion_ids, ids_of, prompt_length, until_end
-from omni_grpo_core.observed import ForwardCall, GenerateCall, Modes
-from omni_grpo_core.policy import Policy, generating
+from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes
 
 Place = Literal["before", "at"]
 """Scores of a token are those *before* it; those *at* it predict the next one."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.observed import (
+from omni_grpo_core.trace.calls import (
     AdvantageSeen,
     ForwardCall,
     GenerateCall,

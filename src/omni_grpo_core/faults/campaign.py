@@ -183,7 +183,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 def _one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    from omni_grpo_core.console import quiet_libraries, quiet_transformers
+    from omni_grpo_core.io.console import quiet_libraries, quiet_transformers
 
     quiet_libraries(worker=True)
     import torch

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from omni_grpo_core.dialect import switch_checkpointing
+from omni_grpo_core.core.dialect import switch_checkpointing
+from omni_grpo_core.doctor.checks.run import in_order
 from omni_grpo_core.doctor.diagnose import diagnose, merge
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Finding
 from omni_grpo_core.doctor.load import as_cases, read_traces
-from omni_grpo_core.doctor.looks_run import in_order
 from omni_grpo_core.faults.catalogue import BY_ID
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.installed import cache_is_dropped

@@ -15,21 +15,21 @@ from typing import Any
 import torch
 
 from omni_grpo_core import tiny
-from omni_grpo_core.batch import placeholder_ids, render
+from omni_grpo_core.core.batch import placeholder_ids, render
+from omni_grpo_core.core.media import load_media
+from omni_grpo_core.core.policy import load_policy
+from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.errors import BatchError
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.trial import reference
-from omni_grpo_core.grpo.advantage import group_advantages
-from omni_grpo_core.grpo.config import LossConfig
-from omni_grpo_core.grpo.loss import policy_loss
-from omni_grpo_core.grpo.totals import Totals
-from omni_grpo_core.media import load_media
-from omni_grpo_core.observed import ProcessorCall
-from omni_grpo_core.pipeline import converse, make_batch, run
-from omni_grpo_core.policy import load_policy
+from omni_grpo_core.losses.advantages import group_advantages
+from omni_grpo_core.losses.config import LossConfig
+from omni_grpo_core.losses.policy_loss import policy_loss
+from omni_grpo_core.losses.totals import Totals
+from omni_grpo_core.pipeline.stages import converse, make_batch, run
 from omni_grpo_core.rewards.corpus import corpus
-from omni_grpo_core.sample import load_samples
+from omni_grpo_core.trace.calls import ProcessorCall
 
 CONFIG = LoopConfig()
 SALAD = next(case.completion for case in corpus() if "token salad" in case.name)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.material import Drawn
 from omni_grpo_core.faults.rewards import context_mask
-from omni_grpo_core.observed import AdvantageSeen
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.trace.calls import AdvantageSeen
 
 
 class Judging:

@@ -18,7 +18,7 @@ from omni_grpo_core.faults.fault import Shelf
 from omni_grpo_core.faults.loop import Notebook, Rolled, StepOutcome, WildLoop
 from omni_grpo_core.faults.material import Drawn
 from omni_grpo_core.faults.patching import patched
-from omni_grpo_core.observed import AdvantageSeen
+from omni_grpo_core.trace.calls import AdvantageSeen
 
 shelf = Shelf()
 Manager = AbstractContextManager[None]

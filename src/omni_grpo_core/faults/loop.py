@@ -16,19 +16,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from omni_grpo_core.dialect import switch_checkpointing
+from omni_grpo_core.core.dialect import switch_checkpointing
+from omni_grpo_core.core.family import published_name
+from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.family import published_name
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.feeding import Feeding
 from omni_grpo_core.faults.judging import Judging
 from omni_grpo_core.faults.material import Clips, Drawn
 from omni_grpo_core.faults.patching import patched
 from omni_grpo_core.faults.rewards import Recall
-from omni_grpo_core.observed import LossSeen, SamplesSeen
-from omni_grpo_core.policy import Policy, generating
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
+from omni_grpo_core.trace.calls import LossSeen, SamplesSeen
 
 
 class Notebook(Protocol):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core import tiny
-from omni_grpo_core.media import load_media, probe
-from omni_grpo_core.media_config import MediaConfig
-from omni_grpo_core.sample import load_samples
-from omni_grpo_core.settings import load_settings
+from omni_grpo_core.core.media import load_media, probe
+from omni_grpo_core.core.media_config import MediaConfig
+from omni_grpo_core.core.sample import load_samples
+from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.types import (
     Conversation,
     Media,

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.faults.fault import Shelf
 from omni_grpo_core.faults.feeding import Messages
 from omni_grpo_core.faults.loop import WildLoop
-from omni_grpo_core.media_config import MediaConfig
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE, Media
 
 shelf = Shelf()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.batch import placeholder_ids
-from omni_grpo_core.dialect import tokens_cached
+from omni_grpo_core.core.batch import placeholder_ids
+from omni_grpo_core.core.dialect import tokens_cached
 from omni_grpo_core.faults.batch import PADDED
 from omni_grpo_core.faults.fault import Shelf
 from omni_grpo_core.faults.loop import WildLoop

@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor
 
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.rewards.base import Reward, Row
 from omni_grpo_core.types import Score
 

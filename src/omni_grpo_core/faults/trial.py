@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core import tiny
+from omni_grpo_core.core.policy import load_policy
+from omni_grpo_core.doctor.checks.run import in_order
 from omni_grpo_core.doctor.diagnose import diagnose, merge
 from omni_grpo_core.doctor.evidence import Diagnosis, Reference
 from omni_grpo_core.doctor.load import as_cases, read_traces
-from omni_grpo_core.doctor.looks_run import in_order
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.loop import WildLoop
-from omni_grpo_core.policy import load_policy
+from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.recorder.record import record
-from omni_grpo_core.settings import load_settings
 from omni_grpo_core.types import STAGES, Stage, Trace
 
 

@@ -24,8 +24,8 @@ from omni_grpo_core.golden.judge import base_stage
 from omni_grpo_core.golden.lanes import LANES, load_lanes
 from omni_grpo_core.golden.results import FINE
 from omni_grpo_core.golden.suite import copy_suite
-from omni_grpo_core.strict import read_mapping
-from omni_grpo_core.trace.atomic import write_file
+from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.io.strict import read_mapping
 from omni_grpo_core.trace.divergence import Lane
 
 VARIATIONS: tuple[Mapping[str, str], ...] = tuple(

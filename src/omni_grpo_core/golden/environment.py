@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from omni_grpo_core.settings import Settings
+    from omni_grpo_core.pipeline.settings import Settings
 
 _PACKAGES = (
     "omni-grpo-core",
@@ -90,7 +90,7 @@ def weights_hash(checkpoint: Path) -> str:
 def told_settings(settings: Settings) -> str:
     """Settings that are not as they are by default, in one line.
 
-    >>> from omni_grpo_core.settings import Settings
+    >>> from omni_grpo_core.pipeline.settings import Settings
     >>> told_settings(Settings(seed=3))
     'seed=3'
     """

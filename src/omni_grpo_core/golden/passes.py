@@ -13,17 +13,31 @@ from typing import Any
 
 import torch
 
-from omni_grpo_core.batch import render
-from omni_grpo_core.forward import completion_logits, embed, positions, prefill, sampling_logprobs
-from omni_grpo_core.pipeline import converse, load_all, make_batch, score
-from omni_grpo_core.policy import Policy, generating
+from omni_grpo_core.core.batch import render
+from omni_grpo_core.core.forward import (
+    completion_logits,
+    embed,
+    positions,
+    prefill,
+    sampling_logprobs,
+)
+from omni_grpo_core.core.policy import Policy, generating
+from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.pipeline.checks import completion_tensors
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.pipeline.stages import converse, load_all, make_batch, score
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.parse import parse
-from omni_grpo_core.rollout import rollout
-from omni_grpo_core.settings import Settings
-from omni_grpo_core.stage_checks import completion_tensors
-from omni_grpo_core.types import Batch, Conversation, Embeddings, MediaPart, Rollout, Sample, Score
+from omni_grpo_core.types import (
+    Batch,
+    Conversation,
+    Embeddings,
+    MediaPart,
+    Rollout,
+    Sample,
+    Score,
+)
 
 Values = Mapping[str, Any]
 """Values of stages by the stage's name."""

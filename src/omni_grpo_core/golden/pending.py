@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.checking import check_case, contexts, run_header
 from omni_grpo_core.golden.generations import garbage_of
 from omni_grpo_core.golden.lanes import Lanes, load_lanes
@@ -31,8 +32,7 @@ from omni_grpo_core.golden.store import (
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.text import compare_goldens, parse_golden, with_header
 from omni_grpo_core.golden.walk import kept, walk_case
-from omni_grpo_core.policy import Policy
-from omni_grpo_core.trace.atomic import write_file
+from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.types import Rollout
 
 _NEW = "there is no golden yet"

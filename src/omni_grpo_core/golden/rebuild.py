@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from omni_grpo_core.bounded import MAX_DEPTH
 from omni_grpo_core.errors import TraceError
+from omni_grpo_core.io.bounded import MAX_DEPTH
 from omni_grpo_core.trace.codec import NOUNS, make_noun
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans
 from omni_grpo_core.trace.sketch import Sketch

@@ -13,16 +13,10 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.judge import strange_leaf
 from omni_grpo_core.golden.pending import NO_COMMIT, NO_GIT, NOT_UNDER_GIT, git, tree_state
 from omni_grpo_core.golden.steps import golden_stages
-from omni_grpo_core.golden.store import (
-    PENDING,
-    all_files,
-    pending_cases,
-    read_golden,
-    split_name,
-)
+from omni_grpo_core.golden.store import PENDING, all_files, pending_cases, read_golden, split_name
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.text import read_text, with_header
-from omni_grpo_core.trace.atomic import write_file
+from omni_grpo_core.io.atomic import write_file
 
 REASON_LENGTH = 8
 """Characters that a reason must have: "ok" is none."""

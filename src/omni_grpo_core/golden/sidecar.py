@@ -15,10 +15,10 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from omni_grpo_core.bounded import Unreadable, read_bytes
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.leaf_text import summarise
-from omni_grpo_core.trace.atomic import write_file
+from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.io.bounded import Unreadable, read_bytes
 from omni_grpo_core.trace.dtypes import dtype_name
 from omni_grpo_core.trace.leaves import Numbers, leaves
 from omni_grpo_core.trace.sketch import Sketch

@@ -18,17 +18,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from omni_grpo_core.forward import completion_logits, sampling_logprobs
+from omni_grpo_core.core.forward import completion_logits, sampling_logprobs
+from omni_grpo_core.core.policy import Policy, generating
+from omni_grpo_core.core.rollout import draws, rollout, slip
 from omni_grpo_core.golden.generations import first_difference
 from omni_grpo_core.golden.passes import REWARDS, Context, Values, stages_of
 from omni_grpo_core.golden.suite import Case
-from omni_grpo_core.grpo.advantage import group_advantages
-from omni_grpo_core.grpo.config import LossConfig
-from omni_grpo_core.grpo.step import MicroBatch, Scorer, StepPlan, cut, optimize
-from omni_grpo_core.pipeline import score
-from omni_grpo_core.policy import Policy, generating
-from omni_grpo_core.rollout import draws, rollout, slip
-from omni_grpo_core.stage_checks import completion_tensors
+from omni_grpo_core.losses.advantages import group_advantages
+from omni_grpo_core.losses.config import LossConfig
+from omni_grpo_core.pipeline.checks import completion_tensors
+from omni_grpo_core.pipeline.stages import score
+from omni_grpo_core.training.step import MicroBatch, Scorer, StepPlan, cut, optimize
 from omni_grpo_core.types import Batch, Rollout, Score
 
 T = TypeVar("T")

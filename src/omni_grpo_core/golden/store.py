@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omni_grpo_core.bounded import kind_of
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.judge import base_stage
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.text import Golden, parse_golden, read_text
+from omni_grpo_core.io.bounded import kind_of
 
 PENDING = ".pending"
 EXACT_STAGES = frozenset({"sample", "conversation", "text", "media", "batch", "positions"})

@@ -24,10 +24,10 @@ from pathlib import Path
 import yaml
 
 from omni_grpo_core import tiny
+from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.sample import load_samples
-from omni_grpo_core.settings import Settings, load_settings
-from omni_grpo_core.strict import merge, read_mapping
+from omni_grpo_core.io.strict import merge, read_mapping
+from omni_grpo_core.pipeline.settings import Settings, load_settings
 from omni_grpo_core.types import Sample
 
 SUITE = "suite.yaml"

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omni_grpo_core.bounded import Unreadable, read_bytes
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.leaf_text import Lines, leaf_lines, parse_leaf, summarise
 from omni_grpo_core.golden.numbers import MOST_NUMBERS, parse_string
+from omni_grpo_core.io.bounded import Unreadable, read_bytes
 from omni_grpo_core.trace.compare import compare_leaves
 from omni_grpo_core.trace.divergence import StageComparison, Tolerances
 from omni_grpo_core.trace.integers import Decode

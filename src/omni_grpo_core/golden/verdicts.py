@@ -10,12 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from omni_grpo_core.golden.generations import (
-    Sides,
-    judge_generation,
-    scored_of,
-    tokens_of,
-)
+from omni_grpo_core.golden.generations import Sides, judge_generation, scored_of, tokens_of
 from omni_grpo_core.golden.judge import base_stage
 from omni_grpo_core.golden.passes import Scored
 from omni_grpo_core.golden.rebuild import Lost, rebuild

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omni_grpo_core.batch import collate
+from omni_grpo_core.core.batch import collate
 from omni_grpo_core.golden.environment import file_hash, weights_hash
 from omni_grpo_core.golden.generations import (
     first_difference,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni_grpo_core.observed import MediumSeen
 from omni_grpo_core.recorder.tensors import copied
+from omni_grpo_core.trace.calls import MediumSeen
 from omni_grpo_core.types import Modality
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.observed import SamplesSeen
 from omni_grpo_core.recorder.record import record
+from omni_grpo_core.trace.calls import SamplesSeen
 
 Rows = Sequence[Mapping[str, Any]]
 Pipeline = Callable[[Rows, Any, Any], Any]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from omni_grpo_core.redaction import REDACTED, Redactor
+from omni_grpo_core.io.redaction import REDACTED, Redactor
 
 _LONGEST_TEXT = 1 << 16
 _MOST_ITEMS = 1 << 12

@@ -173,7 +173,7 @@ class Recorder:
         return self
 
     def note(self, value: Any) -> None:
-        """Add what cannot be seen from outside: a value of :mod:`omni_grpo_core.observed`.
+        """Add what cannot be seen from outside: a value of :mod:`omni_grpo_core.trace.calls`.
 
         Raises :class:`~omni_grpo_core.errors.ConfigError` for anything else.
         """
@@ -182,7 +182,7 @@ class Recorder:
                 "note",
                 got=f"a {type(value).__name__}",
                 want=f"one of {', '.join(kind.__name__ for kind in STAGE_OF)}",
-                fix="build one from omni_grpo_core.observed",
+                fix="build one from omni_grpo_core.trace.calls",
             )
         if self._on:
             with self.tape.looking("note"):

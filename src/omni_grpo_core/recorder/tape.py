@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.observed import (
+from omni_grpo_core.recorder.plain import Plain
+from omni_grpo_core.recorder.tensors import copied, described
+from omni_grpo_core.trace.calls import (
     AdvantageSeen,
     ForwardCall,
     GenerateCall,
@@ -28,8 +30,6 @@ from omni_grpo_core.observed import (
     TemplateCall,
     TensorSeen,
 )
-from omni_grpo_core.recorder.plain import Plain
-from omni_grpo_core.recorder.tensors import copied, described
 from omni_grpo_core.types import Stage, StageRecord
 
 _LOG = logging.getLogger("omni_grpo_core.recorder")
@@ -75,7 +75,7 @@ class Tape:
     _reported: set[str] = field(default_factory=set)
 
     def add(self, value: Any, seconds: float = 0.0) -> None:
-        """Keep one value of :mod:`omni_grpo_core.observed`."""
+        """Keep one value of :mod:`omni_grpo_core.trace.calls`."""
         if len(self.records) >= self.bounds.calls:
             self.left_out += 1
             return

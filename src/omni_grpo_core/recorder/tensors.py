@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from omni_grpo_core.observed import TensorSeen
+from omni_grpo_core.trace.calls import TensorSeen
 from omni_grpo_core.trace.sketch import sample_places
 
 _CHUNK_ELEMENTS = 1 << 25

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.observed import Modes
+from omni_grpo_core.trace.calls import Modes
 
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "module", "base_model", "model", "thinker")
 """Under what name a wrapper keeps what it wraps."""

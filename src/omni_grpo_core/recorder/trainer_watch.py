@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.observed import AdvantageSeen, LossSeen, RewardCall, SamplesSeen
 from omni_grpo_core.recorder.patches import Patches
 from omni_grpo_core.recorder.tape import Tape
 from omni_grpo_core.rewards.call import name_of
+from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen, RewardCall, SamplesSeen
 
 SETTINGS = frozenset(
     {

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.dialect import tokens_cached
-from omni_grpo_core.observed import ForwardCall, GenerateCall, Modes, TensorSeen
+from omni_grpo_core.core.dialect import tokens_cached
 from omni_grpo_core.recorder.calls import arguments
 from omni_grpo_core.recorder.patches import Patches
 from omni_grpo_core.recorder.tape import Tape, clock
 from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
 from omni_grpo_core.recorder.thinker import Found, modes
+from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes, TensorSeen
 
 _TOGETHER = 16
 """Tokens of a row that are scored at once."""

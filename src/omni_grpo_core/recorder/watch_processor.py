@@ -15,11 +15,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from omni_grpo_core.observed import MediumSeen, ProcessorCall, TemplateCall, TensorSeen
 from omni_grpo_core.recorder.calls import arguments
 from omni_grpo_core.recorder.mediums import media_seen
 from omni_grpo_core.recorder.patches import Patches
 from omni_grpo_core.recorder.tape import Tape, clock
+from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall, TemplateCall, TensorSeen
 from omni_grpo_core.types import MODALITIES, Modality
 
 _ARGUMENTS: Mapping[Modality, str] = {"image": "images", "video": "videos", "audio": "audio"}

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from omni_grpo_core.observed import RewardCall
 from omni_grpo_core.recorder.calls import arguments
 from omni_grpo_core.recorder.patches import Patches
 from omni_grpo_core.recorder.probe import probe
 from omni_grpo_core.recorder.tape import Tape, clock
 from omni_grpo_core.rewards.base import plain_text
 from omni_grpo_core.rewards.call import RewardFunction, name_of
+from omni_grpo_core.trace.calls import RewardCall
 
 
 class RewardWatch:

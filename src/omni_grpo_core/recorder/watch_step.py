@@ -15,11 +15,11 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from omni_grpo_core.observed import StepSeen
 from omni_grpo_core.recorder.patches import Patches
 from omni_grpo_core.recorder.tape import Tape
 from omni_grpo_core.recorder.tensors import local
 from omni_grpo_core.recorder.thinker import Found, part_of
+from omni_grpo_core.trace.calls import StepSeen
 
 _SAMPLED = 16
 """Parameters of a part that are looked at before and after a step, and elements of each below."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from omni_grpo_core.family import QWEN2_5_OMNI
+from omni_grpo_core.core.family import QWEN2_5_OMNI
 
 AUDIO_SECONDS = 8
 """Whisper features are padded to this; longer audio would be cut."""

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from omni_grpo_core.family import QWEN3_OMNI
+from omni_grpo_core.core.family import QWEN3_OMNI
 from omni_grpo_core.tiny.architecture import Optics
 
 QWEN3_OPTICS = Optics("Qwen3OmniMoeProcessor", 16, QWEN3_OMNI.image_mean, QWEN3_OMNI.image_std)

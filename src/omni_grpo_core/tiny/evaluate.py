@@ -14,10 +14,10 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from omni_grpo_core.batch import collate
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.rewards.parse import parse
-from omni_grpo_core.rollout import rollout
 from omni_grpo_core.tiny.attributes import Split
 from omni_grpo_core.tiny.examples import Example, draw_clips, make_example, make_row
 from omni_grpo_core.tiny.make import QWEN2_5, Make, make_of

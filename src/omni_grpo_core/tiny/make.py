@@ -16,16 +16,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from omni_grpo_core.family import QWEN2_5_OMNI, QWEN3_OMNI, Family
-from omni_grpo_core.media_config import MediaConfig
+from omni_grpo_core.core.family import QWEN2_5_OMNI, QWEN3_OMNI, Family
+from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.tiny import FamilyName, architecture, architecture_qwen3
 from omni_grpo_core.tiny.architecture import AUDIO_SECONDS, Optics, processor_files
-from omni_grpo_core.tiny.tokenizer import (
-    QWEN2_5_WORDING,
-    QWEN3_WORDING,
-    Wording,
-    write_tokenizer,
-)
+from omni_grpo_core.tiny.tokenizer import QWEN2_5_WORDING, QWEN3_WORDING, Wording, write_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

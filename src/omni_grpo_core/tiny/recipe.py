@@ -22,21 +22,15 @@ from rich.progress import (
 )
 from safetensors.torch import save_file
 
-from omni_grpo_core.conversation import INSTRUCTIONS, SYSTEM_PROMPT
+from omni_grpo_core.core.conversation import INSTRUCTIONS, SYSTEM_PROMPT
+from omni_grpo_core.core.policy import Policy, load_policy, require_library
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.policy import Policy, load_policy, require_library
 from omni_grpo_core.tiny import FamilyName
 from omni_grpo_core.tiny.evaluate import evaluate, summary
 from omni_grpo_core.tiny.make import MAKES, Make, make_of, write_folder
 from omni_grpo_core.tiny.questions import corpus
 from omni_grpo_core.tiny.tokenizer import train_tokenizer
-from omni_grpo_core.tiny.training import (
-    Plan,
-    Tell,
-    clip_lessons,
-    clip_questions,
-    train,
-)
+from omni_grpo_core.tiny.training import Plan, Tell, clip_lessons, clip_questions, train
 
 _THREADS = 1
 """Sums depend on how they are split over threads, and matrices this small gain nothing by it."""

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni_grpo_core.batch import collate
-from omni_grpo_core.forward import embed, positions, text_states
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.forward import embed, positions, text_states
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.tiny.examples import draw_clips, make_example, make_row, with_completion
 from omni_grpo_core.tiny.make import make_of
 from omni_grpo_core.tiny.questions import Carry, Question, ask

@@ -1,7 +1,7 @@
 """Values to JSON and tensors, and back to equal values. Nothing is ever pickled.
 
 A value is a frozen dataclass of :mod:`omni_grpo_core.types` or
-:mod:`omni_grpo_core.observed`, a tuple, list or mapping of values, a
+:mod:`omni_grpo_core.trace.calls`, a tuple, list or mapping of values, a
 tensor, a number, a string, a boolean or ``None``. In JSON a tuple is an array and a mapping with
 plain string keys an object; whatever JSON has no shape for is an object with one ``$`` key::
 
@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from omni_grpo_core import observed, types
+from omni_grpo_core import types
 from omni_grpo_core.errors import TraceError
+from omni_grpo_core.trace import calls as observed
 from omni_grpo_core.trace.about import about
 from omni_grpo_core.trace.dtypes import DTYPES, dtype_name, same_tensor
 from omni_grpo_core.trace.fields import field_types, noun_misfit

@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from omni_grpo_core.bounded import Unreadable, json_value
 from omni_grpo_core.errors import TraceError
+from omni_grpo_core.io.bounded import Unreadable, json_value
 
 _ONE_LINE = 96
 

@@ -18,10 +18,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from omni_grpo_core.bounded import Unreadable, read_bytes
 from omni_grpo_core.errors import TraceError
+from omni_grpo_core.io.atomic import new_folder
+from omni_grpo_core.io.bounded import Unreadable, read_bytes
 from omni_grpo_core.trace import jsontext
-from omni_grpo_core.trace.atomic import new_folder
 from omni_grpo_core.trace.codec import decode, encode, make_noun
 from omni_grpo_core.trace.dtypes import DTYPES, dtype_name
 from omni_grpo_core.types import Trace

@@ -12,9 +12,9 @@ import torch
 import transformers.video_processing_utils as reading
 from torch import Tensor
 
-from omni_grpo_core.batch import collate
-from omni_grpo_core.forward import positions
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.forward import positions
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.types import Media, Prompt, Row
 from omni_grpo_core.versions.told import told
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from omni_grpo_core.forward import library_keywords
-from omni_grpo_core.policy import Policy
+from omni_grpo_core.core.forward import library_keywords
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.types import Media, Prompt, Row
 from omni_grpo_core.versions.told import told
 

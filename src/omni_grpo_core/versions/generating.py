@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from omni_grpo_core.batch import collate
-from omni_grpo_core.dialect import switch_checkpointing
-from omni_grpo_core.forward import library_keywords
-from omni_grpo_core.policy import Policy, library_generate
+from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.dialect import switch_checkpointing
+from omni_grpo_core.core.forward import library_keywords
+from omni_grpo_core.core.policy import Policy, library_generate
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.types import Row, Sample

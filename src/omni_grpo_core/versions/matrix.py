@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import omni_grpo_core
 from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.trace.compare import compare
@@ -120,7 +119,7 @@ def _answers(trace: Trace) -> list[tuple[int, ...]]:
 
 def _probe(name: str, python: Path, folder: Path, family: tiny.FamilyName) -> None:
     environment = dict(os.environ)
-    source = Path(omni_grpo_core.__file__).parents[1]
+    source = Path(__file__).parents[2]
     # this very code under another interpreter; but never a whole site-packages, whose transformers
     # would take the place of the one to be measured
     if not (source / "transformers").exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from omni_grpo_core import tiny
-from omni_grpo_core.console import quiet_libraries
+from omni_grpo_core.io.console import quiet_libraries
 
 if TYPE_CHECKING:
     from omni_grpo_core.types import Row
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 def probe(folder: Path, family: tiny.FamilyName) -> None:
     """Measure the installed transformers into ``folder``."""
-    from omni_grpo_core.pipeline import run
-    from omni_grpo_core.policy import load_policy
-    from omni_grpo_core.sample import load_samples
-    from omni_grpo_core.settings import load_settings
-    from omni_grpo_core.trace.atomic import write_file
+    from omni_grpo_core.core.policy import load_policy
+    from omni_grpo_core.core.sample import load_samples
+    from omni_grpo_core.io.atomic import write_file
+    from omni_grpo_core.pipeline.settings import load_settings
+    from omni_grpo_core.pipeline.stages import run
     from omni_grpo_core.trace.store import save_trace
     from omni_grpo_core.versions.clips import by_path, mute_clip
     from omni_grpo_core.versions.coming import cache_names, going

@@ -1,0 +1,164 @@
+"""``omni-grpo doctor``: a recording in, the broken stage out."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.console import (
+    Json,
+    progress,
+    quiet_libraries,
+    quiet_transformers,
+    require_outputs,
+)
+from omni_grpo_core.io.json_answer import print_json
+
+if TYPE_CHECKING:
+    from omni_grpo_core.doctor.evidence import Reference
+    from omni_grpo_core.doctor.experiment import Experiment
+    from omni_grpo_core.types import Trace
+
+
+def doctor(
+    trace: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it at run time
+        typer.Argument(help="Folder that was given to record(), or one step of it."),
+    ] = None,
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Checkpoint to replay on; the one the recording names, if left out."),
+    ] = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write the report as one page."),
+    ] = None,
+    causes: Annotated[
+        bool, typer.Option("--causes/--no-causes", help="Explain by the catalogue of known faults.")
+    ] = True,
+    try_modes: Annotated[
+        bool,
+        typer.Option(
+            "--modes", help="Also try causes out: generate again, score again, without each medium."
+        ),
+    ] = False,
+    pipeline: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--import", help="module:function, run on the shipped clips and diagnosed."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Name the stage of a recorded trainer that broke, what broke it, and what to change.
+
+    Exit codes: 0 nothing wrong, 1 something is broken, 2 no recording that can be read and
+    judged.
+    """
+    if (trace is None) == (pipeline is None):
+        raise ConfigError(
+            "omni-grpo doctor",
+            got="no recording" if trace is None else "a recording and --import",
+            want="one of them",
+            fix="omni-grpo doctor TRACE, or omni-grpo doctor --import module:pipeline",
+        )
+    require_outputs(files=[html])
+    quiet_libraries()
+    from omni_grpo_core.doctor.checks.run import in_order
+    from omni_grpo_core.doctor.diagnose import diagnose, merge, require_judged, to_json
+    from omni_grpo_core.doctor.load import as_cases, read_traces
+    from omni_grpo_core.doctor.modes import tried
+
+    with progress("doctor", as_json) as on_stage:
+        on_stage("reading")
+        traces = _run(str(pipeline), checkpoint) if trace is None else read_traces(trace)
+        cases = as_cases(traces, None)
+        on_stage("policy")
+        reference = _reference(checkpoint, [told for _, told in traces])
+        cases = as_cases(traces, reference)
+        in_order(cases)
+        diagnoses = []
+        for (name, _), case in zip(traces, cases, strict=True):
+            on_stage(Path(name).name)
+            diagnoses.append(diagnose(case, causes=causes))
+        experiments: tuple[Experiment, ...] = ()
+        if try_modes:
+            on_stage("modes")
+            experiments = tried(cases)
+    verdict = merge(diagnoses)
+    require_judged(verdict, str(trace or pipeline))
+    if html is not None:
+        from omni_grpo_core.report.html.doctor_page import doctor_page
+        from omni_grpo_core.report.html.page import write_page
+
+        decode = None if reference is None else reference.policy.decode
+        write_page(html, doctor_page(cases, diagnoses, decode))
+    if as_json:
+        told = {"steps": len(cases), **to_json(verdict)}
+        if try_modes:
+            told["modes"] = [asdict(experiment) for experiment in experiments]
+        print_json(told)
+    else:
+        from rich.console import Console
+
+        from omni_grpo_core.report.terminal.doctor import print_diagnosis, print_experiments
+
+        print_diagnosis(Console(), verdict, len(cases))
+        print_experiments(Console(), experiments)
+    raise typer.Exit(1 if verdict.findings else 0)
+
+
+def _reference(checkpoint: Path | None, traces: list[Trace]) -> Reference | None:
+    """The good path of the checkpoint that was named, or that the recording names and is there."""
+    named = checkpoint or next(
+        (
+            Path(trace.header["checkpoint"])
+            for trace in traces
+            if (Path(trace.header.get("checkpoint", "")) / "config.json").is_file()
+        ),
+        None,
+    )
+    if named is None:
+        return None
+    from omni_grpo_core.core.policy import load_policy
+    from omni_grpo_core.doctor.evidence import Reference
+    from omni_grpo_core.pipeline.settings import load_settings
+
+    quiet_transformers()
+    settings = load_settings(named)
+    return Reference(load_policy(named), settings)
+
+
+def _run(pipeline: str, checkpoint: Path | None) -> list[tuple[str, Trace]]:
+    """The pipeline on shipped clips with sound, two a batch; what it raises is told."""
+    sys.path.insert(0, "")  # the pipeline lies where its owner stands
+    from omni_grpo_core import tiny
+    from omni_grpo_core.core.policy import load_policy
+    from omni_grpo_core.doctor.load import read_traces
+    from omni_grpo_core.faults.material import rows_of
+    from omni_grpo_core.recorder.pipelines import load_pipeline, record_pipeline
+
+    called = load_pipeline(pipeline)
+    quiet_transformers()
+    policy = load_policy(checkpoint or tiny.checkpoint_dir())
+    clips = {
+        row["path"]: row
+        for row in (drawn.row for drawn in rows_of())
+        if row["data_type"] == "video" and isinstance(row["path"], str)
+    }
+    rows = list(clips.values())[:4]
+    with tempfile.TemporaryDirectory() as folder:
+        raised = record_pipeline(
+            called,
+            Path(folder) / "trace",
+            batches=(rows[:2], rows[2:]),
+            model=policy.model,
+            processor=policy.processor,
+        )
+        for told in raised:
+            typer.echo(f"{pipeline} raised {told}", err=True)
+        return read_traces(Path(folder) / "trace")

@@ -1,0 +1,410 @@
+"""``omni-grpo golden``: check, review and accept what the model is given, says and learns."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.console import (
+    Device,
+    Dtype,
+    Json,
+    progress,
+    quiet_libraries,
+    quiet_transformers,
+    require_device,
+    require_outputs,
+)
+from omni_grpo_core.io.json_answer import print_json
+
+if TYPE_CHECKING:
+    from omni_grpo_core.core.policy import Policy
+    from omni_grpo_core.golden.results import GoldenReport
+    from omni_grpo_core.golden.suite import Suite
+
+app = typer.Typer(
+    help="Goldens that survive upgrades: check, attribute, review, accept.", no_args_is_help=True
+)
+
+
+Cases = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+    typer.Argument(metavar="CASE...", help="Cases of the suite; all if left out."),
+]
+Folder = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--golden", help="Folder of the goldens; ./golden if left out."),
+]
+CheckpointOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Checkpoint folder; the suite's own if left out."),
+]
+DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
+DtypeOption = Annotated[
+    Optional[Dtype],  # noqa: UP045
+    typer.Option(help="Default: float32 on cpu, bfloat16 on cuda."),
+]
+SidecarOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Folder, outside git, of what goldens only sketch: exact replay."),
+]
+GOLDEN = Path("golden")
+
+
+def _goldens(named: Path | None, *, shipped: bool = False) -> Path:
+    """The folder that was named, else the one here; with ``shipped`` the shipped goldens where
+    there is none."""
+    if named is not None or not shipped or os.path.lexists(GOLDEN):
+        return named or GOLDEN
+    from omni_grpo_core.golden.suite import shipped_goldens
+
+    return shipped_goldens()
+
+
+def _dtype(device: Device, dtype: Dtype | None) -> str:
+    return (dtype or (Dtype.bfloat16 if device is Device.cuda else Dtype.float32)).value
+
+
+def _load(
+    folder: Path, checkpoint: Path | None, device: Device, dtype: Dtype | None
+) -> tuple[Suite, Policy, str]:
+    """Suite, policy and the platform's key."""
+    quiet_libraries()
+    from omni_grpo_core.core.policy import load_policy
+    from omni_grpo_core.golden.environment import platform_key
+    from omni_grpo_core.golden.suite import load_suite
+
+    quiet_transformers()
+    require_device(device)
+    suite = load_suite(folder, checkpoint=checkpoint)
+    asked = _dtype(device, dtype)
+    policy = load_policy(
+        suite.checkpoint_dir(), processor=suite.processor_dir(), device=device.value, dtype=asked
+    )
+    return suite, policy, platform_key(device.value, asked)
+
+
+def _answer(as_json: bool, data: dict[str, Any], *lines: str) -> None:
+    if as_json:
+        print_json(data)
+    for line in () if as_json else lines:
+        typer.echo(line)
+
+
+@app.command()
+def check(
+    cases: Cases = None,
+    golden: Folder = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    sidecar: SidecarOption = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a fresh pass of every case against its goldens; nothing is written.
+
+    Exit code 1: a case is neither exact nor within its lane. 2: a golden cannot be read.
+    """
+    report = _report(
+        cases, _goldens(golden, shipped=True), checkpoint, device, dtype, sidecar, as_json
+    )
+    _show(report, as_json, every=False)
+
+
+@app.command()
+def diff(
+    cases: Cases = None,
+    golden: Folder = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write a page with both sides' tokens, drift and generations."),
+    ] = None,
+    sidecar: SidecarOption = None,
+    as_json: Json = False,
+) -> None:
+    """The same, with every stage and every difference told."""
+    require_outputs(files=[html])
+    report = _report(
+        cases, _goldens(golden, shipped=True), checkpoint, device, dtype, sidecar, as_json
+    )
+    if html is not None:
+        from omni_grpo_core.report.html.golden_page import golden_page
+        from omni_grpo_core.report.html.page import write_page
+
+        write_page(html, golden_page(report))
+    _show(report, as_json, every=True)
+
+
+def _report(
+    cases: list[str] | None,
+    golden: Path,
+    checkpoint: Path | None,
+    device: Device,
+    dtype: Dtype | None,
+    sidecar: Path | None,
+    as_json: bool,
+) -> GoldenReport:
+    if sidecar is not None and not sidecar.is_dir():
+        raise ConfigError(
+            f"--sidecar {sidecar}",
+            got="no folder",
+            want="one that golden regen --sidecar wrote",
+            fix="check the path, or leave it out: replay is then by what goldens hold",
+        )
+    with progress("golden check", as_json) as on_case:
+        on_case("policy")
+        suite, policy, key = _load(golden, checkpoint, device, dtype)
+        from omni_grpo_core.golden.checking import check as run_check
+
+        return run_check(
+            policy, suite, golden, key, names=cases or (), sidecar=sidecar, on_case=on_case
+        )
+
+
+def _show(report: GoldenReport, as_json: bool, *, every: bool) -> None:
+    from omni_grpo_core.golden.results import FINE
+
+    if as_json:
+        print_json(report.to_json())
+    else:
+        from rich.console import Console
+
+        from omni_grpo_core.report.terminal.golden import print_report
+
+        print_report(Console(), report, every=every)
+    raise typer.Exit(0 if report.verdict in FINE else 1)
+
+
+@app.command()
+def regen(
+    cases: Cases = None,
+    golden: Folder = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    sidecar: SidecarOption = None,
+    as_json: Json = False,
+) -> None:
+    """Make what is not as its golden has it anew, under golden/.pending; goldens stay.
+
+    Exit code 1: something waits for review.
+    """
+    folder = _goldens(golden)
+    with progress("golden regen", as_json) as on_case:
+        on_case("policy")
+        suite, policy, key = _load(folder, checkpoint, device, dtype)
+        from omni_grpo_core.golden.pending import regen as run_regen
+
+        done = run_regen(
+            policy, suite, folder, key, names=cases or (), sidecar=sidecar, on_case=on_case
+        )
+    found = [
+        {
+            "case": one.result.case,
+            "verdict": one.result.verdict,
+            "reason": one.result.reason,
+            "files": [str(path) for path in one.files],
+        }
+        for one in done
+    ]
+    pending = any(one.files for one in done)
+    lines = [
+        f"{one.result.case}: {one.result.verdict}: {len(one.files)} stages pending"
+        for one in done
+        if one.files
+    ]
+    if not pending:
+        lines = ["nothing changed: no golden is pending"]
+    _answer(as_json, {"platform": key, "pending": pending, "cases": found}, *lines)
+    raise typer.Exit(1 if pending else 0)
+
+
+@app.command(hidden=True)
+def record(
+    out: Annotated[Path, typer.Argument(help="Folder for the goldens.")],
+    cases: Cases = None,
+    golden: Folder = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Goldens of this environment into a folder that nobody reviews: for bisect and calibrate."""
+    suite, policy, key = _load(_goldens(golden), checkpoint, device, dtype)
+    from omni_grpo_core.golden.pending import record as run_record
+
+    files = run_record(policy, suite, out, key, names=cases or ())
+    _answer(as_json, {"files": [str(path) for path in files]}, f"{len(files)} goldens in {out}")
+
+
+@app.command()
+def review(golden: Folder = None, as_json: Json = False) -> None:
+    """Look at what is pending and accept or reject it, case by case.
+
+    Where there is no terminal the exact commands are printed. Exit code 1: something is pending.
+    """
+    quiet_libraries()
+    from omni_grpo_core.golden import reviewing
+    from omni_grpo_core.golden.pending import pending_changes
+    from omni_grpo_core.golden.suite import load_suite
+
+    folder = _goldens(golden)
+    suite = load_suite(folder)
+    changes = pending_changes(folder, suite)
+    left = len(changes)
+    if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        listed = reviewing.listed(changes, folder)
+        _answer(as_json, {"pending": listed}, *reviewing.told(changes, folder))
+    else:
+        left = reviewing.ask(changes, folder, suite, prompt=typer.prompt, echo=typer.echo)
+    raise typer.Exit(1 if left else 0)
+
+
+@app.command()
+def accept(
+    cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="Pending cases.")],
+    reason: Annotated[str, typer.Option(help="Why the change is right; it goes on record.")] = "",
+    golden: Folder = None,
+    platform: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Only what was made on this platform, for example cuda-sm90-bf16."),
+    ] = None,
+    by: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Who accepts; git's user if left out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put pending goldens in the place of the old ones, with who, why and what they supersede.
+
+    Refused: a dirty tree, no reason, NaN, degenerate completions, another platform's run.
+    """
+    quiet_libraries()
+    from omni_grpo_core.golden.review import accept as run_accept
+    from omni_grpo_core.golden.suite import load_suite
+
+    folder = _goldens(golden)
+    done = run_accept(folder, cases, reason, load_suite(folder), platform=platform, by=by)
+    accepted = [{"file": str(one.file), "supersedes": one.supersedes} for one in done]
+    lines = [f"accepted {one['file']}, supersedes {one['supersedes']}" for one in accepted]
+    _answer(as_json, {"accepted": accepted}, *lines)
+
+
+@app.command()
+def reject(
+    cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="Pending cases.")],
+    golden: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Drop pending goldens; the accepted ones stay as they are."""
+    quiet_libraries()
+    from omni_grpo_core.golden.review import reject as run_reject
+    from omni_grpo_core.golden.suite import load_suite
+
+    folder = _goldens(golden)
+    done = [str(path) for path in run_reject(folder, cases, load_suite(folder))]
+    _answer(as_json, {"rejected": done}, *(f"rejected {path}" for path in done))
+
+
+@app.command()
+def prune(
+    golden: Folder = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    all_platforms: Annotated[
+        bool, typer.Option("--all-platforms", help="Those of other platforms too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove goldens of this platform that no case of the suite asks for any more."""
+    quiet_libraries()
+    require_device(device)
+    from omni_grpo_core.golden.environment import platform_key
+    from omni_grpo_core.golden.review import stale
+    from omni_grpo_core.golden.suite import load_suite
+
+    key = platform_key(device.value, _dtype(device, dtype))
+    folder = _goldens(golden)
+    found = stale(folder, key, load_suite(folder), every=all_platforms)
+    for path in () if dry_run else found:
+        path.unlink()
+    names = [str(path) for path in found]
+    verb = "would go" if dry_run else "removed"
+    lines = [f"{verb}: {name}" for name in names] or ["nothing to remove"]
+    _answer(as_json, {"removed": [] if dry_run else names, "stale": names}, *lines)
+
+
+@app.command()
+def calibrate(
+    cases: Cases = None,
+    runs: Annotated[int, typer.Option("-n", min=2, help="Runs, each in its own process.")] = 6,
+    golden: Folder = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = Device.cpu,
+    dtype: DtypeOption = None,
+    write: Annotated[bool, typer.Option("--write", help="Record the lanes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How far apart the same pass comes out here: other threads, other vector instructions.
+
+    Exit code 1: farther than the lane in force.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        quiet_libraries()
+        require_device(device)
+        from omni_grpo_core.golden.calibrate import calibrate as run_calibrate
+        from omni_grpo_core.golden.calibrate import record_lanes
+        from omni_grpo_core.golden.environment import platform_key
+
+        asked = _dtype(device, dtype)
+        options = ["--device", device.value, "--dtype", asked, *(cases or ())]
+        if checkpoint is not None:
+            options += ["--checkpoint", str(checkpoint.absolute())]
+        key = platform_key(device.value, asked)
+        folder = _goldens(golden, shipped=not write)
+        found = run_calibrate(folder, Path(work), key, runs, options)
+        file = record_lanes(folder, found) if write else None
+    _answer(
+        as_json, {**found.to_json(), "file": None if file is None else str(file)}, *found.lines()
+    )
+    raise typer.Exit(0 if found.within else 1)
+
+
+@app.command()
+def bisect(
+    old: Annotated[str, typer.Argument(help="tox env, virtual environment, python, constraints.")],
+    new: Annotated[str, typer.Argument(help="The same, after the upgrade.")],
+    cases: Cases = None,
+    golden: Folder = None,
+    checkpoint: CheckpointOption = None,
+    new_checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Crossed with the libraries: old and new of each."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Traces in two environments: which change, library or checkpoint, moved which stage."""
+    with tempfile.TemporaryDirectory() as work:
+        from omni_grpo_core.golden.bisect import bisect as run_bisect
+
+        report = run_bisect(
+            old,
+            new,
+            _goldens(golden, shipped=True),
+            Path(work),
+            cases=cases or (),
+            checkpoint=None if checkpoint is None else checkpoint.absolute(),
+            new_checkpoint=None if new_checkpoint is None else new_checkpoint.absolute(),
+        )
+    _answer(as_json, report.to_json(), *report.lines())
+    raise typer.Exit(1 if report.differs else 0)

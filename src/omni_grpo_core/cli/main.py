@@ -1,0 +1,251 @@
+"""``omni-grpo``: what people type. Heavy libraries are imported inside the commands.
+
+Exit codes are those of :mod:`omni_grpo_core.io.exits`. ``--json`` prints one object on stdout;
+everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import redirect_stdout
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from omni_grpo_core._version import __version__
+from omni_grpo_core.cli.doctor import doctor
+from omni_grpo_core.cli.faults import faults, incident
+from omni_grpo_core.cli.golden import app as golden_app
+from omni_grpo_core.cli.realvocab import app as realvocab_app
+from omni_grpo_core.cli.rewards import app as rewards_app
+from omni_grpo_core.cli.versions import app as versions_app
+from omni_grpo_core.io.console import (
+    Device,
+    Dtype,
+    FamilyOption,
+    Json,
+    TinyFamily,
+    progress,
+    quiet_libraries,
+    quiet_transformers,
+    require_device,
+    require_outputs,
+)
+from omni_grpo_core.io.json_answer import print_json
+
+app = typer.Typer(
+    name="omni-grpo",
+    help="A test-first GRPO core for Qwen-Omni models: check, train, and find what broke.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tiny_app = typer.Typer(help="The tiny trained checkpoint that ships with the package.")
+app.add_typer(tiny_app, name="tiny", no_args_is_help=True)
+app.add_typer(golden_app, name="golden")
+app.add_typer(rewards_app, name="rewards")
+app.add_typer(realvocab_app, name="realvocab")
+app.add_typer(versions_app, name="versions")
+app.command()(doctor)
+app.command()(faults)
+app.command()(incident)
+
+
+class AudioPreferenceOption(StrEnum):
+    auto = "auto"
+    interleaved = "interleaved"
+    separate = "separate"
+    off = "off"
+
+
+CheckpointOption = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads it at run time
+    typer.Option(help="Checkpoint folder; the shipped tiny one if left out."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"omni-grpo {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def check(
+    checkpoint: CheckpointOption = None,
+    processor: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the processor, where it is not beside the weights."),
+    ] = None,
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows; the shipped clips if left out."),
+    ] = None,
+    root: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder that the media paths of --data start from."),
+    ] = None,
+    config: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Settings in JSON or YAML, over the checkpoint's own omni_grpo.json."),
+    ] = None,
+    audio_in_video: Annotated[
+        Optional[AudioPreferenceOption],  # noqa: UP045
+        typer.Option(help="How a video's sound travels; auto: what each row says."),
+    ] = None,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Only the first rows of the data."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.cpu,
+    dtype: Annotated[
+        Optional[Dtype],  # noqa: UP045
+        typer.Option(help="Default: float32 on cpu, bfloat16 on cuda."),
+    ] = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write a page that shows what the model was given."),
+    ] = None,
+    trace: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also save every stage's value to this new folder."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take real clips through every stage of a real omni model, and say what holds."""
+    require_outputs(files=[html], folders=[trace])
+    quiet_libraries()
+    from dataclasses import replace
+
+    from omni_grpo_core import tiny
+    from omni_grpo_core.core.policy import load_policy
+    from omni_grpo_core.core.sample import load_samples
+    from omni_grpo_core.pipeline.check import check as run_check
+    from omni_grpo_core.pipeline.settings import load_settings
+
+    quiet_transformers()
+    require_device(device)
+    folder = checkpoint or tiny.checkpoint_dir()
+    settings = load_settings(folder, config)
+    if audio_in_video is not None:
+        settings = replace(settings, audio_in_video=audio_in_video.value)
+    samples = load_samples(data or tiny.data_file(), root=root)[:limit]
+    half = Dtype.bfloat16 if device is Device.cuda else Dtype.float32
+    with progress("check", as_json) as on_stage:
+        on_stage("policy")
+        policy = load_policy(
+            folder, processor=processor, device=device.value, dtype=(dtype or half).value
+        )
+        result = run_check(policy, samples, settings, on_stage=on_stage)
+    if trace is not None:
+        from omni_grpo_core.trace.store import save_trace
+
+        save_trace(result.trace, trace)
+    if html is not None:
+        from omni_grpo_core.report.html.check_page import check_page
+        from omni_grpo_core.report.html.page import write_page
+
+        write_page(html, check_page(result, policy.decode))
+    if as_json:
+        print_json(result.to_json())
+    else:
+        from rich.console import Console
+
+        from omni_grpo_core.report.terminal.check import print_check
+
+        print_check(Console(), result)
+    raise typer.Exit(0 if result.verdict == "pass" else 1)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="The run, in YAML or JSON.")],
+    trace: Annotated[int, typer.Option(min=0, help="Record the first N steps as traces.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """GRPO on a checkpoint; a run that was cut goes on where it was saved last.
+
+    Also under ``accelerate launch -m omni_grpo_core train CONFIG``. Exit code 1: the guard stopped
+    the run; it says why, and where the trace of that step lies.
+    """
+    from omni_grpo_core.training.load_config import load_train_config
+
+    # what a reward function prints must not stand beside the one object of --json
+    with redirect_stdout(sys.stderr):
+        plan, warnings = load_train_config(config)
+    first = os.environ.get("RANK", "0") == "0"
+    for warning in warnings if first else ():
+        typer.echo(f"warning: {warning}", err=True)
+    if first:
+        # accelerate launch --cpu starts one process, whatever --num_processes says
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        many = "process" if world == 1 else "processes"
+        typer.echo(f"{plan.steps} steps on {world} {many}", err=True)
+    quiet_libraries()
+    from rich.console import Console
+
+    from omni_grpo_core.training.loop import train as run_training
+    from omni_grpo_core.training.progress import display
+
+    quiet_transformers()
+    require_device(plan.device)
+    console = Console(stderr=True, quiet=not first)
+    live = console.is_terminal and not as_json
+    with redirect_stdout(sys.stderr), display(plan.steps, console, live=live) as on_step:
+        result = run_training(
+            plan,
+            trace_steps=trace,
+            on_step=on_step,
+            warn=lambda text: typer.echo(f"warning: {text}", err=True),
+        )
+    for finding in result.findings if first else ():
+        typer.echo(f"stopped at step {result.step}: {finding}", err=True)
+    if result.bundle is not None and first:
+        typer.echo(f"trace and report: {result.bundle}", err=True)
+    if as_json and first:
+        print_json(result.to_json())
+    raise typer.Exit(0 if result.status == "finished" else 1)
+
+
+@tiny_app.command("build")
+def tiny_build(
+    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    family: FamilyOption = TinyFamily.qwen2_5,
+    seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Training steps; the recipe's own number if left out."),
+    ] = None,
+    stop: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Break off after so many steps: an under-trained checkpoint."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a tiny checkpoint from scratch: minutes on one core."""
+    require_outputs(folders=[out])
+    quiet_libraries()
+    from omni_grpo_core.tiny.recipe import build
+
+    quiet_transformers()
+    metrics = build(out, family=family.value, seed=seed, steps=steps, stop=stop)
+    if as_json:
+        told = {"checkpoint": str(out), "family": family.value, "seed": seed}
+        print_json({**told, "metrics": metrics})
+    else:
+        for name, value in metrics.items():
+            typer.echo(f"{name:32} {value:.3f}")
+
+
+@tiny_app.command("path")
+def tiny_path(family: FamilyOption = TinyFamily.qwen2_5) -> None:
+    """Print where the shipped checkpoint lies."""
+    from omni_grpo_core import tiny
+
+    typer.echo(tiny.checkpoint_dir(family.value))

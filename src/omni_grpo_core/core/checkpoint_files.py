@@ -1,0 +1,550 @@
+"""A checkpoint folder, looked over before a library loads it; no torch.
+
+What a config asks for is allocated before anybody compares it with the weights, a template or a
+processor can ask for more memory than there is, and a pickle runs what it likes. So: JSON is
+bounded, sizes are held against the headers of the weight files, and only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+from omni_grpo_core.core.family import Family, published_name
+from omni_grpo_core.errors import CheckpointError
+from omni_grpo_core.io.bounded import Unreadable, json_value, plain_file, read_text
+
+ADAPTER = "adapter_config.json"
+GENERATION = "generation_config.json"
+INDEX = "model.safetensors.index.json"
+MAX_HEADER = 100 << 20
+"""Bytes of a weight file's header: safetensors' own limit."""
+
+_PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+)
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_DTYPES = ("F64", "F32", "F16", "BF16")
+_FOREIGN = ("talker.", "token2wav.", "code2wav.")
+
+_COUNTS: Mapping[str, tuple[str, ...]] = {
+    "text_config": ("num_hidden_layers", "num_experts"),
+    "vision_config": ("depth",),
+    "audio_config": ("encoder_layers",),
+}
+"""How often a part is repeated: each is at least one tensor of the weights."""
+_SIZES: Mapping[str, tuple[str, ...]] = {
+    "": ("position_id_per_seconds", "seconds_per_chunk"),
+    "text_config": (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"),
+        *("num_key_value_heads", "head_dim", "max_position_embeddings", "num_experts_per_tok"),
+        *("moe_intermediate_size", "decoder_sparse_step", "rms_norm_eps", "rope_theta"),
+    ),
+    "vision_config": (
+        *("hidden_size", "intermediate_size", "num_heads", "patch_size", "spatial_merge_size"),
+        *("temporal_patch_size", "out_hidden_size", "in_channels", "window_size"),
+        *("tokens_per_second", "num_position_embeddings"),
+    ),
+    "audio_config": (
+        *("num_mel_bins", "d_model", "encoder_attention_heads", "encoder_ffn_dim"),
+        *("max_source_positions", "n_window", "n_window_infer", "output_dim"),
+        "downsample_hidden_size",
+    ),
+}
+_REAL = frozenset({"rms_norm_eps", "rope_theta", "position_id_per_seconds", "seconds_per_chunk"})
+_LARGEST = 1 << 31
+_HEADS = (
+    ("text_config", "num_attention_heads", "num_key_value_heads"),
+    ("text_config", "num_experts", "num_experts_per_tok"),
+    ("vision_config", "hidden_size", "num_heads"),
+    ("audio_config", "d_model", "encoder_attention_heads"),
+)
+"""Section, a number, and what divides it, or for experts is at most as many."""
+_BLOCKS = ("fullatt_block_indexes", "deepstack_visual_indexes")
+_LARGEST_WINDOW = 3584
+"""Pixels a side of the largest square picture that a published processor makes (12,845,056 in
+all). The tower fills every frame up to whole windows: one of a million takes 10 GB."""
+
+_PROCESSOR_SIZES: Mapping[str, int] = {
+    "patch_size": 256,
+    "temporal_patch_size": 64,
+    "merge_size": 64,
+    "feature_size": 4096,
+    "sampling_rate": 1_000_000,
+    "hop_length": 100_000,
+    "n_fft": 100_000,
+    "chunk_length": 3600,
+}
+"""The largest values that are believed: arrays of these sizes are made at once, and each audio is
+padded to ``chunk_length`` seconds (published: 300)."""
+
+
+def _is_real(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_ids(value: Any, most: int) -> bool:
+    return isinstance(value, list) and all(type(one) is int and 0 <= one < most for one in value)
+
+
+def _are_words(value: Any, most: int) -> bool:
+    """Words are lists of ids, of at least one each."""
+    return isinstance(value, list) and all(word and _are_ids(word, most) for word in value)
+
+
+def _are_biases(value: Any, most: int) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and _are_words(pair[:1], most)
+        and _is_real(pair[1])
+        for pair in value
+    )
+
+
+_GENERATION: tuple[tuple[Callable[[Any, int], bool], str, tuple[str, ...]], ...] = (
+    (
+        lambda value, most: type(value) is bool,
+        "true or false",
+        (
+            *("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values"),
+            *("token_healing", "return_dict_in_generate", "output_scores", "output_logits"),
+            *("output_attentions", "output_hidden_states", "is_assistant"),
+        ),
+    ),
+    (
+        lambda value, most: type(value) is int and value > 0,
+        "a whole number above 0",
+        (
+            *("max_length", "max_new_tokens", "num_beams", "num_beam_groups"),
+            *("num_return_sequences", "prefill_chunk_size", "prompt_lookup_num_tokens"),
+        ),
+    ),
+    (
+        lambda value, most: type(value) is int and value >= 0,
+        "a whole number",
+        ("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    ),
+    # vLLM's way of saying "all of them" is -1
+    (lambda value, most: type(value) is int and value >= -1, "a whole number", ("top_k",)),
+    (
+        lambda value, most: _is_real(value) and 0 <= value <= 1,
+        "a number from 0 to 1",
+        ("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    ),
+    (
+        lambda value, most: _is_real(value) and value >= 0,
+        "a number, 0 or more",
+        ("temperature", "penalty_alpha", "diversity_penalty"),
+    ),
+    (
+        lambda value, most: _is_real(value) and value > 0,
+        "a number above 0",
+        ("repetition_penalty", "encoder_repetition_penalty", "max_time"),
+    ),
+    (lambda value, most: _is_real(value), "a number", ("length_penalty", "guidance_scale")),
+    (_are_ids, "a list of token ids", ("suppress_tokens", "begin_suppress_tokens")),
+    (_are_words, "lists of token ids, of at least one each", ("bad_words_ids",)),
+    (_are_biases, "pairs of a list of token ids and a number", ("sequence_bias",)),
+    (
+        lambda value, most: (
+            isinstance(value, list)
+            and len(value) == 2
+            and type(value[0]) is int
+            and _is_real(value[1])
+        ),
+        "a whole number and a number",
+        ("exponential_decay_length_penalty",),
+    ),
+    (
+        lambda value, most: (
+            isinstance(value, str)
+            or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+        ),
+        "a text or a list of texts",
+        ("stop_strings",),
+    ),
+    (lambda value, most: isinstance(value, dict), "an object", ("watermarking_config",)),
+)
+"""What may stand under a name of ``generation_config.json``, null aside: whether a value fits
+beside a vocabulary's size, and what would. A rollout honours only the eos, but a value that no
+``generate`` can follow is a file that was spoiled."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a checkpoint's file. Raises ``CheckpointError`` where there is none."""
+    try:
+        content = json_value(read_text(path))
+    except Unreadable as error:
+        raise CheckpointError(
+            error.place(path),
+            got=error.got,
+            want="a JSON object, as save_pretrained writes it",
+            fix="point to the folder that holds config.json, weights and processor files"
+            if error.got == "no such file"
+            else "restore the file from the checkpoint's source",
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            str(path),
+            got=type(content).__name__,
+            want="a JSON object",
+            fix="restore the file from the checkpoint's source",
+        )
+    return content
+
+
+def thinker_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The thinker's part of a full config, or a thinker's own; its sections are objects.
+
+    Raises ``CheckpointError`` for a part that is none. The talker's and the vocoder's parts are not
+    used, but transformers reads them too, and some versions without a word of which.
+    """
+    thinker = config.get("thinker_config", config)
+    unused = (f"{prefix[:-1]}_config" for prefix in _FOREIGN)
+    others = [(name, config[name]) for name in unused if config.get(name) is not None]
+    for name, part in [("thinker_config", thinker), *_sections(thinker), *others]:
+        if not isinstance(part, dict):
+            _bad_config(folder, f"{name} {_shown(part)}", "an object")
+    return dict(thinker)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises ``CheckpointError`` for a folder of peft's: transformers would put the adapter on
+    whatever weights lie beside it."""
+    path = folder / ADAPTER
+    if not os.path.lexists(path):
+        return
+    try:
+        base = read_object(path).get("base_model_name_or_path")
+    except CheckpointError:  # broken, but an adapter's all the same
+        base = None
+    of = _shown(base) if isinstance(base, str) else "a base checkpoint"
+    raise CheckpointError(
+        str(folder),
+        got=f"{ADAPTER}: a LoRA adapter of {of}",
+        want="a whole checkpoint",
+        fix=f"merge it into its base (merge_and_unload, save_pretrained), or remove {ADAPTER} "
+        "where the weights beside it are merged already",
+    )
+
+
+def check_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Raises ``CheckpointError`` for a number of the thinker's config that cannot be one, heads
+    that do not divide their layer, rope sections that do not fit, ids outside the vocabulary."""
+    thinker = thinker_of(config, folder)
+    for part in (config, thinker, thinker.get("text_config", {})):
+        if part.get("quantization_config") is not None:
+            raise CheckpointError(
+                str(folder),
+                got=f"a quantization_config, {_shown(part['quantization_config'])}",
+                want="weights that are not quantised",
+                fix="use the checkpoint that it was made from, or dequantize() and save it",
+            )
+    for section, names in (*_SIZES.items(), *_COUNTS.items()):
+        part = thinker.get(section, {}) if section else thinker
+        for name in names:
+            value = part.get(name)
+            if value is not None and not _is_size(value, real=name in _REAL):
+                _bad_config(folder, f"{_join(section, name)} {_shown(value)}", "a number above 0")
+    for section, name, by in _HEADS:
+        whole, part = (thinker.get(section, {}).get(key) for key in (name, by))
+        if whole and part and (whole < part if name == "num_experts" else whole % part):
+            _bad_config(
+                folder, f"{section} {name} {whole} and {by} {part}",
+                f"{by} no more than {name}" if name == "num_experts" else f"a multiple of {by}",
+            )  # fmt: skip
+    _check_vision(thinker.get("vision_config", {}), folder)
+    text = thinker.get("text_config", {})
+    _check_rope(text, folder)
+    _check_ids(thinker, text.get("vocab_size"), folder / "config.json")
+
+
+def _check_vision(vision: Mapping[str, Any], folder: Path) -> None:
+    window = vision.get("window_size")
+    side = (vision.get("patch_size") or 1) * (vision.get("spatial_merge_size") or 1)
+    if window is not None and (window > _LARGEST_WINDOW or window % side):
+        _bad_config(
+            folder, f"vision_config window_size {window}",
+            f"a multiple of {side}, the pixels a side of a token, up to {_LARGEST_WINDOW}",
+        )  # fmt: skip
+    depth = vision.get("depth")
+    for name in _BLOCKS:
+        blocks = vision.get(name)
+        if blocks is not None and not (
+            _are_ids(blocks, depth or _LARGEST) and len(set(blocks)) == len(blocks)
+        ):
+            _bad_config(
+                folder, f"vision_config {name} {_shown(blocks)}",
+                f"different blocks from 0 to {(depth or _LARGEST) - 1}",
+            )  # fmt: skip
+
+
+def _check_rope(text: Mapping[str, Any], folder: Path) -> None:
+    head = text.get("head_dim")
+    if head is None and text.get("hidden_size") and text.get("num_attention_heads"):
+        head = text["hidden_size"] // text["num_attention_heads"]
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = text.get(name)
+        if rope is None:
+            continue
+        if not isinstance(rope, dict):
+            _bad_config(folder, f"text_config {name} {_shown(rope)}", "an object")
+        sections = rope.get("mrope_section")
+        whole = isinstance(sections, list) and all(type(n) is int and n > 0 for n in sections)
+        if (
+            sections is not None
+            and head
+            and not (whole and len(sections) == 3 and 2 * sum(sections) == head)
+        ):
+            raise CheckpointError(
+                str(folder / "config.json"),
+                got=f"mrope_section {_shown(sections)} for a head size of {head}",
+                want=f"three sections that sum to {head // 2}",
+                fix="write rope_parameters and rope_scaling as both library generations read them",
+            )
+        theta = rope.get("rope_theta")
+        if theta is not None and not _is_size(theta, real=True):
+            _bad_config(folder, f"rope_theta {_shown(theta)}", "a number above 0")
+
+
+def _check_ids(content: Mapping[str, Any], vocabulary: Any, path: Path) -> None:
+    """Ids of a config: -5 would count from the end of the vocabulary, wherever it indexes."""
+    for name, value in content.items():
+        if not name.endswith(("_token_id", "_token_index")) or value is None:
+            continue
+        ids = value if name == "eos_token_id" and isinstance(value, list) else [value]
+        most = vocabulary if isinstance(vocabulary, int) else _LARGEST
+        if not ids or not all(type(one) is int and 0 <= one < most for one in ids):
+            raise CheckpointError(
+                str(path),
+                got=f"{name} {_shown(value)}",
+                want=f"a token id, 0 to {most - 1}",
+                fix="restore it from the checkpoint's source",
+            )
+
+
+def check_generation(config: Mapping[str, Any], folder: Path) -> None:
+    """Raises ``CheckpointError`` for a ``generation_config.json`` that is none, whose ids are
+    outside the vocabulary, or whose values are none that a ``generate`` could follow. A checkpoint
+    may come without."""
+    path = folder / GENERATION
+    if not path.exists():
+        return
+    content = read_object(path)
+    vocabulary = thinker_of(config, folder).get("text_config", {}).get("vocab_size")
+    _check_ids(content, vocabulary, path)
+    most = vocabulary if isinstance(vocabulary, int) else _LARGEST
+    for fits, want, names in _GENERATION:
+        for name in names:
+            value = content.get(name)
+            if value is not None and not fits(value, most):
+                raise CheckpointError(
+                    str(path), got=f"{name} {_shown(value)}", want=want,
+                    fix=f"correct it, or remove {name}",
+                )  # fmt: skip
+
+
+def check_processor_files(folder: Path, family: Family) -> None:
+    """Raises ``CheckpointError`` for a folder without a processor or with another family's, a file
+    that is no JSON object, a size that no processor has."""
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES[:2]):
+        raise CheckpointError(
+            str(folder),
+            got="no preprocessor_config.json",
+            want="a processor beside the weights",
+            fix="copy the processor files from the base checkpoint, or name their folder",
+        )
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+        raise CheckpointError(
+            str(folder),
+            got="no tokenizer.json, and not both vocab.json and merges.txt",
+            want="a tokenizer beside the processor",
+            fix="copy the tokenizer files from the base checkpoint",
+        )
+    for name in _PROCESSOR_FILES:
+        path = folder / name
+        if not path.exists():
+            continue
+        content = read_object(path)
+        for key, value in _values(content):
+            most = _PROCESSOR_SIZES.get(key)
+            if most and value is not None and not (_is_size(value) and value <= most):
+                raise CheckpointError(
+                    str(path), got=f"{key} {_shown(value)}", want=f"a number from 1 to {most}",
+                    fix="copy the processor files from the base checkpoint",
+                )  # fmt: skip
+        named = content.get("processor_class")
+        if isinstance(named, str) and "Omni" in named and named != family.processor_class:
+            raise CheckpointError(
+                str(path),
+                got=f"files of a {named}",
+                want=f"those of a {family.processor_class}, which the weights are for",
+                fix="copy the processor files from the base checkpoint of the weights",
+            )
+
+
+# --------------------------------------------------------------------------- weights
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the thinker's tensors, by their published names, from the headers of its
+    safetensors files. A full checkpoint's talker is left out.
+
+    Raises:
+        CheckpointError: no safetensors, a pickle in their place, a shard that is missing or lies
+            elsewhere, a header that is none or tells of more bytes than the file has.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _weight_files(folder):
+        for name, entry in _header(path).items():
+            if not name.startswith(_FOREIGN):
+                shapes[published_name(name.removeprefix("thinker."))] = entry
+    if not shapes:
+        _bad_weights(folder, "no tensor of a thinker", "weights of a thinker")
+    return shapes
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / INDEX
+    if single.exists():
+        return [single]
+    if not index.exists():
+        pickles = sorted(path.name for kind in _PICKLES for path in folder.glob(kind))
+        if pickles:
+            _bad_weights(
+                folder, f"{pickles[0]}, a pickle, which may run any code and is not read",
+                "safetensors", "convert the weights to safetensors where you trust them",
+            )  # fmt: skip
+        _bad_weights(folder, "no model.safetensors", "weights in safetensors")
+    places = read_object(index).get("weight_map")
+    names = set(places.values()) if _is_map_of_texts(places) else set()
+    for name in sorted(names):
+        if Path(name).name != name:
+            _bad_weights(index, f"the shard {_shown(name)}", "a file in the same folder")
+        # Path's own raises where the name is too long
+        if not os.path.isfile(folder / name):  # noqa: PTH113
+            _bad_weights(index, f"the shard {_shown(name)}, which is not there", "every shard")
+    if not names:
+        _bad_weights(index, "no weight_map of names to files", "one")
+    return [folder / name for name in sorted(names)]
+
+
+def _header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes in one file's header: 8 bytes of length, JSON, then the tensors' bytes."""
+    try:
+        with plain_file(path) as (file, size):
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise Unreadable(f"a header of {length} bytes in a file of {size}")
+            header = json_value(file.read(length).decode("utf-8"))
+    except Unreadable as error:
+        _bad_weights(path, error.got, "a whole safetensors file")
+    if not isinstance(header, dict):
+        _bad_weights(path, f"a header that is a {type(header).__name__}", "a safetensors file")
+    shapes, end = {}, 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        entry = entry if isinstance(entry, dict) else {}
+        shape, place = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+        if shape is None or place is None or len(place) != 2:
+            _bad_weights(path, f"{_shown(name)} without a shape and two offsets", "both")
+        if name.endswith((".weight", ".bias")) and not name.startswith(_FOREIGN):
+            _check_dtype(path, name, entry.get("dtype"))
+        # a byte holds two numbers at the most
+        if math.prod(shape) > 2 * (place[1] - place[0]):
+            _bad_weights(path, f"{_shown(name)} of shape {shape} in bytes {place}", "room for it")
+        shapes[name] = tuple(shape)
+        end = max(end, place[1])
+    if end != size - 8 - length:
+        _bad_weights(path, f"{size} bytes", f"the {end + 8 + length} that its header tells of")
+    return shapes
+
+
+def _check_dtype(path: Path, name: str, dtype: Any) -> None:
+    """Others are cast without a word: complex numbers lose a part, eight bits lack their scale."""
+    if dtype not in _DTYPES:
+        _bad_weights(
+            path, f"{_shown(name)} of dtype {_shown(dtype)}",
+            f"floating-point numbers that are not quantised, {', '.join(_DTYPES)}",
+            "convert the weights from the checkpoint that they were made from",
+        )  # fmt: skip
+
+
+def check_counts(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
+                 folder: Path) -> None:  # fmt: skip
+    """Raises ``CheckpointError`` for a config of more layers or experts than the weights have:
+    each would be made before anybody missed its weights."""
+    numbers = [int(n) for name in shapes for n in re.findall(r"\.(\d{1,6})\.", name)]
+    routed = [shape[0] for name, shape in shapes.items() if ".mlp.gate." in name and shape]
+    most = max([0, *(n + 1 for n in numbers), *routed])
+    thinker = thinker_of(config, folder)
+    for section, names in _COUNTS.items():
+        for name in names:
+            value = thinker.get(section, {}).get(name)
+            if value is not None and value > most:
+                want = f"at most {most}, by the names of the weights"
+                _bad_config(folder, f"{section} {name} {value}", want)
+
+
+def _bad_config(folder: Path, got: str, want: str) -> NoReturn:
+    raise CheckpointError(
+        str(folder / "config.json"), got=got, want=want,
+        fix="use the config that was saved with these weights",
+    )  # fmt: skip
+
+
+def _bad_weights(path: Path, got: str, want: str, fix: str = "get the file again") -> NoReturn:
+    raise CheckpointError(f"weights in {path}", got=got, want=want, fix=fix)
+
+
+def _sections(thinker: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(thinker, dict):
+        for name in ("text_config", "vision_config", "audio_config"):
+            yield name, thinker.get(name, {})
+
+
+def _values(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a processor's file and of the parts in it: newer versions of transformers
+    write one file for all of them."""
+    for key, value in content.items():
+        yield key, value
+        if isinstance(value, dict) and key.endswith(("processor", "extractor")):
+            yield from value.items()
+
+
+def _is_size(value: Any, *, real: bool = False) -> bool:
+    kinds = (int, float) if real else (int,)
+    return type(value) in kinds and 0 < value < _LARGEST
+
+
+def _counts(value: Any) -> list[int] | None:
+    whole = isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    return value if whole else None
+
+
+def _is_map_of_texts(value: Any) -> TypeGuard[dict[str, str]]:
+    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+
+
+def _join(section: str, name: str) -> str:
+    return f"{section} {name}".strip()
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

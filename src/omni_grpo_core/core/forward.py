@@ -1,0 +1,288 @@
+"""Every forward the project makes with a policy.
+
+One way in for media (towers, then scattered over the placeholders), one for positions (row by row,
+with each row's own audio-in-video decision), so that prefill, decoding and the scoring forward
+cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.core.dialect import cache_among, cache_keyword
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.core.towers import features
+from omni_grpo_core.types import (
+    MODALITIES,
+    Batch,
+    DeepstackEmbeddings,
+    Embeddings,
+    Logits,
+    Positions,
+    Row,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefill:
+    """A prompt's one pass: scores for the next token, float32 (B, V), and the key-value cache."""
+
+    logits: Logits
+    positions: Positions
+    cache: Any
+
+
+def positions(policy: Policy, batch: Batch) -> Positions:
+    """Time, height and width position of every token, each row by its own audio-in-video decision.
+
+    transformers computes these with one flag for the whole batch, so rows go one by one.
+    Multimodal rotary embedding: Qwen2-VL (arXiv 2409.12191, section 2.1), aligned to real time in
+    TMRoPE, Qwen2.5-Omni (arXiv 2503.20215, section 2.1).
+    """
+    dtype = torch.int64 if policy.family.whole_positions else torch.float32
+    # padding is masked out of attention; 1 is the value transformers gives it
+    ids = torch.ones(3, *batch.input_ids.shape, dtype=dtype)
+    deltas = []
+    for index, row in enumerate(batch.rows):
+        tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
+        mask = tensors.get("feature_attention_mask")
+        row_ids, _ = policy.model.get_rope_index(
+            row.input_ids[None].to(policy.device),
+            tensors.get("image_grid_thw"),
+            tensors.get("video_grid_thw"),
+            torch.ones_like(row.input_ids)[None].to(policy.device),
+            row.audio_in_video == "interleaved",
+            None if mask is None else mask.sum(-1),
+            tensors.get("video_second_per_grid"),
+        )
+        row_ids = row_ids[:, 0].cpu().to(dtype)
+        length = len(row.input_ids)
+        ids[:, index, batch.input_ids.shape[1] - length :] = row_ids
+        deltas.append(row_ids.max() + 1 - length)
+    return Positions(ids, torch.stack(deltas))
+
+
+def embed(policy: Policy, batch: Batch) -> Embeddings:
+    """Token embeddings with the towers' features in the place of the placeholders, and what the
+    family adds to them deeper in the text model."""
+    ids = batch.input_ids.to(policy.device)
+    embeds = policy.model.get_input_embeddings()(ids)
+    by_modality = features(policy, batch)
+    cursor = dict.fromkeys(MODALITIES, 0)
+    rows = []
+    deep: list[tuple[Tensor, ...]] = []
+    for index, (row, pad) in enumerate(zip(batch.rows, batch.pads, strict=True)):
+        row_features = []
+        for span in row.spans:
+            begin, end = cursor[span.modality], cursor[span.modality] + span.length
+            cursor[span.modality] = end
+            found = by_modality[span.modality]
+            row_features.append(found.tokens[begin:end].to(embeds.dtype))
+            if found.deep:
+                deep.append(tuple(layer[begin:end].to(embeds.dtype) for layer in found.deep))
+        rows.append(tuple(row_features))
+        if row.spans:
+            where = torch.cat([torch.arange(s.start, s.start + s.length) for s in row.spans]) + pad
+            place = (torch.full_like(where, index).to(ids.device), where.to(ids.device))
+            embeds = embeds.index_put(place, torch.cat(row_features))
+    if not deep:
+        return Embeddings(embeds, tuple(rows))
+    layers = tuple(torch.cat(layer) for layer in zip(*deep, strict=True))
+    return DeepstackEmbeddings(embeds, tuple(rows), layers)
+
+
+def text_states(
+    policy: Policy,
+    batch: Batch,
+    embeddings: Embeddings,
+    *,
+    attention_mask: Tensor,
+    position_ids: Tensor,
+    use_cache: bool = False,
+    copies: int = 1,
+    suffix: Tensor | None = None,
+) -> Any:
+    """The text model's output on a batch's prompts: each ``copies`` times in a row, followed by the
+    tokens of ``suffix``, (copies * B, C), if any. Mask and positions are those of the whole."""
+    embeds = embeddings.inputs_embeds.repeat_interleave(copies, dim=0)
+    more = 0
+    if suffix is not None:
+        more = suffix.shape[1]
+        embeds = torch.cat([embeds, policy.model.get_input_embeddings()(suffix)], dim=1)
+    return policy.text_model(
+        inputs_embeds=embeds,
+        attention_mask=attention_mask.to(policy.device),
+        position_ids=position_ids.to(policy.device),
+        use_cache=use_cache,
+        **_deepstack(policy, batch, embeddings, copies, more),
+    )
+
+
+def _deepstack(
+    policy: Policy, batch: Batch, embeddings: Embeddings, copies: int, more: int
+) -> dict[str, Any]:
+    """The keywords that take deepstack features to the text model; none for a family without."""
+    if not isinstance(embeddings, DeepstackEmbeddings):
+        return {}
+    visual = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+    for index, (row, pad) in enumerate(zip(batch.rows, batch.pads, strict=True)):
+        for span in row.spans:
+            if span.modality != "audio":
+                visual[index, pad + span.start : pad + span.start + span.length] = True
+    counts = visual.sum(-1).tolist()
+    mask = torch.nn.functional.pad(visual.repeat_interleave(copies, dim=0), (0, more))
+    return {
+        "visual_pos_masks": policy.deepstack_mask(mask.to(policy.device)),
+        "deepstack_visual_embeds": [
+            torch.cat([part.repeat(copies, 1) for part in torch.split(layer, counts)])
+            for layer in embeddings.deepstack
+        ],
+    }
+
+
+def prefill(
+    policy: Policy,
+    batch: Batch,
+    *,
+    where: Positions | None = None,
+    embeddings: Embeddings | None = None,
+) -> Prefill:
+    """The prompts' one pass: next-token scores and the cache that decoding goes on from.
+
+    ``where`` and ``embeddings`` are the batch's own if left out; a replay hands over others'.
+    """
+    where = where or positions(policy, batch)
+    output = text_states(
+        policy,
+        batch,
+        embeddings or embed(policy, batch),
+        attention_mask=batch.attention_mask,
+        position_ids=where.position_ids,
+        use_cache=True,
+    )
+    logits = policy.model.lm_head(output.last_hidden_state[:, -1]).float()
+    return Prefill(Logits(logits), where, cache_among(output))
+
+
+def decode_step(
+    policy: Policy, token_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any
+) -> Tensor:
+    """Scores after one more token: ``token_ids`` (N,), ``attention_mask`` (N, so far + 1),
+    ``position_ids`` (N,) -> float32 (N, V). The cache grows in place."""
+    output = policy.text_model(
+        inputs_embeds=policy.model.get_input_embeddings()(token_ids[:, None]),
+        attention_mask=attention_mask,
+        position_ids=position_ids[None, :, None].expand(3, -1, 1),
+        use_cache=True,
+        **{cache_keyword(policy.text_model): cache},
+    )
+    logits: Tensor = policy.model.lm_head(output.last_hidden_state[:, -1]).float()
+    return logits
+
+
+def completion_logits(
+    policy: Policy,
+    batch: Batch,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    *,
+    where: Positions | None = None,
+    embeddings: Embeddings | None = None,
+) -> Tensor:
+    """The scoring forward: scores that *predict* each completion token, (N, C, V).
+
+    ``completion_ids``, ``completion_mask``: int64, (N, C), right-padded, G rows in a row for each
+    row of ``batch``. Copies for the G completions are made after the towers, of the embeddings:
+    repeating pixel rows would scramble the video patch by patch. ``where`` and ``embeddings`` are
+    the batch's own if left out; a replay hands over others'.
+    """
+    copies = completion_ids.shape[0] // len(batch.rows)
+    completion_ids = completion_ids.to(policy.device)
+    where = where or positions(policy, batch)
+    steps = torch.arange(completion_ids.shape[1])
+    after = first_positions(batch, where).repeat_interleave(copies)[:, None] + steps
+    prompt_ids = where.position_ids.repeat_interleave(copies, dim=1)
+    position_ids = torch.cat([prompt_ids, after.expand(3, -1, -1)], dim=2)
+    mask = batch.attention_mask.repeat_interleave(copies, dim=0)
+    output = text_states(
+        policy,
+        batch,
+        embeddings or embed(policy, batch),
+        attention_mask=torch.cat([mask, completion_mask.cpu()], dim=1),
+        position_ids=position_ids,
+        copies=copies,
+        suffix=completion_ids,
+    )
+    length = completion_ids.shape[1]
+    # contiguous: torch multiplies a strided batch row by row or at once, which rounds otherwise, by
+    # whether the weight requires a gradient; a frozen head must score as one that learns
+    hidden = output.last_hidden_state[:, -length - 1 : -1].contiguous()
+    logits: Tensor = policy.model.lm_head(hidden)
+    return logits
+
+
+def first_positions(batch: Batch, where: Positions) -> Tensor:
+    """Position of the first completion token of each row: (B,), equal on all three axes."""
+    return batch.attention_mask.sum(-1) + where.deltas
+
+
+def sampling_logprobs(policy: Policy, logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of the distribution that is sampled: float32, at ``temperature``, without
+    the suppressed ids, over the last axis. Scoring must use the same, or the ratio is not 1."""
+    scores = logits.float() / temperature
+    return scores.masked_fill(policy.suppressed, -torch.inf).log_softmax(-1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LibraryForward:
+    """What transformers' own forward does with one row, to hold ours against: ``inputs_embeds``
+    (length, H), ``deepstack`` (visual placeholders, H) a layer, ``position_ids`` (3, length),
+    ``logits`` float32 (V,) after the last token."""
+
+    inputs_embeds: Tensor
+    deepstack: tuple[Tensor, ...]
+    position_ids: Tensor
+    logits: Tensor
+
+
+def library_keywords(policy: Policy, row: Row) -> dict[str, Any]:
+    """One row as a user would hand it to transformers' own ``forward`` or ``generate``."""
+    tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
+    for key in ("pixel_values", "pixel_values_videos", "input_features"):
+        if key in tensors:
+            tensors[key] = tensors[key].to(policy.model.dtype)
+    ids = row.input_ids[None].to(policy.device)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "use_audio_in_video": row.audio_in_video == "interleaved",
+        **tensors,
+    }
+
+
+@torch.no_grad()
+def library_forward(policy: Policy, row: Row) -> LibraryForward:
+    """One row through the thinker's own ``forward``, by the keywords a user would pass."""
+    seen: dict[str, Any] = {}
+
+    def look(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
+        seen["embeds"] = keywords["inputs_embeds"]
+        seen["positions"] = keywords["position_ids"]
+        seen["deepstack"] = keywords.get("deepstack_visual_embeds") or ()
+
+    hook = policy.text_model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        output = policy.model(**library_keywords(policy, row))
+    finally:
+        hook.remove()
+    # from 5.x on, text positions may be packed in front of the three axes
+    return LibraryForward(
+        inputs_embeds=seen["embeds"][0],
+        deepstack=tuple(seen["deepstack"]),
+        position_ids=seen["positions"][-3:, 0],
+        logits=output.logits[0, -1].float(),
+    )

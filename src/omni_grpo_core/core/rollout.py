@@ -1,0 +1,169 @@
+"""Batch -> Rollout: G completions for every row, from one prefill of its prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.core.forward import decode_step, first_positions, prefill, sampling_logprobs
+from omni_grpo_core.core.policy import Policy, generating
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.machine import device_memory
+from omni_grpo_core.types import Batch, Completion, Rollout
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    batch: Batch,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> Rollout:
+    """Sample ``group_size`` completions a row; ``temperature`` 0 is greedy.
+
+    The prompt is computed once and its cache copied G times. Every group draws from a stream of its
+    own, seeded by ``seed`` and the sample's id, so that a completion depends neither on the order
+    of the batch nor on its other rows. Runs in eval mode without gradient checkpointing, whatever
+    mode the model was in, and leaves it as it was.
+
+    Raises:
+        ConfigError: a group size or a length below 1, a temperature that is negative or not
+            finite, more completions than the memory of the CPU can hold.
+    """
+    if group_size < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf:
+        raise ConfigError(
+            "rollout",
+            got=f"group_size {group_size}, max_new_tokens {max_new_tokens}, "
+            f"temperature {temperature:g}",
+            want="group_size >= 1, max_new_tokens >= 1, temperature >= 0 and finite",
+            fix="correct the setting",
+        )
+    _require_room(policy, batch, group_size, max_new_tokens)
+    uniforms = torch.cat(
+        [draws(seed, row.sample_id, group_size, max_new_tokens) for row in batch.rows]
+    ).to(policy.device)
+    with generating(policy.model):
+        start = prefill(policy, batch)
+        start.cache.batch_repeat_interleave(group_size)
+        logits = start.logits.values.repeat_interleave(group_size, dim=0)
+        mask = batch.attention_mask.repeat_interleave(group_size, dim=0).to(policy.device)
+        place = first_positions(batch, start.positions).repeat_interleave(group_size)
+        place = place.to(policy.device)
+        eos = torch.tensor(policy.eos_token_ids, device=policy.device)
+        running = torch.ones(len(logits), dtype=torch.bool, device=policy.device)
+        tokens: list[Tensor] = []
+        logprobs: list[Tensor] = []
+        kept: list[Tensor] = []
+        for step in range(max_new_tokens):
+            scores = sampling_logprobs(policy, logits, temperature or 1.0)
+            chosen = _choose(scores, uniforms[:, step] if temperature else None)
+            chosen = torch.where(running, chosen, policy.pad_token_id)
+            tokens.append(chosen)
+            logprobs.append(scores.gather(1, chosen[:, None])[:, 0])
+            kept.append(running)
+            running = running & ~torch.isin(chosen, eos)
+            if step + 1 == max_new_tokens or not running.any():
+                break
+            mask = torch.cat([mask, kept[-1][:, None].to(mask.dtype)], dim=1)
+            logits = decode_step(policy, chosen, mask, place + step, start.cache)
+    return Rollout(
+        completions=_completions(policy, batch, group_size, tokens, logprobs, kept, running),
+        group_size=group_size,
+        temperature=temperature,
+        seed=seed,
+    )
+
+
+def _require_room(policy: Policy, batch: Batch, group_size: int, max_new_tokens: int) -> None:
+    """A CPU that runs out kills the process without a word; a CUDA device raises.
+
+    Counted are each completion's cache, its draws, and its scores, twice in float32 and twice in
+    float64 where the next token is chosen.
+    """
+    text = policy.model.config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    each = max_new_tokens * 8
+    if policy.device.type == "cpu":
+        length = batch.input_ids.shape[1] + max_new_tokens
+        cell = 2 * text.num_key_value_heads * head * policy.model.dtype.itemsize
+        each += length * text.num_hidden_layers * cell + 24 * len(policy.suppressed)
+    needed, free = len(batch.rows) * group_size * each, device_memory("cpu")
+    if free is not None and needed > free:
+        raise ConfigError(
+            "memory",
+            got=f"{needed / 2**30:.3g} GiB needed for {len(batch.rows)} times group_size "
+            f"{group_size} completions of up to {max_new_tokens} tokens",
+            want=f"the {free / 2**30:.3g} GiB that are free",
+            fix="lower settings: group_size or max_new_tokens, or take fewer rows at once",
+        )
+
+
+def _choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
+    """Greedy without ``uniforms``; else the token whose slice of the cumulative distribution holds
+    the uniform number. float64, because a float32 sum over 150k probabilities is off by 1e-5."""
+    if uniforms is None:
+        return logprobs.argmax(-1)
+    cumulative = logprobs.double().exp().cumsum(-1)
+    target = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(
+        logprobs.shape[-1] - 1
+    )
+
+
+def slip(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
+    """How far each draw lies outside the slice of its token, in probability; 0 where the draw is
+    that token. A turned token is noise where this is no more than probabilities are off by.
+
+    ``logprobs``: (..., V); ``tokens``: int64, (...); ``uniforms``, from :func:`draws`, as many
+    or one for all.
+
+    >>> logprobs = torch.tensor([[0.5, 0.25, 0.25]]).log().expand(3, -1)
+    >>> found = slip(logprobs, torch.tensor([0.875] * 3), torch.tensor([2, 1, 0]))
+    >>> [round(apart, 6) for apart in found.tolist()]
+    [0.0, 0.125, 0.375]
+    """
+    cumulative = logprobs.double().exp().cumsum(-1)
+    cumulative = torch.nn.functional.pad(cumulative / cumulative[..., -1:], (1, 0))
+    begin, end = (cumulative.gather(-1, at[..., None])[..., 0] for at in (tokens, tokens + 1))
+    return torch.maximum(begin - uniforms, uniforms - end).clamp_min(0)
+
+
+def draws(seed: int, sample_id: str, group_size: int, steps: int) -> Tensor:
+    """float64, (G, steps): one row's stream, drawn on the CPU: devices sample alike."""
+    digest = hashlib.sha256(f"{seed}:{sample_id}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.rand(group_size, steps, generator=generator, dtype=torch.float64)
+
+
+def _completions(
+    policy: Policy,
+    batch: Batch,
+    group_size: int,
+    tokens: list[Tensor],
+    logprobs: list[Tensor],
+    kept: list[Tensor],
+    running: Tensor,
+) -> tuple[Completion, ...]:
+    token_rows = torch.stack(tokens, 1).tolist()
+    logprob_rows = torch.stack(logprobs, 1).tolist()
+    lengths = torch.stack(kept, 1).sum(1).tolist()
+    completions = []
+    for index, (length, unfinished) in enumerate(zip(lengths, running.tolist(), strict=True)):
+        ids = tuple(token_rows[index][:length])
+        completions.append(
+            Completion(
+                group_id=batch.rows[index // group_size].sample_id,
+                index=index % group_size,
+                token_ids=ids,
+                text=policy.decode(ids if unfinished else ids[:-1]),
+                finish_reason="length" if unfinished else "stop",
+                logprobs=tuple(logprob_rows[index][:length]),
+            )
+        )
+    return tuple(completions)

@@ -1,0 +1,252 @@
+"""Causes of wrong rewards: mostly by which known completion was paid wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from omni_grpo_core.doctor.checks.reward import GARBAGE
+from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
+from omni_grpo_core.doctor.signatures import Signature, rule_of
+
+_BARE_GOLD = "garbage against a gold without tags"
+
+
+# --------------------------------------------------------------------------- by known case
+
+
+_BY_CASE: Mapping[str, tuple[tuple[str, ...], str, str]] = {
+    "reward.first-answer": (
+        ("gold only in the think",),
+        "an <answer> written while thinking is taken for the answer: the policy learns to write "
+        "every option there",
+        "parse the whole structure and read the last section's answer, not the first match of "
+        "<answer>(.*?)</answer>",
+    ),
+    "reward.unanchored": (
+        ("leading newline", "trailing junk"),
+        "whatever follows a whole structure is free, so completions grow junk; and a line break "
+        "in front costs everything",
+        "strip the completion and match the pattern with fullmatch (^\\s* … \\s*$ and DOTALL)",
+    ),
+    "reward.substring": (
+        ("no inside cannot", "yes and no"),
+        "'I cannot know' holds 'no', and 'yes and no' holds both: not answering is rewarded",
+        "compare the answer as a whole word, and pay nothing where it says both",
+    ),
+    "reward.option-format": (
+        (
+            "option with a dot", "option in brackets", "option in lower case",
+            "option with its text",
+        ),
+        "right answers earn nothing for a dot, a bracket or lower case: the policy is taught "
+        "spelling instead of the question",
+        "read the option's letter out of the answer ('A.', '(A)', 'a', 'A. Calm') before comparing",
+    ),
+    "reward.option-set": (
+        ("set with a space", "set in another order"),
+        "the same set of options earns less for a space or another order",
+        "split at commas, strip and compare as sets",
+    ),
+    "reward.number-format": (
+        ("number with a comma", "number with a point", "no number"),
+        "the same number written otherwise earns nothing",
+        "take thousands separators out and compare as numbers; what is no number earns 0",
+    ),
+    "reward.word-wer": (
+        ("sign without spaces",),
+        "one wrong character of a language without spaces makes the whole answer one wrong word",
+        "split into characters where the text has no spaces (character error rate)",
+    ),
+}  # fmt: skip
+
+
+def by_case(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
+    """Which known completions one function pays wrongly says what it gets wrong."""
+    by_name: dict[str, list[Evidence]] = {}
+    for item in evidence:
+        if item.stage == "reward" and item.fact in ("probe-differs", "probe-raised"):
+            by_name.setdefault(str(item.values["name"]), []).append(item)
+    for name, items in by_name.items():
+        wrong = {str(item.values["case"]): item for item in items}
+        yield from _explained(name, wrong)
+
+
+def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation]:
+    dead = [c for c in wrong if c.startswith("gold ") and c != "gold only in the think"]
+    if dead and all(_nothing(wrong[c]) for c in dead):
+        first = wrong[dead[0]]
+        yield Explanation(
+            "reward.swallowed",
+            "reward",
+            first.sentence,
+            f"right answers earn nothing ({', '.join(dead)}): in code that turns an exception into "
+            "0.0, a name that is not defined looks like a policy that never learns",
+            f"take the except around {name}'s scoring away, run it on one right answer and mend "
+            "what it raises; return None where scoring failed",
+            "the right answer earns full marks",
+            0.95,
+        )
+        return
+    raised = [c for c in wrong if wrong[c].fact == "probe-raised"]
+    if raised:
+        first = wrong[raised[0]]
+        yield Explanation(
+            "reward.raised",
+            "reward",
+            first.sentence,
+            f"a completion of this kind ({', '.join(raised)}) ends the run, or whoever catches it "
+            "makes a 0 of it",
+            f"mend what {name} raises; where it cannot score, it returns None",
+            "omni-grpo rewards test module:function",
+            0.85,
+        )
+    garbage = [c for c in GARBAGE if c in wrong and c != _BARE_GOLD]
+    if garbage:
+        first = wrong[garbage[0]]
+        yield Explanation(
+            "reward.floor",
+            "reward",
+            first.sentence,
+            "garbage is paid: the reward has a floor that nothing has to be done for, and stays "
+            "there when all else pays nothing (0.10 for ever)",
+            f"let {name} give 0 (or None) to what it cannot find anything in; a default belongs "
+            "into no reward",
+            "omni-grpo rewards test passes its garbage cases",
+            1.0,
+        )
+    elif _BARE_GOLD in wrong and not isinstance(wrong[_BARE_GOLD].values["value"], str):
+        yield Explanation(
+            "reward.tagless-gold",
+            "reward",
+            wrong[_BARE_GOLD].sentence,
+            "a gold without tags parses as an empty answer, and so does garbage: the two are "
+            "equal, and garbage earns full marks on such rows",
+            f"let {name} refuse a gold that does not parse, and give 0 to a completion that does "
+            "not; put tags into the data",
+            "garbage earns 0 on a row whose gold has no tags",
+            1.0,
+        )
+    for cause, (names, harm, fix) in _BY_CASE.items():
+        hits = [wrong[c] for c in names if c in wrong and c not in raised]
+        if not hits or (garbage and cause == "reward.unanchored"):
+            continue
+        more = f" (and {len(hits) - 1} more like it)" if len(hits) > 1 else ""
+        yield Explanation(
+            cause, "reward", hits[0].sentence + more, harm, f"in {name}: {fix}",
+            "omni-grpo rewards test, and the probe of the next recording", 0.9,
+        )  # fmt: skip
+
+
+def _nothing(evidence: Evidence) -> bool:
+    return bool(evidence.values["value"] == 0)
+
+
+# --------------------------------------------------------------------------- by one fact
+
+
+def _judged(evidence: Evidence) -> bool:
+    said = f"{evidence.values['name']} {evidence.values.get('source', '')}".lower()
+    told = " ".join(map(str, evidence.values.get("warnings", ()))).lower()
+    return "judge" in said or "judge" in told or "llm" in said
+
+
+_DOWN = ("refused", "urlopen", "unreachable", "timed out", "timeout", "resolve", "connect", "http")
+
+
+def _unreachable(evidence: Evidence) -> bool:
+    told = " ".join(map(str, evidence.values.get("warnings", ()))).lower()
+    return any(word in told for word in _DOWN)
+
+
+def _unreadable(evidence: Evidence) -> bool:
+    told = " ".join(map(str, evidence.values.get("warnings", ()))).lower()
+    words = ("convert", "parse", "read", "float", "json", "decode")
+    return not _unreachable(evidence) and (
+        any(word in told for word in words) or bool(evidence.values.get("probed"))
+    )
+
+
+def _likelier(evidence: Evidence) -> bool:
+    return _judged(evidence) and not _unreadable(evidence)
+
+
+_UNSCORED = (
+    "a judge that failed looks like a policy that failed: the reward pulls every completion down "
+    "alike, and nothing says so"
+)
+
+_FACTS = (
+    Signature(
+        cause="reward.judge-format",
+        fact="constant",
+        harm=_UNSCORED,
+        fix="read the first number out of the judge's reply ('5 points' as well as '5'), and "
+        "return None where there is none, never 0",
+        confirm="print one reply of the judge beside the score made of it",
+        when=lambda e: _judged(e) and _unreadable(e),
+        certainty=0.9,
+    ),
+    Signature(
+        cause="reward.judge-down",
+        fact="constant",
+        harm=_UNSCORED,
+        fix="see that the judge's address answers from this machine, and return None for what "
+        "could not be scored, never 0",
+        confirm="one request by hand to the judge's address",
+        when=_likelier,
+        certainty=0.9,
+    ),
+    Signature(
+        cause="reward.floor",
+        fact="constant",
+        harm="everything earns {value:g}, whatever is said: no group has a signal from it",
+        fix="see what {name} really measures; a default for anything is no reward",
+        confirm="omni-grpo rewards test module:function",
+        when=lambda e: not _judged(e) and e.values["value"] != 0,
+        certainty=0.7,
+    ),
+    Signature(
+        cause="reward.swallowed",
+        fact="constant",
+        harm="everything earns 0: code that turns exceptions into 0.0 hides that it never scores",
+        fix="call {name} on one right answer with its except taken away",
+        confirm="omni-grpo rewards test module:function",
+        when=lambda e: not _judged(e) and e.values["value"] == 0,
+        certainty=0.5,
+    ),
+    Signature(
+        cause="reward.first-type",
+        fact="rows-depend",
+        harm="which row stands first decides by what rule all others are scored: the same answer "
+        "earns 1 in one batch and 0 in the next",
+        fix="read problem_type (and every other column) of each row's own index, not [0]",
+        confirm="permute the rows: rewards must permute with them",
+    ),
+    Signature(
+        cause="reward.by-position",
+        fact="columns-moved",
+        harm="answers are held against another row's gold: accuracy is at chance, and looks like a "
+        "policy that does not learn",
+        fix="carry each completion's columns with it through every sort, filter and gather; look "
+        "them up by sample id, not by position",
+        confirm="the gold handed over with each completion is that of its own question",
+    ),
+    Signature(
+        cause="reward.nan",
+        fact="not-a-number",
+        harm="one NaN makes the sum of its row NaN, and the advantages of its whole group",
+        fix="find the division in {name} whose divisor is 0 (an empty answer has length 0), and "
+        "return None where there is nothing to score",
+        confirm="every value is a finite number or None",
+    ),
+    Signature(
+        cause="reward.raised",
+        fact="raised",
+        harm="the step ends, or whoever catches it makes a 0 of it",
+        fix="make {name} return None where it cannot score: {error}",
+        confirm="omni-grpo rewards test module:function",
+        certainty=0.6,
+    ),
+)
+
+RULES: tuple[Rule, ...] = (by_case, rule_of("causes_of_rewards", _FACTS))

@@ -1,0 +1,314 @@
+"""Looks at samples and conversations: is each row's question asked, with its media, truthfully."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.replay import media as replay_media
+from omni_grpo_core.doctor.rounds import (
+    Round,
+    Talk,
+    flag_of,
+    order_of,
+    paths_of,
+    question_of,
+    rounds,
+)
+
+_NO_SOUND = re.compile(
+    r"\b(?:without (?:any )?(?:sound|audio)|no (?:sound|audio)|silent (?:video|clip)|muted)\b",
+    re.IGNORECASE,
+)
+_OPTION = re.compile(r"^\s*[(\[]?[A-Za-z][)\].:]\s*")
+_LONG_ENOUGH = 12
+"""Characters of a gold from which finding it in a prompt is no chance: "A" stands in any text."""
+_TAG = re.compile(r"<\s*(context|think|answer)\s*>")
+
+
+def look_questions(case: Case) -> Iterator[Evidence]:
+    """Each row's question stands in its own conversation, and not another row's."""
+    for one in rounds(case):
+        questions = [question_of(row) for row in one.rows]
+        for row, talk in _pairs(one):
+            wanted = question_of(row)
+            if wanted is None or wanted in talk.said("user"):
+                continue
+            asked = next((q for q in questions if q and q in talk.said("user")), None)
+            yield Evidence(
+                "conversation",
+                "question-differs",
+                f"conversation {talk.number} does not ask its row's question {wanted!r}; it asks "
+                f"{(asked or talk.said('user')[-80:])!r}",
+                row=talk.number,
+                values={"wanted": wanted, "asked": asked, "names": sorted(_names(talk))},
+            )
+
+
+def look_media_listed(case: Case) -> Iterator[Evidence]:
+    """What a row shows is what its conversation shows: no file lost, none from elsewhere."""
+    for one in rounds(case):
+        known = {_name(path) for row in one.rows for _, path in paths_of(row)}
+        for row, talk in _pairs(one):
+            listed = paths_of(row)
+            if any(ref.path.startswith("<") for ref in talk.media):
+                continue  # arrays in the messages: whose they are cannot be told
+            shown = [(ref.modality, _name(ref.path)) for ref in talk.media]
+            names = {name for _, name in shown}
+            sounds = _carries_sound(one)
+            for kind, path in listed:
+                name = _name(path)
+                inside = kind == "audio" and sounds and ("video", name) in shown
+                if (kind, name) in shown or inside or (not kind and name in names):
+                    continue
+                fact = "audio-not-shown" if kind == "audio" else "media-not-shown"
+                yield Evidence(
+                    "conversation",
+                    fact,
+                    f"the row lists {kind} {name}, its conversation {talk.number} shows "
+                    f"{_told(shown)}",
+                    row=talk.number,
+                    values={"file": name, "modality": kind, "shown": shown},
+                )
+            for kind, name in shown if listed or known else ():
+                if name not in {_name(path) for _, path in listed}:
+                    whose = "another row of the batch" if name in known else "no row of the batch"
+                    yield Evidence(
+                        "conversation",
+                        "media-foreign",
+                        f"conversation {talk.number} shows {kind} {name}, which belongs to {whose}",
+                        row=talk.number,
+                        values={"file": name, "modality": kind},
+                    )
+
+
+def look_media_twice(case: Case) -> Iterator[Evidence]:
+    """A clip whose sound rides inside it must not be listed as audio as well."""
+    for one in rounds(case):
+        calls = [call for call in one.processed if flag_of(call.keywords)]
+        if not calls:
+            continue
+        for talk in one.talks:
+            videos = {_name(r.path) for r in talk.media if r.modality == "video"}
+            twice = [_name(r.path) for r in talk.media if r.modality == "audio"]
+            for name in dict.fromkeys(n for n in twice if n in videos and not n.startswith("<")):
+                yield Evidence(
+                    "conversation",
+                    "media-twice",
+                    f"{name} is listed as video and as audio in conversation {talk.number} while "
+                    f"audio-in-video is interleaved: {1 + twice.count(name)} audio features for "
+                    "1 audio slot",
+                    origin=_origin(one, name),
+                    row=talk.number,
+                    values={"file": name, "audios": 1 + twice.count(name)},
+                )
+
+
+def look_sound_told(case: Case) -> Iterator[Evidence]:
+    """A conversation that says there is no sound has none."""
+    for one in rounds(case):
+        sounds = _carries_sound(one)
+        for talk in one.talks:
+            said = _NO_SOUND.search(talk.said("user"))
+            kinds = [ref.modality for ref in talk.media]
+            rides = sounds and any(
+                ref.modality == "video" and replay_media.has_track(ref.path) is not False
+                for ref in talk.media
+            )
+            if said and (rides or "audio" in kinds):
+                yield Evidence(
+                    "conversation",
+                    "sound-denied",
+                    f"conversation {talk.number} says {said.group()!r} but gives the model "
+                    f"{'the sound of its video' if rides else 'an audio item'}",
+                    row=talk.number,
+                    values={"said": said.group(), "how": "interleaved" if rides else "item"},
+                )
+
+
+def look_sound_lost(case: Case) -> Iterator[Evidence]:
+    """No clip goes mute while others of the batch are heard, although its file has a track."""
+    for one in rounds(case):
+        talks = [talk for talk in one.talks if any(r.modality == "video" for r in talk.media)]
+        heard = {talk.number for talk in talks if _heard(talk, one)}
+        for talk in talks if heard else ():
+            if talk.number in heard:
+                continue
+            for ref in talk.media:
+                if ref.modality == "video" and replay_media.has_track(ref.path):
+                    yield Evidence(
+                        "conversation",
+                        "track-not-given",
+                        f"{_name(ref.path)} has an audio track, but conversation {talk.number} "
+                        f"gives it mute while {len(heard)} other clips of the batch are heard",
+                        row=talk.number,
+                        values={"file": _name(ref.path)},
+                    )
+
+
+def look_instructions(case: Case) -> Iterator[Evidence]:
+    """Somebody tells the policy which tags the rewards want, and all rows are told the same."""
+    wanted = any(
+        _TAG.search(str(row.get("solution", ""))) for one in rounds(case) for row in one.rows
+    )
+    talks = [talk for one in rounds(case) for talk in one.talks]
+    systems = {talk.said("system") for talk in talks}
+    for talk in talks if wanted else ():
+        if _TAG.search(talk.said("system")) or _TAG.search(talk.said("user")):
+            continue
+        system = talk.said("system")
+        has_one = any(message.get("role") == "system" for message in talk.messages)
+        yield Evidence(
+            "conversation",
+            "instructions-changed" if has_one else "system-missing",
+            f"the system message of conversation {talk.number} is {system[:60]!r}: nothing asks "
+            "for the tags that the answers are judged by"
+            if has_one
+            else f"conversation {talk.number} has no system message, and nothing in it asks for "
+            "the tags that the answers are judged by",
+            row=talk.number,
+            values={"system": system},
+        )
+    if len(systems) > 1 and talks:
+        yield Evidence(
+            "conversation",
+            "systems-differ",
+            f"{len(systems)} different system messages in one step: "
+            + "; ".join(sorted(repr(s[:40]) for s in systems)),
+            values={"systems": sorted(systems)},
+        )
+
+
+def look_options(case: Case) -> Iterator[Evidence]:
+    """A row that has options shows them: at least one, in whatever form."""
+    for one in rounds(case):
+        for row, talk in _pairs(one):
+            options = row.get("options")
+            if not isinstance(options, list | tuple) or not options:
+                continue
+            words = [_OPTION.sub("", str(option)).strip() for option in options]
+            asked, said = question_of(row) or "", talk.said("user")
+            # a question may name an option itself
+            beside = said.replace(asked, "", 1)
+            if asked in said and not any(w and w in beside for w in words):
+                yield Evidence(
+                    "conversation",
+                    "options-missing",
+                    f"conversation {talk.number} asks {question_of(row)!r} without any of its "
+                    f"{len(options)} options {words!r}",
+                    row=talk.number,
+                    values={"options": words},
+                )
+
+
+def look_gold(case: Case) -> Iterator[Evidence]:
+    """No conversation holds the gold completion of its row."""
+    for one in rounds(case):
+        for row, talk in _pairs(one):
+            gold = row.get("solution")
+            if not isinstance(gold, str) or len(gold) < _LONG_ENOUGH:
+                continue
+            role = next(
+                (r for r in ("assistant", "user", "system") if gold.strip() in talk.said(r)), None
+            )
+            if role is not None:
+                yield Evidence(
+                    "conversation",
+                    "gold-shown",
+                    f"conversation {talk.number} holds its row's gold completion, said by the "
+                    f"{role}: {gold.strip()[:60]!r}",
+                    row=talk.number,
+                    values={"role": role},
+                )
+
+
+def look_number(case: Case) -> Iterator[Evidence]:
+    """As many conversations as rows, or a whole number for each, and none that no row asked for."""
+    for one in rounds(case):
+        rows, talks = len(one.rows), len(one.talks)
+        # a run that was cut while it rendered has lost nothing yet
+        if not rows or not talks or not talks % rows or not one.processed:
+            continue
+        strange = [talk for talk in one.talks if not any(_fits(row, talk) for row in one.rows)]
+        for talk in strange:
+            yield Evidence(
+                "conversation",
+                "row-foreign",
+                f"conversation {talk.number} asks and shows what no row of the batch does: "
+                f"{_told([(r.modality, _name(r.path)) for r in talk.media])}; {talks} "
+                f"conversations for {rows} rows",
+                row=talk.number,
+                values={"names": sorted(_names(talk)), "talks": talks, "rows": rows},
+            )
+        if not strange:
+            yield Evidence(
+                "conversation",
+                "rows-lost",
+                f"{talks} conversations for {rows} rows of the data set",
+                values={"talks": talks, "rows": rows},
+            )
+
+
+def _pairs(one: Round) -> Sequence[tuple[Mapping[str, Any], Talk]]:
+    """Rows with their conversations: in the order that fits the questions best."""
+    orders = order_of(len(one.rows), len(one.talks))
+    best: list[tuple[Mapping[str, Any], Talk]] = []
+    most = -1
+    for owners in orders.values():
+        pairs = [(one.rows[o], talk) for o, talk in zip(owners, one.talks, strict=True)]
+        fit = sum(_fits(row, talk) for row, talk in pairs)
+        if fit > most:
+            best, most = pairs, fit
+    return best
+
+
+def _fits(row: Mapping[str, Any], talk: Talk) -> bool:
+    """Whether a conversation asks a row's question about a row's media."""
+    files = {_name(path) for _, path in paths_of(row)}
+    same = bool(files & _names(talk)) or not files
+    return same and (question_of(row) or "") in talk.said("user")
+
+
+def _carries_sound(one: Round) -> bool:
+    """Whether the processor of a round was to take the sound out of the videos."""
+    return any(flag_of(call.keywords) for call in one.processed)
+
+
+def _heard(talk: Talk, one: Round) -> bool:
+    """Whether a clip's sound is given, by item or inside."""
+    kinds = [ref.modality for ref in talk.media]
+    return "audio" in kinds or (_carries_sound(one) and not _NO_SOUND.search(talk.said("user")))
+
+
+def _origin(one: Round, name: str) -> Origin:
+    """A row that lists the file twice itself may mean the separate way; the decision on how sound
+    travels is the conversation's, so it added the error. Unseen rows leave it open."""
+    return "added" if one.rows or name else "unknown"
+
+
+def _names(talk: Talk) -> set[str]:
+    return {_name(ref.path) for ref in talk.media}
+
+
+def _name(path: str) -> str:
+    return PurePath(path).name or path
+
+
+def _told(shown: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{kind} {name}" for kind, name in shown) or "no media"
+
+
+LOOKS: tuple[Look, ...] = (
+    look_number,
+    look_questions,
+    look_options,
+    look_gold,
+    look_media_listed,
+    look_media_twice,
+    look_sound_told,
+    look_sound_lost,
+    look_instructions,
+)

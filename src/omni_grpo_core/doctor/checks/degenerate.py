@@ -1,0 +1,116 @@
+"""Garbage, and whose it is: likely under the recorded prompt, or impossible there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.doctor.checks.completion import rollouts
+from omni_grpo_core.doctor.checks.logits import temperature_of
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.teacher import Taught, log_table, taught
+from omni_grpo_core.doctor.turns import completion_ids, first_step, ids_of, until_end
+from omni_grpo_core.rewards.degenerate import degenerate
+from omni_grpo_core.trace.calls import GenerateCall
+
+_IMPOSSIBLE = 9.0
+"""Powers of ten. Tokens drawn from the reference's distribution show that much against it once in a
+thousand million rollouts."""
+
+
+def look_at_garbage(case: Case) -> Iterable[Evidence]:
+    """Degenerate completions, by the raw ids."""
+    if case.reference is None:
+        return
+    policy = case.reference.policy
+    for _, call in rollouts(case):
+        ids = completion_ids(call)
+        if ids is None:
+            continue
+        eos = ids_of(call.config.get("eos_token_id")) or policy.eos_token_ids
+        kept = until_end(ids, eos)
+        reasons = []
+        for row, mask in zip(ids.tolist(), kept.tolist(), strict=True):
+            tokens = [token for token, own in zip(row, mask, strict=True) if own]
+            ended = bool(tokens) and tokens[-1] in eos
+            found = degenerate(
+                tokens,
+                policy.decode(tokens[:-1] if ended else tokens),
+                finish_reason="stop" if ended else "length",
+                eos_ids=eos,
+            )
+            reasons.append(found[0] if found else "")
+        bad = [row for row, reason in enumerate(reasons) if reason]
+        if 2 * len(bad) < len(ids):
+            continue
+        yield Evidence(
+            "completion",
+            "degenerate",
+            f"{len(bad)} of {len(ids)} completions are degenerate; completion {bad[0]}: "
+            f"{reasons[bad[0]]}",
+            _origin(case, call),
+            row=bad[0],
+            values={"rows": bad, "reasons": [reason for reason in reasons if reason]},
+        )
+
+
+def _origin(case: Case, call: GenerateCall) -> Origin:
+    """Garbage that the checkpoint says to this prompt itself was asked for."""
+    if not first_step(case):
+        return "unknown"
+    against = against_reference(case, call)
+    if against is None:
+        return "unknown"
+    return "added" if against > _IMPOSSIBLE else "inherited"
+
+
+def look_at_likelihood(case: Case) -> Iterable[Evidence]:
+    """Where generate's own logprobs were not kept: whether the checkpoint could have said this."""
+    if not first_step(case):
+        return
+    for _, call in rollouts(case):
+        if call.logprobs is not None or not call.config.get("do_sample", False):
+            continue
+        against = against_reference(case, call)
+        if against is None or against <= _IMPOSSIBLE:
+            continue
+        yield Evidence(
+            "completion",
+            "tokens-impossible",
+            "the checkpoint, given the recorded prompt, says what was sampled once in "
+            f"1e{against:.0f} rollouts: it came from other weights, or without its context",
+            values={"powers_of_ten": against},
+        )
+
+
+def against_reference(case: Case, call: GenerateCall) -> float | None:
+    """How strongly sampled tokens speak against the reference's distribution, in powers of ten.
+
+    An e-value: for tokens drawn from p, the product over tokens of p(x)^-1/2 / sum_v p(v)^1/2 has
+    mean 1, so it exceeds 10^k with a chance of 10^-k at most, however long the completions are and
+    wherever they end (Ville's inequality).
+    """
+    known = taught(case, call)
+    if known is None:
+        return None
+    return evidence_against(known, temperature_of(call), ids_of(call.config.get("suppress_tokens")))
+
+
+def evidence_against(known: Taught, temperature: float, suppressed: Sequence[int]) -> float:
+    """As :func:`against_reference`, over all rows."""
+
+    def one(scores: Tensor, ids: Tensor) -> Tensor:
+        table = log_table(scores[:-1], temperature, suppressed)
+        chosen = table.gather(1, ids[:, None])[:, 0]
+        return -0.5 * chosen - (0.5 * table).logsumexp(-1)
+
+    terms = torch.stack(known.each_row(one)).double()
+    # an id that could not be sampled at all says enough by itself
+    terms = torch.nan_to_num(terms, posinf=1e3)
+    return float(terms[known.mask].sum()) / math.log(10)
+
+
+LOOKS: tuple[Look, ...] = (look_at_garbage, look_at_likelihood)

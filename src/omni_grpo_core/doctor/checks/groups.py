@@ -1,0 +1,202 @@
+"""Whose completion is whose: generated from which prompt, scored with whose columns, in which
+group. Three reckonings that must agree; the one that stands alone is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omni_grpo_core.doctor.checks.completion import look_at_pixels
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.prompts_alike import prompt_labels
+from omni_grpo_core.doctor.turns import Turn, turns
+
+Owners = tuple[int | None, ...]
+"""The row of the data that each completion belongs to, by one reckoning; ``None``: unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reckonings:
+    """``generated``: by the prompt that generate was given. ``scored``: by the columns that reward
+    functions were given. ``grouped``: by the group that advantages were taken over. ``None`` where
+    one is not known for all completions."""
+
+    generated: Owners | None
+    scored: Owners | None
+    grouped: Owners | None
+
+
+def look_at_owners(case: Case) -> Iterable[Evidence]:
+    """One of the three reckonings against the other two."""
+    scrambled = any(True for _ in look_at_pixels(case))
+    for turn in turns(case):
+        found = reckonings(turn, by_prompt=not scrambled)
+        generated, scored, grouped = found.generated, found.scored, found.grouped
+        values = {"generated": generated, "scored": scored, "grouped": grouped}
+        if scored and grouped and generated and scored == grouped != generated:
+            yield Evidence(
+                "completion",
+                "group-order",
+                f"completions were generated in the prompt order {_told(generated)}; rewards and "
+                f"groups take them to be in the order {_told(scored)}: answers meet the gold of "
+                "other prompts",
+                values=values,
+            )
+        elif generated and scored and scored != generated and grouped in (generated, None):
+            at = next(i for i, (a, b) in enumerate(zip(generated, scored, strict=True)) if a != b)
+            yield Evidence(
+                "reward",
+                "columns-moved",
+                f"completion {at} answers row {_row(generated[at])} of the data and is scored with "
+                f"the columns of row {_row(scored[at])}; completions are in the order "
+                f"{_told(generated)}, columns in the order {_told(scored)}",
+                row=at,
+                values=values,
+            )
+        elif grouped and (known := generated or scored) and _mixed(grouped, known):
+            yield Evidence(
+                "advantage",
+                "groups-mixed",
+                f"advantages were taken over groups in the order {_told(grouped)}, but the "
+                f"completions answer the prompts {_told(known)}: a group compares answers to "
+                "different questions",
+                values=values,
+            )
+        elif scored and grouped and scored != grouped:
+            yield Evidence(
+                "reward",
+                "columns-moved",
+                f"completions are in groups in the order {_told(grouped)} and are scored with "
+                f"columns in the order {_told(scored)}: whole groups meet other prompts' gold",
+                values=values,
+            )
+
+
+def _mixed(groups: Owners, owners: Owners) -> bool:
+    """Whether some group holds completions of several prompts; another order of whole groups mixes
+    nothing."""
+    return len(set(zip(groups, owners, strict=True))) > len(set(groups))
+
+
+def look_at_columns(case: Case) -> Iterable[Evidence]:
+    """Columns of one completion that come from several rows of the data."""
+    for turn in turns(case):
+        for call in turn.rewards:
+            torn = _torn(turn, call.columns, len(call.completions))
+            if torn is None:
+                continue
+            at, told = torn
+            yield Evidence(
+                "reward",
+                "columns-moved",
+                f"reward {call.name}: completion {at} is scored with columns of several rows of "
+                f"the data ({told})",
+                row=at,
+                values={"name": call.name},
+            )
+            break
+
+
+def reckonings(turn: Turn, *, by_prompt: bool = True) -> Reckonings:
+    """Rows of the data by each reckoning. Without recorded rows, prompts are numbered as they
+    appear, which still tells groups apart."""
+    generated = _generated(turn) if by_prompt else None
+    scored = None
+    for call in turn.rewards:
+        scored = scored or _scored(turn, call.columns, len(call.completions))
+    grouped = _grouped(turn)
+    count = max((len(o) for o in (generated, scored, grouped) if o), default=0)
+    return Reckonings(
+        *(
+            o if o and len(o) == count and None not in o else None
+            for o in (generated, scored, grouped)
+        )
+    )
+
+
+def _generated(turn: Turn) -> Owners | None:
+    labels = None if turn.generated is None else prompt_labels(turn.generated, turn)
+    if labels is None:
+        return None
+    # prompts that look alike cannot be numbered: then nothing is said
+    rows = None if turn.samples is None else len(turn.samples.rows)
+    return tuple(labels) if rows is None or len(set(labels)) == rows else None
+
+
+def _scored(turn: Turn, columns: Mapping[str, Any], count: int) -> Owners | None:
+    fits = _fits(turn, columns, count)
+    if fits is None:
+        return None
+    owners: list[int | None] = []
+    for fit in fits:
+        common = set.intersection(*fit.values())
+        owners.append(next(iter(common)) if len(common) == 1 else None)
+    return tuple(owners)
+
+
+def _torn(turn: Turn, columns: Mapping[str, Any], count: int) -> tuple[int, str] | None:
+    for at, fit in enumerate(_fits(turn, columns, count) or ()):
+        if all(fit.values()) and not set.intersection(*fit.values()):
+            return at, ", ".join(f"{name} of row {min(rows)}" for name, rows in fit.items())
+    return None
+
+
+def _fits(turn: Turn, columns: Mapping[str, Any], count: int) -> list[dict[str, set[int]]] | None:
+    """For each completion and column, the rows of the data that have this value."""
+    rows = () if turn.samples is None else turn.samples.rows
+    names = [
+        name
+        for name, values in columns.items()
+        if isinstance(values, list | tuple)
+        and len(values) == count
+        and rows
+        and all(name in row for row in rows)
+    ]
+    if not names:
+        return None
+    return [
+        {
+            name: {
+                k for k, row in enumerate(rows) if _plain(row[name]) == _plain(columns[name][at])
+            }
+            for name in names
+        }
+        for at in range(count)
+    ]
+
+
+def _grouped(turn: Turn) -> Owners | None:
+    if turn.advantage is None:
+        return None
+    names = turn.advantage.group_ids
+    told = None if turn.samples is None else turn.samples.group_ids
+    if told is not None and set(names) <= set(told) and len(set(told)) == len(told):
+        return tuple(told.index(name) for name in names)
+    return tuple(labels_of(names))
+
+
+def labels_of(values: Sequence[Any]) -> list[int]:
+    """Equal values by one number each, in order of appearance.
+
+    >>> labels_of(["b", "a", "b"])
+    [0, 1, 0]
+    """
+    seen: dict[Any, int] = {}
+    return [seen.setdefault(value, len(seen)) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _row(owner: int | None) -> str:
+    return "?" if owner is None else str(owner)
+
+
+def _told(owners: Owners) -> str:
+    shown = " ".join("?" if owner is None else str(owner + 1) for owner in owners[:12])
+    return shown + (" …" if len(owners) > 12 else "")
+
+
+LOOKS: tuple[Look, ...] = (look_at_owners, look_at_columns)

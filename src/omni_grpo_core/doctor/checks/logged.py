@@ -1,0 +1,111 @@
+"""What is told beside a loss: its settings, its passes and its logged numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from omni_grpo_core.doctor.checks.completion import rollouts
+from omni_grpo_core.doctor.checks.run import BEFORE
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.remade import Parts, beta_of, parts_of, policy_terms
+from omni_grpo_core.doctor.turns import learned
+from omni_grpo_core.trace.calls import LossSeen
+
+
+def look_at_reference(case: Case) -> Iterable[Evidence]:
+    """A KL term that the settings do not speak of."""
+    for at, one in enumerate(learned(case)):
+        beta = beta_of(one.loss.settings)
+        if beta == 0 and one.loss.ref_logprobs is not None:
+            yield Evidence(
+                "loss",
+                "reference-unasked",
+                f"loss {at}: the settings say beta 0, but logprobs of a reference were computed "
+                "for it",
+                values={"beta": beta},
+            )
+
+
+def look_at_passes(case: Case) -> Iterable[Evidence]:
+    """A later pass over a rollout without the logprobs from before its first update."""
+    if any(True for _ in rollouts(case)):
+        return
+    for at, one in enumerate(learned(case)):
+        told = one.loss.settings.get("num_iterations")
+        old, new = one.loss.old_logprobs, one.loss.logprobs
+        if not isinstance(told, int) or told < 2 or new is None:
+            continue
+        same = old is not None and old.shape == new.shape and torch.equal(old, new)
+        if old is None or (same and _moved_before(case)):
+            yield Evidence(
+                "loss",
+                "old-recomputed",
+                f"loss {at} is of a later pass over a rollout ({told} are told), and its old "
+                "logprobs are the current ones"
+                + (" because none were kept" if old is None else "")
+                + ": the ratio is 1 whatever has changed, and nothing is ever clipped",
+                values={"num_iterations": told, "kept": old is not None},
+            )
+
+
+def _moved_before(case: Case) -> bool:
+    """Whether the first pass, a recorded step before this one, changed any weight: it need not,
+    without a signal or at a learning rate that is still 0."""
+    before = case.memo.get(BEFORE)
+    return isinstance(before, Case) and any(any(step.changed.values()) for step in before.steps)
+
+
+def look_at_metrics(case: Case) -> Iterable[Evidence]:
+    """Logged clip rates and KL, against what they are the names of."""
+    step = [one.loss for one in learned(case)]
+    for at, loss in enumerate(step):
+        parts = parts_of(loss, step)
+        if parts is None:
+            continue
+        yield from _clip_rate(at, loss, parts)
+        kl = next((v for k, v in loss.metrics.items() if k in ("kl", "mean_kl")), None)
+        if kl is not None and kl < -1e-6:
+            yield Evidence(
+                "loss",
+                "kl-negative",
+                f"loss {at}: the logged KL is {kl:.3g}; its estimate exp(d) - d - 1 cannot be "
+                "below 0",
+                values={"kl": kl},
+            )
+
+
+def _clip_rate(at: int, loss: LossSeen, parts: Parts) -> Iterator[Evidence]:
+    logged = loss.metrics.get("clip_ratio", loss.metrics.get("clip_ratio/region_mean"))
+    terms = policy_terms(parts)
+    if logged is None or terms is None or parts.config.loss_type in ("gspo", "cispo"):
+        return
+    ratio = torch.where(parts.mask, parts.logprobs - parts.old, 0.0).exp()
+    advantage = parts.advantages
+    advantage = advantage[:, None].expand(ratio.shape) if advantage.ndim == 1 else advantage
+    low, high = ratio < 1 - parts.config.epsilon_low, ratio > 1 + parts.config.epsilon_high
+    positive, negative = advantage > 0, advantage < 0
+    rates = {
+        "right": (low & negative) | (high & positive),
+        "other": (low & positive) | (high & negative),
+        "any": low | high,
+        "low": low & negative,
+        "high": high & positive,
+    }
+    counted = parts.mask.double()
+    mean = {k: float((v * counted).sum() / counted.sum().clamp(min=1)) for k, v in rates.items()}
+    fits = {k for k, v in mean.items() if abs(v - logged) <= 1e-5}
+    if not fits or "right" in fits:
+        return
+    yield Evidence(
+        "loss",
+        "clip-rate-differs",
+        f"loss {at}: the logged clip rate is {logged:.4g}; of its tokens {mean['right']:.4g} have "
+        f"a ratio whose gradient the clip takes away, {mean['other']:.4g} one on the side where "
+        "the clip is not in force",
+        values={"logged": logged, "counts": sorted(fits), **mean},
+    )
+
+
+LOOKS: tuple[Look, ...] = (look_at_reference, look_at_passes, look_at_metrics)

@@ -1,0 +1,211 @@
+"""Looks at positions: each token where its row's text, grids and seconds put it, in every call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from omni_grpo_core.core.batch import placeholder_ids
+from omni_grpo_core.doctor.call_rows import CallRow, call_rows
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.replay.model import reference_positions
+from omni_grpo_core.doctor.rounds import flag_of
+from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
+from omni_grpo_core.types import AudioInVideo, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Call = GenerateCall | ForwardCall
+
+
+def named_calls(case: Case) -> list[tuple[str, Call]]:
+    """Every call of the model that was given token ids, with what to call it."""
+    calls: list[tuple[str, Call]] = [("generate", call) for call in case.generated]
+    calls += [("the scoring forward", call) for call in case.forwards]
+    return [(name, call) for name, call in calls if "input_ids" in call.inputs]
+
+
+def rows_of(case: Case, call: Call) -> tuple[CallRow, ...]:
+    """:func:`call_rows` of a call, taken apart once."""
+    known: dict[int, tuple[CallRow, ...]] = case.memo.setdefault("call rows", {})
+    if id(call) not in known and case.reference is not None:
+        known[id(call)] = call_rows(call.inputs, case.reference.policy)
+    return known.get(id(call), ())
+
+
+def copies_of(rows: Sequence[CallRow], number: int) -> list[CallRow]:
+    """The row that each of ``number`` rows inside the model stands for: ``num_return_sequences``
+    repeats every row there."""
+    copies = max(number // len(rows), 1)
+    return [row for row in rows for _ in range(copies)]
+
+
+def look_positions(case: Case) -> Iterator[Evidence]:
+    """Positions that the text model got, against the reference on the call's own inputs."""
+    if case.reference is None:
+        return
+    for name, call in named_calls(case):
+        got = call.position_ids
+        rows = rows_of(case, call)
+        if got is None and "attention_mask" not in call.inputs:
+            yield from _unmasked(case, name, rows)
+        width = call.inputs["input_ids"].shape[-1]
+        if got is None or got.dim() != 3 or got.shape[-1] != width or not rows:
+            continue
+        for place, row in enumerate(copies_of(rows, got.shape[1])):
+            if row.row is None:
+                continue
+            # one row's positions may stand for all: they are broadcast
+            own = got[-3:, 0 if got.shape[1] == 1 else place, row.kept]
+            if not torch.equal(own, reference_positions(case, row.row).to(own.dtype)):
+                yield _differs(case, name, call, row, row.row, own, rows)
+                break
+
+
+def look_next_positions(case: Case) -> Iterator[Evidence]:
+    """While generating, the first row goes on where its prompt ended."""
+    if case.reference is None:
+        return
+    for call in case.generated:
+        rows = rows_of(case, call) if "input_ids" in call.inputs else ()
+        if not rows or not call.step_positions or call.position_ids is None:
+            continue
+        # from the positions that the prompt really had: those are judged by themselves
+        prompt = call.position_ids[-3:, 0, rows[0].kept]
+        first = int(prompt.max()) + 1
+        wanted = tuple(range(first, first + len(call.step_positions)))
+        if call.step_positions != wanted:
+            yield Evidence(
+                "positions",
+                "steps-off",
+                f"after a prompt that ends at position {first - 1}, generate went on at "
+                f"{_few(call.step_positions)} instead of {_few(wanted)}",
+                row=0,
+                values={"got": call.step_positions[:8], "want": wanted[:8]},
+            )
+
+
+def _unmasked(case: Case, name: str, rows: Sequence[CallRow]) -> Iterator[Evidence]:
+    """The model makes positions of its own, 0, 1, 2, …, where it gets neither them nor a mask."""
+    for row in rows:
+        if row.row is None:
+            continue
+        wanted = reference_positions(case, row.row)
+        line = row.kept.nonzero().flatten().expand(3, -1)
+        if not torch.equal(wanted, line):
+            off = int((wanted - line).abs().max())
+            yield Evidence(
+                "positions",
+                "one-dimensional",
+                f"{name} was called without attention_mask: row {row.index} gets one-dimensional "
+                f"positions 0, 1, 2, …, up to {off} off",
+                row=row.index,
+                values={"call": name, "mask": False, "off": off},
+            )
+            return
+
+
+def _differs(
+    case: Case, name: str, call: Call, row: CallRow, own_row: Row, own: Tensor,
+    rows: Sequence[CallRow],
+) -> Evidence:  # fmt: skip
+    wanted = reference_positions(case, own_row)
+    told = flag_of(call.keywords)
+    as_told: AudioInVideo = "interleaved" if told else "off"
+    values: dict[str, Any] = {"call": name, "mask": "attention_mask" in call.inputs, "told": told}
+    line = torch.arange(own.shape[-1]).expand(3, -1)
+    off = int((own - wanted).abs().max())
+    where = f"row {row.index} of {name}"
+    if as_told != own_row.audio_in_video and torch.equal(
+        own, reference_positions(case, own_row, as_told).to(own.dtype)
+    ):
+        missing = told is None
+        return Evidence(
+            "positions",
+            "flag-missing" if missing else "flag-followed",
+            f"{where} has positions as without audio-in-video, though its sound lies inside its "
+            f"video: up to {off} off"
+            if as_told == "off"
+            else f"{where} has positions as with audio-in-video, though its sound is no part of "
+            f"its video: up to {off} off",
+            # left out of a forward, it is the forward's own affair; told wrong, it was handed on
+            origin="added" if missing and name != "generate" else "inherited",
+            row=row.index,
+            values={**values, "off": off},
+        )
+    fact, sentence = "positions-differ", f"{where} is up to {off} positions off"
+    flat = bool((own == own[:1]).all())
+    times = _video_times(case, own_row, own)
+    others = [r.row for r in rows if r.row is not None and r.index != row.index]
+    if flat and bool((own - own[:, :1] == line).all()) and not bool((wanted == wanted[:1]).all()):
+        fact = "one-dimensional"
+        sentence = f"{where} has one-dimensional positions 0, 1, 2, …, up to {off} off"
+        if not values["mask"]:
+            sentence += "; it was called without attention_mask"
+    elif "attention_mask" not in call.inputs and flat:
+        fact = "one-dimensional"
+        sentence = (
+            f"{where} has one-dimensional positions, counted over the padding; it was called "
+            "without attention_mask"
+        )
+    elif times is not None and len(set(times)) == 1:
+        fact = "time-collapsed"
+        sentence = f"{where} has every frame of its video at time {times[0]}"
+    elif any(_is_of(case, own, other) for other in others):
+        fact, sentence = (
+            "another-rows",
+            f"{where} has the positions of another row, up to {off} off",
+        )
+    elif len(set((own - wanted).flatten().tolist())) == 1:
+        fact, sentence = (
+            "all-shifted",
+            f"{where} is shifted as a whole by {int((own - wanted)[0, 0])}",
+        )
+    else:
+        tail = _tail_shift(own, wanted)
+        if tail is not None:
+            place, shift = tail
+            fact = "tail-shifted"
+            sentence = f"{where} is right up to token {place} and off by {shift} from there on"
+            values["shift"] = shift
+    return Evidence("positions", fact, sentence, row=row.index, values={**values, "off": off})
+
+
+def _video_times(case: Case, row: Row, own: Tensor) -> list[int] | None:
+    """Time positions of a row's video tokens, where it has more than one frame."""
+    if case.reference is None or "video_grid_thw" not in row.tensors:
+        return None
+    video = placeholder_ids(case.reference.policy.processor)["video"]
+    frames = int(row.tensors["video_grid_thw"][:, 0].max())
+    times: list[int] = own[0, row.input_ids == video].tolist()
+    return times if frames > 1 and times else None
+
+
+def _is_of(case: Case, own: Tensor, other: Row) -> bool:
+    """Whether positions are another row's, as far as both reach (padding aside, from the end of the
+    prompt or its beginning)."""
+    theirs = reference_positions(case, other).to(own.dtype)
+    width = min(own.shape[-1], theirs.shape[-1])
+    return torch.equal(own[:, :width], theirs[:, :width]) or torch.equal(
+        own[:, -width:], theirs[:, -width:]
+    )
+
+
+def _tail_shift(own: Tensor, wanted: Tensor) -> tuple[int, int] | None:
+    """Where a constant shift begins that holds to the end, after right positions."""
+    gaps = own - wanted
+    differing = gaps.abs().amax(0).nonzero().flatten()
+    first = int(differing[0])
+    rest = set(gaps[:, first:].flatten().tolist())
+    return (first, int(rest.pop())) if first and len(rest) == 1 else None
+
+
+def _few(numbers: Sequence[float]) -> str:
+    shown = ", ".join(map(str, numbers[:3]))
+    return f"{shown}, …" if len(numbers) > 3 else shown
+
+
+LOOKS: tuple[Look, ...] = (look_positions, look_next_positions)

@@ -1,0 +1,177 @@
+"""Looks at the rows of a batch: each as the reference makes it, and handed on whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from omni_grpo_core.core.batch import ID_DTYPE, placeholder_ids
+from omni_grpo_core.doctor.call_rows import PIXELS
+from omni_grpo_core.doctor.checks.batch import sounds_for_nothing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.replay.batch import Given, given_rows, reference_row
+from omni_grpo_core.doctor.rounds import rounds
+from omni_grpo_core.trace.calls import ProcessorCall
+from omni_grpo_core.types import MODALITIES, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omni_grpo_core.core.policy import Policy
+
+_FLOATS = 1e-4
+"""Normalised pixels and mel features are a few units large; the recorded ones went through the same
+float32 arithmetic."""
+
+
+def look_replay(case: Case) -> Iterator[Evidence]:
+    """Each row as the reference processor makes it of the same text and media."""
+    if case.reference is None:
+        return
+    policy = case.reference.policy
+    for one in rounds(case):
+        for call in one.processed:
+            rows = given_rows(call, case)
+            ids, mask = call.outputs.get("input_ids"), call.outputs.get("attention_mask")
+            if rows is None or ids is None or ids.dim() != 2 or len(ids) != len(rows):
+                continue
+            if sounds_for_nothing(call, case):
+                continue  # which sounds are a row's own cannot be told
+            for given in rows:
+                wanted = reference_row(call, given, case)
+                if isinstance(wanted, Row):
+                    real = ids[given.index] != policy.pad_token_id
+                    kept = real if mask is None else mask[given.index].bool() & real
+                    got = ids[given.index][kept].to(ID_DTYPE)
+                    yield from _ids(got, wanted, given, policy)
+            yield from _tensors(call, rows, case)
+
+
+def look_handed_on(case: Case) -> Iterator[Evidence]:
+    """The prompts that generate is given are those that the processor made, whole."""
+    if case.reference is None:
+        return
+    policy = case.reference.policy
+    for one in rounds(case):
+        made = [row for call in one.processed for row in _unpadded(call.outputs, policy)]
+        if not made:
+            continue
+        for call in one.generated:
+            for row, got in enumerate(_unpadded(call.inputs, policy)):
+                if got in made or not got:
+                    continue
+                cut = next((whole for whole in made if _part_of(got, whole)), None)
+                if cut is not None:
+                    yield _cut(row, got, cut, policy, "generate was given")
+                else:
+                    yield Evidence(
+                        "batch",
+                        "prompt-changed",
+                        f"row {row} of generate has a prompt of {len(got)} tokens that the "
+                        "processor did not make",
+                        row=row,
+                        values={"got": len(got)},
+                    )
+
+
+def _ids(got: Tensor, wanted: Row, given: Given, policy: Policy) -> Iterator[Evidence]:
+    found, right = got.tolist(), wanted.input_ids.tolist()
+    if found == right:
+        return
+    if _part_of(found, right):
+        yield _cut(given.index, found, right, policy, "the processor returned")
+        return
+    marks_of = placeholder_ids(policy.processor)
+    counts = {
+        m: (found.count(token), right.count(token))
+        for m, token in marks_of.items()
+        if found.count(token) != right.count(token)
+    }
+    told = ", ".join(f"{a} {m} placeholders for {b}" for m, (a, b) in counts.items())
+    yield Evidence(
+        "batch",
+        "ids-differ",
+        f"row {given.index} has {len(found)} tokens where its text and media make {len(right)}"
+        + (f": {told}" if told else ""),
+        row=given.index,
+        values={"got": len(found), "want": len(right), "placeholders": counts},
+    )
+
+
+def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> Iterator[Evidence]:
+    """Pixels and mel features of the whole call against those of its rows one after another."""
+    wanted = [reference_row(call, given, case) for given in rows]
+    if not all(isinstance(row, Row) for row in wanted):
+        return
+    for modality in MODALITIES:
+        key = PIXELS[modality]
+        got = call.outputs.get(key)
+        parts = [row.tensors[key] for row in wanted if isinstance(row, Row) and key in row.tensors]
+        if got is None or not parts:
+            continue
+        width = max(part.shape[-1] for part in parts)
+        padded = [torch.nn.functional.pad(p, (0, width - p.shape[-1])) for p in parts]
+        right = torch.cat(padded)
+        if got.shape == right.shape and torch.allclose(
+            got.float(), right.float(), rtol=_FLOATS, atol=_FLOATS
+        ):
+            continue
+        yield Evidence(
+            "batch",
+            "features-differ",
+            f"{key} {tuple(got.shape)} is not what the reference processor makes of the same "
+            f"{modality}: {tuple(right.shape)}"
+            + (
+                f", off by {float((got.float() - right.float()).abs().max()):.3g} at most"
+                if got.shape == right.shape
+                else ""
+            ),
+            values={
+                "modality": modality, "got": tuple(got.shape), "want": tuple(right.shape),
+                "max_length": _max_length(call),
+            },
+        )  # fmt: skip
+
+
+def _cut(row: int, got: Sequence[int], whole: Sequence[int], policy: Policy, how: str) -> Evidence:
+    end = whole[: len(got)] == list(got)
+    marks_of = placeholder_ids(policy.processor)
+    lost = {
+        m: whole.count(token) - got.count(token)
+        for m, token in marks_of.items()
+        if whole.count(token) != got.count(token)
+    }
+    told = ", ".join(f"{n} {m} tokens" for m, n in lost.items()) or "no media tokens"
+    return Evidence(
+        "batch",
+        "prompt-cut",
+        f"{how} {len(got)} of the {len(whole)} tokens of row {row}, cut on the "
+        f"{'right' if end else 'left'}: {told} among the {len(whole) - len(got)} lost",
+        row=row,
+        values={
+            "side": "right" if end else "left", "got": len(got), "want": len(whole), "lost": lost
+        },
+    )  # fmt: skip
+
+
+def _unpadded(held: Mapping[str, Tensor], policy: Policy) -> list[list[int]]:
+    ids = held.get("input_ids")
+    if ids is None or ids.dim() != 2:
+        return []
+    return [row[row != policy.pad_token_id].tolist() for row in ids]
+
+
+def _part_of(got: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether one end of ``whole`` was cut off."""
+    if not got or len(got) >= len(whole):
+        return False
+    return list(whole[: len(got)]) == list(got) or list(whole[-len(got) :]) == list(got)
+
+
+def _max_length(call: ProcessorCall) -> Any:
+    return call.keywords.get("max_length")
+
+
+LOOKS: tuple[Look, ...] = (look_replay, look_handed_on)

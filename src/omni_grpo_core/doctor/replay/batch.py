@@ -1,0 +1,200 @@
+"""What a processor call should have given: the reference processor on each recorded row alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from omni_grpo_core.core.batch import process_row
+from omni_grpo_core.core.media_config import TOKEN_SIDE
+from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.replay.text import collapsed, marks, placeholders
+from omni_grpo_core.errors import OmniGrpoError
+from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
+from omni_grpo_core.types import (
+    Audio,
+    Conversation,
+    Image,
+    Media,
+    Modality,
+    Prompt,
+    Row,
+    Video,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omni_grpo_core.core.policy import Policy
+
+Carried = Literal["interleaved", "apart", "contradictory"]
+"""How sound reaches a processor call, by its own counts: inside the videos, as items, or neither
+fits."""
+DEFAULT_RATE = 2.0
+"""What transformers takes where ``fps`` is left out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """One row of a processor call: its text and its media in call order."""
+
+    index: int
+    text: str
+    media: Mapping[Modality, tuple[MediumSeen, ...]]
+
+    @property
+    def every(self) -> tuple[MediumSeen, ...]:
+        return tuple(medium for media in self.media.values() for medium in media)
+
+
+def totals(call: ProcessorCall, case: Case) -> dict[Modality, int]:
+    """Media that the texts of a call have placeholders for; an expanded one counts once."""
+    names = marks(case)
+    count: dict[Modality, int] = {"image": 0, "video": 0, "audio": 0}
+    for text in call.texts:
+        for modality, number in placeholders(collapsed(text, names), names).items():
+            count[modality] += number
+    return count
+
+
+def carried(call: ProcessorCall, case: Case) -> Carried:
+    """What the audio-in-video flag must have been for texts and media to fit together.
+
+    ``A`` placeholders and ``V`` videos with ``A`` sounds: items of their own. ``A + V`` sounds: one
+    in each video.
+    """
+    count = totals(call, case)
+    sounds = len(call.audios)
+    if count["video"] and sounds == count["audio"] + count["video"]:
+        return "interleaved"
+    return "apart" if sounds == count["audio"] else "contradictory"
+
+
+def given_rows(call: ProcessorCall, case: Case) -> tuple[Given, ...] | None:
+    """The rows of a call with their media; ``None`` where counts contradict each other."""
+    how = carried(call, case)
+    names = marks(case)
+    count = totals(call, case)
+    wrong = count["image"] != len(call.images) or count["video"] != len(call.videos)
+    if how == "contradictory" or wrong or call.nested:
+        return None
+    pools: Mapping[Modality, Sequence[MediumSeen]] = {
+        "image": call.images,
+        "video": call.videos,
+        "audio": call.audios,
+    }
+    used: dict[Modality, int] = dict.fromkeys(pools, 0)
+    rows = []
+    for index, text in enumerate(call.texts):
+        needs = placeholders(collapsed(text, names), names)
+        if how == "interleaved":
+            needs["audio"] += needs["video"]
+        media: dict[Modality, tuple[MediumSeen, ...]] = {}
+        for modality, number in needs.items():
+            media[modality] = tuple(pools[modality][used[modality] : used[modality] + number])
+            used[modality] += number
+        rows.append(Given(index, text, media))
+    return tuple(rows)
+
+
+def rate_of(keywords: Mapping[str, Any]) -> float | None:
+    """The frame rate that a processor call was told, ``None`` where it was not."""
+    inner = keywords.get("videos_kwargs")
+    for place in (keywords, inner if isinstance(inner, Mapping) else {}):
+        rate = place.get("fps")
+        if isinstance(rate, Sequence) and not isinstance(rate, str) and rate:
+            rate = rate[0]
+        if isinstance(rate, int | float) and not isinstance(rate, bool):
+            return float(rate)
+    return None
+
+
+def sides(medium: MediumSeen) -> tuple[int, int]:
+    """Height and width of a picture or clip, channels first or last."""
+    shape = medium.shape
+    if shape[-1] == 3 and shape[-3] != 3:
+        return shape[-3], shape[-2]
+    return shape[-2], shape[-1]
+
+
+def is_token_sized(medium: MediumSeen) -> bool:
+    """Whether a picture has been resized for the model: its sides are whole tokens."""
+    return all(side % TOKEN_SIDE == 0 for side in sides(medium))
+
+
+def reference_row(call: ProcessorCall, given: Given, case: Case) -> Row | str | None:
+    """The reference processor's row, or why it refuses, or ``None`` where it cannot be asked.
+
+    The frame rate that the call was told is taken at its word; whether it is true is a matter of
+    the media.
+    """
+    pictures = [*given.media["image"], *given.media["video"]]
+    unkept = any(medium.values is None for medium in given.every)
+    if case.reference is None or unkept or not all(map(is_token_sized, pictures)):
+        return None
+    interleaved = carried(call, case) == "interleaved" and bool(given.media["video"])
+    rate = rate_of(call.keywords) or DEFAULT_RATE
+    key = repr((given.text, [medium.sha256 for medium in given.every], interleaved, rate))
+    rows: dict[str, Row | str] = case.memo.setdefault("reference rows", {})
+    if key not in rows:
+        names = marks(case)
+        text = collapsed(given.text, names)
+        prompt = Prompt("row", text, placeholders(text, names))
+        media = _media(given, _owners(text, interleaved, names), rate)
+        rows[key] = _process(prompt, media, interleaved, case.reference.policy)
+    return rows[key]
+
+
+def _process(prompt: Prompt, media: Media, interleaved: bool, policy: Policy) -> Row | str:
+    conversation = Conversation("row", (), "interleaved" if interleaved else "off")
+    try:
+        return process_row(prompt, conversation, media, policy.processor, policy.family)
+    except OmniGrpoError as error:
+        return f"{error.got}, wanted {error.want}"
+
+
+def _media(given: Given, owners: Sequence[int | None], rate: float) -> Media:
+    images = [Image(_channels_first(m).to(torch.uint8)) for m in given.media["image"]]
+    clips = [_channels_first(m).float() for m in given.media["video"]]
+    sounds = [_values(m).float().flatten() for m in given.media["audio"]]
+    return Media(
+        "row",
+        tuple(images),
+        tuple(Video(frames, rate, rate, len(frames) / rate) for frames in clips),
+        tuple(Audio(sound, owner) for sound, owner in zip(sounds, owners, strict=True)),
+        "recorded",
+    )
+
+
+def _owners(
+    text: str, interleaved: bool, names: Mapping[Modality, tuple[str, str, str]]
+) -> list[int | None]:
+    """Of each sound in reading order, the video that it rides in."""
+    videos = 0
+    owners: list[int | None] = []
+    either = f"{re.escape(names['video'][1])}|{re.escape(names['audio'][1])}"
+    for found in re.findall(either, text):
+        if found == names["audio"][1]:
+            owners.append(None)
+            continue
+        if interleaved:
+            owners.append(videos)
+        videos += 1
+    return owners
+
+
+def _values(medium: MediumSeen) -> Tensor:
+    if medium.values is None:
+        raise ValueError("a medium that was not kept")
+    return medium.values
+
+
+def _channels_first(medium: MediumSeen) -> Tensor:
+    values = _values(medium)
+    if medium.shape[-1] == 3 and medium.shape[-3] != 3:
+        return values.movedim(-1, -3)
+    return values

@@ -1,0 +1,79 @@
+"""What the files of a conversation hold: our loader on the paths that the messages name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+from omni_grpo_core.core.media import load_media, probe
+from omni_grpo_core.core.media_config import MediaConfig
+from omni_grpo_core.errors import MediaError
+from omni_grpo_core.types import Conversation, Media, MediaPart, MediaRef, Message
+
+if TYPE_CHECKING:
+    from omni_grpo_core.types import Modality
+
+
+@lru_cache(maxsize=128)
+def _load(ref: MediaRef, stamp: tuple[int, int], config: MediaConfig, patch_size: int) -> Media:
+    message = Message("user", (MediaPart(ref),))
+    return load_media(Conversation("file", (message,), "off"), config, patch_size=patch_size)
+
+
+@lru_cache(maxsize=512)
+def _has_track(path: str, stamp: tuple[int, int]) -> bool:
+    return probe(path).has_audio
+
+
+def file_of(path: str) -> str | None:
+    """The local file that a message names, ``None`` where there is none here."""
+    if path.startswith("file://"):
+        path = urlparse(path).path
+    try:
+        return path if Path(path).is_file() else None
+    except (OSError, ValueError):  # a name too long: text or data in the place of a path
+        return None
+
+
+def load(ref: MediaRef, config: MediaConfig, patch_size: int = 14) -> Media | None:
+    """One file as a reference with such patches reads it; ``None`` where it is not here or cannot
+    be read."""
+    path = file_of(ref.path)
+    if path is None:
+        return None
+    try:
+        whole = MediaRef(ref.modality, path, ref.start, ref.end)
+        return _load(whole, _stamp(path), config, patch_size)
+    except MediaError:
+        return None
+
+
+def has_track(path: str) -> bool | None:
+    """Whether a clip has sound; ``None`` where it is not here or cannot be read."""
+    file = file_of(path)
+    if file is None:
+        return None
+    try:
+        return _has_track(file, _stamp(file))
+    except MediaError:
+        return None
+
+
+def wanted(refs: Sequence[MediaRef], interleaved: bool) -> dict[Modality, tuple[MediaRef, ...]]:
+    """What a conversation's media should reach the processor as, in order; the sound of an
+    interleaved video right after it."""
+    found: dict[Modality, list[MediaRef]] = {"image": [], "video": [], "audio": []}
+    for ref in refs:
+        found[ref.modality].append(ref)
+        if ref.modality == "video" and interleaved:
+            found["audio"].append(MediaRef("audio", ref.path, ref.start, ref.end))
+    return {modality: tuple(items) for modality, items in found.items()}
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """What tells a file from the one that had its name before."""
+    stat = Path(path).stat()
+    return stat.st_mtime_ns, stat.st_size

@@ -1,0 +1,89 @@
+"""What the model should have made of a call's inputs before its first layer: positions and
+embeddings, row by row, with each row's own audio-in-video layout."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.forward import embed, positions
+from omni_grpo_core.doctor.call_rows import PIXELS
+from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.types import AudioInVideo, Row, Span
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omni_grpo_core.core.policy import Policy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feature:
+    """What one span's placeholders should hold: ``values`` float32, (span.length, H)."""
+
+    span: Span
+    values: Tensor
+
+
+def reference_positions(case: Case, row: Row, mode: AudioInVideo | None = None) -> Tensor:
+    """(3, length): time, height and width of one row; ``mode`` instead of the row's own layout."""
+    row = row if mode is None else replace(row, audio_in_video=mode)
+    # grids alone decide positions: copies and the pixels themselves make no difference
+    row = replace(row, tensors={k: v for k, v in row.tensors.items() if k not in PIXELS.values()})
+    known: dict[str, Tensor] = case.memo.setdefault("reference positions", {})
+    key = _key(row)
+    if key not in known:
+        policy = _policy(case)
+        known[key] = positions(policy, collate([row], policy.pad_token_id)).position_ids[:, 0]
+    return known[key]
+
+
+def reference_features(case: Case, row: Row) -> tuple[Feature, ...] | None:
+    """Of each span of a row; ``None`` where its media were too large to keep."""
+    if any(PIXELS[span.modality] not in row.tensors for span in row.spans):
+        return None
+    if not row.spans:
+        return ()
+    # what stands behind the last medium, as a completion does, makes no difference
+    end = max(span.start + span.length for span in row.spans)
+    row = replace(row, input_ids=row.input_ids[:end])
+    known: dict[str, tuple[Feature, ...]] = case.memo.setdefault("reference features", {})
+    key = _key(row)
+    if key not in known:
+        policy = _policy(case)
+        with torch.no_grad():
+            (found,) = embed(policy, collate([row], policy.pad_token_id)).features
+        known[key] = tuple(
+            Feature(span, values.float().cpu())
+            for span, values in zip(row.spans, found, strict=True)
+        )
+    return known[key]
+
+
+def token_embeddings(case: Case, ids: Tensor) -> Tensor:
+    """(length, H), float32: of the tokens themselves, placeholders among them."""
+    policy = _policy(case)
+    with torch.no_grad():
+        found: Tensor = policy.model.get_input_embeddings()(ids.to(policy.device))
+    return found.float().cpu()
+
+
+def _policy(case: Case) -> Policy:
+    if case.reference is None:
+        raise ValueError("a replay needs a reference")
+    return case.reference.policy
+
+
+def _key(row: Row) -> str:
+    digest = hashlib.sha256(row.audio_in_video.encode())
+    digest.update(row.input_ids.numpy().tobytes())
+    tensors: Mapping[str, Tensor] = row.tensors
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

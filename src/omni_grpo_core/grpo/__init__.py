@@ -1,5 +1,0 @@
-"""From rewards to a gradient: advantages, log-probabilities, loss and their metrics.
-
-Everything here but ``step`` and ``train`` is a pure function of tensors. Nothing is imported here,
-so that ``omni_grpo_core.grpo.advantage`` stays usable without loading its siblings.
-"""

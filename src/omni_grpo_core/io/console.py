@@ -1,0 +1,207 @@
+"""What every command shares: options, what a person watches, and quiet libraries.
+
+Heavy libraries are imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.tested import newer_than_tested
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class TinyFamily(StrEnum):
+    qwen2_5 = "qwen2.5"
+    qwen3 = "qwen3"
+
+
+_MOST_PROBED = 256
+_VERBOSITIES = ("detail", "debug", "info", "warning", "error", "critical")
+"""Of transformers, which takes two lines to say that it knows no other."""
+
+FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Qwen3-Omni's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@contextmanager
+def progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
+    """A spinner with the current stage on stderr, where a person watches."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        yield lambda name: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda name: progress.update(task, description=f"{title}: {name}")
+
+
+def require_outputs(
+    *, files: Sequence[Path | None] = (), folders: Sequence[Path | None] = ()
+) -> None:
+    """Before the work starts: can these be written? A file may be there already and is replaced,
+    a folder must be new or empty; where a link leads is what is looked at.
+
+    Raises:
+        ConfigError: the place is something else (a pipe, a device, what stdout goes to), its folder
+            is missing or not writable, or one place is named twice.
+    """
+    seen: set[str] = set()
+    for target, found in (
+        *((path, _in_the_way_of_a_file(path)) for path in files if path is not None),
+        *((path, _in_the_way_of_a_folder(path)) for path in folders if path is not None),
+    ):
+        if found is None:
+            real = os.path.realpath(target)
+            found = "the place of another output" if real in seen else None
+            seen.add(real)
+        if found is not None:
+            raise ConfigError(
+                str(target), got=found, want="a free name in a writable folder",
+                fix="choose another place, or create its folder",
+            )  # fmt: skip
+
+
+def _in_the_way_of_a_file(target: Path) -> str | None:
+    from omni_grpo_core.io.bounded import kind_of
+
+    status = _status(target)
+    if isinstance(status, str):
+        return status
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        return kind_of(status.st_mode)
+    if status is not None and not os.access(target, os.W_OK):
+        return "a file that may not be written"
+    if status is not None and any(os.path.samestat(status, os.fstat(n)) for n in (0, 1, 2)):
+        return "the file that this command's own input or output is"
+    return _refusal(target)
+
+
+def _in_the_way_of_a_folder(target: Path) -> str | None:
+    status = _status(target)
+    if isinstance(status, str):
+        return status
+    if status is not None and not stat.S_ISDIR(status.st_mode):
+        return "something that is no folder"
+    if status is not None and os.path.samestat(status, Path().stat()):
+        return "the working directory"
+    if status is not None and any(target.iterdir()):
+        return "a folder that already holds something"
+    return _refusal(target)
+
+
+def _status(target: Path) -> os.stat_result | str | None:
+    """What is there: nothing, something, or why that cannot be known."""
+    try:
+        return target.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # a loop of links, a file for a folder, a NUL
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _refusal(target: Path) -> str | None:
+    """Why no file can be made beside ``target``: tried, since permissions do not say it all."""
+    folder = Path(os.path.realpath(target)).parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"{folder}: {error.strerror or error}"
+
+
+def require_device(device: str) -> None:
+    """Raises :class:`ConfigError` for ``cuda`` on a machine without."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda",
+            got="no CUDA device",
+            want="one that torch sees",
+            fix="use --device cpu",
+        )
+
+
+def quiet_libraries(*, worker: bool = False) -> None:
+    """No network, no bars and no advice that is not ours to follow; set before the imports.
+
+    A transformers that is newer than any tested one is told of here, before it can do harm: once,
+    by the command, not by its worker processes (``worker``, or a rank above 0).
+
+    Raises:
+        RuntimeError: threads cannot be started. OpenMP would end the process with exit code 1.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # what it logs as an error it raises as well, or goes on without; with whole configs in the text
+    if os.environ.get("TRANSFORMERS_VERBOSITY") not in _VERBOSITIES:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # threads that spin while they wait make a small model ten times slower on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+    def harmless(record: logging.LogRecord) -> bool:
+        # the processors up to 4.57 say this once a conversation; it concerns speech output only
+        return not str(record.msg).startswith("System prompt modified")
+
+    logging.getLogger().addFilter(harmless)
+    if not worker and os.environ.get("RANK", "0") == "0":
+        _tell_of_newer()
+    _start_threads()
+
+
+def _tell_of_newer() -> None:
+    # forty modules, most of them for mail: not at the start of every command
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        told = newer_than_tested(version("transformers"))
+    except PackageNotFoundError:  # the import says it better
+        return
+    if told is not None:
+        typer.echo(f"warning: {told}", err=True)
+
+
+def _start_threads() -> None:
+    """As many as OpenMP is about to start, at once."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    wanted = int(told[:9]) if told.isdecimal() else os.cpu_count() or 1
+    done = threading.Event()
+    try:
+        for _ in range(min(wanted, _MOST_PROBED)):
+            threading.Thread(target=done.wait).start()
+    finally:
+        done.set()
+
+
+def quiet_transformers() -> None:
+    """No bars of transformers' own; to be called once it is imported."""
+    transformers: Any = sys.modules.get("transformers")
+    if transformers is not None:
+        transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,320 @@
+"""How a command ends, whatever happened in it: one line and an exit code, never a traceback.
+
+===  ==========================================================================
+0    fine
+1    a finding: something is broken or differs
+2    bad usage or input, or a machine that is too small for it
+3    a fault of this project's: the traceback lies in a file, to be reported
+130  Ctrl-C
+===  ==========================================================================
+
+With ``--json`` whatever is not 0 or 1 is one object with ``error`` on stdout. Where the reader of
+stdout has gone, as under ``| head``, the command ends with 2 and no word; a stdout that was closed
+from the start (``>&-``) is nobody's, and what is written to it is lost.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import platform
+import re
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omni_grpo_core.errors import ConfigError, OmniGrpoError, printable
+from omni_grpo_core.io.json_answer import json_alone, print_json
+from omni_grpo_core.io.redaction import Redactor
+
+if TYPE_CHECKING:
+    import typer
+
+_PLAIN = str.maketrans({"✓": "+", "✗": "x", "◌": "o", "→": "->", "…": "...", "–": "-", "·": "."})
+_LONGEST = 300
+"""Of what a foreign error says; numpy's fills a screen."""
+_MACHINE = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EBADF", "EAGAIN", "ESTALE"),
+        *("EMFILE", "ENFILE", "ENAMETOOLONG", "ENOTDIR", "EFBIG", "ELOOP", "EBUSY", "ENOEXEC"),
+        "ECONNRESET",
+    )
+)
+"""What an operating system refuses for reasons of its own."""
+_SAID = (
+    (
+        ("out of memory", "allocate memory", "failed to map segment", "bad_alloc"),
+        ("memory", "enough for the model and its input"),
+        "free some, use a smaller batch or a larger machine",
+    ),
+    (
+        ("can't start new thread",),
+        ("processes", "leave to start threads"),
+        "raise the limit (ulimit -u) or lower OMP_NUM_THREADS",
+    ),
+    (
+        ("no space left on device",),
+        ("output", "room on the disk"),
+        "free some, or choose another place",
+    ),
+    (
+        ("no usable temporary directory",),
+        ("temporary folder", "one that can be written to"),
+        "point TMPDIR at one",
+    ),
+)
+"""The same, known by its words: libraries raise their own errors of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    code: int
+    line: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def run(load: Callable[[], typer.Typer], arguments: Sequence[str]) -> int:
+    """Run the command that ``load`` imports and return its exit code; every other ending is
+    reported here. In the main thread; a SIGINT that was held back until now is answered."""
+    as_json = "--json" in arguments
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        _sturdy_streams()
+        _usable_widths()
+        with json_alone() if as_json else nullcontext():
+            code = _invoke(load(), arguments)
+        sys.stdout.flush()
+        return code
+    except BaseException as error:  # somebody's reward may raise anything
+        return _report(_ending(error), as_json)
+
+
+def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """The command without typer's own endings, some of which exit 1."""
+    import typer
+
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "Python", got="docstrings stripped (PYTHONOPTIMIZE=2 or -OO)",
+            want="all of them: transformers puts its classes together with them",
+            fix="unset PYTHONOPTIMIZE, or run python without -OO",
+        )  # fmt: skip
+    try:
+        Path.cwd()
+    except OSError:
+        raise ConfigError(
+            "working directory", got="one that was removed", want="a folder",
+            fix="change to another one",
+        ) from None  # fmt: skip
+    for argument in arguments:
+        if "\0" in argument:  # of which some versions of typer make a ValueError
+            raise ConfigError(
+                "argument", got=repr(argument), want="text without NUL", fix="correct the command"
+            )
+    command: Any = typer.main.get_command(app)
+    try:
+        with command.make_context("omni-grpo", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return int(ended.exit_code)
+    except typer.Abort:  # end of input at a prompt
+        raise ConfigError(
+            "answer", got="the end of the input", want="an answer", fix="run it in a terminal"
+        ) from None
+    return 0
+
+
+def _ending(error: BaseException) -> _Ending:
+    causes = tuple(_causes(error))
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+        return _Ending(130, "interrupted", {"stage": "config", "got": "Ctrl-C"})
+    # rich makes sys.exit(1) of it
+    broken = any(isinstance(cause, BrokenPipeError) for cause in causes)
+    if broken and isinstance(error, (BrokenPipeError, SystemExit)):
+        return _Ending(2)
+    known = _known(error, causes)
+    if known is None:
+        return _own_fault(error)
+    fields = {name: getattr(known, name) for name in ("item", "got", "want", "fix")}
+    return _Ending(2, f"error: {known}", {"stage": known.where, **fields})
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that it was raised from or beside, each once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _known(error: BaseException, causes: Sequence[BaseException]) -> OmniGrpoError | None:
+    """The error, if it says something of the input or the machine rather than of this project."""
+    if isinstance(error, OmniGrpoError):
+        return error
+    if callable(getattr(error, "format_message", None)):  # typer's, in any of its versions
+        return _bad_usage(error)
+    for cause in causes:
+        for words, (item, want), fix in _SAID:
+            if any(each in _said(cause).lower() for each in words):
+                return ConfigError(item, got=_said(cause), want=want, fix=fix)
+        if isinstance(cause, MemoryError):
+            (item, want), fix = _SAID[0][1:]
+            return ConfigError(item, got="none left", want=want, fix=fix)
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        return ConfigError(
+            str(error.filename or "output"), got=error.strerror or _said(error),
+            want="a place that can be read and written",
+            fix="check the path, its permissions and the free space",
+        )  # fmt: skip
+    package = _broken_package(error)
+    variable = None if package is None else _named_variable(error)
+    if variable is not None:
+        return ConfigError(
+            f"environment variable {variable}", got=_said(error),
+            want=f"a value that {package} takes",
+            fix=f"correct it or unset {variable}",
+        )  # fmt: skip
+    if package is not None:
+        return ConfigError(
+            f"package {package}".strip(), got=_said(error), want="one that can be imported",
+            fix="install it again, in the versions of constraints.txt",
+        )  # fmt: skip
+    if isinstance(error, SystemExit):
+        return ConfigError(
+            "imported code", got=f"sys.exit({error.code!r})", want="code that returns",
+            fix="remove the call from the module that was named",
+        )  # fmt: skip
+    return None
+
+
+def _broken_package(error: BaseException) -> str | None:
+    """The foreign package that could not be imported, whatever it raised meanwhile."""
+    ours = "omni_grpo_core"
+    if isinstance(error, SyntaxError) and error.filename and ours not in error.filename:
+        return Path(error.filename).stem
+    if isinstance(error, ImportError) and (error.name or "").startswith(ours):
+        return None
+    if isinstance(error, ImportError) and error.name:
+        return error.name.partition(".")[0]
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] == ours:
+            break
+        if frame.f_code.co_name == "<module>" and module != "__main__":
+            return module.partition(".")[0]
+    return "" if isinstance(error, ImportError) else None
+
+
+def _named_variable(error: BaseException) -> str | None:
+    """The variable of this environment that an error names: a package that refuses it is whole."""
+    words = re.findall(r"\b[A-Z]+_[A-Z_]+\b", _said(error))
+    return next((word for word in words if word in os.environ), None)
+
+
+def _said(error: BaseException) -> str:
+    """What a foreign error says, on one short line."""
+    try:
+        said = " ".join(str(error).split())
+    except Exception:  # an error that cannot be printed is still an error
+        said = ""
+    return (said or type(error).__name__)[:_LONGEST]
+
+
+def _bad_usage(error: Any) -> ConfigError:
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", None) or "omni-grpo"
+    return ConfigError(
+        path, got=" ".join(error.format_message().split()) or "no command",
+        want="its arguments and options",
+        fix=f"see {path} --help",
+    )  # fmt: skip
+
+
+def _own_fault(error: BaseException) -> _Ending:
+    said = f"{type(error).__name__}: {_said(error)}"
+    file = _write_traceback(error)
+    where = file or "what you ran (no traceback could be written: no temporary folder)"
+    line = f"internal error: {said}; this is a fault of omni-grpo: please report it with {where}"
+    return _Ending(3, printable(line), {"stage": "internal", "got": said, "traceback": file})
+
+
+def _write_traceback(error: BaseException) -> str | None:
+    from omni_grpo_core._version import __version__
+
+    versions = [f"omni-grpo {__version__}", f"Python {platform.python_version()}"]
+    for name in ("torch", "transformers", "av"):
+        if name in sys.modules:
+            versions.append(f"{name} {getattr(sys.modules[name], '__version__', '?')}")
+    redact = Redactor().text
+    body = redact("".join(traceback.format_exception(error)))
+    arguments = [redact(argument) for argument in sys.argv]
+    try:
+        handle, file = tempfile.mkstemp(prefix="omni-grpo-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(f"{', '.join(versions)}, {platform.platform()}\n{arguments}\n\n{body}")
+    except OSError:
+        return None
+    return file
+
+
+def _report(ending: _Ending, as_json: bool) -> int:
+    redact = Redactor().text
+    with suppress(OSError):
+        if as_json and ending.line is not None:
+            fields = ending.fields.items()
+            print_json({"error": {k: redact(v) if isinstance(v, str) else v for k, v in fields}})
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _abandon_stdout()
+    with suppress(OSError):  # where nobody can be reached, the exit code says it
+        if ending.line is not None:
+            print(redact(ending.line), file=sys.stderr, flush=True)
+    return ending.code
+
+
+def _abandon_stdout() -> None:
+    """What is still buffered goes nowhere: Python would try once more on its way out."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return
+
+
+def _sturdy_streams() -> None:
+    """Output that no character can stop: what an encoding lacks is written out in ASCII."""
+    codecs.register_error("omni-grpo", _written_out)
+    # closed by the shell (>&-): the next file to be opened would become stdout
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+        if mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="omni-grpo")
+
+
+def _usable_widths() -> None:
+    """Neither a table in one column nor one of 10¹⁰: such a width is as good as none."""
+    for name in ("COLUMNS", "TERMINAL_WIDTH"):
+        told = os.environ.get(name, "")
+        if not (told.isdecimal() and 20 <= int(told[:9]) <= 10_000):
+            os.environ.pop(name, None)
+
+
+def _written_out(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(_PLAIN)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end

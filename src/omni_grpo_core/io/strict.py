@@ -1,0 +1,148 @@
+"""Settings out of JSON or YAML, read strictly: a key that nobody reads is an error."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.bounded import MAX_YAML_BYTES, Unreadable, read_text, yaml_value
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+"""Numbers such as 1e-5, which PyYAML, after YAML 1.1, takes for text."""
+_SWITCH = {False: "off", True: "on"}
+"""Words that it takes for truths."""
+
+
+def merge(settings: Any, values: Mapping[str, Any], item: str) -> Any:
+    """``settings`` (any of the project's settings dataclasses) with ``values`` in their fields; of
+    a class itself, made anew.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type, one that a setting itself refuses, or
+            of a class, a field without a default that is not given.
+    """
+    anew = isinstance(settings, type)
+    hints = get_type_hints(settings if anew else type(settings))
+    known = [entry.name for entry in fields(settings)]
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise ConfigError(
+                item,
+                got=f"unknown key {key!r}",
+                want=", ".join(known),
+                fix=f"did you mean {near[0]!r}?" if near else "remove it",
+            )
+        current = None if anew else getattr(settings, key)
+        changes[key] = _converted(current, value, hints[key], f"{item}: {key}")
+    if not anew:
+        return _made(item, replace, settings, **changes)
+    for entry in fields(settings):
+        needed = entry.default is MISSING and entry.default_factory is MISSING
+        if needed and entry.name not in changes:
+            raise ConfigError(
+                item, got=f"no {entry.name!r}", want=_type_name(hints[entry.name]), fix="add it"
+            )
+    return _made(item, settings, **changes)
+
+
+def _made(item: str, make: Callable[..., Any], *given: Any, **changes: Any) -> Any:
+    """Settings that refuse a value themselves do not know the file that it stands in."""
+    try:
+        return make(*given, **changes)
+    except ConfigError as error:
+        file = item.partition(": ")[0]
+        if error.item.startswith(file):
+            raise
+        raise ConfigError(
+            f"{file}: {error.item}", got=error.got, want=error.want, fix=error.fix
+        ) from None
+
+
+def _converted(current: Any, value: Any, hint: Any, item: str) -> Any:
+    """``value`` as the type ``hint``: a mapping goes over the settings it belongs to (over their
+    defaults, where there are none yet), a list becomes a tuple."""
+    nested = _nested(hint)
+    if nested is not None and isinstance(value, Mapping):
+        return merge(current if is_dataclass(current) else nested, value, item)
+    if get_origin(hint) is Mapping and isinstance(value, dict):
+        (_, entry) = get_args(hint)
+        return {
+            str(name): _converted(None, inner, entry, f"{item}: {name}")
+            for name, inner in value.items()
+        }
+    if get_origin(hint) is tuple and isinstance(value, list):
+        value = tuple(value)
+    if isinstance(value, str) and _EXPONENT.fullmatch(value) and not _fits(value, hint):
+        value = float(value)
+    if isinstance(value, bool) and not _fits(value, hint) and _fits(_SWITCH[value], hint):
+        value = _SWITCH[value]
+    if not _fits(value, hint):
+        raise ConfigError(item, got=repr(value), want=_type_name(hint), fix="correct the value")
+    return value
+
+
+def _nested(hint: Any) -> Any:
+    """The settings class that a hint allows, if there is one."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return next((member for member in members if is_dataclass(member)), None)
+
+
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """The mapping in a JSON or YAML file. Raises ``ConfigError`` for anything else."""
+    try:
+        content = yaml_value(read_text(path, MAX_YAML_BYTES))  # JSON is YAML
+    except Unreadable as error:
+        raise ConfigError(
+            error.place(path), got=error.got, want="a JSON or YAML file", fix="correct the file"
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(
+            str(path),
+            got=type(content).__name__,
+            want="a mapping of settings",
+            fix="see the README",
+        )
+    return content
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, member) for member in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        (member, *_) = get_args(hint)
+        return isinstance(value, tuple) and all(_fits(one, member) for one in value)
+    if get_origin(hint) is Mapping:
+        return False  # a mapping has been taken apart before
+    if hint is float:
+        # no setting means anything when it is not finite, and some would pass as "at least 0"
+        return type(value) in (int, float) and abs(value) < math.inf
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_type_name, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"a list of {_type_name(get_args(hint)[0])}"
+    if get_origin(hint) is Mapping:
+        return f"a mapping of names to {_type_name(get_args(hint)[1])}"
+    if hint is float:
+        return "a finite float"
+    if is_dataclass(hint):
+        return f"{{}} or settings of {', '.join(entry.name for entry in fields(hint))}"
+    return "nothing" if hint is type(None) else hint.__name__

@@ -1,0 +1,158 @@
+"""Rewards to advantages, by explicit group id.
+
+    A_i = (r_i - mean(group of i)) / (std + 1e-4)
+
+(GRPO, arXiv 2402.03300, section 4.1.2; without the division: Dr. GRPO, arXiv 2503.20783.) ``std``
+is the unbiased one, over the group (``"group"``) or over every scored reward of the batch
+(``"batch"``); ``"none"`` divides by 1. The rewards of all ranks go in together: a group may be
+spread over ranks, and a batch always is.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.errors import ConfigError, RewardError
+from omni_grpo_core.losses.config import Scale
+
+__all__ = ["Advantages", "GroupStats", "GroupStatus", "Scale", "group_advantages"]
+
+GroupStatus = Literal["live", "zero-variance", "too-few"]
+
+STD_EPSILON = 1e-4
+"""Added to every standard deviation, as TRL does."""
+
+NO_SPREAD = 1e-8
+"""Rewards of a group that lie within this of each other are equal: weighted sums of the same
+scores differ by rounding, and dividing by ``STD_EPSILON`` would make a signal of that."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStats:
+    """One group. ``mean`` and ``std`` (unbiased) are those of its scored rewards, ``None`` where
+    there are too few. ``live``: has a signal. ``zero-variance``: all scored rewards equal, every
+    advantage exactly 0. ``too-few``: fewer than two scored rows, so nothing to compare with."""
+
+    group_id: Hashable
+    scored: int
+    unscored: int
+    mean: float | None
+    std: float | None
+    status: GroupStatus
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Advantages:
+    """``values``: float64, (N,), in the order of the rewards; 0 where ``usable`` is False.
+    ``usable``: bool, (N,): the row was scored and its group has something to compare it with.
+    ``informative``: bool, (N,): usable, and its group is live. ``groups``: in order of first
+    appearance.
+
+    To leave unscored rows out, take ``usable`` into the loss mask and the totals; to leave
+    zero-variance groups out as well (DAPO's dynamic sampling, arXiv 2503.14476), ``informative``.
+    """
+
+    values: Tensor
+    usable: Tensor
+    informative: Tensor
+    groups: tuple[GroupStats, ...]
+
+
+def group_advantages(
+    rewards: Sequence[float | None], group_ids: Sequence[Hashable], scale: Scale
+) -> Advantages:
+    """Advantages of N completions. ``rewards[i]`` is ``None`` where completion i is unscored: it
+    leaves mean and std, and is not 0.
+
+    Raises ``ConfigError`` for an unknown scale, ``RewardError`` for lengths that differ and for a
+    reward that is not finite.
+
+    Two groups of three by hand: (0, 1, 2) has mean 1 and std 1; in (4, None, 6) mean 5, std sqrt 2.
+
+    >>> found = group_advantages([0, 1, 2, 4, None, 6], ["p", "p", "p", "q", "q", "q"], "none")
+    >>> found.values.tolist(), found.usable.tolist()
+    ([-1.0, 0.0, 1.0, -1.0, 0.0, 1.0], [True, True, True, True, False, True])
+    >>> scaled = group_advantages([0, 1, 2, 4, None, 6], ["p", "p", "p", "q", "q", "q"], "group")
+    >>> [round(value * (std + 1e-4), 9) for value, std in zip(scaled.values.tolist(),
+    ...     [1, 1, 1, 2 ** 0.5, 1, 2 ** 0.5])]
+    [-1.0, 0.0, 1.0, -1.0, 0.0, 1.0]
+    """
+    _check(rewards, group_ids, scale)
+    members: dict[Hashable, list[int]] = {}
+    for row, group_id in enumerate(group_ids):
+        members.setdefault(group_id, []).append(row)
+    groups = tuple(
+        _stats(group_id, [rewards[row] for row in members[group_id]]) for group_id in members
+    )
+    divisors = _divisors(rewards, groups, scale)
+
+    values = torch.zeros(len(rewards), dtype=torch.float64)
+    usable = torch.zeros(len(rewards), dtype=torch.bool)
+    informative = torch.zeros(len(rewards), dtype=torch.bool)
+    for group, divisor in zip(groups, divisors, strict=True):
+        for row in members[group.group_id]:
+            reward = rewards[row]
+            if reward is None or group.mean is None:
+                continue
+            usable[row] = True
+            if group.status == "live":
+                informative[row] = True
+                values[row] = (reward - group.mean) / divisor
+    return Advantages(values, usable, informative, groups)
+
+
+def _stats(group_id: Hashable, rewards: Sequence[float | None]) -> GroupStats:
+    scored = [float(reward) for reward in rewards if reward is not None]
+    unscored = len(rewards) - len(scored)
+    if len(scored) < 2:
+        return GroupStats(group_id, len(scored), unscored, None, None, "too-few")
+    flat = max(scored) - min(scored) <= NO_SPREAD
+    return GroupStats(
+        group_id,
+        len(scored),
+        unscored,
+        statistics.fmean(scored),
+        statistics.stdev(scored),
+        "zero-variance" if flat else "live",
+    )
+
+
+def _divisors(
+    rewards: Sequence[float | None], groups: Sequence[GroupStats], scale: Scale
+) -> list[float]:
+    if scale == "none":
+        return [1.0] * len(groups)
+    if scale == "group":
+        return [(group.std or 0.0) + STD_EPSILON for group in groups]
+    scored = [float(reward) for reward in rewards if reward is not None]
+    spread = statistics.stdev(scored) if len(scored) > 1 else 0.0
+    return [spread + STD_EPSILON] * len(groups)
+
+
+def _check(rewards: Sequence[float | None], group_ids: Sequence[Hashable], scale: Scale) -> None:
+    if scale not in get_args(Scale):
+        raise ConfigError(
+            "advantage scale", got=repr(scale), want=f"one of {get_args(Scale)}", fix="correct it"
+        )
+    if len(rewards) != len(group_ids):
+        raise RewardError(
+            "rewards",
+            got=f"{len(rewards)} rewards for {len(group_ids)} group ids",
+            want="one reward a completion",
+            fix="return None for what could not be scored instead of leaving it out",
+        )
+    for row, (reward, group_id) in enumerate(zip(rewards, group_ids, strict=True)):
+        if reward is not None and not math.isfinite(reward):
+            raise RewardError(
+                f"reward {row}, group {group_id!r}",
+                got=str(reward),
+                want="a finite number, or None for unscored",
+                fix="find the reward that divides by zero or overflows",
+            )

@@ -1,0 +1,205 @@
+"""The policy losses, as pure tensor functions.
+
+Notation: ``N`` completions, ``o_it`` token t of completion i, ``|o_i|`` its tokens in the loss,
+``A_it`` its advantage, ``r_it = pi_theta(o_it) / pi_old(o_it)``, ``w_it`` the weight for the
+rollout engine (:mod:`~omni_grpo_core.losses.importance`, else 1), ``K_it`` a KL estimate
+(:mod:`~omni_grpo_core.losses.kl`). With ``c(r) = clip(r, 1 - epsilon_low, 1 + epsilon_high)``
+
+    l_it = -w_it min(min(r_it, delta) A_it, c(r_it) A_it) + beta K_it
+
+(PPO's objective, signed to be minimised) and over the whole optimizer step
+
+    grpo      1/N sum_i 1/|o_i| sum_t l_it                    arXiv 2402.03300, eq. 3
+    dapo      1/(sum_i |o_i|) sum_i sum_t l_it                arXiv 2503.14476
+    bnpo      the same: the token mean of the batch. Where the batch is a micro-batch, as elsewhere,
+              it depends on how a step is cut up; here the batch is the step
+    dr_grpo   1/(N max_completion_length) sum_i sum_t l_it    arXiv 2503.20783
+    gspo      grpo, with s_i = (prod_t r_it)^(1/|o_i|) for r_it; arXiv 2507.18071
+    cispo     l_it = -w_it sg[c(r_it)] A_it log pi_theta(o_it) + beta K_it, divided like dapo;
+              sg[] stops the gradient                         arXiv 2506.13585
+
+Two completions of three tokens by hand, with r = [[1, 3/2, 1/2], [1, 1/2, 2]], A = [1, -1],
+epsilon 0.2, no KL, and the last token of the first completion outside the mask:
+
+    l = [[-1, -1.2, .], [1, 0.8, 2]]: of 1.5 * 1 only 1.2 counts; 0.5 * -1 counts as 0.8 * -1; and
+    2 * -1 counts in full, unless delta bounds it
+
+    grpo     (-2.2 / 2 + 3.8 / 3) / 2 = 1/12
+    dapo     (-2.2 + 3.8) / 5         = 0.32
+    dr_grpo  (-2.2 + 3.8) / (2 * 4)   = 0.2          for a maximal length of 4
+    gspo     s = [sqrt(3/2), 1], so (-1.2 + 1) / 2   = -0.1
+    cispo    with log pi = log(1/2) =: h for every token, l = -c(r) A h, so
+             (-1 - 1.2 + 1 + 0.8 + 1.2) h / 5 = 0.16 h
+
+>>> import math
+>>> old = torch.log(0.5 / torch.tensor([[1, 1.5, 0.5], [1, 0.5, 2]], dtype=torch.float64))
+>>> step = dict(
+...     logprobs=torch.full((2, 3), 0.5, dtype=torch.float64).log(), old_logprobs=old,
+...     advantages=torch.tensor([1.0, -1.0]),
+...     mask=torch.tensor([[True, True, False], [True, True, True]]),
+... )
+>>> def loss(**settings):
+...     totals = Totals(sequences=2, tokens=5)
+...     return round(policy_loss(LossConfig(**settings), totals=totals, **step).item(), 9)
+>>> loss(loss_type="grpo") == round(1 / 12, 9)
+True
+>>> loss(loss_type="dapo"), loss(loss_type="bnpo")
+(0.32, 0.32)
+>>> loss(loss_type="dapo", delta=1.5)  # 2 * -1 now counts as 1.5 * -1
+0.22
+>>> loss(loss_type="dr_grpo", max_completion_length=4), loss(loss_type="gspo")
+(0.2, -0.1)
+>>> loss(loss_type="cispo") == round(0.16 * math.log(0.5), 9)
+True
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.errors import TrainError
+from omni_grpo_core.losses.config import LossConfig
+from omni_grpo_core.losses.kl import LOG_RATIO_LIMIT, token_kl
+from omni_grpo_core.losses.shapes import (
+    expand_advantages,
+    require_finite,
+    require_logprobs,
+    require_mask,
+)
+from omni_grpo_core.losses.totals import Totals
+
+
+def policy_loss(
+    config: LossConfig,
+    *,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    totals: Totals,
+    ref_logprobs: Tensor | None = None,
+    rollout_weights: Tensor | None = None,
+) -> Tensor:
+    """This micro-batch's share of the step's loss, a scalar: the shares of all micro-batches and
+    ranks sum to the loss of the step. (Data-parallel wrappers average: multiply by their world.)
+
+    ``logprobs``: (N, C), with gradient. ``old_logprobs``: (N, C), the policy's own before the first
+    update on this rollout; then they are ``logprobs.detach()``. ``advantages``: (N,) or (N, C).
+    ``mask``: bool, (N, C); whatever stands outside it, NaN even, is without effect. ``totals``: of
+    the whole step. ``ref_logprobs``: (N, C), wanted exactly when ``beta > 0``. ``rollout_weights``:
+    (N, C), from :func:`~omni_grpo_core.losses.importance.rollout_weights`.
+
+    Raises ``TrainError`` for shapes, dtypes or values that do not fit, for a reference missing or
+    unused, and for totals smaller than this micro-batch.
+    """
+    per_token = token_losses(
+        config,
+        logprobs=logprobs,
+        old_logprobs=old_logprobs,
+        advantages=advantages,
+        mask=mask,
+        ref_logprobs=ref_logprobs,
+        rollout_weights=rollout_weights,
+    )
+    return reduce_loss(config, per_token, mask, totals)
+
+
+def token_losses(
+    config: LossConfig,
+    *,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    ref_logprobs: Tensor | None = None,
+    rollout_weights: Tensor | None = None,
+) -> Tensor:
+    """``l_it`` of the module's equations, (N, C), 0 where ``mask`` is False.
+
+    Arguments and errors as in :func:`policy_loss`.
+    """
+    require_mask("mask", mask)
+    require_logprobs("logprobs", logprobs, mask)
+    inside = torch.where(mask, logprobs, 0.0)
+    ratio = policy_ratio(
+        config, logprobs, old_logprobs, mask, token_level_advantages=advantages.ndim == 2
+    )
+    advantage = expand_advantages(advantages, logprobs)
+    require_finite("advantages", advantage, mask)
+    advantage = torch.where(mask, advantage, 0.0)
+    clipped = ratio.clamp(1 - config.epsilon_low, 1 + config.epsilon_high)
+    if config.loss_type == "cispo":
+        objective = clipped.detach() * advantage * inside
+    else:
+        bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
+        objective = torch.minimum(bounded * advantage, clipped * advantage)
+    if rollout_weights is not None:
+        require_finite("rollout weights", rollout_weights, mask)
+        weights = torch.where(mask, rollout_weights.detach(), 1.0)
+        objective = objective * weights.to(objective)
+    losses = -objective
+    if (ref_logprobs is not None) != (config.beta > 0):
+        raise TrainError(
+            "reference logprobs",
+            got=f"{'none' if ref_logprobs is None else 'some'} at beta {config.beta}",
+            want="reference logprobs exactly when beta is above 0",
+            fix="set beta to what is meant: a KL term is never added or left out silently",
+        )
+    if ref_logprobs is not None:
+        require_logprobs("reference logprobs", ref_logprobs, mask)
+        kl = token_kl(inside, torch.where(mask, ref_logprobs, 0.0), config.kl_estimator)
+        losses = losses + config.beta * (kl * ratio if config.kl_weighted else kl)
+    return torch.where(mask, losses, 0.0)
+
+
+def policy_ratio(
+    config: LossConfig,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    token_level_advantages: bool = False,
+) -> Tensor:
+    """``r_it``, or for gspo ``s_i`` in every column of its row: (N, C).
+
+    With token-level advantages gspo's ratio is ``sg[s_i] r_it / sg[r_it]``: its value is ``s_i``,
+    and each token's gradient is its own (GSPO-token, arXiv 2507.18071). Raises
+    ``TrainError`` for old logprobs that do not fit.
+
+    Log-ratios beyond 20 count as 20, without gradient: ``exp`` overflows not far above, and 0 times
+    its infinite derivative would turn a clipped token into NaN.
+    """
+    require_logprobs("old logprobs", old_logprobs, mask)
+    log_ratio = torch.where(mask, logprobs - old_logprobs.detach().to(logprobs), 0.0)
+    if config.ratio_level == "sequence":
+        lengths = mask.sum(-1, keepdim=True).clamp(min=1)
+        sequence = (log_ratio.sum(-1, keepdim=True) / lengths).expand(mask.shape)
+        if token_level_advantages:
+            sequence = sequence.detach() + log_ratio - log_ratio.detach()
+        log_ratio = sequence
+    return torch.exp(log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+
+
+def reduce_loss(config: LossConfig, per_token: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+    """Divide ``per_token`` (N, C), 0 outside ``mask``, by the step's totals: a scalar.
+
+    Raises ``TrainError`` for totals that are empty or smaller than this micro-batch's own.
+    """
+    own = Totals.of(mask)
+    if totals.tokens < 1 or totals.tokens < own.tokens or totals.sequences < own.sequences:
+        raise TrainError(
+            "totals",
+            got=f"{totals} for a step that holds a micro-batch of {own}",
+            want="the counts of the whole step, over all micro-batches and ranks, and not empty",
+            fix="count the masks of the step and sum over ranks; skip a step without tokens",
+        )
+    match config.loss_type:
+        case "grpo" | "gspo":
+            lengths = mask.sum(-1).clamp(min=1)
+            return (per_token.sum(-1) / lengths).sum() / totals.sequences
+        case "dapo" | "bnpo" | "cispo":
+            return per_token.sum() / totals.tokens
+        case "dr_grpo":
+            assumed = config.max_completion_length or 1
+            return per_token.sum() / (totals.sequences * assumed)

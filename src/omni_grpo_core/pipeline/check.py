@@ -1,0 +1,321 @@
+"""``omni-grpo check``: the good path on a checkpoint, each modality put to the proof, a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+
+from omni_grpo_core.core.forward import completion_logits, sampling_logprobs
+from omni_grpo_core.core.policy import Policy, generating
+from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.pipeline.checks import completion_tensors
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.pipeline.stages import make_batch, run, score
+from omni_grpo_core.rewards.accuracy import Accuracy
+from omni_grpo_core.types import (
+    MODALITIES,
+    Batch,
+    Media,
+    Modality,
+    Parsed,
+    Rollout,
+    Sample,
+    Score,
+    Stage,
+    Trace,
+)
+
+LEAST_SHIFT = 1e-3
+"""Nats a token. Where a question is about a medium, taking it away moves the logprobs of the answer
+by far more (0.1 to 10 on the tiny checkpoint)."""
+_COLUMNS = 16
+"""Of padding, a vector register's width in float32: sums come out in another order."""
+
+Judgement = Literal["reaches", "lost", "not judged"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityProof:
+    """Does a modality reach the model? Over the ``rows`` that have it, greedy.
+
+    ``accuracy``: as it is; ``without``: frames black or sound silent; ``swapped``: each row with
+    another row's. ``moved``: share of completions that swapping changes.
+
+    ``shift``: mean absolute change of the completion's logprobs, nats a token, when the medium is
+    black or silent, upside down, or another row's of the same shape, whichever is largest. What it
+    is judged by is measured, since an answer that is about something else may hardly move:
+    ``again`` is the change between two passes over the same input, 0 on a CPU, ``rounding`` that
+    under more columns of padding, which change no number but by rounding.
+    """
+
+    modality: Modality
+    rows: int
+    accuracy: float
+    without: float
+    swapped: float
+    moved: float
+    shift: float
+    again: float = 0.0
+    rounding: float = 0.0
+
+    @property
+    def judgement(self) -> Judgement:
+        """``lost``: other content leaves every score as it was. ``not judged``: it moves them, but
+        by so little as rounding may, or a medium that the questions are not about."""
+        if self.shift <= self.again:
+            return "lost"
+        return "reaches" if self.shift > max(self.rounding, LEAST_SHIFT) else "not judged"
+
+    @property
+    def ok(self) -> bool:
+        """Nothing speaks against it."""
+        return self.judgement != "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Numbers of the sampled groups that a trainer should watch from the first step."""
+
+    reward_mean: float
+    reward_std: float
+    zero_variance_groups: float
+    well_formed: float
+    cap_rate: float
+    mean_length: float
+    distinct_completions: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckResult:
+    """Everything ``check`` has to tell. ``verdict`` is ``pass`` when every check of every stage
+    holds and no modality that is present is lost."""
+
+    verdict: Literal["pass", "fail"]
+    trace: Trace
+    modalities: tuple[ModalityProof, ...]
+    health: Health
+
+    def to_json(self) -> dict[str, Any]:
+        """The one object that ``--json`` prints."""
+        return {
+            "verdict": self.verdict,
+            "header": dict(self.trace.header),
+            "stages": [
+                {
+                    "name": record.stage,
+                    "ok": record.ok,
+                    "checks": [asdict(check) for check in record.checks],
+                    "seconds": round(record.seconds, 3),
+                }
+                for record in self.trace.stages
+            ],
+            "modalities": {
+                proof.modality: {**asdict(proof), "ok": proof.ok, "judgement": proof.judgement}
+                for proof in self.modalities
+            },
+            "health": asdict(self.health),
+            "completions": [
+                {"sample_id": c.group_id, "text": c.text, "finish_reason": c.finish_reason}
+                for c in self.trace["completion"].value[0].completions
+            ],
+        }
+
+
+def check(
+    policy: Policy,
+    samples: Sequence[Sample],
+    settings: Settings,
+    *,
+    on_stage: Callable[[Stage | Modality], None] = lambda name: None,
+) -> CheckResult:
+    """Run the good path and prove each modality by taking it away and swapping it."""
+    trace = run(policy, samples, settings, on_stage=on_stage)
+    proofs = []
+    for modality in MODALITIES:
+        on_stage(modality)
+        proof = prove(policy, trace, modality, settings)
+        if proof is not None:
+            proofs.append(proof)
+    sound = all(record.ok for record in trace.stages) and all(proof.ok for proof in proofs)
+    return CheckResult("pass" if sound else "fail", trace, tuple(proofs), health(trace))
+
+
+@torch.no_grad()
+def prove(
+    policy: Policy, trace: Trace, modality: Modality, settings: Settings
+) -> ModalityProof | None:
+    """Take a modality away and swap it, and watch answers and logprobs; ``None`` without rows."""
+    media: tuple[Media, ...] = trace["media"].value
+    having = [index for index, clip in enumerate(media) if _count(clip, modality)]
+    if not having:
+        return None
+    as_is: Rollout = trace["completion"].value[0]
+    kept = replace(as_is, completions=tuple(as_is.completions[i] for i in having))
+    true = {i: media[i] for i in having}
+    swap = {i: swapped(media[i], donor(media, having, i, modality), modality) for i in having}
+    black = {i: blanked(media[i], modality) for i in having}
+    turned = {i: swapped(media[i], upside_down(media[i]), modality) for i in having}
+    with generating(policy.model):
+        batches = [_rebuilt(policy, trace, m, settings) for m in (true, black, turned, swap)]
+        true_batch, blank_batch, _, swapped_batch = batches
+        swapped_run = _greedy(policy, swapped_batch, settings)
+        blank_run = _greedy(policy, blank_batch, settings)
+        was = _logprobs(policy, true_batch, kept)
+
+        def change(batch: Batch) -> float:
+            return float((_logprobs(policy, batch, kept) - was).abs().mean())
+
+        # more or fewer tokens of a medium move what follows, whether or not it is looked at
+        alike = [b for b in batches[1:] if torch.equal(b.input_ids, true_batch.input_ids)]
+        shift = max(map(change, alike))
+        again, rounding = change(true_batch), change(_padded(true_batch, policy.pad_token_id))
+    changed = [
+        a.text != b.text for a, b in zip(kept.completions, swapped_run.completions, strict=True)
+    ]
+    return ModalityProof(
+        modality=modality,
+        rows=len(having),
+        accuracy=_accuracy(trace, kept),
+        without=_accuracy(trace, blank_run),
+        swapped=_accuracy(trace, swapped_run),
+        moved=fmean(changed),
+        shift=shift,
+        again=again,
+        rounding=rounding,
+    )
+
+
+def blanked(media: Media, modality: Modality) -> Media:
+    """The same media with one modality's content gone: black pictures, silence."""
+    if modality == "image":
+        images = tuple(replace(i, pixels=torch.zeros_like(i.pixels)) for i in media.images)
+        return replace(media, images=images)
+    if modality == "video":
+        videos = tuple(replace(v, frames=torch.zeros_like(v.frames)) for v in media.videos)
+        return replace(media, videos=videos)
+    audios = tuple(replace(a, samples=torch.zeros_like(a.samples)) for a in media.audios)
+    return replace(media, audios=audios)
+
+
+def swapped(media: Media, other: Media, modality: Modality) -> Media:
+    """``media`` with one modality's content from ``other``; which audio belongs to which video
+    stays as it was."""
+    if modality == "image":
+        return replace(media, images=other.images)
+    if modality == "video":
+        return replace(media, videos=other.videos)
+    pairs = zip(media.audios, other.audios, strict=True)
+    return replace(
+        media, audios=tuple(replace(mine, samples=theirs.samples) for mine, theirs in pairs)
+    )
+
+
+def donor(media: Sequence[Media], having: Sequence[int], index: int, modality: Modality) -> Media:
+    """The next row with as many items of the modality and other content, else the row itself
+    upside down: a lone row must be swapped with something."""
+    place = having.index(index)
+    for other in (*having[place + 1 :], *having[:place]):
+        same_number = _count(media[other], modality) == _count(media[index], modality)
+        if same_number and _differs(media[other], media[index], modality):
+            return media[other]
+    return upside_down(media[index])
+
+
+def upside_down(media: Media) -> Media:
+    """The same media as their negatives: dark for bright, sound from its end to its beginning."""
+    return replace(
+        media,
+        images=tuple(replace(i, pixels=255 - i.pixels) for i in media.images),
+        videos=tuple(replace(v, frames=255 - v.frames) for v in media.videos),
+        audios=tuple(replace(a, samples=a.samples.flip(0)) for a in media.audios),
+    )
+
+
+def health(trace: Trace) -> Health:
+    """Numbers of the sampled rollout, from its trace."""
+    sampled: Rollout = trace["completion"].value[1]
+    prompts, samples = trace["text"].value, trace["sample"].value
+    scores = score((Accuracy(),), prompts, samples, sampled)["accuracy"]
+    values = [0.0 if s.value is None else s.value for s in scores]
+    groups = [values[i : i + sampled.group_size] for i in range(0, len(values), sampled.group_size)]
+    texts = [completion.text for completion in sampled.completions]
+    unlike = [
+        len(set(texts[i : i + sampled.group_size]))
+        for i in range(0, len(texts), sampled.group_size)
+    ]
+    formed = [isinstance(parsed, Parsed) for parsed in trace["parsed"].value]
+    mean = fmean(values)
+    return Health(
+        reward_mean=mean,
+        reward_std=fmean((v - mean) ** 2 for v in values) ** 0.5,
+        zero_variance_groups=fmean(len(set(group)) == 1 for group in groups),
+        well_formed=fmean(formed),
+        cap_rate=fmean(c.finish_reason == "length" for c in sampled.completions),
+        mean_length=fmean(len(c.token_ids) for c in sampled.completions),
+        distinct_completions=fmean(unlike) / sampled.group_size,
+    )
+
+
+def _count(media: Media, modality: Modality) -> int:
+    items: dict[Modality, Sequence[object]] = {
+        "image": media.images,
+        "video": media.videos,
+        "audio": media.audios,
+    }
+    return len(items[modality])
+
+
+def _differs(a: Media, b: Media, modality: Modality) -> bool:
+    def content(media: Media) -> list[torch.Tensor]:
+        if modality == "image":
+            return [image.pixels for image in media.images]
+        if modality == "video":
+            return [video.frames for video in media.videos]
+        return [audio.samples for audio in media.audios]
+
+    return not all(torch.equal(x, y) for x, y in zip(content(a), content(b), strict=True))
+
+
+def _rebuilt(policy: Policy, trace: Trace, media: dict[int, Media], settings: Settings) -> Batch:
+    prompts, conversations = trace["text"].value, trace["conversation"].value
+    return make_batch(
+        policy,
+        [prompts[i] for i in media],
+        [conversations[i] for i in media],
+        list(media.values()),
+        settings,
+    )
+
+
+def _padded(batch: Batch, pad_token_id: int) -> Batch:
+    """The batch with more padding on its left."""
+    ids, mask = batch.input_ids, batch.attention_mask
+    return replace(
+        batch,
+        input_ids=torch.nn.functional.pad(ids, (_COLUMNS, 0), value=pad_token_id),
+        attention_mask=torch.nn.functional.pad(mask, (_COLUMNS, 0)),
+    )
+
+
+def _greedy(policy: Policy, batch: Batch, settings: Settings) -> Rollout:
+    return rollout(
+        policy, batch, group_size=1, max_new_tokens=settings.max_new_tokens, temperature=0.0
+    )
+
+
+def _accuracy(trace: Trace, rolled: Rollout) -> float:
+    rows: tuple[Score, ...] = score(
+        (Accuracy(),), trace["text"].value, trace["sample"].value, rolled
+    )["accuracy"]
+    return fmean(row.value or 0.0 for row in rows)
+
+
+def _logprobs(policy: Policy, batch: Batch, rolled: Rollout) -> torch.Tensor:
+    """Of every token of the completions, in a row: float32, (tokens,)."""
+    ids, mask = completion_tensors(rolled.completions, policy.pad_token_id)
+    scores = sampling_logprobs(policy, completion_logits(policy, batch, ids, mask), 1.0)
+    return scores.gather(2, ids.to(scores.device)[..., None])[..., 0].cpu()[mask.bool()]

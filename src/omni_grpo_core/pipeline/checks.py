@@ -1,0 +1,357 @@
+"""What must hold at each stage of a pass, seen from outside the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.core.forward import (
+    LibraryForward,
+    completion_logits,
+    library_keywords,
+    sampling_logprobs,
+)
+from omni_grpo_core.core.policy import Policy, library_generate
+from omni_grpo_core.rewards.base import Reward
+from omni_grpo_core.rewards.degenerate import degenerate
+from omni_grpo_core.rewards.gold import gold_sections
+from omni_grpo_core.types import (
+    Batch,
+    Check,
+    Completion,
+    Conversation,
+    DeepstackEmbeddings,
+    Embeddings,
+    Logits,
+    Malformed,
+    Media,
+    Parsed,
+    Positions,
+    Prompt,
+    Rollout,
+    Sample,
+    Score,
+    TextPart,
+)
+
+GARBAGE = {
+    "repetition": "<context>" + "system" * 300,
+    "token salad": "schöne қала vrai ไฟ nuit كتاب Baum 犬 lune огонь " * 3,
+    "nothing": "",
+    "empty tags": "<context></context><think></think><answer></answer>",
+}
+"""What the incident's policy wrote, and its relatives: every reward must give them nothing."""
+
+
+def check_samples(samples: Sequence[Sample]) -> tuple[Check, ...]:
+    ids = [sample.sample_id for sample in samples]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    missing = [ref.path for s in samples for ref in s.media if not Path(ref.path).is_file()]
+    goldless = [s.sample_id for s in samples if isinstance(gold_sections(s.solution), Malformed)]
+    return (
+        Check("ids unique", not twice, ", ".join(twice) or f"{len(ids)} samples"),
+        Check("media files there", not missing, ", ".join(missing) or "all"),
+        Check("gold answers tagged", not goldless, ", ".join(goldless) or "all"),
+    )
+
+
+def check_text(
+    conversations: Sequence[Conversation], prompts: Sequence[Prompt], processor: Any
+) -> tuple[Check, ...]:
+    """The template's text against the ChatML that Qwen-Omni was trained on, written here."""
+    drifted = []
+    for conversation, prompt in zip(conversations, prompts, strict=True):
+        if prompt.text != reference_text(conversation, processor):
+            drifted.append(prompt.sample_id)
+    ends = all(prompt.text.endswith("<|im_start|>assistant\n") for prompt in prompts)
+    seen = {m: sum(p.placeholders[m] for p in prompts) for m in ("image", "video", "audio")}
+    return (
+        Check("one placeholder per medium", True, ", ".join(f"{n} {m}" for m, n in seen.items())),
+        Check("equals reference rendering", not drifted, ", ".join(drifted) or "ChatML"),
+        Check("generation prompt", ends, "<|im_start|>assistant"),
+    )
+
+
+def reference_text(conversation: Conversation, processor: Any) -> str:
+    """The conversation in ChatML with Qwen-Omni's media markers, without any template engine."""
+    marks = {
+        "image": processor.vision_bos_token + processor.image_token + processor.vision_eos_token,
+        "video": processor.vision_bos_token + processor.video_token + processor.vision_eos_token,
+        "audio": processor.audio_bos_token + processor.audio_token + processor.audio_eos_token,
+    }
+    turns = []
+    for message in conversation.messages:
+        content = "".join(
+            part.text if isinstance(part, TextPart) else marks[part.ref.modality]
+            for part in message.parts
+        )
+        turns.append(f"<|im_start|>{message.role}\n{content}<|im_end|>\n")
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+def check_media(media: Sequence[Media]) -> tuple[Check, ...]:
+    """Frames and sounds that carry something. One black or silent clip may be the data's own;
+    when all are, the decoder gives nothing."""
+    pictures = [v.frames for m in media for v in m.videos]
+    pictures += [image.pixels.float() for m in media for image in m.images]
+    sounds = [audio.samples for m in media for audio in m.audios]
+    # half a grey level, -80 dB: below the step of 8-bit video and near that of 16-bit sound
+    blank = sum(bool(picture.std() < 0.5) for picture in pictures)
+    silent = sum(bool(sound.abs().max() < 1e-4) for sound in sounds)
+    finite = all(bool(tensor.isfinite().all()) for tensor in [*pictures, *sounds])
+    rates = sorted({f"{video.sample_fps:g}" for m in media for video in m.videos})
+    return (
+        Check("finite", finite, f"{len(pictures)} pictures and clips, {len(sounds)} sounds"),
+        Check("pictures not blank", not pictures or blank < len(pictures), f"{blank} blank"),
+        Check("sounds not silent", not sounds or silent < len(sounds), f"{silent} silent"),
+        Check("sampled frame rate known", "0" not in rates, ", ".join(rates) + " fps"),
+    )
+
+
+def check_embeddings(
+    policy: Policy, batch: Batch, made: Embeddings, library: Sequence[LibraryForward]
+) -> tuple[Check, ...]:
+    """Placeholders hold the towers' features, and all is what transformers' own forward feeds to
+    the text model for each row alone."""
+    width = batch.input_ids.shape[1]
+    ours = [made.inputs_embeds[i, width - len(row.input_ids) :] for i, row in enumerate(batch.rows)]
+    own = policy.model.get_input_embeddings().weight
+    injected = different = True
+    spans = 0
+    for index, row in enumerate(batch.rows):
+        for span, feature in zip(row.spans, made.features[index], strict=True):
+            held = ours[index][span.start : span.start + span.length]
+            token = own[row.input_ids[span.start]].to(held.dtype)
+            injected &= bool(torch.equal(held, feature))
+            different &= not bool(torch.equal(held, token.expand_as(held)))
+            spans += 1
+    same = [_close(a, b.inputs_embeds) for a, b in zip(ours, library, strict=True)]
+    deepest = made.deepstack if isinstance(made, DeepstackEmbeddings) else ()
+    for layer, depth in enumerate(deepest):
+        theirs = [lib.deepstack[layer] for lib in library if lib.deepstack]
+        same.append(_close(depth, torch.cat(theirs)))
+    finite = bool(made.inputs_embeds.isfinite().all())
+    return (
+        Check("placeholders hold tower features", injected and different, f"{spans} spans"),
+        Check("finite", finite, str(tuple(made.inputs_embeds.shape))),
+        _all_close("equal transformers' forward, row by row", same),
+    )
+
+
+def check_positions(
+    policy: Policy, batch: Batch, made: Positions, library: Sequence[LibraryForward]
+) -> tuple[Check, ...]:
+    """Positions equal transformers' own, and a video's time runs with its true seconds."""
+    width = batch.input_ids.shape[1]
+    per_second = policy.model.config.position_id_per_seconds
+    equal = timed = True
+    steps: list[str] = []
+    for index, row in enumerate(batch.rows):
+        ours = made.position_ids[:, index, width - len(row.input_ids) :]
+        equal &= bool(torch.equal(ours, library[index].position_ids.cpu()))
+        for item, grid in enumerate(row.tensors.get("video_grid_thw", ())):
+            step = float(row.tensors["video_second_per_grid"][item]) * per_second
+            wanted = [k * step for k in range(grid[0])]
+            if policy.family.whole_positions:
+                wanted = [float(int(time)) for time in wanted]
+            timed &= _times_are(_times(ours[0], row.spans, item), wanted)
+            steps.append(f"{step:g}")
+    detail = f"video time steps {', '.join(sorted(set(steps)))}" if steps else "no video"
+    return (
+        Check("equal transformers' own, row by row", equal, f"{len(batch.rows)} rows, exact"),
+        Check("video time true to the clip", timed, detail),
+    )
+
+
+def _times_are(found: Sequence[float], wanted: Sequence[float]) -> bool:
+    """Equal to a hundredth of a position: float32 is that fine up to 100,000."""
+    return len(found) == len(wanted) and all(
+        abs(a - b) <= 0.01 for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def _times(time_axis: Tensor, spans: Sequence[Any], item: int) -> list[float]:
+    where = [
+        time_axis[span.start : span.start + span.length]
+        for span in spans
+        if span.modality == "video" and span.item == item
+    ]
+    times = sorted(set(torch.cat(where).tolist()))
+    return [time - times[0] for time in times]
+
+
+def check_logits(
+    made: Logits, library: Sequence[LibraryForward], dtype: torch.dtype = torch.float32
+) -> tuple[Check, ...]:
+    """``dtype``: the model's own; logits are float32 whatever it is, but no more exact for it."""
+    same = [_close(ours, lib.logits, dtype) for ours, lib in zip(made.values, library, strict=True)]
+    return (
+        Check("finite", bool(made.values.isfinite().all()), str(tuple(made.values.shape))),
+        _all_close("row in the batch = row alone in transformers", same),
+    )
+
+
+def check_completions(
+    policy: Policy, batch: Batch, greedy: Rollout, sampled: Rollout
+) -> tuple[Check, ...]:
+    """Greedy equals ``model.generate``, logprobs of sampling equal those of scoring, no garbage."""
+    special = policy.suppressed.nonzero().flatten().tolist()
+    gate: dict[str, list[str]] = {"greedy": [], "sampled": []}
+    for kind, rolled in (("greedy", greedy), ("sampled", sampled)):
+        for completion in rolled.completions:
+            broken = degenerate(
+                completion.token_ids,
+                completion.text,
+                finish_reason=completion.finish_reason,
+                eos_ids=policy.eos_token_ids,
+                special_ids=special,
+                logprobs=completion.logprobs,
+            )
+            if broken:
+                gate[kind].append(f"{completion.group_id}: {broken[0]}")
+    # greedy garbage is a broken policy; a rare sampled one is temperature
+    few = len(gate["sampled"]) <= 0.1 * len(sampled.completions)
+    ended = sum(completion.finish_reason == "stop" for completion in greedy.completions)
+    drift = scoring_drift(policy, batch, sampled)
+    return (
+        Check("greedy not degenerate", not gate["greedy"], _first(gate["greedy"])),
+        Check("sampled not degenerate", few, _first(gate["sampled"])),
+        Check("greedy completions end", 2 * ended > len(greedy.completions),
+              f"{ended} of {len(greedy.completions)} in eos"),
+        _greedy_equals_generate(policy, batch, greedy),
+        _all_close("logprobs: sampling with cache = scoring without", [drift]),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def scoring_drift(policy: Policy, batch: Batch, rolled: Rollout) -> tuple[bool, float]:
+    """Whether the logprobs noted while sampling (with cache, from expanded prompts) are those of
+    the scoring forward, and the largest difference."""
+    ids, mask = completion_tensors(rolled.completions, policy.pad_token_id)
+    logits = completion_logits(policy, batch, ids, mask)
+    # greedy completions were noted at temperature 1
+    scores = sampling_logprobs(policy, logits, rolled.temperature or 1.0)
+    scored = scores.gather(2, ids.to(scores.device)[..., None])[..., 0].cpu()
+    noted = torch.zeros(ids.shape)
+    for index, completion in enumerate(rolled.completions):
+        noted[index, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
+    kept = mask.bool()
+    return _close(noted[kept], scored[kept], policy.model.dtype)
+
+
+def completion_tensors(
+    completions: Sequence[Completion], pad_token_id: int
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask of completions, right-padded: two int64 (N, C)."""
+    width = max(len(completion.token_ids) for completion in completions)
+    ids = torch.full((len(completions), width), pad_token_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for index, completion in enumerate(completions):
+        length = len(completion.token_ids)
+        ids[index, :length] = torch.tensor(completion.token_ids)
+        mask[index, :length] = 1
+    return ids, mask
+
+
+def check_parsed(made: Sequence[Parsed | Malformed], least: float) -> tuple[Check, ...]:
+    malformed = [f"{p.what} at {p.where}" for p in made if isinstance(p, Malformed)]
+    share = 1 - len(malformed) / len(made)
+    detail = f"{share:.2f} of {len(made)}, wanted {least:g}"
+    return (
+        Check("well-formed", share >= least, detail + "".join(f"; {m}" for m in malformed[:1])),
+    )
+
+
+def check_rewards(
+    made: Mapping[str, tuple[Score, ...]],
+    rewards: Sequence[Reward],
+    samples: Sequence[Sample],
+    least: float,
+) -> tuple[Check, ...]:
+    unscored = [
+        f"{name}: {score.reason}"
+        for name, scores in made.items()
+        for score in scores
+        if score.value is None
+    ]
+    columns = {
+        "problem_type": [samples[0].problem_type] * len(GARBAGE),
+        "options": [list(samples[0].options)] * len(GARBAGE),
+        "solution": [samples[0].solution] * len(GARBAGE),
+    }
+    paid = [
+        f"{reward.__name__} pays {value:g} for {kind}"
+        for reward in rewards
+        for kind, value in zip(
+            GARBAGE, reward([""] * len(GARBAGE), list(GARBAGE.values()), **columns), strict=True
+        )
+        if value
+    ]
+    right = [score.value for score in made["accuracy"] if score.value is not None]
+    accuracy = sum(right) / max(len(right), 1)
+    return (
+        Check("garbage earns nothing", not paid, _first(paid)),
+        Check("every completion scored", not unscored, _first(unscored)),
+        Check("accuracy", accuracy >= least, f"{accuracy:.2f}, wanted {least:g}"),
+    )
+
+
+def _greedy_equals_generate(policy: Policy, batch: Batch, greedy: Rollout) -> Check:
+    """One row of each audio mode through transformers' ``generate``, ids equal.
+
+    In half precision two right computations may choose differently where the margin is small, so
+    only the first token is asked for there.
+    """
+    exact = policy.model.dtype == torch.float32
+    first = {row.audio_in_video: index for index, row in reversed(list(enumerate(batch.rows)))}
+    wrong = []
+    for mode, index in first.items():
+        ours = greedy.completions[index].token_ids
+        theirs = _generate(policy, batch, index, len(ours) if exact else 1)
+        if ours[: len(theirs)] != theirs:
+            wrong.append(f"{mode}: {batch.rows[index].sample_id}")
+    length = "whole" if exact else "first token"
+    return Check("greedy = transformers' generate", not wrong,
+                 ", ".join(wrong) or f"{', '.join(first)} ({length})")  # fmt: skip
+
+
+def _generate(policy: Policy, batch: Batch, index: int, steps: int) -> tuple[int, ...]:
+    row = batch.rows[index]
+    output = library_generate(
+        policy,
+        library_keywords(policy, row),
+        max_new_tokens=steps,
+        suppress_tokens=policy.suppressed.nonzero().flatten().tolist(),
+    )
+    return tuple(output[0, len(row.input_ids) :].tolist())
+
+
+def _close(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[bool, float]:
+    """Whether two float tensors agree in the lane of their dtype, and the largest difference.
+
+    float32: atol 1e-5, rtol 1e-4, a hundred times what left padding against single rows measures
+    on the tiny checkpoint (1e-6 to 1e-5). Half precision: 0.5 at the most and 0.05 in the mean,
+    measured there: 0.33 at the most.
+    """
+    if a.shape != b.shape:
+        return False, float("inf")
+    difference = (a.float() - b.float().to(a.device)).abs()
+    if not difference.numel():
+        return True, 0.0
+    worst = float(difference.max())
+    if (dtype or a.dtype) == torch.float32:
+        return bool(torch.allclose(a, b.to(a.device), rtol=1e-4, atol=1e-5)), worst
+    return worst <= 0.5 and float(difference.mean()) <= 0.05, worst
+
+
+def _all_close(name: str, results: Sequence[tuple[bool, float]]) -> Check:
+    worst = max((difference for _, difference in results), default=0.0)
+    return Check(name, all(ok for ok, _ in results), f"largest difference {worst:.1e}")
+
+
+def _first(found: Sequence[str]) -> str:
+    return f"{len(found)}: {found[0]}" if found else "none"

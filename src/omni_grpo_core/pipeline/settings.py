@@ -1,0 +1,79 @@
+"""What a run is told beside checkpoint and data: read strictly, before anything heavy loads.
+
+A checkpoint folder may carry an ``omni_grpo.json`` (the shipped tiny one does); a ``--config`` file
+in JSON or YAML goes over it. A key that nobody reads is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omni_grpo_core.core.conversation import AudioPreference
+from omni_grpo_core.core.media_config import MediaConfig
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.strict import merge, read_mapping
+
+__all__ = ["CHECKPOINT_SETTINGS", "Settings", "load_settings", "merge"]
+
+CHECKPOINT_SETTINGS = "omni_grpo.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of a pass.
+
+    ``max_prompt_length``: tokens, media included; ``None`` is no limit. ``max_new_tokens``: cap of
+    a completion. ``group_size``, ``temperature``, ``seed``: of the sampled rollout.
+    ``min_format``, ``min_accuracy``: the share of greedy completions that must be well-formed,
+    and right, for a passing verdict.
+
+    Raises ConfigError for a value that cannot be meant.
+    """
+
+    audio_in_video: AudioPreference = "auto"
+    media: MediaConfig = field(default_factory=MediaConfig)
+    max_prompt_length: int | None = None
+    max_new_tokens: int = 256
+    group_size: int = 4
+    temperature: float = 1.0
+    seed: int = 0
+    min_format: float = 0.5
+    min_accuracy: float = 0.0
+
+    def __post_init__(self) -> None:
+        longest = self.max_prompt_length
+        for name, ok, want in (
+            ("max_prompt_length", longest is None or longest >= 1, "1 or more, or nothing"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("group_size", self.group_size >= 1, "1 or more"),
+            # below, logits are divided into what float32 cannot tell apart
+            (
+                "temperature",
+                self.temperature == 0 or 0.01 <= self.temperature < math.inf,
+                "0, or 0.01 or more, and finite",
+            ),
+            ("seed", abs(self.seed) < 1 << 63, "a whole number of 64 bits"),
+            ("min_format", 0 <= self.min_format <= 1, "a share, 0 to 1"),
+            ("min_accuracy", 0 <= self.min_accuracy <= 1, "a share, 0 to 1"),
+        ):
+            if not ok:
+                raise ConfigError(
+                    f"settings: {name}", got=f"{getattr(self, name)}", want=want, fix="correct it"
+                )
+
+
+def load_settings(checkpoint: Path, config: Path | None = None) -> Settings:
+    """The checkpoint's own settings, with those of ``config`` over them.
+
+    Raises:
+        ConfigError: a file that is not JSON or YAML, an unknown key, a value of another type.
+    """
+    settings = Settings()
+    own = checkpoint / CHECKPOINT_SETTINGS
+    if own.is_file():
+        settings = merge(settings, read_mapping(own), str(own))
+    if config is not None:
+        settings = merge(settings, read_mapping(config), str(config))
+    return settings

@@ -1,0 +1,224 @@
+"""A diagnosis as one HTML page: the broken stage, why, what to change, and the offending rows.
+
+No script, no network. A person who never saw the project should know within a minute what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.doctor.diagnose import merge
+from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence
+from omni_grpo_core.report.html.page import environment
+from omni_grpo_core.report.html.ribbon import Run, ribbon, tokens_a_cell
+from omni_grpo_core.report.html.visible import shortened, visible
+from omni_grpo_core.report.html.words import stage_words
+from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
+from omni_grpo_core.types import STAGES, Modality, Row, Span, Stage
+
+Decode = Callable[[Sequence[int]], str]
+NOT_ROOMS = ("config", "policy", "trace")
+"""Not stages of the pipeline; they stand in the house only when they are broken."""
+MOST_ROWS, MOST_EVIDENCE, MOST_ANSWERS = 4, 12, 8
+_LONGEST = 700
+_PLACEHOLDER = re.compile(r"<\|(?:(image|video|audio)(?:_pad)?|IMAGE|VIDEO|AUDIO)\|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A stage in the house. ``state``: broken, inherited, sound, unjudged or unseen."""
+
+    stage: Stage
+    state: str
+    does: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Evidence with its offending values as text."""
+
+    row: str
+    sentence: str
+    values: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptView:
+    """A row of a call as the model read it, with what is said against it."""
+
+    title: str
+    length: int
+    per_cell: int
+    ribbon: tuple[Run, ...]
+    against: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A completion with what each reward function gave it."""
+
+    text: str
+    rewards: tuple[tuple[str, str], ...]
+
+
+def doctor_page(
+    cases: Sequence[Case], diagnoses: Sequence[Diagnosis], decode: Decode | None
+) -> str:
+    """The page of a recorded run: ``diagnoses`` stand in the order of ``cases``.
+
+    ``decode``: token ids -> text, special tokens kept; without it the prompts are not drawn.
+    """
+    verdict = merge(diagnoses)
+    first = next((at for at, d in enumerate(diagnoses) if d.findings), 0)
+    worst = cases[first] if cases else None
+    return (
+        environment()
+        .get_template("doctor_page.html.j2")
+        .render(
+            verdict=verdict,
+            first=verdict.first,
+            header={} if worst is None else worst.trace.header,
+            rooms=_rooms(verdict),
+            facts={f.stage: [_fact(e) for e in f.evidence] for f in verdict.findings},
+            most=MOST_EVIDENCE,
+            steps=[
+                (number, [finding.stage for finding in diagnosis.findings])
+                for number, diagnosis in enumerate(diagnoses)
+            ],
+            shown_step=first,
+            prompts=_prompts(worst, diagnoses[first], decode) if worst and decode else (),
+            answers=tuple(_answers(worst))[:MOST_ANSWERS] if worst else (),
+            stage_words=stage_words,
+            plain=_plain,
+        )
+    )
+
+
+def _plain(text: str) -> str:
+    return shortened(visible(text), _LONGEST)
+
+
+def _rooms(verdict: Diagnosis) -> list[Room]:
+    broken = {finding.stage for finding in verdict.findings}
+    states = {
+        **dict.fromkeys(verdict.seen, "sound"),
+        **dict.fromkeys(verdict.unjudged, "unjudged"),
+        **dict.fromkeys(verdict.inherited, "inherited"),
+        **dict.fromkeys(broken, "broken"),
+    }
+    return [
+        Room(stage, states.get(stage, "unseen"), stage_words(stage).does)
+        for stage in STAGES
+        if stage not in NOT_ROOMS or stage in broken
+    ]
+
+
+def _fact(evidence: Evidence) -> Fact:
+    values = json.dumps(dict(evidence.values), ensure_ascii=False, default=str)
+    return Fact(
+        "" if evidence.row is None else str(evidence.row),
+        _plain(evidence.sentence),
+        "" if values == "{}" else _plain(values),
+        evidence.origin,
+    )
+
+
+# --------------------------------------------------------------------------- prompts, answers
+
+
+def _prompts(case: Case, diagnosis: Diagnosis, decode: Decode) -> tuple[PromptView, ...]:
+    """Rows of the first call that has ids; those with evidence against them come first."""
+    calls: tuple[GenerateCall | ProcessorCall, ...] = (*case.generated, *case.processed)
+    call = next((c for c in calls if _ids(c) is not None), None)
+    if call is None:
+        return ()
+    ids, mask = _ids(call), _mask(call)
+    assert ids is not None  # for the type checker: it was asked above
+    against: dict[int, list[str]] = {}
+    for finding in diagnosis.findings:
+        for evidence in finding.evidence:
+            if evidence.row is not None and evidence.row < len(ids):
+                said = f"{finding.stage}: {_plain(evidence.sentence)}"
+                against.setdefault(evidence.row, []).append(said)
+    rows = sorted(range(len(ids)), key=lambda row: (row not in against, row))[:MOST_ROWS]
+    return tuple(
+        _prompt(row, ids[row], mask[row], _positions(call, row), against.get(row, []), decode)
+        for row in rows
+    )
+
+
+def _ids(call: GenerateCall | ProcessorCall) -> Tensor | None:
+    tensors = call.inputs if isinstance(call, GenerateCall) else call.outputs
+    ids = tensors.get("input_ids")
+    return ids if ids is not None and ids.dim() == 2 and not ids.is_floating_point() else None
+
+
+def _mask(call: GenerateCall | ProcessorCall) -> Tensor:
+    tensors = call.inputs if isinstance(call, GenerateCall) else call.outputs
+    ids, mask = tensors["input_ids"], tensors.get("attention_mask")
+    fits = mask is not None and mask.shape == ids.shape
+    return mask.bool() if fits and mask is not None else torch.ones_like(ids, dtype=torch.bool)
+
+
+def _positions(call: GenerateCall | ProcessorCall, row: int) -> Tensor | None:
+    where = call.position_ids if isinstance(call, GenerateCall) else None
+    return where[-3:, row] if where is not None and where.dim() == 3 else None
+
+
+def _prompt(
+    row: int,
+    ids: Tensor,
+    mask: Tensor,
+    positions: Tensor | None,
+    against: Sequence[str],
+    decode: Decode,
+) -> PromptView:
+    kept = ids[mask].to(torch.int64)
+    where = None
+    if positions is not None and positions.shape[1] == len(mask):
+        where = positions[:, mask]
+    spans = tuple(_spans(kept.tolist(), decode))
+    drawn = ribbon(Row(f"row {row}", kept, "off", spans, {}), where, decode)
+    counts = {
+        modality: sum(span.length for span in spans if span.modality == modality)
+        for modality in dict.fromkeys(span.modality for span in spans)
+    }
+    told = ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "no media"
+    title = f"row {row}: {len(kept)} tokens, {told}; {int((~mask).sum())} masked out"
+    return PromptView(title, len(kept), tokens_a_cell(len(kept)), drawn, tuple(against))
+
+
+def _spans(ids: Sequence[int], decode: Decode) -> Iterator[Span]:
+    """Runs of placeholders, known by the text of their token."""
+    kinds: dict[int, Modality | None] = {}
+    for token in set(ids):
+        match = _PLACEHOLDER.fullmatch(decode([token]))
+        name = match and re.sub(r"[^a-z]|_?pad", "", match[0].lower())
+        kinds[token] = next((m for m in ("image", "video", "audio") if m == name), None)
+    start, items = 0, dict.fromkeys(("image", "video", "audio"), 0)
+    for kind, run in groupby(ids, kinds.__getitem__):
+        length = len(tuple(run))
+        if kind is not None:
+            yield Span(kind, items[kind], start, length)
+            items[kind] += 1
+        start += length
+
+
+def _answers(case: Case) -> Iterator[Answer]:
+    if not case.rewards:
+        return
+    for at, text in enumerate(case.rewards[0].completions):
+        given = tuple(
+            (call.name, "not scored" if value is None else f"{value:.4g}")
+            for call in case.rewards
+            for value in call.values[at : at + 1]
+        )
+        yield Answer(_plain(text), given)

@@ -1,0 +1,149 @@
+"""The frames and the sound of one row, as the model was given them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from omni_grpo_core.report.html.pictures import (
+    Picture,
+    Spectrogram,
+    Tick,
+    frame_picture,
+    mel_picture,
+    seconds_of,
+    ticks,
+    waveform_picture,
+)
+from omni_grpo_core.types import Audio, Media, Row, Video
+
+_MOST_STEPS = 8
+"""Time steps of a video that are shown, evenly chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    picture: Picture
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimeStep:
+    """Frames that the vision tower merges into one step of time."""
+
+    label: str
+    frames: tuple[Frame, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """An image (one step) or a video."""
+
+    title: str
+    facts: str
+    steps: tuple[TimeStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """``mel`` and its facts are ``None`` and empty when the row has no features for it."""
+
+    title: str
+    facts: str
+    waveform: Picture
+    wave_alt: str
+    mel: Spectrogram | None
+    mel_alt: str
+    mel_facts: str
+    ticks: tuple[Tick, ...]
+
+
+def clips(media: Media, row: Row) -> tuple[Clip, ...]:
+    """Images first, then videos, each in reading order."""
+    made = []
+    for item, image in enumerate(media.images):
+        picture = frame_picture(image.pixels)
+        frame = Frame(picture, f"image {item}, {_size(picture)}", "")
+        tokens = _tokens(row, "image", item)
+        step = TimeStep("", (frame,))
+        facts = f"{_size(picture)} → {tokens} tokens{_copy(picture)}"
+        made.append(Clip(f"image {item}", facts, (step,)))
+    made += [_video(video, row, item) for item, video in enumerate(media.videos)]
+    return tuple(made)
+
+
+def sounds(media: Media, row: Row) -> tuple[Sound, ...]:
+    """Every audio item: its waveform, and its features as the batch holds them."""
+    return tuple(_sound(audio, row, item) for item, audio in enumerate(media.audios))
+
+
+def _video(video: Video, row: Row, item: int) -> Clip:
+    count = len(video.frames)
+    tokens = _tokens(row, "video", item)
+    grid = row.tensors.get("video_grid_thw")
+    steps = min(int(grid[item, 0]), count) if grid is not None and item < len(grid) else count
+    chosen = torch.linspace(0, steps - 1, min(steps, _MOST_STEPS)).round().int().tolist()
+    shown = []
+    for step in chosen:
+        # as many frames a step as the tower merges; the last step of an odd number holds one less
+        begin, end = step * -(-count // steps), min((step + 1) * -(-count // steps), count)
+        frames = tuple(_frame(video, item, index) for index in range(begin, end))
+        shown.append(TimeStep(f"step {step} · {tokens // steps} tokens", frames))
+    facts = (
+        f"{count} frames of {video.frames.shape[-1]}×{video.frames.shape[-2]} px, sampled at "
+        f"{video.sample_fps:g} per second out of {video.source_fps:g}, from {video.duration:g} s "
+        f"of clip → {steps} time steps, {tokens} tokens"
+    )
+    if len(shown) < steps:
+        facts += f"; {len(shown)} of the {steps} steps are shown"
+    facts += "".join({_copy(frame.picture) for step in shown for frame in step.frames})
+    return Clip(f"video {item}", facts, tuple(shown))
+
+
+def _frame(video: Video, item: int, index: int) -> Frame:
+    picture = frame_picture(video.frames[index])
+    time = f"{index / video.sample_fps:.2f} s" if video.sample_fps else "unknown time"
+    alt = f"video {item}, frame {index + 1} of {len(video.frames)} at {time}"
+    return Frame(picture, alt, time)
+
+
+def _sound(audio: Audio, row: Row, item: int) -> Sound:
+    seconds = seconds_of(audio.samples)
+    peak = float(audio.samples.abs().max()) if len(audio.samples) else 0.0
+    origin = "" if audio.from_video is None else f", the track inside video {audio.from_video}"
+    mel, mel_facts, mel_alt = None, "", ""
+    features = row.tensors.get("input_features")
+    mask = row.tensors.get("feature_attention_mask")
+    if features is not None and item < len(features):
+        kept = features[item] if mask is None else features[item][:, mask[item].bool()]
+        mel = mel_picture(kept)
+        mel_facts = f"{kept.shape[0]} mel bands × {kept.shape[1]} frames of 10 ms"
+        mel_alt = (
+            f"log-mel spectrogram of audio {item}: {mel_facts}; "
+            f"values from {mel.low:.2f} (quiet) to {mel.high:.2f} (loud)"
+        )
+    return Sound(
+        title=f"audio {item}{origin}",
+        facts=f"{seconds:.2f} s at 16 kHz, peak {peak:.2f} of 1"
+        f"{', silent' if peak < 1e-4 else ''} → {_tokens(row, 'audio', item)} tokens",
+        waveform=waveform_picture(audio.samples),
+        wave_alt=f"waveform of audio {item}: {seconds:.2f} seconds, peak {peak:.2f}",
+        mel=mel,
+        mel_alt=mel_alt,
+        mel_facts=mel_facts,
+        ticks=ticks(seconds),
+    )
+
+
+def _tokens(row: Row, modality: str, item: int) -> int:
+    return sum(s.length for s in row.spans if s.modality == modality and s.item == item)
+
+
+def _copy(picture: Picture) -> str:
+    return "" if picture.exact else "; shown as a compressed copy"
+
+
+def _size(picture: Picture) -> str:
+    return f"{picture.width}×{picture.height} px"

@@ -1,0 +1,70 @@
+"""One training step as a trace, to be looked at, compared and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.losses.advantages import Advantages
+from omni_grpo_core.losses.spans import PartialAdvantage
+from omni_grpo_core.pipeline.stages import Inputs, header
+from omni_grpo_core.rewards.compose import Composed
+from omni_grpo_core.rewards.parse import parse
+from omni_grpo_core.trace.store import save_trace
+from omni_grpo_core.training.config import TrainConfig
+from omni_grpo_core.training.guard import Finding, write_report
+from omni_grpo_core.types import Check, Rollout, Stage, StageRecord, Trace
+
+
+def step_trace(
+    policy: Policy,
+    config: TrainConfig,
+    inputs: Inputs,
+    rolled: Rollout,
+    scored: Composed,
+    advantages: Advantages,
+    partial: Sequence[PartialAdvantage],
+    record: Mapping[str, Any],
+) -> Trace:
+    """Stages of this process's part of a step. ``advantage`` holds all processes' values (with
+    partial rewards, under ``total``, and this process's beside them by name); ``loss`` the step's
+    log line. Decoded media are left out: their files are named in ``sample``."""
+    values: dict[Stage, Any] = {
+        "sample": inputs.samples,
+        "conversation": inputs.conversations,
+        "text": inputs.prompts,
+        "batch": inputs.batch,
+        "completion": rolled,
+        "parsed": tuple(parse(completion.text) for completion in rolled.completions),
+        "reward": {**scored.scores, "total": scored.total},
+        "advantage": {"total": advantages.values, **{part.name: part.values for part in partial}}
+        if partial
+        else advantages.values,
+        "loss": {name: value for name, value in record.items() if value is not None},
+    }
+    stages = tuple(StageRecord(stage, value, (), 0.0) for stage, value in values.items())
+    return Trace({**header(policy, config.settings), "seed": str(config.seed)}, stages)
+
+
+def save_bundle(folder: Path, trace: Trace, step: int, findings: Sequence[Finding]) -> None:
+    """The trace and, where a run is stopped, the report; the findings stand in the trace as failed
+    checks of their stages too. A bundle of the same step gets a numbered neighbour."""
+    place, copy = folder, 1
+    while place.exists():
+        copy += 1
+        place = folder.with_name(f"{folder.name}-{copy}")
+    stages = tuple(
+        StageRecord(
+            record.stage,
+            record.value,
+            tuple(check for check in record.checks if check.ok)
+            + tuple(Check(f.name, False, f.detail) for f in findings if f.stage == record.stage),
+            record.seconds,
+        )
+        for record in trace.stages
+    )
+    save_trace(Trace(trace.header, stages), place)
+    if findings:
+        write_report(place, step, findings)

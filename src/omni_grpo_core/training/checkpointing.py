@@ -1,0 +1,371 @@
+"""Saved states of a run: there whole or not at all, the newest whole one is resumed from.
+
+``out/state/000050`` holds what Accelerate saves (weights, optimizer) and, written last,
+``run.json``: the step that comes next, the configuration's fingerprint, what the guard remembers,
+and size and SHA-256 of every other file. A state that is not as its record says is passed over.
+Sampling, order and learning rate are functions of seed and step, so there is no other state.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.errors import TrainError
+from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.io.bounded import Unreadable, json_value, read_bytes, read_text
+from omni_grpo_core.losses.exhausted import is_out_of_memory
+from omni_grpo_core.rewards import health
+from omni_grpo_core.training.config import TrainConfig, as_values
+
+T = TypeVar("T")
+RECORD = "run.json"
+FORMAT = 2
+"""Of the record. 1, which named no format, did not list its files."""
+
+_FREE = ("steps", "save_every", "keep", "eval_every", "eval_data", "trackers", "guard", "out")
+"""Keys that may change between a run and its resumption: they do not change a step. (A schedule
+that falls until the last step depends on ``steps``, so then that may not change.)"""
+
+
+class Team(Protocol):
+    """What saving asks of the processes of a run."""
+
+    @property
+    def main(self) -> bool: ...
+
+    def agree(self, action: Callable[[], T], *, main_only: bool = False) -> T:
+        """Do ``action``; an ``OmniGrpoError`` of one process is raised on all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A whole saved state. ``step``: the one that comes next. ``guard``: remembered steps.
+    ``passed``: newer states that are not whole, and what is wrong with them."""
+
+    folder: Path
+    step: int
+    guard: tuple[health.Step, ...]
+    passed: tuple[str, ...]
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """Of everything in the configuration that decides what a step does."""
+    free = _FREE if config.optimizer.schedule == "constant" else _FREE[1:]
+    values = {key: value for key, value in as_values(config).items() if key not in free}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def lock(out: Path) -> int | None:
+    """Keep every other run from ``out`` until the returned descriptor is closed; ``None`` on a file
+    system that has no locks. Raises ``TrainError`` where another run holds it."""
+    handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise TrainError(
+            str(out), got="a run that is still going on", want="one run for each folder",
+            fix="wait for its end, stop it, or choose another 'out'",
+        ) from None  # fmt: skip
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def newest(out: Path, config: TrainConfig) -> Saved | None:
+    """The newest whole state under ``out``, or ``None`` where none was ever saved.
+
+    Raises ``TrainError`` when it is another configuration's or another format's, and where there
+    are states but none is whole: a run never starts anew without being told to.
+    """
+    states = out / "state"
+    if not os.path.lexists(states):
+        return None
+    if not states.is_dir():
+        raise TrainError(
+            str(states), got="no folder", want="a folder of saved states",
+            fix="remove it, or choose another 'out'",
+        )  # fmt: skip
+    passed: list[str] = []
+    for folder in reversed(_in_order(states)):
+        try:
+            record = _read_record(folder, config)
+            _check_files(folder, record["files"])
+            guard = _remembered(record["guard"])
+        except Unreadable as error:
+            passed.append(f"state {folder.name} is not whole: {error.got}")
+            continue
+        return Saved(folder, record["step"], guard, tuple(passed))
+    if passed:
+        raise TrainError(
+            str(states), got="; ".join(passed), want="at least one whole state",
+            fix="restore its files, or start anew in another 'out'",
+        )  # fmt: skip
+    return None
+
+
+def _in_order(states: Path) -> list[Path]:
+    """Saved states, oldest first; what is named otherwise is none of ours."""
+    named = (path for path in states.iterdir() if path.name.isdecimal())
+    return sorted(named, key=lambda path: int(path.name))
+
+
+def _read_record(folder: Path, config: TrainConfig) -> dict[str, Any]:
+    """Raises ``Unreadable`` for what is no record, ``TrainError`` for somebody else's."""
+    try:
+        record = json_value(read_text(folder / RECORD))
+    except Unreadable as error:
+        raise Unreadable(f"{RECORD}: {error.got}") from None
+    wanted = {"step": int, "fingerprint": str, "guard": list, "files": dict}
+    found = record.get("format") if isinstance(record, dict) else None
+    if type(found) is int and found != FORMAT:
+        raise TrainError(
+            str(folder), got=f"a state of format {found}", want=f"format {FORMAT}",
+            fix="go on with the version of omni-grpo that wrote it, or start in another 'out'",
+        )  # fmt: skip
+    if found != FORMAT or any(type(record.get(key)) is not kind for key, kind in wanted.items()):
+        raise Unreadable(
+            f"{RECORD} does not hold format, {', '.join(wanted)}: "
+            "damaged, or written by an earlier version"
+        )
+    if record["step"] != int(folder.name):
+        raise Unreadable(f"{RECORD} is of step {record['step']}")
+    if record["fingerprint"] != fingerprint(config):
+        raise TrainError(
+            str(folder.parents[1]),
+            got="the state of a run with other settings",
+            want="a new folder, or the settings it was started with",
+            fix=f"compare with {folder.parents[1] / 'config.json'}",
+        )
+    return dict(record)
+
+
+def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
+    """Raises ``Unreadable`` for the first file that is not as it was written."""
+    for name, noted in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise Unreadable(f"{name} is missing")
+        size = path.stat().st_size
+        if not isinstance(noted, list) or len(noted) != 2:
+            raise Unreadable(f"{RECORD} does not hold size and hash of {name}")
+        if size != noted[0]:
+            raise Unreadable(f"{name} has {size} bytes of {noted[0]}")
+        if _digest(path) != noted[1]:
+            raise Unreadable(f"{name} is not what was written")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remembered(entries: list[Any]) -> tuple[health.Step, ...]:
+    """Raises ``Unreadable`` for entries that :func:`save` cannot have written."""
+    keys = {"scores": dict, "totals": list, "group_ids": list, "capped": list}
+    for entry in entries:
+        fine = isinstance(entry, dict) and entry.keys() == keys.keys()
+        fine = fine and all(type(entry[key]) is kind for key, kind in keys.items())
+        if not fine or not _fits(entry):
+            raise Unreadable(f"{RECORD}: what the guard remembers is no step")
+    return tuple(health.Step(**entry) for entry in entries)
+
+
+def _fits(entry: Mapping[str, Any]) -> bool:
+    numbers = [entry["totals"], *entry["scores"].values()]
+    columns = (*numbers, entry["group_ids"], entry["capped"])
+    return (
+        all(type(column) is list for column in numbers)
+        and len({len(column) for column in columns}) == 1
+        and all(type(value) in (int, float, type(None)) for c in numbers for value in c)
+        and all(type(value) is str for value in entry["group_ids"])
+        and all(type(value) is bool for value in entry["capped"])
+    )
+
+
+def save(
+    out: Path,
+    config: TrainConfig,
+    step: int,
+    guard: Sequence[health.Step],
+    *,
+    write: Callable[[Path], None],
+    team: Team,
+) -> None:
+    """Write the state from which ``step`` comes next. Every process calls this; ``write`` is
+    Accelerate's, into a hidden folder; the main process then renames it and drops old ones.
+
+    Raises ``TrainError`` where it cannot be written; the states before it stay as they were.
+    """
+    target = out / "state" / f"{step:06d}"
+    partial = _hidden(target)
+    record = {
+        "format": FORMAT,
+        "step": step,
+        "fingerprint": fingerprint(config),
+        "guard": [asdict(entry) for entry in guard],
+    }
+    try:
+        team.agree(lambda: _written(target, lambda: _begin(partial)), main_only=True)
+        team.agree(lambda: _written(target, lambda: write(partial)))
+        team.agree(
+            lambda: _written(target, lambda: _finish(target, record, config.keep)), main_only=True
+        )
+    except BaseException:
+        if team.main:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _written(target: Path, write: Callable[[], None]) -> None:
+    """A full disk is an ``OSError`` to Python, a ``RuntimeError`` to torch, and safetensors has a
+    class of its own. Memory that runs out is told where the training is."""
+    try:
+        write()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        said = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
+        raise TrainError(
+            str(target), got=f"{type(error).__name__}: {said}", want="a place to write to",
+            fix="check permissions and free space, then start the run again: what was saved "
+            "before is whole",
+        ) from error  # fmt: skip
+
+
+def _begin(partial: Path) -> None:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for left in partial.parent.glob(".*.partial"):
+        shutil.rmtree(left)
+    partial.mkdir()
+
+
+def _finish(target: Path, record: Mapping[str, Any], keep: int) -> None:
+    partial, states = _hidden(target), target.parent
+    files = {
+        str(path.relative_to(partial)): [path.stat().st_size, _digest(path)]
+        for path in sorted(partial.rglob("*"))
+        if path.is_file()
+    }
+    write_file(partial / RECORD, json.dumps({**record, "files": files}).encode())
+    for path in (*partial.rglob("*"), partial, states):
+        _sync(path)
+    if target.exists():  # one that was not whole when the run was resumed
+        _drop(target)
+    partial.rename(target)
+    _sync(states)
+    # later ones are not whole either: they are written again when their step comes
+    reached = [path for path in _in_order(states) if int(path.name) <= int(target.name)]
+    for old in reached[:-keep]:
+        _drop(old)
+
+
+def _drop(state: Path) -> None:
+    """Hidden first: a half-removed state must not be taken for a whole one."""
+    doomed = state.with_name(f".{state.name}.old.partial")
+    state.rename(doomed)
+    if doomed.is_dir():
+        shutil.rmtree(doomed)
+    else:
+        doomed.unlink()
+
+
+def export(policy: Policy, folder: Path, weights: Mapping[str, Any]) -> None:
+    """The trained thinker as a checkpoint folder, ``weights`` (adapters merged) and processor; it
+    takes the place of an earlier one.
+
+    Files of a thinker's own folder are copied as they are: no version's own save can be read by all
+    supported ones. Raises ``TrainError`` where it cannot be written.
+    """
+    partial = _hidden(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _written(folder, lambda: _export(policy, partial, weights))
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def _export(policy: Policy, partial: Path, weights: Mapping[str, Any]) -> None:
+    partial.mkdir(parents=True)
+    policy.model.save_pretrained(partial, state_dict=dict(weights))
+    source = Path(policy.checkpoint)
+    kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    if kind.endswith("_thinker"):
+        for file in (*source.glob("*.json"), *source.glob("*.txt"), *source.glob("*.jinja")):
+            if not file.name.endswith(".index.json"):
+                shutil.copy(file, partial / file.name)
+    if not (partial / "preprocessor_config.json").exists():
+        policy.processor.save_pretrained(partial)
+
+
+def cut_log(path: Path, step: int) -> str | None:
+    """Drop the lines of steps from ``step`` on (and a half-written last one): they come again.
+
+    Returns a warning where other lines are no steps; the log with them is kept beside the new one.
+    Raises ``TrainError`` for what is no file.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        # a byte that is no UTF-8 becomes half a surrogate pair, which is no step
+        text = read_bytes(path).decode("utf-8", "surrogateescape")
+    except Unreadable as error:
+        raise TrainError(
+            str(path), got=error.got, want="the log of the run", fix="move it away"
+        ) from None
+    kept, wrong = [], 0
+    for line in text.splitlines(keepends=True):
+        at = _step_of(line)
+        if at is None:
+            wrong += line.endswith("\n")
+        elif at < step:
+            kept.append(line)
+    aside = path.with_name(f"{path.name}.unreadable")
+    if wrong:
+        path.rename(aside)
+    write_file(path, "".join(kept).encode())
+    return f"{wrong} lines of {path} are no steps: it was kept as {aside.name}" if wrong else None
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        line.encode()  # strictly: no text holds half a surrogate pair
+        record = json_value(line, finite=False)
+    except (Unreadable, UnicodeEncodeError):
+        return None
+    at = record.get("step") if isinstance(record, dict) else None
+    return at if type(at) is int and line.endswith("\n") else None
+
+
+def append_log(path: Path, record: Mapping[str, Any]) -> None:
+    """One line of JSON, on disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,99 @@
+"""The processes of a run, by Accelerate: alone, data-parallel, or sharded by FSDP2."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, cast
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    ProjectConfiguration,
+    gather_object,
+)
+from torch import Tensor, nn
+
+from omni_grpo_core.errors import OmniGrpoError
+from omni_grpo_core.training.config import TrainConfig
+from omni_grpo_core.training.load_config import check_launcher
+from omni_grpo_core.training.sharding import whole
+
+T = TypeVar("T")
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate as the launcher configured it.
+
+    On CPU it leaves FSDP out without a word; it is put in force here, over gloo. Raises
+    ``ConfigError`` as :func:`~omni_grpo_core.training.load_config.check_launcher` does.
+    """
+    check_launcher(os.environ)
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=config.out),
+        # a micro-batch without sound leaves the audio tower without a gradient
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if wants_fsdp and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    return accelerator
+
+
+class AccelerateTeam:
+    """:class:`~omni_grpo_core.training.step.Team` by Accelerate."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+
+    @property
+    def world(self) -> int:
+        return int(self._accelerator.num_processes)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return bool(self._accelerator.is_main_process)
+
+    def agree(self, action: Callable[[], T], *, main_only: bool = False) -> T:
+        """What ``action`` gives on the main process. Each process does it, or, with ``main_only``,
+        that one alone; all wait for one another. What input or machine refuse to one is raised on
+        all, so that none is left waiting."""
+        outcomes: list[tuple[T | None, OmniGrpoError | OSError | None]] = []
+        if self.main or not main_only:
+            try:
+                outcomes = [(action(), None)]
+            except (OmniGrpoError, OSError) as error:
+                outcomes = [(None, error)]
+        outcomes = self.gather(outcomes)
+        for _, failed in outcomes:
+            if failed is not None:
+                raise failed
+        return cast(T, outcomes[0][0])
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        gathered: list[T] = gather_object(list(items))
+        return gathered
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        summed: Tensor = self._accelerator.reduce(numbers.to(self._accelerator.device), "sum")
+        return summed.cpu()
+
+    def backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self._accelerator.no_sync(model)
+        return context
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+        norm: Any = self._accelerator.clip_grad_norm_(parameters, max_norm)
+        return float(whole(norm)) if isinstance(norm, Tensor) else float(norm)

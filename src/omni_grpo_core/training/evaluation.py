@@ -1,0 +1,72 @@
+"""How good is the policy on rows that it does not learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.core.sample import load_samples
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.pipeline.stages import prepare, score
+from omni_grpo_core.rewards.accuracy import Accuracy
+from omni_grpo_core.training.config import TrainConfig
+from omni_grpo_core.types import Prompt, Row, Sample
+
+_BATCH = 32
+
+
+class Examiner:
+    """Measures accuracy on ``eval_data`` every ``eval_every`` steps, and after the last one."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._samples: tuple[Sample, ...] = ()
+        if config.eval_data:
+            root = Path(config.root) if config.root else None
+            self._samples = load_samples(config.eval_data, root=root)
+        self._ready: list[tuple[Sample, Prompt, Row]] = []
+
+    def measure(self, policy: Policy, step: int) -> dict[str, float]:
+        """``eval/accuracy`` (sampled) and ``eval/accuracy_greedy`` after ``step``, where due.
+
+        Every process measures the whole: what it costs is waiting, what it saves is gathering.
+        """
+        every, last = self._config.eval_every, step + 1 == self._config.steps
+        if not self._samples or not every or not (last or (step + 1) % every == 0):
+            return {}
+        return self.accuracy(policy)
+
+    def accuracy(self, policy: Policy) -> dict[str, float]:
+        """Mean accuracy reward of one sampled and one greedy completion a row."""
+        settings = self._config.settings
+        if not self._ready:
+            self._ready = _prepared(policy, self._samples, settings)
+        sums = {"eval/accuracy": 0.0, "eval/accuracy_greedy": 0.0}
+        for start in range(0, len(self._ready), _BATCH):
+            samples, prompts, rows = zip(*self._ready[start : start + _BATCH], strict=True)
+            batch = collate(rows, policy.pad_token_id)
+            for name, temperature in zip(sums, (settings.temperature, 0.0), strict=True):
+                rolled = rollout(
+                    policy,
+                    batch,
+                    group_size=1,
+                    max_new_tokens=settings.max_new_tokens,
+                    temperature=temperature,
+                    seed=self._config.seed,
+                )
+                scores = score([Accuracy()], prompts, samples, rolled)["accuracy"]
+                sums[name] += sum(one.value or 0.0 for one in scores)
+        return {name: total / len(self._ready) for name, total in sums.items()}
+
+
+def _prepared(
+    policy: Policy, samples: tuple[Sample, ...], settings: Settings
+) -> list[tuple[Sample, Prompt, Row]]:
+    """Processed rows are kept, decoded media are not: they are the larger by far."""
+    ready: list[tuple[Sample, Prompt, Row]] = []
+    for start in range(0, len(samples), _BATCH):
+        inputs = prepare(policy, samples[start : start + _BATCH], settings)
+        ready += zip(inputs.samples, inputs.prompts, inputs.batch.rows, strict=True)
+    return ready

@@ -1,0 +1,203 @@
+"""Is this run worth going on with? Facts of one step in, findings out; any finding stops the run.
+
+Garbage, an engine that disagrees with the trainer, and numbers that are none are told at the step
+they happen, before it changes a weight; a dead reward after ``patience`` steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omni_grpo_core.core.dialect import cache_among, length_of
+from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.losses.causes import CAUSES
+from omni_grpo_core.rewards import health
+from omni_grpo_core.rewards.degenerate import degenerate
+from omni_grpo_core.trace.jsontext import dumps
+from omni_grpo_core.training.config import DRIFT, GuardConfig
+from omni_grpo_core.types import Completion, Stage, StageRecord
+
+INCIDENT = (
+    "tokens are generated in train mode with gradient checkpointing on, and transformers (4.53 to "
+    "5.23; later ones with gradients enabled) drops the key-value cache in every block: from the "
+    "second token on the model sees neither prompt nor history; generate in eval mode with "
+    "checkpointing off"
+)
+NEAR_TOP = 0.9
+"""Equal rewards are no alarm where they are equal because nearly everything is right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One reason to stop: what (``name``), where it shows, and what was seen."""
+
+    name: str
+    stage: Stage
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.name}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What one step of all processes came to, before its update. ``drift_max``: nats, ``None``
+    where it is not known. ``loss``, ``grad_norm``: ``None`` where no completion was in the loss.
+    ``broken``: numbers that no loss could be computed from."""
+
+    step: int
+    completions: tuple[Completion, ...]
+    rewards: health.Step
+    drift_max: float | None = None
+    loss: float | None = None
+    grad_norm: float | None = None
+    broken: tuple[str, ...] = ()
+
+
+class Guard:
+    """Remembers the last steps. ``eos_ids``, ``special_ids``: of the policy's tokenizer. ``drift``:
+    in the place of ``config``'s, which may leave it to the precision."""
+
+    def __init__(
+        self,
+        config: GuardConfig,
+        *,
+        eos_ids: Collection[int],
+        special_ids: Collection[int] = (),
+        drift: float | None = None,
+    ) -> None:
+        self._config = config
+        self._drift_limit = drift or config.drift or DRIFT["float32"]
+        self._eos_ids = frozenset(eos_ids)
+        self._special_ids = frozenset(special_ids)
+        self._steps: deque[health.Step] = deque(maxlen=config.patience)
+
+    def remember(self, steps: Sequence[health.Step]) -> None:
+        """Steps of before a resume, so that patience does not start anew."""
+        self._steps.extend(steps)
+
+    @property
+    def remembered(self) -> tuple[health.Step, ...]:
+        return tuple(self._steps)
+
+    def look(self, facts: StepFacts) -> tuple[Finding, ...]:
+        """Findings of this step; empty when the run may go on."""
+        self._steps.append(facts.rewards)
+        found = [
+            self._garbage(facts),
+            self._drift(facts),
+        ]
+        numbers = not_finite(facts.loss, facts.grad_norm, facts.broken)
+        return tuple(one for one in found if one) + numbers + self._dead()
+
+    def _garbage(self, facts: StepFacts) -> Finding | None:
+        broken = []
+        for completion in facts.completions:
+            reasons = degenerate(
+                completion.token_ids,
+                completion.text,
+                finish_reason=completion.finish_reason,
+                eos_ids=self._eos_ids,
+                special_ids=self._special_ids,
+                logprobs=completion.logprobs,
+            )
+            if reasons:
+                broken.append((completion, reasons[0]))
+        if not broken or len(broken) < self._config.garbage * len(facts.completions):
+            return None
+        worst, reason = broken[0]
+        return Finding(
+            "garbage",
+            "completion",
+            f"{len(broken)} of {len(facts.completions)} completions are degenerate; {reason} in "
+            f"{worst.group_id}: {worst.text[:80]!r}",
+        )
+
+    def _drift(self, facts: StepFacts) -> Finding | None:
+        if facts.drift_max is None or facts.drift_max <= self._drift_limit:
+            return None
+        return Finding(
+            "sampling and scoring disagree",
+            "logits",
+            f"a token's logprob differs by {facts.drift_max:.3g} nats between the forward that "
+            f"sampled it and the one that scores it, before any update (at most "
+            f"{self._drift_limit:g}): another temperature, mask, position, cache or weight",
+        )
+
+    def _dead(self) -> tuple[Finding, ...]:
+        window = tuple(self._steps)
+        totals = [t for step in window for t in step.totals if t is not None]
+        near_top = bool(totals) and sum(totals) / len(totals) >= NEAR_TOP
+        return tuple(
+            Finding(alarm.name, "reward", f"{alarm.reward or 'all rewards'}: {alarm.detail}")
+            for alarm in health.alarms(window, patience=self._config.patience)
+            if not (near_top and alarm.name in ("zero-variance", "constant"))
+        )
+
+
+def not_finite(
+    loss: float | None, grad_norm: float | None, broken: Sequence[str] = ()
+) -> tuple[Finding, ...]:
+    """Findings of an update whose loss or gradient is NaN or infinite: it must not be made.
+
+    >>> [str(finding) for finding in not_finite(0.5, float("inf"))]
+    ['gradient: not a number: gradient is inf']
+    """
+    source = f", from {', '.join(broken[:3])}" if broken else ""
+    values: tuple[tuple[Stage, float | None, str], ...] = (
+        ("loss", loss, f"loss is {loss}{source}"),
+        ("gradient", grad_norm, f"gradient is {grad_norm}"),
+    )
+    return tuple(
+        Finding("not a number", stage, detail)
+        for stage, value, detail in values
+        if value is not None and not math.isfinite(value)
+    )
+
+
+def failed_checks(records: Sequence[StageRecord]) -> tuple[Finding, ...]:
+    """The failed stage checks of a trace as findings with their causes, in the order of the
+    stages: the first is the one to look at."""
+    return tuple(
+        Finding(check.name, record.stage, "; ".join(filter(None, (check.detail, cause))))
+        for record in records
+        for check in record.checks
+        if not check.ok
+        for cause in [CAUSES.get((record.stage, check.name))]
+    )
+
+
+def write_report(folder: Path, step: int, findings: Sequence[Finding]) -> None:
+    """``report.json``: why the run was stopped."""
+    body = {"step": step, "findings": [asdict(finding) for finding in findings]}
+    write_file(folder / "report.json", f"{dumps(body)}\n".encode("utf-8", "surrogatepass"))
+
+
+def watch_generation(model: Any, found: Callable[[Finding], None]) -> Callable[[], None]:
+    """Tell ``found`` when a forward of ``model`` in train mode under checkpointing leaves the cache
+    empty that it was to fill.
+
+    That is the incident, seen in the act: blocks that checkpoint and train get no cache. A version
+    that hands it to them all the same does no harm, and is not reported. Returns a function that
+    ends the watch. ``model``: any transformers model with ``gradient_checkpointing``
+    blocks, the thinker for one.
+    """
+    blocks = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+
+    def look(_module: Any, _args: Any, keywords: dict[str, Any], output: Any) -> None:
+        if not any(m.gradient_checkpointing and m.training for m in blocks):
+            return
+        cache = cache_among(keywords)
+        if cache is None and keywords.get("use_cache") and isinstance(output, Mapping):
+            cache = cache_among(output)
+        if cache is not None and length_of(cache) == 0:
+            found(Finding("generation in train mode under checkpointing", "completion", INCIDENT))
+
+    hook = model.register_forward_hook(look, with_kwargs=True)
+    end: Callable[[], None] = hook.remove
+    return end

@@ -1,0 +1,404 @@
+"""A run's file -> its configuration; what cannot work is refused before torch is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omni_grpo_core.core.sample import load_samples
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.machine import device_memory
+from omni_grpo_core.io.strict import merge, read_mapping
+from omni_grpo_core.pipeline.settings import Settings, load_settings
+from omni_grpo_core.rewards.call import RewardFunction
+from omni_grpo_core.rewards.format import Format
+from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
+from omni_grpo_core.training.config import LoraConfig, TrainConfig, as_values
+from omni_grpo_core.training.headers import read_header
+from omni_grpo_core.training.memory import check_memory, lora_target, thinker_shapes
+from omni_grpo_core.training.prompt_estimate import (
+    check_prompt_limit,
+    least_media_tokens,
+    token_shape,
+)
+from omni_grpo_core.types import Sample
+
+FOREIGN: Mapping[str, str] = {
+    "use_cache": "nothing to set: generation always has its cache and scoring never; with gradient "
+    "checkpointing, transformers 4.53 to 5.23 drops the cache and generates garbage",
+    "num_generations": "settings: group_size",
+    "max_prompt_length": "settings: max_prompt_length",
+    "max_completion_length": "settings: max_new_tokens",
+    "per_device_train_batch_size": "micro_batch_size, the completions of one scoring forward",
+    "gradient_accumulation_steps": "batch_size, the completions of one optimizer step: it is cut "
+    "into micro-batches without changing the loss",
+    "use_audio_in_video": "settings: audio_in_video",
+    "reward_funcs": "rewards",
+    "learning_rate": "optimizer: lr",
+}
+"""Keys of other trainers, and what is meant by them here."""
+
+
+TRACKERS: Mapping[str, str] = {
+    "aim": "aim",
+    "clearml": "clearml",
+    "comet_ml": "comet_ml",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+"""Accelerate's trackers, and the module that each needs."""
+
+
+MOST: Mapping[str, int] = {
+    "steps": 10**8,
+    "iterations": 1000,
+    "batch_size": 10**6,
+    "settings: group_size": 4096,
+    "settings: max_new_tokens": 10**9,
+    "guard: patience": 10**6,
+    "optimizer: warmup_steps": 10**9,
+    "lora: rank": 10**5,
+    "lora: alpha": 10**6,
+    "seed": 2**63 - 1,
+}
+"""Beyond these a number is a slip, and would come out as hours of work or no memory."""
+
+
+def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Read and check a run's YAML or JSON; paths in it start from its own folder.
+
+    ``settings`` go over the checkpoint's own ``omni_grpo.json``. Returns the configuration and
+    warnings. Raises ``ConfigError``, and what :func:`check_data` raises.
+    """
+    values = read_mapping(path)
+    for key in values:
+        if key in FOREIGN:
+            raise ConfigError(str(path), got=f"key {key!r}", want=FOREIGN[key], fix="use that")
+    here = path.absolute().parent
+    places = ("checkpoint", "data", "out", "processor", "root", "eval_data")
+    for key in places:
+        _check_place(key, values.get(key))
+    placed = {
+        key: str(here / value) if key in places and isinstance(value, str) and value else value
+        for key, value in values.items()
+    }
+    judge = placed.get("judge")
+    if isinstance(judge, Mapping) and isinstance(judge.get("cache"), str) and judge["cache"]:
+        placed["judge"] = {**judge, "cache": str(here / judge["cache"])}
+    own = Settings()
+    if isinstance(placed.get("checkpoint"), str):
+        own = load_settings(Path(str(placed["checkpoint"])))
+    config: TrainConfig = merge(replace(TrainConfig(), settings=own), placed, str(path))
+    check_launcher(os.environ)
+    world = world_size(os.environ)
+    warnings = check_config(config, world=world)
+    check_data(config, world=world)
+    return config, warnings
+
+
+def check_launcher(environment: Mapping[str, str]) -> None:
+    """What ``accelerate launch`` was told, by the variables that it sets.
+
+    Raises ``ConfigError`` for DeepSpeed, whose engine clips and updates the weights within the
+    backward pass, before the guard has seen loss and gradient; and for FSDP of version 1, under
+    which nobody can sample from a wrapped model.
+    """
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise _bad("accelerate configuration", "DeepSpeed", "distributed_type FSDP or MULTI_GPU",
+                   "its engine updates the weights before the guard has seen the step; FSDP of "
+                   "version 2 shares weights, moments and gradients as ZeRO 3 does")  # fmt: skip
+    sharded = environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded and environment.get("FSDP_VERSION", "1") != "2":
+        raise _bad("accelerate configuration", "FSDP version 1", "fsdp_version: 2",
+                   "under version 1 nobody can sample from a wrapped model")  # fmt: skip
+
+
+def world_size(environment: Mapping[str, str]) -> int:
+    """How many processes a launcher started. Raises ``ConfigError`` for variables that no launcher
+    sets: libraries would wait for processes that do not exist."""
+    world, rank = environment.get("WORLD_SIZE", "1"), environment.get("RANK", "0")
+    if not (world.isdecimal() and rank.isdecimal() and int(rank) < int(world)):
+        raise _bad(
+            "environment", f"WORLD_SIZE {world!r} and RANK {rank!r}",
+            "those of `accelerate launch`", "unset them, or start the run by it",
+        )  # fmt: skip
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    if int(world) > 1 and lacking:
+        raise _bad("environment", f"WORLD_SIZE {world} without {', '.join(lacking)}",
+                   "those of `accelerate launch`", "unset it, or start the run by it")  # fmt: skip
+    return int(world)
+
+
+def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
+    """What can be known without loading anything: returns warnings, raises ``ConfigError``."""
+    _check_finite(as_values(config))
+    _check_places(config)
+    if not config.rewards:
+        raise _bad("rewards", "none", "at least one, such as 'accuracy: {}'", "name them")
+    _check_rewards(config)
+    group = config.settings.group_size
+    if not 2 <= group <= MOST["settings: group_size"]:
+        raise _bad("settings: group_size", str(group),
+                   f"2 or more, at most {MOST['settings: group_size']}",
+                   "an advantage compares the answers of one group")  # fmt: skip
+    if config.batch_size < group or config.batch_size % group:
+        raise _bad("batch_size", str(config.batch_size), f"a multiple of group_size {group}",
+                   f"try {max(1, round(config.batch_size / group)) * group}")  # fmt: skip
+    if config.prompts % world:
+        raise _bad(
+            "batch_size",
+            f"{config.prompts} groups on {world} processes",
+            "as many groups on each",
+            f"try {world * group * -(-config.prompts // world)}",
+        )
+    micro = config.micro_batch_size
+    if micro < 1 or (micro % group and group % micro):
+        raise _bad("micro_batch_size", str(micro), f"a divisor or a multiple of group_size {group}",
+                   f"try {group}")  # fmt: skip
+    temperature = config.settings.temperature
+    if not 0.01 <= temperature <= 100:
+        raise _bad("settings: temperature", f"{temperature:g}", "above 0: 0.01 to 100",
+                   "greedy answers of a group are all the same, hotter ones are noise")  # fmt: skip
+    _check_numbers(config)
+    _check_trained(config)
+    _check_trackers(config)
+    warnings = []
+    if group == 2 and config.scale == "group":
+        warnings.append(
+            "group_size 2 with scale 'group': every advantage is +1, -1 or 0, however much the two "
+            "rewards differ; take a larger group, or scale 'none'"
+        )
+    return tuple(warnings)
+
+
+def check_data(config: TrainConfig, *, world: int = 1) -> None:
+    """What the rows, the headers of their files and the device's memory say against a run.
+
+    Raises ``DataError`` for a row that cannot be used, ``ConversationError`` for one that
+    contradicts the audio-in-video setting, ``ConfigError`` for fewer samples than groups, a row
+    from which nothing learns, a prompt limit below the media tokens and a run that needs more
+    memory than there is.
+    """
+    root = Path(config.root) if config.root else None
+    samples = load_samples(config.data, root=root)
+    require_enough(config, samples)
+    _check_reached(config, samples)
+    read = [*samples, *(load_samples(config.eval_data, root=root) if config.eval_data else ())]
+    tokens = least_media_tokens(read, config.settings, token_shape(Path(config.checkpoint)))
+    check_prompt_limit(read, tokens, config.settings.max_prompt_length)
+    check_memory(
+        config,
+        max(tokens, default=0),
+        world=world,
+        memory=device_memory(config.device),
+        host=device_memory("cpu"),
+    )
+
+
+def require_enough(config: TrainConfig, samples: Sequence[Sample]) -> None:
+    """A step never holds a sample twice. Raises ``ConfigError`` for more groups than samples."""
+    if len(samples) < config.prompts:
+        raise _bad(
+            "batch_size",
+            f"{config.prompts} groups of {len(samples)} samples",
+            "no more groups in a step than there are samples",
+            "lower batch_size or raise settings: group_size",
+        )
+
+
+def _check_places(config: TrainConfig) -> None:
+    for key in ("checkpoint", "data", "out"):
+        if not getattr(config, key):
+            raise _bad(key, "nothing", "a path", f"add '{key}: …'")
+    if not (Path(config.checkpoint) / "config.json").is_file():
+        raise _bad("checkpoint", config.checkpoint, "a folder with a config.json", "correct it")
+    for key in ("data", "eval_data", "root", "processor"):
+        path = getattr(config, key)
+        if path and not Path(path).exists():
+            raise _bad(key, f"{path}, which is not there", "an existing path", "correct it")
+    out = Path(config.out)
+    _check_apart(Path(config.checkpoint), out)
+    above = next(folder for folder in (out, *out.parents) if os.path.lexists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise _bad("out", config.out, "a folder that can be written to", f"see {above}")
+
+
+def _check_place(key: str, value: object) -> None:
+    """Of a path as it was written."""
+    if isinstance(value, str) and "://" in value:
+        raise _bad(key, f"the URL {value}", "a path on this machine",
+                   "nothing is read from or written to the network: mount or copy it")  # fmt: skip
+    if isinstance(value, str) and not value.isprintable():
+        raise _bad(key, repr(value), "a path of printable characters", "correct it")
+
+
+def _check_apart(checkpoint: Path, out: Path) -> None:
+    """A run must not write into the checkpoint it reads, nor over it."""
+    source, target = (Path(os.path.realpath(path)) for path in (checkpoint, out))
+    if target.is_relative_to(source):
+        raise _bad("out", str(out), "a folder outside of the checkpoint", "choose another")
+    if any(source.is_relative_to(target / part) for part in ("model", "state", "trace", "stopped")):
+        raise _bad("out", f"{out}, under which the checkpoint lies", "a folder of its own",
+                   "choose another: the run would write over what it started from")  # fmt: skip
+
+
+def _check_finite(values: Mapping[str, Any], above: str = "") -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _check_finite(value, f"{above}{key}: ")
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise _bad(f"{above}{key}", str(value), "a finite number", "correct it")
+
+
+def _check_rewards(config: TrainConfig) -> None:
+    def load(name: str) -> RewardFunction:
+        if config.judge is None or name not in BY_JUDGE:
+            return load_reward(name)
+        # the client of an endpoint takes its time to import, and a cache is a file
+        return Format(name=name)
+
+    composition = config.composition(load)
+    for component in composition.components:
+        _check_signature(component.name, component.function)
+    if config.judge is not None and not set(BY_JUDGE) & set(config.rewards):
+        raise _bad("judge", "one that no reward asks", f"rewards: {' or '.join(BY_JUDGE)}",
+                   "name them, or leave the judge out")  # fmt: skip
+
+
+def _check_signature(name: str, function: RewardFunction) -> None:
+    """Called as a step calls it, without calling it."""
+    columns = dict.fromkeys(("problem_type", "options", "solution", "sample_id"), ())
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # some callables written in C have none
+    try:
+        signature.bind(prompts=(), completions=(), **columns)
+    except TypeError as error:
+        raise _bad(f"reward {name!r}", f"a function that cannot be called: {error}",
+                   "one that takes prompts, completions and further columns by name",
+                   "let it take **columns") from None  # fmt: skip
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    plan = config.optimizer
+    limits: tuple[tuple[str, float, bool, str], ...] = (
+        ("steps", config.steps, config.steps >= 1, "1 or more"),
+        ("iterations", config.iterations, config.iterations >= 1, "1 or more"),
+        ("save_every", config.save_every, config.save_every >= 0, "0 or more"),
+        ("eval_every", config.eval_every, config.eval_every >= 0, "0 or more"),
+        ("keep", config.keep, config.keep >= 1, "1 or more"),
+        ("seed", config.seed, config.seed >= 0, "0 or more"),
+        ("optimizer: lr", plan.lr, 0 < plan.lr < 1, "between 0 and 1"),
+        ("optimizer: weight_decay", plan.weight_decay,
+         0 <= plan.lr * plan.weight_decay < 1, "0 or more, below 1/lr"),
+        ("optimizer: max_grad_norm", plan.max_grad_norm, plan.max_grad_norm > 0, "above 0"),
+        ("optimizer: final", plan.final, 0 <= plan.final <= 1, "0 to 1"),
+        ("optimizer: warmup_steps", plan.warmup_steps, plan.warmup_steps >= 0, "0 or more"),
+        ("guard: patience", config.guard.patience, config.guard.patience >= 1, "1 or more"),
+        ("guard: garbage", config.guard.garbage, 0 < config.guard.garbage <= 1, "0 to 1, above 0"),
+        ("guard: drift", config.drift_limit, config.drift_limit > 0, "above 0"),
+        ("seed", config.seed, abs(config.seed) < 1 << 63, "a whole number of 64 bits"),
+    )  # fmt: skip
+    for item, got, ok, want in limits:
+        if not ok:
+            raise _bad(item, f"{got:g}", want, "correct it")
+    values = as_values(config)
+    for item, most in MOST.items():
+        *parts, key = item.split(": ")
+        section = values[parts[0]] if parts else values
+        if section is not None and abs(section[key]) > most:
+            raise _bad(item, str(section[key])[:60], f"at most {most}", "correct it")
+    limit = config.settings.max_prompt_length
+    if limit is not None and limit < 1:
+        raise _bad("settings: max_prompt_length", str(limit), "1 or more, or none", "correct it")
+    if len(plan.betas) != 2 or not all(0 <= beta < 1 for beta in plan.betas):
+        raise _bad("optimizer: betas", str(list(plan.betas)), "two, each from 0 to 1", "correct it")
+    if config.eval_every and not config.eval_data:
+        raise _bad("eval_every", f"{config.eval_every} without eval_data", "rows to measure on",
+                   "name them, or leave eval_every out")  # fmt: skip
+    if config.loss.loss_type == "dr_grpo" and (
+        config.loss.max_completion_length != config.settings.max_new_tokens
+    ):
+        raise _bad(
+            "loss: max_completion_length",
+            str(config.loss.max_completion_length),
+            f"settings: max_new_tokens, {config.settings.max_new_tokens}",
+            "dr_grpo divides by the cap of a completion",
+        )
+
+
+def _check_trackers(config: TrainConfig) -> None:
+    for name in config.trackers:
+        if name not in TRACKERS:
+            raise _bad("trackers", repr(name), ", ".join(TRACKERS), "correct it")
+        if importlib.util.find_spec(TRACKERS[name]) is None:
+            # Accelerate would leave it out without a word
+            raise _bad("trackers", f"{name!r}, which is not installed", "one that is",
+                       "install it, or leave it out: log.jsonl is always written")  # fmt: skip
+
+
+def _check_trained(config: TrainConfig) -> None:
+    if set(config.freeze) >= {"image", "video", "audio", "text"}:
+        raise _bad("freeze", "everything", "something left to train", "leave one out")
+    if ("image" in config.freeze) != ("video" in config.freeze):
+        raise _bad("freeze", ", ".join(config.freeze), "image and video, or neither",
+                   "one tower sees both")  # fmt: skip
+    if config.lora is not None and config.freeze:
+        raise _bad("freeze", f"{', '.join(config.freeze)} with lora", "one of the two",
+                   "with lora everything but the adapter is frozen")  # fmt: skip
+    if config.lora is not None:
+        _check_lora(config.lora, thinker_shapes(Path(config.checkpoint)))
+
+
+def _check_reached(config: TrainConfig, samples: Sequence[Sample]) -> None:
+    """A step of rows that go through frozen towers alone has no gradient."""
+    idle = [sample for sample in samples if _is_idle(sample, config)]
+    if idle:
+        raise _bad("freeze", f"{', '.join(config.freeze)}, so that nothing learns from {len(idle)} "
+                   f"of {len(samples)} rows, such as {idle[0].origin}",
+                   "every row to go through something that learns",
+                   "freeze less, or leave these rows out")  # fmt: skip
+
+
+def _is_idle(sample: Sample, config: TrainConfig) -> bool:
+    if not {"text", *(ref.modality for ref in sample.media)} <= set(config.freeze):
+        return False
+    if "audio" in config.freeze or config.settings.audio_in_video == "off":
+        return True
+    # a video that is not looked at may still be heard; a silent one of another format than mp4 is
+    # found at its step
+    headers = [read_header(ref.path) for ref in sample.media if ref.modality == "video"]
+    return all(header is not None and not header.audio_seconds for header in headers)
+
+
+def _check_lora(lora: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if lora.rank < 1 or lora.alpha < 1 or not lora.target_modules:
+        raise _bad(
+            "lora", f"rank {lora.rank}, alpha {lora.alpha}, {len(lora.target_modules)} targets",
+            "rank and alpha 1 or more, and targets", "correct it",
+        )  # fmt: skip
+    matched = [min(shape) for name, shape in shapes.items() if lora_target(lora, name)]
+    if shapes and not matched:
+        raise _bad(
+            "lora: target_modules", ", ".join(lora.target_modules),
+            "names of linear layers of the text model, such as q_proj", "correct them",
+        )  # fmt: skip
+    if matched and lora.rank > max(matched):
+        raise _bad("lora: rank", str(lora.rank), f"at most {max(matched)}, the size of a layer",
+                   "a larger one adds nothing")  # fmt: skip
+
+
+def _bad(item: str, got: str, want: str, fix: str) -> ConfigError:
+    return ConfigError(item, got=got, want=want, fix=fix)

@@ -1,0 +1,452 @@
+"""GRPO training on Accelerate: roll out, score, compare within groups, update; save, log, guard.
+
+Alone, under DDP or FSDP2 the loop is the same: what concerns all processes goes through
+:class:`~omni_grpo_core.training.distributed.AccelerateTeam`. Every random choice is a function of
+(seed, step, sample), so a resumed run needs no random state and is the run that was never cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.core.policy import load_policy
+from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.core.sample import load_samples
+from omni_grpo_core.errors import TrainError
+from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.losses.advantages import Advantages, group_advantages
+from omni_grpo_core.losses.exhausted import as_input_error, is_out_of_memory
+from omni_grpo_core.losses.metrics import Metrics, advantage_metrics, rollout_metrics
+from omni_grpo_core.pipeline.stages import Inputs, prepare
+from omni_grpo_core.rewards import health
+from omni_grpo_core.rewards.compose import Composed
+from omni_grpo_core.training import checkpointing
+from omni_grpo_core.training.bundle import save_bundle, step_trace
+from omni_grpo_core.training.config import TrainConfig, as_values, learning_rate
+from omni_grpo_core.training.distributed import AccelerateTeam, make_accelerator
+from omni_grpo_core.training.evaluation import Examiner
+from omni_grpo_core.training.guard import Finding, Guard, StepFacts, not_finite, watch_generation
+from omni_grpo_core.training.load_config import require_enough
+from omni_grpo_core.training.lora import merged_weights
+from omni_grpo_core.training.partial import Partial, PartialRewards
+from omni_grpo_core.training.preflight import preflight
+from omni_grpo_core.training.records import step_record
+from omni_grpo_core.training.sharding import gathered, settle
+from omni_grpo_core.training.step import MicroBatch, Scorer, StepPlan, Update, cut, optimize
+from omni_grpo_core.training.trainable import choose_learners
+from omni_grpo_core.types import Rollout, Sample
+
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """``finished``: every step was taken. ``stopped``: the guard ended it at ``step``, before the
+    update that it found something in; ``bundle`` is the folder with the trace of that step and the
+    report."""
+
+    status: Literal["finished", "stopped"]
+    step: int
+    findings: tuple[Finding, ...]
+    bundle: Path | None
+    model: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The one object that ``--json`` prints."""
+        return {
+            "status": self.status,
+            "step": self.step,
+            "findings": [asdict(finding) for finding in self.findings],
+            "bundle": self.bundle and str(self.bundle),
+            "model": self.model and str(self.model),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepView:
+    """What is told after each step: the log line, and this process's completions with rewards."""
+
+    record: Mapping[str, Any]
+    inputs: Inputs
+    rolled: Rollout
+    scored: Composed
+
+
+def train(
+    config: TrainConfig,
+    *,
+    trace_steps: int = 0,
+    on_step: Callable[[StepView], None] = lambda view: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> TrainResult:
+    """Train from the newest saved state under ``config.out``, or from the start.
+
+    ``config`` has passed :mod:`~omni_grpo_core.training.load_config`. ``trace_steps``: how many of
+    the first steps are recorded as traces under ``out/trace``. ``warn`` is told, on the main
+    process, what of an earlier run could not be used. SIGTERM and SIGKILL end it at once, and lose
+    the steps since the last saved state.
+
+    Raises ``OmniGrpoError`` for input that cannot be used and for a machine that is too small.
+    """
+    run = None
+    with ExitStack() as held:
+        try:
+            run = _Run(config, trace_steps, on_step, warn, held)
+            return run.run()
+        except (RuntimeError, MemoryError, OSError) as error:
+            parts = (run.policy.model, run.optimizer) if run else (None, None)
+            known = as_input_error(error, *parts)
+            if known is None:
+                raise
+            raise known from error
+
+
+class _Run:
+    def __init__(
+        self,
+        config: TrainConfig,
+        trace_steps: int,
+        on_step: Callable[[StepView], None],
+        warn: Callable[[str], None],
+        held: ExitStack,
+    ) -> None:
+        self.config, self.trace_steps, self.on_step = config, trace_steps, on_step
+        self.warn, self.held = warn, held
+        self.out = Path(config.out)
+        self.samples = load_samples(config.data, root=Path(config.root) if config.root else None)
+        require_enough(config, self.samples)
+        self.reward = config.composition()
+        spanned = {n: (e.span, e.weight) for n, e in config.rewards.items() if e.span is not None}
+        self.partial = PartialRewards(spanned, config.scale)
+        self.accelerator = make_accelerator(config)
+        self.team = AccelerateTeam(self.accelerator)
+        self.locked = self.opened = False
+        self.saved = self.team.agree(self._look_back, main_only=True)
+        self.policy = load_policy(
+            config.checkpoint, processor=config.processor, device=str(self.accelerator.device)
+        )
+        self.guard = Guard(
+            config.guard,
+            drift=config.drift_limit,
+            eos_ids=self.policy.eos_token_ids,
+            special_ids=self.policy.suppressed.nonzero().flatten().tolist(),
+        )
+        self.plan = StepPlan(
+            loss=config.loss,
+            correction=config.correction,
+            iterations=config.iterations,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+        self.optimizer: Any = None
+        self.seen: list[Finding] = []
+        self.examiner = Examiner(config)
+
+    # ----------------------------------------------------------------- the run
+
+    def run(self) -> TrainResult:
+        if self.saved is None and self.config.guard.preflight:
+            broken = self._preflight()
+            if broken is not None:
+                return broken
+        self._set_up()
+        start = self._resume()
+        end_watch = watch_generation(self.policy.model.model, self.seen.append)
+        try:
+            for step in range(start, self.config.steps):
+                stopped = self._step(step)
+                if stopped is not None:
+                    return stopped
+                self._save_if_due(step + 1)
+            self._open(start)
+        finally:
+            end_watch()
+            if self.config.trackers:
+                self.accelerator.end_training()
+        model = self.out / "model"
+        with gathered(self.scorer):
+            weights = merged_weights(self.policy.model)
+        self.team.agree(lambda: checkpointing.export(self.policy, model, weights), main_only=True)
+        return TrainResult("finished", self.config.steps, (), None, model)
+
+    def _set_up(self) -> None:
+        """Decide what learns, and hand model and optimizer to Accelerate."""
+        config = self.config
+        self.reference = choose_learners(self.policy, config, self.accelerator.autocast)
+        learning = [p for p in self.policy.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            learning,
+            lr=config.optimizer.lr,
+            betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
+            weight_decay=config.optimizer.weight_decay,
+            # the default on CUDA holds another copy of all weights within its step
+            fused=config.device == "cuda",
+        )
+        self.scorer, self.optimizer = self.accelerator.prepare(
+            Scorer(self.policy, config.settings.temperature), optimizer
+        )
+        settle(self.scorer)
+
+    def _look_back(self) -> checkpointing.Saved | None:
+        """On the main process. A folder that is not there yet is not made for a lock."""
+        if not self.out.exists():
+            return None
+        self._lock()
+        saved = checkpointing.newest(self.out, self.config)
+        for words in saved.passed if saved else ():
+            self.warn(f"{words}; going on from state {saved.folder.name if saved else ''}")
+        return saved
+
+    def _lock(self) -> None:
+        handle = None if self.locked else checkpointing.lock(self.out)
+        if handle is not None:
+            self.held.callback(os.close, handle)
+        self.locked = True
+
+    def _open(self, step: int) -> None:
+        """Before anything is written, of which ``step`` is the first: what input or machine refuse
+        until then leaves nothing behind."""
+        if self.opened:
+            return
+        self.team.agree(lambda: self._open_folder(step), main_only=True)
+        if self.config.trackers:
+            self.accelerator.init_trackers("tracker")
+        self.accelerator.wait_for_everyone()
+        self.opened = True
+
+    def _open_folder(self, step: int) -> None:
+        """On the main process."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        body = json.dumps(as_values(self.config), indent=1)
+        write_file(self.out / "config.json", f"{body}\n".encode())
+        if (unreadable := checkpointing.cut_log(self.out / LOG, step)) is not None:
+            self.warn(unreadable)
+
+    def _resume(self) -> int:
+        if self.saved is None:
+            return 0
+        try:
+            self.accelerator.load_state(str(self.saved.folder))
+        except Exception as error:  # whatever the libraries make of files that are not theirs
+            if is_out_of_memory(error):
+                raise
+            raise TrainError(
+                str(self.saved.folder),
+                got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                want="weights and optimizer of this model",
+                fix="use the checkpoint and the library versions that the run was started with",
+            ) from error
+        self.guard.remember(self.saved.guard)
+        return self.saved.step
+
+    def _save_if_due(self, step: int) -> None:
+        every = self.config.save_every
+        if step == self.config.steps or (every and step % every == 0):
+            checkpointing.save(
+                self.out,
+                self.config,
+                step,
+                self.guard.remembered,
+                write=lambda folder: self.accelerator.save_state(str(folder)),
+                team=self.team,
+            )
+
+    # ----------------------------------------------------------------- one step
+
+    def _step(self, step: int) -> TrainResult | None:
+        config, begin = self.config, time.perf_counter()
+        inputs = prepare(self.policy, self._own_samples(step), config.settings)
+        findings: list[Finding] = []
+        with self.accelerator.autocast(), gathered(self.scorer):
+            rolled = rollout(
+                self.policy,
+                inputs.batch,
+                group_size=config.settings.group_size,
+                max_new_tokens=config.settings.max_new_tokens,
+                temperature=config.settings.temperature,
+                seed=seed_of(config.seed, step),
+            )
+        scored = self._score(inputs, rolled)
+        rewards = self._gather_rewards(rolled, scored)
+        advantages = group_advantages(rewards.totals, rewards.group_ids, config.scale)
+        partial = self.partial.advantages(
+            self.policy.processor.tokenizer, rolled.completions, rewards, self._own(rolled)
+        )
+        window = self._window(inputs, rolled, advantages, partial)
+        everyone = tuple(self.team.gather(rolled.completions))
+
+        def may_step(update: Update) -> bool:
+            numbers = update.loss, update.grad_norm, update.broken
+            if "drift" in update.metrics.means:  # the first one on this rollout
+                drift = update.metrics.peaks.get("drift_max")
+                facts = StepFacts(step, everyone, rewards, drift, *numbers)
+                findings.extend((*self._seen(), *self.guard.look(facts)))
+            else:
+                findings.extend(not_finite(*numbers))
+            return not findings
+
+        rate = 0.0
+
+        def set_rate(iteration: int) -> None:
+            nonlocal rate
+            at = step * config.iterations + iteration
+            rate = learning_rate(config.optimizer, at, config.steps * config.iterations)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+        updates = optimize(
+            self.plan,
+            self.team,
+            self.scorer,
+            self.policy.model,
+            self.optimizer,
+            window,
+            reference=self._reference if self.reference else None,
+            may_step=may_step,
+            set_rate=set_rate,
+        )
+        if not updates:
+            # nothing was in the loss of any process, but the rewards have to be looked at
+            looked = self.guard.look(StepFacts(step, everyone, rewards))
+            findings.extend((*self._seen(), *looked))
+        lengths = Metrics.sum(self.team.gather([rollout_metrics(rolled.completions)]))
+        record = step_record(step, rewards, lengths + advantage_metrics(advantages), updates)
+        record |= {"lr": rate, "seconds": time.perf_counter() - begin}
+        measured: Mapping[str, float] = {}
+        if not findings:
+            with self.accelerator.autocast(), gathered(self.scorer):
+                measured = self.examiner.measure(self.policy, step)
+        self._open(step)
+        if step < self.trace_steps or findings:
+            folder = self.out / ("stopped" if findings else "trace") / f"step-{step:06d}"
+            if self.accelerator.is_main_process:
+                trace = step_trace(
+                    self.policy, config, inputs, rolled, scored, advantages, partial.own, record
+                )
+                save_bundle(folder, trace, step, findings)
+        if findings:
+            self.accelerator.wait_for_everyone()
+            return TrainResult("stopped", step, tuple(findings), folder, None)
+        record |= measured
+        self._log(step, record)
+        self.on_step(StepView(record, inputs, rolled, scored))
+        return None
+
+    def _reference(self, micro: MicroBatch) -> Tensor:
+        assert self.reference
+        with gathered(self.scorer):
+            return self.reference(micro)
+
+    def _seen(self) -> tuple[Finding, ...]:
+        """What any process saw a forward do, once; every process has to stop alike."""
+        return tuple(dict.fromkeys(self.team.gather(self.seen)))
+
+    def _own_samples(self, step: int) -> tuple[Sample, ...]:
+        """This process's share of the step's samples; a step never holds a sample twice."""
+        epoch, at = divmod(step, len(self.samples) // (prompts := self.config.prompts))
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, epoch, "order"))
+        order = torch.randperm(len(self.samples), generator=generator).tolist()
+        own = prompts // self.team.world
+        first = at * prompts + own * self.accelerator.process_index
+        return tuple(self.samples[index] for index in order[first : first + own])
+
+    def _preflight(self) -> TrainResult | None:
+        """A result where the first samples show that the pipeline is broken: nothing is sampled
+        from it. In float32, before weights are rounded or taken apart."""
+        found: tuple[Finding, ...] = ()
+        if self.accelerator.is_main_process:
+            found, trace = preflight(self.policy, self._own_samples(0), self.config.settings)
+        findings = tuple(self.team.gather(found))
+        if not findings:
+            return None
+        folder = self.out / "stopped" / "step-000000"
+        if self.accelerator.is_main_process:
+            save_bundle(folder, trace, 0, findings)
+        self.accelerator.wait_for_everyone()
+        return TrainResult("stopped", 0, findings, folder, None)
+
+    def _score(self, inputs: Inputs, rolled: Rollout) -> Composed:
+        owner = dict(
+            zip((s.sample_id for s in inputs.samples),
+                zip(inputs.samples, inputs.prompts, strict=True), strict=True)
+        )  # fmt: skip
+        owners = [owner[completion.group_id] for completion in rolled.completions]
+        return self.reward.report(
+            [prompt.text for _, prompt in owners],
+            [completion.text for completion in rolled.completions],
+            problem_type=[sample.problem_type for sample, _ in owners],
+            options=[list(sample.options) for sample, _ in owners],
+            solution=[sample.solution for sample, _ in owners],
+            sample_id=[sample.sample_id for sample, _ in owners],
+        )
+
+    def _gather_rewards(self, rolled: Rollout, scored: Composed) -> health.Step:
+        """All processes' rewards in one order: a group's statistics are nobody's own."""
+        own = [
+            (
+                completion.group_id,
+                completion.finish_reason == "length",
+                scored.total[at].value,
+                {name: scores[at].value for name, scores in scored.scores.items()},
+            )
+            for at, completion in enumerate(rolled.completions)
+        ]
+        rows = self.team.gather(own)
+        return health.Step(
+            scores={name: [row[3][name] for row in rows] for name in scored.scores},
+            totals=[row[2] for row in rows],
+            group_ids=[row[0] for row in rows],
+            capped=[row[1] for row in rows],
+        )
+
+    def _own(self, rolled: Rollout) -> slice:
+        """Where this process's completions stand among all processes'."""
+        count, index = len(rolled.completions), self.accelerator.process_index
+        return slice(count * index, count * (index + 1))
+
+    def _window(
+        self, inputs: Inputs, rolled: Rollout, advantages: Advantages, partial: Partial
+    ) -> tuple[MicroBatch, ...]:
+        own = self._own(rolled)
+        if self.config.drop_zero_variance:
+            kept = advantages.informative | partial.informative
+        else:
+            kept = advantages.usable | partial.usable
+        return cut(
+            self.policy,
+            inputs.batch,
+            rolled,
+            advantages.values[own],
+            kept[own],
+            self.config.micro_batch_size,
+            partial.own,
+        )
+
+    def _log(self, step: int, record: Mapping[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            checkpointing.append_log(self.out / LOG, record)
+        if self.config.trackers:
+            numbers = {name: value for name, value in record.items() if value is not None}
+            self.accelerator.log(numbers, step=step)
+
+
+def seed_of(seed: int, step: int, use: str = "rollout") -> int:
+    """A seed of its own for each use of each step.
+
+    >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
+    (True, False)
+    """
+    digest = hashlib.sha256(f"{seed}:{step}:{use}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,180 @@
+"""How many media tokens a sample's prompt has at the least, by file headers and settings alone.
+
+A lower bound: what is refused by it could not have run. Files whose headers are not read
+(:mod:`~omni_grpo_core.training.headers`) count nothing, and lengths count less than headers say by
+what the media stage lets a header be wrong by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omni_grpo_core.core.checkpoint_files import check_config, read_object, thinker_of
+from omni_grpo_core.core.conversation import build_conversation
+from omni_grpo_core.core.family import family_of
+from omni_grpo_core.core.media_config import FRAMES_PER_TOKEN, MediaConfig
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.training.headers import Header, image_size, read_header
+from omni_grpo_core.types import MediaPart, MediaRef, Sample
+
+TRUSTED = 0.95
+"""Share of a header's length that is counted on, of a short one less: the media stage takes a file
+that lacks a twentieth, or a tenth of a second, for whole."""
+
+# qwen-omni-utils' own limits, in tokens a frame; a test holds them to the library
+VIDEO_TOKENS = (128, 768)
+IMAGE_TOKENS = (4, 16_384)
+CLIP_TOKENS = 128_000 * 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class TokenShape:
+    """``side``: pixels a side of what one token shows. ``audio_tokens``: mel frames (10 ms) ->
+    tokens."""
+
+    side: int
+    audio_tokens: Callable[[int], int]
+
+
+def token_shape(checkpoint: Path) -> TokenShape:
+    """From the checkpoint's ``config.json``. Raises ``CheckpointError`` for another family or a
+    file that is none."""
+    vision = read_config(checkpoint).get("vision_config", {})
+    side = int(vision.get("patch_size", 14)) * int(vision.get("spatial_merge_size", 2))
+    model_type = read_object(checkpoint / "config.json").get("model_type")
+    family = family_of(str(model_type), str(checkpoint))
+    return TokenShape(side, family.audio_tokens)
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """The thinker's part of the checkpoint's ``config.json``, its numbers looked over. Raises
+    ``CheckpointError`` where it is none."""
+    config = read_object(checkpoint / "config.json")
+    check_config(config, checkpoint)
+    return thinker_of(config, checkpoint)
+
+
+def least_media_tokens(
+    samples: Sequence[Sample], settings: Settings, shape: TokenShape
+) -> tuple[int, ...]:
+    """Media tokens of each sample's prompt, at the least.
+
+    Raises ``ConversationError`` for a sample that contradicts the audio-in-video setting.
+    """
+    paths = {ref.path for s in samples for ref in s.media if ref.modality != "image"}
+    headers = {path: read_header(path) or Header() for path in sorted(paths)}
+    tracks = {path: header.audio_seconds > 0 for path, header in headers.items()}
+    totals = []
+    for sample in samples:
+        told = build_conversation(sample, audio_in_video=settings.audio_in_video, tracks=tracks)
+        interleaved = told.audio_in_video == "interleaved"
+        totals.append(
+            sum(_tokens(part, headers, interleaved, settings.media, shape) for part in told.media)
+        )
+    return tuple(totals)
+
+
+def check_prompt_limit(samples: Sequence[Sample], tokens: Sequence[int], limit: int | None) -> None:
+    """Raises ``ConfigError`` where ``limit`` is below the media tokens of a sample."""
+    over = [n for n in tokens if limit is not None and n > limit]
+    if over:
+        worst = tokens.index(max(over))
+        raise ConfigError(
+            "settings: max_prompt_length",
+            got=f"{limit}, and {len(over)} of {len(samples)} samples have more media tokens: "
+            f"{samples[worst].sample_id} has {tokens[worst]} or more",
+            want="a limit above the media tokens and the text: nothing is cut to fit",
+            fix="raise it, or lower settings: media: fps, max_frames or max_pixels",
+        )
+
+
+def resized_tokens(height: int, width: int, side: int, least: float, most: float) -> int:
+    """Tokens of a picture after resizing to between ``least`` and ``most`` pixels, sides multiples
+    of ``side``, as qwen-vl-utils' ``smart_resize`` has it.
+
+    >>> resized_tokens(280, 560, 28, 0, 1e9), resized_tokens(280, 560, 28, 0, 28 * 28 * 50)
+    (200, 50)
+    """
+    rows, columns = (max(1, round(length / side)) for length in (height, width))
+    if rows * columns * side * side > most:
+        shrink = math.sqrt(height * width / most)
+        rows, columns = (math.floor(length / shrink / side) for length in (height, width))
+    elif rows * columns * side * side < least:
+        grow = math.sqrt(least / (height * width))
+        rows, columns = (math.ceil(length * grow / side) for length in (height, width))
+    return rows * columns
+
+
+def _tokens(
+    part: MediaPart,
+    headers: Mapping[str, Header],
+    interleaved: bool,
+    media: MediaConfig,
+    shape: TokenShape,
+) -> int:
+    ref = part.ref
+    if ref.modality == "image":
+        return _image_tokens(ref.path, media, shape.side)
+    header = headers[ref.path]
+    sound = _audio_tokens(_stretch(ref, header.audio_seconds), shape)
+    if ref.modality == "audio":
+        return sound
+    return _video_tokens(ref, header, media, shape.side) + (sound if interleaved else 0)
+
+
+def _stretch(ref: MediaRef, seconds: float) -> float:
+    """How much is asked for of a track of so many seconds."""
+    return max(0.0, min(seconds if ref.end is None else ref.end, seconds) - (ref.start or 0.0))
+
+
+def _trusted(seconds: float) -> float:
+    return max(0.0, min(TRUSTED * seconds, seconds - 0.1))
+
+
+def _audio_tokens(seconds: float, shape: TokenShape) -> int:
+    frames = int(100 * _trusted(seconds))
+    return max(0, shape.audio_tokens(frames)) if frames else 0
+
+
+def _video_tokens(ref: MediaRef, header: Header, media: MediaConfig, side: int) -> int:
+    seconds, present = header.video_seconds, float(header.frames)
+    if ref.start is not None or ref.end is not None:
+        # at the worst, frames that last longest, and one of them begins just before the stretch
+        present = header.rate * _stretch(ref, seconds)
+        seconds = (present - 1) / header.rate if present > 1 else 0.0
+    if not seconds or present < 1:
+        return 0
+    lasting = _trusted(seconds)
+    chosen = min(
+        max(lasting * media.fps, media.min_frames), media.max_frames, present * lasting / seconds
+    )
+    frames = max(FRAMES_PER_TOKEN, int(chosen) // FRAMES_PER_TOKEN * FRAMES_PER_TOKEN)
+    area = side * side
+    least, most = _limits(media.min_pixels, media.max_pixels, VIDEO_TOKENS, area)
+    shared = max(min(VIDEO_TOKENS[1], CLIP_TOKENS / frames * FRAMES_PER_TOKEN) * area, 1.05 * least)
+    each = resized_tokens(header.height, header.width, side, least, min(most, shared))
+    return frames // FRAMES_PER_TOKEN * each
+
+
+def _image_tokens(path: str, media: MediaConfig, side: int) -> int:
+    size = image_size(path)
+    if size is None:
+        return 0
+    area = side * side
+    least, most = _limits(media.image_min_pixels, media.image_max_pixels, IMAGE_TOKENS, area)
+    return resized_tokens(size[1], size[0], side, least, most)
+
+
+def _limits(
+    low: int | None, high: int | None, tokens: tuple[int, int], area: int
+) -> tuple[float, float]:
+    floor, ceiling = tokens[0] * area, tokens[1] * area
+    most = ceiling if high is None else high
+    # a ceiling below the default floor does away with the floor
+    least = floor if most >= floor else min(area, most)
+    return float(least if low is None else low), float(most)

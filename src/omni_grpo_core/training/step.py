@@ -1,0 +1,338 @@
+"""One optimizer step on a rollout: micro-batches, totals first, then backward and update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.dialect import switch_checkpointing
+from omni_grpo_core.core.forward import completion_logits
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.errors import ConfigError, TrainError
+from omni_grpo_core.losses.completions import stack_completions
+from omni_grpo_core.losses.config import LossConfig, RolloutCorrection
+from omni_grpo_core.losses.importance import rollout_weights
+from omni_grpo_core.losses.logprobs import ScoredTokens, completion_logprobs
+from omni_grpo_core.losses.metrics import Mean, Metrics, loss_metrics
+from omni_grpo_core.losses.policy_loss import policy_loss
+from omni_grpo_core.losses.shapes import NotFiniteError
+from omni_grpo_core.losses.spans import PartialAdvantage, token_advantages
+from omni_grpo_core.losses.totals import Totals
+from omni_grpo_core.training.sharding import touched
+from omni_grpo_core.types import Batch, Rollout
+
+T = TypeVar("T")
+
+
+class Team(Protocol):
+    """What one process asks of all processes of a run; each must ask the same in the same order."""
+
+    @property
+    def world(self) -> int: ...
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """The items of all processes, in rank order."""
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """Elementwise sum over all processes, int64."""
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Gradients of backward passes inside stay on this process, until one outside."""
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+        """Scale the gradients to ``max_norm`` at most; returns the norm they had."""
+
+
+class Scorer(nn.Module):
+    """Everything a gradient passes through, as one module: towers, text model, head, log-softmax.
+
+    Data-parallel wrappers synchronise what goes through *their* forward, so the scoring forward
+    has to be a module's.
+    """
+
+    def __init__(self, policy: Policy, temperature: float) -> None:
+        super().__init__()
+        self.model = policy.model
+        self._policy = policy
+        self._temperature = temperature
+
+    def forward(self, batch: Batch, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropy of completions, (N, C) each, G rows in a row for each of ``batch``.
+
+        ``ids``: int64, (N, C), right-padded; ``mask``: bool, (N, C).
+        """
+        device = self._policy.device
+        logits = completion_logits(self._policy, batch, ids, mask.to(torch.int64))
+        scored: ScoredTokens = completion_logprobs(
+            logits,
+            ids.to(device),
+            mask.to(device),
+            temperature=self._temperature,
+            suppressed=self._policy.suppressed,
+        )
+        return scored.logprobs + touched(self), scored.entropy
+
+
+@contextmanager
+def scoring(model: nn.Module, *, checkpointing: bool) -> Iterator[None]:
+    """Eval mode, so that nothing is dropped out that sampling had; with ``checkpointing`` only the
+    blocks that checkpoint are told that they train, which is what transformers asks them.
+
+    On leaving, checkpointing is off and the model in eval mode: no other forward can meet it.
+    """
+    model.eval()
+    if checkpointing:
+        switch_checkpointing(model, True)
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True
+    try:
+        yield
+    finally:
+        model.eval()
+        if checkpointing:
+            switch_checkpointing(model, False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """Completions that are scored together, as many for each row of ``batch``.
+
+    ``ids``, ``rollout_logprobs``: (N, C). ``mask``: bool, (N, C), tokens that were sampled.
+    ``in_loss``: bool, (N, C), those that count: all of a row or none. ``advantages``: (N,), or
+    (N, C) where partial rewards act on a part of the tokens.
+    """
+
+    batch: Batch
+    ids: Tensor
+    mask: Tensor
+    in_loss: Tensor
+    advantages: Tensor
+    rollout_logprobs: Tensor
+
+
+def cut(
+    policy: Policy,
+    batch: Batch,
+    rolled: Rollout,
+    advantages: Tensor,
+    kept: Tensor,
+    size: int,
+    partial: Sequence[PartialAdvantage] = (),
+) -> tuple[MicroBatch, ...]:
+    """A rollout as micro-batches of ``size`` completions, in order.
+
+    ``advantages``: (N,), ``kept``: bool, (N,): completions that count in the loss; others stay as
+    fully masked rows, so that every process has as many micro-batches. ``size`` divides the group
+    size or is a multiple of it. Raises ``TrainError`` otherwise. ``partial``: added to the
+    advantages on their spans.
+    """
+    group = rolled.group_size
+    if size % group and group % size:
+        raise TrainError(
+            "micro-batch size", got=str(size), want=f"a divisor or a multiple of {group}",
+            fix="a micro-batch holds equally many completions of each of its prompts",
+        )  # fmt: skip
+    parts = []
+    for start in range(0, len(rolled.completions), size):
+        stop = min(start + size, len(rolled.completions))
+        rows = batch.rows[start // group : -(-stop // group)]
+        stacked = stack_completions(
+            rolled.completions[start:stop],
+            pad_id=policy.pad_token_id,
+            eos_ids=policy.eos_token_ids,
+        )
+        own = advantages[start:stop]
+        if partial:
+            slices = [
+                PartialAdvantage(part.name, part.values[start:stop], part.spans[start:stop])
+                for part in partial
+            ]
+            own = token_advantages(own, stacked.mask, slices)
+        parts.append(
+            MicroBatch(
+                batch=collate(rows, policy.pad_token_id),
+                ids=stacked.ids,
+                mask=stacked.mask,
+                in_loss=stacked.mask & kept[start:stop, None],
+                advantages=own,
+                rollout_logprobs=stacked.logprobs,
+            )
+        )
+    return tuple(parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """What one optimizer step did. ``loss`` and ``metrics`` are those of all processes;
+    ``grad_norm`` is before clipping. ``stepped``: whether the weights changed. ``broken``: numbers
+    that no loss can be computed from; the loss is NaN then."""
+
+    loss: float
+    grad_norm: float
+    metrics: Metrics
+    stepped: bool
+    broken: tuple[str, ...] = ()
+
+    @property
+    def finite(self) -> bool:
+        """Of all processes: a sum or a norm is finite only where every part of it is."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How a window of micro-batches becomes gradients and updates."""
+
+    loss: LossConfig
+    correction: RolloutCorrection | None
+    iterations: int
+    max_grad_norm: float
+    gradient_checkpointing: bool
+
+
+def optimize(
+    plan: StepPlan,
+    team: Team,
+    scorer: nn.Module,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    window: Sequence[MicroBatch],
+    *,
+    reference: Callable[[MicroBatch], Tensor] | None = None,
+    may_step: Callable[[Update], bool] = lambda update: True,
+    set_rate: Callable[[int], None] = lambda iteration: None,
+) -> tuple[Update, ...]:
+    """``plan.iterations`` updates on one rollout.
+
+    ``scorer`` is the prepared (wrapped) :class:`Scorer`, ``model`` the thinker inside. ``may_step``
+    sees loss, gradient norm and metrics of every update before the weights change and may forbid
+    it, which ends the updates; one that is not finite is never made, whatever it says. ``set_rate``
+    is told the iteration before its update. A step in which no process has a token in the loss
+    gives no update at all.
+    """
+    totals = _step_totals(team, window)
+    if totals.tokens == 0:
+        return ()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    reference_logprobs = [None if reference is None else reference(micro) for micro in window]
+    old: list[Tensor] = []
+    updates = []
+    for iteration in range(plan.iterations):
+        own = _backward(plan, team, scorer, model, window, totals, old, reference_logprobs)
+        parts = team.gather([own])
+        norm = team.clip(parameters, plan.max_grad_norm)
+        update = Update(
+            loss=sum(part.loss for part in parts),
+            grad_norm=norm,
+            metrics=Metrics.sum(part.metrics for part in parts),
+            stepped=True,
+            broken=tuple(words for part in parts for words in part.broken),
+        )
+        if not (may_step(update) and update.finite):
+            optimizer.zero_grad()
+            updates.append(replace(update, stepped=False))
+            break
+        set_rate(iteration)
+        optimizer.step()
+        optimizer.zero_grad()
+        updates.append(update)
+    return tuple(updates)
+
+
+def _step_totals(team: Team, window: Sequence[MicroBatch]) -> Totals:
+    own = Totals.sum(Totals.of(micro.in_loss) for micro in window)
+    sequences, tokens = team.sum(torch.tensor([own.sequences, own.tokens])).tolist()
+    return Totals(sequences, tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Share:
+    """One process's part of an :class:`Update`."""
+
+    loss: float
+    metrics: Metrics
+    broken: tuple[str, ...]
+
+
+def _backward(
+    plan: StepPlan,
+    team: Team,
+    scorer: nn.Module,
+    model: nn.Module,
+    window: Sequence[MicroBatch],
+    totals: Totals,
+    old: list[Tensor],
+    reference: Sequence[Tensor | None],
+) -> _Share:
+    """Gradients of every micro-batch; fills ``old`` the first time. Raises ``ConfigError`` for rows
+    that go through frozen towers alone.
+
+    Where there is no loss its gradient is NaN instead of an error: the other processes wait for
+    this one's gradients, and the NaN is what stops them all.
+    """
+    first = not old
+    loss = 0.0
+    metrics = Metrics({}, {})
+    broken = []
+    for at, micro in enumerate(window):
+        last = at == len(window) - 1
+        with (
+            _nothing() if last else team.unsynced(scorer),
+            scoring(model, checkpointing=plan.gradient_checkpointing),
+        ):
+            logprobs, entropy = scorer(micro.batch, micro.ids, micro.mask)
+            device = logprobs.device
+            sampled = micro.rollout_logprobs.to(device)
+            mask, in_loss = micro.mask.to(device), micro.in_loss.to(device)
+            if first:
+                old.append(logprobs.detach())
+                metrics += _drift(logprobs, sampled, mask)
+            terms = {
+                "logprobs": logprobs,
+                "old_logprobs": old[at],
+                "advantages": micro.advantages.to(device),
+                "mask": in_loss,
+                "ref_logprobs": reference[at],
+            }
+            weights = None
+            try:
+                if plan.correction is not None:
+                    weights = rollout_weights(old[at], sampled, in_loss, plan.correction)
+                share = policy_loss(plan.loss, totals=totals, rollout_weights=weights, **terms)
+                metrics += loss_metrics(plan.loss, entropy=entropy, **terms)
+            except NotFiniteError as error:
+                broken.append(f"{error.item}: {error.got}")
+                share = logprobs.sum() * math.nan
+            if not share.requires_grad:
+                raise ConfigError(
+                    "freeze",
+                    got="a micro-batch from which nothing learns",
+                    want="every row to go through something that learns",
+                    fix="freeze less, or leave rows without that modality out",
+                )
+            # data-parallel wrappers average the gradients of their processes: undo it
+            team.backward(share * team.world)
+        loss += float(share.detach())
+    return _Share(loss, metrics, tuple(broken))
+
+
+def _drift(logprobs: Tensor, sampled: Tensor, mask: Tensor) -> Metrics:
+    """How far the trainer's logprobs are from those noted while sampling, before any update."""
+    gap = torch.where(mask, (logprobs.detach() - sampled).abs(), 0.0)
+    mean = Mean(float(gap.sum()), int(mask.sum()))
+    return Metrics({"drift": mean}, {"drift_max": float(gap.max())})
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,0 +1,82 @@
+"""Names that transformers changed, read alike in every version."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from omni_grpo_core.core.dialect import (
+    cache_among,
+    cache_keyword,
+    switch_checkpointing,
+    tokens_cached,
+)
+from omni_grpo_core.core.policy import Policy
+
+
+class Held:
+    """A cache of four tokens."""
+
+    def get_seq_length(self) -> int:
+        return 4
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_is_read_by_both_its_names(name: str) -> None:
+    held = Held()
+    assert cache_among({name: held}) is held
+    assert tokens_cached({name: held, "input_ids": None}) == 4
+    # handed over and empty-handed: the model saw nothing but what it was fed
+    assert tokens_cached({name: None}) == 0
+
+
+def test_a_cache_of_neither_name_is_not_known() -> None:
+    """A renamed keyword was read as a cache of no tokens, and every healthy run under 5.24 was
+    diagnosed as one that had lost its history."""
+    assert tokens_cached({"input_ids": None}) is None
+    assert tokens_cached({"cache_of_another_kind": Held()}) is None
+    # a legacy tuple of tensors says nothing of its length
+    assert tokens_cached({"past_key_values": ((torch.zeros(1), torch.zeros(1)),)}) is None
+
+
+def test_a_forward_is_told_by_the_name_it_has() -> None:
+    class Old:
+        def forward(self, past_key_values: Any = None) -> None: ...
+
+    class New:
+        def forward(self, cache: Any = None, **rest: Any) -> None: ...
+
+    assert (cache_keyword(Old()), cache_keyword(New())) == ("past_key_values", "cache")
+
+
+def test_the_library_s_cache_goes_around_without_a_warning(
+    policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Warnings are errors in this suite, but for transformers' own: here those count as well."""
+    model, ids = policy.text_model, torch.tensor([[5, 6]])
+    logger = logging.getLogger("transformers")  # what it logs goes no further up
+    logger.addHandler(caplog.handler)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        held = cache_among(model(input_ids=ids, use_cache=True))
+        name = cache_keyword(model)
+        again = model(input_ids=ids[:, :1], use_cache=True, **{name: held})
+        assert cache_among(model(input_ids=ids, use_cache=False)) is None
+    logger.removeHandler(caplog.handler)
+    assert cache_among(again) is held
+    assert tokens_cached({name: held}) == 3
+    assert not [record for record in caplog.records if "deprecated" in record.getMessage()]
+
+
+def test_checkpointing_is_switched_without_a_warning(policy: Policy) -> None:
+    blocks = [m for m in policy.text_model.modules() if hasattr(m, "gradient_checkpointing")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        switch_checkpointing(policy.model, True)
+        assert all(block.gradient_checkpointing for block in blocks)
+        switch_checkpointing(policy.model, False)
+    assert not any(block.gradient_checkpointing for block in blocks)

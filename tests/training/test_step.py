@@ -1,0 +1,242 @@
+"""On-policy and splitting invariants of the step, on the tiny model and a mixed, padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.errors import ConfigError, TrainError
+from omni_grpo_core.golden.steps import Alone
+from omni_grpo_core.losses.config import LossConfig, RolloutCorrection
+from omni_grpo_core.training.step import (
+    MicroBatch,
+    Scorer,
+    StepPlan,
+    Update,
+    cut,
+    optimize,
+    scoring,
+)
+from omni_grpo_core.types import Batch, Rollout
+
+GROUP = 2
+TEMPERATURE = 3.0  # the shipped policy is sure of itself: at 1 there is no gradient to compare
+PLAN = StepPlan(LossConfig(), None, iterations=1, max_grad_norm=1e9, gradient_checkpointing=False)
+ADVANTAGES = torch.tensor([1.0, -0.5, 0.25, -2.0, 1.5, 0.75, -1.0, 0.5] * 2, dtype=torch.float64)
+KEPT = torch.tensor([True] * 3 + [False] + [True] * 12)
+
+
+class Still(torch.optim.SGD):
+    """Keeps the gradients of its last step and changes nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        super().__init__([p for _, p in named], lr=0.0)
+        self.named = named
+        self.grads: dict[str, Tensor] = {}
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.grads = {n: p.grad.clone() for n, p in self.named if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def rolled(policy: Policy, mixed: Batch) -> Rollout:
+    return rollout(
+        policy, mixed, group_size=GROUP, max_new_tokens=10, temperature=TEMPERATURE, seed=3
+    )
+
+
+@pytest.fixture(autouse=True)
+def untouched(policy: Policy) -> Iterator[None]:
+    yield
+    policy.model.zero_grad()
+    policy.model.requires_grad_(True).eval()
+
+
+def gradient(
+    policy: Policy, window: Sequence[MicroBatch], plan: StepPlan = PLAN, **options: Any
+) -> tuple[Update, dict[str, Tensor]]:
+    optimizer = Still(policy.model)
+    scorer = Scorer(policy, TEMPERATURE)
+    (update,) = optimize(plan, Alone(), scorer, policy.model, optimizer, window, **options)
+    return update, optimizer.grads
+
+
+def whole(policy: Policy, mixed: Batch, rolled: Rollout, size: int = 16) -> tuple[MicroBatch, ...]:
+    return cut(policy, mixed, rolled, ADVANTAGES, KEPT, size)
+
+
+def assert_same(
+    found: tuple[Update, dict[str, Tensor]], want: tuple[Update, dict[str, Tensor]]
+) -> None:
+    # float32 sums in another order; a lost row or a wrong divisor is a sixteenth of the step and
+    # more
+    assert found[0].loss == pytest.approx(want[0].loss, abs=1e-5)
+    assert found[0].grad_norm == pytest.approx(want[0].grad_norm, rel=1e-4)
+    assert found[1].keys() == want[1].keys()
+    for name, grad in want[1].items():
+        torch.testing.assert_close(found[1][name], grad, atol=1e-4 * want[0].grad_norm, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
+def test_the_first_ratio_is_1_for_every_row(
+    policy: Policy, mixed: Batch, temperature: float
+) -> None:
+    rolled = rollout(
+        policy, mixed, group_size=GROUP, max_new_tokens=10, temperature=temperature, seed=1
+    )
+    (micro,) = whole(policy, mixed, rolled)
+    with torch.no_grad(), scoring(policy.model, checkpointing=False):
+        logprobs, _ = Scorer(policy, temperature)(micro.batch, micro.ids, micro.mask)
+    ratios = torch.exp(logprobs - micro.rollout_logprobs)[micro.mask]
+    assert len(ratios) > 16
+    assert (ratios - 1).abs().max() < 1e-5
+
+
+def test_scored_at_another_temperature_the_drift_tells(
+    policy: Policy, mixed: Batch, rolled: Rollout
+) -> None:
+    update, _ = gradient(policy, whole(policy, mixed, rolled))
+    assert update.metrics.peaks["drift_max"] < 1e-5
+    scorer = Scorer(policy, 1.0)
+    window = whole(policy, mixed, rolled)
+    (off,) = optimize(PLAN, Alone(), scorer, policy.model, Still(policy.model), window)
+    assert off.metrics.peaks["drift_max"] > 1e-3
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "gspo", "cispo"])
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_micro_batches_of_any_size_sum_to_the_step(
+    policy: Policy, mixed: Batch, rolled: Rollout, loss_type: Any, size: int
+) -> None:
+    plan = replace(PLAN, loss=LossConfig(loss_type=loss_type))
+    want = gradient(policy, whole(policy, mixed, rolled), plan)
+    assert want[0].grad_norm > 1e-3
+    assert_same(gradient(policy, whole(policy, mixed, rolled, size), plan), want)
+
+
+def test_the_order_of_the_rows_does_not_matter(
+    policy: Policy, mixed: Batch, rolled: Rollout
+) -> None:
+    order = [5, 0, 7, 2, 1, 6, 3, 4]
+    backwards = collate([mixed.rows[i] for i in order], policy.pad_token_id)
+    at = [2 * i + g for i in order for g in range(GROUP)]
+    moved = replace(rolled, completions=tuple(rolled.completions[i] for i in at))
+    window = cut(policy, backwards, moved, ADVANTAGES[at], KEPT[at], 16)
+    assert_same(gradient(policy, window), gradient(policy, whole(policy, mixed, rolled)))
+
+
+def test_padding_further_does_not_matter(policy: Policy, mixed: Batch, rolled: Rollout) -> None:
+    (micro,) = whole(policy, mixed, rolled)
+    wider = replace(
+        micro,
+        ids=nn.functional.pad(micro.ids, (0, 5), value=policy.pad_token_id),
+        mask=nn.functional.pad(micro.mask, (0, 5)),
+        in_loss=nn.functional.pad(micro.in_loss, (0, 5)),
+        rollout_logprobs=nn.functional.pad(micro.rollout_logprobs, (0, 5)),
+        batch=replace(
+            micro.batch,
+            input_ids=nn.functional.pad(micro.batch.input_ids, (7, 0), value=policy.pad_token_id),
+            attention_mask=nn.functional.pad(micro.batch.attention_mask, (7, 0)),
+        ),
+    )
+    assert_same(gradient(policy, [wider]), gradient(policy, [micro]))
+
+
+def test_a_row_that_is_not_kept_is_as_if_it_were_not_there(
+    policy: Policy, mixed: Batch, rolled: Rollout
+) -> None:
+    kept = torch.tensor([True] * 14 + [False] * 2)
+    window = cut(policy, mixed, rolled, ADVANTAGES, kept, 16)
+    fewer = collate(mixed.rows[:7], policy.pad_token_id)
+    short = replace(rolled, completions=rolled.completions[:14])
+    want = gradient(policy, cut(policy, fewer, short, ADVANTAGES[:14], kept[:14], 14))
+    assert_same(gradient(policy, window), want)
+
+
+def test_nothing_in_the_loss_is_no_update(policy: Policy, mixed: Batch, rolled: Rollout) -> None:
+    window = cut(policy, mixed, rolled, ADVANTAGES, torch.zeros(16, dtype=torch.bool), 8)
+    optimizer = Still(policy.model)
+    scorer = Scorer(policy, TEMPERATURE)
+    assert optimize(PLAN, Alone(), scorer, policy.model, optimizer, window) == ()
+    assert optimizer.grads == {}
+
+
+def test_checkpointing_changes_no_gradient_and_is_off_outside_of_scoring(
+    policy: Policy, mixed: Batch, rolled: Rollout
+) -> None:
+    want = gradient(policy, whole(policy, mixed, rolled))
+    seen = []
+    # inside a block: from 5.23 on hooks of the block itself stay outside of what is done again
+    hook = policy.text_model.layers[0].self_attn.register_forward_pre_hook(
+        lambda *_: seen.append(policy.model.is_gradient_checkpointing)
+    )
+    plan = replace(PLAN, gradient_checkpointing=True)
+    found = gradient(policy, whole(policy, mixed, rolled), plan)
+    hook.remove()
+    assert_same(found, want)
+    assert seen == [True, True], "once forward, once again for the backward pass"
+    assert not policy.model.is_gradient_checkpointing
+    assert not policy.model.training
+
+
+def test_later_iterations_keep_the_old_logprobs(
+    policy: Policy, mixed: Batch, rolled: Rollout
+) -> None:
+    weights = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.05)
+    plan = replace(PLAN, iterations=2, correction=RolloutCorrection())
+    rates: list[int] = []
+    first, second = optimize(
+        plan, Alone(), Scorer(policy, TEMPERATURE), policy.model, optimizer,
+        whole(policy, mixed, rolled, 4), set_rate=rates.append,
+    )  # fmt: skip
+    policy.model.load_state_dict(weights)
+    assert rates == [0, 1]
+    assert first.metrics.values()["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert second.metrics.peaks["ratio_max"] > 1.01, "the weights have moved since"
+    assert "drift" not in second.metrics.means
+
+
+def test_a_forbidden_update_changes_nothing(policy: Policy, mixed: Batch, rolled: Rollout) -> None:
+    before = policy.model.lm_head.weight.clone()
+    optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
+    (update,) = optimize(
+        replace(PLAN, iterations=3), Alone(), Scorer(policy, TEMPERATURE), policy.model, optimizer,
+        whole(policy, mixed, rolled), may_step=lambda update: False,
+    )  # fmt: skip
+    assert not update.stepped
+    assert torch.equal(policy.model.lm_head.weight, before)
+    assert policy.model.lm_head.weight.grad is None
+
+
+def test_micro_batches_hold_as_many_completions_of_each_prompt(
+    policy: Policy, mixed: Batch, rolled: Rollout
+) -> None:
+    with pytest.raises(TrainError, match="a divisor or a multiple of 2"):
+        whole(policy, mixed, rolled, 3)
+
+
+class Frozen(nn.Module):
+    """What a forward through frozen towers alone gives."""
+
+    def forward(self, batch: Batch, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(ids.shape), torch.zeros(ids.shape)
+
+
+def test_rows_from_which_nothing_learns_are_an_error_of_the_input(
+    policy: Policy, mixed: Batch, rolled: Rollout
+) -> None:
+    """Where it could not be seen before: a silent clip, with all frozen but the audio tower. It was
+    a RuntimeError of torch, and a fault of the program's own."""
+    window = whole(policy, mixed, rolled)
+    with pytest.raises(ConfigError, match="freeze: found a micro-batch from which nothing learns"):
+        optimize(PLAN, Alone(), Frozen(), policy.model, Still(policy.model), window)

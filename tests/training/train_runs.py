@@ -1,0 +1,81 @@
+"""Short training runs on the shipped checkpoint, for tests."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+
+from omni_grpo_core import tiny
+from omni_grpo_core.pipeline.settings import load_settings
+from omni_grpo_core.training.config import GuardConfig, OptimizerConfig, RewardEntry, TrainConfig
+
+
+def short(out: Path, **changes: Any) -> TrainConfig:
+    """Three steps of two groups of four, on a reward that any policy earns in part; hot, so that
+    the answers of a group differ."""
+    settings = replace(
+        load_settings(tiny.checkpoint_dir()), group_size=4, max_new_tokens=8, temperature=3.0
+    )
+    base = TrainConfig(
+        checkpoint=str(tiny.checkpoint_dir()),
+        data=str(tiny.data_file()),
+        out=str(out),
+        settings=settings,
+        rewards={"toy_rewards:early_letters": RewardEntry()},
+        steps=3,
+        batch_size=8,
+        micro_batch_size=4,
+        optimizer=OptimizerConfig(lr=1e-3),
+        save_every=1,
+        # a policy with a cap of 8 tokens always meets it
+        guard=GuardConfig(preflight=False, patience=99, garbage=1.0),
+        trackers=(),
+    )
+    return replace(base, **changes)
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    """The log, without what depends on the clock."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def moments(out: Path, step: int) -> Mapping[int, torch.Tensor]:
+    """AdamW's first moments after the first step: a tenth of its gradients."""
+    state = torch.load(out / "state" / f"{step:06d}" / "optimizer.bin", weights_only=True)
+    return {key: entry["exp_avg"] for key, entry in state["state"].items()}
+
+
+def join(rank: int, port: int) -> None:
+    """Be one of two ranks, in a forked process."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def both(target: Callable[..., None], *given: object) -> list[int | None]:
+    """Exit codes of two ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # forked: what takes a new process its time is importing torch and transformers
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=target, args=(rank, port, *given)) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return [rank.exitcode for rank in ranks]
