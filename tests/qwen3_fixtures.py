@@ -8,8 +8,8 @@ import pytest
 
 if TYPE_CHECKING:
     from omni_grpo_core.core.policy import Policy
+    from omni_grpo_core.pipeline.inputs import Inputs
     from omni_grpo_core.pipeline.settings import Settings
-    from omni_grpo_core.pipeline.stages import Inputs
     from omni_grpo_core.types import Batch, Sample
 
 
@@ -42,7 +42,7 @@ def qwen3_inputs(
     qwen3_policy: Policy, samples: tuple[Sample, ...], qwen3_settings: Settings
 ) -> Inputs:
     """Everything up to the batch of all shipped samples."""
-    from omni_grpo_core.pipeline.stages import prepare
+    from omni_grpo_core.pipeline.inputs import prepare
 
     return prepare(qwen3_policy, samples, qwen3_settings)
 

@@ -13,8 +13,8 @@ import pytest
 
 if TYPE_CHECKING:
     from omni_grpo_core.core.policy import Policy
+    from omni_grpo_core.pipeline.inputs import Inputs
     from omni_grpo_core.pipeline.settings import Settings
-    from omni_grpo_core.pipeline.stages import Inputs
     from omni_grpo_core.types import Batch, Sample
 
 
@@ -46,7 +46,7 @@ def samples() -> tuple[Sample, ...]:
 @pytest.fixture(scope="session")
 def inputs(policy: Policy, samples: tuple[Sample, ...], settings: Settings) -> Inputs:
     """Everything up to the batch of all shipped samples: every audio mode and modality mix."""
-    from omni_grpo_core.pipeline.stages import prepare
+    from omni_grpo_core.pipeline.inputs import prepare
 
     return prepare(policy, samples, settings)
 

@@ -15,7 +15,7 @@ from omni_grpo_core.core.conversation import build_conversation
 from omni_grpo_core.core.forward import positions, prefill
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import BatchError
-from omni_grpo_core.pipeline.stages import Inputs
+from omni_grpo_core.pipeline.inputs import Inputs
 from omni_grpo_core.types import Audio, Batch, Modality, Row, Sample, Span
 
 TOKENS: dict[Modality, int] = {"image": 7, "video": 8, "audio": 9}

@@ -28,8 +28,8 @@ from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.errors import BatchError
 from omni_grpo_core.pipeline.checks import scoring_drift
+from omni_grpo_core.pipeline.inputs import Inputs
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.pipeline.stages import Inputs
 from omni_grpo_core.types import Batch, DeepstackEmbeddings, Rollout, Row
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from omni_grpo_core.golden.generations import Sides, judge_generation, margins, scoring_differences
-from omni_grpo_core.golden.passes import Scored
+from omni_grpo_core.pipeline.stages import Scored
 from omni_grpo_core.trace.divergence import Lane
 from omni_grpo_core.types import Completion
 

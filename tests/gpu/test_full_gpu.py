@@ -45,7 +45,7 @@ def test_random_weights_of_full_shape_fail_the_gate_and_nothing_else(
     torch.cuda.reset_peak_memory_stats()
     result = check(random_full, [samples[0], samples[3], samples[16], samples[20]], settings)
     failed = [c for r in result.trace.stages for c in r.checks if not c.ok]
-    for completion in result.trace["completion"].value[0].completions:
+    for completion in result.values["completion"].completions:
         print(completion.finish_reason, completion.logprobs[:3], repr(completion.text[:200]))
     print(*failed, sep="\n")
     broken = {check.name for check in failed}

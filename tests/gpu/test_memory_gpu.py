@@ -14,8 +14,8 @@ from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.golden.steps import Alone
 from omni_grpo_core.losses.exhausted import held
+from omni_grpo_core.pipeline.inputs import prepare
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.pipeline.stages import prepare
 from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.training.lora import freeze
 from omni_grpo_core.training.memory import GIB, RUNTIME, estimate

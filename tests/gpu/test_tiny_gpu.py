@@ -14,8 +14,8 @@ from omni_grpo_core.core.policy import Policy, generating, load_policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.pipeline.check import CheckResult, check
 from omni_grpo_core.pipeline.checks import scoring_drift
+from omni_grpo_core.pipeline.inputs import Inputs, prepare
 from omni_grpo_core.pipeline.settings import Settings, load_settings
-from omni_grpo_core.pipeline.stages import Inputs, prepare
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import Parsed, Rollout, Sample

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omni_grpo_core.core.batch import collate, find_spans, placeholder_ids
 from omni_grpo_core.core.forward import positions, prefill
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.pipeline.stages import Inputs
+from omni_grpo_core.pipeline.inputs import Inputs
 from omni_grpo_core.types import Modality
 
 TOKENS: dict[Modality, int] = {"image": 7, "video": 8, "audio": 9}

@@ -14,8 +14,8 @@ from omni_grpo_core import attach
 from omni_grpo_core.core.media import load_media
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.pipeline.inputs import converse
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.pipeline.stages import converse
 from omni_grpo_core.trace.calls import (
     AdvantageSeen,
     ForwardCall,

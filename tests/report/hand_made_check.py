@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from omni_grpo_core.pipeline.check import CheckResult, Health, ModalityProof
+from omni_grpo_core.pipeline.stages import Values
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import (
+    STAGES,
     Audio,
     Batch,
     Check,
@@ -25,7 +27,6 @@ from omni_grpo_core.types import (
     Sample,
     Score,
     Span,
-    Stage,
     StageRecord,
     Trace,
     Video,
@@ -101,31 +102,34 @@ def result(
     positions[:, 1, 6:] = torch.arange(6)
     rolled = tuple(completion(n, text) for n, text in zip(names, greedy, strict=True))
     sampled = tuple(completion(n, f"sampled {n} {i}", i) for n in names for i in range(2))
-    values: dict[Stage, Any] = {
+    values: Values = {
         "sample": (sample(names[0], question, (MediaRef("video", "a.mp4"),)),
                    sample(names[1], "And then?")),
         "text": tuple(Prompt(n, f"<|im_start|>user {n}", {}) for n in names),
         "media": (clip_media(), Media(names[1], (), (), (), "hand 1.0")),
         "batch": Batch(rows, ids, mask, {}),
         "positions": Positions(positions, torch.zeros(2, dtype=torch.int64)),
-        "completion": (Rollout(rolled, 1, 0.0, 0), Rollout(sampled, 2, 1.0, 7)),
+        "completion": Rollout(rolled, 1, 0.0, 0),
+        "sampled": Rollout(sampled, 2, 1.0, 7),
         "parsed": tuple(parse(text) for text in greedy),
         "reward": {"format": (Score(1.0, "well formed"), Score(0.0, "text outside the tags")),
                    "accuracy": (Score(1.0, "B is B"), Score(None, "judge unreachable"))},
     }  # fmt: skip
     records = []
-    for name, value in values.items():
+    for name in STAGES:
+        if name not in values:
+            continue
         checks: tuple[Check, ...] = (Check(f"{name} looked at", True, f"seen {name}"),)
         if failing and name in failing:
             checks += (failing[name],)
-        records.append(StageRecord(name, value, checks, 0.25))
+        records.append(StageRecord(name, values.get(name), checks, 0.25))
     header = {"torch": "9.9", "checkpoint": "/some/where", "device": "cpu", "dtype": "float32"}
     proofs = (
         ModalityProof("video", 1, 1.0, 0.0, 0.5, 1.0, shift),
         ModalityProof("audio", 1, 1.0, 1.0, 1.0, 0.0, 0.25),
     )
     health = Health(0.5, 0.5, 0.25, 1.0, 0.0, 42.5, 0.75)
-    return CheckResult(verdict, Trace(header, (*records, *extra)), proofs, health)
+    return CheckResult(verdict, Trace(header, (*records, *extra)), values, proofs, health)
 
 
 def many_rows(count: int) -> CheckResult:
@@ -133,22 +137,17 @@ def many_rows(count: int) -> CheckResult:
     base = result()
     names = [f"rows.json:{i + 1}" for i in range(count)]
     rows = (*(text_row(name) for name in names[:-1]), media_row(names[-1]))
-    values: dict[str, Any] = {
+    values: Values = {
         "sample": tuple(sample(name, f"Question of {name}") for name in names),
         "text": tuple(Prompt(name, "p", {}) for name in names),
         "media": (*(Media(n, (), (), (), "hand 1.0") for n in names[:-1]), clip_media(names[-1])),
         "batch": Batch(rows, torch.full((count, 12), 7), torch.ones(count, 12), {}),
-        "positions": None,
-        "completion": (Rollout(tuple(completion(n, GOOD) for n in names), 1, 0.0, 0),),
+        "completion": Rollout(tuple(completion(n, GOOD) for n in names), 1, 0.0, 0),
         "parsed": tuple(parse(GOOD) for _ in names),
         "reward": {},
     }
-    records = tuple(
-        replace(record, value=values[record.stage])
-        for record in base.trace.stages
-        if values[record.stage] is not None
-    )
-    return replace(base, trace=Trace(base.trace.header, records))
+    records = tuple(record for record in base.trace.stages if record.stage in values)
+    return replace(base, trace=Trace(base.trace.header, records), values=values)
 
 
 def long_clips(count: int) -> CheckResult:
@@ -165,14 +164,10 @@ def long_clips(count: int) -> CheckResult:
     spans = (Span("video", 0, 0, 1800), Span("audio", 0, 1800, 600))
     ids = torch.tensor([3] * 1800 + [4] * 600)
     rows, media = [], []
-    for old in base.trace["batch"].value.rows:
+    for old in base.values["batch"].rows:
         rows.append(Row(old.sample_id, ids, "interleaved", spans, tensors))
         clip = Video(picture, 2.0, 25.0, 30.0)
         media.append(Media(old.sample_id, (), (clip,), (Audio(sound, 0),), "hand 1.0"))
     batch = Batch(tuple(rows), ids.expand(count, -1), torch.ones(count, 2400), {})
-    values = {"batch": batch, "media": tuple(media)}
-    records = tuple(
-        replace(record, value=values.get(record.stage, record.value))
-        for record in base.trace.stages
-    )
-    return replace(base, trace=Trace(base.trace.header, records))
+    values: Values = {**base.values, "batch": batch, "media": tuple(media)}
+    return replace(base, values=values)

@@ -180,7 +180,7 @@ def test_a_trace_that_ends_early_has_a_page() -> None:
     whole = result(verdict="fail")
     early = whole.trace.stages[:1]
     trace = type(whole.trace)(whole.trace.header, early)
-    html = check_page(type(whole)("fail", trace, (), whole.health), decode)
+    html = check_page(type(whole)("fail", trace, {}, (), whole.health), decode)
     assert "0 of 0 rows are shown" in words(html)
     assert "there was nothing to prove" in words(html)
 

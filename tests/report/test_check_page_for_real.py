@@ -48,7 +48,7 @@ def test_the_shipped_clips_make_a_small_page_with_every_kind_of_input(page: str)
 
 
 def test_interleaved_chunks_of_the_long_clip_alternate(real: CheckResult, page: str) -> None:
-    batch = real.trace["batch"].value
+    batch = real.values["batch"]
     index = max(range(len(batch.rows)), key=lambda i: len(batch.rows[i].spans))
     part = page[page.index(f'id="sample-{index + 1}"') :]
     part = part[: part.index("</ol>")]
@@ -73,7 +73,7 @@ def test_a_browser_shows_it(real: CheckResult, page: str, width: int, tmp_path: 
     seen = browse(["--dump-dom"], file, tmp_path / "profile")
     assert f'<h2 id="verdict">{"✓ PASS" if real.verdict == "pass" else "✗ FAIL"}' in seen
     assert seen.count('<ol class="ribbon">') == 7
-    question = html.escape(real.trace["sample"].value[0].question)
+    question = html.escape(real.values["sample"][0].question)
     assert question in seen
     picture = tmp_path / "page.png"
     browse([f"--window-size={width},2400", f"--screenshot={picture}"], file, tmp_path / "profile")

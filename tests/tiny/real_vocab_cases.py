@@ -11,8 +11,8 @@ from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.family import QWEN2_5_OMNI
 from omni_grpo_core.core.media import MediaConfig
 from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.pipeline.inputs import Inputs, prepare
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.pipeline.stages import Inputs, prepare
 from omni_grpo_core.tiny.architecture import thinker_config
 from omni_grpo_core.types import Batch, MediaRef, Modality, ProblemType, Sample
 

@@ -18,7 +18,7 @@ from omni_grpo_core.pipeline.checks import check_media, check_text
 if TYPE_CHECKING:
     from omni_grpo_core.core.policy import Policy
     from omni_grpo_core.golden.pytest_fixture import OmniGolden
-    from omni_grpo_core.pipeline.stages import Inputs
+    from omni_grpo_core.pipeline.inputs import Inputs
 
 Pass = tuple["Policy", "Inputs"]
 

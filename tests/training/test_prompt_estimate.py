@@ -20,8 +20,8 @@ from omni_grpo_core import tiny
 from omni_grpo_core.core.media import load_media, probe
 from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.pipeline.inputs import Inputs
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.pipeline.stages import Inputs
 from omni_grpo_core.training import prompt_estimate
 from omni_grpo_core.training.headers import Header, image_size, read_header
 from omni_grpo_core.training.prompt_estimate import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.pipeline.stages import Inputs
+from omni_grpo_core.pipeline.inputs import Inputs
 from omni_grpo_core.types import Sample
 from omni_grpo_core.versions.clips import by_path, mute_clip
 from omni_grpo_core.versions.coming import cache_names, going, removal

@@ -27,7 +27,8 @@ from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.losses.policy_loss import policy_loss
 from omni_grpo_core.losses.totals import Totals
-from omni_grpo_core.pipeline.stages import converse, make_batch, run
+from omni_grpo_core.pipeline.inputs import converse, make_batch
+from omni_grpo_core.pipeline.stages import run
 from omni_grpo_core.rewards.corpus import corpus
 from omni_grpo_core.trace.calls import ProcessorCall
 
@@ -143,7 +144,7 @@ def readers() -> tuple[bool, str]:
 def good_path() -> tuple[bool, str]:
     """What ``omni-grpo check`` runs, on two shipped rows."""
     held = reference("float32")
-    trace = run(held.policy, load_samples(tiny.data_file())[:2], held.settings)
+    trace = run(held.policy, load_samples(tiny.data_file())[:2], held.settings).trace
     stages = [record.stage for record in trace.stages]
     sound = sum(record.ok for record in trace.stages)
     return sound == len(stages), f"{sound} of {len(stages)} stages hold on two shipped rows"

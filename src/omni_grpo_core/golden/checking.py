@@ -16,14 +16,14 @@ from pathlib import Path
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.environment import environment, told_settings
 from omni_grpo_core.golden.lanes import Lanes, load_lanes
-from omni_grpo_core.golden.passes import Context
 from omni_grpo_core.golden.results import CaseResult, GoldenReport
 from omni_grpo_core.golden.store import Found, changed_header, find_goldens
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.verdicts import case_result
 from omni_grpo_core.golden.walk import Walk, own_header, walk_case
+from omni_grpo_core.pipeline.inputs import header
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.pipeline.stages import header
+from omni_grpo_core.pipeline.stages import Context
 
 
 def contexts(policy: Policy, suite: Suite, names: Sequence[str]) -> dict[str, Context]:

@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.golden.passes import Scored
 from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Generation, Tokens, Verdict
+from omni_grpo_core.pipeline.stages import Scored
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.trace.divergence import Difference, Lane, distance
 from omni_grpo_core.trace.integers import Decode

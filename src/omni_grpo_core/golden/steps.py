@@ -22,12 +22,12 @@ from omni_grpo_core.core.forward import completion_logits, sampling_logprobs
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import draws, rollout, slip
 from omni_grpo_core.golden.generations import first_difference
-from omni_grpo_core.golden.passes import REWARDS, Context, Values, stages_of
 from omni_grpo_core.golden.suite import Case
 from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.pipeline.checks import completion_tensors
-from omni_grpo_core.pipeline.stages import score
+from omni_grpo_core.pipeline.inputs import score
+from omni_grpo_core.pipeline.stages import GRAPH, REWARDS, Context
 from omni_grpo_core.training.step import MicroBatch, Scorer, StepPlan, cut, optimize
 from omni_grpo_core.types import Batch, Rollout, Score
 
@@ -44,6 +44,9 @@ PLAN = StepPlan(
     gradient_checkpointing=False,
 )
 STEP_STAGES = ("completion", "reward", "advantage", "loss", "gradient")
+_UNKEPT = {"library", "sampled"}
+_SPOKEN = {"scoring", "completion", "parsed", "reward"}
+"""About what is said; a case with GRPO steps has those of its steps instead."""
 Golden = Callable[[str, Any], Any]
 """Stage and fresh value -> the golden's value of the stage, the fresh one where there is none."""
 Slips = tuple[float | None, ...]
@@ -72,6 +75,15 @@ class Alone:
         return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
+def stages_of(steps: int) -> tuple[str, ...]:
+    """The pass's stages that a case with so many GRPO steps has goldens of.
+
+    >>> "scoring" in stages_of(0), "scoring" in stages_of(1), "library" in stages_of(0)
+    (True, False, False)
+    """
+    return tuple(name for name in GRAPH if name not in _UNKEPT | (_SPOKEN if steps else set()))
+
+
 def step_names(steps: int) -> tuple[str, ...]:
     """
     >>> step_names(1)
@@ -86,7 +98,10 @@ def golden_stages(case: Case) -> tuple[str, ...]:
 
 
 def grpo_steps(
-    context: Context, values: Values, golden: Golden, slipped: Callable[[str, Slips], None]
+    context: Context,
+    values: Mapping[str, Any],
+    golden: Golden,
+    slipped: Callable[[str, Slips], None],
 ) -> Iterator[tuple[str, Any]]:
     """Stage names and fresh values of the case's steps, in order. The policy is left as it was.
 

@@ -19,13 +19,13 @@ from omni_grpo_core.golden.generations import (
 )
 from omni_grpo_core.golden.judge import Kinds, base_stage, kind_of
 from omni_grpo_core.golden.lanes import Lanes
-from omni_grpo_core.golden.passes import STAGES, Context, make, stages_of
 from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Origin
 from omni_grpo_core.golden.sidecar import fetch
-from omni_grpo_core.golden.steps import Slips, grpo_steps, step_names
+from omni_grpo_core.golden.steps import Slips, grpo_steps, stages_of, step_names
 from omni_grpo_core.golden.store import Found
 from omni_grpo_core.golden.text import Golden, compare_goldens, format_golden, parse_golden
+from omni_grpo_core.pipeline.stages import GRAPH, Context, make
 from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.leaves import Leaf, leaves
 from omni_grpo_core.types import Batch, Rollout
@@ -120,7 +120,7 @@ def _whole(value: Any) -> Any:
 
 
 def _make(walk: Walk, stage: str, values: Mapping[str, Any]) -> _Made:
-    missing = next((need for need in STAGES[stage].needs if need not in values), None)
+    missing = next((need for need in GRAPH[stage].needs if need not in values), None)
     if missing is not None:
         return _Made(failure=f"there is no {missing} to make it from")
     try:
@@ -208,9 +208,9 @@ def _rebuild(walk: Walk, stage: str, was: Golden, now: Golden | None) -> None:
 def _origin(walk: Walk, stage: str, was: Golden) -> Origin:
     if stage == "completion":
         return _completion_origin(walk)
-    if stage not in STAGES:
+    if stage not in GRAPH:
         return _step_origin(walk, stage)
-    needs = STAGES[stage].needs
+    needs = GRAPH[stage].needs
     if not any(walk.diverges(need) for need in needs):
         return "added"
     if any(need not in walk.golden for need in needs):

@@ -13,8 +13,9 @@ from omni_grpo_core.core.forward import completion_logits, sampling_logprobs
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.pipeline.checks import completion_tensors
+from omni_grpo_core.pipeline.inputs import make_batch, score
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.pipeline.stages import make_batch, run, score
+from omni_grpo_core.pipeline.stages import Values, run
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.types import (
     MODALITIES,
@@ -24,7 +25,6 @@ from omni_grpo_core.types import (
     Parsed,
     Rollout,
     Sample,
-    Score,
     Stage,
     Trace,
 )
@@ -96,6 +96,7 @@ class CheckResult:
 
     verdict: Literal["pass", "fail"]
     trace: Trace
+    values: Values
     modalities: tuple[ModalityProof, ...]
     health: Health
 
@@ -120,7 +121,7 @@ class CheckResult:
             "health": asdict(self.health),
             "completions": [
                 {"sample_id": c.group_id, "text": c.text, "finish_reason": c.finish_reason}
-                for c in self.trace["completion"].value[0].completions
+                for c in self.values["completion"].completions
             ],
         }
 
@@ -133,34 +134,35 @@ def check(
     on_stage: Callable[[Stage | Modality], None] = lambda name: None,
 ) -> CheckResult:
     """Run the good path and prove each modality by taking it away and swapping it."""
-    trace = run(policy, samples, settings, on_stage=on_stage)
+    done = run(policy, samples, settings, on_stage=on_stage)
     proofs = []
     for modality in MODALITIES:
         on_stage(modality)
-        proof = prove(policy, trace, modality, settings)
+        proof = prove(policy, done.values, modality, settings)
         if proof is not None:
             proofs.append(proof)
-    sound = all(record.ok for record in trace.stages) and all(proof.ok for proof in proofs)
-    return CheckResult("pass" if sound else "fail", trace, tuple(proofs), health(trace))
+    sound = all(record.ok for record in done.trace.stages) and all(proof.ok for proof in proofs)
+    verdict: Literal["pass", "fail"] = "pass" if sound else "fail"
+    return CheckResult(verdict, done.trace, done.values, tuple(proofs), health(done.values))
 
 
 @torch.no_grad()
 def prove(
-    policy: Policy, trace: Trace, modality: Modality, settings: Settings
+    policy: Policy, values: Values, modality: Modality, settings: Settings
 ) -> ModalityProof | None:
     """Take a modality away and swap it, and watch answers and logprobs; ``None`` without rows."""
-    media: tuple[Media, ...] = trace["media"].value
+    media = values["media"]
     having = [index for index, clip in enumerate(media) if _count(clip, modality)]
     if not having:
         return None
-    as_is: Rollout = trace["completion"].value[0]
+    as_is = values["completion"]
     kept = replace(as_is, completions=tuple(as_is.completions[i] for i in having))
     true = {i: media[i] for i in having}
     swap = {i: swapped(media[i], donor(media, having, i, modality), modality) for i in having}
     black = {i: blanked(media[i], modality) for i in having}
     turned = {i: swapped(media[i], upside_down(media[i]), modality) for i in having}
     with generating(policy.model):
-        batches = [_rebuilt(policy, trace, m, settings) for m in (true, black, turned, swap)]
+        batches = [_rebuilt(policy, values, m, settings) for m in (true, black, turned, swap)]
         true_batch, blank_batch, _, swapped_batch = batches
         swapped_run = _greedy(policy, swapped_batch, settings)
         blank_run = _greedy(policy, blank_batch, settings)
@@ -179,9 +181,9 @@ def prove(
     return ModalityProof(
         modality=modality,
         rows=len(having),
-        accuracy=_accuracy(trace, kept),
-        without=_accuracy(trace, blank_run),
-        swapped=_accuracy(trace, swapped_run),
+        accuracy=_accuracy(values, kept),
+        without=_accuracy(values, blank_run),
+        swapped=_accuracy(values, swapped_run),
         moved=fmean(changed),
         shift=shift,
         again=again,
@@ -235,23 +237,22 @@ def upside_down(media: Media) -> Media:
     )
 
 
-def health(trace: Trace) -> Health:
-    """Numbers of the sampled rollout, from its trace."""
-    sampled: Rollout = trace["completion"].value[1]
-    prompts, samples = trace["text"].value, trace["sample"].value
-    scores = score((Accuracy(),), prompts, samples, sampled)["accuracy"]
-    values = [0.0 if s.value is None else s.value for s in scores]
-    groups = [values[i : i + sampled.group_size] for i in range(0, len(values), sampled.group_size)]
+def health(values: Values) -> Health:
+    """Numbers of the sampled rollout of a pass."""
+    sampled = values["sampled"]
+    scores = score((Accuracy(),), values["text"], values["sample"], sampled)["accuracy"]
+    earned = [0.0 if s.value is None else s.value for s in scores]
+    groups = [earned[i : i + sampled.group_size] for i in range(0, len(earned), sampled.group_size)]
     texts = [completion.text for completion in sampled.completions]
     unlike = [
         len(set(texts[i : i + sampled.group_size]))
         for i in range(0, len(texts), sampled.group_size)
     ]
-    formed = [isinstance(parsed, Parsed) for parsed in trace["parsed"].value]
-    mean = fmean(values)
+    formed = [isinstance(parsed, Parsed) for parsed in values["parsed"]]
+    mean = fmean(earned)
     return Health(
         reward_mean=mean,
-        reward_std=fmean((v - mean) ** 2 for v in values) ** 0.5,
+        reward_std=fmean((v - mean) ** 2 for v in earned) ** 0.5,
         zero_variance_groups=fmean(len(set(group)) == 1 for group in groups),
         well_formed=fmean(formed),
         cap_rate=fmean(c.finish_reason == "length" for c in sampled.completions),
@@ -280,8 +281,8 @@ def _differs(a: Media, b: Media, modality: Modality) -> bool:
     return not all(torch.equal(x, y) for x, y in zip(content(a), content(b), strict=True))
 
 
-def _rebuilt(policy: Policy, trace: Trace, media: dict[int, Media], settings: Settings) -> Batch:
-    prompts, conversations = trace["text"].value, trace["conversation"].value
+def _rebuilt(policy: Policy, values: Values, media: dict[int, Media], settings: Settings) -> Batch:
+    prompts, conversations = values["text"], values["conversation"]
     return make_batch(
         policy,
         [prompts[i] for i in media],
@@ -307,10 +308,8 @@ def _greedy(policy: Policy, batch: Batch, settings: Settings) -> Rollout:
     )
 
 
-def _accuracy(trace: Trace, rolled: Rollout) -> float:
-    rows: tuple[Score, ...] = score(
-        (Accuracy(),), trace["text"].value, trace["sample"].value, rolled
-    )["accuracy"]
+def _accuracy(values: Values, rolled: Rollout) -> float:
+    rows = score((Accuracy(),), values["text"], values["sample"], rolled)["accuracy"]
     return fmean(row.value or 0.0 for row in rows)
 
 

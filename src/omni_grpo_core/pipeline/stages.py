@@ -1,28 +1,31 @@
-"""The good path: samples through every stage, each value kept and checked -> Trace."""
+"""The stages of a pass: what each is made from, how, and what must hold of it.
+
+One graph for whoever walks it: ``omni-grpo check`` makes and checks every stage, a golden compares
+the values, and replay puts the golden's values in where the fresh ones diverged. That is why each
+stage is handed its inputs by name.
+"""
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypedDict, cast
 
 import torch
 
-from omni_grpo_core._version import __version__
-from omni_grpo_core.core.batch import (
-    check_batch,
-    collate,
-    process_row,
-    render,
-    require_positions,
+from omni_grpo_core.core.batch import check_batch, render
+from omni_grpo_core.core.conversation import check_conversation
+from omni_grpo_core.core.forward import (
+    LibraryForward,
+    completion_logits,
+    embed,
+    library_forward,
+    positions,
+    prefill,
+    sampling_logprobs,
 )
-from omni_grpo_core.core.conversation import build_conversation, check_conversation
-from omni_grpo_core.core.forward import LibraryForward, embed, library_forward, positions, prefill
-from omni_grpo_core.core.media import decoder_version, load_media, probe
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.errors import CheckpointError
@@ -36,17 +39,25 @@ from omni_grpo_core.pipeline.checks import (
     check_rewards,
     check_samples,
     check_text,
+    completion_tensors,
 )
+from omni_grpo_core.pipeline.inputs import converse, header, load_all, make_batch, score
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.rewards.accuracy import Accuracy
-from omni_grpo_core.rewards.base import Reward
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import (
+    STAGES,
     Batch,
     Check,
     Conversation,
+    Embeddings,
+    Logits,
+    Malformed,
     Media,
+    MediaPart,
+    Parsed,
+    Positions,
     Prompt,
     Rollout,
     Sample,
@@ -56,192 +67,116 @@ from omni_grpo_core.types import (
     Trace,
 )
 
-T = TypeVar("T")
-Edit = Callable[[tuple[Media, ...]], tuple[Media, ...]]
+TOP = 4
+"""Tokens kept of each step of a completion."""
+REWARDS = (Format(), Accuracy())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Inputs:
-    """What the model is given for some samples, stage by stage."""
+class Context:
+    """What a pass runs on. ``steps``: GRPO steps that follow it."""
 
+    policy: Policy
+    settings: Settings
     samples: tuple[Sample, ...]
-    conversations: tuple[Conversation, ...]
-    prompts: tuple[Prompt, ...]
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """The likeliest tokens at each token of a completion (C), given the tokens before it.
+
+    ``top_ids``: int64, (C, TOP), likeliest first; ``top_logprobs``: C * TOP, in the same order;
+    ``logprobs``: (C), of the completion's own tokens.
+    """
+
+    top_ids: torch.Tensor
+    top_logprobs: tuple[float, ...]
+    logprobs: tuple[float, ...]
+
+
+class Values(TypedDict, total=False):
+    """Values by the name of their stage.
+
+    ``library``: transformers' own forward of each row. ``completion``: greedy; ``sampled``: groups.
+    ``said``: the completion that ``scoring`` scores, a golden's where there is one.
+    """
+
+    sample: tuple[Sample, ...]
+    conversation: tuple[Conversation, ...]
+    text: tuple[Prompt, ...]
     media: tuple[Media, ...]
     batch: Batch
+    library: tuple[LibraryForward, ...]
+    embeddings: Embeddings
+    positions: Positions
+    logits: Logits
+    said: Rollout
+    scoring: tuple[Scored, ...]
+    completion: Rollout
+    sampled: Rollout
+    parsed: tuple[Parsed | Malformed, ...]
+    reward: dict[str, tuple[Score, ...]]
 
 
-def converse(samples: Sequence[Sample], settings: Settings) -> tuple[Conversation, ...]:
-    """Conversations of samples; every video file is asked once whether it has an audio track."""
-    paths = {ref.path for s in samples for ref in s.media if ref.modality == "video"}
-    tracks = {path: probe(path).has_audio for path in sorted(paths)}
-    return tuple(
-        build_conversation(sample, audio_in_video=settings.audio_in_video, tracks=tracks)
-        for sample in samples
+@dataclass(frozen=True, slots=True)
+class PipelineStage:
+    """``needs``: the values that ``make`` reads; ``beside``: those that only ``check`` reads."""
+
+    needs: tuple[str, ...]
+    make: Callable[[Context, Values], Any]
+    check: Callable[[Context, Values], tuple[Check, ...]] | None = None
+    beside: tuple[str, ...] = ()
+
+
+def _check_conversations(context: Context, values: Values) -> tuple[Check, ...]:
+    pairs = zip(values["sample"], values["conversation"], strict=True)
+    return _merged(check_conversation(sample, made) for sample, made in pairs)
+
+
+def _render(context: Context, values: Values) -> tuple[Prompt, ...]:
+    return tuple(render(c, context.policy.processor) for c in values["conversation"])
+
+
+def _media(context: Context, values: Values) -> tuple[Media, ...]:
+    where = {Path(ref.path).name: ref.path for s in context.samples for ref in s.media}
+    found = [_at(conversation, where) for conversation in values["conversation"]]
+    return load_all(context.policy, found, context.settings)
+
+
+def _at(conversation: Conversation, where: Mapping[str, str]) -> Conversation:
+    """A golden's conversation knows its files by name only: where they lie is this machine's."""
+
+    def part(part: Any) -> Any:
+        if not isinstance(part, MediaPart):
+            return part
+        path = where.get(Path(part.ref.path).name, part.ref.path)
+        return replace(part, ref=replace(part.ref, path=path))
+
+    messages = tuple(replace(m, parts=tuple(map(part, m.parts))) for m in conversation.messages)
+    return replace(conversation, messages=messages)
+
+
+def _batch(context: Context, values: Values) -> Batch:
+    return make_batch(
+        context.policy, values["text"], values["conversation"], values["media"], context.settings
     )
 
 
-def load_all(
-    policy: Policy, conversations: Sequence[Conversation], settings: Settings
-) -> tuple[Media, ...]:
-    """The media of conversations, as large as the settings ask and the checkpoint's patches fit."""
-    size = policy.patch_size
-    return tuple(load_media(c, settings.media, patch_size=size) for c in conversations)
-
-
-def make_batch(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    conversations: Sequence[Conversation],
-    media: Sequence[Media],
-    settings: Settings,
-) -> Batch:
-    """Row by row through the processor, then collated."""
-    rows = [
-        process_row(
-            prompt,
-            conversation,
-            clip,
-            policy.processor,
-            policy.family,
-            max_length=settings.max_prompt_length,
-        )
-        for prompt, conversation, clip in zip(prompts, conversations, media, strict=True)
-    ]
-    for row in rows:
-        require_positions(row, settings.max_new_tokens, policy.max_positions)
-    return collate(rows, policy.pad_token_id)
-
-
-def prepare(policy: Policy, samples: Sequence[Sample], settings: Settings) -> Inputs:
-    """Everything up to the batch, without checks: for training and measuring."""
-    conversations = converse(samples, settings)
-    prompts = tuple(render(c, policy.processor) for c in conversations)
-    media = load_all(policy, conversations, settings)
-    batch = make_batch(policy, prompts, conversations, media, settings)
-    return Inputs(tuple(samples), conversations, prompts, media, batch)
-
-
-def score(
-    rewards: Iterable[Reward], inputs_prompts: Sequence[Prompt], samples: Sequence[Sample],
-    rolled: Rollout,
-) -> dict[str, tuple[Score, ...]]:  # fmt: skip
-    """Every reward of every completion, with reasons, by the reward's name."""
-    of = {s.sample_id: (s, p.text) for s, p in zip(samples, inputs_prompts, strict=True)}
-    owners = [of[completion.group_id] for completion in rolled.completions]
-    columns = {
-        "problem_type": [sample.problem_type for sample, _ in owners],
-        "options": [list(sample.options) for sample, _ in owners],
-        "solution": [sample.solution for sample, _ in owners],
-        "sample_id": [sample.sample_id for sample, _ in owners],
-    }
-    prompts = [prompt for _, prompt in owners]
-    texts = [completion.text for completion in rolled.completions]
-    return {reward.__name__: tuple(reward.explain(prompts, texts, **columns)) for reward in rewards}
-
-
-@torch.no_grad()
-def run(
-    policy: Policy,
-    samples: Sequence[Sample],
-    settings: Settings,
-    *,
-    on_stage: Callable[[Stage], None] = lambda stage: None,
-) -> Trace:
-    """Every stage on ``samples``, its value and its checks: greedy first, then sampled groups.
-
-    ``on_stage`` is told each stage before it runs (for a progress display).
-    """
-    records: list[StageRecord] = []
-
-    def stage(name: Stage, make: Callable[[], T], check: Callable[[T], tuple[Check, ...]]) -> T:
-        on_stage(name)
-        begin = time.perf_counter()
-        value = make()
-        checks = check(value)
-        records.append(StageRecord(name, value, checks, time.perf_counter() - begin))
-        return value
-
-    samples = stage("sample", lambda: tuple(samples), check_samples)
-    conversations = stage(
-        "conversation",
-        lambda: converse(samples, settings),
-        lambda made: _merged(check_conversation(s, c) for s, c in zip(samples, made, strict=True)),
+def _check_batch(context: Context, values: Values) -> tuple[Check, ...]:
+    policy = context.policy
+    return check_batch(
+        values["batch"], values["conversation"], values["media"], policy.processor, policy.family
     )
-    prompts = stage(
-        "text",
-        lambda: tuple(render(c, policy.processor) for c in conversations),
-        lambda made: check_text(conversations, made, policy.processor),
-    )
-    media = stage(
-        "media",
-        lambda: load_all(policy, conversations, settings),
-        check_media,
-    )
-    batch = stage(
-        "batch",
-        lambda: make_batch(policy, prompts, conversations, media, settings),
-        lambda made: check_batch(made, conversations, media, policy.processor, policy.family),
-    )
-    with generating(policy.model):
-        library = _library(policy, batch)
-        stage(
-            "embeddings",
-            lambda: embed(policy, batch),
-            lambda made: check_embeddings(policy, batch, made, library),
-        )
-        stage(
-            "positions",
-            lambda: positions(policy, batch),
-            lambda made: check_positions(policy, batch, made, library),
-        )
-        stage(
-            "logits",
-            lambda: prefill(policy, batch).logits,
-            lambda made: check_logits(made, library, policy.model.dtype),
-        )
-        greedy, _ = stage(
-            "completion",
-            lambda: (
-                rollout(
-                    policy,
-                    batch,
-                    group_size=1,
-                    max_new_tokens=settings.max_new_tokens,
-                    temperature=0.0,
-                ),
-                rollout(
-                    policy,
-                    batch,
-                    group_size=settings.group_size,
-                    max_new_tokens=settings.max_new_tokens,
-                    temperature=settings.temperature,
-                    seed=settings.seed,
-                ),
-            ),
-            lambda made: check_completions(policy, batch, made[0], made[1]),
-        )
-    stage(
-        "parsed",
-        lambda: tuple(parse(completion.text) for completion in greedy.completions),
-        lambda made: check_parsed(made, settings.min_format),
-    )
-    rewards = (Format(), Accuracy())
-    stage(
-        "reward",
-        lambda: score(rewards, prompts, samples, greedy),
-        lambda made: check_rewards(made, rewards, samples, settings.min_accuracy),
-    )
-    return Trace(header(policy, settings), tuple(records))
 
 
-def _library(policy: Policy, batch: Batch) -> list[LibraryForward]:
+def _library(context: Context, values: Values) -> tuple[LibraryForward, ...]:
     """transformers' own forward of each row. It is the first, and what a config makes it raise is
     the checkpoint's fault."""
     found = []
-    for row in batch.rows:
+    for row in values["batch"].rows:
         try:
-            found.append(library_forward(policy, row))
+            found.append(library_forward(context.policy, row))
         except Exception as error:
             if isinstance(error, MemoryError) or "memory" in str(error):
                 raise
@@ -252,23 +187,190 @@ def _library(policy: Policy, batch: Batch) -> list[LibraryForward]:
                 fix="use config and processor of the base checkpoint, and a supported version of "
                 "transformers",
             ) from error
-    return found
+    return tuple(found)
 
 
-def header(policy: Policy, settings: Settings) -> dict[str, str]:
-    """Under what a pass runs: what could make it come out otherwise."""
-    names = ("torch", "torchvision", "transformers", "qwen-omni-utils")
-    return {
-        **{name: version(name) for name in names},
-        "omni-grpo-core": __version__,
-        "python": platform.python_version(),
-        "decoder": decoder_version(),
-        "checkpoint": Path(policy.checkpoint).name,
-        "family": policy.family.name,
-        "device": policy.device.type,
-        "dtype": str(policy.model.dtype).removeprefix("torch."),
-        "settings": repr(settings),
-    }
+def _here(context: Context, embeddings: Embeddings) -> Embeddings:
+    """A golden's embeddings come from a file, to wherever the model runs."""
+    return replace(embeddings, inputs_embeds=embeddings.inputs_embeds.to(context.policy.device))
+
+
+def _logits(context: Context, values: Values) -> Logits:
+    return prefill(
+        context.policy,
+        values["batch"],
+        where=values["positions"],
+        embeddings=_here(context, values["embeddings"]),
+    ).logits
+
+
+def _greedy(context: Context, values: Values) -> Rollout:
+    return rollout(
+        context.policy,
+        values["batch"],
+        group_size=1,
+        max_new_tokens=context.settings.max_new_tokens,
+        temperature=0.0,
+    )
+
+
+def _sampled(context: Context, values: Values) -> Rollout:
+    settings = context.settings
+    return rollout(
+        context.policy,
+        values["batch"],
+        group_size=settings.group_size,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+    )
+
+
+def _scoring(context: Context, values: Values) -> tuple[Scored, ...]:
+    policy = context.policy
+    ids, mask = completion_tensors(values["said"].completions, policy.pad_token_id)
+    logits = completion_logits(
+        policy,
+        values["batch"],
+        ids,
+        mask,
+        where=values["positions"],
+        embeddings=_here(context, values["embeddings"]),
+    )
+    logprobs = sampling_logprobs(policy, logits, 1.0).double().cpu()
+    scored = []
+    for row, own, length in zip(logprobs, ids, mask.sum(1).tolist(), strict=True):
+        # equal scores stand in order of id: topk leaves their order to the platform
+        order = torch.sort(row[:length], dim=-1, descending=True, stable=True).indices[:, :TOP]
+        best = row[:length].gather(1, order)
+        chosen = row[:length].gather(1, own[:length, None])[:, 0]
+        scored.append(Scored(order, tuple(best.flatten().tolist()), tuple(chosen.tolist())))
+    return tuple(scored)
+
+
+def _parsed(context: Context, values: Values) -> tuple[Parsed | Malformed, ...]:
+    return tuple(parse(completion.text) for completion in values["completion"].completions)
+
+
+GRAPH: Mapping[str, PipelineStage] = {
+    "sample": PipelineStage(
+        (),
+        lambda context, values: context.samples,
+        lambda context, values: check_samples(values["sample"]),
+    ),
+    "conversation": PipelineStage(
+        ("sample",),
+        lambda context, values: converse(values["sample"], context.settings),
+        _check_conversations,
+    ),
+    "text": PipelineStage(
+        ("conversation",),
+        _render,
+        lambda context, values: check_text(
+            values["conversation"], values["text"], context.policy.processor
+        ),
+    ),
+    "media": PipelineStage(
+        ("conversation",), _media, lambda context, values: check_media(values["media"])
+    ),
+    "batch": PipelineStage(("text", "conversation", "media"), _batch, _check_batch),
+    "library": PipelineStage(("batch",), _library),
+    "embeddings": PipelineStage(
+        ("batch",),
+        lambda context, values: embed(context.policy, values["batch"]),
+        lambda context, values: check_embeddings(
+            context.policy, values["batch"], values["embeddings"], values["library"]
+        ),
+        beside=("library",),
+    ),
+    "positions": PipelineStage(
+        ("batch",),
+        lambda context, values: positions(context.policy, values["batch"]),
+        lambda context, values: check_positions(
+            context.policy, values["batch"], values["positions"], values["library"]
+        ),
+        beside=("library",),
+    ),
+    "logits": PipelineStage(
+        ("batch", "embeddings", "positions"),
+        _logits,
+        lambda context, values: check_logits(
+            values["logits"], values["library"], context.policy.model.dtype
+        ),
+        beside=("library",),
+    ),
+    "scoring": PipelineStage(("batch", "embeddings", "positions", "said"), _scoring),
+    "sampled": PipelineStage(("batch",), _sampled),
+    "completion": PipelineStage(
+        ("batch",),
+        _greedy,
+        lambda context, values: check_completions(
+            context.policy, values["batch"], values["completion"], values["sampled"]
+        ),
+        beside=("sampled",),
+    ),
+    "parsed": PipelineStage(
+        ("completion",),
+        _parsed,
+        lambda context, values: check_parsed(values["parsed"], context.settings.min_format),
+    ),
+    "reward": PipelineStage(
+        ("text", "sample", "completion"),
+        lambda context, values: score(
+            REWARDS, values["text"], values["sample"], values["completion"]
+        ),
+        lambda context, values: check_rewards(
+            values["reward"], REWARDS, values["sample"], context.settings.min_accuracy
+        ),
+    ),
+}
+"""Every stage of a pass, in order."""
+
+
+@torch.no_grad()
+def make(context: Context, stage: str, values: Mapping[str, Any]) -> Any:
+    """One stage's value from those before it."""
+    with generating(context.policy.model):
+        return GRAPH[stage].make(context, cast(Values, values))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """``trace``: the stages and what holds of each. ``values``: all that was made, what only a
+    check reads included."""
+
+    trace: Trace
+    values: Values
+
+
+@torch.no_grad()
+def run(
+    policy: Policy,
+    samples: Sequence[Sample],
+    settings: Settings,
+    *,
+    on_stage: Callable[[Stage], None] = lambda stage: None,
+) -> Pass:
+    """Every stage that has a check, on ``samples``.
+
+    ``on_stage`` is called with each stage before it runs (for a progress display).
+    """
+    context = Context(policy, settings, tuple(samples))
+    values: dict[str, Any] = {}
+    records: list[StageRecord] = []
+    for name in STAGES:
+        stage = GRAPH.get(name)
+        if stage is None or stage.check is None:
+            continue
+        on_stage(name)
+        begin = time.perf_counter()
+        for one in (*stage.beside, name):
+            if one not in values:
+                values[one] = make(context, one, values)
+        with generating(policy.model):
+            checks = stage.check(context, cast(Values, values))
+        records.append(StageRecord(name, values[name], checks, time.perf_counter() - begin))
+    return Pass(Trace(header(policy, settings), tuple(records)), cast(Values, values))
 
 
 def _merged(rows: Iterable[tuple[Check, ...]]) -> tuple[Check, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.losses.advantages import Advantages
 from omni_grpo_core.losses.spans import PartialAdvantage
-from omni_grpo_core.pipeline.stages import Inputs, header
+from omni_grpo_core.pipeline.inputs import Inputs, header
 from omni_grpo_core.rewards.compose import Composed
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.trace.store import save_trace

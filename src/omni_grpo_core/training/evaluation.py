@@ -8,8 +8,8 @@ from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.sample import load_samples
+from omni_grpo_core.pipeline.inputs import prepare, score
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.pipeline.stages import prepare, score
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.types import Prompt, Row, Sample

@@ -28,7 +28,7 @@ from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.losses.advantages import Advantages, group_advantages
 from omni_grpo_core.losses.exhausted import as_input_error, is_out_of_memory
 from omni_grpo_core.losses.metrics import Metrics, advantage_metrics, rollout_metrics
-from omni_grpo_core.pipeline.stages import Inputs, prepare
+from omni_grpo_core.pipeline.inputs import Inputs, prepare
 from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.compose import Composed
 from omni_grpo_core.training import checkpointing

@@ -113,7 +113,7 @@ def _places(trace: Trace) -> list[list[list[int]]]:
 
 
 def _answers(trace: Trace) -> list[tuple[int, ...]]:
-    greedy = trace["completion"].value[0]
+    greedy = trace["completion"].value
     return [completion.token_ids for completion in greedy.completions]
 
 

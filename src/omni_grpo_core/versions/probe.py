@@ -41,10 +41,11 @@ def probe(folder: Path, family: tiny.FamilyName) -> None:
     policy = load_policy(tiny.checkpoint_dir(family))
     samples = load_samples(tiny.data_file())
     settings = replace(load_settings(tiny.checkpoint_dir(family)), group_size=1)
-    trace = run(policy, samples, settings)
-    rows = trace["batch"].value.rows
+    done = run(policy, samples, settings)
+    trace, values = done.trace, done.values
+    rows = values["batch"].rows
     inside = next(i for i, row in enumerate(rows) if row.audio_in_video == "interleaved")
-    prompts, media = trace["text"].value, trace["media"].value
+    prompts, media = values["text"], values["media"]
     pair = [(prompts[n], media[n], rows[n]) for n in mute_and_heard(rows)]
     clip = samples[inside].media[0].path
     facts = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from omni_grpo_core.pipeline.check import CheckResult
 from omni_grpo_core.report.html.choose import varied
 from omni_grpo_core.report.html.page import environment
-from omni_grpo_core.report.html.sample_view import SampleView, sample_view, value
+from omni_grpo_core.report.html.sample_view import SampleView, sample_view
 from omni_grpo_core.report.html.words import (
     PROOF_IN_WORDS,
     first_failure,
@@ -16,7 +16,6 @@ from omni_grpo_core.report.html.words import (
     not_judged,
     stage_words,
 )
-from omni_grpo_core.types import Batch
 
 MOST_SAMPLES = 12
 """Samples shown in full."""
@@ -38,10 +37,10 @@ def check_page(result: CheckResult, decode: Callable[[Sequence[int]], str]) -> s
     ``decode``: token ids -> text with special tokens kept (:meth:`Policy.decode`). The rows shown
     in full are chosen so that every kind of input is among them.
     """
-    batch: Batch | None = value(result.trace, "batch")
+    batch = result.values.get("batch")
     rows = () if batch is None else batch.rows
     shown = varied(rows, MOST_SAMPLES)
-    samples = [sample_view(result.trace, index, decode) for index in shown]
+    samples = [sample_view(result.values, index, decode) for index in shown]
     return (
         environment()
         .get_template("check_page.html.j2")

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from omni_grpo_core.pipeline.stages import Values
 from omni_grpo_core.report.html.media_view import Clip, Sound, clips, sounds
 from omni_grpo_core.report.html.pieces import Piece, pieces
 from omni_grpo_core.report.html.ribbon import Run, ribbon, tokens_a_cell
 from omni_grpo_core.rewards.parse import parse, sections
 from omni_grpo_core.types import (
-    Batch,
     Completion,
     Malformed,
     Parsed,
-    Rollout,
-    Sample,
     Score,
-    Stage,
-    Trace,
 )
 
 _MODES = {
@@ -74,24 +69,18 @@ class SampleView:
     sampled_facts: str
 
 
-def value(trace: Trace, stage: Stage) -> Any:
-    """The value of a stage, or ``None`` when the pass did not come so far."""
-    return next((record.value for record in trace.stages if record.stage == stage), None)
-
-
-def sample_view(trace: Trace, index: int, decode: Callable[[Sequence[int]], str]) -> SampleView:
-    """The view of row ``index`` of the trace's batch."""
-    sample: Sample = trace["sample"].value[index]
-    batch: Batch = trace["batch"].value
+def sample_view(values: Values, index: int, decode: Callable[[Sequence[int]], str]) -> SampleView:
+    """The view of row ``index`` of a pass's batch; later stages may be missing."""
+    sample, batch = values["sample"][index], values["batch"]
     row, pad = batch.rows[index], batch.pads[index]
-    positions, prompts, media = (value(trace, s) for s in ("positions", "text", "media"))
+    positions, prompts, media = values.get("positions"), values.get("text"), values.get("media")
     rewards = tuple(
-        Reward(name, scores[index]) for name, scores in (value(trace, "reward") or {}).items()
+        Reward(name, scores[index]) for name, scores in values.get("reward", {}).items()
     )
     right = [
         r.score.value == 1 for r in rewards if r.name == "accuracy" and r.score.value is not None
     ]
-    sampled, sampled_facts = _sampled(trace, index)
+    sampled, sampled_facts = _sampled(values, index)
     return SampleView(
         number=index + 1,
         sample_id=sample.sample_id,
@@ -112,7 +101,7 @@ def sample_view(trace: Trace, index: int, decode: Callable[[Sequence[int]], str]
             row, None if positions is None else positions.position_ids[:, index, pad:], decode
         ),
         prompt="" if prompts is None else prompts[index].text,
-        greedy=_greedy(trace, index),
+        greedy=_greedy(values, index),
         right=right[0] if right else None,
         rewards=rewards,
         sampled=sampled,
@@ -120,20 +109,18 @@ def sample_view(trace: Trace, index: int, decode: Callable[[Sequence[int]], str]
     )
 
 
-def _greedy(trace: Trace, index: int) -> Answer | None:
-    rollouts: tuple[Rollout, ...] | None = value(trace, "completion")
-    if not rollouts:
+def _greedy(values: Values, index: int) -> Answer | None:
+    rolled, parsed = values.get("completion"), values.get("parsed")
+    if rolled is None:
         return None
-    completion = rollouts[0].completions[index]
-    parsed = value(trace, "parsed")
+    completion = rolled.completions[index]
     return _answer(completion, parse(completion.text) if parsed is None else parsed[index])
 
 
-def _sampled(trace: Trace, index: int) -> tuple[tuple[Answer, ...], str]:
-    rollouts: tuple[Rollout, ...] | None = value(trace, "completion")
-    if rollouts is None or len(rollouts) < 2:
+def _sampled(values: Values, index: int) -> tuple[tuple[Answer, ...], str]:
+    rolled = values.get("sampled")
+    if rolled is None:
         return (), ""
-    rolled = rollouts[1]
     group = rolled.completions[index * rolled.group_size : (index + 1) * rolled.group_size]
     facts = f"temperature {rolled.temperature:g}, seed {rolled.seed}"
     return tuple(_answer(c, parse(c.text)) for c in group), facts

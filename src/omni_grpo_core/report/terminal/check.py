@@ -17,7 +17,6 @@ from rich.text import Text
 from omni_grpo_core.pipeline.check import CheckResult
 from omni_grpo_core.report.html.choose import varied
 from omni_grpo_core.report.html.pieces import pieces
-from omni_grpo_core.report.html.sample_view import value
 from omni_grpo_core.report.html.visible import shortened, visible
 from omni_grpo_core.report.html.words import first_failure, not_judged
 from omni_grpo_core.rewards.parse import parse
@@ -94,13 +93,13 @@ def _proof(result: CheckResult) -> Table:
 
 def _completions(result: CheckResult) -> Group:
     """Greedy completions of rows of different kinds, sections coloured, tags as they are."""
-    batch, rollouts = value(result.trace, "batch"), value(result.trace, "completion")
-    if batch is None or not rollouts:
+    batch, rolled = result.values.get("batch"), result.values.get("completion")
+    if batch is None or rolled is None:
         return Group()
-    samples = value(result.trace, "sample")
+    samples = result.values.get("sample")
     lines = []
     for index in varied(batch.rows, _COMPLETIONS):
-        completion = rollouts[0].completions[index]
+        completion = rolled.completions[index]
         head = Text(visible(completion.group_id), style="bold")
         if samples is not None:
             head.append(f"  {visible(samples[index].question)}", style="default not bold")
