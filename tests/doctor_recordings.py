@@ -97,8 +97,8 @@ def steps_with(*ids: str, audio: str = "interleaved", rows: tuple[int, ...] = (0
     import tempfile
 
     from omni_grpo_core.doctor.load import as_cases
-    from omni_grpo_core.faults.catalogue import BY_ID
     from omni_grpo_core.faults.config import LoopConfig
+    from omni_grpo_core.faults.plan import BY_ID
     from omni_grpo_core.faults.trial import config_for, recorded, reference
 
     faults = [BY_ID[name] for name in ids]

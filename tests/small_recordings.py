@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Reference
-from omni_grpo_core.recorder.tape import STAGE_OF
+from omni_grpo_core.recorder.step_buffer import STAGE_OF
 from omni_grpo_core.trace.calls import (
     AdvantageSeen,
     GenerateCall,

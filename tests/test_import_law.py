@@ -30,7 +30,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
         "types": "",
         "errors": "types",
         "io": "_version errors",
-        "rewards": "errors types",
+        "rewards": "errors io types",
         "losses": "errors types",
         "trace": "errors io types",
         # a row whose gold no reward can read is refused with the others
@@ -48,7 +48,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
         "cli": "_version core doctor errors faults golden io pipeline recorder report rewards tiny "
         "trace training types versions",
         "pytest_plugin": "golden",
-        "__init__": "_version recorder",
+        "__init__": "_version core doctor errors losses pipeline recorder training",
         "__main__": "cli io",
     }.items()
 }

@@ -176,7 +176,7 @@ def test_the_top_level_stays_as_agreed() -> None:
     if done.returncode != 0:
         pytest.skip("not a git checkout")
     agreed = {
-        *("tests", "golden", "src", ".ci", ".github", ".gitignore", ".gitattributes"),
+        *("tests", "golden", "src", "docs", ".ci", ".github", ".gitignore", ".gitattributes"),
         *("conftest.py", "tox.ini", "pyproject.toml", "constraints.txt"),
         *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
     }

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from omni_grpo_core.io.tested import DEFAULT, NEWEST, TRANSFORMERS
+from omni_grpo_core.io.environment import DEFAULT, NEWEST, TRANSFORMERS
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -148,7 +148,7 @@ def test_the_gpu_job_runs_the_gpu_suite_on_a_runner_of_ones_own() -> None:
     assert "tox -e gpu" in [step.get("run") for step in job["steps"]]
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini", encoding="utf-8")
-    assert "--require-gpu" in tox["testenv:gpu"]["commands"], "no GPU must not look like a pass"
+    assert "--omni-require-gpu" in tox["testenv:gpu"]["commands"], "no GPU is no pass"
 
 
 def test_pending_goldens_and_the_page_come_back_even_from_a_failed_run() -> None:

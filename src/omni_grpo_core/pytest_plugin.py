@@ -7,9 +7,12 @@ syrupy are imported by what needs them.
 from __future__ import annotations
 
 import warnings
+from argparse import ArgumentError
+from collections.abc import Generator, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,11 +20,16 @@ if TYPE_CHECKING:
     from omni_grpo_core.golden.pytest_fixture import OmniGolden
 
 _MARKERS = (
-    "gpu: needs a CUDA device; skipped without one, refused by --require-gpu",
-    "full: needs a real checkpoint; skipped without --checkpoint",
+    "gpu: needs a CUDA device; skipped without one, refused by --omni-require-gpu",
+    "full: needs a real checkpoint; skipped without --omni-checkpoint",
     "slow: takes minutes",
     "tiny: runs on the shipped tiny checkpoint",
 )
+_OLD: Mapping[str, dict[str, Any]] = {
+    "checkpoint": {"type": Path, "metavar": "DIR"},
+    "require-gpu": {"action": "store_true"},
+}
+_NO_CHECKPOINT = "no --omni-checkpoint was given"
 _CASES = pytest.StashKey[dict[str, str]]()
 _SYRUPY = (7, 0, 2)
 """Earlier ones lose snapshots under ``-n 4 --snapshot-update``, silently."""
@@ -30,21 +38,41 @@ _SYRUPY = (7, 0, 2)
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("omni-grpo")
     group.addoption(
-        "--checkpoint", type=Path, metavar="DIR", help="checkpoint folder for tests marked full"
+        "--omni-checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="checkpoint folder for tests marked full",
     )
     group.addoption(
-        "--require-gpu", action="store_true", help="fail, instead of skipping, without CUDA"
+        "--omni-require-gpu", action="store_true", help="fail, instead of skipping, without CUDA"
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(parser: pytest.Parser) -> Generator[None]:
+    """The options' names up to 0.1, where neither a conftest nor another plugin has them."""
+    yield
+    group = parser.getgroup("omni-grpo")
+    for old, how in _OLD.items():
+        with suppress(ValueError, ArgumentError):  # taken
+            group.addoption(f"--{old}", dest=f"old_omni_{old}", help=f"now --omni-{old}", **how)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
-    checkpoint = config.getoption("--checkpoint")
+    for old in _OLD:
+        value = config.getoption(f"old_omni_{old}", None)
+        if value:
+            config.issue_config_time_warning(
+                pytest.PytestDeprecationWarning(f"--{old} is --omni-{old} from 0.2 on"), 2
+            )
+            setattr(config.option, f"omni_{old.replace('-', '_')}", value)
+    checkpoint = config.getoption("--omni-checkpoint")
     if checkpoint is not None and not checkpoint.is_dir():
-        raise pytest.UsageError(f"--checkpoint: {checkpoint} is not a folder")
-    if config.getoption("--require-gpu") and (reason := _no_cuda()):
-        raise pytest.UsageError(f"--require-gpu: {reason}")
+        raise pytest.UsageError(f"--omni-checkpoint: {checkpoint} is not a folder")
+    if config.getoption("--omni-require-gpu") and (reason := _no_cuda()):
+        raise pytest.UsageError(f"--omni-require-gpu: {reason}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,10 +80,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gpu and (reason := _no_cuda()):
         for item in gpu:
             item.add_marker(pytest.mark.skip(reason=reason))
-    if config.getoption("--checkpoint") is None:
+    if config.getoption("--omni-checkpoint") is None:
         for item in items:
             if item.get_closest_marker("full"):
-                item.add_marker(pytest.mark.skip(reason="no --checkpoint was given"))
+                item.add_marker(pytest.mark.skip(reason=_NO_CHECKPOINT))
 
 
 def _no_cuda() -> str:
@@ -70,10 +98,10 @@ def _no_cuda() -> str:
 
 @pytest.fixture(scope="session")
 def omni_checkpoint(pytestconfig: pytest.Config) -> Path:
-    """The folder given with ``--checkpoint``; the test is skipped without one."""
-    checkpoint = pytestconfig.getoption("--checkpoint")
+    """The folder given with ``--omni-checkpoint``; the test is skipped without one."""
+    checkpoint = pytestconfig.getoption("--omni-checkpoint")
     if not isinstance(checkpoint, Path):
-        pytest.skip("no --checkpoint was given")
+        pytest.skip(_NO_CHECKPOINT)
     return checkpoint
 
 

@@ -36,13 +36,12 @@ import torch
 
 from omni_grpo_core.core.policy import load_policy
 from omni_grpo_core.pipeline.settings import load_settings
-from omni_grpo_core.tiny.attributes import Split, combinations
-from omni_grpo_core.tiny.clips import Clip
+from omni_grpo_core.tiny.clips import Clip, Split, combinations
 from omni_grpo_core.tiny.questions import TOPICS, ask
 from omni_grpo_core.tiny.recipe import build
 from omni_grpo_core.tiny.shipped import row
 from omni_grpo_core.training.config import GuardConfig, OptimizerConfig, RewardEntry, TrainConfig
-from omni_grpo_core.training.evaluation import Examiner
+from omni_grpo_core.training.evaluation import Evaluator
 from omni_grpo_core.training.loop import LOG, train
 
 UNDER_TRAINED = 100
@@ -134,7 +133,7 @@ def configuration(
 
 def measure(config: TrainConfig) -> dict[str, Any]:
     """One run: held-out accuracy before it, along it, and by topic after it."""
-    before = Examiner(config).accuracy(load_policy(config.checkpoint))
+    before = Evaluator(config).accuracy(load_policy(config.checkpoint))
     begin, worked = time.perf_counter(), time.process_time()
     result = train(config)
     seconds, core_seconds = time.perf_counter() - begin, time.process_time() - worked
@@ -172,7 +171,7 @@ def by_topic(config: TrainConfig, model: Path | None) -> dict[str, float]:
     policy = load_policy(model)
     return {
         topic: round(
-            Examiner(
+            Evaluator(
                 replace(config, eval_data=str(Path(config.eval_data).with_name(f"{topic}.json")))
             ).accuracy(policy)["eval/accuracy"],
             4,

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from omni_grpo_core import tiny
-from omni_grpo_core.faults.catalogue import BY_ID
 from omni_grpo_core.faults.config import LoopConfig
-from omni_grpo_core.faults.fault import Fault
-from omni_grpo_core.faults.installed import cache_is_dropped
+from omni_grpo_core.faults.fault import Fault, cache_is_dropped
+from omni_grpo_core.faults.plan import BY_ID
 from omni_grpo_core.faults.trial import recorded
 
 RunCli = Callable[..., tuple[int, str, str]]

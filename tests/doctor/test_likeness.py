@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from doctor_recordings import medium
 
-from omni_grpo_core.doctor.likeness import is_close, is_empty, is_same
+from omni_grpo_core.doctor.media_similarity import is_close, is_empty, is_same
 
 TONE = torch.sin(torch.arange(16_000) * (2 * torch.pi * 440 / 16_000))
 OTHER = torch.sin(torch.arange(16_000) * (2 * torch.pi * 620 / 16_000))

@@ -12,8 +12,7 @@ from small_recordings import EVAL, advantaged, case, found, generated, rewarded
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.checks.completion import LOOKS
-from omni_grpo_core.doctor.evidence import Reference
-from omni_grpo_core.doctor.missing import said_missing
+from omni_grpo_core.doctor.evidence import Reference, said_missing
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.turns import Turn
 from omni_grpo_core.pipeline.settings import Settings

@@ -14,8 +14,7 @@ from omni_grpo_core import tiny
 from omni_grpo_core.core.media import load_media
 from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.doctor.checks import media as looks
-from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.doctor.missing import said_missing
+from omni_grpo_core.doctor.evidence import Case, said_missing
 from omni_grpo_core.faults.trial import reference
 from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.recorder.mediums import media_seen

@@ -9,15 +9,9 @@ import pytest
 import torch
 from doctor_recordings import facts, only, steps_with
 
-from omni_grpo_core.doctor.checks import (
-    embeddings as looks_embeddings,
-)
-from omni_grpo_core.doctor.checks import (
-    policy as looks_policy,
-)
-from omni_grpo_core.doctor.checks import (
-    positions as looks_positions,
-)
+from omni_grpo_core.doctor.checks import embeddings as looks_embeddings
+from omni_grpo_core.doctor.checks import policy as looks_policy
+from omni_grpo_core.doctor.checks import positions as looks_positions
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
 from omni_grpo_core.types import Trace

@@ -15,48 +15,25 @@ from small_recordings import EVAL, found, stepped
 from omni_grpo_core import tiny
 from omni_grpo_core.core.family import QWEN3_OMNI
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.doctor.checks import (
-    advantage as looks_advantage,
-)
-from omni_grpo_core.doctor.checks import (
-    completion as looks_completion,
-)
-from omni_grpo_core.doctor.checks import (
-    degenerate as looks_degenerate,
-)
-from omni_grpo_core.doctor.checks import (
-    gradient as looks_gradient,
-)
-from omni_grpo_core.doctor.checks import (
-    groups as looks_groups,
-)
-from omni_grpo_core.doctor.checks import (
-    logged as looks_logged,
-)
-from omni_grpo_core.doctor.checks import (
-    logits as looks_logits,
-)
-from omni_grpo_core.doctor.checks import (
-    loss as looks_loss,
-)
-from omni_grpo_core.doctor.checks import (
-    partial as looks_partial,
-)
-from omni_grpo_core.doctor.checks import (
-    readings as looks_readings,
-)
-from omni_grpo_core.doctor.checks import (
-    reward as looks_reward,
-)
-from omni_grpo_core.doctor.evidence import Case, Look, Reference
+from omni_grpo_core.doctor.checks import advantage as looks_advantage
+from omni_grpo_core.doctor.checks import completion as looks_completion
+from omni_grpo_core.doctor.checks import degenerate as looks_degenerate
+from omni_grpo_core.doctor.checks import gradient as looks_gradient
+from omni_grpo_core.doctor.checks import groups as looks_groups
+from omni_grpo_core.doctor.checks import logged as looks_logged
+from omni_grpo_core.doctor.checks import logits as looks_logits
+from omni_grpo_core.doctor.checks import loss as looks_loss
+from omni_grpo_core.doctor.checks import partial as looks_partial
+from omni_grpo_core.doctor.checks import readings as looks_readings
+from omni_grpo_core.doctor.checks import reward as looks_reward
+from omni_grpo_core.doctor.evidence import Case, Look, Reference, said_missing
+from omni_grpo_core.doctor.experiments import modes, tried
 from omni_grpo_core.doctor.load import as_cases, read_traces
-from omni_grpo_core.doctor.missing import said_missing
-from omni_grpo_core.doctor.modes import modes, tried
-from omni_grpo_core.doctor.teacher import apart, taught
+from omni_grpo_core.doctor.teacher_forced import apart, taught
 from omni_grpo_core.doctor.turns import learned, turns
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import LoopConfig
-from omni_grpo_core.faults.loop import WildLoop
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.recorder.record import record
 from omni_grpo_core.recorder.tensors import described
@@ -76,7 +53,7 @@ ALL: Sequence[Look] = [look for area in AREAS for look in area.LOOKS]
 def recording(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One step with two clips, two completions each."""
     folder: Path = tmp_path_factory.mktemp("clean") / "trace"
-    loop = WildLoop(policy, LoopConfig(group_size=2, max_new_tokens=48))
+    loop = ReferenceLoop(policy, LoopConfig(group_size=2, max_new_tokens=48))
     with record(
         folder, model=loop.model, processor=loop.processor, reward_funcs=loop.reward_funcs, steps=1
     ) as recorder:
@@ -161,7 +138,7 @@ def test_a_scoring_forward_that_is_off(clean: Case) -> None:
 
 def test_logprobs_of_the_loss_by_other_readings(clean: Case) -> None:
     """The scores of the forward, read at another temperature, a place late, or in 16 bits."""
-    from omni_grpo_core.doctor.teacher import rescored
+    from omni_grpo_core.doctor.teacher_forced import rescored
 
     (one,) = learned(clean)
     assert one.forward is not None

@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from omni_grpo_core.faults import catalogue
+from omni_grpo_core.faults import plan as catalogue
 from omni_grpo_core.faults.campaign import Result, Row, run
-from omni_grpo_core.faults.catalogue import BY_ID, FAULTS
 from omni_grpo_core.faults.config import ROWS, LoopConfig
-from omni_grpo_core.faults.plan import Task, clean_tasks, fault_tasks, pair_tasks
+from omni_grpo_core.faults.plan import BY_ID, FAULTS, Task, clean_tasks, fault_tasks, pair_tasks
 from omni_grpo_core.report.terminal.faults import print_result
 from omni_grpo_core.types import STAGES
 

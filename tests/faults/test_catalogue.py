@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from omni_grpo_core.faults.catalogue import BY_ID, FAULTS
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import Fault
-from omni_grpo_core.faults.loop import WildLoop
-from omni_grpo_core.faults.patching import patched
+from omni_grpo_core.faults.plan import BY_ID, FAULTS
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.faults.trial import config_for, recorded, reference
+from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.trace.calls import RewardCall
 from omni_grpo_core.trace.codec import equal
 from omni_grpo_core.types import STAGES
@@ -121,7 +121,7 @@ def test_the_same_recording_twice_is_the_same(folder: Path) -> None:
 def test_everything_is_put_back_even_after_an_error(fault: Fault) -> None:
     config = config_for((fault,))
     assert config is not None
-    loop = WildLoop(reference(config.dtype).policy, config)
+    loop = ReferenceLoop(reference(config.dtype).policy, config)
     before = _state(loop)
 
     def broken() -> None:
@@ -134,7 +134,7 @@ def test_everything_is_put_back_even_after_an_error(fault: Fault) -> None:
     assert _state(loop) == before
 
 
-def _state(loop: WildLoop) -> dict[str, Any]:
+def _state(loop: ReferenceLoop) -> dict[str, Any]:
     """What a fault could leave behind: attributes of the loop, its processor and its model."""
     thinker = loop.thinker
     text = thinker.config.get_text_config()

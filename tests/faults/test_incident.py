@@ -10,11 +10,11 @@ import json
 
 import pytest
 
-from omni_grpo_core.faults import installed
+from omni_grpo_core.faults import fault as installed
+from omni_grpo_core.faults.fault import cache_is_dropped, cache_is_repaired
 from omni_grpo_core.faults.incident import Replay, replay
 from omni_grpo_core.faults.incident_rows import ROWS, RowFinding, findings, told
-from omni_grpo_core.faults.installed import cache_is_dropped, cache_is_repaired
-from omni_grpo_core.report.terminal.incident import behaviour, to_json
+from omni_grpo_core.report.terminal.faults import behaviour, to_json
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import Malformed
 

@@ -11,7 +11,7 @@ import torch
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import ROWS, LoopAudio, LoopConfig
-from omni_grpo_core.faults.loop import WildLoop
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen, SamplesSeen
 
@@ -31,7 +31,7 @@ def test_greedy_answers_are_right_in_a_batch_of_every_kind(
     policy: Policy, audio: LoopAudio
 ) -> None:
     rows = tuple(sorted({row for rows in ROWS[audio].values() for row in rows}))
-    loop = WildLoop(policy, LoopConfig(audio=audio, rows=rows, max_new_tokens=64))
+    loop = ReferenceLoop(policy, LoopConfig(audio=audio, rows=rows, max_new_tokens=64))
     answers = loop.answers()
     columns = loop.columns(loop.draw(0))
     assert Accuracy()(answers, answers, **columns) == [1.0] * len(rows)
@@ -51,7 +51,7 @@ def test_greedy_answers_are_right_in_a_batch_of_every_kind(
 def test_a_step_in_every_way_of_training(policy: Policy, changes: dict[str, Any]) -> None:
     config = replace(VARIED, **changes)
     notes = Notes()
-    loop = WildLoop(policy, config)
+    loop = ReferenceLoop(policy, config)
     before = [p.detach().clone() for p in loop.model.parameters() if p.requires_grad]
     outcome = loop.step(notes)
     after = [p.detach() for p in loop.model.parameters() if p.requires_grad]
@@ -69,7 +69,7 @@ def test_a_step_in_every_way_of_training(policy: Policy, changes: dict[str, Any]
 
 
 def test_a_replaced_method_comes_back_even_after_an_error(policy: Policy) -> None:
-    loop = WildLoop(policy, VARIED)
+    loop = ReferenceLoop(policy, VARIED)
 
     def spoilt() -> None:
         with loop.replaced(repeat=lambda values: values):
@@ -82,13 +82,13 @@ def test_a_replaced_method_comes_back_even_after_an_error(policy: Policy) -> Non
 
 
 def test_what_is_no_method_of_the_loop_cannot_be_replaced(policy: Policy) -> None:
-    with pytest.raises(AttributeError), WildLoop(policy, VARIED).replaced(reapeat=list):
+    with pytest.raises(AttributeError), ReferenceLoop(policy, VARIED).replaced(reapeat=list):
         pass
 
 
 def test_the_policy_handed_over_does_not_learn(policy: Policy) -> None:
     before = {name: value.clone() for name, value in policy.model.state_dict().items()}
-    WildLoop(policy, VARIED).step()
+    ReferenceLoop(policy, VARIED).step()
     after = policy.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not policy.model.training
@@ -96,9 +96,9 @@ def test_the_policy_handed_over_does_not_learn(policy: Policy) -> None:
 
 def test_a_policy_in_another_dtype_is_refused(policy: Policy) -> None:
     with pytest.raises(ConfigError, match="found a policy in float32, wanted bfloat16"):
-        WildLoop(policy, LoopConfig(dtype="bfloat16"))
+        ReferenceLoop(policy, LoopConfig(dtype="bfloat16"))
 
 
 def test_the_same_seed_gives_the_same_step(policy: Policy) -> None:
-    one, other = (WildLoop(policy, VARIED).step() for _ in range(2))
+    one, other = (ReferenceLoop(policy, VARIED).step() for _ in range(2))
     assert one == other

@@ -15,13 +15,13 @@ from small_traces import small_batch, small_trace
 from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.golden.bisect import python_of
 from omni_grpo_core.golden.calibrate import Calibration, StageDrift, record_lanes, run_golden
-from omni_grpo_core.golden.judge import kind_of, strange_leaf
-from omni_grpo_core.golden.lanes import load_lanes
+from omni_grpo_core.golden.classify import first_nonfinite, kind_of
 from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import CaseResult, GoldenReport, StageResult
 from omni_grpo_core.golden.sidecar import fetch
 from omni_grpo_core.golden.suite import load_suite
 from omni_grpo_core.golden.text import format_golden, parse_golden
+from omni_grpo_core.golden.tolerances import load_lanes
 from omni_grpo_core.trace.codec import equal
 from omni_grpo_core.trace.compare import compare_leaves
 from omni_grpo_core.trace.leaves import leaves
@@ -59,8 +59,8 @@ def test_what_a_difference_is_about(stage: str, was: object, now: object, kind: 
 
 def test_a_strange_value_is_found_in_a_sketch_too() -> None:
     text = format_golden("x", {"a": torch.ones(100), "b": torch.full((100,), math.inf)})
-    assert strange_leaf(parse_golden(text).leaves) == "b"
-    assert strange_leaf(leaves({"a": torch.ones(2)})) is None
+    assert first_nonfinite(parse_golden(text).leaves) == "b"
+    assert first_nonfinite(leaves({"a": torch.ones(2)})) is None
 
 
 @pytest.mark.parametrize("stage", ["text", "positions", "completion", "parsed", "reward"])

@@ -22,8 +22,8 @@ from small_traces import (
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.text import compare_goldens, format_golden, parse_golden
 from omni_grpo_core.trace.compare import compare_leaves
+from omni_grpo_core.trace.fingerprint import Sketch
 from omni_grpo_core.trace.leaves import leaves
-from omni_grpo_core.trace.sketch import Sketch
 from omni_grpo_core.types import Completion, Logits, Row, Span
 
 

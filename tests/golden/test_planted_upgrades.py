@@ -28,7 +28,7 @@ from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.pending import record
 from omni_grpo_core.golden.results import GoldenReport, Verdict
 from omni_grpo_core.golden.suite import load_suite
-from omni_grpo_core.pipeline import stages as pipeline
+from omni_grpo_core.pipeline import inputs
 from omni_grpo_core.types import Batch
 
 KEY = "cpu-fp32"
@@ -69,7 +69,7 @@ def special_token_id(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
         ids[row.input_ids == start], ids[row.input_ids == end] = end, start
         return replace(row, input_ids=ids)
 
-    monkeypatch.setattr(pipeline, "process_row", swapped)
+    monkeypatch.setattr(inputs, "process_row", swapped)
     return policy
 
 
@@ -83,7 +83,7 @@ def padding_side(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
             ids[index], mask[index] = ids[index].roll(-count), mask[index].roll(-count)
         return replace(left, input_ids=ids, attention_mask=mask)
 
-    monkeypatch.setattr(pipeline, "collate", right)
+    monkeypatch.setattr(inputs, "collate", right)
     return policy
 
 
@@ -232,7 +232,7 @@ def test_a_stage_that_an_upgrade_makes_fail_is_named(
     def refuse(*arguments: Any, **keywords: Any) -> Any:
         raise TypeError("unexpected keyword argument 'audio'")
 
-    monkeypatch.setattr(pipeline, "process_row", refuse)
+    monkeypatch.setattr(inputs, "process_row", refuse)
     report = look(own, stored, ("text",))
     (case,) = report.cases
     assert (case.verdict, case.first) == ("harmful", "batch")

@@ -48,7 +48,7 @@ def test_without_cuda_gpu_tests_are_skipped_with_the_reason(pytester: pytest.Pyt
     result.stdout.fnmatch_lines(
         [
             f"SKIPPED*torch {torch.__version__} finds no CUDA device",
-            "SKIPPED*no --checkpoint was given",
+            "SKIPPED*no --omni-checkpoint was given",
         ]
     )
 
@@ -59,9 +59,9 @@ def test_without_cuda_gpu_tests_are_skipped_with_the_reason(pytester: pytest.Pyt
 def test_without_cuda_require_gpu_is_refused(
     pytester: pytest.Pytester, options: tuple[str, ...]
 ) -> None:
-    result = run(pytester, "--require-gpu", *options)
+    result = run(pytester, "--omni-require-gpu", *options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --require-gpu: torch * finds no CUDA device"])
+    result.stderr.fnmatch_lines(["ERROR: --omni-require-gpu: torch * finds no CUDA device"])
 
 
 @pytest.mark.parametrize("cuda", [True], indirect=True)
@@ -70,13 +70,15 @@ def test_with_cuda_and_a_checkpoint_everything_runs(
     pytester: pytest.Pytester, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").touch()
-    run(pytester, "--require-gpu", "--checkpoint", str(tmp_path)).assert_outcomes(passed=4)
+    run(pytester, "--omni-require-gpu", "--omni-checkpoint", str(tmp_path)).assert_outcomes(
+        passed=4
+    )
 
 
 def test_a_checkpoint_that_is_no_folder_is_refused(pytester: pytest.Pytester) -> None:
-    result = run(pytester, "--checkpoint", "nowhere")
+    result = run(pytester, "--omni-checkpoint", "nowhere")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --checkpoint: nowhere is not a folder"])
+    result.stderr.fnmatch_lines(["ERROR: --omni-checkpoint: nowhere is not a folder"])
 
 
 def test_an_old_syrupy_is_refused(
@@ -96,3 +98,27 @@ def test_no_syrupy_is_told(pytester: pytest.Pytester, monkeypatch: pytest.Monkey
     pytester.makepyfile("def test_it(omni_golden): pass")
     result = pytester.runpytest_inprocess()
     result.stdout.fnmatch_lines(["*found none: pip install*"])
+
+
+OWN = """
+def pytest_addoption(parser):
+    parser.addoption("--checkpoint", default="mine")
+"""
+
+
+def test_a_project_may_have_an_option_of_its_own_by_that_name(pytester: pytest.Pytester) -> None:
+    """The plugin took ``--checkpoint`` for itself: a conftest that defines one could not start."""
+    pytester.makeconftest(OWN)
+    pytester.makepyfile(
+        "def test_own(pytestconfig): assert pytestconfig.getoption('checkpoint') == 'yours'"
+    )
+    result = pytester.runpytest_inprocess("-p", "no:syrupy", "--checkpoint", "yours")
+    result.assert_outcomes(passed=1)
+
+
+def test_the_old_names_work_for_one_more_version(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    pytester.makepyfile("def test_old(omni_checkpoint): assert omni_checkpoint.is_dir()")
+    result = pytester.runpytest_inprocess("-p", "no:syrupy", "--checkpoint", str(tmp_path))
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*--checkpoint is --omni-checkpoint from 0.2 on"])

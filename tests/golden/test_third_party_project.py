@@ -169,14 +169,14 @@ def test_markers_and_options(project: Project) -> None:
     code, told = project.pytest("-rs")
     assert (code, "2 passed, 2 skipped" in told) == (0, True), told
     assert "finds no CUDA device" in told
-    assert "no --checkpoint was given" in told
+    assert "no --omni-checkpoint was given" in told
 
     project.write("weights/config.json", "{}")
-    code, told = project.pytest("--checkpoint", "weights", "-m", "full or tiny")
+    code, told = project.pytest("--omni-checkpoint", "weights", "-m", "full or tiny")
     assert (code, "2 passed, 2 deselected" in told) == (0, True), told
-    code, told = project.pytest("--checkpoint", "nowhere")
-    assert (code, "--checkpoint: nowhere is not a folder" in told) == (4, True), told
-    code, told = project.pytest("--require-gpu", "-m", "not gpu")
-    assert (code, "--require-gpu: torch" in told) == (4, True), told
+    code, told = project.pytest("--omni-checkpoint", "nowhere")
+    assert (code, "--omni-checkpoint: nowhere is not a folder" in told) == (4, True), told
+    code, told = project.pytest("--omni-require-gpu", "-m", "not gpu")
+    assert (code, "--omni-require-gpu: torch" in told) == (4, True), told
     told = project.pytest("--markers")[1]
     assert all(f"@pytest.mark.{name}:" in told for name in ("gpu", "full", "slow", "tiny"))

@@ -14,8 +14,7 @@ import pytest
 import typer
 
 from omni_grpo_core.errors import MediaError
-from omni_grpo_core.io.exits import run
-from omni_grpo_core.io.json_answer import print_json
+from omni_grpo_core.io.exits import print_json, run
 
 
 def raising(error: BaseException | type[BaseException]) -> Callable[[], typer.Typer]:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from omni_grpo_core.errors import TrainError
 from omni_grpo_core.losses.config import LossConfig
-from omni_grpo_core.losses.policy_loss import policy_loss, policy_ratio
-from omni_grpo_core.losses.totals import Totals
+from omni_grpo_core.losses.policy_loss import Totals, policy_loss, policy_ratio
 
 MASK = torch.tensor([[True, True, True, False], [True, True, False, False], [True] * 4])
 LOSSES: tuple[dict[str, Any], ...] = (

@@ -19,8 +19,7 @@ from omni_grpo_core.losses.advantages import Scale, group_advantages
 from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.losses.importance import RolloutCorrection, rollout_weights
 from omni_grpo_core.losses.metrics import loss_metrics
-from omni_grpo_core.losses.policy_loss import policy_loss
-from omni_grpo_core.losses.totals import Totals
+from omni_grpo_core.losses.policy_loss import Totals, policy_loss
 
 TOLERANCE = 1e-9
 ROWS, WIDTH, CAP = 6, 7, 16

@@ -63,6 +63,10 @@ def test_text(policy: Policy, inputs: Inputs) -> None:
         "equals reference rendering",
         "generation prompt",
     ]
+    mute = [replace(p, placeholders={**p.placeholders, "audio": 0}) for p in inputs.prompts]
+    assert failed(check_text(inputs.conversations, mute, policy.processor)) == [
+        "one placeholder per medium"
+    ]
 
 
 def test_media(inputs: Inputs) -> None:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.losses.config import LossConfig
-from omni_grpo_core.losses.policy_loss import policy_loss
+from omni_grpo_core.losses.policy_loss import Totals, policy_loss
 from omni_grpo_core.losses.spans import token_offsets, token_span
-from omni_grpo_core.losses.totals import Totals
 
 CONFIGS = (
     LossConfig(loss_type="grpo", beta=0.1),

@@ -20,9 +20,9 @@ from omni_grpo_core.golden.text import compare_goldens, format_golden, parse_gol
 from omni_grpo_core.trace.codec import NOUNS, equal
 from omni_grpo_core.trace.compare import compare, compare_leaves
 from omni_grpo_core.trace.dtypes import DTYPES, FLOATS
+from omni_grpo_core.trace.fingerprint import sketch
 from omni_grpo_core.trace.leaves import Numbers, Scalar, leaves
 from omni_grpo_core.trace.runs import format_runs, parse_runs
-from omni_grpo_core.trace.sketch import sketch
 from omni_grpo_core.trace.store import load_trace, save_trace
 from omni_grpo_core.types import StageRecord, Trace
 

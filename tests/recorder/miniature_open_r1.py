@@ -1,4 +1,4 @@
-"""A trainer in the manner of open-r1-multimodal, VLM-R1 and HumanOmniV2, as small as it can be.
+"""A trainer in the style of open-r1-multimodal, VLM-R1 and HumanOmniV2, as small as it can be.
 
 The same methods in the same order with the same calls, written anew: a ``vlm_module`` renders and
 batches, the trainer generates, masks, scores, normalises, and makes its loss of what it buffered.

@@ -18,7 +18,7 @@ from plain_loop import GROUP, PlainLoop, one_step, only, recording
 
 from omni_grpo_core.core.dialect import CACHE, cache_among, cache_keyword
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.faults.installed import cache_is_dropped
+from omni_grpo_core.faults.fault import cache_is_dropped
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.trace.calls import (
     ForwardCall,
@@ -369,10 +369,10 @@ def test_a_step_has_a_bound_of_its_own(tmp_path: Path, loop: Loop) -> None:
 def test_calls_of_a_step_are_bounded(tmp_path: Path, loop: Loop) -> None:
     made = loop()
     with recording(tmp_path / "a", made) as recorder:
-        for _ in range(recorder.tape.bounds.calls + 3):
+        for _ in range(recorder.buffer.bounds.calls + 3):
             made.rewards[0](prompts=["q"], completions=["a"])
     trace = load_trace(tmp_path / "a" / "step-000000")
-    assert len(trace.stages) == recorder.tape.bounds.calls
+    assert len(trace.stages) == recorder.buffer.bounds.calls
     assert trace.header["calls_left_out"] == "3"
 
 
@@ -409,7 +409,7 @@ def test_a_forked_worker_records_nothing(tmp_path: Path, loop: Loop) -> None:
         child = os.fork()
         if child == 0:
             made.processor(text=["hi"])
-            os._exit(len(recorder.tape.records))
+            os._exit(len(recorder.buffer.records))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         made.processor(text=["hi"])
-        assert len(recorder.tape.records) == 1
+        assert len(recorder.buffer.records) == 1

@@ -18,13 +18,12 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from omni_grpo_core import tiny
-from omni_grpo_core.losses.causes import CAUSES
-from omni_grpo_core.pipeline import stages as pipeline
+from omni_grpo_core.pipeline import inputs, stages
 from omni_grpo_core.pipeline.check import blanked
 from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.training.config import GuardConfig, RewardEntry, TrainConfig
-from omni_grpo_core.training.guard import Finding
+from omni_grpo_core.training.guard import CAUSES, Finding
 from omni_grpo_core.training.loop import TrainResult, train
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE, Batch, Embeddings, Row, Stage
 
@@ -110,7 +109,7 @@ def not_injected(embed: Callable[..., Embeddings]) -> Callable[..., Embeddings]:
 
 @dataclass(frozen=True)
 class Fault:
-    """``broken(step)`` takes the place of ``omni_grpo_core.pipeline.stages``'s ``step``."""
+    """``broken(step)`` takes the place of ``step`` wherever the pipeline calls it."""
 
     step: str
     broken: Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -158,8 +157,9 @@ def test_without_a_fault_nothing_is_found(tmp_path: Path) -> None:
 def test_it_is_stopped_at_step_0_and_named(
     fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = getattr(pipeline, fault.step)
-    monkeypatch.setattr(pipeline, fault.step, fault.broken(right))
+    for module in (inputs, stages):
+        if (right := getattr(module, fault.step, None)) is not None:
+            monkeypatch.setattr(module, fault.step, fault.broken(right))
     sampled: list[object] = []
     monkeypatch.setattr(
         "omni_grpo_core.training.loop.rollout", lambda *given, **options: sampled.append(given)

@@ -13,8 +13,8 @@ from test_check_page_for_real import browse
 from omni_grpo_core.doctor.diagnose import diagnose
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence, Explanation, Finding
 from omni_grpo_core.doctor.load import as_cases
-from omni_grpo_core.faults.catalogue import BY_ID
 from omni_grpo_core.faults.fault import Fault
+from omni_grpo_core.faults.plan import BY_ID
 from omni_grpo_core.faults.trial import config_for, recorded, reference
 from omni_grpo_core.report.html.doctor_page import doctor_page
 from omni_grpo_core.report.html.page import write_page

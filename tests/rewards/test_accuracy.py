@@ -7,8 +7,7 @@ import pytest
 from omni_grpo_core.errors import DataError, RewardError
 from omni_grpo_core.rewards.accuracy import MEASURES, Accuracy
 from omni_grpo_core.rewards.base import Reward, Row
-from omni_grpo_core.rewards.gold import Gold
-from omni_grpo_core.rewards.parse import render
+from omni_grpo_core.rewards.parse import Gold, render
 from omni_grpo_core.types import PROBLEM_TYPES, Score
 
 RIGHT = render("c", "t", "A")

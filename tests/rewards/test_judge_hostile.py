@@ -18,10 +18,10 @@ import pytest
 from judge_server import JudgeServer, chat, judge_server
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.redaction import REDACTED, Scrubber
 from omni_grpo_core.rewards.judge import LONGEST_BODY, Endpoint, Judge
 from omni_grpo_core.rewards.judge_cache import VerdictCache
 from omni_grpo_core.rewards.judge_prompt import Question, Verdict
-from omni_grpo_core.rewards.scrub import REDACTED, Scrubber
 from omni_grpo_core.types import Score
 
 QUESTION = Question("answer", "Who?", (), None, "a man", "a man")

@@ -187,8 +187,8 @@ def probe() -> Any:
 
     @app.command()
     def suite(folder: Path) -> None:
-        from omni_grpo_core.golden.lanes import load_lanes
         from omni_grpo_core.golden.suite import load_suite
+        from omni_grpo_core.golden.tolerances import load_lanes
 
         found = load_suite(folder)
         load_lanes(folder, "cpu-fp32")

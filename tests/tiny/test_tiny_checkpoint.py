@@ -14,7 +14,7 @@ from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.tiny import shipped
-from omni_grpo_core.tiny.attributes import split_of
+from omni_grpo_core.tiny.clips import split_of
 from omni_grpo_core.tiny.tokenizer import NAMED_TOKENS, SPECIAL_TOKENS
 
 FOLDER = tiny.checkpoint_dir()

@@ -10,17 +10,22 @@ import pytest
 from numpy.typing import NDArray
 
 from omni_grpo_core.tiny import clips
-from omni_grpo_core.tiny.attributes import (
+from omni_grpo_core.tiny.clips import (
     ALL,
     COLOURS,
     MOTIONS,
     PITCHES,
+    SIZE,
+    SOURCE_FPS,
     SPLITS,
     Attributes,
+    Clip,
+    Frames,
     combinations,
+    frames,
     split_of,
+    waveform,
 )
-from omni_grpo_core.tiny.clips import SIZE, SOURCE_FPS, Clip, Frames, frames, waveform
 
 RED = Attributes("red", "left", "low")
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.tiny.attributes import combinations
-from omni_grpo_core.tiny.clips import Clip
+from omni_grpo_core.tiny.clips import Clip, combinations
 from omni_grpo_core.tiny.evaluate import (
     SPOILS,
     answer,

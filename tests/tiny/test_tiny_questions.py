@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from omni_grpo_core.rewards.parse import parse
-from omni_grpo_core.tiny.attributes import ALL, SPLITS, Split, combinations
-from omni_grpo_core.tiny.clips import Clip
+from omni_grpo_core.tiny.clips import ALL, SPLITS, Clip, Split, combinations
 from omni_grpo_core.tiny.evaluate import exam
 from omni_grpo_core.tiny.examples import draw_clips
 from omni_grpo_core.tiny.questions import CARRIES, TOPICS, VALUES, Carry, Question, ask, topics_of

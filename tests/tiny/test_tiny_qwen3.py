@@ -13,8 +13,7 @@ from omni_grpo_core import tiny
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.tiny.architecture_qwen3 import published_names
-from omni_grpo_core.tiny.attributes import ALL, combinations
-from omni_grpo_core.tiny.clips import Clip
+from omni_grpo_core.tiny.clips import ALL, Clip, combinations
 from omni_grpo_core.tiny.evaluate import answer, prepare
 from omni_grpo_core.tiny.examples import make_example, make_row
 from omni_grpo_core.tiny.make import MAKES, QWEN3

@@ -10,8 +10,7 @@ import torch
 
 from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.tiny import checkpoint_dir
-from omni_grpo_core.tiny.attributes import ALL
-from omni_grpo_core.tiny.clips import Clip
+from omni_grpo_core.tiny.clips import ALL, Clip
 from omni_grpo_core.tiny.examples import make_example, make_row
 from omni_grpo_core.tiny.questions import Question
 from omni_grpo_core.tiny.training import (

@@ -14,8 +14,8 @@ from small_traces import CLIP_IDS, decode, noise, patches, small_batch, small_tr
 
 from omni_grpo_core.trace.compare import compare, compare_leaves
 from omni_grpo_core.trace.divergence import Divergence, Lane, Tolerances
+from omni_grpo_core.trace.fingerprint import sketch
 from omni_grpo_core.trace.leaves import leaves
-from omni_grpo_core.trace.sketch import sketch
 from omni_grpo_core.types import (
     Batch,
     Check,

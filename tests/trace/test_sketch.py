@@ -9,7 +9,7 @@ import torch
 from small_traces import noise
 
 from omni_grpo_core.errors import TraceError
-from omni_grpo_core.trace.sketch import SAMPLES, _hash, sample_places, sketch
+from omni_grpo_core.trace.fingerprint import SAMPLES, _hash, sample_places, sketch
 
 
 def test_signs_are_splitmix64() -> None:

@@ -14,7 +14,7 @@ from train_runs import log, short
 from omni_grpo_core.core import forward, rollout
 from omni_grpo_core.core.dialect import CACHE
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.faults.installed import cache_is_dropped
+from omni_grpo_core.faults.fault import cache_is_dropped
 from omni_grpo_core.rewards import health
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.training.config import GuardConfig, RewardEntry

@@ -16,7 +16,7 @@ from small_text_model import text_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.faults.installed import cache_is_dropped
+from omni_grpo_core.faults.fault import cache_is_dropped
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.training.config import GuardConfig
 from omni_grpo_core.training.guard import Finding

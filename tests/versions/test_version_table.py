@@ -15,7 +15,7 @@ import torch
 from small_traces import small_batch, with_value
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.tested import DEFAULT, TRANSFORMERS
+from omni_grpo_core.io.environment import DEFAULT, TRANSFORMERS
 from omni_grpo_core.report.terminal.versions import announced, holds, markdown, marks, put
 from omni_grpo_core.types import Completion, Positions, Rollout, Stage, StageRecord, Trace
 from omni_grpo_core.versions.matrix import against, interpreters, measure
@@ -225,7 +225,7 @@ def trace(second: tuple[int, ...] = (3,), place: int = 1) -> Trace:
     records: dict[Stage, object] = {
         "batch": small_batch(),
         "positions": Positions(ids, torch.tensor([0, 0])),
-        "completion": (Rollout(answers, 1, 0.0, 0),),
+        "completion": Rollout(answers, 1, 0.0, 0),
     }
     made = Trace({}, tuple(StageRecord(s, None, (), 0.0) for s in records))
     for stage, value in records.items():

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from omni_grpo_core.io.console import (
     quiet_transformers,
     require_outputs,
 )
-from omni_grpo_core.io.json_answer import print_json
+from omni_grpo_core.io.exits import print_json
 
 if TYPE_CHECKING:
     from omni_grpo_core.doctor.evidence import Reference
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 def doctor(
     trace: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it at run time
+        Path | None,
         typer.Argument(help="Folder that was given to record(), or one step of it."),
     ] = None,
     checkpoint: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Checkpoint to replay on; the one the recording names, if left out."),
     ] = None,
     html: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Also write the report as one page."),
     ] = None,
     causes: Annotated[
@@ -49,7 +49,7 @@ def doctor(
         ),
     ] = False,
     pipeline: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--import", help="module:function, run on the shipped clips and diagnosed."),
     ] = None,
     as_json: Json = False,
@@ -70,8 +70,8 @@ def doctor(
     quiet_libraries()
     from omni_grpo_core.doctor.checks.run import in_order
     from omni_grpo_core.doctor.diagnose import diagnose, merge, require_judged, to_json
+    from omni_grpo_core.doctor.experiments import tried
     from omni_grpo_core.doctor.load import as_cases, read_traces
-    from omni_grpo_core.doctor.modes import tried
 
     with progress("doctor", as_json) as on_stage:
         on_stage("reading")
@@ -139,7 +139,7 @@ def _run(pipeline: str, checkpoint: Path | None) -> list[tuple[str, Trace]]:
     from omni_grpo_core import tiny
     from omni_grpo_core.core.policy import load_policy
     from omni_grpo_core.doctor.load import read_traces
-    from omni_grpo_core.faults.material import rows_of
+    from omni_grpo_core.faults.fixtures import rows_of
     from omni_grpo_core.recorder.pipelines import load_pipeline, record_pipeline
 
     called = load_pipeline(pipeline)

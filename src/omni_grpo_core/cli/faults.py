@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.console import Json, progress, quiet_libraries, quiet_transformers
-from omni_grpo_core.io.json_answer import print_json
+from omni_grpo_core.io.exits import print_json
 
 if TYPE_CHECKING:
     from omni_grpo_core.faults.campaign import Row
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def faults(
     only: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+        list[str] | None,
         typer.Option(help="Id of a fault, or the beginning of ids; may be given several times."),
     ] = None,
     pairs: Annotated[int, typer.Option(min=0, help="Pairs of faults of different stages.")] = 200,
@@ -90,14 +90,14 @@ def incident(as_json: Json = False) -> None:
         on_stage("the doctor")
         rows = findings(replayed)
     if as_json:
-        from omni_grpo_core.report.terminal.incident import to_json
+        from omni_grpo_core.report.terminal.faults import to_json
 
         print_json(to_json(replayed, rows))
     else:
         from rich.console import Console
 
         from omni_grpo_core.report.terminal.doctor import print_diagnosis
-        from omni_grpo_core.report.terminal.incident import print_incident
+        from omni_grpo_core.report.terminal.faults import print_incident
 
         console = Console()
         print_diagnosis(console, replayed.verdict, len(replayed.cases))
@@ -106,7 +106,7 @@ def incident(as_json: Json = False) -> None:
 
 
 def _chosen(only: list[str] | None) -> tuple[Fault, ...]:
-    from omni_grpo_core.faults.catalogue import FAULTS
+    from omni_grpo_core.faults.plan import FAULTS
 
     chosen = tuple(f for f in FAULTS if not only or any(f.id.startswith(told) for told in only))
     for told in only or ():

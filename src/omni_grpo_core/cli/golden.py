@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ from omni_grpo_core.io.console import (
     require_device,
     require_outputs,
 )
-from omni_grpo_core.io.json_answer import print_json
+from omni_grpo_core.io.exits import print_json
 
 if TYPE_CHECKING:
     from omni_grpo_core.core.policy import Policy
@@ -34,24 +34,24 @@ app = typer.Typer(
 
 
 Cases = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads it at run time
+    list[str] | None,
     typer.Argument(metavar="CASE...", help="Cases of the suite; all if left out."),
 ]
 Folder = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--golden", help="Folder of the goldens; ./golden if left out."),
 ]
 CheckpointOption = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(help="Checkpoint folder; the suite's own if left out."),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
 DtypeOption = Annotated[
-    Optional[Dtype],  # noqa: UP045
+    Dtype | None,
     typer.Option(help="Default: float32 on cpu, bfloat16 on cuda."),
 ]
 SidecarOption = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(help="Folder, outside git, of what goldens only sketch: exact replay."),
 ]
 GOLDEN = Path("golden")
@@ -125,7 +125,7 @@ def diff(
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
     html: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Also write a page with both sides' tokens, drift and generations."),
     ] = None,
     sidecar: SidecarOption = None,
@@ -275,11 +275,11 @@ def accept(
     reason: Annotated[str, typer.Option(help="Why the change is right; it goes on record.")] = "",
     golden: Folder = None,
     platform: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Only what was made on this platform, for example cuda-sm90-bf16."),
     ] = None,
     by: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Who accepts; git's user if left out."),
     ] = None,
     as_json: Json = False,
@@ -388,7 +388,7 @@ def bisect(
     golden: Folder = None,
     checkpoint: CheckpointOption = None,
     new_checkpoint: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Crossed with the libraries: old and new of each."),
     ] = None,
     as_json: Json = False,

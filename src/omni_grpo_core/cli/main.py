@@ -11,7 +11,7 @@ import sys
 from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -34,7 +34,7 @@ from omni_grpo_core.io.console import (
     require_device,
     require_outputs,
 )
-from omni_grpo_core.io.json_answer import print_json
+from omni_grpo_core.io.exits import print_json
 
 app = typer.Typer(
     name="omni-grpo",
@@ -62,7 +62,7 @@ class AudioPreferenceOption(StrEnum):
 
 
 CheckpointOption = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads it at run time
+    Path | None,
     typer.Option(help="Checkpoint folder; the shipped tiny one if left out."),
 ]
 
@@ -80,40 +80,40 @@ def _root(
 def check(
     checkpoint: CheckpointOption = None,
     processor: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Folder of the processor, where it is not beside the weights."),
     ] = None,
     data: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows; the shipped clips if left out."),
     ] = None,
     root: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Folder that the media paths of --data start from."),
     ] = None,
     config: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Settings in JSON or YAML, over the checkpoint's own omni_grpo.json."),
     ] = None,
     audio_in_video: Annotated[
-        Optional[AudioPreferenceOption],  # noqa: UP045
+        AudioPreferenceOption | None,
         typer.Option(help="How a video's sound travels; auto: what each row says."),
     ] = None,
     limit: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=1, help="Only the first rows of the data."),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.cpu,
     dtype: Annotated[
-        Optional[Dtype],  # noqa: UP045
+        Dtype | None,
         typer.Option(help="Default: float32 on cpu, bfloat16 on cuda."),
     ] = None,
     html: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Also write a page that shows what the model was given."),
     ] = None,
     trace: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Also save every stage's value to this new folder."),
     ] = None,
     as_json: Json = False,
@@ -219,11 +219,11 @@ def tiny_build(
     family: FamilyOption = TinyFamily.qwen2_5,
     seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
     steps: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=1, help="Training steps; the recipe's own number if left out."),
     ] = None,
     stop: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(min=1, help="Break off after so many steps: an under-trained checkpoint."),
     ] = None,
     as_json: Json = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from omni_grpo_core.io.console import Json, quiet_libraries, require_outputs
-from omni_grpo_core.io.json_answer import print_json
+from omni_grpo_core.io.exits import print_json
 
 app = typer.Typer(help="Qwen2.5-Omni's true token ids, without its weights.", no_args_is_help=True)
 

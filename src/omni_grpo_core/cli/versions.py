@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from omni_grpo_core.io.console import (
     quiet_libraries,
     require_outputs,
 )
-from omni_grpo_core.io.json_answer import print_json
+from omni_grpo_core.io.exits import print_json
 
 app = typer.Typer(help="What each version of transformers changes.", no_args_is_help=True)
 
@@ -33,16 +33,16 @@ def compare_versions(
         typer.Argument(metavar="NAME=PYTHON...", help="Interpreters, one transformers each."),
     ],
     default: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads it at run time
+        str | None,
         typer.Option(help="The name that the others are compared with; the first if left out."),
     ] = None,
     family: FamilyOption = TinyFamily.qwen2_5,
     data: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Also keep what was measured, as JSON."),
     ] = None,
     into: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Also put the table into this document, between the marks."),
     ] = None,
     as_json: Json = False,

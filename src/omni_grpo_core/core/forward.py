@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omni_grpo_core.core.completions import CompletionTensors
 from omni_grpo_core.core.dialect import cache_among, cache_keyword
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.towers import features
@@ -235,6 +236,15 @@ def sampling_logprobs(policy: Policy, logits: Tensor, temperature: float) -> Ten
     the suppressed ids, over the last axis. Scoring must use the same, or the ratio is not 1."""
     scores = logits.float() / temperature
     return scores.masked_fill(policy.suppressed, -torch.inf).log_softmax(-1)
+
+
+def token_logprobs(
+    policy: Policy, batch: Batch, tokens: CompletionTensors, temperature: float
+) -> Tensor:
+    """What the scoring forward gives the completions' own tokens: float32, (N, C), on the CPU."""
+    logits = completion_logits(policy, batch, tokens.ids, tokens.mask.to(torch.int64))
+    scores = sampling_logprobs(policy, logits, temperature)
+    return scores.gather(2, tokens.ids.to(scores.device)[..., None])[..., 0].cpu()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from omni_grpo_core.core.forward import decode_step, first_positions, prefill, sampling_logprobs
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.machine import device_memory
+from omni_grpo_core.io.environment import device_memory
 from omni_grpo_core.types import Batch, Completion, Rollout
 
 
@@ -116,7 +116,7 @@ def _choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
     )
 
 
-def slip(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
+def draw_distance(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
     """How far each draw lies outside the slice of its token, in probability; 0 where the draw is
     that token. A turned token is noise where this is no more than probabilities are off by.
 
@@ -124,7 +124,7 @@ def slip(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
     or one for all.
 
     >>> logprobs = torch.tensor([[0.5, 0.25, 0.25]]).log().expand(3, -1)
-    >>> found = slip(logprobs, torch.tensor([0.875] * 3), torch.tensor([2, 1, 0]))
+    >>> found = draw_distance(logprobs, torch.tensor([0.875] * 3), torch.tensor([2, 1, 0]))
     >>> [round(apart, 6) for apart in found.tolist()]
     [0.0, 0.125, 0.375]
     """

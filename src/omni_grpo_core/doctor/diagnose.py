@@ -14,8 +14,8 @@ from omni_grpo_core.doctor.evidence import (
     Finding,
     Look,
     Rule,
+    said_missing,
 )
-from omni_grpo_core.doctor.missing import said_missing
 from omni_grpo_core.doctor.registry import BLAMES, LOOKS, RULES
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.types import STAGES, Stage

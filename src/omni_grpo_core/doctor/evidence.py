@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from omni_grpo_core.core.policy import Policy
     from omni_grpo_core.pipeline.settings import Settings
 
+
 Origin = Literal["added", "inherited", "unknown"]
 """``added``: the stage turned right input into wrong output. ``inherited``: it was handed the
 error. ``unknown``: its input was not kept, so nobody can tell."""
@@ -156,3 +157,18 @@ class Diagnosis:
     def first(self) -> Finding | None:
         """The first broken stage of the pipeline."""
         return min(self.findings, key=lambda f: STAGES.index(f.stage), default=None)
+
+
+_KEY = "missing"
+
+
+def say_missing(case: Case, sentence: str) -> None:
+    """Note that something could not be judged on this step."""
+    said: list[str] = case.memo.setdefault(_KEY, [])
+    if sentence not in said:
+        said.append(sentence)
+
+
+def said_missing(case: Case) -> tuple[str, ...]:
+    """All that was noted so far."""
+    return tuple(case.memo.get(_KEY, ()))

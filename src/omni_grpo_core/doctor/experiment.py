@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy, generating
-from omni_grpo_core.doctor.teacher import Taught, text_hidden
+from omni_grpo_core.doctor.teacher_forced import Taught, text_hidden
 from omni_grpo_core.trace.calls import GenerateCall
 
 Outcome = Literal["proved", "cleared", "open"]

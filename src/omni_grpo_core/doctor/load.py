@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omni_grpo_core.doctor.evidence import Case, Reference
 from omni_grpo_core.errors import TraceError
-from omni_grpo_core.recorder.tape import STAGE_OF
+from omni_grpo_core.recorder.step_buffer import STAGE_OF
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Trace
 

@@ -7,84 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from omni_grpo_core.doctor.causes import (
-    batch as rules_batch,
-)
-from omni_grpo_core.doctor.causes import (
-    completion as rules_completion,
-)
-from omni_grpo_core.doctor.causes import (
-    conversation as rules_conversation,
-)
-from omni_grpo_core.doctor.causes import (
-    loss as rules_loss,
-)
-from omni_grpo_core.doctor.causes import (
-    media as rules_media,
-)
-from omni_grpo_core.doctor.causes import (
-    reward as rules_reward,
-)
-from omni_grpo_core.doctor.checks import (
-    advantage as looks_advantage,
-)
-from omni_grpo_core.doctor.checks import (
-    batch as looks_batch,
-)
-from omni_grpo_core.doctor.checks import (
-    completion as looks_completion,
-)
-from omni_grpo_core.doctor.checks import (
-    conversation as looks_conversation,
-)
-from omni_grpo_core.doctor.checks import (
-    degenerate as looks_degenerate,
-)
-from omni_grpo_core.doctor.checks import (
-    embeddings as looks_embeddings,
-)
-from omni_grpo_core.doctor.checks import (
-    gradient as looks_gradient,
-)
-from omni_grpo_core.doctor.checks import (
-    groups as looks_groups,
-)
-from omni_grpo_core.doctor.checks import (
-    logged as looks_logged,
-)
-from omni_grpo_core.doctor.checks import (
-    logits as looks_logits,
-)
-from omni_grpo_core.doctor.checks import (
-    loss as looks_loss,
-)
-from omni_grpo_core.doctor.checks import (
-    media as looks_media,
-)
-from omni_grpo_core.doctor.checks import (
-    partial as looks_partial,
-)
-from omni_grpo_core.doctor.checks import (
-    policy as looks_policy,
-)
-from omni_grpo_core.doctor.checks import (
-    positions as looks_positions,
-)
-from omni_grpo_core.doctor.checks import (
-    readings as looks_readings,
-)
-from omni_grpo_core.doctor.checks import (
-    reward as looks_reward,
-)
-from omni_grpo_core.doctor.checks import (
-    rows as looks_rows,
-)
-from omni_grpo_core.doctor.checks import (
-    run as looks_run,
-)
-from omni_grpo_core.doctor.checks import (
-    text as looks_text,
-)
+from omni_grpo_core.doctor.causes import batch as rules_batch
+from omni_grpo_core.doctor.causes import completion as rules_completion
+from omni_grpo_core.doctor.causes import conversation as rules_conversation
+from omni_grpo_core.doctor.causes import loss as rules_loss
+from omni_grpo_core.doctor.causes import media as rules_media
+from omni_grpo_core.doctor.causes import reward as rules_reward
+from omni_grpo_core.doctor.checks import advantage as looks_advantage
+from omni_grpo_core.doctor.checks import batch as looks_batch
+from omni_grpo_core.doctor.checks import completion as looks_completion
+from omni_grpo_core.doctor.checks import conversation as looks_conversation
+from omni_grpo_core.doctor.checks import degenerate as looks_degenerate
+from omni_grpo_core.doctor.checks import embeddings as looks_embeddings
+from omni_grpo_core.doctor.checks import gradient as looks_gradient
+from omni_grpo_core.doctor.checks import groups as looks_groups
+from omni_grpo_core.doctor.checks import logged as looks_logged
+from omni_grpo_core.doctor.checks import logits as looks_logits
+from omni_grpo_core.doctor.checks import loss as looks_loss
+from omni_grpo_core.doctor.checks import media as looks_media
+from omni_grpo_core.doctor.checks import partial as looks_partial
+from omni_grpo_core.doctor.checks import policy as looks_policy
+from omni_grpo_core.doctor.checks import positions as looks_positions
+from omni_grpo_core.doctor.checks import readings as looks_readings
+from omni_grpo_core.doctor.checks import reward as looks_reward
+from omni_grpo_core.doctor.checks import rows as looks_rows
+from omni_grpo_core.doctor.checks import run as looks_run
+from omni_grpo_core.doctor.checks import text as looks_text
 from omni_grpo_core.doctor.evidence import Look, Rule
 from omni_grpo_core.types import Stage
 

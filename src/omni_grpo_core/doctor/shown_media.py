@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.doctor.likeness import is_close
+from omni_grpo_core.doctor.media_similarity import is_close
 from omni_grpo_core.doctor.replay import media as replay_media
 from omni_grpo_core.doctor.replay.batch import Given, carried, given_rows
 from omni_grpo_core.doctor.replay.text import collapsed, marks

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.faults.fault import Shelf
+from omni_grpo_core.faults.fault import FaultRegistry
 from omni_grpo_core.faults.feeding import Messages
-from omni_grpo_core.faults.loop import Rolled, WildLoop
-from omni_grpo_core.faults.material import rows_of
-from omni_grpo_core.faults.patching import patched
+from omni_grpo_core.faults.fixtures import rows_of
+from omni_grpo_core.faults.reference_loop import ReferenceLoop, Rolled
+from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.types import Media
 
-shelf = Shelf()
+shelf = FaultRegistry()
 Manager = AbstractContextManager[None]
 Inputs = dict[str, Tensor]
 
@@ -28,7 +28,7 @@ HEARD = {"audio": "separate", "rows": (18, 19)}
 """Recordings alone: transformers counts features against placeholders for video, not for audio."""
 
 
-def _keywords(loop: WildLoop, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Manager:
+def _keywords(loop: ReferenceLoop, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Manager:
     before = loop.processor_keywords
 
     def keywords(media: Sequence[Media]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _keywords(loop: WildLoop, change: Callable[[dict[str, Any]], dict[str, Any]]
     return loop.replaced(processor_keywords=keywords)
 
 
-def _inputs(loop: WildLoop, change: Callable[[Inputs], Inputs]) -> Manager:
+def _inputs(loop: ReferenceLoop, change: Callable[[Inputs], Inputs]) -> Manager:
     before = loop.process
 
     def process(texts: list[str], media: list[Media]) -> Inputs:
@@ -52,7 +52,7 @@ def _inputs(loop: WildLoop, change: Callable[[Inputs], Inputs]) -> Manager:
     "placeholder waits for it.",
     "the incident",
 )
-def flag_processor(loop: WildLoop) -> Manager:
+def flag_processor(loop: ReferenceLoop) -> Manager:
     return _keywords(loop, lambda told: {k: v for k, v in told.items() if k not in FLAGS})
 
 
@@ -62,7 +62,7 @@ def flag_processor(loop: WildLoop) -> Manager:
     "are off.",
     "the incident",
 )
-def flag_generate(loop: WildLoop) -> Manager:
+def flag_generate(loop: ReferenceLoop) -> Manager:
     before = loop.generation_keywords
     return loop.replaced(generation_keywords=lambda: {**before(), "use_audio_in_video": False})
 
@@ -72,7 +72,7 @@ def flag_generate(loop: WildLoop) -> Manager:
     "use_audio_in_video=False is hard-coded in the scoring forward.",
     "the incident",
 )
-def flag_forward(loop: WildLoop) -> Manager:
+def flag_forward(loop: ReferenceLoop) -> Manager:
     before = loop.scoring_inputs
 
     def scoring(rolled: Rolled) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def flag_forward(loop: WildLoop) -> Manager:
     "transformers changed the name; the incident's hypothesis",
     stops=True,
 )
-def audios_kwarg(loop: WildLoop) -> Manager:
+def audios_kwarg(loop: ReferenceLoop) -> Manager:
     before = loop.call_processor
 
     def call(**keywords: Any) -> Mapping[str, Any]:
@@ -105,7 +105,7 @@ def audios_kwarg(loop: WildLoop) -> Manager:
     "the incident: 1 video, 2 audios",
     needs={"audio": "separate", "rows": (4, 10)},
 )
-def feature_count(loop: WildLoop) -> Manager:
+def feature_count(loop: ReferenceLoop) -> Manager:
     def load(messages: Messages) -> Media:
         return loop.clips.load(messages, True)
 
@@ -121,7 +121,7 @@ def feature_count(loop: WildLoop) -> Manager:
     needs={"rows": (5, 12)},
 )
 @contextmanager
-def silent_clip(loop: WildLoop) -> Iterator[None]:
+def silent_clip(loop: ReferenceLoop) -> Iterator[None]:
     has_track, draw = loop.clips.has_track, loop.draw
     mute = next(row for row in rows_of() if row.videos and not any(map(has_track, row.videos)))
 
@@ -137,7 +137,7 @@ def silent_clip(loop: WildLoop) -> Iterator[None]:
         yield
 
 
-def _skipping_mute(loop: WildLoop) -> Manager:
+def _skipping_mute(loop: ReferenceLoop) -> Manager:
     """Lets a processor before 5.23 do with the rows of the first prompt as later ones do."""
     if _takes_owners(loop):
         return nullcontext()
@@ -153,7 +153,7 @@ def _skipping_mute(loop: WildLoop) -> Manager:
     return patched(loop.processor, replace_multimodal_special_tokens=one_by_one)
 
 
-def _takes_owners(loop: WildLoop) -> bool:
+def _takes_owners(loop: ReferenceLoop) -> bool:
     """Whether the installed processor wants to be told which video a track is of."""
     return hasattr(loop.processor, "load_audio_from_video")
 
@@ -165,7 +165,7 @@ def _takes_owners(loop: WildLoop) -> bool:
     "use_audio_in_video renamed to load_audio_from_video in a script, for transformers 5.23",
     stops=True,
 )
-def track_owners(loop: WildLoop) -> Manager:
+def track_owners(loop: ReferenceLoop) -> Manager:
     if _takes_owners(loop):
         return _keywords(
             loop, lambda told: {k: v for k, v in told.items() if k != "audio_from_video_indices"}
@@ -186,7 +186,7 @@ def track_owners(loop: WildLoop) -> Manager:
     "TRL and open-r1-multimodal: max_prompt_length",
     needs=HEARD,
 )
-def truncated_left(loop: WildLoop) -> Manager:
+def truncated_left(loop: ReferenceLoop) -> Manager:
     def cut(inputs: Inputs) -> Inputs:
         start = int((inputs["input_ids"] == _audio_id(loop)).nonzero()[:, 1].min()) + 4
         ids, mask = inputs["input_ids"][:, start:], inputs["attention_mask"][:, start:]
@@ -195,7 +195,7 @@ def truncated_left(loop: WildLoop) -> Manager:
     return _inputs(loop, cut)
 
 
-def _audio_id(loop: WildLoop) -> int:
+def _audio_id(loop: ReferenceLoop) -> int:
     return int(loop.processor.tokenizer.convert_tokens_to_ids(loop.processor.audio_token))
 
 
@@ -206,7 +206,7 @@ def _audio_id(loop: WildLoop) -> int:
     "processor calls with max_length and truncation",
     needs=HEARD,
 )
-def truncated_right(loop: WildLoop) -> Manager:
+def truncated_right(loop: ReferenceLoop) -> Manager:
     def told(keywords: dict[str, Any]) -> dict[str, Any]:
         keywords.pop("padding")
         text = {"truncation": True, "max_length": 96, "padding": True, "truncation_side": "right"}
@@ -221,7 +221,7 @@ def truncated_right(loop: WildLoop) -> Manager:
     "padding_side='right' left over from supervised training",
     needs=PADDED,
 )
-def right_padding(loop: WildLoop) -> Manager:
+def right_padding(loop: ReferenceLoop) -> Manager:
     return _keywords(loop, lambda told: {**told, "padding_side": "right"})
 
 
@@ -231,7 +231,7 @@ def right_padding(loop: WildLoop) -> Manager:
     "trainers that build masks from shapes",
     needs=PADDED,
 )
-def mask_ignored(loop: WildLoop) -> Manager:
+def mask_ignored(loop: ReferenceLoop) -> Manager:
     def ones(inputs: Inputs) -> Inputs:
         return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
@@ -245,7 +245,7 @@ def mask_ignored(loop: WildLoop) -> Manager:
     "TRL with vLLM: expanded prompts sent on as text",
     stops=True,
 )
-def double_expansion(loop: WildLoop) -> Manager:
+def double_expansion(loop: ReferenceLoop) -> Manager:
     before = loop.process
 
     def process(texts: list[str], media: list[Media]) -> Inputs:
@@ -262,7 +262,7 @@ def double_expansion(loop: WildLoop) -> Manager:
     "many samples.",
     "transformers merges flat keywords into every part of a processor",
 )
-def max_length_leak(loop: WildLoop) -> Manager:
+def max_length_leak(loop: ReferenceLoop) -> Manager:
     return _keywords(loop, lambda told: {**told, "max_length": 4096})
 
 
@@ -272,7 +272,7 @@ def max_length_leak(loop: WildLoop) -> Manager:
     "checkpoints saved by supervised trainers",
     needs=PADDED,
 )
-def padding_side_config(loop: WildLoop) -> Manager:
+def padding_side_config(loop: ReferenceLoop) -> Manager:
     tokenizer = copy.copy(loop.processor.tokenizer)
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, "padding_side": "right"}
     tokenizer.padding_side = "right"
@@ -286,7 +286,7 @@ def padding_side_config(loop: WildLoop) -> Manager:
     "the processor's default video size overrides the saved one",
     needs={"group_size": 2},
 )
-def resized_again(loop: WildLoop) -> Manager:
+def resized_again(loop: ReferenceLoop) -> Manager:
     return _keywords(loop, lambda told: {k: v for k, v in told.items() if k != "do_resize"})
 
 
@@ -296,7 +296,7 @@ def resized_again(loop: WildLoop) -> Manager:
     "and only a log line says so.",
     "processor calls with max_prompt_length",
 )
-def unknown_kwarg(loop: WildLoop) -> Manager:
+def unknown_kwarg(loop: ReferenceLoop) -> Manager:
     return _keywords(loop, lambda told: {**told, "max_prompt_length": 32})
 
 
@@ -305,7 +305,7 @@ def unknown_kwarg(loop: WildLoop) -> Manager:
     "The attention mask arrives as floating point, after a detour through numpy.",
     "collators on numpy arrays",
 )
-def dtype(loop: WildLoop) -> Manager:
+def dtype(loop: ReferenceLoop) -> Manager:
     def floating(inputs: Inputs) -> Inputs:
         return {**inputs, "attention_mask": inputs["attention_mask"].float()}
 

@@ -199,7 +199,7 @@ def _one_thread() -> None:
 
 def perform(task: Task, causes: bool) -> Row:
     """One trial, in this process."""
-    from omni_grpo_core.faults.catalogue import BY_ID
+    from omni_grpo_core.faults.plan import BY_ID
     from omni_grpo_core.faults.trial import trial
 
     begin = time.perf_counter()

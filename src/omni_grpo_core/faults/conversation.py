@@ -6,18 +6,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from omni_grpo_core.faults.fault import Shelf
+from omni_grpo_core.faults.fault import FaultRegistry
 from omni_grpo_core.faults.feeding import Messages
-from omni_grpo_core.faults.loop import WildLoop
-from omni_grpo_core.faults.material import Drawn, rows_of
-from omni_grpo_core.faults.patching import patched
+from omni_grpo_core.faults.fixtures import Drawn, rows_of
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.types import Media
 
-shelf = Shelf()
+shelf = FaultRegistry()
 Manager = AbstractContextManager[None]
 
 
-def _edited(loop: WildLoop, edit: Callable[[Messages], Messages]) -> Manager:
+def _edited(loop: ReferenceLoop, edit: Callable[[Messages], Messages]) -> Manager:
     before = loop.conversation
     return loop.replaced(conversation=lambda drawn: edit(before(drawn)))
 
@@ -43,7 +43,7 @@ def _user_text(messages: Messages, change: Callable[[str], str]) -> Messages:
     "one clip, two audios.",
     "the incident",
 )
-def media_twice(loop: WildLoop) -> Manager:
+def media_twice(loop: ReferenceLoop) -> Manager:
     def edit(messages: Messages) -> Messages:
         user = messages[-1]
         content: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ def media_twice(loop: WildLoop) -> Manager:
     "The prompt tells the model that the clip has no sound, and the model believes it.",
     "HumanOmniV2's type texts",
 )
-def wrong_type_text(loop: WildLoop) -> Manager:
+def wrong_type_text(loop: ReferenceLoop) -> Manager:
     def change(text: str) -> str:
         return text.replace("a video with sound", "a video without sound")
 
@@ -75,7 +75,7 @@ def wrong_type_text(loop: WildLoop) -> Manager:
     "HumanOmniV2's check_if_video_has_audio",
     needs={"audio": "separate", "rows": (2, 5)},
 )
-def silent_no_audio(loop: WildLoop) -> Manager:
+def silent_no_audio(loop: ReferenceLoop) -> Manager:
     unlucky = rows_of()[loop.config.rows[-1]].videos
     before = loop.has_track
     return loop.replaced(has_track=lambda path: path not in unlucky and before(path))
@@ -87,7 +87,7 @@ def silent_no_audio(loop: WildLoop) -> Manager:
     "the group holds two questions.",
     "open-r1-multimodal's dataset",
 )
-def resampled_item(loop: WildLoop) -> Manager:
+def resampled_item(loop: ReferenceLoop) -> Manager:
     before = loop.repeat
     other = next(row for n, row in enumerate(rows_of()) if n not in loop.config.rows and row.videos)
 
@@ -109,7 +109,7 @@ def resampled_item(loop: WildLoop) -> Manager:
     "The system message is left out, and the template puts its own in.",
     "VLM-R1 and open-r1-multimodal scripts",
 )
-def system_missing(loop: WildLoop) -> Manager:
+def system_missing(loop: ReferenceLoop) -> Manager:
     return _edited(loop, lambda messages: [m for m in messages if m["role"] != "system"])
 
 
@@ -118,7 +118,7 @@ def system_missing(loop: WildLoop) -> Manager:
     "Training asks under another system message than the one the checkpoint knows.",
     "the incident: a format instruction in the place of the system message",
 )
-def system_changed(loop: WildLoop) -> Manager:
+def system_changed(loop: ReferenceLoop) -> Manager:
     told = {"type": "text", "text": "You are a helpful voice assistant. Be brief."}
     return _edited(loop, lambda messages: [{"role": "system", "content": [told]}, *messages[1:]])
 
@@ -128,7 +128,7 @@ def system_changed(loop: WildLoop) -> Manager:
     "The question of a multiple-choice row is asked without its options.",
     "question templates that know one problem type only",
 )
-def options_missing(loop: WildLoop) -> Manager:
+def options_missing(loop: ReferenceLoop) -> Manager:
     def change(text: str) -> str:
         return "\n".join(line for line in text.split("\n") if line[1:3] != ". ")
 
@@ -140,7 +140,7 @@ def options_missing(loop: WildLoop) -> Manager:
     "The gold completion stays in the conversation, as the data set had it, and is prompted with.",
     "supervised data sets handed to a GRPO trainer",
 )
-def gold_leaked(loop: WildLoop) -> Manager:
+def gold_leaked(loop: ReferenceLoop) -> Manager:
     before = loop.conversation
 
     def conversation(drawn: Drawn) -> Messages:
@@ -160,7 +160,7 @@ def gold_leaked(loop: WildLoop) -> Manager:
     "the incident",
     needs={"rows": (0, 2)},
 )
-def first_only(loop: WildLoop) -> Manager:
+def first_only(loop: ReferenceLoop) -> Manager:
     before = loop.render
     return loop.replaced(render=lambda given: [before(given)[0]] * len(given))
 
@@ -171,7 +171,7 @@ def first_only(loop: WildLoop) -> Manager:
     "transformers 4.52 to 4.57: apply_chat_template of the omni processor",
     stops=True,
 )
-def list_of_lists(loop: WildLoop) -> Manager:
+def list_of_lists(loop: ReferenceLoop) -> Manager:
     before = loop.render
     return loop.replaced(render=lambda given: [[text] for text in before(given)])
 
@@ -181,7 +181,7 @@ def list_of_lists(loop: WildLoop) -> Manager:
     "add_generation_prompt=False: the model goes on with the user's turn.",
     "TRL issues on conversational data",
 )
-def no_generation_prompt(loop: WildLoop) -> Manager:
+def no_generation_prompt(loop: ReferenceLoop) -> Manager:
     def render(conversations: list[Messages]) -> Any:
         return loop.processor.apply_chat_template(
             conversations, add_generation_prompt=False, tokenize=False
@@ -190,7 +190,7 @@ def no_generation_prompt(loop: WildLoop) -> Manager:
     return loop.replaced(render=render)
 
 
-def _template(loop: WildLoop, change: Callable[[str], str]) -> Manager:
+def _template(loop: ReferenceLoop, change: Callable[[str], str]) -> Manager:
     return patched(loop.processor, chat_template=change(loop.processor.chat_template))
 
 
@@ -200,7 +200,7 @@ def _template(loop: WildLoop, change: Callable[[str], str]) -> Manager:
     "checkpoint has never seen.",
     "HumanOmniV2's chat template",
 )
-def role_typo(loop: WildLoop) -> Manager:
+def role_typo(loop: ReferenceLoop) -> Manager:
     return _template(loop, lambda text: text.replace("turn('assistant')", "turn('assitant')"))
 
 
@@ -211,7 +211,7 @@ def role_typo(loop: WildLoop) -> Manager:
     "the incident's hypothesis; tokenizers' own templates",
     needs={"audio": "separate", "rows": (18, 19)},
 )
-def media_dropped(loop: WildLoop) -> Manager:
+def media_dropped(loop: ReferenceLoop) -> Manager:
     silent = "{%- macro medium(bos, pad, eos) -%}{%- endmacro -%}"
     spoken = "{%- macro medium(bos, pad, eos) -%}{{ bos + pad + eos }}{%- endmacro -%}"
     return _template(loop, lambda text: text.replace(spoken, silent))
@@ -222,5 +222,5 @@ def media_dropped(loop: WildLoop) -> Manager:
     "The template has lost the line break after each turn's end.",
     "templates copied by hand between checkpoints",
 )
-def template_drift(loop: WildLoop) -> Manager:
+def template_drift(loop: ReferenceLoop) -> Manager:
     return _template(loop, lambda text: text.replace("'<|im_end|>\\n'", "'<|im_end|>'"))

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
-from omni_grpo_core.faults.installed import is_among, transformers_version
-from omni_grpo_core.faults.loop import WildLoop
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.types import Stage
 
-Injection = Callable[[WildLoop], AbstractContextManager[None]]
+Injection = Callable[[ReferenceLoop], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ _STAGE_OF: Mapping[str, Stage] = {
 }
 
 
-class Shelf:
+class FaultRegistry:
     """The faults of one area, in the order in which they are written down."""
 
     def __init__(self) -> None:
@@ -88,3 +91,40 @@ class Shelf:
             return inject
 
         return put
+
+
+CACHE_DROPPED = ">=4.53,<5.24"
+"""The releases whose checkpointing layer takes the key-value cache from a block in train mode. From
+5.24.0 on it does so only where gradients are enabled, and ``generate`` has none."""
+CACHE_MISSED = ">=5,<5.16"
+"""Those of them whose ``generate`` cannot go on without it: the second token raises an IndexError.
+Tried: 5.0.0, 5.5.0, 5.10.1, 5.12.0, 5.13.0, 5.14.0, 5.14.1, 5.15.0; not so in 4.57.6 and 5.16.0."""
+
+
+def transformers_version() -> Version:
+    return Version(version("transformers"))
+
+
+def is_among(versions: str) -> bool:
+    """Whether the installed transformers is one of a PEP 440 specifier's; ``""`` is all.
+
+    >>> is_among(""), is_among("<4")
+    (True, False)
+    """
+    return SpecifierSet(versions, prereleases=True).contains(transformers_version())
+
+
+def cache_is_dropped() -> bool:
+    """Whether the installed transformers drops the cache while checkpointing."""
+    return is_among(CACHE_DROPPED)
+
+
+def cache_is_repaired() -> bool:
+    """Whether it once did: the installed one is later than those that drop the cache."""
+    return transformers_version() >= Version("4.53") and not cache_is_dropped()
+
+
+def kept() -> str:
+    """What a version without the fault does, in words."""
+    again = ": repaired in this version" if cache_is_repaired() else ""
+    return f"transformers {transformers_version()} keeps the cache while checkpointing{again}"

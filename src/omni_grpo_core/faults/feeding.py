@@ -13,7 +13,7 @@ from torch import Tensor
 from omni_grpo_core.core.conversation import build_conversation
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import ROWS, LoopConfig
-from omni_grpo_core.faults.material import Clips, Drawn, rows_of
+from omni_grpo_core.faults.fixtures import Clips, Drawn, rows_of
 from omni_grpo_core.types import Media
 
 Messages = list[dict[str, Any]]

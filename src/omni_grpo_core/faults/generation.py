@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.faults.fault import Shelf
-from omni_grpo_core.faults.installed import CACHE_DROPPED, CACHE_MISSED, is_among
-from omni_grpo_core.faults.loop import Rolled, WildLoop
-from omni_grpo_core.faults.material import Drawn
-from omni_grpo_core.faults.patching import patched
+from omni_grpo_core.faults.fault import CACHE_DROPPED, CACHE_MISSED, FaultRegistry, is_among
+from omni_grpo_core.faults.fixtures import Drawn
+from omni_grpo_core.faults.reference_loop import ReferenceLoop, Rolled
+from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.types import Media
 
-shelf = Shelf()
+shelf = FaultRegistry()
 Manager = AbstractContextManager[None]
 
 DRIFTED = {"temperature": 2.0, "seed": 4}
@@ -25,7 +24,7 @@ DRIFTED = {"temperature": 2.0, "seed": 4}
 itself, would have to be trained for a while first."""
 
 
-def _sampling(loop: WildLoop, **told: Any) -> Manager:
+def _sampling(loop: ReferenceLoop, **told: Any) -> Manager:
     """Other generation keywords; ``None`` leaves one out."""
     before = loop.generation_keywords
 
@@ -44,7 +43,7 @@ def _sampling(loop: WildLoop, **told: Any) -> Manager:
     stops=is_among(CACHE_MISSED),
     versions=CACHE_DROPPED,
 )
-def checkpointing_train(loop: WildLoop) -> Manager:
+def checkpointing_train(loop: ReferenceLoop) -> Manager:
     @torch.no_grad()
     def generate(inputs: Mapping[str, Tensor]) -> Tensor:
         return loop.call_generate({**inputs, **loop.generation_keywords()})
@@ -58,7 +57,7 @@ def checkpointing_train(loop: WildLoop) -> Manager:
     "patch by patch, which scrambles the clip.",
     "trainers made for text, given images and video",
 )
-def return_sequences(loop: WildLoop) -> Manager:
+def return_sequences(loop: ReferenceLoop) -> Manager:
     size = loop.config.group_size
     repeat, scoring = loop.repeat, loop.scoring_inputs
 
@@ -87,7 +86,7 @@ def return_sequences(loop: WildLoop) -> Manager:
     )
 
 
-def _unsuppressed(loop: WildLoop, allowed: Callable[[int], bool]) -> Manager:
+def _unsuppressed(loop: ReferenceLoop, allowed: Callable[[int], bool]) -> Manager:
     """Ids that sampling and scoring no longer suppress."""
     return patched(loop, suppressed=[i for i in loop.suppressed if not allowed(i)])
 
@@ -98,7 +97,7 @@ def _unsuppressed(loop: WildLoop, allowed: Callable[[int], bool]) -> Manager:
     "omni GRPO on tokenizers with many special tokens",
     needs=DRIFTED,
 )
-def special_token(loop: WildLoop) -> Manager:
+def special_token(loop: ReferenceLoop) -> Manager:
     media = _media_ids(loop)
     return _unsuppressed(loop, lambda token: token not in media and token < _size(loop))
 
@@ -109,18 +108,18 @@ def special_token(loop: WildLoop) -> Manager:
     "seen after about 90 steps on a small model",
     needs={"temperature": 2.2, "audio": "off", "rows": (20, 21)},
 )
-def media_token(loop: WildLoop) -> Manager:
+def media_token(loop: ReferenceLoop) -> Manager:
     media = _media_ids(loop)
     return _unsuppressed(loop, lambda token: token in media)
 
 
-def _media_ids(loop: WildLoop) -> set[int]:
+def _media_ids(loop: ReferenceLoop) -> set[int]:
     processor = loop.processor
     names = (processor.image_token, processor.video_token, processor.audio_token)
     return {int(processor.tokenizer.convert_tokens_to_ids(name)) for name in names}
 
 
-def _size(loop: WildLoop) -> int:
+def _size(loop: ReferenceLoop) -> int:
     return len(loop.processor.tokenizer)
 
 
@@ -131,7 +130,7 @@ def _size(loop: WildLoop) -> int:
     "thinker-only checkpoints",
 )
 @contextmanager
-def no_eos(loop: WildLoop) -> Iterator[None]:
+def no_eos(loop: ReferenceLoop) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patched(loop.thinker.generation_config, eos_token_id=None))
         stack.enter_context(patched(loop, eos=[]))
@@ -144,7 +143,7 @@ def no_eos(loop: WildLoop) -> Iterator[None]:
     "One of several eos ids is honoured, and not the one with which the model ends its turn.",
     "trainers that pass tokenizer.pad_token_id or the first id of a list",
 )
-def single_eos(loop: WildLoop) -> Manager:
+def single_eos(loop: ReferenceLoop) -> Manager:
     return patched(loop, eos=[loop.pad])
 
 
@@ -156,7 +155,7 @@ def single_eos(loop: WildLoop) -> Manager:
     needs=DRIFTED,
 )
 @contextmanager
-def skip_special(loop: WildLoop) -> Iterator[None]:
+def skip_special(loop: ReferenceLoop) -> Iterator[None]:
     def decode(ids: Tensor, mask: Tensor) -> list[str]:
         kept = [row[counted].tolist() for row, counted in zip(ids, mask, strict=True)]
         texts: list[str] = loop.processor.tokenizer.batch_decode(kept, skip_special_tokens=True)
@@ -172,7 +171,7 @@ def skip_special(loop: WildLoop) -> Iterator[None]:
     "prompts.",
     "tile for repeat_interleave",
 )
-def group_order(loop: WildLoop) -> Manager:
+def group_order(loop: ReferenceLoop) -> Manager:
     before = loop.repeat
 
     def repeat(values: list[Any]) -> list[Any]:
@@ -188,7 +187,7 @@ def group_order(loop: WildLoop) -> Manager:
     "All completions of a group are the same, because decoding is greedy: no group has a signal.",
     "do_sample left at the generation config's False",
 )
-def identical(loop: WildLoop) -> Manager:
+def identical(loop: ReferenceLoop) -> Manager:
     return _sampling(loop, do_sample=False, temperature=None, top_k=None, top_p=None)
 
 
@@ -197,7 +196,7 @@ def identical(loop: WildLoop) -> Manager:
     "The cap is shorter than any answer: every completion is cut.",
     "max_completion_length from a text-only recipe",
 )
-def cap(loop: WildLoop) -> Manager:
+def cap(loop: ReferenceLoop) -> Manager:
     return _sampling(loop, max_new_tokens=16)
 
 
@@ -206,7 +205,7 @@ def cap(loop: WildLoop) -> Manager:
     "Completions are sampled at one temperature and scored at 1: the ratio is not 1 on-policy.",
     "open-r1-multimodal's _get_per_token_logps",
 )
-def temperature(loop: WildLoop) -> Manager:
+def temperature(loop: ReferenceLoop) -> Manager:
     def log_softmax(logits: Tensor) -> Tensor:
         scores = logits.float().index_fill(-1, torch.tensor(loop.suppressed), -torch.inf)
         return scores.log_softmax(-1)
@@ -221,7 +220,7 @@ def temperature(loop: WildLoop) -> Manager:
     # so sure of itself is the shipped policy that at less heat nothing but its favourites is left
     needs={"temperature": 2.3},
 )
-def topk(loop: WildLoop) -> Manager:
+def topk(loop: ReferenceLoop) -> Manager:
     return _sampling(loop, top_k=40, top_p=0.97)
 
 
@@ -230,7 +229,7 @@ def topk(loop: WildLoop) -> Manager:
     "A repetition penalty shapes what is sampled; scoring knows nothing of it.",
     "the published Qwen generation configs carry one",
 )
-def repetition_penalty(loop: WildLoop) -> Manager:
+def repetition_penalty(loop: ReferenceLoop) -> Manager:
     return _sampling(loop, repetition_penalty=1.3)
 
 
@@ -239,7 +238,7 @@ def repetition_penalty(loop: WildLoop) -> Manager:
     "The rollout engine was not told of the new weights and answers with old ones.",
     "colocated rollout engines whose weight sync is skipped",
 )
-def weights_stale(loop: WildLoop) -> Manager:
+def weights_stale(loop: ReferenceLoop) -> Manager:
     before = loop.call_generate
     stale = copy.deepcopy(loop.thinker.state_dict())
     generator = torch.Generator().manual_seed(loop.config.seed)

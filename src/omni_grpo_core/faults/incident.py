@@ -20,10 +20,10 @@ from omni_grpo_core.doctor.checks.run import in_order
 from omni_grpo_core.doctor.diagnose import diagnose, merge
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Finding
 from omni_grpo_core.doctor.load import as_cases, read_traces
-from omni_grpo_core.faults.catalogue import BY_ID
 from omni_grpo_core.faults.config import LoopConfig
-from omni_grpo_core.faults.installed import cache_is_dropped
-from omni_grpo_core.faults.loop import StepOutcome, WildLoop
+from omni_grpo_core.faults.fault import cache_is_dropped
+from omni_grpo_core.faults.plan import BY_ID
+from omni_grpo_core.faults.reference_loop import ReferenceLoop, StepOutcome
 from omni_grpo_core.faults.rewarding import people_focus_reward
 from omni_grpo_core.faults.trial import reference
 from omni_grpo_core.recorder.record import Recorder, record
@@ -117,7 +117,7 @@ def replay() -> Replay:
 
 
 def _replayed() -> Replay:
-    loop = WildLoop(reference(CONFIG.dtype).policy, CONFIG)
+    loop = ReferenceLoop(reference(CONFIG.dtype).policy, CONFIG)
     loop.reward_funcs = [Format(), Accuracy(), people_focus_reward]
     good = loop.answers()
     columns = loop.columns(loop.draw(0))
@@ -143,7 +143,7 @@ def _replayed() -> Replay:
     return Replay(outcomes, tuple(good), tuple(right), cases, raised)
 
 
-def _trained(loop: WildLoop, recorder: Recorder) -> tuple[tuple[StepOutcome, ...], str | None]:
+def _trained(loop: ReferenceLoop, recorder: Recorder) -> tuple[tuple[StepOutcome, ...], str | None]:
     outcomes: list[StepOutcome] = []
     try:
         for _ in range(STEPS):

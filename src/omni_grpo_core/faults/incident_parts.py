@@ -25,8 +25,7 @@ from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.trial import reference
 from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.losses.config import LossConfig
-from omni_grpo_core.losses.policy_loss import policy_loss
-from omni_grpo_core.losses.totals import Totals
+from omni_grpo_core.losses.policy_loss import Totals, policy_loss
 from omni_grpo_core.pipeline.inputs import converse, make_batch
 from omni_grpo_core.pipeline.stages import run
 from omni_grpo_core.rewards.corpus import corpus

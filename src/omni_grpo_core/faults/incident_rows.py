@@ -16,9 +16,9 @@ from typing import Any, Literal
 import yaml
 
 from omni_grpo_core.faults import incident_parts as parts
-from omni_grpo_core.faults.catalogue import BY_ID
+from omni_grpo_core.faults.fault import cache_is_dropped, cache_is_repaired, kept
 from omni_grpo_core.faults.incident import Replay
-from omni_grpo_core.faults.installed import cache_is_dropped, cache_is_repaired, kept
+from omni_grpo_core.faults.plan import BY_ID
 from omni_grpo_core.faults.trial import config_for, trial
 from omni_grpo_core.rewards.degenerate import degenerate_text
 from omni_grpo_core.rewards.parse import parse

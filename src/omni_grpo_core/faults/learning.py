@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from omni_grpo_core.faults.fault import Shelf
-from omni_grpo_core.faults.loop import Notebook, Rolled, StepOutcome, WildLoop
-from omni_grpo_core.faults.material import Drawn
-from omni_grpo_core.faults.patching import patched
+from omni_grpo_core.faults.fault import FaultRegistry
+from omni_grpo_core.faults.fixtures import Drawn
+from omni_grpo_core.faults.reference_loop import Notebook, ReferenceLoop, Rolled, StepOutcome
+from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.trace.calls import AdvantageSeen
 
-shelf = Shelf()
+shelf = FaultRegistry()
 Manager = AbstractContextManager[None]
 
 AGAIN = {"iterations": 2, "learning_rate": 5e-3}
@@ -38,7 +38,7 @@ HELD = {"beta": 0.1, **AGAIN}
     "its neighbour.",
     "rewards.view(-1, G) after filtering",
 )
-def group_mixed(loop: WildLoop) -> Manager:
+def group_mixed(loop: ReferenceLoop) -> Manager:
     before = loop.group_ids
 
     def group_ids(drawn: list[Drawn]) -> list[str]:
@@ -54,7 +54,7 @@ def group_mixed(loop: WildLoop) -> Manager:
     "constant, the loss is 0 and nothing is raised.",
     "reward_weights read by name",
 )
-def zero_variance(loop: WildLoop) -> Manager:
+def zero_variance(loop: ReferenceLoop) -> Manager:
     return patched(loop, reward_weights=[0.0 for _ in loop.reward_weights])
 
 
@@ -65,7 +65,7 @@ def zero_variance(loop: WildLoop) -> Manager:
     "HumanOmniV2: the judge's advantage from the wrong tensor",
     needs=PARTIAL,
 )
-def partial_unused(loop: WildLoop) -> Manager:
+def partial_unused(loop: ReferenceLoop) -> Manager:
     before = loop.advantages
 
     def advantages(rewards: Tensor, drawn: list[Drawn], ids: Tensor, mask: Tensor) -> AdvantageSeen:
@@ -83,7 +83,7 @@ def partial_unused(loop: WildLoop) -> Manager:
     "HumanOmniV2's tag masks",
     needs=PARTIAL,
 )
-def span_mask(loop: WildLoop) -> Manager:
+def span_mask(loop: ReferenceLoop) -> Manager:
     return loop.replaced(partial_spans=lambda ids, mask: mask.clone())
 
 
@@ -93,7 +93,7 @@ def span_mask(loop: WildLoop) -> Manager:
     "tokens get other rows' advantages, and only N = 1 comes out right.",
     "trainers tested with one completion",
 )
-def broadcast(loop: WildLoop) -> Manager:
+def broadcast(loop: ReferenceLoop) -> Manager:
     before = loop.rollout
 
     def rollout(micro: int, notebook: Notebook | None) -> Rolled:
@@ -112,7 +112,7 @@ def broadcast(loop: WildLoop) -> Manager:
     "for: easy questions are rewarded, hard ones punished.",
     "REINFORCE code reused for GRPO",
 )
-def batch_scale(loop: WildLoop) -> Manager:
+def batch_scale(loop: ReferenceLoop) -> Manager:
     before = loop.normalise
     return loop.replaced(normalise=lambda rewards, groups: before(rewards, [""] * len(groups)))
 
@@ -125,7 +125,7 @@ def batch_scale(loop: WildLoop) -> Manager:
     "Logits and labels are off by one: each token is scored by the logits after it.",
     "hand-written log-probabilities",
 )
-def shift(loop: WildLoop) -> Manager:
+def shift(loop: ReferenceLoop) -> Manager:
     return loop.replaced(completion_logits=lambda logits, length: logits[:, -length:])
 
 
@@ -134,7 +134,7 @@ def shift(loop: WildLoop) -> Manager:
     "The prompt's tokens are in the loss as well.",
     "labels made from the whole sequence",
 )
-def prompt_included(loop: WildLoop) -> Manager:
+def prompt_included(loop: ReferenceLoop) -> Manager:
     before, scoring = loop.learn, loop.scoring_inputs
 
     def learn(one: Rolled, rolled: Sequence[Rolled], notebook: Notebook | None) -> float:
@@ -155,7 +155,7 @@ def prompt_included(loop: WildLoop) -> Manager:
     "Tokens after the end of a completion are in the loss.",
     "masks made from the cap",
 )
-def after_eos(loop: WildLoop) -> Manager:
+def after_eos(loop: ReferenceLoop) -> Manager:
     return loop.replaced(loss_mask=lambda rolled: torch.ones_like(rolled.mask))
 
 
@@ -165,7 +165,7 @@ def after_eos(loop: WildLoop) -> Manager:
     "TRL issues on gradient accumulation",
     needs={"accumulation": 2, "loss_type": "dapo"},
 )
-def normaliser(loop: WildLoop) -> Manager:
+def normaliser(loop: ReferenceLoop) -> Manager:
     def reduce(per_token: Tensor, mask: Tensor, rolled: Sequence[Rolled]) -> Tensor:
         return (per_token * mask).sum() / mask.sum() / len(rolled)
 
@@ -173,7 +173,7 @@ def normaliser(loop: WildLoop) -> Manager:
 
 
 def _told(
-    loop: WildLoop, change: Callable[[Tensor, dict[str, float], Tensor, Rolled], Any]
+    loop: ReferenceLoop, change: Callable[[Tensor, dict[str, float], Tensor, Rolled], Any]
 ) -> Manager:
     before = loop.token_loss
 
@@ -192,7 +192,7 @@ def _told(
     "TRL before it counted by side",
     needs=AGAIN,
 )
-def clip_side(loop: WildLoop) -> Manager:
+def clip_side(loop: ReferenceLoop) -> Manager:
     def other_side(
         loss: Tensor, metrics: dict[str, float], logprobs: Tensor, rolled: Rolled
     ) -> Any:
@@ -215,7 +215,7 @@ def clip_side(loop: WildLoop) -> Manager:
     "hand-written losses",
     needs=HELD,
 )
-def kl_sign(loop: WildLoop) -> Manager:
+def kl_sign(loop: ReferenceLoop) -> Manager:
     def subtracted(
         loss: Tensor, metrics: dict[str, float], logprobs: Tensor, rolled: Rolled
     ) -> Any:
@@ -232,7 +232,7 @@ def kl_sign(loop: WildLoop) -> Manager:
     "open-r1-multimodal's beta",
     needs=HELD,
 )
-def hidden_beta(loop: WildLoop) -> Manager:
+def hidden_beta(loop: ReferenceLoop) -> Manager:
     before = loop.settings
     return loop.replaced(settings=lambda: {**before(), "beta": 0.0})
 
@@ -244,7 +244,7 @@ def hidden_beta(loop: WildLoop) -> Manager:
     # in grpo's mean of means the advantages of a group cancel, and 0 has no sign
     needs={"loss_type": "dapo"},
 )
-def sign(loop: WildLoop) -> Manager:
+def sign(loop: ReferenceLoop) -> Manager:
     def negated(loss: Tensor, metrics: dict[str, float], logprobs: Tensor, rolled: Rolled) -> Any:
         return -loss, metrics
 
@@ -258,7 +258,7 @@ def sign(loop: WildLoop) -> Manager:
     "open-r1-multimodal with num_iterations above 1",
     needs=AGAIN,
 )
-def old_recomputed(loop: WildLoop) -> Manager:
+def old_recomputed(loop: ReferenceLoop) -> Manager:
     before = loop.learn
 
     def learn(one: Rolled, rolled: Sequence[Rolled], notebook: Notebook | None) -> float:
@@ -276,7 +276,7 @@ def old_recomputed(loop: WildLoop) -> Manager:
     "and reaches nothing.",
     "answers to 'element 0 of tensors does not require grad'",
 )
-def detached(loop: WildLoop) -> Manager:
+def detached(loop: ReferenceLoop) -> Manager:
     before = loop.backward
     return loop.replaced(backward=lambda loss: before(loss.detach().requires_grad_()))
 
@@ -287,7 +287,7 @@ def detached(loop: WildLoop) -> Manager:
     "freeze_vision_modules on renamed modules",
 )
 @contextmanager
-def frozen_wrong(loop: WildLoop) -> Iterator[None]:
+def frozen_wrong(loop: ReferenceLoop) -> Iterator[None]:
     before = {p: p.requires_grad for p in loop.model.parameters()}
     for name, parameter in loop.model.named_parameters():
         parameter.requires_grad_("visual." in name or "audio_tower." in name)
@@ -306,7 +306,7 @@ def frozen_wrong(loop: WildLoop) -> Iterator[None]:
     "optimizers made before prepare()",
 )
 @contextmanager
-def not_updated(loop: WildLoop) -> Iterator[None]:
+def not_updated(loop: ReferenceLoop) -> Iterator[None]:
     earlier = copy.deepcopy(loop.model)
     held = [p for p in earlier.parameters() if p.requires_grad]
     for parameter in held:
@@ -321,7 +321,7 @@ def not_updated(loop: WildLoop) -> Iterator[None]:
     "accumulation set in two places",
     needs={"accumulation": 2},
 )
-def accumulation(loop: WildLoop) -> Manager:
+def accumulation(loop: ReferenceLoop) -> Manager:
     reduce, settings = loop.reduce, loop.settings
     return loop.replaced(
         reduce=lambda per_token, mask, rolled: reduce(per_token, mask, rolled) / 2,
@@ -336,7 +336,7 @@ def accumulation(loop: WildLoop) -> Manager:
     "checkpoints without optimizer and sampler",
     steps=2,
 )
-def resume(loop: WildLoop) -> Manager:
+def resume(loop: ReferenceLoop) -> Manager:
     before = loop.step
 
     def step(notebook: Notebook | None = None) -> StepOutcome:
@@ -356,7 +356,7 @@ def resume(loop: WildLoop) -> Manager:
     needs={"lora": True, "checkpointing": True},
 )
 @contextmanager
-def reentrant_checkpointing(loop: WildLoop) -> Iterator[None]:
+def reentrant_checkpointing(loop: ReferenceLoop) -> Iterator[None]:
     before = loop.backward
 
     def backward(loss: Tensor) -> None:
@@ -382,7 +382,7 @@ def reentrant_checkpointing(loop: WildLoop) -> Iterator[None]:
     "finite, every gradient is NaN.",
     "0 times infinity behind a mask",
 )
-def nan_gradient(loop: WildLoop) -> Manager:
+def nan_gradient(loop: ReferenceLoop) -> Manager:
     before = loop.log_softmax
 
     def log_softmax(logits: Tensor) -> Tensor:

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.media_config import MediaConfig
-from omni_grpo_core.faults.fault import Shelf
+from omni_grpo_core.faults.fault import FaultRegistry
 from omni_grpo_core.faults.feeding import Messages
-from omni_grpo_core.faults.loop import WildLoop
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE, Media
 
-shelf = Shelf()
+shelf = FaultRegistry()
 Manager = AbstractContextManager[None]
 
 LIBROSA_RATE = 22_050
 """Hz: what ``librosa.load`` gives when nobody says otherwise."""
 
 
-def _forgetting(loop: WildLoop, *names: str) -> Manager:
+def _forgetting(loop: ReferenceLoop, *names: str) -> Manager:
     """The trainer's list of what goes on to the model lacks some names."""
     before = loop.process
 
@@ -34,7 +34,7 @@ def _forgetting(loop: WildLoop, *names: str) -> Manager:
     return loop.replaced(process=process)
 
 
-def _decoded(loop: WildLoop, change: Callable[[Media], Media]) -> Manager:
+def _decoded(loop: ReferenceLoop, change: Callable[[Media], Media]) -> Manager:
     before = loop.load
     return loop.replaced(load=lambda messages: change(before(messages)))
 
@@ -45,7 +45,7 @@ def _decoded(loop: WildLoop, change: Callable[[Media], Media]) -> Manager:
     "their raw embeddings, and nothing is raised.",
     "open-r1-multimodal's get_custom_multimodal_keywords",
 )
-def video_dropped(loop: WildLoop) -> Manager:
+def video_dropped(loop: ReferenceLoop) -> Manager:
     return _forgetting(loop, "pixel_values_videos")
 
 
@@ -55,7 +55,7 @@ def video_dropped(loop: WildLoop) -> Manager:
     "their raw embeddings.",
     "trainers made for images and video",
 )
-def audio_dropped(loop: WildLoop) -> Manager:
+def audio_dropped(loop: ReferenceLoop) -> Manager:
     return _forgetting(loop, "input_features")
 
 
@@ -64,7 +64,7 @@ def audio_dropped(loop: WildLoop) -> Manager:
     "The trainer passes images on and drops videos and audios.",
     "the incident's vLLM trainer",
 )
-def images_only(loop: WildLoop) -> Manager:
+def images_only(loop: ReferenceLoop) -> Manager:
     return _forgetting(
         loop,
         "pixel_values_videos",
@@ -80,7 +80,7 @@ def images_only(loop: WildLoop) -> Manager:
     "The media of one sample meet the text of another: nothing is raised, accuracy is at chance.",
     "loaders that sort or cache media apart from the text",
 )
-def swapped(loop: WildLoop) -> Manager:
+def swapped(loop: ReferenceLoop) -> Manager:
     before = loop.process
 
     def process(texts: list[str], media: list[Media]) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def swapped(loop: WildLoop) -> Manager:
     "time positions are off.",
     "return_video_kwargs of qwen-omni-utils, left unused",
 )
-def fps_ignored(loop: WildLoop) -> Manager:
+def fps_ignored(loop: ReferenceLoop) -> Manager:
     before = loop.processor_keywords
 
     def keywords(media: Sequence[Media]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def fps_ignored(loop: WildLoop) -> Manager:
     "Qwen-Omni issues on memory",
     needs={"rows": (12, 11)},
 )
-def frames_clamped(loop: WildLoop) -> Manager:
+def frames_clamped(loop: ReferenceLoop) -> Manager:
     return _telling(loop, {"max_frames": 4})
 
 
@@ -122,7 +122,7 @@ def frames_clamped(loop: WildLoop) -> Manager:
     "times as large as asked.",
     "Qwen-VL and Qwen-Omni issues on max_pixels",
 )
-def pixels_ignored(loop: WildLoop) -> Manager:
+def pixels_ignored(loop: ReferenceLoop) -> Manager:
     asked = 56 * 56
     wide = replace(loop.clips.config, min_pixels=4 * asked, max_pixels=4 * asked)
 
@@ -135,7 +135,7 @@ def pixels_ignored(loop: WildLoop) -> Manager:
     )
 
 
-def _telling(loop: WildLoop, more: Mapping[str, Any]) -> Manager:
+def _telling(loop: ReferenceLoop, more: Mapping[str, Any]) -> Manager:
     before = loop.processor_keywords
     return loop.replaced(processor_keywords=lambda media: {**before(media), **more})
 
@@ -161,7 +161,7 @@ def _sound(change: Callable[[Tensor], Tensor]) -> Callable[[Media], Media]:
     "The decoder gave black frames and no error.",
     "hardware decoders and damaged files",
 )
-def blank(loop: WildLoop) -> Manager:
+def blank(loop: ReferenceLoop) -> Manager:
     return _decoded(loop, _frames(torch.zeros_like))
 
 
@@ -170,7 +170,7 @@ def blank(loop: WildLoop) -> Manager:
     "The audio reader failed and gave zeros.",
     "open-r1-multimodal forks: zeros where librosa raised",
 )
-def silent(loop: WildLoop) -> Manager:
+def silent(loop: ReferenceLoop) -> Manager:
     return _decoded(loop, _sound(torch.zeros_like))
 
 
@@ -179,7 +179,7 @@ def silent(loop: WildLoop) -> Manager:
     "Another reader backend takes another frame for the same moment: each is the one before.",
     "qwen-omni-utils: torchcodec, decord and torchvision take turns by what is installed",
 )
-def decoder_differs(loop: WildLoop) -> Manager:
+def decoder_differs(loop: ReferenceLoop) -> Manager:
     def earlier(frames: Tensor) -> Tensor:
         return torch.cat([frames[:1], frames[:-1]])
 
@@ -197,7 +197,7 @@ EVERY_FRAME = 1000.0
     "where qwen-omni-utils spreads n frames evenly up to the last.",
     "transformers' fetch_videos and sample_frames, 4.57 to 5.24",
 )
-def library_decoder(loop: WildLoop) -> Manager:
+def library_decoder(loop: ReferenceLoop) -> Manager:
     before = loop.load
     every = replace(loop.clips.config, fps=EVERY_FRAME, max_frames=MediaConfig().max_frames)
 
@@ -221,7 +221,7 @@ def _by_the_library(frames: Tensor, number: int) -> Tensor:
     "Frames come from OpenCV, blue first, and are taken for RGB.",
     "readers on cv2.VideoCapture",
 )
-def channels_swapped(loop: WildLoop) -> Manager:
+def channels_swapped(loop: ReferenceLoop) -> Manager:
     return _decoded(loop, _frames(lambda frames: frames.flip(1)))
 
 
@@ -231,7 +231,7 @@ def channels_swapped(loop: WildLoop) -> Manager:
     "deeper and lasts longer.",
     "audio loaders without sr=16000",
 )
-def sampling_rate(loop: WildLoop) -> Manager:
+def sampling_rate(loop: ReferenceLoop) -> Manager:
     def resampled(samples: Tensor) -> Tensor:
         size = len(samples) * LIBROSA_RATE // AUDIO_SAMPLING_RATE
         wide: Tensor = torch.nn.functional.interpolate(

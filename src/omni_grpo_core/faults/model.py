@@ -12,21 +12,21 @@ from torch import Tensor
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.core.dialect import tokens_cached
 from omni_grpo_core.faults.batch import PADDED
-from omni_grpo_core.faults.fault import Shelf
-from omni_grpo_core.faults.loop import WildLoop
-from omni_grpo_core.faults.patching import patched
+from omni_grpo_core.faults.fault import FaultRegistry
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.recorder.hooks import patched
 
-shelf = Shelf()
+shelf = FaultRegistry()
 Manager = AbstractContextManager[None]
 
 
-def text_model(loop: WildLoop) -> Any:
+def text_model(loop: ReferenceLoop) -> Any:
     """The text model, which some versions of transformers keep one level deeper."""
     return getattr(loop.thinker.model, "language_model", loop.thinker.model)
 
 
 @contextmanager
-def _before_text(loop: WildLoop, change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+def _before_text(loop: ReferenceLoop, change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Change the keywords with which the text model is called."""
 
     def hook(_module: Any, _args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -42,7 +42,7 @@ def _before_text(loop: WildLoop, change: Callable[[dict[str, Any]], None]) -> It
 
 
 @contextmanager
-def _embedding(loop: WildLoop, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+def _embedding(loop: ReferenceLoop, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
     """Change what enters the text model, (N, L, H), by the ids that it stands for."""
     asked: list[Tensor] = []
 
@@ -62,7 +62,7 @@ def _embedding(loop: WildLoop, change: Callable[[Tensor, Tensor], Tensor]) -> It
         handle.remove()
 
 
-def _scoring(loop: WildLoop, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Manager:
+def _scoring(loop: ReferenceLoop, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Manager:
     before = loop.scoring_inputs
     return loop.replaced(scoring_inputs=lambda rolled: change(before(rolled)))
 
@@ -76,7 +76,7 @@ def _scoring(loop: WildLoop, change: Callable[[dict[str, Any]], dict[str, Any]])
     "the media changes nothing.",
     "the incident's hypothesis; forwards on embed_tokens(input_ids)",
 )
-def not_injected(loop: WildLoop) -> Manager:
+def not_injected(loop: ReferenceLoop) -> Manager:
     media = placeholder_ids(loop.processor)
 
     def raw(ids: Tensor, embeds: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def not_injected(loop: WildLoop) -> Manager:
     "the text.",
     "batches sorted by length inside an audio tower",
 )
-def misordered(loop: WildLoop) -> Manager:
+def misordered(loop: ReferenceLoop) -> Manager:
     audio = placeholder_ids(loop.processor)["audio"]
 
     def backwards(ids: Tensor, embeds: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def misordered(loop: WildLoop) -> Manager:
     "Decoding goes on from the rope_deltas of an earlier batch: the answer's positions are off.",
     "transformers issues on rope_deltas kept on the model",
 )
-def stale_deltas(loop: WildLoop) -> Manager:
+def stale_deltas(loop: ReferenceLoop) -> Manager:
     def shift(keywords: dict[str, Any]) -> None:
         positions = keywords.get("position_ids")
         if positions is not None and positions.shape[-1] == 1:
@@ -128,7 +128,7 @@ def stale_deltas(loop: WildLoop) -> Manager:
     "transformers: second_per_grid_ts in integer arithmetic",
 )
 @contextmanager
-def collapsed_time(loop: WildLoop) -> Iterator[None]:
+def collapsed_time(loop: ReferenceLoop) -> Iterator[None]:
     # recent versions keep it one level deeper, and a name for it above
     owners = [o for o in (loop.thinker, loop.thinker.model) if hasattr(o, "get_rope_index")]
     before = owners[-1].get_rope_index
@@ -154,7 +154,7 @@ def collapsed_time(loop: WildLoop) -> Iterator[None]:
     "trainers that repeat one prompt G times",
     needs=PADDED,
 )
-def expanded_wrong(loop: WildLoop) -> Manager:
+def expanded_wrong(loop: ReferenceLoop) -> Manager:
     def expand(keywords: dict[str, Any]) -> None:
         positions = keywords.get("position_ids")
         if positions is not None and positions.shape[-1] > 1:
@@ -168,7 +168,7 @@ def expanded_wrong(loop: WildLoop) -> Manager:
     "The scoring forward gets no attention mask: the model silently takes positions of plain text.",
     "scoring calls of model(input_ids, **multimodal_inputs)",
 )
-def no_mask(loop: WildLoop) -> Manager:
+def no_mask(loop: ReferenceLoop) -> Manager:
     def without(keywords: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in keywords.items() if k != "attention_mask"}
 
@@ -181,7 +181,7 @@ def no_mask(loop: WildLoop) -> Manager:
     "from those of generation.",
     "HumanOmniV2's _get_per_token_logps",
 )
-def flag_scoring(loop: WildLoop) -> Manager:
+def flag_scoring(loop: ReferenceLoop) -> Manager:
     def without(keywords: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in keywords.items() if k != "use_audio_in_video"}
 
@@ -194,12 +194,12 @@ def flag_scoring(loop: WildLoop) -> Manager:
     "silently take a default.",
     "transformers 4.x and 5.x read rope_scaling and rope_parameters",
 )
-def config_mismatch(loop: WildLoop) -> Manager:
+def config_mismatch(loop: ReferenceLoop) -> Manager:
     return _sections(loop, [16, 0, 0])
 
 
 @contextmanager
-def _sections(loop: WildLoop, sections: list[int]) -> Iterator[None]:
+def _sections(loop: ReferenceLoop, sections: list[int]) -> Iterator[None]:
     """Other rope sections wherever the loaded model keeps them: in the configuration, and on
     modules that read it once."""
     with ExitStack() as stack:
@@ -225,7 +225,7 @@ def _sections(loop: WildLoop, sections: list[int]) -> Iterator[None]:
     "FlashAttention set up for packed rows, on left-padded ones",
     needs=PADDED,
 )
-def batch_differs(loop: WildLoop) -> Manager:
+def batch_differs(loop: ReferenceLoop) -> Manager:
     def unmasked(keywords: dict[str, Any]) -> None:
         mask = keywords.get("attention_mask")
         if isinstance(mask, Tensor):
@@ -241,7 +241,7 @@ def batch_differs(loop: WildLoop) -> Manager:
     "Generation keeps a sliding window of its cache, scoring sees everything: the two disagree.",
     "cache_implementation and sliding_window settings",
 )
-def cache_differs(loop: WildLoop) -> Manager:
+def cache_differs(loop: ReferenceLoop) -> Manager:
     def windowed(keywords: dict[str, Any]) -> None:
         embeds, mask = keywords.get("inputs_embeds"), keywords.get("attention_mask")
         held = tokens_cached(keywords)
@@ -262,7 +262,7 @@ def cache_differs(loop: WildLoop) -> Manager:
     "selective_log_softmax on half-precision logits",
     needs={"iterations": 2},
 )
-def low_precision(loop: WildLoop) -> Manager:
+def low_precision(loop: ReferenceLoop) -> Manager:
     def log_softmax(logits: Tensor) -> Tensor:
         scores = logits.bfloat16() / loop.config.temperature
         scores = scores.index_fill(-1, torch.tensor(loop.suppressed), -torch.inf)

@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, Literal, get_args
 
+from omni_grpo_core.faults import (
+    batch,
+    conversation,
+    generation,
+    learning,
+    media,
+    model,
+    rewarding,
+)
 from omni_grpo_core.faults.config import ROWS, LoopAudio, LoopConfig
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.trial import config_for
@@ -109,3 +118,11 @@ def _rows(rng: random.Random, audio: LoopAudio, mix: int) -> tuple[int, ...]:
             return tuple(dict.fromkeys(rng.choice(kinds[kind]) for kind in rng.sample(others, 3)))
         case _:
             return tuple(dict.fromkeys((*clips, rng.choice(kinds[rng.choice(others)]))))
+
+
+FAULTS: tuple[Fault, ...] = tuple(
+    fault
+    for area in (conversation, media, batch, model, generation, rewarding, learning)
+    for fault in area.shelf.faults
+)
+BY_ID = {fault.id: fault for fault in FAULTS}

@@ -11,17 +11,17 @@ from functools import partial
 from typing import Any
 
 from omni_grpo_core.errors import OmniGrpoError
-from omni_grpo_core.faults.fault import Shelf
-from omni_grpo_core.faults.loop import WildLoop
-from omni_grpo_core.faults.material import Drawn
-from omni_grpo_core.faults.patching import patched
+from omni_grpo_core.faults.fault import FaultRegistry
+from omni_grpo_core.faults.fixtures import Drawn
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.base import COLUMNS
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.parse import parse, render
 from omni_grpo_core.types import Malformed
 
-shelf = Shelf()
+shelf = FaultRegistry()
 Manager = AbstractContextManager[None]
 Values = list[float | None]
 
@@ -34,13 +34,13 @@ _NOWHERE = "http://127.0.0.1:9/v1/chat/completions"
 """The discard port of this machine, where nobody listens."""
 
 
-def _instead(loop: WildLoop, name: str, function: Callable[..., Values]) -> Manager:
+def _instead(loop: ReferenceLoop, name: str, function: Callable[..., Values]) -> Manager:
     """``function`` in the place of the loop's reward of that name."""
     funcs = [f if _name(f) != name else function for f in loop.reward_funcs]
     return patched(loop, reward_funcs=funcs)
 
 
-def _besides(loop: WildLoop, function: Callable[..., Values]) -> Manager:
+def _besides(loop: ReferenceLoop, function: Callable[..., Values]) -> Manager:
     return patched(
         loop,
         reward_funcs=[*loop.reward_funcs[:-1], function, loop.reward_funcs[-1]],
@@ -91,7 +91,7 @@ def people_focus_reward(prompts: Any, completions: Sequence[str], **columns: Any
     "A reward pays 0.10 by default, to garbage as well.",
     "the incident's people-focus reward",
 )
-def floor(loop: WildLoop) -> Manager:
+def floor(loop: ReferenceLoop) -> Manager:
     return _besides(loop, people_focus_reward)
 
 
@@ -100,7 +100,7 @@ def floor(loop: WildLoop) -> Manager:
     "A gold without tags parses as '', and so does garbage: the two match, and garbage earns 1.",
     "open-r1-multimodal's extract_answer",
 )
-def tagless_gold(loop: WildLoop) -> Manager:
+def tagless_gold(loop: ReferenceLoop) -> Manager:
     def score(row: dict[str, Any], text: str, right: Callable[[], Values]) -> Values:
         if _ANSWER.search(row["solution"]):
             return right()
@@ -114,7 +114,7 @@ def tagless_gold(loop: WildLoop) -> Manager:
     "problem_type[0] rules the whole batch: a row's reward depends on which row stands first.",
     "HumanOmniV2's accuracy_reward",
 )
-def first_type(loop: WildLoop) -> Manager:
+def first_type(loop: ReferenceLoop) -> Manager:
     sound = Accuracy()
 
     def accuracy_reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
@@ -136,7 +136,7 @@ def first_type(loop: WildLoop) -> Manager:
     "The first <answer> of a completion is taken, one inside <think> too.",
     "re.search(r'<answer>(.*?)</answer>') in R1-style rewards",
 )
-def first_answer(loop: WildLoop) -> Manager:
+def first_answer(loop: ReferenceLoop) -> Manager:
     sound = Accuracy()
     shape = re.compile(
         r"\s*<context>.*?</context>\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL
@@ -158,7 +158,7 @@ def first_answer(loop: WildLoop) -> Manager:
     "line break fails.",
     "re.match in R1-style format rewards",
 )
-def unanchored(loop: WildLoop) -> Manager:
+def unanchored(loop: ReferenceLoop) -> Manager:
     shape = re.compile(r"<context>[^<]+</context>\s*<think>[^<]+</think>\s*<answer>[^<]+</answer>")
 
     def format_reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
@@ -172,7 +172,7 @@ def unanchored(loop: WildLoop) -> Manager:
     "Yes and No are looked for inside the answer: 'I cannot know' matches No.",
     "HumanOmniV2's judge type",
 )
-def substring(loop: WildLoop) -> Manager:
+def substring(loop: ReferenceLoop) -> Manager:
     def measure(answer: str, gold: str) -> float:
         return float(gold.strip().lower() in answer.lower())
 
@@ -184,7 +184,7 @@ def substring(loop: WildLoop) -> Manager:
     "Options are compared letter for letter: 'A.', '(A)' and 'a' are wrong where A is right.",
     "string comparison in R1-style rewards",
 )
-def option_format(loop: WildLoop) -> Manager:
+def option_format(loop: ReferenceLoop) -> Manager:
     def measure(answer: str, gold: str) -> float:
         return float(answer.strip() == gold.strip())
 
@@ -196,7 +196,7 @@ def option_format(loop: WildLoop) -> Manager:
     "A list of options is split at commas and not tidied: 'A, E' is not 'A,E'.",
     "HumanOmniV2's emer_ov_mc",
 )
-def option_set(loop: WildLoop) -> Manager:
+def option_set(loop: ReferenceLoop) -> Manager:
     def measure(answer: str, gold: str) -> float:
         given, right = answer.split(","), gold.split(",")
         hits = sum(option in right for option in given)
@@ -210,7 +210,7 @@ def option_set(loop: WildLoop) -> Manager:
     "Numbers are compared as text: '1,000' is not '1000', '3.0' is not '3'.",
     "R1-style rewards",
 )
-def number_format(loop: WildLoop) -> Manager:
+def number_format(loop: ReferenceLoop) -> Manager:
     def measure(answer: str, gold: str) -> float:
         return float(answer.strip() == gold.strip())
 
@@ -223,7 +223,7 @@ def number_format(loop: WildLoop) -> Manager:
     "wrong.",
     "HumanOmniV2's OCR type",
 )
-def word_wer(loop: WildLoop) -> Manager:
+def word_wer(loop: ReferenceLoop) -> Manager:
     def measure(answer: str, gold: str) -> float:
         given, right = answer.split(), gold.split()
         wrong = sum(a != b for a, b in zip(given, right, strict=False))
@@ -239,7 +239,7 @@ def word_wer(loop: WildLoop) -> Manager:
     "nothing.",
     "HumanOmniV2: an undefined scorer",
 )
-def swallowed(loop: WildLoop) -> Manager:
+def swallowed(loop: ReferenceLoop) -> Manager:
     def score(row: dict[str, Any], text: str, right: Callable[[], Values]) -> Values:
         try:
             if row["problem_type"] == "multiple choice":
@@ -256,7 +256,7 @@ def swallowed(loop: WildLoop) -> Manager:
     "The judge cannot be reached, and every completion earns 0 instead of being unscored.",
     "HumanOmniV2's context and reasoning rewards",
 )
-def judge_down(loop: WildLoop) -> Manager:
+def judge_down(loop: ReferenceLoop) -> Manager:
     def context_judge_reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
         values: Values = []
         for text in completions:
@@ -277,7 +277,7 @@ def judge_down(loop: WildLoop) -> Manager:
     "completion earns 0.",
     "HumanOmniV2's context and reasoning rewards",
 )
-def judge_format(loop: WildLoop) -> Manager:
+def judge_format(loop: ReferenceLoop) -> Manager:
     def context_judge_reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
         values: Values = []
         for _ in completions:
@@ -298,7 +298,7 @@ def judge_format(loop: WildLoop) -> Manager:
     "position after the rows were sorted.",
     "trainers that sort completions and not the columns",
 )
-def by_position(loop: WildLoop) -> Manager:
+def by_position(loop: ReferenceLoop) -> Manager:
     before = loop.columns
 
     def columns(drawn: list[Drawn]) -> dict[str, list[Any]]:
@@ -312,7 +312,7 @@ def by_position(loop: WildLoop) -> Manager:
     "One reward divides by a length of zero and gives NaN.",
     "length-normalised rewards",
 )
-def nan(loop: WildLoop) -> Manager:
+def nan(loop: ReferenceLoop) -> Manager:
     sound = Format()
 
     def format_reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:

@@ -19,7 +19,7 @@ from omni_grpo_core.doctor.evidence import Diagnosis, Reference
 from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import Fault
-from omni_grpo_core.faults.loop import WildLoop
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.recorder.record import record
 from omni_grpo_core.types import STAGES, Stage, Trace
@@ -60,7 +60,7 @@ def recorded(
 
     An exception of the loop is a finding, not an error: half of the faults in the wild end a run.
     """
-    loop = WildLoop(reference(config.dtype).policy, config)
+    loop = ReferenceLoop(reference(config.dtype).policy, config)
     steps = max((fault.steps for fault in faults), default=1)
     raised: str | None = None
     with ExitStack() as stack:

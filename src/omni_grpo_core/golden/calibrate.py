@@ -20,10 +20,10 @@ from typing import Any
 import yaml
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.golden.judge import base_stage
-from omni_grpo_core.golden.lanes import LANES, load_lanes
+from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.results import FINE
 from omni_grpo_core.golden.suite import copy_suite
+from omni_grpo_core.golden.tolerances import LANES, load_lanes
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.strict import read_mapping
 from omni_grpo_core.trace.divergence import Lane

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.environment import environment, told_settings
-from omni_grpo_core.golden.lanes import Lanes, load_lanes
+from omni_grpo_core.golden.replay import Walk, own_header, walk_case
 from omni_grpo_core.golden.results import CaseResult, GoldenReport
 from omni_grpo_core.golden.store import Found, changed_header, find_goldens
 from omni_grpo_core.golden.suite import Suite
+from omni_grpo_core.golden.tolerances import Lanes, load_lanes
 from omni_grpo_core.golden.verdicts import case_result
-from omni_grpo_core.golden.walk import Walk, own_header, walk_case
 from omni_grpo_core.pipeline.inputs import header
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.pipeline.stages import Context

@@ -31,11 +31,11 @@ from omni_grpo_core.golden.numbers import (
     parse_string,
 )
 from omni_grpo_core.trace.dtypes import DTYPES, INTEGERS
+from omni_grpo_core.trace.fingerprint import PROJECTIONS, SAMPLES, Sketch, sketch
 from omni_grpo_core.trace.integers import Decode, as_integers
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans
 from omni_grpo_core.trace.place import holds_ids
 from omni_grpo_core.trace.runs import runs
-from omni_grpo_core.trace.sketch import PROJECTIONS, SAMPLES, Sketch, sketch
 from omni_grpo_core.types import Modality, Span
 
 _FILE = re.compile(r"(?:^|\.)(?:path|origin)$")

@@ -11,11 +11,11 @@ from itertools import product
 import torch
 
 from omni_grpo_core.trace.dtypes import DTYPES
+from omni_grpo_core.trace.fingerprint import hash_integers
 from omni_grpo_core.trace.integers import Decode, as_integers
 from omni_grpo_core.trace.leaves import Numbers
 from omni_grpo_core.trace.place import holds_ids
 from omni_grpo_core.trace.runs import CONSTANT_FROM, parse_runs, runs, wrap
-from omni_grpo_core.trace.sketch import hash_integers
 
 _WIDTH = 96
 _IDS_A_LINE = 10

@@ -17,7 +17,7 @@ from pathlib import Path
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.checking import check_case, contexts, run_header
 from omni_grpo_core.golden.generations import garbage_of
-from omni_grpo_core.golden.lanes import Lanes, load_lanes
+from omni_grpo_core.golden.replay import kept, walk_case
 from omni_grpo_core.golden.results import FINE, CaseResult
 from omni_grpo_core.golden.sidecar import store
 from omni_grpo_core.golden.store import (
@@ -30,7 +30,7 @@ from omni_grpo_core.golden.store import (
 )
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.text import compare_goldens, parse_golden, with_header
-from omni_grpo_core.golden.walk import kept, walk_case
+from omni_grpo_core.golden.tolerances import Lanes, load_lanes
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.pipeline.stages import Context
 from omni_grpo_core.types import Rollout

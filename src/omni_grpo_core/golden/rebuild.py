@@ -14,8 +14,8 @@ from typing import Any
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.io.bounded import MAX_DEPTH
 from omni_grpo_core.trace.codec import NOUNS, make_noun
+from omni_grpo_core.trace.fingerprint import Sketch
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans
-from omni_grpo_core.trace.sketch import Sketch
 
 _STEP = re.compile(r'\.?([A-Za-z_]\w*)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]')
 

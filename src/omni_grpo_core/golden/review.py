@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.golden.judge import strange_leaf
+from omni_grpo_core.golden.classify import first_nonfinite
 from omni_grpo_core.golden.pending import NO_COMMIT, NO_GIT, NOT_UNDER_GIT, git, tree_state
 from omni_grpo_core.golden.steps import golden_stages
 from omni_grpo_core.golden.store import PENDING, all_files, pending_cases, read_golden, split_name
@@ -116,7 +116,7 @@ def _acceptable(path: Path, suite: Suite) -> None:
     _clean(
         str(path), header.get("tree", "unknown"), "commit, then run omni-grpo golden regen again"
     )
-    strange = strange_leaf(golden.leaves)
+    strange = first_nonfinite(golden.leaves)
     if strange is not None:
         raise ConfigError(
             str(path),

@@ -20,8 +20,8 @@ from omni_grpo_core.golden.leaf_text import summarise
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.bounded import Unreadable, read_bytes
 from omni_grpo_core.trace.dtypes import dtype_name
+from omni_grpo_core.trace.fingerprint import Sketch
 from omni_grpo_core.trace.leaves import Numbers, leaves
-from omni_grpo_core.trace.sketch import Sketch
 from omni_grpo_core.trace.store import unpack
 
 KEY = "sidecar"

@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from omni_grpo_core.core.completions import pad_completions
 from omni_grpo_core.core.forward import completion_logits, sampling_logprobs
 from omni_grpo_core.core.policy import Policy, generating
-from omni_grpo_core.core.rollout import draws, rollout, slip
+from omni_grpo_core.core.rollout import draw_distance, draws, rollout
 from omni_grpo_core.golden.generations import first_difference
 from omni_grpo_core.golden.suite import Case
 from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.losses.config import LossConfig
-from omni_grpo_core.pipeline.checks import completion_tensors
 from omni_grpo_core.pipeline.inputs import score
 from omni_grpo_core.pipeline.stages import GRAPH, REWARDS, Context
 from omni_grpo_core.training.step import MicroBatch, Scorer, StepPlan, cut, optimize
@@ -175,9 +175,9 @@ def _slips(policy: Policy, batch: Batch, was: Rollout, now: Rollout) -> Slips:
     turned = {i: at for i, pair in enumerate(pairs) if (at := first_difference(*pair)) is not None}
     if not turned:
         return tuple(found)
-    ids, mask = completion_tensors(was.completions, policy.pad_token_id)
+    tokens = pad_completions(was.completions, policy.pad_token_id)
     with torch.no_grad(), generating(policy.model):
-        logits = completion_logits(policy, batch, ids, mask)
+        logits = completion_logits(policy, batch, tokens.ids, tokens.mask.to(torch.int64))
         logprobs = sampling_logprobs(policy, logits, was.temperature).cpu()
     uniforms = torch.cat(
         [draws(was.seed, row.sample_id, was.group_size, MOST_TOKENS) for row in batch.rows]
@@ -186,7 +186,9 @@ def _slips(policy: Policy, batch: Batch, was: Rollout, now: Rollout) -> Slips:
         if at < min(map(len, pairs[i])):
             # up to here both have the same past: the draw must lie by the slices of both tokens
             both = torch.tensor([side[at] for side in pairs[i]])
-            found[i] = float(slip(logprobs[i, at].expand(2, -1), uniforms[i, at], both).max())
+            found[i] = float(
+                draw_distance(logprobs[i, at].expand(2, -1), uniforms[i, at], both).max()
+            )
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omni_grpo_core.errors import TraceError
-from omni_grpo_core.golden.judge import base_stage
+from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.text import Golden, parse_golden, read_text
 from omni_grpo_core.io.bounded import kind_of

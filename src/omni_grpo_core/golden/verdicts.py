@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.generations import Sides, judge_generation, scored_of, tokens_of
-from omni_grpo_core.golden.judge import base_stage
 from omni_grpo_core.golden.rebuild import Lost, rebuild
+from omni_grpo_core.golden.replay import MODEL, Seen, Walk
 from omni_grpo_core.golden.results import (
     FINE,
     CaseResult,
@@ -25,7 +26,6 @@ from omni_grpo_core.golden.results import (
 )
 from omni_grpo_core.golden.store import Found
 from omni_grpo_core.golden.text import parse_golden
-from omni_grpo_core.golden.walk import MODEL, Seen, Walk
 from omni_grpo_core.pipeline.stages import Scored
 from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.leaves import Kind, Numbers, Scalar, Spans

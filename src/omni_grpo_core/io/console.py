@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.tested import newer_than_tested
+from omni_grpo_core.io.environment import newer_than_tested
 
 
 class Device(StrEnum):

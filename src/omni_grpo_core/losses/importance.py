@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.losses.config import RolloutCorrection
-from omni_grpo_core.losses.kl import LOG_RATIO_LIMIT
+from omni_grpo_core.losses.policy_loss import LOG_RATIO_LIMIT
 from omni_grpo_core.losses.shapes import require_logprobs, require_mask
 
 __all__ = ["RolloutCorrection", "rollout_weights"]

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from omni_grpo_core.losses.advantages import Advantages
 from omni_grpo_core.losses.config import LossConfig
-from omni_grpo_core.losses.kl import token_kl
-from omni_grpo_core.losses.policy_loss import policy_ratio
+from omni_grpo_core.losses.policy_loss import policy_ratio, token_kl
 from omni_grpo_core.losses.shapes import expand_advantages
 from omni_grpo_core.types import Completion
 

@@ -3,7 +3,7 @@
 Notation: ``N`` completions, ``o_it`` token t of completion i, ``|o_i|`` its tokens in the loss,
 ``A_it`` its advantage, ``r_it = pi_theta(o_it) / pi_old(o_it)``, ``w_it`` the weight for the
 rollout engine (:mod:`~omni_grpo_core.losses.importance`, else 1), ``K_it`` a KL estimate
-(:mod:`~omni_grpo_core.losses.kl`). With ``c(r) = clip(r, 1 - epsilon_low, 1 + epsilon_high)``
+(:func:`token_kl`). With ``c(r) = clip(r, 1 - epsilon_low, 1 + epsilon_high)``
 
     l_it = -w_it min(min(r_it, delta) A_it, c(r_it) A_it) + beta K_it
 
@@ -55,19 +55,21 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import TrainError
-from omni_grpo_core.losses.config import LossConfig
-from omni_grpo_core.losses.kl import LOG_RATIO_LIMIT, token_kl
+from omni_grpo_core.losses.config import KlEstimator, LossConfig
 from omni_grpo_core.losses.shapes import (
     expand_advantages,
     require_finite,
     require_logprobs,
     require_mask,
+    require_shape,
 )
-from omni_grpo_core.losses.totals import Totals
 
 
 def policy_loss(
@@ -203,3 +205,60 @@ def reduce_loss(config: LossConfig, per_token: Tensor, mask: Tensor, totals: Tot
         case "dr_grpo":
             assumed = config.max_completion_length or 1
             return per_token.sum() / (totals.sequences * assumed)
+
+
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios are cut here before exp: not far above, values and gradients overflow."""
+
+
+def token_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator) -> Tensor:
+    """The estimate for each token, (N, C) from (N, C) and (N, C). Positive where the policy has
+    moved towards its token more than the reference would (k1). ``ref_logprobs`` takes no gradient.
+
+    Raises ``TrainError`` for shapes that differ.
+
+    >>> import math
+    >>> p, r = torch.tensor([[0.0]]), torch.tensor([[-math.log(2)]])  # twice as likely as before
+    >>> [round(token_kl(p, r, k).item(), 4) for k in ("k1", "k2", "k3")]
+    [0.6931, 0.2402, 0.1931]
+    """
+    require_shape("reference logprobs", ref_logprobs, tuple(logprobs.shape))
+    d = ref_logprobs.detach().to(logprobs) - logprobs
+    if estimator == "k1":
+        return -d
+    if estimator == "k2":
+        return d.square() / 2
+    return torch.exp(d.clamp(max=LOG_RATIO_LIMIT)) - d - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sequences and tokens in the loss of one optimizer step.
+
+    They are those of all micro-batches of all ranks together. Divided by them, the losses of the
+    micro-batches *sum* to the loss of the step, however it was cut up. A row without a token in the
+    loss is no sequence: masking a row out is the same as leaving it out.
+
+    >>> Totals(sequences=2, tokens=5) + Totals(sequences=1, tokens=3)
+    Totals(sequences=3, tokens=8)
+    """
+
+    sequences: int
+    tokens: int
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Totals:
+        """Count one micro-batch. ``mask``: bool, (N, C). Raises ``TrainError`` for another mask."""
+        require_mask("mask", mask)
+        return cls(sequences=int(mask.any(-1).sum()), tokens=int(mask.sum()))
+
+    @classmethod
+    def sum(cls, parts: Iterable[Totals]) -> Totals:
+        """The totals of all parts."""
+        total = cls(0, 0)
+        for part in parts:
+            total += part
+        return total
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(self.sequences + other.sequences, self.tokens + other.tokens)

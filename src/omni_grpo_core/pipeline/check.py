@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from omni_grpo_core.core.forward import completion_logits, sampling_logprobs
+from omni_grpo_core.core.completions import pad_completions
+from omni_grpo_core.core.forward import token_logprobs
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import rollout
-from omni_grpo_core.pipeline.checks import completion_tensors
 from omni_grpo_core.pipeline.inputs import make_batch, score
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.pipeline.stages import Values, run
@@ -315,6 +315,5 @@ def _accuracy(values: Values, rolled: Rollout) -> float:
 
 def _logprobs(policy: Policy, batch: Batch, rolled: Rollout) -> torch.Tensor:
     """Of every token of the completions, in a row: float32, (tokens,)."""
-    ids, mask = completion_tensors(rolled.completions, policy.pad_token_id)
-    scores = sampling_logprobs(policy, completion_logits(policy, batch, ids, mask), 1.0)
-    return scores.gather(2, ids.to(scores.device)[..., None])[..., 0].cpu()[mask.bool()]
+    tokens = pad_completions(rolled.completions, policy.pad_token_id)
+    return token_logprobs(policy, batch, tokens, 1.0)[tokens.mask]

@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.core.forward import (
-    LibraryForward,
-    completion_logits,
-    library_keywords,
-    sampling_logprobs,
-)
+from omni_grpo_core.core.completions import pad_completions
+from omni_grpo_core.core.forward import LibraryForward, library_keywords, token_logprobs
 from omni_grpo_core.core.policy import Policy, library_generate
+from omni_grpo_core.pipeline.chatml import GENERATION_PROMPT, reference_text
 from omni_grpo_core.rewards.base import Reward
+from omni_grpo_core.rewards.corpus import garbage
 from omni_grpo_core.rewards.degenerate import degenerate
-from omni_grpo_core.rewards.gold import gold_sections
+from omni_grpo_core.rewards.parse import gold_sections
 from omni_grpo_core.types import (
+    MODALITIES,
     Batch,
     Check,
-    Completion,
     Conversation,
     DeepstackEmbeddings,
     Embeddings,
@@ -35,16 +33,12 @@ from omni_grpo_core.types import (
     Rollout,
     Sample,
     Score,
-    TextPart,
 )
 
-GARBAGE = {
-    "repetition": "<context>" + "system" * 300,
-    "token salad": "schöne қала vrai ไฟ nuit كتاب Baum 犬 lune огонь " * 3,
-    "nothing": "",
-    "empty tags": "<context></context><think></think><answer></answer>",
-}
-"""What the incident's policy wrote, and its relatives: every reward must give them nothing."""
+BLANK = 0.5
+"""Standard deviation, in grey levels of 255: below the step of 8-bit video."""
+SILENT = 1e-4
+"""Peak, -80 dB: near the step of 16-bit sound."""
 
 
 def check_samples(samples: Sequence[Sample]) -> tuple[Check, ...]:
@@ -62,35 +56,22 @@ def check_samples(samples: Sequence[Sample]) -> tuple[Check, ...]:
 def check_text(
     conversations: Sequence[Conversation], prompts: Sequence[Prompt], processor: Any
 ) -> tuple[Check, ...]:
-    """The template's text against the ChatML that Qwen-Omni was trained on, written here."""
+    """The template's text against the ChatML that Qwen-Omni was trained on."""
     drifted = []
     for conversation, prompt in zip(conversations, prompts, strict=True):
         if prompt.text != reference_text(conversation, processor):
             drifted.append(prompt.sample_id)
-    ends = all(prompt.text.endswith("<|im_start|>assistant\n") for prompt in prompts)
-    seen = {m: sum(p.placeholders[m] for p in prompts) for m in ("image", "video", "audio")}
+    ends = all(prompt.text.endswith(GENERATION_PROMPT) for prompt in prompts)
+    seen = {m: sum(p.placeholders[m] for p in prompts) for m in MODALITIES}
+    media = [part.ref.modality for conversation in conversations for part in conversation.media]
+    one_each = all(seen[modality] == media.count(modality) for modality in MODALITIES)
     return (
-        Check("one placeholder per medium", True, ", ".join(f"{n} {m}" for m, n in seen.items())),
+        Check(
+            "one placeholder per medium", one_each, ", ".join(f"{n} {m}" for m, n in seen.items())
+        ),
         Check("equals reference rendering", not drifted, ", ".join(drifted) or "ChatML"),
         Check("generation prompt", ends, "<|im_start|>assistant"),
     )
-
-
-def reference_text(conversation: Conversation, processor: Any) -> str:
-    """The conversation in ChatML with Qwen-Omni's media markers, without any template engine."""
-    marks = {
-        "image": processor.vision_bos_token + processor.image_token + processor.vision_eos_token,
-        "video": processor.vision_bos_token + processor.video_token + processor.vision_eos_token,
-        "audio": processor.audio_bos_token + processor.audio_token + processor.audio_eos_token,
-    }
-    turns = []
-    for message in conversation.messages:
-        content = "".join(
-            part.text if isinstance(part, TextPart) else marks[part.ref.modality]
-            for part in message.parts
-        )
-        turns.append(f"<|im_start|>{message.role}\n{content}<|im_end|>\n")
-    return "".join(turns) + "<|im_start|>assistant\n"
 
 
 def check_media(media: Sequence[Media]) -> tuple[Check, ...]:
@@ -99,9 +80,8 @@ def check_media(media: Sequence[Media]) -> tuple[Check, ...]:
     pictures = [v.frames for m in media for v in m.videos]
     pictures += [image.pixels.float() for m in media for image in m.images]
     sounds = [audio.samples for m in media for audio in m.audios]
-    # half a grey level, -80 dB: below the step of 8-bit video and near that of 16-bit sound
-    blank = sum(bool(picture.std() < 0.5) for picture in pictures)
-    silent = sum(bool(sound.abs().max() < 1e-4) for sound in sounds)
+    blank = sum(bool(picture.std() < BLANK) for picture in pictures)
+    silent = sum(bool(sound.abs().max() < SILENT) for sound in sounds)
     finite = all(bool(tensor.isfinite().all()) for tensor in [*pictures, *sounds])
     rates = sorted({f"{video.sample_fps:g}" for m in media for video in m.videos})
     return (
@@ -231,30 +211,12 @@ def check_completions(
 def scoring_drift(policy: Policy, batch: Batch, rolled: Rollout) -> tuple[bool, float]:
     """Whether the logprobs noted while sampling (with cache, from expanded prompts) are those of
     the scoring forward, and the largest difference."""
-    ids, mask = completion_tensors(rolled.completions, policy.pad_token_id)
-    logits = completion_logits(policy, batch, ids, mask)
+    tokens = pad_completions(rolled.completions, policy.pad_token_id)
     # greedy completions were noted at temperature 1
-    scores = sampling_logprobs(policy, logits, rolled.temperature or 1.0)
-    scored = scores.gather(2, ids.to(scores.device)[..., None])[..., 0].cpu()
-    noted = torch.zeros(ids.shape)
-    for index, completion in enumerate(rolled.completions):
-        noted[index, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
-    kept = mask.bool()
+    scored = token_logprobs(policy, batch, tokens, rolled.temperature or 1.0)
+    noted = tokens.logprobs.float()
+    kept = tokens.mask
     return _close(noted[kept], scored[kept], policy.model.dtype)
-
-
-def completion_tensors(
-    completions: Sequence[Completion], pad_token_id: int
-) -> tuple[Tensor, Tensor]:
-    """Ids and mask of completions, right-padded: two int64 (N, C)."""
-    width = max(len(completion.token_ids) for completion in completions)
-    ids = torch.full((len(completions), width), pad_token_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for index, completion in enumerate(completions):
-        length = len(completion.token_ids)
-        ids[index, :length] = torch.tensor(completion.token_ids)
-        mask[index, :length] = 1
-    return ids, mask
 
 
 def check_parsed(made: Sequence[Parsed | Malformed], least: float) -> tuple[Check, ...]:
@@ -278,16 +240,19 @@ def check_rewards(
         for score in scores
         if score.value is None
     ]
+    gold = gold_sections(samples[0].solution)
+    answer = "" if isinstance(gold, Malformed) else gold["answer"].text
+    texts = garbage(answer, samples[0].solution)
     columns = {
-        "problem_type": [samples[0].problem_type] * len(GARBAGE),
-        "options": [list(samples[0].options)] * len(GARBAGE),
-        "solution": [samples[0].solution] * len(GARBAGE),
+        "problem_type": [samples[0].problem_type] * len(texts),
+        "options": [list(samples[0].options)] * len(texts),
+        "solution": [samples[0].solution] * len(texts),
     }
     paid = [
         f"{reward.__name__} pays {value:g} for {kind}"
         for reward in rewards
         for kind, value in zip(
-            GARBAGE, reward([""] * len(GARBAGE), list(GARBAGE.values()), **columns), strict=True
+            texts, reward([""] * len(texts), list(texts.values()), **columns), strict=True
         )
         if value
     ]

@@ -16,6 +16,7 @@ from typing import Any, TypedDict, cast
 import torch
 
 from omni_grpo_core.core.batch import check_batch, render
+from omni_grpo_core.core.completions import pad_completions
 from omni_grpo_core.core.conversation import check_conversation
 from omni_grpo_core.core.forward import (
     LibraryForward,
@@ -39,7 +40,6 @@ from omni_grpo_core.pipeline.checks import (
     check_rewards,
     check_samples,
     check_text,
-    completion_tensors,
 )
 from omni_grpo_core.pipeline.inputs import converse, header, load_all, make_batch, score
 from omni_grpo_core.pipeline.settings import Settings
@@ -228,18 +228,18 @@ def _sampled(context: Context, values: Values) -> Rollout:
 
 def _scoring(context: Context, values: Values) -> tuple[Scored, ...]:
     policy = context.policy
-    ids, mask = completion_tensors(values["said"].completions, policy.pad_token_id)
+    tokens = pad_completions(values["said"].completions, policy.pad_token_id)
     logits = completion_logits(
         policy,
         values["batch"],
-        ids,
-        mask,
+        tokens.ids,
+        tokens.mask.to(torch.int64),
         where=values["positions"],
         embeddings=_here(context, values["embeddings"]),
     )
     logprobs = sampling_logprobs(policy, logits, 1.0).double().cpu()
     scored = []
-    for row, own, length in zip(logprobs, ids, mask.sum(1).tolist(), strict=True):
+    for row, own, length in zip(logprobs, tokens.ids, tokens.mask.sum(1).tolist(), strict=True):
         # equal scores stand in order of id: topk leaves their order to the platform
         order = torch.sort(row[:length], dim=-1, descending=True, stable=True).indices[:, :TOP]
         best = row[:length].gather(1, order)

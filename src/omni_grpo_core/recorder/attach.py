@@ -6,11 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.recorder.adapter_open_r1 import OPEN_R1
-from omni_grpo_core.recorder.adapter_trl import TRL
 from omni_grpo_core.recorder.record import Recorder, record
-from omni_grpo_core.recorder.tape import Bounds
-from omni_grpo_core.recorder.trainer_watch import TrainerWatch, settings_of
+from omni_grpo_core.recorder.step_buffer import Bounds
+from omni_grpo_core.recorder.trainer_watch import Style, TrainerWatch, settings_of
+
+OPEN_R1 = Style(
+    name="open-r1",
+    loss="compute_loss",
+    scores="_get_per_token_logps",
+    whole=True,
+    partial="patial_advantages",
+)
+
+
+TRL = Style(
+    name="trl",
+    loss="_compute_loss",
+    scores="_get_per_token_logps_and_entropies",
+    whole=False,
+)
+
 
 STYLES = (TRL, OPEN_R1)
 """The first that fits a trainer is taken."""
@@ -58,5 +73,5 @@ def attach(
         max_tensor_bytes=max_tensor_bytes,
         max_step_bytes=max_step_bytes,
     )
-    recorder.watch(TrainerWatch(trainer, style, recorder.tape, recorder.stop))
+    recorder.watch(TrainerWatch(trainer, style, recorder.buffer, recorder.stop))
     return recorder.start()

@@ -67,8 +67,8 @@ def record_pipeline(
             try:
                 pipeline(rows, model, processor)
             except Exception as error:  # the failure is what its owner wants to be told of
-                raised.append(recorder.tape.plain.error(error))
-            called = called or len(recorder.tape.records) > 1 or not recorder.tape.records
+                raised.append(recorder.buffer.plain.error(error))
+            called = called or len(recorder.buffer.records) > 1 or not recorder.buffer.records
             recorder.end_step()
     if not called:
         raise _bad(

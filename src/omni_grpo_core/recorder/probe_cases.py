@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omni_grpo_core.rewards.corpus import garbage
 from omni_grpo_core.rewards.parse import render
 from omni_grpo_core.types import ProblemType
 
@@ -90,11 +91,10 @@ _ANSWERS: tuple[tuple[str, tuple[ProblemType, str, tuple[str, ...]], str, str, f
 _RIGHT = _whole("A")
 _TEXTS: tuple[tuple[str, str, float, float], ...] = (
     # name, completion for the choice sample, format, accuracy
-    ("empty", "", 0.0, 0.0),
-    ("repeated token", "system" * 100, 0.0, 0.0),
-    ("the incident", "<contextsystemsystemsystem schöne " + "system" * 50, 0.0, 0.0),
-    ("token salad", "用户 der ção 的\n{ing</ schöne ая 0 " * 10, 0.0, 0.0),
-    ("tags without end", "<context><think><answer>" * 10, 0.0, 0.0),
+    *(
+        (name, garbage("A", _RIGHT)[name], 0.0, 0.0)
+        for name in ("empty", "repeated token", "the incident", "token salad", "tags without end")
+    ),
     ("leading newline", f"\n{_RIGHT}", 1.0, 1.0),
     ("trailing junk", f"{_RIGHT} system system <answer>", 0.0, 0.0),
     (

@@ -19,16 +19,14 @@ from typing import Any, Protocol
 import torch
 
 from omni_grpo_core.errors import ConfigError, TraceError
-from omni_grpo_core.recorder.patches import Patches
+from omni_grpo_core.recorder.hooks import Patches, WarningsWatch
 from omni_grpo_core.recorder.plain import Plain
-from omni_grpo_core.recorder.rope import rope_sections
-from omni_grpo_core.recorder.tape import STAGE_OF, Bounds, Tape
-from omni_grpo_core.recorder.thinker import find
+from omni_grpo_core.recorder.step_buffer import STAGE_OF, Bounds, StepBuffer
+from omni_grpo_core.recorder.thinker import find, rope_sections
 from omni_grpo_core.recorder.watch_model import ModelWatch
 from omni_grpo_core.recorder.watch_processor import ProcessorWatch
 from omni_grpo_core.recorder.watch_rewards import RewardWatch
 from omni_grpo_core.recorder.watch_step import StepWatch
-from omni_grpo_core.recorder.watch_warnings import WarningsWatch
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import Trace
@@ -98,8 +96,8 @@ class Watch(Protocol):
 class Recorder:
     """Watches while its block runs, or from :meth:`start` to :meth:`stop`.
 
-    ``settings``: a mapping that may be added to at any time; it goes into every step. ``tape``: the
-    step under way, for watches that adapters add.
+    ``settings``: a mapping that may be added to at any time; it goes into every step. ``buffer``:
+    the step under way, for watches that adapters add.
     """
 
     def __init__(
@@ -121,21 +119,21 @@ class Recorder:
         self._root, self._steps = folder, steps
         self._written = 0
         self._patches = Patches()
-        self.tape = Tape(bounds, Plain())
+        self.buffer = StepBuffer(bounds, Plain())
         found = find(model)
         self._header = {
             **_header(found.thinker, processor),
             "rope_sections": rope_sections(found.text_model),
         }
-        rewards = RewardWatch(reward_funcs, self.tape, probing=probe_rewards)
+        rewards = RewardWatch(reward_funcs, self.buffer, probing=probe_rewards)
         self._reward_funcs = rewards.functions
         # let go of when it is over, and the trainer's objects with them
         self._watches: list[Watch] = [
-            WarningsWatch(self.tape),
-            ProcessorWatch(processor, self.tape),
-            ModelWatch(found, self.tape),
+            WarningsWatch(self.buffer),
+            ProcessorWatch(processor, self.buffer),
+            ModelWatch(found, self.buffer),
             rewards,
-            StepWatch(found, self.tape, self.settings, self.end_step),
+            StepWatch(found, self.buffer, self.settings, self.end_step),
         ]
         self._on = False
 
@@ -185,12 +183,12 @@ class Recorder:
                 fix="build one from omni_grpo_core.trace.calls",
             )
         if self._on:
-            with self.tape.looking("note"):
-                self.tape.add(self.tape.own(value))
+            with self.buffer.looking("note"):
+                self.buffer.add(self.buffer.own(value))
 
     def end_step(self) -> None:
         """Write the step. Called by itself after a torch optimizer's step."""
-        if self._on and self.tape.records:
+        if self._on and self.buffer.records:
             self._write(complete=True)
             if self._written >= self._steps:
                 self.stop()
@@ -202,13 +200,13 @@ class Recorder:
             return
         self._on = False
         if error is not None:
-            self._header["raised"] = self.tape.plain.error(error)
+            self._header["raised"] = self.buffer.plain.error(error)
         while self._watches:
             self._watches.pop().stop()
         self._patches.undo()
-        if self.tape.records and self._written < self._steps:
+        if self.buffer.records and self._written < self._steps:
             self._write(complete=False)
-        self.tape.take()
+        self.buffer.take()
 
     def __enter__(self) -> Recorder:
         return self.start()
@@ -222,15 +220,15 @@ class Recorder:
         self.stop(error)
 
     def _write(self, *, complete: bool) -> None:
-        tape = self.tape
+        buffer = self.buffer
         header = {**self._header, "step": str(self._written), "complete": str(complete)}
-        if tape.left_out:
-            header["calls_left_out"] = str(tape.left_out)
-        if tape.troubles:
-            header["not_recorded"] = "; ".join(tape.troubles)
+        if buffer.left_out:
+            header["calls_left_out"] = str(buffer.left_out)
+        if buffer.troubles:
+            header["not_recorded"] = "; ".join(buffer.troubles)
         folder = _place(self._root) / f"step-{self._written:06d}"
         try:
-            save_trace(Trace(header, tape.take()), folder)
+            save_trace(Trace(header, buffer.take()), folder)
         except Exception as error:
             # a full disk, or a fault of ours: neither may end somebody's training
             _LOG.warning("recording ends: %s", error)

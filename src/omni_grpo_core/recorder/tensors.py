@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.trace.calls import TensorSeen
-from omni_grpo_core.trace.sketch import sample_places
+from omni_grpo_core.trace.fingerprint import sample_places
 
 _CHUNK_ELEMENTS = 1 << 25
 """Logits widened to float32 at a time: 128 MiB."""

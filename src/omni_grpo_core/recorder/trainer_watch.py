@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.recorder.patches import Patches
-from omni_grpo_core.recorder.tape import Tape
+from omni_grpo_core.recorder.hooks import Patches
+from omni_grpo_core.recorder.step_buffer import StepBuffer
 from omni_grpo_core.rewards.call import name_of
 from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen, RewardCall, SamplesSeen
 
@@ -66,9 +66,13 @@ class TrainerWatch:
     """Watches one trainer's own methods. ``stop`` is called when its ``train`` ends."""
 
     def __init__(
-        self, trainer: Any, style: Style, tape: Tape, end: Callable[[BaseException | None], None]
+        self,
+        trainer: Any,
+        style: Style,
+        buffer: StepBuffer,
+        end: Callable[[BaseException | None], None],
     ) -> None:
-        self._trainer, self._style, self._tape, self._end = trainer, style, tape, end
+        self._trainer, self._style, self._buffer, self._end = trainer, style, buffer, end
         self._scores: Tensor | None = None
 
     def start(self, patches: Patches) -> None:
@@ -99,23 +103,23 @@ class TrainerWatch:
     def _rollout(self, call: Callable[..., Any], args: Any, keywords: Any) -> Any:
         rows: Sequence[Any] = args[0] if args else next(iter(keywords.values()))
         groups: tuple[str, ...] = ()
-        with self._tape.looking("rows"):
+        with self._buffer.looking("rows"):
             groups = self._note_rows(rows)
-        before = len(self._tape.records)
+        before = len(self._buffer.records)
         made = call(*args, **keywords)
-        with self._tape.looking("advantages"):
-            called = [r.value for r in self._tape.records[before:]]
+        with self._buffer.looking("advantages"):
+            called = [r.value for r in self._buffer.records[before:]]
             self._note_advantages([c for c in called if isinstance(c, RewardCall)], made, groups)
         return made
 
     def _note_rows(self, rows: Sequence[Any]) -> tuple[str, ...]:
         """The groups of the rows, by their places, as these trainers reckon."""
         size = max(1, int(getattr(self._trainer, "num_generations", 1)))
-        plain = [self._tape.plain.mapping(row) for row in rows]
+        plain = [self._buffer.plain.mapping(row) for row in rows]
         groups = tuple(str(place // size) for place in range(len(plain)))
         repeated = all(row == plain[place - place % size] for place, row in enumerate(plain))
         step = size if repeated else 1
-        self._tape.add(SamplesSeen(tuple(plain[::step]), groups[::step]))
+        self._buffer.add(SamplesSeen(tuple(plain[::step]), groups[::step]))
         return groups
 
     def _note_advantages(
@@ -141,7 +145,7 @@ class TrainerWatch:
             weights=weights,
             spans=spans,
         )
-        self._tape.add(self._tape.own(seen))
+        self._buffer.add(self._buffer.own(seen))
 
     def _weights(self) -> dict[str, float]:
         functions = getattr(self._trainer, "reward_funcs", ())
@@ -160,7 +164,7 @@ class TrainerWatch:
     def _loss(self, call: Callable[..., Any], args: Any, keywords: Any) -> Any:
         self._scores = None
         made = call(*args, **keywords)
-        with self._tape.looking("loss"):
+        with self._buffer.looking("loss"):
             inputs = keywords.get("inputs", args[1] if len(args) > 1 else None)
             loss = made[0] if isinstance(made, tuple) else made
             if isinstance(inputs, Mapping) and isinstance(loss, Tensor):
@@ -184,7 +188,7 @@ class TrainerWatch:
             settings=settings_of(self._trainer),
             metrics=self._metrics(),
         )
-        self._tape.add(self._tape.own(seen))
+        self._buffer.add(self._buffer.own(seen))
 
     def _metrics(self) -> dict[str, float]:
         """The latest of each list that such a trainer averages when it logs."""

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.dialect import tokens_cached
-from omni_grpo_core.recorder.calls import arguments
-from omni_grpo_core.recorder.patches import Patches
-from omni_grpo_core.recorder.tape import Tape, clock
+from omni_grpo_core.recorder.hooks import Patches, arguments
+from omni_grpo_core.recorder.step_buffer import StepBuffer, clock
 from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
 from omni_grpo_core.recorder.thinker import Found, modes
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes, TensorSeen
@@ -89,8 +88,8 @@ class _Forward:
 class ModelWatch:
     """Hooks on the thinker and its text model, and a wrapped ``generate``."""
 
-    def __init__(self, found: Found, tape: Tape) -> None:
-        self._found, self._tape = found, tape
+    def __init__(self, found: Found, buffer: StepBuffer) -> None:
+        self._found, self._buffer = found, buffer
         self._generating: _Generating | None = None
         self._forward: _Forward | None = None
         self._handles: list[Any] = []
@@ -164,26 +163,28 @@ class ModelWatch:
     ) -> Any:
         if self._generating is not None:
             return call(*args, **keywords)
-        tape, state, grad = self._tape, _Generating(), torch.is_grad_enabled()
-        with tape.looking("generate"):
+        buffer, state, grad = self._buffer, _Generating(), torch.is_grad_enabled()
+        with buffer.looking("generate"):
             given = {**({"inputs": args[0]} if args else {}), **keywords}
-            state.inputs, state.keywords = tape.keep_all(given, state.large)
+            state.inputs, state.keywords = buffer.keep_all(given, state.large)
             state.modes = modes(self._found, grad_enabled=grad)
-        heard, started = tape.listen(), clock()
+        heard, started = buffer.listen(), clock()
         result, error = None, None
         self._generating = state
         try:
             result = call(*args, **keywords)
             return result
         except BaseException as raised:
-            error = tape.plain.error(raised)
+            error = buffer.plain.error(raised)
             raise
         finally:
             self._generating, seconds = None, clock() - started
-            warnings = tape.unlisten(heard)
-            with tape.looking("generate"):
+            warnings = buffer.unlisten(heard)
+            with buffer.looking("generate"):
                 if state.modes is not None:
-                    tape.add(self._generated(state, state.modes, result, warnings, error), seconds)
+                    buffer.add(
+                        self._generated(state, state.modes, result, warnings, error), seconds
+                    )
 
     def _generated(
         self,
@@ -193,7 +194,7 @@ class ModelWatch:
         warnings: tuple[str, ...],
         error: str | None,
     ) -> GenerateCall:
-        tape = self._tape
+        buffer = self._buffer
         sequences = getattr(result, "sequences", result)
         sequences = sequences if isinstance(sequences, Tensor) else None
         if sequences is not None:  # the last token was never fed back
@@ -206,12 +207,14 @@ class ModelWatch:
         return GenerateCall(
             inputs=state.inputs,
             keywords=state.keywords,
-            config=tape.plain.mapping(
+            config=buffer.plain.mapping(
                 # underscored: tensors that generate derives from the others
                 {k: v for k, v in config.items() if v is not None and not k.startswith("_")}
             ),
             modes=before,
-            sequences=None if sequences is None else tape.keep("sequences", sequences, state.large),
+            sequences=None
+            if sequences is None
+            else buffer.keep("sequences", sequences, state.large),
             position_ids=state.position_ids,
             inputs_embeds=state.inputs_embeds,
             rope_deltas=copied(deltas).flatten() if isinstance(deltas, Tensor) else None,
@@ -231,18 +234,18 @@ class ModelWatch:
     def _before(self, module: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():  # nothing of ours may become part of the graph
             return
-        tape, grad = self._tape, torch.is_grad_enabled()
-        with tape.looking("forward"):
+        buffer, grad = self._buffer, torch.is_grad_enabled()
+        with buffer.looking("forward"):
             if self._generating is not None:
                 self._next_pass(self._generating, args, keywords)
                 return
             if self._forward is not None:
                 if self._forward.module is not module:  # of a shell around this one
                     return
-                tape.unlisten(self._forward.heard)  # it was interrupted, and no hook told of it
-            forward = self._forward = _Forward(module, clock(), tape.listen())
+                buffer.unlisten(self._forward.heard)  # it was interrupted, and no hook told of it
+            forward = self._forward = _Forward(module, clock(), buffer.listen())
             given = arguments(self._found.thinker.forward, args, keywords)
-            forward.tensors, forward.keywords = tape.keep_all(given, forward.large)
+            forward.tensors, forward.keywords = buffer.keep_all(given, forward.large)
             forward.modes = modes(self._found, grad_enabled=grad)
 
     def _next_pass(
@@ -263,7 +266,7 @@ class ModelWatch:
     def _text_model(self, _module: Any, _args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return
-        with self._tape.looking("text model"):
+        with self._buffer.looking("text model"):
             where, embeds = keywords.get("position_ids"), keywords.get("inputs_embeds")
             state = self._generating
             if state is not None and state.passes > 1:
@@ -276,13 +279,13 @@ class ModelWatch:
             if isinstance(where, Tensor):
                 into.position_ids = copied(_three_axes(where))
             if isinstance(embeds, Tensor):
-                into.inputs_embeds = self._tape.keep("inputs_embeds", embeds, into.large)
+                into.inputs_embeds = self._buffer.keep("inputs_embeds", embeds, into.large)
 
     def _after(self, module: Any, args: Any, keywords: dict[str, Any], output: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        tape, state = self._tape, self._generating
-        with tape.looking("forward"):
+        buffer, state = self._buffer, self._generating
+        with buffer.looking("forward"):
             logits = getattr(output, "logits", None)
             if state is not None:
                 if isinstance(logits, Tensor):
@@ -290,16 +293,16 @@ class ModelWatch:
                     state.last = logits[:, -1].detach().clone()
                     if state.passes == 1:
                         first = state.last.float()
-                        state.first_logits = tape.keep("first_logits", first, state.large)
+                        state.first_logits = buffer.keep("first_logits", first, state.large)
                 return
             forward = self._forward
             if forward is None or forward.module is not module:
                 return
             self._forward = None
-            warnings, raised = tape.unlisten(forward.heard), sys.exc_info()[1]
+            warnings, raised = buffer.unlisten(forward.heard), sys.exc_info()[1]
             if forward.modes is None:
                 return
-            tape.add(
+            buffer.add(
                 ForwardCall(
                     inputs=forward.tensors,
                     keywords=forward.keywords,
@@ -312,7 +315,7 @@ class ModelWatch:
                     ),
                     warnings=warnings,
                     # the hook is called for a forward that raised, too, with no output
-                    error=tape.plain.error(raised) if output is None and raised else None,
+                    error=buffer.plain.error(raised) if output is None and raised else None,
                     large=forward.large,
                 ),
                 clock() - forward.started,

@@ -15,10 +15,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from omni_grpo_core.recorder.calls import arguments
+from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.mediums import media_seen
-from omni_grpo_core.recorder.patches import Patches
-from omni_grpo_core.recorder.tape import Tape, clock
+from omni_grpo_core.recorder.step_buffer import StepBuffer, clock
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall, TemplateCall, TensorSeen
 from omni_grpo_core.types import MODALITIES, Modality
 
@@ -38,8 +37,8 @@ _PARTS = {
 class ProcessorWatch:
     """Watches one processor, or a tokenizer that stands for one, and its tokenizer's template."""
 
-    def __init__(self, processor: Any, tape: Tape) -> None:
-        self._processor, self._tape = processor, tape
+    def __init__(self, processor: Any, buffer: StepBuffer) -> None:
+        self._processor, self._buffer = processor, buffer
         self._tokenizer = getattr(processor, "tokenizer", processor)
         self._process_id = os.getpid()
         self._rendering = False
@@ -81,14 +80,14 @@ class ProcessorWatch:
             return original(this, *args, **keywords)
         self._rendering, self._texts, started = True, (), clock()
         given: tuple[Any, dict[str, Any]] | None = None
-        with self._tape.looking("chat template"):
+        with self._buffer.looking("chat template"):
             # before the call: some versions write into the messages
             given = self._conversations(original, this, args, keywords)
         try:
             result = original(this, *args, **keywords)
         finally:
             self._rendering = False
-        with self._tape.looking("chat template"):
+        with self._buffer.looking("chat template"):
             if given is not None:
                 self._rendered(*given, result, clock() - started)
         return result
@@ -105,13 +104,13 @@ class ProcessorWatch:
         plain = tuple(
             tuple(self._message(m) for m in getattr(one, "messages", one)) for one in many
         )
-        return plain, self._tape.plain.mapping(bound)
+        return plain, self._buffer.plain.mapping(bound)
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         content = message.get("content")
         if isinstance(content, list | tuple):
             content = tuple(_part(part) for part in content)
-        return self._tape.plain.mapping({**message, "content": content})
+        return self._buffer.plain.mapping({**message, "content": content})
 
     def _rendered(
         self,
@@ -125,13 +124,13 @@ class ProcessorWatch:
         texts = (result,) if isinstance(result, str) else self._texts
         if nested and all(isinstance(text, str) for text in result):
             texts = tuple(result)
-        texts = tuple(map(self._tape.plain.text, texts))
+        texts = tuple(map(self._buffer.plain.text, texts))
         if len(texts) == len(conversations):
             for messages, text in zip(conversations, texts, strict=True):
-                self._tape.add(TemplateCall(messages, keywords, (text,), nested), seconds)
+                self._buffer.add(TemplateCall(messages, keywords, (text,), nested), seconds)
         else:
             for messages in conversations:
-                self._tape.add(TemplateCall(messages, keywords, texts, nested), seconds)
+                self._buffer.add(TemplateCall(messages, keywords, texts, nested), seconds)
 
     # ------------------------------------------------------------------ batch
 
@@ -142,44 +141,44 @@ class ProcessorWatch:
         args: tuple[Any, ...],
         keywords: dict[str, Any],
     ) -> Any:
-        tape, started = self._tape, clock()
+        buffer, started = self._buffer, clock()
         # handed over as they are now: a processor may change a list that it is given
         given: dict[str, Any] = {}
         media: dict[Modality, tuple[MediumSeen, ...]] = {}
         side = str(getattr(self._tokenizer, "padding_side", ""))
-        with tape.looking("processor"):
+        with buffer.looking("processor"):
             given = arguments(original, (this, *args), keywords)
             given.pop("self", None)
             for modality in MODALITIES:
                 found = given.pop(_ARGUMENTS[modality], None)
-                media[modality] = media_seen(modality, found, tape.fits)
-        heard = tape.listen()
+                media[modality] = media_seen(modality, found, buffer.fits)
+        heard = buffer.listen()
         result, error = None, None
         try:
             result = original(this, *args, **keywords)
             return result
         except BaseException as raised:
-            error = tape.plain.error(raised)
+            error = buffer.plain.error(raised)
             raise
         finally:
-            seconds, warnings = clock() - started, tape.unlisten(heard)
-            with tape.looking("processor"):
+            seconds, warnings = clock() - started, buffer.unlisten(heard)
+            with buffer.looking("processor"):
                 texts, nested = _flat(given.pop("text", None))
                 self._texts = texts
                 large: dict[str, TensorSeen] = {}
                 outputs = {
                     name: kept
                     for name, tensor in _tensors(result).items()
-                    if (kept := tape.keep(name, tensor, large)) is not None
+                    if (kept := buffer.keep(name, tensor, large)) is not None
                 }
-                tape.add(
+                buffer.add(
                     ProcessorCall(
-                        texts=tuple(map(tape.plain.text, texts)),
+                        texts=tuple(map(buffer.plain.text, texts)),
                         nested=nested,
                         images=media.get("image", ()),
                         videos=media.get("video", ()),
                         audios=media.get("audio", ()),
-                        keywords=tape.plain.mapping(given),
+                        keywords=buffer.plain.mapping(given),
                         ignored=_ignored(this, original, given),
                         warnings=warnings,
                         outputs=outputs,

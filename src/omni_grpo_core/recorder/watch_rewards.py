@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from omni_grpo_core.recorder.calls import arguments
-from omni_grpo_core.recorder.patches import Patches
+from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.probe import probe
-from omni_grpo_core.recorder.tape import Tape, clock
+from omni_grpo_core.recorder.step_buffer import StepBuffer, clock
 from omni_grpo_core.rewards.base import plain_text
 from omni_grpo_core.rewards.call import RewardFunction, name_of
 from omni_grpo_core.trace.calls import RewardCall
@@ -22,8 +21,10 @@ from omni_grpo_core.trace.calls import RewardCall
 class RewardWatch:
     """``functions``: the looked-on functions, in order, for a loop that calls them by hand."""
 
-    def __init__(self, functions: Sequence[RewardFunction], tape: Tape, *, probing: bool) -> None:
-        self._tape, self._given, self._probing = tape, functions, probing
+    def __init__(
+        self, functions: Sequence[RewardFunction], buffer: StepBuffer, *, probing: bool
+    ) -> None:
+        self._buffer, self._given, self._probing = buffer, functions, probing
         self._before = tuple(functions)
         self._active = True
         self.probes: dict[int, Mapping[str, Any]] = {}
@@ -31,8 +32,8 @@ class RewardWatch:
 
     def start(self, _patches: Patches) -> None:
         for function in self._before if self._probing else ():
-            with self._tape.looking("reward probe"):
-                self.probes[id(function)] = probe(function, self._tape.plain)
+            with self._buffer.looking("reward probe"):
+                self.probes[id(function)] = probe(function, self._buffer.plain)
         self._replace(dict(zip(map(id, self._before), self.functions, strict=True)))
 
     def stop(self) -> None:
@@ -58,7 +59,7 @@ class RewardWatch:
                     values = await function(*args, **keywords)
                     return values
                 except BaseException as raised:
-                    error = self._tape.plain.error(raised)
+                    error = self._buffer.plain.error(raised)
                     raise
                 finally:
                     self._note(function, args, keywords, values, error, clock() - started)
@@ -76,7 +77,7 @@ class RewardWatch:
             values = function(*args, **keywords)
             return values
         except BaseException as raised:
-            error = self._tape.plain.error(raised)
+            error = self._buffer.plain.error(raised)
             raise
         finally:
             self._note(function, args, keywords, values, error, clock() - started)
@@ -92,11 +93,11 @@ class RewardWatch:
     ) -> None:
         if not self._active:
             return
-        with self._tape.looking("reward"):
-            plain = self._tape.plain
+        with self._buffer.looking("reward"):
+            plain = self._buffer.plain
             given = arguments(function, args, keywords)
             given.pop("self", None)
-            self._tape.add(
+            self._buffer.add(
                 RewardCall(
                     name=name_of(function),
                     source=source_of(function),

@@ -15,8 +15,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from omni_grpo_core.recorder.patches import Patches
-from omni_grpo_core.recorder.tape import Tape
+from omni_grpo_core.recorder.hooks import Patches
+from omni_grpo_core.recorder.step_buffer import StepBuffer
 from omni_grpo_core.recorder.tensors import local
 from omni_grpo_core.recorder.thinker import Found, part_of
 from omni_grpo_core.trace.calls import StepSeen
@@ -32,11 +32,11 @@ class StepWatch:
     def __init__(
         self,
         found: Found,
-        tape: Tape,
+        buffer: StepBuffer,
         settings: Mapping[str, Any],
         on_step: Callable[[], None],
     ) -> None:
-        self._found, self._tape, self._settings, self._on_step = found, tape, settings, on_step
+        self._found, self._buffer, self._settings, self._on_step = found, buffer, settings, on_step
         self._losses: list[Tensor] = []
         self._inside = False
         self._handles: list[Any] = []
@@ -52,7 +52,7 @@ class StepWatch:
                 return backward(tensors, *args, **keywords)
             self._inside = True
             try:
-                with self._tape.looking("backward"):
+                with self._buffer.looking("backward"):
                     self._note_losses(tensors)
                 return backward(tensors, *args, **keywords)
             finally:
@@ -78,18 +78,18 @@ class StepWatch:
                 self._losses.append(tensor.detach().clone().flatten()[0])
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        with self._tape.looking("optimizer step"):
+        with self._buffer.looking("optimizer step"):
             self._before = _Before(self._found.outer, optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        with self._tape.looking("optimizer step"):
+        with self._buffer.looking("optimizer step"):
             before, self._before = self._before, None
             losses, self._losses = tuple(float(loss) for loss in self._losses), []
             # a second optimizer of the same step has nothing of its own to tell
-            if before is None or not (losses or self._tape.records):
+            if before is None or not (losses or self._buffer.records):
                 return
             rate = optimizer.param_groups[0].get("lr") if optimizer.param_groups else None
-            self._tape.add(
+            self._buffer.add(
                 StepSeen(
                     step=self._step,
                     trainable=before.trainable,
@@ -98,8 +98,8 @@ class StepWatch:
                     changed=before.changed(),
                     losses=losses,
                     learning_rate=None if rate is None else float(rate),
-                    settings=self._tape.plain.mapping(self._settings),
-                    warnings=self._tape.warnings,
+                    settings=self._buffer.plain.mapping(self._settings),
+                    warnings=self._buffer.warnings,
                 )
             )
             self._step += 1

@@ -59,7 +59,7 @@ def corpus() -> tuple[Case, ...]:
         }
         texts: list[tuple[str, Kind, str, str | None]] = [
             ("gold", "gold", solution, None),
-            *[(name, "garbage", text, None) for name, text in _garbage(gold, solution).items()],
+            *[(name, "garbage", text, None) for name, text in garbage(gold, solution).items()],
             *_tricks(gold, wrong),
         ]
         if problem_type == "multiple choice":
@@ -74,7 +74,9 @@ def corpus() -> tuple[Case, ...]:
     return tuple(cases)
 
 
-def _garbage(gold: str, solution: str) -> dict[str, str]:
+def garbage(gold: str, solution: str) -> dict[str, str]:
+    """What a broken policy writes, and what tries to be paid for nothing, by name: no reward may
+    give it anything. ``gold``: the answer of the row; ``solution``: with its sections."""
     salad = random.Random(0)
     pieces = ["system", "schöne", "的", " der", "ing", "\n", "用户", "{", "ção", "</", "0", "ая"]
     return {

@@ -33,11 +33,11 @@ from tenacity import (
 )
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.redaction import Scrubber
 from omni_grpo_core.rewards.base import Reward, Row
 from omni_grpo_core.rewards.call import run_async
 from omni_grpo_core.rewards.degenerate import degenerate_text
 from omni_grpo_core.rewards.endpoint import Endpoint
-from omni_grpo_core.rewards.gold import Gold, gold
 from omni_grpo_core.rewards.judge_cache import VerdictCache
 from omni_grpo_core.rewards.judge_prompt import (
     SCHEMA,
@@ -48,8 +48,7 @@ from omni_grpo_core.rewards.judge_prompt import (
     Verdict,
     read_verdict,
 )
-from omni_grpo_core.rewards.parse import parse
-from omni_grpo_core.rewards.scrub import Scrubber
+from omni_grpo_core.rewards.parse import Gold, gold, parse
 from omni_grpo_core.types import Malformed, Parsed, Score
 
 __all__ = ["LONGEST_JUDGED", "Endpoint", "Judge", "JudgeReward", "Usage"]

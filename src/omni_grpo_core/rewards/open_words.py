@@ -9,9 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from omni_grpo_core.rewards.base import Row
-from omni_grpo_core.rewards.gold import Gold, bad_gold
-from omni_grpo_core.rewards.word_lists import parse_lists, read_lists
-from omni_grpo_core.rewards.words import fold, tidy
+from omni_grpo_core.rewards.parse import Gold, bad_gold
+from omni_grpo_core.rewards.words import fold, parse_lists, read_lists, tidy
 from omni_grpo_core.types import Score
 
 _PIECES = re.compile(r"[,;、/|&]|\band\b|和|以及")

@@ -28,10 +28,8 @@ from pathlib import Path
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.rewards.base import Reward, Row
 from omni_grpo_core.rewards.degenerate import degenerate_text
-from omni_grpo_core.rewards.gold import gold
-from omni_grpo_core.rewards.parse import parse
-from omni_grpo_core.rewards.word_lists import parse_lists, read_lists
-from omni_grpo_core.rewards.words import tidy, unspaced
+from omni_grpo_core.rewards.parse import gold, parse
+from omni_grpo_core.rewards.words import parse_lists, read_lists, tidy, unspaced
 from omni_grpo_core.types import Malformed, Score
 
 CUES = ("who", "face", "gaze", "gesture", "voice", "relation")

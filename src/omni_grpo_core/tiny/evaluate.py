@@ -18,7 +18,7 @@ from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.rewards.parse import parse
-from omni_grpo_core.tiny.attributes import Split
+from omni_grpo_core.tiny.clips import Split
 from omni_grpo_core.tiny.examples import Example, draw_clips, make_example, make_row
 from omni_grpo_core.tiny.make import QWEN2_5, Make, make_of
 from omni_grpo_core.tiny.questions import CARRIES, PHRASES, TOPICS, Carry, Question, topics_of

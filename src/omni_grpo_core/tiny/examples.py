@@ -18,8 +18,7 @@ from omni_grpo_core.core.batch import process_row, render
 from omni_grpo_core.core.conversation import AudioPreference, build_conversation
 from omni_grpo_core.core.media import load_media
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.tiny.attributes import Split, combinations
-from omni_grpo_core.tiny.clips import Clip, write_mp4, write_png, write_wav
+from omni_grpo_core.tiny.clips import Clip, Split, combinations, write_mp4, write_png, write_wav
 from omni_grpo_core.tiny.make import QWEN2_5, Make
 from omni_grpo_core.tiny.questions import Carry, Question
 from omni_grpo_core.types import Conversation, Media, MediaRef, Row, Sample

@@ -14,8 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from omni_grpo_core.tiny.attributes import ALL, COLOURS, MOTIONS, PITCHES
-from omni_grpo_core.tiny.clips import Clip
+from omni_grpo_core.tiny.clips import ALL, COLOURS, MOTIONS, PITCHES, Clip
 
 Topic = Literal["colour", "motion", "pitch"]
 Carry = Literal["interleaved", "separate", "off", "image", "audio", "text"]

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from omni_grpo_core.tiny.attributes import combinations
-from omni_grpo_core.tiny.clips import Clip, write_mp4, write_png, write_wav
+from omni_grpo_core.tiny.clips import Clip, combinations, write_mp4, write_png, write_wav
 from omni_grpo_core.tiny.questions import Carry, Question, Topic, ask
 
 _FIRST_SEED = 9_000_000

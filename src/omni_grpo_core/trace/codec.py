@@ -22,7 +22,7 @@ import torch
 from omni_grpo_core import types
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.trace import calls as observed
-from omni_grpo_core.trace.about import about
+from omni_grpo_core.trace.describe import summary
 from omni_grpo_core.trace.dtypes import DTYPES, dtype_name, same_tensor
 from omni_grpo_core.trace.fields import field_types, noun_misfit
 
@@ -107,7 +107,7 @@ def _encode_tensor(tensor: torch.Tensor, where: str, tensors: dict[str, torch.Te
         "$tensor": name,
         "dtype": dtype,
         "shape": list(tensor.shape),
-        "about": about(tensors[name]),
+        "about": summary(tensors[name]),
     }
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from omni_grpo_core.trace.describe import describe_change
 from omni_grpo_core.trace.divergence import Difference, Lane, Tolerances, distance
+from omni_grpo_core.trace.fingerprint import Sketch
 from omni_grpo_core.trace.leaves import Numbers
-from omni_grpo_core.trace.manner import manner
 from omni_grpo_core.trace.place import element, name, row_of
-from omni_grpo_core.trace.sketch import Sketch
 
 _PROJECTION_SIGMAS = 4.0
 """A projection of differences that are each within tolerance is, by the random signs, nearly
@@ -56,7 +56,7 @@ def _elements(path: str, was: torch.Tensor, now: torch.Tensor, lane: Lane) -> It
         yield Difference(path, "differs", sentence, row, place, largest, mean)
         return
     count = int(far.sum())
-    how = manner(path, a, b)
+    how = describe_change(path, a, b)
     sentence = (
         f"{where} {values}; {count} of {a.numel()} beyond {lane.atol:g} + {lane.rtol:g}·|x|, "
         f"max |Δ| {largest:.3g}, mean |Δ| {mean:.3g}{f'; {how}' if how else ''}"

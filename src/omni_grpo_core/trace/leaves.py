@@ -18,7 +18,7 @@ import torch
 
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.trace.dtypes import DTYPES, INTEGERS, dtype_name
-from omni_grpo_core.trace.sketch import Sketch
+from omni_grpo_core.trace.fingerprint import Sketch
 from omni_grpo_core.types import Logits, Span
 
 TOP = 20

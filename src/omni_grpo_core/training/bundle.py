@@ -1,4 +1,4 @@
-"""One training step as a trace, to be looked at, compared and replayed."""
+"""What a training step leaves behind: a trace to be looked at and replayed, and a log line."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.losses.advantages import Advantages
+from omni_grpo_core.losses.metrics import Metrics
 from omni_grpo_core.losses.spans import PartialAdvantage
 from omni_grpo_core.pipeline.inputs import Inputs, header
+from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.compose import Composed
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.training.guard import Finding, write_report
+from omni_grpo_core.training.step import Update
 from omni_grpo_core.types import Check, Rollout, Stage, StageRecord, Trace
 
 
@@ -68,3 +71,24 @@ def save_bundle(folder: Path, trace: Trace, step: int, findings: Sequence[Findin
     save_trace(Trace(trace.header, stages), place)
     if findings:
         write_report(place, step, findings)
+
+
+def step_record(
+    step: int, rewards: health.Step, rollout: Metrics, updates: Sequence[Update]
+) -> dict[str, Any]:
+    """Name to number, ``None`` where nothing was counted. ``reward``: mean total of the scored
+    completions; ``reward/NAME``: of each reward. Values of the second and later iterations on the
+    same rollout have ``/1``, ``/2`` … behind their names."""
+    record: dict[str, Any] = {"step": step, "reward": _mean(rewards.totals)}
+    record |= {f"reward/{name}": _mean(column) for name, column in rewards.scores.items()}
+    record |= rollout.values()
+    for at, update in enumerate(updates):
+        suffix = f"/{at}" if at else ""
+        values = {"loss": update.loss, "grad_norm": update.grad_norm, **update.metrics.values()}
+        record |= {f"{name}{suffix}": value for name, value in values.items()}
+    return record
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    scored = [value for value in values if value is not None]
+    return sum(scored) / len(scored) if scored else None

@@ -36,7 +36,7 @@ _FREE = ("steps", "save_every", "keep", "eval_every", "eval_data", "trackers", "
 that falls until the last step depends on ``steps``, so then that may not change.)"""
 
 
-class Team(Protocol):
+class Distributed(Protocol):
     """What saving asks of the processes of a run."""
 
     @property
@@ -200,7 +200,7 @@ def save(
     guard: Sequence[health.Step],
     *,
     write: Callable[[Path], None],
-    team: Team,
+    distributed: Distributed,
 ) -> None:
     """Write the state from which ``step`` comes next. Every process calls this; ``write`` is
     Accelerate's, into a hidden folder; the main process then renames it and drops old ones.
@@ -216,13 +216,13 @@ def save(
         "guard": [asdict(entry) for entry in guard],
     }
     try:
-        team.agree(lambda: _written(target, lambda: _begin(partial)), main_only=True)
-        team.agree(lambda: _written(target, lambda: write(partial)))
-        team.agree(
+        distributed.agree(lambda: _written(target, lambda: _begin(partial)), main_only=True)
+        distributed.agree(lambda: _written(target, lambda: write(partial)))
+        distributed.agree(
             lambda: _written(target, lambda: _finish(target, record, config.keep)), main_only=True
         )
     except BaseException:
-        if team.main:
+        if distributed.main:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 

@@ -48,8 +48,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-class AccelerateTeam:
-    """:class:`~omni_grpo_core.training.step.Team` by Accelerate."""
+class AccelerateDistributed:
+    """:class:`~omni_grpo_core.training.step.Distributed` by Accelerate."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator

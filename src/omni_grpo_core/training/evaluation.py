@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.sample import load_samples
+from omni_grpo_core.pipeline.check import check
 from omni_grpo_core.pipeline.inputs import prepare, score
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.training.config import TrainConfig
-from omni_grpo_core.types import Prompt, Row, Sample
+from omni_grpo_core.training.guard import Finding, failed_checks
+from omni_grpo_core.types import Prompt, Row, Sample, Trace
 
 _BATCH = 32
 
 
-class Examiner:
+class Evaluator:
     """Measures accuracy on ``eval_data`` every ``eval_every`` steps, and after the last one."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -70,3 +74,21 @@ def _prepared(
         inputs = prepare(policy, samples[start : start + _BATCH], settings)
         ready += zip(inputs.samples, inputs.prompts, inputs.batch.rows, strict=True)
     return ready
+
+
+def preflight(
+    policy: Policy, samples: Sequence[Sample], settings: Settings
+) -> tuple[tuple[Finding, ...], Trace]:
+    """What does not hold, in the order of the stages, and the trace of the pass. How well the
+    policy answers is no matter here: a training is to make it better."""
+    result = check(policy, samples, replace(settings, min_format=0.0, min_accuracy=0.0))
+    unheard = tuple(
+        Finding(
+            f"{proof.modality} does not reach the model",
+            "embeddings",
+            f"other content moves the logprobs by {proof.shift:.2g} nats a token",
+        )
+        for proof in result.modalities
+        if not proof.ok
+    )
+    return (*failed_checks(result.trace.stages), *unheard), result.trace

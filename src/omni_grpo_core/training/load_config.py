@@ -13,7 +13,7 @@ from typing import Any
 
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.machine import device_memory
+from omni_grpo_core.io.environment import device_memory
 from omni_grpo_core.io.strict import merge, read_mapping
 from omni_grpo_core.pipeline.settings import Settings, load_settings
 from omni_grpo_core.rewards.call import RewardFunction

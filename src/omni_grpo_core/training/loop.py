@@ -1,8 +1,9 @@
 """GRPO training on Accelerate: roll out, score, compare within groups, update; save, log, guard.
 
 Alone, under DDP or FSDP2 the loop is the same: what concerns all processes goes through
-:class:`~omni_grpo_core.training.distributed.AccelerateTeam`. Every random choice is a function of
-(seed, step, sample), so a resumed run needs no random state and is the run that was never cut.
+:class:`~omni_grpo_core.training.distributed.AccelerateDistributed`. Every random choice is a
+function of (seed, step, sample), so a resumed run needs no random state and is the run that was
+never cut.
 """
 
 from __future__ import annotations
@@ -32,16 +33,14 @@ from omni_grpo_core.pipeline.inputs import Inputs, prepare
 from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.compose import Composed
 from omni_grpo_core.training import checkpointing
-from omni_grpo_core.training.bundle import save_bundle, step_trace
+from omni_grpo_core.training.bundle import save_bundle, step_record, step_trace
 from omni_grpo_core.training.config import TrainConfig, as_values, learning_rate
-from omni_grpo_core.training.distributed import AccelerateTeam, make_accelerator
-from omni_grpo_core.training.evaluation import Examiner
+from omni_grpo_core.training.distributed import AccelerateDistributed, make_accelerator
+from omni_grpo_core.training.evaluation import Evaluator, preflight
 from omni_grpo_core.training.guard import Finding, Guard, StepFacts, not_finite, watch_generation
 from omni_grpo_core.training.load_config import require_enough
 from omni_grpo_core.training.lora import merged_weights
 from omni_grpo_core.training.partial import Partial, PartialRewards
-from omni_grpo_core.training.preflight import preflight
-from omni_grpo_core.training.records import step_record
 from omni_grpo_core.training.sharding import gathered, settle
 from omni_grpo_core.training.step import MicroBatch, Scorer, StepPlan, Update, cut, optimize
 from omni_grpo_core.training.trainable import choose_learners
@@ -130,9 +129,9 @@ class _Run:
         spanned = {n: (e.span, e.weight) for n, e in config.rewards.items() if e.span is not None}
         self.partial = PartialRewards(spanned, config.scale)
         self.accelerator = make_accelerator(config)
-        self.team = AccelerateTeam(self.accelerator)
+        self.distributed = AccelerateDistributed(self.accelerator)
         self.locked = self.opened = False
-        self.saved = self.team.agree(self._look_back, main_only=True)
+        self.saved = self.distributed.agree(self._look_back, main_only=True)
         self.policy = load_policy(
             config.checkpoint, processor=config.processor, device=str(self.accelerator.device)
         )
@@ -151,7 +150,7 @@ class _Run:
         )
         self.optimizer: Any = None
         self.seen: list[Finding] = []
-        self.examiner = Examiner(config)
+        self.examiner = Evaluator(config)
 
     # ----------------------------------------------------------------- the run
 
@@ -177,7 +176,9 @@ class _Run:
         model = self.out / "model"
         with gathered(self.scorer):
             weights = merged_weights(self.policy.model)
-        self.team.agree(lambda: checkpointing.export(self.policy, model, weights), main_only=True)
+        self.distributed.agree(
+            lambda: checkpointing.export(self.policy, model, weights), main_only=True
+        )
         return TrainResult("finished", self.config.steps, (), None, model)
 
     def _set_up(self) -> None:
@@ -219,7 +220,7 @@ class _Run:
         until then leaves nothing behind."""
         if self.opened:
             return
-        self.team.agree(lambda: self._open_folder(step), main_only=True)
+        self.distributed.agree(lambda: self._open_folder(step), main_only=True)
         if self.config.trackers:
             self.accelerator.init_trackers("tracker")
         self.accelerator.wait_for_everyone()
@@ -260,7 +261,7 @@ class _Run:
                 step,
                 self.guard.remembered,
                 write=lambda folder: self.accelerator.save_state(str(folder)),
-                team=self.team,
+                distributed=self.distributed,
             )
 
     # ----------------------------------------------------------------- one step
@@ -285,7 +286,7 @@ class _Run:
             self.policy.processor.tokenizer, rolled.completions, rewards, self._own(rolled)
         )
         window = self._window(inputs, rolled, advantages, partial)
-        everyone = tuple(self.team.gather(rolled.completions))
+        everyone = tuple(self.distributed.gather(rolled.completions))
 
         def may_step(update: Update) -> bool:
             numbers = update.loss, update.grad_norm, update.broken
@@ -308,7 +309,7 @@ class _Run:
 
         updates = optimize(
             self.plan,
-            self.team,
+            self.distributed,
             self.scorer,
             self.policy.model,
             self.optimizer,
@@ -321,7 +322,7 @@ class _Run:
             # nothing was in the loss of any process, but the rewards have to be looked at
             looked = self.guard.look(StepFacts(step, everyone, rewards))
             findings.extend((*self._seen(), *looked))
-        lengths = Metrics.sum(self.team.gather([rollout_metrics(rolled.completions)]))
+        lengths = Metrics.sum(self.distributed.gather([rollout_metrics(rolled.completions)]))
         record = step_record(step, rewards, lengths + advantage_metrics(advantages), updates)
         record |= {"lr": rate, "seconds": time.perf_counter() - begin}
         measured: Mapping[str, float] = {}
@@ -351,14 +352,14 @@ class _Run:
 
     def _seen(self) -> tuple[Finding, ...]:
         """What any process saw a forward do, once; every process has to stop alike."""
-        return tuple(dict.fromkeys(self.team.gather(self.seen)))
+        return tuple(dict.fromkeys(self.distributed.gather(self.seen)))
 
     def _own_samples(self, step: int) -> tuple[Sample, ...]:
         """This process's share of the step's samples; a step never holds a sample twice."""
         epoch, at = divmod(step, len(self.samples) // (prompts := self.config.prompts))
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, epoch, "order"))
         order = torch.randperm(len(self.samples), generator=generator).tolist()
-        own = prompts // self.team.world
+        own = prompts // self.distributed.world
         first = at * prompts + own * self.accelerator.process_index
         return tuple(self.samples[index] for index in order[first : first + own])
 
@@ -368,7 +369,7 @@ class _Run:
         found: tuple[Finding, ...] = ()
         if self.accelerator.is_main_process:
             found, trace = preflight(self.policy, self._own_samples(0), self.config.settings)
-        findings = tuple(self.team.gather(found))
+        findings = tuple(self.distributed.gather(found))
         if not findings:
             return None
         folder = self.out / "stopped" / "step-000000"
@@ -403,7 +404,7 @@ class _Run:
             )
             for at, completion in enumerate(rolled.completions)
         ]
-        rows = self.team.gather(own)
+        rows = self.distributed.gather(own)
         return health.Step(
             scores={name: [row[3][name] for row in rows] for name in scored.scores},
             totals=[row[2] for row in rows],

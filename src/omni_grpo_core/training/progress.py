@@ -16,6 +16,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from omni_grpo_core.training.loop import StepView
 
+
 _BARS = " ▁▂▃▄▅▆▇█"
 
 

@@ -12,26 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.completions import stack_completions
 from omni_grpo_core.core.dialect import switch_checkpointing
 from omni_grpo_core.core.forward import completion_logits
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError, TrainError
-from omni_grpo_core.losses.completions import stack_completions
 from omni_grpo_core.losses.config import LossConfig, RolloutCorrection
 from omni_grpo_core.losses.importance import rollout_weights
 from omni_grpo_core.losses.logprobs import ScoredTokens, completion_logprobs
 from omni_grpo_core.losses.metrics import Mean, Metrics, loss_metrics
-from omni_grpo_core.losses.policy_loss import policy_loss
+from omni_grpo_core.losses.policy_loss import Totals, policy_loss
 from omni_grpo_core.losses.shapes import NotFiniteError
 from omni_grpo_core.losses.spans import PartialAdvantage, token_advantages
-from omni_grpo_core.losses.totals import Totals
 from omni_grpo_core.training.sharding import touched
 from omni_grpo_core.types import Batch, Rollout
 
 T = TypeVar("T")
 
 
-class Team(Protocol):
+class Distributed(Protocol):
     """What one process asks of all processes of a run; each must ask the same in the same order."""
 
     @property
@@ -202,7 +201,7 @@ class StepPlan:
 
 def optimize(
     plan: StepPlan,
-    team: Team,
+    distributed: Distributed,
     scorer: nn.Module,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -220,7 +219,7 @@ def optimize(
     is told the iteration before its update. A step in which no process has a token in the loss
     gives no update at all.
     """
-    totals = _step_totals(team, window)
+    totals = _step_totals(distributed, window)
     if totals.tokens == 0:
         return ()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -228,9 +227,9 @@ def optimize(
     old: list[Tensor] = []
     updates = []
     for iteration in range(plan.iterations):
-        own = _backward(plan, team, scorer, model, window, totals, old, reference_logprobs)
-        parts = team.gather([own])
-        norm = team.clip(parameters, plan.max_grad_norm)
+        own = _backward(plan, distributed, scorer, model, window, totals, old, reference_logprobs)
+        parts = distributed.gather([own])
+        norm = distributed.clip(parameters, plan.max_grad_norm)
         update = Update(
             loss=sum(part.loss for part in parts),
             grad_norm=norm,
@@ -249,9 +248,9 @@ def optimize(
     return tuple(updates)
 
 
-def _step_totals(team: Team, window: Sequence[MicroBatch]) -> Totals:
+def _step_totals(distributed: Distributed, window: Sequence[MicroBatch]) -> Totals:
     own = Totals.sum(Totals.of(micro.in_loss) for micro in window)
-    sequences, tokens = team.sum(torch.tensor([own.sequences, own.tokens])).tolist()
+    sequences, tokens = distributed.sum(torch.tensor([own.sequences, own.tokens])).tolist()
     return Totals(sequences, tokens)
 
 
@@ -266,7 +265,7 @@ class _Share:
 
 def _backward(
     plan: StepPlan,
-    team: Team,
+    distributed: Distributed,
     scorer: nn.Module,
     model: nn.Module,
     window: Sequence[MicroBatch],
@@ -287,7 +286,7 @@ def _backward(
     for at, micro in enumerate(window):
         last = at == len(window) - 1
         with (
-            _nothing() if last else team.unsynced(scorer),
+            _nothing() if last else distributed.unsynced(scorer),
             scoring(model, checkpointing=plan.gradient_checkpointing),
         ):
             logprobs, entropy = scorer(micro.batch, micro.ids, micro.mask)
@@ -321,7 +320,7 @@ def _backward(
                     fix="freeze less, or leave rows without that modality out",
                 )
             # data-parallel wrappers average the gradients of their processes: undo it
-            team.backward(share * team.world)
+            distributed.backward(share * distributed.world)
         loss += float(share.detach())
     return _Share(loss, metrics, tuple(broken))
 

@@ -16,7 +16,7 @@ from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.forward import positions
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.types import Media, Prompt, Row
-from omni_grpo_core.versions.told import told
+from omni_grpo_core.versions.library import told
 
 
 def mute_clip(policy: Policy, clips: Sequence[tuple[Prompt, Media, Row]]) -> dict[str, Any]:

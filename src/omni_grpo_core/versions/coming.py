@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from omni_grpo_core.core.forward import library_keywords
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.types import Media, Prompt, Row
-from omni_grpo_core.versions.told import told
+from omni_grpo_core.versions.library import told
 
 _REMOVED = re.compile(r"(?:removed in|[Ff]rom)\s+(?:version\s+|Transformers\s+)?v?(\d+(?:\.\d+)*)")
 

@@ -6,16 +6,19 @@ or a script makes them, not as this package does, which speaks each version's ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging as library_logging
 
 from omni_grpo_core.core.forward import library_forward
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.types import Media, Prompt, Row
-from omni_grpo_core.versions.told import told
 
 KEYWORDS: Mapping[str, Mapping[str, Any]] = {
     "use_audio_in_video": {"use_audio_in_video": True},
@@ -106,3 +109,28 @@ def rope_deltas(policy: Policy, row: Row) -> dict[str, Any]:
         if isinstance(value, Tensor):
             return {"place": place, "shape": list(value.shape), "value": value.flatten().tolist()}
     return {"place": "nowhere", "shape": [], "value": []}
+
+
+@contextmanager
+def told() -> Iterator[list[str]]:
+    """Lines that transformers warns of meanwhile, by either of its ways."""
+    lines: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger, listener = logging.getLogger("transformers"), Listener(logging.WARNING)
+    before = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.WARNING)
+    # what is said once a process may have been said before
+    library_logging.warning_once.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield lines
+        lines += [str(warning.message) for warning in caught]
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(listener)

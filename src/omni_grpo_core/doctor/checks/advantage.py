@@ -9,8 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
-from omni_grpo_core.doctor.missing import say_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
 from omni_grpo_core.doctor.turns import Turn, turns, whole_groups
 from omni_grpo_core.trace.calls import AdvantageSeen
 

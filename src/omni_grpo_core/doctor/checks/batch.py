@@ -10,8 +10,7 @@ import torch
 
 from omni_grpo_core.core.batch import ID_DTYPE, placeholder_ids
 from omni_grpo_core.doctor.call_rows import PIXELS, Counts, counts_of, is_interleaved
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
-from omni_grpo_core.doctor.missing import say_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
 from omni_grpo_core.doctor.replay.batch import carried, given_rows, is_token_sized, sides, totals
 from omni_grpo_core.doctor.replay.text import collapsed, marks
 from omni_grpo_core.doctor.rounds import Round, flag_of, rounds

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.missing import say_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, say_missing
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.turns import Turn, completion_ids, ids_of, turns, until_end
 from omni_grpo_core.trace.calls import GenerateCall

@@ -11,7 +11,7 @@ from torch import Tensor
 from omni_grpo_core.doctor.checks.completion import rollouts
 from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
-from omni_grpo_core.doctor.teacher import Taught, log_table, taught
+from omni_grpo_core.doctor.teacher_forced import Taught, log_table, taught
 from omni_grpo_core.doctor.turns import completion_ids, first_step, ids_of, until_end
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.trace.calls import GenerateCall

@@ -9,7 +9,7 @@ import torch
 from omni_grpo_core.doctor.checks.completion import rollouts
 from omni_grpo_core.doctor.checks.run import BEFORE
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.remade import Parts, beta_of, parts_of, policy_terms
+from omni_grpo_core.doctor.recompute_loss import Parts, beta_of, parts_of, policy_terms
 from omni_grpo_core.doctor.turns import learned
 from omni_grpo_core.trace.calls import LossSeen
 

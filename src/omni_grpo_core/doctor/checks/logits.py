@@ -13,9 +13,15 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.completion import rollouts
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.missing import say_missing
-from omni_grpo_core.doctor.teacher import Taught, Tolerance, apart, rescored, taught, tolerance
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, say_missing
+from omni_grpo_core.doctor.teacher_forced import (
+    Taught,
+    Tolerance,
+    apart,
+    rescored,
+    taught,
+    tolerance,
+)
 from omni_grpo_core.doctor.turns import completion_ids, first_step, ids_of, learned, until_end
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.completion import rollouts
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.missing import say_missing
-from omni_grpo_core.doctor.remade import (
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, say_missing
+from omni_grpo_core.doctor.recompute_loss import (
     Parts,
     beta_of,
     hidden_beta,

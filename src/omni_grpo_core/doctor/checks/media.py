@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.checks.positions import Call, named_calls
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
-from omni_grpo_core.doctor.likeness import array, is_close, is_empty, is_flat, is_same
-from omni_grpo_core.doctor.missing import say_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
+from omni_grpo_core.doctor.media_similarity import array, is_close, is_empty, is_flat, is_same
 from omni_grpo_core.doctor.replay import media as replay_media
 from omni_grpo_core.doctor.replay.batch import DEFAULT_RATE, carried, rate_of, sides, totals
 from omni_grpo_core.doctor.rounds import Round, flag_of, rounds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.recorder.rope import rope_sections
+from omni_grpo_core.recorder.thinker import rope_sections
 
 
 def look_rope(case: Case) -> Iterator[Evidence]:

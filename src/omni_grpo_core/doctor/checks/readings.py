@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.checks.logits import forward_gap, temperature_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.teacher import Place, Taught, apart, rescored, tolerance
+from omni_grpo_core.doctor.teacher_forced import Place, Taught, apart, rescored, tolerance
 from omni_grpo_core.doctor.turns import Learned, first_step, ids_of, learned
 
 

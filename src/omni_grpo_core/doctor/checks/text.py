@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
 from omni_grpo_core.doctor.replay.text import (
-    PROMPT,
     collapsed,
     first_difference,
     is_chatml,
@@ -17,6 +16,7 @@ from omni_grpo_core.doctor.replay.text import (
     unknown_roles,
 )
 from omni_grpo_core.doctor.rounds import rounds
+from omni_grpo_core.pipeline.chatml import GENERATION_PROMPT
 from omni_grpo_core.types import Modality
 
 Names = Mapping[Modality, tuple[str, str, str]]
@@ -146,11 +146,11 @@ def _shape(text: str, row: int, how: str) -> Iterator[Evidence]:
             row=row,
             values={"role": strange[0]},
         )
-    elif not text.endswith(PROMPT):
+    elif not text.endswith(GENERATION_PROMPT):
         yield Evidence(
             "text",
             "no-generation-prompt",
-            f"prompt {row}, as {how}, ends in {text[-30:]!r}, not in {PROMPT!r}",
+            f"prompt {row}, as {how}, ends in {text[-30:]!r}, not in {GENERATION_PROMPT!r}",
             row=row,
             values={"end": text[-30:]},
         )

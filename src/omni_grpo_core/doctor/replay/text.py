@@ -7,66 +7,50 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.types import Modality
+from omni_grpo_core.pipeline.chatml import GENERATION_PROMPT, MARKS, Marks, marks_of, turn
+from omni_grpo_core.types import MODALITIES, Modality
 
-_KINDS: tuple[Modality, ...] = ("image", "video", "audio")
-_NAMES: Mapping[Modality, tuple[str, str, str]] = {
-    "image": ("<|vision_bos|>", "<|IMAGE|>", "<|vision_eos|>"),
-    "video": ("<|vision_bos|>", "<|VIDEO|>", "<|vision_eos|>"),
-    "audio": ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"),
-}
-"""Qwen2.5-Omni's own, for a recording without a checkpoint."""
-
-PROMPT = "<|im_start|>assistant\n"
 DEFAULT_SYSTEM = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant", "tool")
 _TURN = re.compile(r"<\|im_start\|>([^\n]*)\n")
 
 
-def marks(case: Case) -> Mapping[Modality, tuple[str, str, str]]:
+def marks(case: Case) -> Marks:
     """Begin, placeholder and end of each modality, as the checkpoint's processor names them."""
     if case.reference is None:
-        return _NAMES
-    p = case.reference.policy.processor
-    return {
-        "image": (p.vision_bos_token, p.image_token, p.vision_eos_token),
-        "video": (p.vision_bos_token, p.video_token, p.vision_eos_token),
-        "audio": (p.audio_bos_token, p.audio_token, p.audio_eos_token),
-    }
+        return MARKS
+    return marks_of(case.reference.policy.processor)
 
 
-def reference_texts(
-    messages: Sequence[Mapping[str, Any]], names: Mapping[Modality, tuple[str, str, str]]
-) -> tuple[str, ...]:
+def reference_texts(messages: Sequence[Mapping[str, Any]], names: Marks) -> tuple[str, ...]:
     """The right renderings of a conversation, generation prompt included.
 
     Two where it has no system message: Qwen's template puts its own default in front, a plain one
     does not.
     """
     turns = "".join(_turn(message, names) for message in messages)
-    bare = turns + PROMPT
+    bare = turns + GENERATION_PROMPT
     if messages and messages[0].get("role") == "system":
         return (bare,)
-    default = f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n"
-    return (default + bare, bare)
+    return (turn("system", DEFAULT_SYSTEM) + bare, bare)
 
 
-def placeholders(text: str, names: Mapping[Modality, tuple[str, str, str]]) -> dict[Modality, int]:
+def placeholders(text: str, names: Marks) -> dict[Modality, int]:
     """Placeholders of each modality in a text."""
-    return {kind: text.count(names[kind][1]) for kind in _KINDS}
+    return {kind: text.count(names[kind][1]) for kind in MODALITIES}
 
 
-def collapsed(text: str, names: Mapping[Modality, tuple[str, str, str]]) -> str:
+def collapsed(text: str, names: Marks) -> str:
     """``text`` with every medium's expanded placeholders as the one that it had at first.
 
-    >>> collapsed("a<|VIDEO|><|VIDEO|>b", _NAMES)
+    >>> collapsed("a<|VIDEO|><|VIDEO|>b", MARKS)
     'a<|VIDEO|>b'
     """
     begin, video, end = map(re.escape, names["video"])
     sound_begin, audio, sound_end = map(re.escape, names["audio"])
     inside = f"{begin}{sound_begin}(?:{video}|{audio})+{sound_end}{end}"
     text = re.sub(inside, lambda _: "".join(names["video"]), text)
-    for kind in _KINDS:
+    for kind in MODALITIES:
         mark = re.escape(names[kind][1])
         text = re.sub(f"(?:{mark}){{2,}}", names[kind][1], text)
     return text
@@ -99,17 +83,17 @@ def first_difference(got: str, want: str) -> tuple[int, str, str]:
     return place, got[place : place + 40], want[place : place + 40]
 
 
-def _turn(message: Mapping[str, Any], names: Mapping[Modality, tuple[str, str, str]]) -> str:
+def _turn(message: Mapping[str, Any], names: Marks) -> str:
     content = message.get("content")
     if not isinstance(content, str):
         content = "".join(_part(part, names) for part in content or ())
-    return f"<|im_start|>{message.get('role')}\n{content}<|im_end|>\n"
+    return turn(message.get("role"), content)
 
 
-def _part(part: Any, names: Mapping[Modality, tuple[str, str, str]]) -> str:
+def _part(part: Any, names: Marks) -> str:
     if not isinstance(part, Mapping):
         return str(part)
-    for kind in _KINDS:
+    for kind in MODALITIES:
         if part.get("type") in (kind, f"{kind}_url") or kind in part or f"{kind}_url" in part:
             return "".join(names[kind])
     return str(part.get("text", ""))

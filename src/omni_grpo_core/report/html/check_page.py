@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from omni_grpo_core.pipeline.check import CheckResult
-from omni_grpo_core.report.html.choose import varied
 from omni_grpo_core.report.html.page import environment
 from omni_grpo_core.report.html.sample_view import SampleView, sample_view
 from omni_grpo_core.report.html.words import (
@@ -16,6 +15,7 @@ from omni_grpo_core.report.html.words import (
     not_judged,
     stage_words,
 )
+from omni_grpo_core.report.text import varied
 
 MOST_SAMPLES = 12
 """Samples shown in full."""

@@ -18,8 +18,8 @@ from omni_grpo_core.doctor.diagnose import merge
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence
 from omni_grpo_core.report.html.page import environment
 from omni_grpo_core.report.html.ribbon import Run, ribbon, tokens_a_cell
-from omni_grpo_core.report.html.visible import shortened, visible
 from omni_grpo_core.report.html.words import stage_words
+from omni_grpo_core.report.text import shortened, visible
 from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
 from omni_grpo_core.types import STAGES, Modality, Row, Span, Stage
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from omni_grpo_core.pipeline.checks import SILENT
 from omni_grpo_core.report.html.pictures import (
     Picture,
     Spectrogram,
@@ -127,7 +128,7 @@ def _sound(audio: Audio, row: Row, item: int) -> Sound:
     return Sound(
         title=f"audio {item}{origin}",
         facts=f"{seconds:.2f} s at 16 kHz, peak {peak:.2f} of 1"
-        f"{', silent' if peak < 1e-4 else ''} → {_tokens(row, 'audio', item)} tokens",
+        f"{', silent' if peak < SILENT else ''} → {_tokens(row, 'audio', item)} tokens",
         waveform=waveform_picture(audio.samples),
         wave_alt=f"waveform of audio {item}: {seconds:.2f} seconds, peak {peak:.2f}",
         mel=mel,

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from omni_grpo_core.io.atomic import write_file
-from omni_grpo_core.report.html.visible import visible
+from omni_grpo_core.report.text import visible
 
 
 def write_page(path: Path, html: str) -> None:

@@ -7,15 +7,10 @@ from dataclasses import dataclass
 
 from omni_grpo_core.pipeline.stages import Values
 from omni_grpo_core.report.html.media_view import Clip, Sound, clips, sounds
-from omni_grpo_core.report.html.pieces import Piece, pieces
 from omni_grpo_core.report.html.ribbon import Run, ribbon, tokens_a_cell
+from omni_grpo_core.report.text import Piece, pieces
 from omni_grpo_core.rewards.parse import parse, sections
-from omni_grpo_core.types import (
-    Completion,
-    Malformed,
-    Parsed,
-    Score,
-)
+from omni_grpo_core.types import Completion, Malformed, Parsed, Score
 
 _MODES = {
     "interleaved": "interleaved: the track rides inside its video, cut into chunks of time",

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.golden.judge import base_stage
+from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.results import ORDER
 from omni_grpo_core.io.strict import merge, read_mapping
 from omni_grpo_core.trace.divergence import Lane, Tolerances

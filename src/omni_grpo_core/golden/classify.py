@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from omni_grpo_core.trace.divergence import Difference
+from omni_grpo_core.trace.fingerprint import Sketch
 from omni_grpo_core.trace.leaves import Leaf, Numbers, Ranking, Scalar
-from omni_grpo_core.trace.sketch import Sketch
 
 Kinds = Literal["fine", "float", "training", "meaning", "schema", "not finite"]
 """What a difference is about. ``float``: drift, to be judged by what follows from it.
@@ -131,10 +131,10 @@ def _finite(leaf: Leaf) -> bool:
     return True
 
 
-def strange_leaf(leaves: Mapping[str, Leaf]) -> str | None:
+def first_nonfinite(leaves: Mapping[str, Leaf]) -> str | None:
     """The path of the first leaf with a NaN or an infinity, which no golden may hold.
 
-    >>> strange_leaf({"loss": Scalar(math.nan), "tokens": Scalar(12)})
+    >>> first_nonfinite({"loss": Scalar(math.nan), "tokens": Scalar(12)})
     'loss'
     """
     return next((path for path, leaf in leaves.items() if not _finite(leaf)), None)

@@ -22,10 +22,9 @@ from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.feeding import Feeding
-from omni_grpo_core.faults.judging import Judging
-from omni_grpo_core.faults.material import Clips, Drawn
-from omni_grpo_core.faults.patching import patched
-from omni_grpo_core.faults.rewards import Recall
+from omni_grpo_core.faults.fixtures import Clips, Drawn
+from omni_grpo_core.faults.judging import Judging, Recall
+from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.trace.calls import LossSeen, SamplesSeen
@@ -65,7 +64,7 @@ class StepOutcome:
     texts: tuple[str, ...]
 
 
-class WildLoop(Feeding, Judging):
+class ReferenceLoop(Feeding, Judging):
     """A trainer of the usual shape on ``policy``'s weights, which it copies.
 
     ``model`` (perhaps wrapped by PEFT), ``processor``, ``optimizer`` and ``reward_funcs`` are what

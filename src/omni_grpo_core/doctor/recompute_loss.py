@@ -15,8 +15,7 @@ from torch import Tensor
 
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.losses.config import LossConfig, LossType
-from omni_grpo_core.losses.kl import token_kl
-from omni_grpo_core.losses.policy_loss import token_losses
+from omni_grpo_core.losses.policy_loss import token_kl, token_losses
 from omni_grpo_core.trace.calls import LossSeen
 
 _TYPES: Mapping[str, LossType] = {

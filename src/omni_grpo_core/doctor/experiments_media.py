@@ -10,7 +10,7 @@ from torch import Tensor
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.experiment import MEDIA, Experiment, Prompt, prompt_of, recorded_inputs
-from omni_grpo_core.doctor.teacher import text_hidden
+from omni_grpo_core.doctor.teacher_forced import text_hidden
 from omni_grpo_core.trace.calls import GenerateCall
 
 _CAUSES = {

@@ -61,7 +61,7 @@ class Bounds:
 
 
 @dataclass(slots=True)
-class Tape:
+class StepBuffer:
     """The step under way."""
 
     bounds: Bounds
@@ -82,7 +82,7 @@ class Tape:
         self.records.append(StageRecord(STAGE_OF[type(value)], value, (), seconds))
 
     def take(self) -> tuple[StageRecord, ...]:
-        """What was kept since the last time; the tape is empty after it."""
+        """What was kept since the last time; the buffer is empty after it."""
         taken = tuple(self.records)
         self.records.clear()
         self._warnings.clear()

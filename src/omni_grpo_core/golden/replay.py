@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.core.batch import collate
+from omni_grpo_core.golden.classify import Kinds, base_stage, kind_of
 from omni_grpo_core.golden.environment import file_hash, weights_hash
 from omni_grpo_core.golden.generations import (
     first_difference,
@@ -17,14 +18,13 @@ from omni_grpo_core.golden.generations import (
     scoring_differences,
     words_of,
 )
-from omni_grpo_core.golden.judge import Kinds, base_stage, kind_of
-from omni_grpo_core.golden.lanes import Lanes
 from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Origin
 from omni_grpo_core.golden.sidecar import fetch
 from omni_grpo_core.golden.steps import Slips, grpo_steps, stages_of, step_names
 from omni_grpo_core.golden.store import Found
 from omni_grpo_core.golden.text import Golden, compare_goldens, format_golden, parse_golden
+from omni_grpo_core.golden.tolerances import Lanes
 from omni_grpo_core.pipeline.stages import GRAPH, Context, make
 from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.leaves import Leaf, leaves

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from omni_grpo_core.pipeline.checks import BLANK, SILENT
 from omni_grpo_core.trace.calls import MediumSeen
 from omni_grpo_core.types import Modality
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLANK = 0.5
-"""Grey levels of 256: below the step of 8-bit video."""
-_SILENT = 2e-4
-"""From the lowest to the highest sample: -80 dB of full scale."""
 _OTHER_FRAMES = 1.0
 """Mean difference in grey levels: two right decoders of one file round within half a level."""
 _OTHER_LENGTH = 0.02
@@ -33,16 +30,16 @@ _OTHER_SOUND = 0.2
 def is_empty(medium: MediumSeen) -> bool:
     """Whether a recorded medium is blank or silent, whatever its scale."""
     if medium.modality == "audio":
-        return medium.high - medium.low < _SILENT
+        return medium.high - medium.low < 2 * SILENT
     scale = 1.0 if medium.high > 1.5 or medium.dtype == "uint8" else 255.0
-    return medium.std * scale < _BLANK
+    return medium.std * scale < BLANK
 
 
 def is_flat(values: Tensor, modality: Modality) -> bool:
     """The same of a file's own array."""
     if modality == "audio":
-        return bool(values.max() - values.min() < _SILENT)
-    return bool(values.std() < _BLANK)
+        return bool(values.max() - values.min() < 2 * SILENT)
+    return bool(values.std() < BLANK)
 
 
 def array(medium: MediumSeen) -> Tensor | None:

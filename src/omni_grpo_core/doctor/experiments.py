@@ -19,8 +19,8 @@ from omni_grpo_core.doctor.checks.completion import rollouts
 from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.experiment import MEDIA, Experiment, Outcome, prompt_of, recorded_inputs
-from omni_grpo_core.doctor.modes_media import modalities
-from omni_grpo_core.doctor.teacher import Taught, apart, taught, text_hidden, tolerance
+from omni_grpo_core.doctor.experiments_media import modalities
+from omni_grpo_core.doctor.teacher_forced import Taught, apart, taught, text_hidden, tolerance
 from omni_grpo_core.doctor.turns import completion_ids, until_end
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.trace.calls import GenerateCall, Modes

@@ -47,6 +47,11 @@ def stack_completions(
         )
     for completion in completions:
         _check(completion, frozenset(eos_ids))
+    return pad_completions(completions, pad_id)
+
+
+def pad_completions(completions: Sequence[Completion], pad_id: int) -> CompletionTensors:
+    """The same of completions that are taken as they are, right or not."""
     width = max(len(completion.token_ids) for completion in completions)
     ids = torch.full((len(completions), width), pad_id, dtype=torch.int64)
     logprobs = torch.zeros((len(completions), width), dtype=torch.float64)

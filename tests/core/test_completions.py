@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from omni_grpo_core.core.completions import stack_completions
 from omni_grpo_core.errors import TrainError
-from omni_grpo_core.losses.completions import stack_completions
 from omni_grpo_core.types import Completion
 
 EOS = {2, 3}
