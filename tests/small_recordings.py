@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Reference
-from omni_grpo_core.recorder.step_buffer import STAGE_OF
 from omni_grpo_core.trace.calls import (
     AdvantageSeen,
+    Call,
     GenerateCall,
     LossSeen,
     Modes,
@@ -34,9 +34,9 @@ REWARDS = (1.0, 0.0, 2.0, 0.0)
 EVAL = Modes(False, False, False, False, "float32", None, None, ())
 
 
-def case(*values: Any, reference: Reference | None = None) -> Case:
+def case(*values: Call, reference: Reference | None = None) -> Case:
     """The values as one recorded step, in this order."""
-    records = tuple(StageRecord(STAGE_OF[type(value)], value, (), 0.0) for value in values)
+    records = tuple(StageRecord(value.stage, value, (), 0.0) for value in values)
     return Case(Trace({}, records), reference)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,34 +66,36 @@ AUDIO_SAMPLING_RATE = 16_000
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """A file that a sample shows to the model, or a stretch of it.
-
-    ``start`` and ``end`` are seconds from the beginning of the file; ``None`` means its own
-    beginning or end.
-    """
+    """A file that a sample shows to the model, or a stretch of it."""
 
     modality: Modality
+    """What the file is shown as."""
     path: str
+    """Path or address, as the data has it."""
     start: float | None = None
+    """Seconds from the beginning of the file; ``None`` is its own beginning."""
     end: float | None = None
+    """Seconds from the beginning of the file; ``None`` is its own end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of a data set: a question, what may be looked at and heard, and the gold answer.
-
-    ``sample_id`` is unique within a data set and is the group id of the sample's completions.
-    ``options`` are kept as the data has them (``"A. red"``). ``solution`` is the gold completion;
-    its answer stands inside ``<answer>`` tags. ``origin`` says file and row, for error messages.
-    """
+    """One row of a data set: a question, what may be looked at and heard, and the gold answer."""
 
     sample_id: str
+    """Unique within a data set; the group id of the sample's completions."""
     question: str
+    """The question alone, without options or instructions."""
     problem_type: ProblemType
+    """Of what kind the answer is, which decides how it is scored."""
     options: tuple[str, ...]
+    """As the data has them (``"A. red"``); empty for an open question."""
     solution: str
+    """The gold completion; its answer stands inside ``<answer>`` tags."""
     media: tuple[MediaRef, ...]
+    """What is shown, in the order in which it is shown."""
     origin: str
+    """File and row, for error messages."""
 
 
 # --------------------------------------------------------------------------- conversation, text
@@ -104,37 +106,41 @@ class TextPart:
     """A stretch of text inside a message."""
 
     text: str
+    """As it is rendered, without the template's own tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaPart:
-    """A medium inside a message. ``from_video`` marks an audio item that is a video's own track."""
+    """A medium inside a message."""
 
     ref: MediaRef
+    """The file."""
     from_video: bool = False
+    """An audio item that is a video's own track."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: ``role`` is ``"system"``, ``"user"`` or ``"assistant"``."""
+    """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
+    """Who speaks."""
     parts: tuple[TextPart | MediaPart, ...]
+    """Text and media, in reading order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The messages of one sample and the one decision on how a video's audio travels.
-
-    ``audio_in_video`` is made once here and carried in the data. ``interleaved``: the track rides
-    inside its video (processor and positions get ``use_audio_in_video=True``). ``separate``: the
-    track is an audio item of its own (HumanOmniV2's way). ``off``: there is no track or it is not
-    wanted.
-    """
+    """The messages of one sample and the one decision on how a video's audio travels."""
 
     sample_id: str
+    """The sample that it is made from."""
     messages: tuple[Message, ...]
+    """In order; the last one is the user's."""
     audio_in_video: AudioInVideo
+    """Made once here and carried in the data. ``interleaved``: the track rides inside its video
+    (processor and positions get ``use_audio_in_video=True``). ``separate``: the track is an audio
+    item of its own (HumanOmniV2's way). ``off``: there is no track or it is not wanted."""
 
     @property
     def media(self) -> tuple[MediaPart, ...]:
@@ -144,14 +150,14 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation rendered by the chat template, generation prompt included.
-
-    ``placeholders`` counts the un-expanded placeholder of each modality in ``text``.
-    """
+    """A conversation rendered by the chat template, generation prompt included."""
 
     sample_id: str
+    """The sample that it asks about."""
     text: str
+    """With un-expanded placeholders: one for each medium."""
     placeholders: Mapping[Modality, int]
+    """How many un-expanded placeholders of each modality ``text`` has."""
 
 
 # --------------------------------------------------------------------------- media
@@ -159,48 +165,53 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """``pixels``: uint8, (3, height, width), RGB, already resized for the model."""
+    """One decoded picture."""
 
     pixels: Tensor
+    """uint8, (3, height, width), RGB, already resized for the model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Video:
-    """Sampled frames of one clip.
-
-    ``frames``: float32, (T, 3, height, width), RGB in 0..255, already resized for the model.
-    ``sample_fps``: frames of ``frames`` per second of clip; this, not the fps that was asked for,
-    decides the time positions. ``source_fps``: average rate of the file. ``duration``: seconds.
-    """
+    """Sampled frames of one clip."""
 
     frames: Tensor
+    """float32, (T, 3, height, width), RGB in 0..255, already resized for the model."""
     sample_fps: float
+    """Frames of ``frames`` per second of clip; this, not the fps that was asked for, decides the
+    time positions."""
     source_fps: float
+    """Average rate of the file, frames per second."""
     duration: float
+    """Of the clip, seconds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Audio:
-    """``samples``: float32, (n,), mono, 16 kHz, in -1..1. ``from_video``: index of the video whose
-    track this is *and inside which it is interleaved*, else ``None``."""
+    """One decoded waveform."""
 
     samples: Tensor
+    """float32, (n,), mono, 16 kHz, in -1..1."""
     from_video: int | None = None
+    """Index of the video whose track this is *and inside which it is interleaved*, else
+    ``None``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Media:
-    """The decoded media of one sample, each modality in reading order.
-
-    ``decoder`` names decoder and version (``"pyav 18.1.0"``): it is part of a trace because
-    another decoder gives other frames.
-    """
+    """The decoded media of one sample, each modality in reading order."""
 
     sample_id: str
+    """The sample that shows them."""
     images: tuple[Image, ...]
+    """Pictures."""
     videos: tuple[Video, ...]
+    """Clips."""
     audios: tuple[Audio, ...]
+    """Waveforms, a video's own track among them."""
     decoder: str
+    """Decoder and version (``"pyav 18.1.0"``): part of a trace because another decoder gives other
+    frames."""
 
 
 # --------------------------------------------------------------------------- batch
@@ -208,48 +219,51 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of placeholder tokens that one media item fills.
-
-    ``item`` counts within the row and modality; an interleaved video and its audio have several
-    spans each. ``start`` counts tokens from the first non-padding token of the row.
-    """
+    """A run of placeholder tokens that one media item fills."""
 
     modality: Modality
+    """Of the item."""
     item: int
+    """Counts within the row and modality; an interleaved video and its audio have several spans
+    each."""
     start: int
+    """Tokens from the first non-padding token of the row."""
     length: int
+    """Tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One processed sample, without padding.
-
-    ``input_ids``: int64, (length,). ``tensors`` holds what the model takes beside the ids, by its
-    keyword: ``pixel_values`` (patches, patch_dim) with ``image_grid_thw`` (images, 3),
-    ``pixel_values_videos`` with ``video_grid_thw`` (videos, 3) and ``video_second_per_grid``
-    (videos,), ``input_features`` (audios, mels, frames) with ``feature_attention_mask`` (audios,
-    frames). A modality that is absent has no key.
-    """
+    """One processed sample, without padding."""
 
     sample_id: str
+    """The sample that it is made from."""
     input_ids: Tensor
+    """int64, (length,), placeholders expanded."""
     audio_in_video: AudioInVideo
+    """The conversation's decision, which positions need again."""
     spans: tuple[Span, ...]
+    """Runs of placeholders, in token order."""
     tensors: Mapping[str, Tensor]
+    """What the model takes beside the ids, by its keyword: ``pixel_values`` (patches, patch_dim)
+    with ``image_grid_thw`` (images, 3), ``pixel_values_videos`` with ``video_grid_thw`` (videos, 3)
+    and ``video_second_per_grid`` (videos,), ``input_features`` (audios, mels, frames) with
+    ``feature_attention_mask`` (audios, frames). A modality that is absent has no key."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Rows collated for the model, left-padded.
-
-    ``input_ids``, ``attention_mask``: int64, (B, L). ``tensors``: the rows' tensors, each
-    modality's items concatenated in row order (audio padded in time to the longest).
-    """
+    """Rows collated for the model, left-padded."""
 
     rows: tuple[Row, ...]
+    """The rows, in batch order: B of them."""
     input_ids: Tensor
+    """int64, (B, L)."""
     attention_mask: Tensor
+    """int64, (B, L): 0 on padding."""
     tensors: Mapping[str, Tensor]
+    """The rows' tensors, each modality's items concatenated in row order (audio padded in time to
+    the longest)."""
 
     @property
     def pads(self) -> tuple[int, ...]:
@@ -263,42 +277,41 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
-    """``position_ids``: (3, B, L): time, height, width. ``deltas``: (B,): what a row's next
-    position exceeds its number of non-padding tokens by. Both int64, or float32 in a family whose
-    time positions are fractions."""
+    """Where each token stands for the rotary embedding. int64, or float32 in a family whose time
+    positions are fractions."""
 
     position_ids: Tensor
+    """(3, B, L): time, height, width."""
     deltas: Tensor
+    """(B,): what a row's next position exceeds its number of non-padding tokens by."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
-    """What enters the first text layer.
-
-    ``inputs_embeds``: (B, L, H). ``features``: per row and span, what the modality's tower gave
-    for exactly that span, (span.length, H), in the order of ``Row.spans``.
-    """
+    """What enters the first text layer."""
 
     inputs_embeds: Tensor
+    """(B, L, H)."""
     features: tuple[tuple[Tensor, ...], ...]
+    """Per row and span, what the modality's tower gave for exactly that span, (span.length, H), in
+    the order of ``Row.spans``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeepstackEmbeddings(Embeddings):
-    """What enters a text model that takes vision in at several depths.
-
-    ``deepstack``: for each of the first text layers what is added behind it at the placeholders of
-    images and videos, (those placeholders, H), rows one after another, in token order.
-    """
+    """What enters a text model that takes vision in at several depths."""
 
     deepstack: tuple[Tensor, ...]
+    """For each of the first text layers what is added behind it at the placeholders of images and
+    videos, (those placeholders, H), rows one after another, in token order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Logits:
-    """``values``: float32, (B, V): scores for the token after the prompt."""
+    """Scores of the prefill."""
 
     values: Tensor
+    """float32, (B, V): scores for the token after the prompt."""
 
 
 # --------------------------------------------------------------------------- rollout
@@ -306,30 +319,35 @@ class Logits:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled answer, as raw ids.
-
-    ``group_id`` is the sample's id. ``token_ids`` keep the final eos and every special token:
-    ``skip_special_tokens`` would hide a stray ``<|im_start|>``. ``text`` is decoded with special
-    tokens kept, without the final eos. ``logprobs``: log-probability of each token at the sampling
-    temperature. ``length`` as finish reason means the cap was hit before an eos.
-    """
+    """One sampled answer, as raw ids."""
 
     group_id: str
+    """The sample's id."""
     index: int
+    """Within the group, from 0."""
     token_ids: tuple[int, ...]
+    """With the final eos and every special token: ``skip_special_tokens`` would hide a stray
+    ``<|im_start|>``."""
     text: str
+    """Decoded with special tokens kept, without the final eos."""
     finish_reason: FinishReason
+    """``length``: the cap was hit before an eos."""
     logprobs: tuple[float, ...]
+    """Log-probability of each token at the sampling temperature; empty where nobody kept them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """The completions of a batch: G for every row, rows in batch order (1 1 2 2, not 1 2 1 2)."""
+    """The completions of a batch, and how they were sampled."""
 
     completions: tuple[Completion, ...]
+    """G for every row, rows in batch order (1 1 2 2, not 1 2 1 2)."""
     group_size: int
+    """G, completions per row."""
     temperature: float
+    """0 is greedy."""
     seed: int
+    """Of the random numbers, which are drawn by group."""
 
 
 # --------------------------------------------------------------------------- parsed, reward
@@ -337,12 +355,14 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Text of one tag pair; ``start`` and ``end`` are character offsets into the completion of
-    the content, tags excluded: ``completion[start:end] == text``."""
+    """Text of one tag pair: ``completion[start:end] == text``."""
 
     text: str
+    """The content, tags excluded."""
     start: int
+    """Character offset into the completion of the content's first character."""
     end: int
+    """Character offset behind its last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,25 +370,31 @@ class Parsed:
     """A completion of the shape ``<context>…</context><think>…</think><answer>…</answer>``."""
 
     context: Section
+    """What is seen and heard."""
     think: Section
+    """The reasoning."""
     answer: Section
+    """The answer that rewards read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A completion that is not of that shape: ``what`` is wrong, and ``where`` (character)."""
+    """A completion that is not of the shape that is asked for."""
 
     what: str
+    """What is wrong, for a person."""
     where: int
+    """The character at which it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A reward of one completion. ``value`` is in [0, 1], or ``None`` when it could not be scored;
-    a failure is never 0.0. ``reason`` says why, for a person."""
+    """A reward of one completion."""
 
     value: float | None
+    """In [0, 1], or ``None`` where it could not be scored; a failure is never 0.0."""
     reason: str
+    """Why, for a person."""
 
 
 # --------------------------------------------------------------------------- check, trace
@@ -379,19 +405,29 @@ class Check:
     """One thing that was looked at in a stage, and what was seen."""
 
     name: str
+    """What was looked at, the same in every pass."""
     ok: bool
+    """Whether it holds."""
     detail: str
+    """What was seen, with its values."""
+
+
+Value_co = TypeVar("Value_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StageRecord:
-    """What a pass left behind at one stage. ``value`` is a value of this module, or a tuple of
-    them; ``seconds`` is wall-clock time."""
+class StageRecord(Generic[Value_co]):
+    """What a pass, or a trainer that was recorded, left behind at one stage."""
 
     stage: Stage
-    value: Any
+    """Of the pipeline."""
+    value: Value_co
+    """A value of this module, a tuple or mapping of them, or a call of
+    :mod:`omni_grpo_core.trace.calls`."""
     checks: tuple[Check, ...]
+    """What was looked at; empty in a recording."""
     seconds: float
+    """Wall-clock time."""
 
     @property
     def ok(self) -> bool:
@@ -400,15 +436,14 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """What one pass of the pipeline left behind, stage by stage, for a few samples.
-
-    ``header`` says under what the pass ran: versions, model, device, dtype, decoder.
-    """
+    """What one pass of the pipeline left behind, stage by stage, for a few samples."""
 
     header: Mapping[str, str]
-    stages: tuple[StageRecord, ...]
+    """Under what the pass ran: versions, model, device, dtype, decoder."""
+    stages: tuple[StageRecord[object], ...]
+    """In order; a recording may hold a stage several times."""
 
-    def __getitem__(self, stage: Stage) -> StageRecord:
+    def __getitem__(self, stage: Stage) -> StageRecord[object]:
         for record in self.stages:
             if record.stage == stage:
                 return record

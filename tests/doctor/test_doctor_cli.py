@@ -17,7 +17,7 @@ RunCli = Callable[..., tuple[int, str, str]]
 HEALTHY = "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def template(text: str) -> StageRecord:
+def template(text: str) -> StageRecord[TemplateCall]:
     messages = ({"role": "user", "content": "How many?"},)
     call = TemplateCall(messages, {"add_generation_prompt": True}, (text,), False)
     return StageRecord("text", call, (), 0.0)

@@ -100,7 +100,7 @@ def test_groups_spread_over_processes_are_not_made_again() -> None:
     seen = advantaged((1.0, -1.0), rewards=(1.0, 0.0), group_ids=("a", "b"))
     single = case(rewarded((1.0, 0.0), completions=("one", "two")), seen)
     assert set(found(LOOKS, single)) == {"advantage-differs"}
-    spread = replace(single, trace=replace(single.trace, header={"world": "4"}), memo={})
+    spread = replace(single, trace=replace(single.trace, header={"world": "4"}))
     assert found(LOOKS, spread) == {}
 
 

@@ -173,7 +173,7 @@ def test_old_logprobs_that_equal_the_new_ones(moved: bool) -> None:
     """They do where the first pass moved nothing: no signal, or a warm-up that begins at 0."""
     first = case(generated(), stepped(changed={"text": moved}))
     again = case(lost(0.0, old=THIRD, settings={"num_iterations": 2}), stepped(step=1))
-    in_order([first, again])
+    _, again = in_order([first, again])
     assert set(found(LOOKS, again)) == ({"old-recomputed"} if moved else set())
 
 

@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from omni_grpo_core.golden.generations import Sides, judge_generation, margins, scoring_differences
+from omni_grpo_core.golden.generations import (
+    Sides,
+    classify_generation,
+    margins,
+    scoring_differences,
+)
 from omni_grpo_core.pipeline.stages import Scored
-from omni_grpo_core.trace.divergence import Lane
+from omni_grpo_core.trace.divergence import Tolerance
 from omni_grpo_core.types import Completion
 
-LANE = Lane(atol=1e-5, rtol=1e-4)
+TOLERANCE = Tolerance(atol=1e-5, rtol=1e-4)
 EOS = 2
 
 
@@ -59,8 +64,8 @@ TURNED = scored(((7, -0.1), (9, -5.0)), ((9, -0.70), (8, -0.71)), ((EOS, -0.1), 
 def judged(
     now: Completion, was_scored: Scored | None = SURE, now_scored: Scored | None = SURE
 ) -> Any:
-    return judge_generation(
-        POLICY, Sides(said(*IDS), now, was_scored, now_scored), LANE, drifted=True
+    return classify_generation(
+        POLICY, Sides(said(*IDS), now, was_scored, now_scored), TOLERANCE, drifted=True
     )
 
 
@@ -68,7 +73,7 @@ def test_the_same_tokens_with_the_same_logprobs() -> None:
     assert judged(said(*IDS)).verdict == "exact"
 
 
-def test_the_same_tokens_within_and_beyond_the_lane() -> None:
+def test_the_same_tokens_within_and_beyond_tolerance() -> None:
     assert judged(said(*IDS, logprob=-0.50005)).verdict == "within"
     assert judged(said(*IDS, logprob=-0.51)).verdict == "benign-drift"
 
@@ -114,8 +119,10 @@ def test_stopping_elsewhere() -> None:
     assert "the golden ended in eos" in endless.garbage
 
 
-def sampled(now: Completion, slip: float | None, *, drifted: bool = False) -> Any:
-    return judge_generation(POLICY, Sides(said(*IDS), now, slip=slip), LANE, drifted)
+def sampled(now: Completion, draw_distance: float | None, *, drifted: bool = False) -> Any:
+    return classify_generation(
+        POLICY, Sides(said(*IDS), now, draw_distance=draw_distance), TOLERANCE, drifted
+    )
 
 
 def test_a_sampled_token_may_turn_where_its_draw_lies_at_an_edge() -> None:
@@ -126,7 +133,7 @@ def test_a_sampled_token_may_turn_where_its_draw_lies_at_an_edge() -> None:
     assert sampled(turned, 5e-5).sentence == (
         'sampled: token 1 is 9 "<9>", was 8 "<8>"; the draw lies at the edge (5e-05 from its slice)'
     )
-    # no edge moves this far within a lane of 1e-5 + 1e-4
+    # no edge moves this far within a tolerance of 1e-5 + 1e-4
     assert sampled(turned, 2e-3).verdict == "harmful"
     assert sampled(turned, 2e-3, drifted=True).verdict == "benign-drift"
     assert sampled(turned, 0.2, drifted=True).verdict == "harmful"
@@ -147,11 +154,11 @@ def test_margins_tell_the_token_that_lost_most() -> None:
 
 
 def test_scoring_is_compared_token_by_token() -> None:
-    assert scoring_differences([SURE], [SURE], [said(*IDS)], LANE) == []
-    (found,) = scoring_differences([SURE], [TIE], [said(*IDS)], LANE)
+    assert scoring_differences([SURE], [SURE], [said(*IDS)], TOLERANCE) == []
+    (found,) = scoring_differences([SURE], [TIE], [said(*IDS)], TOLERANCE)
     assert (found.verdict, found.place) == ("differs", (1,))
     assert found.max_abs == pytest.approx(4.29)
     (near,) = scoring_differences(
-        [SURE], [replace(SURE, logprobs=(-0.100001, -0.1, -0.1))], [said(*IDS)], LANE
+        [SURE], [replace(SURE, logprobs=(-0.100001, -0.1, -0.1))], [said(*IDS)], TOLERANCE
     )
     assert near.verdict == "within"

@@ -1,4 +1,4 @@
-"""Suites, lanes, rebuilt values, and what a difference is about."""
+"""Suites, tolerances, rebuilt values, and what a difference is about."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from small_traces import small_batch, small_trace
 
 from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.golden.bisect import python_of
-from omni_grpo_core.golden.calibrate import Calibration, StageDrift, record_lanes, run_golden
+from omni_grpo_core.golden.calibrate import Calibration, StageDrift, record_tolerances, run_golden
 from omni_grpo_core.golden.classify import first_nonfinite, kind_of
 from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import CaseResult, GoldenReport, StageResult
 from omni_grpo_core.golden.sidecar import fetch
 from omni_grpo_core.golden.suite import load_suite
 from omni_grpo_core.golden.text import format_golden, parse_golden
-from omni_grpo_core.golden.tolerances import load_lanes
+from omni_grpo_core.golden.tolerances import load_tolerances
 from omni_grpo_core.trace.codec import equal
 from omni_grpo_core.trace.compare import compare_leaves
 from omni_grpo_core.trace.leaves import leaves
@@ -57,7 +57,7 @@ def test_what_a_difference_is_about(stage: str, was: object, now: object, kind: 
     assert kinds(stage, was, now) == [kind]
 
 
-def test_a_strange_value_is_found_in_a_sketch_too() -> None:
+def test_a_nonfinite_value_is_found_in_a_fingerprint_too() -> None:
     text = format_golden("x", {"a": torch.ones(100), "b": torch.full((100,), math.inf)})
     assert first_nonfinite(parse_golden(text).leaves) == "b"
     assert first_nonfinite(leaves({"a": torch.ones(2)})) is None
@@ -69,7 +69,7 @@ def test_a_value_comes_back_from_its_golden(stage: str) -> None:
     assert equal(rebuild(parse_golden(format_golden(stage, value)).leaves), value)
 
 
-def test_a_sketch_needs_a_stand_in() -> None:
+def test_a_fingerprint_needs_a_stand_in() -> None:
     batch = small_batch()
     stored = parse_golden(format_golden("batch", batch)).leaves
     with pytest.raises(Lost, match="pixel_values_videos"):
@@ -138,26 +138,37 @@ def calibration(within: bool, max_abs: float) -> Calibration:
 
 
 def atol(folder: Path, platform: str, stage: str) -> float:
-    return load_lanes(folder, platform).of(stage).lane("float32").atol
+    return load_tolerances(folder, platform).of(stage).of("float32").atol
 
 
-def test_lanes_are_recorded_once_and_never_widened(tmp_path: Path) -> None:
+def test_tolerances_are_recorded_once_and_never_widened(tmp_path: Path) -> None:
     assert atol(tmp_path, "cpu-fp32", "logits") == 1e-5
-    record_lanes(tmp_path, calibration(False, 1e-3))
+    record_tolerances(tmp_path, calibration(False, 1e-3))
     assert atol(tmp_path, "cpu-fp32", "logits") == pytest.approx(2e-3)
     # what one stage needs is given to no other stage and to no other platform
     assert atol(tmp_path, "cpu-fp32", "loss.1") == 1e-5
     assert atol(tmp_path, "cuda-sm90-bf16", "logits") == 5e-2
-    with pytest.raises(ConfigError, match="a lane is not widened"):
-        record_lanes(tmp_path, calibration(False, 1e-2))
-    record_lanes(tmp_path, calibration(True, 1e-4))
+    with pytest.raises(ConfigError, match="a tolerance is not widened"):
+        record_tolerances(tmp_path, calibration(False, 1e-2))
+    record_tolerances(tmp_path, calibration(True, 1e-4))
     assert atol(tmp_path, "cpu-fp32", "logits") == pytest.approx(2e-3)
 
 
-def test_a_lane_for_nothing_that_there_is(tmp_path: Path) -> None:
-    (tmp_path / "lanes.yaml").write_text("cpu-fp32: {gradients: {atol: 1.0, rtol: 0.0}}")
+def test_tolerances_under_their_old_name_are_read_with_a_warning(tmp_path: Path) -> None:
+    """Golden folders of 0.1 hold ``lanes.yaml``; a recalibration writes the new name."""
+    record_tolerances(tmp_path, calibration(False, 1e-3))
+    (tmp_path / "tolerances.yaml").rename(tmp_path / "lanes.yaml")
+    with pytest.warns(FutureWarning, match="lanes.yaml is called tolerances.yaml"):
+        assert atol(tmp_path, "cpu-fp32", "logits") == 2e-3
+    with pytest.warns(FutureWarning):
+        record_tolerances(tmp_path, calibration(True, 1e-4))
+    assert atol(tmp_path, "cpu-fp32", "logits") == 2e-3
+
+
+def test_a_tolerance_for_nothing_that_there_is(tmp_path: Path) -> None:
+    (tmp_path / "tolerances.yaml").write_text("cpu-fp32: {gradients: {atol: 1.0, rtol: 0.0}}")
     with pytest.raises(ConfigError, match=r"found gradients, wanted a float type .* or a stage"):
-        load_lanes(tmp_path, "cpu-fp32")
+        load_tolerances(tmp_path, "cpu-fp32")
 
 
 def test_an_environment_by_its_folder_interpreter_or_tox_name(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from small_traces import (
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.text import compare_goldens, format_golden, parse_golden
 from omni_grpo_core.trace.compare import compare_leaves
-from omni_grpo_core.trace.fingerprint import Sketch
+from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import leaves
 from omni_grpo_core.types import Completion, Logits, Row, Span
 
@@ -98,17 +98,17 @@ def test_every_stage_parses_back(stage: str) -> None:
     golden = parse_golden(format_golden(stage, value, header, decode))
     assert golden.stage == stage
     assert golden.header == header
-    # equal but for the ninth digit of what is sketched or ranked
+    # equal but for the ninth digit of what is fingerprinted or ranked
     assert {d.verdict for d in compare_leaves(leaves(value), golden.leaves)} <= {"within"}
     assert list(golden.leaves) == list(leaves(value))
     again = parse_golden(format_golden(stage, value))
     assert compare_goldens(golden, again).differences == ()
 
 
-def test_big_tensors_are_sketched_and_small_ones_kept() -> None:
+def test_big_tensors_are_fingerprinted_and_small_ones_kept() -> None:
     value = {"small": noise(64), "big": noise(65), "picture": noise(3, 30, 30).mul(99).byte()}
     kept = parse_golden(format_golden("media", value)).leaves
-    assert [type(leaf) is Sketch for leaf in kept.values()] == [False, True, True]
+    assert [type(leaf) is Fingerprint for leaf in kept.values()] == [False, True, True]
     blank = {**value, "picture": torch.zeros(3, 30, 30, dtype=torch.uint8)}
     assert [s.partition(":")[0] for s in changed(value, blank)] == ["picture"]
 
@@ -136,7 +136,7 @@ def swapped(x: torch.Tensor) -> torch.Tensor:
         (lambda x: x.masked_fill(x > 3.5, math.nan), r"\d NaN and 0 Inf, was 0 and 0"),
     ],
 )
-def test_a_changed_tensor_is_named_from_its_sketch(
+def test_a_changed_tensor_is_named_from_its_fingerprint(
     change: Callable[[torch.Tensor], torch.Tensor], named: str
 ) -> None:
     lines = changed(small_batch(), small_batch(change(patches())))
@@ -155,8 +155,9 @@ def test_tiny_noise_is_within_and_unchanged_is_exact() -> None:
     assert verdict(patches() + 1e-2 * noise(40, 60)) == "differs"
 
 
-def test_noise_at_the_edge_of_the_lane_is_within() -> None:
-    # each element off by all that its lane allows, signs at random: the projections' 4 deviations
+def test_noise_at_the_edge_of_tolerance_is_within() -> None:
+    # each element off by all that its tolerance allows, signs at random: the projections' 4
+    # deviations
     for seed in range(50):
         x = noise(1000, seed=seed)
         sign = noise(1000, seed=seed + 1000).sign()

@@ -269,8 +269,8 @@ def origins(report: GoldenReport) -> dict[str, str]:
 def test_a_sidecar_makes_replay_exact(
     own: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames are kept as a sketch: without the sidecar nobody knows whether batch and embeddings
-    only inherit the new filter, or add something of their own."""
+    """Frames are kept as a fingerprint: without the sidecar nobody knows whether batch and
+    embeddings only inherit the new filter, or add something of their own."""
     suite, aside = load_suite(tmp_path), tmp_path / "aside"
     record(own, suite, tmp_path, KEY, names=["resized"], sidecar=aside)
     policy = resize_filter(monkeypatch, own)

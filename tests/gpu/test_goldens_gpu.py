@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parent.parent.parent / "golden"
 
 @pytest.mark.parametrize(
     ("folder", "dtype"),
-    # not the second family in bfloat16: rounding sends tokens to other experts, and no lane that
-    # holds that would find anything
+    # not the second family in bfloat16: rounding sends tokens to other experts, and no tolerance
+    # that holds that would find anything
     [(FOLDER, "float32"), (FOLDER, "bfloat16"), (FOLDER / "qwen3", "float32")],
     ids=lambda value: value.name if isinstance(value, Path) else value,
 )

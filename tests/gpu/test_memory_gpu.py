@@ -19,7 +19,7 @@ from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.training.lora import freeze
 from omni_grpo_core.training.memory import GIB, RUNTIME, estimate
-from omni_grpo_core.training.step import Scorer, StepPlan, cut, optimize
+from omni_grpo_core.training.step import Scorer, StepPlan, make_micro_batches, optimize
 from omni_grpo_core.types import Sample
 
 pytestmark = pytest.mark.gpu
@@ -41,7 +41,9 @@ def test_a_7b_takes_what_was_estimated(tmp_path: Path, samples: tuple[Sample, ..
     rolled = rollout(policy, inputs.batch, group_size=4, max_new_tokens=64, temperature=1.0, seed=0)
     plan = StepPlan(config.loss, None, 2, 1.0, gradient_checkpointing=True)
     advantages = torch.tensor([1.0, -1.0, 0.5, -0.5], dtype=torch.float64)
-    window = cut(policy, inputs.batch, rolled, advantages, torch.ones(4, dtype=torch.bool), 2)
+    window = make_micro_batches(
+        policy, inputs.batch, rolled, advantages, torch.ones(4, dtype=torch.bool), 2
+    )
     freeze(policy.model, config.freeze)
     learning = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-6, fused=True)

@@ -22,7 +22,7 @@ from omni_grpo_core.types import Parsed, Rollout, Sample
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tiny]
 
-BATCH_LANE = {"float32": 1e-4, "bfloat16": 0.5}
+BATCH_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5}
 """Logits of a row in a padded batch against the row alone, at most. float32: matrix products of
 other sizes are summed in another order (1e-5 on a CPU, a little more over CUDA's tiles); bfloat16:
 measured 0.33 on the tiny checkpoint (its logits reach 30, where two neighbours are 0.25 apart)."""
@@ -103,9 +103,9 @@ def test_a_row_in_the_batch_is_the_row_alone(cuda_policy: Policy, ready: Inputs)
             prefill(cuda_policy, collate([row], cuda_policy.pad_token_id)).logits.values[0]
             for row in ready.batch.rows
         ]
-    lane = BATCH_LANE[str(cuda_policy.model.dtype).removeprefix("torch.")]
+    tolerance = BATCH_TOLERANCE[str(cuda_policy.model.dtype).removeprefix("torch.")]
     worst = max(float((a - b).abs().max()) for a, b in zip(together, alone, strict=True))
-    assert worst <= lane
+    assert worst <= tolerance
 
 
 def test_logprobs_of_sampling_are_those_of_scoring(

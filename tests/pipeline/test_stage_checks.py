@@ -148,11 +148,11 @@ def test_logits(policy: Policy, mixed: Batch, library: list[LibraryForward]) -> 
 
 
 @torch.no_grad()
-def test_logits_of_a_bfloat16_model_have_its_lane(
+def test_logits_of_a_bfloat16_model_have_its_tolerance(
     policy: Policy, mixed: Batch, library: list[LibraryForward]
 ) -> None:
-    """They are handed on as float32, and were held to its lane: a sound bfloat16 model, 0.04 off
-    on its first CUDA device, failed the check."""
+    """They are handed on as float32, and were held to its tolerance: a sound bfloat16 model, 0.04
+    off on its first CUDA device, failed the check."""
     values = prefill(policy, mixed).logits.values + 0.04
     assert failed(check_logits(Logits(values), library, torch.bfloat16)) == []
     assert failed(check_logits(Logits(values), library)) != []

@@ -1,4 +1,4 @@
-"""What holds for every value: stored is loaded, run-length text parses back, sketches tell."""
+"""What holds for every value: stored is loaded, run-length text parses back, fingerprints tell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 import types as python_types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from omni_grpo_core.golden.text import compare_goldens, format_golden, parse_gol
 from omni_grpo_core.trace.codec import NOUNS, equal
 from omni_grpo_core.trace.compare import compare, compare_leaves
 from omni_grpo_core.trace.dtypes import DTYPES, FLOATS
-from omni_grpo_core.trace.fingerprint import sketch
+from omni_grpo_core.trace.fingerprint import fingerprint
 from omni_grpo_core.trace.leaves import Numbers, Scalar, leaves
 from omni_grpo_core.trace.runs import format_runs, parse_runs
 from omni_grpo_core.trace.store import load_trace, save_trace
@@ -66,7 +66,7 @@ def strategy_for(hint: Any) -> Strategy:
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is torch.Tensor:
         return tensors()
-    if hint is Any:
+    if hint is Any or isinstance(hint, TypeVar):
         return values
     if origin is Literal:
         return st.sampled_from(arguments)
@@ -183,23 +183,23 @@ def finite(limit: float) -> Strategy:
 
 
 @given(finite(1e3), finite(1e3))
-def test_sketches_are_linear(a: list[float], b: list[float]) -> None:
+def test_fingerprints_are_linear(a: list[float], b: list[float]) -> None:
     x, y = (torch.tensor(numbers, dtype=torch.float64) for numbers in (a, b))
-    both = sketch(2 * x - y).projections
-    parts = zip(sketch(x).projections, sketch(y).projections, strict=True)
+    both = fingerprint(2 * x - y).projections
+    parts = zip(fingerprint(x).projections, fingerprint(y).projections, strict=True)
     # float64 sums of 65 numbers of up to 3e3, in any order: 65 * 3e3 * 2**-52 < 1e-10
     assert all(abs(s - (2 * p - q)) < 1e-9 for s, (p, q) in zip(both, parts, strict=True))
 
 
 @given(tensors(), tensors(), st.booleans())
-def test_sketches_of_small_tensors_are_equal_if_and_only_if_the_tensors_are(
+def test_fingerprints_of_small_tensors_are_equal_if_and_only_if_the_tensors_are(
     a: torch.Tensor, b: torch.Tensor, same_shape: bool
 ) -> None:
     if same_shape and a.numel() == b.numel():
         b = b.to(a.dtype).reshape(a.shape)
-    alike = equal(dataclasses.asdict(sketch(a)), dataclasses.asdict(sketch(b)))
+    alike = equal(dataclasses.asdict(fingerprint(a)), dataclasses.asdict(fingerprint(b)))
     assert alike == equal(a, b)
-    assert equal(dataclasses.asdict(sketch(a)), dataclasses.asdict(sketch(a.clone())))
+    assert equal(dataclasses.asdict(fingerprint(a)), dataclasses.asdict(fingerprint(a.clone())))
 
 
 changes: list[Callable[[torch.Tensor, int], None]] = [
@@ -210,7 +210,7 @@ changes: list[Callable[[torch.Tensor, int], None]] = [
 
 
 @given(st.integers(65, 5000), st.integers(0, 4999), st.sampled_from(changes), st.integers(0, 99))
-def test_one_changed_element_never_escapes_a_sketch(
+def test_one_changed_element_never_escapes_a_fingerprint(
     size: int, place: int, change: Callable[[torch.Tensor, int], None], seed: int
 ) -> None:
     before = torch.randn(size, generator=torch.Generator().manual_seed(seed)) + 3

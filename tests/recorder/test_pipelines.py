@@ -9,6 +9,7 @@ import toy_thinker
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.recorder.pipelines import load_pipeline, record_pipeline
+from omni_grpo_core.trace.calls import SamplesSeen, calls_of
 from omni_grpo_core.trace.store import load_trace
 
 ROWS = [{"sample_id": "a", "problem": "abc"}, {"sample_id": "b", "problem": "bcd"}]
@@ -35,8 +36,9 @@ def test_each_batch_is_a_step(tmp_path: Path) -> None:
     steps = [load_trace(tmp_path / f"step-00000{number}") for number in range(2)]
     for trace, rows in zip(steps, (ROWS, ROWS[:1]), strict=True):
         assert [record.stage for record in trace.stages] == ["sample", "batch", "completion"]
-        assert list(trace.stages[0].value.rows) == rows
-        assert trace.stages[0].value.group_ids == tuple(row["sample_id"] for row in rows)
+        (seen,) = calls_of(trace, SamplesSeen)
+        assert list(seen.rows) == rows
+        assert seen.group_ids == tuple(row["sample_id"] for row in rows)
     assert len(list(tmp_path.iterdir())) == 2
 
 

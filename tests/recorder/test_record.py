@@ -206,4 +206,4 @@ def test_no_steps_and_foreign_notes_are_refused(tmp_path: Path, loop: Loop) -> N
     with pytest.raises(ConfigError, match="steps"):
         recording(tmp_path, made, steps=0)
     with pytest.raises(ConfigError, match="note: found a str"):
-        recording(tmp_path, made).note("loss 0.1")
+        recording(tmp_path, made).note("loss 0.1")  # type: ignore[arg-type]

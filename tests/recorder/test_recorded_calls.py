@@ -29,6 +29,7 @@ from omni_grpo_core.trace.calls import (
     RewardCall,
     StepSeen,
     TemplateCall,
+    calls_of,
 )
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample
@@ -253,8 +254,8 @@ def test_templates_as_text_as_list_and_of_many(tmp_path: Path, loop: Loop) -> No
             [{"role": "user", "content": "how?"}], tokenize=False
         )
     trace = load_trace(tmp_path / "a" / "step-000000")
-    calls = [r.value for r in trace.stages]
-    assert [type(call) for call in calls] == [TemplateCall] * 4
+    calls = calls_of(trace, TemplateCall)
+    assert len(calls) == len(trace.stages) == 4
     assert calls[0].messages[0]["content"] == (
         {"type": "video", "video": "<array>"},
         {"type": "text", "text": "why?"},
@@ -297,7 +298,7 @@ def test_rewards_are_seen_and_their_list_is_the_trainers(tmp_path: Path, loop: L
     ]
     assert made.rewards[1] is scorer
     trace = load_trace(tmp_path / "a" / "step-000000")
-    first, second, third = [r.value for r in trace.stages if type(r.value) is RewardCall]
+    first, second, third = calls_of(trace, RewardCall)
     assert first.source == "plain_loop.length_reward"
     assert first.completions == ("a" * 50, "")
     assert first.columns == {"solution": ("x", "y")}

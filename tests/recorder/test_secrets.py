@@ -20,7 +20,7 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.io.redaction import REDACTED
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.recorder.plain import Plain
-from omni_grpo_core.trace.calls import SamplesSeen
+from omni_grpo_core.trace.calls import SamplesSeen, StepSeen, calls_of
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample
 
@@ -83,9 +83,10 @@ def test_no_planted_secret_and_no_weights_are_in_a_trace(
             assert secret.encode() not in data, path
         for weight in weights:
             assert weight.numpy().tobytes()[:256] not in data, path
-    step = load_trace(tmp_path / "trace" / "step-000000").stages[-1].value
+    (step,) = calls_of(load_trace(tmp_path / "trace" / "step-000000"), StepSeen)
     assert step.settings == {"token": REDACTED, "max_new_tokens": 8, "hub_token": None}
-    [noted] = load_trace(tmp_path / "trace" / "step-000001").stages[0].value.rows
+    (first, *_) = calls_of(load_trace(tmp_path / "trace" / "step-000001"), SamplesSeen)
+    [noted] = first.rows
     assert noted["headers"] == ({"Authorization": REDACTED, "accept": "text"},)
     assert noted["client"] == ("<Client>",)
 

@@ -17,13 +17,9 @@ from plain_loop import PlainLoop
 from omni_grpo_core import record
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, StepSeen
+from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, StepSeen, calls_of
 from omni_grpo_core.trace.store import load_trace
-from omni_grpo_core.types import Sample, Trace
-
-
-def values(trace: Trace, kind: type) -> list[Any]:
-    return [r.value for r in trace.stages if type(r.value) is kind]
+from omni_grpo_core.types import Sample
 
 
 def test_peft(
@@ -43,8 +39,8 @@ def test_peft(
             loop.model(**batch, use_audio_in_video=True)
         loop.step()
     trace = load_trace(tmp_path / "step-000000")
-    reference, scored = values(trace, ForwardCall)
-    [generated], [step] = values(trace, GenerateCall), values(trace, StepSeen)
+    reference, scored = calls_of(trace, ForwardCall)
+    [generated], [step] = calls_of(trace, GenerateCall), calls_of(trace, StepSeen)
     assert generated.modes.wrappers == ("PeftModel", "LoraModel")
     assert (reference.modes.adapter, scored.modes.adapter) == ("off", "on")
     assert (reference.modes.grad_enabled, scored.modes.grad_enabled) == (False, True)
@@ -65,9 +61,9 @@ def test_ddp(tmp_path: Path) -> None:
     finally:
         torch.distributed.destroy_process_group()
     trace = load_trace(tmp_path / "trace" / "step-000000")
-    [generated], [scored] = values(trace, GenerateCall), values(trace, ForwardCall)
+    [generated], [scored] = calls_of(trace, GenerateCall), calls_of(trace, ForwardCall)
     assert generated.modes.wrappers == scored.modes.wrappers == ("DistributedDataParallel",)
-    assert values(trace, StepSeen)[0].losses == (loss,)
+    assert calls_of(trace, StepSeen)[0].losses == (loss,)
 
 
 _RANK = """
@@ -131,8 +127,8 @@ def test_two_ranks(tmp_path: Path, kind: str, wrapper: tuple[str, ...]) -> None:
         assert watched == plain
         for number in range(2):
             trace = load_trace(tmp_path / "trace" / f"rank-{rank}" / f"step-00000{number}")
-            [generated], [scored] = values(trace, GenerateCall), values(trace, ForwardCall)
-            [step] = values(trace, StepSeen)
+            [generated], [scored] = calls_of(trace, GenerateCall), calls_of(trace, ForwardCall)
+            [step] = calls_of(trace, StepSeen)
             assert (trace.header["rank"], trace.header["world"]) == (str(rank), "2")
             assert "not_recorded" not in trace.header
             assert generated.modes.wrappers == scored.modes.wrappers == wrapper
@@ -165,8 +161,8 @@ def test_compile(tmp_path: Path, way: str) -> None:
     assert run(tmp_path / "trace") == run(None)
     for number in range(2):
         trace = load_trace(tmp_path / "trace" / f"step-00000{number}")
-        [scored] = values(trace, ForwardCall)
-        assert len(values(trace, GenerateCall)) == 1
+        [scored] = calls_of(trace, ForwardCall)
+        assert len(calls_of(trace, GenerateCall)) == 1
         assert scored.logprobs is not None
         # the text model is inside the graph, where nobody looks
         assert scored.position_ids is None

@@ -87,7 +87,7 @@ def result(
     *,
     verdict: Literal["pass", "fail"] = "pass",
     failing: Mapping[str, Check] | None = None,
-    extra: Sequence[StageRecord] = (),
+    extra: Sequence[StageRecord[object]] = (),
     shift: float = 0.5,
     question: str = "What happens?",
 ) -> CheckResult:

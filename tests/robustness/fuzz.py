@@ -104,15 +104,15 @@ def _state(folder: Path) -> None:
 
 
 def _many_leaves(folder: Path) -> None:
-    """A leaf of every kind, and lanes."""
+    """A leaf of every kind, and tolerances."""
     from small_traces import decode, small_trace
 
     from omni_grpo_core.golden.text import format_golden
 
     values = {record.stage: record.value for record in small_trace().stages}
     text = format_golden("text", values, {"torch": "2.11", "platform": "cpu-fp32"}, decode)
-    lanes = "cpu-fp32:\n  float: {atol: 1.0e-05, rtol: 0.0001}\n"
-    goldens(folder, text, text, {"lanes.yaml": lanes})
+    tolerances = "cpu-fp32:\n  float: {atol: 1.0e-05, rtol: 0.0001}\n"
+    goldens(folder, text, text, {"tolerances.yaml": tolerances})
 
 
 _RUN = """\
@@ -151,7 +151,7 @@ def subjects() -> dict[str, Subject]:
         "golden": Subject(
             golden, r".*\.txt", ("golden", "review", "--golden", ".", "--json"), seal_golden
         ),
-        "suite and lanes": Subject(golden, r".*\.yaml", ("suite", ".")),
+        "suite and tolerances": Subject(golden, r".*\.yaml", ("suite", ".")),
         "rows": Subject(rows, r".*", ("rows", "rows.json"), links=media),
         "settings": Subject(inside, r".*/(config|omni_grpo)\.json", ("settings", "checkpoint")),
         "run": Subject(
@@ -169,7 +169,7 @@ SHARES: Mapping[str, int] = {
     "trace": 240,
     "trace as JSON": 100,
     "golden": 250,
-    "suite and lanes": 70,
+    "suite and tolerances": 70,
     "rows": 140,
     "settings": 60,
     "run": 60,
@@ -188,10 +188,10 @@ def probe() -> Any:
     @app.command()
     def suite(folder: Path) -> None:
         from omni_grpo_core.golden.suite import load_suite
-        from omni_grpo_core.golden.tolerances import load_lanes
+        from omni_grpo_core.golden.tolerances import load_tolerances
 
         found = load_suite(folder)
-        load_lanes(folder, "cpu-fp32")
+        load_tolerances(folder, "cpu-fp32")
         for name in found.cases:
             found.run_settings(name)
 

@@ -1,4 +1,4 @@
-"""Goldens, suites and lanes that were cut, altered or made by hand, under right checksums."""
+"""Goldens, suites and tolerances that were cut, altered or made by hand, under right checksums."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ LEAVES: dict[str, tuple[str, ...]] = {
         *("  7 -1.0", "  7 -2.0"),
     ),
     "a ranking of words": ("a: ranking logsumexp x entropy y margin z", "  7 -1.0"),
-    "a sketch of nothing": ("a: float32 [99] sketch",),
-    "a sketch that is not whole": (
+    "a fingerprint of nothing": ("a: float32 [99] sketch",),
+    "a fingerprint that is not whole": (
         *("a: float32 [99] sketch", "  mean 1.0 std 1.0 min 1.0 max 1.0 nan 0 inf 0"),
     ),
-    "a sketch of another thing": ("a: float32 [99] sketch", "  smell 7"),
+    "a fingerprint of another thing": ("a: float32 [99] sketch", "  smell 7"),
     "spans that are fewer": ("a: spans 2", "  video 0 start 1 length 2"),
     "spans that smell": ("a: spans 1", "  smell 0 start 1 length 2"),
     "lines that are no text": ("a: lines 2", '  "b"', "  c"),
@@ -160,7 +160,7 @@ NAMES = (
     "",
     ".pending",
     "suite.yaml",
-    "lanes.yaml",
+    "tolerances.yaml",
     "x" * 300,
 )
 SUITES: dict[str, str] = {
@@ -186,7 +186,7 @@ SUITES: dict[str, str] = {
     "python": "cases: !!python/object/apply:os.system ['true']",
     "a tab": "cases:\n\t words: 1",
 }
-LANES: dict[str, str] = {
+TOLERANCES: dict[str, str] = {
     "below zero": "cpu-fp32: {float: {atol: -1.0, rtol: 0.0}}",
     "of another platform, below zero": "cuda-sm90-bf16: {float: {atol: 1.0, rtol: -0.1}}",
     "NaN": "cpu-fp32: {float: {atol: .nan, rtol: 0.0}}",
@@ -322,7 +322,10 @@ AGAINST_A_PASS = (
 CASES = (
     *READ,
     *(named(f"suite: {n}", with_files({"suite.yaml": t}), "suite.yaml") for n, t in SUITES.items()),
-    *(named(f"lanes: {n}", with_files({"lanes.yaml": t}), "lanes.yaml") for n, t in LANES.items()),
+    *(
+        named(f"tolerances: {n}", with_files({"tolerances.yaml": t}), "tolerances.yaml")
+        for n, t in TOLERANCES.items()
+    ),
     *FOLDERS,
     *AGAINST_A_PASS,
 )

@@ -84,8 +84,14 @@ def test_integers_are_readable_in_the_text() -> None:
         "$tensor": "input_ids",
         "dtype": "int64",
         "shape": [5],
-        "about": "7, 3×4",
+        "summary": "7, 3×4",
     }
+
+
+def test_a_tensor_described_under_the_old_name_is_read() -> None:
+    """Traces of 0.1 call the description ``about``."""
+    data, tensors = encode(torch.tensor([7, 3]))
+    assert equal(decode({**data, "about": data.pop("summary")}, tensors), torch.tensor([7, 3]))
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import torch
 from small_traces import CLIP_IDS, decode, noise, patches, small_batch, small_trace, with_value
 
 from omni_grpo_core.trace.compare import compare, compare_leaves
-from omni_grpo_core.trace.divergence import Divergence, Lane, Tolerances
-from omni_grpo_core.trace.fingerprint import sketch
+from omni_grpo_core.trace.divergence import Divergence, Tolerance, Tolerances
+from omni_grpo_core.trace.fingerprint import fingerprint
 from omni_grpo_core.trace.leaves import leaves
+from omni_grpo_core.trace.store import value_at
 from omni_grpo_core.types import (
     Batch,
     Check,
@@ -68,7 +69,8 @@ def test_an_unchanged_trace_is_exact() -> None:
 
 
 def test_tiny_noise_is_within() -> None:
-    # 1e-7 on values of about 1: a hundredth of the lane, and what another order of summing costs
+    # 1e-7 on values of about 1: a hundredth of the tolerance, and what another order of summing
+    # costs
     found = compare(small_trace(), with_batch(small_batch(patches() + 1e-7 * noise(40, 60))))
     assert found.verdict == "within"
     batch = found.stages[1]
@@ -239,16 +241,16 @@ def test_what_was_nan_before_is_not_changed_because_a_neighbour_moved() -> None:
     assert sentences(odd, odd + torch.tensor([1e-6, 0, 0, 0])) == []
 
 
-def test_lanes_are_by_dtype_and_can_be_set() -> None:
+def test_tolerances_are_by_dtype_and_can_be_set() -> None:
     x = noise(100)
-    wide = Tolerances({"float32": Lane(atol=1.0, rtol=0.0)})
+    wide = Tolerances({"float32": Tolerance(atol=1.0, rtol=0.0)})
     assert sentences(x, x + 0.5)
     assert not sentences(x, x + 0.5, tolerances=wide)
-    # bfloat16 keeps 8 bits: neighbours near 1 are 2**-7 apart, well within its lane
+    # bfloat16 keeps 8 bits: neighbours near 1 are 2**-7 apart, well within its tolerance
     b = torch.ones(4).bfloat16()
     assert not sentences(b, b + 2**-7)
     assert sentences(b, b + 0.25)
-    # a type without a lane must agree exactly
+    # a type without a tolerance must agree exactly
     half = torch.ones(2).to(torch.float8_e5m2)
     assert sentences(half, (half.float() * 2).to(torch.float8_e5m2))
 
@@ -277,7 +279,7 @@ def test_what_comes_and_goes_is_named_once() -> None:
 
 
 def test_another_kind_of_value_is_named() -> None:
-    parsed = small_trace()["parsed"].value
+    parsed = value_at(small_trace(), "parsed", tuple)
     assert sentences(parsed, parsed[::-1]) == [
         "[0] is a Malformed, was a Parsed",
         "[1] is a Parsed, was a Malformed",
@@ -314,7 +316,7 @@ def test_another_likeliest_token_is_named() -> None:
 
 
 def test_a_changed_completion_is_named() -> None:
-    rollout: Rollout = small_trace()["completion"].value
+    rollout = value_at(small_trace(), "completion", Rollout)
     longer = replace(
         rollout.completions[0], token_ids=(10, 10, 2), text="redred", logprobs=(-0.25, -1.0, -0.5)
     )
@@ -359,12 +361,12 @@ def test_a_sampled_element_is_rounded_like_the_tensor_that_it_is_of() -> None:
     """Where large terms cancel, a small element has their rounding: 2e-4 in a tensor of size 10
     is noise (1e-4 relative), 1e-2 is not."""
     was = 10 * noise(30, 30)
-    place = tuple((was == sketch(was).samples[0]).nonzero()[0].tolist())
+    place = tuple((was == fingerprint(was).samples[0]).nonzero()[0].tolist())
     was[place] = 0.0
     near, far = was.clone(), was.clone()
     near[place], far[place] = 2e-4, 1e-2
     verdicts = [
-        [d.verdict for d in compare_leaves({"x": sketch(was)}, {"x": sketch(now)})]
+        [d.verdict for d in compare_leaves({"x": fingerprint(was)}, {"x": fingerprint(now)})]
         for now in (near, far)
     ]
     assert verdicts == [["within"], ["differs"]]

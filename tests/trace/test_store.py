@@ -39,7 +39,7 @@ def test_a_trace_loads_equal(stored: Path) -> None:
 def test_the_folder_holds_text_and_tensors_only(stored: Path) -> None:
     assert sorted(p.name for p in stored.iterdir()) == ["tensors.safetensors", "trace.json"]
     text = (stored / "trace.json").read_text()
-    assert '"about": "1, 5, 6, 3×8, 4×4, 7, 8, 9, 2, 6"' in text
+    assert '"summary": "1, 5, 6, 3×8, 4×4, 7, 8, 9, 2, 6"' in text
     assert list(stored.parent.iterdir()) == [stored]
 
 

@@ -16,7 +16,7 @@ from omni_grpo_core.core.dialect import CACHE
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.fault import cache_is_dropped
 from omni_grpo_core.rewards import health
-from omni_grpo_core.trace.store import load_trace
+from omni_grpo_core.trace.store import load_trace, value_at
 from omni_grpo_core.training.config import GuardConfig, RewardEntry
 from omni_grpo_core.training.guard import Finding, Guard, StepFacts, watch_generation
 from omni_grpo_core.training.loop import TrainResult, train
@@ -107,7 +107,7 @@ def stopped(out: Path, **changes: Any) -> TrainResult:
     report = json.loads((result.bundle / "report.json").read_text())
     assert [Finding(**finding) for finding in report["findings"]] == list(result.findings)
     trace = load_trace(result.bundle)
-    assert len(trace["completion"].value.completions) == 8
+    assert len(value_at(trace, "completion", Rollout).completions) == 8
     named = {check.name for record in trace.stages for check in record.checks}
     assert named <= set(names(result.findings))
     assert not (out / "log.jsonl").exists(), "no step was taken"
@@ -322,7 +322,9 @@ def test_watched_rewards_stop_on_garbage_with_the_completions_kept(
     with pytest.raises(GuardStop, match="completion: garbage: 2 of 2 completions are degenerate"):
         watched(prompts=["q", "q"], completions=["red " * 60] * 2, completion_ids=[ids, ids])
     kept = load_trace(tmp_path / "step-000000")
-    assert [completion.text for completion in kept["completion"].value] == ["red " * 60] * 2
+    assert [completion.text for completion in value_at(kept, "completion", tuple)] == [
+        "red " * 60
+    ] * 2
 
 
 def test_watched_rewards_are_what_they_were(policy: Policy, tmp_path: Path) -> None:

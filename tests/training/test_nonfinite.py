@@ -25,7 +25,7 @@ from omni_grpo_core.golden.steps import Alone
 from omni_grpo_core.losses.metrics import Metrics
 from omni_grpo_core.training import loop as train_module
 from omni_grpo_core.training.loop import train
-from omni_grpo_core.training.step import MicroBatch, Scorer, Update, cut, optimize
+from omni_grpo_core.training.step import MicroBatch, Scorer, Update, make_micro_batches, optimize
 from omni_grpo_core.types import Batch
 
 MICRO_BATCHES = 2
@@ -59,7 +59,7 @@ def window(policy: Policy, mixed: Batch) -> tuple[MicroBatch, ...]:
     rolled = rollout(
         policy, mixed, group_size=GROUP, max_new_tokens=6, temperature=TEMPERATURE, seed=3
     )
-    return cut(policy, mixed, rolled, ADVANTAGES, KEPT, 16 // MICRO_BATCHES)
+    return make_micro_batches(policy, mixed, rolled, ADVANTAGES, KEPT, 16 // MICRO_BATCHES)
 
 
 @pytest.fixture

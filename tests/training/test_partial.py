@@ -19,7 +19,7 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.endpoint import Endpoint
 from omni_grpo_core.rewards.judge import Judge, JudgeReward
-from omni_grpo_core.trace.store import load_trace
+from omni_grpo_core.trace.store import load_trace, value_at
 from omni_grpo_core.training.config import RewardEntry, TrainConfig
 from omni_grpo_core.training.load_config import load_train_config
 from omni_grpo_core.training.loop import train
@@ -147,7 +147,7 @@ def test_the_judge_s_score_changes_the_gradient_and_a_judge_that_is_down_does_no
     assert with_judge["reward"] == without["reward"], "the total is the accuracy alone"
     assert 0 < with_judge["reward/context"] < 0.8
     assert failed["reward/context"] is None or failed["reward/context"] == 0.0
-    kept = load_trace(judging / "trace" / "step-000000")["advantage"].value
+    kept = value_at(load_trace(judging / "trace" / "step-000000"), "advantage", dict)
     assert kept["context"].abs().max() > 0.1
     ours, theirs, broken = gradient(judging), gradient(plain), gradient(down)
     moved = max(float((ours[key] - theirs[key]).abs().max()) for key in theirs)

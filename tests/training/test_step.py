@@ -21,7 +21,7 @@ from omni_grpo_core.training.step import (
     Scorer,
     StepPlan,
     Update,
-    cut,
+    make_micro_batches,
     optimize,
     scoring,
 )
@@ -71,7 +71,7 @@ def gradient(
 
 
 def whole(policy: Policy, mixed: Batch, rolled: Rollout, size: int = 16) -> tuple[MicroBatch, ...]:
-    return cut(policy, mixed, rolled, ADVANTAGES, KEPT, size)
+    return make_micro_batches(policy, mixed, rolled, ADVANTAGES, KEPT, size)
 
 
 def assert_same(
@@ -130,7 +130,7 @@ def test_the_order_of_the_rows_does_not_matter(
     backwards = collate([mixed.rows[i] for i in order], policy.pad_token_id)
     at = [2 * i + g for i in order for g in range(GROUP)]
     moved = replace(rolled, completions=tuple(rolled.completions[i] for i in at))
-    window = cut(policy, backwards, moved, ADVANTAGES[at], KEPT[at], 16)
+    window = make_micro_batches(policy, backwards, moved, ADVANTAGES[at], KEPT[at], 16)
     assert_same(gradient(policy, window), gradient(policy, whole(policy, mixed, rolled)))
 
 
@@ -155,15 +155,19 @@ def test_a_row_that_is_not_kept_is_as_if_it_were_not_there(
     policy: Policy, mixed: Batch, rolled: Rollout
 ) -> None:
     kept = torch.tensor([True] * 14 + [False] * 2)
-    window = cut(policy, mixed, rolled, ADVANTAGES, kept, 16)
+    window = make_micro_batches(policy, mixed, rolled, ADVANTAGES, kept, 16)
     fewer = collate(mixed.rows[:7], policy.pad_token_id)
     short = replace(rolled, completions=rolled.completions[:14])
-    want = gradient(policy, cut(policy, fewer, short, ADVANTAGES[:14], kept[:14], 14))
+    want = gradient(
+        policy, make_micro_batches(policy, fewer, short, ADVANTAGES[:14], kept[:14], 14)
+    )
     assert_same(gradient(policy, window), want)
 
 
 def test_nothing_in_the_loss_is_no_update(policy: Policy, mixed: Batch, rolled: Rollout) -> None:
-    window = cut(policy, mixed, rolled, ADVANTAGES, torch.zeros(16, dtype=torch.bool), 8)
+    window = make_micro_batches(
+        policy, mixed, rolled, ADVANTAGES, torch.zeros(16, dtype=torch.bool), 8
+    )
     optimizer = Still(policy.model)
     scorer = Scorer(policy, TEMPERATURE)
     assert optimize(PLAN, Alone(), scorer, policy.model, optimizer, window) == ()

@@ -17,10 +17,11 @@ from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.errors import ConfigError, TrainError
 from omni_grpo_core.losses.config import LossConfig
-from omni_grpo_core.trace.store import load_trace
+from omni_grpo_core.trace.store import load_trace, value_at
 from omni_grpo_core.training.checkpointing import cut_log, export
 from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, TrainConfig
 from omni_grpo_core.training.loop import StepView, train
+from omni_grpo_core.types import Rollout
 
 
 class Cut(Exception):
@@ -59,9 +60,9 @@ def test_a_run_logs_every_step_and_leaves_a_checkpoint_that_loads(
 def test_the_first_steps_are_traces(straight: Path) -> None:
     assert [folder.name for folder in (straight / "trace").iterdir()] == ["step-000000"]
     trace = load_trace(straight / "trace" / "step-000000")
-    assert len(trace["completion"].value.completions) == 8
-    assert trace["advantage"].value.shape == (8,)
-    assert trace["loss"].value["step"] == 0
+    assert len(value_at(trace, "completion", Rollout).completions) == 8
+    assert value_at(trace, "advantage", torch.Tensor).shape == (8,)
+    assert value_at(trace, "loss", dict)["step"] == 0
 
 
 def test_a_cut_run_goes_on_as_if_it_had_not_been(straight: Path, tmp_path: Path) -> None:

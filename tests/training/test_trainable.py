@@ -18,7 +18,7 @@ from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, Tower, learning_rate
 from omni_grpo_core.training.loop import train
 from omni_grpo_core.training.lora import adapter_off, add_lora, lora_layers, merged_weights
-from omni_grpo_core.training.trainable import choose_learners
+from omni_grpo_core.training.trainable import choose_trainable
 from omni_grpo_core.types import Batch
 
 PREFIX = {
@@ -46,7 +46,7 @@ def test_what_is_frozen_is_what_was_named(
     own: Policy, tmp_path: Path, freeze: tuple[Tower, ...]
 ) -> None:
     """``step.frozen-wrong``, for every weight of the model."""
-    assert choose_learners(own, short(tmp_path, freeze=freeze), _plain) is None
+    assert choose_trainable(own, short(tmp_path, freeze=freeze), _plain) is None
     for name, parameter in own.model.named_parameters():
         towers = PREFIX[published_name(name).partition(".")[0]]
         assert parameter.requires_grad == (not set(towers) & set(freeze)), name
@@ -68,7 +68,7 @@ def test_frozen_towers_keep_every_bit_through_a_training(tmp_path: Path, policy:
 
 
 def test_half_precision_rounds_only_what_does_not_learn(own: Policy, tmp_path: Path) -> None:
-    choose_learners(own, short(tmp_path, freeze=("audio",), precision="bfloat16"), _plain)
+    choose_trainable(own, short(tmp_path, freeze=("audio",), precision="bfloat16"), _plain)
     for name, parameter in own.model.named_parameters():
         stuck = published_name(name).startswith("audio_tower.")
         assert parameter.dtype == (torch.bfloat16 if stuck else torch.float32), name

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.fault import cache_is_dropped
-from omni_grpo_core.trace.store import load_trace
+from omni_grpo_core.trace.store import load_trace, value_at
 from omni_grpo_core.training.config import GuardConfig
 from omni_grpo_core.training.guard import Finding
 from omni_grpo_core.training.trainer_callback import GuardStop, OmniGrpoGuard
@@ -104,9 +104,9 @@ def test_trl_is_stopped_at_the_step_that_turns_to_garbage(tmp_path: Path) -> Non
     assert report["step"] == 1
     assert [finding["name"] for finding in report["findings"]] == ["garbage"]
     trace = load_trace(bundle)
-    said = trace["completion"].value
+    said = value_at(trace, "completion", tuple)
     assert [len(set(completion.token_ids)) for completion in said] == [1] * 4
-    assert len(trace["reward"].value["letters"]) == 4
+    assert len(value_at(trace, "reward", dict)["letters"]) == 4
 
 
 def test_trl_is_stopped_by_a_dead_reward_after_patience(tmp_path: Path) -> None:
@@ -218,7 +218,8 @@ def test_a_trainer_whose_policy_collapses_is_stopped_with_what_it_said(
     )
     with pytest.raises(GuardStop, match="garbage: 1 of 1 completions are degenerate"):
         trainer.train()
-    (said,) = load_trace(tmp_path / "guard" / "step-000000")["completion"].value
+    trace = load_trace(tmp_path / "guard" / "step-000000")
+    (said,) = value_at(trace, "completion", tuple)
     assert set(said.token_ids) == {red}
 
 

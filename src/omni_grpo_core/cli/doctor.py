@@ -42,11 +42,15 @@ def doctor(
     causes: Annotated[
         bool, typer.Option("--causes/--no-causes", help="Explain by the catalogue of known faults.")
     ] = True,
-    try_modes: Annotated[
+    experiments: Annotated[
         bool,
         typer.Option(
-            "--modes", help="Also try causes out: generate again, score again, without each medium."
+            "--experiments",
+            help="Also try causes out: generate again, score again, without each medium.",
         ),
+    ] = False,
+    modes: Annotated[
+        bool, typer.Option("--modes", hidden=True, help="Deprecated: --experiments.")
     ] = False,
     pipeline: Annotated[
         str | None,
@@ -59,6 +63,9 @@ def doctor(
     Exit codes: 0 nothing wrong, 1 something is broken, 2 no recording that can be read and
     judged.
     """
+    if modes:
+        typer.echo("--modes is --experiments from 0.2 on", err=True)
+        experiments = True
     if (trace is None) == (pipeline is None):
         raise ConfigError(
             "omni-grpo doctor",
@@ -79,16 +86,15 @@ def doctor(
         cases = as_cases(traces, None)
         on_stage("policy")
         reference = _reference(checkpoint, [told for _, told in traces])
-        cases = as_cases(traces, reference)
-        in_order(cases)
+        cases = in_order(as_cases(traces, reference))
         diagnoses = []
         for (name, _), case in zip(traces, cases, strict=True):
             on_stage(Path(name).name)
             diagnoses.append(diagnose(case, causes=causes))
-        experiments: tuple[Experiment, ...] = ()
-        if try_modes:
-            on_stage("modes")
-            experiments = tried(cases)
+        results: tuple[Experiment, ...] = ()
+        if experiments:
+            on_stage("experiments")
+            results = tried(cases)
     verdict = merge(diagnoses)
     require_judged(verdict, str(trace or pipeline))
     if html is not None:
@@ -99,8 +105,8 @@ def doctor(
         write_page(html, doctor_page(cases, diagnoses, decode))
     if as_json:
         told = {"steps": len(cases), **to_json(verdict)}
-        if try_modes:
-            told["modes"] = [asdict(experiment) for experiment in experiments]
+        if experiments:
+            told["experiments"] = [asdict(result) for result in results]
         print_json(told)
     else:
         from rich.console import Console
@@ -108,7 +114,7 @@ def doctor(
         from omni_grpo_core.report.terminal.doctor import print_diagnosis, print_experiments
 
         print_diagnosis(Console(), verdict, len(cases))
-        print_experiments(Console(), experiments)
+        print_experiments(Console(), results)
     raise typer.Exit(1 if verdict.findings else 0)
 
 

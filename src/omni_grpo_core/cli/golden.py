@@ -52,7 +52,9 @@ DtypeOption = Annotated[
 ]
 SidecarOption = Annotated[
     Path | None,
-    typer.Option(help="Folder, outside git, of what goldens only sketch: exact replay."),
+    typer.Option(
+        help="Folder, outside git, of what goldens keep only as fingerprints: exact replay."
+    ),
 ]
 GOLDEN = Path("golden")
 
@@ -109,7 +111,7 @@ def check(
 ) -> None:
     """Hold a fresh pass of every case against its goldens; nothing is written.
 
-    Exit code 1: a case is neither exact nor within its lane. 2: a golden cannot be read.
+    Exit code 1: a case is neither exact nor within its tolerance. 2: a golden cannot be read.
     """
     report = _report(
         cases, _goldens(golden, shipped=True), checkpoint, device, dtype, sidecar, as_json
@@ -352,18 +354,18 @@ def calibrate(
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
-    write: Annotated[bool, typer.Option("--write", help="Record the lanes.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Record the tolerances.")] = False,
     as_json: Json = False,
 ) -> None:
     """How far apart the same pass comes out here: other threads, other vector instructions.
 
-    Exit code 1: farther than the lane in force.
+    Exit code 1: farther than the tolerance in force.
     """
     with tempfile.TemporaryDirectory() as work:
         quiet_libraries()
         require_device(device)
         from omni_grpo_core.golden.calibrate import calibrate as run_calibrate
-        from omni_grpo_core.golden.calibrate import record_lanes
+        from omni_grpo_core.golden.calibrate import record_tolerances
         from omni_grpo_core.golden.environment import platform_key
 
         asked = _dtype(device, dtype)
@@ -373,7 +375,7 @@ def calibrate(
         key = platform_key(device.value, asked)
         folder = _goldens(golden, shipped=not write)
         found = run_calibrate(folder, Path(work), key, runs, options)
-        file = record_lanes(folder, found) if write else None
+        file = record_tolerances(folder, found) if write else None
     _answer(
         as_json, {**found.to_json(), "file": None if file is None else str(file)}, *found.lines()
     )

@@ -20,22 +20,25 @@ FRAMES_PER_TOKEN = 2
 class MediaConfig:
     """How much of the media a model is shown; the defaults are those of qwen-omni-utils 0.0.9.
 
-    ``fps``: frames taken per second of clip, between ``min_frames`` and ``max_frames`` in all.
-    ``min_pixels``, ``max_pixels``: area of a video frame after resizing; ``None`` is the library's
-    default, 100,352 to 602,112 (less for a clip of more than 300 frames, whatever is asked).
-    ``image_min_pixels``, ``image_max_pixels``: the same for images, 3,136 to 12,845,056. Sides are
-    rounded to multiples of 28. A maximum below the default minimum does away with the minimum.
-
-    Raises ConfigError for a limit that cannot work.
+    Sides are rounded to multiples of 28. A maximum below the default minimum does away with the
+    minimum. Raises ConfigError for a limit that cannot work.
     """
 
     fps: float = 2.0
+    """Frames taken per second of clip."""
     min_frames: int = 4
+    """Fewest frames of a clip."""
     max_frames: int = 768
+    """Most frames of a clip."""
     min_pixels: int | None = None
+    """Least area of a video frame after resizing; ``None`` is the library's default, 100,352."""
     max_pixels: int | None = None
+    """Largest area of a video frame after resizing; ``None`` is the library's default, 602,112
+    (less for a clip of more than 300 frames, whatever is asked)."""
     image_min_pixels: int | None = None
+    """Least area of an image after resizing; ``None`` is the library's default, 3,136."""
     image_max_pixels: int | None = None
+    """Largest area of an image after resizing; ``None`` is the library's default, 12,845,056."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= MAX_FPS:

@@ -7,9 +7,9 @@ evidence by a cause of the catalogue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, TypeVarTuple, cast
 
 from omni_grpo_core.trace.calls import (
     AdvantageSeen,
@@ -21,6 +21,7 @@ from omni_grpo_core.trace.calls import (
     SamplesSeen,
     StepSeen,
     TemplateCall,
+    calls_of,
 )
 from omni_grpo_core.types import STAGES, Stage, Trace
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from omni_grpo_core.core.policy import Policy
     from omni_grpo_core.pipeline.settings import Settings
 
+T = TypeVar("T")
+Given = TypeVarTuple("Given")
 
 Origin = Literal["added", "inherited", "unknown"]
 """``added``: the stage turned right input into wrong output. ``inherited``: it was handed the
@@ -78,51 +81,63 @@ class Reference:
 class Case:
     """One recorded step, its calls in order, and the reference, if there is one.
 
-    ``memo`` keeps replays that several looks need (by a key of the look's own).
+    ``before``: the last recorded step before it that had a rollout. ``missing``: what could not be
+    judged, in the order in which it was noted.
     """
 
     trace: Trace
     reference: Reference | None
-    memo: dict[str, Any] = field(default_factory=dict)
+    before: Case | None = None
+    missing: dict[str, None] = field(default_factory=dict, init=False)
+    # of this trace and reference: a copy with others begins anew
+    _computed: dict[tuple[object, Hashable], object] = field(default_factory=dict, init=False)
 
-    def _seen(self, kind: type) -> tuple[Any, ...]:
-        return tuple(r.value for r in self.trace.stages if type(r.value) is kind)
+    def once(self, compute: Callable[[Case, *Given], T], *given: *Given, key: Hashable = None) -> T:
+        """``compute(case, *given)``, computed when it is first asked for: several looks need it.
+
+        It is kept under the function and ``key`` (by default ``given``), so that its type is what
+        the function returns.
+        """
+        at = (compute, given if key is None else key)
+        if at not in self._computed:
+            self._computed[at] = compute(self, *given)
+        return cast(T, self._computed[at])
 
     @property
     def samples(self) -> tuple[SamplesSeen, ...]:
-        return self._seen(SamplesSeen)
+        return calls_of(self.trace, SamplesSeen)
 
     @property
     def templates(self) -> tuple[TemplateCall, ...]:
-        return self._seen(TemplateCall)
+        return calls_of(self.trace, TemplateCall)
 
     @property
     def processed(self) -> tuple[ProcessorCall, ...]:
-        return self._seen(ProcessorCall)
+        return calls_of(self.trace, ProcessorCall)
 
     @property
     def generated(self) -> tuple[GenerateCall, ...]:
-        return self._seen(GenerateCall)
+        return calls_of(self.trace, GenerateCall)
 
     @property
     def forwards(self) -> tuple[ForwardCall, ...]:
-        return self._seen(ForwardCall)
+        return calls_of(self.trace, ForwardCall)
 
     @property
     def rewards(self) -> tuple[RewardCall, ...]:
-        return self._seen(RewardCall)
+        return calls_of(self.trace, RewardCall)
 
     @property
     def advantages(self) -> tuple[AdvantageSeen, ...]:
-        return self._seen(AdvantageSeen)
+        return calls_of(self.trace, AdvantageSeen)
 
     @property
     def losses(self) -> tuple[LossSeen, ...]:
-        return self._seen(LossSeen)
+        return calls_of(self.trace, LossSeen)
 
     @property
     def steps(self) -> tuple[StepSeen, ...]:
-        return self._seen(StepSeen)
+        return calls_of(self.trace, StepSeen)
 
 
 Look = Callable[[Case], Iterable[Evidence]]
@@ -159,16 +174,11 @@ class Diagnosis:
         return min(self.findings, key=lambda f: STAGES.index(f.stage), default=None)
 
 
-_KEY = "missing"
-
-
 def say_missing(case: Case, sentence: str) -> None:
     """Note that something could not be judged on this step."""
-    said: list[str] = case.memo.setdefault(_KEY, [])
-    if sentence not in said:
-        said.append(sentence)
+    case.missing[sentence] = None
 
 
 def said_missing(case: Case) -> tuple[str, ...]:
     """All that was noted so far."""
-    return tuple(case.memo.get(_KEY, ()))
+    return tuple(case.missing)

@@ -28,10 +28,10 @@ from omni_grpo_core.trace.calls import GenerateCall, Modes
 _MOST_TOKENS = 32
 
 
-def modes(case: Case) -> tuple[Experiment, ...]:
+def experiments_on(case: Case) -> tuple[Experiment, ...]:
     """Every experiment on the step's first rollout; none without a reference or a rollout.
 
-    The model is left in the mode it was in. Nothing is written to the case's memo but replays.
+    The model is left in the mode it was in.
     """
     call = next((call for _, call in rollouts(case) if call.error is None), None)
     if case.reference is None or call is None or call.sequences is None:
@@ -49,18 +49,18 @@ def modes(case: Case) -> tuple[Experiment, ...]:
 
 
 def tried(cases: Sequence[Case]) -> tuple[Experiment, ...]:
-    """:func:`modes` on the first step of a run that has a rollout.
+    """The experiments on the first step of a run that has a rollout.
 
     Raises:
         ConfigError: there is nothing to try it on: no checkpoint, or no rollout was recorded.
     """
     for case in cases:
-        found = modes(case)
+        found = experiments_on(case)
         if found:
             return found
     known = any(case.reference is not None for case in cases)
     raise ConfigError(
-        "--modes",
+        "--experiments",
         got="a recording without a whole rollout" if known else "no checkpoint to try causes on",
         want="a recorded rollout and the checkpoint that it was made with",
         fix="record one whole step" if known else "name the checkpoint with --checkpoint DIR",

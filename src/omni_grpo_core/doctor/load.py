@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omni_grpo_core.doctor.evidence import Case, Reference
 from omni_grpo_core.errors import TraceError
-from omni_grpo_core.recorder.step_buffer import STAGE_OF
+from omni_grpo_core.trace.calls import Call
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Trace
 
@@ -57,7 +57,7 @@ def as_cases(
         TraceError: one of them holds no call of a trainer, or one under a stage that is not its.
     """
     for name, trace in traces:
-        if not any(type(record.value) in STAGE_OF for record in trace.stages):
+        if not any(isinstance(record.value, Call) for record in trace.stages):
             kinds = sorted({type(record.value).__name__ for record in trace.stages})
             raise TraceError(
                 name,
@@ -67,7 +67,7 @@ def as_cases(
                 "judged by omni-grpo check",
             )
         for number, record in enumerate(trace.stages):
-            stage = STAGE_OF.get(type(record.value))
+            stage = record.value.stage if isinstance(record.value, Call) else None
             if record.stage != stage:
                 kind = type(record.value).__name__
                 raise TraceError(

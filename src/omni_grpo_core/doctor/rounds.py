@@ -12,6 +12,7 @@ from typing import Any
 
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.trace.calls import (
+    CallT,
     ForwardCall,
     GenerateCall,
     ProcessorCall,
@@ -94,23 +95,23 @@ class Round:
 
 def rounds(case: Case) -> tuple[Round, ...]:
     """The rounds of a step, in order, each with the calls up to the next."""
+    return case.once(_rounds)
 
-    if "rounds" not in case.memo:
-        groups: list[list[Any]] = [[]]
-        has_samples = bool(case.samples)
-        for record in case.trace.stages:
-            value = record.value
-            if has_samples:
-                starts = isinstance(value, SamplesSeen)
-            else:
-                after = any(isinstance(held, GenerateCall) for held in groups[-1])
-                starts = after and isinstance(value, TemplateCall)
-            if starts and groups[-1]:
-                groups.append([])
-            groups[-1].append(value)
-        case.memo["rounds"] = tuple(map(_round, groups))
-    found: tuple[Round, ...] = case.memo["rounds"]
-    return found
+
+def _rounds(case: Case) -> tuple[Round, ...]:
+    groups: list[list[object]] = [[]]
+    has_samples = bool(case.samples)
+    for record in case.trace.stages:
+        value = record.value
+        if has_samples:
+            starts = isinstance(value, SamplesSeen)
+        else:
+            after = any(isinstance(held, GenerateCall) for held in groups[-1])
+            starts = after and isinstance(value, TemplateCall)
+        if starts and groups[-1]:
+            groups.append([])
+        groups[-1].append(value)
+    return tuple(map(_round, groups))
 
 
 def conversations_of(messages: Sequence[Any]) -> tuple[tuple[Mapping[str, Any], ...], ...]:
@@ -180,8 +181,8 @@ def _stretch(part: Mapping[str, Any]) -> tuple[float | None, float | None]:
     )
 
 
-def _round(values: Sequence[Any]) -> Round:
-    def of(kind: type) -> tuple[Any, ...]:
+def _round(values: Sequence[object]) -> Round:
+    def of(kind: type[CallT]) -> tuple[CallT, ...]:
         return tuple(value for value in values if isinstance(value, kind))
 
     return Round(

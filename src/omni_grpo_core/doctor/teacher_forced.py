@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -73,19 +73,12 @@ def taught(case: Case, call: GenerateCall) -> Taught | None:
 
     ``None`` where there is no reference or something that it needs was not kept.
     """
-    return _once(case, "taught", call, _teach_generate)
+    return case.once(_teach_generate, call)
 
 
 def rescored(case: Case, call: ForwardCall) -> Taught | None:
     """The reference on a scoring forward, over all tokens but the first."""
-    return _once(case, "rescored", call, _teach_forward)
-
-
-def _once(case: Case, key: str, call: Any, teach: Callable[..., Taught | None]) -> Taught | None:
-    memo: dict[int, Taught | None] = case.memo.setdefault(key, {})
-    if id(call) not in memo:
-        memo[id(call)] = teach(case, call) if _can_replay(case) else None
-    return memo[id(call)]
+    return case.once(_teach_forward, call)
 
 
 def _can_replay(case: Case) -> bool:
@@ -101,6 +94,8 @@ def _can_replay(case: Case) -> bool:
 
 
 def _teach_generate(case: Case, call: GenerateCall) -> Taught | None:
+    if not _can_replay(case):
+        return None
     policy = _policy(case)
     ids = completion_ids(call)
     if ids is None or call.inputs_embeds is None or call.position_ids is None or not ids.shape[1]:
@@ -129,6 +124,8 @@ def _teach_generate(case: Case, call: GenerateCall) -> Taught | None:
 
 
 def _teach_forward(case: Case, call: ForwardCall) -> Taught | None:
+    if not _can_replay(case):
+        return None
     policy = _policy(case)
     ids = call.inputs.get("input_ids")
     mask = call.inputs.get("attention_mask")

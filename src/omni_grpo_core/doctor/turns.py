@@ -48,16 +48,13 @@ class Learned:
 
 def turns(case: Case) -> tuple[Turn, ...]:
     """The rollouts of a step, in order."""
-    if "turns" not in case.memo:
-        case.memo["turns"] = tuple(_turns([record.value for record in case.trace.stages]))
-    found: tuple[Turn, ...] = case.memo["turns"]
-    return found
+    return case.once(_turns)
 
 
-def _turns(values: Sequence[Any]) -> list[Turn]:
+def _turns(case: Case) -> tuple[Turn, ...]:
     found: list[Turn] = []
     turn = Turn()
-    for value in values:
+    for value in (record.value for record in case.trace.stages):
         begins = isinstance(value, SamplesSeen | ProcessorCall | GenerateCall)
         if begins and (turn.generated is not None or turn.rewards) and not _goes_on(turn, value):
             found.append(turn)
@@ -77,23 +74,20 @@ def _turns(values: Sequence[Any]) -> list[Turn]:
                 pass
     if turn != Turn():
         found.append(turn)
-    return [t for t in found if t.generated or t.rewards or t.advantage or t.samples]
+    return tuple(t for t in found if t.generated or t.rewards or t.advantage or t.samples)
 
 
-def _goes_on(turn: Turn, value: Any) -> bool:
+def _goes_on(turn: Turn, value: object) -> bool:
     """A processor called once more for the scoring of the same rollout begins no new one."""
     return isinstance(value, ProcessorCall) and not turn.rewards and turn.advantage is None
 
 
 def learned(case: Case) -> tuple[Learned, ...]:
     """The losses of a step, in order."""
-    if "learned" not in case.memo:
-        case.memo["learned"] = tuple(_learned(case))
-    found: tuple[Learned, ...] = case.memo["learned"]
-    return found
+    return case.once(_learned)
 
 
-def _learned(case: Case) -> list[Learned]:
+def _learned(case: Case) -> tuple[Learned, ...]:
     rolled = turns(case)
     found: list[Learned] = []
     before: list[ForwardCall] = []
@@ -106,7 +100,7 @@ def _learned(case: Case) -> list[Learned]:
             found.append(Learned(value, forward, _turn_of(value, rolled, len(found))))
         elif isinstance(value, StepSeen):
             before = []
-    return found
+    return tuple(found)
 
 
 def _turn_of(loss: LossSeen, rolled: Sequence[Turn], at: int) -> Turn | None:

@@ -61,8 +61,7 @@ class Replay:
     @cached_property
     def verdict(self) -> Diagnosis:
         """The doctor's, on the recording."""
-        in_order(self.cases)
-        return merge([diagnose(case) for case in self.cases])
+        return merge([diagnose(case) for case in in_order(self.cases)])
 
     @property
     def rewards(self) -> tuple[float, ...]:

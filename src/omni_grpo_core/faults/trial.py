@@ -92,8 +92,7 @@ def trial(faults: Sequence[Fault], config: LoopConfig, *, causes: bool = True) -
     """Record and diagnose a loop with ``faults`` in it; none: a clean one."""
     with tempfile.TemporaryDirectory() as folder:
         traces, raised = recorded(faults, config, Path(folder) / "trace")
-        cases = as_cases(traces, reference(config.dtype))
-        in_order(cases)
+        cases = in_order(as_cases(traces, reference(config.dtype)))
         verdict = merge([diagnose(case, causes=causes) for case in cases])
     return named(verdict, raised)
 

@@ -23,10 +23,10 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.results import FINE
 from omni_grpo_core.golden.suite import copy_suite
-from omni_grpo_core.golden.tolerances import LANES, load_lanes
+from omni_grpo_core.golden.tolerances import TOLERANCES, load_tolerances, tolerances_file
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.strict import read_mapping
-from omni_grpo_core.trace.divergence import Lane
+from omni_grpo_core.trace.divergence import Tolerance
 
 VARIATIONS: tuple[Mapping[str, str], ...] = tuple(
     {"OMP_NUM_THREADS": threads, "ATEN_CPU_CAPABILITY": capability}
@@ -42,14 +42,14 @@ CUDA_VARIATIONS: tuple[Mapping[str, str], ...] = (
     {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
 )
 _ROOM = 2.0
-"""A lane is this many times what was measured: other machines round elsewhere."""
+"""A tolerance is this many times what was measured: other machines round elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageDrift:
     """Over all cases and runs: the largest |Δ| of any float of a stage, and whether every
-    difference lies within the lane in force. ``turned``: the tokens of a completion did, at a near
-    tie; from there on it is another text, and its floats are not counted."""
+    difference lies within the tolerance in force. ``turned``: the tokens of a completion did, at a
+    near tie; from there on it is another text, and its floats are not counted."""
 
     stage: str
     max_abs: float
@@ -84,12 +84,12 @@ class Calibration:
         """For a person."""
         told = [
             f"{s.stage:13} max |Δ| {s.max_abs:.3g}"
-            + ("" if s.within else ", beyond the lane")
+            + ("" if s.within else ", beyond tolerance")
             + ("; a near tie turned" if s.turned else "")
             for s in self.stages
             if s.max_abs or s.turned
         ]
-        verdict = "within the lane" if self.within else "beyond the lane"
+        verdict = "within tolerance" if self.within else "beyond tolerance"
         last = f"{self.platform}: {self.runs} runs, max |Δ| {self.max_abs:.3g}: {verdict}"
         return [*told, last]
 
@@ -157,8 +157,8 @@ def calibrate(
     copy_suite(folder, first)
     record = ["record", str(first), "--golden", str(first), *arguments]
     run_golden(sys.executable, record, variations[0])
-    if (folder / LANES).is_file():
-        shutil.copy(folder / LANES, first / LANES)
+    if (recorded := tolerances_file(folder)).is_file():
+        shutil.copy(recorded, first / TOLERANCES)
     check = ["--golden", str(first), *arguments]
     found: dict[str, StageDrift] = {}
     for number in range(1, runs):
@@ -180,30 +180,31 @@ def _drift(stage: Mapping[str, Any]) -> StageDrift:
     return StageDrift(name, float(stage["max_abs"]), within, turned)
 
 
-def record_lanes(folder: Path, found: Calibration) -> Path:
-    """Write the platform's lanes to ``lanes.yaml``: those in force, and for each stage whose runs
-    went beyond them one of its own, twice what was measured.
+def record_tolerances(folder: Path, found: Calibration) -> Path:
+    """Write the platform's tolerances to ``tolerances.yaml``: those in force, and for each stage
+    whose runs went beyond them one of its own, twice what was measured.
 
     Raises:
-        ConfigError: lanes are on record already and would be widened.
+        ConfigError: tolerances are on record already and would be widened.
     """
-    file = folder / LANES
+    file = tolerances_file(folder)
     recorded = read_mapping(file) if os.path.lexists(file) else {}
     if found.platform in recorded and not found.within:
         beyond = next(stage for stage in found.stages if not stage.within)
         raise ConfigError(
             f"{file}: {beyond.stage}",
             got=f"runs that are {beyond.max_abs:.3g} apart",
-            want=f"at most the lane on record for {found.platform}",
-            fix="a lane is not widened: find what became less repeatable",
+            want=f"at most the tolerance on record for {found.platform}",
+            fix="a tolerance is not widened: find what became less repeatable",
         )
-    lanes = load_lanes(folder, found.platform)
-    new = {name: lanes.plain.lane(name) for name in ("float32", "float")} | dict(lanes.stages)
+    known = load_tolerances(folder, found.platform)
+    new = {name: known.plain.of(name) for name in ("float32", "float")} | dict(known.stages)
     for stage in found.stages:
         if not stage.within:
             name = base_stage(stage.stage)
-            before = new.get(name, lanes.plain.lane("float"))
-            new[name] = Lane(max(before.atol, _ROOM * stage.max_abs), before.rtol)
-    recorded = {**recorded, found.platform: {name: asdict(lane) for name, lane in new.items()}}
+            before = new.get(name, known.plain.of("float"))
+            new[name] = Tolerance(max(before.atol, _ROOM * stage.max_abs), before.rtol)
+    recorded = {**recorded, found.platform: {name: asdict(one) for name, one in new.items()}}
+    file = folder / TOLERANCES
     write_file(file, yaml.safe_dump(recorded, sort_keys=True).encode())
     return file

@@ -1,9 +1,9 @@
 """``check``: a fresh pass of every case held against its goldens, stage by stage.
 
 A stage that diverges is run again on the golden's own inputs. If it still diverges it *added* an
-error; if not it *inherited* one. What the golden keeps only as a sketch is replaced by the fresh
-value where the sketch says that the two are the same; where it does not, the stage's origin stays
-open.
+error; if not it *inherited* one. What the golden keeps only as a fingerprint is replaced by the
+fresh value where the fingerprint says that the two are the same; where it does not, the stage's
+origin stays open.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.environment import environment, told_settings
-from omni_grpo_core.golden.replay import Walk, own_header, walk_case
+from omni_grpo_core.golden.replay import Replay, own_header, replay_case
 from omni_grpo_core.golden.results import CaseResult, GoldenReport
 from omni_grpo_core.golden.store import Found, changed_header, find_goldens
 from omni_grpo_core.golden.suite import Suite
-from omni_grpo_core.golden.tolerances import Lanes, load_lanes
+from omni_grpo_core.golden.tolerances import StageTolerances, load_tolerances
 from omni_grpo_core.golden.verdicts import case_result
 from omni_grpo_core.pipeline.inputs import header
 from omni_grpo_core.pipeline.settings import Settings
@@ -46,20 +46,20 @@ def check_case(
     context: Context,
     name: str,
     goldens: Mapping[str, Found],
-    lanes: Lanes,
+    tolerances: StageTolerances,
     key: str,
     sidecar: Path | None = None,
-) -> tuple[CaseResult, Walk]:
+) -> tuple[CaseResult, Replay]:
     """One case against its goldens, and what was made on the way."""
     head = run_header(context.policy, context.settings, key)
-    walk = walk_case(context, goldens, lanes, head, sidecar)
-    result = case_result(walk, name)
+    replay = replay_case(context, goldens, tolerances, head, sidecar)
+    result = case_result(replay, name)
     versions: dict[str, tuple[str, str]] = {}
     for stage, found in goldens.items():
-        if stage in walk.seen:
+        if stage in replay.seen:
             now = {**head, **own_header(context, stage)}
             versions |= changed_header(found.golden.header, now)
-    return replace(result, versions=versions), walk
+    return replace(result, versions=versions), replay
 
 
 def check(
@@ -75,15 +75,15 @@ def check(
     """Every case of ``names``, all if there are none, against the goldens in ``folder``.
 
     ``key``: the platform, by the dtype that was asked for. ``sidecar``: folder of what the goldens
-    only sketch, see :mod:`~omni_grpo_core.golden.sidecar`. Raises ``TraceError`` naming file and
-    line for a golden that is broken, before anything is run.
+    keep only as fingerprints, see :mod:`~omni_grpo_core.golden.sidecar`. Raises ``TraceError``
+    naming file and line for a golden that is broken, before anything is run.
     """
     begin = time.perf_counter()
     chosen = suite.chosen(names)
     goldens = {name: find_goldens(folder, name, key, suite) for name in chosen}
-    lanes = load_lanes(folder, key)
+    tolerances = load_tolerances(folder, key)
     results = []
     for name, context in contexts(policy, suite, chosen).items():
         on_case(name)
-        results.append(check_case(context, name, goldens[name], lanes, key, sidecar)[0])
+        results.append(check_case(context, name, goldens[name], tolerances, key, sidecar)[0])
     return GoldenReport(str(folder), key, tuple(results), time.perf_counter() - begin)

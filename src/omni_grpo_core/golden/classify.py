@@ -2,7 +2,7 @@
 
 Integers, masks, positions, spans and text must agree, and so must the few floats that are counts
 in disguise (frame rates). Another dtype, shape or kind of value is a change of schema. What
-remains, floats beyond the lane, is harmful or not by what it does:
+remains, floats beyond tolerance, is harmful or not by what it does:
 :mod:`~omni_grpo_core.golden.verdicts`.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from omni_grpo_core.trace.divergence import Difference
-from omni_grpo_core.trace.fingerprint import Sketch
+from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import Leaf, Numbers, Ranking, Scalar
 
 Kinds = Literal["fine", "float", "training", "meaning", "schema", "not finite"]
@@ -59,7 +59,7 @@ def kind_of(
     if type(before) is not type(after) and not _tensors(before, after):
         return "schema"
     match before, after:
-        case (Numbers() | Sketch(), Numbers() | Sketch()):
+        case (Numbers() | Fingerprint(), Numbers() | Fingerprint()):
             return _numbers_kind(stage, path, before, after)
         case (Ranking(), Ranking()):
             return "float"
@@ -71,11 +71,11 @@ def kind_of(
 
 
 def _numbers_kind(
-    stage: str, path: str, before: Numbers | Sketch, after: Numbers | Sketch
+    stage: str, path: str, before: Numbers | Fingerprint, after: Numbers | Fingerprint
 ) -> Kinds:
     if before.dtype != after.dtype:
         return "schema"
-    whole = isinstance(before, Sketch) and before.sha256 is not None
+    whole = isinstance(before, Fingerprint) and before.sha256 is not None
     if whole or (isinstance(before, Numbers) and before.integral):
         return "meaning"
     if _shapes(before) != _shapes(after):
@@ -108,11 +108,11 @@ def _leaf(leaves: Mapping[str, Leaf], path: str) -> Leaf | None:
 
 
 def _tensors(*leaves: Leaf) -> bool:
-    return all(isinstance(leaf, Numbers | Sketch) for leaf in leaves)
+    return all(isinstance(leaf, Numbers | Fingerprint) for leaf in leaves)
 
 
-def _shapes(leaf: Numbers | Sketch) -> tuple[tuple[int, ...], ...]:
-    if isinstance(leaf, Sketch):
+def _shapes(leaf: Numbers | Fingerprint) -> tuple[tuple[int, ...], ...]:
+    if isinstance(leaf, Fingerprint):
         return leaf.shapes
     return tuple(tuple(part.shape) for part in leaf.parts)
 
@@ -120,7 +120,7 @@ def _shapes(leaf: Numbers | Sketch) -> tuple[tuple[int, ...], ...]:
 def _finite(leaf: Leaf) -> bool:
     """Whether a leaf holds nothing that is NaN or infinite."""
     match leaf:
-        case Sketch():
+        case Fingerprint():
             return not leaf.nan and not leaf.inf
         case Numbers():
             return leaf.integral or all(bool(part.isfinite().all()) for part in leaf.parts)

@@ -22,7 +22,7 @@ from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Generation, Tokens, Verdict
 from omni_grpo_core.pipeline.stages import Scored
 from omni_grpo_core.rewards.degenerate import degenerate
-from omni_grpo_core.trace.divergence import Difference, Lane, distance
+from omni_grpo_core.trace.divergence import Difference, Tolerance, distance
 from omni_grpo_core.trace.integers import Decode
 from omni_grpo_core.trace.leaves import Leaf
 from omni_grpo_core.types import Completion
@@ -111,7 +111,7 @@ def _lead(token: int, logprob: float, top: Mapping[int, float]) -> float:
 
 
 def scoring_differences(
-    was: Sequence[Scored], now: Sequence[Scored], said: Sequence[Completion], lane: Lane
+    was: Sequence[Scored], now: Sequence[Scored], said: Sequence[Completion], tolerance: Tolerance
 ) -> list[Difference]:
     """At most one difference a completion: the token whose logprob moved most."""
     found = []
@@ -136,7 +136,7 @@ def scoring_differences(
         most, mean = max(apart), sum(apart) / len(apart)
         at, a, b = pairs[apart.index(most)]
         margin = margins(old, new, completion.token_ids)
-        near = all(lane.allows(x, y) for _, x, y in pairs)
+        near = all(tolerance.allows(x, y) for _, x, y in pairs)
         sentence = (
             f"completion {index}: at token {at} a logprob is {b:.6g}, was {a:.6g}, max |Δ| "
             f"{most:.3g}, mean |Δ| {mean:.3g}; margins {'held' if margin.held else 'did not hold'}"
@@ -164,18 +164,20 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 @dataclass(frozen=True, slots=True, eq=False)
 class Sides:
     """One completion on both sides, with what each side scores for the *golden's* tokens, where
-    that is kept (greedy ones); of sampled ones ``slip``: how far, in probability, the draw of the
-    first differing token lies outside the slices that the two tokens have now, at most."""
+    that is kept (greedy ones); of sampled ones ``draw_distance``: how far, in probability, the draw
+    of the first differing token lies outside the slices that the two tokens have now, at most."""
 
     was: Completion
     now: Completion
     was_scored: Scored | None = None
     now_scored: Scored | None = None
-    slip: float | None = None
+    draw_distance: float | None = None
 
 
-def judge_generation(policy: Policy, sides: Sides, lane: Lane, drifted: bool) -> Generation:
-    """``drifted``: whether logits moved beyond the lane: a draw may then lie farther from its
+def classify_generation(
+    policy: Policy, sides: Sides, tolerance: Tolerance, drifted: bool
+) -> Generation:
+    """``drifted``: whether logits moved beyond tolerance: a draw may then lie farther from its
     slice."""
     was, now = sides.was, sides.now
     at = first_difference(was.token_ids, now.token_ids)
@@ -199,18 +201,18 @@ def judge_generation(policy: Policy, sides: Sides, lane: Lane, drifted: bool) ->
     if garbage:
         return Generation(verdict="degenerate", sentence=base["garbage"], **base)
     if at is None:
-        verdict, sentence = _same_tokens(was, now, margin, lane)
+        verdict, sentence = _same_tokens(was, now, margin, tolerance)
         return Generation(verdict=verdict, sentence=sentence, **base)
     words = _words(policy, was, now, at)
     if sides.was_scored is not None and sides.now_scored is not None and margin is not None:
         before, after = _tops(sides.was_scored), _tops(sides.now_scored)
         return _parted(words, at, (before, after), margin, base)
-    verdict, told = _turned(sides, at, None if drifted else lane)
+    verdict, told = _turned(sides, at, None if drifted else tolerance)
     return Generation(verdict=verdict, sentence=f"sampled: {words}{told}", **base)
 
 
 def _same_tokens(
-    was: Completion, now: Completion, margin: Margins | None, lane: Lane
+    was: Completion, now: Completion, margin: Margins | None, tolerance: Tolerance
 ) -> tuple[Verdict, str]:
     pairs = list(zip(was.logprobs, now.logprobs, strict=True))
     if was.finish_reason != now.finish_reason:
@@ -225,24 +227,25 @@ def _same_tokens(
     most = max((distance(a, b) for a, b in pairs), default=0.0)
     if not most:
         return "exact", "the same tokens with the same logprobs"
-    if all(lane.allows(a, b) for a, b in pairs):
+    if all(tolerance.allows(a, b) for a, b in pairs):
         return "within", f"the same tokens, logprobs within {most:.3g}"
     if margin is None and most > NEAR_TIE:
         return "harmful", f"the same tokens, but a logprob moved by {most:.3g}"
     return "benign-drift", f"the same tokens, logprobs moved by up to {most:.3g}"
 
 
-def _turned(sides: Sides, at: int, lane: Lane | None) -> tuple[Verdict, str]:
-    """``lane``: ``None`` where logits moved beyond it. An edge of a slice is a sum of
+def _turned(sides: Sides, at: int, tolerance: Tolerance | None) -> tuple[Verdict, str]:
+    """``tolerance``: ``None`` where logits moved beyond it. An edge of a slice is a sum of
     probabilities, so it moves by no more than the largest |Δ logprob| of what is likely."""
-    room = NEAR_TIE if lane is None else lane.atol + lane.rtol
+    drawn = sides.draw_distance
+    room = NEAR_TIE if tolerance is None else tolerance.atol + tolerance.rtol
     pairs = zip(sides.was.logprobs[:at], sides.now.logprobs[:at], strict=True)
     most = max((distance(a, b) for a, b in pairs), default=0.0)
-    if sides.slip is None or sides.slip > room or most > NEAR_TIE:
-        far = "" if sides.slip is None else f"; the draw lies {sides.slip:.3g} from its slice"
+    if drawn is None or drawn > room or most > NEAR_TIE:
+        far = "" if drawn is None else f"; the draw lies {drawn:.3g} from its slice"
         return "harmful", far
-    told = f"; the draw lies at the edge ({sides.slip:.3g} from its slice)"
-    return "benign-drift" if lane is None else "within", told
+    told = f"; the draw lies at the edge ({drawn:.3g} from its slice)"
+    return "benign-drift" if tolerance is None else "within", told
 
 
 def _parted(

@@ -31,7 +31,7 @@ from omni_grpo_core.golden.numbers import (
     parse_string,
 )
 from omni_grpo_core.trace.dtypes import DTYPES, INTEGERS
-from omni_grpo_core.trace.fingerprint import PROJECTIONS, SAMPLES, Sketch, sketch
+from omni_grpo_core.trace.fingerprint import PROJECTIONS, SAMPLES, Fingerprint, fingerprint
 from omni_grpo_core.trace.integers import Decode, as_integers
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans
 from omni_grpo_core.trace.place import holds_ids
@@ -40,15 +40,15 @@ from omni_grpo_core.types import Modality, Span
 
 _FILE = re.compile(r"(?:^|\.)(?:path|origin)$")
 _MOST_RUNS = 512
-"""Runs of integers written out; what has more (pixels) is sketched."""
+"""Runs of integers written out; what has more (pixels) is kept as a fingerprint."""
 
 Lines = Sequence[tuple[int, str]]
 """Line numbers and lines."""
 
 
 def summarise(path: str, leaf: Leaf) -> Leaf:
-    """What a golden keeps of ``leaf``: all of it, but a sketch of tensors too big to read, and of
-    a file its name, since the folders before it are one machine's own."""
+    """What a golden keeps of ``leaf``: all of it, but a fingerprint of tensors too big to read, and
+    of a file its name, since the folders before it are one machine's own."""
     if isinstance(leaf, Scalar) and isinstance(leaf.value, str) and _FILE.search(path):
         return Scalar(PurePath(leaf.value).name or leaf.value)
     if not isinstance(leaf, Numbers) or leaf.dtype in ("int", "float"):
@@ -57,7 +57,7 @@ def summarise(path: str, leaf: Leaf) -> Leaf:
         big = not holds_ids(path) and _many_runs(leaf)
     else:
         big = sum(part.numel() for part in leaf.parts) > SAMPLES
-    return sketch(*leaf.parts) if big else leaf
+    return fingerprint(*leaf.parts) if big else leaf
 
 
 def _many_runs(leaf: Numbers) -> bool:
@@ -85,8 +85,8 @@ def _parts(path: str, leaf: Leaf, decode: Decode | None) -> tuple[str, list[str]
             ]
         case Ranking():
             return _ranking(leaf, decode)
-        case Sketch():
-            return f"{leaf.dtype} {_shapes(leaf.shapes)} sketch", list(_sketch(leaf))
+        case Fingerprint():
+            return f"{leaf.dtype} {_shapes(leaf.shapes)} sketch", list(_fingerprint(leaf))
         case Numbers():
             shapes = _shapes([tuple(part.shape) for part in leaf.parts])
             if leaf.integral:
@@ -122,7 +122,7 @@ def _ranking(leaf: Ranking, decode: Decode | None) -> tuple[str, list[str]]:
     return head, lines
 
 
-def _sketch(leaf: Sketch) -> Iterator[str]:
+def _fingerprint(leaf: Fingerprint) -> Iterator[str]:
     yield (
         f"mean {number(leaf.mean)} std {number(leaf.std)} min {number(leaf.low)} "
         f"max {number(leaf.high)} nan {leaf.nan} inf {leaf.inf}"
@@ -136,6 +136,7 @@ def _sketch(leaf: Sketch) -> Iterator[str]:
 
 _NUMBERS = re.compile(
     r"(?P<dtype>[a-z][a-z0-9_]*) (?P<shapes>\[[\d, ]*\](?: \[[\d, ]*\])*)"
+    # ``sketch`` is the stored word for a fingerprint
     r"(?: (?P<sketch>sketch)| sha256 (?P<sha>[0-9a-f]{16}))?"
 )
 _STATISTICS = re.compile(r"mean (\S+) std (\S+) min (\S+) max (\S+) nan (\d+) inf (\d+)")
@@ -203,7 +204,7 @@ def _span(match: re.Match[str]) -> Span:
     return Span(modality, int(match[2]), int(match[3]), int(match[4]))
 
 
-def _parse_numbers(match: re.Match[str], body: Lines, most: int) -> Numbers | Sketch:
+def _parse_numbers(match: re.Match[str], body: Lines, most: int) -> Numbers | Fingerprint:
     dtype = match["dtype"]
     if dtype not in DTYPES and dtype not in ("int", "float"):
         raise ValueError(f"{dtype!r} is not a number type")
@@ -214,7 +215,7 @@ def _parse_numbers(match: re.Match[str], body: Lines, most: int) -> Numbers | Sk
     if any(len(shape) > _MOST_AXES or max(shape, default=0) > _LONGEST_AXIS for shape in shapes):
         raise ValueError("a shape that no tensor has")
     if match["sketch"]:
-        return _parse_sketch(dtype, tuple(shapes), body)
+        return _parse_fingerprint(dtype, tuple(shapes), body)
     if dtype != "int" and dtype not in INTEGERS:
         return parse_floats(dtype, shapes, body)
     if len(shapes) > 1:
@@ -225,7 +226,7 @@ def _parse_numbers(match: re.Match[str], body: Lines, most: int) -> Numbers | Sk
     return leaf
 
 
-def _parse_sketch(dtype: str, shapes: tuple[tuple[int, ...], ...], body: Lines) -> Sketch:
+def _parse_fingerprint(dtype: str, shapes: tuple[tuple[int, ...], ...], body: Lines) -> Fingerprint:
     statistics = _matched(_STATISTICS, body[0][1] if body else "")
     rows: dict[str, list[float]] = {"projections": [], "samples": []}
     sha256 = None
@@ -236,15 +237,15 @@ def _parse_sketch(dtype: str, shapes: tuple[tuple[int, ...], ...], body: Lines) 
         elif label in rows:
             rows[label] += map(float, rest.split())
         else:
-            raise ValueError(f"{label!r} is no part of a sketch")
+            raise ValueError(f"{label!r} is no part of a fingerprint")
     size = sum(math.prod(shape) for shape in shapes)
     if (sha256 is not None) != (dtype in INTEGERS) or dtype in ("int", "float"):
-        raise ValueError(f"a sketch that no tensor of {dtype} has")
+        raise ValueError(f"a fingerprint that no tensor of {dtype} has")
     if (len(rows["projections"]), len(rows["samples"])) != (PROJECTIONS, min(size, SAMPLES)):
-        raise ValueError("a sketch that is not whole")
+        raise ValueError("a fingerprint that is not whole")
     mean, std, low, high = map(float, statistics.groups()[:4])
     nan, inf = map(int, statistics.groups()[4:])
-    return Sketch(
+    return Fingerprint(
         dtype, shapes, mean, std, low, high, nan, inf,
         tuple(rows["projections"]), tuple(rows["samples"]), sha256,
     )  # fmt: skip

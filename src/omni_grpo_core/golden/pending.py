@@ -17,7 +17,7 @@ from pathlib import Path
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.checking import check_case, contexts, run_header
 from omni_grpo_core.golden.generations import garbage_of
-from omni_grpo_core.golden.replay import kept, walk_case
+from omni_grpo_core.golden.replay import kept, replay_case
 from omni_grpo_core.golden.results import FINE, CaseResult
 from omni_grpo_core.golden.sidecar import store
 from omni_grpo_core.golden.store import (
@@ -30,7 +30,7 @@ from omni_grpo_core.golden.store import (
 )
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.text import compare_goldens, parse_golden, with_header
-from omni_grpo_core.golden.tolerances import Lanes, load_lanes
+from omni_grpo_core.golden.tolerances import StageTolerances, load_tolerances
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.pipeline.stages import Context
 from omni_grpo_core.types import Rollout
@@ -95,25 +95,25 @@ def git(folder: Path, *arguments: str) -> str | None:
 
 
 def fresh_goldens(context: Context, key: str, sidecar: Path | None = None) -> dict[str, str]:
-    """Golden text of every stage of a case, made from nothing but the case; what it only sketches
-    goes into ``sidecar``.
+    """Golden text of every stage of a case, made from nothing but the case; what it keeps only as
+    fingerprints goes into ``sidecar``.
 
     Raises ``TraceError`` from what makes it: a pass that fails gives no goldens.
     """
     head = run_header(context.policy, context.settings, key)
-    walk = walk_case(context, {}, Lanes(), head)
+    replay = replay_case(context, {}, StageTolerances(), head)
     garbage = [
         why
-        for value in walk.fresh.values()
+        for value in replay.fresh.values()
         if isinstance(value, Rollout) and value.temperature == 0
         for completion in value.completions
         for why in garbage_of(context.policy, completion, None)
     ]
     note = {"degenerate": "; ".join(garbage)} if garbage else {}
     texts = {}
-    for stage, seen in walk.seen.items():
+    for stage, seen in replay.seen.items():
         if seen.text:
-            aside = {} if sidecar is None else store(sidecar, kept(walk.fresh[stage]))
+            aside = {} if sidecar is None else store(sidecar, kept(replay.fresh.get(stage)))
             texts[stage] = with_header(seen.text, {**note, **aside})
     return texts
 
@@ -136,12 +136,12 @@ def regen(
     chosen = suite.chosen(names)
     waiting = pending_folder(folder)
     goldens = {name: find_goldens(folder, name, key, suite) for name in chosen}
-    lanes = load_lanes(folder, key)
+    tolerances = load_tolerances(folder, key)
     state = tree_state(folder)
     done = []
     for name, context in contexts(policy, suite, chosen).items():
         on_case(name)
-        result, _ = check_case(context, name, goldens[name], lanes, key, sidecar)
+        result, _ = check_case(context, name, goldens[name], tolerances, key, sidecar)
         target = waiting / name
         files = []
         # a case that holds stays whole: stages after a sampled token that rounding turned are not
@@ -151,7 +151,7 @@ def regen(
             found = goldens[name].get(stage)
             if found is not None:
                 now = parse_golden(text)
-                if compare_goldens(found.golden, now, lanes.of(stage)).verdict in FINE:
+                if compare_goldens(found.golden, now, tolerances.of(stage)).verdict in FINE:
                     continue
             path = target / file_name(stage, key, suite.base)
             told = {**state, "verdict": result.verdict}
@@ -229,7 +229,9 @@ def pending_changes(folder: Path, suite: Suite) -> dict[str, PendingCase]:
             if not os.path.lexists(target):
                 stages[path.name] = (_NEW,)
                 continue
-            compared = compare_goldens(read_golden(target), now, load_lanes(folder, key).of(stage))
+            compared = compare_goldens(
+                read_golden(target), now, load_tolerances(folder, key).of(stage)
+            )
             stages[path.name] = tuple(
                 d.sentence for d in compared.differences if d.verdict == "differs"
             )

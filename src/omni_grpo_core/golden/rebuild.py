@@ -1,7 +1,7 @@
 """A golden's leaves back to the value, so that a stage can be fed with it.
 
-What a golden keeps only as a sketch cannot be rebuilt; there the fresh tensor steps in, if the
-sketch says that it is the same.
+What a golden keeps only as a fingerprint cannot be rebuilt; there the fresh tensor steps in, if the
+fingerprint says that it is the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.io.bounded import MAX_DEPTH
 from omni_grpo_core.trace.codec import NOUNS, make_noun
-from omni_grpo_core.trace.fingerprint import Sketch
+from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans
 
 _STEP = re.compile(r'\.?([A-Za-z_]\w*)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]')
@@ -25,10 +25,12 @@ class Lost(Exception):
     the leaf's path."""
 
 
-def rebuild(leaves: Mapping[str, Leaf], stand_ins: Mapping[str, Leaf] | None = None) -> Any:
-    """The value that these are the leaves of. ``stand_ins`` are fresh leaves by path, for sketches.
+def rebuild(leaves: Mapping[str, Leaf], stand_ins: Mapping[str, Leaf] | None = None) -> object:
+    """The value that these are the leaves of. ``stand_ins`` are fresh leaves by path, for
+    fingerprints.
 
-    Raises :class:`Lost` for a sketch without a stand-in, and for a noun that its leaves do not fit.
+    Raises :class:`Lost` for a fingerprint without a stand-in, and for a noun that its leaves do not
+    fit.
 
     >>> from omni_grpo_core.trace.leaves import leaves
     >>> from omni_grpo_core.types import Completion, Rollout
@@ -73,7 +75,9 @@ def _value(node: Mapping[str, Any], stand_ins: Mapping[str, Leaf]) -> Any:
         return parts
     if isinstance(leaf, Kind):
         return () if leaf.name == "()" else {}
-    return _plain(path, stand_ins[path] if isinstance(leaf, Sketch) and path in stand_ins else leaf)
+    return _plain(
+        path, stand_ins[path] if isinstance(leaf, Fingerprint) and path in stand_ins else leaf
+    )
 
 
 def _derived(node: Mapping[str, Any]) -> bool:

@@ -14,8 +14,8 @@ from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.types import Span
 
 Verdict = Literal["exact", "within", "benign-drift", "harmful", "degenerate", "schema"]
-"""``exact``: equal in value and type. ``within``: floats differ, within the platform's lane.
-``benign-drift``: floats beyond the lane, while what the model says, and how sure it is of it, is
+"""``exact``: equal in value and type. ``within``: floats differ, within the platform's tolerance.
+``benign-drift``: floats beyond tolerance, while what the model says, and how sure it is of it, is
 as it was. ``harmful``: ids, masks, positions, spans, text or what is said changed, or training
 numbers moved. ``degenerate``: what is said is garbage, or not finite. ``schema``: another shape,
 dtype or kind of value, or no golden to compare with."""

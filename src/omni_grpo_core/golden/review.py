@@ -116,11 +116,11 @@ def _acceptable(path: Path, suite: Suite) -> None:
     _clean(
         str(path), header.get("tree", "unknown"), "commit, then run omni-grpo golden regen again"
     )
-    strange = first_nonfinite(golden.leaves)
-    if strange is not None:
+    nonfinite = first_nonfinite(golden.leaves)
+    if nonfinite is not None:
         raise ConfigError(
             str(path),
-            got=f"a value at {strange} that is NaN or infinite",
+            got=f"a value at {nonfinite} that is NaN or infinite",
             want="finite values",
             fix="find what made it: omni-grpo golden diff names the first stage",
         )

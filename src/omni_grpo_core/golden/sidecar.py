@@ -1,4 +1,4 @@
-"""What a golden keeps only as a sketch, in full, in a folder outside version control.
+"""What a golden keeps only as a fingerprint, in full, in a folder outside version control.
 
 One safetensors file per golden, named by the hash of its content, which stands in the golden's
 header. With it every stage can be replayed exactly; without it nothing else is lost.
@@ -20,7 +20,7 @@ from omni_grpo_core.golden.leaf_text import summarise
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.bounded import Unreadable, read_bytes
 from omni_grpo_core.trace.dtypes import dtype_name
-from omni_grpo_core.trace.fingerprint import Sketch
+from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import Numbers, leaves
 from omni_grpo_core.trace.store import unpack
 
@@ -32,12 +32,12 @@ _FIX = "delete it; without it the check only knows less"
 
 
 def store(folder: Path, value: object) -> dict[str, str]:
-    """Keep the tensors of ``value`` that its golden sketches; returns the header's entry, empty
-    if there are none."""
+    """Keep the tensors of ``value`` that its golden keeps as fingerprints; returns the header's
+    entry, empty if there are none."""
     tensors = {
         f"{path}#{number}": part.contiguous()
         for path, leaf in leaves(value).items()
-        if isinstance(leaf, Numbers) and isinstance(summarise(path, leaf), Sketch)
+        if isinstance(leaf, Numbers) and isinstance(summarise(path, leaf), Fingerprint)
         for number, part in enumerate(leaf.parts)
     }
     if not tensors:

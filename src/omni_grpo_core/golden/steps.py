@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ from omni_grpo_core.golden.suite import Case
 from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.pipeline.inputs import score
-from omni_grpo_core.pipeline.stages import GRAPH, REWARDS, Context
-from omni_grpo_core.training.step import MicroBatch, Scorer, StepPlan, cut, optimize
+from omni_grpo_core.pipeline.stages import GRAPH, REWARDS, Context, Values
+from omni_grpo_core.training.step import MicroBatch, Scorer, StepPlan, make_micro_batches, optimize
 from omni_grpo_core.types import Batch, Rollout, Score
 
 T = TypeVar("T")
@@ -47,11 +47,22 @@ STEP_STAGES = ("completion", "reward", "advantage", "loss", "gradient")
 _UNKEPT = {"library", "sampled"}
 _SPOKEN = {"scoring", "completion", "parsed", "reward"}
 """About what is said; a case with GRPO steps has those of its steps instead."""
-Golden = Callable[[str, Any], Any]
-"""Stage and fresh value -> the golden's value of the stage, the fresh one where there is none."""
-Slips = tuple[float | None, ...]
-"""Of each completion, see :attr:`~omni_grpo_core.golden.generations.Sides.slip`; ``None`` where no
-token differs, or one side had ended and drew nothing."""
+DrawDistances = tuple[float | None, ...]
+"""Of each completion, see :attr:`~omni_grpo_core.golden.generations.Sides.draw_distance`; ``None``
+where no token differs, or one side had ended and drew nothing."""
+
+
+class Golden(Protocol):
+    """The golden's value of a stage; the fresh one where there is none."""
+
+    def __call__(self, stage: str, fresh: T) -> T: ...
+
+
+class StepAdvantages(TypedDict):
+    """What a golden holds of a step's advantages, (N,) each."""
+
+    values: tuple[float, ...]
+    usable: Tensor
 
 
 class Alone:
@@ -99,14 +110,14 @@ def golden_stages(case: Case) -> tuple[str, ...]:
 
 def grpo_steps(
     context: Context,
-    values: Mapping[str, Any],
+    values: Values,
     golden: Golden,
-    slipped: Callable[[str, Slips], None],
-) -> Iterator[tuple[str, Any]]:
+    on_draw_distances: Callable[[str, DrawDistances], None],
+) -> Iterator[tuple[str, object]]:
     """Stage names and fresh values of the case's steps, in order. The policy is left as it was.
 
-    ``slipped`` is told of the completions of a step that are not the golden's, under the policy
-    that sampled them.
+    ``on_draw_distances`` is told of the completions of a step that are not the golden's, under the
+    policy that sampled them.
     """
     model = copy.deepcopy(context.policy.model).requires_grad_(True)
     policy = replace(context.policy, model=model)
@@ -133,16 +144,19 @@ def grpo_steps(
         yield f"completion.{n}", rolled
         fresh, rolled = rolled, golden(f"completion.{n}", rolled)
         if rolled is not fresh:
-            slipped(f"completion.{n}", _slips(policy, batch, rolled, fresh))
+            on_draw_distances(f"completion.{n}", _draw_distances(policy, batch, rolled, fresh))
         scores = score(REWARDS, values["text"], values["sample"], rolled)
         yield f"reward.{n}", scores
         scores = golden(f"reward.{n}", scores)
         groups = [completion.group_id for completion in rolled.completions]
         found = group_advantages(totals(scores), groups, "group")
-        advantages = {"values": tuple(found.values.tolist()), "usable": found.usable}
+        advantages: StepAdvantages = {
+            "values": tuple(found.values.tolist()),
+            "usable": found.usable,
+        }
         yield f"advantage.{n}", advantages
         advantages = golden(f"advantage.{n}", advantages)
-        window = cut(
+        window = make_micro_batches(
             policy,
             batch,
             rolled,
@@ -167,7 +181,7 @@ def grpo_steps(
         yield f"gradient.{n}", {"norm": tuple(update.grad_norm for update in updates)}
 
 
-def _slips(policy: Policy, batch: Batch, was: Rollout, now: Rollout) -> Slips:
+def _draw_distances(policy: Policy, batch: Batch, was: Rollout, now: Rollout) -> DrawDistances:
     pairs = [
         (a.token_ids, b.token_ids) for a, b in zip(was.completions, now.completions, strict=False)
     ]

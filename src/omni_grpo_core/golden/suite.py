@@ -33,7 +33,7 @@ from omni_grpo_core.types import Sample
 SUITE = "suite.yaml"
 _SHIPPED = "shipped"
 _CHECKPOINTS: Mapping[str, tiny.FamilyName] = {_SHIPPED: "qwen2.5", "shipped-qwen3": "qwen3"}
-_LANES = "lanes.yaml"
+_TOLERANCES = ("tolerances.yaml", "lanes.yaml")
 _NAME = re.compile(r"[\w@=+-][\w@=+.-]{0,99}")
 _MOST_STEPS = 100
 _PATHS = ("data", "root", "checkpoint", "processor")
@@ -163,7 +163,7 @@ def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
 
 def _check_case(item: str, name: str, case: Case) -> None:
     # the name becomes a folder's: it must not lead out of the goldens, or to another file of theirs
-    if not _NAME.fullmatch(name) or name in (SUITE, _LANES):
+    if not _NAME.fullmatch(name) or name in (SUITE, *_TOLERANCES):
         raise ConfigError(
             item,
             got="a name that cannot be that of a folder",

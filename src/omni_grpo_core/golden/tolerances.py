@@ -1,7 +1,7 @@
 """How far floats may be from a golden, by platform: calibrated once, recorded, and never widened to
 let an upgrade pass.
 
-``golden/lanes.yaml`` holds what ``omni-grpo golden calibrate`` measured::
+``golden/tolerances.yaml`` holds what ``omni-grpo golden calibrate`` measured::
 
     cuda-sm90-bf16:
       float32: {atol: 0.05, rtol: 0.015625}
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,54 +21,56 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.results import ORDER
 from omni_grpo_core.io.strict import merge, read_mapping
-from omni_grpo_core.trace.divergence import Lane, Tolerances
+from omni_grpo_core.trace.divergence import Tolerance, Tolerances
 
-LANES = "lanes.yaml"
+TOLERANCES = "tolerances.yaml"
+_LANES = "lanes.yaml"
+"""The file's name before 0.2."""
 _COMPUTED = ("float32", "float")
 _SHORT = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    platforms: Mapping[str, Mapping[str, Lane]] = field(default_factory=dict)
+    platforms: Mapping[str, Mapping[str, Tolerance]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Lanes:
+class StageTolerances:
     """``plain``: by float type. ``stages``: by stage, over those."""
 
     plain: Tolerances = field(default_factory=Tolerances)
-    stages: Mapping[str, Lane] = field(default_factory=dict)
+    stages: Mapping[str, Tolerance] = field(default_factory=dict)
 
     def of(self, stage: str) -> Tolerances:
         """The tolerances that hold for one stage.
 
-        >>> Lanes(stages={"gradient": Lane(0.5, 0.0)}).of("gradient.2").lane("float")
-        Lane(atol=0.5, rtol=0.0)
+        >>> StageTolerances(stages={"gradient": Tolerance(0.5, 0.0)}).of("gradient.2").of("float")
+        Tolerance(atol=0.5, rtol=0.0)
         """
         own = self.stages.get(base_stage(stage))
-        return self.plain if own is None else Tolerances(dict.fromkeys(self.plain.lanes, own))
+        return self.plain if own is None else Tolerances(dict.fromkeys(self.plain.by_dtype, own))
 
 
-def default_lanes(key: str) -> Tolerances:
-    """The lanes to start from. On a platform that computes in half precision what it hands on as
-    float32 (scores, logprobs) is as coarse as that.
+def default_tolerances(key: str) -> Tolerances:
+    """The tolerances to start from. On a platform that computes in half precision what it hands on
+    as float32 (scores, logprobs) is as coarse as that.
 
-    >>> default_lanes("cuda-sm90-bf16").lane("float32").atol
+    >>> default_tolerances("cuda-sm90-bf16").of("float32").atol
     0.05
-    >>> default_lanes("cpu-fp32").lane("float32").atol
+    >>> default_tolerances("cpu-fp32").of("float32").atol
     1e-05
     """
     plain = Tolerances()
     half = _SHORT.get(key.rpartition("-")[2])
     if half is None:
         return plain
-    return Tolerances({**plain.lanes, **dict.fromkeys(_COMPUTED, plain.lane(half))})
+    return Tolerances({**plain.by_dtype, **dict.fromkeys(_COMPUTED, plain.of(half))})
 
 
-def _check_lane(item: str, lane: Lane) -> None:
-    """A lane of NaN lets nothing pass, an endless one everything."""
-    for name, value in (("atol", lane.atol), ("rtol", lane.rtol)):
+def _check_tolerance(item: str, tolerance: Tolerance) -> None:
+    """A tolerance of NaN lets nothing pass, an endless one everything."""
+    for name, value in (("atol", tolerance.atol), ("rtol", tolerance.rtol)):
         if not 0 <= value < (1 if name == "rtol" else math.inf):
             raise ConfigError(
                 item,
@@ -77,28 +80,38 @@ def _check_lane(item: str, lane: Lane) -> None:
             )
 
 
-def load_lanes(folder: Path, key: str) -> Lanes:
-    """The lanes of a platform: those recorded in the golden folder over the default ones.
+def tolerances_file(folder: Path) -> Path:
+    """Where a golden folder's tolerances are, or would be: under the old name, with a warning, if
+    only that is there."""
+    old = folder / _LANES
+    if os.path.lexists(folder / TOLERANCES) or not os.path.lexists(old):
+        return folder / TOLERANCES
+    warnings.warn(f"{old} is called {TOLERANCES} from 0.2 on: rename it", FutureWarning, 2)
+    return old
 
-    Raises ``ConfigError`` for a file that is not YAML, has an unknown key or a lane that is none.
+
+def load_tolerances(folder: Path, key: str) -> StageTolerances:
+    """The tolerances of a platform: those recorded in the golden folder over the default ones.
+
+    Raises ``ConfigError`` for a file that is not YAML, has an unknown key or what is no tolerance.
     """
-    file = folder / LANES
-    plain = default_lanes(key)
+    file = tolerances_file(folder)
+    plain = default_tolerances(key)
     if not os.path.lexists(file):
-        return Lanes(plain)
+        return StageTolerances(plain)
     read: _File = merge(_File(), {"platforms": read_mapping(file)}, str(file))
-    for platform, lanes in read.platforms.items():
-        for name, lane in lanes.items():
-            _check_lane(f"{file}: {platform}: {name}", lane)
+    for platform, by_name in read.platforms.items():
+        for name, tolerance in by_name.items():
+            _check_tolerance(f"{file}: {platform}: {name}", tolerance)
     recorded = read.platforms.get(key, {})
-    types = {name: lane for name, lane in recorded.items() if name in plain.lanes}
-    stages = {name: lane for name, lane in recorded.items() if name in ORDER}
+    types = {name: tolerance for name, tolerance in recorded.items() if name in plain.by_dtype}
+    stages = {name: tolerance for name, tolerance in recorded.items() if name in ORDER}
     unknown = sorted({*recorded} - {*types} - {*stages})
     if unknown:
         raise ConfigError(
             f"{file}: {key}",
             got=unknown[0],
-            want=f"a float type ({', '.join(plain.lanes)}) or a stage ({', '.join(ORDER)})",
+            want=f"a float type ({', '.join(plain.by_dtype)}) or a stage ({', '.join(ORDER)})",
             fix="correct the name",
         )
-    return Lanes(Tolerances({**plain.lanes, **types}), stages)
+    return StageTolerances(Tolerances({**plain.by_dtype, **types}), stages)

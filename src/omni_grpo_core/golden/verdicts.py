@@ -1,6 +1,6 @@
 """From a walked case to its verdict.
 
-Floats beyond the lane are harmless as long as what the model says, its form and how sure it is of
+Floats beyond tolerance are harmless as long as what the model says, its form and how sure it is of
 it stay as they were (``benign-drift``); otherwise they are what made it worse (``harmful``).
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from omni_grpo_core.golden.classify import base_stage
-from omni_grpo_core.golden.generations import Sides, judge_generation, scored_of, tokens_of
+from omni_grpo_core.golden.generations import Sides, classify_generation, scored_of, tokens_of
 from omni_grpo_core.golden.rebuild import Lost, rebuild
-from omni_grpo_core.golden.replay import MODEL, Seen, Walk
+from omni_grpo_core.golden.replay import MODEL, Replay, Seen
 from omni_grpo_core.golden.results import (
     FINE,
     CaseResult,
@@ -36,20 +36,20 @@ _SOUND = (*FINE, "benign-drift")
 _OF_WHAT_IS_SAID = re.compile(r"completions\[\d+\]\.(?:token_ids|logprobs|text|finish_reason)")
 
 
-def case_result(walk: Walk, name: str) -> CaseResult:
+def case_result(replay: Replay, name: str) -> CaseResult:
     """Verdicts of stages and case, with the generations and prompts of both sides."""
     generations = {
-        stage: _generations(walk, stage)
-        for stage in walk.seen
-        if base_stage(stage) == "completion" and walk.seen[stage].found
+        stage: _generations(replay, stage)
+        for stage in replay.seen
+        if base_stage(stage) == "completion" and replay.seen[stage].found
     }
     said = tuple(g for found in generations.values() for g in found)
     held = all(g.verdict in _SOUND for g in said) and not any(
-        _means_otherwise(walk, stage) for stage in ("parsed", "reward")
+        _means_otherwise(replay, stage) for stage in ("parsed", "reward")
     )
     stages = tuple(
-        _stage_result(walk, stage, seen, generations.get(stage, ()), held)
-        for stage, seen in walk.seen.items()
+        _stage_result(replay, stage, seen, generations.get(stage, ()), held)
+        for stage, seen in replay.seen.items()
     )
     guilty = [s for s in stages if s.origin == "added"] or [
         s for s in stages if s.origin == "inherited or unknown"
@@ -62,14 +62,14 @@ def case_result(walk: Walk, name: str) -> CaseResult:
         reason=_case_reason(verdict, first, stages, sum(g.first is not None for g in said)),
         first=first.stage if first else None,
         stages=stages,
-        prompts=_prompts(walk),
+        prompts=_prompts(replay),
         generations=said,
     )
 
 
-def _generations(walk: Walk, stage: str) -> tuple[Generation, ...]:
-    seen = walk.seen[stage]
-    if seen.found is None or stage not in walk.fresh:
+def _generations(replay: Replay, stage: str) -> tuple[Generation, ...]:
+    seen = replay.seen[stage]
+    if seen.found is None or stage not in replay.fresh:
         return ()
     # the fresh one by way of its text, as the golden came: nine digits on both sides
     try:
@@ -77,20 +77,24 @@ def _generations(walk: Walk, stage: str) -> tuple[Generation, ...]:
         if not (isinstance(was, Rollout) and isinstance(now, Rollout) and _match(was, now)):
             return ()
         scored: list[tuple[Scored | None, Scored | None]] = [(None, None)] * len(was.completions)
-        found = walk.goldens.get("scoring")
-        if stage == "completion" and found is not None and "scoring" in walk.fresh:
+        found = replay.goldens.get("scoring")
+        if stage == "completion" and found is not None and "scoring" in replay.fresh:
             before = scored_of(found.golden.leaves)
             if [len(s.logprobs) for s in before] != [len(c.token_ids) for c in was.completions]:
                 return ()
-            scored = list(zip(before, walk.fresh["scoring"], strict=False))
+            scored = list(zip(before, replay.fresh["scoring"], strict=False))
     except Lost:  # what cannot be rebuilt is judged leaf by leaf
         return ()
-    lane = walk.lanes.of(stage).lane("float")
-    slips = walk.slips.get(stage, (None,) * len(was.completions))
-    drifted = any(walk.diverges(model) for model in (*MODEL, "batch"))
+    tolerance = replay.tolerances.of(stage).of("float")
+    draw_distances = replay.draw_distances.get(stage, (None,) * len(was.completions))
+    drifted = any(replay.diverges(model) for model in (*MODEL, "batch"))
     return tuple(
-        judge_generation(walk.context.policy, Sides(a, b, *sides, slip), lane, drifted)
-        for a, b, sides, slip in zip(was.completions, now.completions, scored, slips, strict=False)
+        classify_generation(
+            replay.context.policy, Sides(a, b, *sides, draw_distance), tolerance, drifted
+        )
+        for a, b, sides, draw_distance in zip(
+            was.completions, now.completions, scored, draw_distances, strict=False
+        )
     )
 
 
@@ -100,9 +104,9 @@ def _match(was: Rollout, now: Rollout) -> bool:
     return whole and len(was.completions) == len(now.completions)
 
 
-def _means_otherwise(walk: Walk, stage: str) -> bool:
+def _means_otherwise(replay: Replay, stage: str) -> bool:
     """Whether form or reward changed, and not only the words that they were found in."""
-    seen = walk.seen.get(stage)
+    seen = replay.seen.get(stage)
     if seen is None or seen.found is None or not seen.diverges:
         return False
     leaves = seen.found.golden.leaves
@@ -114,7 +118,7 @@ def _means_otherwise(walk: Walk, stage: str) -> bool:
 
 
 def _stage_result(
-    walk: Walk, stage: str, seen: Seen, generations: Sequence[Generation], held: bool
+    replay: Replay, stage: str, seen: Seen, generations: Sequence[Generation], held: bool
 ) -> StageResult:
     if seen.found is None:
         failed = "" if seen.text else "; and it could not be made"
@@ -134,9 +138,9 @@ def _stage_result(
             differences=tuple(difference for difference, _ in others),
             kinds=tuple(kind for _, kind in others),
         )
-        verdict = worst((verdict, _verdict(walk, stage, beside, held)))
+        verdict = worst((verdict, _verdict(replay, stage, beside, held)))
     else:
-        verdict = _verdict(walk, stage, seen, held)
+        verdict = _verdict(replay, stage, seen, held)
     return StageResult(
         stage=stage,
         verdict=verdict,
@@ -162,7 +166,7 @@ def _measured(
         yield difference
 
 
-def _verdict(walk: Walk, stage: str, seen: Seen, held: bool) -> Verdict:
+def _verdict(replay: Replay, stage: str, seen: Seen, held: bool) -> Verdict:
     kinds = set(seen.kinds)
     if "not finite" in kinds:
         return "degenerate"
@@ -190,7 +194,7 @@ def _reason(verdict: Verdict, seen: Seen, generations: Sequence[Generation]) -> 
         # drift last: what cannot be drift is what a person has to read
         told = [sentence for _, sentence in sorted(beyond, key=lambda pair: pair[0])]
     more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
-    return f"{told[0]}{more}" if told else "within the lane"
+    return f"{told[0]}{more}" if told else "within tolerance"
 
 
 def _case_reason(
@@ -201,7 +205,7 @@ def _case_reason(
         return "as it was"
     if verdict == "within":
         most = max(stages, key=lambda stage: stage.max_abs)
-        told = f"floats within the lane, max |Δ| {most.max_abs:.2g} in {most.stage}"
+        told = f"floats within tolerance, max |Δ| {most.max_abs:.2g} in {most.stage}"
         return f"{told}; {turned} sampled completions turned at an edge" if turned else told
     missing = [stage.stage for stage in stages if not stage.golden]
     if first is None and missing:
@@ -218,23 +222,23 @@ def _case_reason(
     return f"{told}; positions: {positions.reason}" if positions else told
 
 
-def _prompts(walk: Walk) -> tuple[PromptTokens, ...]:
-    was = _golden_rows(walk, walk.goldens.get("batch"))
-    now = _fresh_rows(walk)
+def _prompts(replay: Replay) -> tuple[PromptTokens, ...]:
+    was = _golden_rows(replay, replay.goldens.get("batch"))
+    now = _fresh_rows(replay)
     return tuple(PromptTokens(key, was.get(key), now.get(key)) for key in {**was, **now})
 
 
-def _fresh_rows(walk: Walk) -> dict[str, Tokens]:
-    batch = walk.fresh.get("batch")
+def _fresh_rows(replay: Replay) -> dict[str, Tokens]:
+    batch = replay.fresh.get("batch")
     if not isinstance(batch, Batch):
         return {}
-    policy = walk.context.policy
+    policy = replay.context.policy
     return {
         row.sample_id: tokens_of(policy, row.input_ids.tolist(), row.spans) for row in batch.rows
     }
 
 
-def _golden_rows(walk: Walk, found: Found | None) -> dict[str, Tokens]:
+def _golden_rows(replay: Replay, found: Found | None) -> dict[str, Tokens]:
     rows: dict[str, Tokens] = {}
     leaves = {} if found is None else found.golden.leaves
     for number in range(len(leaves)):
@@ -243,7 +247,7 @@ def _golden_rows(walk: Walk, found: Found | None) -> dict[str, Tokens]:
             break
         spans = leaves.get(f"rows[{number}].spans")
         rows[str(key.value)] = tokens_of(
-            walk.context.policy,
+            replay.context.policy,
             ids.parts[0].flatten().tolist(),
             spans.spans if isinstance(spans, Spans) else (),
         )

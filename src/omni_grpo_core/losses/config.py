@@ -19,28 +19,33 @@ LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
 class LossConfig:
     """What :func:`~omni_grpo_core.losses.policy_loss.policy_loss` computes.
 
-    ``epsilon_low``, ``epsilon_high``: the ratio is clipped to ``[1 - low, 1 + high]``. The papers'
-    values: 0.2 and 0.2 (GRPO), 0.2 and 0.28 (DAPO), 3e-4 and 4e-4 (GSPO, whose sequence ratios stay
-    that close to 1); for CISPO 1.0, which is no lower bound, and a high one to be tuned. (TRL's
-    ``epsilon_high`` for CISPO is the bound itself: 1 + ours.) ``delta``: upper bound of the ratio
-    where the advantage is negative, which plain clipping leaves open (two-sided clipping,
-    INTELLECT-2, arXiv 2505.07291). ``beta``: weight of the KL to the reference; at 0 there is no
-    reference. ``kl_weighted``: multiply each KL term by the policy ratio, gradient included, which
-    makes the expected gradient of k1 and k3 that of the KL (DeepSeek-V3.2, arXiv 2512.02556).
-    ``max_completion_length``: the constant length that dr_grpo divides by; no other loss has one.
+    Raises ``ConfigError`` for a value that cannot be meant.
 
     >>> LossConfig(loss_type="gspo", epsilon_low=3e-4, epsilon_high=4e-4).ratio_level
     'sequence'
     """
 
     loss_type: LossType = "dapo"
+    """Which equation of :mod:`~omni_grpo_core.losses.policy_loss`."""
     epsilon_low: float = 0.2
+    """The ratio is clipped to ``[1 - epsilon_low, 1 + epsilon_high]``. The papers' values: 0.2
+    (GRPO, DAPO), 3e-4 (GSPO, whose sequence ratios stay that close to 1); for CISPO 1.0, which is
+    no lower bound."""
     epsilon_high: float = 0.2
+    """The papers' values: 0.2 (GRPO), 0.28 (DAPO), 4e-4 (GSPO); for CISPO one to be tuned (TRL's
+    ``epsilon_high`` for CISPO is the bound itself: 1 + this)."""
     delta: float | None = None
+    """Upper bound of the ratio where the advantage is negative, which plain clipping leaves open
+    (two-sided clipping, INTELLECT-2, arXiv 2505.07291); ``None`` is no bound."""
     beta: float = 0.0
+    """Weight of the KL to the reference; at 0 there is no reference."""
     kl_estimator: KlEstimator = "k3"
+    """See :func:`~omni_grpo_core.losses.policy_loss.token_kl`."""
     kl_weighted: bool = False
+    """Multiply each KL term by the policy ratio, gradient included, which makes the expected
+    gradient of k1 and k3 that of the KL (DeepSeek-V3.2, arXiv 2512.02556)."""
     max_completion_length: int | None = None
+    """Tokens: the constant length that dr_grpo divides by; no other loss has one."""
 
     def __post_init__(self) -> None:
         _one_of("loss_type", self.loss_type, get_args(LossType))
@@ -90,17 +95,21 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True)
 class RolloutCorrection:
-    """``level``: the ratio of each token, or the product over the sequence. ``mode``: ratios
-    outside ``[low, high]`` are moved to the bound (``truncate``) or weigh 0 (``mask``).
+    """How the ratio of the trainer's to the rollout engine's probabilities weighs a token.
 
     Raises ``ConfigError`` unless ``0 <= low < 1 < high``: a ratio of 1, engine and trainer in
     agreement, must weigh 1.
     """
 
     level: Literal["token", "sequence"] = "token"
+    """The ratio of each token, or the product over the sequence."""
     mode: Literal["truncate", "mask"] = "truncate"
+    """Ratios outside ``[low, high]`` are moved to the bound (``truncate``) or weigh 0
+    (``mask``)."""
     low: float = 0.0
+    """Lower bound of the ratio."""
     high: float = 3.0
+    """Upper bound of the ratio."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("level", ("token", "sequence")), ("mode", ("truncate", "mask"))):

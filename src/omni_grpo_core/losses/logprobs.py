@@ -83,7 +83,7 @@ def completion_logprobs(
     """
     rows, width = require_mask("mask", mask)
     require_shape("completion ids", ids, (rows, width))
-    require_shape("predicting logits", predicting, (rows, width, predicting.shape[-1]))
+    require_shape("predicting logits", predicting, (rows, width, *predicting.shape[2:3]))
     if not temperature > 0:
         raise TrainError(
             "temperature",

@@ -17,7 +17,7 @@ from torch import Tensor
 from omni_grpo_core.losses.advantages import Advantages
 from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.losses.policy_loss import policy_ratio, token_kl
-from omni_grpo_core.losses.shapes import expand_advantages
+from omni_grpo_core.losses.shapes import expand_advantages, require_mask, require_shape
 from omni_grpo_core.types import Completion
 
 
@@ -96,8 +96,9 @@ def loss_metrics(
     negative; on the other side the bound is not in force. CISPO's bounds hold on both sides (and
     bend the gradient instead of stopping it). A token with advantage 0 is never clipped.
     Rates and ``ratio`` are per token of the loss; per sequence for gspo. ``entropy`` and ``kl`` are
-    per token always.
+    per token always. Raises ``TrainError`` for shapes that differ.
     """
+    require_shape("entropy", entropy, require_mask("mask", mask))
     with torch.no_grad():
         ratio = policy_ratio(config, logprobs, old_logprobs, mask)
         advantage = expand_advantages(advantages, logprobs)

@@ -167,11 +167,13 @@ def policy_ratio(
 
     With token-level advantages gspo's ratio is ``sg[s_i] r_it / sg[r_it]``: its value is ``s_i``,
     and each token's gradient is its own (GSPO-token, arXiv 2507.18071). Raises
-    ``TrainError`` for old logprobs that do not fit.
+    ``TrainError`` for shapes that differ, and for old logprobs that cannot be any.
 
     Log-ratios beyond 20 count as 20, without gradient: ``exp`` overflows not far above, and 0 times
     its infinite derivative would turn a clipped token into NaN.
     """
+    shape = require_mask("mask", mask)
+    require_shape("logprobs", logprobs, shape)
     require_logprobs("old logprobs", old_logprobs, mask)
     log_ratio = torch.where(mask, logprobs - old_logprobs.detach().to(logprobs), 0.0)
     if config.ratio_level == "sequence":
@@ -186,9 +188,11 @@ def policy_ratio(
 def reduce_loss(config: LossConfig, per_token: Tensor, mask: Tensor, totals: Totals) -> Tensor:
     """Divide ``per_token`` (N, C), 0 outside ``mask``, by the step's totals: a scalar.
 
-    Raises ``TrainError`` for totals that are empty or smaller than this micro-batch's own.
+    Raises ``TrainError`` for another shape, and for totals that are empty or smaller than this
+    micro-batch's own.
     """
     own = Totals.of(mask)
+    require_shape("per-token losses", per_token, tuple(mask.shape))
     if totals.tokens < 1 or totals.tokens < own.tokens or totals.sequences < own.sequences:
         raise TrainError(
             "totals",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import TrainError
-from omni_grpo_core.losses.shapes import expand_advantages, require_shape
+from omni_grpo_core.losses.shapes import expand_advantages, require_mask, require_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +126,15 @@ def token_advantages(base: Tensor, mask: Tensor, partial: Sequence[PartialAdvant
     """A_it = base_i + sum of the partial advantages whose span holds token t.
 
     ``base``: (N,). ``mask``: bool, (N, C). Returns (N, C) in the dtype of ``base``, 0 where
-    ``mask`` is False. Raises ``TrainError`` for a span outside its completion.
+    ``mask`` is False. Raises ``TrainError`` for shapes that differ and a span outside its
+    completion.
 
     >>> mask = torch.tensor([[True, True, True], [True, True, False]])
     >>> context = PartialAdvantage("context", torch.tensor([2.0, -2.0]), ((0, 1), (1, 2)))
     >>> token_advantages(torch.tensor([1.0, -1.0]), mask, [context]).tolist()
     [[3.0, 1.0, 1.0], [-1.0, -3.0, 0.0]]
     """
-    rows = mask.shape[0]
+    rows, _ = require_mask("mask", mask)
     lengths = mask.sum(-1).tolist()
     total = expand_advantages(base, torch.zeros(mask.shape, dtype=base.dtype)).clone()
     for part in partial:

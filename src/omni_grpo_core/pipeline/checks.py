@@ -296,7 +296,8 @@ def _generate(policy: Policy, batch: Batch, index: int, steps: int) -> tuple[int
 
 
 def _close(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[bool, float]:
-    """Whether two float tensors agree in the lane of their dtype, and the largest difference.
+    """Whether two float tensors agree within the tolerance of their dtype, and the largest
+    difference.
 
     float32: atol 1e-5, rtol 1e-4, a hundred times what left padding against single rows measures
     on the tiny checkpoint (1e-6 to 1e-5). Half precision: 0.5 at the most and 0.05 in the mean,

@@ -24,23 +24,28 @@ CHECKPOINT_SETTINGS = "omni_grpo.json"
 class Settings:
     """Settings of a pass.
 
-    ``max_prompt_length``: tokens, media included; ``None`` is no limit. ``max_new_tokens``: cap of
-    a completion. ``group_size``, ``temperature``, ``seed``: of the sampled rollout.
-    ``min_format``, ``min_accuracy``: the share of greedy completions that must be well-formed,
-    and right, for a passing verdict.
-
     Raises ConfigError for a value that cannot be meant.
     """
 
     audio_in_video: AudioPreference = "auto"
+    """How the sound of videos travels; ``auto``: interleaved where every video has a track and no
+    audio is listed, else an item of its own."""
     media: MediaConfig = field(default_factory=MediaConfig)
+    """How much of the media the model is shown."""
     max_prompt_length: int | None = None
+    """Tokens, media included; ``None`` is no limit."""
     max_new_tokens: int = 256
+    """Cap of a completion, tokens."""
     group_size: int = 4
+    """Completions per prompt of the sampled rollout."""
     temperature: float = 1.0
+    """Of the sampled rollout; 0 is greedy."""
     seed: int = 0
+    """Of the sampled rollout."""
     min_format: float = 0.5
+    """Share of greedy completions that must be well-formed for a passing verdict."""
     min_accuracy: float = 0.0
+    """Share of greedy completions that must be right for a passing verdict."""
 
     def __post_init__(self) -> None:
         longest = self.max_prompt_length

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 
@@ -64,6 +64,7 @@ from omni_grpo_core.types import (
     Score,
     Stage,
     StageRecord,
+    TextPart,
     Trace,
 )
 
@@ -124,7 +125,7 @@ class PipelineStage:
     """``needs``: the values that ``make`` reads; ``beside``: those that only ``check`` reads."""
 
     needs: tuple[str, ...]
-    make: Callable[[Context, Values], Any]
+    make: Callable[[Context, Values], object]
     check: Callable[[Context, Values], tuple[Check, ...]] | None = None
     beside: tuple[str, ...] = ()
 
@@ -147,7 +148,7 @@ def _media(context: Context, values: Values) -> tuple[Media, ...]:
 def _at(conversation: Conversation, where: Mapping[str, str]) -> Conversation:
     """A golden's conversation knows its files by name only: where they lie is this machine's."""
 
-    def part(part: Any) -> Any:
+    def part(part: TextPart | MediaPart) -> TextPart | MediaPart:
         if not isinstance(part, MediaPart):
             return part
         path = where.get(Path(part.ref.path).name, part.ref.path)
@@ -328,10 +329,15 @@ GRAPH: Mapping[str, PipelineStage] = {
 
 
 @torch.no_grad()
-def make(context: Context, stage: str, values: Mapping[str, Any]) -> Any:
+def make(context: Context, stage: str, values: Values) -> object:
     """One stage's value from those before it."""
     with generating(context.policy.model):
-        return GRAPH[stage].make(context, cast(Values, values))
+        return GRAPH[stage].make(context, values)
+
+
+def put(values: Values, stage: str, value: object) -> None:
+    """Add a value that :func:`make` gave, under a name that only the run knows."""
+    cast(dict[str, object], values)[stage] = value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -356,8 +362,8 @@ def run(
     ``on_stage`` is called with each stage before it runs (for a progress display).
     """
     context = Context(policy, settings, tuple(samples))
-    values: dict[str, Any] = {}
-    records: list[StageRecord] = []
+    values: Values = {}
+    records: list[StageRecord[object]] = []
     for name in STAGES:
         stage = GRAPH.get(name)
         if stage is None or stage.check is None:
@@ -366,11 +372,11 @@ def run(
         begin = time.perf_counter()
         for one in (*stage.beside, name):
             if one not in values:
-                values[one] = make(context, one, values)
+                put(values, one, make(context, one, values))
         with generating(policy.model):
-            checks = stage.check(context, cast(Values, values))
-        records.append(StageRecord(name, values[name], checks, time.perf_counter() - begin))
-    return Pass(Trace(header(policy, settings), tuple(records)), cast(Values, values))
+            checks = stage.check(context, values)
+        records.append(StageRecord(name, values.get(name), checks, time.perf_counter() - begin))
+    return Pass(Trace(header(policy, settings), tuple(records)), values)
 
 
 def _merged(rows: Iterable[tuple[Check, ...]]) -> tuple[Check, ...]:

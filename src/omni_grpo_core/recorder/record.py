@@ -21,13 +21,14 @@ import torch
 from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.recorder.hooks import Patches, WarningsWatch
 from omni_grpo_core.recorder.plain import Plain
-from omni_grpo_core.recorder.step_buffer import STAGE_OF, Bounds, StepBuffer
+from omni_grpo_core.recorder.step_buffer import Bounds, StepBuffer
 from omni_grpo_core.recorder.thinker import find, rope_sections
 from omni_grpo_core.recorder.watch_model import ModelWatch
 from omni_grpo_core.recorder.watch_processor import ProcessorWatch
 from omni_grpo_core.recorder.watch_rewards import RewardWatch
 from omni_grpo_core.recorder.watch_step import StepWatch
 from omni_grpo_core.rewards.call import RewardFunction
+from omni_grpo_core.trace.calls import CALLS, Call
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import Trace
 
@@ -170,16 +171,16 @@ class Recorder:
             raise
         return self
 
-    def note(self, value: Any) -> None:
+    def note(self, value: Call) -> None:
         """Add what cannot be seen from outside: a value of :mod:`omni_grpo_core.trace.calls`.
 
         Raises :class:`~omni_grpo_core.errors.ConfigError` for anything else.
         """
-        if type(value) not in STAGE_OF:
+        if not isinstance(value, Call):
             raise ConfigError(
                 "note",
                 got=f"a {type(value).__name__}",
-                want=f"one of {', '.join(kind.__name__ for kind in STAGE_OF)}",
+                want=f"one of {', '.join(kind.__name__ for kind in CALLS)}",
                 fix="build one from omni_grpo_core.trace.calls",
             )
         if self._on:

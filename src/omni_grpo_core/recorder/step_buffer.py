@@ -18,33 +18,11 @@ from torch import Tensor
 
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.tensors import copied, described
-from omni_grpo_core.trace.calls import (
-    AdvantageSeen,
-    ForwardCall,
-    GenerateCall,
-    LossSeen,
-    ProcessorCall,
-    RewardCall,
-    SamplesSeen,
-    StepSeen,
-    TemplateCall,
-    TensorSeen,
-)
-from omni_grpo_core.types import Stage, StageRecord
+from omni_grpo_core.trace.calls import Call, TensorSeen
+from omni_grpo_core.types import StageRecord
 
 _LOG = logging.getLogger("omni_grpo_core.recorder")
 
-STAGE_OF: Mapping[type, Stage] = {
-    SamplesSeen: "sample",
-    TemplateCall: "text",
-    ProcessorCall: "batch",
-    GenerateCall: "completion",
-    ForwardCall: "logits",
-    RewardCall: "reward",
-    AdvantageSeen: "advantage",
-    LossSeen: "loss",
-    StepSeen: "gradient",
-}
 _MOST_WARNINGS = 100
 _LONGEST_WARNING = 600
 
@@ -66,7 +44,7 @@ class StepBuffer:
 
     bounds: Bounds
     plain: Plain
-    records: list[StageRecord] = field(default_factory=list)
+    records: list[StageRecord[Call]] = field(default_factory=list)
     troubles: dict[str, None] = field(default_factory=dict)
     left_out: int = 0
     _warnings: dict[str, None] = field(default_factory=dict)
@@ -74,14 +52,14 @@ class StepBuffer:
     _bytes: int = 0
     _reported: set[str] = field(default_factory=set)
 
-    def add(self, value: Any, seconds: float = 0.0) -> None:
+    def add(self, value: Call, seconds: float = 0.0) -> None:
         """Keep one value of :mod:`omni_grpo_core.trace.calls`."""
         if len(self.records) >= self.bounds.calls:
             self.left_out += 1
             return
-        self.records.append(StageRecord(STAGE_OF[type(value)], value, (), seconds))
+        self.records.append(StageRecord(value.stage, value, (), seconds))
 
-    def take(self) -> tuple[StageRecord, ...]:
+    def take(self) -> tuple[StageRecord[Call], ...]:
         """What was kept since the last time; the buffer is empty after it."""
         taken = tuple(self.records)
         self.records.clear()

@@ -12,27 +12,38 @@ from omni_grpo_core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the judge is and how patient to be. Times in seconds, prices in dollars per million
-    tokens. ``timeout`` is for one whole attempt, ``deadline`` for all rows of one call; what is
-    not answered by then is unscored. ``backoff`` bounds the first random wait, which doubles.
-    ``cache``: a file that keeps verdicts. The key is read from the environment, never from a
-    configuration, which is kept with every run: so ``base_url`` has room for none either.
+    """Where the judge is and how patient to be.
+
+    The key is read from the environment, never from a configuration, which is kept with every run:
+    so ``base_url`` has room for none either.
 
     Raises :class:`~omni_grpo_core.errors.ConfigError` for what cannot work.
     """
 
     base_url: str
+    """An http(s) address without a user, a query or a fragment."""
     model: str
+    """The name by which the endpoint knows the judge."""
     api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
     cache: str | Path | None = None
+    """A file that keeps verdicts; ``None`` asks anew in every run."""
     concurrency: int = 8
+    """Requests under way at once."""
     timeout: float = 60.0
+    """Seconds for one whole attempt."""
     attempts: int = 4
+    """For one row, the first included."""
     backoff: float = 1.0
+    """Seconds: bounds the first random wait between attempts, which doubles."""
     deadline: float = 600.0
+    """Seconds for all rows of one call; what is not answered by then is unscored."""
     max_tokens: int = 512
+    """Of one verdict."""
     prompt_price: float = 0.0
+    """Dollars per million tokens."""
     completion_price: float = 0.0
+    """Dollars per million tokens."""
 
     def __post_init__(self) -> None:
         wants = {

@@ -165,7 +165,7 @@ def train_tokenizer(
     >>> tokenizer.get_vocab_size() <= 300
     True
     """
-    tokenizer = with_qwen_manners(BPE())
+    tokenizer = qwen2_tokenizer(BPE())
     trainer = BpeTrainer(
         vocab_size=vocab_size - len(wording.added),
         initial_alphabet=sorted(ByteLevel.alphabet()),
@@ -180,10 +180,10 @@ def train_tokenizer(
     return tokenizer
 
 
-def with_qwen_manners(model: BPE) -> Tokenizer:
+def qwen2_tokenizer(model: BPE) -> Tokenizer:
     """A tokenizer that normalises, splits and decodes as Qwen2's does, around ``model``.
 
-    >>> [word for word, _ in with_qwen_manners(BPE()).pre_tokenizer.pre_tokenize_str("It's 12")]
+    >>> [word for word, _ in qwen2_tokenizer(BPE()).pre_tokenizer.pre_tokenize_str("It's 12")]
     ['It', "'s", 'Ġ', '1', '2']
     """
     tokenizer = Tokenizer(model)

@@ -28,9 +28,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
-from omni_grpo_core.types import Modality
+from omni_grpo_core.types import Modality, Trace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,8 @@ class Modes:
 @dataclass(frozen=True, slots=True)
 class TensorSeen:
     """A tensor too large to keep. ``low``, ``high``, ``mean``, ``std`` (population): of all its
-    elements. ``samples``: 64 of them, in order, at ``trace.sketch``'s places for ``seed`` 0."""
+    elements. ``samples``: 64 of them, in order, at ``trace.fingerprint``'s places for ``seed``
+    0."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -77,6 +78,7 @@ class SamplesSeen:
     step asked for (before any repeating for the group). ``group_ids``: what the trainer calls each
     row's group, where it has a name for it."""
 
+    stage: ClassVar[Literal["sample"]] = "sample"
     rows: tuple[Mapping[str, Any], ...]
     group_ids: tuple[str, ...] | None
 
@@ -87,6 +89,7 @@ class TemplateCall:
     ``"<array>"``. ``keywords``: of the call, plain values. ``texts``: what came back, as a tuple
     even for one conversation; ``nested``: it came back as a list."""
 
+    stage: ClassVar[Literal["text"]] = "text"
     messages: tuple[Any, ...]
     keywords: Mapping[str, Any]
     texts: tuple[str, ...]
@@ -124,6 +127,7 @@ class ProcessorCall:
     it raised.
     """
 
+    stage: ClassVar[Literal["batch"]] = "batch"
     texts: tuple[str, ...]
     nested: bool
     images: tuple[MediumSeen, ...]
@@ -155,6 +159,7 @@ class GenerateCall:
     ``None`` with beams.
     """
 
+    stage: ClassVar[Literal["completion"]] = "completion"
     inputs: Mapping[str, Tensor]
     keywords: Mapping[str, Any]
     config: Mapping[str, Any]
@@ -182,6 +187,7 @@ class ForwardCall:
     were asked for (``logits_to_keep``). ``logits_dtype``: as returned.
     """
 
+    stage: ClassVar[Literal["logits"]] = "logits"
     inputs: Mapping[str, Tensor]
     keywords: Mapping[str, Any]
     modes: Modes
@@ -203,6 +209,7 @@ class RewardCall:
     own), a number, ``None``, or the error as text; ``format`` and ``accuracy``: what a reward of
     that kind should give; ``completion``, ``solution``, ``problem_type``."""
 
+    stage: ClassVar[Literal["reward"]] = "reward"
     name: str
     source: str
     prompts: tuple[str, ...]
@@ -220,6 +227,7 @@ class AdvantageSeen:
     ``"batch"``, ``"none"``, or ``""`` where nobody said. ``weights``: of each reward, by name.
     ``spans``: token mask (N, C) of each partial reward, by name."""
 
+    stage: ClassVar[Literal["advantage"]] = "advantage"
     rewards: Tensor
     group_ids: tuple[str, ...]
     advantages: Tensor
@@ -236,6 +244,7 @@ class LossSeen:
     loss_type, beta, epsilon, temperature, normaliser … as the trainer names them, plain values.
     ``metrics``: what the trainer logged beside it."""
 
+    stage: ClassVar[Literal["loss"]] = "loss"
     completion_ids: Tensor | None
     mask: Tensor | None
     logprobs: Tensor | None
@@ -259,6 +268,7 @@ class StepSeen:
     accumulation, batch size, group size … as the trainer names them. ``warnings`` raised since the
     last step anywhere."""
 
+    stage: ClassVar[Literal["gradient"]] = "gradient"
     step: int
     trainable: Mapping[str, int]
     grad_norms: Mapping[str, float]
@@ -268,3 +278,24 @@ class StepSeen:
     learning_rate: float | None
     settings: Mapping[str, Any]
     warnings: tuple[str, ...]
+
+
+Call = (
+    SamplesSeen
+    | TemplateCall
+    | ProcessorCall
+    | GenerateCall
+    | ForwardCall
+    | RewardCall
+    | AdvantageSeen
+    | LossSeen
+    | StepSeen
+)
+"""What a stage record of a recorded trace holds; each member has the ``stage`` it belongs to."""
+CALLS: tuple[type[Call], ...] = get_args(Call)
+CallT = TypeVar("CallT", bound=Call)
+
+
+def calls_of(trace: Trace, kind: type[CallT]) -> tuple[CallT, ...]:
+    """The calls of one kind, in order."""
+    return tuple(r.value for r in trace.stages if isinstance(r.value, kind))

@@ -6,7 +6,7 @@ tensor, a number, a string, a boolean or ``None``. In JSON a tuple is an array a
 plain string keys an object; whatever JSON has no shape for is an object with one ``$`` key::
 
     {"$type": "Span", "modality": "video", "item": 0, "start": 12, "length": 8}
-    {"$tensor": "batch.input_ids", "dtype": "int64", "shape": [2, 37], "about": "…"}
+    {"$tensor": "batch.input_ids", "dtype": "int64", "shape": [2, 37], "summary": "…"}
     {"$float": "nan"}    {"$list": […]}    {"$map": [[key, value], …]}
 """
 
@@ -107,7 +107,7 @@ def _encode_tensor(tensor: torch.Tensor, where: str, tensors: dict[str, torch.Te
         "$tensor": name,
         "dtype": dtype,
         "shape": list(tensor.shape),
-        "about": summary(tensors[name]),
+        "summary": summary(tensors[name]),
     }
 
 

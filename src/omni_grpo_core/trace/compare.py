@@ -16,8 +16,8 @@ from omni_grpo_core.trace.divergence import (
     Verdict,
     distance,
 )
-from omni_grpo_core.trace.fingerprint import Sketch, sketch
-from omni_grpo_core.trace.floats import float_differences, sketch_differences
+from omni_grpo_core.trace.fingerprint import Fingerprint, fingerprint
+from omni_grpo_core.trace.floats import fingerprint_differences, float_differences
 from omni_grpo_core.trace.integers import Decode, integer_differences, span_differences
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans, leaves
 from omni_grpo_core.trace.place import name, row_of
@@ -33,7 +33,7 @@ def compare(
 ) -> Divergence:
     """Walk two traces in the order of ``a``'s stages.
 
-    Integers, masks, text, spans, shapes and dtypes must agree exactly; floats within the lane of
+    Integers, masks, text, spans, shapes and dtypes must agree exactly; floats within tolerance of
     their dtype. A check that passed must still pass. Seconds and headers are not compared.
     ``decode`` turns token ids into text for the sentences. A stage that only one trace has differs.
     """
@@ -52,7 +52,9 @@ def compare(
     return Divergence(tuple(stages))
 
 
-def _paired(a: Trace, b: Trace) -> Iterator[tuple[StageRecord | None, StageRecord | None]]:
+def _paired(
+    a: Trace, b: Trace
+) -> Iterator[tuple[StageRecord[object] | None, StageRecord[object] | None]]:
     left = list(b.stages)
     for record in a.stages:
         again = next((other for other in left if other.stage == record.stage), None)
@@ -63,7 +65,7 @@ def _paired(a: Trace, b: Trace) -> Iterator[tuple[StageRecord | None, StageRecor
         yield None, again
 
 
-def _checks(was: StageRecord, now: StageRecord) -> Iterator[Difference]:
+def _checks(was: StageRecord[object], now: StageRecord[object]) -> Iterator[Difference]:
     failed = {check.name for check in was.checks if not check.ok}
     for check in now.checks:
         if not check.ok and check.name not in failed:
@@ -121,7 +123,7 @@ def _leaf(
             yield from span_differences(path, was, now)
         case (Ranking(), Ranking()):
             yield from ranking_differences(path, was, now, tolerances, decode)
-        case (Numbers() | Sketch(), Numbers() | Sketch()):
+        case (Numbers() | Fingerprint(), Numbers() | Fingerprint()):
             yield from _numbers(path, was, now, tolerances, decode)
         case _ if was != now:
             yield _other(path, was, now)
@@ -129,8 +131,8 @@ def _leaf(
 
 def _numbers(
     path: str,
-    was: Numbers | Sketch,
-    now: Numbers | Sketch,
+    was: Numbers | Fingerprint,
+    now: Numbers | Fingerprint,
     tolerances: Tolerances,
     decode: Decode | None,
 ) -> Iterator[Difference]:
@@ -148,11 +150,13 @@ def _numbers(
     elif isinstance(was, Numbers) and isinstance(now, Numbers):
         yield from float_differences(path, was, now, tolerances)
     else:
-        yield from sketch_differences(path, _sketched(was), _sketched(now), tolerances)
+        yield from fingerprint_differences(
+            path, _fingerprinted(was), _fingerprinted(now), tolerances
+        )
 
 
-def _shapes(leaf: Numbers | Sketch) -> tuple[tuple[int, ...], ...]:
-    if isinstance(leaf, Sketch):
+def _shapes(leaf: Numbers | Fingerprint) -> tuple[tuple[int, ...], ...]:
+    if isinstance(leaf, Fingerprint):
         return leaf.shapes
     return tuple(tuple(part.shape) for part in leaf.parts)
 
@@ -161,8 +165,8 @@ def _lists(shapes: tuple[tuple[int, ...], ...]) -> str:
     return " ".join(str(list(shape)) for shape in shapes)
 
 
-def _sketched(leaf: Numbers | Sketch) -> Sketch:
-    return leaf if isinstance(leaf, Sketch) else sketch(*leaf.parts)
+def _fingerprinted(leaf: Numbers | Fingerprint) -> Fingerprint:
+    return leaf if isinstance(leaf, Fingerprint) else fingerprint(*leaf.parts)
 
 
 def _scalars(path: str, was: Scalar, now: Scalar, tolerances: Tolerances) -> Iterator[Difference]:
@@ -170,7 +174,7 @@ def _scalars(path: str, was: Scalar, now: Scalar, tolerances: Tolerances) -> Ite
     if type(a) is not type(b):
         yield _other(path, was, now)
     elif isinstance(a, float) and isinstance(b, float):
-        apart, near = distance(a, b), tolerances.lane("float").allows(a, b)
+        apart, near = distance(a, b), tolerances.of("float").allows(a, b)
         if not apart:
             return
         sentence = f"{name(path)} is {b:g}, was {a:g}{', within tolerance' if near else ''}"
@@ -211,7 +215,7 @@ def _brief(leaf: Leaf) -> str:
             return "1 span" if len(spans) == 1 else f"{len(spans)} spans"
         case Ranking():
             return "a ranking of tokens"
-        case Numbers() | Sketch():
+        case Numbers() | Fingerprint():
             return f"{leaf.dtype} {_lists(_shapes(leaf))}"
 
 
@@ -220,7 +224,7 @@ def ranking_differences(
 ) -> Iterator[Difference]:
     """At most one difference: another likeliest token, or else the log-probability that moved
     most. Tokens may trade places within tolerance."""
-    lane = tolerances.lane("float")
+    tolerance = tolerances.of("float")
     old = dict(zip(was.ids, was.logprobs, strict=True))
     new = dict(zip(now.ids, now.logprobs, strict=True))
     # a token that only one side ranks is compared with the least that the other side ranks
@@ -232,7 +236,7 @@ def ranking_differences(
         return
     token = max(apart, key=lambda candidate: apart[candidate])
     most, mean = apart[token], sum(apart.values()) / len(apart)
-    if all(lane.allows(*pair) for pair in [*pairs.values(), *others]):
+    if all(tolerance.allows(*pair) for pair in [*pairs.values(), *others]):
         sentence = f"{name(path)}: logprobs moved by up to {most:.3g}, within tolerance"
         yield Difference(path, "within", sentence, row_of(path), None, most, mean)
         return

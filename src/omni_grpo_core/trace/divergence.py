@@ -27,7 +27,7 @@ def distance(was: float, now: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class Tolerance:
     """How far a float may be from the one it is compared with: ``atol + rtol * |was|``."""
 
     atol: float
@@ -36,7 +36,7 @@ class Lane:
     def allows(self, was: float, now: float, scale: float | None = None) -> bool:
         """Whether ``now`` is near enough to ``was``; ``scale`` replaces ``|was|``.
 
-        >>> Lane(atol=0.1, rtol=0.0).allows(1.0, 1.05)
+        >>> Tolerance(atol=0.1, rtol=0.0).allows(1.0, 1.05)
         True
         """
         apart = distance(was, now)
@@ -44,32 +44,32 @@ class Lane:
         return apart == 0 or (apart < math.inf and apart <= self.atol + self.rtol * size)
 
 
-_FLOAT32 = Lane(atol=1e-5, rtol=1e-4)
-_LANES: Mapping[str, Lane] = MappingProxyType(
+_FLOAT32 = Tolerance(atol=1e-5, rtol=1e-4)
+_TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
     {
         "float64": _FLOAT32,
         "float32": _FLOAT32,
         "float": _FLOAT32,
         # two spacings of the type, relative; absolute: what was measured on logits
-        "bfloat16": Lane(atol=5e-2, rtol=2**-6),
-        "float16": Lane(atol=5e-3, rtol=2**-9),
+        "bfloat16": Tolerance(atol=5e-2, rtol=2**-6),
+        "float16": Tolerance(atol=5e-3, rtol=2**-9),
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerances:
-    """A lane for each float type, by torch's name (``float`` for plain numbers). A type without
-    a lane must agree exactly, as must every integer.
+    """A tolerance for each float type, by torch's name (``float`` for plain numbers). A type
+    without a tolerance must agree exactly, as must every integer.
 
-    >>> Tolerances().lane("float32")
-    Lane(atol=1e-05, rtol=0.0001)
+    >>> Tolerances().of("float32")
+    Tolerance(atol=1e-05, rtol=0.0001)
     """
 
-    lanes: Mapping[str, Lane] = field(default_factory=lambda: _LANES)
+    by_dtype: Mapping[str, Tolerance] = field(default_factory=lambda: _TOLERANCES)
 
-    def lane(self, dtype: str) -> Lane:
-        return self.lanes.get(dtype, Lane(0.0, 0.0))
+    def of(self, dtype: str) -> Tolerance:
+        return self.by_dtype.get(dtype, Tolerance(0.0, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Difference:
     ``path``: which leaf of the stage's value. ``sentence``: what a person needs to know, path
     included. ``row``: the sample's row in the batch, ``place``: index of the first (integers) or
     worst (floats) element, where there is one. ``max_abs``, ``mean_abs``: over all elements; of a
-    sketch the mean is the root mean square that its projections estimate.
+    fingerprint the mean is the root mean square that its projections estimate.
     """
 
     path: str

@@ -6,10 +6,11 @@ it was written, not that what wrote it was right.
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -20,8 +21,10 @@ _LONGEST = 60
 
 @cache
 def field_types(noun: type) -> Mapping[str, Any]:
-    """The declared types of a noun's fields, by name, in order."""
-    return get_type_hints(noun, localns={"Tensor": torch.Tensor})
+    """The declared types of a noun's fields, by name, in order; what its class alone holds is no
+    field."""
+    hints = get_type_hints(noun, localns={"Tensor": torch.Tensor})
+    return {field.name: hints[field.name] for field in dataclasses.fields(noun)}
 
 
 def misfit(value: object, hint: Any, where: str) -> Misfit | None:
@@ -71,7 +74,7 @@ def noun_misfit(noun: type, values: Mapping[str, object], where: str) -> Misfit 
 
 
 def _plain_fits(value: object, hint: Any) -> bool:
-    if hint is Any:
+    if hint is Any or isinstance(hint, TypeVar):
         return True
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)

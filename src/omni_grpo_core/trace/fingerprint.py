@@ -35,8 +35,8 @@ Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
-class Sketch:
-    """What is kept of one tensor, or of several that are sketched end to end.
+class Fingerprint:
+    """What is kept of one tensor, or of several that are fingerprinted end to end.
 
     ``dtype``: torch's name. ``shapes``: one per tensor. ``mean``, ``std`` (population), ``low``,
     ``high``: of the finite elements, NaN if there are none. ``projections``: eight, non-finite
@@ -62,24 +62,24 @@ class Sketch:
         return sum(math.prod(shape) for shape in self.shapes)
 
 
-def sketch(*tensors: torch.Tensor) -> Sketch:
-    """Sketch one tensor, or several of one dtype end to end. Computed in float64.
+def fingerprint(*tensors: torch.Tensor) -> Fingerprint:
+    """Fingerprint one tensor, or several of one dtype end to end. Computed in float64.
 
     Raises :class:`~omni_grpo_core.errors.TraceError` for no tensors, mixed or complex dtypes.
 
-    >>> ramp = sketch(torch.arange(6.0).reshape(2, 3))
+    >>> ramp = fingerprint(torch.arange(6.0).reshape(2, 3))
     >>> ramp.shapes, ramp.mean, ramp.low, ramp.high, ramp.samples
     (((2, 3),), 2.5, 0.0, 5.0, (0.0, 1.0, 2.0, 3.0, 4.0, 5.0))
-    >>> sketch(torch.arange(6.0).flip(0)).projections == ramp.projections
+    >>> fingerprint(torch.arange(6.0).flip(0)).projections == ramp.projections
     False
     """
     dtypes = {dtype_name(tensor) for tensor in tensors}
     if len(dtypes) != 1 or not dtypes <= DTYPES.keys():
         raise TraceError(
-            "sketch",
+            "fingerprint",
             got=f"tensors of dtype {', '.join(sorted(dtypes)) or 'none'}",
             want=f"one of {', '.join(DTYPES)}",
-            fix="sketch tensors of one dtype at a time",
+            fix="fingerprint tensors of one dtype at a time",
         )
     dtype = dtypes.pop()
     shapes = tuple(tuple(tensor.shape) for tensor in tensors)
@@ -90,7 +90,7 @@ def sketch(*tensors: torch.Tensor) -> Sketch:
         mean, std, low, high, nan, inf = _statistics(flat)
         projections = _projections(flat, seed)
     places = torch.from_numpy(sample_places(seed, len(flat)))
-    return Sketch(
+    return Fingerprint(
         dtype=dtype,
         shapes=shapes,
         mean=mean,

@@ -1,4 +1,5 @@
-"""Differences of floats: element by element where both sides have every element, else by sketch."""
+"""Differences of floats: element by element where both sides have every element, else by
+fingerprint."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import numpy as np
 import torch
 
 from omni_grpo_core.trace.describe import describe_change
-from omni_grpo_core.trace.divergence import Difference, Lane, Tolerances, distance
-from omni_grpo_core.trace.fingerprint import Sketch
+from omni_grpo_core.trace.divergence import Difference, Tolerance, Tolerances, distance
+from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import Numbers
 from omni_grpo_core.trace.place import element, name, row_of
 
@@ -25,10 +26,12 @@ def float_differences(
     """At most one difference per tensor. Shapes and dtypes must agree already."""
     for number, (a, b) in enumerate(zip(was.parts, now.parts, strict=True)):
         of = f"{path}[{number}]" if len(was.parts) > 1 else path
-        yield from _elements(of, a, b, tolerances.lane(was.dtype))
+        yield from _elements(of, a, b, tolerances.of(was.dtype))
 
 
-def _elements(path: str, was: torch.Tensor, now: torch.Tensor, lane: Lane) -> Iterator[Difference]:
+def _elements(
+    path: str, was: torch.Tensor, now: torch.Tensor, tolerance: Tolerance
+) -> Iterator[Difference]:
     a, b = was.to(torch.float64), now.to(torch.float64)
     same = (a == b) | (a.isnan() & b.isnan())
     if bool(same.all()):
@@ -36,7 +39,7 @@ def _elements(path: str, was: torch.Tensor, now: torch.Tensor, lane: Lane) -> It
     apart = torch.where(same, 0.0, (a - b).abs())
     # what is not finite on one side only has no distance: it is always too far, and what is the
     # same NaN on both sides never
-    far = ~same & (~(apart <= lane.atol + lane.rtol * a.abs()) | (apart == math.inf))
+    far = ~same & (~(apart <= tolerance.atol + tolerance.rtol * a.abs()) | (apart == math.inf))
     strange = ~apart.isfinite()
     distance = torch.where(strange, math.inf, apart)
     # numpy's: torch's brings seconds of imports with it
@@ -58,14 +61,15 @@ def _elements(path: str, was: torch.Tensor, now: torch.Tensor, lane: Lane) -> It
     count = int(far.sum())
     how = describe_change(path, a, b)
     sentence = (
-        f"{where} {values}; {count} of {a.numel()} beyond {lane.atol:g} + {lane.rtol:g}·|x|, "
+        f"{where} {values}; {count} of {a.numel()} beyond {tolerance.atol:g} + "
+        f"{tolerance.rtol:g}·|x|, "
         f"max |Δ| {largest:.3g}, mean |Δ| {mean:.3g}{f'; {how}' if how else ''}"
     )
     yield Difference(path, "differs", sentence, row, place, largest, mean)
 
 
-def sketch_differences(
-    path: str, was: Sketch, now: Sketch, tolerances: Tolerances
+def fingerprint_differences(
+    path: str, was: Fingerprint, now: Fingerprint, tolerances: Tolerances
 ) -> Iterator[Difference]:
     """At most one difference. Shapes and dtypes must agree already.
 
@@ -75,7 +79,7 @@ def sketch_differences(
     if was.sha256 is not None and was.sha256 == now.sha256:
         return
     exact = was.sha256 is not None
-    lane = Lane(0.0, 0.0) if exact else tolerances.lane(was.dtype)
+    tolerance = Tolerance(0.0, 0.0) if exact else tolerances.of(was.dtype)
     scale = math.hypot(was.mean, was.std)
     pairs = [
         ("mean", (was.mean,), (now.mean,), scale, 1.0),
@@ -87,7 +91,7 @@ def sketch_differences(
     ]
     beyond, equal = [], True
     for label, before, after, size, times in pairs:
-        within = Lane(times * lane.atol, times * lane.rtol)
+        within = Tolerance(times * tolerance.atol, times * tolerance.rtol)
         both = list(zip(before, after, strict=True))
         equal = equal and not any(distance(a, b) for a, b in both)
         # an element is the sum of many of the tensor's size: where they cancel, its rounding is
@@ -121,7 +125,7 @@ def sketch_differences(
     yield Difference(path, "differs", sentence, row_of(path), None, most, rms)
 
 
-def _alone(was: Sketch, now: Sketch) -> float:
+def _alone(was: Fingerprint, now: Fingerprint) -> float:
     """By how much the one element moved that did, or 0 if not exactly one did: it moves every
     projection equally far, which several elements, each with its own signs, do not."""
     apart = [distance(a, b) for a, b in zip(was.projections, now.projections, strict=True)]
@@ -131,7 +135,7 @@ def _alone(was: Sketch, now: Sketch) -> float:
     return max(apart) * math.sqrt(was.size) if even else 0.0
 
 
-def _what(was: Sketch, now: Sketch, beyond: Sequence[str]) -> str:
+def _what(was: Fingerprint, now: Fingerprint, beyond: Sequence[str]) -> str:
     if (was.nan, was.inf) != (now.nan, now.inf):
         return f"{now.nan} NaN and {now.inf} Inf, was {was.nan} and {was.inf}"
     if not {"mean", "std", "min", "max"} & set(beyond):

@@ -18,7 +18,7 @@ import torch
 
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.trace.dtypes import DTYPES, INTEGERS, dtype_name
-from omni_grpo_core.trace.fingerprint import Sketch
+from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.types import Logits, Span
 
 TOP = 20
@@ -73,7 +73,7 @@ class Ranking:
         return self.logprobs[0] - self.logprobs[1] if len(self.logprobs) > 1 else 0.0
 
 
-Leaf = Kind | Scalar | Spans | Numbers | Ranking | Sketch
+Leaf = Kind | Scalar | Spans | Numbers | Ranking | Fingerprint
 
 
 def leaves(value: object) -> dict[str, Leaf]:

@@ -10,7 +10,7 @@ _HEADS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, words in (
         (r"rows\[(\d+)\]", "row {}"),
         (r"top\[(\d+)\]", "row {}"),
-        # the completion stage is a tuple of rollouts, the parsed stage one of completions
+        # the parsed stage is a tuple of completions; traces of 0.1 have one of rollouts, too
         (r"\[(\d+)\]\.completions\[(\d+)\]", "rollout {}, completion {}"),
         (r"completions\[(\d+)\]", "completion {}"),
         (r"\[(\d+)\](?=\.(?:context|think|answer|what|where)\b)", "completion {}"),

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -24,8 +24,9 @@ from omni_grpo_core.io.bounded import Unreadable, read_bytes
 from omni_grpo_core.trace import jsontext
 from omni_grpo_core.trace.codec import decode, encode, make_noun
 from omni_grpo_core.trace.dtypes import DTYPES, dtype_name
-from omni_grpo_core.types import Trace
+from omni_grpo_core.types import Stage, Trace
 
+T = TypeVar("T")
 FORMAT = "omni-grpo trace"
 VERSION = 1
 _TEXT = "trace.json"
@@ -86,6 +87,23 @@ def load_trace(folder: Path) -> Trace:
     values = {part: decode(told, tensors, f"{name}: {part}") for part, told in body.items()}
     trace: Trace = make_noun(Trace, values, f"{name}: trace")
     return trace
+
+
+def value_at(trace: Trace, stage: Stage, kind: type[T]) -> T:
+    """The value of a stage, which must be of this kind.
+
+    Raises :class:`~omni_grpo_core.errors.TraceError` when the trace has no such stage, or holds
+    another kind of value there: a trainer's call, for one.
+    """
+    found = next((record.value for record in trace.stages if record.stage == stage), None)
+    if isinstance(found, kind):
+        return found
+    raise TraceError(
+        stage,
+        got=f"a {type(found).__name__}" if found is not None else "nothing",
+        want=f"a {kind.__name__}",
+        fix="pass a trace that holds it: of a check, or of a trainer's step",
+    )
 
 
 def _body_hash(body: Any) -> str:

@@ -34,7 +34,7 @@ def step_trace(
     """Stages of this process's part of a step. ``advantage`` holds all processes' values (with
     partial rewards, under ``total``, and this process's beside them by name); ``loss`` the step's
     log line. Decoded media are left out: their files are named in ``sample``."""
-    values: dict[Stage, Any] = {
+    values: dict[Stage, object] = {
         "sample": inputs.samples,
         "conversation": inputs.conversations,
         "text": inputs.prompts,

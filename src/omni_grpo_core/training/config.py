@@ -34,29 +34,35 @@ TOWER_PREFIX: Mapping[Tower, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class RewardEntry:
-    """One reward of the composition; ``gate``: ``"format >= 1"`` lets it count only there.
-
-    ``span``: the section that it judges. Such a partial reward is not in the total: its own
-    advantage, times ``weight``, is added on the tokens of that section.
-    """
+    """One reward of the composition."""
 
     weight: float = 1.0
+    """Of its scores in the total, above 0."""
     gate: str | None = None
+    """``"format >= 1"`` lets it count only where that holds; ``None``: always."""
     span: SectionName | None = None
+    """The section that it judges. Such a partial reward is not in the total: its own advantage,
+    times ``weight``, is added on the tokens of that section."""
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerConfig:
-    """AdamW. ``warmup_steps`` and the schedule count optimizer steps; ``linear`` and ``cosine``
-    fall to ``final`` of ``lr`` at the last one."""
+    """AdamW and its schedule, which counts optimizer steps."""
 
     lr: float = 1e-6
+    """Learning rate, the highest of the schedule."""
     betas: tuple[float, ...] = (0.9, 0.999)
+    """AdamW's two."""
     weight_decay: float = 0.0
+    """AdamW's, decoupled."""
     max_grad_norm: float = 1.0
+    """The norm to which gradients are clipped."""
     schedule: Schedule = "constant"
+    """``linear`` and ``cosine`` fall to ``final`` of ``lr`` at the last step."""
     warmup_steps: int = 0
+    """Steps in which the rate rises linearly to ``lr``."""
     final: float = 0.0
+    """Share of ``lr`` at the last step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,9 @@ class LoraConfig:
     is scored must be the one that sampled."""
 
     rank: int = 16
+    """Of the adapters' matrices."""
     alpha: int = 32
+    """The adapters' output is scaled by ``alpha / rank``."""
     target_modules: tuple[str, ...] = (
         "q_proj",
         "k_proj",
@@ -76,62 +84,87 @@ class LoraConfig:
         "up_proj",
         "down_proj",
     )
+    """Names of the linear layers that get one."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuardConfig:
-    """When a run is stopped. ``patience``: steps in a row that a reward may be dead.
-    ``garbage``: share of degenerate completions in one step. ``drift``: largest difference of a
-    token's logprob between sampling and scoring, nats, before any update; ``None`` is the
-    precision's own, :data:`DRIFT`. ``preflight``: run every stage check of ``omni-grpo check`` on
-    the first step's samples, in float32."""
+    """When a run is stopped."""
 
     patience: int = 5
+    """Steps in a row that a reward may be dead."""
     garbage: float = 0.5
+    """Share of degenerate completions in one step."""
     drift: float | None = None
+    """Largest difference of a token's logprob between sampling and scoring, nats, before any
+    update; ``None`` is the precision's own, :data:`DRIFT`."""
     preflight: bool = True
+    """Run every stage check of ``omni-grpo check`` on the first step's samples, in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """A run. ``batch_size``: completions of one optimizer step, over all processes.
-    ``micro_batch_size``: completions of one scoring forward; neither it nor the number of processes
-    changes the loss. ``iterations``: optimizer steps on each rollout. ``freeze``: towers that do
-    not learn. ``precision``: ``bfloat16`` runs forwards under autocast; trained weights stay
-    float32. ``save_every``, ``eval_every``: steps; 0 is never (the last step is always saved).
-    ``eval_data``: rows on which accuracy is measured, greedy and sampled. ``judge``: the endpoint
-    that the rewards ``context`` and ``reasoning`` ask.
-    """
+    """A training run."""
 
     checkpoint: str = ""
+    """Folder of the policy that is trained."""
     data: str = ""
+    """File of the rows that are trained on."""
     out: str = ""
+    """Folder of the run: log, traces, states and the model."""
     processor: str | None = None
+    """Folder of the processor; ``None`` is the checkpoint's own."""
     root: str | None = None
+    """Folder that the rows' media paths start from; ``None`` is that of the data."""
     eval_data: str | None = None
+    """Rows on which accuracy is measured, greedy and sampled; ``None`` is never."""
     settings: Settings = field(default_factory=Settings)
+    """Of each pass: media, lengths, group size, temperature."""
     rewards: Mapping[str, RewardEntry] = field(default_factory=dict)
+    """By name: a shipped reward's, or ``module:function``."""
     judge: Endpoint | None = None
+    """The endpoint that the rewards ``context`` and ``reasoning`` ask."""
     steps: int = 100
+    """Rollouts of the run."""
     batch_size: int = 48
+    """Completions of one optimizer step, over all processes."""
     micro_batch_size: int = 8
+    """Completions of one scoring forward; neither it nor the number of processes changes the
+    loss."""
     iterations: int = 1
+    """Optimizer steps on each rollout."""
     scale: Scale = "group"
+    """What advantages are divided by, see :mod:`~omni_grpo_core.losses.advantages`."""
     drop_zero_variance: bool = False
+    """Leave groups without a signal out of the loss (DAPO's dynamic sampling)."""
     loss: LossConfig = field(default_factory=LossConfig)
+    """The policy loss."""
     correction: RolloutCorrection | None = None
+    """For a rollout whose probabilities are not the trainer's; ``None`` is none."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its schedule."""
     lora: LoraConfig | None = None
+    """Adapters to train in the place of the weights; ``None`` trains these."""
     freeze: tuple[Tower, ...] = ()
+    """Towers that do not learn."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     precision: Precision = "float32"
+    """``bfloat16`` runs forwards under autocast; trained weights stay float32."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """What the run computes on."""
     seed: int = 0
+    """Of rollouts and of the order of rows."""
     save_every: int = 50
+    """Steps between saved states; 0 is never (the last step is always saved)."""
     keep: int = 2
+    """Saved states that are kept, the newest."""
     eval_every: int = 0
+    """Steps between measurements on ``eval_data``; 0 is never."""
     guard: GuardConfig = field(default_factory=GuardConfig)
+    """When the run is stopped."""
     trackers: tuple[str, ...] = ("tensorboard",)
+    """Where metrics go beside the log, by accelerate's names."""
 
     @property
     def prompts(self) -> int:

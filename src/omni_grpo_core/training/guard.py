@@ -159,7 +159,7 @@ def not_finite(
     )
 
 
-def failed_checks(records: Sequence[StageRecord]) -> tuple[Finding, ...]:
+def failed_checks(records: Sequence[StageRecord[object]]) -> tuple[Finding, ...]:
     """The failed stage checks of a trace as findings with their causes, in the order of the
     stages: the first is the one to look at."""
     return tuple(

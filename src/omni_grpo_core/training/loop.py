@@ -42,8 +42,15 @@ from omni_grpo_core.training.load_config import require_enough
 from omni_grpo_core.training.lora import merged_weights
 from omni_grpo_core.training.partial import Partial, PartialRewards
 from omni_grpo_core.training.sharding import gathered, settle
-from omni_grpo_core.training.step import MicroBatch, Scorer, StepPlan, Update, cut, optimize
-from omni_grpo_core.training.trainable import choose_learners
+from omni_grpo_core.training.step import (
+    MicroBatch,
+    Scorer,
+    StepPlan,
+    Update,
+    make_micro_batches,
+    optimize,
+)
+from omni_grpo_core.training.trainable import choose_trainable
 from omni_grpo_core.types import Rollout, Sample
 
 LOG = "log.jsonl"
@@ -150,7 +157,7 @@ class _Run:
         )
         self.optimizer: Any = None
         self.seen: list[Finding] = []
-        self.examiner = Evaluator(config)
+        self.evaluator = Evaluator(config)
 
     # ----------------------------------------------------------------- the run
 
@@ -184,7 +191,7 @@ class _Run:
     def _set_up(self) -> None:
         """Decide what learns, and hand model and optimizer to Accelerate."""
         config = self.config
-        self.reference = choose_learners(self.policy, config, self.accelerator.autocast)
+        self.reference = choose_trainable(self.policy, config, self.accelerator.autocast)
         learning = [p for p in self.policy.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             learning,
@@ -328,7 +335,7 @@ class _Run:
         measured: Mapping[str, float] = {}
         if not findings:
             with self.accelerator.autocast(), gathered(self.scorer):
-                measured = self.examiner.measure(self.policy, step)
+                measured = self.evaluator.measure(self.policy, step)
         self._open(step)
         if step < self.trace_steps or findings:
             folder = self.out / ("stopped" if findings else "trace") / f"step-{step:06d}"
@@ -425,7 +432,7 @@ class _Run:
             kept = advantages.informative | partial.informative
         else:
             kept = advantages.usable | partial.usable
-        return cut(
+        return make_micro_batches(
             self.policy,
             inputs.batch,
             rolled,

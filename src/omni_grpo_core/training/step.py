@@ -119,7 +119,7 @@ class MicroBatch:
     rollout_logprobs: Tensor
 
 
-def cut(
+def make_micro_batches(
     policy: Policy,
     batch: Batch,
     rolled: Rollout,

@@ -20,7 +20,7 @@ Reference = Callable[[MicroBatch], Tensor]
 """Logprobs of a micro-batch's completions under the reference, (N, C), without gradient."""
 
 
-def choose_learners(
+def choose_trainable(
     policy: Policy, config: TrainConfig, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> Reference | None:
     """Freeze what is not to learn, add adapters, and give the reference: ``None`` at beta 0.

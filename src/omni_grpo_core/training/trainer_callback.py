@@ -187,7 +187,7 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
             )
         )
 
-    def _stop(self, findings: Sequence[Finding], records: tuple[StageRecord, ...]) -> None:
+    def _stop(self, findings: Sequence[Finding], records: tuple[StageRecord[object], ...]) -> None:
         rank = distributed.get_rank() if _many() else 0
         name = f"step-{self._step:06d}" + (f"-rank{rank}" if rank else "")
         folder, copy = self._out / name, 1

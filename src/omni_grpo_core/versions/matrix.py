@@ -18,8 +18,8 @@ from typing import Any
 from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.trace.compare import compare
-from omni_grpo_core.trace.store import load_trace
-from omni_grpo_core.types import Trace
+from omni_grpo_core.trace.store import load_trace, value_at
+from omni_grpo_core.types import Batch, Positions, Rollout, Trace
 
 Matrix = dict[str, Any]
 
@@ -104,16 +104,16 @@ def against(default: Trace, other: Trace) -> dict[str, Any]:
 
 
 def _ids(trace: Trace) -> list[list[int]]:
-    return [row.input_ids.tolist() for row in trace["batch"].value.rows]
+    return [row.input_ids.tolist() for row in value_at(trace, "batch", Batch).rows]
 
 
 def _places(trace: Trace) -> list[list[list[int]]]:
-    positions = trace["positions"].value.position_ids
+    positions = value_at(trace, "positions", Positions).position_ids
     return [positions[:, row].tolist() for row in range(positions.shape[1])]
 
 
 def _answers(trace: Trace) -> list[tuple[int, ...]]:
-    greedy = trace["completion"].value
+    greedy = value_at(trace, "completion", Rollout)
     return [completion.token_ids for completion in greedy.completions]
 
 

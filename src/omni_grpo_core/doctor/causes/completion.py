@@ -67,7 +67,7 @@ _COMPLETION = (
         fix="call model.eval() and switch gradient checkpointing off around generate, and restore "
         "both after it; use_cache=False helps as well but is slow",
         confirm="generate greedily in eval mode: the garbage is gone "
-        "(omni-grpo doctor --modes does it)",
+        "(omni-grpo doctor --experiments does it)",
         when=_checkpointing,
     ),
     Signature(
@@ -210,7 +210,8 @@ _COMPLETION = (
         "ratio is off on fresh samples already",
         fix="hand the new weights to the rollout engine after every step; give the scoring forward "
         "the same media, flags and mask as generate",
-        confirm="omni-grpo doctor --modes with the checkpoint tells which of the two is wrong",
+        confirm="omni-grpo doctor --experiments with the checkpoint tells which of the two is "
+        "wrong",
         when=lambda e: not e.values["blind"],
         certainty=0.5,
     ),
@@ -219,7 +220,8 @@ _COMPLETION = (
         fact="tokens-impossible",
         harm="what is sampled is not what is scored: the loss takes others' answers for its own",
         fix="see that generate runs on the weights that are trained, with its cache and its prompt",
-        confirm="omni-grpo doctor --modes scores the completions with and without their history",
+        confirm="omni-grpo doctor --experiments scores the completions with and without their "
+        "history",
         certainty=0.5,
     ),
     Signature(

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from omni_grpo_core.doctor.checks.completion import rollouts
-from omni_grpo_core.doctor.checks.run import BEFORE
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.recompute_loss import Parts, beta_of, parts_of, policy_terms
 from omni_grpo_core.doctor.turns import learned
@@ -53,8 +52,8 @@ def look_at_passes(case: Case) -> Iterable[Evidence]:
 def _moved_before(case: Case) -> bool:
     """Whether the first pass, a recorded step before this one, changed any weight: it need not,
     without a signal or at a learning rate that is still 0."""
-    before = case.memo.get(BEFORE)
-    return isinstance(before, Case) and any(any(step.changed.values()) for step in before.steps)
+    steps = case.before.steps if case.before else ()
+    return any(any(step.changed.values()) for step in steps)
 
 
 def look_at_metrics(case: Case) -> Iterable[Evidence]:

@@ -84,12 +84,13 @@ def temperature_of(call: GenerateCall) -> float:
 def scoring_agrees(case: Case) -> bool | None:
     """Whether the trainer's scoring forwards are the reference's: then its weights and kernels are,
     too. ``None`` where there are none to ask."""
-    if "scoring_agrees" not in case.memo:
-        gaps = [forward_gap(case, f) for f in case.forwards if f.error is None]
-        told = [not gap.wide for gap in gaps if gap is not None]
-        case.memo["scoring_agrees"] = all(told) if told else None
-    found: bool | None = case.memo["scoring_agrees"]
-    return found
+    return case.once(_scoring_agrees)
+
+
+def _scoring_agrees(case: Case) -> bool | None:
+    gaps = [forward_gap(case, f) for f in case.forwards if f.error is None]
+    told = [not gap.wide for gap in gaps if gap is not None]
+    return all(told) if told else None
 
 
 def look_at_forwards(case: Case) -> Iterable[Evidence]:

@@ -30,10 +30,11 @@ def named_calls(case: Case) -> list[tuple[str, Call]]:
 
 def rows_of(case: Case, call: Call) -> tuple[CallRow, ...]:
     """:func:`call_rows` of a call, taken apart once."""
-    known: dict[int, tuple[CallRow, ...]] = case.memo.setdefault("call rows", {})
-    if id(call) not in known and case.reference is not None:
-        known[id(call)] = call_rows(call.inputs, case.reference.policy)
-    return known.get(id(call), ())
+    return case.once(_rows_of, call)
+
+
+def _rows_of(case: Case, call: Call) -> tuple[CallRow, ...]:
+    return () if case.reference is None else call_rows(call.inputs, case.reference.policy)
 
 
 def copies_of(rows: Sequence[CallRow], number: int) -> list[CallRow]:

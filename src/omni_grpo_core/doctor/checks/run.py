@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.turns import Turn, completion_ids, ids_of, turns, until_end
 
-BEFORE = "before"
-"""Under this key of a case's memo stands the last recorded step before it that had a rollout."""
-
 _CHANCE, _CHANCE_ON_SAME_ROWS = 1e-9, 0.02
 """How rare a coincidence must be. That several rows come again in the same order is one already,
 though a data set of one batch comes round at every step."""
 
 
-def in_order(cases: Iterable[Case]) -> None:
-    """Tell each case which step with a rollout came before it. ``cases``: steps in order, rank by
-    rank."""
+def in_order(cases: Iterable[Case]) -> tuple[Case, ...]:
+    """Each case with the step with a rollout that came before it. ``cases``: steps in order, rank
+    by rank."""
     before: Case | None = None
+    found = []
     for case in cases:
         if before is not None and _number(before) < _number(case):
-            case.memo[BEFORE] = before
+            case = replace(case, before=before)
         if turns(case):
             before = case
+        found.append(case)
+    return tuple(found)
 
 
 def _number(case: Case) -> int:
@@ -35,8 +36,8 @@ def _number(case: Case) -> int:
 
 def look_at_restart(case: Case) -> Iterable[Evidence]:
     """The same rows and the same random numbers as in the step before."""
-    before = case.memo.get(BEFORE)
-    if not isinstance(before, Case):
+    before = case.before
+    if before is None:
         return
     for earlier, later in zip(turns(before), turns(case), strict=False):
         same = _same_rows(earlier, later)
@@ -103,8 +104,8 @@ def _gamma_tail(rows: int, total: float) -> float:
 
 def look_at_counters(case: Case) -> Iterable[Evidence]:
     """A trainer's own step counter and learning rate, which go back only when state was lost."""
-    before = case.memo.get(BEFORE)
-    if not isinstance(before, Case):
+    before = case.before
+    if before is None:
         return
     for earlier, later in zip(before.steps, case.steps, strict=False):
         for name in ("global_step", "step"):

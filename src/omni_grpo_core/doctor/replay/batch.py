@@ -139,17 +139,15 @@ def reference_row(call: ProcessorCall, given: Given, case: Case) -> Row | str | 
     interleaved = carried(call, case) == "interleaved" and bool(given.media["video"])
     rate = rate_of(call.keywords) or DEFAULT_RATE
     key = repr((given.text, [medium.sha256 for medium in given.every], interleaved, rate))
-    rows: dict[str, Row | str] = case.memo.setdefault("reference rows", {})
-    if key not in rows:
-        names = marks(case)
-        text = collapsed(given.text, names)
-        prompt = Prompt("row", text, placeholders(text, names))
-        media = _media(given, _owners(text, interleaved, names), rate)
-        rows[key] = _process(prompt, media, interleaved, case.reference.policy)
-    return rows[key]
+    policy = case.reference.policy
+    return case.once(_process, given, interleaved, rate, policy, key=key)
 
 
-def _process(prompt: Prompt, media: Media, interleaved: bool, policy: Policy) -> Row | str:
+def _process(case: Case, given: Given, interleaved: bool, rate: float, policy: Policy) -> Row | str:
+    names = marks(case)
+    text = collapsed(given.text, names)
+    prompt = Prompt("row", text, placeholders(text, names))
+    media = _media(given, _owners(text, interleaved, names), rate)
     conversation = Conversation("row", (), "interleaved" if interleaved else "off")
     try:
         return process_row(prompt, conversation, media, policy.processor, policy.family)

@@ -35,12 +35,12 @@ def reference_positions(case: Case, row: Row, mode: AudioInVideo | None = None) 
     row = row if mode is None else replace(row, audio_in_video=mode)
     # grids alone decide positions: copies and the pixels themselves make no difference
     row = replace(row, tensors={k: v for k, v in row.tensors.items() if k not in PIXELS.values()})
-    known: dict[str, Tensor] = case.memo.setdefault("reference positions", {})
-    key = _key(row)
-    if key not in known:
-        policy = _policy(case)
-        known[key] = positions(policy, collate([row], policy.pad_token_id)).position_ids[:, 0]
-    return known[key]
+    return case.once(_positions, row, key=_key(row))
+
+
+def _positions(case: Case, row: Row) -> Tensor:
+    policy = _policy(case)
+    return positions(policy, collate([row], policy.pad_token_id)).position_ids[:, 0]
 
 
 def reference_features(case: Case, row: Row) -> tuple[Feature, ...] | None:
@@ -52,17 +52,16 @@ def reference_features(case: Case, row: Row) -> tuple[Feature, ...] | None:
     # what stands behind the last medium, as a completion does, makes no difference
     end = max(span.start + span.length for span in row.spans)
     row = replace(row, input_ids=row.input_ids[:end])
-    known: dict[str, tuple[Feature, ...]] = case.memo.setdefault("reference features", {})
-    key = _key(row)
-    if key not in known:
-        policy = _policy(case)
-        with torch.no_grad():
-            (found,) = embed(policy, collate([row], policy.pad_token_id)).features
-        known[key] = tuple(
-            Feature(span, values.float().cpu())
-            for span, values in zip(row.spans, found, strict=True)
-        )
-    return known[key]
+    return case.once(_features, row, key=_key(row))
+
+
+def _features(case: Case, row: Row) -> tuple[Feature, ...]:
+    policy = _policy(case)
+    with torch.no_grad():
+        (found,) = embed(policy, collate([row], policy.pad_token_id)).features
+    return tuple(
+        Feature(span, values.float().cpu()) for span, values in zip(row.spans, found, strict=True)
+    )
 
 
 def token_embeddings(case: Case, ids: Tensor) -> Tensor:

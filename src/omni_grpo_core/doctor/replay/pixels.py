@@ -23,7 +23,7 @@ def with_pixels(
     large = {name for name in PIXELS.values() if name in call.large}
     if not large:
         return tuple(rows)
-    made = [found for found in _processed(case) if _of(found, rows)]
+    made = [found for found in case.once(_processed) if _of(found, rows)]
     if len(made) != 1:
         return tuple(rows)
     return tuple(
@@ -47,14 +47,10 @@ def _of(made: Sequence[Row], rows: Sequence[CallRow]) -> bool:
 
 def _processed(case: Case) -> list[tuple[Row, ...]]:
     """The reference rows of every processor call that can be replayed whole."""
-    key = "processed rows"
-    if key not in case.memo:
-        found = []
-        for call in case.processed:
-            rows = [reference_row(call, given, case) for given in given_rows(call, case) or ()]
-            whole = tuple(row for row in rows if isinstance(row, Row))
-            if whole and len(whole) == len(rows):
-                found.append(whole)
-        case.memo[key] = found
-    kept: list[tuple[Row, ...]] = case.memo[key]
-    return kept
+    found = []
+    for call in case.processed:
+        rows = [reference_row(call, given, case) for given in given_rows(call, case) or ()]
+        whole = tuple(row for row in rows if isinstance(row, Row))
+        if whole and len(whole) == len(rows):
+            found.append(whole)
+    return found

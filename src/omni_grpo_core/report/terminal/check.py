@@ -54,7 +54,7 @@ def _stages(result: CheckResult) -> Table:
     return table
 
 
-def _checks(record: StageRecord) -> Group:
+def _checks(record: StageRecord[object]) -> Group:
     """What holds in one line, and each failed check with what was seen."""
     holds = [visible(check.name) for check in record.checks if check.ok]
     failed = [_failed(check) for check in record.checks if not check.ok]

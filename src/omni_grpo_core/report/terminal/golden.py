@@ -24,7 +24,7 @@ _SHOWN = 6
 
 def print_report(console: Console, report: GoldenReport, *, every: bool) -> None:
     """A line per case, then what diverged, stage by stage; with ``every`` all of it, values within
-    the lane and unchanged stages too."""
+    the tolerance and unchanged stages too."""
     table = Table("case", "verdict", "first stage", title=f"Goldens of {report.platform}")
     for case in report.cases:
         table.add_row(case.case, painted(case.verdict), case.first or "")

@@ -83,7 +83,7 @@ def put_into(path: Path, table: str, family: str) -> bytes:
 
 
 def holds(matrix: Mapping[str, Any]) -> bool:
-    """Whether every version gives the default's ids, positions, answers and, within the lanes,
+    """Whether every version gives the default's ids, positions, answers and, within tolerances,
     floats, and fails no check.
 
     >>> holds({"versions": {"a": {"facts": {"failing": []}}}})

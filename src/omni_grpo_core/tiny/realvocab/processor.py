@@ -15,7 +15,7 @@ from omni_grpo_core.io.atomic import new_folder
 from omni_grpo_core.tiny.architecture import processor_files
 from omni_grpo_core.tiny.realvocab.merges import vocabulary_and_merges
 from omni_grpo_core.tiny.realvocab.ranks import ranks_file, read_ranks
-from omni_grpo_core.tiny.tokenizer import SPECIAL_TOKENS, with_qwen_manners, write_tokenizer
+from omni_grpo_core.tiny.tokenizer import SPECIAL_TOKENS, qwen2_tokenizer, write_tokenizer
 
 ORDINARY_TOKENS: tuple[str, ...] = (
     "<tool_call>",
@@ -92,7 +92,7 @@ def build_tokenizer(file: Path) -> Tokenizer:
             to give.
     """
     vocabulary, merges = vocabulary_and_merges(read_ranks(file))
-    tokenizer = with_qwen_manners(BPE(vocab=vocabulary, merges=merges))
+    tokenizer = qwen2_tokenizer(BPE(vocab=vocabulary, merges=merges))
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ORDINARY_TOKENS])
     for text, wanted in KNOWN_IDS.items():

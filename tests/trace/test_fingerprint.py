@@ -1,4 +1,4 @@
-"""Sketches are the same everywhere and notice what statistics do not."""
+"""Fingerprints are the same everywhere and notice what statistics do not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from small_traces import noise
 
 from omni_grpo_core.errors import TraceError
-from omni_grpo_core.trace.fingerprint import SAMPLES, _hash, sample_places, sketch
+from omni_grpo_core.trace.fingerprint import SAMPLES, _hash, fingerprint, sample_places
 
 
 def test_signs_are_splitmix64() -> None:
@@ -19,10 +19,10 @@ def test_signs_are_splitmix64() -> None:
     assert _hash(1234567, 1, 2).tolist() == expected[1:]
 
 
-def test_a_sketch_is_the_same_on_every_machine() -> None:
+def test_a_fingerprint_is_the_same_on_every_machine() -> None:
     # written down once: a change would make every stored golden differ. Ten times a projection
     # of a hundred integers is an integer.
-    found = sketch(torch.arange(100.0))
+    found = fingerprint(torch.arange(100.0))
     assert [round(p * 10) for p in found.projections] == [2, 8, 842, 46, -972, -476, 160, 386]
     assert found.samples[:8] == (1, 2, 3, 4, 5, 7, 11, 12)
 
@@ -31,7 +31,7 @@ def test_projections_estimate_the_root_mean_square_of_a_difference() -> None:
     found, true = 0.0, 0.0
     for rows in range(20, 50):
         a, b = noise(rows, 7, seed=1), noise(rows, 7, seed=2)
-        pairs = zip(sketch(a).projections, sketch(b).projections, strict=True)
+        pairs = zip(fingerprint(a).projections, fingerprint(b).projections, strict=True)
         found += sum((x - y) ** 2 for x, y in pairs) / 8
         true += float((a - b).square().mean())
     # 240 squared normals average to 1 with deviation sqrt(2 / 240) = 0.09; seeds are fixed
@@ -39,7 +39,7 @@ def test_projections_estimate_the_root_mean_square_of_a_difference() -> None:
 
 
 def test_statistics_leave_out_what_is_not_finite() -> None:
-    found = sketch(torch.tensor([1.0, math.nan, 3.0, math.inf, -math.inf]))
+    found = fingerprint(torch.tensor([1.0, math.nan, 3.0, math.inf, -math.inf]))
     assert (found.mean, found.std, found.low, found.high) == (2.0, 1.0, 1.0, 3.0)
     assert (found.nan, found.inf) == (1, 2)
     assert all(math.isfinite(p) for p in found.projections)
@@ -47,7 +47,7 @@ def test_statistics_leave_out_what_is_not_finite() -> None:
 
 def test_statistics_do_not_depend_on_the_chunks() -> None:
     values = noise(100_000).double() + 1000
-    found = sketch(values)
+    found = fingerprint(values)
     # float64 sums of 1e5 numbers in another order: about 1e-12 relative
     assert found.mean == pytest.approx(float(values.mean()), rel=1e-11)
     assert found.std == pytest.approx(float(values.std(correction=0)), rel=1e-9)
@@ -56,10 +56,10 @@ def test_statistics_do_not_depend_on_the_chunks() -> None:
 
 def test_nothing_finite_and_nothing_at_all() -> None:
     for tensor in (torch.zeros(0, 3), torch.full((2,), math.nan)):
-        found = sketch(tensor)
+        found = fingerprint(tensor)
         assert math.isnan(found.mean)
         assert found.projections == (0.0,) * 8
-    assert sketch(torch.tensor([1e308, 1e308, 1e308], dtype=torch.float64)).high == 1e308
+    assert fingerprint(torch.tensor([1e308, 1e308, 1e308], dtype=torch.float64)).high == 1e308
 
 
 def test_sample_places_are_spread_and_never_twice() -> None:
@@ -75,16 +75,16 @@ def test_integers_have_a_checksum_and_dtypes_are_told_apart() -> None:
     a = torch.arange(1000)
     b = a.clone()
     b[500] += 1
-    assert sketch(a).sha256 != sketch(b).sha256
-    assert sketch(a).sha256 == sketch(a.clone()).sha256
-    assert sketch(a.float()).sha256 is None
-    assert sketch(a > 3).dtype == "bool"
-    assert sketch(a.to(torch.uint64)).high == 999
+    assert fingerprint(a).sha256 != fingerprint(b).sha256
+    assert fingerprint(a).sha256 == fingerprint(a.clone()).sha256
+    assert fingerprint(a.float()).sha256 is None
+    assert fingerprint(a > 3).dtype == "bool"
+    assert fingerprint(a.to(torch.uint64)).high == 999
 
 
-def test_several_tensors_are_sketched_end_to_end() -> None:
+def test_several_tensors_are_fingerprinted_end_to_end() -> None:
     a, b = noise(3, 4), noise(2, 4, seed=1)
-    found = sketch(a, b)
+    found = fingerprint(a, b)
     assert found.shapes == ((3, 4), (2, 4))
     assert found.size == 20
     assert found.samples == tuple(torch.cat([a, b]).flatten().tolist())
@@ -94,6 +94,6 @@ def test_several_tensors_are_sketched_end_to_end() -> None:
     "tensors",
     [(), (torch.zeros(1), torch.zeros(1).double()), (torch.zeros(1, dtype=torch.complex64),)],
 )
-def test_what_has_no_sketch_is_refused(tensors: tuple[torch.Tensor, ...]) -> None:
-    with pytest.raises(TraceError, match="sketch: found tensors of dtype"):
-        sketch(*tensors)
+def test_what_has_no_fingerprint_is_refused(tensors: tuple[torch.Tensor, ...]) -> None:
+    with pytest.raises(TraceError, match="fingerprint: found tensors of dtype"):
+        fingerprint(*tensors)

@@ -27,7 +27,7 @@ from omni_grpo_core.doctor.checks import partial as looks_partial
 from omni_grpo_core.doctor.checks import readings as looks_readings
 from omni_grpo_core.doctor.checks import reward as looks_reward
 from omni_grpo_core.doctor.evidence import Case, Look, Reference, said_missing
-from omni_grpo_core.doctor.experiments import modes, tried
+from omni_grpo_core.doctor.experiments import experiments_on, tried
 from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.doctor.teacher_forced import apart, taught
 from omni_grpo_core.doctor.turns import learned, turns
@@ -186,7 +186,7 @@ def test_garbage_is_added_unless_the_checkpoint_would_say_it(clean: Case) -> Non
 
 
 def test_experiments_clear_a_clean_recording(clean: Case) -> None:
-    outcomes = {e.cause: e.outcome for e in modes(clean)}
+    outcomes = {e.cause: e.outcome for e in experiments_on(clean)}
     assert set(outcomes) == {
         "logits.cache-differs", "gen.checkpointing-train", "gen.history-lost",
         "pos.stale-deltas", "media.video-dropped", "media.audio-dropped",
@@ -199,7 +199,7 @@ def test_experiments_prove_what_was_recorded(clean: Case, policy: Policy) -> Non
     inputs = {k: v for k, v in call.inputs.items() if k != "pixel_values_videos"}
     blind = replace(EVAL, training=True, checkpointing=True)
     sick = altered(clean, GenerateCall, modes=blind, inputs=inputs)
-    outcomes = {e.cause: e.outcome for e in modes(sick)}
+    outcomes = {e.cause: e.outcome for e in experiments_on(sick)}
     assert outcomes["media.video-dropped"] == "proved"
     assert not policy.model.training
     assert not any(getattr(m, "gradient_checkpointing", False) for m in policy.model.modules())
@@ -210,7 +210,7 @@ def test_media_that_were_not_kept_leave_it_open(clean: Case) -> None:
     inputs = dict(call.inputs)
     pixels = described(inputs.pop("pixel_values_videos"))
     sick = altered(clean, GenerateCall, inputs=inputs, large={"pixel_values_videos": pixels})
-    (told,) = modes(sick)
+    (told,) = experiments_on(sick)
     assert told.outcome == "open"
     assert "max_tensor_bytes" in told.sentence
 
@@ -220,17 +220,22 @@ def test_nothing_to_try_is_an_error(clean: Case) -> None:
         tried([Case(clean.trace, None)])
 
 
-def test_modes_on_the_command_line(recording: Path, run_cli: Any) -> None:
+def test_experiments_on_the_command_line(recording: Path, run_cli: Any) -> None:
     code, out, _ = run_cli(
-        "doctor", recording, "--modes", "--json", "--checkpoint", tiny.checkpoint_dir()
+        "doctor", recording, "--experiments", "--json", "--checkpoint", tiny.checkpoint_dir()
     )
     told = json.loads(out)
     assert (code, told["healthy"]) == (0, True)
-    assert {tried["outcome"] for tried in told["modes"]} == {"cleared"}
+    assert {tried["outcome"] for tried in told["experiments"]} == {"cleared"}
 
 
-def test_modes_without_a_checkpoint_are_exit_2(tmp_path: Path, run_cli: Any) -> None:
+@pytest.mark.parametrize("option", ["--experiments", "--modes"])
+def test_experiments_without_a_checkpoint_are_exit_2(
+    option: str, tmp_path: Path, run_cli: Any
+) -> None:
+    """``--modes`` is what 0.1 called it."""
     save_trace(Trace({}, (StageRecord("gradient", stepped(), (), 0.0),)), tmp_path / "step-000000")
-    code, _, err = run_cli("doctor", tmp_path, "--modes")
+    code, _, err = run_cli("doctor", tmp_path, option)
     assert code == 2
     assert "--checkpoint" in err
+    assert ("--modes is --experiments" in err) == (option == "--modes")
