@@ -9,20 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, TypeVarTuple, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, TypeVarTuple, cast
 
-from omni_grpo_core.trace.calls import (
-    AdvantageSeen,
-    ForwardCall,
-    GenerateCall,
-    LossSeen,
-    ProcessorCall,
-    RewardCall,
-    SamplesSeen,
-    StepSeen,
-    TemplateCall,
-    calls_of,
-)
+from omni_grpo_core.trace import calls
 from omni_grpo_core.types import STAGES, Stage, Trace
 
 if TYPE_CHECKING:
@@ -77,6 +66,23 @@ class Reference:
     settings: Settings
 
 
+class Recorded(Protocol):
+    """Whatever holds recorded values, in order."""
+
+    @property
+    def values(self) -> tuple[object, ...]: ...
+
+
+class Calls(Generic[calls.CallT]):
+    """An attribute: the calls of one kind that its owner holds, in order."""
+
+    def __init__(self, kind: type[calls.CallT]) -> None:
+        self._kind = kind
+
+    def __get__(self, held: Recorded, owner: type) -> tuple[calls.CallT, ...]:
+        return tuple(value for value in held.values if isinstance(value, self._kind))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
     """One recorded step, its calls in order, and the reference, if there is one.
@@ -104,40 +110,18 @@ class Case:
         return cast(T, self._computed[at])
 
     @property
-    def samples(self) -> tuple[SamplesSeen, ...]:
-        return calls_of(self.trace, SamplesSeen)
+    def values(self) -> tuple[object, ...]:
+        return tuple(record.value for record in self.trace.stages)
 
-    @property
-    def templates(self) -> tuple[TemplateCall, ...]:
-        return calls_of(self.trace, TemplateCall)
-
-    @property
-    def processed(self) -> tuple[ProcessorCall, ...]:
-        return calls_of(self.trace, ProcessorCall)
-
-    @property
-    def generated(self) -> tuple[GenerateCall, ...]:
-        return calls_of(self.trace, GenerateCall)
-
-    @property
-    def forwards(self) -> tuple[ForwardCall, ...]:
-        return calls_of(self.trace, ForwardCall)
-
-    @property
-    def rewards(self) -> tuple[RewardCall, ...]:
-        return calls_of(self.trace, RewardCall)
-
-    @property
-    def advantages(self) -> tuple[AdvantageSeen, ...]:
-        return calls_of(self.trace, AdvantageSeen)
-
-    @property
-    def losses(self) -> tuple[LossSeen, ...]:
-        return calls_of(self.trace, LossSeen)
-
-    @property
-    def steps(self) -> tuple[StepSeen, ...]:
-        return calls_of(self.trace, StepSeen)
+    samples = Calls(calls.SamplesSeen)
+    templates = Calls(calls.TemplateCall)
+    processed = Calls(calls.ProcessorCall)
+    generated = Calls(calls.GenerateCall)
+    forwards = Calls(calls.ForwardCall)
+    rewards = Calls(calls.RewardCall)
+    advantages = Calls(calls.AdvantageSeen)
+    losses = Calls(calls.LossSeen)
+    steps = Calls(calls.StepSeen)
 
 
 Look = Callable[[Case], Iterable[Evidence]]

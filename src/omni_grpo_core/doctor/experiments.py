@@ -15,13 +15,13 @@ from torch import Tensor
 
 from omni_grpo_core.core.dialect import switch_checkpointing
 from omni_grpo_core.core.policy import Policy, generating, library_generate
-from omni_grpo_core.doctor.checks.completion import rollouts
+from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.experiment import MEDIA, Experiment, Outcome, prompt_of, recorded_inputs
 from omni_grpo_core.doctor.experiments_media import modalities
+from omni_grpo_core.doctor.rollouts import completion_ids, until_end
 from omni_grpo_core.doctor.teacher_forced import Taught, apart, taught, text_hidden, tolerance
-from omni_grpo_core.doctor.turns import completion_ids, until_end
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.trace.calls import GenerateCall, Modes
 
@@ -33,7 +33,7 @@ def experiments_on(case: Case) -> tuple[Experiment, ...]:
 
     The model is left in the mode it was in.
     """
-    call = next((call for _, call in rollouts(case) if call.error is None), None)
+    call = next((call for _, call in generated_rollouts(case) if call.error is None), None)
     if case.reference is None or call is None or call.sequences is None:
         return ()
     policy = case.reference.policy
@@ -42,10 +42,10 @@ def experiments_on(case: Case) -> tuple[Experiment, ...]:
         told = f"{', '.join(not_kept)} of the rollout were too large to keep: nothing to try with"
         fix = "record one step with a larger max_tensor_bytes"
         return (Experiment("gen.checkpointing-train", "open", f"{told}; {fix}"),)
-    experiments: list[Experiment] = []
+    found: list[Experiment] = []
     for trial in (_modes_of_generate, _history, _positions, modalities):
-        experiments += trial(case, policy, call)
-    return tuple(experiments)
+        found += trial(case, policy, call)
+    return tuple(found)
 
 
 def tried(cases: Sequence[Case]) -> tuple[Experiment, ...]:

@@ -6,17 +6,17 @@ import re
 
 import torch
 
-from omni_grpo_core.doctor.turns import Turn, prompt_length
+from omni_grpo_core.doctor.rollouts import RolloutRecord, prompt_length
 from omni_grpo_core.trace.calls import GenerateCall
 
 _PLACEHOLDER = re.compile(r"<\|(IMAGE|VIDEO|AUDIO)\|>", re.IGNORECASE)
 
 
-def prompt_labels(call: GenerateCall, turn: Turn | None = None) -> list[int] | None:
+def prompt_labels(call: GenerateCall, rollout: RolloutRecord | None = None) -> list[int] | None:
     """Which rows of a rollout share a prompt: (N,), numbered as they appear.
 
     Media are told apart by the embeddings that entered the text model, where they were kept, else
-    by what the processor was handed in the same turn.
+    by what the processor was handed in the same rollout.
     """
     prompts, sequences = call.inputs.get("input_ids"), call.sequences
     if prompts is None or sequences is None:
@@ -25,7 +25,7 @@ def prompt_labels(call: GenerateCall, turn: Turn | None = None) -> list[int] | N
     embeds = call.inputs_embeds
     if embeds is not None and len(embeds) != len(ids):
         embeds = None
-    shown = None if embeds is not None else _media_of_rows(turn, len(ids))
+    shown = None if embeds is not None else _media_of_rows(rollout, len(ids))
     seen: list[int] = []
     labels: list[int] = []
     for row in range(len(ids)):
@@ -46,10 +46,10 @@ def prompt_labels(call: GenerateCall, turn: Turn | None = None) -> list[int] | N
     return labels
 
 
-def _media_of_rows(turn: Turn | None, rows: int) -> list[tuple[str, ...]] | None:
+def _media_of_rows(rollout: RolloutRecord | None, rows: int) -> list[tuple[str, ...]] | None:
     """Digests of the images and clips of each row, by the placeholders of its text; ``None`` where
     one processor call did not make them all."""
-    call = turn.processed[-1] if turn is not None and len(turn.processed) == 1 else None
+    call = rollout.processed[-1] if rollout is not None and len(rollout.processed) == 1 else None
     if call is None or len(call.texts) != rows:
         return None
     left = {"IMAGE": list(call.images), "VIDEO": list(call.videos)}

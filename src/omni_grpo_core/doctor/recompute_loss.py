@@ -44,7 +44,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Remade:
+class RecomputedLoss:
     """A loss as one way of computing it gives it. ``size``: mean of its tokens' absolute terms,
     which rounding goes by."""
 
@@ -140,7 +140,7 @@ def kl_terms(parts: Parts) -> Tensor | None:
     return torch.where(parts.mask, kl, 0.0)
 
 
-def reductions(parts: Parts, terms: Tensor) -> Iterator[Remade]:
+def reductions(parts: Parts, terms: Tensor) -> Iterator[RecomputedLoss]:
     """One number of token losses, by every rule that is right for the loss type: its share of the
     step, or its own mean where that is the same or where the trainer divides later."""
     mask = parts.mask.double()
@@ -178,13 +178,13 @@ def reductions(parts: Parts, terms: Tensor) -> Iterator[Remade]:
             values = {"share": terms.sum() / tokens_of_step}
     size = float(terms.abs().sum() / mask.sum().clamp(min=1)) + 1e-3
     for way, value in values.items():
-        yield Remade(way, float(value), size)
+        yield RecomputedLoss(way, float(value), size)
     if parts.told_parts != count:
         # a wrong number of micro-batches is told of the step
-        yield Remade("told", float(values["share"]) * count / parts.told_parts, size)
+        yield RecomputedLoss("told", float(values["share"]) * count / parts.told_parts, size)
 
 
-def right_ways(parts: Parts) -> list[Remade]:
+def right_ways(parts: Parts) -> list[RecomputedLoss]:
     """The loss as its settings say it."""
     terms = policy_terms(parts)
     if terms is None:
@@ -195,7 +195,7 @@ def right_ways(parts: Parts) -> list[Remade]:
     return list(reductions(parts, terms))
 
 
-def wrong_ways(parts: Parts) -> Iterator[Remade]:
+def wrong_ways(parts: Parts) -> Iterator[RecomputedLoss]:
     """The loss by each known mistake, named."""
     terms, kl = policy_terms(parts), kl_terms(parts)
     if terms is not None:
@@ -213,10 +213,10 @@ def wrong_ways(parts: Parts) -> Iterator[Remade]:
             yield from _named("normaliser", reductions(fake, with_kl))
         size = float(with_kl.abs().mean()) + 1e-3
         mask = parts.mask.double()
-        yield Remade("normaliser", float(with_kl.sum() / mask.sum().clamp(min=1)), size)
-        yield Remade("normaliser", float(with_kl.sum() / mask.numel()), size)
-        yield Remade("normaliser", float(with_kl.sum()), size)
-        yield Remade("normaliser", float(with_kl.sum(1).mean()), size)
+        yield RecomputedLoss("normaliser", float(with_kl.sum() / mask.sum().clamp(min=1)), size)
+        yield RecomputedLoss("normaliser", float(with_kl.sum() / mask.numel()), size)
+        yield RecomputedLoss("normaliser", float(with_kl.sum()), size)
+        yield RecomputedLoss("normaliser", float(with_kl.sum(1).mean()), size)
     rows, width = parts.logprobs.shape
     if parts.advantages.ndim == 1 and len(parts.advantages) == width:
         across = parts.advantages[None, :].expand(rows, width)
@@ -233,7 +233,7 @@ def _reversed_kl(parts: Parts) -> Tensor:
     return torch.zeros_like(parts.logprobs) if found is None else found
 
 
-def _named(way: str, made: Iterator[Remade]) -> Iterator[Remade]:
+def _named(way: str, made: Iterator[RecomputedLoss]) -> Iterator[RecomputedLoss]:
     return (replace(one, way=way) for one in made)
 
 

@@ -7,56 +7,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from omni_grpo_core.doctor.causes import batch as rules_batch
-from omni_grpo_core.doctor.causes import completion as rules_completion
-from omni_grpo_core.doctor.causes import conversation as rules_conversation
-from omni_grpo_core.doctor.causes import loss as rules_loss
-from omni_grpo_core.doctor.causes import media as rules_media
-from omni_grpo_core.doctor.causes import reward as rules_reward
-from omni_grpo_core.doctor.checks import advantage as looks_advantage
-from omni_grpo_core.doctor.checks import batch as looks_batch
-from omni_grpo_core.doctor.checks import completion as looks_completion
-from omni_grpo_core.doctor.checks import conversation as looks_conversation
-from omni_grpo_core.doctor.checks import degenerate as looks_degenerate
-from omni_grpo_core.doctor.checks import embeddings as looks_embeddings
-from omni_grpo_core.doctor.checks import gradient as looks_gradient
-from omni_grpo_core.doctor.checks import groups as looks_groups
-from omni_grpo_core.doctor.checks import logged as looks_logged
-from omni_grpo_core.doctor.checks import logits as looks_logits
-from omni_grpo_core.doctor.checks import loss as looks_loss
-from omni_grpo_core.doctor.checks import media as looks_media
-from omni_grpo_core.doctor.checks import partial as looks_partial
-from omni_grpo_core.doctor.checks import policy as looks_policy
-from omni_grpo_core.doctor.checks import positions as looks_positions
-from omni_grpo_core.doctor.checks import readings as looks_readings
-from omni_grpo_core.doctor.checks import reward as looks_reward
-from omni_grpo_core.doctor.checks import rows as looks_rows
-from omni_grpo_core.doctor.checks import run as looks_run
-from omni_grpo_core.doctor.checks import text as looks_text
+from omni_grpo_core.doctor.causes import batch as causes_batch
+from omni_grpo_core.doctor.causes import completion as causes_completion
+from omni_grpo_core.doctor.causes import conversation as causes_conversation
+from omni_grpo_core.doctor.causes import loss as causes_loss
+from omni_grpo_core.doctor.causes import media as causes_media
+from omni_grpo_core.doctor.causes import reward as causes_reward
+from omni_grpo_core.doctor.checks import advantage as checks_advantage
+from omni_grpo_core.doctor.checks import batch as checks_batch
+from omni_grpo_core.doctor.checks import completion as checks_completion
+from omni_grpo_core.doctor.checks import conversation as checks_conversation
+from omni_grpo_core.doctor.checks import degenerate as checks_degenerate
+from omni_grpo_core.doctor.checks import embeddings as checks_embeddings
+from omni_grpo_core.doctor.checks import gradient as checks_gradient
+from omni_grpo_core.doctor.checks import groups as checks_groups
+from omni_grpo_core.doctor.checks import logged as checks_logged
+from omni_grpo_core.doctor.checks import logits as checks_logits
+from omni_grpo_core.doctor.checks import loss as checks_loss
+from omni_grpo_core.doctor.checks import media as checks_media
+from omni_grpo_core.doctor.checks import partial as checks_partial
+from omni_grpo_core.doctor.checks import policy as checks_policy
+from omni_grpo_core.doctor.checks import positions as checks_positions
+from omni_grpo_core.doctor.checks import readings as checks_readings
+from omni_grpo_core.doctor.checks import reward as checks_reward
+from omni_grpo_core.doctor.checks import rows as checks_rows
+from omni_grpo_core.doctor.checks import run as checks_run
+from omni_grpo_core.doctor.checks import text as checks_text
 from omni_grpo_core.doctor.evidence import Look, Rule
 from omni_grpo_core.types import Stage
 
 _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
-    (looks_conversation.LOOKS, ("conversation",)),
-    (looks_text.LOOKS, ("text",)),
-    (looks_media.LOOKS, ("media",)),
-    (looks_batch.LOOKS, ("batch",)),
-    (looks_rows.LOOKS, ("batch",)),
-    (looks_policy.LOOKS, ("policy",)),
-    (looks_embeddings.LOOKS, ("embeddings",)),
-    (looks_positions.LOOKS, ("positions",)),
-    (looks_logits.LOOKS, ("logits", "completion")),
-    (looks_completion.LOOKS, ("completion",)),
-    (looks_degenerate.LOOKS, ("completion",)),
-    (looks_groups.LOOKS, ("completion", "reward", "advantage")),
-    (looks_reward.LOOKS, ("parsed", "reward")),
-    (looks_advantage.LOOKS, ("advantage",)),
-    (looks_partial.LOOKS, ("advantage",)),
-    (looks_readings.LOOKS, ("completion", "loss")),
-    (looks_loss.LOOKS, ("advantage", "loss")),
-    (looks_logged.LOOKS, ("loss",)),
-    (looks_gradient.LOOKS, ("loss", "gradient")),
-    (looks_run.LOOKS, ("gradient",)),
+    (checks_conversation.LOOKS, ("conversation",)),
+    (checks_text.LOOKS, ("text",)),
+    (checks_media.LOOKS, ("media",)),
+    (checks_batch.LOOKS, ("batch",)),
+    (checks_rows.LOOKS, ("batch",)),
+    (checks_policy.LOOKS, ("policy",)),
+    (checks_embeddings.LOOKS, ("embeddings",)),
+    (checks_positions.LOOKS, ("positions",)),
+    (checks_logits.LOOKS, ("logits", "completion")),
+    (checks_completion.LOOKS, ("completion",)),
+    (checks_degenerate.LOOKS, ("completion",)),
+    (checks_groups.LOOKS, ("completion", "reward", "advantage")),
+    (checks_reward.LOOKS, ("parsed", "reward")),
+    (checks_advantage.LOOKS, ("advantage",)),
+    (checks_partial.LOOKS, ("advantage",)),
+    (checks_readings.LOOKS, ("completion", "loss")),
+    (checks_loss.LOOKS, ("advantage", "loss")),
+    (checks_logged.LOOKS, ("loss",)),
+    (checks_gradient.LOOKS, ("loss", "gradient")),
+    (checks_run.LOOKS, ("gradient",)),
 )
 """The looks of each area, and the stages that they may blame."""
 
@@ -67,11 +67,11 @@ BLAMES: Mapping[Look, tuple[Stage, ...]] = {look: of for looks, of in _AREAS for
 """The stages of which nothing can be said once a look has failed."""
 
 RULES: tuple[Rule, ...] = (
-    *rules_conversation.RULES,
-    *rules_media.RULES,
-    *rules_batch.RULES,
-    *rules_completion.RULES,
-    *rules_reward.RULES,
-    *rules_loss.RULES,
+    *causes_conversation.RULES,
+    *causes_media.RULES,
+    *causes_batch.RULES,
+    *causes_completion.RULES,
+    *causes_reward.RULES,
+    *causes_loss.RULES,
 )
 """Explain evidence; never make any."""

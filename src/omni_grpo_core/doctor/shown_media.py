@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.media_similarity import is_close
+from omni_grpo_core.doctor.rendered import RenderedBatch, RenderedPrompt, order_of
 from omni_grpo_core.doctor.replay import media as replay_media
 from omni_grpo_core.doctor.replay.batch import Given, carried, given_rows
 from omni_grpo_core.doctor.replay.text import collapsed, marks
-from omni_grpo_core.doctor.rounds import Round, Talk, order_of
 from omni_grpo_core.pipeline.settings import CHECKPOINT_SETTINGS
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
 from omni_grpo_core.types import Media, MediaRef, Modality
@@ -62,18 +62,20 @@ def read_file(ref: MediaRef, case: Case, config: MediaConfig | None = None) -> M
     return replay_media.load(ref, config or media_config(case), **patches)
 
 
-def owners(one: Round, call: ProcessorCall, case: Case) -> tuple[Talk, ...] | None:
+def owners(
+    one: RenderedBatch, call: ProcessorCall, case: Case
+) -> tuple[RenderedPrompt, ...] | None:
     """The conversation of each row of a call, ``None`` where that cannot be told.
 
     By the order that gives most rows their own conversation's text, and most copies of a
     conversation the same media: texts may be lost or changed while media are right.
     """
-    talks, names = one.talks, marks(case)
+    prompts, names = one.prompts, marks(case)
     texts = [collapsed(text, names) for text in call.texts]
-    fits: list[tuple[int, int, tuple[Talk, ...]]] = []
-    for order in order_of(len(talks), len(texts)).values():
-        rows = tuple(talks[number] for number in order)
-        own = sum(talk.text == text for talk, text in zip(rows, texts, strict=True))
+    fits: list[tuple[int, int, tuple[RenderedPrompt, ...]]] = []
+    for order in order_of(len(prompts), len(texts)).values():
+        rows = tuple(prompts[number] for number in order)
+        own = sum(prompt.text == text for prompt, text in zip(rows, texts, strict=True))
         fits.append((own, _same_copies(call, case, order), rows))
     return max(fits, key=lambda fit: fit[:2])[2] if fits else None
 
@@ -85,29 +87,29 @@ def has_settings(case: Case) -> bool:
     return (Path(case.reference.policy.checkpoint) / CHECKPOINT_SETTINGS).is_file()
 
 
-def wanted_counts(one: Round, call: ProcessorCall) -> dict[Modality, int] | None:
+def wanted_counts(one: RenderedBatch, call: ProcessorCall) -> dict[Modality, int] | None:
     """Media that the conversations of a call name, over all its rows; sounds inside videos left
     out."""
-    talks, rows = one.talks, len(call.texts)
-    if not talks or rows % len(talks):
+    prompts, rows = one.prompts, len(call.texts)
+    if not prompts or rows % len(prompts):
         return None
     count: dict[Modality, int] = {"image": 0, "video": 0, "audio": 0}
-    for talk in talks:
-        for ref in talk.media:
-            count[ref.modality] += rows // len(talks)
+    for prompt in prompts:
+        for ref in prompt.media:
+            count[ref.modality] += rows // len(prompts)
     return count
 
 
-def heard_videos(one: Round, call: ProcessorCall) -> int:
+def heard_videos(one: RenderedBatch, call: ProcessorCall) -> int:
     """Videos that the conversations of a call name, over all its rows, but for those whose file is
     known to have no track."""
-    talks = one.talks
+    prompts = one.prompts
     heard = sum(
         ref.modality == "video" and replay_media.has_track(ref.path) is not False
-        for talk in talks
-        for ref in talk.media
+        for prompt in prompts
+        for ref in prompt.media
     )
-    return heard * (len(call.texts) // max(len(talks), 1))
+    return heard * (len(call.texts) // max(len(prompts), 1))
 
 
 def library_frames(item: Shown, values: Tensor, case: Case) -> tuple[int, ...] | None:
@@ -122,15 +124,15 @@ def library_frames(item: Shown, values: Tensor, case: Case) -> tuple[int, ...] |
     return numbers if is_close(values, frames[list(numbers)], "video") else None
 
 
-def shown(one: Round, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:
+def shown(one: RenderedBatch, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:
     """Every medium of a call beside its file; none where rows or counts cannot be matched."""
-    rows, talks = given_rows(call, case), owners(one, call, case)
-    if rows is None or talks is None:
+    rows, prompts = given_rows(call, case), owners(one, call, case)
+    if rows is None or prompts is None:
         return ()
     found: list[Shown] = []
-    for row, talk in zip(rows, talks, strict=True):
+    for row, prompt in zip(rows, prompts, strict=True):
         interleaved = carried(call, case) == "interleaved" and bool(row.media["video"])
-        refs = replay_media.wanted(talk.media, interleaved)
+        refs = replay_media.wanted(prompt.media, interleaved)
         for modality, media in row.media.items():
             if len(media) != len(refs[modality]):
                 continue  # told by the counts

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.doctor.evidence import Case, say_missing
-from omni_grpo_core.doctor.turns import completion_ids, ids_of, prompt_length, until_end
+from omni_grpo_core.doctor.rollouts import completion_ids, ids_of, prompt_length, until_end
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes
 
 Place = Literal["before", "at"]

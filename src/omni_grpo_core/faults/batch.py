@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from omni_grpo_core.faults.fault import FaultRegistry
+from omni_grpo_core.faults.fault import FaultRegistry, Manager, instead_of, result_of, without
 from omni_grpo_core.faults.feeding import Messages
 from omni_grpo_core.faults.fixtures import rows_of
-from omni_grpo_core.faults.reference_loop import ReferenceLoop, Rolled
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.types import Media
 
-shelf = FaultRegistry()
-Manager = AbstractContextManager[None]
+faults = FaultRegistry()
 Inputs = dict[str, Tensor]
+Keywords = dict[str, Any]
 
 FLAGS = ("use_audio_in_video", "load_audio_from_video", "audio_from_video_indices")
 PADDED = {"rows": (12, 5)}
@@ -28,100 +28,63 @@ HEARD = {"audio": "separate", "rows": (18, 19)}
 """Recordings alone: transformers counts features against placeholders for video, not for audio."""
 
 
-def _keywords(loop: ReferenceLoop, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Manager:
-    before = loop.processor_keywords
-
-    def keywords(media: Sequence[Media]) -> dict[str, Any]:
-        return change(before(media))
-
-    return loop.replaced(processor_keywords=keywords)
-
-
-def _inputs(loop: ReferenceLoop, change: Callable[[Inputs], Inputs]) -> Manager:
-    before = loop.process
-
-    def process(texts: list[str], media: list[Media]) -> Inputs:
-        return change(before(texts, media))
-
-    return loop.replaced(process=process)
+@faults.add("batch.flag-processor", "the incident")
+@result_of("processor_keywords")
+def flag_processor(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+    """use_audio_in_video is missing in the processor call alone: the track is computed, but no
+    placeholder waits for it."""
+    return without(keywords, *FLAGS)
 
 
-@shelf.add(
-    "batch.flag-processor",
-    "use_audio_in_video is missing in the processor call alone: the track is computed, but no "
-    "placeholder waits for it.",
-    "the incident",
+@faults.add("batch.flag-generate", "the incident")
+@result_of("generation_keywords")
+def flag_generate(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+    """use_audio_in_video=False is hard-coded in generate alone: answers stay right, their logits
+    are off."""
+    return {**keywords, "use_audio_in_video": False}
+
+
+@faults.add("batch.flag-forward", "the incident")
+@result_of("scoring_inputs")
+def flag_forward(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
+    """use_audio_in_video=False is hard-coded in the scoring forward."""
+    return {**inputs, "use_audio_in_video": False}
+
+
+@faults.add(
+    "batch.audios-kwarg", "transformers changed the name; the incident's hypothesis", stops=True
 )
-def flag_processor(loop: ReferenceLoop) -> Manager:
-    return _keywords(loop, lambda told: {k: v for k, v in told.items() if k not in FLAGS})
+@instead_of("call_processor")
+def audios_kwarg(
+    loop: ReferenceLoop, before: Callable[..., Mapping[str, Any]], audio: Any, **keywords: Any
+) -> Mapping[str, Any]:
+    """audios= for audio=: the processor warns that it will be ignored, and finds no audio for its
+    placeholders."""
+    return before(**keywords, audios=audio)
 
 
-@shelf.add(
-    "batch.flag-generate",
-    "use_audio_in_video=False is hard-coded in generate alone: answers stay right, their logits "
-    "are off.",
-    "the incident",
-)
-def flag_generate(loop: ReferenceLoop) -> Manager:
-    before = loop.generation_keywords
-    return loop.replaced(generation_keywords=lambda: {**before(), "use_audio_in_video": False})
-
-
-@shelf.add(
-    "batch.flag-forward",
-    "use_audio_in_video=False is hard-coded in the scoring forward.",
-    "the incident",
-)
-def flag_forward(loop: ReferenceLoop) -> Manager:
-    before = loop.scoring_inputs
-
-    def scoring(rolled: Rolled) -> dict[str, Any]:
-        return {**before(rolled), "use_audio_in_video": False}
-
-    return loop.replaced(scoring_inputs=scoring)
-
-
-@shelf.add(
-    "batch.audios-kwarg",
-    "audios= for audio=: the processor warns that it will be ignored, and finds no audio for its "
-    "placeholders.",
-    "transformers changed the name; the incident's hypothesis",
-    stops=True,
-)
-def audios_kwarg(loop: ReferenceLoop) -> Manager:
-    before = loop.call_processor
-
-    def call(**keywords: Any) -> Mapping[str, Any]:
-        keywords["audios"] = keywords.pop("audio")
-        return before(**keywords)
-
-    return loop.replaced(call_processor=call)
-
-
-@shelf.add(
+@faults.add(
     "batch.feature-count",
-    "The media reader takes the track out of every video as well, so there are two audios for one "
-    "slot: the first ones are taken, everything after is shifted.",
     "the incident: 1 video, 2 audios",
     needs={"audio": "separate", "rows": (4, 10)},
 )
-def feature_count(loop: ReferenceLoop) -> Manager:
-    def load(messages: Messages) -> Media:
-        return loop.clips.load(messages, True)
+@instead_of("load")
+def feature_count(loop: ReferenceLoop, before: object, messages: Messages) -> Media:
+    """The media reader takes the track out of every video as well, so there are two audios for one
+    slot: the first ones are taken, everything after is shifted."""
+    return loop.clips.load(messages, True)
 
-    return loop.replaced(load=load)
 
-
-@shelf.add(
+@faults.add(
     "batch.silent-clip",
-    "A clip without a track is drawn into a batch whose sound rides in its videos: the processor "
-    "skips it without a word. The model counts clips by their sound, so that this one gets "
-    "positions of plain text, and each later clip the grid and the rate of the one before it.",
     "transformers 5.23 and 5.24: load_audio_from_video; earlier processors raise StopIteration",
     needs={"rows": (5, 12)},
 )
 @contextmanager
 def silent_clip(loop: ReferenceLoop) -> Iterator[None]:
+    """A clip without a track is drawn into a batch whose sound rides in its videos: the processor
+    skips it without a word. The model counts clips by their sound, so that this one gets positions
+    of plain text, and each later clip the grid and the rate of the one before it."""
     has_track, draw = loop.clips.has_track, loop.draw
     mute = next(row for row in rows_of() if row.videos and not any(map(has_track, row.videos)))
 
@@ -158,17 +121,18 @@ def _takes_owners(loop: ReferenceLoop) -> bool:
     return hasattr(loop.processor, "load_audio_from_video")
 
 
-@shelf.add(
+@faults.add(
     "batch.track-owners",
-    "Decoded tracks are handed along with load_audio_from_video=True, and nothing says which video "
-    "each is of: the processor takes them for recordings of their own and raises.",
     "use_audio_in_video renamed to load_audio_from_video in a script, for transformers 5.23",
     stops=True,
 )
 def track_owners(loop: ReferenceLoop) -> Manager:
+    """Decoded tracks are handed along with load_audio_from_video=True, and nothing says which video
+    each is of: the processor takes them for recordings of their own and raises."""
     if _takes_owners(loop):
-        return _keywords(
-            loop, lambda told: {k: v for k, v in told.items() if k != "audio_from_video_indices"}
+        before = loop.processor_keywords
+        return loop.replaced(
+            processor_keywords=lambda media: without(before(media), "audio_from_video_indices")
         )
 
     def refuse(text: list[str], *args: Any, **keywords: Any) -> list[str]:
@@ -179,134 +143,95 @@ def track_owners(loop: ReferenceLoop) -> Manager:
     return patched(loop.processor, replace_multimodal_special_tokens=refuse)
 
 
-@shelf.add(
-    "batch.truncated-left",
-    "prompt_ids[:, -max_prompt_length:] cuts into the media tokens: fewer placeholders than "
-    "features.",
-    "TRL and open-r1-multimodal: max_prompt_length",
-    needs=HEARD,
+@faults.add("batch.truncated-left", "TRL and open-r1-multimodal: max_prompt_length", needs=HEARD)
+@result_of("process")
+def truncated_left(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
+    """prompt_ids[:, -max_prompt_length:] cuts into the media tokens: fewer placeholders than
+    features."""
+    processor = loop.processor
+    audio = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
+    start = int((inputs["input_ids"] == audio).nonzero()[:, 1].min()) + 4
+    return {**inputs, **{key: inputs[key][:, start:] for key in ("input_ids", "attention_mask")}}
+
+
+@faults.add("batch.truncated-right", "processor calls with max_length and truncation", needs=HEARD)
+@result_of("processor_keywords")
+def truncated_right(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+    """truncation=True with a cap below the prompt cuts its end off: media tokens, question and the
+    turn of the assistant."""
+    text = {"truncation": True, "max_length": 96, "padding": True, "truncation_side": "right"}
+    return {**without(keywords, "padding"), "text_kwargs": text}
+
+
+@faults.add(
+    "batch.right-padding", "padding_side='right' left over from supervised training", needs=PADDED
 )
-def truncated_left(loop: ReferenceLoop) -> Manager:
-    def cut(inputs: Inputs) -> Inputs:
-        start = int((inputs["input_ids"] == _audio_id(loop)).nonzero()[:, 1].min()) + 4
-        ids, mask = inputs["input_ids"][:, start:], inputs["attention_mask"][:, start:]
-        return {**inputs, "input_ids": ids, "attention_mask": mask}
-
-    return _inputs(loop, cut)
+@result_of("processor_keywords")
+def right_padding(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+    """Prompts are padded on the right: completions start after padding."""
+    return {**keywords, "padding_side": "right"}
 
 
-def _audio_id(loop: ReferenceLoop) -> int:
-    return int(loop.processor.tokenizer.convert_tokens_to_ids(loop.processor.audio_token))
+@faults.add("batch.mask-ignored", "trainers that build masks from shapes", needs=PADDED)
+@result_of("process")
+def mask_ignored(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
+    """The attention mask is made anew as all ones: padding is attended to."""
+    return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
 
-@shelf.add(
-    "batch.truncated-right",
-    "truncation=True with a cap below the prompt cuts its end off: media tokens, question and the "
-    "turn of the assistant.",
-    "processor calls with max_length and truncation",
-    needs=HEARD,
+@faults.add("batch.double-expansion", "TRL with vLLM: expanded prompts sent on as text", stops=True)
+@instead_of("process")
+def double_expansion(
+    loop: ReferenceLoop, before: Callable[..., Inputs], texts: list[str], media: list[Media]
+) -> Inputs:
+    """Ids whose placeholders are expanded already are decoded and go through the processor again:
+    every placeholder asks for a medium of its own."""
+    first = before(texts, media)
+    kept = zip(first["input_ids"], first["attention_mask"].bool(), strict=True)
+    return before([loop.policy.decode(ids[mask].tolist()) for ids, mask in kept], media)
+
+
+@faults.add(
+    "batch.max-length-leak", "transformers merges flat keywords into every part of a processor"
 )
-def truncated_right(loop: ReferenceLoop) -> Manager:
-    def told(keywords: dict[str, Any]) -> dict[str, Any]:
-        keywords.pop("padding")
-        text = {"truncation": True, "max_length": 96, "padding": True, "truncation_side": "right"}
-        return {**keywords, "text_kwargs": text}
-
-    return _keywords(loop, told)
+@result_of("processor_keywords")
+def max_length_leak(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+    """A flat max_length= for the text reaches the audio extractor, which cuts the sound to that
+    many samples."""
+    return {**keywords, "max_length": 4096}
 
 
-@shelf.add(
-    "batch.right-padding",
-    "Prompts are padded on the right: completions start after padding.",
-    "padding_side='right' left over from supervised training",
-    needs=PADDED,
-)
-def right_padding(loop: ReferenceLoop) -> Manager:
-    return _keywords(loop, lambda told: {**told, "padding_side": "right"})
-
-
-@shelf.add(
-    "batch.mask-ignored",
-    "The attention mask is made anew as all ones: padding is attended to.",
-    "trainers that build masks from shapes",
-    needs=PADDED,
-)
-def mask_ignored(loop: ReferenceLoop) -> Manager:
-    def ones(inputs: Inputs) -> Inputs:
-        return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
-
-    return _inputs(loop, ones)
-
-
-@shelf.add(
-    "batch.double-expansion",
-    "Ids whose placeholders are expanded already are decoded and go through the processor again: "
-    "every placeholder asks for a medium of its own.",
-    "TRL with vLLM: expanded prompts sent on as text",
-    stops=True,
-)
-def double_expansion(loop: ReferenceLoop) -> Manager:
-    before = loop.process
-
-    def process(texts: list[str], media: list[Media]) -> Inputs:
-        first = before(texts, media)
-        kept = zip(first["input_ids"], first["attention_mask"].bool(), strict=True)
-        return before([loop.policy.decode(ids[mask].tolist()) for ids, mask in kept], media)
-
-    return loop.replaced(process=process)
-
-
-@shelf.add(
-    "batch.max-length-leak",
-    "A flat max_length= for the text reaches the audio extractor, which cuts the sound to that "
-    "many samples.",
-    "transformers merges flat keywords into every part of a processor",
-)
-def max_length_leak(loop: ReferenceLoop) -> Manager:
-    return _keywords(loop, lambda told: {**told, "max_length": 4096})
-
-
-@shelf.add(
-    "batch.padding-side-config",
-    "tokenizer_config.json says padding_side right, and overrides the processor's left.",
-    "checkpoints saved by supervised trainers",
-    needs=PADDED,
-)
+@faults.add("batch.padding-side-config", "checkpoints saved by supervised trainers", needs=PADDED)
 def padding_side_config(loop: ReferenceLoop) -> Manager:
+    """tokenizer_config.json says padding_side right, and overrides the processor's left."""
     tokenizer = copy.copy(loop.processor.tokenizer)
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, "padding_side": "right"}
     tokenizer.padding_side = "right"
     return patched(loop.processor, tokenizer=tokenizer)
 
 
-@shelf.add(
+@faults.add(
     "batch.resized-again",
-    "The processor resizes frames that are resized already, to its own least size: 36 times the "
-    "tokens.",
     "the processor's default video size overrides the saved one",
     needs={"group_size": 2},
 )
-def resized_again(loop: ReferenceLoop) -> Manager:
-    return _keywords(loop, lambda told: {k: v for k, v in told.items() if k != "do_resize"})
+@result_of("processor_keywords")
+def resized_again(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+    """The processor resizes frames that are resized already, to its own least size: 36 times the
+    tokens."""
+    return without(keywords, "do_resize")
 
 
-@shelf.add(
-    "batch.unknown-kwarg",
-    "A keyword that no part of the processor knows: the limit that was asked for is not in force, "
-    "and only a log line says so.",
-    "processor calls with max_prompt_length",
-)
-def unknown_kwarg(loop: ReferenceLoop) -> Manager:
-    return _keywords(loop, lambda told: {**told, "max_prompt_length": 32})
+@faults.add("batch.unknown-kwarg", "processor calls with max_prompt_length")
+@result_of("processor_keywords")
+def unknown_kwarg(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+    """A keyword that no part of the processor knows: the limit that was asked for is not in force,
+    and only a log line says so."""
+    return {**keywords, "max_prompt_length": 32}
 
 
-@shelf.add(
-    "batch.dtype",
-    "The attention mask arrives as floating point, after a detour through numpy.",
-    "collators on numpy arrays",
-)
-def dtype(loop: ReferenceLoop) -> Manager:
-    def floating(inputs: Inputs) -> Inputs:
-        return {**inputs, "attention_mask": inputs["attention_mask"].float()}
-
-    return _inputs(loop, floating)
+@faults.add("batch.dtype", "collators on numpy arrays")
+@result_of("process")
+def dtype(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
+    """The attention mask arrives as floating point, after a detour through numpy."""
+    return {**inputs, "attention_mask": inputs["attention_mask"].float()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial, wraps
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +15,8 @@ from packaging.version import Version
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.types import Stage
 
-Injection = Callable[[ReferenceLoop], AbstractContextManager[None]]
+Manager = AbstractContextManager[None]
+Injection = Callable[[ReferenceLoop], Manager]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ _STAGE_OF: Mapping[str, Stage] = {
 
 
 class FaultRegistry:
-    """The faults of one area, in the order in which they are written down."""
+    """The faults of one area, in the order in which they are defined."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
@@ -74,7 +76,6 @@ class FaultRegistry:
     def add(
         self,
         id: str,
-        story: str,
         source: str,
         *,
         needs: Mapping[str, Any] | None = None,
@@ -82,15 +83,50 @@ class FaultRegistry:
         steps: int = 1,
         versions: str = "",
     ) -> Callable[[Injection], Injection]:
-        """Decorates the function that puts the fault in; the id's first part names the stage."""
+        """Decorates the function that injects the fault. The id's first part names the stage, the
+        docstring is the story."""
 
         def put(inject: Injection) -> Injection:
-            stage = _STAGE_OF[id.partition(".")[0]]
+            stage, story = _STAGE_OF[id.partition(".")[0]], " ".join((inject.__doc__ or "").split())
             found = Fault(id, stage, story, source, inject, needs or {}, stops, steps, versions)
             self.faults.append(found)
             return inject
 
         return put
+
+
+def instead_of(seam: str) -> Callable[[Callable[..., Any]], Injection]:
+    """Decorates what replaces the loop's method ``seam``: a function of the loop, the method as it
+    was, and the method's own arguments. The result is an injection."""
+
+    def decorate(replacement: Callable[..., Any]) -> Injection:
+        @wraps(replacement)
+        def inject(loop: ReferenceLoop) -> Manager:
+            return loop.replaced(**{seam: partial(replacement, loop, getattr(loop, seam))})
+
+        return inject
+
+    return decorate
+
+
+def result_of(seam: str) -> Callable[[Callable[[ReferenceLoop, Any], Any]], Injection]:
+    """Decorates what changes the result of the loop's method ``seam``: a function of the loop and
+    the result. The result is an injection."""
+
+    def decorate(change: Callable[[ReferenceLoop, Any], Any]) -> Injection:
+        @instead_of(seam)
+        @wraps(change)
+        def replacement(loop: ReferenceLoop, before: Callable[..., Any], *args: Any) -> Any:
+            return change(loop, before(*args))
+
+        return replacement
+
+    return decorate
+
+
+def without(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """``given`` but for some names."""
+    return {name: value for name, value in given.items() if name not in names}
 
 
 CACHE_DROPPED = ">=4.53,<5.24"

@@ -92,7 +92,7 @@ class Clips:
         key = (refs, interleaved, config)
         if key not in self.decoded:
             message = Message("user", tuple(MediaPart(ref) for ref in refs))
-            asked = Conversation("wild", (message,), "interleaved" if interleaved else "separate")
+            asked = Conversation("loop", (message,), "interleaved" if interleaved else "separate")
             self.decoded[key] = load_media(asked, config or self.config)
         return self.decoded[key]
 

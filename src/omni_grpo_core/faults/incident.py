@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +24,8 @@ from omni_grpo_core.faults.fault import cache_is_dropped
 from omni_grpo_core.faults.plan import BY_ID
 from omni_grpo_core.faults.reference_loop import ReferenceLoop, StepOutcome
 from omni_grpo_core.faults.rewarding import people_focus_reward
-from omni_grpo_core.faults.trial import reference
-from omni_grpo_core.recorder.record import Recorder, record
+from omni_grpo_core.faults.trial import recording, reference
+from omni_grpo_core.recorder.record import Recorder
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.rewards.format import Format
@@ -121,24 +120,14 @@ def _replayed() -> Replay:
     good = loop.answers()
     columns = loop.columns(loop.draw(0))
     right = [value == 1.0 for value in Accuracy()(good, good, **columns)]
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        # the way in of older versions, whose warning is the incident's
-        switch_checkpointing(loop.model, True, reentrant=True)
-        for name in PUT_IN:
-            stack.enter_context(BY_ID[name].inject(loop))
+    # the way in of older versions, whose warning is the incident's
+    switch_checkpointing(loop.model, True, reentrant=True)
+    faults = [BY_ID[name] for name in PUT_IN]
+    with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace"
-        recorder = stack.enter_context(
-            record(
-                trace,
-                model=loop.model,
-                processor=loop.processor,
-                reward_funcs=loop.reward_funcs,
-                steps=STEPS,
-                settings={**loop.settings(), "max_prompt_length": 2048},
-            )
-        )
-        outcomes, raised = _trained(loop, recorder)
-        cases = as_cases(read_traces(trace), reference(CONFIG.dtype))
+        with recording(loop, faults, trace, STEPS, max_prompt_length=2048) as recorder:
+            outcomes, raised = _trained(loop, recorder)
+            cases = as_cases(read_traces(trace), reference(CONFIG.dtype))
     return Replay(outcomes, tuple(good), tuple(right), cases, raised)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -12,12 +13,19 @@ from torch import Tensor
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.core.dialect import tokens_cached
 from omni_grpo_core.faults.batch import PADDED
-from omni_grpo_core.faults.fault import FaultRegistry
+from omni_grpo_core.faults.fault import (
+    FaultRegistry,
+    Injection,
+    Manager,
+    instead_of,
+    result_of,
+    without,
+)
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.recorder.hooks import patched
 
-shelf = FaultRegistry()
-Manager = AbstractContextManager[None]
+faults = FaultRegistry()
+Keywords = dict[str, Any]
 
 
 def text_model(loop: ReferenceLoop) -> Any:
@@ -26,109 +34,94 @@ def text_model(loop: ReferenceLoop) -> Any:
 
 
 @contextmanager
-def _before_text(loop: ReferenceLoop, change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Change the keywords with which the text model is called."""
+def _pre_hook(module: Any, change: Callable[[Keywords], None]) -> Iterator[None]:
+    """``change`` the keywords with which a module is called, while the block lasts."""
 
-    def hook(_module: Any, _args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def hook(_module: Any, args: Any, keywords: Keywords) -> tuple[Any, Keywords]:
         changed = dict(keywords)
         change(changed)
-        return _args, changed
+        return args, changed
 
-    handle = text_model(loop).register_forward_pre_hook(hook, with_kwargs=True)
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
 
 
-@contextmanager
-def _embedding(loop: ReferenceLoop, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """Change what enters the text model, (N, L, H), by the ids that it stands for."""
-    asked: list[Tensor] = []
+def _text_keywords(change: Callable[[Keywords], None]) -> Injection:
+    """Decorates a change of the keywords with which the text model is called."""
 
-    def note(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
-        asked[:] = [] if keywords.get("input_ids") is None else [keywords["input_ids"]]
+    @wraps(change)
+    def inject(loop: ReferenceLoop) -> Manager:
+        return _pre_hook(text_model(loop), change)
 
-    def changed(keywords: dict[str, Any]) -> None:
-        embeds = keywords.get("inputs_embeds")
-        if asked and embeds is not None and embeds.shape[:2] == asked[0].shape:
-            keywords["inputs_embeds"] = change(asked[0], embeds)
+    return inject
 
-    handle = loop.thinker.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        with _before_text(loop, changed):
+
+def _embeddings(change: Callable[[ReferenceLoop, Tensor, Tensor], Tensor]) -> Injection:
+    """Decorates a change of what enters the text model, (N, L, H), by its ids, (N, L)."""
+
+    @contextmanager
+    @wraps(change)
+    def inject(loop: ReferenceLoop) -> Iterator[None]:
+        asked: list[Any] = [None]
+
+        def note(keywords: Keywords) -> None:
+            asked[0] = keywords.get("input_ids")
+
+        def changed(keywords: Keywords) -> None:
+            (ids,), embeds = asked, keywords.get("inputs_embeds")
+            if ids is not None and embeds is not None and embeds.shape[:2] == ids.shape:
+                keywords["inputs_embeds"] = change(loop, ids, embeds)
+
+        with _pre_hook(loop.thinker, note), _pre_hook(text_model(loop), changed):
             yield
-    finally:
-        handle.remove()
 
-
-def _scoring(loop: ReferenceLoop, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Manager:
-    before = loop.scoring_inputs
-    return loop.replaced(scoring_inputs=lambda rolled: change(before(rolled)))
+    return inject
 
 
 # --------------------------------------------------------------------------- embeddings
 
 
-@shelf.add(
-    "embed.not-injected",
-    "The towers' features never reach the placeholders, which keep their raw embeddings: swapping "
-    "the media changes nothing.",
-    "the incident's hypothesis; forwards on embed_tokens(input_ids)",
-)
-def not_injected(loop: ReferenceLoop) -> Manager:
-    media = placeholder_ids(loop.processor)
-
-    def raw(ids: Tensor, embeds: Tensor) -> Tensor:
-        waiting = torch.isin(ids, torch.tensor(list(media.values())))
-        own = loop.thinker.get_input_embeddings()(ids)
-        return torch.where(waiting[:, :, None], own, embeds)
-
-    return _embedding(loop, raw)
+@faults.add("embed.not-injected", "the incident's hypothesis; forwards on embed_tokens(input_ids)")
+@_embeddings
+def not_injected(loop: ReferenceLoop, ids: Tensor, embeds: Tensor) -> Tensor:
+    """The towers' features never reach the placeholders, which keep their raw embeddings: swapping
+    the media changes nothing."""
+    waiting = torch.isin(ids, torch.tensor(list(placeholder_ids(loop.processor).values())))
+    own = loop.thinker.get_input_embeddings()(ids)
+    return torch.where(waiting[:, :, None], own, embeds)
 
 
-@shelf.add(
-    "embed.misordered",
-    "Audio features are scattered over the placeholders in another order than the audios stand in "
-    "the text.",
-    "batches sorted by length inside an audio tower",
-)
-def misordered(loop: ReferenceLoop) -> Manager:
+@faults.add("embed.misordered", "batches sorted by length inside an audio tower")
+@_embeddings
+def misordered(loop: ReferenceLoop, ids: Tensor, embeds: Tensor) -> Tensor:
+    """Audio features are scattered over the placeholders in another order than the audios stand in
+    the text."""
     audio = placeholder_ids(loop.processor)["audio"]
-
-    def backwards(ids: Tensor, embeds: Tensor) -> Tensor:
-        rows, places = (ids == audio).nonzero(as_tuple=True)
-        changed = embeds.clone()
-        changed[rows, places] = embeds[rows.flip(0), places.flip(0)]
-        return changed
-
-    return _embedding(loop, backwards)
+    rows, places = (ids == audio).nonzero(as_tuple=True)
+    changed = embeds.clone()
+    changed[rows, places] = embeds[rows.flip(0), places.flip(0)]
+    return changed
 
 
 # --------------------------------------------------------------------------- positions
 
 
-@shelf.add(
-    "pos.stale-deltas",
-    "Decoding goes on from the rope_deltas of an earlier batch: the answer's positions are off.",
-    "transformers issues on rope_deltas kept on the model",
-)
-def stale_deltas(loop: ReferenceLoop) -> Manager:
-    def shift(keywords: dict[str, Any]) -> None:
-        positions = keywords.get("position_ids")
-        if positions is not None and positions.shape[-1] == 1:
-            keywords["position_ids"] = positions + 7
-
-    return _before_text(loop, shift)
+@faults.add("pos.stale-deltas", "transformers issues on rope_deltas kept on the model")
+@_text_keywords
+def stale_deltas(keywords: Keywords) -> None:
+    """Decoding goes on from the rope_deltas of an earlier batch: the answer's positions are off."""
+    positions = keywords.get("position_ids")
+    if positions is not None and positions.shape[-1] == 1:
+        keywords["position_ids"] = positions + 7
 
 
-@shelf.add(
-    "pos.collapsed-time",
-    "The seconds between frames are cut to the integer 0: all frames of a clip have one time.",
-    "transformers: second_per_grid_ts in integer arithmetic",
-)
+@faults.add("pos.collapsed-time", "transformers: second_per_grid_ts in integer arithmetic")
 @contextmanager
 def collapsed_time(loop: ReferenceLoop) -> Iterator[None]:
+    """The seconds between frames are cut to the integer 0: all frames of a clip have one time."""
     # recent versions keep it one level deeper, and a name for it above
     owners = [o for o in (loop.thinker, loop.thinker.model) if hasattr(o, "get_rope_index")]
     before = owners[-1].get_rope_index
@@ -148,61 +141,41 @@ def collapsed_time(loop: ReferenceLoop) -> Iterator[None]:
         yield
 
 
-@shelf.add(
-    "pos.expanded-wrong",
-    "Positions are computed for the first row and expanded over all copies of all prompts.",
-    "trainers that repeat one prompt G times",
-    needs=PADDED,
+@faults.add("pos.expanded-wrong", "trainers that repeat one prompt G times", needs=PADDED)
+@_text_keywords
+def expanded_wrong(keywords: Keywords) -> None:
+    """Positions are computed for the first row and expanded over all copies of all prompts."""
+    positions = keywords.get("position_ids")
+    if positions is not None and positions.shape[-1] > 1:
+        keywords["position_ids"] = positions[:, :1].expand_as(positions)
+
+
+@faults.add("pos.no-mask", "scoring calls of model(input_ids, **multimodal_inputs)")
+@result_of("scoring_inputs")
+def no_mask(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
+    """The scoring forward gets no attention mask: the model silently takes positions of plain
+    text."""
+    return without(inputs, "attention_mask")
+
+
+@faults.add("pos.flag-scoring", "HumanOmniV2's _get_per_token_logps")
+@result_of("scoring_inputs")
+def flag_scoring(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
+    """use_audio_in_video is not passed to the scoring forward at all: time positions there differ
+    from those of generation."""
+    return without(inputs, "use_audio_in_video")
+
+
+@faults.add(
+    "policy.config-mismatch", "transformers 4.x and 5.x read rope_scaling and rope_parameters"
 )
-def expanded_wrong(loop: ReferenceLoop) -> Manager:
-    def expand(keywords: dict[str, Any]) -> None:
-        positions = keywords.get("position_ids")
-        if positions is not None and positions.shape[-1] > 1:
-            keywords["position_ids"] = positions[:, :1].expand_as(positions)
-
-    return _before_text(loop, expand)
-
-
-@shelf.add(
-    "pos.no-mask",
-    "The scoring forward gets no attention mask: the model silently takes positions of plain text.",
-    "scoring calls of model(input_ids, **multimodal_inputs)",
-)
-def no_mask(loop: ReferenceLoop) -> Manager:
-    def without(keywords: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in keywords.items() if k != "attention_mask"}
-
-    return _scoring(loop, without)
-
-
-@shelf.add(
-    "pos.flag-scoring",
-    "use_audio_in_video is not passed to the scoring forward at all: time positions there differ "
-    "from those of generation.",
-    "HumanOmniV2's _get_per_token_logps",
-)
-def flag_scoring(loop: ReferenceLoop) -> Manager:
-    def without(keywords: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in keywords.items() if k != "use_audio_in_video"}
-
-    return _scoring(loop, without)
-
-
-@shelf.add(
-    "policy.config-mismatch",
-    "The checkpoint was saved by another major version: the rope sections are not found and "
-    "silently take a default.",
-    "transformers 4.x and 5.x read rope_scaling and rope_parameters",
-)
-def config_mismatch(loop: ReferenceLoop) -> Manager:
-    return _sections(loop, [16, 0, 0])
-
-
 @contextmanager
-def _sections(loop: ReferenceLoop, sections: list[int]) -> Iterator[None]:
-    """Other rope sections wherever the loaded model keeps them: in the configuration, and on
-    modules that read it once."""
+def config_mismatch(loop: ReferenceLoop) -> Iterator[None]:
+    """The checkpoint was saved by another major version: the rope sections are not found and
+    silently take a default."""
+    sections = [16, 0, 0]
     with ExitStack() as stack:
+        # in the configuration, and on modules that read it once
         for owner in (loop.thinker.config.get_text_config(), *text_model(loop).modules()):
             if isinstance(getattr(owner, "mrope_section", None), list):
                 stack.enter_context(patched(owner, mrope_section=sections))
@@ -218,54 +191,46 @@ def _sections(loop: ReferenceLoop, sections: list[int]) -> Iterator[None]:
 # --------------------------------------------------------------------------- logits
 
 
-@shelf.add(
+@faults.add(
     "logits.batch-differs",
-    "The attention kernel takes no padding mask: a row in a padded batch has other logits than "
-    "the row alone.",
     "FlashAttention set up for packed rows, on left-padded ones",
     needs=PADDED,
 )
-def batch_differs(loop: ReferenceLoop) -> Manager:
-    def unmasked(keywords: dict[str, Any]) -> None:
-        mask = keywords.get("attention_mask")
-        if isinstance(mask, Tensor):
-            keywords["attention_mask"] = torch.ones_like(mask)
-        elif isinstance(mask, Mapping):
-            keywords["attention_mask"] = None
-
-    return _before_text(loop, unmasked)
-
-
-@shelf.add(
-    "logits.cache-differs",
-    "Generation keeps a sliding window of its cache, scoring sees everything: the two disagree.",
-    "cache_implementation and sliding_window settings",
-)
-def cache_differs(loop: ReferenceLoop) -> Manager:
-    def windowed(keywords: dict[str, Any]) -> None:
-        embeds, mask = keywords.get("inputs_embeds"), keywords.get("attention_mask")
-        held = tokens_cached(keywords)
-        if embeds is None or embeds.shape[1] != 1 or not held:
-            return
-        # from 5.23 on there is none where nothing is padded
-        whole = torch.ones(len(embeds), int(held) + 1, dtype=torch.int64)
-        kept = mask.clone() if isinstance(mask, Tensor) else whole
-        kept[:, :-48] = 0
-        keywords["attention_mask"] = kept
-
-    return _before_text(loop, windowed)
+@_text_keywords
+def batch_differs(keywords: Keywords) -> None:
+    """The attention kernel takes no padding mask: a row in a padded batch has other logits than the
+    row alone."""
+    mask = keywords.get("attention_mask")
+    if isinstance(mask, Tensor):
+        keywords["attention_mask"] = torch.ones_like(mask)
+    elif isinstance(mask, Mapping):
+        keywords["attention_mask"] = None
 
 
-@shelf.add(
+@faults.add("logits.cache-differs", "cache_implementation and sliding_window settings")
+@_text_keywords
+def cache_differs(keywords: Keywords) -> None:
+    """Generation keeps a sliding window of its cache, scoring sees everything: the two disagree."""
+    embeds, mask = keywords.get("inputs_embeds"), keywords.get("attention_mask")
+    held = tokens_cached(keywords)
+    if embeds is None or embeds.shape[1] != 1 or not held:
+        return
+    # from 5.23 on there is none where nothing is padded
+    whole = torch.ones(len(embeds), int(held) + 1, dtype=torch.int64)
+    kept = mask.clone() if isinstance(mask, Tensor) else whole
+    kept[:, :-48] = 0
+    keywords["attention_mask"] = kept
+
+
+@faults.add(
     "logits.low-precision",
-    "The log-softmax is taken in bfloat16: ratios are noise once a rollout is used several times.",
     "selective_log_softmax on half-precision logits",
     needs={"iterations": 2},
 )
-def low_precision(loop: ReferenceLoop) -> Manager:
-    def log_softmax(logits: Tensor) -> Tensor:
-        scores = logits.bfloat16() / loop.config.temperature
-        scores = scores.index_fill(-1, torch.tensor(loop.suppressed), -torch.inf)
-        return scores.log_softmax(-1)
-
-    return loop.replaced(log_softmax=log_softmax)
+@instead_of("log_softmax")
+def low_precision(loop: ReferenceLoop, before: object, logits: Tensor) -> Tensor:
+    """The log-softmax is taken in bfloat16: ratios are noise once a rollout is used several
+    times."""
+    scores = logits.bfloat16() / loop.config.temperature
+    scores = scores.index_fill(-1, torch.tensor(loop.suppressed), -torch.inf)
+    return scores.log_softmax(-1)

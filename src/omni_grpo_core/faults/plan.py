@@ -123,6 +123,6 @@ def _rows(rng: random.Random, audio: LoopAudio, mix: int) -> tuple[int, ...]:
 FAULTS: tuple[Fault, ...] = tuple(
     fault
     for area in (conversation, media, batch, model, generation, rewarding, learning)
-    for fault in area.shelf.faults
+    for fault in area.faults.faults
 )
 BY_ID = {fault.id: fault for fault in FAULTS}

@@ -213,13 +213,18 @@ class ReferenceLoop(Feeding, Judging):
             advantages = advantages[:, None]
         low, high = 1 - self.config.epsilon, 1 + self.config.epsilon
         loss = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
-        clipped = ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
-        metrics = {"clip_ratio": _masked_mean(clipped.float(), rolled.mask)}
+        clipped = self.clipped(ratio, advantages).float()
+        metrics = {"clip_ratio": _masked_mean(clipped, rolled.mask)}
         if rolled.reference is not None:
             kl = self.kl(logprobs, rolled.reference)
             loss = loss + self.config.beta * kl
             metrics["kl"] = _masked_mean(kl.detach(), rolled.mask)
         return loss, metrics
+
+    def clipped(self, ratio: Tensor, advantages: Tensor) -> Tensor:
+        """bool, (N, C): tokens that the clip takes the gradient from."""
+        low, high = 1 - self.config.epsilon, 1 + self.config.epsilon
+        return ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
 
     def kl(self, logprobs: Tensor, reference: Tensor) -> Tensor:
         """(N, C): the k3 estimate of KL(policy || reference)."""

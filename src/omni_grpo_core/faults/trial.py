@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.pipeline.settings import load_settings
-from omni_grpo_core.recorder.record import record
+from omni_grpo_core.recorder.record import Recorder, record
 from omni_grpo_core.types import STAGES, Stage, Trace
 
 
@@ -53,6 +53,26 @@ def reference(dtype: str) -> Reference:
     return Reference(load_policy(folder, dtype=dtype), load_settings(folder))
 
 
+@contextmanager
+def recording(
+    loop: ReferenceLoop, faults: Iterable[Fault], folder: Path, steps: int, **settings: Any
+) -> Iterator[Recorder]:
+    """A recorder on a loop with ``faults`` in it. ``settings``: beside the loop's own."""
+    with ExitStack() as stack:
+        for fault in faults:
+            stack.enter_context(fault.inject(loop))
+        yield stack.enter_context(
+            record(
+                folder,
+                model=loop.model,
+                processor=loop.processor,
+                reward_funcs=loop.reward_funcs,
+                steps=steps,
+                settings={**loop.settings(), **settings},
+            )
+        )
+
+
 def recorded(
     faults: Sequence[Fault], config: LoopConfig, folder: Path
 ) -> tuple[list[tuple[str, Trace]], str | None]:
@@ -63,22 +83,12 @@ def recorded(
     loop = ReferenceLoop(reference(config.dtype).policy, config)
     steps = max((fault.steps for fault in faults), default=1)
     raised: str | None = None
-    with ExitStack() as stack:
-        for fault in faults:
-            stack.enter_context(fault.inject(loop))
+    with (
         # every update on a rollout is an optimizer step, and one recorded step
-        recorder = stack.enter_context(
-            record(
-                folder,
-                model=loop.model,
-                processor=loop.processor,
-                reward_funcs=loop.reward_funcs,
-                steps=steps * config.iterations,
-                settings=loop.settings(),
-            )
-        )
+        recording(loop, faults, folder, steps * config.iterations) as recorder,
         # the recorder hears them; on a terminal they would be noise
-        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        warnings.catch_warnings(action="ignore"),
+    ):
         try:
             for _ in range(steps):
                 loop.step(recorder)

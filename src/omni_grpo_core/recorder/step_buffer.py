@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -36,6 +36,17 @@ class Bounds:
     tensor_bytes: int = 4 << 20
     step_bytes: int = 256 << 20
     calls: int = 512
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a watched call came to. ``result``: ``None`` where it raised ``error``. ``warnings``:
+    given while it ran."""
+
+    result: Any = None
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -134,6 +145,21 @@ class StepBuffer:
         # by identity: two empty dicts are equal
         self._listening[:] = [other for other in self._listening if other is not heard]
         return tuple(heard)
+
+    @contextmanager
+    def watching(self, at: str, note: Callable[[Outcome], None]) -> Iterator[Outcome]:
+        """Around the trainer's own call, whose result is put into the outcome; ``note`` is then
+        handed all that is known of it, whether it returned or raised."""
+        outcome, heard, started = Outcome(), self.listen(), clock()
+        try:
+            yield outcome
+        except BaseException as raised:
+            outcome.error = self.plain.error(raised)
+            raise
+        finally:
+            outcome.seconds, outcome.warnings = clock() - started, self.unlisten(heard)
+            with self.looking(at):
+                note(outcome)
 
     @contextmanager
     def looking(self, at: str) -> Iterator[None]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omni_grpo_core.core.dialect import tokens_cached
 from omni_grpo_core.recorder.hooks import Patches, arguments
-from omni_grpo_core.recorder.step_buffer import StepBuffer, clock
+from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer, clock
 from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
 from omni_grpo_core.recorder.thinker import Found, modes
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes, TensorSeen
@@ -168,34 +168,19 @@ class ModelWatch:
             given = {**({"inputs": args[0]} if args else {}), **keywords}
             state.inputs, state.keywords = buffer.keep_all(given, state.large)
             state.modes = modes(self._found, grad_enabled=grad)
-        heard, started = buffer.listen(), clock()
-        result, error = None, None
         self._generating = state
-        try:
-            result = call(*args, **keywords)
-            return result
-        except BaseException as raised:
-            error = buffer.plain.error(raised)
-            raise
-        finally:
-            self._generating, seconds = None, clock() - started
-            warnings = buffer.unlisten(heard)
-            with buffer.looking("generate"):
-                if state.modes is not None:
-                    buffer.add(
-                        self._generated(state, state.modes, result, warnings, error), seconds
-                    )
+        with buffer.watching("generate", functools.partial(self._generated, state)) as outcome:
+            outcome.result = call(*args, **keywords)
+            return outcome.result
 
-    def _generated(
-        self,
-        state: _Generating,
-        before: Modes,
-        result: Any,
-        warnings: tuple[str, ...],
-        error: str | None,
-    ) -> GenerateCall:
+    def _generated(self, state: _Generating, outcome: Outcome) -> None:
+        self._generating = None
+        if state.modes is not None:
+            self._buffer.add(self._seen(state, state.modes, outcome), outcome.seconds)
+
+    def _seen(self, state: _Generating, before: Modes, outcome: Outcome) -> GenerateCall:
         buffer = self._buffer
-        sequences = getattr(result, "sequences", result)
+        sequences = getattr(outcome.result, "sequences", outcome.result)
         sequences = sequences if isinstance(sequences, Tensor) else None
         if sequences is not None:  # the last token was never fed back
             state.sampled(sequences[:, -1])
@@ -224,8 +209,8 @@ class ModelWatch:
                 tuple(torch.stack(state.step_positions).tolist()) if state.step_positions else ()
             ),
             logprobs=torch.cat(state.logprobs).T.contiguous().cpu() if state.logprobs else None,
-            warnings=warnings,
-            error=error,
+            warnings=outcome.warnings,
+            error=outcome.error,
             large=state.large,
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.mediums import media_seen
-from omni_grpo_core.recorder.step_buffer import StepBuffer, clock
+from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer, clock
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall, TemplateCall, TensorSeen
 from omni_grpo_core.types import MODALITIES, Modality
 
@@ -63,28 +63,24 @@ class ProcessorWatch:
             here = os.getpid() == self._process_id
             if not here or not any(this is one for one in watched):
                 return original(this, *args, **keywords)
-            return call(original, this, args, keywords)
+            return call(functools.partial(original, this), args, keywords)
 
         patches.set(kind, name, instead)
 
     # ------------------------------------------------------------------ text
 
     def _render(
-        self,
-        original: Callable[..., Any],
-        this: Any,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
+        self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
         if self._rendering:  # the processor asks its tokenizer
-            return original(this, *args, **keywords)
+            return call(*args, **keywords)
         self._rendering, self._texts, started = True, (), clock()
         given: tuple[Any, dict[str, Any]] | None = None
         with self._buffer.looking("chat template"):
             # before the call: some versions write into the messages
-            given = self._conversations(original, this, args, keywords)
+            given = self._conversations(call, args, keywords)
         try:
-            result = original(this, *args, **keywords)
+            result = call(*args, **keywords)
         finally:
             self._rendering = False
         with self._buffer.looking("chat template"):
@@ -93,10 +89,9 @@ class ProcessorWatch:
         return result
 
     def _conversations(
-        self, original: Callable[..., Any], this: Any, args: Any, keywords: Any
+        self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        bound = arguments(original, (this, *args), keywords)
-        bound.pop("self", None)
+        bound = arguments(call, args, keywords)
         first = next(name for name in bound if name.startswith("conversation"))
         given = bound.pop(first)
         given = getattr(given, "messages", given)
@@ -135,59 +130,49 @@ class ProcessorWatch:
     # ------------------------------------------------------------------ batch
 
     def _process(
-        self,
-        original: Callable[..., Any],
-        this: Any,
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
+        self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
-        buffer, started = self._buffer, clock()
+        buffer = self._buffer
         # handed over as they are now: a processor may change a list that it is given
         given: dict[str, Any] = {}
         media: dict[Modality, tuple[MediumSeen, ...]] = {}
         side = str(getattr(self._tokenizer, "padding_side", ""))
         with buffer.looking("processor"):
-            given = arguments(original, (this, *args), keywords)
-            given.pop("self", None)
+            given = arguments(call, args, keywords)
             for modality in MODALITIES:
                 found = given.pop(_ARGUMENTS[modality], None)
                 media[modality] = media_seen(modality, found, buffer.fits)
-        heard = buffer.listen()
-        result, error = None, None
-        try:
-            result = original(this, *args, **keywords)
-            return result
-        except BaseException as raised:
-            error = buffer.plain.error(raised)
-            raise
-        finally:
-            seconds, warnings = clock() - started, buffer.unlisten(heard)
-            with buffer.looking("processor"):
-                texts, nested = _flat(given.pop("text", None))
-                self._texts = texts
-                large: dict[str, TensorSeen] = {}
-                outputs = {
-                    name: kept
-                    for name, tensor in _tensors(result).items()
-                    if (kept := buffer.keep(name, tensor, large)) is not None
-                }
-                buffer.add(
-                    ProcessorCall(
-                        texts=tuple(map(buffer.plain.text, texts)),
-                        nested=nested,
-                        images=media.get("image", ()),
-                        videos=media.get("video", ()),
-                        audios=media.get("audio", ()),
-                        keywords=buffer.plain.mapping(given),
-                        ignored=_ignored(this, original, given),
-                        warnings=warnings,
-                        outputs=outputs,
-                        padding_side=side,
-                        error=error,
-                        large=large,
-                    ),
-                    seconds,
-                )
+
+        def note(outcome: Outcome) -> None:
+            texts, nested = _flat(given.pop("text", None))
+            self._texts = texts
+            large: dict[str, TensorSeen] = {}
+            outputs = {
+                name: kept
+                for name, tensor in _tensors(outcome.result).items()
+                if (kept := buffer.keep(name, tensor, large)) is not None
+            }
+            buffer.add(
+                ProcessorCall(
+                    texts=tuple(map(buffer.plain.text, texts)),
+                    nested=nested,
+                    images=media.get("image", ()),
+                    videos=media.get("video", ()),
+                    audios=media.get("audio", ()),
+                    keywords=buffer.plain.mapping(given),
+                    ignored=_ignored(self._processor, call, given),
+                    warnings=outcome.warnings,
+                    outputs=outputs,
+                    padding_side=side,
+                    error=outcome.error,
+                    large=large,
+                ),
+                outcome.seconds,
+            )
+
+        with buffer.watching("processor", note) as outcome:
+            outcome.result = call(*args, **keywords)
+            return outcome.result
 
 
 def _part(part: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.probe import probe
-from omni_grpo_core.recorder.step_buffer import StepBuffer, clock
+from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer
 from omni_grpo_core.rewards.base import plain_text
 from omni_grpo_core.rewards.call import RewardFunction, name_of
 from omni_grpo_core.trace.calls import RewardCall
@@ -54,15 +55,9 @@ class RewardWatch:
 
             @functools.wraps(function)
             async def later(*args: Any, **keywords: Any) -> Any:
-                started, values, error = clock(), None, None
-                try:
-                    values = await function(*args, **keywords)
-                    return values
-                except BaseException as raised:
-                    error = self._buffer.plain.error(raised)
-                    raise
-                finally:
-                    self._note(function, args, keywords, values, error, clock() - started)
+                with self._watching(function, args, keywords) as outcome:
+                    outcome.result = await function(*args, **keywords)
+                    return outcome.result
 
             return later
         return (
@@ -72,44 +67,41 @@ class RewardWatch:
         )
 
     def _call(self, function: RewardFunction, /, *args: Any, **keywords: Any) -> Any:
-        started, values, error = clock(), None, None
-        try:
-            values = function(*args, **keywords)
-            return values
-        except BaseException as raised:
-            error = self._buffer.plain.error(raised)
-            raise
-        finally:
-            self._note(function, args, keywords, values, error, clock() - started)
+        with self._watching(function, args, keywords) as outcome:
+            outcome.result = function(*args, **keywords)
+            return outcome.result
+
+    def _watching(
+        self, function: RewardFunction, args: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> AbstractContextManager[Outcome]:
+        note = functools.partial(self._note, function, args, keywords)
+        return self._buffer.watching("reward", note)
 
     def _note(
         self,
         function: RewardFunction,
         args: tuple[Any, ...],
         keywords: Mapping[str, Any],
-        values: Any,
-        error: str | None,
-        seconds: float,
+        outcome: Outcome,
     ) -> None:
         if not self._active:
             return
-        with self._buffer.looking("reward"):
-            plain = self._buffer.plain
-            given = arguments(function, args, keywords)
-            given.pop("self", None)
-            self._buffer.add(
-                RewardCall(
-                    name=name_of(function),
-                    source=source_of(function),
-                    prompts=_texts(given.pop("prompts", None), plain.text),
-                    completions=_texts(given.pop("completions", None), plain.text),
-                    columns=plain.mapping(given),
-                    values=_numbers(values),
-                    probe=self.probes.get(id(function), {}),
-                    error=error,
-                ),
-                seconds,
-            )
+        plain = self._buffer.plain
+        given = arguments(function, args, keywords)
+        given.pop("self", None)
+        self._buffer.add(
+            RewardCall(
+                name=name_of(function),
+                source=source_of(function),
+                prompts=_texts(given.pop("prompts", None), plain.text),
+                completions=_texts(given.pop("completions", None), plain.text),
+                columns=plain.mapping(given),
+                values=_numbers(outcome.result),
+                probe=self.probes.get(id(function), {}),
+                error=outcome.error,
+            ),
+            outcome.seconds,
+        )
 
 
 class _LookedOn:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from omni_grpo_core.doctor.evidence import Rule
+from omni_grpo_core.doctor.evidence import Evidence, Rule
 from omni_grpo_core.doctor.signatures import Signature, rule_of
 
 _LAID = (
     "tokens are laid out for one way of hearing the video and positions for the other: time "
     "positions are off by up to the length of the clip"
 )
+
+
+def _sound_cut(evidence: Evidence) -> bool:
+    values = evidence.values
+    heard = values.get("modality") == "audio" or "audio" in values.get("placeholders", ())
+    return heard and bool(values.get("max_length"))
+
 
 _BATCH = (
     Signature(
@@ -127,23 +134,17 @@ _BATCH = (
         "expanded ids and process them again",
         confirm="the text has one placeholder for each medium",
     ),
-    Signature(
-        cause="batch.max-length-leak",
-        fact="features-differ",
-        harm="max_length={max_length} reached the audio extractor, which cuts every sound to that "
-        "many samples ({max_length} / 16000 s)",
-        fix="put the text's limit into text_kwargs={{'max_length': …}}",
-        confirm="feature_attention_mask.sum(-1) is 100 a second of sound",
-        when=lambda e: e.values["modality"] == "audio" and bool(e.values["max_length"]),
-    ),
-    Signature(
-        cause="batch.max-length-leak",
-        fact="ids-differ",
-        harm="max_length={max_length} reached the audio extractor, which cuts every sound to that "
-        "many samples ({max_length} / 16000 s)",
-        fix="put the text's limit into text_kwargs={{'max_length': …}}",
-        confirm="feature_attention_mask.sum(-1) is 100 a second of sound",
-        when=lambda e: "audio" in e.values["placeholders"] and bool(e.values.get("max_length")),
+    *(
+        Signature(
+            cause="batch.max-length-leak",
+            fact=fact,
+            harm="max_length={max_length} reached the audio extractor, which cuts every sound to "
+            "that many samples ({max_length} / 16000 s)",
+            fix="put the text's limit into text_kwargs={{'max_length': …}}",
+            confirm="feature_attention_mask.sum(-1) is 100 a second of sound",
+            when=_sound_cut,
+        )
+        for fact in ("features-differ", "ids-differ")
     ),
     Signature(
         cause="batch.resized-again",

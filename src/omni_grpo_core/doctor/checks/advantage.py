@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
-from omni_grpo_core.doctor.turns import Turn, turns, whole_groups
+from omni_grpo_core.doctor.rollouts import RolloutRecord, rollouts, whole_groups
 from omni_grpo_core.trace.calls import AdvantageSeen
 
 _CLOSE = 1e-3
@@ -19,24 +19,24 @@ _NO_SPREAD = 1e-6
 _SECTIONS = ("context", "think", "answer")
 
 
-def whole_turns(case: Case) -> Iterator[Turn]:
-    """Turns whose advantages can be made again from what this process saw."""
-    for turn in turns(case):
-        if turn.advantage is not None and not whole_groups(case, turn.advantage):
+def whole_rollouts(case: Case) -> Iterator[RolloutRecord]:
+    """Rollouts whose advantages can be computed again from what this process saw."""
+    for rollout in rollouts(case):
+        if rollout.advantage is not None and not whole_groups(case, rollout.advantage):
             say_missing(
                 case, "groups are spread over processes: their advantages were not made again"
             )
             continue
-        yield turn
+        yield rollout
 
 
 def look_at_totals(case: Case) -> Iterable[Evidence]:
     """The sum that advantages were taken of, against what the functions gave."""
-    for turn in turns(case):
-        seen, table = turn.advantage, reward_table(turn)
+    for rollout in rollouts(case):
+        seen, table = rollout.advantage, reward_table(rollout)
         if seen is None or table is None or seen.rewards.ndim != 1:
             continue
-        names = [call.name for call in turn.rewards]
+        names = [call.name for call in rollout.rewards]
         if len(seen.rewards) != table.shape[1] or any(name not in seen.weights for name in names):
             continue
         weights = [float(seen.weights[name]) for name in names]
@@ -58,13 +58,13 @@ def look_at_totals(case: Case) -> Iterable[Evidence]:
         )
 
 
-def reward_table(turn: Turn) -> Tensor | None:
+def reward_table(rollout: RolloutRecord) -> Tensor | None:
     """What each function gave each completion, (functions, N), NaN where it gave nothing."""
-    lengths = {len(call.values) for call in turn.rewards}
+    lengths = {len(call.values) for call in rollout.rewards}
     if len(lengths) != 1 or 0 in lengths:
         return None
     return torch.tensor(
-        [[math.nan if v is None else v for v in call.values] for call in turn.rewards],
+        [[math.nan if v is None else v for v in call.values] for call in rollout.rewards],
         dtype=torch.float64,
     )
 
@@ -75,8 +75,8 @@ def _weighted(table: Tensor, weights: Sequence[float]) -> Tensor:
 
 def look_at_advantages(case: Case) -> Iterable[Evidence]:
     """Each advantage, recomputed by group id for whatever scale fits."""
-    for turn in whole_turns(case):
-        seen = turn.advantage
+    for rollout in whole_rollouts(case):
+        seen = rollout.advantage
         if seen is None or seen.rewards.ndim != 1:
             continue
         count = len(seen.rewards)
@@ -210,8 +210,8 @@ def _match(base: Tensor, rewards: Tensor, seen: AdvantageSeen) -> str:
 
 def look_at_signal(case: Case) -> Iterable[Evidence]:
     """No group with two different rewards: nothing to learn from, and nothing says so."""
-    for turn in whole_turns(case):
-        seen = turn.advantage
+    for rollout in whole_rollouts(case):
+        seen = rollout.advantage
         if seen is None or seen.rewards.ndim != 1 or len(seen.group_ids) != len(seen.rewards):
             continue
         groups: dict[str, list[float]] = {}
@@ -229,7 +229,7 @@ def look_at_signal(case: Case) -> Iterable[Evidence]:
             f"({', '.join(f'{r[0]:.4g}' for r in list(groups.values())[:4])}): every advantage is "
             "0, and so are loss and gradient"
             + (f"; {len(single)} groups have one completion only" if single else ""),
-            _signal_origin(turn, bool(single)),
+            _signal_origin(rollout, bool(single)),
             values={
                 "rewards": {name: r[0] for name, r in list(groups.items())[:8]},
                 "single": len(single),
@@ -238,15 +238,15 @@ def look_at_signal(case: Case) -> Iterable[Evidence]:
         )
 
 
-def _signal_origin(turn: Turn, single: bool) -> Origin:
+def _signal_origin(rollout: RolloutRecord, single: bool) -> Origin:
     """Groups of one are this stage's doing, and so are weights that leave nothing; rewards whose
     weighted sum is the same all over a group were handed over."""
-    table, seen = reward_table(turn), turn.advantage
+    table, seen = reward_table(rollout), rollout.advantage
     if single:
         return "added"
     if table is None or seen is None or table.shape[1] != len(seen.group_ids):
         return "unknown"
-    names = [call.name for call in turn.rewards]
+    names = [call.name for call in rollout.rewards]
     weights = [0.0 if name in seen.spans else float(seen.weights.get(name, 1.0)) for name in names]
     counted = [w for name, w in zip(names, weights, strict=True) if name not in seen.spans]
     if counted and not any(counted):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omni_grpo_core.core.batch import ID_DTYPE, placeholder_ids
-from omni_grpo_core.doctor.call_rows import PIXELS, Counts, counts_of, is_interleaved
+from omni_grpo_core.core.batch import ID_DTYPE
+from omni_grpo_core.doctor.call_rows import PIXELS, Counts, counts_of
+from omni_grpo_core.doctor.checks import flags
+from omni_grpo_core.doctor.checks.flags import calls_of, flag_wrong
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
-from omni_grpo_core.doctor.replay.batch import carried, given_rows, is_token_sized, sides, totals
+from omni_grpo_core.doctor.rendered import rendered_batches
+from omni_grpo_core.doctor.replay.batch import given_rows, is_token_sized, sides
 from omni_grpo_core.doctor.replay.text import collapsed, marks
-from omni_grpo_core.doctor.rounds import Round, flag_of, rounds
-from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, ProcessorCall
+from omni_grpo_core.trace.calls import ProcessorCall
 from omni_grpo_core.types import MODALITIES
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def look_keywords(case: Case) -> Iterator[Evidence]:
 
 def look_raised(case: Case) -> Iterator[Evidence]:
     """The processor came to an end."""
-    for one in rounds(case):
+    for one in rendered_batches(case):
         for call in one.processed:
             if call.error is None:
                 continue
@@ -50,113 +51,9 @@ def look_raised(case: Case) -> Iterator[Evidence]:
                 f"texts, {len(call.images)} images, {len(call.videos)} videos and "
                 f"{len(call.audios)} sounds",
                 # texts and media that fit together are right input
-                origin="added" if agrees or _flag_wrong(call, case) else "unknown",
+                origin="added" if agrees or flag_wrong(call, case) else "unknown",
                 values={"error": call.error},
             )
-
-
-def look_flag(case: Case) -> Iterator[Evidence]:
-    """The audio-in-video flag of the processor fits its texts and media; that of generate and every
-    forward fits the tokens that they are given."""
-    for one in rounds(case):
-        for call in one.processed:
-            if sounds_for_nothing(call, case):
-                count = totals(call, case)
-                yield Evidence(
-                    "batch",
-                    "media-not-for-text",
-                    f"the processor was handed {len(call.audios)} sounds for {count['audio']} "
-                    "audio placeholders, with audio-in-video off in every call: the first ones "
-                    "are taken, all after them are another's",
-                    values={
-                        "modality": "audio",
-                        "given": len(call.audios),
-                        "want": count["audio"],
-                    },
-                )
-            elif _flag_wrong(call, case):
-                told = flag_of(call.keywords)
-                count = totals(call, case)
-                yield Evidence(
-                    "batch",
-                    "flag-differs",
-                    f"the processor was told audio-in-video {_said(told)} with "
-                    f"{count['video']} videos, {count['audio']} audio placeholders and "
-                    f"{len(call.audios)} sounds: these need {not told}",
-                    values={"call": "processor", "told": told, "want": not told},
-                )
-    if case.reference is None:
-        return
-    policy = case.reference.policy
-    for name, model_call, _ in _model_calls(case):
-        ids = model_call.inputs.get("input_ids")
-        if ids is None or not bool((ids == placeholder_ids(policy.processor)["video"]).any()):
-            continue
-        want = any(is_interleaved(row, policy) for row in ids.tolist())
-        told = flag_of(model_call.keywords)
-        # left out means False; in a forward that is the positions' affair, see looks_positions
-        if bool(told) == want or (told is None and name != "generate"):
-            continue
-        yield Evidence(
-            "batch",
-            "flag-differs",
-            f"{name} was told audio-in-video {_said(told)}, its tokens have the sound "
-            f"{'inside the videos' if want else 'outside the videos'}, as the processor laid them",
-            origin=_flag_origin(case),
-            values={"call": name, "told": told, "want": want},
-        )
-
-
-def look_mute_beside_heard(case: Case) -> Iterator[Evidence]:
-    """With audio-in-video on, every clip of a call of the model has its sound inside: the model
-    counts clips by their sound, and one without is passed over."""
-    if case.reference is None:
-        return
-    policy = case.reference.policy
-    video = placeholder_ids(policy.processor)["video"]
-    for name, call, _ in _model_calls(case):
-        ids = call.inputs.get("input_ids")
-        if ids is None or not flag_of(call.keywords):
-            continue
-        clips = [n for n, row in enumerate(ids.tolist()) if video in row]
-        mute = [n for n in clips if not is_interleaved(ids[n].tolist(), policy)]
-        # all of them: the flag is wrong, which another look says
-        if not mute or len(mute) == len(clips):
-            continue
-        yield Evidence(
-            "batch",
-            "mute-beside-heard",
-            f"{name} was told audio-in-video True for {len(clips)} rows with a clip, and row "
-            f"{mute[0]} is the first of {len(mute)} whose clip has no sound inside: it is passed "
-            "over, and later rows take its grid",
-            row=mute[0],
-            values={"call": name, "mute": len(mute), "clips": len(clips)},
-        )
-
-
-def look_track_owners(case: Case) -> Iterator[Evidence]:
-    """A processor that refuses decoded tracks was told whose they are."""
-    for call in case.processed:
-        if call.error is None or not _unowned(call.error):
-            continue
-        told = call.keywords.get("audio_from_video_indices")
-        if told is None and flag_of(call.keywords) and call.audios and call.videos:
-            yield Evidence(
-                "batch",
-                "tracks-unowned",
-                f"the processor was handed {len(call.audios)} sounds beside {len(call.videos)} "
-                "videos with audio-in-video on and without audio_from_video_indices, and raised "
-                f"{call.error.strip().rstrip(':')}",
-                values={"audios": len(call.audios), "videos": len(call.videos)},
-            )
-
-
-def _unowned(error: str) -> bool:
-    """What transformers says from 5.23 on: the one with audio items in the text, the other
-    without."""
-    return "audio_from_video_indices" in error or bool(
-        re.search(r"Found total 0 \S+ tokens and \d+ audio inputs", error)
-    )
 
 
 def look_resized(case: Case) -> Iterator[Evidence]:
@@ -212,12 +109,12 @@ def look_padding(case: Case) -> Iterator[Evidence]:
     if case.reference is None:
         return
     pad = case.reference.policy.pad_token_id
-    for one in rounds(case):
+    for one in rendered_batches(case):
         outputs = [("the processor", call, call.outputs) for call in one.processed]
         found = [e for name, call, held in outputs for e in _padding(name, call, held, pad)]
         yield from found
         wrong = {e.fact for e in found}
-        for name, model_call, own in _calls_of(one):
+        for name, model_call, own in calls_of(one):
             made = list(_padding(name, None, model_call.inputs, pad, whole=own == "forward"))
             yield from (e for e in made if e.fact not in wrong)
 
@@ -228,14 +125,14 @@ def look_placeholders(case: Case) -> Iterator[Evidence]:
         say_missing(case, "no checkpoint: placeholders were not counted, nothing was replayed")
         return
     policy = case.reference.policy
-    for one in rounds(case):
+    for one in rendered_batches(case):
         wrong: set[str] = set()
         for call in one.processed:
             for count in _counted(call.outputs, policy):
                 if not count.agree:
                     wrong.add(count.modality)
                     yield _miscount(count, "the processor's output", _input_right(call, case))
-        for name, model_call, _ in _calls_of(one):
+        for name, model_call, _ in calls_of(one):
             for count in _counted(model_call.inputs, policy):
                 lost = PIXELS[count.modality] not in {*model_call.inputs, *model_call.large}
                 # media that were not passed on are told as such
@@ -324,43 +221,9 @@ def _miscount(count: Counts, where: str, origin: Origin) -> Evidence:
 
 def _input_right(call: ProcessorCall, case: Case) -> Origin:
     """Whether texts and media went in right, so that the processor's keywords are to blame."""
-    if given_rows(call, case) is not None or _flag_wrong(call, case):
+    if given_rows(call, case) is not None or flag_wrong(call, case):
         return "added"
     return "unknown"
-
-
-def _flag_wrong(call: ProcessorCall, case: Case) -> bool:
-    how, told = carried(call, case), bool(flag_of(call.keywords))
-    count = totals(call, case)
-    if how == "contradictory" or not count["video"] or how == ("interleaved" if told else "apart"):
-        return False
-    # no sound at all, while it was to come out of the videos: it was lost before
-    return bool(call.audios) or not told
-
-
-def sounds_for_nothing(call: ProcessorCall, case: Case) -> bool:
-    """Sound is listed on its own and no call means to take any out of the videos, and yet there is
-    one more for each video."""
-    later = [*(c.keywords for c in case.generated), *(c.keywords for c in case.forwards)]
-    off = not any(map(flag_of, (call.keywords, *later)))
-    return off and carried(call, case) == "interleaved" and totals(call, case)["audio"] > 0
-
-
-def _flag_origin(case: Case) -> Origin:
-    """A processor that was told wrong laid the tokens wrong: the model's own flag is then right."""
-    wrong = any(_flag_wrong(call, case) for call in case.processed)
-    return "inherited" if wrong else "added"
-
-
-def _model_calls(case: Case) -> list[tuple[str, GenerateCall | ForwardCall, str]]:
-    return [call for one in rounds(case) for call in _calls_of(one)]
-
-
-def _calls_of(one: Round) -> list[tuple[str, GenerateCall | ForwardCall, str]]:
-    return [
-        *(("generate", call, "generate") for call in one.generated),
-        *(("the scoring forward", call, "forward") for call in one.forwards),
-    ]
 
 
 def _counted(held: Mapping[str, Tensor], policy: Policy) -> Sequence[Counts]:
@@ -380,10 +243,6 @@ def _keyword(call: ProcessorCall | None, name: str) -> Any:
     return call.keywords.get(name, inner.get(name) if isinstance(inner, Mapping) else None)
 
 
-def _said(told: bool | None) -> str:
-    return "nothing (which means False)" if told is None else str(told)
-
-
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -391,9 +250,7 @@ def _short(value: Any) -> str:
 
 LOOKS: tuple[Look, ...] = (
     look_keywords,
-    look_flag,
-    look_mute_beside_heard,
-    look_track_owners,
+    *flags.LOOKS,
     look_expanded,
     look_resized,
     look_padding,

@@ -11,23 +11,29 @@ from torch import Tensor
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, say_missing
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
-from omni_grpo_core.doctor.turns import Turn, completion_ids, ids_of, turns, until_end
+from omni_grpo_core.doctor.rollouts import (
+    RolloutRecord,
+    completion_ids,
+    ids_of,
+    rollouts,
+    until_end,
+)
 from omni_grpo_core.trace.calls import GenerateCall
 
 _PIXELS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
 
-def rollouts(case: Case) -> Iterator[tuple[Turn, GenerateCall]]:
-    """Every turn that generated."""
-    for turn in turns(case):
-        if turn.generated is not None:
-            yield turn, turn.generated
+def generated_rollouts(case: Case) -> Iterator[tuple[RolloutRecord, GenerateCall]]:
+    """Every rollout that generated, and the call."""
+    for rollout in rollouts(case):
+        if rollout.generated is not None:
+            yield rollout, rollout.generated
 
 
 def look_at_error(case: Case) -> Iterable[Evidence]:
     """A generate that raised. What it was handed may be the reason, so nobody can tell from here
     alone."""
-    for _, call in rollouts(case):
+    for _, call in generated_rollouts(case):
         if call.error is not None:
             yield Evidence(
                 "completion", "generate-raised", f"generate raised {call.error}", "unknown",
@@ -37,7 +43,7 @@ def look_at_error(case: Case) -> Iterable[Evidence]:
 
 def look_at_history(case: Case) -> Iterable[Evidence]:
     """Later steps that saw neither the prompt nor what had been said."""
-    for _, call in rollouts(case):
+    for _, call in generated_rollouts(case):
         if None in call.cached:
             say_missing(
                 case,
@@ -67,7 +73,7 @@ def look_at_history(case: Case) -> Iterable[Evidence]:
 
 def look_at_eos(case: Case) -> Iterable[Evidence]:
     """What ends a completion, against what the checkpoint ends one with."""
-    for _, call in rollouts(case):
+    for _, call in generated_rollouts(case):
         given = ids_of(call.config.get("eos_token_id"))
         if not given:
             yield Evidence(
@@ -99,7 +105,7 @@ def look_at_tokens(case: Case) -> Iterable[Evidence]:
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special -= set(policy.eos_token_ids)
     media = set(_media_ids(policy))
-    for _, call in rollouts(case):
+    for _, call in generated_rollouts(case):
         ids = completion_ids(call)
         if ids is None:
             continue
@@ -138,11 +144,11 @@ def look_at_texts(case: Case) -> Iterable[Evidence]:
         return
     policy = case.reference.policy
     tokenizer = policy.processor.tokenizer
-    for turn, call in rollouts(case):
+    for rollout, call in generated_rollouts(case):
         ids = completion_ids(call)
-        if ids is None or not turn.rewards or len(turn.rewards[0].completions) != len(ids):
+        if ids is None or not rollout.rewards or len(rollout.rewards[0].completions) != len(ids):
             continue
-        texts = turn.rewards[0].completions
+        texts = rollout.rewards[0].completions
         kept = until_end(ids, policy.eos_token_ids)
         for row, text in enumerate(texts):
             tokens = ids[row][kept[row]].tolist()
@@ -163,11 +169,11 @@ def look_at_texts(case: Case) -> Iterable[Evidence]:
                 break
 
 
-def look_at_likeness(case: Case) -> Iterable[Evidence]:
+def look_at_identical(case: Case) -> Iterable[Evidence]:
     """Completions of a group that are all the same although they should have been sampled."""
-    for turn, call in rollouts(case):
+    for rollout, call in generated_rollouts(case):
         ids = completion_ids(call)
-        groups = _groups(turn, call)
+        groups = _groups(rollout, call)
         if ids is None or groups is None:
             continue
         kept = until_end(ids, ids_of(call.config.get("eos_token_id")))
@@ -203,16 +209,16 @@ def _chance(call: GenerateCall, kept: Tensor, groups: Sequence[Sequence[int]]) -
     return float(torch.tensor(total).double().exp())
 
 
-def _groups(turn: Turn, call: GenerateCall) -> list[list[int]] | None:
+def _groups(rollout: RolloutRecord, call: GenerateCall) -> list[list[int]] | None:
     """Rows of the sequences by group: by the trainer's own names, else by equal prompts."""
     ids = completion_ids(call)
     if ids is None:
         return None
     names: Sequence[Any]
-    if turn.advantage is not None and len(turn.advantage.group_ids) == len(ids):
-        names = turn.advantage.group_ids
+    if rollout.advantage is not None and len(rollout.advantage.group_ids) == len(ids):
+        names = rollout.advantage.group_ids
     else:
-        labels = prompt_labels(call, turn)
+        labels = prompt_labels(call, rollout)
         if labels is None:
             return None
         names = labels
@@ -226,7 +232,7 @@ def look_at_cap(case: Case) -> Iterable[Evidence]:
     """Every completion stopped by the cap. A broken prompt can be the reason as well, but not of a
     cap that no gold completion would fit into."""
     shortest = _shortest_gold(case)
-    for _, call in rollouts(case):
+    for _, call in generated_rollouts(case):
         ids = completion_ids(call)
         eos = ids_of(call.config.get("eos_token_id"))
         if ids is None or len(ids) < 2 or not eos:
@@ -257,7 +263,7 @@ def _shortest_gold(case: Case) -> int:
 
 def look_at_sampling(case: Case) -> Iterable[Evidence]:
     """Settings by which the sampled distribution is not the one that the loss scores."""
-    for _, call in rollouts(case):
+    for _, call in generated_rollouts(case):
         if not call.config.get("do_sample", False):
             continue
         cut = truncation(call.config, _vocabulary(case))
@@ -295,7 +301,7 @@ def truncation(config: Mapping[str, Any], vocabulary: int | None) -> dict[str, f
 
 def look_at_pixels(case: Case) -> Iterable[Evidence]:
     """Pixel rows copied one by one for the group, which scrambles every picture patch by patch."""
-    for turn, call in rollouts(case):
+    for rollout, call in generated_rollouts(case):
         copies = int(call.config.get("num_return_sequences") or 1)
         for pixels, grids in _PIXELS.items():
             grid = call.inputs.get(grids)
@@ -309,7 +315,7 @@ def look_at_pixels(case: Case) -> Iterable[Evidence]:
                     values={"copies": copies, "tensor": pixels, "by": "num_return_sequences"},
                 )
             elif pixels in call.inputs and grid is not None:
-                repeated = _repeated_patches(turn, call.inputs[pixels], pixels)
+                repeated = _repeated_patches(rollout, call.inputs[pixels], pixels)
                 if repeated > 1:
                     yield Evidence(
                         "completion",
@@ -323,10 +329,10 @@ def look_at_pixels(case: Case) -> Iterable[Evidence]:
                     )  # fmt: skip
 
 
-def _repeated_patches(turn: Turn, given: Tensor, name: str) -> int:
+def _repeated_patches(rollout: RolloutRecord, given: Tensor, name: str) -> int:
     """How often each patch of the processor's output stands in a row in what generate was given; 1
     where they are the processor's own."""
-    for call in turn.processed:
+    for call in rollout.processed:
         made = call.outputs.get(name)
         if made is None or not len(made) or len(given) % len(made) or len(given) == len(made):
             continue
@@ -379,7 +385,7 @@ LOOKS: tuple[Look, ...] = (
     look_at_eos,
     look_at_tokens,
     look_at_texts,
-    look_at_likeness,
+    look_at_identical,
     look_at_cap,
     look_at_sampling,
     look_at_pixels,

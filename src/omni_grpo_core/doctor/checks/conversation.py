@@ -8,16 +8,16 @@ from pathlib import PurePath
 from typing import Any
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
-from omni_grpo_core.doctor.replay import media as replay_media
-from omni_grpo_core.doctor.rounds import (
-    Round,
-    Talk,
+from omni_grpo_core.doctor.rendered import (
+    RenderedBatch,
+    RenderedPrompt,
     flag_of,
     order_of,
     paths_of,
     question_of,
-    rounds,
+    rendered_batches,
 )
+from omni_grpo_core.doctor.replay import media as replay_media
 
 _NO_SOUND = re.compile(
     r"\b(?:without (?:any )?(?:sound|audio)|no (?:sound|audio)|silent (?:video|clip)|muted)\b",
@@ -31,32 +31,32 @@ _TAG = re.compile(r"<\s*(context|think|answer)\s*>")
 
 def look_questions(case: Case) -> Iterator[Evidence]:
     """Each row's question stands in its own conversation, and not another row's."""
-    for one in rounds(case):
+    for one in rendered_batches(case):
         questions = [question_of(row) for row in one.rows]
-        for row, talk in _pairs(one):
+        for row, prompt in _pairs(one):
             wanted = question_of(row)
-            if wanted is None or wanted in talk.said("user"):
+            if wanted is None or wanted in prompt.said("user"):
                 continue
-            asked = next((q for q in questions if q and q in talk.said("user")), None)
+            asked = next((q for q in questions if q and q in prompt.said("user")), None)
             yield Evidence(
                 "conversation",
                 "question-differs",
-                f"conversation {talk.number} does not ask its row's question {wanted!r}; it asks "
-                f"{(asked or talk.said('user')[-80:])!r}",
-                row=talk.number,
-                values={"wanted": wanted, "asked": asked, "names": sorted(_names(talk))},
+                f"conversation {prompt.number} does not ask its row's question {wanted!r}; it asks "
+                f"{(asked or prompt.said('user')[-80:])!r}",
+                row=prompt.number,
+                values={"wanted": wanted, "asked": asked, "names": sorted(_names(prompt))},
             )
 
 
 def look_media_listed(case: Case) -> Iterator[Evidence]:
     """What a row shows is what its conversation shows: no file lost, none from elsewhere."""
-    for one in rounds(case):
+    for one in rendered_batches(case):
         known = {_name(path) for row in one.rows for _, path in paths_of(row)}
-        for row, talk in _pairs(one):
+        for row, prompt in _pairs(one):
             listed = paths_of(row)
-            if any(ref.path.startswith("<") for ref in talk.media):
+            if any(ref.path.startswith("<") for ref in prompt.media):
                 continue  # arrays in the messages: whose they are cannot be told
-            shown = [(ref.modality, _name(ref.path)) for ref in talk.media]
+            shown = [(ref.modality, _name(ref.path)) for ref in prompt.media]
             names = {name for _, name in shown}
             sounds = _carries_sound(one)
             for kind, path in listed:
@@ -68,9 +68,9 @@ def look_media_listed(case: Case) -> Iterator[Evidence]:
                 yield Evidence(
                     "conversation",
                     fact,
-                    f"the row lists {kind} {name}, its conversation {talk.number} shows "
+                    f"the row lists {kind} {name}, its conversation {prompt.number} shows "
                     f"{_told(shown)}",
-                    row=talk.number,
+                    row=prompt.number,
                     values={"file": name, "modality": kind, "shown": shown},
                 )
             for kind, name in shown if listed or known else ():
@@ -79,72 +79,75 @@ def look_media_listed(case: Case) -> Iterator[Evidence]:
                     yield Evidence(
                         "conversation",
                         "media-foreign",
-                        f"conversation {talk.number} shows {kind} {name}, which belongs to {whose}",
-                        row=talk.number,
+                        f"conversation {prompt.number} shows {kind} {name}, which belongs to "
+                        f"{whose}",
+                        row=prompt.number,
                         values={"file": name, "modality": kind},
                     )
 
 
 def look_media_twice(case: Case) -> Iterator[Evidence]:
     """A clip whose sound rides inside it must not be listed as audio as well."""
-    for one in rounds(case):
+    for one in rendered_batches(case):
         calls = [call for call in one.processed if flag_of(call.keywords)]
         if not calls:
             continue
-        for talk in one.talks:
-            videos = {_name(r.path) for r in talk.media if r.modality == "video"}
-            twice = [_name(r.path) for r in talk.media if r.modality == "audio"]
+        for prompt in one.prompts:
+            videos = {_name(r.path) for r in prompt.media if r.modality == "video"}
+            twice = [_name(r.path) for r in prompt.media if r.modality == "audio"]
             for name in dict.fromkeys(n for n in twice if n in videos and not n.startswith("<")):
                 yield Evidence(
                     "conversation",
                     "media-twice",
-                    f"{name} is listed as video and as audio in conversation {talk.number} while "
+                    f"{name} is listed as video and as audio in conversation {prompt.number} while "
                     f"audio-in-video is interleaved: {1 + twice.count(name)} audio features for "
                     "1 audio slot",
                     origin=_origin(one, name),
-                    row=talk.number,
+                    row=prompt.number,
                     values={"file": name, "audios": 1 + twice.count(name)},
                 )
 
 
 def look_sound_told(case: Case) -> Iterator[Evidence]:
     """A conversation that says there is no sound has none."""
-    for one in rounds(case):
+    for one in rendered_batches(case):
         sounds = _carries_sound(one)
-        for talk in one.talks:
-            said = _NO_SOUND.search(talk.said("user"))
-            kinds = [ref.modality for ref in talk.media]
+        for prompt in one.prompts:
+            said = _NO_SOUND.search(prompt.said("user"))
+            kinds = [ref.modality for ref in prompt.media]
             rides = sounds and any(
                 ref.modality == "video" and replay_media.has_track(ref.path) is not False
-                for ref in talk.media
+                for ref in prompt.media
             )
             if said and (rides or "audio" in kinds):
                 yield Evidence(
                     "conversation",
                     "sound-denied",
-                    f"conversation {talk.number} says {said.group()!r} but gives the model "
+                    f"conversation {prompt.number} says {said.group()!r} but gives the model "
                     f"{'the sound of its video' if rides else 'an audio item'}",
-                    row=talk.number,
+                    row=prompt.number,
                     values={"said": said.group(), "how": "interleaved" if rides else "item"},
                 )
 
 
 def look_sound_lost(case: Case) -> Iterator[Evidence]:
     """No clip goes mute while others of the batch are heard, although its file has a track."""
-    for one in rounds(case):
-        talks = [talk for talk in one.talks if any(r.modality == "video" for r in talk.media)]
-        heard = {talk.number for talk in talks if _heard(talk, one)}
-        for talk in talks if heard else ():
-            if talk.number in heard:
+    for one in rendered_batches(case):
+        prompts = [
+            prompt for prompt in one.prompts if any(r.modality == "video" for r in prompt.media)
+        ]
+        heard = {prompt.number for prompt in prompts if _heard(prompt, one)}
+        for prompt in prompts if heard else ():
+            if prompt.number in heard:
                 continue
-            for ref in talk.media:
+            for ref in prompt.media:
                 if ref.modality == "video" and replay_media.has_track(ref.path):
                     yield Evidence(
                         "conversation",
                         "track-not-given",
-                        f"{_name(ref.path)} has an audio track, but conversation {talk.number} "
+                        f"{_name(ref.path)} has an audio track, but conversation {prompt.number} "
                         f"gives it mute while {len(heard)} other clips of the batch are heard",
-                        row=talk.number,
+                        row=prompt.number,
                         values={"file": _name(ref.path)},
                     )
 
@@ -152,27 +155,29 @@ def look_sound_lost(case: Case) -> Iterator[Evidence]:
 def look_instructions(case: Case) -> Iterator[Evidence]:
     """Somebody tells the policy which tags the rewards want, and all rows are told the same."""
     wanted = any(
-        _TAG.search(str(row.get("solution", ""))) for one in rounds(case) for row in one.rows
+        _TAG.search(str(row.get("solution", "")))
+        for one in rendered_batches(case)
+        for row in one.rows
     )
-    talks = [talk for one in rounds(case) for talk in one.talks]
-    systems = {talk.said("system") for talk in talks}
-    for talk in talks if wanted else ():
-        if _TAG.search(talk.said("system")) or _TAG.search(talk.said("user")):
+    prompts = [prompt for one in rendered_batches(case) for prompt in one.prompts]
+    systems = {prompt.said("system") for prompt in prompts}
+    for prompt in prompts if wanted else ():
+        if _TAG.search(prompt.said("system")) or _TAG.search(prompt.said("user")):
             continue
-        system = talk.said("system")
-        has_one = any(message.get("role") == "system" for message in talk.messages)
+        system = prompt.said("system")
+        has_one = any(message.get("role") == "system" for message in prompt.messages)
         yield Evidence(
             "conversation",
             "instructions-changed" if has_one else "system-missing",
-            f"the system message of conversation {talk.number} is {system[:60]!r}: nothing asks "
+            f"the system message of conversation {prompt.number} is {system[:60]!r}: nothing asks "
             "for the tags that the answers are judged by"
             if has_one
-            else f"conversation {talk.number} has no system message, and nothing in it asks for "
+            else f"conversation {prompt.number} has no system message, and nothing in it asks for "
             "the tags that the answers are judged by",
-            row=talk.number,
+            row=prompt.number,
             values={"system": system},
         )
-    if len(systems) > 1 and talks:
+    if len(systems) > 1 and prompts:
         yield Evidence(
             "conversation",
             "systems-differ",
@@ -184,113 +189,115 @@ def look_instructions(case: Case) -> Iterator[Evidence]:
 
 def look_options(case: Case) -> Iterator[Evidence]:
     """A row that has options shows them: at least one, in whatever form."""
-    for one in rounds(case):
-        for row, talk in _pairs(one):
+    for one in rendered_batches(case):
+        for row, prompt in _pairs(one):
             options = row.get("options")
             if not isinstance(options, list | tuple) or not options:
                 continue
             words = [_OPTION.sub("", str(option)).strip() for option in options]
-            asked, said = question_of(row) or "", talk.said("user")
+            asked, said = question_of(row) or "", prompt.said("user")
             # a question may name an option itself
             beside = said.replace(asked, "", 1)
             if asked in said and not any(w and w in beside for w in words):
                 yield Evidence(
                     "conversation",
                     "options-missing",
-                    f"conversation {talk.number} asks {question_of(row)!r} without any of its "
+                    f"conversation {prompt.number} asks {question_of(row)!r} without any of its "
                     f"{len(options)} options {words!r}",
-                    row=talk.number,
+                    row=prompt.number,
                     values={"options": words},
                 )
 
 
 def look_gold(case: Case) -> Iterator[Evidence]:
     """No conversation holds the gold completion of its row."""
-    for one in rounds(case):
-        for row, talk in _pairs(one):
+    for one in rendered_batches(case):
+        for row, prompt in _pairs(one):
             gold = row.get("solution")
             if not isinstance(gold, str) or len(gold) < _LONG_ENOUGH:
                 continue
             role = next(
-                (r for r in ("assistant", "user", "system") if gold.strip() in talk.said(r)), None
+                (r for r in ("assistant", "user", "system") if gold.strip() in prompt.said(r)), None
             )
             if role is not None:
                 yield Evidence(
                     "conversation",
                     "gold-shown",
-                    f"conversation {talk.number} holds its row's gold completion, said by the "
+                    f"conversation {prompt.number} holds its row's gold completion, said by the "
                     f"{role}: {gold.strip()[:60]!r}",
-                    row=talk.number,
+                    row=prompt.number,
                     values={"role": role},
                 )
 
 
 def look_number(case: Case) -> Iterator[Evidence]:
     """As many conversations as rows, or a whole number for each, and none that no row asked for."""
-    for one in rounds(case):
-        rows, talks = len(one.rows), len(one.talks)
+    for one in rendered_batches(case):
+        rows, prompts = len(one.rows), len(one.prompts)
         # a run that was cut while it rendered has lost nothing yet
-        if not rows or not talks or not talks % rows or not one.processed:
+        if not rows or not prompts or not prompts % rows or not one.processed:
             continue
-        strange = [talk for talk in one.talks if not any(_fits(row, talk) for row in one.rows)]
-        for talk in strange:
+        strange = [
+            prompt for prompt in one.prompts if not any(_fits(row, prompt) for row in one.rows)
+        ]
+        for prompt in strange:
             yield Evidence(
                 "conversation",
                 "row-foreign",
-                f"conversation {talk.number} asks and shows what no row of the batch does: "
-                f"{_told([(r.modality, _name(r.path)) for r in talk.media])}; {talks} "
+                f"conversation {prompt.number} asks and shows what no row of the batch does: "
+                f"{_told([(r.modality, _name(r.path)) for r in prompt.media])}; {prompts} "
                 f"conversations for {rows} rows",
-                row=talk.number,
-                values={"names": sorted(_names(talk)), "talks": talks, "rows": rows},
+                row=prompt.number,
+                values={"names": sorted(_names(prompt)), "talks": prompts, "rows": rows},
             )
         if not strange:
             yield Evidence(
                 "conversation",
                 "rows-lost",
-                f"{talks} conversations for {rows} rows of the data set",
-                values={"talks": talks, "rows": rows},
+                f"{prompts} conversations for {rows} rows of the data set",
+                values={"talks": prompts, "rows": rows},
             )
 
 
-def _pairs(one: Round) -> Sequence[tuple[Mapping[str, Any], Talk]]:
+def _pairs(one: RenderedBatch) -> Sequence[tuple[Mapping[str, Any], RenderedPrompt]]:
     """Rows with their conversations: in the order that fits the questions best."""
-    orders = order_of(len(one.rows), len(one.talks))
-    best: list[tuple[Mapping[str, Any], Talk]] = []
+    orders = order_of(len(one.rows), len(one.prompts))
+    best: list[tuple[Mapping[str, Any], RenderedPrompt]] = []
     most = -1
     for owners in orders.values():
-        pairs = [(one.rows[o], talk) for o, talk in zip(owners, one.talks, strict=True)]
-        fit = sum(_fits(row, talk) for row, talk in pairs)
+        pairs = [(one.rows[o], prompt) for o, prompt in zip(owners, one.prompts, strict=True)]
+        fit = sum(_fits(row, prompt) for row, prompt in pairs)
         if fit > most:
             best, most = pairs, fit
     return best
 
 
-def _fits(row: Mapping[str, Any], talk: Talk) -> bool:
+def _fits(row: Mapping[str, Any], prompt: RenderedPrompt) -> bool:
     """Whether a conversation asks a row's question about a row's media."""
     files = {_name(path) for _, path in paths_of(row)}
-    same = bool(files & _names(talk)) or not files
-    return same and (question_of(row) or "") in talk.said("user")
+    same = bool(files & _names(prompt)) or not files
+    return same and (question_of(row) or "") in prompt.said("user")
 
 
-def _carries_sound(one: Round) -> bool:
-    """Whether the processor of a round was to take the sound out of the videos."""
+def _carries_sound(one: RenderedBatch) -> bool:
+    """Whether the processor of a batch was to take the sound out of the videos."""
     return any(flag_of(call.keywords) for call in one.processed)
 
 
-def _heard(talk: Talk, one: Round) -> bool:
+def _heard(prompt: RenderedPrompt, one: RenderedBatch) -> bool:
     """Whether a clip's sound is given, by item or inside."""
-    kinds = [ref.modality for ref in talk.media]
-    return "audio" in kinds or (_carries_sound(one) and not _NO_SOUND.search(talk.said("user")))
+    kinds = [ref.modality for ref in prompt.media]
+    return "audio" in kinds or (_carries_sound(one) and not _NO_SOUND.search(prompt.said("user")))
 
 
-def _origin(one: Round, name: str) -> Origin:
+def _origin(one: RenderedBatch, name: str) -> Origin:
     """A row that lists the file twice itself may mean the separate way; the decision on how sound
     travels is the conversation's, so it added the error. Unseen rows leave it open."""
     return "added" if one.rows or name else "unknown"
 
 
-def _names(talk: Talk) -> set[str]:
-    return {_name(ref.path) for ref in talk.media}
+def _names(prompt: RenderedPrompt) -> set[str]:
+    return {_name(ref.path) for ref in prompt.media}
 
 
 def _name(path: str) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.checks.completion import rollouts
+from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, until_end
 from omni_grpo_core.doctor.teacher_forced import Taught, log_table, taught
-from omni_grpo_core.doctor.turns import completion_ids, first_step, ids_of, until_end
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.trace.calls import GenerateCall
 
@@ -26,7 +26,7 @@ def look_at_garbage(case: Case) -> Iterable[Evidence]:
     if case.reference is None:
         return
     policy = case.reference.policy
-    for _, call in rollouts(case):
+    for _, call in generated_rollouts(case):
         ids = completion_ids(call)
         if ids is None:
             continue
@@ -71,7 +71,7 @@ def look_at_likelihood(case: Case) -> Iterable[Evidence]:
     """Where generate's own logprobs were not kept: whether the checkpoint could have said this."""
     if not first_step(case):
         return
-    for _, call in rollouts(case):
+    for _, call in generated_rollouts(case):
         if call.logprobs is not None or not call.config.get("do_sample", False):
             continue
         against = against_reference(case, call)

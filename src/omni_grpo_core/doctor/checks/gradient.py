@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.turns import learned, settings_of, world
+from omni_grpo_core.doctor.rollouts import learned, settings_of, world
 from omni_grpo_core.trace.calls import StepSeen
 
 _LANGUAGE = ("text", "head", "adapter")

@@ -10,7 +10,7 @@ from typing import Any
 from omni_grpo_core.doctor.checks.completion import look_at_pixels
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
-from omni_grpo_core.doctor.turns import Turn, turns
+from omni_grpo_core.doctor.rollouts import RolloutRecord, rollouts
 
 Owners = tuple[int | None, ...]
 """The row of the data that each completion belongs to, by one reckoning; ``None``: unknown."""
@@ -30,8 +30,8 @@ class Reckonings:
 def look_at_owners(case: Case) -> Iterable[Evidence]:
     """One of the three reckonings against the other two."""
     scrambled = any(True for _ in look_at_pixels(case))
-    for turn in turns(case):
-        found = reckonings(turn, by_prompt=not scrambled)
+    for rollout in rollouts(case):
+        found = reckonings(rollout, by_prompt=not scrambled)
         generated, scored, grouped = found.generated, found.scored, found.grouped
         values = {"generated": generated, "scored": scored, "grouped": grouped}
         if scored and grouped and generated and scored == grouped != generated:
@@ -81,9 +81,9 @@ def _mixed(groups: Owners, owners: Owners) -> bool:
 
 def look_at_columns(case: Case) -> Iterable[Evidence]:
     """Columns of one completion that come from several rows of the data."""
-    for turn in turns(case):
-        for call in turn.rewards:
-            torn = _torn(turn, call.columns, len(call.completions))
+    for rollout in rollouts(case):
+        for call in rollout.rewards:
+            torn = _torn(rollout, call.columns, len(call.completions))
             if torn is None:
                 continue
             at, told = torn
@@ -98,14 +98,14 @@ def look_at_columns(case: Case) -> Iterable[Evidence]:
             break
 
 
-def reckonings(turn: Turn, *, by_prompt: bool = True) -> Reckonings:
+def reckonings(rollout: RolloutRecord, *, by_prompt: bool = True) -> Reckonings:
     """Rows of the data by each reckoning. Without recorded rows, prompts are numbered as they
     appear, which still tells groups apart."""
-    generated = _generated(turn) if by_prompt else None
+    generated = _generated(rollout) if by_prompt else None
     scored = None
-    for call in turn.rewards:
-        scored = scored or _scored(turn, call.columns, len(call.completions))
-    grouped = _grouped(turn)
+    for call in rollout.rewards:
+        scored = scored or _scored(rollout, call.columns, len(call.completions))
+    grouped = _grouped(rollout)
     count = max((len(o) for o in (generated, scored, grouped) if o), default=0)
     return Reckonings(
         *(
@@ -115,17 +115,17 @@ def reckonings(turn: Turn, *, by_prompt: bool = True) -> Reckonings:
     )
 
 
-def _generated(turn: Turn) -> Owners | None:
-    labels = None if turn.generated is None else prompt_labels(turn.generated, turn)
+def _generated(rollout: RolloutRecord) -> Owners | None:
+    labels = None if rollout.generated is None else prompt_labels(rollout.generated, rollout)
     if labels is None:
         return None
     # prompts that look alike cannot be numbered: then nothing is said
-    rows = None if turn.samples is None else len(turn.samples.rows)
+    rows = None if rollout.samples is None else len(rollout.samples.rows)
     return tuple(labels) if rows is None or len(set(labels)) == rows else None
 
 
-def _scored(turn: Turn, columns: Mapping[str, Any], count: int) -> Owners | None:
-    fits = _fits(turn, columns, count)
+def _scored(rollout: RolloutRecord, columns: Mapping[str, Any], count: int) -> Owners | None:
+    fits = _fits(rollout, columns, count)
     if fits is None:
         return None
     owners: list[int | None] = []
@@ -135,16 +135,18 @@ def _scored(turn: Turn, columns: Mapping[str, Any], count: int) -> Owners | None
     return tuple(owners)
 
 
-def _torn(turn: Turn, columns: Mapping[str, Any], count: int) -> tuple[int, str] | None:
-    for at, fit in enumerate(_fits(turn, columns, count) or ()):
+def _torn(rollout: RolloutRecord, columns: Mapping[str, Any], count: int) -> tuple[int, str] | None:
+    for at, fit in enumerate(_fits(rollout, columns, count) or ()):
         if all(fit.values()) and not set.intersection(*fit.values()):
             return at, ", ".join(f"{name} of row {min(rows)}" for name, rows in fit.items())
     return None
 
 
-def _fits(turn: Turn, columns: Mapping[str, Any], count: int) -> list[dict[str, set[int]]] | None:
+def _fits(
+    rollout: RolloutRecord, columns: Mapping[str, Any], count: int
+) -> list[dict[str, set[int]]] | None:
     """For each completion and column, the rows of the data that have this value."""
-    rows = () if turn.samples is None else turn.samples.rows
+    rows = () if rollout.samples is None else rollout.samples.rows
     names = [
         name
         for name, values in columns.items()
@@ -166,11 +168,11 @@ def _fits(turn: Turn, columns: Mapping[str, Any], count: int) -> list[dict[str, 
     ]
 
 
-def _grouped(turn: Turn) -> Owners | None:
-    if turn.advantage is None:
+def _grouped(rollout: RolloutRecord) -> Owners | None:
+    if rollout.advantage is None:
         return None
-    names = turn.advantage.group_ids
-    told = None if turn.samples is None else turn.samples.group_ids
+    names = rollout.advantage.group_ids
+    told = None if rollout.samples is None else rollout.samples.group_ids
     if told is not None and set(names) <= set(told) and len(set(told)) == len(told):
         return tuple(told.index(name) for name in names)
     return tuple(labels_of(names))

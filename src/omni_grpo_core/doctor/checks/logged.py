@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from omni_grpo_core.doctor.checks.completion import rollouts
+from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.recompute_loss import Parts, beta_of, parts_of, policy_terms
-from omni_grpo_core.doctor.turns import learned
+from omni_grpo_core.doctor.rollouts import learned
 from omni_grpo_core.trace.calls import LossSeen
 
 
@@ -29,7 +29,7 @@ def look_at_reference(case: Case) -> Iterable[Evidence]:
 
 def look_at_passes(case: Case) -> Iterable[Evidence]:
     """A later pass over a rollout without the logprobs from before its first update."""
-    if any(True for _ in rollouts(case)):
+    if any(True for _ in generated_rollouts(case)):
         return
     for at, one in enumerate(learned(case)):
         told = one.loss.settings.get("num_iterations")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.checks.completion import rollouts
+from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, say_missing
+from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, learned, until_end
 from omni_grpo_core.doctor.teacher_forced import (
     Taught,
     Tolerance,
@@ -22,7 +23,6 @@ from omni_grpo_core.doctor.teacher_forced import (
     taught,
     tolerance,
 )
-from omni_grpo_core.doctor.turns import completion_ids, first_step, ids_of, learned, until_end
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
 
 
@@ -129,7 +129,7 @@ def _alone(case: Case, call: ForwardCall) -> str:
 
 def look_at_rollouts(case: Case) -> Iterable[Evidence]:
     """A rollout's own logprobs, which tell whether generate is the model that is trained."""
-    for turn_at, (_, call) in enumerate(rollouts(case)):
+    for rollout_at, (_, call) in enumerate(generated_rollouts(case)):
         gaps = rollout_gap(case, call)
         if gaps is None or _padded_right(call):
             continue  # behind padding, decoding and a forward over all tokens count differently
@@ -138,7 +138,7 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
         values = {
             "first_mean": first.mean, "first_worst": first.worst,
             "later_mean": later.mean, "later_worst": later.worst,
-            "scoring_agrees": agrees, "turn": turn_at,
+            "scoring_agrees": agrees, "turn": rollout_at,
         }  # fmt: skip
         if not first_step(case):
             yield from _moved(case, first, later, values)
@@ -218,7 +218,7 @@ def look_at_agreement(case: Case) -> Iterable[Evidence]:
     """Where nothing can be replayed, because embeddings were too large to keep or weights have
     moved: generate's own logprobs against those of the scoring forward, if both are at temperature
     1. That they differ is certain; which of the two is wrong is not."""
-    for _, call in rollouts(case):
+    for _, call in generated_rollouts(case):
         if temperature_of(call) != 1.0 or _padded_right(call):
             continue
         if first_step(case) and rollout_gap(case, call) is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.checks.completion import rollouts
+from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, say_missing
 from omni_grpo_core.doctor.recompute_loss import (
     Parts,
@@ -19,7 +19,14 @@ from omni_grpo_core.doctor.recompute_loss import (
     right_ways,
     wrong_ways,
 )
-from omni_grpo_core.doctor.turns import Learned, completion_ids, ids_of, learned, until_end, world
+from omni_grpo_core.doctor.rollouts import (
+    Learned,
+    completion_ids,
+    ids_of,
+    learned,
+    until_end,
+    world,
+)
 from omni_grpo_core.trace.calls import LossSeen
 
 
@@ -53,7 +60,7 @@ def look_at_mask(case: Case) -> Iterable[Evidence]:
 
 def _prompt_inside(one: Learned) -> tuple[int, int] | None:
     """(row, prompt tokens that count) where what is called completion begins in the prompt."""
-    call = None if one.turn is None else one.turn.generated
+    call = None if one.rollout is None else one.rollout.generated
     ids, mask = one.loss.completion_ids, one.loss.mask
     if call is None or call.sequences is None or ids is None or mask is None:
         return None
@@ -104,13 +111,13 @@ def _after_eos(case: Case, at: int, one: Learned, ids: Tensor, mask: Tensor) -> 
 def _eos(case: Case, one: Learned) -> Sequence[int]:
     if case.reference is not None:
         return case.reference.policy.eos_token_ids
-    call = None if one.turn is None else one.turn.generated
+    call = None if one.rollout is None else one.rollout.generated
     return () if call is None else ids_of(call.config.get("eos_token_id"))
 
 
 def _ran_on(case: Case, one: Learned) -> bool:
     """Whether generate itself did not stop at some end that the checkpoint has."""
-    call = None if one.turn is None else one.turn.generated
+    call = None if one.rollout is None else one.rollout.generated
     if call is None:
         return False
     return not set(_eos(case, one)) <= set(ids_of(call.config.get("eos_token_id")))
@@ -118,10 +125,10 @@ def _ran_on(case: Case, one: Learned) -> bool:
 
 def look_at_completions(case: Case) -> Iterable[Evidence]:
     """The ids in the loss, against those that were sampled."""
-    rolled = [completion_ids(call) for _, call in rollouts(case)]
+    rolled = [completion_ids(call) for _, call in generated_rollouts(case)]
     sampled = [row for ids in rolled if ids is not None for row in ids]
     for at, one in enumerate(learned(case)):
-        call = None if one.turn is None else one.turn.generated
+        call = None if one.rollout is None else one.rollout.generated
         ids = one.loss.completion_ids
         own = None if call is None else completion_ids(call)
         if ids is None or own is None or one.loss.mask is None or one.loss.mask.shape != ids.shape:
@@ -154,7 +161,7 @@ def look_at_completions(case: Case) -> Iterable[Evidence]:
 def look_at_advantages(case: Case) -> Iterable[Evidence]:
     """Advantages in the loss, against those that were computed."""
     for at, one in enumerate(learned(case)):
-        seen = None if one.turn is None else one.turn.advantage
+        seen = None if one.rollout is None else one.rollout.advantage
         given = one.loss.advantages
         if seen is None or given is None:
             continue

@@ -11,9 +11,9 @@ from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.checks.positions import Call, named_calls
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
 from omni_grpo_core.doctor.media_similarity import array, is_close, is_empty, is_flat, is_same
+from omni_grpo_core.doctor.rendered import RenderedBatch, flag_of, rendered_batches
 from omni_grpo_core.doctor.replay import media as replay_media
 from omni_grpo_core.doctor.replay.batch import DEFAULT_RATE, carried, rate_of, sides, totals
-from omni_grpo_core.doctor.rounds import Round, flag_of, rounds
 from omni_grpo_core.doctor.shown_media import (
     Shown,
     array_of,
@@ -44,7 +44,7 @@ _OTHER_RATE = 0.15
 
 def look_counts(case: Case) -> Iterator[Evidence]:
     """As many images, clips and sounds reach the processor as the messages name."""
-    for one in rounds(case):
+    for one in rendered_batches(case):
         for call in one.processed:
             wanted = wanted_counts(one, call)
             if wanted is None:
@@ -141,7 +141,7 @@ def _asked(case: Case, call: Call, modality: Modality) -> bool | None:
 
 def look_content(case: Case) -> Iterator[Evidence]:
     """Each medium is the file that its conversation names, neither blank nor silent."""
-    for one in rounds(case):
+    for one in rendered_batches(case):
         for call in one.processed:
             found = shown(one, call, case)
             if call.videos and not found:
@@ -163,7 +163,7 @@ def look_content(case: Case) -> Iterator[Evidence]:
 
 def look_rate(case: Case) -> Iterator[Evidence]:
     """The frame rate that the processor is told is the one at which frames were taken."""
-    for one in rounds(case):
+    for one in rendered_batches(case):
         for call in one.processed:
             told = rate_of(call.keywords)
             for item in _once(shown(one, call, case)):
@@ -297,7 +297,7 @@ def _once(found: Sequence[Shown]) -> list[Shown]:
     return list(kept.values())
 
 
-def _all_empty(one: Round, call: ProcessorCall, case: Case) -> Iterator[Evidence]:
+def _all_empty(one: RenderedBatch, call: ProcessorCall, case: Case) -> Iterator[Evidence]:
     """Where files cannot be matched to rows: one black or silent clip may be the data's own, all
     of them are not."""
     for what, media in (("blank", (*call.videos, *call.images)), ("silent", call.audios)):
@@ -313,10 +313,10 @@ def _all_empty(one: Round, call: ProcessorCall, case: Case) -> Iterator[Evidence
             )
 
 
-def _some_file_is_not(one: Round, modality: Modality, case: Case) -> bool:
+def _some_file_is_not(one: RenderedBatch, modality: Modality, case: Case) -> bool:
     """Whether a file that the conversations name has something in it."""
-    for talk in one.talks:
-        for ref in replay_media.wanted(talk.media, interleaved=modality == "audio")[modality]:
+    for prompt in one.prompts:
+        for ref in replay_media.wanted(prompt.media, interleaved=modality == "audio")[modality]:
             read = read_file(ref, case)
             values = None if read is None else array_of(read, modality)
             if values is not None and not is_flat(values, modality):

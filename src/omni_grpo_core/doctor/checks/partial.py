@@ -11,9 +11,15 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.doctor.checks.advantage import fits, recomputed, reward_table, told, whole_turns
+from omni_grpo_core.doctor.checks.advantage import (
+    fits,
+    recomputed,
+    reward_table,
+    told,
+    whole_rollouts,
+)
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.turns import completion_ids, turns, until_end
+from omni_grpo_core.doctor.rollouts import completion_ids, rollouts, until_end
 from omni_grpo_core.losses.spans import byte_pieces, token_offsets, token_span
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import Malformed
@@ -23,11 +29,11 @@ _SECTIONS = ("context", "think", "answer")
 
 def look_at_partials(case: Case) -> Iterable[Evidence]:
     """A partial reward that does not move the tokens it is about."""
-    for turn in whole_turns(case):
-        seen, table = turn.advantage, reward_table(turn)
+    for rollout in whole_rollouts(case):
+        seen, table = rollout.advantage, reward_table(rollout)
         if seen is None or not seen.spans or table is None or seen.rewards.ndim != 1:
             continue
-        names = [call.name for call in turn.rewards]
+        names = [call.name for call in rollout.rewards]
         for name, span in seen.spans.items():
             if name not in names or table.shape[1] != len(seen.group_ids):
                 continue
@@ -82,9 +88,9 @@ def look_at_spans(case: Case) -> Iterable[Evidence]:
     if case.reference is None:
         return
     policy = case.reference.policy
-    for turn in turns(case):
-        seen = turn.advantage
-        ids = None if turn.generated is None else completion_ids(turn.generated)
+    for rollout in rollouts(case):
+        seen = rollout.advantage
+        ids = None if rollout.generated is None else completion_ids(rollout.generated)
         if seen is None or ids is None:
             continue
         for name, span in seen.spans.items():

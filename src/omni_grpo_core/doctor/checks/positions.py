@@ -10,8 +10,8 @@ import torch
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import CallRow, call_rows
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.rendered import flag_of
 from omni_grpo_core.doctor.replay.model import reference_positions
-from omni_grpo_core.doctor.rounds import flag_of
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
 from omni_grpo_core.types import AudioInVideo, Row
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.checks.logits import forward_gap, temperature_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.rollouts import Learned, first_step, ids_of, learned
 from omni_grpo_core.doctor.teacher_forced import Place, Taught, apart, rescored, tolerance
-from omni_grpo_core.doctor.turns import Learned, first_step, ids_of, learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def look_at_logprobs(case: Case) -> Iterable[Evidence]:
         readings = _readings(case, one)
         if not readings:
             continue
-        forward, call = one.forward, None if one.turn is None else one.turn.generated
+        forward, call = one.forward, None if one.rollout is None else one.rollout.generated
         known = None if forward is None else rescored(case, forward)
         if forward is None or known is None:
             continue
@@ -100,7 +100,7 @@ def _readings(case: Case, one: Learned) -> list[_Reading]:
         kept &= mask.bool()
     if not bool(kept.any()):
         return []
-    call = None if one.turn is None else one.turn.generated
+    call = None if one.rollout is None else one.rollout.generated
     temperatures = {1.0, *_temperatures(one.loss.settings)}
     suppressed: Sequence[int] = ()
     if call is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.turns import turns
+from omni_grpo_core.doctor.rollouts import rollouts
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.base import Reward
@@ -291,10 +291,10 @@ def _rows(values: Any, call: RewardCall) -> bool:
 def look_at_structure(case: Case) -> Iterable[Evidence]:
     """Completions without the structure that was asked for: a reward of nothing is then deserved.
     Reading them is not at fault, so this is always handed on from before."""
-    for turn in turns(case):
-        if not turn.rewards or not _asks_for_structure(turn.rewards):
+    for rollout in rollouts(case):
+        if not rollout.rewards or not _asks_for_structure(rollout.rewards):
             continue
-        texts = turn.rewards[0].completions
+        texts = rollout.rewards[0].completions
         read = [parse(text) for text in texts]
         broken = [found for found in read if isinstance(found, Malformed)]
         if len(texts) > 1 and len(broken) == len(texts):

@@ -9,10 +9,10 @@ import torch
 
 from omni_grpo_core.core.batch import ID_DTYPE, placeholder_ids
 from omni_grpo_core.doctor.call_rows import PIXELS
-from omni_grpo_core.doctor.checks.batch import sounds_for_nothing
+from omni_grpo_core.doctor.checks.flags import sounds_for_nothing
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.batch import Given, given_rows, reference_row
-from omni_grpo_core.doctor.rounds import rounds
 from omni_grpo_core.trace.calls import ProcessorCall
 from omni_grpo_core.types import MODALITIES, Row
 
@@ -31,7 +31,7 @@ def look_replay(case: Case) -> Iterator[Evidence]:
     if case.reference is None:
         return
     policy = case.reference.policy
-    for one in rounds(case):
+    for one in rendered_batches(case):
         for call in one.processed:
             rows = given_rows(call, case)
             ids, mask = call.outputs.get("input_ids"), call.outputs.get("attention_mask")
@@ -54,7 +54,7 @@ def look_handed_on(case: Case) -> Iterator[Evidence]:
     if case.reference is None:
         return
     policy = case.reference.policy
-    for one in rounds(case):
+    for one in rendered_batches(case):
         made = [row for call in one.processed for row in _unpadded(call.outputs, policy)]
         if not made:
             continue

@@ -9,7 +9,13 @@ from dataclasses import replace
 import torch
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.turns import Turn, completion_ids, ids_of, turns, until_end
+from omni_grpo_core.doctor.rollouts import (
+    RolloutRecord,
+    completion_ids,
+    ids_of,
+    rollouts,
+    until_end,
+)
 
 _CHANCE, _CHANCE_ON_SAME_ROWS = 1e-9, 0.02
 """How rare a coincidence must be. That several rows come again in the same order is one already,
@@ -24,7 +30,7 @@ def in_order(cases: Iterable[Case]) -> tuple[Case, ...]:
     for case in cases:
         if before is not None and _number(before) < _number(case):
             case = replace(case, before=before)
-        if turns(case):
+        if rollouts(case):
             before = case
         found.append(case)
     return tuple(found)
@@ -39,7 +45,7 @@ def look_at_restart(case: Case) -> Iterable[Evidence]:
     before = case.before
     if before is None:
         return
-    for earlier, later in zip(turns(before), turns(case), strict=False):
+    for earlier, later in zip(rollouts(before), rollouts(case), strict=False):
         same = _same_rows(earlier, later)
         several = later.samples is not None and len(later.samples.rows) > 1
         chance, equal, count = _same_draws(earlier, later)
@@ -58,13 +64,13 @@ def look_at_restart(case: Case) -> Iterable[Evidence]:
         return
 
 
-def _same_rows(earlier: Turn, later: Turn) -> bool | None:
+def _same_rows(earlier: RolloutRecord, later: RolloutRecord) -> bool | None:
     if earlier.samples is None or later.samples is None:
         return None
     return list(earlier.samples.rows) == list(later.samples.rows)
 
 
-def _same_draws(earlier: Turn, later: Turn) -> tuple[float, int, int]:
+def _same_draws(earlier: RolloutRecord, later: RolloutRecord) -> tuple[float, int, int]:
     """(chance that two rollouts are this much alike, equal completions, completions).
 
     The chance that a second draw shares a beginning whose probability is p is p at most, so the

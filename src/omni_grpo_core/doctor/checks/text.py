@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.text import (
     collapsed,
     first_difference,
@@ -15,7 +16,6 @@ from omni_grpo_core.doctor.replay.text import (
     reference_texts,
     unknown_roles,
 )
-from omni_grpo_core.doctor.rounds import rounds
 from omni_grpo_core.pipeline.chatml import GENERATION_PROMPT
 from omni_grpo_core.types import Modality
 
@@ -25,20 +25,20 @@ Names = Mapping[Modality, tuple[str, str, str]]
 def look_rendering(case: Case) -> Iterator[Evidence]:
     """Each text is the reference rendering of its messages."""
     names = marks(case)
-    for one in rounds(case):
-        for talk in one.talks:
-            if talk.text is None or not is_chatml(talk.text):
+    for one in rendered_batches(case):
+        for prompt in one.prompts:
+            if prompt.text is None or not is_chatml(prompt.text):
                 continue
-            wanted = reference_texts(talk.messages, names)
-            if talk.text not in wanted:
-                yield _differs(talk.text, wanted[0], names, talk.number, "rendered")
+            wanted = reference_texts(prompt.messages, names)
+            if prompt.text not in wanted:
+                yield _differs(prompt.text, wanted[0], names, prompt.number, "rendered")
 
 
 def look_handed_over(case: Case) -> Iterator[Evidence]:
     """The processor gets each rendered text, whole and unchanged, equally often."""
     names = marks(case)
-    for one in rounds(case):
-        rendered = [talk.text for talk in one.talks if talk.text is not None]
+    for one in rendered_batches(case):
+        rendered = [prompt.text for prompt in one.prompts if prompt.text is not None]
         for call in one.processed:
             if call.nested:
                 yield Evidence(
@@ -52,9 +52,9 @@ def look_handed_over(case: Case) -> Iterator[Evidence]:
                 continue
             handed = [collapsed(text, names) for text in call.texts]
             # conversations that no row asked for are told where they were made
-            whole = not one.rows or not len(one.talks) % len(one.rows)
+            whole = not one.rows or not len(one.prompts) % len(one.rows)
             yield from _lost(rendered, handed, "added" if whole else "inherited")
-            right = {w for talk in one.talks for w in reference_texts(talk.messages, names)}
+            right = {w for prompt in one.prompts for w in reference_texts(prompt.messages, names)}
             right |= set(rendered)
             for row, text in enumerate(call.texts):
                 if collapsed(text, names) in right or text in right:
@@ -65,8 +65,8 @@ def look_handed_over(case: Case) -> Iterator[Evidence]:
 
 def look_unrendered(case: Case) -> Iterator[Evidence]:
     """Where nobody saw the template: the texts have known roles and end in a generation prompt."""
-    for one in rounds(case):
-        if one.talks:
+    for one in rendered_batches(case):
+        if one.prompts:
             continue
         for call in one.processed:
             for row, text in enumerate(call.texts):

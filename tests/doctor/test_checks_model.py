@@ -9,9 +9,9 @@ import pytest
 import torch
 from doctor_recordings import facts, only, steps_with
 
-from omni_grpo_core.doctor.checks import embeddings as looks_embeddings
-from omni_grpo_core.doctor.checks import policy as looks_policy
-from omni_grpo_core.doctor.checks import positions as looks_positions
+from omni_grpo_core.doctor.checks import embeddings as checks_embeddings
+from omni_grpo_core.doctor.checks import policy as checks_policy
+from omni_grpo_core.doctor.checks import positions as checks_positions
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
 from omni_grpo_core.types import Trace
@@ -48,7 +48,7 @@ def test_the_ids_that_these_tests_go_by(step: Case) -> None:
 def positions(step: Case, change: Any) -> list[str]:
     held = forward(step).position_ids
     assert held is not None
-    return facts(looks_positions.look_positions, with_forward(step, position_ids=change(held)))
+    return facts(checks_positions.look_positions, with_forward(step, position_ids=change(held)))
 
 
 def test_right_positions_are_right(step: Case) -> None:
@@ -77,10 +77,10 @@ def test_plain_counting(step: Case) -> None:
 
     without = {k: v for k, v in forward(step).inputs.items() if k != "attention_mask"}
     counted = with_forward(step, inputs=without, position_ids=line(forward(step).position_ids))  # type: ignore[arg-type]
-    assert facts(looks_positions.look_positions, counted) == ["one-dimensional"]
+    assert facts(checks_positions.look_positions, counted) == ["one-dimensional"]
     # where the model makes them itself, it gets none
     unseen = with_forward(step, inputs=without, position_ids=None)
-    found = only(looks_positions.look_positions, unseen)
+    found = only(checks_positions.look_positions, unseen)
     assert (found.fact, found.values["mask"]) == ("one-dimensional", False)
 
 
@@ -104,15 +104,15 @@ def test_generation_that_goes_on_elsewhere(step: Case) -> None:
         for r in step.trace.stages
     )
     moved = Case(Trace(step.trace.header, records), step.reference)
-    assert facts(looks_positions.look_next_positions, step) == []
-    assert facts(looks_positions.look_next_positions, moved) == ["steps-off"]
+    assert facts(checks_positions.look_next_positions, step) == []
+    assert facts(checks_positions.look_next_positions, moved) == ["steps-off"]
 
 
 def embeddings(step: Case, change: Any) -> list[str]:
     call = forward(step)
     assert call.inputs_embeds is not None
     changed = change(call.inputs_embeds.clone(), call.inputs["input_ids"])
-    return facts(looks_embeddings.look_injected, with_forward(step, inputs_embeds=changed))
+    return facts(checks_embeddings.look_injected, with_forward(step, inputs_embeds=changed))
 
 
 def test_right_embeddings_are_right(step: Case) -> None:
@@ -154,6 +154,6 @@ def test_features_of_nothing_known(step: Case) -> None:
 
 
 def test_rope_sections_of_another_model(step: Case) -> None:
-    assert facts(looks_policy.look_rope, step) == []
+    assert facts(checks_policy.look_rope, step) == []
     other = Case(Trace({**step.trace.header, "rope_sections": "16 24 24"}, ()), step.reference)
-    assert only(looks_policy.look_rope, other).values == {"got": "16 24 24", "want": "4 6 6"}
+    assert only(checks_policy.look_rope, other).values == {"got": "16 24 24", "want": "4 6 6"}

@@ -11,11 +11,11 @@ import torch
 from small_recordings import GROUPS, advantaged, case, found, generated, rewarded, samples
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.doctor.checks import advantage as looks_advantage
-from omni_grpo_core.doctor.checks import partial as looks_partial
+from omni_grpo_core.doctor.checks import advantage as checks_advantage
+from omni_grpo_core.doctor.checks import partial as checks_partial
 from omni_grpo_core.doctor.checks.partial import section_tokens
 
-LOOKS = (*looks_advantage.LOOKS, *looks_partial.LOOKS)
+LOOKS = (*checks_advantage.LOOKS, *checks_partial.LOOKS)
 
 
 def facts(*values: Any) -> set[str]:
@@ -141,10 +141,10 @@ def test_section_tokens_are_found_by_offsets(policy: Policy) -> None:
 
 
 def test_three_reckonings_and_the_one_that_stands_alone() -> None:
-    from omni_grpo_core.doctor.checks import groups as looks_groups
+    from omni_grpo_core.doctor.checks import groups as checks_groups
 
     def named(*values: Any) -> dict[str, str]:
-        seen = found(looks_groups.LOOKS, case(samples(), *values))
+        seen = found(checks_groups.LOOKS, case(samples(), *values))
         return {fact: evidence.stage for fact, evidence in seen.items()}
 
     crossed = {"sample_id": ["a", "b", "a", "b"]}
@@ -164,11 +164,11 @@ def test_three_reckonings_and_the_one_that_stands_alone() -> None:
 
 
 def test_columns_of_several_rows() -> None:
-    from omni_grpo_core.doctor.checks import groups as looks_groups
+    from omni_grpo_core.doctor.checks import groups as checks_groups
 
     columns = {
         "sample_id": list(GROUPS),
         "problem": ["who is a?", "who is b?", "who is b?", "who is b?"],
     }
-    torn = found(looks_groups.LOOKS, case(samples(), generated(), rewarded(columns=columns)))
+    torn = found(checks_groups.LOOKS, case(samples(), generated(), rewarded(columns=columns)))
     assert torn["columns-moved"].row == 1

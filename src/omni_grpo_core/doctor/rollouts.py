@@ -27,7 +27,7 @@ from omni_grpo_core.trace.calls import (
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
+class RolloutRecord:
     """One rollout: from the rows that were drawn to the advantages of their completions."""
 
     samples: SamplesSeen | None = None
@@ -43,43 +43,44 @@ class Learned:
 
     loss: LossSeen
     forward: ForwardCall | None
-    turn: Turn | None
+    rollout: RolloutRecord | None
 
 
-def turns(case: Case) -> tuple[Turn, ...]:
+def rollouts(case: Case) -> tuple[RolloutRecord, ...]:
     """The rollouts of a step, in order."""
-    return case.once(_turns)
+    return case.once(_rollouts)
 
 
-def _turns(case: Case) -> tuple[Turn, ...]:
-    found: list[Turn] = []
-    turn = Turn()
-    for value in (record.value for record in case.trace.stages):
+def _rollouts(case: Case) -> tuple[RolloutRecord, ...]:
+    found: list[RolloutRecord] = []
+    rollout = RolloutRecord()
+    for value in case.values:
         begins = isinstance(value, SamplesSeen | ProcessorCall | GenerateCall)
-        if begins and (turn.generated is not None or turn.rewards) and not _goes_on(turn, value):
-            found.append(turn)
-            turn = Turn()
+        ended = rollout.generated is not None or rollout.rewards
+        if begins and ended and not _goes_on(rollout, value):
+            found.append(rollout)
+            rollout = RolloutRecord()
         match value:
             case SamplesSeen():
-                turn.samples = value
+                rollout.samples = value
             case ProcessorCall():
-                turn.processed.append(value)
+                rollout.processed.append(value)
             case GenerateCall():
-                turn.generated = value
+                rollout.generated = value
             case RewardCall():
-                turn.rewards.append(value)
+                rollout.rewards.append(value)
             case AdvantageSeen():
-                turn.advantage = value
+                rollout.advantage = value
             case _:
                 pass
-    if turn != Turn():
-        found.append(turn)
+    if rollout != RolloutRecord():
+        found.append(rollout)
     return tuple(t for t in found if t.generated or t.rewards or t.advantage or t.samples)
 
 
-def _goes_on(turn: Turn, value: object) -> bool:
+def _goes_on(rollout: RolloutRecord, value: object) -> bool:
     """A processor called once more for the scoring of the same rollout begins no new one."""
-    return isinstance(value, ProcessorCall) and not turn.rewards and turn.advantage is None
+    return isinstance(value, ProcessorCall) and not rollout.rewards and rollout.advantage is None
 
 
 def learned(case: Case) -> tuple[Learned, ...]:
@@ -88,28 +89,28 @@ def learned(case: Case) -> tuple[Learned, ...]:
 
 
 def _learned(case: Case) -> tuple[Learned, ...]:
-    rolled = turns(case)
+    rolled = rollouts(case)
     found: list[Learned] = []
     before: list[ForwardCall] = []
-    for value in (record.value for record in case.trace.stages):
+    for value in case.values:
         if isinstance(value, ForwardCall):
             before.append(value)
         elif isinstance(value, LossSeen):
             scored = [f for f in before if f.modes.adapter != "off" and f.error is None]
             forward = scored[-1] if scored else None
-            found.append(Learned(value, forward, _turn_of(value, rolled, len(found))))
+            found.append(Learned(value, forward, _rollout_of(value, rolled, len(found))))
         elif isinstance(value, StepSeen):
             before = []
     return tuple(found)
 
 
-def _turn_of(loss: LossSeen, rolled: Sequence[Turn], at: int) -> Turn | None:
+def _rollout_of(loss: LossSeen, rolled: Sequence[RolloutRecord], at: int) -> RolloutRecord | None:
     if not rolled:
         return None
-    for turn in rolled:
-        ids = None if turn.generated is None else completion_ids(turn.generated)
+    for rollout in rolled:
+        ids = None if rollout.generated is None else completion_ids(rollout.generated)
         if ids is not None and loss.completion_ids is not None and _same(ids, loss.completion_ids):
-            return turn
+            return rollout
     return rolled[at % len(rolled)]
 
 

@@ -14,7 +14,7 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.checks.completion import LOOKS
 from omni_grpo_core.doctor.evidence import Reference, said_missing
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
-from omni_grpo_core.doctor.turns import Turn
+from omni_grpo_core.doctor.rollouts import RolloutRecord
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
 
@@ -87,10 +87,10 @@ def test_prompts_are_told_apart_by_what_the_processor_was_handed() -> None:
     text = "<|vision_bos|><|VIDEO|><|vision_eos|>who is it?"
     made = replace(processed(PATCHES), texts=(text,) * 4, videos=tuple(clips))
     call = generated(prompts=(0, 0, 0, 0))
-    assert prompt_labels(call, Turn(processed=[made])) == [0, 0, 1, 1]
+    assert prompt_labels(call, RolloutRecord(processed=[made])) == [0, 0, 1, 1]
     # a clip that no text has a place for: nobody knows which row is shown which
     short = replace(made, texts=(text,) * 3 + ("who is it?",))
-    assert prompt_labels(call, Turn(processed=[short])) == [0, 0, 0, 0]
+    assert prompt_labels(call, RolloutRecord(processed=[short])) == [0, 0, 0, 0]
 
 
 # --------------------------------------------------------------------------- pixels

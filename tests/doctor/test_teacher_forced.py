@@ -15,22 +15,22 @@ from small_recordings import EVAL, found, stepped
 from omni_grpo_core import tiny
 from omni_grpo_core.core.family import QWEN3_OMNI
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.doctor.checks import advantage as looks_advantage
-from omni_grpo_core.doctor.checks import completion as looks_completion
-from omni_grpo_core.doctor.checks import degenerate as looks_degenerate
-from omni_grpo_core.doctor.checks import gradient as looks_gradient
-from omni_grpo_core.doctor.checks import groups as looks_groups
-from omni_grpo_core.doctor.checks import logged as looks_logged
-from omni_grpo_core.doctor.checks import logits as looks_logits
-from omni_grpo_core.doctor.checks import loss as looks_loss
-from omni_grpo_core.doctor.checks import partial as looks_partial
-from omni_grpo_core.doctor.checks import readings as looks_readings
-from omni_grpo_core.doctor.checks import reward as looks_reward
+from omni_grpo_core.doctor.checks import advantage as checks_advantage
+from omni_grpo_core.doctor.checks import completion as checks_completion
+from omni_grpo_core.doctor.checks import degenerate as checks_degenerate
+from omni_grpo_core.doctor.checks import gradient as checks_gradient
+from omni_grpo_core.doctor.checks import groups as checks_groups
+from omni_grpo_core.doctor.checks import logged as checks_logged
+from omni_grpo_core.doctor.checks import logits as checks_logits
+from omni_grpo_core.doctor.checks import loss as checks_loss
+from omni_grpo_core.doctor.checks import partial as checks_partial
+from omni_grpo_core.doctor.checks import readings as checks_readings
+from omni_grpo_core.doctor.checks import reward as checks_reward
 from omni_grpo_core.doctor.evidence import Case, Look, Reference, said_missing
 from omni_grpo_core.doctor.experiments import experiments_on, tried
 from omni_grpo_core.doctor.load import as_cases, read_traces
+from omni_grpo_core.doctor.rollouts import learned, rollouts
 from omni_grpo_core.doctor.teacher_forced import apart, taught
-from omni_grpo_core.doctor.turns import learned, turns
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
@@ -42,9 +42,9 @@ from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import StageRecord, Trace
 
 AREAS = (
-    looks_logits, looks_completion, looks_degenerate, looks_groups, looks_reward, looks_advantage,
-    looks_readings, looks_partial, looks_loss, looks_logged,
-    looks_gradient,
+    checks_logits, checks_completion, checks_degenerate, checks_groups, checks_reward,
+    checks_advantage, checks_readings, checks_partial, checks_loss, checks_logged,
+    checks_gradient,
 )  # fmt: skip
 ALL: Sequence[Look] = [look for area in AREAS for look in area.LOOKS]
 
@@ -81,11 +81,11 @@ def added(case: Case) -> dict[str, str]:
 
 
 def test_a_clean_step_is_put_together_and_has_no_evidence(clean: Case) -> None:
-    (turn,) = turns(clean)
+    (rollout,) = rollouts(clean)
     (one,) = learned(clean)
-    assert turn.generated is not None
-    assert turn.advantage is not None
-    assert one.turn is turn
+    assert rollout.generated is not None
+    assert rollout.advantage is not None
+    assert one.rollout is rollout
     assert one.forward is clean.forwards[0]
     assert added(clean) == {}
 
@@ -170,7 +170,7 @@ def test_generate_and_scoring_disagree_where_nothing_can_be_replayed(clean: Case
     config = {**call.config, "temperature": 1.0}
     for shift, facts in ((0.0, set()), (0.5, {"scoring-disagrees"})):
         changed = altered(clean, GenerateCall, config=config, logprobs=own + shift)
-        assert set(found(looks_logits.LOOKS, Case(changed.trace, None))) == facts
+        assert set(found(checks_logits.LOOKS, Case(changed.trace, None))) == facts
 
 
 def test_garbage_is_added_unless_the_checkpoint_would_say_it(clean: Case) -> None:

@@ -14,11 +14,11 @@ import pytest
 import torch
 from small_recordings import COMPLETIONS, advantaged, case, found, generated, lost, stepped
 
-from omni_grpo_core.doctor.checks import logged as looks_logged
-from omni_grpo_core.doctor.checks import loss as looks_loss
+from omni_grpo_core.doctor.checks import logged as checks_logged
+from omni_grpo_core.doctor.checks import loss as checks_loss
 from omni_grpo_core.doctor.checks.run import in_order
 
-LOOKS = (*looks_loss.LOOKS, *looks_logged.LOOKS)
+LOOKS = (*checks_loss.LOOKS, *checks_logged.LOOKS)
 DAPO = {"loss_type": "dapo"}
 THIRD = torch.full((4, 3), 1 / 3).log()
 

@@ -10,7 +10,8 @@ import torch
 from doctor_recordings import case, facts, medium, only, processed, steps_with
 
 from omni_grpo_core.doctor.checks import batch as looks
-from omni_grpo_core.doctor.checks import rows as looks_rows
+from omni_grpo_core.doctor.checks import flags
+from omni_grpo_core.doctor.checks import rows as checks_rows
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.registry import LOOKS
 from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
@@ -61,14 +62,14 @@ def test_the_processors_flag_follows_from_counts(
 ) -> None:
     told: dict[str, Any] = {} if flag is None else {"flag": flag}
     call = processed(text, videos=(medium("video"),), audios=(medium("audio"),) * sounds, **told)
-    assert facts(looks.look_flag, case(call)) == ["flag-differs"] * wrong
+    assert facts(flags.look_flag, case(call)) == ["flag-differs"] * wrong
 
 
 def test_a_clip_without_sound_beside_clips_with_it() -> None:
     """transformers 5.23 and 5.24 skip a clip that has no track without a word. Its row then has
     positions of plain text, and each later row the grid of the one before: all looked right."""
     (step,) = steps_with("batch.silent-clip")
-    generate, forward = list(looks.look_mute_beside_heard(step))
+    generate, forward = list(flags.look_mute_beside_heard(step))
     assert generate.values == {"call": "generate", "mute": 2, "clips": 4}
     assert (generate.row, forward.values["call"]) == (0, "the scoring forward")
     # positions are handed on wrong, not made wrong: the flag they follow was
@@ -93,7 +94,7 @@ def test_tracks_that_nobody_owns(error: str | None, owners: list[int] | None, to
     call = processed(
         TEXT, videos=(medium("video"),), audios=(medium("audio"),), error=error, keywords=keywords
     )
-    assert facts(looks.look_track_owners, case(call)) == ["tracks-unowned"] * told
+    assert facts(flags.look_track_owners, case(call)) == ["tracks-unowned"] * told
 
 
 def test_keywords_that_nothing_takes() -> None:
@@ -124,7 +125,7 @@ def test_a_prompt_that_is_cut_on_its_way_to_generate(
         inputs = {k: cut(v, start, end) if k in names else v for k, v in call.inputs.items()}
         return replace(call, inputs=inputs)
 
-    found = next(iter(looks_rows.look_handed_on(changed(step, GenerateCall, shorter))))
+    found = next(iter(checks_rows.look_handed_on(changed(step, GenerateCall, shorter))))
     assert (found.fact, found.values["side"]) == ("prompt-cut", side)
     assert "of the 145 tokens of row 0" in found.sentence
 
@@ -147,7 +148,7 @@ def test_features_without_placeholders_are_counted_by_row() -> None:
     assert found.values["modality"] == "audio"
     assert found.row == 1
     assert found.values["features"] - found.values["tokens"] == 1
-    assert facts(looks_rows.look_replay, odd) == ["ids-differ"]
+    assert facts(checks_rows.look_replay, odd) == ["ids-differ"]
 
 
 def test_padding_mask_and_dtype() -> None:

@@ -1,6 +1,6 @@
-"""A recorded step, taken apart into rounds: rows, their conversations, and the calls about them.
+"""A recorded step, cut into batches: data rows, their rendered conversations, and the calls.
 
-A step may hold several rollouts (accumulation). One round begins where the trainer drew rows, or,
+A step may hold several rollouts (accumulation). A batch begins where the trainer drew rows, or,
 where nobody saw that, where a conversation is rendered after something was generated.
 """
 
@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.evidence import Calls, Case
 from omni_grpo_core.trace.calls import (
-    CallT,
     ForwardCall,
     GenerateCall,
     ProcessorCall,
@@ -26,9 +25,9 @@ _QUESTION = ("problem", "question", "q", "query", "prompt_text")
 
 
 @dataclass(frozen=True, slots=True)
-class Talk:
+class RenderedPrompt:
     """One conversation of a template call, and the text it was rendered to. ``number``: within
-    the round."""
+    the batch."""
 
     number: int
     messages: tuple[Mapping[str, Any], ...]
@@ -68,41 +67,43 @@ class Talk:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Round:
-    """``rows``: of the data set. ``talks``: conversations rendered. Calls in order."""
+class RenderedBatch:
+    """``values``: recorded calls. ``rows``: of the data set. ``prompts``: conversations
+    rendered."""
 
-    samples: tuple[SamplesSeen, ...]
-    templates: tuple[TemplateCall, ...]
-    processed: tuple[ProcessorCall, ...]
-    generated: tuple[GenerateCall, ...]
-    forwards: tuple[ForwardCall, ...]
+    values: tuple[object, ...]
+
+    samples = Calls(SamplesSeen)
+    templates = Calls(TemplateCall)
+    processed = Calls(ProcessorCall)
+    generated = Calls(GenerateCall)
+    forwards = Calls(ForwardCall)
 
     @property
     def rows(self) -> tuple[Mapping[str, Any], ...]:
         return tuple(row for seen in self.samples for row in seen.rows)
 
     @property
-    def talks(self) -> tuple[Talk, ...]:
-        found: list[Talk] = []
+    def prompts(self) -> tuple[RenderedPrompt, ...]:
+        found: list[RenderedPrompt] = []
         for call in self.templates:
             conversations = conversations_of(call.messages)
             for index, messages in enumerate(conversations):
                 same = len(conversations) == len(call.texts)
                 text = call.texts[index] if same else None
-                found.append(Talk(len(found), messages, text))
+                found.append(RenderedPrompt(len(found), messages, text))
         return tuple(found)
 
 
-def rounds(case: Case) -> tuple[Round, ...]:
-    """The rounds of a step, in order, each with the calls up to the next."""
-    return case.once(_rounds)
+def rendered_batches(case: Case) -> tuple[RenderedBatch, ...]:
+    """The batches of a step, in order, each with the calls up to the next."""
+    return case.once(_rendered_batches)
 
 
-def _rounds(case: Case) -> tuple[Round, ...]:
+def _rendered_batches(case: Case) -> tuple[RenderedBatch, ...]:
     groups: list[list[object]] = [[]]
     has_samples = bool(case.samples)
-    for record in case.trace.stages:
-        value = record.value
+    for value in case.values:
         if has_samples:
             starts = isinstance(value, SamplesSeen)
         else:
@@ -111,7 +112,7 @@ def _rounds(case: Case) -> tuple[Round, ...]:
         if starts and groups[-1]:
             groups.append([])
         groups[-1].append(value)
-    return tuple(map(_round, groups))
+    return tuple(RenderedBatch(tuple(values)) for values in groups)
 
 
 def conversations_of(messages: Sequence[Any]) -> tuple[tuple[Mapping[str, Any], ...], ...]:
@@ -148,18 +149,18 @@ def paths_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(dict.fromkeys((kind, name) for kind, name in found if not name.startswith("<")))
 
 
-def order_of(talks: int, rows: int) -> dict[str, tuple[int, ...]]:
-    """By name, the ways in which ``rows`` rows can stand for ``talks`` conversations.
+def order_of(prompts: int, rows: int) -> dict[str, tuple[int, ...]]:
+    """By name, the ways in which ``rows`` rows can stand for ``prompts`` conversations.
 
     >>> order_of(2, 4)
     {'1122': (0, 0, 1, 1), '1212': (0, 1, 0, 1)}
     """
-    if not talks or rows % talks:
+    if not prompts or rows % prompts:
         return {}
-    copies = rows // talks
+    copies = rows // prompts
     return {
         "1122": tuple(row // copies for row in range(rows)),
-        "1212": tuple(row % talks for row in range(rows)),
+        "1212": tuple(row % prompts for row in range(rows)),
     }
 
 
@@ -178,13 +179,4 @@ def _stretch(part: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return (
         float(start) if isinstance(start, int | float) else None,
         float(end) if isinstance(end, int | float) else None,
-    )
-
-
-def _round(values: Sequence[object]) -> Round:
-    def of(kind: type[CallT]) -> tuple[CallT, ...]:
-        return tuple(value for value in values if isinstance(value, kind))
-
-    return Round(
-        of(SamplesSeen), of(TemplateCall), of(ProcessorCall), of(GenerateCall), of(ForwardCall)
     )

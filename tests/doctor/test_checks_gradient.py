@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_recordings import case, found, generated, lost, samples, stepped
 
-from omni_grpo_core.doctor.checks import run as looks_run
+from omni_grpo_core.doctor.checks import run as checks_run
 from omni_grpo_core.doctor.checks.gradient import LOOKS
 
 
@@ -89,8 +89,8 @@ RARE = torch.tensor([[1e-3] * 3] * 4).log()
 def again(first: Any, second: Any) -> set[str]:
     earlier = case(*first, stepped(step=0))
     later = case(*second, stepped(step=1))
-    _, later = looks_run.in_order([earlier, later])
-    return set(found(looks_run.LOOKS, later))
+    _, later = checks_run.in_order([earlier, later])
+    return set(found(checks_run.LOOKS, later))
 
 
 def test_the_same_draws_again() -> None:
@@ -109,10 +109,10 @@ def test_the_same_draws_on_other_rows_are_none() -> None:
 def test_a_counter_that_goes_back() -> None:
     earlier = case(generated(), stepped(settings={"global_step": 7}))
     later = case(generated(), stepped(step=1, settings={"global_step": 1}))
-    _, later = looks_run.in_order([earlier, later])
-    assert set(found(looks_run.LOOKS, later)) == {"counter-back"}
+    _, later = checks_run.in_order([earlier, later])
+    assert set(found(checks_run.LOOKS, later)) == {"counter-back"}
 
 
 def test_steps_of_another_rank_are_no_sequel() -> None:
     first, second = case(generated(), stepped(step=2)), case(generated(), stepped(step=0))
-    assert [one.before for one in looks_run.in_order([first, second])] == [None, None]
+    assert [one.before for one in checks_run.in_order([first, second])] == [None, None]

@@ -33,12 +33,12 @@ def frames(path: str, config: MediaConfig | None = None) -> torch.Tensor:
 
 def step(*given: torch.Tensor, fps: float | None = 4.0, **call: Any) -> Case:
     """Two conversations on two shipped clips, and what was handed over for them."""
-    talks = [(SYSTEM, user(f"video {path}", question=f"Where does {path} go?")) for path in CLIPS]
+    asked = [(SYSTEM, user(f"video {path}", question=f"Where does {path} go?")) for path in CLIPS]
     keywords = {"fps": fps} if fps else {}
     return case(
-        *(template(*talk) for talk in talks),
+        *(template(*messages) for messages in asked),
         processed(
-            *(rendered(talk) for talk in talks),
+            *(rendered(messages) for messages in asked),
             videos=tuple(medium("video", values) for values in given),
             keywords={**keywords, **call.pop("keywords", {})},
             **call,
@@ -87,9 +87,11 @@ def test_frames_that_the_library_chose() -> None:
 
 def test_a_path_is_not_compared_with_what_it_holds() -> None:
     path = media_seen("video", [CLIPS[0]], lambda tensor: True)
-    talk = (SYSTEM, user(f"video {CLIPS[0]}"))
+    messages = (SYSTEM, user(f"video {CLIPS[0]}"))
     given = case(
-        template(*talk), processed(rendered(talk), videos=path), reference=reference("float32")
+        template(*messages),
+        processed(rendered(messages), videos=path),
+        reference=reference("float32"),
     )
     assert facts(looks.look_content, given) == []
     assert any("paths" in said for said in said_missing(given))
@@ -117,8 +119,8 @@ def test_all_silent_without_files(tmp_path: Path) -> None:
 
 
 def test_media_that_the_messages_show_and_nobody_hands_over() -> None:
-    talk = (SYSTEM, user("video a.mp4"))
-    gone = only(looks.look_counts, case(template(*talk), processed(rendered(talk))))
+    messages = (SYSTEM, user("video a.mp4"))
+    gone = only(looks.look_counts, case(template(*messages), processed(rendered(messages))))
     assert (gone.fact, gone.values["modality"]) == ("media-missing", "video")
 
 
