@@ -178,7 +178,9 @@ def test_the_top_level_stays_as_agreed() -> None:
     agreed = {
         *("tests", "golden", "src", "docs", ".ci", ".github", ".gitignore", ".gitattributes"),
         *("conftest.py", "tox.ini", "pyproject.toml", "constraints.txt"),
-        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
+        *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "docs"),
+        # GitHub and pre-commit look for these at the top and nowhere else
+        *("action.yml", ".pre-commit-hooks.yaml", "CITATION.cff"),
     }
     tops = {line.partition("/")[0] for line in done.stdout.splitlines()}
     assert tops <= agreed

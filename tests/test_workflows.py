@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import omni_grpo_core
 from omni_grpo_core.io.environment import DEFAULT, NEWEST, TRANSFORMERS
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +64,17 @@ def commands(workflow: dict[str, Any]) -> str:
 def test_braces_are_read_as_tox_reads_them() -> None:
     assert expanded("tf{1,2}-{a,b}") == ["tf1-a", "tf1-b", "tf2-a", "tf2-b"]
     assert expanded("lint") == ["lint"]
-    assert {"lint", "types", "slow", "gpu", "newest", "tf4524", "tf4576", "tf5230"} <= tox_envs()
+    assert {
+        "lint",
+        "types",
+        "slow",
+        "gpu",
+        "newest",
+        "workflows",
+        "tf4524",
+        "tf4576",
+        "tf5230",
+    } <= tox_envs()
 
 
 def test_every_environment_that_is_run_exists() -> None:
@@ -138,7 +149,7 @@ def test_every_python_is_run_under_its_own_name() -> None:
     assert {env: python for env, python in matrix().items() if env.startswith("py")} == {
         f"py{version.replace('.', '')}": version for version in PYTHONS
     }
-    assert {"lint", "types"} <= set(matrix())
+    assert {"lint", "types", "workflows"} <= set(matrix())
     assert set(matrix().values()) <= set(PYTHONS)
 
 
@@ -148,7 +159,9 @@ def test_the_gpu_job_runs_the_gpu_suite_on_a_runner_of_ones_own() -> None:
     assert "tox -e gpu" in [step.get("run") for step in job["steps"]]
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini", encoding="utf-8")
-    assert "--omni-require-gpu" in tox["testenv:gpu"]["commands"], "no GPU is no pass"
+    assert "--omni-require-gpu" in tox["testenv:gpu"]["commands"], (
+        "no GPU must not look like a pass"
+    )
 
 
 def test_pending_goldens_and_the_page_come_back_even_from_a_failed_run() -> None:
@@ -178,18 +191,75 @@ def test_the_commands_that_are_run_are_there(run_cli: Run) -> None:
         assert all(option in plain for option in re.findall(r"--[a-z-]+", options))
 
 
+USES = re.compile(r"uses: (?P<action>\S+)@(?P<hash>[0-9a-f]{40}) # (?P<version>v\d+\.\d+\.\d+)")
+# the rights that a job asks for beyond reading the code, and what it asks them for
+RIGHTS = {
+    ("release.yml", "attest"): {"id-token": "write", "attestations": "write"},
+    ("release.yml", "publish"): {"id-token": "write"},
+}
+
+
+def test_every_action_is_pinned_by_hash_the_same_everywhere() -> None:
+    """A tag of somebody else's action can be moved to other code; dependabot moves hash and version
+    together."""
+    pins: dict[str, set[str]] = {}
+    for path in [*WORKFLOWS, ROOT / "action.yml"]:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "uses: " in line and "uses: ./" not in line and not line.startswith("#"):
+                match = USES.search(line)
+                assert match, line
+                repository = "/".join(match["action"].split("/")[:2])
+                pins.setdefault(repository, set()).add(f"{match['hash']} {match['version']}")
+    assert {repository: len(found) for repository, found in pins.items()} == dict.fromkeys(pins, 1)
+    assert {repository for repository in pins if not repository.startswith("actions/")} == {
+        "pypa/gh-action-pypi-publish"
+    }
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_a_workflow_is_told_little_and_may_little(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     workflow = load(path.name)
     assert workflow["permissions"] == {"contents": "read"}
+    for name, job in workflow["jobs"].items():
+        assert job.get("permissions", {}) == RIGHTS.get((path.name, name), {})
     assert "secrets" not in text
     assert "://" not in text
-    used = [step["uses"] for step in steps(workflow) if "uses" in step]
-    assert all(re.fullmatch(r"actions/[a-z-]+(/[a-z]+)?@v\d+", action) for action in used), used
     checkouts = [step for step in steps(workflow) if step.get("uses", "").startswith("actions/ch")]
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
     # expressions that strangers can write (titles, branch names) never reach a shell
     inserted = set(re.findall(r"\$\{\{ (.*?) \}\}", commands(workflow)))
     assert inserted <= {"matrix.env"}
     assert all("timeout-minutes" in job for job in workflow["jobs"].values())
+
+
+def test_a_release_is_built_without_rights_and_published_without_a_token() -> None:
+    """Whatever a build dependency does, it can neither sign nor publish: the jobs that can run no
+    code of ours or of PyPI's."""
+    jobs = load("release.yml")["jobs"]
+    assert (jobs["attest"]["needs"], jobs["publish"]["needs"]) == ("build", "attest")
+    assert jobs["publish"]["environment"] == "pypi"
+    for name in ("attest", "publish"):
+        assert not [step for step in jobs[name]["steps"] if "run" in step]
+    publish = jobs["publish"]["steps"][-1]
+    assert publish["uses"].startswith("pypa/gh-action-pypi-publish@")
+    assert "with" not in publish, "neither user nor password: trusted publishing, with attestations"
+
+
+def test_what_is_cited_and_attested_is_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == omni_grpo_core.__version__
+    # what citation-file-format 1.2.0 demands
+    assert {"authors", "cff-version", "message", "title"} <= cited.keys()
+
+
+def test_issue_forms_have_what_github_demands_of_them() -> None:
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    loaded = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in forms}
+    assert loaded.pop("config") == {"blank_issues_enabled": True}
+    assert {"bug", "broken-run"} == loaded.keys()
+    for form in loaded.values():
+        assert {"name", "description", "body"} <= form.keys()
+        ids = [field["id"] for field in form["body"]]
+        assert len(set(ids)) == len(ids)
+    assert any("omni-grpo doctor" in f["attributes"]["label"] for f in loaded["broken-run"]["body"])

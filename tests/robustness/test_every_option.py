@@ -15,7 +15,11 @@ from runner import Case, check_case, words
 
 FILES = {
     ("check", "--html"),
+    ("check", "--junit"),
     ("doctor", "--html"),
+    ("golden check", "--html"),
+    ("golden check", "--junit"),
+    ("golden check", "--markdown"),
     ("golden diff", "--html"),
     ("versions compare", "--data"),
     ("versions compare", "--into"),

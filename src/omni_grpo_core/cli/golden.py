@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.console import (
     Device,
     Dtype,
     Json,
+    JunitOption,
     progress,
     quiet_libraries,
     quiet_transformers,
@@ -55,6 +57,10 @@ SidecarOption = Annotated[
     typer.Option(
         help="Folder, outside git, of what goldens keep only as fingerprints: exact replay."
     ),
+]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(help="Also write a page with both sides' tokens, drift and generations."),
 ]
 GOLDEN = Path("golden")
 
@@ -106,17 +112,32 @@ def check(
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
+    html: HtmlOption = None,
+    junit: JunitOption = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Also write verdicts and first divergent stages for a pull request."),
+    ] = None,
     sidecar: SidecarOption = None,
     as_json: Json = False,
 ) -> None:
-    """Hold a fresh pass of every case against its goldens; nothing is written.
+    """Hold a fresh pass of every case against its goldens; no golden is written.
 
     Exit code 1: a case is neither exact nor within its tolerance. 2: a golden cannot be read.
     """
+    require_outputs(files=[html, junit, markdown])
     report = _report(
         cases, _goldens(golden, shipped=True), checkpoint, device, dtype, sidecar, as_json
     )
-    _show(report, as_json, every=False)
+    if junit is not None:
+        from omni_grpo_core.report.junit import golden_junit
+
+        write_file(junit, golden_junit(report))
+    if markdown is not None:
+        from omni_grpo_core.report.markdown import golden_markdown
+
+        write_file(markdown, golden_markdown(report).encode())
+    _show(report, as_json, html, every=False)
 
 
 @app.command()
@@ -126,10 +147,7 @@ def diff(
     checkpoint: CheckpointOption = None,
     device: DeviceOption = Device.cpu,
     dtype: DtypeOption = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(help="Also write a page with both sides' tokens, drift and generations."),
-    ] = None,
+    html: HtmlOption = None,
     sidecar: SidecarOption = None,
     as_json: Json = False,
 ) -> None:
@@ -138,12 +156,7 @@ def diff(
     report = _report(
         cases, _goldens(golden, shipped=True), checkpoint, device, dtype, sidecar, as_json
     )
-    if html is not None:
-        from omni_grpo_core.report.html.golden_page import golden_page
-        from omni_grpo_core.report.html.page import write_page
-
-        write_page(html, golden_page(report))
-    _show(report, as_json, every=True)
+    _show(report, as_json, html, every=True)
 
 
 def _report(
@@ -172,9 +185,14 @@ def _report(
         )
 
 
-def _show(report: GoldenReport, as_json: bool, *, every: bool) -> None:
+def _show(report: GoldenReport, as_json: bool, html: Path | None, *, every: bool) -> None:
     from omni_grpo_core.golden.results import FINE
 
+    if html is not None:
+        from omni_grpo_core.report.html.golden_page import golden_page
+        from omni_grpo_core.report.html.page import write_page
+
+        write_page(html, golden_page(report))
     if as_json:
         print_json(report.to_json())
     else:
@@ -315,6 +333,20 @@ def reject(
     folder = _goldens(golden)
     done = [str(path) for path in run_reject(folder, cases, load_suite(folder))]
     _answer(as_json, {"rejected": done}, *(f"rejected {path}" for path in done))
+
+
+@app.command()
+def verify(golden: Folder = None, as_json: Json = False) -> None:
+    """Are the stored goldens whole, as they were written, and reviewed? No model is loaded.
+
+    Exit code 1: one was cut, edited by hand or never accepted, or something is pending.
+    """
+    quiet_libraries()
+    from omni_grpo_core.golden.review import unsound
+
+    found = unsound(_goldens(golden))
+    _answer(as_json, {"unsound": found}, *found)
+    raise typer.Exit(1 if found else 0)
 
 
 @app.command()

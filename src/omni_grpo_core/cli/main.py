@@ -22,11 +22,13 @@ from omni_grpo_core.cli.golden import app as golden_app
 from omni_grpo_core.cli.realvocab import app as realvocab_app
 from omni_grpo_core.cli.rewards import app as rewards_app
 from omni_grpo_core.cli.versions import app as versions_app
+from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.console import (
     Device,
     Dtype,
     FamilyOption,
     Json,
+    JunitOption,
     TinyFamily,
     progress,
     quiet_libraries,
@@ -112,6 +114,7 @@ def check(
         Path | None,
         typer.Option(help="Also write a page that shows what the model was given."),
     ] = None,
+    junit: JunitOption = None,
     trace: Annotated[
         Path | None,
         typer.Option(help="Also save every stage's value to this new folder."),
@@ -119,7 +122,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Take real clips through every stage of a real omni model, and say what holds."""
-    require_outputs(files=[html], folders=[trace])
+    require_outputs(files=[html, junit], folders=[trace])
     quiet_libraries()
     from dataclasses import replace
 
@@ -152,6 +155,10 @@ def check(
         from omni_grpo_core.report.html.page import write_page
 
         write_page(html, check_page(result, policy.decode))
+    if junit is not None:
+        from omni_grpo_core.report.junit import check_junit
+
+        write_file(junit, check_junit(result))
     if as_json:
         print_json(result.to_json())
     else:

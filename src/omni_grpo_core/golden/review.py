@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.golden.classify import first_nonfinite
 from omni_grpo_core.golden.pending import NO_COMMIT, NO_GIT, NOT_UNDER_GIT, git, tree_state
 from omni_grpo_core.golden.steps import golden_stages
@@ -186,6 +186,40 @@ def stale(folder: Path, key: str, suite: Suite, *, every: bool) -> list[Path]:
             continue
         if stage not in stages.get(path.parent.name, set()) and _of_a_suite(path):
             found.append(path)
+    return found
+
+
+def unsound(folder: Path) -> list[str]:
+    """What must not be committed, in a sentence each: goldens that are broken or were edited by
+    hand, that were put in place without a review, and those that still wait for one. No model is
+    needed.
+
+    Raises:
+        ConfigError: ``folder`` is no folder.
+        TraceError: its ``.pending`` is no folder.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            str(folder), got="no folder", want="a folder of goldens", fix="correct --golden"
+        )
+    found = []
+    for path in all_files(folder):
+        try:
+            header = read_golden(path).header
+        except TraceError as error:
+            found.append(str(error))
+            continue
+        # regen writes the one, accept the other
+        if "tree" in header and "accepted" not in header:
+            found.append(
+                f"{path}: found a golden that nobody accepted, wanted one with a reason on record; "
+                f"move it back to {PENDING} and run omni-grpo golden accept"
+            )
+    for case, paths in pending_cases(folder).items():
+        found.append(
+            f"{folder / PENDING / case}: found {len(paths)} goldens that wait for review, wanted "
+            "none; run omni-grpo golden review"
+        )
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.golden.pending import PendingCase
+from omni_grpo_core.golden.results import CaseResult
 from omni_grpo_core.golden.review import accept, reject
 from omni_grpo_core.golden.suite import Suite
 
@@ -23,6 +24,18 @@ def command(verb: str, case: str, folder: Path) -> str:
     where = [] if folder == FOLDER else ["--golden", str(folder)]
     why = ["--reason", "WHY"] if verb == "accept" else []
     return shlex.join(["omni-grpo", "golden", verb, case, *why, *where])
+
+
+def advice(case: CaseResult, folder: Path) -> str:
+    """What to do about a case that is not as its golden has it, with the commands in backquotes."""
+    commands = (command(verb, case.case, folder) for verb in ("diff", "regen", "accept"))
+    diff, regen, accept = (f"`{text}`" for text in commands)
+    if case.verdict == "degenerate":
+        return f"find what broke it with {diff}: degenerate completions cannot be accepted"
+    return (
+        f"see both sides with {diff}; undo what changed it or, if the change is wanted, run "
+        f"{regen} and {accept}"
+    )
 
 
 def listed(changes: Mapping[str, PendingCase], folder: Path) -> list[dict[str, Any]]:

@@ -43,6 +43,9 @@ _VERBOSITIES = ("detail", "debug", "info", "warning", "error", "critical")
 """Of transformers, which takes two lines to say that it knows no other."""
 
 FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Qwen3-Omni's.")]
+JunitOption = Annotated[
+    Path | None, typer.Option(help="Also write the result as JUnit XML, for a CI's page of tests.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

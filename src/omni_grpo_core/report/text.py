@@ -16,7 +16,8 @@ from omni_grpo_core.types import Malformed, Parsed, Row
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, all but tab and newline
     "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"  # no width, or changes direction
-    "\ud800-\udfff]"  # lone surrogates
+    "\ud800-\udfff"  # lone surrogates
+    "\ufffe\uffff]"  # no characters, says Unicode; XML refuses them
 )
 
 

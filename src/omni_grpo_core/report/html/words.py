@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omni_grpo_core.pipeline.check import LEAST_SHIFT, CheckResult, ModalityProof
 
@@ -150,13 +150,19 @@ def not_judged(proof: ModalityProof) -> str:
 
 def first_failure(result: CheckResult) -> Failure | None:
     """What failed first, stages before modalities: what fails later often only follows from it."""
-    failures = [
+    found = failures(result)
+    return replace(found[0], others=len(found) - 1) if found else None
+
+
+def failures(result: CheckResult) -> list[Failure]:
+    """Every check and modality that failed, stages before modalities."""
+    found = [
         Failure(record.stage, check.name, check.detail, stage_words(record.stage).fix, 0)
         for record in result.trace.stages
         for check in record.checks
         if not check.ok
     ]
-    failures += [
+    found += [
         Failure(
             f"{proof.modality} proof",
             f"{proof.modality} reaches the model",
@@ -169,7 +175,4 @@ def first_failure(result: CheckResult) -> Failure | None:
         for proof in result.modalities
         if not proof.ok
     ]
-    if not failures:
-        return None
-    first = failures[0]
-    return Failure(first.where, first.what, first.seen, first.fix, len(failures) - 1)
+    return found

@@ -1,0 +1,71 @@
+"""A check of goldens as Markdown: for a pull request's comment, or a job's summary.
+
+What models and data wrote stands in code spans, in which GitHub's Markdown knows no markup, no
+HTML, no link and no mention.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from omni_grpo_core.golden.results import FINE, CaseResult, GoldenReport
+from omni_grpo_core.golden.reviewing import advice
+from omni_grpo_core.report.text import shortened, visible
+
+_MOST_CASES = 60
+"""Rows, those that diverge first: a comment holds 65,536 characters."""
+_LONGEST = 300
+
+
+def golden_markdown(report: GoldenReport) -> str:
+    """Verdict and first divergent stage, of the whole and in a table of the cases, and what to do.
+
+    At most 60 cases are shown, those that diverge first.
+    """
+    diverged = [case for case in report.cases if case.verdict not in FINE]
+    fine = [case for case in report.cases if case.verdict in FINE]
+    shown = [*diverged, *fine][:_MOST_CASES]
+    first = f"First divergent stage: {code(report.first)}. " if report.first else ""
+    lines = [
+        f"### {'❌' if diverged else '✅'} Goldens of {code(report.platform)}: {report.verdict}",
+        "",
+        f"{first}{len(fine)} of {len(report.cases)} cases are as they were.",
+        "",
+        "| case | verdict | first divergent stage | what differs |",
+        "|---|---|---|---|",
+        *map(_row, shown),
+    ]
+    if len(report.cases) > len(shown):
+        lines += ["", f"{len(report.cases) - len(shown)} more cases are not shown."]
+    versions = {key: pair for case in report.cases for key, pair in case.versions.items()}
+    if versions:
+        lines += ["", "Changed since the goldens were made:", ""]
+        lines += [
+            f"- {code(key)}: {code(was)} → {code(now)}" for key, (was, now) in versions.items()
+        ]
+    if diverged:
+        lines += ["", f"What to do: {advice(diverged[0], Path(report.folder))}."]
+    return "\n".join([*lines, ""])
+
+
+def _row(case: CaseResult) -> str:
+    what = "" if case.verdict == "exact" else code(case.reason)
+    return f"| {code(case.case)} | {case.verdict} | {code(case.first or '')} | {what} |"
+
+
+def code(text: str) -> str:
+    """``text`` as a code span that stays whole in a table's cell: on one line, without the bar that
+    would end the cell.
+
+    >>> print(code("a|b"), code("`x`"), code(""))
+    `a│b` `` `x` ``
+    """
+    shown = shortened(visible(text), _LONGEST).replace("|", "│")
+    shown = re.sub(r"\s*\n\s*", " ⏎ ", shown).strip()
+    if not shown:
+        return ""
+    longest = max(map(len, re.findall("`+", shown)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{pad}{shown}{pad}{fence}"
