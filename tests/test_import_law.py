@@ -30,12 +30,12 @@ ROOMS: Mapping[str, frozenset[str]] = {
         "types": "",
         "errors": "types",
         "io": "_version errors",
-        "rewards": "errors io types",
-        "losses": "errors types",
+        "rewards": "errors io trace types",
+        "losses": "errors trace types",
         "trace": "errors io types",
         # a row whose gold no reward can read is refused with the others
         "core": "errors io rewards types",
-        "pipeline": "_version core errors io rewards types",
+        "pipeline": "_version core errors io losses rewards trace types",
         "training": "core errors io losses pipeline rewards trace types",
         "tiny": "core errors io rewards types",
         # watches foreign trainers: it knows calls, not what should have come out of them

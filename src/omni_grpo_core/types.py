@@ -56,6 +56,8 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 AUDIO_IN_VIDEO: tuple[AudioInVideo, ...] = get_args(AudioInVideo)
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 STAGES: tuple[Stage, ...] = get_args(Stage)
+MADE_STAGES: tuple[Stage, ...] = tuple(s for s in STAGES if s not in ("config", "policy", "trace"))
+"""Those that a pass or a training step makes a value at; at the others, only errors arise."""
 
 AUDIO_SAMPLING_RATE = 16_000
 """Hz. Every waveform of the project has this rate: the Whisper features of Qwen-Omni need it."""

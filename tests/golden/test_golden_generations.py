@@ -17,10 +17,9 @@ from omni_grpo_core.golden.generations import (
     scoring_differences,
 )
 from omni_grpo_core.pipeline.stages import Scored
-from omni_grpo_core.trace.divergence import Tolerance
+from omni_grpo_core.trace.tolerances import FLOAT32 as TOLERANCE
 from omni_grpo_core.types import Completion
 
-TOLERANCE = Tolerance(atol=1e-5, rtol=1e-4)
 EOS = 2
 
 

@@ -40,7 +40,7 @@ def test_a_failure_says_what_was_seen_and_what_to_do() -> None:
     panel = text[text.index("✗ FAIL") :]
     assert "batch: left padding" in panel
     assert "seen: padding on the right" in panel
-    assert "do:   Processor and media disagree." in panel
+    assert "do:   rows are padded on the right" in panel
     assert "1 more failed after it" in panel
 
 

@@ -1,1 +1,1 @@
-"""."""
+"""The minimal core, from a row of a data set to sampled completions."""

@@ -7,9 +7,13 @@ installed library.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 CACHE = ("cache", "past_key_values")
 """A forward's key-value cache, newest name first: ``cache`` from 5.24 on, which takes the other
@@ -66,3 +70,17 @@ def switch_checkpointing(model: Any, on: bool, *, reentrant: bool = False) -> No
     names = (f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}")
     switch = next(getattr(model, name) for name in names if hasattr(model, name))
     switch(*([{"use_reentrant": reentrant}] if on else []))
+
+
+@contextmanager
+def modes_restored(model: torch.nn.Module) -> Iterator[None]:
+    """On the way out, even on an error, train or eval mode and gradient checkpointing of every
+    module are what they were."""
+    had = [(m, m.training, getattr(m, "gradient_checkpointing", None)) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training, checkpointing in had:
+            module.training = training
+            if checkpointing is not None:
+                module.gradient_checkpointing = checkpointing

@@ -29,6 +29,7 @@ from omni_grpo_core.core.checkpoint_files import (
     refuse_adapter,
     weight_shapes,
 )
+from omni_grpo_core.core.dialect import modes_restored
 from omni_grpo_core.core.family import Family, family_of, published_name
 from omni_grpo_core.core.template_trial import fault_of
 from omni_grpo_core.errors import CheckpointError
@@ -393,18 +394,12 @@ def generating(model: torch.nn.Module) -> Iterator[None]:
     model sees neither prompt nor history. That was the incident. 5.24 and later drop it only where
     gradients are enabled.
     """
-    training = {module: module.training for module in model.modules()}
-    checkpointing = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
-    model.eval()
-    for module in checkpointing:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
+    with modes_restored(model):
+        model.eval()
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.gradient_checkpointing = False  # type: ignore[assignment]
         yield
-    finally:
-        for module in checkpointing:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
-        for module, mode in training.items():
-            module.training = mode
 
 
 def library_generate(policy: Policy, inputs: Mapping[str, Any], **settings: Any) -> Tensor:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from omni_grpo_core.core.dialect import switch_checkpointing
+from omni_grpo_core.core.dialect import modes_restored, switch_checkpointing
 from omni_grpo_core.core.policy import Policy, generating, library_generate
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.checks.logits import temperature_of
@@ -155,22 +155,11 @@ def _width(call: GenerateCall) -> int:
 @contextmanager
 def _in_mode(model: torch.nn.Module, recorded: Modes) -> Iterator[None]:
     """The model in the recorded mode, and back."""
-    training = {module: module.training for module in model.modules()}
-    had = {
-        module: module.gradient_checkpointing
-        for module in model.modules()
-        if hasattr(module, "gradient_checkpointing")
-    }
-    if recorded.checkpointing:
-        switch_checkpointing(model, True)
-    model.train(recorded.training)
-    try:
+    with modes_restored(model):
+        if recorded.checkpointing:
+            switch_checkpointing(model, True)
+        model.train(recorded.training)
         yield
-    finally:
-        for module, on in had.items():
-            module.gradient_checkpointing = on
-        for module, mode in training.items():
-            module.training = mode
 
 
 # --------------------------------------------------------------------------- teacher-forcing

@@ -17,6 +17,7 @@ from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.losses.config import LossConfig, LossType
 from omni_grpo_core.losses.policy_loss import token_kl, token_losses
 from omni_grpo_core.trace.calls import LossSeen
+from omni_grpo_core.trace.tolerances import LOSS
 
 _TYPES: Mapping[str, LossType] = {
     "grpo": "grpo", "bnpo": "bnpo", "dr_grpo": "dr_grpo", "dapo": "dapo", "gspo": "gspo",
@@ -53,7 +54,7 @@ class RecomputedLoss:
     size: float
 
     def fits(self, loss: float) -> bool:
-        return math.isfinite(loss) and abs(self.value - loss) <= 2e-5 * self.size + 1e-6
+        return math.isfinite(loss) and LOSS.allows(loss, self.value, self.size)
 
 
 def parts_of(loss: LossSeen, step: Sequence[LossSeen]) -> Parts | None:
@@ -244,6 +245,6 @@ def hidden_beta(parts: Parts, loss: float) -> float | None:
     if terms is None or kl is None:
         return None
     for plain, weight in zip(reductions(parts, terms), reductions(parts, kl), strict=True):
-        if weight.value > 1e-9 and abs(loss - plain.value) > 2e-5 * plain.size + 1e-6:
+        if weight.value > 1e-9 and not plain.fits(loss):
             return (loss - plain.value) / weight.value
     return None

@@ -19,6 +19,7 @@ from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.doctor.evidence import Case, say_missing
 from omni_grpo_core.doctor.rollouts import completion_ids, ids_of, prompt_length, until_end
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes
+from omni_grpo_core.trace.tolerances import FOREIGN, Limit
 
 Place = Literal["before", "at"]
 """Scores of a token are those *before* it; those *at* it predict the next one."""
@@ -207,34 +208,15 @@ def text_hidden(policy: Policy, embeds: Tensor, positions: Tensor, mask: Tensor)
 # --------------------------------------------------------------------------- how much is too much
 
 
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """What two right computations of one logprob may differ by: ``mean`` over tokens, and for any
-    one of them ``worst``."""
-
-    mean: float
-    worst: float
-
-
-_TOLERANCES = {
-    # other order of float32 sums: 1e-5 measured on the tiny checkpoint, 1e-4 at 7B's depth
-    "float32": Tolerance(1e-3, 1e-2),
-    "float64": Tolerance(1e-3, 1e-2),
-    # 8 bits of mantissa through every layer: .33 measured at worst on logits, .02 in the mean
-    "bfloat16": Tolerance(0.1, 2.0),
-    "float16": Tolerance(0.02, 0.5),
-}
-
-
-def tolerance(modes: Modes, policy: Policy | None = None) -> Tolerance:
+def tolerance(modes: Modes, policy: Policy | None = None) -> Limit:
     """By the coarsest precision that took part."""
     names = [modes.dtype, modes.autocast, None if policy is None else str(policy.model.dtype)]
-    found = [_TOLERANCES[n.removeprefix("torch.")] for n in names if n and _known(n)]
-    return max(found, key=lambda t: t.mean, default=_TOLERANCES["bfloat16"])
+    found = [FOREIGN[n.removeprefix("torch.")] for n in names if n and _known(n)]
+    return max(found, key=lambda t: t.mean, default=FOREIGN["bfloat16"])
 
 
 def _known(name: str) -> bool:
-    return name.removeprefix("torch.") in _TOLERANCES
+    return name.removeprefix("torch.") in FOREIGN
 
 
 def apart(a: Tensor, b: Tensor, mask: Tensor) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
-from omni_grpo_core.types import Stage
+from omni_grpo_core.types import STAGES, Stage
 
 Manager = AbstractContextManager[None]
 Injection = Callable[[ReferenceLoop], Manager]
@@ -51,18 +51,12 @@ class Fault:
 
 
 _STAGE_OF: Mapping[str, Stage] = {
+    **{stage: stage for stage in STAGES},
     "conv": "conversation",
-    "text": "text",
-    "media": "media",
-    "batch": "batch",
-    "policy": "policy",
     "embed": "embeddings",
     "pos": "positions",
-    "logits": "logits",
     "gen": "completion",
-    "reward": "reward",
     "adv": "advantage",
-    "loss": "loss",
     "step": "gradient",
 }
 

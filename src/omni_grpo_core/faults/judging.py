@@ -12,7 +12,7 @@ from torch import Tensor
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fixtures import Drawn
-from omni_grpo_core.rewards.base import Reward, Row
+from omni_grpo_core.rewards.base import COLUMNS, Reward, Row
 from omni_grpo_core.trace.calls import AdvantageSeen
 from omni_grpo_core.types import Score
 
@@ -27,8 +27,7 @@ class Judging:
 
     def columns(self, drawn: list[Drawn]) -> dict[str, list[Any]]:
         """The columns of the data set, one value for each completion."""
-        names = ("sample_id", "problem_type", "options", "solution")
-        return {name: [one.row[name] for one in drawn] for name in names}
+        return {name: [one.row[name] for one in drawn] for name in COLUMNS}
 
     def score(self, prompts: list[str], texts: list[str], drawn: list[Drawn]) -> Tensor:
         """(N, functions), NaN where a function could not score."""

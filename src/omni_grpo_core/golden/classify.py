@@ -16,16 +16,12 @@ from typing import Literal
 from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import Leaf, Numbers, Ranking, Scalar
+from omni_grpo_core.trace.tolerances import CLIP_RATE, TRAINING
 
 Kinds = Literal["fine", "float", "training", "meaning", "schema", "not finite"]
 """What a difference is about. ``float``: drift, to be judged by what follows from it.
 ``training``: a number of a GRPO step that moved by more than drift of the weights explains."""
 
-TRAINING_DRIFT = 0.02
-"""Relative: a weight matrix off by a thousandth moves loss and gradient by less, a wrong
-normaliser or advantage by far more."""
-CLIP_DRIFT = 0.02
-"""Share of tokens that drift may push over the clip bound, or back."""
 _COUNTS = re.compile(
     r"(?:^|\.)(?:video_second_per_grid|sample_fps|source_fps|duration|temperature)$"
 )
@@ -95,10 +91,8 @@ def _float_kind(stage: str, path: str, pairs: list[tuple[float, float]]) -> Kind
     if base_stage(stage) in _TRAINING:
         scale = max((abs(a) for a, _ in pairs), default=0.0)
         moved = max((abs(a - b) for a, b in pairs), default=0.0)
-        # an absolute floor: numbers that are zero but for rounding, such as a loss of balanced
-        # advantages, have no scale of their own; of a share it is a token or two at the bound
-        floor = CLIP_DRIFT if ".clip_" in path else 1e-4
-        return "float" if moved <= TRAINING_DRIFT * scale + floor else "training"
+        lane = CLIP_RATE if ".clip_" in path else TRAINING
+        return "float" if lane.allows(0.0, moved, scale) else "training"
     return "float"
 
 

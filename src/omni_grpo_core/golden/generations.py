@@ -22,15 +22,11 @@ from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Generation, Tokens, Verdict
 from omni_grpo_core.pipeline.stages import Scored
 from omni_grpo_core.rewards.degenerate import degenerate
-from omni_grpo_core.trace.divergence import Difference, Tolerance, distance
+from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.integers import Decode
 from omni_grpo_core.trace.leaves import Leaf
+from omni_grpo_core.trace.tolerances import MARGIN_LOST, NEAR_TIE, Tolerance, distance
 from omni_grpo_core.types import Completion
-
-NEAR_TIE = 0.1
-"""Nats. Rounding turns ties of 1e-5 (float32) and, in bfloat16, of about this size."""
-MARGIN_LOST = 0.1
-"""Share of a margin that drift may take; and as many nats, where the margin was small anyway."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from omni_grpo_core.trace.divergence import Difference
-from omni_grpo_core.types import Span
+from omni_grpo_core.types import MADE_STAGES, Span
 
 Verdict = Literal["exact", "within", "benign-drift", "harmful", "degenerate", "schema"]
 """``exact``: equal in value and type. ``within``: floats differ, within the platform's tolerance.
@@ -20,11 +20,13 @@ as it was. ``harmful``: ids, masks, positions, spans, text or what is said chang
 numbers moved. ``degenerate``: what is said is garbage, or not finite. ``schema``: another shape,
 dtype or kind of value, or no golden to compare with."""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-ORDER = (
-    *("sample", "conversation", "text", "media", "batch", "embeddings", "positions", "logits"),
-    *("scoring", "completion", "parsed", "reward", "advantage", "loss", "gradient"),
+ORDER: tuple[str, ...] = tuple(
+    name
+    for stage in MADE_STAGES
+    for name in (("scoring", stage) if stage == "completion" else (stage,))
 )
-"""Stages in the order of the pipeline."""
+"""Stages of a golden in the order of the pipeline; a golden's completions are scored before others
+are generated."""
 FINE: tuple[Verdict, ...] = ("exact", "within")
 
 Origin = Literal["none", "added", "inherited", "inherited or unknown"]

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, Protocol, TypedDict, TypeVar
+from typing import Protocol, TypedDict, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from omni_grpo_core.core.completions import pad_completions
 from omni_grpo_core.core.forward import completion_logits, sampling_logprobs
@@ -28,7 +27,14 @@ from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.pipeline.inputs import score
 from omni_grpo_core.pipeline.stages import GRAPH, REWARDS, Context, Values
-from omni_grpo_core.training.step import MicroBatch, Scorer, StepPlan, make_micro_batches, optimize
+from omni_grpo_core.training.step import (
+    Alone,
+    MicroBatch,
+    Scorer,
+    StepPlan,
+    make_micro_batches,
+    optimize,
+)
 from omni_grpo_core.types import Batch, Rollout, Score
 
 T = TypeVar("T")
@@ -63,27 +69,6 @@ class StepAdvantages(TypedDict):
 
     values: tuple[float, ...]
     usable: Tensor
-
-
-class Alone:
-    """One process, plain torch."""
-
-    world = 1
-
-    def gather(self, items: Sequence[T]) -> list[T]:
-        return list(items)
-
-    def sum(self, numbers: Tensor) -> Tensor:
-        return numbers
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
 def stages_of(steps: int) -> tuple[str, ...]:

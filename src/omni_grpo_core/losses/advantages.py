@@ -21,6 +21,7 @@ from torch import Tensor
 
 from omni_grpo_core.errors import ConfigError, RewardError
 from omni_grpo_core.losses.config import Scale
+from omni_grpo_core.trace.tolerances import equal_rewards
 
 __all__ = ["Advantages", "GroupStats", "GroupStatus", "Scale", "group_advantages"]
 
@@ -28,10 +29,6 @@ GroupStatus = Literal["live", "zero-variance", "too-few"]
 
 STD_EPSILON = 1e-4
 """Added to every standard deviation, as TRL does."""
-
-NO_SPREAD = 1e-8
-"""Rewards of a group that lie within this of each other are equal: weighted sums of the same
-scores differ by rounding, and dividing by ``STD_EPSILON`` would make a signal of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +110,8 @@ def _stats(group_id: Hashable, rewards: Sequence[float | None]) -> GroupStats:
     unscored = len(rewards) - len(scored)
     if len(scored) < 2:
         return GroupStats(group_id, len(scored), unscored, None, None, "too-few")
-    flat = max(scored) - min(scored) <= NO_SPREAD
+    # dividing by STD_EPSILON would make a signal of rounding
+    flat = equal_rewards(scored)
     return GroupStats(
         group_id,
         len(scored),

@@ -13,10 +13,13 @@ from omni_grpo_core.core.completions import pad_completions
 from omni_grpo_core.core.forward import token_logprobs
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.losses.advantages import group_advantages
+from omni_grpo_core.losses.metrics import advantage_metrics, rollout_metrics
 from omni_grpo_core.pipeline.inputs import make_batch, score
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.pipeline.stages import Values, run
 from omni_grpo_core.rewards.accuracy import Accuracy
+from omni_grpo_core.trace.tolerances import LEAST_SHIFT
 from omni_grpo_core.types import (
     MODALITIES,
     Batch,
@@ -29,9 +32,6 @@ from omni_grpo_core.types import (
     Trace,
 )
 
-LEAST_SHIFT = 1e-3
-"""Nats a token. Where a question is about a medium, taking it away moves the logprobs of the answer
-by far more (0.1 to 10 on the tiny checkpoint)."""
 _COLUMNS = 16
 """Of padding, a vector register's width in float32: sums come out in another order."""
 
@@ -46,7 +46,7 @@ class ModalityProof:
     another row's. ``moved``: share of completions that swapping changes.
 
     ``shift``: mean absolute change of the completion's logprobs, nats a token, when the medium is
-    black or silent, upside down, or another row's of the same shape, whichever is largest. What it
+    black or silent, inverted, or another row's of the same shape, whichever is largest. What it
     is judged by is measured, since an answer that is about something else may hardly move:
     ``again`` is the change between two passes over the same input, 0 on a CPU, ``rounding`` that
     under more columns of padding, which change no number but by rounding.
@@ -78,7 +78,8 @@ class ModalityProof:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Numbers of the sampled groups that a trainer should watch from the first step."""
+    """Numbers that a trainer should watch from the first step: of the sampled groups;
+    ``well_formed`` of the greedy completions."""
 
     reward_mean: float
     reward_std: float
@@ -91,7 +92,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckResult:
-    """Everything ``check`` has to tell. ``verdict`` is ``pass`` when every check of every stage
+    """What ``check`` found. ``verdict`` is ``pass`` when every check of every stage
     holds and no modality that is present is lost."""
 
     verdict: Literal["pass", "fail"]
@@ -133,7 +134,8 @@ def check(
     *,
     on_stage: Callable[[Stage | Modality], None] = lambda name: None,
 ) -> CheckResult:
-    """Run the good path and prove each modality by taking it away and swapping it."""
+    """Run every stage, and prove that each modality reaches the model: blanked, inverted and
+    swapped, it must move the answers."""
     done = run(policy, samples, settings, on_stage=on_stage)
     proofs = []
     for modality in MODALITIES:
@@ -150,7 +152,8 @@ def check(
 def prove(
     policy: Policy, values: Values, modality: Modality, settings: Settings
 ) -> ModalityProof | None:
-    """Take a modality away and swap it, and watch answers and logprobs; ``None`` without rows."""
+    """Blank a modality, invert it and swap it, and watch answers and logprobs; ``None`` without
+    rows that have it."""
     media = values["media"]
     having = [index for index, clip in enumerate(media) if _count(clip, modality)]
     if not having:
@@ -160,7 +163,7 @@ def prove(
     true = {i: media[i] for i in having}
     swap = {i: swapped(media[i], donor(media, having, i, modality), modality) for i in having}
     black = {i: blanked(media[i], modality) for i in having}
-    turned = {i: swapped(media[i], upside_down(media[i]), modality) for i in having}
+    turned = {i: swapped(media[i], negative(media[i]), modality) for i in having}
     with generating(policy.model):
         batches = [_rebuilt(policy, values, m, settings) for m in (true, black, turned, swap)]
         true_batch, blank_batch, _, swapped_batch = batches
@@ -218,16 +221,16 @@ def swapped(media: Media, other: Media, modality: Modality) -> Media:
 
 def donor(media: Sequence[Media], having: Sequence[int], index: int, modality: Modality) -> Media:
     """The next row with as many items of the modality and other content, else the row itself
-    upside down: a lone row must be swapped with something."""
+    inverted: a lone row must be swapped with something."""
     place = having.index(index)
     for other in (*having[place + 1 :], *having[:place]):
         same_number = _count(media[other], modality) == _count(media[index], modality)
         if same_number and _differs(media[other], media[index], modality):
             return media[other]
-    return upside_down(media[index])
+    return negative(media[index])
 
 
-def upside_down(media: Media) -> Media:
+def negative(media: Media) -> Media:
     """The same media as their negatives: dark for bright, sound from its end to its beginning."""
     return replace(
         media,
@@ -238,26 +241,24 @@ def upside_down(media: Media) -> Media:
 
 
 def health(values: Values) -> Health:
-    """Numbers of the sampled rollout of a pass."""
+    """Of a pass; rates and lengths are counted as a training counts them at each of its steps."""
     sampled = values["sampled"]
     scores = score((Accuracy(),), values["text"], values["sample"], sampled)["accuracy"]
-    earned = [0.0 if s.value is None else s.value for s in scores]
-    groups = [earned[i : i + sampled.group_size] for i in range(0, len(earned), sampled.group_size)]
-    texts = [completion.text for completion in sampled.completions]
-    unlike = [
-        len(set(texts[i : i + sampled.group_size]))
-        for i in range(0, len(texts), sampled.group_size)
-    ]
-    formed = [isinstance(parsed, Parsed) for parsed in values["parsed"]]
-    mean = fmean(earned)
+    earned = [s.value or 0.0 for s in scores]
+    groups = [completion.group_id for completion in sampled.completions]
+    unlike = {(completion.group_id, completion.text) for completion in sampled.completions}
+    advantages = group_advantages(earned, groups, "none")
+    numbers = (rollout_metrics(sampled.completions) + advantage_metrics(advantages)).values()
+    mean, flat = fmean(earned), numbers["zero_variance_rate"]
     return Health(
         reward_mean=mean,
         reward_std=fmean((v - mean) ** 2 for v in earned) ** 0.5,
-        zero_variance_groups=fmean(len(set(group)) == 1 for group in groups),
-        well_formed=fmean(formed),
-        cap_rate=fmean(c.finish_reason == "length" for c in sampled.completions),
-        mean_length=fmean(len(c.token_ids) for c in sampled.completions),
-        distinct_completions=fmean(unlike) / sampled.group_size,
+        # a lone completion has nothing to be compared with
+        zero_variance_groups=1.0 if flat is None else flat,
+        well_formed=fmean(isinstance(parsed, Parsed) for parsed in values["parsed"]),
+        cap_rate=numbers["cap_rate"] or 0.0,
+        mean_length=numbers["completion_length"] or 0.0,
+        distinct_completions=len(unlike) / len(advantages.groups) / sampled.group_size,
     )
 
 

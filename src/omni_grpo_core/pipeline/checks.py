@@ -13,10 +13,11 @@ from omni_grpo_core.core.completions import pad_completions
 from omni_grpo_core.core.forward import LibraryForward, library_keywords, token_logprobs
 from omni_grpo_core.core.policy import Policy, library_generate
 from omni_grpo_core.pipeline.chatml import GENERATION_PROMPT, reference_text
-from omni_grpo_core.rewards.base import Reward
+from omni_grpo_core.rewards.base import Reward, columns_of
 from omni_grpo_core.rewards.corpus import garbage
-from omni_grpo_core.rewards.degenerate import degenerate
+from omni_grpo_core.rewards.degenerate import degenerates
 from omni_grpo_core.rewards.parse import gold_sections
+from omni_grpo_core.trace.tolerances import FLOAT32, HALF, POSITION
 from omni_grpo_core.types import (
     MODALITIES,
     Batch,
@@ -148,9 +149,8 @@ def check_positions(
 
 
 def _times_are(found: Sequence[float], wanted: Sequence[float]) -> bool:
-    """Equal to a hundredth of a position: float32 is that fine up to 100,000."""
     return len(found) == len(wanted) and all(
-        abs(a - b) <= 0.01 for a, b in zip(found, wanted, strict=True)
+        abs(a - b) <= POSITION for a, b in zip(found, wanted, strict=True)
     )
 
 
@@ -180,19 +180,15 @@ def check_completions(
 ) -> tuple[Check, ...]:
     """Greedy equals ``model.generate``, logprobs of sampling equal those of scoring, no garbage."""
     special = policy.suppressed.nonzero().flatten().tolist()
-    gate: dict[str, list[str]] = {"greedy": [], "sampled": []}
-    for kind, rolled in (("greedy", greedy), ("sampled", sampled)):
-        for completion in rolled.completions:
-            broken = degenerate(
-                completion.token_ids,
-                completion.text,
-                finish_reason=completion.finish_reason,
-                eos_ids=policy.eos_token_ids,
-                special_ids=special,
-                logprobs=completion.logprobs,
+    gate = {
+        kind: [
+            f"{completion.group_id}: {reason}"
+            for completion, reason in degenerates(
+                rolled.completions, eos_ids=policy.eos_token_ids, special_ids=special
             )
-            if broken:
-                gate[kind].append(f"{completion.group_id}: {broken[0]}")
+        ]
+        for kind, rolled in (("greedy", greedy), ("sampled", sampled))
+    }
     # greedy garbage is a broken policy; a rare sampled one is temperature
     few = len(gate["sampled"]) <= 0.1 * len(sampled.completions)
     ended = sum(completion.finish_reason == "stop" for completion in greedy.completions)
@@ -243,11 +239,7 @@ def check_rewards(
     gold = gold_sections(samples[0].solution)
     answer = "" if isinstance(gold, Malformed) else gold["answer"].text
     texts = garbage(answer, samples[0].solution)
-    columns = {
-        "problem_type": [samples[0].problem_type] * len(texts),
-        "options": [list(samples[0].options)] * len(texts),
-        "solution": [samples[0].solution] * len(texts),
-    }
+    columns = columns_of([samples[0]] * len(texts))
     paid = [
         f"{reward.__name__} pays {value:g} for {kind}"
         for reward in rewards
@@ -296,13 +288,7 @@ def _generate(policy: Policy, batch: Batch, index: int, steps: int) -> tuple[int
 
 
 def _close(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[bool, float]:
-    """Whether two float tensors agree within the tolerance of their dtype, and the largest
-    difference.
-
-    float32: atol 1e-5, rtol 1e-4, a hundred times what left padding against single rows measures
-    on the tiny checkpoint (1e-6 to 1e-5). Half precision: 0.5 at the most and 0.05 in the mean,
-    measured there: 0.33 at the most.
-    """
+    """Whether two float tensors agree as their dtype lets them, and the largest difference."""
     if a.shape != b.shape:
         return False, float("inf")
     difference = (a.float() - b.float().to(a.device)).abs()
@@ -310,8 +296,9 @@ def _close(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[bool
         return True, 0.0
     worst = float(difference.max())
     if (dtype or a.dtype) == torch.float32:
-        return bool(torch.allclose(a, b.to(a.device), rtol=1e-4, atol=1e-5)), worst
-    return worst <= 0.5 and float(difference.mean()) <= 0.05, worst
+        close = FLOAT32
+        return bool(torch.allclose(a, b.to(a.device), rtol=close.rtol, atol=close.atol)), worst
+    return worst <= HALF.worst and float(difference.mean()) <= HALF.mean, worst
 
 
 def _all_close(name: str, results: Sequence[tuple[bool, float]]) -> Check:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from omni_grpo_core._version import __version__
 from omni_grpo_core.core.batch import collate, process_row, render, require_positions
@@ -14,7 +15,7 @@ from omni_grpo_core.core.conversation import build_conversation
 from omni_grpo_core.core.media import decoder_version, load_media, probe
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.rewards.base import Reward
+from omni_grpo_core.rewards.base import Reward, columns_of
 from omni_grpo_core.types import Batch, Conversation, Media, Prompt, Rollout, Sample, Score
 
 
@@ -80,24 +81,26 @@ def prepare(policy: Policy, samples: Sequence[Sample], settings: Settings) -> In
     return Inputs(tuple(samples), conversations, prompts, media, batch)
 
 
+def reward_arguments(
+    prompts: Sequence[Prompt], samples: Sequence[Sample], rolled: Rollout
+) -> tuple[list[str], list[str], dict[str, list[Any]]]:
+    """Prompt and text of every completion, and the columns of its sample: what a reward function
+    is called with."""
+    of = {s.sample_id: (s, p.text) for s, p in zip(samples, prompts, strict=True)}
+    owners = [of[completion.group_id] for completion in rolled.completions]
+    texts = [completion.text for completion in rolled.completions]
+    return [text for _, text in owners], texts, columns_of(sample for sample, _ in owners)
+
+
 def score(
     rewards: Iterable[Reward],
-    inputs_prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     samples: Sequence[Sample],
     rolled: Rollout,
 ) -> dict[str, tuple[Score, ...]]:
     """Every reward of every completion, with reasons, by the reward's name."""
-    of = {s.sample_id: (s, p.text) for s, p in zip(samples, inputs_prompts, strict=True)}
-    owners = [of[completion.group_id] for completion in rolled.completions]
-    columns = {
-        "problem_type": [sample.problem_type for sample, _ in owners],
-        "options": [list(sample.options) for sample, _ in owners],
-        "solution": [sample.solution for sample, _ in owners],
-        "sample_id": [sample.sample_id for sample, _ in owners],
-    }
-    prompts = [prompt for _, prompt in owners]
-    texts = [completion.text for completion in rolled.completions]
-    return {reward.__name__: tuple(reward.explain(prompts, texts, **columns)) for reward in rewards}
+    asked, texts, columns = reward_arguments(prompts, samples, rolled)
+    return {reward.__name__: tuple(reward.explain(asked, texts, **columns)) for reward in rewards}
 
 
 def header(policy: Policy, settings: Settings) -> dict[str, str]:

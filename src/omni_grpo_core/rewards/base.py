@@ -12,12 +12,12 @@ scores and a batch equals its rows one by one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omni_grpo_core.errors import DataError, RewardError
-from omni_grpo_core.types import PROBLEM_TYPES, ProblemType, Score
+from omni_grpo_core.types import PROBLEM_TYPES, ProblemType, Sample, Score
 
 Completion = str | Sequence[Mapping[str, Any]]
 """Generated text, or the messages of a conversation as TRL passes them."""
@@ -123,6 +123,13 @@ class Reward(ABC):
 
 COLUMNS = ("sample_id", "problem_type", "options", "solution")
 """What rewards read of a data set."""
+
+
+def columns_of(samples: Iterable[Sample]) -> dict[str, list[Any]]:
+    """The keyword arguments of a reward function, one value a completion: ``samples`` are the
+    completions' own, each as often as it was answered."""
+    rows = [(s.sample_id, s.problem_type, list(s.options), s.solution) for s in samples]
+    return {name: [row[at] for row in rows] for at, name in enumerate(COLUMNS)}
 
 
 def rows_of(

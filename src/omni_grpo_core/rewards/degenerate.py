@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
-from omni_grpo_core.types import FinishReason
+from omni_grpo_core.types import Completion, FinishReason
 
 CYCLE_PERIOD, CYCLE_REPEATS, CYCLE_TOKENS = 128, 3, 48
 SEQ_REP_4, SEQ_REP_TOKENS = 0.35, 64
@@ -67,6 +67,25 @@ def degenerate(
         else None,
     ]
     return tuple(reason for reason in failed if reason) + degenerate_text(text)
+
+
+def degenerates(
+    completions: Iterable[Completion], *, eos_ids: Collection[int], special_ids: Collection[int]
+) -> list[tuple[Completion, str]]:
+    """The degenerate ones, each with the first rule that it fails."""
+    found = []
+    for completion in completions:
+        failed = degenerate(
+            completion.token_ids,
+            completion.text,
+            finish_reason=completion.finish_reason,
+            eos_ids=eos_ids,
+            special_ids=special_ids,
+            logprobs=completion.logprobs,
+        )
+        if failed:
+            found.append((completion, failed[0]))
+    return found
 
 
 def degenerate_text(text: str) -> tuple[str, ...]:

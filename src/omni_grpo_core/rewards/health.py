@@ -1,8 +1,7 @@
-"""Is the reward alive? Plain values of the last steps in, alarms out.
+"""Is the reward alive? Plain values of a training's last steps in, alarms out.
 
-``check`` asks about one pass (``patience=1``), a training callback about its last steps. An alarm
-is raised only for what held in *every* one of the last ``patience`` steps; with fewer steps there
-is none yet.
+An alarm is raised only for what held in *every* one of the last ``patience`` steps; with fewer
+steps there is none yet.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from omni_grpo_core.trace.tolerances import EQUAL_REWARDS, equal_rewards
+
 AlarmName = Literal[
     "constant", "pinned", "never-scored", "not-a-number", "format-zero", "zero-variance", "capped"
 ]
 
 TOP = 1.0
-_SAME = 1e-9  # two rewards this near are the same: weights make 0.1 + 0.2 of 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,16 @@ class Alarm:
     name: AlarmName
     reward: str | None
     detail: str
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of what was scored; ``None`` where nothing was.
+
+    >>> mean([1.0, None, 0.0]), mean([None])
+    (0.5, None)
+    """
+    scored = [value for value in values if value is not None]
+    return sum(scored) / len(scored) if scored else None
 
 
 def alarms(steps: Sequence[Step], *, patience: int = 5, share: float = 0.9) -> tuple[Alarm, ...]:
@@ -83,10 +93,6 @@ def _scored(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def _is_constant(values: Sequence[float]) -> bool:
-    return len(values) > 1 and max(values) - min(values) <= _SAME
-
-
 def _not_a_number(window: Sequence[Step]) -> Alarm | None:
     for step in window:
         for name, values in step.scores.items():
@@ -101,7 +107,7 @@ def _never(name: str, values: Sequence[float]) -> Alarm | None:
 
 
 def _constant(name: str | None, values: Sequence[float], patience: int) -> Alarm | None:
-    if not _is_constant(values) or values[0] >= TOP - _SAME:
+    if not equal_rewards(values) or values[0] >= TOP - EQUAL_REWARDS:
         return None
     detail = f"{values[0]:g} for all {len(values)} completions of {patience} steps"
     return Alarm("constant", name, detail)
@@ -110,10 +116,10 @@ def _constant(name: str | None, values: Sequence[float], patience: int) -> Alarm
 def _pinned(
     values: Mapping[str, Sequence[float]], totals: Sequence[float], patience: int
 ) -> Alarm | None:
-    paying = [name for name, v in values.items() if any(value > _SAME for value in v)]
-    if not _is_constant(totals) or totals[0] <= _SAME or totals[0] >= TOP - _SAME:
+    paying = [name for name, v in values.items() if any(value > EQUAL_REWARDS for value in v)]
+    if not equal_rewards(totals) or totals[0] <= EQUAL_REWARDS or totals[0] >= TOP - EQUAL_REWARDS:
         return None
-    if len(paying) != 1 or not _is_constant(values[paying[0]]):
+    if len(paying) != 1 or not equal_rewards(values[paying[0]]):
         return None
     return Alarm(
         "pinned",
@@ -124,7 +130,7 @@ def _pinned(
 
 
 def _format_zero(values: Sequence[float], patience: int) -> Alarm | None:
-    if not values or max(values) > _SAME:
+    if not values or max(values) > EQUAL_REWARDS:
         return None
     return Alarm("format-zero", "format", f"no well-formed completion in {patience} steps")
 
@@ -138,7 +144,7 @@ def _zero_variance(window: Sequence[Step], share: float) -> Alarm | None:
             by_group.setdefault(group, []).append(total)
         sized = [v for v in map(_scored, by_group.values()) if len(v) > 1]
         groups += len(sized)
-        flat += sum(map(_is_constant, sized))
+        flat += sum(map(equal_rewards, sized))
     if not groups or flat < share * groups:
         return None
     return Alarm("zero-variance", None, f"{flat} of {groups} groups have equal rewards")

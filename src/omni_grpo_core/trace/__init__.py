@@ -1,1 +1,1 @@
-"""Values that a pass leaves behind: saved, loaded, fingerprinted and compared. Knows no stage."""
+"""Values that a pass or a recorded trainer leaves: saved, loaded, fingerprinted, compared."""

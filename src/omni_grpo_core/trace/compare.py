@@ -12,15 +12,14 @@ from omni_grpo_core.trace.divergence import (
     Difference,
     Divergence,
     StageComparison,
-    Tolerances,
     Verdict,
-    distance,
 )
 from omni_grpo_core.trace.fingerprint import Fingerprint, fingerprint
 from omni_grpo_core.trace.floats import fingerprint_differences, float_differences
 from omni_grpo_core.trace.integers import Decode, integer_differences, span_differences
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans, leaves
 from omni_grpo_core.trace.place import name, row_of
+from omni_grpo_core.trace.tolerances import Tolerances, distance
 from omni_grpo_core.types import StageRecord, Trace
 
 _CONTEXT = 24

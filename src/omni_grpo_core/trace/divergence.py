@@ -2,74 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 Verdict = Literal["exact", "within", "differs"]
 """``exact``: equal in value and type. ``within``: floats differ, by no more than the tolerance.
 ``differs``: anything else."""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-
-
-def distance(was: float, now: float) -> float:
-    """``|was - now|``; infinite as soon as only one is finite, 0 for the same infinity or two NaN.
-
-    >>> distance(1.0, 1.5), distance(math.nan, math.nan), distance(math.nan, 1.0)
-    (0.5, 0.0, inf)
-    """
-    if was == now or (math.isnan(was) and math.isnan(now)):
-        return 0.0
-    apart = abs(was - now)
-    return math.inf if math.isnan(apart) else apart
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """How far a float may be from the one it is compared with: ``atol + rtol * |was|``."""
-
-    atol: float
-    rtol: float
-
-    def allows(self, was: float, now: float, scale: float | None = None) -> bool:
-        """Whether ``now`` is near enough to ``was``; ``scale`` replaces ``|was|``.
-
-        >>> Tolerance(atol=0.1, rtol=0.0).allows(1.0, 1.05)
-        True
-        """
-        apart = distance(was, now)
-        size = abs(was) if scale is None else scale
-        return apart == 0 or (apart < math.inf and apart <= self.atol + self.rtol * size)
-
-
-_FLOAT32 = Tolerance(atol=1e-5, rtol=1e-4)
-_TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
-    {
-        "float64": _FLOAT32,
-        "float32": _FLOAT32,
-        "float": _FLOAT32,
-        # two spacings of the type, relative; absolute: what was measured on logits
-        "bfloat16": Tolerance(atol=5e-2, rtol=2**-6),
-        "float16": Tolerance(atol=5e-3, rtol=2**-9),
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerances:
-    """A tolerance for each float type, by torch's name (``float`` for plain numbers). A type
-    without a tolerance must agree exactly, as must every integer.
-
-    >>> Tolerances().of("float32")
-    Tolerance(atol=1e-05, rtol=0.0001)
-    """
-
-    by_dtype: Mapping[str, Tolerance] = field(default_factory=lambda: _TOLERANCES)
-
-    def of(self, dtype: str) -> Tolerance:
-        return self.by_dtype.get(dtype, Tolerance(0.0, 0.0))
 
 
 @dataclass(frozen=True, slots=True)

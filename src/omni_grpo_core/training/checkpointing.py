@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import TrainError
@@ -25,8 +25,8 @@ from omni_grpo_core.io.bounded import Unreadable, json_value, read_bytes, read_t
 from omni_grpo_core.losses.exhausted import is_out_of_memory
 from omni_grpo_core.rewards import health
 from omni_grpo_core.training.config import TrainConfig, as_values
+from omni_grpo_core.training.step import Distributed
 
-T = TypeVar("T")
 RECORD = "run.json"
 FORMAT = 2
 """Of the record. 1, which named no format, did not list its files."""
@@ -34,16 +34,6 @@ FORMAT = 2
 _FREE = ("steps", "save_every", "keep", "eval_every", "eval_data", "trackers", "guard", "out")
 """Keys that may change between a run and its resumption: they do not change a step. (A schedule
 that falls until the last step depends on ``steps``, so then that may not change.)"""
-
-
-class Distributed(Protocol):
-    """What saving asks of the processes of a run."""
-
-    @property
-    def main(self) -> bool: ...
-
-    def agree(self, action: Callable[[], T], *, main_only: bool = False) -> T:
-        """Do ``action``; an ``OmniGrpoError`` of one process is raised on all of them."""
 
 
 @dataclass(frozen=True, slots=True)

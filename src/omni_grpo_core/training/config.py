@@ -13,15 +13,12 @@ from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.compose import Component, Composition, Gate
 from omni_grpo_core.rewards.endpoint import Endpoint
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
+from omni_grpo_core.trace.tolerances import DRIFT
 
 Precision = Literal["float32", "bfloat16"]
 SectionName = Literal["context", "think", "answer"]
 Schedule = Literal["constant", "linear", "cosine"]
 Tower = Literal["image", "video", "audio", "text"]
-
-DRIFT: Mapping[Precision, float] = {"float32": 1e-3, "bfloat16": 0.5}
-"""Nats. Measured on the tiny checkpoint, 18 steps of 32 completions at temperatures 1 to 3: up to
-2e-6 and 0.081; sampling at 1.3 times the temperature moves some token by more than 1."""
 
 TOWER_PREFIX: Mapping[Tower, tuple[str, ...]] = {
     "image": ("visual.",),
@@ -97,7 +94,7 @@ class GuardConfig:
     """Share of degenerate completions in one step."""
     drift: float | None = None
     """Largest difference of a token's logprob between sampling and scoring, nats, before any
-    update; ``None`` is the precision's own, :data:`DRIFT`."""
+    update; ``None`` is the precision's own (``trace.tolerances.DRIFT``)."""
     preflight: bool = True
     """Run every stage check of ``omni-grpo check`` on the first step's samples, in float32."""
 

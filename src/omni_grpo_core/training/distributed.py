@@ -60,13 +60,9 @@ class AccelerateDistributed:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes."""
         return bool(self._accelerator.is_main_process)
 
     def agree(self, action: Callable[[], T], *, main_only: bool = False) -> T:
-        """What ``action`` gives on the main process. Each process does it, or, with ``main_only``,
-        that one alone; all wait for one another. What input or machine refuse to one is raised on
-        all, so that none is left waiting."""
         outcomes: list[tuple[T | None, OmniGrpoError | OSError | None]] = []
         if self.main or not main_only:
             try:

@@ -15,18 +15,14 @@ from typing import Any
 
 from omni_grpo_core.core.dialect import cache_among, length_of
 from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.pipeline.hints import advice
 from omni_grpo_core.rewards import health
-from omni_grpo_core.rewards.degenerate import degenerate
+from omni_grpo_core.rewards.degenerate import degenerates
 from omni_grpo_core.trace.jsontext import dumps
-from omni_grpo_core.training.config import DRIFT, GuardConfig
+from omni_grpo_core.trace.tolerances import DRIFT
+from omni_grpo_core.training.config import GuardConfig
 from omni_grpo_core.types import Completion, Stage, StageRecord
 
-INCIDENT = (
-    "tokens are generated in train mode with gradient checkpointing on, and transformers (4.53 to "
-    "5.23; later ones with gradients enabled) drops the key-value cache in every block: from the "
-    "second token on the model sees neither prompt nor history; generate in eval mode with "
-    "checkpointing off"
-)
 NEAR_TOP = 0.9
 """Equal rewards are no alarm where they are equal because nearly everything is right."""
 
@@ -41,6 +37,11 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.name}: {self.detail}"
+
+
+def advised(name: str, stage: Stage, seen: str = "") -> Finding:
+    """A finding that says what was ``seen``, what it means and what to do."""
+    return Finding(name, stage, "; ".join(filter(None, (seen, advice(stage, name)))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +96,13 @@ class Guard:
         return tuple(one for one in found if one) + numbers + self._dead()
 
     def _garbage(self, facts: StepFacts) -> Finding | None:
-        broken = []
-        for completion in facts.completions:
-            reasons = degenerate(
-                completion.token_ids,
-                completion.text,
-                finish_reason=completion.finish_reason,
-                eos_ids=self._eos_ids,
-                special_ids=self._special_ids,
-                logprobs=completion.logprobs,
-            )
-            if reasons:
-                broken.append((completion, reasons[0]))
+        broken = degenerates(
+            facts.completions, eos_ids=self._eos_ids, special_ids=self._special_ids
+        )
         if not broken or len(broken) < self._config.garbage * len(facts.completions):
             return None
         worst, reason = broken[0]
-        return Finding(
+        return advised(
             "garbage",
             "completion",
             f"{len(broken)} of {len(facts.completions)} completions are degenerate; {reason} in "
@@ -120,20 +112,20 @@ class Guard:
     def _drift(self, facts: StepFacts) -> Finding | None:
         if facts.drift_max is None or facts.drift_max <= self._drift_limit:
             return None
-        return Finding(
+        return advised(
             "sampling and scoring disagree",
             "logits",
             f"a token's logprob differs by {facts.drift_max:.3g} nats between the forward that "
             f"sampled it and the one that scores it, before any update (at most "
-            f"{self._drift_limit:g}): another temperature, mask, position, cache or weight",
+            f"{self._drift_limit:g})",
         )
 
     def _dead(self) -> tuple[Finding, ...]:
         window = tuple(self._steps)
-        totals = [t for step in window for t in step.totals if t is not None]
-        near_top = bool(totals) and sum(totals) / len(totals) >= NEAR_TOP
+        mean = health.mean(total for step in window for total in step.totals)
+        near_top = mean is not None and mean >= NEAR_TOP
         return tuple(
-            Finding(alarm.name, "reward", f"{alarm.reward or 'all rewards'}: {alarm.detail}")
+            advised(alarm.name, "reward", f"{alarm.reward or 'all rewards'}: {alarm.detail}")
             for alarm in health.alarms(window, patience=self._config.patience)
             if not (near_top and alarm.name in ("zero-variance", "constant"))
         )
@@ -144,7 +136,7 @@ def not_finite(
 ) -> tuple[Finding, ...]:
     """Findings of an update whose loss or gradient is NaN or infinite: it must not be made.
 
-    >>> [str(finding) for finding in not_finite(0.5, float("inf"))]
+    >>> [str(finding).partition(";")[0] for finding in not_finite(0.5, float("inf"))]
     ['gradient: not a number: gradient is inf']
     """
     source = f", from {', '.join(broken[:3])}" if broken else ""
@@ -153,21 +145,20 @@ def not_finite(
         ("gradient", grad_norm, f"gradient is {grad_norm}"),
     )
     return tuple(
-        Finding("not a number", stage, detail)
+        advised("not a number", stage, detail)
         for stage, value, detail in values
         if value is not None and not math.isfinite(value)
     )
 
 
 def failed_checks(records: Sequence[StageRecord[object]]) -> tuple[Finding, ...]:
-    """The failed stage checks of a trace as findings with their causes, in the order of the
-    stages: the first is the one to look at."""
+    """The failed stage checks of a trace as findings, in the order of the stages: the first is the
+    one to look at."""
     return tuple(
-        Finding(check.name, record.stage, "; ".join(filter(None, (check.detail, cause))))
+        advised(check.name, record.stage, check.detail)
         for record in records
         for check in record.checks
         if not check.ok
-        for cause in [CAUSES.get((record.stage, check.name))]
     )
 
 
@@ -195,44 +186,8 @@ def watch_generation(model: Any, found: Callable[[Finding], None]) -> Callable[[
         if cache is None and keywords.get("use_cache") and isinstance(output, Mapping):
             cache = cache_among(output)
         if cache is not None and length_of(cache) == 0:
-            found(Finding("generation in train mode under checkpointing", "completion", INCIDENT))
+            found(advised("generation in train mode under checkpointing", "completion"))
 
     hook = model.register_forward_hook(look, with_kwargs=True)
     end: Callable[[], None] = hook.remove
     return end
-
-
-CAUSES: Mapping[tuple[Stage, str], str] = {
-    ("conversation", "media all shown"): "a medium of the sample was left out of its messages",
-    ("text", "equals reference rendering"): "the chat template writes something else than the "
-    "ChatML that the model was trained on",
-    ("text", "generation prompt"): "the prompt does not end in the assistant's turn "
-    "(add_generation_prompt=False): the model goes on as the user",
-    ("media", "pictures not blank"): "every picture is one colour: the decoder gives empty frames, "
-    "or the files hold none but such",
-    ("media", "sounds not silent"): "every sound is silence: the decoder gives zeros, or the files "
-    "hold nothing else",
-    ("batch", "prompts == samples"): "prompts were dropped or mixed up on the way to the processor",
-    ("batch", "placeholders == features"): "the prompt was cut, or media were lost or doubled on "
-    "the way to the processor",
-    ("batch", "sampled frame rate passed on"): "the processor was not told the frame rate that was "
-    "really sampled, so a video's time positions are wrong",
-    ("batch", "left padding"): "rows are padded on the right: the model goes on from padding",
-    ("batch", "audio-in-video as decided"): "the processor was called with another audio-in-video "
-    "flag than the sample's own",
-    ("embeddings", "placeholders hold tower features"): "the towers' features are not put in the "
-    "place of the placeholders: the model never sees or hears the media",
-    ("embeddings", "equal transformers' forward, row by row"): "features are put in another order, "
-    "or in other places, than transformers puts them",
-    ("positions", "equal transformers' own, row by row"): "positions were made with another "
-    "audio-in-video flag, mask, grid or frame rate",
-    ("positions", "video time true to the clip"): "time positions are those of another frame rate",
-    ("logits", "row in the batch = row alone in transformers"): "padding, mask or positions of a "
-    "batch reach its rows",
-    ("completion", "greedy not degenerate"): "the policy as it is generated with is broken: mode, "
-    "cache, prompt or weights",
-    ("completion", "greedy completions end"): "eos is not honoured, or max_new_tokens is too low",
-    ("completion", "logprobs: sampling with cache = scoring without"): "sampling and scoring run "
-    "under another temperature, mask, position or cache",
-}
-"""By stage and name of the check."""

@@ -16,6 +16,7 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.environment import device_memory
 from omni_grpo_core.io.strict import merge, read_mapping
 from omni_grpo_core.pipeline.settings import Settings, load_settings
+from omni_grpo_core.rewards.base import COLUMNS
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
@@ -278,7 +279,7 @@ def _check_rewards(config: TrainConfig) -> None:
 
 def _check_signature(name: str, function: RewardFunction) -> None:
     """Called as a step calls it, without calling it."""
-    columns = dict.fromkeys(("problem_type", "options", "solution", "sample_id"), ())
+    columns = dict.fromkeys(COLUMNS, ())
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):

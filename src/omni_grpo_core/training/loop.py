@@ -29,7 +29,7 @@ from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.losses.advantages import Advantages, group_advantages
 from omni_grpo_core.losses.exhausted import as_input_error, is_out_of_memory
 from omni_grpo_core.losses.metrics import Metrics, advantage_metrics, rollout_metrics
-from omni_grpo_core.pipeline.inputs import Inputs, prepare
+from omni_grpo_core.pipeline.inputs import Inputs, prepare, reward_arguments
 from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.compose import Composed
 from omni_grpo_core.training import checkpointing
@@ -386,19 +386,8 @@ class _Run:
         return TrainResult("stopped", 0, findings, folder, None)
 
     def _score(self, inputs: Inputs, rolled: Rollout) -> Composed:
-        owner = dict(
-            zip((s.sample_id for s in inputs.samples),
-                zip(inputs.samples, inputs.prompts, strict=True), strict=True)
-        )  # fmt: skip
-        owners = [owner[completion.group_id] for completion in rolled.completions]
-        return self.reward.report(
-            [prompt.text for _, prompt in owners],
-            [completion.text for completion in rolled.completions],
-            problem_type=[sample.problem_type for sample, _ in owners],
-            options=[list(sample.options) for sample, _ in owners],
-            solution=[sample.solution for sample, _ in owners],
-            sample_id=[sample.sample_id for sample, _ in owners],
-        )
+        prompts, texts, columns = reward_arguments(inputs.prompts, inputs.samples, rolled)
+        return self.reward.report(prompts, texts, **columns)
 
     def _gather_rewards(self, rolled: Rollout, scored: Composed) -> health.Step:
         """All processes' rewards in one order: a group's statistics are nobody's own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.completions import stack_completions
-from omni_grpo_core.core.dialect import switch_checkpointing
+from omni_grpo_core.core.dialect import modes_restored, switch_checkpointing
 from omni_grpo_core.core.forward import completion_logits
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError, TrainError
@@ -36,6 +36,15 @@ class Distributed(Protocol):
     @property
     def world(self) -> int: ...
 
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+
+    def agree(self, action: Callable[[], T], *, main_only: bool = False) -> T:
+        """What ``action`` gives on the main process. Each process does it, or, with ``main_only``,
+        that one alone; all wait for one another. What input or machine refuse to one is raised on
+        all, so that none is left waiting."""
+
     def gather(self, items: Sequence[T]) -> list[T]:
         """The items of all processes, in rank order."""
 
@@ -49,6 +58,31 @@ class Distributed(Protocol):
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
         """Scale the gradients to ``max_norm`` at most; returns the norm they had."""
+
+
+class Alone:
+    """One process, plain torch."""
+
+    world = 1
+    main = True
+
+    def agree(self, action: Callable[[], T], *, main_only: bool = False) -> T:
+        return action()
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        return list(items)
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        return numbers
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
 class Scorer(nn.Module):
@@ -84,22 +118,16 @@ class Scorer(nn.Module):
 @contextmanager
 def scoring(model: nn.Module, *, checkpointing: bool) -> Iterator[None]:
     """Eval mode, so that nothing is dropped out that sampling had; with ``checkpointing`` only the
-    blocks that checkpoint are told that they train, which is what transformers asks them.
-
-    On leaving, checkpointing is off and the model in eval mode: no other forward can meet it.
-    """
-    model.eval()
-    if checkpointing:
-        switch_checkpointing(model, True)
-        for module in model.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = True
-    try:
-        yield
-    finally:
+    blocks that checkpoint are told that they train, which is what transformers asks them. All is
+    restored on leaving: no other forward can meet it."""
+    with modes_restored(model):
         model.eval()
         if checkpointing:
-            switch_checkpointing(model, False)
+            switch_checkpointing(model, True)
+            for module in model.modules():
+                if getattr(module, "gradient_checkpointing", False):
+                    module.training = True
+        yield
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -286,7 +314,7 @@ def _backward(
     for at, micro in enumerate(window):
         last = at == len(window) - 1
         with (
-            _nothing() if last else distributed.unsynced(scorer),
+            nullcontext() if last else distributed.unsynced(scorer),
             scoring(model, checkpointing=plan.gradient_checkpointing),
         ):
             logprobs, entropy = scorer(micro.batch, micro.ids, micro.mask)
@@ -330,8 +358,3 @@ def _drift(logprobs: Tensor, sampled: Tensor, mask: Tensor) -> Metrics:
     gap = torch.where(mask, (logprobs.detach() - sampled).abs(), 0.0)
     mean = Mean(float(gap.sum()), int(mask.sum()))
     return Metrics({"drift": mean}, {"drift_max": float(gap.max())})
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

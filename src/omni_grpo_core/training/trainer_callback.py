@@ -32,7 +32,14 @@ from omni_grpo_core.rewards.base import plain_text
 from omni_grpo_core.rewards.call import RewardFunction, name_of, values_of
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.training.config import GuardConfig
-from omni_grpo_core.training.guard import Finding, Guard, StepFacts, watch_generation, write_report
+from omni_grpo_core.training.guard import (
+    Finding,
+    Guard,
+    StepFacts,
+    advised,
+    watch_generation,
+    write_report,
+)
 from omni_grpo_core.types import Completion, Score, Stage, StageRecord, Trace
 
 
@@ -102,7 +109,7 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
         names = {id(p): name for name, p in model.named_parameters()} if model is not None else {}
         where = ", ".join(names.get(id(parameter), "a parameter") for parameter in broken[:3])
         detail = f"the gradient of {where or 'parameters of another process'} is not finite"
-        self._stop([Finding("not a number", "gradient", detail)], ())
+        self._stop([advised("not a number", "gradient", detail)], ())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.detach()
@@ -155,7 +162,7 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
             for prompt in prompts
         ]
         said = self._completions(texts, groups, columns.get("completion_ids"))
-        totals = [_total([column[row] for column in scores.values()]) for row in range(len(texts))]
+        totals = [health.mean(row) for row in zip(*scores.values(), strict=True)]
         capped = [completion.finish_reason == "length" for completion in said]
         facts = StepFacts(self._step, said, health.Step(scores, totals, groups, capped))
         findings = self._guard.look(facts)
@@ -198,11 +205,6 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
         write_report(folder, self._step, findings)
         self.detach()
         raise GuardStop(self._step, findings, folder)
-
-
-def _total(values: Sequence[float | None]) -> float | None:
-    scored = [value for value in values if value is not None]
-    return sum(scored) / len(scored) if scored else None
 
 
 def _without_finite_gradient(parameters: Sequence[Any]) -> list[Any]:

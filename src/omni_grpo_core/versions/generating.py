@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from omni_grpo_core.core.batch import collate
-from omni_grpo_core.core.dialect import switch_checkpointing
+from omni_grpo_core.core.dialect import modes_restored, switch_checkpointing
 from omni_grpo_core.core.forward import library_keywords
 from omni_grpo_core.core.policy import Policy, library_generate
 from omni_grpo_core.rewards.accuracy import Accuracy
+from omni_grpo_core.rewards.base import columns_of
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.types import Row, Sample
 
@@ -69,13 +70,10 @@ def batched(policy: Policy, rows: Sequence[Row]) -> dict[str, Any]:
 
 @contextmanager
 def _train_mode(model: Any) -> Iterator[None]:
-    switch_checkpointing(model, True)
-    model.train()
-    try:
+    with modes_restored(model):
+        switch_checkpointing(model, True)
+        model.train()
         yield
-    finally:
-        switch_checkpointing(model, False)
-        model.eval()
 
 
 def _answer(policy: Policy, row: Row, **settings: Any) -> str:
@@ -100,12 +98,7 @@ def _generate(
 
 
 def _shares(samples: Sequence[Sample], texts: list[str]) -> list[float]:
-    columns = {
-        "problem_type": [sample.problem_type for sample in samples],
-        "options": [list(sample.options) for sample in samples],
-        "solution": [sample.solution for sample in samples],
-        "sample_id": [sample.sample_id for sample in samples],
-    }
+    columns = columns_of(samples)
     shares = []
     for reward in (Accuracy(), Format()):
         scores = reward.explain([""] * len(texts), texts, **columns)

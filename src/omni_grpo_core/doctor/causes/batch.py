@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omni_grpo_core.doctor.evidence import Evidence, Rule
 from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.pipeline.hints import FIXES
 
 _LAID = (
     "tokens are laid out for one way of hearing the video and positions for the other: time "
@@ -23,8 +24,7 @@ _BATCH = (
         fact="flag-differs",
         harm="sounds and placeholders no longer belong together: the track is computed and never "
         "heard, or the processor finds too few sounds and raises StopIteration",
-        fix="pass use_audio_in_video={want} to the processor; decide it once a sample and hand "
-        "the same value to processor, generate and every forward",
+        fix="pass use_audio_in_video={want} to the processor; " + FIXES["batch.flag-processor"],
         confirm="count the audio tokens of a row: {want} gives one run inside each video",
         when=lambda e: e.values["call"] == "processor",
     ),
@@ -113,7 +113,7 @@ _BATCH = (
         cause="batch.right-padding",
         fact="padded-right",
         harm="completions start behind {pads} padding tokens: accuracy and format fall to a third",
-        fix="pad prompts on the left: padding_side='left' in the processor call",
+        fix=FIXES["batch.right-padding"],
         confirm="attention_mask[:, -1] is all ones",
         when=lambda e: not e.values["config"],
     ),
@@ -200,8 +200,7 @@ _EMBEDDINGS = (
         cause="embed.not-injected",
         fact="features-not-injected",
         harm="the model sees the placeholder's own embedding: it is blind and deaf, and guesses",
-        fix="let the model merge the towers' features (call it with input_ids and the media), or "
-        "scatter them over the placeholders before passing inputs_embeds",
+        fix=FIXES["embed.not-injected"],
         confirm="swap the media of two samples: the logits do not move",
     ),
     Signature(
@@ -243,7 +242,7 @@ _POSITIONS = (
         cause="pos.collapsed-time",
         fact="time-collapsed",
         harm="all frames of a clip happen at once: motion and order cannot be told",
-        fix="keep seconds per grid as floats (video_second_per_grid = 2 / fps), not as integers",
+        fix=FIXES["pos.collapsed-time"],
         confirm="time positions of a clip's frames rise by 25 a second",
     ),
     Signature(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omni_grpo_core.doctor.evidence import Evidence, Rule
 from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.pipeline.hints import FIXES
 
 _RATIO = "on the policy's own fresh samples the ratio is not 1, so the first update is off already"
 
@@ -21,7 +22,7 @@ _LOGITS = (
         cause="logits.batch-differs",
         fact="prompt-scores-differ",
         harm="the first token is drawn from other scores than the row alone would have",
-        fix="give the attention kernel the padding mask, in generate and in scoring",
+        fix=FIXES["logits.batch-differs"],
         confirm="generate for one of the rows alone: its first token's scores change",
         certainty=0.8,
     ),
@@ -64,8 +65,7 @@ _COMPLETION = (
         "drops the key-value cache, while generate goes on feeding one token at a time: "
         "completions are a chain in which each token follows from the last one alone, and the "
         "scoring forward, which is right, gives nothing away",
-        fix="call model.eval() and switch gradient checkpointing off around generate, and restore "
-        "both after it; use_cache=False helps as well but is slow",
+        fix=FIXES["gen.checkpointing-train"],
         confirm="generate greedily in eval mode: the garbage is gone "
         "(omni-grpo doctor --experiments does it)",
         when=_checkpointing,
@@ -123,7 +123,7 @@ _COMPLETION = (
         harm="every completion runs to the cap, behind the answer as well: time, and rewards for "
         "text that nobody asked for. A thinker's own config has no eos, and the model config's is "
         "no fallback",
-        fix="pass eos_token_id (all ids that end a turn) and pad_token_id to generate",
+        fix=FIXES["gen.no-eos"],
         confirm="completions end before the cap",
     ),
     Signature(
@@ -208,10 +208,8 @@ _COMPLETION = (
         fact="scoring-disagrees",
         harm="the loss takes the answers of another policy, or of another input, for its own: the "
         "ratio is off on fresh samples already",
-        fix="hand the new weights to the rollout engine after every step; give the scoring forward "
-        "the same media, flags and mask as generate",
-        confirm="omni-grpo doctor --experiments with the checkpoint tells which of the two is "
-        "wrong",
+        fix=FIXES["gen.weights-stale"],
+        confirm="omni-grpo doctor --experiments with the checkpoint shows which is wrong",
         when=lambda e: not e.values["blind"],
         certainty=0.5,
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omni_grpo_core.doctor.evidence import Rule
 from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.pipeline.hints import FIXES
 
 _CONVERSATION = (
     Signature(
@@ -132,7 +133,7 @@ _TEXT = (
         fact="no-generation-prompt",
         harm="the model goes on writing the user's turn; whatever it answers begins with the "
         "header of a turn",
-        fix="pass add_generation_prompt=True to apply_chat_template",
+        fix=FIXES["text.no-generation-prompt"],
         confirm="the prompt ends in '<|im_start|>assistant'",
     ),
     Signature(
@@ -147,8 +148,7 @@ _TEXT = (
         fact="placeholders-differ",
         harm="no placeholder stands for the media: the features are left over, for audio without "
         "a word, and the question is answered blindly",
-        fix="render with the omni processor's own chat template, not with the tokenizer's, and "
-        "pass content as a list of parts",
+        fix=FIXES["text.media-dropped"],
         confirm="the rendered prompt holds one placeholder for each medium",
         when=lambda e: any(e.values["got"][m] < n for m, n in e.values["want"].items()),
     ),
@@ -157,8 +157,7 @@ _TEXT = (
         fact="text-differs",
         harm="the prompt is not the text that the checkpoint was trained on: every answer is a "
         "little off, and nothing is raised",
-        fix="take the chat template of the checkpoint that you train, unchanged: at character "
-        "{place} it must say {want!r}",
+        fix=FIXES["text.template-drift"] + ": at character {place} it must say {want!r}",
         confirm="the rendered prompt equals omni-grpo check's reference rendering",
     ),
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from omni_grpo_core.doctor.evidence import Evidence, Rule
 from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.pipeline.hints import FIXES
 
 _WAY = {
     "loss.sign": (
@@ -78,8 +79,7 @@ _ADVANTAGE = (
         fact="no-variance",
         harm="loss and gradient are exactly 0 and nothing is raised: the run goes on for days and "
         "learns nothing",
-        fix="look at reward weights (a name that matches no function weighs 0), at the group size "
-        "(one completion has no group), and raise the temperature until answers differ",
+        fix=FIXES["adv.zero-variance"],
         confirm="some group has two different rewards",
     ),
     Signature(
@@ -104,8 +104,8 @@ _ADVANTAGE = (
         cause="adv.span-mask",
         fact="span-differs",
         harm="the reward of one section pushes the tokens of another",
-        fix="find the section by text offsets of each completion (grpo.spans.token_span), never by "
-        "hard-coded ids: a tag is spelled by other ids at other places, and argmax of nothing is 0",
+        fix="find the section by text offsets of each completion (losses.spans.token_span), never "
+        "by hard-coded ids: a tag is spelled by other ids at other places; argmax of nothing is 0",
         confirm="decode the marked tokens: they spell the section",
     ),
     Signature(
@@ -241,8 +241,7 @@ _LOSS = (
         cause="loss.not-finite",
         fact="not-finite",
         harm="one such loss makes every weight NaN",
-        fix="find the token whose logprob is not finite: suppressed ids must be suppressed in "
-        "sampling as well",
+        fix=FIXES["loss.not-finite"],
         certainty=0.5,
     ),
 )
@@ -358,8 +357,7 @@ _STEP = (
         cause="step.nan-gradient",
         fact="gradient-not-finite",
         harm="the next step makes every weight NaN, with a loss that looked well",
-        fix="look for 0 times infinity behind a mask: replace -inf before it is multiplied, not "
-        "after (masked_fill before, torch.where on both sides)",
+        fix=FIXES["step.nan-gradient"],
         confirm="torch.autograd.set_detect_anomaly(True) names the operation",
     ),
     Signature(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
 from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.pipeline.hints import FIXES
 
 _BLIND = (
     "its placeholders keep their raw embeddings: the model answers without it, nothing is raised"
@@ -110,15 +111,14 @@ _TABLE = (
         cause="media.blank",
         fact="medium-blank",
         harm="the model is shown nothing and learns to guess",
-        fix="let the decoder's failure be an error; decode with another one (PyAV needs no "
-        "hardware)",
+        fix=FIXES["media.blank"],
         confirm="look at the frames: omni-grpo check --html shows them",
     ),
     Signature(
         cause="media.silent",
         fact="medium-silent",
         harm="the model hears nothing and learns to guess",
-        fix="let the audio reader's failure be an error instead of zeros",
+        fix=FIXES["media.silent"],
         confirm="listen to the samples that the reader returns",
     ),
     Signature(

@@ -12,10 +12,8 @@ from torch import Tensor
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
 from omni_grpo_core.doctor.rollouts import RolloutRecord, rollouts, whole_groups
 from omni_grpo_core.trace.calls import AdvantageSeen
+from omni_grpo_core.trace.tolerances import ADVANTAGE, EQUAL_RECORDED_REWARDS
 
-_CLOSE = 1e-3
-"""Relative: trainers add 1e-4 or 1e-6 to a deviation that may be .01 itself, in float32."""
-_NO_SPREAD = 1e-6
 _SECTIONS = ("context", "think", "answer")
 
 
@@ -154,7 +152,7 @@ def recomputed(
     for name in dict.fromkeys(group_ids):
         members = torch.tensor([group == name for group in group_ids])
         own = rewards[members]
-        if len(own) < 2 or float(own.max() - own.min()) <= _NO_SPREAD:
+        if len(own) < 2 or float(own.max() - own.min()) <= EQUAL_RECORDED_REWARDS:
             continue
         divisor = {"group": own.std(unbiased=unbiased), "batch": whole}.get(
             scale, torch.tensor(1.0)
@@ -217,7 +215,7 @@ def look_at_signal(case: Case) -> Iterable[Evidence]:
         groups: dict[str, list[float]] = {}
         for name, reward in zip(seen.group_ids, seen.rewards.double().tolist(), strict=True):
             groups.setdefault(name, []).append(reward)
-        flat = [name for name, r in groups.items() if max(r) - min(r) <= _NO_SPREAD]
+        flat = [name for name, r in groups.items() if max(r) - min(r) <= EQUAL_RECORDED_REWARDS]
         # a partial reward may give a signal where the sum of the others has none
         if len(flat) < len(groups) or bool(seen.advantages.double().nan_to_num().any()):
             continue
@@ -254,13 +252,13 @@ def _signal_origin(rollout: RolloutRecord, single: bool) -> Origin:
     sums = _weighted(table, weights)
     for name in dict.fromkeys(seen.group_ids):
         own = sums[torch.tensor([group == name for group in seen.group_ids])]
-        if float(own.max() - own.min()) > _NO_SPREAD:
+        if float(own.max() - own.min()) > EQUAL_RECORDED_REWARDS:
             return "added"
     return "inherited"
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return bool(((a - b).abs() <= _CLOSE * (1 + b.abs())).all())
+    return bool(((a - b).abs() <= ADVANTAGE * (1 + b.abs())).all())
 
 
 def told(values: Tensor) -> str:

@@ -17,13 +17,13 @@ from omni_grpo_core.doctor.evidence import Case, Evidence, Look, say_missing
 from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, learned, until_end
 from omni_grpo_core.doctor.teacher_forced import (
     Taught,
-    Tolerance,
     apart,
     rescored,
     taught,
     tolerance,
 )
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
+from omni_grpo_core.trace.tolerances import Limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Gap:
 
     mean: float
     worst: float
-    allowed: Tolerance
+    allowed: Limit
 
     @property
     def wide(self) -> bool:

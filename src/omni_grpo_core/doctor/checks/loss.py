@@ -28,6 +28,7 @@ from omni_grpo_core.doctor.rollouts import (
     world,
 )
 from omni_grpo_core.trace.calls import LossSeen
+from omni_grpo_core.trace.tolerances import ADVANTAGE
 
 
 def look_at_mask(case: Case) -> Iterable[Evidence]:
@@ -171,7 +172,7 @@ def look_at_advantages(case: Case) -> Iterable[Evidence]:
             continue
         made = seen.advantages.double().nan_to_num()
         used = given.double().nan_to_num()
-        size = 1e-3 * max(float(made.abs().max()), 1e-3)
+        size = ADVANTAGE * max(float(made.abs().max()), 1e-3)
         if bool(((used - made).abs() <= size).all()):
             continue
         if bool(((used + made).abs() <= size).all()):
@@ -193,11 +194,11 @@ def _spread_wrong(at: int, given: Tensor, made: Tensor, mask: Tensor | None) -> 
     counted = torch.ones_like(given, dtype=torch.bool) if mask is None else mask.bool()
     if counted.shape != given.shape or given.shape[1] == 1:
         return
-    off = counted & ((given - made[:, None]).abs() > 1e-3 * (1 + made.abs()[:, None]))
+    off = counted & ((given - made[:, None]).abs() > ADVANTAGE * (1 + made.abs()[:, None]))
     if not bool(off.any()):
         return
     row, token = off.nonzero()[0].tolist()
-    others = (made - given[row, token]).abs() <= 1e-3
+    others = (made - given[row, token]).abs() <= ADVANTAGE
     owner = int(others.nonzero()[0]) if bool(others.any()) else None
     yield Evidence(
         "advantage",
@@ -216,7 +217,7 @@ def _reordered(used: Tensor, made: Tensor) -> bool:
     """Micro-batches may be shuffled, completions with them."""
     if used.ndim != 1:
         return False
-    return bool(torch.allclose(used.sort().values, made.sort().values, rtol=1e-3, atol=1e-6))
+    return bool(torch.allclose(used.sort().values, made.sort().values, rtol=ADVANTAGE, atol=1e-6))
 
 
 def look_at_value(case: Case) -> Iterable[Evidence]:

@@ -14,6 +14,7 @@ from omni_grpo_core.rewards.base import Reward
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.trace.calls import RewardCall
+from omni_grpo_core.trace.tolerances import EQUAL_RECORDED_REWARDS
 from omni_grpo_core.types import Malformed
 
 Kind = Literal["format", "accuracy", "other"]
@@ -29,7 +30,6 @@ GARBAGE = (
 )
 """Probe cases that owe nothing to any reward, whatever it measures."""
 
-_SAME = 1e-6
 _NEAR = 0.25
 """Of a case's worth: rewards that measure partly differ, a wrong one is off by all of it."""
 
@@ -195,7 +195,7 @@ def _judged(
             f"is worth {wanted * top:g}",
             values={**shown, "problem_type": told.get("problem_type")},
         )
-    elif kind == "other" and value > _SAME:
+    elif kind == "other" and value > EQUAL_RECORDED_REWARDS:
         yield Evidence(
             "reward",
             "probe-differs",
@@ -234,7 +234,7 @@ def _number(value: Any) -> bool:
 def _equal(a: Any, b: Any) -> bool:
     if not (_number(a) and _number(b)):
         return bool(a == b)
-    return abs(a - b) <= _SAME or (math.isnan(a) and math.isnan(b))
+    return abs(a - b) <= EQUAL_RECORDED_REWARDS or (math.isnan(a) and math.isnan(b))
 
 
 # --------------------------------------------------------------------------- the recorded rows

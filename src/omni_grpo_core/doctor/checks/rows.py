@@ -14,16 +14,13 @@ from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.batch import Given, given_rows, reference_row
 from omni_grpo_core.trace.calls import ProcessorCall
+from omni_grpo_core.trace.tolerances import FEATURES
 from omni_grpo_core.types import MODALITIES, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from omni_grpo_core.core.policy import Policy
-
-_FLOATS = 1e-4
-"""Normalised pixels and mel features are a few units large; the recorded ones went through the same
-float32 arithmetic."""
 
 
 def look_replay(case: Case) -> Iterator[Evidence]:
@@ -115,7 +112,7 @@ def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> Iterator
         padded = [torch.nn.functional.pad(p, (0, width - p.shape[-1])) for p in parts]
         right = torch.cat(padded)
         if got.shape == right.shape and torch.allclose(
-            got.float(), right.float(), rtol=_FLOATS, atol=_FLOATS
+            got.float(), right.float(), rtol=FEATURES.rtol, atol=FEATURES.atol
         ):
             continue
         yield Evidence(

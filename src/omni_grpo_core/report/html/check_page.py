@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from omni_grpo_core.pipeline.check import CheckResult
+from omni_grpo_core.pipeline.hints import stage_words
 from omni_grpo_core.report.html.page import environment
 from omni_grpo_core.report.html.sample_view import SampleView, sample_view
 from omni_grpo_core.report.html.words import (
@@ -13,7 +14,6 @@ from omni_grpo_core.report.html.words import (
     first_failure,
     health_words,
     not_judged,
-    stage_words,
 )
 from omni_grpo_core.report.text import varied
 

@@ -16,15 +16,14 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.diagnose import merge
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence
+from omni_grpo_core.pipeline.hints import stage_words
 from omni_grpo_core.report.html.page import environment
 from omni_grpo_core.report.html.ribbon import Run, ribbon, tokens_a_cell
-from omni_grpo_core.report.html.words import stage_words
 from omni_grpo_core.report.text import shortened, visible
 from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
-from omni_grpo_core.types import STAGES, Modality, Row, Span, Stage
+from omni_grpo_core.types import MADE_STAGES, STAGES, Modality, Row, Span, Stage
 
 Decode = Callable[[Sequence[int]], str]
-NOT_ROOMS = ("config", "policy", "trace")
 """Not stages of the pipeline; they stand in the house only when they are broken."""
 MOST_ROWS, MOST_EVIDENCE, MOST_ANSWERS = 4, 12, 8
 _LONGEST = 700
@@ -117,7 +116,7 @@ def _rooms(verdict: Diagnosis) -> list[Room]:
     return [
         Room(stage, states.get(stage, "unseen"), stage_words(stage).does)
         for stage in STAGES
-        if stage not in NOT_ROOMS or stage in broken
+        if stage in MADE_STAGES or stage in broken
     ]
 
 

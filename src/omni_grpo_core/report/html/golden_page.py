@@ -19,6 +19,7 @@ from omni_grpo_core.golden.results import (
     Tokens,
     Verdict,
 )
+from omni_grpo_core.pipeline.hints import stage_words
 from omni_grpo_core.report.html.drift_chart import Chart, Drift, drift_chart
 from omni_grpo_core.report.html.page import environment
 from omni_grpo_core.report.html.token_diff import (
@@ -28,7 +29,6 @@ from omni_grpo_core.report.html.token_diff import (
     diff_ribbon,
     span_changes,
 )
-from omni_grpo_core.report.html.words import stage_words
 
 Harm = Literal["none", "drift", "harm"]
 

@@ -16,9 +16,8 @@ from rich.text import Text
 from omni_grpo_core.doctor.evidence import Diagnosis, Evidence, Explanation, Finding
 from omni_grpo_core.doctor.experiment import Experiment
 from omni_grpo_core.report.text import shortened, visible
-from omni_grpo_core.types import STAGES, Stage
+from omni_grpo_core.types import MADE_STAGES, STAGES, Stage
 
-_NOT_STAGES = ("config", "trace")
 _EVIDENCE = 6
 _LONGEST = 300
 
@@ -48,7 +47,7 @@ def _house(diagnosis: Diagnosis) -> Text:
     broken = {finding.stage for finding in diagnosis.findings}
     text = Text()
     for stage in STAGES:
-        if stage in _NOT_STAGES or (stage == "policy" and stage not in broken):
+        if stage not in MADE_STAGES and stage not in broken:
             continue
         if text:
             text.append(" → ", style="dim")

@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.results import FINE, CaseResult, Generation, GoldenReport, Verdict
+from omni_grpo_core.pipeline.hints import advice
 
 _COLOURS: dict[Verdict, str] = {
     "exact": "green",
@@ -39,6 +41,9 @@ def print_report(console: Console, report: GoldenReport, *, every: bool) -> None
         f"{painted(report.verdict)}: {told}{fine} of {len(report.cases)} cases as they were, "
         f"{report.seconds:.1f} s"
     )
+    if report.first and report.verdict not in FINE:
+        failure = "garbage" if report.verdict == "degenerate" else ""
+        console.print(f"do: {advice(base_stage(report.first), failure)}", highlight=False)
 
 
 def painted(verdict: Verdict) -> str:

@@ -1,0 +1,90 @@
+"""The same failure gets the same advice, whoever finds it.
+
+It did not: for a prompt without its generation prompt, ``check`` said to restore the base model's
+chat template, ``train`` to pass ``add_generation_prompt``, and only the doctor how.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import get_args
+
+import pytest
+from hand_made_check import result
+from rich.console import Console
+
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.doctor.causes import batch, completion, conversation, loss, media
+from omni_grpo_core.doctor.signatures import Signature
+from omni_grpo_core.golden.results import ORDER
+from omni_grpo_core.pipeline.hints import ADVICE, FIXES, STAGE_WORDS, advice
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.pipeline.stages import GRAPH, run
+from omni_grpo_core.report.html.words import first_failure
+from omni_grpo_core.report.terminal.check import print_check
+from omni_grpo_core.rewards.health import AlarmName
+from omni_grpo_core.training.guard import Finding, advised, failed_checks
+from omni_grpo_core.types import MADE_STAGES, Check, Sample, Stage, StageRecord
+
+GUARDS = {
+    *(("reward", name) for name in get_args(AlarmName)),
+    ("completion", "garbage"),
+    ("completion", "generation in train mode under checkpointing"),
+    ("logits", "sampling and scoring disagree"),
+    ("loss", "not a number"),
+    ("gradient", "not a number"),
+}
+SIGNATURES = [
+    signature
+    for module in (batch, completion, conversation, loss, media)
+    for table in vars(module).values()
+    if isinstance(table, tuple)
+    for signature in table
+    if isinstance(signature, Signature)
+]
+IN_A_PASS = [key for key in ADVICE if key[0] in GRAPH and key not in GUARDS]
+
+
+@pytest.mark.parametrize(("stage", "name"), IN_A_PASS)
+def test_check_and_training_give_the_same_advice(stage: Stage, name: str) -> None:
+    failed = StageRecord(stage, None, (Check(name, False, "seen"),), 0.0)
+    shown = result(verdict="fail", extra=(failed,))
+    failure = first_failure(shown)
+    assert failure is not None
+    assert failure.fix == advice(stage, name)
+    (finding,) = failed_checks(shown.trace.stages)
+    assert finding.detail == f"seen; {failure.fix}"
+    stream = io.StringIO()
+    print_check(Console(file=stream, width=2000), shown)
+    assert f"do:   {failure.fix}" in stream.getvalue()
+
+
+@pytest.mark.parametrize("cause", FIXES)
+def test_the_doctor_gives_the_advice_that_check_and_training_give(cause: str) -> None:
+    fixes = [signature.fix for signature in SIGNATURES if signature.cause == cause]
+    assert any(FIXES[cause] in fix for fix in fixes)
+    assert any(FIXES[cause] in known.fix for known in ADVICE.values())
+
+
+def test_every_guard_finding_has_advice_of_its_own() -> None:
+    assert set(ADVICE) >= GUARDS
+    assert advised("garbage", "completion", "4 of 4") == Finding(
+        "garbage", "completion", f"4 of 4; {ADVICE['completion', 'garbage']}"
+    )
+
+
+def test_no_advice_is_for_a_check_that_there_is_not(
+    policy: Policy, samples: tuple[Sample, ...], settings: Settings
+) -> None:
+    trace = run(policy, samples[:1], settings).trace
+    assert set(IN_A_PASS) <= {(r.stage, check.name) for r in trace.stages for check in r.checks}
+
+
+def test_every_stage_of_a_pass_has_words() -> None:
+    assert tuple(STAGE_WORDS) == MADE_STAGES
+
+
+def test_the_graph_and_the_goldens_have_the_stages_in_one_order() -> None:
+    beside = {"library", "sampled"}
+    assert [s for s in GRAPH if s not in beside] == [s for s in ORDER if s in GRAPH]
+    assert tuple(s for s in ORDER if s != "scoring") == MADE_STAGES
