@@ -22,7 +22,7 @@ def ranks() -> Path:
 
 @pytest.fixture(scope="session")
 def qwen_folder(ranks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from omni_grpo_core.tiny.realvocab.processor import write_processor
+    from omni_grpo_core.tiny.realvocab import write_processor
 
     folder = tmp_path_factory.mktemp("qwen") / "processor"
     write_processor(folder)

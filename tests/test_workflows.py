@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import omni_grpo_core
-from omni_grpo_core.io.environment import DEFAULT, NEWEST, TRANSFORMERS
+from omni_grpo_core.io import DEFAULT, NEWEST, TRANSFORMERS
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

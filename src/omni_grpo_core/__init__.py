@@ -31,8 +31,8 @@ if TYPE_CHECKING:
         TraceError,
         TrainError,
     )
+    from omni_grpo_core.losses import LossConfig
     from omni_grpo_core.losses.advantages import group_advantages
-    from omni_grpo_core.losses.config import LossConfig
     from omni_grpo_core.losses.policy_loss import Totals, policy_loss
     from omni_grpo_core.pipeline.check import check
     from omni_grpo_core.pipeline.inputs import prepare, score

@@ -1,17 +1,4 @@
-"""Every error a person can cause, in one tree.
-
-::
-
-    OmniGrpoError          exit code 2
-    ├── ConfigError        a setting: unknown key, wrong type, cannot work
-    ├── DataError          a row of a data set
-    ├── MediaError         a file that cannot be read or decoded
-    ├── ConversationError  the messages of a sample contradict each other
-    ├── BatchError         placeholders, grids and audio lengths disagree; prompt too long
-    ├── CheckpointError    a checkpoint folder that cannot be used
-    ├── RewardError        a reward function that breaks its contract
-    ├── TrainError         a training run that cannot go on
-    └── TraceError         a stored trace or golden that cannot be read
+"""Every error a person can cause, in one tree: an :class:`OmniGrpoError` for each kind of input.
 
 Each says stage, item, what was found, what was wanted and what to do. A stage that *works* but
 whose result is wrong is no error: it is a failed :class:`~omni_grpo_core.types.Check`, exit code 1.
@@ -27,13 +14,16 @@ _LONGEST = 4000
 
 
 class OmniGrpoError(Exception):
-    """Bad input, reported so that it can be fixed, on one printable line.
+    """Bad input, reported so that it can be fixed, on one printable line; exit code 2.
 
     >>> print(MediaError("clip.mp4", got="an empty file", want="an mp4", fix="copy it again"))
     media: clip.mp4: found an empty file, wanted an mp4; copy it again
     """
 
     stage: ClassVar[Stage] = "config"
+
+    def __init_subclass__(cls, *, stage: Stage | None = None) -> None:
+        cls.stage = stage or cls.stage
 
     def __init__(self, item: str, *, got: str, want: str, fix: str) -> None:
         super().__init__(item, got, want, fix)
@@ -79,37 +69,37 @@ def _rebuild(kind: type[OmniGrpoError], item: str, got: str, want: str, fix: str
     return kind(item, got=got, want=want, fix=fix)
 
 
-class ConfigError(OmniGrpoError):
-    stage: ClassVar[Stage] = "config"
+class ConfigError(OmniGrpoError, stage="config"):
+    """A setting: unknown key, wrong type, cannot work."""
 
 
-class DataError(OmniGrpoError):
-    stage: ClassVar[Stage] = "sample"
+class DataError(OmniGrpoError, stage="sample"):
+    """A row of a data set."""
 
 
-class ConversationError(OmniGrpoError):
-    stage: ClassVar[Stage] = "conversation"
+class ConversationError(OmniGrpoError, stage="conversation"):
+    """The messages of a sample contradict each other."""
 
 
-class MediaError(OmniGrpoError):
-    stage: ClassVar[Stage] = "media"
+class MediaError(OmniGrpoError, stage="media"):
+    """A file that cannot be read or decoded."""
 
 
-class BatchError(OmniGrpoError):
-    stage: ClassVar[Stage] = "batch"
+class BatchError(OmniGrpoError, stage="batch"):
+    """Placeholders, grids and audio lengths disagree; a prompt is too long."""
 
 
-class CheckpointError(OmniGrpoError):
-    stage: ClassVar[Stage] = "policy"
+class CheckpointError(OmniGrpoError, stage="policy"):
+    """A checkpoint folder that cannot be used."""
 
 
-class RewardError(OmniGrpoError):
-    stage: ClassVar[Stage] = "reward"
+class RewardError(OmniGrpoError, stage="reward"):
+    """A reward function that breaks its contract."""
 
 
-class TrainError(OmniGrpoError):
-    stage: ClassVar[Stage] = "loss"
+class TrainError(OmniGrpoError, stage="loss"):
+    """A training run that cannot go on."""
 
 
-class TraceError(OmniGrpoError):
-    stage: ClassVar[Stage] = "trace"
+class TraceError(OmniGrpoError, stage="trace"):
+    """A stored trace or golden that cannot be read."""

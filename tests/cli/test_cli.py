@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from omni_grpo_core import __version__, tiny
-from omni_grpo_core.io.environment import NEWEST, newer_than_tested
+from omni_grpo_core.io import NEWEST, newer_than_tested
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -8,7 +8,10 @@ from doctor_recordings import SYSTEM, case, facts, only, processed, rendered, te
 from omni_grpo_core.doctor.checks import text as looks
 from omni_grpo_core.doctor.diagnose import diagnose
 
-FIRST, SECOND = (SYSTEM, user("video a.mp4")), (SYSTEM, user("audio b.wav", question="How high?"))
+FIRST, SECOND = (
+    (SYSTEM, user("video a.mp4")),
+    (SYSTEM, user("audio b.wav", question="How high?")),
+)
 
 
 def step(*handed: str, nested: bool = False):  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditio
 
 from omni_grpo_core.core.family import family_of
 from omni_grpo_core.core.policy import Policy, policy_around
-from omni_grpo_core.tiny.realvocab.processor import build_processor
+from omni_grpo_core.tiny.realvocab import build_processor
 
 
 def config_7b() -> Qwen2_5OmniThinkerConfig:

@@ -16,9 +16,9 @@ from omni_grpo_core.losses.exhausted import held
 from omni_grpo_core.pipeline.inputs import prepare
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.config import TrainConfig
-from omni_grpo_core.training.lora import freeze
 from omni_grpo_core.training.memory import GIB, RUNTIME, estimate
 from omni_grpo_core.training.step import Alone, Scorer, StepPlan, make_micro_batches, optimize
+from omni_grpo_core.training.trainable import freeze
 from omni_grpo_core.types import Sample
 
 pytestmark = pytest.mark.gpu

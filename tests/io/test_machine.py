@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from omni_grpo_core.io.environment import _control_group, device_memory
+from omni_grpo_core.io import _control_group, device_memory
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

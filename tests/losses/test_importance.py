@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from omni_grpo_core.errors import ConfigError, TrainError
-from omni_grpo_core.losses.importance import RolloutCorrection, rollout_weights
-from omni_grpo_core.losses.policy_loss import token_kl
+from omni_grpo_core.losses import RolloutCorrection
+from omni_grpo_core.losses.policy_loss import rollout_weights, token_kl
 
 MASK = torch.tensor([[True, True, False], [True, True, True]])
 RATIOS = torch.tensor([[4, 0.5, 9], [0.25, 1, 1]], dtype=torch.float64)

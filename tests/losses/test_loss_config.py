@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.losses.config import LossConfig, LossType
+from omni_grpo_core.losses import LossConfig, LossType
 
 
 @pytest.mark.parametrize(

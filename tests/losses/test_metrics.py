@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.advantages import group_advantages
-from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.losses.metrics import Mean, Metrics, advantage_metrics, loss_metrics
 
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import TrainError
-from omni_grpo_core.losses.config import LossConfig
+from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.policy_loss import Totals, policy_loss, policy_ratio
 
 MASK = torch.tensor([[True, True, True, False], [True, True, False, False], [True] * 4])

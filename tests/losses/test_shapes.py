@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import TrainError
-from omni_grpo_core.losses import importance, logprobs, metrics, policy_loss, spans
-from omni_grpo_core.losses.config import LossConfig, RolloutCorrection
+from omni_grpo_core.losses import (
+    LossConfig,
+    RolloutCorrection,
+    logprobs,
+    metrics,
+    policy_loss,
+    spans,
+)
 from omni_grpo_core.losses.policy_loss import Totals
 
 N, C, V = 2, 3, 5
@@ -48,7 +54,7 @@ RIGHT: dict[Callable[..., Any], dict[str, Any]] = {
         "totals": Totals(N, N * C),
     },
     policy_loss.token_kl: {"logprobs": TOKENS, "ref_logprobs": TOKENS, "estimator": "k3"},
-    importance.rollout_weights: {
+    policy_loss.rollout_weights: {
         "old_logprobs": TOKENS,
         "rollout_logprobs": TOKENS,
         "mask": MASK,
@@ -105,7 +111,7 @@ def test_another_shape_is_an_error_that_names_the_argument(
 def test_the_table_holds_every_public_function_that_takes_tensors() -> None:
     public = {
         function
-        for module in (importance, logprobs, metrics, policy_loss, spans)
+        for module in (logprobs, metrics, policy_loss, spans)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if not name.startswith("_") and function.__module__ == module.__name__
     }

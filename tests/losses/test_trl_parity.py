@@ -15,11 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from omni_grpo_core.losses import LossConfig, RolloutCorrection
 from omni_grpo_core.losses.advantages import Scale, group_advantages
-from omni_grpo_core.losses.config import LossConfig
-from omni_grpo_core.losses.importance import RolloutCorrection, rollout_weights
 from omni_grpo_core.losses.metrics import loss_metrics
-from omni_grpo_core.losses.policy_loss import Totals, policy_loss
+from omni_grpo_core.losses.policy_loss import (
+    Totals,
+    policy_loss,
+    rollout_weights,
+)
 
 TOLERANCE = 1e-9
 ROWS, WIDTH, CAP = 6, 7, 16

@@ -24,7 +24,7 @@ from omni_grpo_core.pipeline.checks import (
     check_text,
 )
 from omni_grpo_core.pipeline.inputs import Inputs
-from omni_grpo_core.rewards.base import Reward, Row
+from omni_grpo_core.rewards import Reward, Row
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.types import Batch, Check, Logits, Malformed, Rollout, Sample, Score
 

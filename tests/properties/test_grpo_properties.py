@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.advantages import group_advantages
-from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.losses.policy_loss import Totals, policy_loss
 from omni_grpo_core.losses.spans import token_offsets, token_span
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from omni_grpo_core.rewards import Reward
 from omni_grpo_core.rewards.accuracy import Accuracy
-from omni_grpo_core.rewards.base import Reward
 from omni_grpo_core.rewards.compose import Component, Composition, Gate
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.rewards.format import Format

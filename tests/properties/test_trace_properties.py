@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from omni_grpo_core.golden.leaf_text import summarise
 from omni_grpo_core.golden.text import compare_goldens, format_golden, parse_golden
+from omni_grpo_core.trace import DTYPES, FLOATS
 from omni_grpo_core.trace.codec import NOUNS, equal
 from omni_grpo_core.trace.compare import compare, compare_leaves
-from omni_grpo_core.trace.dtypes import DTYPES, FLOATS
 from omni_grpo_core.trace.fingerprint import fingerprint
 from omni_grpo_core.trace.leaves import Numbers, Scalar, leaves
 from omni_grpo_core.trace.runs import format_runs, parse_runs

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from omni_grpo_core.core.completions import stack_completions
 from omni_grpo_core.errors import ConfigError, TrainError
+from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.advantages import group_advantages
-from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.losses.logprobs import completion_logprobs, predicting_logits
 from omni_grpo_core.losses.metrics import Mean, advantage_metrics, loss_metrics
 from omni_grpo_core.losses.policy_loss import Totals, policy_loss, token_kl

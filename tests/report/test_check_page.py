@@ -9,8 +9,8 @@ import pytest
 from hand_made_check import HOSTILE, decode, long_clips, many_rows, result
 
 from omni_grpo_core.errors import TraceError
+from omni_grpo_core.report.html import write_page
 from omni_grpo_core.report.html.check_page import MOST_SAMPLES, check_page
-from omni_grpo_core.report.html.page import write_page
 from omni_grpo_core.types import Check, StageRecord
 
 VOID = {"meta", "img", "br"}

@@ -15,8 +15,8 @@ from PIL import Image
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.pipeline.check import CheckResult, check
 from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.report.html import write_page
 from omni_grpo_core.report.html.check_page import check_page
-from omni_grpo_core.report.html.page import write_page
 from omni_grpo_core.types import Sample
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hand_made_check import media_row, text_row
 
-from omni_grpo_core.report.text import varied
+from omni_grpo_core.report import varied
 
 
 @pytest.mark.parametrize(

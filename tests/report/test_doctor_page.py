@@ -16,8 +16,8 @@ from omni_grpo_core.doctor.load import as_cases
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.plan import BY_ID
 from omni_grpo_core.faults.trial import config_for, recorded, reference
+from omni_grpo_core.report.html import write_page
 from omni_grpo_core.report.html.doctor_page import doctor_page
-from omni_grpo_core.report.html.page import write_page
 from omni_grpo_core.types import Trace
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -76,9 +76,9 @@ def test_time_axes_have_few_round_marks_inside_them(seconds: float) -> None:
     marks = ticks(seconds)
     assert 3 <= len(marks) <= 7
     assert marks[0].label == "0 s"
-    assert all(0 <= mark.percent <= 100 for mark in marks)
+    assert all(0 <= mark.at <= 100 for mark in marks)
     # a label is rounded to six digits
-    assert float(marks[-1].label) / seconds == pytest.approx(marks[-1].percent / 100, abs=1e-3)
+    assert float(marks[-1].label) / seconds == pytest.approx(marks[-1].at / 100, abs=1e-3)
 
 
 def test_no_sound_has_an_axis_too() -> None:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from hand_made_check import decode, media_row, text_row
 
-from omni_grpo_core.report.html.ribbon import MOST_CELLS, ribbon
+from omni_grpo_core.report.html import MOST_CELLS
+from omni_grpo_core.report.html.ribbon import ribbon
 from omni_grpo_core.types import Span
 
 POSITIONS = torch.stack([torch.arange(12), torch.arange(12) + 100, torch.arange(12) + 200])

@@ -51,12 +51,12 @@ def test_runs_break_where_the_kind_or_the_mark_changes() -> None:
 
 
 def test_spans_are_compared_by_item_and_part() -> None:
-    assert [(c.label, c.was, c.now) for c in span_changes(WAS, NOW)] == [
-        ("video 0", "2–4 (3 tokens)", "2–6 (5 tokens)")
+    assert list(span_changes(WAS, NOW)) == [
+        ("video", "video 0", "2–4 (3 tokens)", "2–6 (5 tokens)")
     ]
     chunks = tokens(*[7] * 4, spans=(Span("video", 0, 0, 1), Span("video", 0, 2, 1)))
-    assert [(c.label, c.was, c.now) for c in span_changes(chunks, None)] == [
-        ("video 0", "0 (1 tokens)", ""),
-        ("video 0, part 1", "2 (1 tokens)", ""),
+    assert list(span_changes(chunks, None)) == [
+        ("video", "video 0", "0 (1 tokens)", ""),
+        ("video", "video 0, part 1", "2 (1 tokens)", ""),
     ]
     assert span_changes(WAS, WAS) == ()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_grpo_core.report.text import shortened, visible
+from omni_grpo_core.report import shortened, visible
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from omni_grpo_core.errors import DataError, RewardError
+from omni_grpo_core.rewards import Reward, Row
 from omni_grpo_core.rewards.accuracy import MEASURES, Accuracy
-from omni_grpo_core.rewards.base import Reward, Row
 from omni_grpo_core.rewards.parse import Gold, render
 from omni_grpo_core.types import PROBLEM_TYPES, Score
 

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -329,7 +330,7 @@ def test_the_cache_survives_kill_9(server: JudgeServer, tmp_path: Path) -> None:
     assert server.held.wait(HANG_GUARD)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    with VerdictCache(cache) as left:
+    with closing(VerdictCache(cache)) as left:
         kept = len(left)
     with sqlite3.connect(cache) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -9,6 +9,7 @@ import logging
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_what_a_library_logs_is_cleaned_while_the_judge_works_only(
 
 
 def test_a_verdict_cached_before_cleaning_is_cleaned(server: JudgeServer, tmp_path: Path) -> None:
-    with VerdictCache(tmp_path / "verdicts.db") as cache:
+    with closing(VerdictCache(tmp_path / "verdicts.db")) as cache:
         cache.put(QUESTION.key("judge"), Verdict(5, f"as {KEY} says"))
     judge = ask(server, cache=tmp_path / "verdicts.db")
     assert judge.ask([QUESTION]) == [Score(0.5, f"as {REDACTED} says")]
@@ -423,8 +424,8 @@ def test_a_cached_verdict_that_is_none_is_asked_again(
     server: JudgeServer, tmp_path: Path, row: tuple[object, object]
 ) -> None:
     path = tmp_path / "verdicts.db"
-    with VerdictCache(path) as cache:
+    with closing(VerdictCache(path)) as cache:
         cache._db.execute("INSERT INTO verdict VALUES (?, ?, ?)", (QUESTION.key("judge"), *row))
     assert ask(server, cache=path).ask([QUESTION]) == [Score(0.8, "so it is")]
-    with VerdictCache(path) as cache:
+    with closing(VerdictCache(path)) as cache:
         assert cache.get(QUESTION.key("judge")) == Verdict(8, "so it is")

@@ -10,8 +10,8 @@ import pytest
 from judge_server import JudgeServer, judge_server
 from small_text_model import text_model
 
+from omni_grpo_core.rewards import Reward
 from omni_grpo_core.rewards.accuracy import Accuracy
-from omni_grpo_core.rewards.base import Reward
 from omni_grpo_core.rewards.compose import Component, Composition, Gate
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.judge import Endpoint, Judge, JudgeReward

@@ -49,7 +49,12 @@ SAMPLES = {
             ("video", "clip-02.mp4"),
             ("audio", "clip-02.mp4"),
         ),
-        _sample("silent", "How many 🔴 appear in 1,024 px?", "numerical", ("video", "clip-10.mp4")),
+        _sample(
+            "silent",
+            "How many 🔴 appear in 1,024 px?",
+            "numerical",
+            ("video", "clip-10.mp4"),
+        ),
         _sample("image", "Read `x = {'a': 0xFF}`\n\n\tthen ①②③.", "OCR", ("image", "clip-12.png")),
         _sample(
             "audio", "Quelle émotion entend-on, à 3.5 s ?", "emer_ov", ("audio", "clip-14.wav")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.tiny.realvocab.merges import vocabulary_and_merges
-from omni_grpo_core.tiny.realvocab.processor import (
+from omni_grpo_core.tiny.realvocab import (
     build_processor,
     build_tokenizer,
     write_processor,
 )
+from omni_grpo_core.tiny.realvocab.merges import vocabulary_and_merges
 from omni_grpo_core.tiny.realvocab.ranks import ranks_file, read_ranks
 
 BYTES = [bytes([value]) for value in range(256)]

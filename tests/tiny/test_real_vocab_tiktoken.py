@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni_grpo_core.tiny.realvocab.processor import KNOWN_IDS
+from omni_grpo_core.tiny.realvocab import KNOWN_IDS
 from omni_grpo_core.tiny.realvocab.ranks import read_ranks
 
 if TYPE_CHECKING:

@@ -29,7 +29,6 @@ def test_it_is_small() -> None:
 
 
 def test_every_family_is_made_and_shipped() -> None:
-    assert {name: make.name for name, make in MAKES.items()} == {n: n for n in MAKES}
     assert all((tiny.checkpoint_dir(name) / "model.safetensors").is_file() for name in MAKES)
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from omni_grpo_core.errors import TraceError
+from omni_grpo_core.trace import DTYPES
 from omni_grpo_core.trace.codec import NOUNS, decode, encode, equal
-from omni_grpo_core.trace.dtypes import DTYPES
 from omni_grpo_core.types import Malformed, Span, StageRecord, Trace
 
 

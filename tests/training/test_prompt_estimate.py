@@ -23,7 +23,7 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.pipeline.inputs import Inputs
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training import prompt_estimate
-from omni_grpo_core.training.headers import Header, image_size, read_header
+from omni_grpo_core.training.headers import Header, VideoTrack, image_size, read_header
 from omni_grpo_core.training.prompt_estimate import (
     check_prompt_limit,
     least_media_tokens,
@@ -48,8 +48,9 @@ def test_the_header_of_an_mp4_tells_what_the_decoder_finds(tmp_path: Path) -> No
     path = write_media(tmp_path / "clip.mp4", frames(20), fps=10, audio=sound, audio_rate=16_000)
     header = read_header(path)
     assert header is not None
-    assert (header.video, header.frames, header.width, header.height) == (True, 20, 84, 56)
-    assert header.video_seconds == pytest.approx(2.0)
+    assert header.video is not None
+    assert (header.video.frames, header.video.width, header.video.height) == (20, 84, 56)
+    assert header.video.seconds == pytest.approx(2.0)
     # AAC comes in blocks of 1024 samples, 64 ms
     assert header.audio_seconds == pytest.approx(probe(path).duration, abs=0.15)
 
@@ -132,8 +133,9 @@ def test_nor_of_one_whose_box_is_cut(name: str, kept: int, clip: Path, tmp_path:
         return body[:at] + short + box(b"free", bytes(rest - 8)) + body[at + size :]
 
     header = read_header(changed(clip, tmp_path, cut)) or Header()
-    assert header.frames <= 20
-    assert max(header.video_seconds, header.audio_seconds) <= 2.2
+    video = header.video or VideoTrack(0, 0.0, 0.0)
+    assert video.frames <= 20
+    assert max(video.seconds, header.audio_seconds) <= 2.2
 
 
 @pytest.mark.parametrize("share", [0.2, 0.9, 0.99])
@@ -166,8 +168,9 @@ def test_a_length_of_all_ones_is_none(clip: Path, tmp_path: Path) -> None:
 
     header = read_header(changed(clip, tmp_path, unknown))
     assert header is not None
-    assert header.frames == 20
-    assert header.video_seconds == pytest.approx(2.0)
+    assert header.video is not None
+    assert header.video.frames == 20
+    assert header.video.seconds == pytest.approx(2.0)
     assert header.audio_seconds < 2.2
 
 
@@ -206,8 +209,9 @@ def test_of_a_trimmed_clip_the_part_that_is_shown_counts(
     path = changed(clip, tmp_path, lambda body: trimmed(body, begin, asked))
     header = read_header(path)
     assert header is not None
-    assert header.video_seconds == pytest.approx(seconds)
-    assert header.frames == int(seconds * 10)
+    assert header.video is not None
+    assert header.video.seconds == pytest.approx(seconds)
+    assert header.video.frames == int(seconds * 10)
     assert header.audio_seconds == pytest.approx(seconds, abs=0.1)  # a block of AAC or two
     if begin + asked <= 2:
         alone = sample(MediaRef("video", str(path)))
@@ -247,7 +251,7 @@ def test_sound_that_ends_before_the_stretch_counts_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stretch counted by its share of the file, of sound too that was over by then."""
-    header = Header(True, 1800, 640, 360, 60.0, 20.0, 30.0)
+    header = Header(VideoTrack(1800, 60.0, 30.0, 640, 360), 20.0)
     monkeypatch.setattr(prompt_estimate, "read_header", lambda path: header)
     late = sample(MediaRef("audio", "clip.mp4", 30.0, 60.0))
     assert least_media_tokens([late], Settings(), SHAPE) == (0,)
@@ -346,7 +350,7 @@ def test_a_minute_at_the_library_s_own_sizes_by_hand(
     """The incident's prompt limit of 2048. 60 s at 2 frames a second, of which a twentieth is not
     counted on: 114 frames, 57 pairs of 640 x 360 pixels, which are 23 x 13 tokens: 17,043. The
     sound, interleaved: 5,700 mel frames, 1,425 tokens."""
-    clip = Header(True, 1800, 640, 360, 60.0, 60.0, 30.0)
+    clip = Header(VideoTrack(1800, 60.0, 30.0, 640, 360), 60.0)
     monkeypatch.setattr(prompt_estimate, "read_header", lambda path: clip)
     shown = sample(MediaRef("video", "clip.mp4"))
     found = least_media_tokens([shown], Settings(), SHAPE)

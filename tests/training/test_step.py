@@ -14,7 +14,7 @@ from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.errors import ConfigError, TrainError
-from omni_grpo_core.losses.config import LossConfig, RolloutCorrection
+from omni_grpo_core.losses import LossConfig, RolloutCorrection
 from omni_grpo_core.training.step import (
     Alone,
     MicroBatch,

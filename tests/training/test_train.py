@@ -16,7 +16,7 @@ from train_runs import both, join, log, moments, short
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.errors import ConfigError, TrainError
-from omni_grpo_core.losses.config import LossConfig
+from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.trace.store import load_trace, value_at
 from omni_grpo_core.training.checkpointing import cut_log, export
 from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, TrainConfig

@@ -15,7 +15,7 @@ from media_files import numbered, write_media
 
 from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.losses.config import LossConfig
+from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.training.config import OptimizerConfig, learning_rate
 from omni_grpo_core.training.load_config import FOREIGN, check_config, load_train_config
 

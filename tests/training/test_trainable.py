@@ -17,8 +17,13 @@ from omni_grpo_core.core.forward import completion_logits
 from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, Tower, learning_rate
 from omni_grpo_core.training.loop import train
-from omni_grpo_core.training.lora import adapter_off, add_lora, lora_layers, merged_weights
-from omni_grpo_core.training.trainable import choose_trainable
+from omni_grpo_core.training.trainable import (
+    adapter_off,
+    add_lora,
+    choose_trainable,
+    lora_layers,
+    merged_weights,
+)
 from omni_grpo_core.types import Batch
 
 PREFIX = {

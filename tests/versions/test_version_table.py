@@ -15,10 +15,10 @@ import torch
 from small_traces import small_batch, with_value
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.environment import DEFAULT, TRANSFORMERS
+from omni_grpo_core.io import DEFAULT, TRANSFORMERS
 from omni_grpo_core.report.terminal.versions import announced, holds, markdown, marks, put
 from omni_grpo_core.types import Completion, Positions, Rollout, Stage, StageRecord, Trace
-from omni_grpo_core.versions.matrix import against, interpreters, measure
+from omni_grpo_core.versions import against, interpreters, measure
 
 ROOT = Path(__file__).parents[2]
 STORED = {

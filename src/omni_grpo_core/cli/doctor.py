@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from omni_grpo_core import cli
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.console import (
-    Json,
     progress,
     quiet_libraries,
     quiet_transformers,
     require_outputs,
 )
-from omni_grpo_core.io.exits import print_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from omni_grpo_core.doctor.evidence import Reference
     from omni_grpo_core.doctor.experiment import Experiment
     from omni_grpo_core.types import Trace
@@ -31,17 +32,9 @@ def doctor(
         Path | None,
         typer.Argument(help="Folder that was given to record(), or one step of it."),
     ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint to replay on; the one the recording names, if left out."),
-    ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(help="Also write the report as one page."),
-    ] = None,
-    causes: Annotated[
-        bool, typer.Option("--causes/--no-causes", help="Explain by the catalogue of known faults.")
-    ] = True,
+    checkpoint: cli.Checkpoint = None,
+    html: cli.Html = None,
+    causes: cli.Causes = True,
     experiments: Annotated[
         bool,
         typer.Option(
@@ -56,7 +49,7 @@ def doctor(
         str | None,
         typer.Option("--import", help="module:function, run on the shipped clips and diagnosed."),
     ] = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Name the stage of a recorded trainer that broke, what broke it, and what to change.
 
@@ -79,6 +72,8 @@ def doctor(
     from omni_grpo_core.doctor.diagnose import diagnose, merge, require_judged, to_json
     from omni_grpo_core.doctor.experiments import tried
     from omni_grpo_core.doctor.load import as_cases, read_traces
+    from omni_grpo_core.report.html.doctor_page import doctor_page
+    from omni_grpo_core.report.terminal.doctor import print_diagnosis, print_experiments
 
     with progress("doctor", as_json) as on_stage:
         on_stage("reading")
@@ -97,24 +92,17 @@ def doctor(
             results = tried(cases)
     verdict = merge(diagnoses)
     require_judged(verdict, str(trace or pipeline))
-    if html is not None:
-        from omni_grpo_core.report.html.doctor_page import doctor_page
-        from omni_grpo_core.report.html.page import write_page
+    decode = None if reference is None else reference.policy.decode
+    cli.write_html(html, lambda: doctor_page(cases, diagnoses, decode))
+    found = {"steps": len(cases), **to_json(verdict)}
+    if experiments:
+        found["experiments"] = [asdict(result) for result in results]
 
-        decode = None if reference is None else reference.policy.decode
-        write_page(html, doctor_page(cases, diagnoses, decode))
-    if as_json:
-        told = {"steps": len(cases), **to_json(verdict)}
-        if experiments:
-            told["experiments"] = [asdict(result) for result in results]
-        print_json(told)
-    else:
-        from rich.console import Console
+    def shown(console: Console) -> None:
+        print_diagnosis(console, verdict, len(cases))
+        print_experiments(console, results)
 
-        from omni_grpo_core.report.terminal.doctor import print_diagnosis, print_experiments
-
-        print_diagnosis(Console(), verdict, len(cases))
-        print_experiments(Console(), results)
+    cli.answer(as_json, found, shown=shown)
     raise typer.Exit(1 if verdict.findings else 0)
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from omni_grpo_core import cli
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.console import Json, progress, quiet_libraries, quiet_transformers
-from omni_grpo_core.io.exits import print_json
+from omni_grpo_core.io.console import progress, quiet_libraries, quiet_transformers
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from omni_grpo_core.faults.campaign import Row
     from omni_grpo_core.faults.fault import Fault
 
@@ -25,13 +27,11 @@ def faults(
     ] = None,
     pairs: Annotated[int, typer.Option(min=0, help="Pairs of faults of different stages.")] = 200,
     clean: Annotated[int, typer.Option(min=0, help="Clean configurations.")] = 200,
-    causes: Annotated[
-        bool, typer.Option("--causes/--no-causes", help="Explain by the catalogue of known faults.")
-    ] = True,
+    causes: cli.Causes = True,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
     seed: Annotated[int, typer.Option(help="Draws pairs and clean configurations.")] = 0,
     names: Annotated[bool, typer.Option("--list", help="Only tell the catalogue.")] = False,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Put every fault of the catalogue into a clean trainer, and see whether the doctor names it.
 
@@ -42,6 +42,7 @@ def faults(
     quiet_libraries()
     from omni_grpo_core.faults.campaign import run
     from omni_grpo_core.faults.plan import clean_tasks, fault_tasks, pair_tasks
+    from omni_grpo_core.report.terminal.faults import print_result
 
     quiet_transformers()
     chosen = _chosen(only)
@@ -59,18 +60,11 @@ def faults(
         _refuse_nothing(skipped)
     with _bar(len(tasks), as_json) as on_row:
         result = run(tasks, causes=causes, jobs=jobs, on_row=on_row, skipped=skipped)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        from rich.console import Console
-
-        from omni_grpo_core.report.terminal.faults import print_result
-
-        print_result(Console(), result)
+    cli.answer(as_json, result.to_json(), shown=lambda console: print_result(console, result))
     raise typer.Exit(1 if result.missed else 0)
 
 
-def incident(as_json: Json = False) -> None:
+def incident(as_json: cli.Json = False) -> None:
     """Replay the incident on the tiny checkpoint: the garbage, the stuck reward, and what of it
     the doctor names.
 
@@ -82,6 +76,8 @@ def incident(as_json: Json = False) -> None:
     quiet_libraries()
     from omni_grpo_core.faults.incident import replay
     from omni_grpo_core.faults.incident_rows import findings
+    from omni_grpo_core.report.terminal.doctor import print_diagnosis
+    from omni_grpo_core.report.terminal.faults import print_incident, to_json
 
     quiet_transformers()
     with progress("incident", as_json) as on_stage:
@@ -89,19 +85,12 @@ def incident(as_json: Json = False) -> None:
         replayed = replay()
         on_stage("the doctor")
         rows = findings(replayed)
-    if as_json:
-        from omni_grpo_core.report.terminal.faults import to_json
 
-        print_json(to_json(replayed, rows))
-    else:
-        from rich.console import Console
-
-        from omni_grpo_core.report.terminal.doctor import print_diagnosis
-        from omni_grpo_core.report.terminal.faults import print_incident
-
-        console = Console()
+    def shown(console: Console) -> None:
         print_diagnosis(console, replayed.verdict, len(replayed.cases))
         print_incident(console, replayed, rows)
+
+    cli.answer(as_json, to_json(replayed, rows), shown=shown)
     raise typer.Exit(1 if any(row.answer == "missed" for row in rows) else 0)
 
 
@@ -131,12 +120,8 @@ def _refuse_nothing(skipped: Mapping[str, str]) -> NoReturn:
 
 def _tell(chosen: tuple[Fault, ...], as_json: bool) -> None:
     keys = ("id", "stage", "story", "source", "stops", "versions", "absent")
-    if as_json:
-        told = [{key: getattr(fault, key) for key in keys} for fault in chosen]
-        print_json({"faults": told})
-        return
-    for fault in chosen:
-        typer.echo(f"{fault.id:28} {fault.story}")
+    told = [{key: getattr(fault, key) for key in keys} for fault in chosen]
+    cli.answer(as_json, {"faults": told}, *(f"{fault.id:28} {fault.story}" for fault in chosen))
 
 
 @contextmanager

@@ -6,34 +6,27 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from omni_grpo_core import cli
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.console import (
-    Device,
-    Dtype,
-    Json,
-    JunitOption,
     progress,
     quiet_libraries,
     quiet_transformers,
     require_device,
     require_outputs,
 )
-from omni_grpo_core.io.exits import print_json
 
 if TYPE_CHECKING:
     from omni_grpo_core.core.policy import Policy
     from omni_grpo_core.golden.results import GoldenReport
     from omni_grpo_core.golden.suite import Suite
 
-app = typer.Typer(
-    help="Goldens that survive upgrades: check, attribute, review, accept.", no_args_is_help=True
-)
-
+app = cli.group("Goldens that survive upgrades: check, attribute, review, accept.")
 
 Cases = Annotated[
     list[str] | None,
@@ -43,24 +36,11 @@ Folder = Annotated[
     Path | None,
     typer.Option("--golden", help="Folder of the goldens; ./golden if left out."),
 ]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(help="Checkpoint folder; the suite's own if left out."),
-]
-DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
-DtypeOption = Annotated[
-    Dtype | None,
-    typer.Option(help="Default: float32 on cpu, bfloat16 on cuda."),
-]
 SidecarOption = Annotated[
     Path | None,
     typer.Option(
         help="Folder, outside git, of what goldens keep only as fingerprints: exact replay."
     ),
-]
-HtmlOption = Annotated[
-    Path | None,
-    typer.Option(help="Also write a page with both sides' tokens, drift and generations."),
 ]
 GOLDEN = Path("golden")
 
@@ -75,12 +55,8 @@ def _goldens(named: Path | None, *, shipped: bool = False) -> Path:
     return shipped_goldens()
 
 
-def _dtype(device: Device, dtype: Dtype | None) -> str:
-    return (dtype or (Dtype.bfloat16 if device is Device.cuda else Dtype.float32)).value
-
-
 def _load(
-    folder: Path, checkpoint: Path | None, device: Device, dtype: Dtype | None
+    folder: Path, checkpoint: Path | None, device: cli.Device, dtype: cli.Dtype | None
 ) -> tuple[Suite, Policy, str]:
     """Suite, policy and the platform's key."""
     quiet_libraries()
@@ -91,35 +67,28 @@ def _load(
     quiet_transformers()
     require_device(device)
     suite = load_suite(folder, checkpoint=checkpoint)
-    asked = _dtype(device, dtype)
+    asked = cli.dtype_on(device, dtype)
     policy = load_policy(
         suite.checkpoint_dir(), processor=suite.processor_dir(), device=device.value, dtype=asked
     )
     return suite, policy, platform_key(device.value, asked)
 
 
-def _answer(as_json: bool, data: dict[str, Any], *lines: str) -> None:
-    if as_json:
-        print_json(data)
-    for line in () if as_json else lines:
-        typer.echo(line)
-
-
 @app.command()
 def check(
     cases: Cases = None,
     golden: Folder = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = Device.cpu,
-    dtype: DtypeOption = None,
-    html: HtmlOption = None,
-    junit: JunitOption = None,
+    checkpoint: cli.Checkpoint = None,
+    device: cli.DeviceOption = cli.Device.cpu,
+    dtype: cli.DtypeOption = None,
+    html: cli.Html = None,
+    junit: cli.Junit = None,
     markdown: Annotated[
         Path | None,
         typer.Option(help="Also write verdicts and first divergent stages for a pull request."),
     ] = None,
     sidecar: SidecarOption = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Hold a fresh pass of every case against its goldens; no golden is written.
 
@@ -144,12 +113,12 @@ def check(
 def diff(
     cases: Cases = None,
     golden: Folder = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = Device.cpu,
-    dtype: DtypeOption = None,
-    html: HtmlOption = None,
+    checkpoint: cli.Checkpoint = None,
+    device: cli.DeviceOption = cli.Device.cpu,
+    dtype: cli.DtypeOption = None,
+    html: cli.Html = None,
     sidecar: SidecarOption = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """The same, with every stage and every difference told."""
     require_outputs(files=[html])
@@ -163,8 +132,8 @@ def _report(
     cases: list[str] | None,
     golden: Path,
     checkpoint: Path | None,
-    device: Device,
-    dtype: Dtype | None,
+    device: cli.Device,
+    dtype: cli.Dtype | None,
     sidecar: Path | None,
     as_json: bool,
 ) -> GoldenReport:
@@ -187,20 +156,17 @@ def _report(
 
 def _show(report: GoldenReport, as_json: bool, html: Path | None, *, every: bool) -> None:
     from omni_grpo_core.golden.results import FINE
+    from omni_grpo_core.report.terminal.golden import print_report
 
     if html is not None:
         from omni_grpo_core.report.html.golden_page import golden_page
-        from omni_grpo_core.report.html.page import write_page
 
-        write_page(html, golden_page(report))
-    if as_json:
-        print_json(report.to_json())
-    else:
-        from rich.console import Console
-
-        from omni_grpo_core.report.terminal.golden import print_report
-
-        print_report(Console(), report, every=every)
+        cli.write_html(html, lambda: golden_page(report))
+    cli.answer(
+        as_json,
+        report.to_json(),
+        shown=lambda console: print_report(console, report, every=every),
+    )
     raise typer.Exit(0 if report.verdict in FINE else 1)
 
 
@@ -208,11 +174,11 @@ def _show(report: GoldenReport, as_json: bool, html: Path | None, *, every: bool
 def regen(
     cases: Cases = None,
     golden: Folder = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = Device.cpu,
-    dtype: DtypeOption = None,
+    checkpoint: cli.Checkpoint = None,
+    device: cli.DeviceOption = cli.Device.cpu,
+    dtype: cli.DtypeOption = None,
     sidecar: SidecarOption = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Make what is not as its golden has it anew, under golden/.pending; goldens stay.
 
@@ -244,7 +210,7 @@ def regen(
     ]
     if not pending:
         lines = ["nothing changed: no golden is pending"]
-    _answer(as_json, {"platform": key, "pending": pending, "cases": found}, *lines)
+    cli.answer(as_json, {"platform": key, "pending": pending, "cases": found}, *lines)
     raise typer.Exit(1 if pending else 0)
 
 
@@ -253,21 +219,21 @@ def record(
     out: Annotated[Path, typer.Argument(help="Folder for the goldens.")],
     cases: Cases = None,
     golden: Folder = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = Device.cpu,
-    dtype: DtypeOption = None,
-    as_json: Json = False,
+    checkpoint: cli.Checkpoint = None,
+    device: cli.DeviceOption = cli.Device.cpu,
+    dtype: cli.DtypeOption = None,
+    as_json: cli.Json = False,
 ) -> None:
     """Goldens of this environment into a folder that nobody reviews: for bisect and calibrate."""
     suite, policy, key = _load(_goldens(golden), checkpoint, device, dtype)
     from omni_grpo_core.golden.pending import record as run_record
 
     files = run_record(policy, suite, out, key, names=cases or ())
-    _answer(as_json, {"files": [str(path) for path in files]}, f"{len(files)} goldens in {out}")
+    cli.answer(as_json, {"files": [str(path) for path in files]}, f"{len(files)} goldens in {out}")
 
 
 @app.command()
-def review(golden: Folder = None, as_json: Json = False) -> None:
+def review(golden: Folder = None, as_json: cli.Json = False) -> None:
     """Look at what is pending and accept or reject it, case by case.
 
     Where there is no terminal the exact commands are printed. Exit code 1: something is pending.
@@ -283,7 +249,7 @@ def review(golden: Folder = None, as_json: Json = False) -> None:
     left = len(changes)
     if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         listed = reviewing.listed(changes, folder)
-        _answer(as_json, {"pending": listed}, *reviewing.told(changes, folder))
+        cli.answer(as_json, {"pending": listed}, *reviewing.told(changes, folder))
     else:
         left = reviewing.ask(changes, folder, suite, prompt=typer.prompt, echo=typer.echo)
     raise typer.Exit(1 if left else 0)
@@ -302,7 +268,7 @@ def accept(
         str | None,
         typer.Option(help="Who accepts; git's user if left out."),
     ] = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Put pending goldens in the place of the old ones, with who, why and what they supersede.
 
@@ -316,14 +282,14 @@ def accept(
     done = run_accept(folder, cases, reason, load_suite(folder), platform=platform, by=by)
     accepted = [{"file": str(one.file), "supersedes": one.supersedes} for one in done]
     lines = [f"accepted {one['file']}, supersedes {one['supersedes']}" for one in accepted]
-    _answer(as_json, {"accepted": accepted}, *lines)
+    cli.answer(as_json, {"accepted": accepted}, *lines)
 
 
 @app.command()
 def reject(
     cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="Pending cases.")],
     golden: Folder = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Drop pending goldens; the accepted ones stay as they are."""
     quiet_libraries()
@@ -332,11 +298,11 @@ def reject(
 
     folder = _goldens(golden)
     done = [str(path) for path in run_reject(folder, cases, load_suite(folder))]
-    _answer(as_json, {"rejected": done}, *(f"rejected {path}" for path in done))
+    cli.answer(as_json, {"rejected": done}, *(f"rejected {path}" for path in done))
 
 
 @app.command()
-def verify(golden: Folder = None, as_json: Json = False) -> None:
+def verify(golden: Folder = None, as_json: cli.Json = False) -> None:
     """Are the stored goldens whole, as they were written, and reviewed? No model is loaded.
 
     Exit code 1: one was cut, edited by hand or never accepted, or something is pending.
@@ -345,20 +311,20 @@ def verify(golden: Folder = None, as_json: Json = False) -> None:
     from omni_grpo_core.golden.review import unsound
 
     found = unsound(_goldens(golden))
-    _answer(as_json, {"unsound": found}, *found)
+    cli.answer(as_json, {"unsound": found}, *found)
     raise typer.Exit(1 if found else 0)
 
 
 @app.command()
 def prune(
     golden: Folder = None,
-    device: DeviceOption = Device.cpu,
-    dtype: DtypeOption = None,
+    device: cli.DeviceOption = cli.Device.cpu,
+    dtype: cli.DtypeOption = None,
     all_platforms: Annotated[
         bool, typer.Option("--all-platforms", help="Those of other platforms too.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Remove goldens of this platform that no case of the suite asks for any more."""
     quiet_libraries()
@@ -367,7 +333,7 @@ def prune(
     from omni_grpo_core.golden.review import stale
     from omni_grpo_core.golden.suite import load_suite
 
-    key = platform_key(device.value, _dtype(device, dtype))
+    key = platform_key(device.value, cli.dtype_on(device, dtype))
     folder = _goldens(golden)
     found = stale(folder, key, load_suite(folder), every=all_platforms)
     for path in () if dry_run else found:
@@ -375,7 +341,7 @@ def prune(
     names = [str(path) for path in found]
     verb = "would go" if dry_run else "removed"
     lines = [f"{verb}: {name}" for name in names] or ["nothing to remove"]
-    _answer(as_json, {"removed": [] if dry_run else names, "stale": names}, *lines)
+    cli.answer(as_json, {"removed": [] if dry_run else names, "stale": names}, *lines)
 
 
 @app.command()
@@ -383,11 +349,11 @@ def calibrate(
     cases: Cases = None,
     runs: Annotated[int, typer.Option("-n", min=2, help="Runs, each in its own process.")] = 6,
     golden: Folder = None,
-    checkpoint: CheckpointOption = None,
-    device: DeviceOption = Device.cpu,
-    dtype: DtypeOption = None,
+    checkpoint: cli.Checkpoint = None,
+    device: cli.DeviceOption = cli.Device.cpu,
+    dtype: cli.DtypeOption = None,
     write: Annotated[bool, typer.Option("--write", help="Record the tolerances.")] = False,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """How far apart the same pass comes out here: other threads, other vector instructions.
 
@@ -400,7 +366,7 @@ def calibrate(
         from omni_grpo_core.golden.calibrate import record_tolerances
         from omni_grpo_core.golden.environment import platform_key
 
-        asked = _dtype(device, dtype)
+        asked = cli.dtype_on(device, dtype)
         options = ["--device", device.value, "--dtype", asked, *(cases or ())]
         if checkpoint is not None:
             options += ["--checkpoint", str(checkpoint.absolute())]
@@ -408,7 +374,7 @@ def calibrate(
         folder = _goldens(golden, shipped=not write)
         found = run_calibrate(folder, Path(work), key, runs, options)
         file = record_tolerances(folder, found) if write else None
-    _answer(
+    cli.answer(
         as_json, {**found.to_json(), "file": None if file is None else str(file)}, *found.lines()
     )
     raise typer.Exit(0 if found.within else 1)
@@ -420,12 +386,12 @@ def bisect(
     new: Annotated[str, typer.Argument(help="The same, after the upgrade.")],
     cases: Cases = None,
     golden: Folder = None,
-    checkpoint: CheckpointOption = None,
+    checkpoint: cli.Checkpoint = None,
     new_checkpoint: Annotated[
         Path | None,
         typer.Option(help="Crossed with the libraries: old and new of each."),
     ] = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Traces in two environments: which change, library or checkpoint, moved which stage."""
     with tempfile.TemporaryDirectory() as work:
@@ -440,5 +406,5 @@ def bisect(
             checkpoint=None if checkpoint is None else checkpoint.absolute(),
             new_checkpoint=None if new_checkpoint is None else new_checkpoint.absolute(),
         )
-    _answer(as_json, report.to_json(), *report.lines())
+    cli.answer(as_json, report.to_json(), *report.lines())
     raise typer.Exit(1 if report.differs else 0)

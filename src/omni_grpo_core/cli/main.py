@@ -15,21 +15,17 @@ from typing import Annotated
 
 import typer
 
+from omni_grpo_core import cli
 from omni_grpo_core._version import __version__
 from omni_grpo_core.cli.doctor import doctor
 from omni_grpo_core.cli.faults import faults, incident
 from omni_grpo_core.cli.golden import app as golden_app
-from omni_grpo_core.cli.realvocab import app as realvocab_app
 from omni_grpo_core.cli.rewards import app as rewards_app
+from omni_grpo_core.cli.tiny import app as tiny_app
+from omni_grpo_core.cli.tiny import realvocab_app
 from omni_grpo_core.cli.versions import app as versions_app
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.console import (
-    Device,
-    Dtype,
-    FamilyOption,
-    Json,
-    JunitOption,
-    TinyFamily,
     progress,
     quiet_libraries,
     quiet_transformers,
@@ -45,8 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-tiny_app = typer.Typer(help="The tiny trained checkpoint that ships with the package.")
-app.add_typer(tiny_app, name="tiny", no_args_is_help=True)
+app.add_typer(tiny_app, name="tiny")
 app.add_typer(golden_app, name="golden")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(realvocab_app, name="realvocab")
@@ -63,12 +58,6 @@ class AudioPreferenceOption(StrEnum):
     off = "off"
 
 
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(help="Checkpoint folder; the shipped tiny one if left out."),
-]
-
-
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -80,7 +69,7 @@ def _root(
 
 @app.command()
 def check(
-    checkpoint: CheckpointOption = None,
+    checkpoint: cli.Checkpoint = None,
     processor: Annotated[
         Path | None,
         typer.Option(help="Folder of the processor, where it is not beside the weights."),
@@ -105,21 +94,15 @@ def check(
         int | None,
         typer.Option(min=1, help="Only the first rows of the data."),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.cpu,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="Default: float32 on cpu, bfloat16 on cuda."),
-    ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(help="Also write a page that shows what the model was given."),
-    ] = None,
-    junit: JunitOption = None,
+    device: cli.DeviceOption = cli.Device.cpu,
+    dtype: cli.DtypeOption = None,
+    html: cli.Html = None,
+    junit: cli.Junit = None,
     trace: Annotated[
         Path | None,
         typer.Option(help="Also save every stage's value to this new folder."),
     ] = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Take real clips through every stage of a real omni model, and say what holds."""
     require_outputs(files=[html, junit], folders=[trace])
@@ -131,6 +114,8 @@ def check(
     from omni_grpo_core.core.sample import load_samples
     from omni_grpo_core.pipeline.check import check as run_check
     from omni_grpo_core.pipeline.settings import load_settings
+    from omni_grpo_core.report.html.check_page import check_page
+    from omni_grpo_core.report.terminal.check import print_check
 
     quiet_transformers()
     require_device(device)
@@ -139,34 +124,22 @@ def check(
     if audio_in_video is not None:
         settings = replace(settings, audio_in_video=audio_in_video.value)
     samples = load_samples(data or tiny.data_file(), root=root)[:limit]
-    half = Dtype.bfloat16 if device is Device.cuda else Dtype.float32
     with progress("check", as_json) as on_stage:
         on_stage("policy")
         policy = load_policy(
-            folder, processor=processor, device=device.value, dtype=(dtype or half).value
+            folder, processor=processor, device=device.value, dtype=cli.dtype_on(device, dtype)
         )
         result = run_check(policy, samples, settings, on_stage=on_stage)
     if trace is not None:
         from omni_grpo_core.trace.store import save_trace
 
         save_trace(result.trace, trace)
-    if html is not None:
-        from omni_grpo_core.report.html.check_page import check_page
-        from omni_grpo_core.report.html.page import write_page
-
-        write_page(html, check_page(result, policy.decode))
+    cli.write_html(html, lambda: check_page(result, policy.decode))
     if junit is not None:
         from omni_grpo_core.report.junit import check_junit
 
         write_file(junit, check_junit(result))
-    if as_json:
-        print_json(result.to_json())
-    else:
-        from rich.console import Console
-
-        from omni_grpo_core.report.terminal.check import print_check
-
-        print_check(Console(), result)
+    cli.answer(as_json, result.to_json(), shown=lambda console: print_check(console, result))
     raise typer.Exit(0 if result.verdict == "pass" else 1)
 
 
@@ -174,7 +147,7 @@ def check(
 def train(
     config: Annotated[Path, typer.Argument(help="The run, in YAML or JSON.")],
     trace: Annotated[int, typer.Option(min=0, help="Record the first N steps as traces.")] = 0,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """GRPO on a checkpoint; a run that was cut goes on where it was saved last.
 
@@ -218,41 +191,3 @@ def train(
     if as_json and first:
         print_json(result.to_json())
     raise typer.Exit(0 if result.status == "finished" else 1)
-
-
-@tiny_app.command("build")
-def tiny_build(
-    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
-    family: FamilyOption = TinyFamily.qwen2_5,
-    seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Training steps; the recipe's own number if left out."),
-    ] = None,
-    stop: Annotated[
-        int | None,
-        typer.Option(min=1, help="Break off after so many steps: an under-trained checkpoint."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Train a tiny checkpoint from scratch: minutes on one core."""
-    require_outputs(folders=[out])
-    quiet_libraries()
-    from omni_grpo_core.tiny.recipe import build
-
-    quiet_transformers()
-    metrics = build(out, family=family.value, seed=seed, steps=steps, stop=stop)
-    if as_json:
-        told = {"checkpoint": str(out), "family": family.value, "seed": seed}
-        print_json({**told, "metrics": metrics})
-    else:
-        for name, value in metrics.items():
-            typer.echo(f"{name:32} {value:.3f}")
-
-
-@tiny_app.command("path")
-def tiny_path(family: FamilyOption = TinyFamily.qwen2_5) -> None:
-    """Print where the shipped checkpoint lies."""
-    from omni_grpo_core import tiny
-
-    typer.echo(tiny.checkpoint_dir(family.value))

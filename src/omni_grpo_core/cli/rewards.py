@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from omni_grpo_core.io.console import Json
-from omni_grpo_core.io.exits import print_json
+from omni_grpo_core import cli
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from omni_grpo_core.rewards.conformance import ConformanceReport, Failure
 
-app = typer.Typer(help="Reward functions: can garbage earn them?", no_args_is_help=True)
-
-
-@app.callback()
-def _root() -> None:
-    """A callback keeps ``test`` a subcommand while it is the only one."""
+app = cli.group("Reward functions: can garbage earn them?")
 
 
 @app.command("test")
@@ -35,7 +30,7 @@ def conformance(
     ],
     floor: Annotated[float, typer.Option(help="What garbage may earn at most.")] = 0.0,
     top: Annotated[float, typer.Option(help="What gold must earn.")] = 1.0,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Garbage earns the floor, gold the top, tricks nothing; rows do not touch each other.
 
@@ -50,18 +45,13 @@ def conformance(
     with redirect_stdout(sys.stderr):
         loaded = {name: load_reward(name) for name in functions}
         report = run(loaded, floor=floor, top=top)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        _print(report)
+    cli.answer(as_json, report.to_json(), shown=lambda console: _print(console, report))
     raise typer.Exit(0 if report.ok else 1)
 
 
-def _print(report: ConformanceReport) -> None:
-    from rich.console import Console
+def _print(console: Console, report: ConformanceReport) -> None:
     from rich.table import Table
 
-    console = Console()
     table = Table("function", "cases", "failures", "verdict", title="Can garbage earn it?")
     for function in report.functions:
         failures = sum(failure.function == function.name for failure in report.failures)

@@ -8,22 +8,10 @@ from typing import Annotated
 
 import typer
 
-from omni_grpo_core.io.console import (
-    FamilyOption,
-    Json,
-    TinyFamily,
-    progress,
-    quiet_libraries,
-    require_outputs,
-)
-from omni_grpo_core.io.exits import print_json
+from omni_grpo_core import cli
+from omni_grpo_core.io.console import progress, quiet_libraries, require_outputs
 
-app = typer.Typer(help="What each version of transformers changes.", no_args_is_help=True)
-
-
-@app.callback()
-def _root() -> None:
-    """A callback keeps ``compare`` a subcommand while it is the only one."""
+app = cli.group("What each version of transformers changes.")
 
 
 @app.command("compare")
@@ -36,7 +24,7 @@ def compare_versions(
         str | None,
         typer.Option(help="The name that the others are compared with; the first if left out."),
     ] = None,
-    family: FamilyOption = TinyFamily.qwen2_5,
+    family: cli.FamilyOption = cli.TinyFamily.qwen2_5,
     data: Annotated[
         Path | None,
         typer.Option(help="Also keep what was measured, as JSON."),
@@ -45,7 +33,7 @@ def compare_versions(
         Path | None,
         typer.Option(help="Also put the table into this document, between the marks."),
     ] = None,
-    as_json: Json = False,
+    as_json: cli.Json = False,
 ) -> None:
     """The shipped rows under each transformers: ids, positions, logits, answers, and what calls
     that people write come to. Prints a Markdown table; a minute for each interpreter. Of what a
@@ -57,7 +45,7 @@ def compare_versions(
     quiet_libraries()
     from omni_grpo_core.io.atomic import write_file
     from omni_grpo_core.report.terminal.versions import announced, holds, markdown, put_into
-    from omni_grpo_core.versions.matrix import interpreters, measure
+    from omni_grpo_core.versions import interpreters, measure
 
     found = interpreters(pythons)
     if into is not None:
@@ -73,8 +61,5 @@ def compare_versions(
     for line in announced(matrix):
         typer.echo(f"warning: {line}", err=True)
     good = holds(matrix)
-    if as_json:
-        print_json({"holds": good, **matrix})
-    else:
-        typer.echo(table)
+    cli.answer(as_json, {"holds": good, **matrix}, table)
     raise typer.Exit(0 if good else 1)

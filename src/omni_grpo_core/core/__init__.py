@@ -1,1 +1,2 @@
-"""The minimal core, from a row of a data set to sampled completions."""
+"""The minimal core, in the order in which data walk it: sample, conversation, media, batch, policy,
+forward, rollout."""

@@ -1,8 +1,8 @@
-"""A checkpoint folder, looked over before a library loads it; no torch.
+"""The configs of a checkpoint folder, looked over before a library loads it; no torch.
 
-What a config asks for is allocated before anybody compares it with the weights, a template or a
-processor can ask for more memory than there is, and a pickle runs what it likes. So: JSON is
-bounded, sizes are held against the headers of the weight files, and only safetensors are read.
+What a config asks for is allocated before anybody compares it with the weights, and a template or a
+processor can ask for more memory than there is. So: JSON is bounded, and sizes are compared with
+the :mod:`~omni_grpo_core.core.weight_headers`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,14 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
-from omni_grpo_core.core.family import Family, published_name
+from omni_grpo_core.core.family import Family
 from omni_grpo_core.errors import CheckpointError
-from omni_grpo_core.io.bounded import Unreadable, json_value, plain_file, read_text
+from omni_grpo_core.io.bounded import Unreadable, json_value, read_text
 
 ADAPTER = "adapter_config.json"
 GENERATION = "generation_config.json"
-INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100 << 20
-"""Bytes of a weight file's header: safetensors' own limit."""
-
 _PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -36,9 +32,7 @@ _PROCESSOR_FILES = (
     "chat_template.json",
 )
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_DTYPES = ("F64", "F32", "F16", "BF16")
-_FOREIGN = ("talker.", "token2wav.", "code2wav.")
+FOREIGN = ("talker.", "token2wav.", "code2wav.")
 
 _COUNTS: Mapping[str, tuple[str, ...]] = {
     "text_config": ("num_hidden_layers", "num_experts"),
@@ -214,11 +208,11 @@ def thinker_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     used, but transformers reads them too, and some versions without a word of which.
     """
     thinker = config.get("thinker_config", config)
-    unused = (f"{prefix[:-1]}_config" for prefix in _FOREIGN)
+    unused = (f"{prefix[:-1]}_config" for prefix in FOREIGN)
     others = [(name, config[name]) for name in unused if config.get(name) is not None]
     for name, part in [("thinker_config", thinker), *_sections(thinker), *others]:
         if not isinstance(part, dict):
-            _bad_config(folder, f"{name} {_shown(part)}", "an object")
+            _bad_config(folder, f"{name} {shown(part)}", "an object")
     return dict(thinker)
 
 
@@ -232,7 +226,7 @@ def refuse_adapter(folder: Path) -> None:
         base = read_object(path).get("base_model_name_or_path")
     except CheckpointError:  # broken, but an adapter's all the same
         base = None
-    of = _shown(base) if isinstance(base, str) else "a base checkpoint"
+    of = shown(base) if isinstance(base, str) else "a base checkpoint"
     raise CheckpointError(
         str(folder),
         got=f"{ADAPTER}: a LoRA adapter of {of}",
@@ -250,7 +244,7 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
         if part.get("quantization_config") is not None:
             raise CheckpointError(
                 str(folder),
-                got=f"a quantization_config, {_shown(part['quantization_config'])}",
+                got=f"a quantization_config, {shown(part['quantization_config'])}",
                 want="weights that are not quantised",
                 fix="use the checkpoint that it was made from, or dequantize() and save it",
             )
@@ -259,7 +253,7 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
         for name in names:
             value = part.get(name)
             if value is not None and not _is_size(value, real=name in _REAL):
-                _bad_config(folder, f"{_join(section, name)} {_shown(value)}", "a number above 0")
+                _bad_config(folder, f"{_join(section, name)} {shown(value)}", "a number above 0")
     for section, name, by in _HEADS:
         whole, part = (thinker.get(section, {}).get(key) for key in (name, by))
         if whole and part and (whole < part if name == "num_experts" else whole % part):
@@ -288,7 +282,7 @@ def _check_vision(vision: Mapping[str, Any], folder: Path) -> None:
             _are_ids(blocks, depth or _LARGEST) and len(set(blocks)) == len(blocks)
         ):
             _bad_config(
-                folder, f"vision_config {name} {_shown(blocks)}",
+                folder, f"vision_config {name} {shown(blocks)}",
                 f"different blocks from 0 to {(depth or _LARGEST) - 1}",
             )  # fmt: skip
 
@@ -302,7 +296,7 @@ def _check_rope(text: Mapping[str, Any], folder: Path) -> None:
         if rope is None:
             continue
         if not isinstance(rope, dict):
-            _bad_config(folder, f"text_config {name} {_shown(rope)}", "an object")
+            _bad_config(folder, f"text_config {name} {shown(rope)}", "an object")
         sections = rope.get("mrope_section")
         whole = isinstance(sections, list) and all(type(n) is int and n > 0 for n in sections)
         if (
@@ -312,13 +306,13 @@ def _check_rope(text: Mapping[str, Any], folder: Path) -> None:
         ):
             raise CheckpointError(
                 str(folder / "config.json"),
-                got=f"mrope_section {_shown(sections)} for a head size of {head}",
+                got=f"mrope_section {shown(sections)} for a head size of {head}",
                 want=f"three sections that sum to {head // 2}",
                 fix="write rope_parameters and rope_scaling as both library generations read them",
             )
         theta = rope.get("rope_theta")
         if theta is not None and not _is_size(theta, real=True):
-            _bad_config(folder, f"rope_theta {_shown(theta)}", "a number above 0")
+            _bad_config(folder, f"rope_theta {shown(theta)}", "a number above 0")
 
 
 def _check_ids(content: Mapping[str, Any], vocabulary: Any, path: Path) -> None:
@@ -331,7 +325,7 @@ def _check_ids(content: Mapping[str, Any], vocabulary: Any, path: Path) -> None:
         if not ids or not all(type(one) is int and 0 <= one < most for one in ids):
             raise CheckpointError(
                 str(path),
-                got=f"{name} {_shown(value)}",
+                got=f"{name} {shown(value)}",
                 want=f"a token id, 0 to {most - 1}",
                 fix="restore it from the checkpoint's source",
             )
@@ -353,7 +347,7 @@ def check_generation(config: Mapping[str, Any], folder: Path) -> None:
             value = content.get(name)
             if value is not None and not fits(value, most):
                 raise CheckpointError(
-                    str(path), got=f"{name} {_shown(value)}", want=want,
+                    str(path), got=f"{name} {shown(value)}", want=want,
                     fix=f"correct it, or remove {name}",
                 )  # fmt: skip
 
@@ -384,7 +378,7 @@ def check_processor_files(folder: Path, family: Family) -> None:
             most = _PROCESSOR_SIZES.get(key)
             if most and value is not None and not (_is_size(value) and value <= most):
                 raise CheckpointError(
-                    str(path), got=f"{key} {_shown(value)}", want=f"a number from 1 to {most}",
+                    str(path), got=f"{key} {shown(value)}", want=f"a number from 1 to {most}",
                     fix="copy the processor files from the base checkpoint",
                 )  # fmt: skip
         named = content.get("processor_class")
@@ -395,94 +389,6 @@ def check_processor_files(folder: Path, family: Family) -> None:
                 want=f"those of a {family.processor_class}, which the weights are for",
                 fix="copy the processor files from the base checkpoint of the weights",
             )
-
-
-# --------------------------------------------------------------------------- weights
-
-
-def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the thinker's tensors, by their published names, from the headers of its
-    safetensors files. A full checkpoint's talker is left out.
-
-    Raises:
-        CheckpointError: no safetensors, a pickle in their place, a shard that is missing or lies
-            elsewhere, a header that is none or tells of more bytes than the file has.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in _weight_files(folder):
-        for name, entry in _header(path).items():
-            if not name.startswith(_FOREIGN):
-                shapes[published_name(name.removeprefix("thinker."))] = entry
-    if not shapes:
-        _bad_weights(folder, "no tensor of a thinker", "weights of a thinker")
-    return shapes
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / INDEX
-    if single.exists():
-        return [single]
-    if not index.exists():
-        pickles = sorted(path.name for kind in _PICKLES for path in folder.glob(kind))
-        if pickles:
-            _bad_weights(
-                folder, f"{pickles[0]}, a pickle, which may run any code and is not read",
-                "safetensors", "convert the weights to safetensors where you trust them",
-            )  # fmt: skip
-        _bad_weights(folder, "no model.safetensors", "weights in safetensors")
-    places = read_object(index).get("weight_map")
-    names = set(places.values()) if _is_map_of_texts(places) else set()
-    for name in sorted(names):
-        if Path(name).name != name:
-            _bad_weights(index, f"the shard {_shown(name)}", "a file in the same folder")
-        # Path's own raises where the name is too long
-        if not os.path.isfile(folder / name):  # noqa: PTH113
-            _bad_weights(index, f"the shard {_shown(name)}, which is not there", "every shard")
-    if not names:
-        _bad_weights(index, "no weight_map of names to files", "one")
-    return [folder / name for name in sorted(names)]
-
-
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes in one file's header: 8 bytes of length, JSON, then the tensors' bytes."""
-    try:
-        with plain_file(path) as (file, size):
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise Unreadable(f"a header of {length} bytes in a file of {size}")
-            header = json_value(file.read(length).decode("utf-8"))
-    except Unreadable as error:
-        _bad_weights(path, error.got, "a whole safetensors file")
-    if not isinstance(header, dict):
-        _bad_weights(path, f"a header that is a {type(header).__name__}", "a safetensors file")
-    shapes, end = {}, 0
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        entry = entry if isinstance(entry, dict) else {}
-        shape, place = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
-        if shape is None or place is None or len(place) != 2:
-            _bad_weights(path, f"{_shown(name)} without a shape and two offsets", "both")
-        if name.endswith((".weight", ".bias")) and not name.startswith(_FOREIGN):
-            _check_dtype(path, name, entry.get("dtype"))
-        # a byte holds two numbers at the most
-        if math.prod(shape) > 2 * (place[1] - place[0]):
-            _bad_weights(path, f"{_shown(name)} of shape {shape} in bytes {place}", "room for it")
-        shapes[name] = tuple(shape)
-        end = max(end, place[1])
-    if end != size - 8 - length:
-        _bad_weights(path, f"{size} bytes", f"the {end + 8 + length} that its header tells of")
-    return shapes
-
-
-def _check_dtype(path: Path, name: str, dtype: Any) -> None:
-    """Others are cast without a word: complex numbers lose a part, eight bits lack their scale."""
-    if dtype not in _DTYPES:
-        _bad_weights(
-            path, f"{_shown(name)} of dtype {_shown(dtype)}",
-            f"floating-point numbers that are not quantised, {', '.join(_DTYPES)}",
-            "convert the weights from the checkpoint that they were made from",
-        )  # fmt: skip
 
 
 def check_counts(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
@@ -508,10 +414,6 @@ def _bad_config(folder: Path, got: str, want: str) -> NoReturn:
     )  # fmt: skip
 
 
-def _bad_weights(path: Path, got: str, want: str, fix: str = "get the file again") -> NoReturn:
-    raise CheckpointError(f"weights in {path}", got=got, want=want, fix=fix)
-
-
 def _sections(thinker: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(thinker, dict):
         for name in ("text_config", "vision_config", "audio_config"):
@@ -532,19 +434,10 @@ def _is_size(value: Any, *, real: bool = False) -> bool:
     return type(value) in kinds and 0 < value < _LARGEST
 
 
-def _counts(value: Any) -> list[int] | None:
-    whole = isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
-    return value if whole else None
-
-
-def _is_map_of_texts(value: Any) -> TypeGuard[dict[str, str]]:
-    return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
-
-
 def _join(section: str, name: str) -> str:
     return f"{section} {name}".strip()
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

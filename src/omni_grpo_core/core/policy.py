@@ -27,11 +27,11 @@ from omni_grpo_core.core.checkpoint_files import (
     check_processor_files,
     read_object,
     refuse_adapter,
-    weight_shapes,
 )
 from omni_grpo_core.core.dialect import modes_restored
 from omni_grpo_core.core.family import Family, family_of, published_name
 from omni_grpo_core.core.template_trial import fault_of
+from omni_grpo_core.core.weight_headers import weight_shapes
 from omni_grpo_core.errors import CheckpointError
 
 _LIBRARY = Version(transformers.__version__)

@@ -11,7 +11,7 @@ from torch import Tensor
 from omni_grpo_core.core.forward import decode_step, first_positions, prefill, sampling_logprobs
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.environment import device_memory
+from omni_grpo_core.io import device_memory
 from omni_grpo_core.types import Batch, Completion, Rollout
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import OmniGrpoError
-from omni_grpo_core.losses.config import LossConfig, LossType
+from omni_grpo_core.losses import LossConfig, LossType
 from omni_grpo_core.losses.policy_loss import token_kl, token_losses
 from omni_grpo_core.trace.calls import LossSeen
 from omni_grpo_core.trace.tolerances import LOSS

@@ -23,8 +23,8 @@ from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.errors import BatchError
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.trial import reference
+from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.advantages import group_advantages
-from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.losses.policy_loss import Totals, policy_loss
 from omni_grpo_core.pipeline.inputs import converse, make_batch
 from omni_grpo_core.pipeline.stages import run
@@ -129,7 +129,12 @@ def four_processes() -> tuple[bool, str]:
 def readers() -> tuple[bool, str]:
     """HumanOmniV2's rows, and a Social-IQ 2.0 row on a shipped clip."""
     shipped = load_samples(tiny.data_file())
-    row = {"q": "How does he feel?", "vid_name": "clip-00", "ts": "0.00-1.00", "answer_idx": 1}
+    row = {
+        "q": "How does he feel?",
+        "vid_name": "clip-00",
+        "ts": "0.00-1.00",
+        "answer_idx": 1,
+    }
     row |= {f"a{i}": text for i, text in enumerate(("calm", "glad", "sad", "angry"))}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "qa.json"

@@ -12,7 +12,7 @@ from torch import Tensor
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fixtures import Drawn
-from omni_grpo_core.rewards.base import COLUMNS, Reward, Row
+from omni_grpo_core.rewards import COLUMNS, Reward, Row
 from omni_grpo_core.trace.calls import AdvantageSeen
 from omni_grpo_core.types import Score
 

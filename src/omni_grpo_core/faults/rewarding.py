@@ -13,8 +13,8 @@ from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.faults.fault import FaultRegistry, Injection, Manager, result_of
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.recorder.hooks import patched
+from omni_grpo_core.rewards import COLUMNS
 from omni_grpo_core.rewards.accuracy import Accuracy
-from omni_grpo_core.rewards.base import COLUMNS
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.parse import parse, render
 from omni_grpo_core.types import Malformed

@@ -9,9 +9,10 @@ origin stays open.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.environment import environment, told_settings
@@ -62,28 +63,39 @@ def check_case(
     return replace(result, versions=versions), replay
 
 
-def check(
-    policy: Policy,
-    suite: Suite,
-    folder: Path,
-    key: str,
-    *,
-    names: Sequence[str] = (),
-    sidecar: Path | None = None,
-    on_case: Callable[[str], None] = lambda case: None,
-) -> GoldenReport:
-    """Every case of ``names``, all if there are none, against the goldens in ``folder``.
+class CheckOptions(TypedDict, total=False):
+    """``names``: of cases, all if there are none. ``sidecar``: folder of what the goldens
+    keep only as fingerprints, see :mod:`~omni_grpo_core.golden.sidecar`. ``on_case``: called with
+    each case's name before it runs."""
 
-    ``key``: the platform, by the dtype that was asked for. ``sidecar``: folder of what the goldens
-    keep only as fingerprints, see :mod:`~omni_grpo_core.golden.sidecar`. Raises ``TraceError``
-    naming file and line for a golden that is broken, before anything is run.
+    names: Sequence[str]
+    sidecar: Path | None
+    on_case: Callable[[str], None]
+
+
+def checked_cases(
+    policy: Policy, suite: Suite, folder: Path, key: str, **how: Unpack[CheckOptions]
+) -> Iterator[tuple[Context, dict[str, Found], StageTolerances, CaseResult]]:
+    """Case by case: what it runs on, its goldens in ``folder``, tolerances, and what was found.
+
+    ``key``: the platform, by the dtype that was asked for. Raises ``TraceError`` naming file and
+    line for a golden that is broken, before anything is run.
     """
-    begin = time.perf_counter()
-    chosen = suite.chosen(names)
+    chosen = suite.chosen(how.get("names", ()))
     goldens = {name: find_goldens(folder, name, key, suite) for name in chosen}
     tolerances = load_tolerances(folder, key)
-    results = []
     for name, context in contexts(policy, suite, chosen).items():
-        on_case(name)
-        results.append(check_case(context, name, goldens[name], tolerances, key, sidecar)[0])
-    return GoldenReport(str(folder), key, tuple(results), time.perf_counter() - begin)
+        if "on_case" in how:
+            how["on_case"](name)
+        result, _ = check_case(context, name, goldens[name], tolerances, key, how.get("sidecar"))
+        yield context, goldens[name], tolerances, result
+
+
+def check(
+    policy: Policy, suite: Suite, folder: Path, key: str, **how: Unpack[CheckOptions]
+) -> GoldenReport:
+    """Every case against the goldens in ``folder``; arguments and errors as in
+    :func:`checked_cases`."""
+    begin = time.perf_counter()
+    results = tuple(case[-1] for case in checked_cases(policy, suite, folder, key, **how))
+    return GoldenReport(str(folder), key, results, time.perf_counter() - begin)

@@ -91,8 +91,8 @@ def _float_kind(stage: str, path: str, pairs: list[tuple[float, float]]) -> Kind
     if base_stage(stage) in _TRAINING:
         scale = max((abs(a) for a, _ in pairs), default=0.0)
         moved = max((abs(a - b) for a, b in pairs), default=0.0)
-        lane = CLIP_RATE if ".clip_" in path else TRAINING
-        return "float" if lane.allows(0.0, moved, scale) else "training"
+        limit = CLIP_RATE if ".clip_" in path else TRAINING
+        return "float" if limit.allows(0.0, moved, scale) else "training"
     return "float"
 
 

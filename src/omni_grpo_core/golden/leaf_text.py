@@ -30,7 +30,7 @@ from omni_grpo_core.golden.numbers import (
     parse_integers,
     parse_string,
 )
-from omni_grpo_core.trace.dtypes import DTYPES, INTEGERS
+from omni_grpo_core.trace import DTYPES, INTEGERS
 from omni_grpo_core.trace.fingerprint import PROJECTIONS, SAMPLES, Fingerprint, fingerprint
 from omni_grpo_core.trace.integers import Decode, as_integers
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans

@@ -10,7 +10,7 @@ from itertools import product
 
 import torch
 
-from omni_grpo_core.trace.dtypes import DTYPES
+from omni_grpo_core.trace import DTYPES
 from omni_grpo_core.trace.fingerprint import hash_integers
 from omni_grpo_core.trace.integers import Decode, as_integers
 from omni_grpo_core.trace.leaves import Numbers

@@ -10,19 +10,19 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.golden.checking import check_case, contexts, run_header
+from omni_grpo_core.golden.checking import CheckOptions, checked_cases, contexts, run_header
 from omni_grpo_core.golden.generations import garbage_of
 from omni_grpo_core.golden.replay import kept, replay_case
 from omni_grpo_core.golden.results import FINE, CaseResult
 from omni_grpo_core.golden.sidecar import store
 from omni_grpo_core.golden.store import (
     file_name,
-    find_goldens,
     pending_cases,
     pending_folder,
     read_golden,
@@ -119,36 +119,26 @@ def fresh_goldens(context: Context, key: str, sidecar: Path | None = None) -> di
 
 
 def regen(
-    policy: Policy,
-    suite: Suite,
-    folder: Path,
-    key: str,
-    *,
-    names: Sequence[str] = (),
-    sidecar: Path | None = None,
-    on_case: Callable[[str], None] = lambda case: None,
+    policy: Policy, suite: Suite, folder: Path, key: str, **how: Unpack[CheckOptions]
 ) -> tuple[Regenerated, ...]:
-    """Every stage of every case that is not as its golden has it, under ``folder/.pending``.
+    """Every stage of every case that is not as its golden has it, under ``folder/.pending``;
+    arguments as in :func:`~omni_grpo_core.golden.checking.checked_cases`.
 
     What waited there of these cases and this platform before is replaced. Each file is written
     whole or not at all. Raises ``TraceError`` where ``.pending`` is no folder.
     """
-    chosen = suite.chosen(names)
     waiting = pending_folder(folder)
-    goldens = {name: find_goldens(folder, name, key, suite) for name in chosen}
-    tolerances = load_tolerances(folder, key)
     state = tree_state(folder)
     done = []
-    for name, context in contexts(policy, suite, chosen).items():
-        on_case(name)
-        result, _ = check_case(context, name, goldens[name], tolerances, key, sidecar)
-        target = waiting / name
+    for context, goldens, tolerances, result in checked_cases(policy, suite, folder, key, **how):
+        target = waiting / result.case
         files = []
         # a case that holds stays whole: stages after a sampled token that rounding turned are not
         # made from what the golden holds, and would look changed
         fine = result.verdict in FINE
-        for stage, text in ({} if fine else fresh_goldens(context, key, sidecar)).items():
-            found = goldens[name].get(stage)
+        fresh = {} if fine else fresh_goldens(context, key, how.get("sidecar"))
+        for stage, text in fresh.items():
+            found = goldens.get(stage)
             if found is not None:
                 now = parse_golden(text)
                 if compare_goldens(found.golden, now, tolerances.of(stage)).verdict in FINE:
@@ -174,19 +164,13 @@ def _drop_stale(target: Path, fresh: Sequence[Path], key: str, suite: Suite) -> 
 
 
 def record(
-    policy: Policy,
-    suite: Suite,
-    folder: Path,
-    key: str,
-    *,
-    names: Sequence[str] = (),
-    sidecar: Path | None = None,
+    policy: Policy, suite: Suite, folder: Path, key: str, **how: Unpack[CheckOptions]
 ) -> tuple[Path, ...]:
     """Goldens of every case straight into ``folder``: for a comparison of two environments, where
     nobody reviews one side."""
     files = []
-    for name, context in contexts(policy, suite, suite.chosen(names)).items():
-        for stage, text in fresh_goldens(context, key, sidecar).items():
+    for name, context in contexts(policy, suite, suite.chosen(how.get("names", ()))).items():
+        for stage, text in fresh_goldens(context, key, how.get("sidecar")).items():
             path = folder / name / file_name(stage, key, suite.base)
             write_file(path, text.encode("utf-8", "surrogatepass"))
             files.append(path)

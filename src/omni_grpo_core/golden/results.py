@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
-from omni_grpo_core.trace.divergence import Difference
+from omni_grpo_core.trace.divergence import Difference, Drifts
 from omni_grpo_core.types import MADE_STAGES, Span
 
 Verdict = Literal["exact", "within", "benign-drift", "harmful", "degenerate", "schema"]
@@ -82,7 +82,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class StageResult:
+class StageResult(Drifts):
     """One stage. ``stage`` is the golden's name, in a training case with the step's number
     (``loss.2``). ``golden``: the file compared with, relative to the golden folder."""
 
@@ -93,38 +93,9 @@ class StageResult:
     differences: tuple[Difference, ...]
     golden: str
 
-    @property
-    def max_abs(self) -> float:
-        """The largest |Δ| of any float of the stage; infinite where one side is not finite."""
-        return max((d.max_abs for d in self.differences if d.max_abs is not None), default=0.0)
-
-    @property
-    def mean_abs(self) -> float:
-        """The largest mean |Δ| of any float tensor of the stage."""
-        return max((d.mean_abs for d in self.differences if d.mean_abs is not None), default=0.0)
-
     def to_json(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage,
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "origin": self.origin,
-            "golden": self.golden,
-            "max_abs": _finite(self.max_abs),
-            "mean_abs": _finite(self.mean_abs),
-            "differences": [
-                {
-                    "path": d.path,
-                    "verdict": d.verdict,
-                    "sentence": d.sentence,
-                    "row": d.row,
-                    "place": None if d.place is None else list(d.place),
-                    "max_abs": _finite(d.max_abs),
-                    "mean_abs": _finite(d.mean_abs),
-                }
-                for d in self.differences
-            ],
-        }
+        found = {"max_abs": self.max_abs, "mean_abs": self.mean_abs}
+        return {**_plain(self), **_plain(found)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,37 +113,7 @@ class CaseResult:
     versions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "case": self.case,
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "first": self.first,
-            "versions": {key: list(pair) for key, pair in self.versions.items()},
-            "stages": [stage.to_json() for stage in self.stages],
-            "prompts": [
-                {"sample_id": p.sample_id, "was": _tokens(p.was), "now": _tokens(p.now)}
-                for p in self.prompts
-            ],
-            "generations": [
-                {
-                    "sample_id": g.sample_id,
-                    "index": g.index,
-                    "verdict": g.verdict,
-                    "sentence": g.sentence,
-                    "was": _tokens(g.was),
-                    "now": _tokens(g.now),
-                    "was_finish": g.was_finish,
-                    "now_finish": g.now_finish,
-                    "first": g.first,
-                    "was_rank": g.was_rank,
-                    "now_rank": g.now_rank,
-                    "margin": _finite(g.margin),
-                    "drift": _finite(g.drift),
-                    "garbage": g.garbage,
-                }
-                for g in self.generations
-            ],
-        }
+        return {**_plain(self), "stages": [stage.to_json() for stage in self.stages]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,19 +162,12 @@ def _order(stage: str) -> tuple[int, int]:
     return int(step or 0), ORDER.index(name) if name in ORDER else len(ORDER)
 
 
-def _finite(value: float | None) -> float | str | None:
-    """JSON has no infinity: its name instead."""
-    return value if value is None or math.isfinite(value) else str(value)
-
-
-def _tokens(tokens: Tokens | None) -> dict[str, Any] | None:
-    if tokens is None:
-        return None
-    return {
-        "ids": list(tokens.ids),
-        "words": list(tokens.words),
-        "spans": [
-            {"modality": s.modality, "item": s.item, "start": s.start, "length": s.length}
-            for s in tokens.spans
-        ],
-    }
+def _plain(value: Any) -> Any:
+    """As JSON has it: of a class its fields; for an infinity, which JSON lacks, its name."""
+    if is_dataclass(value):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

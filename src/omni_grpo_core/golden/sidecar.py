@@ -19,7 +19,7 @@ from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.leaf_text import summarise
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.bounded import Unreadable, read_bytes
-from omni_grpo_core.trace.dtypes import dtype_name
+from omni_grpo_core.trace import dtype_name
 from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import Numbers, leaves
 from omni_grpo_core.trace.store import unpack

@@ -23,8 +23,8 @@ from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import draw_distance, draws, rollout
 from omni_grpo_core.golden.generations import first_difference
 from omni_grpo_core.golden.suite import Case
+from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.advantages import group_advantages
-from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.pipeline.inputs import score
 from omni_grpo_core.pipeline.stages import GRAPH, REWARDS, Context, Values
 from omni_grpo_core.training.step import (

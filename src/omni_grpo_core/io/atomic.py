@@ -28,20 +28,13 @@ def write_file(path: Path, data: bytes) -> None:
     """
     # a link keeps leading to its file, which is what is written; "." has no name of its own
     path = Path(os.path.realpath(path))
-    partial = _partial(path)
-    try:
+    with _appearing(path) as partial:
         if path.exists() and not path.is_file():
             raise FileExistsError(errno.EEXIST, "no plain file", str(path))
-        with _parents(path):
-            try:
-                _write_synced(partial, data)
-                partial.replace(path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager
@@ -52,23 +45,44 @@ def new_folder(path: Path) -> Iterator[Path]:
     folder: what is stored is never written over.
     """
     path = Path(os.path.realpath(path))
-    partial = _partial(path)
-    try:
+    with _appearing(path) as partial:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(errno.EEXIST, "it holds something", str(path))
+        partial.mkdir()
+        yield partial
+        for file in partial.iterdir():
+            sync(file)
+        sync(partial)
+
+
+def sync(path: Path) -> None:
+    """A file or a folder is on the disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A hidden name beside ``path``; what the block puts there stands at ``path`` when it ends
+    well, and nothing does when it fails."""
+    # cut: a name as long as names may be leaves no room for more
+    partial = path.with_name(f".{path.name[:_MOST_OF_NAME]}.{secrets.token_hex(6)}.partial")
+    try:
         with _parents(path):
             try:
-                partial.mkdir()
                 yield partial
-                for file in partial.iterdir():
-                    _sync(file)
-                _sync_folder(partial)
-                # rename fails on a folder that another writer filled in the meantime
-                partial.rename(path)
+                # fails on a folder that another writer filled in the meantime
+                partial.replace(path)
             except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
+                if partial.is_dir():
+                    shutil.rmtree(partial, ignore_errors=True)
+                else:
+                    partial.unlink(missing_ok=True)
                 raise
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -103,28 +117,3 @@ def _unwritable(path: Path, error: OSError) -> TraceError:
         want="a place that can be written to",
         fix="check the path, its permissions and the free space",
     )
-
-
-def _partial(path: Path) -> Path:
-    # cut: a name as long as names may be leaves no room for more
-    return path.with_name(f".{path.name[:_MOST_OF_NAME]}.{secrets.token_hex(6)}.partial")
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""What every command shares: options, what a person watches, and quiet libraries.
+"""What every command shares: what a person watches, outputs that can be written, quiet libraries.
 
 Heavy libraries are imported inside the functions.
 """
@@ -13,40 +13,17 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.environment import newer_than_tested
-
-
-class Device(StrEnum):
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class TinyFamily(StrEnum):
-    qwen2_5 = "qwen2.5"
-    qwen3 = "qwen3"
-
+from omni_grpo_core.io import newer_than_tested
 
 _MOST_PROBED = 256
 _VERBOSITIES = ("detail", "debug", "info", "warning", "error", "critical")
 """Of transformers, which takes two lines to say that it knows no other."""
-
-FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Qwen3-Omni's.")]
-JunitOption = Annotated[
-    Path | None, typer.Option(help="Also write the result as JUnit XML, for a CI's page of tests.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @contextmanager

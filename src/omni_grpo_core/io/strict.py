@@ -49,7 +49,7 @@ def merge(settings: Any, values: Mapping[str, Any], item: str) -> Any:
         needed = entry.default is MISSING and entry.default_factory is MISSING
         if needed and entry.name not in changes:
             raise ConfigError(
-                item, got=f"no {entry.name!r}", want=_type_name(hints[entry.name]), fix="add it"
+                item, got=f"no {entry.name!r}", want=_named(hints[entry.name]), fix="add it"
             )
     return _made(item, settings, **changes)
 
@@ -86,7 +86,7 @@ def _converted(current: Any, value: Any, hint: Any, item: str) -> Any:
     if isinstance(value, bool) and not _fits(value, hint) and _fits(_SWITCH[value], hint):
         value = _SWITCH[value]
     if not _fits(value, hint):
-        raise ConfigError(item, got=repr(value), want=_type_name(hint), fix="correct the value")
+        raise ConfigError(item, got=repr(value), want=_named(hint), fix="correct the value")
     return value
 
 
@@ -132,15 +132,29 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any, plain: Callable[[Any], str]) -> str:
+    """A declared type in words; ``plain``: those of a single class.
+
+    >>> type_name(tuple[int, ...] | Literal["all"], lambda one: one.__name__)
+    "a list of int or 'all'"
+    """
+    members = get_args(hint)
     if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
+        return " or ".join(map(repr, members))
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(map(_type_name, get_args(hint)))
+        return " or ".join(type_name(member, plain) for member in members)
     if get_origin(hint) is tuple:
-        return f"a list of {_type_name(get_args(hint)[0])}"
+        return f"a list of {type_name(members[0], plain)}"
     if get_origin(hint) is Mapping:
-        return f"a mapping of names to {_type_name(get_args(hint)[1])}"
+        return f"a mapping to {type_name(members[1], plain)}"
+    return plain(hint)
+
+
+def _named(hint: Any) -> str:
+    return type_name(hint, _setting)
+
+
+def _setting(hint: Any) -> str:
     if hint is float:
         return "a finite float"
     if is_dataclass(hint):

@@ -1,6 +1,140 @@
-"""From rewards to a gradient: advantages, log-probabilities, loss and their metrics.
+"""From rewards to a gradient: advantages, log-probabilities, loss and metrics, as pure functions of
+tensors; here their settings, refused when they cannot mean anything.
 
-Everything here but :mod:`~omni_grpo_core.losses.exhausted` is a pure function, and checks the
-shapes of its tensors. Nothing is imported here, so that ``omni_grpo_core.losses.advantages`` stays
-usable without loading its siblings.
+Nothing here needs torch: a training's configuration is read and refused before it is loaded.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from omni_grpo_core.errors import ConfigError
+
+KlEstimator = Literal["k1", "k2", "k3"]
+Scale = Literal["group", "batch", "none"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossConfig:
+    """What :func:`~omni_grpo_core.losses.policy_loss.policy_loss` computes.
+
+    Raises ``ConfigError`` for a value that cannot be meant.
+
+    >>> LossConfig(loss_type="gspo", epsilon_low=3e-4, epsilon_high=4e-4).ratio_level
+    'sequence'
+    """
+
+    loss_type: LossType = "dapo"
+    """Which equation of :mod:`~omni_grpo_core.losses.policy_loss`."""
+    epsilon_low: float = 0.2
+    """The ratio is clipped to ``[1 - epsilon_low, 1 + epsilon_high]``. The papers' values: 0.2
+    (GRPO, DAPO), 3e-4 (GSPO, whose sequence ratios stay that close to 1); for CISPO 1.0, which is
+    no lower bound."""
+    epsilon_high: float = 0.2
+    """The papers' values: 0.2 (GRPO), 0.28 (DAPO), 4e-4 (GSPO); for CISPO one to be tuned (TRL's
+    ``epsilon_high`` for CISPO is the bound itself: 1 + this)."""
+    delta: float | None = None
+    """Upper bound of the ratio where the advantage is negative, which plain clipping leaves open
+    (two-sided clipping, INTELLECT-2, arXiv 2505.07291); ``None`` is no bound."""
+    beta: float = 0.0
+    """Weight of the KL to the reference; at 0 there is no reference."""
+    kl_estimator: KlEstimator = "k3"
+    """See :func:`~omni_grpo_core.losses.policy_loss.token_kl`."""
+    kl_weighted: bool = False
+    """Multiply each KL term by the policy ratio, gradient included, which makes the expected
+    gradient of k1 and k3 that of the KL (DeepSeek-V3.2, arXiv 2512.02556)."""
+    max_completion_length: int | None = None
+    """Tokens: the constant length that dr_grpo divides by; no other loss has one."""
+
+    def __post_init__(self) -> None:
+        _one_of("loss_type", self.loss_type, get_args(LossType))
+        _one_of("kl_estimator", self.kl_estimator, get_args(KlEstimator))
+        _within("epsilon_low", self.epsilon_low, 0 <= self.epsilon_low <= 1, "0 to 1")
+        _within("epsilon_high", self.epsilon_high, self.epsilon_high >= 0, "at least 0")
+        _within("beta", self.beta, self.beta >= 0, "at least 0 (a negative one rewards drifting)")
+        if self.delta is not None:
+            self._check_delta(self.delta)
+        if (self.loss_type == "dr_grpo") != (self.max_completion_length is not None):
+            raise ConfigError(
+                "max_completion_length",
+                got=f"{self.max_completion_length} with loss_type {self.loss_type!r}",
+                want="a length with dr_grpo, none with any other loss",
+                fix="only dr_grpo divides by a constant length",
+            )
+        if self.max_completion_length is not None:
+            _within(
+                "max_completion_length",
+                self.max_completion_length,
+                self.max_completion_length >= 1,
+                "at least 1",
+            )
+        if self.beta > 0 and self.kl_estimator == "k1" and not self.kl_weighted:
+            raise ConfigError(
+                "kl_estimator",
+                got="'k1' with kl_weighted false",
+                want="'k1' with kl_weighted true, or 'k2' or 'k3'",
+                fix="plain k1 has an expected gradient of 0: it would add only noise",
+            )
+
+    @property
+    def ratio_level(self) -> Literal["token", "sequence"]:
+        """Whether a token or a whole sequence has a ratio of its own."""
+        return "sequence" if self.loss_type == "gspo" else "token"
+
+    def _check_delta(self, delta: float) -> None:
+        if self.loss_type == "cispo":
+            raise ConfigError(
+                "delta",
+                got=f"{delta} with cispo",
+                want="none",
+                fix="cispo bounds the ratio by epsilon_high whatever the advantage's sign",
+            )
+        _within("delta", delta, delta > 1 + self.epsilon_high, "above 1 + epsilon_high")
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutCorrection:
+    """How the ratio of the trainer's to the rollout engine's probabilities weighs a token.
+
+    Raises ``ConfigError`` unless ``0 <= low < 1 < high``: a ratio of 1, engine and trainer in
+    agreement, must weigh 1.
+    """
+
+    level: Literal["token", "sequence"] = "token"
+    """The ratio of each token, or the product over the sequence."""
+    mode: Literal["truncate", "mask"] = "truncate"
+    """Ratios outside ``[low, high]`` are moved to the bound (``truncate``) or weigh 0
+    (``mask``)."""
+    low: float = 0.0
+    """Lower bound of the ratio."""
+    high: float = 3.0
+    """Upper bound of the ratio."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("level", ("token", "sequence")), ("mode", ("truncate", "mask"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"rollout correction {name}",
+                    got=repr(getattr(self, name)),
+                    want=f"one of {allowed}",
+                    fix="correct it",
+                )
+        if not 0 <= self.low < 1 < self.high:
+            raise ConfigError(
+                "rollout correction bounds",
+                got=f"low {self.low}, high {self.high}",
+                want="0 <= low < 1 < high",
+                fix="bound the ratio around 1",
+            )
+
+
+def _one_of(item: str, got: str, allowed: tuple[str, ...]) -> None:
+    if got not in allowed:
+        raise ConfigError(item, got=repr(got), want=f"one of {allowed}", fix="correct it")
+
+
+def _within(item: str, got: float, ok: bool, want: str) -> None:
+    if not ok:
+        raise ConfigError(item, got=str(got), want=want, fix="correct it")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.advantages import Advantages
-from omni_grpo_core.losses.config import LossConfig
 from omni_grpo_core.losses.policy_loss import policy_ratio, token_kl
 from omni_grpo_core.losses.shapes import expand_advantages, require_mask, require_shape
 from omni_grpo_core.types import Completion

@@ -2,7 +2,7 @@
 
 Notation: ``N`` completions, ``o_it`` token t of completion i, ``|o_i|`` its tokens in the loss,
 ``A_it`` its advantage, ``r_it = pi_theta(o_it) / pi_old(o_it)``, ``w_it`` the weight for the
-rollout engine (:mod:`~omni_grpo_core.losses.importance`, else 1), ``K_it`` a KL estimate
+rollout engine (:func:`rollout_weights`, else 1), ``K_it`` a KL estimate
 (:func:`token_kl`). With ``c(r) = clip(r, 1 - epsilon_low, 1 + epsilon_high)``
 
     l_it = -w_it min(min(r_it, delta) A_it, c(r_it) A_it) + beta K_it
@@ -62,7 +62,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import TrainError
-from omni_grpo_core.losses.config import KlEstimator, LossConfig
+from omni_grpo_core.losses import KlEstimator, LossConfig, RolloutCorrection
 from omni_grpo_core.losses.shapes import (
     expand_advantages,
     require_finite,
@@ -90,7 +90,7 @@ def policy_loss(
     update on this rollout; then they are ``logprobs.detach()``. ``advantages``: (N,) or (N, C).
     ``mask``: bool, (N, C); whatever stands outside it, NaN even, is without effect. ``totals``: of
     the whole step. ``ref_logprobs``: (N, C), wanted exactly when ``beta > 0``. ``rollout_weights``:
-    (N, C), from :func:`~omni_grpo_core.losses.importance.rollout_weights`.
+    (N, C), from :func:`rollout_weights`.
 
     Raises ``TrainError`` for shapes, dtypes or values that do not fit, for a reference missing or
     unused, and for totals smaller than this micro-batch.
@@ -233,6 +233,46 @@ def token_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator) -> 
     if estimator == "k2":
         return d.square() / 2
     return torch.exp(d.clamp(max=LOG_RATIO_LIMIT)) - d - 1
+
+
+def rollout_weights(
+    old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, correction: RolloutCorrection
+) -> Tensor:
+    """pi_old / mu, bounded, (N, C), without gradient; 1 where ``mask`` is False.
+
+    The correction for a rollout engine whose probabilities differ from the trainer's. The engine
+    samples from mu, the trainer believes in pi_old: same weights, other kernels, other precision.
+    Weighting the loss by pi_old / mu makes it unbiased again; the weight is cut, because a few
+    tokens would otherwise rule the step (truncated importance sampling), or tokens beyond the
+    bounds are left out (masked importance sampling).
+
+    ``old_logprobs``: the trainer's, before the first update on this rollout; ``rollout_logprobs``:
+    the engine's, at the same temperature; both (N, C). A sequence's weight stands in all its
+    columns. Raises ``TrainError`` for shapes, dtypes or values that cannot be logprobs.
+
+    >>> import math
+    >>> old = torch.log(torch.tensor([[0.8, 0.2]], dtype=torch.float64))
+    >>> engine = torch.log(torch.tensor([[0.2, 0.4]], dtype=torch.float64))  # ratios 4 and 1/2
+    >>> mask = torch.tensor([[True, True]])
+    >>> [[round(x, 9) for x in rollout_weights(old, engine, mask, c)[0].tolist()] for c in (
+    ...     RolloutCorrection("token", "truncate"), RolloutCorrection("token", "mask"),
+    ...     RolloutCorrection("sequence", "truncate"))]
+    [[3.0, 0.5], [0.0, 0.5], [2.0, 2.0]]
+    """
+    require_mask("mask", mask)
+    require_logprobs("old logprobs", old_logprobs, mask)
+    require_logprobs("rollout logprobs", rollout_logprobs, mask)
+    with torch.no_grad():
+        log_ratio = torch.where(mask, old_logprobs - rollout_logprobs.to(old_logprobs), 0.0)
+        if correction.level == "sequence":
+            log_ratio = log_ratio.sum(-1, keepdim=True).expand(mask.shape)
+        ratio = torch.exp(log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+        if correction.mode == "truncate":
+            ratio = ratio.clamp(correction.low, correction.high)
+        else:
+            within = (ratio >= correction.low) & (ratio <= correction.high)
+            ratio = torch.where(within, ratio, 0.0)
+        return torch.where(mask, ratio, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,60 @@
-"""The stages of a pass as one graph, what must hold at each, and what to do where it does not."""
+"""The reference pipeline that everything else is compared with.
+
+``stages``  the graph: what each stage is made from, how, and what must hold of it, by ``checks``
+``inputs``  samples through the stages up to the batch
+``check``   the pass of ``omni-grpo check``, and the proof that each modality reaches the model
+
+Here the ChatML that Qwen-Omni was trained on, written without any template engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omni_grpo_core.types import Conversation, Modality, TextPart
+
+Marks = Mapping[Modality, tuple[str, str, str]]
+"""Begin, placeholder and end of each modality."""
+
+MARKS: Marks = {
+    "image": ("<|vision_bos|>", "<|IMAGE|>", "<|vision_eos|>"),
+    "video": ("<|vision_bos|>", "<|VIDEO|>", "<|vision_eos|>"),
+    "audio": ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"),
+}
+"""Qwen2.5-Omni's own, where no processor is at hand."""
+GENERATION_PROMPT = "<|im_start|>assistant\n"
+
+
+def marks_of(processor: Any) -> Marks:
+    """As a processor names them."""
+    vision = processor.vision_bos_token, processor.vision_eos_token
+    return {
+        "image": (vision[0], processor.image_token, vision[1]),
+        "video": (vision[0], processor.video_token, vision[1]),
+        "audio": (processor.audio_bos_token, processor.audio_token, processor.audio_eos_token),
+    }
+
+
+def turn(role: object, content: str) -> str:
+    """
+    >>> turn("user", "hi")
+    '<|im_start|>user\\nhi<|im_end|>\\n'
+    """
+    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
+
+
+def reference_text(conversation: Conversation, processor: Any) -> str:
+    """The right rendering of a conversation, generation prompt included."""
+    marks = marks_of(processor)
+    turns = (
+        turn(
+            message.role,
+            "".join(
+                part.text if isinstance(part, TextPart) else "".join(marks[part.ref.modality])
+                for part in message.parts
+            ),
+        )
+        for message in conversation.messages
+    )
+    return "".join(turns) + GENERATION_PROMPT

@@ -12,8 +12,8 @@ from torch import Tensor
 from omni_grpo_core.core.completions import pad_completions
 from omni_grpo_core.core.forward import LibraryForward, library_keywords, token_logprobs
 from omni_grpo_core.core.policy import Policy, library_generate
-from omni_grpo_core.pipeline.chatml import GENERATION_PROMPT, reference_text
-from omni_grpo_core.rewards.base import Reward, columns_of
+from omni_grpo_core.pipeline import GENERATION_PROMPT, reference_text
+from omni_grpo_core.rewards import Reward, columns_of
 from omni_grpo_core.rewards.corpus import garbage
 from omni_grpo_core.rewards.degenerate import degenerates
 from omni_grpo_core.rewards.parse import gold_sections

@@ -15,7 +15,7 @@ from omni_grpo_core.core.conversation import build_conversation
 from omni_grpo_core.core.media import decoder_version, load_media, probe
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.rewards.base import Reward, columns_of
+from omni_grpo_core.rewards import Reward, columns_of
 from omni_grpo_core.types import Batch, Conversation, Media, Prompt, Rollout, Sample, Score
 
 

@@ -19,7 +19,7 @@ import torch
 
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.probe_cases import ProbeCase, probe_cases
-from omni_grpo_core.rewards.base import Reward
+from omni_grpo_core.rewards import Reward
 from omni_grpo_core.rewards.call import RewardFunction, values_of
 
 _REMOTE = frozenset(

@@ -14,7 +14,7 @@ from torch import nn
 from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.probe import probe
 from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer
-from omni_grpo_core.rewards.base import plain_text
+from omni_grpo_core.rewards import plain_text
 from omni_grpo_core.rewards.call import RewardFunction, name_of
 from omni_grpo_core.trace.calls import RewardCall
 
@@ -132,7 +132,7 @@ def source_of(function: RewardFunction) -> str:
     """Module and qualified name.
 
     >>> source_of(plain_text)
-    'omni_grpo_core.rewards.base.plain_text'
+    'omni_grpo_core.rewards.plain_text'
     """
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', '')}"

@@ -15,8 +15,8 @@ from typing import Literal
 from omni_grpo_core.golden.results import FINE, CaseResult, GoldenReport, StageResult
 from omni_grpo_core.golden.reviewing import advice
 from omni_grpo_core.pipeline.check import CheckResult
+from omni_grpo_core.report import shortened, visible
 from omni_grpo_core.report.html.words import Failure, failures, not_judged
-from omni_grpo_core.report.text import shortened, visible
 
 _LONGEST = 1000
 """Characters of a message."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omni_grpo_core.golden.results import FINE, CaseResult, GoldenReport
 from omni_grpo_core.golden.reviewing import advice
-from omni_grpo_core.report.text import shortened, visible
+from omni_grpo_core.report import shortened, visible
 
 _MOST_CASES = 60
 """Rows, those that diverge first: a comment holds 65,536 characters."""

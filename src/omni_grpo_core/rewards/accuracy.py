@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from omni_grpo_core.rewards.base import Reward, Row
+from omni_grpo_core.rewards import Reward, Row
 from omni_grpo_core.rewards.choice import Options, label_set
 from omni_grpo_core.rewards.number import numerical, regression
 from omni_grpo_core.rewards.open_words import OpenWords, yes_no

@@ -69,23 +69,26 @@ def degenerate(
     return tuple(reason for reason in failed if reason) + degenerate_text(text)
 
 
+def degenerate_completion(
+    completion: Completion, eos_ids: Collection[int], special_ids: Collection[int]
+) -> tuple[str, ...]:
+    """The same of a completion of ours, whose tokens' logprobs are known."""
+    return degenerate(
+        completion.token_ids,
+        completion.text,
+        finish_reason=completion.finish_reason,
+        eos_ids=eos_ids,
+        special_ids=special_ids,
+        logprobs=completion.logprobs,
+    )
+
+
 def degenerates(
     completions: Iterable[Completion], *, eos_ids: Collection[int], special_ids: Collection[int]
 ) -> list[tuple[Completion, str]]:
     """The degenerate ones, each with the first rule that it fails."""
-    found = []
-    for completion in completions:
-        failed = degenerate(
-            completion.token_ids,
-            completion.text,
-            finish_reason=completion.finish_reason,
-            eos_ids=eos_ids,
-            special_ids=special_ids,
-            logprobs=completion.logprobs,
-        )
-        if failed:
-            found.append((completion, failed[0]))
-    return found
+    failed = ((one, degenerate_completion(one, eos_ids, special_ids)) for one in completions)
+    return [(completion, reasons[0]) for completion, reasons in failed if reasons]
 
 
 def degenerate_text(text: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omni_grpo_core.rewards.base import Reward, Row
+from omni_grpo_core.rewards import Reward, Row
 from omni_grpo_core.rewards.parse import SECTIONS, TAG, parse
 from omni_grpo_core.types import Malformed, Score
 

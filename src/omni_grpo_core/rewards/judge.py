@@ -19,7 +19,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ from tenacity import (
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.redaction import Scrubber
-from omni_grpo_core.rewards.base import Reward, Row
+from omni_grpo_core.rewards import Reward, Row
 from omni_grpo_core.rewards.call import run_async
 from omni_grpo_core.rewards.degenerate import degenerate_text
 from omni_grpo_core.rewards.endpoint import Endpoint
@@ -99,7 +99,7 @@ class Judge:
         self._key = _key(endpoint.api_key_env)
         self._clean = Scrubber(self._key)
         if endpoint.cache is not None:
-            VerdictCache(endpoint.cache).__exit__(None, None, None)
+            VerdictCache(endpoint.cache).close()
 
     def ask(self, questions: Sequence[Question]) -> list[Score]:
         """One score a question; equal questions are asked once. Never raises for what the
@@ -110,7 +110,7 @@ class Judge:
         end = self.endpoint
         keys = [question.key(end.model) for question in questions]
         unique = dict(zip(keys, questions, strict=True))
-        with nullcontext() if end.cache is None else VerdictCache(end.cache) as cache:
+        with nullcontext() if end.cache is None else closing(VerdictCache(end.cache)) as cache:
             scores: dict[str, Score] = {}
             for key in unique:
                 known = self._known(cache, key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from types import TracebackType
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.rewards.judge_prompt import TOP, Verdict
@@ -37,15 +36,7 @@ class VerdictCache:
             self._db.close()
             raise _bad(path, error) from error
 
-    def __enter__(self) -> VerdictCache:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._db.close()
 
     def get(self, key: str) -> Verdict | None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.rewards import Reward
 from omni_grpo_core.rewards.accuracy import Accuracy
-from omni_grpo_core.rewards.base import Reward
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.people_focus import PeopleFocus

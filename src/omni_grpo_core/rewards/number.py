@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from omni_grpo_core.rewards.base import Row
+from omni_grpo_core.rewards import Row
 from omni_grpo_core.rewards.parse import Gold, bad_gold
 from omni_grpo_core.rewards.words import tidy
 from omni_grpo_core.types import Score

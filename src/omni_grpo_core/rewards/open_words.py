@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from omni_grpo_core.rewards.base import Row
+from omni_grpo_core.rewards import Row
 from omni_grpo_core.rewards.parse import Gold, bad_gold
 from omni_grpo_core.rewards.words import fold, parse_lists, read_lists, tidy
 from omni_grpo_core.types import Score

@@ -30,7 +30,7 @@ import re
 from dataclasses import dataclass
 
 from omni_grpo_core.errors import DataError
-from omni_grpo_core.rewards.base import Row
+from omni_grpo_core.rewards import Row
 from omni_grpo_core.types import Malformed, Parsed, Section
 
 SECTIONS = ("context", "think", "answer")

@@ -26,7 +26,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.rewards.base import Reward, Row
+from omni_grpo_core.rewards import Reward, Row
 from omni_grpo_core.rewards.degenerate import degenerate_text
 from omni_grpo_core.rewards.parse import gold, parse
 from omni_grpo_core.rewards.words import parse_lists, read_lists, tidy, unspaced

@@ -5,12 +5,12 @@ A real ``Qwen2_5OmniThinkerForConditionalGeneration`` with a few hundred thousan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from omni_grpo_core.core.family import QWEN2_5_OMNI
+from omni_grpo_core.core.family import QWEN2_5_OMNI, Family
 
 AUDIO_SECONDS = 8
 """Whisper features are padded to this; longer audio would be cut."""
@@ -20,29 +20,57 @@ _HIDDEN = 64
 def thinker_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """``config.json``. head_dim is 64 / 2 = 32, the least that vLLM's CPU attention takes, and
     mrope_section sums to half of it."""
+    return shared_config(
+        tokenizer,
+        "qwen2_5_omni",
+        {"rope_type": "default", "mrope_section": [4, 6, 6]},
+        thinker={
+            "architectures": [QWEN2_5_OMNI.thinker_class],
+            "position_id_per_seconds": 25,
+            "audio_token_index": "<|AUDIO|>",
+            "image_token_index": "<|IMAGE|>",
+            "video_token_index": "<|VIDEO|>",
+            "audio_start_token_id": "<|audio_bos|>",
+            "audio_end_token_id": "<|audio_eos|>",
+            "vision_start_token_id": "<|vision_bos|>",
+            "vision_end_token_id": "<|vision_eos|>",
+        },
+        text={"max_window_layers": 3, "use_sliding_window": False},
+        vision={
+            "in_chans": 3,
+            "patch_size": 14,
+            "spatial_patch_size": 14,
+            "tokens_per_second": 25,
+            "window_size": 112,
+            "fullatt_block_indexes": [1],
+            "hidden_act": "silu",
+        },
+        audio={"max_source_positions": AUDIO_SECONDS * 50, "n_window": 100},
+    )
+
+
+def shared_config(
+    tokenizer: Tokenizer, name: str, rope: Mapping[str, Any], **own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``config.json`` of a family of that ``name``: what the tiny models of all have in common, and
+    what is the family's ``own`` by part (thinker, text, vision, audio). A token stands for its
+    id."""
     ids = tokenizer.token_to_id
-    rope = {"rope_type": "default", "mrope_section": [4, 6, 6]}
+    thinker = {k: ids(v) if str(v).startswith("<|") else v for k, v in own["thinker"].items()}
+    part = {"initializer_range": 0.06}
     return {
-        "architectures": ["Qwen2_5OmniThinkerForConditionalGeneration"],
-        "model_type": "qwen2_5_omni_thinker",
+        "model_type": f"{name}_thinker",
         "torch_dtype": "float32",
-        "initializer_range": 0.06,
         "tie_word_embeddings": False,
-        "position_id_per_seconds": 25,
         "seconds_per_chunk": 2,
-        "audio_token_index": ids("<|AUDIO|>"),
-        "image_token_index": ids("<|IMAGE|>"),
-        "video_token_index": ids("<|VIDEO|>"),
-        "audio_start_token_id": ids("<|audio_bos|>"),
-        "audio_end_token_id": ids("<|audio_eos|>"),
-        # not a declared field in every version, but generation reads it in all
-        "vision_start_token_id": ids("<|vision_bos|>"),
-        "vision_end_token_id": ids("<|vision_eos|>"),
+        # not declared fields in every version, but generation and positions read them in all
+        **thinker,
+        **part,
         "user_token_id": tokenizer.encode("user").ids[0],
         "eos_token_id": ids("<|im_end|>"),
         "pad_token_id": ids("<|endoftext|>"),
         "text_config": {
-            "model_type": "qwen2_5_omni_text",
+            "model_type": f"{name}_text",
             "vocab_size": tokenizer.get_vocab_size(),
             "hidden_size": _HIDDEN,
             "intermediate_size": 2 * _HIDDEN,
@@ -51,92 +79,72 @@ def thinker_config(tokenizer: Tokenizer) -> dict[str, Any]:
             "num_key_value_heads": 1,
             "hidden_act": "silu",
             "max_position_embeddings": 4096,
-            "max_window_layers": 3,
             "rms_norm_eps": 1e-6,
-            "initializer_range": 0.06,
             "use_cache": True,
-            "use_sliding_window": False,
             "tie_word_embeddings": False,
             "pad_token_id": ids("<|endoftext|>"),
             # 4.x reads the first two, 5.x the third
             "rope_theta": 10000.0,
             "rope_scaling": {"type": "default", **rope},
             "rope_parameters": {"rope_theta": 10000.0, **rope},
+            **part,
+            **own["text"],
         },
         "vision_config": {
-            "model_type": "qwen2_5_omni_vision_encoder",
+            "model_type": f"{name}_vision_encoder",
             "depth": 2,
             "hidden_size": 48,
             "intermediate_size": 96,
             "num_heads": 2,
             "in_channels": 3,
-            "in_chans": 3,
-            "patch_size": 14,
-            "spatial_patch_size": 14,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            "tokens_per_second": 25,
-            "window_size": 112,
-            "fullatt_block_indexes": [1],
-            "hidden_act": "silu",
             "out_hidden_size": _HIDDEN,
-            "initializer_range": 0.06,
+            **part,
+            **own["vision"],
         },
         "audio_config": {
-            "model_type": "qwen2_5_omni_audio_encoder",
+            "model_type": f"{name}_audio_encoder",
             "num_mel_bins": 128,
             "d_model": 48,
             "encoder_layers": 2,
             "num_hidden_layers": 2,
             "encoder_attention_heads": 2,
             "encoder_ffn_dim": 96,
-            "max_source_positions": AUDIO_SECONDS * 50,
-            "n_window": 100,
             "output_dim": _HIDDEN,
             "activation_function": "gelu",
-            "initializer_range": 0.06,
+            **part,
+            **own["audio"],
         },
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Optics:
-    """How a family's processor cuts and normalises pictures."""
-
-    processor_class: str
-    patch_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-QWEN2_5_OPTICS = Optics("Qwen2_5OmniProcessor", 14, QWEN2_5_OMNI.image_mean, QWEN2_5_OMNI.image_std)
-
-
 def processor_files(
-    *, min_pixels: int, max_pixels: int, audio_seconds: int, optics: Optics = QWEN2_5_OPTICS
+    family: Family, patch_size: int, pixels: tuple[int, int], audio_seconds: int
 ) -> dict[str, dict[str, Any]]:
-    """Preprocessing as Qwen2.5-Omni publishes it (``preprocessor_config.json`` of its checkpoints),
-    but for the limits: by file name, what the image, video and audio halves of the processor read.
+    """Preprocessing as a family publishes it (``preprocessor_config.json`` of its checkpoints), but
+    for the limits: by file name, what the image, video and audio halves of the processor read.
 
-    ``min_pixels``, ``max_pixels``: area of a frame or image. ``audio_seconds``: Whisper features
-    are padded or cut to this.
+    ``pixels``: least and most of a frame or image. ``audio_seconds``: Whisper features are padded
+    or cut to this.
     """
+    least, most = pixels
     vision = {
         "do_resize": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "do_convert_rgb": True,
-        "image_mean": list(optics.mean),
-        "image_std": list(optics.std),
+        "image_mean": list(family.image_mean),
+        "image_std": list(family.image_std),
         "resample": 3,
-        "patch_size": optics.patch_size,
+        "patch_size": patch_size,
         "temporal_patch_size": 2,
         "merge_size": 2,
-        "min_pixels": min_pixels,
-        "max_pixels": max_pixels,
-        "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels},
-        "processor_class": optics.processor_class,
+        "min_pixels": least,
+        "max_pixels": most,
+        "size": {"shortest_edge": least, "longest_edge": most},
+        "processor_class": family.processor_class,
     }
     hearing = {
         "feature_extractor_type": "WhisperFeatureExtractor",

@@ -81,7 +81,7 @@ def make_example(question: Question, folder: Path, make: Make = QWEN2_5) -> Exam
         origin="synthetic",
     )
     conversation = build_conversation(sample, audio_in_video=_PREFERENCE[carry], tracks=tracks)
-    decoded = load_media(conversation, make.media, patch_size=make.optics.patch_size)
+    decoded = load_media(conversation, make.media, patch_size=make.patch_size)
     return Example(question, conversation, decoded)
 
 

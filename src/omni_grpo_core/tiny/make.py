@@ -19,7 +19,7 @@ from torch import Tensor
 from omni_grpo_core.core.family import QWEN2_5_OMNI, QWEN3_OMNI, Family
 from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.tiny import FamilyName, architecture, architecture_qwen3
-from omni_grpo_core.tiny.architecture import AUDIO_SECONDS, Optics, processor_files
+from omni_grpo_core.tiny.architecture import AUDIO_SECONDS, processor_files
 from omni_grpo_core.tiny.tokenizer import QWEN2_5_WORDING, QWEN3_WORDING, Wording, write_tokenizer
 
 
@@ -27,22 +27,25 @@ from omni_grpo_core.tiny.tokenizer import QWEN2_5_WORDING, QWEN3_WORDING, Wordin
 class Make:
     """One family's tiny checkpoint.
 
-    ``size``: pixels a side of what the model is shown, 4 x 4 patches, so 4 tokens a frame pair.
-    ``config``: ``config.json`` for a tokenizer. ``published``: weights by the names to save them
-    under.
+    ``patch_size``: pixels a side. ``config``: ``config.json`` for a tokenizer. ``published``:
+    weights by the names to save them under.
     """
 
-    name: FamilyName
     family: Family
     wording: Wording
-    optics: Optics
-    config_class: str
+    patch_size: int
     config: Callable[[Tokenizer], dict[str, Any]]
-    published: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    published: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
 
     @property
     def size(self) -> int:
-        return 4 * self.optics.patch_size
+        """Pixels a side of what the model is shown: 4 x 4 patches, so 4 tokens a frame pair."""
+        return 4 * self.patch_size
+
+    @property
+    def config_class(self) -> str:
+        """Of transformers."""
+        return self.family.thinker_class.replace("ForConditionalGeneration", "Config")
 
     @property
     def media(self) -> MediaConfig:
@@ -51,27 +54,15 @@ class Make:
         return MediaConfig(fps=4.0, min_frames=4, max_frames=16, min_pixels=area, max_pixels=area)
 
 
-QWEN2_5 = Make(
-    name="qwen2.5",
-    family=QWEN2_5_OMNI,
-    wording=QWEN2_5_WORDING,
-    optics=architecture.QWEN2_5_OPTICS,
-    config_class="Qwen2_5OmniThinkerConfig",
-    config=architecture.thinker_config,
-    published=dict,
-)
-
+QWEN2_5 = Make(QWEN2_5_OMNI, QWEN2_5_WORDING, 14, architecture.thinker_config)
 QWEN3 = Make(
-    name="qwen3",
-    family=QWEN3_OMNI,
-    wording=QWEN3_WORDING,
-    optics=architecture_qwen3.QWEN3_OPTICS,
-    config_class="Qwen3OmniMoeThinkerConfig",
-    config=architecture_qwen3.thinker_config,
-    published=architecture_qwen3.published_names,
+    QWEN3_OMNI,
+    QWEN3_WORDING,
+    architecture_qwen3.PATCH_SIZE,
+    architecture_qwen3.thinker_config,
+    architecture_qwen3.published_names,
 )
-
-MAKES: dict[FamilyName, Make] = {make.name: make for make in (QWEN2_5, QWEN3)}
+MAKES: dict[FamilyName, Make] = {"qwen2.5": QWEN2_5, "qwen3": QWEN3}
 
 
 def make_of(family: Family) -> Make:
@@ -96,9 +87,7 @@ def write_folder(folder: Path, tokenizer: Tokenizer, make: Make) -> None:
             "eos_token_id": [end, pad],
             "pad_token_id": pad,
         },
-        **processor_files(
-            min_pixels=area, max_pixels=area, audio_seconds=AUDIO_SECONDS, optics=make.optics
-        ),
+        **processor_files(make.family, make.patch_size, (area, area), AUDIO_SECONDS),
         "omni_grpo.json": {
             "media": {k: v for k, v in asdict(make.media).items() if v is not None},
             "max_new_tokens": 64,

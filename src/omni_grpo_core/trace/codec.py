@@ -21,9 +21,9 @@ import torch
 
 from omni_grpo_core import types
 from omni_grpo_core.errors import TraceError
+from omni_grpo_core.trace import DTYPES, dtype_name, same_tensor
 from omni_grpo_core.trace import calls as observed
 from omni_grpo_core.trace.describe import summary
-from omni_grpo_core.trace.dtypes import DTYPES, dtype_name, same_tensor
 from omni_grpo_core.trace.fields import field_types, noun_misfit
 
 NOUNS: dict[str, type] = {

@@ -7,7 +7,7 @@ from itertools import islice
 
 import torch
 
-from omni_grpo_core.trace.dtypes import INTEGERS, dtype_name
+from omni_grpo_core.trace import INTEGERS, dtype_name
 from omni_grpo_core.trace.runs import runs
 
 _READABLE_RUNS = 400

@@ -31,8 +31,25 @@ class Difference:
     mean_abs: float | None = None
 
 
+class Drifts:
+    """How far the floats of a stage moved, out of its ``differences``."""
+
+    __slots__ = ()
+    differences: tuple[Difference, ...]
+
+    @property
+    def max_abs(self) -> float:
+        """The largest |Δ| of any float of the stage; infinite where one side is not finite."""
+        return max((d.max_abs for d in self.differences if d.max_abs is not None), default=0.0)
+
+    @property
+    def mean_abs(self) -> float:
+        """The largest mean |Δ| of any float tensor of the stage."""
+        return max((d.mean_abs for d in self.differences if d.mean_abs is not None), default=0.0)
+
+
 @dataclass(frozen=True, slots=True)
-class StageComparison:
+class StageComparison(Drifts):
     """All differences of one stage, those within tolerance included."""
 
     stage: str
@@ -41,16 +58,6 @@ class StageComparison:
     @property
     def verdict(self) -> Verdict:
         return worst(difference.verdict for difference in self.differences)
-
-    @property
-    def max_abs(self) -> float:
-        """The largest |Δ| of any float of the stage."""
-        return max((d.max_abs for d in self.differences if d.max_abs is not None), default=0.0)
-
-    @property
-    def mean_abs(self) -> float:
-        """The largest mean |Δ| of any float tensor of the stage."""
-        return max((d.mean_abs for d in self.differences if d.mean_abs is not None), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)

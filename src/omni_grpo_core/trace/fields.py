@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import torch
 
+from omni_grpo_core.io.strict import type_name
+
 Misfit = tuple[str, str, str]
 """Where, what was found, what was wanted."""
 _LONGEST = 60
@@ -91,12 +93,4 @@ def _shown(value: object) -> str:
 
 
 def _named(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(map(_named, get_args(hint)))
-    if get_origin(hint) is tuple:
-        return f"a list of {_named(get_args(hint)[0])}"
-    if get_origin(hint) is Mapping:
-        return f"a mapping to {_named(get_args(hint)[1])}"
-    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint))
+    return type_name(hint, lambda one: "null" if one is type(None) else one.__name__)

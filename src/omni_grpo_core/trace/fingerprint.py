@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from omni_grpo_core.errors import TraceError
-from omni_grpo_core.trace.dtypes import DTYPES, INTEGERS, dtype_name
+from omni_grpo_core.trace import DTYPES, INTEGERS, dtype_name
 
 PROJECTIONS = 8
 SAMPLES = 64

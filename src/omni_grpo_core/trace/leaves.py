@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from omni_grpo_core.errors import TraceError
-from omni_grpo_core.trace.dtypes import DTYPES, INTEGERS, dtype_name
+from omni_grpo_core.trace import DTYPES, INTEGERS, dtype_name
 from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.types import Logits, Span
 

@@ -21,9 +21,8 @@ from torch import Tensor
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.io.atomic import new_folder
 from omni_grpo_core.io.bounded import Unreadable, read_bytes
-from omni_grpo_core.trace import jsontext
+from omni_grpo_core.trace import DTYPES, dtype_name, jsontext
 from omni_grpo_core.trace.codec import decode, encode, make_noun
-from omni_grpo_core.trace.dtypes import DTYPES, dtype_name
 from omni_grpo_core.types import Stage, Trace
 
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""GRPO training on the core, and the guard that stops a run that cannot learn."""
+"""GRPO on a checkpoint: the loop, its step, what it saves, and what stops it."""

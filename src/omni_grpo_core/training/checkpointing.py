@@ -20,7 +20,7 @@ from typing import Any
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import TrainError
-from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.io.atomic import sync, write_file
 from omni_grpo_core.io.bounded import Unreadable, json_value, read_bytes, read_text
 from omni_grpo_core.losses.exhausted import is_out_of_memory
 from omni_grpo_core.rewards import health
@@ -253,11 +253,11 @@ def _finish(target: Path, record: Mapping[str, Any], keep: int) -> None:
     }
     write_file(partial / RECORD, json.dumps({**record, "files": files}).encode())
     for path in (*partial.rglob("*"), partial, states):
-        _sync(path)
+        sync(path)
     if target.exists():  # one that was not whole when the run was resumed
         _drop(target)
     partial.rename(target)
-    _sync(states)
+    sync(states)
     # later ones are not whole either: they are written again when their step comes
     reached = [path for path in _in_order(states) if int(path.name) <= int(target.name)]
     for old in reached[:-keep]:
@@ -351,11 +351,3 @@ def append_log(path: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from omni_grpo_core.losses.config import LossConfig, RolloutCorrection, Scale
+from omni_grpo_core.losses import LossConfig, RolloutCorrection, Scale
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.compose import Component, Composition, Gate

@@ -31,19 +31,24 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """``video``: whether there is a video track, of ``frames`` of ``width`` x ``height`` pixels
-    over ``video_seconds``. ``audio_seconds``: of the sound; 0 where there is none. ``rate``: video
-    frames per second where they are fewest; 0 where it is not known when which frame is shown. Of
-    several tracks of a kind it is the least of each."""
+class VideoTrack:
+    """``frames`` over ``seconds``, of ``width`` and ``height`` in pixels. ``rate``: frames per
+    second where they are fewest; 0 where it is not known when which frame is shown."""
 
-    video: bool = False
-    frames: int = 0
+    frames: int
+    seconds: float
+    rate: float
     width: int = 0
     height: int = 0
-    video_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """``video``: ``None`` where there is no such track. ``audio_seconds``: of the sound; 0 where
+    there is none. Of several tracks of a kind it is the least of each."""
+
+    video: VideoTrack | None = None
     audio_seconds: float = 0.0
-    rate: float = 0.0
 
 
 def read_header(path: str | Path) -> Header | None:
@@ -85,15 +90,6 @@ def _wav(file: BinaryIO) -> Header:
 _Boxes = dict[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class _Track:
-    """``frames`` over ``seconds`` are shown; ``rate`` as in :class:`Header`."""
-
-    frames: int
-    seconds: float
-    rate: float
-
-
 def _mp4(file: BinaryIO) -> Header | None:
     movie: _Boxes = {}
     tracks: list[_Boxes] = []
@@ -114,18 +110,12 @@ def _mp4(file: BinaryIO) -> Header | None:
     width, height = (min(lengths) for lengths in zip(*sizes, strict=True))
     if not width or not height:
         return None
-    return Header(
-        video=True,
-        frames=min(*counts, *(track.frames for track in shown)),
-        width=width,
-        height=height,
-        video_seconds=min(track.seconds for track in shown),
-        audio_seconds=heard,
-        rate=min(track.rate for track in shown),
-    )
+    frames = min(*counts, *(track.frames for track in shown))
+    seconds, rate = (min(of) for of in zip(*((t.seconds, t.rate) for t in shown), strict=True))
+    return Header(VideoTrack(frames, seconds, rate, width, height), heard)
 
 
-def _track(boxes: _Boxes, movie: _Boxes) -> _Track:
+def _track(boxes: _Boxes, movie: _Boxes) -> VideoTrack:
     """What of a track is played: by its table of times, its length, and its edit list, of which a
     clip that was trimmed without coding it anew has no more than a part shown."""
     scale, duration = _clock(boxes[b"mdhd"])
@@ -134,7 +124,7 @@ def _track(boxes: _Boxes, movie: _Boxes) -> _Track:
     whole = min(duration, sum(count * step for count, step in steps)) / scale
     rate = scale / max(step for _, step in steps)
     if b"elst" not in boxes:
-        return _Track(frames, whole, rate)
+        return VideoTrack(frames, whole, rate)
     first = struct.unpack_from(">i", boxes.get(b"ctts", bytes(16)), 12)[0] / scale
     edits = _edits(boxes[b"elst"], scale, _clock(movie[b"mvhd"])[0])
     shown = sum(
@@ -145,7 +135,7 @@ def _track(boxes: _Boxes, movie: _Boxes) -> _Track:
     if shown < whole - 0.5 / rate:
         frames = min(frames, int(shown * rate))
     # one that begins with nothing, or goes to and fro, is not asked what it shows when
-    return _Track(frames, min(shown, whole), rate if len(edits) == 1 else 0.0)
+    return VideoTrack(frames, min(shown, whole), rate if len(edits) == 1 else 0.0)
 
 
 def _edits(elst: bytes, scale: int, movie_scale: int) -> list[tuple[float, float]]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.environment import device_memory
+from omni_grpo_core.io import device_memory
 from omni_grpo_core.io.strict import merge, read_mapping
 from omni_grpo_core.pipeline.settings import Settings, load_settings
-from omni_grpo_core.rewards.base import COLUMNS
+from omni_grpo_core.rewards import COLUMNS
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward

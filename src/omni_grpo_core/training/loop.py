@@ -39,7 +39,6 @@ from omni_grpo_core.training.distributed import AccelerateDistributed, make_acce
 from omni_grpo_core.training.evaluation import Evaluator, preflight
 from omni_grpo_core.training.guard import Finding, Guard, StepFacts, not_finite, watch_generation
 from omni_grpo_core.training.load_config import require_enough
-from omni_grpo_core.training.lora import merged_weights
 from omni_grpo_core.training.partial import Partial, PartialRewards
 from omni_grpo_core.training.sharding import gathered, settle
 from omni_grpo_core.training.step import (
@@ -50,7 +49,7 @@ from omni_grpo_core.training.step import (
     make_micro_batches,
     optimize,
 )
-from omni_grpo_core.training.trainable import choose_trainable
+from omni_grpo_core.training.trainable import choose_trainable, merged_weights
 from omni_grpo_core.types import Rollout, Sample
 
 LOG = "log.jsonl"

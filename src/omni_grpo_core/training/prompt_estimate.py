@@ -19,7 +19,7 @@ from omni_grpo_core.core.family import family_of
 from omni_grpo_core.core.media_config import FRAMES_PER_TOKEN, MediaConfig
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.training.headers import Header, image_size, read_header
+from omni_grpo_core.training.headers import Header, VideoTrack, image_size, read_header
 from omni_grpo_core.types import MediaPart, MediaRef, Sample
 
 TRUSTED = 0.95
@@ -124,7 +124,8 @@ def _tokens(
     sound = _audio_tokens(_stretch(ref, header.audio_seconds), shape)
     if ref.modality == "audio":
         return sound
-    return _video_tokens(ref, header, media, shape.side) + (sound if interleaved else 0)
+    seen = 0 if header.video is None else _video_tokens(ref, header.video, media, shape.side)
+    return seen + (sound if interleaved else 0)
 
 
 def _stretch(ref: MediaRef, seconds: float) -> float:
@@ -141,12 +142,12 @@ def _audio_tokens(seconds: float, shape: TokenShape) -> int:
     return max(0, shape.audio_tokens(frames)) if frames else 0
 
 
-def _video_tokens(ref: MediaRef, header: Header, media: MediaConfig, side: int) -> int:
-    seconds, present = header.video_seconds, float(header.frames)
+def _video_tokens(ref: MediaRef, video: VideoTrack, media: MediaConfig, side: int) -> int:
+    seconds, present = video.seconds, float(video.frames)
     if ref.start is not None or ref.end is not None:
         # at the worst, frames that last longest, and one of them begins just before the stretch
-        present = header.rate * _stretch(ref, seconds)
-        seconds = (present - 1) / header.rate if present > 1 else 0.0
+        present = video.rate * _stretch(ref, seconds)
+        seconds = (present - 1) / video.rate if present > 1 else 0.0
     if not seconds or present < 1:
         return 0
     lasting = _trusted(seconds)
@@ -157,7 +158,7 @@ def _video_tokens(ref: MediaRef, header: Header, media: MediaConfig, side: int) 
     area = side * side
     least, most = _limits(media.min_pixels, media.max_pixels, VIDEO_TOKENS, area)
     shared = max(min(VIDEO_TOKENS[1], CLIP_TOKENS / frames * FRAMES_PER_TOKEN) * area, 1.05 * least)
-    each = resized_tokens(header.height, header.width, side, least, min(most, shared))
+    each = resized_tokens(video.height, video.width, side, least, min(most, shared))
     return frames // FRAMES_PER_TOKEN * each
 
 

@@ -17,11 +17,10 @@ from omni_grpo_core.core.dialect import modes_restored, switch_checkpointing
 from omni_grpo_core.core.forward import completion_logits
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError, TrainError
-from omni_grpo_core.losses.config import LossConfig, RolloutCorrection
-from omni_grpo_core.losses.importance import rollout_weights
+from omni_grpo_core.losses import LossConfig, RolloutCorrection
 from omni_grpo_core.losses.logprobs import ScoredTokens, completion_logprobs
 from omni_grpo_core.losses.metrics import Mean, Metrics, loss_metrics
-from omni_grpo_core.losses.policy_loss import Totals, policy_loss
+from omni_grpo_core.losses.policy_loss import Totals, policy_loss, rollout_weights
 from omni_grpo_core.losses.shapes import NotFiniteError
 from omni_grpo_core.losses.spans import PartialAdvantage, token_advantages
 from omni_grpo_core.training.sharding import touched

@@ -1,19 +1,23 @@
-"""Which weights learn, in which precision, and what scores the reference."""
+"""Which weights learn, in which precision, and what scores the reference: freezing towers,
+low-rank adapters, and switching them off."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.training.config import TrainConfig
-from omni_grpo_core.training.lora import adapter_off, add_lora, freeze
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
+from omni_grpo_core.training.sharding import whole
 from omni_grpo_core.training.step import MicroBatch, Scorer
 
 Reference = Callable[[MicroBatch], Tensor]
@@ -53,3 +57,68 @@ def choose_trainable(
         return logprobs.float()
 
     return reference
+
+
+def freeze(model: Any, towers: Collection[Tower]) -> None:
+    """Let every parameter learn but those of ``towers``."""
+    stuck = tuple(prefix for tower in towers for prefix in TOWER_PREFIX[tower])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not published_name(name).startswith(stuck) if stuck else True)
+
+
+def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
+    """Put adapters into the text model, in place; all else is frozen. As the second factor starts
+    at 0, the policy is unchanged. Raises ``ConfigError`` if no layer has one of the names."""
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    names = "|".join(map(re.escape, config.target_modules))
+    # language_model: from transformers 5.23 on
+    pattern = rf"model\.(language_model\.)?layers\.\d+\..*\.({names})"
+    if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
+        raise ConfigError(
+            "lora: target_modules",
+            got=", ".join(config.target_modules),
+            want="names of linear layers of the text model",
+            fix="see print(model)",
+        )
+    settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def lora_layers(model: Any) -> list[Any]:
+    """The layers that carry an adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """The model without its adapters: the reference."""
+    layers = lora_layers(model)
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def merged_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The state dict of the plain architecture, adapters added to the weights they act on. Of
+    sharded weights every process has to ask, within ``gathered``."""
+    weights = {}
+    for layer_name, layer in model.named_modules():
+        if hasattr(layer, "get_delta_weight") and hasattr(layer, "base_layer"):
+            base = layer.base_layer.weight
+            weights[f"{layer_name}.weight"] = base + layer.get_delta_weight("default").to(base)
+    for name, tensor in model.state_dict().items():
+        if "lora_" not in name:
+            weights.setdefault(name.replace(".base_layer.", "."), tensor)
+    return {name: whole(tensor).cpu().contiguous() for name, tensor in weights.items()}

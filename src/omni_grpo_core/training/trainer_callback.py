@@ -27,8 +27,7 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from omni_grpo_core.errors import TrainError
-from omni_grpo_core.rewards import health
-from omni_grpo_core.rewards.base import plain_text
+from omni_grpo_core.rewards import health, plain_text
 from omni_grpo_core.rewards.call import RewardFunction, name_of, values_of
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.training.config import GuardConfig

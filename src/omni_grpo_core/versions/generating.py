@@ -13,8 +13,8 @@ from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.dialect import modes_restored, switch_checkpointing
 from omni_grpo_core.core.forward import library_keywords
 from omni_grpo_core.core.policy import Policy, library_generate
+from omni_grpo_core.rewards import columns_of
 from omni_grpo_core.rewards.accuracy import Accuracy
-from omni_grpo_core.rewards.base import columns_of
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.types import Row, Sample
 

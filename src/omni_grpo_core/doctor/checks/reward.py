@@ -9,8 +9,8 @@ from typing import Any, Literal
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.rollouts import rollouts
 from omni_grpo_core.errors import OmniGrpoError
+from omni_grpo_core.rewards import Reward
 from omni_grpo_core.rewards.accuracy import Accuracy
-from omni_grpo_core.rewards.base import Reward
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.trace.calls import RewardCall

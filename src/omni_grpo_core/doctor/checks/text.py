@@ -16,7 +16,7 @@ from omni_grpo_core.doctor.replay.text import (
     reference_texts,
     unknown_roles,
 )
-from omni_grpo_core.pipeline.chatml import GENERATION_PROMPT
+from omni_grpo_core.pipeline import GENERATION_PROMPT
 from omni_grpo_core.types import Modality
 
 Names = Mapping[Modality, tuple[str, str, str]]

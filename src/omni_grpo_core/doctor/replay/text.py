@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.pipeline.chatml import GENERATION_PROMPT, MARKS, Marks, marks_of, turn
+from omni_grpo_core.pipeline import GENERATION_PROMPT, MARKS, Marks, marks_of, turn
 from omni_grpo_core.types import MODALITIES, Modality
 
 DEFAULT_SYSTEM = "You are a helpful assistant."

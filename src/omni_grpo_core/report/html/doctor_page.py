@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,36 +17,15 @@ from torch import Tensor
 from omni_grpo_core.doctor.diagnose import merge
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence
 from omni_grpo_core.pipeline.hints import stage_words
-from omni_grpo_core.report.html.page import environment
-from omni_grpo_core.report.html.ribbon import Run, ribbon, tokens_a_cell
-from omni_grpo_core.report.text import shortened, visible
+from omni_grpo_core.report import shortened, visible
+from omni_grpo_core.report.html import Decode, render, tokens_a_cell
+from omni_grpo_core.report.html.ribbon import Run, ribbon
 from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
 from omni_grpo_core.types import MADE_STAGES, STAGES, Modality, Row, Span, Stage
 
-Decode = Callable[[Sequence[int]], str]
-"""Not stages of the pipeline; they stand in the house only when they are broken."""
 MOST_ROWS, MOST_EVIDENCE, MOST_ANSWERS = 4, 12, 8
 _LONGEST = 700
 _PLACEHOLDER = re.compile(r"<\|(?:(image|video|audio)(?:_pad)?|IMAGE|VIDEO|AUDIO)\|>")
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """A stage in the house. ``state``: broken, inherited, sound, unjudged or unseen."""
-
-    stage: Stage
-    state: str
-    does: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """Evidence with its offending values as text."""
-
-    row: str
-    sentence: str
-    values: str
-    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +33,9 @@ class PromptView:
     """A row of a call as the model read it, with what is said against it."""
 
     title: str
-    length: int
     per_cell: int
     ribbon: tuple[Run, ...]
     against: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A completion with what each reward function gave it."""
-
-    text: str
-    rewards: tuple[tuple[str, str], ...]
 
 
 def doctor_page(
@@ -78,26 +48,23 @@ def doctor_page(
     verdict = merge(diagnoses)
     first = next((at for at, d in enumerate(diagnoses) if d.findings), 0)
     worst = cases[first] if cases else None
-    return (
-        environment()
-        .get_template("doctor_page.html.j2")
-        .render(
-            verdict=verdict,
-            first=verdict.first,
-            header={} if worst is None else worst.trace.header,
-            rooms=_rooms(verdict),
-            facts={f.stage: [_fact(e) for e in f.evidence] for f in verdict.findings},
-            most=MOST_EVIDENCE,
-            steps=[
-                (number, [finding.stage for finding in diagnosis.findings])
-                for number, diagnosis in enumerate(diagnoses)
-            ],
-            shown_step=first,
-            prompts=_prompts(worst, diagnoses[first], decode) if worst and decode else (),
-            answers=tuple(_answers(worst))[:MOST_ANSWERS] if worst else (),
-            stage_words=stage_words,
-            plain=_plain,
-        )
+    return render(
+        "doctor_page.html.j2",
+        verdict=verdict,
+        first=verdict.first,
+        header={} if worst is None else worst.trace.header,
+        states=_states(verdict),
+        values_of=_values,
+        most=MOST_EVIDENCE,
+        steps=[
+            (number, [finding.stage for finding in diagnosis.findings])
+            for number, diagnosis in enumerate(diagnoses)
+        ],
+        shown_step=first,
+        prompts=_prompts(worst, diagnoses[first], decode) if worst and decode else (),
+        answers=tuple(_answers(worst))[:MOST_ANSWERS] if worst else (),
+        stage_words=stage_words,
+        plain=_plain,
     )
 
 
@@ -105,7 +72,8 @@ def _plain(text: str) -> str:
     return shortened(visible(text), _LONGEST)
 
 
-def _rooms(verdict: Diagnosis) -> list[Room]:
+def _states(verdict: Diagnosis) -> dict[Stage, str]:
+    """Each stage in the house: broken, inherited, sound, unjudged or unseen."""
     broken = {finding.stage for finding in verdict.findings}
     states = {
         **dict.fromkeys(verdict.seen, "sound"),
@@ -113,21 +81,17 @@ def _rooms(verdict: Diagnosis) -> list[Room]:
         **dict.fromkeys(verdict.inherited, "inherited"),
         **dict.fromkeys(broken, "broken"),
     }
-    return [
-        Room(stage, states.get(stage, "unseen"), stage_words(stage).does)
+    return {
+        stage: states.get(stage, "unseen")
         for stage in STAGES
         if stage in MADE_STAGES or stage in broken
-    ]
+    }
 
 
-def _fact(evidence: Evidence) -> Fact:
+def _values(evidence: Evidence) -> str:
+    """The offending values as text; empty where there are none."""
     values = json.dumps(dict(evidence.values), ensure_ascii=False, default=str)
-    return Fact(
-        "" if evidence.row is None else str(evidence.row),
-        _plain(evidence.sentence),
-        "" if values == "{}" else _plain(values),
-        evidence.origin,
-    )
+    return "" if values == "{}" else _plain(values)
 
 
 # --------------------------------------------------------------------------- prompts, answers
@@ -192,7 +156,7 @@ def _prompt(
     }
     told = ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "no media"
     title = f"row {row}: {len(kept)} tokens, {told}; {int((~mask).sum())} masked out"
-    return PromptView(title, len(kept), tokens_a_cell(len(kept)), drawn, tuple(against))
+    return PromptView(title, tokens_a_cell(len(kept)), drawn, tuple(against))
 
 
 def _spans(ids: Sequence[int], decode: Decode) -> Iterator[Span]:
@@ -211,13 +175,16 @@ def _spans(ids: Sequence[int], decode: Decode) -> Iterator[Span]:
         start += length
 
 
-def _answers(case: Case) -> Iterator[Answer]:
+def _answers(case: Case) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Each completion, with what each reward function gave it."""
     if not case.rewards:
         return
     for at, text in enumerate(case.rewards[0].completions):
-        given = tuple(
-            (call.name, "not scored" if value is None else f"{value:.4g}")
-            for call in case.rewards
-            for value in call.values[at : at + 1]
+        yield (
+            _plain(text),
+            [
+                (call.name, "not scored" if value is None else f"{value:.4g}")
+                for call in case.rewards
+                for value in call.values[at : at + 1]
+            ],
         )
-        yield Answer(_plain(text), given)

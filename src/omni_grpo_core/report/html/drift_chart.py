@@ -5,25 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from omni_grpo_core.golden.results import FINE, CaseResult, Verdict
+from omni_grpo_core.report.html import Tick
 
 _LABEL, _PLOT, _INFINITE, _VALUE = 104, 500, 64, 76
 """Widths, in pixels: stage names, the decades, what is not finite, the value told."""
 _ROW, _TOP, _BOTTOM = 22, 8, 30
 _MOST_TICKS = 9
 
-Shape = Literal["dot", "diamond", "cross"]
+Harm = Literal["none", "drift", "harm"]
+_HARMS: tuple[Harm, ...] = get_args(Harm)
 
 
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """One stage of one case. ``harm``: ``none`` (within tolerance), ``drift`` or ``harm``."""
-
-    stage: str
-    case: str
-    harm: Literal["none", "drift", "harm"]
-    max_abs: float
-    mean_abs: float
+def harm_of(verdict: Verdict) -> Harm:
+    """``none``: within tolerance; ``drift``: of floats alone; ``harm``: anything else."""
+    return "none" if verdict in FINE else "drift" if verdict == "benign-drift" else "harm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,32 +31,16 @@ class Mark:
     x: float
     mean_x: float | None
     y: float
-    shape: Shape
-    harm: str
+    harm: Harm
     title: str
     value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    x: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """One stage's row."""
-
-    stage: str
-    y: float
-    middle: float
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
     """``left``, ``right``: where the decades begin and end. ``infinite``: where stands what is not
     finite, ``None`` if nothing is. ``still``: stages left out, without a drift to draw.
-    ``title``: all of it in one sentence, for who cannot see it."""
+    ``rows``: where stages stand. ``title``: all of it in one sentence, for who cannot see it."""
 
     width: int
     height: int
@@ -67,24 +49,24 @@ class Chart:
     infinite: float | None
     base: float
     still: tuple[str, ...]
-    bands: tuple[Band, ...]
+    rows: tuple[Tick, ...]
     ticks: tuple[Tick, ...]
     marks: tuple[Mark, ...]
     title: str
 
 
-def drift_chart(drifts: Sequence[Drift]) -> Chart | None:
+def drift_chart(cases: Sequence[CaseResult]) -> Chart | None:
     """A row for each stage that drifts, in the order in which they come; ``None`` if none does.
 
-    With more than one case no values are written beside the marks.
+    With more than one case that drifts no values are written beside the marks.
     """
-    every_stage = dict.fromkeys(drift.stage for drift in drifts)
-    drifts = [drift for drift in drifts if drift.max_abs]
+    every_stage = dict.fromkeys(stage.stage for case in cases for stage in case.stages)
+    drifts = [(case.case, stage) for case in cases for stage in case.stages if stage.max_abs]
     if not drifts:
         return None
-    moved = {drift.stage for drift in drifts}
+    moved = {drift.stage for _, drift in drifts}
     stages = [stage for stage in every_stage if stage in moved]
-    sizes = [s for d in drifts for s in (d.max_abs, d.mean_abs) if 0 < s < math.inf]
+    sizes = [s for _, d in drifts for s in (d.max_abs, d.mean_abs) if 0 < s < math.inf]
     low = math.floor(math.log10(min(sizes, default=1e-6)))
     high = max(math.ceil(math.log10(max(sizes, default=1.0))), low + 1)
     left, right = _LABEL, _LABEL + _PLOT
@@ -94,42 +76,40 @@ def drift_chart(drifts: Sequence[Drift]) -> Chart | None:
             return right + _INFINITE / 2
         return left + _PLOT * (math.log10(size) - low) / (high - low)
 
-    single = len({drift.case for drift in drifts}) == 1
+    single = len({case for case, _ in drifts}) == 1
     middles = {stage: _TOP + _ROW * (i + 0.5) for i, stage in enumerate(stages)}
-    shapes: dict[str, Shape] = {"none": "dot", "drift": "diamond", "harm": "cross"}
     marks = tuple(
         Mark(
             x=place(drift.max_abs),
             mean_x=place(drift.mean_abs) if drift.mean_abs else None,
             y=middles[drift.stage],
-            shape=shapes[drift.harm],
-            harm=drift.harm,
-            title=f"{drift.case}, {drift.stage}: max |Δ| {_told(drift.max_abs)}, "
+            harm=harm_of(drift.verdict),
+            title=f"{case}, {drift.stage}: max |Δ| {_told(drift.max_abs)}, "
             f"mean |Δ| {_told(drift.mean_abs)}",
             value=_told(drift.max_abs) if single else "",
         )
         # what matters is drawn last, on top
-        for drift in sorted(drifts, key=lambda drift: list(shapes).index(drift.harm))
+        for case, drift in sorted(drifts, key=lambda d: _HARMS.index(harm_of(d[1].verdict)))
     )
     every = -(-(high - low) // _MOST_TICKS)
     ticks = tuple(
         Tick(left + _PLOT * (power - low) / (high - low), f"1e{power}")
         for power in range(low, high + 1, every)
     )
-    worst = max(drifts, key=lambda drift: drift.max_abs)
+    case, worst = max(drifts, key=lambda drift: drift[1].max_abs)
     return Chart(
         width=right + _INFINITE + _VALUE,
         height=_TOP + _ROW * len(stages) + _BOTTOM,
         left=left,
         right=right,
-        infinite=None if all(math.isfinite(d.max_abs) for d in drifts) else place(math.inf),
+        infinite=None if all(math.isfinite(d.max_abs) for _, d in drifts) else place(math.inf),
         base=_TOP + _ROW * len(stages),
         still=tuple(stage for stage in every_stage if stage not in moved),
-        bands=tuple(Band(s, middles[s] - _ROW / 2, middles[s]) for s in stages),
+        rows=tuple(Tick(middles[stage], stage) for stage in stages),
         ticks=ticks,
         marks=marks,
         title="largest and mean |Δ| of floats by stage, logarithmic; largest: "
-        f"{_told(worst.max_abs)} in {worst.stage} of {worst.case}",
+        f"{_told(worst.max_abs)} in {worst.stage} of {case}",
     )
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from omni_grpo_core.pipeline.checks import SILENT
+from omni_grpo_core.report.html import Tick
 from omni_grpo_core.report.html.pictures import (
     Picture,
     Spectrogram,
-    Tick,
     frame_picture,
     mel_picture,
     seconds_of,
@@ -23,28 +23,18 @@ _MOST_STEPS = 8
 """Time steps of a video that are shown, evenly chosen."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    picture: Picture
-    alt: str
-    caption: str
-
-
-@dataclass(frozen=True, slots=True)
-class TimeStep:
-    """Frames that the vision tower merges into one step of time."""
-
-    label: str
-    frames: tuple[Frame, ...]
+Frame = tuple[Picture, str, str]
+"""What is shown, what it says to who cannot see it, and what stands below."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """An image (one step) or a video."""
+    """An image (one step) or a video. ``steps``: label of a step of time, and the frames that the
+    vision tower merges into it."""
 
     title: str
     facts: str
-    steps: tuple[TimeStep, ...]
+    steps: tuple[tuple[str, tuple[Frame, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +56,10 @@ def clips(media: Media, row: Row) -> tuple[Clip, ...]:
     made = []
     for item, image in enumerate(media.images):
         picture = frame_picture(image.pixels)
-        frame = Frame(picture, f"image {item}, {_size(picture)}", "")
+        frame = (picture, f"image {item}, {_size(picture)}", "")
         tokens = _tokens(row, "image", item)
-        step = TimeStep("", (frame,))
         facts = f"{_size(picture)} → {tokens} tokens{_copy(picture)}"
-        made.append(Clip(f"image {item}", facts, (step,)))
+        made.append(Clip(f"image {item}", facts, (("", (frame,)),)))
     made += [_video(video, row, item) for item, video in enumerate(media.videos)]
     return tuple(made)
 
@@ -91,7 +80,7 @@ def _video(video: Video, row: Row, item: int) -> Clip:
         # as many frames a step as the tower merges; the last step of an odd number holds one less
         begin, end = step * -(-count // steps), min((step + 1) * -(-count // steps), count)
         frames = tuple(_frame(video, item, index) for index in range(begin, end))
-        shown.append(TimeStep(f"step {step} · {tokens // steps} tokens", frames))
+        shown.append((f"step {step} · {tokens // steps} tokens", frames))
     facts = (
         f"{count} frames of {video.frames.shape[-1]}×{video.frames.shape[-2]} px, sampled at "
         f"{video.sample_fps:g} per second out of {video.source_fps:g}, from {video.duration:g} s "
@@ -99,7 +88,7 @@ def _video(video: Video, row: Row, item: int) -> Clip:
     )
     if len(shown) < steps:
         facts += f"; {len(shown)} of the {steps} steps are shown"
-    facts += "".join({_copy(frame.picture) for step in shown for frame in step.frames})
+    facts += "".join({_copy(picture) for _, frames in shown for picture, _, _ in frames})
     return Clip(f"video {item}", facts, tuple(shown))
 
 
@@ -107,7 +96,7 @@ def _frame(video: Video, item: int, index: int) -> Frame:
     picture = frame_picture(video.frames[index])
     time = f"{index / video.sample_fps:.2f} s" if video.sample_fps else "unknown time"
     alt = f"video {item}, frame {index + 1} of {len(video.frames)} at {time}"
-    return Frame(picture, alt, time)
+    return picture, alt, time
 
 
 def _sound(audio: Audio, row: Row, item: int) -> Sound:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
+from omni_grpo_core.report.html import Tick
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE
 
 _EXACT, _LARGEST = 64, 160
@@ -45,14 +46,6 @@ class Spectrogram:
     picture: Picture
     low: float
     high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A mark on a time axis: where, in percent of its length, and its label."""
-
-    percent: float
-    label: str
 
 
 def frame_picture(pixels: Tensor) -> Picture:
@@ -103,7 +96,7 @@ def mel_picture(features: Tensor) -> Spectrogram:
 
 
 def ticks(seconds: float) -> tuple[Tick, ...]:
-    """At most seven round times on an axis of ``seconds``.
+    """At most seven round times on an axis of ``seconds``, in percent of it.
 
     >>> [tick.label for tick in ticks(1.0)]
     ['0 s', '0.2', '0.4', '0.6', '0.8', '1']

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omni_grpo_core.pipeline.stages import Values
+from omni_grpo_core.report import Piece, pieces
+from omni_grpo_core.report.html import Decode, tokens_a_cell
 from omni_grpo_core.report.html.media_view import Clip, Sound, clips, sounds
-from omni_grpo_core.report.html.ribbon import Run, ribbon, tokens_a_cell
-from omni_grpo_core.report.text import Piece, pieces
+from omni_grpo_core.report.html.ribbon import Run, ribbon
+from omni_grpo_core.report.html.words import ended
 from omni_grpo_core.rewards.parse import parse, sections
-from omni_grpo_core.types import Completion, Malformed, Parsed, Score
+from omni_grpo_core.types import Completion, Malformed, Parsed, Row, Sample, Score
 
 _MODES = {
     "interleaved": "interleaved: the track rides inside its video, cut into chunks of time",
@@ -31,27 +33,16 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Reward:
-    name: str
-    score: Score
-
-
-@dataclass(frozen=True, slots=True)
 class SampleView:
-    """One sample. ``right`` is ``None`` when no accuracy was scored."""
+    """One sample, and its row of the batch. ``padding``: tokens to the row's left. ``right`` is
+    ``None`` when no accuracy was scored. ``sampled_facts``: temperature and seed."""
 
     number: int
-    sample_id: str
-    question: str
-    options: tuple[str, ...]
-    problem_type: str
-    origin: str
-    gold: str
-    solution: str
-    mode: str
-    mode_words: str
-    tokens: int
+    sample: Sample
+    row: Row
     padding: int
+    gold: str
+    mode_words: str
     tokens_a_cell: int
     clips: tuple[Clip, ...]
     sounds: tuple[Sound, ...]
@@ -59,36 +50,26 @@ class SampleView:
     prompt: str
     greedy: Answer | None
     right: bool | None
-    rewards: tuple[Reward, ...]
+    rewards: Mapping[str, Score]
     sampled: tuple[Answer, ...]
     sampled_facts: str
 
 
-def sample_view(values: Values, index: int, decode: Callable[[Sequence[int]], str]) -> SampleView:
+def sample_view(values: Values, index: int, decode: Decode) -> SampleView:
     """The view of row ``index`` of a pass's batch; later stages may be missing."""
     sample, batch = values["sample"][index], values["batch"]
     row, pad = batch.rows[index], batch.pads[index]
     positions, prompts, media = values.get("positions"), values.get("text"), values.get("media")
-    rewards = tuple(
-        Reward(name, scores[index]) for name, scores in values.get("reward", {}).items()
-    )
-    right = [
-        r.score.value == 1 for r in rewards if r.name == "accuracy" and r.score.value is not None
-    ]
+    rewards = {name: scores[index] for name, scores in values.get("reward", {}).items()}
+    accuracy = rewards["accuracy"].value if "accuracy" in rewards else None
     sampled, sampled_facts = _sampled(values, index)
     return SampleView(
         number=index + 1,
-        sample_id=sample.sample_id,
-        question=sample.question,
-        options=sample.options,
-        problem_type=sample.problem_type,
-        origin=sample.origin,
-        gold=_gold(sample.solution),
-        solution=sample.solution,
-        mode=row.audio_in_video,
-        mode_words=_MODES.get(row.audio_in_video, row.audio_in_video),
-        tokens=len(row.input_ids),
+        sample=sample,
+        row=row,
         padding=pad,
+        gold=_gold(sample.solution),
+        mode_words=_MODES.get(row.audio_in_video, row.audio_in_video),
         tokens_a_cell=tokens_a_cell(len(row.input_ids)),
         clips=() if media is None else clips(media[index], row),
         sounds=() if media is None else sounds(media[index], row),
@@ -97,7 +78,7 @@ def sample_view(values: Values, index: int, decode: Callable[[Sequence[int]], st
         ),
         prompt="" if prompts is None else prompts[index].text,
         greedy=_greedy(values, index),
-        right=right[0] if right else None,
+        right=None if accuracy is None else accuracy == 1,
         rewards=rewards,
         sampled=sampled,
         sampled_facts=sampled_facts,
@@ -122,10 +103,9 @@ def _sampled(values: Values, index: int) -> tuple[tuple[Answer, ...], str]:
 
 
 def _answer(completion: Completion, parsed: Parsed | Malformed) -> Answer:
-    ended = "ended by itself" if completion.finish_reason == "stop" else "cut off at the limit"
     return Answer(
         pieces(completion.text, parsed),
-        f"{len(completion.token_ids)} tokens, {ended}",
+        ended(completion.token_ids, completion.finish_reason),
         not isinstance(parsed, Malformed),
         "" if isinstance(parsed, Malformed) else parsed.answer.text.strip(),
     )

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
 
 from omni_grpo_core.golden.results import Tokens
-from omni_grpo_core.report.html.ribbon import Cell, Kind, tokens_a_cell
+from omni_grpo_core.report.html import number_range, tokens_a_cell
+from omni_grpo_core.report.html.ribbon import Cell, Run, stretches
 from omni_grpo_core.types import Modality
 
-_SPECIAL = re.compile(r"<\|[^|]*\|>")
 _MOST_STEPS = 4_000_000
 """Pairs of runs that are compared; what is longer and differs is marked as a whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiffRun:
-    """Neighbouring tokens of one kind, all of them on both sides or all on this one alone."""
-
-    kind: Kind
-    label: str
-    note: str
-    cells: tuple[Cell, ...]
-    changed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SpanChange:
-    """One stretch of a medium: ``was`` and ``now`` are token ranges, empty where there is none."""
-
-    modality: Modality
-    label: str
-    was: str
-    now: str
 
 
 def changed_tokens(was: Sequence[int], now: Sequence[int]) -> tuple[set[int], set[int]]:
@@ -91,53 +68,34 @@ def _opcodes(was: list[int], now: list[int]) -> list[tuple[str, int, int, int, i
     ]
 
 
-def diff_ribbon(tokens: Tokens, changed: set[int]) -> tuple[DiffRun, ...]:
+def diff_ribbon(tokens: Tokens, changed: set[int]) -> tuple[Run, ...]:
     """The runs of one side, in token order."""
     per_cell = tokens_a_cell(len(tokens.ids))
     runs = []
-    for kind, item, marked, start, stop in _stretches(tokens, changed):
+    for kind, item, marked, start, stop in stretches(tokens.spans, tokens.words, changed):
         name = kind if item is None else f"{kind} {item}"
         text = "".join(tokens.words[start:stop])
         cells = []
         for first in range(start, stop, per_cell):
             last = min(first + per_cell, stop) - 1
             what = "".join(tokens.words[first : last + 1])
-            ids = _range(tokens.ids[first], tokens.ids[last])
-            cells.append(Cell(f"token {_range(first, last)} · {what!r} · id {ids} · {name}"))
+            ids = number_range(tokens.ids[first], tokens.ids[last])
+            cells.append(Cell(f"token {number_range(first, last)} · {what!r} · id {ids} · {name}"))
         if kind == "special":
             label, note = text, ""
         else:
             label, note = name, " ".join(text.replace("\n", " ↵ ").split())
             note = note if kind == "text" else ""
-        runs.append(DiffRun(kind, f"{label} · {_range(start, stop - 1)}", note, tuple(cells),
+        runs.append(Run(kind, f"{label} · {number_range(start, stop - 1)}", note, tuple(cells),
                             marked))  # fmt: skip
     return tuple(runs)
 
 
-def _stretches(
-    tokens: Tokens, changed: set[int]
-) -> Iterator[tuple[Kind, int | None, bool, int, int]]:
-    owner: dict[int, tuple[Modality, int, int]] = {}
-    for number, span in enumerate(tokens.spans):
-        for token in range(span.start, span.start + span.length):
-            owner[token] = (span.modality, span.item, number)
-
-    def label(token: int) -> tuple[Kind, int | None, int, bool]:
-        marked = token in changed
-        if token in owner:
-            return (*owner[token], marked)
-        special = _SPECIAL.fullmatch(tokens.words[token])
-        return ("special" if special else "text"), None, -1, marked
-
-    start = 0
-    for (kind, item, _, marked), group in groupby(range(len(tokens.ids)), key=label):
-        stop = start + len(list(group))
-        yield kind, item, marked, start, stop
-        start = stop
-
-
-def span_changes(was: Tokens | None, now: Tokens | None) -> tuple[SpanChange, ...]:
-    """Spans that are gone, new, elsewhere or of another length, in the order of the golden."""
+def span_changes(
+    was: Tokens | None, now: Tokens | None
+) -> tuple[tuple[Modality, str, str, str], ...]:
+    """Spans that are gone, new, elsewhere or of another length, in the order of the golden: of
+    which modality, which one, and its tokens before and now, empty where it is not."""
     before, after = _parts(was), _parts(now)
     found = []
     for key in {**before, **after}:
@@ -145,7 +103,7 @@ def span_changes(was: Tokens | None, now: Tokens | None) -> tuple[SpanChange, ..
         if old != new:
             modality, item, part = key
             label = f"{modality} {item}" + (f", part {part}" if part else "")
-            found.append(SpanChange(modality, label, old, new))
+            found.append((modality, label, old, new))
     return tuple(found)
 
 
@@ -155,10 +113,6 @@ def _parts(tokens: Tokens | None) -> dict[tuple[Modality, int, int], str]:
     for span in () if tokens is None else tokens.spans:
         item = (span.modality, span.item)
         last = span.start + span.length - 1
-        found[(*item, seen[item])] = f"{_range(span.start, last)} ({span.length} tokens)"
+        found[(*item, seen[item])] = f"{number_range(span.start, last)} ({span.length} tokens)"
         seen[item] += 1
     return found
-
-
-def _range(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}–{last}"

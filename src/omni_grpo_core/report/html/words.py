@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from omni_grpo_core.pipeline.check import CheckResult, ModalityProof
@@ -49,6 +49,16 @@ def health_words(name: str) -> str:
     'some new number'
     """
     return _HEALTH.get(name, name.replace("_", " "))
+
+
+def ended(ids: Sequence[int], finish: str) -> str:
+    """How long a completion is, and why it is no longer.
+
+    >>> ended([5, 6, 7], "length")
+    '3 tokens, cut off at the limit'
+    """
+    words = {"stop": "ended by itself", "length": "cut off at the limit"}
+    return f"{len(ids)} tokens, {words.get(finish, finish)}"
 
 
 def not_judged(proof: ModalityProof) -> str:

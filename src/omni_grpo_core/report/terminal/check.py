@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from omni_grpo_core.pipeline.check import CheckResult
+from omni_grpo_core.report import pieces, shortened, varied, visible
 from omni_grpo_core.report.html.words import first_failure, not_judged
-from omni_grpo_core.report.text import pieces, shortened, varied, visible
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import Check, StageRecord
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from omni_grpo_core.doctor.evidence import Diagnosis, Evidence, Explanation, Finding
 from omni_grpo_core.doctor.experiment import Experiment
-from omni_grpo_core.report.text import shortened, visible
+from omni_grpo_core.report import shortened, visible
 from omni_grpo_core.types import MADE_STAGES, STAGES, Stage
 
 _EVIDENCE = 6
