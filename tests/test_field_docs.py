@@ -13,7 +13,7 @@ ROOT = Path(omni_grpo_core.__file__).parent
 FILES = (
     "types.py",
     "core/media_config.py",
-    "losses/config.py",
+    "losses/__init__.py",
     "pipeline/settings.py",
     "rewards/endpoint.py",
     "training/config.py",

@@ -29,26 +29,27 @@ ROOMS: Mapping[str, frozenset[str]] = {
         "_version": "",
         "types": "",
         "errors": "types",
+        "tolerances": "",
         "io": "_version errors",
-        "rewards": "errors io trace types",
-        "losses": "errors trace types",
-        "trace": "errors io types",
+        "rewards": "errors io tolerances types",
+        "losses": "errors tolerances types",
+        "trace": "errors io tolerances types",
         # a row whose gold no reward can read is refused with the others
         "core": "errors io rewards types",
-        "pipeline": "_version core errors io losses rewards trace types",
-        "training": "core errors io losses pipeline rewards trace types",
+        "pipeline": "_version core errors io losses rewards tolerances types",
+        "training": "core errors io losses pipeline rewards trace tolerances types",
         "tiny": "core errors io rewards types",
         # watches foreign trainers: it knows calls, not what should have come out of them
         "recorder": "core errors io rewards trace types",
-        "doctor": "core errors losses pipeline recorder rewards trace types",
-        "golden": "core errors io losses pipeline rewards tiny trace training types",
+        "doctor": "core errors losses pipeline recorder rewards trace tolerances types",
+        "golden": "core errors io losses pipeline rewards tiny trace training tolerances types",
         "faults": "core doctor errors io losses pipeline recorder rewards tiny trace types",
         "versions": "core errors io pipeline rewards tiny trace types",
-        "report": "doctor errors faults golden io pipeline rewards trace types",
+        "report": "doctor errors faults golden io pipeline rewards trace tolerances types",
         "cli": "_version core doctor errors faults golden io pipeline recorder report rewards tiny "
         "trace training types versions",
         "pytest_plugin": "golden",
-        "__init__": "_version core doctor errors losses pipeline recorder training",
+        "__init__": "_version core doctor errors losses pipeline recorder rewards training types",
         "__main__": "cli io",
     }.items()
 }
@@ -90,7 +91,10 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-SOURCES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+# of __init__, what it imports when asked: the stub, which it reads
+SOURCES = {
+    module_name(path): path for kind in ("py", "pyi") for path in sorted(ROOT.rglob(f"*.{kind}"))
+}
 
 
 def room_of(module: str) -> str:

@@ -1,4 +1,18 @@
-"""Every error a person can cause, in one tree: an :class:`OmniGrpoError` for each kind of input.
+"""Every error a person can cause, in one tree.
+
+::
+
+    OmniGrpoError          exit code 2
+    ├── ConfigError        a setting
+    │   └── MissingExtra   a package that only an extra installs; an ImportError too
+    ├── DataError          a row of a data set
+    ├── MediaError         a file
+    ├── ConversationError  the messages of a sample
+    ├── BatchError         a batch
+    ├── CheckpointError    a checkpoint folder
+    ├── RewardError        a reward function
+    ├── TrainError         a training run
+    └── TraceError         a stored trace or golden
 
 Each says stage, item, what was found, what was wanted and what to do. A stage that *works* but
 whose result is wrong is no error: it is a failed :class:`~omni_grpo_core.types.Check`, exit code 1.
@@ -71,6 +85,10 @@ def _rebuild(kind: type[OmniGrpoError], item: str, got: str, want: str, fix: str
 
 class ConfigError(OmniGrpoError, stage="config"):
     """A setting: unknown key, wrong type, cannot work."""
+
+
+class MissingExtra(ConfigError, ImportError):
+    """A package that only an extra installs."""
 
 
 class DataError(OmniGrpoError, stage="sample"):

@@ -115,7 +115,7 @@ def omni_golden(request: pytest.FixtureRequest) -> OmniGolden:
     if tuple(int(part) for part in found.split(".")[:3] if part.isdecimal()) < _SYRUPY:
         pytest.fail(
             f"omni_golden needs syrupy {'.'.join(map(str, _SYRUPY))} or newer, "
-            f"found {'none' if found == '0' else found}: pip install 'syrupy>=7.0.2'",
+            f"found {'none' if found == '0' else found}: pip install 'omni-grpo-core[pytest]'",
             pytrace=False,
         )
     from omni_grpo_core.golden.pytest_fixture import OmniGolden

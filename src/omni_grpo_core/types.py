@@ -53,7 +53,6 @@ Stage = Literal[
 ]
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
-AUDIO_IN_VIDEO: tuple[AudioInVideo, ...] = get_args(AudioInVideo)
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 STAGES: tuple[Stage, ...] = get_args(Stage)
 MADE_STAGES: tuple[Stage, ...] = tuple(s for s in STAGES if s not in ("config", "policy", "trace"))

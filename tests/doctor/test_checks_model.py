@@ -10,7 +10,6 @@ import torch
 from doctor_recordings import facts, only, steps_with
 
 from omni_grpo_core.doctor.checks import embeddings as checks_embeddings
-from omni_grpo_core.doctor.checks import policy as checks_policy
 from omni_grpo_core.doctor.checks import positions as checks_positions
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
@@ -154,6 +153,6 @@ def test_features_of_nothing_known(step: Case) -> None:
 
 
 def test_rope_sections_of_another_model(step: Case) -> None:
-    assert facts(checks_policy.look_rope, step) == []
+    assert facts(checks_positions.look_rope, step) == []
     other = Case(Trace({**step.trace.header, "rope_sections": "16 24 24"}, ()), step.reference)
-    assert only(checks_policy.look_rope, other).values == {"got": "16 24 24", "want": "4 6 6"}
+    assert only(checks_positions.look_rope, other).values == {"got": "16 24 24", "want": "4 6 6"}

@@ -17,7 +17,7 @@ from omni_grpo_core.golden.generations import (
     scoring_differences,
 )
 from omni_grpo_core.pipeline.stages import Scored
-from omni_grpo_core.trace.tolerances import FLOAT32 as TOLERANCE
+from omni_grpo_core.tolerances import FLOAT32 as TOLERANCE
 from omni_grpo_core.types import Completion
 
 EOS = 2

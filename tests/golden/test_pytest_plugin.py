@@ -25,9 +25,10 @@ def test_plain(): pass
 """
 
 
-def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
-    pytester.makepyfile(TESTS)
-    # of its own: pytest's folder may lie below this project's, as it does under tox
+def run(pytester: pytest.Pytester, *options: str, tests: str = TESTS) -> pytest.RunResult:
+    pytester.makepyfile(tests)
+    # of its own: pytest's folder may lie below this project's, as it does under tox, and a folder
+    # behind an option counts as a path when pytest looks for settings: theirs may be anybody's
     settings = str(pytester.makeini("[pytest]"))
     # -p no:syrupy: the plugin must not need it until a golden is asked for
     return pytester.runpytest_inprocess(
@@ -109,16 +110,22 @@ def pytest_addoption(parser):
 def test_a_project_may_have_an_option_of_its_own_by_that_name(pytester: pytest.Pytester) -> None:
     """The plugin took ``--checkpoint`` for itself: a conftest that defines one could not start."""
     pytester.makeconftest(OWN)
-    pytester.makepyfile(
-        "def test_own(pytestconfig): assert pytestconfig.getoption('checkpoint') == 'yours'"
-    )
-    result = pytester.runpytest_inprocess("-p", "no:syrupy", "--checkpoint", "yours")
+    own = "def test_own(pytestconfig): assert pytestconfig.getoption('checkpoint') == 'yours'"
+    run(pytester, "--checkpoint", "yours", tests=own).assert_outcomes(passed=1)
+
+
+def test_a_plugin_may_have_one_too(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(theirs=OWN)
+    pytester.syspathinsert()
+    own = "def test_own(pytestconfig): assert pytestconfig.getoption('checkpoint') == 'yours'"
+    result = run(pytester, "-p", "theirs", "--checkpoint", "yours", tests=own)
     result.assert_outcomes(passed=1)
 
 
 def test_the_old_names_work_for_one_more_version(pytester: pytest.Pytester, tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    pytester.makepyfile("def test_old(omni_checkpoint): assert omni_checkpoint.is_dir()")
-    result = pytester.runpytest_inprocess("-p", "no:syrupy", "--checkpoint", str(tmp_path))
-    result.assert_outcomes(passed=1, warnings=1)
+    old = "def test_old(omni_checkpoint): assert omni_checkpoint.is_dir()"
+    result = run(pytester, "--checkpoint", str(tmp_path), tests=old)
+    # not the number of warnings: other plugins that this process has loaded may have their own
+    result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*--checkpoint is --omni-checkpoint from 0.2 on"])

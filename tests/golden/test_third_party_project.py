@@ -65,6 +65,14 @@ def test_slow(): pass
 @pytest.mark.tiny
 def test_tiny(): pass
 """
+OWN_OPTION = """
+def pytest_addoption(parser):
+    parser.addoption("--checkpoint", default="mine")
+"""
+OWN_TEST = """
+def test_own(pytestconfig):
+    assert pytestconfig.getoption("checkpoint") == "yours"
+"""
 # as strict as a project can be: a marker that is not known, or any warning, is an error
 INI = """
 [tool.pytest.ini_options]
@@ -88,8 +96,7 @@ class Project:
 
     def pytest(self, *options: str) -> tuple[int, str]:
         """Exit code, and stdout with stderr."""
-        mine = ("PYTHON", "PYTEST", "COV_", "COVERAGE", "VIRTUAL_ENV")
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
+        environment = surroundings()
         # a machine with a GPU is to behave like one without
         environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
@@ -104,8 +111,16 @@ class Project:
         return done.returncode, done.stdout
 
 
+def surroundings() -> dict[str, str]:
+    """This process's environment without what would put the checkout before the wheel."""
+    mine = ("PYTHON", "PYTEST", "COV_", "COVERAGE", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if not name.startswith(mine)}
+
+
 def call(*command: str | Path) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=surroundings(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -180,3 +195,18 @@ def test_markers_and_options(project: Project) -> None:
     assert (code, "--omni-require-gpu: torch" in told) == (4, True), told
     told = project.pytest("--markers")[1]
     assert all(f"@pytest.mark.{name}:" in told for name in ("gpu", "full", "slow", "tiny"))
+
+
+@pytest.mark.parametrize("where", ["conftest.py", "theirs.py"], ids=["conftest", "plugin"])
+def test_an_option_of_the_project_s_own_by_the_plugin_s_old_name(
+    project: Project, where: str
+) -> None:
+    """The plugin took ``--checkpoint`` for itself: a project that defines one could not start."""
+    project.write(where, OWN_OPTION)
+    project.write("prepare.py", PROCESSOR)
+    project.write("tests/test_theirs.py", TEST + OWN_TEST)
+    options = ["--checkpoint=yours", *(["-p", "theirs"] if where == "theirs.py" else [])]
+    code, told = project.pytest("--snapshot-update", *options)
+    assert (code, "3 passed" in told) == (0, True), told
+    code, told = project.pytest(*options)
+    assert (code, "3 passed" in told) == (0, True), told

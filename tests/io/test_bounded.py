@@ -19,8 +19,8 @@ from omni_grpo_core.io.bounded import (
     json_value,
     read_bytes,
     read_text,
-    yaml_value,
 )
+from omni_grpo_core.io.bounded_yaml import yaml_value
 
 HOSTILE = {
     "200,000 brackets": ("[" * 200_000, "brackets more than 64 deep"),

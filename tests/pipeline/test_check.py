@@ -45,9 +45,8 @@ def test_the_donor_has_as_many_items_and_other_content() -> None:
 
 def test_a_lone_row_is_swapped_with_its_own_negative() -> None:
     lone = replace(clip("a", 1.0), images=(Image(torch.full((3, 2, 2), 5, dtype=torch.uint8)),))
-    turned = donor([lone], [0], 0, "image")
-    assert int(turned.images[0].pixels[0, 0, 0]) == 250
-    assert float(turned.videos[0].frames[0, 0, 0, 0]) == 254
+    assert int(donor([lone], [0], 0, "image").images[0].pixels[0, 0, 0]) == 250
+    assert float(donor([lone], [0], 0, "video").videos[0].frames[0, 0, 0, 0]) == 254
 
 
 @pytest.fixture(scope="module")

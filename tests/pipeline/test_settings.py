@@ -45,7 +45,7 @@ def test_nothing_given_is_the_defaults(tmp_path: Path) -> None:
         ("max_new_tokens: 010", "run.yaml:1: found '010', which is 8 or 10"),
         ("temperature: 1e-320", "temperature: found 1e-320, wanted 0, or 0.01 or more"),
         ("- 1", "found list, wanted a mapping"),
-        ("a: [", "no YAML .*wanted a JSON or YAML file"),
+        ("a: [", "no YAML .*wanted a mapping of settings in a JSON or YAML file"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -24,7 +24,7 @@ from omni_grpo_core.pipeline.checks import (
     check_text,
 )
 from omni_grpo_core.pipeline.inputs import Inputs
-from omni_grpo_core.rewards import Reward, Row
+from omni_grpo_core.rewards import Reward, RewardRow
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.types import Batch, Check, Logits, Malformed, Rollout, Sample, Score
 
@@ -195,7 +195,7 @@ def test_parsed() -> None:
 class PaysADefault(Reward):
     """The incident's people-focus reward: 0.10 for anything."""
 
-    def score(self, row: Row) -> Score:
+    def score(self, row: RewardRow) -> Score:
         return Score(0.1, "default")
 
 

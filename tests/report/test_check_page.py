@@ -85,7 +85,7 @@ def test_the_verdict_of_a_failure_says_what_failed_first_and_what_to_do() -> Non
     check = Check("left padding", False, "padding on the right")
     text = words(check_page(result(verdict="fail", failing={"batch": check}), decode))
     assert "✗ FAIL: batch Failed first left padding Seen padding on the right What to do" in text
-    assert "Use the processor files that came with the checkpoint" in text
+    assert "pad prompts on the left: padding_side='left' in the processor call" in text
     assert text.count("✗ left padding") == 1
 
 

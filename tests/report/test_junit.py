@@ -88,7 +88,7 @@ def test_a_failed_check_says_what_was_seen_and_what_to_do() -> None:
     text = found["check.text", "text as before"]
     assert text.attrib == {"message": "row 1 differs", "type": "check"}
     assert text.text is not None
-    assert "do: Restore the chat template" in text.text
+    assert "do: training and prompting must render the same text" in text.text
 
 
 def test_of_two_checks_with_one_name_the_right_one_fails() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from omni_grpo_core.errors import DataError, RewardError
-from omni_grpo_core.rewards import Reward, Row
+from omni_grpo_core.rewards import Reward, RewardRow
 from omni_grpo_core.rewards.accuracy import MEASURES, Accuracy
 from omni_grpo_core.rewards.parse import Gold, render
 from omni_grpo_core.types import PROBLEM_TYPES, Score
@@ -94,7 +94,7 @@ def test_a_column_that_is_short_is_refused() -> None:
 
 
 def test_a_measure_can_be_replaced() -> None:
-    def strict(row: Row, truth: Gold, answer: str) -> Score:
+    def strict(row: RewardRow, truth: Gold, answer: str) -> Score:
         return Score(float(answer == truth.answer), "literal")
 
     columns = {"problem_type": ["multiple choice"], "solution": ["<answer>A</answer>"]}
@@ -108,11 +108,11 @@ class Batching(Reward):
         super().__init__("judge")
         self.batches: list[list[int]] = []
 
-    def score_rows(self, rows: Sequence[Row]) -> list[Score]:
+    def score_rows(self, rows: Sequence[RewardRow]) -> list[Score]:
         self.batches.append([row.index for row in rows])
         return [Score(row.index / 10, "judged") for row in rows]
 
-    def score(self, row: Row) -> Score:
+    def score(self, row: RewardRow) -> Score:
         raise AssertionError("a judge is asked for all rows at once")
 
 

@@ -24,7 +24,7 @@ from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.conformance import run
 from omni_grpo_core.rewards.judge import LONGEST_JUDGED, Endpoint, Judge, JudgeReward
 from omni_grpo_core.rewards.judge_cache import VerdictCache
-from omni_grpo_core.rewards.judge_prompt import BadVerdict, Verdict, read_verdict
+from omni_grpo_core.rewards.judge_prompt import BadVerdict, JudgeVerdict, read_verdict
 from omni_grpo_core.rewards.parse import render
 from omni_grpo_core.types import Score
 
@@ -263,7 +263,7 @@ def test_read_verdict_guesses_nothing(reply: object) -> None:
 @pytest.mark.parametrize("score", [0, 5, 10])
 def test_read_verdict_takes_exactly_what_was_asked_for(score: int) -> None:
     reply = json.dumps({"score": score, "reason": "weil\ud800"})
-    assert read_verdict(" \n" + reply) == Verdict(score, "weil?")
+    assert read_verdict(" \n" + reply) == JudgeVerdict(score, "weil?")
 
 
 # ------------------------------------------------------------------ cache

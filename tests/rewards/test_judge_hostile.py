@@ -22,7 +22,7 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.redaction import REDACTED, Scrubber
 from omni_grpo_core.rewards.judge import LONGEST_BODY, Endpoint, Judge
 from omni_grpo_core.rewards.judge_cache import VerdictCache
-from omni_grpo_core.rewards.judge_prompt import Question, Verdict
+from omni_grpo_core.rewards.judge_prompt import JudgeVerdict, Question
 from omni_grpo_core.types import Score
 
 QUESTION = Question("answer", "Who?", (), None, "a man", "a man")
@@ -195,7 +195,7 @@ def test_what_a_library_logs_is_cleaned_while_the_judge_works_only(
 
 def test_a_verdict_cached_before_cleaning_is_cleaned(server: JudgeServer, tmp_path: Path) -> None:
     with closing(VerdictCache(tmp_path / "verdicts.db")) as cache:
-        cache.put(QUESTION.key("judge"), Verdict(5, f"as {KEY} says"))
+        cache.put(QUESTION.key("judge"), JudgeVerdict(5, f"as {KEY} says"))
     judge = ask(server, cache=tmp_path / "verdicts.db")
     assert judge.ask([QUESTION]) == [Score(0.5, f"as {REDACTED} says")]
 
@@ -428,4 +428,4 @@ def test_a_cached_verdict_that_is_none_is_asked_again(
         cache._db.execute("INSERT INTO verdict VALUES (?, ?, ?)", (QUESTION.key("judge"), *row))
     assert ask(server, cache=path).ask([QUESTION]) == [Score(0.8, "so it is")]
     with closing(VerdictCache(path)) as cache:
-        assert cache.get(QUESTION.key("judge")) == Verdict(8, "so it is")
+        assert cache.get(QUESTION.key("judge")) == JudgeVerdict(8, "so it is")

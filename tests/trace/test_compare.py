@@ -12,12 +12,12 @@ import pytest
 import torch
 from small_traces import CLIP_IDS, decode, noise, patches, small_batch, small_trace, with_value
 
+from omni_grpo_core.tolerances import Tolerance, Tolerances
 from omni_grpo_core.trace.compare import compare, compare_leaves
 from omni_grpo_core.trace.divergence import Divergence
 from omni_grpo_core.trace.fingerprint import fingerprint
 from omni_grpo_core.trace.leaves import leaves
 from omni_grpo_core.trace.store import value_at
-from omni_grpo_core.trace.tolerances import Tolerance, Tolerances
 from omni_grpo_core.types import (
     Batch,
     Check,

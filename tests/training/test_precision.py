@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from train_runs import log, short
 
 from omni_grpo_core.core import rollout
-from omni_grpo_core.trace.tolerances import DRIFT
+from omni_grpo_core.tolerances import DRIFT
 from omni_grpo_core.training.config import GuardConfig, TrainConfig
 from omni_grpo_core.training.loop import train
 

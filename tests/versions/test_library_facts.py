@@ -15,6 +15,7 @@ from omni_grpo_core.pipeline.inputs import Inputs
 from omni_grpo_core.types import Sample
 from omni_grpo_core.versions.clips import by_path, mute_clip
 from omni_grpo_core.versions.coming import cache_names, going, removal
+from omni_grpo_core.versions.facts import mute_and_heard
 from omni_grpo_core.versions.generating import EVAL, NO_CACHE, TRAIN, batched, exam
 from omni_grpo_core.versions.library import (
     audio_in_video_calls,
@@ -22,7 +23,6 @@ from omni_grpo_core.versions.library import (
     rope_deltas,
     template_type,
 )
-from omni_grpo_core.versions.probe import mute_and_heard
 
 STORED = {
     v["facts"]["header"]["transformers"]: v["facts"]

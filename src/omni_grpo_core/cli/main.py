@@ -40,6 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # loading rich would take longer than all the rest of --help
 )
 app.add_typer(tiny_app, name="tiny")
 app.add_typer(golden_app, name="golden")

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from omni_grpo_core.core.family import Family
 from omni_grpo_core.errors import CheckpointError
-from omni_grpo_core.io.bounded import Unreadable, json_value, read_text
+from omni_grpo_core.io.bounded import Unreadable, json_value, mapping_in
 
 ADAPTER = "adapter_config.json"
 GENERATION = "generation_config.json"
@@ -181,7 +181,7 @@ beside a vocabulary's size, and what would. A rollout honours only the eos, but 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a checkpoint's file. Raises ``CheckpointError`` where there is none."""
     try:
-        content = json_value(read_text(path))
+        return mapping_in(path, json_value)
     except Unreadable as error:
         raise CheckpointError(
             error.place(path),
@@ -191,14 +191,6 @@ def read_object(path: Path) -> dict[str, Any]:
             if error.got == "no such file"
             else "restore the file from the checkpoint's source",
         ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            str(path),
-            got=type(content).__name__,
-            want="a JSON object",
-            fix="restore the file from the checkpoint's source",
-        )
-    return content
 
 
 def thinker_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from omni_grpo_core.io.bounded import Unreadable, json_value, read_text
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DataRow:
     """One JSON object of a data file. ``number`` counts from 1: rows, or lines in JSONL."""
 
     file: Path
@@ -50,7 +50,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def read_rows(file: Path) -> Iterator[Row]:
+def read_rows(file: Path) -> Iterator[DataRow]:
     """The rows of a JSON list or of JSONL. Raises DataError where there is something else."""
     try:
         text = read_text(file)
@@ -79,7 +79,7 @@ def read_rows(file: Path) -> Iterator[Row]:
         yield _row(file, number, values)
 
 
-def _lines(file: Path, text: str) -> Iterator[Row]:
+def _lines(file: Path, text: str) -> Iterator[DataRow]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -99,7 +99,7 @@ def _not_json(file: Path, error: Unreadable) -> DataError:
     )
 
 
-def _row(file: Path, number: int, values: Any) -> Row:
+def _row(file: Path, number: int, values: Any) -> DataRow:
     if not isinstance(values, dict):
         raise DataError(
             f"{file}:{number}",
@@ -107,4 +107,4 @@ def _row(file: Path, number: int, values: Any) -> Row:
             want="a JSON object",
             fix="mend the row",
         )
-    return Row(file, number, values)
+    return DataRow(file, number, values)

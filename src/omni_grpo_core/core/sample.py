@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from omni_grpo_core.core.rows import Row, is_text, read_rows, short
+from omni_grpo_core.core.rows import DataRow, is_text, read_rows, short
 from omni_grpo_core.errors import DataError
 from omni_grpo_core.io.bounded import is_url
 from omni_grpo_core.rewards.accuracy import check_gold
@@ -93,8 +93,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _with_unique_ids(rows: tuple[Row, ...], samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-    seen: dict[str, tuple[Row, str]] = {}
+def _with_unique_ids(rows: tuple[DataRow, ...], samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    seen: dict[str, tuple[DataRow, str]] = {}
     unique = []
     for row, sample in zip(rows, samples, strict=True):
         sample_id, copies = sample.sample_id, 1
@@ -116,16 +116,16 @@ def _with_unique_ids(rows: tuple[Row, ...], samples: tuple[Sample, ...]) -> tupl
 # --------------------------------------------------------------------------- the row
 
 
-def _is_social_iq(row: Row) -> bool:
+def _is_social_iq(row: DataRow) -> bool:
     return "vid_name" in row.values or "q" in row.values
 
 
-def _id_key(row: Row) -> str | None:
+def _id_key(row: DataRow) -> str | None:
     keys = ("qid",) if _is_social_iq(row) else ("problem_id", "id")
     return next((key for key in keys if row.values.get(key) is not None), None)
 
 
-def _read(row: Row, root: Path | None) -> Sample:
+def _read(row: DataRow, root: Path | None) -> Sample:
     key = _id_key(row)
     sample_id = f"{row.file.name}:{row.number}" if key is None else row.values[key]
     if type(sample_id) is not int and not is_text(sample_id):
@@ -133,7 +133,7 @@ def _read(row: Row, root: Path | None) -> Sample:
     return (_social_iq if _is_social_iq(row) else _human_omni)(row, str(sample_id), root)
 
 
-def _human_omni(row: Row, sample_id: str, root: Path | None) -> Sample:
+def _human_omni(row: DataRow, sample_id: str, root: Path | None) -> Sample:
     question = row.text("problem")
     kind = row.values.get("problem_type")
     if kind not in PROBLEM_TYPES:
@@ -164,7 +164,7 @@ def _human_omni(row: Row, sample_id: str, root: Path | None) -> Sample:
     )
 
 
-def _options(row: Row, kind: str) -> tuple[str, ...]:
+def _options(row: DataRow, kind: str) -> tuple[str, ...]:
     options = row.values.get("options") or []
     if not isinstance(options, list) or not all(map(is_text, options)):
         row.bad(f"options {short(options)}", "a list of texts")
@@ -184,7 +184,7 @@ def _labels(options: Iterable[str]) -> set[str]:
     return {match.group(1).upper() for option in options if (match := _OPTION.match(option))}
 
 
-def _check_gold_letters(row: Row, kind: str, options: tuple[str, ...], gold: str) -> None:
+def _check_gold_letters(row: DataRow, kind: str, options: tuple[str, ...], gold: str) -> None:
     labels = _labels(options)
     pieces = re.split(r"[,;]", gold) if kind == "emer_ov_mc" else [gold]
     for piece in pieces:
@@ -193,7 +193,7 @@ def _check_gold_letters(row: Row, kind: str, options: tuple[str, ...], gold: str
             row.bad(f"gold {short(gold)}", f"letters of the options ({', '.join(sorted(labels))})")
 
 
-def _media(row: Row, root: Path | None) -> tuple[MediaRef, ...]:
+def _media(row: DataRow, root: Path | None) -> tuple[MediaRef, ...]:
     values = row.values
     # evaluation files of HumanOmniV2 name the file by its kind alone
     path = values.get("path", {k: values[k] for k in MODALITIES if values.get(k) is not None})
@@ -231,7 +231,7 @@ def _media(row: Row, root: Path | None) -> tuple[MediaRef, ...]:
 # --------------------------------------------------------------------------- Social-IQ 2.0
 
 
-def _social_iq(row: Row, sample_id: str, root: Path | None) -> Sample:
+def _social_iq(row: DataRow, sample_id: str, root: Path | None) -> Sample:
     question = row.text("q")
     options = tuple(
         f"{letter}. {row.text(key)}" for letter, key in zip("ABCD", _CHOICES, strict=True)

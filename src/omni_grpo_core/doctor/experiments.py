@@ -8,7 +8,6 @@ recorded completion with its history and without, take each modality away. Secon
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from omni_grpo_core.doctor.experiments_media import modalities
 from omni_grpo_core.doctor.rollouts import completion_ids, until_end
 from omni_grpo_core.doctor.teacher_forced import Taught, apart, taught, text_hidden, tolerance
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.trace.calls import GenerateCall, Modes
+from omni_grpo_core.trace.calls import GenerateCall
 
 _MOST_TOKENS = 32
 
@@ -89,7 +88,10 @@ def _modes_of_generate(case: Case, policy: Policy, call: GenerateCall) -> Iterat
         return
     state = "on" if call.modes.checkpointing else "off"
     how = f"greedily in eval mode and as recorded (train mode, gradient checkpointing {state})"
-    with _in_mode(policy.model, call.modes):
+    with modes_restored(policy.model):
+        if call.modes.checkpointing:
+            switch_checkpointing(policy.model, True)
+        policy.model.train(call.modes.training)
         try:
             recorded = _greedy(policy, call, use_cache=bool(call.config.get("use_cache", True)))
         except Exception as error:  # whatever this version refuses the mode with is the fact
@@ -150,16 +152,6 @@ def _greedy(policy: Policy, call: GenerateCall, *, use_cache: bool) -> Tensor:
 def _width(call: GenerateCall) -> int:
     ids = completion_ids(call)
     return 0 if ids is None else int(ids.shape[1])
-
-
-@contextmanager
-def _in_mode(model: torch.nn.Module, recorded: Modes) -> Iterator[None]:
-    """The model in the recorded mode, and back."""
-    with modes_restored(model):
-        if recorded.checkpointing:
-            switch_checkpointing(model, True)
-        model.train(recorded.training)
-        yield
 
 
 # --------------------------------------------------------------------------- teacher-forcing

@@ -16,8 +16,8 @@ from torch import Tensor
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.losses import LossConfig, LossType
 from omni_grpo_core.losses.policy_loss import token_kl, token_losses
+from omni_grpo_core.tolerances import LOSS
 from omni_grpo_core.trace.calls import LossSeen
-from omni_grpo_core.trace.tolerances import LOSS
 
 _TYPES: Mapping[str, LossType] = {
     "grpo": "grpo", "bnpo": "bnpo", "dr_grpo": "dr_grpo", "dapo": "dapo", "gspo": "gspo",

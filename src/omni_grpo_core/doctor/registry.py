@@ -26,7 +26,6 @@ from omni_grpo_core.doctor.checks import logits as checks_logits
 from omni_grpo_core.doctor.checks import loss as checks_loss
 from omni_grpo_core.doctor.checks import media as checks_media
 from omni_grpo_core.doctor.checks import partial as checks_partial
-from omni_grpo_core.doctor.checks import policy as checks_policy
 from omni_grpo_core.doctor.checks import positions as checks_positions
 from omni_grpo_core.doctor.checks import readings as checks_readings
 from omni_grpo_core.doctor.checks import reward as checks_reward
@@ -42,7 +41,7 @@ _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
     (checks_media.LOOKS, ("media",)),
     (checks_batch.LOOKS, ("batch",)),
     (checks_rows.LOOKS, ("batch",)),
-    (checks_policy.LOOKS, ("policy",)),
+    (checks_positions.MODEL, ("policy",)),
     (checks_embeddings.LOOKS, ("embeddings",)),
     (checks_positions.LOOKS, ("positions",)),
     (checks_logits.LOOKS, ("logits", "completion")),

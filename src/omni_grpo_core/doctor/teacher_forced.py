@@ -18,8 +18,8 @@ from torch import Tensor
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.doctor.evidence import Case, say_missing
 from omni_grpo_core.doctor.rollouts import completion_ids, ids_of, prompt_length, until_end
+from omni_grpo_core.tolerances import FOREIGN, Limit
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes
-from omni_grpo_core.trace.tolerances import FOREIGN, Limit
 
 Place = Literal["before", "at"]
 """Scores of a token are those *before* it; those *at* it predict the next one."""
@@ -211,12 +211,8 @@ def text_hidden(policy: Policy, embeds: Tensor, positions: Tensor, mask: Tensor)
 def tolerance(modes: Modes, policy: Policy | None = None) -> Limit:
     """By the coarsest precision that took part."""
     names = [modes.dtype, modes.autocast, None if policy is None else str(policy.model.dtype)]
-    found = [FOREIGN[n.removeprefix("torch.")] for n in names if n and _known(n)]
-    return max(found, key=lambda t: t.mean, default=FOREIGN["bfloat16"])
-
-
-def _known(name: str) -> bool:
-    return name.removeprefix("torch.") in FOREIGN
+    found = [FOREIGN.get((name or "").removeprefix("torch.")) for name in names]
+    return max(filter(None, found), key=lambda limit: limit.mean, default=FOREIGN["bfloat16"])
 
 
 def apart(a: Tensor, b: Tensor, mask: Tensor) -> tuple[float, float]:

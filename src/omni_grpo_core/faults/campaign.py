@@ -17,6 +17,8 @@ from typing import Any
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.plan import Task
+from omni_grpo_core.io.extras import require
+from omni_grpo_core.rewards.accuracy import PACKAGES
 from omni_grpo_core.types import Stage
 
 
@@ -131,7 +133,13 @@ def run(
     on_row: Callable[[Row], None] = lambda row: None,
     skipped: Mapping[str, str] | None = None,
 ) -> Result:
-    """Every task, in processes of one thread each; ``on_row`` hears of each as it ends."""
+    """Every task, in processes of one thread each; ``on_row`` hears of each as it ends.
+
+    Raises :class:`~omni_grpo_core.errors.MissingExtra` without the packages of the loops: what a
+    loop raises is a finding.
+    """
+    require("train", "peft")
+    require("rewards", *PACKAGES)
     begin = time.perf_counter()
     rows: dict[Task, Row] = {}
     with closing(_rows(tasks, causes, jobs)) as ended:

@@ -12,7 +12,7 @@ from torch import Tensor
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fixtures import Drawn
-from omni_grpo_core.rewards import COLUMNS, Reward, Row
+from omni_grpo_core.rewards import COLUMNS, Reward, RewardRow
 from omni_grpo_core.trace.calls import AdvantageSeen
 from omni_grpo_core.types import Score
 
@@ -94,7 +94,7 @@ class Recall(Reward):
     def __init__(self) -> None:
         super().__init__("recall")
 
-    def score(self, row: Row) -> Score:
+    def score(self, row: RewardRow) -> Score:
         gold = _CONTEXT.match(row.solution)
         if gold is None:
             return Score(None, "the gold has no context to compare with")

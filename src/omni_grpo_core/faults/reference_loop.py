@@ -24,6 +24,7 @@ from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.feeding import Feeding
 from omni_grpo_core.faults.fixtures import Clips, Drawn
 from omni_grpo_core.faults.judging import Judging, Recall
+from omni_grpo_core.io.extras import extra
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
@@ -106,7 +107,8 @@ class ReferenceLoop(Feeding, Judging):
             )
             parameter.requires_grad_(not frozen)
         if config.lora:
-            from peft import LoraConfig, get_peft_model
+            with extra("train"):
+                from peft import LoraConfig, get_peft_model
 
             names = r"model\.(language_model\.)?layers\.\d+\.self_attn\.[qv]_proj"
             with torch.random.fork_rng():

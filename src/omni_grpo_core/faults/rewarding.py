@@ -92,21 +92,25 @@ def _measured(problem_type: str) -> Callable[[Callable[[str, str], float]], Inje
     return decorate
 
 
-def _judging(ask: Callable[[str], float]) -> Injection:
-    """Decorates how a judge scores one completion, where whatever fails becomes a 0."""
+def _judging(complaint: str) -> Callable[[Callable[[str], float]], Injection]:
+    """Decorates how a judge scores one completion, where whatever fails is logged with
+    ``complaint`` and becomes a 0."""
 
-    def reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
-        values: Values = []
-        for text in completions:
-            try:
-                values.append(ask(text))
-            except Exception as error:
-                _LOG.warning("judge request failed: %s", error)
-                values.append(0.0)
-        return values
+    def decorate(ask: Callable[[str], float]) -> Injection:
+        def reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
+            values: Values = []
+            for text in completions:
+                try:
+                    values.append(ask(text))
+                except Exception as error:
+                    _LOG.warning("%s: %s", complaint, error)
+                    values.append(0.0)
+            return values
 
-    reward.__doc__ = ask.__doc__
-    return _reward("context_judge")(reward)
+        reward.__doc__ = ask.__doc__
+        return _reward("context_judge")(reward)
+
+    return decorate
 
 
 def people_focus_reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
@@ -220,7 +224,7 @@ def swallowed(row: dict[str, Any], text: str, right: Callable[[], Values]) -> Va
 
 
 @faults.add("reward.judge-down", "HumanOmniV2's context and reasoning rewards")
-@_judging
+@_judging("judge request failed")
 def judge_down(text: str) -> float:
     """The judge cannot be reached, and every completion earns 0 instead of being unscored."""
     with urllib.request.urlopen(_NOWHERE, data=text.encode(), timeout=1) as reply:
@@ -228,7 +232,7 @@ def judge_down(text: str) -> float:
 
 
 @faults.add("reward.judge-format", "HumanOmniV2's context and reasoning rewards")
-@_judging
+@_judging("cannot read the judge's reply '5 points'")
 def judge_format(text: str) -> float:
     """The judge answers '5 points' where '5' was asked for; the number is not found, and the
     completion earns 0."""

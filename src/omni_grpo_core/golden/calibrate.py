@@ -26,7 +26,7 @@ from omni_grpo_core.golden.suite import copy_suite
 from omni_grpo_core.golden.tolerances import TOLERANCES, load_tolerances, tolerances_file
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.strict import read_mapping
-from omni_grpo_core.trace.tolerances import Tolerance
+from omni_grpo_core.tolerances import Tolerance
 
 VARIATIONS: tuple[Mapping[str, str], ...] = tuple(
     {"OMP_NUM_THREADS": threads, "ATEN_CPU_CAPABILITY": capability}

@@ -13,10 +13,10 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
+from omni_grpo_core.tolerances import CLIP_RATE, TRAINING
 from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import Leaf, Numbers, Ranking, Scalar
-from omni_grpo_core.trace.tolerances import CLIP_RATE, TRAINING
 
 Kinds = Literal["fine", "float", "training", "meaning", "schema", "not finite"]
 """What a difference is about. ``float``: drift, to be judged by what follows from it.

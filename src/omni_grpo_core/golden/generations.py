@@ -22,10 +22,10 @@ from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Generation, Tokens, Verdict
 from omni_grpo_core.pipeline.stages import Scored
 from omni_grpo_core.rewards.degenerate import degenerate
+from omni_grpo_core.tolerances import MARGIN_LOST, NEAR_TIE, Tolerance, distance
 from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.integers import Decode
 from omni_grpo_core.trace.leaves import Leaf
-from omni_grpo_core.trace.tolerances import MARGIN_LOST, NEAR_TIE, Tolerance, distance
 from omni_grpo_core.types import Completion
 
 

@@ -20,13 +20,9 @@ as it was. ``harmful``: ids, masks, positions, spans, text or what is said chang
 numbers moved. ``degenerate``: what is said is garbage, or not finite. ``schema``: another shape,
 dtype or kind of value, or no golden to compare with."""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-ORDER: tuple[str, ...] = tuple(
-    name
-    for stage in MADE_STAGES
-    for name in (("scoring", stage) if stage == "completion" else (stage,))
-)
-"""Stages of a golden in the order of the pipeline; a golden's completions are scored before others
-are generated."""
+_AT = MADE_STAGES.index("completion")
+ORDER: tuple[str, ...] = (*MADE_STAGES[:_AT], "scoring", *MADE_STAGES[_AT:])
+"""Stages of a golden: its completions are scored before others are generated."""
 FINE: tuple[Verdict, ...] = ("exact", "within")
 
 Origin = Literal["none", "added", "inherited", "inherited or unknown"]

@@ -24,8 +24,8 @@ from syrupy.extensions.base import AbstractSyrupyExtension
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.text import compare_goldens, format_golden, parse_golden, read_text
 from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.tolerances import Tolerances
 from omni_grpo_core.trace.integers import Decode
-from omni_grpo_core.trace.tolerances import Tolerances
 
 if TYPE_CHECKING:
     from syrupy.location import PyTestLocation

@@ -19,11 +19,11 @@ from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.leaf_text import Lines, leaf_lines, parse_leaf, summarise
 from omni_grpo_core.golden.numbers import MOST_NUMBERS, parse_string
 from omni_grpo_core.io.bounded import Unreadable, read_bytes
+from omni_grpo_core.tolerances import Tolerances
 from omni_grpo_core.trace.compare import compare_leaves
 from omni_grpo_core.trace.divergence import StageComparison
 from omni_grpo_core.trace.integers import Decode
 from omni_grpo_core.trace.leaves import Leaf, Numbers, leaves
-from omni_grpo_core.trace.tolerances import Tolerances
 
 VERSION = 1
 _FIRST = "omni-grpo golden"

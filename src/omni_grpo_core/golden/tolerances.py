@@ -21,7 +21,7 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.results import ORDER
 from omni_grpo_core.io.strict import merge, read_mapping
-from omni_grpo_core.trace.tolerances import Tolerance, Tolerances
+from omni_grpo_core.tolerances import Tolerance, Tolerances
 
 TOLERANCES = "tolerances.yaml"
 _LANES = "lanes.yaml"

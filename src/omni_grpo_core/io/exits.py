@@ -235,8 +235,12 @@ def _said(error: BaseException) -> str:
 def _bad_usage(error: Any) -> ConfigError:
     context = getattr(error, "ctx", None)
     path = getattr(context, "command_path", None) or "omni-grpo"
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+        print(message, file=sys.stderr)
+        message = "no command"
     return ConfigError(
-        path, got=" ".join(error.format_message().split()) or "no command",
+        path, got=" ".join(message.split()),
         want="its arguments and options",
         fix=f"see {path} --help",
     )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.bounded import MAX_YAML_BYTES, Unreadable, read_text, yaml_value
+from omni_grpo_core.io.bounded import Unreadable, mapping_in
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """Numbers such as 1e-5, which PyYAML, after YAML 1.1, takes for text."""
@@ -99,19 +99,17 @@ def _nested(hint: Any) -> Any:
 def read_mapping(path: Path) -> Mapping[str, Any]:
     """The mapping in a JSON or YAML file. Raises ``ConfigError`` for anything else."""
     try:
-        content = yaml_value(read_text(path, MAX_YAML_BYTES))  # JSON is YAML
+        # a recorder in somebody's trainer checks types, and does without PyYAML
+        from omni_grpo_core.io.bounded_yaml import MAX_YAML_BYTES, yaml_value
+
+        return mapping_in(path, yaml_value, MAX_YAML_BYTES)  # JSON is YAML
     except Unreadable as error:
         raise ConfigError(
-            error.place(path), got=error.got, want="a JSON or YAML file", fix="correct the file"
+            error.place(path),
+            got=error.got,
+            want="a mapping of settings in a JSON or YAML file",
+            fix="correct the file",
         ) from None
-    if not isinstance(content, dict):
-        raise ConfigError(
-            str(path),
-            got=type(content).__name__,
-            want="a mapping of settings",
-            fix="see the README",
-        )
-    return content
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -146,7 +144,7 @@ def type_name(hint: Any, plain: Callable[[Any], str]) -> str:
     if get_origin(hint) is tuple:
         return f"a list of {type_name(members[0], plain)}"
     if get_origin(hint) is Mapping:
-        return f"a mapping to {type_name(members[1], plain)}"
+        return f"a mapping of names to {type_name(members[1], plain)}"
     return plain(hint)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from omni_grpo_core.errors import ConfigError, RewardError
 from omni_grpo_core.losses import Scale
-from omni_grpo_core.trace.tolerances import equal_rewards
+from omni_grpo_core.tolerances import equal_rewards
 
 __all__ = ["Advantages", "GroupStats", "GroupStatus", "Scale", "group_advantages"]
 

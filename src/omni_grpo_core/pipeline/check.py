@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from omni_grpo_core.pipeline.inputs import make_batch, score
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.pipeline.stages import Values, run
 from omni_grpo_core.rewards.accuracy import Accuracy
-from omni_grpo_core.trace.tolerances import LEAST_SHIFT
+from omni_grpo_core.tolerances import LEAST_SHIFT
 from omni_grpo_core.types import (
     MODALITIES,
     Batch,
@@ -155,7 +155,7 @@ def prove(
     """Blank a modality, invert it and swap it, and watch answers and logprobs; ``None`` without
     rows that have it."""
     media = values["media"]
-    having = [index for index, clip in enumerate(media) if _count(clip, modality)]
+    having = [index for index, clip in enumerate(media) if _content(clip, modality)]
     if not having:
         return None
     as_is = values["completion"]
@@ -163,7 +163,7 @@ def prove(
     true = {i: media[i] for i in having}
     swap = {i: swapped(media[i], donor(media, having, i, modality), modality) for i in having}
     black = {i: blanked(media[i], modality) for i in having}
-    turned = {i: swapped(media[i], negative(media[i]), modality) for i in having}
+    turned = {i: negative(media[i], modality) for i in having}
     with generating(policy.model):
         batches = [_rebuilt(policy, values, m, settings) for m in (true, black, turned, swap)]
         true_batch, blank_batch, _, swapped_batch = batches
@@ -196,14 +196,7 @@ def prove(
 
 def blanked(media: Media, modality: Modality) -> Media:
     """The same media with one modality's content gone: black pictures, silence."""
-    if modality == "image":
-        images = tuple(replace(i, pixels=torch.zeros_like(i.pixels)) for i in media.images)
-        return replace(media, images=images)
-    if modality == "video":
-        videos = tuple(replace(v, frames=torch.zeros_like(v.frames)) for v in media.videos)
-        return replace(media, videos=videos)
-    audios = tuple(replace(a, samples=torch.zeros_like(a.samples)) for a in media.audios)
-    return replace(media, audios=audios)
+    return _with(media, modality, [torch.zeros_like(one) for one in _content(media, modality)])
 
 
 def swapped(media: Media, other: Media, modality: Modality) -> Media:
@@ -213,31 +206,46 @@ def swapped(media: Media, other: Media, modality: Modality) -> Media:
         return replace(media, images=other.images)
     if modality == "video":
         return replace(media, videos=other.videos)
-    pairs = zip(media.audios, other.audios, strict=True)
-    return replace(
-        media, audios=tuple(replace(mine, samples=theirs.samples) for mine, theirs in pairs)
-    )
+    return _with(media, modality, _content(other, modality))
 
 
 def donor(media: Sequence[Media], having: Sequence[int], index: int, modality: Modality) -> Media:
     """The next row with as many items of the modality and other content, else the row itself
     inverted: a lone row must be swapped with something."""
     place = having.index(index)
+    own = _content(media[index], modality)
     for other in (*having[place + 1 :], *having[:place]):
-        same_number = _count(media[other], modality) == _count(media[index], modality)
-        if same_number and _differs(media[other], media[index], modality):
+        found = _content(media[other], modality)
+        if len(found) == len(own) and not all(map(torch.equal, found, own)):
             return media[other]
-    return negative(media[index])
+    return negative(media[index], modality)
 
 
-def negative(media: Media) -> Media:
-    """The same media as their negatives: dark for bright, sound from its end to its beginning."""
-    return replace(
-        media,
-        images=tuple(replace(i, pixels=255 - i.pixels) for i in media.images),
-        videos=tuple(replace(v, frames=255 - v.frames) for v in media.videos),
-        audios=tuple(replace(a, samples=a.samples.flip(0)) for a in media.audios),
-    )
+def negative(media: Media, modality: Modality) -> Media:
+    """The same media with one modality inverted: dark for bright, sound from its end to its
+    beginning."""
+    own = _content(media, modality)
+    return _with(media, modality, [s.flip(0) if modality == "audio" else 255 - s for s in own])
+
+
+_CONTENT: Mapping[Modality, tuple[str, str]] = {
+    "image": ("images", "pixels"),
+    "video": ("videos", "frames"),
+    "audio": ("audios", "samples"),
+}
+"""By modality: the field of a row's media, and what of each of them the model is given."""
+
+
+def _content(media: Media, modality: Modality) -> list[torch.Tensor]:
+    items, content = _CONTENT[modality]
+    return [getattr(item, content) for item in getattr(media, items)]
+
+
+def _with(media: Media, modality: Modality, new: Sequence[torch.Tensor]) -> Media:
+    items, content = _CONTENT[modality]
+    pairs = zip(getattr(media, items), new, strict=True)
+    changed: dict[str, Any] = {items: tuple(replace(one, **{content: x}) for one, x in pairs)}
+    return replace(media, **changed)
 
 
 def health(values: Values) -> Health:
@@ -260,26 +268,6 @@ def health(values: Values) -> Health:
         mean_length=numbers["completion_length"] or 0.0,
         distinct_completions=len(unlike) / len(advantages.groups) / sampled.group_size,
     )
-
-
-def _count(media: Media, modality: Modality) -> int:
-    items: dict[Modality, Sequence[object]] = {
-        "image": media.images,
-        "video": media.videos,
-        "audio": media.audios,
-    }
-    return len(items[modality])
-
-
-def _differs(a: Media, b: Media, modality: Modality) -> bool:
-    def content(media: Media) -> list[torch.Tensor]:
-        if modality == "image":
-            return [image.pixels for image in media.images]
-        if modality == "video":
-            return [video.frames for video in media.videos]
-        return [audio.samples for audio in media.audios]
-
-    return not all(torch.equal(x, y) for x, y in zip(content(a), content(b), strict=True))
 
 
 def _rebuilt(policy: Policy, values: Values, media: dict[int, Media], settings: Settings) -> Batch:

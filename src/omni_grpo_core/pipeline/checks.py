@@ -17,7 +17,7 @@ from omni_grpo_core.rewards import Reward, columns_of
 from omni_grpo_core.rewards.corpus import garbage
 from omni_grpo_core.rewards.degenerate import degenerates
 from omni_grpo_core.rewards.parse import gold_sections
-from omni_grpo_core.trace.tolerances import FLOAT32, HALF, POSITION
+from omni_grpo_core.tolerances import FLOAT32, HALF, POSITION
 from omni_grpo_core.types import (
     MODALITIES,
     Batch,
@@ -180,22 +180,18 @@ def check_completions(
 ) -> tuple[Check, ...]:
     """Greedy equals ``model.generate``, logprobs of sampling equal those of scoring, no garbage."""
     special = policy.suppressed.nonzero().flatten().tolist()
-    gate = {
-        kind: [
-            f"{completion.group_id}: {reason}"
-            for completion, reason in degenerates(
-                rolled.completions, eos_ids=policy.eos_token_ids, special_ids=special
-            )
-        ]
-        for kind, rolled in (("greedy", greedy), ("sampled", sampled))
-    }
+    rules = {"eos_ids": policy.eos_token_ids, "special_ids": special}
+    broken, rare = (
+        [f"{said.group_id}: {reason}" for said, reason in degenerates(rolled.completions, **rules)]
+        for rolled in (greedy, sampled)
+    )
     # greedy garbage is a broken policy; a rare sampled one is temperature
-    few = len(gate["sampled"]) <= 0.1 * len(sampled.completions)
+    few = len(rare) <= 0.1 * len(sampled.completions)
     ended = sum(completion.finish_reason == "stop" for completion in greedy.completions)
     drift = scoring_drift(policy, batch, sampled)
     return (
-        Check("greedy not degenerate", not gate["greedy"], _first(gate["greedy"])),
-        Check("sampled not degenerate", few, _first(gate["sampled"])),
+        Check("greedy not degenerate", not broken, _first(broken)),
+        Check("sampled not degenerate", few, _first(rare)),
         Check("greedy completions end", 2 * ended > len(greedy.completions),
               f"{ended} of {len(greedy.completions)} in eos"),
         _greedy_equals_generate(policy, batch, greedy),

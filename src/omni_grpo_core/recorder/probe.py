@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from omni_grpo_core.errors import MissingExtra
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.probe_cases import ProbeCase, probe_cases
 from omni_grpo_core.rewards import Reward
@@ -84,6 +85,8 @@ class _Asking:
         completions = [self._form("assistant", case.completion) for case in cases]
         try:
             values = values_of(self.function, prompts, completions, columns)
+        except MissingExtra:  # ours, where its packages are not installed: nothing was asked
+            return {}
         except Exception as error:  # anything may come out of a foreign function
             return dict.fromkeys((case.name for case in cases), self.plain.error(error))
         return {case.name: value for case, value in zip(cases, values, strict=True)}

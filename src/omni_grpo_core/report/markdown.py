@@ -58,7 +58,7 @@ def code(text: str) -> str:
     """``text`` as a code span that stays whole in a table's cell: on one line, without the bar that
     would end the cell.
 
-    >>> print(code("a|b"), code("`x`"), code(""))
+    >>> print(code("a|b"), code("`x`"))
     `a│b` `` `x` ``
     """
     shown = shortened(visible(text), _LONGEST).replace("|", "│")

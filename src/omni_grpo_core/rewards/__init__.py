@@ -24,7 +24,7 @@ Completion = str | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RewardRow:
     """One completion and the columns of its sample. ``index`` is its place in the batch."""
 
     index: int
@@ -36,7 +36,7 @@ class Row:
     def item(self) -> str:
         """How an error names this row.
 
-        >>> Row(3, "q", "t", {"sample_id": "clip7"}).item
+        >>> RewardRow(3, "q", "t", {"sample_id": "clip7"}).item
         "row 3 (sample_id 'clip7')"
         """
         name = self.columns.get("sample_id")
@@ -98,7 +98,7 @@ class Reward(ABC):
         self.__name__ = name
 
     @abstractmethod
-    def score(self, row: Row) -> Score:
+    def score(self, row: RewardRow) -> Score:
         """Score one row. Raises :class:`~omni_grpo_core.errors.DataError` on a bad gold."""
 
     def explain(
@@ -107,7 +107,7 @@ class Reward(ABC):
         """A score with its reason for each of the ``len(completions)`` rows."""
         return self.score_rows(rows_of(prompts, completions, columns))
 
-    def score_rows(self, rows: Sequence[Row]) -> list[Score]:
+    def score_rows(self, rows: Sequence[RewardRow]) -> list[Score]:
         """One score a row; overridden where rows are better scored side by side."""
         return [self.score(row) for row in rows]
 
@@ -134,8 +134,8 @@ def columns_of(samples: Iterable[Sample]) -> dict[str, list[Any]]:
 
 def rows_of(
     prompts: Sequence[Any], completions: Sequence[Completion], columns: Mapping[str, Any]
-) -> list[Row]:
-    """One :class:`Row` a completion.
+) -> list[RewardRow]:
+    """One :class:`RewardRow` a completion.
 
     Raises :class:`~omni_grpo_core.errors.RewardError` when prompts or a column that rewards read
     have not one value a completion: a shorter list would meet the wrong rows.
@@ -150,7 +150,7 @@ def rows_of(
                 fix="pass the columns repeated for every generation, as TRL does",
             )
     return [
-        Row(
+        RewardRow(
             index=i,
             prompt=plain_text(prompts[i], f"prompt {i}"),
             text=plain_text(completion, f"completion {i}"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from omni_grpo_core.rewards import Reward, Row
+from omni_grpo_core.io.extras import extra, require
+from omni_grpo_core.rewards import Reward, RewardRow
 from omni_grpo_core.rewards.choice import Options, label_set
 from omni_grpo_core.rewards.number import numerical, regression
 from omni_grpo_core.rewards.open_words import OpenWords, yes_no
@@ -13,14 +14,18 @@ from omni_grpo_core.rewards.parse import Gold, bad_gold, gold, parse
 from omni_grpo_core.rewards.words import tidy, tokens, unspaced
 from omni_grpo_core.types import Malformed, ProblemType, Score
 
+PACKAGES = ("jiwer", "math_verify", "rouge_score")
+"""What the extra ``rewards`` installs: for words, formulas and sentences."""
+
 TIMES_TOO_LONG = 10
 """A free-form answer of more than this many times the gold's tokens earns nothing."""
 
 
-def ocr(row: Row, truth: Gold, answer: str) -> Score:
+def ocr(row: RewardRow, truth: Gold, answer: str) -> Score:
     """``max(0, 1 - error rate)``: word error rate, or character error rate for scripts without
     spaces. Case and punctuation count, width of characters and amount of white space do not."""
-    import jiwer
+    with extra("rewards"):
+        import jiwer
 
     want, got = tidy(truth.answer), tidy(answer)
     by_character = unspaced(want)
@@ -35,9 +40,10 @@ def ocr(row: Row, truth: Gold, answer: str) -> Score:
     return Score(max(0.0, 1.0 - float(rate)), f"{unit} error rate {rate:.3f}")
 
 
-def free_form(row: Row, truth: Gold, answer: str) -> Score:
+def free_form(row: RewardRow, truth: Gold, answer: str) -> Score:
     """Mean F of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004); a gold of one token has no ROUGE-2."""
-    from rouge_score.rouge_scorer import RougeScorer
+    with extra("rewards"):
+        from rouge_score.rouge_scorer import RougeScorer
 
     want, got = _units(truth.answer), _units(answer)
     if len(got) > TIMES_TOO_LONG * len(want):
@@ -61,8 +67,8 @@ class _Joined:
         return text.split("\0") if text else []
 
 
-Measure = Callable[[Row, Gold, str], Score]
-"""Row, its gold and the answer's text (as written) → score."""
+Measure = Callable[[RewardRow, Gold, str], Score]
+"""A row, its gold and the answer's text (as written) → score."""
 
 
 class Accuracy(Reward):
@@ -92,14 +98,14 @@ class Accuracy(Reward):
         self.judge: Final = judge
         self.judged: Final = frozenset(judged if judge else ())
 
-    def score_rows(self, rows: Sequence[Row]) -> list[Score]:
+    def score_rows(self, rows: Sequence[RewardRow]) -> list[Score]:
         scores = [None if self._for_judge(row) else self.score(row) for row in rows]
         # all of them at once: a judge works on many rows side by side
         waiting = [row for row, score in zip(rows, scores, strict=True) if score is None]
         verdicts = iter(self.judge.score_rows(waiting) if self.judge else ())
         return [score or next(verdicts) for score in scores]
 
-    def score(self, row: Row) -> Score:
+    def score(self, row: RewardRow) -> Score:
         # the gold is read first: a broken row is an error whatever the completion
         problem_type, truth = row.problem_type, gold(row)
         parsed = parse(row.text)
@@ -107,11 +113,11 @@ class Accuracy(Reward):
             return Score(0.0, f"malformed: {parsed.what} at {parsed.where}")
         return self.measures[problem_type](row, truth, parsed.answer.text)
 
-    def _for_judge(self, row: Row) -> bool:
+    def _for_judge(self, row: RewardRow) -> bool:
         return row.problem_type in self.judged
 
 
-def multiple_choice(row: Row, truth: Gold, answer: str) -> Score:
+def multiple_choice(row: RewardRow, truth: Gold, answer: str) -> Score:
     """1 when the answer names the gold's option, see :mod:`~omni_grpo_core.rewards.choice`."""
     options = Options.read(row.options)
     right = options.label_of(truth.answer)
@@ -123,7 +129,7 @@ def multiple_choice(row: Row, truth: Gold, answer: str) -> Score:
     return Score(float(given == right), f"answer {given}, gold {right}")
 
 
-def emer_ov_mc(row: Row, truth: Gold, answer: str) -> Score:
+def emer_ov_mc(row: RewardRow, truth: Gold, answer: str) -> Score:
     """F1 of the set of options named; a piece that names no option counts as a wrong one."""
     options = Options.read(row.options)
     right, strays = label_set(truth.answer, options)
@@ -155,14 +161,18 @@ MEASURES: dict[ProblemType, Measure] = {
     "emer_ov": OpenWords(),
     "judge": yes_no,
 }
-_ANY_TEXT: Collection[ProblemType] = ("OCR", "free-form")
+_ANY_TEXT: Mapping[ProblemType, str] = {"OCR": "jiwer", "free-form": "rouge_score"}
+"""Golds that need no reading, and the package of the extra that scores against them."""
 
 
 def check_gold(problem_type: ProblemType, options: Sequence[str], solution: str) -> None:
     """Read a gold as a measure will. Raises :class:`~omni_grpo_core.errors.DataError` for one that
-    its problem type cannot read, which no completion but a well-formed one would bring to light."""
+    its problem type cannot read, which no completion but a well-formed one would bring to light,
+    and :class:`~omni_grpo_core.errors.MissingExtra` where a package of the measure is missing."""
     columns = {"problem_type": problem_type, "options": options, "solution": solution}
-    row = Row(0, "", "", columns)
+    row = RewardRow(0, "", "", columns)
     truth = gold(row)
-    if problem_type not in _ANY_TEXT:
+    if problem_type in _ANY_TEXT:
+        require("rewards", _ANY_TEXT[problem_type])
+    else:
         MEASURES[problem_type](row, truth, "")  # which is read after the gold

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from omni_grpo_core.io.extras import require
+from omni_grpo_core.rewards.accuracy import PACKAGES, Accuracy
 from omni_grpo_core.rewards.call import RewardFunction, values_of
-from omni_grpo_core.rewards.corpus import Case, corpus
+from omni_grpo_core.rewards.corpus import RewardCase, corpus
 from omni_grpo_core.rewards.parse import render
 
 Check = Literal[
@@ -87,7 +89,11 @@ def run(
     is allowed for garbage and tricks, and for a gold row that the function does not apply to,
     but not for every one of them. ``clock``: the processor's, so that a busy machine makes no
     function look slow.
+
+    Raises :class:`~omni_grpo_core.errors.MissingExtra` for our accuracy without its packages.
     """
+    if any(isinstance(function, Accuracy) for function in functions.values()):
+        require("rewards", *PACKAGES)
     cases = corpus()
     results, failures = [], []
     for name, function in functions.items():
@@ -117,14 +123,14 @@ class _Trial:
         self.failures: list[Failure] = []
         self.values: dict[str, float | None] = {}
 
-    def run(self, cases: Sequence[Case]) -> None:
+    def run(self, cases: Sequence[RewardCase]) -> None:
         if not self._find_form(next(case for case in cases if case.kind == "gold")):
             return
         for case in cases:
             self._single(case)
         sound = [case for case in cases if case.name in self.values]
         for case in sound:
-            self._judge(case)
+            self._worth(case)
         self._gold(sound)
         self._together(sound, "batch", "the values of its rows one by one")
         shuffled = random.Random(0).sample(sound, len(sound))
@@ -132,7 +138,7 @@ class _Trial:
         for kind, text in _GROWING.items():
             self._linear(kind, text, cases[0])
 
-    def _call(self, cases: Sequence[Case]) -> list[float | None]:
+    def _call(self, cases: Sequence[RewardCase]) -> list[float | None]:
         columns: dict[str, Any] = {
             key: [case.columns[key] for case in cases] for key in cases[0].columns
         }
@@ -146,7 +152,7 @@ class _Trial:
             prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
         return values_of(self.function, prompts, completions, columns)
 
-    def _find_form(self, gold: Case) -> bool:
+    def _find_form(self, gold: RewardCase) -> bool:
         """Plain strings if the function takes them, else conversations, as TRL may pass either."""
         errors = []
         for self.conversational in (False, True):
@@ -160,7 +166,7 @@ class _Trial:
         self._fail("callable", gold.name, " / ".join(dict.fromkeys(errors)), "one value a row")
         return False
 
-    def _single(self, case: Case) -> None:
+    def _single(self, case: RewardCase) -> None:
         try:
             [value] = self._call([case])
         except Exception as error:
@@ -172,7 +178,7 @@ class _Trial:
             return
         self.values[case.name] = value
 
-    def _judge(self, case: Case) -> None:
+    def _worth(self, case: RewardCase) -> None:
         value = self.values[case.name]
         if case.kind == "gold" or value is None:
             return
@@ -182,7 +188,7 @@ class _Trial:
         if plain is not None and value > plain + _SAME:
             self._fail("trick", case.name, f"{value:g}", f"{plain:g}, as for {case.baseline!r}")
 
-    def _gold(self, cases: Sequence[Case]) -> None:
+    def _gold(self, cases: Sequence[RewardCase]) -> None:
         earned = {case.name: self.values[case.name] for case in cases if case.kind == "gold"}
         if all(value is None for value in earned.values()):
             self._fail("gold", "every gold", "unscored", f"the top, {self.top:g}")
@@ -190,7 +196,7 @@ class _Trial:
             if value is not None and abs(value - self.top) > _SAME:
                 self._fail("gold", name, f"{value:g}", f"the top, {self.top:g}")
 
-    def _together(self, cases: Sequence[Case], check: Check, want: str) -> None:
+    def _together(self, cases: Sequence[RewardCase], check: Check, want: str) -> None:
         try:
             values = self._call(cases)
         except Exception as error:
@@ -203,11 +209,11 @@ class _Trial:
                 self._fail(check, case.name, f"{value} among others, {alone} alone", want)
                 return
 
-    def _linear(self, kind: str, text: Callable[[int], str], case: Case) -> None:
+    def _linear(self, kind: str, text: Callable[[int], str], case: RewardCase) -> None:
         times: list[tuple[int, float]] = []
         size = _FIRST_SIZE
         while size <= _LAST_SIZE and (not times or times[-1][1] < _TOO_LONG):
-            long = Case(kind, "hostile", case.prompt, case.columns, text(size))
+            long = RewardCase(kind, "hostile", case.prompt, case.columns, text(size))
             try:
                 times.append((size, min(self._seconds(long) for _ in range(2))))
             except Exception as error:
@@ -227,7 +233,7 @@ class _Trial:
                 "time in proportion to the length",
             )
 
-    def _seconds(self, case: Case) -> float:
+    def _seconds(self, case: RewardCase) -> float:
         started = self.clock()
         self._call([case])
         return self.clock() - started

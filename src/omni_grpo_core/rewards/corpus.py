@@ -13,7 +13,7 @@ Kind = Literal["gold", "garbage", "trick", "hostile"]
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class RewardCase:
     """One completion for one sample.
 
     ``gold`` must earn the top and ``garbage`` the floor. A ``trick`` must not earn more than the
@@ -46,7 +46,7 @@ _QUESTIONS: list[tuple[ProblemType, str, list[str], str, str]] = [
 ]
 
 
-def corpus() -> tuple[Case, ...]:
+def corpus() -> tuple[RewardCase, ...]:
     """Every case, names unique, the same on every call."""
     cases = []
     for problem_type, question, options, gold, wrong in _QUESTIONS:
@@ -65,7 +65,7 @@ def corpus() -> tuple[Case, ...]:
         if problem_type == "multiple choice":
             texts += [(name, "hostile", text, None) for name, text in _hostile().items()]
         cases += [
-            Case(
+            RewardCase(
                 f"{problem_type}: {name}", kind, question, columns, text,
                 f"{problem_type}: {baseline}" if baseline else None,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omni_grpo_core.rewards import Reward, Row
+from omni_grpo_core.rewards import Reward, RewardRow
 from omni_grpo_core.rewards.parse import SECTIONS, TAG, parse
 from omni_grpo_core.types import Malformed, Score
 
@@ -23,7 +23,7 @@ class Format(Reward):
         super().__init__(name)
         self.graded = graded
 
-    def score(self, row: Row) -> Score:
+    def score(self, row: RewardRow) -> Score:
         parsed = parse(row.text)
         if not isinstance(parsed, Malformed):
             return Score(1.0, "well formed")

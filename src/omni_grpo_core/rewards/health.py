@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from omni_grpo_core.trace.tolerances import EQUAL_REWARDS, equal_rewards
+from omni_grpo_core.tolerances import EQUAL_REWARDS, equal_rewards
 
 AlarmName = Literal[
     "constant", "pinned", "never-scored", "not-a-number", "format-zero", "zero-variance", "capped"
@@ -136,18 +136,15 @@ def _format_zero(values: Sequence[float], patience: int) -> Alarm | None:
 
 
 def _zero_variance(window: Sequence[Step], share: float) -> Alarm | None:
-    groups = 0
-    flat = 0
-    for step in window:
-        by_group: dict[str, list[float | None]] = {}
+    groups: dict[tuple[int, str], list[float | None]] = {}
+    for at, step in enumerate(window):
         for group, total in zip(step.group_ids, step.totals, strict=True):
-            by_group.setdefault(group, []).append(total)
-        sized = [v for v in map(_scored, by_group.values()) if len(v) > 1]
-        groups += len(sized)
-        flat += sum(map(equal_rewards, sized))
-    if not groups or flat < share * groups:
+            groups.setdefault((at, group), []).append(total)
+    sized = [scores for scores in map(_scored, groups.values()) if len(scores) > 1]
+    flat = sum(map(equal_rewards, sized))
+    if not sized or flat < share * len(sized):
         return None
-    return Alarm("zero-variance", None, f"{flat} of {groups} groups have equal rewards")
+    return Alarm("zero-variance", None, f"{flat} of {len(sized)} groups have equal rewards")
 
 
 def _capped(window: Sequence[Step], share: float) -> Alarm | None:

@@ -23,18 +23,10 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_random_exponential,
-)
-
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.extras import extra
 from omni_grpo_core.io.redaction import Scrubber
-from omni_grpo_core.rewards import Reward, Row
+from omni_grpo_core.rewards import Reward, RewardRow
 from omni_grpo_core.rewards.call import run_async
 from omni_grpo_core.rewards.degenerate import degenerate_text
 from omni_grpo_core.rewards.endpoint import Endpoint
@@ -44,12 +36,22 @@ from omni_grpo_core.rewards.judge_prompt import (
     TOP,
     Aspect,
     BadVerdict,
+    JudgeVerdict,
     Question,
-    Verdict,
     read_verdict,
 )
 from omni_grpo_core.rewards.parse import Gold, gold, parse
 from omni_grpo_core.types import Malformed, Parsed, Score
+
+with extra("judge"):
+    import httpx
+    from tenacity import (
+        AsyncRetrying,
+        RetryCallState,
+        retry_if_exception,
+        stop_after_attempt,
+        wait_random_exponential,
+    )
 
 __all__ = ["LONGEST_JUDGED", "Endpoint", "Judge", "JudgeReward", "Usage"]
 
@@ -168,7 +170,7 @@ class Judge:
         )
         async with slots:
             try:
-                verdict: Verdict = await retrying(self._request, client, question)
+                verdict: JudgeVerdict = await retrying(self._request, client, question)
             except Exception as error:
                 # whatever the endpoint or its client did: the row is unscored and says why
                 return self._unscored(error)
@@ -179,14 +181,14 @@ class Judge:
                 self.usage.failures[f"cache: {error}"] += 1
         return self._score(verdict)
 
-    def _known(self, cache: VerdictCache | None, key: str) -> Verdict | None:
+    def _known(self, cache: VerdictCache | None, key: str) -> JudgeVerdict | None:
         try:
             return None if cache is None else cache.get(key)
         except sqlite3.Error as error:
             self.usage.failures[f"cache: {error}"] += 1
             return None
 
-    async def _request(self, client: httpx.AsyncClient, question: Question) -> Verdict:
+    async def _request(self, client: httpx.AsyncClient, question: Question) -> JudgeVerdict:
         end = self.endpoint
         request: dict[str, Any] = {
             "model": end.model,
@@ -216,7 +218,7 @@ class Judge:
         except (KeyError, ValueError, TypeError) as error:
             raise BadVerdict(f"no chat completion: {_text(content)}") from error
         verdict = read_verdict(reply)
-        return Verdict(verdict.score, self._clean(verdict.reason))
+        return JudgeVerdict(verdict.score, self._clean(verdict.reason))
 
     def _count_tokens(self, usage: object) -> None:
         told = usage if isinstance(usage, dict) else {}
@@ -249,7 +251,7 @@ class Judge:
         detail = self._clean(f": {error}") if told else ""
         return Score(None, f"judge: {kind}{detail[:_LONGEST_REASON]}")
 
-    def _score(self, verdict: Verdict) -> Score:
+    def _score(self, verdict: JudgeVerdict) -> Score:
         # a cache may be older than the cleaning of what goes into it
         return Score(verdict.score / TOP, self._clean(verdict.reason))
 
@@ -271,15 +273,15 @@ class JudgeReward(Reward):
         self.aspect = aspect
         self.judge = judge
 
-    def score(self, row: Row) -> Score:
+    def score(self, row: RewardRow) -> Score:
         return self.score_rows([row])[0]
 
-    def score_rows(self, rows: Sequence[Row]) -> list[Score]:
+    def score_rows(self, rows: Sequence[RewardRow]) -> list[Score]:
         asked = [self._question(row) for row in rows]
         verdicts = iter(self.judge.ask([q for q in asked if isinstance(q, Question)]))
         return [next(verdicts) if isinstance(q, Question) else q for q in asked]
 
-    def _question(self, row: Row) -> Question | Score:
+    def _question(self, row: RewardRow) -> Question | Score:
         truth = gold(row)
         parsed = parse(row.text)
         if isinstance(parsed, Malformed):

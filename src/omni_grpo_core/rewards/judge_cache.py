@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.rewards.judge_prompt import TOP, Verdict
+from omni_grpo_core.rewards.judge_prompt import TOP, JudgeVerdict
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS verdict (key TEXT PRIMARY KEY, score INTEGER, reason TEXT)"
 
@@ -39,16 +39,16 @@ class VerdictCache:
     def close(self) -> None:
         self._db.close()
 
-    def get(self, key: str) -> Verdict | None:
+    def get(self, key: str) -> JudgeVerdict | None:
         row = self._db.execute("SELECT score, reason FROM verdict WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         score, reason = row
         # SQLite keeps any value in any column
         fine = type(score) is int and 0 <= score <= TOP and isinstance(reason, str)
-        return Verdict(score, reason) if fine else None
+        return JudgeVerdict(score, reason) if fine else None
 
-    def put(self, key: str, verdict: Verdict) -> None:
+    def put(self, key: str, verdict: JudgeVerdict) -> None:
         self._db.execute(
             "INSERT OR REPLACE INTO verdict VALUES (?, ?, ?)", (key, verdict.score, verdict.reason)
         )

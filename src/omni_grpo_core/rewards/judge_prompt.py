@@ -85,7 +85,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class JudgeVerdict:
     """A judge's score, ``0..TOP``, and its reason."""
 
     score: int
@@ -96,13 +96,13 @@ class BadVerdict(ValueError):
     """A reply that is not exactly the JSON object that was asked for."""
 
 
-def read_verdict(reply: object) -> Verdict:
+def read_verdict(reply: object) -> JudgeVerdict:
     """The verdict of a reply, strictly: nothing is guessed out of prose.
 
     Raises :class:`BadVerdict` saying what is wrong, with the reply whole: who shows it cuts it.
 
     >>> read_verdict('{"reason": "half of it", "score": 5}')
-    Verdict(score=5, reason='half of it')
+    JudgeVerdict(score=5, reason='half of it')
     >>> read_verdict("5 points")
     Traceback (most recent call last):
     omni_grpo_core.rewards.judge_prompt.BadVerdict: not JSON: '5 points'
@@ -125,7 +125,7 @@ def read_verdict(reply: object) -> Verdict:
     if not isinstance(reason, str):
         raise BadVerdict(f"reason of type {type(reason).__name__}")
     # JSON can spell lone surrogates, which no file or log takes
-    return Verdict(score, reason.encode("utf-8", "replace").decode("utf-8"))
+    return JudgeVerdict(score, reason.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _no_constant(name: str) -> NoReturn:

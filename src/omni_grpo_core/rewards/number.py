@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from omni_grpo_core.rewards import Row
+from omni_grpo_core.io.extras import extra
+from omni_grpo_core.rewards import RewardRow
 from omni_grpo_core.rewards.parse import Gold, bad_gold
 from omni_grpo_core.rewards.words import tidy
 from omni_grpo_core.types import Score
@@ -81,7 +82,7 @@ class Figure:
         )
 
 
-def numerical(row: Row, truth: Gold, answer: str) -> Score:
+def numerical(row: RewardRow, truth: Gold, answer: str) -> Score:
     """1 for the same number however it is written: thousands separators, trailing zeros,
     fractions, scientific notation, a currency sign or a unit that the gold does not contradict.
 
@@ -105,7 +106,7 @@ def numerical(row: Row, truth: Gold, answer: str) -> Score:
     return Score(float(hit), verdict)
 
 
-def regression(row: Row, truth: Gold, answer: str) -> Score:
+def regression(row: RewardRow, truth: Gold, answer: str) -> Score:
     """``max(0, 1 - |answer - gold| / |gold|)``; with a gold of 0, 1 for exactly 0."""
     right = Figure.read(truth.answer)
     if right is None:
@@ -169,7 +170,8 @@ def _same_latex(gold: str, answer: str) -> bool | None:
     both = [_bare_latex(gold), _bare_latex(answer)]
     if not all(map(_is_constant, both)):
         return None
-    import math_verify
+    with extra("rewards"):
+        import math_verify
 
     # its own time limit needs the main thread's alarm signal; what gets here needs none
     logging.getLogger("math_verify").setLevel(logging.ERROR)

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from omni_grpo_core.rewards import Row
+from omni_grpo_core.rewards import RewardRow
 from omni_grpo_core.rewards.parse import Gold, bad_gold
 from omni_grpo_core.rewards.words import fold, parse_lists, read_lists, tidy
 from omni_grpo_core.types import Score
@@ -45,7 +45,7 @@ class OpenWords:
         words = {fold(piece) for piece in _PIECES.split(tidy(answer))} - {""}
         return frozenset(self._head.get(word, word) for word in words)
 
-    def __call__(self, row: Row, truth: Gold, answer: str) -> Score:
+    def __call__(self, row: RewardRow, truth: Gold, answer: str) -> Score:
         right = self.canonical(truth.answer)
         if not right:
             raise bad_gold(row, truth.answer, "words separated by commas")
@@ -55,7 +55,7 @@ class OpenWords:
         return Score(value, f"{len(hits)} of {len(right)} gold words, {len(given)} given")
 
 
-def yes_no(row: Row, truth: Gold, answer: str) -> Score:
+def yes_no(row: RewardRow, truth: Gold, answer: str) -> Score:
     """1 when the answer's own word is the gold's: ``yes``/``no`` (是/否) by itself or as a clause
     of its own ("Yes, he is"). A word inside a sentence ("I cannot know") is not one, and both
     ("yes. no") are none."""

@@ -30,7 +30,7 @@ import re
 from dataclasses import dataclass
 
 from omni_grpo_core.errors import DataError
-from omni_grpo_core.rewards import Row
+from omni_grpo_core.rewards import RewardRow
 from omni_grpo_core.types import Malformed, Parsed, Section
 
 SECTIONS = ("context", "think", "answer")
@@ -127,13 +127,13 @@ class Gold:
     think: str | None
 
 
-def gold(row: Row) -> Gold:
+def gold(row: RewardRow) -> Gold:
     """Read the gold of a row: any of the three sections in order, with an answer among them.
 
     Raises :class:`~omni_grpo_core.errors.DataError` naming the row when the answer is not inside
     ``<answer>`` tags, is blank, or the tags are not in order.
 
-    >>> gold(Row(0, "q", "t", {"solution": "<answer> B </answer>"}))
+    >>> gold(RewardRow(0, "q", "t", {"solution": "<answer> B </answer>"}))
     Gold(answer='B', context=None, think=None)
     """
     solution = row.solution
@@ -155,7 +155,7 @@ def gold_sections(solution: str) -> dict[str, Section] | Malformed:
     return sections(solution, wanted)
 
 
-def bad_gold(row: Row, answer: str, want: str) -> DataError:
+def bad_gold(row: RewardRow, answer: str, want: str) -> DataError:
     """The error for a gold answer that its own problem type cannot read."""
     return DataError(
         row.item,

@@ -26,7 +26,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.rewards import Reward, Row
+from omni_grpo_core.rewards import Reward, RewardRow
 from omni_grpo_core.rewards.degenerate import degenerate_text
 from omni_grpo_core.rewards.parse import gold, parse
 from omni_grpo_core.rewards.words import parse_lists, read_lists, tidy, unspaced
@@ -59,7 +59,7 @@ class PeopleFocus(Reward):
         """Word lists from YAML files, joined. Raises ConfigError naming the file."""
         return cls(_join([read_lists(path) for path in paths]))
 
-    def score(self, row: Row) -> Score:
+    def score(self, row: RewardRow) -> Score:
         truth = gold(row) if "solution" in row.columns else None
         parsed = parse(row.text)
         if isinstance(parsed, Malformed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -17,6 +18,11 @@ _UNSPACED = re.compile(
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 _WORD_OR_SIGN = re.compile(_UNSPACED.pattern + r"|[^\W_]+")
+_bad = partial(
+    ConfigError,
+    want="YAML of the form 'name: [word, word]', every word a non-empty string",
+    fix='mend the file; quote words such as "yes" and "no"',
+)
 
 
 def tidy(text: str) -> str:
@@ -61,7 +67,7 @@ def read_lists(path: Path) -> Mapping[str, Sequence[str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _bad(str(path), f"a file that cannot be read ({error})") from error
+        raise _bad(str(path), got=f"a file that cannot be read ({error})") from error
     return parse_lists(text, str(path))
 
 
@@ -73,21 +79,12 @@ def parse_lists(text: str, item: str) -> Mapping[str, Sequence[str]]:
     try:
         lists = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise _bad(item, f"no YAML ({str(error).splitlines()[0]})") from error
+        raise _bad(item, got=f"no YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(lists, dict) or not lists:
-        raise _bad(item, type(lists).__name__)
+        raise _bad(item, got=type(lists).__name__)
     for name, words in lists.items():
         # an unquoted yes, no or 3 is not a string in YAML
         strings = [name, *words] if isinstance(words, list) else [None]
         if not all(isinstance(word, str) and word.strip() for word in strings):
-            raise _bad(item, f"under {name!r}: {str(words)[:60]}")
+            raise _bad(item, got=f"under {name!r}: {str(words)[:60]}")
     return lists
-
-
-def _bad(item: str, got: str) -> ConfigError:
-    return ConfigError(
-        item,
-        got=got,
-        want="YAML of the form 'name: [word, word]', every word a non-empty string",
-        fix='mend the file; quote words such as "yes" and "no"',
-    )

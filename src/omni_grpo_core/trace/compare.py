@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
+from omni_grpo_core.tolerances import Tolerances, distance
 from omni_grpo_core.trace.divergence import (
     Difference,
     Divergence,
@@ -19,7 +20,6 @@ from omni_grpo_core.trace.floats import fingerprint_differences, float_differenc
 from omni_grpo_core.trace.integers import Decode, integer_differences, span_differences
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans, leaves
 from omni_grpo_core.trace.place import name, row_of
-from omni_grpo_core.trace.tolerances import Tolerances, distance
 from omni_grpo_core.types import StageRecord, Trace
 
 _CONTEXT = 24

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from omni_grpo_core.tolerances import Tolerance, Tolerances, distance
 from omni_grpo_core.trace.describe import describe_change
 from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import Numbers
 from omni_grpo_core.trace.place import element, name, row_of
-from omni_grpo_core.trace.tolerances import Tolerance, Tolerances, distance
 
 _PROJECTION_SIGMAS = 4.0
 """A projection of differences that are each within tolerance is, by the random signs, nearly

@@ -16,7 +16,7 @@ from omni_grpo_core.rewards.compose import Composed
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.training.config import TrainConfig
-from omni_grpo_core.training.guard import Finding, write_report
+from omni_grpo_core.training.guard import Finding, unused, write_report
 from omni_grpo_core.training.step import Update
 from omni_grpo_core.types import Check, Rollout, Stage, StageRecord, Trace
 
@@ -54,10 +54,7 @@ def step_trace(
 def save_bundle(folder: Path, trace: Trace, step: int, findings: Sequence[Finding]) -> None:
     """The trace and, where a run is stopped, the report; the findings stand in the trace as failed
     checks of their stages too. A bundle of the same step gets a numbered neighbour."""
-    place, copy = folder, 1
-    while place.exists():
-        copy += 1
-        place = folder.with_name(f"{folder.name}-{copy}")
+    place = unused(folder)
     stages = tuple(
         StageRecord(
             record.stage,

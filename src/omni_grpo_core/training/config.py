@@ -13,7 +13,7 @@ from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.compose import Component, Composition, Gate
 from omni_grpo_core.rewards.endpoint import Endpoint
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
-from omni_grpo_core.trace.tolerances import DRIFT
+from omni_grpo_core.tolerances import DRIFT
 
 Precision = Literal["float32", "bfloat16"]
 SectionName = Literal["context", "think", "answer"]
@@ -94,7 +94,7 @@ class GuardConfig:
     """Share of degenerate completions in one step."""
     drift: float | None = None
     """Largest difference of a token's logprob between sampling and scoring, nats, before any
-    update; ``None`` is the precision's own (``trace.tolerances.DRIFT``)."""
+    update; ``None`` is the precision's own (``tolerances.DRIFT``)."""
     preflight: bool = True
     """Run every stage check of ``omni-grpo check`` on the first step's samples, in float32."""
 

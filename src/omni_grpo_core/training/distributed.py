@@ -7,20 +7,23 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import PartialState
-from accelerate.utils import (
-    DistributedType,
-    FullyShardedDataParallelPlugin,
-    ProjectConfiguration,
-    gather_object,
-)
 from torch import Tensor, nn
 
 from omni_grpo_core.errors import OmniGrpoError
+from omni_grpo_core.io.extras import extra
 from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.training.load_config import check_launcher
 from omni_grpo_core.training.sharding import whole
+
+with extra("train"):
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import PartialState
+    from accelerate.utils import (
+        DistributedType,
+        FullyShardedDataParallelPlugin,
+        ProjectConfiguration,
+        gather_object,
+    )
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.pipeline.check import check
-from omni_grpo_core.pipeline.hints import lost
+from omni_grpo_core.pipeline.hints import LOST
 from omni_grpo_core.pipeline.inputs import prepare, score
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.rewards.accuracy import Accuracy
@@ -88,7 +88,7 @@ def preflight(
             f"{proof.modality} does not reach the model",
             "embeddings",
             f"other content moves the logprobs by {proof.shift:.2g} nats a token; "
-            + lost(proof.modality),
+            + LOST.format(proof.modality),
         )
         for proof in result.modalities
         if not proof.ok

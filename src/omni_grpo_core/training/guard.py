@@ -18,8 +18,8 @@ from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.pipeline.hints import advice
 from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.degenerate import degenerates
+from omni_grpo_core.tolerances import DRIFT
 from omni_grpo_core.trace.jsontext import dumps
-from omni_grpo_core.trace.tolerances import DRIFT
 from omni_grpo_core.training.config import GuardConfig
 from omni_grpo_core.types import Completion, Stage, StageRecord
 
@@ -88,10 +88,7 @@ class Guard:
     def look(self, facts: StepFacts) -> tuple[Finding, ...]:
         """Findings of this step; empty when the run may go on."""
         self._steps.append(facts.rewards)
-        found = [
-            self._garbage(facts),
-            self._drift(facts),
-        ]
+        found = [self._garbage(facts), self._drift(facts)]
         numbers = not_finite(facts.loss, facts.grad_norm, facts.broken)
         return tuple(one for one in found if one) + numbers + self._dead()
 
@@ -160,6 +157,15 @@ def failed_checks(records: Sequence[StageRecord[object]]) -> tuple[Finding, ...]
         for check in record.checks
         if not check.ok
     )
+
+
+def unused(folder: Path) -> Path:
+    """The folder, or where there is one already, its first free numbered neighbour."""
+    place, copy = folder, 1
+    while place.exists():
+        copy += 1
+        place = folder.with_name(f"{folder.name}-{copy}")
+    return place
 
 
 def write_report(folder: Path, step: int, findings: Sequence[Finding]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io import device_memory
+from omni_grpo_core.io.extras import require
 from omni_grpo_core.io.strict import merge, read_mapping
 from omni_grpo_core.pipeline.settings import Settings, load_settings
 from omni_grpo_core.rewards import COLUMNS
@@ -79,8 +80,10 @@ def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
     """Read and check a run's YAML or JSON; paths in it start from its own folder.
 
     ``settings`` go over the checkpoint's own ``omni_grpo.json``. Returns the configuration and
-    warnings. Raises ``ConfigError``, and what :func:`check_data` raises.
+    warnings. Raises ``MissingExtra`` without the packages of training, ``ConfigError``, and what
+    :func:`check_data` raises.
     """
+    require("train", "accelerate")
     values = read_mapping(path)
     for key in values:
         if key in FOREIGN:
@@ -269,6 +272,8 @@ def _check_rewards(config: TrainConfig) -> None:
         # the client of an endpoint takes its time to import, and a cache is a file
         return Format(name=name)
 
+    if config.judge is not None:
+        require("judge", "httpx", "tenacity")
     composition = config.composition(load)
     for component in composition.components:
         _check_signature(component.name, component.function)
@@ -385,6 +390,7 @@ def _is_idle(sample: Sample, config: TrainConfig) -> bool:
 
 
 def _check_lora(lora: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    require("train", "peft")
     if lora.rank < 1 or lora.alpha < 1 or not lora.target_modules:
         raise _bad(
             "lora", f"rank {lora.rank}, alpha {lora.alpha}, {len(lora.target_modules)} targets",

@@ -16,6 +16,7 @@ from torch import Tensor
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.extras import extra
 from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
 from omni_grpo_core.training.sharding import whole
 from omni_grpo_core.training.step import MicroBatch, Scorer
@@ -69,8 +70,9 @@ def freeze(model: Any, towers: Collection[Tower]) -> None:
 def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
     """Put adapters into the text model, in place; all else is frozen. As the second factor starts
     at 0, the policy is unchanged. Raises ``ConfigError`` if no layer has one of the names."""
-    from peft import LoraConfig as PeftConfig
-    from peft import inject_adapter_in_model
+    with extra("train"):
+        from peft import LoraConfig as PeftConfig
+        from peft import inject_adapter_in_model
 
     names = "|".join(map(re.escape, config.target_modules))
     # language_model: from transformers 5.23 on

@@ -36,6 +36,7 @@ from omni_grpo_core.training.guard import (
     Guard,
     StepFacts,
     advised,
+    unused,
     watch_generation,
     write_report,
 )
@@ -196,10 +197,7 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
     def _stop(self, findings: Sequence[Finding], records: tuple[StageRecord[object], ...]) -> None:
         rank = distributed.get_rank() if _many() else 0
         name = f"step-{self._step:06d}" + (f"-rank{rank}" if rank else "")
-        folder, copy = self._out / name, 1
-        while folder.exists():
-            copy += 1
-            folder = self._out / f"{name}-{copy}"
+        folder = unused(self._out / name)
         save_trace(Trace({"trainer": "transformers"}, records), folder)
         write_report(folder, self._step, findings)
         self.detach()

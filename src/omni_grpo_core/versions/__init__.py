@@ -126,7 +126,7 @@ def _probe(name: str, python: Path, folder: Path, family: tiny.FamilyName) -> No
     # would take the place of the one to be measured
     if not (source / "transformers").exists():
         environment["PYTHONPATH"] = str(source)
-    command: list[str | Path] = [python, "-m", "omni_grpo_core.versions.probe", folder, family]
+    command: list[str | Path] = [python, "-m", "omni_grpo_core.versions.facts", folder, family]
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, errors="replace", check=False

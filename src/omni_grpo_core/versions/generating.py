@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +28,9 @@ def exam(policy: Policy, rows: Sequence[Row], samples: Sequence[Sample]) -> dict
     """Shares of right and of well-formed greedy answers, [accuracy, format], by mode; of a mode
     that this version ends in an exception, what it raised."""
     found: dict[str, Any] = {EVAL: _shares(samples, [_answer(policy, row) for row in rows])}
-    with _train_mode(policy.model):
+    with modes_restored(policy.model):
+        switch_checkpointing(policy.model, True)
+        policy.model.train()
         for mode, settings in ((TRAIN, {}), (NO_CACHE, {"use_cache": False})):
             try:
                 texts = [_answer(policy, row, **settings) for row in rows]
@@ -66,14 +67,6 @@ def batched(policy: Policy, rows: Sequence[Row]) -> dict[str, Any]:
         alone = [_generate(policy, library_keywords(policy, row))[0] for row in alike]
         equal += sum(a == b for a, b in zip(together, alone, strict=True))
     return {"rows": len(rows), "equal": equal}
-
-
-@contextmanager
-def _train_mode(model: Any) -> Iterator[None]:
-    with modes_restored(model):
-        switch_checkpointing(model, True)
-        model.train()
-        yield
 
 
 def _answer(policy: Policy, row: Row, **settings: Any) -> str:

@@ -104,8 +104,8 @@ _ADVANTAGE = (
         cause="adv.span-mask",
         fact="span-differs",
         harm="the reward of one section pushes the tokens of another",
-        fix="find the section by text offsets of each completion (losses.spans.token_span), never "
-        "by hard-coded ids: a tag is spelled by other ids at other places; argmax of nothing is 0",
+        fix="find the section by text offsets of each completion (losses.spans.token_span), not by "
+        "hard-coded ids: a tag is spelled by other ids at other places, and argmax of nothing is 0",
         confirm="decode the marked tokens: they spell the section",
     ),
     Signature(

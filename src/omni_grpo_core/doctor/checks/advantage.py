@@ -11,8 +11,8 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
 from omni_grpo_core.doctor.rollouts import RolloutRecord, rollouts, whole_groups
+from omni_grpo_core.tolerances import ADVANTAGE, EQUAL_RECORDED_REWARDS
 from omni_grpo_core.trace.calls import AdvantageSeen
-from omni_grpo_core.trace.tolerances import ADVANTAGE, EQUAL_RECORDED_REWARDS
 
 _SECTIONS = ("context", "think", "answer")
 

@@ -12,8 +12,8 @@ from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import PIXELS, CallRow
 from omni_grpo_core.doctor.checks.positions import Call, copies_of, named_calls, rows_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
+from omni_grpo_core.doctor.replay.batch import with_pixels
 from omni_grpo_core.doctor.replay.model import Feature, reference_features, token_embeddings
-from omni_grpo_core.doctor.replay.pixels import with_pixels
 from omni_grpo_core.types import Modality, Row, Span
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from omni_grpo_core.doctor.teacher_forced import (
     taught,
     tolerance,
 )
+from omni_grpo_core.tolerances import Limit
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
-from omni_grpo_core.trace.tolerances import Limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ from omni_grpo_core.doctor.rollouts import (
     until_end,
     world,
 )
+from omni_grpo_core.tolerances import ADVANTAGE
 from omni_grpo_core.trace.calls import LossSeen
-from omni_grpo_core.trace.tolerances import ADVANTAGE
 
 
 def look_at_mask(case: Case) -> Iterable[Evidence]:

@@ -12,6 +12,7 @@ from omni_grpo_core.doctor.call_rows import CallRow, call_rows
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.rendered import flag_of
 from omni_grpo_core.doctor.replay.model import reference_positions
+from omni_grpo_core.recorder.thinker import rope_sections
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
 from omni_grpo_core.types import AudioInVideo, Row
 
@@ -209,4 +210,23 @@ def _few(numbers: Sequence[float]) -> str:
     return f"{shown}, …" if len(numbers) > 3 else shown
 
 
+def look_rope(case: Case) -> Iterator[Evidence]:
+    """The rope sections in force are those of the checkpoint."""
+    told = case.trace.header.get("rope_sections")
+    if told is None or case.reference is None:
+        return
+    body = case.reference.policy.model.model
+    wanted = rope_sections(getattr(body, "language_model", body))
+    if told != wanted:
+        yield Evidence(
+            "policy",
+            "rope-sections-differ",
+            f"the model rotates positions by the sections [{told or 'none'}], the checkpoint was "
+            f"trained with [{wanted}]",
+            values={"got": told, "want": wanted},
+        )
+
+
 LOOKS: tuple[Look, ...] = (look_positions, look_next_positions)
+MODEL: tuple[Look, ...] = (look_rope,)
+"""Of the model itself, whatever a step did with it."""

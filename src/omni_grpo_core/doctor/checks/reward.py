@@ -13,8 +13,8 @@ from omni_grpo_core.rewards import Reward
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.parse import parse
+from omni_grpo_core.tolerances import EQUAL_RECORDED_REWARDS
 from omni_grpo_core.trace.calls import RewardCall
-from omni_grpo_core.trace.tolerances import EQUAL_RECORDED_REWARDS
 from omni_grpo_core.types import Malformed
 
 Kind = Literal["format", "accuracy", "other"]

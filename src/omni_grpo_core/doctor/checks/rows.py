@@ -13,8 +13,8 @@ from omni_grpo_core.doctor.checks.flags import sounds_for_nothing
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.batch import Given, given_rows, reference_row
+from omni_grpo_core.tolerances import FEATURES
 from omni_grpo_core.trace.calls import ProcessorCall
-from omni_grpo_core.trace.tolerances import FEATURES
 from omni_grpo_core.types import MODALITIES, Row
 
 if TYPE_CHECKING:

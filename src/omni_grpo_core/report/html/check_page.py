@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from omni_grpo_core.pipeline.check import CheckResult
-from omni_grpo_core.pipeline.hints import stage_words
-from omni_grpo_core.report import varied
+from omni_grpo_core.pipeline.hints import DOES
+from omni_grpo_core.report import pieces, varied
 from omni_grpo_core.report.html import Decode, render
 from omni_grpo_core.report.html.sample_view import SampleView, sample_view
 from omni_grpo_core.report.html.words import (
     PROOF_IN_WORDS,
+    ended,
     first_failure,
     health_words,
     not_judged,
@@ -38,12 +39,14 @@ def check_page(result: CheckResult, decode: Decode) -> str:
         failure=first_failure(result),
         checks=sum(len(record.checks) for record in result.trace.stages),
         seconds=sum(record.seconds for record in result.trace.stages),
-        stage_words=stage_words,
+        does=DOES,
         proof_in_words=PROOF_IN_WORDS,
         not_judged=not_judged,
         health=asdict(result.health),
         health_words=health_words,
         samples=samples,
+        pieces=pieces,
+        ended=ended,
         open=_open(samples),
         rows=len(rows),
         left_out=[row.sample_id for i, row in enumerate(rows) if i not in shown],

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.diagnose import merge
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence
-from omni_grpo_core.pipeline.hints import stage_words
+from omni_grpo_core.pipeline.hints import DOES, advice
 from omni_grpo_core.report import shortened, visible
 from omni_grpo_core.report.html import Decode, render, tokens_a_cell
 from omni_grpo_core.report.html.ribbon import Run, ribbon
@@ -28,14 +27,8 @@ _LONGEST = 700
 _PLACEHOLDER = re.compile(r"<\|(?:(image|video|audio)(?:_pad)?|IMAGE|VIDEO|AUDIO)\|>")
 
 
-@dataclass(frozen=True, slots=True)
-class PromptView:
-    """A row of a call as the model read it, with what is said against it."""
-
-    title: str
-    per_cell: int
-    ribbon: tuple[Run, ...]
-    against: tuple[str, ...]
+PromptView = tuple[str, int, tuple[Run, ...], Sequence[str]]
+"""A row of a call as the model read it: title, tokens a cell, ribbon, what is said against it."""
 
 
 def doctor_page(
@@ -63,7 +56,8 @@ def doctor_page(
         shown_step=first,
         prompts=_prompts(worst, diagnoses[first], decode) if worst and decode else (),
         answers=tuple(_answers(worst))[:MOST_ANSWERS] if worst else (),
-        stage_words=stage_words,
+        does=DOES,
+        advice=advice,
         plain=_plain,
     )
 
@@ -156,7 +150,7 @@ def _prompt(
     }
     told = ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "no media"
     title = f"row {row}: {len(kept)} tokens, {told}; {int((~mask).sum())} masked out"
-    return PromptView(title, tokens_a_cell(len(kept)), drawn, tuple(against))
+    return title, tokens_a_cell(len(kept)), drawn, against
 
 
 def _spans(ids: Sequence[int], decode: Decode) -> Iterator[Span]:

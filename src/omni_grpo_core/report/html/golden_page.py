@@ -18,7 +18,7 @@ from omni_grpo_core.golden.results import (
     Tokens,
     Verdict,
 )
-from omni_grpo_core.pipeline.hints import stage_words
+from omni_grpo_core.pipeline.hints import DOES
 from omni_grpo_core.report.html import render
 from omni_grpo_core.report.html.drift_chart import drift_chart, harm_of
 from omni_grpo_core.report.html.ribbon import Run
@@ -140,7 +140,7 @@ def _split(tokens: Tokens, first: int | None) -> tuple[str, str, str]:
 _FOR_THE_TEMPLATE: Mapping[str, Any] = {
     "verdict_words": VERDICT_WORDS,
     "origin_words": ORIGIN_WORDS,
-    "stage_words": lambda stage: stage_words(stage.partition(".")[0]),
+    "does": DOES,
     "ended": ended,
     "harm_of": harm_of,
     "drift_chart": drift_chart,

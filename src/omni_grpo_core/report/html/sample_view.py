@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omni_grpo_core.pipeline.stages import Values
-from omni_grpo_core.report import Piece, pieces
 from omni_grpo_core.report.html import Decode, tokens_a_cell
 from omni_grpo_core.report.html.media_view import Clip, Sound, clips, sounds
 from omni_grpo_core.report.html.ribbon import Run, ribbon
-from omni_grpo_core.report.html.words import ended
 from omni_grpo_core.rewards.parse import parse, sections
 from omni_grpo_core.types import Completion, Malformed, Parsed, Row, Sample, Score
 
@@ -21,15 +19,8 @@ _MODES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A completion to show. ``facts``: length and how it ended. ``answer``: what stands in its
-    answer section, empty when malformed."""
-
-    pieces: tuple[Piece, ...]
-    facts: str
-    well_formed: bool
-    answer: str
+Answer = tuple[Completion, Parsed | Malformed]
+"""A completion, and what it is taken apart into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +81,7 @@ def _greedy(values: Values, index: int) -> Answer | None:
     if rolled is None:
         return None
     completion = rolled.completions[index]
-    return _answer(completion, parse(completion.text) if parsed is None else parsed[index])
+    return completion, parse(completion.text) if parsed is None else parsed[index]
 
 
 def _sampled(values: Values, index: int) -> tuple[tuple[Answer, ...], str]:
@@ -99,16 +90,7 @@ def _sampled(values: Values, index: int) -> tuple[tuple[Answer, ...], str]:
         return (), ""
     group = rolled.completions[index * rolled.group_size : (index + 1) * rolled.group_size]
     facts = f"temperature {rolled.temperature:g}, seed {rolled.seed}"
-    return tuple(_answer(c, parse(c.text)) for c in group), facts
-
-
-def _answer(completion: Completion, parsed: Parsed | Malformed) -> Answer:
-    return Answer(
-        pieces(completion.text, parsed),
-        ended(completion.token_ids, completion.finish_reason),
-        not isinstance(parsed, Malformed),
-        "" if isinstance(parsed, Malformed) else parsed.answer.text.strip(),
-    )
+    return tuple((c, parse(c.text)) for c in group), facts
 
 
 def _gold(solution: str) -> str:

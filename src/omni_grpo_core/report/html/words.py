@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from omni_grpo_core.pipeline.check import CheckResult, ModalityProof
-from omni_grpo_core.pipeline.hints import advice, lost
-from omni_grpo_core.trace.tolerances import LEAST_SHIFT
+from omni_grpo_core.pipeline.hints import LOST, advice
+from omni_grpo_core.tolerances import LEAST_SHIFT
 
 PROOF_IN_WORDS = (
     "How to read it: the rows that have a modality are asked again with it blanked (black "
@@ -26,7 +26,7 @@ class Failure:
     what: str
     seen: str
     fix: str
-    others: int
+    others: int = 0
 
 
 _HEALTH: Mapping[str, str] = {
@@ -81,7 +81,7 @@ def first_failure(result: CheckResult) -> Failure | None:
 def failures(result: CheckResult) -> list[Failure]:
     """Every check and modality that failed, stages before modalities."""
     found = [
-        Failure(record.stage, check.name, check.detail, advice(record.stage, check.name), 0)
+        Failure(record.stage, check.name, check.detail, advice(record.stage, check.name))
         for record in result.trace.stages
         for check in record.checks
         if not check.ok
@@ -92,8 +92,7 @@ def failures(result: CheckResult) -> list[Failure]:
             f"{proof.modality} reaches the model",
             f"shift of {proof.shift:.2g} nats a token under other content, wanted more than the "
             f"{proof.again:.2g} between two passes over the same",
-            lost(proof.modality),
-            0,
+            LOST.format(proof.modality),
         )
         for proof in result.modalities
         if not proof.ok

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import base64
 import binascii
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.extras import require
 
-_INSTALL = "pip install 'omni-grpo-core[qwen]'"
+_foreign = partial(
+    ConfigError,
+    want="a line per token, base64 and rank, each once",
+    fix="dashscope changed or broke its file: install the version that constraints.txt pins",
+)
 
 
 def ranks_file() -> Path:
     """Where the installed ``dashscope`` keeps the ranks.
 
     Raises:
-        ConfigError: it is not installed, or no longer carries the file.
+        MissingExtra: it is not installed.
+        ConfigError: it no longer carries the file.
     """
-    spec = find_spec("dashscope")  # finds a top-level package without running it
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            "Qwen's vocabulary",
-            got="no package dashscope",
-            want="dashscope, which carries it as resources/qwen.tiktoken",
-            fix=_INSTALL,
-        )
-    file = Path(spec.submodule_search_locations[0]) / "resources" / "qwen.tiktoken"
+    # finds a top-level package without running it
+    (package,) = require("qwen", "dashscope")
+    file = Path(package.origin or "").parent / "resources" / "qwen.tiktoken"
     if not file.is_file():
         raise ConfigError(
             str(file),
@@ -52,21 +52,12 @@ def read_ranks(file: Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
-            raise _foreign(f"{file}:{number}", repr(line[:40])) from error
+            raise _foreign(f"{file}:{number}", got=repr(line[:40])) from error
         if len(ranks) != number:
-            raise _foreign(f"{file}:{number}", "a token that an earlier line has")
+            raise _foreign(f"{file}:{number}", got="a token that an earlier line has")
     ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
     if list(ranks.values()) != list(range(len(ranks))):
-        raise _foreign(str(file), f"{len(ranks)} ranks that do not run from 0 on")
+        raise _foreign(str(file), got=f"{len(ranks)} ranks that do not run from 0 on")
     if any(bytes([value]) not in ranks for value in range(256)):
-        raise _foreign(str(file), "a byte without a token")
+        raise _foreign(str(file), got="a byte without a token")
     return ranks
-
-
-def _foreign(item: str, got: str) -> ConfigError:
-    return ConfigError(
-        item,
-        got=got,
-        want="a line per token, base64 and rank, each once",
-        fix="dashscope changed or broke its file: install the version that constraints.txt pins",
-    )

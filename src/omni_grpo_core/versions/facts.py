@@ -1,4 +1,4 @@
-"""One version's side of the matrix: ``python -m omni_grpo_core.versions.probe FOLDER FAMILY``.
+"""One version's side of the matrix: ``python -m omni_grpo_core.versions.facts FOLDER FAMILY``.
 
 Runs under the interpreter whose transformers is to be measured, and leaves ``trace`` and
 ``facts.json`` in a new folder. Uses the family's shipped checkpoint, and the shipped rows.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from omni_grpo_core.types import Row
 
 
-def probe(folder: Path, family: tiny.FamilyName) -> None:
+def measure(folder: Path, family: tiny.FamilyName) -> None:
     """Measure the installed transformers into ``folder``."""
     from omni_grpo_core.core.policy import load_policy
     from omni_grpo_core.core.sample import load_samples
@@ -91,4 +91,4 @@ def mute_and_heard(rows: Sequence[Row]) -> tuple[int, int]:
 
 if __name__ == "__main__":
     quiet_libraries(worker=True)
-    probe(Path(sys.argv[1]), cast(tiny.FamilyName, sys.argv[2]))
+    measure(Path(sys.argv[1]), cast(tiny.FamilyName, sys.argv[2]))

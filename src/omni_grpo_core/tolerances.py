@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 
 def distance(was: float, now: float) -> float:
@@ -53,16 +52,14 @@ class Limit:
 FLOAT32 = Tolerance(atol=1e-5, rtol=1e-4)
 """A hundred times what left padding against single rows measures on the tiny checkpoint (1e-6 to
 1e-5)."""
-BY_DTYPE: Mapping[str, Tolerance] = MappingProxyType(
-    {
-        "float64": FLOAT32,
-        "float32": FLOAT32,
-        "float": FLOAT32,
-        # two spacings of the type, relative; absolute: what was measured on logits
-        "bfloat16": Tolerance(atol=5e-2, rtol=2**-6),
-        "float16": Tolerance(atol=5e-3, rtol=2**-9),
-    }
-)
+BY_DTYPE: Mapping[str, Tolerance] = {
+    "float64": FLOAT32,
+    "float32": FLOAT32,
+    "float": FLOAT32,
+    # two spacings of the type, relative; absolute: what was measured on logits
+    "bfloat16": Tolerance(atol=5e-2, rtol=2**-6),
+    "float16": Tolerance(atol=5e-3, rtol=2**-9),
+}
 """Two passes of one pipeline over one input, by torch's name of the type."""
 
 
@@ -84,20 +81,18 @@ class Tolerances:
 HALF = Limit(mean=0.05, worst=0.5)
 """Logits and logprobs of one policy computed in two ways (row alone or in a batch, cache or none)
 in half precision: 0.33 measured at worst on the tiny checkpoint."""
-DRIFT: Mapping[str, float] = MappingProxyType({"float32": 1e-3, "bfloat16": HALF.worst})
+DRIFT: Mapping[str, float] = {"float32": 1e-3, "bfloat16": HALF.worst}
 """Nats, at worst, between sampling and scoring of a running training, by its precision. Measured
 on the tiny checkpoint, 18 steps of 32 completions at temperatures 1 to 3: up to 2e-6 and 0.081;
 sampling at 1.3 times the temperature moves some token by more than 1."""
-FOREIGN: Mapping[str, Limit] = MappingProxyType(
-    {
-        # other order of float32 sums: 1e-5 measured on the tiny checkpoint, 1e-4 at 7B's depth
-        "float32": Limit(1e-3, 1e-2),
-        "float64": Limit(1e-3, 1e-2),
-        # 8 bits of mantissa through every layer, and kernels that are not ours
-        "bfloat16": Limit(0.1, 2.0),
-        "float16": Limit(0.02, 0.5),
-    }
-)
+FOREIGN: Mapping[str, Limit] = {
+    # other order of float32 sums: 1e-5 measured on the tiny checkpoint, 1e-4 at 7B's depth
+    "float32": Limit(1e-3, 1e-2),
+    "float64": Limit(1e-3, 1e-2),
+    # 8 bits of mantissa through every layer, and kernels that are not ours
+    "bfloat16": Limit(0.1, 2.0),
+    "float16": Limit(0.02, 0.5),
+}
 """Logprobs, in nats, of somebody's trainer and of the reference, both right."""
 FEATURES = Tolerance(atol=1e-4, rtol=1e-4)
 """Normalised pixels and mel features are a few units large, and went through the same float32

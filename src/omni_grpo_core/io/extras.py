@@ -1,0 +1,61 @@
+"""Packages that only an extra of the installation brings: imported where they are used, and an
+error that names the extra where they are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from typing import Literal
+
+from omni_grpo_core.errors import MissingExtra
+
+Extra = Literal["judge", "qwen", "rewards", "train"]
+
+EXTRAS: Mapping[Extra, str] = {
+    "judge": "rewards by an LLM judge",
+    "qwen": "Qwen's vocabulary",
+    "rewards": "accuracy of free text, OCR and formulas",
+    "train": "training",
+}
+"""The extras of pyproject.toml that the package imports from, and what each is for."""
+
+
+@contextmanager
+def extra(name: Extra) -> Iterator[None]:
+    """Imports of packages that the extra ``name`` brings::
+
+        with extra("judge"):
+            import httpx
+
+    Raises:
+        MissingExtra: one of them is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            EXTRAS[name],
+            got=f"no package {error.name}",
+            want=f"what the extra {name!r} installs",
+            fix=f"pip install 'omni-grpo-core[{name}]'",
+        ) from error
+
+
+def require(name: Extra, *packages: str) -> list[ModuleSpec]:
+    """Where packages of the extra lie: asked before the work starts, without importing them.
+
+    Raises:
+        MissingExtra: one of them is not installed.
+    """
+    with extra(name):
+        return [_found(package) for package in packages]
+
+
+def _found(package: str) -> ModuleSpec:
+    spec = find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(name=package)
+    return spec
