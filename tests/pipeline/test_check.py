@@ -8,7 +8,8 @@ import torch
 
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.pipeline.check import ModalityProof, blanked, check, donor, swapped
+from omni_grpo_core.pipeline.ablation import ModalityProof, blanked, donor, swapped
+from omni_grpo_core.pipeline.check import check
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.types import Audio, Image, Media, Sample, Video
 

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 
 from omni_grpo_core import tiny
 from omni_grpo_core.pipeline import inputs, stages
-from omni_grpo_core.pipeline.check import blanked
+from omni_grpo_core.pipeline.ablation import blanked
 from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.training.config import GuardConfig, RewardEntry, TrainConfig

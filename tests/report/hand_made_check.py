@@ -9,7 +9,8 @@ from typing import Literal
 
 import torch
 
-from omni_grpo_core.pipeline.check import CheckResult, Health, ModalityProof
+from omni_grpo_core.pipeline.ablation import ModalityProof
+from omni_grpo_core.pipeline.check import CheckResult, Health
 from omni_grpo_core.pipeline.stages import Values
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import (

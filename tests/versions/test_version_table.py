@@ -26,14 +26,14 @@ STORED = {
     for family, name in (("qwen2.5", "matrix.json"), ("qwen3", "matrix-qwen3.json"))
 }
 BEGIN, END = marks("qwen2.5")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/pages/versions.md").read_text(encoding="utf-8")
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize("family", STORED)
-def test_the_readme_holds_the_table_of_the_stored_data(family: str) -> None:
+def test_the_docs_hold_the_table_of_the_stored_data(family: str) -> None:
     begin, end = marks(family)
-    table = README.partition(f"{begin}\n")[2].partition(f"\n{end}")[0]
+    table = PAGE.partition(f"{begin}\n")[2].partition(f"\n{end}")[0]
     told = "make both anew: omni-grpo versions compare (CONTRIBUTING.md)"
     assert table == markdown(STORED[family]), told
     assert STORED[family]["family"] == family
@@ -275,7 +275,7 @@ def test_an_interpreter_that_cannot_run_it_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_installed_version_is_as_stored(tmp_path: Path, run_cli: Run) -> None:
-    """Measured anew, every fact of this transformers is the one the README's table stands on."""
+    """Measured anew, every fact of this transformers is the one the docs' table stands on."""
     document = tmp_path / "page.md"
     document.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
     here = f"here={sys.executable}"

@@ -2,78 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-import torch
-
-from omni_grpo_core.core.completions import pad_completions
-from omni_grpo_core.core.forward import token_logprobs
-from omni_grpo_core.core.policy import Policy, generating
-from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.losses.metrics import advantage_metrics, rollout_metrics
-from omni_grpo_core.pipeline.inputs import make_batch, score
+from omni_grpo_core.pipeline.ablation import ModalityProof, prove
+from omni_grpo_core.pipeline.inputs import score
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.pipeline.stages import Values, run
 from omni_grpo_core.rewards.accuracy import Accuracy
-from omni_grpo_core.tolerances import LEAST_SHIFT
 from omni_grpo_core.types import (
     MODALITIES,
-    Batch,
-    Media,
     Modality,
     Parsed,
-    Rollout,
     Sample,
     Stage,
     Trace,
 )
-
-_COLUMNS = 16
-"""Of padding, a vector register's width in float32: sums come out in another order."""
-
-Judgement = Literal["reaches", "lost", "not judged"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModalityProof:
-    """Does a modality reach the model? Over the ``rows`` that have it, greedy.
-
-    ``accuracy``: as it is; ``without``: frames black or sound silent; ``swapped``: each row with
-    another row's. ``moved``: share of completions that swapping changes.
-
-    ``shift``: mean absolute change of the completion's logprobs, nats a token, when the medium is
-    black or silent, inverted, or another row's of the same shape, whichever is largest. What it
-    is judged by is measured, since an answer that is about something else may hardly move:
-    ``again`` is the change between two passes over the same input, 0 on a CPU, ``rounding`` that
-    under more columns of padding, which change no number but by rounding.
-    """
-
-    modality: Modality
-    rows: int
-    accuracy: float
-    without: float
-    swapped: float
-    moved: float
-    shift: float
-    again: float = 0.0
-    rounding: float = 0.0
-
-    @property
-    def judgement(self) -> Judgement:
-        """``lost``: other content leaves every score as it was. ``not judged``: it moves them, but
-        by so little as rounding may, or a medium that the questions are not about."""
-        if self.shift <= self.again:
-            return "lost"
-        return "reaches" if self.shift > max(self.rounding, LEAST_SHIFT) else "not judged"
-
-    @property
-    def ok(self) -> bool:
-        """Nothing speaks against it."""
-        return self.judgement != "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,106 +97,6 @@ def check(
     return CheckResult(verdict, done.trace, done.values, tuple(proofs), health(done.values))
 
 
-@torch.no_grad()
-def prove(
-    policy: Policy, values: Values, modality: Modality, settings: Settings
-) -> ModalityProof | None:
-    """Blank a modality, invert it and swap it, and watch answers and logprobs; ``None`` without
-    rows that have it."""
-    media = values["media"]
-    having = [index for index, clip in enumerate(media) if _content(clip, modality)]
-    if not having:
-        return None
-    as_is = values["completion"]
-    kept = replace(as_is, completions=tuple(as_is.completions[i] for i in having))
-    true = {i: media[i] for i in having}
-    swap = {i: swapped(media[i], donor(media, having, i, modality), modality) for i in having}
-    black = {i: blanked(media[i], modality) for i in having}
-    turned = {i: negative(media[i], modality) for i in having}
-    with generating(policy.model):
-        batches = [_rebuilt(policy, values, m, settings) for m in (true, black, turned, swap)]
-        true_batch, blank_batch, _, swapped_batch = batches
-        swapped_run = _greedy(policy, swapped_batch, settings)
-        blank_run = _greedy(policy, blank_batch, settings)
-        was = _logprobs(policy, true_batch, kept)
-
-        def change(batch: Batch) -> float:
-            return float((_logprobs(policy, batch, kept) - was).abs().mean())
-
-        # more or fewer tokens of a medium move what follows, whether or not it is looked at
-        alike = [b for b in batches[1:] if torch.equal(b.input_ids, true_batch.input_ids)]
-        shift = max(map(change, alike))
-        again, rounding = change(true_batch), change(_padded(true_batch, policy.pad_token_id))
-    changed = [
-        a.text != b.text for a, b in zip(kept.completions, swapped_run.completions, strict=True)
-    ]
-    return ModalityProof(
-        modality=modality,
-        rows=len(having),
-        accuracy=_accuracy(values, kept),
-        without=_accuracy(values, blank_run),
-        swapped=_accuracy(values, swapped_run),
-        moved=fmean(changed),
-        shift=shift,
-        again=again,
-        rounding=rounding,
-    )
-
-
-def blanked(media: Media, modality: Modality) -> Media:
-    """The same media with one modality's content gone: black pictures, silence."""
-    return _with(media, modality, [torch.zeros_like(one) for one in _content(media, modality)])
-
-
-def swapped(media: Media, other: Media, modality: Modality) -> Media:
-    """``media`` with one modality's content from ``other``; which audio belongs to which video
-    stays as it was."""
-    if modality == "image":
-        return replace(media, images=other.images)
-    if modality == "video":
-        return replace(media, videos=other.videos)
-    return _with(media, modality, _content(other, modality))
-
-
-def donor(media: Sequence[Media], having: Sequence[int], index: int, modality: Modality) -> Media:
-    """The next row with as many items of the modality and other content, else the row itself
-    inverted: a lone row must be swapped with something."""
-    place = having.index(index)
-    own = _content(media[index], modality)
-    for other in (*having[place + 1 :], *having[:place]):
-        found = _content(media[other], modality)
-        if len(found) == len(own) and not all(map(torch.equal, found, own)):
-            return media[other]
-    return negative(media[index], modality)
-
-
-def negative(media: Media, modality: Modality) -> Media:
-    """The same media with one modality inverted: dark for bright, sound from its end to its
-    beginning."""
-    own = _content(media, modality)
-    return _with(media, modality, [s.flip(0) if modality == "audio" else 255 - s for s in own])
-
-
-_CONTENT: Mapping[Modality, tuple[str, str]] = {
-    "image": ("images", "pixels"),
-    "video": ("videos", "frames"),
-    "audio": ("audios", "samples"),
-}
-"""By modality: the field of a row's media, and what of each of them the model is given."""
-
-
-def _content(media: Media, modality: Modality) -> list[torch.Tensor]:
-    items, content = _CONTENT[modality]
-    return [getattr(item, content) for item in getattr(media, items)]
-
-
-def _with(media: Media, modality: Modality, new: Sequence[torch.Tensor]) -> Media:
-    items, content = _CONTENT[modality]
-    pairs = zip(getattr(media, items), new, strict=True)
-    changed: dict[str, Any] = {items: tuple(replace(one, **{content: x}) for one, x in pairs)}
-    return replace(media, **changed)
-
-
 def health(values: Values) -> Health:
     """Of a pass; rates and lengths are counted as a training counts them at each of its steps."""
     sampled = values["sampled"]
@@ -268,41 +117,3 @@ def health(values: Values) -> Health:
         mean_length=numbers["completion_length"] or 0.0,
         distinct_completions=len(unlike) / len(advantages.groups) / sampled.group_size,
     )
-
-
-def _rebuilt(policy: Policy, values: Values, media: dict[int, Media], settings: Settings) -> Batch:
-    prompts, conversations = values["text"], values["conversation"]
-    return make_batch(
-        policy,
-        [prompts[i] for i in media],
-        [conversations[i] for i in media],
-        list(media.values()),
-        settings,
-    )
-
-
-def _padded(batch: Batch, pad_token_id: int) -> Batch:
-    """The batch with more padding on its left."""
-    ids, mask = batch.input_ids, batch.attention_mask
-    return replace(
-        batch,
-        input_ids=torch.nn.functional.pad(ids, (_COLUMNS, 0), value=pad_token_id),
-        attention_mask=torch.nn.functional.pad(mask, (_COLUMNS, 0)),
-    )
-
-
-def _greedy(policy: Policy, batch: Batch, settings: Settings) -> Rollout:
-    return rollout(
-        policy, batch, group_size=1, max_new_tokens=settings.max_new_tokens, temperature=0.0
-    )
-
-
-def _accuracy(values: Values, rolled: Rollout) -> float:
-    rows = score((Accuracy(),), values["text"], values["sample"], rolled)["accuracy"]
-    return fmean(row.value or 0.0 for row in rows)
-
-
-def _logprobs(policy: Policy, batch: Batch, rolled: Rollout) -> torch.Tensor:
-    """Of every token of the completions, in a row: float32, (tokens,)."""
-    tokens = pad_completions(rolled.completions, policy.pad_token_id)
-    return token_logprobs(policy, batch, tokens, 1.0)[tokens.mask]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from omni_grpo_core.pipeline.check import CheckResult, ModalityProof
+from omni_grpo_core.pipeline.ablation import ModalityProof
+from omni_grpo_core.pipeline.check import CheckResult
 from omni_grpo_core.pipeline.hints import LOST, advice
 from omni_grpo_core.tolerances import LEAST_SHIFT
 

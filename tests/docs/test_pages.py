@@ -1,0 +1,132 @@
+"""What README and pages say: commands end as shown and print what is shown, Python runs, generated
+pages are up to date."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from sessions import ROOT, RUN, Session, blocks, matches, pages, runnable
+
+from omni_grpo_core.io.environment import DEFAULT
+
+DOCS = ROOT / "docs"
+PAGES = {page.stem: page for page in pages()}
+LEFT_OUT = {
+    "README: runs in .ci/run, on a fresh clone": 2,
+    "README: a part of docs/pages/broken-run.md, where it runs": 1,
+    "README: the trainer is yours; docs/pages/broken-run.md runs one": 1,
+    "gpu-runner: it needs a CUDA device": 1,
+    "gpu-runner: the pending goldens come from a CUDA device": 1,
+    "pytest: an install": 1,
+    "quickstart: an install; .ci/run runs it on a fresh clone": 1,
+    "quickstart: an install and the whole suite; .ci/run runs it on a fresh clone": 1,
+    "quickstart: the file itself is run by the suite": 1,
+    "training: a launcher of several processes; tests/training runs it": 1,
+    "upgrade-review: it needs two environments, minutes of installing": 1,
+}
+"""Blocks that no session runs, by their reason."""
+
+
+@pytest.fixture
+def another_process() -> Iterator[None]:
+    """Scripts seed torch, and a training leaves Accelerate's one state behind."""
+    state = torch.random.get_rng_state()
+    yield
+    torch.random.set_rng_state(state)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("another_process")
+@pytest.mark.skipif(
+    version("transformers") != DEFAULT, reason="pages show what the default transformers gives"
+)
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if runnable(page)])
+def test_a_page_is_true(name: str, tmp_path: Path) -> None:
+    """To put today's output into a page: python tests/docs/sessions.py docs/pages/NAME.md"""
+    wrong = []
+    with Session(tmp_path).open() as session:
+        for block in runnable(PAGES[name]):
+            for (command, shown), printed in zip(block.commands, session.run(block), strict=False):
+                if block.language == "console" and not matches(shown, printed):
+                    wrong.append(f"{block.where}: $ {command}\n{printed}")
+    page = PAGES[name].relative_to(ROOT)
+    fix = f"put today's output in: python tests/docs/sessions.py {page}"
+    assert not wrong, "\n\n".join([fix, *wrong])
+
+
+def test_blocks_that_are_not_run_are_these() -> None:
+    found: dict[str, int] = {}
+    for name, page in PAGES.items():
+        for block in blocks(page):
+            if block.reason is not None:
+                key = f"{name}: {block.reason}"
+                found[key] = found.get(key, 0) + 1
+    assert found == LEFT_OUT
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_says_what_it_is(name: str) -> None:
+    """A block without a known language would be run by nobody, and nobody would know."""
+    for block in blocks(PAGES[name]):
+        assert block.language in {*RUN, "yaml", "json", "diff", "text", "pycon"}, block.where
+        if block.title is None and block.language == "yaml":
+            assert yaml.safe_load(block.text), block.where
+        if block.title is None and block.language == "json":
+            assert json.loads(block.text), block.where
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_python_file_of_a_page_is_used(name: str) -> None:
+    """A block that only becomes a file has not run."""
+    page = runnable(PAGES[name])
+    for at, block in enumerate(page):
+        if block.title is not None and block.title.endswith(".py"):
+            later = "".join(other.text for other in page[at + 1 :])
+            assert Path(block.title).stem in later, block.where
+
+
+def test_the_readme_shows_what_the_page_shows() -> None:
+    whole = {line for block in blocks(PAGES["broken-run"]) for line in block.text.splitlines()} | {
+        "…",
+        "",
+    }
+    for block in blocks(PAGES["README"]):
+        if block.language == "console":
+            assert [line for line in block.text.splitlines() if line not in whole] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README"].read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("griffe", reason="mkdocstrings is not installed: the docs extra")
+    monkeypatch.syspath_prepend(str(DOCS))
+    as_markdown = import_module("docstrings").as_markdown
+    assert as_markdown("see :func:`~a.b.run` and ``x``::\n\n    y") == "see `run` and `x`:\n\n    y"
+    assert as_markdown("First.\n\n>>> 1 + 1\n2\n\nLast.") == (
+        "First.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nLast."
+    )
+
+
+@pytest.mark.skipif(
+    version("transformers") != DEFAULT, reason="pages are made under the default transformers"
+)
+def test_generated_pages_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("griffe", reason="mkdocstrings is not installed: the docs extra")
+    monkeypatch.syspath_prepend(str(DOCS))
+    generate = import_module("generate")
+    old = [
+        name
+        for name, make in generate.MADE.items()
+        if (DOCS / "pages" / name).read_text(encoding="utf-8") != make()
+    ]
+    assert not old, f"{', '.join(old)}: make them anew with `python docs/generate.py`"
