@@ -5,6 +5,7 @@ They are committed, so that they can be read without a build; ``tests/docs`` com
 
 from __future__ import annotations
 
+import ast
 import html
 import inspect
 import json
@@ -13,6 +14,7 @@ import types as python_types
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -65,8 +67,8 @@ FORMATS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "training.config.TrainConfig",
             "training.config.RewardEntry",
             "rewards.endpoint.Endpoint",
-            "losses.config.LossConfig",
-            "losses.config.RolloutCorrection",
+            "losses.LossConfig",
+            "losses.RolloutCorrection",
             "training.config.OptimizerConfig",
             "training.config.LoraConfig",
             "training.config.GuardConfig",
@@ -136,7 +138,7 @@ def text_of(thing: Any) -> str:
 
 def api() -> str:
     """Every public name: functions first, as data walks them, then classes and errors."""
-    found = {name: getattr(omni_grpo_core, name) for name in omni_grpo_core.__all__}
+    found = {name: getattr(omni_grpo_core, name) for name in dir(omni_grpo_core)}
     kinds: dict[str, list[str]] = {"Functions": [], "Classes": [], "Errors": []}
     for name, value in sorted(found.items()):
         if isinstance(value, str | python_types.ModuleType):
@@ -224,7 +226,7 @@ def stages() -> str:
     folder = tiny.checkpoint_dir()
     rows = load_samples(tiny.data_file())
     passed = run(load_policy(folder), [rows[i] for i in (0, 16)], load_settings(folder))
-    checks = {
+    checks: dict[str, list[str]] = {
         record.stage: [check.name for check in record.checks] for record in passed.trace.stages
     }
     made = get_type_hints(Values)
@@ -314,8 +316,29 @@ def _described(path: str) -> str:
     hints = get_type_hints(thing, localns={"Tensor": _tensor()})
     # a suite is given its file by whoever loads it
     keys = [f for f in fields(thing) if (thing.__name__, f.name) != ("Suite", "file")]
-    rows = [(f"`{f.name}`", code(_type(hints[f.name])), _field_default(f)) for f in keys]
-    return f"### {thing.__name__}\n\n{text_of(thing)}\n\n" + table(("key", "type", "default"), rows)
+    docs = _field_docs(thing)
+    heads: tuple[str, ...] = ("key", "type", "default", "")
+    rows: list[tuple[str, ...]] = [
+        (f"`{f.name}`", code(_type(hints[f.name])), _field_default(f), docs.get(f.name, ""))
+        for f in keys
+    ]
+    if not docs:
+        heads, rows = heads[:3], [row[:3] for row in rows]
+    return f"### {thing.__name__}\n\n{text_of(thing)}\n\n" + table(heads, rows)
+
+
+def _field_docs(thing: type) -> dict[str, str]:
+    """The string that stands below each field in the source."""
+    (made,) = ast.parse(inspect.cleandoc(inspect.getsource(thing))).body
+    assert isinstance(made, ast.ClassDef)
+    return {
+        ast.unparse(entry.target): as_markdown(inspect.cleandoc(after.value.value))
+        for entry, after in pairwise(made.body)
+        if isinstance(entry, ast.AnnAssign)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and isinstance(after.value.value, str)
+    }
 
 
 def _tensor() -> Any:

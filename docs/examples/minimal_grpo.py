@@ -88,7 +88,7 @@ def step(
         mask=mask,
         totals=Totals.of(mask),
     )
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

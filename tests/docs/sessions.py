@@ -34,7 +34,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RUN = ("sh", "console", "python")
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)(?P<info>[^`]*)$")
+_FENCE = re.compile(r"^(?P<indent> *)```(?:\{\.)?(?P<language>\w*)(?P<info>[^`]*)$")
 _REASON = re.compile(r"<!-- not run: (.+?) -->")
 _EXIT = re.compile(r"\s+# exit code (\d+)$")
 _PLAIN = re.compile(r"[\w./:=\"'{} -]*")

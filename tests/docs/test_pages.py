@@ -15,7 +15,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from sessions import ROOT, RUN, Session, blocks, matches, pages, runnable
 
-from omni_grpo_core.io.environment import DEFAULT
+from omni_grpo_core.io import DEFAULT
 
 DOCS = ROOT / "docs"
 PAGES = {page.stem: page for page in pages()}

@@ -62,7 +62,7 @@ def test_every_page_is_built_and_in_the_navigation(site: Path) -> None:
 def test_every_public_name_is_documented(site: Path) -> None:
     api = (site / "api.html").read_text(encoding="utf-8")
     headings = {*re.findall(r'id="omni_grpo_core\.[\w.]*?(\w+)"', api)}
-    public = {name: getattr(omni_grpo_core, name) for name in omni_grpo_core.__all__}
+    public = {name: getattr(omni_grpo_core, name) for name in dir(omni_grpo_core)}
     assert {name for name, value in public.items() if callable(value)} <= headings
 
 

@@ -17,7 +17,7 @@ from omni_grpo_core.doctor.checks import media as looks
 from omni_grpo_core.doctor.evidence import Case, said_missing
 from omni_grpo_core.faults.trial import reference
 from omni_grpo_core.pipeline.settings import load_settings
-from omni_grpo_core.recorder.mediums import media_seen
+from omni_grpo_core.recorder.media import media_seen
 from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Message
 
 FOLDER = tiny.data_file().parent

@@ -38,7 +38,7 @@ def test_a_pair_is_right_when_both_stages_are_blamed() -> None:
     assert not HALF.stage_right
 
 
-def test_targets_that_are_missed_are_told() -> None:
+def test_missed_targets_are_reported() -> None:
     assert Result((HIT, PAIR, CLEAN), True, 1.0).missed == ()
     alarm = replace(CLEAN, blamed=("loss",))
     rows = (HIT, OTHER_CAUSE, UNSEEN, HALF, CLEAN, alarm)
@@ -55,13 +55,13 @@ def test_a_clean_loop_that_raises_is_a_false_alarm() -> None:
     assert Result((replace(CLEAN, raised="ValueError"),), True, 1.0).false_alarms
 
 
-def test_without_causes_none_is_counted() -> None:
+def test_without_causes_no_cause_is_counted() -> None:
     result = Result((HIT, OTHER_CAUSE), False, 1.0)
     assert result.missed == ()
     assert result.to_json()["cause_right"] is None
 
 
-def test_the_json_has_the_keys_that_were_promised() -> None:
+def test_the_json_has_the_documented_keys() -> None:
     form = json.loads(json.dumps(Result((HIT, PAIR, CLEAN), True, 2.0).to_json()))
     counts = {key: form[key] for key in (
         "injected", "detected", "stage_right", "cause_right", "pairs", "clean_runs", "false_alarms",
@@ -72,10 +72,10 @@ def test_the_json_has_the_keys_that_were_promised() -> None:
 
 def test_the_table_shows_what_went_wrong() -> None:
     console = Console(width=160, record=True, quiet=True)
-    with console.capture() as told:
+    with console.capture() as shown:
         console.quiet = False
         print_result(console, Result((HIT, UNSEEN, HALF), True, 1.0))
-    text = told.get()
+    text = shown.get()
     assert "✓ pos.no-mask" in text
     assert "pos.no-mask + loss.sign: positions and loss; blamed positions" in text
     assert "missed: detected 50.0%, wanted 100%" in text
@@ -97,7 +97,7 @@ def test_the_same_seed_draws_the_same() -> None:
     assert clean_tasks(20, 3) == clean_tasks(20, 3) != clean_tasks(20, 4)
 
 
-def test_clean_configurations_cover_every_way() -> None:
+def test_clean_configurations_cover_every_setting() -> None:
     configs = [task.config for task in clean_tasks(200, seed=0)]
     assert len(set(configs)) == 200
     for name in ("audio", "dtype", "group_size", "lora", "checkpointing", "beta", "iterations",
@@ -121,29 +121,29 @@ def test_a_fault_and_a_clean_loop_from_end_to_end() -> None:
 ELSEWHERE = replace(BY_ID["loss.sign"], id="loss.elsewhere", versions="<4")
 
 
-def test_a_fault_of_other_versions_is_skipped_and_said_to_be(
+def test_a_fault_of_other_versions_is_skipped_and_reported(
     run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The incident's fault is transformers' own and 5.24.0 has it no more: put in there it does
-    nothing, and the campaign counted it as not detected."""
+    """The incident's fault is one of transformers, and 5.24.0 no longer has it: injected there it
+    does nothing, and the campaign counted it as not detected."""
     monkeypatch.setattr(catalogue, "FAULTS", (BY_ID["step.detached"], ELSEWHERE))
     code, out, _ = run_cli(
         "faults", "--json", "--pairs", "0", "--clean", "0", "--jobs", "1", "--no-causes"
     )
-    told = json.loads(out)
-    assert (code, told["injected"], told["missed"]) == (0, 1, [])
-    assert list(told["skipped"]) == ["loss.elsewhere"]
-    assert told["skipped"]["loss.elsewhere"].startswith("not injectable: transformers ")
+    form = json.loads(out)
+    assert (code, form["injected"], form["missed"]) == (0, 1, [])
+    assert list(form["skipped"]) == ["loss.elsewhere"]
+    assert form["skipped"]["loss.elsewhere"].startswith("not injectable: transformers ")
     console = Console(width=160)
     with console.capture() as shown:
-        print_result(console, Result((HIT,), True, 1.0, told["skipped"]))
+        print_result(console, Result((HIT,), True, 1.0, form["skipped"]))
     assert "– loss.elsewhere: not injectable: transformers " in shown.get()
 
 
 def test_a_campaign_of_nothing_is_bad_usage(
     run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It met all targets, of nothing, with exit code 0."""
+    """It met all targets without a single trial, with exit code 0."""
     monkeypatch.setattr(catalogue, "FAULTS", (ELSEWHERE,))
     code, _, error = run_cli("faults", "--pairs", "0", "--clean", "0")
     assert code == 2
@@ -168,7 +168,7 @@ def test_the_whole_campaign_meets_its_targets(
     run_cli: Callable[..., tuple[int, str, str]],
 ) -> None:
     code, out, _ = run_cli("faults", "--json")
-    told = json.loads(out)
-    assert (code, told["missed"]) == (0, [])
-    assert told["pairs"] >= 200
-    assert told["clean_runs"] >= 200
+    form = json.loads(out)
+    assert (code, form["missed"]) == (0, [])
+    assert form["pairs"] >= 200
+    assert form["clean_runs"] >= 200

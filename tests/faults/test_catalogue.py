@@ -1,4 +1,4 @@
-"""The catalogue as a list, and that each of its faults really changes what a recorder sees."""
+"""The catalogue as a list, and a check that each fault changes what a recorder sees."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_ids_are_unique_and_there_are_enough() -> None:
     assert len(FAULTS) == 106
 
 
-def test_every_fault_tells_its_story_and_where_it_was_met() -> None:
+def test_every_fault_has_a_story_and_a_source() -> None:
     for fault in FAULTS:
         assert fault.stage in STAGES
         assert fault.story.endswith(".")
@@ -46,7 +46,7 @@ def test_every_fault_tells_its_story_and_where_it_was_met() -> None:
         assert set(fault.needs) <= set(LoopConfig.__dataclass_fields__), fault.id
 
 
-def test_faults_stand_in_every_stage_that_a_recorder_sees() -> None:
+def test_every_stage_that_a_recorder_sees_has_faults() -> None:
     blamed = {fault.stage for fault in FAULTS}
     assert blamed >= {
         "conversation", "text", "media", "batch", "embeddings", "positions", "logits",
@@ -79,7 +79,7 @@ def _values(fault: Fault, config: LoopConfig, folder: Path) -> list[Any]:
         for fault in FAULTS
     ],
 )
-def test_an_injected_loop_is_recorded_otherwise_than_a_clean_one(
+def test_an_injected_loop_is_recorded_differently_from_a_clean_one(
     fault: Fault, folder: Path
 ) -> None:
     if fault.absent:
@@ -87,12 +87,12 @@ def test_an_injected_loop_is_recorded_otherwise_than_a_clean_one(
     config = config_for((fault,))
     assert config is not None
     clean = _clean(config, fault.steps, folder)
-    spoilt = _values(fault, config, folder)
+    faulty = _values(fault, config, folder)
     if fault.stage == "reward":
-        # that another function stands there is no harm yet: it must pay otherwise
-        assert _pay(spoilt) != _pay(clean)
+        # replacing the function alone does no harm: it must also pay differently
+        assert _pay(faulty) != _pay(clean)
     else:
-        assert len(clean) != len(spoilt) or not all(map(equal, clean, spoilt))
+        assert len(clean) != len(faulty) or not all(map(equal, clean, faulty))
 
 
 def _pay(values: list[Any]) -> list[Any]:
@@ -105,7 +105,7 @@ def _pay(values: list[Any]) -> list[Any]:
         )
         for call in calls
     ]
-    # a reward by a judge cannot be probed; a clean loop has none that pays nothing to anyone
+    # a judge reward cannot be probed; a clean loop has none that pays nothing to anyone
     return sorted(paid, key=str)
 
 
@@ -118,14 +118,14 @@ def test_the_same_recording_twice_is_the_same(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
-def test_everything_is_put_back_even_after_an_error(fault: Fault) -> None:
+def test_everything_is_restored_even_after_an_error(fault: Fault) -> None:
     config = config_for((fault,))
     assert config is not None
     loop = ReferenceLoop(reference(config.dtype).policy, config)
     before = _state(loop)
 
     def broken() -> None:
-        # nor does it speak an old dialect: what is set and reset here is not the user's doing
+        # no deprecation warnings either: the user did not set what is set and reset here
         with warnings.catch_warnings(action="error", category=FutureWarning), fault.inject(loop):
             raise KeyError(fault.id)
 
@@ -158,7 +158,7 @@ def test_a_seam_that_has_gone_is_an_error() -> None:
         pass
 
 
-def test_a_fault_inside_a_fault_comes_out_first() -> None:
+def test_nested_faults_are_undone_in_reverse_order() -> None:
     class Owner:
         value = 0
 
@@ -171,7 +171,7 @@ def test_a_fault_inside_a_fault_comes_out_first() -> None:
     assert vars(owner) == {}
 
 
-def test_needs_that_contradict_make_no_pair() -> None:
+def test_conflicting_needs_make_no_pair() -> None:
     assert config_for((BY_ID["conv.silent-no-audio"], BY_ID["batch.truncated-left"])) is None
     both = config_for((BY_ID["loss.clip-side"], BY_ID["logits.low-precision"]))
     assert both is not None

@@ -1,7 +1,7 @@
-"""The incident, replayed: one test for each of its rows, and what each transformers makes of it.
+"""The incident, replayed: one test for each of its rows, and the behaviour of each transformers.
 
-Where the installed transformers keeps the cache while checkpointing (4.52.4, and 5.24.0 on) the
-same script does no harm; the rows about garbage say so there.
+Where the installed transformers keeps the cache while checkpointing (4.52.4, and from 5.24.0 on)
+the same script does no harm, and the rows about garbage report that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from omni_grpo_core.faults import fault as installed
 from omni_grpo_core.faults.fault import cache_is_dropped, cache_is_repaired
 from omni_grpo_core.faults.incident import Replay, replay
-from omni_grpo_core.faults.incident_rows import ROWS, RowFinding, findings, told
+from omni_grpo_core.faults.incident_rows import ROWS, RowFinding, findings, reported
 from omni_grpo_core.report.terminal.faults import behaviour, to_json
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import Malformed
@@ -50,12 +50,12 @@ def test_row_04_two_audios_for_one_slot_is_a_verdict(
     call = replayed.cases[0].processed[0]
     assert (len(call.videos), len(call.audios)) == (2, 4)  # two rows: a group of two
     assert rows[4].answer == "broken"
-    assert rows[4].found.startswith("1 video and 2 audios a row; conversation: ")
+    assert rows[4].found.startswith("1 video and 2 audios per row; conversation: ")
     assert replayed.named("conv.media-twice")
 
 
 def test_row_05_placeholders_are_counted(rows: dict[int, RowFinding]) -> None:
-    # 4 frames of 56 x 56 are 2 x 2 x 2 tokens; 1.04 s of sound are 26, and they come twice
+    # 4 frames of 56 x 56 are 2 x 2 x 2 tokens; 1.04 s of audio are 26, and come twice
     assert rows[5].found == "prompt 0 holds 8 video, 26 audio, 26 audio tokens"
 
 
@@ -70,7 +70,7 @@ def test_row_07_one_word_over_and_over(replayed: Replay, rows: dict[int, RowFind
         assert "generate stops at the second token" in rows[7].found
     elif cache_is_dropped():
         assert rows[7].answer == "broken"
-        # one that happens to break out of its loop may pass the gate; most must not
+        # a completion that breaks out of its loop may pass the gate; most must not
         garbage = [bool(rules) for rules in replayed.degenerate]
         assert len(garbage) == len(replayed.texts)
         assert sum(garbage) > len(garbage) / 2
@@ -80,7 +80,7 @@ def test_row_07_one_word_over_and_over(replayed: Replay, rows: dict[int, RowFind
 
 def test_row_08_salad_is_found_where_little_is_repeated(rows: dict[int, RowFinding]) -> None:
     assert rows[8].answer == "shown"
-    salad, loop = rows[8].found.split(". A loop of one word: ")
+    salad, loop = rows[8].found.split(". One repeated word: ")
     assert salad.startswith("salad: zlib ratio")
     assert "tail cycle" in loop
     assert "tail cycle" not in salad
@@ -90,7 +90,7 @@ def test_row_09_the_parser_says_what_is_malformed_and_where(
     replayed: Replay, rows: dict[int, RowFinding]
 ) -> None:
     malformed = [isinstance(parse(text), Malformed) for text in replayed.texts]
-    assert all(malformed) == cache_is_dropped()  # all of none, where generate raises
+    assert all(malformed) == cache_is_dropped()  # vacuously true where generate raises
     assert rows[9].answer == "shown"
 
 
@@ -116,7 +116,7 @@ def test_row_12_the_template_is_cleared_and_would_be_blamed(rows: dict[int, RowF
     assert "text.media-dropped" in rows[12].found
 
 
-def test_row_13_no_keyword_is_ignored_in_silence(
+def test_row_13_no_keyword_is_silently_ignored(
     replayed: Replay, rows: dict[int, RowFinding]
 ) -> None:
     assert not any(call.ignored for case in replayed.cases for call in case.processed)
@@ -124,14 +124,14 @@ def test_row_13_no_keyword_is_ignored_in_silence(
     assert "batch.audios-kwarg" in rows[13].found
 
 
-def test_row_14_the_script_that_works_against_the_training(
+def test_row_14_the_working_script_compared_with_the_training(
     replayed: Replay, rows: dict[int, RowFinding]
 ) -> None:
     assert replayed.right == (True,)
     first = replayed.verdict.first
     assert first is not None
     assert first.stage == "conversation"
-    assert rows[14].found.endswith("the first stage that breaks is conversation")
+    assert rows[14].found.endswith("the first stage to break is conversation")
 
 
 def test_row_15_the_system_prompt_warning_is_harmless(rows: dict[int, RowFinding]) -> None:
@@ -145,11 +145,11 @@ def test_row_16_requires_grad_means_checkpointing_while_generating(
     calls = [call for case in replayed.cases for call in case.generated]
     assert all(call.modes.checkpointing and call.modes.training for call in calls)
     assert rows[16].answer == "shown"
-    if cache_is_repaired():  # nothing is checkpointed there without gradients
-        assert rows[16].found.startswith("not said by this version")
+    if cache_is_repaired():  # nothing is checkpointed without gradients there
+        assert rows[16].found.startswith("not issued by this version")
         assert rows[16].found.endswith("repaired in this version")
     else:
-        assert "heard during generate: checkpointing was on while generating" in rows[16].found
+        assert "issued during generate: checkpointing was on while generating" in rows[16].found
 
 
 def test_row_17_settings_that_cannot_work_are_named(rows: dict[int, RowFinding]) -> None:
@@ -158,7 +158,7 @@ def test_row_17_settings_that_cannot_work_are_named(rows: dict[int, RowFinding])
     assert "wanted at most 24" in rows[17].found
 
 
-def test_row_18_four_processes_have_the_loss_of_one(rows: dict[int, RowFinding]) -> None:
+def test_row_18_four_processes_have_the_same_loss_as_one(rows: dict[int, RowFinding]) -> None:
     assert rows[18].answer == "shown"
 
 
@@ -168,22 +168,22 @@ def test_row_19_both_data_sets_are_read(rows: dict[int, RowFinding]) -> None:
     )
 
 
-def test_row_20_the_good_path_holds(rows: dict[int, RowFinding]) -> None:
-    assert rows[20].found == "11 of 11 stages hold on two shipped rows"
+def test_row_20_the_reference_pipeline_passes(rows: dict[int, RowFinding]) -> None:
+    assert rows[20].found == "11 of 11 stages pass on two shipped rows"
 
 
-def test_row_21_weights_and_processor_in_folders_of_their_own(
+def test_row_21_weights_and_processor_in_separate_folders(
     rows: dict[int, RowFinding],
 ) -> None:
     assert rows[21].answer == "shown"
 
 
 def test_every_row_has_its_text_and_its_answer(rows: dict[int, RowFinding]) -> None:
-    assert list(rows) == list(told()) == list(range(1, 22))
+    assert list(rows) == list(reported()) == list(range(1, 22))
     assert not [row for row in rows.values() if row.answer == "missed"]
 
 
-def test_what_this_transformers_does_is_said(replayed: Replay) -> None:
+def test_the_installed_transformers_behaviour_is_reported(replayed: Replay) -> None:
     if cache_is_dropped():
         assert "drops the cache" in behaviour(replayed)
         assert replayed.well_formed == 0
@@ -194,7 +194,7 @@ def test_what_this_transformers_does_is_said(replayed: Replay) -> None:
         assert replayed.well_formed > 0
 
 
-def test_the_json_form_is_json(replayed: Replay, rows: dict[int, RowFinding]) -> None:
+def test_the_json_output_is_json(replayed: Replay, rows: dict[int, RowFinding]) -> None:
     form = json.loads(json.dumps(to_json(replayed, tuple(rows.values()))))
     assert form["cache_dropped"] == cache_is_dropped()
     assert form["garbage"] == (cache_is_dropped() and not replayed.raised)
@@ -214,16 +214,16 @@ def test_the_json_form_is_json(replayed: Replay, rows: dict[int, RowFinding]) ->
         ("6.0.0", False, True),
     ],
 )
-def test_the_incident_s_versions_have_an_end(
+def test_the_incidents_versions_are_bounded(
     monkeypatch: pytest.MonkeyPatch, version: str, dropped: bool, repaired: bool
 ) -> None:
-    """It was believed of every version from 4.53 on; 5.24.0 repaired it, and the command died of
-    the garbage that did not come."""
+    """It was assumed for every version from 4.53 on; 5.24.0 fixed it, and the command crashed for
+    lack of garbage."""
     monkeypatch.setattr(installed, "version", lambda _name: version)
     assert (cache_is_dropped(), cache_is_repaired()) == (dropped, repaired)
 
 
-def test_a_row_that_is_not_found_is_missed_not_passed(replayed: Replay) -> None:
+def test_a_row_without_evidence_is_missed(replayed: Replay) -> None:
     class Blind:
         """A doctor that sees nothing."""
 

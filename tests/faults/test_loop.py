@@ -1,4 +1,4 @@
-"""The clean loop is a correct trainer: what a fault changes must not be wrong beforehand."""
+"""The clean loop is a correct trainer: what a fault changes must be right beforehand."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_greedy_answers_are_right_in_a_batch_of_every_kind(
     ],
     ids=str,
 )
-def test_a_step_in_every_way_of_training(policy: Policy, changes: dict[str, Any]) -> None:
+def test_a_step_in_every_training_setting(policy: Policy, changes: dict[str, Any]) -> None:
     config = replace(VARIED, **changes)
     notes = Notes()
     loop = ReferenceLoop(policy, config)
@@ -62,31 +62,31 @@ def test_a_step_in_every_way_of_training(policy: Policy, changes: dict[str, Any]
     assert all(seen.requires_grad for seen in losses)
     assert any(seen.advantages.any() for seen in losses)
     if config.beta:
-        # the reference is the policy before its first step: equal but for the order of sums
+        # the reference is the policy before its first step: equal up to summation order
         gap = (losses[0].ref_logprobs - losses[0].logprobs).abs().max()
         assert gap < 1e-4
     assert loop.model.training
 
 
-def test_a_replaced_method_comes_back_even_after_an_error(policy: Policy) -> None:
+def test_a_replaced_method_is_restored_even_after_an_error(policy: Policy) -> None:
     loop = ReferenceLoop(policy, VARIED)
 
-    def spoilt() -> None:
+    def failing() -> None:
         with loop.replaced(repeat=lambda values: values):
             assert loop.repeat([1]) == [1]
             _ = 1 / 0
 
     with pytest.raises(ZeroDivisionError):
-        spoilt()
+        failing()
     assert loop.repeat([1]) == [1] * VARIED.group_size
 
 
-def test_what_is_no_method_of_the_loop_cannot_be_replaced(policy: Policy) -> None:
+def test_only_methods_of_the_loop_can_be_replaced(policy: Policy) -> None:
     with pytest.raises(AttributeError), ReferenceLoop(policy, VARIED).replaced(reapeat=list):
         pass
 
 
-def test_the_policy_handed_over_does_not_learn(policy: Policy) -> None:
+def test_the_given_policy_is_not_trained(policy: Policy) -> None:
     before = {name: value.clone() for name, value in policy.model.state_dict().items()}
     ReferenceLoop(policy, VARIED).step()
     after = policy.model.state_dict()
@@ -94,7 +94,7 @@ def test_the_policy_handed_over_does_not_learn(policy: Policy) -> None:
     assert not policy.model.training
 
 
-def test_a_policy_in_another_dtype_is_refused(policy: Policy) -> None:
+def test_a_policy_in_another_dtype_is_rejected(policy: Policy) -> None:
     with pytest.raises(ConfigError, match="found a policy in float32, wanted bfloat16"):
         ReferenceLoop(policy, LoopConfig(dtype="bfloat16"))
 

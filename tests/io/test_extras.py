@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 EXTRAS_OF_PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
     "optional-dependencies"
 ]
-TOOLS = {"all", "lint", "pytest", "suite", "test", "tox"}
+TOOLS = {"all", "docs", "lint", "pytest", "suite", "test", "tox"}
 """Extras that no module of ours imports from, and the plugin's, which pytest itself reports."""
 RUN = {
     "checkpoint": str(tiny.checkpoint_dir()),
@@ -86,7 +86,7 @@ def test_the_table_is_that_of_pyproject() -> None:
     assert EXTRAS.keys() == EXTRAS_OF_PYPROJECT.keys() - TOOLS
     (everything,) = map(Requirement, EXTRAS_OF_PYPROJECT["all"])
     assert everything.extras == EXTRAS.keys() | {"pytest"}
-    assert "omni-grpo-core[all]" in EXTRAS_OF_PYPROJECT["suite"]
+    assert "omni-grpo-core[all,docs]" in EXTRAS_OF_PYPROJECT["suite"]
     assert "omni-grpo-core[suite]" in EXTRAS_OF_PYPROJECT["test"]
     names = {Requirement(line).name for line in EXTRAS_OF_PYPROJECT["rewards"]}
     assert {name.replace("-", "_") for name in names} == set(accuracy.PACKAGES)

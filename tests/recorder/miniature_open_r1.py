@@ -1,7 +1,7 @@
-"""A trainer in the style of open-r1-multimodal, VLM-R1 and HumanOmniV2, as small as it can be.
+"""A minimal trainer in the style of open-r1-multimodal, VLM-R1 and HumanOmniV2.
 
-The same methods in the same order with the same calls, written anew: a ``vlm_module`` renders and
-batches, the trainer generates, masks, scores, normalises, and makes its loss of what it buffered.
+The same methods in the same order with the same calls, rewritten: a ``vlm_module`` renders and
+batches; the trainer generates, masks, scores, normalises, and computes its loss from its buffer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def media_token_ids(processor: Any) -> list[int]:
 
 
 def interleaving(processor: Any, videos: int) -> dict[str, Any]:
-    """That each video's track rides inside it, as the installed transformers wants it said."""
+    """The keywords for audio in video that the installed transformers expects."""
     if hasattr(processor, "load_audio_from_video"):
         return {
             "load_audio_from_video": True,

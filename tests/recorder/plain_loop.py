@@ -1,4 +1,4 @@
-"""A plain GRPO loop, as people write it: transformers' own calls, one after the other."""
+"""A plain GRPO loop as people write it: direct transformers calls, one after the other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def length_reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) 
 
 
 class PlainLoop:
-    """One prompt with a clip and its sound, GROUP completions, one optimizer step.
+    """One prompt with a clip and its audio, GROUP completions, one optimizer step.
 
     ``wrap`` puts something around a copy of the policy's model: PEFT, DDP, ``torch.compile``.
     """
@@ -56,11 +56,11 @@ class PlainLoop:
         self.seen: list[tuple[Tensor, float]] = []
 
     def unwrapped(self) -> Any:
-        """What a trainer calls ``generate`` on."""
+        """The model that a trainer calls ``generate`` on."""
         return getattr(self.model, "module", self.model)
 
     def prepare(self) -> tuple[str, Any]:
-        """The prompt's text and what the processor makes of it, for the whole group."""
+        """The prompt's text and the processor's output for the whole group."""
         conversation = build_conversation(
             self.sample,
             audio_in_video="interleaved",

@@ -17,7 +17,7 @@ import omni_grpo_core
 
 
 class Refusal:
-    """A finder that stands before all others."""
+    """A finder placed before all others."""
 
     def __init__(self, refused: set[str]) -> None:
         self.refused = refused
@@ -28,7 +28,7 @@ class Refusal:
 
 
 class Model(nn.Module):
-    """What the recorder asks of a model: a body, and a head that it feeds."""
+    """What the recorder requires of a model: a body, and a head fed by it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def length_reward(prompts: list[str], completions: list[str], **_: Any) -> list[
 
 
 class Trainer:
-    """By the names of its methods a trainer of TRL's kind."""
+    """A trainer in TRL's style, by the names of its methods."""
 
     def __init__(self) -> None:
         self.model, self.processing_class = Model(), Tokenizer()

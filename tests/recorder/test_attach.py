@@ -1,4 +1,4 @@
-"""attach() on trainers as they are found in the wild."""
+"""attach() on trainers as found in the wild."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_open_r1_style(
     recorder = attach(made, tmp_path / "trace", steps=5)
     assert recorder.recording
     made.train()
-    assert not recorder.recording, "train() is over, though not all steps came"
+    assert not recorder.recording, "train() has ended, although fewer steps ran than requested"
     assert vars(made).keys() == before.keys()
     assert made.reward_funcs == [letters, patial_length]
     trace = load_trace(tmp_path / "trace" / "step-000000")
@@ -112,7 +112,7 @@ def test_open_r1_style(
     assert loss.settings["beta"] == 0.0
     assert loss.metrics == {"reward": pytest.approx(float(advantage.rewards.mean()))}
     assert loss.logprobs.shape == loss.completion_ids.shape
-    # the loop takes log_softmax, the recorder gathers and subtracts: float32 rounding apart
+    # the loop takes log_softmax, the recorder gathers and subtracts: equal up to float32 rounding
     [scored] = values(trace, ForwardCall)
     width = loss.completion_ids.shape[1]
     assert torch.allclose(scored.logprobs[:, -width:], loss.logprobs, atol=1e-5)
@@ -147,7 +147,7 @@ def test_attaching_changes_nothing(
     assert run(tmp_path / "trace") == run(None)
 
 
-def test_train_that_raises_leaves_what_was_seen(
+def test_a_train_that_raises_keeps_what_was_recorded(
     tmp_path: Path, policy: Policy, samples: tuple[Sample, ...], settings: Settings
 ) -> None:
     def broken(prompts: Any, completions: Any, **columns: Any) -> list[float]:
@@ -164,14 +164,14 @@ def test_train_that_raises_leaves_what_was_seen(
     assert len(values(trace, GenerateCall)) == 1
 
 
-def test_a_trainer_of_no_known_style_is_refused(tmp_path: Path) -> None:
+def test_a_trainer_of_unknown_style_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"omni_grpo_core\.record"):
         attach(object(), tmp_path)
 
 
 @pytest.mark.slow
 def test_trl(tmp_path: Path, policy: Policy) -> None:
-    """A text-only model: TRL 1.16 takes the omni thinker for its own text model and fails in it."""
+    """A text-only model: TRL 1.16 mistakes the omni thinker for its text model and fails."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 

@@ -53,7 +53,7 @@ def test_a_pipeline_with_an_optimizer_ends_its_steps_itself(tmp_path: Path) -> N
         assert trace.stages[-1].stage == "gradient"
 
 
-def test_what_it_raises_is_told_and_its_calls_are_kept(tmp_path: Path) -> None:
+def test_an_exception_is_reported_and_the_calls_before_it_are_kept(tmp_path: Path) -> None:
     def fails_on_one(rows: Any, model: Any, processor: Any) -> None:
         generate(rows, model, processor)
         if len(rows) == 1:
@@ -63,7 +63,7 @@ def test_what_it_raises_is_told_and_its_calls_are_kept(tmp_path: Path) -> None:
     assert len(load_trace(tmp_path / "step-000001").stages) == 3
 
 
-def test_one_that_uses_nothing_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_pipeline_that_ignores_its_arguments_is_rejected(tmp_path: Path) -> None:
     def idle(rows: Any, model: Any, processor: Any) -> None:
         raise KeyError("video")
 
@@ -72,18 +72,18 @@ def test_one_that_uses_nothing_of_ours_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("test_pipelines", "no module:name"),
         ("no_such_module:run", "ModuleNotFoundError while importing it"),
-        ("test_pipelines:ROWS", "nothing to call named 'ROWS'"),
-        ("test_pipelines:nothing.at.all", "nothing to call named 'nothing.at.all'"),
+        ("test_pipelines:ROWS", "no callable named 'ROWS'"),
+        ("test_pipelines:nothing.at.all", "no callable named 'nothing.at.all'"),
     ],
 )
-def test_a_path_that_names_no_pipeline(path: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_path_that_names_no_pipeline(path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_pipeline(path)
 
 
-def test_a_path_that_names_one() -> None:
+def test_a_path_that_names_a_pipeline() -> None:
     assert load_pipeline(f"{__name__}:generate") is generate

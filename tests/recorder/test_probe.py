@@ -35,7 +35,7 @@ def test_the_known_scores_are_those_of_the_projects_own_rewards(case: ProbeCase)
     assert accuracy == case.accuracy
 
 
-def test_values_stand_beside_what_they_should_be() -> None:
+def test_values_come_with_the_expected_ones() -> None:
     def floor(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         return [0.1] * len(completions)
 
@@ -62,7 +62,7 @@ def test_a_batch_that_differs_from_its_rows_shows() -> None:
     assert (found["value"], found["alone"]) == (0.0, 1.0)
 
 
-def test_an_error_is_told_as_text_and_does_not_spoil_the_others() -> None:
+def test_an_error_is_kept_as_text_and_does_not_affect_the_others() -> None:
     def fragile(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         if "" in completions:
             raise ValueError("nothing to score")
@@ -73,7 +73,7 @@ def test_an_error_is_told_as_text_and_does_not_spoil_the_others() -> None:
     assert found["gold choice"]["value"] == 1.0
 
 
-def test_messages_are_tried_where_texts_are_not_taken() -> None:
+def test_messages_are_tried_where_texts_are_not_accepted() -> None:
     def of_messages(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         return [float(len(completion[0]["content"]) > 0) for completion in completions]
 
@@ -81,7 +81,7 @@ def test_messages_are_tried_where_texts_are_not_taken() -> None:
     assert (found["empty"]["value"], found["gold choice"]["value"]) == (0.0, 1.0)
 
 
-def test_random_state_is_put_back() -> None:
+def test_random_state_is_restored() -> None:
     def dice(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         # three generators, each of which a reward may draw from
         return [random.random() + np.random.rand() + float(len(prompts))] * len(completions)
@@ -135,9 +135,9 @@ def judge() -> Judge:
         (JudgeReward("context", judge()), False),
         (Accuracy(judge=JudgeReward("answer", judge())), False),
     ],
-    # an address in an id would differ from one worker of pytest-xdist to the next
+    # an address in a test id would differ between pytest-xdist workers
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
-def test_only_what_does_no_harm_is_asked(function: Any, may: bool) -> None:
+def test_only_functions_that_are_safe_to_call_are_probed(function: Any, may: bool) -> None:
     assert may_probe(function) is may
     assert bool(probe(function, Plain())) is may

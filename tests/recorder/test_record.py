@@ -1,4 +1,4 @@
-"""Recording a plain loop: what is kept, that nothing changes, that everything is put back."""
+"""Recording a plain loop: what is kept, that nothing changes, that everything is restored."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def touched(loop: PlainLoop) -> dict[str, Any]:
     }
 
 
-def test_everything_is_put_back(tmp_path: Path, loop: Loop) -> None:
+def test_everything_is_restored(tmp_path: Path, loop: Loop) -> None:
     made = loop()
     before = touched(made)
     with recording(tmp_path / "a", made, steps=1) as recorder:
@@ -110,11 +110,11 @@ def test_everything_is_put_back(tmp_path: Path, loop: Loop) -> None:
         made.step()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["step-000000"]
     changed = {key for key, value in before.items() if while_on[key] != value}
-    # a class's own names only where it had inherited the method before
+    # a class's own names change only where it inherited the method before
     assert changed >= before.keys() - {"own", "tokenizer's own"}
 
 
-def test_everything_is_put_back_after_an_exception(tmp_path: Path, loop: Loop) -> None:
+def test_everything_is_restored_after_an_exception(tmp_path: Path, loop: Loop) -> None:
     made = loop()
     before = touched(made)
     with pytest.raises(ZeroDivisionError), recording(tmp_path / "a", made):
@@ -174,7 +174,7 @@ def test_a_failure_of_the_recorder_does_not_reach_the_trainer(
     assert "not recorded: reward" in caplog.text
 
 
-def test_a_disk_that_cannot_be_written_ends_the_recording_only(
+def test_an_unwritable_disk_ends_only_the_recording(
     tmp_path: Path, loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "a").write_text("a file where the folder should be")
@@ -184,24 +184,24 @@ def test_a_disk_that_cannot_be_written_ends_the_recording_only(
         assert not recorder.recording
         made.step()
     assert len(made.seen) == 2
-    assert "recording ends" in caplog.text
+    assert "recording stopped" in caplog.text
 
 
-def test_a_used_folder_is_refused_before_anything_is_touched(tmp_path: Path, loop: Loop) -> None:
+def test_a_used_folder_is_rejected_before_anything_changes(tmp_path: Path, loop: Loop) -> None:
     made = loop()
     one_step(tmp_path / "a", made)
     before = touched(made)
-    with pytest.raises(TraceError, match="holds recorded steps already"):
+    with pytest.raises(TraceError, match="already holds recorded steps"):
         recording(tmp_path / "a", made).start()
     assert touched(made) == before
 
 
-def test_what_is_no_thinker_is_refused(tmp_path: Path, loop: Loop) -> None:
+def test_a_model_without_a_thinker_is_rejected(tmp_path: Path, loop: Loop) -> None:
     with pytest.raises(ConfigError, match="a Linear without a head"):
         record(tmp_path, model=torch.nn.Linear(1, 1), processor=loop().processor)
 
 
-def test_no_steps_and_foreign_notes_are_refused(tmp_path: Path, loop: Loop) -> None:
+def test_zero_steps_and_unknown_notes_are_rejected(tmp_path: Path, loop: Loop) -> None:
     made = loop()
     with pytest.raises(ConfigError, match="steps"):
         recording(tmp_path, made, steps=0)

@@ -1,4 +1,4 @@
-"""What is kept of a plain loop's calls."""
+"""What is kept of the calls of a plain loop."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_logprobs_of_generate_and_of_the_scoring_forward(tmp_path: Path, loop: L
     loss = only(trace, LossSeen)
     new = call.logprobs.shape[1]
     assert scored.logprobs.shape == (GROUP, call.sequences.shape[1] - 1)
-    # the loop takes log_softmax, the recorder gathers and subtracts: float32 rounding apart
+    # the loop takes log_softmax, the recorder gathers and subtracts: equal up to float32 rounding
     assert torch.allclose(scored.logprobs[:, -new:], loss.logprobs, atol=1e-5)
     # at the first token both have the same history, at temperature 2 and 1
     logits = call.first_logits
@@ -108,12 +108,12 @@ def test_logprobs_of_generate_and_of_the_scoring_forward(tmp_path: Path, loop: L
     at_two = (logits / 2).log_softmax(-1).gather(-1, first[:, None])[:, 0]
     at_one = logits.log_softmax(-1).gather(-1, first[:, None])[:, 0]
     assert torch.allclose(call.logprobs[:, 0], at_two, atol=1e-5)
-    # prefill and whole sequence sum in another order: float32 again, through a few layers
+    # prefill and whole sequence sum in different orders: float32 again, through a few layers
     assert torch.allclose(scored.logprobs[:, -new], at_one, atol=1e-3)
 
 
 def test_every_sampled_token_has_its_logprob(tmp_path: Path, loop: Loop) -> None:
-    """More tokens than are scored at once, and not a multiple of that."""
+    """More tokens than are scored at once, and not a multiple of that number."""
     made = loop()
     _, batch = made.prepare()
     with recording(tmp_path / "a", made):
@@ -137,7 +137,7 @@ def test_every_sampled_token_has_its_logprob(tmp_path: Path, loop: Loop) -> None
     assert torch.allclose(call.logprobs, wanted, atol=1e-5)
 
 
-def test_without_a_cache_the_history_is_handed_in_again(tmp_path: Path, loop: Loop) -> None:
+def test_without_a_cache_the_history_is_passed_again(tmp_path: Path, loop: Loop) -> None:
     made = loop()
     _, batch = made.prepare()
     length = batch["input_ids"].shape[1]
@@ -176,11 +176,11 @@ def test_checkpointing_in_train_mode_leaves_no_history_where_it_drops_the_cache(
 
 
 @pytest.mark.parametrize("name", ["kv_store", "cache", "past_key_values"])
-def test_a_cache_is_seen_by_its_known_names_and_else_not_known(
+def test_a_cache_is_found_under_known_names_and_is_unknown_under_others(
     tmp_path: Path, loop: Loop, name: str
 ) -> None:
-    """A cache under a name that the recorder did not know was recorded as one of no tokens, and
-    the doctor said that the model had lost its history."""
+    """A cache under a name unknown to the recorder was recorded as a cache of no tokens, and the
+    doctor reported that the model had lost its history."""
     made = loop()
     _, batch = made.prepare()
     length = batch["input_ids"].shape[1]
@@ -236,14 +236,14 @@ def test_a_step_cut_short_by_an_exception_is_kept(tmp_path: Path, loop: Loop) ->
     # a bare StopIteration up to 5.22
     with pytest.raises((StopIteration, ValueError)) as raised, recording(tmp_path / "a", made):
         two_steps()
-    told = f"{raised.type.__name__}: {raised.value}"
+    text = f"{raised.type.__name__}: {raised.value}"
     trace = load_trace(tmp_path / "a" / "step-000001")
     assert trace.header["complete"] == "False"
-    assert trace.header["raised"] == told
-    assert only(trace, ProcessorCall).error == told
+    assert trace.header["raised"] == text
+    assert only(trace, ProcessorCall).error == text
 
 
-def test_templates_as_text_as_list_and_of_many(tmp_path: Path, loop: Loop) -> None:
+def test_templates_of_one_text_of_a_list_and_of_many(tmp_path: Path, loop: Loop) -> None:
     made = loop()
     clip = {"type": "video", "video": np.zeros((2, 28, 28, 3), np.uint8)}
     one = [{"role": "user", "content": [clip, {"type": "text", "text": "why?"}]}]
@@ -266,7 +266,7 @@ def test_templates_as_text_as_list_and_of_many(tmp_path: Path, loop: Loop) -> No
     assert "how?" in calls[3].texts[0]
 
 
-def test_rewards_are_seen_and_their_list_is_the_trainers(tmp_path: Path, loop: Loop) -> None:
+def test_rewards_are_recorded_and_the_trainers_list_is_restored(tmp_path: Path, loop: Loop) -> None:
     class Scorer:
         name = "scorer"
 
@@ -281,14 +281,14 @@ def test_rewards_are_seen_and_their_list_is_the_trainers(tmp_path: Path, loop: L
 
     made.rewards += [scorer, later]
     with recording(tmp_path / "a", made):
-        plain, looked_on, watched_later = made.rewards
+        plain, watched, watched_later = made.rewards
         assert plain.__name__ == "length_reward"
         assert list(inspect.signature(plain).parameters) == ["prompts", "completions", "_"]
-        assert isinstance(looked_on, Scorer)
-        assert looked_on.name == "scorer"
+        assert isinstance(watched, Scorer)
+        assert watched.name == "scorer"
         assert inspect.iscoroutinefunction(watched_later)
         plain(["q", "q"], ["a" * 50, ""], solution=["x", "y"])
-        assert looked_on(prompts=["q", "q"], completions=["a", "b"]) == [None, 0.5]
+        assert watched(prompts=["q", "q"], completions=["a", "b"]) == [None, 0.5]
         coroutine = watched_later(prompts=["q", "q"], completions=["a", "b"])
         with pytest.raises(StopIteration):
             coroutine.send(None)
@@ -324,7 +324,7 @@ def test_warnings_of_every_step_are_kept(tmp_path: Path, loop: Loop) -> None:
     made = loop()
 
     def step() -> None:
-        # shown once a place, or once a process; the trainer's filters stay as they are
+        # shown once per location, or once per process; the trainer's filters are unchanged
         warnings.warn("the first", stacklevel=1)
         logging.getLogger("somebody").warning("the %s", "second")
         made.step()
@@ -335,8 +335,8 @@ def test_warnings_of_every_step_are_kept(tmp_path: Path, loop: Loop) -> None:
             step()
             step()
     for name in ("step-000000", "step-000001"):
-        told = only(load_trace(tmp_path / "a" / name), StepSeen).warnings
-        assert {"the first", "the second"} <= set(told)
+        kept = only(load_trace(tmp_path / "a" / name), StepSeen).warnings
+        assert {"the first", "the second"} <= set(kept)
     mine = [w for w in shown if str(w.message) == "the first"]
     assert len(mine) == 1
     assert mine[0].filename == __file__
@@ -356,7 +356,7 @@ def test_large_tensors_are_described(tmp_path: Path, loop: Loop) -> None:
     assert only(trace, ProcessorCall).videos[0].values is None
 
 
-def test_a_step_has_a_bound_of_its_own(tmp_path: Path, loop: Loop) -> None:
+def test_the_bytes_of_a_step_are_bounded(tmp_path: Path, loop: Loop) -> None:
     big = one_step(tmp_path / "a", loop())
     small = one_step(tmp_path / "b", loop(), max_step_bytes=100_000)
     assert len(small.stages) == len(big.stages)
@@ -364,7 +364,7 @@ def test_a_step_has_a_bound_of_its_own(tmp_path: Path, loop: Loop) -> None:
         (tmp_path / name / "step-000000" / "tensors.safetensors").stat().st_size for name in "ab"
     ]
     assert sizes[0] > 1_000_000
-    assert sizes[1] < 300_000  # media are bounded each, and a few tensors of a step by their kind
+    assert sizes[1] < 300_000  # media are bounded one by one, a few tensors by kind
 
 
 def test_calls_of_a_step_are_bounded(tmp_path: Path, loop: Loop) -> None:
@@ -377,7 +377,7 @@ def test_calls_of_a_step_are_bounded(tmp_path: Path, loop: Loop) -> None:
     assert trace.header["calls_left_out"] == "3"
 
 
-def test_a_noted_call_is_kept_as_it_is_but_for_secrets(tmp_path: Path, loop: Loop) -> None:
+def test_a_noted_call_is_kept_unchanged_except_for_secrets(tmp_path: Path, loop: Loop) -> None:
     pixels = torch.zeros(3, 2, 2)
     medium = MediumSeen("image", pixels, (3, 2, 2), "float32", "0" * 64, 0.0, 0.0, 0.0, 0.0)
     noted = ProcessorCall(
@@ -395,7 +395,7 @@ def test_a_noted_call_is_kept_as_it_is_but_for_secrets(tmp_path: Path, loop: Loo
     )
     with recording(tmp_path / "a", loop()) as recorder:
         recorder.note(noted)
-        pixels.fill_(1)  # a trainer may write into what it has handed over
+        pixels.fill_(1)  # a trainer may write into what it passed
     kept = only(load_trace(tmp_path / "a" / "step-000000"), ProcessorCall)
     assert kept.images[0].values.sum() == 0
     assert kept.images[0].shape == (3, 2, 2)

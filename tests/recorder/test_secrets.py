@@ -1,4 +1,4 @@
-"""A trace holds no weights, no key and no environment variable, and nothing that is executed."""
+"""A trace holds no weights, no key, no environment variable and nothing executable."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_no_planted_secret_and_no_weights_are_in_a_trace(
         ),
     ],
 )
-def test_what_stands_under_such_a_name_is_not_kept(name: str) -> None:
+def test_values_under_secret_names_are_redacted(name: str) -> None:
     assert Plain().mapping({name: "x"}) == {name: REDACTED}
 
 
@@ -116,7 +116,7 @@ def test_what_stands_under_such_a_name_is_not_kept(name: str) -> None:
         *("tokenize", "key", "keywords", "author", "skip_special_tokens", "num_tokens"),
     ],
 )
-def test_what_only_sounds_like_it_is_kept(name: str) -> None:
+def test_values_under_similar_names_are_kept(name: str) -> None:
     assert Plain().mapping({name: "x"}) == {name: "x"}
 
 
@@ -131,7 +131,7 @@ def test_what_only_sounds_like_it_is_kept(name: str) -> None:
         max_leaves=20,
     )
 )
-def test_whatever_goes_in_plain_data_comes_out(value: Any) -> None:
+def test_any_value_becomes_plain_data(value: Any) -> None:
     plain = Plain().value(value)
     json.dumps(plain, ensure_ascii=True)  # tuples and mappings with text keys, nothing else
     assert "object at 0x" not in repr(plain)
@@ -142,7 +142,7 @@ def test_small_tensors_are_written_out_and_large_ones_named() -> None:
     assert plain == {"small": ((1, 2),), "large": "<tensor float32 (9, 9)>"}
 
 
-def test_a_structure_without_end_ends() -> None:
+def test_an_endless_structure_is_cut() -> None:
     endless: list[Any] = []
     endless.append(endless)
     assert "<deeper>" in str(Plain().value(endless))

@@ -1,4 +1,4 @@
-"""Whatever a trainer has wrapped around the thinker, its calls are seen, and nothing changes."""
+"""Whatever a trainer wraps around the thinker, its calls are seen and nothing changes."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def test_two_ranks(tmp_path: Path, kind: str, wrapper: tuple[str, ...]) -> None:
         )
         for rank in range(2)
     ]
-    told = [rank.communicate(timeout=300)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], told
+    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
     for rank in range(2):
         plain, watched = json.loads((tmp_path / f"losses-{rank}.json").read_text())
         assert watched == plain
@@ -134,7 +134,7 @@ def test_two_ranks(tmp_path: Path, kind: str, wrapper: tuple[str, ...]) -> None:
             assert generated.modes.wrappers == scored.modes.wrappers == wrapper
             assert scored.position_ids is not None
             assert step.losses == (plain[number],)
-            assert step.changed  # a rank need not hold something of every part
+            assert step.changed  # a rank does not always hold a shard of every part
             assert all(step.changed.values())
 
 
@@ -164,7 +164,7 @@ def test_compile(tmp_path: Path, way: str) -> None:
         [scored] = calls_of(trace, ForwardCall)
         assert len(calls_of(trace, GenerateCall)) == 1
         assert scored.logprobs is not None
-        # the text model is inside the graph, where nobody looks
+        # the text model is inside the graph, where nothing can be observed
         assert scored.position_ids is None
         assert scored.modes.wrappers == (() if way == "in place" else ("OptimizedModule",))
         assert "not_recorded" not in trace.header

@@ -1,5 +1,5 @@
-"""A model of two matrices with a thinker's outline: quick to import and to train in a process of
-its own."""
+"""A model of two matrices with a thinker's structure: quick to import and train in its own
+process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Output(NamedTuple):
 
 
 class ToyText(nn.Module):
-    """What gets embeddings and positions."""
+    """Takes embeddings and positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,8 +69,8 @@ def step(
     prompt: str = "abc",
     gathered: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
 ) -> float:
-    """Processor, generate on what is inside a wrapper, scoring forward, backward, optimizer.
-    ``gathered``: in which a sharded model can generate."""
+    """Processor, generate on the unwrapped model, scoring forward, backward, optimizer.
+    ``gathered``: a context in which a sharded model can generate."""
     ids = torch.tensor(ToyProcessor()(text=[prompt])["input_ids"])
     with gathered(model):
         answer = getattr(model, "module", model).generate(input_ids=ids)

@@ -86,7 +86,7 @@ def test_a_broken_row_is_a_data_error(columns: dict[str, list[object]], match: s
         Accuracy()(["q"], [RIGHT], **columns)
 
 
-def test_a_column_that_is_short_is_refused() -> None:
+def test_a_short_column_is_rejected() -> None:
     with pytest.raises(RewardError, match="column 'solution': found 1 values, wanted a list of 2"):
         Accuracy()(
             ["q"] * 2, [RIGHT] * 2, problem_type=["judge"] * 2, solution=["<answer>A</answer>"]
@@ -102,7 +102,7 @@ def test_a_measure_can_be_replaced() -> None:
 
 
 class Batching(Reward):
-    """A judge that remembers how many rows it was given at once."""
+    """A judge that records how many rows it was given at once."""
 
     def __init__(self) -> None:
         super().__init__("judge")

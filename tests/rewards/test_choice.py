@@ -77,7 +77,7 @@ def test_a_gold_outside_the_options_is_a_data_error() -> None:
         ("A", 2 / 3),  # precision 1, recall 1/2
         ("A,B", 1 / 2),
         ("A,B,C,D,E", 4 / 7),
-        ("A,E,F", 4 / 5),  # F is no option of the row: a wrong piece
+        ("A,E,F", 4 / 5),  # F is not an option of the row: a wrong piece
         ("A,E,x,y", 4 / 6),
         ("none of them", 0.0),
     ],
@@ -90,6 +90,6 @@ def test_a_comma_inside_an_option_does_not_split_it() -> None:
     assert score("emer_ov_mc", "C,A", "Urgent, sad, but hopeful", EMOTIONS).value == 1.0
 
 
-def test_a_set_gold_with_a_stray_is_a_data_error() -> None:
+def test_a_gold_set_with_an_unknown_option_is_a_data_error() -> None:
     with pytest.raises(DataError, match="labels or texts of the row's options"):
         score("emer_ov_mc", "A, Z", "A", EMOTIONS)

@@ -31,7 +31,7 @@ def test_the_weighted_mean() -> None:
     assert totals(Component(paying("a", 1.0), 3.0), Component(paying("b", 0.0))) == [0.75]
 
 
-def test_unscored_rewards_leave_the_mean() -> None:
+def test_unscored_rewards_are_left_out_of_the_mean() -> None:
     a, b = Component(paying("a", 1.0, None), 3.0), Component(paying("b", 0.5, 0.5))
     assert totals(a, b, rows=2) == [3.5 / 4, 0.5]
     assert totals(Component(paying("a", None))) == [None]
@@ -49,8 +49,8 @@ def test_nan_is_unscored_and_named(value: float) -> None:
     ("context", "total"),
     [
         (0.4, (0.4 + 0.8) / 2),
-        (0.39, 0.39 / 2),  # closed: reasoning counts as nothing, it does not leave the mean
-        (None, None),  # nobody knows whether the gate is open
+        (0.39, 0.39 / 2),  # closed: reasoning counts as 0 and stays in the mean
+        (None, None),  # the state of the gate is unknown
     ],
 )
 def test_reasoning_counts_only_with_enough_context(
@@ -63,7 +63,7 @@ def test_reasoning_counts_only_with_enough_context(
 
 
 def test_lowering_the_gates_own_reward_never_pays() -> None:
-    """Had a closed gate left the mean, a poor reasoning would be hidden by a poor context."""
+    """If a closed gate left the mean, a poor context would hide poor reasoning."""
 
     def total(context: float) -> float:
         gated = Component(paying("reasoning", 0.1), gate=Gate("context", 0.4))
@@ -76,16 +76,16 @@ def test_lowering_the_gates_own_reward_never_pays() -> None:
 
 
 def test_everything_is_reported() -> None:
-    told = [render("c", "t", "A"), "garbage"]
+    completions = [render("c", "t", "A"), "garbage"]
     report = Composition([Component(Format()), Component(Accuracy())]).report(
-        ["q"] * 2, told, problem_type=["judge"] * 2, solution=["<answer>yes</answer>"] * 2
+        ["q"] * 2, completions, problem_type=["judge"] * 2, solution=["<answer>yes</answer>"] * 2
     )
     assert [score.value for score in report.scores["format"]] == [1.0, 0.0]
     assert report.scores["accuracy"][0].reason == "'A' is neither yes nor no"
     assert report.total[0] == Score(0.5, "format 1, accuracy 0")
 
 
-def test_an_exception_is_told_and_never_a_zero() -> None:
+def test_an_exception_is_reported_and_never_a_zero() -> None:
     def broken(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         return [undefined_scorer(text) for text in completions]  # type: ignore[name-defined]  # noqa: F821
 
@@ -94,7 +94,7 @@ def test_an_exception_is_told_and_never_a_zero() -> None:
     assert isinstance(caught.value.__cause__, NameError)
 
 
-def test_a_data_error_comes_through_as_it_is() -> None:
+def test_a_data_error_propagates_unchanged() -> None:
     with pytest.raises(DataError, match="row 0"):
         Composition([Component(Accuracy())])(
             ["q"], ["t"], problem_type=["judge"], solution=["no tags"]
@@ -117,7 +117,7 @@ def test_a_broken_contract_names_the_function(values: tuple[Any, ...], match: st
         totals(Component(paying("a", *values)))
 
 
-def test_no_list_at_all_is_a_broken_contract() -> None:
+def test_a_single_number_is_a_broken_contract() -> None:
     with pytest.raises(RewardError, match="found a float"):
         totals(Component(lambda **_: 1.0))
 
@@ -168,6 +168,6 @@ def test_a_partial_reward_is_scored_and_may_open_a_gate_but_is_not_in_the_total(
         [Component(paying("a", 1.0)), Component(paying("b", 1.0), 1.0, Gate("a", 0.5), True)],
     ],
 )
-def test_a_partial_reward_stands_beside_a_whole_one_and_has_no_gate(parts: list[Component]) -> None:
+def test_a_partial_reward_needs_a_whole_one_and_has_no_gate(parts: list[Component]) -> None:
     with pytest.raises(ConfigError):
         Composition(parts)

@@ -17,7 +17,7 @@ from omni_grpo_core.rewards.people_focus import PeopleFocus
 
 
 class Ticks:
-    """A clock that a function under test moves itself: growth without measuring time."""
+    """A clock advanced by the function under test: growth without measuring time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -30,7 +30,7 @@ def failed(report: ConformanceReport) -> set[str]:
     return {failure.check for failure in report.failures}
 
 
-def test_ours_pass() -> None:
+def test_our_rewards_pass() -> None:
     both = Composition([Component(Format()), Component(Accuracy())])
     functions: dict[str, Callable[..., Any]] = {
         "format": Format(),
@@ -62,7 +62,7 @@ def pays_a_default(prompts: list[str], completions: list[str], **_: Any) -> list
 def first_answer_wins(
     prompts: list[str], completions: list[str], solution: list[str], **_: Any
 ) -> list[float]:
-    """A regular expression that takes the first <answer>, wherever it stands."""
+    """A regular expression that takes the first <answer>, wherever it is."""
 
     def answer(text: str) -> str:
         found = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
@@ -125,13 +125,15 @@ def wants_another_column(
         (wants_another_column, {"callable"}),
     ],
 )
-def test_what_is_wrong_with_others(function: Callable[..., Any], checks: set[str]) -> None:
+def test_faults_of_other_functions_are_found(
+    function: Callable[..., Any], checks: set[str]
+) -> None:
     report = run({"theirs": function}, clock=Ticks())
     assert failed(report) == checks
     assert not report.functions[0].ok
 
 
-def test_one_types_rule_for_all_rows_is_a_matter_of_row_order() -> None:
+def test_one_problem_type_for_all_rows_depends_on_row_order() -> None:
     def first_options_rule(
         prompts: list[str], completions: list[str], options: list[list[str]], **columns: Any
     ) -> list[float | None]:
@@ -141,7 +143,7 @@ def test_one_types_rule_for_all_rows_is_a_matter_of_row_order() -> None:
     assert {"batch", "permutation"} <= failed(report)
 
 
-def test_a_function_that_only_takes_conversations_is_given_them() -> None:
+def test_a_function_that_only_accepts_conversations_gets_them() -> None:
     def conversational(
         prompts: list[Any], completions: list[Any], **columns: Any
     ) -> list[float | None]:
@@ -153,7 +155,7 @@ def test_a_function_that_only_takes_conversations_is_given_them() -> None:
     assert report.functions[0].conversational
 
 
-def test_growth_is_measured_by_the_clock_that_is_given() -> None:
+def test_growth_is_measured_by_the_given_clock() -> None:
     ticks = Ticks()
 
     def quadratic(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
@@ -196,7 +198,7 @@ def test_floor_and_top_of_other_scales() -> None:
         ("omni_grpo_core.rewards.judge:JudgeReward", "a class that needs arguments"),
     ],
 )
-def test_what_cannot_be_loaded_is_named(name: str, match: str) -> None:
+def test_a_function_that_cannot_be_loaded_is_named(name: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         load_reward(name)
 

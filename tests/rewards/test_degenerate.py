@@ -1,4 +1,4 @@
-"""Each rule is tripped alone once, and sound answers trip none."""
+"""Each rule is tripped once on its own, and sound answers trip none."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def numbers(n: int, distinct: int, seed: int = 0) -> list[int]:
         (gate([]), ("empty: no tokens",)),
         (gate([EOS], ""), ("empty: eos is the first token",)),
         (gate([5, 5, EOS], " \n"), ("empty: 2 tokens of white space",)),
-        # 16 distinct tokens, then 24 times the pair (3, 4): 48 tokens of cycle in a sound length
+        # 16 distinct tokens, then 24 times the pair (3, 4): 48 tokens of cycle at a normal length
         (gate([*range(10, 24), *[3, 4] * 24, EOS]), ("tail cycle: 2 tokens repeated 24 times",)),
-        # the same 16 tokens four times, parted by different ones: no cycle at the end
+        # the same 16 tokens four times, separated by different ones: no cycle at the end
         (
             gate([t for i in range(4) for t in (*range(10, 26), 90 + i)]),
             ("seq-rep-4 0.60 > 0.35",),
@@ -72,7 +72,7 @@ def test_each_rule_on_ids_trips_alone(failed: tuple[str, ...], reasons: tuple[st
     assert failed == reasons
 
 
-def test_a_cap_is_no_fault_without_a_golden_that_ended() -> None:
+def test_a_cap_is_sound_without_a_golden_that_ended() -> None:
     assert gate([5, 6], finish_reason="length") == ()
     assert gate([5, 6], finish_reason="length", golden_ended=False) == ()
 
@@ -86,13 +86,13 @@ def test_few_words_over_and_over_in_any_order() -> None:
     draw = random.Random(1)
     long_words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(29)]
     words = [word for i in range(8) for word in draw.sample(long_words, 29)]
-    # parted by 460 letters of their own, so that no window of 500 characters repeats itself much
+    # separated by 460 different letters, so that no window of 500 characters repeats much
     text = " ".join(words)
     assert degenerate_text(text) == ("distinct-1 0.12 < 0.15 over 232 words",)
 
 
 def test_a_window_that_compresses_too_well() -> None:
-    # the same 47 letters with another word behind them each time: 32 words, no cycle
+    # the same 47 letters, each time followed by another word: 32 words, no cycle
     repeated = " ".join(
         "q" + "abcdefghijklmnopqrstuvw" * 2 + f" {c}{c}" for c in "abcdefghijklmnop"
     )
@@ -106,7 +106,7 @@ def test_the_incident() -> None:
     assert any(reason.startswith("zlib ratio") for reason in degenerate_text(garbage))
 
 
-def test_a_window_is_found_wherever_it_stands() -> None:
+def test_a_window_is_found_at_any_offset() -> None:
     prose = "".join(random.Random(3).choices("abcdefghijklmnopqrstuvwxyz ", k=2000))
     loop = "and then he said it was " * 32  # 768 characters hold a whole window at any offset
     for place in (0, 333, 1100, 2000):

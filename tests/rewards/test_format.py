@@ -19,7 +19,7 @@ def test_plain_and_conversational_completions_score_the_same() -> None:
     assert Format()(["q"] * 3, [GOOD, spoken, parts]) == [1.0, 1.0, 1.0]
 
 
-def test_trainers_own_keywords_are_let_pass() -> None:
+def test_the_trainers_own_keywords_are_ignored() -> None:
     extras = {"completion_ids": [[1, 2]], "trainer_state": object(), "log_extra": print}
     assert Format()(prompts=["q"], completions=[GOOD], **extras) == [1.0]
 
@@ -42,11 +42,11 @@ def test_graded_pays_a_third_for_each_whole_section_in_order(completion: str, th
     assert Format(graded=True)(["q"], [completion]) == [thirds / 3]
 
 
-def test_a_completion_that_is_no_text_is_a_broken_contract() -> None:
+def test_a_completion_that_is_not_text_is_a_broken_contract() -> None:
     with pytest.raises(RewardError, match="completion 1: found int"):
         Format()(["q", "q"], [GOOD, 7])  # type: ignore[list-item]
 
 
-def test_prompts_that_are_not_one_per_completion_are_refused() -> None:
+def test_a_wrong_number_of_prompts_is_rejected() -> None:
     with pytest.raises(RewardError, match="'prompts': found 1 values, wanted a list of 2"):
         Format()(["q"], [GOOD, GOOD])

@@ -64,7 +64,7 @@ def test_patience() -> None:
     [
         (step([1.0, 0.0, 1.0, 0.0], format=[0.0] * 4),
          {("constant", "format"), ("format-zero", "format")}),
-        # a reward that everybody earns in full is no alarm
+        # a reward that every completion earns in full is no alarm
         (step([1.0, 0.0, 1.0, 0.0], format=[1.0] * 4), set()),
         (step([1.0, 0.0, 1.0, 0.0], context=[None] * 4), {("never-scored", "context")}),
         (step([1.0, 0.0, 1.0, 0.0], context=[None, None, 0.5, None]), set()),
@@ -90,7 +90,7 @@ def test_shares() -> None:
     }
 
 
-def test_groups_are_told_apart_by_step() -> None:
-    """The same sample in two steps is two groups: each is flat though together they are not."""
+def test_groups_are_distinguished_by_step() -> None:
+    """The same sample in two steps is two groups: each is flat, although together they are not."""
     low, high = (step([value] * 4, a=[value] * 4) for value in (0.2, 0.8))
     assert names(alarms([low, high], patience=2)) == {("zero-variance", None)}

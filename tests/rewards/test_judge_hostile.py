@@ -1,4 +1,4 @@
-"""What a judge sends back is data of a stranger: it may be endless, and it may hold our own key."""
+"""A judge's reply is untrusted data: it may be endless, and it may contain our own key."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ask(server: JudgeServer, reply: Reply | None = None, cache: Path | None = No
 
 
 def raw(*parts: bytes) -> Reply:
-    """A reply to the byte, status line included."""
+    """A reply given byte by byte, status line included."""
 
     def send(handler: BaseHTTPRequestHandler) -> None:
         for part in parts:
@@ -85,16 +85,16 @@ SPELLED: dict[str, str] = {
 
 
 def assert_nothing_of_the_key(text: str) -> None:
-    """Of none of its spellings eight characters in a row: half a key is a key half guessed."""
+    """No eight consecutive characters of any spelling: half a key is half guessed."""
     for name, spelled in SPELLED.items():
-        # the ends of base64 hold bits of what stands beside the key, and quotes are no key
+        # the ends of base64 hold bits of what surrounds the key, and quotes are not part of it
         core = spelled[12:-4] if "base64" in name or "basic" in name else spelled
         for i in range(max(1, len(core) - 7)):
             assert core[i : i + 8] not in text, name
 
 
 @pytest.mark.parametrize("name", SPELLED)
-def test_a_key_is_known_however_it_is_spelled(name: str) -> None:
+def test_a_key_is_recognised_in_any_spelling(name: str) -> None:
     text = f"before {SPELLED[name]} after"
     cleaned = Scrubber(KEY)(text)
     assert_nothing_of_the_key(cleaned)
@@ -103,7 +103,7 @@ def test_a_key_is_known_however_it_is_spelled(name: str) -> None:
     assert cleaned.endswith(" after")
 
 
-def test_texts_without_the_key_are_left_alone() -> None:
+def test_texts_without_the_key_are_unchanged() -> None:
     for secret in ("", "x", "abc", KEY):
         assert Scrubber(secret)("an x and an abc, 100% \\o/ &amp; sk-live") == (
             "an x and an abc, 100% \\o/ &amp; sk-live"
@@ -111,7 +111,7 @@ def test_texts_without_the_key_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("part", ["\\", "%25", "&#0", "\\u00", "%", "&", KEY[:-1], "\\" * 7 + "x"])
-def test_cleaning_takes_time_in_proportion(part: str) -> None:
+def test_cleaning_takes_time_proportional_to_the_text(part: str) -> None:
     """Not measured: a cost beyond proportion would take hours here."""
     text = part * (LONGEST_BODY // len(part))
     assert Scrubber(KEY)(text) == text
@@ -161,7 +161,7 @@ ECHOES: dict[str, Callable[[str], Reply]] = {
 
 @pytest.mark.parametrize("spelling", ["as it is", "in a URL", "as basic authorization"])
 @pytest.mark.parametrize("where", ECHOES)
-def test_a_key_that_is_sent_back_goes_no_further(
+def test_an_echoed_key_goes_no_further(
     server: JudgeServer,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -169,20 +169,20 @@ def test_a_key_that_is_sent_back_goes_no_further(
     where: str,
     spelling: str,
 ) -> None:
-    """A gateway answered ``Incorrect API key provided: sk-…`` and the key stood in the reason of
-    every row, from there in logs and recorded traces."""
+    """A gateway replied ``Incorrect API key provided: sk-…``, and the key was in the reason of
+    every row, and from there in logs and recorded traces."""
     caplog.set_level(logging.DEBUG)
     judge = ask(server, ECHOES[where](SPELLED[spelling]), tmp_path / "verdicts.db")
     [score] = judge.ask([QUESTION])
     assert (score.value == 0.8) == ("verdict's reason" in where or "good reply" in where)
     assert score.reason
-    said = capfd.readouterr()
+    output = capfd.readouterr()
     kept = b"".join(path.read_bytes() for path in tmp_path.iterdir()).decode("latin-1")
-    for text in (score.reason, repr(judge.usage), caplog.text, said.out, said.err, kept):
+    for text in (score.reason, repr(judge.usage), caplog.text, output.out, output.err, kept):
         assert_nothing_of_the_key(text)
 
 
-def test_what_a_library_logs_is_cleaned_while_the_judge_works_only(
+def test_library_logs_are_cleaned_only_while_the_judge_works(
     server: JudgeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -212,14 +212,14 @@ def test_a_verdict_cached_before_cleaning_is_cleaned(server: JudgeServer, tmp_pa
         "{}@host",
     ],
 )
-def test_an_address_has_no_room_for_a_key(address: str) -> None:
-    """A configuration is kept with every run and in its traces."""
+def test_an_address_with_a_key_is_rejected(address: str) -> None:
+    """A configuration is stored with every run and in its traces."""
     with pytest.raises(ConfigError, match="judge base_url") as caught:
         Endpoint(address.format("sk-0123456789"), "m")
     assert "sk-0123456789" not in str(caught.value)
 
 
-def test_a_key_in_the_place_of_its_variable_s_name_is_not_repeated() -> None:
+def test_a_key_instead_of_a_variable_name_is_not_repeated() -> None:
     with pytest.raises(ConfigError, match="judge api_key_env") as caught:
         Endpoint("http://host/v1", "m", api_key_env="sk-0123456789")
     assert "sk-0123456789" not in str(caught.value)
@@ -228,7 +228,7 @@ def test_a_key_in_the_place_of_its_variable_s_name_is_not_repeated() -> None:
 @pytest.mark.parametrize(
     "key", ["sk-0123\n456789", "sk-0123 456789", "sk-0123é456789", "\udc80abc"]
 )
-def test_a_key_that_no_header_holds_is_a_config_error_that_does_not_show_it(
+def test_a_key_invalid_in_headers_is_a_config_error_that_does_not_show_it(
     monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
@@ -238,7 +238,7 @@ def test_a_key_that_no_header_holds_is_a_config_error_that_does_not_show_it(
 
 
 @pytest.mark.parametrize("key", ["sk-0123456789", "sk-0123456789\n", "", None])
-def test_the_key_is_sent_as_a_bearer_or_nothing_is(
+def test_the_key_is_sent_as_a_bearer_token_if_set(
     server: JudgeServer, monkeypatch: pytest.MonkeyPatch, key: str | None
 ) -> None:
     sent: list[str | None] = []
@@ -269,7 +269,7 @@ def test_a_proxy_that_cannot_be_used_is_a_config_error(
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("to", ["another", "itself", "scheme-relative", "https", "nonsense"])
 def test_a_redirect_is_not_followed(server: JudgeServer, status: int, to: str) -> None:
-    """A client that follows takes the key along, or drops it and asks a stranger for a verdict."""
+    """A client that follows sends the key along, or drops it and asks a stranger for a verdict."""
     with judge_server() as another:
         places = {"another": another.url, "itself": server.url, "https": "https://127.0.0.1:1/"}
         location = places.get(to, f"//127.0.0.1:{another.server_address[1]}/v1/chat/completions")
@@ -287,19 +287,19 @@ def test_a_redirect_to_nowhere_is_a_bad_status(server: JudgeServer) -> None:
     assert score.reason.startswith("judge: HTTP status 302")
 
 
-# ------------------------------------------------------------------ without end
+# ------------------------------------------------------------------ endless replies
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 MEGABYTE = 1 << 20
 
 
 def packed(megabytes: int) -> Iterator[bytes]:
-    """gzip of spaces without an end, a kilobyte for each megabyte."""
+    """Endless gzip of spaces, a kilobyte per megabyte."""
     packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     start = packer.compress(b" " * MEGABYTE) + packer.flush(zlib.Z_FULL_FLUSH)
     part = packer.compress(b" " * MEGABYTE) + packer.flush(zlib.Z_FULL_FLUSH)
     yield start
-    # what is flushed in full stands by itself and may be repeated
+    # fully flushed data is self-contained and may be repeated
     yield from [part * 64] * (megabytes // 64)
 
 
@@ -360,14 +360,14 @@ WITHOUT_END: dict[str, tuple[Reply, str]] = {
 
 @pytest.mark.parametrize("name", WITHOUT_END)
 def test_memory_stays_flat_whatever_is_sent(server: JudgeServer, name: str) -> None:
-    """A body of 1.2 GB took 2.5 GB of memory, 815 kB of gzip 1.7 GB, and then there was a reason.
+    """A body of 1.2 GB took 2.5 GB of memory, and 815 kB of gzip 1.7 GB, before it was rejected.
 
-    The replies end after a gigabyte, so that a client that reads them all fails here and does not
-    hang.
+    The replies end after a gigabyte, so that a client that reads it all fails here instead of
+    hanging.
     """
     reply, reason = WITHOUT_END[name]
     judge = ask(server, reply)
-    judge.ask([QUESTION])  # what is imported and cached at the first call is not the reply's
+    judge.ask([QUESTION])  # imports and caches of the first call do not count
     tracemalloc.start()
     try:
         [score] = judge.ask([QUESTION])
@@ -382,7 +382,9 @@ def test_memory_stays_flat_whatever_is_sent(server: JudgeServer, name: str) -> N
 
 @pytest.mark.parametrize("size", [LONGEST_BODY, LONGEST_BODY + 1])
 @pytest.mark.parametrize("coding", ["identity", "gzip"])
-def test_the_bound_is_on_what_is_unpacked(server: JudgeServer, size: int, coding: str) -> None:
+def test_the_limit_applies_to_the_decompressed_body(
+    server: JudgeServer, size: int, coding: str
+) -> None:
     body = chat('{"reason": "r", "score": 8}').ljust(size)
     if coding == "gzip":
         packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
@@ -394,10 +396,10 @@ def test_the_bound_is_on_what_is_unpacked(server: JudgeServer, size: int, coding
 @pytest.mark.parametrize(
     ("coding", "reason"),
     [
-        ("gzip", "a body that cannot be unpacked"),
-        ("br", "a body in 'br', which was not asked for"),
-        ("gzip, gzip", "a body in 'gzip, gzip', which was not asked for"),
-        ("deflate", "a body in 'deflate', which was not asked for"),
+        ("gzip", "a body that cannot be decompressed"),
+        ("br", "a body in 'br', which was not requested"),
+        ("gzip, gzip", "a body in 'gzip, gzip', which was not requested"),
+        ("deflate", "a body in 'deflate', which was not requested"),
     ],
 )
 def test_a_body_in_another_coding(server: JudgeServer, coding: str, reason: str) -> None:
@@ -407,7 +409,7 @@ def test_a_body_in_another_coding(server: JudgeServer, coding: str, reason: str)
 
 
 @pytest.mark.parametrize("count", [10**10, -1, True, 1.5, "100", None, [1], 10**4000])
-def test_a_count_of_tokens_that_is_none_costs_nothing(server: JudgeServer, count: object) -> None:
+def test_an_invalid_token_count_costs_nothing(server: JudgeServer, count: object) -> None:
     """``10**4000`` tokens times a price was an OverflowError, and the verdict was lost."""
     body = json.loads(chat('{"reason": "r", "score": 8}')) | {
         "usage": {"prompt_tokens": count, "completion_tokens": 3}
@@ -420,7 +422,7 @@ def test_a_count_of_tokens_that_is_none_costs_nothing(server: JudgeServer, count
 
 
 @pytest.mark.parametrize("row", [(99, "r"), ("high", "r"), (None, "r"), (5, None), (5, b"\xff")])
-def test_a_cached_verdict_that_is_none_is_asked_again(
+def test_an_invalid_cached_verdict_is_requested_again(
     server: JudgeServer, tmp_path: Path, row: tuple[object, object]
 ) -> None:
     path = tmp_path / "verdicts.db"

@@ -88,13 +88,13 @@ def test_the_same_number_however_it_is_written(gold: str, answer: str) -> None:
         ("5", "\\sum_{i=1}^{999} i"),
     ],
 )
-def test_other_numbers_and_no_numbers_earn_nothing(gold: str, answer: str) -> None:
+def test_other_numbers_and_other_text_earn_nothing(gold: str, answer: str) -> None:
     assert score("numerical", gold, answer) == 0.0
 
 
 @pytest.mark.parametrize("kind", ["numerical", "regression"])
 @pytest.mark.parametrize("gold", ["five", "None", "nan", "5 or 6", "1/0", "0/0"])
-def test_a_gold_that_is_no_number_is_a_data_error(kind: str, gold: str) -> None:
+def test_a_gold_that_is_not_a_number_is_a_data_error(kind: str, gold: str) -> None:
     with pytest.raises(DataError, match=r"row 0: found gold answer .* wanted a number"):
         score(kind, gold, "5")
 
@@ -124,7 +124,7 @@ def test_regression_pays_one_minus_the_relative_error(gold: str, answer: str, va
 
 
 def test_works_outside_the_main_thread() -> None:
-    """math-verify's own time limit is an alarm signal and raises in any other thread."""
+    """math-verify's own time limit is an alarm signal, which raises in any other thread."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:

@@ -29,7 +29,7 @@ def score(kind: str, gold: str, answer: str, accuracy: Accuracy | None = None) -
         ("joy, happiness, glad, anxious", 1.0),  # synonyms are one word
         ("happy", 2 / 3),
         ("happy, sad", 1 / 2),
-        ("happy, anxious, sad, angry, calm, proud", 4 / 8),  # naming everything costs
+        ("happy, anxious, sad, angry, calm, proud", 4 / 8),  # naming everything lowers the score
         ("flabbergasted", 0.0),
         ("not happy", 0.0),
     ],
@@ -53,7 +53,7 @@ def test_a_users_table_replaces_ours(tmp_path: Path) -> None:
         ("joy: glad", "under 'joy'"),
         ("- joy", "found list"),
         ("", "found NoneType"),
-        ("joy: [", "found no YAML"),
+        ("joy: [", "found invalid YAML"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_named(tmp_path: Path, text: str, got: str) -> None:
@@ -64,13 +64,13 @@ def test_a_table_that_cannot_be_used_is_named(tmp_path: Path, text: str, got: st
     assert "mine.yaml" in str(caught.value)
 
 
-def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         OpenWords.from_file(tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "verdict"),
     [
         ("yes", True),
         ("Yes.", True),
@@ -90,8 +90,8 @@ def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("maybe, yes", None),
     ],
 )
-def test_yes_and_no_are_words_of_their_own(answer: str, said: bool | None) -> None:
-    assert polarity(answer) is said
+def test_yes_and_no_must_be_separate_words(answer: str, verdict: bool | None) -> None:
+    assert polarity(answer) is verdict
 
 
 def test_judge_rows() -> None:

@@ -1,4 +1,4 @@
-"""Every rule in the docstring of the parser has its line here."""
+"""Every rule in the docstring of the parser has a case here."""
 
 from __future__ import annotations
 
@@ -90,6 +90,6 @@ def test_offsets_count_characters_of_the_completion() -> None:
 
 
 @pytest.mark.parametrize("part", ["", " \n", "a <answer> b", "</think>"])
-def test_render_refuses_what_could_not_be_read_back(part: str) -> None:
+def test_render_rejects_parts_that_could_not_be_parsed(part: str) -> None:
     with pytest.raises(DataError, match="wanted text without tags"):
         render("c", part, "A")

@@ -40,11 +40,11 @@ def test_reasoning_counts_as_well_as_context() -> None:
 
 
 def test_an_answer_in_chinese_meets_an_english_gold() -> None:
-    told = "一名男子微笑着前倾身体，女子看着他点头，声音柔和，二人似乎是朋友。"
-    assert score(told).value == 1.0
+    text = "一名男子微笑着前倾身体，女子看着他点头，声音柔和，二人似乎是朋友。"
+    assert score(text).value == 1.0
 
 
-def test_what_attends_to_nobody_earns_nothing() -> None:
+def test_text_without_people_earns_nothing() -> None:
     assert score("A red car passes a stone wall at night.").value == 0.0
 
 
@@ -113,8 +113,11 @@ def test_lists_can_be_replaced(tmp_path: Path) -> None:
     german.write_text("who: [mann, frau]\nface: [lächel*]\n", encoding="utf-8")
     reward = PeopleFocus.from_files(german)
     gold = render("Ein Mann lächelt.", "t", "A")
-    told = [render("Der Mann mit lächelndem Gesicht.", "t", "A"), render("A man smiles.", "t", "A")]
-    assert reward(["q"] * 2, told, solution=[gold] * 2) == [1.0, 0.0]
+    completions = [
+        render("Der Mann mit lächelndem Gesicht.", "t", "A"),
+        render("A man smiles.", "t", "A"),
+    ]
+    assert reward(["q"] * 2, completions, solution=[gold] * 2) == [1.0, 0.0]
 
 
 def test_a_cue_that_the_rubric_lacks_is_a_config_error() -> None:

@@ -1,4 +1,4 @@
-"""``omni-grpo rewards test`` as people use it: another process, a module of their own."""
+"""``omni-grpo rewards test`` as people use it: in another process, with their own module."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bribed(prompts, completions, **columns):
 
 @pytest.fixture(autouse=True)
 def standing_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long a function takes is another test's matter, with a clock of its own."""
+    """The time that a function takes is tested elsewhere, with a fake clock."""
     monkeypatch.setattr(conformance, "run", partial(conformance.run, clock=lambda: 0.0))
 
 
@@ -37,14 +37,14 @@ def invoke(run_cli: Run) -> Run:
 
 def test_json_is_one_object_with_functions_cases_and_failures(invoke: Run) -> None:
     code, out, _ = invoke("format", "--json")
-    told = json.loads(out)
+    report = json.loads(out)
     assert code == 0
-    assert (told["ok"], told["failures"]) == (True, [])
-    assert [function["name"] for function in told["functions"]] == ["format"]
-    assert told["cases"] == len(told["functions"][0]["values"])
+    assert (report["ok"], report["failures"]) == (True, [])
+    assert [function["name"] for function in report["functions"]] == ["format"]
+    assert report["cases"] == len(report["functions"][0]["values"])
 
 
-def test_a_bad_function_of_a_module_beside_the_user_exits_1_with_its_cases(tmp_path: Path) -> None:
+def test_a_bad_function_of_a_local_module_exits_1_with_its_cases(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(THEIRS, encoding="utf-8")
     command = "from omni_grpo_core.cli.rewards import app; app()"
     done = subprocess.run(
@@ -54,13 +54,13 @@ def test_a_bad_function_of_a_module_beside_the_user_exits_1_with_its_cases(tmp_p
         text=True,
         check=False,
     )
-    told = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     assert done.returncode == 1, done.stderr
-    assert {failure["check"] for failure in told["failures"]} == {"garbage", "gold"}
-    assert any(failure["case"] == "OCR: empty" for failure in told["failures"])
+    assert {failure["check"] for failure in report["failures"]} == {"garbage", "gold"}
+    assert any(failure["case"] == "OCR: empty" for failure in report["failures"])
 
 
-def test_the_table_tells_each_failure_once_for_all_problem_types(invoke: Run) -> None:
+def test_the_table_shows_each_failure_once_for_all_problem_types(invoke: Run) -> None:
     code, out, _ = invoke("format", "people_focus", "--top", "0.5")
     assert code == 1
     assert "Failures of format" in out
@@ -70,7 +70,7 @@ def test_the_table_tells_each_failure_once_for_all_problem_types(invoke: Run) ->
     assert cells == ["gold", "gold", "8", "1", "the top, 0.5"]
 
 
-def test_what_cannot_be_loaded_exits_2_with_one_message(invoke: Run) -> None:
+def test_a_function_that_cannot_be_loaded_exits_2_with_one_message(invoke: Run) -> None:
     code, out, err = invoke("no_such_module_here:f")
     assert (code, out) == (2, "")
     assert err.startswith(

@@ -1,4 +1,4 @@
-"""The parser's offsets find the tokens of each section, however the model cut its text."""
+"""The parser's offsets find the tokens of each section, however the text was tokenized."""
 
 from __future__ import annotations
 

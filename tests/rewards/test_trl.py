@@ -1,4 +1,4 @@
-"""TRL's ``GRPOTrainer`` takes every reward of ours as it is."""
+"""TRL's ``GRPOTrainer`` accepts each of our rewards unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from omni_grpo_core.rewards.people_focus import PeopleFocus
 trl = pytest.importorskip("trl")
 
 pytestmark = [
-    # TRL and its libraries announce their own changes; not ours to mend
+    # TRL and its libraries announce their own changes; we cannot fix them
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -97,6 +97,6 @@ def test_two_steps_with_all_rewards(
     for entry in logs:
         assert math.isfinite(entry["loss"])
         for reward in rewards:
-            # an untrained model writes garbage, and garbage earns nothing from any of them
+            # an untrained model writes garbage, which no reward pays for
             assert entry[f"rewards/{reward.__name__}/mean"] == 0.0
     assert judge.usage.requests == 0

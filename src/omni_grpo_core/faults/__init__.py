@@ -1,1 +1,1 @@
-"""The catalogue: what real pipelines get wrong, each a context manager around a clean one."""
+"""The fault catalogue: mistakes of real pipelines, each a context manager around a clean loop."""

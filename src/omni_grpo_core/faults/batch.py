@@ -1,4 +1,4 @@
-"""Faults of the processor call and of what is collated."""
+"""Faults of the processor call and of collation."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Keywords = dict[str, Any]
 
 FLAGS = ("use_audio_in_video", "load_audio_from_video", "audio_from_video_indices")
 PADDED = {"rows": (12, 5)}
-"""Rows of different length: without padding these faults change nothing."""
+"""Rows of different lengths: without padding these faults change nothing."""
 HEARD = {"audio": "separate", "rows": (18, 19)}
-"""Recordings alone: transformers counts features against placeholders for video, not for audio."""
+"""Audio-only rows: transformers checks features against placeholders for video, not for audio."""
 
 
 @faults.add("batch.flag-processor", "the incident")
 @result_of("processor_keywords")
 def flag_processor(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
-    """use_audio_in_video is missing in the processor call alone: the track is computed, but no
-    placeholder waits for it."""
+    """use_audio_in_video is missing only from the processor call: the track's features are
+    computed, but have no placeholders."""
     return without(keywords, *FLAGS)
 
 
 @faults.add("batch.flag-generate", "the incident")
 @result_of("generation_keywords")
 def flag_generate(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
-    """use_audio_in_video=False is hard-coded in generate alone: answers stay right, their logits
+    """use_audio_in_video=False is hard-coded only in generate: answers stay right, but their logits
     are off."""
     return {**keywords, "use_audio_in_video": False}
 
@@ -58,8 +58,8 @@ def flag_forward(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
 def audios_kwarg(
     loop: ReferenceLoop, before: Callable[..., Mapping[str, Any]], audio: Any, **keywords: Any
 ) -> Mapping[str, Any]:
-    """audios= for audio=: the processor warns that it will be ignored, and finds no audio for its
-    placeholders."""
+    """audios= is passed instead of audio=: the processor warns that it is ignored and finds no
+    audio for its placeholders."""
     return before(**keywords, audios=audio)
 
 
@@ -70,8 +70,8 @@ def audios_kwarg(
 )
 @instead_of("load")
 def feature_count(loop: ReferenceLoop, before: object, messages: Messages) -> Media:
-    """The media reader takes the track out of every video as well, so there are two audios for one
-    slot: the first ones are taken, everything after is shifted."""
+    """The media reader also extracts the track of every video, so each slot has two audios: the
+    first ones are used and everything after them is shifted."""
     return loop.clips.load(messages, True)
 
 
@@ -82,9 +82,9 @@ def feature_count(loop: ReferenceLoop, before: object, messages: Messages) -> Me
 )
 @contextmanager
 def silent_clip(loop: ReferenceLoop) -> Iterator[None]:
-    """A clip without a track is drawn into a batch whose sound rides in its videos: the processor
-    skips it without a word. The model counts clips by their sound, so that this one gets positions
-    of plain text, and each later clip the grid and the rate of the one before it."""
+    """A clip without a track is in a batch that takes its audio from the videos: the processor
+    silently skips it. The model counts clips by their audio, so this one gets positions of plain
+    text, and each later clip the grid and the rate of the one before it."""
     has_track, draw = loop.clips.has_track, loop.draw
     mute = next(row for row in rows_of() if row.videos and not any(map(has_track, row.videos)))
 
@@ -101,7 +101,7 @@ def silent_clip(loop: ReferenceLoop) -> Iterator[None]:
 
 
 def _skipping_mute(loop: ReferenceLoop) -> Manager:
-    """Lets a processor before 5.23 do with the rows of the first prompt as later ones do."""
+    """Makes a processor before 5.23 treat the rows of the first prompt as later versions do."""
     if _takes_owners(loop):
         return nullcontext()
     lay = loop.processor.replace_multimodal_special_tokens
@@ -117,7 +117,7 @@ def _skipping_mute(loop: ReferenceLoop) -> Manager:
 
 
 def _takes_owners(loop: ReferenceLoop) -> bool:
-    """Whether the installed processor wants to be told which video a track is of."""
+    """Whether the installed processor must be given the video that each track belongs to."""
     return hasattr(loop.processor, "load_audio_from_video")
 
 
@@ -127,8 +127,8 @@ def _takes_owners(loop: ReferenceLoop) -> bool:
     stops=True,
 )
 def track_owners(loop: ReferenceLoop) -> Manager:
-    """Decoded tracks are handed along with load_audio_from_video=True, and nothing says which video
-    each is of: the processor takes them for recordings of their own and raises."""
+    """Decoded tracks are passed with load_audio_from_video=True but without the video that each
+    belongs to: the processor takes them for separate recordings and raises."""
     if _takes_owners(loop):
         before = loop.processor_keywords
         return loop.replaced(
@@ -136,7 +136,7 @@ def track_owners(loop: ReferenceLoop) -> Manager:
         )
 
     def refuse(text: list[str], *args: Any, **keywords: Any) -> list[str]:
-        # as 5.23 says it; earlier ones need no owners
+        # the message of 5.23; earlier versions need no owners
         token = loop.processor.audio_token
         raise ValueError(f"Found total 0 {token} tokens and {len(text)} audio inputs.")
 
@@ -146,8 +146,8 @@ def track_owners(loop: ReferenceLoop) -> Manager:
 @faults.add("batch.truncated-left", "TRL and open-r1-multimodal: max_prompt_length", needs=HEARD)
 @result_of("process")
 def truncated_left(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
-    """prompt_ids[:, -max_prompt_length:] cuts into the media tokens: fewer placeholders than
-    features."""
+    """prompt_ids[:, -max_prompt_length:] cuts into the media tokens, which leaves fewer
+    placeholders than features."""
     processor = loop.processor
     audio = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
     start = int((inputs["input_ids"] == audio).nonzero()[:, 1].min()) + 4
@@ -157,8 +157,8 @@ def truncated_left(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
 @faults.add("batch.truncated-right", "processor calls with max_length and truncation", needs=HEARD)
 @result_of("processor_keywords")
 def truncated_right(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
-    """truncation=True with a cap below the prompt cuts its end off: media tokens, question and the
-    turn of the assistant."""
+    """truncation=True with a cap below the prompt's length cuts off its end: media tokens, question
+    and generation prompt."""
     text = {"truncation": True, "max_length": 96, "padding": True, "truncation_side": "right"}
     return {**without(keywords, "padding"), "text_kwargs": text}
 
@@ -168,24 +168,24 @@ def truncated_right(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
 )
 @result_of("processor_keywords")
 def right_padding(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
-    """Prompts are padded on the right: completions start after padding."""
+    """Prompts are padded on the right, so completions start after padding."""
     return {**keywords, "padding_side": "right"}
 
 
 @faults.add("batch.mask-ignored", "trainers that build masks from shapes", needs=PADDED)
 @result_of("process")
 def mask_ignored(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
-    """The attention mask is made anew as all ones: padding is attended to."""
+    """The attention mask is rebuilt as all ones, so padding is attended to."""
     return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
 
-@faults.add("batch.double-expansion", "TRL with vLLM: expanded prompts sent on as text", stops=True)
+@faults.add("batch.double-expansion", "TRL with vLLM: expanded prompts sent as text", stops=True)
 @instead_of("process")
 def double_expansion(
     loop: ReferenceLoop, before: Callable[..., Inputs], texts: list[str], media: list[Media]
 ) -> Inputs:
-    """Ids whose placeholders are expanded already are decoded and go through the processor again:
-    every placeholder asks for a medium of its own."""
+    """Ids with expanded placeholders are decoded and passed through the processor again: every
+    placeholder then needs its own medium."""
     first = before(texts, media)
     kept = zip(first["input_ids"], first["attention_mask"].bool(), strict=True)
     return before([loop.policy.decode(ids[mask].tolist()) for ids, mask in kept], media)
@@ -196,14 +196,14 @@ def double_expansion(
 )
 @result_of("processor_keywords")
 def max_length_leak(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
-    """A flat max_length= for the text reaches the audio extractor, which cuts the sound to that
-    many samples."""
+    """A flat max_length= meant for the text reaches the audio feature extractor, which cuts the
+    audio to that many samples."""
     return {**keywords, "max_length": 4096}
 
 
 @faults.add("batch.padding-side-config", "checkpoints saved by supervised trainers", needs=PADDED)
 def padding_side_config(loop: ReferenceLoop) -> Manager:
-    """tokenizer_config.json says padding_side right, and overrides the processor's left."""
+    """padding_side right in tokenizer_config.json overrides the processor's left."""
     tokenizer = copy.copy(loop.processor.tokenizer)
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, "padding_side": "right"}
     tokenizer.padding_side = "right"
@@ -217,7 +217,7 @@ def padding_side_config(loop: ReferenceLoop) -> Manager:
 )
 @result_of("processor_keywords")
 def resized_again(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
-    """The processor resizes frames that are resized already, to its own least size: 36 times the
+    """The processor resizes frames that are already resized, to its own minimum size: 36 times the
     tokens."""
     return without(keywords, "do_resize")
 
@@ -225,7 +225,7 @@ def resized_again(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
 @faults.add("batch.unknown-kwarg", "processor calls with max_prompt_length")
 @result_of("processor_keywords")
 def unknown_kwarg(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
-    """A keyword that no part of the processor knows: the limit that was asked for is not in force,
+    """A keyword is passed that no part of the processor knows: the requested limit has no effect,
     and only a log line says so."""
     return {**keywords, "max_prompt_length": 32}
 
@@ -233,5 +233,5 @@ def unknown_kwarg(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
 @faults.add("batch.dtype", "collators on numpy arrays")
 @result_of("process")
 def dtype(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
-    """The attention mask arrives as floating point, after a detour through numpy."""
+    """The attention mask is floating point after a detour through numpy."""
     return {**inputs, "attention_mask": inputs["attention_mask"].float()}

@@ -1,4 +1,4 @@
-"""All trials of a plan on a few processes, and what they add up to."""
+"""Runs all trials of a plan in a few processes and adds up the results."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from omni_grpo_core.types import Stage
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One trial. ``stages``: those that must be blamed; ``blamed`` and ``causes``: what the
-    diagnosis said. ``said``: the first sentence of each. ``raised``: what ended the loop."""
+    """One trial. ``stages``: those that must be blamed; ``blamed`` and ``causes``: the diagnosis.
+    ``said``: the first sentence for each stage blamed. ``raised``: what ended the loop."""
 
     kind: str
     ids: tuple[str, ...]
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def stage_right(self) -> bool:
-        """Of a fault: the first stage blamed is its own. Of a pair: both stages are blamed."""
+        """For a fault: the first stage blamed is its own. For a pair: both stages are blamed."""
         if self.kind == "pair":
             return set(self.stages) <= set(self.blamed)
         return self.blamed[:1] == self.stages
@@ -60,9 +60,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a campaign came to. Targets: every fault detected, its stage blamed in 98%, its cause
+    """The result of a campaign. Targets: every fault detected, its stage blamed in 98%, its cause
     named in 90%, both stages of a pair in 90%, no false alarm; without causes, stages in 95%.
-    ``skipped``: faults that were asked for and not put in, and why; they count for nothing."""
+    ``skipped``: requested faults that were not injected, and why; they are not counted."""
 
     rows: tuple[Row, ...]
     causes: bool
@@ -77,7 +77,7 @@ class Result:
         return tuple(row for row in self.of("clean") if row.detected or row.raised)
 
     def shares(self) -> dict[str, float]:
-        """Of what was run; 1.0 where nothing was."""
+        """Of the trials that ran; 1.0 where none did."""
         alone, pairs = self.of("fault"), self.of("pair")
         return {
             "detected": _share([row.detected for row in alone]),
@@ -88,7 +88,7 @@ class Result:
 
     @property
     def missed(self) -> tuple[str, ...]:
-        """Targets that were missed, in words."""
+        """Missed targets, in words."""
         wanted = {
             "detected": 1.0,
             "stage_right": 0.98 if self.causes else 0.95,
@@ -133,10 +133,10 @@ def run(
     on_row: Callable[[Row], None] = lambda row: None,
     skipped: Mapping[str, str] | None = None,
 ) -> Result:
-    """Every task, in processes of one thread each; ``on_row`` hears of each as it ends.
+    """Run every task, in processes of one thread each; ``on_row`` receives each row as it ends.
 
-    Raises :class:`~omni_grpo_core.errors.MissingExtra` without the packages of the loops: what a
-    loop raises is a finding.
+    Raises :class:`~omni_grpo_core.errors.MissingExtra` without the packages that the loops need:
+    what a loop raises is a finding.
     """
     require("train", "peft")
     require("rewards", *PACKAGES)
@@ -166,8 +166,8 @@ def _rows(tasks: Sequence[Task], causes: bool, jobs: int) -> Generator[tuple[Tas
                 yield waiting[done], done.result()
         except BrokenProcessPool:
             raise ConfigError(
-                "a worker process", got="one that was ended from outside", want="one that goes on",
-                fix="see whether memory ran out, and use fewer --jobs",
+                "a worker process", got="one killed from outside", want="one that runs to the end",
+                fix="check whether memory ran out, and use fewer --jobs",
             ) from None  # fmt: skip
         except BaseException:
             # leaving the block waits for every trial
@@ -178,9 +178,9 @@ def _rows(tasks: Sequence[Task], causes: bool, jobs: int) -> Generator[tuple[Tas
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Workers that are started meanwhile never see a Ctrl-C, which a terminal sends to all of
-    them: their parent does, and ends them."""
-    # the tracker's own start lets interrupts through again
+    """Workers started in this block ignore Ctrl-C, which a terminal sends to all of them: their
+    parent receives it and ends them."""
+    # starting the tracker unblocks interrupts again
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -201,7 +201,7 @@ def _one_thread() -> None:
 
     trial.reference("float32")
     quiet_transformers()
-    # what is loaded by now stays: the collector need not look at it after every trial
+    # what is loaded by now stays: spare the collector scanning it after every trial
     gc.freeze()
 
 
@@ -212,17 +212,17 @@ def perform(task: Task, causes: bool) -> Row:
 
     begin = time.perf_counter()
     faults = [BY_ID[id] for id in task.ids]
-    said = trial(faults, task.config, causes=causes)
-    # a loop and its hooks hold one another, and with them a model
+    found = trial(faults, task.config, causes=causes)
+    # a loop and its hooks reference each other, and keep a model alive
     gc.collect()
     return Row(
         kind=task.kind,
         ids=task.ids,
         stages=tuple(fault.stage for fault in faults),
-        blamed=said.blamed,
-        causes=said.causes,
-        said=said.sentences,
-        raised=said.raised,
+        blamed=found.blamed,
+        causes=found.causes,
+        said=found.sentences,
+        raised=found.raised,
         config=repr(task.config),
         seconds=round(time.perf_counter() - begin, 2),
     )

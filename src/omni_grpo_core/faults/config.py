@@ -1,4 +1,4 @@
-"""How a clean loop is set up: data, sizes, and the ways of training that people choose from."""
+"""How a clean loop is set up: data, sizes, and the common ways to train."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ROWS: Mapping[LoopAudio, Mapping[str, tuple[int, ...]]] = {
         "text": (20, 21),
     },
 }
-"""Shipped rows (by number) that one batch-wide audio-in-video flag can carry, by what they show.
+"""Shipped rows (by number) that fit one batch-wide audio-in-video flag, by what they show.
 
-A clip without a track cannot ride in an interleaved batch, nor can a row that lists the sound
-beside its clip: transformers takes one flag for a whole call. ``long``: clips of 2 and 3 s, whose
-prompts are longer than those of the others, so that a batch of both is padded.
+An interleaved batch cannot hold a clip without a track, nor a row that lists the audio beside its
+clip: transformers takes one flag for a whole call. ``long``: clips of 2 and 3 s with longer prompts
+than the others, so that a batch of both is padded.
 """
 
 
@@ -42,12 +42,11 @@ class LoopConfig:
     """One way to run the loop.
 
     ``audio``: the batch-wide decision. ``rows``: numbers of shipped rows, the prompts of one
-    micro-batch. ``group_size``: completions a prompt. ``iterations``: optimizer steps on one
-    rollout. ``accumulation``: micro-batches a step; after the first, and after the first
-    step, other rows of the same kind follow. ``checkpointing``: of activations in the scoring
-    forward. ``lora``: adapters learn, all else is frozen. ``beta``: weight of the KL term.
-    ``partial``: a partial reward acts on the tokens of the context alone. ``freeze_towers``: the
-    text model learns alone.
+    micro-batch. ``group_size``: completions per prompt. ``iterations``: optimizer steps on one
+    rollout. ``accumulation``: micro-batches per step; later micro-batches and steps use other rows
+    of the same kind. ``checkpointing``: of activations in the scoring forward. ``lora``: only
+    adapters are trained. ``beta``: weight of the KL term. ``partial``: a partial reward acts only
+    on the tokens of the context. ``freeze_towers``: only the text model is trained.
     """
 
     audio: LoopAudio = "interleaved"

@@ -1,4 +1,4 @@
-"""Faults of what is said to the model: messages, and the text they are rendered to."""
+"""Faults of the prompt: messages, and the text they are rendered to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ faults = FaultRegistry()
 
 
 def _user_text(change: Callable[[str], str]) -> Injection:
-    """Decorates a change of what the user says, text only."""
+    """Decorates a change of the user's text."""
 
     def changed(part: dict[str, Any]) -> dict[str, Any]:
         return {**part, "text": change(part["text"])} if part["type"] == "text" else part
@@ -48,8 +48,8 @@ def _template(change: Callable[[str], str]) -> Injection:
 @faults.add("conv.media-twice", "the incident")
 @result_of("conversation")
 def media_twice(loop: ReferenceLoop, messages: Messages) -> Messages:
-    """A clip is listed as video and as audio item while its track already rides inside the video:
-    one clip, two audios."""
+    """A clip is listed both as a video and as an audio item although the video already carries its
+    track: one clip, two audios."""
     user = messages[-1]
     content: list[dict[str, Any]] = []
     for part in user["content"]:
@@ -62,7 +62,7 @@ def media_twice(loop: ReferenceLoop, messages: Messages) -> Messages:
 @faults.add("conv.wrong-type-text", "HumanOmniV2's type texts")
 @_user_text
 def wrong_type_text(text: str) -> str:
-    """The prompt tells the model that the clip has no sound, and the model believes it."""
+    """The prompt states that the clip has no sound, and the model believes it."""
     return text.replace("a video with sound", "a video without sound")
 
 
@@ -73,16 +73,16 @@ def wrong_type_text(text: str) -> str:
 )
 @instead_of("has_track")
 def silent_no_audio(loop: ReferenceLoop, before: Callable[[str], bool], path: str) -> bool:
-    """The probe for an audio track swallows its exception and answers 'no track': the clip is
-    treated as mute."""
+    """The probe for an audio track swallows its exception and returns 'no track': the clip is
+    treated as silent."""
     return path not in rows_of()[loop.config.rows[-1]].videos and before(path)
 
 
 @faults.add("conv.resampled-item", "open-r1-multimodal's dataset")
 @result_of("repeat")
 def resampled_item(loop: ReferenceLoop, repeated: list[Any]) -> list[Any]:
-    """A sample that cannot be read is replaced by a random other one, for one copy of its group:
-    the group holds two questions."""
+    """A sample that cannot be read is replaced by a random other one for one copy of its group: the
+    group holds two questions."""
     other = next(row for n, row in enumerate(rows_of()) if n not in loop.config.rows and row.videos)
     messages = loop.conversation(other)
     kind = type(repeated[-1])
@@ -96,32 +96,32 @@ def resampled_item(loop: ReferenceLoop, repeated: list[Any]) -> list[Any]:
 @faults.add("conv.system-missing", "VLM-R1 and open-r1-multimodal scripts")
 @result_of("conversation")
 def system_missing(loop: ReferenceLoop, messages: Messages) -> Messages:
-    """The system message is left out, and the template puts its own in."""
+    """The system message is missing, and the template inserts its own."""
     return [message for message in messages if message["role"] != "system"]
 
 
 @faults.add(
-    "conv.system-changed", "the incident: a format instruction in the place of the system message"
+    "conv.system-changed", "the incident: a format instruction in place of the system message"
 )
 @result_of("conversation")
 def system_changed(loop: ReferenceLoop, messages: Messages) -> Messages:
-    """Training asks under another system message than the one the checkpoint knows."""
-    told = {"type": "text", "text": "You are a helpful voice assistant. Be brief."}
-    return [{"role": "system", "content": [told]}, *messages[1:]]
+    """Training uses a different system message from the one the checkpoint was trained with."""
+    text = {"type": "text", "text": "You are a helpful voice assistant. Be brief."}
+    return [{"role": "system", "content": [text]}, *messages[1:]]
 
 
-@faults.add("conv.options-missing", "question templates that know one problem type only")
+@faults.add("conv.options-missing", "question templates for one problem type only")
 @_user_text
 def options_missing(text: str) -> str:
     """The question of a multiple-choice row is asked without its options."""
     return "\n".join(line for line in text.split("\n") if line[1:3] != ". ")
 
 
-@faults.add("conv.gold-leaked", "supervised data sets handed to a GRPO trainer")
+@faults.add("conv.gold-leaked", "supervised data sets passed to a GRPO trainer")
 @instead_of("conversation")
 def gold_leaked(loop: ReferenceLoop, before: Callable[[Drawn], Messages], drawn: Drawn) -> Messages:
-    """The gold completion stays in the conversation, as the data set had it, and is prompted
-    with."""
+    """The gold completion from the data set stays in the conversation and becomes part of the
+    prompt."""
     gold = {"type": "text", "text": str(drawn.row["solution"])}
     return [*before(drawn), {"role": "assistant", "content": [gold]}]
 
@@ -132,8 +132,8 @@ def gold_leaked(loop: ReferenceLoop, before: Callable[[Drawn], Messages], drawn:
 @faults.add("text.first-only", "the incident", needs={"rows": (0, 2)})
 @result_of("render")
 def first_only(loop: ReferenceLoop, prompts: list[str]) -> list[str]:
-    """prepare_prompt(...)[0]: only the first prompt of the batch is kept, and every sample's media
-    meet the first sample's question."""
+    """prepare_prompt(...)[0] keeps only the first prompt of the batch: every sample's media are
+    paired with the first sample's question."""
     return [prompts[0]] * len(prompts)
 
 
@@ -144,7 +144,7 @@ def first_only(loop: ReferenceLoop, prompts: list[str]) -> list[str]:
 )
 @result_of("render")
 def list_of_lists(loop: ReferenceLoop, prompts: list[str]) -> list[list[str]]:
-    """The template answers every conversation with a list, and the lists are handed on as
+    """The template returns a list for every conversation, and the lists are passed on as
     prompts."""
     return [[prompt] for prompt in prompts]
 
@@ -152,7 +152,7 @@ def list_of_lists(loop: ReferenceLoop, prompts: list[str]) -> list[list[str]]:
 @faults.add("text.no-generation-prompt", "TRL issues on conversational data")
 @instead_of("render")
 def no_generation_prompt(loop: ReferenceLoop, before: object, conversations: list[Messages]) -> Any:
-    """add_generation_prompt=False: the model goes on with the user's turn."""
+    """add_generation_prompt=False: the model continues the user's turn."""
     return loop.processor.apply_chat_template(
         conversations, add_generation_prompt=False, tokenize=False
     )
@@ -161,8 +161,8 @@ def no_generation_prompt(loop: ReferenceLoop, before: object, conversations: lis
 @faults.add("text.role-typo", "HumanOmniV2's chat template")
 @_template
 def role_typo(template: str) -> str:
-    """The template opens the answer with the role 'assitant': prompted with a role that the
-    checkpoint has never seen."""
+    """The template opens the answer with the role 'assitant', which the checkpoint has never
+    seen."""
     return template.replace("turn('assistant')", "turn('assitant')")
 
 
@@ -173,8 +173,8 @@ def role_typo(template: str) -> str:
 )
 @_template
 def media_dropped(template: str) -> str:
-    """A text-only template renders multimodal messages: no placeholder stands for the media, which
-    are passed all the same."""
+    """A text-only template renders multimodal messages: the media are passed, but the prompt has
+    no placeholders for them."""
     silent = "{%- macro medium(bos, pad, eos) -%}{%- endmacro -%}"
     spoken = "{%- macro medium(bos, pad, eos) -%}{{ bos + pad + eos }}{%- endmacro -%}"
     return template.replace(spoken, silent)
@@ -183,5 +183,5 @@ def media_dropped(template: str) -> str:
 @faults.add("text.template-drift", "templates copied by hand between checkpoints")
 @_template
 def template_drift(template: str) -> str:
-    """The template has lost the line break after each turn's end."""
+    """The template has lost the line break at the end of each turn."""
     return template.replace("'<|im_end|>\\n'", "'<|im_end|>'")

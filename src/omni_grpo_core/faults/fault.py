@@ -1,4 +1,4 @@
-"""What a fault of the catalogue is, and how one is written down."""
+"""The type of a catalogue fault, and the decorators that define one."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Injection = Callable[[ReferenceLoop], Manager]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that real pipelines get wrong.
+    """One mistake that real pipelines make.
 
-    ``id``: what a diagnosis calls it. ``stage``: what must be blamed. ``story``: what happened, for
-    a person. ``source``: where it was met. ``inject``: puts it into a clean loop, and takes it out.
+    ``id``: its name as a cause. ``stage``: the stage that must be blamed. ``story``: what happens,
+    for a reader. ``source``: where it was found. ``inject``: adds it to a clean loop and undoes it.
     ``needs``: settings of the loop (fields of ``LoopConfig``) without which it does no harm.
     ``stops``: the step raises, so nothing later is seen. ``steps``: optimizer steps until it shows.
-    ``versions``: the transformers releases that have it, a PEP 440 specifier, for a fault that is
-    the library's own; ``""``: any.
+    ``versions``: for a fault of transformers itself, the releases that have it, a PEP 440
+    specifier; ``""``: any.
     """
 
     id: str
@@ -43,7 +43,7 @@ class Fault:
 
     @property
     def absent(self) -> str | None:
-        """Why it cannot be put in here; ``None`` where it can."""
+        """Why it cannot be injected here; ``None`` where it can."""
         if is_among(self.versions):
             return None
         found = f"transformers {transformers_version()} does not have this fault"
@@ -62,7 +62,7 @@ _STAGE_OF: Mapping[str, Stage] = {
 
 
 class FaultRegistry:
-    """The faults of one area, in the order in which they are defined."""
+    """The faults of one area, in order of definition."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
@@ -77,8 +77,8 @@ class FaultRegistry:
         steps: int = 1,
         versions: str = "",
     ) -> Callable[[Injection], Injection]:
-        """Decorates the function that injects the fault. The id's first part names the stage, the
-        docstring is the story."""
+        """Decorates the function that injects the fault. The id's first part gives the stage, the
+        docstring the story."""
 
         def put(inject: Injection) -> Injection:
             stage, story = _STAGE_OF[id.partition(".")[0]], " ".join((inject.__doc__ or "").split())
@@ -90,8 +90,8 @@ class FaultRegistry:
 
 
 def instead_of(seam: str) -> Callable[[Callable[..., Any]], Injection]:
-    """Decorates what replaces the loop's method ``seam``: a function of the loop, the method as it
-    was, and the method's own arguments. The result is an injection."""
+    """Decorates a replacement for the loop's method ``seam``: a function of the loop, the original
+    method, and the method's arguments. The result is an injection."""
 
     def decorate(replacement: Callable[..., Any]) -> Injection:
         @wraps(replacement)
@@ -104,8 +104,8 @@ def instead_of(seam: str) -> Callable[[Callable[..., Any]], Injection]:
 
 
 def result_of(seam: str) -> Callable[[Callable[[ReferenceLoop, Any], Any]], Injection]:
-    """Decorates what changes the result of the loop's method ``seam``: a function of the loop and
-    the result. The result is an injection."""
+    """Decorates a change to the result of the loop's method ``seam``: a function of the loop and
+    that result. The result is an injection."""
 
     def decorate(change: Callable[[ReferenceLoop, Any], Any]) -> Injection:
         @instead_of(seam)
@@ -119,16 +119,16 @@ def result_of(seam: str) -> Callable[[Callable[[ReferenceLoop, Any], Any]], Inje
 
 
 def without(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """``given`` but for some names."""
+    """``given`` without some names."""
     return {name: value for name, value in given.items() if name not in names}
 
 
 CACHE_DROPPED = ">=4.53,<5.24"
-"""The releases whose checkpointing layer takes the key-value cache from a block in train mode. From
-5.24.0 on it does so only where gradients are enabled, and ``generate`` has none."""
+"""The releases whose checkpointing layer drops a block's key-value cache in train mode. From 5.24.0
+on it does so only with gradients enabled, which ``generate`` disables."""
 CACHE_MISSED = ">=5,<5.16"
-"""Those of them whose ``generate`` cannot go on without it: the second token raises an IndexError.
-Tried: 5.0.0, 5.5.0, 5.10.1, 5.12.0, 5.13.0, 5.14.0, 5.14.1, 5.15.0; not so in 4.57.6 and 5.16.0."""
+"""Those whose ``generate`` cannot continue without it: the second token raises an IndexError.
+Tested: 5.0.0, 5.5.0, 5.10.1, 5.12.0, 5.13.0, 5.14.0, 5.14.1, 5.15.0; not 4.57.6 and 5.16.0."""
 
 
 def transformers_version() -> Version:
@@ -136,7 +136,7 @@ def transformers_version() -> Version:
 
 
 def is_among(versions: str) -> bool:
-    """Whether the installed transformers is one of a PEP 440 specifier's; ``""`` is all.
+    """Whether the installed transformers matches a PEP 440 specifier; ``""`` matches all.
 
     >>> is_among(""), is_among("<4")
     (True, False)
@@ -150,11 +150,11 @@ def cache_is_dropped() -> bool:
 
 
 def cache_is_repaired() -> bool:
-    """Whether it once did: the installed one is later than those that drop the cache."""
+    """Whether the installed transformers is later than those that drop the cache."""
     return transformers_version() >= Version("4.53") and not cache_is_dropped()
 
 
 def kept() -> str:
-    """What a version without the fault does, in words."""
+    """What a version without the fault does, as text."""
     again = ": repaired in this version" if cache_is_repaired() else ""
     return f"transformers {transformers_version()} keeps the cache while checkpointing{again}"

@@ -1,4 +1,4 @@
-"""The loop's first half: rows of a data set to the model's inputs, by plain library calls."""
+"""The loop's first part: from data set rows to the model's inputs, by plain library calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEDIA_KEYS = ("pixel_values", "pixel_values_videos", "input_features")
 
 
 class Feeding:
-    """Draw, talk, render, decode, process. Every method is a seam that a fault may replace."""
+    """From rows to model inputs. Every method is a seam that a fault may replace."""
 
     config: LoopConfig
     policy: Policy
@@ -31,8 +31,8 @@ class Feeding:
     steps_done: int
 
     def draw(self, micro: int) -> list[Drawn]:
-        """The rows of a micro-batch, one for each prompt: the configured ones first, then others
-        that the same flag can carry."""
+        """The rows of a micro-batch, one per prompt: the configured ones first, then others that
+        fit the same flag."""
         rows = self.config.rows
         pool = dict.fromkeys(
             (*rows, *(n for kind in ROWS[self.config.audio].values() for n in kind))
@@ -42,7 +42,7 @@ class Feeding:
         return [rows_of()[number] for number in numbers]
 
     def has_track(self, path: str) -> bool:
-        """Whether a clip has sound."""
+        """Whether a clip has an audio track."""
         return self.clips.has_track(path)
 
     def conversation(self, drawn: Drawn) -> Messages:
@@ -59,7 +59,7 @@ class Feeding:
         return texts
 
     def load(self, messages: Messages) -> Media:
-        """The media that the messages name; the track of a video too where it is interleaved."""
+        """The media that the messages name, and the track of a video where it is interleaved."""
         return self.clips.load(messages, self.use_audio_in_video)
 
     def repeat(self, values: list[Any]) -> list[Any]:
@@ -67,7 +67,7 @@ class Feeding:
         return [value for value in values for _ in range(self.config.group_size)]
 
     def processor_keywords(self, media: Sequence[Media]) -> dict[str, Any]:
-        """What the processor is told beside text and media."""
+        """The processor's keywords besides text and media."""
         keywords: dict[str, Any] = {"padding": True, "return_tensors": "pt", "do_resize": False}
         rates = {video.sample_fps for one in media for video in one.videos}
         if rates:

@@ -1,4 +1,4 @@
-"""The shipped rows and their media, read once a process: a loop is built hundreds of times."""
+"""The shipped rows and their media, read once per process: loops are built hundreds of times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from omni_grpo_core.types import (
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A row of the data set as its JSON has it, with absolute paths and an id, and its sample."""
+    """A row as in the data set's JSON, with absolute paths and an id, and its sample."""
 
     row: Mapping[str, Any]
     sample: Sample
@@ -60,7 +60,7 @@ def _absolute(row: dict[str, Any], sample_id: str, folder: Path) -> dict[str, An
 
 @dataclass(slots=True)
 class Clips:
-    """Decoded media by what was asked for. Decoding takes longer than the rest of a step."""
+    """A cache of decoded media. Decoding takes longer than the rest of a step."""
 
     config: MediaConfig
     decoded: dict[Any, Media] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Clips:
     @staticmethod
     @cache
     def shared() -> Clips:
-        """The one of this process, with the shipped checkpoint's own media settings."""
+        """This process's cache, with the shipped checkpoint's own media settings."""
         return Clips(load_settings(tiny.checkpoint_dir()).media)
 
     def has_track(self, path: str) -> bool:
@@ -80,8 +80,8 @@ class Clips:
     def load(
         self, messages: list[dict[str, Any]], interleaved: bool, config: MediaConfig | None = None
     ) -> Media:
-        """The media that messages name, in reading order; with ``interleaved`` every video gives
-        its track too, whatever else is listed: as qwen-omni-utils does."""
+        """The media that messages name, in reading order; with ``interleaved`` also the track of
+        every video, whatever else is listed, as qwen-omni-utils does."""
         refs = tuple(
             MediaRef(part["type"], part[part["type"]])
             for message in messages
@@ -98,7 +98,7 @@ class Clips:
 
     @staticmethod
     def messages(conversation: Conversation) -> list[dict[str, Any]]:
-        """A conversation as chat templates take it."""
+        """A conversation in the form chat templates take."""
         return [
             {
                 "role": message.role,

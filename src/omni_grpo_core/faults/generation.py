@@ -30,8 +30,8 @@ faults = FaultRegistry()
 Inputs = dict[str, Any]
 
 DRIFTED = {"temperature": 2.0, "seed": 4}
-"""So hot that a special token is sampled, and a seed that samples one: the shipped policy, sure of
-itself, would have to be trained for a while first."""
+"""A temperature high enough to sample special tokens, and a seed that does: the shipped policy is
+too confident to do so before further training."""
 
 
 @faults.add(
@@ -44,15 +44,15 @@ itself, would have to be trained for a while first."""
 @instead_of("generate")
 def checkpointing_train(loop: ReferenceLoop, before: object, inputs: Inputs) -> Tensor:
     """Completions are sampled in train mode with gradient checkpointing on: transformers drops the
-    cache, and from the second token on the model sees one token and nothing else."""
+    cache, and from the second token on the model sees only that one token."""
     with torch.no_grad():
         return loop.call_generate({**inputs, **loop.generation_keywords()})
 
 
-@faults.add("gen.return-sequences", "trainers made for text, given images and video")
+@faults.add("gen.return-sequences", "text trainers given images and video")
 def return_sequences(loop: ReferenceLoop) -> Manager:
-    """num_return_sequences=G, and a blanket repeat_interleave for scoring: pixel rows are repeated
-    patch by patch, which scrambles the clip."""
+    """num_return_sequences=G is combined with repeat_interleave on every tensor for scoring: pixel
+    rows are repeated patch by patch, which scrambles the clip."""
     size = loop.config.group_size
     repeat, scoring, score = loop.repeat, loop.scoring_inputs, loop.score
     keywords = loop.generation_keywords
@@ -82,7 +82,7 @@ def _unsuppressed(loop: ReferenceLoop, allowed: Callable[[int], bool]) -> Manage
 
 @faults.add("gen.special-token", "omni GRPO on tokenizers with many special tokens", needs=DRIFTED)
 def special_token(loop: ReferenceLoop) -> Manager:
-    """No token is suppressed: the policy samples <|im_start|> and the like into its answers."""
+    """No token is suppressed: the policy samples <|im_start|> and the like in its answers."""
     media = _media_ids(loop)
     size = len(loop.processor.tokenizer)
     return _unsuppressed(loop, lambda token: token not in media and token < size)
@@ -94,8 +94,7 @@ def special_token(loop: ReferenceLoop) -> Manager:
     needs={"temperature": 2.2, "audio": "off", "rows": (20, 21)},
 )
 def media_token(loop: ReferenceLoop) -> Manager:
-    """The policy samples a media token: the scoring forward finds a placeholder without a
-    medium."""
+    """The policy samples a media token: the scoring forward finds a placeholder without media."""
     media = _media_ids(loop)
     return _unsuppressed(loop, lambda token: token in media)
 
@@ -109,8 +108,8 @@ def _media_ids(loop: ReferenceLoop) -> set[int]:
 @faults.add("gen.no-eos", "thinker-only checkpoints")
 @contextmanager
 def no_eos(loop: ReferenceLoop) -> Iterator[None]:
-    """A thinker's generation config has no eos, and nobody passes one: completions run on past the
-    answer to the cap."""
+    """A thinker's generation config has no eos, and none is passed: completions run past the answer
+    to the length cap."""
     before = loop.generation_keywords
     with (
         patched(loop.thinker.generation_config, eos_token_id=None),
@@ -121,15 +120,15 @@ def no_eos(loop: ReferenceLoop) -> Iterator[None]:
 
 @faults.add("gen.single-eos", "trainers that pass tokenizer.pad_token_id or the first id of a list")
 def single_eos(loop: ReferenceLoop) -> Manager:
-    """One of several eos ids is honoured, and not the one with which the model ends its turn."""
+    """Only one of several eos ids is passed, and not the one with which the model ends its turn."""
     return patched(loop, eos=[loop.pad])
 
 
 @faults.add("gen.skip-special", "TRL and its descendants", needs=DRIFTED)
 @contextmanager
 def skip_special(loop: ReferenceLoop) -> Iterator[None]:
-    """Completions are decoded with skip_special_tokens=True before anybody looks: stray special
-    tokens are hidden from rewards and logs."""
+    """Completions are decoded with skip_special_tokens=True: stray special tokens are hidden from
+    rewards and logs."""
 
     def decode(ids: Tensor, mask: Tensor) -> list[str]:
         kept = [row[counted].tolist() for row, counted in zip(ids, mask, strict=True)]
@@ -140,13 +139,13 @@ def skip_special(loop: ReferenceLoop) -> Iterator[None]:
         yield
 
 
-@faults.add("gen.group-order", "tile for repeat_interleave")
+@faults.add("gen.group-order", "tile instead of repeat_interleave")
 @instead_of("repeat")
 def group_order(
     loop: ReferenceLoop, before: Callable[[list[Any]], list[Any]], values: list[Any]
 ) -> list[Any]:
-    """Prompts are repeated 1 2 1 2 where everything after assumes 1 1 2 2: rewards meet other
-    prompts."""
+    """Prompts are repeated 1 2 1 2, but later code assumes 1 1 2 2: completions are scored against
+    other prompts."""
     tiled = isinstance(values[0], str | Media)
     return values * loop.config.group_size if tiled else before(values)
 
@@ -154,15 +153,14 @@ def group_order(
 @faults.add("gen.identical", "do_sample left at the generation config's False")
 @result_of("generation_keywords")
 def identical(loop: ReferenceLoop, keywords: Inputs) -> Inputs:
-    """All completions of a group are the same, because decoding is greedy: no group has a
-    signal."""
+    """Decoding is greedy, so all completions of a group are the same: no group has a signal."""
     return {**without(keywords, "temperature", "top_k", "top_p"), "do_sample": False}
 
 
 @faults.add("gen.cap", "max_completion_length from a text-only recipe")
 @result_of("generation_keywords")
 def cap(loop: ReferenceLoop, keywords: Inputs) -> Inputs:
-    """The cap is shorter than any answer: every completion is cut."""
+    """The length cap is shorter than any answer: every completion is cut."""
     return {**keywords, "max_new_tokens": 16}
 
 
@@ -174,26 +172,26 @@ def temperature(loop: ReferenceLoop, before: object, logits: Tensor) -> Tensor:
     return scores.log_softmax(-1)
 
 
-# so sure of itself is the shipped policy that at less heat nothing but its favourites is left
+# the shipped policy is so confident that at lower temperatures only its top tokens are sampled
 @faults.add(
     "gen.topk", "sampling settings left in generation_config.json", needs={"temperature": 2.3}
 )
 @result_of("generation_keywords")
 def topk(loop: ReferenceLoop, keywords: Inputs) -> Inputs:
-    """top_k and top_p cut the distribution that is sampled; the one that is scored is whole."""
+    """top_k and top_p truncate the distribution for sampling, but not for scoring."""
     return {**keywords, "top_k": 40, "top_p": 0.97}
 
 
 @faults.add("gen.repetition-penalty", "the published Qwen generation configs carry one")
 @result_of("generation_keywords")
 def repetition_penalty(loop: ReferenceLoop, keywords: Inputs) -> Inputs:
-    """A repetition penalty shapes what is sampled; scoring knows nothing of it."""
+    """A repetition penalty is applied in sampling, but not in scoring."""
     return {**keywords, "repetition_penalty": 1.3}
 
 
 @faults.add("gen.weights-stale", "colocated rollout engines whose weight sync is skipped")
 def weights_stale(loop: ReferenceLoop) -> Manager:
-    """The rollout engine was not told of the new weights and answers with old ones."""
+    """The rollout engine did not receive the new weights and samples with old ones."""
     before = loop.call_generate
     stale = copy.deepcopy(loop.thinker.state_dict())
     generator = torch.Generator().manual_seed(loop.config.seed)

@@ -1,9 +1,9 @@
-"""The incident, replayed on the tiny checkpoint: garbage, and a reward that stands at 0.10.
+"""The incident, replayed on the tiny checkpoint: garbage, and a reward stuck at 0.10.
 
-As its script did: two completions a prompt, gradient checkpointing on, completions sampled in train
-mode, audio in video, the clip listed as video and as audio, and a people-focus reward that pays
-0.10 for anything. In transformers 4.53 to 5.23, checkpointing in train mode drops the key-value
-cache inside every block; 4.52.4 and 5.24.0 keep it, and there the same script answers well.
+As in its script: two completions per prompt, gradient checkpointing on, completions sampled in
+train mode, audio in video, the clip listed as video and as audio, and a people-focus reward that
+pays 0.10 for anything. In transformers 4.53 to 5.23, checkpointing in train mode drops the
+key-value cache inside every block; 4.52.4 and 5.24.0 keep it, and there the same script works.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.types import FinishReason, Stage
 
-PUT_IN = ("conv.media-twice", "gen.checkpointing-train")
+INJECTED = ("conv.media-twice", "gen.checkpointing-train")
 CONFIG = LoopConfig(
     rows=(0,),
     group_size=2,
@@ -46,10 +46,10 @@ STEPS = 2
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What happened. ``outcomes``: one a step. ``good``: the script that works: greedy answers of
-    the same weights in eval mode, and ``right`` whether they are right. ``cases``: what was
-    recorded, step by step. ``raised``: what ended the training, in a version that drops the cache
-    and cannot go on without it (5.0 to 5.15): no garbage there, but no completion either."""
+    """What happened. ``outcomes``: one per step. ``good``: the working script: greedy answers of
+    the same weights in eval mode; ``right``: whether each is right. ``cases``: the recording, step
+    by step. ``raised``: what ended the training in a version that drops the cache and cannot
+    continue without it (5.0 to 5.15): no garbage there, but no completions either."""
 
     outcomes: tuple[StepOutcome, ...]
     good: tuple[str, ...]
@@ -59,12 +59,12 @@ class Replay:
 
     @cached_property
     def verdict(self) -> Diagnosis:
-        """The doctor's, on the recording."""
+        """The doctor's verdict on the recording."""
         return merge([diagnose(case) for case in in_order(self.cases)])
 
     @property
     def rewards(self) -> tuple[float, ...]:
-        """Of every completion: the sum of its rewards."""
+        """The sum of rewards of every completion."""
         return tuple(
             round(sum(values), 6) for outcome in self.outcomes for values in outcome.rewards
         )
@@ -75,7 +75,7 @@ class Replay:
 
     @property
     def degenerate(self) -> tuple[tuple[str, ...], ...]:
-        """Of every completion: the rules of the degeneration gate that its raw ids fail."""
+        """The rules of the degeneration gate that each completion's raw ids fail."""
         policy = reference(CONFIG.dtype).policy
         eos = set(policy.eos_token_ids)
         found = []
@@ -91,25 +91,25 @@ class Replay:
 
     @property
     def well_formed(self) -> int:
-        """Completions of the training that have the structure that was asked for."""
+        """Completions of the training that have the requested structure."""
         return sum(values[0] == 1.0 for outcome in self.outcomes for values in outcome.rewards)
 
     @property
     def garbage(self) -> bool:
-        """The reward of every completion is the floor, and nothing else."""
+        """Whether the reward of every completion is exactly the floor."""
         return set(self.rewards) == {0.1}
 
     def finding(self, stage: Stage) -> Finding | None:
         return next((f for f in self.verdict.findings if f.stage == stage), None)
 
     def named(self, cause: str) -> bool:
-        """Whether the doctor explains something by this cause."""
+        """Whether the doctor names this cause for any finding."""
         return any(c.cause == cause for f in self.verdict.findings for c in f.causes)
 
 
 def replay() -> Replay:
     """Train a few steps as the incident's script did, and record them."""
-    # the recorder hears them; what they mean is told with the verdict
+    # the recorder captures them; the verdict explains them
     with warnings.catch_warnings(action="ignore"):
         return _replayed()
 
@@ -120,9 +120,9 @@ def _replayed() -> Replay:
     good = loop.answers()
     columns = loop.columns(loop.draw(0))
     right = [value == 1.0 for value in Accuracy()(good, good, **columns)]
-    # the way in of older versions, whose warning is the incident's
+    # re-entrant, as in older versions, which gives the incident's warning
     switch_checkpointing(loop.model, True, reentrant=True)
-    faults = [BY_ID[name] for name in PUT_IN]
+    faults = [BY_ID[name] for name in INJECTED]
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace"
         with recording(loop, faults, trace, STEPS, max_prompt_length=2048) as recorder:

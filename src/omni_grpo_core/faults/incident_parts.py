@@ -1,4 +1,4 @@
-"""The parts of the incident that need no run of it: settings, processes, data, folders."""
+"""The parts of the incident that need no replay: settings, processes, data, folders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from omni_grpo_core.trace.calls import ProcessorCall
 
 CONFIG = LoopConfig()
 SALAD = next(case.completion for case in corpus() if "token salad" in case.name)
-"""Fragments of many languages in random order: little is repeated in a row."""
+"""Fragments of many languages in random order, with little direct repetition."""
 
 
 def spans(call: ProcessorCall) -> list[tuple[str, int]]:
@@ -48,18 +48,18 @@ def spans(call: ProcessorCall) -> list[tuple[str, int]]:
 
 
 def structure(messages: Sequence[Any]) -> list[str]:
-    """The first conversation of a call, a line a turn: role, and what it holds."""
-    turns = messages if isinstance(messages[0], Mapping) else messages[0]
+    """The first conversation of a call, one line per message: role, and kinds of content."""
+    conversation = messages if isinstance(messages[0], Mapping) else messages[0]
     lines = []
-    for turn in turns:
-        content = turn["content"]
+    for message in conversation:
+        content = message["content"]
         kinds = ["text"] if isinstance(content, str) else [str(part["type"]) for part in content]
-        lines.append(f"{turn['role']}: {' + '.join(kinds)}")
+        lines.append(f"{message['role']}: {' + '.join(kinds)}")
     return lines
 
 
 def longest_run(text: str) -> int:
-    """The most often that one word stands in a row.
+    """The longest run of one repeated word.
 
     >>> longest_run("a b b b c")
     3
@@ -68,17 +68,17 @@ def longest_run(text: str) -> int:
 
 
 def rule(reason: str) -> str:
-    """The name of the rule that a sentence of the degeneration gate begins with."""
+    """The name of the rule at the start of a reason of the degeneration gate."""
     return re.split(r"[:\d]", reason)[0].strip()
 
 
 def warnings(cases: Sequence[Case]) -> list[str]:
-    """Everything that was warned of."""
+    """Every warning."""
     return [text for case in cases for step in case.steps for text in step.warnings]
 
 
 def settings_that_cannot_work() -> tuple[bool, str]:
-    """Two completions a prompt, and a prompt cap below the media tokens."""
+    """Two completions per prompt, and a prompt cap below the number of media tokens."""
     pairs = ([0.0, 1.0], [0.1, 0.3], [0.4, 0.41])
     scaled = [group_advantages(pair, ["p", "p"], "group").values for pair in pairs]
     sizes = {round(float(abs(value)), 1) for values in scaled for value in values}
@@ -93,15 +93,15 @@ def settings_that_cannot_work() -> tuple[bool, str]:
     except BatchError as error:
         refused = str(error)
     else:
-        return False, "a prompt above the cap was taken"
+        return False, "a prompt above the cap was accepted"
     return sizes == {0.7}, (
-        "with two completions and scaled rewards every advantage is ±0.7, by 0.01 or by 1 alike; "
-        f"a cap below the media tokens is refused: {refused}"
+        "with two completions and scaled rewards every advantage is ±0.7, for a difference of 0.01 "
+        f"or of 1; a cap below the media tokens is rejected: {refused}"
     )
 
 
 def four_processes() -> tuple[bool, str]:
-    """A step's loss in one piece, and as the sum of four processes' shares."""
+    """A step's loss computed as a whole, and as the sum of four processes' shares."""
     generator = torch.Generator().manual_seed(0)
     logprobs = -torch.rand(8, 12, generator=generator, dtype=torch.float64)
     mask = torch.arange(12)[None] < torch.randint(3, 13, (8, 1), generator=generator)
@@ -119,10 +119,10 @@ def four_processes() -> tuple[bool, str]:
 
     whole = share(slice(None))
     summed = sum(share(slice(start, start + 2)) for start in range(0, 8, 2))
-    # float64 sums in another order
+    # float64 summed in a different order
     return abs(whole - summed) < 1e-12, (
-        f"loss {whole:.9f} in one process, {summed:.9f} summed over four: shares are of the whole "
-        "step's tokens"
+        f"loss {whole:.9f} in one process, {summed:.9f} summed over four: each share is normalised "
+        "by the whole step's tokens"
     )
 
 
@@ -151,11 +151,11 @@ def good_path() -> tuple[bool, str]:
     trace = run(held.policy, load_samples(tiny.data_file())[:2], held.settings).trace
     stages = [record.stage for record in trace.stages]
     sound = sum(record.ok for record in trace.stages)
-    return sound == len(stages), f"{sound} of {len(stages)} stages hold on two shipped rows"
+    return sound == len(stages), f"{sound} of {len(stages)} stages pass on two shipped rows"
 
 
 def checkpoints() -> tuple[bool, str]:
-    """HumanOmniV2's way: weights in one folder, the processor in another."""
+    """HumanOmniV2's layout: weights in one folder, the processor in another."""
     whole = tiny.checkpoint_dir()
     weights = ("config.json", "generation_config.json", "model.safetensors")
     with tempfile.TemporaryDirectory() as folder:
@@ -167,4 +167,4 @@ def checkpoints() -> tuple[bool, str]:
         torch.equal(value, held.model.state_dict()[name])
         for name, value in policy.model.state_dict().items()
     )
-    return same, f"{policy.family.name} loaded from weights and processor in folders of their own"
+    return same, f"{policy.family.name} loaded from weights and processor in separate folders"

@@ -21,10 +21,10 @@ from omni_grpo_core.trace.calls import AdvantageSeen
 
 faults = FaultRegistry()
 Logged = tuple[Tensor, dict[str, float]]
-"""A loss, (N, C), and the metrics that are logged beside it."""
+"""A loss, (N, C), and the metrics logged with it."""
 
 AGAIN = {"iterations": 2, "learning_rate": 5e-3}
-"""Ratios leave 1, and clipping and KL begin, with the second update on a rollout."""
+"""The second update on a rollout: only then do ratios leave 1 and clipping and KL act."""
 PARTIAL = {"partial": True}
 HELD = {"beta": 0.1, **AGAIN}
 
@@ -35,14 +35,14 @@ HELD = {"beta": 0.1, **AGAIN}
 @faults.add("adv.group-mixed", "rewards.view(-1, G) after filtering")
 @result_of("group_ids")
 def group_mixed(loop: ReferenceLoop, ids: list[str]) -> list[str]:
-    """Groups are formed by row order after a row was dropped: every group holds a completion of its
-    neighbour."""
+    """Groups are formed by row order after a row was dropped: every group holds a completion of the
+    next one."""
     return [*ids[1:], *ids[:1]] if len(ids) > len(loop.config.rows) else ids
 
 
 @faults.add("adv.zero-variance", "reward_weights read by name")
 def zero_variance(loop: ReferenceLoop) -> Manager:
-    """Every reward has weight 0, because the names in the configuration match none: all groups are
+    """Every reward has weight 0 because no name in the configuration matches: all groups are
     constant, the loss is 0 and nothing is raised."""
     return patched(loop, reward_weights=[0.0 for _ in loop.reward_weights])
 
@@ -54,8 +54,7 @@ def zero_variance(loop: ReferenceLoop) -> Manager:
 def partial_unused(
     loop: ReferenceLoop, before: Callable[..., AdvantageSeen], *given: Any
 ) -> AdvantageSeen:
-    """The partial reward's advantage is computed and then left out of the tensor that goes into the
-    loss."""
+    """The partial reward's advantage is computed but left out of the tensor that the loss uses."""
     seen, mask = before(*given), given[-1]
     base = loop.normalise(seen.rewards, seen.group_ids)
     return replace(seen, advantages=base[:, None] * mask)
@@ -64,16 +63,16 @@ def partial_unused(
 @faults.add("adv.span-mask", "HumanOmniV2's tag masks", needs=PARTIAL)
 @instead_of("partial_spans")
 def span_mask(loop: ReferenceLoop, before: object, ids: Tensor, mask: Tensor) -> Tensor:
-    """The closing tag is looked for by hard-coded ids and not found; argmax gives 0, and the
-    partial reward acts on all tokens from the first on."""
+    """The closing tag is searched for by hard-coded ids and not found; argmax returns 0, and the
+    partial reward acts on all tokens."""
     return mask.clone()
 
 
 @faults.add("adv.broadcast", "trainers tested with one completion")
 @result_of("rollout")
 def broadcast(loop: ReferenceLoop, rolled: Rolled) -> Rolled:
-    """Advantages of shape (N,) meet token losses of shape (N, C) without an axis of their own:
-    tokens get other rows' advantages, and only N = 1 comes out right."""
+    """Advantages of shape (N,) are multiplied with token losses of shape (N, C) without a new axis:
+    tokens get other rows' advantages, and only N = 1 is right."""
     rows, columns = rolled.ids.shape
     if rolled.advantages.dim() == 1:
         rolled.advantages = rolled.advantages.repeat(columns).view(rows, columns)
@@ -85,8 +84,8 @@ def broadcast(loop: ReferenceLoop, rolled: Rolled) -> Rolled:
 def batch_scale(
     loop: ReferenceLoop, before: Callable[..., Tensor], rewards: Tensor, groups: Sequence[str]
 ) -> Tensor:
-    """Rewards are compared with the mean and deviation of the whole batch where groups are asked
-    for: easy questions are rewarded, hard ones punished."""
+    """Rewards are normalised over the whole batch instead of each group: easy questions are
+    rewarded and hard ones punished."""
     return before(rewards, [""] * len(groups))
 
 
@@ -105,11 +104,11 @@ def shift(loop: ReferenceLoop, before: object, logits: Tensor, length: int) -> T
 def prompt_included(
     loop: ReferenceLoop, before: Callable[..., float], one: Rolled, *more: Any
 ) -> float:
-    """The prompt's tokens are in the loss as well."""
-    told = loop.scoring_inputs(one)
-    ids, mask = told["input_ids"][:, 1:], told["attention_mask"][:, 1:].bool()
+    """The prompt's tokens are included in the loss."""
+    inputs = loop.scoring_inputs(one)
+    ids, mask = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
     with loop.replaced(
-        scoring_inputs=lambda _: told,
+        scoring_inputs=lambda _: inputs,
         completion_logits=lambda logits, length: logits[:, :-1],
         log_softmax=lambda logits: (logits.float() / loop.config.temperature).log_softmax(-1),
     ):
@@ -119,7 +118,7 @@ def prompt_included(
 @faults.add("loss.after-eos", "masks made from the cap")
 @result_of("loss_mask")
 def after_eos(loop: ReferenceLoop, mask: Tensor) -> Tensor:
-    """Tokens after the end of a completion are in the loss."""
+    """Tokens after the end of a completion are included in the loss."""
     return torch.ones_like(mask)
 
 
@@ -132,7 +131,7 @@ def after_eos(loop: ReferenceLoop, mask: Tensor) -> Tensor:
 def normaliser(
     loop: ReferenceLoop, before: object, per_token: Tensor, mask: Tensor, rolled: Sequence[Rolled]
 ) -> Tensor:
-    """The token mean is taken over each micro-batch: the loss depends on how a step is cut up."""
+    """The token mean is taken per micro-batch: the loss depends on how a step is split."""
     return (per_token * mask).sum() / mask.sum() / len(rolled)
 
 
@@ -141,8 +140,8 @@ def normaliser(
 def clip_side(
     loop: ReferenceLoop, before: Callable[..., Tensor], ratio: Tensor, advantages: Tensor
 ) -> Tensor:
-    """The clip ratio that is logged counts the tokens that are not clipped: below the range where
-    the advantage is positive, above it where it is negative."""
+    """The logged clip ratio counts tokens that are not clipped: below the range with a positive
+    advantage, above it with a negative one."""
     return before(ratio, -advantages)
 
 
@@ -151,7 +150,7 @@ def clip_side(
 def kl_sign(
     loop: ReferenceLoop, before: Callable[..., Logged], logprobs: Tensor, rolled: Rolled
 ) -> Logged:
-    """The KL term is subtracted from a loss that is minimised: the policy is driven away from its
+    """The KL term is subtracted from a loss that is minimised: the policy is pushed away from its
     reference."""
     loss, metrics = before(logprobs, rolled)
     if rolled.reference is not None:
@@ -162,16 +161,16 @@ def kl_sign(
 @faults.add("loss.hidden-beta", "open-r1-multimodal's beta", needs=HELD)
 @result_of("settings")
 def hidden_beta(loop: ReferenceLoop, settings: dict[str, Any]) -> dict[str, Any]:
-    """A KL term is in the loss although the settings say beta 0: the default of an inner
-    function."""
+    """The loss has a KL term although the settings have beta 0: an inner function has its own
+    default."""
     return {**settings, "beta": 0.0}
 
 
-# in grpo's mean of means the advantages of a group cancel, and 0 has no sign
+# in the mean of means of the grpo loss a group's advantages cancel, and 0 has no sign
 @faults.add("loss.sign", "hand-written losses", needs={"loss_type": "dapo"})
 @result_of("token_loss")
 def sign(loop: ReferenceLoop, logged: Logged) -> Logged:
-    """The loss has the sign of the objective: what was rewarded is made rarer."""
+    """The loss has the sign of the objective: rewarded completions become less likely."""
     loss, metrics = logged
     return -loss, metrics
 
@@ -181,7 +180,7 @@ def sign(loop: ReferenceLoop, logged: Logged) -> Logged:
 def old_recomputed(
     loop: ReferenceLoop, before: Callable[..., float], one: Rolled, *more: Any
 ) -> float:
-    """On a second pass over a rollout the old log-probabilities are the current ones: the ratio is
+    """On a second pass over a rollout the current logprobs are used as the old ones: the ratio is
     always 1 and nothing is ever clipped."""
     return before(replace(one, old=None), *more)
 
@@ -192,15 +191,15 @@ def old_recomputed(
 @faults.add("step.detached", "answers to 'element 0 of tensors does not require grad'")
 @instead_of("backward")
 def detached(loop: ReferenceLoop, before: Callable[[Tensor], None], loss: Tensor) -> None:
-    """The loss was detached on the way, and requires_grad_() made the error go away: backward runs
-    and reaches nothing."""
+    """The loss was detached, and requires_grad_() silenced the error: backward runs and reaches no
+    parameter."""
     before(loss.detach().requires_grad_())
 
 
 @faults.add("step.frozen-wrong", "freeze_vision_modules on renamed modules")
 @contextmanager
 def frozen_wrong(loop: ReferenceLoop) -> Iterator[None]:
-    """The text model is frozen and the towers are trained: the freezing went by the wrong
+    """The text model is frozen and the towers are trained: modules were frozen by the wrong
     prefix."""
     before = {p: p.requires_grad for p in loop.model.parameters()}
     for name, parameter in loop.model.named_parameters():
@@ -216,8 +215,8 @@ def frozen_wrong(loop: ReferenceLoop) -> Iterator[None]:
 @faults.add("step.not-updated", "optimizers made before prepare()")
 @contextmanager
 def not_updated(loop: ReferenceLoop) -> Iterator[None]:
-    """The optimizer was made before the model was wrapped or moved and holds other parameters: the
-    loss is logged, the model never changes."""
+    """The optimizer was created before the model was wrapped or moved and holds other parameters:
+    the loss is logged, but the model never changes."""
     earlier = copy.deepcopy(loop.model)
     held = [p for p in earlier.parameters() if p.requires_grad]
     for parameter in held:
@@ -228,7 +227,7 @@ def not_updated(loop: ReferenceLoop) -> Iterator[None]:
 
 @faults.add("step.accumulation", "accumulation set in two places", needs={"accumulation": 2})
 def accumulation(loop: ReferenceLoop) -> Manager:
-    """The loss is divided for four micro-batches, and the optimizer steps after two."""
+    """The loss is divided by four micro-batches, but the optimizer steps after two."""
     reduce, settings = loop.reduce, loop.settings
     return loop.replaced(
         reduce=lambda per_token, mask, rolled: reduce(per_token, mask, rolled) / 2,
@@ -239,8 +238,8 @@ def accumulation(loop: ReferenceLoop) -> Manager:
 @faults.add("step.resume", "checkpoints without optimizer and sampler", steps=2)
 @result_of("step")
 def resume(loop: ReferenceLoop, outcome: StepOutcome) -> StepOutcome:
-    """A resumed run begins anew: optimizer state, random state and place in the data are lost, and
-    the same rows are trained on again."""
+    """A resumed run starts over: optimizer state, random state and position in the data are lost,
+    and the same rows are trained on again."""
     loop.steps_done = 0
     loop.optimizer = loop.make_optimizer()
     return outcome
@@ -253,12 +252,12 @@ def resume(loop: ReferenceLoop, outcome: StepOutcome) -> StepOutcome:
 )
 @contextmanager
 def reentrant_checkpointing(loop: ReferenceLoop) -> Iterator[None]:
-    """Adapters, frozen embeddings and re-entrant checkpointing: no input of a block requires a
-    gradient, so none comes out, with a warning only."""
+    """With adapters, frozen embeddings and re-entrant checkpointing, no input of a block requires a
+    gradient: there are no gradients, and only a warning."""
     before = loop.backward
 
     def backward(loss: Tensor) -> None:
-        # trainers go on where the loss has no gradient at all; torch would raise
+        # trainers continue when the loss has no gradient at all; torch would raise
         if loss.requires_grad:
             before(loss)
 
@@ -268,7 +267,7 @@ def reentrant_checkpointing(loop: ReferenceLoop) -> Iterator[None]:
         for module in loop.thinker.modules():
             if hasattr(module, "_gradient_checkpointing_func"):
                 stack.enter_context(patched(module, _gradient_checkpointing_func=reentrant))
-            # recent versions hook the embeddings, on some ways in, so that inputs require gradients
+            # recent versions sometimes hook the embeddings so that inputs require gradients
             if module._forward_hooks:
                 stack.enter_context(patched(module, _forward_hooks=OrderedDict()))
         yield
@@ -277,7 +276,7 @@ def reentrant_checkpointing(loop: ReferenceLoop) -> Iterator[None]:
 @faults.add("step.nan-gradient", "0 times infinity behind a mask")
 @result_of("log_softmax")
 def nan_gradient(loop: ReferenceLoop, logprobs: Tensor) -> Tensor:
-    """An entropy that is only logged meets the minus infinity of suppressed tokens: the loss is
-    finite, every gradient is NaN."""
+    """An entropy that is only logged includes the minus infinity of suppressed tokens: the loss is
+    finite, but every gradient is NaN."""
     entropy = -(logprobs.exp() * logprobs).nansum(-1, keepdim=True)
     return logprobs + 0 * entropy

@@ -1,4 +1,4 @@
-"""Faults of media on their way from the file to the model."""
+"""Faults of media between the file and the model."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ OF_CLIPS = (
     "input_features",
     "feature_attention_mask",
 )
-"""What a processor gives for videos and sounds."""
+"""Processor outputs for videos and audio."""
 
 LIBROSA_RATE = 22_050
-"""Hz: what ``librosa.load`` gives when nobody says otherwise."""
+"""Hz: the default of ``librosa.load``."""
 
 
 def _each(kind: str, tensor: str) -> Callable[[Callable[[Tensor], Tensor]], Injection]:
-    """Decorates a change of one tensor of every decoded medium of a kind."""
+    """Decorates a change to one tensor of every decoded medium of a kind."""
 
     def decorate(change: Callable[[Tensor], Tensor]) -> Injection:
         @result_of("load")
@@ -62,15 +62,15 @@ _sound = _each("audios", "samples")
 @faults.add("media.video-dropped", "open-r1-multimodal's get_custom_multimodal_keywords")
 @result_of("process")
 def video_dropped(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
-    """The trainer's list of keys for the model has no pixel_values_videos: the placeholders keep
-    their raw embeddings, and nothing is raised."""
+    """The trainer's list of model input keys lacks pixel_values_videos: the placeholders keep their
+    raw embeddings, and nothing is raised."""
     return without(inputs, "pixel_values_videos")
 
 
 @faults.add("media.audio-dropped", "trainers made for images and video")
 @result_of("process")
 def audio_dropped(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
-    """The trainer's list of keys for the model has no input_features: audio placeholders keep their
+    """The trainer's list of model input keys lacks input_features: audio placeholders keep their
     raw embeddings."""
     return without(inputs, "input_features")
 
@@ -78,17 +78,17 @@ def audio_dropped(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
 @faults.add("media.images-only", "the incident's vLLM trainer")
 @result_of("process")
 def images_only(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
-    """The trainer passes images on and drops videos and audios."""
+    """The trainer passes images to the model and drops videos and audios."""
     return {name: value for name, value in inputs.items() if name not in OF_CLIPS}
 
 
-@faults.add("media.swapped", "loaders that sort or cache media apart from the text")
+@faults.add("media.swapped", "loaders that sort or cache media separately from the text")
 @instead_of("process")
 def swapped(
     loop: ReferenceLoop, before: Callable[..., Inputs], texts: list[str], media: list[Media]
 ) -> Inputs:
-    """The media of one sample meet the text of another: nothing is raised, accuracy is at
-    chance."""
+    """The media of one sample are paired with the text of another: nothing is raised, and accuracy
+    is at chance."""
     size = len(media) // max(len(set(map(id, media))), 1)
     return before(texts, [*media[size:], *media[:size]])
 
@@ -96,7 +96,7 @@ def swapped(
 @faults.add("media.fps-ignored", "return_video_kwargs of qwen-omni-utils, left unused")
 @result_of("processor_keywords")
 def fps_ignored(loop: ReferenceLoop, keywords: dict[str, Any]) -> dict[str, Any]:
-    """The frame rate that was sampled does not reach the processor, which assumes 2 a second: all
+    """The sampled frame rate does not reach the processor, which assumes 2 frames a second: all
     time positions are off."""
     return without(keywords, "fps")
 
@@ -104,15 +104,15 @@ def fps_ignored(loop: ReferenceLoop, keywords: dict[str, Any]) -> dict[str, Any]
 @faults.add("media.frames-clamped", "Qwen-Omni issues on memory", needs={"rows": (12, 11)})
 @result_of("processor_keywords")
 def frames_clamped(loop: ReferenceLoop, keywords: dict[str, Any]) -> dict[str, Any]:
-    """max_frames is given to the processor, which gets frames that are sampled already: the limit
-    does nothing."""
+    """max_frames is passed to the processor, but the frames are already sampled: the limit has no
+    effect."""
     return {**keywords, "max_frames": 4}
 
 
 @faults.add("media.pixels-ignored", "Qwen-VL and Qwen-Omni issues on max_pixels")
 def pixels_ignored(loop: ReferenceLoop) -> Manager:
-    """max_pixels is given to the processor, after the reader has chosen the size: frames are four
-    times as large as asked."""
+    """max_pixels is passed to the processor, after the reader has chosen the size: frames are four
+    times as large as requested."""
     asked = 56 * 56
     wide = replace(loop.clips.config, min_pixels=4 * asked, max_pixels=4 * asked)
 
@@ -128,29 +128,29 @@ def pixels_ignored(loop: ReferenceLoop) -> Manager:
 @faults.add("media.blank", "hardware decoders and damaged files")
 @_frames
 def blank(frames: Tensor) -> Tensor:
-    """The decoder gave black frames and no error."""
+    """The decoder returned black frames and no error."""
     return torch.zeros_like(frames)
 
 
 @faults.add("media.silent", "open-r1-multimodal forks: zeros where librosa raised")
 @_sound
 def silent(samples: Tensor) -> Tensor:
-    """The audio reader failed and gave zeros."""
+    """The audio reader failed and returned zeros."""
     return torch.zeros_like(samples)
 
 
 @faults.add(
     "media.decoder-differs",
-    "qwen-omni-utils: torchcodec, decord and torchvision take turns by what is installed",
+    "qwen-omni-utils: torchcodec, decord and torchvision in turn, by what is installed",
 )
 @_frames
 def decoder_differs(frames: Tensor) -> Tensor:
-    """Another reader backend takes another frame for the same moment: each is the one before."""
+    """Another reader backend picks a different frame for the same time: always the one before."""
     return torch.cat([frames[:1], frames[:-1]])
 
 
 EVERY_FRAME = 1000.0
-"""Frames a second: more than any clip has, so that a reader gives all of them."""
+"""Frames a second: more than any clip has, so that a reader returns all of them."""
 
 
 @faults.add("media.library-decoder", "transformers' fetch_videos and sample_frames, 4.57 to 5.24")
@@ -158,9 +158,9 @@ EVERY_FRAME = 1000.0
 def library_decoder(
     loop: ReferenceLoop, before: Callable[[Messages], Media], messages: Messages
 ) -> Media:
-    """The clip is handed to the processor as a path: transformers decodes it, by torchcodec on
-    whatever FFmpeg the machine has, or by what else is installed, and takes frame k * total // n
-    where qwen-omni-utils spreads n frames evenly up to the last."""
+    """The clip is passed to the processor as a path. Transformers decodes it with torchcodec on the
+    machine's FFmpeg, or with another installed backend, and takes frame k * total // n, while
+    qwen-omni-utils spaces n frames evenly up to the last."""
     every = replace(loop.clips.config, fps=EVERY_FRAME, max_frames=MediaConfig().max_frames)
     asked, whole = before(messages), loop.clips.load(messages, loop.use_audio_in_video, every)
     videos = tuple(
@@ -177,14 +177,14 @@ def _by_the_library(frames: Tensor, number: int) -> Tensor:
 @faults.add("media.channels-swapped", "readers on cv2.VideoCapture")
 @_frames
 def channels_swapped(frames: Tensor) -> Tensor:
-    """Frames come from OpenCV, blue first, and are taken for RGB."""
+    """Frames come from OpenCV as BGR and are treated as RGB."""
     return frames.flip(1)
 
 
 @faults.add("media.sampling-rate", "audio loaders without sr=16000")
 @_sound
 def sampling_rate(samples: Tensor) -> Tensor:
-    """librosa's default rate of 22,050 Hz is handed over as if it were 16,000 Hz: everything sounds
+    """Audio at librosa's default 22,050 Hz is passed as if it were 16,000 Hz: everything sounds
     deeper and lasts longer."""
     size = len(samples) * LIBROSA_RATE // AUDIO_SAMPLING_RATE
     wide: Tensor = torch.nn.functional.interpolate(

@@ -29,13 +29,13 @@ Keywords = dict[str, Any]
 
 
 def text_model(loop: ReferenceLoop) -> Any:
-    """The text model, which some versions of transformers keep one level deeper."""
+    """The text model, which some versions of transformers nest one level deeper."""
     return getattr(loop.thinker.model, "language_model", loop.thinker.model)
 
 
 @contextmanager
 def _pre_hook(module: Any, change: Callable[[Keywords], None]) -> Iterator[None]:
-    """``change`` the keywords with which a module is called, while the block lasts."""
+    """Apply ``change`` to the keywords of a module's calls, for the duration of the block."""
 
     def hook(_module: Any, args: Any, keywords: Keywords) -> tuple[Any, Keywords]:
         changed = dict(keywords)
@@ -50,7 +50,7 @@ def _pre_hook(module: Any, change: Callable[[Keywords], None]) -> Iterator[None]
 
 
 def _text_keywords(change: Callable[[Keywords], None]) -> Injection:
-    """Decorates a change of the keywords with which the text model is called."""
+    """Decorates a change to the keywords with which the text model is called."""
 
     @wraps(change)
     def inject(loop: ReferenceLoop) -> Manager:
@@ -60,7 +60,7 @@ def _text_keywords(change: Callable[[Keywords], None]) -> Injection:
 
 
 def _embeddings(change: Callable[[ReferenceLoop, Tensor, Tensor], Tensor]) -> Injection:
-    """Decorates a change of what enters the text model, (N, L, H), by its ids, (N, L)."""
+    """Decorates a change to the text model's input embeddings, (N, L, H), given the ids, (N, L)."""
 
     @contextmanager
     @wraps(change)
@@ -97,7 +97,7 @@ def not_injected(loop: ReferenceLoop, ids: Tensor, embeds: Tensor) -> Tensor:
 @faults.add("embed.misordered", "batches sorted by length inside an audio tower")
 @_embeddings
 def misordered(loop: ReferenceLoop, ids: Tensor, embeds: Tensor) -> Tensor:
-    """Audio features are scattered over the placeholders in another order than the audios stand in
+    """Audio features are scattered over the placeholders in a different order from the audios in
     the text."""
     audio = placeholder_ids(loop.processor)["audio"]
     rows, places = (ids == audio).nonzero(as_tuple=True)
@@ -112,7 +112,7 @@ def misordered(loop: ReferenceLoop, ids: Tensor, embeds: Tensor) -> Tensor:
 @faults.add("pos.stale-deltas", "transformers issues on rope_deltas kept on the model")
 @_text_keywords
 def stale_deltas(keywords: Keywords) -> None:
-    """Decoding goes on from the rope_deltas of an earlier batch: the answer's positions are off."""
+    """Decoding uses the rope_deltas of an earlier batch: the answer's positions are off."""
     positions = keywords.get("position_ids")
     if positions is not None and positions.shape[-1] == 1:
         keywords["position_ids"] = positions + 7
@@ -121,8 +121,8 @@ def stale_deltas(keywords: Keywords) -> None:
 @faults.add("pos.collapsed-time", "transformers: second_per_grid_ts in integer arithmetic")
 @contextmanager
 def collapsed_time(loop: ReferenceLoop) -> Iterator[None]:
-    """The seconds between frames are cut to the integer 0: all frames of a clip have one time."""
-    # recent versions keep it one level deeper, and a name for it above
+    """The seconds between frames are truncated to 0: all frames of a clip have the same time."""
+    # recent versions keep it one level deeper, with an alias above
     owners = [o for o in (loop.thinker, loop.thinker.model) if hasattr(o, "get_rope_index")]
     before = owners[-1].get_rope_index
 
@@ -144,7 +144,7 @@ def collapsed_time(loop: ReferenceLoop) -> Iterator[None]:
 @faults.add("pos.expanded-wrong", "trainers that repeat one prompt G times", needs=PADDED)
 @_text_keywords
 def expanded_wrong(keywords: Keywords) -> None:
-    """Positions are computed for the first row and expanded over all copies of all prompts."""
+    """Positions are computed for the first row and expanded to all copies of all prompts."""
     positions = keywords.get("position_ids")
     if positions is not None and positions.shape[-1] > 1:
         keywords["position_ids"] = positions[:, :1].expand_as(positions)
@@ -153,37 +153,34 @@ def expanded_wrong(keywords: Keywords) -> None:
 @faults.add("pos.no-mask", "scoring calls of model(input_ids, **multimodal_inputs)")
 @result_of("scoring_inputs")
 def no_mask(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
-    """The scoring forward gets no attention mask: the model silently takes positions of plain
-    text."""
+    """The scoring forward gets no attention mask: the model silently uses plain text positions."""
     return without(inputs, "attention_mask")
 
 
 @faults.add("pos.flag-scoring", "HumanOmniV2's _get_per_token_logps")
 @result_of("scoring_inputs")
 def flag_scoring(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
-    """use_audio_in_video is not passed to the scoring forward at all: time positions there differ
-    from those of generation."""
+    """use_audio_in_video is not passed to the scoring forward: its time positions differ from those
+    of generation."""
     return without(inputs, "use_audio_in_video")
 
 
-@faults.add(
-    "policy.config-mismatch", "transformers 4.x and 5.x read rope_scaling and rope_parameters"
-)
+@faults.add("policy.config-mismatch", "transformers 4.x reads rope_scaling, 5.x rope_parameters")
 @contextmanager
 def config_mismatch(loop: ReferenceLoop) -> Iterator[None]:
     """The checkpoint was saved by another major version: the rope sections are not found and
-    silently take a default."""
+    silently default."""
     sections = [16, 0, 0]
     with ExitStack() as stack:
-        # in the configuration, and on modules that read it once
+        # in the configuration, and on modules that read it at construction
         for owner in (loop.thinker.config.get_text_config(), *text_model(loop).modules()):
             if isinstance(getattr(owner, "mrope_section", None), list):
                 stack.enter_context(patched(owner, mrope_section=sections))
             for name in ("rope_parameters", "rope_scaling"):
-                # its own: 5.24 keeps the old name as an alias, and warns of whoever sets it
-                told = vars(owner).get(name)
-                if isinstance(told, dict) and told.get("mrope_section"):
-                    changed = {**told, "mrope_section": sections}
+                # own attributes only: 5.24 keeps the old name as an alias and warns when it is set
+                rope = vars(owner).get(name)
+                if isinstance(rope, dict) and rope.get("mrope_section"):
+                    changed = {**rope, "mrope_section": sections}
                     stack.enter_context(patched(owner, **{name: changed}))
         yield
 
@@ -198,8 +195,8 @@ def config_mismatch(loop: ReferenceLoop) -> Iterator[None]:
 )
 @_text_keywords
 def batch_differs(keywords: Keywords) -> None:
-    """The attention kernel takes no padding mask: a row in a padded batch has other logits than the
-    row alone."""
+    """The attention kernel takes no padding mask: a row has different logits in a padded batch than
+    alone."""
     mask = keywords.get("attention_mask")
     if isinstance(mask, Tensor):
         keywords["attention_mask"] = torch.ones_like(mask)
@@ -210,12 +207,12 @@ def batch_differs(keywords: Keywords) -> None:
 @faults.add("logits.cache-differs", "cache_implementation and sliding_window settings")
 @_text_keywords
 def cache_differs(keywords: Keywords) -> None:
-    """Generation keeps a sliding window of its cache, scoring sees everything: the two disagree."""
+    """Generation uses a sliding-window cache, scoring sees everything: the two disagree."""
     embeds, mask = keywords.get("inputs_embeds"), keywords.get("attention_mask")
     held = tokens_cached(keywords)
     if embeds is None or embeds.shape[1] != 1 or not held:
         return
-    # from 5.23 on there is none where nothing is padded
+    # from 5.23 on there is no mask where nothing is padded
     whole = torch.ones(len(embeds), int(held) + 1, dtype=torch.int64)
     kept = mask.clone() if isinstance(mask, Tensor) else whole
     kept[:, :-48] = 0
@@ -229,8 +226,7 @@ def cache_differs(keywords: Keywords) -> None:
 )
 @instead_of("log_softmax")
 def low_precision(loop: ReferenceLoop, before: object, logits: Tensor) -> Tensor:
-    """The log-softmax is taken in bfloat16: ratios are noise once a rollout is used several
-    times."""
+    """The log-softmax is computed in bfloat16: ratios are noise once a rollout is reused."""
     scores = logits.bfloat16() / loop.config.temperature
     scores = scores.index_fill(-1, torch.tensor(loop.suppressed), -torch.inf)
     return scores.log_softmax(-1)

@@ -26,12 +26,12 @@ Kind = Literal["fault", "pair", "clean"]
 
 
 _OF_CLIPS: tuple[Stage, ...] = ("conversation", "media", "batch", "embeddings", "positions")
-"""Stages whose faults spoil a clip, or its sound, where they ask for no rows of their own."""
+"""Stages whose faults change a clip or its audio, unless they need other rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One trial of a campaign. ``ids``: of its faults; none for a clean loop."""
+    """One trial of a campaign. ``ids``: those of its faults; empty for a clean loop."""
 
     kind: Kind
     ids: tuple[str, ...]
@@ -44,9 +44,9 @@ def fault_tasks(faults: Sequence[Fault]) -> list[Task]:
 
 
 def pair_tasks(faults: Sequence[Fault], count: int, seed: int) -> list[Task]:
-    """``count`` pairs of different stages whose settings agree, drawn without replacement; fewer
-    where there are not as many. One that ends the loop is only paired with an earlier stage: of a
-    later one nothing could be seen. Nor is one that spoils clips put where there are none."""
+    """``count`` pairs of different stages with compatible settings, drawn without replacement;
+    fewer if there are not enough. A fault that ends the loop is paired only with an earlier stage,
+    as nothing later could be seen; one that changes clips is paired only where there are clips."""
     possible = []
     for one, other in combinations(faults, 2):
         config = config_for((one, other))
@@ -65,8 +65,8 @@ def _both_show(one: Fault, other: Fault, config: LoopConfig) -> bool:
 
 
 def clean_tasks(count: int, seed: int) -> list[Task]:
-    """``count`` different clean configurations: every audio mode and modality mix first in every
-    precision, then drawn from all combinations of the ways to train."""
+    """``count`` different clean configurations: every audio mode and modality mix in every
+    precision first, then draws from all combinations of training settings."""
     rng = random.Random(seed)
     configs: dict[LoopConfig, None] = {}
     base = list(product(get_args(LoopAudio), ("float32", "bfloat16"), range(8)))
@@ -98,8 +98,8 @@ def _drawn(rng: random.Random, audio: LoopAudio, dtype: Any, mix: int) -> LoopCo
 
 
 def _rows(rng: random.Random, audio: LoopAudio, mix: int) -> tuple[int, ...]:
-    """Two or three rows: clips alike, a longer one among them (padding), an image, a recording,
-    text, or several of these."""
+    """Two or three rows: similar clips, one with a longer clip (padding), an image, an audio
+    recording, text, or several of these."""
     kinds = ROWS[audio]
     clips = rng.sample(kinds["video"], 2)
     others = [kind for kind in kinds if kind != "video"]

@@ -1,8 +1,8 @@
-"""A GRPO step as people write it, on plain transformers calls, and right.
+"""A correct GRPO step as people write it, on plain transformers calls.
 
 One audio-in-video flag for the whole batch, every prompt repeated G times before the processor,
 ``model.generate``, one scoring forward over prompt and completion, rewards with TRL's signature.
-Each thing that people get wrong is a small method of its own, which a fault replaces.
+Everything that people get wrong is a small method, which a fault replaces.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.feeding import Feeding
 from omni_grpo_core.faults.fixtures import Clips, Drawn
-from omni_grpo_core.faults.judging import Judging, Recall
+from omni_grpo_core.faults.scoring import Recall, Scoring
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.rewards.accuracy import Accuracy
@@ -32,16 +32,16 @@ from omni_grpo_core.trace.calls import LossSeen, SamplesSeen
 
 
 class Notebook(Protocol):
-    """The part of a recorder that a loop writes to by hand."""
+    """The part of a recorder that a loop writes to explicitly."""
 
     def note(self, value: Any) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class Rolled:
-    """One micro-batch after its rollout; N rows, B * G of them unless a fault lost some.
+    """One micro-batch after its rollout; N rows, B * G of them unless a fault dropped some.
 
-    ``inputs``: what the processor gave. ``ids``, ``mask``: (N, C), the mask up to the first eos.
+    ``inputs``: the processor's output. ``ids``, ``mask``: (N, C), the mask up to the first eos.
     ``advantages``: (N,) or (N, C). ``old``, ``reference``: (N, C) or ``None``.
     """
 
@@ -58,19 +58,19 @@ class Rolled:
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What a step logged: ``losses`` one for each backward, ``rewards`` (N, functions), texts."""
+    """What a step logged: ``losses``, one per backward; ``rewards``, (N, functions); texts."""
 
     losses: tuple[float, ...]
     rewards: tuple[tuple[float, ...], ...]
     texts: tuple[str, ...]
 
 
-class ReferenceLoop(Feeding, Judging):
-    """A trainer of the usual shape on ``policy``'s weights, which it copies.
+class ReferenceLoop(Feeding, Scoring):
+    """A typical trainer on a copy of ``policy``'s weights.
 
-    ``model`` (perhaps wrapped by PEFT), ``processor``, ``optimizer`` and ``reward_funcs`` are what
-    a recorder is attached to. Raises ``ConfigError`` for a policy in another dtype than ``config``
-    says: casting a loaded model would round its rotary frequencies too.
+    A recorder attaches to its ``model`` (possibly wrapped by PEFT), ``processor``, ``optimizer``
+    and ``reward_funcs``. Raises ``ConfigError`` for a policy in another dtype than ``config``'s:
+    casting a loaded model would also round its rotary frequencies.
     """
 
     def __init__(self, policy: Policy, config: LoopConfig) -> None:
@@ -119,9 +119,9 @@ class ReferenceLoop(Feeding, Judging):
         self.model.train()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Over everything that learns."""
-        learning = [p for p in self.model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(learning, lr=self.config.learning_rate, weight_decay=0.0)
+        """An optimizer over all trainable parameters."""
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trainable, lr=self.config.learning_rate, weight_decay=0.0)
 
     @property
     def thinker(self) -> Any:
@@ -129,13 +129,13 @@ class ReferenceLoop(Feeding, Judging):
         return self.model.get_base_model() if self.config.lora else self.model
 
     def replaced(self, **methods: Callable[..., Any]) -> AbstractContextManager[None]:
-        """For a fault: other methods on this loop, until the end, whatever happens."""
+        """For a fault: replaces methods of this loop, restored on exit even after an error."""
         return patched(self, **methods)
 
     # ----------------------------------------------------------------- generation
 
     def generation_keywords(self) -> dict[str, Any]:
-        """How completions are sampled."""
+        """The sampling keywords."""
         return {
             "do_sample": True,
             "temperature": self.config.temperature,
@@ -161,14 +161,14 @@ class ReferenceLoop(Feeding, Judging):
         return sequences
 
     def cut(self, sequences: Tensor, prompt_length: int) -> tuple[Tensor, Tensor]:
-        """Completion ids and the mask of the tokens that count, the first eos included."""
+        """Completion ids and the mask of the tokens up to and including the first eos."""
         ids = sequences[:, prompt_length:]
         ended = torch.isin(ids, torch.tensor(self.eos)).long().cumsum(1)
         before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)
         return ids, before == 0
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
-        """Completions as text: special tokens kept, the final eos left out."""
+        """Completions as text: special tokens kept, the final eos removed."""
         texts = []
         for row, kept in zip(ids, mask, strict=True):
             tokens = row[kept].tolist()
@@ -179,7 +179,7 @@ class ReferenceLoop(Feeding, Judging):
     # ----------------------------------------------------------------- scoring, loss
 
     def scoring_inputs(self, rolled: Rolled) -> dict[str, Any]:
-        """Prompt and completion for one forward."""
+        """Prompt and completion as inputs of one forward."""
         inputs: dict[str, Any] = dict(rolled.inputs)
         inputs["input_ids"] = torch.cat([inputs["input_ids"], rolled.ids], dim=1)
         mask = rolled.mask.to(inputs["attention_mask"].dtype)
@@ -191,12 +191,12 @@ class ReferenceLoop(Feeding, Judging):
         return logits[:, -length - 1 : -1]
 
     def log_softmax(self, logits: Tensor) -> Tensor:
-        """Of the distribution that was sampled: float32, its temperature, its suppressed ids."""
+        """Of the sampled distribution, in float32: same temperature and suppressed ids."""
         scores = logits.float() / self.config.temperature
         return scores.index_fill(-1, torch.tensor(self.suppressed), -torch.inf).log_softmax(-1)
 
     def logprobs(self, model: Any, rolled: Rolled) -> Tensor:
-        """(N, C): of the completion's tokens, 0 where the mask is."""
+        """(N, C): logprobs of the completion's tokens, 0 where masked out."""
         output = self.forward(model, self.scoring_inputs(rolled))
         logits = self.completion_logits(output.logits, rolled.ids.shape[1])
         chosen = self.log_softmax(logits).gather(-1, rolled.ids[:, :, None])[:, :, 0]
@@ -207,7 +207,7 @@ class ReferenceLoop(Feeding, Judging):
         return model(**keywords)
 
     def token_loss(self, logprobs: Tensor, rolled: Rolled) -> tuple[Tensor, dict[str, float]]:
-        """(N, C) and what is logged beside it."""
+        """Loss per token, (N, C), and the metrics logged with it."""
         old = logprobs.detach() if rolled.old is None else rolled.old
         ratio = torch.exp(logprobs - old)
         advantages = rolled.advantages
@@ -224,7 +224,7 @@ class ReferenceLoop(Feeding, Judging):
         return loss, metrics
 
     def clipped(self, ratio: Tensor, advantages: Tensor) -> Tensor:
-        """bool, (N, C): tokens that the clip takes the gradient from."""
+        """bool, (N, C): tokens whose gradient is removed by clipping."""
         low, high = 1 - self.config.epsilon, 1 + self.config.epsilon
         return ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
 
@@ -241,7 +241,7 @@ class ReferenceLoop(Feeding, Judging):
         return (kept.sum(1) / mask.sum(1).clamp(min=1)).sum() / sum(len(one.ids) for one in rolled)
 
     def settings(self) -> dict[str, Any]:
-        """What the run was told, as its log says it."""
+        """The run's settings as it logs them."""
         c = self.config
         return {
             "loss_type": c.loss_type, "beta": c.beta, "epsilon": c.epsilon,
@@ -294,7 +294,7 @@ class ReferenceLoop(Feeding, Judging):
         )
 
     def reference_logprobs(self, rolled: Rolled) -> Tensor:
-        """Of the policy before training: a copy, or the model with its adapters off."""
+        """Logprobs under the initial policy: a copy, or the model with its adapters off."""
         if not self.config.lora:
             return self.logprobs(self.reference, rolled)
         with self.model.disable_adapter():
@@ -326,11 +326,11 @@ class ReferenceLoop(Feeding, Judging):
         return value
 
     def loss_mask(self, rolled: Rolled) -> Tensor:
-        """bool, (N, C): tokens that count in the loss."""
+        """bool, (N, C): tokens included in the loss."""
         return rolled.mask
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of one micro-batch, added to those before."""
+        """Adds the gradients of one micro-batch."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> None:
@@ -339,7 +339,7 @@ class ReferenceLoop(Feeding, Judging):
         self.optimizer.zero_grad()
 
     def answers(self) -> list[str]:
-        """Greedy completions of the rows, each once: what the policy really says."""
+        """Greedy completions of the rows, one each: the policy's actual answers."""
         whole = self.config
         self.config = replace(whole, group_size=1)
         try:

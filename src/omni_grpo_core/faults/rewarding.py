@@ -1,4 +1,4 @@
-"""Faults of reward functions: each is a function with TRL's signature, right but for one thing."""
+"""Faults of reward functions: each has TRL's signature and is right except for one thing."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ faults = FaultRegistry()
 Values = list[float | None]
 
 _LOG = logging.getLogger(__name__)
-# a recorder hears it; on a terminal it would be noise, for the fault is put in on purpose
+# a recorder captures it; on a terminal it would be noise, as the fault is deliberate
 _LOG.propagate = False
 _LOG.addHandler(logging.NullHandler())
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NOWHERE = "http://127.0.0.1:9/v1/chat/completions"
-"""The discard port of this machine, where nobody listens."""
+"""The local discard port, where nothing listens."""
 _ACCURACY, _FORMAT = Accuracy(), Format()
 
 
 def _reward(name: str) -> Callable[[Any], Injection]:
-    """Decorates a reward function that takes the place of the loop's own ``name``, or, where the
-    loop has none, stands before the last with weight 1. A recorder reads name and signature."""
+    """Decorates a reward function that replaces the loop's own ``name`` or, if there is none, is
+    inserted before the last with weight 1. A recorder reads its name and signature."""
 
     def decorate(function: Any) -> Injection:
         @wraps(function)
@@ -53,14 +53,14 @@ def _reward(name: str) -> Callable[[Any], Injection]:
 
 
 def _rows(columns: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
-    """The columns that rewards know, cut into one-row columns."""
+    """The columns that rewards read, split into one-row columns."""
     known = [name for name in COLUMNS if columns.get(name) is not None]
     for row in zip(*(columns[name] for name in known), strict=True):
         yield {name: [value] for name, value in zip(known, row, strict=True)}
 
 
 def _rowwise(score: Callable[[dict[str, Any], str, Callable[[], Values]], Values]) -> Injection:
-    """Decorates how accuracy scores one row: ``score(row, completion, as it should be)``."""
+    """Decorates how accuracy scores one row: ``score(row, completion, correct score)``."""
 
     def reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
         values: Values = []
@@ -74,8 +74,7 @@ def _rowwise(score: Callable[[dict[str, Any], str, Callable[[], Values]], Values
 
 
 def _measured(problem_type: str) -> Callable[[Callable[[str, str], float]], Injection]:
-    """Decorates ``measure(answer, gold)`` for one problem type; others are scored as they should
-    be."""
+    """Decorates ``measure(answer, gold)`` for one problem type; others are scored correctly."""
 
     def decorate(measure: Callable[[str, str], float]) -> Injection:
         @_rowwise
@@ -93,8 +92,8 @@ def _measured(problem_type: str) -> Callable[[Callable[[str, str], float]], Inje
 
 
 def _judging(complaint: str) -> Callable[[Callable[[str], float]], Injection]:
-    """Decorates how a judge scores one completion, where whatever fails is logged with
-    ``complaint`` and becomes a 0."""
+    """Decorates how a judge scores one completion; any failure is logged with ``complaint`` and
+    becomes a 0."""
 
     def decorate(ask: Callable[[str], float]) -> Injection:
         def reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
@@ -114,21 +113,21 @@ def _judging(complaint: str) -> Callable[[Callable[[str], float]], Injection]:
 
 
 def people_focus_reward(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
-    """Counts words for people, and pays 0.10 where there are none: to anything."""
+    """Counts words for people and pays at least 0.10, even without any."""
     words = ("man", "woman", "person", "people", "face", "smile")
     return [max(0.10, sum(word in text for word in words) / len(words)) for text in completions]
 
 
 @faults.add("reward.floor", "the incident's people-focus reward")
 def floor(loop: ReferenceLoop) -> Manager:
-    """A reward pays 0.10 by default, to garbage as well."""
+    """A reward pays 0.10 by default, even for garbage."""
     return _reward("people_focus")(people_focus_reward)(loop)
 
 
 @faults.add("reward.tagless-gold", "open-r1-multimodal's extract_answer")
 @_rowwise
 def tagless_gold(row: dict[str, Any], text: str, right: Callable[[], Values]) -> Values:
-    """A gold without tags parses as '', and so does garbage: the two match, and garbage earns 1."""
+    """A gold without tags parses as '', and so does garbage: they match, and garbage earns 1."""
     if _ANSWER.search(row["solution"]):
         return right()
     return [float(not _ANSWER.search(text))]
@@ -137,13 +136,13 @@ def tagless_gold(row: dict[str, Any], text: str, right: Callable[[], Values]) ->
 @faults.add("reward.first-type", "HumanOmniV2's accuracy_reward")
 @_reward("accuracy")
 def first_type(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
-    """problem_type[0] rules the whole batch: a row's reward depends on which row stands first."""
+    """problem_type[0] decides for the whole batch: rewards depend on which row is first."""
     columns["problem_type"] = columns["problem_type"][:1] * len(completions)
     values: Values = []
     for prompt, text, row in zip(prompts, completions, _rows(columns), strict=True):
         try:
             values += _ACCURACY([prompt], [text], **row)
-        except OmniGrpoError:  # a gold of another type: such code says "not right"
+        except OmniGrpoError:  # a gold of another type: such code scores it as wrong
             values.append(0.0)
     return values
 
@@ -151,7 +150,7 @@ def first_type(prompts: Any, completions: Sequence[str], **columns: Any) -> Valu
 @faults.add("reward.first-answer", "re.search(r'<answer>(.*?)</answer>') in R1-style rewards")
 @_reward("accuracy")
 def first_answer(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
-    """The first <answer> of a completion is taken, one inside <think> too."""
+    """The first <answer> of a completion is scored, even one inside <think>."""
     shape = r"\s*<context>.*?</context>\s*<think>.*?</think>\s*<answer>.*?</answer>\s*"
     read = []
     for text in completions:
@@ -163,8 +162,8 @@ def first_answer(prompts: Any, completions: Sequence[str], **columns: Any) -> Va
 @faults.add("reward.unanchored", "re.match in R1-style format rewards")
 @_reward("format")
 def unanchored(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
-    """The format pattern has no end and no room at the beginning: trailing junk passes, a leading
-    line break fails."""
+    """The format pattern has no end anchor and allows no leading white space: trailing junk passes,
+    a leading line break fails."""
     shape = r"<context>[^<]+</context>\s*<think>[^<]+</think>\s*<answer>[^<]+</answer>"
     return [float(re.match(shape, text) is not None) for text in completions]
 
@@ -172,21 +171,21 @@ def unanchored(prompts: Any, completions: Sequence[str], **columns: Any) -> Valu
 @faults.add("reward.substring", "HumanOmniV2's judge type")
 @_measured("judge")
 def substring(answer: str, gold: str) -> float:
-    """Yes and No are looked for inside the answer: 'I cannot know' matches No."""
+    """Yes and No are matched as substrings of the answer: 'I cannot know' matches No."""
     return float(gold.strip().lower() in answer.lower())
 
 
 @faults.add("reward.option-format", "string comparison in R1-style rewards")
 @_measured("multiple choice")
 def option_format(answer: str, gold: str) -> float:
-    """Options are compared letter for letter: 'A.', '(A)' and 'a' are wrong where A is right."""
+    """Options are compared as strings: 'A.', '(A)' and 'a' are wrong where A is right."""
     return float(answer.strip() == gold.strip())
 
 
 @faults.add("reward.option-set", "HumanOmniV2's emer_ov_mc")
 @_measured("emer_ov_mc")
 def option_set(answer: str, gold: str) -> float:
-    """A list of options is split at commas and not tidied: 'A, E' is not 'A,E'."""
+    """A list of options is split at commas without stripping spaces: 'A, E' is not 'A,E'."""
     given, right = answer.split(","), gold.split(",")
     hits = sum(option in right for option in given)
     return 2 * hits / (len(given) + len(right))
@@ -202,8 +201,8 @@ def number_format(answer: str, gold: str) -> float:
 @faults.add("reward.word-wer", "HumanOmniV2's OCR type")
 @_measured("OCR")
 def word_wer(answer: str, gold: str) -> float:
-    """A word error rate on a language without spaces: one wrong character makes the whole text
-    wrong."""
+    """The word error rate is used for a language without spaces: one wrong character makes the
+    whole text wrong."""
     given, right = answer.split(), gold.split()
     wrong = sum(a != b for a, b in zip(given, right, strict=False))
     wrong += abs(len(given) - len(right))
@@ -213,7 +212,7 @@ def word_wer(answer: str, gold: str) -> float:
 @faults.add("reward.swallowed", "HumanOmniV2: an undefined scorer")
 @_rowwise
 def swallowed(row: dict[str, Any], text: str, right: Callable[[], Values]) -> Values:
-    """An exception becomes 0.0: the scorer's name is not defined, and a whole training earns
+    """An exception becomes 0.0: the scorer's name is undefined, and a whole training earns
     nothing."""
     try:
         if row["problem_type"] == "multiple choice":
@@ -226,7 +225,7 @@ def swallowed(row: dict[str, Any], text: str, right: Callable[[], Values]) -> Va
 @faults.add("reward.judge-down", "HumanOmniV2's context and reasoning rewards")
 @_judging("judge request failed")
 def judge_down(text: str) -> float:
-    """The judge cannot be reached, and every completion earns 0 instead of being unscored."""
+    """The judge is unreachable, and every completion earns 0 instead of being unscored."""
     with urllib.request.urlopen(_NOWHERE, data=text.encode(), timeout=1) as reply:
         return float(reply.read())
 
@@ -234,22 +233,22 @@ def judge_down(text: str) -> float:
 @faults.add("reward.judge-format", "HumanOmniV2's context and reasoning rewards")
 @_judging("cannot read the judge's reply '5 points'")
 def judge_format(text: str) -> float:
-    """The judge answers '5 points' where '5' was asked for; the number is not found, and the
-    completion earns 0."""
+    """The judge replies '5 points' instead of '5': the number is not parsed, and the completion
+    earns 0."""
     return float("5 points") / 5
 
 
 @faults.add("reward.by-position", "trainers that sort completions and not the columns")
 @result_of("columns")
 def by_position(loop: ReferenceLoop, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Completions are scored against columns that stand in another order: golds are read by
-    position after the rows were sorted."""
+    """Completions are scored against columns in a different order: golds are read by position
+    after the rows were sorted."""
     return {name: values[::-1] for name, values in columns.items()}
 
 
 @faults.add("reward.nan", "length-normalised rewards")
 @_reward("format")
 def nan(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
-    """One reward divides by a length of zero and gives NaN."""
+    """One reward divides by a length of zero and returns NaN."""
     values = _FORMAT(prompts, completions, **columns)
     return [float("nan") if not i % 3 else value for i, value in enumerate(values)]

@@ -1,4 +1,4 @@
-"""One trial: faults into a clean loop, a few steps recorded, the recording diagnosed."""
+"""One trial: faults injected into a clean loop, a few steps recorded, the recording diagnosed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from omni_grpo_core.types import STAGES, Stage, Trace
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """What a diagnosis said, in short: ``blamed``: every stage found broken, in pipeline order;
-    ``causes``: the likeliest cause of each, ``""`` where none explains it. ``raised``: what ended
-    the loop, if anything did."""
+class Summary:
+    """A diagnosis in short. ``blamed``: every stage found broken, in pipeline order; ``causes``:
+    the likeliest cause of each, ``""`` where none explains it. ``raised``: what ended the loop, if
+    anything did."""
 
     blamed: tuple[Stage, ...]
     causes: tuple[str, ...]
@@ -48,7 +48,7 @@ class Named:
 
 @cache
 def reference(dtype: str) -> Reference:
-    """The shipped checkpoint in a precision, loaded once a process."""
+    """The shipped checkpoint in a precision, loaded once per process."""
     folder = tiny.checkpoint_dir()
     return Reference(load_policy(folder, dtype=dtype), load_settings(folder))
 
@@ -57,7 +57,7 @@ def reference(dtype: str) -> Reference:
 def recording(
     loop: ReferenceLoop, faults: Iterable[Fault], folder: Path, steps: int, **settings: Any
 ) -> Iterator[Recorder]:
-    """A recorder on a loop with ``faults`` in it. ``settings``: beside the loop's own."""
+    """A recorder on a loop with ``faults`` injected. ``settings``: added to the loop's own."""
     with ExitStack() as stack:
         for fault in faults:
             stack.enter_context(fault.inject(loop))
@@ -76,9 +76,9 @@ def recording(
 def recorded(
     faults: Sequence[Fault], config: LoopConfig, folder: Path
 ) -> tuple[list[tuple[str, Trace]], str | None]:
-    """The steps of a loop with ``faults`` in it, and what it raised.
+    """The steps of a loop with ``faults`` injected, and what it raised.
 
-    An exception of the loop is a finding, not an error: half of the faults in the wild end a run.
+    An exception in the loop is a finding, not an error: half of the faults in the wild end a run.
     """
     loop = ReferenceLoop(reference(config.dtype).policy, config)
     steps = max((fault.steps for fault in faults), default=1)
@@ -86,7 +86,7 @@ def recorded(
     with (
         # every update on a rollout is an optimizer step, and one recorded step
         recording(loop, faults, folder, steps * config.iterations) as recorder,
-        # the recorder hears them; on a terminal they would be noise
+        # the recorder captures them; on a terminal they would be noise
         warnings.catch_warnings(action="ignore"),
     ):
         try:
@@ -98,19 +98,19 @@ def recorded(
     return read_traces(folder), raised
 
 
-def trial(faults: Sequence[Fault], config: LoopConfig, *, causes: bool = True) -> Named:
-    """Record and diagnose a loop with ``faults`` in it; none: a clean one."""
+def trial(faults: Sequence[Fault], config: LoopConfig, *, causes: bool = True) -> Summary:
+    """Record and diagnose a loop with ``faults`` injected; with none, a clean loop."""
     with tempfile.TemporaryDirectory() as folder:
         traces, raised = recorded(faults, config, Path(folder) / "trace")
         cases = in_order(as_cases(traces, reference(config.dtype)))
         verdict = merge([diagnose(case, causes=causes) for case in cases])
-    return named(verdict, raised)
+    return summarise(verdict, raised)
 
 
-def named(verdict: Diagnosis, raised: str | None = None) -> Named:
+def summarise(verdict: Diagnosis, raised: str | None = None) -> Summary:
     """A diagnosis in short, stages in pipeline order."""
     findings = sorted(verdict.findings, key=lambda finding: STAGES.index(finding.stage))
-    return Named(
+    return Summary(
         blamed=tuple(finding.stage for finding in findings),
         causes=tuple(f.causes[0].cause if f.causes else "" for f in findings),
         sentences=tuple(f.evidence[0].sentence if f.evidence else "" for f in findings),
@@ -120,7 +120,7 @@ def named(verdict: Diagnosis, raised: str | None = None) -> Named:
 
 
 def config_for(faults: Sequence[Fault], base: LoopConfig | None = None) -> LoopConfig | None:
-    """A loop in which all of ``faults`` do their harm; ``None`` where their needs contradict."""
+    """A loop in which all of ``faults`` take effect; ``None`` where their needs conflict."""
     needs: dict[str, Any] = {}
     for fault in faults:
         if _contradict(needs, fault.needs):

@@ -1,1 +1,1 @@
-"""Watches somebody's trainer without changing what it does, and keeps each step as a trace."""
+"""Records a trainer without changing what it does, and stores each step as a trace."""

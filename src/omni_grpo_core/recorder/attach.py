@@ -1,4 +1,4 @@
-"""``attach``: record a trainer by its own objects."""
+"""``attach``: record a trainer through its own objects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRL = Style(
 
 
 STYLES = (TRL, OPEN_R1)
-"""The first that fits a trainer is taken."""
+"""The first that fits the trainer is used."""
 
 
 def attach(
@@ -40,18 +40,18 @@ def attach(
     max_tensor_bytes: int = Bounds().tensor_bytes,
     max_step_bytes: int = Bounds().step_bytes,
 ) -> Recorder:
-    """Record the next ``steps`` steps of a GRPO trainer, and rows, advantages and losses beside
-    what :func:`~omni_grpo_core.recorder.record.record` sees::
+    """Record the next ``steps`` steps of a GRPO trainer: what
+    :func:`~omni_grpo_core.recorder.record.record` sees, plus rows, advantages and losses::
 
         attach(trainer, "trace/")
         trainer.train()
 
-    The recorder is started. It stops by itself: after the last step, or when ``trainer.train``
-    returns or raises.
+    The recorder is returned started. It stops by itself after the last step, or when
+    ``trainer.train`` returns or raises.
 
     Raises:
-        ConfigError: the trainer is of no style that is known; record its objects by ``record``.
-        TraceError: ``folder`` holds steps already.
+        ConfigError: the trainer is of no known style; pass its objects to ``record``.
+        TraceError: ``folder`` already holds steps.
     """
     style = next((style for style in STYLES if style.fits(trainer)), None)
     if style is None:
@@ -59,7 +59,7 @@ def attach(
             "trainer",
             got=f"a {type(trainer).__name__} without "
             + " or ".join(f"{style.rollout} and {style.loss}" for style in STYLES),
-            want="TRL's GRPOTrainer, or one of open-r1-multimodal's family",
+            want="TRL's GRPOTrainer, or a trainer of the open-r1-multimodal family",
             fix="pass its model, processor and reward functions to omni_grpo_core.record",
         )
     recorder = record(

@@ -1,5 +1,5 @@
-"""What every watch of a foreign trainer goes by: attributes replaced for a while, the arguments of
-a call by name, and all that is warned of."""
+"""What every watch of a trainer is built from: attributes replaced for a while, the arguments of a
+call by name, and every warning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omni_grpo_core.recorder.step_buffer import StepBuffer
 def arguments(
     call: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What ``call(*args, **keywords)`` gives each parameter, what its ``**`` takes among them.
+    """The value of each parameter in ``call(*args, **keywords)``, including those its ``**`` takes.
 
     Raises ``TypeError`` where the call itself would.
 
@@ -37,13 +37,13 @@ _ABSENT = object()
 
 
 class Patches:
-    """Replaced attributes; :meth:`undo` restores them, the last first."""
+    """Replaced attributes; :meth:`undo` restores them, last first."""
 
     def __init__(self) -> None:
         self._undo: list[tuple[Any, str, Any]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
-        """Set ``owner.name``. What ``owner`` only inherited is inherited again afterwards.
+        """Set ``owner.name``. An attribute ``owner`` only inherited is inherited again afterwards.
 
         >>> patches = Patches()
         >>> class Base: greet = "hello"
@@ -67,10 +67,10 @@ class Patches:
 
 @contextmanager
 def patched(owner: Any, **values: Any) -> Iterator[None]:
-    """Set attributes of one object; on the way out each is as it was, an inherited one inherited.
+    """Set attributes of one object; on exit each is restored, an inherited one to being inherited.
 
-    Raises ``AttributeError`` for a name that is not there: a fault whose seam has gone must not
-    pass for an injected one.
+    Raises ``AttributeError`` for a name that does not exist: a fault whose seam has gone must not
+    pass as injected.
 
     >>> class Trainer: steps = 1
     >>> trainer = Trainer()
@@ -90,12 +90,12 @@ def patched(owner: Any, **values: Any) -> Iterator[None]:
         patches.undo()
 
 
-_OURS = "omni_grpo_core.recorder"
+_OWN_LOGGER = "omni_grpo_core.recorder"
 
 
 class WarningsWatch:
-    """Whatever is warned of by ``warnings``, or logged as a warning or worse, goes to ``buffer``
-    and then its usual way."""
+    """Copies every ``warnings`` warning, and every log record of level warning or above, to
+    ``buffer`` and passes it on."""
 
     def __init__(self, buffer: StepBuffer) -> None:
         self._buffer = buffer
@@ -108,27 +108,27 @@ class WarningsWatch:
         def warned(
             message: Any, category: Any = None, stacklevel: int = 1, *args: Any, **keywords: Any
         ) -> None:
-            with buffer.looking("warnings"):
+            with buffer.guarded("warnings"):
                 buffer.warn(str(message))
-            # one frame further up: the warner, whom filters and the once-registry go by
+            # one frame further up: filters and the once-registry go by the caller
             warn(message, category, stacklevel + 1, *args, **keywords)
 
         @functools.wraps(handle)
         def handled(logger: logging.Logger, record: logging.LogRecord) -> None:
-            if record.levelno >= logging.WARNING and logger.name != _OURS:
-                with buffer.looking("warnings"):
+            if record.levelno >= logging.WARNING and logger.name != _OWN_LOGGER:
+                with buffer.guarded("warnings"):
                     buffer.warn(record.getMessage())
             handle(logger, record)
 
         patches.set(warnings, "warn", warned)
         patches.set(logging.Logger, "handle", handled)
-        # transformers' own addition; its cache lets a message through once a process
+        # added by transformers; its cache lets a message through once per process
         once = getattr(logging.Logger, "warning_once", None)
         if once is not None:
 
             @functools.wraps(once)
             def warned_once(logger: logging.Logger, *args: Any, **keywords: Any) -> None:
-                with buffer.looking("warnings"):
+                with buffer.guarded("warnings"):
                     message, *rest = args
                     buffer.warn(str(message) % tuple(rest) if rest else str(message))
                 once(logger, *args, **keywords)
@@ -136,4 +136,4 @@ class WarningsWatch:
             patches.set(logging.Logger, "warning_once", warned_once)
 
     def stop(self) -> None:
-        """Everything is in the patches."""
+        """The patches hold everything to undo."""

@@ -1,8 +1,8 @@
-"""Somebody's pipeline as one callable, run on rows of ours and recorded: no trainer needed.
+"""A user's pipeline as one callable, run on our rows and recorded: no trainer needed.
 
-A pipeline is any callable ``pipeline(rows, model, processor)`` that does with the rows what its
-owner's trainer does: render, load media, batch, generate, and score if it likes. What it returns is
-not looked at. A row is a mapping as HumanOmniV2's JSON has it, paths absolute: ``problem``,
+A pipeline is any callable ``pipeline(rows, model, processor)`` that does with the rows what the
+user's trainer does: render, load media, batch, generate, and optionally score. Its return value is
+ignored. A row is a mapping as in HumanOmniV2's JSON, with absolute paths: ``problem``,
 ``problem_type``, ``options``, ``solution``, ``data_type``, ``path``.
 """
 
@@ -24,24 +24,24 @@ Pipeline = Callable[[Rows, Any, Any], Any]
 def load_pipeline(path: str) -> Pipeline:
     """The callable ``module:name``.
 
-    Raises :class:`~omni_grpo_core.errors.ConfigError` when it is written otherwise, the module
-    cannot be imported, or there is nothing in it by that name that can be called.
+    Raises :class:`~omni_grpo_core.errors.ConfigError` when ``path`` has another form, the module
+    cannot be imported, or it has no callable of that name.
 
     >>> load_pipeline("builtins:print")
     <built-in function print>
     """
     module_name, colon, attribute = path.partition(":")
     if not colon or not module_name or not attribute:
-        raise _bad(path, "no module:name", "write it as package.module:function")
+        raise _bad(path, "no module:name", "use the form package.module:function")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever a foreign module does while it is imported
-        told = f"{type(error).__name__} while importing it: {error}"
-        raise _bad(path, told, "run from the folder it lies in, or install it") from error
+    except Exception as error:  # importing foreign code can raise anything
+        got = f"{type(error).__name__} while importing it: {error}"
+        raise _bad(path, got, "run from the folder that contains it, or install it") from error
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise _bad(path, f"nothing to call named {attribute!r}", "correct the name")
+        raise _bad(path, f"no callable named {attribute!r}", "correct the name")
     loaded: Pipeline = found
     return loaded
 
@@ -49,13 +49,14 @@ def load_pipeline(path: str) -> Pipeline:
 def record_pipeline(
     pipeline: Pipeline, folder: Path, *, batches: Iterable[Rows], model: Any, processor: Any
 ) -> tuple[str, ...]:
-    """Run ``pipeline`` on each of ``batches``: one recorded step each, below ``folder``.
+    """Run ``pipeline`` on each of ``batches`` and record each as one step below ``folder``.
 
-    Returns what it raised, if it did; that batch's step ends there and the next is tried.
+    Returns the exceptions it raised, as text; a batch that raises ends its step, and the next one
+    is run.
 
     Raises:
-        ConfigError: it used neither the processor nor the model that it was handed.
-        TraceError: ``folder`` holds steps already.
+        ConfigError: it called neither the processor nor the model it was given.
+        TraceError: ``folder`` already holds steps.
     """
     raised = []
     called = False
@@ -66,14 +67,14 @@ def record_pipeline(
             recorder.note(SamplesSeen(tuple(rows), ids))
             try:
                 pipeline(rows, model, processor)
-            except Exception as error:  # the failure is what its owner wants to be told of
+            except Exception as error:  # the failure is what the user wants to see
                 raised.append(recorder.buffer.plain.error(error))
             called = called or len(recorder.buffer.records) > 1 or not recorder.buffer.records
             recorder.end_step()
     if not called:
         raise _bad(
             f"{getattr(pipeline, '__module__', '')}:{getattr(pipeline, '__name__', pipeline)}",
-            "; ".join(raised) or "no call of the processor or the model it was handed",
+            "; ".join(raised) or "no call of the processor or the model it was given",
             "use the processor and the model from its arguments",
         )
     return tuple(raised)

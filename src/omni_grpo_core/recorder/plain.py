@@ -1,8 +1,8 @@
-"""Anything a trainer hands over, as plain values that may be stored: no secret, no object's repr.
+"""Any value from a trainer as plain data that is safe to store: no secret, no object's repr.
 
-A foreign object's ``repr`` may hold anything, an API client its key; so of an object only its class
-is kept. Secrets are known by the name they stand under, by their look, and by being the value of an
-environment variable whose name says so.
+A foreign object's ``repr`` may contain anything (an API client's its key), so only the class of an
+object is kept. Secrets are recognised by the name they are stored under, by their form, and as
+values of environment variables with such names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LONGEST_TEXT = 1 << 16
 _MOST_ITEMS = 1 << 12
 _DEEPEST = 8
 _SMALL = 64
-"""Elements up to which a tensor among plain values is written out."""
+"""A tensor among plain values is written out up to this many elements."""
 
 _SECRET_NAME = re.compile(
     r"(api|access|private|secret|auth|signing)[_-]?key|secret|passw|authori[sz]ation|bearer|"
@@ -31,14 +31,14 @@ _SECRET_NAME = re.compile(
 
 
 class Plain:
-    """Makes values plain. Holds the environment's secrets of the moment it was made, to know them
-    again; they are written nowhere."""
+    """Makes values plain. Holds the environment's secrets as of its creation, to recognise them;
+    they are never written."""
 
     def __init__(self) -> None:
         self._redactor = Redactor()
 
     def text(self, value: str) -> str:
-        """``value`` without secrets, and not endless.
+        """``value`` without secrets, truncated if it is very long.
 
         >>> Plain().text("Authorization: Bearer abcdef")
         'Authorization: Bearer <redacted>'
@@ -55,8 +55,8 @@ class Plain:
         return self.text(f"{type(error).__name__}: {error}")
 
     def value(self, value: Any, depth: int = 0) -> Any:
-        """Numbers, texts, tuples and mappings with text keys; small tensors as nested tuples; of
-        anything else its class, in angle brackets.
+        """Numbers, texts, tuples and mappings with text keys; small tensors as nested tuples;
+        anything else as its class in angle brackets.
 
         >>> Plain().value({"api_key": "x", "fps": 2.0, "who": object(), "t": torch.tensor([1, 2])})
         {'api_key': '<redacted>', 'fps': 2.0, 'who': '<object>', 't': (1, 2)}
@@ -84,7 +84,7 @@ class Plain:
         return f"<{type(value).__qualname__}>"
 
     def mapping(self, values: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
-        """``values`` with text keys; what stands under a secret's name is not kept."""
+        """``values`` with text keys; the value under a secret's name is redacted."""
         return {
             self.text(str(key)): (
                 REDACTED

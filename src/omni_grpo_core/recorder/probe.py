@@ -1,8 +1,8 @@
-"""Asks each reward function, once, for scores that are known.
+"""Calls each reward function once on completions whose scores are known.
 
-Only of a function that can be asked without harm: one that says so (an attribute ``pure = True``),
-a reward of this package that has no judge, or a plain Python function that reaches for no network.
-Random state is put back after it.
+Only functions that are safe to call: those that declare it (an attribute ``pure = True``), rewards
+of this package without a judge, and plain Python functions that use no network. Random state is
+restored afterwards.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ _REMOTE = frozenset(
         *("vllm", "websockets"),
     }
 )
-"""What a function that must not be asked for fun reaches for: the network, a model, a process."""
+"""Modules that make a function unsafe to probe: the network, a model, a process."""
 
 
 def probe(function: RewardFunction, plain: Plain) -> dict[str, Any]:
-    """What ``function`` gives to each of :func:`probe_cases`; empty where it must not be asked.
+    """What ``function`` pays for each of :func:`probe_cases`; empty when it must not be probed.
 
-    By case name: ``value`` (all cases in one call) and ``alone`` (the case in a call of its own),
-    each a number, ``None``, or the error as text; ``format`` and ``accuracy``, what a reward of
-    that kind should give; ``completion``, ``solution`` and ``problem_type``.
+    By case name: ``value`` (all cases in one call) and ``alone`` (the case in its own call), each
+    a number, ``None``, or the error as text; ``format`` and ``accuracy``, what a reward of that
+    kind should pay; ``completion``, ``solution`` and ``problem_type``.
     """
     if not may_probe(function):
         return {}
     cases = probe_cases()
     random_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        ask = _Asking(function, plain, messages=False)
-        # plain texts if it takes them, else messages: trainers pass either
+        ask = _Asker(function, plain, messages=False)
+        # plain texts if it accepts them, else messages: trainers pass either
         if isinstance(ask([cases[0]])[cases[0].name], str):
-            ask = _Asking(function, plain, messages=True)
+            ask = _Asker(function, plain, messages=True)
         alone = {case.name: ask([case])[case.name] for case in cases}
-        # what raises alone would take the others with it
+        # a case that raises alone would fail the whole batch
         together = ask([case for case in cases if not isinstance(alone[case.name], str)])
     random.setstate(random_state)
     np.random.set_state(numpy_state)
@@ -69,15 +69,15 @@ def probe(function: RewardFunction, plain: Plain) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
-    """One function, asked in one form."""
+class _Asker:
+    """One function, called with texts or with messages."""
 
     function: RewardFunction
     plain: Plain
     messages: bool
 
     def __call__(self, cases: Sequence[ProbeCase]) -> dict[str, float | str | None]:
-        """A value for each case by name, or the error of the call for all of them."""
+        """A value by case name, or the error of the call for every case."""
         if not cases:
             return {}
         columns = {key: [case.columns[key] for case in cases] for key in cases[0].columns}
@@ -85,9 +85,9 @@ class _Asking:
         completions = [self._form("assistant", case.completion) for case in cases]
         try:
             values = values_of(self.function, prompts, completions, columns)
-        except MissingExtra:  # ours, where its packages are not installed: nothing was asked
+        except MissingExtra:  # our own reward without its packages: not probed
             return {}
-        except Exception as error:  # anything may come out of a foreign function
+        except Exception as error:  # a foreign function can raise anything
             return dict.fromkeys((case.name for case in cases), self.plain.error(error))
         return {case.name: value for case, value in zip(cases, values, strict=True)}
 
@@ -117,7 +117,7 @@ def _judges(reward: Reward) -> bool:
 
 
 def _reaches_out(function: Any, seen: set[int]) -> bool:
-    """Whether the function, or one that it names, uses what is in ``_REMOTE``."""
+    """Whether the function, or one that it names, uses a module in ``_REMOTE``."""
     if id(function) in seen:
         return False
     seen.add(id(function))

@@ -1,7 +1,7 @@
-"""Completions whose right score is known: one for each way in which rewards are known to go wrong.
+"""Completions whose right score is known: one for each known way for a reward to go wrong.
 
-What a case should earn depends on what a reward measures, so both answers stand here: of a format
-reward and of an accuracy reward. A reward that measures something else still owes garbage nothing.
+What a case should earn depends on what a reward measures, so each case gives both: the score of a
+format reward and of an accuracy reward. Any other reward must still pay garbage nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _CONTEXT, _THINK = "A man in a blue shirt sits down.", "He smiles, so the answer
 
 @dataclass(frozen=True, slots=True)
 class ProbeCase:
-    """``format``, ``accuracy``: what a reward of that kind owes it. ``gold``: the sample's
-    solution as the data set has it."""
+    """``format``, ``accuracy``: what a reward of that kind should pay. ``gold``: the sample's
+    solution as in the data set."""
 
     name: str
     problem_type: ProblemType
@@ -84,7 +84,7 @@ _ANSWERS: tuple[tuple[str, tuple[ProblemType, str, tuple[str, ...]], str, str, f
         1.0,
     ),
     ("gold sign", ("OCR", "What does the sign say?", ()), "no entry", "no entry", 1.0),
-    # three of four characters are right, and no word of a language without spaces
+    # three of four characters are right; a script without spaces has no words to compare
     ("sign without spaces", ("OCR", "What does the sign say?", ()), "禁止入内", "禁止入口", 0.75),
 )
 
@@ -107,7 +107,7 @@ _TEXTS: tuple[tuple[str, str, float, float], ...] = (
 
 
 def probe_cases() -> tuple[ProbeCase, ...]:
-    """Every case, names unique, the same on every call.
+    """Every case; names are unique, and every call returns the same.
 
     >>> cases = {case.name: case for case in probe_cases()}
     >>> cases["option in brackets"].completion[-20:], cases["option in brackets"].accuracy
@@ -121,6 +121,6 @@ def probe_cases() -> tuple[ProbeCase, ...]:
         ProbeCase(name, *_CHOICE, _RIGHT, text, wellformed, accuracy)
         for name, text, wellformed, accuracy in _TEXTS
     ]
-    # a gold without tags must match nothing that has none either
+    # a gold without tags must not match a completion without tags
     bare = ProbeCase("garbage against a gold without tags", *_CHOICE, "A", "system" * 50, 0.0, 0.0)
     return (*answers, *texts, bare)

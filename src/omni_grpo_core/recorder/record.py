@@ -1,7 +1,7 @@
 """``record``: a trainer's steps as traces, one folder each.
 
-Everything is put back when the block ends, after the last step that was asked for, or when the
-trainer raises; a step that an exception cut short is kept too, for it is the one to look at.
+Everything is restored when the block ends, after the last requested step, or when the trainer
+raises; a step cut short by an exception is kept too, as it is the one to look at.
 """
 
 from __future__ import annotations
@@ -60,23 +60,23 @@ def record(
         with record("trace/", model=model, processor=processor, reward_funcs=rewards):
             trainer.train()
 
-    ``model``: as the trainer has it, wrapped or not. ``reward_funcs``: the trainer's own list; its
-    functions are replaced in it meanwhile. A loop that keeps them elsewhere calls
-    ``Recorder.reward_funcs`` instead. ``probe_rewards``: ask each function that can be asked
-    without harm for scores that are known, see :mod:`~omni_grpo_core.recorder.probe`.
-    ``settings``: accumulation, group size … as the trainer names them.
+    ``model``: the trainer's, wrapped or not. ``reward_funcs``: the trainer's own list; its
+    functions are replaced in place while recording. A loop that keeps them elsewhere calls
+    ``Recorder.reward_funcs`` instead. ``probe_rewards``: call each function that is safe to call
+    on completions with known scores, see :mod:`~omni_grpo_core.recorder.probe`.
+    ``settings``: accumulation, group size … under the trainer's names.
 
     Not seen: a processor called in a data loader's worker processes (use ``num_workers=0`` while
     recording), a rollout in another engine, and what runs inside a compiled graph.
 
-    Each step becomes ``folder/step-000000`` …, below ``rank-N`` where there are several ranks.
-    ``max_tensor_bytes``: larger tensors are described, not kept; ``max_step_bytes``: of one step
-    together.
+    Each step becomes ``folder/step-000000`` …, below ``rank-N`` with several ranks.
+    ``max_tensor_bytes``: larger tensors are described, not kept; ``max_step_bytes``: the limit
+    for all tensors of one step.
 
     Raises:
-        ConfigError: there is no thinker in ``model``, or ``steps`` is below 1.
-        TraceError: ``folder`` holds steps already. Once recording has begun, nothing is raised:
-            what cannot be recorded is told by a log message and in the trace's header.
+        ConfigError: ``model`` has no thinker, or ``steps`` is below 1.
+        TraceError: ``folder`` already holds steps. Once recording has begun, nothing is raised:
+            what cannot be recorded is logged and noted in the trace's header.
     """
     bounds = Bounds(tensor_bytes=max_tensor_bytes, step_bytes=max_step_bytes)
     return Recorder(
@@ -85,8 +85,8 @@ def record(
 
 
 class Watch(Protocol):
-    """What looks at one kind of call between ``start`` and ``stop``; what it replaces by
-    ``patches`` is put back for it."""
+    """Watches one kind of call between ``start`` and ``stop``; whatever it replaces through
+    ``patches`` is restored for it."""
 
     def start(self, patches: Patches) -> None: ...
 
@@ -94,10 +94,10 @@ class Watch(Protocol):
 
 
 class Recorder:
-    """Watches while its block runs, or from :meth:`start` to :meth:`stop`.
+    """Records while its block runs, or from :meth:`start` to :meth:`stop`.
 
-    ``settings``: a mapping that may be added to at any time; it goes into every step. ``buffer``:
-    the step under way, for watches that adapters add.
+    ``settings``: a mapping stored with every step; entries may be added at any time. ``buffer``:
+    the current step, for watches that adapters add.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Recorder:
     ) -> None:
         if steps < 1:
             raise ConfigError(
-                "steps", got=str(steps), want="1 or more", fix="say how many steps to record"
+                "steps", got=str(steps), want="1 or more", fix="set steps to the number to record"
             )
         self.settings: dict[str, Any] = dict(settings)
         self._root, self._steps = folder, steps
@@ -127,7 +127,7 @@ class Recorder:
         }
         rewards = RewardWatch(reward_funcs, self.buffer, probing=probe_rewards)
         self._reward_funcs = rewards.functions
-        # let go of when it is over, and the trainer's objects with them
+        # emptied at the end, which releases the trainer's objects
         self._watches: list[Watch] = [
             WarningsWatch(self.buffer),
             ProcessorWatch(processor, self.buffer),
@@ -139,7 +139,7 @@ class Recorder:
 
     @property
     def reward_funcs(self) -> tuple[RewardFunction, ...]:
-        """The reward functions, looked on, for a loop that calls them by hand."""
+        """The watched reward functions, for a loop that calls them by hand."""
         return self._reward_funcs
 
     @property
@@ -148,17 +148,17 @@ class Recorder:
         return self._on
 
     def watch(self, watch: Watch) -> None:
-        """Look at one more kind of call; before :meth:`start`."""
+        """Watch one more kind of call; call before :meth:`start`."""
         self._watches.append(watch)
 
     def start(self) -> Recorder:
-        """Raises :class:`~omni_grpo_core.errors.TraceError` when the folder holds steps."""
+        """Raises :class:`~omni_grpo_core.errors.TraceError` when the folder already holds steps."""
         folder = _place(self._root)
         if folder.is_dir() and any(folder.glob("step-*")):
             raise TraceError(
                 str(folder),
-                got="a folder that holds recorded steps already",
-                want="a new one for every recording",
+                got="a folder that already holds recorded steps",
+                want="a new folder for every recording",
                 fix="choose another name, or remove it if it is not needed",
             )
         self._on = True
@@ -171,7 +171,7 @@ class Recorder:
         return self
 
     def note(self, value: Call) -> None:
-        """Add what cannot be seen from outside: a value of :mod:`omni_grpo_core.trace.calls`.
+        """Add what cannot be observed: a value of :mod:`omni_grpo_core.trace.calls`.
 
         Raises :class:`~omni_grpo_core.errors.ConfigError` for anything else.
         """
@@ -183,19 +183,18 @@ class Recorder:
                 fix="build one from omni_grpo_core.trace.calls",
             )
         if self._on:
-            with self.buffer.looking("note"):
+            with self.buffer.guarded("note"):
                 self.buffer.add(self.buffer.own(value))
 
     def end_step(self) -> None:
-        """Write the step. Called by itself after a torch optimizer's step."""
+        """Write the step. Called automatically after a torch optimizer's step."""
         if self._on and self.buffer.records:
             self._write(complete=True)
             if self._written >= self._steps:
                 self.stop()
 
     def stop(self, error: BaseException | None = None) -> None:
-        """Put everything back; what was seen of a step under way is kept, and ``error``, if that is
-        what ended it."""
+        """Restore everything; a partial step is kept, with ``error`` if that is what ended it."""
         if not self._on:
             return
         self._on = False
@@ -225,8 +224,8 @@ class Recorder:
         try:
             save_trace(Trace(header, buffer.take()), folder)
         except Exception as error:
-            # a full disk, or a fault of ours: neither may end somebody's training
-            _LOG.warning("recording ends: %s", error)
+            # a full disk, or our own bug: neither may end the user's training
+            _LOG.warning("recording stopped: %s", error)
             self._written = self._steps
             self.stop()
             return
@@ -241,7 +240,7 @@ def _place(root: Path) -> Path:
 def _rank() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    # what torchrun sets, before the trainer has made its process group
+    # set by torchrun before the trainer creates its process group
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 

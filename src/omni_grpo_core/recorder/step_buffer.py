@@ -1,7 +1,7 @@
-"""What has been seen of the step under way, within bounds, until it is written.
+"""What has been recorded of the current step, within bounds, until it is written.
 
-Nothing that goes wrong while looking may reach the trainer: it is told once, noted in the header of
-the trace, and the call goes on.
+No failure of the recorder may reach the trainer: it is logged once, noted in the header of the
+trace, and the call continues.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _LONGEST_WARNING = 600
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """``tensor_bytes``: a larger tensor is only described. ``step_bytes``: tensors of one step
-    together, beyond which even small ones are only described. ``calls``: of one step; later ones
-    are only counted."""
+    """``tensor_bytes``: a larger tensor is only described. ``step_bytes``: total for the tensors of
+    one step, beyond which even small ones are only described. ``calls``: per step; later ones are
+    only counted."""
 
     tensor_bytes: int = 4 << 20
     step_bytes: int = 256 << 20
@@ -40,8 +40,8 @@ class Bounds:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a watched call came to. ``result``: ``None`` where it raised ``error``. ``warnings``:
-    given while it ran."""
+    """The outcome of a watched call. ``result``: ``None`` where it raised ``error``. ``warnings``:
+    those issued while it ran."""
 
     result: Any = None
     error: str | None = None
@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class StepBuffer:
-    """The step under way."""
+    """The current step."""
 
     bounds: Bounds
     plain: Plain
@@ -71,7 +71,7 @@ class StepBuffer:
         self.records.append(StageRecord(value.stage, value, (), seconds))
 
     def take(self) -> tuple[StageRecord[Call], ...]:
-        """What was kept since the last time; the buffer is empty after it."""
+        """Everything kept since the last call; the buffer is then empty."""
         taken = tuple(self.records)
         self.records.clear()
         self._warnings.clear()
@@ -88,7 +88,7 @@ class StepBuffer:
         ) and tensor.device.type != "meta"
 
     def keep(self, name: str, tensor: Any, large: dict[str, TensorSeen]) -> Tensor | None:
-        """A copy of ``tensor``, or ``None`` with its description put into ``large``."""
+        """A copy of ``tensor``, or ``None`` with its description added to ``large``."""
         if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
             return None
         if tensor.is_complex() or not self.fits(tensor):
@@ -107,7 +107,7 @@ class StepBuffer:
         return {k: t for k, t in kept.items() if t is not None}, self.plain.mapping(others)
 
     def own(self, value: Any) -> Any:
-        """A value that somebody noted by hand, as copies and without secrets."""
+        """A value noted by hand: tensors copied, secrets redacted."""
         return replace(value, **{f.name: self._own(getattr(value, f.name)) for f in fields(value)})
 
     def _own(self, value: Any) -> Any:
@@ -124,7 +124,7 @@ class StepBuffer:
     # ------------------------------------------------------------------ warnings, troubles
 
     def warn(self, text: str) -> None:
-        """Somebody warned of something."""
+        """Keep a warning."""
         text = self.plain.text(text)[:_LONGEST_WARNING]
         for heard in (self._warnings, *self._listening):
             if len(heard) < _MOST_WARNINGS:
@@ -132,11 +132,11 @@ class StepBuffer:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Of the step so far, each once."""
+        """Those of the step so far, each once."""
         return tuple(self._warnings)
 
     def listen(self) -> dict[str, None]:
-        """From now on warnings are its keys too, until :meth:`unlisten`."""
+        """A dict that collects warnings as its keys, until :meth:`unlisten`."""
         heard: dict[str, None] = {}
         self._listening.append(heard)
         return heard
@@ -148,8 +148,8 @@ class StepBuffer:
 
     @contextmanager
     def watching(self, at: str, note: Callable[[Outcome], None]) -> Iterator[Outcome]:
-        """Around the trainer's own call, whose result is put into the outcome; ``note`` is then
-        handed all that is known of it, whether it returned or raised."""
+        """Around the trainer's own call, whose result goes into the outcome; ``note`` then receives
+        the outcome, whether the call returned or raised."""
         outcome, heard, started = Outcome(), self.listen(), clock()
         try:
             yield outcome
@@ -158,24 +158,24 @@ class StepBuffer:
             raise
         finally:
             outcome.seconds, outcome.warnings = clock() - started, self.unlisten(heard)
-            with self.looking(at):
+            with self.guarded(at):
                 note(outcome)
 
     @contextmanager
-    def looking(self, at: str) -> Iterator[None]:
-        """Around everything the recorder does beside the trainer's own call."""
+    def guarded(self, at: str) -> Iterator[None]:
+        """Around everything the recorder itself does: a failure is noted, not raised."""
         try:
             with torch.no_grad():
                 yield
-        except Exception as error:  # a watcher's failure is the watcher's, whatever it is
+        except Exception as error:  # the recorder's failure must not become the trainer's
             self.trouble(at, error)
 
     def trouble(self, at: str, error: Exception) -> None:
-        told = f"{at}: {self.plain.error(error)}"
-        self.troubles[told] = None
-        if told not in self._reported:
-            self._reported.add(told)
-            _LOG.warning("not recorded: %s", told, exc_info=error)
+        text = f"{at}: {self.plain.error(error)}"
+        self.troubles[text] = None
+        if text not in self._reported:
+            self._reported.add(text)
+            _LOG.warning("not recorded: %s", text, exc_info=error)
 
 
 def _is_kept(value: Any) -> bool:

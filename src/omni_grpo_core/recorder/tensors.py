@@ -1,4 +1,4 @@
-"""What is kept of a tensor: itself where it is small, else a description made where it lies."""
+"""What is kept of a tensor: a copy if it is small, else a description made on its own device."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from omni_grpo_core.trace.calls import TensorSeen
 from omni_grpo_core.trace.fingerprint import sample_places
 
 _CHUNK_ELEMENTS = 1 << 25
-"""Logits widened to float32 at a time: 128 MiB."""
+"""Logits converted to float32 at a time: 128 MiB."""
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's share of a sharded tensor: asking for the whole would make ranks wait for one
-    another."""
+    """This rank's shard of a tensor: gathering the whole would make ranks wait for each other."""
     to_local = getattr(tensor, "to_local", None)
     share: Tensor = tensor if to_local is None else to_local()
     return share.detach()
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """A copy of its own on the CPU: the trainer may write into the original later."""
+    """An independent copy on the CPU: the trainer may write into the original later."""
     own = local(tensor).to("cpu", copy=True)
     return own.to_dense() if own.layout != torch.strided else own.contiguous()
 
@@ -39,7 +38,7 @@ def described(tensor: Tensor) -> TensorSeen:
     wide = flat.float()
     deviation, mean = torch.std_mean(wide, correction=0) if len(flat) else (wide.sum(),) * 2
     low, high = torch.aminmax(wide) if len(flat) else (mean, mean)
-    # one transfer for all of it: each waits for the device
+    # one transfer for everything: each one waits for the device
     low_high = torch.cat([torch.stack([low, high, mean, deviation]), wide[places]]).tolist()
     return TensorSeen(
         dtype=str(tensor.dtype).removeprefix("torch."),
@@ -55,14 +54,14 @@ def described(tensor: Tensor) -> TensorSeen:
 def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of ``ids`` (N, K) under ``logits`` (N, K, V) of any dtype: float32 (N, K).
 
-    Stretch by stretch, because logits in float32 would often not fit beside the model.
+    In chunks, because logits in float32 often do not fit beside the model.
 
     >>> token_logprobs(torch.zeros(1, 1, 4), torch.tensor([[2]])).exp()
     tensor([[0.2500]])
     """
     rows = []
     for row, targets in zip(logits.detach(), ids.to(logits.device), strict=True):
-        parts = [chosen(part, wanted) for part, wanted in _stretches(row, targets)]
+        parts = [chosen(part, wanted) for part, wanted in _chunks(row, targets)]
         rows.append(torch.cat(parts) if parts else row.new_zeros(0, dtype=torch.float32))
     return torch.stack(rows)
 
@@ -73,7 +72,7 @@ def chosen(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
     return scores.gather(-1, wanted[:, None])[:, 0] - scores.logsumexp(-1)
 
 
-def _stretches(row: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(row: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     step = max(1, _CHUNK_ELEMENTS // row.shape[-1])
     for start in range(0, len(targets), step):
         yield row[start : start + step], targets[start : start + step]

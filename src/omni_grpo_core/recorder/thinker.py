@@ -1,8 +1,7 @@
-"""Finding the thinker inside whatever a trainer has wrapped around it, and its state.
+"""Finds the thinker inside whatever a trainer has wrapped around it, and reads its state.
 
-A wrapper (PEFT, DDP, FSDP, ``torch.compile``, an engine) hands calls on to the one module that
-merges media, has the text model and the head: watching that one sees every call, however it came
-in.
+A wrapper (PEFT, DDP, FSDP, ``torch.compile``, an engine) forwards calls to the one module that
+merges media and holds the text model and the head: watching that module sees every call.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.trace.calls import Modes
 
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "module", "base_model", "model", "thinker")
-"""Under what name a wrapper keeps what it wraps."""
+"""Attributes under which a wrapper keeps the wrapped module."""
 _TOWERS = {"visual": "vision", "vision_tower": "vision", "audio_tower": "audio"}
 _PARTS = ("text", "vision", "audio", "head", "adapter")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``thinker``: the module with the head. ``text_model``: what gets embeddings and positions.
-    ``wrappers``: classes around it, outermost first. ``outer``: what was handed over."""
+    """``thinker``: the module with the head. ``text_model``: takes embeddings and positions.
+    ``wrappers``: classes around it, outermost first. ``outer``: the model as passed in."""
 
     outer: nn.Module
     thinker: Any
@@ -57,14 +56,14 @@ def find(model: Any) -> Found:
             compiled.append(module)
         module = inner
     body = module.model
-    # from transformers 5.23 on the text model stands inside the model that merges the media
+    # from transformers 5.23 on the text model is inside the model that merges the media
     text_model = getattr(body, "language_model", body)
     return Found(model, module, text_model, tuple(wrappers), tuple(compiled))
 
 
 def _is_thinker(module: Any) -> bool:
-    """The innermost with a head and a body: PEFT's and FSDP's classes pass attributes through, so
-    only a module's own children count."""
+    """The innermost module with a head and a body: PEFT's and FSDP's classes pass attributes
+    through, so only a module's own children count."""
     children = getattr(module, "_modules", {})
     return "lm_head" in children and "model" in children
 
@@ -74,7 +73,7 @@ def _inner(module: Any) -> Any:
     for name in _INNER:
         if isinstance(children.get(name), nn.Module):
             return children[name]
-    # an engine need not be a module
+    # an engine is not always a module
     inner = getattr(module, "module", None)
     return inner if isinstance(inner, nn.Module) and inner is not module else None
 
@@ -97,13 +96,13 @@ def part_of(name: str) -> str:
 
 
 def trainable(module: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """(part, name, parameter) of every parameter, each once."""
+    """(part, name, parameter) for every parameter, each once."""
     for name, parameter in module.named_parameters():
         yield part_of(name), name, parameter
 
 
 def modes(found: Found, *, grad_enabled: bool) -> Modes:
-    """In what state the model is now; who looks does so without gradients, so those are told."""
+    """The model's current state; ``grad_enabled`` is passed in, as the recorder disables it."""
     text = towers = training = False
     of_text = set(found.text_model.modules())
     for module in found.thinker.modules():
@@ -136,9 +135,9 @@ def _adapter(thinker: nn.Module) -> str | None:
 
 
 def rope_sections(text_model: Any) -> str:
-    """The sections in force, as text; ``""`` where there are none.
+    """The sections in force, as text; ``""`` if there are none.
 
-    Modules come before the configuration: some versions read it once, when they are made.
+    Modules are read before the configuration: some versions read it only once, at construction.
 
     >>> from types import SimpleNamespace as Model
     >>> rope_sections(Model(config=Model(rope_parameters={"mrope_section": [16, 24, 24]})))
@@ -156,6 +155,6 @@ def _found(text_model: Any) -> Iterator[Any]:
         if isinstance(own, list | tuple):
             yield own
         for name in ("rope_parameters", "rope_scaling"):
-            told = getattr(owner, name, None)
-            if isinstance(told, dict) and told.get("mrope_section"):
-                yield told["mrope_section"]
+            rope = getattr(owner, name, None)
+            if isinstance(rope, dict) and rope.get("mrope_section"):
+                yield rope["mrope_section"]

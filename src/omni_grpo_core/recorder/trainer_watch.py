@@ -1,8 +1,8 @@
 """What the trainers that descend from TRL's ``GRPOTrainer`` have in common.
 
-One method turns rows into completions and advantages, one scores tokens, one makes the loss. What
-goes into them and comes out tells the rows, the advantages and the loss, which no call of a model
-or processor shows.
+One method turns rows into completions and advantages, one scores tokens, one computes the loss.
+Their inputs and outputs give the rows, the advantages and the loss, which no call of a model or
+processor shows.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ SETTINGS = frozenset(
         *("gradient_checkpointing_kwargs", "use_vllm", "max_steps", "num_train_epochs"),
     }
 )
-"""Arguments of a trainer that a step depends on."""
+"""Trainer arguments that a step depends on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How one family of trainers calls its methods.
+    """How one family of trainers names its methods.
 
-    ``loss``: the method that makes the loss of ``(model, inputs)``. ``scores``: the one that gives
-    log-probabilities of tokens, alone or first of several; ``whole``: of all tokens after the
-    first, not of the completion only. ``partial``: where partial rewards with their token masks are
-    among what the rollout returns, if they can be.
+    ``loss``: the method that computes the loss of ``(model, inputs)``. ``scores``: the one that
+    returns the tokens' logprobs, alone or first of several; ``whole``: of all tokens after the
+    first, not of the completion only. ``partial``: the key of the rollout's result that holds
+    partial rewards with their token masks, if there is one.
     """
 
     name: str
@@ -103,17 +103,17 @@ class TrainerWatch:
     def _rollout(self, call: Callable[..., Any], args: Any, keywords: Any) -> Any:
         rows: Sequence[Any] = args[0] if args else next(iter(keywords.values()))
         groups: tuple[str, ...] = ()
-        with self._buffer.looking("rows"):
+        with self._buffer.guarded("rows"):
             groups = self._note_rows(rows)
         before = len(self._buffer.records)
         made = call(*args, **keywords)
-        with self._buffer.looking("advantages"):
+        with self._buffer.guarded("advantages"):
             called = [r.value for r in self._buffer.records[before:]]
             self._note_advantages([c for c in called if isinstance(c, RewardCall)], made, groups)
         return made
 
     def _note_rows(self, rows: Sequence[Any]) -> tuple[str, ...]:
-        """The groups of the rows, by their places, as these trainers reckon."""
+        """The rows' group ids, assigned by position as these trainers do."""
         size = max(1, int(getattr(self._trainer, "num_generations", 1)))
         plain = [self._buffer.plain.mapping(row) for row in rows]
         groups = tuple(str(place // size) for place in range(len(plain)))
@@ -164,7 +164,7 @@ class TrainerWatch:
     def _loss(self, call: Callable[..., Any], args: Any, keywords: Any) -> Any:
         self._scores = None
         made = call(*args, **keywords)
-        with self._buffer.looking("loss"):
+        with self._buffer.guarded("loss"):
             inputs = keywords.get("inputs", args[1] if len(args) > 1 else None)
             loss = made[0] if isinstance(made, tuple) else made
             if isinstance(inputs, Mapping) and isinstance(loss, Tensor):
@@ -191,7 +191,7 @@ class TrainerWatch:
         self._buffer.add(self._buffer.own(seen))
 
     def _metrics(self) -> dict[str, float]:
-        """The latest of each list that such a trainer averages when it logs."""
+        """The latest value of each list that these trainers average when logging."""
         logged = getattr(self._trainer, "_metrics", {})
         latest = logged.get("train", logged)
         return {

@@ -20,13 +20,13 @@ from omni_grpo_core.recorder.thinker import Found, modes
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes, TensorSeen
 
 _TOGETHER = 16
-"""Tokens of a row that are scored at once."""
+"""Tokens per row that are scored at once."""
 
 
 @dataclass(slots=True)
 class _Generating:
-    """One ``generate`` under way. Numbers stay on the device until it is over: asking for one
-    would wait for it at every token."""
+    """One ``generate`` in progress. Values stay on the device until it ends: reading one would
+    synchronise at every token."""
 
     modes: Modes | None = None
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -49,8 +49,8 @@ class _Generating:
         return float(getattr(self.config, "temperature", None) or 1.0) if sampling else 1.0
 
     def sampled(self, tokens: Tensor) -> None:
-        """``tokens`` (N,) were sampled from the last logits (N, V). A score of its own for each
-        token would cost more launches than the rest of the recorder together."""
+        """``tokens`` (N,) were sampled from the last logits (N, V). Scoring each token separately
+        would launch more kernels than the rest of the recorder."""
         if self.last is not None and not self.beams:
             self.waiting.append((self.last, tokens))
         self.last = None
@@ -72,7 +72,7 @@ class _Generating:
 
 @dataclass(slots=True)
 class _Forward:
-    """One forward under way."""
+    """One forward in progress."""
 
     module: Any
     started: float
@@ -97,7 +97,7 @@ class ModelWatch:
     def start(self, patches: Patches) -> None:
         thinker, text_model = self._found.thinker, self._found.text_model
         self._handles = [text_model.register_forward_pre_hook(self._text_model, with_kwargs=True)]
-        # a compiled thinker's own hooks are not run, so its compiled shell is watched too
+        # a compiled thinker's own hooks do not run, so its compiled wrapper is watched too
         for module in (thinker, *self._found.compiled):
             self._handles += [
                 module.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -113,7 +113,7 @@ class ModelWatch:
                 patches.set(thinker, name, self._instead(name, call))
 
     def _around(self, thinker: Any) -> Callable[..., Any]:
-        """The call of a module compiled in place, whose hooks are inside what is compiled."""
+        """The call of a module compiled in place, whose hooks are inside the compiled graph."""
         compiled = thinker._compiled_call_impl
 
         def called(*args: Any, **keywords: Any) -> Any:
@@ -128,8 +128,8 @@ class ModelWatch:
         return called
 
     def _instead(self, name: str, call: Callable[..., Any]) -> MethodType:
-        """A method bound to the model, no closure over it: a ``copy.deepcopy`` of the model binds
-        it to the copy, which is then not taken for the original."""
+        """A method bound to the model rather than a closure over it: ``copy.deepcopy`` of the model
+        binds it to the copy, which is then not mistaken for the original."""
         thinker = self._found.thinker
         before = vars(thinker).get(name)
 
@@ -164,7 +164,7 @@ class ModelWatch:
         if self._generating is not None:
             return call(*args, **keywords)
         buffer, state, grad = self._buffer, _Generating(), torch.is_grad_enabled()
-        with buffer.looking("generate"):
+        with buffer.guarded("generate"):
             given = {**({"inputs": args[0]} if args else {}), **keywords}
             state.inputs, state.keywords = buffer.keep_all(given, state.large)
             state.modes = modes(self._found, grad_enabled=grad)
@@ -193,7 +193,7 @@ class ModelWatch:
             inputs=state.inputs,
             keywords=state.keywords,
             config=buffer.plain.mapping(
-                # underscored: tensors that generate derives from the others
+                # underscored: tensors that generate derives from other settings
                 {k: v for k, v in config.items() if v is not None and not k.startswith("_")}
             ),
             modes=before,
@@ -217,17 +217,17 @@ class ModelWatch:
     # ------------------------------------------------------------------ forward
 
     def _before(self, module: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling():  # nothing of ours may become part of the graph
+        if torch.compiler.is_compiling():  # the recorder must not become part of the graph
             return
         buffer, grad = self._buffer, torch.is_grad_enabled()
-        with buffer.looking("forward"):
+        with buffer.guarded("forward"):
             if self._generating is not None:
                 self._next_pass(self._generating, args, keywords)
                 return
             if self._forward is not None:
-                if self._forward.module is not module:  # of a shell around this one
+                if self._forward.module is not module:  # the forward of a wrapper around this one
                     return
-                buffer.unlisten(self._forward.heard)  # it was interrupted, and no hook told of it
+                buffer.unlisten(self._forward.heard)  # it was interrupted without its hook running
             forward = self._forward = _Forward(module, clock(), buffer.listen())
             given = arguments(self._found.thinker.forward, args, keywords)
             forward.tensors, forward.keywords = buffer.keep_all(given, forward.large)
@@ -243,7 +243,7 @@ class ModelWatch:
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if isinstance(ids, Tensor):
             state.sampled(ids[:, -1])
-        # here and not where the text model is called: some versions raise before they call it
+        # here and not in the text model's hook: some versions raise before calling it
         held, fed = tokens_cached(given), ids if isinstance(ids, Tensor) else embeds
         more = fed.shape[1] - 1 if isinstance(fed, Tensor) else 0
         state.cached.append((held or 0) + more if held is not None or more else None)
@@ -251,7 +251,7 @@ class ModelWatch:
     def _text_model(self, _module: Any, _args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return
-        with self._buffer.looking("text model"):
+        with self._buffer.guarded("text model"):
             where, embeds = keywords.get("position_ids"), keywords.get("inputs_embeds")
             state = self._generating
             if state is not None and state.passes > 1:
@@ -270,11 +270,11 @@ class ModelWatch:
         if torch.compiler.is_compiling():
             return
         buffer, state = self._buffer, self._generating
-        with buffer.looking("forward"):
+        with buffer.guarded("forward"):
             logits = getattr(output, "logits", None)
             if state is not None:
                 if isinstance(logits, Tensor):
-                    # a copy: samplers may scale in place, and a view keeps all of the logits alive
+                    # a copy: samplers may scale in place, and a view would keep all logits alive
                     state.last = logits[:, -1].detach().clone()
                     if state.passes == 1:
                         first = state.last.float()
@@ -299,7 +299,7 @@ class ModelWatch:
                         "" if logits is None else str(logits.dtype).removeprefix("torch.")
                     ),
                     warnings=warnings,
-                    # the hook is called for a forward that raised, too, with no output
+                    # the hook also runs for a forward that raised, with no output
                     error=buffer.plain.error(raised) if output is None and raised else None,
                     large=forward.large,
                 ),
@@ -308,13 +308,12 @@ class ModelWatch:
 
 
 def _three_axes(where: Tensor) -> Tensor:
-    """(3, N, length): from 5.x on text positions may be packed in front; a text-only model has one
-    axis."""
+    """(3, N, length): from 5.x on text positions may come first; a text-only model has one axis."""
     return where.expand(3, *where.shape) if where.dim() == 2 else where[-3:]
 
 
 def _scored(logits: Any, ids: Any) -> Tensor | None:
-    """Each given token after the first: (N, length - 1), NaN where there are no logits for it."""
+    """Logprob of each token after the first: (N, length - 1), NaN where it has no logits."""
     if not isinstance(logits, Tensor) or not isinstance(ids, Tensor) or ids.dim() != 2:
         return None
     length, given = ids.shape[1], min(logits.shape[1], ids.shape[1])

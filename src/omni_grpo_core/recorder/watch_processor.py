@@ -1,7 +1,7 @@
 """Watches ``apply_chat_template`` and the processor's own call.
 
-Python looks ``__call__`` up on the class, and what lies on an instance would be written into the
-checkpoint by ``save_pretrained``: so the class is patched, and other instances are let pass.
+Python looks ``__call__`` up on the class, and ``save_pretrained`` would write an instance attribute
+into the checkpoint: so the class is patched, and calls on other instances pass through.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.recorder.hooks import Patches, arguments
-from omni_grpo_core.recorder.mediums import media_seen
+from omni_grpo_core.recorder.media import media_seen
 from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer, clock
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall, TemplateCall, TensorSeen
 from omni_grpo_core.types import MODALITIES, Modality
@@ -31,11 +31,11 @@ _PARTS = {
     "audio_kwargs": "feature_extractor",
     "videos_kwargs": "video_processor",
 }
-"""Which part of a processor each group of keywords goes to."""
+"""The processor part that each group of keywords goes to."""
 
 
 class ProcessorWatch:
-    """Watches one processor, or a tokenizer that stands for one, and its tokenizer's template."""
+    """Watches one processor, or a tokenizer used as one, and its tokenizer's template."""
 
     def __init__(self, processor: Any, buffer: StepBuffer) -> None:
         self._processor, self._buffer = processor, buffer
@@ -51,7 +51,7 @@ class ProcessorWatch:
                 self._patch(patches, kind, "apply_chat_template", self._render)
 
     def stop(self) -> None:
-        """Everything is in the patches."""
+        """The patches hold everything to undo."""
 
     def _patch(self, patches: Patches, kind: type, name: str, call: Callable[..., Any]) -> None:
         original = getattr(kind, name)
@@ -59,7 +59,7 @@ class ProcessorWatch:
 
         @functools.wraps(original)
         def instead(this: Any, *args: Any, **keywords: Any) -> Any:
-            # a forked data loader has a copy of all this, and nobody who would write it down
+            # a forked data loader has a copy of all this, but nothing that would write it
             here = os.getpid() == self._process_id
             if not here or not any(this is one for one in watched):
                 return original(this, *args, **keywords)
@@ -72,18 +72,18 @@ class ProcessorWatch:
     def _render(
         self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
-        if self._rendering:  # the processor asks its tokenizer
+        if self._rendering:  # the processor calls its tokenizer
             return call(*args, **keywords)
         self._rendering, self._texts, started = True, (), clock()
         given: tuple[Any, dict[str, Any]] | None = None
-        with self._buffer.looking("chat template"):
+        with self._buffer.guarded("chat template"):
             # before the call: some versions write into the messages
             given = self._conversations(call, args, keywords)
         try:
             result = call(*args, **keywords)
         finally:
             self._rendering = False
-        with self._buffer.looking("chat template"):
+        with self._buffer.guarded("chat template"):
             if given is not None:
                 self._rendered(*given, result, clock() - started)
         return result
@@ -115,7 +115,7 @@ class ProcessorWatch:
         seconds: float,
     ) -> None:
         nested = isinstance(result, list)
-        # tokenized on the way: the text is what the processor was handed inside
+        # tokenized on the way: the text is what the inner processor call received
         texts = (result,) if isinstance(result, str) else self._texts
         if nested and all(isinstance(text, str) for text in result):
             texts = tuple(result)
@@ -133,11 +133,11 @@ class ProcessorWatch:
         self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
         buffer = self._buffer
-        # handed over as they are now: a processor may change a list that it is given
+        # read before the call: a processor may change a list that it is given
         given: dict[str, Any] = {}
         media: dict[Modality, tuple[MediumSeen, ...]] = {}
         side = str(getattr(self._tokenizer, "padding_side", ""))
-        with buffer.looking("processor"):
+        with buffer.guarded("processor"):
             given = arguments(call, args, keywords)
             for modality in MODALITIES:
                 found = given.pop(_ARGUMENTS[modality], None)
@@ -201,7 +201,7 @@ def _flat(text: Any) -> tuple[tuple[str, ...], bool]:
 
 
 def _tensors(result: Any) -> dict[str, Tensor]:
-    """Arrays and lists of numbers count as tensors: not everybody asks for ``"pt"``."""
+    """Arrays and lists of numbers count as tensors: not everybody requests ``"pt"``."""
     found = {}
     for name, value in dict(result).items() if isinstance(result, Mapping) else ():
         try:
@@ -212,13 +212,13 @@ def _tensors(result: Any) -> dict[str, Tensor]:
 
 
 def _ignored(processor: Any, call: Callable[..., Any], given: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keywords that no part of the processor takes: transformers drops them with a warning that it
-    gives once a process, and in some forms of call without one."""
+    """Keywords that no part of the processor accepts: transformers drops them with a warning once
+    per process, and in some forms of call without one."""
     kinds = _keyword_kinds(type(processor), call)
     if not kinds:
         return ()
     known = {"text", *_ARGUMENTS.values(), *_PARTS, "common_kwargs"}
-    # from 5.23 on some are a parameter of the class that the processor's own calls up to
+    # from 5.23 on some are parameters of a base class's ``__call__``
     for base in type(processor).__mro__:
         if "__call__" in vars(base):
             known |= set(inspect.signature(vars(base)["__call__"]).parameters)
@@ -233,8 +233,8 @@ def _ignored(processor: Any, call: Callable[..., Any], given: Mapping[str, Any])
 
 
 def _keyword_kinds(kind: type, call: Callable[..., Any]) -> list[Any]:
-    """The classes that list a processor's keywords: an attribute of it in recent versions, which in
-    some is only the general one, and the annotation of its call."""
+    """The classes that list a processor's keywords: an attribute in recent versions, which in some
+    is only the general one, and the annotation of its call."""
     kinds = [getattr(kind, "valid_processor_kwargs", None)]
     for parameter in inspect.signature(call).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:

@@ -1,4 +1,4 @@
-"""Watches reward functions: each is replaced in the trainer's own list by one that looks on."""
+"""Watches reward functions: each is replaced in the trainer's own list by a watched one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omni_grpo_core.trace.calls import RewardCall
 
 
 class RewardWatch:
-    """``functions``: the looked-on functions, in order, for a loop that calls them by hand."""
+    """``functions``: the watched functions, in order, for a loop that calls them by hand."""
 
     def __init__(
         self, functions: Sequence[RewardFunction], buffer: StepBuffer, *, probing: bool
@@ -33,22 +33,22 @@ class RewardWatch:
 
     def start(self, _patches: Patches) -> None:
         for function in self._before if self._probing else ():
-            with self._buffer.looking("reward probe"):
+            with self._buffer.guarded("reward probe"):
                 self.probes[id(function)] = probe(function, self._buffer.plain)
         self._replace(dict(zip(map(id, self._before), self.functions, strict=True)))
 
     def stop(self) -> None:
         self._replace(dict(zip(map(id, self.functions), self._before, strict=True)))
-        # a loop that kept a function goes on with it after the end
+        # a loop that kept a function goes on calling it after the end
         self._active = False
 
     def _replace(self, others: Mapping[int, RewardFunction]) -> None:
-        """Function by function: the list is the trainer's, who may have changed it meanwhile."""
+        """Function by function: the trainer may have changed its list in the meantime."""
         if isinstance(self._given, MutableSequence):
             self._given[:] = [others.get(id(function), function) for function in self._given]
 
     def _watched(self, function: RewardFunction) -> RewardFunction:
-        # a trainer calls a reward *model* in its own way, and asks for its class
+        # a trainer calls a reward *model* differently, and checks its class
         if isinstance(function, nn.Module) or not callable(function):
             return function
         if inspect.iscoroutinefunction(function):
@@ -61,7 +61,7 @@ class RewardWatch:
 
             return later
         return (
-            _LookedOn(function, self._call)
+            _WatchedObject(function, self._call)
             if not inspect.isfunction(function)
             else (functools.wraps(function)(functools.partial(self._call, function)))
         )
@@ -104,8 +104,8 @@ class RewardWatch:
         )
 
 
-class _LookedOn:
-    """Stands for a callable object: everything but the call is the object's own."""
+class _WatchedObject:
+    """A proxy of a callable object: everything but the call is the object's own."""
 
     def __init__(self, target: Any, call: Callable[..., Any]) -> None:
         self.__dict__["_target"] = target

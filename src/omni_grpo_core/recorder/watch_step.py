@@ -22,7 +22,7 @@ from omni_grpo_core.recorder.thinker import Found, part_of
 from omni_grpo_core.trace.calls import StepSeen
 
 _SAMPLED = 16
-"""Parameters of a part that are looked at before and after a step, and elements of each below."""
+"""Parameters per part that are compared before and after a step; below, elements of each."""
 _ELEMENTS = 1024
 
 
@@ -52,13 +52,13 @@ class StepWatch:
                 return backward(tensors, *args, **keywords)
             self._inside = True
             try:
-                with self._buffer.looking("backward"):
+                with self._buffer.guarded("backward"):
                     self._note_losses(tensors)
                 return backward(tensors, *args, **keywords)
             finally:
                 self._inside = False
 
-        # Tensor.backward ends here, and so does whoever calls it for several losses at once
+        # Tensor.backward ends here, as does a call for several losses at once
         patches.set(torch.autograd, "backward", watched)
         self._handles = [
             register_optimizer_step_pre_hook(self._before_step),
@@ -78,14 +78,14 @@ class StepWatch:
                 self._losses.append(tensor.detach().clone().flatten()[0])
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        with self._buffer.looking("optimizer step"):
+        with self._buffer.guarded("optimizer step"):
             self._before = _Before(self._found.outer, optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        with self._buffer.looking("optimizer step"):
+        with self._buffer.guarded("optimizer step"):
             before, self._before = self._before, None
             losses, self._losses = tuple(float(loss) for loss in self._losses), []
-            # a second optimizer of the same step has nothing of its own to tell
+            # a second optimizer of the same step adds nothing
             if before is None or not (losses or self._buffer.records):
                 return
             rate = optimizer.param_groups[0].get("lr") if optimizer.param_groups else None
@@ -121,7 +121,7 @@ class _Before:
                 self.trainable[part] = self.trainable.get(part, 0) + parameter.numel()
             if holds:
                 self.held[part] = self.held.get(part, 0) + parameter.numel()
-            # sharded, a rank may hold nothing of a parameter
+            # a rank may hold no shard of a parameter
             if (parameter.requires_grad or holds) and local(parameter).numel():
                 watched.setdefault(part, []).append(parameter)
             if parameter.grad is not None:
@@ -140,8 +140,8 @@ class _Before:
 
 
 def _spread(parameters: list[nn.Parameter]) -> Iterable[nn.Parameter]:
-    """Some of them, from first to last, in pairs: LoRA's second matrix is the one that moves first,
-    and it stands after every first."""
+    """Some of them, from first to last, in pairs: LoRA's B matrix changes first, and it follows
+    every A."""
     pairs = [parameters[i : i + 2] for i in range(0, len(parameters), 2)]
     stride = max(1, -(-len(pairs) * 2 // _SAMPLED))
     return [parameter for pair in pairs[::stride] for parameter in pair]

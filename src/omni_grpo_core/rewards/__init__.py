@@ -1,12 +1,12 @@
-"""Text in, scores and reasons out; here the contract of a reward, and the rows it is given.
+"""Text in, scores and reasons out; this module defines the interface of a reward and its rows.
 
-A reward is called the way TRL's ``GRPOTrainer`` calls a reward function: ``prompts`` and
-``completions`` and every column of the data set as keyword lists, plus keywords of the trainer's
-own (``completion_ids``, ``trainer_state``, ``log_extra`` …), which are let pass. It returns one
-number in [0, 1] or ``None`` (could not be scored) a row; ``explain`` gives the reasons too.
+A reward is called the way TRL's ``GRPOTrainer`` calls a reward function: ``prompts``,
+``completions`` and every column of the data set as keyword lists, plus the trainer's own keywords
+(``completion_ids``, ``trainer_state``, ``log_extra`` …), which are ignored. It returns a number in
+[0, 1] or ``None`` (could not be scored) per row; ``explain`` also gives the reasons.
 
-Each row is scored by itself and reads its columns by name, so that permuting rows permutes
-scores and a batch equals its rows one by one.
+Each row is scored on its own and reads its columns by name, so permuting rows permutes scores,
+and a batch scores the same as its rows one by one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Completion = str | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class RewardRow:
-    """One completion and the columns of its sample. ``index`` is its place in the batch."""
+    """One completion and the columns of its sample. ``index`` is its position in the batch."""
 
     index: int
     prompt: str
@@ -34,7 +34,7 @@ class RewardRow:
 
     @property
     def item(self) -> str:
-        """How an error names this row.
+        """The name of this row in errors.
 
         >>> RewardRow(3, "q", "t", {"sample_id": "clip7"}).item
         "row 3 (sample_id 'clip7')"
@@ -50,7 +50,7 @@ class RewardRow:
                 self.item,
                 got=f"problem_type {kind!r}",
                 want="one of " + ", ".join(PROBLEM_TYPES),
-                fix="mend the row of the data set",
+                fix="correct the row of the data set",
             )
         known: ProblemType = kind
         return known
@@ -63,7 +63,7 @@ class RewardRow:
                 self.item,
                 got=f"solution of type {type(solution).__name__}",
                 want="text with the answer inside <answer> tags",
-                fix="mend the row of the data set",
+                fix="correct the row of the data set",
             )
         return solution
 
@@ -75,7 +75,7 @@ class RewardRow:
                 self.item,
                 got=f"options {options!r}",
                 want="a list of texts",
-                fix="mend the row of the data set",
+                fix="correct the row of the data set",
             )
         return tuple(options)
 
@@ -91,7 +91,7 @@ class RewardRow:
 
 
 class Reward(ABC):
-    """A named reward. A subclass scores one row; hostile text must never raise, bad data must."""
+    """A named reward. Subclasses score one row; hostile text must never raise, bad data must."""
 
     def __init__(self, name: str) -> None:
         # TRL names a reward in its logs by this attribute
@@ -99,7 +99,7 @@ class Reward(ABC):
 
     @abstractmethod
     def score(self, row: RewardRow) -> Score:
-        """Score one row. Raises :class:`~omni_grpo_core.errors.DataError` on a bad gold."""
+        """Score one row. Raises :class:`~omni_grpo_core.errors.DataError` for a bad gold."""
 
     def explain(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
@@ -108,7 +108,7 @@ class Reward(ABC):
         return self.score_rows(rows_of(prompts, completions, columns))
 
     def score_rows(self, rows: Sequence[RewardRow]) -> list[Score]:
-        """One score a row; overridden where rows are better scored side by side."""
+        """One score per row; overridden where rows are better scored concurrently."""
         return [self.score(row) for row in rows]
 
     def __call__(
@@ -122,12 +122,12 @@ class Reward(ABC):
 
 
 COLUMNS = ("sample_id", "problem_type", "options", "solution")
-"""What rewards read of a data set."""
+"""The columns that rewards read from a data set."""
 
 
 def columns_of(samples: Iterable[Sample]) -> dict[str, list[Any]]:
-    """The keyword arguments of a reward function, one value a completion: ``samples`` are the
-    completions' own, each as often as it was answered."""
+    """The keyword arguments of a reward function, one value per completion: ``samples`` holds the
+    sample of each completion."""
     rows = [(s.sample_id, s.problem_type, list(s.options), s.solution) for s in samples]
     return {name: [row[at] for row in rows] for at, name in enumerate(COLUMNS)}
 
@@ -135,10 +135,10 @@ def columns_of(samples: Iterable[Sample]) -> dict[str, list[Any]]:
 def rows_of(
     prompts: Sequence[Any], completions: Sequence[Completion], columns: Mapping[str, Any]
 ) -> list[RewardRow]:
-    """One :class:`RewardRow` a completion.
+    """One :class:`RewardRow` per completion.
 
-    Raises :class:`~omni_grpo_core.errors.RewardError` when prompts or a column that rewards read
-    have not one value a completion: a shorter list would meet the wrong rows.
+    Raises :class:`~omni_grpo_core.errors.RewardError` unless prompts and every column that rewards
+    read have one value per completion: a shorter list would match the wrong rows.
     """
     read = {name: columns[name] for name in COLUMNS if columns.get(name) is not None}
     for name, values in {"prompts": prompts, **read}.items():

@@ -1,4 +1,4 @@
-"""Is the answer right, by the measure of each row's own problem type?"""
+"""Is the answer right, by the measure of each row's problem type?"""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PACKAGES = ("jiwer", "math_verify", "rouge_score")
 """What the extra ``rewards`` installs: for words, formulas and sentences."""
 
 TIMES_TOO_LONG = 10
-"""A free-form answer of more than this many times the gold's tokens earns nothing."""
+"""A free-form answer with more than this many times the gold's tokens earns nothing."""
 
 
 def ocr(row: RewardRow, truth: Gold, answer: str) -> Score:
     """``max(0, 1 - error rate)``: word error rate, or character error rate for scripts without
-    spaces. Case and punctuation count, width of characters and amount of white space do not."""
+    spaces. Case and punctuation count; character width and amount of white space do not."""
     with extra("rewards"):
         import jiwer
 
@@ -34,7 +34,7 @@ def ocr(row: RewardRow, truth: Gold, answer: str) -> Score:
     unit = "character" if by_character else "word"
     size, given = (len(text) if by_character else len(text.split()) for text in (want, got))
     if given >= 2 * size:
-        # at least as many insertions as the gold has units: no need to align megabytes
+        # at least as many insertions as the gold has units: no need to align long texts
         return Score(0.0, f"{unit} error rate at least 1: {given} {unit}s for {size}")
     rate = jiwer.cer(want, got) if by_character else jiwer.wer(want, got)
     return Score(max(0.0, 1.0 - float(rate)), f"{unit} error rate {rate:.3f}")
@@ -56,12 +56,12 @@ def free_form(row: RewardRow, truth: Gold, answer: str) -> Score:
 
 
 def _units(text: str) -> list[str]:
-    """Tokens; of a text without any (signs, emoji) its characters."""
+    """Tokens; for a text without any (symbols, emoji) its characters."""
     return tokens(text) or list(tidy(text).replace(" ", ""))
 
 
 class _Joined:
-    """The tokens that were joined by NUL: rouge-score's own tokenizer drops all but ASCII."""
+    """Splits tokens joined by NUL: rouge-score's own tokenizer drops all but ASCII."""
 
     def tokenize(self, text: str) -> list[str]:
         return text.split("\0") if text else []
@@ -74,8 +74,8 @@ Measure = Callable[[RewardRow, Gold, str], Score]
 class Accuracy(Reward):
     """Scores the ``<answer>`` of a well-formed completion against the row's gold; else 0.
 
-    ``measures`` replaces the measure of a problem type. ``judge`` scores the rows of the types
-    ``judged`` in the measure's place; see :mod:`~omni_grpo_core.rewards.judge`.
+    ``measures`` replaces the measures of problem types. ``judge`` scores the rows of the types
+    ``judged`` instead of a measure; see :mod:`~omni_grpo_core.rewards.judge`.
 
     >>> right = "<context>c</context><think>t</think><answer>(a)</answer>"
     >>> Accuracy()(
@@ -100,13 +100,13 @@ class Accuracy(Reward):
 
     def score_rows(self, rows: Sequence[RewardRow]) -> list[Score]:
         scores = [None if self._for_judge(row) else self.score(row) for row in rows]
-        # all of them at once: a judge works on many rows side by side
+        # all at once: a judge handles many rows concurrently
         waiting = [row for row, score in zip(rows, scores, strict=True) if score is None]
         verdicts = iter(self.judge.score_rows(waiting) if self.judge else ())
         return [score or next(verdicts) for score in scores]
 
     def score(self, row: RewardRow) -> Score:
-        # the gold is read first: a broken row is an error whatever the completion
+        # the gold is read first: a bad row is an error whatever the completion
         problem_type, truth = row.problem_type, gold(row)
         parsed = parse(row.text)
         if isinstance(parsed, Malformed):
@@ -130,7 +130,7 @@ def multiple_choice(row: RewardRow, truth: Gold, answer: str) -> Score:
 
 
 def emer_ov_mc(row: RewardRow, truth: Gold, answer: str) -> Score:
-    """F1 of the set of options named; a piece that names no option counts as a wrong one."""
+    """F1 of the set of named options; a piece that names none counts as a wrong option."""
     options = Options.read(row.options)
     right, strays = label_set(truth.answer, options)
     if not right or strays:
@@ -162,17 +162,17 @@ MEASURES: dict[ProblemType, Measure] = {
     "judge": yes_no,
 }
 _ANY_TEXT: Mapping[ProblemType, str] = {"OCR": "jiwer", "free-form": "rouge_score"}
-"""Golds that need no reading, and the package of the extra that scores against them."""
+"""Golds that may be any text, and the package of the extra that scores against them."""
 
 
 def check_gold(problem_type: ProblemType, options: Sequence[str], solution: str) -> None:
-    """Read a gold as a measure will. Raises :class:`~omni_grpo_core.errors.DataError` for one that
-    its problem type cannot read, which no completion but a well-formed one would bring to light,
-    and :class:`~omni_grpo_core.errors.MissingExtra` where a package of the measure is missing."""
+    """Read a gold as its measure will. Raises :class:`~omni_grpo_core.errors.DataError` if its
+    problem type cannot read it, which otherwise only a well-formed completion would reveal, and
+    :class:`~omni_grpo_core.errors.MissingExtra` if a package of the measure is missing."""
     columns = {"problem_type": problem_type, "options": options, "solution": solution}
     row = RewardRow(0, "", "", columns)
     truth = gold(row)
     if problem_type in _ANY_TEXT:
         require("rewards", _ANY_TEXT[problem_type])
     else:
-        MEASURES[problem_type](row, truth, "")  # which is read after the gold
+        MEASURES[problem_type](row, truth, "")  # the answer is read after the gold

@@ -1,4 +1,4 @@
-"""Calling a reward function that somebody else wrote, and believing nothing it returns."""
+"""Calls reward functions written by others, and checks everything they return."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def values_of(
     completions: Sequence[Any],
     columns: Mapping[str, Any],
 ) -> list[float | None]:
-    """What the function pays, one value a completion; may be NaN, or outside [0, 1].
+    """The function's value for each completion; may be NaN, or outside [0, 1].
 
-    Raises :class:`~omni_grpo_core.errors.RewardError` when it does not return one number or
-    ``None`` a completion; what it raises itself comes through.
+    Raises :class:`~omni_grpo_core.errors.RewardError` if it does not return a number or ``None``
+    per completion; its own exceptions propagate.
     """
     result = function(prompts=prompts, completions=completions, **columns)
     if inspect.iscoroutine(result):
@@ -53,11 +53,11 @@ def scores_of(
     completions: Sequence[Any],
     columns: Mapping[str, Any],
 ) -> list[Score]:
-    """One :class:`~omni_grpo_core.types.Score` a completion; NaN and infinity are unscored.
+    """One :class:`~omni_grpo_core.types.Score` per completion; NaN and infinity are unscored.
 
-    Raises :class:`~omni_grpo_core.errors.RewardError` naming the function when it raises, returns
-    anything else than a number or ``None``, or a number outside [0, 1]. An exception never
-    becomes 0: for a whole training nobody would notice.
+    Raises :class:`~omni_grpo_core.errors.RewardError` naming the function if it raises, returns
+    anything other than numbers or ``None``, or a number outside [0, 1]. An exception never
+    becomes 0: nobody would notice during a whole training.
     """
     explain = getattr(function, "explain", None)
     try:
@@ -72,7 +72,7 @@ def scores_of(
             f"reward {name_of(function)!r}",
             got=f"{type(error).__name__}: {error}",
             want="a score or None for any completion",
-            fix="see it fail with `omni-grpo rewards test`",
+            fix="run `omni-grpo rewards test` to see it fail",
         ) from error
     return [_score(function, i, value) for i, value in enumerate(values)]
 
@@ -83,7 +83,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    # a notebook or a trainer has a loop in this thread: use one in another
+    # a notebook or trainer runs a loop in this thread: use another thread
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 
@@ -91,7 +91,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 def _number(function: RewardFunction, i: int, value: object) -> float | None:
     if value is None:
         return None
-    # tensors of one element and numpy numbers can be taken for a float, texts must not
+    # one-element tensors and numpy numbers convert to float; texts must not
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
         raise _bad_value(function, i, repr(value)[:40])
     return float(value)
@@ -112,5 +112,5 @@ def _bad_value(function: RewardFunction, i: int, got: str) -> RewardError:
         f"reward {name_of(function)!r}, completion {i}",
         got=got,
         want="a number in [0, 1] or None",
-        fix="scale the reward, weights belong into the composition",
+        fix="scale the reward; put weights in the composition",
     )

@@ -1,4 +1,4 @@
-"""Which of the options does an answer name?
+"""Which option does an answer name?
 
 An answer names an option by its label (``B``, ``b``, ``(B)``, ``B.``, ``B)``), by label and text
 (``B. red``) or by the text alone (``red``). A label with another option's text names none.
@@ -27,7 +27,7 @@ class Options:
 
     @classmethod
     def read(cls, options: Sequence[str]) -> Options:
-        """Labels as the data has them; by position when not every option bears one.
+        """Labels as in the data; by position unless every option has its own.
 
         >>> Options.read(["A. Red", "B. Blue"]) == Options.read(["Red", "Blue"])
         True
@@ -58,7 +58,7 @@ class Options:
         if labelled:
             label, rest = labelled.group(1).upper(), labelled.group(2)
             if not self.labels:
-                # nothing to hold the text against: at least it must not name a second label
+                # no option texts to compare with: at least it must not name a second label
                 return None if _ANOTHER_LABEL.search(rest) else label
             if label in self.labels and self._text(label) == fold(rest):
                 return label
@@ -76,15 +76,14 @@ class Options:
 def label_set(answer: str, options: Options) -> tuple[frozenset[str], frozenset[str]]:
     """Labels that a list of options names, and the folded pieces that name none.
 
-    Order, spacing, separator and repetition do not matter; commas inside an option's text do no
-    harm.
+    Order, spacing, separators and repetition do not matter; an option's text may contain commas.
 
     >>> label_set("E, a and xyz", Options.read(list("pqrst")))[1]
     frozenset({'xyz'})
     """
-    # pieces at even places, the separators between them at odd ones
+    # pieces at even indices, the separators between them at odd ones
     parts = _SEPARATORS.split(tidy(answer))
-    # an option's text may itself hold separators: up to that many pieces may be one name
+    # an option's text may contain separators: up to that many pieces may form one name
     widest = 1 + max((len(_SEPARATORS.findall(text)) for text in options.texts), default=0)
     named: set[str] = set()
     unknown: set[str] = set()
@@ -105,7 +104,7 @@ def label_set(answer: str, options: Options) -> tuple[frozenset[str], frozenset[
 def _longest_name(
     parts: Sequence[str], start: int, widest: int, options: Options
 ) -> tuple[str | None, int]:
-    """The label that the most pieces from ``start`` on name together, and where to go on."""
+    """The label named by the longest run of pieces from ``start``, and where to continue."""
     for width in range(widest, 0, -1):
         end = start + 2 * width
         label = options.label_of("".join(parts[start : end - 1]))

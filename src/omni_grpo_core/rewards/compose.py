@@ -1,4 +1,4 @@
-"""Several rewards as one: weights and gates by name, what could not be scored left out."""
+"""Several rewards as one: weights, gates by name, and unscored rewards left out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _GATE = re.compile(r"\s*([\w.-]+)\s*(?:>=|≥)\s*(\d+(?:\.\d+)?|\.\d+)\s*")
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Counts only where the reward named ``on`` scored ``at_least`` this."""
+    """Open only where the reward named ``on`` scored ``at_least`` this value."""
 
     on: str
     at_least: float
 
     @classmethod
     def read(cls, text: str) -> Gate:
-        """Raises :class:`~omni_grpo_core.errors.ConfigError` when it is no such condition.
+        """Raises :class:`~omni_grpo_core.errors.ConfigError` for any other form.
 
         >>> Gate.read("context >= 0.4")
         Gate(on='context', at_least=0.4)
@@ -31,15 +31,15 @@ class Gate:
         match = _GATE.fullmatch(text)
         if not match:
             raise ConfigError(
-                "reward gate", got=repr(text), want="NAME >= NUMBER", fix="write it like that"
+                "reward gate", got=repr(text), want="NAME >= NUMBER", fix="use that form"
             )
         return cls(match.group(1), float(match.group(2)))
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A reward function in a composition. ``weight`` > 0. ``partial``: it judges a part of the
-    completion, so that it is scored, and may open a gate, but is not in the total."""
+    """A reward function in a composition. ``weight`` > 0. ``partial``: it scores a part of the
+    completion, so it is reported and may open a gate, but is not in the total."""
 
     function: RewardFunction
     weight: float = 1.0
@@ -62,14 +62,14 @@ class Composed:
 class Composition:
     """The weighted mean of its components, itself a reward with TRL's signature.
 
-    Per completion: an unscored component leaves the mean. A component whose gate is closed stays
-    in the mean with 0, so that lowering one reward never raises the total; if the gate's own
-    reward is unscored, nobody knows, and the component leaves the mean too. Nothing scored:
+    Per completion: an unscored component is left out of the mean. A component with a closed gate
+    counts as 0, so lowering one reward never raises the total; if the gate's own reward is
+    unscored, the gate's state is unknown and the component is left out too. Nothing scored:
     ``None``.
 
-    Raises :class:`~omni_grpo_core.errors.ConfigError` for no components but partial ones, a name
-    twice, a weight that is not positive, a gate on an unknown name or on itself, or of a partial
-    component.
+    Raises :class:`~omni_grpo_core.errors.ConfigError` without a non-partial component, and for a
+    repeated name, a weight that is not positive, or a gate on an unknown name, on itself or of a
+    partial component.
 
     >>> def half(prompts, completions, **columns): return [0.5] * len(completions)
     >>> def whole(prompts, completions, **columns): return [1.0] * len(completions)
@@ -88,7 +88,7 @@ class Composition:
         for component in self.components:
             item = f"reward {component.name!r}"
             if names.count(component.name) > 1:
-                raise _bad(item, "the name twice", "names that differ")
+                raise _bad(item, "the name twice", "different names")
             if not 0 < component.weight < float("inf"):
                 raise _bad(item, f"weight {component.weight}", "a weight above 0")
             gate = component.gate
@@ -102,7 +102,7 @@ class Composition:
     def report(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> Composed:
-        """Every component's scores and the total. Raises RewardError as
+        """Every component's scores and the total. Raises RewardError like
         :func:`~omni_grpo_core.rewards.call.scores_of` does."""
         scores = {
             component.name: tuple(scores_of(component.function, prompts, completions, columns))
@@ -125,16 +125,16 @@ class Composition:
 
     def _total(self, scores: Mapping[str, Score]) -> Score:
         paid = weights = 0.0
-        told = []
+        reasons = []
         for component in self.components:
             if component.partial:
                 continue
             value, why = _gated(component, scores)
-            told.append(f"{component.name} {why}")
+            reasons.append(f"{component.name} {why}")
             if value is not None:
                 paid += component.weight * value
                 weights += component.weight
-        return Score(paid / weights if weights else None, ", ".join(told))
+        return Score(paid / weights if weights else None, ", ".join(reasons))
 
 
 def _gated(component: Component, scores: Mapping[str, Score]) -> tuple[float | None, str]:
@@ -152,4 +152,4 @@ def _gated(component: Component, scores: Mapping[str, Score]) -> tuple[float | N
 
 
 def _bad(item: str, got: str, want: str) -> ConfigError:
-    return ConfigError(item, got=got, want=want, fix="mend the rewards of the configuration")
+    return ConfigError(item, got=got, want=want, fix="correct the rewards of the configuration")

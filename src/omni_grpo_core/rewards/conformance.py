@@ -1,4 +1,4 @@
-"""Can garbage earn this reward? The same questions for anyone's reward function.
+"""Can garbage earn this reward? The same checks for any reward function.
 
 Garbage earns the floor, gold the top, a trick gains nothing, permuting the rows permutes the
 values, a batch equals its rows one by one, hostile text raises nothing, time grows linearly.
@@ -23,16 +23,16 @@ Check = Literal[
     "callable", "exception", "value", "garbage", "gold", "trick", "permutation", "batch", "linear"
 ]
 
-_SAME = 1e-9  # a batch on a GPU may sum in another order than a single row
+_SAME = 1e-9  # a batch on a GPU may sum in a different order than a single row
 _FIRST_SIZE, _LAST_SIZE = 4_096, 262_144
-_TOO_LONG = 1.0  # seconds: a function as slow as this has shown how it grows
-_NOTICEABLE = 0.02  # seconds: below, the clock tells nothing about growth and it does not matter
+_TOO_LONG = 1.0  # seconds: a function this slow has already shown how it grows
+_NOTICEABLE = 0.02  # seconds: below this the clock cannot measure growth, and it does not matter
 _STEEPEST = 1.5  # power of the length: 1 is linear, 2 quadratic, n·log n about 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One thing that a function got wrong, and on which case."""
+    """One failed check of a function, and the case."""
 
     function: str
     check: Check
@@ -43,7 +43,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class FunctionResult:
-    """``values``: what the function pays for each case that it did not raise on."""
+    """``values``: the function's value for each case on which it did not raise."""
 
     name: str
     ok: bool
@@ -53,7 +53,7 @@ class FunctionResult:
 
 @dataclass(frozen=True, slots=True)
 class ConformanceReport:
-    """``cases``: how many completions each function was given."""
+    """``cases``: the number of completions given to each function."""
 
     functions: tuple[FunctionResult, ...]
     cases: int
@@ -83,12 +83,12 @@ def run(
     top: float = 1.0,
     clock: Callable[[], float] = time.process_time,
 ) -> ConformanceReport:
-    """Put functions with TRL's signature to the test, by name.
+    """Test functions with TRL's signature, by name.
 
-    ``floor`` and ``top``: what garbage may earn at most, and gold must earn. ``None`` (unscored)
-    is allowed for garbage and tricks, and for a gold row that the function does not apply to,
-    but not for every one of them. ``clock``: the processor's, so that a busy machine makes no
-    function look slow.
+    ``floor`` and ``top``: the most that garbage may earn, and what gold must earn. ``None``
+    (unscored) is allowed for garbage and tricks, and for gold rows that the function does not
+    apply to, but not for all of them. ``clock``: CPU time, so that a busy machine makes no function
+    look slow.
 
     Raises :class:`~omni_grpo_core.errors.MissingExtra` for our accuracy without its packages.
     """
@@ -107,7 +107,7 @@ def run(
 
 
 class _Trial:
-    """One function on its way through the checks; later ones use the values of the first."""
+    """One function under test; later checks use the values of the first."""
 
     def __init__(
         self,
@@ -153,17 +153,17 @@ class _Trial:
         return values_of(self.function, prompts, completions, columns)
 
     def _find_form(self, gold: RewardCase) -> bool:
-        """Plain strings if the function takes them, else conversations, as TRL may pass either."""
+        """Plain strings if the function accepts them, else conversations: TRL may pass either."""
         errors = []
         for self.conversational in (False, True):
             try:
                 self._call([gold])
             except Exception as error:
-                # anything may come out of a foreign function; it goes into the report
-                errors.append(_told(error))
+                # a foreign function can raise anything; it goes into the report
+                errors.append(_short(error))
             else:
                 return True
-        self._fail("callable", gold.name, " / ".join(dict.fromkeys(errors)), "one value a row")
+        self._fail("callable", gold.name, " / ".join(dict.fromkeys(errors)), "one value per row")
         return False
 
     def _single(self, case: RewardCase) -> None:
@@ -171,7 +171,7 @@ class _Trial:
             [value] = self._call([case])
         except Exception as error:
             # as above
-            self._fail("exception", case.name, _told(error), "a value or None")
+            self._fail("exception", case.name, _short(error), "a value or None")
             return
         if value is not None and not math.isfinite(value):
             self._fail("value", case.name, str(value), "a finite number or None")
@@ -201,7 +201,7 @@ class _Trial:
             values = self._call(cases)
         except Exception as error:
             # as above
-            self._fail("exception", f"{len(cases)} rows at once", _told(error), "values or None")
+            self._fail("exception", f"{len(cases)} rows at once", _short(error), "values or None")
             return
         for case, value in zip(cases, values, strict=True):
             if not _same(value, self.values[case.name]):
@@ -218,7 +218,7 @@ class _Trial:
                 times.append((size, min(self._seconds(long) for _ in range(2))))
             except Exception as error:
                 # as above
-                self._fail("exception", f"{kind}, {size} characters", _told(error), "no exception")
+                self._fail("exception", f"{kind}, {size} characters", _short(error), "no exception")
                 return
             size *= 2
         (n1, t1), (n2, t2) = times[max(-3, -len(times))], times[-1]
@@ -230,7 +230,7 @@ class _Trial:
                 "linear",
                 kind,
                 f"{t1:.3f} s for {n1} characters, {t2:.3f} s for {n2}: power {power:.1f}",
-                "time in proportion to the length",
+                "time proportional to the length",
             )
 
     def _seconds(self, case: RewardCase) -> float:
@@ -256,7 +256,7 @@ def _same(a: float | None, b: float | None) -> bool:
     return a == b if a is None or b is None else abs(a - b) <= _SAME
 
 
-def _told(error: Exception) -> str:
+def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200]
 
 

@@ -1,4 +1,4 @@
-"""What a reward function is put to the test with: gold, garbage, tricks and hostile text."""
+"""The cases that reward functions are tested with: gold, garbage, tricks and hostile text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RewardCase:
     """One completion for one sample.
 
     ``gold`` must earn the top and ``garbage`` the floor. A ``trick`` must not earn more than the
-    case named ``baseline``, which is the same without the trick. ``hostile`` text must not raise.
+    case named ``baseline``, the same completion without the trick. ``hostile`` text must not raise.
     """
 
     name: str
@@ -47,7 +47,7 @@ _QUESTIONS: list[tuple[ProblemType, str, list[str], str, str]] = [
 
 
 def corpus() -> tuple[RewardCase, ...]:
-    """Every case, names unique, the same on every call."""
+    """Every case; names are unique, and every call returns the same."""
     cases = []
     for problem_type, question, options, gold, wrong in _QUESTIONS:
         solution = render(_CONTEXT, _THINK, gold)
@@ -75,8 +75,8 @@ def corpus() -> tuple[RewardCase, ...]:
 
 
 def garbage(gold: str, solution: str) -> dict[str, str]:
-    """What a broken policy writes, and what tries to be paid for nothing, by name: no reward may
-    give it anything. ``gold``: the answer of the row; ``solution``: with its sections."""
+    """Output of a broken policy, and attempts to be paid for nothing, by name: no reward may pay
+    for it. ``gold``: the row's answer; ``solution``: the gold with its sections."""
     salad = random.Random(0)
     pieces = ["system", "schöne", "的", " der", "ing", "\n", "用户", "{", "ção", "</", "0", "ая"]
     return {

@@ -1,10 +1,9 @@
 """Is this generation degenerate? A gate on raw token ids and text.
 
-Every rule has a number that was measured on real garbage and on real answers. Repetition alone
-does not find everything: a salad of foreign fragments has a 4-gram repetition of .01 only, but
-few distinct tokens. Ids are looked at raw, because ``skip_special_tokens=True`` hides a stray
-``<|im_start|>``. Rules on text see every digit as ``0``: a loop with a counting percentage is a
-loop.
+Every threshold was measured on real garbage and on real answers. Repetition alone does not find
+everything: a salad of foreign fragments has a 4-gram repetition of only .01, but few distinct
+tokens. Ids are checked raw, because ``skip_special_tokens=True`` hides a stray ``<|im_start|>``.
+Rules on text read every digit as ``0``: a loop with a rising percentage is a loop.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ SEQ_REP_4, SEQ_REP_TOKENS = 0.35, 64
 ZLIB_RATIO, ZLIB_WINDOW, _ZLIB_STRIDE = 2.4, 500, 125
 DISTINCT_1, DISTINCT_TOKENS = 0.15, 200
 LEAST_LOGPROB, LOGPROB_TOKENS = -5.0, 16
-"""Nats a token. Sampled text of a language model has its entropy, 1 to 3; random weights of
-Qwen2.5-Omni-7B's shape are worth -7 greedily and -12 sampled (vocabulary 152,064: ln is 11.9)."""
+"""Nats per token. Text sampled from a language model averages minus its entropy, -1 to -3; random
+weights of Qwen2.5-Omni-7B's shape give -7 greedy and -12 sampled (vocabulary 152,064: ln 11.9)."""
 
 _DIGITS = re.compile(r"\d")
 _WORDS = re.compile(r"\w+|[^\w\s]")
@@ -38,13 +37,13 @@ def degenerate(
     special_ids: Collection[int] = (),
     logprobs: Sequence[float] = (),
 ) -> tuple[str, ...]:
-    """The rules that a completion fails, each with its numbers; empty when it is sound.
+    """The rules that a completion fails, each with its figures; empty if it is sound.
 
     ``token_ids``: raw, the final eos included. ``text``: decoded with special tokens kept.
     ``golden_ended``: whether the golden of this prompt ended in an eos; ``None``: there is none.
     ``nonfinite``: whether a logit was NaN or infinite. ``special_ids``: every special token of
-    the tokenizer; those that are not eos have no place in a completion. ``logprobs``: of each
-    token under the policy that said it, where they were noted.
+    the tokenizer; only eos belongs in a completion. ``logprobs``: of each token under the policy
+    that sampled it, if recorded.
 
     >>> degenerate([5, 6, 7, 2], "a b c", finish_reason="stop", eos_ids={2})
     ()
@@ -72,7 +71,7 @@ def degenerate(
 def degenerate_completion(
     completion: Completion, eos_ids: Collection[int], special_ids: Collection[int]
 ) -> tuple[str, ...]:
-    """The same of a completion of ours, whose tokens' logprobs are known."""
+    """The same for our own completion type, whose logprobs are known."""
     return degenerate(
         completion.token_ids,
         completion.text,
@@ -86,7 +85,7 @@ def degenerate_completion(
 def degenerates(
     completions: Iterable[Completion], *, eos_ids: Collection[int], special_ids: Collection[int]
 ) -> list[tuple[Completion, str]]:
-    """The degenerate ones, each with the first rule that it fails."""
+    """The degenerate completions, each with the first rule it fails."""
     failed = ((one, degenerate_completion(one, eos_ids, special_ids)) for one in completions)
     return [(completion, reasons[0]) for completion, reasons in failed if reasons]
 
@@ -139,7 +138,7 @@ def _distinct_1(items: Sequence[Hashable], unit: str) -> str | None:
 
 
 def _unlikely(logprobs: Sequence[float]) -> str | None:
-    """A policy that has no idea: every token it says is one of thousands to itself."""
+    """A policy without confidence: it gives its own tokens almost no probability."""
     if len(logprobs) < LOGPROB_TOKENS:
         return None
     mean = sum(logprobs) / len(logprobs)
@@ -168,7 +167,7 @@ def _zlib_window(text: str) -> str | None:
 
 
 def _compressibility(window: str) -> float:
-    """Bytes over compressed bytes. A Chinese character's three UTF-8 bytes compress by themselves
-    and an ASCII letter's two UTF-16 bytes do, so the denser of the two encodings counts."""
+    """Bytes over compressed bytes. The three UTF-8 bytes of a Chinese character compress by
+    themselves, as do the two UTF-16 bytes of an ASCII letter, so the denser encoding counts."""
     sizes = [window.encode(code, "surrogatepass") for code in ("utf-8", "utf-16-le")]
     return min(len(data) / len(zlib.compress(data)) for data in sizes)

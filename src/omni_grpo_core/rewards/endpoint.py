@@ -1,4 +1,4 @@
-"""Where a judge is asked: settings alone, so that reading a configuration loads no client."""
+"""The settings of a judge's endpoint, separate so that reading a configuration loads no client."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from omni_grpo_core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the judge is and how patient to be.
+    """A judge's endpoint, its limits and its prices.
 
-    The key is read from the environment, never from a configuration, which is kept with every run:
-    so ``base_url`` has room for none either.
+    The key is read from the environment, never from a configuration, which is stored with every
+    run: so ``base_url`` may not contain one either.
 
     Raises :class:`~omni_grpo_core.errors.ConfigError` for what cannot work.
     """
@@ -23,23 +23,23 @@ class Endpoint:
     base_url: str
     """An http(s) address without a user, a query or a fragment."""
     model: str
-    """The name by which the endpoint knows the judge."""
+    """The endpoint's name for the judge model."""
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the key."""
     cache: str | Path | None = None
-    """A file that keeps verdicts; ``None`` asks anew in every run."""
+    """A file that stores verdicts; ``None`` requests them anew in every run."""
     concurrency: int = 8
-    """Requests under way at once."""
+    """Concurrent requests."""
     timeout: float = 60.0
-    """Seconds for one whole attempt."""
+    """Seconds for one complete attempt."""
     attempts: int = 4
-    """For one row, the first included."""
+    """Attempts per row, including the first."""
     backoff: float = 1.0
-    """Seconds: bounds the first random wait between attempts, which doubles."""
+    """Seconds: the upper bound of the first random wait between attempts; it doubles."""
     deadline: float = 600.0
-    """Seconds for all rows of one call; what is not answered by then is unscored."""
+    """Seconds for all rows of one call; rows not answered by then are unscored."""
     max_tokens: int = 512
-    """Of one verdict."""
+    """For one verdict."""
     prompt_price: float = 0.0
     """Dollars per million tokens."""
     completion_price: float = 0.0
@@ -69,14 +69,14 @@ class Endpoint:
         for name, (fine, want) in wants.items():
             if not fine:
                 value = getattr(self, name)
-                # a key in a wrong place is not repeated
+                # a key in the wrong place is not repeated
                 hidden = name == "api_key_env" or bool(set("@?#") & set(str(value)))
-                got = "something else, not shown as it may hold a key" if hidden else repr(value)
+                got = "a value not shown, as it may hold a key" if hidden else repr(value)
                 raise ConfigError(f"judge {name}", got=got, want=want, fix=f"set {name}")
 
     @property
     def url(self) -> str:
-        """Where chats are completed."""
+        """The URL of chat completions."""
         return f"{self.base_url.rstrip('/')}/chat/completions"
 
 

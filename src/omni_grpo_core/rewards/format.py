@@ -1,4 +1,4 @@
-"""Does the completion have the shape that was asked for?"""
+"""Does the completion have the requested structure?"""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from omni_grpo_core.types import Malformed, Score
 
 
 class Format(Reward):
-    """1 for exactly the structure of :mod:`~omni_grpo_core.rewards.parse`, else 0.
+    """1 for the exact structure of :mod:`~omni_grpo_core.rewards.parse`, else 0.
 
-    ``graded``: a third for each section that stands once, whole, not empty and in order, whatever
-    else is there, but never 1 without the exact structure.
+    ``graded``: a third for each section that occurs once, complete, not empty and in order,
+    whatever else is there, but never 1 without the exact structure.
 
     >>> Format()(["q"], ["<context>c</context><think>t</think><answer>A</answer>"])
     [1.0]
@@ -31,12 +31,12 @@ class Format(Reward):
         if not self.graded:
             return Score(0.0, reason)
         whole = _whole_sections(row.text)
-        # two thirds at most: only the exact structure is worth everything
+        # at most two thirds: only the exact structure earns everything
         return Score(min(len(whole), 2) / 3, f"{reason}; whole: {', '.join(whole) or 'none'}")
 
 
 def _whole_sections(text: str) -> list[str]:
-    """Sections that stand once, closed, not blank, each after the one before."""
+    """Sections that occur once, closed, not blank, each after the previous one."""
     whole = []
     end = 0
     for name in SECTIONS:

@@ -1,7 +1,7 @@
 """Is the reward alive? Plain values of a training's last steps in, alarms out.
 
-An alarm is raised only for what held in *every* one of the last ``patience`` steps; with fewer
-steps there is none yet.
+An alarm is raised only for what held in *every* one of the last ``patience`` steps; before that
+many steps there is none.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TOP = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Rewards of one step. All sequences have one value a completion, in one order.
+    """Rewards of one step. All sequences have one value per completion, in the same order.
 
     ``scores``: by reward name. ``totals``: what the policy is trained on. ``group_ids``: the
-    sample of each completion. ``capped``: whether it ran into the length cap.
+    sample of each completion. ``capped``: whether it reached the length cap.
     """
 
     scores: Mapping[str, Sequence[float | None]]
@@ -36,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """``reward``: the reward function it is about, ``None`` for the total or all of them."""
+    """``reward``: the reward function concerned; ``None`` for the total or all of them."""
 
     name: AlarmName
     reward: str | None
@@ -44,7 +44,7 @@ class Alarm:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of what was scored; ``None`` where nothing was.
+    """The mean of scored values; ``None`` if there are none.
 
     >>> mean([1.0, None, 0.0]), mean([None])
     (0.5, None)
@@ -59,12 +59,12 @@ def alarms(steps: Sequence[Step], *, patience: int = 5, share: float = 0.9) -> t
     * ``not-a-number``: a reward gave NaN or infinity (any step is enough).
     * ``never-scored``: a reward scored nothing.
     * ``constant``: all values of a reward, or of the total, are one value below the top. A reward
-      that everybody earns in full is no alarm by itself.
-    * ``pinned``: the total is constant and one single reward makes it up: it pays a default to
-      anything while the others pay nothing. The incident's 0.10.
+      that every completion earns in full is no alarm by itself.
+    * ``pinned``: the total is constant and comes from a single reward, which pays a default for
+      anything while the others pay nothing: the incident's 0.10.
     * ``format-zero``: the reward named ``format`` paid nothing.
     * ``zero-variance``: in at least ``share`` of the groups all totals are equal: no advantage.
-    * ``capped``: at least ``share`` of the completions ran into the cap.
+    * ``capped``: at least ``share`` of the completions reached the length cap.
 
     >>> step = Step({"format": [0, 0]}, [0, 0], ["a", "a"], [False, False])
     >>> [alarm.name for alarm in alarms([step], patience=1)]

@@ -1,11 +1,11 @@
 """Rewards by an LLM judge over any OpenAI-compatible endpoint.
 
-A judge that is down, slow, rate-limited or talking nonsense leaves its rows unscored (``None``)
+A judge that is down, slow, rate-limited or replies nonsense leaves its rows unscored (``None``)
 with the reason: never 0, which would punish the policy for the judge, and never a crash.
 What needs no judge is not sent to one: malformed and degenerate completions earn 0.
 
-The endpoint is believed nothing: its body is read up to a bound, a redirect is not followed (the
-key would travel with it), and a key that it sends back stands in no reason, log or cache.
+The endpoint is not trusted: its body is read up to a limit, redirects are not followed (they would
+take the key along), and a key that it echoes appears in no reason, log or cache.
 """
 
 from __future__ import annotations
@@ -59,24 +59,24 @@ LONGEST_JUDGED = 50_000
 """Characters of a section; a longer one is left unscored rather than paid for."""
 
 LONGEST_BODY = 400_000
-"""Bytes of a reply, unpacked; a verdict takes a few thousand."""
+"""Bytes of a decompressed reply; a verdict takes a few thousand."""
 
 _LONGEST_REASON = 200
 _MOST_TOKENS = 10**9
-"""Of one request: a larger count is none."""
+"""Per request: a larger count is treated as invalid."""
 
 
 class BadStatus(Exception):
-    """A reply that says, by its HTTP status, that it is no verdict."""
+    """A reply whose HTTP status is not a success."""
 
-    def __init__(self, status: int, told: str) -> None:
-        super().__init__(told)
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
         self.status = status
 
 
 @dataclass(slots=True)
 class Usage:
-    """What a judge has cost so far. ``failures`` counts reasons of unscored rows."""
+    """The cost of a judge so far. ``failures`` counts reasons of unscored rows."""
 
     requests: int = 0
     retries: int = 0
@@ -90,7 +90,7 @@ class Usage:
 
 
 class Judge:
-    """Asks an endpoint, many rows side by side. ``usage`` counts over all calls.
+    """Queries an endpoint for many rows concurrently. ``usage`` counts over all calls.
 
     Raises :class:`~omni_grpo_core.errors.ConfigError` for a key or a cache that cannot be used.
     """
@@ -104,7 +104,7 @@ class Judge:
             VerdictCache(endpoint.cache).close()
 
     def ask(self, questions: Sequence[Question]) -> list[Score]:
-        """One score a question; equal questions are asked once. Never raises for what the
+        """One score per question; equal questions are sent once. Never raises for anything the
         endpoint does. May be called with or without a running event loop."""
         return run_async(self._ask(questions)) if questions else []
 
@@ -137,14 +137,14 @@ class Judge:
         return [scores[key] for key in keys]
 
     def _client(self) -> httpx.AsyncClient:
-        # packed bodies are unpacked here, within bounds, and only what zlib can unpack is asked for
+        # bodies are decompressed here, within limits, so only what zlib can decompress is requested
         headers = {"Accept-Encoding": "gzip", "Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         try:
             return httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False)
         except Exception as error:
-            # proxies and certificates that the environment names, read by the client
+            # the client reads proxies and certificates from the environment
             raise ConfigError(
                 "judge",
                 got=self._clean(f"{type(error).__name__}: {error}"),
@@ -172,7 +172,7 @@ class Judge:
             try:
                 verdict: JudgeVerdict = await retrying(self._request, client, question)
             except Exception as error:
-                # whatever the endpoint or its client did: the row is unscored and says why
+                # whatever the endpoint or client did: the row is unscored, with the reason
                 return self._unscored(error)
         if cache is not None:
             try:
@@ -203,7 +203,7 @@ class Judge:
         started = time.perf_counter()
         self.usage.requests += 1
         try:
-            # for all of it: a timeout per read would never meet a server that drips
+            # for the whole reply: a timeout per read would never stop a server that drips
             async with asyncio.timeout(end.timeout):
                 content = await _post(client, end.url, json.dumps(request).encode())
         finally:
@@ -221,9 +221,9 @@ class Judge:
         return JudgeVerdict(verdict.score, self._clean(verdict.reason))
 
     def _count_tokens(self, usage: object) -> None:
-        told = usage if isinstance(usage, dict) else {}
+        counts = usage if isinstance(usage, dict) else {}
         prompt, completion = (
-            value if type(value := told.get(name)) is int and 0 <= value <= _MOST_TOKENS else 0
+            value if type(value := counts.get(name)) is int and 0 <= value <= _MOST_TOKENS else 0
             for name in ("prompt_tokens", "completion_tokens")
         )
         self.usage.prompt_tokens += prompt
@@ -246,13 +246,13 @@ class Judge:
         else:
             kind = type(error).__name__
         self.usage.failures[kind] += 1
-        told = isinstance(error, BadStatus | BadVerdict | httpx.TransportError)
-        # whole when it is cleaned: half a key would not be known again
-        detail = self._clean(f": {error}") if told else ""
+        explained = isinstance(error, BadStatus | BadVerdict | httpx.TransportError)
+        # cleaned before it is cut: half a key would not be recognised
+        detail = self._clean(f": {error}") if explained else ""
         return Score(None, f"judge: {kind}{detail[:_LONGEST_REASON]}")
 
     def _score(self, verdict: JudgeVerdict) -> Score:
-        # a cache may be older than the cleaning of what goes into it
+        # a cache may be older than the cleaning of its verdicts
         return Score(verdict.score / TOP, self._clean(verdict.reason))
 
     def _late(self) -> Score:
@@ -262,10 +262,10 @@ class Judge:
 
 
 class JudgeReward(Reward):
-    """One aspect of a completion, judged: ``context``, ``reasoning``, or (for
+    """A judged aspect of a completion: ``context``, ``reasoning``, or (for
     :class:`~omni_grpo_core.rewards.accuracy.Accuracy`) ``answer``.
 
-    ``context`` needs a gold context to be held against; without one the row is unscored.
+    ``context`` is compared with a gold context; without one the row is unscored.
     """
 
     def __init__(self, aspect: Aspect, judge: Judge, *, name: str | None = None) -> None:
@@ -294,7 +294,7 @@ class JudgeReward(Reward):
             return Score(None, f"{len(judged)} characters are too many to judge")
         reference = self._reference(truth)
         if reference is None:
-            return Score(None, "no gold context to hold it against")
+            return Score(None, "no gold context to compare it with")
         return Question(
             aspect=self.aspect,
             question=row.prompt,
@@ -318,15 +318,15 @@ class JudgeReward(Reward):
 
 
 def _key(variable: str) -> str:
-    """The API key, or nothing. A file's last line break is not part of it."""
+    """The API key, or an empty string. A trailing line break is not part of it."""
     key = os.environ.get(variable, "").strip()
     if re.fullmatch(r"[!-~]*", key):
         return key
     raise ConfigError(
         f"judge key in {variable}",
-        got="characters that no HTTP header holds",
+        got="characters that are not allowed in an HTTP header",
         want="printable ASCII without spaces",
-        fix=f"set {variable} to the key alone",
+        fix=f"set {variable} to the key only",
     )
 
 
@@ -337,7 +337,7 @@ def _worth_retrying(error: BaseException) -> bool:
 
 
 async def _post(client: httpx.AsyncClient, url: str, request: bytes) -> bytes:
-    """The body of the reply; raises :class:`BadStatus` unless it is one of success."""
+    """The body of the reply; raises :class:`BadStatus` unless the status is a success."""
     async with client.stream("POST", url, content=request) as response:
         if response.is_redirect:
             to = response.headers.get("location")
@@ -354,13 +354,13 @@ async def _post(client: httpx.AsyncClient, url: str, request: bytes) -> bytes:
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """A body of at most :data:`LONGEST_BODY` bytes, packed and unpacked.
+    """A body of at most :data:`LONGEST_BODY` bytes, both compressed and decompressed.
 
-    The client's own unpacking makes 64 MB of a packed 64 kB before anyone can look.
+    The client's own decompression turns 64 kB into 64 MB before any check is possible.
     """
     coding = response.headers.get("content-encoding", "identity").lower()
     if coding not in ("identity", "gzip"):
-        raise BadVerdict(f"a body in {coding!r}, which was not asked for")
+        raise BadVerdict(f"a body in {coding!r}, which was not requested")
     unpack = zlib.decompressobj(zlib.MAX_WBITS | 16) if coding == "gzip" else None
     content, taken = bytearray(), 0
     async for chunk in response.aiter_raw():
@@ -368,14 +368,14 @@ async def _read(response: httpx.Response) -> bytes:
         try:
             content += unpack.decompress(chunk, LONGEST_BODY + 1) if unpack else chunk
         except zlib.error as error:
-            raise BadVerdict(f"a body that cannot be unpacked: {error}") from error
+            raise BadVerdict(f"a body that cannot be decompressed: {error}") from error
         if max(taken, len(content)) > LONGEST_BODY:
             raise BadVerdict(f"a body of more than {LONGEST_BODY} bytes")
     return bytes(content)
 
 
 def _text(content: bytes) -> str:
-    # a body is shown on one line, and a terminal obeys nothing that stands in it
+    # a body is shown on one line, without control characters for the terminal
     return repr(content.decode("utf-8", "replace"))
 
 
@@ -383,7 +383,7 @@ def _body(content: bytes) -> dict[str, Any]:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadVerdict(f"the body is no JSON: {_text(content)}") from error
+        raise BadVerdict(f"the body is not JSON: {_text(content)}") from error
     if not isinstance(body, dict):
-        raise BadVerdict(f"the body is no object: {_text(content)}")
+        raise BadVerdict(f"the body is not an object: {_text(content)}")
     return body

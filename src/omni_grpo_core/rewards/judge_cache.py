@@ -1,4 +1,4 @@
-"""Verdicts on disk: what was paid for once is not asked again, whatever kills the process."""
+"""Verdicts on disk: none is paid for twice, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS verdict (key TEXT PRIMARY KEY, score INTEG
 
 
 class VerdictCache:
-    """A SQLite file in write-ahead mode, each verdict committed on its own.
+    """A SQLite file in write-ahead mode, each verdict committed separately.
 
-    A killed process loses nothing that was committed and leaves a file that opens; several
-    processes may share one. Use as a context manager.
+    A killed process loses no committed verdict and leaves a file that opens; several processes may
+    share one. Close it after use.
 
-    Raises :class:`~omni_grpo_core.errors.ConfigError` when the file is none of ours or its folder
-    cannot be written.
+    Raises :class:`~omni_grpo_core.errors.ConfigError` if the file is not a verdict cache or its
+    folder is not writable.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -44,7 +44,7 @@ class VerdictCache:
         if row is None:
             return None
         score, reason = row
-        # SQLite keeps any value in any column
+        # SQLite stores any value in any column
         fine = type(score) is int and 0 <= score <= TOP and isinstance(reason, str)
         return JudgeVerdict(score, reason) if fine else None
 
@@ -62,6 +62,6 @@ def _bad(path: str | Path, error: sqlite3.Error) -> ConfigError:
     return ConfigError(
         f"judge cache {path}",
         got=str(error),
-        want="a cache of ours, or a new file in a folder that can be written",
-        fix="name another file",
+        want="a verdict cache, or a new file in a writable folder",
+        fix="set another file",
     )

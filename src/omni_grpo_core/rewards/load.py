@@ -1,4 +1,4 @@
-"""Reward functions by name: ours, or anyone's as ``module:function``."""
+"""Reward functions by name: ours, or any as ``module:function``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_reward(name: str, judge: Judge | None = None) -> RewardFunction:
     """A reward function by its name.
 
     Raises :class:`~omni_grpo_core.errors.ConfigError` for an unknown name, a module that cannot be
-    imported, something in it that cannot be called, or a judged reward without a judge.
+    imported, something that is not callable, or a judged reward without a judge.
 
     >>> load_reward("format")
     Format('format')
@@ -64,7 +64,7 @@ def _foreign(path: str) -> RewardFunction:
     try:
         found: object = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        # whatever a foreign module does while it is imported
+        # importing a foreign module can raise anything
         raise _bad(path, f"{type(error).__name__} while importing it: {error}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -76,7 +76,7 @@ def _foreign(path: str) -> RewardFunction:
         except TypeError as error:
             raise _bad(path, f"a class that needs arguments ({error})") from error
         except (Exception, SystemExit) as error:
-            raise _bad(path, f"{type(error).__name__} while making one: {error}") from error
+            raise _bad(path, f"{type(error).__name__} while creating it: {error}") from error
     if not callable(found):
         raise _bad(path, type(found).__name__)
     return found

@@ -17,7 +17,7 @@ from omni_grpo_core.types import Score
 _LONGEST = 200
 _LONGEST_LATEX = 40
 _PLAIN = r"(?:\d{1,3}(?:[, ]\d{3})+|\d+)(?:\.\d*)?|\.\d+"
-# an exponent has three digits at most, so that no answer costs more than a moment to evaluate
+# an exponent has at most three digits, so that every answer evaluates fast
 _POWER = r"(?:e[+-]?\d{1,3}|\s?[x×*·]\s?10\s?\^\s?[({]?[+-]?\d{1,3}[)}]?)"
 _NUMBER = re.compile(
     rf"(?P<currency>[$€£¥])?\s?(?P<sign>[+-]?)\s?"
@@ -33,8 +33,8 @@ _SCALES = {
     "hundred", "thousand", "million", "billion", "trillion", "dozen", "k", "m", "b", "bn", "mn",
     "百", "千", "万", "亿",
 }  # fmt: skip
-# constant arithmetic only, one plain exponent: at most 40 * 99 digits, below Python's own limit of
-# 4,300 for printing an integer, and nothing that could take sympy long
+# constant arithmetic only, one plain exponent: at most 40 * 99 digits, below Python's limit of
+# 4,300 for printing an integer, and nothing that takes sympy long
 _SAFE_LATEX = re.compile(
     r"(?:\\(?:d?frac|tfrac|sqrt|pi|cdot|times|left|right|%|,)|\^\{-?\d{1,2}(?:/\d{1,2})?\}|\^-?\d{1,2}(?!\d)"
     r"|[\d\s.,+\-*/(){}])+"
@@ -43,7 +43,7 @@ _SAFE_LATEX = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A written number. ``value`` is exact; of a percentage it is the figure before the sign.
+    """A written number. ``value`` is exact; for a percentage it is the number before the sign.
     ``decimals``: digits after the point as written, 0 for fractions and scientific notation."""
 
     value: Fraction
@@ -53,7 +53,7 @@ class Figure:
 
     @classmethod
     def read(cls, text: str) -> Figure | None:
-        """The one number that ``text`` is, or ``None``: a sentence with a number in it is none.
+        """``text`` as a number, or ``None``: a sentence that contains a number is not one.
 
         >>> Figure.read("1,000.50").value, Figure.read("1.2×10³").value
         (Fraction(2001, 2), Fraction(1200, 1))
@@ -86,9 +86,9 @@ def numerical(row: RewardRow, truth: Gold, answer: str) -> Score:
     """1 for the same number however it is written: thousands separators, trailing zeros,
     fractions, scientific notation, a currency sign or a unit that the gold does not contradict.
 
-    ``x%`` equals ``x/100``; where only one side bears the sign, the bare figure above 1 does too.
-    A rounded answer counts when it has two decimals and three significant digits or more. What is
-    no plain number (LaTeX) is compared by math-verify.
+    ``x%`` equals ``x/100``; if only one side has the sign, a bare number above 1 matches as well.
+    A rounded answer counts if it has at least two decimals and three significant digits. LaTeX that
+    is not a plain number is compared by math-verify.
     """
     right = Figure.read(truth.answer)
     if right is None and not _same_latex(truth.answer, truth.answer):
@@ -131,7 +131,7 @@ def _power(text: str | None) -> Fraction:
 
 
 def _pairs(given: Figure, right: Figure) -> list[tuple[Fraction, Fraction]]:
-    """Answer and gold on the scales on which they may be compared."""
+    """Answer and gold on every scale on which they may be compared."""
     a, g = (f.value / 100 if f.percent else f.value for f in (given, right))
     pairs = [(a, g)]
     if given.percent != right.percent and abs(given.value) > 1:
@@ -140,7 +140,7 @@ def _pairs(given: Figure, right: Figure) -> list[tuple[Fraction, Fraction]]:
 
 
 def _rounded(gold: Fraction, answer: Fraction, decimals: int) -> bool:
-    """Whether ``answer``, written with that many decimals, is ``gold`` rounded."""
+    """Whether ``answer``, written with ``decimals`` decimals, is ``gold`` rounded."""
     unit = Fraction(1, 10**decimals)
     return decimals >= 2 and abs(answer) >= 100 * unit and abs(gold - answer) <= unit / 2
 
@@ -159,28 +159,28 @@ def _bare_latex(text: str) -> str:
 
 
 def _is_constant(latex: str) -> bool:
-    """Whether it is arithmetic on numbers that sympy evaluates in a moment."""
+    """Whether it is arithmetic on numbers that sympy evaluates quickly."""
     if len(latex) > _LONGEST_LATEX or latex.count("^") > 1 or not any(map(str.isdigit, latex)):
         return False
     return bool(_SAFE_LATEX.fullmatch(latex))
 
 
 def _same_latex(gold: str, answer: str) -> bool | None:
-    """math-verify's verdict on two constant expressions; ``None`` when one is not."""
+    """math-verify's verdict on two constant expressions; ``None`` if either is not one."""
     both = [_bare_latex(gold), _bare_latex(answer)]
     if not all(map(_is_constant, both)):
         return None
     with extra("rewards"):
         import math_verify
 
-    # its own time limit needs the main thread's alarm signal; what gets here needs none
+    # its own time limit needs the main thread's alarm signal; these expressions need no limit
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     config = [math_verify.LatexExtractionConfig()]
     wanted, found = (
         math_verify.parse(f"${text}$", extraction_config=config, parsing_timeout=None)
         for text in both
     )
-    # one over zero is a constant too, and equal to itself
+    # one over zero is also a constant, and equal to itself
     if not wanted or not found or not wanted[0].is_finite:
         return None
     return bool(math_verify.verify(wanted, found, timeout_seconds=None))

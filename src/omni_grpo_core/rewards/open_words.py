@@ -1,4 +1,4 @@
-"""Answers in open vocabulary: a set of words, and a plain yes or no."""
+"""Open-vocabulary answers: a set of words, or a plain yes or no."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class OpenWords:
         return cls(read_lists(path))
 
     def canonical(self, answer: str) -> frozenset[str]:
-        """Head words of the pieces of ``answer``; a word that no list has stands for itself."""
+        """Head words of the pieces of ``answer``; a word in no list is its own head word."""
         words = {fold(piece) for piece in _PIECES.split(tidy(answer))} - {""}
         return frozenset(self._head.get(word, word) for word in words)
 
@@ -56,9 +56,9 @@ class OpenWords:
 
 
 def yes_no(row: RewardRow, truth: Gold, answer: str) -> Score:
-    """1 when the answer's own word is the gold's: ``yes``/``no`` (是/否) by itself or as a clause
-    of its own ("Yes, he is"). A word inside a sentence ("I cannot know") is not one, and both
-    ("yes. no") are none."""
+    """1 if the answer's ``yes``/``no`` (是/否) is the gold's. It must be the whole answer or a
+    clause ("Yes, he is"): a word inside a sentence ("I cannot know") does not count, nor do both
+    ("yes. no")."""
     right = polarity(truth.answer)
     if right is None:
         raise bad_gold(row, truth.answer, "yes or no")
@@ -69,7 +69,7 @@ def yes_no(row: RewardRow, truth: Gold, answer: str) -> Score:
 
 
 def polarity(answer: str) -> bool | None:
-    """What the answer says, or ``None``.
+    """True for yes, False for no, ``None`` for neither or both.
 
     >>> polarity("No, he is not."), polarity("yes and no"), polarity("I cannot know")
     (False, None, None)
@@ -77,8 +77,8 @@ def polarity(answer: str) -> bool | None:
     clauses = [fold(clause) for clause in _CLAUSES.split(tidy(answer))]
     if not clauses or clauses[0] not in YES | NO:
         return None
-    said = {clause in YES for clause in clauses if clause in YES | NO}
-    return said.pop() if len(said) == 1 else None
+    found = {clause in YES for clause in clauses if clause in YES | NO}
+    return found.pop() if len(found) == 1 else None
 
 
 def _name(yes: bool) -> str:

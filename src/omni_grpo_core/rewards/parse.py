@@ -2,26 +2,26 @@
 
 Rules
 -----
-A completion is well formed when it is exactly, with nothing but white space (``str.isspace``)
-before, between and after::
+A completion is well formed if it is exactly this, with only white space (``str.isspace``) before,
+between and after::
 
     <context>…</context> <think>…</think> <answer>…</answer>
 
-* The six tags are ASCII, lower case, without inner spaces. Each stands once, in this order.
-  A tag at any other place makes the completion malformed: nested, repeated, unclosed or
-  unopened, whichever it is. So an ``<answer>`` inside ``<think>`` is never *the* answer.
-* A section whose content is empty or white space only is malformed: tags without content are
-  not an answer.
-* What merely resembles a tag is text: ``<ANSWER>``, ``< answer >``, ``＜answer＞``,
+* The six tags are ASCII, lower case, without inner spaces. Each occurs once, in this order.
+  A tag anywhere else (nested, repeated, unclosed, unopened) makes the completion malformed.
+  So an ``<answer>`` inside ``<think>`` is never *the* answer.
+* A section with empty or white-space content is malformed: tags without content are not an
+  answer.
+* Anything that merely resembles a tag is text: ``<ANSWER>``, ``< answer >``, ``＜answer＞``,
   ``&lt;answer&gt;``, ``<answer/>``. Inside a section it is content, outside it is junk.
 * Carriage returns and ideographic spaces are white space. NUL, zero-width characters, byte order
   marks, lone surrogates and direction marks are ordinary characters: content inside a section,
-  junk outside. Right-to-left text is taken in logical order, as stored.
+  junk outside. Right-to-left text is read in logical order, as stored.
 * Offsets count Python characters (code points) of the completion as given; content is never
   stripped, so ``completion[section.start:section.end] == section.text``.
 
-The text is scanned once from left to right for the next literal tag and the scan ends at the
-first tag that is out of turn, so time is linear in the length whatever the text holds.
+The text is scanned once from left to right for the next literal tag, and the scan ends at the
+first tag that is out of order, so time is linear in the length for any text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NOT_SPACE = re.compile(r"\S")
 
 
 def parse(completion: str) -> Parsed | Malformed:
-    """Take a completion apart.
+    """Parse a completion.
 
     >>> parse("<context>a man</context><think>he smiles</think>\\n<answer>B</answer>").answer
     Section(text='B', start=57, end=58)
@@ -53,9 +53,9 @@ def parse(completion: str) -> Parsed | Malformed:
 
 
 def sections(text: str, wanted: tuple[str, ...]) -> dict[str, Section] | Malformed:
-    """The sections ``wanted``, in that order and nothing else, or what is wrong first.
+    """Exactly the sections ``wanted``, in that order, or the first thing that is wrong.
 
-    A tag that is not wanted is out of turn wherever it stands.
+    A tag of any other section is out of order anywhere.
     """
     found: dict[str, Section] = {}
     open_name: str | None = None
@@ -73,9 +73,9 @@ def sections(text: str, wanted: tuple[str, ...]) -> dict[str, Section] | Malform
             junk = _NOT_SPACE.search(text, last, tag.start())
             if junk:
                 return _outside(text, junk.start(), tag.start())
-            turn = wanted[len(found)] if len(found) < len(wanted) else None
-            if closing or name != turn:
-                return Malformed(_out_of_turn(tag.group(), turn, found), tag.start())
+            due = wanted[len(found)] if len(found) < len(wanted) else None
+            if closing or name != due:
+                return Malformed(_out_of_order(tag.group(), due, found), tag.start())
             open_name = name
         last = tag.end()
     if open_name is not None:
@@ -89,9 +89,9 @@ def sections(text: str, wanted: tuple[str, ...]) -> dict[str, Section] | Malform
 
 
 def render(context: str, think: str, answer: str) -> str:
-    """Write a completion that :func:`parse` reads back.
+    """A completion that :func:`parse` reads back.
 
-    Raises :class:`~omni_grpo_core.errors.DataError` when a part is blank or holds a tag.
+    Raises :class:`~omni_grpo_core.errors.DataError` if a part is blank or contains a tag.
 
     >>> render("a man", "he smiles", "B")
     '<context>a man</context>\\n<think>he smiles</think>\\n<answer>B</answer>'
@@ -103,7 +103,7 @@ def render(context: str, think: str, answer: str) -> str:
                 f"<{name}> of a completion to write",
                 got=f"the tag {tag.group()} in it" if tag else "nothing but white space",
                 want="text without tags",
-                fix="mend the text; it could not be read back",
+                fix="remove tags and blank parts: the completion could not be parsed",
             )
     return f"<context>{context}</context>\n<think>{think}</think>\n<answer>{answer}</answer>"
 
@@ -112,15 +112,15 @@ def _outside(text: str, where: int, end: int) -> Malformed:
     return Malformed(f"text outside the tags: {text[where : min(end, where + 24)]!r}", where)
 
 
-def _out_of_turn(tag: str, turn: str | None, found: dict[str, Section]) -> str:
+def _out_of_order(tag: str, due: str | None, found: dict[str, Section]) -> str:
     if tag.strip("</>") in found:
         return f"{tag} a second time"
-    return f"{tag} where {f'<{turn}>' if turn else 'the end'} should be"
+    return f"{tag} where {f'<{due}>' if due else 'the end'} should be"
 
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """The sections of a gold solution, stripped; data sets may leave context and think out."""
+    """The stripped sections of a gold solution; data sets may omit context and think."""
 
     answer: str
     context: str | None
@@ -130,8 +130,8 @@ class Gold:
 def gold(row: RewardRow) -> Gold:
     """Read the gold of a row: any of the three sections in order, with an answer among them.
 
-    Raises :class:`~omni_grpo_core.errors.DataError` naming the row when the answer is not inside
-    ``<answer>`` tags, is blank, or the tags are not in order.
+    Raises :class:`~omni_grpo_core.errors.DataError` naming the row if the answer is not inside
+    ``<answer>`` tags or is blank, or the tags are out of order.
 
     >>> gold(RewardRow(0, "q", "t", {"solution": "<answer> B </answer>"}))
     Gold(answer='B', context=None, think=None)
@@ -143,14 +143,14 @@ def gold(row: RewardRow) -> Gold:
             row.item,
             got=f"gold {solution[:60]!r}: {found.what} at {found.where}",
             want="a gold of the form <answer>…</answer>, <context> and <think> before it if any",
-            fix="mend the row; a gold without an answer would match garbage",
+            fix="correct the row; a gold without an answer would match garbage",
         )
     context, think = (found[name].text.strip() if name in found else None for name in SECTIONS[:2])
     return Gold(answer=found["answer"].text.strip(), context=context, think=think)
 
 
 def gold_sections(solution: str) -> dict[str, Section] | Malformed:
-    """The answer, and of context and think what is there, or what is wrong with the tags."""
+    """The answer, with context and think if present, or what is wrong with the tags."""
     wanted = tuple(name for name in SECTIONS if name == "answer" or f"<{name}>" in solution)
     return sections(solution, wanted)
 
@@ -161,5 +161,5 @@ def bad_gold(row: RewardRow, answer: str, want: str) -> DataError:
         row.item,
         got=f"gold answer {answer[:60]!r} for problem_type {row.problem_type!r}",
         want=want,
-        fix="mend the gold or the problem_type of the row",
+        fix="correct the gold or the problem_type of the row",
     )

@@ -3,17 +3,17 @@
 Rubric
 ------
 Six cues: **who** is there, **face**, **gaze**, **gesture**, **voice**, **relation**. The words of a
-cue stand in ``data/people_en.yaml`` and ``data/people_zh.yaml``; both lists are always in force.
+cue are in ``data/people_en.yaml`` and ``data/people_zh.yaml``; both lists always apply.
 
 1. Malformed, or degenerate by the text rules of :mod:`~omni_grpo_core.rewards.degenerate`: 0.
-2. *Hits* of a cue: how many different list entries occur in ``<context>`` and ``<think>``
+2. *Hits* of a cue: the number of different list entries in ``<context>`` and ``<think>``
    together. An entry counts once, however often and in whatever inflection it occurs.
-3. With a gold context, each cue that the gold attends to asks for as many hits as the gold has,
-   at most ``CAP``; it pays the share that is met, and the reward is the mean over those cues. Cues
-   that the gold does not have pay nothing: naming a gaze nobody could see is not attention. A gold
-   context without people: unscored, the question has no measure there.
-4. Without one, a cue asks for ``CAP`` hits, and ``ENOUGH`` cues in full are worth 1.
-5. A list of cue words is no description: ``STUFFED_HITS`` or more entries that make up more than
+3. With a gold context, each cue in the gold requires as many hits as the gold has, at most
+   ``CAP``; it pays the fraction reached, and the reward is the mean over those cues. Cues that the
+   gold does not have pay nothing: naming a gaze that nobody could see is not attention. A gold
+   context without people leaves the row unscored.
+4. Without a gold context, a cue requires ``CAP`` hits, and ``ENOUGH`` full cues are worth 1.
+5. A list of cue words is not a description: ``STUFFED_HITS`` or more entries that make up more than
    ``STUFFED_SHARE`` of the letters of a section earn 0.
 """
 
@@ -40,11 +40,11 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
 
 class PeopleFocus(Reward):
-    """The rubric above. ``words``: cue → words, in place of the shipped lists.
+    """The rubric above. ``words``: cue → words, instead of the shipped lists.
 
-    >>> told = "<context>A man smiles at his friend.</context><think>He nods.</think>"
+    >>> text = "<context>A man smiles at his friend.</context><think>He nods.</think>"
     >>> columns = {"solution": ["<context>A man smiles.</context><answer>A</answer>"]}
-    >>> PeopleFocus().explain(["q"], [told + "<answer>A</answer>"], **columns)
+    >>> PeopleFocus().explain(["q"], [text + "<answer>A</answer>"], **columns)
     [Score(value=1.0, reason='who 1/1, face 1/1')]
     """
 
@@ -56,7 +56,7 @@ class PeopleFocus(Reward):
 
     @classmethod
     def from_files(cls, *paths: Path) -> PeopleFocus:
-        """Word lists from YAML files, joined. Raises ConfigError naming the file."""
+        """Merged word lists from YAML files. Raises ConfigError naming the file."""
         return cls(_join([read_lists(path) for path in paths]))
 
     def score(self, row: RewardRow) -> Score:
@@ -64,7 +64,7 @@ class PeopleFocus(Reward):
         parsed = parse(row.text)
         if isinstance(parsed, Malformed):
             return Score(0.0, f"malformed: {parsed.what} at {parsed.where}")
-        # each by itself, so that a sound section does not hide a garbage one
+        # one by one, so that a sound section does not hide a garbage one
         for section in (parsed.context.text, parsed.think.text):
             garbage = degenerate_text(section)
             if garbage:
@@ -90,19 +90,19 @@ class PeopleFocus(Reward):
 
 
 class CueLists:
-    """Word lists made ready for one pass over a text.
+    """Word lists prepared for one pass over a text.
 
-    Raises :class:`~omni_grpo_core.errors.ConfigError` for a cue that the rubric does not have.
+    Raises :class:`~omni_grpo_core.errors.ConfigError` for an unknown cue.
     """
 
     def __init__(self, lists: Mapping[str, Sequence[str]]) -> None:
-        strange = sorted(set(lists) - set(CUES))
-        if strange:
+        unknown = sorted(set(lists) - set(CUES))
+        if unknown:
             raise ConfigError(
                 "people_focus word lists",
-                got=f"cue {strange[0]!r}",
+                got=f"cue {unknown[0]!r}",
                 want="cues among " + ", ".join(CUES),
-                fix="rename the cue, or score it with a reward of your own",
+                fix="rename the cue, or score it with your own reward",
             )
         self._words: dict[str, str] = {}
         self._stems: dict[str, str] = {}
@@ -122,7 +122,7 @@ class CueLists:
         self._stem_lengths = sorted({len(stem) for stem in self._stems})
 
     def hits(self, text: str) -> tuple[dict[str, int], float]:
-        """Different entries found, by cue, and the share of the letters that they cover."""
+        """Number of different entries found per cue, and the share of letters they cover."""
         folded = tidy(text).casefold()
         found: dict[str, str] = {}
         covered = total = 0

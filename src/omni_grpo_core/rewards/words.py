@@ -1,4 +1,4 @@
-"""Small text tools that several rewards share."""
+"""Small text helpers shared by several rewards."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _WORD_OR_SIGN = re.compile(_UNSPACED.pattern + r"|[^\W_]+")
 _bad = partial(
     ConfigError,
     want="YAML of the form 'name: [word, word]', every word a non-empty string",
-    fix='mend the file; quote words such as "yes" and "no"',
+    fix='correct the file; quote words such as "yes" and "no"',
 )
 
 
 def tidy(text: str) -> str:
-    """Compatibility forms folded (full-width letters), white space single, none at the ends.
+    """Compatibility forms (full-width letters) folded, white space collapsed and stripped.
 
     >>> tidy("  Ａ，  b ")
     'A, b'
@@ -44,7 +44,7 @@ def fold(text: str) -> str:
 
 
 def unspaced(text: str) -> bool:
-    """Whether at least half of the letters are of a script written without spaces.
+    """Whether at least half of the letters belong to a script written without spaces.
 
     >>> unspaced("他在笑 OK"), unspaced("a man, 男")
     (True, False)
@@ -54,7 +54,7 @@ def unspaced(text: str) -> bool:
 
 
 def tokens(text: str) -> list[str]:
-    """Words, or single characters where a script has no spaces; case folded.
+    """Case-folded words, or single characters where a script has no spaces.
 
     >>> tokens("He smiles, 他笑了")
     ['he', 'smiles', '他', '笑', '了']
@@ -79,7 +79,7 @@ def parse_lists(text: str, item: str) -> Mapping[str, Sequence[str]]:
     try:
         lists = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise _bad(item, got=f"no YAML ({str(error).splitlines()[0]})") from error
+        raise _bad(item, got=f"invalid YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(lists, dict) or not lists:
         raise _bad(item, got=type(lists).__name__)
     for name, words in lists.items():

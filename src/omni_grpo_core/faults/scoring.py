@@ -1,4 +1,4 @@
-"""The loop's middle: completions to rewards, rewards to advantages."""
+"""The loop's second part: completions to rewards, rewards to advantages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from omni_grpo_core.trace.calls import AdvantageSeen
 from omni_grpo_core.types import Score
 
 
-class Judging:
-    """Every method is a seam that a fault may replace."""
+class Scoring:
+    """From completions to advantages. Every method is a seam that a fault may replace."""
 
     config: LoopConfig
     policy: Policy
@@ -26,7 +26,7 @@ class Judging:
     reward_weights: list[float]
 
     def columns(self, drawn: list[Drawn]) -> dict[str, list[Any]]:
-        """The columns of the data set, one value for each completion."""
+        """The columns of the data set, one value per completion."""
         return {name: [one.row[name] for one in drawn] for name in COLUMNS}
 
     def score(self, prompts: list[str], texts: list[str], drawn: list[Drawn]) -> Tensor:
@@ -41,18 +41,18 @@ class Judging:
         ).T
 
     def total(self, rewards: Tensor) -> Tensor:
-        """(N,): the weighted sum; a partial reward acts on its own tokens instead."""
+        """(N,): the weighted sum, without a partial reward, which acts on its own tokens."""
         weights = torch.tensor(self.reward_weights)
         if self.config.partial:
             weights[-1] = 0.0
         return (rewards * weights).nansum(1)
 
     def group_ids(self, drawn: list[Drawn]) -> list[str]:
-        """Whose completion each row is."""
+        """The sample id of each completion."""
         return [str(one.row["sample_id"]) for one in drawn]
 
     def normalise(self, rewards: Tensor, groups: Sequence[str]) -> Tensor:
-        """(N,): reward minus the group's mean, over its deviation."""
+        """(N,): reward minus the group's mean, divided by its standard deviation."""
         advantages = torch.zeros_like(rewards)
         for name in dict.fromkeys(groups):
             members = torch.tensor([group == name for group in groups])
@@ -68,7 +68,7 @@ class Judging:
     def advantages(
         self, rewards: Tensor, drawn: list[Drawn], ids: Tensor, mask: Tensor
     ) -> AdvantageSeen:
-        """Advantages as they go into the loss."""
+        """Advantages as used in the loss."""
         groups = self.group_ids(drawn)
         total = self.total(rewards)
         values = self.normalise(total, groups)
@@ -88,8 +88,8 @@ _CONTEXT = re.compile(r"\s*<context>([^<]+)</context>")
 
 
 class Recall(Reward):
-    """How much of the gold's context the completion's context says: words shared, of all words of
-    the two. A completion that does not begin with a whole context earns 0, whatever follows."""
+    """Overlap of the completion's context with the gold's: shared words over all words of the two.
+    A completion that does not begin with a complete context earns 0, whatever follows."""
 
     def __init__(self) -> None:
         super().__init__("recall")
@@ -101,15 +101,15 @@ class Recall(Reward):
         given = _CONTEXT.match(row.text)
         if given is None:
             return Score(0.0, "no whole context at the start")
-        wanted, said = (set(_WORD.findall(found.group(1).lower())) for found in (gold, given))
-        shared = len(wanted & said)
-        return Score(shared / max(len(wanted | said), 1), f"{shared} words shared")
+        wanted, used = (set(_WORD.findall(found.group(1).lower())) for found in (gold, given))
+        shared = len(wanted & used)
+        return Score(shared / max(len(wanted | used), 1), f"{shared} words shared")
 
 
 def context_mask(policy: Policy, ids: Tensor, mask: Tensor) -> Tensor:
-    """bool, (N, C): tokens that spell what stands inside ``<context>``; none where there is none.
+    """bool, (N, C): tokens of the text inside ``<context>``; none if it is missing.
 
-    Found from text offsets: the same tag has other ids at other places of a text.
+    Found by text offsets: the same tag is tokenized differently at different places.
     """
     found = torch.zeros_like(mask)
     for row, (tokens, kept) in enumerate(zip(ids, mask, strict=True)):

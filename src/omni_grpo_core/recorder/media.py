@@ -1,4 +1,4 @@
-"""Images, clips and waveforms as they are handed to a processor."""
+"""Images, clips and waveforms as a processor receives them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from omni_grpo_core.types import Modality
 def media_seen(
     modality: Modality, given: Any, fits: Callable[[Tensor], bool]
 ) -> tuple[MediumSeen, ...]:
-    """Every medium of one processor argument, in call order. The same object given several times
-    (a prompt repeated for its group) is described once."""
+    """Every medium of one processor argument, in call order. An object passed several times (a
+    prompt repeated for its group) is described once."""
     known: dict[int, MediumSeen] = {}
     items = _items(modality, given)
     return tuple(
@@ -30,7 +30,7 @@ def media_seen(
 
 
 def _items(modality: Modality, given: Any) -> list[Any]:
-    """A single medium, a list of them, or a list for each row."""
+    """A single medium, a list of them, or a list per row."""
     if given is None:
         return []
     if not isinstance(given, list | tuple):
@@ -43,7 +43,7 @@ def _items(modality: Modality, given: Any) -> list[Any]:
 
 
 def _is_one(modality: Modality, given: Sequence[Any]) -> bool:
-    """Whether a list is itself one medium: frames of a clip, numbers of a waveform."""
+    """Whether a list is itself one medium: the frames of a clip, the samples of a waveform."""
     first = given[0] if len(given) else None
     if modality == "audio":
         return isinstance(first, float | int)
@@ -82,12 +82,12 @@ def _tensor(item: Any) -> Tensor:
         return torch.stack([_tensor(frame) for frame in item])
     array = np.asarray(item)
     if array.dtype == np.float16 or array.dtype.kind in "biuf":
-        # a copy: arrays of pictures are read-only, which torch warns of
+        # a copy: arrays of images are read-only, which torch warns about
         return torch.from_numpy(np.array(array))
     return torch.empty(0)
 
 
 def _hash(tensor: Tensor) -> str:
     flat = tensor.contiguous().flatten()
-    # bfloat16 has no numpy dtype; the bytes are what counts
+    # bfloat16 has no numpy dtype; only the bytes matter
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
