@@ -1,4 +1,4 @@
-"""What every test runs under: few threads, no hub, no network, one hypothesis profile.
+"""Settings of every test: few threads, no hub, no network, one hypothesis profile.
 
 The environment is set when this file is loaded, before any test module can import torch or
 transformers, which read it once.
@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-# fixtures of more than one folder; modules, because mypy takes one file named conftest only
+# fixtures shared between folders; modules, because mypy accepts only one file named conftest
 pytest_plugins = [
     "shipped_fixtures",
     "qwen3_fixtures",
@@ -28,19 +28,19 @@ pytest_plugins = [
 ]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # a shell without job control starts what runs in the background so, and tests send Ctrl-C to
-    # processes of their own, which inherit it
+    # a shell without job control starts background processes like this, and the tests' own
+    # processes, to which they send Ctrl-C, inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # workers are the parallelism; a thread pool in each would only make them wait for one another
+    # the workers run in parallel; thread pools in each would only make them wait for one another
     for pool in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[pool] = "1"
 
-# A slow machine is no bug: neither profile looks at the clock. Whoever runs the suite gets the same
-# examples; new ones are drawn in the slow lane, which keeps those that fail, tries them first the
-# next time, and prints what reproduces them.
+# A slow machine is not a bug: neither profile has a deadline. The default suite always runs the
+# same examples; the slow profile draws new ones, keeps those that fail, tries them first next
+# time, and prints how to reproduce them.
 settings.register_profile(
     "default",
     deadline=None,
@@ -59,9 +59,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(autouse=True)
-def process_as_it_was() -> Iterator[None]:
-    """A command that runs in this process changes import path and environment for good; the next
-    test, whichever it is, sees neither."""
+def process_restored() -> Iterator[None]:
+    """Restores import path and environment, which a command that runs in this process changes for
+    good."""
     path, environment = [*sys.path], {**os.environ}
     yield
     sys.path[:] = path
@@ -83,7 +83,7 @@ def _guarded(call: Callable[..., Any]) -> Callable[..., Any]:
     def guard(sock: socket.socket, *args: Any) -> Any:
         address = args[-1]
         if sock.family != getattr(socket, "AF_UNIX", None) and not _is_loopback(address[0]):
-            pytest.fail(f"a test reached for the network: {address!r}")
+            pytest.fail(f"a test tried to use the network: {address!r}")
         return call(sock, *args)
 
     return guard
@@ -91,10 +91,10 @@ def _guarded(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session", autouse=True)
 def loopback_only() -> Iterator[None]:
-    """Fail any test that connects, sends or looks a name up beyond this machine.
+    """Fail any test that connects, sends or looks up a name beyond this machine.
 
-    ``pytest.fail`` raises what ``except Exception`` does not catch, so a client that retries or
-    falls back on errors cannot hide the attempt.
+    ``pytest.fail`` raises an exception that ``except Exception`` does not catch, so a client that
+    retries or falls back on errors cannot hide the attempt.
     """
     look_up = socket.getaddrinfo
 

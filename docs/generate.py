@@ -241,7 +241,8 @@ def stages() -> str:
         "One graph, used by `omni-grpo check`, by goldens and by the doctor's replay. Each stage "
         "takes frozen values and returns a new one; a check compares it with something that cannot "
         "be wrong in the same way. Stages without checks are there for the checks of others, or "
-        "for goldens."
+        "for goldens. The last three, `advantage`, `loss` and `gradient`, belong to a training "
+        "step: [Training](training.md)."
     )
     return page(
         "Stages and checks", [intro, table(("stage", "value", "made from", "checks"), lines)]

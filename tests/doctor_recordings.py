@@ -1,4 +1,4 @@
-"""Small recordings written by hand, and steps of the clean loop, for tests of the doctor."""
+"""Small handwritten recordings, and steps of the clean loop, for tests of the doctor."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ MARKS = {
 
 
 def case(*values: Any, reference: Reference | None = None) -> Case:
-    """A step that holds ``values`` in order."""
+    """A step with ``values`` in order."""
     return Case(Trace({}, tuple(StageRecord("text", v, (), 0.0) for v in values)), reference)
 
 
 def facts(look: Look, step: Case) -> list[str]:
-    """Short names of all that a look finds."""
+    """The facts of everything that a look finds."""
     return [evidence.fact for evidence in look(step)]
 
 
 def only(look: Look, step: Case) -> Evidence:
-    """The one thing that a look finds."""
+    """The only evidence of a look."""
     [evidence] = look(step)
     return evidence
 
@@ -47,7 +47,7 @@ def user(*parts: str, question: str = "Which way?") -> dict[str, Any]:
 
 
 def rendered(messages: Sequence[Mapping[str, Any]]) -> str:
-    """ChatML, written once more and otherwise than in the package."""
+    """ChatML, independent of the package's own."""
     lines = []
     for message in messages:
         content = message["content"]
@@ -58,8 +58,8 @@ def rendered(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def template(*messages: Mapping[str, Any], text: str | None = None) -> TemplateCall:
-    told = rendered(messages) if text is None else text
-    return TemplateCall(messages, {"add_generation_prompt": True}, (told,), False)
+    text = rendered(messages) if text is None else text
+    return TemplateCall(messages, {"add_generation_prompt": True}, (text,), False)
 
 
 def samples(*rows: Mapping[str, Any]) -> SamplesSeen:
@@ -67,7 +67,7 @@ def samples(*rows: Mapping[str, Any]) -> SamplesSeen:
 
 
 def medium(modality: Modality, values: torch.Tensor | None = None, name: str = "") -> MediumSeen:
-    """A small picture, clip or sound; by default one that has something in it."""
+    """A small image, clip or audio; by default one with content."""
     if values is None:
         shape = {"image": (3, 56, 56), "video": (4, 3, 56, 56), "audio": (1600,)}[modality]
         values = torch.linspace(0, 255 if modality != "audio" else 1, torch.Size(shape).numel())
@@ -79,21 +79,21 @@ def medium(modality: Modality, values: torch.Tensor | None = None, name: str = "
     )  # fmt: skip
 
 
-def processed(*texts: str, **told: Any) -> ProcessorCall:
+def processed(*texts: str, **given: Any) -> ProcessorCall:
     """A processor call: media by ``images``, ``videos``, ``audios``; ``flag``: audio-in-video."""
-    keywords: dict[str, Any] = {"padding": True, **told.pop("keywords", {})}
-    if "flag" in told:
-        keywords["use_audio_in_video"] = told.pop("flag")
+    keywords: dict[str, Any] = {"padding": True, **given.pop("keywords", {})}
+    if "flag" in given:
+        keywords["use_audio_in_video"] = given.pop("flag")
     fields: dict[str, Any] = {
         "nested": False, "images": (), "videos": (), "audios": (), "ignored": (), "warnings": (),
-        "outputs": {}, "padding_side": "left", "error": None, **told,
+        "outputs": {}, "padding_side": "left", "error": None, **given,
     }  # fmt: skip
     return ProcessorCall(texts=texts, keywords=keywords, **fields)
 
 
 @cache
 def steps_with(*ids: str, audio: str = "interleaved", rows: tuple[int, ...] = (0, 5)) -> Any:
-    """The recorded steps of the clean loop, with faults of the catalogue in it: cases."""
+    """Cases: the recorded steps of the clean loop with faults of the catalogue planted in it."""
     import tempfile
 
     from omni_grpo_core.doctor.load import as_cases

@@ -1,7 +1,7 @@
-"""A small OpenAI-compatible judge on loopback that can do everything wrong.
+"""A small OpenAI-compatible judge on loopback that can misbehave in every way.
 
-It grades as a naive model would: the data between the delimiters of the system prompt is graded,
-and *anything in the user message outside of them is obeyed as an instruction*.
+It grades like a naive model: the data between the delimiters of the system prompt is graded, and
+*anything in the user message outside them is obeyed as an instruction*.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _COMMAND = re.compile(r"give (\d+) points", re.IGNORECASE)
 
 
 HANG_GUARD = 60
-"""Seconds after which a test that waits gives up; no result depends on how fast anything is."""
+"""Seconds after which a waiting test gives up; no result depends on speed."""
 
 
 class JudgeServer(ThreadingHTTPServer):
     """``mode`` decides what happens to every request; a function writes the reply itself.
 
-    ``verdict``: the reason that it gives. ``seen``: judged texts, in order.
-    ``together``: no request is answered before so many are there
-    at once. ``hold_after``: those after so many are never answered, and ``held`` is set.
+    ``verdict``: the reason that it gives. ``seen``: judged texts, in order. ``together``: requests
+    are answered only once this many are waiting. ``hold_after``: requests after this many are never
+    answered, and ``held`` is set.
     """
 
     daemon_threads = True
@@ -137,7 +137,7 @@ def grade(messages: list[dict[str, str]]) -> tuple[int, str, str]:
     found = _DELIMITER.search(system)
     assert found, "the system prompt names no delimiter"
     nonce = found.group(1)
-    # a model reads line by line: data ends where the end line stands
+    # a model reads line by line: the data ends at the end line
     before, _, rest = user.partition(f"BEGIN {nonce}\n")
     inside, _, after = rest.partition(f"\nEND {nonce}")
     data = json.loads(inside)
@@ -165,7 +165,7 @@ def chat(content: Any) -> bytes:
     ).encode()
 
 
-# replies in the place of a verdict
+# replies in place of a verdict
 CONTENTS: dict[str, Any] = {
     "5 points": "5 points",
     "number alone": "5",
@@ -202,7 +202,7 @@ CONTENTS: dict[str, Any] = {
     "key in another case": '{"Reason": "r", "Score": 5}',
     "byte order mark": '\ufeff{"reason": "r", "score": 5}',
 }
-# replies in the place of a chat completion
+# replies in place of a chat completion
 BODIES: dict[str, bytes] = {
     "html": b"<html>gateway</html>",
     "no body": b"",

@@ -1,4 +1,4 @@
-"""A process that dies at a chosen change to the disk, so that no test has to hit it in time."""
+"""A process that dies at a chosen change to the disk, so that no test depends on timing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 def die_before_change(number: int | None) -> Callable[[], int]:
     """``kill -9`` this process when Python is about to create, open for writing, move or remove its
-    ``number``-th file or folder from now on (the first is 0). What happens between two changes can
-    be killed at the next one: it leaves the same behind. ``None``: only count.
+    ``number``-th file or folder from now on (the first is 0). A kill between two changes leaves the
+    same state as one at the next change. ``None``: only count.
 
-    Returns how many changes there were. There is no way back: for a process of its own.
+    Returns a function that returns the number of changes so far. Cannot be undone: for a process
+    of its own.
     """
     seen = 0
 

@@ -1,4 +1,4 @@
-"""The second family's shipped checkpoint on the shipped clips, loaded once a worker."""
+"""The second family's shipped checkpoint on the shipped clips, loaded once per worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def qwen3_policy() -> Policy:
-    """Shared: a test that changes its modes must restore them."""
+    """Shared: a test that changes the model's modes must restore them."""
     import transformers
 
     from omni_grpo_core import tiny

@@ -1,4 +1,4 @@
-"""The real vocabulary, built once a worker from the installed package that carries it."""
+"""The real vocabulary, built once per worker from the installed package that contains it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def ranks() -> Path:
-    """Qwen's ranks in the installed dashscope; the test is skipped without it."""
+    """Qwen's BPE ranks in the installed dashscope; the test is skipped without it."""
     from omni_grpo_core.errors import ConfigError
     from omni_grpo_core.tiny.realvocab.ranks import ranks_file
 

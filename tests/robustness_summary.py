@@ -1,7 +1,7 @@
 """Which cases of tests/robustness run by default, and how they ended.
 
-The whole table takes two minutes of both cores. Every third case of each file runs in the default
-suite, all of them with ``-m "slow or not slow"`` and in the slow lane.
+All cases take two minutes of two cores. Every third case of each file runs in the default suite,
+all of them with ``-m "slow or not slow"`` and in the slow environment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _EVERY = 3
 TABLE = Path(__file__).parent / "robustness"
 
 
-@pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
+@pytest.hookimpl(tryfirst=True)  # before those marked slow are deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: Counter[Path] = Counter()
     for item in items:

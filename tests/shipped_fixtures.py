@@ -1,4 +1,4 @@
-"""The shipped tiny checkpoint and clips, loaded once a worker."""
+"""The shipped tiny checkpoint and clips, loaded once per worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def policy() -> Policy:
-    """Shared: a test that changes its modes must restore them."""
+    """Shared: a test that changes the model's modes must restore them."""
     from omni_grpo_core import tiny
     from omni_grpo_core.core.policy import load_policy
 
@@ -71,8 +71,8 @@ def mixed(policy: Policy, inputs: Inputs) -> Batch:
 
 @pytest.fixture
 def run_cli() -> Callable[..., tuple[int, str, str]]:
-    """Run ``omni-grpo ARGS`` in this process -> exit code, stdout, stderr. A fault of our own
-    (exit code 3) fails the test with its traceback."""
+    """Run ``omni-grpo ARGS`` in this process -> exit code, stdout, stderr. A bug (exit code 3)
+    fails the test with its traceback."""
     from omni_grpo_core.cli.main import app
     from omni_grpo_core.io.exits import run
 

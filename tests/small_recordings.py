@@ -1,4 +1,4 @@
-"""Values of a recorded step, small enough to check by hand; each function's defaults are healthy.
+"""Values of a recorded step, small enough to check by hand; the defaults are healthy.
 
 Two prompts of three tokens, two completions each. Token 9 is the eos, 0 is padding.
 """
@@ -41,7 +41,7 @@ def case(*values: Call, reference: Reference | None = None) -> Case:
 
 
 def found(looks: Sequence[Look], recorded: Case) -> dict[str, Evidence]:
-    """What some looks found, by fact; the first of each."""
+    """What the looks found, by fact; the first of each."""
     seen: dict[str, Evidence] = {}
     for look in looks:
         for evidence in look(recorded):
@@ -63,7 +63,7 @@ def generated(
     logprobs: Tensor | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> GenerateCall:
-    """A rollout; ``prompts``: which of the two prompts each row has."""
+    """A rollout; ``prompts``: index of each row's prompt."""
     ids = torch.tensor([PROMPTS[at] for at in prompts])
     settings = {"do_sample": True, "temperature": 1.0, "eos_token_id": [EOS], "max_new_tokens": 3}
     return GenerateCall(
@@ -112,8 +112,8 @@ def advantaged(
     spans: Mapping[str, Tensor] | None = None,
     scale: str = "group",
 ) -> AdvantageSeen:
-    """Deviations of (1, 0) and (2, 0) are 1 / sqrt 2 and sqrt 2, so unbiased scaling gives
-    1 / sqrt 2 for each; ``advantages`` is multiplied by that."""
+    """The standard deviations of (1, 0) and (2, 0) are 1 / sqrt 2 and sqrt 2, so unbiased scaling
+    gives 1 / sqrt 2 for each; ``advantages`` is multiplied by that."""
     values = torch.as_tensor(advantages, dtype=torch.float64)
     return AdvantageSeen(
         rewards=torch.tensor(rewards),
@@ -137,7 +137,7 @@ def lost(
     metrics: Mapping[str, float] | None = None,
     requires_grad: bool = True,
 ) -> LossSeen:
-    """Every token has probability 1/3 unless said: not a number of 16 bits."""
+    """Every token has probability 1/3 by default: not representable in 16 bits."""
     rows, width = torch.tensor(mask).shape
     given = torch.full((rows, width), 1 / 3).log() if logprobs is None else logprobs
     return LossSeen(

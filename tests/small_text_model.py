@@ -1,4 +1,4 @@
-"""A text model from scratch, for other people's trainers."""
+"""A text model from scratch, for tests of third-party trainers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def text_model() -> tuple[Any, Any]:
-    """A Qwen2 of two small layers and a byte-level tokenizer, from scratch."""
+    """A Qwen2 with two small layers, and a byte-level tokenizer."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM

@@ -1,4 +1,4 @@
-"""A hand-made trace of one two-row batch: small enough to check by eye, every kind of value in it.
+"""A handwritten trace of a two-row batch: small enough to check by eye, with every kind of value.
 
 Row 0 is a clip with eight video and four audio tokens, row 1 is text only.
 """
@@ -107,7 +107,7 @@ def small_trace(batch: Batch | None = None) -> Trace:
 
 
 def with_value(trace: Trace, stage: Stage, value: object) -> Trace:
-    """``trace`` with another value at one stage."""
+    """``trace`` with its value at one stage replaced."""
     return replace(
         trace,
         stages=tuple(replace(r, value=value) if r.stage == stage else r for r in trace.stages),

@@ -1,4 +1,4 @@
-"""The tree of errors: what its docstring draws is what there is, and each error can be acted on."""
+"""The tree of errors is as its docstring shows it, and each message has all five fields."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_the_module_has_no_class_outside_the_tree() -> None:
 STAGED = [kind for kind in LEAVES if kind is not MissingExtra]
 
 
-def test_a_missing_package_is_a_setting_and_what_every_library_calls_it() -> None:
+def test_a_missing_extra_is_a_config_error_and_an_import_error() -> None:
     assert MissingExtra.__bases__ == (ConfigError, ImportError)
 
 
 @pytest.mark.parametrize("kind", STAGED)
-def test_every_other_error_hangs_directly_on_the_root_and_names_a_stage_of_its_own(
+def test_every_other_error_derives_directly_from_the_root_and_has_its_own_stage(
     kind: type[OmniGrpoError],
 ) -> None:
     assert kind.__bases__ == (OmniGrpoError,)
@@ -54,7 +54,7 @@ def test_the_message_says_stage_item_got_want_and_fix(kind: type[OmniGrpoError])
 
 
 @pytest.mark.parametrize("kind", public_errors())
-def test_an_error_crosses_to_another_process_whole(kind: type[OmniGrpoError]) -> None:
+def test_an_error_survives_pickling(kind: type[OmniGrpoError]) -> None:
     error = kind("row 7", got="no answer", want="one answer", fix="add it")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
@@ -67,6 +67,6 @@ def test_an_error_crosses_to_another_process_whole(kind: type[OmniGrpoError]) ->
     )
 
 
-def test_the_parts_are_given_by_name() -> None:
+def test_the_fields_are_keyword_only() -> None:
     with pytest.raises(TypeError):
         OmniGrpoError("row 7", "no answer", "one answer", "add it")  # type: ignore[call-arg]

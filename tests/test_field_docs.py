@@ -1,4 +1,4 @@
-"""The API documentation is made from docstrings: every field of a public value has its own."""
+"""The API documentation is made from docstrings: every public field has one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user of the library meets first: its names, what an import costs, and the example."""
+"""What a user of the library sees first: its names, the cost of an import, and the example."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 class Plain(str):
-    """Text that stands in a signature as it is."""
+    """Text shown in a signature without quotes."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def signature(function: Callable[..., object]) -> str:
-    """As it is written; a default without a readable text is ``...``."""
+    """As in the source; a default without a readable text is ``...``."""
     found = inspect.signature(function)
     parameters = [
         p.replace(
@@ -63,7 +63,7 @@ def signature(function: Callable[..., object]) -> str:
 
 
 def described(name: str, value: object) -> Iterator[str]:
-    """A name as a user calls it; below a class what it has beside its fields."""
+    """A name as a user calls it; below a class its properties and methods."""
     if isinstance(value, type):
         bases = ", ".join(base.__name__ for base in value.__bases__ if base is not object)
         yield f"class {name}({bases})" if bases else f"class {name}"
@@ -83,19 +83,19 @@ def surface() -> str:
 
 
 def test_the_public_surface_is_the_one_on_record() -> None:
-    """What stands there is promised. A change is made on purpose, by
+    """The recorded surface is a promise. A change is made deliberately, by
     ``python tests/test_front_door.py > tests/public_surface.txt``, and has a line in the
     changelog."""
     assert surface() == SURFACE.read_text(encoding="utf-8")
 
 
-def test_every_name_is_imported_and_comes_from_where_the_stub_says() -> None:
+def test_every_name_is_imported_and_comes_from_the_module_in_the_stub() -> None:
     stub = Path(omni_grpo_core.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
     for name in NAMES:
-        (home,) = re.findall(rf"from (\S+) import {name} as {name}$", stub, re.MULTILINE)
+        (module,) = re.findall(rf"from (\S+) import {name} as {name}$", stub, re.MULTILINE)
         found = getattr(omni_grpo_core, name)
-        assert getattr(found, "__module__", home) == home, "its own home, not one it passes through"
-        assert name == "__version__" or inspect.getdoc(found), f"{name} says what it is"
+        assert getattr(found, "__module__", module) == module, "its own module, not a re-export"
+        assert name == "__version__" or inspect.getdoc(found), f"{name} has a docstring"
     assert dir(omni_grpo_core) == NAMES
 
 
@@ -113,12 +113,12 @@ def test_one_line_imports_the_core() -> None:
     assert all(map(callable, steps))
 
 
-def test_another_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'load_polic'"):
         omni_grpo_core.load_polic  # type: ignore[attr-defined]  # noqa: B018
 
 
-# ------------------------------------------------------------------ what an import costs
+# ------------------------------------------------------------------ the cost of an import
 
 
 @pytest.mark.parametrize(
@@ -127,15 +127,15 @@ def test_another_name_is_an_attribute_error() -> None:
     ids=["import", "--help"],
 )
 def test_what_people_wait_for_loads_nothing_heavy(command: tuple[str, ...]) -> None:
-    """rich alone took longer than all the rest of ``--help``."""
+    """rich alone took longer than the rest of ``--help``."""
     timed = run("-X", "importtime", *command).stderr
     modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in timed.splitlines()}
     assert "omni_grpo_core" in modules
     assert not modules & {"torch", "transformers", "numpy", "av", "PIL", "yaml", "rich"}
 
 
-def test_recording_needs_torch_numpy_and_safetensors_alone(tmp_path: Path) -> None:
-    """Two lines in somebody's trainer asked for everything that training and judging need."""
+def test_recording_needs_only_torch_numpy_and_safetensors(tmp_path: Path) -> None:
+    """Two lines in a third-party trainer required everything that training and judging need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     others = {canonicalize_name(Requirement(line).name) for line in lines}
@@ -161,7 +161,7 @@ def test_the_example_is_a_page_and_ends_with_a_higher_reward() -> None:
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 120
     last = run(EXAMPLE).stdout.splitlines()[-1]
     before, after = map(float, re.fullmatch(r"reward (\S+) -> (\S+)", last).groups())  # type: ignore[union-attr]
-    # the same questions and draws: 0.17 and 0.38; half the rise is left to other machines' rounding
+    # measured 0.17 and 0.38 on the same questions and draws; other machines' rounding may take half
     assert after > before + 0.1
 
 

@@ -1,7 +1,7 @@
-"""Goldens of the shipped clips, every stage, both families, under whatever libraries are installed.
+"""Goldens of the shipped clips, every stage, both families, under the installed libraries.
 
-After a library or model upgrade these say which stage moved first. ``omni-grpo golden regen`` makes
-new ones for review; a test never writes one.
+After a library or model upgrade these show which stage changed first. ``omni-grpo golden regen``
+makes new ones for review; a test never writes one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def test_shipped_case_of_the_second_family(case: str, qwen3_policy: Policy) -> N
 
 
 @pytest.mark.parametrize("folder", [FOLDER, QWEN3], ids=lambda folder: folder.name)
-def test_a_case_takes_no_more_room_than_a_review_can_bear(folder: Path) -> None:
+def test_a_case_is_small_enough_to_review(folder: Path) -> None:
     suite = load_suite(folder)
     sizes: Counter[tuple[str, str]] = Counter()
     for case in suite.cases:
@@ -46,7 +46,7 @@ def test_a_case_takes_no_more_room_than_a_review_can_bear(folder: Path) -> None:
     assert {pair: size for pair, size in sizes.items() if size > 40_000} == {}
 
 
-def test_the_cases_are_what_their_names_say() -> None:
+def test_the_cases_match_their_names() -> None:
     samples = SUITE.samples(tuple(SUITE.cases))
     kinds = {
         case: [[ref.modality for ref in sample.media] for sample in rows]

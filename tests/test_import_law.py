@@ -1,8 +1,7 @@
-"""Which folder may import which, read from the source: a table, and nothing beside it.
+"""Which package may import which, as a table, checked against the source.
 
-Heavy libraries have few
-doors, so that an upgrade of one is felt in few files. And what a person waits for (``--help``, the
-import of the package) loads no torch.
+Few modules import each heavy library, so that an upgrade of one affects few files. And what a user
+waits for (``--help``, the import of the package) does not load torch.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ import omni_grpo_core
 PACKAGE = "omni_grpo_core"
 ROOT = Path(omni_grpo_core.__file__).parent
 
-# Every folder, or file beside them, and what it may import from outside itself.
-ROOMS: Mapping[str, frozenset[str]] = {
-    room: frozenset(may.split())
-    for room, may in {
+# Every package and top-level module, and what it may import from outside itself.
+PACKAGES: Mapping[str, frozenset[str]] = {
+    package: frozenset(may.split())
+    for package, may in {
         "_version": "",
         "types": "",
         "errors": "types",
@@ -34,12 +33,12 @@ ROOMS: Mapping[str, frozenset[str]] = {
         "rewards": "errors io tolerances types",
         "losses": "errors tolerances types",
         "trace": "errors io tolerances types",
-        # a row whose gold no reward can read is refused with the others
+        # a row whose gold no reward can read is refused like other bad rows
         "core": "errors io rewards types",
         "pipeline": "_version core errors io losses rewards tolerances types",
         "training": "core errors io losses pipeline rewards trace tolerances types",
         "tiny": "core errors io rewards types",
-        # watches foreign trainers: it knows calls, not what should have come out of them
+        # watches third-party trainers: it knows calls, not their correct results
         "recorder": "core errors io rewards trace types",
         "doctor": "core errors losses pipeline recorder rewards trace tolerances types",
         "golden": "core errors io losses pipeline rewards tiny trace training tolerances types",
@@ -54,10 +53,10 @@ ROOMS: Mapping[str, frozenset[str]] = {
     }.items()
 }
 
-# The doors of the heavy libraries: the modules, or whole folders, that import them.
-DOORS: Mapping[str, frozenset[str]] = {
-    # trainer_callback is a transformers.TrainerCallback: there is no other way into its Trainer
-    # and versions calls what is being measured
+# The modules, or whole packages, that may import each heavy library.
+IMPORTERS: Mapping[str, frozenset[str]] = {
+    # trainer_callback is a transformers.TrainerCallback, the only way into its Trainer, and
+    # versions calls what it measures
     "transformers": frozenset({"core.policy", "tiny", "versions", "training.trainer_callback"}),
     "qwen_omni_utils": frozenset({"core.frame_sampling"}),
     "av": frozenset({"core.decode", "tiny"}),
@@ -75,7 +74,7 @@ SLOW = ("torch", "transformers", "numpy")
 
 @dataclass(frozen=True)
 class Import:
-    """One import: ``module`` imports ``target``, both dotted; ours without the package's name."""
+    """One import: ``module`` imports ``target``, both dotted; ours without ``omni_grpo_core``."""
 
     module: str
     line: int
@@ -91,13 +90,13 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-# of __init__, what it imports when asked: the stub, which it reads
+# for __init__, its lazy imports: the stub that it reads
 SOURCES = {
     module_name(path): path for kind in ("py", "pyi") for path in sorted(ROOT.rglob(f"*.{kind}"))
 }
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.partition(".")[0]
 
 
@@ -143,49 +142,50 @@ def all_imports() -> list[Import]:
     ]
 
 
-def room_breaches(found: Import) -> Iterator[str]:
-    here, there = room_of(found.module), room_of(found.target)
-    if found.ours and there != here and there not in (may := ROOMS.get(here, frozenset())):
-        yield f"{found}: {here} may import {sorted(may) or 'nothing of ours'}"
+def package_breaches(found: Import) -> Iterator[str]:
+    here, there = package_of(found.module), package_of(found.target)
+    if found.ours and there != here and there not in (may := PACKAGES.get(here, frozenset())):
+        yield f"{found}: {here} may import {sorted(may) or 'no other package'}"
 
 
-def door_breaches(found: Import) -> Iterator[str]:
-    doors = DOORS.get(found.target.partition(".")[0])
-    if not found.ours and doors is not None and not doors & {room_of(found.module), found.module}:
-        yield f"{found}: only {sorted(doors)} may"
+def library_breaches(found: Import) -> Iterator[str]:
+    importers = IMPORTERS.get(found.target.partition(".")[0])
+    here = {package_of(found.module), found.module}
+    if not found.ours and importers is not None and not importers & here:
+        yield f"{found}: only {sorted(importers)} may"
 
 
-def test_rooms_are_the_folders_and_import_only_what_they_may() -> None:
-    assert {room_of(module) for module in SOURCES} == ROOMS.keys()
-    assert {breach for found in all_imports() for breach in room_breaches(found)} == set()
+def test_packages_are_the_folders_and_import_only_what_they_may() -> None:
+    assert {package_of(module) for module in SOURCES} == PACKAGES.keys()
+    assert {breach for found in all_imports() for breach in package_breaches(found)} == set()
 
 
-def test_no_row_of_the_law_is_stale() -> None:
-    """What a room may import, some file of it does: a permission that nobody uses hides the next
-    circle."""
-    used = {(room_of(f.module), room_of(f.target)) for f in all_imports() if f.ours}
-    assert {(room, may) for room, row in ROOMS.items() for may in row} <= used
-    doors = {
-        (library, door)
+def test_no_permission_is_stale() -> None:
+    """What a package may import, one of its files does: an unused permission hides the next
+    cycle."""
+    used = {(package_of(f.module), package_of(f.target)) for f in all_imports() if f.ours}
+    assert {(package, may) for package, row in PACKAGES.items() for may in row} <= used
+    importers = {
+        (library, importer)
         for found in all_imports()
         for library in [found.target.partition(".")[0]]
-        for door in (room_of(found.module), found.module)
+        for importer in (package_of(found.module), found.module)
     }
-    assert {(library, door) for library, row in DOORS.items() for door in row} <= doors
+    assert {(library, may) for library, row in IMPORTERS.items() for may in row} <= importers
 
 
-def test_no_circle_between_folders() -> None:
+def test_no_cycle_between_packages() -> None:
     try:
-        TopologicalSorter(ROOMS).prepare()
+        TopologicalSorter(PACKAGES).prepare()
     except CycleError as error:
-        pytest.fail("folders import each other in a circle: " + " → ".join(error.args[1]))
+        pytest.fail("packages import each other in a cycle: " + " → ".join(error.args[1]))
 
 
-def test_heavy_libraries_come_in_by_their_doors() -> None:
-    assert {breach for found in all_imports() for breach in door_breaches(found)} == set()
+def test_heavy_libraries_are_imported_only_where_they_may() -> None:
+    assert {breach for found in all_imports() for breach in library_breaches(found)} == set()
 
 
-def test_no_circle_between_files() -> None:
+def test_no_cycle_between_files() -> None:
     graph: dict[str, set[str]] = {module: set() for module in SOURCES}
     for found in all_imports():
         if found.ours and found.target != found.module:
@@ -193,7 +193,7 @@ def test_no_circle_between_files() -> None:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail("imports run in a circle: " + " → ".join(error.args[1]))
+        pytest.fail("files import each other in a cycle: " + " → ".join(error.args[1]))
 
 
 @pytest.mark.parametrize(
@@ -208,22 +208,22 @@ def test_no_circle_between_files() -> None:
         "import importlib\nimportlib.import_module('omni_grpo_core.training.loop')",
     ],
 )
-def test_every_way_of_importing_another_room_is_seen(source: str, tmp_path: Path) -> None:
+def test_every_way_of_importing_another_package_is_found(source: str, tmp_path: Path) -> None:
     path = tmp_path / "media.py"
     path.write_text(source)
     known = {"core.media": path, "training.loop": path}
-    breaches = [b for f in imports_of("core.media", path, known) for b in room_breaches(f)]
+    breaches = [b for f in imports_of("core.media", path, known) for b in package_breaches(f)]
     assert len(breaches) == 1
     assert "imports training.loop" in breaches[0]
 
 
-def test_siblings_are_no_breach_and_a_parent_package_is_resolved(tmp_path: Path) -> None:
+def test_siblings_may_be_imported_and_a_parent_package_is_resolved(tmp_path: Path) -> None:
     path = tmp_path / "judge.py"
     path.write_text("from .parse import parse\nfrom ..types import Parsed\nfrom ..core import x\n")
     known = {"rewards.judge": path, "rewards.parse": path, "types": path, "core": path}
     found = list(imports_of("rewards.judge", path, known))
     assert [f.target for f in found] == ["rewards.parse", "types", "core"]
-    assert [b.split(":")[1] for f in found for b in room_breaches(f)] == ["3 imports core"]
+    assert [b.split(":")[1] for f in found for b in package_breaches(f)] == ["3 imports core"]
 
 
 @pytest.mark.parametrize(
@@ -237,12 +237,14 @@ def test_siblings_are_no_breach_and_a_parent_package_is_resolved(tmp_path: Path)
         ("training.loop", "accelerate", 1),
     ],
 )
-def test_a_library_has_its_doors(module: str, library: str, breaches: int) -> None:
-    assert len(list(door_breaches(Import(module, 1, library, ours=False)))) == breaches
+def test_a_library_may_be_imported_only_by_its_importers(
+    module: str, library: str, breaches: int
+) -> None:
+    assert len(list(library_breaches(Import(module, 1, library, ours=False)))) == breaches
 
 
 @pytest.mark.parametrize("module", QUICK)
-def test_what_people_wait_for_loads_no_torch(module: str) -> None:
+def test_what_users_wait_for_does_not_load_torch(module: str) -> None:
     code = f"import {module}, sys; print(*sorted({{*{SLOW}}} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The guard of conftest.py must stop what it says it stops, and nothing else."""
+"""The guard in conftest.py stops every connection beyond this machine, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 DOCUMENTATION_HOST = "192.0.2.1"
-"""RFC 5737: belongs to nobody, so that a hole in the guard would reach nobody either."""
+"""RFC 5737: reserved, so that a hole in the guard would reach nobody."""
 
 
 def test_connecting_elsewhere_fails_the_test() -> None:
@@ -24,13 +24,13 @@ def test_sending_a_datagram_elsewhere_fails_the_test() -> None:
         sock.sendto(b"x", (DOCUMENTATION_HOST, 9))
 
 
-def test_looking_a_name_up_fails_the_test() -> None:
+def test_looking_up_a_name_fails_the_test() -> None:
     with pytest.raises(pytest.fail.Exception, match=r"nowhere\.invalid"):
         socket.create_connection(("nowhere.invalid", 80))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_loopback_is_let_through(host: str) -> None:
+def test_loopback_is_allowed(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with socket.create_connection((host, port)) as client, server.accept()[0] as peer:
@@ -38,9 +38,9 @@ def test_loopback_is_let_through(host: str) -> None:
             assert peer.recv(5) == b"hello"
 
 
-def test_unix_sockets_are_let_through(tmp_path: Path) -> None:
+def test_unix_sockets_are_allowed(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
-        # relative to the folder: a unix address holds about a hundred characters
+        # relative to the folder: a unix address has at most about a hundred characters
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path)
             server.bind("s")

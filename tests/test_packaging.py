@@ -1,4 +1,4 @@
-"""What a person gets who installs the package: the wheel, the pins, the words of the README."""
+"""What a user gets with the package: the wheel, the pins, the commands of the README."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def test_the_wheel_holds_the_tiny_checkpoint_its_clips_and_the_types(
     assert any(re.fullmatch(r"tiny/data/.*\.mp4", name) for name in inside)
 
 
-def test_the_wheel_carries_the_licence_and_nothing_of_the_checkout(wheel_files: set[str]) -> None:
+def test_the_wheel_holds_the_licence_and_nothing_else_of_the_checkout(
+    wheel_files: set[str],
+) -> None:
     info = f"omni_grpo_core-{omni_grpo_core.__version__}.dist-info"
     assert {name.partition("/")[0] for name in wheel_files} == {"omni_grpo_core", info}
     assert f"{info}/licenses/LICENSE" in wheel_files
@@ -122,8 +124,8 @@ def test_each_dependency_has_one_fitting_pin(requirement: Requirement, python: s
 
 
 def test_the_pins_are_closed_under_what_is_installed_here() -> None:
-    """Each installed dependency of a pinned package is pinned too: nothing floats. Of a package in
-    another version than the pinned one, as under the newest libraries, this says nothing."""
+    """Each installed dependency of a pinned package is pinned too: nothing floats. Packages whose
+    version is not the pinned one, as under the newest libraries, are not checked."""
     names = {canonicalize_name(pin.name) for pin in pins()}
     floating = set()
     for pin in pins():
@@ -144,7 +146,7 @@ def test_the_pins_are_closed_under_what_is_installed_here() -> None:
     assert not floating
 
 
-def test_the_default_versions_are_the_ones_promised() -> None:
+def test_the_default_versions_are_as_promised() -> None:
     promised = {"torch": "2.11.0", "torchvision": "0.26.0", "transformers": "5.17.0"}
     for python in PYTHONS:
         assert {name: [Version(v)] for name, v in promised.items()} == {
@@ -152,10 +154,10 @@ def test_the_default_versions_are_the_ones_promised() -> None:
         }
 
 
-def test_the_changelog_opens_with_this_version() -> None:
+def test_the_changelog_starts_with_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## \[(.+?)\]", text, flags=re.MULTILINE)
-    assert omni_grpo_core.__version__ in headings[:2], "the newest, or the one after Unreleased"
+    assert omni_grpo_core.__version__ in headings[:2], "the first, or the one after Unreleased"
 
 
 def test_the_readme_has_two_commands_and_ci_runs_both() -> None:
@@ -179,7 +181,7 @@ def test_the_top_level_stays_as_agreed() -> None:
         *("tests", "golden", "src", "docs", ".ci", ".github", ".gitignore", ".gitattributes"),
         *("conftest.py", "tox.ini", "pyproject.toml", "constraints.txt"),
         *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "docs"),
-        # GitHub and pre-commit look for these at the top and nowhere else
+        # GitHub and pre-commit look for these only at the top level
         *("action.yml", ".pre-commit-hooks.yaml", "CITATION.cff"),
     }
     tops = {line.partition("/")[0] for line in done.stdout.splitlines()}

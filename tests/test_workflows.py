@@ -1,4 +1,4 @@
-"""The GitHub workflows against what they run: tox.ini, the supported Pythons, the GPU suite."""
+"""The GitHub workflows agree with tox.ini, the supported Pythons and the GPU suite."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def expanded(name: str) -> list[str]:
 
 
 def tox_envs() -> set[str]:
-    """Environments that tox.ini declares, and the ``py3xx`` that tox knows by itself."""
+    """Environments that tox.ini declares, and tox's built-in ``py3xx``."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(ROOT / "tox.ini", encoding="utf-8")
     sections = [s.removeprefix("testenv:") for s in parser.sections() if s.startswith("testenv:")]
@@ -46,10 +46,10 @@ def tox_envs() -> set[str]:
 
 
 def matrix() -> dict[str, str]:
-    """Environment -> Python, of the CPU job."""
+    """Environment -> Python version, for the CPU job."""
     rows = load("ci.yml")["jobs"]["cpu"]["strategy"]["matrix"]["include"]
     found = {row["env"]: row["python"] for row in rows}
-    assert len(found) == len(rows), "an environment stands twice"
+    assert len(found) == len(rows), "an environment is listed twice"
     return found
 
 
@@ -86,7 +86,7 @@ def test_every_environment_that_is_run_exists() -> None:
     assert named <= tox_envs()
 
 
-def test_every_tested_transformers_has_a_lane_that_is_run() -> None:
+def test_every_tested_transformers_has_an_environment_that_is_run() -> None:
     others = [version for version in TRANSFORMERS if version != DEFAULT]
     wanted = {f"tf{version.replace('.', '')}" for version in others}
     assert {env for env in tox_envs() if env.startswith("tf")} == wanted
@@ -99,8 +99,8 @@ def test_every_tested_transformers_has_a_lane_that_is_run() -> None:
 
 
 def test_the_newest_release_is_run_weekly_and_its_findings_are_kept() -> None:
-    """transformers 5.24 came within the bound of a plain install and broke the suite in 36 places;
-    nobody knew, for every lane was pinned."""
+    """transformers 5.24 was within the bound of a plain install and broke the suite in 36 places;
+    nobody knew, because every environment was pinned."""
     workflow = load("ci.yml")
     (triggers,) = (value for key, value in workflow.items() if str(key) in ("on", "True"))
     assert triggers["schedule"]
@@ -113,7 +113,7 @@ def test_the_newest_release_is_run_weekly_and_its_findings_are_kept() -> None:
     kept = set(re.findall(r"findings/[\w.]+", "\n".join(run)))
     assert kept == {"findings/junit.xml", "findings/log.txt", "findings/versions.json"}
     suite = next(n for n, line in enumerate(run) if line.startswith("tox -e newest"))
-    # a red suite still has its findings, and stays red behind the pipe
+    # a failed suite still uploads its findings, and still fails after the pipe
     assert all(step["if"] == "${{ !cancelled() }}" for step in job["steps"][suite + 1 :])
     assert job["defaults"]["run"]["shell"] == "bash"
     upload = job["steps"][-1]
@@ -123,19 +123,19 @@ def test_the_newest_release_is_run_weekly_and_its_findings_are_kept() -> None:
     )
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini", encoding="utf-8")
-    lane = tox["testenv:newest"]
-    assert lane["constraints"] == ""
-    # named on pip's own command line, it is held by no bound of ours
-    assert re.search(r"pip install --upgrade transformers", lane["commands_pre"])
+    newest = tox["testenv:newest"]
+    assert newest["constraints"] == ""
+    # named on pip's command line, it is not limited by the project's bound
+    assert re.search(r"pip install --upgrade transformers", newest["commands_pre"])
 
 
-def test_a_plain_install_gets_nothing_newer_than_what_was_tested() -> None:
+def test_a_plain_install_gets_nothing_newer_than_was_tested() -> None:
     bounds = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     found = {r.name: r.specifier for r in map(Requirement, bounds["project"]["dependencies"])}
     major, minor, _ = map(int, NEWEST.split("."))
     assert all(version in found["transformers"] for version in TRANSFORMERS)
     assert f"{major}.{minor + 1}.0" not in found["transformers"]
-    # what the lanes and a plain install were run with, and the next
+    # what the environments and a plain install were run with, and the next version
     for name, tested, untested in (
         ("torch", "2.15.0", "2.16.0"),
         ("torchvision", "0.29.2", "0.30.0"),
@@ -153,7 +153,7 @@ def test_every_python_is_run_under_its_own_name() -> None:
     assert set(matrix().values()) <= set(PYTHONS)
 
 
-def test_the_gpu_job_runs_the_gpu_suite_on_a_runner_of_ones_own() -> None:
+def test_the_gpu_job_runs_the_gpu_suite_on_a_self_hosted_runner() -> None:
     job = load("gpu.yml")["jobs"]["gpu"]
     assert "self-hosted" in job["runs-on"]
     assert "tox -e gpu" in [step.get("run") for step in job["steps"]]
@@ -164,7 +164,7 @@ def test_the_gpu_job_runs_the_gpu_suite_on_a_runner_of_ones_own() -> None:
     )
 
 
-def test_pending_goldens_and_the_page_come_back_even_from_a_failed_run() -> None:
+def test_pending_goldens_and_the_page_are_uploaded_even_from_a_failed_run() -> None:
     job = load("gpu.yml")["jobs"]["gpu"]
     after = job["steps"][[step.get("run") for step in job["steps"]].index("tox -e gpu") + 1 :]
     assert after
@@ -173,26 +173,26 @@ def test_pending_goldens_and_the_page_come_back_even_from_a_failed_run() -> None
     assert upload["uses"].startswith("actions/upload-artifact@")
     paths = upload["with"]["path"].split()
     assert {"golden/.pending", "golden/qwen3/.pending"} <= set(paths)
-    # the action leaves out what begins with a dot
+    # by default the action skips names that begin with a dot
     assert upload["with"]["include-hidden-files"] is True
     (page,) = re.findall(r"--html (\S+)", commands(load("gpu.yml")))
     assert page.replace("$dtype", "*") in paths
     assert "golden accept" not in commands(load("gpu.yml")), "goldens are accepted by people"
 
 
-def test_the_commands_that_are_run_are_there(run_cli: Run) -> None:
-    """Every ``golden`` command of the workflow, with its options, as the command line has them."""
+def test_the_golden_commands_of_the_workflow_exist(run_cli: Run) -> None:
+    """Every ``golden`` command of the workflow exists, with its options."""
     lines = re.findall(r"\$golden (\w+) (.*?) \|\|", commands(load("gpu.yml")))
     assert [name for name, _ in lines] == ["regen", "diff", "regen"]
     for name, options in lines:
-        code, told, _ = run_cli("golden", name, "--help")
+        code, text, _ = run_cli("golden", name, "--help")
         assert code == 0
-        plain = re.sub(r"\x1b\[[\d;]*m", "", told)  # where a terminal is believed to be coloured
+        plain = re.sub(r"\x1b\[[\d;]*m", "", text)  # if the terminal is taken to be coloured
         assert all(option in plain for option in re.findall(r"--[a-z-]+", options))
 
 
 USES = re.compile(r"uses: (?P<action>\S+)@(?P<hash>[0-9a-f]{40}) # (?P<version>v\d+\.\d+\.\d+)")
-# the rights that a job asks for beyond reading the code, and what it asks them for
+# the permissions that a job requests beyond reading the code
 RIGHTS = {
     ("release.yml", "attest"): {"id-token": "write", "attestations": "write"},
     ("release.yml", "publish"): {"id-token": "write"},
@@ -200,8 +200,8 @@ RIGHTS = {
 
 
 def test_every_action_is_pinned_by_hash_the_same_everywhere() -> None:
-    """A tag of somebody else's action can be moved to other code; dependabot moves hash and version
-    together."""
+    """The tag of a third-party action can be moved to other code; dependabot updates hash and
+    version together."""
     pins: dict[str, set[str]] = {}
     for path in [*WORKFLOWS, ROOT / "action.yml"]:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -217,7 +217,7 @@ def test_every_action_is_pinned_by_hash_the_same_everywhere() -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_is_told_little_and_may_little(path: Path) -> None:
+def test_a_workflow_has_few_inputs_and_few_permissions(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     workflow = load(path.name)
     assert workflow["permissions"] == {"contents": "read"}
@@ -227,15 +227,15 @@ def test_a_workflow_is_told_little_and_may_little(path: Path) -> None:
     assert "://" not in text
     checkouts = [step for step in steps(workflow) if step.get("uses", "").startswith("actions/ch")]
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
-    # expressions that strangers can write (titles, branch names) never reach a shell
+    # expressions that outsiders control (titles, branch names) never reach a shell
     inserted = set(re.findall(r"\$\{\{ (.*?) \}\}", commands(workflow)))
     assert inserted <= {"matrix.env"}
     assert all("timeout-minutes" in job for job in workflow["jobs"].values())
 
 
-def test_a_release_is_built_without_rights_and_published_without_a_token() -> None:
-    """Whatever a build dependency does, it can neither sign nor publish: the jobs that can run no
-    code of ours or of PyPI's."""
+def test_a_release_is_built_without_permissions_and_published_without_a_token() -> None:
+    """Whatever a build dependency does, it can neither sign nor publish: the jobs that can run
+    neither the project's code nor packages from PyPI."""
     jobs = load("release.yml")["jobs"]
     assert (jobs["attest"]["needs"], jobs["publish"]["needs"]) == ("build", "attest")
     assert jobs["publish"]["environment"] == "pypi"
@@ -246,14 +246,14 @@ def test_a_release_is_built_without_rights_and_published_without_a_token() -> No
     assert "with" not in publish, "neither user nor password: trusted publishing, with attestations"
 
 
-def test_what_is_cited_and_attested_is_this_version() -> None:
+def test_the_citation_has_this_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == omni_grpo_core.__version__
-    # what citation-file-format 1.2.0 demands
+    # required by citation-file-format 1.2.0
     assert {"authors", "cff-version", "message", "title"} <= cited.keys()
 
 
-def test_issue_forms_have_what_github_demands_of_them() -> None:
+def test_issue_forms_have_the_fields_that_github_requires() -> None:
     forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
     loaded = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in forms}
     assert loaded.pop("config") == {"blank_issues_enabled": True}

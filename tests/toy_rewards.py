@@ -1,4 +1,4 @@
-"""Rewards that an untrained policy earns in part, so that a test can see it being pulled."""
+"""Rewards that an untrained policy earns in part, so that a test can see them rise."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def early_letters(completions: list[str], **_: Any) -> list[float]:
 
 
 def nothing(completions: list[str], **_: Any) -> list[float]:
-    """The incident's: a default for anything."""
+    """As in the incident: the same default for any completion."""
     return [0.1] * len(completions)

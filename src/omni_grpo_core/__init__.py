@@ -1,7 +1,7 @@
-"""A test-first GRPO core for Qwen-Omni models, with goldens that say what an upgrade changed.
+"""A test-first GRPO core for Qwen-Omni models, with goldens that show what an upgrade changed.
 
-The public names are those of ``__all__``; ``__init__.pyi`` lists them with their modules. Each is
-imported when it is first asked for: the package itself loads neither torch nor transformers.
+The public names are those in ``__all__``; ``__init__.pyi`` lists them with their modules. Each is
+imported on first use: the package itself loads neither torch nor transformers.
 
 >>> from omni_grpo_core import group_advantages, load_policy, load_samples, rollout
 """

@@ -1,7 +1,7 @@
 """``python -m omni_grpo_core`` is ``omni-grpo``.
 
-Everything is imported under :func:`~omni_grpo_core.io.exits.run`, so that a Ctrl-C or a broken
-package in the seconds that imports take is answered like one at any later time.
+Everything is imported under :func:`~omni_grpo_core.io.exits.run`, so a Ctrl-C or a broken package
+during the seconds of imports is handled as at any later time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of the ``omni-grpo`` command."""
-    # held back until run() is there to answer it
+    # blocked until run() is there to handle it
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     from omni_grpo_core.io.exits import run
 
@@ -24,7 +24,7 @@ def main() -> None:
         code = run(_app, sys.argv[1:])
     except KeyboardInterrupt:  # a second one, while the first was being reported
         code = 130
-    # all is said: from here on a Ctrl-C ends the process without a word
+    # everything is reported: from here on a Ctrl-C ends the process silently
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 

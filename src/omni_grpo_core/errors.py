@@ -1,4 +1,4 @@
-"""Every error a person can cause, in one tree.
+"""Every error that a user can cause, in one tree.
 
 ::
 
@@ -14,8 +14,8 @@
     ├── TrainError         a training run
     └── TraceError         a stored trace or golden
 
-Each says stage, item, what was found, what was wanted and what to do. A stage that *works* but
-whose result is wrong is no error: it is a failed :class:`~omni_grpo_core.types.Check`, exit code 1.
+Each names stage, item, what was found, what was wanted and what to do. A stage that *runs* but
+gives a wrong result is a failed :class:`~omni_grpo_core.types.Check` instead: exit code 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LONGEST = 4000
 
 
 class OmniGrpoError(Exception):
-    """Bad input, reported so that it can be fixed, on one printable line; exit code 2.
+    """Bad input, reported on one printable line with how to fix it; exit code 2.
 
     >>> print(MediaError("clip.mp4", got="an empty file", want="an mp4", fix="copy it again"))
     media: clip.mp4: found an empty file, wanted an mp4; copy it again
@@ -48,7 +48,7 @@ class OmniGrpoError(Exception):
 
     @property
     def where(self) -> Stage:
-        """The stage that the message names: the class's own, unless an error knows better."""
+        """The stage in the message: the class's own, unless an error overrides it."""
         return self.stage
 
     def __str__(self) -> str:
@@ -61,21 +61,21 @@ class OmniGrpoError(Exception):
 
 
 def printable(text: str) -> str:
-    """``text`` for a terminal: a file name may hold escape codes that repaint it, or half a
-    surrogate pair.
+    """``text`` made safe for a terminal: a file name may hold escape codes or half a surrogate
+    pair.
 
     >>> printable("\x1b[2Jclip.mp4")
     '\\\\x1b[2Jclip.mp4'
     """
-    return "".join(one if one.isprintable() else _written_out(one) for one in text)
+    return "".join(one if one.isprintable() else _escaped(one) for one in text)
 
 
 def _cut(line: str) -> str:
-    """A message is for reading: a value of a megabyte is shown by its ends."""
+    """Keeps the two ends of a long line: a value may be a megabyte."""
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
 
 
-def _written_out(character: str) -> str:
+def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
@@ -84,7 +84,7 @@ def _rebuild(kind: type[OmniGrpoError], item: str, got: str, want: str, fix: str
 
 
 class ConfigError(OmniGrpoError, stage="config"):
-    """A setting: unknown key, wrong type, cannot work."""
+    """A setting that is unknown, has the wrong type or cannot work."""
 
 
 class MissingExtra(ConfigError, ImportError):

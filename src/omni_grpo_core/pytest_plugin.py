@@ -1,7 +1,7 @@
 """The pytest plugin: goldens, markers and options for tests of omni-modal models.
 
-Loaded by pytest wherever this package is installed, so importing it costs nothing: torch and
-syrupy are imported by what needs them.
+Loaded by pytest wherever this package is installed, so importing it is cheap: torch and syrupy are
+imported only where they are needed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _MARKERS = (
     "slow: takes minutes",
     "tiny: runs on the shipped tiny checkpoint",
 )
-_OLD: Mapping[str, dict[str, Any]] = {
+_DEPRECATED: Mapping[str, dict[str, Any]] = {
     "checkpoint": {"type": Path, "metavar": "DIR"},
     "require-gpu": {"action": "store_true"},
 }
 _NO_CHECKPOINT = "no --omni-checkpoint was given"
 _CASES = pytest.StashKey[dict[str, str]]()
 _SYRUPY = (7, 0, 2)
-"""Earlier ones lose snapshots under ``-n 4 --snapshot-update``, silently."""
+"""Earlier versions silently lose snapshots under ``-n 4 --snapshot-update``."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,10 +50,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(parser: pytest.Parser) -> Generator[None]:
-    """The options' names up to 0.1, where neither a conftest nor another plugin has them."""
+    """Option names up to 0.1, unless a conftest or another plugin already has them."""
     yield
     group = parser.getgroup("omni-grpo")
-    for old, how in _OLD.items():
+    for old, how in _DEPRECATED.items():
         with suppress(ValueError, ArgumentError):  # taken
             group.addoption(f"--{old}", dest=f"old_omni_{old}", help=f"now --omni-{old}", **how)
 
@@ -61,11 +61,14 @@ def pytest_load_initial_conftests(parser: pytest.Parser) -> Generator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
-    for old in _OLD:
+    for old in _DEPRECATED:
         value = config.getoption(f"old_omni_{old}", None)
         if value:
             config.issue_config_time_warning(
-                pytest.PytestDeprecationWarning(f"--{old} is --omni-{old} from 0.2 on"), 2
+                pytest.PytestDeprecationWarning(
+                    f"--{old} is now --omni-{old}; the old name goes with 0.2"
+                ),
+                2,
             )
             setattr(config.option, f"omni_{old.replace('-', '_')}", value)
     checkpoint = config.getoption("--omni-checkpoint")
@@ -91,7 +94,7 @@ def _no_cuda() -> str:
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an old driver is told of by a warning; it is the reason
+        warnings.simplefilter("ignore")  # torch warns about an old driver
         there = torch.cuda.is_available()
     return "" if there else f"torch {torch.__version__} finds no CUDA device"
 
@@ -107,7 +110,7 @@ def omni_checkpoint(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture
 def omni_golden(request: pytest.FixtureRequest) -> OmniGolden:
-    """``omni_golden.check(value)`` compares with, or writes, a golden of the test's name."""
+    """``omni_golden.check(value)`` compares with, or writes, a golden named after the test."""
     try:
         found = version("syrupy")
     except PackageNotFoundError:

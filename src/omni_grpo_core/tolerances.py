@@ -1,7 +1,7 @@
-"""Every number that says how far floats may be apart and still be the same, with its reason.
+"""Every tolerance within which two floats count as the same, with its reason.
 
-None is ever widened to let a change pass. What a platform's goldens may drift by is measured and
-kept in ``golden/tolerances.yaml``; :data:`BY_DTYPE` is what that starts from.
+None is ever widened to let a change pass. How far a platform's goldens may drift is measured and
+kept in ``golden/tolerances.yaml``; :data:`BY_DTYPE` is its starting point.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 
 def distance(was: float, now: float) -> float:
-    """``|was - now|``; infinite as soon as only one is finite, 0 for the same infinity or two NaN.
+    """``|was - now|``; infinite if only one is finite, 0 for the same infinity or two NaN.
 
     >>> distance(1.0, 1.5), distance(math.nan, math.nan), distance(math.nan, 1.0)
     (0.5, 0.0, inf)
@@ -31,7 +31,7 @@ class Tolerance:
     rtol: float
 
     def allows(self, was: float, now: float, scale: float | None = None) -> bool:
-        """Whether ``now`` is near enough to ``was``; ``scale`` replaces ``|was|``.
+        """Whether ``now`` is close enough to ``was``; ``scale`` replaces ``|was|``.
 
         >>> Tolerance(atol=0.1, rtol=0.0).allows(1.0, 1.05)
         True
@@ -43,30 +43,30 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How far two tables of numbers may be apart: ``mean`` over all, and ``worst`` for any one."""
+    """How far two arrays may be apart: ``mean`` over all elements, ``worst`` for any one."""
 
     mean: float
     worst: float
 
 
 FLOAT32 = Tolerance(atol=1e-5, rtol=1e-4)
-"""A hundred times what left padding against single rows measures on the tiny checkpoint (1e-6 to
+"""A hundred times what left-padded against single rows differ by on the tiny checkpoint (1e-6 to
 1e-5)."""
 BY_DTYPE: Mapping[str, Tolerance] = {
     "float64": FLOAT32,
     "float32": FLOAT32,
     "float": FLOAT32,
-    # two spacings of the type, relative; absolute: what was measured on logits
+    # relative: two spacings of the type; absolute: measured on logits
     "bfloat16": Tolerance(atol=5e-2, rtol=2**-6),
     "float16": Tolerance(atol=5e-3, rtol=2**-9),
 }
-"""Two passes of one pipeline over one input, by torch's name of the type."""
+"""Two passes of one pipeline over one input, by torch's name for the type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerances:
-    """A tolerance for each float type, by torch's name (``float`` for plain numbers). A type
-    without a tolerance must agree exactly, as must every integer.
+    """A tolerance for each float type, by torch's name (``float`` for Python floats). A type
+    without one must agree exactly, as must every integer.
 
     >>> Tolerances().of("float32")
     Tolerance(atol=1e-05, rtol=0.0001)
@@ -79,54 +79,54 @@ class Tolerances:
 
 
 HALF = Limit(mean=0.05, worst=0.5)
-"""Logits and logprobs of one policy computed in two ways (row alone or in a batch, cache or none)
-in half precision: 0.33 measured at worst on the tiny checkpoint."""
+"""Logits and logprobs of one policy computed in two ways (row alone or in a batch, with or without
+cache) in half precision: at worst 0.33 measured on the tiny checkpoint."""
 DRIFT: Mapping[str, float] = {"float32": 1e-3, "bfloat16": HALF.worst}
-"""Nats, at worst, between sampling and scoring of a running training, by its precision. Measured
+"""Nats, at worst, between sampling and scoring in a training run, by its precision. Measured
 on the tiny checkpoint, 18 steps of 32 completions at temperatures 1 to 3: up to 2e-6 and 0.081;
 sampling at 1.3 times the temperature moves some token by more than 1."""
 FOREIGN: Mapping[str, Limit] = {
-    # other order of float32 sums: 1e-5 measured on the tiny checkpoint, 1e-4 at 7B's depth
+    # float32 sums in another order: 1e-5 measured on the tiny checkpoint, 1e-4 at 7B's depth
     "float32": Limit(1e-3, 1e-2),
     "float64": Limit(1e-3, 1e-2),
     # 8 bits of mantissa through every layer, and kernels that are not ours
     "bfloat16": Limit(0.1, 2.0),
     "float16": Limit(0.02, 0.5),
 }
-"""Logprobs, in nats, of somebody's trainer and of the reference, both right."""
+"""Logprobs, in nats, of a third-party trainer and of the reference, both correct."""
 FEATURES = Tolerance(atol=1e-4, rtol=1e-4)
 """Normalised pixels and mel features are a few units large, and went through the same float32
 arithmetic in two processes."""
 LOSS = Tolerance(atol=1e-6, rtol=2e-5)
-"""A loss computed again; relative to the mean size of its tokens' terms, which rounding goes by."""
+"""A recomputed loss; relative to the mean size of its tokens' terms, with which rounding scales."""
 ADVANTAGE = 1e-3
-"""Relative: trainers add 1e-4 or 1e-6 to a deviation that may be .01 itself, in float32."""
+"""Relative: trainers add 1e-4 or 1e-6 to a deviation that may itself be .01, in float32."""
 POSITION = 0.01
-"""Of a time position: float32 is that fine up to 100,000."""
+"""For a time position: float32 resolves this up to 100,000."""
 
 EQUAL_REWARDS = 1e-8
 """Rewards of a group that lie within this of each other are equal: weighted sums of the same
 scores differ by rounding."""
 EQUAL_RECORDED_REWARDS = 1e-6
-"""The same of recorded rewards, which a trainer may keep as float32."""
+"""The same for recorded rewards, which a trainer may keep as float32."""
 
 LEAST_SHIFT = 1e-3
-"""Nats a token. Where a question is about a medium, taking it away moves the logprobs of the answer
-by far more (0.1 to 10 on the tiny checkpoint)."""
+"""Nats per token. Where a question is about a medium, removing it moves the answer's logprobs by
+far more (0.1 to 10 on the tiny checkpoint)."""
 NEAR_TIE = 0.1
-"""Nats. Rounding turns ties of 1e-5 (float32) and, in bfloat16, of about this size."""
+"""Nats. Rounding flips ties of 1e-5 (float32) and, in bfloat16, of about this size."""
 MARGIN_LOST = 0.1
-"""Share of a margin that drift may take; and as many nats, where the margin was small anyway."""
+"""Share of a margin that drift may use up; the same number of nats where the margin was small."""
 TRAINING = Tolerance(atol=1e-4, rtol=0.02)
 """A number of a GRPO step: a weight matrix off by a thousandth moves loss and gradient by less, a
-wrong normaliser or advantage by far more. The absolute floor is for what is zero but for rounding,
-such as a loss of balanced advantages."""
+wrong normaliser or advantage by far more. The absolute floor is for what is zero up to rounding,
+such as the loss of balanced advantages."""
 CLIP_RATE = Tolerance(atol=0.02, rtol=0.02)
-"""The same of a share of tokens: drift may push one or two over the clip bound, or back."""
+"""The same for a share of tokens: drift may push one or two over the clip bound, or back."""
 
 
 def equal_rewards(scores: Sequence[float]) -> bool:
-    """Whether two rewards or more are all one.
+    """Whether two or more rewards are all equal.
 
     >>> equal_rewards([0.1 + 0.2, 0.3]), equal_rewards([0.3])
     (True, False)

@@ -1,12 +1,12 @@
-"""Every noun of the project, small and frozen.
+"""The value types of the project, small and frozen.
 
 The pipeline is ``sample -> conversation -> text -> media -> batch -> embeddings -> positions ->
 logits -> completion -> parsed -> reward -> advantage -> loss -> gradient``. Each stage is a plain
-function from the values below to a new one; nothing is filled in afterwards.
+function from the values below to a new one; no value is filled in later.
 
 Shape letters: ``B`` rows, ``L`` padded prompt length, ``N`` completions (``B * G``), ``G``
 completions per group, ``C`` padded completion length, ``V`` vocabulary, ``H`` hidden size, ``T``
-frames. Tensors are torch tensors; torch is only imported for type checking so that
+frames. Tensors are torch tensors; torch is imported only for type checking, so that
 ``import omni_grpo_core`` stays fast.
 """
 
@@ -56,10 +56,10 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 STAGES: tuple[Stage, ...] = get_args(Stage)
 MADE_STAGES: tuple[Stage, ...] = tuple(s for s in STAGES if s not in ("config", "policy", "trace"))
-"""Those that a pass or a training step makes a value at; at the others, only errors arise."""
+"""Those at which a pass or a training step makes a value; at the others only errors occur."""
 
 AUDIO_SAMPLING_RATE = 16_000
-"""Hz. Every waveform of the project has this rate: the Whisper features of Qwen-Omni need it."""
+"""Hz. Every waveform in the project has this rate: the Whisper features of Qwen-Omni need it."""
 
 
 # --------------------------------------------------------------------------- sample
@@ -67,34 +67,34 @@ AUDIO_SAMPLING_RATE = 16_000
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """A file that a sample shows to the model, or a stretch of it."""
+    """A file that a sample gives to the model, or a stretch of it."""
 
     modality: Modality
-    """What the file is shown as."""
+    """What the file is read as."""
     path: str
-    """Path or address, as the data has it."""
+    """Path or URL, as the data has it."""
     start: float | None = None
-    """Seconds from the beginning of the file; ``None`` is its own beginning."""
+    """Seconds from the beginning of the file; ``None`` is its beginning."""
     end: float | None = None
-    """Seconds from the beginning of the file; ``None`` is its own end."""
+    """Seconds from the beginning of the file; ``None`` is its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of a data set: a question, what may be looked at and heard, and the gold answer."""
+    """One row of a data set: a question, its media, and the gold answer."""
 
     sample_id: str
     """Unique within a data set; the group id of the sample's completions."""
     question: str
     """The question alone, without options or instructions."""
     problem_type: ProblemType
-    """Of what kind the answer is, which decides how it is scored."""
+    """The kind of answer, which decides how it is scored."""
     options: tuple[str, ...]
     """As the data has them (``"A. red"``); empty for an open question."""
     solution: str
-    """The gold completion; its answer stands inside ``<answer>`` tags."""
+    """The gold completion; its answer is inside ``<answer>`` tags."""
     media: tuple[MediaRef, ...]
-    """What is shown, in the order in which it is shown."""
+    """The media, in the order in which the model gets them."""
     origin: str
     """File and row, for error messages."""
 
@@ -107,7 +107,7 @@ class TextPart:
     """A stretch of text inside a message."""
 
     text: str
-    """As it is rendered, without the template's own tokens."""
+    """As rendered, without the template's own tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class MediaPart:
     ref: MediaRef
     """The file."""
     from_video: bool = False
-    """An audio item that is a video's own track."""
+    """Whether it is an audio item that is a video's own track."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,27 +125,27 @@ class Message:
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    """Who speaks."""
+    """The speaker."""
     parts: tuple[TextPart | MediaPart, ...]
     """Text and media, in reading order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The messages of one sample and the one decision on how a video's audio travels."""
+    """The messages of one sample and the one decision on how a video's audio reaches the model."""
 
     sample_id: str
     """The sample that it is made from."""
     messages: tuple[Message, ...]
     """In order; the last one is the user's."""
     audio_in_video: AudioInVideo
-    """Made once here and carried in the data. ``interleaved``: the track rides inside its video
+    """Decided once here and carried in the data. ``interleaved``: the track is inside its video
     (processor and positions get ``use_audio_in_video=True``). ``separate``: the track is an audio
-    item of its own (HumanOmniV2's way). ``off``: there is no track or it is not wanted."""
+    item of its own (as in HumanOmniV2). ``off``: there is no track or it is not wanted."""
 
     @property
     def media(self) -> tuple[MediaPart, ...]:
-        """Every medium of the conversation in reading order."""
+        """Every medium of the conversation, in reading order."""
         return tuple(p for m in self.messages for p in m.parts if isinstance(p, MediaPart))
 
 
@@ -156,9 +156,9 @@ class Prompt:
     sample_id: str
     """The sample that it asks about."""
     text: str
-    """With un-expanded placeholders: one for each medium."""
+    """With unexpanded placeholders: one for each medium."""
     placeholders: Mapping[Modality, int]
-    """How many un-expanded placeholders of each modality ``text`` has."""
+    """How many unexpanded placeholders of each modality ``text`` has."""
 
 
 # --------------------------------------------------------------------------- media
@@ -179,12 +179,12 @@ class Video:
     frames: Tensor
     """float32, (T, 3, height, width), RGB in 0..255, already resized for the model."""
     sample_fps: float
-    """Frames of ``frames`` per second of clip; this, not the fps that was asked for, decides the
-    time positions."""
+    """Frames of ``frames`` per second of clip; this, not the requested fps, decides the time
+    positions."""
     source_fps: float
     """Average rate of the file, frames per second."""
     duration: float
-    """Of the clip, seconds."""
+    """Seconds of the clip."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,8 +194,7 @@ class Audio:
     samples: Tensor
     """float32, (n,), mono, 16 kHz, in -1..1."""
     from_video: int | None = None
-    """Index of the video whose track this is *and inside which it is interleaved*, else
-    ``None``."""
+    """Index of the video in which this track is *interleaved*, else ``None``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,16 +202,16 @@ class Media:
     """The decoded media of one sample, each modality in reading order."""
 
     sample_id: str
-    """The sample that shows them."""
+    """The sample that they belong to."""
     images: tuple[Image, ...]
     """Pictures."""
     videos: tuple[Video, ...]
     """Clips."""
     audios: tuple[Audio, ...]
-    """Waveforms, a video's own track among them."""
+    """Waveforms, including videos' own tracks."""
     decoder: str
-    """Decoder and version (``"pyav 18.1.0"``): part of a trace because another decoder gives other
-    frames."""
+    """Decoder and version (``"pyav 18.1.0"``): part of a trace because another decoder gives
+    different frames."""
 
 
 # --------------------------------------------------------------------------- batch
@@ -223,14 +222,14 @@ class Span:
     """A run of placeholder tokens that one media item fills."""
 
     modality: Modality
-    """Of the item."""
+    """The item's modality."""
     item: int
-    """Counts within the row and modality; an interleaved video and its audio have several spans
+    """Counted within the row and modality; an interleaved video and its audio have several spans
     each."""
     start: int
-    """Tokens from the first non-padding token of the row."""
+    """In tokens, from the first non-padding token of the row."""
     length: int
-    """Tokens."""
+    """In tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,14 +241,14 @@ class Row:
     input_ids: Tensor
     """int64, (length,), placeholders expanded."""
     audio_in_video: AudioInVideo
-    """The conversation's decision, which positions need again."""
+    """The conversation's decision, which the positions need too."""
     spans: tuple[Span, ...]
     """Runs of placeholders, in token order."""
     tensors: Mapping[str, Tensor]
-    """What the model takes beside the ids, by its keyword: ``pixel_values`` (patches, patch_dim)
+    """What the model takes besides the ids, by its keyword: ``pixel_values`` (patches, patch_dim)
     with ``image_grid_thw`` (images, 3), ``pixel_values_videos`` with ``video_grid_thw`` (videos, 3)
     and ``video_second_per_grid`` (videos,), ``input_features`` (audios, mels, frames) with
-    ``feature_attention_mask`` (audios, frames). A modality that is absent has no key."""
+    ``feature_attention_mask`` (audios, frames). An absent modality has no key."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -257,7 +256,7 @@ class Batch:
     """Rows collated for the model, left-padded."""
 
     rows: tuple[Row, ...]
-    """The rows, in batch order: B of them."""
+    """The B rows, in batch order."""
     input_ids: Tensor
     """int64, (B, L)."""
     attention_mask: Tensor
@@ -268,7 +267,7 @@ class Batch:
 
     @property
     def pads(self) -> tuple[int, ...]:
-        """Padding tokens to the left of each row; ``span.start + pad`` indexes ``input_ids``."""
+        """Padding tokens left of each row; ``span.start + pad`` indexes ``input_ids``."""
         width = self.input_ids.shape[1]
         return tuple(width - len(row.input_ids) for row in self.rows)
 
@@ -278,13 +277,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
-    """Where each token stands for the rotary embedding. int64, or float32 in a family whose time
-    positions are fractions."""
+    """The position of each token for the rotary embedding. int64, or float32 in a family with
+    fractional time positions."""
 
     position_ids: Tensor
     """(3, B, L): time, height, width."""
     deltas: Tensor
-    """(B,): what a row's next position exceeds its number of non-padding tokens by."""
+    """(B,): by how much a row's next position exceeds its number of non-padding tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -294,25 +293,25 @@ class Embeddings:
     inputs_embeds: Tensor
     """(B, L, H)."""
     features: tuple[tuple[Tensor, ...], ...]
-    """Per row and span, what the modality's tower gave for exactly that span, (span.length, H), in
-    the order of ``Row.spans``."""
+    """Per row and span, the tower's features for exactly that span, (span.length, H), in the order
+    of ``Row.spans``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeepstackEmbeddings(Embeddings):
-    """What enters a text model that takes vision in at several depths."""
+    """What enters a text model that takes in vision features at several layers."""
 
     deepstack: tuple[Tensor, ...]
-    """For each of the first text layers what is added behind it at the placeholders of images and
-    videos, (those placeholders, H), rows one after another, in token order."""
+    """For each of the first text layers, what is added after it at the placeholders of images and
+    videos, (those placeholders, H), row after row, in token order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Logits:
-    """Scores of the prefill."""
+    """Logits of the prefill."""
 
     values: Tensor
-    """float32, (B, V): scores for the token after the prompt."""
+    """float32, (B, V): logits of the token after the prompt."""
 
 
 # --------------------------------------------------------------------------- rollout
@@ -320,7 +319,7 @@ class Logits:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled answer, as raw ids."""
+    """One sampled completion, as raw ids."""
 
     group_id: str
     """The sample's id."""
@@ -334,7 +333,7 @@ class Completion:
     finish_reason: FinishReason
     """``length``: the cap was hit before an eos."""
     logprobs: tuple[float, ...]
-    """Log-probability of each token at the sampling temperature; empty where nobody kept them."""
+    """Log-probability of each token at the sampling temperature; empty if they were not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +347,7 @@ class Rollout:
     temperature: float
     """0 is greedy."""
     seed: int
-    """Of the random numbers, which are drawn by group."""
+    """Seed of the random numbers, which are drawn per group."""
 
 
 # --------------------------------------------------------------------------- parsed, reward
@@ -361,14 +360,14 @@ class Section:
     text: str
     """The content, tags excluded."""
     start: int
-    """Character offset into the completion of the content's first character."""
+    """Offset of the content's first character in the completion."""
     end: int
-    """Character offset behind its last one."""
+    """Offset just after its last character."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A completion of the shape ``<context>…</context><think>…</think><answer>…</answer>``."""
+    """A completion of the form ``<context>…</context><think>…</think><answer>…</answer>``."""
 
     context: Section
     """What is seen and heard."""
@@ -380,22 +379,22 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A completion that is not of the shape that is asked for."""
+    """A completion that does not have the requested form."""
 
     what: str
-    """What is wrong, for a person."""
+    """What is wrong, for a human reader."""
     where: int
-    """The character at which it is."""
+    """Offset of the character at which it is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A reward of one completion."""
+    """One reward of one completion."""
 
     value: float | None
     """In [0, 1], or ``None`` where it could not be scored; a failure is never 0.0."""
     reason: str
-    """Why, for a person."""
+    """Why, for a human reader."""
 
 
 # --------------------------------------------------------------------------- check, trace
@@ -403,14 +402,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at in a stage, and what was seen."""
+    """One thing that was checked at a stage, and what was found."""
 
     name: str
-    """What was looked at, the same in every pass."""
+    """What was checked, the same in every pass."""
     ok: bool
     """Whether it holds."""
     detail: str
-    """What was seen, with its values."""
+    """What was found, with its values."""
 
 
 Value_co = TypeVar("Value_co", covariant=True)
@@ -418,15 +417,15 @@ Value_co = TypeVar("Value_co", covariant=True)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StageRecord(Generic[Value_co]):
-    """What a pass, or a trainer that was recorded, left behind at one stage."""
+    """What a pass, or a recorded trainer, produced at one stage."""
 
     stage: Stage
-    """Of the pipeline."""
+    """The stage of the pipeline."""
     value: Value_co
     """A value of this module, a tuple or mapping of them, or a call of
     :mod:`omni_grpo_core.trace.calls`."""
     checks: tuple[Check, ...]
-    """What was looked at; empty in a recording."""
+    """What was checked; empty in a recording."""
     seconds: float
     """Wall-clock time."""
 
@@ -437,10 +436,10 @@ class StageRecord(Generic[Value_co]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """What one pass of the pipeline left behind, stage by stage, for a few samples."""
+    """What one pass of the pipeline produced, stage by stage, for a few samples."""
 
     header: Mapping[str, str]
-    """Under what the pass ran: versions, model, device, dtype, decoder."""
+    """What the pass ran with: versions, model, device, dtype, decoder."""
     stages: tuple[StageRecord[object], ...]
     """In order; a recording may hold a stage several times."""
 

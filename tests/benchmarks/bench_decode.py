@@ -1,13 +1,13 @@
 """Decoding against ffmpeg: peak memory over result size, time, and the frames themselves.
 
 ``python tests/benchmarks/bench_decode.py`` loads clips of 60, 384 and 600 s, 640 x 360 and
-1280 x 720, at default settings, each in a process of its own: the most memory held beyond what the
-libraries took, over the bytes of the frames that come back, and the seconds (of the clock, and of
-all processors) beside those that ffmpeg takes to decode the same file and scale as many frames to
-the same size. Then it holds times
-and pixels of every frame of the shipped clips, before resizing, against ffmpeg's. ffmpeg is the
-binary where there is one; else the filter graph of PyAV's own libav (``--libav`` asks for that).
-``--json`` prints one object; ``--longest`` leaves out longer clips. Linux only (``/proc``).
+1280 x 720, at default settings, each in a process of its own. It reports the peak memory beyond
+what the libraries took, over the bytes of the frames returned, and the seconds (wall clock, and all
+processors), beside those that ffmpeg takes to decode the same file and scale as many frames to the
+same size. Then it compares times and pixels of every frame of the shipped clips, before resizing,
+with ffmpeg's. ffmpeg is the binary if there is one, else the filter graph of PyAV's own libav
+(``--libav`` forces that). ``--json`` prints one object; ``--longest`` leaves out longer clips.
+Linux only (``/proc``).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ SECONDS = (60, 384, 600)
 SIZES = ((640, 360), (1280, 720))
 RATE = 25
 PIECE = 4  # seconds: encoded once, then repeated packet by packet
-SHOWN = 2  # frames a second, MediaConfig's default
+SHOWN = 2  # frames per second, MediaConfig's default
 
 
 def write_clip(path: Path, width: int, height: int, seconds: int) -> None:
-    """A bar that moves over a gradient."""
+    """Write a clip of a bar that moves over a gradient."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -81,7 +81,7 @@ def load(path: Path) -> Any:
 
 
 def ours(path: Path) -> dict[str, Any]:
-    load(shipped_clips()[0])  # what libraries do on their first use
+    load(shipped_clips()[0])  # the libraries' first use
     before, begin, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     frames = load(path)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
@@ -95,7 +95,7 @@ def ours(path: Path) -> dict[str, Any]:
 
 
 def graph(path: Path, *filters: tuple[str, str]) -> Iterator[Any]:
-    """The frames that libav's filters make of a clip."""
+    """The frames that libav's filters produce from a clip."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -179,7 +179,7 @@ def shipped_clips() -> list[Path]:
 
 
 Shown = list[tuple[float, str]]
-"""Of every frame, when it appears (seconds of the file's clock) and the hash of its RGB bytes."""
+"""For every frame, when it appears (seconds of the file's clock) and the hash of its RGB bytes."""
 
 
 def our_frames(path: Path) -> Shown:
@@ -223,21 +223,21 @@ def compare(binary: bool) -> dict[str, int]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--json", action="store_true")
-    arguments.add_argument("--libav", action="store_true", help="not the binary")
+    arguments.add_argument("--libav", action="store_true", help="PyAV's libav, not the binary")
     arguments.add_argument("--longest", type=int, default=SECONDS[-1], help="seconds of a clip")
-    told = arguments.parse_args()
-    binary = shutil.which("ffmpeg") is not None and not told.libav
+    options = arguments.parse_args()
+    binary = shutil.which("ffmpeg") is not None and not options.libav
     name = "ffmpeg binary" if binary else f"PyAV's libav ({_decode.decoder_version()})"
     rows = []
-    if not told.json:
+    if not options.json:
         print(f"ffmpeg: {name}")
         print(
             f"{'clip':>10} {'s':>4} {'frames':>6} {'result MB':>9} {'peak MB':>8} {'ratio':>5} "
             f"{'ours s':>7} {'ffmpeg s':>8} {'ratio':>5} {'cpu s':>6} {'ffmpeg s':>8} {'ratio':>5}"
         )
-    for row in measure(binary, told.longest):
+    for row in measure(binary, options.longest):
         rows.append(row)
-        if not told.json:
+        if not options.json:
             print(
                 f"{row['clip']:>10} {row['clip_seconds']:4} {row['frames'][0]:6} "
                 f"{row['result'] / 1e6:9,.0f} {row['peak'] / 1e6:8,.0f} "
@@ -247,12 +247,12 @@ def main() -> None:
                 flush=True,
             )
     shipped = compare(binary)
-    if told.json:
+    if options.json:
         print(json.dumps({"ffmpeg": name, "rows": rows, "shipped": shipped}))
     else:
         print(
-            "shipped: {clips} clips, {frames} frames, {equal_times} of equal time, "
-            "{equal_pixels} of equal pixels".format(**shipped)
+            "shipped: {clips} clips, {frames} frames, {equal_times} with equal times, "
+            "{equal_pixels} with equal pixels".format(**shipped)
         )
 
 

@@ -1,10 +1,10 @@
-"""Parser against the usual regular expression on adversarial completions.
+"""Parser compared with the usual regular expression on adversarial completions.
 
 ``python tests/benchmarks/bench_parse.py`` prints MB/s of both from 10 kB to 10 MB and the ratio;
-``--json`` prints the same as one object. Every input is one that the usual expression cannot
-dismiss at its first character. The expression gets ``--limit`` seconds for each input, in a process
-of its own: on many it is quadratic or worse, and 10 MB would take days. Where it was stopped its
-speed and the ratio are bounds (``<``, ``>``).
+``--json`` prints the same as one object. No input is one that the usual expression can reject at
+its first character. The expression gets ``--limit`` seconds for each input, in a process of its
+own: on many it is quadratic or worse, and 10 MB would take days. If it was stopped, its speed and
+the ratio are bounds (``<``, ``>``).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def usual(text: str) -> object:
 
 
 def measure(function: Callable[[str], object], text: str) -> float:
-    """Seconds of the best of some calls: a few for quick ones, one for a slow one."""
+    """Seconds of the fastest of several calls: up to five if quick, one if slow."""
     best = float("inf")
     spent = 0.0
     for _ in range(5):
@@ -106,9 +106,9 @@ def main() -> None:
     arguments.add_argument("--json", action="store_true")
     arguments.add_argument("--limit", type=float, default=5.0, help="seconds for the expression")
     arguments.add_argument("--largest", type=int, default=SIZES[-1], help="bytes")
-    told = arguments.parse_args()
-    rows = bench(tuple(size for size in SIZES if size <= told.largest), told.limit)
-    if told.json:
+    options = arguments.parse_args()
+    rows = bench(tuple(size for size in SIZES if size <= options.largest), options.limit)
+    if options.json:
         print(json.dumps({"rows": rows}))
         return
     print(f"{'input':32} {'bytes':>10} {'ours MB/s':>12} {'usual MB/s':>12} {'ratio':>12}")

@@ -5,12 +5,12 @@
     python tests/benchmarks/bench_recorder.py [--shape tiny] [--pairs 8] [--threads 1]
     python tests/benchmarks/bench_recorder.py --shape 7b --device cuda [--pairs 5]
 
-One step: template, media, processor, ``generate`` of a group, a reward, the scoring forward with
-gradients checkpointed, backward, SGD. ``tiny`` is the shipped checkpoint; ``7b`` a
-thinker of Qwen2.5-Omni-7B's shape with random weights in bfloat16 (towers frozen, as trainers do),
-a synthetic clip with sound and a full-length completion. Steps alternate, without and with, after
-one of each to warm up; a recorded step includes writing its folder. Prints one JSON object:
-seconds, the share that recording adds (median of the pairs, and all of them), bytes on disk.
+One step: template, media, processor, ``generate`` for a group, a reward, the scoring forward with
+gradient checkpointing, backward, SGD. ``tiny`` is the shipped checkpoint; ``7b`` a thinker of
+Qwen2.5-Omni-7B's shape with random weights in bfloat16 (towers frozen, as trainers do), a synthetic
+clip with sound and full-length completions. Steps without and with recording alternate, after one
+of each to warm up; a recorded step includes writing its folder. Prints one JSON object: seconds,
+the share that recording adds (median of the pairs, and all of them), bytes on disk.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from omni_grpo_core.core.policy import Policy, load_policy
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """``frames`` of ``pixels`` squared, at two a second; ``group`` completions of ``tokens``."""
+    """``frames`` of ``pixels`` squared, at two per second; ``group`` completions of ``tokens``."""
 
     frames: int
     pixels: int
@@ -174,7 +174,7 @@ def main() -> None:
             recorded.append(loop.recorded(folder / str(pair)))
         step = folder / "0" / "step-000000"
         header = json.loads((step / "trace.json").read_text(encoding="utf-8"))["header"]
-        told = {
+        result = {
             "shape": arguments.shape,
             "device": arguments.device,
             "plain_seconds": round(statistics.median(plain), 4),
@@ -186,7 +186,7 @@ def main() -> None:
             "bytes": sum(file.stat().st_size for file in step.iterdir()),
             "not_recorded": header.get("not_recorded", ""),
         }
-    print(json.dumps(told))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Does GRPO make the policy better? Held-out accuracy over a training, on several seeds.
+"""Does GRPO improve the policy? Held-out accuracy during training, on several seeds.
 
 ::
 
     python tests/benchmarks/bench_training.py OUT [--start DIR] [--seeds 0 1 2] [--steps 360]
 
 The start is an under-trained tiny checkpoint, ``omni-grpo tiny build OUT/start --stop 100`` (100 of
-the recipe's 900 steps), unless ``--start`` names one. Training sees clips of the train combinations
-of attributes; accuracy is measured on combinations that neither this training nor the recipe's ever
-saw. The settings below were chosen on the select split; the held-out one is only measured.
+the recipe's 900 steps), unless ``--start`` names one. Training uses clips of the train combinations
+of attributes; accuracy is measured on combinations that neither this training nor the recipe has
+seen. The settings below were chosen on the select split; the held-out one is only evaluated on.
 
 Each seed runs twice, the second time with the sound dropped: pitch can then only be guessed, and
-the accuracy stays at what video alone allows. One more run has every sound silenced on disk: the
-guard must stop it at step 0 and name it. Writes ``OUT/training.json`` after every run and, where
+the accuracy stays at what video alone allows. In one more run every sound is silenced on disk: the
+guard must stop it at step 0 and report why. Writes ``OUT/training.json`` after every run and, if
 matplotlib is installed, ``OUT/training.png``.
 """
 
@@ -45,12 +45,12 @@ from omni_grpo_core.training.evaluation import Evaluator
 from omni_grpo_core.training.loop import LOG, train
 
 UNDER_TRAINED = 100
-"""Steps of the recipe, of 900: on the select split 0.40 of sampled answers are right, 0.50 of
-greedy ones; colour and pitch are half known, motion not at all."""
+"""Of the recipe's 900 steps: on the select split 0.40 of sampled answers are right, 0.50 of greedy
+ones; colour and pitch are half known, motion not at all."""
 
 
 def write_rows(folder: Path, split: Split, *, copies: int, first_seed: int) -> Path:
-    """Every combination of a split ``copies`` times, asked for colour, motion and pitch."""
+    """Every combination of a split ``copies`` times, asked about colour, motion and pitch."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(first_seed)
     cast = [
@@ -74,7 +74,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def silenced(data: Path, out: Path) -> Path:
-    """The same rows, every clip's sound replaced by zeros: what a broken decoder hands on."""
+    """The same rows, every clip's sound replaced by zeros: what a broken decoder returns."""
     shutil.copytree(data.parent, out)
     for clip in sorted(out.glob("*.mp4")):
         whole = clip.with_suffix(".with-sound.mp4")
@@ -104,7 +104,7 @@ def silenced(data: Path, out: Path) -> Path:
 def configuration(
     out: Path, checkpoint: Path, data: Path, held_out: Path, seed: int, steps: int, sound: bool
 ) -> TrainConfig:
-    """6 prompts x 8 completions a step, temperature 1, accuracy and format."""
+    """6 prompts x 8 completions per step, temperature 1, accuracy and format."""
     settings = replace(
         load_settings(checkpoint),
         group_size=8,
@@ -125,14 +125,14 @@ def configuration(
         seed=seed,
         save_every=0,
         eval_every=40,
-        # 6 groups of 8: near the end most are all right, which is no dead run
+        # 6 groups of 8: near the end most are all right, which is not a dead run
         guard=GuardConfig(patience=steps),
         trackers=(),
     )
 
 
 def measure(config: TrainConfig) -> dict[str, Any]:
-    """One run: held-out accuracy before it, along it, and by topic after it."""
+    """One run: held-out accuracy before it, during it, and by topic after it."""
     before = Evaluator(config).accuracy(load_policy(config.checkpoint))
     begin, worked = time.perf_counter(), time.process_time()
     result = train(config)
@@ -165,7 +165,7 @@ def _log(config: TrainConfig) -> list[str]:
 
 
 def by_topic(config: TrainConfig, model: Path | None) -> dict[str, float]:
-    """Sampled accuracy of each kind of question, of the policy at the end."""
+    """Sampled accuracy on each topic, for the policy at the end."""
     if model is None or config.eval_data is None:
         return {}
     policy = load_policy(model)
@@ -181,7 +181,7 @@ def by_topic(config: TrainConfig, model: Path | None) -> dict[str, float]:
 
 
 def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
-    """Sampled held-out accuracy by step, one line a run."""
+    """Sampled held-out accuracy by step, one line per run."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -234,8 +234,8 @@ def main() -> None:
     with spawn.Pool(options.jobs, torch.set_num_threads, (threads,), maxtasksperchild=1) as pool:
         for name, run in zip(configs, pool.imap(measure, configs.values()), strict=True):
             runs[name] = run
-            told = {key: value for key, value in run.items() if key != "reward"}
-            print(f"{name}: {json.dumps(told)}", flush=True)
+            shown = {key: value for key, value in run.items() if key != "reward"}
+            print(f"{name}: {json.dumps(shown)}", flush=True)
             (out / "training.json").write_text(json.dumps(runs, indent=1))
     try:
         draw(runs, out / "training.png")

@@ -1,4 +1,4 @@
-"""What people type: exit codes, one JSON object, and bad input told in one message."""
+"""The command line: exit codes, one JSON object, and one message for bad input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def rows(folder: Path, *changes: dict[str, Any]) -> Path:
-    """A data file of one video row for each change, beside a copy of one shipped clip."""
+    """A data file with one video row per change, beside a copy of a shipped clip."""
     shutil.copy(tiny.data_file().parent / "clip-00.mp4", folder / "clip.mp4")
     base = next(
         row for row in json.loads(tiny.data_file().read_text()) if row.get("data_type") == "video"
@@ -35,11 +35,11 @@ def test_version(run_cli: Run) -> None:
     assert run_cli("--version") == (0, f"omni-grpo {__version__}\n", "")
 
 
-def test_a_newer_transformers_is_told_of_once(
+def test_a_newer_transformers_is_warned_about_once(
     run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A plain install got transformers 5.24 the day it came out: commands died in it, or called
-    every run broken, and nothing said that nobody had tried it."""
+    """A plain install got transformers 5.24 the day it came out: commands crashed in it or called
+    every run broken, and nothing said that it was untested."""
     known = importlib.metadata.version
     monkeypatch.setattr(
         importlib.metadata,
@@ -56,12 +56,12 @@ def test_a_newer_transformers_is_told_of_once(
 
 
 @pytest.mark.parametrize(
-    ("installed", "told"),
+    ("installed", "warned"),
     [(NEWEST, False), ("5.17.0", False), ("5.24.1", True), ("5.25.0.dev0", True), ("6", True),
      ("mine", False)],
 )  # fmt: skip
-def test_which_transformers_is_newer_than_tested(installed: str, told: bool) -> None:
-    assert (newer_than_tested(installed) is not None) == told
+def test_which_transformers_is_newer_than_tested(installed: str, warned: bool) -> None:
+    assert (newer_than_tested(installed) is not None) == warned
 
 
 def test_the_path_of_the_tiny_checkpoint(run_cli: Run) -> None:
@@ -87,7 +87,7 @@ def _truncated(folder: Path) -> list[object]:
 
 def _text_as_mp4(folder: Path) -> list[object]:
     data = rows(folder, {})
-    (folder / "clip.mp4").write_text("this is no clip\n" * 100)
+    (folder / "clip.mp4").write_text("this is not a clip\n" * 100)
     return ["--data", data]
 
 
@@ -177,26 +177,26 @@ def test_bad_usage_is_exit_code_2(arguments: list[str], run_cli: Run) -> None:
 
 
 def test_check_as_json_from_an_empty_folder(tmp_path: Path) -> None:
-    """As people run it: a process of its own, nothing of the checkout in sight."""
+    """As users run it: in a separate process, with nothing of the checkout in reach."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, "-m", "omni_grpo_core", "check", "--json", "--html", "page.html"]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["verdict"] == "pass"
-    assert {"name", "ok", "checks", "seconds"} == set(told["stages"][0])
-    assert [stage["name"] for stage in told["stages"]][:5] == [
+    result = json.loads(done.stdout)
+    assert result["verdict"] == "pass"
+    assert {"name", "ok", "checks", "seconds"} == set(result["stages"][0])
+    assert [stage["name"] for stage in result["stages"]][:5] == [
         "sample",
         "conversation",
         "text",
         "media",
         "batch",
     ]
-    assert {"image", "video", "audio"} == set(told["modalities"])
-    for proof in told["modalities"].values():
+    assert {"image", "video", "audio"} == set(result["modalities"])
+    for proof in result["modalities"].values():
         assert {"accuracy", "without", "swapped", "moved", "shift"} < set(proof)
         assert proof["accuracy"] > max(proof["without"], proof["swapped"])
-    assert 0 < told["health"]["reward_mean"] <= 1
+    assert 0 < result["health"]["reward_mean"] <= 1
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")

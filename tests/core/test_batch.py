@@ -37,7 +37,7 @@ def test_spans_by_hand() -> None:
     )
 
 
-def test_an_interleaved_video_and_its_audio_take_turns() -> None:
+def test_an_interleaved_video_and_its_audio_alternate() -> None:
     assert spans([1, 8, 8, 9, 8, 9, 9, 2, 8, 3], video=[3, 1], audio=[3]) == (
         Span("video", 0, 1, 2),
         Span("audio", 0, 3, 1),
@@ -60,8 +60,8 @@ def test_an_interleaved_video_and_its_audio_take_turns() -> None:
 def test_counts_that_disagree_are_refused_for_every_modality(
     ids: list[int], expected: dict[str, list[int]], message: str
 ) -> None:
-    """transformers checks images and videos only: with audio it takes the first features and
-    shifts everything after, across the batch, with nothing raised."""
+    """transformers checks only images and videos: for audio it takes the first features and shifts
+    everything after, across the batch, with nothing raised."""
     with pytest.raises(BatchError, match=message):
         spans(ids, **expected)
 
@@ -87,7 +87,7 @@ def test_the_mixed_batch_mixes_everything(mixed: Batch) -> None:
     assert modes == ["interleaved"] * 2 + ["separate"] * 2 + ["off"] * 4
     assert len(set(mixed.pads)) > 3
     several = [s for s in mixed.rows[0].spans + mixed.rows[1].spans if s.modality == "video"]
-    assert len(several) > 2, "a clip of more than one chunk: video and audio really take turns"
+    assert len(several) > 2, "a clip of more than one chunk: video and audio really alternate"
 
 
 def test_a_row_alone_equals_the_row_in_a_mixed_padded_batch(policy: Policy, mixed: Batch) -> None:
@@ -99,7 +99,7 @@ def test_a_row_alone_equals_the_row_in_a_mixed_padded_batch(policy: Policy, mixe
         in_batch = together.positions.position_ids[:, index, pad:]
         assert torch.equal(in_batch, alone.positions.position_ids[:, 0])
         assert together.positions.deltas[index] == alone.positions.deltas[0]
-        # float32: sums in another order over a padded width; measured 9e-7, a tenfold margin
+        # float32 sums in another order over a padded width: measured 9e-7, a tenfold margin
         torch.testing.assert_close(
             together.logits.values[index], alone.logits.values[0], rtol=0, atol=1e-5
         )
@@ -114,7 +114,7 @@ def test_padding_further_changes_nothing(policy: Policy, mixed: Batch) -> None:
 
 
 def test_positions_need_the_row_s_own_audio_decision(policy: Policy, mixed: Batch) -> None:
-    """One flag for the whole call, as transformers has it, is wrong for the other rows."""
+    """One flag for the whole call, as in transformers, is wrong for the other rows."""
     row = mixed.rows[0]
     off = collate([replace(row, audio_in_video="separate")], policy.pad_token_id)
     assert not torch.equal(
@@ -126,28 +126,29 @@ def _inputs_of(inputs: Inputs, index: int) -> tuple[Any, Any, Any]:
     return inputs.prompts[index], inputs.conversations[index], inputs.media[index]
 
 
-def test_a_prompt_over_the_limit_is_refused_not_cut(policy: Policy, inputs: Inputs) -> None:
+def test_a_prompt_over_the_limit_is_refused_not_truncated(policy: Policy, inputs: Inputs) -> None:
     with pytest.raises(BatchError, match=r"a prompt of \d+ tokens, wanted at most 40"):
         process_row(*_inputs_of(inputs, 0), policy.processor, policy.family, max_length=40)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "fix"), [(1 / 16000, "too short"), (0.01, "too short"), (3600, "cut the clip")]
+    ("seconds", "fix"),
+    [(1 / 16000, "use a longer"), (0.01, "use a longer"), (3600, "cut the clip")],
 )
-def test_sound_that_the_extractor_would_cut_is_refused(
+def test_audio_that_the_extractor_would_truncate_is_refused(
     policy: Policy, inputs: Inputs, seconds: float, fix: str
 ) -> None:
-    """One sample of sound was told to be cut."""
+    """The message for a single audio sample advised cutting it."""
     prompt, conversation, media = _inputs_of(inputs, 0)
     sound = Audio(torch.zeros(int(seconds * 16000)), from_video=0)
-    with pytest.raises(BatchError, match=rf"audio 0: found .* s of sound.*; {fix}"):
+    with pytest.raises(BatchError, match=rf"audio 0: found .* s of audio.*; {fix}"):
         process_row(
             prompt, conversation, replace(media, audios=(sound,)), policy.processor, policy.family
         )
 
 
 def test_media_of_another_sample_are_refused(policy: Policy, inputs: Inputs) -> None:
-    """Where the counts differ; where they agree only goldens and swapping can tell."""
+    """Where the counts differ; where they agree, only goldens and swapping can show it."""
     prompt, conversation, _ = _inputs_of(inputs, 0)
     no_media = inputs.media[-1]
     with pytest.raises(BatchError, match="0 video items decoded, wanted 1"):
@@ -155,7 +156,7 @@ def test_media_of_another_sample_are_refused(policy: Policy, inputs: Inputs) -> 
 
 
 def test_a_video_without_its_track_cannot_be_interleaved(policy: Policy, inputs: Inputs) -> None:
-    """The processor raises a bare StopIteration there, with an empty message."""
+    """The processor raises a bare StopIteration with an empty message."""
     prompt, conversation, media = _inputs_of(inputs, 0)
     assert conversation.audio_in_video == "interleaved"
     with pytest.raises(BatchError, match="0 interleaved tracks for 1 videos"):
@@ -186,16 +187,16 @@ def test_the_sampled_frame_rate_reaches_the_time_positions(policy: Policy, input
 
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.14"),
-    reason="its image processors return torch tensors alone",
+    reason="its image processors return only torch tensors",
 )
 def test_a_row_is_made_without_a_warning(policy: Policy, inputs: Inputs) -> None:
-    """Torch's tensors, counted in numpy inside the omni processors, warn of ``__array__`` without
-    ``copy``: an error in a project where warnings are. Every number stays what it was."""
+    """Torch tensors, counted in numpy inside the omni processors, warn about ``__array__`` without
+    ``copy``: an error where warnings are errors. No number changes."""
     for index in range(len(inputs.batch.rows)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             row = process_row(*_inputs_of(inputs, index), policy.processor, policy.family)
-        # the goldens hold every number; numpy's own floats would be wider
+        # the goldens contain every number; numpy's own floats would be wider
         assert torch.float64 not in {value.dtype for value in row.tensors.values()}
 
 

@@ -16,7 +16,7 @@ CUT = Completion("g", 1, (5, 6, 7), "abc", "length", (-1.0, -2.0, -3.0))
 
 
 def test_mask_comes_from_lengths() -> None:
-    """The pad id is an eos here, as it often is: the sampled one counts, the padding does not."""
+    """The pad id is an eos here, as it often is: the sampled one is in the mask, padding is not."""
     stacked = stack_completions([DONE, CUT], pad_id=3, eos_ids=EOS)
     assert stacked.ids.tolist() == [[5, 3, 3], [5, 6, 7]]
     assert stacked.ids.dtype == torch.int64

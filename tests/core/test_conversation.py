@@ -68,8 +68,8 @@ def test_the_decision_is_made_from_the_row_the_preference_and_the_tracks(
 
 
 def test_a_clip_listed_as_video_and_audio_is_refused_when_interleaved() -> None:
-    """The incident counted "1 video, 2 audios" and nobody noticed: the file was listed as an audio
-    item and its track was interleaved too. Accuracy fell to .53 with nothing raised."""
+    """In the incident "1 video, 2 audios" was counted and nobody noticed: the file was listed as an
+    audio item and its track was interleaved too. Accuracy fell to .53 with nothing raised."""
     with pytest.raises(ConversationError, match=r"s1.*counted twice.*drop the audio item"):
         build_conversation(sample(VIDEO, TRACK), audio_in_video="interleaved", tracks=TRACKS)
 

@@ -1,4 +1,4 @@
-"""Names that transformers changed, read alike in every version."""
+"""Names that changed between versions of transformers are found in every version."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ class Held:
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
-def test_a_cache_is_read_by_both_its_names(name: str) -> None:
+def test_a_cache_is_found_under_either_name(name: str) -> None:
     held = Held()
     assert cache_among({name: held}) is held
     assert tokens_cached({name: held, "input_ids": None}) == 4
-    # handed over and empty-handed: the model saw nothing but what it was fed
+    # passed as None: the model saw only its input
     assert tokens_cached({name: None}) == 0
 
 
-def test_a_cache_of_neither_name_is_not_known() -> None:
-    """A renamed keyword was read as a cache of no tokens, and every healthy run under 5.24 was
-    diagnosed as one that had lost its history."""
+def test_a_cache_under_neither_name_is_unknown() -> None:
+    """A renamed keyword was read as an empty cache, and every healthy run under 5.24 was diagnosed
+    as having lost its history."""
     assert tokens_cached({"input_ids": None}) is None
     assert tokens_cached({"cache_of_another_kind": Held()}) is None
-    # a legacy tuple of tensors says nothing of its length
+    # a legacy tuple of tensors has no length of its own
     assert tokens_cached({"past_key_values": ((torch.zeros(1), torch.zeros(1)),)}) is None
 
 
-def test_a_forward_is_told_by_the_name_it_has() -> None:
+def test_the_cache_keyword_is_the_one_that_the_forward_has() -> None:
     class Old:
         def forward(self, past_key_values: Any = None) -> None: ...
 
@@ -53,12 +53,12 @@ def test_a_forward_is_told_by_the_name_it_has() -> None:
     assert (cache_keyword(Old()), cache_keyword(New())) == ("past_key_values", "cache")
 
 
-def test_the_library_s_cache_goes_around_without_a_warning(
+def test_the_library_s_cache_is_passed_without_a_warning(
     policy: Policy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Warnings are errors in this suite, but for transformers' own: here those count as well."""
+    """Warnings are errors in this suite, except transformers' own: here those count as well."""
     model, ids = policy.text_model, torch.tensor([[5, 6]])
-    logger = logging.getLogger("transformers")  # what it logs goes no further up
+    logger = logging.getLogger("transformers")  # its records do not propagate
     logger.addHandler(caplog.handler)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""The families' own facts, held to transformers' own functions."""
+"""The families' facts, compared with transformers' own functions."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_full_models_and_thinkers_belong_to_their_family(family: Family) -> None
     assert [family_of(name, "x") for name in family.model_types] == [family, family]
 
 
-def test_another_architecture_is_refused_with_the_names_that_are_known() -> None:
+def test_another_architecture_is_refused_with_the_known_names() -> None:
     with pytest.raises(CheckpointError, match=r"qwen2_5_omni, .*qwen3_omni_moe_thinker"):
         family_of("llama", "folder")
 
 
-def test_a_family_that_this_transformers_lacks_is_said_so() -> None:
+def test_a_family_that_this_transformers_lacks_is_reported() -> None:
     with pytest.raises(
         CheckpointError, match=r"transformers 9\.0 or newer, which has Qwen9Thinker"
     ):
@@ -51,6 +51,6 @@ def test_a_family_that_this_transformers_lacks_is_said_so() -> None:
 
 
 @pytest.mark.skipif(HAS_QWEN3, reason="this transformers has Qwen3-Omni")
-def test_an_old_transformers_names_the_version_that_is_needed() -> None:
+def test_under_an_old_transformers_the_error_names_the_version_needed() -> None:
     with pytest.raises(CheckpointError, match=r"wanted transformers 4\.57 or newer"):
         load_policy(tiny.checkpoint_dir("qwen3"))

@@ -1,4 +1,4 @@
-"""Files in, arrays out: every format, the right sound, everything in the right order."""
+"""Files in, arrays out: every format, the right audio, everything in the right order."""
 
 from __future__ import annotations
 
@@ -156,14 +156,14 @@ def test_stereo_becomes_the_mean_of_its_channels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["c.wav", "c.mkv", "c.mov"])
 def test_sound_of_any_number_of_channels(tmp_path: Path, name: str) -> None:
-    """Eight channels and more ended the interpreter: PyAV reads a plane beyond the eighth from
-    where there is none."""
+    """Eight channels or more crashed the interpreter: PyAV reads planes beyond the eighth out of
+    bounds."""
     loudness = np.linspace(-0.9, 0.9, 64, dtype=np.float32)[:, None]
     for count in range(1, 65):
         channels = loudness[:count] * tone(0.02, 16_000)
         write_media(tmp_path / name, None, channels, audio_codec="pcm_f32le", audio_rate=16_000)
         found = load_audio(tmp_path / name).numpy()
-        # the mean, to float32 rounding of a sum of up to 64 numbers below one
+        # the mean, up to float32 rounding of a sum of 64 numbers below one
         np.testing.assert_allclose(found, channels.mean(axis=0), atol=1e-6)
 
 
@@ -173,14 +173,14 @@ def test_surround_of_a_clip(tmp_path: Path) -> None:
     assert loudest_hertz(load_audio(clip)) == pytest.approx(440, abs=1)
 
 
-def test_sound_of_a_rate_that_no_sound_has(tmp_path: Path) -> None:
-    """A header that stated 1 Hz made three gigabytes of a second of sound."""
+def test_an_absurdly_low_sampling_rate_is_refused(tmp_path: Path) -> None:
+    """A header that stated 1 Hz turned a second of sound into three gigabytes."""
     write_media(tmp_path / "c.wav", None, tone(2.0, 100), audio_codec="pcm_s16le", audio_rate=100)
     assert "100 samples a second" in refused(tmp_path / "c.wav", "audio")
 
 
 def test_sound_whose_timestamps_begin_late(tmp_path: Path) -> None:
-    """A first timestamp of weeks asked for as much silence before the sound."""
+    """A first timestamp of weeks produced weeks of silence before the sound."""
     clip = tmp_path / "c.mkv"
     write_media(clip, numbered(8), tone(0.5, 48_000), audio_codec="flac", audio_starts=3_601)
     assert "3601 s without sound" in refused(clip, "audio")
@@ -188,13 +188,13 @@ def test_sound_whose_timestamps_begin_late(tmp_path: Path) -> None:
     assert len(load_audio(clip)) == pytest.approx(20.5 * 16_000, abs=16)  # mkv rounds to 1 ms
 
 
-def test_a_pause_in_the_timestamps_is_a_pause(tmp_path: Path) -> None:
-    """Such a track, as recorders of speech write it, was called cut off; a short pause was left
-    out, and all later sound came early."""
+def test_a_gap_in_the_timestamps_is_silence(tmp_path: Path) -> None:
+    """Such a track, as voice recorders write it, was reported as truncated; a short pause was
+    dropped, and all later sound came early."""
     rate, pause = 16_000, 2.0
     with av.open(str(tmp_path / "c.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
-        for number in range(20):  # a tenth of a second each, loud first, half as loud then
+        for number in range(20):  # a tenth of a second each, first loud, then half as loud
             level = 16_000 if number < 10 else 8_000
             samples = np.full((1, rate // 10), level, np.int16)
             block = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
@@ -204,7 +204,7 @@ def test_a_pause_in_the_timestamps_is_a_pause(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     found = load_audio(tmp_path / "c.mkv")
     assert len(found) == pytest.approx((2 + pause) * rate, abs=16)  # mkv rounds to 1 ms
-    # 50 samples around each edge are the resampler's
+    # the resampler affects 50 samples around each edge
     assert (found[: rate - 50] > 0.4).all()
     assert (found[rate + 50 : 3 * rate - 50] == 0).all()
     assert (found[3 * rate + 50 :] > 0.2).all()
@@ -276,8 +276,8 @@ def test_a_file_used_twice_is_decoded_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("omni_grpo_core.core.decode.av.open", counting)
     ref = MediaRef("video", clip)
     media = load_media(conversation(ref, ref, audio_in_video="interleaved"), SMALL)
-    assert len(opened) == 3  # looked into, frames, sound
-    # held once: a clip is gigabytes
+    assert len(opened) == 3  # inspection, frames, audio
+    # held in memory once: a clip takes gigabytes
     assert media.videos[0].frames is media.videos[1].frames
     assert media.audios[0].samples.data_ptr() == media.audios[1].samples.data_ptr()
     assert [audio.from_video for audio in media.audios] == [0, 1]
@@ -297,27 +297,27 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["i.png", "i.webp"])
-def test_a_picture_is_good_whatever_its_metadata_say(tmp_path: Path, name: str) -> None:
+def test_broken_metadata_do_not_make_a_picture_bad(tmp_path: Path, name: str) -> None:
     pixels = np.full((56, 84, 3), 200, np.uint8)
     image = PIL.Image.fromarray(pixels)
     image.save(tmp_path / name, exif=b"Exif\0\0junkjunkjunk", lossless=True)
     assert (load_image(tmp_path / name) == 200).all()
 
 
-@pytest.mark.parametrize(("dtype", "words"), [("float32", "floats"), ("int32", "32 bits")])
-def test_pixels_of_no_stated_range_are_refused(tmp_path: Path, dtype: str, words: str) -> None:
+@pytest.mark.parametrize(("dtype", "words"), [("float32", "float"), ("int32", "32-bit")])
+def test_pixels_without_a_stated_range_are_refused(tmp_path: Path, dtype: str, words: str) -> None:
     """Both were read as black pictures."""
     pixels = np.ones((56, 84), dtype)
     PIL.Image.fromarray(pixels).save(tmp_path / "i.tif")
-    assert f"pixels of {words}, of no stated range" in refused(tmp_path / "i.tif", "image")
+    assert f"{words} pixels without a stated range" in refused(tmp_path / "i.tif", "image")
 
 
 @pytest.mark.parametrize(
-    ("orientation", "white"),  # the corner that the camera's upper left is shown in
+    ("orientation", "white"),  # the corner where the camera's upper left is shown
     [(1, "upper left"), (2, "upper right"), (3, "lower right"), (6, "upper right")],
 )
 def test_photographs_as_frames_are_upright(tmp_path: Path, orientation: int, white: str) -> None:
-    """PyAV has no name for EXIF: a clip of a camera's photographs ended in its ValueError."""
+    """PyAV has no name for EXIF: a clip of a camera's photographs raised its ValueError."""
     pixels = np.zeros((56, 84, 3), np.uint8)
     pixels[:28, :42] = 255
     exif = PIL.Image.Exif()
@@ -345,7 +345,7 @@ def test_photographs_as_frames_are_upright(tmp_path: Path, orientation: int, whi
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_transparency_lies_on_white(tmp_path: Path, mode: str) -> None:
+def test_transparency_is_white(tmp_path: Path, mode: str) -> None:
     rgba = np.zeros((56, 56, 4), np.uint8)
     rgba[28:, :, 3] = 255  # upper half transparent black, lower half black
     image = PIL.Image.fromarray(rgba)
@@ -388,7 +388,7 @@ def test_probe(tmp_path: Path) -> None:
     assert probe(mute).duration == 1.0
 
 
-def test_cover_picture_is_no_video(tmp_path: Path) -> None:
+def test_cover_picture_is_not_a_video(tmp_path: Path) -> None:
     song = tmp_path / "song.mp3"
     with av.open(str(song), "w") as container:
         sound = container.add_stream("libmp3lame", rate=44_100, layout="mono")
@@ -411,10 +411,10 @@ def test_cover_picture_is_no_video(tmp_path: Path) -> None:
         load_video(song)
 
 
-# --------------------------------------------------------------------------- manners
+# --------------------------------------------------------------------------- side effects
 
 
-def test_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     clip = write_media(tmp_path / "c.mp4", numbered(8), tone(1.0, 48_000))
     PIL.Image.new("RGB", (300, 200)).save(tmp_path / "i.png")
     broken = tmp_path / "b.mp4"

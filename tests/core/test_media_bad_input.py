@@ -52,7 +52,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     clip = write_media(tmp_path / "c.mp4", numbered(4))
     plain_open = os.open
 
-    # root reads whatever its permissions say, so the system's answer is given here
+    # root can read any file whatever its permissions, so the system's error is raised here
     def denied(path: str, *args: Any, **kwargs: Any) -> int:
         if path == str(clip):
             raise PermissionError(13, "Permission denied")
@@ -63,7 +63,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_index_missing(tmp_path: Path) -> None:
-    """The index of an mp4 stands at its end: an aborted download has none."""
+    """The index of an mp4 is at its end: an aborted download has none."""
     whole = write_media(tmp_path / "w.mp4", numbered(16), tone(2.0, 48_000)).read_bytes()
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole[: len(whole) // 2])
@@ -84,17 +84,17 @@ def test_index_missing(tmp_path: Path) -> None:
         ("clip.flac", {"audio_codec": "flac"}),
     ],
 )
-def test_cut_off_in_the_middle(
+def test_truncated_in_the_middle(
     tmp_path: Path, name: str, options: dict[str, Any], share: float
 ) -> None:
-    """libav reads such a file without a word and delivers fewer frames."""
+    """libav silently reads such a file and delivers fewer frames."""
     clip = tmp_path / name
     frames = None if name.endswith(("wav", "flac")) else numbered(16)
     whole = write_media(clip, frames, tone(2.0, 48_000), **options).read_bytes()
     clip.write_bytes(whole[: int(share * len(whole))])
-    assert "cut off or broken" in refused(clip, "audio")
+    assert "truncated or broken" in refused(clip, "audio")
     if frames is not None:
-        assert "cut off or broken" in refused(clip, "video")
+        assert "truncated or broken" in refused(clip, "video")
     with pytest.raises(MediaError):
         probe(clip)
 
@@ -121,7 +121,7 @@ def test_listed_as_what_it_is_not(tmp_path: Path) -> None:
     assert "not read as a clip or a recording" in refused(image, "audio")
 
 
-def test_terminal_art_is_no_clip(tmp_path: Path) -> None:
+def test_terminal_art_is_not_a_clip(tmp_path: Path) -> None:
     """libav plays any .txt as a video of a terminal."""
     notes = tmp_path / "notes.txt"
     notes.write_text("a note\n" * 50)
@@ -155,7 +155,7 @@ def test_stretch_outside_the_file(tmp_path: Path, modality: str, start: float, e
     assert "the stretch from" in refused(clip, modality, start=start, end=end)
 
 
-def test_stretch_in_which_there_is_nothing(tmp_path: Path) -> None:
+def test_empty_stretch(tmp_path: Path) -> None:
     clip = write_media(tmp_path / "c.mkv", numbered(8), tone(3.0, 48_000), audio_codec="flac")
     assert "no frame from 2.0 to 2.5" in refused(clip, "video", start=2.0, end=2.5)
     assert load_audio(clip, start=2.0, end=2.5).shape == (8_000,)
@@ -169,7 +169,7 @@ def test_image_with_a_stretch(tmp_path: Path) -> None:
 
 
 def png_that_claims(width: int, height: int, image: Path) -> Path:
-    """A PNG of a few bytes whose header promises this size."""
+    """A PNG of a few bytes whose header states this size."""
     PIL.Image.new("1", (8, 8)).save(image)
     data = image.read_bytes()
     header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
@@ -178,8 +178,8 @@ def png_that_claims(width: int, height: int, image: Path) -> Path:
 
 
 def test_image_bomb(tmp_path: Path) -> None:
-    assert "absurd size" in refused(png_that_claims(60_000, 60_000, tmp_path / "a.png"), "image")
-    # one that Pillow itself would only warn of
+    assert "absurdly large" in refused(png_that_claims(60_000, 60_000, tmp_path / "a.png"), "image")
+    # one that Pillow itself would only warn about
     bomb = png_that_claims(10_000, 9_000, tmp_path / "b.png")
     assert "10000 x 9000 pixels" in refused(bomb, "image")
 
@@ -188,13 +188,13 @@ def test_slivers(tmp_path: Path) -> None:
     PIL.Image.new("RGB", (2_010, 10)).save(tmp_path / "i.png")
     assert "2010 x 10 pixels" in refused(tmp_path / "i.png", "image")
     PIL.Image.new("RGB", (1_900, 10)).save(tmp_path / "j.png")
-    # within the library's ratio, but nothing of ten pixels is left within 4,704
+    # within the library's ratio, but at 4,704 pixels in all its ten rows shrink to none
     assert "1900 x 10 pixels" in refused(tmp_path / "j.png", "image")
     clip = lossless(tmp_path / "c.mkv", numbered(4, 2, 500))
     assert "500 x 2 pixels" in refused(clip, "video")
 
 
-def test_cut_off_image(tmp_path: Path) -> None:
+def test_truncated_image(tmp_path: Path) -> None:
     image = tmp_path / "i.png"
     noise = np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
     PIL.Image.fromarray(noise).save(image)
@@ -202,11 +202,11 @@ def test_cut_off_image(tmp_path: Path) -> None:
     assert "cannot read as an image" in refused(image, "image")
 
 
-def test_samples_that_are_no_numbers(tmp_path: Path) -> None:
+def test_non_finite_samples(tmp_path: Path) -> None:
     wave = tone(0.1, 16_000)
     wave[0, 100] = np.nan
     path = write_media(tmp_path / "n.wav", None, wave, audio_codec="pcm_f32le", audio_rate=16_000)
-    assert "NaN" in refused(path, "audio")
+    assert "non-finite samples" in refused(path, "audio")
 
 
 def test_odd_names_are_only_names(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pillow_is_kept_from_printing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     image = tmp_path / "i.tiff"
     PIL.Image.new("RGB", (8, 8)).save(image)
-    entry = struct.pack("<HHII", 277, 3, 1, 3)  # three samples a pixel
+    entry = struct.pack("<HHII", 277, 3, 1, 3)  # three samples per pixel
     assert entry in image.read_bytes()
     image.write_bytes(image.read_bytes().replace(entry, struct.pack("<HHII", 277, 3, 1, 191)))
     logging.getLogger().handlers, handlers = [], logging.getLogger().handlers

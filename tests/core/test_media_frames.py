@@ -1,4 +1,4 @@
-"""Which frames a clip gives, at what size, which way up, and at what rate."""
+"""Which frames a clip gives, at what size, orientation and rate."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def test_frames_are_those_of_a_plain_resize(tmp_path: Path, height: int, width: 
     assert video.frames.equal(wanted.float())
 
 
-def test_a_forked_process_can_let_go_of_a_frame() -> None:
-    """A forked data loader's worker hung for ever in its garbage collector: it freed a frame whose
+def test_a_forked_process_can_free_a_frame() -> None:
+    """A forked data loader's worker hung forever in its garbage collector: it freed a frame whose
     conversion had run in threads, and waited for threads that a fork does not copy."""
-    gc.collect()  # what other tests left behind, in threads of their own
+    gc.collect()  # frees what other tests created in threads of their own
     held: list[object] = [av.VideoFrame(64, 48, "yuv420p")]
     _upright(Path("a.mp4"), held[0])
-    held.append(held)  # a circle: only the collector frees it
+    held.append(held)  # a reference cycle: only the collector frees it
     del held
     child = multiprocessing.get_context("fork").Process(target=gc.collect)
     child.start()
-    child.join(300)  # only to give up at last: letting go takes no time
+    child.join(300)  # a last resort: freeing a frame takes no time
     hangs = child.is_alive()
     child.kill()
     child.join()
@@ -62,8 +62,8 @@ def test_a_forked_process_can_let_go_of_a_frame() -> None:
 
 
 def test_frames_do_not_wait_for_the_collector(tmp_path: Path) -> None:
-    """A frame that was asked for its side data knew it and was known by it: a thousand frames at
-    full size lay in memory until the collector happened to look (7.4 GB for a clip of 2.06)."""
+    """A frame and its side data referred to each other: a thousand frames at full size stayed in
+    memory until the collector happened to run (7.4 GB for a clip of 2.06)."""
     clip = write_media(tmp_path / "c.mp4", numbered(16), rotation=90)
     gc.collect()
     gc.disable()
@@ -84,7 +84,7 @@ def test_same_frames_whatever_the_threads(tmp_path: Path) -> None:
         alone = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     video = load_video(clip, MediaConfig(fps=8, max_pixels=56 * 84))
     wanted = torch.from_numpy(np.stack(alone)).permute(0, 3, 1, 2)
-    assert video.frames.equal(wanted.float())  # 56 x 84 stays as it is
+    assert video.frames.equal(wanted.float())  # 56 x 84 is not resized
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_same_frames_whatever_the_threads(tmp_path: Path) -> None:
         (8, MediaConfig(max_pixels=4704), [0, 2, 5, 7], 4.0),
         # four wanted by fps, two allowed
         (16, MediaConfig(min_frames=2, max_frames=2, max_pixels=4704), [0, 15], 1.0),
-        # an odd count gives up a frame: frames enter the model in pairs
+        # an odd count drops a frame: frames enter the model in pairs
         (3, MediaConfig(max_pixels=4704), [0, 2], 2 / 3 * 8),
-        # a single frame is shown twice: sixteen frames a second of an eighth of a second
+        # a single frame is taken twice: two frames in an eighth of a second are sixteen a second
         (1, MediaConfig(max_pixels=4704), [0, 0], 16.0),
     ],
 )
@@ -115,11 +115,11 @@ def test_number_of_frames_and_true_rate(
 
 
 def test_uneven_frames_are_chosen_by_time(tmp_path: Path) -> None:
-    # five frames in the first half second, then one that stays for another two
+    # five frames in the first half second, then one that lasts for another two
     times = [0, 100, 200, 300, 400, 500, 2_500]
     clip = lossless(tmp_path / "clip.mkv", numbered(7), times_ms=times)
     video = load_video(clip, MediaConfig(fps=2.0, max_pixels=4704))
-    # by number it would be 0, 2, 4, 6: the still two seconds would be a quarter of the clip
+    # by number it would be 0, 2, 4, 6: the two still seconds would be a quarter of the clip
     assert numbers(video.frames) == [0, 5, 5, 5]
     assert len(video.frames) / video.sample_fps == pytest.approx(video.duration)
     assert video.duration == pytest.approx(2.5, abs=0.2)  # the last frame's length is not stored
@@ -131,7 +131,7 @@ def test_rates_of_rounded_timestamps_are_exact(tmp_path: Path) -> None:
     assert video.source_fps == 30.0
 
 
-def test_frames_whose_packets_have_no_time_of_display(tmp_path: Path) -> None:
+def test_frames_whose_packets_have_no_presentation_time(tmp_path: Path) -> None:
     """AVI has no timestamps: frames stored out of order (B-frames) come with wrong ones."""
     clip = write_media(tmp_path / "clip.avi", numbered(16))
     with av.open(str(clip)) as container:
@@ -147,7 +147,7 @@ def test_stretch_of_a_video(tmp_path: Path) -> None:
         tmp_path / "clip.mkv", numbered(24), audio=tone(3.0, 48_000), audio_codec="flac"
     )
     video = load_video(clip, MediaConfig(fps=8, max_pixels=4704), start=1.0, end=2.0)
-    # of the nine frames from 8 to 16 (the one that appears at the end is in) eight evenly
+    # eight of the nine frames from 8 to 16, evenly; the one that appears at the end is included
     assert numbers(video.frames) == [8, 9, 10, 11, 13, 14, 15, 16]
     assert video.duration == pytest.approx(9 / 8)
     assert numbers(load_video(clip, start=2.5).frames) == [20, 21, 22, 23]
@@ -167,7 +167,7 @@ def test_rotation_is_applied(tmp_path: Path, degrees: int, hflip: bool) -> None:
         upright = upright[:, ::-1]
     assert video.frames.shape[2:] == upright.shape[:2]
     bright = video.frames[0].mean(0) > 125
-    # the edge of the bright corner is blurred by the codec: a few pixels of 4,704 may tip over
+    # the codec blurs the edge of the bright corner: a few of 4,704 pixels may cross the threshold
     assert (bright != torch.from_numpy(upright[:, :, 0] > 125)).sum() < 100
 
 

@@ -1,4 +1,4 @@
-"""Files that stop early, headers that lie about length, and paths that are no files."""
+"""Truncated files, headers with wrong lengths, and paths that are not files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RATE = 16_000
 
 
 class Pipe:
-    """What ``ffmpeg -f wav -`` writes to: it cannot go back to put lengths into the header."""
+    """What ``ffmpeg -f wav -`` writes to: it cannot seek back to put lengths into the header."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("wb")
@@ -38,7 +38,7 @@ def through_pipe(path: Path, sound: np.ndarray, **options: str) -> Path:
 
 
 def wav(samples: bytes, stated: int, *, after: bytes = b"", riff: int | None = None) -> bytes:
-    """A mono 16-bit file at 16 kHz whose header states so many bytes of sound."""
+    """A mono 16-bit file at 16 kHz whose header states ``stated`` bytes of audio."""
     layout = struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16)
     body = b"WAVE" + b"fmt " + struct.pack("<I", 16) + layout
     body += b"data" + struct.pack("<I", stated) + samples + after
@@ -46,8 +46,8 @@ def wav(samples: bytes, stated: int, *, after: bytes = b"", riff: int | None = N
 
 
 @pytest.mark.parametrize("options", [{}, {"rf64": "always"}])
-def test_wav_from_a_pipe_is_whole(tmp_path: Path, options: dict[str, str]) -> None:
-    """``ffmpeg -f wav - > a.wav`` was refused as cut off: its header states 0xFFFFFFFF bytes."""
+def test_wav_from_a_pipe_is_complete(tmp_path: Path, options: dict[str, str]) -> None:
+    """``ffmpeg -f wav - > a.wav`` was refused as truncated: its header states 0xFFFFFFFF bytes."""
     path = through_pipe(tmp_path / "a.wav", tone(1.0, RATE), **options)
     filed = write_media(
         tmp_path / "b.wav", None, tone(1.0, RATE), audio_codec="pcm_s16le", audio_rate=RATE
@@ -61,9 +61,9 @@ def test_wav_from_a_pipe_is_whole(tmp_path: Path, options: dict[str, str]) -> No
     "stated", [0, 0xFFFF_FFFF, 0xFFFF_FFFF - 36, 0xFFFF_F000, 0x8000_0000, 0x7FFF_FFFF, 0x7FFF_F000]
 )
 @pytest.mark.parametrize("samples", [1, 2_048, 10_001])
-def test_lengths_that_say_not_known(tmp_path: Path, stated: int, samples: int) -> None:
-    """What ffmpeg, sox, mplayer, arecord and Python's wave leave in a header that they cannot
-    go back to."""
+def test_stated_lengths_that_mean_unknown(tmp_path: Path, stated: int, samples: int) -> None:
+    """What ffmpeg, sox, mplayer, arecord and Python's wave leave in a header to which they cannot
+    seek back."""
     wave = np.arange(samples, dtype="<i2")
     (tmp_path / "a.wav").write_bytes(wav(wave.tobytes(), stated, riff=stated))
     found = load_audio(tmp_path / "a.wav")
@@ -71,10 +71,10 @@ def test_lengths_that_say_not_known(tmp_path: Path, stated: int, samples: int) -
 
 
 @pytest.mark.parametrize("samples", [1, 2_048, 4_096, 10_001])
-def test_wav_of_which_a_part_is_missing(tmp_path: Path, samples: int) -> None:
-    """Cut between two of libav's blocks it passed for whole."""
+def test_truncated_wav(tmp_path: Path, samples: int) -> None:
+    """Cut between two of libav's blocks it passed as complete."""
     (tmp_path / "a.wav").write_bytes(wav(bytes(2 * samples), 40_000))
-    assert f"{2 * samples} bytes of sound, where the header states 40000" in refused(
+    assert f"{2 * samples} bytes of audio, where the header states 40000" in refused(
         tmp_path / "a.wav", "audio"
     )
 
@@ -85,7 +85,7 @@ def test_wav_without_a_sample(tmp_path: Path, after: bytes) -> None:
     refused(tmp_path / "a.wav", "audio")
 
 
-def test_chunks_after_the_sound_are_no_sound(tmp_path: Path) -> None:
+def test_chunks_after_the_audio_are_not_audio(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(
         wav(bytes(2_000), 2_000, after=b"LIST" + struct.pack("<I", 4) + b"INFO")
     )
@@ -111,8 +111,8 @@ NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 4 * 48_000)).astype(np.f
         ("v.ts", {}),
     ],
 )
-def test_cut_off(tmp_path: Path, name: str, options: dict[str, Any], share: float) -> None:
-    """Half an mp3, ogg, aiff or gif was read as if it ended there."""
+def test_truncated(tmp_path: Path, name: str, options: dict[str, Any], share: float) -> None:
+    """Half an mp3, ogg, aiff or gif was read as if it were complete."""
     path = tmp_path / name
     frames = numbered(16) if name[0] == "v" else None
     write_media(path, frames, None if name == "v.gif" else NOISE, **options)
@@ -120,7 +120,7 @@ def test_cut_off(tmp_path: Path, name: str, options: dict[str, Any], share: floa
     size = int(share * len(whole))
     path.write_bytes(whole[: size + (size % 188 == 0)])
     message = refused(path, "video" if frames is not None else "audio")
-    assert "cut off or broken" in message or "cannot read" in message
+    assert "truncated or broken" in message or "cannot read" in message
 
 
 def test_mp3_without_a_stated_length_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_mp3_without_a_stated_length_is_read_as_far_as_it_goes(tmp_path: Path) -
     assert load_audio(path).shape[0] == pytest.approx(2 * RATE, abs=3 * 384)
 
 
-# --------------------------------------------------------------------------- no files
+# --------------------------------------------------------------------------- not files
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_mp3_without_a_stated_length_is_read_as_far_as_it_goes(tmp_path: Path) -
 )
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
 def test_urls_are_not_read(url: str, modality: str) -> None:
-    """ "No such file" was said of a URL."""
+    """A URL was reported as "no such file"."""
     assert "a URL, which is not read" in refused(url, modality)
 
 
@@ -159,13 +159,13 @@ def test_pipes_and_devices_are_refused_unopened(tmp_path: Path, modality: str) -
     assert "symbolic links" in refused(tmp_path / "loop.mp4", modality)
 
 
-def test_a_full_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch said so of a long clip by a bare RuntimeError."""
+def test_exhausted_memory_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a long clip torch raised a bare RuntimeError."""
     clip = write_media(tmp_path / "c.mp4", numbered(8))
     plain = torch.empty
 
     def enormous(*shape: Any, **keywords: Any) -> Any:
-        # what torch's own allocator answers to a request for 128 PiB
+        # torch's own allocator raises for 128 PiB
         clip = isinstance(shape[0], tuple) and not keywords
         return plain(1 << 55) if clip else plain(*shape, **keywords)
 

@@ -16,11 +16,11 @@ from omni_grpo_core.core.agreement import check_agreement
 from omni_grpo_core.core.family import FAMILIES, Family
 from omni_grpo_core.core.forward import library_keywords, prefill
 from omni_grpo_core.core.policy import Policy, library_generate, load_policy
-from omni_grpo_core.core.template_trial import fault_of
+from omni_grpo_core.core.template_trial import template_fault
 from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.types import Batch
 
-Mend = Callable[[Path], None]
+Change = Callable[[Path], None]
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_every_eos_ends_a_completion(folder: Path) -> None:
 
 
 def test_no_generation_config_still_stops(folder: Path) -> None:
-    """A thinker's config has no eos of its own: completions would run on to the cap."""
+    """A thinker's config has no eos of its own: completions would run to the length limit."""
     (folder / "generation_config.json").unlink()
     loaded = load_policy(folder)
     end_of_turn = loaded.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -109,10 +109,10 @@ def test_no_generation_config_still_stops(folder: Path) -> None:
     ],
     ids=str,
 )
-def test_the_checkpoint_s_generation_config_has_no_part_in_the_reference(
+def test_the_reference_ignores_the_checkpoint_s_generation_config(
     asked: dict[str, Any], policy: Policy, mixed: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``check`` on a sound checkpoint ended with 3 or a finding where its generation config asked
+    """``check`` on a healthy checkpoint exited with 3 or a finding if its generation config asked
     for beams, penalties or a dict: the reference ``generate`` obeyed, the rollout does not."""
     keywords = library_keywords(policy, mixed.rows[-1])
     wanted = library_generate(policy, keywords, max_new_tokens=8)
@@ -122,7 +122,7 @@ def test_the_checkpoint_s_generation_config_has_no_part_in_the_reference(
     assert policy.model.generation_config is own
 
 
-def test_special_tokens_but_eos_are_suppressed(policy: Policy) -> None:
+def test_special_tokens_except_eos_are_suppressed(policy: Policy) -> None:
     tokenizer = policy.processor.tokenizer
     allowed = {tokenizer.decode([i]) for i in policy.eos_token_ids}
     for token_id, token in tokenizer.added_tokens_decoder.items():
@@ -149,10 +149,13 @@ def _truncate(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
-BROKEN: dict[str, tuple[Mend, str]] = {
+BROKEN: dict[str, tuple[Change, str]] = {
     "no folder": (shutil.rmtree, r"config\.json: found no such file"),
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json: found no such file"),
-    "config not JSON": (lambda f: _write(f / "config.json", "{"), r"config\.json:1: found no JSON"),
+    "config not JSON": (
+        lambda f: _write(f / "config.json", "{"),
+        r"config\.json:1: found not JSON",
+    ),
     "config a list": (
         lambda f: _write(f / "config.json", "[]"),
         "found list, wanted a JSON object",
@@ -167,7 +170,7 @@ BROKEN: dict[str, tuple[Mend, str]] = {
     ),
     "broken tokenizer": (
         lambda f: _write(f / "tokenizer.json", "{"),
-        r"tokenizer\.json:1: found no JSON",
+        r"tokenizer\.json:1: found not JSON",
     ),
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),
@@ -195,11 +198,9 @@ def test_a_broken_checkpoint_is_named(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_processor_may_leave_the_libraries_own_defaults_out(
-    family: Family, tmp_path: Path
-) -> None:
-    """As the published ones do: no file for videos, nothing of rescaling. What pixels must be like
-    is held against what the processor does, not against what its files say."""
+def test_a_processor_may_omit_the_library_s_defaults(family: Family, tmp_path: Path) -> None:
+    """As published ones do: no file for videos, no rescaling. The check compares the processor's
+    behaviour, not its files."""
     if not hasattr(transformers, family.thinker_class):
         pytest.skip(f"this transformers has no {family.name}")
     copy = tmp_path / "checkpoint"
@@ -215,10 +216,10 @@ def test_a_processor_may_leave_the_libraries_own_defaults_out(
     load_policy(copy)
 
 
-def test_a_token_id_beyond_the_model_s_is_found_behind_a_gap(
+def test_a_token_id_beyond_the_vocabulary_is_found_after_a_gap(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many tokens as the model has, one of them with an id of a million: the forward ended in
+    """As many tokens as the model has, one of them with an id of a million: the forward failed with
     "index out of range in self"."""
     tokenizer = policy.processor.tokenizer
     far = {**tokenizer.get_vocab(), "a": 10**6}
@@ -237,8 +238,8 @@ def test_an_unknown_dtype(folder: Path) -> None:
 def test_a_template_is_tried_out_under_any_encoding(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every chat template was refused under ``PYTHONIOENCODING=utf-16``: the process that tries it
-    out read utf-16 where utf-8 was written."""
+    """Every chat template was refused under ``PYTHONIOENCODING=utf-16``: the trial process read
+    utf-16 where utf-8 was written."""
     monkeypatch.setenv("PYTHONIOENCODING", "utf-16")
     template = (folder / "chat_template.jinja").read_text()
-    assert fault_of(template + "{# not tried before #}") == ""
+    assert template_fault(template + "{# not tried before #}") == ""

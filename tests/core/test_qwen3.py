@@ -1,6 +1,6 @@
-"""What the second family does differently: deepstack, experts, fractional time, sounds apart.
+"""What differs in the second family: deepstack, experts, fractional time, separate audio calls.
 
-Each row is held against itself alone, against transformers' own forward, and against its copies.
+Each row is compared with itself alone, with transformers' own forward, and with its copies.
 """
 
 from __future__ import annotations
@@ -57,16 +57,14 @@ def test_a_row_alone_equals_the_row_in_a_mixed_padded_batch(
         in_batch = together.positions.position_ids[:, index, qwen3_mixed.pads[index] :]
         assert torch.equal(in_batch, alone.positions.position_ids[:, 0])
         assert together.positions.deltas[index] == alone.positions.deltas[0]
-        # float32: sums in another order over a padded width and over experts' tokens; measured
-        # 6e-6 at scores of up to 14
+        # float32 sums in another order over a padded width and over experts' tokens: measured 6e-6
+        # at logits of up to 14
         torch.testing.assert_close(
             together.logits.values[index], alone.logits.values[0], rtol=1e-5, atol=3e-5
         )
 
 
-def test_each_row_is_what_transformers_own_forward_makes_of_it(
-    qwen3_policy: Policy, qwen3_mixed: Batch
-) -> None:
+def test_each_row_equals_transformers_own_forward(qwen3_policy: Policy, qwen3_mixed: Batch) -> None:
     together = prefill(qwen3_policy, qwen3_mixed)
     for index, row in enumerate(qwen3_mixed.rows):
         theirs = library_forward(qwen3_policy, row)
@@ -79,8 +77,8 @@ def test_each_row_is_what_transformers_own_forward_makes_of_it(
 
 
 def test_time_positions_are_fractions(qwen3_policy: Policy, qwen3_mixed: Batch) -> None:
-    """13 positions a second, a frame pair every half second: 6.5 apart. Cut to whole numbers, as
-    the first family has them, every other frame would stand half a position early."""
+    """13 positions a second, a frame pair every half second: 6.5 apart. Truncated to integers, as
+    in the first family, every other frame pair would be half a position early."""
     silent = by_modality(qwen3_mixed, "video")
     where = positions(qwen3_policy, collate([silent], 0)).position_ids[0, 0]
     span = silent.spans[0]
@@ -94,10 +92,10 @@ def test_a_second_of_sound_has_13_tokens(qwen3_inputs: Inputs) -> None:
     assert [span.length for span in heard.spans] == [13]
 
 
-def test_deepstack_features_stand_in_token_order_and_reach_the_logits(
+def test_deepstack_features_are_in_token_order_and_reach_the_logits(
     qwen3_policy: Policy, qwen3_mixed: Batch
 ) -> None:
-    """Features in another row are no error in the library: they are only added."""
+    """Features of another row raise nothing in transformers: they are just added."""
     made = embed(qwen3_policy, qwen3_mixed)
     assert isinstance(made, DeepstackEmbeddings)
     visual = sum(s.length for r in qwen3_mixed.rows for s in r.spans if s.modality != "audio")
@@ -105,7 +103,7 @@ def test_deepstack_features_stand_in_token_order_and_reach_the_logits(
     assert [tuple(layer.shape) for layer in made.deepstack] == [(visual, width)] * 2
     theirs = [library_forward(qwen3_policy, row).deepstack for row in qwen3_mixed.rows]
     for layer, found in enumerate(made.deepstack):
-        # float32, the tower on other rows beside: measured 1e-5 at features of up to 25
+        # float32, with other rows in the tower's batch: measured 1e-5 at features of up to 25
         whole = torch.cat([layers[layer] for layers in theirs if layers])
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
     plain = prefill(qwen3_policy, qwen3_mixed, embeddings=made).logits.values
@@ -123,8 +121,8 @@ def test_a_batch_without_pictures_has_no_deepstack(
 
 
 def test_g_expanded_copies_equal_g_separate_ones(qwen3_policy: Policy, qwen3_mixed: Batch) -> None:
-    """Deepstack features are per placeholder: a blanket ``repeat_interleave`` would give the copies
-    one another's."""
+    """Deepstack features are per placeholder: one ``repeat_interleave`` over all would mix up the
+    copies' features."""
     ids = torch.arange(40, 52).reshape(2, 6).repeat(len(qwen3_mixed.rows), 1)
     mask = torch.ones_like(ids)
     with torch.no_grad():
@@ -170,7 +168,7 @@ def test_gradients_reach_towers_experts_and_every_merger(
     found = torch.autograd.grad(
         logits.logsumexp(-1).sum(), list(parameters.values()), allow_unused=True
     )
-    # an expert that no token goes to has none; what mixes tokens has one
+    # an expert without tokens has no gradient; modules that see all tokens have one
     mixing = ("merger", "conv", "proj1", "patch_embed", "q_proj", "gate.weight", "embed_tokens")
     for name, gradient in zip(parameters, found, strict=True):
         if any(part in name for part in mixing):
@@ -183,7 +181,7 @@ def test_a_sound_under_a_second_is_the_same_beside_a_longer_one(
     qwen3_policy: Policy, qwen3_inputs: Inputs, seconds: float
 ) -> None:
     """In one call the tower pads it to the longer one's chunk, and its convolutions see that; in
-    4.57 it would hear the other besides."""
+    4.57 it would also attend to the other."""
     index, long = next(
         (i, r) for i, r in enumerate(qwen3_inputs.batch.rows)
         if {s.modality for s in r.spans} == {"audio"}

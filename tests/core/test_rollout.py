@@ -30,15 +30,15 @@ def test_groups_are_1122_and_indexed(policy: Policy, mixed: Batch) -> None:
 
 
 def test_g_expanded_copies_equal_g_separate_ones(policy: Policy, mixed: Batch) -> None:
-    """``num_return_sequences`` repeats pixel rows patch by patch and scrambles the video with
-    nothing raised; here the cache is copied after one prefill. Greedy, so that copies are equal."""
+    """``num_return_sequences`` repeats pixel rows patch by patch and silently scrambles the video;
+    here the cache is copied after one prefill. Greedy, so that copies are equal."""
     expanded = sample(policy, mixed, group_size=3, temperature=0.0)
     for row in mixed.rows:
         alone = sample(policy, collate([row] * 3, 0), group_size=1, temperature=0.0).completions
         copies = [c for c in expanded.completions if c.group_id == row.sample_id]
         assert [c.token_ids for c in copies] == [c.token_ids for c in alone]
         for ours, theirs in zip(copies, alone, strict=True):
-            # float32 sums in another order; measured 1e-6
+            # float32 sums in another order: measured 1e-6
             assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
 
 
@@ -57,7 +57,7 @@ def test_seeds_differ_and_repeat(policy: Policy, mixed: Batch) -> None:
     first = sample(policy, batch, temperature=2.0).completions
     assert first == sample(policy, batch, temperature=2.0).completions
     assert first != sample(policy, batch, temperature=2.0, seed=8).completions
-    assert len({c.token_ids for c in first}) > 2, "members of a group draw from one stream each"
+    assert len({c.token_ids for c in first}) > 2, "each member of a group has its own draws"
 
 
 def test_logprobs_with_cache_equal_scoring_without(policy: Policy, mixed: Batch) -> None:
@@ -67,8 +67,8 @@ def test_logprobs_with_cache_equal_scoring_without(policy: Policy, mixed: Batch)
 
 
 def test_train_mode_with_checkpointing_gives_what_eval_gives(policy: Policy, mixed: Batch) -> None:
-    """The incident: the trainer generated in train mode with gradient checkpointing on, and since
-    4.53 transformers drops the cache there without a word: garbage from the second token on."""
+    """The incident: the trainer generated in train mode with gradient checkpointing on, where
+    transformers since 4.53 silently drops the cache: garbage from the second token on."""
     wanted = sample(policy, mixed, temperature=0.0)
     policy.model.train()
     policy.model.gradient_checkpointing_enable()
@@ -85,7 +85,7 @@ def test_train_mode_with_checkpointing_gives_what_eval_gives(policy: Policy, mix
 def test_modes_are_restored_even_on_an_error(policy: Policy) -> None:
     model = policy.model
     model.train()
-    # a frozen tower: each module's own mode comes back, not one for all
+    # a frozen tower: each module's own mode is restored, not one for all
     tower = next(module for name, module in model.named_modules() if name.endswith("visual"))
     tower.eval()
     model.gradient_checkpointing_enable()
@@ -108,7 +108,7 @@ def test_modes_are_restored_even_on_an_error(policy: Policy) -> None:
 
 
 def _always(policy: Policy, token: int) -> Policy:
-    """The same policy with a head that is sure of one token."""
+    """The same policy with a head that always predicts one token."""
     import copy
     from dataclasses import replace
 
@@ -128,7 +128,7 @@ def test_an_immediate_eos_is_one_token_and_stop(policy: Policy, mixed: Batch) ->
     assert (first.token_ids, first.text, first.finish_reason) == ((eos,), "", "stop")
 
 
-def test_the_cap_is_length_and_keeps_every_token(policy: Policy, mixed: Batch) -> None:
+def test_at_the_length_limit_every_token_is_kept(policy: Policy, mixed: Batch) -> None:
     token = policy.processor.tokenizer.encode("A")[0]
     first = sample(_always(policy, token), mixed, max_new_tokens=5).completions[0]
     assert (first.token_ids, first.finish_reason) == ((token,) * 5, "length")
@@ -136,7 +136,7 @@ def test_the_cap_is_length_and_keeps_every_token(policy: Policy, mixed: Batch) -
 
 
 def test_media_and_other_special_tokens_are_never_sampled(policy: Policy, mixed: Batch) -> None:
-    """A policy samples <|VIDEO|> after ~90 GRPO steps and the scoring forward then crashes."""
+    """After ~90 GRPO steps a policy sampled <|VIDEO|>, and the scoring forward crashed."""
     video = policy.model.config.video_token_id
     rolled = sample(_always(policy, video), mixed, temperature=5.0)
     assert all(video not in completion.token_ids for completion in rolled.completions)

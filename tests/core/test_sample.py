@@ -1,4 +1,4 @@
-"""Rows in, samples out; and every bad row is named, never skipped."""
+"""Rows in, samples out; every bad row is reported, never skipped."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_human_omni_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
 @pytest.mark.parametrize("count", [1, 3])
-def test_jsonl_whatever_its_name(tmp_path: Path, name: str, count: int) -> None:
+def test_jsonl_under_any_file_name(tmp_path: Path, name: str, count: int) -> None:
     rows = [{**EMER_ROW, "id": f"row {i}"} for i in range(count)]
     lines = write(tmp_path, *rows, name="data.jsonl").read_text()
     file = tmp_path / name
@@ -197,17 +197,17 @@ def test_ways_of_lettering(tmp_path: Path, options: list[str], gold: str) -> Non
         ({"problem": None}, "problem None"),
         ({"problem": " "}, "problem ' '"),
         ({"problem": "half \ud83d"}, "problem 'half \\ud83d'"),
-        ({"options": ["A. half \ud83d", "B. whole"]}, "a list of texts"),
+        ({"options": ["A. half \ud83d", "B. whole"]}, "a list of strings"),
         ({"problem_type": "riddle"}, "problem_type 'riddle', wanted one of multiple choice, "),
         ({"problem_type": ["OCR"]}, "problem_type ['OCR']"),
         ({"options": []}, "no options"),
         ({"options": None}, "no options"),
         ({"options": "A. yes"}, "options 'A. yes'"),
-        ({"options": ["A. yes", 3]}, "a list of texts"),
-        ({"options": ["yes", "no"]}, "a letter of their own"),
-        ({"options": ["A man", "I"]}, "a letter of their own"),
-        ({"options": ["A. yes", "A. no"]}, "a letter of their own"),
-        ({"solution": "<answer>B,E</answer>"}, "gold 'B,E', wanted letters of the options (A, B"),
+        ({"options": ["A. yes", 3]}, "a list of strings"),
+        ({"options": ["yes", "no"]}, "begin with different letters"),
+        ({"options": ["A man", "I"]}, "begin with different letters"),
+        ({"options": ["A. yes", "A. no"]}, "begin with different letters"),
+        ({"solution": "<answer>B,E</answer>"}, "gold 'B,E', wanted option letters (A, B"),
         ({"solution": "<answer>Happy</answer>"}, "gold 'Happy'"),
         ({"solution": "<answer>B,</answer>"}, "gold 'B,'"),
         ({"solution": "B"}, "write the gold as <answer>B</answer>"),
@@ -218,8 +218,8 @@ def test_ways_of_lettering(tmp_path: Path, options: list[str], gold: str) -> Non
         ({"solution": "It is <answer>A</answer>"}, "solution 'It is <answer>A"),
         ({"data_type": "film"}, "data_type 'film', wanted one of image, video, audio, text"),
         ({"data_type": None}, "data_type None"),
-        ({"data_type": "text"}, "data_type 'text' and a single path"),
-        ({"data_type": "image_audio"}, "data_type 'image_audio' and a single path"),
+        ({"data_type": "text"}, "data_type 'text' and one path"),
+        ({"data_type": "image_audio"}, "data_type 'image_audio' and one path"),
         ({"path": None}, "data_type 'video' and no path"),
         ({"path": ""}, "data_type 'video' and no path"),
         ({"path": ["a.mp4", "b.mp4"]}, "path ['a.mp4', 'b.mp4']"),
@@ -255,8 +255,8 @@ def test_bad_rows(tmp_path: Path, change: dict[str, Any], words: str) -> None:
 def test_a_gold_that_its_problem_type_cannot_read(
     tmp_path: Path, kind: str, gold: str, wanted: str
 ) -> None:
-    """It was found when the first well-formed completion of its row was scored: in the middle of a
-    training, as row 0 of a batch, with no word of the file."""
+    """It was only found when the first well-formed completion of its row was scored: in the middle
+    of training, as row 0 of a batch, without the file's name."""
     row = {**NUMBER_ROW, "problem_id": 8, "problem_type": kind}
     bad = {**row, "solution": f"<context>c</context><answer>{gold}</answer>"}
     message = refused(write(tmp_path, NUMBER_ROW, bad))
@@ -290,7 +290,7 @@ def test_missing_files(tmp_path: Path) -> None:
     file = write(tmp_path, *rows, media=False)
     touch(tmp_path / "0.mp4")
     message = refused(file)
-    assert f":2: found no file {tmp_path / '1.mp4'} (nor have 2 other rows theirs)" in message
+    assert f":2: found no file {tmp_path / '1.mp4'} (and 2 other rows lack theirs)" in message
     odd = write(
         tmp_path, {**EMER_ROW, "path": "a\0b"}, {**EMER_ROW, "path": "c" * 999}, media=False
     )
@@ -398,17 +398,17 @@ def test_missing_social_iq_keys(tmp_path: Path, key: str) -> None:
         (b"", "", "no rows"),
         (b"[]", "", "no rows"),
         (b"\n \n", "", "no rows"),
-        (b"hello", ":1", "no JSON (Expecting value in column 1)"),
-        (b'{"problem": "a"}\n{"problem": ', ":2", "no JSON"),
-        (b'[{"problem": "a"},\n{"problem"]', ":2", "no JSON"),
+        (b"hello", ":1", "not JSON (Expecting value in column 1)"),
+        (b'{"problem": "a"}\n{"problem": ', ":2", "not JSON"),
+        (b'[{"problem": "a"},\n{"problem"]', ":2", "not JSON"),
         (b"[3]", ":1", "found 3, wanted a JSON object"),
         (b'"text"', "", "JSON that is a str"),
         (b'{"data": [{"problem": "a"}]}', "", "JSON that is a dict, wanted a list of rows"),
         (b"\xff\xfe\x00", ":1", "a byte 0xff that is not UTF-8"),
-        (b"[" * 100_000, "", "brackets more than 64 deep"),
+        (b"[" * 100_000, "", "brackets nested more than 64 deep"),
         (b"[" + b"9" * 5_000 + b"]", "", "a number of 5000 digits"),
         (b"{}\n[" + b"9" * 5_000 + b"]", ":2", "a number of 5000 digits"),
-        (b'{"id": 1, "id": 2}', ":1", "the key 'id' twice"),
+        (b'{"id": 1, "id": 2}', ":1", "duplicate key 'id'"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes, where: str, words: str) -> None:

@@ -1,17 +1,16 @@
-"""Markdown pages as sessions: every command and Python block of a page runs, top to bottom, in one
-empty folder, and what a ``console`` block shows is what comes out.
+"""Markdown pages as sessions: all commands and Python blocks of a page run, top to bottom, in one
+empty folder, and a ``console`` block shows the real output.
 
-    python tests/docs/sessions.py docs/pages/broken-run.md …     # put today's output into the pages
+    python tests/docs/sessions.py docs/pages/broken-run.md …     # update the output in the pages
 
 In a page:
 
-- ``sh``: commands. ``console``: commands after ``$``, and their output; ``…`` stands for any text,
-  alone on a line for any lines. A
-  time at the end of a line may be another.
+- ``sh``: commands. ``console``: commands after ``$``, and their output; ``…`` matches any text, and
+  any lines if alone on a line. A time at the end of a line may differ.
 - ``python``: runs in the page's one namespace.
 - a block with ``title="FILE"``, in any language, is written to that file instead; a ``diff``
-  changes it, hunk by hunk, ``@@`` between them.
-- ``# exit code N`` behind a command is part of the page: without it the command must succeed.
+  patches it, hunk by hunk, with ``@@`` between them.
+- ``# exit code N`` after a command is part of the page: without it the command must succeed.
 - ``<!-- not run: REASON -->`` above a block leaves it out.
 """
 
@@ -42,13 +41,13 @@ _SCRUBBED = ("PYTEST", "COV_", "COVERAGE")
 
 
 def pages() -> list[Path]:
-    """Every page that a person reads."""
+    """README and all pages of the documentation."""
     return [ROOT / "README.md", *sorted((ROOT / "docs/pages").glob("*.md"))]
 
 
 @dataclass(frozen=True)
 class Block:
-    """``line``: of the file, from 1, where ``text`` begins. ``reason``: why it is not run."""
+    """``line``: where ``text`` begins in the file, from 1. ``reason``: why it is not run."""
 
     file: Path
     line: int
@@ -63,7 +62,7 @@ class Block:
 
     @property
     def commands(self) -> list[tuple[str, str]]:
-        """Each command of a ``sh`` or ``console`` block with the output that is shown."""
+        """Each command of a ``sh`` or ``console`` block with the output shown."""
         found: list[tuple[str, list[str]]] = []
         for line in self.text.replace("\\\n", "").splitlines():
             if self.language == "sh" and line.strip() and not line.startswith("#"):
@@ -116,7 +115,7 @@ class Session:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Session]:
-        """What the page changes for the process is changed back."""
+        """Set up the session; what the page changes in the process is restored."""
         tools = self.base / "bin"
         tools.mkdir()
         self.folder.mkdir()
@@ -151,14 +150,14 @@ class Session:
             self._forget()
 
     def _forget(self) -> None:
-        """Modules of the page's own files: they are imported anew once they have changed."""
+        """Forget modules of the page's own files, so changed ones are imported again."""
         for name, module in [*sys.modules.items()]:
             file = Path(getattr(module, "__file__", None) or "/")
             if file.absolute().is_relative_to(self.folder):
                 del sys.modules[name]
 
     def run(self, block: Block) -> list[str]:
-        """What its commands printed. Raises ``AssertionError`` where one ends otherwise than the
+        """What its commands printed. Raises ``AssertionError`` if one ends differently than the
         page says."""
         if block.title is not None:
             file = self.folder / block.title
@@ -197,7 +196,7 @@ class Session:
 
 
 def _omni_grpo(words: list[str]) -> tuple[int, str, str]:
-    """In this process: torch and transformers are loaded once for all pages."""
+    """Run in this process: torch and transformers are loaded once for all pages."""
     from omni_grpo_core.cli.main import app
     from omni_grpo_core.io.exits import run
 
@@ -211,7 +210,7 @@ def _script(words: list[str]) -> tuple[int, str, str]:
     out, err, arguments = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = words
     try:
-        # a script of its own would print its warnings: under the suite they are errors
+        # a separate process would print warnings; in the suite they are errors
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
@@ -224,18 +223,18 @@ def _script(words: list[str]) -> tuple[int, str, str]:
 
 
 def patched(text: str, block: Block) -> str:
-    """Each hunk's old lines stand in ``text`` once; its new ones take their place."""
+    """Each hunk's old lines occur in ``text`` exactly once and are replaced by its new ones."""
     for hunk in block.text.split("@@\n"):
         lines = hunk.splitlines()
         old, new = ("".join(f"{line[1:]}\n" for line in lines if line[:1] != left) for left in "+-")
         if text.count(old) != 1:
-            raise AssertionError(f"{block.where}: not once in {block.title}:\n{old}")
+            raise AssertionError(f"{block.where}: not exactly once in {block.title}:\n{old}")
         text = text.replace(old, new)
     return text
 
 
 def matches(shown: str, printed: str) -> bool:
-    """Whether ``shown`` is what was printed, up to its ellipses.
+    """Whether ``shown`` matches what was printed, up to ellipses.
 
     >>> matches("a\\n…\\nb in 1.0 s", "a\\nx\\ny\\nb in 12.3 s"), matches("a", "b")
     (True, False)
@@ -246,7 +245,7 @@ def matches(shown: str, printed: str) -> bool:
 
 
 def _line(line: str) -> str:
-    """``…`` is any text, and what a clock gave at the end of a line any such number."""
+    """``…`` matches any text, and a time at the end of a line any other time."""
     line, tail = line.rstrip(), ""
     if clock := re.search(r" *\d+\.\d\d?( ?s)?$", line):
         line, tail = line[: clock.start()], rf" *\d+\.\d\d?{clock[1] or ''}"
@@ -254,7 +253,7 @@ def _line(line: str) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Run pages, and put what came out into them where it is not what they show."""
+    """Run pages and update the output that differs."""
     for name in names:
         page = Path(name).absolute()
         lines = page.read_text(encoding="utf-8").splitlines(keepends=True)

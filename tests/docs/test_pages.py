@@ -1,5 +1,5 @@
-"""What README and pages say: commands end as shown and print what is shown, Python runs, generated
-pages are up to date."""
+"""README and pages are true: commands end and print as shown, Python runs, generated pages are up
+to date."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ LEFT_OUT = {
     "training: a launcher of several processes; tests/training runs it": 1,
     "upgrade-review: it needs two environments, minutes of installing": 1,
 }
-"""Blocks that no session runs, by their reason."""
+"""Blocks that no session runs, by reason."""
 
 
 @pytest.fixture
 def another_process() -> Iterator[None]:
-    """Scripts seed torch, and a training leaves Accelerate's one state behind."""
+    """Scripts seed torch, and training leaves Accelerate's global state behind."""
     state = torch.random.get_rng_state()
     yield
     torch.random.set_rng_state(state)
@@ -46,11 +46,11 @@ def another_process() -> Iterator[None]:
 
 @pytest.mark.usefixtures("another_process")
 @pytest.mark.skipif(
-    version("transformers") != DEFAULT, reason="pages show what the default transformers gives"
+    version("transformers") != DEFAULT, reason="pages show the output of the default transformers"
 )
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if runnable(page)])
 def test_a_page_is_true(name: str, tmp_path: Path) -> None:
-    """To put today's output into a page: python tests/docs/sessions.py docs/pages/NAME.md"""
+    """To update a page: python tests/docs/sessions.py docs/pages/NAME.md"""
     wrong = []
     with Session(tmp_path).open() as session:
         for block in runnable(PAGES[name]):
@@ -58,11 +58,11 @@ def test_a_page_is_true(name: str, tmp_path: Path) -> None:
                 if block.language == "console" and not matches(shown, printed):
                     wrong.append(f"{block.where}: $ {command}\n{printed}")
     page = PAGES[name].relative_to(ROOT)
-    fix = f"put today's output in: python tests/docs/sessions.py {page}"
+    fix = f"update the page: python tests/docs/sessions.py {page}"
     assert not wrong, "\n\n".join([fix, *wrong])
 
 
-def test_blocks_that_are_not_run_are_these() -> None:
+def test_only_these_blocks_are_not_run() -> None:
     found: dict[str, int] = {}
     for name, page in PAGES.items():
         for block in blocks(page):
@@ -73,8 +73,8 @@ def test_blocks_that_are_not_run_are_these() -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_block_says_what_it_is(name: str) -> None:
-    """A block without a known language would be run by nobody, and nobody would know."""
+def test_every_block_has_a_known_language(name: str) -> None:
+    """A block without one would silently not be run."""
     for block in blocks(PAGES[name]):
         assert block.language in {*RUN, "yaml", "json", "diff", "text", "pycon"}, block.where
         if block.title is None and block.language == "yaml":
@@ -85,7 +85,7 @@ def test_every_block_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_python_file_of_a_page_is_used(name: str) -> None:
-    """A block that only becomes a file has not run."""
+    """A block that only becomes a file has not been run."""
     page = runnable(PAGES[name])
     for at, block in enumerate(page):
         if block.title is not None and block.title.endswith(".py"):
@@ -118,7 +118,7 @@ def test_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(
-    version("transformers") != DEFAULT, reason="pages are made under the default transformers"
+    version("transformers") != DEFAULT, reason="pages are generated under the default transformers"
 )
 def test_generated_pages_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("griffe", reason="mkdocstrings is not installed: the docs extra")
@@ -129,4 +129,4 @@ def test_generated_pages_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None
         for name, make in generate.MADE.items()
         if (DOCS / "pages" / name).read_text(encoding="utf-8") != make()
     ]
-    assert not old, f"{', '.join(old)}: make them anew with `python docs/generate.py`"
+    assert not old, f"{', '.join(old)}: regenerate with `python docs/generate.py`"

@@ -17,7 +17,7 @@ import omni_grpo_core
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 NOWHERE = "http://127.0.0.1:9"
-"""The discard port, where nobody listens."""
+"""The discard port, where nothing listens."""
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _BROWSER = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -25,7 +25,7 @@ _BROWSER = (
     "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=20000",
 )  # fmt: skip
 _LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
-"""What a browser fetches without a click, by tag. Of links: not those that only name a page."""
+"""What a browser fetches without a click, by tag; links that only name a page are exempt."""
 _NAMING = {"canonical", "next", "prev", "edit", "alternate"}
 
 
@@ -37,7 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
     done = subprocess.run(
         [*build, "-f", str(DOCS / "mkdocs.yml"), "-d", str(out)],
-        # whatever would be fetched while building is refused
+        # anything fetched during the build is refused
         env={**os.environ, "HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE},
         capture_output=True,
         text=True,
@@ -67,7 +67,7 @@ def test_every_public_name_is_documented(site: Path) -> None:
 
 
 class Fetched(HTMLParser):
-    """The addresses that a page has a browser fetch."""
+    """The addresses that a browser fetches for a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
         assert [one for one in fetched if re.match(r"(\w+:)?//", one)] == [], sheet.name
 
 
-def test_the_fetch_finder_sees_what_it_is_to_see() -> None:
+def test_the_fetch_finder_finds_fetches() -> None:
     parser = Fetched()
     parser.feed(
         '<script src="https://a/b.js"></script><link rel="stylesheet" href="//c/d.css">'
@@ -101,13 +101,13 @@ def test_the_fetch_finder_sees_what_it_is_to_see() -> None:
 
 
 def test_search_finds_a_word_without_a_server(site: Path) -> None:
-    """The index is a script beside the pages: a page opened from a disk may not fetch JSON."""
+    """The index is a script beside the pages: a page opened from disk may not fetch JSON."""
     index = (site / "search/search_index.js").read_text(encoding="utf-8")
     assert "omni_golden" in index
 
 
 def shown(address: str, profile: Path) -> str:
-    """The page as a browser has it once its scripts have run; names resolve to nothing."""
+    """The page's DOM after its scripts have run; host names resolve to nothing."""
     command = [str(_CHROMIUM), *_BROWSER, f"--user-data-dir={profile}", "--dump-dom", address]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return done.stdout
@@ -119,14 +119,14 @@ def test_a_browser_shows_every_page(site: Path, tmp_path: Path) -> None:
     for page in built(site):
         seen = shown(page.as_uri(), tmp_path)
         assert re.search(r"<h1[^>]*>[^<]*\w", seen), page.name
-        # the site's own script has run
+        # the site's own script ran
         assert re.search(r'<html[^>]*class="js', seen), page.name
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(_CHROMIUM is None, reason="no chromium on the path")
-def test_a_browser_searches_pages_on_a_disk(site: Path, tmp_path: Path) -> None:
-    """Chromium has no workers there: docs/pages/iframe-worker.js stands in."""
+def test_a_browser_searches_pages_on_disk(site: Path, tmp_path: Path) -> None:
+    """Chromium allows no workers there: docs/pages/iframe-worker.js replaces them."""
     seen = shown(f"{(site / 'index.html').as_uri()}?q=omni_golden", tmp_path)
     assert "md-search-result__item" in seen
     assert "My own pytest project" in seen[seen.index("md-search-result__item") :]

@@ -1,4 +1,4 @@
-"""From a recorded value to the cause that is named: whole diagnoses of steps written by hand."""
+"""From recorded values to the named cause: whole diagnoses of hand-written steps."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ def test_the_likeliest_cause(cause: str, values: list[Any]) -> None:
     named = [finding.causes[0] for finding in verdict.findings if finding.causes]
     assert cause in [explanation.cause for explanation in named]
     for explanation in named:
-        told = (explanation.seen, explanation.harm, explanation.fix, explanation.confirm)
-        assert all("unknown)" not in sentence for sentence in told), "a value that was not kept"
-        assert all("{" not in sentence for sentence in told)
-    assert not [said for said in verdict.missing if "could not be done" in said]
+        texts = (explanation.seen, explanation.harm, explanation.fix, explanation.confirm)
+        assert all("unknown)" not in text for text in texts), "a value that was not recorded"
+        assert all("{" not in text for text in texts)
+    assert not [note for note in verdict.missing if "failed on this recording" in note]
 
 
-def test_without_causes_the_stage_is_named_all_the_same() -> None:
+def test_without_causes_the_stage_is_still_named() -> None:
     verdict = diagnose(case(generated(cached=(0, 0), modes=TRAINING)), causes=False)
     assert [finding.stage for finding in verdict.findings] == ["completion"]
     assert verdict.findings[0].causes == ()
 
 
-def test_what_was_handed_on_is_not_blamed() -> None:
-    """Equal rewards for equal answers: the group has no signal, and that is the rollout's doing."""
+def test_an_inherited_error_is_not_blamed() -> None:
+    """Equal rewards for equal answers: the group has no signal, which is the rollout's fault."""
     flat = advantaged((0.0,) * 4, rewards=(1.0,) * 4)
     call = generated(completions=SAME, config={"do_sample": False})
     verdict = diagnose(case(call, rewarded((1.0,) * 4), flat))

@@ -1,4 +1,4 @@
-"""Advantages that are not those of their rewards, on numbers checked by hand."""
+"""Advantages that do not follow from their rewards, on numbers checked by hand."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_right_advantages_are_no_evidence() -> None:
     [
         # rewards (1, 0) and (2, 0): means 1/2 and 1
         ("none", (0.5, -0.5, 1.0, -1.0)),
-        # deviation of all four: mean 3/4, squares 1/16 + 9/16 + 25/16 + 9/16 = 44/16, over 3
+        # standard deviation of all four: mean 3/4, squares 1/16 + 9/16 + 25/16 + 9/16 = 44/16, by 3
         ("batch", tuple(x / (44 / 48) ** 0.5 for x in (0.5, -0.5, 1.0, -1.0))),
-        # nobody said the scale, and the deviation is the biased one: 1/2 and 1
+        # no scale recorded, and the biased standard deviation: 1/2 and 1
         ("", (1.0, -1.0, 1.0, -1.0)),
     ],
 )
@@ -46,11 +46,11 @@ def test_every_known_scale_is_right(scale: str, advantages: Sequence[float]) -> 
     [
         ((-0.5, 0.5, -1.0, 1.0), "negated"),
         ((0.0, 0.0, 0.0, 0.0), "zero"),
-        # (1, 0, 2, 0) less its mean 3/4, over 1: the batch as one group
+        # (1, 0, 2, 0) minus its mean 3/4, over 1: the batch as one group
         ((0.25, -0.75, 1.25, -0.75), "by-batch"),
     ],
 )
-def test_a_known_miscount_is_named(advantages: Sequence[float], how: str) -> None:
+def test_a_known_mistake_is_named(advantages: Sequence[float], how: str) -> None:
     values = torch.tensor(advantages, dtype=torch.float64)
     seen = advantaged(values, scale="none")
     evidence = found(LOOKS, case(rewarded(), seen))["advantage-differs"]
@@ -71,7 +71,7 @@ def test_a_total_that_is_not_the_weighted_sum() -> None:
     assert (evidence.row, evidence.values["wanted"][2]) == (2, 2.0)
 
 
-def test_no_variance_is_handed_on_where_rewards_are_equal() -> None:
+def test_no_variance_is_inherited_where_rewards_are_equal() -> None:
     flat = advantaged((0.0,) * 4, rewards=(1.0,) * 4)
     assert found(LOOKS, case(rewarded((1.0,) * 4), flat))["no-variance"].origin == "inherited"
 
@@ -80,7 +80,7 @@ def test_no_variance_is_handed_on_where_rewards_are_equal() -> None:
 def test_no_variance_is_added_where_rewards_differ_or_groups_are_single(
     groups: tuple[str, ...],
 ) -> None:
-    """Weights of 0, or a group for each completion, take the signal out of rewards that had one."""
+    """Weights of 0, or a group per completion, remove the signal of rewards that had one."""
     weights = {"length": 0.0}
     seen = advantaged((0.0,) * 4, rewards=(0.0,) * 4, group_ids=groups, weights=weights)
     assert found(LOOKS, case(rewarded(), seen))["no-variance"].origin == "added"
@@ -91,12 +91,12 @@ def test_one_group_with_a_signal_is_enough() -> None:
     assert facts(rewarded((1.0, 0.0, 1.0, 1.0)), one) == set()
 
 
-def test_advantages_that_are_no_numbers() -> None:
+def test_non_finite_advantages() -> None:
     assert "not-finite" in facts(advantaged((float("nan"), -1.0, 1.0, -1.0)))
 
 
-def test_groups_spread_over_processes_are_not_made_again() -> None:
-    """One completion of each group is here: its advantage comes from rewards of another process."""
+def test_groups_spread_over_processes_are_not_recomputed() -> None:
+    """Only one completion of each group is here: its advantage needs another process's rewards."""
     seen = advantaged((1.0, -1.0), rewards=(1.0, 0.0), group_ids=("a", "b"))
     single = case(rewarded((1.0, 0.0), completions=("one", "two")), seen)
     assert set(found(LOOKS, single)) == {"advantage-differs"}
@@ -110,8 +110,8 @@ SPAN = torch.tensor([[1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]]).bool()
 
 
 def partial(added: float) -> Any:
-    """Base advantages 1 and -1 (times 1/sqrt 2), and on the first token ``added`` times the
-    partial's own, which are the same."""
+    """Base advantages 1 and -1 (times 1/sqrt 2), plus on the first token ``added`` times the
+    partial reward's own, which are equal."""
     base = torch.tensor([[1.0] * 3, [-1.0] * 3, [1.0] * 3, [-1.0] * 3])
     values = base + added * base * SPAN
     return advantaged(values, weights={"length": 1.0, "context": 1.0}, spans={"context": SPAN})
@@ -137,10 +137,10 @@ def test_section_tokens_are_found_by_offsets(policy: Policy) -> None:
     assert section_tokens(policy, ids, "reasoning") == []
 
 
-# --------------------------------------------------------------------------- whose is whose
+# --------------------------------------------------------------------------- owners
 
 
-def test_three_reckonings_and_the_one_that_stands_alone() -> None:
+def test_of_three_sources_the_one_that_differs_is_wrong() -> None:
     from omni_grpo_core.doctor.checks import groups as checks_groups
 
     def named(*values: Any) -> dict[str, str]:
@@ -158,7 +158,7 @@ def test_three_reckonings_and_the_one_that_stands_alone() -> None:
     assert named(generated(), rewarded(), advantaged(group_ids=("a", "b", "a", "b"))) == {
         "groups-mixed": "advantage"
     }
-    # where nobody knows what was generated from, whole groups with others' columns are scored wrong
+    # even with unknown prompts, whole groups with other rows' columns are scored wrongly
     swapped = {"sample_id": ["b", "b", "a", "a"]}
     assert named(rewarded(columns=swapped), advantaged()) == {"columns-moved": "reward"}
 

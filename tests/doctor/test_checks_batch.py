@@ -1,4 +1,4 @@
-"""Looks at processor calls and what the model is handed, mostly on the clean loop."""
+"""Looks at processor calls and model inputs, mostly on the clean loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def changed(step: Case, kind: type, change: Any) -> Case:
 
 @pytest.mark.parametrize("audio", ["interleaved", "separate", "off"])
 @pytest.mark.parametrize("rows", ["alike", "padded, with an image and text"])
-def test_a_clean_loop_has_nothing_to_tell(audio: str, rows: str) -> None:
+def test_a_clean_loop_is_no_evidence(audio: str, rows: str) -> None:
     numbers = {
         "interleaved": ((0, 5), (12, 16, 20)),
         "separate": ((3, 6), (12, 18, 16, 20)),
@@ -54,33 +54,34 @@ def test_a_clean_loop_has_nothing_to_tell(audio: str, rows: str) -> None:
         (TEXT, 0, None, False),
         (SOUND, 1, False, False),  # an item of its own
         (SOUND, 1, True, True),
-        (SOUND, 2, True, False),  # both: twice, but laid as told
+        (SOUND, 2, True, False),  # both: twice, but laid out as the flag says
     ],
 )
 def test_the_processors_flag_follows_from_counts(
     text: str, sounds: int, flag: bool | None, wrong: bool
 ) -> None:
-    told: dict[str, Any] = {} if flag is None else {"flag": flag}
-    call = processed(text, videos=(medium("video"),), audios=(medium("audio"),) * sounds, **told)
+    flags_of: dict[str, Any] = {} if flag is None else {"flag": flag}
+    audios = (medium("audio"),) * sounds
+    call = processed(text, videos=(medium("video"),), audios=audios, **flags_of)
     assert facts(flags.look_flag, case(call)) == ["flag-differs"] * wrong
 
 
 def test_a_clip_without_sound_beside_clips_with_it() -> None:
-    """transformers 5.23 and 5.24 skip a clip that has no track without a word. Its row then has
-    positions of plain text, and each later row the grid of the one before: all looked right."""
+    """transformers 5.23 and 5.24 silently skip a clip that has no track. Its row then has positions
+    of plain text, and each later row the grid of the one before: all looked right."""
     (step,) = steps_with("batch.silent-clip")
     generate, forward = list(flags.look_mute_beside_heard(step))
     assert generate.values == {"call": "generate", "mute": 2, "clips": 4}
     assert (generate.row, forward.values["call"]) == (0, "the scoring forward")
-    # positions are handed on wrong, not made wrong: the flag they follow was
+    # positions inherit the error: they follow a wrong flag
     positions = [e for look in LOOKS for e in look(step) if e.stage == "positions"]
     assert {e.origin for e in positions} <= {"inherited"}
-    # nobody complains of sound that is missing where there is none
+    # sound that does not exist is not reported missing
     assert [e for look in LOOKS for e in look(step) if e.stage in ("conversation", "media")] == []
 
 
 @pytest.mark.parametrize(
-    ("error", "owners", "told"),
+    ("error", "owners", "reported"),
     [
         ("ValueError: Found total 0 <|AUDIO|> tokens and 1 audio inputs.", None, True),
         ("ValueError: Mixing `audio` … requires `audio_from_video_indices`.", None, True),
@@ -89,15 +90,15 @@ def test_a_clip_without_sound_beside_clips_with_it() -> None:
         (None, None, False),
     ],
 )
-def test_tracks_that_nobody_owns(error: str | None, owners: list[int] | None, told: bool) -> None:
+def test_tracks_without_owners(error: str | None, owners: list[int] | None, reported: bool) -> None:
     keywords = {"load_audio_from_video": True, "audio_from_video_indices": owners}
     call = processed(
         TEXT, videos=(medium("video"),), audios=(medium("audio"),), error=error, keywords=keywords
     )
-    assert facts(flags.look_track_owners, case(call)) == ["tracks-unowned"] * told
+    assert facts(flags.look_track_owners, case(call)) == ["tracks-unowned"] * reported
 
 
-def test_keywords_that_nothing_takes() -> None:
+def test_keywords_that_the_processor_ignores() -> None:
     call = processed(TEXT, ignored=("audios",), keywords={"audios": "<list>"})
     assert only(looks.look_keywords, case(call)).values["keyword"] == "audios"
 
@@ -115,7 +116,7 @@ def cut(values: torch.Tensor, start: int | None, end: int | None) -> torch.Tenso
 
 
 @pytest.mark.parametrize(("start", "end", "side"), [(40, None, "left"), (None, -40, "right")])
-def test_a_prompt_that_is_cut_on_its_way_to_generate(
+def test_a_prompt_that_is_truncated_on_its_way_to_generate(
     start: int | None, end: int | None, side: str
 ) -> None:
     (step,) = steps_with()
@@ -125,7 +126,7 @@ def test_a_prompt_that_is_cut_on_its_way_to_generate(
         inputs = {k: cut(v, start, end) if k in names else v for k, v in call.inputs.items()}
         return replace(call, inputs=inputs)
 
-    found = next(iter(checks_rows.look_handed_on(changed(step, GenerateCall, shorter))))
+    found = next(iter(checks_rows.look_generate_prompts(changed(step, GenerateCall, shorter))))
     assert (found.fact, found.values["side"]) == ("prompt-cut", side)
     assert "of the 145 tokens of row 0" in found.sentence
 
@@ -165,8 +166,8 @@ def test_padding_mask_and_dtype() -> None:
 
     def mirrored(call: ProcessorCall) -> ProcessorCall:
         names = ("input_ids", "attention_mask")
-        turned = {k: v.flip(1) if k in names else v for k, v in call.outputs.items()}
-        return replace(call, outputs=turned)
+        flipped = {k: v.flip(1) if k in names else v for k, v in call.outputs.items()}
+        return replace(call, outputs=flipped)
 
     for change, fact in ((narrow, "dtype"), (unmasked, "mask-wrong"), (mirrored, "padded-right")):
         found = facts(looks.look_padding, changed(step, ProcessorCall, change))

@@ -1,4 +1,4 @@
-"""Rollouts that give themselves away by their settings, ids or texts."""
+"""Rollouts whose settings, ids or texts alone show a fault."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from small_recordings import EVAL, advantaged, case, found, generated, rewarded
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.checks.completion import LOOKS
-from omni_grpo_core.doctor.evidence import Reference, said_missing
+from omni_grpo_core.doctor.evidence import Reference, noted_missing
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.rollouts import RolloutRecord
 from omni_grpo_core.pipeline.settings import Settings
@@ -31,11 +31,11 @@ def test_a_healthy_rollout_is_no_evidence() -> None:
     assert facts(generated(modes=TRAINING)) == set()
 
 
-def test_a_cache_that_nobody_could_read_is_missing_not_lost() -> None:
+def test_an_unreadable_cache_is_missing_not_history_lost() -> None:
     step = case(generated(cached=(None, None), modes=TRAINING))
     assert set(found(LOOKS, step)) == set()
-    (told,) = said_missing(step)
-    assert told.startswith("what generate saw of prompt and history is not known")
+    (note,) = noted_missing(step)
+    assert note.startswith("whether generate saw prompt and history is unknown")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ USUAL = torch.full((4, 3), 0.9).log()
 
 
 def test_completions_that_are_all_the_same() -> None:
-    """Three tokens of 1/100 again in each of two groups: 1e-12 by chance; of 9/10, one in two."""
+    """Three tokens of 1/100, repeated in each of two groups: 1e-12 by chance; of 9/10, 1 in 2."""
     greedy = generated(completions=SAME, config={"do_sample": False})
     assert facts(greedy, advantaged()) == {"identical"}
     assert facts(generated(completions=SAME, logprobs=RARE), advantaged()) == {"identical"}
@@ -74,21 +74,21 @@ def test_completions_that_are_all_the_same() -> None:
     assert facts(generated(completions=other, config={"do_sample": False})) == set()
 
 
-def test_prompts_are_told_apart_by_what_was_put_in_for_media() -> None:
+def test_prompts_are_distinguished_by_media_embeddings() -> None:
     call = generated(prompts=(0, 0, 0, 0))
     assert prompt_labels(call) == [0, 0, 0, 0]
     embeds = torch.tensor([1.0, 1.0, 2.0, 2.0])[:, None, None].expand(4, 3, 2)
     assert prompt_labels(replace(call, inputs_embeds=embeds)) == [0, 0, 1, 1]
 
 
-def test_prompts_are_told_apart_by_what_the_processor_was_handed() -> None:
+def test_prompts_are_distinguished_by_the_processors_media() -> None:
     """Rows of one text and two clips, whose embeddings were too large to keep."""
     clips = [MediumSeen("video", None, (2,), "uint8", name, 0, 1, 0, 0) for name in "xxyy"]
     text = "<|vision_bos|><|VIDEO|><|vision_eos|>who is it?"
     made = replace(processed(PATCHES), texts=(text,) * 4, videos=tuple(clips))
     call = generated(prompts=(0, 0, 0, 0))
     assert prompt_labels(call, RolloutRecord(processed=[made])) == [0, 0, 1, 1]
-    # a clip that no text has a place for: nobody knows which row is shown which
+    # a clip without a placeholder: which row gets which is unknown
     short = replace(made, texts=(text,) * 3 + ("who is it?",))
     assert prompt_labels(call, RolloutRecord(processed=[short])) == [0, 0, 0, 0]
 
@@ -112,7 +112,7 @@ def processed(pixels: torch.Tensor) -> ProcessorCall:
 def test_pixel_rows_repeated_one_by_one() -> None:
     blanket = with_pixels(PATCHES.repeat_interleave(2, 0), GRID.repeat_interleave(2, 0))
     assert facts(processed(PATCHES), blanket) == {"pixels-scrambled"}
-    assert facts(blanket) == {"pixels-scrambled"}  # seen without the processor's output, too
+    assert facts(blanket) == {"pixels-scrambled"}  # found without the processor's output, too
 
 
 def test_pixels_repeated_picture_by_picture_are_right() -> None:
@@ -155,7 +155,7 @@ def test_special_tokens_among_the_sampled(policy: Policy, text: str, fact: str |
     assert set(found(LOOKS, case(call, reference=reference))) == ({fact} if fact else set())
 
 
-def test_special_tokens_stripped_before_anybody_looked(policy: Policy) -> None:
+def test_special_tokens_stripped_before_rewards(policy: Policy) -> None:
     call, reference = spelled(policy, ("red", "re<|im_start|>d"))
     hidden = rewarded((1.0, 1.0), completions=("red", "red"))
     seen = found(LOOKS, case(call, hidden, reference=reference))

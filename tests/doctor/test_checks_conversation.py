@@ -31,7 +31,7 @@ def step(*parts: str, row: Any = ROW, question: str = ASKED, system: Any = SYSTE
     return case(samples(row), template(*messages), processed(text, text, **call))
 
 
-def test_a_right_conversation_has_nothing_to_tell() -> None:
+def test_a_right_conversation_is_no_evidence() -> None:
     right = step("video a.mp4", flag=True)
     assert [e for look in looks.LOOKS for e in look(right)] == []
 
@@ -41,7 +41,7 @@ def test_a_clip_listed_twice_while_interleaved() -> None:
     given: Any = {"videos": (medium("video"),) * 2, "audios": (medium("audio"),) * 4}
     twice = step("video a.mp4", "audio a.mp4", flag=True, **given)
     found = only(looks.look_media_twice, twice)
-    assert "2 audio features for 1 audio slot" in found.sentence
+    assert "2 sounds for 1 track" in found.sentence
     assert found.values["file"] == "a.mp4"
     [finding] = diagnose(twice).findings
     assert finding.stage == "conversation"
@@ -51,15 +51,15 @@ def test_a_clip_listed_twice_while_interleaved() -> None:
 
 def test_a_clip_listed_twice_is_right_where_its_sound_is_an_item() -> None:
     row = {**ROW, "path": {"video": "a.mp4", "audio": "a.mp4"}}
-    apart = step("video a.mp4", "audio a.mp4", row=row, flag=False)
-    assert [e for look in looks.LOOKS for e in look(apart)] == []
+    separate = step("video a.mp4", "audio a.mp4", row=row, flag=False)
+    assert [e for look in looks.LOOKS for e in look(separate)] == []
 
 
 @pytest.mark.parametrize("words", ["a video without sound", "a silent clip", "There is no audio."])
 def test_sound_that_the_text_denies(words: str) -> None:
     denied = step("video a.mp4", question=f"{words} {ASKED}", flag=True)
-    assert facts(looks.look_sound_told, denied) == ["sound-denied"]
-    assert facts(looks.look_sound_told, step("video a.mp4", question=f"{words} {ASKED}")) == []
+    assert facts(looks.look_sound_denied, denied) == ["sound-denied"]
+    assert facts(looks.look_sound_denied, step("video a.mp4", question=f"{words} {ASKED}")) == []
 
 
 def test_another_rows_question_and_media() -> None:
@@ -68,7 +68,7 @@ def test_another_rows_question_and_media() -> None:
     assert facts(looks.look_media_listed, other) == ["media-not-shown", "media-foreign"]
 
 
-def test_a_conversation_too_many() -> None:
+def test_one_conversation_too_many() -> None:
     mine, strange = (
         template(SYSTEM, user("video a.mp4", question=ASKED)),
         template(SYSTEM, user("video z.mp4", question="Who?")),
@@ -78,13 +78,13 @@ def test_a_conversation_too_many() -> None:
     assert "z.mp4" in found.sentence
 
 
-def test_an_audio_item_that_is_not_shown() -> None:
+def test_an_audio_item_that_is_left_out() -> None:
     row = {**ROW, "path": {"video": "a.mp4", "audio": "a.wav"}}
     found = only(looks.look_media_listed, step("video a.mp4", row=row))
     assert found.fact == "audio-not-shown"
 
 
-def test_arrays_in_rows_are_no_paths() -> None:
+def test_arrays_in_rows_are_not_paths() -> None:
     row = {"problem": "Which way?", "videos": ("<tensor float32 (4, 3, 56, 56)>",)}
     assert facts(looks.look_media_listed, step("video a.mp4", row=row)) == []
 
@@ -100,7 +100,7 @@ def test_a_gold_in_the_prompt() -> None:
     shown = step("video a.mp4", row=row, question=f"{ASKED}\n<answer>A</answer>")
     assert facts(looks.look_gold, shown) == ["gold-shown"]
     short = {**ROW, "solution": "A"}
-    assert facts(looks.look_gold, step("video a.mp4", row=short)) == [], "'A' is in any text"
+    assert facts(looks.look_gold, step("video a.mp4", row=short)) == [], "'A' occurs in any text"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_gold_in_the_prompt() -> None:
         ({"role": "system", "content": "Be brief."}, "instructions-changed"),
     ],
 )
-def test_nobody_asks_for_the_tags(system: Any, fact: str) -> None:
+def test_a_prompt_that_does_not_ask_for_the_tags(system: Any, fact: str) -> None:
     row = {**ROW, "solution": "<answer>A</answer>"}
     assert facts(looks.look_instructions, step("video a.mp4", row=row, system=system)) == [fact]
     bare = {**ROW, "solution": "A"}

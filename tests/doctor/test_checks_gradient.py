@@ -1,4 +1,4 @@
-"""Who learns, who is held, who moved: hand-written optimizer steps."""
+"""What is trainable, held by the optimizer, changed: hand-written optimizer steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def facts(*values: Any) -> set[str]:
 def test_a_healthy_step_is_no_evidence() -> None:
     assert facts(lost(0.5), stepped()) == set()
     assert facts(lost(0.5), stepped(trainable={"adapter": 8})) == set()
-    # a part with zero gradient need not move; towers may learn beside the text model
+    # a part with zero gradient need not change; towers may be trained with the text model
     norms, still = {"text": 0.5, "vision": 0.0}, {"text": True, "vision": False}
     towers = stepped(trainable={"text": 9, "vision": 9}, norms=norms, changed=still)
     assert facts(lost(0.5), towers) == set()
@@ -66,9 +66,9 @@ def test_backward_on_other_numbers() -> None:
 
 
 def test_groups_spread_over_processes_are_whole() -> None:
-    """Four processes of one completion and two steps hold four groups of two."""
-    told = {"per_device_train_batch_size": 1, "num_generations": 2}
-    alone = case(lost(0.5), stepped(settings=told))
+    """Four processes with one completion and two passes each make four groups of two."""
+    settings = {"per_device_train_batch_size": 1, "num_generations": 2}
+    alone = case(lost(0.5), stepped(settings=settings))
     four = replace(alone, trace=replace(alone.trace, header={"world": "4"}))
     assert set(found(LOOKS, alone)) == {"batch-cuts-groups"}
     assert found(LOOKS, four) == {}
@@ -93,15 +93,15 @@ def again(first: Any, second: Any) -> set[str]:
     return set(found(checks_run.LOOKS, later))
 
 
-def test_the_same_draws_again() -> None:
-    """Ten tokens of 1e-3: e-69 by chance. Tokens of 1/2: 2^-10 over four rows is no surprise."""
+def test_repeated_samples() -> None:
+    """Ten tokens of 1e-3: e^-69 by chance. Tokens of 1/2: 2^-10 over four rows may happen."""
     step = (samples(), generated(logprobs=RARE))
     assert again(step, step) == {"began-anew"}
     usual = (samples(), generated(logprobs=LIKELY))
     assert again(usual, usual) == set()
 
 
-def test_the_same_draws_on_other_rows_are_none() -> None:
+def test_the_same_samples_on_other_rows_are_no_restart() -> None:
     step = (samples(), generated(logprobs=RARE))
     assert again(step, (samples(("b", "a")), generated(logprobs=RARE))) == set()
 
@@ -113,6 +113,6 @@ def test_a_counter_that_goes_back() -> None:
     assert set(found(checks_run.LOOKS, later)) == {"counter-back"}
 
 
-def test_steps_of_another_rank_are_no_sequel() -> None:
+def test_steps_of_another_rank_do_not_follow() -> None:
     first, second = case(generated(), stepped(step=2)), case(generated(), stepped(step=0))
     assert [one.before for one in checks_run.in_order([first, second])] == [None, None]

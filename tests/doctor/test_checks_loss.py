@@ -1,4 +1,4 @@
-"""Losses that are not those of their own numbers, each by hand.
+"""Losses that do not follow from their inputs, each by hand.
 
 With ratio 1 the token losses are minus the advantages. Rows of 3, 2, 3 and 2 tokens with advantages
 1, -1, 1, -1: the mean over rows is 0, the mean over tokens -(3 - 2 + 3 - 2) / 10 = -0.2.
@@ -58,7 +58,7 @@ def test_the_opposite_sign() -> None:
 
 
 def test_another_normaliser() -> None:
-    # the token mean where rows are asked for
+    # the token mean instead of the row mean
     assert way(lost(-0.2)) == "normaliser"
 
 
@@ -80,7 +80,7 @@ def test_a_kl_term_that_the_settings_deny() -> None:
 
 
 def test_advantages_along_the_tokens_are_blamed_on_the_advantage() -> None:
-    """Three rows of three tokens: advantage j lies over column j, and each row has all three."""
+    """Three rows of three tokens: column j has advantage j, so each row has all three."""
     ids, mask = COMPLETIONS[:3], ((1, 1, 1), (1, 0, 0), (1, 1, 1))
     loss = lost(
         # rows: -(1 + 2 - 4) / 3, -1, -(1 + 2 - 4) / 3
@@ -106,7 +106,7 @@ def test_padding_in_the_loss() -> None:
     assert (seen.values["tokens"], seen.origin) == (2, "added")
 
 
-def test_padding_in_the_loss_is_handed_on_where_generate_did_not_stop(policy: Any) -> None:
+def test_padding_in_the_loss_is_inherited_where_generate_did_not_stop(policy: Any) -> None:
     from omni_grpo_core.doctor.evidence import Reference
     from omni_grpo_core.pipeline.settings import Settings
 
@@ -138,7 +138,7 @@ def test_the_prompt_in_the_loss() -> None:
     assert seen["prompt-in-loss"].values["tokens"] == 2
 
 
-def test_completions_that_nobody_sampled() -> None:
+def test_completions_that_were_not_sampled() -> None:
     strange = ((5, 6, 9), (4, 9, 0), (7, 8, 9), (8, 9, 0))
     assert found(LOOKS, case(generated(), lost(0.0, ids=strange)))["ids-differ"].row == 1
 
@@ -147,8 +147,8 @@ def test_completions_that_nobody_sampled() -> None:
 
 
 def test_the_clip_rate_of_the_other_side() -> None:
-    """Ratios 3/2 in the first column. Where the advantage is 1 (rows 0, 2) the clip is in force:
-    2 of 10 tokens; rows 1 and 2 of the other sign, 2 of 10, are not. Change row 1's ratio to 1:
+    """Ratios 3/2 in the first column. Where the advantage is 1 (rows 0, 2) the clip applies: 2 of
+    10 tokens; in rows 1 and 3, of the other sign, 2 of 10, it does not. With row 1's ratio 1:
     right 0.2, other 0.1."""
     old = THIRD.clone()
     old[:, 0] -= math.log(1.5)
@@ -164,20 +164,20 @@ def test_the_clip_rate_of_the_other_side() -> None:
 def test_a_later_pass_without_its_old_logprobs() -> None:
     twice = {"num_iterations": 2}
     assert facts(lost(0.0, settings=twice)) == {"old-recomputed"}
-    # the first pass, on a rollout of its own, has none yet
+    # the first pass, on its own rollout, has none yet
     assert facts(generated(), lost(0.0, settings=twice)) == set()
 
 
 @pytest.mark.parametrize("moved", [True, False])
 def test_old_logprobs_that_equal_the_new_ones(moved: bool) -> None:
-    """They do where the first pass moved nothing: no signal, or a warm-up that begins at 0."""
+    """They do where the first pass changed nothing: no signal, or a warm-up from 0."""
     first = case(generated(), stepped(changed={"text": moved}))
     again = case(lost(0.0, old=THIRD, settings={"num_iterations": 2}), stepped(step=1))
     _, again = in_order([first, again])
     assert set(found(LOOKS, again)) == ({"old-recomputed"} if moved else set())
 
 
-def test_a_loss_that_is_no_number() -> None:
+def test_a_non_finite_loss() -> None:
     assert facts(lost(math.nan)) == {"not-finite"}
 
 

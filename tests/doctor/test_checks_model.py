@@ -1,4 +1,4 @@
-"""Looks at embeddings and positions: a recorded step with one thing changed in it."""
+"""Looks at embeddings and positions: a recorded step with one change."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def forward(step: Case) -> ForwardCall:
     return call
 
 
-def test_the_ids_that_these_tests_go_by(step: Case) -> None:
+def test_the_ids_that_these_tests_use(step: Case) -> None:
     assert step.reference is not None
     convert = step.reference.policy.processor.tokenizer.convert_tokens_to_ids
     assert (convert("<|VIDEO|>"), convert("<|AUDIO|>")) == (VIDEO, AUDIO)
@@ -77,24 +77,24 @@ def test_plain_counting(step: Case) -> None:
     without = {k: v for k, v in forward(step).inputs.items() if k != "attention_mask"}
     counted = with_forward(step, inputs=without, position_ids=line(forward(step).position_ids))  # type: ignore[arg-type]
     assert facts(checks_positions.look_positions, counted) == ["one-dimensional"]
-    # where the model makes them itself, it gets none
+    # where the model computes them itself, none are passed
     unseen = with_forward(step, inputs=without, position_ids=None)
     found = only(checks_positions.look_positions, unseen)
     assert (found.fact, found.values["mask"]) == ("one-dimensional", False)
 
 
-def test_the_answer_behind_its_place(step: Case) -> None:
+def test_a_completion_with_shifted_positions(step: Case) -> None:
     prompt = step.generated[0].inputs["input_ids"].shape[1]
 
     def late(held: torch.Tensor) -> torch.Tensor:
-        moved = held.clone()
-        moved[:, :, prompt:] += 7
-        return moved
+        shifted = held.clone()
+        shifted[:, :, prompt:] += 7
+        return shifted
 
     assert positions(step, late) == ["tail-shifted"]
 
 
-def test_generation_that_goes_on_elsewhere(step: Case) -> None:
+def test_generation_that_continues_at_other_positions(step: Case) -> None:
     def off(call: GenerateCall) -> GenerateCall:
         return replace(call, step_positions=tuple(n + 7 for n in call.step_positions))
 
@@ -118,8 +118,8 @@ def test_right_embeddings_are_right(step: Case) -> None:
     assert embeddings(step, lambda held, ids: held) == []
 
 
-def test_weights_that_learnt_a_little_are_no_fault(step: Case) -> None:
-    # an optimizer step of 1e-3 on embeddings of deviation .06
+def test_slightly_trained_weights_are_no_fault(step: Case) -> None:
+    # an optimizer step of 1e-3 on embeddings of standard deviation .06
     noise = torch.Generator().manual_seed(0)
     assert embeddings(step, lambda h, ids: h + 1e-3 * torch.randn(h.shape, generator=noise)) == []
 
@@ -135,15 +135,15 @@ def test_placeholders_that_keep_their_own_embedding(step: Case) -> None:
     assert embeddings(step, bare) == ["features-not-injected"]
 
 
-def test_sounds_of_another_order(step: Case) -> None:
-    def turned(held: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def test_sounds_in_another_order(step: Case) -> None:
+    def reversed_(held: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         held[ids == AUDIO] = held[ids == AUDIO].flip(0)
         return held
 
-    assert embeddings(step, turned) == ["features-misordered"]
+    assert embeddings(step, reversed_) == ["features-misordered"]
 
 
-def test_features_of_nothing_known(step: Case) -> None:
+def test_features_of_unknown_origin(step: Case) -> None:
     def noise(held: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         seeded = torch.Generator().manual_seed(0)
         held[ids == VIDEO] = 9 * torch.randn(held[ids == VIDEO].shape, generator=seeded)

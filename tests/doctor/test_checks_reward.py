@@ -1,4 +1,4 @@
-"""Rewards that are wrong, by their values and by what they gave to completions of known worth."""
+"""Wrong rewards, found by their values and by probe completions of known score."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from omni_grpo_core.rewards.format import Format
 Function = Callable[..., Sequence[float | None]]
 
 
-def asked(function: Any, name: str, values: Sequence[float | None] = (0.0,) * 4) -> Any:
+def probed(function: Any, name: str, values: Sequence[float | None] = (0.0,) * 4) -> Any:
     return rewarded(values, name=name, probe=probe(function, Plain()))
 
 
 def causes(*values: Any) -> list[str]:
-    """Of the evidence that all looks found, best first."""
+    """The causes of all looks' evidence, likeliest first."""
     recorded = case(*values)
     evidence = [item for look in LOOKS for item in look(recorded)]
     made: list[Explanation] = [e for rule in RULES for e in rule(recorded, evidence)]
     return [e.cause for e in sorted(made, key=lambda e: -e.certainty)]
 
 
-def test_our_own_rewards_are_no_evidence() -> None:
+def test_the_built_in_rewards_are_no_evidence() -> None:
     for function, name in ((Format(), "format"), (Accuracy(), "accuracy")):
-        call = asked(function, name)
+        call = probed(function, name)
         assert {e.origin for e in found(LOOKS, case(call)).values()} <= {"inherited"}
 
 
-def test_what_a_function_measures_is_read_off_its_name() -> None:
+def test_a_function_s_name_shows_what_it_measures() -> None:
     names = {"format_reward": "format", "accuracy_reward": "accuracy", "people_focus": "other"}
     assert {name: kind_of(rewarded(name=name)) for name in names} == names
 
 
-def test_full_marks_may_be_more_than_one() -> None:
+def test_the_full_reward_may_exceed_one() -> None:
     def accuracy_reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         return [2 * (v or 0.0) for v in Accuracy()(prompts, completions, **columns)]
 
-    call = asked(accuracy_reward, "accuracy_reward")
-    # a bare gold is refused by raising: that is no fault
+    call = probed(accuracy_reward, "accuracy_reward")
+    # rejecting a bare gold by raising is no fault
     assert found(LOOKS, case(call)) == {}
 
 
@@ -61,7 +61,7 @@ def test_full_marks_may_be_more_than_one() -> None:
         ((), "KeyError: 'solution'", "raised"),
     ],
 )
-def test_values_that_are_none(values: tuple[Any, ...], error: str | None, fact: str) -> None:
+def test_values_that_are_no_rewards(values: tuple[Any, ...], error: str | None, fact: str) -> None:
     assert set(found(LOOKS, case(rewarded(values, error=error)))) == {fact}
 
 
@@ -94,19 +94,19 @@ def _first_row(prompts: Any, completions: Any, **columns: Any) -> list[float | N
     ],
 )
 def test_a_cause_is_named(function: Function, name: str, cause: str) -> None:
-    assert causes(asked(function, name))[0] == cause
+    assert causes(probed(function, name))[0] == cause
 
 
-def test_a_function_that_raises_is_not_called_by_what_it_would_have_paid() -> None:
+def test_a_function_that_raises_is_not_judged_by_its_other_scores() -> None:
     def accuracy(prompts: Any, completions: Any, **columns: Any) -> Any:
         if "OCR" in columns["problem_type"]:
             raise ModuleNotFoundError("No module named 'jiwer'")
         return Accuracy()(prompts, completions, **columns)
 
-    assert causes(asked(accuracy, "accuracy")) == ["reward.raised"]
+    assert causes(probed(accuracy, "accuracy")) == ["reward.raised"]
 
 
-def test_a_judge_that_is_down_and_one_that_cannot_be_read() -> None:
+def test_a_judge_that_is_down_and_one_whose_reply_cannot_be_parsed() -> None:
     zero = rewarded((0.0,) * 4, name="context_judge")
     down = stepped(warnings=("judge request failed: connection refused",))
     assert causes(zero, down)[0] == "reward.judge-down"
@@ -114,12 +114,12 @@ def test_a_judge_that_is_down_and_one_that_cannot_be_read() -> None:
     assert causes(zero, unread)[0] == "reward.judge-format"
 
 
-def test_a_constant_of_equal_completions_is_deserved() -> None:
+def test_a_constant_for_equal_completions_is_right() -> None:
     same = rewarded((0.5,) * 4, name="length", completions=("one",) * 4)
     assert found(LOOKS, case(same)) == {}
 
 
-def test_malformed_completions_are_handed_on() -> None:
+def test_malformed_completions_are_inherited() -> None:
     call = rewarded((0.0,) * 4, name="format")
     evidence = found(LOOKS, case(call))["all-malformed"]
     assert (evidence.stage, evidence.origin) == ("parsed", "inherited")

@@ -14,8 +14,8 @@ FIRST, SECOND = (
 )
 
 
-def step(*handed: str, nested: bool = False):  # type: ignore[no-untyped-def]
-    return case(template(*FIRST), template(*SECOND), processed(*handed, nested=nested))
+def step(*passed: str, nested: bool = False):  # type: ignore[no-untyped-def]
+    return case(template(*FIRST), template(*SECOND), processed(*passed, nested=nested))
 
 
 @pytest.mark.parametrize("order", [(0, 1), (0, 0, 1, 1), (0, 1, 0, 1)])
@@ -26,15 +26,15 @@ def test_every_prompt_equally_often_is_right(order: tuple[int, ...]) -> None:
 
 def test_only_the_first_prompt_is_kept() -> None:
     """Row 1 of the incident: prepare_prompt(...)[0]."""
-    for handed in ([rendered(FIRST)], [rendered(FIRST)] * 4):
-        found = only(looks.look_handed_over, step(*handed))
+    for passed in ([rendered(FIRST)], [rendered(FIRST)] * 4):
+        found = only(looks.look_processed_texts, step(*passed))
         assert found.fact == "prompts-lost"
-        assert f"2 prompts were rendered and {len(handed)} handed" in found.sentence
+        assert f"2 prompts were rendered and {len(passed)} passed" in found.sentence
 
 
 def test_lists_of_lists() -> None:
     texts = (rendered(FIRST), rendered(SECOND))
-    assert only(looks.look_handed_over, step(*texts, nested=True)).fact == "prompts-nested"
+    assert only(looks.look_processed_texts, step(*texts, nested=True)).fact == "prompts-nested"
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_lists_of_lists() -> None:
 def test_what_a_template_gets_wrong(old: str, new: str, fact: str) -> None:
     text = rendered(FIRST).replace(old, new)
     assert facts(looks.look_rendering, case(template(*FIRST, text=text))) == [fact]
-    # changed between the template and the processor it is told as well
-    assert facts(looks.look_handed_over, step(text, rendered(SECOND))) == [fact]
+    # changed between template and processor it is reported as well
+    assert facts(looks.look_processed_texts, step(text, rendered(SECOND))) == [fact]
     # and rules name it
     [finding] = diagnose(case(template(*FIRST, text=text))).findings
     assert finding.stage == "text"
@@ -64,16 +64,16 @@ def test_the_default_system_message_of_qwens_template_is_no_fault() -> None:
         assert facts(looks.look_rendering, case(template(*bare, text=text))) == []
 
 
-def test_expanded_placeholders_are_the_batchs_affair() -> None:
+def test_expanded_placeholders_are_reported_by_the_batch() -> None:
     video = rendered(FIRST).replace("<|VIDEO|>", "<|VIDEO|>" * 8)
     sound = rendered(SECOND).replace("<|AUDIO|>", "<|AUDIO|>" * 25)
-    assert facts(looks.look_handed_over, step(video, sound)) == []
+    assert facts(looks.look_processed_texts, step(video, sound)) == []
     inside = "<|audio_bos|>" + "<|VIDEO|>" * 8 + "<|AUDIO|>" * 26 + "<|audio_eos|>"
     interleaved = rendered(FIRST).replace("<|VIDEO|>", inside)
-    assert facts(looks.look_handed_over, step(interleaved, rendered(SECOND))) == []
+    assert facts(looks.look_processed_texts, step(interleaved, rendered(SECOND))) == []
 
 
-def test_other_chat_formats_are_let_be() -> None:
+def test_other_chat_formats_are_not_judged() -> None:
     text = "[INST] Which way? [/INST]"
     odd = case(template(*FIRST, text=text), processed(text))
     assert [e for look in looks.LOOKS for e in look(odd)] == []

@@ -1,4 +1,4 @@
-"""The frame: who is blamed, what only passed an error on, what the rules may add."""
+"""Diagnosis: which stages are blamed, which passed an error on, and what rules may add."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def blamed(diagnosis: Diagnosis) -> list[Stage]:
     return [finding.stage for finding in diagnosis.findings]
 
 
-def test_stages_that_added_an_error_are_told_from_those_that_passed_it_on() -> None:
+def test_only_stages_that_added_an_error_are_blamed() -> None:
     looks = seen(("logits", "inherited"), ("loss", "added"), ("batch", "added"))
     diagnosis = diagnose(STEP, looks=looks, rules=())
     assert blamed(diagnosis) == ["batch", "loss"]
@@ -43,7 +43,7 @@ def test_stages_that_added_an_error_are_told_from_those_that_passed_it_on() -> N
     assert diagnosis.first.stage == "batch"
 
 
-def test_unknown_is_blamed_only_where_nothing_certain_came_before() -> None:
+def test_unknown_is_blamed_unless_an_earlier_error_is_certain() -> None:
     alone = diagnose(STEP, looks=seen(("media", "unknown")), rules=())
     assert blamed(alone) == ["media"]
     after = diagnose(STEP, looks=seen(("media", "unknown"), ("text", "added")), rules=())
@@ -59,31 +59,31 @@ def explain(step: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
     yield Explanation("elsewhere", "text", "seen", "harm", "fix")
 
 
-def test_causes_are_ranked_and_stand_with_their_stage() -> None:
+def test_causes_are_ranked_and_listed_with_their_stage() -> None:
     diagnosis = diagnose(STEP, looks=seen(("loss", "added")), rules=(explain,))
     assert [cause.cause for cause in diagnosis.findings[0].causes] == ["likely", "guess"]
     assert [cause.certainty for cause in diagnosis.findings[0].causes] == [0.9, 0.4]
     assert blamed(diagnosis) == ["loss"], "a rule makes no finding"
 
 
-def test_without_causes_the_stage_is_named_as_well() -> None:
+def test_without_causes_the_stage_is_still_named() -> None:
     diagnosis = diagnose(STEP, causes=False, looks=seen(("loss", "added")), rules=(explain,))
     assert blamed(diagnosis) == ["loss"]
     assert diagnosis.findings[0].causes == ()
 
 
-def test_a_look_that_fails_on_an_odd_recording_takes_nobody_down() -> None:
+def test_a_look_that_fails_does_not_stop_the_others() -> None:
     def broken(step: Case) -> Iterator[Evidence]:
         raise IndexError("no row 7")
 
     diagnosis = diagnose(STEP, looks=(broken, *seen(("loss", "added"))), rules=())
     assert blamed(diagnosis) == ["loss"]
-    assert any("broken could not be done" in said for said in diagnosis.missing)
+    assert any("broken failed on this recording" in note for note in diagnosis.missing)
 
 
-def test_a_stage_at_which_a_look_failed_is_not_called_sound() -> None:
-    """A recording on which every look raised was HEALTHY: a look that raises finds nothing, and
-    nothing found was nothing wrong."""
+def test_a_stage_on_which_a_look_failed_is_not_called_sound() -> None:
+    """A recording on which every look raised was HEALTHY: a look that raises finds nothing, and no
+    findings counted as healthy."""
 
     def healthy(step: Case) -> Iterator[Evidence]:
         yield from ()
@@ -103,14 +103,14 @@ def test_a_stage_at_which_a_look_failed_is_not_called_sound() -> None:
     assert (run.seen, run.unjudged) == (("conversation",), ("text",))
     assert to_json(run)["unjudged"] == ("text",)
     require_judged(run, "run")
-    with pytest.raises(TraceError, match=r"could be judged: broken could not be done.*no row 7"):
+    with pytest.raises(TraceError, match=r"could be judged: broken failed.*no row 7"):
         require_judged(merge([unknown]), "run")
-    with pytest.raises(TraceError, match="no call of a trainer was recorded"):
+    with pytest.raises(TraceError, match="it has no trainer calls"):
         require_judged(diagnose(case(), looks=(healthy,), rules=()), "run")
 
 
-def test_every_stage_that_a_look_blames_is_on_record() -> None:
-    """What the source of an area names in its evidence is what the registry says of its looks."""
+def test_every_stage_that_a_look_blames_is_registered() -> None:
+    """The stages named in an area's source are those that the registry lists for its looks."""
     modules: dict[ModuleType, set[Stage]] = defaultdict(set)
     for look in LOOKS:
         modules[sys.modules[look.__module__]] |= {*BLAMES[look]}
@@ -129,17 +129,17 @@ def test_every_stage_that_a_look_blames_is_on_record() -> None:
         assert named <= stages, module.__name__
 
 
-def test_a_run_is_what_its_steps_are_together() -> None:
+def test_the_verdict_on_a_run_merges_its_steps() -> None:
     one = diagnose(STEP, looks=seen(("loss", "added")), rules=(explain,))
     other = diagnose(STEP, looks=seen(("text", "added"), ("loss", "inherited")), rules=())
     run = merge([one, other, one])
     assert blamed(run) == ["text", "loss"]
     assert run.inherited == ()
-    assert len(run.findings[1].evidence) == 1, "the same thing in two steps is told once"
+    assert len(run.findings[1].evidence) == 1, "the same evidence in two steps is listed once"
 
 
-def test_a_run_lacks_only_what_none_of_its_steps_has() -> None:
-    no_processor = "no ProcessorCall was recorded: nothing is said of media and batch from it"
+def test_a_run_misses_only_what_none_of_its_steps_has() -> None:
+    no_processor = "no ProcessorCall was recorded: media and batch cannot be judged by it"
     without = diagnose(STEP, looks=(), rules=())
     assert no_processor in without.missing
     whole = diagnose(case(template(SYSTEM, user()), processed("")), looks=(), rules=())
@@ -147,8 +147,8 @@ def test_a_run_lacks_only_what_none_of_its_steps_has() -> None:
     assert no_processor in merge([without, without]).missing
 
 
-def test_it_can_be_written_down() -> None:
-    told = to_json(diagnose(STEP, looks=seen(("loss", "added")), rules=(explain,)))
-    assert json.loads(json.dumps(told))["first"] == "loss"
-    assert told["healthy"] is False
-    assert told["findings"][0]["causes"][0]["fix"] == "fix"
+def test_a_diagnosis_is_serialisable() -> None:
+    plain = to_json(diagnose(STEP, looks=seen(("loss", "added")), rules=(explain,)))
+    assert json.loads(json.dumps(plain))["first"] == "loss"
+    assert plain["healthy"] is False
+    assert plain["findings"][0]["causes"][0]["fix"] == "fix"

@@ -1,4 +1,4 @@
-"""``omni-grpo doctor``: exit codes, JSON and words, on recordings written by hand."""
+"""``omni-grpo doctor``: exit codes, JSON and text, on hand-written recordings."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def recording(tmp_path: Path) -> Path:
 
 def test_a_healthy_recording_is_exit_0(recording: Path, run_cli: RunCli) -> None:
     code, out, _ = run_cli("doctor", recording, "--json")
-    told = json.loads(out)
+    report = json.loads(out)
     assert code == 0
-    assert told["healthy"] is True
-    assert told["first"] is None
-    assert told["steps"] == 1
-    assert told["seen"] == ["conversation", "text"]
+    assert report["healthy"] is True
+    assert report["first"] is None
+    assert report["steps"] == 1
+    assert report["seen"] == ["conversation", "text"]
 
 
 def test_one_step_alone_can_be_read(recording: Path, run_cli: RunCli) -> None:
@@ -45,7 +45,7 @@ def test_one_step_alone_can_be_read(recording: Path, run_cli: RunCli) -> None:
     assert "HEALTHY" in out
 
 
-def test_ranks_are_read_each(recording: Path, run_cli: RunCli) -> None:
+def test_every_rank_is_read(recording: Path, run_cli: RunCli) -> None:
     for rank in ("rank-0", "rank-1"):
         save_trace(Trace({}, (template(HEALTHY),)), recording / "many" / rank / "step-000000")
     code, out, _ = run_cli("doctor", recording / "many", "--json")
@@ -53,8 +53,8 @@ def test_ranks_are_read_each(recording: Path, run_cli: RunCli) -> None:
     assert json.loads(out)["steps"] == 2
 
 
-@pytest.mark.parametrize("what", ["nothing", "empty", "cut", "altered", "foreign", "good path"])
-def test_what_is_no_recording_is_exit_2_and_says_what_is_wrong(
+@pytest.mark.parametrize("what", ["nothing", "empty", "cut", "altered", "foreign", "check trace"])
+def test_anything_but_a_recording_is_exit_2_with_the_reason(
     what: str, recording: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
     step = recording / "step-000000"
@@ -63,8 +63,8 @@ def test_what_is_no_recording_is_exit_2_and_says_what_is_wrong(
         "empty": "a folder without any",
         "cut": "JSON",
         "altered": "checksum",
-        "foreign": "JSON of something else",
-        "good path": "omni-grpo check",
+        "foreign": "JSON that is not a trace",
+        "check trace": "omni-grpo check",
     }[what]
     text = (step / "trace.json").read_text()
     target = recording
@@ -97,7 +97,7 @@ def test_without_a_recording_it_says_what_to_type(run_cli: RunCli) -> None:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """A step of the clean loop with two faults in it."""
+    """A step of the clean loop with two faults."""
     (step,) = steps_with("conv.media-twice", "pos.flag-scoring")
     save_trace(step.trace, tmp_path / "broken" / "step-000000")
     return tmp_path / "broken"
@@ -112,25 +112,25 @@ def test_a_broken_recording_is_exit_1_and_says_what_to_change(
     assert "✗ conversation" in words
     assert "✗ positions" in words
     assert "✓ text" in words
-    assert "2 audio features for 1 audio slot" in words
+    assert "2 sounds for 1 track" in words
     assert "drop one" in words
     assert "pass use_audio_in_video to the scoring forward" in words
     assert "BROKEN" in words
 
 
-def test_without_causes_json_names_the_stages_as_well(broken: Path, run_cli: RunCli) -> None:
+def test_without_causes_json_still_names_the_stages(broken: Path, run_cli: RunCli) -> None:
     code, out, _ = run_cli("doctor", broken, "--json", "--no-causes")
-    told = json.loads(out)
+    report = json.loads(out)
     assert code == 1
-    assert told["first"] == "conversation"
-    assert [finding["stage"] for finding in told["findings"]] == ["conversation", "positions"]
-    assert all(finding["causes"] == [] for finding in told["findings"])
+    assert report["first"] == "conversation"
+    assert [finding["stage"] for finding in report["findings"]] == ["conversation", "positions"]
+    assert all(finding["causes"] == [] for finding in report["findings"])
     code, out, _ = run_cli("doctor", broken, "--json")
     causes = [finding["causes"][0]["cause"] for finding in json.loads(out)["findings"]]
     assert causes == ["conv.media-twice", "pos.flag-scoring"]
 
 
-def test_a_checkpoint_that_is_not_there_is_exit_2(broken: Path, run_cli: RunCli) -> None:
+def test_a_missing_checkpoint_is_exit_2(broken: Path, run_cli: RunCli) -> None:
     code, _, err = run_cli("doctor", broken, "--checkpoint", broken)
     assert code == 2
     assert "config.json" in err

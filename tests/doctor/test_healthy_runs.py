@@ -1,4 +1,4 @@
-"""A clean training, recorded and diagnosed from end to end: healthy under every transformers."""
+"""Clean training, recorded and diagnosed end to end: healthy under every transformers version."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ CHECKPOINTING = LoopConfig(checkpointing=True, max_new_tokens=48)
 def diagnosed(
     run_cli: RunCli, folder: Path, config: LoopConfig, faults: Sequence[Fault] = ()
 ) -> tuple[int, list[str], list[str]]:
-    """Exit code, stages found broken, and what could not be looked at."""
+    """Exit code, broken stages, and what could not be judged."""
     traces, _ = recorded(faults, config, folder)
     assert len(traces) == 1
     code, out, _ = run_cli("doctor", folder, "--json", "--checkpoint", tiny.checkpoint_dir())
-    told = json.loads(out)
-    assert told["healthy"] == (code == 0)
-    return code, [finding["stage"] for finding in told["findings"]], told["missing"]
+    report = json.loads(out)
+    assert report["healthy"] == (code == 0)
+    return code, [finding["stage"] for finding in report["findings"]], report["missing"]
 
 
 @pytest.mark.parametrize("config", [LoopConfig(max_new_tokens=48), CHECKPOINTING])
 def test_a_healthy_run_is_called_healthy(
     run_cli: RunCli, tmp_path: Path, config: LoopConfig
 ) -> None:
-    """5.24.0 renamed the cache's keyword, and every healthy run was called one that had lost its
+    """5.24.0 renamed the cache's keyword, and every healthy run was said to have lost its
     history."""
     assert diagnosed(run_cli, tmp_path / "run", config) == (0, [], [])
 

@@ -26,11 +26,11 @@ from omni_grpo_core.doctor.checks import loss as checks_loss
 from omni_grpo_core.doctor.checks import partial as checks_partial
 from omni_grpo_core.doctor.checks import readings as checks_readings
 from omni_grpo_core.doctor.checks import reward as checks_reward
-from omni_grpo_core.doctor.evidence import Case, Look, Reference, said_missing
-from omni_grpo_core.doctor.experiments import experiments_on, tried
+from omni_grpo_core.doctor.evidence import Case, Look, Reference, noted_missing
+from omni_grpo_core.doctor.experiments import experiments_on, run_experiments
 from omni_grpo_core.doctor.load import as_cases, read_traces
-from omni_grpo_core.doctor.rollouts import learned, rollouts
-from omni_grpo_core.doctor.teacher_forced import apart, taught
+from omni_grpo_core.doctor.rollouts import losses_of, rollouts
+from omni_grpo_core.doctor.teacher_forced import diff, replay_rollout
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
@@ -80,9 +80,9 @@ def added(case: Case) -> dict[str, str]:
     return {e.fact: e.stage for e in found(ALL, case).values() if e.origin == "added"}
 
 
-def test_a_clean_step_is_put_together_and_has_no_evidence(clean: Case) -> None:
+def test_a_clean_step_is_assembled_and_has_no_evidence(clean: Case) -> None:
     (rollout,) = rollouts(clean)
-    (one,) = learned(clean)
+    (one,) = losses_of(clean)
     assert rollout.generated is not None
     assert rollout.advantage is not None
     assert one.rollout is rollout
@@ -92,11 +92,11 @@ def test_a_clean_step_is_put_together_and_has_no_evidence(clean: Case) -> None:
 
 def test_the_reference_gives_the_recorded_logprobs(clean: Case) -> None:
     (call,) = clean.generated
-    known = taught(clean, call)
+    known = replay_rollout(clean, call)
     assert known is not None
     assert call.logprobs is not None
-    # float32, another order of sums: 1e-5 measured
-    assert apart(known.logprobs(1.7), call.logprobs, known.mask)[1] < 1e-4
+    # float32, a different summation order: 1e-5 measured
+    assert diff(known.logprobs(1.7), call.logprobs, known.mask)[1] < 1e-4
 
 
 def test_a_family_with_features_inside_the_text_model_is_not_replayed(clean: Case) -> None:
@@ -104,8 +104,8 @@ def test_a_family_with_features_inside_the_text_model_is_not_replayed(clean: Cas
     assert clean.reference is not None
     deep = replace(clean.reference.policy, family=QWEN3_OMNI)
     case = Case(clean.trace, replace(clean.reference, policy=deep))
-    assert taught(case, case.generated[0]) is None
-    assert "qwen3_omni adds features inside the text model" in said_missing(case)[0]
+    assert replay_rollout(case, case.generated[0]) is None
+    assert "qwen3_omni adds features inside the text model" in noted_missing(case)[0]
 
 
 def test_logprobs_of_other_weights(clean: Case) -> None:
@@ -116,7 +116,7 @@ def test_logprobs_of_other_weights(clean: Case) -> None:
     assert added(other) == {"other-weights": "completion"}
 
 
-def test_logprobs_that_leave_the_reference_after_the_first_token(clean: Case) -> None:
+def test_logprobs_that_differ_after_the_first_token(clean: Case) -> None:
     (call,) = clean.generated
     assert call.logprobs is not None
     later = call.logprobs.clone()
@@ -137,13 +137,13 @@ def test_a_scoring_forward_that_is_off(clean: Case) -> None:
 
 
 def test_logprobs_of_the_loss_by_other_readings(clean: Case) -> None:
-    """The scores of the forward, read at another temperature, a place late, or in 16 bits."""
-    from omni_grpo_core.doctor.teacher_forced import rescored
+    """The forward's scores, read at another temperature, one position late, or in 16 bits."""
+    from omni_grpo_core.doctor.teacher_forced import replay_forward
 
-    (one,) = learned(clean)
+    (one,) = losses_of(clean)
     assert one.forward is not None
     assert one.loss.logprobs is not None
-    known = rescored(clean, one.forward)
+    known = replay_forward(clean, one.forward)
     assert known is not None
     width = one.loss.logprobs.shape[1]
     (call,) = clean.generated
@@ -162,7 +162,7 @@ def test_logprobs_of_the_loss_by_other_readings(clean: Case) -> None:
 
 
 def test_generate_and_scoring_disagree_where_nothing_can_be_replayed(clean: Case) -> None:
-    """At temperature 1 both gave logprobs of the same tokens, and need no checkpoint to compare."""
+    """At temperature 1 both have logprobs of the same tokens, comparable without a checkpoint."""
     (call,), (forward,) = clean.generated, clean.forwards
     assert forward.logprobs is not None
     width = clean.losses[0].logprobs.shape[1]  # type: ignore[union-attr]
@@ -173,16 +173,16 @@ def test_generate_and_scoring_disagree_where_nothing_can_be_replayed(clean: Case
         assert set(found(checks_logits.LOOKS, Case(changed.trace, None))) == facts
 
 
-def test_garbage_is_added_unless_the_checkpoint_would_say_it(clean: Case) -> None:
+def test_garbage_is_added_unless_the_checkpoint_would_sample_it(clean: Case) -> None:
     (call,) = clean.generated
     assert call.sequences is not None
     loop = call.sequences.clone()
     start = call.inputs["input_ids"].shape[1]
-    # one token over and over, long enough to be a cycle
+    # one token repeated, long enough to be a cycle
     loop = torch.cat([loop[:, :start], loop[:, start : start + 1].expand(-1, 60)], 1)
-    said = altered(clean, GenerateCall, sequences=loop, logprobs=None)
-    assert added(said)["degenerate"] == "completion"
-    assert added(said)["tokens-impossible"] == "completion"
+    garbage = altered(clean, GenerateCall, sequences=loop, logprobs=None)
+    assert added(garbage)["degenerate"] == "completion"
+    assert added(garbage)["tokens-impossible"] == "completion"
 
 
 def test_experiments_clear_a_clean_recording(clean: Case) -> None:
@@ -198,44 +198,44 @@ def test_experiments_prove_what_was_recorded(clean: Case, policy: Policy) -> Non
     (call,) = clean.generated
     inputs = {k: v for k, v in call.inputs.items() if k != "pixel_values_videos"}
     blind = replace(EVAL, training=True, checkpointing=True)
-    sick = altered(clean, GenerateCall, modes=blind, inputs=inputs)
-    outcomes = {e.cause: e.outcome for e in experiments_on(sick)}
+    broken = altered(clean, GenerateCall, modes=blind, inputs=inputs)
+    outcomes = {e.cause: e.outcome for e in experiments_on(broken)}
     assert outcomes["media.video-dropped"] == "proved"
     assert not policy.model.training
     assert not any(getattr(m, "gradient_checkpointing", False) for m in policy.model.modules())
 
 
-def test_media_that_were_not_kept_leave_it_open(clean: Case) -> None:
+def test_without_kept_media_experiments_are_open(clean: Case) -> None:
     (call,) = clean.generated
     inputs = dict(call.inputs)
     pixels = described(inputs.pop("pixel_values_videos"))
-    sick = altered(clean, GenerateCall, inputs=inputs, large={"pixel_values_videos": pixels})
-    (told,) = experiments_on(sick)
-    assert told.outcome == "open"
-    assert "max_tensor_bytes" in told.sentence
+    broken = altered(clean, GenerateCall, inputs=inputs, large={"pixel_values_videos": pixels})
+    (result,) = experiments_on(broken)
+    assert result.outcome == "open"
+    assert "max_tensor_bytes" in result.sentence
 
 
-def test_nothing_to_try_is_an_error(clean: Case) -> None:
+def test_nothing_to_experiment_on_is_an_error(clean: Case) -> None:
     with pytest.raises(ConfigError, match="no checkpoint"):
-        tried([Case(clean.trace, None)])
+        run_experiments([Case(clean.trace, None)])
 
 
 def test_experiments_on_the_command_line(recording: Path, run_cli: Any) -> None:
     code, out, _ = run_cli(
         "doctor", recording, "--experiments", "--json", "--checkpoint", tiny.checkpoint_dir()
     )
-    told = json.loads(out)
-    assert (code, told["healthy"]) == (0, True)
-    assert {tried["outcome"] for tried in told["experiments"]} == {"cleared"}
+    report = json.loads(out)
+    assert (code, report["healthy"]) == (0, True)
+    assert {one["outcome"] for one in report["experiments"]} == {"cleared"}
 
 
 @pytest.mark.parametrize("option", ["--experiments", "--modes"])
 def test_experiments_without_a_checkpoint_are_exit_2(
     option: str, tmp_path: Path, run_cli: Any
 ) -> None:
-    """``--modes`` is what 0.1 called it."""
+    """``--modes`` is its name in 0.1."""
     save_trace(Trace({}, (StageRecord("gradient", stepped(), (), 0.0),)), tmp_path / "step-000000")
     code, _, err = run_cli("doctor", tmp_path, option)
     assert code == 2
     assert "--checkpoint" in err
-    assert ("--modes is --experiments" in err) == (option == "--modes")
+    assert ("--modes is deprecated: use --experiments" in err) == (option == "--modes")

@@ -1,4 +1,4 @@
-"""A small project under git with goldens of its own: one text row, the tiny checkpoint."""
+"""A small project under git with its own goldens: two text rows, the tiny checkpoint."""
 
 from __future__ import annotations
 

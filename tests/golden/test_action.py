@@ -1,7 +1,7 @@
-"""``action.yml`` and the pre-commit hook: their shell run here, as GitHub and pre-commit run it.
+"""``action.yml`` and the pre-commit hook: their shell, run here as GitHub and pre-commit run it.
 
-The action has never run on GitHub. What stands in for it is small: expressions of the kinds that
-``action.yml`` uses are put in place, outputs are read back from ``GITHUB_OUTPUT``, and the package
+The action has never run on GitHub. The stand-in is small: the kinds of expressions that
+``action.yml`` uses are substituted, outputs are read back from ``GITHUB_OUTPUT``, and the package
 comes from the environment that runs the suite.
 """
 
@@ -32,7 +32,7 @@ ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
 
 @dataclass(frozen=True)
 class Ran:
-    """``code``: of the step that failed, else 0. ``files``: what the artefact would hold."""
+    """``code``: of the step that failed, else 0. ``files``: what the artefact would contain."""
 
     code: int
     outputs: Mapping[str, str]
@@ -42,7 +42,7 @@ class Ran:
 
 
 def environment() -> dict[str, str]:
-    """One in which ``python`` is this one, and finds the package that is tested."""
+    """An environment with this Python as ``python``, which finds the package under test."""
     here = str(Path(sys.executable).parent)
     return os.environ | {
         "PATH": os.pathsep.join([here, os.environ["PATH"]]),
@@ -74,7 +74,7 @@ def outputs_of(text: str) -> dict[str, str]:
 
 
 def run_action(folder: Path, **inputs: str) -> Ran:
-    """The ``run`` steps in their order but for the install, in ``folder`` as workspace."""
+    """Run the ``run`` steps in order, except the install, with ``folder`` as workspace."""
     temp = folder.parent / "runner"
     temp.mkdir()
     given = {name: str(spec.get("default", "")) for name, spec in ACTION["inputs"].items()}
@@ -90,13 +90,13 @@ def run_action(folder: Path, **inputs: str) -> Ran:
         files = {name: temp / f"{name}-{number}" for name in names}
         for file in files.values():
             file.touch()
-        mine = {name: evaluated(value, known) for name, value in step["env"].items()}
+        own = {name: evaluated(value, known) for name, value in step["env"].items()}
         script = temp / f"{number}.sh"
         script.write_text(step["run"], encoding="utf-8")
         done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", script],
             cwd=folder,
-            env=environment() | mine | {name: str(file) for name, file in files.items()},
+            env=environment() | own | {name: str(file) for name, file in files.items()},
             capture_output=True,
             text=True,
             check=False,
@@ -133,12 +133,12 @@ def test_goldens_that_hold_are_green(workspace: Path) -> None:
     assert ran.outputs["verdict"] in ("exact", "within")
     assert (ran.outputs["first-stage"], ran.outputs["exit-code"]) == ("", "0")
     assert ran.files == ALWAYS
-    assert ran.summary.startswith("### ✅ Goldens of `cpu-fp32`")
+    assert ran.summary.startswith("### ✅ Goldens for `cpu-fp32`")
     assert ran.outputs["comment"].strip() == ran.summary.strip()
 
 
-def test_a_golden_that_differs_is_red_named_and_brought_back(workspace: Path) -> None:
-    """The text of another case stands in for a chat template that changed."""
+def test_a_golden_that_differs_is_red_named_and_uploaded(workspace: Path) -> None:
+    """The text of another case stands in for a changed chat template."""
     golden = workspace / "golden"
     shutil.copy(golden / "image" / "text.txt", golden / "text" / "text.txt")
     ran = run_action(workspace, arguments=CASES)
@@ -152,7 +152,7 @@ def test_a_golden_that_differs_is_red_named_and_brought_back(workspace: Path) ->
 
 
 def test_no_input_reaches_the_shell_as_code(workspace: Path) -> None:
-    """Inputs may come from a pull request's title or branch, which strangers write."""
+    """Inputs may come from a pull request's title or branch, which anyone can write."""
     attack = "x\"; touch pwned; $(touch pwned) `touch pwned` '; touch pwned\nverdict=exact"
     ran = run_action(workspace, golden=attack, checkpoint=attack, arguments=attack)
     assert (ran.code, ran.outputs["verdict"], ran.outputs["exit-code"]) == (2, "error", "2")
@@ -166,9 +166,9 @@ def test_inputs_reach_the_shell_through_the_environment_alone() -> None:
         assert "${{" not in step.get("run", "")
 
 
-def test_the_action_installs_its_own_revision_or_what_is_named(tmp_path: Path) -> None:
-    """The install step with a ``python`` that writes down what it was called with: pip itself and
-    the network are not what is tested."""
+def test_the_action_installs_its_own_revision_or_the_named_package(tmp_path: Path) -> None:
+    """The install step with a ``python`` that prints its arguments: pip itself and the network are
+    not under test."""
     (step,) = (step for step in ACTION["runs"]["steps"] if step.get("name") == "Install")
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -208,21 +208,21 @@ def repository(workspace: Path) -> Path:
     return workspace
 
 
-def test_the_hook_lets_whole_goldens_pass(repository: Path, hook: Run) -> None:
+def test_the_hook_passes_intact_goldens(repository: Path, hook: Run) -> None:
     assert hook()[:2] == (0, "")
     staged = git(repository, "ls-files").split()
     assert [name for name in staged if re.search(HOOK["files"], name)] == staged[1:]
     assert hook("--golden", "elsewhere")[0] == 2
 
 
-def test_the_hook_refuses_what_was_edited_never_accepted_or_is_pending(
+def test_the_hook_refuses_edited_unaccepted_and_pending_goldens(
     repository: Path, hook: Run
 ) -> None:
-    """All of it in one go: a commit is not refused three times over."""
+    """All in one run: a commit is not refused three times in a row."""
     golden = repository / "golden"
     edited = golden / "text" / "logits.txt"
     edited.write_text(edited.read_text(encoding="utf-8").replace("mean -1", "mean -2", 1))
-    # made for review, and moved by hand instead
+    # made for review, but moved by hand
     made = format_golden("loss", 0.25, {"platform": "cpu-fp32", "tree": "clean"})
     (golden / "text" / "loss.txt").write_text(made, encoding="utf-8")
     (golden / ".pending" / "text").mkdir(parents=True)
@@ -231,5 +231,5 @@ def test_the_hook_refuses_what_was_edited_never_accepted_or_is_pending(
     assert code == 1
     first, second, third = out.splitlines()
     assert re.search(r"text.logits\.txt:\d+: found a line that does not match its checksum", first)
-    assert re.search(r"text.loss\.txt: found a golden that nobody accepted", second)
-    assert re.search(r"\.pending.text: found 1 goldens that wait for review", third)
+    assert re.search(r"text.loss\.txt: found a golden that was never accepted", second)
+    assert re.search(r"\.pending.text: found 1 pending, wanted none", third)

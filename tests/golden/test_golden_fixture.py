@@ -1,4 +1,4 @@
-"""``omni_golden`` and the syrupy extension, as a project that uses them meets them."""
+"""``omni_golden`` and the syrupy extension, as used in a project."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ assert omni_grpo_core.golden.pytest_fixture
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """An empty project; its runs in this process leave this session's syrupy as it was."""
+    """An empty project; its runs in this process leave this session's syrupy unchanged."""
     monkeypatch.setattr(syrupy, "_syrupy", syrupy._syrupy)
     pytester.makeini("[pytest]\nfilterwarnings = error")
     return pytester
@@ -43,10 +43,10 @@ def golden_file(project: pytest.Pytester, name: str = "test_it/value") -> Path:
     return project.path / "golden" / f"{name}.txt"
 
 
-def test_from_missing_to_made_to_changed_to_accepted(project: pytest.Pytester) -> None:
+def test_a_golden_is_created_compared_and_updated(project: pytest.Pytester) -> None:
     write_test(project, "omni_golden.check(torch.arange(2400.0).reshape(40, 60))")
     run(project).stdout.fnmatch_lines(
-        ["*golden test_it/value: there is no golden yet; make it with --snapshot-update*"]
+        ["*golden test_it/value: no golden yet; create it with --snapshot-update*"]
     )
     assert not golden_file(project).exists()
     run(project, "--snapshot-update").assert_outcomes(passed=1)
@@ -61,7 +61,7 @@ def test_from_missing_to_made_to_changed_to_accepted(project: pytest.Pytester) -
     result = run(project)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["golden test_it/value differs:", "  self: *one element alone of 2400 moved, by 100"]
+        ["golden test_it/value differs:", "  self: *a single element of 2400 moved, by 100"]
     )
     assert golden_file(project).read_bytes() == first
     run(project, "--snapshot-update").assert_outcomes(passed=1)
@@ -109,7 +109,7 @@ def test_a_snapshot_without_a_golden_says_how_to_make_it(project: pytest.Pyteste
         "assert 1 == snapshot.use_extension(GoldenExtension)",
         "from omni_grpo_core.golden.syrupy_ext import GoldenExtension",
     )
-    run(project).stdout.fnmatch_lines(["*there is no golden yet; make it with --snapshot-update*"])
+    run(project).stdout.fnmatch_lines(["*no golden yet; create it with --snapshot-update*"])
 
 
 def test_every_stage_of_a_trace_has_its_file(project: pytest.Pytester) -> None:
@@ -126,7 +126,7 @@ def test_every_stage_of_a_trace_has_its_file(project: pytest.Pytester) -> None:
     run(project).stdout.fnmatch_lines(["golden clip/loss differs:", "  self is 0.75, was 0.5"])
 
 
-def test_a_broken_golden_is_named_by_line_and_never_written_over(
+def test_a_broken_golden_is_named_by_line_and_never_overwritten(
     project: pytest.Pytester,
 ) -> None:
     write_test(project, "omni_golden.check({'a': 1})")
@@ -134,16 +134,16 @@ def test_a_broken_golden_is_named_by_line_and_never_written_over(
     path = golden_file(project)
     broken = path.read_bytes().replace(b"a: 1", b"a: 2")
     line = broken.split(b"\n").index(b"a: 2") + 1
-    for damaged, told in ((broken, f":{line}: found a line that does not"), (b"\xff", "not UTF-8")):
+    for damaged, want in ((broken, f":{line}: found a line that does not"), (b"\xff", "not UTF-8")):
         path.write_bytes(damaged)
         for options in ((), ("--snapshot-update",)):
             result = run(project, *options)
             result.assert_outcomes(failed=1)
-            result.stdout.fnmatch_lines([f"*golden test_it/value: trace: {path}*{told}*"])
+            result.stdout.fnmatch_lines([f"*golden test_it/value: trace: {path}*{want}*"])
         assert path.read_bytes() == damaged
 
 
-def test_goldens_that_no_test_asks_for_are_left_alone(project: pytest.Pytester) -> None:
+def test_goldens_that_no_test_uses_are_left_alone(project: pytest.Pytester) -> None:
     write_test(project, "omni_golden.check(1)")
     run(project, "--snapshot-update")
     golden_file(project).rename(golden_file(project, "test_it/value@cuda-sm90-bf16"))
@@ -152,13 +152,13 @@ def test_goldens_that_no_test_asks_for_are_left_alone(project: pytest.Pytester) 
     run(project).assert_outcomes(passed=1)
 
 
-def test_two_values_of_one_name_are_refused(project: pytest.Pytester) -> None:
+def test_two_values_with_one_name_are_refused(project: pytest.Pytester) -> None:
     write_test(project, "omni_golden.check(1, 'loss')\nomni_golden.check(1, 'loss')")
     result = run(project, "--snapshot-update")
-    result.stdout.fnmatch_lines(["*golden 'test_it/loss': found a second value of that name*"])
+    result.stdout.fnmatch_lines(["*golden 'test_it/loss': found a second value with that name*"])
 
 
-def test_what_is_not_a_value_is_told(project: pytest.Pytester) -> None:
+def test_anything_that_is_not_a_value_is_reported(project: pytest.Pytester) -> None:
     write_test(project, "omni_golden.check({'x': object()})")
     result = run(project, "--snapshot-update")
     result.stdout.fnmatch_lines(["*golden test_it/value: trace: x: found a builtins.object*"])
@@ -166,7 +166,7 @@ def test_what_is_not_a_value_is_told(project: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("name", ["../escape/x", "a b/x", "/x", "x", "a/.hidden", "a/b/c"])
-def test_names_that_are_no_file_names_are_refused(name: str) -> None:
+def test_invalid_file_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="wanted case/stage"):
         case_and_stage("test_it", name)
 
@@ -180,7 +180,7 @@ def test_it(omni_golden, case):
 
 
 def start(project: pytest.Pytester, *options: str) -> subprocess.Popen[str]:
-    # several processes: what is tested is that they do not stand in each other's way
+    # several processes: they must not interfere with each other
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", *options],
         cwd=project.path,
@@ -190,12 +190,12 @@ def start(project: pytest.Pytester, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def ends_well(run: subprocess.Popen[str]) -> None:
+def assert_succeeds(run: subprocess.Popen[str]) -> None:
     output, _ = run.communicate()
     assert run.returncode == 0, output
 
 
-def assert_all_whole(project: pytest.Pytester, cases: int) -> None:
+def assert_all_intact(project: pytest.Pytester, cases: int) -> None:
     files = sorted((project.path / "golden").rglob("*"))
     assert len([path for path in files if path.is_file()]) == cases
     for case in range(cases):
@@ -211,12 +211,12 @@ def test_rounds_of_parallel_updates_lose_nothing(project: pytest.Pytester) -> No
             start(project, "-n", "4", "--snapshot-update") for _ in range(1 if offset % 5 else 2)
         ]
         for one in both:
-            ends_well(one)
-        assert_all_whole(project, 60)
+            assert_succeeds(one)
+        assert_all_intact(project, 60)
         run(project).assert_outcomes(passed=60)
 
 
-def test_two_tests_of_one_name_do_not_share_a_golden_unawares(project: pytest.Pytester) -> None:
+def test_two_tests_with_one_name_do_not_silently_share_a_golden(project: pytest.Pytester) -> None:
     test = "def test_it(omni_golden):\n    omni_golden.check({number}{case})\n"
     project.makepyfile(
         test_one=test.format(number=1, case=""), test_two=test.format(number=2, case="")
@@ -231,7 +231,7 @@ def test_two_tests_of_one_name_do_not_share_a_golden_unawares(project: pytest.Py
     run(project).assert_outcomes(passed=2)
 
 
-def test_what_a_processor_gives_is_told_in_words(project: pytest.Pytester) -> None:
+def test_a_processors_output_is_shown_as_text(project: pytest.Pytester) -> None:
     imports = (
         "import numpy as np\nfrom collections import UserDict\n"
         "WORDS = ['<|im_start|>', 'user', 'What', 'Who', '?']\n"
@@ -250,11 +250,11 @@ def test_what_a_processor_gives_is_told_in_words(project: pytest.Pytester) -> No
     run(project).assert_outcomes(passed=1)
     write_test(project, giving.format(ids="3, 4", pixel=2), imports)
     run(project).stdout.fnmatch_lines(
-        ['  row 0: input_ids column 2 is 3 "Who", was 2 "What"', "  pixels*every element is 2 now"]
+        ['  row 0: input_ids column 2 is 3 "Who", was 2 "What"', "  pixels*every element is now 2"]
     )
 
 
-def test_an_array_of_no_numbers_is_told(project: pytest.Pytester) -> None:
+def test_a_non_numeric_array_is_reported(project: pytest.Pytester) -> None:
     write_test(project, "omni_golden.check({'x': np.array(['a'])})", "import numpy as np")
     run(project).stdout.fnmatch_lines(["*trace: x: found a numpy array of <U1*"])
 
@@ -265,9 +265,9 @@ def test_another_platform_has_a_golden_of_its_own(project: pytest.Pytester) -> N
     write_test(project, checking.format(value=0.5, platform=""))
     run(project, "--snapshot-update").assert_outcomes(passed=1)
     base = golden_file(project, "test_it/loss").read_bytes()
-    # the CPU's golden is no yardstick: missing, not different
+    # the CPU's golden does not apply: missing, not different
     write_test(project, checking.format(value=0.625, platform=on_gpu))
-    run(project).stdout.fnmatch_lines(["golden test_it/loss@cuda-sm90-bf16: there is no golden*"])
+    run(project).stdout.fnmatch_lines(["golden test_it/loss@cuda-sm90-bf16: no golden*"])
     run(project, "--snapshot-update").assert_outcomes(passed=1)
     overlay = parse_golden(golden_file(project, "test_it/loss@cuda-sm90-bf16").read_text())
     assert (overlay.stage, overlay.header["platform"]) == ("loss", "cuda-sm90-bf16")
@@ -275,7 +275,7 @@ def test_another_platform_has_a_golden_of_its_own(project: pytest.Pytester) -> N
     run(project).assert_outcomes(passed=1)
 
 
-def test_of_a_trace_only_what_a_device_computes_is_the_platforms_own(
+def test_only_stages_computed_on_a_device_have_a_golden_per_platform(
     project: pytest.Pytester,
 ) -> None:
     imports = "from omni_grpo_core.types import StageRecord, Trace"

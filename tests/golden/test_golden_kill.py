@@ -1,4 +1,4 @@
-"""Killed at any moment, ``accept`` and ``regen`` leave every golden whole: the old or the new."""
+"""Killed at any moment, ``accept`` and ``regen`` leave every golden intact: the old or the new."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from golden_project import REASON, contents, with_goldens
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.text import parse_golden
 
-# Loads everything once, then each round is a process of its own, forked from it: what is killed is
-# the command, not half a minute of imports. It says how many changes the command made to the disk.
+# Imports everything once, then forks a process per command, so that the command is killed, not half
+# a minute of imports. It prints how many changes the command made to the disk.
 WORKER = """
 import os, sys
 from pathlib import Path
@@ -51,8 +51,8 @@ for line in sys.stdin:
 
 
 Run = Callable[[str, float, int | None], int]
-"""One command with the head scaled by a factor, killed before that change to the disk (``None``: it
-may end); returns how many changes it made, 0 if it was killed."""
+"""One command with the head scaled by a factor, killed before that change to the disk (``None``:
+never); returns how many changes it made, 0 if it was killed."""
 
 
 @contextmanager
@@ -77,16 +77,16 @@ def worker(golden: Path) -> Iterator[Run]:
             asks.write(f"{what} {factor} {kill}\n")
             asks.flush()
             answer = answers.readline().strip()
-            # what a killed one left behind can make the next one's work shorter
+            # files left by a killed command can shorten the next one's work
             return 0 if answer == "killed" else int(answer)
 
         yield run
-        # the end of its input ends it
+        # it exits at the end of its input
         asks.close()
 
 
 def goldens(golden: Path) -> dict[str, bytes]:
-    """Accepted goldens; every one can be read."""
+    """Accepted goldens, each of which must be readable."""
     found = {
         name: data
         for name, data in contents(golden).items()
@@ -128,7 +128,7 @@ def test_killed_while_it_accepts(policy: Policy, tmp_path: Path) -> None:
             cut += 0 < len(left) < len(pending)
             for path in left:
                 parse_golden(path.read_text(), str(path))
-            # what is no longer pending stands in the golden's place
+            # a file that is no longer pending has replaced its golden
             done = {f"{path.parent.name}/{path.name}" for path in pending - left}
             assert {name for name in names if after[name] != before[name]} >= done
-    assert cut, "no kill fell into the middle of an acceptance"
+    assert cut, "no kill interrupted an acceptance"

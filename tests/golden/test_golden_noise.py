@@ -1,4 +1,4 @@
-"""What is no upgrade is not taken for one; two environments, crossed with two checkpoints."""
+"""Noise is not reported as a change; two environments are crossed with two checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_threads_and_vector_instructions_are_noise(variation: dict[str, str]) ->
     ]
 
 
-def test_calibrate_says_how_far_runs_are_apart(run_cli: Cli) -> None:
+def test_calibrate_reports_how_far_runs_differ(run_cli: Cli) -> None:
     code, out, _ = run_cli(
         "golden", "calibrate", "padded", "grpo", "-n", 2, "--golden", GOLDEN, "--json"
     )
@@ -38,17 +38,17 @@ def test_calibrate_says_how_far_runs_are_apart(run_cli: Cli) -> None:
 
 
 def test_half_precision_is_noise_too(run_cli: Cli) -> None:
-    """Sampled tokens turn where a draw lies at the edge of its slice; nothing else may."""
+    """Sampled tokens flip where a draw lies at the edge of its slice; nothing else may."""
     options = ("--dtype", "bfloat16", "-n", 4, "--golden", GOLDEN, "--json")
     code, out, _ = run_cli("golden", "calibrate", "padded", "grpo", *options)
     found = json.loads(out)
     beyond = [stage for stage in found["stages"] if not stage["within"]]
     assert (code, beyond) == (0, [])
-    # logprobs after a token that turned are those of another text, whole nats away
+    # logprobs after a flipped token belong to different text, whole nats away
     assert max(stage["max_abs"] for stage in found["stages"]) < 1
 
 
-def test_bisect_tells_library_from_checkpoint(tmp_path: Path, run_cli: Cli) -> None:
+def test_bisect_distinguishes_library_from_checkpoint(tmp_path: Path, run_cli: Cli) -> None:
     heavier = tmp_path / "heavier"
     shutil.copytree(tiny.checkpoint_dir(), heavier)
     file = heavier / "model.safetensors"

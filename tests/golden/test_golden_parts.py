@@ -1,4 +1,4 @@
-"""Suites, tolerances, rebuilt values, and what a difference is about."""
+"""Suites, tolerances, rebuilt values and the kinds of differences."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def kinds(stage: str, was: object, now: object) -> list[str]:
         ("gradient.1", {"norm": (2.0, 4.0)}, {"norm": (2.0, 8.0)}, "training"),
     ],
 )
-def test_what_a_difference_is_about(stage: str, was: object, now: object, kind: str) -> None:
+def test_the_kind_of_a_difference(stage: str, was: object, now: object, kind: str) -> None:
     assert kinds(stage, was, now) == [kind]
 
 
@@ -64,7 +64,7 @@ def test_a_nonfinite_value_is_found_in_a_fingerprint_too() -> None:
 
 
 @pytest.mark.parametrize("stage", ["text", "positions", "completion", "parsed", "reward"])
-def test_a_value_comes_back_from_its_golden(stage: str) -> None:
+def test_a_value_is_rebuilt_from_its_golden(stage: str) -> None:
     value = {str(record.stage): record.value for record in small_trace().stages}[stage]
     assert equal(rebuild(parse_golden(format_golden(stage, value)).leaves), value)
 
@@ -78,16 +78,16 @@ def test_a_fingerprint_needs_a_stand_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("packed", "told"),
+    ("packed", "named"),
     [
         (b"nonsense", "a safetensors file"),
         (save({"a#0": torch.ones(1), "a#1": torch.ones(1).double()}), "several dtypes at a"),
     ],
 )
-def test_a_sidecar_that_is_none_is_refused(packed: bytes, told: str, tmp_path: Path) -> None:
+def test_an_invalid_sidecar_is_refused(packed: bytes, named: str, tmp_path: Path) -> None:
     digest = hashlib.sha256(packed).hexdigest()
     (tmp_path / f"{digest}.safetensors").write_bytes(packed)
-    with pytest.raises(TraceError, match=told):
+    with pytest.raises(TraceError, match=named):
         fetch(tmp_path, {"sidecar": digest})
     (tmp_path / f"{digest}.safetensors").write_bytes(b"")
     with pytest.raises(TraceError, match=digest):
@@ -95,7 +95,7 @@ def test_a_sidecar_that_is_none_is_refused(packed: bytes, told: str, tmp_path: P
     assert fetch(tmp_path, {"sidecar": "0" * 64}) == {}
 
 
-def test_a_sidecar_is_looked_for_in_its_folder_only(tmp_path: Path) -> None:
+def test_a_sidecar_is_only_looked_up_in_its_folder(tmp_path: Path) -> None:
     (tmp_path / "secret.safetensors").write_bytes(save({"a#0": torch.ones(1)}))
     (tmp_path / "aside").mkdir()
     with pytest.raises(TraceError, match=r"named '\.\./secret'"):
@@ -118,13 +118,13 @@ def test_a_suite_is_read_from_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["casess: {}", "cases: {a: {row: [0]}}", "cases: [a]", "checkpoint: 3"]
 )
-def test_a_suite_that_cannot_be_meant_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_invalid_suite_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "suite.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"suite\.yaml"):
         load_suite(tmp_path)
 
 
-def test_a_row_that_is_not_there(tmp_path: Path) -> None:
+def test_a_row_that_does_not_exist(tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text("cases: {a: {rows: [99]}, b: {}}")
     suite = load_suite(tmp_path)
     with pytest.raises(ConfigError, match="found row 99, wanted rows from 0 to"):
@@ -145,10 +145,10 @@ def test_tolerances_are_recorded_once_and_never_widened(tmp_path: Path) -> None:
     assert atol(tmp_path, "cpu-fp32", "logits") == 1e-5
     record_tolerances(tmp_path, calibration(False, 1e-3))
     assert atol(tmp_path, "cpu-fp32", "logits") == pytest.approx(2e-3)
-    # what one stage needs is given to no other stage and to no other platform
+    # one stage's tolerance applies to no other stage and no other platform
     assert atol(tmp_path, "cpu-fp32", "loss.1") == 1e-5
     assert atol(tmp_path, "cuda-sm90-bf16", "logits") == 5e-2
-    with pytest.raises(ConfigError, match="a tolerance is not widened"):
+    with pytest.raises(ConfigError, match="a recorded tolerance is never widened"):
         record_tolerances(tmp_path, calibration(False, 1e-2))
     record_tolerances(tmp_path, calibration(True, 1e-4))
     assert atol(tmp_path, "cpu-fp32", "logits") == pytest.approx(2e-3)
@@ -165,9 +165,9 @@ def test_tolerances_under_their_old_name_are_read_with_a_warning(tmp_path: Path)
     assert atol(tmp_path, "cpu-fp32", "logits") == 2e-3
 
 
-def test_a_tolerance_for_nothing_that_there_is(tmp_path: Path) -> None:
+def test_a_tolerance_with_an_unknown_name(tmp_path: Path) -> None:
     (tmp_path / "tolerances.yaml").write_text("cpu-fp32: {gradients: {atol: 1.0, rtol: 0.0}}")
-    with pytest.raises(ConfigError, match=r"found gradients, wanted a float type .* or a stage"):
+    with pytest.raises(ConfigError, match=r"found gradients, wanted a dtype .* or a stage"):
         load_tolerances(tmp_path, "cpu-fp32")
 
 
@@ -195,12 +195,12 @@ def test_the_earliest_stage_of_all_cases_comes_first() -> None:
     )
     assert report.first == "loss.1"
     assert GoldenReport("g", "k", (case("loss.1"), case("logits")), 0.0).first == "logits"
-    told = report.to_json()
-    assert (told["verdict"], told["first"]) == ("harmful", "loss.1")
-    assert told["cases"][0]["stages"][0]["origin"] == "added"
+    shown = report.to_json()
+    assert (shown["verdict"], shown["first"]) == ("harmful", "loss.1")
+    assert shown["cases"][0]["stages"][0]["origin"] == "added"
 
 
-def test_another_process_is_read_in_the_encoding_that_it_is_told(
+def test_another_processs_output_is_utf_8_whatever_the_environment_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "utf-16")

@@ -1,4 +1,4 @@
-"""From a change to its acceptance, and everything that acceptance refuses."""
+"""From a change to its acceptance, and everything that accept refuses."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def template(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(template: Path, tmp_path: Path) -> tuple[Path, Suite]:
-    """A project of the test's own, with accepted goldens."""
+    """A fresh project with accepted goldens."""
     shutil.copytree(template, tmp_path / "project")
     golden = tmp_path / "project" / "golden"
     return golden, load_suite(golden)
 
 
 def doubled(policy: Policy) -> Policy:
-    """The head doubled: logits are others, ids and embeddings are not."""
+    """The head doubled: logits change, ids and embeddings do not."""
     changed = replace(policy, model=copy.deepcopy(policy.model))
     with torch.no_grad():
         changed.model.lm_head.weight.mul_(2.0)
@@ -66,7 +66,7 @@ def pending_template(
 
 @pytest.fixture
 def pending(pending_template: Path, tmp_path: Path) -> tuple[Path, Suite]:
-    """A project of the test's own in which the doubled head waits for review."""
+    """A fresh project in which the doubled head is pending review."""
     shutil.copytree(pending_template, tmp_path / "project")
     golden = tmp_path / "project" / "golden"
     return golden, load_suite(golden)
@@ -83,7 +83,7 @@ def test_from_change_to_acceptance(project: tuple[Path, Suite], moved: Policy) -
     names = sorted(path.name for path in done.files)
     assert names == ["completion.txt", "logits.txt", "scoring.txt"]
     after = contents(golden)
-    assert {name: after[name] for name in before} == before, "regen wrote over a golden"
+    assert {name: after[name] for name in before} == before, "regen overwrote a golden"
     change = pending_changes(golden, suite)["words"]
     assert change.verdict == "benign-drift"
     assert set(change.stages) == set(names)
@@ -100,7 +100,9 @@ def test_from_change_to_acceptance(project: tuple[Path, Suite], moved: Policy) -
     assert pending_changes(golden, suite) == {}
 
 
-def test_nothing_pends_on_an_unchanged_tree(project: tuple[Path, Suite], policy: Policy) -> None:
+def test_nothing_is_pending_on_an_unchanged_tree(
+    project: tuple[Path, Suite], policy: Policy
+) -> None:
     golden, suite = project
     before = contents(golden)
     assert [one.files for one in regen(policy, suite, golden, KEY, names=["words"])] == [()]
@@ -147,7 +149,7 @@ def test_a_review_asks_case_by_case(pending: tuple[Path, Suite]) -> None:
 
 
 def refused(project: tuple[Path, Suite], match: str, reason: str = REASON, **options: str) -> None:
-    """Acceptance fails so, and changes nothing."""
+    """Accept fails with this message, and changes nothing."""
     golden, suite = project
     before = contents(golden)
     with pytest.raises(ConfigError, match=match):
@@ -160,12 +162,12 @@ def test_no_reason(pending: tuple[Path, Suite], reason: str) -> None:
     refused(pending, "wanted why the change is right", reason)
 
 
-def test_a_tree_that_is_dirty_now(pending: tuple[Path, Suite]) -> None:
+def test_a_dirty_tree(pending: tuple[Path, Suite]) -> None:
     (pending[0].parent / "code.py").write_text("x = 2\n")
     refused(pending, "a tree that is dirty")
 
 
-def test_a_tree_with_a_file_git_does_not_know(pending: tuple[Path, Suite]) -> None:
+def test_an_untracked_file(pending: tuple[Path, Suite]) -> None:
     (pending[0].parent / "new.py").write_text("x = 2\n")
     refused(pending, "a tree that is dirty")
 
@@ -179,20 +181,20 @@ def test_made_from_a_dirty_tree(project: tuple[Path, Suite], moved: Policy) -> N
 
 
 def test_no_git(pending: tuple[Path, Suite], monkeypatch: pytest.MonkeyPatch) -> None:
-    # pytest's folder may itself lie in a git tree, as it does under tox
+    # pytest's folder may itself be inside a git tree, as under tox
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(pending[0].parents[1]))
     shutil.rmtree(pending[0].parent / ".git")
     refused(pending, "a tree that is not under git.*git init")
     git(pending[0].parent, "init", "-q")
-    refused(pending, "a tree that is under git without a commit.*; commit what")
+    refused(pending, "a tree that is under git without a commit.*; commit the files")
 
 
 def test_no_git_on_the_path(
     pending: tuple[Path, Suite], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A missing git read as a tree that is under none: "commit or undo what is changed"."""
+    """A missing git was reported as a tree outside git: "commit or undo what is changed"."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    refused(pending, "for want of git.*install git")
+    refused(pending, "git was not found.*install git")
 
 
 def test_not_a_number(project: tuple[Path, Suite], moved: Policy) -> None:
@@ -200,7 +202,7 @@ def test_not_a_number(project: tuple[Path, Suite], moved: Policy) -> None:
         moved.model.lm_head.weight[5, 0] = torch.nan
     (done,) = regen(moved, project[1], project[0], KEY, names=["words"])
     assert done.result.verdict == "degenerate"
-    refused(project, "NaN or infinite")
+    refused(project, "a non-finite value at ")
 
 
 def test_degenerate(project: tuple[Path, Suite], policy: Policy) -> None:
@@ -210,7 +212,7 @@ def test_degenerate(project: tuple[Path, Suite], policy: Policy) -> None:
     refused(project, "a degenerate completion")
 
 
-def test_a_platform_it_was_not_run_on(pending: tuple[Path, Suite]) -> None:
+def test_a_platform_that_regen_did_not_run_on(pending: tuple[Path, Suite]) -> None:
     refused(pending, "pending goldens of cpu-fp32 only", platform="cuda-sm90-bf16")
 
 
@@ -231,7 +233,7 @@ def test_a_pending_file_edited_by_hand(pending: tuple[Path, Suite]) -> None:
 
 
 def broken(path: Path, how: str) -> int | None:
-    """Damage a golden; returns the line that must be named, ``None`` for any."""
+    """Damage a golden; returns the line that must be named (``None``: any)."""
     lines = path.read_bytes().split(b"\n")
     at = lines.index(b"self: Logits")
     if how == "edited":
@@ -272,7 +274,7 @@ def overlay(golden: Path, stage: str, key: str) -> Path:
     return other
 
 
-def test_a_platform_without_goldens_of_its_own_fails_on_floats_only(
+def test_a_platform_without_its_own_goldens_fails_on_floats_only(
     project: tuple[Path, Suite], policy: Policy
 ) -> None:
     golden, suite = project
@@ -284,7 +286,7 @@ def test_a_platform_without_goldens_of_its_own_fails_on_floats_only(
 
 
 def used(golden: Path, suite: Suite, policy: Policy, stage: str) -> str:
-    """The file that speaks for a stage on a GPU."""
+    """The file used for a stage on a GPU."""
     (case,) = check(policy, suite, golden, "cuda-sm90-bf16", names=["words"]).cases
     return next(found.golden for found in case.stages if found.stage == stage)
 
@@ -300,7 +302,7 @@ def test_its_own_golden_comes_first_then_the_declared_fallback(
     assert used(golden, suite, policy, "logits") == "words/logits@cuda-sm90-bf16.txt"
 
 
-def test_what_is_made_of_completions_has_its_own_golden_only_where_they_differ(
+def test_stages_computed_from_completions_have_their_own_golden_only_where_they_differ(
     project: tuple[Path, Suite], policy: Policy
 ) -> None:
     golden, suite = project
@@ -313,9 +315,9 @@ def test_a_cpu_run_prunes_no_gpu_golden(project: tuple[Path, Suite]) -> None:
     golden, suite = project
     other = overlay(golden, "logits", "cuda-sm90-bf16")
     fewer = replace(suite, cases={"other": suite.cases["other"]})
-    mine = stale(golden, KEY, fewer, every=False)
-    assert {path.parent.name for path in mine} == {"words"}
-    assert other not in mine
+    found = stale(golden, KEY, fewer, every=False)
+    assert {path.parent.name for path in found} == {"words"}
+    assert other not in found
     assert other in stale(golden, KEY, fewer, every=True)
     assert stale(golden, KEY, suite, every=True) == []
 

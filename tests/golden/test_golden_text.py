@@ -1,4 +1,4 @@
-"""Golden text is readable, parses back, and what was cut or edited is known for it by line."""
+"""Golden text is readable and parses back; cut or edited text is detected by line."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_masks_and_positions_are_written_as_runs() -> None:
     assert "  [1]: 0×12, 1×8" in body(trace["batch"].value)
 
 
-def test_spans_generations_and_text_are_written_to_be_read() -> None:
+def test_spans_generations_and_text_are_written_readably() -> None:
     assert [line for line in body(small_batch()) if " start " in line] == [
         "  video 0 start 3 length 8",
         "  audio 0 start 11 length 4",
@@ -98,7 +98,7 @@ def test_every_stage_parses_back(stage: str) -> None:
     golden = parse_golden(format_golden(stage, value, header, decode))
     assert golden.stage == stage
     assert golden.header == header
-    # equal but for the ninth digit of what is fingerprinted or ranked
+    # equal except for the ninth digit of fingerprints and rankings
     assert {d.verdict for d in compare_leaves(leaves(value), golden.leaves)} <= {"within"}
     assert list(golden.leaves) == list(leaves(value))
     again = parse_golden(format_golden(stage, value))
@@ -128,9 +128,9 @@ def swapped(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (one_element, r"max is 99.4544, was 4.1.*one element alone of 2400 moved, by 100$"),
-        (swapped, "range as before but other values in other places"),
-        (lambda x: x.reshape(40, 3, 20).flip(1).reshape(40, 60), "other values in other places"),
+        (one_element, r"max is 99.4544, was 4.1.*a single element of 2400 moved, by 100$"),
+        (swapped, "range unchanged, but values moved"),
+        (lambda x: x.reshape(40, 3, 20).flip(1).reshape(40, 60), "unchanged, but values moved"),
         (lambda x: x.double(), "dtype is float64, was float32"),
         (lambda x: x.reshape(60, 40), r"shape is \[60, 40\], was \[40, 60\]"),
         (lambda x: x.masked_fill(x > 3.5, math.nan), r"\d NaN and 0 Inf, was 0 and 0"),
@@ -156,8 +156,7 @@ def test_tiny_noise_is_within_and_unchanged_is_exact() -> None:
 
 
 def test_noise_at_the_edge_of_tolerance_is_within() -> None:
-    # each element off by all that its tolerance allows, signs at random: the projections' 4
-    # deviations
+    # each element is off by nearly its tolerance, with random signs: tests the projections' 4 sigma
     for seed in range(50):
         x = noise(1000, seed=seed)
         sign = noise(1000, seed=seed + 1000).sign()
@@ -173,15 +172,15 @@ def test_changed_ids_and_spans_are_named_from_the_golden_alone() -> None:
     assert changed(batch, replace(batch, rows=(row, batch.rows[1]))) == [
         'row 0: token 16 is 4 "<|AUDIO|>", was 8',
         "row 0: span video 0 starts at 5, was 3",
-        "row 0: span audio 0 (start 11, length 4) is gone",
+        "row 0: span audio 0 (start 11, length 4) is missing",
     ]
     ids = torch.tensor([*CLIP_IDS[:3], 3, *CLIP_IDS[3:]])
     assert changed(batch.rows[0], replace(batch.rows[0], input_ids=ids)) == [
-        'token 11: 1 more: 3 "<|VIDEO|>" (length is 21, was 20)'
+        'token 11: 1 added: 3 "<|VIDEO|>" (length is 21, was 20)'
     ]
 
 
-def test_a_golden_is_no_other_kind_of_text() -> None:
+def test_other_text_is_not_a_golden() -> None:
     with pytest.raises(TraceError, match=r"^trace: notes.txt:1: found 'dear diary'"):
         parse_golden("dear diary\n", "notes.txt")
     newer = format_golden("loss", 1).replace("golden 1", "golden 2", 1)
@@ -200,13 +199,13 @@ def test_every_edit_is_named_by_its_line() -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
-def test_a_cut_file_is_known_for_one(share: float) -> None:
+def test_a_cut_file_is_detected(share: float) -> None:
     text = format_golden("batch", small_batch())
     with pytest.raises(TraceError, match=r"^trace: x:\d+: "):
         parse_golden(text[: int(share * len(text))], "x")
 
 
-def test_removed_lines_and_other_line_ends_are_known() -> None:
+def test_removed_lines_and_changed_line_endings_are_detected() -> None:
     text = format_golden("batch", small_batch())
     with pytest.raises(TraceError, match=r"x:5: found a line that does not match"):
         parse_golden(text.replace(text.split("\n")[4] + "\n", "", 1), "x")
@@ -217,25 +216,25 @@ def test_removed_lines_and_other_line_ends_are_known() -> None:
 def test_a_checksummed_file_of_nonsense_is_refused_by_line() -> None:
     from omni_grpo_core.golden.text import _end
 
-    for nonsense, told in [
+    for nonsense, named in [
         ("a: float32 [2]\n  1.0", "x:4: found 1 numbers for shape"),
-        ("a: int64 [1] sha256 0000000000000000\n  1", "is not that of the numbers"),
+        ("a: int64 [1] sha256 0000000000000000\n  1", "does not match the numbers'"),
         ("a: int64 [1] sha256 0000000000000000\n  one", "not a number or a run"),
-        ("a: complex64 [1]\n  1.0", "'complex64' is not a number type"),
-        ("a: spans 1\n  smell 0 start 1 length 2", "not of the form"),
-        ("a: float32 [99] sketch\n  mean 1 std 1 min 1 max 1 nan 0 inf 0", "not whole"),
+        ("a: complex64 [1]\n  1.0", "'complex64' is not a dtype"),
+        ("a: spans 1\n  smell 0 start 1 length 2", "does not have the expected form"),
+        ("a: float32 [99] sketch\n  mean 1 std 1 min 1 max 1 nan 0 inf 0", "incomplete"),
         ("a: 1\n  2", "do not belong to"),
-        ("a: [1, 2]", "no single value"),
+        ("a: [1, 2]", "is not a single value"),
         ("what is this", "path: value"),
     ]:
         lines = ["omni-grpo golden 1", 'stage: "x"', "", *nonsense.split("\n"), ""]
         with pytest.raises(TraceError) as caught:
             parse_golden("\n".join([*lines, *_end(lines), ""]), "x")
-        assert told in str(caught.value)
+        assert named in str(caught.value)
 
 
-def test_a_case_of_real_size_stays_under_40_kb() -> None:
-    # one clip of 4 s in Qwen2.5-Omni's own sizes: 288 video and 100 audio tokens, interleaved
+def test_a_case_of_realistic_size_stays_under_40_kb() -> None:
+    # a 4 s clip with Qwen2.5-Omni's real sizes, video and audio tokens interleaved
     spans, ids = [], [1, 5, 6]
     for _ in range(4):
         for modality, token, length in (("video", 3, 144), ("audio", 4, 50)):

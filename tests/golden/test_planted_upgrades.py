@@ -1,7 +1,7 @@
-"""Twelve upgrades planted one at a time: each is found, and blamed on the stage it was put into.
+"""Twelve upgrades planted one at a time: each is found and attributed to the stage it is in.
 
-An upgrade is planted where it would come from: in the library's processor or model, in the
-checkpoint, or in the piece of ours that a change would touch.
+An upgrade is planted where it would occur: in the library's processor or model, in the checkpoint,
+or in the part of this package that a change would touch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import pytest
 import torch
 from torchvision.transforms import InterpolationMode
 
-from omni_grpo_core.core import batch, rollout
-from omni_grpo_core.core import frame_sampling as _qwen_utils
+from omni_grpo_core.core import batch, frame_sampling, rollout
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import draws
 from omni_grpo_core.errors import TraceError
@@ -37,7 +36,7 @@ Plant = Callable[[pytest.MonkeyPatch, Policy], Policy]
 
 @pytest.fixture(scope="module")
 def stored(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Goldens of every shipped case, made from the tree as it is."""
+    """Goldens of every shipped case, made from the current code."""
     folder = tmp_path_factory.mktemp("golden")
     record(policy, load_suite(folder), folder, KEY)
     return folder
@@ -58,7 +57,7 @@ def template_text(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
 
 
 def special_token_id(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
-    """The tokenizer of another release: two special tokens have traded ids."""
+    """The tokenizer of another release: two special tokens have swapped ids."""
     tokenizer = policy.processor.tokenizer
     start, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
     process = batch.process_row
@@ -88,20 +87,20 @@ def padding_side(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
 
 
 def resize_filter(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
-    """Frames resized by the filter of another release."""
+    """Frames resized with another release's filter."""
     bilinear = SimpleNamespace(BICUBIC=InterpolationMode.BILINEAR)
-    monkeypatch.setattr(_qwen_utils, "InterpolationMode", bilinear)
+    monkeypatch.setattr(frame_sampling, "InterpolationMode", bilinear)
     return policy
 
 
 def fps_default(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
-    """The library no longer takes the rate it is told and puts its own default in its place."""
+    """The library ignores the rate it is given and uses its own default."""
     call = type(policy.processor).__call__
 
-    def deaf(self: Any, *arguments: Any, **keywords: Any) -> Any:
+    def ignoring(self: Any, *arguments: Any, **keywords: Any) -> Any:
         return call(self, *arguments, **{**keywords, **({"fps": 2.0} if "fps" in keywords else {})})
 
-    monkeypatch.setattr(type(policy.processor), "__call__", deaf)
+    monkeypatch.setattr(type(policy.processor), "__call__", ignoring)
     return policy
 
 
@@ -110,7 +109,7 @@ def position_formula(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
 
     def later(*arguments: Any, **keywords: Any) -> Any:
         ids, deltas = index(*arguments, **keywords)
-        # positions after the first jump to another start, as when bos is counted
+        # positions from 40 on move by one, as when bos is counted
         return ids + (ids >= 40), deltas
 
     monkeypatch.setattr(policy.model, "get_rope_index", later)
@@ -118,23 +117,23 @@ def position_formula(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
 
 
 def attention_mask(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
-    """The text model lets padding be looked at."""
+    """The text model attends to padding."""
     text_model = policy.text_model
     inner = text_model.forward
 
     @functools.wraps(inner)
-    def blind(*arguments: Any, **keywords: Any) -> Any:
+    def unmasked(*arguments: Any, **keywords: Any) -> Any:
         mask = keywords.get("attention_mask")
         if mask is not None:
             keywords["attention_mask"] = torch.ones_like(mask)
         return inner(*arguments, **keywords)
 
-    monkeypatch.setattr(text_model, "forward", blind)
+    monkeypatch.setattr(text_model, "forward", unmasked)
     return policy
 
 
 def dtype(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> Policy:
-    """Weights come in another type than was asked for."""
+    """Weights are loaded in a different dtype than requested."""
     return replace(policy, model=policy.model.to(torch.bfloat16))
 
 
@@ -179,15 +178,15 @@ UPGRADES: dict[str, tuple[Plant, str, tuple[Verdict, ...], tuple[str, ...]]] = {
     "eos removed": (eos_removed, "completion", ("degenerate",), ("text", "image")),
     "loss normaliser": (loss_normaliser, "loss.1", ("harmful",), ("text", "grpo")),
 }
-"""What is planted, the stage it is in, what may be thought of it on a case that shows it, and two
-cases for a short look."""
+"""The upgrade, the stage it is in, the verdicts allowed on a case that shows it, and two cases for
+the fast test."""
 
 
-def look(policy: Policy, folder: Path, names: Sequence[str]) -> GoldenReport:
+def checked(policy: Policy, folder: Path, names: Sequence[str]) -> GoldenReport:
     return check(policy, load_suite(folder), folder, KEY, names=names)
 
 
-def told(report: GoldenReport) -> str:
+def shown(report: GoldenReport) -> str:
     lines = []
     for case in report.cases:
         lines.append(f"{case.case}: {case.verdict}, first {case.first}: {case.reason}")
@@ -197,22 +196,22 @@ def told(report: GoldenReport) -> str:
     return "\n".join(lines)
 
 
-def found_where_it_is(report: GoldenReport, upgrade: str) -> None:
+def assert_attributed(report: GoldenReport, upgrade: str) -> None:
     _, stage, verdicts, _ = UPGRADES[upgrade]
-    assert report.first == stage, told(report)
-    shown = [case for case in report.cases if case.first == stage]
+    assert report.first == stage, shown(report)
+    cases = [case for case in report.cases if case.first == stage]
     if "harmful" not in verdicts and stage == "logits":
-        assert report.verdict == "benign-drift", told(report)
-    assert {case.verdict for case in shown} & set(verdicts), told(report)
-    # no stage before it is blamed anywhere, and what it handed on is not blamed again
-    guilty = {s.stage for case in shown for s in case.stages if s.origin == "added"}
-    assert stage in guilty, told(report)
+        assert report.verdict == "benign-drift", shown(report)
+    assert {case.verdict for case in cases} & set(verdicts), shown(report)
+    # report.first already excludes every earlier stage
+    added = {s.stage for case in cases for s in case.stages if s.origin == "added"}
+    assert stage in added, shown(report)
 
 
 @pytest.mark.parametrize("upgrade", UPGRADES)
 def test_found(upgrade: str, own: Policy, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, _, _, names = UPGRADES[upgrade]
-    found_where_it_is(look(plant(monkeypatch, own), stored, names), upgrade)
+    assert_attributed(checked(plant(monkeypatch, own), stored, names), upgrade)
 
 
 @pytest.mark.slow
@@ -221,9 +220,9 @@ def test_found_among_all_cases(
     upgrade: str, own: Policy, stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant, _, _, _ = UPGRADES[upgrade]
-    report = look(plant(monkeypatch, own), stored, ())
-    print(f"\n== {upgrade}\n{told(report)}")
-    found_where_it_is(report, upgrade)
+    report = checked(plant(monkeypatch, own), stored, ())
+    print(f"\n== {upgrade}\n{shown(report)}")
+    assert_attributed(report, upgrade)
 
 
 def test_a_stage_that_an_upgrade_makes_fail_is_named(
@@ -233,20 +232,20 @@ def test_a_stage_that_an_upgrade_makes_fail_is_named(
         raise TypeError("unexpected keyword argument 'audio'")
 
     monkeypatch.setattr(inputs, "process_row", refuse)
-    report = look(own, stored, ("text",))
+    report = checked(own, stored, ("text",))
     (case,) = report.cases
     assert (case.verdict, case.first) == ("harmful", "batch")
-    assert "it fails: TypeError: unexpected keyword argument 'audio'" in case.reason
-    # what follows is made from the golden's batch, and is as it was
+    assert "the stage failed: TypeError: unexpected keyword argument 'audio'" in case.reason
+    # later stages are computed from the golden's batch, and are unchanged
     assert {s.origin for s in case.stages if s.stage == "embeddings"} == {"inherited"}
 
 
 @pytest.mark.parametrize("what", ["another stream", "another rule"])
-def test_a_sampler_that_changed_is_no_rounding(
+def test_a_changed_sampler_is_not_taken_for_rounding(
     what: str, own: Policy, stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sampled token may turn where its draw lies at the edge of both tokens' slices. Another
-    stream of draws misses the golden's tokens, another way to choose misses its own."""
+    """A sampled token may flip where its draw lies at the edge of both tokens' slices. Another
+    stream of draws misses the golden's tokens, another choice rule misses its own."""
     if what == "another stream":
         for module in (rollout, steps):
             monkeypatch.setattr(module, "draws", lambda seed, *rest: draws(seed + 1, *rest))
@@ -254,11 +253,11 @@ def test_a_sampler_that_changed_is_no_rounding(
         choose = rollout._choose
         other = lambda logprobs, draw: choose(logprobs, None if draw is None else 1 - draw)  # noqa: E731
         monkeypatch.setattr(rollout, "_choose", other)
-    (case,) = look(own, stored, ("grpo",)).cases
+    (case,) = checked(own, stored, ("grpo",)).cases
     assert (case.verdict, case.first) == ("harmful", "completion.1"), case.reason
-    told = [g.sentence for g in case.generations if g.first is not None]
-    assert told
-    assert all("; the draw lies 0." in sentence for sentence in told), told
+    sentences = [g.sentence for g in case.generations if g.first is not None]
+    assert sentences
+    assert all("; the draw lies 0." in sentence for sentence in sentences), sentences
 
 
 def origins(report: GoldenReport) -> dict[str, str]:
@@ -269,8 +268,8 @@ def origins(report: GoldenReport) -> dict[str, str]:
 def test_a_sidecar_makes_replay_exact(
     own: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames are kept as a fingerprint: without the sidecar nobody knows whether batch and
-    embeddings only inherit the new filter, or add something of their own."""
+    """Frames are stored as a fingerprint: without the sidecar it is unknown whether batch and
+    embeddings only inherit the new filter's change or add a divergence."""
     suite, aside = load_suite(tmp_path), tmp_path / "aside"
     record(own, suite, tmp_path, KEY, names=["resized"], sidecar=aside)
     policy = resize_filter(monkeypatch, own)
@@ -289,6 +288,6 @@ def test_a_sidecar_makes_replay_exact(
 
 
 def test_none_on_an_unchanged_tree(policy: Policy, stored: Path) -> None:
-    report = look(policy, stored, ALL)
-    assert {case.verdict for case in report.cases} == {"exact"}, told(report)
+    report = checked(policy, stored, ALL)
+    assert {case.verdict for case in report.cases} == {"exact"}, shown(report)
     assert report.first is None

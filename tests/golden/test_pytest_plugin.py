@@ -1,4 +1,4 @@
-"""Markers and options of the plugin: what runs, what is skipped and why, what is refused."""
+"""Markers and options of the plugin: what runs, what is skipped and why, and what is refused."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_plain(): pass
 
 def run(pytester: pytest.Pytester, *options: str, tests: str = TESTS) -> pytest.RunResult:
     pytester.makepyfile(tests)
-    # of its own: pytest's folder may lie below this project's, as it does under tox, and a folder
-    # behind an option counts as a path when pytest looks for settings: theirs may be anybody's
+    # its own settings: pytest's folder may be inside this project's, as under tox, and pytest also
+    # looks for settings next to any option value that is a folder
     settings = str(pytester.makeini("[pytest]"))
-    # -p no:syrupy: the plugin must not need it until a golden is asked for
+    # -p no:syrupy: the plugin must not need it until a golden is requested
     return pytester.runpytest_inprocess(
         "-c", settings, "-p", "no:syrupy", "--strict-markers", "-rs", *options
     )
@@ -46,7 +46,7 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_cuda_gpu_tests_are_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
     result = run(pytester)
     result.assert_outcomes(passed=1, skipped=3)
-    result.stdout.fnmatch_lines(
+    result.stdout.fnmatch_lines_random(
         [
             f"SKIPPED*torch {torch.__version__} finds no CUDA device",
             "SKIPPED*no --omni-checkpoint was given",
@@ -76,7 +76,7 @@ def test_with_cuda_and_a_checkpoint_everything_runs(
     )
 
 
-def test_a_checkpoint_that_is_no_folder_is_refused(pytester: pytest.Pytester) -> None:
+def test_a_checkpoint_that_is_not_a_folder_is_refused(pytester: pytest.Pytester) -> None:
     result = run(pytester, "--omni-checkpoint", "nowhere")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --omni-checkpoint: nowhere is not a folder"])
@@ -91,7 +91,9 @@ def test_an_old_syrupy_is_refused(
     result.stdout.fnmatch_lines(["*omni_golden needs syrupy 7.0.2 or newer, found 7.0.1*"])
 
 
-def test_no_syrupy_is_told(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_syrupy_is_reported(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -107,14 +109,14 @@ def pytest_addoption(parser):
 """
 
 
-def test_a_project_may_have_an_option_of_its_own_by_that_name(pytester: pytest.Pytester) -> None:
-    """The plugin took ``--checkpoint`` for itself: a conftest that defines one could not start."""
+def test_a_project_may_define_an_option_with_the_old_name(pytester: pytest.Pytester) -> None:
+    """The plugin defined ``--checkpoint``: pytest failed to start if a conftest defined it too."""
     pytester.makeconftest(OWN)
     own = "def test_own(pytestconfig): assert pytestconfig.getoption('checkpoint') == 'yours'"
     run(pytester, "--checkpoint", "yours", tests=own).assert_outcomes(passed=1)
 
 
-def test_a_plugin_may_have_one_too(pytester: pytest.Pytester) -> None:
+def test_another_plugin_may_define_it_too(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(theirs=OWN)
     pytester.syspathinsert()
     own = "def test_own(pytestconfig): assert pytestconfig.getoption('checkpoint') == 'yours'"
@@ -126,6 +128,8 @@ def test_the_old_names_work_for_one_more_version(pytester: pytest.Pytester, tmp_
     (tmp_path / "config.json").touch()
     old = "def test_old(omni_checkpoint): assert omni_checkpoint.is_dir()"
     result = run(pytester, "--checkpoint", str(tmp_path), tests=old)
-    # not the number of warnings: other plugins that this process has loaded may have their own
+    # not the number of warnings: other plugins in this process may issue their own
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*--checkpoint is --omni-checkpoint from 0.2 on"])
+    result.stdout.fnmatch_lines(
+        ["*--checkpoint is now --omni-checkpoint; the old name goes with 0.2"]
+    )

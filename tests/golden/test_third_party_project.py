@@ -1,7 +1,7 @@
-"""Somebody else's project: it installs the wheel, and has goldens, diffs, markers and options.
+"""A third-party project: it installs the wheel and uses goldens, diffs, markers and options.
 
-Processes of its own in an environment of its own: what is tested is what the wheel brings, not what
-the checkout has. Dependencies are those of the environment that runs this test; nothing is fetched.
+It runs in separate processes in its own environment, so that the wheel is tested, not the checkout.
+Dependencies are those of the environment that runs this test; nothing is fetched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 PROCESSOR = '''
-"""What the project would ship: a conversation and frames -> the model's input."""
+"""The project's own code: a conversation and frames -> the model's input."""
 import numpy as np
 from omni_grpo_core.tiny import checkpoint_dir
 from transformers import Qwen2_5OmniProcessor
@@ -73,7 +73,7 @@ OWN_TEST = """
 def test_own(pytestconfig):
     assert pytestconfig.getoption("checkpoint") == "yours"
 """
-# as strict as a project can be: a marker that is not known, or any warning, is an error
+# as strict as a project can be: an unknown marker, or any warning, is an error
 INI = """
 [tool.pytest.ini_options]
 addopts = ["--strict-markers", "--strict-config"]
@@ -97,7 +97,7 @@ class Project:
     def pytest(self, *options: str) -> tuple[int, str]:
         """Exit code, and stdout with stderr."""
         environment = surroundings()
-        # a machine with a GPU is to behave like one without
+        # a machine with a GPU must behave like one without
         environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [self.python, "-m", "pytest", *options],
@@ -112,9 +112,9 @@ class Project:
 
 
 def surroundings() -> dict[str, str]:
-    """This process's environment without what would put the checkout before the wheel."""
-    mine = ("PYTHON", "PYTEST", "COV_", "COVERAGE", "VIRTUAL_ENV")
-    return {name: value for name, value in os.environ.items() if not name.startswith(mine)}
+    """This process's environment without variables that would put the checkout before the wheel."""
+    removed = ("PYTHON", "PYTEST", "COV_", "COVERAGE", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if not name.startswith(removed)}
 
 
 def call(*command: str | Path) -> str:
@@ -127,7 +127,7 @@ def call(*command: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel in it, and this one's packages behind it."""
+    """A virtual environment with the wheel, and this environment's packages behind it."""
     folder = tmp_path_factory.mktemp("third-party")
     call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ".")
     (wheel,) = folder.glob("*.whl")
@@ -150,63 +150,61 @@ def project(python: Path, tmp_path: Path) -> Project:
     return made
 
 
-def test_a_golden_is_missing_made_held_and_told_from_a_changed_one(project: Project) -> None:
+def test_a_golden_is_missing_created_compared_and_found_changed(project: Project) -> None:
     project.write("prepare.py", PROCESSOR)
     project.write("tests/test_theirs.py", TEST)
-    code, told = project.pytest()
-    assert code == 1, told
-    assert "golden test_batch/value: there is no golden yet; make it with --snapshot-update" in told
+    code, output = project.pytest()
+    assert code == 1, output
+    assert "golden test_batch/value: no golden yet; create it with --snapshot-update" in output
     assert not (project.folder / "golden").exists(), "a plain run writes nothing"
 
-    code, told = project.pytest("--snapshot-update")
-    assert (code, "2 passed" in told) == (0, True), told
+    code, output = project.pytest("--snapshot-update")
+    assert (code, "2 passed" in output) == (0, True), output
     golden = (project.folder / "golden" / "test_in_words" / "batch.txt").read_text("utf-8")
     assert '550 530 198 "<|im_start|>system\\n"' in golden
     assert '562×8 "<|VIDEO|>"' in golden
 
-    code, told = project.pytest()
-    assert (code, "2 passed" in told) == (0, True), told
+    code, output = project.pytest()
+    assert (code, "2 passed" in output) == (0, True), output
 
     changed = PROCESSOR.replace("careful", "careless").replace("fps=4.0", "fps=2.0")
     project.write("prepare.py", changed.replace("np.linspace(0, 255", "np.linspace(255, 0"))
-    code, told = project.pytest()
-    assert code == 1, told
-    assert "golden test_in_words/batch differs:" in told
-    assert re.search(r'input_ids column 10 is [\d ]+ "less", was [\d ]+ "ful"', told)
-    assert "video_second_per_grid[0] is 1, was 0.5" in told
-    assert "pixel_values_videos" in told
-    assert "Traceback" not in told
+    code, output = project.pytest()
+    assert code == 1, output
+    assert "golden test_in_words/batch differs:" in output
+    assert re.search(r'input_ids column 10 is [\d ]+ "less", was [\d ]+ "ful"', output)
+    assert "video_second_per_grid[0] is 1, was 0.5" in output
+    assert "pixel_values_videos" in output
+    assert "Traceback" not in output
     assert (project.folder / "golden" / "test_in_words" / "batch.txt").read_text("utf-8") == golden
 
 
 def test_markers_and_options(project: Project) -> None:
     project.write("tests/test_marked.py", MARKED)
-    code, told = project.pytest("-rs")
-    assert (code, "2 passed, 2 skipped" in told) == (0, True), told
-    assert "finds no CUDA device" in told
-    assert "no --omni-checkpoint was given" in told
+    code, output = project.pytest("-rs")
+    assert (code, "2 passed, 2 skipped" in output) == (0, True), output
+    assert "finds no CUDA device" in output
+    assert "no --omni-checkpoint was given" in output
 
     project.write("weights/config.json", "{}")
-    code, told = project.pytest("--omni-checkpoint", "weights", "-m", "full or tiny")
-    assert (code, "2 passed, 2 deselected" in told) == (0, True), told
-    code, told = project.pytest("--omni-checkpoint", "nowhere")
-    assert (code, "--omni-checkpoint: nowhere is not a folder" in told) == (4, True), told
-    code, told = project.pytest("--omni-require-gpu", "-m", "not gpu")
-    assert (code, "--omni-require-gpu: torch" in told) == (4, True), told
-    told = project.pytest("--markers")[1]
-    assert all(f"@pytest.mark.{name}:" in told for name in ("gpu", "full", "slow", "tiny"))
+    code, output = project.pytest("--omni-checkpoint", "weights", "-m", "full or tiny")
+    assert (code, "2 passed, 2 deselected" in output) == (0, True), output
+    code, output = project.pytest("--omni-checkpoint", "nowhere")
+    assert (code, "--omni-checkpoint: nowhere is not a folder" in output) == (4, True), output
+    code, output = project.pytest("--omni-require-gpu", "-m", "not gpu")
+    assert (code, "--omni-require-gpu: torch" in output) == (4, True), output
+    output = project.pytest("--markers")[1]
+    assert all(f"@pytest.mark.{name}:" in output for name in ("gpu", "full", "slow", "tiny"))
 
 
 @pytest.mark.parametrize("where", ["conftest.py", "theirs.py"], ids=["conftest", "plugin"])
-def test_an_option_of_the_project_s_own_by_the_plugin_s_old_name(
-    project: Project, where: str
-) -> None:
-    """The plugin took ``--checkpoint`` for itself: a project that defines one could not start."""
+def test_a_project_option_with_the_plugins_old_name(project: Project, where: str) -> None:
+    """The plugin defined ``--checkpoint``: pytest failed to start if a project defined it too."""
     project.write(where, OWN_OPTION)
     project.write("prepare.py", PROCESSOR)
     project.write("tests/test_theirs.py", TEST + OWN_TEST)
     options = ["--checkpoint=yours", *(["-p", "theirs"] if where == "theirs.py" else [])]
-    code, told = project.pytest("--snapshot-update", *options)
-    assert (code, "3 passed" in told) == (0, True), told
-    code, told = project.pytest(*options)
-    assert (code, "3 passed" in told) == (0, True), told
+    code, output = project.pytest("--snapshot-update", *options)
+    assert (code, "3 passed" in output) == (0, True), output
+    code, output = project.pytest(*options)
+    assert (code, "3 passed" in output) == (0, True), output

@@ -1,7 +1,7 @@
-"""A Qwen2.5-Omni thinker of the 7B's full shape with random weights, made on the device.
+"""A Qwen2.5-Omni thinker of the 7B's full shape with random weights, created on the device.
 
-Nothing is downloaded: it exercises memory and parity at full size, and it is the negative control
-of the degeneration gate, which must fail it.
+Nothing is downloaded. It tests memory and parity at full size, and is the negative control of the
+degeneration gate, which it must fail.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from omni_grpo_core.tiny.realvocab import build_processor
 
 
 def config_7b() -> Qwen2_5OmniThinkerConfig:
-    """Qwen2.5-Omni-7B's thinker: the library's defaults but for what the published checkpoint's
-    ``config.json`` says otherwise."""
+    """Qwen2.5-Omni-7B's thinker: the library's defaults, except where the published checkpoint's
+    ``config.json`` differs."""
     return Qwen2_5OmniThinkerConfig(
         text_config={
             "tie_word_embeddings": False,
@@ -37,7 +37,7 @@ def config_7b() -> Qwen2_5OmniThinkerConfig:
 
 
 def random_7b(folder: Path, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Policy:
-    """17.5 GB in bfloat16. ``folder``: where the processor's files go."""
+    """17.5 GB in bfloat16. ``folder``: for the processor's files."""
     processor = build_processor(folder)
     torch.manual_seed(seed)
     default = torch.get_default_dtype()

@@ -1,4 +1,4 @@
-"""Full size: a real checkpoint where one is given, a random one of the same shape where none is."""
+"""Full size: a real checkpoint if one is given, and a random one of the same shape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from omni_grpo_core.types import Sample
 pytestmark = pytest.mark.gpu
 
 GATE = {"greedy not degenerate", "greedy completions end", "sampled not degenerate"}
-"""What looks at generations; the rest of the checks hold for any weights."""
+"""The checks of generations; all others hold for any weights."""
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,12 @@ def random_full(tmp_path_factory: pytest.TempPathFactory, ranks: Path) -> Iterat
 def test_random_weights_of_full_shape_fail_the_gate_and_nothing_else(
     random_full: Policy, samples: tuple[Sample, ...]
 ) -> None:
-    """The negative control: same code, same memory, no knowledge. A gate that passes it is none."""
+    """The negative control: same code, same memory, no knowledge. A useful gate fails it."""
     settings = Settings(
         media=MediaConfig(max_frames=8),
         max_new_tokens=256,
         group_size=2,
-        # nobody expects form from random weights: what is asked here is the gate
+        # random weights have no format: only the gate is tested here
         min_format=0.0,
     )
     torch.cuda.reset_peak_memory_stats()

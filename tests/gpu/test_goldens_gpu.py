@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parent.parent.parent / "golden"
 
 @pytest.mark.parametrize(
     ("folder", "dtype"),
-    # not the second family in bfloat16: rounding sends tokens to other experts, and no tolerance
-    # that holds that would find anything
+    # not the second family in bfloat16: rounding routes tokens to other experts, and a tolerance
+    # that allows that would find nothing
     [(FOLDER, "float32"), (FOLDER, "bfloat16"), (FOLDER / "qwen3", "float32")],
     ids=lambda value: value.name if isinstance(value, Path) else value,
 )
@@ -27,5 +27,5 @@ def test_the_goldens_of_this_device_hold(folder: Path, dtype: str) -> None:
     suite = load_suite(folder)
     policy = load_policy(suite.checkpoint_dir(), device="cuda", dtype=dtype)
     report = check(policy, suite, folder, platform_key("cuda", dtype))
-    told = [(case.case, case.reason) for case in report.cases if case.verdict not in FINE]
-    assert report.verdict in FINE, told
+    failed = [(case.case, case.reason) for case in report.cases if case.verdict not in FINE]
+    assert report.verdict in FINE, failed

@@ -1,4 +1,4 @@
-"""The memory estimate of a training held against a device: the text model of a 7B learns."""
+"""The memory estimate of a training run compared with a device: the text model of a 7B learns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from omni_grpo_core.pipeline.inputs import prepare
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.training.memory import GIB, RUNTIME, estimate
-from omni_grpo_core.training.step import Alone, Scorer, StepPlan, make_micro_batches, optimize
+from omni_grpo_core.training.step import (
+    Scorer,
+    SingleProcess,
+    StepPlan,
+    make_micro_batches,
+    optimize,
+)
 from omni_grpo_core.training.trainable import freeze
 from omni_grpo_core.types import Sample
 
@@ -25,7 +31,7 @@ pytestmark = pytest.mark.gpu
 
 
 def test_a_7b_takes_what_was_estimated(tmp_path: Path, samples: tuple[Sample, ...]) -> None:
-    """By the optimizer's default for CUDA it does not fit at all: a copy of what learns more."""
+    """With the optimizer's default for CUDA it does not fit: that copies the trained weights."""
     if torch.cuda.mem_get_info()[0] < 148e9:
         pytest.skip("all weights of a 7B and their moments need 148 GB of device memory")
     settings = Settings(group_size=4, max_new_tokens=64)
@@ -46,7 +52,7 @@ def test_a_7b_takes_what_was_estimated(tmp_path: Path, samples: tuple[Sample, ..
     freeze(policy.model, config.freeze)
     learning = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-6, fused=True)
-    updates = optimize(plan, Alone(), Scorer(policy, 1.0), policy.model, optimizer, window)
+    updates = optimize(plan, SingleProcess(), Scorer(policy, 1.0), policy.model, optimizer, window)
     peak = torch.cuda.max_memory_allocated()
     shapes = {published_name(n): tuple(p.shape) for n, p in policy.model.named_parameters()}
     found = estimate(config, shapes, inputs.batch.input_ids.shape[1], world=1)
@@ -54,5 +60,5 @@ def test_a_7b_takes_what_was_estimated(tmp_path: Path, samples: tuple[Sample, ..
     print(f"measured {peak / GIB:.2f} GiB, estimated {allocated / GIB:.2f} and {RUNTIME / GIB}")
     print(found, "|", held(policy.model, optimizer))
     assert [update.stepped for update in updates] == [True, True]
-    # at the least: and not by much, or nothing would be refused
+    # a lower bound, but a close one, or nothing would be refused
     assert 0.9 * peak < allocated <= peak

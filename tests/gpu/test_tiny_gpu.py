@@ -1,4 +1,4 @@
-"""The shipped checkpoint on a CUDA device, in float32 and in the precision people train in."""
+"""The shipped checkpoint on a CUDA device, in float32 and in the usual training precision."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from omni_grpo_core.types import Parsed, Rollout, Sample
 pytestmark = [pytest.mark.gpu, pytest.mark.tiny]
 
 BATCH_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.5}
-"""Logits of a row in a padded batch against the row alone, at most. float32: matrix products of
-other sizes are summed in another order (1e-5 on a CPU, a little more over CUDA's tiles); bfloat16:
-measured 0.33 on the tiny checkpoint (its logits reach 30, where two neighbours are 0.25 apart)."""
+"""Largest difference of a row's logits in a padded batch and alone. float32: matrix products of
+other sizes are summed in another order (1e-5 on a CPU, a little more with CUDA's tiles); bfloat16:
+measured 0.33 on the tiny checkpoint (its logits reach 30, where neighbours are 0.25 apart)."""
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -80,10 +80,10 @@ def test_generations_are_sound_and_well_formed(cuda_policy: Policy, greedy: Roll
         assert isinstance(parse(completion.text), Parsed), completion.text
 
 
-def test_a_model_left_in_train_mode_says_what_it_says_in_eval(
+def test_a_model_left_in_train_mode_answers_as_in_eval_mode(
     cuda_policy: Policy, ready: Inputs, greedy: Rollout
 ) -> None:
-    """The incident: train mode and checkpointing while generating. Here they cannot matter."""
+    """The incident: train mode and checkpointing while generating. Here they have no effect."""
     model = cuda_policy.model
     model.train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -96,7 +96,7 @@ def test_a_model_left_in_train_mode_says_what_it_says_in_eval(
     assert [c.token_ids for c in again.completions] == [c.token_ids for c in greedy.completions]
 
 
-def test_a_row_in_the_batch_is_the_row_alone(cuda_policy: Policy, ready: Inputs) -> None:
+def test_a_row_in_the_batch_equals_the_row_alone(cuda_policy: Policy, ready: Inputs) -> None:
     with generating(cuda_policy.model), torch.no_grad():
         together = prefill(cuda_policy, ready.batch).logits.values
         alone = [
@@ -108,7 +108,7 @@ def test_a_row_in_the_batch_is_the_row_alone(cuda_policy: Policy, ready: Inputs)
     assert worst <= tolerance
 
 
-def test_logprobs_of_sampling_are_those_of_scoring(
+def test_logprobs_of_sampling_equal_those_of_scoring(
     cuda_policy: Policy, ready: Inputs, tiny_settings: Settings
 ) -> None:
     settings = replace(tiny_settings, temperature=0.9)
@@ -124,10 +124,10 @@ def test_logprobs_of_sampling_are_those_of_scoring(
     assert close, worst
 
 
-def test_the_device_says_what_the_cpu_says(
+def test_the_device_answers_as_the_cpu_does(
     cuda_policy: Policy, greedy: Rollout, policy: Policy, inputs: Inputs
 ) -> None:
-    """float32: greedy ids, one by one. Half precision may put another word where the margin is
+    """float32: the same greedy ids. Half precision may choose another word where the margin is
     small, but not another answer."""
     cpu = rollout(policy, inputs.batch, group_size=1, max_new_tokens=64, temperature=0.0)
     if cuda_policy.model.dtype == torch.float32:
@@ -136,5 +136,5 @@ def test_the_device_says_what_the_cpu_says(
 
 
 def answers(rolled: Rollout) -> list[str]:
-    said = [parse(completion.text) for completion in rolled.completions]
-    return [one.answer.text if isinstance(one, Parsed) else "" for one in said]
+    parsed = [parse(completion.text) for completion in rolled.completions]
+    return [one.answer.text if isinstance(one, Parsed) else "" for one in parsed]

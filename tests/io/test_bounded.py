@@ -1,4 +1,4 @@
-"""Text that somebody hands over: what is hostile, cut or made by accident is named."""
+"""Untrusted text: what is hostile, truncated or made by accident is named."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ from omni_grpo_core.io.bounded import (
 from omni_grpo_core.io.bounded_yaml import yaml_value
 
 HOSTILE = {
-    "200,000 brackets": ("[" * 200_000, "brackets more than 64 deep"),
-    "deep after a long string": ('["' + "[" * 99 + '",' + "[" * 99, "brackets more than 64 deep"),
+    "200,000 brackets": ("[" * 200_000, "nested more than 64 deep"),
+    "deep after a long string": (
+        '["' + "[" * 99 + '",' + "[" * 99,
+        "brackets nested more than 64 deep",
+    ),
     "5,000 digits": ("1" * 5000, "5000 digits"),
     "a float beyond floats": ('{"lr": 1e999}', "1e999"),
     "NaN": ("[NaN]", "NaN for a number"),
     "minus infinity": ("[-Infinity]", "-Infinity for a number"),
-    "a key twice": ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' twice"),
-    "half a pair": (r'{"id": "\ud800"}', "half a surrogate pair"),
-    "half a pair as a key": (r'{"\udc00": 1}', "half a surrogate pair"),
-    "cut": ('{"a": [1, 2', "no JSON"),
-    "nothing": ("", "no JSON"),
-    # the next two took a time that grew with the square of their length: minutes
+    "a key twice": ('{"a": 1, "b": {"c": 1, "c": 2}}', "duplicate key 'c'"),
+    "a lone surrogate": (r'{"id": "\ud800"}', "a lone surrogate"),
+    "a lone surrogate as a key": (r'{"\udc00": 1}', "a lone surrogate"),
+    "cut": ('{"a": [1, 2', "not JSON"),
+    "nothing": ("", "not JSON"),
+    # the next two took quadratic time: minutes
     "a string of quotes that never ends": ("[" * 65 + '"' + '\\"' * 500_000, "64 deep"),
     "the last of many keys twice": (
         "{" + ",".join(f'"{i}": 1' for i in [*range(300_000), 299_999]) + "}",
-        "the key '299999' twice",
+        "duplicate key '299999'",
     ),
 }
 
@@ -51,7 +54,7 @@ def test_hostile_json_is_named(name: str) -> None:
     assert got in caught.value.got
 
 
-def test_what_is_at_the_bound_is_read() -> None:
+def test_values_at_the_bounds_are_read() -> None:
     assert depth_of("[" * MAX_DEPTH + "]" * MAX_DEPTH) == MAX_DEPTH
     assert json_value("[" * MAX_DEPTH + "]" * MAX_DEPTH) is not None
     assert json_value("9" * MAX_DIGITS) == 10**MAX_DIGITS - 1
@@ -59,7 +62,7 @@ def test_what_is_at_the_bound_is_read() -> None:
     assert json_value(r'"\ud83d\ude00"') == "\U0001f600"
 
 
-def test_the_line_of_a_fault_is_told() -> None:
+def test_the_line_of_a_fault_is_reported() -> None:
     with pytest.raises(Unreadable) as caught:
         json_value('{\n"a": 1,\n"b" 2}')
     assert caught.value.place("run.json") == "run.json:3"
@@ -69,7 +72,7 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
-"""Nine lines of YAML that stand for 9 to the power of 9 words."""
+"""Nine lines of YAML that expand to 9 to the power of 9 words."""
 
 MERGES = "a0: &a0 {k: 1, l: 1, m: 1}\n" + "\n".join(
     f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)
@@ -79,23 +82,23 @@ HOSTILE_YAML = {
     "3,000 brackets": ("[" * 3000, "64 deep"),
     "a billion laughs": (LAUGHS, "more than 100000 values"),
     "a list within itself": ("a: &x [*x]", "64 deep"),
-    "a key twice": ("a: 1\nb: 2\na: 3", "the key 'a' twice"),
+    "a key twice": ("a: 1\nb: 2\na: 3", "duplicate key 'a'"),
     "5,000 digits": (f"a: {'1' * 5000}", "as int"),
     "50 digits": (f"a: {'1' * 50}", "40 digits"),
-    "a Python object": ("a: !!python/object/apply:os.system [true]", "no YAML"),
-    "a date that is none": ("a: 2001-99-99", "as timestamp"),
-    "a key that cannot be one": ("? [1]\n: 2", "no YAML"),
-    "a control character": ("a: \x00", "no YAML"),
-    "half a pair": ('a: "\\ud800"', "half a surrogate pair"),
-    # PyYAML copies what is merged before anybody can count it
+    "a Python object": ("a: !!python/object/apply:os.system [true]", "not YAML"),
+    "an impossible date": ("a: 2001-99-99", "as timestamp"),
+    "a key that cannot be one": ("? [1]\n: 2", "not YAML"),
+    "a control character": ("a: \x00", "not YAML"),
+    "a lone surrogate": ('a: "\\ud800"', "a lone surrogate"),
+    # PyYAML copies merged mappings before they can be counted
     "a billion merges": (MERGES, "more than 100000 values"),
     "the last of many keys twice": (
         "{" + ",".join(f"k{i}" for i in [*range(10_000), 9_999]) + "}",
-        "the key 'k9999' twice",
+        "duplicate key 'k9999'",
     ),
     "a word for a time": ("a: !!timestamp foo", "'foo' as timestamp"),
     "nothing for a number": ("\na: !!int ''", "'' as int"),
-    "a word for a truth": ("a: !!bool foo", "'foo' as bool"),
+    "a word for a boolean": ("a: !!bool foo", "'foo' as bool"),
     "a word for a mapping": ("a: !!map foo", "expected a mapping node"),
     "eight or ten": ("steps: 010", "'010', which is 8 or 10"),
     "64 or a time": ("n: 1:04", "'1:04', which is 64 or a time"),
@@ -116,8 +119,8 @@ def test_keys_merged_by_yaml_may_be_overridden() -> None:
     assert merged["run"] == {"a": 1, "b": 3}
 
 
-def test_only_plain_files_are_read(tmp_path: Path) -> None:
-    """``--data`` on a pipe without a writer kept its reader waiting for ever."""
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """``--data`` on a pipe without a writer blocked its reader for ever."""
     os.mkfifo(tmp_path / "rows.json")
     (tmp_path / "large").write_bytes(b"x" * 11)
     (tmp_path / "latin").write_bytes(b"one\ncaf\xe9")
@@ -151,12 +154,12 @@ _PLAIN = st.recursive(
 
 
 @given(_PLAIN)
-def test_plain_data_comes_back(data: object) -> None:
+def test_plain_data_round_trips(data: object) -> None:
     assert json_value(json.dumps(data)) == data
 
 
 @given(st.text(alphabet='{}[]",:0123456789eE+-.truefalsn\\ud\n &*!|>#x', max_size=60))
-def test_any_text_is_read_or_named(text: str) -> None:
+def test_any_text_is_read_or_refused(text: str) -> None:
     for read in (json_value, yaml_value):
         with suppress(Unreadable):
             read(text)

@@ -1,4 +1,4 @@
-"""How a command ends: each ending, on an app of three lines that raises what is needed."""
+"""How a command ends: every ending, with a tiny app that raises the error in question."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MACHINE = (
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory"),
     (RuntimeError("can't start new thread"), "processes"),
     (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "TMPDIR"),
-    (ValueError("I/O error: No space left on device (os error 28)"), "room on the disk"),
+    (ValueError("I/O error: No space left on device (os error 28)"), "free disk space"),
     (chained(RuntimeError("see above"), ImportError("failed to map segment")), "memory"),
     (ImportError("numpy " * 500, name="numpy"), "package numpy"),
     (SystemExit(0), "sys.exit(0)"),
@@ -81,7 +81,7 @@ def test_input_and_machine_end_with_2_and_one_message(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_nobody_foresaw_ends_with_3_and_a_file(
+def test_unforeseen_errors_end_with_3_and_a_file(
     error: BaseException,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -97,7 +97,7 @@ def test_what_nobody_foresaw_ends_with_3_and_a_file(
     assert json.loads(out)["error"]["traceback"] == str(file)
 
 
-def test_where_no_file_can_be_written_the_line_says_so(
+def test_if_no_file_can_be_written_the_line_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
@@ -120,11 +120,11 @@ def test_ctrl_c_ends_with_130_and_one_line(
 
 
 @pytest.mark.parametrize("error", [BROKEN_PIPE, chained(SystemExit(1), BROKEN_PIPE)])
-def test_a_reader_that_has_gone_is_no_finding(
+def test_a_broken_pipe_is_no_finding(
     error: BaseException, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``omni-grpo rewards test format | head -c0`` exited 1, the code of a finding: rich makes
-    ``sys.exit(1)`` of a broken pipe."""
+    """``omni-grpo rewards test format | head -c0`` exited 1, the code of a finding: rich turns
+    a broken pipe into ``sys.exit(1)``."""
     assert run(raising(error), []) == 2
     assert capsys.readouterr() == ("", "")
 
@@ -132,7 +132,7 @@ def test_a_reader_that_has_gone_is_no_finding(
 def test_no_secret_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The traceback file, made to be sent to somebody, held the endpoint's key."""
+    """The traceback file, meant to be sent to somebody, contained the endpoint's key."""
     monkeypatch.setenv("OMNI_JUDGE_KEY", "quite-a-secret")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["omni-grpo", "--header=quite-a-secret"])
@@ -148,10 +148,10 @@ def test_no_secret_is_reported(
         assert "<redacted>" in text
 
 
-def test_what_else_is_printed_goes_to_stderr_under_json(
+def test_other_output_goes_to_stderr_under_json(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A pipeline given to ``doctor --import --json`` printed, and stdout was no JSON."""
+    """A pipeline given to ``doctor --import --json`` printed, and stdout was not JSON."""
     app = typer.Typer()
 
     @app.command()
@@ -187,11 +187,11 @@ def test_a_removed_working_directory_is_named(
 
 
 @pytest.mark.parametrize("width", ["0", "1", "x", "-5", "99999999999", ""])
-def test_a_width_that_nothing_can_be_written_in_is_dropped(
+def test_an_absurd_width_is_ignored(
     width: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """COLUMNS=0 printed nothing, COLUMNS=99999999999 was out of memory, and typer's own
-    TERMINAL_WIDTH=x a ValueError."""
+    """COLUMNS=0 printed nothing, COLUMNS=99999999999 ran out of memory, and typer's own
+    TERMINAL_WIDTH=x raised a ValueError."""
     monkeypatch.setenv("COLUMNS", width)
     monkeypatch.setenv("TERMINAL_WIDTH", width)
     assert run(raising(KeyError("never reached")), ["--help"]) == 0

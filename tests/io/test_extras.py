@@ -1,4 +1,4 @@
-"""A package of an extra that is not installed: what is missing, for what, and how to get it."""
+"""If a package of an extra is not installed: what is missing, what for, and how to get it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXTRAS_OF_PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8")
     "optional-dependencies"
 ]
 TOOLS = {"all", "docs", "lint", "pytest", "suite", "test", "tox"}
-"""Extras that no module of ours imports from, and the plugin's, which pytest itself reports."""
+"""Extras that no module here imports from, and the plugin's, which pytest itself reports."""
 RUN = {
     "checkpoint": str(tiny.checkpoint_dir()),
     "data": str(tiny.data_file()),
@@ -35,7 +35,7 @@ RUN = {
 
 
 def omni_grpo(missing: str, *arguments: str | Path) -> tuple[int, dict[str, str]]:
-    """Exit code and error of a command in a process of its own."""
+    """Exit code and error of a command in a separate process."""
     done = subprocess.run(
         [sys.executable, HERE / "without_packages.py", missing, *arguments, "--json"],
         capture_output=True,
@@ -73,8 +73,8 @@ def test_a_command_without_a_package_names_its_extra(
 def test_rows_whose_measure_is_not_installed_are_refused_at_once(
     tmp_path: Path,
 ) -> None:
-    """The base install checks multiple choice and numbers; what it cannot score, it says at the
-    row, not minutes later when the first completion is scored."""
+    """The base install scores multiple choice and numbers; a row it cannot score is reported at
+    once, not minutes later when the first completion is scored."""
     row = {"problem": "What does the sign say?", "problem_type": "OCR", "data_type": "text"}
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps([{**row, "path": "", "solution": "<answer>exit</answer>"}]))
@@ -82,7 +82,7 @@ def test_rows_whose_measure_is_not_installed_are_refused_at_once(
     assert (code, error["got"]) == (2, "no package jiwer")
 
 
-def test_the_table_is_that_of_pyproject() -> None:
+def test_the_table_matches_pyproject() -> None:
     assert EXTRAS.keys() == EXTRAS_OF_PYPROJECT.keys() - TOOLS
     (everything,) = map(Requirement, EXTRAS_OF_PYPROJECT["all"])
     assert everything.extras == EXTRAS.keys() | {"pytest"}
@@ -99,13 +99,13 @@ def test_it_is_an_import_error_that_keeps_its_cause() -> None:
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
-def test_a_package_that_is_there_but_broken_is_not_called_missing() -> None:
+def test_a_broken_package_is_not_called_missing() -> None:
     with pytest.raises(ImportError) as caught, extra("judge"):
         from json import no_such_name  # type: ignore[attr-defined]  # noqa: F401
     assert not isinstance(caught.value, MissingExtra)
 
 
-def test_asking_imports_nothing() -> None:
+def test_locating_a_package_does_not_import_it() -> None:
     (spec,) = require("qwen", "dashscope")
     assert spec.name == "dashscope"
     assert "dashscope" not in sys.modules

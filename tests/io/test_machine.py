@@ -14,7 +14,7 @@ def test_the_memory_of_this_machine_is_known() -> None:
     assert 2**20 < found < 2**50
 
 
-def test_a_control_group_s_limit_is_what_is_left_of_it(tmp_path: Path) -> None:
+def test_a_control_group_limits_free_memory(tmp_path: Path) -> None:
     for name, text in {
         "memory.max": "1000\n", "memory.current": "600\n",
         "memory.stat": "anon 450\ninactive_file 100\nactive_file 50\nworkingset_file 7\n",
@@ -26,9 +26,7 @@ def test_a_control_group_s_limit_is_what_is_left_of_it(tmp_path: Path) -> None:
     assert _control_group(tmp_path / "none") is None
 
 
-def test_of_several_devices_those_that_are_visible_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_visible_devices_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text('#!/bin/sh\ncase "$*" in *--id=1*) echo 90;; *) echo 90; echo 7;; esac\n')
     program.chmod(0o755)

@@ -1,7 +1,7 @@
-"""``omni-grpo`` where some packages are not installed.
+"""``omni-grpo`` without some packages.
 
-A script: ``without_packages.py PACKAGE,PACKAGE ARGUMENTS...``, top-level modules that no finder
-finds.
+A script: ``without_packages.py PACKAGE,PACKAGE ARGUMENTS...``; the packages are top-level modules
+to hide from every finder.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 
 class Without:
-    """A finder that knows all but these. It finds none of them, as where nothing is installed;
-    to raise instead would break libraries that only ask whether a package is there."""
+    """A finder that knows all but these. It returns ``None`` for them, as if they were not
+    installed; raising would break libraries that only ask whether a package exists."""
 
     def __init__(self, finder: Any, missing: set[str]) -> None:
         self.finder, self.missing = finder, missing

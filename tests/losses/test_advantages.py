@@ -28,7 +28,7 @@ def test_batch_scale_keeps_the_group_mean() -> None:
     )
 
 
-def test_unscored_leaves_the_mean_and_is_not_zero() -> None:
+def test_an_unscored_reward_does_not_count_in_the_mean_even_as_zero() -> None:
     found = group_advantages([4, None, 6], ["q"] * 3, "none")
     assert found.values.tolist() == [-1.0, 0.0, 1.0]
     assert found.usable.tolist() == [True, False, True]
@@ -37,7 +37,7 @@ def test_unscored_leaves_the_mean_and_is_not_zero() -> None:
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_zero_variance_is_reported_and_exactly_zero(scale: Scale) -> None:
-    # 0.1 + 0.2 is not 0.3 in floating point; the rewards are equal all the same
+    # 0.1 + 0.2 is not 0.3 in floating point, but the rewards are equal
     found = group_advantages([0.1 + 0.2, 0.3, 0.3, 1, 2], ["f"] * 3 + ["v"] * 2, scale)
     assert found.values[:3].tolist() == [0.0, 0.0, 0.0]
     assert found.usable.tolist() == [True] * 5
@@ -62,7 +62,7 @@ def test_no_rewards_no_groups() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_rewards_that_are_no_numbers(bad: float) -> None:
+def test_nonfinite_rewards_are_refused(bad: float) -> None:
     with pytest.raises(RewardError, match="reward 1, group 'b'"):
         group_advantages([0.0, bad], ["a", "b"], "group")
 

@@ -71,7 +71,7 @@ def test_kl_estimators_over_a_whole_distribution() -> None:
         assert (policy * values).sum().item() == pytest.approx(math.log(2) / 4, abs=1e-12)
 
 
-def test_kl_of_equal_policies_is_zero_and_takes_no_gradient_to_the_reference() -> None:
+def test_kl_of_equal_policies_is_zero_and_gives_the_reference_no_gradient() -> None:
     reference = ENGINE.clone().requires_grad_()
     for estimator in ("k1", "k2", "k3"):
         policy = ENGINE.clone().requires_grad_()

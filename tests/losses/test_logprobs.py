@@ -60,7 +60,7 @@ def test_gradient_against_finite_differences() -> None:
     assert torch.autograd.gradcheck(total, scores().requires_grad_())
 
 
-def test_entropy_is_that_of_what_was_sampled_from() -> None:
+def test_entropy_is_that_of_the_sampled_distribution() -> None:
     logits = torch.zeros((1, 1, 4))
     ids, mask = torch.tensor([[0]]), torch.tensor([[True]])
     forbidden = torch.tensor([False, False, False, True])
@@ -75,7 +75,7 @@ def test_bf16_logits_are_upcast_and_their_gradient_is_bf16() -> None:
     scored = completion_logprobs(logits, some_ids(), MASK, temperature=1.0)
     wide = completion_logprobs(logits.detach().double(), some_ids(), MASK, temperature=1.0)
     assert scored.logprobs.dtype == torch.float32
-    # float32 rounding of numbers up to 20; a log-softmax in bf16 would be off by 0.05
+    # float32 rounding of values up to 20; a log-softmax in bf16 would be off by 0.05
     torch.testing.assert_close(scored.logprobs.double(), wide.logprobs, rtol=0, atol=1e-5)
     scored.logprobs.sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
@@ -94,8 +94,8 @@ def test_nothing_leaks_from_outside_the_mask() -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-def test_predicting_logits_stand_one_before_their_token() -> None:
-    """A copying model: after token v it surely says v + 1. Scored rightly 3 4 5 is certain."""
+def test_predicting_logits_are_one_position_before_their_token() -> None:
+    """A counting model: after token v it always predicts v + 1. Scored right, 3 4 5 is certain."""
     sequence = torch.tensor([[1, 2, 3, 4, 5]])
     logits = 50.0 * torch.nn.functional.one_hot(sequence + 1, 8).float()
     mask = torch.ones((1, 3), dtype=torch.bool)

@@ -28,15 +28,15 @@ def measured(config: LossConfig, rows: slice = slice(None), **changes: Any) -> M
     return loss_metrics(config, **{name: x[rows] for name, x in arguments.items()})
 
 
-def test_clip_rates_count_the_live_side_only() -> None:
-    """Live: in row 0 the upper bound (1.5 and 8 are over it), in row 1 the lower (0.5 is under)."""
+def test_clip_rates_count_the_active_bound_only() -> None:
+    """Active: in row 0 the upper bound (1.5 and 8 exceed it), in row 1 the lower (0.5 is below)."""
     found = measured(LossConfig(kl_estimator="k2", delta=1.4)).means
     assert found["clip_high"] == Mean(2, 6)
     assert found["clip_low"] == Mean(1, 6)
-    assert found["clip_delta"] == Mean(1, 6)  # row 1's 1.5, which plain clipping leaves open
+    assert found["clip_delta"] == Mean(1, 6)  # row 1's 1.5, which plain clipping leaves unbounded
 
 
-def test_cispo_bounds_both_sides_and_zero_advantages_none() -> None:
+def test_cispo_bounds_both_sides_but_no_zero_advantages() -> None:
     config = LossConfig(loss_type="cispo", kl_estimator="k2")
     assert measured(config).means["clip_high"] == Mean(3, 6)
     assert measured(config).means["clip_low"] == Mean(2, 6)
@@ -54,7 +54,7 @@ def test_token_means() -> None:
 
 
 def test_gspo_counts_sequences() -> None:
-    """s = (6)^(1/4) = 1.565 and (3/4)^(1/2) = 0.866: one of two clipped on either side."""
+    """s = (6)^(1/4) = 1.565 and (3/4)^(1/2) = 0.866: one of two clipped on each side."""
     found = measured(LossConfig(loss_type="gspo", epsilon_low=0.1, epsilon_high=0.1)).means
     assert found["clip_high"].count == found["clip_low"].count == found["ratio"].count == 2
     assert found["clip_high"].value == pytest.approx(0.5, abs=1e-12)  # float64: 4 times 1/4
@@ -63,8 +63,8 @@ def test_gspo_counts_sequences() -> None:
     assert found["kl"].count == 6
 
 
-def test_parts_add_to_the_whole() -> None:
-    """Not so for means of means: the entropies 2 and 5 of 4 and 2 tokens have mean 3, not 3.5."""
+def test_parts_add_up_to_the_whole() -> None:
+    """Means of means do not: the entropies 2 and 5 of 4 and 2 tokens have mean 3, not 3.5."""
     entropy = torch.tensor([[2.0] * 4, [5.0] * 4], dtype=torch.float64)
     config = LossConfig()
     parts = [measured(config, slice(at, at + 1), entropy=entropy) for at in (0, 1)]

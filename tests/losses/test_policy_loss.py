@@ -82,7 +82,7 @@ def test_finite_differences(
 
 @pytest.mark.parametrize("kl", KL, ids=str)
 def test_finite_differences_of_cispo(kl: dict[str, Any]) -> None:
-    """The weight is a constant of the gradient, so the numbers come from a loss where it is one."""
+    """The weight is constant in the gradient, so the differences use a loss where it is fixed."""
     config, data = LossConfig(loss_type="cispo", **kl), step()
     free = LossConfig(loss_type="cispo", epsilon_low=1.0, epsilon_high=1e9, **kl)
     bounded = policy_ratio(config, data["logprobs"], data["old_logprobs"], MASK).clamp(0.8, 1.2)
@@ -129,7 +129,7 @@ def test_gspo_of_equal_token_advantages_is_gspo() -> None:
 @pytest.mark.parametrize(
     "settings", [*LOSSES, {"loss_type": "cispo"}], ids=lambda s: s["loss_type"]
 )
-def test_what_stands_outside_the_mask_is_without_effect(settings: dict[str, Any]) -> None:
+def test_values_outside_the_mask_have_no_effect(settings: dict[str, Any]) -> None:
     config, data = LossConfig(beta=0.1, **settings), step()
     spoiled = dict(data)
     for name in ("logprobs", "old_logprobs", "ref_logprobs"):
@@ -152,7 +152,7 @@ def test_ratios_beyond_exp_leave_a_finite_gradient(settings: dict[str, Any]) -> 
     assert torch.isfinite(gradient).all()
 
 
-def test_old_and_reference_policies_take_no_gradient() -> None:
+def test_old_and_reference_policies_get_no_gradient() -> None:
     data = step()
     fixed = {name: data[name].requires_grad_() for name in ("old_logprobs", "ref_logprobs")}
     loss_of(LossConfig(beta=0.1), data | {"logprobs": data["logprobs"].requires_grad_()}).backward()  # type: ignore[no-untyped-call]
@@ -205,10 +205,10 @@ def test_square_batch_does_not_broadcast_by_column() -> None:
 
 
 @pytest.mark.parametrize(("beta", "given"), [(0.1, False), (0.0, True)])
-def test_reference_exactly_with_beta(beta: float, given: bool) -> None:
+def test_reference_if_and_only_if_beta(beta: float, given: bool) -> None:
     data = step()
     reference = data.pop("ref_logprobs")
-    with pytest.raises(TrainError, match="exactly when beta"):
+    with pytest.raises(TrainError, match="if and only if beta"):
         policy_loss(
             LossConfig(beta=beta),
             **data,

@@ -1,6 +1,6 @@
-"""Every public function of the losses refuses a tensor that broadcasting would have stretched.
+"""Every public function of the losses refuses a tensor that broadcasting would have expanded.
 
-``(1, C)`` goes with ``(N, C)`` wherever torch is asked, and gives a wrong loss that looks right.
+Torch accepts ``(1, C)`` with ``(N, C)`` everywhere, and gives a wrong loss that looks right.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ RIGHT: dict[Callable[..., Any], dict[str, Any]] = {
     metrics.loss_metrics: {**LOSS, "entropy": TOKENS},
     spans.token_advantages: {"base": torch.tensor([1.0, -1.0]), "mask": MASK, "partial": ()},
 }
-"""Every public function that takes tensors, with arguments that fit."""
+"""Every public function that takes tensors, with valid arguments."""
 NAMES = {
     "ref_logprobs": "reference logprobs",
     "base": "advantages",
@@ -71,7 +71,7 @@ NAMES = {
     "ids": "completion ids",
     "predicting": "predicting logits",
 }
-"""What the errors call an argument, where that is not its own name with spaces."""
+"""What the errors call an argument, if not its own name with spaces."""
 
 
 def tensors(function: Callable[..., Any]) -> list[str]:
@@ -84,7 +84,7 @@ def cases() -> list[Any]:
     found = []
     for function in RIGHT:
         for name in tensors(function):
-            # against itself alone a mask or a batch of logits is right at any number of rows
+            # on its own, a mask or a batch of logits is right with any number of rows
             rows = name not in ("mask", "logits") and function is not policy_loss.token_kl
             for wrong in ("one row", "one dimension more") if rows else ("one dimension more",):
                 label = f"{function.__name__}: {name} of {wrong}"
@@ -108,7 +108,7 @@ def test_another_shape_is_an_error_that_names_the_argument(
     assert "shape" in error.want or "(N, K, V)" in error.want
 
 
-def test_the_table_holds_every_public_function_that_takes_tensors() -> None:
+def test_the_table_lists_every_public_function_that_takes_tensors() -> None:
     public = {
         function
         for module in (logprobs, metrics, policy_loss, spans)

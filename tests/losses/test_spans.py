@@ -30,7 +30,7 @@ def test_section_of_a_completion() -> None:
     assert token_span(offsets, start, start + 3) == (3, 5)
 
 
-def test_a_token_on_the_border_belongs_to_the_span() -> None:
+def test_a_token_across_the_border_belongs_to_the_span() -> None:
     text = "<think>ab</think>"
     offsets = token_offsets(cut(text, 6, 2, 2, 7), text)  # '<think' '>a' 'b<' '/think>'
     assert token_span(offsets, 7, 9) == (1, 3)
@@ -52,8 +52,8 @@ def test_two_characters_in_one_token_and_one_in_two() -> None:
     assert token_span(offsets, 1, 2) == (0, 2)
 
 
-def test_bytes_that_are_no_text() -> None:
-    """A model may stop in the middle of a character, or sample bytes that never were one."""
+def test_bytes_that_are_not_text() -> None:
+    """A model may stop in the middle of a character, or sample bytes that never form one."""
     pieces = [b"a", b"\xe7\xba", b"b", b"\xff", b"\xf0\x9f"]
     offsets = token_offsets(pieces, "a\ufffdb\ufffd\ufffd")
     assert (offsets.starts, offsets.ends) == ((0, 1, 2, 3, 4), (1, 2, 3, 4, 5))
@@ -81,7 +81,7 @@ def test_empty_and_impossible_spans() -> None:
             token_span(offsets, start, end)
 
 
-def test_byte_pieces_undo_the_byte_alphabet() -> None:
+def test_byte_pieces_invert_the_byte_alphabet() -> None:
     # the alphabet as transformers publishes it, for all 256 bytes
     convert = pytest.importorskip("transformers.convert_slow_tokenizer")
     alphabet = convert.bytes_to_unicode()
@@ -89,7 +89,7 @@ def test_byte_pieces_undo_the_byte_alphabet() -> None:
     assert byte_pieces(["<|a b|>", "<|im_end|>"]) == (b"<|a b|>", b"<|im_end|>")
 
 
-def test_partial_advantages_add_on_their_span_only() -> None:
+def test_partial_advantages_are_added_on_their_span_only() -> None:
     mask = torch.tensor([[True] * 4, [True, True, True, False]])
     context = PartialAdvantage("context", torch.tensor([10.0, -10.0]), ((0, 2), (1, 3)))
     reasoning = PartialAdvantage("reasoning", torch.tensor([100.0, 0.0]), ((1, 4), None))

@@ -1,7 +1,7 @@
-"""Advantages, losses and gradients against TRL's own code, fed with the same random numbers.
+"""Advantages, losses and gradients compared with TRL's own code, on the same random numbers.
 
-TRL's methods run unbound on a stand-in that holds the attributes they read; what a model would have
-computed is handed to them. All in float64: 1e-9 leaves six digits for another order of summation.
+TRL's methods run unbound on a stand-in that has the attributes they read; what a model would have
+computed is passed in. All in float64: 1e-9 leaves six digits for another order of summation.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def same(ours: Tensor, theirs: Tensor) -> None:
 
 
 def numbers(seed: int) -> dict[str, Tensor]:
-    """Logprobs whose ratios lie on both sides of every bound used below."""
+    """Logprobs with ratios on both sides of every bound used below."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(scale: float, *shape: int) -> Tensor:
@@ -196,8 +196,9 @@ def test_two_sided(trl_trainer: Any, loss_type: Any) -> None:
     "settings", [s for s in LOSSES if s["loss_type"] != "gspo"], ids=lambda s: s["loss_type"]
 )
 def test_token_level_advantages(trl_trainer: Any, settings: dict[str, Any]) -> None:
-    """Not gspo: TRL lets every token's advantage act on the whole sequence's ratio, we follow the
-    paper's GSPO-token. For advantages that are equal along a row the two agree, see test_loss."""
+    """Not gspo: TRL applies every token's advantage to the whole sequence's ratio, we follow the
+    paper's GSPO-token. If advantages are equal along a row the two agree: see
+    ``test_loss_and_gradient``."""
     both(trl_trainer, LossConfig(**settings), seed=6, per_token=True)
 
 
@@ -240,7 +241,7 @@ def trl_scored(
     rollout: Tensor | None = None,
     mode: str = "token_truncate",
 ) -> dict[str, Tensor]:
-    """``GRPOTrainer._generate_and_score_completions`` with generation and rewards handed to it."""
+    """``GRPOTrainer._generate_and_score_completions`` with generation and rewards passed in."""
     count = len(rewards)
     lengths = LENGTHS if rollout is not None else (1,) * count
     scores = torch.tensor(
@@ -297,8 +298,8 @@ def trl_scored(
         _pending_metrics={},
     )
     inputs = [{"prompt": "p"}] * count
-    # TRL rounds n / (n - 1) of its standard deviation, and the engine's logprobs, to the default
-    # dtype: with float32 it is 3e-8 off
+    # TRL rounds the n / (n - 1) of its standard deviation, and the engine's logprobs, to the
+    # default dtype: with float32 it is off by 3e-8
     torch.set_default_dtype(torch.float64)
     try:
         scored: dict[str, Tensor] = trainer._generate_and_score_completions(stand_in, inputs)

@@ -24,27 +24,27 @@ def clip(name: str, level: float, videos: int = 1, audios: int = 1) -> Media:
     )
 
 
-def test_blanking_takes_one_modality_and_leaves_the_others() -> None:
+def test_blanking_changes_one_modality_and_leaves_the_others() -> None:
     gone = blanked(clip("a", 3.0), "video")
     assert float(gone.videos[0].frames.abs().max()) == 0
     assert float(gone.audios[0].samples[0]) == 3
     assert float(blanked(clip("a", 3.0), "audio").audios[0].samples.abs().max()) == 0
 
 
-def test_swapped_sound_stays_the_sound_of_its_video() -> None:
+def test_swapped_audio_keeps_its_link_to_the_video() -> None:
     other = replace(clip("b", 5.0), audios=(Audio(torch.full((4,), 5.0), from_video=None),))
     both = swapped(clip("a", 3.0), other, "audio")
     assert (float(both.audios[0].samples[0]), both.audios[0].from_video) == (5, 0)
     assert float(both.videos[0].frames[0, 0, 0, 0]) == 3
 
 
-def test_the_donor_has_as_many_items_and_other_content() -> None:
+def test_the_donor_has_as_many_items_and_different_content() -> None:
     media = [clip("a", 1.0), clip("b", 1.0), clip("c", 2.0, videos=2), clip("d", 4.0)]
     assert donor(media, [0, 1, 2, 3], 0, "video").sample_id == "d"
     assert donor(media, [0, 1, 2, 3], 3, "video").sample_id == "a"
 
 
-def test_a_lone_row_is_swapped_with_its_own_negative() -> None:
+def test_a_single_row_is_swapped_with_its_own_negative() -> None:
     lone = replace(clip("a", 1.0), images=(Image(torch.full((3, 2, 2), 5, dtype=torch.uint8)),))
     assert int(donor([lone], [0], 0, "image").images[0].pixels[0, 0, 0]) == 250
     assert float(donor([lone], [0], 0, "video").videos[0].frames[0, 0, 0, 0]) == 254
@@ -59,7 +59,7 @@ def few(samples: tuple[Sample, ...]) -> list[Sample]:
     return [*list(different.values())[:2], *pictures[:2]]
 
 
-def test_a_sound_policy_passes(policy: Policy, few: list[Sample], settings: Settings) -> None:
+def test_a_healthy_policy_passes(policy: Policy, few: list[Sample], settings: Settings) -> None:
     result = check(policy, few, replace(settings, max_new_tokens=96))
     assert result.verdict == "pass", [
         (record.stage, c) for record in result.trace.stages for c in record.checks if not c.ok
@@ -68,7 +68,8 @@ def test_a_sound_policy_passes(policy: Policy, few: list[Sample], settings: Sett
 
 
 def test_a_dead_modality_fails(policy: Policy, few: list[Sample], settings: Settings) -> None:
-    """The vision tower gives the same whatever it sees: nothing is raised, answers look fine."""
+    """The vision tower gives the same features for any input: nothing is raised, answers look
+    fine."""
     model = copy.deepcopy(policy.model)
     modules = {published_name(name): module for name, module in model.named_modules()}
     torch.nn.init.zeros_(modules["visual.merger.mlp"][-1].weight)
@@ -83,8 +84,8 @@ def test_a_dead_modality_fails(policy: Policy, few: list[Sample], settings: Sett
 def test_a_question_about_something_else_fails_no_modality(
     policy: Policy, samples: tuple[Sample, ...], settings: Settings, row: int
 ) -> None:
-    """``check --limit 1`` on the shipped files failed: the one question is about a colour, and the
-    sound moved the answer by 0.00079 nats a token, where a fixed bar wanted 0.001."""
+    """``check --limit 1`` on the shipped files failed: the only question is about a colour, and the
+    audio moved the answer by 0.00079 nats per token, where a fixed threshold was 0.001."""
     result = check(policy, samples[row : row + 1], replace(settings, max_new_tokens=64))
     assert result.verdict == "pass"
     assert [proof.modality for proof in result.modalities] == ["video", "audio"]
@@ -100,7 +101,7 @@ def test_a_question_about_something_else_fails_no_modality(
         (4e-3, "reaches"),
     ],
 )
-def test_a_shift_is_judged_by_what_rounding_does(shift: float, judgement: str) -> None:
+def test_a_shift_is_judged_against_rounding(shift: float, judgement: str) -> None:
     proof = ModalityProof("audio", 1, 1.0, 1.0, 1.0, 0.0, shift, again=0.0, rounding=3e-3)
     assert proof.judgement == judgement
     assert proof.ok == (judgement != "lost")
@@ -109,7 +110,7 @@ def test_a_shift_is_judged_by_what_rounding_does(shift: float, judgement: str) -
 def test_a_policy_of_random_weights_fails(
     policy: Policy, few: list[Sample], settings: Settings
 ) -> None:
-    """The negative control: right code, weights that know nothing."""
+    """The negative control: correct code, random weights."""
     torch.manual_seed(0)
     model = copy.deepcopy(policy.model)
     for parameter in model.model.parameters():

@@ -9,7 +9,7 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.pipeline.settings import Settings, load_settings
 
 
-def test_the_checkpoint_s_own_settings_then_the_config_over_them(tmp_path: Path) -> None:
+def test_the_config_overrides_the_checkpoint_s_own_settings(tmp_path: Path) -> None:
     (tmp_path / "omni_grpo.json").write_text('{"seed": 1, "media": {"fps": 4, "max_frames": 8}}')
     config = tmp_path / "run.yaml"
     config.write_text("seed: 2\nmedia:\n  fps: 1.5\naudio_in_video: separate\n")
@@ -18,7 +18,7 @@ def test_the_checkpoint_s_own_settings_then_the_config_over_them(tmp_path: Path)
     )
 
 
-def test_nothing_given_is_the_defaults(tmp_path: Path) -> None:
+def test_without_files_the_settings_are_the_defaults(tmp_path: Path) -> None:
     assert load_settings(tmp_path) == Settings()
 
 
@@ -45,7 +45,7 @@ def test_nothing_given_is_the_defaults(tmp_path: Path) -> None:
         ("max_new_tokens: 010", "run.yaml:1: found '010', which is 8 or 10"),
         ("temperature: 1e-320", "temperature: found 1e-320, wanted 0, or 0.01 or more"),
         ("- 1", "found list, wanted a mapping"),
-        ("a: [", "no YAML .*wanted a mapping of settings in a JSON or YAML file"),
+        ("a: [", "not YAML .*wanted a mapping of settings in a JSON or YAML file"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -60,8 +60,8 @@ def test_a_missing_config_is_named(tmp_path: Path) -> None:
         load_settings(tmp_path, tmp_path / "run.yaml")
 
 
-def test_off_without_quotes_is_the_word(tmp_path: Path) -> None:
-    """It was refused as False, which YAML 1.1 makes of it, wanted 'off'."""
+def test_off_without_quotes_is_a_string(tmp_path: Path) -> None:
+    """YAML 1.1 reads it as False, so it was refused: "found False, wanted 'off'"."""
     config = tmp_path / "run.yaml"
     config.write_text("audio_in_video: off\n")
     assert load_settings(tmp_path, config).audio_in_video == "off"

@@ -1,4 +1,4 @@
-"""Every check of a stage can fail: each is given the fault it is there for."""
+"""Every check of a stage can fail: each is given the fault that it is meant to find."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_samples(samples: tuple[Sample, ...]) -> None:
     assert failed(check_samples([samples[0], samples[0]])) == ["ids unique"]
     tagless = replace(samples[0], solution="A")
     assert failed(check_samples([tagless])) == ["gold answers tagged"]
-    # context and think may be left out, one by one: such golds were called untagged
+    # context or think may be missing: such golds were reported as untagged
     for solution in (
         "<think>t</think><answer>A</answer>",
         "<context>c</context><answer>A</answer>",
@@ -76,7 +76,7 @@ def test_media(inputs: Inputs) -> None:
         clip, videos=tuple(replace(v, frames=torch.zeros_like(v.frames)) for v in clip.videos)
     )
     assert failed(check_media([black])) == ["pictures not blank"]
-    assert failed(check_media([black, clip])) == [], "one black clip may be the data's own"
+    assert failed(check_media([black, clip])) == [], "one black clip may be in the data"
     mute = replace(
         clip, audios=tuple(replace(a, samples=torch.zeros_like(a.samples)) for a in clip.audios)
     )
@@ -151,8 +151,8 @@ def test_logits(policy: Policy, mixed: Batch, library: list[LibraryForward]) -> 
 def test_logits_of_a_bfloat16_model_have_its_tolerance(
     policy: Policy, mixed: Batch, library: list[LibraryForward]
 ) -> None:
-    """They are handed on as float32, and were held to its tolerance: a sound bfloat16 model, 0.04
-    off on its first CUDA device, failed the check."""
+    """They are passed on as float32, and were compared with its tolerance: a healthy bfloat16
+    model, off by 0.04 on its first CUDA device, failed the check."""
     values = prefill(policy, mixed).logits.values + 0.04
     assert failed(check_logits(Logits(values), library, torch.bfloat16)) == []
     assert failed(check_logits(Logits(values), library)) != []

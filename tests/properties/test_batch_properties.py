@@ -1,4 +1,4 @@
-"""Spans tile the media tokens; permuting samples permutes everything that comes out."""
+"""Spans tile the media tokens; permuting samples permutes the outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKENS: dict[Modality, int] = {"image": 7, "video": 8, "audio": 9}
 
 @st.composite
 def token_rows(draw: st.DrawFn) -> tuple[list[int], dict[Modality, list[int]]]:
-    """Text with media items between; an item may be cut into several runs by text."""
+    """Text with media items in between; text may split an item into several runs."""
     ids: list[int] = draw(st.lists(st.integers(0, 3), max_size=3))
     lengths: dict[Modality, list[int]] = {"image": [], "video": [], "audio": []}
     for modality in draw(st.lists(st.sampled_from(get_args(Modality)), max_size=6)):
@@ -61,7 +61,7 @@ def test_spans_of_the_shipped_samples_tile_their_media_tokens(
 
 
 @given(st.data())
-@settings(max_examples=10)  # each is a forward of the model
+@settings(max_examples=10)  # each runs the model
 def test_permuting_samples_permutes_outputs(
     policy: Policy, inputs: Inputs, data: st.DataObject
 ) -> None:
@@ -78,5 +78,5 @@ def test_permuting_samples_permutes_outputs(
     assert torch.equal(
         positions(policy, permuted).position_ids, positions(policy, batch).position_ids[:, index]
     )
-    # float32: another order of rows may take another blocking of the sums; measured below 2e-6
+    # float32: another row order may change the blocking of the sums; measured below 2e-6
     torch.testing.assert_close(after.logits.values, before.logits.values[index], rtol=0, atol=1e-5)

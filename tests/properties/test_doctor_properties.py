@@ -1,5 +1,5 @@
-"""Whatever part of a clean recording was not seen, nobody is blamed for it: calls of a kind that
-nobody watched, a run killed in the middle, tensors too large to keep, no checkpoint."""
+"""Missing parts of a clean recording cause no finding: call types that were not recorded, a run
+killed midway, tensors too large to keep, no checkpoint."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ LOOKS = (*CONVERSATION, *TEXT, *MEDIA, *BATCH, *ROWS, *EMBEDDINGS, *POSITIONS)
 AUDIO = ("interleaved", "separate", "off")
 
 
-def poorer(value: Any, large: frozenset[str]) -> Any:
-    """``value`` as a recorder leaves it that had no room for the tensors named in ``large``."""
+def reduced(value: Any, large: frozenset[str]) -> Any:
+    """``value`` from a recorder for which the tensors named in ``large`` were too large."""
     described = dict.fromkeys(large, TensorSeen("float32", (0,), 0.0, 0.0, 0.0, 0.0, ()))
     if isinstance(value, ProcessorCall):
         return replace(
             value,
             outputs={k: v for k, v in value.outputs.items() if k not in large},
             large={k: v for k, v in described.items() if k in value.outputs},
-            videos=tuple(unkept(m) if "videos" in large else m for m in value.videos),
-            audios=tuple(unkept(m) if "audios" in large else m for m in value.audios),
+            videos=tuple(without_values(m) if "videos" in large else m for m in value.videos),
+            audios=tuple(without_values(m) if "audios" in large else m for m in value.audios),
         )
     if isinstance(value, GenerateCall | ForwardCall):
         return replace(
@@ -56,7 +56,7 @@ def poorer(value: Any, large: frozenset[str]) -> Any:
     return value
 
 
-def unkept(medium: MediumSeen) -> MediumSeen:
+def without_values(medium: MediumSeen) -> MediumSeen:
     return replace(medium, values=None)
 
 
@@ -67,7 +67,7 @@ TENSORS = (
 )
 
 
-# an example costs tenths of a second
+# an example takes tenths of a second
 @settings(max_examples=20, deadline=None)
 @given(
     audio=st.sampled_from(AUDIO),
@@ -76,17 +76,17 @@ TENSORS = (
     large=st.frozensets(st.sampled_from(TENSORS)),
     reference=st.booleans(),
 )
-def test_nobody_is_blamed_for_what_was_not_recorded(
+def test_missing_recordings_cause_no_finding(
     audio: str, unseen: set[type], end: int, large: frozenset[str], reference: bool
 ) -> None:
     rows = {"interleaved": (12, 16, 20), "separate": (12, 18, 20), "off": (9, 16, 20)}[audio]
     (step,) = steps_with(audio=audio, rows=rows)
     kept = tuple(
-        StageRecord(record.stage, poorer(record.value, large), (), 0.0)
+        StageRecord(record.stage, reduced(record.value, large), (), 0.0)
         for record in step.trace.stages[:end]
         if type(record.value) not in unseen
     )
-    poor = Case(Trace(step.trace.header, kept), step.reference if reference else None)
-    diagnosis = diagnose(poor, looks=LOOKS, rules=())
+    partial = Case(Trace(step.trace.header, kept), step.reference if reference else None)
+    diagnosis = diagnose(partial, looks=LOOKS, rules=())
     assert [e.sentence for finding in diagnosis.findings for e in finding.evidence] == []
-    assert [said for said in diagnosis.missing if "could not be done" in said] == []
+    assert [note for note in diagnosis.missing if "failed on this recording" in note] == []

@@ -1,4 +1,4 @@
-"""What must leave a step's loss and gradient alone, for every loss."""
+"""Changes that must not affect a step's loss and gradient, for every loss."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONFIGS = (
 )
 every_loss = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.loss_type)
 few = settings(max_examples=25, deadline=None)
-# float64 sums of a few dozen numbers of size 1 in another order
+# float64 sums of a few dozen numbers of size 1 in a different order
 EXACT = 1e-12
 
 Step = dict[str, Tensor]
@@ -57,7 +57,7 @@ def steps(draw: st.DrawFn) -> Step:
 
 
 def solve(config: LossConfig, step: Step, totals: Totals | None = None) -> tuple[Tensor, Tensor]:
-    """Loss and its gradient by the logprobs."""
+    """Loss and its gradient with respect to the logprobs."""
     logprobs = step["logprobs"].clone().requires_grad_()
     arguments: dict[str, Any] = {**step, "logprobs": logprobs}
     if config.beta == 0:
@@ -86,7 +86,7 @@ def test_order_of_rows(config: LossConfig, step: Step, seed: int) -> None:
 @few
 @given(step=steps(), data=st.data())
 def test_micro_batches_sum_to_the_step(config: LossConfig, step: Step, data: st.DataObject) -> None:
-    """However a step is cut over accumulation and ranks: the totals are the whole step's."""
+    """However a step is split over accumulation and ranks: the totals are the whole step's."""
     rows = len(step["mask"])
     cuts = sorted(data.draw(st.sets(st.integers(1, rows - 1)))) if rows > 1 else []
     totals = Totals.of(step["mask"])
@@ -119,7 +119,7 @@ def test_padding_further(config: LossConfig, step: Step, more: int) -> None:
 @every_loss
 @few
 @given(step=steps())
-def test_masking_a_row_out_is_leaving_it_out(config: LossConfig, step: Step) -> None:
+def test_masking_a_row_equals_omitting_it(config: LossConfig, step: Step) -> None:
     kept = step["mask"].any(-1)
     loss, gradient = solve(config, step)
     short_loss, short = solve(config, {name: x[kept] for name, x in step.items()})
@@ -131,7 +131,7 @@ def test_masking_a_row_out_is_leaving_it_out(config: LossConfig, step: Step) -> 
 @few
 @given(step=steps())
 def test_on_policy_is_the_plain_policy_gradient(config: LossConfig, step: Step) -> None:
-    """At ratio 1: minus the advantage of each token, divided as the loss divides."""
+    """At ratio 1: minus each token's advantage, with the loss's own divisor."""
     rows, width = step["mask"].shape
     advantages = step["advantages"]
     wide = advantages[:, None].expand(rows, width) if advantages.ndim == 1 else advantages
@@ -145,7 +145,7 @@ def test_on_policy_is_the_plain_policy_gradient(config: LossConfig, step: Step) 
     }.get(config.loss_type, tokens)
     weights = step["rollout_weights"]
     if config.loss_type == "gspo" and advantages.ndim == 1:
-        # one ratio a sequence: its tokens share the mean of their weights
+        # one ratio per sequence: its tokens share the mean of their weights
         inside = torch.where(step["mask"], weights, 0.0)
         weights = inside.sum(-1, keepdim=True) / lengths
     _, gradient = solve(config, step)
@@ -167,7 +167,7 @@ rewards = st.lists(
     scale=st.sampled_from(["group", "batch", "none"]),
     seed=st.randoms(use_true_random=False),
 )
-def test_advantages_follow_ids_not_places(rows: list[Any], scale: Any, seed: Any) -> None:
+def test_advantages_follow_ids_not_positions(rows: list[Any], scale: Any, seed: Any) -> None:
     order = list(range(len(rows)))
     seed.shuffle(order)
     plain = group_advantages([r for _, r in rows], [g for g, _ in rows], scale)
@@ -188,13 +188,13 @@ def test_advantages_of_a_group_sum_to_zero_and_ignore_a_shift(
         # up to twelve numbers of at most 1 / STD_EPSILON
         assert abs(found.values[members].sum().item()) <= 1e-9
     moved = group_advantages([None if r is None else r + shift for _, r in rows], ids, scale)
-    # adding 3 to a reward rounds it to 4e-16, which dividing by STD_EPSILON makes 1e-11
+    # adding 3 to a reward rounds it by 4e-16, which dividing by STD_EPSILON amplifies to 1e-11
     torch.testing.assert_close(moved.values, found.values, rtol=0, atol=1e-9)
 
 
 @few
 @given(data=st.binary(max_size=30), cuts=st.sets(st.integers(1, 29)), at=st.data())
-def test_spans_hold_the_characters_and_nothing_needless(
+def test_spans_cover_the_characters_and_no_unneeded_tokens(
     data: bytes, cuts: set[int], at: st.DataObject
 ) -> None:
     """Any bytes, cut anywhere: decoding the tokens before a span never reaches into it."""

@@ -1,4 +1,4 @@
-"""Whatever the clip: the library's own choice of frames, true rates, and no crash on damage."""
+"""For any clip: the library's own choice of frames, true rates, and no crash on damaged files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ limits = st.tuples(
 
 
 class FakeReader:
-    """decord's reader, of a clip that is only a number of frames: frame ``i`` shows ``i``."""
+    """decord's reader for a clip that is only a number of frames: frame ``i`` shows ``i``."""
 
     total = 0
     rate = 0.0
@@ -54,8 +54,8 @@ class FakeReader:
         return types.SimpleNamespace(asnumpy=lambda: frames)
 
 
-def librarys_choice(total: int, rate: float, element: dict[str, Any]) -> tuple[list[int], float]:
-    """What qwen-omni-utils' own file reader takes of such a clip, and its sample_fps."""
+def library_choice(total: int, rate: float, element: dict[str, Any]) -> tuple[list[int], float]:
+    """The frames that qwen-omni-utils' own file reader takes of such a clip, and its sample_fps."""
     decord = types.ModuleType("decord")
     decord.VideoReader = type("Reader", (FakeReader,), {"total": total, "rate": rate})  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
@@ -65,16 +65,16 @@ def librarys_choice(total: int, rate: float, element: dict[str, Any]) -> tuple[l
 
 
 @given(total=st.integers(2, 3_000), rate=rates, limit=limits)
-def test_frames_are_the_librarys(total: int, rate: float, limit: dict[str, Any]) -> None:
+def test_frames_match_the_library(total: int, rate: float, limit: dict[str, Any]) -> None:
     shown = [i / rate for i in range(total)]
     choice = choose_frames(shown, total / rate, stated_rate=rate, **limit)
-    frames, sample_fps = librarys_choice(total, rate, limit)
+    frames, sample_fps = library_choice(total, rate, limit)
     assert (list(choice.frames), choice.sample_fps) == (frames, sample_fps)
 
 
 @cache
 def long_clip() -> Path:
-    """Forty frames at 8 fps, in a folder that lasts as long as the run."""
+    """Forty frames at 8 fps, in a folder that is kept for the whole run."""
     folder = TemporaryDirectory()
     _FOLDERS.append(folder)
     return lossless(Path(folder.name) / "c.mkv", numbered(40, 28, 28) % 251)
@@ -85,15 +85,15 @@ _FOLDERS: list[TemporaryDirectory[str]] = []
 
 @settings(max_examples=40)
 @given(start=st.integers(0, 450), end=st.integers(0, 500))
-def test_stretches_are_the_librarys(start: int, end: int) -> None:
+def test_sections_match_the_library(start: int, end: int) -> None:
     """In hundredths of a second; the clip lasts five."""
     begin, finish = start / 100, end / 100
-    # the library takes start * fps literally and refuses a stretch of a single frame
+    # the library takes start * fps literally and rejects a section of a single frame
     assume(math.ceil(begin * 8) < math.floor(finish * 8))
     config = MediaConfig(fps=4.0, max_pixels=784)
     ref = MediaRef("video", str(long_clip()), begin, finish)
     video = load_media(conversation(ref), config).videos[0]
-    wanted, sample_fps = librarys_choice(
+    wanted, sample_fps = library_choice(
         40, 8.0, {"video_start": begin, "video_end": finish, "fps": 4.0}
     )
     brightness = numbered(40, 1, 1)[:, 0, 0, 0] % 251
@@ -117,14 +117,14 @@ def test_uneven_clips(
     assert set(choice.frames) <= set(range(len(shown)))
     assert len(choice.frames) <= limit["max_frames"]
     assert math.isclose(len(choice.frames) / choice.sample_fps, choice.duration)
-    # within one frame's length of what the timestamps say
+    # within two frame lengths of the timestamps
     longest = max(*steps, last, shown[-1] / len(steps))
     assert abs(choice.duration - (shown[-1] + last)) <= 2 * longest + 1e-9
 
 
 @settings(max_examples=25)
 @given(height=st.integers(2, 90), width=st.integers(2, 90), most=st.integers(784, 20_000))
-def test_frames_are_those_of_a_plain_resize(height: int, width: int, most: int) -> None:
+def test_frames_match_a_plain_resize(height: int, width: int, most: int) -> None:
     frames = np.random.default_rng(height).integers(0, 256, (2, height, width, 3), np.uint8)
     config = MediaConfig(max_pixels=most)
     with TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def test_frames_are_those_of_a_plain_resize(height: int, width: int, most: int) 
         try:
             found = load_media(conversation(ref), config).videos[0].frames
         except MediaError as error:
-            assume("of a token at least" not in error.want)  # a sliver that is cut to nothing
+            assume("of at least a token" not in error.want)  # a sliver that is cut to nothing
             raise
     assert found.shape[2] * found.shape[3] <= most
     wanted = resize(
@@ -159,7 +159,7 @@ def test_any_wav(rate: int, count: int, channels: int, codec: str) -> None:
     assert samples.dtype == torch.float32
     wanted = 0.5 * np.sin(2 * np.pi * 200 * np.arange(len(samples)) / 16_000)
     assert abs(len(samples) - count * 16_000 / rate) <= 1
-    # away from the ends, where the resampling filter sees silence; 8-bit samples step by 1/128
+    # excluding the ends, where the resampling filter sees silence; 8-bit samples step by 1/128
     middle = slice(40, -40)
     tolerance = 0.02 if codec == "pcm_u8" else 0.005
     np.testing.assert_allclose(samples.numpy()[middle], wanted[middle], atol=tolerance)
@@ -177,7 +177,7 @@ def clip_bytes(name: str) -> bytes:
 
 
 def load_damaged(name: str, data: bytes) -> tuple[int, float] | None:
-    """Frames and seconds of sound of such a file; ``None`` if it is refused."""
+    """Frames and seconds of audio of the damaged file; ``None`` if it is refused."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data)
@@ -196,12 +196,12 @@ names = st.sampled_from(["clip.mp4", "fast.mp4", "clip.mkv"])
 
 @settings(max_examples=40)
 @given(name=names, share=st.floats(0.0, 1.0, exclude_max=True))
-def test_a_cut_is_never_silent(name: str, share: float) -> None:
+def test_a_truncated_file_is_never_accepted_silently(name: str, share: float) -> None:
     data = clip_bytes(name)
     whole = load_damaged(name, data)
     cut = load_damaged(name, data[: int(share * len(data))])
     assert whole is not None
-    # a twentieth of the length is what may be missing without a word
+    # a twentieth of the length may be missing without an error
     assert cut is None or (cut[0] == whole[0] and cut[1] > whole[1] - 0.11)
 
 

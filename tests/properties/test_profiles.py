@@ -1,4 +1,4 @@
-"""Which examples property tests see: the suite always the same, the slow lane new ones."""
+"""Examples of property tests: always the same in the suite, new ones in the slow profile."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 
 def test_the_suite_draws_no_new_examples() -> None:
-    """Two runs of one commit were red by an example that no other run had seen."""
+    """Two runs of one commit failed on an example that no other run had drawn."""
     profile = settings.get_profile("default")
     assert profile.derandomize
     assert profile.database is None
     assert profile.deadline is None
 
 
-def test_the_slow_lane_keeps_what_it_finds_beside_the_project(pytestconfig: pytest.Config) -> None:
+def test_the_slow_profile_keeps_its_examples_in_the_project(pytestconfig: pytest.Config) -> None:
     profile = settings.get_profile("slow")
     assert not profile.derandomize
     assert profile.print_blob

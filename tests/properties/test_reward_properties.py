@@ -1,4 +1,4 @@
-"""What holds for every text, not only for the ones that somebody thought of.
+"""Properties that hold for every text, not only for hand-picked ones.
 
 ``HYPOTHESIS_PROFILE=slow`` runs 20,000 examples of each.
 """
@@ -82,13 +82,13 @@ def test_any_text_gets_a_score_or_a_reason_and_never_an_exception(
 
 @pytest.mark.parametrize("kind", GOLDS)
 @given(MIXED | FREE)
-def test_any_answer_in_good_shape_gets_a_score(kind: str, answer: str) -> None:
+def test_any_well_formed_answer_gets_a_score(kind: str, answer: str) -> None:
     assume(answer.strip() and no_tag(answer))
     assert 0.0 <= accuracy(kind, answer) <= 1.0
 
 
 @given(COMPLETIONS)
-def test_parse_is_exact_about_where(completion: str) -> None:
+def test_parse_reports_exact_positions(completion: str) -> None:
     parsed = parse(completion)
     if isinstance(parsed, Malformed):
         assert parsed.what
@@ -112,14 +112,14 @@ def test_parse_after_render_is_the_identity(context: str, think: str, answer: st
 
 
 @given(COMPLETIONS, st.text(st.sampled_from(" \t\r\n\u3000"), max_size=5))
-def test_white_space_at_the_ends_changes_no_reward(completion: str, space: str) -> None:
+def test_whitespace_at_the_ends_changes_no_reward(completion: str, space: str) -> None:
     for reward in REWARDS:
         values = reward(["q"] * 2, [completion, space + completion + space], **columns(["OCR"] * 2))
         assert values[0] == values[1]
 
 
 @given(WELL_FORMED, FREE)
-def test_junk_at_the_end_costs_everything(completion: str, junk: str) -> None:
+def test_junk_at_the_end_scores_zero(completion: str, junk: str) -> None:
     assume(junk.strip())
     assert Format()(["q"], [completion + junk]) == [0.0]
     assert Accuracy()(["q"], [completion + junk], **columns(["free-form"])) == [0.0]
@@ -129,16 +129,16 @@ def test_junk_at_the_end_costs_everything(completion: str, junk: str) -> None:
     st.lists(st.tuples(COMPLETIONS, st.sampled_from(list(GOLDS))), min_size=1, max_size=6),
     st.randoms(use_true_random=False),
 )
-def test_permuting_rows_permutes_scores_and_a_batch_is_its_rows(rows, random) -> None:  # type: ignore[no-untyped-def]
+def test_permuting_rows_permutes_scores_and_a_batch_scores_like_its_rows(rows, random) -> None:  # type: ignore[no-untyped-def]
     order = random.sample(range(len(rows)), len(rows))
     mixture = Composition([Component(reward) for reward in REWARDS])
     explained: list[Reward | Composition] = [*REWARDS, mixture]
     for reward in explained:
-        told = [text for text, _ in rows]
+        texts = [text for text, _ in rows]
         kinds = [kind for _, kind in rows]
-        batch = reward.explain(["q"] * len(rows), told, **columns(kinds))
+        batch = reward.explain(["q"] * len(rows), texts, **columns(kinds))
         shuffled = reward.explain(
-            ["q"] * len(rows), [told[i] for i in order], **columns([kinds[i] for i in order])
+            ["q"] * len(rows), [texts[i] for i in order], **columns([kinds[i] for i in order])
         )
         assert shuffled == [batch[i] for i in order]
         singles = [reward.explain(["q"], [text], **columns([kind]))[0] for text, kind in rows]
@@ -146,14 +146,14 @@ def test_permuting_rows_permutes_scores_and_a_batch_is_its_rows(rows, random) ->
 
 
 @given(st.sets(st.sampled_from("ABCDE")), st.sampled_from("AD"))
-def test_a_right_option_more_never_lowers_a_set_answer(given_set: set[str], right: str) -> None:
+def test_another_correct_option_never_lowers_a_set_answer(given_set: set[str], right: str) -> None:
     assume(given_set)
     before = accuracy("emer_ov_mc", ",".join(sorted(given_set)))
     assert accuracy("emer_ov_mc", ",".join(sorted(given_set | {right}))) >= before
 
 
 @given(st.sets(st.sampled_from("ABCDE"), min_size=1), st.sampled_from("BCE"))
-def test_a_wrong_option_more_never_raises_a_set_answer(given_set: set[str], wrong: str) -> None:
+def test_another_wrong_option_never_raises_a_set_answer(given_set: set[str], wrong: str) -> None:
     before = accuracy("emer_ov_mc", ",".join(sorted(given_set)))
     assert accuracy("emer_ov_mc", ",".join(sorted(given_set | {wrong}))) <= before
 
@@ -162,7 +162,7 @@ WORDS = st.sampled_from(["joy", "glad", "curious", "disgust", "calm", "xyz", "å¼
 
 
 @given(st.lists(WORDS, min_size=1), st.sampled_from(["happy", "curiosity"]))
-def test_a_right_word_more_never_lowers_an_open_answer(words: list[str], right: str) -> None:
+def test_another_correct_word_never_lowers_an_open_answer(words: list[str], right: str) -> None:
     assert accuracy("emer_ov", ", ".join([*words, right])) >= accuracy("emer_ov", ", ".join(words))
 
 
@@ -173,13 +173,13 @@ def test_order_and_repetition_of_words_do_not_matter(words, random) -> None:  # 
 
 
 @given(st.integers(-10_000, 10_000), st.integers(-10_000, 10_000))
-def test_a_nearer_number_never_earns_less(a: int, b: int) -> None:
+def test_a_closer_number_never_scores_less(a: int, b: int) -> None:
     near, far = sorted((a, b), key=lambda n: abs(n / 100 + 12.5))
     assert accuracy("regression", f"{near / 100:.2f}") >= accuracy("regression", f"{far / 100:.2f}")
 
 
 @given(st.integers(-(10**12), 10**12))
-def test_a_whole_number_equals_itself_however_it_is_written(n: int) -> None:
+def test_an_integer_equals_itself_however_it_is_written(n: int) -> None:
     gold = {"problem_type": ["numerical"], "solution": [f"<answer>{n}</answer>"]}
     signed = f" +{n}" if n >= 0 else f"âˆ’{-n}"
     for way in (f"{n:,}", f"{n}.0", f"{n}.", f"{100 * n}%", f"{2 * n}/2", f"{n}e0", signed):
@@ -187,7 +187,7 @@ def test_a_whole_number_equals_itself_however_it_is_written(n: int) -> None:
 
 
 @given(st.lists(st.none() | st.floats(0, 1), min_size=2, max_size=2), st.floats(0, 1))
-def test_a_composition_stays_in_range_and_is_unscored_only_with_all_of_it(
+def test_a_composition_stays_in_range_and_is_unscored_only_if_every_part_is(
     values: list[float | None], at_least: float
 ) -> None:
     def fixed(name: str, value: float | None) -> Reward:
@@ -202,7 +202,7 @@ def test_a_composition_stays_in_range_and_is_unscored_only_with_all_of_it(
     a, b = fixed("a", values[0]), fixed("b", values[1])
     [total] = Composition([Component(a), Component(b, 2.0, Gate("a", at_least))])(["q"], ["t"])
     if values[0] is None:
-        # the gate of b is a: nobody knows, so b leaves the mean too
+        # a is the gate of b: while a is unscored, b is excluded from the mean too
         assert total is None
     else:
         assert total is not None
@@ -210,7 +210,7 @@ def test_a_composition_stays_in_range_and_is_unscored_only_with_all_of_it(
 
 
 @given(st.lists(st.integers(0, 300), max_size=300), FREE)
-def test_the_degeneracy_gate_takes_anything(ids: list[int], text: str) -> None:
+def test_the_degeneracy_check_accepts_any_input(ids: list[int], text: str) -> None:
     reasons = degenerate(ids, text, finish_reason="stop", eos_ids={0}, special_ids={0, 1})
     assert all(isinstance(reason, str) and reason for reason in reasons)
 
@@ -224,7 +224,7 @@ JSON = st.recursive(
 
 
 @given(JSON.map(json.dumps) | FREE)
-def test_a_judges_reply_is_a_whole_score_in_range_or_refused(reply: str) -> None:
+def test_a_judges_reply_is_an_integer_score_in_range_or_refused(reply: str) -> None:
     try:
         verdict = read_verdict(reply)
     except BadVerdict:
@@ -235,7 +235,7 @@ def test_a_judges_reply_is_a_whole_score_in_range_or_refused(reply: str) -> None
 
 
 @given(FREE | MIXED, FREE)
-def test_a_judge_gets_the_text_as_it_is_between_delimiters_nobody_knew(
+def test_a_judge_gets_the_unchanged_text_between_unpredictable_delimiters(
     judged: str, question: str
 ) -> None:
     asked = Question("answer", question, ("A",), None, "gold", judged)

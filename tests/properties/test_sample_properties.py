@@ -1,4 +1,4 @@
-"""Any JSON gives samples or a DataError that names the file; order and content are kept."""
+"""Any JSON gives samples or a DataError that names the file; order and content are preserved."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ words = st.text(st.characters(exclude_characters="<>", exclude_categories=["Cs"]
 good_rows = st.fixed_dictionaries(
     {
         "problem": words,
-        "problem_type": st.sampled_from(["free-form", "OCR"]),  # of which any text is an answer
+        "problem_type": st.sampled_from(["free-form", "OCR"]),  # any text is an answer
         "solution": words.map("<answer>{}</answer>".format),
         "options": st.lists(words, max_size=3),
     }

@@ -1,4 +1,4 @@
-"""What holds for every value: stored is loaded, run-length text parses back, fingerprints tell."""
+"""For every value: a stored value loads equal, runs parse back, fingerprints detect changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from omni_grpo_core.golden.leaf_text import summarise
 from omni_grpo_core.golden.text import compare_goldens, format_golden, parse_golden
 from omni_grpo_core.trace import DTYPES, FLOATS
-from omni_grpo_core.trace.codec import NOUNS, equal
+from omni_grpo_core.trace.codec import VALUE_CLASSES, equal
 from omni_grpo_core.trace.compare import compare, compare_leaves
 from omni_grpo_core.trace.fingerprint import fingerprint
 from omni_grpo_core.trace.leaves import Numbers, Scalar, leaves
@@ -29,7 +29,7 @@ from omni_grpo_core.types import StageRecord, Trace
 Strategy = st.SearchStrategy[Any]
 
 SMALL = ("Span", "MediaRef", "Malformed", "Score", "Completion", "Logits")
-"""Nouns that stand inside arbitrary values."""
+"""Dataclasses that occur inside arbitrary values."""
 
 texts = st.text(st.characters(codec=None), max_size=20)
 floats = st.floats()
@@ -51,7 +51,7 @@ def tensors(draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES)) -> torch.T
 
 
 values = st.recursive(
-    plain | tensors() | st.deferred(lambda: st.one_of([nouns[name] for name in SMALL])),
+    plain | tensors() | st.deferred(lambda: st.one_of([instances[name] for name in SMALL])),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
@@ -62,7 +62,7 @@ values = st.recursive(
 
 
 def strategy_for(hint: Any) -> Strategy:
-    """A strategy for a type of a field, so that a noun added to types.py is tested by itself."""
+    """A strategy for a field's type, so that a dataclass added to types.py is tested too."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is torch.Tensor:
         return tensors()
@@ -85,39 +85,39 @@ def strategy_for(hint: Any) -> Strategy:
     }
     if hint in simple:
         return simple[hint]
-    return st.deferred(lambda: nouns[hint.__name__])
+    return st.deferred(lambda: instances[hint.__name__])
 
 
-def building(noun: type) -> Strategy:
-    hints = get_type_hints(noun, localns={"Tensor": torch.Tensor})
-    names = [field.name for field in dataclasses.fields(noun)]
-    return st.builds(noun, **{name: strategy_for(hints[name]) for name in names})
+def building(kind: type) -> Strategy:
+    hints = get_type_hints(kind, localns={"Tensor": torch.Tensor})
+    names = [field.name for field in dataclasses.fields(kind)]
+    return st.builds(kind, **{name: strategy_for(hints[name]) for name in names})
 
 
-nouns: dict[str, Strategy] = {name: building(noun) for name, noun in NOUNS.items()}
+instances: dict[str, Strategy] = {name: building(kind) for name, kind in VALUE_CLASSES.items()}
 
 
-def through_a_folder(trace: Trace) -> Trace:
+def saved_and_loaded(trace: Trace) -> Trace:
     with tempfile.TemporaryDirectory() as folder:
         save_trace(trace, Path(folder) / "trace")
         return load_trace(Path(folder) / "trace")
 
 
-@given(nouns["Trace"])
+@given(instances["Trace"])
 @settings(max_examples=settings().max_examples // 2)
 def test_saving_and_loading_a_trace_is_the_identity(trace: Trace) -> None:
-    loaded = through_a_folder(trace)
+    loaded = saved_and_loaded(trace)
     assert equal(loaded, trace)
     assert list(loaded.header) == list(trace.header)
 
 
-@pytest.mark.parametrize("name", sorted(NOUNS))
+@pytest.mark.parametrize("name", sorted(VALUE_CLASSES))
 @given(data=st.data())
 @settings(max_examples=settings().max_examples // 10)
-def test_saving_and_loading_any_noun_is_the_identity(name: str, data: st.DataObject) -> None:
-    value = data.draw(nouns[name])
+def test_saving_and_loading_any_dataclass_is_the_identity(name: str, data: st.DataObject) -> None:
+    value = data.draw(instances[name])
     trace = Trace({}, (StageRecord("sample", value, (), 0.0),))
-    assert equal(through_a_folder(trace), trace)
+    assert equal(saved_and_loaded(trace), trace)
 
 
 @given(values, values)
@@ -126,7 +126,7 @@ def test_equal_is_equality(a: object, b: object) -> None:
     assert equal(a, b) == equal(b, a)
 
 
-@given(nouns["Trace"])
+@given(instances["Trace"])
 @settings(max_examples=settings().max_examples // 3)
 def test_a_trace_never_differs_from_itself(trace: Trace) -> None:
     assert compare(trace, trace).verdict == "exact"
@@ -171,7 +171,7 @@ def test_golden_text_parses_back(value: object, header: dict[str, str]) -> None:
     golden = parse_golden(text)
     assert golden.header == header
     assert list(golden.leaves) == list(leaves(value))
-    # of a file a golden keeps the name, without the machine's folders before it
+    # a golden stores a file's name without its folders
     was = {p: summarise(p, x) if isinstance(x, Scalar) else x for p, x in leaves(value).items()}
     differing = compare_leaves(was, golden.leaves)
     assert [d.sentence for d in differing if d.verdict == "differs"] == []
@@ -187,7 +187,7 @@ def test_fingerprints_are_linear(a: list[float], b: list[float]) -> None:
     x, y = (torch.tensor(numbers, dtype=torch.float64) for numbers in (a, b))
     both = fingerprint(2 * x - y).projections
     parts = zip(fingerprint(x).projections, fingerprint(y).projections, strict=True)
-    # float64 sums of 65 numbers of up to 3e3, in any order: 65 * 3e3 * 2**-52 < 1e-10
+    # float64 sums of 65 numbers up to 3e3, in any order: 65 * 3e3 * 2**-52 < 1e-10
     assert all(abs(s - (2 * p - q)) < 1e-9 for s, (p, q) in zip(both, parts, strict=True))
 
 

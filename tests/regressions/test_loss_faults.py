@@ -1,6 +1,6 @@
-"""The ``adv.*`` and ``loss.*`` faults: what the faulty formula gives, and what ours does.
+"""The ``adv.*`` and ``loss.*`` faults: what the faulty formula gives, and what ours gives.
 
-Every number can be checked by hand. The faulty formula stands in each test, because the story is in
+Every number can be checked by hand. Each test contains the faulty formula, because the story is in
 the difference.
 """
 
@@ -32,7 +32,7 @@ from omni_grpo_core.types import Completion
 def on_policy(
     advantages: Tensor, mask: Tensor, totals: Totals | None = None
 ) -> tuple[float, list[list[float]]]:
-    """Token-mean loss at ratio 1 and its gradient by the logprobs."""
+    """Token-mean loss at ratio 1 and its gradient with respect to the logprobs."""
     logprobs = torch.zeros(mask.shape, dtype=torch.float64, requires_grad=True)
     loss = policy_loss(
         LossConfig(loss_type="dapo"),
@@ -47,9 +47,8 @@ def on_policy(
 
 
 def test_adv_group_mixed() -> None:
-    """One completion of group p was dropped; a trainer that cuts rows into pairs by order puts the
-    5 of group q beside the 1 of group p, and every advantage after the drop is another question's.
-    """
+    """One completion of group p was dropped; a trainer that pairs rows by order compares the 5 of
+    group q with the 1 of group p, and every later advantage belongs to another question."""
     rewards, ids = [1.0, 5.0, 7.0], ["p", "q", "q"]
     by_order = [r - statistics.fmean(rewards[0:2]) for r in rewards[0:2]]
     assert by_order == [-2.0, 2.0]
@@ -59,7 +58,7 @@ def test_adv_group_mixed() -> None:
 
 
 def test_adv_zero_variance() -> None:
-    """The incident: every reward is 0.10, so loss and gradient are 0 and nothing says so."""
+    """The incident: every reward is 0.10, so loss and gradient are 0 and nothing reports it."""
     found = group_advantages([0.1] * 4, ["a", "a", "b", "b"], "group")
     loss, gradient = on_policy(found.values, torch.ones((4, 2), dtype=torch.bool))
     assert (loss, gradient) == (0.0, [[0.0, 0.0]] * 4)
@@ -68,7 +67,7 @@ def test_adv_zero_variance() -> None:
 
 
 def test_adv_rounding_is_not_a_signal() -> None:
-    """Equal rewards that were summed in another order differ by 5e-17; ours are exactly 0."""
+    """Equal rewards summed in another order differ by 5e-17; our advantages are exactly 0."""
     rewards = [0.1 + 0.2, 0.3]
     mean = statistics.fmean(rewards)
     assert any(r != mean for r in rewards)
@@ -77,7 +76,7 @@ def test_adv_rounding_is_not_a_signal() -> None:
 
 def test_adv_unscored_as_zero() -> None:
     """The judge was unreachable for one of three: as 0.0 it is the worst answer of the group and
-    pushes the other two, which are equally good, up."""
+    raises the other two, which are equally good."""
     as_zero = [r - statistics.fmean([6.0, 6.0, 0.0]) for r in (6.0, 6.0, 0.0)]
     assert as_zero == [2.0, 2.0, -4.0]
     found = group_advantages([6.0, 6.0, None], ["g"] * 3, "none")
@@ -86,8 +85,8 @@ def test_adv_unscored_as_zero() -> None:
 
 
 def test_adv_partial_unused() -> None:
-    """The context reward was normalised from the total reward's tensor, so the judge could say
-    anything: the gradient was the same. Here it moves exactly its tokens."""
+    """The context reward was normalised from the total reward's tensor, so the gradient was the
+    same whatever the judge's score. Here it acts on exactly its tokens."""
     mask = torch.ones((2, 3), dtype=torch.bool)
     total = torch.tensor([1.0, -1.0])
     judged = group_advantages([0.0, 2.0], ["g", "g"], "none").values.float()
@@ -99,7 +98,7 @@ def test_adv_partial_unused() -> None:
 
 
 def test_adv_span_mask() -> None:
-    """The tag was searched for as one hard-coded id; BPE had merged its '>' with what follows, so
+    """The tag was searched for as one hard-coded id; BPE had merged its '>' with what followed, so
     it was not found, ``argmax`` of no match is 0, and the span began at token 0."""
     pieces = [b"<think>", b"no", b"</think>", b"<", b"context", b">r", b"ed", b"</context>"]
     text = b"".join(pieces).decode()
@@ -125,7 +124,7 @@ def test_adv_broadcast() -> None:
 
 
 def test_loss_shift() -> None:
-    """A model that is certain of each next token: scored one off, certainty becomes e^-100."""
+    """A model that is certain of each next token: scored off by one, certainty becomes e^-100."""
     ids = torch.tensor([[4, 5, 6]])
     logits = 100.0 * torch.nn.functional.one_hot(torch.tensor([[4, 5, 6, 7]]), 8).float()
     mask = torch.ones((1, 3), dtype=torch.bool)
@@ -141,7 +140,7 @@ def test_loss_shift() -> None:
 
 def test_loss_prompt_included_and_after_eos() -> None:
     """A prompt of 2 tokens, an answer of 2 with its eos, 4 of padding, advantage 4. With all eight
-    in the loss the answer gets a quarter of its gradient, and the rest goes to tokens that nobody
+    in the loss the answer gets a quarter of its gradient, and the rest goes to tokens that were not
     sampled; the loss is -4 both times."""
     advantage = torch.tensor([4.0])
     assert on_policy(advantage, torch.ones((1, 8), dtype=torch.bool)) == (-4.0, [[-0.5] * 8])
@@ -171,7 +170,7 @@ def test_loss_normaliser() -> None:
 
 def test_loss_clip_side() -> None:
     """Ratios 2 and 1/2, both advantages positive. ``|ratio - 1| > epsilon`` counts two clipped
-    tokens; the lower bound is not in force for a positive advantage, so one is."""
+    tokens; the lower bound has no effect for a positive advantage, so only one is clipped."""
     ratio = torch.tensor([[2.0, 0.5]])
     assert int(((ratio - 1).abs() > 0.2).sum()) == 2
     found = loss_metrics(
@@ -186,9 +185,9 @@ def test_loss_clip_side() -> None:
 
 
 def test_loss_kl_sign() -> None:
-    """The policy is twice as sure as the reference. With the difference the other way round, k3 is
-    2 - ln 2 - 1 = 0.31 for 1/2 + ln 2 - 1 = 0.19; and subtracting it would reward drifting off:
-    the gradient of a loss must push the logprob back down, which is a positive number."""
+    """The policy gives the token twice the reference's probability. With the difference reversed,
+    k3 is 2 - ln 2 - 1 = 0.31 instead of 1/2 + ln 2 - 1 = 0.19; and subtracting it would reward
+    drifting away: the loss must push the logprob back down, so its gradient is positive."""
     policy = torch.zeros((1, 1), dtype=torch.float64, requires_grad=True)
     reference = torch.full((1, 1), -math.log(2), dtype=torch.float64)
     d = policy.detach() - reference
@@ -210,8 +209,8 @@ def test_loss_kl_sign() -> None:
 
 
 def test_loss_hidden_beta() -> None:
-    """A default of 0.04 in the trainer charged a KL that the config never named. Ours is 0, and a
-    reference that has no beta, or a beta without a reference, stops the step."""
+    """A default of 0.04 in the trainer added a KL that the config never mentioned. Ours is 0, and a
+    reference without beta, or beta without a reference, stops the step."""
     assert LossConfig().beta == 0.0
     one = torch.zeros((1, 1), dtype=torch.float64)
     for beta, reference in ((0.0, one), (0.04, None)):
@@ -230,8 +229,8 @@ def test_loss_hidden_beta() -> None:
 
 
 def test_loss_sign() -> None:
-    """A step of gradient descent must make the better answer likelier: (r A) itself, minimised,
-    makes it unlikelier."""
+    """A step of gradient descent must make the better answer more likely: (r A) itself, minimised,
+    makes it less likely."""
     advantages = group_advantages([0.0, 2.0], ["g", "g"], "none").values
     _, gradient = on_policy(advantages, torch.ones((2, 1), dtype=torch.bool))
     moved = [-row[0] for row in gradient]

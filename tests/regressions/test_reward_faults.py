@@ -1,7 +1,7 @@
-"""What public trainers' rewards got wrong, one test a row of the fault catalogue.
+"""What public trainers' rewards got wrong, one test per row of the fault catalogue.
 
-Each tells what happened, shows it on a small re-telling of the faulty code where that says more
-than words, and holds ours to the right behaviour.
+Each test states what happened, reproduces the faulty code where that says more than words, and
+requires the right behaviour of ours.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GARBAGE = "<contextsystemsystemsystem schöne " + "system" * 300
 CONTEXT = "A man smiles at a woman."
 
 
-def told(answer: str, think: str = "So be it.") -> str:
+def completion(answer: str, think: str = "So be it.") -> str:
     return render(CONTEXT, think, answer)
 
 
@@ -37,7 +37,7 @@ def accuracy(kind: str, gold: str, *answers: str, options: list[str] | None = No
     n = len(answers)
     return Accuracy()(
         ["q"] * n,
-        [told(answer) for answer in answers],
+        [completion(answer) for answer in answers],
         problem_type=[kind] * n,
         options=[options] * n,
         solution=[f"<answer>{gold}</answer>"] * n,
@@ -88,8 +88,8 @@ def test_reward_tagless_gold_matches_garbage() -> None:
 
 
 def test_reward_first_type_rules_the_whole_batch() -> None:
-    """``problem_type[0]`` picked the measure for all rows, so what a row earned depended on who
-    stood before it: "1,000" was right after a numerical row and wrong after a multiple choice.
+    """``problem_type[0]`` picked the measure for all rows, so a row's score depended on the first
+    row: "1,000" was right after a numerical row and wrong after a multiple choice.
     """
     rows = [("numerical", "1000", "1,000"), ("judge", "yes", "Yes."), ("OCR", "stop", "stop")]
 
@@ -97,7 +97,7 @@ def test_reward_first_type_rules_the_whole_batch() -> None:
         chosen = [rows[i] for i in order]
         return Accuracy()(
             ["q"] * len(chosen),
-            [told(answer) for _, _, answer in chosen],
+            [completion(answer) for _, _, answer in chosen],
             problem_type=[kind for kind, _, _ in chosen],
             solution=[f"<answer>{gold}</answer>" for _, gold, _ in chosen],
         )
@@ -109,7 +109,7 @@ def test_reward_first_answer_an_answer_inside_think_wins() -> None:
     """The first ``<answer>`` anywhere counted. A policy that listed "maybe <answer>A</answer>,
     maybe <answer>B</answer>" while thinking was graded on its first guess.
     """
-    musing = told("B").replace("So be it.", "maybe <answer>A</answer> after all")
+    musing = completion("B").replace("So be it.", "maybe <answer>A</answer> after all")
     columns = {"problem_type": ["multiple choice"], "solution": ["<answer>A</answer>"]}
     assert Accuracy()(["q"], [musing], **columns) == [0.0]
     [score] = Format().explain(["q"], [musing])
@@ -117,19 +117,20 @@ def test_reward_first_answer_an_answer_inside_think_wins() -> None:
 
 
 def test_reward_unanchored_junk_passes_and_a_newline_fails() -> None:
-    """``re.match(r"<context>.*?</answer>", text)`` has no end: anything might follow the answer,
-    and did, up to the cap. And it has a hard beginning: a leading newline cost the whole reward.
+    """``re.match(r"<context>.*?</answer>", text)`` is not anchored at the end: text could follow
+    the answer, and did, up to the limit. At the beginning it is: a leading newline cost the whole
+    reward.
     """
     usual = re.compile(r"<context>.*?</context>\s*<think>.*?</think>\s*<answer>.*?</answer>", re.S)
-    good = told("A")
+    good = completion("A")
     trailing, newline = good + " and on it goes" * 50, "\n" + good
     assert [bool(usual.match(text)) for text in (trailing, newline)] == [True, False]  # the fault
     assert Format()(["q"] * 3, [good, trailing, newline]) == [1.0, 0.0, 1.0]
 
 
 def test_reward_substring_a_word_inside_another() -> None:
-    """``"no" in answer.lower()`` made "I cannot know" a No, and ``"yes" in …`` made a Yes of
-    "yes and no": hedging and not knowing were full marks.
+    """``"no" in answer.lower()`` made "I cannot know" a No, and ``"yes" in …`` made "yes and no" a
+    Yes: hedging and not knowing got full marks.
     """
     assert "no" in "i cannot know"  # the fault
     hedges = ("I cannot know", "yes and no", "Yes. No.", "nobody", "yesterday")
@@ -149,8 +150,8 @@ def test_reward_option_format_the_right_letter_in_other_clothes() -> None:
 
 
 def test_reward_option_set_order_spacing_and_repetition() -> None:
-    """``"A, E".split(",")`` holds " E", which is not "E": half marks for a right answer. And as a
-    list "A,A" counted twice, so repeating a sure letter raised the score.
+    """``"A, E".split(",")`` contains " E", which is not "E": half marks for a right answer. And as
+    a list "A,A" counted twice, so repeating a certain letter raised the score.
     """
     options = [f"{letter}. {letter}word" for letter in "ABCDE"]
     assert accuracy("emer_ov_mc", "A,E", "A, E", "E,A", " a ,e", options=options) == [1.0] * 3
@@ -159,8 +160,8 @@ def test_reward_option_set_order_spacing_and_repetition() -> None:
 
 
 def test_reward_number_format_and_a_none_that_falls_through() -> None:
-    """``float("1,000")`` raised, the parser returned ``None``, and ``None == None`` was a match for
-    any answer that was no number either, while "1,000" itself was wrong.
+    """``float("1,000")`` raised, the parser returned ``None``, and ``None == None`` matched any
+    answer that was not a number either, while "1,000" itself was wrong.
     """
     assert accuracy("numerical", "1000", "1,000", "1000.0", "1e3") == [1.0, 1.0, 1.0]
     assert accuracy("numerical", "3", "3.0", "3.", " 3") == [1.0, 1.0, 1.0]
@@ -180,9 +181,9 @@ def test_reward_word_wer_a_sentence_without_spaces_is_one_word() -> None:
     assert accuracy("OCR", gold, "完全不同的字") == [0.0]
 
 
-def test_reward_swallowed_an_undefined_scorer_scored_zero_for_a_whole_training() -> None:
+def test_reward_swallowed_an_undefined_scorer_scored_zero_for_a_whole_run() -> None:
     """The free-form branch called a scorer that was never imported. ``except Exception: reward =
-    0.0`` turned the NameError into a grade, and for a whole training no free-form row could earn.
+    0.0`` turned the NameError into a score, and for a whole run no free-form row could earn any.
     """
 
     def theirs(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
@@ -191,7 +192,7 @@ def test_reward_swallowed_an_undefined_scorer_scored_zero_for_a_whole_training()
         except Exception:
             return [0.0 for _ in completions]
 
-    assert theirs(["q"], [told("yes")]) == [0.0]  # the fault
+    assert theirs(["q"], [completion("yes")]) == [0.0]  # the fault
     report = run({"theirs": theirs}, clock=lambda: 0.0)
     assert {failure.check for failure in report.failures} == {"gold"}
 
@@ -199,20 +200,22 @@ def test_reward_swallowed_an_undefined_scorer_scored_zero_for_a_whole_training()
         return [rouge(text) for text in completions]  # type: ignore[name-defined]  # noqa: F821
 
     with pytest.raises(RewardError, match="reward 'honest': found NameError: name 'rouge'"):
-        Composition([Component(honest)])(["q"], [told("yes")])
+        Composition([Component(honest)])(["q"], [completion("yes")])
 
 
 def judged(url: str) -> Score:
     from omni_grpo_core.rewards.judge import Endpoint, Judge, JudgeReward
 
     judge = Judge(Endpoint(url, "m", attempts=2, backoff=0.0))
-    [score] = JudgeReward("context", judge).explain(["q"], [told("A")], solution=[told("A")])
+    [score] = JudgeReward("context", judge).explain(
+        ["q"], [completion("A")], solution=[completion("A")]
+    )
     return score
 
 
 def test_reward_judge_down_is_unscored_not_zero() -> None:
-    """The judge's server went away over night. Every context reward became 0, and the policy
-    learned for hours that describing the clip does not pay.
+    """The judge's server went down overnight. Every context reward became 0, and the policy learned
+    for hours that describing the clip does not pay.
     """
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as once:
         url = f"http://127.0.0.1:{once.server_port}/v1"
@@ -223,8 +226,8 @@ def test_reward_judge_down_is_unscored_not_zero() -> None:
 
 @pytest.mark.parametrize("reply", ["5 points", "Score: 5", "5/10", "five"])
 def test_reward_judge_format_is_unscored_not_zero_and_not_guessed(reply: str) -> None:
-    """The judge was asked for "5" and said "5 points"; ``float`` raised, and the row got 0. Taking
-    the first number instead would be no better: "1 of 10 aspects is wrong, so 9".
+    """The judge was asked for "5" and answered "5 points"; ``float`` raised, and the row got 0.
+    Taking the first number instead would be no better: "1 of 10 aspects is wrong, so 9".
     """
 
     class Talkative(BaseHTTPRequestHandler):
@@ -250,14 +253,14 @@ def test_reward_judge_format_is_unscored_not_zero_and_not_guessed(reply: str) ->
 
 
 def test_reward_by_position_columns_read_after_reordering() -> None:
-    """Completions were regrouped by problem type, the solutions were not: row 0's completion met
-    row 1's gold. Ours never regroup, and a column that has lost rows is refused before it can.
+    """Completions were regrouped by problem type, the solutions were not: row 0's completion was
+    compared with row 1's gold. Ours never regroup, and a column that has lost rows is refused.
     """
     columns = {
         "problem_type": ["multiple choice", "numerical", "multiple choice"],
         "solution": [f"<answer>{gold}</answer>" for gold in ("A", "5", "B")],
     }
-    answers = [told("A"), told("5"), told("B")]
+    answers = [completion("A"), completion("5"), completion("B")]
     assert Accuracy()(["q"] * 3, answers, **columns) == [1.0, 1.0, 1.0]
     short = {**columns, "solution": columns["solution"][1:]}
     with pytest.raises(RewardError, match="column 'solution': found 2 values, wanted a list of 3"):
@@ -273,7 +276,7 @@ def test_reward_nan_from_one_reward_spoils_nothing_else() -> None:
         return [float("nan") if not text else 0.5 for text in completions]
 
     both = Composition([Component(brevity), Component(Format())])
-    report = both.report(["q"] * 2, ["", told("A")])
+    report = both.report(["q"] * 2, ["", completion("A")])
     assert [score.value for score in report.total] == [0.0, 0.75]
     assert report.scores["brevity"][0] == Score(None, "the function returned nan")
     theirs: dict[str, Callable[..., Any]] = {"brevity": brevity}

@@ -1,5 +1,5 @@
-"""Faults of the catalogue put into a training on the shipped checkpoint: the guard stops it at step
-0, before a token is sampled, and its first finding is the stage that is broken and why.
+"""Faults of the catalogue injected into a training run on the shipped checkpoint: the guard stops
+it at step 0, before a token is sampled, and its first finding is the broken stage and why.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def another_process() -> Iterator[None]:
 
 
 def config(out: Path) -> TrainConfig:
-    """One step of two groups of two, at the checkpoint's own settings, with the guard's own."""
+    """One step of two groups of two, with the checkpoint's settings and the guard's defaults."""
     settings = replace(load_settings(tiny.checkpoint_dir()), group_size=2, max_new_tokens=56)
     return TrainConfig(
         checkpoint=str(tiny.checkpoint_dir()),
@@ -87,7 +87,7 @@ def _each_rolled(rows: torch.Tensor, pads: Sequence[int]) -> torch.Tensor:
 
 
 def rate_ignored(process: Callable[..., Row]) -> Callable[..., Row]:
-    """The processor's own default of 2 frames a second, whatever was sampled."""
+    """The processor's default of 2 frames per second, whatever was sampled."""
 
     def wrong(*given: Any, **options: Any) -> Row:
         row = process(*given, **options)
@@ -109,7 +109,7 @@ def not_injected(embed: Callable[..., Embeddings]) -> Callable[..., Embeddings]:
 
 @dataclass(frozen=True)
 class Fault:
-    """``broken(step)`` takes the place of ``step`` wherever the pipeline calls it."""
+    """``broken(step)`` replaces ``step`` wherever the pipeline calls it."""
 
     step: str
     broken: Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -120,10 +120,14 @@ class Fault:
 
 FAULTS = {
     "media.silent": Fault(
-        "load_media", silent, "media", "sounds not silent", "2 silent.*every sound is silence"
+        "load_media", silent, "media", "sounds not silent", "2 silent.*every sound is silent"
     ),
     "media.blank": Fault(
-        "load_media", blank, "media", "pictures not blank", "2 blank.*every picture is one colour"
+        "load_media",
+        blank,
+        "media",
+        "pictures not blank",
+        "2 blank.*every picture is a single colour",
     ),
     "text.no-generation-prompt": Fault(
         "render", no_generation_prompt, "text", "generation prompt", "add_generation_prompt"
@@ -181,7 +185,7 @@ def test_it_is_stopped_at_step_0_and_named(
 
 
 def silent_recordings(folder: Path) -> Path:
-    """Two questions on recordings that hold one second of digital silence."""
+    """Two questions on recordings of one second of digital silence."""
     rows = []
     for name in ("a.wav", "b.wav"):
         with wave.open(str(folder / name), "wb") as file:
@@ -223,9 +227,9 @@ def test_silent_files_stop_the_command_with_exit_code_1_and_the_reason(
     path.write_text(yaml.safe_dump(run))
     code, out, err = run_cli("train", path, "--json")
     assert code == 1
-    told = json.loads(out)
-    assert (told["status"], told["step"]) == ("stopped", 0)
-    assert told["findings"][0]["name"] == "sounds not silent"
-    assert "stopped at step 0: media: sounds not silent: 2 silent; every sound is silence" in err
-    assert f"trace and report: {told['bundle']}" in err
-    assert (Path(told["bundle"]) / "report.json").is_file()
+    result = json.loads(out)
+    assert (result["status"], result["step"]) == ("stopped", 0)
+    assert result["findings"][0]["name"] == "sounds not silent"
+    assert "stopped at step 0: media: sounds not silent: 2 silent; every sound is silent" in err
+    assert f"trace and report: {result['bundle']}" in err
+    assert (Path(result["bundle"]) / "report.json").is_file()

@@ -1,5 +1,5 @@
-"""A check result small enough to know by heart: two rows, one with a video and its interleaved
-track in two chunks, one of text only. No model has run."""
+"""A check result small enough to verify by hand: two rows, one with a video and its interleaved
+track in two chunks, one text-only. No model has run."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def result(
     shift: float = 0.5,
     question: str = "What happens?",
 ) -> CheckResult:
-    """``failing``: a check by the stage that it is to be added to. ``extra``: stages behind."""
+    """``failing``: a check by the stage to add it to. ``extra``: stages appended at the end."""
     rows = (media_row(), text_row())
     names = [row.sample_id for row in rows]
     ids = torch.full((2, 12), 7)
@@ -134,7 +134,7 @@ def result(
 
 
 def many_rows(count: int) -> CheckResult:
-    """``count`` text rows, and one with media as the last."""
+    """``count`` rows: text, except the last, which has media."""
     base = result()
     names = [f"rows.json:{i + 1}" for i in range(count)]
     rows = (*(text_row(name) for name in names[:-1]), media_row(names[-1]))
@@ -152,7 +152,7 @@ def many_rows(count: int) -> CheckResult:
 
 
 def long_clips(count: int) -> CheckResult:
-    """``count`` rows of one and the same 30 s clip: 60 frames, 1,800 video and 600 audio tokens."""
+    """``count`` rows of the same 30 s clip: 60 frames, 1,800 video and 600 audio tokens."""
     base = many_rows(count)
     across, down = torch.linspace(0, 200, 448), torch.linspace(0, 50, 252)
     noise = torch.randn(252, 448, generator=torch.Generator().manual_seed(0)) * 3

@@ -1,5 +1,5 @@
-"""A report small enough to know by heart: one case as it was, one that benignly drifts, one whose
-video grew and whose answer turned. No model has run."""
+"""A report small enough to verify by hand: one unchanged case, one with benign drift, one whose
+video grew and whose answer changed. No model has run."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def answer(*words: str) -> Tokens:
     return Tokens(tuple(range(len(words))), words)
 
 
-def turned(**changes: object) -> Generation:
-    """Token 1 of 3 differs; the golden's token is second now, the fresh one was in no top."""
+def diverged(**changes: object) -> Generation:
+    """Token 1 of 3 differs; the golden's token now ranks second, the fresh one had no rank."""
     made = Generation(
         sample_id="rows.json:1",
         index=0,
         verdict="harmful",
-        sentence="the answer is another",
+        sentence="the answer differs",
         was=answer("The ", "red", " bar"),
         now=answer("The ", "blue", " door"),
         was_finish="stop",
@@ -73,18 +73,18 @@ def report(hostile: str = "") -> GoldenReport:
     calm = CaseResult(
         "calm", "exact", "", None, (stage("text"), stage("batch"), stage("logits")),
         (PromptTokens("rows.json:0", WAS, WAS),),
-        (turned(verdict="exact", first=None, sentence="the same", now=turned().was, drift=None,
+        (diverged(verdict="exact", first=None, sentence="the same", now=diverged().was, drift=None,
                 was_rank=None, margin=None),),
     )  # fmt: skip
     moved = CaseResult(
-        "moved", "benign-drift", "what is said held", "logits",
+        "moved", "benign-drift", "the output is unchanged", "logits",
         (stage("text"), stage("logits", "benign-drift", "added", drift(1e-3, 1e-4))),
     )  # fmt: skip
     grown = Difference("rows[0].input_ids", "differs", f"row 0: 2 more <|VIDEO|>{hostile}", 0)
     broken = CaseResult(
         "broken",
         "harmful",
-        f"batch: the prompt is another{hostile}",
+        f"batch: the prompt differs{hostile}",
         "batch",
         (
             stage("text"),
@@ -93,8 +93,8 @@ def report(hostile: str = "") -> GoldenReport:
         ),
         (PromptTokens(f"rows.json:1{hostile}", WAS, NOW),),
         (
-            turned(
-                sentence=f"the answer is another{hostile}",
+            diverged(
+                sentence=f"the answer differs{hostile}",
                 now=answer("The ", "blue", hostile or " door"),
             ),
         ),

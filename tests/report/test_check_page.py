@@ -17,7 +17,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Outline(HTMLParser):
-    """Elements in order, their attributes, and whether every one is closed in its turn."""
+    """Elements in order, their attributes, and whether they nest correctly."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Outline(HTMLParser):
             self.text += data
 
     def having(self, name: str) -> list[dict[str, str | None]]:
-        """Attributes of the elements of a class."""
+        """Attributes of the elements with a class."""
         return [a for _, a in self.elements if name in (a.get("class") or "").split()]
 
 
@@ -62,7 +62,7 @@ def test_well_nested_with_headings_in_order_and_every_picture_described() -> Non
     assert len(ids) == len(set(ids))
 
 
-def test_nothing_is_loaded_from_anywhere() -> None:
+def test_no_external_resources_are_loaded() -> None:
     html = check_page(result((HOSTILE, HOSTILE)), decode)
     outline = Outline(html)
     for tag, attributes in outline.elements:
@@ -77,8 +77,8 @@ def test_nothing_is_loaded_from_anywhere() -> None:
 
 def test_the_verdict_of_a_pass() -> None:
     text = words(check_page(result(), decode))
-    assert "✓ PASS All 8 checks of 8 stages hold" in text
-    assert "(video, audio) shifts what the model says" in text
+    assert "✓ PASS All 8 checks of 8 stages passed" in text
+    assert "(video, audio) shifts the model's output" in text
 
 
 def test_the_verdict_of_a_failure_says_what_failed_first_and_what_to_do() -> None:
@@ -89,17 +89,17 @@ def test_the_verdict_of_a_failure_says_what_failed_first_and_what_to_do() -> Non
     assert text.count("✗ left padding") == 1
 
 
-def test_header_stages_proof_and_health_are_told() -> None:
+def test_header_stages_proof_and_health_are_shown() -> None:
     text = words(check_page(result(), decode))
     assert "torch 9.9" in text
     assert "checkpoint /some/where" in text
     assert "✓ media looked at seen media 0.25" in text
-    assert "video ✓ yes 1 100 % 0 % 50 % 100 % 0.5" in text
-    assert "that must shift the log-probabilities" in text
-    assert "mean length 42.5 tokens of a completion, on average" in text
+    assert "video ✓ yes 1 100% 0% 50% 100% 0.5" in text
+    assert "the log-probabilities must shift" in text
+    assert "mean length 42.5 mean completion length in tokens" in text
 
 
-def test_a_stage_that_nobody_here_knows_is_shown() -> None:
+def test_an_unknown_stage_is_shown() -> None:
     record = StageRecord("gradient", object(), (Check("finite", False, "nan"),), 1.5)
     unknown = StageRecord("novel", None, (Check("new check", True, "new"),), 2.5)  # type: ignore[arg-type]
     text = words(check_page(result(verdict="fail", extra=(record, unknown)), decode))
@@ -112,11 +112,11 @@ def test_a_sample_shows_what_the_model_was_given() -> None:
     text, outline = words(html), Outline(html)
     assert "Options A. yes · B. no" in text
     assert "Gold answer B" in text
-    assert "interleaved: the track rides inside its video" in text
-    assert "3 frames of 6×4 px, sampled at 2 per second out of 25, from 1.5 s of clip" in text
+    assert "interleaved: the track is cut into time chunks between those of its video" in text
+    assert "3 frames of 6×4 px, sampled at 2 per second out of 25, from a clip of 1.5 s" in text
     assert "step 1 · 2 tokens" in text
     assert "audio 0, the track inside video 0 0.16 s at 16 kHz, peak 0.50 of 1 → 4 tokens" in text
-    # 16 of the 20 feature frames are the sound's own
+    # 16 of the 20 feature frames belong to the sound
     assert "4 mel bands × 16 frames" in text
     assert "video 0 · 2–3" in text
     assert len(outline.having("ribbon")) == 2
@@ -140,7 +140,7 @@ def test_a_sample_shows_what_the_model_answered() -> None:
     assert "<|im_start|>user rows.json:2" in text
 
 
-def test_hostile_text_is_shown_and_does_nothing() -> None:
+def test_hostile_text_is_shown_but_inert() -> None:
     check = Check("<b>bold</b>", False, HOSTILE)
     hostile = result((HOSTILE, "\x1b[2J\x00\ud800"), failing={"text": check}, question=HOSTILE)
     html = check_page(hostile, lambda ids: HOSTILE)
@@ -153,7 +153,7 @@ def test_hostile_text_is_shown_and_does_nothing() -> None:
     html.encode("utf-8")
 
 
-def test_many_rows_are_cut_and_every_kind_is_among_the_shown() -> None:
+def test_of_many_rows_some_of_every_kind_are_shown() -> None:
     html = check_page(many_rows(40), decode)
     outline = Outline(html)
     shown = outline.having("sample")
@@ -161,7 +161,7 @@ def test_many_rows_are_cut_and_every_kind_is_among_the_shown() -> None:
     assert shown[-1]["id"] == "sample-40"
     assert "open" in shown[-1]
     text = words(html)
-    assert "12 of 40 rows are shown, every kind of input among them; 28 are left out." in text
+    assert "12 of 40 rows are shown, covering every kind of input; 28 are left out." in text
     assert "rows.json:12, rows.json:13" in text
 
 
@@ -172,7 +172,7 @@ def test_a_page_of_long_clips_stays_small() -> None:
     text = words(page)
     assert "60 frames of 448×252 px" in text
     assert "8 of the 30 steps are shown; shown as a compressed copy" in text
-    assert text.count("a cell stands for up to 4 tokens") == MOST_SAMPLES
+    assert text.count("up to 4 tokens per cell") == MOST_SAMPLES
     assert text.count("step 29 · 60 tokens") == MOST_SAMPLES
 
 
@@ -191,6 +191,6 @@ def test_the_page_replaces_the_old_one_or_leaves_it(tmp_path: Path) -> None:
     write_page(page, "<p>ö</p>")
     assert page.read_bytes() == "<p>ö</p>".encode()
     assert list(tmp_path.iterdir()) == [page]
-    with pytest.raises(TraceError, match="a place that can be written to"):
+    with pytest.raises(TraceError, match="a writable path"):
         write_page(page / "below-a-file.html", "x")
     assert page.read_text(encoding="utf-8") == "<p>ö</p>"

@@ -1,4 +1,4 @@
-"""The page of a real check on the shipped clips, and what a real browser makes of it."""
+"""The page of a real check on the shipped clips, and how a real browser renders it."""
 
 from __future__ import annotations
 
@@ -79,5 +79,5 @@ def test_a_browser_shows_it(real: CheckResult, page: str, width: int, tmp_path: 
     browse([f"--window-size={width},2400", f"--screenshot={picture}"], file, tmp_path / "profile")
     with Image.open(picture) as shot:
         assert shot.size == (width, 2400)
-        # text, a verdict's ground, a table: far more than a blank or unstyled page
+        # text, a verdict's background, a table: far more than a blank or unstyled page
         assert len(shot.convert("RGB").getcolors(maxcolors=1 << 24) or ()) > 100

@@ -11,7 +11,7 @@ from omni_grpo_core.report import varied
 @pytest.mark.parametrize(
     ("limit", "chosen"), [(2, (0, 4)), (3, (0, 1, 4)), (4, (0, 1, 2, 4)), (9, (0, 1, 2, 3, 4))]
 )
-def test_every_kind_comes_before_a_second_of_a_kind(limit: int, chosen: tuple[int, ...]) -> None:
+def test_every_kind_comes_before_a_second_of_any(limit: int, chosen: tuple[int, ...]) -> None:
     rows = [text_row(str(i)) for i in range(4)] + [media_row()]
     assert varied(rows, limit) == chosen
 

@@ -1,4 +1,4 @@
-"""The page of a diagnosis: of real recordings, a broken and a sound one, and of hostile text."""
+"""The page of a diagnosis: of real recordings, broken and sound, and of hostile text."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def page_of(folder: Path, *faults: Fault) -> str:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The example of the incident: a clip listed as video and as audio while interleaved."""
+    """The fault of the incident: a clip listed both as video and as audio while interleaved."""
     return page_of(tmp_path_factory.mktemp("broken"), BY_ID["conv.media-twice"])
 
 
-def rooms(page: str) -> dict[str, str]:
-    found = re.findall(r'<li class="room is-(\w+)"[^>]*>(?:<a [^>]*>)?(\w+)', page)
+def states(page: str) -> dict[str, str]:
+    found = re.findall(r'<li class="stage is-(\w+)"[^>]*>(?:<a [^>]*>)?(\w+)', page)
     return {stage: state for state, stage in found}
 
 
-def test_a_stranger_reads_the_stage_the_reason_and_the_change(broken: str) -> None:
-    head = broken[: broken.index('id="house"')]
+def test_a_newcomer_sees_the_stage_the_reason_and_the_fix(broken: str) -> None:
+    head = broken[: broken.index('id="pipeline"')]
     assert "✗ BROKEN: stage conversation" in head
     assert "What to change" in head
-    assert rooms(broken)["conversation"] == "broken"
+    assert states(broken)["conversation"] == "broken"
     assert '<span class="code">conv.media-twice</span>' in broken
 
 
-def test_it_shows_what_the_model_was_given_and_what_it_said(broken: str) -> None:
+def test_it_shows_what_the_model_was_given_and_its_answers(broken: str) -> None:
     assert '<ol class="ribbon">' in broken
     assert 'class="run video"' in broken
     assert 'class="run audio"' in broken
@@ -61,11 +61,11 @@ def test_it_shows_what_the_model_was_given_and_what_it_said(broken: str) -> None
 def test_a_sound_run_is_called_healthy(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert "✓ HEALTHY" in page
-    assert "broken" not in set(rooms(page).values())
-    assert rooms(page)["loss"] == "sound"
+    assert "broken" not in set(states(page).values())
+    assert states(page)["loss"] == "sound"
 
 
-def test_nothing_that_was_recorded_acts_on_the_page() -> None:
+def test_recorded_text_is_inert_on_the_page() -> None:
     hostile = "<script>alert(1)</script>\x1b[2J"
     evidence = Evidence("batch", "odd", hostile, row=0, values={hostile: hostile})
     cause = Explanation("batch.odd", "batch", hostile, hostile, hostile)
@@ -75,7 +75,7 @@ def test_nothing_that_was_recorded_acts_on_the_page() -> None:
     assert "<script" not in page
     assert "\x1b" not in page
     unnamed = replace(diagnosis, findings=(Finding("batch", (evidence,), ()),))
-    assert "fault without a name" in doctor_page([case], [unnamed], None)
+    assert "No fault in the catalogue explains this." in doctor_page([case], [unnamed], None)
 
 
 @pytest.mark.slow
@@ -85,4 +85,4 @@ def test_a_browser_shows_it(broken: str, tmp_path: Path) -> None:
     write_page(file, broken)
     seen = browse(["--dump-dom"], file, tmp_path / "profile")
     assert '<h2 id="verdict">✗ BROKEN: stage conversation</h2>' in seen
-    assert seen.count('class="room') == broken.count('class="room')
+    assert seen.count('class="stage') == broken.count('class="stage')

@@ -10,7 +10,7 @@ from omni_grpo_core.report.html.drift_chart import drift_chart
 
 
 def case(name: str, **stages: tuple[Verdict, float, float]) -> CaseResult:
-    """Of each stage its verdict, largest and mean |Δ|."""
+    """``stages``: verdict, largest and mean |Δ| of each."""
     found = [
         stage(at, verdict, "none", drift(largest, mean))
         for at, (verdict, largest, mean) in stages.items()
@@ -18,7 +18,7 @@ def case(name: str, **stages: tuple[Verdict, float, float]) -> CaseResult:
     return CaseResult(name, "exact", "", None, tuple(found))
 
 
-def test_decades_are_evenly_far_apart() -> None:
+def test_decades_are_evenly_spaced() -> None:
     chart = drift_chart(
         [
             case(
@@ -34,7 +34,7 @@ def test_decades_are_evenly_far_apart() -> None:
                                                     "1e-2", "1e-1"]  # fmt: skip
     assert (chart.ticks[0].at, chart.ticks[-1].at) == (chart.left, chart.right)
     logits, completion = chart.marks
-    # exact powers of ten stand on their ticks; a tenth of a pixel is what is drawn
+    # exact powers of ten lie on their ticks; a tenth of a pixel is what is drawn
     assert logits.x == pytest.approx(chart.ticks[1].at, abs=0.1)
     assert logits.mean_x == pytest.approx(chart.ticks[0].at, abs=0.1)
     assert completion.mean_x == pytest.approx(chart.ticks[4].at, abs=0.1)
@@ -44,7 +44,7 @@ def test_decades_are_evenly_far_apart() -> None:
     assert "1.0e-01 in completion of a" in chart.title
 
 
-def test_what_is_not_finite_has_its_own_place() -> None:
+def test_non_finite_values_have_their_own_place() -> None:
     chart = drift_chart(
         [
             case("a", loss=("harmful", math.inf, math.inf)),
@@ -57,8 +57,8 @@ def test_what_is_not_finite_has_its_own_place() -> None:
     first, harm = chart.marks
     assert (first.harm, harm.harm) == ("drift", "harm"), "harm is drawn on top"
     assert harm.x == chart.infinite
-    assert harm.title == "a, loss: max |Δ| not finite, mean |Δ| not finite"
-    assert [mark.value for mark in chart.marks] == ["", ""], "of several cases none is written"
+    assert harm.title == "a, loss: max |Δ| non-finite, mean |Δ| non-finite"
+    assert [mark.value for mark in chart.marks] == ["", ""], "several cases: no values"
 
 
 def test_only_infinite_and_only_one_size() -> None:

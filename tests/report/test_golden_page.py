@@ -1,4 +1,4 @@
-"""The page of a golden check: what it says, and that it is one safe file."""
+"""The page of a golden check: its content, and that it is one safe file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hand_made_goldens import HOSTILE, report, turned
+from hand_made_goldens import HOSTILE, diverged, report
 from test_check_page import Outline, words
 
 from omni_grpo_core.golden.results import GoldenReport
@@ -19,7 +19,7 @@ def of_case(html: str, number: int) -> str:
     return f"<details{parts[number]}".removesuffix("</section>\n")
 
 
-def test_well_nested_and_nothing_is_loaded_or_run() -> None:
+def test_well_nested_and_nothing_is_loaded_or_executed() -> None:
     html = golden_page(report(HOSTILE))
     outline = Outline(html)
     assert outline.open == []
@@ -60,7 +60,7 @@ def test_the_verdict_says_what_how_many_and_where_it_began() -> None:
     assert "transformers 5.17.0 → 5.23.0" in text
 
 
-def test_all_as_they_were() -> None:
+def test_nothing_changed() -> None:
     calm = report().cases[:1]
     html = golden_page(GoldenReport("golden", "cpu-fp32", calm, 1.0))
     text = words(html)
@@ -69,25 +69,25 @@ def test_all_as_they_were() -> None:
     assert "golden accept" not in text
     assert "Prompt of rows.json:0: the same 7 tokens on both sides" in text
     assert '<svg class="drift-chart"' not in html
-    assert "open>" not in html, "nothing to look at is open"
+    assert "open>" not in html, "nothing is expanded"
 
 
-def test_stages_tell_verdict_origin_and_what_is_not_as_it_was() -> None:
+def test_stages_show_verdict_origin_and_what_changed() -> None:
     part = of_case(golden_page(report()), 3)
     text = words(part)
     assert "batch ✗ harmful added 0 row 0: 2 more <|VIDEO|>" in text
-    assert "… and 3 more" in text, "eight of eleven sentences, the rest folded away"
+    assert "… and 3 more" in text, "eight of eleven sentences, the rest collapsed"
     assert "logits ✗ harmful inherited inf" in text
     assert "omni-grpo golden accept broken --reason WHY omni-grpo golden reject broken" in text
 
 
-def test_prompts_stand_side_by_side_with_what_changed_marked() -> None:
+def test_prompts_are_side_by_side_with_changes_marked() -> None:
     part = of_case(golden_page(report()), 3)
     was, now = part[part.index("<h5>Golden</h5>") :].split("<h5>Now</h5>")[:2]
-    assert re.findall(r'class="run (\w+) gone"><span class="label">([^<]*)', was) == [
+    assert re.findall(r'class="run (\w+) removed"><span class="label">([^<]*)', was) == [
         ("text", "text · 5")
     ]
-    assert re.findall(r'class="run (\w+) come"><span class="label">([^<]*)', now) == [
+    assert re.findall(r'class="run (\w+) added"><span class="label">([^<]*)', now) == [
         ("video", "video 0 · 5–6"),
         ("text", "text · 7"),
     ]
@@ -98,42 +98,45 @@ def test_prompts_stand_side_by_side_with_what_changed_marked() -> None:
 
 def test_generations_show_the_first_differing_token_on_both_sides() -> None:
     part = of_case(golden_page(report()), 3)
-    assert 'The <span class="turned gone">red</span><span class="after-turn"> bar</span>' in part
-    assert 'The <span class="turned come">blue</span><span class="after-turn"> door' in part
+    assert (
+        'The <span class="first-diff removed">red</span><span class="after-diff"> bar</span>'
+        in part
+    )
+    assert 'The <span class="first-diff added">blue</span><span class="after-diff"> door' in part
     text = words(part)
-    assert "Golden · 3 tokens, ended by itself" in text
+    assert "Golden · 3 tokens, ended on its own" in text
     assert "Now · 3 tokens, cut off at the limit" in text
     assert "first differing token 1" in text
-    assert "golden's token, place in the fresh top 2" in text
-    assert "fresh token, place in the golden's top not in it" in text
+    assert "rank of the golden's token now 2" in text
+    assert "rank of the fresh token in the golden not in the top" in text
     assert "golden preferred its token by 2.5 nats" in text
 
 
 def with_generation(**changes: object) -> str:
     base = report()
-    case = replace(base.cases[2], generations=(turned(**changes),), verdict="degenerate")
+    case = replace(base.cases[2], generations=(diverged(**changes),), verdict="degenerate")
     return golden_page(replace(base, cases=(case,)))
 
 
 def test_a_side_that_ends_before_the_other() -> None:
     html = with_generation(first=3)
-    assert 'The red bar<span class="turned gone">(nothing: it ends before)</span>' in html
+    assert 'The red bar<span class="first-diff removed">(nothing: it ended earlier)</span>' in html
 
 
-def test_degenerate_output_is_named_and_never_to_be_accepted() -> None:
+def test_degenerate_output_is_named_and_cannot_be_accepted() -> None:
     text = words(with_generation(garbage="cycle of 2 tokens, 16 times", verdict="degenerate"))
     assert "cycle of 2 tokens, 16 times" in text
     assert "golden accept" not in text
-    assert "Degenerate output is never accepted as a golden." in text
+    assert "Degenerate output cannot be accepted as a golden." in text
     assert "omni-grpo golden reject broken" in text
 
 
 def test_no_case_at_all() -> None:
     empty = GoldenReport("golden", "cpu-fp32", (), 0.0)
-    assert "no case was looked at" in words(golden_page(empty))
+    assert "no case was checked" in words(golden_page(empty))
 
 
-def test_of_very_many_cases_those_that_diverge_are_shown_in_full() -> None:
+def test_of_very_many_cases_the_divergent_ones_are_shown_in_full() -> None:
     base = report()
     calm, _, broken = base.cases
     many = [replace(calm, case=f"calm-{i}") for i in range(MOST_CASES)]
@@ -146,7 +149,7 @@ def test_of_very_many_cases_those_that_diverge_are_shown_in_full() -> None:
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_one_of_each_kind_of_divergence_is_open(number: int) -> None:
+def test_one_of_each_kind_of_divergence_is_expanded(number: int) -> None:
     html = golden_page(report())
     assert re.search(rf'id="case-{number}" open>', html)
     assert not re.search(r'id="case-1" open>', html)

@@ -1,4 +1,4 @@
-"""The page of a real check against the project's goldens, and what a real browser makes of it."""
+"""The page of a real check of the project's goldens, and how a real browser renders it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture
 def page(tmp_path: Path, run_cli: Run) -> Path:
-    """Another chat template: the assistant's turn begins with another word."""
+    """A changed chat template: the assistant's turn begins with another word."""
     planted = tmp_path / "planted"
     shutil.copytree(tiny.checkpoint_dir(), planted)
     template = planted / "chat_template.jinja"
@@ -44,7 +44,7 @@ def test_a_changed_template_is_shown_where_it_changed_the_tokens(page: Path) -> 
     assert len(html.encode()) < 300_000
     assert re.search(r'<h2 id="verdict">✗ \w+: text</h2>', html)
     assert html.count('<details class="sample case"') == 2
-    for mark, word in (("gone", "assistant"), ("come", "helper")):
+    for mark, word in (("removed", "assistant"), ("added", "helper")):
         notes = re.findall(rf'class="run text {mark}">.*?class="note">([^<]*)', html)
         assert notes == [word, word]
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", html)
@@ -67,4 +67,4 @@ def test_a_browser_shows_it_wide_narrow_light_and_dark(page: Path, tmp_path: Pat
             colours = shot.convert("RGB").getcolors(maxcolors=1 << 24) or []
             assert len(colours) > 100, "more than a blank or unstyled page"
             corner[width, scheme] = sum(shot.convert("RGB").crop((0, 0, 1, 1)).tobytes()) / 3
-    assert corner[1280, 0] < 64 < 192 < corner[1280, 1], "dark where dark is asked for"
+    assert corner[1280, 0] < 64 < 192 < corner[1280, 1], "dark in the dark scheme"

@@ -1,4 +1,4 @@
-"""JUnit XML of both checks: the structure that CI servers read, and texts that XML can't hold."""
+"""JUnit XML of both checks: the structure that CI servers read, and text that XML can't hold."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Run = Callable[..., tuple[int, str, str]]
 BAD = hand_made_check.result(
     verdict="fail", failing={"text": Check("text as before", False, "row 1 differs")}, shift=0.0
 )
-# every character that Unicode has, lone surrogates and non-characters included
+# every Unicode character, including lone surrogates and noncharacters
 EVERYTHING = "".join(map(chr, range(0x10000))) + "\U0010ffff"
 
-# of Jenkins' junit-10.xsd: the elements, what may stand in them in this order, what they must
-# have, and what they may have
+# from Jenkins' junit-10.xsd: elements with their children in order, required attributes and
+# optional attributes
 SCHEMA: dict[str, tuple[list[str], set[str], set[str]]] = {
     "testsuites": (["testsuite"], set(), {"name", "time", "tests", "failures", "errors"}),
     "testsuite": (
@@ -38,7 +38,7 @@ SCHEMA: dict[str, tuple[list[str], set[str], set[str]]] = {
 
 
 def parsed(data: bytes) -> ET.Element:
-    """The root, once the whole holds to the schema and its counts are right."""
+    """The root, after checking the schema and all counts."""
     root = ET.fromstring(data)
     assert root.tag == "testsuites"
     for element in root.iter():
@@ -64,7 +64,7 @@ def failed(root: ET.Element) -> dict[tuple[str, str], ET.Element]:
     }
 
 
-def test_a_check_that_holds_has_no_failure() -> None:
+def test_a_passing_check_has_no_failure() -> None:
     root = parsed(check_junit(hand_made_check.result()))
     (suite,) = root
     assert suite.attrib["name"] == "omni-grpo check"
@@ -88,7 +88,7 @@ def test_a_failed_check_says_what_was_seen_and_what_to_do() -> None:
     text = found["check.text", "text as before"]
     assert text.attrib == {"message": "row 1 differs", "type": "check"}
     assert text.text is not None
-    assert "do: training and prompting must render the same text" in text.text
+    assert "do: render the same text in training and in use" in text.text
 
 
 def test_of_two_checks_with_one_name_the_right_one_fails() -> None:
@@ -99,7 +99,7 @@ def test_of_two_checks_with_one_name_the_right_one_fails() -> None:
 
 
 def test_a_modality_that_is_not_judged_is_skipped() -> None:
-    """Its shift lies between that of two passes (0) and the bar of 1e-3 nats."""
+    """Its shift lies between that of two passes (0) and the threshold of 1e-3 nats."""
     root = parsed(check_junit(hand_made_check.result(shift=1e-4)))
     (skipped,) = root.iter("skipped")
     assert "video not judged" in skipped.attrib["message"]
@@ -127,8 +127,8 @@ def test_a_suite_for_every_case_and_a_test_for_every_stage() -> None:
     assert properties["transformers"] == "5.17.0 → 5.23.0"
 
 
-def test_a_degenerate_case_is_not_to_be_accepted() -> None:
-    """``golden accept`` refuses it: the advice must not name the command."""
+def test_a_degenerate_case_has_no_advice_to_accept_it() -> None:
+    """``golden accept`` refuses it, so the advice must not name that command."""
     base = hand_made_goldens.report()
     case = replace(
         base.cases[1],
@@ -140,9 +140,9 @@ def test_a_degenerate_case_is_not_to_be_accepted() -> None:
     assert "golden accept" not in failure.text
 
 
-def test_what_xml_cannot_hold_is_written_out() -> None:
-    """XML 1.0 has no control characters, no surrogates and no U+FFFE: a parser refuses the whole
-    file for one of them."""
+def test_what_xml_cannot_hold_is_escaped() -> None:
+    """XML 1.0 allows no control characters, surrogates or U+FFFE: one of them makes a parser refuse
+    the whole file."""
     texts = [EVERYTHING[start : start + 100] for start in range(0, len(EVERYTHING), 100)]
     checks = tuple(Check(text, False, text) for text in texts)
     extra = [StageRecord("text", None, checks, 0.0)]
@@ -159,8 +159,8 @@ def test_hostile_text_stays_text() -> None:
 
 
 def test_the_command_writes_it_whole_or_not_at_all(tmp_path: Path, run_cli: Run) -> None:
-    """A file of an earlier run is replaced; a place that can't be written to is refused before the
-    model is loaded."""
+    """A file of an earlier run is replaced; an unwritable path is refused before the model is
+    loaded."""
     file, comment = tmp_path / "junit.xml", tmp_path / "comment.md"
     file.write_text("<half")
     out = ("--junit", file, "--markdown", comment, "--html", tmp_path / "page.html")

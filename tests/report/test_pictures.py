@@ -36,7 +36,7 @@ def test_a_large_frame_is_a_smaller_copy_and_says_so() -> None:
     assert pixels(picture).shape == (80, 160, 3)
 
 
-def test_values_outside_the_grey_scale_do_not_wrap_round() -> None:
+def test_values_out_of_range_do_not_wrap_around() -> None:
     frame = torch.tensor([-5.0, 300.0, float("nan")]).reshape(3, 1, 1)
     assert pixels(frame_picture(frame)).tolist() == [[[0, 255, 0]]]
 
@@ -54,7 +54,7 @@ def test_any_length_of_sound_can_be_drawn(samples: int) -> None:
     assert pixels(waveform_picture(torch.zeros(samples))).shape[0] == 64
 
 
-def test_low_tones_are_drawn_below_and_loud_is_light() -> None:
+def test_low_tones_are_at_the_bottom_and_loud_is_light() -> None:
     features = torch.zeros(4, 3)
     features[0, 1] = 2.0
     spectrogram = mel_picture(features)
@@ -72,7 +72,7 @@ def test_a_long_sound_is_averaged_to_fit() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.16, 0.9999, 1.02, 3.0, 29.7, 300.0])
-def test_time_axes_have_few_round_marks_inside_them(seconds: float) -> None:
+def test_time_axes_have_few_round_ticks(seconds: float) -> None:
     marks = ticks(seconds)
     assert 3 <= len(marks) <= 7
     assert marks[0].label == "0 s"
@@ -81,5 +81,5 @@ def test_time_axes_have_few_round_marks_inside_them(seconds: float) -> None:
     assert float(marks[-1].label) / seconds == pytest.approx(marks[-1].at / 100, abs=1e-3)
 
 
-def test_no_sound_has_an_axis_too() -> None:
+def test_an_empty_sound_has_an_axis_too() -> None:
     assert [mark.label for mark in ticks(0)] == ["0 s"]

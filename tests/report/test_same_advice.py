@@ -1,7 +1,7 @@
-"""The same failure gets the same advice, whoever finds it.
+"""The same failure gets the same advice, whichever command finds it.
 
-It did not: for a prompt without its generation prompt, ``check`` said to restore the base model's
-chat template, ``train`` to pass ``add_generation_prompt``, and only the doctor how.
+It did not: for a missing generation prompt, ``check`` advised to restore the base model's chat
+template, ``train`` to pass ``add_generation_prompt``, and only the doctor said how.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ def test_every_guard_finding_has_advice_of_its_own() -> None:
     )
 
 
-def test_no_advice_is_for_a_check_that_there_is_not(
+def test_no_advice_is_for_a_check_that_does_not_exist(
     policy: Policy, samples: tuple[Sample, ...], settings: Settings
 ) -> None:
     trace = run(policy, samples[:1], settings).trace
     assert set(IN_A_PASS) <= {(r.stage, check.name) for r in trace.stages for check in r.checks}
 
 
-def test_the_graph_and_the_goldens_have_the_stages_in_one_order() -> None:
+def test_the_graph_and_the_goldens_order_stages_alike() -> None:
     beside = {"library", "sampled"}
     assert [s for s in GRAPH if s not in beside] == [s for s in ORDER if s in GRAPH]
     assert tuple(s for s in ORDER if s != "scoring") == MADE_STAGES

@@ -20,7 +20,7 @@ def printed(shown: CheckResult, width: int = 120, colour: bool = False) -> str:
     return stream.getvalue()
 
 
-def test_a_pass_is_told_from_stages_to_verdict() -> None:
+def test_a_pass_is_shown_from_stages_to_verdict() -> None:
     text = printed(result())
     media = next(line for line in text.splitlines() if line.startswith(" media "))
     assert media.split() == ["media", "✓", "media", "looked", "at", "0.25"]
@@ -30,7 +30,7 @@ def test_a_pass_is_told_from_stages_to_verdict() -> None:
     assert "<context>a man waves</context>" in text
     assert "health  reward mean 0.5, reward std 0.5, zero variance groups 0.25" in text
     assert text.rstrip().splitlines()[-3].startswith("╭─ ✓ PASS ─")
-    assert "8 checks of 8 stages hold; video, audio reach the model" in text
+    assert "8 checks of 8 stages passed; video, audio reach the model" in text
 
 
 def test_a_failure_says_what_was_seen_and_what_to_do() -> None:
@@ -44,7 +44,7 @@ def test_a_failure_says_what_was_seen_and_what_to_do() -> None:
     assert "1 more failed after it" in panel
 
 
-def test_a_malformed_completion_has_its_place_marked() -> None:
+def test_a_malformed_completion_is_marked_where_it_breaks() -> None:
     assert "⚠ text outside the tags: 'B' (character 0) B" in printed(result())
 
 
@@ -62,12 +62,12 @@ def test_completions_are_text_not_markup_and_not_control_codes(colour: bool) -> 
     assert "\x1b]0" not in text
 
 
-def test_three_completions_and_a_limit_on_each() -> None:
+def test_three_completions_are_shown_each_shortened() -> None:
     assert printed(many_rows(9)).count("<context>") == 3
     assert "(600 more characters)" in printed(result(("x" * 1000, "B")), width=80)
 
 
-def test_narrow_terminals_cut_nothing_that_failed() -> None:
+def test_narrow_terminals_do_not_cut_failures() -> None:
     seen = "a long story " * 8 + "with its end"
     text = printed(result(verdict="fail", failing={"text": Check("t", False, seen)}), width=60)
     assert "its end" in " ".join(text.split())

@@ -8,37 +8,37 @@ from omni_grpo_core.types import Span
 
 
 @pytest.mark.parametrize(
-    ("was", "now", "gone", "come"),
+    ("was", "now", "removed", "added"),
     [
         ([1, 2, 3], [1, 2, 3], set(), set()),
         ([1, 2, 3], [1, 9, 3], {1}, {1}),
         ([1, 2, 3], [1, 3], {1}, set()),
         ([1, 3], [1, 2, 3], set(), {1}),
         ([], [1], set(), {0}),
-        # a placeholder repeated more often: only what was added
+        # a placeholder repeated more often: only the extra ones
         ([1, 7, 7, 7, 2], [1, 7, 7, 7, 7, 7, 2], set(), {4, 5}),
         ([1, 7, 7, 2], [1, 7, 3], {2, 3}, {2}),
         ([7, 7, 2, 7], [7, 2, 7, 7, 7], {1}, {3, 4}),
-        # a token put in shifts the rest without marking it
+        # an inserted token shifts the rest without marking it
         ([1, 2, 3, 4, 5], [9, 1, 2, 3, 4, 5, 8], set(), {0, 6}),
     ],
 )
-def test_only_what_one_side_alone_has(
-    was: list[int], now: list[int], gone: set[int], come: set[int]
+def test_only_one_sided_tokens_are_marked(
+    was: list[int], now: list[int], removed: set[int], added: set[int]
 ) -> None:
-    assert changed_tokens(was, now) == (gone, come)
-    assert changed_tokens(now, was) == (come, gone)
+    assert changed_tokens(was, now) == (removed, added)
+    assert changed_tokens(now, was) == (added, removed)
 
 
-def test_long_sequences_that_share_nothing_are_marked_whole_and_soon() -> None:
+def test_long_sequences_that_share_nothing_are_marked_whole() -> None:
     was, now = list(range(5000)), list(range(5000, 10_000))
-    gone, come = changed_tokens(was, now)
-    assert len(gone) == len(come) == 5000
+    removed, added = changed_tokens(was, now)
+    assert len(removed) == len(added) == 5000
 
 
 def test_runs_break_where_the_kind_or_the_mark_changes() -> None:
-    _, come = changed_tokens(WAS.ids, NOW.ids)
-    runs = diff_ribbon(NOW, come)
+    _, added = changed_tokens(WAS.ids, NOW.ids)
+    runs = diff_ribbon(NOW, added)
     assert [(run.kind, run.label, run.note, run.changed) for run in runs] == [
         ("special", "<|im_start|> · 0", "", False),
         ("text", "text · 1", "user ↵", False),

@@ -19,17 +19,17 @@ from omni_grpo_core.report import shortened, visible
         ("schöne ไฟ 火 👩‍🚀", "schöne ไฟ 火 👩‍🚀"),
     ],
 )
-def test_what_acts_is_written_out_and_what_shows_is_left(text: str, shown: str) -> None:
+def test_control_characters_are_escaped_and_visible_ones_kept(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
 @given(st.text(st.characters(), max_size=40))
-def test_whatever_it_is_it_can_be_written_to_a_file(text: str) -> None:
+def test_any_text_can_be_written_to_a_file(text: str) -> None:
     shown = visible(text)
     shown.encode("utf-8")
     assert visible(shown) == shown
 
 
-def test_what_is_cut_is_counted() -> None:
+def test_cut_characters_are_counted() -> None:
     assert shortened("abcdef", 6) == "abcdef"
     assert shortened("abcdef", 4) == "abcd … (2 more characters)"

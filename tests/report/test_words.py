@@ -5,17 +5,17 @@ from dataclasses import fields
 from hand_made_check import result
 
 from omni_grpo_core.pipeline.check import Health
-from omni_grpo_core.pipeline.hints import DOES, advice
+from omni_grpo_core.pipeline.hints import STAGE_SUMMARY, advice
 from omni_grpo_core.report.html.words import first_failure, health_words
 from omni_grpo_core.types import MADE_STAGES, STAGES, Check
 
 
-def test_every_stage_that_a_pass_records_has_words() -> None:
-    assert tuple(DOES) == MADE_STAGES
+def test_every_stage_of_a_pass_is_described() -> None:
+    assert tuple(STAGE_SUMMARY) == MADE_STAGES
     assert all(advice(stage) for stage in STAGES)
 
 
-def test_every_health_number_is_explained() -> None:
+def test_every_health_metric_is_explained() -> None:
     for field in fields(Health):
         assert health_words(field.name) != field.name.replace("_", " ")
 

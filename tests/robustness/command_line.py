@@ -1,5 +1,5 @@
-"""Every command and every option there is, read from the commands themselves: an option that is
-added is tried the day it is."""
+"""Every command and option, read from the commands themselves: a new option is tested from the day
+it is added."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Command:
         return any(option.flag == "--json" for option in self.options)
 
     def given(self, *, without: Option | None = None) -> list[str]:
-        """The command with its required arguments, each of them ``x``."""
+        """The command with its required arguments, each ``x``."""
         required = [o for o in self.options if o.required and o.flag is None and o != without]
         return [*self.words, *("x" for _ in required)]
 
@@ -57,11 +57,11 @@ def commands(of: typer.Typer = app, words: tuple[str, ...] = ()) -> Iterator[Com
 def _options(callback: Any) -> Iterator[Option]:
     hints = typing.get_type_hints(callback, include_extras=True)
     for name, parameter in inspect.signature(callback).parameters.items():
-        kind, told = typing.get_args(hints[name])[:2]
+        kind, info = typing.get_args(hints[name])[:2]
         # in an annotation typer takes the first name for a default, and sorts it out later
-        told_flags = [one for one in (told.default, *(told.param_decls or ())) if one is not ...]
-        flags = [one.partition("/")[0] for one in told_flags] or [f"--{name.replace('_', '-')}"]
-        argument = isinstance(told, type(typer.Argument()))
+        given = [one for one in (info.default, *(info.param_decls or ())) if one is not ...]
+        flags = [one.partition("/")[0] for one in given] or [f"--{name.replace('_', '-')}"]
+        argument = isinstance(info, type(typer.Argument()))
         required = parameter.default is parameter.empty
         yield Option(name, None if argument else flags[-1], _one(kind), required)
 

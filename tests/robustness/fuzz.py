@@ -1,8 +1,8 @@
 """Files that a command reads, mutated at random, and how the command ends on each.
 
-A subject is a folder of whole files with a command that reads them. Inputs are made from nothing
-but seed, subject and number, so that any of them can be made again. Many run in one process, which
-is forked from the table's server; one that dies or does not answer is replaced.
+A subject is a folder of valid files with a command that reads them. An input depends only on seed,
+subject and number, so it can be reproduced. Many inputs run in one process, forked from the table's
+fork server; a process that dies or does not answer is replaced.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from stored_files import goldens, recording, safetensors, seal_golden, seal_trac
 
 FILES = dict[str, bytes]
 WHOLE = -1
-"""The number of what the others are made from."""
+"""The number of the unmutated input."""
 LIMIT = 120.0
-"""Seconds without an answer that count as a hang; an input takes about a twentieth of one."""
+"""Seconds without an answer that count as a hang; an input takes about 0.05 s."""
 _MEMORY = 4 << 30
-"""Bytes of address space that a command may take beyond what its process has at the start."""
+"""Bytes of address space that a command may use beyond what its process has at the start."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """``files``: the whole ones. ``mutated``: pattern of the names that are mutated. ``words``: the
-    command, in the folder. ``seal``: makes checksums right again. ``links``: what is only read, by
-    name."""
+    """``files``: the valid files. ``mutated``: pattern of the names to mutate. ``words``: the
+    command, run in the folder. ``seal``: corrects checksums. ``links``: files that are only read,
+    by name."""
 
     files: FILES
     mutated: str
@@ -51,16 +51,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Answer:
-    """How one input ended; ``code`` is negative for a signal, ``None`` for a hang."""
+    """How one input ended. ``code``: negative for a signal, ``None`` for a hang. ``problem``: what
+    is wrong with the ending, empty if nothing is."""
 
     subject: str
     number: int
     code: int | None
-    said: str
+    problem: str
 
     @property
     def fine(self) -> bool:
-        return self.code in (0, 1, 2) and not self.said
+        return self.code in (0, 1, 2) and not self.problem
 
 
 # --------------------------------------------------------------------------- subjects
@@ -176,11 +177,11 @@ SHARES: Mapping[str, int] = {
     "state": 60,
     "checkpoint": 20,
 }
-"""Of a thousand inputs. A checkpoint is loaded whole, which takes longest."""
+"""Per thousand inputs. Loading a whole checkpoint takes longest."""
 
 
 def probe() -> Any:
-    """What commands read before they come to a model, as commands of their own."""
+    """What commands read before loading a model, as separate commands."""
     import typer
 
     app = typer.Typer()
@@ -215,11 +216,11 @@ def probe() -> Any:
 
     @app.command()
     def state(out: Path) -> None:
-        from omni_grpo_core.training.checkpointing import cut_log, newest
+        from omni_grpo_core.training.checkpointing import newest, truncate_log
         from omni_grpo_core.training.config import TrainConfig
 
         newest(out, TrainConfig())
-        cut_log(out / "log.jsonl", 2)
+        truncate_log(out / "log.jsonl", 2)
 
     @app.command()
     def policy(checkpoint: Path) -> None:
@@ -291,7 +292,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def mutated(name: str, seed: int, number: int) -> FILES:
-    """The files of one input; of :data:`WHOLE`, as they are."""
+    """The files of one input; unmutated for :data:`WHOLE`."""
     subject = subjects()[name]
     if number == WHOLE:
         return subject.files
@@ -306,7 +307,7 @@ def mutated(name: str, seed: int, number: int) -> FILES:
         files[file] = _scrambled(files[file], draw) if edited is None else edited
     if sealed and subject.seal is not None:
         with suppress(ValueError, LookupError, AttributeError, TypeError, RecursionError):
-            subject.seal(files)  # what is no longer of that form has no place for checksums
+            subject.seal(files)  # a broken structure has no place for checksums
     return files
 
 
@@ -330,7 +331,7 @@ def _scrambled(data: bytes, draw: random.Random) -> bytes:
 
 
 def _edited(name: str, data: bytes, draw: random.Random) -> bytes | None:
-    """Another structure, where the file has one that is known."""
+    """A structural edit, or ``None`` for a file without a known structure."""
     try:
         if name.endswith(".txt"):
             return _edited_lines(data.decode().split("\n"), draw)
@@ -357,7 +358,7 @@ def _edited_tree(tree: Any, draw: random.Random) -> Any:
         inner[key] = draw.choice(_VALUES)
     elif kind == 3:
         del inner[key]
-    elif kind == 4:  # a copy: a tree within itself has no end
+    elif kind == 4:  # a copy, since a tree must not contain itself
         inner[key] = json.loads(json.dumps(others[other]))
     elif isinstance(inner, dict):
         inner[draw.choice(("x", "", "$type", "$map", "shape", f"{key} "))] = inner.pop(key)
@@ -404,7 +405,7 @@ def _edited_lines(lines: list[str], draw: random.Random) -> bytes:
 
 
 def work(link: Connection, seed: int, inputs: Sequence[tuple[str, int]], folder: Path) -> None:
-    """Run inputs one after another, in a process of its own, and send each one's ending."""
+    """Run inputs one after another, in a separate process, and send how each ended."""
     from omni_grpo_core.cli.main import app
     from omni_grpo_core.io.exits import run
 
@@ -435,20 +436,20 @@ def work(link: Connection, seed: int, inputs: Sequence[tuple[str, int]], folder:
 
 
 def _wrong(words: Sequence[str], code: int, folder: Path) -> str:
-    """What is wrong with what was said, empty if nothing is."""
+    """What is wrong with the ending, empty if nothing is."""
     out, err = ((folder / name).read_bytes() for name in ("<stdout>", "<stderr>"))
-    told = next((p.read_text() for p in folder.glob("omni-grpo-*.txt")), "")
+    report = next((p.read_text() for p in folder.glob("omni-grpo-*.txt")), "")
     for path in folder.glob("omni-grpo-*.txt"):
         path.unlink()
     if code not in (0, 1, 2):
-        return (err.decode("utf-8", "replace") + told)[-6000:]
+        return (err.decode("utf-8", "replace") + report)[-6000:]
     if code == 2 and b"error: " not in err:
         return "no message"
     if "--json" in words:
         try:
             json.loads(out.decode("utf-8"))
         except ValueError as error:
-            return f"no JSON on stdout: {error}: {out[:300]!r}"
+            return f"not JSON on stdout: {error}: {out[:300]!r}"
     return ""
 
 
@@ -462,7 +463,7 @@ def write(place: Path, subject: Subject, files: FILES) -> None:
 
 
 def plan(count: int) -> list[tuple[str, int]]:
-    """So many inputs, by subject and number, behind what they are made from."""
+    """``count`` inputs, by subject and number; each subject begins with its unmutated input."""
     total = sum(SHARES.values())
     return [
         (name, number)

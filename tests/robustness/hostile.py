@@ -1,4 +1,4 @@
-"""Text that no reader should believe, by what is wrong with it: for any file that is parsed."""
+"""Bad content for any file that is parsed, by what is wrong with it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _first_key_twice(path: Path) -> None:
 
 
 def _with(value: str) -> Spoil:
-    """``value`` in a place of its own in the file's first object."""
+    """``value`` under a new key of the file's first object."""
 
     def spoil(path: Path) -> None:
         text = path.read_text(encoding="utf-8")
@@ -59,14 +59,14 @@ NO_FILES: Mapping[str, tuple[Spoil, str]] = {
     "a device": (_link_to("/dev/zero"), "a device"),
     "a circle of links": (_link_to("itself"), ""),
 }
-"""In the place of a file: what is made of it, and what the message says."""
+"""Instead of a file: how to make it, and what the message says."""
 
 NO_TEXT: Mapping[str, tuple[Spoil, str]] = {
-    "empty": (_whole(b""), "no JSON"),
-    "one bracket": (_whole(b"{"), "no JSON"),
-    "cut": (_cut, "no JSON"),
-    "no JSON": (_whole(b"hello: [there"), "no JSON"),
-    "zeros": (_whole(b"\0" * 4096), "no JSON"),
+    "empty": (_whole(b""), "not JSON"),
+    "one bracket": (_whole(b"{"), "not JSON"),
+    "cut": (_cut, "not JSON"),
+    "no JSON": (_whole(b"hello: [there"), "not JSON"),
+    "zeros": (_whole(b"\0" * 4096), "not JSON"),
     "UTF-16": (_whole('{"a": 1}'.encode("utf-16")), "not UTF-8"),
     "Latin-1": (_whole('{"a": "\xe9t\xe9"}'.encode("latin-1")), "not UTF-8"),
     "a list": (_whole(b"[]"), "list"),
@@ -82,8 +82,8 @@ NO_VALUES: Mapping[str, tuple[Spoil, str]] = {
     "NaN": (_with("NaN"), "NaN"),
     "minus infinity": (_with("-Infinity"), "Infinity"),
     "1e999": (_with("1e999"), "1e999"),
-    "half a pair": (_with('"\\ud83d"'), "half a surrogate pair"),
-    "a key twice": (_first_key_twice, "twice"),
+    "a lone surrogate": (_with('"\\ud83d"'), "a lone surrogate"),
+    "a key twice": (_first_key_twice, "duplicate"),
 }
 
 JSON: Mapping[str, tuple[Spoil, str]] = {**NO_FILES, **NO_TEXT, **NO_VALUES}

@@ -1,5 +1,5 @@
-"""What every case of the table needs, imported once: the cases are forked from a process that
-has it, at a hundredth of a second each."""
+"""The imports that every case of the table needs, done once: cases are forked from this process, at
+a hundredth of a second each."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from omni_grpo_core.io.console import quiet_libraries
 
 quiet_libraries()
 
-import reading  # noqa: E402, F401 - and with it the decoder
-import runner  # noqa: E402, F401 - and with it pytest
+import reading  # noqa: E402, F401 - imports the decoder too
+import runner  # noqa: E402, F401 - imports pytest too
 import transformers  # noqa: E402
 
 from omni_grpo_core.cli.main import app  # noqa: E402
@@ -24,7 +24,7 @@ for family in FAMILIES:
     for name in (family.thinker_class, family.processor_class):
         getattr(transformers, name, None)
 
-# what a command imports when it is first called: typer's own parsing, looks and rules
+# what a command imports on its first call: typer's parsing, checks and causes
 with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
     for words in (
         ["--help"],
@@ -35,4 +35,4 @@ with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
     ):
         run(lambda: app, words)
 tempfile.tempdir = None  # each case has its own
-gc.freeze()  # a fork that collects copies what it looks at
+gc.freeze()  # garbage collection in a fork copies the pages it visits

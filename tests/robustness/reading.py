@@ -1,4 +1,4 @@
-"""One medium, read as the pipeline reads it, in a process that ends with the exit code."""
+"""Reads one medium like the pipeline, in a process whose exit code is the result."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from omni_grpo_core.errors import MediaError
 from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Message, Modality
 
 MOST_MEMORY = 1 << 30
-"""Bytes that a file of a few kilobytes may take to be read or refused."""
+"""Memory, in bytes, for reading or refusing a file of a few kilobytes."""
 
 
 def read(modality: Modality, path: str, errors: Path) -> None:
-    """Ends with 0 if the medium is read, 2 if it is refused, 1 (a traceback) for anything else, 4
-    if it took too much memory. What is said goes to the file ``errors``."""
+    """Exits with 0 if the medium is read, 2 if it is refused, 4 if it took too much memory, 1 (a
+    traceback) for anything else. Messages go to the file ``errors``."""
     sys.stderr = errors.open("w", encoding="utf-8", errors="backslashreplace")
     message = Message("user", (MediaPart(MediaRef(modality, path)),))
     small = MediaConfig(max_pixels=56 * 84, image_max_pixels=56 * 84)

@@ -1,8 +1,8 @@
 """The table of bad input: a case is a command on something broken, and how it must end.
 
-Every case runs in a process of its own, so that a crash of the interpreter, a hang or an exit code
-is seen as a shell would see it. It is forked from a process that has the libraries already, or
-started from nothing (``fresh``) where start-up itself is what is tried.
+Every case runs in a separate process, so a crash of the interpreter, a hang or an exit code is seen
+as a shell would see it. It is forked from a process that has loaded the libraries, or started from
+scratch (``fresh``) where start-up itself is tested.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ GONE = "a pipe that nobody reads"
 class Case:
     """``arguments`` makes the input in an empty folder and returns the command's words.
 
-    ``code``: the exit code that is right; several where versions of a library may differ.
-    ``words``: what the message must hold. ``limit``: seconds until it counts as a hang; none of
-    them takes a tenth of it. ``environment``: over the present one. ``fresh``: a new interpreter
-    (``python -m omni_grpo_core``) instead of a fork. ``memory``: bytes of address space, fresh ones
-    only. ``stdout``: a file that output goes to, or ``GONE``, a pipe that nobody reads; ``shell``:
-    a line of bash in which ``"$@"`` is the command; fresh ones only. ``silent``: no word is right.
+    ``code``: the expected exit code, or several where library versions differ. ``words``: expected
+    in the output. ``limit``: seconds until it counts as a hang; no case takes a tenth of it.
+    ``environment``: added to the current one. ``fresh``: a new interpreter (``python -m
+    omni_grpo_core``) instead of a fork. Only for fresh ones: ``memory``: bytes of address space;
+    ``stdout``: a file that output goes to, or ``GONE``, a pipe that nobody reads; ``shell``: a line
+    of bash in which ``"$@"`` is the command. ``silent``: no message is expected.
     """
 
     name: str
@@ -81,10 +81,10 @@ class Outcome:
 
 
 def check_case(case: Case, folder: Path, record_property: Callable[[str, object], None]) -> Outcome:
-    """Run the case in ``folder`` and hold its ending against what is right.
+    """Run the case in ``folder`` and compare its ending with the expected one.
 
-    An exit code of 2 must come with exactly one message that says item, found, wanted and what to
-    do, with one JSON object on stdout if that was asked for, and with nothing new on disk.
+    Exit code 2 must come with exactly one message that says item, found, wanted and what to do, one
+    JSON object on stdout if requested, and nothing new on disk.
     """
     given = folder / "given"
     given.mkdir()
@@ -107,17 +107,17 @@ def check_case(case: Case, folder: Path, record_property: Callable[[str, object]
         assert len(messages) == (0 if case.silent else 1), shown
         parts = (": found ", ", wanted ", "; ")
         assert all(part in message for message in messages for part in parts), shown
-    said = outcome.stderr + outcome.stdout
-    assert [word for word in case.words if word not in said] == [], shown
+    output = outcome.stderr + outcome.stdout
+    assert [word for word in case.words if word not in output] == [], shown
     if "--json" in words and case.stdout is None:
-        told = json.loads(outcome.stdout)
-        assert isinstance(told, dict), shown
-        assert ("error" in told) == (outcome.code == 2), shown
+        result = json.loads(outcome.stdout)
+        assert isinstance(result, dict), shown
+        assert ("error" in result) == (outcome.code == 2), shown
     return outcome
 
 
 def run(case: Case, words: Sequence[str], folder: Path) -> Outcome:
-    """The command in ``folder``, to its end or to the case's limit."""
+    """Run the command in ``folder``, to its end or the case's limit."""
     scratch = folder.parent / "scratch"
     scratch.mkdir(exist_ok=True)
     out, err = scratch / "stdout", scratch / "stderr"
@@ -130,7 +130,7 @@ def run(case: Case, words: Sequence[str], folder: Path) -> Outcome:
     for path in scratch.iterdir():
         if path.is_file() and path.name.startswith("omni-grpo-"):
             stderr += path.read_text(encoding="utf-8")  # why it ended with 3
-    shutil.rmtree(scratch)  # with what libraries keep there
+    shutil.rmtree(scratch)  # with what libraries left there
     return Outcome(code, stdout, stderr)
 
 
@@ -146,7 +146,7 @@ def _forked(
 
 
 def forked(target: Callable[..., None], arguments: tuple[object, ...], limit: float) -> int | None:
-    """How a call ends in a process of its own: exit code, minus a signal, ``None`` for a hang."""
+    """How a call ends in a separate process: exit code, negative signal, or ``None`` for a hang."""
     child = start(_in_a_group, target, *arguments)
     child.join(limit)
     if child.is_alive():
@@ -158,9 +158,9 @@ def forked(target: Callable[..., None], arguments: tuple[object, ...], limit: fl
 
 
 def start(target: Callable[..., object], *arguments: object) -> BaseProcess:
-    """A process forked from the one that has the libraries."""
+    """A process forked from the one that has loaded the libraries."""
     with pytest.MonkeyPatch.context() as patch:
-        # the server imports what is preloaded by the path of its environment
+        # the fork server finds the preloaded modules by the path in its environment
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
         child = CONTEXT.Process(target=target, args=arguments)
         child.start()
@@ -229,7 +229,7 @@ def _target(case: Case, out: Path) -> IO[bytes]:
 
 
 def _listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of everything in a folder."""
+    """Size and modification time of every file in a folder."""
     return {
         str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))

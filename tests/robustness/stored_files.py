@@ -1,4 +1,4 @@
-"""Recordings and goldens that are whole, and changes of them under checksums that are right."""
+"""Valid recordings and goldens, and changes to them with correct checksums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GOLDEN = format_golden(
 
 
 def recording(folder: Path) -> Path:
-    """A healthy step of a trainer, with nothing in it that needs a checkpoint to judge."""
+    """A healthy step of a trainer that can be judged without a checkpoint."""
     given = advantaged()
     loss = lost(0.0, advantages=given.advantages)
     whole = case(samples(), generated(), rewarded(), given, loss, stepped())
@@ -31,7 +31,7 @@ def recording(folder: Path) -> Path:
 
 
 def change_trace(folder: Path, change: Change) -> Path:
-    """``change`` is handed the whole of ``trace.json``."""
+    """``change`` is passed the whole of ``trace.json``."""
     file = folder / "trace.json"
     data = json.loads(file.read_text(encoding="utf-8"))
     change(data)
@@ -41,14 +41,14 @@ def change_trace(folder: Path, change: Change) -> Path:
 
 
 def change_tensors(folder: Path, packed: bytes) -> Path:
-    """Another tensors file, as the text would have it."""
+    """Another tensors file, with a matching text."""
     (folder / "tensors.safetensors").write_bytes(packed)
     return change_trace(folder, lambda data: _seal_tensors(data, packed))
 
 
 def seal_trace(files: dict[str, bytes]) -> None:
-    """Checksums of a recorded step, ``run``, as its files are. Raises what a text that is no longer
-    of that form makes of it."""
+    """Correct the checksums of the recorded step ``run``. May raise anything if the text no
+    longer has that form."""
     data = json.loads(files["run/trace.json"])
     _seal_tensors(data, files["run/tensors.safetensors"])
     _seal_body(data)
@@ -56,7 +56,7 @@ def seal_trace(files: dict[str, bytes]) -> None:
 
 
 def seal_golden(files: dict[str, bytes]) -> None:
-    """The same of goldens."""
+    """The same for goldens."""
     for name, data in files.items():
         if name.endswith(".txt"):
             lines = data.decode("utf-8", "surrogatepass").split("\n")
@@ -76,13 +76,13 @@ def _seal_tensors(data: dict[str, Any], packed: bytes) -> None:
 
 
 def safetensors(header: object, data: bytes = b"") -> bytes:
-    """A file of that format, whatever ``header`` says."""
+    """A safetensors file with any ``header``."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
 
 def sealed(*lines: str) -> str:
-    """Golden text of these lines, with the checksums that belong to them."""
+    """Golden text of these lines, with matching checksums."""
     return "\n".join([*lines, *_end(list(lines)), ""])
 
 
@@ -97,7 +97,7 @@ def goldens(
     accepted: str | bytes = GOLDEN,
     files: Mapping[str, str] | None = None,
 ) -> Path:
-    """A golden folder of one case, ``words``, with a stage that waits for review."""
+    """A golden folder of one case, ``words``, with a stage pending review."""
     names = {".pending/words/text.txt": pending, "words/text.txt": accepted}
     for name, text in {
         "suite.yaml": "cases: {words: {rows: [20]}}",

@@ -1,4 +1,4 @@
-"""Checkpoints that are cut, hostile, or put together from parts that do not belong together."""
+"""Checkpoints that are truncated, hostile, or assembled from parts that do not match."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def header(change: Callable[[Any], Any]) -> Spoil:
 
     def spoil(raw: bytes) -> bytes:
         length = int.from_bytes(raw[:8], "little")
-        told = change(json.loads(raw[8 : 8 + length]))
-        body = told if isinstance(told, bytes) else json.dumps(told).encode()
+        changed = change(json.loads(raw[8 : 8 + length]))
+        body = changed if isinstance(changed, bytes) else json.dumps(changed).encode()
         return struct.pack("<Q", len(body)) + body + raw[8 + length :]
 
     return raw_weights(spoil)
@@ -108,11 +108,11 @@ def header(change: Callable[[Any], Any]) -> Spoil:
 def case(
     name: str, *spoils: Spoil, words: Sequence[str] = (), family: FamilyName = "qwen2.5"
 ) -> Case:
-    return Case(name, spoiled(*spoils, family=family), words=told(family, *words))
+    return Case(name, spoiled(*spoils, family=family), words=expected(family, *words))
 
 
-def told(family: FamilyName, *words: str) -> tuple[str, ...]:
-    """The words that an answer has; a transformers that has no Qwen3-Omni says that instead."""
+def expected(family: FamilyName, *words: str) -> tuple[str, ...]:
+    """The words of a message; a transformers without Qwen3-Omni reports that instead."""
     if family == "qwen3" and Version(version("transformers")) < Version(QWEN3_OMNI.since):
         return (f"transformers {QWEN3_OMNI.since} or newer",)
     return words
@@ -123,13 +123,13 @@ def told(family: FamilyName, *words: str) -> tuple[str, ...]:
 WHOLLY = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "omni_grpo.json")
 PARTLY = ("generation_config.json", "tokenizer.json", "video_preprocessor_config.json",
           "vocab.json", "added_tokens.json", "special_tokens_map.json")  # fmt: skip
-# settings are YAML too, which has words of its own for what is wrong
+# settings may be YAML, which has messages of its own
 FILES = tuple(
-    case(f"{name}: {kind}", in_file(name, spoil), words=() if name == "omni_grpo.json" else (said,))
+    case(f"{name}: {kind}", in_file(name, spoil), words=() if name == "omni_grpo.json" else (word,))
     for name in (*WHOLLY, *PARTLY)
-    for kind, (spoil, said) in JSON.items()
+    for kind, (spoil, word) in JSON.items()
     if name in WHOLLY or kind in {**NO_VALUES, "cut": 0, "a list": 0}
-    # a processor without its file is another message
+    # a missing processor file has another message
     if name == "config.json" or kind not in NO_FILES
 )
 
@@ -366,9 +366,9 @@ def sharded(places: Any) -> Spoil:
 
 
 def first(change: Callable[[Any], Any]) -> Spoil:
-    def tampered(told: dict[str, Any]) -> dict[str, Any]:
-        name = next(name for name in told if name != "__metadata__")
-        return {**told, name: change(told[name])}
+    def tampered(entries: dict[str, Any]) -> dict[str, Any]:
+        name = next(name for name in entries if name != "__metadata__")
+        return {**entries, name: change(entries[name])}
 
     return header(tampered)
 
@@ -398,9 +398,9 @@ WEIGHTS = (
     case("weights cut in the tensors", raw_weights(lambda raw: raw[:-1000])),
     case("weights too long", raw_weights(lambda raw: raw + bytes(10))),
     case("a header of 2**63 bytes", raw_weights(lambda raw: b"\xff" * 7 + b"\x7f" + raw[8:])),
-    case("a header that is a list", header(lambda told: [told])),
-    case("a header without JSON", header(lambda told: b"{" * 100)),
-    case("a header 100,000 deep", header(lambda told: b"[" * 100_000 + b"]" * 100_000)),
+    case("a header that is a list", header(lambda content: [content])),
+    case("a header without JSON", header(lambda content: b"{" * 100)),
+    case("a header 100,000 deep", header(lambda content: b"[" * 100_000 + b"]" * 100_000)),
     case("a tensor without shape", first(lambda entry: {"dtype": "F32"})),
     case("a tensor that is a text", first(lambda entry: "x")),
     case("a negative shape", first(lambda entry: {**entry, "shape": [-1, 4]})),
@@ -410,11 +410,11 @@ WEIGHTS = (
     case("an unknown dtype", first(lambda entry: {**entry, "dtype": "F7"})),
     case("a tensor twice",
          header(lambda t: json.dumps(t).replace("{", '{"a": {}, "a": {}, ', 1).encode()),
-         words=("twice",)),
+         words=("duplicate",)),
     case("a weight missing", weights(lambda w: w.pop(NORM)), words=(NORM,)),
     case("another shape", weights(lambda w: w.update({NORM: torch.ones(65)})),
          words=(NORM, "[65]", "[64]")),
-    case("NaN", weights(lambda w: w[NORM].fill_(torch.nan)), words=("NaN", "norm.weight")),
+    case("NaN", weights(lambda w: w[NORM].fill_(torch.nan)), words=("non-finite", "norm.weight")),
     case("one infinite number", weights(lambda w: w["lm_head.weight"][3].fill_(torch.inf)),
          words=("lm_head.weight",)),
     case("weights of nothing known", only(x=torch.ones(2))),
@@ -500,7 +500,7 @@ NAMED = (
     case("a rope type of no name",
          put("config.json", {"rope_type": "nope", "mrope_section": [4, 6, 6]},
              "text_config", "rope_scaling"), words=("rope_type",)),
-    # on several lines, by most versions of transformers 5
+    # spans several lines in most versions of transformers 5
     case("a message of several lines", put("config.json", 7, "id2label"), words=("config.json",)),
 )  # fmt: skip
 FOLDERS = (
@@ -513,14 +513,14 @@ FOLDERS = (
            put("preprocessor_config.json", [0.48145466, 0.4578275, 0.40821073], key),
            words=(key,), family="qwen3") for key in ("image_mean", "image_std")),
     case("an id far beyond the others",
-         edit("tokenizer.json", lambda told: told["model"]["vocab"].update({"zzzz": 10**6})),
-         edit("vocab.json", lambda told: told.update({"zzzz": 10**6}))),
-    case("no model_type", edit("config.json", lambda told: told.pop("model_type")),
+         edit("tokenizer.json", lambda content: content["model"]["vocab"].update({"zzzz": 10**6})),
+         edit("vocab.json", lambda content: content.update({"zzzz": 10**6}))),
+    case("no model_type", edit("config.json", lambda content: content.pop("model_type")),
          words=("no model_type",)),
     Case("a processor of Qwen3-Omni", another_processor("qwen2.5", QWEN3),
          words=("Qwen3OmniMoeProcessor",)),
     Case("a processor of Qwen2.5-Omni", another_processor("qwen3", QWEN25),
-         words=told("qwen3", "Qwen2_5OmniProcessor")),
+         words=expected("qwen3", "Qwen2_5OmniProcessor")),
     case("a tokenizer of Qwen3-Omni", of(QWEN3, *TOKENIZER)),
     case("a tokenizer of Qwen2.5-Omni", of(QWEN25, *TOKENIZER), family="qwen3"),
     case("weights of Qwen3-Omni", of(QWEN3, "model.safetensors")),
@@ -534,10 +534,10 @@ FOLDERS = (
     case("no preprocessor", drop("preprocessor_config.json"), words=("preprocessor_config.json",)),
     case("no tokenizer", *map(drop, ("tokenizer.json", "vocab.json")), words=("tokenizer",)),
     case("tokens beyond the model",
-         edit("tokenizer.json", lambda told: told["added_tokens"].append(
-             {**told["added_tokens"][-1], "id": 563, "content": "<|one more|>"})),
-         edit("tokenizer_config.json", lambda told: told["added_tokens_decoder"].update(
-             {"563": {**told["added_tokens_decoder"]["562"], "content": "<|one more|>"}})),
+         edit("tokenizer.json", lambda content: content["added_tokens"].append(
+             {**content["added_tokens"][-1], "id": 563, "content": "<|one more|>"})),
+         edit("tokenizer_config.json", lambda content: content["added_tokens_decoder"].update(
+             {"563": {**content["added_tokens_decoder"]["562"], "content": "<|one more|>"}})),
          words=("564 tokens",)),
     case("no template", drop("chat_template.jinja"), words=("chat template",)),
     Case("no folder", lambda folder: ["check", "--checkpoint", folder / "none"],
@@ -576,10 +576,10 @@ def test_ends_as_it_should(
     check_case(one, tmp_path, record_property)
 
 
-def test_an_error_is_not_preceded_by_a_library_s_own_words(
+def test_an_error_is_not_preceded_by_library_output(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """A hundred lines of a config stood before the message, and two on a verbosity of no name."""
+    """A hundred lines of config came before the message, and two about an unknown verbosity."""
     one = Case(
         "no setter",
         spoiled(put("config.json", False, "use_return_dict")),

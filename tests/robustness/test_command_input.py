@@ -1,5 +1,5 @@
-"""Terminals, folders, environments and machines that are not as they should be. What is typed wrong
-is in test_every_option.py."""
+"""Broken terminals, folders, environments and machines. Mistyped commands are in
+test_every_option.py."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def _terminals() -> Iterator[Case]:
 
 
 def _variables() -> Iterator[Case]:
-    """Of Python and of libraries: what they make of them is none of a package's faults."""
+    """Bad variables of Python and libraries: not reported as broken packages."""
     check = words("check", "--limit", "1", "--json")
-    for name, value, said in (
+    for name, value, word in (
         ("PYTHONOPTIMIZE", "2", "PYTHONOPTIMIZE"),
         ("TORCH_LOGS", "banana", "environment variable TORCH_LOGS"),
     ):
-        yield Case(f"{name}={value}", check, words=(said,), environment={name: value}, fresh=True)
+        yield Case(f"{name}={value}", check, words=(word,), environment={name: value}, fresh=True)
 
 
 def _broken(package: str, error: str) -> Callable[[Path], Sequence[object]]:
@@ -126,7 +126,7 @@ CASES = (
     Case(
         "the page is stdout's file",
         _into_its_own_output,
-        words=("own input or output",),
+        words=("own standard input or output",),
         fresh=True,
         shell='"$@" >>out',
     ),

@@ -1,4 +1,4 @@
-"""Settings and runs in YAML and JSON that are hostile, of other types, or cannot be meant."""
+"""Settings and runs in YAML and JSON that are hostile, of wrong types or make no sense."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(**changes: Any) -> Callable[[Path], Sequence[object]]:
             "trackers": [],
         }
         path = folder / "run.yaml"
-        # JSON's numbers that YAML has, too, are written as YAML has them
+        # non-finite numbers in YAML's spelling
         path.write_text(json.dumps({**plan, **changes}).replace("NaN", ".nan")
                         .replace("Infinity", ".inf"))  # fmt: skip
         return ["train", path]
@@ -64,15 +64,15 @@ def trained(spoil: Spoil) -> Callable[[Path], Sequence[object]]:
     return arguments
 
 
-# YAML says no more of a number than that it is none, and knows no NaN in JSON's spelling
+# YAML has messages of its own for bad numbers, and does not know JSON's spelling of NaN
 IN_YAML = {**NO_FILES, **{kind: JSON[kind] for kind in (*NO_VALUES, "UTF-16", "Latin-1", "a list",
            "a number", "nothing", "empty", "one bracket", "zeros", "no JSON")}}  # fmt: skip
 HOSTILE = (
     *(Case(f"settings: {kind}", settings(spoil)) for kind, (spoil, _) in IN_YAML.items()),
     *(Case(f"a run: {kind}", trained(spoil)) for kind, (spoil, _) in IN_YAML.items()),
     *(
-        Case(f"settings that are {name}", settings(lambda path: path.unlink(), name), words=(said,))
-        for name, said in (("none.json", "no such file"), ("none.yaml", "no such file"))
+        Case(f"settings that are {name}", settings(lambda path: path.unlink(), name), words=(word,))
+        for name, word in (("none.json", "no such file"), ("none.yaml", "no such file"))
     ),
     Case("settings at a URL", lambda folder: ["check", "--config", "https://example.org/a.yaml"],
          words=("URL",)),
@@ -112,7 +112,7 @@ YAML: Mapping[str, str] = {
     + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
     "a word as a time": "seed: !!timestamp foo\n",
     "nothing as a number": "seed: !!int ''\n",
-    "a word as a truth": "seed: !!bool foo\n",
+    "a word as a boolean": "seed: !!bool foo\n",
     "an octal of YAML 1.1": "max_new_tokens: 010\n",
     "minutes and seconds": "max_new_tokens: 1:04\n",
     "gzip": "\x1f\x8b",
@@ -155,7 +155,7 @@ SETTINGS = (
     Case("temperature 1e999", settings(text("temperature: 1e999")), words=("finite",)),
     Case("min_format .nan", settings(text("min_format: .nan"))),
     Case("fps .nan", settings(text("media: {fps: .nan}"))),
-    Case("what cannot be meant, as JSON",
+    Case("a senseless value, as JSON",
          lambda folder: [*settings(text("min_format: 7"))(folder), "--json"],
          words=("min_format",)),
 )  # fmt: skip

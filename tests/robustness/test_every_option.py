@@ -1,5 +1,5 @@
-"""Every command, and every option of it, given what it cannot use. The cases are made by walking
-the commands, so that none is forgotten."""
+"""Every option of every command, given unusable values. The cases are generated from the commands,
+so none is forgotten."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ FILES = {
     ("versions compare", "--into"),
 }
 FOLDERS = {("check", "--trace"), ("tiny build", "out"), ("realvocab build", "out")}
-"""What is written. Every other path is read."""
+"""These are written. Every other path is read."""
 
-# the least work that looks at an option
+# the least work that reads an option
 LEAST = {
     "check": ("--limit", "1"),
     "golden check": ("--device", "cpu"),
@@ -75,7 +75,7 @@ READ = {
     "pipe": _pipe,
     "loop": _loop,
 }
-"""What a path that is read may lead to."""
+"""What a path to read may lead to."""
 WRITTEN = {"pipe": _pipe, "socket": _socket, "loop": _loop, "folder": _folder}
 NAMES = {
     "device": "/dev/null",
@@ -112,13 +112,13 @@ def _typed() -> Iterator[Case]:
             yield _of(command, [], "Missing argument", command.words)
         for option in command.options:
             for wrong in _wrong(option):
-                said = option.flag or option.name
-                yield _of(command, wrong, said, command.given(without=option))
+                word = option.flag or option.name
+                yield _of(command, wrong, word, command.given(without=option))
 
 
-def _of(command: Command, flags: Sequence[str], said: str, given: Sequence[str]) -> Case:
+def _of(command: Command, flags: Sequence[str], word: str, given: Sequence[str]) -> Case:
     name = " ".join((command.name, *(flag or "''" for flag in flags)))
-    return Case(f"{name} is typed", words(*given, *flags), words=(said,))
+    return Case(f"{name} is typed", words(*given, *flags), words=(word,))
 
 
 def _wrong(option: Option) -> Iterator[list[str]]:
@@ -150,7 +150,7 @@ def _paths() -> Iterator[Case]:
                     yield _case(command, option, "file", _garbage)
             else:
                 for what, make in READ.items():
-                    # a folder without goldens, or without exact values, is one yet to be filled
+                    # a folder without goldens or exact values is yet to be filled
                     if (option.flag, what) not in (("--golden", "folder"), ("--sidecar", "folder")):
                         yield _case(command, option, what, make)
 
@@ -161,7 +161,7 @@ CASES = (*_typed(), *_paths())
 @pytest.mark.parametrize(
     "case",
     [
-        # its child processes load the libraries before they look
+        # its child processes load the libraries before they check
         pytest.param(case, marks=pytest.mark.slow)
         if case.name.startswith("golden calibrate --checkpoint:")
         else case

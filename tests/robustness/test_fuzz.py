@@ -1,8 +1,8 @@
 """Mutated traces, goldens, configurations, rows and training states: exit code 0, 1 or 2.
 
-``OMNI_GRPO_FUZZ_SEED`` and ``OMNI_GRPO_FUZZ_COUNT`` make a run of the slow lane again. Inputs that
-ended otherwise are kept in pytest's cache (``.pytest_cache/d/fuzz``), each a folder with what was
-said beside it.
+``OMNI_GRPO_FUZZ_SEED`` and ``OMNI_GRPO_FUZZ_COUNT`` reproduce a run of the slow environment. Inputs
+that ended differently are kept in pytest's cache (``.pytest_cache/d/fuzz``), each in a folder with
+its output.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ def endings(seed: int, count: int, processes: int, folder: Path) -> list[fuzz.An
 
 
 def keep(seed: int, wrong: Sequence[fuzz.Answer], place: Path) -> None:
-    """The inputs, to be looked at."""
+    """Keep the inputs for inspection."""
     for answer in wrong[:_KEPT]:
         folder = place / f"{seed}-{answer.subject.replace(' ', '-')}-{answer.number}"
         shutil.rmtree(folder, ignore_errors=True)
         subject = fuzz.subjects()[answer.subject]
         fuzz.write(folder / "input", subject, fuzz.mutated(answer.subject, seed, answer.number))
         words = " ".join(subject.words)
-        (folder / "said.txt").write_text(f"{words}: exit {answer.code}\n{answer.said}\n")
+        (folder / "output.txt").write_text(f"{words}: exit {answer.code}\n{answer.problem}\n")
 
 
 def shown(seed: int, answers: Sequence[fuzz.Answer]) -> str:
-    """For a person: the seed, and how inputs of each subject ended."""
+    """A summary: the seed, and how the inputs of each subject ended."""
     lines = [f"fuzz: seed {seed}, {len(answers)} inputs"]
     for name in fuzz.SHARES:
         codes = Counter(answer.code for answer in answers if answer.subject == name)
-        told = ", ".join(f"{n} exit {code}" for code, n in sorted(codes.items(), key=str))
-        lines.append(f"  {name}: {told}")
+        counts = ", ".join(f"{n} exit {code}" for code, n in sorted(codes.items(), key=str))
+        lines.append(f"  {name}: {counts}")
     lines += [
-        f"  {a.subject} {a.number}: exit {a.code}: {a.said.strip()[-1500:]}"
+        f"  {a.subject} {a.number}: exit {a.code}: {a.problem.strip()[-1500:]}"
         for a in answers
         if not a.fine
     ][:_KEPT]
@@ -66,18 +66,18 @@ def judge(
     wrong = [answer for answer in found if not answer.fine]
     if wrong:
         keep(seed, wrong, request.config.cache.mkdir("fuzz"))
-    told = shown(seed, found)
+    summary = shown(seed, found)
     assert len(found) == len(fuzz.plan(count))
-    assert not wrong, told
+    assert not wrong, summary
     refused = [answer for answer in found if answer.number == fuzz.WHOLE and answer.code == 2]
-    assert not refused, "what is whole is refused, and so is all that is made of it"
-    return told
+    assert not refused, "valid input is refused, and with it every mutation of it"
+    return summary
 
 
 def test_some_hundred_inputs_end_as_they_should(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """The same ones in each run."""
+    """The same inputs in every run."""
     judge(0, 300, 1, tmp_path, request)
 
 
@@ -87,6 +87,6 @@ def test_many_inputs_end_as_they_should(
 ) -> None:
     seed = int(os.environ.get("OMNI_GRPO_FUZZ_SEED", secrets.randbelow(1 << 32)))
     count = int(os.environ.get("OMNI_GRPO_FUZZ_COUNT", _COUNT))
-    told = judge(seed, count, _PROCESSES, tmp_path, request)
+    summary = judge(seed, count, _PROCESSES, tmp_path, request)
     with capsys.disabled():
-        print(f"\n{told}")
+        print(f"\n{summary}")

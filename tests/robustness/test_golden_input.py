@@ -1,4 +1,4 @@
-"""Goldens, suites and tolerances that were cut, altered or made by hand, under right checksums."""
+"""Goldens, suites and tolerances, truncated, altered or made by hand, with correct checksums."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def named(case: str, arguments: Arguments, *words: str, code: int = 2) -> Case:
 
 
 def review(pending: str | bytes, accepted: str | bytes = GOLDEN) -> Arguments:
-    """``golden review``: everything is read, and no model is needed."""
+    """``golden review`` reads everything and needs no model."""
     return lambda folder: ["golden", "review", "--golden", goldens(folder / "g", pending, accepted)]
 
 
@@ -31,7 +31,7 @@ def with_files(files: Mapping[str, str], *command: str) -> Arguments:
 
 
 def no_folder(where: str, spoil: Callable[[Path], object], *command: str) -> Arguments:
-    """Something else where pending goldens, or those of a case, are looked for."""
+    """Something other than a folder in place of pending goldens, or of those of a case."""
 
     def arguments(folder: Path) -> Sequence[object]:
         made = goldens(folder / "g", GOLDEN)
@@ -80,7 +80,7 @@ LEAVES: dict[str, tuple[str, ...]] = {
         "a: int64 [1] sha256 0000000000000000",
         f"  1{' ' * 200_000}x",
     ),
-    "text in quotes that are none": ("a: int64 [1] sha256 0000000000000000", '  1 "a" b'),
+    "text between unexpected quotes": ("a: int64 [1] sha256 0000000000000000", '  1 "a" b'),
     "a ranking of nothing": ("a: ranking logsumexp 1 entropy 1 margin 0",),
     "a ranking of one token twice": (
         *("a: ranking logsumexp 1.0 entropy 1.0 margin 0.0",),
@@ -94,7 +94,7 @@ LEAVES: dict[str, tuple[str, ...]] = {
     "a fingerprint of another thing": ("a: float32 [99] sketch", "  smell 7"),
     "spans that are fewer": ("a: spans 2", "  video 0 start 1 length 2"),
     "spans that smell": ("a: spans 1", "  smell 0 start 1 length 2"),
-    "lines that are no text": ("a: lines 2", '  "b"', "  c"),
+    "lines without quotes": ("a: lines 2", '  "b"', "  c"),
     "lines of nothing": ("a: 1", "  2"),
     "no leaf": ("what is this",),
     "a null character": ("a: \x00",),
@@ -129,9 +129,9 @@ READ = (
     ),
     *(named(f"file: {name}", review(text), "text.txt") for name, text in WHOLE.items()),
     *(
-        named(f"{where}: {name}, {command[0]}", no_folder(where, spoil, *command), where, said)
+        named(f"{where}: {name}, {command[0]}", no_folder(where, spoil, *command), where, word)
         for where in (".pending", ".pending/words")
-        for name, said, spoil in (
+        for name, word, spoil in (
             ("a file", "an ordinary file", lambda path: path.write_text("x")),
             ("a pipe", "a pipe", os.mkfifo),
             ("a link", "a link", lambda path: path.symlink_to("elsewhere")),
@@ -142,7 +142,7 @@ READ = (
     named("the accepted one is broken", review(GOLDEN, leaf("a: [")), "words/text.txt:4"),
     named("a golden and its equal", review(GOLDEN), "words: new", code=1),
     named(
-        "a file name that is no UTF-8",
+        "a file name that is not UTF-8",
         lambda folder: [
             *("golden", "review", "--json", "--golden"),
             goldens(folder / "g", leaf("a: 1", header=('verdict: "\udc80"',))),
@@ -249,7 +249,7 @@ FOLDERS = (
 
 
 def altered(stage: str, *lines: str, header: tuple[str, ...] = ()) -> Arguments:
-    """The shipped goldens of the case of words, one stage of them altered and sealed."""
+    """The shipped goldens of the text case, with one stage altered and sealed."""
 
     def make(folder: Path) -> Sequence[object]:
         golden = folder / "g"
@@ -277,14 +277,12 @@ def edited(stage: str, old: str, new: str) -> Arguments:
     return make
 
 
-_SAID = (
+_ROLLED = (
     "self: Rollout",
     "group_size: 1",
     "temperature: 0.0",
     "seed: 0",
     "completions[0]: Completion",
-)
-_SPOKEN = (
     *('completions[0].group_id: "a"', "completions[0].index: 0", 'completions[0].text: "a"'),
     *('completions[0].finish_reason: "stop"', "completions[0].logprobs: float [1]", "  -0.5"),
 )
@@ -300,7 +298,7 @@ def _ids(*ids: int) -> tuple[str, str]:
 
 AGAINST_A_PASS = (
     named("nothing altered in an empty place", lambda f: ["golden", "check", "text"], code=0),
-    # tokens that were the same made the whole stage exact
+    # equal tokens once made the whole stage exact
     named(
         "another temperature",
         edited("completion", "temperature: 0.0", "temperature: 0.5"),
@@ -311,9 +309,13 @@ AGAINST_A_PASS = (
     named("another class", altered("completion", "self: Batch", "rows: ()"), code=1),
     named("a class of other fields", altered("completion", "self: Rollout", "seed: 0"), code=1),
     named("an unknown class", altered("completion", "self: Popen", "seed: 0"), code=1),
-    named("ids of no vocabulary", altered("completion", *_SAID, *_SPOKEN, *_ids(-1)), code=1),
-    named("ids beyond 32 bits", altered("completion", *_SAID, *_SPOKEN, *_ids(2**40)), code=1),
-    named("more logprobs than ids", altered("completion", *_SAID, *_SPOKEN, *_ids(5, 6)), code=1),
+    named("ids of no vocabulary", altered("completion", *_ROLLED, *_ids(-1)), code=1),
+    named("ids beyond 32 bits", altered("completion", *_ROLLED, *_ids(2**40)), code=1),
+    named(
+        "more logprobs than ids",
+        altered("completion", *_ROLLED, *_ids(5, 6)),
+        code=1,
+    ),
     named("scores of nothing", altered("scoring", "self: ()"), code=1),
     named("scores that are a text", altered("scoring", 'self: "x"'), code=1),
     named("a batch of words", altered("batch", "self: Batch", 'rows: "x"'), code=1),

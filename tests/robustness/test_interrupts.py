@@ -1,7 +1,7 @@
-"""Ctrl-C at any moment: one line, 130, nobody left behind and nothing half-written.
+"""Ctrl-C at any moment: one line, 130, no process left behind and nothing half-written.
 
-A terminal sends it to the whole process group, workers included; so do these tests, each once an
-event says that the moment has come.
+A terminal sends it to the whole process group, including workers; so do these tests, once an event
+says that the moment has come.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _pipeline(folder: Path) -> Sequence[str]:
 def _child(*command: str) -> Callable[[Path], Sequence[str]]:
     def prepare(folder: Path) -> Sequence[str]:
         python = folder / "python"
-        # nothing that the shell waits for: a SIGINT while it does is forgotten if that ends well
+        # exec: a shell that waits for a child forgets a SIGINT if the child succeeds
         python.write_text("#!/bin/sh\n: > event\nexec sleep 600\n")
         python.chmod(0o755)
         return command
@@ -98,13 +98,13 @@ def test_one_line_and_130(moment: Moment, flags: list[str], tmp_path: Path) -> N
     work.mkdir()
     scratch.mkdir()
     command = [*moment.prepare(work), *flags]
-    # what a moment makes comes first on the path: a package that sleeps is imported for the real
+    # the moment's folder comes first on the path: its sleeping package is imported instead
     path = os.pathsep.join([str(work), *filter(None, sys.path)])
     environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(scratch)}
     code, out, err = _interrupted(command, work, environment, moment.events)
     assert (code, err.splitlines()[-1:]) == (130, ["interrupted"]), (out, err)
     assert "Traceback" not in err
-    # torch's own cache folder, made whatever happens, is the one thing that may stay
+    # only torch's own cache folder may stay
     left = [path.name for path in scratch.iterdir() if not path.name.startswith("torchinductor")]
     assert left == []
     assert list(work.rglob("*.partial")) == []
@@ -147,11 +147,11 @@ def _wait(come: Callable[[], bool], process: subprocess.Popen[bytes] | None, err
 
 
 def _alive(group: int) -> bool:
-    """Whether a process of the group still runs. One that has ended, and that its new parent has
-    not yet asked for, still answers to signals."""
+    """Whether a process of the group still runs; zombies, which still accept signals, do not
+    count."""
     for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it ended meanwhile
-            # state, parent, group; the name before them may hold anything
+        with suppress(OSError):  # it ended in the meantime
+            # state, parent, group; the name before them may contain anything
             state, _, of = status.read_text().rpartition(")")[2].split()[:3]
             if int(of) == group and state not in "ZX":
                 return True

@@ -1,4 +1,4 @@
-"""Judges that cannot be asked: the addresses, keys, numbers and caches of a training."""
+"""Unusable judges: addresses, keys, numbers and caches in a training config."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def judged(
     key: str = KEY,
     **judge: object,
 ) -> Case:
-    """A training with this judge. ``before`` puts things into its folder."""
+    """A training with this judge. ``before`` prepares its folder."""
 
     def arguments(folder: Path) -> Sequence[object]:
         before(folder)

@@ -1,7 +1,7 @@
-"""Media that are broken, that lie, that are odd but whole, and paths that are no media.
+"""Media that are broken, have lying headers, or are odd but valid, and paths that are not media.
 
-A few cases go through the command; the others are read by ``load_media`` in a process of their own,
-forked like those of the runner: whatever the command does with media, it does by that function.
+A few cases go through the command; the others are read by ``load_media`` in a separate process,
+forked like the runner's: the command reads media only through that function.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ READ, REFUSED, EITHER = (0,), (2,), (0, 2)
 
 @dataclass(frozen=True)
 class Medium:
-    """``write`` makes the file in a folder and returns its path. ``codes``: 0 if it is to be read,
-    2 if refused; both where damage may or may not be seen. ``words``: of the message."""
+    """``write`` makes the file in a folder and returns its path. ``codes``: 0 if it should be read,
+    2 if refused; both where damage may go unnoticed. ``words``: in the message."""
 
     name: str
     modality: Modality
@@ -91,7 +91,7 @@ def made_of(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Pat
 
 
 def put(offset: int | bytes, data: bytes, *, beyond: int = 0) -> Callable[[bytes], bytes]:
-    """``data`` written over the bytes at an offset, or ``beyond`` the first place of a name."""
+    """``data`` overwrites the bytes at an offset, or ``beyond`` the first occurrence of a name."""
 
     def change(content: bytes) -> bytes:
         at = content.index(offset) + beyond if isinstance(offset, bytes) else offset
@@ -125,7 +125,7 @@ def _damaged() -> Iterator[Medium]:
         return bits.tobytes()
 
     for name in FORMATS:
-        yield Medium(f"{name} of which a part is zero", _kind(name), made_of(name, zeroed), EITHER)
+        yield Medium(f"{name} with a part zeroed", _kind(name), made_of(name, zeroed), EITHER)
         yield Medium(f"{name} with wrong bytes", _kind(name), made_of(name, noisy), EITHER)
 
 
@@ -135,7 +135,7 @@ def _damaged() -> Iterator[Medium]:
 def _lying() -> Iterator[Medium]:
     top = struct.pack(">I", 0xFFFF_FFFF)
     fields = {
-        # of an mp4: bytes beyond the name of the box, and what is written there
+        # in an mp4: bytes beyond the name of the box, and what is written there
         "timescale 0": (b"mvhd", 16, bytes(4)),
         "timescale 2^32 - 1": (b"mvhd", 16, top),
         "duration 2^32 - 1": (b"mvhd", 20, top),
@@ -159,7 +159,7 @@ def _lying() -> Iterator[Medium]:
     for what, (box, beyond, data) in fields.items():
         change = put(box, data, beyond=beyond)
         yield Medium(f"mp4 that states {what}", "video", made_of("v.mp4", change), EITHER)
-    # of a wav: offsets are those of its first 44 bytes
+    # in a wav: offsets into its first 44 bytes
     stated: dict[str, tuple[int, bytes]] = {
         "0 channels": (22, bytes(2)),
         "65535 channels": (22, b"\xff\xff"),
@@ -190,7 +190,7 @@ def _channels() -> Iterator[Medium]:
             (folder / "a.wav").write_bytes(content)
             return folder / "a.wav"
 
-        codes, words = (READ, "") if count <= 64 else (REFUSED, f"{count} channels of sound")
+        codes, words = (READ, "") if count <= 64 else (REFUSED, f"{count} audio channels")
         yield Medium(f"{count} channels", "audio", write, codes, words)
 
     def surround(folder: Path) -> Path:
@@ -252,15 +252,15 @@ def _odd() -> Iterator[Medium]:
     }
     for what, write in whole_clips.items():
         yield Medium(f"a clip of {what}", "video", write, READ)
-    yield Medium("frames that change their size", "video", _two_sizes, REFUSED, "change their size")
+    yield Medium("frames that change size", "video", _two_sizes, REFUSED, "change size")
     sliver = _clip("v.mkv", NOISE[:, :1, :48], **exact)
     yield Medium("a clip of one line", "video", sliver, EITHER)
     weeks = _clip("v.mkv", audio=SOUND, audio_starts=10**7, audio_codec="flac")
-    yield Medium("a track that sets in after months", "audio", weeks, REFUSED, "without sound in")
+    yield Medium("a track that starts after months", "audio", weeks, REFUSED, "without sound in")
 
 
 def _bomb(folder: Path) -> Path:
-    """Some kilobytes that are two frames of 27 MB."""
+    """A few kilobytes that decode to two frames of 27 MB."""
     frames = np.broadcast_to(np.zeros((1, 1, 1, 3), np.uint8), (2, 3_000, 3_000, 3))
     return write_media(folder / "v.mp4", frames)
 

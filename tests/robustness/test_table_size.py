@@ -1,4 +1,4 @@
-"""The table of bad input is as large as promised, and each of its cases can be told by its name."""
+"""The table of bad input is as large as promised, and its case names are unique."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Recordings that were cut, altered, written by something else, or are no files at all.
+"""Recordings that are truncated, altered, written by something else, or not files at all.
 
-A checksum says that nobody altered a file since it was written, not that what wrote it was right:
-nearly all of these have checksums that are right.
+A checksum says that a file was not altered since it was written, not that it was written correctly:
+nearly all of these have correct checksums.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def tensors(packed: bytes) -> Arguments:
 
 
 def rewritten(old: str, new: str) -> Arguments:
-    """What JSON's writers do not write."""
+    """Text that no JSON writer produces."""
 
     def make(folder: Path) -> Sequence[object]:
         file = recording(folder / "run") / "trace.json"
@@ -81,7 +81,7 @@ OTHER_TYPES = tuple(
 
 VALUE = ("stages", 1, "value", "config", "odd")
 MARKS: dict[str, object] = {
-    "pairs that are none": {"$map": [1, 2]},
+    "pairs that are not pairs": {"$map": [1, 2]},
     "pairs of three": {"$map": [[1, 2, 3]]},
     "pairs of text": {"$map": ["ab"]},
     "a map that is no list": {"$map": {"a": 1}},
@@ -91,7 +91,7 @@ MARKS: dict[str, object] = {
     "an unknown mark": {"$pickle": "gASVAAA="},
     "a mark and more": {"$float": "nan", "x": 1},
     "a float of many": {"$float": "many"},
-    "a list that is none": {"$list": 3},
+    "a list that is a number": {"$list": 3},
     "no such tensor": {"$tensor": "nowhere", "dtype": "int64", "shape": [1]},
     "a tensor that is no name": {"$tensor": 3},
     "an unknown class": {"$type": "Popen", "args": ["true"]},
@@ -134,10 +134,10 @@ TEXTS = (
     named(
         "a key twice",
         rewritten('"temperature": 1.0', '"temperature": 1.0, "temperature": 2.0'),
-        "twice",
+        "duplicate",
     ),
-    named("stages twice", rewritten('"stages":', '"stages": [], "stages":'), "twice"),
-    named("half a surrogate pair", rewritten('"do_sample"', '"\\ud800"'), "surrogate"),
+    named("stages twice", rewritten('"stages":', '"stages": [], "stages":'), "duplicate"),
+    named("a lone surrogate", rewritten('"do_sample"', '"\\ud800"'), "surrogate"),
     named("no text", rewritten("{", "\x00{"), "trace.json:1"),
     named("cut", rewritten(" ]\n}", " ]"), "trace.json"),
     named("a version of text", changed(put("version", value="1")), "format 1"),
@@ -230,13 +230,13 @@ def _of_another(data: dict[str, Any]) -> None:
     )
 
 
-def _good_path(data: dict[str, Any]) -> None:
+def _our_own_pass(data: dict[str, Any]) -> None:
     data["stages"] = data["stages"][:1]
     data["stages"][0]["value"] = [{"$type": "Malformed", "what": "x", "where": 0}]
 
 
 def _odd(value: str, key: str, odd: object) -> Change:
-    """Right types, and yet nothing that a look can read."""
+    """Correct types, yet nothing that a check can read."""
 
     def change(data: dict[str, Any]) -> None:
         kept = [r for r in data["stages"] if r["value"]["$type"] == value]
@@ -264,15 +264,15 @@ NOTHING_JUDGED = (
     named("no stages", changed(put("stages", value=[])), "no stage"),
     named("no stages, as JSON", changed(put("stages", value=[]), "--json"), "no stage"),
     named("values of other stages", changed(_of_another), "a StepSeen under 'sample'"),
-    named("a pass of the good path", changed(_good_path), "omni-grpo check"),
+    named("a pass of our own pipeline", changed(_our_own_pass), "omni-grpo check"),
 )
 SURROGATE = put("header", "who", value="\udc80 \x1b[31m")
 SOUND = (
     named("a healthy step", changed(lambda data: None), "HEALTHY", code=0),
-    named("a file name that is no UTF-8", changed(SURROGATE), code=0),
+    named("a file name that is not UTF-8", changed(SURROGATE), code=0),
     named("that name as JSON", changed(SURROGATE, "--json"), code=0),
     named(
-        "a call of which a look fails",
+        "a call on which a check fails",
         changed(_odd("GenerateCall", "inputs", {})),
         "HEALTHY",
         code=0,

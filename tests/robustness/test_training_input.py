@@ -1,4 +1,4 @@
-"""Runs that cannot work, and saved states that something happened to."""
+"""Runs that cannot work, and damaged saved states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from runner import run as run_case
 from safetensors.torch import load_file, save_file
 
 from omni_grpo_core import tiny
-from omni_grpo_core.training.checkpointing import cut_log, lock, newest
+from omni_grpo_core.training.checkpointing import lock, newest, truncate_log
 from omni_grpo_core.training.load_config import load_train_config
 
 Damage = Callable[[Path], object]
@@ -109,7 +109,7 @@ def _out_is(make: Callable[[Path], object]) -> Callable[[Path], Sequence[object]
 
 
 def _checkpoint_in(place: str) -> Callable[[Path], Sequence[object]]:
-    """A checkpoint that the run would write into, or over."""
+    """A checkpoint that the run would write into or overwrite."""
 
     def arguments(folder: Path) -> Sequence[object]:
         shutil.copytree(tiny.checkpoint_dir(), folder / place)
@@ -127,14 +127,14 @@ PLACES = (
     config("out with an escape code", ("printable",), out="run\x1b[2J"),
     config("out of 300 letters", ("name too long",), out="x" * 300),
     config("out in a file", ("out",), out="run.yaml/x"),
-    config("out in the checkpoint", ("outside of the checkpoint",),
+    config("out in the checkpoint", ("outside the checkpoint",),
            out=str(tiny.checkpoint_dir() / "run")),
-    config("out is the checkpoint", ("outside of the checkpoint",), out=str(tiny.checkpoint_dir())),
+    config("out is the checkpoint", ("outside the checkpoint",), out=str(tiny.checkpoint_dir())),
     Case("out is a file", _out_is(lambda run: run.write_text("")), words=("out",)),
     Case("out is a pipe", _out_is(os.mkfifo), words=("out",)),
     Case("out is a link to nothing", _out_is(lambda run: run.symlink_to("/no/where/x")),
          words=("out",)),
-    *(Case(f"checkpoint is {place}", _checkpoint_in(place), words=("write over",))
+    *(Case(f"checkpoint is {place}", _checkpoint_in(place), words=("overwrite",))
       for place in ("run/model", "run/state/1")),
     config("no checkpoint", ("checkpoint",), checkpoint=""),
     config("checkpoint that is not there", ("checkpoint",), checkpoint="none"),
@@ -143,7 +143,7 @@ PLACES = (
 MODULES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "raises at import": ("1 / 0", ("ZeroDivisionError while importing",)),
     "exits at import": ("raise SystemExit(0)", ("SystemExit while importing",)),
-    "is no Python": ("def f(:", ("SyntaxError while importing",)),
+    "is not Python": ("def f(:", ("SyntaxError while importing",)),
     "has no such function": ("x = 1", ("nothing named 'f'",)),
     "is a number": ("f = 1", ("int",)),
     "is a class that wants arguments": ("class f:\n def __init__(self, x): ...", ("arguments",)),
@@ -152,7 +152,7 @@ MODULES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "takes no arguments": ("def f(): return []", ("cannot be called",)),
     "takes no columns": ("def f(prompts, completions): return [1.0]", ("cannot be called",)),
 }
-"""What is seen of a reward function before anything is loaded."""
+"""Found in a reward function before anything is loaded."""
 
 CALLS: Mapping[str, tuple[str, str]] = {
     "raises": ("1 / 0", "ZeroDivisionError"),
@@ -164,7 +164,7 @@ CALLS: Mapping[str, tuple[str, str]] = {
     "returns 7": ("return [7] * len(completions)", "7"),
     "runs out of memory": ("raise MemoryError", "MemoryError"),
 }
-"""What is seen of it at the first step."""
+"""Found in it at the first step."""
 
 
 def with_reward(source: str) -> Callable[[Path], Sequence[object]]:
@@ -244,21 +244,21 @@ def lacks(name: bytes) -> Callable[[Path], object]:
 
 
 def wav(stated: int) -> bytes:
-    """Two seconds of sound under a header that states so many bytes."""
+    """Two seconds of sound under a header that states ``stated`` bytes."""
     head = struct.pack("<4sI4s4s", b"RIFF", 0xFFFF_FFFF, b"WAVE", b"fmt ") + LAYOUT
     sound = (1000 * np.sin(np.arange(32_000) / 5)).astype("<i2")
     return head + struct.pack("<4sI", b"data", stated) + sound.tobytes()
 
 
 def long_clip(path: Path) -> None:
-    """Twenty seconds, of which the last five are shown."""
+    """Twenty seconds, the last five of which are shown."""
     frames = np.zeros((200, 64, 64, 3), np.uint8)
     whole = write_media(path.with_suffix(".mp4"), frames, fps=10)
     path.write_bytes(trimmed(whole.read_bytes(), 15.0, 5.0))
 
 
 def apng(path: Path) -> None:
-    """One that states 0 pictures."""
+    """An APNG that states 0 pictures."""
     picture(path, "PNG")
     whole, chunk = path.read_bytes(), b"acTL" + bytes(8)
     length, check = (struct.pack(">I", number) for number in (8, zlib.crc32(chunk)))
@@ -317,7 +317,7 @@ def test_a_run_on_rows_that_cannot_be_used_leaves_nothing_behind(
     assert "Warning" not in outcome.stderr
 
 
-# of 20 s it has room for 10, and of the words around them
+# room for 10 of the 20 s, and for the words around them
 LIMITED = {**setting(max_prompt_length=350, media={"fps": 10.0, "max_frames": 200}), "steps": 1}
 USABLE = (
     *(Case(f"a wav that states {stated:#x} bytes", with_medium(body(wav(stated)), "audio",
@@ -334,8 +334,8 @@ USABLE = (
 def test_a_run_on_odd_media_that_can_be_used(
     case: Case, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """``check`` took them, and ``train`` refused them by what their headers say, or let a library
-    have its say on stderr."""
+    """``check`` accepted them, but ``train`` refused them by their headers, or let a library print
+    to stderr."""
     outcome = check_case(case, tmp_path, record_property)
     assert "Warning" not in outcome.stderr
 
@@ -433,7 +433,7 @@ def record(**changes: Any) -> Damage:
 
 
 def instead(make: Callable[[Path], object]) -> Damage:
-    """Of the whole folder."""
+    """Replaces the whole folder."""
 
     def damage(state: Path) -> None:
         shutil.rmtree(state)
@@ -445,8 +445,8 @@ def instead(make: Callable[[Path], object]) -> Damage:
 WEIGHTS, OPTIMIZER, RANDOM = "model.safetensors", "optimizer.bin", "random_states_0.pkl"
 STEP = {"scores": {"a": [1.0]}, "totals": [1.0], "group_ids": ["g"], "capped": [False]}
 DAMAGE: Mapping[str, tuple[Damage, str]] = {
-    "run.json cut": (cut("run.json"), "no JSON"),
-    "run.json empty": (emptied("run.json"), "no JSON"),
+    "run.json cut": (cut("run.json"), "not JSON"),
+    "run.json empty": (emptied("run.json"), "not JSON"),
     "run.json missing": (removed("run.json"), "no such file"),
     "run.json a folder": (replaced("run.json", Path.mkdir), "a folder"),
     "run.json a pipe": (replaced("run.json", os.mkfifo), "a pipe"),
@@ -456,9 +456,9 @@ DAMAGE: Mapping[str, tuple[Damage, str]] = {
         f"run.json {content[:12]}": (text("run.json", content), word)
         for content, word in (
             ("{}", "does not hold"), ("[]", "does not hold"), ("null", "does not hold"),
-            ("7", "does not hold"), ("nonsense", "no JSON"), ("[" * 3000, "deep"),
+            ("7", "does not hold"), ("nonsense", "not JSON"), ("[" * 3000, "deep"),
             ('{"step": ' + "9" * 5000 + "}", "digits"), ('{"step": NaN}', "NaN"),
-            ('{"step": 3, "step": 3}', "twice"),
+            ('{"step": 3, "step": 3}', "duplicate"),
             ('{"step": 3, "fingerprint": "x", "guard": []}', "earlier version"),
         )
     },
@@ -466,19 +466,20 @@ DAMAGE: Mapping[str, tuple[Damage, str]] = {
         f"{key} {value!r}"[:40]: (record(**{key: value}), word)
         for key, value, word in (
             ("step", "3", "does not hold"), ("step", True, "does not hold"),
-            ("step", 3.0, "does not hold"), ("step", -1, "of step -1"), ("step", 99, "of step 99"),
+            ("step", 3.0, "does not hold"), ("step", -1, "step -1"), ("step", 99, "from step 99"),
             ("fingerprint", None, "does not hold"), ("format", None, "does not hold"),
             ("format", "2", "does not hold"), ("files", [], "does not hold"),
             ("files", {WEIGHTS: 7}, "size and hash"), ("files", {WEIGHTS: [1, "x"]}, "bytes of 1"),
             ("files", {"../../../x": [1, "x"]}, "missing"), ("files", {"": [1, "x"]}, "missing"),
-            ("guard", {}, "does not hold"), ("guard", [7], "no step"), ("guard", [{}], "no step"),
-            ("guard", [{**STEP, "totals": "x"}], "no step"),
-            ("guard", [{**STEP, "totals": ["x"]}], "no step"),
-            ("guard", [{**STEP, "totals": []}], "no step"),
-            ("guard", [{**STEP, "scores": {"a": 1.0}}], "no step"),
-            ("guard", [{**STEP, "capped": [0]}], "no step"),
-            ("guard", [{**STEP, "group_ids": [1]}], "no step"),
-            ("guard", [{**STEP, "more": 1}], "no step"),
+            ("guard", {}, "does not hold"),
+            ("guard", [7], "not a step"), ("guard", [{}], "not a step"),
+            ("guard", [{**STEP, "totals": "x"}], "not a step"),
+            ("guard", [{**STEP, "totals": ["x"]}], "not a step"),
+            ("guard", [{**STEP, "totals": []}], "not a step"),
+            ("guard", [{**STEP, "scores": {"a": 1.0}}], "not a step"),
+            ("guard", [{**STEP, "capped": [0]}], "not a step"),
+            ("guard", [{**STEP, "group_ids": [1]}], "not a step"),
+            ("guard", [{**STEP, "more": 1}], "not a step"),
         )
     },
     **{
@@ -486,7 +487,7 @@ DAMAGE: Mapping[str, tuple[Damage, str]] = {
         for name in (WEIGHTS, OPTIMIZER, RANDOM)
         for how, damage, word in (
             ("cut", cut, "bytes of"), ("empty", emptied, "0 bytes of"),
-            ("missing", removed, "missing"), ("with one bit flipped", flipped, "not what was"),
+            ("missing", removed, "missing"), ("with one bit flipped", flipped, "differs from"),
         )
     },
     "weights a folder": (replaced(WEIGHTS, Path.mkdir), "missing"),
@@ -504,7 +505,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 def record_within(name: str) -> bool:
-    """Damage within a readable record: looked at without the command below."""
+    """Damage within a readable record: tested without the command below."""
     return not name.endswith(
         ("cut", "missing", "{}", "flipped", "empty", "pipe", "place", "folder")
     )
@@ -514,11 +515,11 @@ def record_within(name: str) -> bool:
     "name",
     [pytest.param(n, marks=pytest.mark.slow) if record_within(n) else n for n in DAMAGE],
 )
-def test_no_whole_state_is_no_new_start(
+def test_without_an_intact_state_nothing_starts_over(
     name: str, copied: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """The newest state damaged and the older one gone: it says what is wrong with it, and neither
-    begins anew nor touches what is there."""
+    """The newest state is damaged and the older one gone: the run says what is wrong, and neither
+    starts over nor touches what is there."""
     damage, word = DAMAGE[name]
     shutil.rmtree(copied / "run" / "state" / "000002")
     damage(copied / "run" / "state" / "000003")
@@ -528,21 +529,21 @@ def test_no_whole_state_is_no_new_start(
         copied.rename(folder)
         return ["train", "run.yaml"]
 
-    case = Case(name, arguments, words=("state 000003 is not whole", word))
+    case = Case(name, arguments, words=("state 000003 is incomplete", word))
     check_case(case, tmp_path, record_property)
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_the_newest_whole_state_is_gone_back_to(name: str, copied: Path) -> None:
+def test_the_newest_intact_state_is_used(name: str, copied: Path) -> None:
     damage, word = DAMAGE[name]
     damage(copied / "run" / "state" / "000003")
     plan, _ = load_train_config(copied / "run.yaml")
     saved = newest(copied / "run", plan)
     assert saved is not None
     assert (saved.step, saved.folder.name, len(saved.guard)) == (2, "000002", 2)
-    assert len(saved.passed) == 1
-    assert saved.passed[0].startswith("state 000003 is not whole: ")
-    assert word in saved.passed[0]
+    assert len(saved.skipped) == 1
+    assert saved.skipped[0].startswith("state 000003 is incomplete: ")
+    assert word in saved.skipped[0]
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -566,28 +567,28 @@ def resumed(folder: Path, name: str, record_property: Callable[[str, object], No
         )),
     ],
 )  # fmt: skip
-def test_the_run_goes_on_from_it_and_says_so(
+def test_the_run_resumes_from_it_and_says_so(
     name: str, finished: Path, copied: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """The broken state is in nobody's way: it is written again when its step comes."""
+    """The broken state is not in the way: it is overwritten when its step comes."""
     DAMAGE[name][0](copied / "run" / "state" / "000003")
     (copied / "run" / "state" / "notes.txt").write_text("mine")
     outcome = resumed(copied, name, record_property)
     assert outcome.code == 0, outcome.stderr
     (warning,) = [line for line in outcome.stderr.splitlines() if line.startswith("warning: ")]
-    assert "state 000003 is not whole" in warning
-    assert warning.endswith("going on from state 000002")
+    assert "state 000003 is incomplete" in warning
+    assert warning.endswith("resuming from state 000002")
     assert logged(copied) == logged(finished)
     plan, _ = load_train_config(copied / "run.yaml")
     saved = newest(copied / "run", plan)
     assert saved is not None
-    assert (saved.step, saved.passed) == (3, ())
+    assert (saved.step, saved.skipped) == (3, ())
     left = {path.name for path in (copied / "run" / "state").iterdir()}
     assert left == {"000002", "000003", "notes.txt"}
 
 
 def _own_hash(state: Path, name: str, make: Callable[[Path], object]) -> None:
-    """A file of another content, and a record that agrees with it."""
+    """A file with other content, and a record that matches it."""
     make(state / name)
     body = (state / name).read_bytes()
     content = json.loads((state / "run.json").read_text())
@@ -596,7 +597,7 @@ def _own_hash(state: Path, name: str, make: Callable[[Path], object]) -> None:
 
 
 class Evil:
-    """What a pickle can do to who loads it."""
+    """What a pickle can do to whoever loads it."""
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         return (Path.touch, (Path("executed"),))
@@ -633,7 +634,7 @@ RIGHT_HASH: Mapping[str, Damage] = {
         for n in RIGHT_HASH
     ],
 )  # fmt: skip
-def test_files_that_are_not_the_model_s_whatever_their_hash(
+def test_files_of_another_model_are_refused_whatever_their_hash(
     name: str, copied: Path, record_property: Callable[[str, object], None]
 ) -> None:
     RIGHT_HASH[name](copied / "run" / "state" / "000003")
@@ -656,15 +657,15 @@ def state_is(make: Callable[[Path], object]) -> Damage:
 OTHERS: Mapping[str, tuple[Damage, str]] = {
     "another format": (of_state(record(format=3)), "format 3"),
     "other settings": (of_state(record(fingerprint="f" * 64)), "other settings"),
-    "state is a file": (state_is(Path.touch), "no folder"),
-    "state is a link to nothing": (state_is(lambda p: p.symlink_to("x")), "no folder"),
+    "state is a file": (state_is(Path.touch), "other than a folder"),
+    "state is a link to nothing": (state_is(lambda p: p.symlink_to("x")), "other than a folder"),
     "log is a folder": (replaced("log.jsonl", Path.mkdir), "a folder"),
     "log is a pipe": (replaced("log.jsonl", os.mkfifo), "a pipe"),
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_a_run_cannot_go_on_from(
+def test_what_a_run_cannot_resume_from(
     name: str, copied: Path, record_property: Callable[[str, object], None]
 ) -> None:
     damage, word = OTHERS[name]
@@ -679,24 +680,24 @@ LOGS: Mapping[str, bytes] = {
     "noise": b"\x00\xff\xfe noise\n" * 3,
     "other values": b'[]\n7\nnull\n{}\n{"step": "1"}\n{"step": true}\n',
     "deep": b"[" * 5000 + b"\n",
-    # JSON but for one byte: found by the fuzz lane
+    # JSON but for one byte: found by fuzzing
     "a byte within a step": b'{"step": 0, "note": "\xff"}\n',
 }
 
 
 @pytest.mark.parametrize("name", LOGS)
-def test_a_log_that_is_none_is_kept_beside_the_new_one(name: str, tmp_path: Path) -> None:
+def test_an_unreadable_log_is_kept_beside_the_new_one(name: str, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"step": 0, "loss": NaN}\n' + LOGS[name] + b'{"step": 1}\n{"st')
     whole = path.read_bytes()
-    warning = cut_log(path, 1)
+    warning = truncate_log(path, 1)
     assert warning is not None
     assert f"{LOGS[name].count(10)} lines of " in warning
     assert path.read_bytes() == b'{"step": 0, "loss": NaN}\n'
     assert (tmp_path / "log.jsonl.unreadable").read_bytes() == whole
 
 
-def test_a_run_with_such_a_log_says_so_and_goes_on(
+def test_a_run_with_such_a_log_says_so_and_resumes(
     copied: Path, record_property: Callable[[str, object], None]
 ) -> None:
     (copied / "run" / "log.jsonl").write_bytes(b"noise\n")
@@ -715,14 +716,14 @@ def test_a_folder_has_one_run_at_a_time(
     finally:
         os.close(handle)
     assert outcome.code == 2
-    assert "a run that is still going on" in outcome.stderr
+    assert "a run that is still in progress" in outcome.stderr
 
 
 # --------------------------------------------------------------------------- while it runs
 
 
 def with_patch(body: str) -> Callable[[Path], Sequence[object]]:
-    """A reward whose module does something to the process at the second step."""
+    """A reward that runs ``body`` at the second step."""
     source = f"""
 import os, resource, signal
 from toy_rewards import early_letters
@@ -740,10 +741,10 @@ def f(completions, **columns):
 FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
 
 
-def test_a_full_disk_while_saving_leaves_the_older_state_and_the_run_goes_on_later(
+def test_a_full_disk_while_saving_leaves_the_older_state_to_resume_from(
     finished: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """It left half a state behind, a traceback of the writer's library, and exit code 1."""
+    """It left half a state, a traceback from the writing library, and exit code 1."""
     folder = tmp_path / "given"
     folder.mkdir()
     words = [str(word) for word in with_patch(FULL)(folder)]
@@ -752,7 +753,7 @@ def test_a_full_disk_while_saving_leaves_the_older_state_and_the_run_goes_on_lat
     assert outcome.code == 2, outcome
     (message,) = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
     assert "state/000002" in message
-    assert "a place to write to" in message
+    assert "a writable path" in message
     assert [path.name for path in (folder / "run" / "state").iterdir()] == ["000001"]
     with_patch("pass")(folder)
     again = run_case(Case("room again", written), words, folder)
@@ -778,7 +779,7 @@ def test_a_run_that_is_ended_by_hand_keeps_what_it_saved(
     assert [path.name for path in (folder / "run" / "state").iterdir()] == ["000001"]
 
 
-def test_what_a_reward_prints_does_not_stand_in_the_json(
+def test_what_a_reward_prints_stays_out_of_the_json(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     folder = tmp_path / "given"

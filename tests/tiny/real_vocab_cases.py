@@ -1,4 +1,4 @@
-"""Shipped clips with questions of their own: what the real vocabulary's goldens are made of."""
+"""Shipped clips with their own questions: the cases of the real vocabulary's goldens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omni_grpo_core.tiny.architecture import thinker_config
 from omni_grpo_core.types import Batch, MediaRef, Modality, ProblemType, Sample
 
 SETTINGS = Settings(media=MediaConfig(max_pixels=56 * 56))
-"""The library's defaults, but for frames of 4 tokens."""
+"""The library's defaults, except for frames of 4 tokens."""
 
 _CLIPS = tiny.data_file().parent
 _GOLD = "<answer>A</answer>"
@@ -34,7 +34,7 @@ def _sample(
 SAMPLES = {
     sample.sample_id: sample
     for sample in (
-        # 3 s: more than one of the 2 s chunks that video and sound take turns in
+        # 3 s: more than one of the 2 s chunks in which video and sound alternate
         _sample(
             "interleaved",
             "Does the speaker's tone match what's on screen, and why isn't it louder?",
@@ -66,8 +66,8 @@ MIXED = ("interleaved", "image", "text")
 
 
 def weightless(processor: Any) -> Policy:
-    """A policy that can say positions, and nothing else: the tiny thinker with the processor's ids,
-    on the meta device. Positions depend on ids, merge size, and ids a second; see
+    """A policy that can compute positions and nothing else: the tiny thinker with the processor's
+    ids, on the meta device. Positions depend on ids, merge size, and ids per second; see
     ``test_positions_are_those_of_the_full_model``."""
     from transformers import (
         Qwen2_5OmniThinkerConfig,

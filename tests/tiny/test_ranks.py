@@ -1,4 +1,4 @@
-"""Reading byte-pair ranks: what is missing or broken is said, never guessed."""
+"""Reading byte-pair ranks: what is missing or broken is reported, never guessed."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ def test_ranks_come_in_rank_order_whatever_the_order_of_lines(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (b"IQ==", ":1: found b'IQ=='"),
         (b"IQ== 0\n\nIg== 1", ":2: found b''"),
         (b"IQ== 0\nIg== one", ":2: found b'Ig== one'"),
         (b"I?== 0", ":1: found b'I?== 0'"),
         (b"IQ== 0\nIQ== 1", ":2: found a token that an earlier line has"),
-        (b"IQ== 0\nIg== 2", "2 ranks that do not run from 0 on"),
+        (b"IQ== 0\nIg== 2", "2 ranks that are not 0 to 1"),
         (b"IQ== 0\nIg== 1", "a byte without a token"),
     ],
 )
-def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: bytes, told: str) -> None:
+def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: bytes, message: str) -> None:
     path = tmp_path / "qwen.tiktoken"
     path.write_bytes(text)
     with pytest.raises(ConfigError) as caught:
         read_ranks(path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in caught.value.item
 
 
-def test_the_pair_is_the_one_that_encoding_ends_with() -> None:
-    # abc: "bc" was learnt before "ab", so abc came of a + bc although ab + c is there as well
+def test_the_pair_is_what_encoding_ends_with() -> None:
+    # abc: "bc" was learnt before "ab", so abc is a + bc although ab + c exists too
     ranks = {token: rank for rank, token in enumerate([*BYTES, b"bc", b"ab", b"abc", b"abcab"])}
     assert vocabulary_and_merges(ranks)[1] == [("b", "c"), ("a", "b"), ("a", "bc"), ("abc", "ab")]
 
 
-def test_a_token_that_nothing_makes_up_is_refused() -> None:
+def test_a_token_that_is_no_pair_is_refused() -> None:
     ranks = {token: rank for rank, token in enumerate([*BYTES, b"abc", b"ab"])}
     with pytest.raises(ConfigError, match=r"token 256 .*b'abc': found 3 parts"):
         vocabulary_and_merges(ranks)
@@ -75,7 +75,7 @@ def test_ranks_of_another_model_are_refused(tmp_path: Path) -> None:
         build_tokenizer(path)
 
 
-def test_without_the_package_the_error_says_how_to_get_it(
+def test_without_the_package_the_error_shows_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "dashscope", None)
@@ -84,11 +84,11 @@ def test_without_the_package_the_error_says_how_to_get_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_package_that_no_longer_carries_the_file(
+def test_a_package_that_no_longer_contains_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "dashscope").mkdir()
-    # a package that must not be run: only its place is asked for
+    # a package that must not be run: only its path is looked up
     (tmp_path / "dashscope" / "__init__.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"qwen\.tiktoken: found no such file"):

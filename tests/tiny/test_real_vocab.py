@@ -1,4 +1,4 @@
-"""The built tokenizer and processor against what Qwen2.5-Omni publishes."""
+"""The built tokenizer and processor compared with what Qwen2.5-Omni publishes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-# sha256 of files of Qwen/Qwen2.5-Omni-3B, as public download manifests list them; vocab.json and
-# merges.txt are those of every Qwen2.5 and Qwen3
+# sha256 of files of Qwen/Qwen2.5-Omni-3B, from public download manifests; vocab.json and
+# merges.txt are the same for every Qwen2.5 and Qwen3
 PUBLISHED = {
     "vocab.json": "ca10d7e9fb3ed18575dd1e277a2579c16d108e32f27439684afa0e10b1440910",
     "merges.txt": "8831e4f1a044471340f7c0a83d7bd71306a5b867e95fd870f74d0c5308a904d5",
@@ -19,8 +19,8 @@ PUBLISHED = {
     "tokenizer.json": "8441917e39ae0244e06d704b95b3124795cec478e297f9afac39ba670d7e9d99",
     "preprocessor_config.json": "b47055ce61463ce143e9aab741d55c0aa520801a0a5d63be73c5b17cecb6bc69",
 }
-# what our files say beside the published ones: the libraries' own defaults, written out
-SPELT_OUT = {"do_resize", "do_rescale", "rescale_factor", "do_normalize", "do_convert_rgb"} | {
+# what our files state besides the published ones: the libraries' own defaults, spelled out
+EXPLICIT = {"do_resize", "do_rescale", "rescale_factor", "do_normalize", "do_convert_rgb"} | {
     "resample",
     "size",
 }
@@ -39,7 +39,7 @@ def as_published(folder: Path, name: str) -> bytes:
         by_id = dict(sorted(content.items(), key=lambda item: item[1]))
         return json.dumps(by_id, ensure_ascii=False, separators=(",", ":")).encode()
     if name == "tokenizer.json":
-        # flags that are about offsets, or that these parts do not use
+        # flags about offsets, or that these parts do not use
         unused = {
             "type": "ByteLevel",
             "add_prefix_space": False,
@@ -55,26 +55,26 @@ def as_published(folder: Path, name: str) -> bytes:
         for key in ("eos_token", "pad_token"):
             content[key] = {"content": content[key], **plain}
         return json.dumps(content, ensure_ascii=False, indent=2).encode()
-    content = {key: value for key, value in content.items() if key not in SPELT_OUT}
+    content = {key: value for key, value in content.items() if key not in EXPLICIT}
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_files_are_the_published_ones_to_the_byte(qwen_folder: Path, name: str) -> None:
+def test_the_files_are_byte_identical_to_the_published_ones(qwen_folder: Path, name: str) -> None:
     assert hashlib.sha256(as_published(qwen_folder, name)).hexdigest() == PUBLISHED[name]
 
 
-def test_what_is_spelt_out_beside_the_published_constants_is_the_default(qwen: Any) -> None:
+def test_what_is_explicit_besides_the_published_constants_is_the_default(qwen: Any) -> None:
     from transformers import Qwen2VLImageProcessor
 
-    # the default of the upper limit has changed between versions; Qwen publishes its own
+    # the default upper limit has changed between versions; Qwen publishes its own
     usual = Qwen2VLImageProcessor(min_pixels=3136, max_pixels=12845056)
-    for name in sorted(SPELT_OUT):
+    for name in sorted(EXPLICIT):
         assert getattr(qwen.image_processor, name) == getattr(usual, name), name
 
 
 def test_the_processor_has_qwens_limits(qwen: Any) -> None:
-    # chunk_length 300 s at 16 kHz, a mel frame each 160 samples
+    # chunk_length 300 s at 16 kHz, a mel frame every 160 samples
     assert (qwen.feature_extractor.n_samples, qwen.feature_extractor.nb_max_frames) == (
         4_800_000,
         30_000,
@@ -96,9 +96,9 @@ def test_markup_is_one_id_each_and_tool_tokens_are_text(qwen: Any) -> None:
     assert tokenizer.bos_token_id is None
 
 
-def test_answer_tags_are_text_that_merges_with_what_stands_around(qwen: Any) -> None:
-    """Why spans of a completion come from text offsets: ``<think>`` and ``</think>`` are other
-    tokens, and the first of ``</think>`` can have swallowed the reasoning's last character."""
+def test_answer_tags_are_text_that_merges_with_its_neighbours(qwen: Any) -> None:
+    """Why spans of a completion come from text offsets: ``<think>`` and ``</think>`` are several
+    tokens, and the first of ``</think>`` may include the reasoning's last character."""
     ids = qwen.tokenizer("<think>It is red.</think>")["input_ids"]
     pieces = [qwen.tokenizer.decode([token]) for token in ids]
     assert pieces == ["<th", "ink", ">", "It", " is", " red", ".</", "think", ">"]
@@ -106,10 +106,10 @@ def test_answer_tags_are_text_that_merges_with_what_stands_around(qwen: Any) -> 
     assert qwen.tokenizer("red</think>")["input_ids"][1:3] == [522, 26865]
 
 
-def test_the_system_turn_is_added_where_there_is_none(qwen: Any) -> None:
+def test_a_missing_system_message_is_added(qwen: Any) -> None:
     asked = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]
     text = qwen.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-    # 4.52's omni processor answers one conversation with a list
+    # 4.52's omni processor returns a list for one conversation
     assert ([text] if isinstance(text, str) else text) == [
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<|vision_bos|><|VIDEO|><|vision_eos|><|im_end|>\n"

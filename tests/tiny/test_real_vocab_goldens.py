@@ -1,7 +1,7 @@
-"""Tokenized multimodal batches with Qwen2.5-Omni's true ids: text, media, batch and positions.
+"""Tokenized multimodal batches with Qwen2.5-Omni's real ids: text, media, batch and positions.
 
 The goldens are ``golden/real-vocab-*``. The same ones hold for the processor of a real checkpoint
-(``--checkpoint``), whose own template, tokenizer and preprocessing are then what is checked.
+(``--omni-checkpoint``), whose own template, tokenizer and preprocessing are then checked.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def check_case(golden: OmniGolden, done: Pass, name: str) -> None:
 def check_mixed(golden: OmniGolden, done: Pass) -> None:
     policy, inputs = done
     batch = batch_of(policy, inputs, *MIXED)
-    # the rows have goldens of their own; these are what collating adds
+    # the rows have their own goldens; these are what collating adds
     added = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     golden.check(added, "batch", case="real-vocab-mixed", decode=policy.decode)
     golden.check(positions(policy, batch), "positions", case="real-vocab-mixed")
@@ -81,7 +81,7 @@ def test_mixed_batch_of_a_checkpoint(omni_golden: OmniGolden, published: Pass) -
 
 
 def test_the_cases_are_sound(built: Pass) -> None:
-    """A golden of something broken would hold it fast."""
+    """A golden of something broken would preserve it."""
     policy, inputs = built
     failed = [
         check
@@ -100,8 +100,8 @@ def test_the_cases_are_sound(built: Pass) -> None:
 
 
 def test_positions_are_those_of_the_full_model(built: Pass) -> None:
-    """The small config agrees with the 7B model's, which are transformers' defaults, in all that
-    positions are made of."""
+    """The small config agrees with the 7B model's, which is transformers' default, in everything
+    that positions depend on."""
     from transformers import Qwen2_5OmniThinkerConfig
 
     full, small = Qwen2_5OmniThinkerConfig(), built[0].model.config

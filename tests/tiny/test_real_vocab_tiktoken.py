@@ -1,4 +1,4 @@
-"""The converted tokenizer encodes as tiktoken does with the ranks themselves."""
+"""The converted tokenizer encodes like tiktoken with the ranks themselves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MARKUP = {token: ids[0] for token, ids in KNOWN_IDS.items() if ids[0] >= 151_643}
-# Qwen2's pattern as tiktoken spells it: possessive and plain quantifiers take the same text here
+# Qwen2's pattern in tiktoken's syntax: possessive and plain quantifiers match the same text here
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -76,11 +76,11 @@ def test_every_token_as_a_text_of_its_own(built: Tokenizer, encoding: Any, ranks
             continue  # part of a character
     assert len(texts) > 150_000
     found = [made.ids for made in built.encode_batch(texts)]
-    # most come back as themselves; where NFC or the pattern takes one apart, both do
+    # most are returned as they are; if NFC or the pattern splits one, both split it
     assert found == [expected(encoding, text) for text in texts]
 
 
-# surrogates are no text; unassigned characters get another category with each Unicode version
+# surrogates are not text; unassigned characters change category with each Unicode version
 CHARACTERS = st.characters(exclude_categories=("Cs", "Cn"))
 SNIPPETS = st.sampled_from((" ", "  ", "\n", "\r\n", "'s", "'LL", "</", ".", "１", "é", "e\u0301"))
 TEXT = st.lists(st.one_of(CHARACTERS, SNIPPETS), max_size=60).map("".join)
@@ -95,6 +95,6 @@ def test_any_text(built: Tokenizer, encoding: Any, text: str) -> None:
 def test_any_text_between_markup(
     built: Tokenizer, encoding: Any, pieces: list[tuple[str, str]]
 ) -> None:
-    # markup is cut out before the text between is normalised
+    # markup is split off before the text between is normalised
     wanted = [token for text, mark in pieces for token in (*expected(encoding, text), MARKUP[mark])]
     assert built.encode("".join(text + mark for text, mark in pieces)).ids == wanted

@@ -12,17 +12,17 @@ Run = Callable[..., tuple[int, str, str]]
 def test_a_folder_and_one_object(ranks: Path, tmp_path: Path, run_cli: Run) -> None:
     out = tmp_path / "qwen"
     code, stdout, _ = run_cli("realvocab", "build", out, "--json")
-    told = json.loads(stdout)
-    assert (code, told["processor"]) == (0, str(out))
-    assert told["known_ids"]["<|VIDEO|>"] == [151656]
+    printed = json.loads(stdout)
+    assert (code, printed["processor"]) == (0, str(out))
+    assert printed["known_ids"]["<|VIDEO|>"] == [151656]
     vocabulary = json.loads((out / "vocab.json").read_text(encoding="utf-8"))
     assert (vocabulary["</"], vocabulary["think"]) == (522, 26865)
 
     code, stdout, stderr = run_cli("realvocab", "build", out)
     assert (code, stdout) == (2, "")
-    assert "found a folder that already holds something" in stderr
+    assert "found a folder that is not empty" in stderr
 
 
-def test_a_place_that_is_not_there_is_known_before_the_work(tmp_path: Path, run_cli: Run) -> None:
+def test_a_missing_parent_folder_is_reported_before_the_work(tmp_path: Path, run_cli: Run) -> None:
     code, _, stderr = run_cli("realvocab", "build", tmp_path / "nowhere" / "qwen")
     assert (code, "No such file or directory" in stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""The shipped folder and rows: small, whole, and read alike by every supported library."""
+"""The shipped folder and rows: small, complete, and read alike by every supported library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_it_is_small() -> None:
     assert sum(file.stat().st_size for file in tiny.data_file().parent.iterdir()) <= 1_000_000
 
 
-def test_no_folder_of_the_machine_that_built_it_is_named() -> None:
+def test_it_names_no_folder_of_the_machine_that_built_it() -> None:
     for file in FOLDER.glob("*.json"):
         assert "/root" not in file.read_text(encoding="utf-8")
 
@@ -100,7 +100,7 @@ def test_the_chat_template_writes_qwen_omni_s_format(processor: Qwen2_5OmniProce
         {"role": "assistant", "content": "A"},
         {"role": "user", "content": "Sure?"},
     ]
-    # a list of conversations: up to 4.57 one alone is answered with a list as well
+    # a list of conversations: up to 4.57 a single one returns a list too
     (text,) = processor.apply_chat_template(
         [conversation], add_generation_prompt=True, tokenize=False
     )
@@ -125,7 +125,7 @@ def test_a_conversation_without_system_message_gets_the_default_one(
     )
 
 
-def test_the_shipped_rows_are_read_and_cover_every_way_to_carry() -> None:
+def test_the_shipped_rows_are_read_and_cover_every_combination_of_media() -> None:
     samples = load_samples(tiny.data_file())
     assert len(samples) >= 16
     carried = {tuple(ref.modality for ref in sample.media) for sample in samples}
@@ -142,7 +142,7 @@ def test_the_shipped_clips_were_held_out_of_training() -> None:
 
 
 def test_the_shipped_rows_are_what_the_recipe_writes(tmp_path: Path) -> None:
-    """Rows exactly; of the clips the names (another libx264 may write other bytes)."""
+    """Rows exactly, clips by name (another libx264 may write other bytes)."""
     written = shipped.write_data(tmp_path)
     assert written.read_text(encoding="utf-8") == tiny.data_file().read_text(encoding="utf-8")
     assert {f.name for f in tmp_path.iterdir()} == {

@@ -1,4 +1,4 @@
-"""Clips: the same everywhere, carrying their attributes, and motion that needs time."""
+"""Clips: the same everywhere, true to their attributes, with motion that one frame cannot show."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from omni_grpo_core.tiny.clips import (
 RED = Attributes("red", "left", "low")
 
 
-def test_the_splits_part_all_combinations_and_each_has_every_value() -> None:
+def test_the_splits_partition_all_combinations_and_each_has_every_value() -> None:
     assert sorted(a for s in SPLITS for a in map(ALL.index, combinations(s))) == list(range(64))
     assert [len(combinations(split)) for split in SPLITS] == [40, 8, 16]
     for split in SPLITS:
@@ -50,8 +50,8 @@ def test_a_clip_is_its_attributes_and_seed() -> None:
 
 @pytest.mark.parametrize("seed", [3, 9_000_003])
 def test_the_same_clip_is_the_same_file(tmp_path: Path, seed: int) -> None:
-    """With x264's macroblock tree the second clip came out in seven variants of 60 encodings, and
-    no two trainings saw the same frames. All ten alike by chance: below 1 in 1,000."""
+    """With x264's macroblock tree 60 encodings of the second clip had seven variants, and no two
+    training runs saw the same frames. Ten equal ones by chance: below 1 in 1,000."""
     clip = Clip(ALL[seed % 64], seed=seed)
     written = set()
     for _ in range(10):
@@ -80,17 +80,17 @@ def _mask(picture: Frames) -> NDArray[np.bool_]:
 @pytest.mark.parametrize(
     ("motion", "axis", "sign"), [("left", 1, -1), ("right", 1, 1), ("up", 0, -1), ("down", 0, 1)]
 )
-def test_the_bar_moves_that_way_around_the_picture(motion: str, axis: int, sign: int) -> None:
+def test_the_bar_moves_that_way_around_the_frame(motion: str, axis: int, sign: int) -> None:
     shown = frames(Clip(Attributes("red", motion, "low"), seed=11))
     first, second = _mask(shown[0]), _mask(shown[1])
-    # 56 px/s at 8 frames/s is 7 px a frame, 10% either way
+    # 56 px/s at 8 frames/s is 7 px per frame, 10% either way
     overlaps = {step: int((np.roll(first, step, axis) & second).sum()) for step in range(-10, 11)}
     best = max(overlaps, key=lambda step: overlaps[step])
     assert best * sign in (6, 7, 8)
 
 
 @pytest.mark.parametrize(("one", "other"), [("left", "right"), ("up", "down")])
-def test_no_single_frame_tells_the_direction(one: str, other: str) -> None:
+def test_no_single_frame_shows_the_direction(one: str, other: str) -> None:
     """Both ways along an axis start from the same first frame: only later ones differ."""
     shown = [frames(Clip(Attributes("red", motion, "low"), seed=5)) for motion in (one, other)]
     assert np.array_equal(shown[0][0], shown[1][0])
@@ -109,7 +109,7 @@ def test_the_tone_has_the_pitch(pitch: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seconds", [1, 3])
-def test_an_mp4_holds_h264_and_aac_of_the_clip(tmp_path: Path, seconds: int) -> None:
+def test_an_mp4_contains_h264_and_aac_of_the_clip(tmp_path: Path, seconds: int) -> None:
     clip = Clip(RED, seed=2, seconds=seconds)
     clips.write_mp4(clip, tmp_path / "clip.mp4")
     with av.open(str(tmp_path / "clip.mp4")) as container:

@@ -62,7 +62,7 @@ def test_held_out_clips_are_answered_to_the_letter(policy: Policy, examples: lis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["policy", "qwen3_policy"])
-def test_every_sense_is_used_and_no_other(family: str, request: pytest.FixtureRequest) -> None:
+def test_each_answer_uses_its_modality_only(family: str, request: pytest.FixtureRequest) -> None:
     result = summary(evaluate(request.getfixturevalue(family), clips=32))
     for topic in TOPICS:
         assert result[f"as it is/{topic}"] >= 0.95
@@ -74,15 +74,15 @@ def test_every_sense_is_used_and_no_other(family: str, request: pytest.FixtureRe
         ("sound silenced", heard, seen),
         ("sound swapped", heard, seen),
     ):
-        # chance is .25; 64 questions a topic: .45 is 3.7 standard deviations above it
+        # chance is .25; with 64 questions per topic .45 is 3.7 standard deviations above it
         assert all(result[f"{spoil}/{topic}"] <= 0.45 for topic in lost), (spoil, result)
         assert all(result[f"{spoil}/{topic}"] >= 0.95 for topic in kept), (spoil, result)
-    # one frame tells the axis, never the way along it: .5, and 64 questions scatter by .06
+    # one frame shows the axis, never the direction: .5, and 64 questions scatter by .06
     assert result["frames frozen/motion"] <= 0.7
     assert result["frames frozen/colour"] >= 0.95
 
 
-def test_the_exam_of_every_split_has_a_donor_for_everyone() -> None:
+def test_the_exam_has_a_donor_for_every_question() -> None:
     for clips in (16, 32):
         spoilt = [
             q for q in exam("held-out", clips=clips) if q.carry in ("interleaved", "separate")

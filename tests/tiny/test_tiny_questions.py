@@ -1,4 +1,4 @@
-"""Questions, completions, splits of clips: what is asked and what is to be said."""
+"""Questions, target completions, splits of clips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIP = Clip(ALL[0], seed=0)
 
 
 @pytest.mark.parametrize("carry", CARRIES)
-def test_the_letter_stands_before_the_right_value(carry: Carry) -> None:
+def test_the_letter_precedes_the_right_value(carry: Carry) -> None:
     rng = np.random.default_rng(0)
     topics = set()
     for attributes in ALL:
@@ -54,7 +54,7 @@ def test_every_letter_is_right_equally_often_in_every_split(split: Split) -> Non
         ("text", "No picture. No sound."),
     ],
 )
-def test_the_context_says_what_is_absent(carry: Carry, context: str) -> None:
+def test_the_context_states_what_is_absent(carry: Carry, context: str) -> None:
     topic = topics_of(carry)[0]
     parsed = parse(Question(CLIP, carry, topic, 0).completion)
     assert isinstance(parsed, Parsed)
@@ -70,7 +70,7 @@ def test_clips_of_two_splits_share_neither_combination_nor_seed() -> None:
     assert {c.seconds for c in drawn["train"]} == {1, 2, 3}
 
 
-def test_an_exam_asks_everything_of_every_clip() -> None:
+def test_an_exam_asks_everything_about_every_clip() -> None:
     questions = exam("held-out", clips=16)
     # interleaved 3, separate 3, off 2, image 1, audio 1, text 3
     assert len(questions) == 16 * 13

@@ -1,4 +1,4 @@
-"""The second family's shipped folder: small, whole, read alike by every library that has it."""
+"""The second family's shipped folder: small, complete, read alike by every library that has it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_it_is_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 2_500_000
 
 
-def test_every_family_is_made_and_shipped() -> None:
+def test_every_family_is_shipped() -> None:
     assert all((tiny.checkpoint_dir(name) / "model.safetensors").is_file() for name in MAKES)
 
 
@@ -41,7 +41,7 @@ def test_head_size_and_rope_sections_fit() -> None:
 
 
 def test_weights_have_the_published_names(qwen3_policy: Policy) -> None:
-    """One matrix an expert, as 4.57 has its modules and the published folders their files."""
+    """Separate matrices per expert, as in 4.57's modules and the published files."""
     with safe_open(FOLDER / "model.safetensors", "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     experts = [name for name in stored if re.search(r"mlp\.experts\.\d\.\w+_proj\.weight$", name)]
@@ -52,8 +52,8 @@ def test_weights_have_the_published_names(qwen3_policy: Policy) -> None:
     )
 
 
-def test_experts_come_apart_in_the_library_s_order(qwen3_policy: Policy) -> None:
-    """Gate before up, expert by expert: what is saved is what is loaded again."""
+def test_experts_are_split_in_the_library_s_order(qwen3_policy: Policy) -> None:
+    """Gate before up, expert by expert: what is saved is what is loaded."""
     with safe_open(FOLDER / "model.safetensors", "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state = qwen3_policy.model.state_dict()
@@ -71,11 +71,11 @@ def test_added_tokens_are_one_id_each_and_think_is_text(qwen3_policy: Policy) ->
         assert getattr(tokenizer, name) == token
     begin, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<think>", "</think>"))
     assert not qwen3_policy.suppressed[[begin, end]].any()
-    said = "<think>The colour is red A.</think>"
-    found = tokenizer(said)["input_ids"]
+    text = "<think>The colour is red A.</think>"
+    found = tokenizer(text)["input_ids"]
     assert (found[0], found[-1]) == (begin, end)
-    assert qwen3_policy.decode(found) == said
-    assert tokenizer.decode(found, skip_special_tokens=True) == said
+    assert qwen3_policy.decode(found) == text
+    assert tokenizer.decode(found, skip_special_tokens=True) == text
 
 
 def test_the_chat_template_writes_qwen3_omni_s_format(qwen3_policy: Policy) -> None:
@@ -101,14 +101,14 @@ def test_the_chat_template_writes_qwen3_omni_s_format(qwen3_policy: Policy) -> N
 
 
 def test_pictures_are_the_frames_that_were_processed(qwen3_policy: Policy, tmp_path: Path) -> None:
-    """The patch layout of 16, which shifting pictures in training relies on."""
+    """The layout of patches of 16, which shifting frames in training relies on."""
     question = Question(Clip(ALL[0], seed=7), "off", "motion", 0)
     example = make_example(question, tmp_path, QWEN3)
     row = make_row(example, qwen3_policy)
     flat, (grid,) = row.tensors["pixel_values_videos"], row.tensors["video_grid_thw"].tolist()
     shown = pictures(flat, grid)
     assert torch.equal(patches(shown, grid), flat)
-    # 1e-4: the processor fuses rescaling and normalising, other roundings in float32
+    # 1e-4: the processor fuses rescaling and normalising, which rounds differently in float32
     torch.testing.assert_close(
         shown.flatten(0, 1), example.media.videos[0].frames / 127.5 - 1, atol=1e-4, rtol=0
     )

@@ -1,4 +1,4 @@
-"""Building: whole or not at all, and the same twice."""
+"""Building: complete or not at all, and reproducible."""
 
 from __future__ import annotations
 

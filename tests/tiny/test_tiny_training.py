@@ -1,4 +1,4 @@
-"""Shifting pictures around their edges, held to the real processor's patch layout."""
+"""Shifting frames around their edges, checked with the real processor's patch layout."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_pictures_are_the_frames_that_were_processed(
     settings = policy.processor.video_processor
     mean = torch.tensor(settings.image_mean)[:, None, None]
     std = torch.tensor(settings.image_std)[:, None, None]
-    # 1e-4: the processor fuses rescaling and normalising, other roundings in float32
+    # 1e-4: the processor fuses rescaling and normalising, which rounds differently in float32
     torch.testing.assert_close(
         shown, (example.media.videos[0].frames / 255 - mean) / std, atol=1e-4, rtol=0
     )
 
 
-def test_patches_undo_pictures() -> None:
+def test_patches_invert_pictures() -> None:
     grid = (3, 4, 4)
     rng = np.random.default_rng(0)
     flat = torch.from_numpy(rng.normal(size=(48, 3 * 2 * 14 * 14)))
@@ -49,14 +49,16 @@ def test_patches_undo_pictures() -> None:
     assert not torch.equal(patches(pictures(flat, grid).roll(1, dims=-1), grid), flat)
 
 
-def test_breaking_off_is_on_the_way_of_the_whole_training() -> None:
-    """The first steps are those of the whole training, rate and all: not a shorter training."""
-    told: dict[int | None, list[float]] = {}
+def test_stopping_early_takes_the_first_steps_of_the_full_training() -> None:
+    """With the same learning rates: it is not a shorter training."""
+    curves: dict[int | None, list[float]] = {}
     for stop in (None, 2):
         plan = Plan(clips=2, questions_per_clip=1, steps=4, batch=2, stop=stop)
         policy = load_policy(checkpoint_dir())
         lessons = clip_lessons(policy, clip_questions(plan, 0), lambda *_: None)
-        losses = told[stop] = []
-        train(policy, plan, lessons, seed=0, tell=lambda *said, to=losses: to.append(said[3]))
-    assert len(told[None]) == 4
-    assert told[2] == told[None][:2]
+        losses = curves[stop] = []
+        train(
+            policy, plan, lessons, seed=0, on_progress=lambda *done, to=losses: to.append(done[3])
+        )
+    assert len(curves[None]) == 4
+    assert curves[2] == curves[None][:2]

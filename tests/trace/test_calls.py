@@ -1,4 +1,4 @@
-"""Each recorded call says to which stage it belongs; a stage's value is asked for by its type."""
+"""Each recorded call has a stage; a stage's value is requested by its type."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_call_has_a_stage_of_its_own() -> None:
     assert get_args(Call) == CALLS
 
 
-def test_the_stage_is_the_kinds_own_and_not_stored() -> None:
+def test_the_stage_is_a_class_variable_and_not_stored() -> None:
     assert "stage" not in encode(TEMPLATE)[0]
     assert all("stage" not in {f.name for f in dataclasses.fields(kind)} for kind in CALLS)
 
@@ -43,7 +43,7 @@ def test_calls_of_one_kind_in_order() -> None:
     assert calls_of(Trace({}, records), TemplateCall) == (TEMPLATE, other)
 
 
-def test_the_value_of_a_stage_is_of_the_type_that_is_asked_for() -> None:
+def test_the_value_of_a_stage_has_the_requested_type() -> None:
     trace = small_trace()
     assert value_at(trace, "batch", Batch).input_ids.dtype == torch.int64
     with pytest.raises(TraceError, match="batch: found a Batch, wanted a Rollout"):

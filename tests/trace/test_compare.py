@@ -1,4 +1,4 @@
-"""Every planted change is found, at its stage, and named; what did not change is not."""
+"""Every planted change is found and named at its stage; nothing else is."""
 
 from __future__ import annotations
 
@@ -70,8 +70,7 @@ def test_an_unchanged_trace_is_exact() -> None:
 
 
 def test_tiny_noise_is_within() -> None:
-    # 1e-7 on values of about 1: a hundredth of the tolerance, and what another order of summing
-    # costs
+    # 1e-7 on values of about 1: a hundredth of the tolerance, and the cost of another summing order
     found = compare(small_trace(), with_batch(small_batch(patches() + 1e-7 * noise(40, 60))))
     assert found.verdict == "within"
     batch = found.stages[1]
@@ -88,13 +87,13 @@ def test_tiny_noise_is_within() -> None:
             one_element,
             r"row 0: tensors.pixel_values_videos\[20, 30\] is 99.*1 of 2400 beyond .*max \|Δ\| 100",
         ),
-        (swapped_patches, "rows are in another order: row 3 is what row 7 was, row 7 is what"),
+        (swapped_patches, "rows are reordered: row 3 was row 7, row 7 was row 3"),
         (bgr, r"colour channels are reversed \(RGB ↔ BGR\)"),
         (lambda x: x.to(torch.bfloat16), "dtype is bfloat16, was float32"),
         (lambda x: x[:-1], r"shape is \[39, 60\], was \[40, 60\]"),
         (lambda x: x * 0.5, "every element ×0.5"),
-        (torch.zeros_like, "every element is 0 now"),
-        (lambda x: x.masked_fill(x > 2, math.nan), "are not finite now"),
+        (torch.zeros_like, "every element is now 0"),
+        (lambda x: x.masked_fill(x > 2, math.nan), "are now non-finite"),
     ],
 )
 def test_a_changed_float_tensor_is_named(
@@ -118,16 +117,16 @@ def test_a_moved_span_is_named() -> None:
     assert sentences(small_batch(), batch) == ["row 0: span video 0 starts at 5, was 3"]
 
 
-def test_spans_that_come_and_go_are_named() -> None:
+def test_added_and_removed_spans_are_named() -> None:
     a = (Span("video", 0, 2, 4), Span("audio", 0, 6, 3), Span("video", 0, 9, 4))
     b = (Span("video", 0, 2, 4), Span("audio", 0, 6, 2), Span("image", 0, 8, 1))
     assert sentences(with_clip(spans=a), with_clip(spans=b)) == [
         "row 0: span audio 0 has length 2, was 3",
-        "row 0: span video 0, part 1 (start 9, length 4) is gone",
+        "row 0: span video 0, part 1 (start 9, length 4) is missing",
         "row 0: span image 0 (start 8, length 1) is new",
     ]
     assert sentences(with_clip(spans=a[:2]), with_clip(spans=a[1::-1])) == [
-        "row 0: spans stand in another order"
+        "row 0: spans are reordered"
     ]
 
 
@@ -144,29 +143,29 @@ def test_added_and_removed_tokens_are_named() -> None:
     fewer = torch.tensor(CLIP_IDS[:-2])
     other = torch.tensor([*CLIP_IDS[:15], 10, *CLIP_IDS[17:]])
     assert sentences(small_batch(), with_clip(input_ids=more), decode=decode) == [
-        'row 0: token 11: 2 more: 3 3 "<|VIDEO|><|VIDEO|>" (length is 22, was 20)'
+        'row 0: token 11: 2 added: 3 3 "<|VIDEO|><|VIDEO|>" (length is 22, was 20)'
     ]
     assert sentences(small_batch(), with_clip(input_ids=fewer)) == [
-        "row 0: token 18: 2 fewer, without 2 6 (length is 18, was 20)"
+        "row 0: token 18: 2 removed: 2 6 (length is 18, was 20)"
     ]
     assert sentences(small_batch(), with_clip(input_ids=other), decode=decode) == [
         'row 0: token 15: 10 "red" instead of 7 8 "which colour" (length is 19, was 20)'
     ]
 
 
-def test_neighbouring_ids_are_told_as_one_text() -> None:
+def test_adjacent_ids_are_quoted_as_one_text() -> None:
     ids = torch.tensor(CLIP_IDS)
     ids[15:17], ids[19] = torch.tensor([10, 7]), 10
     assert sentences(small_batch(), with_clip(input_ids=ids), decode=decode) == [
         'row 0: token 15 is 10 7 "redwhich", was 7 8 "which colour", '
-        "the first of 3 that differ among 20"
+        "the first of 3 differences in 20"
     ]
 
 
-def test_one_row_of_ids_as_a_processor_gives_it_is_told_like_a_row_by_itself() -> None:
+def test_a_batch_of_one_row_of_ids_is_reported_like_the_row_itself() -> None:
     was, now = (torch.tensor([[7, 8, *end]]) for end in ([6], [10, 6]))
     assert sentences({"input_ids": was}, {"input_ids": now}, decode=decode) == [
-        'token 2: 1 more: 10 "red" (length is 4, was 3)'
+        'token 2: 1 added: 10 "red" (length is 4, was 3)'
     ]
 
 
@@ -174,7 +173,7 @@ def test_a_batch_row_is_named() -> None:
     mask = small_batch().attention_mask.clone()
     mask[1, :3] = 1
     assert sentences(small_batch(), replace(small_batch(), attention_mask=mask)) == [
-        "row 1: attention_mask column 0 is 1, was 0, the first of 3 that differ among 40"
+        "row 1: attention_mask column 0 is 1, was 0, the first of 3 differences in 40"
     ]
 
 
@@ -184,20 +183,20 @@ def test_positions_are_named_by_row_and_axis() -> None:
     moved[0, 1, 5:] = 5
     was, now = (Positions(p, torch.tensor([0, 0])) for p in (ids, moved))
     assert sentences(was, now) == [
-        "row 1: time position of column 6 is 5, was 6, the first of 6 that differ among 72"
+        "row 1: time position of column 6 is 5, was 6, the first of 6 differences in 72"
     ]
     assert sentences(was, Positions(ids, torch.tensor([0, 2]))) == ["row 1: deltas is 2, was 0"]
 
 
-def test_pixels_are_summed_up_in_one_sentence() -> None:
+def test_pixels_are_summarised_in_one_sentence() -> None:
     a = torch.zeros(3, 40, 40, dtype=torch.uint8)
     b = torch.full_like(a, 2)
     assert sentences({"pixels": a}, {"pixels": b}) == [
-        "pixels[0, 0, 0] is 2, was 0, the first of 4800 that differ among 4800"
+        "pixels[0, 0, 0] is 2, was 0, the first of 4800 differences in 4800"
     ]
 
 
-def test_reversed_channels_are_seen_through_normalising() -> None:
+def test_reversed_channels_are_found_despite_normalising() -> None:
     frames = noise(2, 3, 8, 8).abs() * 50
     mean, std = torch.tensor([0.48, 0.46, 0.41]), torch.tensor([0.27, 0.26, 0.28])
 
@@ -226,18 +225,18 @@ def test_nan_and_infinity_are_equal_to_themselves_only() -> None:
     assert sentences({"x": 1.0}, {"x": math.nan}) == ["x is nan, was 1"]
 
 
-def test_what_was_nan_before_is_not_changed_because_a_neighbour_moved() -> None:
-    """``logprobs=(1000000001.0, nan)``: a golden keeps nine digits, so the first number came back
-    within tolerance as 1e+09, and the NaN beside it was called changed: NaN is never within
+def test_a_nan_on_both_sides_does_not_differ_because_another_element_moved() -> None:
+    """``logprobs=(1000000001.0, nan)``: a golden stores nine digits, so the first number came back
+    within tolerance as 1e+09, and the NaN next to it was reported as changed: NaN is never within
     ``atol + rtol * NaN``."""
     was = {"logprobs": (1000000001.0, math.nan)}
     for now in (1e9, 1000000001.0):
         assert sentences(was, {"logprobs": (now, math.nan)}) == []
-    [told] = sentences(was, {"logprobs": (2e9, math.nan)})
-    assert "1 of 2 beyond" in told
-    assert "finite" not in told, "it was not finite before either"
-    [told] = sentences(was, {"logprobs": (1e9, 0.0)})
-    assert "1 of 2 beyond" in told
+    [sentence] = sentences(was, {"logprobs": (2e9, math.nan)})
+    assert "1 of 2 beyond" in sentence
+    assert "finite" not in sentence, "it was already non-finite"
+    [sentence] = sentences(was, {"logprobs": (1e9, 0.0)})
+    assert "1 of 2 beyond" in sentence
     odd = torch.tensor([1.0, math.inf, -math.inf, math.nan])
     assert sentences(odd, odd + torch.tensor([1e-6, 0, 0, 0])) == []
 
@@ -251,7 +250,7 @@ def test_tolerances_are_by_dtype_and_can_be_set() -> None:
     b = torch.ones(4).bfloat16()
     assert not sentences(b, b + 2**-7)
     assert sentences(b, b + 0.25)
-    # a type without a tolerance must agree exactly
+    # a dtype without a tolerance must agree exactly
     half = torch.ones(2).to(torch.float8_e5m2)
     assert sentences(half, (half.float() * 2).to(torch.float8_e5m2))
 
@@ -260,20 +259,20 @@ def test_plain_values_are_named() -> None:
     long = "x" * 100
     assert sentences({"a": 1, "b": "red", "c": None}, {"a": 2, "b": "blue", "c": 0.5}) == [
         "a is 2, was 1",
-        'b: is "blue", was "red"',
+        'b is "blue", was "red"',
         "c is 0.5, was null",
     ]
     assert sentences({"t": long + "a" + long}, {"t": long + "b" + long}) == [
-        f't: from character 100 on is "{"x" * 24}b{"x" * 23}", was "{"x" * 24}a{"x" * 23}"'
+        f't from character 100 is "{"x" * 24}b{"x" * 23}", was "{"x" * 24}a{"x" * 23}"'
     ]
     assert sentences({"logprobs": (-0.5, -1.0)}, {"logprobs": (-0.5, -2.0)})[0].startswith(
         "logprobs[1] is -2, was -1; 1 of 2 beyond"
     )
 
 
-def test_what_comes_and_goes_is_named_once() -> None:
+def test_added_and_removed_values_are_named_once() -> None:
     batch = small_batch()
-    assert sentences(batch, replace(batch, rows=batch.rows[:1])) == ["row 1 is gone"]
+    assert sentences(batch, replace(batch, rows=batch.rows[:1])) == ["row 1 is missing"]
     assert sentences({"a": ()}, {"a": (batch,)}) == ["a[0] is new"]
     assert sentences((), (batch,)) == ["[0] is new"]
     assert sentences({"a": {}, "b": ()}, {"a": (), "b": 1})[0] == "a is empty, was empty"
@@ -288,7 +287,7 @@ def test_another_kind_of_value_is_named() -> None:
     assert sentences(small_batch(), parsed[1]) == ["self is a Malformed, was a Batch"]
 
 
-def test_values_of_different_shapes_are_named_for_what_they_are() -> None:
+def test_values_of_different_types_are_described() -> None:
     was = {"a": 1, "b": (Span("video", 0, 1, 2),), "c": torch.zeros(2), "d": (), "e": "x"}
     now = {"a": torch.zeros(2), "b": 1, "c": (Span("video", 0, 1, 2),), "d": "x", "e": "x"}
     assert sentences(was, now) == [
@@ -322,26 +321,26 @@ def test_a_changed_completion_is_named() -> None:
         rollout.completions[0], token_ids=(10, 10, 2), text="redred", logprobs=(-0.25, -1.0, -0.5)
     )
     assert sentences(rollout, replace(rollout, completions=(longer,)), decode=decode) == [
-        'completion 0: token 1: 1 more: 10 "red" (length is 3, was 2)',
-        'completion 0: text: is "redred", was "red"',
+        'completion 0: token 1: 1 added: 10 "red" (length is 3, was 2)',
+        'completion 0: text is "redred", was "red"',
         "completion 0: logprobs: shape is [3], was [2]",
     ]
 
 
-def test_a_check_that_fails_now_and_a_stage_that_is_gone_are_named() -> None:
+def test_a_check_that_now_fails_and_a_missing_stage_are_named() -> None:
     trace = small_trace()
-    failing = replace(trace.stages[1], checks=(Check("looked at", False, "spans overlap"),))
+    failing = replace(trace.stages[1], checks=(Check("spans", False, "spans overlap"),))
     found = compare(trace, replace(trace, stages=(*trace.stages[:1], failing, *trace.stages[2:])))
-    assert_first(found, "batch", "check looked at fails now: spans overlap")
+    assert_first(found, "batch", "check spans now fails: spans overlap")
     assert compare(trace, replace(trace, stages=trace.stages[:-1])).lines()[-1] == (
-        "  the stage reward is gone"
+        "  the stage reward is missing"
     )
     assert compare(replace(trace, stages=()), trace).stages[0].differences[0].sentence == (
         "the stage text is new"
     )
 
 
-def test_a_stage_with_many_differences_is_cut_short_for_the_terminal() -> None:
+def test_a_stage_with_many_differences_is_truncated_for_the_terminal() -> None:
     a, b = ({f"x{i}": value for i in range(20)} for value in (1, 2))
     found = compare(with_value(small_trace(), "reward", a), with_value(small_trace(), "reward", b))
     assert found.lines(most=3)[-4:] == [
@@ -352,15 +351,15 @@ def test_a_stage_with_many_differences_is_cut_short_for_the_terminal() -> None:
     ]
 
 
-def test_seconds_and_header_are_no_difference() -> None:
+def test_seconds_and_header_are_not_compared() -> None:
     trace = small_trace()
     other = Trace({"torch": "9"}, tuple(replace(r, seconds=9.0) for r in trace.stages))
     assert compare(trace, other).verdict == "exact"
 
 
-def test_a_sampled_element_is_rounded_like_the_tensor_that_it_is_of() -> None:
-    """Where large terms cancel, a small element has their rounding: 2e-4 in a tensor of size 10
-    is noise (1e-4 relative), 1e-2 is not."""
+def test_a_sampled_elements_tolerance_scales_with_its_tensor() -> None:
+    """Where large terms cancel, a small element has their rounding error: 2e-4 in a tensor of
+    scale 10 is noise (1e-4 relative), 1e-2 is not."""
     was = 10 * noise(30, 30)
     place = tuple((was == fingerprint(was).samples[0]).nonzero()[0].tolist())
     was[place] = 0.0

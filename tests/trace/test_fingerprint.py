@@ -1,4 +1,4 @@
-"""Fingerprints are the same everywhere and notice what statistics do not."""
+"""Fingerprints are the same everywhere and detect what statistics do not."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def test_signs_are_splitmix64() -> None:
 
 
 def test_a_fingerprint_is_the_same_on_every_machine() -> None:
-    # written down once: a change would make every stored golden differ. Ten times a projection
-    # of a hundred integers is an integer.
+    # recorded once: a change would make every stored golden differ. Ten times a projection of a
+    # hundred integers is an integer.
     found = fingerprint(torch.arange(100.0))
     assert [round(p * 10) for p in found.projections] == [2, 8, 842, 46, -972, -476, 160, 386]
     assert found.samples[:8] == (1, 2, 3, 4, 5, 7, 11, 12)
@@ -38,7 +38,7 @@ def test_projections_estimate_the_root_mean_square_of_a_difference() -> None:
     assert math.sqrt(found) == pytest.approx(math.sqrt(true), rel=0.2)
 
 
-def test_statistics_leave_out_what_is_not_finite() -> None:
+def test_statistics_exclude_non_finite_values() -> None:
     found = fingerprint(torch.tensor([1.0, math.nan, 3.0, math.inf, -math.inf]))
     assert (found.mean, found.std, found.low, found.high) == (2.0, 1.0, 1.0, 3.0)
     assert (found.nan, found.inf) == (1, 2)
@@ -54,7 +54,7 @@ def test_statistics_do_not_depend_on_the_chunks() -> None:
     assert found.low == float(values.min())
 
 
-def test_nothing_finite_and_nothing_at_all() -> None:
+def test_no_finite_values_and_no_values() -> None:
     for tensor in (torch.zeros(0, 3), torch.full((2,), math.nan)):
         found = fingerprint(tensor)
         assert math.isnan(found.mean)
@@ -62,7 +62,7 @@ def test_nothing_finite_and_nothing_at_all() -> None:
     assert fingerprint(torch.tensor([1e308, 1e308, 1e308], dtype=torch.float64)).high == 1e308
 
 
-def test_sample_places_are_spread_and_never_twice() -> None:
+def test_sample_places_are_spread_and_distinct() -> None:
     for size in (65, 1000, 10**7):
         places = sample_places(3, size)
         assert len(set(places.tolist())) == SAMPLES
@@ -71,7 +71,7 @@ def test_sample_places_are_spread_and_never_twice() -> None:
     assert sample_places(3, 10**7)[-1] > 9 * 10**6
 
 
-def test_integers_have_a_checksum_and_dtypes_are_told_apart() -> None:
+def test_integers_have_a_checksum_and_dtypes_differ() -> None:
     a = torch.arange(1000)
     b = a.clone()
     b[500] += 1
@@ -94,6 +94,6 @@ def test_several_tensors_are_fingerprinted_end_to_end() -> None:
     "tensors",
     [(), (torch.zeros(1), torch.zeros(1).double()), (torch.zeros(1, dtype=torch.complex64),)],
 )
-def test_what_has_no_fingerprint_is_refused(tensors: tuple[torch.Tensor, ...]) -> None:
+def test_tensors_without_a_fingerprint_are_refused(tensors: tuple[torch.Tensor, ...]) -> None:
     with pytest.raises(TraceError, match="fingerprint: found tensors of dtype"):
         fingerprint(*tensors)

@@ -1,4 +1,4 @@
-"""Runs are short where integers are regular, and refuse what they never write."""
+"""Runs are short where integers are regular, and only text in their format is parsed."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def test_runs_by_hand(values: list[int], text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "named"),
     [
         ("1, x, 2", "'x, 2' is not a number"),
         ("1..4", r"'\.\.4' is not a number"),
-        ("0..5 step 2", "not reached"),
-        ("0..5 step 0", "not reached"),
-        ("5..0 step 1", "not reached"),
+        ("0..5 step 2", "does not reach"),
+        ("0..5 step 0", "does not reach"),
+        ("5..0 step 1", "does not reach"),
         ("1×999999999999", "more than 10 numbers"),
         ("1, 2 three", "'three' is not"),
     ],
 )
-def test_what_is_no_run_is_refused(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_runs_are_refused(text: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         parse_runs(text, 10)

@@ -1,4 +1,4 @@
-"""A stored trace loads equal, or says which file is wrong and how; it is never half there."""
+"""A stored trace loads equal, or an error names the file and the fault; it is never partial."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_folder_holds_text_and_tensors_only(stored: Path) -> None:
     assert list(stored.parent.iterdir()) == [stored]
 
 
-def test_the_text_alone_is_laid_out_for_people(stored: Path) -> None:
+def test_the_text_is_formatted_for_people(stored: Path) -> None:
     lines = (stored / "trace.json").read_text().splitlines()
     assert len(lines) > 50
     span = '{"$type": "Span", "modality": "video", "item": 0, "start": 3, "length": 8},'
@@ -57,7 +57,7 @@ def test_the_environment_is_not_stored(tmp_path: Path, monkeypatch: pytest.Monke
         assert b"do-not-store-me" not in file.read_bytes()
 
 
-def test_a_stage_may_stand_in_a_trace_twice(tmp_path: Path) -> None:
+def test_a_stage_may_occur_twice_in_a_trace(tmp_path: Path) -> None:
     records = (
         StageRecord("logits", torch.tensor([1.0]), (), 0.0),
         StageRecord("logits", torch.tensor([2.0]), (), 0.0),
@@ -66,12 +66,12 @@ def test_a_stage_may_stand_in_a_trace_twice(tmp_path: Path) -> None:
     assert equal(load_trace(tmp_path / "t"), Trace({}, records))
 
 
-def test_an_empty_folder_is_filled_and_a_full_one_left_alone(tmp_path: Path) -> None:
+def test_an_empty_folder_is_filled_and_a_non_empty_one_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "t"
     folder.mkdir()
     save_trace(small_trace(), folder)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(TraceError, match="already holds something"):
+    with pytest.raises(TraceError, match="not empty"):
         save_trace(Trace({}, ()), folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
@@ -81,17 +81,17 @@ def test_a_trace_that_cannot_be_stored_leaves_nothing_behind(tmp_path: Path) -> 
     with pytest.raises(TraceError, match=r"0.logits.value: found a builtins.object"):
         save_trace(bad, tmp_path / "t")
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TraceError, match="a place that can be written to"):
+    with pytest.raises(TraceError, match="a writable path"):
         save_trace(small_trace(), tmp_path / "file" / "t")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(TraceError, match="already holds something"):
+    with pytest.raises(TraceError, match="not empty"):
         write_file(tmp_path / "folder", b"new")
     (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(TraceError, match="a place that can be written to"):
+    with pytest.raises(TraceError, match="a writable path"):
         write_file(tmp_path / "file" / "x", b"new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
     write_file(tmp_path / "file", b"new")
@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_at_any_step_leaves_nothing(
     step: str, write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folders above a trace that could not be written stayed behind, and, where the disk was
-    full, the message spoke of a folder that already holds something."""
+    full, the message spoke of a folder that is not empty."""
 
     def full(*arguments: object, **keywords: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_at_any_step_leaves_nothing(
     written = False
     with suppress(TraceError):
         write(target)
-        written = True  # this way of writing does not take the step
+        written = True  # this write does not use the step
     assert target.exists() == written
     assert bool(list(tmp_path.iterdir())) == written
 
@@ -138,16 +138,16 @@ def test_the_longest_name_that_a_file_may_have_can_be_written(tmp_path: Path) ->
         write_file(tmp_path / (name + "xx"), b"x")
 
 
-def test_a_folder_that_somebody_fills_meanwhile_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_filled_by_another_process_is_left_alone(tmp_path: Path) -> None:
     def write() -> None:
         with new_folder(tmp_path / "t") as partial:
-            (partial / "mine").touch()
+            (partial / "own").touch()
             (tmp_path / "t").mkdir()
-            (tmp_path / "t" / "theirs").touch()
+            (tmp_path / "t" / "other").touch()
 
-    with pytest.raises(TraceError, match="already holds something"):
+    with pytest.raises(TraceError, match="not empty"):
         write()
-    assert [path.name for path in tmp_path.rglob("*")] == ["t", "theirs"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["t", "other"]
 
 
 def edit(old: str, new: str) -> Callable[[Path], None]:
@@ -188,15 +188,15 @@ def not_utf8(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "file", "told"),
+    ("damage", "file", "named"),
     [
-        (cut_text, "trace.json:21", "wanted the JSON that was written"),
+        (cut_text, "trace.json:21", "wanted the JSON as it was written"),
         (cut_tensors, "tensors.safetensors", "bytes, sha256"),
         (flip_tensor_bit, "tensors.safetensors", "bytes, sha256"),
-        (foreign, "trace.json", "JSON of something else"),
+        (foreign, "trace.json", "JSON that is not a trace"),
         (not_utf8, "trace.json:", "0xff that is not UTF-8"),
         (edit('"version": 1', '"version": 2'), "trace.json", "upgrade omni-grpo-core"),
-        (edit('"start": 3', '"start": 4'), "trace.json", "does not match its own checksum"),
+        (edit('"start": 3', '"start": 4'), "trace.json", "does not match its checksum"),
         (
             lambda folder: (folder / "tensors.safetensors").unlink(),
             "tensors.safetensors",
@@ -206,16 +206,16 @@ def not_utf8(folder: Path) -> None:
     ],
 )
 def test_damage_is_named_with_its_file(
-    stored: Path, damage: Callable[[Path], None], file: str, told: str
+    stored: Path, damage: Callable[[Path], None], file: str, named: str
 ) -> None:
     damage(stored)
     with pytest.raises(TraceError) as caught:
         load_trace(stored)
     assert file in caught.value.item
-    assert told in str(caught.value)
+    assert named in str(caught.value)
 
 
-def test_laying_the_text_out_anew_is_no_damage(stored: Path) -> None:
+def test_reformatting_the_text_is_not_damage(stored: Path) -> None:
     path = stored / "trace.json"
     path.write_text(json.dumps(json.loads(path.read_text())))
     assert equal(load_trace(stored), small_trace())
@@ -224,7 +224,7 @@ def test_laying_the_text_out_anew_is_no_damage(stored: Path) -> None:
 def _write_twice(root: Path, kill: int) -> None:
     data = bytes(1 << 20)
     for number in range(3):
-        if number == 1:  # what there is to lose is there
+        if number == 1:  # from here on there is something to lose
             changes = die_before_change(kill)
         write_file(root / "file", data)
         with new_folder(root / f"folder{number}") as partial:
@@ -233,14 +233,14 @@ def _write_twice(root: Path, kill: int) -> None:
     sys.exit(changes())
 
 
-def test_a_killed_writer_leaves_whole_files_and_folders_only(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_only_complete_files_and_folders(tmp_path: Path) -> None:
     for kill in itertools.count():
         root = tmp_path / str(kill)
         writer = multiprocessing.get_context("fork").Process(target=_write_twice, args=(root, kill))
         writer.start()
         writer.join()
         if writer.exitcode == kill:
-            break  # it makes so many changes, and was killed before each
+            break  # it makes this many changes, and was killed before each of them
         assert writer.exitcode == -signal.SIGKILL
         shown = [path for path in root.iterdir() if not path.name.startswith(".")]
         sizes = {
@@ -252,4 +252,4 @@ def test_a_killed_writer_leaves_whole_files_and_folders_only(tmp_path: Path) -> 
         assert sizes.pop("file") == [1 << 20]
         assert sizes
         assert all(found == [1 << 20] * 2 for found in sizes.values())
-    assert kill >= 2 * 6, "a file beside its target and its move; a folder, its two files, its move"
+    assert kill >= 2 * 6, "temporary file and rename; folder, its two files and rename"

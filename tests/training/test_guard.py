@@ -33,12 +33,12 @@ def another_process() -> Iterator[None]:
 
 
 def facts(step: int, ids: tuple[int, ...] = (5, 6, 7, 2), **changes: Any) -> StepFacts:
-    said = tuple(
+    completions = tuple(
         Completion("g", at, ids, "a b c", "stop" if ids[-1] == 2 else "length", (0.0,) * len(ids))
         for at in (0, 1)
     )
     rewards = health.Step({"accuracy": [0.0, 1.0]}, [0.0, 1.0], ["g", "g"], [False, False])
-    return replace(StepFacts(step, said, rewards, 1e-6, 0.1, 0.5), **changes)
+    return replace(StepFacts(step, completions, rewards, 1e-6, 0.1, 0.5), **changes)
 
 
 def guard(**settings: Any) -> Guard:
@@ -50,7 +50,7 @@ def names(found: tuple[Finding, ...]) -> list[str]:
 
 
 def test_a_sound_step_has_no_findings() -> None:
-    assert guard().look(facts(0)) == ()
+    assert guard().inspect(facts(0)) == ()
 
 
 @pytest.mark.parametrize(
@@ -63,43 +63,43 @@ def test_a_sound_step_has_no_findings() -> None:
         ({"grad_norm": float("inf")}, "not a number"),
     ],
 )
-def test_what_is_told_at_once(changes: dict[str, Any], name: str) -> None:
+def test_what_is_reported_at_once(changes: dict[str, Any], name: str) -> None:
     ids = changes.pop("ids", (5, 6, 7, 2))
-    assert names(guard().look(facts(0, ids, **changes))) == [name]
+    assert names(guard().inspect(facts(0, ids, **changes))) == [name]
 
 
-def test_a_dead_reward_is_told_when_patience_is_at_an_end() -> None:
-    """The incident: format and accuracy nothing, people_focus 0.10 for anything, for ever."""
+def test_a_dead_reward_is_reported_when_patience_runs_out() -> None:
+    """The incident: format and accuracy 0, people_focus 0.10 for anything, at every step."""
     dead = health.Step(
         {"format": [0.0, 0.0], "people_focus": [0.1, 0.1]}, [0.1, 0.1], ["g", "g"], [False, False]
     )
     watching = guard(patience=3)
-    assert watching.look(facts(0, rewards=dead)) == ()
-    assert watching.look(facts(1, rewards=dead)) == ()
+    assert watching.inspect(facts(0, rewards=dead)) == ()
+    assert watching.inspect(facts(1, rewards=dead)) == ()
     assert {"pinned", "format-zero", "zero-variance"} <= set(
-        names(watching.look(facts(2, rewards=dead)))
+        names(watching.inspect(facts(2, rewards=dead)))
     )
 
 
 def test_patience_survives_a_resume() -> None:
     dead = health.Step({"format": [0.0, 0.0]}, [0.0, 0.0], ["g", "g"], [False, False])
     before = guard(patience=2)
-    before.look(facts(0, rewards=dead))
+    before.inspect(facts(0, rewards=dead))
     after = guard(patience=2)
     after.remember(before.remembered)
-    assert "format-zero" in names(after.look(facts(1, rewards=dead)))
+    assert "format-zero" in names(after.inspect(facts(1, rewards=dead)))
 
 
 def test_equal_rewards_near_the_top_are_no_alarm() -> None:
     good = health.Step({"accuracy": [1.0, 1.0]}, [1.0, 1.0], ["g", "g"], [False, False])
-    assert guard(patience=1).look(facts(0, rewards=good)) == ()
+    assert guard(patience=1).inspect(facts(0, rewards=good)) == ()
 
 
 # --------------------------------------------------------------------------- in our own loop
 
 
 def stopped(out: Path, **changes: Any) -> TrainResult:
-    """A run that the guard stops at step 0, with every promise that goes with it."""
+    """A run that the guard stops at step 0, with all it promises for such a run."""
     config = short(out, **changes)
     result = train(config)
     assert (result.status, result.step) == ("stopped", 0)
@@ -137,8 +137,8 @@ def raw_rollout(
     temperature: float,
     seed: int,
 ) -> Rollout:
-    """What a trainer written for transformers 4.52 does: ``model.generate`` as the model stands, in
-    train mode with checkpointing on."""
+    """What a trainer written for transformers 4.52 does: ``model.generate`` with the model as it
+    is, in train mode with checkpointing on."""
     model = policy.model
     model.train()
     model.gradient_checkpointing_enable()
@@ -156,13 +156,13 @@ def raw_rollout(
                     eos_token_id=list(policy.eos_token_ids), pad_token_id=policy.pad_token_id,
                     output_logits=True, return_dict_in_generate=True,
                 )  # fmt: skip
-            said = out.sequences[0, ids.shape[1] :]
+            sampled = out.sequences[0, ids.shape[1] :]
             logprobs = forward.sampling_logprobs(policy, torch.cat(out.logits), temperature)
-            chosen = logprobs.gather(1, said[:, None])[:, 0].tolist()
-            ended = int(said[-1]) in policy.eos_token_ids
+            chosen = logprobs.gather(1, sampled[:, None])[:, 0].tolist()
+            ended = int(sampled[-1]) in policy.eos_token_ids
             made.append(
                 Completion(
-                    row.sample_id, index, tuple(said.tolist()), policy.decode(said.tolist()),
+                    row.sample_id, index, tuple(sampled.tolist()), policy.decode(sampled.tolist()),
                     "stop" if ended else "length", tuple(chosen),
                 )
             )  # fmt: skip
@@ -180,7 +180,7 @@ def test_the_incident_forced_is_stopped_at_step_0_and_named(
         return
     try:
         found = names(stopped(tmp_path / "run").findings)
-    except IndexError:  # 5.0 to 5.15 stop by themselves: they cannot go on without their cache
+    except IndexError:  # 5.0 to 5.15 fail by themselves: they cannot continue without their cache
         return
     assert "generation in train mode under checkpointing" in found
     assert "sampling and scoring disagree" in found
@@ -189,7 +189,7 @@ def test_the_incident_forced_is_stopped_at_step_0_and_named(
 def test_scoring_without_the_audio_in_video_flag_is_stopped_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``pos.flag-scoring``: positions of the scoring forward take the clips for silent."""
+    """``pos.flag-scoring``: positions of the scoring forward treat the clips as silent."""
     right = forward.completion_logits
 
     def wrong(policy: Policy, batch: Batch, *rest: Any) -> torch.Tensor:
@@ -229,14 +229,14 @@ class Cache:
     """A key-value cache that only counts."""
 
     def __init__(self) -> None:
-        self.held = 0
+        self.length = 0
 
     def get_seq_length(self) -> int:
-        return self.held
+        return self.length
 
 
 class Blocks(torch.nn.Module):
-    """A model of one block that checkpoints; ``drops``: and then gets no cache."""
+    """A model of one block that checkpoints; with ``drops`` it then gets no cache."""
 
     def __init__(self, *, drops: bool) -> None:
         super().__init__()
@@ -247,28 +247,28 @@ class Blocks(torch.nn.Module):
         given = [keywords.get(name) for name in CACHE]
         cache = next((one for one in given if one is not None), Cache() if use_cache else None)
         if cache is not None and not (self.drops and self.training and self.gradient_checkpointing):
-            cache.held += ids.shape[1]
+            cache.length += ids.shape[1]
         return {"logits": ids, "past_key_values": cache}
 
 
 @pytest.mark.parametrize("drops", [True, False])
 @pytest.mark.parametrize("name", [*CACHE, "use_cache"])
-def test_a_cache_that_stays_empty_is_reported_by_whatever_name(name: str, drops: bool) -> None:
-    """The guard knew the old keyword alone, and stopped runs whose library keeps the cache."""
-    model, told = Blocks(drops=drops), list[Finding]()
-    end = watch_generation(model, told.append)
+def test_a_cache_that_stays_empty_is_reported_under_any_name(name: str, drops: bool) -> None:
+    """The guard knew only the old keyword, and stopped runs whose library keeps the cache."""
+    model, found = Blocks(drops=drops), list[Finding]()
+    end = watch_generation(model, found.append)
     ids = torch.ones(1, 3, dtype=torch.long)
     model.eval()
     model(ids, **{name: Cache()})
-    assert told == []
+    assert found == []
     model.train()
-    model(ids)  # a scoring forward: no cache is asked for
-    assert told == []
+    model(ids)  # a scoring forward: no cache is requested
+    assert found == []
     model(ids, **{name: Cache()})
-    assert names(tuple(told)) == ["generation in train mode under checkpointing"] * drops
+    assert names(tuple(found)) == ["generation in train mode under checkpointing"] * drops
     end()
     model(ids, **{name: Cache()})
-    assert len(told) == drops
+    assert len(found) == drops
 
 
 # torch's word for it, where checkpointing is re-entrant (transformers 4.x): part of the incident
@@ -277,7 +277,7 @@ def test_a_raw_model_in_the_incident_s_mode_is_stopped_while_it_generates(
     policy: Policy, mixed: Batch, tmp_path: Path
 ) -> None:
     """What a trainer written for transformers 4.52 does: generate in train mode, checkpointing on.
-    The callback ends it before the second token."""
+    The callback stops it before the second token."""
     callback = OmniGrpoGuard(tmp_path, processing_class=policy.processor)
     row = next(row for row in mixed.rows if not row.tensors)
     ids = row.input_ids[None]
@@ -298,14 +298,14 @@ def test_a_raw_model_in_the_incident_s_mode_is_stopped_while_it_generates(
             return
         with pytest.raises(
             GuardStop, match=r"step 0.*train mode.*drops the key-value cache"
-        ) as told:
+        ) as caught:
             policy.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     finally:
-        callback.detach()  # the policy is every test's
+        callback.detach()  # all tests share the policy
         policy.model.gradient_checkpointing_disable()
         policy.model.eval()
-    assert told.value.bundle == tmp_path / "step-000000"
-    assert (told.value.bundle / "report.json").is_file()
+    assert caught.value.bundle == tmp_path / "step-000000"
+    assert (caught.value.bundle / "report.json").is_file()
 
 
 def test_watched_rewards_stop_on_garbage_with_the_completions_kept(
@@ -327,7 +327,7 @@ def test_watched_rewards_stop_on_garbage_with_the_completions_kept(
     ] * 2
 
 
-def test_watched_rewards_are_what_they_were(policy: Policy, tmp_path: Path) -> None:
+def test_watched_rewards_are_unchanged(policy: Policy, tmp_path: Path) -> None:
     callback = OmniGrpoGuard(tmp_path, processing_class=policy.processor)
 
     def halves(prompts: Any, completions: list[str], **columns: Any) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""``kill -9`` before any change to the disk: each resume goes on, to the uninterrupted curve."""
+"""``kill -9`` before any write to the disk: each resume continues the uninterrupted curve."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _train(out: Path, kill: int | None, changes: Synchronized[int]) -> None:
 
 
 def _run(out: Path, kill: int | None) -> int | None:
-    """Train in a process of its own, killed before its ``kill``-th change to the disk; how many
-    changes it made if it came to its end."""
+    """Train in a process of its own, killed before its ``kill``-th write to the disk; returns the
+    number of writes if it finished."""
     changes = multiprocessing.Value("q", 0)
     child = multiprocessing.get_context("fork").Process(target=_train, args=(out, kill, changes))
     child.start()
     child.join()
-    assert child.exitcode in (0, -signal.SIGKILL), "a resume failed by itself"
+    assert child.exitcode in (0, -signal.SIGKILL), "a resume failed on its own"
     return None if child.exitcode else changes.value
 
 

@@ -1,4 +1,4 @@
-"""``accelerate launch``: data-parallel and sharded runs are the run of one process."""
+"""``accelerate launch``: data-parallel and sharded runs equal the run of one process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUN: Mapping[str, Any] = {
     "loss": {"beta": 0.05},
     "optimizer": {"lr": 1e-3},
     "save_every": 1,
-    # the tiny policy is cut off at 8 tokens: it is not well, and said so
+    # the tiny policy is truncated at 8 tokens, which the guard would report
     "guard": {"preflight": False, "patience": 99, "garbage": 1.0},
     "trackers": [],
 }
@@ -59,14 +59,14 @@ pytestmark = pytest.mark.slow
 
 
 PLAIN: Mapping[str, Any] = {}
-# the adapter off is the reference, which is scored by parts of a sharded model
+# the reference is the policy with the adapter off, and is scored by parts of a sharded model
 LORA: Mapping[str, Any] = {"lora": {"rank": 2}, "gradient_checkpointing": True}
 
 
 def launch(
     folder: Path, changes: Mapping[str, Any], steps: int, kind: Mapping[str, Any] | None
 ) -> Path:
-    """Train ``steps`` steps in ``folder/run`` by the command, in processes of its own."""
+    """Train ``steps`` steps in ``folder/run`` with the command, in processes of its own."""
     run = folder / "run.yaml"
     run.write_text(yaml.safe_dump({**RUN, **changes, "steps": steps, "out": "run"}))
     command = [sys.executable, "-m", "omni_grpo_core"]
@@ -96,12 +96,12 @@ def launch(
 def alone(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Mapping[str, Any]]:
-    """The run of one process, and what was changed for it."""
+    """The run of one process, and its changes to the configuration."""
     return launch(tmp_path_factory.mktemp("alone"), request.param, 2, None), request.param
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_two_processes_are_one_also_across_a_resume(
+def test_two_processes_equal_one_even_across_a_resume(
     tmp_path: Path, alone: tuple[Path, Mapping[str, Any]], kind: Mapping[str, Any]
 ) -> None:
     straight, changes = alone
@@ -117,8 +117,8 @@ def test_two_processes_are_one_also_across_a_resume(
     found, wanted = (load_policy(run / "model").model.state_dict() for run in (out, straight))
     start = load_policy(tiny.checkpoint_dir()).model.state_dict()
     for name, weight in wanted.items():
-        # AdamW's first steps go by the sign of a gradient: where it is nearly 0, another order of
-        # sums may turn it. Four steps of 1e-3 at the most.
+        # AdamW's first steps follow the sign of a gradient: if it is nearly 0, another order of
+        # sums may flip it. Four steps of 1e-3 at most.
         difference = (found[name] - weight).abs()
         assert difference.max() <= 8e-3, name
     moved = torch.cat([(wanted[n] - start[n]).flatten() for n in wanted])

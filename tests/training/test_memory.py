@@ -33,7 +33,7 @@ SHAPES = {"model.layers.0.mlp.up_proj.weight": (10, 8), "visual.x.weight": (4, 5
 
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
-    """4 completions a step, 2 a micro-batch, of 5 tokens each."""
+    """4 completions per step, 2 per micro-batch, of 5 tokens each."""
     (tmp_path / "config.json").write_text(json.dumps({"text_config": TEXT}))
     return TrainConfig(
         checkpoint=str(tmp_path),
@@ -55,7 +55,7 @@ def test_the_formula_by_hand(config: TrainConfig) -> None:
     assert found.peak == 400 + 800 + 720 + 16_576
 
 
-def test_what_saves_memory_lowers_its_part(config: TrainConfig) -> None:
+def test_saving_memory_lowers_the_estimate_s_part(config: TrainConfig) -> None:
     plain = estimate(config, SHAPES, 7, world=1)
     frozen = estimate(replace(config, freeze=("image", "video")), SHAPES, 7, world=1)
     assert (frozen.weights, frozen.optimizer, frozen.gradients) == (400, 640, 640)
@@ -78,7 +78,7 @@ def test_sharding_shares_weights_and_moments(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     found = estimate(config, SHAPES, 7, world=2)
     assert (found.weights, found.optimizer, found.gradients) == (200, 400, 200)
-    assert found.whole == 400, "sampling puts them together"
+    assert found.whole == 400, "sampling gathers them"
 
 
 def write_header(folder: Path) -> None:
@@ -99,7 +99,7 @@ def test_too_little_is_refused_and_enough_is_not(config: TrainConfig) -> None:
     assert thinker_shapes(Path(config.checkpoint)) == SHAPES
     check_memory(config, 7, world=1, memory=18_496)
     check_memory(config, 7, world=1, memory=None)
-    with pytest.raises(ConfigError, match=r"memory: found .* GiB needed at the least .*scoring"):
+    with pytest.raises(ConfigError, match=r"memory: found at least .* GiB needed .*scoring"):
         check_memory(config, 7, world=1, memory=18_495)
     with pytest.raises(ConfigError, match="2 processes"):
         check_memory(config, 7, world=2, memory=18_496)
@@ -116,7 +116,7 @@ def test_weights_pass_through_the_machine_s_memory(config: TrainConfig) -> None:
 
 
 def shapes_7b() -> dict[str, tuple[int, ...]]:
-    """The text model of Qwen2.5-Omni-7B, from its published config alone."""
+    """The text model of Qwen2.5-Omni-7B, from its published config only."""
     layer: dict[str, tuple[int, ...]] = {
         "self_attn.q_proj.weight": (3584, 3584), "self_attn.q_proj.bias": (3584,),
         "self_attn.k_proj.weight": (512, 3584), "self_attn.k_proj.bias": (512,),
@@ -139,7 +139,7 @@ P_7B = 7_615_616_512
 LARGEST_7B = 4 * 152064 * 3584
 MATRICES_7B = P_7B - 152064 * 3584 - 28 * (3 * 3584 + 2 * 512) - 3584
 A100, H200 = 81_559 * 2**20, 143_771 * 2**20
-"""What nvidia-smi calls 80 and 141 GB."""
+"""80 and 141 GB, as reported by nvidia-smi."""
 
 
 @pytest.fixture
@@ -157,12 +157,12 @@ def seven(tmp_path: Path) -> TrainConfig:
 
 
 def test_all_weights_of_a_7b_by_hand(seven: TrainConfig) -> None:
-    """It was let through on 80 and on 141 GB, ran for minutes, and fell at its first optimizer
-    step: the moments do not exist before, and the optimizer held another copy beside them.
+    """It was accepted on 80 and on 141 GB, ran for minutes, and failed at its first optimizer
+    step: the moments do not exist before, and the optimizer held another copy besides them.
 
     Prompt 768 and completion 256 are 1024 tokens. 8 caches of 28 layers x 2 x 4 heads x 128; 2
-    sequences of 28 layers x 3584; 2 x 256 x 152064 logits and their gradient. Of the head's
-    gradient there are two for a moment: the second micro-batch's, and what it is added to.
+    sequences of 28 layers x 3584; 2 x 256 x 152064 logits and their gradient. Two gradients of the
+    head exist for a moment: the second micro-batch's, and the one it is added to.
     """
     shapes = shapes_7b()
     assert sum(map(math.prod, shapes.values())) == P_7B
@@ -190,7 +190,7 @@ def test_all_weights_of_a_7b_by_hand(seven: TrainConfig) -> None:
 @pytest.mark.parametrize(
     ("changes", "memory", "advice"),
     [
-        ({}, A100, "for optimizer and gradients use lora or freeze; for weights spread"),
+        ({}, A100, "for optimizer and gradients use lora or freeze; for weights shard"),
         ({"loss": LossConfig(beta=0.1)}, H200, "for reference use lora, or loss: beta 0"),
         ({"micro_batch_size": 8, "gradient_checkpointing": False}, H200, "lower micro_batch_size"),
         ({"batch_size": 8 * 200}, H200, "for rollout lower batch_size"),
@@ -205,10 +205,10 @@ def test_what_does_not_fit_is_refused_with_what_to_change(
 ) -> None:
     monkeypatch.setattr("omni_grpo_core.training.memory.thinker_shapes", lambda folder: shapes_7b())
     config = replace(seven, **changes)
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as caught:
         check_memory(config, 768, world=1, memory=memory)
-    assert advice in told.value.fix
-    # of a CUDA device 97 % can be used
+    assert advice in caught.value.fix
+    # 97 % of a CUDA device is usable
     enough = math.ceil(estimate(config, shapes_7b(), 768, world=1).peak / 0.97)
     check_memory(config, 768, world=1, memory=enough)
     with pytest.raises(ConfigError, match="memory"):
@@ -230,7 +230,7 @@ def test_a_mixture_counts_the_experts_that_a_token_visits(config: TrainConfig) -
     assert found.scoring == 4 * (2 * 12 * 2 * (48 + 18) + 2 * 200)
 
 
-# --------------------------------------------------------------------------- when it runs out
+# --------------------------------------------------------------------------- out of memory
 
 
 @pytest.fixture
@@ -249,22 +249,22 @@ def another_process() -> Iterator[None]:
     ],
     ids=["cuda", "cpu", "python"],
 )
-def test_memory_that_runs_out_is_one_message_of_what_was_held(
+def test_out_of_memory_is_one_message_with_what_was_in_use(
     tmp_path: Path, policy: Policy, error: Exception
 ) -> None:
-    def fall(view: StepView) -> None:
+    def fail(view: StepView) -> None:
         raise error
 
-    with pytest.raises(ConfigError, match=r"memory: found .*held, GiB: weights .*") as told:
-        train(short(tmp_path / "run"), on_step=fall)
-    assert "lower batch_size" in told.value.fix
+    with pytest.raises(ConfigError, match=r"memory: found .*in use, GiB: weights .*") as caught:
+        train(short(tmp_path / "run"), on_step=fail)
+    assert "lower batch_size" in caught.value.fix
     size = 4 * sum(p.numel() for p in policy.model.parameters())
     # after a step: weights, no gradients, and two moments with a step count for each parameter
     words = f"weights {size / 2**30:.3g}, gradients 0, optimizer {2 * size / 2**30:.2g}"
-    assert words in told.value.got
+    assert words in caught.value.got
 
 
-def test_another_process_that_ended_is_no_fault_of_ours() -> None:
+def test_another_process_that_ended_is_not_an_internal_error() -> None:
     gloo = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:1")
     known = as_input_error(gloo, None, None)
     assert known is not None

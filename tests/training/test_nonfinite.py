@@ -1,7 +1,7 @@
-"""No NaN and no infinity reaches the weights: at any update, from any micro-batch, of any process.
+"""No non-finite value reaches the weights: at any update, from any micro-batch, of any process.
 
-The guard once looked at the first update on a rollout only. With ``iterations: 2`` and a loss that
-turned NaN in the second, every weight was NaN afterwards, and the run went on.
+The guard once checked only the first update on a rollout. With ``iterations: 2`` and a loss that
+became NaN in the second, every weight was NaN afterwards, and the run went on.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from omni_grpo_core.losses.metrics import Metrics
 from omni_grpo_core.training import loop as train_module
 from omni_grpo_core.training.loop import train
 from omni_grpo_core.training.step import (
-    Alone,
     MicroBatch,
     Scorer,
+    SingleProcess,
     Update,
     make_micro_batches,
     optimize,
@@ -38,8 +38,8 @@ MICRO_BATCHES = 2
 
 
 class Poisoned(Scorer):
-    """Scores like its base until forward number ``at``. There it makes the loss or, with
-    ``backward``, the gradient alone ``value`` times what it is."""
+    """Scores like its base until forward number ``at``. There it multiplies the loss or, with
+    ``backward``, only the gradient by ``value``."""
 
     def __init__(
         self, policy: Policy, temperature: float, *, at: int, value: float, backward: bool
@@ -70,7 +70,7 @@ def window(policy: Policy, mixed: Batch) -> tuple[MicroBatch, ...]:
 
 @pytest.fixture
 def weights(policy: Policy) -> Iterator[dict[str, Tensor]]:
-    """Those of the session's policy, which are put back."""
+    """Those of the session's policy, which are restored."""
     before = copies(policy.model.state_dict())
     yield before
     policy.model.load_state_dict(before)
@@ -85,7 +85,7 @@ def copies(state: Any) -> Any:
 
 
 def same(found: Any, want: Any) -> bool:
-    """To the bit."""
+    """Bitwise."""
     if isinstance(want, dict):
         return found.keys() == want.keys() and all(same(found[key], want[key]) for key in want)
     return torch.equal(found, want) if isinstance(want, Tensor) else bool(found == want)
@@ -121,7 +121,7 @@ def test_weights_and_moments_stay_as_they_were_before_the_bad_update(
         return True  # even so
 
     updates = optimize(
-        replace(PLAN, iterations=3), Alone(), scorer, policy.model, optimizer, window,
+        replace(PLAN, iterations=3), SingleProcess(), scorer, policy.model, optimizer, window,
         may_step=look,
     )  # fmt: skip
     assert [update.stepped for update in updates] == [True] * iteration + [False]
@@ -145,14 +145,14 @@ def test_one_number_of_one_parameter_is_enough(
         handle = parameter.register_hook(spoil)
         optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3)
         (update,) = optimize(
-            PLAN, Alone(), Scorer(policy, TEMPERATURE), policy.model, optimizer, window[:1]
+            PLAN, SingleProcess(), Scorer(policy, TEMPERATURE), policy.model, optimizer, window[:1]
         )
         handle.remove()
         assert not update.stepped, name
         assert same(policy.model.state_dict(), weights), name
 
 
-def test_a_peak_that_is_not_a_number_stays_one() -> None:
+def test_a_peak_that_is_nan_stays_nan() -> None:
     """``max(1.0, nan)`` is 1.0: whether the drift was NaN depended on the order of the parts."""
     numbers = [Metrics({}, {"drift_max": value}) for value in (1.0, math.nan, 2.0)]
     for order in (numbers, numbers[::-1], numbers[1:] + numbers[:1]):
@@ -194,7 +194,7 @@ def test_a_run_is_stopped_at_the_second_iteration(
     assert [line["step"] for line in log(out)] == [0]
     assert [folder.name for folder in (out / "state").iterdir()] == ["000001"]
     monkeypatch.undo()
-    assert train(short(out, iterations=2)).status == "finished", "what it left is whole"
+    assert train(short(out, iterations=2)).status == "finished", "the state it left is complete"
 
 
 def _rank(rank: int, port: int, out: Path) -> None:
@@ -207,5 +207,5 @@ def _rank(rank: int, port: int, out: Path) -> None:
     assert all(w.isfinite().all() for one in made for w in one.model.state_dict().values())
 
 
-def test_all_processes_stop_where_one_has_it(tmp_path: Path) -> None:
+def test_all_processes_stop_if_one_finds_it(tmp_path: Path) -> None:
     assert both(_rank, tmp_path / "run") == [0, 0]

@@ -1,4 +1,4 @@
-"""A judge's score of one section becomes an advantage of that section's tokens."""
+"""A judge's score of one section becomes an advantage on that section's tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def another_process() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def said(policy: Policy, texts: list[str]) -> tuple[Completion, ...]:
+def sampled(policy: Policy, texts: list[str]) -> tuple[Completion, ...]:
     tokenizer = policy.processor.tokenizer
     eos = policy.eos_token_ids[0]
     made = []
@@ -54,11 +54,12 @@ def said(policy: Policy, texts: list[str]) -> tuple[Completion, ...]:
 
 def test_a_judged_context_by_hand(policy: Policy, server: JudgeServer) -> None:
     """Seven answers to one question; the judge gives 8 of 10 points to the one right context, 1 to
-    the six wrong ones: the mean is 2, so the advantages are 6 and -1 tenths, on the tokens between
-    <context> and </context> and on no other. The eighth answer, another group's, is malformed."""
+    each of the six wrong ones: the mean is 2, so the advantages are 6 and -1 tenths, on the tokens
+    between <context> and </context> and on no other. The eighth answer, in another group, is
+    malformed."""
     contexts = [RIGHT, *["The bar is blue."] * 6]
     texts = [f"<context>{c}</context><think>t</think><answer>A</answer>" for c in contexts]
-    completions = (*said(policy, texts), *said(policy, ["<context>The bar"]))
+    completions = (*sampled(policy, texts), *sampled(policy, ["<context>The bar"]))
     scores = JudgeReward("context", Judge(Endpoint(server.url, "judge"))).explain(
         ["q"] * 8, [c.text for c in completions], solution=[GOLD] * 8
     )
@@ -77,7 +78,7 @@ def test_a_judged_context_by_hand(policy: Policy, server: JudgeServer) -> None:
         assert span is not None
         inside = policy.decode(completion.token_ids[slice(*span)])
         whole = contexts[completion.index]
-        # a token on the border may hold a bracket of the tag
+        # a token across the border may contain a bracket of the tag
         assert inside.strip("<>/") == whole
     assert context.spans[7] is None
 
@@ -87,14 +88,14 @@ def test_a_process_takes_its_own_rows(policy: Policy) -> None:
     rewards = health.Step({"judged": [0.0, 0.5, 1.0, 0.5]}, [0.0] * 4, list("aabb"), [False] * 4)
     partial = PartialRewards({"judged": ("answer", 1.0)}, "none")
     found = partial.advantages(
-        policy.processor.tokenizer, said(policy, texts), rewards, slice(2, 4)
+        policy.processor.tokenizer, sampled(policy, texts), rewards, slice(2, 4)
     )
     assert found.own[0].values.tolist() == [0.25, -0.25]
     assert len(found.own[0].spans) == 2
     assert found.usable.tolist() == [True] * 4, "of all processes"
 
 
-# --------------------------------------------------------------------------- in a training
+# --------------------------------------------------------------------------- in a training run
 
 
 def judged(out: Path, server: JudgeServer | None, **changes: Any) -> TrainConfig:
@@ -114,44 +115,44 @@ def gradient(out: Path) -> dict[int, torch.Tensor]:
     return {key: entry["exp_avg"] for key, entry in state["state"].items()}
 
 
-def test_a_key_that_the_judge_repeats_is_nowhere_in_what_a_run_keeps(
+def test_a_key_that_the_judge_repeats_is_in_nothing_that_a_run_keeps(
     tmp_path: Path,
     server: JudgeServer,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """It stood in a reward's reason, and with it in the trace of the step."""
+    """It was in a reward's reason, and so in the trace of the step."""
     key = "sk-0123456789-abcdefghij"
     monkeypatch.setenv("OPENAI_API_KEY", key)
     server.verdict = f"asked with {key}, it is right"
     assert train(judged(tmp_path, server), trace_steps=1).status == "finished"
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert any(b"<redacted>, it is right" in data for data in kept)
-    said = capfd.readouterr()
-    assert not any(b"0123456789-abc" in data for data in [*kept, (said.out + said.err).encode()])
+    printed = "".join(capfd.readouterr()).encode()
+    assert not any(b"0123456789-abc" in data for data in [*kept, printed])
 
 
 def test_the_judge_s_score_changes_the_gradient_and_a_judge_that_is_down_does_not(
     tmp_path: Path, server: JudgeServer
 ) -> None:
     """``adv.partial-unused``: a partial advantage computed from the total's tensor would be the
-    same whatever the judge says, and would be there without a judge."""
+    same whatever the judge's score, and would exist without a judge."""
     plain, judging, down = (tmp_path / name for name in ("plain", "judging", "down"))
     assert train(judged(plain, None)).status == "finished"
     result = train(judged(judging, server), trace_steps=1)
     assert result.status == "finished"
-    assert server.seen, "somebody was asked"
+    assert server.seen, "the judge was called"
     server.mode = "500"
     assert train(judged(down, server)).status == "finished"
     (without,), (with_judge,), (failed,) = log(plain), log(judging), log(down)
-    assert with_judge["reward"] == without["reward"], "the total is the accuracy alone"
+    assert with_judge["reward"] == without["reward"], "the total is the accuracy only"
     assert 0 < with_judge["reward/context"] < 0.8
     assert failed["reward/context"] is None or failed["reward/context"] == 0.0
     kept = value_at(load_trace(judging / "trace" / "step-000000"), "advantage", dict)
     assert kept["context"].abs().max() > 0.1
     ours, theirs, broken = gradient(judging), gradient(plain), gradient(down)
     moved = max(float((ours[key] - theirs[key]).abs().max()) for key in theirs)
-    # AdamW's first moment is a tenth of the gradient, whose norm is cut to 1
+    # AdamW's first moment is a tenth of the gradient, whose norm is clipped to 1
     assert moved > 1e-3
     assert all(torch.equal(broken[key], theirs[key]) for key in theirs)
 

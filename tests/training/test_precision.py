@@ -1,4 +1,4 @@
-"""Half precision: the guard's limit on drift is a setting by precision, and tells faults from
+"""Half precision: the guard's drift limit depends on the precision, and separates faults from
 rounding in both."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def half(out: Path, **changes: Any) -> TrainConfig:
 
 
 def test_half_precision_passes_the_preflight_and_stays_within_its_own_limit(tmp_path: Path) -> None:
-    """Frozen towers are stored in bfloat16. Rounding moves a logprob by more than float32's limit,
+    """Frozen towers are stored in bfloat16. Rounding shifts a logprob by more than float32's limit,
     and by less than a sixth of its own."""
     out = tmp_path / "run"
     result = train(half(out, freeze=("image", "video", "audio")))
@@ -43,7 +43,7 @@ def test_half_precision_passes_the_preflight_and_stays_within_its_own_limit(tmp_
     assert DRIFT["float32"] < line["drift_max"] < DRIFT["bfloat16"]
 
 
-def test_half_precision_still_tells_a_wrong_temperature(
+def test_half_precision_still_catches_a_wrong_temperature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``gen.temperature``: sampled at 2.6, scored at 2."""

@@ -43,7 +43,7 @@ def frames(count: int, height: int = 56, width: int = 84) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (count, height, width, 3), np.uint8)
 
 
-def test_the_header_of_an_mp4_tells_what_the_decoder_finds(tmp_path: Path) -> None:
+def test_the_header_of_an_mp4_states_what_the_decoder_finds(tmp_path: Path) -> None:
     sound = np.zeros((1, 2 * 16_000), np.float32)
     path = write_media(tmp_path / "clip.mp4", frames(20), fps=10, audio=sound, audio_rate=16_000)
     header = read_header(path)
@@ -83,15 +83,15 @@ NESTED = b"".join(struct.pack(">I4s", 8 * (3000 - depth), b"moov") for depth in 
         b"\0\0\0\x0cftypisom\0\0\0\x08moov",
         b"\0\0\0\x0cftypisom" + b"\0\0\0\x10moov\0\0\0\x08trak",
         b"OggS" * 9,
-        # it called itself for every box within a box, and ended as a RecursionError
+        # the parser recursed for every nested box, and ended in a RecursionError
         pytest.param(FTYP + NESTED, id="moov within moov, 3000 deep"),
         pytest.param(FTYP + box(b"free") * 20_000, id="boxes without end"),
-        # its content was -7 bytes long: all of the file
+        # its content was -7 bytes long, which read the whole file
         pytest.param(FTYP + struct.pack(">I4sQ", 1, b"mdat", 9), id="shorter than its own length"),
         pytest.param(b"RIFF\xff\xff\xff\xffWAVE" + b"junk\0\0\0\0" * 20_000, id="chunks"),
     ],
 )
-def test_nothing_is_known_of_other_files_and_nothing_raised(tmp_path: Path, content: bytes) -> None:
+def test_other_files_give_nothing_and_raise_nothing(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.mp4"
     path.write_bytes(content)
     assert read_header(path) is None
@@ -112,16 +112,18 @@ def changed(clip: Path, folder: Path, change: Callable[[bytes], bytes]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["mdhd", "stsd", "stsz", "stts", "mvhd", "hdlr", "trak", "moov"])
-def test_nothing_is_known_of_an_mp4_that_lacks_a_box(name: str, clip: Path, tmp_path: Path) -> None:
-    """A KeyError ended the command as a fault of its own; the media stage says what is wrong."""
+def test_an_mp4_that_lacks_a_box_gives_nothing(name: str, clip: Path, tmp_path: Path) -> None:
+    """A KeyError ended the command as an internal error; the media stage reports what is wrong."""
     path = changed(clip, tmp_path, lambda body: body.replace(name.encode(), b"xxxx"))
     assert read_header(path) is None
 
 
 @pytest.mark.parametrize("name", ["mdhd", "stsd", "stsz", "stts", "elst", "mvhd", "hdlr"])
 @pytest.mark.parametrize("kept", [0, 6, 11, 20])
-def test_nor_of_one_whose_box_is_cut(name: str, kept: int, clip: Path, tmp_path: Path) -> None:
-    """An IndexError, of a box without content; the rest is hidden in one that nobody reads."""
+def test_a_truncated_box_gives_no_more_than_it_holds(
+    name: str, kept: int, clip: Path, tmp_path: Path
+) -> None:
+    """A box without content was an IndexError; the rest is hidden in a box that is skipped."""
 
     def cut(body: bytes) -> bytes:
         at = body.index(name.encode()) - 4
@@ -139,10 +141,8 @@ def test_nor_of_one_whose_box_is_cut(name: str, kept: int, clip: Path, tmp_path:
 
 
 @pytest.mark.parametrize("share", [0.2, 0.9, 0.99])
-def test_nothing_is_known_of_an_mp4_that_is_cut_off(
-    share: float, clip: Path, tmp_path: Path
-) -> None:
-    """The header in front told of frames that were no longer there."""
+def test_a_truncated_mp4_gives_nothing(share: float, clip: Path, tmp_path: Path) -> None:
+    """The header at the front listed frames that were missing."""
     front = write_media(
         tmp_path / "front.mp4", frames(20), fps=10, options={"movflags": "faststart"}
     )
@@ -151,16 +151,16 @@ def test_nothing_is_known_of_an_mp4_that_is_cut_off(
         assert read_header(path) is None
 
 
-def test_a_clip_without_pixels_is_none(clip: Path, tmp_path: Path) -> None:
-    """How often it is to grow was divided by its area, 0."""
+def test_a_clip_without_pixels_gives_nothing(clip: Path, tmp_path: Path) -> None:
+    """Its scale factor was a division by its area, 0."""
     size = struct.pack(">HH", 84, 56)
     path = changed(clip, tmp_path, lambda body: body.replace(size, bytes(4)))
     assert read_header(path) is None
 
 
-def test_a_length_of_all_ones_is_none(clip: Path, tmp_path: Path) -> None:
-    """It stands for "not known" (ISO/IEC 14496-12, 8.4.2.3), and came out as days of video: the
-    table of times still says how long it is."""
+def test_a_length_of_all_ones_is_unknown(clip: Path, tmp_path: Path) -> None:
+    """It means "unknown" (ISO/IEC 14496-12, 8.4.2.3), and was read as days of video: the time table
+    still has the real length."""
 
     def unknown(body: bytes) -> bytes:
         parts = body.split(b"mdhd")
@@ -186,7 +186,7 @@ def test_a_damaged_mp4_raises_nothing(
 @pytest.mark.parametrize("stated", [0xFFFF_FFFF, 0x7FFF_FFFF, 0x7FFF_F000, 100_000, 48_000, 10, 0])
 def test_a_wav_is_no_longer_than_its_file(stated: int, tmp_path: Path) -> None:
     """A recording written into a pipe states 0xFFFFFFFF bytes, which were believed: 37 hours of
-    sound, and a run refused for want of memory."""
+    sound, and the run was refused for lack of memory."""
     samples = bytes(48_000)  # 1.5 s
     layout = struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16)
     head = b"RIFF" + struct.pack("<I", 0xFFFF_FFFF) + b"WAVEfmt " + struct.pack("<I", 16) + layout
@@ -201,11 +201,11 @@ def test_a_wav_is_no_longer_than_its_file(stated: int, tmp_path: Path) -> None:
     ("begin", "asked", "seconds"),
     [(0.0, 2.0, 2.0), (0.5, 1.5, 1.5), (0.5, 0.5, 0.5), (1.5, 2.0, 0.5), (0.0, 0.05, 0.05)],
 )
-def test_of_a_trimmed_clip_the_part_that_is_shown_counts(
+def test_only_the_part_of_a_trimmed_clip_that_is_shown_counts(
     begin: float, asked: float, seconds: float, clip: Path, tmp_path: Path
 ) -> None:
-    """A clip trimmed with ``-c copy`` keeps what lies before its beginning in the file, and an edit
-    list that hides it. The whole of it was counted, and the clip refused as too long."""
+    """A clip trimmed with ``-c copy`` keeps what precedes its beginning in the file, and an edit
+    list that hides it. All of it was counted, and the clip was refused as too long."""
     path = changed(clip, tmp_path, lambda body: trimmed(body, begin, asked))
     header = read_header(path)
     assert header is not None
@@ -220,7 +220,7 @@ def test_of_a_trimmed_clip_the_part_that_is_shown_counts(
 
 
 def shown_tokens(ref: MediaRef) -> int:
-    """Of the frames that the media stage gives."""
+    """Tokens of the frames that the media stage returns."""
     media = load_media(Conversation("s", (Message("user", (MediaPart(ref, False),)),), "off"))
     (video,) = media.videos
     return video.frames.shape[0] // 2 * video.frames[0, 0].numel() // 28**2
@@ -236,8 +236,8 @@ UNEVEN = [*range(0, 1000, 50), 5000, 9000, 9100, 9200, 9300]
 def test_a_stretch_counts_no_more_frames_than_are_in_it(
     times: list[int] | None, start: float | None, end: float | None, tmp_path: Path
 ) -> None:
-    """Frames were taken to lie evenly: of 25, of which 20 lie in the first second, a stretch of
-    eight seconds later on was thought to have 21."""
+    """Frames were assumed to be evenly spaced: with 20 of 25 in the first second, a later stretch
+    of eight seconds was estimated to have 21."""
     count = 100 if times is None else len(times)
     path = write_media(tmp_path / "clip.mp4", frames(count), fps=10, times_ms=times)
     ref = MediaRef("video", str(path), start, end)
@@ -250,7 +250,7 @@ def test_a_stretch_counts_no_more_frames_than_are_in_it(
 def test_sound_that_ends_before_the_stretch_counts_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A stretch counted by its share of the file, of sound too that was over by then."""
+    """A stretch was counted by its share of the file, even if the sound had ended before it."""
     header = Header(VideoTrack(1800, 60.0, 30.0, 640, 360), 20.0)
     monkeypatch.setattr(prompt_estimate, "read_header", lambda path: header)
     late = sample(MediaRef("audio", "clip.mp4", 30.0, 60.0))
@@ -258,7 +258,7 @@ def test_sound_that_ends_before_the_stretch_counts_nothing(
 
 
 def odd_apng(path: Path) -> None:
-    """One that states 0 pictures."""
+    """An animated PNG that states 0 frames."""
     PIL.Image.new("L", (30, 20)).save(path)
     body = path.read_bytes()
     chunk = b"acTL" + bytes(8)
@@ -288,14 +288,14 @@ IMAGES: dict[str, tuple[Callable[[Path], object], tuple[int, int] | None]] = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_s_header_is_read_without_a_word(
+def test_an_image_s_header_is_read_silently(
     name: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    """Pillow's warnings stood on stderr, and what its parsers raise ended the command as a fault
-    of its own."""
+    """Pillow's warnings went to stderr, and what its parsers raise ended the command as an internal
+    error."""
     make, size = IMAGES[name]
     path = tmp_path / "x.png"
     make(path)
@@ -331,10 +331,10 @@ def test_the_limits_are_those_of_the_library() -> None:
     assert prompt_estimate.CLIP_TOKENS == library.MODEL_SEQ_LEN * 0.9
 
 
-def test_it_is_a_lower_bound_and_not_an_idle_one(
+def test_it_is_a_lower_bound_and_a_useful_one(
     inputs: Inputs, samples: tuple[Sample, ...], settings: Settings
 ) -> None:
-    """Every shipped row, against its real placeholders: clips in every audio mode, images,
+    """Every shipped row, compared with its real placeholders: clips in every audio mode, images,
     recordings, text."""
     estimated = least_media_tokens(samples, settings, SHAPE)
     real = [sum(span.length for span in row.spans) for row in inputs.batch.rows]
@@ -347,9 +347,9 @@ def test_it_is_a_lower_bound_and_not_an_idle_one(
 def test_a_minute_at_the_library_s_own_sizes_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The incident's prompt limit of 2048. 60 s at 2 frames a second, of which a twentieth is not
-    counted on: 114 frames, 57 pairs of 640 x 360 pixels, which are 23 x 13 tokens: 17,043. The
-    sound, interleaved: 5,700 mel frames, 1,425 tokens."""
+    """The incident's prompt limit of 2048. 60 s at 2 frames per second, less the twentieth that is
+    not relied on: 114 frames, 57 pairs of 640 x 360 pixels, each 23 x 13 tokens: 17,043. The sound,
+    interleaved: 5,700 mel frames, 1,425 tokens."""
     clip = Header(VideoTrack(1800, 60.0, 30.0, 640, 360), 60.0)
     monkeypatch.setattr(prompt_estimate, "read_header", lambda path: clip)
     shown = sample(MediaRef("video", "clip.mp4"))

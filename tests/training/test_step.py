@@ -16,9 +16,9 @@ from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.errors import ConfigError, TrainError
 from omni_grpo_core.losses import LossConfig, RolloutCorrection
 from omni_grpo_core.training.step import (
-    Alone,
     MicroBatch,
     Scorer,
+    SingleProcess,
     StepPlan,
     Update,
     make_micro_batches,
@@ -28,7 +28,7 @@ from omni_grpo_core.training.step import (
 from omni_grpo_core.types import Batch, Rollout
 
 GROUP = 2
-TEMPERATURE = 3.0  # the shipped policy is sure of itself: at 1 there is no gradient to compare
+TEMPERATURE = 3.0  # the shipped policy is confident: at 1 there is no gradient to compare
 PLAN = StepPlan(LossConfig(), None, iterations=1, max_grad_norm=1e9, gradient_checkpointing=False)
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.25, -2.0, 1.5, 0.75, -1.0, 0.5] * 2, dtype=torch.float64)
 KEPT = torch.tensor([True] * 3 + [False] + [True] * 12)
@@ -66,7 +66,7 @@ def gradient(
 ) -> tuple[Update, dict[str, Tensor]]:
     optimizer = Still(policy.model)
     scorer = Scorer(policy, TEMPERATURE)
-    (update,) = optimize(plan, Alone(), scorer, policy.model, optimizer, window, **options)
+    (update,) = optimize(plan, SingleProcess(), scorer, policy.model, optimizer, window, **options)
     return update, optimizer.grads
 
 
@@ -77,7 +77,7 @@ def whole(policy: Policy, mixed: Batch, rolled: Rollout, size: int = 16) -> tupl
 def assert_same(
     found: tuple[Update, dict[str, Tensor]], want: tuple[Update, dict[str, Tensor]]
 ) -> None:
-    # float32 sums in another order; a lost row or a wrong divisor is a sixteenth of the step and
+    # float32 sums in another order; a lost row or a wrong divisor is a sixteenth of the step or
     # more
     assert found[0].loss == pytest.approx(want[0].loss, abs=1e-5)
     assert found[0].grad_norm == pytest.approx(want[0].grad_norm, rel=1e-4)
@@ -101,14 +101,14 @@ def test_the_first_ratio_is_1_for_every_row(
     assert (ratios - 1).abs().max() < 1e-5
 
 
-def test_scored_at_another_temperature_the_drift_tells(
+def test_the_drift_reveals_scoring_at_another_temperature(
     policy: Policy, mixed: Batch, rolled: Rollout
 ) -> None:
     update, _ = gradient(policy, whole(policy, mixed, rolled))
     assert update.metrics.peaks["drift_max"] < 1e-5
     scorer = Scorer(policy, 1.0)
     window = whole(policy, mixed, rolled)
-    (off,) = optimize(PLAN, Alone(), scorer, policy.model, Still(policy.model), window)
+    (off,) = optimize(PLAN, SingleProcess(), scorer, policy.model, Still(policy.model), window)
     assert off.metrics.peaks["drift_max"] > 1e-3
 
 
@@ -151,7 +151,7 @@ def test_padding_further_does_not_matter(policy: Policy, mixed: Batch, rolled: R
     assert_same(gradient(policy, [wider]), gradient(policy, [micro]))
 
 
-def test_a_row_that_is_not_kept_is_as_if_it_were_not_there(
+def test_a_row_that_is_not_kept_has_no_effect(
     policy: Policy, mixed: Batch, rolled: Rollout
 ) -> None:
     kept = torch.tensor([True] * 14 + [False] * 2)
@@ -170,16 +170,16 @@ def test_nothing_in_the_loss_is_no_update(policy: Policy, mixed: Batch, rolled: 
     )
     optimizer = Still(policy.model)
     scorer = Scorer(policy, TEMPERATURE)
-    assert optimize(PLAN, Alone(), scorer, policy.model, optimizer, window) == ()
+    assert optimize(PLAN, SingleProcess(), scorer, policy.model, optimizer, window) == ()
     assert optimizer.grads == {}
 
 
-def test_checkpointing_changes_no_gradient_and_is_off_outside_of_scoring(
+def test_checkpointing_changes_no_gradient_and_is_off_outside_scoring(
     policy: Policy, mixed: Batch, rolled: Rollout
 ) -> None:
     want = gradient(policy, whole(policy, mixed, rolled))
     seen = []
-    # inside a block: from 5.23 on hooks of the block itself stay outside of what is done again
+    # inside a block: since 5.23 hooks of the block itself are outside the recomputed part
     hook = policy.text_model.layers[0].self_attn.register_forward_pre_hook(
         lambda *_: seen.append(policy.model.is_gradient_checkpointing)
     )
@@ -200,7 +200,7 @@ def test_later_iterations_keep_the_old_logprobs(
     plan = replace(PLAN, iterations=2, correction=RolloutCorrection())
     rates: list[int] = []
     first, second = optimize(
-        plan, Alone(), Scorer(policy, TEMPERATURE), policy.model, optimizer,
+        plan, SingleProcess(), Scorer(policy, TEMPERATURE), policy.model, optimizer,
         whole(policy, mixed, rolled, 4), set_rate=rates.append,
     )  # fmt: skip
     policy.model.load_state_dict(weights)
@@ -214,15 +214,15 @@ def test_a_forbidden_update_changes_nothing(policy: Policy, mixed: Batch, rolled
     before = policy.model.lm_head.weight.clone()
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
     (update,) = optimize(
-        replace(PLAN, iterations=3), Alone(), Scorer(policy, TEMPERATURE), policy.model, optimizer,
-        whole(policy, mixed, rolled), may_step=lambda update: False,
+        replace(PLAN, iterations=3), SingleProcess(), Scorer(policy, TEMPERATURE), policy.model,
+        optimizer, whole(policy, mixed, rolled), may_step=lambda update: False,
     )  # fmt: skip
     assert not update.stepped
     assert torch.equal(policy.model.lm_head.weight, before)
     assert policy.model.lm_head.weight.grad is None
 
 
-def test_micro_batches_hold_as_many_completions_of_each_prompt(
+def test_micro_batches_hold_equally_many_completions_of_each_prompt(
     policy: Policy, mixed: Batch, rolled: Rollout
 ) -> None:
     with pytest.raises(TrainError, match="a divisor or a multiple of 2"):
@@ -230,17 +230,17 @@ def test_micro_batches_hold_as_many_completions_of_each_prompt(
 
 
 class Frozen(nn.Module):
-    """What a forward through frozen towers alone gives."""
+    """What a forward through frozen towers only returns."""
 
     def forward(self, batch: Batch, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros(ids.shape), torch.zeros(ids.shape)
 
 
-def test_rows_from_which_nothing_learns_are_an_error_of_the_input(
+def test_rows_from_which_nothing_learns_are_an_input_error(
     policy: Policy, mixed: Batch, rolled: Rollout
 ) -> None:
-    """Where it could not be seen before: a silent clip, with all frozen but the audio tower. It was
-    a RuntimeError of torch, and a fault of the program's own."""
+    """A case that cannot be detected earlier: a silent clip, with all frozen but the audio tower.
+    It was a RuntimeError of torch, reported as an internal error."""
     window = whole(policy, mixed, rolled)
     with pytest.raises(ConfigError, match="freeze: found a micro-batch from which nothing learns"):
-        optimize(PLAN, Alone(), Frozen(), policy.model, Still(policy.model), window)
+        optimize(PLAN, SingleProcess(), Frozen(), policy.model, Still(policy.model), window)

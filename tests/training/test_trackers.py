@@ -1,4 +1,4 @@
-"""What a run writes for people to look at: tensorboard's event file, the JSONL, the progress."""
+"""What a run writes for users to see: TensorBoard's event file, the JSONL, the progress."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def another_process() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[StepView]]:
-    """Two steps with tensorboard, the second of which is made by a resumed process."""
+    """Two steps with TensorBoard, the second one by a resumed process."""
     out = tmp_path_factory.mktemp("tracked") / "run"
     views: list[StepView] = []
     train(short(out, steps=1, trackers=("tensorboard",)), on_step=views.append)
@@ -44,14 +44,14 @@ def test_tensorboard_has_what_the_jsonl_has(run: tuple[Path, list[StepView]]) ->
     for name in ("reward", "loss", "grad_norm", "entropy", "lr", "reward/early_letters"):
         found = events.Scalars(name)
         assert [scalar.step for scalar in found] == [0, 1], name
-        # tensorboard keeps float32
+        # TensorBoard stores float32
         assert [scalar.value for scalar in found] == pytest.approx(
             [line[name] for line in lines], rel=1e-6
         )
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_progress_tells_reward_health_and_samples(
+def test_progress_shows_reward_health_and_samples(
     run: tuple[Path, list[StepView]], live: bool
 ) -> None:
     out, views = run
@@ -60,19 +60,19 @@ def test_progress_tells_reward_health_and_samples(
     with display(2, console, live=live) as on_step:
         for view in views:
             on_step(view)
-    told = screen.getvalue()
+    shown = screen.getvalue()
     last = log(out)[-1]
-    assert f"reward {last['reward']:.3f}" in told
-    assert f"length {last['completion_length']:.3g}" in told
+    assert f"reward {last['reward']:.3f}" in shown
+    assert f"length {last['completion_length']:.3g}" in shown
     if live:
-        assert "2/2" in told
-        assert views[-1].rolled.completions[0].text[:4] in told
+        assert "2/2" in shown
+        assert views[-1].rolled.completions[0].text[:4] in shown
 
 
-def test_a_tracker_that_is_not_installed_is_refused_rather_than_left_out(
+def test_a_tracker_that_is_not_installed_is_refused_rather_than_ignored(
     tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
 ) -> None:
-    """Accelerate drops it without a word, and the run is nowhere to be seen."""
+    """Accelerate silently drops it, and the run appears nowhere."""
     code, err = _refused(tmp_path, run_cli, "comet_ml")
     assert code == 2
     assert "trackers: found 'comet_ml', which is not installed" in err

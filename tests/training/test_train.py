@@ -18,26 +18,26 @@ from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.errors import ConfigError, TrainError
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.trace.store import load_trace, value_at
-from omni_grpo_core.training.checkpointing import cut_log, export
+from omni_grpo_core.training.checkpointing import export, truncate_log
 from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, TrainConfig
 from omni_grpo_core.training.loop import StepView, train
 from omni_grpo_core.types import Rollout
 
 
-class Cut(Exception):
-    """Stands for the power going."""
+class PowerCut(Exception):
+    """Simulates a power failure."""
 
 
 @pytest.fixture(autouse=True)
 def another_process() -> Iterator[None]:
-    """Accelerate keeps one state a process, and refuses a run of another precision."""
+    """Accelerate keeps one state per process, and refuses a run with another precision."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing cuts."""
+    """A run without an interruption."""
     out = tmp_path_factory.mktemp("straight") / "run"
     result = train(short(out), trace_steps=1)
     assert (result.status, result.step, result.model) == ("finished", 3, out / "model")
@@ -50,7 +50,7 @@ def test_a_run_logs_every_step_and_leaves_a_checkpoint_that_loads(
     lines = log(straight)
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert all(line["grad_norm"] > 0 and 0 < line["reward"] < 1 for line in lines)
-    # sampling and scoring are the same policy: float32 sums in another order
+    # sampling and scoring use the same policy: float32 sums in another order
     assert all(line["drift_max"] < 1e-5 for line in lines)
     trained = load_policy(straight / "model")
     assert not torch.equal(trained.model.lm_head.weight, policy.model.lm_head.weight)
@@ -65,16 +65,16 @@ def test_the_first_steps_are_traces(straight: Path) -> None:
     assert value_at(trace, "loss", dict)["step"] == 0
 
 
-def test_a_cut_run_goes_on_as_if_it_had_not_been(straight: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_as_if_it_had_not_been(straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def cut(view: StepView) -> None:
         if view.record["step"] == 1:
-            raise Cut
+            raise PowerCut
 
-    with pytest.raises(Cut):
+    with pytest.raises(PowerCut):
         train(short(out), on_step=cut)
-    assert len(log(out)) == 2, "step 1 was logged, and not saved any more"
+    assert len(log(out)) == 2, "step 1 was logged but not saved"
     (out / "state" / ".000002.partial").mkdir()  # what a killed writer leaves
     assert train(short(out)).status == "finished"
     assert log(out) == log(straight)
@@ -94,9 +94,7 @@ def test_the_state_of_other_settings_is_refused(straight: Path) -> None:
         train(short(straight, seed=1))
 
 
-def test_an_export_that_meets_a_full_disk_leaves_the_earlier_one(
-    policy: Policy, tmp_path: Path
-) -> None:
+def test_an_export_to_a_full_disk_keeps_the_earlier_one(policy: Policy, tmp_path: Path) -> None:
     class Full:
         def save_pretrained(self, folder: Path, **options: Any) -> None:
             (folder / "model.safetensors").write_bytes(b"half")
@@ -112,7 +110,7 @@ def test_an_export_that_meets_a_full_disk_leaves_the_earlier_one(
 def test_a_half_written_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"st')
-    cut_log(path, 1)
+    truncate_log(path, 1)
     assert path.read_text() == '{"step": 0}\n'
 
 
@@ -121,9 +119,9 @@ def test_more_groups_than_samples_is_refused(tmp_path: Path) -> None:
         train(short(tmp_path / "run", batch_size=100))
 
 
-def test_an_adapter_off_is_the_reference(tmp_path: Path, policy: Policy) -> None:
-    """KL to the reference is 0 before the first update and above it afterwards; only the adapter
-    has moved, and the exported checkpoint has it merged in."""
+def test_the_policy_with_the_adapter_off_is_the_reference(tmp_path: Path, policy: Policy) -> None:
+    """KL to the reference is 0 before the first update and positive afterwards; only the adapter
+    has changed, and the exported checkpoint has it merged in."""
     out = tmp_path / "run"
     config = short(
         out,
@@ -156,7 +154,7 @@ def test_frozen_towers_stay_and_bfloat16_trains(tmp_path: Path, policy: Policy) 
     start = policy.model.state_dict()
     moved = {n for n, w in start.items() if not torch.equal(found[n], w)}
     [frozen] = [n for n in start if published_name(n) == "visual.patch_embed.proj.weight"]
-    # frozen weights are stored in bfloat16, which rounds them; learning ones are not rounded
+    # frozen weights are stored in bfloat16, which rounds them; trainable ones are not rounded
     assert torch.equal(found[frozen].bfloat16(), start[frozen].bfloat16())
     assert "lm_head.weight" in moved
 
@@ -186,10 +184,10 @@ def _interrupted(rank: int, port: int, config: TrainConfig, whom: tuple[int, ...
 @pytest.mark.parametrize(
     ("whom", "codes"), [((0, 1), [130, 130]), ((0,), [130, 2]), ((1,), [2, 130])]
 )
-def test_ctrl_c_ends_both_processes_and_leaves_what_was_saved(
+def test_ctrl_c_ends_both_processes_and_keeps_what_was_saved(
     tmp_path: Path, whom: tuple[int, ...], codes: list[int]
 ) -> None:
-    """A process whose fellow is gone is told so by the library: it neither hangs nor is it ours."""
+    """The library reports a lost process to the other: no hang, and no internal error."""
     out = tmp_path / "run"
     assert both(_interrupted, short(out), whom) == codes
     assert [path.name for path in (out / "state").glob("0*")] == ["000001"]

@@ -17,7 +17,7 @@ from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.training.config import OptimizerConfig, learning_rate
-from omni_grpo_core.training.load_config import FOREIGN, check_config, load_train_config
+from omni_grpo_core.training.load_config import FOREIGN_KEYS, check_config, load_train_config
 
 GOOD: Mapping[str, Any] = {
     "checkpoint": str(tiny.checkpoint_dir()),
@@ -38,12 +38,12 @@ def write(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_good_one_is_read_over_the_checkpoint_s_own_settings(tmp_path: Path) -> None:
+def test_a_good_one_overrides_the_checkpoint_s_own_settings(tmp_path: Path) -> None:
     config, warnings = load_train_config(write(tmp_path, loss={"loss_type": "gspo"}))
     assert warnings == ()
     assert config.loss == LossConfig(loss_type="gspo")
     assert config.prompts == 4
-    assert config.out == str(tmp_path / "run"), "paths start from the file's folder"
+    assert config.out == str(tmp_path / "run"), "paths are relative to the file's folder"
     own = json.loads((tiny.checkpoint_dir() / "omni_grpo.json").read_text())
     assert config.settings.media.fps == own["media"]["fps"]
     assert {part.name for part in config.composition().components} == {"format", "accuracy"}
@@ -70,13 +70,13 @@ def test_a_good_one_is_read_over_the_checkpoint_s_own_settings(tmp_path: Path) -
         ({"loss": {"loss_type": "dr_grpo", "max_completion_length": 9}}, "max_new_tokens, 24"),
         ({"settings": {"group_size": 4, "temperature": 0}}, "temperature: found 0, wanted above 0"),
         ({"checkpoint": "/no/where"}, "checkpoint: found /no/where"),
-        ({"data": "/no/where.json"}, "data: found /no/where.json, which is not there"),
-        ({"out": "run.yaml/out"}, "out: found .*wanted a folder"),
+        ({"data": "/no/where.json"}, "data: found /no/where.json, which does not exist"),
+        ({"out": "run.yaml/out"}, "out: found .*wanted a writable folder"),
         ({"steps": 0}, "steps: found 0"),
         ({"optimizer": {"lr": -1e-3}}, "lr: found -0.001"),
         ({"optimizer": {"betas": [0.9]}}, "betas: found"),
         ({"freeze": ["text", "audio", "video", "image"]}, "freeze: found everything"),
-        ({"freeze": ["video"]}, "one tower sees both"),
+        ({"freeze": ["video"]}, "the same tower sees both"),
         ({"freeze": ["audio"], "lora": {"rank": 4}}, "wanted one of the two"),
         ({"lora": {"rank": 0}}, "lora: found rank 0"),
         ({"eval_every": 5}, "eval_every: found 5 without eval_data"),
@@ -86,7 +86,7 @@ def test_a_good_one_is_read_over_the_checkpoint_s_own_settings(tmp_path: Path) -
         ({"settings": {"group_size": 4, "max_prompt_length": 20}}, "20, and .* of 22 samples have"),
         ({"settings": {"group_size": 4, "max_new_tokens": 10**9}}, "memory: found .*rollout"),
         ({"rewards": {"context": {}}}, "reward 'context': found no judge"),
-        ({"judge": JUDGE}, "judge: found one that no reward asks"),
+        ({"judge": JUDGE}, "judge: found one that no reward uses"),
         ({"judge": {"model": "m"}}, "judge: found no 'base_url', wanted str"),
         ({"judge": JUDGE | {"timeout": 0}}, "judge timeout: found 0"),
         ({"rewards": {"context": {"span": "context"}}, "judge": JUDGE}, "found only partial ones"),
@@ -107,7 +107,7 @@ ROWS = json.loads(tiny.data_file().read_text(encoding="utf-8"))
 
 
 def one_row(folder: Path, **changes: Any) -> Path:
-    """Data of the first shipped row, a clip with sound, changed."""
+    """Data with the first shipped row, a clip with sound, changed."""
     row = {key: value for key, value in {**ROWS[0], **changes}.items() if value is not None}
     path = folder / "rows.json"
     path.write_text(json.dumps([row]))
@@ -139,8 +139,8 @@ SEEN = ["text", "image", "video"]
 def test_something_must_learn_from_every_row(
     tmp_path: Path, row: dict[str, Any], freeze: list[str], sound: str, learns: bool
 ) -> None:
-    """A step of rows of text under ``freeze: [text]`` ended as a RuntimeError of torch, "element 0
-    of tensors does not require grad"."""
+    """A step on text rows under ``freeze: [text]`` ended in a RuntimeError of torch, "element 0 of
+    tensors does not require grad"."""
     for name in ("clip-00.mp4", "clip-12.png", "clip-14.wav"):
         shutil.copy(tiny.data_file().parent / name, tmp_path)
     write_media(tmp_path / "silent.mp4", numbered(8))
@@ -160,13 +160,13 @@ def test_something_must_learn_from_every_row(
         load_train_config(path)
 
 
-@pytest.mark.parametrize("key", FOREIGN)
+@pytest.mark.parametrize("key", FOREIGN_KEYS)
 def test_keys_of_other_trainers_are_translated(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match=f"key '{key}'"):
         load_train_config(write(tmp_path, **{key: 1}))
 
 
-def test_the_incident_s_group_of_two_is_warned_of(tmp_path: Path) -> None:
+def test_the_incident_s_group_of_two_gives_a_warning(tmp_path: Path) -> None:
     _, warnings = load_train_config(write(tmp_path, settings={"group_size": 2}))
     assert len(warnings) == 1
     assert "every advantage is +1, -1 or 0" in warnings[0]
@@ -221,8 +221,8 @@ def test_the_rate_warms_up_and_falls() -> None:
 def test_a_wrong_one_exits_2_before_torch_is_loaded(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    """What takes two seconds and more is loading torch: a typo must not wait for it, nor what is
-    wrong with rewards, data or memory."""
+    """Loading torch takes two seconds or more: a typo must not wait for it, nor an error in
+    rewards, data or memory."""
     code = (
         "import sys; from omni_grpo_core.__main__ import main\n"
         "try: main()\n"
@@ -238,7 +238,7 @@ def test_a_wrong_one_exits_2_before_torch_is_loaded(
     assert message in done.stderr
 
 
-def test_json_tells_the_error_apart(
+def test_json_has_the_error_s_fields(
     tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
 ) -> None:
     code, out, err = run_cli("train", write(tmp_path, steps=0), "--json")

@@ -57,7 +57,7 @@ def test_what_is_frozen_is_what_was_named(
         assert parameter.requires_grad == (not set(towers) & set(freeze)), name
 
 
-def test_frozen_towers_keep_every_bit_through_a_training(tmp_path: Path, policy: Policy) -> None:
+def test_frozen_towers_keep_every_bit_in_training(tmp_path: Path, policy: Policy) -> None:
     out = tmp_path / "run"
     config = short(out, steps=1, freeze=("image", "video", "audio"))
     assert train(config).status == "finished"
@@ -75,8 +75,8 @@ def test_frozen_towers_keep_every_bit_through_a_training(tmp_path: Path, policy:
 def test_half_precision_rounds_only_what_does_not_learn(own: Policy, tmp_path: Path) -> None:
     choose_trainable(own, short(tmp_path, freeze=("audio",), precision="bfloat16"), _plain)
     for name, parameter in own.model.named_parameters():
-        stuck = published_name(name).startswith("audio_tower.")
-        assert parameter.dtype == (torch.bfloat16 if stuck else torch.float32), name
+        frozen = published_name(name).startswith("audio_tower.")
+        assert parameter.dtype == (torch.bfloat16 if frozen else torch.float32), name
 
 
 # --------------------------------------------------------------------------- lora
@@ -97,7 +97,7 @@ def test_the_adapter_off_is_the_policy_as_it_was_and_merged_is_the_adapter_on(
     assert learning
     assert all("lora_" in name and name.startswith("model.layers.") for name in learning)
     assert len(lora_layers(own.model)) == 3 * 7, "every linear layer of three text layers"
-    # the second factor starts at 0; and the layer's own product comes first
+    # the second factor starts at 0, and the layer's own product comes first
     assert torch.equal(scores(own, mixed), before)
     with torch.no_grad():
         for name, parameter in own.model.named_parameters():
@@ -110,7 +110,7 @@ def test_the_adapter_off_is_the_policy_as_it_was_and_merged_is_the_adapter_on(
     assert torch.equal(scores(own, mixed), moved), "on again"
     merged = replace(policy, model=copy.deepcopy(policy.model))
     merged.model.load_state_dict(merged_weights(own.model))
-    # (W + BA) x for W x + B A x: float32 sums in another order
+    # (W + BA) x instead of W x + B A x: float32 sums in another order
     torch.testing.assert_close(scores(merged, mixed), moved, atol=1e-3, rtol=1e-4)
 
 

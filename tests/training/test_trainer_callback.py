@@ -24,7 +24,7 @@ from omni_grpo_core.training.trainer_callback import GuardStop, OmniGrpoGuard
 from omni_grpo_core.types import Batch
 
 pytestmark = [
-    # TRL, transformers and torch announce their own changes; not ours to mend
+    # TRL, transformers and torch announce their own changes, which are not ours to fix
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -38,7 +38,7 @@ def another_process() -> Iterator[None]:
 
 
 class Collapse(TrainerCallback):  # type: ignore[misc]
-    """From the second step on the model knows one token only."""
+    """From the second step on the model samples a single token."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         def only_one(_module: Any, _given: Any, scores: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ def trl_guard(out: Path) -> OmniGrpoGuard:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trl_runs_to_its_end_where_nothing_is_wrong(tmp_path: Path, checkpointing: bool) -> None:
-    """TRL itself takes checkpointing off while it generates: no alarm."""
+    """TRL itself switches checkpointing off while it generates: no alarm."""
     guard = trl_guard(tmp_path / "guard")
     trainer = trl_run(tmp_path / "run", guard, gradient_checkpointing=checkpointing)
     trainer.train()
@@ -95,17 +95,17 @@ def test_trl_runs_to_its_end_where_nothing_is_wrong(tmp_path: Path, checkpointin
 def test_trl_is_stopped_at_the_step_that_turns_to_garbage(tmp_path: Path) -> None:
     guard = trl_guard(tmp_path / "guard")
     trainer = trl_run(tmp_path / "run", guard, Collapse(), gradient_checkpointing=False)
-    with pytest.raises(GuardStop, match=r"step 1: found completion: garbage: 4 of 4") as told:
+    with pytest.raises(GuardStop, match=r"step 1: found completion: garbage: 4 of 4") as caught:
         trainer.train()
     assert trainer.state.global_step == 1, "the step's update was not made"
-    bundle = told.value.bundle
+    bundle = caught.value.bundle
     assert bundle == tmp_path / "guard" / "step-000001"
     report = json.loads((bundle / "report.json").read_text())
     assert report["step"] == 1
     assert [finding["name"] for finding in report["findings"]] == ["garbage"]
     trace = load_trace(bundle)
-    said = value_at(trace, "completion", tuple)
-    assert [len(set(completion.token_ids)) for completion in said] == [1] * 4
+    completions = value_at(trace, "completion", tuple)
+    assert [len(set(completion.token_ids)) for completion in completions] == [1] * 4
     assert len(value_at(trace, "reward", dict)["letters"]) == 4
 
 
@@ -118,12 +118,12 @@ def test_trl_is_stopped_by_a_dead_reward_after_patience(tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_a_stop_names_the_stage_and_crosses_to_another_process() -> None:
-    """It said "loss:" whatever had broken, and a worker that handed it on fell over it."""
+def test_a_stop_names_the_stage_and_can_be_pickled() -> None:
+    """It began with "loss:" whatever had failed, and a worker that passed it on crashed."""
     stop = GuardStop(3, [Finding("garbage", "completion", "4 of 4")], Path("out") / "step-000003")
     assert str(stop) == (
         "completion: step 3: found completion: garbage: 4 of 4, wanted a run that can learn; "
-        "see out/step-000003"
+        "read the report in out/step-000003"
     )
     again = pickle.loads(pickle.dumps(stop))
     assert (str(again), again.findings, again.bundle) == (str(stop), stop.findings, stop.bundle)
@@ -133,8 +133,8 @@ def test_a_stop_names_the_stage_and_crosses_to_another_process() -> None:
 
 
 class Old(Trainer):  # type: ignore[misc]
-    """As trainers written for transformers 4.52 are: generates with the model as it stands, that is
-    in train mode, then scores what came out."""
+    """Like trainers written for transformers 4.52: generates with the model as it is, that is, in
+    train mode, then scores the result."""
 
     policy: Policy
     batch: Batch
@@ -143,15 +143,15 @@ class Old(Trainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         row = self.batch.rows[0]
         ids = row.input_ids[None]
-        said = model.generate(
+        sampled = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=56, do_sample=False,
             pad_token_id=self.policy.pad_token_id, eos_token_id=list(self.policy.eos_token_ids),
         )  # fmt: skip
-        new = said[0, ids.shape[1] :].tolist()
+        new = sampled[0, ids.shape[1] :].tolist()
         texts = [self.policy.decode(new)]
         for reward in self.rewards:
             reward(prompts=["q"], completions=texts, completion_ids=[new])
-        logits = model(input_ids=said, attention_mask=torch.ones_like(said)).logits
+        logits = model(input_ids=sampled, attention_mask=torch.ones_like(sampled)).logits
         loss: torch.Tensor = logits.float().log_softmax(-1)[:, -1].max()
         return loss
 
@@ -179,20 +179,20 @@ def test_a_trainer_in_the_incident_s_mode_is_stopped_at_step_0(
     tmp_path: Path, policy: Policy, mixed: Batch
 ) -> None:
     """The incident as it was: a Trainer under ``gradient_checkpointing`` that generates in train
-    mode. Nothing raises in transformers; the guard ends it before the second token."""
+    mode. Nothing raises in transformers; the guard stops it before the second token."""
     guard = OmniGrpoGuard(tmp_path / "guard", processing_class=policy.processor)
     trainer = old_trainer(tmp_path / "run", policy, mixed, guard, checkpointing=True)
     if not cache_is_dropped():  # transformers 4.52, 5.24: the mode does no harm
         trainer.train()
         assert trainer.state.global_step == 1
         return
-    with pytest.raises(GuardStop, match=r"step 0.*drops the key-value cache") as told:
+    with pytest.raises(GuardStop, match=r"step 0.*drops the key-value cache") as caught:
         trainer.train()
     assert trainer.state.global_step == 0
-    report = json.loads((told.value.bundle / "report.json").read_text())
+    report = json.loads((caught.value.bundle / "report.json").read_text())
     (finding,) = report["findings"]
     assert finding["name"] == "generation in train mode under checkpointing"
-    load_trace(told.value.bundle)
+    load_trace(caught.value.bundle)
 
 
 def test_the_same_trainer_without_checkpointing_goes_on(
@@ -205,7 +205,7 @@ def test_the_same_trainer_without_checkpointing_goes_on(
     assert not (tmp_path / "guard").exists()
 
 
-def test_a_trainer_whose_policy_collapses_is_stopped_with_what_it_said(
+def test_a_trainer_whose_policy_collapses_is_stopped_with_its_completions(
     tmp_path: Path, policy: Policy, mixed: Batch
 ) -> None:
     guard = OmniGrpoGuard(tmp_path / "guard", processing_class=policy.processor)
@@ -219,15 +219,15 @@ def test_a_trainer_whose_policy_collapses_is_stopped_with_what_it_said(
     with pytest.raises(GuardStop, match="garbage: 1 of 1 completions are degenerate"):
         trainer.train()
     trace = load_trace(tmp_path / "guard" / "step-000000")
-    (said,) = value_at(trace, "completion", tuple)
-    assert set(said.token_ids) == {red}
+    (completion,) = value_at(trace, "completion", tuple)
+    assert set(completion.token_ids) == {red}
 
 
-# --------------------------------------------------------------------------- numbers that are none
+# --------------------------------------------------------------------------- non-finite values
 
 
 class Two(torch.nn.Module):
-    """Two layers, so that there are four parameters to look at."""
+    """Two layers, so that there are four parameters to check."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,11 +241,11 @@ class Two(torch.nn.Module):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 @pytest.mark.parametrize("at", [0, 3, 4])
-def test_a_gradient_that_is_none_never_reaches_a_weight(
+def test_a_nonfinite_gradient_never_reaches_a_weight(
     tmp_path: Path, policy: Policy, value: float, clip: float, at: int
 ) -> None:
-    """Two micro-batches an update; the bad one is the first of all, the last of the second update,
-    the first of the third. Weights and moments stay as the update before left them."""
+    """Two micro-batches per update; the bad one is the first of all, the last of the second update,
+    the first of the third. Weights and moments stay as the previous update left them."""
     rows = [{"x": torch.tensor([float(n), 1.0])} for n in range(8)]
     rows[at]["x"][0] = value
     before: list[Any] = []
@@ -271,9 +271,9 @@ def test_a_gradient_that_is_none_never_reaches_a_weight(
         train_dataset=rows,
         callbacks=[guard, Watch()],
     )  # fmt: skip
-    with pytest.raises(GuardStop, match=r"gradient: not a number: the gradient of a\.") as told:
+    with pytest.raises(GuardStop, match=r"gradient: not a number: the gradient of a\.") as caught:
         trainer.train()
-    assert told.value.step == at // 2
+    assert caught.value.step == at // 2
     weights, moments = before
     assert all(torch.equal(model.state_dict()[name], weight) for name, weight in weights.items())
     found = trainer.optimizer.state_dict()["state"]

@@ -20,8 +20,8 @@ from omni_grpo_core.training.config import GuardConfig, OptimizerConfig, RewardE
 
 
 def short(out: Path, **changes: Any) -> TrainConfig:
-    """Three steps of two groups of four, on a reward that any policy earns in part; hot, so that
-    the answers of a group differ."""
+    """Three steps of two groups of four, on a reward that any policy earns in part; at a high
+    temperature, so that the answers of a group differ."""
     settings = replace(
         load_settings(tiny.checkpoint_dir()), group_size=4, max_new_tokens=8, temperature=3.0
     )
@@ -36,7 +36,7 @@ def short(out: Path, **changes: Any) -> TrainConfig:
         micro_batch_size=4,
         optimizer=OptimizerConfig(lr=1e-3),
         save_every=1,
-        # a policy with a cap of 8 tokens always meets it
+        # a policy limited to 8 tokens always reaches the limit
         guard=GuardConfig(preflight=False, patience=99, garbage=1.0),
         trackers=(),
     )
@@ -71,7 +71,7 @@ def both(target: Callable[..., None], *given: object) -> list[int | None]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # forked: what takes a new process its time is importing torch and transformers
+    # forked: a new process would spend its time importing torch and transformers
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=target, args=(rank, port, *given)) for rank in (0, 1)]
     for rank in ranks:

@@ -1,4 +1,4 @@
-"""What is measured of the installed transformers, on the shipped checkpoint."""
+"""What is measured about the installed transformers, on the shipped checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.pipeline.inputs import Inputs
 from omni_grpo_core.types import Sample
 from omni_grpo_core.versions.clips import by_path, mute_clip
-from omni_grpo_core.versions.coming import cache_names, going, removal
+from omni_grpo_core.versions.coming import cache_names, deprecations, removal
 from omni_grpo_core.versions.facts import mute_and_heard
 from omni_grpo_core.versions.generating import EVAL, NO_CACHE, TRAIN, batched, exam
 from omni_grpo_core.versions.library import (
@@ -31,7 +31,7 @@ STORED = {
 INSTALLED = version("transformers")
 
 
-def test_exactly_one_way_of_handing_a_track_along_is_right(policy: Policy, inputs: Inputs) -> None:
+def test_exactly_one_way_of_passing_a_track_is_right(policy: Policy, inputs: Inputs) -> None:
     row = inputs.batch.rows[0]
     assert row.audio_in_video == "interleaved"
     level = logging.getLogger("transformers").level
@@ -47,14 +47,14 @@ def test_exactly_one_way_of_handing_a_track_along_is_right(policy: Policy, input
         assert outcomes == {name: (c["outcome"], c["detail"]) for name, c in stored.items()}
 
 
-def test_what_comes_back(policy: Policy, inputs: Inputs) -> None:
+def test_what_is_returned(policy: Policy, inputs: Inputs) -> None:
     row = inputs.batch.rows[0]
     found = {
         "template": template_type(policy),
         "features": feature_types(policy, inputs.batch.rows),
         "rope_deltas": rope_deltas(policy, row),
     }
-    # 145 tokens whose last position is 134: the next one is 10 less than the count of tokens
+    # 145 tokens whose last position is 134: the next is 10 less than the number of tokens
     assert found["rope_deltas"]["value"] == [-10]  # type: ignore[index]
     if INSTALLED in STORED:
         assert found == {key: STORED[INSTALLED][key] for key in found}
@@ -77,8 +77,8 @@ def test_generate_by_mode_leaves_the_model_as_it_was(
 def test_a_clip_without_a_track_is_refused_or_spoils_the_positions(
     policy: Policy, inputs: Inputs
 ) -> None:
-    """From 5.23 on a clip without a track is skipped without a word. The model counts clips by
-    their sound: that one gets positions of plain text, and the next one its grid."""
+    """Since 5.23 a clip without a track is skipped silently. The model counts clips by their sound:
+    that one gets positions of plain text, and the next one gets its grid."""
     rows = inputs.batch.rows
     pair = [(inputs.prompts[n], inputs.media[n], rows[n]) for n in mute_and_heard(rows)]
     found = mute_clip(policy, pair)
@@ -88,26 +88,26 @@ def test_a_clip_without_a_track_is_refused_or_spoils_the_positions(
         assert found == {"rows": 2, "refused": "StopIteration: no message"}
 
 
-def test_a_clip_handed_as_a_path_is_sampled_by_another_rule(
+def test_a_clip_passed_as_a_path_is_sampled_by_another_rule(
     policy: Policy, inputs: Inputs, samples: tuple[Sample, ...]
 ) -> None:
     found = by_path(policy, samples[0].media[0].path, inputs.media[0].videos[0].sample_fps)
     if "refused" not in found:  # 4.52 takes no paths
         assert (found["chosen"], found["frames"]) == ("torchcodec", [0, 2, 4, 6])
-    if INSTALLED in STORED:  # what is installed here may be more than in a lane
+    if INSTALLED in STORED:  # more may be installed here than in a tox environment
         stored = dict(STORED[INSTALLED]["by path"], here=found["here"])
         assert found == stored
 
 
-def test_what_goes_and_what_a_cache_is_called(policy: Policy, inputs: Inputs) -> None:
+def test_what_is_deprecated_and_what_a_cache_is_called(policy: Policy, inputs: Inputs) -> None:
     training = policy.model.training
-    found = going(policy, inputs.prompts[0], inputs.media[0], inputs.batch.rows[0])
+    found = deprecations(policy, inputs.prompts[0], inputs.media[0], inputs.batch.rows[0])
     names = cache_names(policy, inputs.batch.rows[0])
     assert policy.model.training == training
     assert not policy.model.is_gradient_checkpointing
     assert names["past_key_values"] == "filled"
     if "model(past_key_values=…)" in found:
-        assert names["cache"] == "filled", "what is to go has a successor"
+        assert names["cache"] == "filled", "what is deprecated has a successor"
     if INSTALLED in STORED:
         assert (found, names) == (STORED[INSTALLED]["going"], STORED[INSTALLED]["cache"])
 
@@ -122,5 +122,5 @@ def test_what_goes_and_what_a_cache_is_called(policy: Policy, inputs: Inputs) ->
         ("Keyword argument `a` is not a valid argument and will be ignored.", None),
     ],
 )
-def test_in_which_version_something_goes(line: str, version: str | None) -> None:
-    assert removal(["said before", line]) == (None if version is None else (version, line))
+def test_the_version_in_which_something_is_removed(line: str, version: str | None) -> None:
+    assert removal(["another warning", line]) == (None if version is None else (version, line))

@@ -1,4 +1,4 @@
-"""The table of transformers versions: from stored data, never from a hand."""
+"""The table of transformers versions: from stored data, never written by hand."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize("family", STORED)
-def test_the_docs_hold_the_table_of_the_stored_data(family: str) -> None:
+def test_the_docs_have_the_table_of_the_stored_data(family: str) -> None:
     begin, end = marks(family)
     table = PAGE.partition(f"{begin}\n")[2].partition(f"\n{end}")[0]
-    told = "make both anew: omni-grpo versions compare (CONTRIBUTING.md)"
-    assert table == markdown(STORED[family]), told
+    fix = "regenerate both: omni-grpo versions compare (CONTRIBUTING.md)"
+    assert table == markdown(STORED[family]), fix
     assert STORED[family]["family"] == family
 
 
 @pytest.mark.parametrize(("family", "without"), [("qwen2.5", set()), ("qwen3", {"4.52.4"})])
-def test_the_stored_data_are_of_the_supported_versions_and_all_hold(
+def test_the_stored_data_cover_the_supported_versions_and_all_hold(
     family: str, without: set[str]
 ) -> None:
     (default,) = re.findall(r"^transformers==(\S+)", (ROOT / "constraints.txt").read_text(), re.M)
@@ -126,14 +126,14 @@ def test_what_differs_stands_out() -> None:
 
 
 def test_a_batch_that_generate_refuses() -> None:
-    """Qwen3-Omni in 4.57.6: pictures beside clips in one batch."""
+    """Qwen3-Omni in 4.57.6: images and clips in one batch."""
     batched = {"rows": 2, "equal": 1, "refused": "RuntimeError: shape mismatch: [8, 64] to [512]"}
     table = markdown(two(facts("4.0", batched=batched)))
-    told = "**refused**: `RuntimeError`, shape mismatch: [8, 64] to [512]"
-    assert row(table, "`generate`, left-padded batch") == ["equal", told]
+    cell = "**refused**: `RuntimeError`, shape mismatch: [8, 64] to [512]"
+    assert row(table, "`generate`, left-padded batch") == ["equal", cell]
 
 
-def test_calls_that_are_refused_ignored_or_on_their_way_out() -> None:
+def test_calls_that_are_refused_ignored_or_deprecated() -> None:
     error = "ValueError: They should agree. Found 0 <|AUDIO|> tokens."
     gone = "`use_audio_in_video` will be removed in v5.25, use something else"
     lost = {"outcome": "lost", "detail": "5 tokens for 9", "told": ["ignored"]}
@@ -144,22 +144,22 @@ def test_calls_that_are_refused_ignored_or_on_their_way_out() -> None:
     }
     table = markdown(two(facts("4.0", calls=calls)))
     assert row(table, "a clip with its track, `use_audio_in_video")[1] == (
-        r"**refused**: `ValueError`, Found 0 &lt;\|AUDIO\|> tokens; deprecated, gone in 5.25"
+        r"**refused**: `ValueError`, Found 0 &lt;\|AUDIO\|> tokens; deprecated, removed in 5.25"
     )
     assert row(table, "a clip with its track, `load_audio")[1] == (
-        "**ignored**, the sound has no place in the prompt: 5 tokens for 9; a warning is logged"
+        "**ignored**, no placeholder for the sound: 5 tokens for 9; a warning is logged"
     )
     assert row(table, "a clip with its track, the same")[1].endswith("5 tokens for 9; silent")
 
 
 def test_a_mode_that_ends_in_an_exception() -> None:
-    """5.14 loses the cache as its neighbours do, and then trips over it: one id, a whole mask."""
+    """5.14 loses the cache as its neighbours do, and then fails on it: one id, a full mask."""
     exam = {**facts("5.0")["exam"], "train, checkpointing": "IndexError: The shape of the mask"}
     table = markdown(two(facts("4.0", exam=exam)))
     assert row(table, "… in train mode")[1] == "**refused**: `IndexError`, The shape of the mask"
 
 
-def test_a_clip_without_a_track_that_nobody_is_told_of() -> None:
+def test_a_clip_without_a_track_that_is_skipped_silently() -> None:
     skipped = {"rows": 2, "ids": 2, "positions": 0, "told": False}
     table = markdown(two(facts("6.0", **{"mute clip": skipped})))
     assert row(table, "a clip without a track") == [
@@ -179,30 +179,30 @@ def test_the_decoder_that_is_chosen_for_a_path() -> None:
     assert row(markdown(two(facts("4.0", **{"by path": none}))), "decoder and frames")[1] == (
         "**refused**: `AttributeError`, no shape"
     )
-    # the title says what qwen-omni-utils takes of these 8 frames
+    # the title states which of these 8 frames qwen-omni-utils takes
     numbers = torch.linspace(0, 7, 4).round().int().tolist()
     assert f"(qwen-omni-utils: {' '.join(map(str, numbers))} of 8)" in table
 
 
-def test_what_goes_is_warned_of_soonest_first() -> None:
-    """5.25 removes ``use_audio_in_video``: whoever upgrades should know before."""
-    said = {
+def test_deprecations_are_listed_soonest_first() -> None:
+    """5.25 removes ``use_audio_in_video``: users should know before they upgrade."""
+    deprecated = {
         "model(past_key_values=…)": {"gone in": "5.40.0", "said": "…"},
         "processor(use_audio_in_video=…)": {"gone in": "5.25", "said": "…"},
         "processor(min_pixels=…)": {"gone in": "5.23", "said": "…"},
         "generate(past_key_values=…)": {"gone in": "6.0.0", "said": "…"},
     }
-    matrix = two(facts("5.24.0", going=said))
-    assert row(markdown(matrix), "said to go") == [
+    matrix = two(facts("5.24.0", going=deprecated))
+    assert row(markdown(matrix), "announced removals") == [
         "nothing",
         "5.23: `processor(min_pixels=…)`; 5.25: `processor(use_audio_in_video=…)`; "
         "5.40: `model(past_key_values=…)`; 6: `generate(past_key_values=…)`",
     ]
     assert announced(matrix) == [
-        "processor(min_pixels=…) was to go in 5.23, and transformers 5.24.0 still takes it",
-        "processor(use_audio_in_video=…) goes in 5.25, says transformers 5.24.0",
-        "model(past_key_values=…) goes in 5.40, says transformers 5.24.0",
-        "generate(past_key_values=…) goes in 6, says transformers 5.24.0",
+        "processor(min_pixels=…) was to be removed in 5.23; transformers 5.24.0 still takes it",
+        "processor(use_audio_in_video=…) will be removed in 5.25, according to transformers 5.24.0",
+        "model(past_key_values=…) will be removed in 5.40, according to transformers 5.24.0",
+        "generate(past_key_values=…) will be removed in 6, according to transformers 5.24.0",
     ]
 
 
@@ -233,7 +233,7 @@ def trace(second: tuple[int, ...] = (3,), place: int = 1) -> Trace:
     return made
 
 
-def test_rows_are_counted_where_one_differs() -> None:
+def test_equal_rows_are_counted_if_one_differs() -> None:
     equal = len(small_batch().rows)
     same = against(trace(), trace())
     assert {k: v for k, v in same.items() if k.startswith("equal")} == {
@@ -248,7 +248,7 @@ def test_rows_are_counted_where_one_differs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (["old"], "no '='"),
         (["=/bin/sh"], "no name"),
@@ -256,11 +256,11 @@ def test_rows_are_counted_where_one_differs() -> None:
         (["a=/bin/sh", "a=/bin/sh"], "a second interpreter of that name"),
     ],
 )
-def test_interpreters_that_are_none(given: list[str], told: str, run_cli: Run) -> None:
-    with pytest.raises(ConfigError, match=re.escape(told)):
+def test_invalid_interpreters_are_refused(given: list[str], message: str, run_cli: Run) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         interpreters(given)
     code, stdout, stderr = run_cli("versions", "compare", *given)
-    assert (code, stdout, told in stderr) == (2, "", True)
+    assert (code, stdout, message in stderr) == (2, "", True)
 
 
 def test_an_interpreter_that_cannot_run_it_is_named(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_an_interpreter_that_cannot_run_it_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_installed_version_is_as_stored(tmp_path: Path, run_cli: Run) -> None:
-    """Measured anew, every fact of this transformers is the one the docs' table stands on."""
+    """Measured again, every fact of this transformers equals the one behind the docs' table."""
     document = tmp_path / "page.md"
     document.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
     here = f"here={sys.executable}"
@@ -283,15 +283,15 @@ def test_the_installed_version_is_as_stored(tmp_path: Path, run_cli: Run) -> Non
     code, stdout, _ = run_cli(
         "versions", "compare", here, "--data", data, "--into", document, "--json"
     )
-    told = json.loads(stdout)
-    assert (code, told["holds"]) == (0, True)
-    assert json.loads(data.read_text()) == {k: v for k, v in told.items() if k != "holds"}
-    table = markdown(told)
+    printed = json.loads(stdout)
+    assert (code, printed["holds"]) == (0, True)
+    assert json.loads(data.read_text()) == {k: v for k, v in printed.items() if k != "holds"}
+    table = markdown(printed)
     assert document.read_text() == f"before\n{BEGIN}\n{table}\n{END}\nafter\n"
     versions = STORED["qwen2.5"]["versions"].values()
     stored = {v["facts"]["header"]["transformers"]: v["facts"] for v in versions}
     if version("transformers") in stored:
-        measured = told["versions"]["here"]["facts"]
-        # the patch version of Python may be another
+        measured = printed["versions"]["here"]["facts"]
+        # the patch version of Python may differ
         known = {**stored[version("transformers")], "header": measured["header"]}
         assert measured == known

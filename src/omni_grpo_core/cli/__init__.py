@@ -1,4 +1,4 @@
-"""The commands of ``omni-grpo``, a file each. What several of them share: options and answers."""
+"""The commands of ``omni-grpo``, one module each. Here: options and output that they share."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ class TinyFamily(StrEnum):
     qwen3 = "qwen3"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-FamilyOption = Annotated[TinyFamily, typer.Option(help="Qwen2.5-Omni's make or Qwen3-Omni's.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+FamilyOption = Annotated[TinyFamily, typer.Option(help="Model family: Qwen2.5-Omni or Qwen3-Omni.")]
+DeviceOption = Annotated[Device, typer.Option(help="Device to run the model on.")]
 DtypeOption = Annotated[
-    Dtype | None, typer.Option(help="Default: float32 on cpu, bfloat16 on cuda.")
+    Dtype | None, typer.Option(help="Model dtype. Default: float32 on cpu, bfloat16 on cuda.")
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(help="Checkpoint; the suite's, the recording's or the shipped one if left out."),
+    typer.Option(help="Checkpoint. Default: the suite's, the recording's or the shipped one."),
 ]
-Html = Annotated[Path | None, typer.Option(help="Also write a page to look at, one HTML file.")]
+Html = Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")]
 Junit = Annotated[
-    Path | None, typer.Option(help="Also write the result as JUnit XML, for a CI's page of tests.")
+    Path | None, typer.Option(help="Also write the result as JUnit XML, for CI test reports.")
 ]
 Causes = Annotated[
-    bool, typer.Option("--causes/--no-causes", help="Explain by the catalogue of known faults.")
+    bool, typer.Option("--causes/--no-causes", help="Explain findings by known faults.")
 ]
-NewFolder = Annotated[Path, typer.Argument(help="New folder for what is made.")]
+NewFolder = Annotated[Path, typer.Argument(help="Output folder; must be new or empty.")]
 
 
 def group(help: str) -> typer.Typer:
-    """Commands under one name, also while there is but one of them."""
+    """A command group; it stays one even with a single command."""
     app = typer.Typer(help=help, no_args_is_help=True)
     app.callback()(lambda: None)
     return app
 
 
 def dtype_on(device: Device, dtype: Dtype | None) -> str:
-    """The dtype that was asked for, else the device's own."""
+    """The requested dtype, else the device's default."""
     return (dtype or (Dtype.bfloat16 if device is Device.cuda else Dtype.float32)).value
 
 
@@ -68,7 +68,7 @@ def answer(
     *lines: str,
     shown: Callable[[Console], None] | None = None,
 ) -> None:
-    """With ``--json`` ``data``, else for a person: ``shown`` on a console, then ``lines``."""
+    """Print ``data`` with ``--json``; otherwise ``shown`` on a console, then ``lines``."""
     if as_json:
         print_json(data)
         return
@@ -81,7 +81,7 @@ def answer(
 
 
 def write_html(path: Path | None, page: Callable[[], str]) -> None:
-    """The page at ``path``, if one was asked for."""
+    """Write the page to ``path``, if requested."""
     if path is not None:
         from omni_grpo_core.report.html import write_page
 

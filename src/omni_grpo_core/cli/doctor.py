@@ -1,4 +1,4 @@
-"""``omni-grpo doctor``: a recording in, the broken stage out."""
+"""``omni-grpo doctor``: from a recording to the broken stage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def doctor(
     trace: Annotated[
         Path | None,
-        typer.Argument(help="Folder that was given to record(), or one step of it."),
+        typer.Argument(help="Folder written by record(), or one step of it."),
     ] = None,
     checkpoint: cli.Checkpoint = None,
     html: cli.Html = None,
@@ -39,38 +39,37 @@ def doctor(
         bool,
         typer.Option(
             "--experiments",
-            help="Also try causes out: generate again, score again, without each medium.",
+            help="Also test causes by generating and scoring again, and without each medium.",
         ),
     ] = False,
     modes: Annotated[
-        bool, typer.Option("--modes", hidden=True, help="Deprecated: --experiments.")
+        bool, typer.Option("--modes", hidden=True, help="Deprecated: use --experiments.")
     ] = False,
     pipeline: Annotated[
         str | None,
-        typer.Option("--import", help="module:function, run on the shipped clips and diagnosed."),
+        typer.Option("--import", help="Run module:function on the shipped clips and diagnose it."),
     ] = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Name the stage of a recorded trainer that broke, what broke it, and what to change.
+    """Find what broke a recorded trainer, in which stage, and the fix.
 
-    Exit codes: 0 nothing wrong, 1 something is broken, 2 no recording that can be read and
-    judged.
+    Exit codes: 0 nothing wrong, 1 something is broken, 2 the recording cannot be read or judged.
     """
     if modes:
-        typer.echo("--modes is --experiments from 0.2 on", err=True)
+        typer.echo("--modes is deprecated: use --experiments", err=True)
         experiments = True
     if (trace is None) == (pipeline is None):
         raise ConfigError(
             "omni-grpo doctor",
             got="no recording" if trace is None else "a recording and --import",
             want="one of them",
-            fix="omni-grpo doctor TRACE, or omni-grpo doctor --import module:pipeline",
+            fix="run omni-grpo doctor TRACE or omni-grpo doctor --import module:pipeline",
         )
     require_outputs(files=[html])
     quiet_libraries()
     from omni_grpo_core.doctor.checks.run import in_order
     from omni_grpo_core.doctor.diagnose import diagnose, merge, require_judged, to_json
-    from omni_grpo_core.doctor.experiments import tried
+    from omni_grpo_core.doctor.experiments import run_experiments
     from omni_grpo_core.doctor.load import as_cases, read_traces
     from omni_grpo_core.report.html.doctor_page import doctor_page
     from omni_grpo_core.report.terminal.doctor import print_diagnosis, print_experiments
@@ -80,7 +79,7 @@ def doctor(
         traces = _run(str(pipeline), checkpoint) if trace is None else read_traces(trace)
         cases = as_cases(traces, None)
         on_stage("policy")
-        reference = _reference(checkpoint, [told for _, told in traces])
+        reference = _reference(checkpoint, [trace for _, trace in traces])
         cases = in_order(as_cases(traces, reference))
         diagnoses = []
         for (name, _), case in zip(traces, cases, strict=True):
@@ -89,7 +88,7 @@ def doctor(
         results: tuple[Experiment, ...] = ()
         if experiments:
             on_stage("experiments")
-            results = tried(cases)
+            results = run_experiments(cases)
     verdict = merge(diagnoses)
     require_judged(verdict, str(trace or pipeline))
     decode = None if reference is None else reference.policy.decode
@@ -107,8 +106,8 @@ def doctor(
 
 
 def _reference(checkpoint: Path | None, traces: list[Trace]) -> Reference | None:
-    """The good path of the checkpoint that was named, or that the recording names and is there."""
-    named = checkpoint or next(
+    """The reference pipeline of the given checkpoint, else of the recorded one if it exists."""
+    folder = checkpoint or next(
         (
             Path(trace.header["checkpoint"])
             for trace in traces
@@ -116,20 +115,20 @@ def _reference(checkpoint: Path | None, traces: list[Trace]) -> Reference | None
         ),
         None,
     )
-    if named is None:
+    if folder is None:
         return None
     from omni_grpo_core.core.policy import load_policy
     from omni_grpo_core.doctor.evidence import Reference
     from omni_grpo_core.pipeline.settings import load_settings
 
     quiet_transformers()
-    settings = load_settings(named)
-    return Reference(load_policy(named), settings)
+    settings = load_settings(folder)
+    return Reference(load_policy(folder), settings)
 
 
 def _run(pipeline: str, checkpoint: Path | None) -> list[tuple[str, Trace]]:
-    """The pipeline on shipped clips with sound, two a batch; what it raises is told."""
-    sys.path.insert(0, "")  # the pipeline lies where its owner stands
+    """Record the pipeline on shipped clips with sound, two per batch, and report its errors."""
+    sys.path.insert(0, "")  # the pipeline is in the working directory
     from omni_grpo_core import tiny
     from omni_grpo_core.core.policy import load_policy
     from omni_grpo_core.doctor.load import read_traces
@@ -153,6 +152,6 @@ def _run(pipeline: str, checkpoint: Path | None) -> list[tuple[str, Trace]]:
             model=policy.model,
             processor=policy.processor,
         )
-        for told in raised:
-            typer.echo(f"{pipeline} raised {told}", err=True)
+        for error in raised:
+            typer.echo(f"{pipeline} raised {error}", err=True)
         return read_traces(Path(folder) / "trace")

@@ -1,5 +1,5 @@
-"""``omni-grpo faults``: is every known fault found, and nothing found where there is none?
-``omni-grpo incident``: the run that started it all, replayed."""
+"""``omni-grpo faults``: is every known fault found, and nothing in clean runs?
+``omni-grpo incident``: a replay of the run that started the project."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 def faults(
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Id of a fault, or the beginning of ids; may be given several times."),
+        typer.Option(help="Fault id, or prefix of ids; may be repeated."),
     ] = None,
-    pairs: Annotated[int, typer.Option(min=0, help="Pairs of faults of different stages.")] = 200,
+    pairs: Annotated[int, typer.Option(min=0, help="Pairs of faults in different stages.")] = 200,
     clean: Annotated[int, typer.Option(min=0, help="Clean configurations.")] = 200,
     causes: cli.Causes = True,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
-    seed: Annotated[int, typer.Option(help="Draws pairs and clean configurations.")] = 0,
-    names: Annotated[bool, typer.Option("--list", help="Only tell the catalogue.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed for drawing pairs and clean configurations.")] = 0,
+    names: Annotated[bool, typer.Option("--list", help="List the catalogue and exit.")] = False,
     as_json: cli.Json = False,
 ) -> None:
-    """Put every fault of the catalogue into a clean trainer, and see whether the doctor names it.
+    """Inject every known fault into a clean trainer; does the doctor find it?
 
-    A fault that only other versions of transformers have is skipped, and said to be.
+    Faults that need another version of transformers are reported as skipped.
 
-    Exit codes: 0 all targets met, 1 one was missed, 2 bad usage.
+    Exit codes: 0 all targets met, 1 a target was missed, 2 bad usage.
     """
     quiet_libraries()
     from omni_grpo_core.faults.campaign import run
@@ -47,7 +47,7 @@ def faults(
     quiet_transformers()
     chosen = _chosen(only)
     if names:
-        _tell(chosen, as_json)
+        _list(chosen, as_json)
         raise typer.Exit
     skipped = {fault.id: fault.absent for fault in chosen if fault.absent}
     here = [fault for fault in chosen if not fault.absent]
@@ -65,13 +65,12 @@ def faults(
 
 
 def incident(as_json: cli.Json = False) -> None:
-    """Replay the incident on the tiny checkpoint: the garbage, the stuck reward, and what of it
-    the doctor names.
+    """Replay the incident on the tiny checkpoint, and diagnose it.
 
-    Transformers 4.53 to 5.23 give the garbage; under another the same script does no harm, and
-    that is said.
+    Transformers 4.53 to 5.23 produce its garbage and stuck reward; under other versions the same
+    script is harmless, which is reported.
 
-    Exit codes: 0 every part has its answer, 1 one has none.
+    Exit codes: 0 every symptom is explained, 1 one is not.
     """
     quiet_libraries()
     from omni_grpo_core.faults.incident import replay
@@ -81,7 +80,7 @@ def incident(as_json: cli.Json = False) -> None:
 
     quiet_transformers()
     with progress("incident", as_json) as on_stage:
-        on_stage("training as the script did")
+        on_stage("training like the script")
         replayed = replay()
         on_stage("the doctor")
         rows = findings(replayed)
@@ -97,14 +96,14 @@ def incident(as_json: cli.Json = False) -> None:
 def _chosen(only: list[str] | None) -> tuple[Fault, ...]:
     from omni_grpo_core.faults.plan import FAULTS
 
-    chosen = tuple(f for f in FAULTS if not only or any(f.id.startswith(told) for told in only))
-    for told in only or ():
-        if not any(fault.id.startswith(told) for fault in chosen):
+    chosen = tuple(f for f in FAULTS if not only or any(f.id.startswith(prefix) for prefix in only))
+    for prefix in only or ():
+        if not any(fault.id.startswith(prefix) for fault in chosen):
             raise ConfigError(
-                f"--only {told}",
-                got="no fault of that name",
-                want="an id of the catalogue, or the beginning of one",
-                fix="see omni-grpo faults --list",
+                f"--only {prefix}",
+                got="no matching fault",
+                want="a fault id of the catalogue, or a prefix of one",
+                fix="run omni-grpo faults --list to see them",
             )
     return chosen
 
@@ -113,20 +112,20 @@ def _refuse_nothing(skipped: Mapping[str, str]) -> NoReturn:
     raise ConfigError(
         "omni-grpo faults",
         got="; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "nothing to run",
-        want="a fault to put in, or a clean loop",
-        fix="choose other faults, or run it under a transformers that has these",
+        want="a fault to inject, or a clean loop",
+        fix="choose other faults, or run under a transformers version that has these",
     )
 
 
-def _tell(chosen: tuple[Fault, ...], as_json: bool) -> None:
+def _list(chosen: tuple[Fault, ...], as_json: bool) -> None:
     keys = ("id", "stage", "story", "source", "stops", "versions", "absent")
-    told = [{key: getattr(fault, key) for key in keys} for fault in chosen]
-    cli.answer(as_json, {"faults": told}, *(f"{fault.id:28} {fault.story}" for fault in chosen))
+    listed = [{key: getattr(fault, key) for key in keys} for fault in chosen]
+    cli.answer(as_json, {"faults": listed}, *(f"{fault.id:28} {fault.story}" for fault in chosen))
 
 
 @contextmanager
 def _bar(total: int, as_json: bool) -> Iterator[Callable[[Row], None]]:
-    """How far it is, on stderr, where a person watches."""
+    """A progress bar on stderr, if it is a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

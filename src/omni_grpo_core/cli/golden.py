@@ -1,4 +1,4 @@
-"""``omni-grpo golden``: check, review and accept what the model is given, says and learns."""
+"""``omni-grpo golden``: check, review and accept the model's inputs, outputs and updates."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
     from omni_grpo_core.golden.results import GoldenReport
     from omni_grpo_core.golden.suite import Suite
 
-app = cli.group("Goldens that survive upgrades: check, attribute, review, accept.")
+app = cli.group("Check, attribute, review and accept goldens.")
 
 Cases = Annotated[
     list[str] | None,
-    typer.Argument(metavar="CASE...", help="Cases of the suite; all if left out."),
+    typer.Argument(metavar="CASE...", help="Cases of the suite. Default: all."),
 ]
 Folder = Annotated[
     Path | None,
-    typer.Option("--golden", help="Folder of the goldens; ./golden if left out."),
+    typer.Option("--golden", help="Folder of goldens. Default: ./golden."),
 ]
 SidecarOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder, outside git, of what goldens keep only as fingerprints: exact replay."
+        help="Folder, outside git, of values that goldens only fingerprint: exact replay."
     ),
 ]
 GOLDEN = Path("golden")
 
 
-def _goldens(named: Path | None, *, shipped: bool = False) -> Path:
-    """The folder that was named, else the one here; with ``shipped`` the shipped goldens where
-    there is none."""
-    if named is not None or not shipped or os.path.lexists(GOLDEN):
-        return named or GOLDEN
+def _goldens(folder: Path | None, *, shipped: bool = False) -> Path:
+    """The given folder, else ``./golden``; with ``shipped``, the shipped goldens if there is
+    none."""
+    if folder is not None or not shipped or os.path.lexists(GOLDEN):
+        return folder or GOLDEN
     from omni_grpo_core.golden.suite import shipped_goldens
 
     return shipped_goldens()
@@ -58,7 +58,7 @@ def _goldens(named: Path | None, *, shipped: bool = False) -> Path:
 def _load(
     folder: Path, checkpoint: Path | None, device: cli.Device, dtype: cli.Dtype | None
 ) -> tuple[Suite, Policy, str]:
-    """Suite, policy and the platform's key."""
+    """Suite, policy and platform key."""
     quiet_libraries()
     from omni_grpo_core.core.policy import load_policy
     from omni_grpo_core.golden.environment import platform_key
@@ -85,14 +85,14 @@ def check(
     junit: cli.Junit = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(help="Also write verdicts and first divergent stages for a pull request."),
+        typer.Option(help="Also write a Markdown summary, for a pull request."),
     ] = None,
     sidecar: SidecarOption = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Hold a fresh pass of every case against its goldens; no golden is written.
+    """Compare a fresh pass of every case with its goldens.
 
-    Exit code 1: a case is neither exact nor within its tolerance. 2: a golden cannot be read.
+    No golden is written. Exit code 1: a case is not within tolerance. 2: a golden is unreadable.
     """
     require_outputs(files=[html, junit, markdown])
     report = _report(
@@ -120,7 +120,7 @@ def diff(
     sidecar: SidecarOption = None,
     as_json: cli.Json = False,
 ) -> None:
-    """The same, with every stage and every difference told."""
+    """Like check, but show every stage and every difference."""
     require_outputs(files=[html])
     report = _report(
         cases, _goldens(golden, shipped=True), checkpoint, device, dtype, sidecar, as_json
@@ -141,8 +141,8 @@ def _report(
         raise ConfigError(
             f"--sidecar {sidecar}",
             got="no folder",
-            want="one that golden regen --sidecar wrote",
-            fix="check the path, or leave it out: replay is then by what goldens hold",
+            want="one written by golden regen --sidecar",
+            fix="check the path, or leave it out: replay then uses what the goldens hold",
         )
     with progress("golden check", as_json) as on_case:
         on_case("policy")
@@ -180,9 +180,9 @@ def regen(
     sidecar: SidecarOption = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Make what is not as its golden has it anew, under golden/.pending; goldens stay.
+    """Regenerate goldens that differ into golden/.pending.
 
-    Exit code 1: something waits for review.
+    Accepted goldens stay untouched. Exit code 1: something is pending review.
     """
     folder = _goldens(golden)
     with progress("golden regen", as_json) as on_case:
@@ -216,7 +216,7 @@ def regen(
 
 @app.command(hidden=True)
 def record(
-    out: Annotated[Path, typer.Argument(help="Folder for the goldens.")],
+    out: Annotated[Path, typer.Argument(help="Output folder for the goldens.")],
     cases: Cases = None,
     golden: Folder = None,
     checkpoint: cli.Checkpoint = None,
@@ -224,7 +224,7 @@ def record(
     dtype: cli.DtypeOption = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Goldens of this environment into a folder that nobody reviews: for bisect and calibrate."""
+    """Record this environment's goldens without review, for bisect and calibrate."""
     suite, policy, key = _load(_goldens(golden), checkpoint, device, dtype)
     from omni_grpo_core.golden.pending import record as run_record
 
@@ -234,9 +234,9 @@ def record(
 
 @app.command()
 def review(golden: Folder = None, as_json: cli.Json = False) -> None:
-    """Look at what is pending and accept or reject it, case by case.
+    """Review pending goldens and accept or reject them case by case.
 
-    Where there is no terminal the exact commands are printed. Exit code 1: something is pending.
+    Without a terminal, the commands to run are printed. Exit code 1: something is pending.
     """
     quiet_libraries()
     from omni_grpo_core.golden import reviewing
@@ -249,7 +249,7 @@ def review(golden: Folder = None, as_json: cli.Json = False) -> None:
     left = len(changes)
     if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         listed = reviewing.listed(changes, folder)
-        cli.answer(as_json, {"pending": listed}, *reviewing.told(changes, folder))
+        cli.answer(as_json, {"pending": listed}, *reviewing.pending_lines(changes, folder))
     else:
         left = reviewing.ask(changes, folder, suite, prompt=typer.prompt, echo=typer.echo)
     raise typer.Exit(1 if left else 0)
@@ -258,19 +258,19 @@ def review(golden: Folder = None, as_json: cli.Json = False) -> None:
 @app.command()
 def accept(
     cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="Pending cases.")],
-    reason: Annotated[str, typer.Option(help="Why the change is right; it goes on record.")] = "",
+    reason: Annotated[str, typer.Option(help="Why the change is right; put on record.")] = "",
     golden: Folder = None,
     platform: Annotated[
         str | None,
-        typer.Option(help="Only what was made on this platform, for example cuda-sm90-bf16."),
+        typer.Option(help="Accept only goldens made on this platform, e.g. cuda-sm90-bf16."),
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(help="Who accepts; git's user if left out."),
+        typer.Option(help="Who accepts. Default: the git user."),
     ] = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Put pending goldens in the place of the old ones, with who, why and what they supersede.
+    """Replace goldens with pending ones; who, why and the old ones are recorded.
 
     Refused: a dirty tree, no reason, NaN, degenerate completions, another platform's run.
     """
@@ -291,7 +291,7 @@ def reject(
     golden: Folder = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Drop pending goldens; the accepted ones stay as they are."""
+    """Delete pending goldens; accepted ones stay untouched."""
     quiet_libraries()
     from omni_grpo_core.golden.review import reject as run_reject
     from omni_grpo_core.golden.suite import load_suite
@@ -303,9 +303,9 @@ def reject(
 
 @app.command()
 def verify(golden: Folder = None, as_json: cli.Json = False) -> None:
-    """Are the stored goldens whole, as they were written, and reviewed? No model is loaded.
+    """Verify that stored goldens are intact and reviewed; no model is loaded.
 
-    Exit code 1: one was cut, edited by hand or never accepted, or something is pending.
+    Exit code 1: a golden is truncated, edited by hand or never accepted, or something is pending.
     """
     quiet_libraries()
     from omni_grpo_core.golden.review import unsound
@@ -321,12 +321,12 @@ def prune(
     device: cli.DeviceOption = cli.Device.cpu,
     dtype: cli.DtypeOption = None,
     all_platforms: Annotated[
-        bool, typer.Option("--all-platforms", help="Those of other platforms too.")
+        bool, typer.Option("--all-platforms", help="Include other platforms.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
     as_json: cli.Json = False,
 ) -> None:
-    """Remove goldens of this platform that no case of the suite asks for any more."""
+    """Remove this platform's goldens that no case uses any more."""
     quiet_libraries()
     require_device(device)
     from omni_grpo_core.golden.environment import platform_key
@@ -339,7 +339,7 @@ def prune(
     for path in () if dry_run else found:
         path.unlink()
     names = [str(path) for path in found]
-    verb = "would go" if dry_run else "removed"
+    verb = "would be removed" if dry_run else "removed"
     lines = [f"{verb}: {name}" for name in names] or ["nothing to remove"]
     cli.answer(as_json, {"removed": [] if dry_run else names, "stale": names}, *lines)
 
@@ -352,12 +352,12 @@ def calibrate(
     checkpoint: cli.Checkpoint = None,
     device: cli.DeviceOption = cli.Device.cpu,
     dtype: cli.DtypeOption = None,
-    write: Annotated[bool, typer.Option("--write", help="Record the tolerances.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Save the tolerances.")] = False,
     as_json: cli.Json = False,
 ) -> None:
-    """How far apart the same pass comes out here: other threads, other vector instructions.
+    """Measure how much the same pass varies on this platform.
 
-    Exit code 1: farther than the tolerance in force.
+    Threads and vector instructions are varied. Exit code 1: beyond the tolerance in force.
     """
     with tempfile.TemporaryDirectory() as work:
         quiet_libraries()
@@ -382,18 +382,18 @@ def calibrate(
 
 @app.command()
 def bisect(
-    old: Annotated[str, typer.Argument(help="tox env, virtual environment, python, constraints.")],
+    old: Annotated[str, typer.Argument(help="tox env, virtual environment, Python, constraints.")],
     new: Annotated[str, typer.Argument(help="The same, after the upgrade.")],
     cases: Cases = None,
     golden: Folder = None,
     checkpoint: cli.Checkpoint = None,
     new_checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Crossed with the libraries: old and new of each."),
+        typer.Option(help="New checkpoint; old and new are crossed with both environments."),
     ] = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Traces in two environments: which change, library or checkpoint, moved which stage."""
+    """Find which change, library or checkpoint, moved which stage. Exit code 1: one moved."""
     with tempfile.TemporaryDirectory() as work:
         from omni_grpo_core.golden.bisect import bisect as run_bisect
 

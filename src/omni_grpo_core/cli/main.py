@@ -1,6 +1,6 @@
-"""``omni-grpo``: what people type. Heavy libraries are imported inside the commands.
+"""The ``omni-grpo`` command. Heavy libraries are imported inside the subcommands.
 
-Exit codes are those of :mod:`omni_grpo_core.io.exits`. ``--json`` prints one object on stdout;
+Exit codes are those of :mod:`omni_grpo_core.io.exits`. ``--json`` prints one object to stdout;
 everything else goes to stderr.
 """
 
@@ -40,7 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # loading rich would take longer than all the rest of --help
+    rich_markup_mode=None,  # loading rich would take longer than the rest of --help
 )
 app.add_typer(tiny_app, name="tiny")
 app.add_typer(golden_app, name="golden")
@@ -61,7 +61,7 @@ class AudioPreferenceOption(StrEnum):
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         typer.echo(f"omni-grpo {__version__}")
@@ -73,27 +73,27 @@ def check(
     checkpoint: cli.Checkpoint = None,
     processor: Annotated[
         Path | None,
-        typer.Option(help="Folder of the processor, where it is not beside the weights."),
+        typer.Option(help="Processor folder, if it is not the checkpoint folder."),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows; the shipped clips if left out."),
+        typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows. Default: the shipped clips."),
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder that the media paths of --data start from."),
+        typer.Option(help="Folder that media paths in --data are relative to."),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Settings in JSON or YAML, over the checkpoint's own omni_grpo.json."),
+        typer.Option(help="Settings in JSON or YAML; override the checkpoint's omni_grpo.json."),
     ] = None,
     audio_in_video: Annotated[
         AudioPreferenceOption | None,
-        typer.Option(help="How a video's sound travels; auto: what each row says."),
+        typer.Option(help="How to pass a video's soundtrack; auto: as each row specifies."),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Only the first rows of the data."),
+        typer.Option(min=1, help="Use only the first N rows of the data."),
     ] = None,
     device: cli.DeviceOption = cli.Device.cpu,
     dtype: cli.DtypeOption = None,
@@ -101,11 +101,11 @@ def check(
     junit: cli.Junit = None,
     trace: Annotated[
         Path | None,
-        typer.Option(help="Also save every stage's value to this new folder."),
+        typer.Option(help="Also save the value of every stage to this new folder."),
     ] = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Take real clips through every stage of a real omni model, and say what holds."""
+    """Check every stage of the pipeline on real clips. Exit code 1: a check failed."""
     require_outputs(files=[html, junit], folders=[trace])
     quiet_libraries()
     from dataclasses import replace
@@ -146,28 +146,28 @@ def check(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="The run, in YAML or JSON.")],
-    trace: Annotated[int, typer.Option(min=0, help="Record the first N steps as traces.")] = 0,
+    config: Annotated[Path, typer.Argument(help="Training config, in YAML or JSON.")],
+    trace: Annotated[int, typer.Option(min=0, help="Save traces of the first N steps.")] = 0,
     as_json: cli.Json = False,
 ) -> None:
-    """GRPO on a checkpoint; a run that was cut goes on where it was saved last.
+    """Train a checkpoint with GRPO, or resume an interrupted run.
 
-    Also under ``accelerate launch -m omni_grpo_core train CONFIG``. Exit code 1: the guard stopped
-    the run; it says why, and where the trace of that step lies.
+    For several processes: accelerate launch -m omni_grpo_core train CONFIG. Exit code 1: the guard
+    stopped the run; the reason and the path to that step's trace are printed.
     """
     from omni_grpo_core.training.load_config import load_train_config
 
-    # what a reward function prints must not stand beside the one object of --json
+    # what a reward function prints must not mix with the object of --json
     with redirect_stdout(sys.stderr):
         plan, warnings = load_train_config(config)
     first = os.environ.get("RANK", "0") == "0"
     for warning in warnings if first else ():
         typer.echo(f"warning: {warning}", err=True)
     if first:
-        # accelerate launch --cpu starts one process, whatever --num_processes says
+        # accelerate launch --cpu starts one process, regardless of --num_processes
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        many = "process" if world == 1 else "processes"
-        typer.echo(f"{plan.steps} steps on {world} {many}", err=True)
+        noun = "process" if world == 1 else "processes"
+        typer.echo(f"{plan.steps} steps on {world} {noun}", err=True)
     quiet_libraries()
     from rich.console import Console
 

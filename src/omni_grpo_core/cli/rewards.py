@@ -1,4 +1,4 @@
-"""``omni-grpo rewards``: put reward functions to the test, ours or anyone's."""
+"""``omni-grpo rewards``: test reward functions, built-in or your own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from omni_grpo_core.rewards.conformance import ConformanceReport, Failure
 
-app = cli.group("Reward functions: can garbage earn them?")
+app = cli.group("Test reward functions: can garbage earn a reward?")
 
 
 @app.command("test")
@@ -25,23 +25,24 @@ def conformance(
         list[str],
         typer.Argument(
             metavar="FUNCTION...",
-            help="module:function with TRL's signature, or one of ours: format, accuracy, …",
+            help="module:function with TRL's signature, or a built-in: format, accuracy, …",
         ),
     ],
-    floor: Annotated[float, typer.Option(help="What garbage may earn at most.")] = 0.0,
-    top: Annotated[float, typer.Option(help="What gold must earn.")] = 1.0,
+    floor: Annotated[float, typer.Option(help="Highest score that garbage may earn.")] = 0.0,
+    top: Annotated[float, typer.Option(help="Score that gold answers must earn.")] = 1.0,
     as_json: cli.Json = False,
 ) -> None:
-    """Garbage earns the floor, gold the top, tricks nothing; rows do not touch each other.
+    """Check that garbage earns the floor and gold the top.
 
-    Exit code 1 with the failing cases, 2 when a function cannot be loaded.
+    Also that tricks earn nothing, and rows are scored independently. Exit code 1: a case failed.
+    2: a function cannot be loaded.
     """
     from omni_grpo_core.rewards.conformance import run
     from omni_grpo_core.rewards.load import load_reward
 
-    # a module beside the user is found as with `python -m`
+    # modules in the working directory are found, as with `python -m`
     sys.path.insert(0, "")
-    # foreign code may print; stdout is for the report alone
+    # third-party code may print; stdout is for the report alone
     with redirect_stdout(sys.stderr):
         loaded = {name: load_reward(name) for name in functions}
         report = run(loaded, floor=floor, top=top)
@@ -52,7 +53,7 @@ def conformance(
 def _print(console: Console, report: ConformanceReport) -> None:
     from rich.table import Table
 
-    table = Table("function", "cases", "failures", "verdict", title="Can garbage earn it?")
+    table = Table("function", "cases", "failures", "verdict", title="Can garbage earn a reward?")
     for function in report.functions:
         failures = sum(failure.function == function.name for failure in report.failures)
         verdict = "[green]pass" if function.ok else "[red]fail"
@@ -64,7 +65,7 @@ def _print(console: Console, report: ConformanceReport) -> None:
 
 
 def _failures(name: str, report: ConformanceReport) -> Table:
-    """A function's failures; the same one on several problem types is one line."""
+    """A function's failures, one row for the same failure on several problem types."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -75,6 +76,6 @@ def _failures(name: str, report: ConformanceReport) -> Table:
             alike.setdefault((failure.check, case, failure.got), []).append(failure)
     table = Table("check", "case", "times", "got", "want", title=f"Failures of {escape(name)}")
     for (check, case, got), failures in alike.items():
-        # foreign text is not markup
+        # third-party text is not markup
         table.add_row(check, case, str(len(failures)), escape(got), escape(failures[0].want))
     return table

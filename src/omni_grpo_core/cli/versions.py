@@ -11,7 +11,7 @@ import typer
 from omni_grpo_core import cli
 from omni_grpo_core.io.console import progress, quiet_libraries, require_outputs
 
-app = cli.group("What each version of transformers changes.")
+app = cli.group("Measure what each version of transformers changes.")
 
 
 @app.command("compare")
@@ -22,24 +22,24 @@ def compare_versions(
     ],
     default: Annotated[
         str | None,
-        typer.Option(help="The name that the others are compared with; the first if left out."),
+        typer.Option(help="NAME to compare the others with. Default: the first."),
     ] = None,
     family: cli.FamilyOption = cli.TinyFamily.qwen2_5,
     data: Annotated[
         Path | None,
-        typer.Option(help="Also keep what was measured, as JSON."),
+        typer.Option(help="Also write the measurements, as JSON."),
     ] = None,
     into: Annotated[
         Path | None,
-        typer.Option(help="Also put the table into this document, between the marks."),
+        typer.Option(help="Also insert the table into this document, between its markers."),
     ] = None,
     as_json: cli.Json = False,
 ) -> None:
-    """The shipped rows under each transformers: ids, positions, logits, answers, and what calls
-    that people write come to. Prints a Markdown table; a minute for each interpreter. Of what a
-    version says it will drop a warning goes to stderr.
+    """Compare several versions of transformers on the shipped rows.
 
-    Exit code 1: a version gives other ids, positions, answers or logits than the default.
+    Prints a Markdown table of ids, positions, logits, answers and common calls; takes a minute per
+    interpreter. Announced removals are warned about on stderr. Exit code 1: ids, positions, answers
+    or logits of a version differ from the default's.
     """
     require_outputs(files=[data, into])
     quiet_libraries()
@@ -49,7 +49,7 @@ def compare_versions(
 
     found = interpreters(pythons)
     if into is not None:
-        put_into(into, "", family.value)  # a document without marks is known before the work
+        put_into(into, "", family.value)  # refuse a document without markers before the work
     with progress("versions", as_json) as on_version:
         matrix = measure(found, default or next(iter(found)), family.value, on_version)
     table = markdown(matrix)

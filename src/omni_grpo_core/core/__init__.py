@@ -1,2 +1,2 @@
-"""The minimal core, in the order in which data walk it: sample, conversation, media, batch, policy,
+"""The minimal core, in the order of the data flow: sample, conversation, media, batch, policy,
 forward, rollout."""

@@ -1,7 +1,7 @@
 """Conversation + Media -> Batch: the processor wrapper, row by row.
 
-transformers' omni processor takes one audio-in-video flag for a whole call, truncates audio in
-silence and raises a bare ``StopIteration`` when media and placeholders disagree. So each row is
+transformers' omni processor takes one audio-in-video flag for a whole call, truncates audio
+silently and raises a bare ``StopIteration`` when media and placeholders disagree. So each row is
 processed alone, with its own flag, checked, and collated here with left padding. A batch may mix
 all audio modes, images and text-only rows.
 """
@@ -42,17 +42,17 @@ _MODEL_KEYS: Mapping[Modality, tuple[str, ...]] = {
     "audio": ("input_features", "feature_attention_mask"),
 }
 _ARRAYS = "np" if Version(version("transformers")) >= Version("5.14") else "pt"
-"""What the processor is to return. With tensors the omni processors make numpy warn: they count in
-its arrays, and torch's ``__array__`` takes no ``copy``. 4.x's image processors refuse all else."""
+"""What the processor returns. With tensors the omni processors make numpy warn: they count in numpy
+arrays, and torch's ``__array__`` takes no ``copy``. 4.x's image processors accept only tensors."""
 
 
 def render(conversation: Conversation, processor: Any) -> Prompt:
-    """The conversation as the checkpoint's own chat template writes it, generation prompt included.
+    """The conversation rendered by the checkpoint's chat template, generation prompt included.
 
     Raises:
-        BatchError: the template raises, or the text does not hold exactly one placeholder per
-            medium, because the template drops media or the question itself contains a placeholder;
-            the question contains another special token.
+        BatchError: the template raises; the text does not have exactly one placeholder per medium,
+            because the template drops media or the question contains a placeholder; or the
+            question contains another special token.
     """
     messages = []
     for message in conversation.messages:
@@ -63,9 +63,9 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
             for part in message.parts
         ]
         messages.append({"role": message.role, "content": content})
-    with _library(f"prompt of sample {conversation.sample_id}", "a chat template"):
+    with _library_errors(f"prompt of sample {conversation.sample_id}", "a chat template"):
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    if isinstance(text, list):  # 4.52's omni processor answers one conversation with a list
+    if isinstance(text, list):  # 4.52's omni processor returns a list for one conversation
         (text,) = text
     counts = {modality: text.count(token) for modality, token in _tokens(processor).items()}
     for modality, found in counts.items():
@@ -82,7 +82,7 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
 
 
 def _refuse_special_tokens(conversation: Conversation, tokenizer: Any) -> None:
-    """A question that holds ``<|im_end|>`` ends the turn and can begin another."""
+    """A question that contains ``<|im_end|>`` ends the turn and can begin another."""
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     for message in conversation.messages:
         for part in message.parts:
@@ -91,8 +91,8 @@ def _refuse_special_tokens(conversation: Conversation, tokenizer: Any) -> None:
                 raise BatchError(
                     f"prompt of sample {conversation.sample_id}",
                     got=f"the special token {found[0]} in the text of the {message.role}",
-                    want="text: special tokens are the chat template's to write",
-                    fix="take it out of the row",
+                    want="plain text: only the chat template writes special tokens",
+                    fix="remove it from the row",
                 )
 
 
@@ -105,11 +105,11 @@ def process_row(
     *,
     max_length: int | None = None,
 ) -> Row:
-    """One sample through the processor, its placeholders counted against grids and audio lengths.
+    """One sample through the processor, with placeholders checked against grids and audio lengths.
 
-    Media arrive resized, so the processor's own resizing is off; the frame rate that was really
-    sampled decides the time positions. ``max_length`` is a limit on the expanded prompt in tokens:
-    nothing is ever cut to fit.
+    Media arrive resized, so the processor's own resizing is off; the frame rate that was actually
+    sampled determines the time positions. ``max_length`` limits the expanded prompt in tokens:
+    nothing is ever truncated to fit.
 
     Raises:
         BatchError: media and placeholders disagree in number, an audio is longer than the feature
@@ -128,20 +128,20 @@ def process_row(
                 item,
                 got=f"{given[modality]} {modality} items decoded",
                 want=f"{prompt.placeholders[modality]}, one per placeholder of the prompt",
-                fix="decode the media of the same conversation that was rendered",
+                fix="decode the media of the conversation that was rendered",
             )
     if conversation.audio_in_video == "interleaved" and interleaved != len(media.videos):
         raise BatchError(
             item,
             got=f"{interleaved} interleaved tracks for {len(media.videos)} videos",
             want="one track for each video",
-            fix="use audio-in-video 'separate' or 'off'",
+            fix="set audio-in-video to 'separate' or 'off'",
         )
     _refuse_odd_audio(item, media, processor, family)
     _refuse_odd_sizes(item, media, processor)
 
     keywords = _video_keywords(item, conversation, media, processor)
-    with _library(item, "a processor"):
+    with _library_errors(item, "a processor"):
         output = processor(
             text=[prompt.text],
             images=[_pil(image.pixels) for image in media.images] or None,
@@ -163,7 +163,7 @@ def process_row(
             item,
             got=f"a prompt of {len(ids)} tokens",
             want=f"at most {max_length}",
-            fix="raise the prompt limit or lower fps or pixels: cutting would lose media tokens",
+            fix="raise the prompt limit or lower fps or pixels: truncation would lose media tokens",
         )
     expected = expected_lengths(tensors, processor, family)
     spans = find_spans(ids, placeholder_ids(processor), expected, item)
@@ -171,8 +171,8 @@ def process_row(
 
 
 def require_positions(row: Row, new_tokens: int, limit: int) -> None:
-    """Raises ``BatchError`` for a row that runs on past the model's ``limit`` positions with a
-    completion of ``new_tokens``: nothing else would say so, and the answers would be noise."""
+    """Raises ``BatchError`` for a row that, with ``new_tokens``, exceeds the model's ``limit``
+    positions: nothing else would report it, and the completions would be noise."""
     length = len(row.input_ids)
     if length + new_tokens <= limit:
         return
@@ -182,17 +182,17 @@ def require_positions(row: Row, new_tokens: int, limit: int) -> None:
     raise BatchError(
         f"sample {row.sample_id}",
         got=f"a prompt of {length} tokens ({', '.join(parts)}) and up to {new_tokens} new ones",
-        want=f"at most {limit} together, the positions of the model",
+        want=f"at most {limit} together, the model's positions",
         fix="shorten the text, or lower settings: max_new_tokens, media: fps, max_frames or "
         "max_pixels",
     )
 
 
 def collate(rows: Sequence[Row], pad_token_id: int) -> Batch:
-    """Rows side by side, left-padded to the longest.
+    """Rows stacked, left-padded to the longest.
 
     Raises:
-        BatchError: there is no row.
+        BatchError: there are no rows.
     """
     if not rows:
         raise BatchError("batch", got="no rows", want="at least one", fix="pass samples")
@@ -212,7 +212,7 @@ def collate(rows: Sequence[Row], pad_token_id: int) -> Batch:
 
 
 def placeholder_ids(processor: Any) -> dict[Modality, int]:
-    """The token id that stands for each modality, from the checkpoint's own tokenizer."""
+    """Each modality's placeholder id, from the checkpoint's own tokenizer."""
     return {
         modality: int(processor.tokenizer.convert_tokens_to_ids(token))
         for modality, token in _tokens(processor).items()
@@ -222,7 +222,7 @@ def placeholder_ids(processor: Any) -> dict[Modality, int]:
 def expected_lengths(
     tensors: Mapping[str, Tensor], processor: Any, family: Family
 ) -> dict[Modality, list[int]]:
-    """How many placeholders each item needs: grids over the merge size squared, audio by length."""
+    """How many placeholders each item needs: grid size over merge size squared; audio by length."""
     expected: dict[Modality, list[int]] = {"image": [], "video": [], "audio": []}
     if "image_grid_thw" in tensors:
         merge = processor.image_processor.merge_size**2
@@ -248,9 +248,9 @@ def find_spans(
     interleaved item may take several runs. Together the spans tile exactly the media tokens.
 
     Raises:
-        BatchError: a run is longer than what is left of its item, or an item is left unfilled.
-            transformers takes the first features in silence there, for audio, and everything
-            after is shifted.
+        BatchError: a run is longer than what is left of its item, or an item is left unfilled. For
+            audio, transformers silently takes the first features then, and everything after is
+            shifted.
     """
     modality_of = {token: modality for modality, token in token_ids.items()}
     left = {modality: list(lengths) for modality, lengths in expected.items()}
@@ -268,7 +268,7 @@ def find_spans(
                     item,
                     got=f"{length} {modality} placeholders at token {start}",
                     want=f"{remaining}, what is left of {modality} item {index}",
-                    fix="the processor and the media disagree: check frame rate and audio length",
+                    fix="check frame rate and audio length: processor and media disagree",
                 )
             spans.append(Span(modality, index, start, length))
             left[modality][index] -= length
@@ -281,14 +281,14 @@ def find_spans(
                 item,
                 got=f"{modality} item {index} with {left[modality][index]} features too many",
                 want="as many placeholders as features",
-                fix="the prompt was cut, or a medium was given that the prompt does not show",
+                fix="pass the whole prompt, and only the media that it has placeholders for",
             )
     return tuple(spans)
 
 
 def check_batch(batch: Batch, conversations: Sequence[Conversation], media: Sequence[Media],
                 processor: Any, family: Family) -> tuple[Check, ...]:  # fmt: skip
-    """What must hold between a batch and what went into it."""
+    """What must hold between a batch and its inputs."""
     wanted_ids = [conversation.sample_id for conversation in conversations]
     found_ids = [row.sample_id for row in batch.rows]
     ids = placeholder_ids(processor)
@@ -306,7 +306,7 @@ def check_batch(batch: Batch, conversations: Sequence[Conversation], media: Sequ
         seconds = row.tensors.get("video_second_per_grid", torch.zeros(0)).tolist()
         patch = processor.video_processor.temporal_patch_size
         true = [patch / video.sample_fps for video in clip.videos]
-        # float32 holds the processor's quotient: 1e-6 relative is its rounding
+        # the processor's quotient is float32: 1e-6 relative is its rounding
         rates &= len(seconds) == len(true) and all(
             abs(a - b) <= 1e-6 * b for a, b in zip(seconds, true, strict=True)
         )
@@ -326,18 +326,18 @@ def check_batch(batch: Batch, conversations: Sequence[Conversation], media: Sequ
 
 
 @contextmanager
-def _library(item: str, what: str) -> Iterator[None]:
-    """Files of a checkpoint can make transformers raise anything, at a sample that has it."""
+def _library_errors(item: str, what: str) -> Iterator[None]:
+    """A checkpoint's files can make transformers raise anything, for samples that exercise them."""
     try:
         yield
     except (MemoryError, OmniGrpoError):
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
+        message = " ".join(str(error).split())[:300]
         raise BatchError(
             item,
-            got=f"{type(error).__name__} in transformers: {said}",
-            want=f"{what} that takes the sample",
+            got=f"{type(error).__name__} in transformers: {message}",
+            want=f"{what} that accepts the sample",
             fix="use the processor files that came with the checkpoint and a supported version of "
             "transformers",
         ) from error
@@ -354,11 +354,11 @@ def _tokens(processor: Any) -> dict[Modality, str]:
 def _video_keywords(
     item: str, conversation: Conversation, media: Media, processor: Any
 ) -> dict[str, Any]:
-    """The processor's video keywords, by what the installed transformers accepts.
+    """The processor's video keywords, as the installed transformers accepts them.
 
-    ``fps`` must be one number per call: a list raises, leaving it out silently means 2.0. From
-    5.23 the audio-in-video keyword is ``load_audio_from_video`` and tracks that come decoded must
-    be told apart from audio items by ``audio_from_video_indices``.
+    ``fps`` must be one number per call: a list raises, omitting it silently means 2.0. From 5.23 on
+    the audio-in-video keyword is ``load_audio_from_video``, and decoded tracks must be
+    distinguished from audio items by ``audio_from_video_indices``.
     """
     keywords: dict[str, Any] = {}
     if media.videos:
@@ -368,7 +368,7 @@ def _video_keywords(
                 item,
                 got=f"videos sampled at {', '.join(f'{rate:g}' for rate in sorted(rates))} fps",
                 want="one sampled rate per sample: the processor takes one number",
-                fix="use clips of equal length, or one video a sample",
+                fix="use clips of equal length, or one video per sample",
             )
         keywords["fps"] = rates.pop()
     if conversation.audio_in_video == "interleaved":
@@ -383,7 +383,7 @@ def _video_keywords(
 def _refuse_odd_audio(item: str, media: Media, processor: Any, family: Family) -> None:
     extractor = processor.feature_extractor
     limit = extractor.n_samples
-    # below so many mel frames the tower has nothing left to give
+    # with fewer mel frames the tower gives no features
     frames = next(n for n in itertools.count(1) if family.audio_tokens(n) > 0)
     least = frames * extractor.hop_length
     for index, audio in enumerate(media.audios):
@@ -391,17 +391,17 @@ def _refuse_odd_audio(item: str, media: Media, processor: Any, family: Family) -
         if not least <= length <= limit:
             raise BatchError(
                 f"{item}, audio {index}",
-                got=f"{length / AUDIO_SAMPLING_RATE:.2f} s of sound ({length} samples)",
+                got=f"{length / AUDIO_SAMPLING_RATE:.2f} s of audio ({length} samples)",
                 want=f"{least / AUDIO_SAMPLING_RATE:.2f} to {limit / AUDIO_SAMPLING_RATE:g} s, "
                 "what the checkpoint's feature extractor takes",
-                fix="too short to be heard: use a longer one, or leave it out"
+                fix="use a longer one, or leave it out: it is too short for one token"
                 if length < least
-                else "cut the clip: the extractor would cut it silently",
+                else "cut the clip: the extractor would truncate it silently",
             )
 
 
 def _refuse_odd_sizes(item: str, media: Media, processor: Any) -> None:
-    """Media come resized; a size for another family's patches fails deep inside the library."""
+    """Media arrive resized; a size for another family's patches fails deep inside transformers."""
     images = processor.image_processor
     side = images.patch_size * images.merge_size
     for kind, shapes in (
@@ -415,7 +415,7 @@ def _refuse_odd_sizes(item: str, media: Media, processor: Any) -> None:
                     got=f"{width} x {height} pixels",
                     want=f"multiples of {side}, the {images.patch_size} px of a patch times the "
                     f"{images.merge_size} that a token merges",
-                    fix="load media with the patch size of this checkpoint",
+                    fix="load media with this checkpoint's patch size",
                 )
 
 
@@ -424,13 +424,13 @@ def _pil(pixels: Tensor) -> PILImage.Image:
 
 
 def _tensor(values: Any) -> Tensor:
-    """As the processor itself would make it: Python's floats are float32 to torch."""
+    """As the processor itself would make it: torch makes Python floats float32."""
     tensor = torch.as_tensor(values)
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:
-    """Items one after another; audio features are as wide as the extractor made the widest."""
+    """Items concatenated; audio features are padded to the widest."""
     width = max(part.shape[-1] for part in parts)
     if parts[0].dim() > 1 and any(part.shape[-1] != width for part in parts):
         parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]

@@ -1,7 +1,7 @@
-"""The configs of a checkpoint folder, looked over before a library loads it; no torch.
+"""Checks the configs of a checkpoint folder before a library loads it; no torch.
 
-What a config asks for is allocated before anybody compares it with the weights, and a template or a
-processor can ask for more memory than there is. So: JSON is bounded, and sizes are compared with
+A library allocates what a config asks for before it compares it with the weights, and a template or
+a processor can ask for more memory than there is. So JSON is bounded, and sizes are compared with
 the :mod:`~omni_grpo_core.core.weight_headers`.
 """
 
@@ -39,7 +39,7 @@ _COUNTS: Mapping[str, tuple[str, ...]] = {
     "vision_config": ("depth",),
     "audio_config": ("encoder_layers",),
 }
-"""How often a part is repeated: each is at least one tensor of the weights."""
+"""Counts of repeated parts: each part has at least one tensor in the weights."""
 _SIZES: Mapping[str, tuple[str, ...]] = {
     "": ("position_id_per_seconds", "seconds_per_chunk"),
     "text_config": (
@@ -66,11 +66,11 @@ _HEADS = (
     ("vision_config", "hidden_size", "num_heads"),
     ("audio_config", "d_model", "encoder_attention_heads"),
 )
-"""Section, a number, and what divides it, or for experts is at most as many."""
+"""Section, a number, and a number that divides it or, for experts, is at most as large."""
 _BLOCKS = ("fullatt_block_indexes", "deepstack_visual_indexes")
 _LARGEST_WINDOW = 3584
-"""Pixels a side of the largest square picture that a published processor makes (12,845,056 in
-all). The tower fills every frame up to whole windows: one of a million takes 10 GB."""
+"""Side in pixels of the largest square image that a published processor makes (12,845,056 pixels in
+all). The tower pads every frame to whole windows: a window of a million takes 10 GB."""
 
 _PROCESSOR_SIZES: Mapping[str, int] = {
     "patch_size": 256,
@@ -82,7 +82,7 @@ _PROCESSOR_SIZES: Mapping[str, int] = {
     "n_fft": 100_000,
     "chunk_length": 3600,
 }
-"""The largest values that are believed: arrays of these sizes are made at once, and each audio is
+"""The largest values accepted: arrays of these sizes are allocated at once, and each audio is
 padded to ``chunk_length`` seconds (published: 300)."""
 
 
@@ -95,7 +95,7 @@ def _are_ids(value: Any, most: int) -> bool:
 
 
 def _are_words(value: Any, most: int) -> bool:
-    """Words are lists of ids, of at least one each."""
+    """Words are non-empty lists of ids."""
     return isinstance(value, list) and all(word and _are_ids(word, most) for word in value)
 
 
@@ -132,7 +132,7 @@ _GENERATION: tuple[tuple[Callable[[Any, int], bool], str, tuple[str, ...]], ...]
         "a whole number",
         ("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
     ),
-    # vLLM's way of saying "all of them" is -1
+    # -1 is vLLM's "all of them"
     (lambda value, most: type(value) is int and value >= -1, "a whole number", ("top_k",)),
     (
         lambda value, most: _is_real(value) and 0 <= value <= 1,
@@ -151,7 +151,7 @@ _GENERATION: tuple[tuple[Callable[[Any, int], bool], str, tuple[str, ...]], ...]
     ),
     (lambda value, most: _is_real(value), "a number", ("length_penalty", "guidance_scale")),
     (_are_ids, "a list of token ids", ("suppress_tokens", "begin_suppress_tokens")),
-    (_are_words, "lists of token ids, of at least one each", ("bad_words_ids",)),
+    (_are_words, "non-empty lists of token ids", ("bad_words_ids",)),
     (_are_biases, "pairs of a list of token ids and a number", ("sequence_bias",)),
     (
         lambda value, most: (
@@ -168,18 +168,18 @@ _GENERATION: tuple[tuple[Callable[[Any, int], bool], str, tuple[str, ...]], ...]
             isinstance(value, str)
             or (isinstance(value, list) and all(isinstance(one, str) for one in value))
         ),
-        "a text or a list of texts",
+        "a string or a list of strings",
         ("stop_strings",),
     ),
     (lambda value, most: isinstance(value, dict), "an object", ("watermarking_config",)),
 )
-"""What may stand under a name of ``generation_config.json``, null aside: whether a value fits
-beside a vocabulary's size, and what would. A rollout honours only the eos, but a value that no
-``generate`` can follow is a file that was spoiled."""
+"""The values that ``generation_config.json`` may have besides null: whether a value fits, given the
+vocabulary size, what would fit, and the keys. A rollout uses only the eos, but a value that no
+``generate`` can use means a damaged file."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a checkpoint's file. Raises ``CheckpointError`` where there is none."""
+    """The JSON object in a checkpoint's file. Raises ``CheckpointError`` if there is none."""
     try:
         return mapping_in(path, json_value)
     except Unreadable as error:
@@ -187,7 +187,7 @@ def read_object(path: Path) -> dict[str, Any]:
             error.place(path),
             got=error.got,
             want="a JSON object, as save_pretrained writes it",
-            fix="point to the folder that holds config.json, weights and processor files"
+            fix="pass the folder that holds config.json, weights and processor files"
             if error.got == "no such file"
             else "restore the file from the checkpoint's source",
         ) from None
@@ -196,8 +196,8 @@ def read_object(path: Path) -> dict[str, Any]:
 def thinker_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The thinker's part of a full config, or a thinker's own; its sections are objects.
 
-    Raises ``CheckpointError`` for a part that is none. The talker's and the vocoder's parts are not
-    used, but transformers reads them too, and some versions without a word of which.
+    Raises ``CheckpointError`` for a part that is not an object. The talker's and the vocoder's
+    parts are not used, but transformers reads them too, and some versions do not say which failed.
     """
     thinker = config.get("thinker_config", config)
     unused = (f"{prefix[:-1]}_config" for prefix in FOREIGN)
@@ -209,14 +209,14 @@ def thinker_of(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raises ``CheckpointError`` for a folder of peft's: transformers would put the adapter on
-    whatever weights lie beside it."""
+    """Raises ``CheckpointError`` for a PEFT adapter's folder: transformers would put the adapter on
+    whatever weights are beside it."""
     path = folder / ADAPTER
     if not os.path.lexists(path):
         return
     try:
         base = read_object(path).get("base_model_name_or_path")
-    except CheckpointError:  # broken, but an adapter's all the same
+    except CheckpointError:  # broken, but still an adapter
         base = None
     of = shown(base) if isinstance(base, str) else "a base checkpoint"
     raise CheckpointError(
@@ -224,13 +224,13 @@ def refuse_adapter(folder: Path) -> None:
         got=f"{ADAPTER}: a LoRA adapter of {of}",
         want="a whole checkpoint",
         fix=f"merge it into its base (merge_and_unload, save_pretrained), or remove {ADAPTER} "
-        "where the weights beside it are merged already",
+        "if the weights beside it are already merged",
     )
 
 
 def check_config(config: Mapping[str, Any], folder: Path) -> None:
-    """Raises ``CheckpointError`` for a number of the thinker's config that cannot be one, heads
-    that do not divide their layer, rope sections that do not fit, ids outside the vocabulary."""
+    """Raises ``CheckpointError`` for an invalid number in the thinker's config, heads that do not
+    divide their layer, rope sections that do not fit, or ids outside the vocabulary."""
     thinker = thinker_of(config, folder)
     for part in (config, thinker, thinker.get("text_config", {})):
         if part.get("quantization_config") is not None:
@@ -238,7 +238,7 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
                 str(folder),
                 got=f"a quantization_config, {shown(part['quantization_config'])}",
                 want="weights that are not quantised",
-                fix="use the checkpoint that it was made from, or dequantize() and save it",
+                fix="use the checkpoint that it was made from, or dequantize() it and save it",
             )
     for section, names in (*_SIZES.items(), *_COUNTS.items()):
         part = thinker.get(section, {}) if section else thinker
@@ -265,7 +265,7 @@ def _check_vision(vision: Mapping[str, Any], folder: Path) -> None:
     if window is not None and (window > _LARGEST_WINDOW or window % side):
         _bad_config(
             folder, f"vision_config window_size {window}",
-            f"a multiple of {side}, the pixels a side of a token, up to {_LARGEST_WINDOW}",
+            f"a multiple of {side}, a token's side in pixels, up to {_LARGEST_WINDOW}",
         )  # fmt: skip
     depth = vision.get("depth")
     for name in _BLOCKS:
@@ -275,7 +275,7 @@ def _check_vision(vision: Mapping[str, Any], folder: Path) -> None:
         ):
             _bad_config(
                 folder, f"vision_config {name} {shown(blocks)}",
-                f"different blocks from 0 to {(depth or _LARGEST) - 1}",
+                f"distinct blocks from 0 to {(depth or _LARGEST) - 1}",
             )  # fmt: skip
 
 
@@ -300,7 +300,8 @@ def _check_rope(text: Mapping[str, Any], folder: Path) -> None:
                 str(folder / "config.json"),
                 got=f"mrope_section {shown(sections)} for a head size of {head}",
                 want=f"three sections that sum to {head // 2}",
-                fix="write rope_parameters and rope_scaling as both library generations read them",
+                fix="write both rope_parameters and rope_scaling, for either major version of "
+                "transformers",
             )
         theta = rope.get("rope_theta")
         if theta is not None and not _is_size(theta, real=True):
@@ -308,7 +309,7 @@ def _check_rope(text: Mapping[str, Any], folder: Path) -> None:
 
 
 def _check_ids(content: Mapping[str, Any], vocabulary: Any, path: Path) -> None:
-    """Ids of a config: -5 would count from the end of the vocabulary, wherever it indexes."""
+    """Checks the token ids of a config: -5 would index from the end of the vocabulary."""
     for name, value in content.items():
         if not name.endswith(("_token_id", "_token_index")) or value is None:
             continue
@@ -324,9 +325,8 @@ def _check_ids(content: Mapping[str, Any], vocabulary: Any, path: Path) -> None:
 
 
 def check_generation(config: Mapping[str, Any], folder: Path) -> None:
-    """Raises ``CheckpointError`` for a ``generation_config.json`` that is none, whose ids are
-    outside the vocabulary, or whose values are none that a ``generate`` could follow. A checkpoint
-    may come without."""
+    """Raises ``CheckpointError`` for a ``generation_config.json`` that is not a JSON object, has
+    ids outside the vocabulary, or values that no ``generate`` could use. It may be absent."""
     path = folder / GENERATION
     if not path.exists():
         return
@@ -346,13 +346,13 @@ def check_generation(config: Mapping[str, Any], folder: Path) -> None:
 
 def check_processor_files(folder: Path, family: Family) -> None:
     """Raises ``CheckpointError`` for a folder without a processor or with another family's, a file
-    that is no JSON object, a size that no processor has."""
+    that is not a JSON object, or a size that no processor has."""
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES[:2]):
         raise CheckpointError(
             str(folder),
             got="no preprocessor_config.json",
             want="a processor beside the weights",
-            fix="copy the processor files from the base checkpoint, or name their folder",
+            fix="copy the processor files from the base checkpoint, or pass their folder",
         )
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
         raise CheckpointError(
@@ -378,15 +378,15 @@ def check_processor_files(folder: Path, family: Family) -> None:
             raise CheckpointError(
                 str(path),
                 got=f"files of a {named}",
-                want=f"those of a {family.processor_class}, which the weights are for",
+                want=f"those of a {family.processor_class}, to match the weights",
                 fix="copy the processor files from the base checkpoint of the weights",
             )
 
 
 def check_counts(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
                  folder: Path) -> None:  # fmt: skip
-    """Raises ``CheckpointError`` for a config of more layers or experts than the weights have:
-    each would be made before anybody missed its weights."""
+    """Raises ``CheckpointError`` for a config of more layers or experts than the weights have: each
+    would be allocated before its weights were missed."""
     numbers = [int(n) for name in shapes for n in re.findall(r"\.(\d{1,6})\.", name)]
     routed = [shape[0] for name, shape in shapes.items() if ".mlp.gate." in name and shape]
     most = max([0, *(n + 1 for n in numbers), *routed])
@@ -395,7 +395,7 @@ def check_counts(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         for name in names:
             value = thinker.get(section, {}).get(name)
             if value is not None and value > most:
-                want = f"at most {most}, by the names of the weights"
+                want = f"at most {most}, from the names of the weights"
                 _bad_config(folder, f"{section} {name} {value}", want)
 
 
@@ -413,8 +413,8 @@ def _sections(thinker: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _values(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a processor's file and of the parts in it: newer versions of transformers
-    write one file for all of them."""
+    """Keys and values of a processor's file and of its parts: newer versions of transformers write
+    one file for all of them."""
     for key, value in content.items():
         yield key, value
         if isinstance(value, dict) and key.endswith(("processor", "extractor")):

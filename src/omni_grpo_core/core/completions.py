@@ -1,4 +1,4 @@
-"""Sampled answers as tensors: ids, mask and logprobs leave one function together."""
+"""Completions as tensors: ids, mask and logprobs are made together in one function."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def stack_completions(
     """Pad completions to the longest. The mask comes from lengths, never from looking for a pad id
     (which may be a real token) in the ids.
 
-    Raises ``TrainError`` for no or empty completions, for a logprob missing or too many, for an eos
-    before the last token, and for an end that contradicts ``finish_reason``.
+    Raises ``TrainError`` for no or empty completions, a wrong number of logprobs, an eos before the
+    last token, and an end that contradicts ``finish_reason``.
 
     >>> a = Completion("g", 0, (5, 6, 2), "ab", "stop", (-0.1, -0.2, -0.3))
     >>> b = Completion("g", 1, (7,), "c", "length", (-0.4,))
@@ -51,7 +51,7 @@ def stack_completions(
 
 
 def pad_completions(completions: Sequence[Completion], pad_id: int) -> CompletionTensors:
-    """The same of completions that are taken as they are, right or not."""
+    """The same without the checks of :func:`stack_completions`."""
     width = max(len(completion.token_ids) for completion in completions)
     ids = torch.full((len(completions), width), pad_id, dtype=torch.int64)
     logprobs = torch.zeros((len(completions), width), dtype=torch.float64)
@@ -71,13 +71,13 @@ def _check(completion: Completion, eos_ids: frozenset[int]) -> None:
             item,
             got="no tokens",
             want="at least the eos",
-            fix="keep the final eos in token_ids: it is a sampled token too",
+            fix="keep the final eos in token_ids: it is a sampled token",
         )
     if len(completion.logprobs) != len(completion.token_ids):
         raise TrainError(
             item,
             got=f"{len(completion.logprobs)} logprobs for {len(completion.token_ids)} tokens",
-            want="one logprob a token",
+            want="one logprob per token",
             fix="record the logprob of every sampled token, the final eos included",
         )
     inner = [at for at, token in enumerate(completion.token_ids[:-1]) if token in eos_ids]
@@ -86,7 +86,7 @@ def _check(completion: Completion, eos_ids: frozenset[int]) -> None:
             item,
             got=f"an eos at token {inner[0]} of {len(completion.token_ids)}",
             want="eos only as the last token",
-            fix="cut the completion after its first eos: later tokens were never an answer",
+            fix="cut the completion after its first eos: it ends there",
         )
     ends = completion.token_ids[-1] in eos_ids
     if ends != (completion.finish_reason == "stop"):
@@ -95,5 +95,5 @@ def _check(completion: Completion, eos_ids: frozenset[int]) -> None:
             got=f"finish_reason {completion.finish_reason!r} and a last token that "
             f"{'is' if ends else 'is not'} an eos",
             want="'stop' exactly when the last token is an eos",
-            fix="honour every eos id of the generation config, and keep it in token_ids",
+            fix="stop at every eos id of the generation config, and keep it in token_ids",
         )

@@ -1,4 +1,4 @@
-"""Sample -> Conversation: what is said to the model, and how a video's sound travels.
+"""Sample -> Conversation: the messages, and how a video's audio reaches the model.
 
 The audio-in-video decision is made here, once per sample, and carried in the data. Every later
 stage reads it from there; none takes a flag of its own.
@@ -47,12 +47,12 @@ INSTRUCTIONS: Mapping[ProblemType, str] = {
 def decide_audio_in_video(
     sample: Sample, preference: AudioPreference, tracks: Mapping[str, bool]
 ) -> AudioInVideo:
-    """How the sound of a sample's videos reaches the model.
+    """How the audio of a sample's videos reaches the model.
 
-    ``tracks`` tells of each video path whether the file has an audio track. ``auto`` takes what
-    the row says: an audio item listed beside the video means ``separate`` (HumanOmniV2's way), a
-    track that nobody listed is ``interleaved``, no track is ``off``. A clip without a track is
-    ``off`` whatever is preferred.
+    ``tracks``: for each video path, whether the file has an audio track. ``auto`` follows the row:
+    an audio item listed beside the video means ``separate`` (as in HumanOmniV2), an unlisted track
+    is ``interleaved``, no track is ``off``. A clip without a track is ``off`` whatever the
+    preference.
 
     Raises:
         ConversationError: ``interleaved`` where a clip is also listed as an audio item (its track
@@ -72,7 +72,7 @@ def decide_audio_in_video(
                 got=f"{min(listed)} listed as video and as audio while audio-in-video is "
                 "interleaved: the track would be counted twice",
                 want="the clip listed once",
-                fix="drop the audio item, or use audio-in-video 'separate'",
+                fix="drop the audio item, or set audio-in-video to 'separate'",
             )
         if with_track and len(with_track) < len(videos):
             silent = next(path for path in videos if not tracks[path])
@@ -81,7 +81,7 @@ def decide_audio_in_video(
                 got=f"{len(with_track)} of {len(videos)} videos with an audio track ({silent} has "
                 "none) while audio-in-video is interleaved",
                 want="a track in every video of the sample, or in none",
-                fix="use audio-in-video 'separate' for this data",
+                fix="set audio-in-video to 'separate' for this data",
             )
         return "interleaved" if with_track else "off"
     if preference == "off":
@@ -98,10 +98,10 @@ def decide_audio_in_video(
 def build_conversation(
     sample: Sample, *, audio_in_video: AudioPreference = "auto", tracks: Mapping[str, bool]
 ) -> Conversation:
-    """The two messages that ask a sample's question.
+    """The system and user messages that ask a sample's question.
 
     Media come first, in the row's order; under ``separate`` a track that the row did not list is
-    added as an audio item right after its video. The text is true about what is present.
+    added as an audio item right after its video. The text states truthfully which media are there.
 
     Raises:
         ConversationError: see :func:`decide_audio_in_video`.
@@ -154,7 +154,7 @@ def _media_parts(
 
 
 def _present(media: tuple[MediaPart, ...], mode: AudioInVideo) -> str:
-    """One sentence on what the model is given; a model told "no audio" ignores its audio."""
+    """One sentence on what the model is given: a model ignores audio if the prompt denies it."""
     kinds = [part.ref.modality for part in media]
     names: list[str] = []
     if "image" in kinds:

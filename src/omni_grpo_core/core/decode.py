@@ -1,11 +1,11 @@
-"""PyAV behind four plain functions: what a file holds, its frames, its sound, who decoded it.
+"""PyAV behind plain functions: what a file holds, its frames, its audio, the decoder's version.
 
-Half of :mod:`omni_grpo_core.core.media`, which is what the rest of the project calls. Nothing here
-resizes, samples or knows of a model.
+Half of :mod:`omni_grpo_core.core.media`, which the rest of the project calls. Nothing here resizes,
+samples or knows about a model.
 
 A file is first *demuxed* (packets only, cheap) to learn when each frame is shown and whether the
-file is as long as it says; only then are the wanted frames decoded and converted, so that a long
-clip never lies in memory whole. libavcodec passes over a cut-off file in silence, hence the check.
+file is as long as it states; only then are the wanted frames decoded and converted, so that a long
+clip is never in memory whole. libavcodec reads a truncated file silently, hence the check.
 """
 
 from __future__ import annotations
@@ -28,37 +28,36 @@ from omni_grpo_core.errors import MediaError
 from omni_grpo_core.io.bounded import A_FOLDER, A_PIPE, A_URL, GZIP, Unreadable, plain_file
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE
 
-# Only these: libavformat would also "play" text (tty), still images, and playlists that name
-# other files.
+# libavformat would also "play" text (tty), still images, and playlists that name other files
 _CONTAINERS = frozenset(
     (
         *("asf", "avi", "flv", "gif", "matroska", "mov", "mpeg", "mpegts"),
         *("aac", "aiff", "caf", "flac", "mp3", "ogg", "w64", "wav"),
     )
 )
-# Formats that state how long each stream is. Elsewhere libavformat guesses (mp3, unless its first
-# frame says), infers from what is there (ts, ogg) or counts in units that packets do not fill
-# (avi): nothing to hold them to.
+# Formats that state the length of each stream. For others libavformat guesses (mp3, unless its
+# first frame states it), infers it from the data (ts, ogg) or counts in units that packets do not
+# fill (avi): nothing to compare with.
 _STATE_LENGTH = frozenset(("flac", "matroska", "mov", "wav"))
 _INSTEAD = {
-    A_URL: "download it and name the file; of a file: URL name the path alone",
-    A_FOLDER: "name a file in it",
+    A_URL: "download it and pass the file; for a file: URL pass the path alone",
+    A_FOLDER: "pass a file in it",
     A_PIPE: "write its content to a file",
 }
-"""What to do about a path that leads to something else."""
+"""What to do about a path that is not a file."""
 MAX_PIXELS = 8192 * 8192
-"""A frame or image larger than this is refused unread: no camera makes it, a bomb does."""
+"""A larger frame or image is refused unread: it is a decompression bomb, not from a camera."""
 MAX_CHANNELS = 64
-"""What libswresample can take (its ``SWR_CH_MAX``)."""
+"""libswresample's limit (``SWR_CH_MAX``)."""
 MIN_RATE = 1000
-"""Hertz: nothing that is heard is stored slower, and at 16 kHz it would grow without bound."""
+"""Hz: no real sound is stored at a lower rate, and at 16 kHz it would grow without bound."""
 MAX_SILENCE = 3600
-"""Seconds of silence at most where a track sets in late or pauses: any header can ask for years."""
+"""Most seconds of silence before or between sound: a header can ask for years."""
 GAP = 0.1
-"""Seconds between two frames of sound that are a pause; less is how containers round."""
+"""Seconds between two audio frames that make a pause; less comes from containers' rounding."""
 
 _ORIENTATIONS: dict[tuple[int, int, int, int], tuple[int, bool]] = {
-    # sign of the display matrix' a b c d -> quarter turns (counter-clockwise), mirrored after
+    # signs of the display matrix's a b c d -> quarter turns (counter-clockwise), mirrored after
     (1, 0, 0, 1): (0, False),
     (0, 1, -1, 0): (3, False),
     (-1, 0, 0, -1): (2, False),
@@ -74,9 +73,9 @@ _ORIENTATIONS: dict[tuple[int, int, int, int], tuple[int, bool]] = {
 class Contents:
     """What a file holds. All times are seconds from the beginning of the file.
 
-    ``shown``: when each video frame appears, ascending, or ``None`` if the packets do not say;
-    ``video_end``, ``audio_end``: when the tracks end. ``rate``: frames per second as the container
-    states it, ``None`` if it does not. ``zero``: timestamp of the beginning of the file.
+    ``shown``: when each video frame appears, ascending, or ``None`` if the packets do not state it;
+    ``video_end``, ``audio_end``: when the tracks end. ``rate``: frames per second as stated by the
+    container, ``None`` if it is not. ``zero``: timestamp of the beginning of the file.
     """
 
     path: Path
@@ -91,13 +90,13 @@ class Contents:
 
 
 def decoder_version() -> str:
-    """``"pyav X, libavcodec Y"``: part of a trace, since another decoder gives other frames."""
+    """``"pyav X, libavcodec Y"``: part of a trace, since another decoder gives different frames."""
     codec = ".".join(str(n) for n in av.library_versions["libavcodec"])
     return f"pyav {av.__version__}, libavcodec {codec}"
 
 
 def existing_file(path: str | Path) -> Path:
-    """``path`` made absolute, if it is a readable file with something in it; else MediaError."""
+    """``path`` made absolute. Raises MediaError unless it is a readable, non-empty file."""
     file = Path(path).absolute()
     try:
         with plain_file(file) as (stream, _):
@@ -118,9 +117,9 @@ def existing_file(path: str | Path) -> Path:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """The container of ``file``; whatever libav says against it becomes a MediaError."""
+    """The container of ``file``; any libav error becomes a MediaError."""
     try:
-        # an absolute path cannot be taken for a protocol ("a:b.mp4") or an option
+        # an absolute path cannot be mistaken for a protocol ("a:b.mp4") or an option
         source = _framing.with_length(file) or str(file)
         with av.open(source, metadata_errors="replace") as container:
             name = container.format.name
@@ -128,21 +127,21 @@ def _opened(file: Path) -> Iterator[Any]:
                 raise MediaError(
                     str(file),
                     got=f"{container.format.long_name or name}, not read as a clip or a recording",
-                    want="mp4, mov, mkv, webm, wav, flac, mp3 or the like",
-                    fix="list it under what it is, or convert it",
+                    want="mp4, mov, mkv, webm, wav, flac, mp3 or similar",
+                    fix="list it under its own modality, or convert it",
                 )
             yield container
     except av.FFmpegError as error:
         raise MediaError(
             str(file),
-            got=f"what libav cannot read ({error.strerror})",
-            want="a whole mp4, mov, mkv, webm, wav, flac, mp3 or the like",
-            fix="play it elsewhere to see whether it is broken; copy or convert it again",
+            got=f"a file that libav cannot read ({error.strerror})",
+            want="a complete mp4, mov, mkv, webm, wav, flac, mp3 or similar",
+            fix="play it in another program to see whether it is broken; copy or convert it again",
         ) from error
 
 
 def _streams(file: Path, container: Any) -> tuple[Any | None, Any | None]:
-    """The main video and audio stream; the cover picture of a song is none."""
+    """The main video and audio stream; the cover picture of a song is not a video."""
     video, audio = container.streams.best("video"), container.streams.best("audio")
     if video is not None and video.disposition & av.stream.Disposition.attached_pic:
         video = None
@@ -154,7 +153,7 @@ def _streams(file: Path, container: Any) -> tuple[Any | None, Any | None]:
         if stream is not None and stream.codec_context is None:
             raise MediaError(
                 str(file),
-                got=f"a {stream.type} stream that no decoder is known for",
+                got=f"a {stream.type} stream without a known decoder",
                 want="a common codec",
                 fix="convert it (H.264 and AAC in mp4 always work)",
             )
@@ -164,7 +163,7 @@ def _streams(file: Path, container: Any) -> tuple[Any | None, Any | None]:
 def inspect(path: str | Path) -> Contents:
     """What ``path`` holds, after reading it to its end.
 
-    Raises MediaError: not a media file, no sound and no picture, cut off, or broken in the middle.
+    Raises MediaError: not a media file, no video and no audio, truncated, or broken in the middle.
     """
     file = existing_file(path)
     with _opened(file) as container:
@@ -198,14 +197,14 @@ def inspect(path: str | Path) -> Contents:
 def _demux(
     file: Path, container: Any, video: Any | None
 ) -> tuple[list[float | None], dict[int, float]]:
-    """Times of the video packets that will be shown, and when each stream ends by its packets."""
+    """Times of the video packets to be shown, and each stream's end according to its packets."""
     stamps: list[float | None] = []
     ends: dict[int, float] = {}
     for packet in container.demux():
         if not packet.size:
             continue
         if packet.is_corrupt:
-            raise _cut_off(file, "a packet that stops half-way")
+            raise _cut_off(file, "an incomplete packet")
         time = None if packet.pts is None else float(packet.pts * packet.time_base)
         if time is not None:
             end = time + float((packet.duration or 0) * packet.time_base)
@@ -240,7 +239,7 @@ def _refuse_short(file: Path, container: Any, used: Sequence[Any], ends: dict[in
 
 
 def _refuse_missing(file: Path, found: float, declared: float) -> None:
-    # headers round, and codecs drop or pad blocks at either end: a twentieth is no cut
+    # headers round, and codecs drop or pad blocks at either end: allow a twentieth
     if declared - found > min(max(0.05 * declared, 0.1), 1.0):
         raise _cut_off(file, f"{found:.2f} s of a stream that should last {declared:.2f} s")
 
@@ -248,25 +247,25 @@ def _refuse_missing(file: Path, found: float, declared: float) -> None:
 def _cut_off(file: Path, got: str) -> MediaError:
     return MediaError(
         str(file),
-        got=f"{got}: the file is cut off or broken",
-        want="a whole file",
+        got=f"{got}: the file is truncated or broken",
+        want="a complete file",
         fix="copy or download it again",
     )
 
 
 def too_large(file: Path, size: str) -> MediaError:
-    """The error for a picture of absurd size."""
+    """The error for an absurdly large picture."""
     return MediaError(
         str(file),
         got=size,
         want=f"at most {MAX_PIXELS} pixels",
-        fix="check that the file is what it should be, or scale it down",
+        fix="check that it is the right file, or scale it down",
     )
 
 
 def _frames(file: Path, container: Any, stream: Any, *, threads: int = 0) -> Iterator[Any]:
-    """All frames of a stream. ``threads`` 0: as libavcodec likes it, one frame a thread. Then what
-    it says of the last frames, as many as there are threads, is lost: they are merely missing."""
+    """All frames of a stream. ``threads`` 0: libavcodec's choice, one frame per thread. Errors in
+    the last frames, as many as there are threads, are then lost: the frames are just missing."""
     stream.thread_type = "AUTO"
     stream.codec_context.thread_count = threads
     for frame in container.decode(stream):
@@ -276,10 +275,10 @@ def _frames(file: Path, container: Any, stream: Any, *, threads: int = 0) -> Ite
 
 
 def recount(contents: Contents) -> Contents:
-    """The same with ``shown`` found by decoding every frame: for packets that do not say, or lie.
+    """The same with ``shown`` found by decoding every frame: for missing or wrong packet times.
 
-    Frames whose own timestamps run backwards (B-frames in AVI) are spaced by the stated rate. Goes
-    by one thread, so that damage at the end, which is one reason to come here, is heard of.
+    Frames whose own timestamps run backwards (B-frames in AVI) are spaced by the stated rate. Uses
+    one thread, so that damage at the end, one reason for the call, is reported.
     """
     with _opened(contents.path) as container:
         video, _ = _streams(contents.path, container)
@@ -298,11 +297,11 @@ def recount(contents: Contents) -> Contents:
 def read_frames(
     contents: Contents, wanted: Sequence[int], *, timed: bool
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """The frames of these numbers (ascending, repeats allowed), each once, with its number.
+    """The frames with these numbers (ascending, repeats allowed), each once, with its number.
 
     Frames are uint8, (height, width, 3), RGB, upright, all of one size. They end early if the
-    decoder delivers fewer or, where they are ``timed``, others than ``contents.shown`` promises.
-    That is for the caller to put right with :func:`recount`.
+    decoder delivers fewer or, if ``timed``, other frames than ``contents.shown`` states; the caller
+    then calls :func:`recount`.
     """
     numbers = set(wanted)
     shape: tuple[int, ...] | None = None
@@ -317,7 +316,7 @@ def read_frames(
                 if picture.shape != shape:
                     raise MediaError(
                         str(contents.path),
-                        got="frames that change their size",
+                        got="frames that change size",
                         want="one size throughout",
                         fix="convert it to a constant size",
                     )
@@ -336,8 +335,8 @@ def _on_time(frame: Any, number: int, contents: Contents) -> bool:
 def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
     if frame.width * frame.height > MAX_PIXELS:
         raise too_large(file, f"{frame.width} x {frame.height} pixels")
-    # one thread: libswscale's own threads are waited for when the frame goes, and in a forked
-    # process (a data loader's worker) there are none, so it would wait for ever
+    # one thread: freeing the frame waits for libswscale's threads, and a forked process (a data
+    # loader's worker) has none, so it would wait forever
     rgb: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", threads=1)
     matrix = _display_matrix(frame)
     if matrix is None:
@@ -349,7 +348,7 @@ def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
             str(file),
             got=f"a display matrix of {frame.rotation} degrees",
             want="a multiple of 90",
-            fix="convert it with the rotation burnt in",
+            fix="convert it with the rotation applied to the frames",
         )
     turns, mirrored = _ORIENTATIONS[signs]
     rgb = np.rot90(rgb, turns)
@@ -357,11 +356,11 @@ def _upright(file: Path, frame: Any) -> NDArray[np.uint8]:
 
 
 def _display_matrix(frame: Any) -> Any | None:
-    # frame.side_data would be kept by the frame, which it keeps in turn: a clip's frames would stay
-    # until the garbage collector looks, one by one larger than all that it counts
+    # frame.side_data and the frame refer to each other: a clip's frames would stay in memory until
+    # the garbage collector runs, which does not count their size
     known = SideDataContainer.__new__(SideDataContainer)
-    # at the first kind that PyAV has no name for, such as EXIF, which libavcodec puts behind the
-    # matrix that it makes of it
+    # raised at the first kind that PyAV has no name for, such as EXIF, which libavcodec puts after
+    # the matrix that it derives from it
     with suppress(ValueError):
         known.__init__(frame)  # type: ignore[misc]
     return known.get("DISPLAYMATRIX")
@@ -370,11 +369,11 @@ def _display_matrix(frame: Any) -> Any | None:
 def read_audio(contents: Contents) -> NDArray[np.float32]:
     """The audio track from the beginning of the file: float32, (n,), mono, 16 kHz.
 
-    Mono is the mean of the channels, as librosa has it and the models know it; libav's own
-    down-mix of float stereo is 3 dB louder. A track that sets in late is preceded by silence, and a
-    gap in its timestamps is filled with it, so that sound and frames stay together.
+    Mono is the mean of the channels, as in librosa and in the models' training; libav's own
+    downmix of float stereo is 3 dB louder. A track that starts late is preceded by silence, and a
+    gap in its timestamps is filled with silence, so that audio and frames stay in sync.
     """
-    # grows in place: a list of blocks to be joined would hold a long recording twice
+    # grows in place: joining a list of blocks would hold a long recording twice
     track = bytearray()
     with _opened(contents.path) as container:
         _, audio = _streams(contents.path, container)
@@ -386,7 +385,7 @@ def read_audio(contents: Contents) -> NDArray[np.float32]:
             if resampler is None or late > GAP:
                 track.extend(_resampled(contents.path, resampler, None))
                 track.extend(_silence(contents.path, late))
-                # packed: PyAV reads planes beyond the eighth from where there are none
+                # packed: PyAV reads planes beyond the eighth out of bounds
                 resampler = av.AudioResampler(format="flt", rate=AUDIO_SAMPLING_RATE)
                 heard += max(late, 0.0)
             track.extend(_resampled(contents.path, resampler, frame))
@@ -397,7 +396,7 @@ def read_audio(contents: Contents) -> NDArray[np.float32]:
     if not samples.size or not np.isfinite(samples).all():
         raise MediaError(
             str(contents.path),
-            got="NaN or infinite samples" if samples.size else "an audio track without a sample",
+            got="non-finite samples" if samples.size else "an audio track without samples",
             want="sound",
             fix="record or convert it again",
         )
@@ -409,7 +408,7 @@ def _silence(file: Path, seconds: float) -> bytes:
         raise MediaError(
             str(file),
             got=f"{seconds:.0f} s without sound in an audio track",
-            want=f"at most {MAX_SILENCE} s, at the beginning or between",
+            want=f"at most {MAX_SILENCE} s, at the beginning or in a pause",
             fix="check its timestamps, or convert it",
         )
     return bytes(4 * max(round(seconds * AUDIO_SAMPLING_RATE), 0))
@@ -420,28 +419,28 @@ def _refuse_odd_sound(file: Path, stream: Any) -> None:
     if channels > MAX_CHANNELS:
         raise MediaError(
             str(file),
-            got=f"{channels} channels of sound",
+            got=f"{channels} audio channels",
             want=f"at most {MAX_CHANNELS}",
-            fix="mix it down, to mono for instance",
+            fix="mix it down, for instance to mono",
         )
     if rate < MIN_RATE:
         raise MediaError(
             str(file),
             got=f"sound of {rate} samples a second",
-            want=f"{MIN_RATE} at least",
+            want=f"at least {MIN_RATE}",
             fix="check that its header states the true rate",
         )
 
 
 def _resampled(file: Path, resampler: Any | None, frame: Any | None) -> bytes:
-    """What comes out: of no frame, the rest; of no resampler, nothing."""
+    """The resampler's output: without a frame, the rest; without a resampler, nothing."""
     if resampler is None:
         return b""
     try:
         blocks: list[Any] = resampler.resample(frame)
     except av.FFmpegError:
         raise
-    except ValueError as error:  # PyAV's own word for a frame that is unlike the first
+    except ValueError as error:  # PyAV's error for a frame that differs from the first
         raise MediaError(
             str(file),
             got=f"an audio track that changes its format ({error})",
@@ -453,6 +452,6 @@ def _resampled(file: Path, resampler: Any | None, frame: Any | None) -> bytes:
 
 def _mono(block: Any) -> NDArray[np.float32]:
     packed = block.to_ndarray().reshape(-1, block.layout.nb_channels)
-    # channel after channel, as planar sound is added up: the last bit depends on the order
+    # channel after channel, as planar audio is summed: the last bit depends on the order
     mean: NDArray[np.float32] = np.ascontiguousarray(packed.T).mean(axis=0, dtype=np.float32)
     return mean

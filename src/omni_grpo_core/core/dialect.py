@@ -1,6 +1,6 @@
-"""What transformers calls things that changed their names from one version to another.
+"""Names that changed between versions of transformers.
 
-Read by what is there, never by the version: a foreign model may speak an older dialect than the
+Found by what is there, never by the version: a third-party model may use older names than the
 installed library.
 """
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 CACHE = ("cache", "past_key_values")
-"""A forward's key-value cache, newest name first: ``cache`` from 5.24 on, which takes the other
-with a FutureWarning until 5.40."""
+"""A forward's key-value cache, newest name first: ``cache`` from 5.24 on, which accepts the old
+name with a FutureWarning until 5.40."""
 
 
 def cache_keyword(model: Any) -> str:
@@ -32,21 +32,20 @@ def _cache_keyword(forward: Callable[..., Any]) -> str:
 
 
 def cache_among(given: Mapping[str, Any]) -> Any:
-    """The key-value cache among a forward's arguments, or in its output; ``None``: none of either
-    name.
+    """The key-value cache in a forward's arguments or output; ``None`` if it is under neither name.
 
     >>> cache_among({"past_key_values": "held"}), cache_among({"cache": None})
     ('held', None)
     """
-    # an output's own look-up by the old name warns; its items are what it really has
+    # an output's own lookup by the old name warns; its items are what it really has
     held = dict(given.items())
     return next((held[name] for name in CACHE if held.get(name) is not None), None)
 
 
 def tokens_cached(given: Mapping[str, Any]) -> Any:
-    """How many tokens the cache among a forward's arguments holds, a number or a tensor of one: 0
-    where it was handed none. ``None``: not known, since neither name is among them or the cache
-    cannot be asked.
+    """How many tokens the cache in a forward's arguments holds, a number or a one-element tensor: 0
+    if it was passed as None. ``None``: unknown, because neither name is an argument or the cache
+    has no length.
 
     >>> tokens_cached({"cache": None}), tokens_cached({"input_ids": [1]}) is None
     (0, True)
@@ -58,14 +57,14 @@ def tokens_cached(given: Mapping[str, Any]) -> Any:
 
 
 def length_of(cache: Any) -> Any:
-    """Tokens in a key-value cache, a number or a tensor of one; ``None``: it cannot be asked."""
+    """Tokens in a key-value cache, a number or a one-element tensor; ``None``: it has no length."""
     length = getattr(cache, "get_seq_length", None)
     return None if length is None else length()
 
 
 def switch_checkpointing(model: Any, on: bool, *, reentrant: bool = False) -> None:
-    """Gradient checkpointing on or off: ``activation_checkpointing_…`` from 5.23 on, which keeps
-    ``gradient_checkpointing_…`` with a FutureWarning until 6."""
+    """Turn gradient checkpointing on or off: ``activation_checkpointing_…`` from 5.23 on, which
+    keeps ``gradient_checkpointing_…`` with a FutureWarning until 6."""
     verb = "enable" if on else "disable"
     names = (f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}")
     switch = next(getattr(model, name) for name in names if hasattr(model, name))
@@ -74,13 +73,13 @@ def switch_checkpointing(model: Any, on: bool, *, reentrant: bool = False) -> No
 
 @contextmanager
 def modes_restored(model: torch.nn.Module) -> Iterator[None]:
-    """On the way out, even on an error, train or eval mode and gradient checkpointing of every
-    module are what they were."""
-    had = [(m, m.training, getattr(m, "gradient_checkpointing", None)) for m in model.modules()]
+    """On exit, even after an error, restores every module's train or eval mode and gradient
+    checkpointing."""
+    modes = [(m, m.training, getattr(m, "gradient_checkpointing", None)) for m in model.modules()]
     try:
         yield
     finally:
-        for module, training, checkpointing in had:
+        for module, training, checkpointing in modes:
             module.training = training
             if checkpointing is not None:
                 module.gradient_checkpointing = checkpointing

@@ -1,7 +1,7 @@
-"""What differs between the omni families, behind one small interface.
+"""The differences between the omni families, behind one small interface.
 
 A family is chosen by the checkpoint's ``model_type``. Token *names*, patch and merge sizes are read
-from the checkpoint's own processor; what stands here is only what no processor tells.
+from the checkpoint's own processor; this module has only what no processor states.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from omni_grpo_core.errors import CheckpointError
 class Family:
     """One model family.
 
-    ``model_types``: the ``model_type`` values of ``config.json`` that belong to it, full models
-    first, thinkers last. ``thinker_class``: the transformers class that takes text, image, video
-    and audio in and gives text out; ``processor_class``: the one that prepares its input;
-    ``since``: the first transformers that has them. ``audio_tokens``: mel frames of one audio ->
-    placeholders. ``whole_positions``: time positions are cut to whole numbers, else they are
-    fractions (13 a second, a frame pair every 0.5 s: 6.5 apart). ``audio_one_by_one``: audios of
-    one call of the tower touch each other. Qwen3-Omni's pads chunks of a second to the longest of
-    the call and convolves over the padding, so that an audio under a second comes out otherwise
-    beside a longer one; and in 4.57 without flash attention all audios of a call attend to each
-    other: one row hears another's sound. ``deepstack``: features of the vision tower are also
-    added behind the first layers of the text model. ``image_mean``, ``image_std``: of each colour,
-    0 to 1, what the vision tower was trained on.
+    ``model_types``: its ``model_type`` values in ``config.json``, full models first, thinkers last.
+    ``thinker_class``: the transformers class from text, image, video and audio to text;
+    ``processor_class``: the one that prepares its input; ``since``: the first version of
+    transformers that has them. ``audio_tokens``: mel frames of one audio -> placeholders.
+    ``whole_positions``: time positions are truncated to integers, else they are fractions (13 a
+    second, a frame pair every 0.5 s: 6.5 apart). ``audio_one_by_one``: audios in one call of the
+    tower affect each other. Qwen3-Omni's tower pads one-second chunks to the longest in the call
+    and convolves over the padding, so that an audio under a second gives different features beside
+    a longer one; and in 4.57 without flash attention all audios of a call attend to each other.
+    ``deepstack``: features of the vision tower are also added after the first layers of the text
+    model. ``image_mean``, ``image_std``: per colour, 0 to 1, as in the vision tower's training.
     """
 
     name: str
@@ -47,7 +46,7 @@ def qwen2_5_omni_audio_tokens(frames: int) -> int:
     """Placeholders of an audio of ``frames`` mel frames (10 ms each): 25 a second.
 
     The tower halves twice: a stride-2 convolution, then average pooling by 2 (Qwen2.5-Omni
-    technical report, arXiv 2503.20215, section 2.2: one frame of output per 40 ms).
+    technical report, arXiv 2503.20215, section 2.2: one output frame per 40 ms).
 
     >>> qwen2_5_omni_audio_tokens(100)
     25
@@ -58,8 +57,8 @@ def qwen2_5_omni_audio_tokens(frames: int) -> int:
 def qwen3_omni_audio_tokens(frames: int) -> int:
     """Placeholders of an audio of ``frames`` mel frames (10 ms each): 13 a second.
 
-    Each second alone goes through three stride-2 convolutions, 100 frames to 13, and the rest of
-    a second likewise (Qwen3-Omni technical report, arXiv 2509.17765, its audio transformer: 8 times
+    Each second goes alone through three stride-2 convolutions, 100 frames to 13, and so does the
+    remainder (Qwen3-Omni technical report, arXiv 2509.17765, its audio transformer: 8 times
     downsampled, 12.5 Hz).
 
     >>> [qwen3_omni_audio_tokens(n) for n in (1, 8, 9, 100, 101, 250)]
@@ -102,7 +101,7 @@ FAMILIES = (QWEN2_5_OMNI, QWEN3_OMNI)
 
 
 def family_of(model_type: object, checkpoint: str) -> Family:
-    """The family of a checkpoint's ``model_type``, whatever its config has there.
+    """The family of a checkpoint's ``model_type``, of any JSON type.
 
     Raises:
         CheckpointError: no family has it.
@@ -115,13 +114,13 @@ def family_of(model_type: object, checkpoint: str) -> Family:
         checkpoint,
         got="no model_type" if model_type is None else f"model_type {model_type!r}",
         want=f"one of {known}",
-        fix="point to a Qwen-Omni checkpoint",
+        fix="pass a Qwen-Omni checkpoint",
     )
 
 
 def published_name(name: str) -> str:
-    """The name that published checkpoints have for a thinker's weight or module. transformers 5.23
-    put one more model around all but the head; a name that is so already is left alone.
+    """A thinker's weight or module name as in published checkpoints. transformers 5.23 wrapped all
+    but the head in another model; a published name is left unchanged.
 
     >>> published_name("model.language_model.layers.0.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj.weight'

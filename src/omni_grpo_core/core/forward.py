@@ -1,6 +1,6 @@
-"""Every forward the project makes with a policy.
+"""Every forward pass of a policy.
 
-One way in for media (towers, then scattered over the placeholders), one for positions (row by row,
+One path for media (towers, then scattered over the placeholders) and one for positions (row by row,
 with each row's own audio-in-video decision), so that prefill, decoding and the scoring forward
 cannot disagree.
 """
@@ -30,7 +30,7 @@ from omni_grpo_core.types import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefill:
-    """A prompt's one pass: scores for the next token, float32 (B, V), and the key-value cache."""
+    """The pass over the prompts: logits of the next token, float32 (B, V), positions and cache."""
 
     logits: Logits
     positions: Positions
@@ -68,8 +68,8 @@ def positions(policy: Policy, batch: Batch) -> Positions:
 
 
 def embed(policy: Policy, batch: Batch) -> Embeddings:
-    """Token embeddings with the towers' features in the place of the placeholders, and what the
-    family adds to them deeper in the text model."""
+    """Token embeddings with the towers' features in place of the placeholders, and what the family
+    adds to them deeper in the text model."""
     ids = batch.input_ids.to(policy.device)
     embeds = policy.model.get_input_embeddings()(ids)
     by_modality = features(policy, batch)
@@ -107,8 +107,8 @@ def text_states(
     copies: int = 1,
     suffix: Tensor | None = None,
 ) -> Any:
-    """The text model's output on a batch's prompts: each ``copies`` times in a row, followed by the
-    tokens of ``suffix``, (copies * B, C), if any. Mask and positions are those of the whole."""
+    """The text model's output on a batch's prompts, each repeated ``copies`` times in a row and
+    followed by the tokens of ``suffix``, (copies * B, C), if any. Mask and positions cover both."""
     embeds = embeddings.inputs_embeds.repeat_interleave(copies, dim=0)
     more = 0
     if suffix is not None:
@@ -126,7 +126,7 @@ def text_states(
 def _deepstack(
     policy: Policy, batch: Batch, embeddings: Embeddings, copies: int, more: int
 ) -> dict[str, Any]:
-    """The keywords that take deepstack features to the text model; none for a family without."""
+    """The keywords that pass deepstack features to the text model; none for a family without."""
     if not isinstance(embeddings, DeepstackEmbeddings):
         return {}
     visual = torch.zeros_like(batch.input_ids, dtype=torch.bool)
@@ -152,9 +152,9 @@ def prefill(
     where: Positions | None = None,
     embeddings: Embeddings | None = None,
 ) -> Prefill:
-    """The prompts' one pass: next-token scores and the cache that decoding goes on from.
+    """The pass over the prompts: next-token logits and the cache from which decoding continues.
 
-    ``where`` and ``embeddings`` are the batch's own if left out; a replay hands over others'.
+    ``where`` and ``embeddings`` default to the batch's own; a replay passes others.
     """
     where = where or positions(policy, batch)
     output = text_states(
@@ -172,7 +172,7 @@ def prefill(
 def decode_step(
     policy: Policy, token_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any
 ) -> Tensor:
-    """Scores after one more token: ``token_ids`` (N,), ``attention_mask`` (N, so far + 1),
+    """Logits after one more token: ``token_ids`` (N,), ``attention_mask`` (N, tokens so far + 1),
     ``position_ids`` (N,) -> float32 (N, V). The cache grows in place."""
     output = policy.text_model(
         inputs_embeds=policy.model.get_input_embeddings()(token_ids[:, None]),
@@ -194,12 +194,12 @@ def completion_logits(
     where: Positions | None = None,
     embeddings: Embeddings | None = None,
 ) -> Tensor:
-    """The scoring forward: scores that *predict* each completion token, (N, C, V).
+    """The scoring forward: logits that *predict* each completion token, (N, C, V).
 
-    ``completion_ids``, ``completion_mask``: int64, (N, C), right-padded, G rows in a row for each
-    row of ``batch``. Copies for the G completions are made after the towers, of the embeddings:
-    repeating pixel rows would scramble the video patch by patch. ``where`` and ``embeddings`` are
-    the batch's own if left out; a replay hands over others'.
+    ``completion_ids``, ``completion_mask``: int64, (N, C), right-padded, G consecutive rows for
+    each row of ``batch``. The embeddings, not the tower inputs, are copied for the G completions:
+    repeating pixel rows would scramble the video patch by patch. ``where`` and ``embeddings``
+    default to the batch's own; a replay passes others.
     """
     copies = completion_ids.shape[0] // len(batch.rows)
     completion_ids = completion_ids.to(policy.device)
@@ -219,21 +219,21 @@ def completion_logits(
         suffix=completion_ids,
     )
     length = completion_ids.shape[1]
-    # contiguous: torch multiplies a strided batch row by row or at once, which rounds otherwise, by
-    # whether the weight requires a gradient; a frozen head must score as one that learns
+    # contiguous: torch multiplies a strided batch row by row or at once, which round differently,
+    # depending on the weight's requires_grad; a frozen head must score like a trainable one
     hidden = output.last_hidden_state[:, -length - 1 : -1].contiguous()
     logits: Tensor = policy.model.lm_head(hidden)
     return logits
 
 
 def first_positions(batch: Batch, where: Positions) -> Tensor:
-    """Position of the first completion token of each row: (B,), equal on all three axes."""
+    """Position of each row's first completion token: (B,), the same on all three axes."""
     return batch.attention_mask.sum(-1) + where.deltas
 
 
 def sampling_logprobs(policy: Policy, logits: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities of the distribution that is sampled: float32, at ``temperature``, without
-    the suppressed ids, over the last axis. Scoring must use the same, or the ratio is not 1."""
+    """Log-probabilities of the sampling distribution: float32, at ``temperature``, without the
+    suppressed ids, over the last axis. Scoring must use the same, or the ratio is not 1."""
     scores = logits.float() / temperature
     return scores.masked_fill(policy.suppressed, -torch.inf).log_softmax(-1)
 
@@ -241,7 +241,7 @@ def sampling_logprobs(policy: Policy, logits: Tensor, temperature: float) -> Ten
 def token_logprobs(
     policy: Policy, batch: Batch, tokens: CompletionTensors, temperature: float
 ) -> Tensor:
-    """What the scoring forward gives the completions' own tokens: float32, (N, C), on the CPU."""
+    """The scoring forward's logprobs of the completions' tokens: float32, (N, C), on the CPU."""
     logits = completion_logits(policy, batch, tokens.ids, tokens.mask.to(torch.int64))
     scores = sampling_logprobs(policy, logits, temperature)
     return scores.gather(2, tokens.ids.to(scores.device)[..., None])[..., 0].cpu()
@@ -249,8 +249,8 @@ def token_logprobs(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LibraryForward:
-    """What transformers' own forward does with one row, to hold ours against: ``inputs_embeds``
-    (length, H), ``deepstack`` (visual placeholders, H) a layer, ``position_ids`` (3, length),
+    """What transformers' own forward computes for one row, to compare ours with: ``inputs_embeds``
+    (length, H), ``deepstack`` (visual placeholders, H) per layer, ``position_ids`` (3, length),
     ``logits`` float32 (V,) after the last token."""
 
     inputs_embeds: Tensor
@@ -260,7 +260,7 @@ class LibraryForward:
 
 
 def library_keywords(policy: Policy, row: Row) -> dict[str, Any]:
-    """One row as a user would hand it to transformers' own ``forward`` or ``generate``."""
+    """One row as a user would pass it to transformers' own ``forward`` or ``generate``."""
     tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
     for key in ("pixel_values", "pixel_values_videos", "input_features"):
         if key in tensors:
@@ -276,7 +276,7 @@ def library_keywords(policy: Policy, row: Row) -> dict[str, Any]:
 
 @torch.no_grad()
 def library_forward(policy: Policy, row: Row) -> LibraryForward:
-    """One row through the thinker's own ``forward``, by the keywords a user would pass."""
+    """One row through the thinker's own ``forward``, with the keywords a user would pass."""
     seen: dict[str, Any] = {}
 
     def look(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
@@ -289,7 +289,7 @@ def library_forward(policy: Policy, row: Row) -> LibraryForward:
         output = policy.model(**library_keywords(policy, row))
     finally:
         hook.remove()
-    # from 5.x on, text positions may be packed in front of the three axes
+    # from 5.x on, text positions may precede the three axes
     return LibraryForward(
         inputs_embeds=seen["embeds"][0],
         deepstack=tuple(seen["deepstack"]),

@@ -1,8 +1,8 @@
-"""qwen-omni-utils behind two functions: which frames of a clip to take, and at what size.
+"""qwen-omni-utils behind plain functions: which frames of a clip to take, and at what size.
 
-The other half of :mod:`omni_grpo_core.core.media`. The library reads no file here; it only decides
-numbers and sizes and resizes, so that these are what the published models were trained with.
-Figures in comments are those of qwen-omni-utils 0.0.9.
+The other half of :mod:`omni_grpo_core.core.media`. The library reads no files here; it only chooses
+frames and sizes and resizes, so that they match the training of the published models. Figures in
+comments are for qwen-omni-utils 0.0.9.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torchvision.transforms.functional import resize
 from omni_grpo_core.core.media_config import FRAMES_PER_TOKEN
 from omni_grpo_core.errors import MediaError
 
-# All frames of a clip share what this many tokens show. The library reads an environment variable
-# for it; passed explicitly, the same clip has the same size everywhere.
+# The budget of tokens for all frames of a clip. The library takes it from an environment variable;
+# passed explicitly, it gives the same clip the same size everywhere.
 _CLIP_TOKENS = 128_000 * 0.9
 _EPSILON = 1e-6  # seconds: finer than any container's clock, coarser than float error
 
@@ -34,9 +34,9 @@ _LIBRARY = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Numbers of the frames to take (ascending, of even count, a number may repeat).
+    """Numbers of the frames to take (ascending, an even count, numbers may repeat).
 
-    ``sample_fps``: taken frames per second of clip; ``source_fps``: all frames per second;
+    ``sample_fps``: chosen frames per second of clip; ``source_fps``: all frames per second;
     ``duration``: seconds, ``len(frames) / sample_fps``.
     """
 
@@ -57,11 +57,10 @@ def choose_frames(
 ) -> Choice:
     """Choose among frames that appear at ``shown`` seconds (ascending, at least one).
 
-    As the library does: ``n = smart_nframes(total, fps)`` frames at
-    ``linspace(0, total - 1, n).round()``, ``sample_fps = n / total * rate``. Where frames are
-    unevenly spaced, a frame's number says nothing of its time, so the frame *on screen* at each of
-    the same ``n`` even times is taken. A single frame is taken twice: frames enter the model in
-    pairs.
+    As in the library: ``n = smart_nframes(total, fps)`` frames at
+    ``linspace(0, total - 1, n).round()``, ``sample_fps = n / total * rate``. With uneven spacing a
+    frame's number does not give its time, so the frame *on screen* at each of ``n`` evenly spaced
+    times is taken. A single frame is taken twice: frames enter the model in pairs.
 
     >>> choose_frames([0.0, 0.5, 1.0, 1.5], 2.0, stated_rate=2.0,
     ...               fps=1.0, min_frames=2, max_frames=8)
@@ -94,10 +93,10 @@ def _rate(times: NDArray[np.float64], end: float, stated: float | None) -> tuple
         return stated, True
     step = float(times[-1] - times[0]) / max(total - 1, 1)
     if end <= times[-1]:
-        end = float(times[-1]) + (step or 1.0)  # how long the last frame lasts is not known
+        end = float(times[-1]) + (step or 1.0)  # the last frame's length is unknown
     off_beat = np.abs(times - times[0] - step * np.arange(total)).max()
     if total > 1 and off_beat < 0.5 * step and end - times[-1] < 2 * step:
-        # the stated rate is exact where timestamps are rounded (mkv: to a millisecond)
+        # the stated rate is exact even if timestamps are rounded (mkv: to a millisecond)
         agrees = stated is not None and abs(stated * step - 1) < 0.02
         return (stated if agrees and stated is not None else 1 / step), True
     return total / (end - float(times[0])), False
@@ -127,10 +126,10 @@ def frame_size(
     most: int | None,
     patch_size: int,
 ) -> tuple[int, int]:
-    """Height and width at which the model is shown a clip of ``shape`` (frames, height, width).
+    """Height and width at which the model gets a clip of ``shape`` (frames, height, width).
 
-    The library's own code for clips decides, which is given frames without memory ("meta").
-    Raises MediaError if they are too narrow to be resized.
+    Decided by the library's own code for clips, on frames without memory ("meta"). Raises
+    MediaError if they are too narrow to be resized.
     """
     count, height, width = shape
     side = _token_side(patch_size)
@@ -148,10 +147,10 @@ def frame_size(
 
 
 def resized_frame(frame: NDArray[np.uint8], size: tuple[int, int]) -> torch.Tensor:
-    """One frame, uint8 (height, width, 3), as uint8 (3, *size): as the library resizes a clip.
+    """One frame, uint8 (height, width, 3), as uint8 (3, *size), resized as the library does.
 
-    It resizes the whole clip at once, for which every frame lies in memory as float32. Frames do
-    not depend on each other, so one at a time gives the same pixels.
+    The library resizes the whole clip at once, with every frame in memory as float32. Frames are
+    independent, so one at a time gives the same pixels.
     """
     picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
     done: torch.Tensor = resize(
@@ -161,14 +160,14 @@ def resized_frame(frame: NDArray[np.uint8], size: tuple[int, int]) -> torch.Tens
 
 
 def _token_side(patch_size: int) -> int:
-    """Pixels a side of what one token shows."""
+    """Side in pixels of the area that one token covers."""
     return patch_size * int(vision_process.SPATIAL_MERGE_SIZE)
 
 
 def _limits(least: int | None, most: int | None, default_tokens: int, side: int) -> dict[str, int]:
     if least is None and most is not None and most < default_tokens * side * side:
-        # a ceiling below the default floor is an AssertionError in the library; it can only mean
-        # that the floor is to go
+        # the library asserts that a ceiling is not below the default floor; it can only mean that
+        # the floor is unwanted
         least = min(side * side, most)
     return {k: v for k, v in (("min_pixels", least), ("max_pixels", most)) if v is not None}
 
@@ -182,15 +181,15 @@ def _refuse_sliver(path: str, height: int, width: int, limits: dict[str, int], s
         raise MediaError(
             path,
             got=f"{width} x {height} pixels",
-            want=f"sides within a ratio of {vision_process.MAX_RATIO}, and of a token at least",
+            want=f"sides of at least a token, within a ratio of {vision_process.MAX_RATIO}",
             fix="crop it, or raise max_pixels",
         )
 
 
 @contextmanager
 def _quiet_library() -> Iterator[None]:
-    """One caller at a time, and no warnings: they tell of frames clamped and pixels capped, which
-    is the limits working as asked."""
+    """One caller at a time, and no warnings: they report clamped frames and capped pixels, which is
+    what the limits are for."""
     with _LIBRARY:
         level = vision_process.logger.level
         vision_process.logger.setLevel(logging.ERROR)
@@ -202,13 +201,13 @@ def _quiet_library() -> Iterator[None]:
 
 @contextmanager
 def _reader_of_decoded_frames() -> Iterator[None]:
-    """Have the library take decoded frames as if it had read them from a file. Hold the lock.
+    """Make the library take decoded frames as if it had read them from a file. Hold the lock.
 
-    Its list-of-frames input will not do: such frames are first resized to multiples of 56 (the
-    merge factor is applied twice) and then again to 28, so they come out blurred and of another
-    size than the same frames read from a file. A reader that hands over a tensor leaves exactly
-    the file path's code to run. Which reader is used, a cached function decides that
-    looks at what is installed and prints; it is replaced for the time of the call.
+    Its list-of-frames input does not work: such frames are first resized to multiples of 56 (the
+    merge factor is applied twice) and then again to 28, so they come out blurred and at a different
+    size from the same frames read from a file. With a reader that returns a tensor, exactly the
+    code for files runs. The reader is chosen by a cached function that inspects what is installed
+    and prints; it is replaced during the call.
     """
     chooser = vision_process.get_video_reader_backend
     vision_process.VIDEO_READER_BACKENDS["pyav"] = lambda ele: (ele["decoded"], {}, 0.0)

@@ -1,9 +1,9 @@
-"""What a file's own framing says of its length, where libavformat does not hold the file to it.
+"""The length that a file's own framing states, for formats where libavformat does not check it.
 
-Part of :mod:`omni_grpo_core.core.media`. libavformat takes a file that stops early for one that
-ends there. For most formats the packets show it; for those here only the bytes do. Nothing shows it
-of an MPEG programme stream, of an mp3 without a Xing, Info or VBRI header, or of a recording that
-was cut exactly between two pages or packets: these are read as far as they go.
+Part of :mod:`omni_grpo_core.core.media`. libavformat takes a truncated file for one that ends
+there. For most formats the packets show it; for those here only the bytes do. Nothing shows it for
+an MPEG program stream, an mp3 without a Xing, Info or VBRI header, or a recording cut exactly
+between two pages or packets: these are read as far as they go.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-_MOST_CHUNKS = 10_000  # a header of more is not one
+_MOST_CHUNKS = 10_000  # more than this is not a header
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes at most
 
 
 def cut_off(file: Path, formats: set[str]) -> str | None:
-    """How one sees that ``file`` stops early, or ``None``. ``formats``: libavformat's names."""
+    """What shows that ``file`` is truncated, or ``None``. ``formats``: libavformat's names."""
     with file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         for name in formats & _CHECKS.keys():
@@ -35,7 +35,7 @@ def _short_wav(stream: BinaryIO, size: int) -> str | None:
     wave = _wave(stream, size)
     if wave is None or wave.unstated or wave.start + wave.stated <= size:
         return None
-    return f"{size - wave.start} bytes of sound, where the header states {wave.stated}"
+    return f"{size - wave.start} bytes of audio, where the header states {wave.stated}"
 
 
 def _short_avi(stream: BinaryIO, size: int) -> str | None:
@@ -61,7 +61,7 @@ def _short_ogg(stream: BinaryIO, size: int) -> str | None:
     last = b"".join(page)
     segments = last[26] if len(last) > 26 else 0
     whole = 27 + segments + sum(last[27 : 27 + segments])
-    return "a last page that stops half-way" if 0 < len(last) < whole else None
+    return "an incomplete last page" if 0 < len(last) < whole else None
 
 
 def _short_gif(stream: BinaryIO, size: int) -> str | None:
@@ -81,7 +81,7 @@ def _short_gif(stream: BinaryIO, size: int) -> str | None:
             stream.seek(1, io.SEEK_CUR)
             skip_blocks()
     except IndexError:
-        return "an animation that stops before its end mark"
+        return "an animation without its end marker"
     return None
 
 
@@ -108,7 +108,7 @@ def _short(size: int, stated: int) -> str | None:
 
 
 def _no_length(stated: int) -> bool:
-    """What writers into a pipe leave in 32 bits: nothing, -1, or the most that fits, rounded."""
+    """Whether a 32-bit length is what writers to a pipe leave: 0, -1, or the maximum, rounded."""
     return stated == 0 or stated & 0x7FFF_FFFF >= 0x7FFF_EF00 or stated == 0x8000_0000
 
 
@@ -137,7 +137,7 @@ def mp3_states_length(file: Path) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Wave:
     """``layout``: the ``fmt`` chunk's content. ``start``: where the samples begin. ``stated``:
-    their bytes by the header; ``unstated``: the header went into a pipe and does not know."""
+    their bytes according to the header; ``unstated``: it was written to a pipe without a length."""
 
     layout: bytes
     start: int
@@ -156,7 +156,7 @@ def _wave(stream: BinaryIO, size: int) -> _Wave | None:
         if name == b"data":
             stated = long if long is not None and length == 0xFFFF_FFFF else length
             unstated = stated >> 63 == 1 or (stated < 1 << 32 and _no_length(stated))
-            if stated == 0:  # or there is no sound: the file ends here, or with another chunk
+            if stated == 0:  # or there is no audio: the file ends here, or with another chunk
                 name, length = _chunk(stream)
                 chunk = name.strip().isalnum() and stream.tell() + length == size
                 unstated = start < size and not chunk
@@ -178,9 +178,9 @@ def _chunk(stream: BinaryIO) -> tuple[bytes, int]:
 
 
 def with_length(file: Path) -> BinaryIO | None:
-    """A WAV whose header does not state its length, as one that does; ``None`` for any other.
+    """A WAV whose header does not state its length, with one that does; ``None`` for any other.
 
-    libavformat reads it too, but takes its last block for one that stops half-way.
+    libavformat reads the original too, but takes its last block for an incomplete one.
     """
     with file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -202,7 +202,7 @@ class _Joined(io.RawIOBase):
     def __init__(self, head: bytes, file: io.FileIO, start: int) -> None:
         self._head, self._file, self._start = head, file, start
         self._size = len(head) + os.fstat(file.fileno()).st_size - start
-        self._place = 0
+        self._offset = 0
 
     def readable(self) -> bool:
         return True
@@ -211,17 +211,17 @@ class _Joined(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + (0, self._place, self._size)[whence]
-        return self._place
+        self._offset = offset + (0, self._offset, self._size)[whence]
+        return self._offset
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        if self._place < len(self._head):
-            data = self._head[self._place : self._place + len(buffer)]
+        if self._offset < len(self._head):
+            data = self._head[self._offset : self._offset + len(buffer)]
         else:
-            self._file.seek(self._place - len(self._head) + self._start)
+            self._file.seek(self._offset - len(self._head) + self._start)
             data = self._file.read(len(buffer))
         buffer[: len(data)] = data
-        self._place += len(data)
+        self._offset += len(data)
         return len(data)
 
     def close(self) -> None:

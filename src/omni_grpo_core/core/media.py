@@ -1,8 +1,8 @@
-"""The only reader and decoder of files: conversation -> arrays that the processor can take.
+"""The only reader and decoder of media files: conversation -> arrays for the processor.
 
 PyAV (:mod:`omni_grpo_core.core.decode`) and Pillow decode; qwen-omni-utils
 (:mod:`omni_grpo_core.core.frame_sampling`) chooses frames and resizes. Neither an ffmpeg binary nor
-whichever video backend happens to be installed has a say: the same file gives the same frames.
+the installed video backend matters: the same file gives the same frames.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omni_grpo_core.core import decode as _decode
-from omni_grpo_core.core import frame_sampling as _qwen_utils
+from omni_grpo_core.core import frame_sampling as _sampling
 from omni_grpo_core.core.decode import Contents, decoder_version
 from omni_grpo_core.core.frame_sampling import Choice
 from omni_grpo_core.core.media_config import MediaConfig
@@ -43,13 +43,13 @@ from omni_grpo_core.types import (
 __all__ = ["MediaConfig", "Probe", "decoder_version", "load_media", "probe"]
 
 _WARNINGS = threading.Lock()
-# Pillow logs what it then raises; where nobody has set up logging, Python prints that to stderr
+# Pillow logs what it then raises; without any logging set up, Python prints that to stderr
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a clip or recording holds. ``duration``: seconds, of the longer track."""
+    """What a clip or recording holds. ``duration``: seconds of the longer track."""
 
     has_video: bool
     has_audio: bool
@@ -57,9 +57,9 @@ class Probe:
 
 
 def probe(path: str | Path) -> Probe:
-    """Look into a clip or a recording. The cover picture of a song is no video.
+    """Inspect a clip or a recording. The cover picture of a song is not a video.
 
-    Raises MediaError if it cannot be read: "no audio" is only ever said of a file that was read to
+    Raises MediaError if it cannot be read: "no audio" is only reported for a file that was read to
     its end and has no track.
     """
     contents = _decode.inspect(path)
@@ -72,15 +72,13 @@ def load_media(
     """Decode and resize every medium of a conversation, in reading order.
 
     With ``interleaved`` each video also gives its track, right after it, as an Audio with
-    ``from_video`` set: the order in which the audio placeholders stand in the text. A track longer
-    or shorter than its video is kept as it is. Audio is cut to the same stretch as its video. A
-    file used twice is decoded once, and what is equal is held once. ``config`` defaults to
-    ``MediaConfig()``; ``patch_size`` is the checkpoint's: sides become multiples of two patches,
-    what one token shows.
+    ``from_video`` set: the order of the audio placeholders in the text. A track longer or shorter
+    than its video is kept unchanged. Audio is cut to the same stretch as its video. A file used
+    twice is decoded once, and equal results share memory. ``config`` defaults to ``MediaConfig()``;
+    ``patch_size`` is the checkpoint's: sides become multiples of two patches, the area of a token.
 
-    Raises MediaError: a file is missing, empty, cut off, damaged, too large, not of the modality
-    it is listed as, lacks the track that is asked for, or a stretch lies outside it; or there is
-    not memory enough.
+    Raises MediaError: a file is missing, empty, truncated, damaged, too large, not of the modality
+    it is listed as, lacks the requested track, or a stretch is outside it; or memory runs out.
     """
     files = _Files(config or MediaConfig(), patch_size)
     images: list[Image] = []
@@ -113,12 +111,12 @@ def _within_memory(ref: MediaRef) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
-            raise  # torch has no error of its own for a full memory
+            raise  # torch has no error class of its own for exhausted CPU memory
         raise MediaError(
             ref.path,
-            got="more than the memory of this machine holds",
-            want="a medium that fits into it",
-            fix="lower fps, max_frames or max_pixels, or name a shorter stretch",
+            got="more than fits into the memory of this machine",
+            want="a medium that fits",
+            fix="lower fps, max_frames or max_pixels, or use a shorter stretch",
         ) from error
 
 
@@ -135,7 +133,7 @@ class _Files:
     def image(self, ref: MediaRef) -> Image:
         """An image, resized."""
         low, high = self.config.image_min_pixels, self.config.image_max_pixels
-        image = _qwen_utils.resized_image(ref.path, _read_image(ref), low, high, self.patch_size)
+        image = _sampling.resized_image(ref.path, _read_image(ref), low, high, self.patch_size)
         return Image(torch.from_numpy(np.array(image).transpose(2, 0, 1)))
 
     def sound(self, ref: MediaRef) -> Tensor:
@@ -146,7 +144,7 @@ class _Files:
                 ref.path,
                 got="no audio track",
                 want="a recording, or a clip with sound",
-                fix="list the clip without its audio, or name another file",
+                fix="list the clip without its audio, or use another file",
             )
         start, end = _stretch(ref, contents)
         if ref.path not in self.tracks:
@@ -181,14 +179,14 @@ class _Files:
         if video is None:
             raise MediaError(
                 ref.path,
-                got="another number of frames each time it is decoded",
+                got="a different number of frames each time it is decoded",
                 want="a clip",
                 fix="convert it",
             )
         return video
 
     def _decode_clip(self, ref: MediaRef, contents: Contents, *, timed: bool) -> Video | None:
-        """Each frame is resized before the next is decoded: one at a time is held at full size."""
+        """Each frame is resized before the next is decoded: only one is held at full size."""
         choice = self._choose(ref, contents)
         numbers, clip = choice.frames, torch.empty(0)
         low, high = self.config.min_pixels, self.config.max_pixels
@@ -196,10 +194,10 @@ class _Files:
         for number, picture in _decode.read_frames(contents, numbers, timed=timed):
             if not done:
                 shape = (len(numbers), *picture.shape[:2])
-                size = _qwen_utils.frame_size(ref.path, shape, low, high, self.patch_size)
+                size = _sampling.frame_size(ref.path, shape, low, high, self.patch_size)
                 clip = torch.empty((len(numbers), 3, *size))
             stop = bisect_right(numbers, number)
-            clip[done:stop] = _qwen_utils.resized_frame(picture, size)
+            clip[done:stop] = _sampling.resized_frame(picture, size)
             done = stop
         if done < len(numbers):
             return None
@@ -214,7 +212,7 @@ class _Files:
         if not inside:
             raise _nothing_there(ref, "frame")
         first, past = inside[0], inside[-1] + 1
-        choice = _qwen_utils.choose_frames(
+        choice = _sampling.choose_frames(
             shown[first:past],
             shown[past] if past < len(shown) else contents.video_end,
             stated_rate=contents.rate,
@@ -226,10 +224,10 @@ class _Files:
 
 
 def _stretch(ref: MediaRef, contents: Contents) -> tuple[float, float | None]:
-    """Start and end in seconds of what is asked for, ``None`` for the end of the file.
+    """Start and end of the requested stretch in seconds, ``None`` for the end of the file.
 
     An end up to a twentieth (at most half a second) beyond the file is taken for its end: data
-    sets state the length of a clip from before it was re-encoded.
+    sets state the length that a clip had before it was re-encoded.
     """
     if ref.start is None and ref.end is None:
         return 0.0, None
@@ -242,7 +240,7 @@ def _stretch(ref: MediaRef, contents: Contents) -> tuple[float, float | None]:
         ref.path,
         got=f"the stretch from {ref.start} to {ref.end} s",
         want=f"0 <= start < end within its {contents.duration:.3f} s",
-        fix="mend start and end of the row",
+        fix="correct the row's start and end",
     )
 
 
@@ -251,57 +249,57 @@ def _nothing_there(ref: MediaRef, what: str) -> MediaError:
         ref.path,
         got=f"no {what} from {ref.start} to {ref.end} s",
         want=f"a stretch with {what} in it",
-        fix="mend start and end of the row",
+        fix="correct the row's start and end",
     )
 
 
 def _read_image(ref: MediaRef) -> PIL.Image.Image:
-    """An image upright (EXIF), RGB, transparency on white; the first picture of an animation."""
+    """An image, upright (EXIF), RGB, transparency on white; the first frame of an animation."""
     if ref.start is not None or ref.end is not None:
         raise MediaError(
             ref.path,
             got=f"an image from {ref.start} to {ref.end} s",
             want="an image without start and end",
-            fix="leave them out",
+            fix="remove them",
         )
     file = _decode.existing_file(ref.path)
     try:
-        # Pillow warns of odd metadata, and of bombs, which are refused here
+        # Pillow warns about odd metadata, and about decompression bombs, which are refused here
         with _WARNINGS, warnings.catch_warnings(action="ignore"), PIL.Image.open(file) as image:
             if image.width * image.height > _decode.MAX_PIXELS:
                 raise _decode.too_large(file, f"{image.width} x {image.height} pixels")
             image.load()
-            _refuse_rangeless(ref, image)
-            with suppress(Exception):  # junk for EXIF says nothing of the picture
+            _refuse_unscaled(ref, image)
+            with suppress(Exception):  # broken EXIF does not make the picture bad
                 PIL.ImageOps.exif_transpose(image, in_place=True)
             return _rgb_on_white(image)
     except MediaError:
         raise
     except PIL.Image.DecompressionBombError as error:
-        raise _decode.too_large(file, f"an image of absurd size ({error})") from error
-    except Exception as error:  # whatever the parser of one of forty formats raises
+        raise _decode.too_large(file, f"an absurdly large image ({error})") from error
+    except Exception as error:  # each of Pillow's forty format parsers raises its own
         raise MediaError(
             ref.path,
-            got=f"what Pillow cannot read as an image ({error})",
-            want="a whole png, jpg, webp or the like",
-            fix="list it under what it is, or copy or convert it again",
+            got=f"a file that Pillow cannot read as an image ({error})",
+            want="a complete png, jpg, webp or similar",
+            fix="list it under its own modality, or copy or convert it again",
         ) from error
 
 
-def _refuse_rangeless(ref: MediaRef, image: PIL.Image.Image) -> None:
-    """Floats and 32-bit whole numbers do not say what is white; these two formats state it."""
+def _refuse_unscaled(ref: MediaRef, image: PIL.Image.Image) -> None:
+    """Floats and 32-bit integers do not say what value is white, except in these two formats."""
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise MediaError(
             ref.path,
-            got=f"pixels of {'floats' if image.mode == 'F' else '32 bits'}, of no stated range",
-            want="8 or 16 bits a channel",
-            fix="scale it to 0 to 255 and save it as 8 bits",
+            got=f"{'float' if image.mode == 'F' else '32-bit'} pixels without a stated range",
+            want="8 or 16 bits per channel",
+            fix="scale it to 0 to 255 and save it with 8 bits",
         )
 
 
 def _rgb_on_white(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode.startswith("I"):
-        # 16-bit grey; convert() would clip at 255 and leave a white page
+        # 16-bit grey; convert() would clip at 255 and give an all-white image
         image = PIL.Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if not image.has_transparency_data:
         return image.convert("RGB")

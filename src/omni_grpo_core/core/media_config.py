@@ -1,4 +1,4 @@
-"""How much of the media a model is shown: settings alone, so that reading them loads no decoder."""
+"""How much of the media a model is given: settings only, so that reading them loads no decoder."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from omni_grpo_core.errors import ConfigError
 
 TOKEN_SIDE = 28
-"""Pixels a side of what one token shows: patches of 14, merged 2 x 2."""
+"""Side in pixels of the area that one token covers: patches of 14, merged 2 x 2."""
 MAX_FPS = 1000
 MAX_FRAMES = 1 << 20
 MAX_PIXELS = 1 << 28
-"""Larger limits are a slip of the hand, and sums of them run over."""
+"""Larger limits are typing errors, and sums of them overflow."""
 FRAMES_PER_TOKEN = 2
-"""qwen-omni-utils' ``FRAME_FACTOR``, which a test holds it to: frames enter the model in pairs."""
+"""qwen-omni-utils' ``FRAME_FACTOR`` (a test compares them): frames enter the model in pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaConfig:
-    """How much of the media a model is shown; the defaults are those of qwen-omni-utils 0.0.9.
+    """How much of the media a model is given; the defaults are those of qwen-omni-utils 0.0.9.
 
-    Sides are rounded to multiples of 28. A maximum below the default minimum does away with the
-    minimum. Raises ConfigError for a limit that cannot work.
+    Sides are rounded to multiples of 28. A maximum below the default minimum removes the minimum.
+    Raises ConfigError for a limit that cannot work.
     """
 
     fps: float = 2.0
@@ -31,12 +31,12 @@ class MediaConfig:
     max_frames: int = 768
     """Most frames of a clip."""
     min_pixels: int | None = None
-    """Least area of a video frame after resizing; ``None`` is the library's default, 100,352."""
+    """Smallest area of a video frame after resizing; ``None`` is the library's default, 100,352."""
     max_pixels: int | None = None
     """Largest area of a video frame after resizing; ``None`` is the library's default, 602,112
-    (less for a clip of more than 300 frames, whatever is asked)."""
+    (less for a clip of more than 300 frames, whatever is set)."""
     image_min_pixels: int | None = None
-    """Least area of an image after resizing; ``None`` is the library's default, 3,136."""
+    """Smallest area of an image after resizing; ``None`` is the library's default, 3,136."""
     image_max_pixels: int | None = None
     """Largest area of an image after resizing; ``None`` is the library's default, 12,845,056."""
 
@@ -50,7 +50,7 @@ class MediaConfig:
                 "media min_frames, max_frames",
                 got=f"{self.min_frames}, {self.max_frames}",
                 want=f"2 <= min_frames <= max_frames <= {MAX_FRAMES}",
-                fix="frames enter the model in pairs; the defaults are 4 and 768",
+                fix="use the defaults, 4 and 768; frames enter the model in pairs",
             )
         least = TOKEN_SIDE * TOKEN_SIDE
         for kind, low, high in (
@@ -63,5 +63,5 @@ class MediaConfig:
                     f"media {kind}min_pixels, {kind}max_pixels",
                     got=f"{low}, {high}",
                     want=f"{least} <= {kind}min_pixels <= {kind}max_pixels <= {MAX_PIXELS}",
-                    fix=f"one token shows {TOKEN_SIDE} x {TOKEN_SIDE} pixels",
+                    fix=f"set limits of at least one token, {TOKEN_SIDE} x {TOKEN_SIDE} pixels",
                 )

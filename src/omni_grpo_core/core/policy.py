@@ -1,6 +1,6 @@
-"""Checkpoint -> Policy: weights, processor, what ends a completion and what it never contains.
+"""Checkpoint -> Policy: weights, processor, eos ids, and ids that are never sampled.
 
-``generating`` is the only mode in which tokens are sampled.
+Tokens are sampled only under ``generating``.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from omni_grpo_core.core.checkpoint_files import (
 )
 from omni_grpo_core.core.dialect import modes_restored
 from omni_grpo_core.core.family import Family, family_of, published_name
-from omni_grpo_core.core.template_trial import fault_of
+from omni_grpo_core.core.template_trial import template_fault
 from omni_grpo_core.core.weight_headers import weight_shapes
 from omni_grpo_core.errors import CheckpointError
 
 _LIBRARY = Version(transformers.__version__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LARGEST_TABLE = 1 << 28
-"""Numbers of a table that is computed rather than loaded, such as an audio tower's positions."""
+"""Elements of a buffer that is computed rather than loaded, such as an audio tower's positions."""
 _LONGEST_ERROR = 400
-"""Characters of what a library says; torch lists every weight."""
+"""Characters of a library's error message; torch lists every weight."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Policy:
-    """A thinker, its processor, and what it may say.
+    """A thinker, its processor, and which tokens it may sample.
 
     ``eos_token_ids``: any of them ends a completion. ``suppressed``: bool, (V,): ids that a
-    completion never contains: every special token but the eos, and ids the tokenizer has no token
-    for. A sampled media token would break the scoring forward.
+    completion never contains: every special token except the eos, and ids without a token in the
+    tokenizer. A sampled media token would break the scoring forward.
     """
 
     model: Any = field(repr=False)
@@ -65,26 +65,26 @@ class Policy:
 
     @property
     def patch_size(self) -> int:
-        """Pixels a side of one patch of the vision tower."""
+        """Side in pixels of one patch of the vision tower."""
         return int(self.processor.image_processor.patch_size)
 
     @property
     def max_positions(self) -> int:
-        """Tokens that the text model was made for, prompt and completion together."""
+        """Most tokens that the text model supports, prompt and completion together."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     @property
     def text_model(self) -> Any:
-        """The decoder alone. From 5.23 on it stands inside the model that merges the media."""
+        """The decoder alone. From 5.23 on it is inside the model that merges the media."""
         return getattr(self.model.model, "language_model", self.model.model)
 
     def deepstack_mask(self, visual: Tensor) -> Tensor:
-        """Which tokens are of images or videos, (B, L), as the text model takes it: 4.x looks into
-        a copy for every hidden element."""
+        """Mask of the image and video tokens, (B, L), as the text model takes it: 4.x expects it
+        expandable over the hidden size."""
         return visual[..., None] if Version("5") > _LIBRARY else visual
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of raw ids, special tokens kept: hidden ones hide a broken policy."""
+        """Text of raw ids, special tokens kept: skipping them would hide a broken policy."""
         text = self.processor.tokenizer.decode(
             list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
@@ -109,7 +109,7 @@ def load_policy(
         CheckpointError: no folder, no config, another architecture or one that the installed
             transformers does not have, no processor or one that disagrees with the model, a chat
             template that does not run, weights that are missing, of another shape or not finite,
-            no eos, rope sections that do not fit the head size.
+            no eos, or rope sections that do not fit the head size.
     """
     folder = Path(path)
     files = Path(processor or folder)
@@ -131,15 +131,15 @@ def load_policy(
     _check_generation_config(folder)
     model = _load_thinker(folder, family, dtype, attn_implementation).to(device).eval()
     if dtype == "float32" and model.device.type == "cuda":
-        # cuDNN's convolutions round to ten bits by default: the towers' patches were 6e-5 off
+        # by default cuDNN's convolutions round to ten bits: the towers' patches were off by 6e-5
         torch.backends.cudnn.allow_tf32 = False
     _check_finite(folder, model)
     return policy_around(model, loaded, family, str(folder))
 
 
 def policy_around(model: Any, processor: Any, family: Family, checkpoint: str) -> Policy:
-    """A policy of a thinker and a processor that are in memory already; ``checkpoint`` is only a
-    name here. Raises ``CheckpointError`` where nothing says what ends a completion."""
+    """A policy from a thinker and a processor in memory; ``checkpoint`` is only a name here. Raises
+    ``CheckpointError`` if there is no eos token."""
     tokenizer = processor.tokenizer
     vocabulary = model.lm_head.weight.shape[0]
     eos = _eos_token_ids(checkpoint, model, tokenizer)
@@ -178,10 +178,10 @@ def _load_processor(folder: Path, family: Family) -> Any:
 
 
 def _check_generation_config(folder: Path) -> None:
-    """transformers looks over it while it loads weights, and would blame them."""
+    """transformers validates it while it loads the weights, and would blame the weights."""
     path = folder / GENERATION
     if path.exists():
-        with _loading(str(path), want="settings of generate", fix="correct or remove them"):
+        with _loading(str(path), want="settings for generate", fix="correct or remove them"):
             transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
@@ -189,20 +189,20 @@ def _check_template(folder: Path, processor: Any) -> None:
     template = processor.chat_template
     if isinstance(template, dict):
         template = template.get("default")
-    got = "none" if not isinstance(template, str) else fault_of(template)
+    got = "none" if not isinstance(template, str) else template_fault(template)
     if isinstance(template, str) and not template.strip():
-        got = "an empty one"
+        got = "an empty template"
     if got:
         raise CheckpointError(
             f"chat template in {folder}",
             got=got,
-            want="one that renders text and media",
+            want="a template that renders text and media",
             fix="restore the chat template that came with the base model",
         )
 
 
 def _empty_thinker(folder: Path, family: Family, content: Mapping[str, Any]) -> Any:
-    """The thinker that the config asks for, without memory for its weights."""
+    """The thinker of the config, without memory for its weights."""
     thinker = getattr(transformers, family.thinker_class)
     with _loading(
         str(folder / "config.json"),
@@ -211,7 +211,7 @@ def _empty_thinker(folder: Path, family: Family, content: Mapping[str, Any]) -> 
         content=content,
     ):
         if "thinker_config" in content:
-            # a talker's part is read again and again later on, and something else would be blamed
+            # later steps read the talker's part too, and would blame something else
             transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         config = thinker.config_class.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
@@ -219,18 +219,17 @@ def _empty_thinker(folder: Path, family: Family, content: Mapping[str, Any]) -> 
 
 
 def _check_shapes(folder: Path, empty: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ``CheckpointError`` where a weight file has another shape than the config asks for, or
-    where the config asks for far more than the files have: it would be allocated first."""
+    """Raises ``CheckpointError`` if a weight's shape differs from the config's, or if the config
+    asks for far more weights than the files have: they would be allocated first."""
     wanted = {published_name(name): tuple(p.shape) for name, p in empty.named_parameters()}
     some = next(iter(wanted))
     before = [n.removesuffix(some) for n in shapes if n.endswith(f".{some}")]
     if some not in shapes and before:
         raise CheckpointError(
             f"weights in {folder}",
-            got=f"names behind {before[0]!r}: {before[0]}{some}",
+            got=f"names with the prefix {before[0]!r}: {before[0]}{some}",
             want=some,
-            fix="save the model that was wrapped, not its wrapper (DataParallel, torch.compile, "
-            "peft)",
+            fix="save the wrapped model, not its wrapper (DataParallel, torch.compile, peft)",
         )
     wrong = [n for n in wanted if n in shapes and shapes[n] != wanted[n]]
     if wrong:
@@ -238,18 +237,18 @@ def _check_shapes(folder: Path, empty: Any, shapes: Mapping[str, tuple[int, ...]
             f"weights in {folder}",
             got=f"{wrong[0]} of shape {list(shapes[wrong[0]])}"
             + (f", and {len(wrong) - 1} more of another shape" if len(wrong) > 1 else ""),
-            want=f"{list(wanted[wrong[0]])}, what config.json asks for",
+            want=f"{list(wanted[wrong[0]])}, as in config.json",
             fix="use the config that was saved with these weights",
         )
-    asked, there = (sum(map(math.prod, found.values())) for found in (wanted, shapes))
+    asked, stored = (sum(map(math.prod, found.values())) for found in (wanted, shapes))
     tables = {name: b.numel() for name, b in empty.named_buffers() if b.numel() > _LARGEST_TABLE}
-    if asked > 2 * there or tables:
+    if asked > 2 * stored or tables:
         raise CheckpointError(
             str(folder / "config.json"),
-            got=f"{asked} numbers asked for"
+            got=f"a model of {asked} parameters"
             if not tables
-            else f"{next(iter(tables))} of {max(tables.values())} numbers",
-            want=f"those of the weights, {there}",
+            else f"{next(iter(tables))} of {max(tables.values())} elements",
+            want=f"the {stored} parameters of the weight files",
             fix="use the config that was saved with these weights",
         )
 
@@ -263,7 +262,7 @@ def _load_thinker(folder: Path, family: Family, dtype: str, attention: str) -> A
     with _loading(
         f"weights in {folder}",
         want=f"weights of a {family.thinker_class}",
-        fix="check that the download is complete and the config is the checkpoint's own",
+        fix="check that the download is complete and that the config is the checkpoint's own",
     ):
         model, info = getattr(transformers, family.thinker_class).from_pretrained(
             folder,
@@ -289,15 +288,15 @@ def _check_finite(folder: Path, model: Any) -> None:
     if bad:
         raise CheckpointError(
             f"weights in {folder}",
-            got=f"NaN or infinite numbers in {bad[0]}"
+            got=f"non-finite values in {bad[0]}"
             + (f" and {len(bad) - 1} more" if len(bad) > 1 else ""),
             want="finite weights",
-            fix="go back to a checkpoint from before they were",
+            fix="go back to an earlier checkpoint whose weights are finite",
         )
 
 
 def _is_finite(weight: Tensor) -> bool:
-    # one number instead of a mask as large as the weights; the sum of finite ones can overflow
+    # a sum needs no mask as large as the weights; but a sum of finite values can overflow
     return bool(weight.detach().sum(dtype=torch.float32).isfinite()) or bool(
         weight.detach().isfinite().all()
     )
@@ -307,23 +306,23 @@ def _is_finite(weight: Tensor) -> bool:
 def _loading(
     item: str, *, want: str, fix: str, content: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
-    """Whatever a broken file makes a library raise, as a ``CheckpointError`` of ``item``. What a
-    library warns of meanwhile is advice to its own developers. ``content``: of the file, where a
-    word that a table lacks is looked up: a ``KeyError`` names nothing else."""
+    """Turns whatever a broken file makes a library raise into a ``CheckpointError`` for ``item``,
+    and hides the library's warnings. ``content``: of the file, in which the missing key of a
+    ``KeyError``, which names nothing else, is looked up."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        said = " ".join(str(error).split()) or "no message"
+        text = " ".join(str(error).split()) or "no message"
         if isinstance(error, KeyError) and error.args:
-            said += "".join(f", the value of {key}" for key in _keys_of(error.args[0], content)[:1])
-        got = f"{type(error).__name__}: {said[:_LONGEST_ERROR]}"
+            text += "".join(f", the value of {key}" for key in _keys_of(error.args[0], content)[:1])
+        got = f"{type(error).__name__}: {text[:_LONGEST_ERROR]}"
         raise CheckpointError(item, got=got, want=want, fix=fix) from error
 
 
 def _keys_of(value: Any, content: Any) -> list[str]:
-    """Where a value stands in a config: ``text_config hidden_act``."""
+    """Where a config has a value: ``text_config hidden_act``."""
     if not isinstance(content, Mapping):
         return []
     return [
@@ -335,8 +334,8 @@ def _keys_of(value: Any, content: Any) -> list[str]:
 
 
 def _check_rope_sections(folder: Path, model: Any) -> None:
-    """A checkpoint saved by another major version of transformers can load with its rope sections
-    silently defaulted: every position is then wrong and nothing is raised."""
+    """A checkpoint saved by another major version of transformers can silently load with default
+    rope sections: every position is then wrong and nothing is raised."""
     text = model.config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     sections = rope.get("mrope_section")
@@ -346,13 +345,14 @@ def _check_rope_sections(folder: Path, model: Any) -> None:
             str(folder / "config.json"),
             got=f"mrope_section {sections} for a head size of {head}",
             want=f"three sections that sum to {head // 2}",
-            fix="write rope_parameters and rope_scaling as both library generations read them",
+            fix="write both rope_parameters and rope_scaling, for either major version of "
+            "transformers",
         )
 
 
 def _eos_token_ids(checkpoint: str, model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every id that ends a completion. A model config's eos is no fallback in transformers, and
-    thinker-only checkpoints come without a generation config: they never stop."""
+    """Every id that ends a completion. transformers does not fall back to a model config's eos, and
+    thinker-only checkpoints come without a generation config: they would never stop."""
     found: list[Any] = []
     for source in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
         found += source if isinstance(source, (list, tuple)) else [source]
@@ -387,12 +387,12 @@ def _suppressed(tokenizer: Any, vocabulary: int, eos: tuple[int, ...]) -> Tensor
 
 @contextmanager
 def generating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode and no gradient checkpointing, restored on the way out, even on an error.
+    """Eval mode and no gradient checkpointing; modes are restored on exit, even after an error.
 
     In train mode with checkpointing on, transformers 4.53 to 5.23 drops the key-value cache inside
-    every block while generation goes on feeding one token at a time: from the second token on the
-    model sees neither prompt nor history. That was the incident. 5.24 and later drop it only where
-    gradients are enabled.
+    every block while generation keeps feeding one token at a time: from the second token on the
+    model sees neither prompt nor history. That was the incident. 5.24 and later drop it only with
+    gradients enabled.
     """
     with modes_restored(model):
         model.eval()
@@ -405,9 +405,9 @@ def generating(model: torch.nn.Module) -> Iterator[None]:
 def library_generate(policy: Policy, inputs: Mapping[str, Any], **settings: Any) -> Tensor:
     """transformers' own greedy ``generate``: int64, (N, prompt + new tokens).
 
-    ``settings``: of a ``GenerationConfig``. Nothing is taken from the checkpoint's own: what it
-    says of beams, penalties or least lengths is no part of a rollout, and an answer that obeys it
-    is nothing to compare one with.
+    ``settings``: of a ``GenerationConfig``. The checkpoint's own is ignored: its beams, penalties
+    or minimum lengths have no part in a rollout, so completions that follow it could not be
+    compared with one.
     """
     model = policy.model
     plain = transformers.GenerationConfig(
@@ -417,7 +417,7 @@ def library_generate(policy: Policy, inputs: Mapping[str, Any], **settings: Any)
         **settings,
     )
     own = model.generation_config
-    # what the one that is passed leaves open is filled from the model's
+    # generate fills unset values of the config passed to it from the model's
     model.generation_config = plain
     try:
         sequences: Tensor = model.generate(**inputs, generation_config=plain)

@@ -25,16 +25,16 @@ def rollout(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Rollout:
-    """Sample ``group_size`` completions a row; ``temperature`` 0 is greedy.
+    """Sample ``group_size`` completions per row; ``temperature`` 0 is greedy.
 
-    The prompt is computed once and its cache copied G times. Every group draws from a stream of its
-    own, seeded by ``seed`` and the sample's id, so that a completion depends neither on the order
-    of the batch nor on its other rows. Runs in eval mode without gradient checkpointing, whatever
-    mode the model was in, and leaves it as it was.
+    The prompt is computed once and its cache copied G times. Every group draws from its own random
+    stream, seeded by ``seed`` and the sample's id, so that a completion depends neither on the
+    order of the batch nor on its other rows. Runs in eval mode without gradient checkpointing,
+    whatever the model's mode, and restores that mode.
 
     Raises:
         ConfigError: a group size or a length below 1, a temperature that is negative or not
-            finite, more completions than the memory of the CPU can hold.
+            finite, or more completions than fit into CPU memory.
     """
     if group_size < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf:
         raise ConfigError(
@@ -44,7 +44,7 @@ def rollout(
             want="group_size >= 1, max_new_tokens >= 1, temperature >= 0 and finite",
             fix="correct the setting",
         )
-    _require_room(policy, batch, group_size, max_new_tokens)
+    _require_memory(policy, batch, group_size, max_new_tokens)
     uniforms = torch.cat(
         [draws(seed, row.sample_id, group_size, max_new_tokens) for row in batch.rows]
     ).to(policy.device)
@@ -80,11 +80,11 @@ def rollout(
     )
 
 
-def _require_room(policy: Policy, batch: Batch, group_size: int, max_new_tokens: int) -> None:
-    """A CPU that runs out kills the process without a word; a CUDA device raises.
+def _require_memory(policy: Policy, batch: Batch, group_size: int, max_new_tokens: int) -> None:
+    """A process that runs out of CPU memory is killed silently; a CUDA device raises.
 
-    Counted are each completion's cache, its draws, and its scores, twice in float32 and twice in
-    float64 where the next token is chosen.
+    Counts each completion's cache, its draws, and its logits, which are held twice in float32 and
+    twice in float64 when the next token is chosen.
     """
     text = policy.model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -99,14 +99,14 @@ def _require_room(policy: Policy, batch: Batch, group_size: int, max_new_tokens:
             "memory",
             got=f"{needed / 2**30:.3g} GiB needed for {len(batch.rows)} times group_size "
             f"{group_size} completions of up to {max_new_tokens} tokens",
-            want=f"the {free / 2**30:.3g} GiB that are free",
-            fix="lower settings: group_size or max_new_tokens, or take fewer rows at once",
+            want=f"at most the {free / 2**30:.3g} GiB that are free",
+            fix="lower settings: group_size or max_new_tokens, or use fewer rows at once",
         )
 
 
 def _choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
-    """Greedy without ``uniforms``; else the token whose slice of the cumulative distribution holds
-    the uniform number. float64, because a float32 sum over 150k probabilities is off by 1e-5."""
+    """Greedy without ``uniforms``; else the token whose slice of the cumulative distribution
+    contains the uniform draw. float64: a float32 sum over 150k probabilities is off by 1e-5."""
     if uniforms is None:
         return logprobs.argmax(-1)
     cumulative = logprobs.double().exp().cumsum(-1)
@@ -117,11 +117,11 @@ def _choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
 
 
 def draw_distance(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
-    """How far each draw lies outside the slice of its token, in probability; 0 where the draw is
-    that token. A turned token is noise where this is no more than probabilities are off by.
+    """How far each draw lies outside its token's slice of the cumulative distribution, in
+    probability; 0 inside. A flipped token is noise if this is within the probabilities' error.
 
-    ``logprobs``: (..., V); ``tokens``: int64, (...); ``uniforms``, from :func:`draws`, as many
-    or one for all.
+    ``logprobs``: (..., V); ``tokens``: int64, (...); ``uniforms``: (...) or a scalar, from
+    :func:`draws`.
 
     >>> logprobs = torch.tensor([[0.5, 0.25, 0.25]]).log().expand(3, -1)
     >>> found = draw_distance(logprobs, torch.tensor([0.875] * 3), torch.tensor([2, 1, 0]))
@@ -135,7 +135,7 @@ def draw_distance(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
 
 
 def draws(seed: int, sample_id: str, group_size: int, steps: int) -> Tensor:
-    """float64, (G, steps): one row's stream, drawn on the CPU: devices sample alike."""
+    """float64, (G, steps): one row's stream, drawn on the CPU so that all devices sample alike."""
     digest = hashlib.sha256(f"{seed}:{sample_id}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(group_size, steps, generator=generator, dtype=torch.float64)

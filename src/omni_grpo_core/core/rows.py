@@ -1,4 +1,4 @@
-"""A data file -> its rows: JSON objects that know where they stand. Half of ``sample.py``."""
+"""A data file -> its rows: JSON objects with file and row number. Half of ``sample.py``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omni_grpo_core.io.bounded import Unreadable, json_value, read_text
 
 @dataclass(frozen=True, slots=True)
 class DataRow:
-    """One JSON object of a data file. ``number`` counts from 1: rows, or lines in JSONL."""
+    """One JSON object of a data file. ``number``: row, or line in JSONL, from 1."""
 
     file: Path
     number: int
@@ -23,35 +23,35 @@ class DataRow:
     def origin(self) -> str:
         return f"{self.file}:{self.number}"
 
-    def bad(self, got: str, want: str, fix: str = "mend the row") -> NoReturn:
+    def fail(self, got: str, want: str, fix: str = "correct the row") -> NoReturn:
         """Refuse this row."""
         raise DataError(self.origin, got=got, want=want, fix=fix)
 
     def text(self, key: str) -> str:
-        """The text under ``key``; a row without one is refused."""
+        """The text under ``key``. Raises DataError if there is none."""
         value = self.values.get(key)
         if key not in self.values:
-            self.bad(f"no {key!r}", f"a text under {key!r}")
+            self.fail(f"no {key!r}", f"a non-empty string under {key!r}")
         if not is_text(value):
-            self.bad(f"{key} {short(value)}", f"a text under {key!r}")
+            self.fail(f"{key} {short(value)}", f"a non-empty string under {key!r}")
         return cast(str, value)
 
 
 def is_text(value: Any) -> bool:
-    """Something to read, without the half characters (lone surrogates) that JSON lets through."""
+    """A non-blank string without the lone surrogates that JSON allows."""
     if not isinstance(value, str) or not value.strip():
         return False
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def short(value: Any) -> str:
-    """A value as it stands in an error message."""
+    """A value as shown in an error message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_rows(file: Path) -> Iterator[DataRow]:
-    """The rows of a JSON list or of JSONL. Raises DataError where there is something else."""
+    """The rows of a JSON list or of JSONL. Raises DataError for anything else."""
     try:
         text = read_text(file)
     except Unreadable as error:
@@ -95,7 +95,7 @@ def _not_json(file: Path, error: Unreadable) -> DataError:
         error.place(file),
         got=error.got,
         want="a JSON list in the file, or one JSON object per line",
-        fix="mend the file",
+        fix="correct the file",
     )
 
 
@@ -105,6 +105,6 @@ def _row(file: Path, number: int, values: Any) -> DataRow:
             f"{file}:{number}",
             got=f"{short(values)}",
             want="a JSON object",
-            fix="mend the row",
+            fix="correct the row",
         )
     return DataRow(file, number, values)

@@ -1,7 +1,7 @@
 """Rows of a data set -> samples. Reads HumanOmniV2's JSON and Social-IQ 2.0's QA files.
 
-A row that cannot be used is an error that names file and row. It is never skipped, mended or
-replaced by another: a data set that is silently not what it says poisons groups and scores.
+A row that cannot be used is an error that names file and row. It is never skipped, repaired or
+replaced: a data set that silently differs from its file corrupts groups and scores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from omni_grpo_core.types import MODALITIES, PROBLEM_TYPES, MediaRef, ProblemTyp
 
 _OPTION = re.compile(r"\s*[(\[]?([A-Za-z])[)\].:、]")
 _CHOICE = re.compile(r"\s*[(\[]?([A-Za-z])(?:[)\].:、]|\s*$)")
-# what stands inside a tag: something, and no other tag
+# the content of a tag: not blank, and without another tag
 _INSIDE = r"((?!\s*</(?:context|think|answer)>)(?:(?!</?(?:context|think|answer)>).)+)"
 _GOLD = re.compile(
     rf"\s*(?:<context>{_INSIDE}</context>\s*)?(?:<think>{_INSIDE}</think>\s*)?"
@@ -32,32 +32,31 @@ _STRETCH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*")
 _WITH_OPTIONS = ("multiple choice", "emer_ov_mc")
 _CHOICES = ("a0", "a1", "a2", "a3")
 _PUBLIC_CUT = 60.5
-"""Seconds. The public downloader cuts every Social-IQ video to one minute, give or take frames."""
+"""Seconds. The public downloader cuts every Social-IQ video to one minute, within a few frames."""
 
 
 def load_samples(path: Path | str, *, root: Path | None = None) -> tuple[Sample, ...]:
-    """Read a data set: a JSON list of rows or JSONL, whatever its file name says.
+    """Read a data set: a JSON list of rows or JSONL, whatever its file name.
 
     Media paths are relative to ``root``, by default the folder of the file.
 
     *HumanOmniV2 rows* (``problem``, ``problem_type``, ``options``, ``solution``, ``data_type``,
     ``path``). ``path`` is a string, of modality ``data_type``, or ``{image|video, audio}`` with
     ``data_type`` naming one of these; a row without ``path`` is text only. ``problem_id`` or
-    ``id`` is the sample id, else ``file:row``. The gold stands in ``<answer>`` tags, after
-    ``<context>`` and ``<think>`` if there are any, as in every public row; a bare one is refused,
-    not wrapped, since a gold that lost its tags may have lost more. So is an answer that is none to
-    its ``problem_type``: ``three`` is no number.
+    ``id`` is the sample id, else ``file:row``. The gold answer is in ``<answer>`` tags, after
+    ``<context>`` and ``<think>`` if present, as in every public row; a bare one is refused, not
+    wrapped, since a gold that lost its tags may have lost more. So is an answer that does not fit
+    its ``problem_type``: ``three`` is not a number.
 
     *Social-IQ 2.0 rows* (``q``, ``a0`` to ``a3``, ``answer_idx``, ``vid_name``, ``ts``) become
     multiple choice with options ``"A. …"`` and gold ``<answer>A</answer>``. The video is
     ``video/<vid_name>.mp4`` or ``<vid_name>.mp4`` in ``root``; without ``root`` also in the folder
     above, as in the public layout (``siq2/qa``, ``siq2/video``). ``ts`` gives start and end in
-    seconds; one that runs from 0 to beyond the minute to which the public videos are cut means
-    the whole file. Public ``qid`` values repeat for different questions: the second is told apart
-    as ``qid#2``.
+    seconds; a range from 0 to beyond the minute to which the public videos are cut means the whole
+    file. Public ``qid`` values repeat for different questions: the second becomes ``qid#2``.
 
-    Rows count from 1 (lines, in JSONL). Raises DataError, naming file and row, for anything a row
-    lacks, contradicts itself in, or names that is not there.
+    Rows (in JSONL, lines) count from 1. Raises DataError, naming file and row, for a row that is
+    incomplete, contradicts itself, or names a file that does not exist.
     """
     file = Path(path)
     rows = tuple(read_rows(file))
@@ -77,12 +76,12 @@ def _refuse_missing_files(samples: Sequence[Sample]) -> None:
     }
     if missing:
         origin, path = next(iter(missing.items()))
-        others = f" (nor have {len(missing) - 1} other rows theirs)" if len(missing) > 1 else ""
+        others = f" (and {len(missing) - 1} other rows lack theirs)" if len(missing) > 1 else ""
         raise DataError(
             origin,
             got=f"no file {path}{others}",
             want="the media file of the row",
-            fix="get the file, say where media lie (root), or remove the row",
+            fix="get the file, set the media root, or remove the row",
         )
 
 
@@ -101,9 +100,9 @@ def _with_unique_ids(rows: tuple[DataRow, ...], samples: tuple[Sample, ...]) -> 
         while sample_id in seen:
             first, question = seen[sample_id]
             if not _is_social_iq(row) or question == sample.question:
-                row.bad(
+                row.fail(
                     f"{_id_key(row)} {sample.sample_id!r}, which row {first.number} has too",
-                    "one id per row",
+                    "a unique id per row",
                     "rename or remove one; completions are grouped by this id",
                 )
             copies += 1
@@ -129,7 +128,7 @@ def _read(row: DataRow, root: Path | None) -> Sample:
     key = _id_key(row)
     sample_id = f"{row.file.name}:{row.number}" if key is None else row.values[key]
     if type(sample_id) is not int and not is_text(sample_id):
-        row.bad(f"{key} {short(sample_id)}", "a text or a number")
+        row.fail(f"{key} {short(sample_id)}", "a string or an integer")
     return (_social_iq if _is_social_iq(row) else _human_omni)(row, str(sample_id), root)
 
 
@@ -137,14 +136,14 @@ def _human_omni(row: DataRow, sample_id: str, root: Path | None) -> Sample:
     question = row.text("problem")
     kind = row.values.get("problem_type")
     if kind not in PROBLEM_TYPES:
-        row.bad(f"problem_type {short(kind)}", f"one of {', '.join(PROBLEM_TYPES)}")
+        row.fail(f"problem_type {short(kind)}", f"one of {', '.join(PROBLEM_TYPES)}")
     options = _options(row, kind)
     solution = row.text("solution")
     gold = _GOLD.fullmatch(solution)
     if not gold:
-        row.bad(
+        row.fail(
             f"solution {short(solution)}",
-            "<answer>...</answer>, with <context> and <think> before it or without",
+            "<answer>...</answer>, optionally after <context> and <think>",
             "write the gold as <answer>B</answer>",
         )
     if kind in _WITH_OPTIONS:
@@ -152,7 +151,7 @@ def _human_omni(row: DataRow, sample_id: str, root: Path | None) -> Sample:
     try:
         check_gold(cast(ProblemType, kind), options, solution)
     except DataError as error:
-        row.bad(error.got, error.want, error.fix)
+        row.fail(error.got, error.want, error.fix)
     return Sample(
         sample_id=sample_id,
         question=question,
@@ -167,14 +166,14 @@ def _human_omni(row: DataRow, sample_id: str, root: Path | None) -> Sample:
 def _options(row: DataRow, kind: str) -> tuple[str, ...]:
     options = row.values.get("options") or []
     if not isinstance(options, list) or not all(map(is_text, options)):
-        row.bad(f"options {short(options)}", "a list of texts")
+        row.fail(f"options {short(options)}", "a list of strings")
     if kind in _WITH_OPTIONS:
         if not options:
-            row.bad("no options", f"options, since the problem_type is {kind!r}")
+            row.fail("no options", f"options, since the problem_type is {kind!r}")
         if len(_labels(options)) != len(options):
-            row.bad(
+            row.fail(
                 f"options {short(options)}",
-                "options that each begin with a letter of their own",
+                "options that begin with different letters",
                 'write them as "A. red", "B. blue"',
             )
     return tuple(options)
@@ -190,39 +189,41 @@ def _check_gold_letters(row: DataRow, kind: str, options: tuple[str, ...], gold:
     for piece in pieces:
         match = _CHOICE.match(piece)
         if not match or match.group(1).upper() not in labels:
-            row.bad(f"gold {short(gold)}", f"letters of the options ({', '.join(sorted(labels))})")
+            row.fail(f"gold {short(gold)}", f"option letters ({', '.join(sorted(labels))})")
 
 
 def _media(row: DataRow, root: Path | None) -> tuple[MediaRef, ...]:
     values = row.values
-    # evaluation files of HumanOmniV2 name the file by its kind alone
+    # evaluation files of HumanOmniV2 have the path under the modality alone
     path = values.get("path", {k: values[k] for k in MODALITIES if values.get(k) is not None})
     data_type = values.get("data_type", None if path else "text")
     if not isinstance(data_type, str):
-        row.bad(f"data_type {short(data_type)}", f"one of {', '.join(MODALITIES)}")
+        row.fail(f"data_type {short(data_type)}", f"one of {', '.join(MODALITIES)}")
     named = set(re.split(r"[^a-z]+", data_type)) - {"", "and"}
     if not named or not named <= {*MODALITIES, "text"}:
-        row.bad(f"data_type {data_type!r}", f"one of {', '.join(MODALITIES)}, text")
+        row.fail(f"data_type {data_type!r}", f"one of {', '.join(MODALITIES)}, text")
     if isinstance(path, str) and path.strip():
         if len(named - {"text"}) != 1:
-            row.bad(f"data_type {data_type!r} and a single path", f"one of {', '.join(MODALITIES)}")
+            row.fail(f"data_type {data_type!r} and one path", f"one of {', '.join(MODALITIES)}")
         path = {(named - {"text"}).pop(): path}
     if not path:
         if named != {"text"}:
-            row.bad(f"data_type {data_type!r} and no path", "a path", "add it, or say 'text'")
+            row.fail(
+                f"data_type {data_type!r} and no path", "a path", "add it, or use data_type 'text'"
+            )
         return ()
     if not isinstance(path, dict) or not all(map(is_text, path.values())):
-        row.bad(f"path {short(path)}", "a file, or {image|video, audio} of files")
+        row.fail(f"path {short(path)}", "a file, or {image|video, audio} of files")
     url = next(filter(is_url, path.values()), None)
     if url is not None:
-        row.bad(f"path {short(url)}, a URL", "a file: URLs are not read", "download it")
+        row.fail(f"path {short(url)}, a URL", "a file: URLs are not read", "download it")
     kinds = set(path)
     if not kinds <= set(MODALITIES) or {"image", "video"} <= kinds:
-        row.bad(f"path for {', '.join(sorted(path))}", "image or video, and audio, or one of them")
+        row.fail(f"path for {', '.join(sorted(path))}", "image or video, audio, or both")
     if not named - {"text"} or not named - {"text"} <= kinds:
-        row.bad(
+        row.fail(
             f"data_type {data_type!r} and a path for {', '.join(sorted(kinds))}",
-            "a data_type that the path agrees with",
+            "a data_type that agrees with the path",
         )
     base = root or row.file.parent
     return tuple(MediaRef(kind, str(base / path[kind])) for kind in MODALITIES if kind in path)
@@ -238,7 +239,7 @@ def _social_iq(row: DataRow, sample_id: str, root: Path | None) -> Sample:
     )
     gold = row.values.get("answer_idx")
     if type(gold) is not int or gold not in range(len(_CHOICES)):
-        row.bad(
+        row.fail(
             f"answer_idx {short(gold)}",
             "0, 1, 2 or 3",
             "use a labelled file (the public test split has no answers)",
@@ -247,7 +248,7 @@ def _social_iq(row: DataRow, sample_id: str, root: Path | None) -> Sample:
     match = _STRETCH.fullmatch(stretch)
     start, end = (float(t) for t in match.groups()) if match else (math.nan, math.nan)
     if not start < end:
-        row.bad(f"ts {stretch!r}", 'start and end in seconds, such as "0.00-60.00"')
+        row.fail(f"ts {stretch!r}", 'start and end in seconds, such as "0.00-60.00"')
     folders = [root] if root else [row.file.parent, row.file.parent.parent]
     candidates = [f / sub / f"{name}.mp4" for f in folders for sub in ("video", ".")]
     return Sample(

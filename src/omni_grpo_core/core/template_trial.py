@@ -1,11 +1,10 @@
-"""A chat template, tried out where it can do no harm. A part of ``policy.py``.
+"""Runs a chat template once where it can do no harm. A part of ``policy.py``.
 
 A template is a program that comes with the weights. transformers' sandbox keeps it from files and
-from ``range(10**9)``, not from loops within loops nor from ``"x" * 10**10``. So it is run once, in
-a process of its own with little time and memory, on a conversation of every mix of media. Their
-texts are drawn, so that no template knows them by that. One that goes by what is left (how many
-there are of a kind, the clock) can still do well here and badly later: the time of a real rendering
-is not limited.
+from ``range(10**9)``, but not from nested loops or ``"x" * 10**10``. So it is run once, in its own
+process with limited time and memory, on a conversation with every mix of media. The texts are
+random, so that no template can recognise them. One that goes by something else (the number of
+media, the clock) can still behave here and misbehave later: real rendering has no time limit.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from itertools import combinations
 from omni_grpo_core.types import MODALITIES
 
 CPU_SECONDS = 3
-"""A published template takes a thousandth of one."""
+"""A published template takes a thousandth of a second."""
 BYTES = 1 << 29
 MOST = 1 << 20
-"""Characters of a rendered conversation of two short turns."""
+"""Most characters of a rendered conversation of two short turns."""
 
 _TRIAL = r"""
 import json, resource, sys
-told = json.load(sys.stdin.buffer)
-resource.setrlimit(resource.RLIMIT_CPU, (told["seconds"], told["seconds"]))
+job = json.load(sys.stdin.buffer)
+resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"]))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 from datetime import datetime
 from jinja2 import nodes, ext
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-resource.setrlimit(resource.RLIMIT_AS, (told["bytes"], told["bytes"]))
+resource.setrlimit(resource.RLIMIT_AS, (job["bytes"], job["bytes"]))
 
 class Generation(ext.Extension):
     tags = {"generation"}
@@ -53,22 +52,22 @@ environment.filters["tojson"] = lambda x, **given: json.dumps(
 environment.globals["raise_exception"] = refuse
 environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
 faults = []
-for messages in told["conversations"]:
+for messages in job["conversations"]:
     try:
-        text = environment.from_string(told["template"]).render(
+        text = environment.from_string(job["template"]).render(
             messages=messages, tools=None, documents=None, add_generation_prompt=True)
     except BaseException as error:
-        # the first has every medium; that a template is not made for fewer is no fault
+        # the first has every medium; a template may fail on fewer
         if not faults or isinstance(error, MemoryError):
             faults.append(" ".join(f"{type(error).__name__}: {error}".split())[:200])
     else:
-        faults.append(f"{len(text)} characters" if len(text) > told["most"] else "")
+        faults.append(f"{len(text)} characters" if len(text) > job["most"] else "")
 sys.stdout.buffer.write(json.dumps(next(filter(None, faults), "")).encode())
 """
 
 
 def _conversation(media: Iterable[str]) -> list[dict[str, object]]:
-    """A short one that nobody saw before."""
+    """A short conversation with random text."""
     system, file, question = (secrets.token_hex(4) for _ in range(3))
     return [
         {"role": "system", "content": [{"type": "text", "text": system}]},
@@ -83,17 +82,17 @@ def _conversation(media: Iterable[str]) -> list[dict[str, object]]:
 
 
 @lru_cache
-def fault_of(template: str) -> str:
-    """What is wrong with a template, or nothing."""
+def template_fault(template: str) -> str:
+    """What is wrong with a template, or ``""``."""
     mixes = (mix for count in (3, 2, 1, 0) for mix in combinations(MODALITIES, count))
-    told = {
+    job = {
         "template": template, "conversations": [_conversation(mix) for mix in mixes],
         "seconds": CPU_SECONDS, "bytes": BYTES, "most": MOST,
     }  # fmt: skip
-    # bytes both ways: the other process may have been told another encoding (PYTHONIOENCODING)
+    # bytes both ways: the other process may use another encoding (PYTHONIOENCODING)
     done = subprocess.run(
         [sys.executable, "-P", "-c", _TRIAL],
-        input=json.dumps(told).encode(), capture_output=True, check=False,
+        input=json.dumps(job).encode(), capture_output=True, check=False,
     )  # fmt: skip
     if done.returncode:
         return f"more than {CPU_SECONDS} s or {BYTES >> 20} MiB to render two short turns"

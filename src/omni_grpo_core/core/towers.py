@@ -1,4 +1,4 @@
-"""What the vision and audio towers give for the media of a batch."""
+"""The vision and audio towers' features for the media of a batch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _FEATURES: Mapping[Modality, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """One modality's features, in token order. ``tokens``: (placeholders, H), what stands in the
-    placeholders' stead. ``deep``: (placeholders, H) for each of the first text layers, added behind
-    it (DeepStack, arXiv 2406.04334); none for audio, and none in a family without it."""
+    """One modality's features, in token order. ``tokens``: (placeholders, H), in place of the
+    placeholders. ``deep``: (placeholders, H) for each of the first text layers, added after it
+    (DeepStack, arXiv 2406.04334); none for audio or in a family without it."""
 
     tokens: Tensor
     deep: tuple[Tensor, ...] = ()
 
 
 def features(policy: Policy, batch: Batch) -> dict[Modality, Features]:
-    """What each modality's tower gives for the whole batch."""
+    """Each modality's features for the whole batch."""
     result: dict[Modality, Features] = {}
     for modality, (method, keys) in _FEATURES.items():
         if keys[0] in batch.tensors:
@@ -43,16 +43,16 @@ def features(policy: Policy, batch: Batch) -> dict[Modality, Features]:
 
 
 def _one_by_one(tower: Any, inputs: Mapping[str, Tensor]) -> Features:
-    """Each audio in a call of its own: in one call they would not be what they are alone."""
+    """Each audio in its own call: in one call they would affect each other."""
     count = len(inputs["input_features"])
     alone = [{key: value[i : i + 1] for key, value in inputs.items()} for i in range(count)]
     return Features(torch.cat([_unpacked(tower(**keywords)).tokens for keywords in alone]))
 
 
 def _unpacked(output: Any) -> Features:
-    """4.x gives a tensor, or for deepstack a tensor and a list by layer; 5.x an output whose
+    """4.x returns a tensor, or for deepstack a tensor and a list by layer; 5.x an output whose
     ``pooler_output`` lists vision items, whose ``last_hidden_state`` holds audio, and whose
-    ``deepstack_features`` hold a tensor by layer, from 5.23 on its items."""
+    ``deepstack_features`` hold a tensor per layer, from 5.23 on its items."""
     if isinstance(output, Tensor):
         return Features(output)
     if isinstance(output, tuple):

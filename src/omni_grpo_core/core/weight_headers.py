@@ -1,7 +1,7 @@
-"""The headers of a checkpoint's weight files: shapes and types, without a tensor being read.
+"""The headers of a checkpoint's weight files: shapes and types, without reading a tensor.
 
-A pickle can run what it likes, and a header can tell of more bytes than there are: only safetensors
-are read, and every number in a header is compared with the file's size.
+A pickle can run any code, and a header can state more bytes than there are: only safetensors are
+read, and every number in a header is compared with the file's size.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     safetensors files. A full checkpoint's talker is left out.
 
     Raises:
-        CheckpointError: no safetensors, a pickle in their place, a shard that is missing or lies
-            elsewhere, a header that is none or tells of more bytes than the file has.
+        CheckpointError: no safetensors, a pickle in their place, a shard that is missing or in
+            another folder, a header that is invalid or states more bytes than the file has.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _weight_files(folder):
@@ -37,7 +37,7 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             if not name.startswith(FOREIGN):
                 shapes[published_name(name.removeprefix("thinker."))] = entry
     if not shapes:
-        _bad_weights(folder, "no tensor of a thinker", "weights of a thinker")
+        _bad_weights(folder, "no thinker weights", "the weights of a thinker")
     return shapes
 
 
@@ -50,7 +50,7 @@ def _weight_files(folder: Path) -> list[Path]:
         if pickles:
             _bad_weights(
                 folder, f"{pickles[0]}, a pickle, which may run any code and is not read",
-                "safetensors", "convert the weights to safetensors where you trust them",
+                "safetensors", "convert the weights to safetensors if you trust them",
             )  # fmt: skip
         _bad_weights(folder, "no model.safetensors", "weights in safetensors")
     places = read_object(index).get("weight_map")
@@ -58,7 +58,7 @@ def _weight_files(folder: Path) -> list[Path]:
     for name in sorted(names):
         if Path(name).name != name:
             _bad_weights(index, f"the shard {shown(name)}", "a file in the same folder")
-        # Path's own raises where the name is too long
+        # Path.is_file raises if the name is too long
         if not os.path.isfile(folder / name):  # noqa: PTH113
             _bad_weights(index, f"the shard {shown(name)}, which is not there", "every shard")
     if not names:
@@ -88,23 +88,23 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
             _bad_weights(path, f"{shown(name)} without a shape and two offsets", "both")
         if name.endswith((".weight", ".bias")) and not name.startswith(FOREIGN):
             _check_dtype(path, name, entry.get("dtype"))
-        # a byte holds two numbers at the most
+        # a byte holds at most two numbers
         if math.prod(shape) > 2 * (place[1] - place[0]):
             _bad_weights(path, f"{shown(name)} of shape {shape} in bytes {place}", "room for it")
         shapes[name] = tuple(shape)
         end = max(end, place[1])
     if end != size - 8 - length:
-        _bad_weights(path, f"{size} bytes", f"the {end + 8 + length} that its header tells of")
+        _bad_weights(path, f"{size} bytes", f"the {end + 8 + length} that its header states")
     return shapes
 
 
 def _check_dtype(path: Path, name: str, dtype: Any) -> None:
-    """Others are cast without a word: complex numbers lose a part, eight bits lack their scale."""
+    """Others are cast silently: complex numbers lose a part, eight-bit ones lack their scale."""
     if dtype not in _DTYPES:
         _bad_weights(
             path, f"{shown(name)} of dtype {shown(dtype)}",
-            f"floating-point numbers that are not quantised, {', '.join(_DTYPES)}",
-            "convert the weights from the checkpoint that they were made from",
+            f"unquantised floating-point weights, {', '.join(_DTYPES)}",
+            "convert the weights again from the original checkpoint",
         )  # fmt: skip
 
 

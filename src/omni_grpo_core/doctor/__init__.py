@@ -1,1 +1,1 @@
-"""Names the stage of somebody's trainer that broke, from what a recorder kept of it."""
+"""Names the stage of a trainer that is at fault, from a recording of it."""

@@ -33,8 +33,8 @@ PIXELS: Mapping[Modality, str] = {
 @dataclass(frozen=True, slots=True, eq=False)
 class CallRow:
     """One row of a call. ``kept``: bool, (L,): the tokens that the recorded mask keeps. ``row``:
-    the same without padding, with its own media; ``None`` where the call's media cannot be told
-    apart by row, because counts disagree."""
+    the same without padding, with its own media; ``None`` where the call's media cannot be split
+    by row, because counts disagree."""
 
     index: int
     kept: Tensor
@@ -43,7 +43,7 @@ class CallRow:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Placeholders by row against the features of each item, of one modality in one call."""
+    """Placeholders of each row and features of each item, of one modality in one call."""
 
     modality: Modality
     tokens: tuple[int, ...]
@@ -51,7 +51,7 @@ class Counts:
 
     @property
     def agree(self) -> bool:
-        """In total and row by row: some number of items fills each row exactly."""
+        """In total and row by row: a whole number of items fills each row exactly."""
         ends = {0, *accumulate(self.items)}
         return sum(self.tokens) == sum(self.items) and set(accumulate(self.tokens)) <= ends
 
@@ -65,7 +65,7 @@ class Counts:
 
 
 def counts_of(inputs: Mapping[str, Tensor], policy: Policy) -> tuple[Counts, ...]:
-    """Placeholders and features of every modality that a call has anything of."""
+    """Placeholders and features of every modality in a call."""
     ids = inputs["input_ids"]
     tensors = {key: inputs[key] for key in GRIDS.values() if key in inputs}
     lengths = expected_lengths(tensors, policy.processor, policy.family)
@@ -79,7 +79,7 @@ def counts_of(inputs: Mapping[str, Tensor], policy: Policy) -> tuple[Counts, ...
 
 
 def is_interleaved(ids: Sequence[int], policy: Policy) -> bool:
-    """Whether some video of a row carries its sound inside: vision begins and audio at once."""
+    """Whether some video of a row has its sound inside: audio begins right after vision."""
     convert = policy.processor.tokenizer.convert_tokens_to_ids
     vision = convert(policy.processor.vision_bos_token)
     audio = convert(policy.processor.audio_bos_token)
@@ -99,7 +99,7 @@ def call_rows(inputs: Mapping[str, Tensor], policy: Policy) -> tuple[CallRow, ..
         if key in inputs
     }
     counts = {one.modality: one for one in counts_of(inputs, policy)}
-    # features without a single placeholder are left over; they belong to no row
+    # features of a modality without placeholders belong to no row
     counts = {modality: one for modality, one in counts.items() if any(one.tokens)}
     whole = all(one.agree for one in counts.values())
     used = dict.fromkeys(MODALITIES, 0)
@@ -137,7 +137,7 @@ def _row(ids: Tensor, tensors: Mapping[str, Tensor], policy: Policy) -> Row | No
     lengths = expected_lengths(tensors, policy.processor, policy.family)
     try:
         spans = find_spans(ids, placeholder_ids(policy.processor), lengths, "row")
-    except BatchError:  # more tokens than items, or fewer: told elsewhere, by counts
+    except BatchError:  # more tokens than items, or fewer: reported by the counts
         return None
     return Row("row", ids, mode, spans, tensors)
 

@@ -1,4 +1,4 @@
-"""Recorded steps -> verdict: all looks, then rules over what they found, stage by stage."""
+"""Recorded steps -> verdict: all looks, then rules on their evidence, stage by stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omni_grpo_core.doctor.evidence import (
     Finding,
     Look,
     Rule,
-    said_missing,
+    noted_missing,
 )
 from omni_grpo_core.doctor.registry import BLAMES, LOOKS, RULES
 from omni_grpo_core.errors import TraceError
@@ -31,7 +31,7 @@ _SHOWS: Mapping[str, tuple[Stage, ...]] = {
     "LossSeen": ("loss",),
     "StepSeen": ("gradient",),
 }
-"""What each recorded call lets one look at."""
+"""The stages that each recorded call makes visible."""
 
 
 def diagnose(
@@ -43,9 +43,9 @@ def diagnose(
 ) -> Diagnosis:
     """The verdict on one recorded step.
 
-    ``causes=False`` hides the catalogue's signatures: stages are still named. A look that fails on
-    an odd recording takes no other down; it is told under ``missing``, and the stages that it may
-    have blamed are ``unjudged``.
+    ``causes=False`` leaves out the catalogue's causes: stages are still named. A look that fails on
+    an unusual recording does not stop the others; it is listed under ``missing``, and the stages
+    that it may have blamed are ``unjudged``.
     """
     evidence: list[Evidence] = []
     broken: list[str] = []
@@ -53,7 +53,7 @@ def diagnose(
     for look in looks:
         try:
             evidence.extend(look(case))
-        except Exception as error:  # a foreign recording may hold anything
+        except Exception as error:  # a foreign recording may contain anything
             broken.append(_failed(look, error))
             unjudged.update(BLAMES.get(look, STAGES))
     explanations: list[Explanation] = []
@@ -70,15 +70,15 @@ def diagnose(
         findings=findings,
         inherited=inherited,
         seen=tuple(stage for stage in STAGES if stage in shown - unjudged),
-        missing=(*unseen, *said_missing(case), *broken),
+        missing=(*unseen, *noted_missing(case), *broken),
         unjudged=tuple(stage for stage in STAGES if stage in shown & unjudged),
     )
 
 
 def merge(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
-    """The verdict on a run: everything found in any of its steps, each thing once.
+    """The verdict on a run: everything found in any of its steps, once.
 
-    A stage that added an error in one step is not listed as inherited for another.
+    A stage that added an error in one step is not listed as inherited because of another.
     """
     evidence = _once(e for d in diagnoses for f in d.findings for e in f.evidence)
     causes: dict[str, Explanation] = {}
@@ -97,10 +97,10 @@ def merge(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
         ),
         seen=tuple(s for s in STAGES if s not in unjudged and any(s in d.seen for d in diagnoses)),
         missing=tuple(
-            said
-            for said in dict.fromkeys(said for d in diagnoses for said in d.missing)
+            note
+            for note in dict.fromkeys(note for d in diagnoses for note in d.missing)
             # a second update on one rollout has no rollout of its own
-            if said not in map(_unseen, _SHOWS) or all(said in d.missing for d in diagnoses)
+            if note not in map(_unseen, _SHOWS) or all(note in d.missing for d in diagnoses)
         ),
         unjudged=tuple(stage for stage in STAGES if stage in unjudged),
     )
@@ -108,22 +108,22 @@ def merge(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
 
 def require_judged(diagnosis: Diagnosis, name: str) -> None:
     """Raises:
-    TraceError: nothing that was recorded could be judged, which is no clean bill of health.
+    TraceError: nothing in the recording could be judged, which does not mean that it is healthy.
     """
     if diagnosis.findings or diagnosis.seen:
         return
-    failed = [said for said in diagnosis.missing if said not in map(_unseen, _SHOWS)]
-    why = f": {'; '.join(failed)}" if failed else ", for no call of a trainer was recorded"
+    failed = [note for note in diagnosis.missing if note not in map(_unseen, _SHOWS)]
+    why = f": {'; '.join(failed)}" if failed else ": it has no trainer calls"
     raise TraceError(
         name,
-        got=f"a recording of which nothing could be judged{why}",
-        want="calls that record() saw",
-        fix="record the trainer again, or omni-grpo check for a checkpoint alone",
+        got=f"a recording in which nothing could be judged{why}",
+        want="trainer calls recorded by record()",
+        fix="record the trainer again, or run omni-grpo check on a checkpoint alone",
     )
 
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Plain data; ``healthy`` and ``first`` (the stage to mend first) on top.
+    """Plain data, with ``healthy`` and ``first`` (the stage to fix first) on top.
 
     >>> to_json(Diagnosis((), (), ("text",), ()))["healthy"]
     True
@@ -137,16 +137,16 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _unseen(kind: str) -> str:
-    return f"no {kind} was recorded: nothing is said of {' and '.join(_SHOWS[kind])} from it"
+    return f"no {kind} was recorded: {' and '.join(_SHOWS[kind])} cannot be judged by it"
 
 
 def _sorted_out(
     evidence: Sequence[Evidence], explanations: Iterable[Explanation]
 ) -> tuple[tuple[Finding, ...], tuple[Stage, ...]]:
-    """Stages that broke something, and those that only passed it on.
+    """Stages that added an error, and those that only passed one on.
 
-    Where nobody can tell (``unknown``), a stage is blamed unless an earlier one certainly added an
-    error: then that is reason enough.
+    Where the origin is ``unknown``, a stage is blamed unless an earlier one certainly added an
+    error, which then explains it.
     """
     explanations = tuple(explanations)
     findings: list[Finding] = []
@@ -181,4 +181,4 @@ def _once(evidence: Iterable[Evidence]) -> tuple[Evidence, ...]:
 
 def _failed(what: Look | Rule, error: Exception) -> str:
     name = getattr(what, "__name__", repr(what))
-    return f"{name} could not be done on this recording ({type(error).__name__}: {error})"
+    return f"{name} failed on this recording ({type(error).__name__}: {error})"

@@ -1,8 +1,8 @@
-"""The nouns of a diagnosis: facts that were seen, causes that explain them, and the verdict.
+"""The types of a diagnosis: observed facts, causes that explain them, and the verdict.
 
-Two layers, so that an unknown fault is blamed on the right stage even without a name: *looks* turn
-a recorded step into :class:`Evidence`, with or without a reference to replay it on; *rules* explain
-evidence by a cause of the catalogue.
+Two layers, so that an unknown fault is still blamed on the right stage: *looks* turn a recorded
+step into :class:`Evidence`, with or without a reference to replay it on; *rules* explain evidence
+by a cause of the catalogue.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ T = TypeVar("T")
 Given = TypeVarTuple("Given")
 
 Origin = Literal["added", "inherited", "unknown"]
-"""``added``: the stage turned right input into wrong output. ``inherited``: it was handed the
-error. ``unknown``: its input was not kept, so nobody can tell."""
+"""``added``: the stage turned right input into wrong output. ``inherited``: its input was already
+wrong. ``unknown``: its input was not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One thing that is not as it should be.
+    """One thing that is wrong.
 
-    ``fact``: a short name, the same for the same kind of thing (``"ids-differ"``), which rules go
-    by. ``sentence``: what was found against what was wanted, with the values. ``row``: of the call.
-    ``values``: the offending values, plain data, for rules and reports.
+    ``fact``: a short name of its kind (``"ids-differ"``), by which rules match. ``sentence``: what
+    was found and what was wanted, with the values. ``row``: of the call. ``values``: the offending
+    values, plain data, for rules and reports.
     """
 
     stage: Stage
@@ -47,7 +47,7 @@ class Evidence:
 class Explanation:
     """A cause that explains evidence. ``cause``: its id in the catalogue. ``seen``: the fact with
     its values. ``harm``: why it matters. ``fix``: what to change. ``confirm``: what would prove it.
-    ``certainty``: 1 where nothing else gives these facts."""
+    ``certainty``: 1 where nothing else produces these facts."""
 
     cause: str
     stage: Stage
@@ -60,21 +60,21 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """The good path to replay a step on."""
+    """The reference pipeline to replay a step on."""
 
     policy: Policy
     settings: Settings
 
 
 class Recorded(Protocol):
-    """Whatever holds recorded values, in order."""
+    """Anything with recorded values, in order."""
 
     @property
     def values(self) -> tuple[object, ...]: ...
 
 
 class Calls(Generic[calls.CallT]):
-    """An attribute: the calls of one kind that its owner holds, in order."""
+    """An attribute: its owner's calls of one kind, in order."""
 
     def __init__(self, kind: type[calls.CallT]) -> None:
         self._kind = kind
@@ -95,14 +95,14 @@ class Case:
     reference: Reference | None
     before: Case | None = None
     missing: dict[str, None] = field(default_factory=dict, init=False)
-    # of this trace and reference: a copy with others begins anew
+    # of this trace and reference: a copy with others starts empty
     _computed: dict[tuple[object, Hashable], object] = field(default_factory=dict, init=False)
 
     def once(self, compute: Callable[[Case, *Given], T], *given: *Given, key: Hashable = None) -> T:
-        """``compute(case, *given)``, computed when it is first asked for: several looks need it.
+        """``compute(case, *given)``, computed once and cached, as several looks need it.
 
-        It is kept under the function and ``key`` (by default ``given``), so that its type is what
-        the function returns.
+        The key is the function and ``key`` (by default ``given``), so that the type is what the
+        function returns.
         """
         at = (compute, given if key is None else key)
         if at not in self._computed:
@@ -132,7 +132,7 @@ Rule = Callable[[Case, Sequence[Evidence]], Iterable[Explanation]]
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What is wrong with one stage: all evidence that it added (or may have added), explained by
-    causes, the likeliest first; none where the fault has no name."""
+    causes, the likeliest first; none where the fault is not in the catalogue."""
 
     stage: Stage
     evidence: tuple[Evidence, ...]
@@ -141,10 +141,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The verdict on a recorded step or run. ``findings``: stages that broke something, in pipeline
-    order. ``inherited``: stages that only passed an error on. ``seen``: stages that were looked at.
-    ``missing``: what was not recorded, and what could not be judged for it. ``unjudged``: recorded
-    stages at which a look failed, so that nobody can call them sound."""
+    """The verdict on a recorded step or run. ``findings``: stages that added an error, in pipeline
+    order. ``inherited``: stages that only passed an error on. ``seen``: stages that were judged.
+    ``missing``: what was not recorded, and what therefore could not be judged. ``unjudged``:
+    recorded stages on which a look failed, so that they cannot be called sound."""
 
     findings: tuple[Finding, ...]
     inherited: tuple[Stage, ...]
@@ -158,11 +158,11 @@ class Diagnosis:
         return min(self.findings, key=lambda f: STAGES.index(f.stage), default=None)
 
 
-def say_missing(case: Case, sentence: str) -> None:
+def note_missing(case: Case, sentence: str) -> None:
     """Note that something could not be judged on this step."""
     case.missing[sentence] = None
 
 
-def said_missing(case: Case) -> tuple[str, ...]:
-    """All that was noted so far."""
+def noted_missing(case: Case) -> tuple[str, ...]:
+    """Everything noted so far."""
     return tuple(case.missing)

@@ -1,8 +1,5 @@
-"""One thing that was tried out, and what trying needs.
-
-Recorded inputs as the checkpoint takes them, and what its own way makes of them before the text
-model.
-"""
+"""The result of one experiment, and what experiments need: recorded inputs as the checkpoint takes
+them, and the embeddings and positions that it computes from them."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy, generating
-from omni_grpo_core.doctor.teacher_forced import Taught, text_hidden
+from omni_grpo_core.doctor.teacher_forced import Replayed, text_hidden
 from omni_grpo_core.trace.calls import GenerateCall
 
 Outcome = Literal["proved", "cleared", "open"]
@@ -28,9 +25,9 @@ MEDIA: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """``cause``: the id of what was tried. ``outcome``: ``"proved"`` where it does the harm that
-    was recorded, ``"cleared"`` where it does none, ``"open"`` where it could not be told.
-    ``sentence``: what was done and what came out."""
+    """``cause``: the id of the cause tested. ``outcome``: ``"proved"`` where it does the recorded
+    harm, ``"cleared"`` where it does none, ``"open"`` where that is undecided. ``sentence``: what
+    was done and the result."""
 
     cause: str
     outcome: Outcome
@@ -51,14 +48,14 @@ def recorded_inputs(policy: Policy, call: GenerateCall) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """What the reference makes of recorded inputs: embeddings (N, L, H), positions (3, N, L)."""
+    """Recorded inputs as the reference computes them: embeddings (N, L, H), positions (3, N, L)."""
 
     embeds: Tensor
     positions: Tensor
     mask: Tensor
 
     def scored(self, policy: Policy, embeds: Tensor, ids: Tensor, kept: Tensor) -> Tensor:
-        """Logprobs of ``ids``, (N, K), after a prompt of these positions and other embeddings."""
+        """Logprobs of ``ids``, (N, K), after a prompt with these positions and other embeddings."""
         with torch.no_grad():
             tokens = policy.model.get_input_embeddings()(ids.to(policy.device))
         begin = torch.where(self.mask[None].bool(), self.positions, 0).amax((0, 2)) + 1
@@ -69,12 +66,12 @@ class Prompt:
             torch.cat([self.positions, after.expand(3, -1, -1).to(self.positions.dtype)], 2),
             torch.cat([self.mask, kept.to(self.mask.dtype)], 1),
         )
-        taught = Taught(policy, ids, kept, hidden[:, -ids.shape[1] - 1 :], self.mask.shape[1])
-        return taught.logprobs()
+        scores = Replayed(policy, ids, kept, hidden[:, -ids.shape[1] - 1 :], self.mask.shape[1])
+        return scores.logprobs()
 
 
 def prompt_of(policy: Policy, inputs: Mapping[str, Any]) -> Prompt | None:
-    """The library's own way from inputs to the text model; ``None`` where they do not fit it."""
+    """What the library passes to the text model for ``inputs``; ``None`` where it rejects them."""
     seen: dict[str, Tensor] = {}
 
     def look(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
@@ -85,7 +82,7 @@ def prompt_of(policy: Policy, inputs: Mapping[str, Any]) -> Prompt | None:
         with generating(policy.model), torch.no_grad():
             policy.model(**inputs, use_cache=False)
     except (ValueError, RuntimeError, TypeError, IndexError, StopIteration):
-        return None  # inputs that the checkpoint refuses were judged where they were made
+        return None  # inputs that the checkpoint rejects were judged where they were made
     finally:
         hook.remove()
     mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).cpu()

@@ -1,8 +1,8 @@
-"""Experiments on the checkpoint with a recorded rollout's inputs: they prove a cause or clear it.
+"""Experiments on the checkpoint with a recorded rollout's inputs, which prove a cause or clear it.
 
-Looks compare what was recorded; these try it out. Generate again greedily in eval mode and in the
-recorded mode, with the cache and without, on the recorded positions and on right ones, score the
-recorded completion with its history and without, take each modality away. Seconds on a small model.
+Looks only compare what was recorded. Experiments generate again greedily in eval mode and in the
+recorded mode, with the cache and without; score the recorded completion on the recorded positions
+and on right ones, with its history and without; and remove each modality. Seconds on a small model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.experiment import MEDIA, Experiment, Outcome, prompt_of, recorded_inputs
 from omni_grpo_core.doctor.experiments_media import modalities
 from omni_grpo_core.doctor.rollouts import completion_ids, until_end
-from omni_grpo_core.doctor.teacher_forced import Taught, apart, taught, text_hidden, tolerance
+from omni_grpo_core.doctor.teacher_forced import (
+    Replayed,
+    diff,
+    replay_rollout,
+    text_hidden,
+    tolerance,
+)
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.trace.calls import GenerateCall
 
@@ -30,7 +36,7 @@ _MOST_TOKENS = 32
 def experiments_on(case: Case) -> tuple[Experiment, ...]:
     """Every experiment on the step's first rollout; none without a reference or a rollout.
 
-    The model is left in the mode it was in.
+    The model's mode is restored.
     """
     call = next((call for _, call in generated_rollouts(case) if call.error is None), None)
     if case.reference is None or call is None or call.sequences is None:
@@ -38,20 +44,20 @@ def experiments_on(case: Case) -> tuple[Experiment, ...]:
     policy = case.reference.policy
     not_kept = sorted(set(MEDIA) & set(call.large))
     if not_kept:
-        told = f"{', '.join(not_kept)} of the rollout were too large to keep: nothing to try with"
+        why = f"{', '.join(not_kept)} of the rollout were too large to keep: no experiment possible"
         fix = "record one step with a larger max_tensor_bytes"
-        return (Experiment("gen.checkpointing-train", "open", f"{told}; {fix}"),)
+        return (Experiment("gen.checkpointing-train", "open", f"{why}; {fix}"),)
     found: list[Experiment] = []
     for trial in (_modes_of_generate, _history, _positions, modalities):
         found += trial(case, policy, call)
     return tuple(found)
 
 
-def tried(cases: Sequence[Case]) -> tuple[Experiment, ...]:
+def run_experiments(cases: Sequence[Case]) -> tuple[Experiment, ...]:
     """The experiments on the first step of a run that has a rollout.
 
     Raises:
-        ConfigError: there is nothing to try it on: no checkpoint, or no rollout was recorded.
+        ConfigError: no checkpoint was given, or no rollout was recorded.
     """
     for case in cases:
         found = experiments_on(case)
@@ -60,9 +66,9 @@ def tried(cases: Sequence[Case]) -> tuple[Experiment, ...]:
     known = any(case.reference is not None for case in cases)
     raise ConfigError(
         "--experiments",
-        got="a recording without a whole rollout" if known else "no checkpoint to try causes on",
+        got="a recording without a whole rollout" if known else "no checkpoint to test causes on",
         want="a recorded rollout and the checkpoint that it was made with",
-        fix="record one whole step" if known else "name the checkpoint with --checkpoint DIR",
+        fix="record one complete step" if known else "pass the checkpoint with --checkpoint DIR",
     )
 
 
@@ -77,13 +83,13 @@ def _modes_of_generate(case: Case, policy: Policy, call: GenerateCall) -> Iterat
     yield _compared(
         policy, call, right, slow, "logits.cache-differs",
         "greedily in eval mode, with the cache and without",
-        "this version's cache is sound", "decoding with the cache is another model",
+        "this version's cache is sound", "decoding with the cache gives different answers",
     )  # fmt: skip
     if not (call.modes.training or call.modes.checkpointing):
         yield Experiment(
             "gen.checkpointing-train",
             "cleared",
-            "generate was recorded in eval mode: gradient checkpointing had no part in it",
+            "generate was recorded in eval mode: gradient checkpointing had no effect",
         )
         return
     state = "on" if call.modes.checkpointing else "off"
@@ -94,18 +100,18 @@ def _modes_of_generate(case: Case, policy: Policy, call: GenerateCall) -> Iterat
         policy.model.train(call.modes.training)
         try:
             recorded = _greedy(policy, call, use_cache=bool(call.config.get("use_cache", True)))
-        except Exception as error:  # whatever this version refuses the mode with is the fact
-            said = _said(policy, right[0])
-            told = f"{how}: the recorded mode alone raises {type(error).__name__}: {error}"
+        except Exception as error:  # however this version rejects the mode, that is the result
+            text = _quoted(policy, right[0])
+            found = f"{how}: the recorded mode alone raises {type(error).__name__}: {error}"
             yield Experiment(
-                "gen.checkpointing-train", "proved", f"{told}, where eval mode answers {said}",
-                {"rows": len(right), "of": len(right), "eval": said, "other": ""},
+                "gen.checkpointing-train", "proved", f"{found}; eval mode answers {text}",
+                {"rows": len(right), "of": len(right), "eval": text, "other": ""},
             )  # fmt: skip
             return
     yield _compared(
         policy, call, right, recorded, "gen.checkpointing-train", how,
         "the recorded mode does no harm in this version of transformers",
-        "the recorded mode alone turns answers into this",
+        "the recorded mode alone changes the answers",
     )  # fmt: skip
 
 
@@ -120,23 +126,23 @@ def _compared(
     if not count:
         return Experiment(cause, "cleared", f"{how}: all {rows} answers are equal; {same}")
     row = int(off.nonzero()[0])
-    told = [_said(policy, ids[row]) for ids in (right, other)]
+    texts = [_quoted(policy, ids[row]) for ids in (right, other)]
     return Experiment(
         cause,
         "proved",
-        f"{how}: {count} of {rows} answers differ; {differs}: {told[0]} became {told[1]}",
-        {"rows": count, "of": rows, "eval": told[0], "other": told[1]},
+        f"{how}: {count} of {rows} answers differ; {differs}: {texts[0]} became {texts[1]}",
+        {"rows": count, "of": rows, "eval": texts[0], "other": texts[1]},
     )
 
 
-def _said(policy: Policy, ids: Tensor) -> str:
+def _quoted(policy: Policy, ids: Tensor) -> str:
     kept = until_end(ids[None], policy.eos_token_ids)[0]
     text = policy.decode(ids[kept].tolist())
     return repr(text if len(text) <= 80 else text[:79] + "…")
 
 
 def _greedy(policy: Policy, call: GenerateCall, *, use_cache: bool) -> Tensor:
-    """Completion ids, (N, at most 32), with the recorded inputs and nothing of the sampling."""
+    """Completion ids, (N, at most 32), with the recorded inputs but greedy decoding."""
     width = 0 if call.sequences is None else _width(call)
     with torch.no_grad():
         sequences = library_generate(
@@ -158,8 +164,8 @@ def _width(call: GenerateCall) -> int:
 
 
 def _history(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
-    """The recorded tokens with all that stood before them, and each from the one before alone."""
-    known = taught(case, call)
+    """The recorded tokens scored with their whole history, and from the token before alone."""
+    known = replay_rollout(case, call)
     if known is None or not int(known.mask[:, 1:].sum()):
         return
     temperature = temperature_of(call)
@@ -169,27 +175,27 @@ def _history(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experim
     with_it, without = float(whole[counted].mean()), float(alone[counted].mean())
     own = None if call.logprobs is None else call.logprobs[:, 1:]
     values = {"with_history": with_it, "without": without}
-    told = (
-        f"a token of the recorded completions has a logprob of {with_it:.2f} with prompt and "
+    found = (
+        f"the recorded completions' tokens have a mean logprob of {with_it:.2f} with prompt and "
         f"history, {without:.2f} from the token before alone"
     )
     if own is not None and own.shape == whole.shape:
-        near = apart(own, whole, counted)[0]
-        far = apart(own, alone, counted)[0]
+        near = diff(own, whole, counted)[0]
+        far = diff(own, alone, counted)[0]
         values |= {"from_history": near, "from_alone": far}
-        told += f"; generate's own are {near:.2g} from the former, {far:.2g} from the latter"
+        found += f"; generate's own are {near:.2g} from the former, {far:.2g} from the latter"
         without_it = far < near
     else:
         without_it = without > with_it
     outcome: Outcome = "proved" if without_it else "cleared"
     end = "they were sampled without history" if without_it else "history was seen"
-    yield Experiment("gen.history-lost", outcome, f"{told}: {end}", values)
+    yield Experiment("gen.history-lost", outcome, f"{found}: {end}", values)
 
 
 def _without_history(
-    policy: Policy, call: GenerateCall, known: Taught, temperature: float
+    policy: Policy, call: GenerateCall, known: Replayed, temperature: float
 ) -> Tensor:
-    """Logprob of each token but the first, seeing the one before it only, (N, K - 1)."""
+    """Logprob of each token but the first, given only the one before it, (N, K - 1)."""
     rows, width = known.ids.shape
     tokens = known.ids[:, :-1].reshape(-1, 1)
     with torch.no_grad():
@@ -209,8 +215,8 @@ def _without_history(
 
 
 def _positions(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
-    """The recorded completion on the recorded positions, and on those of the reference."""
-    known = taught(case, call)
+    """The recorded completion on the recorded positions and on the reference's."""
+    known = replay_rollout(case, call)
     prompt = prompt_of(policy, recorded_inputs(policy, call))
     if known is None or prompt is None or call.inputs_embeds is None or call.position_ids is None:
         return
@@ -219,7 +225,7 @@ def _positions(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Exper
         return
     own = known.logprobs()
     right = prompt.scored(policy, call.inputs_embeds, ids, known.mask)
-    mean, worst = apart(own, right, known.mask)
+    mean, worst = diff(own, right, known.mask)
     allowed = tolerance(call.modes, policy)
     values = {"mean": mean, "worst": worst}
     if mean <= allowed.mean and worst <= allowed.worst:
@@ -237,8 +243,8 @@ def _positions(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Exper
     yield Experiment(
         "pos.stale-deltas" if same else "pos.prompt",
         "proved",
-        f"the recorded positions ({'of the answer' if same else 'of the prompt'}) move the "
-        f"logprobs of the recorded completion by {mean:.2g} in the mean, {worst:.2g} at worst, "
-        "from those on right positions",
+        f"the recorded positions ({'of the completion' if same else 'of the prompt'}) change the "
+        f"recorded completion's logprobs by {mean:.2g} on average, {worst:.2g} at worst, compared "
+        "with right positions",
         values,
     )

@@ -1,4 +1,4 @@
-"""Each modality taken away: are the recorded scores those without it?"""
+"""Each modality removed: do the recorded scores equal those without it?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CAUSES = {
 
 
 def modalities(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
-    """Each modality blanked, and left out: whether the recorded scores are those without it."""
+    """Each modality blanked and left out: whether the recorded scores equal those without it."""
     recorded = call.first_logits
     inputs = recorded_inputs(policy, call)
     whole = prompt_of(policy, inputs)
@@ -75,13 +75,13 @@ def _missed(
     how = min(gaps, key=lambda name: gaps[name])
     values = {"from_intact": near, **{f"from_{k.replace(' ', '_')}": v for k, v in gaps.items()}}
     cause = _CAUSES[modality]
-    told = (
-        f"with the {modality} {how} the checkpoint's scores after the prompt move by "
-        f"{moved[how]:.2g} in the mean; the recorded ones are {near:.2g} from those with it, "
+    found = (
+        f"with the {modality} {how} the checkpoint's scores after the prompt change by "
+        f"{moved[how]:.2g} on average; the recorded ones are {near:.2g} from those with it, "
         f"{gaps[how]:.2g} from those without"
     )
     if moved[how] < 1e-4:
-        return Experiment(cause, "open", f"{told}: this checkpoint does not mind", values)
+        return Experiment(cause, "open", f"{found}: this checkpoint ignores it", values)
     dead = gaps[how] < 0.5 * near
     end = f"the {modality} did not reach the model" if dead else f"the {modality} was seen"
-    return Experiment(cause, "proved" if dead else "cleared", f"{told}: {end}", values)
+    return Experiment(cause, "proved" if dead else "cleared", f"{found}: {end}", values)

@@ -18,14 +18,14 @@ _FOLDERS = ("step-", "rank-")
 def step_folders(folder: Path) -> tuple[Path, ...]:
     """The recorded steps under ``folder``, in order of rank and step.
 
-    A step that a killed run left unfinished has no name of its own yet and is not among them.
+    A step that a killed run left unfinished still has a temporary name and is not among them.
 
     Raises:
         TraceError: there is none.
     """
     if (folder / _TRACE).exists():
         return (folder,)
-    # no deeper than ranks: links may lead round in a circle
+    # no deeper than ranks: links may form a cycle
     inside = [step for inner in _named(folder) for step in (inner, *_named(inner))]
     found = [step for step in inside if (step / _TRACE).exists()]
     if not found:
@@ -33,8 +33,8 @@ def step_folders(folder: Path) -> tuple[Path, ...]:
             str(folder),
             got=_kind(folder),
             want=f"a recorded step ({_TRACE}), or a folder of step-* folders",
-            fix="point to the folder that was given to record(); a run that was killed before its "
-            "first step ended left nothing",
+            fix="pass the folder that was given to record(); a run that was killed before its "
+            "first step ended recorded nothing",
         )
     return tuple(found)
 
@@ -43,7 +43,7 @@ def read_traces(folder: Path) -> list[tuple[str, Trace]]:
     """Every recorded step under ``folder``, by its path.
 
     Raises:
-        TraceError: nothing was recorded, or a file is cut, altered or foreign.
+        TraceError: nothing was recorded, or a file is truncated, altered or foreign.
     """
     return [(str(step), load_trace(step)) for step in step_folders(folder)]
 
@@ -54,7 +54,7 @@ def as_cases(
     """Cases of named traces.
 
     Raises:
-        TraceError: one of them holds no call of a trainer, or one under a stage that is not its.
+        TraceError: one of them has no trainer calls, or one under the wrong stage.
     """
     for name, trace in traces:
         if not any(isinstance(record.value, Call) for record in trace.stages):
@@ -63,8 +63,8 @@ def as_cases(
                 name,
                 got=f"a trace of {', '.join(kinds) or 'no stage'}",
                 want="a recording of a trainer's calls",
-                fix="record the trainer with omni_grpo_core.record(…); a pass of the good path is "
-                "judged by omni-grpo check",
+                fix="record the trainer with omni_grpo_core.record(…); use omni-grpo check for a "
+                "pass of the reference pipeline",
             )
         for number, record in enumerate(trace.stages):
             stage = record.value.stage if isinstance(record.value, Call) else None
@@ -73,8 +73,8 @@ def as_cases(
                 raise TraceError(
                     f"{name}: stage {number}",
                     got=f"a {kind} under {record.stage!r}",
-                    want="a call of a trainer" if stage is None else repr(stage),
-                    fix="it was altered, or written by another version: record it again",
+                    want="a trainer call" if stage is None else repr(stage),
+                    fix="record it again: it was altered, or written by another version",
                 )
     return tuple(Case(trace, reference) for _, trace in traces)
 

@@ -1,6 +1,7 @@
-"""Whether a recorded picture, clip or sound is what a file holds, within what right readers differ.
+"""Whether a recorded picture, clip or sound is a file's content, up to the differences between
+correct readers.
 
-A medium too large to keep is compared by its size, mean and deviation.
+An item too large to keep is compared by size, mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _OTHER_FRAMES = 1.0
-"""Mean difference in grey levels: two right decoders of one file round within half a level."""
+"""Mean difference in grey levels: two correct decoders of a file agree within half a level."""
 _OTHER_LENGTH = 0.02
 """Of a sound's length: readers differ by a codec's priming, a few hundredths of a second."""
 _OTHER_SPECTRUM = 0.9
-"""Cosine of two magnitude spectra, which a shift by the priming leaves as they are: the shipped
-clips measure below .03 against each other, one shifted or resampled otherwise above .999."""
+"""Cosine similarity of two magnitude spectra, which a shift by the priming does not change: below
+.03 between two shipped clips, above .999 for one clip shifted or resampled by another method."""
 _OTHER_SOUND = 0.2
-"""Of a sound's deviation."""
+"""Of a sound's standard deviation."""
 
 
 def is_empty(medium: MediumSeen) -> bool:
-    """Whether a recorded medium is blank or silent, whatever its scale."""
+    """Whether a recorded item is blank or silent, at any scale."""
     if medium.modality == "audio":
         return medium.high - medium.low < 2 * SILENT
     scale = 1.0 if medium.high > 1.5 or medium.dtype == "uint8" else 255.0
@@ -36,14 +37,14 @@ def is_empty(medium: MediumSeen) -> bool:
 
 
 def is_flat(values: Tensor, modality: Modality) -> bool:
-    """The same of a file's own array."""
+    """The same for a file's own array."""
     if modality == "audio":
         return bool(values.max() - values.min() < 2 * SILENT)
     return bool(values.std() < BLANK)
 
 
 def array(medium: MediumSeen) -> Tensor | None:
-    """Float values, channels first, as the reference has them; ``None`` where not kept."""
+    """Float values, channels first as in the reference; ``None`` where not kept."""
     values = medium.values
     if values is None:
         return None
@@ -55,7 +56,7 @@ def array(medium: MediumSeen) -> Tensor | None:
 
 
 def is_same(medium: MediumSeen, reference: Tensor) -> bool:
-    """Whether ``medium`` holds what the reference read from a file."""
+    """Whether ``medium`` is what the reference read from a file."""
     values = array(medium)
     if values is not None:
         return is_close(values, reference, medium.modality)
@@ -69,7 +70,7 @@ def is_same(medium: MediumSeen, reference: Tensor) -> bool:
 
 
 def is_close(values: Tensor, reference: Tensor, modality: Modality) -> bool:
-    """Whether two arrays of one modality show or sound the same."""
+    """Whether two arrays of one modality look or sound the same."""
     if modality == "audio":
         return _sounds_alike(values, reference)
     if values.shape != reference.shape:

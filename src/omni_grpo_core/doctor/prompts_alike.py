@@ -1,4 +1,4 @@
-"""Which rows of a rollout have one and the same prompt, media included."""
+"""Which rows of a rollout have the same prompt, media included."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PLACEHOLDER = re.compile(r"<\|(IMAGE|VIDEO|AUDIO)\|>", re.IGNORECASE)
 
 
 def prompt_labels(call: GenerateCall, rollout: RolloutRecord | None = None) -> list[int] | None:
-    """Which rows of a rollout share a prompt: (N,), numbered as they appear.
+    """The prompt of each row of a rollout: (N,), numbered in order of appearance.
 
-    Media are told apart by the embeddings that entered the text model, where they were kept, else
-    by what the processor was handed in the same rollout.
+    Media are distinguished by the embeddings that entered the text model, where they were kept,
+    else by what the processor got in the same rollout.
     """
     prompts, sequences = call.inputs.get("input_ids"), call.sequences
     if prompts is None or sequences is None:
@@ -33,7 +33,7 @@ def prompt_labels(call: GenerateCall, rollout: RolloutRecord | None = None) -> l
             same = bool(torch.equal(ids[row], ids[first]))
             if same and embeds is not None:
                 gap = (embeds[row].float() - embeds[first].float()).abs().max()
-                # copies of one item differ by the rounding of their place in a batch at most
+                # copies of an item differ at most by rounding that depends on the batch position
                 same = bool(gap <= 0.02 * embeds[first].float().abs().max())
             elif same and shown is not None:
                 same = shown[row] == shown[first]
@@ -47,8 +47,8 @@ def prompt_labels(call: GenerateCall, rollout: RolloutRecord | None = None) -> l
 
 
 def _media_of_rows(rollout: RolloutRecord | None, rows: int) -> list[tuple[str, ...]] | None:
-    """Digests of the images and clips of each row, by the placeholders of its text; ``None`` where
-    one processor call did not make them all."""
+    """Digests of each row's images and clips, by the placeholders of its text; ``None`` unless one
+    processor call made them all."""
     call = rollout.processed[-1] if rollout is not None and len(rollout.processed) == 1 else None
     if call is None or len(call.texts) != rows:
         return None
@@ -58,7 +58,7 @@ def _media_of_rows(rollout: RolloutRecord | None, rows: int) -> list[tuple[str, 
         own: list[str] = []
         for kind in map(str.upper, _PLACEHOLDER.findall(text)):
             if kind not in left:
-                continue  # sound may ride inside a clip: then it has no placeholder of its own
+                continue  # sound may be inside a clip: then it has no placeholder of its own
             if not left[kind]:
                 return None
             own.append(left[kind].pop(0).sha256)

@@ -1,6 +1,6 @@
-"""A recorded loss made again from what went into it, and with each known way to get it wrong.
+"""A recorded loss recomputed from its inputs, rightly and with each known mistake.
 
-float64 throughout: what is left as a difference is the trainer's own rounding.
+float64 throughout: the remaining difference is the trainer's own rounding.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _DEFAULT_EPSILON = 0.2
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
     """One loss in the project's own terms. ``mask``: bool, (N, C). ``whole``: masks of all losses
-    of the optimizer step, this one's among them. ``told_parts``: micro-batches of a step by the
-    settings."""
+    of the optimizer step, including this one's. ``configured_parts``: micro-batches per step by
+    the settings."""
 
     config: LossConfig
     beta: float
@@ -41,13 +41,13 @@ class Parts:
     advantages: Tensor
     mask: Tensor
     whole: tuple[Tensor, ...]
-    told_parts: int
+    configured_parts: int
 
 
 @dataclass(frozen=True, slots=True)
 class RecomputedLoss:
-    """A loss as one way of computing it gives it. ``size``: mean of its tokens' absolute terms,
-    which rounding goes by."""
+    """A loss as one way of computing it gives. ``size``: mean of its tokens' absolute terms, to
+    which rounding is proportional."""
 
     way: str
     value: float
@@ -58,7 +58,7 @@ class RecomputedLoss:
 
 
 def parts_of(loss: LossSeen, step: Sequence[LossSeen]) -> Parts | None:
-    """``None`` where something that the loss is made of was not recorded."""
+    """``None`` where an input of the loss was not recorded."""
     logprobs, advantages = loss.logprobs, loss.advantages
     if logprobs is None or advantages is None or logprobs.ndim != 2:
         return None
@@ -81,17 +81,17 @@ def parts_of(loss: LossSeen, step: Sequence[LossSeen]) -> Parts | None:
         advantages=advantages.double(),
         mask=mask.bool(),
         whole=others or (mask.bool(),),
-        told_parts=_told_parts(loss.settings) or len(others) or 1,
+        configured_parts=_configured_parts(loss.settings) or len(others) or 1,
     )
 
 
-def _told_parts(settings: Mapping[str, Any]) -> int:
+def _configured_parts(settings: Mapping[str, Any]) -> int:
     value = settings.get("gradient_accumulation_steps")
     return value if isinstance(value, int) and value > 0 else 0
 
 
 def beta_of(settings: Mapping[str, Any]) -> float | None:
-    """Weight of the KL term as the trainer names it; ``None`` where it does not."""
+    """Weight of the KL term under any of its names in the settings; ``None`` if not set."""
     for name in _BETAS:
         if isinstance(settings.get(name), int | float):
             return float(settings[name])
@@ -108,7 +108,7 @@ def _config(settings: Mapping[str, Any], kind: LossType) -> LossConfig:
     return LossConfig(
         loss_type=kind,
         epsilon_low=low,
-        # others give cispo's upper bound itself
+        # some settings give cispo's upper bound itself, 1 + epsilon_high
         epsilon_high=max(high - 1, 0.0) if kind == "cispo" and high > 1 else high,
         delta=None if delta is None else float(delta),
         max_completion_length=length if kind == "dr_grpo" else None,
@@ -142,8 +142,8 @@ def kl_terms(parts: Parts) -> Tensor | None:
 
 
 def reductions(parts: Parts, terms: Tensor) -> Iterator[RecomputedLoss]:
-    """One number of token losses, by every rule that is right for the loss type: its share of the
-    step, or its own mean where that is the same or where the trainer divides later."""
+    """Token losses reduced by every rule that is right for the loss type: the share of the step, or
+    the micro-batch's own mean where that is equal or where the trainer divides later."""
     mask = parts.mask.double()
     lengths = mask.sum(1).clamp(min=1)
     per_row = terms.sum(1) / lengths
@@ -169,7 +169,7 @@ def reductions(parts: Parts, terms: Tensor) -> Iterator[RecomputedLoss]:
                 "split": terms.sum() / (own * width) / count,
             }
         case "bnpo":
-            # the batch of its mean is the micro-batch elsewhere
+            # some trainers average over the micro-batch
             values = {
                 "share": terms.sum() / tokens_of_step,
                 "own": terms.sum() / mask.sum().clamp(min=1),
@@ -180,13 +180,15 @@ def reductions(parts: Parts, terms: Tensor) -> Iterator[RecomputedLoss]:
     size = float(terms.abs().sum() / mask.sum().clamp(min=1)) + 1e-3
     for way, value in values.items():
         yield RecomputedLoss(way, float(value), size)
-    if parts.told_parts != count:
-        # a wrong number of micro-batches is told of the step
-        yield RecomputedLoss("told", float(values["share"]) * count / parts.told_parts, size)
+    if parts.configured_parts != count:
+        # a wrong number of micro-batches is reported for the step
+        yield RecomputedLoss(
+            "configured", float(values["share"]) * count / parts.configured_parts, size
+        )
 
 
 def right_ways(parts: Parts) -> list[RecomputedLoss]:
-    """The loss as its settings say it."""
+    """The loss by its settings."""
     terms = policy_terms(parts)
     if terms is None:
         return []
@@ -197,7 +199,7 @@ def right_ways(parts: Parts) -> list[RecomputedLoss]:
 
 
 def wrong_ways(parts: Parts) -> Iterator[RecomputedLoss]:
-    """The loss by each known mistake, named."""
+    """The loss with each known mistake, named."""
     terms, kl = policy_terms(parts), kl_terms(parts)
     if terms is not None:
         with_kl = terms if kl is None or not parts.beta else terms + parts.beta * kl
@@ -239,8 +241,8 @@ def _named(way: str, made: Iterator[RecomputedLoss]) -> Iterator[RecomputedLoss]
 
 
 def hidden_beta(parts: Parts, loss: float) -> float | None:
-    """The KL weight that explains a loss, where one does: what is left over the policy term is a
-    positive multiple of the mean KL, the same by some rule of the loss type."""
+    """The KL weight that explains a loss, if any: the loss minus its policy term is a positive
+    multiple of the mean KL, both reduced by one rule of the loss type."""
     terms, kl = policy_terms(parts), kl_terms(parts)
     if terms is None or kl is None:
         return None

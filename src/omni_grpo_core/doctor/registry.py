@@ -1,4 +1,4 @@
-"""Every look and every rule, by area: what a diagnosis goes through.
+"""Every look and every rule of a diagnosis, by area.
 
 An area adds its own tuples here, one import line each, with the stages that its looks may blame.
 """
@@ -60,10 +60,10 @@ _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
 """The looks of each area, and the stages that they may blame."""
 
 LOOKS: tuple[Look, ...] = tuple(look for looks, _ in _AREAS for look in looks)
-"""In the order in which they run. A look never knows of causes."""
+"""In the order in which they run. A look knows nothing of causes."""
 
 BLAMES: Mapping[Look, tuple[Stage, ...]] = {look: of for looks, of in _AREAS for look in looks}
-"""The stages of which nothing can be said once a look has failed."""
+"""The stages that cannot be judged once a look has failed."""
 
 RULES: tuple[Rule, ...] = (
     *causes_conversation.RULES,
@@ -73,4 +73,4 @@ RULES: tuple[Rule, ...] = (
     *causes_reward.RULES,
     *causes_loss.RULES,
 )
-"""Explain evidence; never make any."""
+"""Rules explain evidence; they never add any."""

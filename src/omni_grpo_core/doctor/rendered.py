@@ -1,7 +1,7 @@
-"""A recorded step, cut into batches: data rows, their rendered conversations, and the calls.
+"""A recorded step, split into batches: data rows, their rendered conversations, and the calls.
 
-A step may hold several rollouts (accumulation). A batch begins where the trainer drew rows, or,
-where nobody saw that, where a conversation is rendered after something was generated.
+A step may have several rollouts (accumulation). A batch begins where the trainer drew rows or,
+where that was not recorded, where a conversation is rendered after something was generated.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ _QUESTION = ("problem", "question", "q", "query", "prompt_text")
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """One conversation of a template call, and the text it was rendered to. ``number``: within
-    the batch."""
+    """One conversation of a template call, and its rendered text. ``number``: within the batch."""
 
     number: int
     messages: tuple[Mapping[str, Any], ...]
@@ -35,7 +34,7 @@ class RenderedPrompt:
 
     @property
     def media(self) -> tuple[MediaRef, ...]:
-        """Media in reading order, by the path or address that the messages give."""
+        """Media in reading order, by the path or URL in the messages."""
         found = []
         for part in self._parts():
             for kind in _KINDS:
@@ -47,8 +46,8 @@ class RenderedPrompt:
                     break
         return tuple(found)
 
-    def said(self, role: str) -> str:
-        """All that ``role`` says, text only."""
+    def text_of(self, role: str) -> str:
+        """All text of ``role``'s messages."""
         words = []
         for message in self.messages:
             if message.get("role") == role:
@@ -68,8 +67,7 @@ class RenderedPrompt:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RenderedBatch:
-    """``values``: recorded calls. ``rows``: of the data set. ``prompts``: conversations
-    rendered."""
+    """``values``: recorded calls. ``rows``: data rows. ``prompts``: rendered conversations."""
 
     values: tuple[object, ...]
 
@@ -96,7 +94,7 @@ class RenderedBatch:
 
 
 def rendered_batches(case: Case) -> tuple[RenderedBatch, ...]:
-    """The batches of a step, in order, each with the calls up to the next."""
+    """The batches of a step, in order, each with its calls up to the next batch."""
     return case.once(_rendered_batches)
 
 
@@ -123,7 +121,7 @@ def conversations_of(messages: Sequence[Any]) -> tuple[tuple[Mapping[str, Any], 
 
 
 def question_of(row: Mapping[str, Any]) -> str | None:
-    """The question that a data row asks, by the names that data sets have for it."""
+    """The question of a data row, under any of its usual column names."""
     for name in _QUESTION:
         if isinstance(row.get(name), str):
             return str(row[name])
@@ -131,8 +129,8 @@ def question_of(row: Mapping[str, Any]) -> str | None:
 
 
 def paths_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """(modality, path) of the media that a data row names; the modality is ``""`` if unsaid. What
-    was an array in the row, ``"<array …>"`` in the recording, is no path."""
+    """(modality, path) of the media that a data row names; the modality is ``""`` if unknown. An
+    array in the row, ``"<array …>"`` in the recording, is not a path."""
     found: list[tuple[str, str]] = []
     path = row.get("path")
     if isinstance(path, str):
@@ -150,7 +148,7 @@ def paths_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def order_of(prompts: int, rows: int) -> dict[str, tuple[int, ...]]:
-    """By name, the ways in which ``rows`` rows can stand for ``prompts`` conversations.
+    """By name, the orders in which ``rows`` rows can belong to ``prompts`` conversations.
 
     >>> order_of(2, 4)
     {'1122': (0, 0, 1, 1), '1212': (0, 1, 0, 1)}
@@ -165,7 +163,7 @@ def order_of(prompts: int, rows: int) -> dict[str, tuple[int, ...]]:
 
 
 def flag_of(keywords: Mapping[str, Any]) -> bool | None:
-    """The audio-in-video flag of a call, by any of its names; ``None`` where it was left out."""
+    """The audio-in-video flag of a call, under any of its names; ``None`` where it was left out."""
     inner = keywords.get("videos_kwargs")
     for place in (keywords, inner if isinstance(inner, Mapping) else {}):
         for name in ("use_audio_in_video", "load_audio_from_video"):

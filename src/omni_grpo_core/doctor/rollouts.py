@@ -1,6 +1,6 @@
-"""A recorded step put back together: which prompts, completions, rewards and losses are one.
+"""A recorded step's rollouts: which prompts, completions, rewards and losses belong together.
 
-A step may hold several micro-batches, each with a rollout of its own, and several losses on one
+A step may have several micro-batches, each with its own rollout, and several losses on one
 rollout. Calls are matched by their order and, for losses, by the completion ids they score.
 """
 
@@ -38,7 +38,7 @@ class RolloutRecord:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Learned:
+class LossRecord:
     """One loss, the scoring forward that its logprobs came from, and the rollout it is about."""
 
     loss: LossSeen
@@ -79,18 +79,18 @@ def _rollouts(case: Case) -> tuple[RolloutRecord, ...]:
 
 
 def _goes_on(rollout: RolloutRecord, value: object) -> bool:
-    """A processor called once more for the scoring of the same rollout begins no new one."""
+    """A processor called again to score the same rollout does not begin a new one."""
     return isinstance(value, ProcessorCall) and not rollout.rewards and rollout.advantage is None
 
 
-def learned(case: Case) -> tuple[Learned, ...]:
+def losses_of(case: Case) -> tuple[LossRecord, ...]:
     """The losses of a step, in order."""
-    return case.once(_learned)
+    return case.once(_losses_of)
 
 
-def _learned(case: Case) -> tuple[Learned, ...]:
-    rolled = rollouts(case)
-    found: list[Learned] = []
+def _losses_of(case: Case) -> tuple[LossRecord, ...]:
+    records = rollouts(case)
+    found: list[LossRecord] = []
     before: list[ForwardCall] = []
     for value in case.values:
         if isinstance(value, ForwardCall):
@@ -98,20 +98,20 @@ def _learned(case: Case) -> tuple[Learned, ...]:
         elif isinstance(value, LossSeen):
             scored = [f for f in before if f.modes.adapter != "off" and f.error is None]
             forward = scored[-1] if scored else None
-            found.append(Learned(value, forward, _rollout_of(value, rolled, len(found))))
+            found.append(LossRecord(value, forward, _rollout_of(value, records, len(found))))
         elif isinstance(value, StepSeen):
             before = []
     return tuple(found)
 
 
-def _rollout_of(loss: LossSeen, rolled: Sequence[RolloutRecord], at: int) -> RolloutRecord | None:
-    if not rolled:
+def _rollout_of(loss: LossSeen, records: Sequence[RolloutRecord], at: int) -> RolloutRecord | None:
+    if not records:
         return None
-    for rollout in rolled:
+    for rollout in records:
         ids = None if rollout.generated is None else completion_ids(rollout.generated)
         if ids is not None and loss.completion_ids is not None and _same(ids, loss.completion_ids):
             return rollout
-    return rolled[at % len(rolled)]
+    return records[at % len(records)]
 
 
 def _same(ids: Tensor, others: Tensor) -> bool:
@@ -119,20 +119,20 @@ def _same(ids: Tensor, others: Tensor) -> bool:
 
 
 def prompt_length(call: GenerateCall) -> int:
-    """Tokens of the sequences that are the prompt."""
+    """Prompt tokens at the start of the sequences."""
     ids = call.inputs.get("input_ids")
     return 0 if ids is None else int(ids.shape[1])
 
 
 def completion_ids(call: GenerateCall) -> Tensor | None:
-    """int64, (N, C): what was sampled, padding after the end included."""
+    """int64, (N, C): the sampled ids, including padding after the end."""
     if call.sequences is None:
         return None
     return call.sequences[:, prompt_length(call) :].long()
 
 
 def ids_of(value: Any) -> tuple[int, ...]:
-    """Token ids of a setting that may be one, several or none.
+    """Token ids of a setting that may hold one, several or none.
 
     >>> ids_of(3), ids_of([3, 4]), ids_of(None)
     ((3,), (3, 4), ())
@@ -143,7 +143,7 @@ def ids_of(value: Any) -> tuple[int, ...]:
 
 
 def until_end(ids: Tensor, eos: Sequence[int]) -> Tensor:
-    """bool, (N, C): True up to and with the first of ``eos``.
+    """bool, (N, C): True up to and including the first of ``eos``.
 
     >>> until_end(torch.tensor([[5, 2, 2], [5, 5, 5]]), [2]).tolist()
     [[True, True, False], [True, True, True]]
@@ -153,28 +153,28 @@ def until_end(ids: Tensor, eos: Sequence[int]) -> Tensor:
 
 
 def first_step(case: Case) -> bool:
-    """Whether the trainer's weights are still those that it loaded: no optimizer step yet."""
+    """Whether the trainer still has the weights it loaded: no optimizer step yet."""
     return all(step.step == 0 for step in case.steps)
 
 
-def world(case: Case) -> int:
-    """Processes that trained together, of which this recording shows one."""
-    told = case.trace.header.get("world", "1")
-    return int(told) if told.isdigit() else 1
+def world_size(case: Case) -> int:
+    """Processes that trained together; this recording is of one of them."""
+    number = case.trace.header.get("world", "1")
+    return int(number) if number.isdigit() else 1
 
 
 def settings_of(case: Case) -> dict[str, Any]:
-    """What losses and steps say of the run's settings."""
-    told: dict[str, Any] = {}
+    """The run's settings, as recorded with its losses and steps."""
+    found: dict[str, Any] = {}
     for loss in case.losses:
-        told |= dict(loss.settings)
+        found |= dict(loss.settings)
     for step in case.steps:
-        told |= dict(step.settings)
-    return told
+        found |= dict(step.settings)
+    return found
 
 
 def whole_groups(case: Case, seen: AdvantageSeen) -> bool:
-    """Whether every group of a rollout is here: other processes may hold the rest of one."""
+    """Whether every group of a rollout is complete here: other processes may have the rest."""
     size = settings_of(case).get("num_generations")
     counts = [seen.group_ids.count(name) for name in dict.fromkeys(seen.group_ids)]
-    return world(case) == 1 or (isinstance(size, int) and all(c >= size for c in counts))
+    return world_size(case) == 1 or (isinstance(size, int) and all(c >= size for c in counts))

@@ -1,4 +1,4 @@
-"""Which conversation each row of a processor call is about, and what it should have been shown."""
+"""Which conversation each row of a processor call belongs to, and which media it should have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.media_similarity import is_close
 from omni_grpo_core.doctor.rendered import RenderedBatch, RenderedPrompt, order_of
 from omni_grpo_core.doctor.replay import media as replay_media
-from omni_grpo_core.doctor.replay.batch import Given, carried, given_rows
+from omni_grpo_core.doctor.replay.batch import Given, audio_route, given_rows
 from omni_grpo_core.doctor.replay.text import collapsed, marks
 from omni_grpo_core.pipeline.settings import CHECKPOINT_SETTINGS
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
@@ -27,7 +27,7 @@ _EVERY_FRAME = 1000.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shown:
-    """One medium of one row: what was handed over, and the file that the messages name for it.
+    """One media item of one row: what was passed, and the file that the messages name for it.
     ``media``: that file as the reference reads it, ``None`` where it cannot be read here."""
 
     row: int
@@ -38,12 +38,12 @@ class Shown:
 
     @property
     def values(self) -> Tensor | None:
-        """The reference's array: an image's pixels, a clip's frames, a recording's samples."""
+        """The reference's array: an image's pixels, a clip's frames, a sound's samples."""
         return None if self.media is None else array_of(self.media, self.ref.modality)
 
 
 def array_of(media: Media, modality: Modality) -> Tensor:
-    """The only medium of ``media``."""
+    """The array of the single item of ``media``."""
     if modality == "image":
         return media.images[0].pixels.float()
     if modality == "video":
@@ -52,12 +52,12 @@ def array_of(media: Media, modality: Modality) -> Tensor:
 
 
 def media_config(case: Case) -> MediaConfig:
-    """How the reference reads media: by the checkpoint's settings."""
+    """The reference's media settings: the checkpoint's."""
     return MediaConfig() if case.reference is None else case.reference.settings.media
 
 
 def read_file(ref: MediaRef, case: Case, config: MediaConfig | None = None) -> Media | None:
-    """A file as the reference reads it: by its settings, or ``config``, for its patches."""
+    """A file as the reference reads it: by its settings or ``config``, with its patch size."""
     patches = {} if case.reference is None else {"patch_size": case.reference.policy.patch_size}
     return replay_media.load(ref, config or media_config(case), **patches)
 
@@ -65,7 +65,7 @@ def read_file(ref: MediaRef, case: Case, config: MediaConfig | None = None) -> M
 def owners(
     one: RenderedBatch, call: ProcessorCall, case: Case
 ) -> tuple[RenderedPrompt, ...] | None:
-    """The conversation of each row of a call, ``None`` where that cannot be told.
+    """The conversation of each row of a call; ``None`` where unknown.
 
     By the order that gives most rows their own conversation's text, and most copies of a
     conversation the same media: texts may be lost or changed while media are right.
@@ -81,15 +81,14 @@ def owners(
 
 
 def has_settings(case: Case) -> bool:
-    """Whether the checkpoint says how large its pictures should be; else any size is as good."""
+    """Whether the checkpoint configures picture sizes; otherwise any size is accepted."""
     if case.reference is None:
         return False
     return (Path(case.reference.policy.checkpoint) / CHECKPOINT_SETTINGS).is_file()
 
 
 def wanted_counts(one: RenderedBatch, call: ProcessorCall) -> dict[Modality, int] | None:
-    """Media that the conversations of a call name, over all its rows; sounds inside videos left
-    out."""
+    """Media in the conversations of a call, over all its rows, without sounds inside videos."""
     prompts, rows = one.prompts, len(call.texts)
     if not prompts or rows % len(prompts):
         return None
@@ -100,9 +99,9 @@ def wanted_counts(one: RenderedBatch, call: ProcessorCall) -> dict[Modality, int
     return count
 
 
-def heard_videos(one: RenderedBatch, call: ProcessorCall) -> int:
-    """Videos that the conversations of a call name, over all its rows, but for those whose file is
-    known to have no track."""
+def videos_with_sound(one: RenderedBatch, call: ProcessorCall) -> int:
+    """Videos in the conversations of a call, over all its rows, except those whose file is known to
+    have no track."""
     prompts = one.prompts
     heard = sum(
         ref.modality == "video" and replay_media.has_track(ref.path) is not False
@@ -113,8 +112,8 @@ def heard_videos(one: RenderedBatch, call: ProcessorCall) -> int:
 
 
 def library_frames(item: Shown, values: Tensor, case: Case) -> tuple[int, ...] | None:
-    """Numbers of a clip's frames where ``values`` are those at ``k * total // n``, which is what
-    transformers takes of a path; ``None`` where they are not, or the file is not here."""
+    """Indices of a clip's frames where ``values`` are those at ``k * total // n``, which
+    transformers samples from a path; ``None`` where they are not, or the file is missing."""
     every = replace(media_config(case), fps=_EVERY_FRAME, max_frames=MediaConfig().max_frames)
     read = None if item.ref.modality != "video" else read_file(item.ref, case, every)
     if read is None:
@@ -125,17 +124,17 @@ def library_frames(item: Shown, values: Tensor, case: Case) -> tuple[int, ...] |
 
 
 def shown(one: RenderedBatch, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:
-    """Every medium of a call beside its file; none where rows or counts cannot be matched."""
+    """Every media item of a call with its file; none where rows or counts cannot be matched."""
     rows, prompts = given_rows(call, case), owners(one, call, case)
     if rows is None or prompts is None:
         return ()
     found: list[Shown] = []
     for row, prompt in zip(rows, prompts, strict=True):
-        interleaved = carried(call, case) == "interleaved" and bool(row.media["video"])
+        interleaved = audio_route(call, case) == "interleaved" and bool(row.media["video"])
         refs = replay_media.wanted(prompt.media, interleaved)
         for modality, media in row.media.items():
             if len(media) != len(refs[modality]):
-                continue  # told by the counts
+                continue  # reported by the counts
             for index, (given, ref) in enumerate(zip(media, refs[modality], strict=True)):
                 read = read_file(ref, case)
                 found.append(Shown(row.index, index, given, ref, read))
@@ -143,8 +142,8 @@ def shown(one: RenderedBatch, call: ProcessorCall, case: Case) -> tuple[Shown, .
 
 
 def _same_copies(call: ProcessorCall, case: Case, order: tuple[int, ...]) -> int:
-    """How many rows of one conversation are shown the same: tells 1122 from 1212 where texts are
-    alike."""
+    """How many rows of one conversation have the same media: distinguishes 1122 from 1212 where
+    texts are equal."""
     rows = given_rows(call, case)
     if rows is None:
         return 0

@@ -1,4 +1,4 @@
-"""Causes that one kind of evidence gives away: a table of them is a rule."""
+"""Causes recognised by one kind of evidence: a table of them is a rule."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def _always(evidence: Evidence) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """``fact``, where ``when`` holds of it, is explained by ``cause``. ``harm``, ``fix`` and
-    ``confirm`` may hold ``{values}`` of the evidence by name."""
+    """``fact``, where ``when`` is true, is explained by ``cause``. ``harm``, ``fix`` and
+    ``confirm`` may refer to the evidence's ``{values}`` by name."""
 
     cause: str
     fact: str
@@ -63,14 +63,14 @@ def _explained(signature: Signature, found: Sequence[Evidence]) -> Explanation:
 
 
 class _Unknown(str):
-    """A value that was not kept, in any format."""
+    """A value that was not recorded, in any format."""
 
     def __format__(self, spec: str) -> str:
         return str(self)
 
 
 class _Values(dict[str, Any]):
-    """A sentence that asks for a value that was not kept says so, rather than failing."""
+    """A value that was not recorded is shown as unknown instead of raising KeyError."""
 
     def __missing__(self, key: str) -> _Unknown:
         return _Unknown(f"({key} unknown)")

@@ -1,8 +1,8 @@
-"""Teacher-forcing: what the reference thinks of every token that a trainer recorded.
+"""Teacher forcing: the reference's scores of every token that a trainer recorded.
 
 One forward of the reference's text model on the *recorded* embeddings, positions and mask, so that
-a prompt that was already broken stays as it was: what differs after that, this call added. Final
-hidden states are kept, and scores computed from them a row at a time, because scores of a real
+a prompt that was already wrong stays as it was: any further difference was added by this call.
+Final hidden states are kept and scores computed from them a row at a time, because scores of a real
 vocabulary over a thousand tokens and eight rows are 5 GB.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy, generating
-from omni_grpo_core.doctor.evidence import Case, say_missing
+from omni_grpo_core.doctor.evidence import Case, note_missing
 from omni_grpo_core.doctor.rollouts import completion_ids, ids_of, prompt_length, until_end
 from omni_grpo_core.tolerances import FOREIGN, Limit
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes
@@ -26,10 +26,10 @@ Place = Literal["before", "at"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Taught:
+class Replayed:
     """``ids``: int64, (N, K), the tokens judged. ``mask``: bool, (N, K), those really sampled or
     attended to. ``hidden``: (N, K + 1, H), last hidden states of the reference from the position
-    before the first judged token on. ``prompt``: what stands before, in tokens."""
+    before the first judged token on. ``prompt``: number of tokens before the judged ones."""
 
     policy: Policy
     ids: Tensor
@@ -46,8 +46,8 @@ class Taught:
     def logprobs(
         self, temperature: float = 1.0, suppressed: Sequence[int] = (), place: Place = "before"
     ) -> Tensor:
-        """float32, (N, K): of each token, from the scores before it (or, a mistake to be looked
-        for, at it)."""
+        """float32, (N, K): of each token, from the scores before it (or at it, a known
+        mistake)."""
 
         def one(scores: Tensor, ids: Tensor) -> Tensor:
             scores = scores[:-1] if place == "before" else scores[1:]
@@ -69,38 +69,38 @@ def log_table(scores: Tensor, temperature: float, suppressed: Sequence[int]) -> 
     return scores.log_softmax(-1)
 
 
-def taught(case: Case, call: GenerateCall) -> Taught | None:
-    """The reference on a rollout: its prompt as the text model got it, then what was sampled.
+def replay_rollout(case: Case, call: GenerateCall) -> Replayed | None:
+    """The reference on a rollout: its prompt as the text model got it, then the sampled tokens.
 
-    ``None`` where there is no reference or something that it needs was not kept.
+    ``None`` without a reference, or where something it needs was not kept.
     """
-    return case.once(_teach_generate, call)
+    return case.once(_replay_rollout, call)
 
 
-def rescored(case: Case, call: ForwardCall) -> Taught | None:
+def replay_forward(case: Case, call: ForwardCall) -> Replayed | None:
     """The reference on a scoring forward, over all tokens but the first."""
-    return case.once(_teach_forward, call)
+    return case.once(_replay_forward, call)
 
 
 def _can_replay(case: Case) -> bool:
-    """Features that a family adds deeper in the text model are not recorded: without them the
-    reference would disagree with every sound run."""
+    """Features that a family adds in deeper layers of the text model are not recorded: without them
+    the reference would disagree with every sound run."""
     if case.reference is None:
         return False
     family = case.reference.policy.family
     if family.deepstack:
-        say_missing(case, f"{family.name} adds features inside the text model, which are not "
+        note_missing(case, f"{family.name} adds features inside the text model, which are not "
                     "recorded: no replay of rollouts and scoring forwards")  # fmt: skip
     return not family.deepstack
 
 
-def _teach_generate(case: Case, call: GenerateCall) -> Taught | None:
+def _replay_rollout(case: Case, call: GenerateCall) -> Replayed | None:
     if not _can_replay(case):
         return None
     policy = _policy(case)
     ids = completion_ids(call)
     if ids is None or call.inputs_embeds is None or call.position_ids is None or not ids.shape[1]:
-        say_missing(case, "a rollout's embeddings or positions were not kept: no replay of it")
+        note_missing(case, "a rollout's embeddings or positions were not kept: no replay of it")
         return None
     rows = len(ids)
     embeds = _spread(call.inputs_embeds, rows)
@@ -121,17 +121,17 @@ def _teach_generate(case: Case, call: GenerateCall) -> Taught | None:
         torch.cat([mask, sampled.to(mask.dtype)], 1),
     )
     width = ids.shape[1]
-    return Taught(policy, ids, sampled, hidden[:, -width - 1 :], prompt_length(call))
+    return Replayed(policy, ids, sampled, hidden[:, -width - 1 :], prompt_length(call))
 
 
-def _teach_forward(case: Case, call: ForwardCall) -> Taught | None:
+def _replay_forward(case: Case, call: ForwardCall) -> Replayed | None:
     if not _can_replay(case):
         return None
     policy = _policy(case)
     ids = call.inputs.get("input_ids")
     mask = call.inputs.get("attention_mask")
     if ids is None or call.inputs_embeds is None:
-        say_missing(case, "a scoring forward's embeddings were not kept: no replay of it")
+        note_missing(case, "a scoring forward's embeddings were not kept: no replay of it")
         return None
     mask = torch.ones_like(ids) if mask is None else mask
     positions = call.position_ids
@@ -139,7 +139,7 @@ def _teach_forward(case: Case, call: ForwardCall) -> Taught | None:
         positions = torch.arange(ids.shape[1]).expand(3, *ids.shape)
     hidden = text_hidden(policy, call.inputs_embeds, positions[-3:], mask)
     attended = (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
-    return Taught(policy, ids[:, 1:].long(), attended, hidden, 1)
+    return Replayed(policy, ids[:, 1:].long(), attended, hidden, 1)
 
 
 def _policy(case: Case) -> Policy:
@@ -149,7 +149,7 @@ def _policy(case: Case) -> Policy:
 
 
 def _spread(values: Tensor, rows: int, dim: int = 0) -> Tensor:
-    """Recorded once a prompt where ``num_return_sequences`` made copies: copies in a row."""
+    """One row per prompt where ``num_return_sequences`` made copies: repeated in a row."""
     have = values.shape[dim]
     return values if have == rows or rows % have else values.repeat_interleave(rows // have, dim)
 
@@ -163,11 +163,11 @@ def _prompt_mask(call: GenerateCall, width: int) -> Tensor | None:
 
 
 def starts(call: GenerateCall, positions: Tensor, mask: Tensor) -> Tensor:
-    """Position of each row's first sampled token, (N,), as the trainer's own decoding had it.
+    """Position of each row's first sampled token, (N,), in the trainer's own decoding.
 
-    Right is one past the prompt's largest. The recorded ``rope_deltas`` tell what was really used:
+    Right is one past the prompt's largest. The recorded ``rope_deltas`` show what was really used:
     libraries count them from the attended tokens or from the padded length, and the first row's
-    recorded position tells which.
+    recorded position shows which.
     """
     own = torch.where(mask[None].bool(), positions, 0).amax((0, 2)) + 1
     if call.rope_deltas is None or not call.step_positions:
@@ -178,7 +178,7 @@ def starts(call: GenerateCall, positions: Tensor, mask: Tensor) -> Tensor:
     bases = (mask.sum(1), torch.full_like(mask[:, 0], mask.shape[1]))
     used = [base.to(own.dtype) + deltas for base in bases]
     fitting = [each for each in used if float(each[0]) == call.step_positions[0]]
-    # a first row without padding fits both: then the one by which every row is right
+    # a first row without padding fits both: then take the one that is right for every row
     right = [each for each in fitting if torch.equal(each, own)]
     if fitting:
         return (right or fitting)[0]
@@ -205,21 +205,21 @@ def text_hidden(policy: Policy, embeds: Tensor, positions: Tensor, mask: Tensor)
     return hidden
 
 
-# --------------------------------------------------------------------------- how much is too much
+# --------------------------------------------------------------------------- tolerance
 
 
 def tolerance(modes: Modes, policy: Policy | None = None) -> Limit:
-    """By the coarsest precision that took part."""
+    """The limit of the lowest precision involved."""
     names = [modes.dtype, modes.autocast, None if policy is None else str(policy.model.dtype)]
     found = [FOREIGN.get((name or "").removeprefix("torch.")) for name in names]
     return max(filter(None, found), key=lambda limit: limit.mean, default=FOREIGN["bfloat16"])
 
 
-def apart(a: Tensor, b: Tensor, mask: Tensor) -> tuple[float, float]:
-    """Mean and largest distance of two tables of logprobs where ``mask`` is True; infinite where
+def diff(a: Tensor, b: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Mean and largest difference of two tables of logprobs where ``mask`` is True; infinite where
     one of them is not finite.
 
-    >>> apart(torch.tensor([[1.0, 9.0]]), torch.tensor([[1.5, 0.0]]), torch.tensor([[True, False]]))
+    >>> diff(torch.tensor([[1.0, 9.0]]), torch.tensor([[1.5, 0.0]]), torch.tensor([[True, False]]))
     (0.5, 0.5)
     """
     gap = (a.float() - b.float()).abs()[mask]

@@ -1,1 +1,1 @@
-"""Stored outputs that are reviewed like code: one text file per case and stage."""
+"""Stored outputs, reviewed like code: one text file per case and stage."""

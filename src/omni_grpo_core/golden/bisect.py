@@ -1,7 +1,7 @@
 """Two environments and two checkpoints: which change moved which stage.
 
-Each environment runs in a process of its own. The old one records goldens; every other combination
-is checked against them, replay included, so that each change is blamed on its own stages.
+Each environment runs in its own process. The old one records goldens; every other combination is
+checked against them, replay included, so that each change is charged only with its own stages.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.golden.calibrate import checked, run_golden
+from omni_grpo_core.golden.calibrate import run_check, run_golden
 from omni_grpo_core.golden.suite import copy_suite
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One combination against the old one. ``what``: ``library``, ``checkpoint`` or ``both``.
-    ``versions``: what the libraries' versions were and are. ``added``: stages that diverge by
-    their own fault, with the worst verdict of each. ``first``, ``verdict``: of all cases."""
+    """One combination compared with the old one. ``what``: ``library``, ``checkpoint`` or ``both``.
+    ``versions``: old and new version by library. ``added``: stages that introduced a divergence,
+    with the worst verdict of each. ``first``, ``verdict``: over all cases."""
 
     what: str
     verdict: str
@@ -40,7 +40,7 @@ class BisectReport:
 
     @property
     def moved(self) -> dict[str, list[str]]:
-        """Stage -> the changes that moved it, taken alone if they can be."""
+        """Stage -> the changes that moved it, each taken alone where possible."""
         alone = [change for change in self.changes if change.what != "both"]
         stages: dict[str, list[str]] = {}
         for change in alone:
@@ -57,12 +57,12 @@ class BisectReport:
 
     def lines(self) -> list[str]:
         """For a person."""
-        told = []
+        lines = []
         for change in self.changes:
-            told.append(f"{change.what}: {change.verdict}, first stage {change.first or 'none'}")
-            told += [f"  {key}: {was} → {now}" for key, (was, now) in change.versions.items()]
-            told += [f"  {stage} moved by itself: {how}" for stage, how in change.added.items()]
-        return [*told, *(f"{s}: moved by {' and '.join(by)}" for s, by in self.moved.items())]
+            lines.append(f"{change.what}: {change.verdict}, first stage {change.first or 'none'}")
+            lines += [f"  {key}: {was} → {now}" for key, (was, now) in change.versions.items()]
+            lines += [f"  {stage} added a divergence: {v}" for stage, v in change.added.items()]
+        return [*lines, *(f"{s}: moved by {' and '.join(by)}" for s, by in self.moved.items())]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -76,28 +76,28 @@ class BisectReport:
 
 def python_of(name: str, work: Path, project: Path) -> str:
     """The Python of an environment: an interpreter, a virtual environment's folder, the name of a
-    tox environment under ``project``, or a constraints file, from which one is made in ``work``.
+    tox environment under ``project``, or a constraints file, installed into ``work``.
 
     Raises:
-        ConfigError: nothing of these, or it cannot be made.
+        ConfigError: none of these, or the installation fails.
     """
     path = Path(name)
     for candidate in (path / "bin" / "python", project / ".tox" / name / "bin" / "python"):
         if candidate.is_file():
             return str(candidate.absolute())
     if path.is_file() and path.suffix == ".txt":
-        return _made(path, work / path.stem, project)
+        return _install(path, work / path.stem, project)
     if path.is_file():
         return str(path.absolute())
     raise ConfigError(
         f"environment {name}",
         got="no interpreter, virtual environment, tox environment or constraints file",
         want="one of these",
-        fix=f"make it: tox -e {name} --notest",
+        fix=f"create it: tox -e {name} --notest",
     )
 
 
-def _made(constraints: Path, folder: Path, project: Path) -> str:
+def _install(constraints: Path, folder: Path, project: Path) -> str:
     python = folder / "bin" / "python"
     install = ["-m", "pip", "install", "-q", "-c", str(constraints.absolute()), str(project)]
     for command in (
@@ -109,10 +109,10 @@ def _made(constraints: Path, folder: Path, project: Path) -> str:
         )
         if done.returncode:
             raise ConfigError(
-                f"environment of {constraints}",
+                f"environment from {constraints}",
                 got=" / ".join((done.stderr or done.stdout).strip().splitlines()[-2:]),
-                want="an environment that can be installed",
-                fix="correct the constraints, or name an environment that exists",
+                want="constraints that can be installed",
+                fix="correct the constraints, or name an existing environment",
             )
     return str(python)
 
@@ -127,8 +127,8 @@ def bisect(
     checkpoint: Path | None = None,
     new_checkpoint: Path | None = None,
 ) -> BisectReport:
-    """``old`` and ``new``: environments, see :func:`python_of`. ``checkpoint``, the suite's own if
-    left out, is crossed with ``new_checkpoint``, if there is one. ``work`` is an empty folder."""
+    """``old`` and ``new``: environments, see :func:`python_of`. ``checkpoint`` (default: the
+    suite's own) is crossed with ``new_checkpoint``, if given. ``work`` is an empty folder."""
     was, now = (python_of(name, work, Path.cwd()) for name in (old, new))
     recorded = work / "old"
     copy_suite(folder, recorded)
@@ -141,7 +141,7 @@ def bisect(
     changes = tuple(
         _change(
             what,
-            checked(python, ["--golden", str(recorded), *of, *cases], {}),
+            run_check(python, ["--golden", str(recorded), *of, *cases], {}),
         )
         for what, python, of in crossed
     )

@@ -1,8 +1,8 @@
-"""How far apart are two runs of the same thing on this platform?
+"""How far apart are two runs of the same case on this platform?
 
-The cases are recorded once and then checked against that record again and again, in processes of
-their own: on a CPU with one and two threads and with each of the vector instruction sets that torch
-can be told to use, on a CUDA device with each way that torch has to multiply matrices.
+The cases are recorded once, then checked against that record repeatedly, each time in a new
+process: on a CPU with one and two threads and each vector instruction set that torch can be
+restricted to, on a CUDA device with each of torch's matrix multiplication backends.
 """
 
 from __future__ import annotations
@@ -37,27 +37,26 @@ CUDA_VARIATIONS: tuple[Mapping[str, str], ...] = (
     {},
     {"TORCH_BLAS_PREFER_CUBLASLT": "1"},
     {"DISABLE_ADDMM_CUDA_LT": "1"},
-    # other workspaces: other algorithms, split along the sum or not
+    # a different workspace selects a different algorithm, with or without split-K
     {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "0"},
     {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
 )
-_ROOM = 2.0
-"""A tolerance is this many times what was measured: other machines round elsewhere."""
+_HEADROOM = 2.0
+"""A tolerance is this many times the measured maximum: other machines round differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageDrift:
     """Over all cases and runs: the largest |Δ| of any float of a stage, and whether every
-    difference lies within the tolerance in force. ``turned``: the tokens of a completion did, at a
-    near tie; from there on it is another text, and its floats are not counted."""
+    difference is within the current tolerance. ``turned``: a completion's token flipped at a near
+    tie; from there on the text is different, so its floats are not counted."""
 
     stage: str
     max_abs: float
     within: bool
     turned: bool = False
 
-    def joined(self, other: StageDrift) -> StageDrift:
-        """Both, as one."""
+    def merged(self, other: StageDrift) -> StageDrift:
         return StageDrift(
             self.stage,
             max(self.max_abs, other.max_abs),
@@ -82,16 +81,16 @@ class Calibration:
 
     def lines(self) -> list[str]:
         """For a person."""
-        told = [
+        lines = [
             f"{s.stage:13} max |Δ| {s.max_abs:.3g}"
             + ("" if s.within else ", beyond tolerance")
-            + ("; a near tie turned" if s.turned else "")
+            + ("; a token flipped at a near tie" if s.turned else "")
             for s in self.stages
             if s.max_abs or s.turned
         ]
         verdict = "within tolerance" if self.within else "beyond tolerance"
         last = f"{self.platform}: {self.runs} runs, max |Δ| {self.max_abs:.3g}: {verdict}"
-        return [*told, last]
+        return [*lines, last]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "within": self.within}
@@ -99,10 +98,10 @@ class Calibration:
 
 def run_golden(python: str, arguments: Sequence[str], environ: Mapping[str, str]) -> str:
     """``omni-grpo golden ARGUMENTS`` in another process -> its stdout. Exit code 1 (differs) is
-    an answer.
+    a valid result.
 
     Raises:
-        ConfigError: it cannot be started, or any other exit code, with the last lines it wrote.
+        ConfigError: it cannot be started, or exits with another code; quotes its last lines.
     """
     try:
         done = subprocess.run(
@@ -121,11 +120,11 @@ def run_golden(python: str, arguments: Sequence[str], environ: Mapping[str, str]
     return done.stdout
 
 
-def checked(python: str, arguments: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
-    """What ``omni-grpo golden check --json ARGUMENTS`` answers in another process.
+def run_check(python: str, arguments: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
+    """The report of ``omni-grpo golden check --json ARGUMENTS`` in another process.
 
     Raises:
-        ConfigError: as :func:`run_golden`, or it answers something else.
+        ConfigError: as :func:`run_golden`, or its stdout is not a report.
     """
     command = ["check", "--json", *arguments]
     answer = run_golden(python, command, environ)
@@ -134,7 +133,7 @@ def checked(python: str, arguments: Sequence[str], environ: Mapping[str, str]) -
     except ValueError:
         found = None
     if not isinstance(found, dict) or "cases" not in found:
-        raise _failed(python, command, "something else than a report on stdout")
+        raise _failed(python, command, "no report on stdout")
     return found
 
 
@@ -142,15 +141,15 @@ def _failed(python: str, arguments: Sequence[str], got: str) -> ConfigError:
     return ConfigError(
         f"omni-grpo golden {arguments[0]} with {python}",
         got=got,
-        want="a run that ends well",
-        fix="run it by hand; PYTHONPATH may have to name this package",
+        want="a run that succeeds",
+        fix="run it by hand; PYTHONPATH may have to include this package",
     )
 
 
 def calibrate(
     folder: Path, work: Path, key: str, runs: int, arguments: Sequence[str]
 ) -> Calibration:
-    """One record in ``work`` and ``runs - 1`` checks against it, under the variations in turn.
+    """One record in ``work`` and ``runs - 1`` checks against it, cycling through the variations.
     ``arguments``: further options of both (cases, checkpoint, device)."""
     variations = CUDA_VARIATIONS if key.startswith("cuda") else VARIATIONS
     first = work / "first"
@@ -162,15 +161,15 @@ def calibrate(
     check = ["--golden", str(first), *arguments]
     found: dict[str, StageDrift] = {}
     for number in range(1, runs):
-        answer = checked(sys.executable, check, variations[number % len(variations)])
-        for case in answer["cases"]:
+        report = run_check(sys.executable, check, variations[number % len(variations)])
+        for case in report["cases"]:
             for stage in map(_drift, case["stages"]):
-                found[stage.stage] = stage.joined(found.get(stage.stage, stage))
+                found[stage.stage] = stage.merged(found.get(stage.stage, stage))
     return Calibration(key, runs, tuple(found.values()))
 
 
 def _drift(stage: Mapping[str, Any]) -> StageDrift:
-    """From one stage of a check's answer."""
+    """From one stage of a check's report."""
     name = stage["stage"]
     fine = stage["verdict"] in FINE
     turned = base_stage(name) == "completion" and any(
@@ -181,11 +180,11 @@ def _drift(stage: Mapping[str, Any]) -> StageDrift:
 
 
 def record_tolerances(folder: Path, found: Calibration) -> Path:
-    """Write the platform's tolerances to ``tolerances.yaml``: those in force, and for each stage
-    whose runs went beyond them one of its own, twice what was measured.
+    """Write the platform's tolerances to ``tolerances.yaml``: the current ones, and for each stage
+    whose runs exceeded them its own, twice the measured maximum.
 
     Raises:
-        ConfigError: tolerances are on record already and would be widened.
+        ConfigError: this would widen tolerances that are already recorded.
     """
     file = tolerances_file(folder)
     recorded = read_mapping(file) if os.path.lexists(file) else {}
@@ -193,9 +192,9 @@ def record_tolerances(folder: Path, found: Calibration) -> Path:
         beyond = next(stage for stage in found.stages if not stage.within)
         raise ConfigError(
             f"{file}: {beyond.stage}",
-            got=f"runs that are {beyond.max_abs:.3g} apart",
-            want=f"at most the tolerance on record for {found.platform}",
-            fix="a tolerance is not widened: find what became less repeatable",
+            got=f"runs that differ by {beyond.max_abs:.3g}",
+            want=f"at most the tolerance recorded for {found.platform}",
+            fix="find what became less repeatable: a recorded tolerance is never widened",
         )
     known = load_tolerances(folder, found.platform)
     new = {name: known.plain.of(name) for name in ("float32", "float")} | dict(known.stages)
@@ -203,7 +202,7 @@ def record_tolerances(folder: Path, found: Calibration) -> Path:
         if not stage.within:
             name = base_stage(stage.stage)
             before = new.get(name, known.plain.of("float"))
-            new[name] = Tolerance(max(before.atol, _ROOM * stage.max_abs), before.rtol)
+            new[name] = Tolerance(max(before.atol, _HEADROOM * stage.max_abs), before.rtol)
     recorded = {**recorded, found.platform: {name: asdict(one) for name, one in new.items()}}
     file = folder / TOLERANCES
     write_file(file, yaml.safe_dump(recorded, sort_keys=True).encode())

@@ -1,9 +1,8 @@
 """From differences to a verdict on a stage.
 
 Integers, masks, positions, spans and text must agree, and so must the few floats that are counts
-in disguise (frame rates). Another dtype, shape or kind of value is a change of schema. What
-remains, floats beyond tolerance, is harmful or not by what it does:
-:mod:`~omni_grpo_core.golden.verdicts`.
+in disguise (frame rates). A different dtype, shape or kind of value is a schema change. Floats
+beyond tolerance are judged by their effect: :mod:`~omni_grpo_core.golden.verdicts`.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import Leaf, Numbers, Ranking, Scalar
 
 Kinds = Literal["fine", "float", "training", "meaning", "schema", "not finite"]
-"""What a difference is about. ``float``: drift, to be judged by what follows from it.
-``training``: a number of a GRPO step that moved by more than drift of the weights explains."""
+"""The kind of a difference. ``float``: drift, judged by its effect. ``training``: a value of a
+GRPO step that moved by more than drift of the weights explains."""
 
 _COUNTS = re.compile(
     r"(?:^|\.)(?:video_second_per_grid|sample_fps|source_fps|duration|temperature)$"
@@ -39,16 +38,16 @@ def base_stage(stage: str) -> str:
 def kind_of(
     stage: str, difference: Difference, was: Mapping[str, Leaf], now: Mapping[str, Leaf]
 ) -> Kinds:
-    """What a difference between two values of ``stage`` is about."""
+    """The kind of a difference between two values of ``stage``."""
     if difference.verdict != "differs":
         return "fine"
     path = difference.path
     if stage == "scoring" and difference.max_abs is not None:
-        # compared as a whole, not leaf by leaf; whether margins held is the generation's verdict
+        # compared as a whole; the generation's verdict depends on whether margins held
         return "float" if math.isfinite(difference.max_abs) else "not finite"
     before, after = _leaf(was, path), _leaf(now, path)
     if before is None or after is None:
-        # a medium that is gone is a medium lost; one that is new is a golden of an older kind
+        # a missing medium was lost; a new one means that the golden has an older schema
         return "meaning" if after is None else "schema"
     if not _finite(after) and _finite(before):
         return "not finite"
@@ -97,7 +96,7 @@ def _float_kind(stage: str, path: str, pairs: list[tuple[float, float]]) -> Kind
 
 
 def _leaf(leaves: Mapping[str, Leaf], path: str) -> Leaf | None:
-    # several tensors that are judged together have one leaf; a difference names which
+    # tensors compared together share one leaf; a difference names the one that differs
     return leaves.get(path) or leaves.get(re.sub(r"\[\d+\]$", "", path))
 
 
@@ -112,7 +111,7 @@ def _shapes(leaf: Numbers | Fingerprint) -> tuple[tuple[int, ...], ...]:
 
 
 def _finite(leaf: Leaf) -> bool:
-    """Whether a leaf holds nothing that is NaN or infinite."""
+    """Whether a leaf holds no NaN or infinity."""
     match leaf:
         case Fingerprint():
             return not leaf.nan and not leaf.inf

@@ -1,4 +1,4 @@
-"""What a golden was made under, for its header, and the key of the platform."""
+"""The environment in which a golden was made, for its header, and the platform's key."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def environment() -> dict[str, str]:
-    """Versions of Python and of every library that can change a value, and the machine's kind.
+    """Versions of Python and of every library that can change a value, and the type of machine.
 
     >>> environment()["python"] == platform.python_version()
     True
@@ -45,9 +45,9 @@ def environment() -> dict[str, str]:
 
 
 def platform_key(device: torch.device | str, dtype: str) -> str:
-    """What decides floats beside the versions: kind of device and the type it computes in.
+    """What determines floats besides the versions: the type of device and its compute dtype.
 
-    ``dtype`` is torch's name of the type that was *asked for*.
+    ``dtype`` is torch's name of the *requested* dtype.
 
     >>> platform_key("cpu", "float32")
     'cpu-fp32'
@@ -62,8 +62,8 @@ def platform_key(device: torch.device | str, dtype: str) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """What tells a file from another of its name: sha256 of its content; of one beyond 64 MB, of
-    its length and its first and last megabyte."""
+    """Identifies a file's content: its sha256; above 64 MB, the sha256 of its length and its first
+    and last megabyte."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -83,15 +83,15 @@ def weights_hash(checkpoint: Path) -> str:
     True
     """
     files = sorted((*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")))
-    told = "\n".join(f"{path.name} {file_hash(path)}" for path in files)
-    return f"sha256 {hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    hashes = "\n".join(f"{path.name} {file_hash(path)}" for path in files)
+    return f"sha256 {hashlib.sha256(hashes.encode()).hexdigest()[:16]}"
 
 
-def told_settings(settings: Settings) -> str:
-    """Settings that are not as they are by default, in one line.
+def changed_settings(settings: Settings) -> str:
+    """Settings that differ from their defaults, on one line.
 
     >>> from omni_grpo_core.pipeline.settings import Settings
-    >>> told_settings(Settings(seed=3))
+    >>> changed_settings(Settings(seed=3))
     'seed=3'
     """
     return ", ".join(_changed(settings, type(settings)(), ""))
@@ -100,9 +100,9 @@ def told_settings(settings: Settings) -> str:
 def _changed(value: object, default: object, path: str) -> list[str]:
     if dataclasses.is_dataclass(value) and type(value) is type(default):
         return [
-            words
+            text
             for entry in dataclasses.fields(value)
-            for words in _changed(
+            for text in _changed(
                 getattr(value, entry.name),
                 getattr(default, entry.name),
                 f"{path}.{entry.name}" if path else entry.name,

@@ -1,10 +1,10 @@
-"""Is what is said still the same, and said as surely?
+"""Are the completions still the same, and is the model as certain of them?
 
-Two greedy completions may part at a near tie for no reason but rounding. So at the first differing
-token each side's token must be among the other side's likeliest and the margin between them small;
-from there on the two have other pasts and cannot be compared, so the rest is judged on the golden's
-own tokens, scored teacher-forced (``scoring``). A sampled token turns for no reason but rounding
-where its draw lies at the edge of its slice of the distribution.
+Two greedy completions may diverge at a near tie through rounding alone. So at the first differing
+token each side's token must be among the other side's top tokens and the margin between them small;
+from there on their contexts differ and they cannot be compared, so the rest is judged on the
+golden's own tokens, scored teacher-forced (``scoring``). A sampled token can flip through rounding
+alone where its draw lies at the edge of its slice of the distribution.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from omni_grpo_core.types import Completion
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """How surely the golden's completion would be said again.
+    """How certain the model is of the golden's completion.
 
     ``drift``: largest |Δ logprob| of its tokens. ``at``: the token that lost most of its margin,
-    ``was`` and ``now``: its margin to the likeliest other token, in nats. ``held``: every token is
-    still the likeliest, and none lost more than a tenth of its margin.
+    ``was`` and ``now``: its margin over the likeliest other token, in nats. ``held``: every token
+    is still the likeliest, and none lost more than a tenth of its margin.
     """
 
     drift: float
@@ -46,9 +46,9 @@ class Margins:
 
 
 def scored_of(leaves: Mapping[str, Leaf]) -> tuple[Scored, ...]:
-    """A golden of ``scoring``, whose parts come back by name.
+    """The values of a golden of ``scoring``.
 
-    Raises :class:`~omni_grpo_core.golden.rebuild.Lost` where the numbers do not belong together.
+    Raises :class:`~omni_grpo_core.golden.rebuild.Lost` where its numbers are inconsistent.
     """
     found = rebuild(leaves)
     if not isinstance(found, tuple) or not all(map(_is_scored, found)):
@@ -70,8 +70,8 @@ def _is_scored(parts: Any) -> bool:
     )
 
 
-def words_of(policy: Policy) -> Decode:
-    """The policy's own words. A golden may hold ids that no vocabulary has: they say nothing."""
+def decoder(policy: Policy) -> Decode:
+    """The policy's decoder, which skips ids outside any vocabulary: a golden may hold some."""
     return lambda ids: policy.decode([token for token in ids if 0 <= token < 1 << 32])
 
 
@@ -88,8 +88,8 @@ def margins(was: Scored, now: Scored, ids: Sequence[int]) -> Margins:
         lost = (old - new) / (MARGIN_LOST * (1 + abs(old)))
         steps.append((math.inf if math.isnan(lost) else lost, at, old, new))
     lost, at, old, new = max(steps, default=(0.0, 0, 0.0, 0.0))
-    turned = any(new <= 0 < old for _, _, old, new in steps)
-    return Margins(drift, at, old, new, held=lost <= 1 and not turned)
+    flipped = any(new <= 0 < old for _, _, old, new in steps)
+    return Margins(drift, at, old, new, held=lost <= 1 and not flipped)
 
 
 def _tops(scored: Scored) -> list[dict[int, float]]:
@@ -107,14 +107,17 @@ def _lead(token: int, logprob: float, top: Mapping[int, float]) -> float:
 
 
 def scoring_differences(
-    was: Sequence[Scored], now: Sequence[Scored], said: Sequence[Completion], tolerance: Tolerance
+    was: Sequence[Scored],
+    now: Sequence[Scored],
+    completions: Sequence[Completion],
+    tolerance: Tolerance,
 ) -> list[Difference]:
-    """At most one difference a completion: the token whose logprob moved most."""
+    """At most one difference per completion: the token whose logprob moved most."""
     found = []
-    for index, (old, new, completion) in enumerate(zip(was, now, said, strict=True)):
+    for index, (old, new, completion) in enumerate(zip(was, now, completions, strict=True)):
         if len(old.logprobs) != len(new.logprobs):
-            sentence = f"completion {index}: {len(new.logprobs)} tokens scored, was "
-            sentence += str(len(old.logprobs))
+            lengths = f"{len(new.logprobs)} tokens scored, was {len(old.logprobs)}"
+            sentence = f"completion {index}: {lengths}"
             found.append(Difference(f"[{index}]", "differs", sentence, index))
             continue
         before, after = _tops(old), _tops(new)
@@ -134,7 +137,7 @@ def scoring_differences(
         margin = margins(old, new, completion.token_ids)
         near = all(tolerance.allows(x, y) for _, x, y in pairs)
         sentence = (
-            f"completion {index}: at token {at} a logprob is {b:.6g}, was {a:.6g}, max |Δ| "
+            f"completion {index}: a logprob at token {at} is {b:.6g}, was {a:.6g}, max |Δ| "
             f"{most:.3g}, mean |Δ| {mean:.3g}; margins {'held' if margin.held else 'did not hold'}"
             f" (token {margin.at}: {margin.was:.3g} → {margin.now:.3g} nats)"
         )
@@ -159,9 +162,9 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sides:
-    """One completion on both sides, with what each side scores for the *golden's* tokens, where
-    that is kept (greedy ones); of sampled ones ``draw_distance``: how far, in probability, the draw
-    of the first differing token lies outside the slices that the two tokens have now, at most."""
+    """One completion on both sides, with each side's scores of the *golden's* tokens where they
+    are stored (greedy completions). ``draw_distance`` (sampled ones): the greatest distance, in
+    probability, of the first differing token's draw from either token's slice now."""
 
     was: Completion
     now: Completion
@@ -173,14 +176,14 @@ class Sides:
 def classify_generation(
     policy: Policy, sides: Sides, tolerance: Tolerance, drifted: bool
 ) -> Generation:
-    """``drifted``: whether logits moved beyond tolerance: a draw may then lie farther from its
+    """``drifted``: whether logits moved beyond tolerance, so that a draw may lie farther from its
     slice."""
     was, now = sides.was, sides.now
     at = first_difference(was.token_ids, now.token_ids)
     margin = None
     if sides.was_scored is not None and sides.now_scored is not None:
         margin = margins(sides.was_scored, sides.now_scored, was.token_ids)
-    # a sampled one may well be cut where another was not
+    # a sampled completion may be truncated where another was not
     golden = None if sides.was_scored is None else was
     garbage = garbage_of(policy, now, golden) if now.token_ids != was.token_ids else ()
     base: dict[str, Any] = {
@@ -202,9 +205,9 @@ def classify_generation(
     words = _words(policy, was, now, at)
     if sides.was_scored is not None and sides.now_scored is not None and margin is not None:
         before, after = _tops(sides.was_scored), _tops(sides.now_scored)
-        return _parted(words, at, (before, after), margin, base)
-    verdict, told = _turned(sides, at, None if drifted else tolerance)
-    return Generation(verdict=verdict, sentence=f"sampled: {words}{told}", **base)
+        return _greedy_difference(words, at, (before, after), margin, base)
+    verdict, why = _sampled_difference(sides, at, None if drifted else tolerance)
+    return Generation(verdict=verdict, sentence=f"sampled: {words}{why}", **base)
 
 
 def _same_tokens(
@@ -212,39 +215,39 @@ def _same_tokens(
 ) -> tuple[Verdict, str]:
     pairs = list(zip(was.logprobs, now.logprobs, strict=True))
     if was.finish_reason != now.finish_reason:
-        return "harmful", f"ends by {now.finish_reason}, was {was.finish_reason}"
+        return "harmful", f"finish reason is {now.finish_reason}, was {was.finish_reason}"
     if any(not math.isfinite(b) for _, b in pairs):
-        return "degenerate", "a logprob is not finite"
+        return "degenerate", "a logprob is non-finite"
     if margin is not None and not margin.held:
         return "harmful", (
-            f"the same tokens, but less sure: margin of token {margin.at} "
+            f"same tokens but less certain: margin of token {margin.at} "
             f"{margin.was:.3g} → {margin.now:.3g} nats"
         )
     most = max((distance(a, b) for a, b in pairs), default=0.0)
     if not most:
-        return "exact", "the same tokens with the same logprobs"
+        return "exact", "same tokens, same logprobs"
     if all(tolerance.allows(a, b) for a, b in pairs):
-        return "within", f"the same tokens, logprobs within {most:.3g}"
+        return "within", f"same tokens, logprobs within {most:.3g}"
     if margin is None and most > NEAR_TIE:
-        return "harmful", f"the same tokens, but a logprob moved by {most:.3g}"
-    return "benign-drift", f"the same tokens, logprobs moved by up to {most:.3g}"
+        return "harmful", f"same tokens, but a logprob moved by {most:.3g}"
+    return "benign-drift", f"same tokens, logprobs moved by up to {most:.3g}"
 
 
-def _turned(sides: Sides, at: int, tolerance: Tolerance | None) -> tuple[Verdict, str]:
+def _sampled_difference(sides: Sides, at: int, tolerance: Tolerance | None) -> tuple[Verdict, str]:
     """``tolerance``: ``None`` where logits moved beyond it. An edge of a slice is a sum of
-    probabilities, so it moves by no more than the largest |Δ logprob| of what is likely."""
+    probabilities, so it moves by no more than the largest |Δ logprob| of the likely tokens."""
     drawn = sides.draw_distance
-    room = NEAR_TIE if tolerance is None else tolerance.atol + tolerance.rtol
+    limit = NEAR_TIE if tolerance is None else tolerance.atol + tolerance.rtol
     pairs = zip(sides.was.logprobs[:at], sides.now.logprobs[:at], strict=True)
     most = max((distance(a, b) for a, b in pairs), default=0.0)
-    if drawn is None or drawn > room or most > NEAR_TIE:
-        far = "" if drawn is None else f"; the draw lies {drawn:.3g} from its slice"
+    if drawn is None or drawn > limit or most > NEAR_TIE:
+        far = "" if drawn is None else f"; the draw lies {drawn:.3g} outside its slice"
         return "harmful", far
-    told = f"; the draw lies at the edge ({drawn:.3g} from its slice)"
-    return "benign-drift" if tolerance is None else "within", told
+    near = f"; the draw lies at the edge of its slice ({drawn:.3g} outside)"
+    return "benign-drift" if tolerance is None else "within", near
 
 
-def _parted(
+def _greedy_difference(
     words: str,
     at: int,
     tops: tuple[Sequence[Mapping[int, float]], Sequence[Mapping[int, float]]],
@@ -254,7 +257,7 @@ def _parted(
     """``tops``: token -> logprob at each of the golden's tokens, on both sides."""
     was, now = base["was"].ids, base["now"].ids
     if at >= min(len(was), len(now)):
-        return Generation(verdict="harmful", sentence=f"{words}: it ends elsewhere", **base)
+        return Generation(verdict="harmful", sentence=f"{words}: a different length", **base)
     old, new = was[at], now[at]
     before, after = (side[at] for side in tops)
     ranks: dict[str, Any] = {
@@ -265,16 +268,16 @@ def _parted(
     lead = after[new] - after[old] if old in after and new in after else math.inf
     gap = ranks["margin"]
     near = gap is not None and gap <= NEAR_TIE and lead <= NEAR_TIE
-    # what was said after the turn is another text; the golden's own must be as likely as it was
+    # the text after the differing token is not comparable; the golden's must still be as likely
     if near and margin.drift <= NEAR_TIE:
-        told = f"{words}: a near tie ({gap:.3g} nats)"
-        return Generation(verdict="benign-drift", sentence=told, **ranks, **base)
-    why = "not among the likeliest of the other side" if gap is None else f"{gap:.3g} nats apart"
+        sentence = f"{words}: a near tie ({gap:.3g} nats)"
+        return Generation(verdict="benign-drift", sentence=sentence, **ranks, **base)
+    why = "not among the other side's top tokens" if gap is None else f"{gap:.3g} nats apart"
     return Generation(verdict="harmful", sentence=f"{words}: {why}", **ranks, **base)
 
 
 def garbage_of(policy: Policy, now: Completion, was: Completion | None) -> tuple[str, ...]:
-    """Why a completion is degenerate, on its raw ids; empty if it is not."""
+    """Why a completion is degenerate, from its raw ids; empty if it is not."""
     tokenizer = policy.processor.tokenizer
     special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
     found = degenerate(
@@ -291,7 +294,7 @@ def garbage_of(policy: Policy, now: Completion, was: Completion | None) -> tuple
 
 def tokens_of(policy: Policy, ids: Sequence[int], spans: Any = ()) -> Tokens:
     """Ids with the text of each."""
-    decode = words_of(policy)
+    decode = decoder(policy)
     known = {token: decode([token]) for token in set(ids)}
     return Tokens(tuple(ids), tuple(known[token] for token in ids), tuple(spans))
 
@@ -299,7 +302,7 @@ def tokens_of(policy: Policy, ids: Sequence[int], spans: Any = ()) -> Tokens:
 def _words(policy: Policy, was: Completion, now: Completion, at: int) -> str:
     def word(ids: Sequence[int]) -> str:
         if at >= len(ids):
-            return "nothing (it has ended)"
-        return f"{ids[at]} {json.dumps(words_of(policy)([ids[at]]), ensure_ascii=False)}"
+            return "absent (it ended)"
+        return f"{ids[at]} {json.dumps(decoder(policy)([ids[at]]), ensure_ascii=False)}"
 
     return f"token {at} is {word(now.token_ids)}, was {word(was.token_ids)}"

@@ -1,6 +1,6 @@
 """One leaf of a value as a few lines of golden text, and back.
 
-The first line says what it is, the others, indented by two, hold it::
+The first line gives its type, the others, indented by two, its content::
 
     rows[0].input_ids: int64 [12] sha256 0c730b69905c5ef7
       151644 872 198 "<|im_start|>user\\n"
@@ -40,15 +40,15 @@ from omni_grpo_core.types import Modality, Span
 
 _FILE = re.compile(r"(?:^|\.)(?:path|origin)$")
 _MOST_RUNS = 512
-"""Runs of integers written out; what has more (pixels) is kept as a fingerprint."""
+"""Runs of integers written out; a tensor with more (pixels) is stored as a fingerprint."""
 
 Lines = Sequence[tuple[int, str]]
 """Line numbers and lines."""
 
 
 def summarise(path: str, leaf: Leaf) -> Leaf:
-    """What a golden keeps of ``leaf``: all of it, but a fingerprint of tensors too big to read, and
-    of a file its name, since the folders before it are one machine's own."""
+    """What a golden stores of ``leaf``: all of it, except a fingerprint of tensors too large to
+    read, and only the name of a file, since its folders are specific to one machine."""
     if isinstance(leaf, Scalar) and isinstance(leaf.value, str) and _FILE.search(path):
         return Scalar(PurePath(leaf.value).name or leaf.value)
     if not isinstance(leaf, Numbers) or leaf.dtype in ("int", "float"):
@@ -66,7 +66,7 @@ def _many_runs(leaf: Numbers) -> bool:
 
 
 def leaf_lines(path: str, leaf: Leaf, decode: Decode | None) -> Iterator[str]:
-    """The lines of one leaf, without line ends."""
+    """The lines of one leaf, without line endings."""
     head, body = _parts(path, leaf, decode)
     yield f"{path}: {head}"
     yield from (f"  {line}" for line in body)
@@ -152,8 +152,8 @@ _LONGEST_AXIS = 1 << 40
 
 
 def parse_leaf(head: str, body: Lines, most: int = MOST_NUMBERS) -> Leaf:
-    """Back from :func:`leaf_lines`; integers only up to ``most``. Raises ``ValueError`` for what it
-    never writes."""
+    """The inverse of :func:`leaf_lines`, with at most ``most`` integers. Raises ``ValueError`` for
+    text that it never writes."""
     if match := _NUMBERS.fullmatch(head):
         return _parse_numbers(match, body, most)
     if match := _RANKING.fullmatch(head):
@@ -174,7 +174,7 @@ def parse_leaf(head: str, body: Lines, most: int = MOST_NUMBERS) -> Leaf:
     if head in _WORDS:
         return Scalar(_WORDS[head])
     if not head.startswith('"'):
-        raise ValueError(f"{head[:40]!r} is no single value")
+        raise ValueError(f"{head[:40]!r} is not a single value")
     return Scalar(parse_string(head))
 
 
@@ -182,7 +182,7 @@ def _parse_ranking(match: re.Match[str], body: Lines) -> Ranking:
     ranked = [_matched(_RANKED, line) for _, line in body]
     ids = tuple(int(found[1]) for found in ranked)
     if not 0 < len(set(ids)) == len(ids):
-        raise ValueError("a ranking of no token, or of one twice")
+        raise ValueError("a ranking that is empty or has a token twice")
     return Ranking(
         ids=ids,
         logprobs=tuple(float(found[2]) for found in ranked),
@@ -195,7 +195,7 @@ def _parse_ranking(match: re.Match[str], body: Lines) -> Ranking:
 def _matched(pattern: re.Pattern[str], line: str) -> re.Match[str]:
     match = pattern.fullmatch(line.strip())
     if match is None:
-        raise ValueError(f"{line.strip()[:80]!r} is not of the form that is written here")
+        raise ValueError(f"{line.strip()[:80]!r} does not have the expected form")
     return match
 
 
@@ -207,13 +207,13 @@ def _span(match: re.Match[str]) -> Span:
 def _parse_numbers(match: re.Match[str], body: Lines, most: int) -> Numbers | Fingerprint:
     dtype = match["dtype"]
     if dtype not in DTYPES and dtype not in ("int", "float"):
-        raise ValueError(f"{dtype!r} is not a number type")
+        raise ValueError(f"{dtype!r} is not a dtype")
     shapes = [
         tuple(int(size) for size in shape.split(",") if size.strip())
         for shape in re.findall(r"\[([\d, ]*)\]", match["shapes"])
     ]
     if any(len(shape) > _MOST_AXES or max(shape, default=0) > _LONGEST_AXIS for shape in shapes):
-        raise ValueError("a shape that no tensor has")
+        raise ValueError("a shape that is too large")
     if match["sketch"]:
         return _parse_fingerprint(dtype, tuple(shapes), body)
     if dtype != "int" and dtype not in INTEGERS:
@@ -222,7 +222,7 @@ def _parse_numbers(match: re.Match[str], body: Lines, most: int) -> Numbers | Fi
         raise ValueError("integers of several tensors")
     leaf = parse_integers(dtype, shapes[0], body, most)
     if check_of(leaf) != match["sha"]:
-        raise ValueError(f"sha256 {match['sha']} is not that of the numbers, {check_of(leaf)}")
+        raise ValueError(f"sha256 {match['sha']} does not match the numbers', {check_of(leaf)}")
     return leaf
 
 
@@ -237,12 +237,12 @@ def _parse_fingerprint(dtype: str, shapes: tuple[tuple[int, ...], ...], body: Li
         elif label in rows:
             rows[label] += map(float, rest.split())
         else:
-            raise ValueError(f"{label!r} is no part of a fingerprint")
+            raise ValueError(f"{label!r} is not part of a fingerprint")
     size = sum(math.prod(shape) for shape in shapes)
     if (sha256 is not None) != (dtype in INTEGERS) or dtype in ("int", "float"):
-        raise ValueError(f"a fingerprint that no tensor of {dtype} has")
+        raise ValueError(f"a fingerprint that does not fit {dtype}")
     if (len(rows["projections"]), len(rows["samples"])) != (PROJECTIONS, min(size, SAMPLES)):
-        raise ValueError("a fingerprint that is not whole")
+        raise ValueError("an incomplete fingerprint")
     mean, std, low, high = map(float, statistics.groups()[:4])
     nan, inf = map(int, statistics.groups()[4:])
     return Fingerprint(

@@ -1,4 +1,4 @@
-"""Numbers as golden text, and back."""
+"""Numbers to golden text and back."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _WIDTH = 96
 _IDS_A_LINE = 10
 _FLOATS_A_LINE = 8
 MOST_NUMBERS = 1 << 24
-"""That one golden may stand for: a run is short to write and long to read."""
+"""Most numbers in one golden: a short run can expand to any length."""
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"')
 _INDEX = re.compile(r"^\[[\d, ]*\]: ")
 
 
 def number(value: float) -> str:
-    """Nine significant digits, which tell any two float32 apart; always readable as a float.
+    """Nine significant digits, which distinguish any two float32; always readable as a float.
 
     >>> number(0.1), number(2.0), number(math.inf)
     ('0.1', '2.0', 'inf')
@@ -37,8 +37,8 @@ def number(value: float) -> str:
 
 
 def integer_lines(path: str, leaf: Numbers, decode: Decode | None) -> Iterator[str]:
-    """Token ids with their text, where there is a ``decode``; other integers as runs, a line (or
-    more) for each index of the leading axes."""
+    """Token ids with their text, given a ``decode``; other integers as runs, one line or more per
+    index of the leading axes."""
     tensor = as_integers(leaf.parts[0])
     if tensor.ndim <= 1:
         yield from _line(path, tensor.flatten().tolist(), decode)
@@ -64,14 +64,14 @@ def _id_lines(ids: Sequence[int], decode: Decode) -> Iterator[str]:
     for line in _id_groups(ids, decode):
         constant = len(line) >= CONSTANT_FROM and len(set(line)) == 1
         numbers = f"{line[0]}×{len(line)}" if constant else " ".join(map(str, line))
-        # of a repeated token one is enough to read
+        # the text of a repeated token is shown once
         text = decode(line[:1] if constant else line)
         yield f"{numbers} {json.dumps(text, ensure_ascii=False)}"
 
 
 def _id_groups(ids: Sequence[int], decode: Decode) -> Iterator[list[int]]:
-    """Lines begin at special tokens and end at line ends, so that a change of the text changes
-    only the lines around it."""
+    """Lines begin at special tokens and end at newlines, so that a change to the text changes only
+    the lines around it."""
     line: list[int] = []
     for run in _repeats(ids):
         if len(run) >= CONSTANT_FROM:
@@ -102,31 +102,31 @@ def _repeats(ids: Sequence[int]) -> Iterator[list[int]]:
 
 
 def float_lines(values: Sequence[float]) -> Iterator[str]:
-    """Eight numbers a line."""
+    """Eight numbers per line."""
     for start in range(0, len(values), _FLOATS_A_LINE):
         yield " ".join(map(number, values[start : start + _FLOATS_A_LINE]))
 
 
 def check_of(leaf: Numbers) -> str:
-    """The first 16 digits of the sha256 of integers, as int64."""
+    """The first 16 digits of the sha256 of integers as int64."""
     return hash_integers(as_integers(leaf.parts[0]))[:16]
 
 
 def parse_string(text: str) -> str:
-    """A text in quotes. Raises ``ValueError`` for anything else.
+    """Quoted text. Raises ``ValueError`` for anything else.
 
     >>> parse_string('"<|im_start|>user\\\\n"')
     '<|im_start|>user\\n'
     """
     if _STRING.fullmatch(text) is None:
-        raise ValueError(f"{text[:40]!r} is no text in quotes")
+        raise ValueError(f"{text[:40]!r} is not quoted text")
     return str(json.loads(text))
 
 
 def parse_integers(
     dtype: str, shape: tuple[int, ...], lines: Sequence[tuple[int, str]], most: int = MOST_NUMBERS
 ) -> Numbers:
-    """Back from :func:`integer_lines`. Raises ``ValueError``."""
+    """The inverse of :func:`integer_lines`. Raises ``ValueError``."""
     values: list[int] = []
     words: dict[int, str] = {}
     for _, line in lines:
@@ -135,11 +135,11 @@ def parse_integers(
         found = parse_runs(numbers, most - len(values))
         values += found
         text = parse_string(quote + rest) if quote else ""
-        if quote and found and " " not in numbers:  # the text of one token, maybe repeated
+        if quote and found and " " not in numbers:  # the text of one token, possibly repeated
             words[found[0]] = text
     low, high = min(values, default=0), max(values, default=0)
     if not -(2**63) <= low <= high < 2**63:
-        raise ValueError("a number beyond 64 bits")
+        raise ValueError("a number of more than 64 bits")
     wide = _shaped(torch.tensor(values, dtype=torch.int64), shape)
     return Numbers(dtype, (wide if dtype == "int" else wide.to(DTYPES[dtype]),), words)
 
@@ -147,7 +147,7 @@ def parse_integers(
 def parse_floats(
     dtype: str, shapes: Sequence[tuple[int, ...]], lines: Sequence[tuple[int, str]]
 ) -> Numbers:
-    """Back from :func:`float_lines`. Raises ``ValueError``."""
+    """The inverse of :func:`float_lines`. Raises ``ValueError``."""
     values = [float(word) for _, line in lines for word in line.split()]
     size = sum(math.prod(shape) for shape in shapes)
     if len(values) != size:

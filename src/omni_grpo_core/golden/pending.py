@@ -1,8 +1,7 @@
-"""``regen``: what a run made otherwise than the goldens, under ``golden/.pending``, for review.
+"""``regen``: the stages of a run that differ from their goldens, written to ``golden/.pending``.
 
-A golden is never written over here. A pending file says in its header on what platform, from which
-commit and from how clean a tree it was made, and whether what is said in it is garbage: ``accept``
-goes by that.
+It never overwrites a golden. The header of a pending file gives the platform, the commit, whether
+the git tree was clean and whether completions are degenerate: ``accept`` relies on these.
 """
 
 from __future__ import annotations
@@ -35,25 +34,25 @@ from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.pipeline.stages import Context
 from omni_grpo_core.types import Rollout
 
-_NEW = "there is no golden yet"
-NO_GIT = "unknown, for want of git"
+_NEW = "no golden yet"
+NO_GIT = "unknown, since git was not found"
 NOT_UNDER_GIT = "not under git"
 NO_COMMIT = "under git without a commit"
 _SHOWN = 6
-"""Sentences of one stage."""
+"""Sentences per stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Regenerated:
-    """``result``: the case against its goldens. ``files``: what waits for review now."""
+    """``result``: the case compared with its goldens. ``files``: now pending review."""
 
     result: CaseResult
     files: tuple[Path, ...]
 
 
 def tree_state(folder: Path) -> dict[str, str]:
-    """Commit and cleanness of the git tree that ``folder`` lies in; what is in ``folder`` itself
-    does not count.
+    """Commit and state of the git tree that contains ``folder``; changes inside ``folder`` itself
+    do not count.
 
     >>> tree_state(Path("/"))
     {'commit': 'unknown', 'tree': 'not under git'}
@@ -75,14 +74,14 @@ def _why_none(folder: Path) -> str:
 
 
 def _within(top: Path, line: str, folder: Path) -> bool:
-    """Whether a line of ``git status --porcelain`` is of a file in ``folder``."""
+    """Whether a line of ``git status --porcelain`` names a file in ``folder``."""
     name = line[3:].rpartition(" -> ")[2].strip('"')
     path = (top / name).resolve()
     return path == folder or folder in path.parents
 
 
 def git(folder: Path, *arguments: str) -> str | None:
-    """What a git command prints; ``None`` where it fails or there is no git."""
+    """The output of a git command; ``None`` if it fails or git is missing."""
     there = next((p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir()), None)
     try:
         done = subprocess.run(
@@ -95,10 +94,10 @@ def git(folder: Path, *arguments: str) -> str | None:
 
 
 def fresh_goldens(context: Context, key: str, sidecar: Path | None = None) -> dict[str, str]:
-    """Golden text of every stage of a case, made from nothing but the case; what it keeps only as
-    fingerprints goes into ``sidecar``.
+    """Golden text of every stage of a case, made from the case alone; the tensors that it stores
+    only as fingerprints go into ``sidecar``.
 
-    Raises ``TraceError`` from what makes it: a pass that fails gives no goldens.
+    Raises ``TraceError`` if the pass fails: then there are no goldens.
     """
     head = run_header(context.policy, context.settings, key)
     replay = replay_case(context, {}, StageTolerances(), head)
@@ -121,11 +120,11 @@ def fresh_goldens(context: Context, key: str, sidecar: Path | None = None) -> di
 def regen(
     policy: Policy, suite: Suite, folder: Path, key: str, **how: Unpack[CheckOptions]
 ) -> tuple[Regenerated, ...]:
-    """Every stage of every case that is not as its golden has it, under ``folder/.pending``;
+    """Write every stage of every case that differs from its golden to ``folder/.pending``;
     arguments as in :func:`~omni_grpo_core.golden.checking.checked_cases`.
 
-    What waited there of these cases and this platform before is replaced. Each file is written
-    whole or not at all. Raises ``TraceError`` where ``.pending`` is no folder.
+    Pending files of these cases and this platform are replaced. Each file is written atomically.
+    Raises ``TraceError`` if ``.pending`` is not a folder.
     """
     waiting = pending_folder(folder)
     state = tree_state(folder)
@@ -133,8 +132,8 @@ def regen(
     for context, goldens, tolerances, result in checked_cases(policy, suite, folder, key, **how):
         target = waiting / result.case
         files = []
-        # a case that holds stays whole: stages after a sampled token that rounding turned are not
-        # made from what the golden holds, and would look changed
+        # a case within tolerance writes nothing: stages after a sampled token flipped by rounding
+        # are not computed from the golden's values, and would look changed
         fine = result.verdict in FINE
         fresh = {} if fine else fresh_goldens(context, key, how.get("sidecar"))
         for stage, text in fresh.items():
@@ -144,8 +143,8 @@ def regen(
                 if compare_goldens(found.golden, now, tolerances.of(stage)).verdict in FINE:
                     continue
             path = target / file_name(stage, key, suite.base)
-            told = {**state, "verdict": result.verdict}
-            write_file(path, with_header(text, told).encode("utf-8", "surrogatepass"))
+            entries = {**state, "verdict": result.verdict}
+            write_file(path, with_header(text, entries).encode("utf-8", "surrogatepass"))
             files.append(path)
         _drop_stale(target, files, key, suite)
         done.append(Regenerated(result, tuple(files)))
@@ -153,8 +152,8 @@ def regen(
 
 
 def _drop_stale(target: Path, fresh: Sequence[Path], key: str, suite: Suite) -> None:
-    """Pending files of an earlier run of this platform. New ones are there already, so a run that
-    is cut leaves too much rather than too little."""
+    """Remove pending files of an earlier run on this platform. New ones are already written, so an
+    interrupted run leaves too many files rather than too few."""
     for path in sorted(target.glob("*.txt")):
         stage = path.name.removesuffix(".txt").partition("@")[0]
         if path not in fresh and path.name == file_name(stage, key, suite.base):
@@ -166,8 +165,8 @@ def _drop_stale(target: Path, fresh: Sequence[Path], key: str, suite: Suite) -> 
 def record(
     policy: Policy, suite: Suite, folder: Path, key: str, **how: Unpack[CheckOptions]
 ) -> tuple[Path, ...]:
-    """Goldens of every case straight into ``folder``: for a comparison of two environments, where
-    nobody reviews one side."""
+    """Write goldens of every case straight into ``folder``, for comparing two environments without
+    a review."""
     files = []
     for name, context in contexts(policy, suite, suite.chosen(how.get("names", ()))).items():
         for stage, text in fresh_goldens(context, key, how.get("sidecar")).items():
@@ -179,28 +178,28 @@ def record(
 
 @dataclass(frozen=True, slots=True)
 class PendingCase:
-    """``verdict``: of the run that made it. ``stages``: what is otherwise, by file name."""
+    """``verdict``: of the run that made it. ``stages``: what differs, by file name."""
 
     verdict: str
     stages: Mapping[str, tuple[str, ...]]
 
     def lines(self, case: str) -> list[str]:
         """For a person."""
-        told = [f"{case}: {self.verdict}"]
+        lines = [f"{case}: {self.verdict}"]
         new = [name for name, sentences in self.stages.items() if sentences == (_NEW,)]
-        told += [f"  new: {', '.join(new)}"] if new else []
+        lines += [f"  new: {', '.join(new)}"] if new else []
         for name, sentences in self.stages.items():
             if name in new:
                 continue
-            told.append(f"  {name}")
-            told += [f"    {sentence}" for sentence in sentences[:_SHOWN]]
-        return told
+            lines.append(f"  {name}")
+            lines += [f"    {sentence}" for sentence in sentences[:_SHOWN]]
+        return lines
 
 
 def pending_changes(folder: Path, suite: Suite) -> dict[str, PendingCase]:
-    """What waits for review against what stands, by case; no model is needed.
+    """Pending files compared with their goldens, by case; no model is needed.
 
-    Raises ``TraceError`` for a file on either side that is broken.
+    Raises ``TraceError`` for a broken file on either side.
     """
     found = {}
     for case, paths in pending_cases(folder).items():

@@ -1,4 +1,4 @@
-"""What the ``omni_golden`` fixture hands to a test."""
+"""The object that the ``omni_golden`` fixture passes to a test."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from syrupy.assertion import SnapshotAssertion
 
 BASE = "cpu-fp32"
-"""The platform whose goldens carry no name of one."""
+"""The platform whose goldens have no platform in their name."""
 
 
 class OmniGolden:
-    """Compares values with their goldens in ``golden/<case>/<stage>.txt`` under pytest's root;
-    with ``--snapshot-update`` writes those that are missing or beyond tolerance."""
+    """Compares values with their goldens in ``golden/<case>/<stage>.txt`` under pytest's root; with
+    ``--snapshot-update`` it writes those that are missing or beyond tolerance."""
 
     def __init__(
         self,
@@ -33,8 +33,8 @@ class OmniGolden:
         test: str = "",
         cases: MutableMapping[str, str] | None = None,
     ) -> None:
-        """``case``: the default one, made from the name of ``test``, a node id. ``cases``: which
-        test of the run took which default case."""
+        """``case``: the default, made from the name of ``test``, a node id. ``cases``: the test
+        that uses each default case in this run."""
         self._snapshot = snapshot.use_extension(GoldenExtension)
         self._case = case
         self._test = test
@@ -51,14 +51,14 @@ class OmniGolden:
         decode: Decode | None = None,
         platform: str = BASE,
     ) -> None:
-        """Fail the test, saying what changed, unless ``value`` is as its golden has it.
+        """Fail the test and report what changed unless ``value`` matches its golden.
 
-        ``case`` is by default the test's name. ``header`` is added to the versions that stand in
-        every golden; ``decode`` turns token ids into text, special tokens kept. ``platform``: what
-        computed the value, as :func:`~omni_grpo_core.golden.environment.platform_key` says it;
-        another than the CPU in float32 has a golden of its own, ``<stage>@<platform>.txt``.
+        ``case`` defaults to the test's name. ``header`` is added to the versions in every golden;
+        ``decode`` turns token ids into text, special tokens included. ``platform``: where the
+        value was computed, a :func:`~omni_grpo_core.golden.environment.platform_key`; any but the
+        CPU in float32 has its own golden, ``<stage>@<platform>.txt``.
         """
-        case = case or self._own()
+        case = case or self._default_case()
         lines = self._differences(value, stage, case, header or {}, decode, platform)
         if lines:
             pytest.fail("\n".join(lines), pytrace=False)
@@ -71,26 +71,26 @@ class OmniGolden:
         decode: Decode | None = None,
         platform: str = BASE,
     ) -> None:
-        """Every stage of ``trace``, in order; the stage that is named first diverged first.
+        """Check every stage of ``trace`` in order; the stage reported first diverged first.
 
-        Stages that no device computes have one golden for every ``platform``.
+        Stages that no device computes share one golden between all platforms.
         """
         lines: list[str] = []
-        name = case or self._own()
+        name = case or self._default_case()
         for record in trace.stages:
             key = BASE if record.stage in EXACT_STAGES else platform
             lines += self._differences(record.value, record.stage, name, trace.header, decode, key)
         if lines:
             pytest.fail("\n".join(lines), pytrace=False)
 
-    def _own(self) -> str:
-        """The default case; two tests of one name in two files would write over each other's."""
+    def _default_case(self) -> str:
+        """Refused if shared: tests of one name in two files would overwrite each other's golden."""
         owner = self._cases.setdefault(self._case, self._test)
         if owner != self._test:
             raise ConfigError(
                 f"golden {self._case!r} of {self._test}",
-                got=f"{owner}, whose golden has that name already",
-                want="one test a golden",
+                got=f"{owner}, whose golden already has that name",
+                want="one test per golden",
                 fix="rename the test, or pass case=",
             )
         return self._case
@@ -108,7 +108,7 @@ class OmniGolden:
         if name in self._seen:
             raise ConfigError(
                 f"golden {name!r}",
-                got="a second value of that name in one test",
+                got="a second value with that name in one test",
                 want="one",
                 fix="give each its own stage or case",
             )
@@ -124,7 +124,7 @@ class OmniGolden:
             raise result.exception
         if result.recalled_data is None:
             return [f"golden {name}: {MISSING}"]
-        # not the extension's own lines: here is a decode, and ids alone tell a reader little
+        # not the extension's own lines: with decode, ids are shown with their text
         was, now = (parse_golden(str(x)) for x in (result.recalled_data, result.asserted_data))
         found = compare_goldens(was, now, GoldenExtension.tolerances, decode).differences
         sentences = [d.sentence for d in found if d.verdict == "differs"]

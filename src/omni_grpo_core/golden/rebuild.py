@@ -1,7 +1,7 @@
-"""A golden's leaves back to the value, so that a stage can be fed with it.
+"""A golden's leaves back to the value, so that a stage can use it as input.
 
-What a golden keeps only as a fingerprint cannot be rebuilt; there the fresh tensor steps in, if the
-fingerprint says that it is the same.
+A tensor that a golden stores only as a fingerprint cannot be rebuilt; the fresh tensor replaces it
+if the fingerprints match.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.io.bounded import MAX_DEPTH
-from omni_grpo_core.trace.codec import NOUNS, make_noun
+from omni_grpo_core.trace.codec import VALUE_CLASSES, make_value
 from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.trace.leaves import Kind, Leaf, Numbers, Ranking, Scalar, Spans
 
@@ -21,21 +21,20 @@ _STEP = re.compile(r'\.?([A-Za-z_]\w*)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]')
 
 
 class Lost(Exception):
-    """A golden does not hold enough to rebuild its value, or what no such value holds; the text is
-    the leaf's path."""
+    """A golden holds too little to rebuild its value, or something that does not belong in it; the
+    text is the leaf's path."""
 
 
 def rebuild(leaves: Mapping[str, Leaf], stand_ins: Mapping[str, Leaf] | None = None) -> object:
-    """The value that these are the leaves of. ``stand_ins`` are fresh leaves by path, for
-    fingerprints.
+    """The value with these leaves. ``stand_ins``: fresh leaves by path, in place of fingerprints.
 
-    Raises :class:`Lost` for a fingerprint without a stand-in, and for a noun that its leaves do not
-    fit.
+    Raises :class:`Lost` for a fingerprint without a stand-in, and for leaves that do not fit their
+    dataclass.
 
     >>> from omni_grpo_core.trace.leaves import leaves
     >>> from omni_grpo_core.types import Completion, Rollout
-    >>> said = Rollout((Completion("a", 0, (5, 2), "red", "stop", (-0.5, -0.25)),), 1, 0.0, 0)
-    >>> rebuild(leaves(said)) == said
+    >>> rollout = Rollout((Completion("a", 0, (5, 2), "red", "stop", (-0.5, -0.25)),), 1, 0.0, 0)
+    >>> rebuild(leaves(rollout)) == rollout
     True
     """
     root: dict[str, Any] = {}
@@ -64,10 +63,10 @@ def _value(node: Mapping[str, Any], stand_ins: Mapping[str, Leaf]) -> Any:
         for step, part in node.get("parts", {}).items()
         if not _derived(part)
     }
-    if isinstance(leaf, Kind) and leaf.name in NOUNS:
+    if isinstance(leaf, Kind) and leaf.name in VALUE_CLASSES:
         try:
-            return make_noun(NOUNS[leaf.name], parts, path)
-        except TraceError as error:  # of another version's shape, or altered
+            return make_value(VALUE_CLASSES[leaf.name], parts, path)
+        except TraceError as error:  # written by another version, or altered
             raise Lost(error.item) from error
     if parts:
         if all(isinstance(step, int) for step in parts):
@@ -81,7 +80,7 @@ def _value(node: Mapping[str, Any], stand_ins: Mapping[str, Leaf]) -> Any:
 
 
 def _derived(node: Mapping[str, Any]) -> bool:
-    """Rankings are made from logits that stand beside them."""
+    """Rankings are computed from the logits next to them."""
     inner = node.get("parts", {})
     return isinstance(node.get("leaf", ("", None))[1], Ranking) or (
         bool(inner) and all(_derived(part) for part in inner.values())

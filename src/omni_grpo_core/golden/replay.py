@@ -1,4 +1,4 @@
-"""One case, stage by stage: made afresh, compared, and where it diverges made again from the
+"""One case, stage by stage: computed, compared, and where it diverges computed again from the
 golden's own inputs."""
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from omni_grpo_core.core.batch import collate
 from omni_grpo_core.golden.classify import Kinds, base_stage, kind_of
 from omni_grpo_core.golden.environment import file_hash, weights_hash
 from omni_grpo_core.golden.generations import (
+    decoder,
     first_difference,
     scored_of,
     scoring_differences,
-    words_of,
 )
 from omni_grpo_core.golden.rebuild import Lost, rebuild
 from omni_grpo_core.golden.results import Origin
@@ -36,8 +36,8 @@ MODEL = ("embeddings", "positions", "logits", "scoring")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """One stage: what was made, as golden text, and how it differs from the golden (``found``,
-    ``None`` where there is none)."""
+    """One stage: its fresh value as golden text, and how that differs from the golden (``found``,
+    ``None`` if there is none)."""
 
     found: Found | None
     text: str
@@ -52,9 +52,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
-    """A case on its way: ``fresh`` and ``golden`` values and what was ``seen``, by stage. A value
-    that could not be made, or that its golden does not hold, is not there. ``draw_distances``: of
-    sampled completions, by stage."""
+    """The state of a case's replay: ``fresh`` and ``golden`` values and what was ``seen``, by
+    stage. A value that could not be computed or rebuilt is missing. ``draw_distances``: of sampled
+    completions, by stage."""
 
     context: Context
     goldens: Mapping[str, Found]
@@ -72,7 +72,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Made:
-    """A stage's value, or why there is none."""
+    """A stage's value, or why it has none."""
 
     value: object = None
     failure: str = ""
@@ -85,21 +85,21 @@ def replay_case(
     header: Mapping[str, str],
     sidecar: Path | None = None,
 ) -> Replay:
-    """Every stage of a case. Without goldens it is only made."""
+    """Every stage of a case. Without goldens it is only computed."""
     replay = Replay(context, goldens, tolerances, header, sidecar)
     for stage in stages_of(context.steps):
         if stage == "scoring":
-            _say(replay)
+            _put_scored_completion(replay)
         made = _make(replay, stage, replay.fresh)
-        _see(replay, stage, made)
+        _record(replay, stage, made)
     if context.steps:
         for stage, made in _steps(replay):
-            _see(replay, stage, made)
+            _record(replay, stage, made)
     return replay
 
 
-def own_header(context: Context, stage: str) -> dict[str, str]:
-    """What one stage alone was made from: the media files, the weights."""
+def stage_header(context: Context, stage: str) -> dict[str, str]:
+    """Header entries of one stage: hashes of the media files or of the weights."""
     if stage == "media":
         paths = dict.fromkeys(ref.path for sample in context.samples for ref in sample.media)
         return {f"file {Path(path).name}": file_hash(Path(path)) for path in paths}
@@ -109,12 +109,12 @@ def own_header(context: Context, stage: str) -> dict[str, str]:
 
 
 def kept(value: object) -> object:
-    """What a golden holds of a value: of a batch the rows' tensors, not once more side by side."""
+    """What a golden stores of a value: a batch's rows, without their collated copy."""
     return replace(value, tensors={}) if isinstance(value, Batch) else value
 
 
 def _whole(value: object) -> object:
-    """Back from :func:`kept`."""
+    """The inverse of :func:`kept`."""
     if isinstance(value, Batch):
         return replace(value, tensors=collate(value.rows, 0).tensors)
     return value
@@ -123,34 +123,34 @@ def _whole(value: object) -> object:
 def _make(replay: Replay, stage: str, values: Values) -> _Made:
     missing = next((need for need in GRAPH[stage].needs if need not in values), None)
     if missing is not None:
-        return _Made(failure=f"there is no {missing} to make it from")
+        return _Made(failure=f"its input {missing} is missing")
     try:
         return _Made(make(replay.context, stage, values))
-    except Exception as error:  # whatever an upgrade makes a library raise is a finding
+    except Exception as error:  # anything a library raises after an upgrade is a finding
         return _Made(failure=f"{type(error).__name__}: {error}")
 
 
-def _say(replay: Replay) -> None:
-    """The completion that is scored: the golden's, or the fresh one where there is none."""
+def _put_scored_completion(replay: Replay) -> None:
+    """The completion to score: the golden's, or the fresh one if there is no golden."""
     found = replay.goldens.get("completion")
     if found is None:
-        said = _make(replay, "completion", replay.fresh).value
+        rollout = _make(replay, "completion", replay.fresh).value
     else:
         try:
-            said = rebuild(found.golden.leaves)
+            rollout = rebuild(found.golden.leaves)
         except Lost:
             return
-    if isinstance(said, Rollout):
-        replay.fresh["said"] = replay.golden["said"] = said
+    if isinstance(rollout, Rollout):
+        replay.fresh["to_score"] = replay.golden["to_score"] = rollout
 
 
-def _see(replay: Replay, stage: str, made: _Made) -> None:
+def _record(replay: Replay, stage: str, made: _Made) -> None:
     decode = replay.context.policy.decode
     found = replay.goldens.get(stage)
     text = ""
     if not made.failure:
         put(replay.fresh, stage, made.value)
-        head = {**replay.header, **own_header(replay.context, stage)}
+        head = {**replay.header, **stage_header(replay.context, stage)}
         text = format_golden(stage, kept(made.value), head, decode)
     if found is None:
         if not made.failure:
@@ -161,7 +161,7 @@ def _see(replay: Replay, stage: str, made: _Made) -> None:
     kinds: tuple[Kinds, ...]
     now: Golden | None = None
     if made.failure:
-        differences = (Difference("self", "differs", f"it fails: {made.failure}"),)
+        differences = (Difference("self", "differs", f"the stage failed: {made.failure}"),)
         kinds = ("meaning",)
     else:
         now = parse_golden(text)
@@ -178,19 +178,19 @@ def _see(replay: Replay, stage: str, made: _Made) -> None:
 
 
 def _compare(replay: Replay, stage: str, was: Golden, now: Golden) -> tuple[Difference, ...]:
-    if stage == "scoring" and "said" in replay.golden:
-        said = replay.golden["said"].completions
+    if stage == "scoring" and "to_score" in replay.golden:
+        completions = replay.golden["to_score"].completions
         tolerance = replay.tolerances.of(stage).of("float")
         with suppress(Lost):
             before, after = scored_of(was.leaves), scored_of(now.leaves)
-            if len(before) == len(after) == len(said):
-                return tuple(scoring_differences(before, after, said, tolerance))
-    decode = words_of(replay.context.policy)
+            if len(before) == len(after) == len(completions):
+                return tuple(scoring_differences(before, after, completions, tolerance))
+    decode = decoder(replay.context.policy)
     return compare_goldens(was, now, replay.tolerances.of(stage), decode).differences
 
 
 def _rebuild(replay: Replay, stage: str, was: Golden, now: Golden | None) -> None:
-    """The golden's value, with fresh tensors where its fingerprints say that they are the same."""
+    """The golden's value, with fresh tensors where the fingerprints match."""
     stand_ins: dict[str, Leaf] = {}
     if replay.sidecar is not None:
         stand_ins |= fetch(replay.sidecar, was.header)
@@ -229,27 +229,27 @@ def _origin(replay: Replay, stage: str, was: Golden) -> Origin:
 
 
 def _completion_origin(replay: Replay) -> Origin:
-    """A completion follows from the scores when each side's first other token is what the fresh
-    scoring forward, given the golden's tokens so far, finds likeliest."""
+    """A completion's divergence is inherited from the scores if its first differing token is the
+    likeliest one of the fresh scoring forward, given the golden's tokens up to there."""
     if not any(replay.diverges(stage) for stage in ("batch", *MODEL)):
         return "added"
     if "scoring" not in replay.fresh or "completion" not in replay.fresh:
         return "inherited or unknown"
-    said, now = replay.fresh["said"].completions, replay.fresh["completion"].completions
-    for was, again, scored in zip(said, now, replay.fresh["scoring"], strict=False):
+    before, now = replay.fresh["to_score"].completions, replay.fresh["completion"].completions
+    for was, again, scored in zip(before, now, replay.fresh["scoring"], strict=False):
         at = first_difference(was.token_ids, again.token_ids)
         if at is None:
             continue
         if at >= min(len(was.token_ids), len(again.token_ids)):
-            return "added"  # where it stops is not the scores' doing
+            return "added"  # the scores do not explain where it stops
         if again.token_ids[at] != int(scored.top_ids[at][0]):
             return "added"
     return "inherited"
 
 
 def _step_origin(replay: Replay, stage: str) -> Origin:
-    """Rewards and advantages are made from the golden's completions and rewards alone. The others
-    meet the weights too, which what diverged before may have changed."""
+    """Rewards and advantages depend only on the golden's completions and rewards. Other stages also
+    depend on the weights, which an earlier divergence may have changed."""
     if base_stage(stage) in ("reward", "advantage"):
         inputs = ("text", "sample") if base_stage(stage) == "reward" else ()
         unsure = any(replay.diverges(need) and need not in replay.golden for need in inputs)
@@ -265,7 +265,7 @@ def _step_origin(replay: Replay, stage: str) -> Origin:
 
 
 def _steps(replay: Replay) -> Iterator[tuple[str, _Made]]:
-    """Stages of the GRPO steps; after a failure the rest has nothing to be made from."""
+    """Stages of the GRPO steps; after a failure the rest fail with the same message."""
     names = list(step_names(replay.context.steps))
     values: Values = {**replay.fresh, **replay.golden}
 
@@ -273,7 +273,7 @@ def _steps(replay: Replay) -> Iterator[tuple[str, _Made]]:
         return cast(T, replay.golden.get(stage, fresh))
 
     failure = next(
-        (f"there is no {need}" for need in ("sample", "text", "batch") if need not in values), ""
+        (f"{need} is missing" for need in ("sample", "text", "batch") if need not in values), ""
     )
     if not failure:
         try:
@@ -282,7 +282,7 @@ def _steps(replay: Replay) -> Iterator[tuple[str, _Made]]:
             ):
                 names.remove(name)
                 yield name, _Made(value)
-        except Exception as error:  # whatever an upgrade makes a library raise is a finding
+        except Exception as error:  # anything a library raises after an upgrade is a finding
             failure = f"{type(error).__name__}: {error}"
     for name in names:
         yield name, _Made(failure=failure)

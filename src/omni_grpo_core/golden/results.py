@@ -1,6 +1,6 @@
-"""What a check of goldens found, as values: by stage, by case, in all.
+"""The results of a golden check: per stage, per case and overall.
 
-``was`` is the golden's side throughout, ``now`` that of the fresh pass.
+``was`` is always the golden's side, ``now`` that of the fresh pass.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from omni_grpo_core.types import MADE_STAGES, Span
 
 Verdict = Literal["exact", "within", "benign-drift", "harmful", "degenerate", "schema"]
 """``exact``: equal in value and type. ``within``: floats differ, within the platform's tolerance.
-``benign-drift``: floats beyond tolerance, while what the model says, and how sure it is of it, is
-as it was. ``harmful``: ids, masks, positions, spans, text or what is said changed, or training
-numbers moved. ``degenerate``: what is said is garbage, or not finite. ``schema``: another shape,
-dtype or kind of value, or no golden to compare with."""
+``benign-drift``: floats beyond tolerance, but the completions and the model's certainty are
+unchanged. ``harmful``: ids, masks, positions, spans, text or completions changed, or training
+values moved. ``degenerate``: completions are degenerate, or values non-finite. ``schema``: a
+different shape, dtype or kind of value, or no golden to compare with."""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _AT = MADE_STAGES.index("completion")
 ORDER: tuple[str, ...] = (*MADE_STAGES[:_AT], "scoring", *MADE_STAGES[_AT:])
-"""Stages of a golden: its completions are scored before others are generated."""
+"""Stages of a case, in order: the golden's completions are scored before new ones are generated."""
 FINE: tuple[Verdict, ...] = ("exact", "within")
 
 Origin = Literal["none", "added", "inherited", "inherited or unknown"]
-"""Whose a stage's divergence is. ``none``: it does not diverge. ``added``: it diverges though it is
-fed with the golden's own input. ``inherited``: fed with that, it does not. ``inherited or
-unknown``: the golden holds too little of the input to tell."""
+"""Where a stage's divergence comes from. ``none``: it does not diverge. ``added``: it diverges even
+on the golden's own input. ``inherited``: on that input it does not. ``inherited or unknown``: the
+golden stores too little of the input to decide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids (n), the text of each alone (n), and which of them media fill."""
+    """Token ids (n), the text of each by itself (n), and the spans that media fill."""
 
     ids: tuple[int, ...]
     words: tuple[str, ...]
@@ -42,7 +42,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """One row's prompt on both sides; ``None`` where that side has no such row."""
+    """One row's prompt on both sides; ``None`` if that side lacks the row."""
 
     sample_id: str
     was: Tokens | None
@@ -54,11 +54,11 @@ class Generation:
     """One completion on both sides.
 
     ``first``: index of the first differing token, ``None`` if none differs; it may be one past the
-    end of the shorter side. ``was_rank``, ``now_rank``: place (0 is likeliest) that the golden's
-    token has in the fresh distribution there, and the fresh one's in the golden's; ``None`` beyond
-    the top that is kept, or where no token differs. ``margin``: nats by which the golden preferred
-    its token to the fresh one. ``drift``: largest |Δ logprob| of the golden's tokens, scored
-    teacher-forced. ``garbage``: why the fresh one is degenerate, else empty.
+    end of the shorter side. ``was_rank``, ``now_rank``: rank (0 is likeliest) of the golden's token
+    in the fresh distribution there, and of the fresh token in the golden's; ``None`` outside the
+    stored top tokens, or if no token differs. ``margin``: nats by which the golden preferred its
+    token to the fresh one. ``drift``: largest |Δ logprob| of the golden's tokens, scored
+    teacher-forced. ``garbage``: why the fresh completion is degenerate, else empty.
     """
 
     sample_id: str
@@ -80,7 +80,7 @@ class Generation:
 @dataclass(frozen=True, slots=True)
 class StageResult(Drifts):
     """One stage. ``stage`` is the golden's name, in a training case with the step's number
-    (``loss.2``). ``golden``: the file compared with, relative to the golden folder."""
+    (``loss.2``). ``golden``: the golden's file, relative to the golden folder."""
 
     stage: str
     verdict: Verdict
@@ -96,8 +96,8 @@ class StageResult(Drifts):
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """One case. ``first``: the first stage that diverges by its own fault, ``None`` if none does.
-    ``versions``: what the golden was made under and is otherwise now, by header key, (was, now)."""
+    """One case. ``first``: the first stage that added a divergence, ``None`` if none did.
+    ``versions``: header entries that changed since the golden was made, by key, (was, now)."""
 
     case: str
     verdict: Verdict
@@ -114,7 +114,7 @@ class CaseResult:
 
 @dataclass(frozen=True, slots=True)
 class GoldenReport:
-    """Every case that was looked at. ``folder``: the goldens'. ``platform``: the key of this run,
+    """Every case that was checked. ``folder``: of the goldens. ``platform``: the key of this run,
     for example ``cpu-fp32``."""
 
     folder: str
@@ -153,13 +153,13 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def _order(stage: str) -> tuple[int, int]:
-    """Steps come after each other, and after the pass before them."""
+    """GRPO steps follow the pass, in order."""
     name, _, step = stage.partition(".")
     return int(step or 0), ORDER.index(name) if name in ORDER else len(ORDER)
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: of a class its fields; for an infinity, which JSON lacks, its name."""
+    """As plain JSON: a dataclass as its fields; a non-finite float, which JSON lacks, as text."""
     if is_dataclass(value):
         return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, Mapping):

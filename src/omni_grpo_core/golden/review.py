@@ -1,4 +1,4 @@
-"""``accept`` and ``reject``: a person's verdict on what is pending, with the reason on record."""
+"""``accept`` and ``reject``: a person's decision on pending goldens, with the reason recorded."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from omni_grpo_core.golden.text import read_text, with_header
 from omni_grpo_core.io.atomic import write_file
 
 REASON_LENGTH = 8
-"""Characters that a reason must have: "ok" is none."""
+"""Shortest reason accepted, in characters: "ok" is not one."""
 _FIXES = {
     NO_GIT: "install git, or put it on the PATH",
-    NOT_UNDER_GIT: "make a repository (git init) and commit what is there",
-    NO_COMMIT: "commit what is there",
+    NOT_UNDER_GIT: "create a repository (git init) and commit the files",
+    NO_COMMIT: "commit the files",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """``file``: the golden, ``supersedes``: sha256 of what stood there, or ``nothing``."""
+    """``file``: the golden, ``supersedes``: sha256 of the golden it replaced, or ``nothing``."""
 
     file: Path
     supersedes: str
 
 
 def waiting(folder: Path, cases: Sequence[str], platform: str | None, suite: Suite) -> list[Path]:
-    """Pending files of these cases (all if there are none) and of a platform (all if ``None``).
+    """Pending files of these cases (by default all) and this platform (``None``: all).
 
     Raises:
-        ConfigError: nothing is pending there: it was not run, or not on that platform.
+        ConfigError: nothing is pending: regen was not run, or not on that platform.
     """
     pending = pending_cases(folder)
     for case in cases or pending or ("",):
@@ -49,7 +49,7 @@ def waiting(folder: Path, cases: Sequence[str], platform: str | None, suite: Sui
             raise ConfigError(
                 f"case {case}" if case else str(folder / PENDING),
                 got=f"pending goldens of {', '.join(keys)} only" if keys else "nothing pending",
-                want=f"goldens that were made on {platform}" if platform else "pending goldens",
+                want=f"goldens made on {platform}" if platform else "pending goldens",
                 fix="run omni-grpo golden regen" + (f" on {platform}" if platform else ""),
             )
     return [
@@ -69,12 +69,12 @@ def accept(
     platform: str | None = None,
     by: str | None = None,
 ) -> tuple[Accepted, ...]:
-    """Put what is pending of ``cases`` in place of their goldens, with who, why and what it
-    supersedes in the header. Everything is looked at before anything is written.
+    """Replace goldens of ``cases`` with their pending files, with who, why and what they supersede
+    in the header. Every file is checked before any is written.
 
     Raises:
-        ConfigError: no reason, a dirty tree now or when it was made, values that are not finite,
-            degenerate completions, a platform that it was not run on, nothing pending.
+        ConfigError: no reason, a git tree that is dirty now or was at regen, non-finite values,
+            degenerate completions, a platform that regen did not run on, nothing pending.
         TraceError: a pending file that is broken or was edited.
     """
     if len(reason.strip()) < REASON_LENGTH:
@@ -82,27 +82,27 @@ def accept(
             "--reason",
             got=repr(reason),
             want=f"why the change is right, in {REASON_LENGTH} characters or more",
-            fix="say what changed and why that is wanted",
+            fix="state what changed and why the change is wanted",
         )
-    _clean(str(folder), tree_state(folder)["tree"], "commit or undo what is changed")
+    _require_clean(str(folder), tree_state(folder)["tree"], "commit or undo the changes")
     paths = waiting(folder, cases, platform, suite)
     for path in paths:
-        _acceptable(path, suite)
+        _require_acceptable(path, suite)
     who = by or _author(folder)
-    return tuple(_put(folder, path, reason.strip(), who) for path in paths)
+    return tuple(_replace(folder, path, reason.strip(), who) for path in paths)
 
 
-def _clean(item: str, tree: str, fix: str) -> None:
+def _require_clean(item: str, tree: str, fix: str) -> None:
     if tree != "clean":
         raise ConfigError(
             item,
             got=f"a tree that is {tree}",
-            want="a clean git tree, so that the golden's commit says what made it",
+            want="a clean git tree, so that the golden's commit identifies the code that made it",
             fix=_FIXES.get(tree, fix),
         )
 
 
-def _acceptable(path: Path, suite: Suite) -> None:
+def _require_acceptable(path: Path, suite: Suite) -> None:
     golden = read_golden(path)
     header = golden.header
     key = split_name(path.name, suite.base)[1]
@@ -113,23 +113,23 @@ def _acceptable(path: Path, suite: Suite) -> None:
             want=f"one made on {key}",
             fix=f"run omni-grpo golden regen on {key}",
         )
-    _clean(
+    _require_clean(
         str(path), header.get("tree", "unknown"), "commit, then run omni-grpo golden regen again"
     )
     nonfinite = first_nonfinite(golden.leaves)
     if nonfinite is not None:
         raise ConfigError(
             str(path),
-            got=f"a value at {nonfinite} that is NaN or infinite",
+            got=f"a non-finite value at {nonfinite}",
             want="finite values",
-            fix="find what made it: omni-grpo golden diff names the first stage",
+            fix="find its cause: omni-grpo golden diff names the first divergent stage",
         )
     if header.get("degenerate") or header.get("verdict") == "degenerate":
         raise ConfigError(
             str(path),
             got=f"a degenerate completion ({header.get('degenerate') or 'see golden check'})",
-            want="a policy that answers",
-            fix="find what broke it: omni-grpo golden diff names the first stage",
+            want="completions that are not degenerate",
+            fix="find the cause: omni-grpo golden diff names the first divergent stage",
         )
 
 
@@ -138,28 +138,28 @@ def _author(folder: Path) -> str:
     return f"{name or getpass.getuser()} <{mail}>" if mail else name or getpass.getuser()
 
 
-def _put(folder: Path, path: Path, reason: str, who: str) -> Accepted:
+def _replace(folder: Path, path: Path, reason: str, who: str) -> Accepted:
     target = folder / path.parent.name / path.name
     old = target.read_bytes() if target.is_file() else None
     supersedes = "nothing" if old is None else f"sha256 {hashlib.sha256(old).hexdigest()[:16]}"
     text = read_text(path)
-    told = {
+    entries = {
         "accepted": f"{datetime.now(UTC):%Y-%m-%d} by {who}",
         "reason": reason,
         "supersedes": supersedes,
     }
-    # the golden is whole before the pending file goes: cut in between, it is accepted once more
-    write_file(target, with_header(text, told).encode("utf-8", "surrogatepass"))
+    # the golden is complete before the pending file is removed: if interrupted, accept again
+    write_file(target, with_header(text, entries).encode("utf-8", "surrogatepass"))
     path.unlink()
     _drop_empty(path.parent)
     return Accepted(target, supersedes)
 
 
 def reject(folder: Path, cases: Sequence[str], suite: Suite) -> tuple[Path, ...]:
-    """Drop what is pending of ``cases``; goldens stay as they are.
+    """Delete the pending files of ``cases``; goldens are left unchanged.
 
     Raises:
-        ConfigError: nothing is pending there.
+        ConfigError: nothing is pending.
     """
     paths = waiting(folder, cases, None, suite)
     for path in paths:
@@ -174,9 +174,9 @@ def _drop_empty(folder: Path) -> None:
 
 
 def stale(folder: Path, key: str, suite: Suite, *, every: bool) -> list[Path]:
-    """Goldens that no case of the suite asks for: of platform ``key`` only, unless ``every``,
-    since a run on one machine does not know what another's needs. Goldens that no suite made
-    (those of single tests) are left alone.
+    """Goldens that no case of the suite uses: of platform ``key`` only, unless ``every``, since a
+    run on one machine does not know what another needs. Goldens not made by a suite (those of
+    single tests) are excluded.
     """
     stages = {name: set(golden_stages(case)) for name, case in suite.cases.items()}
     found = []
@@ -184,19 +184,18 @@ def stale(folder: Path, key: str, suite: Suite, *, every: bool) -> list[Path]:
         stage, of = split_name(path.name, suite.base)
         if of != key and not every:
             continue
-        if stage not in stages.get(path.parent.name, set()) and _of_a_suite(path):
+        if stage not in stages.get(path.parent.name, set()) and _made_by_suite(path):
             found.append(path)
     return found
 
 
 def unsound(folder: Path) -> list[str]:
-    """What must not be committed, in a sentence each: goldens that are broken or were edited by
-    hand, that were put in place without a review, and those that still wait for one. No model is
-    needed.
+    """What must not be committed, one sentence each: goldens that are broken or were edited by
+    hand, that were never accepted, and those still pending. No model is needed.
 
     Raises:
-        ConfigError: ``folder`` is no folder.
-        TraceError: its ``.pending`` is no folder.
+        ConfigError: ``folder`` is not a folder.
+        TraceError: its ``.pending`` is not a folder.
     """
     if not folder.is_dir():
         raise ConfigError(
@@ -209,19 +208,19 @@ def unsound(folder: Path) -> list[str]:
         except TraceError as error:
             found.append(str(error))
             continue
-        # regen writes the one, accept the other
+        # regen writes "tree", accept writes "accepted"
         if "tree" in header and "accepted" not in header:
             found.append(
-                f"{path}: found a golden that nobody accepted, wanted one with a reason on record; "
-                f"move it back to {PENDING} and run omni-grpo golden accept"
+                f"{path}: found a golden that was never accepted, wanted one with a recorded "
+                f"reason; move it back to {PENDING} and run omni-grpo golden accept"
             )
     for case, paths in pending_cases(folder).items():
         found.append(
-            f"{folder / PENDING / case}: found {len(paths)} goldens that wait for review, wanted "
-            "none; run omni-grpo golden review"
+            f"{folder / PENDING / case}: found {len(paths)} pending, wanted none; "
+            "run omni-grpo golden review"
         )
     return found
 
 
-def _of_a_suite(path: Path) -> bool:
+def _made_by_suite(path: Path) -> bool:
     return "platform" in read_golden(path).header

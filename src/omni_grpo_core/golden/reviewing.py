@@ -1,4 +1,4 @@
-"""What a person is asked in a review, and the commands that answer it elsewhere."""
+"""The questions of a review, and the commands that answer them without a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = Path("golden")
 
 
 def command(verb: str, case: str, folder: Path) -> str:
-    """The exact command of a verdict; ``WHY`` is to be replaced, and is refused as it is.
+    """The exact command of a decision; ``WHY`` must be replaced, and is refused as it is.
 
     >>> command("accept", "clip", Path("golden"))
     'omni-grpo golden accept clip --reason WHY'
@@ -27,19 +27,19 @@ def command(verb: str, case: str, folder: Path) -> str:
 
 
 def advice(case: CaseResult, folder: Path) -> str:
-    """What to do about a case that is not as its golden has it, with the commands in backquotes."""
+    """What to do about a case that differs from its golden, with the commands in backticks."""
     commands = (command(verb, case.case, folder) for verb in ("diff", "regen", "accept"))
     diff, regen, accept = (f"`{text}`" for text in commands)
     if case.verdict == "degenerate":
-        return f"find what broke it with {diff}: degenerate completions cannot be accepted"
+        return f"find the cause with {diff}: degenerate completions cannot be accepted"
     return (
-        f"see both sides with {diff}; undo what changed it or, if the change is wanted, run "
+        f"compare both sides with {diff}; undo the change or, if it is wanted, run "
         f"{regen} and {accept}"
     )
 
 
 def listed(changes: Mapping[str, PendingCase], folder: Path) -> list[dict[str, Any]]:
-    """What is pending, for ``--json``."""
+    """Pending changes for ``--json``."""
     return [
         {
             "case": case,
@@ -52,8 +52,8 @@ def listed(changes: Mapping[str, PendingCase], folder: Path) -> list[dict[str, A
     ]
 
 
-def told(changes: Mapping[str, PendingCase], folder: Path) -> list[str]:
-    """What is pending, with the commands, for a person without a terminal."""
+def pending_lines(changes: Mapping[str, PendingCase], folder: Path) -> list[str]:
+    """Pending changes with their commands, for a person without a terminal."""
     lines = []
     for case, change in changes.items():
         lines += change.lines(case)
@@ -69,9 +69,9 @@ def ask(
     prompt: Callable[[str], str],
     echo: Callable[[str], None],
 ) -> int:
-    """Case by case: accept, reject, skip or quit. Returns how many are left pending.
+    """Case by case: accept, reject, skip or quit. Returns how many remain pending.
 
-    Raises what :func:`~omni_grpo_core.golden.review.accept` raises; what was decided before stays.
+    Raises as :func:`~omni_grpo_core.golden.review.accept`; earlier decisions are kept.
     """
     left = len(changes)
     for case, change in changes.items():

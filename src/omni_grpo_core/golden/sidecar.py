@@ -1,7 +1,7 @@
-"""What a golden keeps only as a fingerprint, in full, in a folder outside version control.
+"""Tensors that a golden stores only as fingerprints, in full, in a folder outside version control.
 
-One safetensors file per golden, named by the hash of its content, which stands in the golden's
-header. With it every stage can be replayed exactly; without it nothing else is lost.
+One safetensors file per golden, named by the hash of its content, which the golden's header holds.
+With it every stage can be replayed exactly; nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ KEY = "sidecar"
 """The header's entry."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 40
-_FIX = "delete it; without it the check only knows less"
+_FIX = "delete it: the check then replays fewer stages"
 
 
 def store(folder: Path, value: object) -> dict[str, str]:
-    """Keep the tensors of ``value`` that its golden keeps as fingerprints; returns the header's
+    """Save the tensors of ``value`` that its golden stores as fingerprints; returns the header
     entry, empty if there are none."""
     tensors = {
         f"{path}#{number}": part.contiguous()
@@ -42,7 +42,7 @@ def store(folder: Path, value: object) -> dict[str, str]:
     }
     if not tensors:
         return {}
-    # rows and batch may share memory, which safetensors refuses
+    # rows and batch may share memory, which safetensors rejects
     packed = save({name: part.clone() for name, part in tensors.items()})
     digest = hashlib.sha256(packed).hexdigest()
     file = _file(folder, digest)
@@ -52,16 +52,16 @@ def store(folder: Path, value: object) -> dict[str, str]:
 
 
 def fetch(folder: Path, header: Mapping[str, str]) -> dict[str, Numbers]:
-    """The leaves kept for a golden, by path; none if it names no sidecar or the folder has it not.
+    """The leaves saved for a golden, by path; none if it names no sidecar or the file is missing.
 
     Raises:
-        TraceError: a file that is not what its name says.
+        TraceError: a file whose content does not match its name.
     """
     digest = header.get(KEY)
     if digest is None:
         return {}
     file = _file(folder, digest)
-    if not _DIGEST.fullmatch(digest):  # it becomes a file's name
+    if not _DIGEST.fullmatch(digest):  # it becomes a file name
         raise _broken(file, f"a sidecar named {digest[:80]!r}", "a sha256")
     if not os.path.lexists(file):
         return {}
@@ -78,7 +78,7 @@ def fetch(folder: Path, header: Mapping[str, str]) -> dict[str, Numbers]:
         parts.setdefault(_place(name)[0], []).append(tensors[name])
     mixed = next((path for path, of in parts.items() if len({t.dtype for t in of}) > 1), None)
     if mixed is not None:
-        raise _broken(file, f"several dtypes at {mixed}", "one for each leaf")
+        raise _broken(file, f"several dtypes at {mixed}", "one per leaf")
     return {path: Numbers(dtype_name(of[0]), tuple(of)) for path, of in parts.items()}
 
 

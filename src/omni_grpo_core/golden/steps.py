@@ -1,9 +1,9 @@
 """GRPO steps as golden stages: ``completion.1``, ``reward.1``, … ``gradient.1``, ``completion.2``.
 
-Every stage of a step is fed with what the golden holds of the stage before it (completions,
-rewards, advantages), so that each is judged alone; what it makes itself is what is compared. The
-optimizer is plain SGD: Adam divides by the size of a gradient, which makes a step of rounding
-noise. The policy is sampled hot, so that one that is sure of itself still has something to learn.
+The input of every stage of a step is the golden's value of the stage before it (completions,
+rewards, advantages), so that each is judged by itself; its own output is compared. The optimizer
+is plain SGD: Adam divides by the size of a gradient, which turns rounding noise into a full step.
+Sampling uses a high temperature, so that a policy with sharp distributions still learns.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.pipeline.inputs import score
 from omni_grpo_core.pipeline.stages import GRAPH, REWARDS, Context, Values
 from omni_grpo_core.training.step import (
-    Alone,
     MicroBatch,
     Scorer,
+    SingleProcess,
     StepPlan,
     make_micro_batches,
     optimize,
@@ -50,34 +50,35 @@ PLAN = StepPlan(
     gradient_checkpointing=False,
 )
 STEP_STAGES = ("completion", "reward", "advantage", "loss", "gradient")
-_UNKEPT = {"library", "sampled"}
-_SPOKEN = {"scoring", "completion", "parsed", "reward"}
-"""About what is said; a case with GRPO steps has those of its steps instead."""
+_NOT_STORED = {"library", "sampled"}
+_FROM_COMPLETIONS = {"scoring", "completion", "parsed", "reward"}
+"""A case with GRPO steps has those of its steps instead."""
 DrawDistances = tuple[float | None, ...]
-"""Of each completion, see :attr:`~omni_grpo_core.golden.generations.Sides.draw_distance`; ``None``
-where no token differs, or one side had ended and drew nothing."""
+"""Per completion, see :attr:`~omni_grpo_core.golden.generations.Sides.draw_distance`; ``None`` if
+no token differs, or one side had already ended."""
 
 
 class Golden(Protocol):
-    """The golden's value of a stage; the fresh one where there is none."""
+    """The golden's value of a stage; the fresh one if there is none."""
 
     def __call__(self, stage: str, fresh: T) -> T: ...
 
 
 class StepAdvantages(TypedDict):
-    """What a golden holds of a step's advantages, (N,) each."""
+    """What a golden stores of a step's advantages, (N,) each."""
 
     values: tuple[float, ...]
     usable: Tensor
 
 
 def stages_of(steps: int) -> tuple[str, ...]:
-    """The pass's stages that a case with so many GRPO steps has goldens of.
+    """The stages of the pass that a case with this many GRPO steps has goldens of.
 
     >>> "scoring" in stages_of(0), "scoring" in stages_of(1), "library" in stages_of(0)
     (True, False, False)
     """
-    return tuple(name for name in GRAPH if name not in _UNKEPT | (_SPOKEN if steps else set()))
+    skipped = _NOT_STORED | (_FROM_COMPLETIONS if steps else set())
+    return tuple(name for name in GRAPH if name not in skipped)
 
 
 def step_names(steps: int) -> tuple[str, ...]:
@@ -99,17 +100,17 @@ def grpo_steps(
     golden: Golden,
     on_draw_distances: Callable[[str, DrawDistances], None],
 ) -> Iterator[tuple[str, object]]:
-    """Stage names and fresh values of the case's steps, in order. The policy is left as it was.
+    """Stage names and fresh values of the case's steps, in order. The policy is left unchanged.
 
-    ``on_draw_distances`` is told of the completions of a step that are not the golden's, under the
-    policy that sampled them.
+    ``on_draw_distances`` is called for a step whose completions differ from the golden's, with
+    distances under the policy that sampled them.
     """
     model = copy.deepcopy(context.policy.model).requires_grad_(True)
     policy = replace(context.policy, model=model)
     frozen = replace(context.policy, model=copy.deepcopy(model).requires_grad_(False).eval())
     scorer, reference = Scorer(policy, TEMPERATURE), Scorer(frozen, TEMPERATURE)
-    learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learning, lr=LEARNING_RATE)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=LEARNING_RATE)
     batch = values["batch"]
 
     def score_reference(micro: MicroBatch) -> Tensor:
@@ -150,7 +151,7 @@ def grpo_steps(
             len(rolled.completions),
         )
         updates = optimize(
-            PLAN, Alone(), scorer, model, optimizer, window, reference=score_reference
+            PLAN, SingleProcess(), scorer, model, optimizer, window, reference=score_reference
         )
         tokens = sum(len(completion.token_ids) for completion in rolled.completions)
         yield (
@@ -158,7 +159,7 @@ def grpo_steps(
             {
                 "tokens": tokens,
                 **{
-                    f"update_{i}": {"loss": update.loss, **told(update.metrics.values())}
+                    f"update_{i}": {"loss": update.loss, **step_metrics(update.metrics.values())}
                     for i, update in enumerate(updates)
                 },
             },
@@ -171,8 +172,8 @@ def _draw_distances(policy: Policy, batch: Batch, was: Rollout, now: Rollout) ->
         (a.token_ids, b.token_ids) for a, b in zip(was.completions, now.completions, strict=False)
     ]
     found: list[float | None] = [None] * len(pairs)
-    turned = {i: at for i, pair in enumerate(pairs) if (at := first_difference(*pair)) is not None}
-    if not turned:
+    differing = {i: j for i, pair in enumerate(pairs) if (j := first_difference(*pair)) is not None}
+    if not differing:
         return tuple(found)
     tokens = pad_completions(was.completions, policy.pad_token_id)
     with torch.no_grad(), generating(policy.model):
@@ -181,9 +182,9 @@ def _draw_distances(policy: Policy, batch: Batch, was: Rollout, now: Rollout) ->
     uniforms = torch.cat(
         [draws(was.seed, row.sample_id, was.group_size, MOST_TOKENS) for row in batch.rows]
     )
-    for i, at in turned.items():
+    for i, at in differing.items():
         if at < min(map(len, pairs[i])):
-            # up to here both have the same past: the draw must lie by the slices of both tokens
+            # both share the same prefix up to here: the draw must lie near both tokens' slices
             both = torch.tensor([side[at] for side in pairs[i]])
             found[i] = float(
                 draw_distance(logprobs[i, at].expand(2, -1), uniforms[i, at], both).max()
@@ -204,6 +205,6 @@ def totals(scores: Mapping[str, Sequence[Score]]) -> list[float | None]:
     ]
 
 
-def told(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Metrics that tell of the step; how far scoring is from sampling is rounding alone."""
+def step_metrics(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Without the drift between scoring and sampling, which is rounding alone."""
     return {name: value for name, value in metrics.items() if not name.startswith("drift")}

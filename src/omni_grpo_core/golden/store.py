@@ -1,10 +1,9 @@
-"""Where goldens lie, and which file speaks for a platform.
+"""Where goldens are stored, and which file applies to a platform.
 
 ``golden/<case>/<stage>.txt`` is the base platform's, ``<stage>@<platform>.txt`` another's where it
-differs; what was made anew waits under ``golden/.pending``. For a platform its own file comes
-first, then those of its declared fallbacks, then, for stages that hold nothing a device computes,
-the base's. Where none of them is there the check fails: a golden of another device is no yardstick
-for floats.
+differs; pending files are in ``golden/.pending``. A platform uses its own file first, then those of
+its declared fallbacks, then, for stages with nothing computed on a device, the base's. If none of
+them exists the check fails: floats are never compared with another device's golden.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from pathlib import Path
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.suite import Suite
-from omni_grpo_core.golden.text import Golden, parse_golden, read_text
+from omni_grpo_core.golden.text import REGENERATE, Golden, parse_golden, read_text
 from omni_grpo_core.io.bounded import kind_of
 
 PENDING = ".pending"
 EXACT_STAGES = frozenset({"sample", "conversation", "text", "media", "batch", "positions"})
-"""Made on the CPU whatever the model runs on: their base golden serves every platform."""
-_OF_WHAT_IS_SAID = frozenset({"parsed", "reward", "advantage"})
-"""Made on the CPU too, of completions: the base golden serves a platform that says the same, one
-that says otherwise has its own."""
+"""Computed on the CPU whatever the model runs on: every platform uses their base golden."""
+_FROM_COMPLETIONS = frozenset({"parsed", "reward", "advantage"})
+"""Computed from completions, also on the CPU: a platform with the same completions uses the base
+golden, one with other completions has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ def file_name(stage: str, key: str, base: str) -> str:
 
 
 def split_name(name: str, base: str) -> tuple[str, str]:
-    """Stage and platform of a golden's file name.
+    """Stage and platform from a golden's file name.
 
     >>> split_name("loss.1@cuda-sm90-bf16.txt", "cpu-fp32")
     ('loss.1', 'cuda-sm90-bf16')
@@ -56,9 +55,9 @@ def split_name(name: str, base: str) -> tuple[str, str]:
 
 
 def candidates(stage: str, key: str, suite: Suite) -> tuple[str, ...]:
-    """File names that may speak for a stage on a platform, the best first."""
+    """File names that apply to a stage on a platform, in order of preference."""
     keys = [key, *suite.fallbacks.get(key, ())]
-    if base_stage(stage) in EXACT_STAGES | _OF_WHAT_IS_SAID:
+    if base_stage(stage) in EXACT_STAGES | _FROM_COMPLETIONS:
         keys.append(suite.base)
     return tuple(dict.fromkeys(file_name(stage, k, suite.base) for k in keys))
 
@@ -67,8 +66,8 @@ def read_golden(path: Path) -> Golden:
     """One golden file.
 
     Raises:
-        TraceError: naming file and line, what cannot be read, was cut or edited, is newer, or is of
-            another stage than its name says.
+        TraceError: naming file and line, if it cannot be read, was cut or edited, has a newer
+            format, or holds another stage than its name says.
     """
     golden = parse_golden(read_text(path), str(path))
     named = split_name(path.name, "")[0]
@@ -76,15 +75,15 @@ def read_golden(path: Path) -> Golden:
         raise TraceError(
             str(path),
             got=f"a golden of {golden.stage!r}",
-            want=f"one of {named!r}, as the file is called",
-            fix="take it from version control again, or delete it and make it anew",
+            want=f"one of {named!r}, as the file name says",
+            fix=REGENERATE,
         )
     return golden
 
 
 def find_goldens(folder: Path, case: str, key: str, suite: Suite) -> dict[str, Found]:
-    """The golden of every stage of a case for a platform. Every file of the case is read, those
-    of other platforms too: a broken one is told of wherever the check runs."""
+    """The golden of every stage of a case for a platform. Every file of the case is read, also
+    those of other platforms: a broken one is reported wherever the check runs."""
     files = {path.name: path for path in sorted((folder / case).glob("*.txt"))}
     read = {name: read_golden(path) for name, path in files.items()}
     stages = dict.fromkeys(split_name(name, suite.base)[0] for name in read)
@@ -98,21 +97,21 @@ def find_goldens(folder: Path, case: str, key: str, suite: Suite) -> dict[str, F
 
 
 def pending_folder(folder: Path) -> Path:
-    """Where it waits, whether it is there or not yet.
+    """The folder of pending goldens, whether or not it exists yet.
 
     Raises:
-        TraceError: it, or a case in it, is no folder, or a link, which leads out of the tree that
-            is looked over.
+        TraceError: it, or a case in it, is not a folder or is a link, which may lead out of the
+            golden folder.
     """
     pending = folder / PENDING
-    _refuse_no_folder(pending)
+    _require_folder(pending)
     for case in sorted(pending.iterdir()) if pending.is_dir() else ():
         if case.is_symlink() or not case.name.startswith("."):  # .DS_Store
-            _refuse_no_folder(case)
+            _require_folder(case)
     return pending
 
 
-def _refuse_no_folder(path: Path) -> None:
+def _require_folder(path: Path) -> None:
     if path.is_symlink():
         got = "a link"
     elif path.is_dir() or not path.exists():
@@ -128,7 +127,7 @@ def _refuse_no_folder(path: Path) -> None:
 
 
 def pending_cases(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """What waits for review: the files of each case. Raises as :func:`pending_folder`."""
+    """Pending files by case. Raises as :func:`pending_folder`."""
     cases: dict[str, list[Path]] = {}
     for path in sorted(pending_folder(folder).glob("*/*.txt")):
         cases.setdefault(path.parent.name, []).append(path)
@@ -143,7 +142,7 @@ def all_files(folder: Path) -> Iterator[Path]:
 
 
 def changed_header(was: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Header entries that both sides have and that differ: versions, settings, device.
+    """Header entries that both sides have and that differ: versions, settings, platform.
 
     >>> changed_header({"torch": "2.10", "why": "new"}, {"torch": "2.11"})
     {'torch': ('2.10', '2.11')}

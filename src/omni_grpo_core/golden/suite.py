@@ -1,8 +1,8 @@
-"""A golden suite as plain data: which rows of which data file, on which checkpoint, as what case.
+"""A golden suite as plain data: each case's rows of a data file, on a checkpoint.
 
-``suite.yaml`` in a golden folder holds it::
+``suite.yaml`` in a golden folder defines it::
 
-    data: rows.json           # HumanOmniV2's JSON or Social-IQ 2.0, beside the file
+    data: rows.json           # HumanOmniV2's JSON or Social-IQ 2.0, next to the file
     checkpoint: ../my-model
     settings: {max_new_tokens: 32}
     fallbacks: {cuda-sm90-bf16: [cuda-sm80-bf16]}
@@ -10,7 +10,7 @@
       clip: {rows: [0]}
       steps: {rows: [0, 4], steps: 2}
 
-Without one it is that of the shipped tiny checkpoint.
+Without one the suite is that of the shipped tiny checkpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _PATHS = ("data", "root", "checkpoint", "processor")
 @dataclass(frozen=True, slots=True)
 class Case:
     """``rows`` of the data file, as one batch; with ``steps``, that many GRPO steps on them.
-    ``settings`` go over the suite's."""
+    ``settings`` override the suite's."""
 
     rows: tuple[int, ...] = ()
     steps: int = 0
@@ -51,12 +51,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """``data``, ``root`` and ``checkpoint`` are paths, from the suite's file, or ``shipped``; a
-    checkpoint may be ``shipped-qwen3`` too.
+    """``data``, ``root`` and ``checkpoint`` are paths relative to the suite's file, or ``shipped``;
+    a checkpoint may also be ``shipped-qwen3``.
 
-    ``settings`` go over the checkpoint's own. ``base``: the platform of goldens without a key in
-    their name. ``fallbacks``: whose goldens a platform may use where it has none of its own, in
-    order.
+    ``settings`` override the checkpoint's own. ``base``: the platform of goldens without a key in
+    their name. ``fallbacks``: the platforms whose goldens a platform uses if it has none of its
+    own, in order.
     """
 
     data: str = _SHIPPED
@@ -83,7 +83,7 @@ class Suite:
         """The samples of each case.
 
         Raises:
-            ConfigError: a row that the data file does not have.
+            ConfigError: a row that is not in the data file.
         """
         if self.data == _SHIPPED:
             rows = load_samples(tiny.data_file())
@@ -98,23 +98,23 @@ class Suite:
                     f"{self.file}: case {name}",
                     got=f"row {wrong[0]}" if wrong else "no rows",
                     want=f"rows from 0 to {len(rows) - 1}",
-                    fix="correct the rows of the case",
+                    fix="correct the case's rows",
                 )
             found[name] = tuple(rows[row] for row in self.cases[name].rows)
         return found
 
     def run_settings(self, case: str) -> Settings:
-        """The checkpoint's own settings with the suite's, then the case's, over them."""
+        """The checkpoint's own settings, overridden by the suite's, then by the case's."""
         settings: Settings = load_settings(self.checkpoint_dir())
         for values in (self.settings, self.cases[case].settings):
             settings = merge(settings, values, f"{self.file}: settings of {case}")
         return settings
 
     def chosen(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The cases of these names, all if there are none.
+        """The cases with these names, by default all.
 
         Raises:
-            ConfigError: a name that is no case's.
+            ConfigError: an unknown name.
         """
         for name in names:
             if name not in self.cases:
@@ -128,7 +128,7 @@ class Suite:
 
 
 def shipped_goldens() -> Path:
-    """Those of the shipped suite: inside an installed package, beside the source in a checkout."""
+    """The shipped suite's goldens: in an installed package, or next to the source in a checkout."""
     inside = Path(__file__).with_name("shipped")
     return inside if inside.is_dir() else Path(__file__).parents[3] / "golden"
 
@@ -136,9 +136,9 @@ def shipped_goldens() -> Path:
 def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
     """The suite of a golden folder: its own ``suite.yaml``, or the shipped one.
 
-    ``checkpoint`` takes the place of the suite's own. Raises ``ConfigError`` for a folder that is
-    not there, a file that is not YAML, an unknown key, a value of another type, no case at all, or
-    one that cannot be run or whose name cannot be that of a folder.
+    ``checkpoint`` replaces the suite's own. Raises ``ConfigError`` for a missing folder, a file
+    that is not YAML, an unknown key, a value of the wrong type, no cases, or a case that cannot be
+    run or whose name cannot be a folder's.
 
     >>> load_suite(shipped_goldens()).cases["interleaved"].rows
     (0,)
@@ -147,8 +147,8 @@ def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
         raise ConfigError(
             str(folder),
             got="no folder of goldens" if os.path.lexists(folder) else "no such folder",
-            want=f"one with goldens, and with {SUITE} where they are not of the shipped suite",
-            fix="correct the path, or make the folder first",
+            want=f"a folder of goldens, with {SUITE} unless they are of the shipped suite",
+            fix="correct the path, or create the folder first",
         )
     own = folder / SUITE
     file = own if os.path.lexists(own) else Path(__file__).with_name(SUITE)
@@ -162,12 +162,12 @@ def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
 
 
 def _check_case(item: str, name: str, case: Case) -> None:
-    # the name becomes a folder's: it must not lead out of the goldens, or to another file of theirs
+    # it becomes a folder name: it must not lead out of the goldens or to another of their files
     if not _NAME.fullmatch(name) or name in (SUITE, *_TOLERANCES):
         raise ConfigError(
             item,
-            got="a name that cannot be that of a folder",
-            want="letters, digits and _@=+.-, a dot not first, 100 at most",
+            got="a name that cannot be a folder's",
+            want="at most 100 letters, digits and _@=+.-, not beginning with a dot",
             fix="rename the case",
         )
     if not 0 <= case.steps <= _MOST_STEPS:
@@ -180,8 +180,8 @@ def _check_case(item: str, name: str, case: Case) -> None:
 
 
 def copy_suite(folder: Path, target: Path) -> None:
-    """The suite, if there is one, beside goldens recorded elsewhere: its paths no longer from
-    where its file lay. Raises as :func:`load_suite`."""
+    """Copy the suite, if there is one, to where goldens are recorded, with absolute paths. Raises
+    as :func:`load_suite`."""
     load_suite(folder)
     target.mkdir(parents=True)
     own = folder / SUITE

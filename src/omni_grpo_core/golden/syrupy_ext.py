@@ -1,12 +1,12 @@
 """Goldens as syrupy snapshots: ``assert Stored("batch", batch) == snapshot(name="case/batch")``.
 
-Files stand in the top-level ``golden/<case>/<stage>.txt``, not beside the tests. Syrupy decides
-when to write (``--snapshot-update``); this extension says what, where, and what counts as equal:
-two goldens are equal when they are within tolerance, so an update leaves them alone. One file is
-one snapshot, written at once and whole, so any number of workers and runs may write side by side.
+Files are in the top-level ``golden/<case>/<stage>.txt``, not next to the tests. Syrupy decides when
+to write (``--snapshot-update``); this extension defines what, where, and what counts as equal: two
+goldens within tolerance are equal, so an update leaves them alone. One file is one snapshot,
+written at once and atomically, so any number of workers and runs may write concurrently.
 
-Syrupy never removes a golden that no test asked for: a run on one machine must not prune what
-another machine made.
+Syrupy never removes a golden that no test used: a run on one machine must not prune what another
+machine made.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 FOLDER = "golden"
 _SAFE = re.compile(r"[\w@=+.-]+")
-MISSING = "there is no golden yet; make it with --snapshot-update and review it"
+MISSING = "no golden yet; create it with --snapshot-update and review it"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """A value with what its golden says beside it; see
+    """A value with its golden's stage, header and decoder; see
     :func:`~omni_grpo_core.golden.text.format_golden`."""
 
     stage: str
@@ -98,7 +98,7 @@ class GoldenExtension(AbstractSyrupyExtension):
     def matches_test_location(
         cls, *, test_location: PyTestLocation, snapshot_location: str
     ) -> bool:
-        # a golden is named by its case, which more than one test may look at
+        # a golden is named after its case, which several tests may use
         return True
 
     def discover_snapshots(
@@ -118,7 +118,7 @@ class GoldenExtension(AbstractSyrupyExtension):
         if not os.path.lexists(path):
             return None
         text = read_text(path)
-        parse_golden(text, snapshot_location)  # a broken golden is named by its file, here
+        parse_golden(text, snapshot_location)  # here, so that an error names the file
         return text
 
     @classmethod
@@ -134,9 +134,9 @@ class GoldenExtension(AbstractSyrupyExtension):
 
 
 def case_and_stage(test: str, index: SnapshotIndex) -> tuple[str, str]:
-    """``case/stage`` as it was given, else the test's own name and ``value``.
+    """``case/stage`` as given, else the test's own name and ``value``.
 
-    Raises :class:`~omni_grpo_core.errors.ConfigError` for a name that cannot be a file's.
+    Raises :class:`~omni_grpo_core.errors.ConfigError` for an invalid file name.
 
     >>> case_and_stage("test_a", "red-left/batch"), case_and_stage("test_a[x/y]", 1)
     (('red-left', 'batch'), ('test_a-x-y', 'value.1'))

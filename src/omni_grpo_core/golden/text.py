@@ -1,9 +1,9 @@
-"""A golden: one stage's value of one case as a text file for a code review.
+"""A golden: one stage's value of one case as a text file for code review.
 
-A first line with the format, a header of what it was made under, then each leaf of the value, and
-at the end checksums of the whole and of every line, so that a file that was cut or edited by hand
-is known for one, down to the line. Floats have nine significant digits. Two goldens are compared
-by :func:`compare_goldens`, leaf by leaf and within tolerances, never as text.
+A first line with the format, a header with the environment, each leaf of the value, and finally
+checksums of the whole and of every line, so that a file that was cut or edited by hand is detected,
+down to the line. Floats have nine significant digits. Goldens are compared by
+:func:`compare_goldens`, leaf by leaf and within tolerances, never as text.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ VERSION = 1
 _FIRST = "omni-grpo golden"
 _SUMS_A_LINE = 16
 _STRING = r'"(?:[^"\\]|\\.)*"'
-# possessive: what was taken is not given back, or a long name would be tried in all its parts
+# possessive: no backtracking, or matching a long name would be exponential
 _PATH = re.compile(rf"(?P<path>(?:\.?[A-Za-z_]\w*+|\[\d{{1,9}}\]|\[{_STRING}\])++): (?P<head>.*)")
 _HEADER = re.compile(rf"(?P<key>{_STRING}|[^\s:\"][^:\n]*): (?P<value>{_STRING})")
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@/ -]*")
 _MOST_BYTES = 1 << 26
-"""A golden is text for a code review."""
-_REGENERATE = "take it from version control again, or delete it and make it anew"
+"""A golden is text for code review."""
+REGENERATE = "restore it from version control, or delete it and create it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ def format_golden(
     header: Mapping[str, str] | None = None,
     decode: Decode | None = None,
 ) -> str:
-    """``value`` as golden text; the same for the same arguments, everywhere.
+    """``value`` as golden text; equal arguments give equal text on every platform.
 
-    ``header``: what the value was made under, free text by key. ``decode`` turns token ids into
-    text, special tokens kept. Raises :class:`~omni_grpo_core.errors.TraceError` for what is not a
+    ``header``: the environment, free text by key. ``decode`` turns token ids into text, special
+    tokens included. Raises :class:`~omni_grpo_core.errors.TraceError` for anything that is not a
     value.
 
     >>> print(format_golden("loss", {"loss": 0.25, "tokens": 12}, {"torch": "2.11.0"}))
@@ -77,15 +77,15 @@ def format_golden(
     lines.append("")
     found = leaves(value)
     for path, leaf in found.items():
-        # padded ids of a batch whose rows stand before them would tell their text twice
-        told = path == "input_ids" and "rows[0].input_ids" in found
-        lines += leaf_lines(path, summarise(path, leaf), None if told else decode)
+        # a batch's padded ids would repeat the text of its rows
+        repeated = path == "input_ids" and "rows[0].input_ids" in found
+        lines += leaf_lines(path, summarise(path, leaf), None if repeated else decode)
     lines.append("")
     return "\n".join([*lines, *_end(lines), ""])
 
 
 def with_header(text: str, entries: Mapping[str, str]) -> str:
-    """Golden text with more in its header, in the place of entries of the same key.
+    """Golden text with entries added to its header; those with the same key are replaced.
 
     >>> parse_golden(with_header(format_golden("loss", 0.25), {"why": "new loss"})).header
     {'why': 'new loss'}
@@ -114,10 +114,10 @@ def _hash(text: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a golden file. File names in it may be no UTF-8.
+    """The text of a golden file. File names in it may not be valid UTF-8.
 
     Raises:
-        TraceError: what cannot be read, or is no text.
+        TraceError: it cannot be read, or is not text.
     """
     try:
         return read_bytes(path, _MOST_BYTES).decode("utf-8", "surrogatepass")
@@ -129,15 +129,15 @@ def read_text(path: Path) -> str:
             f"{path}:{line}",
             got=f"a byte {error.object[error.start]:#04x} that is not UTF-8",
             want="golden text",
-            fix=_REGENERATE,
+            fix=REGENERATE,
         ) from error
 
 
 def parse_golden(text: str, name: str = "golden") -> Golden:
-    """Back from :func:`format_golden`; ``name`` is the file's, for messages.
+    """The inverse of :func:`format_golden`; ``name`` is the file's, for messages.
 
-    Raises :class:`~omni_grpo_core.errors.TraceError` naming file and line for text that was cut,
-    edited by hand, is of a newer format or of something else.
+    Raises :class:`~omni_grpo_core.errors.TraceError` naming file and line for text that was cut or
+    edited by hand, has a newer format or is not a golden.
 
     >>> parse_golden(format_golden("loss", {"loss": 0.25})).leaves
     {'loss': Scalar(value=0.25)}
@@ -150,7 +150,7 @@ def parse_golden(text: str, name: str = "golden") -> Golden:
     for number, line in body[1:blank]:
         key, value = _header_line(number, line, name)
         if key in header or (key is None and stage):
-            raise _broken(name, number, f"{line[:40]!r}, twice", "each entry of the header once")
+            raise _broken(name, number, f"{line[:40]!r} twice", "each header entry once")
         if key is None:
             stage = value
         else:
@@ -162,7 +162,7 @@ def parse_golden(text: str, name: str = "golden") -> Golden:
             raise _broken(name, number, f"{path} twice", "each leaf once")
         try:
             found[path] = leaf = parse_leaf(head, rest, left)
-        except (ValueError, RuntimeError) as error:  # torch's, of a shape that it cannot make
+        except (ValueError, RuntimeError) as error:  # torch's, for a shape that it cannot create
             raise _broken(name, number, str(error), "a leaf of a golden") from error
         left -= sum(part.numel() for part in leaf.parts) if isinstance(leaf, Numbers) else 0
     return Golden(stage, header, found)
@@ -182,10 +182,10 @@ def _check_format(first: str, name: str) -> None:
 
 
 def _checked(numbered: list[tuple[int, str]], name: str) -> Lines:
-    """The lines before the checksums, once these are found to be right."""
+    """The lines before the checksums, which must match."""
     ends = [i for i, (_, line) in enumerate(numbered) if line.startswith("end: ")]
     if not ends:
-        raise _broken(name, len(numbered), "the end of the file", "a line of checksums")
+        raise _broken(name, len(numbered), "the end of the file", "checksums")
     body = numbered[: ends[-1]]
     lines = [line for _, line in body]
     stated = [line for _, line in numbered[ends[-1] :]]
@@ -199,7 +199,7 @@ def _checked(numbered: list[tuple[int, str]], name: str) -> Lines:
 
 
 def _header_line(number: int, line: str, name: str) -> tuple[str | None, str]:
-    """Key and value; of the golden's own stage no key."""
+    """Key and value; ``None`` is the key of the stage."""
     match = _HEADER.fullmatch(line)
     if match is None:
         raise _broken(name, number, repr(line[:40]), 'a header line, key: "text"')
@@ -208,7 +208,7 @@ def _header_line(number: int, line: str, name: str) -> tuple[str | None, str]:
         if key == "stage":
             return None, value
         return parse_string(key) if key.startswith('"') else key, value
-    except ValueError as error:  # an escape that JSON has not
+    except ValueError as error:  # an escape that is not JSON's
         raise _broken(name, number, str(error), 'a header line, key: "text"') from error
 
 
@@ -228,12 +228,12 @@ def _blocks(lines: Lines, name: str) -> Iterator[tuple[int, str, str, Lines]]:
 
 
 def _broken(name: str, number: int, got: str, want: str) -> TraceError:
-    return TraceError(f"{name}:{number}", got=got, want=want, fix=_REGENERATE)
+    return TraceError(f"{name}:{number}", got=got, want=want, fix=REGENERATE)
 
 
 def compare_goldens(
     was: Golden, now: Golden, tolerances: Tolerances | None = None, decode: Decode | None = None
 ) -> StageComparison:
-    """What is not in ``now`` as it was in ``was``; headers are not compared."""
+    """The differences of ``now`` from ``was``; headers are not compared."""
     found = compare_leaves(was.leaves, now.leaves, tolerances, decode)
     return StageComparison(now.stage, tuple(found))

@@ -1,11 +1,11 @@
-"""How far floats may be from a golden, by platform: calibrated once, recorded, and never widened to
-let an upgrade pass.
+"""How far floats may be from a golden, per platform: calibrated once, recorded, and never widened
+to let an upgrade pass.
 
 ``golden/tolerances.yaml`` holds what ``omni-grpo golden calibrate`` measured::
 
     cuda-sm90-bf16:
       float32: {atol: 0.05, rtol: 0.015625}
-      gradient: {atol: 0.4, rtol: 0.015625}   # a stage's own, whatever the type
+      gradient: {atol: 0.4, rtol: 0.015625}   # of one stage, whatever the dtype
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class StageTolerances:
-    """``plain``: by float type. ``stages``: by stage, over those."""
+    """``plain``: by dtype. ``stages``: by stage, overriding ``plain``."""
 
     plain: Tolerances = field(default_factory=Tolerances)
     stages: Mapping[str, Tolerance] = field(default_factory=dict)
 
     def of(self, stage: str) -> Tolerances:
-        """The tolerances that hold for one stage.
+        """The tolerances of one stage.
 
         >>> StageTolerances(stages={"gradient": Tolerance(0.5, 0.0)}).of("gradient.2").of("float")
         Tolerance(atol=0.5, rtol=0.0)
@@ -53,8 +53,8 @@ class StageTolerances:
 
 
 def default_tolerances(key: str) -> Tolerances:
-    """The tolerances to start from. On a platform that computes in half precision what it hands on
-    as float32 (scores, logprobs) is as coarse as that.
+    """The default tolerances. On a platform that computes in half precision, its float32 outputs
+    (scores, logprobs) are no more precise than that.
 
     >>> default_tolerances("cuda-sm90-bf16").of("float32").atol
     0.05
@@ -69,31 +69,31 @@ def default_tolerances(key: str) -> Tolerances:
 
 
 def _check_tolerance(item: str, tolerance: Tolerance) -> None:
-    """A tolerance of NaN lets nothing pass, an endless one everything."""
+    """A NaN tolerance would reject everything, an infinite one nothing."""
     for name, value in (("atol", tolerance.atol), ("rtol", tolerance.rtol)):
         if not 0 <= value < (1 if name == "rtol" else math.inf):
             raise ConfigError(
                 item,
                 got=f"{name}: {value}",
                 want="0 or more, finite; an rtol below 1",
-                fix="correct it, or take it from version control again",
+                fix="correct it, or restore it from version control",
             )
 
 
 def tolerances_file(folder: Path) -> Path:
-    """Where a golden folder's tolerances are, or would be: under the old name, with a warning, if
-    only that is there."""
+    """The path of a golden folder's tolerances: under the old name, with a warning, if only that
+    exists."""
     old = folder / _LANES
     if os.path.lexists(folder / TOLERANCES) or not os.path.lexists(old):
         return folder / TOLERANCES
-    warnings.warn(f"{old} is called {TOLERANCES} from 0.2 on: rename it", FutureWarning, 2)
+    warnings.warn(f"{old} is called {TOLERANCES} since 0.2: rename it", FutureWarning, 2)
     return old
 
 
 def load_tolerances(folder: Path, key: str) -> StageTolerances:
-    """The tolerances of a platform: those recorded in the golden folder over the default ones.
+    """A platform's tolerances: the defaults, overridden by those recorded in the golden folder.
 
-    Raises ``ConfigError`` for a file that is not YAML, has an unknown key or what is no tolerance.
+    Raises ``ConfigError`` for a file that is not YAML, has an unknown key or an invalid tolerance.
     """
     file = tolerances_file(folder)
     plain = default_tolerances(key)
@@ -111,7 +111,7 @@ def load_tolerances(folder: Path, key: str) -> StageTolerances:
         raise ConfigError(
             f"{file}: {key}",
             got=unknown[0],
-            want=f"a float type ({', '.join(plain.by_dtype)}) or a stage ({', '.join(ORDER)})",
+            want=f"a dtype ({', '.join(plain.by_dtype)}) or a stage ({', '.join(ORDER)})",
             fix="correct the name",
         )
     return StageTolerances(Tolerances({**plain.by_dtype, **types}), stages)

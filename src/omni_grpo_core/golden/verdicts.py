@@ -1,7 +1,7 @@
-"""From a walked case to its verdict.
+"""From a replayed case to its verdict.
 
-Floats beyond tolerance are harmless as long as what the model says, its form and how sure it is of
-it stay as they were (``benign-drift``); otherwise they are what made it worse (``harmful``).
+Floats beyond tolerance are harmless (``benign-drift``) as long as the completions, their form and
+the model's certainty are unchanged; otherwise they caused the change (``harmful``).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.leaves import Kind, Numbers, Scalar, Spans
 from omni_grpo_core.types import Batch, Rollout
 
-NO_GOLDEN = "there is no golden for this platform: make it with regen and review it"
-_SOUND = (*FINE, "benign-drift")
-_OF_WHAT_IS_SAID = re.compile(r"completions\[\d+\]\.(?:token_ids|logprobs|text|finish_reason)")
+NO_GOLDEN = "no golden for this platform: create it with omni-grpo golden regen and review it"
+_HARMLESS = (*FINE, "benign-drift")
+_JUDGED_BY_GENERATION = re.compile(r"completions\[\d+\]\.(?:token_ids|logprobs|text|finish_reason)")
 
 
 def case_result(replay: Replay, name: str) -> CaseResult:
@@ -43,27 +43,27 @@ def case_result(replay: Replay, name: str) -> CaseResult:
         for stage in replay.seen
         if base_stage(stage) == "completion" and replay.seen[stage].found
     }
-    said = tuple(g for found in generations.values() for g in found)
-    held = all(g.verdict in _SOUND for g in said) and not any(
-        _means_otherwise(replay, stage) for stage in ("parsed", "reward")
+    flat = tuple(g for found in generations.values() for g in found)
+    held = all(g.verdict in _HARMLESS for g in flat) and not any(
+        _meaning_changed(replay, stage) for stage in ("parsed", "reward")
     )
     stages = tuple(
         _stage_result(replay, stage, seen, generations.get(stage, ()), held)
         for stage, seen in replay.seen.items()
     )
-    guilty = [s for s in stages if s.origin == "added"] or [
+    origins = [s for s in stages if s.origin == "added"] or [
         s for s in stages if s.origin == "inherited or unknown"
     ]
-    first = guilty[0] if guilty else None
+    first = origins[0] if origins else None
     verdict = worst(stage.verdict for stage in stages)
     return CaseResult(
         case=name,
         verdict=verdict,
-        reason=_case_reason(verdict, first, stages, sum(g.first is not None for g in said)),
+        reason=_case_reason(verdict, first, stages, sum(g.first is not None for g in flat)),
         first=first.stage if first else None,
         stages=stages,
         prompts=_prompts(replay),
-        generations=said,
+        generations=flat,
     )
 
 
@@ -71,7 +71,7 @@ def _generations(replay: Replay, stage: str) -> tuple[Generation, ...]:
     seen = replay.seen[stage]
     if seen.found is None or stage not in replay.fresh:
         return ()
-    # the fresh one by way of its text, as the golden came: nine digits on both sides
+    # the fresh rollout is read back from its text, like the golden: nine digits on both sides
     try:
         was, now = (rebuild(side.leaves) for side in (seen.found.golden, parse_golden(seen.text)))
         if not (isinstance(was, Rollout) and isinstance(now, Rollout) and _match(was, now)):
@@ -83,7 +83,7 @@ def _generations(replay: Replay, stage: str) -> tuple[Generation, ...]:
             if [len(s.logprobs) for s in before] != [len(c.token_ids) for c in was.completions]:
                 return ()
             scored = list(zip(before, replay.fresh["scoring"], strict=False))
-    except Lost:  # what cannot be rebuilt is judged leaf by leaf
+    except Lost:  # then it is judged leaf by leaf
         return ()
     tolerance = replay.tolerances.of(stage).of("float")
     draw_distances = replay.draw_distances.get(stage, (None,) * len(was.completions))
@@ -99,13 +99,13 @@ def _generations(replay: Replay, stage: str) -> tuple[Generation, ...]:
 
 
 def _match(was: Rollout, now: Rollout) -> bool:
-    """Whether the completions stand side by side, each with a logprob for each token."""
+    """Whether the completions can be paired, each with one logprob per token."""
     whole = all(len(c.logprobs) == len(c.token_ids) for c in (*was.completions, *now.completions))
     return whole and len(was.completions) == len(now.completions)
 
 
-def _means_otherwise(replay: Replay, stage: str) -> bool:
-    """Whether form or reward changed, and not only the words that they were found in."""
+def _meaning_changed(replay: Replay, stage: str) -> bool:
+    """Whether form or reward changed, and not only the text they were found in."""
     seen = replay.seen.get(stage)
     if seen is None or seen.found is None or not seen.diverges:
         return False
@@ -121,7 +121,7 @@ def _stage_result(
     replay: Replay, stage: str, seen: Seen, generations: Sequence[Generation], held: bool
 ) -> StageResult:
     if seen.found is None:
-        failed = "" if seen.text else "; and it could not be made"
+        failed = "" if seen.text else "; the stage also failed"
         return StageResult(stage, "schema", f"{NO_GOLDEN}{failed}", "none", (), "")
     if generations:
         verdict = worst(g.verdict for g in generations)
@@ -131,21 +131,21 @@ def _stage_result(
         others = [
             (difference, kind)
             for difference, kind in zip(seen.differences, seen.kinds, strict=True)
-            if not _OF_WHAT_IS_SAID.fullmatch(difference.path)
+            if not _JUDGED_BY_GENERATION.fullmatch(difference.path)
         ]
-        beside = replace(
+        rest = replace(
             seen,
             differences=tuple(difference for difference, _ in others),
             kinds=tuple(kind for _, kind in others),
         )
-        verdict = worst((verdict, _verdict(replay, stage, beside, held)))
+        verdict = worst((verdict, _verdict(replay, stage, rest, held)))
     else:
         verdict = _verdict(replay, stage, seen, held)
     return StageResult(
         stage=stage,
         verdict=verdict,
         reason=_reason(verdict, seen, generations),
-        # tokens that a draw at the edge turned are others, and nobody's fault
+        # a token flipped by a draw at the edge of its slice is not the stage's fault
         origin="none" if verdict in FINE else seen.origin,
         differences=tuple(_measured(seen.differences, generations)),
         golden=seen.found.file,
@@ -155,13 +155,13 @@ def _stage_result(
 def _measured(
     differences: Sequence[Difference], generations: Sequence[Generation]
 ) -> Iterator[Difference]:
-    """Where the tokens of a completion part, its logprobs are those of another text: how far they
-    are apart says nothing."""
-    parted = tuple(
+    """Where a completion's tokens differ, its logprobs belong to different text, so how far they
+    moved is meaningless."""
+    different = tuple(
         f"completions[{at}].logprobs" for at, g in enumerate(generations) if g.first is not None
     )
     for difference in differences:
-        if parted and difference.path.startswith(parted):
+        if different and difference.path.startswith(different):
             difference = replace(difference, max_abs=None, mean_abs=None)
         yield difference
 
@@ -174,7 +174,7 @@ def _verdict(replay: Replay, stage: str, seen: Seen, held: bool) -> Verdict:
         soft = seen.origin == "inherited" and stage in ("parsed", "reward")
         return "benign-drift" if soft and held else "harmful"
     if "schema" in kinds:
-        # another shape because the ids are others is no change of schema
+        # a shape that changed because the ids did is not a schema change
         return "harmful" if seen.origin == "inherited" else "schema"
     if "float" in kinds:
         return "benign-drift" if held else "harmful"
@@ -183,43 +183,43 @@ def _verdict(replay: Replay, stage: str, seen: Seen, held: bool) -> Verdict:
 
 def _reason(verdict: Verdict, seen: Seen, generations: Sequence[Generation]) -> str:
     if verdict == "exact":
-        return "as it was"
-    told = [g.sentence for g in generations if g.verdict == verdict]
-    if not told:
+        return "unchanged"
+    sentences = [g.sentence for g in generations if g.verdict == verdict]
+    if not sentences:
         beyond = [
             (kind == "float", d.sentence)
             for d, kind in zip(seen.differences, seen.kinds, strict=True)
             if verdict == "within" or kind != "fine"
         ]
-        # drift last: what cannot be drift is what a person has to read
-        told = [sentence for _, sentence in sorted(beyond, key=lambda pair: pair[0])]
-    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
-    return f"{told[0]}{more}" if told else "within tolerance"
+        # drift last: a person must read first what cannot be drift
+        sentences = [sentence for _, sentence in sorted(beyond, key=lambda pair: pair[0])]
+    more = f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""
+    return f"{sentences[0]}{more}" if sentences else "within tolerance"
 
 
 def _case_reason(
-    verdict: Verdict, first: StageResult | None, stages: Sequence[StageResult], turned: int
+    verdict: Verdict, first: StageResult | None, stages: Sequence[StageResult], flipped: int
 ) -> str:
-    """``turned``: completions whose tokens are others."""
+    """``flipped``: completions whose tokens differ."""
     if verdict == "exact":
-        return "as it was"
+        return "unchanged"
     if verdict == "within":
         most = max(stages, key=lambda stage: stage.max_abs)
-        told = f"floats within tolerance, max |Δ| {most.max_abs:.2g} in {most.stage}"
-        return f"{told}; {turned} sampled completions turned at an edge" if turned else told
+        reason = f"floats within tolerance, max |Δ| {most.max_abs:.2g} in {most.stage}"
+        return f"{reason}; {flipped} sampled completions flipped by rounding" if flipped else reason
     missing = [stage.stage for stage in stages if not stage.golden]
     if first is None and missing:
         return f"{', '.join(missing)}: {NO_GOLDEN}"
     if first is None:
         return next(f"{s.stage}: {s.reason}" for s in stages if s.verdict == verdict)
-    told = f"{first.stage}: {first.reason}"
+    reason = f"{first.stage}: {first.reason}"
     if verdict == "benign-drift":
-        return f"{told}; what is said, its form and its margins held"
+        return f"{reason}; completions, their form and their margins held"
     worse = [s for s in stages if s.verdict == verdict and s is not first]
     if first.verdict != verdict and worse:
-        return f"{told}; {worse[0].stage}: {worse[0].reason}"
+        return f"{reason}; {worse[0].stage}: {worse[0].reason}"
     positions = next((s for s in worse if s.stage == "positions" and s.origin == "inherited"), None)
-    return f"{told}; positions: {positions.reason}" if positions else told
+    return f"{reason}; positions: {positions.reason}" if positions else reason
 
 
 def _prompts(replay: Replay) -> tuple[PromptTokens, ...]:

@@ -1,5 +1,5 @@
-"""What lies outside the program: files, settings, the terminal; here the memory that is free on
-this machine and its devices, and the versions that are tested."""
+"""Everything outside the program: files, settings, the terminal. Here: free memory of this machine
+and its devices, and the tested versions of transformers."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 
 
 def device_memory(device: str) -> int | None:
-    """Bytes that are free on the device, ``None`` where they cannot be told: of the CPU what the
-    machine has and the control group lets us have, of CUDA the fullest of the visible devices."""
+    """Free bytes on the device, ``None`` if unknown. CPU: what the machine and its control group
+    have; CUDA: on the fullest visible device."""
     if device == "cpu":
         return min(filter(None, (_machine(), _control_group(Path("/sys/fs/cgroup")))), default=None)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
-        told = subprocess.run(
+        output = subprocess.run(
             ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits",
              *([f"--id={visible}"] if visible else [])],
             capture_output=True, text=True, check=True, timeout=20,
         ).stdout  # fmt: skip
-        return min(int(line) for line in told.split()) * 2**20
+        return min(int(line) for line in output.split()) * 2**20
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
 def _machine() -> int | None:
-    """What new processes can have without swapping, as Linux reckons it."""
+    """What new processes can use without swapping, by Linux' estimate."""
     try:
         found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
@@ -36,14 +36,14 @@ def _machine() -> int | None:
 
 
 def _control_group(folder: Path) -> int | None:
-    """Its limit less what is in use; cached files give way."""
+    """Its limit minus what is in use, not counting cached files, which can be evicted."""
     try:
         limit = int((folder / "memory.max").read_text())
         used = int((folder / "memory.current").read_text())
         cached = re.findall(
             r"^(?:in)?active_file (\d+)$", (folder / "memory.stat").read_text(), re.M
         )
-    except (OSError, ValueError):  # "max" is no limit
+    except (OSError, ValueError):  # "max" means no limit
         return None
     return max(1, limit - used + sum(map(int, cached)))
 
@@ -56,7 +56,7 @@ NEWEST = TRANSFORMERS[-1]
 
 
 def newer_than_tested(installed: str) -> str | None:
-    """One line about a transformers that is newer than every tested one, else ``None``.
+    """One line if the installed transformers is newer than every tested one, else ``None``.
 
     >>> newer_than_tested("5.24.0")
     >>> newer_than_tested("5.26.0")
@@ -66,11 +66,11 @@ def newer_than_tested(installed: str) -> str | None:
 
     try:
         newer = Version(installed) > Version(NEWEST)
-    except InvalidVersion:  # a build of somebody's own: nothing is known of its age
+    except InvalidVersion:  # a custom build of unknown age
         return None
     if not newer:
         return None
     return (
         f"transformers {installed} is newer than {NEWEST}, the newest that was tested; "
-        "omni-grpo golden check says what it moves"
+        "omni-grpo golden check shows what it changes"
     )

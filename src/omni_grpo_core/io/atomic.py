@@ -1,8 +1,8 @@
-"""Files and folders that are there whole or not at all, whatever kills the writer.
+"""Files and folders that appear whole or not at all, whatever kills the writer.
 
-Everything is written under a hidden name beside its place, flushed to disk, and only then renamed;
-the rename is the one moment at which a reader sees a change. A writer that is killed leaves at
-most a hidden ``.name.*.partial`` behind.
+Everything is written under a hidden name beside its target, flushed to disk, and only then renamed;
+readers see a change only at the rename. A killed writer leaves at most a hidden ``.name.*.partial``
+behind.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pathlib import Path
 from omni_grpo_core.errors import TraceError
 
 _MOST_OF_NAME = 50
-"""Characters, of up to four bytes; a name has room for 255 bytes."""
+"""Characters, of up to four bytes each; a file name may have 255 bytes."""
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path``, in place of what was there; missing parent folders are made.
+    """Write ``data`` to ``path``, replacing what was there; missing parent folders are created.
 
-    Raises :class:`~omni_grpo_core.errors.TraceError` when the disk or its permissions forbid it.
+    Raises :class:`~omni_grpo_core.errors.TraceError` if the disk or its permissions forbid it.
     """
-    # a link keeps leading to its file, which is what is written; "." has no name of its own
+    # a link is kept and its target written; "." has no name of its own
     path = Path(os.path.realpath(path))
     with _appearing(path) as partial:
         if path.exists() and not path.is_file():
-            raise FileExistsError(errno.EEXIST, "no plain file", str(path))
+            raise FileExistsError(errno.EEXIST, "not a regular file", str(path))
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
@@ -39,15 +39,15 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder to write into, which becomes ``path`` when the block ends well.
+    """A hidden folder to write into, which becomes ``path`` if the block succeeds.
 
-    Raises :class:`~omni_grpo_core.errors.TraceError` when ``path`` exists and is not an empty
-    folder: what is stored is never written over.
+    Raises :class:`~omni_grpo_core.errors.TraceError` if ``path`` exists and is not an empty
+    folder: stored data is never overwritten.
     """
     path = Path(os.path.realpath(path))
     with _appearing(path) as partial:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise FileExistsError(errno.EEXIST, "it holds something", str(path))
+            raise FileExistsError(errno.EEXIST, "not empty", str(path))
         partial.mkdir()
         yield partial
         for file in partial.iterdir():
@@ -56,7 +56,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """A file or a folder is on the disk when this returns."""
+    """Flush a file or a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -66,9 +66,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A hidden name beside ``path``; what the block puts there stands at ``path`` when it ends
-    well, and nothing does when it fails."""
-    # cut: a name as long as names may be leaves no room for more
+    """A hidden name beside ``path``. What the block writes there moves to ``path`` on success, and
+    is removed on failure."""
+    # cut: a name of maximal length leaves no room for more
     partial = path.with_name(f".{path.name[:_MOST_OF_NAME]}.{secrets.token_hex(6)}.partial")
     try:
         with _parents(path):
@@ -89,31 +89,30 @@ def _appearing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _parents(path: Path) -> Iterator[None]:
-    """The folders that ``path`` is to stand in; what was made of them goes again when the block
-    fails."""
+    """Create the parent folders of ``path``; those created are removed if the block fails."""
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         for parent in missing:
-            with suppress(OSError):  # another writer's by now, or never made
+            with suppress(OSError):  # used by another writer by now, or never made
                 parent.rmdir()
         raise
 
 
 def _unwritable(path: Path, error: OSError) -> TraceError:
-    # os.path, which has no answer of its own to a name that is too long
+    # os.path does not raise for a name that is too long
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR) and os.path.isdir(path):  # noqa: PTH112
         return TraceError(
             str(path),
-            got="a folder that already holds something",
+            got="a folder that is not empty",
             want="a new or empty folder",
             fix="choose another name, or remove it if it is not needed",
         )
     return TraceError(
         str(path),
         got=f"{type(error).__name__}: {error.strerror or error}",
-        want="a place that can be written to",
+        want="a writable path",
         fix="check the path, its permissions and the free space",
     )

@@ -1,8 +1,8 @@
-"""Text that somebody hands over -> plain data, bounded before it is believed.
+"""Untrusted text -> plain data, with bounds checked first.
 
-Whatever is parsed here may be hostile, cut or made by accident: nested until the stack ends,
-numbers of thousands of digits, the same key twice, a pipe that never closes. :class:`Unreadable`
-says what was found; each reader makes an error of its own stage of it.
+Input may be hostile, truncated or made by accident: nested until the stack overflows, numbers of
+thousands of digits, duplicate keys, a pipe that never closes. :class:`Unreadable` says what was
+found; each reader turns it into an error of its own stage.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_BYTES = 1 << 30
-"""A JSON file larger than this is refused unread: rows name their media, they do not hold them."""
+"""A larger JSON file is refused unread: rows reference media, they do not contain them."""
 MAX_DEPTH = 64
-"""Brackets within brackets. Nothing that is read here needs ten."""
+"""Nested brackets. No legitimate input needs ten."""
 MAX_DIGITS = 40
-"""Of a whole number: 64 bits have 20."""
+"""Digits of an integer; 64 bits need 20."""
 
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-"""The last may have no end. Possessive: what is a string is looked at once."""
+"""The last one may be unterminated. Possessive, so every string is scanned once."""
 _NOT_BRACKETS = re.compile(r"[^][{}]+")
 _STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _URL = re.compile(r"(?<![^/])(?:[A-Za-z][A-Za-z0-9+.-]+:/|data:)")
 
 A_URL, A_FOLDER, A_PIPE = "a URL, which is not read", "a folder", "a pipe"
-"""What is found in the place of a plain file."""
+"""Found instead of a regular file."""
 GZIP = b"\x1f\x8b"
-"""How each of its files begins."""
+"""The first bytes of every gzip file."""
 
 
 class Unreadable(ValueError):
-    """What was found in the place of usable text: ``got``, and the ``line`` where that is known."""
+    """What was found instead of usable text: ``got``, and its ``line`` if known."""
 
     def __init__(self, got: str, line: int | None = None) -> None:
         super().__init__(got, line)
@@ -47,16 +47,16 @@ class Unreadable(ValueError):
         self.line = line
 
     def place(self, name: str | Path) -> str:
-        """``name``, with the line behind it.
+        """``name``, followed by the line.
 
-        >>> Unreadable("the key 'a' twice", 3).place("run.yaml")
+        >>> Unreadable("duplicate key 'a'", 3).place("run.yaml")
         'run.yaml:3'
         """
         return str(name) if self.line is None else f"{name}:{self.line}"
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
-    """The bytes of a plain file.
+    """The bytes of a regular file.
 
     Raises:
         Unreadable: as :func:`plain_file`, or more than ``most`` bytes.
@@ -64,14 +64,14 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     with plain_file(path) as (file, size):
         if size > most:
             raise Unreadable(f"{size} bytes")
-        return file.read(min(size + 1, most))  # as much is set aside at once
+        return file.read(min(size + 1, most))  # this much is allocated at once
 
 
 def mapping_in(path: Path, load: Callable[[str], Any], most: int = MAX_BYTES) -> dict[str, Any]:
-    """The mapping that ``load`` finds in the text of a plain file.
+    """The mapping that ``load`` makes of the text of a regular file.
 
     Raises:
-        Unreadable: as :func:`read_text` and ``load``, or for anything else than a mapping.
+        Unreadable: as :func:`read_text` and ``load``, or anything but a mapping.
     """
     content = load(read_text(path, most))
     if not isinstance(content, dict):
@@ -81,14 +81,14 @@ def mapping_in(path: Path, load: Callable[[str], Any], most: int = MAX_BYTES) ->
 
 @contextmanager
 def plain_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A plain file, opened, and its bytes. Pipes, devices and folders are refused unread: a pipe
-    can keep its reader waiting for ever.
+    """A regular file, opened, and its size in bytes. Pipes, devices and folders are refused unread:
+    a pipe can block its reader for ever.
 
     Raises:
-        Unreadable: no such file, no plain file, no permission.
+        Unreadable: no such file, not a regular file, no permission.
     """
     try:
-        # without waiting for a writer; looked at once it is open, since a name can be replaced
+        # without waiting for a writer; checked once open, since the name can be replaced
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -97,7 +97,7 @@ def plain_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     except Unreadable:
         raise
     except FileNotFoundError:
-        url = _URL.search(str(path))  # made absolute, perhaps
+        url = _URL.search(str(path))  # perhaps made absolute
         raise Unreadable(A_URL if url else "no such file") from None
     except IsADirectoryError:
         raise Unreadable(A_FOLDER) from None
@@ -120,10 +120,10 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def read_text(path: Path, most: int = MAX_BYTES) -> str:
-    """The text of a plain file in UTF-8, without a byte order mark.
+    """The text of a regular UTF-8 file, without a byte order mark.
 
     Raises:
-        Unreadable: as :func:`read_bytes`, or other bytes.
+        Unreadable: as :func:`read_bytes`, or not UTF-8.
     """
     raw = read_bytes(path, most)
     try:
@@ -136,19 +136,19 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
 
 
 def json_value(text: str, *, finite: bool = True, whole: bool = True) -> Any:
-    """What a JSON text says. ``finite=False`` lets NaN and Infinity through, ``whole=False`` halves
-    of surrogate pairs, for a reader that says in which of many rows they stand.
+    """Parse a JSON text. ``finite=False`` lets NaN and Infinity through, ``whole=False`` lone
+    surrogates, for a reader that reports which of many rows contains them.
 
     >>> json_value('{"rows": [1, 2.5]}')
     {'rows': [1, 2.5]}
 
     Raises:
-        Unreadable: no JSON; brackets deeper than :data:`MAX_DEPTH`, whole numbers longer than
-            :data:`MAX_DIGITS`, a key twice in one object, half a surrogate pair.
+        Unreadable: not JSON; brackets deeper than :data:`MAX_DEPTH`, integers longer than
+            :data:`MAX_DIGITS`, a duplicate key in an object, a lone surrogate.
     """
     opened = text.count("[") + text.count("{")
     if opened > MAX_DEPTH and depth_of(text) > MAX_DEPTH:
-        raise Unreadable(f"brackets more than {MAX_DEPTH} deep")
+        raise Unreadable(f"brackets nested more than {MAX_DEPTH} deep")
     try:
         value = json.loads(
             text,
@@ -158,14 +158,14 @@ def json_value(text: str, *, finite: bool = True, whole: bool = True) -> Any:
             parse_constant=_no_constant if finite else float,
         )
     except json.JSONDecodeError as error:
-        raise Unreadable(f"no JSON ({error.msg} in column {error.colno})", error.lineno) from None
+        raise Unreadable(f"not JSON ({error.msg} in column {error.colno})", error.lineno) from None
     if whole and _HALF.search(text):
-        refuse_half_characters(value)
+        refuse_lone_surrogates(value)
     return value
 
 
 def depth_of(text: str) -> int:
-    """How deep the brackets of a JSON text go; those inside its strings do not count.
+    """How deep the brackets of a JSON text nest, not counting those inside strings.
 
     >>> depth_of('[{"a": "[[["}]')
     2
@@ -175,7 +175,7 @@ def depth_of(text: str) -> int:
 
 
 def kind_of(mode: int) -> str:
-    """What no plain file is, by the mode of its status."""
+    """What something other than a regular file is, by its mode."""
     return A_PIPE if stat.S_ISFIFO(mode) else "a device"
 
 
@@ -183,7 +183,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise Unreadable(f"the key {key!r} twice")
+            raise Unreadable(f"duplicate key {key!r}")
         found[key] = value
     return found
 
@@ -197,7 +197,7 @@ def _short_int(digits: str) -> int:
 def _finite_float(digits: str) -> float:
     number = float(digits)
     if number in (float("inf"), float("-inf")):
-        raise Unreadable(f"the number {digits[:MAX_DIGITS]}, beyond what a float holds")
+        raise Unreadable(f"the number {digits[:MAX_DIGITS]}, beyond the range of a float")
     return number
 
 
@@ -205,12 +205,12 @@ def _no_constant(name: str) -> float:
     raise Unreadable(f"{name} for a number")
 
 
-def refuse_half_characters(value: Any) -> None:
+def refuse_lone_surrogates(value: Any) -> None:
     left = [value]
     while left:
         item = left.pop()
         if isinstance(item, str) and any("\ud800" <= one <= "\udfff" for one in item):
-            raise Unreadable(f"half a surrogate pair in {item[:60]!a}")
+            raise Unreadable(f"a lone surrogate in {item[:60]!a}")
         left += _inside(item)
 
 

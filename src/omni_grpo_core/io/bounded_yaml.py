@@ -1,4 +1,4 @@
-"""YAML text -> plain data, as strictly as :mod:`~omni_grpo_core.io.bounded` reads JSON."""
+"""YAML text -> plain data, as strict as :mod:`~omni_grpo_core.io.bounded` is on JSON."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from omni_grpo_core.io.bounded import (
     MAX_DEPTH,
     MAX_DIGITS,
     Unreadable,
-    refuse_half_characters,
+    refuse_lone_surrogates,
 )
 
 MAX_YAML_BYTES = 1 << 20
-"""PyYAML reads about 100 kB a second; settings are a few of them."""
+"""PyYAML reads about 100 kB a second; settings take a few kB."""
 MAX_NODES = 100_000
-"""Values of a YAML file, references counted each time: ten lines can stand for a billion."""
+"""Values of a YAML file, every reference counted: ten lines can expand to a billion."""
 
 
 def yaml_value(text: str) -> Any:
-    """What a YAML text, or a JSON one, says; nothing but plain data.
+    """Parse a YAML (or JSON) text into plain data.
 
     >>> yaml_value("settings: {group_size: 8}")
     {'settings': {'group_size': 8}}
 
     Raises:
-        Unreadable: no YAML; a key twice in one mapping, values more than :data:`MAX_DEPTH` deep or
-            more than :data:`MAX_NODES`, half a surrogate pair.
+        Unreadable: not YAML; a duplicate key in a mapping, values nested deeper than
+            :data:`MAX_DEPTH` or more than :data:`MAX_NODES`, a lone surrogate.
     """
     loader = None
     try:
@@ -41,21 +41,21 @@ def yaml_value(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         got = " ".join(str(error.problem or error.context).split())
-        raise Unreadable(f"no YAML ({got})", None if mark is None else mark.line + 1) from None
+        raise Unreadable(f"not YAML ({got})", None if mark is None else mark.line + 1) from None
     except RecursionError:
-        raise Unreadable(f"values more than {MAX_DEPTH} deep") from None
+        raise Unreadable(f"values nested more than {MAX_DEPTH} deep") from None
     except yaml.YAMLError as error:
-        raise Unreadable(f"no YAML ({' '.join(str(error).split())[:200]})") from None
+        raise Unreadable(f"not YAML ({' '.join(str(error).split())[:200]})") from None
     finally:
         if loader is not None:
             loader.dispose()
-    refuse_half_characters(value)
+    refuse_lone_surrogates(value)
     return value
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's own takes the last of two equal keys without a word, as it takes ``010`` for 8 and
-    ``1:04`` for 64; of a scalar whose tag does not fit, it raises whatever comes of that."""
+    """PyYAML's own silently takes the last of equal keys, reads ``010`` as 8 and ``1:04`` as 64,
+    and raises anything at all for a scalar that does not fit its tag."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         line = node.start_mark.line + 1
@@ -85,21 +85,21 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # refused below
             if key in seen:
-                raise Unreadable(f"the key {key!r} twice", key_node.start_mark.line + 1)
+                raise Unreadable(f"duplicate key {key!r}", key_node.start_mark.line + 1)
             seen.add(key)
         found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return found
 
 
 def _refuse_sprawl(root: Any) -> None:
-    """Before anything is made of a YAML text: what is referred to is counted once, and then known;
-    merged or not, it may be copied each time."""
+    """Bound the expanded size before constructing anything: each node is measured once but counted
+    per reference, since references (merged or not) may be copied each time."""
     known: dict[int, tuple[int, int]] = {}
 
     def measured(node: Any, depth: int) -> tuple[int, int]:
-        """Values, and how deep they go."""
-        if depth > MAX_DEPTH:  # a list within itself too
-            raise Unreadable(f"values more than {MAX_DEPTH} deep")
+        """(number of values, depth)."""
+        if depth > MAX_DEPTH:  # also a list that contains itself
+            raise Unreadable(f"values nested more than {MAX_DEPTH} deep")
         if id(node) not in known:
             inside = node.value if isinstance(node, yaml.CollectionNode) else ()
             if isinstance(node, yaml.MappingNode):
@@ -111,9 +111,9 @@ def _refuse_sprawl(root: Any) -> None:
             )
         size, deep = known[id(node)]
         if depth - 1 + deep > MAX_DEPTH:
-            raise Unreadable(f"values more than {MAX_DEPTH} deep")
+            raise Unreadable(f"values nested more than {MAX_DEPTH} deep")
         if size > MAX_NODES:
-            raise Unreadable(f"more than {MAX_NODES} values, each reference counted")
+            raise Unreadable(f"more than {MAX_NODES} values, counting every reference")
         return size, deep
 
     if root is not None:

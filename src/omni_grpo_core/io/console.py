@@ -1,4 +1,4 @@
-"""What every command shares: what a person watches, outputs that can be written, quiet libraries.
+"""Shared by all commands: progress, checks that outputs can be written, quiet libraries.
 
 Heavy libraries are imported inside the functions.
 """
@@ -23,12 +23,12 @@ from omni_grpo_core.io import newer_than_tested
 
 _MOST_PROBED = 256
 _VERBOSITIES = ("detail", "debug", "info", "warning", "error", "critical")
-"""Of transformers, which takes two lines to say that it knows no other."""
+"""The ones transformers accepts; it prints two lines about any other."""
 
 
 @contextmanager
 def progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
-    """A spinner with the current stage on stderr, where a person watches."""
+    """A spinner with the current stage on stderr, if it is a terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -45,12 +45,12 @@ def progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
 def require_outputs(
     *, files: Sequence[Path | None] = (), folders: Sequence[Path | None] = ()
 ) -> None:
-    """Before the work starts: can these be written? A file may be there already and is replaced,
-    a folder must be new or empty; where a link leads is what is looked at.
+    """Check, before the work starts, that these can be written. An existing file will be replaced;
+    a folder must be new or empty; links are followed.
 
     Raises:
-        ConfigError: the place is something else (a pipe, a device, what stdout goes to), its folder
-            is missing or not writable, or one place is named twice.
+        ConfigError: the path is something else (a pipe, a device, where stdout goes), its folder is
+            missing or not writable, or one path is given twice.
     """
     seen: set[str] = set()
     for target, found in (
@@ -59,12 +59,12 @@ def require_outputs(
     ):
         if found is None:
             real = os.path.realpath(target)
-            found = "the place of another output" if real in seen else None
+            found = "the path of another output" if real in seen else None
             seen.add(real)
         if found is not None:
             raise ConfigError(
                 str(target), got=found, want="a free name in a writable folder",
-                fix="choose another place, or create its folder",
+                fix="choose another path, or create its folder",
             )  # fmt: skip
 
 
@@ -77,9 +77,9 @@ def _in_the_way_of_a_file(target: Path) -> str | None:
     if status is not None and not stat.S_ISREG(status.st_mode):
         return kind_of(status.st_mode)
     if status is not None and not os.access(target, os.W_OK):
-        return "a file that may not be written"
+        return "a file without write permission"
     if status is not None and any(os.path.samestat(status, os.fstat(n)) for n in (0, 1, 2)):
-        return "the file that this command's own input or output is"
+        return "the file of this command's own standard input or output"
     return _refusal(target)
 
 
@@ -88,16 +88,16 @@ def _in_the_way_of_a_folder(target: Path) -> str | None:
     if isinstance(status, str):
         return status
     if status is not None and not stat.S_ISDIR(status.st_mode):
-        return "something that is no folder"
+        return "something other than a folder"
     if status is not None and os.path.samestat(status, Path().stat()):
         return "the working directory"
     if status is not None and any(target.iterdir()):
-        return "a folder that already holds something"
+        return "a folder that is not empty"
     return _refusal(target)
 
 
 def _status(target: Path) -> os.stat_result | str | None:
-    """What is there: nothing, something, or why that cannot be known."""
+    """The status of what is there, ``None`` if nothing is, or why that is unknown."""
     try:
         return target.stat()
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def _status(target: Path) -> os.stat_result | str | None:
 
 
 def _refusal(target: Path) -> str | None:
-    """Why no file can be made beside ``target``: tried, since permissions do not say it all."""
+    """Why no file can be created beside ``target``; tried, since permissions do not tell all."""
     folder = Path(os.path.realpath(target)).parent
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -117,61 +117,61 @@ def _refusal(target: Path) -> str | None:
 
 
 def require_device(device: str) -> None:
-    """Raises :class:`ConfigError` for ``cuda`` on a machine without."""
+    """Raises :class:`ConfigError` for ``cuda`` on a machine without it."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "--device cuda",
             got="no CUDA device",
-            want="one that torch sees",
+            want="one that torch can see",
             fix="use --device cpu",
         )
 
 
 def quiet_libraries(*, worker: bool = False) -> None:
-    """No network, no bars and no advice that is not ours to follow; set before the imports.
+    """No network, progress bars or irrelevant advice from libraries; call before importing them.
 
-    A transformers that is newer than any tested one is told of here, before it can do harm: once,
-    by the command, not by its worker processes (``worker``, or a rank above 0).
+    Warns about a transformers newer than any tested one, before it can do harm: once, from the
+    command, not from its worker processes (``worker``, or a rank above 0).
 
     Raises:
         RuntimeError: threads cannot be started. OpenMP would end the process with exit code 1.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # what it logs as an error it raises as well, or goes on without; with whole configs in the text
+    # what it logs as an error it also raises or recovers from, and the text holds whole configs
     if os.environ.get("TRANSFORMERS_VERBOSITY") not in _VERBOSITIES:
         os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # threads that spin while they wait make a small model ten times slower on a busy machine
+    # threads that spin while waiting make a small model ten times slower on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     def harmless(record: logging.LogRecord) -> bool:
-        # the processors up to 4.57 say this once a conversation; it concerns speech output only
+        # processors up to 4.57 log this once per conversation; it concerns speech output only
         return not str(record.msg).startswith("System prompt modified")
 
     logging.getLogger().addFilter(harmless)
     if not worker and os.environ.get("RANK", "0") == "0":
-        _tell_of_newer()
+        _warn_of_newer()
     _start_threads()
 
 
-def _tell_of_newer() -> None:
-    # forty modules, most of them for mail: not at the start of every command
+def _warn_of_newer() -> None:
+    # imports forty modules, most of them for mail: not at the start of every command
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        told = newer_than_tested(version("transformers"))
-    except PackageNotFoundError:  # the import says it better
+        warning = newer_than_tested(version("transformers"))
+    except PackageNotFoundError:  # the import reports it better
         return
-    if told is not None:
-        typer.echo(f"warning: {told}", err=True)
+    if warning is not None:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _start_threads() -> None:
-    """As many as OpenMP is about to start, at once."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    wanted = int(told[:9]) if told.isdecimal() else os.cpu_count() or 1
+    """Start as many threads as OpenMP is about to, all at once."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    wanted = int(limit[:9]) if limit.isdecimal() else os.cpu_count() or 1
     done = threading.Event()
     try:
         for _ in range(min(wanted, _MOST_PROBED)):
@@ -181,7 +181,7 @@ def _start_threads() -> None:
 
 
 def quiet_transformers() -> None:
-    """No bars of transformers' own; to be called once it is imported."""
+    """Turn off transformers' progress bars; call once it is imported."""
     transformers: Any = sys.modules.get("transformers")
     if transformers is not None:
         transformers.utils.logging.disable_progress_bar()

@@ -1,16 +1,16 @@
-"""How a command ends, whatever happened in it: one line and an exit code, never a traceback.
+"""How every command ends, whatever happens: one line and an exit code, never a traceback.
 
 ===  ==========================================================================
 0    fine
 1    a finding: something is broken or differs
 2    bad usage or input, or a machine that is too small for it
-3    a fault of this project's: the traceback lies in a file, to be reported
+3    a bug in this project: the traceback is written to a file, for a report
 130  Ctrl-C
 ===  ==========================================================================
 
-With ``--json`` whatever is not 0 or 1 is one object with ``error`` on stdout. Where the reader of
-stdout has gone, as under ``| head``, the command ends with 2 and no word; a stdout that was closed
-from the start (``>&-``) is nobody's, and what is written to it is lost.
+With ``--json`` every ending other than 0 or 1 prints one object with ``error`` on stdout. If the
+reader of stdout is gone, as under ``| head``, the command ends silently with 2; output to a stdout
+that was closed from the start (``>&-``) is dropped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from typing import TextIO
 
 _PLAIN = str.maketrans({"✓": "+", "✗": "x", "◌": "o", "→": "->", "…": "...", "–": "-", "·": "."})
 _LONGEST = 300
-"""Of what a foreign error says; numpy's fills a screen."""
+"""Characters kept of a third-party error message; numpy's fills a screen."""
 _MACHINE = frozenset(
     getattr(errno, name)
     for name in (
@@ -51,8 +51,8 @@ _MACHINE = frozenset(
         "ECONNRESET",
     )
 )
-"""What an operating system refuses for reasons of its own."""
-_SAID = (
+"""What the operating system refuses for reasons of its own."""
+_BY_MESSAGE = (
     (
         ("out of memory", "allocate memory", "failed to map segment", "bad_alloc"),
         ("memory", "enough for the model and its input"),
@@ -60,21 +60,21 @@ _SAID = (
     ),
     (
         ("can't start new thread",),
-        ("processes", "leave to start threads"),
+        ("processes", "permission to start threads"),
         "raise the limit (ulimit -u) or lower OMP_NUM_THREADS",
     ),
     (
         ("no space left on device",),
-        ("output", "room on the disk"),
-        "free some, or choose another place",
+        ("output", "free disk space"),
+        "free some, or choose another path",
     ),
     (
         ("no usable temporary directory",),
-        ("temporary folder", "one that can be written to"),
+        ("temporary folder", "a writable one"),
         "point TMPDIR at one",
     ),
 )
-"""The same, known by its words: libraries raise their own errors of it."""
+"""The same, recognised by its words: libraries raise errors of their own for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class _Ending:
 
 def run(load: Callable[[], typer.Typer], arguments: Sequence[str]) -> int:
     """Run the command that ``load`` imports and return its exit code; every other ending is
-    reported here. In the main thread; a SIGINT that was held back until now is answered."""
+    reported here. Call in the main thread; a SIGINT that was blocked until now is handled."""
     as_json = "--json" in arguments
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -96,29 +96,29 @@ def run(load: Callable[[], typer.Typer], arguments: Sequence[str]) -> int:
             code = _invoke(load(), arguments)
         sys.stdout.flush()
         return code
-    except BaseException as error:  # somebody's reward may raise anything
+    except BaseException as error:  # a custom reward may raise anything
         return _report(_ending(error), as_json)
 
 
 def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """The command without typer's own endings, some of which exit 1."""
+    """Run the command without typer's own endings, some of which exit 1."""
     import typer
 
     if sys.flags.optimize > 1:
         raise ConfigError(
             "Python", got="docstrings stripped (PYTHONOPTIMIZE=2 or -OO)",
-            want="all of them: transformers puts its classes together with them",
+            want="all of them: transformers builds its classes from them",
             fix="unset PYTHONOPTIMIZE, or run python without -OO",
         )  # fmt: skip
     try:
         Path.cwd()
     except OSError:
         raise ConfigError(
-            "working directory", got="one that was removed", want="a folder",
-            fix="change to another one",
+            "working directory", got="one that was deleted", want="an existing folder",
+            fix="change to another folder",
         ) from None  # fmt: skip
     for argument in arguments:
-        if "\0" in argument:  # of which some versions of typer make a ValueError
+        if "\0" in argument:  # some versions of typer raise ValueError
             raise ConfigError(
                 "argument", got=repr(argument), want="text without NUL", fix="correct the command"
             )
@@ -130,7 +130,10 @@ def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
         return int(ended.exit_code)
     except typer.Abort:  # end of input at a prompt
         raise ConfigError(
-            "answer", got="the end of the input", want="an answer", fix="run it in a terminal"
+            "answer",
+            got="the end of the input",
+            want="an answer",
+            fix="run the command in a terminal",
         ) from None
     return 0
 
@@ -139,19 +142,19 @@ def _ending(error: BaseException) -> _Ending:
     causes = tuple(_causes(error))
     if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
         return _Ending(130, "interrupted", {"stage": "config", "got": "Ctrl-C"})
-    # rich makes sys.exit(1) of it
+    # rich turns it into sys.exit(1)
     broken = any(isinstance(cause, BrokenPipeError) for cause in causes)
     if broken and isinstance(error, (BrokenPipeError, SystemExit)):
         return _Ending(2)
     known = _known(error, causes)
     if known is None:
-        return _own_fault(error)
+        return _internal_error(error)
     fields = {name: getattr(known, name) for name in ("item", "got", "want", "fix")}
     return _Ending(2, f"error: {known}", {"stage": known.where, **fields})
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those that it was raised from or beside, each once."""
+    """The error and its chain of causes and contexts, each once."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -160,47 +163,47 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _known(error: BaseException, causes: Sequence[BaseException]) -> OmniGrpoError | None:
-    """The error, if it says something of the input or the machine rather than of this project."""
+    """The error, if it is about the input or the machine rather than a bug in this project."""
     if isinstance(error, OmniGrpoError):
         return error
     if callable(getattr(error, "format_message", None)):  # typer's, in any of its versions
         return _bad_usage(error)
     for cause in causes:
-        for words, (item, want), fix in _SAID:
-            if any(each in _said(cause).lower() for each in words):
-                return ConfigError(item, got=_said(cause), want=want, fix=fix)
+        for words, (item, want), fix in _BY_MESSAGE:
+            if any(each in _message(cause).lower() for each in words):
+                return ConfigError(item, got=_message(cause), want=want, fix=fix)
         if isinstance(cause, MemoryError):
-            (item, want), fix = _SAID[0][1:]
+            (item, want), fix = _BY_MESSAGE[0][1:]
             return ConfigError(item, got="none left", want=want, fix=fix)
     if isinstance(error, OSError) and error.errno in _MACHINE:
         return ConfigError(
-            str(error.filename or "output"), got=error.strerror or _said(error),
-            want="a place that can be read and written",
+            str(error.filename or "output"), got=error.strerror or _message(error),
+            want="a readable and writable path",
             fix="check the path, its permissions and the free space",
         )  # fmt: skip
     package = _broken_package(error)
     variable = None if package is None else _named_variable(error)
     if variable is not None:
         return ConfigError(
-            f"environment variable {variable}", got=_said(error),
-            want=f"a value that {package} takes",
-            fix=f"correct it or unset {variable}",
+            f"environment variable {variable}", got=_message(error),
+            want=f"a value that {package} accepts",
+            fix=f"correct or unset {variable}",
         )  # fmt: skip
     if package is not None:
         return ConfigError(
-            f"package {package}".strip(), got=_said(error), want="one that can be imported",
-            fix="install it again, in the versions of constraints.txt",
+            f"package {package}".strip(), got=_message(error), want="an importable package",
+            fix="reinstall it, in the version of constraints.txt",
         )  # fmt: skip
     if isinstance(error, SystemExit):
         return ConfigError(
             "imported code", got=f"sys.exit({error.code!r})", want="code that returns",
-            fix="remove the call from the module that was named",
+            fix="remove the call from the imported module",
         )  # fmt: skip
     return None
 
 
 def _broken_package(error: BaseException) -> str | None:
-    """The foreign package that could not be imported, whatever it raised meanwhile."""
+    """The third-party package that failed to import, whatever it raised."""
     ours = "omni_grpo_core"
     if isinstance(error, SyntaxError) and error.filename and ours not in error.filename:
         return Path(error.filename).stem
@@ -218,25 +221,25 @@ def _broken_package(error: BaseException) -> str | None:
 
 
 def _named_variable(error: BaseException) -> str | None:
-    """The variable of this environment that an error names: a package that refuses it is whole."""
-    words = re.findall(r"\b[A-Z]+_[A-Z_]+\b", _said(error))
+    """The environment variable that an error names: then the package itself is not broken."""
+    words = re.findall(r"\b[A-Z]+_[A-Z_]+\b", _message(error))
     return next((word for word in words if word in os.environ), None)
 
 
-def _said(error: BaseException) -> str:
-    """What a foreign error says, on one short line."""
+def _message(error: BaseException) -> str:
+    """The message of a third-party error, on one short line."""
     try:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
     except Exception:  # an error that cannot be printed is still an error
-        said = ""
-    return (said or type(error).__name__)[:_LONGEST]
+        message = ""
+    return (message or type(error).__name__)[:_LONGEST]
 
 
 def _bad_usage(error: Any) -> ConfigError:
     context = getattr(error, "ctx", None)
     path = getattr(context, "command_path", None) or "omni-grpo"
     message = error.format_message()
-    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
         print(message, file=sys.stderr)
         message = "no command"
     return ConfigError(
@@ -246,12 +249,12 @@ def _bad_usage(error: Any) -> ConfigError:
     )  # fmt: skip
 
 
-def _own_fault(error: BaseException) -> _Ending:
-    said = f"{type(error).__name__}: {_said(error)}"
+def _internal_error(error: BaseException) -> _Ending:
+    message = f"{type(error).__name__}: {_message(error)}"
     file = _write_traceback(error)
-    where = file or "what you ran (no traceback could be written: no temporary folder)"
-    line = f"internal error: {said}; this is a fault of omni-grpo: please report it with {where}"
-    return _Ending(3, printable(line), {"stage": "internal", "got": said, "traceback": file})
+    where = file or "the command you ran (no traceback could be written: no temporary folder)"
+    line = f"internal error: {message}; this is a bug in omni-grpo: please report it with {where}"
+    return _Ending(3, printable(line), {"stage": "internal", "got": message, "traceback": file})
 
 
 def _write_traceback(error: BaseException) -> str | None:
@@ -283,14 +286,14 @@ def _report(ending: _Ending, as_json: bool) -> int:
         sys.stdout.flush()
     except OSError:
         _abandon_stdout()
-    with suppress(OSError):  # where nobody can be reached, the exit code says it
+    with suppress(OSError):  # if nothing can be printed, the exit code remains
         if ending.line is not None:
             print(redact(ending.line), file=sys.stderr, flush=True)
     return ending.code
 
 
 def _abandon_stdout() -> None:
-    """What is still buffered goes nowhere: Python would try once more on its way out."""
+    """Discard what is still buffered: Python would try to write it again on exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):
@@ -298,9 +301,9 @@ def _abandon_stdout() -> None:
 
 
 def _sturdy_streams() -> None:
-    """Output that no character can stop: what an encoding lacks is written out in ASCII."""
+    """Make output safe for every character: what an encoding lacks is escaped in ASCII."""
     codecs.register_error("omni-grpo", _written_out)
-    # closed by the shell (>&-): the next file to be opened would become stdout
+    # streams closed by the shell (>&-): the next file opened would become stdout
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(handle)
@@ -314,10 +317,10 @@ def _sturdy_streams() -> None:
 
 
 def _usable_widths() -> None:
-    """Neither a table in one column nor one of 10¹⁰: such a width is as good as none."""
+    """Ignore absurd terminal widths, such as 1 or 10¹⁰ columns."""
     for name in ("COLUMNS", "TERMINAL_WIDTH"):
-        told = os.environ.get(name, "")
-        if not (told.isdecimal() and 20 <= int(told[:9]) <= 10_000):
+        width = os.environ.get(name, "")
+        if not (width.isdecimal() and 20 <= int(width[:9]) <= 10_000):
             os.environ.pop(name, None)
 
 
@@ -332,7 +335,7 @@ _stdout: TextIO | None = None
 
 @contextmanager
 def json_alone() -> Iterator[None]:
-    """Meanwhile whatever else is printed, by a library or somebody's reward, goes to stderr."""
+    """Meanwhile, everything else printed, by a library or a custom reward, goes to stderr."""
     global _stdout
     _stdout = sys.stdout
     try:
@@ -343,7 +346,7 @@ def json_alone() -> Iterator[None]:
 
 
 def print_json(data: Any) -> None:
-    """One JSON object on stdout, in whatever encoding it has; numbers that JSON lacks are null."""
+    """Print one JSON object to stdout, in its encoding; non-finite numbers become null."""
     stdout = _stdout or sys.stdout
     plain = (getattr(stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
     try:

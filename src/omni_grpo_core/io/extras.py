@@ -1,5 +1,5 @@
-"""Packages that only an extra of the installation brings: imported where they are used, and an
-error that names the extra where they are missing.
+"""Packages that only an extra installs: imported where used, with an error that names the extra if
+they are missing.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ EXTRAS: Mapping[Extra, str] = {
     "rewards": "accuracy of free text, OCR and formulas",
     "train": "training",
 }
-"""The extras of pyproject.toml that the package imports from, and what each is for."""
+"""The extras of pyproject.toml whose packages are imported here, and what each is for."""
 
 
 @contextmanager
 def extra(name: Extra) -> Iterator[None]:
-    """Imports of packages that the extra ``name`` brings::
+    """Imports of packages that the extra ``name`` installs::
 
         with extra("judge"):
             import httpx
@@ -39,13 +39,13 @@ def extra(name: Extra) -> Iterator[None]:
         raise MissingExtra(
             EXTRAS[name],
             got=f"no package {error.name}",
-            want=f"what the extra {name!r} installs",
+            want=f"the packages of the extra {name!r}",
             fix=f"pip install 'omni-grpo-core[{name}]'",
         ) from error
 
 
 def require(name: Extra, *packages: str) -> list[ModuleSpec]:
-    """Where packages of the extra lie: asked before the work starts, without importing them.
+    """Locate packages of the extra before the work starts, without importing them.
 
     Raises:
         MissingExtra: one of them is not installed.

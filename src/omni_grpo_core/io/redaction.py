@@ -1,5 +1,5 @@
-"""Texts without secrets. A secret is known by its look, and by being the value of an environment
-variable whose name says so."""
+"""Removal of secrets from texts. A secret is recognised by its form, or as the value of an
+environment variable with a telling name."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from contextlib import contextmanager
 REDACTED = "<redacted>"
 
 _VARIABLE = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
-_SHORTEST = 8
-"""Characters: a shorter value of a variable ("1", "true") stands in too many innocent texts."""
+_SHORTEST_VALUE = 8
+"""Characters: a variable's shorter value ("1", "true") occurs in too many innocent texts."""
 _LOOK = re.compile(
     r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{16,}|\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}"
     r"|\bAKIA[A-Z0-9]{16}\b|(?<=Bearer )\S+|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
@@ -23,15 +23,15 @@ _LOOK = re.compile(
 
 
 class Redactor:
-    """Holds the environment's secrets of the moment it was made, to know them again; they are
-    written nowhere."""
+    """Keeps the environment's secrets as of its creation, to recognise them; they are written
+    nowhere."""
 
     def __init__(self) -> None:
         self._secrets = sorted(
             (
                 value
                 for name, value in os.environ.items()
-                if _VARIABLE.search(name) and len(value) >= _SHORTEST
+                if _VARIABLE.search(name) and len(value) >= _SHORTEST_VALUE
             ),
             key=len,
             reverse=True,
@@ -47,18 +47,16 @@ class Redactor:
         return _LOOK.sub(REDACTED, value)
 
 
-REDACTED = "<redacted>"
-
-_SHORTEST = 4
-"""Characters: shorter keys, such as the "x" a local server is given, protect nothing and stand in
+_SHORTEST_KEY = 4
+"""Characters: shorter keys, such as the "x" given to a local server, protect nothing and occur in
 too many innocent words."""
 
 
 class Scrubber:
-    """Texts without one secret, which is printable ASCII or empty (then every text is left alone).
+    """Removes one secret, which is printable ASCII or empty (then texts stay as they are).
 
-    Known again as it is, escaped for URLs, JSON or HTML, and in base64 of anything it is part of,
-    in any case (a header may be lowered).
+    Recognised verbatim, escaped for URLs, JSON or HTML, and inside base64, in upper or lower case
+    (headers may be lowercased).
 
     >>> clean = Scrubber("sk/12+34")
     >>> clean("Bearer sk/12+34, ?key=sk%2f12%2B34, {'k': 'sk\\\\/12+34'}")
@@ -69,7 +67,7 @@ class Scrubber:
 
     def __init__(self, secret: str) -> None:
         self._found: re.Pattern[str] | None = None
-        if len(secret) >= _SHORTEST:
+        if len(secret) >= _SHORTEST_KEY:
             forms = [re.escape(secret), _spelled(secret), *map(_spelled, _base64(secret))]
             self._found = re.compile("|".join(forms), re.IGNORECASE)
 
@@ -78,8 +76,8 @@ class Scrubber:
 
     @contextmanager
     def logs(self, *libraries: str) -> Iterator[None]:
-        """Meanwhile, nothing that the libraries' loggers say holds the secret either: an HTTP
-        client logs what servers send back."""
+        """Meanwhile, remove the secret from the libraries' logs too: HTTP clients log what servers
+        send back."""
 
         def scrub(record: logging.LogRecord) -> bool:
             record.msg, record.args = self(record.getMessage()), ()
@@ -100,13 +98,13 @@ class Scrubber:
 
 
 def _spelled(text: str) -> str:
-    # JSON in JSON escapes a backslash again
+    # JSON within JSON escapes a backslash again
     return "".join(_character(c) for c in re.sub(r"\\+", r"\\", text))
 
 
 def _character(character: str) -> str:
-    """A character as it is or escaped, up to a few times over; atomic and bounded, so that hostile
-    text takes time in proportion to its length."""
+    """A character verbatim or escaped, up to a few times over; atomic and bounded, so matching
+    hostile text takes linear time."""
     code = ord(character)
     entity = rf"&(?:#0{{0,6}}{code}|#x0{{0,6}}{code:x});|{re.escape(html.escape(character))}"
     escaped = rf"\\{{1,8}}(?:u00{code:02x}|x{code:02x})"
@@ -115,8 +113,8 @@ def _character(character: str) -> str:
 
 
 def _base64(secret: str) -> Iterator[str]:
-    """What stands in the base64 of any text with the secret in it: its bits begin at one of three
-    places in a character, and the first and the last character hold neighbours' bits too."""
+    """What the base64 of any text containing the secret contains: its bits start at one of three
+    offsets, and its first and last character also hold bits of neighbours."""
     for before in range(3):
         data = b"\0" * before + secret.encode()
         whole = slice(-(-before * 8 // 6), len(data) * 8 // 6)

@@ -1,4 +1,4 @@
-"""Settings out of JSON or YAML, read strictly: a key that nobody reads is an error."""
+"""Settings from JSON or YAML, read strictly: an unknown key is an error."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.bounded import Unreadable, mapping_in
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-"""Numbers such as 1e-5, which PyYAML, after YAML 1.1, takes for text."""
+"""Numbers such as 1e-5, which PyYAML, following YAML 1.1, reads as text."""
 _SWITCH = {False: "off", True: "on"}
-"""Words that it takes for truths."""
+"""Words that it reads as booleans."""
 
 
 def merge(settings: Any, values: Mapping[str, Any], item: str) -> Any:
-    """``settings`` (any of the project's settings dataclasses) with ``values`` in their fields; of
-    a class itself, made anew.
+    """``settings`` (an instance of any of the project's settings dataclasses, or such a class) with
+    ``values`` in its fields.
 
     Raises:
-        ConfigError: an unknown key, a value of another type, one that a setting itself refuses, or
-            of a class, a field without a default that is not given.
+        ConfigError: an unknown key, a value of the wrong type or refused by the class itself, or,
+            given a class, a missing field without a default.
     """
-    anew = isinstance(settings, type)
-    hints = get_type_hints(settings if anew else type(settings))
+    is_class = isinstance(settings, type)
+    hints = get_type_hints(settings if is_class else type(settings))
     known = [entry.name for entry in fields(settings)]
     changes: dict[str, Any] = {}
     for key, value in values.items():
@@ -41,9 +41,9 @@ def merge(settings: Any, values: Mapping[str, Any], item: str) -> Any:
                 want=", ".join(known),
                 fix=f"did you mean {near[0]!r}?" if near else "remove it",
             )
-        current = None if anew else getattr(settings, key)
+        current = None if is_class else getattr(settings, key)
         changes[key] = _converted(current, value, hints[key], f"{item}: {key}")
-    if not anew:
+    if not is_class:
         return _made(item, replace, settings, **changes)
     for entry in fields(settings):
         needed = entry.default is MISSING and entry.default_factory is MISSING
@@ -55,7 +55,7 @@ def merge(settings: Any, values: Mapping[str, Any], item: str) -> Any:
 
 
 def _made(item: str, make: Callable[..., Any], *given: Any, **changes: Any) -> Any:
-    """Settings that refuse a value themselves do not know the file that it stands in."""
+    """Make settings; a class that refuses a value does not know which file holds it."""
     try:
         return make(*given, **changes)
     except ConfigError as error:
@@ -68,8 +68,8 @@ def _made(item: str, make: Callable[..., Any], *given: Any, **changes: Any) -> A
 
 
 def _converted(current: Any, value: Any, hint: Any, item: str) -> Any:
-    """``value`` as the type ``hint``: a mapping goes over the settings it belongs to (over their
-    defaults, where there are none yet), a list becomes a tuple."""
+    """``value`` as the type ``hint``: a mapping is merged into the current settings (or into their
+    defaults, if there are none), a list becomes a tuple."""
     nested = _nested(hint)
     if nested is not None and isinstance(value, Mapping):
         return merge(current if is_dataclass(current) else nested, value, item)
@@ -91,7 +91,7 @@ def _converted(current: Any, value: Any, hint: Any, item: str) -> Any:
 
 
 def _nested(hint: Any) -> Any:
-    """The settings class that a hint allows, if there is one."""
+    """The settings class that a hint allows, if any."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return next((member for member in members if is_dataclass(member)), None)
 
@@ -99,7 +99,7 @@ def _nested(hint: Any) -> Any:
 def read_mapping(path: Path) -> Mapping[str, Any]:
     """The mapping in a JSON or YAML file. Raises ``ConfigError`` for anything else."""
     try:
-        # a recorder in somebody's trainer checks types, and does without PyYAML
+        # a recorder in somebody's trainer needs the types only, and no PyYAML
         from omni_grpo_core.io.bounded_yaml import MAX_YAML_BYTES, yaml_value
 
         return mapping_in(path, yaml_value, MAX_YAML_BYTES)  # JSON is YAML
@@ -121,9 +121,9 @@ def _fits(value: Any, hint: Any) -> bool:
         (member, *_) = get_args(hint)
         return isinstance(value, tuple) and all(_fits(one, member) for one in value)
     if get_origin(hint) is Mapping:
-        return False  # a mapping has been taken apart before
+        return False  # a mapping was handled before
     if hint is float:
-        # no setting means anything when it is not finite, and some would pass as "at least 0"
+        # no setting makes sense when non-finite, and infinity would pass as "at least 0"
         return type(value) in (int, float) and abs(value) < math.inf
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
@@ -131,7 +131,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def type_name(hint: Any, plain: Callable[[Any], str]) -> str:
-    """A declared type in words; ``plain``: those of a single class.
+    """A declared type in words; ``plain`` gives those for a single class.
 
     >>> type_name(tuple[int, ...] | Literal["all"], lambda one: one.__name__)
     "a list of int or 'all'"

@@ -1,7 +1,7 @@
 """From rewards to a gradient: advantages, log-probabilities, loss and metrics, as pure functions of
-tensors; here their settings, refused when they cannot mean anything.
+tensors; this module has their settings, and rejects meaningless ones.
 
-Nothing here needs torch: a training's configuration is read and refused before it is loaded.
+It does not need torch: a training configuration is checked before torch is loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
 class LossConfig:
     """What :func:`~omni_grpo_core.losses.policy_loss.policy_loss` computes.
 
-    Raises ``ConfigError`` for a value that cannot be meant.
+    Raises ``ConfigError`` for a meaningless value.
 
     >>> LossConfig(loss_type="gspo", epsilon_low=3e-4, epsilon_high=4e-4).ratio_level
     'sequence'
@@ -30,14 +30,14 @@ class LossConfig:
     """Which equation of :mod:`~omni_grpo_core.losses.policy_loss`."""
     epsilon_low: float = 0.2
     """The ratio is clipped to ``[1 - epsilon_low, 1 + epsilon_high]``. The papers' values: 0.2
-    (GRPO, DAPO), 3e-4 (GSPO, whose sequence ratios stay that close to 1); for CISPO 1.0, which is
+    (GRPO, DAPO), 3e-4 (GSPO, whose sequence ratios stay that close to 1); for CISPO 1.0, that is,
     no lower bound."""
     epsilon_high: float = 0.2
-    """The papers' values: 0.2 (GRPO), 0.28 (DAPO), 4e-4 (GSPO); for CISPO one to be tuned (TRL's
+    """The papers' values: 0.2 (GRPO), 0.28 (DAPO), 4e-4 (GSPO); for CISPO it must be tuned (TRL's
     ``epsilon_high`` for CISPO is the bound itself: 1 + this)."""
     delta: float | None = None
-    """Upper bound of the ratio where the advantage is negative, which plain clipping leaves open
-    (two-sided clipping, INTELLECT-2, arXiv 2505.07291); ``None`` is no bound."""
+    """Upper bound of the ratio where the advantage is negative, which plain clipping leaves
+    unbounded (two-sided clipping, INTELLECT-2, arXiv 2505.07291); ``None``: no bound."""
     beta: float = 0.0
     """Weight of the KL to the reference; at 0 there is no reference."""
     kl_estimator: KlEstimator = "k3"
@@ -46,7 +46,7 @@ class LossConfig:
     """Multiply each KL term by the policy ratio, gradient included, which makes the expected
     gradient of k1 and k3 that of the KL (DeepSeek-V3.2, arXiv 2512.02556)."""
     max_completion_length: int | None = None
-    """Tokens: the constant length that dr_grpo divides by; no other loss has one."""
+    """The constant length, in tokens, that dr_grpo divides by; no other loss has one."""
 
     def __post_init__(self) -> None:
         _one_of("loss_type", self.loss_type, get_args(LossType))
@@ -61,7 +61,7 @@ class LossConfig:
                 "max_completion_length",
                 got=f"{self.max_completion_length} with loss_type {self.loss_type!r}",
                 want="a length with dr_grpo, none with any other loss",
-                fix="only dr_grpo divides by a constant length",
+                fix="set it for dr_grpo only: no other loss divides by a constant length",
             )
         if self.max_completion_length is not None:
             _within(
@@ -75,12 +75,12 @@ class LossConfig:
                 "kl_estimator",
                 got="'k1' with kl_weighted false",
                 want="'k1' with kl_weighted true, or 'k2' or 'k3'",
-                fix="plain k1 has an expected gradient of 0: it would add only noise",
+                fix="change one: plain k1 has an expected gradient of 0 and adds only noise",
             )
 
     @property
     def ratio_level(self) -> Literal["token", "sequence"]:
-        """Whether a token or a whole sequence has a ratio of its own."""
+        """Whether each token or each sequence has one ratio."""
         return "sequence" if self.loss_type == "gspo" else "token"
 
     def _check_delta(self, delta: float) -> None:
@@ -89,23 +89,23 @@ class LossConfig:
                 "delta",
                 got=f"{delta} with cispo",
                 want="none",
-                fix="cispo bounds the ratio by epsilon_high whatever the advantage's sign",
+                fix="remove it: cispo bounds the ratio by epsilon_high for advantages of any sign",
             )
         _within("delta", delta, delta > 1 + self.epsilon_high, "above 1 + epsilon_high")
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutCorrection:
-    """How the ratio of the trainer's to the rollout engine's probabilities weighs a token.
+    """How the ratio of the trainer's to the rollout engine's probabilities weights a token.
 
-    Raises ``ConfigError`` unless ``0 <= low < 1 < high``: a ratio of 1, engine and trainer in
-    agreement, must weigh 1.
+    Raises ``ConfigError`` unless ``0 <= low < 1 < high``: a ratio of 1, where engine and trainer
+    agree, must give a weight of 1.
     """
 
     level: Literal["token", "sequence"] = "token"
     """The ratio of each token, or the product over the sequence."""
     mode: Literal["truncate", "mask"] = "truncate"
-    """Ratios outside ``[low, high]`` are moved to the bound (``truncate``) or weigh 0
+    """Ratios outside ``[low, high]`` are clamped to the bound (``truncate``) or get weight 0
     (``mask``)."""
     low: float = 0.0
     """Lower bound of the ratio."""

@@ -3,9 +3,9 @@
     A_i = (r_i - mean(group of i)) / (std + 1e-4)
 
 (GRPO, arXiv 2402.03300, section 4.1.2; without the division: Dr. GRPO, arXiv 2503.20783.) ``std``
-is the unbiased one, over the group (``"group"``) or over every scored reward of the batch
-(``"batch"``); ``"none"`` divides by 1. The rewards of all ranks go in together: a group may be
-spread over ranks, and a batch always is.
+is unbiased, over the group (``"group"``) or over all scored rewards of the batch (``"batch"``);
+``"none"`` divides by 1. Pass the rewards of all ranks together: a group may be spread over ranks,
+and a batch always is.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ STD_EPSILON = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class GroupStats:
-    """One group. ``mean`` and ``std`` (unbiased) are those of its scored rewards, ``None`` where
-    there are too few. ``live``: has a signal. ``zero-variance``: all scored rewards equal, every
-    advantage exactly 0. ``too-few``: fewer than two scored rows, so nothing to compare with."""
+    """One group. ``mean`` and ``std`` (unbiased) are those of its scored rewards, ``None`` if there
+    are too few. ``live``: has a signal. ``zero-variance``: all scored rewards equal, every
+    advantage exactly 0. ``too-few``: fewer than two scored rows, so nothing to compare."""
 
     group_id: Hashable
     scored: int
@@ -48,12 +48,11 @@ class GroupStats:
 @dataclass(frozen=True, slots=True, eq=False)
 class Advantages:
     """``values``: float64, (N,), in the order of the rewards; 0 where ``usable`` is False.
-    ``usable``: bool, (N,): the row was scored and its group has something to compare it with.
-    ``informative``: bool, (N,): usable, and its group is live. ``groups``: in order of first
-    appearance.
+    ``usable``: bool, (N,): the row was scored, and so was another of its group. ``informative``:
+    bool, (N,): usable, and its group is live. ``groups``: in order of first appearance.
 
-    To leave unscored rows out, take ``usable`` into the loss mask and the totals; to leave
-    zero-variance groups out as well (DAPO's dynamic sampling, arXiv 2503.14476), ``informative``.
+    To leave out unscored rows, apply ``usable`` to the loss mask and the totals; to leave out
+    zero-variance groups as well (DAPO's dynamic sampling, arXiv 2503.14476), ``informative``.
     """
 
     values: Tensor
@@ -65,13 +64,13 @@ class Advantages:
 def group_advantages(
     rewards: Sequence[float | None], group_ids: Sequence[Hashable], scale: Scale
 ) -> Advantages:
-    """Advantages of N completions. ``rewards[i]`` is ``None`` where completion i is unscored: it
-    leaves mean and std, and is not 0.
+    """Advantages of N completions. ``rewards[i]`` is ``None`` if completion i is unscored: it does
+    not count in mean and std, not even as 0.
 
     Raises ``ConfigError`` for an unknown scale, ``RewardError`` for lengths that differ and for a
-    reward that is not finite.
+    non-finite reward.
 
-    Two groups of three by hand: (0, 1, 2) has mean 1 and std 1; in (4, None, 6) mean 5, std sqrt 2.
+    Two groups of three by hand: (0, 1, 2) has mean 1, std 1; (4, None, 6) has mean 5, std sqrt 2.
 
     >>> found = group_advantages([0, 1, 2, 4, None, 6], ["p", "p", "p", "q", "q", "q"], "none")
     >>> found.values.tolist(), found.usable.tolist()
@@ -110,7 +109,7 @@ def _stats(group_id: Hashable, rewards: Sequence[float | None]) -> GroupStats:
     unscored = len(rewards) - len(scored)
     if len(scored) < 2:
         return GroupStats(group_id, len(scored), unscored, None, None, "too-few")
-    # dividing by STD_EPSILON would make a signal of rounding
+    # dividing by STD_EPSILON would turn rounding into a signal
     flat = equal_rewards(scored)
     return GroupStats(
         group_id,
@@ -143,7 +142,7 @@ def _check(rewards: Sequence[float | None], group_ids: Sequence[Hashable], scale
         raise RewardError(
             "rewards",
             got=f"{len(rewards)} rewards for {len(group_ids)} group ids",
-            want="one reward a completion",
+            want="one reward per completion",
             fix="return None for what could not be scored instead of leaving it out",
         )
     for row, (reward, group_id) in enumerate(zip(rewards, group_ids, strict=True)):

@@ -1,4 +1,4 @@
-"""Memory that runs out and processes that are gone, as one message."""
+"""Out of memory and lost processes, each as one message."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from omni_grpo_core.errors import ConfigError, OmniGrpoError, TrainError
 
 GIB = 2**30
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
-_GONE = ("connection closed by peer", "connection reset by peer", "remote process exited")
+_LOST = ("connection closed by peer", "connection reset by peer", "remote process exited")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a device or of the machine, whichever class it comes as."""
-    said = str(error).lower()
+    """Whether a device or the machine ran out of memory, whatever the class of ``error``."""
+    text = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, (RuntimeError, OSError)) and any(words in said for words in _NO_MEMORY)
+        isinstance(error, (RuntimeError, OSError)) and any(words in text for words in _NO_MEMORY)
     )
 
 
 def as_input_error(error: Exception, model: Any, optimizer: Any) -> OmniGrpoError | None:
-    """The error to show in the place of ``error``, ``None`` where it is of another kind.
+    """The error to show instead of ``error``, ``None`` if it is of another kind.
 
-    ``model``, ``optimizer``: ``None`` where there was none yet.
+    ``model``, ``optimizer``: ``None`` if not created yet.
     """
-    said = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     if is_out_of_memory(error):
         return ConfigError(
             "memory",
-            got=f"{said[:300] or 'no more of it'} (held, GiB: {held(model, optimizer)})",
+            got=f"{text[:300] or 'out of memory'} (in use, GiB: {held(model, optimizer)})",
             want="enough for the model, its optimizer and a step",
-            fix="while sampling lower batch_size or settings: max_new_tokens; while scoring lower "
-            "micro_batch_size or set gradient_checkpointing; for gradients and optimizer use lora "
+            fix="for sampling, lower batch_size or settings: max_new_tokens; for scoring, lower "
+            "micro_batch_size or set gradient_checkpointing; for gradients and optimizer, use lora "
             "or freeze, or more processes with FSDP",
         )
-    if isinstance(error, RuntimeError) and any(words in said.lower() for words in _GONE):
+    if isinstance(error, RuntimeError) and any(words in text.lower() for words in _LOST):
         return TrainError(
             "processes of the run",
-            got=f"one that ended: {said[:200]}",
-            want="all of them until the end",
-            fix="see what the others said",
+            got=f"one that ended: {text[:200]}",
+            want="all of them running until the end",
+            fix="read the output of the others",
         )
     return None
 
 
 def held(model: Any, optimizer: Any) -> str:
-    """What a process holds for the run, by kind; ``else``: activations, caches and copies, which
-    are known of CUDA only."""
+    """The memory a process uses for the run, by kind; ``else``: activations, caches and copies,
+    known on CUDA only."""
     parameters = [] if model is None else list(model.parameters())
     states = [] if optimizer is None else list(optimizer.state.values())
     kinds = {
@@ -63,6 +63,6 @@ def held(model: Any, optimizer: Any) -> str:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """Of this process's part of it."""
+    """Size of this process's shard."""
     own: Any = getattr(tensor, "to_local", lambda: tensor)()
     return int(own.numel() * own.element_size())

@@ -1,8 +1,8 @@
 """Log-probabilities of given completion ids, in float32, without a float32 copy of the logits.
 
-The scores that predict completion token ``t`` stand one position before it. Two functions keep that
-from being forgotten: :func:`predicting_logits` cuts them out of what a model returns, and
-:func:`completion_logprobs` takes scores and ids of one and the same width.
+The logits that predict completion token ``t`` are one position before it. Two functions make sure
+of that: :func:`predicting_logits` slices them out of what a model returns, and
+:func:`completion_logprobs` takes logits and ids of the same width.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from omni_grpo_core.errors import TrainError
 from omni_grpo_core.losses.shapes import require_mask, require_shape
 
 CHUNK_SCORES = 2**24
-"""Scores upcast at a time: 64 MiB of float32."""
+"""Logits upcast at a time: 64 MiB of float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredTokens:
     """``logprobs``: (N, C), float32 (float64 for float64 logits), differentiable. ``entropy``: the
-    same shape, nats, of the distribution that was sampled from, without gradient. Both are 0 where
-    the mask is False."""
+    same shape, nats, of the distribution that was sampled from, without a gradient. Both are 0
+    where the mask is False."""
 
     logprobs: Tensor
     entropy: Tensor
 
 
 def predicting_logits(logits: Tensor, width: int) -> Tensor:
-    """The scores that predict the last ``width`` tokens of a sequence.
+    """The logits that predict the last ``width`` tokens of a sequence.
 
-    ``logits``: (N, K, V), as a model returns them for a sequence of which at least the last
-    ``width + 1`` positions are kept (``logits_to_keep=width + 1`` is enough). Returns a view,
-    (N, width, V): from the last prompt token to the last but one completion token.
+    ``logits``: (N, K, V), as a model returns them for at least the last ``width + 1`` positions of
+    a sequence (``logits_to_keep=width + 1`` is enough). Returns a view, (N, width, V): from the
+    last prompt token to the last but one completion token.
 
-    Raises ``TrainError`` if ``K <= width``: then the scores after the last prompt token are
-    missing, or somebody has shifted already.
+    Raises ``TrainError`` if ``K <= width``: then the logits at the last prompt token are missing,
+    or they are shifted already.
 
     >>> predicting_logits(torch.arange(5.0).view(1, 5, 1), 2).flatten().tolist()
     [2.0, 3.0]
@@ -48,7 +48,7 @@ def predicting_logits(logits: Tensor, width: int) -> Tensor:
             "logits",
             got=f"shape {tuple(logits.shape)}",
             want=f"(N, K, V) with K >= {width + 1} to predict {width} tokens",
-            fix="keep one position more than there are completion tokens, and do not shift before",
+            fix="keep one position more than there are completion tokens, and do not shift first",
         )
     return logits[:, -width - 1 : -1]
 
@@ -64,11 +64,11 @@ def completion_logprobs(
     """Log-probability of each completion token under ``softmax(logits / temperature)``.
 
     ``predicting``: (N, C, V), any float dtype, from :func:`predicting_logits`. ``ids``: int64,
-    (N, C). ``mask``: bool, (N, C). ``suppressed``: bool, (V,): ids that the sampler was forbidden;
-    their scores become -inf, so that the distribution is the one sampled from.
+    (N, C). ``mask``: bool, (N, C). ``suppressed``: bool, (V,): ids that the sampler must not draw;
+    their logits become -inf, so that the distribution is the one sampled from.
 
     The forward and backward passes upcast a chunk of positions at a time and recompute the softmax:
-    beside ``predicting`` and its gradient (in its own dtype) no (N, C, V) tensor exists.
+    no (N, C, V) tensor exists besides ``predicting`` and its gradient (in the same dtype).
 
     Raises ``TrainError`` for shapes that differ, ``temperature <= 0``, ids outside the vocabulary,
     and a token inside the mask that ``suppressed`` forbids.
@@ -111,15 +111,15 @@ def _check_ids(ids: Tensor, mask: Tensor, suppressed: Tensor) -> None:
         raise TrainError(
             f"completion {row}, token {column}",
             got=f"id {ids[row, column].item()}",
-            want=f"an id below {size} that the sampler was allowed",
-            fix="suppress the same ids while sampling and while scoring",
+            want=f"an id below {size} that the sampler may draw",
+            fix="suppress the same ids in sampling and in scoring",
         )
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
     """d logprob / d logit_v = ([v = id] - p_v) / temperature, with p recomputed a chunk at a time.
 
-    Autograd's own graph would keep every float32 chunk alive, which is the copy to be avoided.
+    Autograd's own graph would keep every float32 chunk alive: the very copy to avoid.
     """
 
     @staticmethod
@@ -162,14 +162,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
             weight = weight[:, None] / ctx.temperature
             step = -log_p.exp() * weight
             step.scatter_add_(-1, ids[row, columns, None], weight)
-            # a position outside the mask may hold NaN scores: 0 * NaN would leak them
+            # a position outside the mask may hold NaN logits: 0 * NaN would leak them
             step.masked_fill_(~mask[row, columns, None], 0.0)
             grad[row, columns] = step.to(grad.dtype)
         return grad, None, None, None, None
 
 
 def _chunks(logits: Tensor) -> list[tuple[int, slice]]:
-    """Row and stretch of columns, each of at most ``CHUNK_SCORES`` scores (or one position)."""
+    """Row and range of columns, each of at most ``CHUNK_SCORES`` logits (or one position)."""
     rows, width, size = logits.shape
     step = max(1, CHUNK_SCORES // size)
     return [

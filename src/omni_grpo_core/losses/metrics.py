@@ -1,6 +1,6 @@
-"""What a step is judged by, as sums and counts that add over micro-batches and ranks.
+"""A step's metrics, as sums and counts that add up over micro-batches and ranks.
 
-A mean of means is wrong as soon as micro-batches differ in length, so nothing is divided before
+A mean of means is wrong if micro-batches differ in length, so nothing is divided until
 :attr:`Mean.value` is read: ``total = part_1 + part_2 + ...`` over everything, ranks included (the
 parts are plain numbers: gather them as objects), then ``total.values()``.
 """
@@ -23,7 +23,7 @@ from omni_grpo_core.types import Completion
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean that is not divided yet.
+    """A mean that has not been divided yet.
 
     >>> (Mean(3.0, 2) + Mean(5.0, 2)).value, Mean(0.0, 0).value
     (2.0, None)
@@ -37,7 +37,7 @@ class Mean:
 
     @property
     def value(self) -> float | None:
-        """``None`` where nothing was counted: no tokens is not a mean of 0."""
+        """``None`` if nothing was counted: the mean of no tokens is not 0."""
         return self.total / self.count if self.count else None
 
 
@@ -66,7 +66,7 @@ class Metrics:
 
     @classmethod
     def sum(cls, parts: Iterable[Metrics]) -> Metrics:
-        """All parts in one."""
+        """The sum of all parts."""
         total = cls({}, {})
         for part in parts:
             total += part
@@ -91,12 +91,12 @@ def loss_metrics(
     ``kl`` (if there is a reference) and ``ratio_max`` of one micro-batch. Arguments as for
     :func:`~omni_grpo_core.losses.policy_loss.policy_loss`; ``entropy``: (N, C).
 
-    Clip rates count ratios whose gradient the bound *takes away*: below the lower bound where the
+    Clip rates count ratios whose gradient the bound *removes*: below the lower bound where the
     advantage is negative, above the upper one where it is positive, above ``delta`` where it is
-    negative; on the other side the bound is not in force. CISPO's bounds hold on both sides (and
-    bend the gradient instead of stopping it). A token with advantage 0 is never clipped.
-    Rates and ``ratio`` are per token of the loss; per sequence for gspo. ``entropy`` and ``kl`` are
-    per token always. Raises ``TrainError`` for shapes that differ.
+    negative; for the other sign the bound has no effect. CISPO's bounds apply for both signs (and
+    scale the gradient instead of stopping it). A token with advantage 0 is never clipped. Rates and
+    ``ratio`` are per token of the loss; per sequence for gspo. ``entropy`` and ``kl`` are always
+    per token. Raises ``TrainError`` for shapes that differ.
     """
     require_shape("entropy", entropy, require_mask("mask", mask))
     with torch.no_grad():
@@ -105,7 +105,7 @@ def loss_metrics(
         counted, count = mask.to(ratio.dtype), mask.sum()
         tokens = count
         if config.ratio_level == "sequence":
-            # each sequence counts once: its columns, which are equal, share a weight of 1
+            # each sequence counts once: its equal columns share a weight of 1
             counted = counted / mask.sum(-1, keepdim=True).clamp(min=1)
             count = mask.any(-1).sum()
         below, above = ratio < 1 - config.epsilon_low, ratio > 1 + config.epsilon_high
@@ -124,7 +124,7 @@ def loss_metrics(
         if ref_logprobs is not None:
             kl = token_kl(logprobs, ref_logprobs, config.kl_estimator)
             sums["kl"] = (torch.where(mask, kl, 0.0), tokens)
-        # one transfer from the device, in float64: float32 sums of a long run's tokens lose digits
+        # one transfer from the device, in float64: float32 sums over many tokens lose digits
         peak = torch.where(mask, ratio, 0.0).max().double()
         flat = [x.sum(dtype=torch.float64) for pair in sums.values() for x in pair]
         *numbers, largest = torch.stack([*flat, peak]).tolist()
@@ -133,8 +133,8 @@ def loss_metrics(
 
 
 def rollout_metrics(completions: Sequence[Completion]) -> Metrics:
-    """``completion_length`` in tokens and ``cap_rate``, the share that met the cap before an eos,
-    per completion.
+    """``completion_length`` in tokens and ``cap_rate``, the share that reached the length limit
+    before an eos, per completion.
 
     >>> done = Completion("g", 0, (5, 2), "a", "stop", (-0.1, -0.1))
     >>> cut = Completion("g", 1, (5, 5, 5, 5), "aaaa", "length", (-0.1,) * 4)
@@ -148,17 +148,17 @@ def rollout_metrics(completions: Sequence[Completion]) -> Metrics:
 
 
 def advantage_metrics(advantages: Advantages) -> Metrics:
-    """``zero_variance_rate`` per group that has two scored rows or more (one with fewer has no
-    variance to be zero), and ``unscored_rate`` per completion.
+    """``zero_variance_rate`` per group with two scored rows or more (with fewer there is no
+    variance), and ``unscored_rate`` per completion.
 
     Advantages are computed from the rewards of all ranks, so count them on one rank only.
     """
-    judged = [group for group in advantages.groups if group.status != "too-few"]
-    flat = sum(group.status == "zero-variance" for group in judged)
+    counted = [group for group in advantages.groups if group.status != "too-few"]
+    flat = sum(group.status == "zero-variance" for group in counted)
     unscored = sum(group.unscored for group in advantages.groups)
     return Metrics(
         {
-            "zero_variance_rate": Mean(flat, len(judged)),
+            "zero_variance_rate": Mean(flat, len(counted)),
             "unscored_rate": Mean(unscored, len(advantages.usable)),
         },
         {},

@@ -1,20 +1,20 @@
 """The policy losses, as pure tensor functions.
 
 Notation: ``N`` completions, ``o_it`` token t of completion i, ``|o_i|`` its tokens in the loss,
-``A_it`` its advantage, ``r_it = pi_theta(o_it) / pi_old(o_it)``, ``w_it`` the weight for the
-rollout engine (:func:`rollout_weights`, else 1), ``K_it`` a KL estimate
+``A_it`` its advantage, ``r_it = pi_theta(o_it) / pi_old(o_it)``, ``w_it`` the rollout correction's
+weight (:func:`rollout_weights`, else 1), ``K_it`` a KL estimate
 (:func:`token_kl`). With ``c(r) = clip(r, 1 - epsilon_low, 1 + epsilon_high)``
 
     l_it = -w_it min(min(r_it, delta) A_it, c(r_it) A_it) + beta K_it
 
-(PPO's objective, signed to be minimised) and over the whole optimizer step
+(PPO's objective, negated to be minimised) and over the whole optimizer step
 
     grpo      1/N sum_i 1/|o_i| sum_t l_it                    arXiv 2402.03300, eq. 3
     dapo      1/(sum_i |o_i|) sum_i sum_t l_it                arXiv 2503.14476
-    bnpo      the same: the token mean of the batch. Where the batch is a micro-batch, as elsewhere,
-              it depends on how a step is cut up; here the batch is the step
+    bnpo      the same: the token mean of the batch. Elsewhere the batch is a micro-batch, and the
+              loss depends on how a step is split; here the batch is the step
     dr_grpo   1/(N max_completion_length) sum_i sum_t l_it    arXiv 2503.20783
-    gspo      grpo, with s_i = (prod_t r_it)^(1/|o_i|) for r_it; arXiv 2507.18071
+    gspo      grpo with s_i = (prod_t r_it)^(1/|o_i|) instead of r_it; arXiv 2507.18071
     cispo     l_it = -w_it sg[c(r_it)] A_it log pi_theta(o_it) + beta K_it, divided like dapo;
               sg[] stops the gradient                         arXiv 2506.13585
 
@@ -26,7 +26,7 @@ epsilon 0.2, no KL, and the last token of the first completion outside the mask:
 
     grpo     (-2.2 / 2 + 3.8 / 3) / 2 = 1/12
     dapo     (-2.2 + 3.8) / 5         = 0.32
-    dr_grpo  (-2.2 + 3.8) / (2 * 4)   = 0.2          for a maximal length of 4
+    dr_grpo  (-2.2 + 3.8) / (2 * 4)   = 0.2          for a maximum length of 4
     gspo     s = [sqrt(3/2), 1], so (-1.2 + 1) / 2   = -0.1
     cispo    with log pi = log(1/2) =: h for every token, l = -c(r) A h, so
              (-1 - 1.2 + 1 + 0.8 + 1.2) h / 5 = 0.16 h
@@ -84,16 +84,16 @@ def policy_loss(
     rollout_weights: Tensor | None = None,
 ) -> Tensor:
     """This micro-batch's share of the step's loss, a scalar: the shares of all micro-batches and
-    ranks sum to the loss of the step. (Data-parallel wrappers average: multiply by their world.)
+    ranks sum to the loss of the step. (Data-parallel wrappers average: multiply by the world size.)
 
-    ``logprobs``: (N, C), with gradient. ``old_logprobs``: (N, C), the policy's own before the first
-    update on this rollout; then they are ``logprobs.detach()``. ``advantages``: (N,) or (N, C).
-    ``mask``: bool, (N, C); whatever stands outside it, NaN even, is without effect. ``totals``: of
-    the whole step. ``ref_logprobs``: (N, C), wanted exactly when ``beta > 0``. ``rollout_weights``:
-    (N, C), from :func:`rollout_weights`.
+    ``logprobs``: (N, C), with a gradient. ``old_logprobs``: (N, C), the policy's own before the
+    first update on this rollout: in that update, ``logprobs.detach()``. ``advantages``: (N,) or
+    (N, C). ``mask``: bool, (N, C); values outside it, even NaN, have no effect. ``totals``: of the
+    whole step. ``ref_logprobs``: (N, C), required if and only if ``beta > 0``.
+    ``rollout_weights``: (N, C), from :func:`rollout_weights`.
 
-    Raises ``TrainError`` for shapes, dtypes or values that do not fit, for a reference missing or
-    unused, and for totals smaller than this micro-batch.
+    Raises ``TrainError`` for wrong shapes, dtypes or values, for a missing or unused reference, and
+    for totals smaller than this micro-batch.
     """
     per_token = token_losses(
         config,
@@ -117,7 +117,7 @@ def token_losses(
     ref_logprobs: Tensor | None = None,
     rollout_weights: Tensor | None = None,
 ) -> Tensor:
-    """``l_it`` of the module's equations, (N, C), 0 where ``mask`` is False.
+    """``l_it`` of the equations above, (N, C), 0 where ``mask`` is False.
 
     Arguments and errors as in :func:`policy_loss`.
     """
@@ -145,8 +145,8 @@ def token_losses(
         raise TrainError(
             "reference logprobs",
             got=f"{'none' if ref_logprobs is None else 'some'} at beta {config.beta}",
-            want="reference logprobs exactly when beta is above 0",
-            fix="set beta to what is meant: a KL term is never added or left out silently",
+            want="reference logprobs if and only if beta is above 0",
+            fix="set beta to what you intend: a KL term is never added or left out silently",
         )
     if ref_logprobs is not None:
         require_logprobs("reference logprobs", ref_logprobs, mask)
@@ -166,11 +166,11 @@ def policy_ratio(
     """``r_it``, or for gspo ``s_i`` in every column of its row: (N, C).
 
     With token-level advantages gspo's ratio is ``sg[s_i] r_it / sg[r_it]``: its value is ``s_i``,
-    and each token's gradient is its own (GSPO-token, arXiv 2507.18071). Raises
-    ``TrainError`` for shapes that differ, and for old logprobs that cannot be any.
+    and each token has its own gradient (GSPO-token, arXiv 2507.18071). Raises ``TrainError`` for
+    shapes that differ, and for invalid old logprobs.
 
-    Log-ratios beyond 20 count as 20, without gradient: ``exp`` overflows not far above, and 0 times
-    its infinite derivative would turn a clipped token into NaN.
+    Log-ratios beyond 20 count as 20, without a gradient: ``exp`` overflows not far above, and 0
+    times its infinite derivative would turn a clipped token into NaN.
     """
     shape = require_mask("mask", mask)
     require_shape("logprobs", logprobs, shape)
@@ -188,8 +188,8 @@ def policy_ratio(
 def reduce_loss(config: LossConfig, per_token: Tensor, mask: Tensor, totals: Totals) -> Tensor:
     """Divide ``per_token`` (N, C), 0 outside ``mask``, by the step's totals: a scalar.
 
-    Raises ``TrainError`` for another shape, and for totals that are empty or smaller than this
-    micro-batch's own.
+    Raises ``TrainError`` for another shape, and for totals that are empty or smaller than those of
+    this micro-batch.
     """
     own = Totals.of(mask)
     require_shape("per-token losses", per_token, tuple(mask.shape))
@@ -212,12 +212,12 @@ def reduce_loss(config: LossConfig, per_token: Tensor, mask: Tensor, totals: Tot
 
 
 LOG_RATIO_LIMIT = 20.0
-"""Log-ratios are cut here before exp: not far above, values and gradients overflow."""
+"""Log-ratios are clamped to this before exp: not far above, values and gradients overflow."""
 
 
 def token_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator) -> Tensor:
-    """The estimate for each token, (N, C) from (N, C) and (N, C). Positive where the policy has
-    moved towards its token more than the reference would (k1). ``ref_logprobs`` takes no gradient.
+    """The estimate for each token, (N, C) from (N, C) and (N, C). k1 is positive where the policy
+    gives the token more probability than the reference. ``ref_logprobs`` gets no gradient.
 
     Raises ``TrainError`` for shapes that differ.
 
@@ -238,16 +238,16 @@ def token_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator) -> 
 def rollout_weights(
     old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, correction: RolloutCorrection
 ) -> Tensor:
-    """pi_old / mu, bounded, (N, C), without gradient; 1 where ``mask`` is False.
+    """pi_old / mu, bounded, (N, C), without a gradient; 1 where ``mask`` is False.
 
     The correction for a rollout engine whose probabilities differ from the trainer's. The engine
-    samples from mu, the trainer believes in pi_old: same weights, other kernels, other precision.
-    Weighting the loss by pi_old / mu makes it unbiased again; the weight is cut, because a few
-    tokens would otherwise rule the step (truncated importance sampling), or tokens beyond the
-    bounds are left out (masked importance sampling).
+    samples from mu, the trainer assumes pi_old: same weights, other kernels, other precision.
+    Weighting the loss by pi_old / mu makes it unbiased again; the weight is truncated, because a
+    few tokens would otherwise dominate the step (truncated importance sampling), or tokens beyond
+    the bounds are left out (masked importance sampling).
 
     ``old_logprobs``: the trainer's, before the first update on this rollout; ``rollout_logprobs``:
-    the engine's, at the same temperature; both (N, C). A sequence's weight stands in all its
+    the engine's, at the same temperature; both (N, C). A sequence's weight is repeated in all its
     columns. Raises ``TrainError`` for shapes, dtypes or values that cannot be logprobs.
 
     >>> import math
@@ -279,9 +279,9 @@ def rollout_weights(
 class Totals:
     """Sequences and tokens in the loss of one optimizer step.
 
-    They are those of all micro-batches of all ranks together. Divided by them, the losses of the
-    micro-batches *sum* to the loss of the step, however it was cut up. A row without a token in the
-    loss is no sequence: masking a row out is the same as leaving it out.
+    Counted over all micro-batches of all ranks. Divided by them, the losses of the micro-batches
+    *sum* to the loss of the step, however it was split. A row without a token in the loss is not
+    counted: masking a row out is the same as leaving it out.
 
     >>> Totals(sequences=2, tokens=5) + Totals(sequences=1, tokens=3)
     Totals(sequences=3, tokens=8)

@@ -1,7 +1,7 @@
-"""The shape rules of this room, told as errors rather than left to broadcasting.
+"""Wrong shapes raise errors here instead of being broadcast.
 
-Broadcasting is what makes a wrong loss look right: ``(N,) * (N, C)`` works at ``N == 1``, raises at
-most sizes and, at ``N == C``, multiplies column ``j`` by the advantage of row ``j``.
+Broadcasting makes a wrong loss look right: ``(N,) * (N, C)`` works at ``N == 1``, raises at most
+sizes and, at ``N == C``, multiplies column ``j`` by the advantage of row ``j``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch import Tensor
 from omni_grpo_core.errors import TrainError
 
 WIDE = (torch.float32, torch.float64)
-"""What log-probabilities may be stored in: bf16 has three digits, which a ratio cannot afford."""
+"""Dtypes allowed for log-probabilities: bf16 has three digits, too few for a ratio."""
 
 
 class NotFiniteError(TrainError):
-    """A NaN or an infinity where the loss is computed from."""
+    """A non-finite value among those the loss is computed from."""
 
 
 def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -26,7 +26,7 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
             name,
             got=f"shape {tuple(tensor.shape)}",
             want=f"shape {shape}",
-            fix="nothing is broadcast here: pass the tensor at its full shape",
+            fix="pass the tensor at its full shape: nothing is broadcast here",
         )
 
 
@@ -37,7 +37,7 @@ def require_mask(name: str, mask: Tensor) -> tuple[int, int]:
             name,
             got=f"{mask.dtype} of shape {tuple(mask.shape)}",
             want="torch.bool of shape (N, C)",
-            fix="True marks the completion tokens that count",
+            fix="pass a mask that is True for the completion tokens that count",
         )
     return mask.shape[0], mask.shape[1]
 
@@ -56,12 +56,12 @@ def require_finite(name: str, values: Tensor, mask: Tensor) -> None:
             f"{name}, completion {row}, token {column}",
             got=str(values[row, column].item()),
             want="a finite number",
-            fix="look at where that row comes from: one such number makes every weight NaN",
+            fix="find out where that row comes from: one such value makes every weight NaN",
         )
 
 
 def require_logprobs(name: str, logprobs: Tensor, mask: Tensor) -> None:
-    """As :func:`require_finite`, and float32 or float64."""
+    """As :func:`require_finite`; also float32 or float64."""
     require_finite(name, logprobs, mask)
     if logprobs.dtype not in WIDE:
         raise TrainError(
@@ -73,10 +73,10 @@ def require_logprobs(name: str, logprobs: Tensor, mask: Tensor) -> None:
 
 
 def expand_advantages(advantages: Tensor, like: Tensor) -> Tensor:
-    """Advantages a token, in the dtype and on the device of ``like``.
+    """Advantages per token, in the dtype and on the device of ``like``.
 
-    ``advantages``: (N,), one a completion, or (N, C), one a token. ``like``: (N, C). Returns
-    (N, C). Raises ``TrainError`` for every other shape, ``(1, C)`` and ``(N, 1)`` among them.
+    ``advantages``: (N,), one per completion, or (N, C), one per token. ``like``: (N, C). Returns
+    (N, C). Raises ``TrainError`` for any other shape, including ``(1, C)`` and ``(N, 1)``.
 
     >>> expand_advantages(torch.tensor([1.0, -1.0]), torch.zeros(2, 2)).tolist()
     [[1.0, 1.0], [-1.0, -1.0]]

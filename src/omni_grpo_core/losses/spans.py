@@ -1,8 +1,8 @@
 """Character offsets of a completion to token spans, and token-level advantages on those spans.
 
 A partial reward judges a part of the answer (the context, the reasoning), so its advantage acts on
-the tokens of that part alone. The part is known as characters; which tokens spelled them is read
-off the bytes of each token, because byte-level BPE may spread one character over several tokens.
+the tokens of that part only. The part is known as characters; which tokens encode them is read from
+the bytes of each token, because byte-level BPE may split one character over several tokens.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from omni_grpo_core.losses.shapes import expand_advantages, require_mask, requir
 
 @dataclass(frozen=True, slots=True)
 class TokenOffsets:
-    """The characters each of ``n`` tokens took part in spelling.
+    """The characters that each of ``n`` tokens encodes, wholly or in part.
 
-    ``text`` has every token's bytes, invalid ones as U+FFFD. Token ``t`` touches
-    ``text[starts[t]:ends[t]]``; neighbours overlap where a character is split between them. Both
+    ``text`` has every token's bytes, invalid ones as U+FFFD. Token ``t`` covers
+    ``text[starts[t]:ends[t]]``; neighbours overlap if a character is split between them. Both
     sequences have length ``n``.
     """
 
@@ -35,8 +35,8 @@ class TokenOffsets:
 def byte_pieces(tokens: Sequence[str]) -> tuple[bytes, ...]:
     """The bytes behind a byte-level tokenizer's token strings (``convert_ids_to_tokens``).
 
-    A token with any character outside the byte alphabet (an added token holding a space, say)
-    stands for its own UTF-8, which is how the decoder reads it.
+    A token with any character outside the byte alphabet (such as an added token with a space)
+    becomes its own UTF-8, as in the decoder.
 
     >>> byte_pieces(["Ġthe", "<|im_end|>", "Ã©"])
     (b' the', b'<|im_end|>', b'\\xc3\\xa9')
@@ -52,8 +52,8 @@ def byte_pieces(tokens: Sequence[str]) -> tuple[bytes, ...]:
 def token_offsets(pieces: Sequence[bytes], text: str) -> TokenOffsets:
     """Offsets of tokens in the completion ``text`` whose tokens have the bytes ``pieces``.
 
-    ``text`` may stop before the last tokens do: a final eos is not part of it. Raises
-    ``TrainError`` if ``text`` is not what the pieces spell, for then offsets into it mean nothing.
+    ``text`` may end before the last tokens do: a final eos is not part of it. Raises ``TrainError``
+    if the pieces do not decode to ``text``: offsets into it would be meaningless.
 
     The euro sign has three bytes, here in two tokens:
 
@@ -68,7 +68,7 @@ def token_offsets(pieces: Sequence[bytes], text: str) -> TokenOffsets:
         raise TrainError(
             f"completion text, character {where}",
             got=repr(text[where : where + 20]),
-            want=f"{spelled[where : where + 20]!r}, which the token ids spell",
+            want=f"{spelled[where : where + 20]!r}, which the token ids decode to",
             fix="decode with special tokens kept and without cleaning up spaces",
         )
     char_starts = _char_starts(data)
@@ -85,11 +85,11 @@ def token_offsets(pieces: Sequence[bytes], text: str) -> TokenOffsets:
 
 
 def token_span(offsets: TokenOffsets, start: int, end: int) -> tuple[int, int]:
-    """The tokens ``[first, last)`` that took part in spelling the characters ``[start, end)``.
+    """The tokens ``[first, last)`` that encode the characters ``[start, end)``.
 
-    A token on the border belongs to the span, since it cannot be sampled in halves. An empty
-    stretch of characters has no tokens: ``first == last``. Raises ``TrainError`` for offsets
-    outside the text.
+    A token across the border belongs to the span, since it cannot be sampled in halves. An empty
+    range of characters has no tokens: ``first == last``. Raises ``TrainError`` for offsets outside
+    the text.
 
     >>> token_span(token_offsets([b"a", b"\\xe2", b"\\x82\\xac", b"b"], "a€b"), 1, 2)
     (1, 3)
@@ -101,15 +101,15 @@ def token_span(offsets: TokenOffsets, start: int, end: int) -> tuple[int, int]:
             want=f"0 <= start <= end <= {len(offsets.text)}",
             fix="take the offsets from the completion's own text",
         )
-    touched = [
+    covering = [
         token
         for token, (first, last) in enumerate(zip(offsets.starts, offsets.ends, strict=True))
         if first < end and start < last
     ]
-    if start == end or not touched:
+    if start == end or not covering:
         before = sum(last <= start for last in offsets.ends)
         return before, before
-    return touched[0], touched[-1] + 1
+    return covering[0], covering[-1] + 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +123,7 @@ class PartialAdvantage:
 
 
 def token_advantages(base: Tensor, mask: Tensor, partial: Sequence[PartialAdvantage]) -> Tensor:
-    """A_it = base_i + sum of the partial advantages whose span holds token t.
+    """A_it = base_i + sum of the partial advantages whose span contains token t.
 
     ``base``: (N,). ``mask``: bool, (N, C). Returns (N, C) in the dtype of ``base``, 0 where
     ``mask`` is False. Raises ``TrainError`` for shapes that differ and a span outside its
@@ -143,8 +143,8 @@ def token_advantages(base: Tensor, mask: Tensor, partial: Sequence[PartialAdvant
             raise TrainError(
                 f"partial advantage {part.name}",
                 got=f"{len(part.spans)} spans",
-                want=f"{rows}, one a completion",
-                fix="give None for a completion without that part",
+                want=f"{rows}, one per completion",
+                fix="pass None for a completion without that part",
             )
         for row, span in enumerate(part.spans):
             if span is None:
@@ -163,8 +163,7 @@ def token_advantages(base: Tensor, mask: Tensor, partial: Sequence[PartialAdvant
 def _char_starts(data: bytes) -> list[int]:
     """Byte offset at which each character of ``data.decode(errors="replace")`` begins.
 
-    One replacement character stands for what one decoding error covers, so decoding goes from
-    error to error.
+    One decoding error yields one replacement character, so decoding proceeds from error to error.
     """
     starts: list[int] = []
     position = 0
@@ -183,8 +182,8 @@ def _char_starts(data: bytes) -> list[int]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte each character of a byte-level vocabulary stands for: printable Latin-1 for itself,
-    the other 68 bytes, in order, as the characters from U+0100 on."""
+    """The byte that each character of a byte-level vocabulary stands for: printable Latin-1 for
+    itself, characters from U+0100 on for the other 68 bytes, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in printable)

@@ -1,10 +1,10 @@
 """The reference pipeline that everything else is compared with.
 
-``stages``  the graph: what each stage is made from, how, and what must hold of it, by ``checks``
+``stages``  the graph: each stage's inputs, how it is made, and what must hold, by ``checks``
 ``inputs``  samples through the stages up to the batch
 ``check``   the pass of ``omni-grpo check``, and the proof that each modality reaches the model
 
-Here the ChatML that Qwen-Omni was trained on, written without any template engine.
+This module renders the ChatML that Qwen-Omni was trained on, without a template engine.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MARKS: Marks = {
     "video": ("<|vision_bos|>", "<|VIDEO|>", "<|vision_eos|>"),
     "audio": ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"),
 }
-"""Qwen2.5-Omni's own, where no processor is at hand."""
+"""Qwen2.5-Omni's own, for use without a processor."""
 GENERATION_PROMPT = "<|im_start|>assistant\n"
 
 
 def marks_of(processor: Any) -> Marks:
-    """As a processor names them."""
+    """The marks of a processor."""
     vision = processor.vision_bos_token, processor.vision_eos_token
     return {
         "image": (vision[0], processor.image_token, vision[1]),
@@ -45,7 +45,7 @@ def turn(role: object, content: str) -> str:
 
 
 def reference_text(conversation: Conversation, processor: Any) -> str:
-    """The right rendering of a conversation, generation prompt included."""
+    """The correct rendering of a conversation, generation prompt included."""
     marks = marks_of(processor)
     turns = (
         turn(

@@ -1,4 +1,4 @@
-"""Does a modality reach the model? It is taken away and swapped; does the answer move?"""
+"""Does a modality reach the model? Remove it and swap it: does the answer change?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from omni_grpo_core.types import (
 )
 
 _COLUMNS = 16
-"""Of padding, a vector register's width in float32: sums come out in another order."""
+"""Columns of padding: a vector register's width in float32, so that sums run in another order."""
 
 
 _CONTENT: Mapping[Modality, tuple[str, str]] = {
@@ -34,7 +34,7 @@ _CONTENT: Mapping[Modality, tuple[str, str]] = {
     "video": ("videos", "frames"),
     "audio": ("audios", "samples"),
 }
-"""By modality: the field of a row's media, and what of each of them the model is given."""
+"""By modality: the field of ``Media``, and the field of each item that the model is given."""
 Judgement = Literal["reaches", "lost", "not judged"]
 
 
@@ -42,14 +42,14 @@ Judgement = Literal["reaches", "lost", "not judged"]
 class ModalityProof:
     """Does a modality reach the model? Over the ``rows`` that have it, greedy.
 
-    ``accuracy``: as it is; ``without``: frames black or sound silent; ``swapped``: each row with
+    ``accuracy``: unchanged; ``without``: frames black or audio silent; ``swapped``: each row with
     another row's. ``moved``: share of completions that swapping changes.
 
-    ``shift``: mean absolute change of the completion's logprobs, nats a token, when the medium is
-    black or silent, inverted, or another row's of the same shape, whichever is largest. What it
-    is judged by is measured, since an answer that is about something else may hardly move:
-    ``again`` is the change between two passes over the same input, 0 on a CPU, ``rounding`` that
-    under more columns of padding, which change no number but by rounding.
+    ``shift``: mean absolute change of the completion's logprobs, nats per token, when the medium is
+    black or silent, inverted, or another row's of the same shape, whichever is largest. Its
+    threshold is measured, since an answer about something else may hardly change: ``again`` is the
+    change between two passes over the same input (0 on a CPU), ``rounding`` the change under more
+    columns of padding, which only affect rounding.
     """
 
     modality: Modality
@@ -64,15 +64,15 @@ class ModalityProof:
 
     @property
     def judgement(self) -> Judgement:
-        """``lost``: other content leaves every score as it was. ``not judged``: it moves them, but
-        by so little as rounding may, or a medium that the questions are not about."""
+        """``lost``: other content changes no logprob. ``not judged``: it changes them, but no more
+        than rounding does or a medium that the questions are not about."""
         if self.shift <= self.again:
             return "lost"
         return "reaches" if self.shift > max(self.rounding, LEAST_SHIFT) else "not judged"
 
     @property
     def ok(self) -> bool:
-        """Nothing speaks against it."""
+        """Whether there is no evidence that the modality is lost."""
         return self.judgement != "lost"
 
 
@@ -80,20 +80,20 @@ class ModalityProof:
 def prove(
     policy: Policy, values: Values, modality: Modality, settings: Settings
 ) -> ModalityProof | None:
-    """Blank a modality, invert it and swap it, and watch answers and logprobs; ``None`` without
-    rows that have it."""
+    """Blank, invert and swap a modality, and compare completions and logprobs; ``None`` if no row
+    has it."""
     media = values["media"]
-    having = [index for index, clip in enumerate(media) if _content(clip, modality)]
-    if not having:
+    present = [index for index, clip in enumerate(media) if _content(clip, modality)]
+    if not present:
         return None
     as_is = values["completion"]
-    kept = replace(as_is, completions=tuple(as_is.completions[i] for i in having))
-    true = {i: media[i] for i in having}
-    swap = {i: swapped(media[i], donor(media, having, i, modality), modality) for i in having}
-    black = {i: blanked(media[i], modality) for i in having}
-    turned = {i: negative(media[i], modality) for i in having}
+    kept = replace(as_is, completions=tuple(as_is.completions[i] for i in present))
+    true = {i: media[i] for i in present}
+    swap = {i: swapped(media[i], donor(media, present, i, modality), modality) for i in present}
+    black = {i: blanked(media[i], modality) for i in present}
+    inverted = {i: negative(media[i], modality) for i in present}
     with generating(policy.model):
-        batches = [_rebuilt(policy, values, m, settings) for m in (true, black, turned, swap)]
+        batches = [_rebuilt(policy, values, m, settings) for m in (true, black, inverted, swap)]
         true_batch, blank_batch, _, swapped_batch = batches
         swapped_run = _greedy(policy, swapped_batch, settings)
         blank_run = _greedy(policy, blank_batch, settings)
@@ -102,7 +102,7 @@ def prove(
         def change(batch: Batch) -> float:
             return float((_logprobs(policy, batch, kept) - was).abs().mean())
 
-        # more or fewer tokens of a medium move what follows, whether or not it is looked at
+        # another number of media tokens moves what follows, even if the media are not seen
         alike = [b for b in batches[1:] if torch.equal(b.input_ids, true_batch.input_ids)]
         shift = max(map(change, alike))
         again, rounding = change(true_batch), change(_padded(true_batch, policy.pad_token_id))
@@ -111,7 +111,7 @@ def prove(
     ]
     return ModalityProof(
         modality=modality,
-        rows=len(having),
+        rows=len(present),
         accuracy=_accuracy(values, kept),
         without=_accuracy(values, blank_run),
         swapped=_accuracy(values, swapped_run),
@@ -123,26 +123,27 @@ def prove(
 
 
 def blanked(media: Media, modality: Modality) -> Media:
-    """The same media with one modality's content gone: black pictures, silence."""
-    return _with(media, modality, [torch.zeros_like(one) for one in _content(media, modality)])
+    """The same media with one modality's content removed: black pictures, silence."""
+    return _with_content(
+        media, modality, [torch.zeros_like(one) for one in _content(media, modality)]
+    )
 
 
 def swapped(media: Media, other: Media, modality: Modality) -> Media:
-    """``media`` with one modality's content from ``other``; which audio belongs to which video
-    stays as it was."""
+    """``media`` with one modality's content from ``other``; audio keeps its link to its video."""
     if modality == "image":
         return replace(media, images=other.images)
     if modality == "video":
         return replace(media, videos=other.videos)
-    return _with(media, modality, _content(other, modality))
+    return _with_content(media, modality, _content(other, modality))
 
 
-def donor(media: Sequence[Media], having: Sequence[int], index: int, modality: Modality) -> Media:
-    """The next row with as many items of the modality and other content, else the row itself
-    inverted: a lone row must be swapped with something."""
-    place = having.index(index)
+def donor(media: Sequence[Media], present: Sequence[int], index: int, modality: Modality) -> Media:
+    """The next row with as many items of the modality and different content, else the row itself
+    inverted: a single row must be swapped with something."""
+    place = present.index(index)
     own = _content(media[index], modality)
-    for other in (*having[place + 1 :], *having[:place]):
+    for other in (*present[place + 1 :], *present[:place]):
         found = _content(media[other], modality)
         if len(found) == len(own) and not all(map(torch.equal, found, own)):
             return media[other]
@@ -150,10 +151,11 @@ def donor(media: Sequence[Media], having: Sequence[int], index: int, modality: M
 
 
 def negative(media: Media, modality: Modality) -> Media:
-    """The same media with one modality inverted: dark for bright, sound from its end to its
-    beginning."""
+    """The same media with one modality inverted: dark for bright, audio reversed in time."""
     own = _content(media, modality)
-    return _with(media, modality, [s.flip(0) if modality == "audio" else 255 - s for s in own])
+    return _with_content(
+        media, modality, [s.flip(0) if modality == "audio" else 255 - s for s in own]
+    )
 
 
 def _content(media: Media, modality: Modality) -> list[torch.Tensor]:
@@ -161,7 +163,7 @@ def _content(media: Media, modality: Modality) -> list[torch.Tensor]:
     return [getattr(item, content) for item in getattr(media, items)]
 
 
-def _with(media: Media, modality: Modality, new: Sequence[torch.Tensor]) -> Media:
+def _with_content(media: Media, modality: Modality, new: Sequence[torch.Tensor]) -> Media:
     items, content = _CONTENT[modality]
     pairs = zip(getattr(media, items), new, strict=True)
     changed: dict[str, Any] = {items: tuple(replace(one, **{content: x}) for one, x in pairs)}
@@ -201,6 +203,6 @@ def _accuracy(values: Values, rolled: Rollout) -> float:
 
 
 def _logprobs(policy: Policy, batch: Batch, rolled: Rollout) -> torch.Tensor:
-    """Of every token of the completions, in a row: float32, (tokens,)."""
+    """Logprobs of every token of the completions, concatenated: float32, (tokens,)."""
     tokens = pad_completions(rolled.completions, policy.pad_token_id)
     return token_logprobs(policy, batch, tokens, 1.0)[tokens.mask]

@@ -1,4 +1,4 @@
-"""``omni-grpo check``: the good path on a checkpoint, each modality put to the proof, a verdict."""
+"""``omni-grpo check``: the reference pipeline on a checkpoint, each modality proved, a verdict."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from omni_grpo_core.types import (
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Numbers that a trainer should watch from the first step: of the sampled groups;
-    ``well_formed`` of the greedy completions."""
+    """Numbers to watch from the first training step, over the sampled groups; ``well_formed`` over
+    the greedy completions."""
 
     reward_mean: float
     reward_std: float
@@ -41,8 +41,8 @@ class Health:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckResult:
-    """What ``check`` found. ``verdict`` is ``pass`` when every check of every stage
-    holds and no modality that is present is lost."""
+    """What ``check`` found. ``verdict`` is ``pass`` if every check of every stage holds and no
+    modality in the data is lost."""
 
     verdict: Literal["pass", "fail"]
     trace: Trace
@@ -51,7 +51,7 @@ class CheckResult:
     health: Health
 
     def to_json(self) -> dict[str, Any]:
-        """The one object that ``--json`` prints."""
+        """The object that ``--json`` prints."""
         return {
             "verdict": self.verdict,
             "header": dict(self.trace.header),
@@ -83,8 +83,8 @@ def check(
     *,
     on_stage: Callable[[Stage | Modality], None] = lambda name: None,
 ) -> CheckResult:
-    """Run every stage, and prove that each modality reaches the model: blanked, inverted and
-    swapped, it must move the answers."""
+    """Run every stage, and prove that each modality reaches the model: blanking, inverting and
+    swapping it must change the answers."""
     done = run(policy, samples, settings, on_stage=on_stage)
     proofs = []
     for modality in MODALITIES:
@@ -92,28 +92,28 @@ def check(
         proof = prove(policy, done.values, modality, settings)
         if proof is not None:
             proofs.append(proof)
-    sound = all(record.ok for record in done.trace.stages) and all(proof.ok for proof in proofs)
-    verdict: Literal["pass", "fail"] = "pass" if sound else "fail"
+    ok = all(record.ok for record in done.trace.stages) and all(proof.ok for proof in proofs)
+    verdict: Literal["pass", "fail"] = "pass" if ok else "fail"
     return CheckResult(verdict, done.trace, done.values, tuple(proofs), health(done.values))
 
 
 def health(values: Values) -> Health:
-    """Of a pass; rates and lengths are counted as a training counts them at each of its steps."""
+    """Health of a pass; rates and lengths are counted as at each step of training."""
     sampled = values["sampled"]
     scores = score((Accuracy(),), values["text"], values["sample"], sampled)["accuracy"]
     earned = [s.value or 0.0 for s in scores]
     groups = [completion.group_id for completion in sampled.completions]
-    unlike = {(completion.group_id, completion.text) for completion in sampled.completions}
+    distinct = {(completion.group_id, completion.text) for completion in sampled.completions}
     advantages = group_advantages(earned, groups, "none")
     numbers = (rollout_metrics(sampled.completions) + advantage_metrics(advantages)).values()
     mean, flat = fmean(earned), numbers["zero_variance_rate"]
     return Health(
         reward_mean=mean,
         reward_std=fmean((v - mean) ** 2 for v in earned) ** 0.5,
-        # a lone completion has nothing to be compared with
+        # a single completion has nothing to be compared with
         zero_variance_groups=1.0 if flat is None else flat,
         well_formed=fmean(isinstance(parsed, Parsed) for parsed in values["parsed"]),
         cap_rate=numbers["cap_rate"] or 0.0,
         mean_length=numbers["completion_length"] or 0.0,
-        distinct_completions=len(unlike) / len(advantages.groups) / sampled.group_size,
+        distinct_completions=len(distinct) / len(advantages.groups) / sampled.group_size,
     )

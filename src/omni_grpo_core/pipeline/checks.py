@@ -1,4 +1,4 @@
-"""What must hold at each stage of a pass, seen from outside the stage."""
+"""What must hold at each stage of a pass, checked from outside the stage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from omni_grpo_core.types import (
 BLANK = 0.5
 """Standard deviation, in grey levels of 255: below the step of 8-bit video."""
 SILENT = 1e-4
-"""Peak, -80 dB: near the step of 16-bit sound."""
+"""Peak, -80 dB: near the step of 16-bit audio."""
 
 
 def check_samples(samples: Sequence[Sample]) -> tuple[Check, ...]:
@@ -57,7 +57,7 @@ def check_samples(samples: Sequence[Sample]) -> tuple[Check, ...]:
 def check_text(
     conversations: Sequence[Conversation], prompts: Sequence[Prompt], processor: Any
 ) -> tuple[Check, ...]:
-    """The template's text against the ChatML that Qwen-Omni was trained on."""
+    """The template's text equals the ChatML that Qwen-Omni was trained on."""
     drifted = []
     for conversation, prompt in zip(conversations, prompts, strict=True):
         if prompt.text != reference_text(conversation, processor):
@@ -76,8 +76,8 @@ def check_text(
 
 
 def check_media(media: Sequence[Media]) -> tuple[Check, ...]:
-    """Frames and sounds that carry something. One black or silent clip may be the data's own;
-    when all are, the decoder gives nothing."""
+    """Frames and audio have content. One black or silent clip may be in the data; if all are, the
+    decoder returns nothing."""
     pictures = [v.frames for m in media for v in m.videos]
     pictures += [image.pixels.float() for m in media for image in m.images]
     sounds = [audio.samples for m in media for audio in m.audios]
@@ -96,8 +96,8 @@ def check_media(media: Sequence[Media]) -> tuple[Check, ...]:
 def check_embeddings(
     policy: Policy, batch: Batch, made: Embeddings, library: Sequence[LibraryForward]
 ) -> tuple[Check, ...]:
-    """Placeholders hold the towers' features, and all is what transformers' own forward feeds to
-    the text model for each row alone."""
+    """Placeholders hold the towers' features, and each row is what transformers' own forward feeds
+    to the text model for it alone."""
     width = batch.input_ids.shape[1]
     ours = [made.inputs_embeds[i, width - len(row.input_ids) :] for i, row in enumerate(batch.rows)]
     own = policy.model.get_input_embeddings().weight
@@ -126,7 +126,7 @@ def check_embeddings(
 def check_positions(
     policy: Policy, batch: Batch, made: Positions, library: Sequence[LibraryForward]
 ) -> tuple[Check, ...]:
-    """Positions equal transformers' own, and a video's time runs with its true seconds."""
+    """Positions equal transformers' own, and a video's time matches its true seconds."""
     width = batch.input_ids.shape[1]
     per_second = policy.model.config.position_id_per_seconds
     equal = timed = True
@@ -167,7 +167,7 @@ def _times(time_axis: Tensor, spans: Sequence[Any], item: int) -> list[float]:
 def check_logits(
     made: Logits, library: Sequence[LibraryForward], dtype: torch.dtype = torch.float32
 ) -> tuple[Check, ...]:
-    """``dtype``: the model's own; logits are float32 whatever it is, but no more exact for it."""
+    """``dtype``: the model's own, which limits how exact the logits, always float32, are."""
     same = [_close(ours, lib.logits, dtype) for ours, lib in zip(made.values, library, strict=True)]
     return (
         Check("finite", bool(made.values.isfinite().all()), str(tuple(made.values.shape))),
@@ -182,10 +182,10 @@ def check_completions(
     special = policy.suppressed.nonzero().flatten().tolist()
     rules = {"eos_ids": policy.eos_token_ids, "special_ids": special}
     broken, rare = (
-        [f"{said.group_id}: {reason}" for said, reason in degenerates(rolled.completions, **rules)]
+        [f"{one.group_id}: {reason}" for one, reason in degenerates(rolled.completions, **rules)]
         for rolled in (greedy, sampled)
     )
-    # greedy garbage is a broken policy; a rare sampled one is temperature
+    # greedy garbage means a broken policy; rare sampled garbage comes from the temperature
     few = len(rare) <= 0.1 * len(sampled.completions)
     ended = sum(completion.finish_reason == "stop" for completion in greedy.completions)
     drift = scoring_drift(policy, batch, sampled)
@@ -201,14 +201,14 @@ def check_completions(
 
 @torch.no_grad()
 def scoring_drift(policy: Policy, batch: Batch, rolled: Rollout) -> tuple[bool, float]:
-    """Whether the logprobs noted while sampling (with cache, from expanded prompts) are those of
-    the scoring forward, and the largest difference."""
+    """Whether the logprobs kept while sampling (with cache, from expanded prompts) are those of the
+    scoring forward, and the largest difference."""
     tokens = pad_completions(rolled.completions, policy.pad_token_id)
-    # greedy completions were noted at temperature 1
+    # greedy logprobs are kept at temperature 1
     scored = token_logprobs(policy, batch, tokens, rolled.temperature or 1.0)
-    noted = tokens.logprobs.float()
+    sampled = tokens.logprobs.float()
     kept = tokens.mask
-    return _close(noted[kept], scored[kept], policy.model.dtype)
+    return _close(sampled[kept], scored[kept], policy.model.dtype)
 
 
 def check_parsed(made: Sequence[Parsed | Malformed], least: float) -> tuple[Check, ...]:
@@ -254,10 +254,10 @@ def check_rewards(
 
 
 def _greedy_equals_generate(policy: Policy, batch: Batch, greedy: Rollout) -> Check:
-    """One row of each audio mode through transformers' ``generate``, ids equal.
+    """One row of each audio mode gives the same ids through transformers' ``generate``.
 
-    In half precision two right computations may choose differently where the margin is small, so
-    only the first token is asked for there.
+    In half precision two correct computations may choose differently where the margin is small, so
+    only the first token is compared there.
     """
     exact = policy.model.dtype == torch.float32
     first = {row.audio_in_video: index for index, row in reversed(list(enumerate(batch.rows)))}
@@ -284,7 +284,7 @@ def _generate(policy: Policy, batch: Batch, index: int, steps: int) -> tuple[int
 
 
 def _close(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> tuple[bool, float]:
-    """Whether two float tensors agree as their dtype lets them, and the largest difference."""
+    """Whether two float tensors agree to their dtype's tolerance, and the largest difference."""
     if a.shape != b.shape:
         return False, float("inf")
     difference = (a.float() - b.float().to(a.device)).abs()

@@ -1,4 +1,4 @@
-"""Samples through the stages up to the batch, and texts to scores: plain functions."""
+"""From samples to the batch, and from texts to scores: plain functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Inputs:
 
 
 def converse(samples: Sequence[Sample], settings: Settings) -> tuple[Conversation, ...]:
-    """Conversations of samples; every video file is asked once whether it has an audio track."""
+    """Conversations of samples; every video file is probed once for an audio track."""
     paths = {ref.path for s in samples for ref in s.media if ref.modality == "video"}
     tracks = {path: probe(path).has_audio for path in sorted(paths)}
     return tuple(
@@ -43,7 +43,7 @@ def converse(samples: Sequence[Sample], settings: Settings) -> tuple[Conversatio
 def load_all(
     policy: Policy, conversations: Sequence[Conversation], settings: Settings
 ) -> tuple[Media, ...]:
-    """The media of conversations, as large as the settings ask and the checkpoint's patches fit."""
+    """The media of conversations, sized by the settings and the checkpoint's patches."""
     size = policy.patch_size
     return tuple(load_media(c, settings.media, patch_size=size) for c in conversations)
 
@@ -73,7 +73,7 @@ def make_batch(
 
 
 def prepare(policy: Policy, samples: Sequence[Sample], settings: Settings) -> Inputs:
-    """Everything up to the batch, without checks: for training and measuring."""
+    """Everything up to the batch, without checks: for training and measurements."""
     conversations = converse(samples, settings)
     prompts = tuple(render(c, policy.processor) for c in conversations)
     media = load_all(policy, conversations, settings)
@@ -84,8 +84,8 @@ def prepare(policy: Policy, samples: Sequence[Sample], settings: Settings) -> In
 def reward_arguments(
     prompts: Sequence[Prompt], samples: Sequence[Sample], rolled: Rollout
 ) -> tuple[list[str], list[str], dict[str, list[Any]]]:
-    """Prompt and text of every completion, and the columns of its sample: what a reward function
-    is called with."""
+    """What a reward function is called with: prompt and text of every completion, and the columns
+    of its sample."""
     of = {s.sample_id: (s, p.text) for s, p in zip(samples, prompts, strict=True)}
     owners = [of[completion.group_id] for completion in rolled.completions]
     texts = [completion.text for completion in rolled.completions]
@@ -104,7 +104,7 @@ def score(
 
 
 def header(policy: Policy, settings: Settings) -> dict[str, str]:
-    """Under what a pass runs: what could make it come out otherwise."""
+    """What a pass runs with: everything that could change its result."""
     names = ("torch", "torchvision", "transformers", "qwen-omni-utils")
     return {
         **{name: version(name) for name in names},

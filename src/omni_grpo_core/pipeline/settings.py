@@ -1,7 +1,7 @@
-"""What a run is told beside checkpoint and data: read strictly, before anything heavy loads.
+"""Settings of a run besides checkpoint and data: read strictly, before anything heavy loads.
 
-A checkpoint folder may carry an ``omni_grpo.json`` (the shipped tiny one does); a ``--config`` file
-in JSON or YAML goes over it. A key that nobody reads is an error, never ignored.
+A checkpoint folder may contain an ``omni_grpo.json`` (the shipped tiny one does); a ``--config``
+file in JSON or YAML overrides it. An unknown key is an error, never ignored.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ CHECKPOINT_SETTINGS = "omni_grpo.json"
 class Settings:
     """Settings of a pass.
 
-    Raises ConfigError for a value that cannot be meant.
+    Raises ConfigError for a value out of range.
     """
 
     audio_in_video: AudioPreference = "auto"
-    """How the sound of videos travels; ``auto``: interleaved where every video has a track and no
-    audio is listed, else an item of its own."""
+    """How the audio of videos reaches the model; ``auto``: interleaved where every video has a
+    track and no audio is listed, else an item of its own."""
     media: MediaConfig = field(default_factory=MediaConfig)
-    """How much of the media the model is shown."""
+    """How much of the media the model is given."""
     max_prompt_length: int | None = None
     """Tokens, media included; ``None`` is no limit."""
     max_new_tokens: int = 256
-    """Cap of a completion, tokens."""
+    """Most tokens of a completion."""
     group_size: int = 4
     """Completions per prompt of the sampled rollout."""
     temperature: float = 1.0
-    """Of the sampled rollout; 0 is greedy."""
+    """Temperature of the sampled rollout; 0 is greedy."""
     seed: int = 0
-    """Of the sampled rollout."""
+    """Seed of the sampled rollout."""
     min_format: float = 0.5
     """Share of greedy completions that must be well-formed for a passing verdict."""
     min_accuracy: float = 0.0
-    """Share of greedy completions that must be right for a passing verdict."""
+    """Share of greedy completions that must be correct for a passing verdict."""
 
     def __post_init__(self) -> None:
         longest = self.max_prompt_length
@@ -53,7 +53,7 @@ class Settings:
             ("max_prompt_length", longest is None or longest >= 1, "1 or more, or nothing"),
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("group_size", self.group_size >= 1, "1 or more"),
-            # below, logits are divided into what float32 cannot tell apart
+            # lower ones scale logits beyond what float32 can distinguish
             (
                 "temperature",
                 self.temperature == 0 or 0.01 <= self.temperature < math.inf,
@@ -70,10 +70,10 @@ class Settings:
 
 
 def load_settings(checkpoint: Path, config: Path | None = None) -> Settings:
-    """The checkpoint's own settings, with those of ``config`` over them.
+    """The checkpoint's own settings, overridden by those of ``config``.
 
     Raises:
-        ConfigError: a file that is not JSON or YAML, an unknown key, a value of another type.
+        ConfigError: a file that is not JSON or YAML, an unknown key, a value of the wrong type.
     """
     settings = Settings()
     own = checkpoint / CHECKPOINT_SETTINGS

@@ -1,8 +1,8 @@
-"""The stages of a pass: what each is made from, how, and what must hold of it.
+"""The stages of a pass: what each is made from, how, and what must hold for it.
 
-One graph for whoever walks it: ``omni-grpo check`` makes and checks every stage, a golden compares
-the values, and replay puts the golden's values in where the fresh ones diverged. That is why each
-stage is handed its inputs by name.
+One graph with several users: ``omni-grpo check`` makes and checks every stage, a golden compares
+the values, and replay substitutes the golden's values where the fresh ones diverged. Each stage
+therefore gets its inputs by name.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ from omni_grpo_core.types import (
 )
 
 TOP = 4
-"""Tokens kept of each step of a completion."""
+"""Likeliest tokens kept at each step of a completion."""
 REWARDS = (Format(), Accuracy())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
-    """What a pass runs on. ``steps``: GRPO steps that follow it."""
+    """What a pass runs on. ``steps``: GRPO steps after the pass."""
 
     policy: Policy
     settings: Settings
@@ -85,7 +85,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """The likeliest tokens at each token of a completion (C), given the tokens before it.
+    """The likeliest tokens at each of a completion's C tokens, given the tokens before it.
 
     ``top_ids``: int64, (C, TOP), likeliest first; ``top_logprobs``: C * TOP, in the same order;
     ``logprobs``: (C), of the completion's own tokens.
@@ -100,7 +100,7 @@ class Values(TypedDict, total=False):
     """Values by the name of their stage.
 
     ``library``: transformers' own forward of each row. ``completion``: greedy; ``sampled``: groups.
-    ``said``: the completion that ``scoring`` scores, a golden's where there is one.
+    ``to_score``: the completion that ``scoring`` scores, a golden's where there is one.
     """
 
     sample: tuple[Sample, ...]
@@ -112,7 +112,7 @@ class Values(TypedDict, total=False):
     embeddings: Embeddings
     positions: Positions
     logits: Logits
-    said: Rollout
+    to_score: Rollout
     scoring: tuple[Scored, ...]
     completion: Rollout
     sampled: Rollout
@@ -122,7 +122,7 @@ class Values(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class PipelineStage:
-    """``needs``: the values that ``make`` reads; ``beside``: those that only ``check`` reads."""
+    """``needs``: values that ``make`` reads; ``beside``: values that only ``check`` reads."""
 
     needs: tuple[str, ...]
     make: Callable[[Context, Values], object]
@@ -140,18 +140,18 @@ def _render(context: Context, values: Values) -> tuple[Prompt, ...]:
 
 
 def _media(context: Context, values: Values) -> tuple[Media, ...]:
-    where = {Path(ref.path).name: ref.path for s in context.samples for ref in s.media}
-    found = [_at(conversation, where) for conversation in values["conversation"]]
+    paths = {Path(ref.path).name: ref.path for s in context.samples for ref in s.media}
+    found = [_with_local_paths(conversation, paths) for conversation in values["conversation"]]
     return load_all(context.policy, found, context.settings)
 
 
-def _at(conversation: Conversation, where: Mapping[str, str]) -> Conversation:
-    """A golden's conversation knows its files by name only: where they lie is this machine's."""
+def _with_local_paths(conversation: Conversation, paths: Mapping[str, str]) -> Conversation:
+    """A golden's conversation has only file names: their paths are this machine's."""
 
     def part(part: TextPart | MediaPart) -> TextPart | MediaPart:
         if not isinstance(part, MediaPart):
             return part
-        path = where.get(Path(part.ref.path).name, part.ref.path)
+        path = paths.get(Path(part.ref.path).name, part.ref.path)
         return replace(part, ref=replace(part.ref, path=path))
 
     messages = tuple(replace(m, parts=tuple(map(part, m.parts))) for m in conversation.messages)
@@ -172,8 +172,8 @@ def _check_batch(context: Context, values: Values) -> tuple[Check, ...]:
 
 
 def _library(context: Context, values: Values) -> tuple[LibraryForward, ...]:
-    """transformers' own forward of each row. It is the first, and what a config makes it raise is
-    the checkpoint's fault."""
+    """transformers' own forward of each row. It runs before any other forward, so what it raises
+    because of a config is the checkpoint's fault."""
     found = []
     for row in values["batch"].rows:
         try:
@@ -184,15 +184,15 @@ def _library(context: Context, values: Values) -> tuple[LibraryForward, ...]:
             raise CheckpointError(
                 f"forward of sample {row.sample_id}",
                 got=f"{type(error).__name__} in transformers: {' '.join(str(error).split())[:300]}",
-                want="a model that takes what its processor makes",
-                fix="use config and processor of the base checkpoint, and a supported version of "
-                "transformers",
+                want="a model that accepts its processor's output",
+                fix="use the config and processor of the base checkpoint, and a supported version "
+                "of transformers",
             ) from error
     return tuple(found)
 
 
-def _here(context: Context, embeddings: Embeddings) -> Embeddings:
-    """A golden's embeddings come from a file, to wherever the model runs."""
+def _on_device(context: Context, embeddings: Embeddings) -> Embeddings:
+    """Moves a golden's embeddings, which come from a file, to the model's device."""
     return replace(embeddings, inputs_embeds=embeddings.inputs_embeds.to(context.policy.device))
 
 
@@ -201,7 +201,7 @@ def _logits(context: Context, values: Values) -> Logits:
         context.policy,
         values["batch"],
         where=values["positions"],
-        embeddings=_here(context, values["embeddings"]),
+        embeddings=_on_device(context, values["embeddings"]),
     ).logits
 
 
@@ -229,19 +229,19 @@ def _sampled(context: Context, values: Values) -> Rollout:
 
 def _scoring(context: Context, values: Values) -> tuple[Scored, ...]:
     policy = context.policy
-    tokens = pad_completions(values["said"].completions, policy.pad_token_id)
+    tokens = pad_completions(values["to_score"].completions, policy.pad_token_id)
     logits = completion_logits(
         policy,
         values["batch"],
         tokens.ids,
         tokens.mask.to(torch.int64),
         where=values["positions"],
-        embeddings=_here(context, values["embeddings"]),
+        embeddings=_on_device(context, values["embeddings"]),
     )
     logprobs = sampling_logprobs(policy, logits, 1.0).double().cpu()
     scored = []
     for row, own, length in zip(logprobs, tokens.ids, tokens.mask.sum(1).tolist(), strict=True):
-        # equal scores stand in order of id: topk leaves their order to the platform
+        # equal scores in order of id: with topk their order depends on the platform
         order = torch.sort(row[:length], dim=-1, descending=True, stable=True).indices[:, :TOP]
         best = row[:length].gather(1, order)
         chosen = row[:length].gather(1, own[:length, None])[:, 0]
@@ -300,7 +300,7 @@ GRAPH: Mapping[str, PipelineStage] = {
         ),
         beside=("library",),
     ),
-    "scoring": PipelineStage(("batch", "embeddings", "positions", "said"), _scoring),
+    "scoring": PipelineStage(("batch", "embeddings", "positions", "to_score"), _scoring),
     "sampled": PipelineStage(("batch",), _sampled),
     "completion": PipelineStage(
         ("batch",),
@@ -336,14 +336,14 @@ def make(context: Context, stage: str, values: Values) -> object:
 
 
 def put(values: Values, stage: str, value: object) -> None:
-    """Add a value that :func:`make` gave, under a name that only the run knows."""
+    """Store a value from :func:`make` under a name known only at run time."""
     cast(dict[str, object], values)[stage] = value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """``trace``: the stages and what holds of each. ``values``: all that was made, what only a
-    check reads included."""
+    """``trace``: the stages and their checks. ``values``: everything that was made, including what
+    only a check reads."""
 
     trace: Trace
     values: Values
@@ -380,7 +380,7 @@ def run(
 
 
 def _merged(rows: Iterable[tuple[Check, ...]]) -> tuple[Check, ...]:
-    """Checks of many rows as one each: failed if one fails, telling the first that did."""
+    """Checks of many rows merged by name: failed if any row fails, with the first failure."""
     merged: dict[str, Check] = {}
     count = 0
     for checks in rows:

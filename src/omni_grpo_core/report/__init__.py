@@ -1,8 +1,8 @@
-"""What was found, for people: pages and terminal output, which judge nothing, and text made safe
-to look at in either.
+"""Results for people: pages and terminal output, which judge nothing, and text made safe to show
+in either.
 
-A completion may hold anything: escape codes that repaint a terminal, characters that reverse the
-text after them, halves of surrogate pairs that no file can hold. Here they become visible.
+A completion may contain anything: escape codes that repaint a terminal, characters that reverse
+the text after them, lone surrogates that no file can hold. Here they become visible.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from omni_grpo_core.types import Malformed, Parsed, Row
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, all but tab and newline
-    "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"  # no width, or changes direction
+    "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"  # zero width, or changes direction
     "\ud800-\udfff"  # lone surrogates
-    "\ufffe\uffff]"  # no characters, says Unicode; XML refuses them
+    "\ufffe\uffff]"  # noncharacters, which XML refuses
 )
 
 
 def visible(text: str) -> str:
-    r"""``text`` with every character that acts instead of showing written out.
+    r"""``text`` with every control and invisible character written out.
 
-    C0 controls become their pictures (U+2400 to U+241F); the others their Python escapes.
+    C0 controls become control pictures (U+2400 to U+241F); the others Python escapes.
 
     >>> visible("a\x1b[2Jb\u202ec\n")
     'a␛[2Jb\\u202ec\n'
@@ -34,7 +34,7 @@ def visible(text: str) -> str:
 
 
 def shortened(text: str, limit: int) -> str:
-    """At most ``limit`` characters of ``text``; what was cut is counted.
+    """At most ``limit`` characters of ``text``, with a count of those cut.
 
     >>> shortened("x" * 50, 10)
     'xxxxxxxxxx … (40 more characters)'
@@ -55,19 +55,19 @@ def _written_out(match: re.Match[str]) -> str:
 
 PieceKind = Literal["context", "think", "answer", "plain", "fault", "after"]
 _LONGEST = 6000
-"""Characters of a piece that are shown."""
+"""Characters shown per piece."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a completion. A ``fault`` is the mark itself: its text says what is wrong."""
+    """A part of a completion. A ``fault`` is a marker: its text says what is wrong."""
 
     kind: PieceKind
     text: str
 
 
 def pieces(text: str, parsed: Parsed | Malformed) -> tuple[Piece, ...]:
-    """``text`` in order, tags kept; every character of it stands in exactly one piece.
+    """``text`` in order, tags kept; every character is in exactly one piece.
 
     >>> pieces("ab", Malformed("text outside the tags: 'b'", 1))[1]
     Piece(kind='fault', text="text outside the tags: 'b' (character 1)")
@@ -89,19 +89,19 @@ def pieces(text: str, parsed: Parsed | Malformed) -> tuple[Piece, ...]:
 
 
 def kind_of(row: Row) -> tuple[str | bool, ...]:
-    """How media reach the model in this row: audio mode, the modalities in token order, and
-    whether an item comes in several chunks."""
+    """How media reach the model in this row: audio mode, whether an item comes in several chunks,
+    and the modalities in token order."""
     items = {(span.modality, span.item) for span in row.spans}
     modalities = dict.fromkeys(span.modality for span in row.spans)
     return (row.audio_in_video, len(row.spans) > len(items), *modalities)
 
 
 def varied(rows: Sequence[Row], limit: int) -> tuple[int, ...]:
-    """Indices of at most ``limit`` rows, ascending: the first of each kind, then the second …"""
+    """Indices of at most ``limit`` rows, ascending: the first of each kind, then the second, …"""
     seen: dict[tuple[str | bool, ...], int] = {}
-    turns = []
+    ranked = []
     for index, row in enumerate(rows):
-        turn = seen.get(kind_of(row), 0)
-        seen[kind_of(row)] = turn + 1
-        turns.append((turn, index))
-    return tuple(sorted(index for _, index in sorted(turns)[:limit]))
+        rank = seen.get(kind_of(row), 0)
+        seen[kind_of(row)] = rank + 1
+        ranked.append((rank, index))
+    return tuple(sorted(index for _, index in sorted(ranked)[:limit]))

@@ -1,7 +1,7 @@
-"""``check`` and ``golden check`` as JUnit XML, for a CI's page of tests.
+"""``check`` and ``golden check`` as JUnit XML, for a CI's test report.
 
-The schema that CI servers agree on (Jenkins' ``junit-10.xsd``): ``testsuites``, in it a
-``testsuite`` for the command or the golden case, in it a ``testcase`` for each check or stage.
+The schema that CI servers agree on (Jenkins' ``junit-10.xsd``): ``testsuites`` with a ``testsuite``
+for the command or each golden case, and in it a ``testcase`` for each check or stage.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from omni_grpo_core.report import shortened, visible
 from omni_grpo_core.report.html.words import Failure, failures, not_judged
 
 _LONGEST = 1000
-"""Characters of a message."""
+"""Characters per message."""
 _SHOWN = 20
-"""Differences of one stage."""
+"""Differences shown per stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Test:
     """``kind``: ``failure``, ``skipped``, or empty if it passed. ``type``: of the failure.
-    ``detail``: what stands below ``message``."""
+    ``detail``: the text below ``message``."""
 
     classname: str
     name: str
@@ -53,9 +53,9 @@ class _Suite:
 
 
 def check_junit(result: CheckResult) -> bytes:
-    """A test for every check of every stage and for every modality, in one suite. A modality that
-    is not judged is skipped."""
-    # in the order of what follows
+    """One suite with a test for every check of every stage and for every modality. A modality that
+    was not judged is skipped."""
+    # in the order of the tests below
     failed = iter(failures(result))
     tests = [
         _checked(f"check.{record.stage}", check.name, None if check.ok else next(failed))
@@ -81,7 +81,7 @@ def _checked(classname: str, name: str, failed: Failure | None) -> _Test:
 
 
 def golden_junit(report: GoldenReport) -> bytes:
-    """A suite for every case, in it a test for every stage; one fails if its verdict does."""
+    """A suite for every case with a test for every stage, which fails if its verdict does."""
     suites = [_case(case, report) for case in report.cases]
     return _xml(f"omni-grpo golden check {report.platform}", report.seconds, suites)
 
@@ -139,5 +139,5 @@ def _add(suite: ET.Element, test: _Test) -> None:
 
 
 def _text(text: str) -> str:
-    """Only characters that XML has, which are fewer than Unicode's."""
+    """Only characters that XML allows, which are fewer than Unicode's."""
     return shortened(visible(text), _LONGEST)

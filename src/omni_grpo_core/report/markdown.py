@@ -1,7 +1,7 @@
-"""A check of goldens as Markdown: for a pull request's comment, or a job's summary.
+"""A golden check as Markdown, for a pull request comment or a job summary.
 
-What models and data wrote stands in code spans, in which GitHub's Markdown knows no markup, no
-HTML, no link and no mention.
+Text from models and data goes into code spans, where GitHub's Markdown interprets no markup, HTML,
+links or mentions.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from omni_grpo_core.golden.reviewing import advice
 from omni_grpo_core.report import shortened, visible
 
 _MOST_CASES = 60
-"""Rows, those that diverge first: a comment holds 65,536 characters."""
+"""Table rows, divergent cases first: a comment holds at most 65,536 characters."""
 _LONGEST = 300
 
 
 def golden_markdown(report: GoldenReport) -> str:
-    """Verdict and first divergent stage, of the whole and in a table of the cases, and what to do.
+    """Verdict and first divergent stage, overall and per case, and what to do.
 
-    At most 60 cases are shown, those that diverge first.
+    At most 60 cases are shown, divergent ones first.
     """
     diverged = [case for case in report.cases if case.verdict not in FINE]
     fine = [case for case in report.cases if case.verdict in FINE]
     shown = [*diverged, *fine][:_MOST_CASES]
     first = f"First divergent stage: {code(report.first)}. " if report.first else ""
     lines = [
-        f"### {'❌' if diverged else '✅'} Goldens of {code(report.platform)}: {report.verdict}",
+        f"### {'❌' if diverged else '✅'} Goldens for {code(report.platform)}: {report.verdict}",
         "",
-        f"{first}{len(fine)} of {len(report.cases)} cases are as they were.",
+        f"{first}{len(fine)} of {len(report.cases)} cases match.",
         "",
         "| case | verdict | first divergent stage | what differs |",
         "|---|---|---|---|",
         *map(_row, shown),
     ]
     if len(report.cases) > len(shown):
-        lines += ["", f"{len(report.cases) - len(shown)} more cases are not shown."]
+        lines += ["", f"{len(report.cases) - len(shown)} more cases not shown."]
     versions = {key: pair for case in report.cases for key, pair in case.versions.items()}
     if versions:
-        lines += ["", "Changed since the goldens were made:", ""]
+        lines += ["", "Changed since the goldens were recorded:", ""]
         lines += [
             f"- {code(key)}: {code(was)} → {code(now)}" for key, (was, now) in versions.items()
         ]
@@ -55,8 +55,8 @@ def _row(case: CaseResult) -> str:
 
 
 def code(text: str) -> str:
-    """``text`` as a code span that stays whole in a table's cell: on one line, without the bar that
-    would end the cell.
+    """``text`` as a code span that is safe in a table cell: on one line, without the bar that would
+    end the cell.
 
     >>> print(code("a|b"), code("`x`"))
     `a│b` `` `x` ``

@@ -1,4 +1,4 @@
-"""The tiny checkpoints that ship with the package, one a family, their recipe, and their clips.
+"""The tiny checkpoints shipped with the package, one per family, their recipe and their clips.
 
 Nothing heavy is imported here: ``recipe`` and ``evaluate`` need torch and transformers.
 """

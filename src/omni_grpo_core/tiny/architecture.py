@@ -1,4 +1,4 @@
-"""The tiny model of the first family, and the preprocessing that both share.
+"""The tiny model of the first family, and the preprocessing that both families share.
 
 A real ``Qwen2_5OmniThinkerForConditionalGeneration`` with a few hundred thousand parameters.
 """
@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from omni_grpo_core.core.family import QWEN2_5_OMNI, Family
 
 AUDIO_SECONDS = 8
-"""Whisper features are padded to this; longer audio would be cut."""
+"""Whisper features are padded to this; longer audio would be truncated."""
 _HIDDEN = 64
 
 
 def thinker_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """``config.json``. head_dim is 64 / 2 = 32, the least that vLLM's CPU attention takes, and
+    """``config.json``. head_dim is 64 / 2 = 32, the minimum of vLLM's CPU attention, and
     mrope_section sums to half of it."""
     return shared_config(
         tokenizer,
@@ -52,9 +52,8 @@ def thinker_config(tokenizer: Tokenizer) -> dict[str, Any]:
 def shared_config(
     tokenizer: Tokenizer, name: str, rope: Mapping[str, Any], **own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """``config.json`` of a family of that ``name``: what the tiny models of all have in common, and
-    what is the family's ``own`` by part (thinker, text, vision, audio). A token stands for its
-    id."""
+    """``config.json`` of the family ``name``: what all tiny models share, and the family's ``own``
+    values by part (thinker, text, vision, audio). Tokens are replaced by their ids."""
     ids = tokenizer.token_to_id
     thinker = {k: ids(v) if str(v).startswith("<|") else v for k, v in own["thinker"].items()}
     part = {"initializer_range": 0.06}
@@ -63,7 +62,7 @@ def shared_config(
         "torch_dtype": "float32",
         "tie_word_embeddings": False,
         "seconds_per_chunk": 2,
-        # not declared fields in every version, but generation and positions read them in all
+        # not declared in every version, but read by generation and positions in all
         **thinker,
         **part,
         "user_token_id": tokenizer.encode("user").ids[0],
@@ -122,11 +121,11 @@ def shared_config(
 def processor_files(
     family: Family, patch_size: int, pixels: tuple[int, int], audio_seconds: int
 ) -> dict[str, dict[str, Any]]:
-    """Preprocessing as a family publishes it (``preprocessor_config.json`` of its checkpoints), but
-    for the limits: by file name, what the image, video and audio halves of the processor read.
+    """Preprocessing as the family publishes it (``preprocessor_config.json`` of its checkpoints),
+    except for the limits: by file name, what the processor's image, video and audio parts read.
 
     ``pixels``: least and most of a frame or image. ``audio_seconds``: Whisper features are padded
-    or cut to this.
+    or truncated to this.
     """
     least, most = pixels
     vision = {

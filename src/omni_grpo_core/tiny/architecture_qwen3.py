@@ -1,8 +1,8 @@
 """The tiny model of the second family.
 
-A real ``Qwen3OmniMoeThinkerForConditionalGeneration`` with what sets it off from the first family:
-experts, vision taken in at several depths, norms of queries and keys, interleaved rope sections,
-audio in chunks of a second, patches of 16.
+A real ``Qwen3OmniMoeThinkerForConditionalGeneration`` with what distinguishes it from the first
+family: experts, vision features added at several depths, normed queries and keys, interleaved rope
+sections, audio in chunks of a second, patches of 16.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ PATCH_SIZE = 16
 
 
 def thinker_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """``config.json``. head_dim is 64 / 2 = 32; of its 16 frequencies heights and widths take
-    every third each, five times."""
+    """``config.json``. head_dim is 64 / 2 = 32; of its 16 frequencies, height and width each take
+    every third, five times."""
     return shared_config(
         tokenizer,
         "qwen3_omni_moe",
@@ -56,7 +56,7 @@ def thinker_config(tokenizer: Tokenizer) -> dict[str, Any]:
             "downsample_hidden_size": 16,
             # a chunk has 13 positions
             "max_source_positions": 16,
-            # 4.57 has 50 written out where it counts tokens
+            # 4.57 hard-codes 50 where it counts tokens
             "n_window": 50,
             "n_window_infer": 800,
         },
@@ -64,8 +64,8 @@ def thinker_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def published_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the names of the published checkpoints, which 4.57 has in its modules and 5.x
-    translates on loading: an expert's three matrices apart, where 5.x keeps all experts in two.
+    """Weights by the names of the published checkpoints, which 4.57 uses in its modules and 5.x
+    converts on loading: three matrices per expert, where 5.x keeps all experts in two.
 
     >>> fused = {"mlp.experts.gate_up_proj": torch.zeros(2, 6, 4), "norm.weight": torch.ones(4)}
     >>> {name: tuple(value.shape) for name, value in published_names(fused).items()}

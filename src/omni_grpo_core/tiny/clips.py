@@ -1,8 +1,8 @@
 """Synthetic clips: attributes and a seed become frames and a tone, and those become real files.
 
 Everything is drawn from ``numpy`` generators seeded by the clip, so the same clip has the same
-samples everywhere. Frames are 56 x 56, or what the media stage makes of them: 4 x 4 patches, merged
-to 2 x 2 tokens a frame pair.
+samples everywhere. Frames are 56 x 56, or whatever the media stage resizes them to: 4 x 4 patches,
+merged to 2 x 2 tokens per frame pair.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ ALL: tuple[Attributes, ...] = tuple(
 
 
 def split_of(attributes: Attributes) -> Split:
-    """The one split a combination belongs to: 40 train, 8 select, 16 held-out.
+    """The split that a combination belongs to: 40 train, 8 select, 16 held-out.
 
-    ``select`` is for choosing between recipes and for stopping early; ``held-out`` is only ever
-    measured.
+    ``select`` is for choosing between recipes and for early stopping; ``held-out`` is only
+    evaluated on.
 
     >>> split_of(Attributes("red", "left", "low")), split_of(Attributes("red", "left", "high"))
     ('held-out', 'train')
@@ -67,9 +67,9 @@ def combinations(split: Split) -> tuple[Attributes, ...]:
 SIZE = 56
 """Pixels, width and height."""
 SOURCE_FPS = 8
-"""Frames a second in the file; the media stage samples fewer."""
+"""Frames per second in the file; the media stage samples fewer."""
 SPEED = 56.0
-"""Pixels a second: once around the picture, so a pair of frames 1/4 s apart shows 14 px of it."""
+"""Pixels per second: once across the frame, so two frames 1/4 s apart differ by 14 px."""
 
 _BAR = 28
 _RGB = {
@@ -87,7 +87,7 @@ Waveform = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One synthetic clip. ``seconds`` of frames and, unless ``silent_film``, as much sound."""
+    """One synthetic clip. ``seconds`` of frames and, unless ``silent_film``, of sound."""
 
     attributes: Attributes
     seed: int
@@ -105,12 +105,12 @@ def _rng(clip: Clip, stream: int) -> np.random.Generator:
 
 
 def frames(clip: Clip) -> Frames:
-    """(seconds * 8, 56, 56, 3) RGB: a bar over half the picture that leaves one edge and enters at
-    the other, upright when it moves sideways.
+    """(seconds * 8, 56, 56, 3) RGB: a bar over half the frame that leaves at one edge and enters at
+    the other, vertical when it moves sideways.
 
-    It starts anywhere and wraps around, so one frame alone says nothing about which of the two ways
-    it moves. A 28 px square, which does not even tell the axis, was not learnt in the steps tried:
-    .52 on held-out clips after 1,800.
+    It starts anywhere and wraps around, so a single frame does not show which of the two ways it
+    moves. A 28 px square, which does not even show the axis, was not learnt in the steps tried: .52
+    on held-out clips after 1,800.
 
     >>> frames(Clip(Attributes("red", "left", "low"), seed=0)).shape
     (8, 56, 56, 3)
@@ -135,7 +135,7 @@ def frames(clip: Clip) -> Frames:
 
 
 def waveform(clip: Clip) -> Waveform:
-    """(seconds * audio_rate,) mono in -1..1: the tone, 5% off at most, over quiet noise."""
+    """(seconds * audio_rate,) mono in -1..1: the tone, off by up to 5%, over quiet noise."""
     rng = _rng(clip, 1)
     time = np.arange(clip.seconds * clip.audio_rate) / clip.audio_rate
     hertz = _HERTZ[clip.attributes.pitch] * rng.uniform(0.95, 1.05)
@@ -153,9 +153,9 @@ def write_mp4(clip: Clip, path: Path) -> None:
         video.width = video.height = SIZE
         video.pix_fmt = "yuv420p"
         video.thread_count = 1
-        # x264's macroblock tree gives some clips other bytes from one run to the next
-        steady = "mbtree=0:rc-lookahead=0:cpu-independent=1"
-        video.options = {"crf": "18", "preset": "veryfast", "x264-params": steady}
+        # with x264's macroblock tree the bytes of some clips vary from run to run
+        deterministic = "mbtree=0:rc-lookahead=0:cpu-independent=1"
+        video.options = {"crf": "18", "preset": "veryfast", "x264-params": deterministic}
         audio = None
         if not clip.silent_film:
             audio = container.add_stream("aac", rate=clip.audio_rate, layout="mono")

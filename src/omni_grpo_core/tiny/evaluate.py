@@ -1,6 +1,6 @@
-"""Does the tiny policy look, and does it listen? Greedy answers on clips, measured and spoilt.
+"""Does the tiny policy look, and does it listen? Greedy answers on intact and on spoilt clips.
 
-Whole completions are judged: with teacher-forced reasoning the answer letter alone would leak.
+Whole completions are judged: teacher-forced reasoning would leak the answer letter.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Spoil = Literal[
 
 SPOILS: tuple[Spoil, ...] = get_args(Spoil)
 MAX_NEW_TOKENS = 64
-"""The longest completion to learn has 40 tokens."""
+"""The longest target completion has 40 tokens."""
 _BATCH = 48
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One question answered under one spoil. ``named``: the value after ``is`` in the reasoning is
-    right; ``right``: well formed, ended by itself, and the letter is right; ``exact``: the
-    completion is the one to learn, to the letter."""
+    right; ``right``: well formed, ended with an eos, and the letter is right; ``exact``: the
+    completion equals the target, character by character."""
 
     question: Question
     spoil: Spoil
@@ -57,7 +57,7 @@ class Outcome:
 def exam(
     split: Split, *, clips: int, seed: int = 0, carries: Sequence[Carry] = CARRIES
 ) -> list[Question]:
-    """Every topic of every way to carry, on each of ``clips`` clips of a split."""
+    """Every topic of every carry, on each of ``clips`` clips of a split."""
     rng = np.random.default_rng([seed, clips])
     return [
         Question(clip, carry, topic, int(rng.integers(len(PHRASES[topic]))))
@@ -74,7 +74,7 @@ def prepare(questions: Sequence[Question], make: Make = QWEN2_5) -> list[Example
 
 
 def spoiled(example: Example, spoil: Spoil, donor: Example) -> Example:
-    """The example with some of its media put out or taken from ``donor``; the prompt stays."""
+    """The example with some media blanked or taken from ``donor``; the prompt is unchanged."""
     return replace(example, media=_spoiled_media(example.media, spoil, donor.media))
 
 
@@ -97,8 +97,8 @@ def _spoiled_media(media: Media, spoil: Spoil, donor: Media) -> Media:
 
 
 def donors(examples: Sequence[Example]) -> list[Example]:
-    """For each example the next one, around the list, that is carried alike, lasts as long and
-    differs in colour, motion and pitch."""
+    """For each example the next one, cyclically, with the same carry and different colour, motion
+    and pitch."""
     return [
         next(
             other
@@ -158,7 +158,7 @@ def evaluate(
     seed: int = 0,
     spoils: Sequence[Spoil] = SPOILS,
 ) -> list[Outcome]:
-    """Every question of the split's exam as it is; the questions on clips with sound spoilt too."""
+    """Every question of the split's exam as it is; those on clips with sound also spoilt."""
     questions = exam(split, clips=clips, seed=seed)
     examples = prepare(questions, make_of(policy.family))
     outcomes = answer(policy, examples, "as it is")
@@ -172,7 +172,7 @@ def evaluate(
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Shares by ``spoil / topic`` and, for clips as they are, by ``carry``; 1.0 is every question.
+    """Shares by ``spoil / topic`` and, for intact clips, by ``carry``; 1.0 is every question.
 
     Keys are ``"<spoil>/<topic>"``, ``"carry/<carry>"``, ``"<spoil>/format"``, ``"exact"``.
     """

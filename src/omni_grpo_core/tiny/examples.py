@@ -1,7 +1,7 @@
-"""Question -> what the model is trained or asked on, through the project's own stages.
+"""Question -> what the model is trained or evaluated on, through the project's own stages.
 
-Training, evaluation, check and GRPO see the very same prompt text, decoded files, processor call
-and positions, because all of them come through here or through the stages that this calls.
+Training, evaluation, check and GRPO see the same prompt text, decoded files, processor call and
+positions, because all of them use this module or the stages it calls.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Example:
 
 def draw_clips(split: Split, count: int, *, seed: int) -> list[Clip]:
     """``count`` clips of a split, its combinations in equal shares; 8 of 10 last 1 s, one 2 s, one
-    3 s. The seeds of two splits never meet."""
+    3 s. The splits' seeds do not overlap."""
     rng = np.random.default_rng([seed, len(split)])
     pool = combinations(split)
     first = {"train": 0, "select": 1_000_000, "held-out": 2_000_000}[split]
@@ -56,8 +56,8 @@ def draw_clips(split: Split, count: int, *, seed: int) -> list[Clip]:
 
 
 def make_example(question: Question, folder: Path, make: Make = QWEN2_5) -> Example:
-    """Write the question's clip into ``folder`` (once) and decode it again, as large as ``make``
-    wants it."""
+    """Write the question's clip into ``folder`` (once) and decode it, at the size that ``make``
+    sets."""
     clip, carry = question.clip, question.carry
     media: tuple[MediaRef, ...] = ()
     tracks: dict[str, bool] = {}
@@ -92,6 +92,6 @@ def make_row(example: Example, policy: Policy) -> Row:
 
 
 def with_completion(row: Row, completion: Sequence[int]) -> Row:
-    """The row with completion ids behind its prompt."""
+    """The row with completion ids appended to its prompt."""
     ids: Tensor = torch.tensor(completion, dtype=row.input_ids.dtype)
     return replace(row, input_ids=torch.cat([row.input_ids, ids]))

@@ -1,8 +1,8 @@
-"""What a tiny checkpoint is made of, family by family, and the folder around its weights.
+"""What a tiny checkpoint consists of, by family, and the folder around its weights.
 
-The folder's files are written by hand, not by ``save_pretrained``: no version's own save can be
-read by all of transformers 4.52 to 5.23 (a 5.x save loads in 4.57 with default rope sections and
-nothing said; a 4.57 processor save does not load back at all).
+The folder's files are written here, not by ``save_pretrained``: no version saves what all of
+transformers 4.52 to 5.23 can read (a 5.x save silently loads in 4.57 with default rope sections; a
+4.57 processor save does not load back at all).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from omni_grpo_core.tiny.tokenizer import QWEN2_5_WORDING, QWEN3_WORDING, Wordin
 class Make:
     """One family's tiny checkpoint.
 
-    ``patch_size``: pixels a side. ``config``: ``config.json`` for a tokenizer. ``published``:
-    weights by the names to save them under.
+    ``patch_size``: side length in pixels. ``config``: tokenizer -> ``config.json``. ``published``:
+    weights -> weights by the names to save them under.
     """
 
     family: Family
@@ -39,17 +39,17 @@ class Make:
 
     @property
     def size(self) -> int:
-        """Pixels a side of what the model is shown: 4 x 4 patches, so 4 tokens a frame pair."""
+        """Side length in pixels of the model's input: 4 x 4 patches, so 4 tokens per frame pair."""
         return 4 * self.patch_size
 
     @property
     def config_class(self) -> str:
-        """Of transformers."""
+        """Name of the class in transformers."""
         return self.family.thinker_class.replace("ForConditionalGeneration", "Config")
 
     @property
     def media(self) -> MediaConfig:
-        """What the media stage is to do: 4 frames a second, all of one size."""
+        """Configuration of the media stage: 4 frames per second, all of one size."""
         area = self.size * self.size
         return MediaConfig(fps=4.0, min_frames=4, max_frames=16, min_pixels=area, max_pixels=area)
 
@@ -66,7 +66,7 @@ MAKES: dict[FamilyName, Make] = {"qwen2.5": QWEN2_5, "qwen3": QWEN3}
 
 
 def make_of(family: Family) -> Make:
-    """The make whose family this is.
+    """The make of this family.
 
     >>> make_of(QWEN3_OMNI).size
     64
@@ -75,7 +75,7 @@ def make_of(family: Family) -> Make:
 
 
 def write_folder(folder: Path, tokenizer: Tokenizer, make: Make) -> None:
-    """Every file of the checkpoint but the weights."""
+    """Write every file of the checkpoint except the weights."""
     write_tokenizer(tokenizer, folder, make.wording)
     end, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
     area = make.size * make.size
@@ -83,7 +83,7 @@ def write_folder(folder: Path, tokenizer: Tokenizer, make: Make) -> None:
         "config.json": make.config(tokenizer),
         "generation_config.json": {
             "do_sample": False,
-            # the model config's eos is no fallback for this one
+            # the model config's eos is not a fallback for this one
             "eos_token_id": [end, pad],
             "pad_token_id": pad,
         },
@@ -91,7 +91,7 @@ def write_folder(folder: Path, tokenizer: Tokenizer, make: Make) -> None:
         "omni_grpo.json": {
             "media": {k: v for k, v in asdict(make.media).items() if v is not None},
             "max_new_tokens": 64,
-            # what the recipe reaches on clips it never saw, with room for one slip
+            # what the recipe reaches on held-out clips, with room for one mistake
             "min_format": 1.0,
             "min_accuracy": 0.95,
         },

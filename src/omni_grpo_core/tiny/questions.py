@@ -1,9 +1,9 @@
 """Questions about clips, and the completions that answer them.
 
-A question is about one attribute, its options always in the same order: to read letters off
-shuffled options an attention pattern has to form over two layers, which a model this small did not
-learn reliably in the minutes the recipe takes. The completion says what is seen and heard, and
-says so where there is nothing to see or hear.
+A question is about one attribute, its options always in the same order: reading letters off
+shuffled options takes an attention pattern over two layers, which a model this small did not learn
+reliably in the minutes the recipe takes. The completion states what is seen and heard, or that
+there is nothing to see or hear.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Carry = Literal["interleaved", "separate", "off", "image", "audio", "text"]
 TOPICS: tuple[Topic, ...] = get_args(Topic)
 CARRIES: tuple[Carry, ...] = get_args(Carry)
 """How a clip reaches the model: as a video in one of the three audio-in-video modes, as its first
-frame alone, as its sound alone, or told in words."""
+frame only, as its sound only, or described in words."""
 
 VALUES: dict[Topic, tuple[str, ...]] = {"colour": COLOURS, "motion": MOTIONS, "pitch": PITCHES}
 PHRASES: dict[Topic, tuple[str, ...]] = {
@@ -30,7 +30,7 @@ PHRASES: dict[Topic, tuple[str, ...]] = {
     "motion": ("Which way does the bar move?", "Where is the bar going?"),
     "pitch": ("Which pitch has the tone?", "How high is the tone?"),
 }
-_TOLD: dict[Carry, tuple[Topic, ...]] = {
+_TOPICS_OF: dict[Carry, tuple[Topic, ...]] = {
     "interleaved": TOPICS,
     "separate": TOPICS,
     "off": ("colour", "motion"),
@@ -76,7 +76,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question itself; for ``text`` with all that a clip would have shown."""
+        """The question itself; for ``text``, after a description of the clip."""
         asked = PHRASES[self.topic][self.phrase]
         return (
             f"{moving(self.clip)} {sounding(self.clip)} {asked}" if self.carry == "text" else asked
@@ -84,7 +84,7 @@ class Question:
 
     @property
     def completion(self) -> str:
-        """The completion to learn, without the final eos."""
+        """The target completion, without the final eos."""
         seen, heard = "No picture.", "No sound."
         if self.carry in ("interleaved", "separate", "off"):
             seen = moving(self.clip)
@@ -100,7 +100,7 @@ class Question:
 
 
 def reason(topic: Topic, value: str, letter: str) -> str:
-    """The reasoning: the value, and the letter it has among the options."""
+    """The reasoning: the value, and its letter among the options."""
     return f"The {topic} is {value} {letter}."
 
 
@@ -115,31 +115,31 @@ def sounding(clip: Clip) -> str:
 
 
 def topics_of(carry: Carry) -> tuple[Topic, ...]:
-    """What can be asked of a clip that is carried this way.
+    """What can be asked about a clip that reaches the model this way.
 
     >>> topics_of("off")
     ('colour', 'motion')
     """
-    return _TOLD[carry]
+    return _TOPICS_OF[carry]
 
 
 def ask(
     clip: Clip, carry: Carry, rng: np.random.Generator, topics: Sequence[Topic] = TOPICS
 ) -> Question:
-    """A random question among ``topics`` that the carried clip can answer."""
+    """A random question among ``topics`` that the clip, carried this way, can answer."""
     possible = [topic for topic in topics_of(carry) if topic in topics]
     topic = possible[int(rng.integers(len(possible)))]
     return Question(clip, carry, topic, int(rng.integers(len(PHRASES[topic]))))
 
 
 def corpus() -> list[str]:
-    """Every word of questions and completions, for the tokenizer. Tags and letters stand apart, so
+    """All words of questions and completions, for the tokenizer. Tags and letters are separate, so
     that no merge joins a tag's bracket with the letter of an answer."""
-    said = [f"{moving(Clip(a, 0))} {sounding(Clip(a, 0))}" for a in ALL]
-    said += [f"The bar is {colour}. No picture. No sound." for colour in COLOURS]
+    texts = [f"{moving(Clip(a, 0))} {sounding(Clip(a, 0))}" for a in ALL]
+    texts += [f"The bar is {colour}. No picture. No sound." for colour in COLOURS]
     for topic, values in VALUES.items():
-        said += PHRASES[topic]
-        said += [reason(topic, v, a) for v in values for a in "ABCD"]
-        said += [f"{a}. {v}" for v in values for a in "ABCD"]
-    said += [f"<{end}{tag}>" for tag in ("context", "think", "answer") for end in ("", "/")]
-    return said
+        texts += PHRASES[topic]
+        texts += [reason(topic, v, a) for v in values for a in "ABCD"]
+        texts += [f"{a}. {v}" for v in values for a in "ABCD"]
+    texts += [f"<{end}{tag}>" for tag in ("context", "think", "answer") for end in ("", "/")]
+    return texts

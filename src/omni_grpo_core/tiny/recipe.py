@@ -30,10 +30,10 @@ from omni_grpo_core.tiny.evaluate import evaluate, summary
 from omni_grpo_core.tiny.make import MAKES, Make, make_of, write_folder
 from omni_grpo_core.tiny.questions import corpus
 from omni_grpo_core.tiny.tokenizer import train_tokenizer
-from omni_grpo_core.tiny.training import Plan, Tell, clip_lessons, clip_questions, train
+from omni_grpo_core.tiny.training import OnProgress, Plan, clip_lessons, clip_questions, train
 
 _THREADS = 1
-"""Sums depend on how they are split over threads, and matrices this small gain nothing by it."""
+"""Sums depend on how they are split over threads, which makes matrices this small no faster."""
 _PRESENCE = (
     "You are given a video with sound and an audio recording. "
     "You are given 2 images, videos, audio recordings without sound. You are given text only."
@@ -48,12 +48,12 @@ def build(
     steps: int | None = None,
     stop: int | None = None,
 ) -> dict[str, float]:
-    """Make the checkpoint folder ``out`` from nothing; some minutes on one core.
+    """Make the checkpoint folder ``out`` from scratch; takes some minutes on one core.
 
     The same seed gives the same weights on the same machine and torch version. ``steps`` shortens
-    the training; ``stop`` breaks it off on the way, which leaves an under-trained policy, a start
-    for GRPO. The folder appears at the end, whole, or not at all. Returns what
-    :func:`~omni_grpo_core.tiny.evaluate.summary` says on held-out clips.
+    the training; ``stop`` ends it early, which leaves an under-trained policy to start GRPO from.
+    The folder appears at the end, complete, or not at all. Returns
+    :func:`~omni_grpo_core.tiny.evaluate.summary` on held-out clips.
 
     Raises:
         ConfigError: ``out`` exists and is not empty, or ``steps`` or ``stop`` is below 1.
@@ -63,7 +63,7 @@ def build(
         raise ConfigError(str(out), got="a path in use", want="a new folder", fix="name another")
     for name, number in (("steps", steps), ("stop", stop)):
         if number is not None and number < 1:
-            raise ConfigError(name, got=str(number), want="at least 1", fix="leave it out")
+            raise ConfigError(name, got=str(number), want="at least 1", fix="omit it")
     plan = Plan(stop=stop)
     if steps is not None:
         plan = replace(plan, steps=steps, clips=max(plan.batch, min(plan.clips, 4 * steps)))
@@ -72,9 +72,9 @@ def build(
     try:
         with _repeatable(seed):
             policy = untrained(work, MAKES[family])
-            with _bars() as tell:
-                lessons = clip_lessons(policy, clip_questions(plan, seed), tell)
-                train(policy, plan, lessons, seed=seed, tell=tell)
+            with _bars() as on_progress:
+                lessons = clip_lessons(policy, clip_questions(plan, seed), on_progress)
+                train(policy, plan, lessons, seed=seed, on_progress=on_progress)
             save_weights(policy, work)
             metrics = summary(evaluate(policy, clips=16))
         work.chmod(0o755)
@@ -86,7 +86,7 @@ def build(
 
 
 def untrained(folder: Path, make: Make) -> Policy:
-    """Write a checkpoint with fresh weights into ``folder`` and load it.
+    """Write a checkpoint with newly initialised weights into ``folder`` and load it.
 
     Raises:
         CheckpointError: the installed transformers does not have the family.
@@ -101,7 +101,7 @@ def untrained(folder: Path, make: Make) -> Policy:
 
 
 def save_weights(policy: Policy, folder: Path) -> None:
-    """The policy's weights as ``model.safetensors``."""
+    """Write the policy's weights as ``model.safetensors``."""
     _save(policy.model, folder, make_of(policy.family))
 
 
@@ -128,7 +128,7 @@ def _repeatable(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _bars() -> Iterator[Tell]:
+def _bars() -> Iterator[OnProgress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -139,10 +139,10 @@ def _bars() -> Iterator[Tell]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tasks: dict[str, TaskID] = {}
 
-        def tell(phase: str, done: int, total: int, loss: float) -> None:
+        def on_progress(phase: str, done: int, total: int, loss: float) -> None:
             if phase not in tasks:
                 tasks[phase] = progress.add_task(phase, total=total, note="")
             note = "" if loss != loss else f"loss {loss:.3f}"
             progress.update(tasks[phase], completed=done, note=note)
 
-        yield tell
+        yield on_progress

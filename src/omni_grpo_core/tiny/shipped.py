@@ -1,6 +1,6 @@
-"""The clips and rows that ship with the package: every way a medium can reach the model.
+"""The clips and rows shipped with the package: every way a medium can reach the model.
 
-All of them show combinations that training never saw.
+All of them show combinations that were not trained on.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _ROWS: tuple[tuple[int, Carry, Topic], ...] = (
     (12, "text", "motion"),
     (13, "text", "pitch"),
 )
-"""(clip, how it is carried, topic)."""
+"""(clip, carry, topic)."""
 
 
 def clips() -> tuple[Clip, ...]:
     """The 16 held-out combinations: twelve mp4 (one of 3 s, two of 2 s, two without a track), then
-    two that ship as png and two as wav."""
+    two shipped as png and two as wav."""
     order = np.random.default_rng(_FIRST_SEED).permutation(16)
     order[[13, 14]] = order[[14, 13]]  # the two pictures must differ in colour
     attributes = [combinations("held-out")[i] for i in order]
@@ -71,29 +71,29 @@ def questions() -> tuple[Question, ...]:
 def row(question: Question, folder: Path) -> dict[str, Any]:
     """A question as a row of HumanOmniV2's JSON; writes the files it names into ``folder``.
 
-    ``data_type`` names the main medium. ``path`` is missing where there is none, and lists video
-    and sound apart where the sound is to travel as an item of its own.
+    ``data_type`` names the main medium. ``path`` is absent without one, and lists video and sound
+    separately if the sound is an item of its own.
     """
     name = f"clip-{question.clip.seed % 1000:02d}"
-    told: dict[str, Any] = {
+    common: dict[str, Any] = {
         "problem": question.text,
         "problem_type": "multiple choice",
         "options": list(question.options),
         "solution": question.completion,
     }
     if question.carry == "text":
-        return {**told, "data_type": "text"}
+        return {**common, "data_type": "text"}
     if question.carry == "image":
         write_png(question.clip, folder / f"{name}.png")
-        return {**told, "data_type": "image", "path": f"{name}.png"}
+        return {**common, "data_type": "image", "path": f"{name}.png"}
     if question.carry == "audio":
         write_wav(question.clip, folder / f"{name}.wav")
-        return {**told, "data_type": "audio", "path": f"{name}.wav"}
+        return {**common, "data_type": "audio", "path": f"{name}.wav"}
     write_mp4(question.clip, folder / f"{name}.mp4")
     path: Any = f"{name}.mp4"
     if question.carry == "separate":
         path = {"video": path, "audio": path}
-    return {**told, "data_type": "video", "path": path}
+    return {**common, "data_type": "video", "path": path}
 
 
 def write_data(folder: Path) -> Path:

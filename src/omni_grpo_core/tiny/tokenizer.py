@@ -1,8 +1,8 @@
-"""A byte-level BPE tokenizer of Qwen-Omni's make, small enough for the tiny checkpoint.
+"""A byte-level BPE tokenizer like Qwen-Omni's, small enough for the tiny checkpoint.
 
 Pre-tokenizer, special tokens, named token attributes and chat format are those of the family; only
-the merges are learnt from the prompts that the tiny model will see, so that one of their
-words is one token. Every byte has a token: any text can be encoded.
+the merges are learnt, from the tiny model's prompts, so that each of their words is one token.
+Every byte has a token: any text can be encoded.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NAMED_TOKENS: dict[str, str] = {
     "audio_bos_token": "<|audio_bos|>",
     "audio_eos_token": "<|audio_eos|>",
 }
-"""Attributes the processor reads off its tokenizer."""
+"""Attributes that the processor reads from its tokenizer."""
 
 CHAT_TEMPLATE = """\
 {%- macro turn(role) -%}{{ '<|im_start|>' + role + '\\n' }}{%- endmacro -%}
@@ -81,9 +81,9 @@ CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """What a family calls things. ``special``: tokens that are markup; ``ordinary``: words that are
-    one token though no merge makes them; ids follow the BPE tokens in the order of ``added``.
-    ``named``: attributes the processor reads off its tokenizer."""
+    """A family's tokens and names. ``special``: tokens that are markup; ``ordinary``: words that
+    are one token without a merge; ids follow the BPE tokens in the order of ``added``. ``named``:
+    attributes that the processor reads from its tokenizer."""
 
     processor_class: str
     added: tuple[str, ...]
@@ -116,7 +116,7 @@ _RENAMED = {
 
 
 def _qwen3_template() -> str:
-    """Qwen3-Omni's: other markers, and no system message of its own where there is none."""
+    """Qwen3-Omni's: other markers, and no default system message."""
     head, rest = CHAT_TEMPLATE.split("{%- if messages[0]", 1)
     text = head + rest.split("{%- endif -%}\n", 1)[1]
     for old, new in _RENAMED.items():
@@ -142,7 +142,7 @@ QWEN3_WORDING = Wording(
         "<|audio_end|>",
         "<|audio_pad|>",
     ),
-    # one id each, and text all the same: a completion holds them and decoding keeps them
+    # one id each, but text: a completion contains them and decoding keeps them
     ordinary=frozenset({"<think>", "</think>"}),
     named={name: _RENAMED[token] for name, token in NAMED_TOKENS.items()},
     chat_template=_qwen3_template(),
@@ -222,7 +222,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, wording: Wording = QWEN2
         "extra_special_tokens": dict(wording.named),
         "model_max_length": 32768,
         "pad_token": "<|endoftext|>",
-        # "right" here would override the processor's own left default without a word
+        # "right" here would silently override the processor's default, left
         "padding_side": "left",
         "processor_class": wording.processor_class,
         "split_special_tokens": False,

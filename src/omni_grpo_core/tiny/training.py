@@ -1,9 +1,9 @@
-"""Teaching the tiny policy: next-token loss on the completions of questions about clips.
+"""Supervised training of the tiny policy: next-token loss on completions of questions about clips.
 
-Every clip is asked about several times and carried several ways, so that nothing but the frames
-tells motion and nothing but the sound tells pitch. Pictures are shifted anew at every step: their
-edges meet, so a shifted clip is a clip of the same attributes. Without that the training clips are
-known by heart before motion is learnt.
+Every clip is asked about several times, with several carries, so that only the frames reveal motion
+and only the sound reveals pitch. Frames are shifted randomly at every step: they wrap around, so a
+shifted clip has the same attributes. Without that the training clips are memorised before motion is
+learnt.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ MIX: dict[Carry, float] = {
     "audio": 0.10,
     "text": 0.18,
 }
-"""How the training clips are carried."""
+"""Shares of the carries in training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How long and how hard to train.
 
-    Motion is the last to be learnt, after colour, pitch and the words. ``stop``: steps after which
-    to break off, which leaves an under-trained policy.
+    Motion is learnt last, after colour, pitch and the words. ``stop``: the step to end at early,
+    which leaves an under-trained policy.
     """
 
     clips: int = 1000
@@ -64,8 +64,8 @@ class Lesson:
     completion: int
 
 
-Tell = Callable[[str, int, int, float], None]
-"""Told after each unit of work: phase, done, of how many, and the loss (nan while preparing)."""
+OnProgress = Callable[[str, int, int, float], None]
+"""Called after each unit of work: phase, done, of how many, and the loss (nan in preparation)."""
 
 
 def clip_questions(plan: Plan, seed: int) -> list[Question]:
@@ -79,7 +79,9 @@ def clip_questions(plan: Plan, seed: int) -> list[Question]:
     ]
 
 
-def clip_lessons(policy: Policy, questions: Sequence[Question], tell: Tell) -> list[Lesson]:
+def clip_lessons(
+    policy: Policy, questions: Sequence[Question], on_progress: OnProgress
+) -> list[Lesson]:
     """The questions through the project's own stages: files written, decoded, processed."""
     lessons = []
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +89,7 @@ def clip_lessons(policy: Policy, questions: Sequence[Question], tell: Tell) -> l
             example = make_example(question, Path(folder), make_of(policy.family))
             row = make_row(example, policy)
             lessons.append(_lesson(policy, row, question.completion))
-            tell("clips", number, len(questions), math.nan)
+            on_progress("clips", number, len(questions), math.nan)
     return lessons
 
 
@@ -99,10 +101,12 @@ def _lesson(policy: Policy, row: Row, completion: str) -> Lesson:
     return Lesson(whole, positions(policy, batch).position_ids[:, 0], len(ids))
 
 
-def train(policy: Policy, plan: Plan, lessons: Sequence[Lesson], *, seed: int, tell: Tell) -> None:
-    """AdamW with a warm-up and a cosine down to a fiftieth; weights change in place.
+def train(
+    policy: Policy, plan: Plan, lessons: Sequence[Lesson], *, seed: int, on_progress: OnProgress
+) -> None:
+    """AdamW with warm-up and cosine decay to a fiftieth; weights change in place.
 
-    ``plan.stop`` breaks off on the way, rate and all as they are in the whole training.
+    ``plan.stop`` ends it early, with the learning rates of the full training.
     """
     rng = np.random.default_rng([seed, 2])
     optimizer = torch.optim.AdamW(policy.model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
@@ -118,12 +122,12 @@ def train(policy: Policy, plan: Plan, lessons: Sequence[Lesson], *, seed: int, t
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
         optimizer.step()
-        tell("training", done, last, float(loss.detach()))
+        on_progress("training", done, last, float(loss.detach()))
     policy.model.eval()
 
 
 def shifted(lesson: Lesson, rng: np.random.Generator) -> Lesson:
-    """The lesson with its pictures moved by a random number of pixels, around the edges."""
+    """The lesson with its frames shifted by a random number of pixels, wrapping around."""
     tensors = dict(lesson.row.tensors)
     for pixels, grids in (
         ("pixel_values", "image_grid_thw"),
@@ -140,7 +144,7 @@ def shifted(lesson: Lesson, rng: np.random.Generator) -> Lesson:
 
 def pictures(flat: Tensor, grid: Sequence[int]) -> Tensor:
     """Patches as the image processor lays them out, (t * h * w, 3 * 2 * p * p), back to pictures:
-    (t, 2, 3, h * p, w * p). Merged fours of patches lie side by side."""
+    (t, 2, 3, h * p, w * p). The four patches that are merged are adjacent."""
     t, h, w = grid
     p = math.isqrt(flat.shape[1] // 6)
     cut = flat.view(t, h // 2, w // 2, 2, 2, 3, 2, p, p)
@@ -164,7 +168,7 @@ def completion_loss(policy: Policy, chosen: Sequence[Lesson]) -> Tensor:
     targets = batch.input_ids[:, -longest:].clone()
     for index, lesson in enumerate(chosen):
         position_ids[:, index, width - lesson.position_ids.shape[1] :] = lesson.position_ids
-        targets[index, : longest - lesson.completion] = -100  # the prompt is not to be learnt
+        targets[index, : longest - lesson.completion] = -100  # no loss on the prompt
     hidden = text_states(
         policy,
         batch,

@@ -1,11 +1,11 @@
-"""Values that a pass leaves behind: saved, loaded, sketched and compared.
+"""The values of a pass: saved, loaded, fingerprinted and compared.
 
 ``store``        a trace as a folder, by ``codec`` and ``jsontext``; ``fields`` checks what is read
 ``calls``        the stage values of a recorded trainer
 ``fingerprint``  a tensor of any size as a few numbers
-``compare``      two passes, ``leaves`` by leaf: ``integers`` and ``floats``, as ``divergence``
+``compare``      two passes, leaf by leaf: ``leaves``, ``integers`` and ``floats``, ``divergence``
 
-Here the tensor types that can be stored, by the name they are stored under.
+This module has the dtypes that can be stored, by their stored name.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def dtype_name(tensor: torch.Tensor) -> str:
 
 
 def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether dtype, shape and every element agree; a NaN equals a NaN, the device is left out.
+    """Whether dtype, shape and every element agree; NaN equals NaN, the device is ignored.
 
     >>> same_tensor(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]))
     True
@@ -54,7 +54,7 @@ def same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     a, b = a.detach().cpu(), b.detach().cpu()
     if dtype_name(a) in FLOATS:
-        # exact for every float type here; float8 has no comparison of its own
+        # exact for every float dtype here; float8 has no comparison of its own
         a, b = a.to(torch.float64), b.to(torch.float64)
         return bool(((a == b) | (a.isnan() & b.isnan())).all())
     return torch.equal(a, b)

@@ -1,27 +1,27 @@
-"""What a recorder saw in somebody's trainer, call by call: the stage values of a recorded Trace.
+"""What a recorder saw in another trainer, call by call: the stage values of a recorded Trace.
 
-A trainer that is not ours hands nothing typed from stage to stage, so a recorder keeps what went
-into each call and what came out. One optimizer step is one :class:`~omni_grpo_core.types.Trace`
-whose stage records hold the values below, in the order in which the calls returned:
+Such a trainer passes nothing typed from stage to stage, so a recorder keeps the inputs and outputs
+of each call. One optimizer step is one :class:`~omni_grpo_core.types.Trace` whose stage records
+hold the values below, in the order in which the calls returned:
 
 ==============  ========================  ====================================================
 stage           value                     the call
 ==============  ========================  ====================================================
-sample          SamplesSeen               rows of the data set, as the trainer drew them
+sample          SamplesSeen               rows of the dataset, as the trainer drew them
 text            TemplateCall              ``apply_chat_template``
 batch           ProcessorCall             ``processor(...)``
 completion      GenerateCall              ``model.generate(...)``
 logits          ForwardCall               ``model(...)`` outside generate: a scoring forward
 reward          RewardCall                one reward function on one batch of completions
-advantage       AdvantageSeen             what the trainer made of the rewards
-loss            LossSeen                  what went into the loss, and the loss
+advantage       AdvantageSeen             the advantages and the rewards they come from
+loss            LossSeen                  the loss and its inputs
 gradient        StepSeen                  backward and optimizer step
 ==============  ========================  ====================================================
 
-A stage may stand in a trace several times, or not at all when nobody saw it: a diagnosis speaks
-only of what was seen. A tensor too large to keep is missing from its mapping, or ``None``, and
-described under its name in ``large``. What looks like a secret is ``"<redacted>"``. Shape letters
-as in :mod:`omni_grpo_core.types`; ``N`` rows of a call, whatever its caller meant.
+A stage may occur several times in a trace, or not at all if it was not seen: a diagnosis covers
+only what was seen. A tensor too large to keep is missing from its mapping, or ``None``, and
+described under its name in ``large``. Anything that looks like a secret is ``"<redacted>"``. Shape
+letters as in :mod:`omni_grpo_core.types`; ``N`` is the number of rows of a call.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Modes:
-    """In what state a model was called.
+    """The state in which a model was called.
 
-    ``training``: some module that can drop out or checkpoint was in train mode. ``checkpointing``:
-    gradient checkpointing was in force in the text model (switched on *and* in train mode).
+    ``training``: some module with dropout or checkpointing was in train mode. ``checkpointing``:
+    gradient checkpointing was active in the text model (enabled *and* in train mode).
     ``tower_checkpointing``: the same in a vision or audio tower. ``dtype``: of the text model's
     weights. ``autocast``: its dtype, or ``None``. ``adapter``: ``"on"``, ``"off"`` or ``None`` for
     a model without one. ``wrappers``: classes around the thinker, outermost first.
@@ -60,7 +60,7 @@ class Modes:
 @dataclass(frozen=True, slots=True)
 class TensorSeen:
     """A tensor too large to keep. ``low``, ``high``, ``mean``, ``std`` (population): of all its
-    elements. ``samples``: 64 of them, in order, at ``trace.fingerprint``'s places for ``seed``
+    elements. ``samples``: 64 of them, in order, at ``trace.fingerprint.sample_places`` with seed
     0."""
 
     dtype: str
@@ -74,9 +74,9 @@ class TensorSeen:
 
 @dataclass(frozen=True, slots=True)
 class SamplesSeen:
-    """Rows of the data set: ``rows`` as plain JSON values by column, one for each prompt that the
-    step asked for (before any repeating for the group). ``group_ids``: what the trainer calls each
-    row's group, where it has a name for it."""
+    """Rows of the dataset: ``rows`` as plain JSON values by column, one per prompt of the step
+    (before it is repeated for the group). ``group_ids``: the trainer's own name of each row's
+    group, if it has one."""
 
     stage: ClassVar[Literal["sample"]] = "sample"
     rows: tuple[Mapping[str, Any], ...]
@@ -86,8 +86,8 @@ class SamplesSeen:
 @dataclass(frozen=True, slots=True)
 class TemplateCall:
     """One conversation rendered. ``messages``: role and content as given, media as the path or
-    ``"<array>"``. ``keywords``: of the call, plain values. ``texts``: what came back, as a tuple
-    even for one conversation; ``nested``: it came back as a list."""
+    ``"<array>"``. ``keywords``: of the call, plain values. ``texts``: the result, as a tuple even
+    for one conversation; ``nested``: the result was a list."""
 
     stage: ClassVar[Literal["text"]] = "text"
     messages: tuple[Any, ...]
@@ -98,10 +98,10 @@ class TemplateCall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MediumSeen:
-    """One image, clip or waveform as it was handed to a processor.
+    """One image, clip or waveform as passed to a processor.
 
     ``values``: the array as a tensor (image (3, h, w) or (h, w, 3) as given; clip (T, …); audio
-    (n,)) where it is small enough to keep, else ``None``. ``shape``, ``dtype``, ``sha256`` of its
+    (n,)) if it is small enough to keep, else ``None``. ``shape``, ``dtype``, ``sha256`` of its
     bytes, ``low``, ``high``, ``mean``, ``std`` describe it either way.
     """
 
@@ -120,11 +120,10 @@ class MediumSeen:
 class ProcessorCall:
     """One call of the processor.
 
-    ``texts``: prompts as handed over, or what was there instead in ``nested`` form (then
-    ``nested``). ``images``, ``videos``, ``audios``: in call order. ``keywords``: all others, plain
-    values. ``ignored``: keywords that no part of the processor takes. ``warnings``: what was said
-    while it ran. ``outputs``: tensors by name. ``padding_side``: of the tokenizer. ``error``: what
-    it raised.
+    ``texts``: prompts as passed; ``nested``: they were passed as a list of lists. ``images``,
+    ``videos``, ``audios``: in call order. ``keywords``: all others, plain values. ``ignored``:
+    keywords that no part of the processor takes. ``warnings``: issued while it ran. ``outputs``:
+    tensors by name. ``padding_side``: of the tokenizer. ``error``: the exception it raised.
     """
 
     stage: ClassVar[Literal["batch"]] = "batch"
@@ -152,10 +151,10 @@ class GenerateCall:
     (N, L + C), as returned. ``position_ids``: (3, N, L) of the prompt's pass as the text model got
     them, ``inputs_embeds``: (N, L, H) likewise where small enough. ``rope_deltas``: (N,) after it.
     ``first_logits``: float32 (N, V) after the prompt. ``cached``: tokens before the newest one that
-    the model could see at each later step, in the cache or handed in again (0: the model saw no
-    history; ``None``: not known, since its cache has a name of its own). ``step_positions``: first
-    row's time position at each later step. ``logprobs``: float32 (N, C) of the sampled tokens from
-    generate's own scores at the sampling temperature, before any suppression or truncation;
+    the model could see at each later step, in the cache or passed again (0: the model saw no
+    history; ``None``: unknown, since its cache has a non-standard name). ``step_positions``: the
+    first row's time position at each later step. ``logprobs``: float32 (N, C) of the sampled tokens
+    from generate's own scores at the sampling temperature, before any suppression or truncation;
     ``None`` with beams.
     """
 
@@ -184,7 +183,7 @@ class ForwardCall:
     ``inputs``, ``keywords``, ``position_ids``, ``inputs_embeds`` as in :class:`GenerateCall`, over
     prompt and completion. ``logprobs``: float32 (N, length - 1): of each given token after the
     first, at temperature 1, from the logits before any scaling; NaN where only the last logits
-    were asked for (``logits_to_keep``). ``logits_dtype``: as returned.
+    were requested (``logits_to_keep``). ``logits_dtype``: as returned.
     """
 
     stage: ClassVar[Literal["logits"]] = "logits"
@@ -202,12 +201,12 @@ class ForwardCall:
 
 @dataclass(frozen=True, slots=True)
 class RewardCall:
-    """One reward function. ``prompts`` and ``completions`` as text; ``columns``: what else it was
-    handed, plain values. ``values``: ``None`` where it could not score. ``source``: module and
-    name. ``probe``: what it gave to completions whose right score is known; empty where it was not
-    asked. By case name a mapping: ``value`` (the cases in one call) and ``alone`` (in a call of its
-    own), a number, ``None``, or the error as text; ``format`` and ``accuracy``: what a reward of
-    that kind should give; ``completion``, ``solution``, ``problem_type``."""
+    """One reward function. ``prompts`` and ``completions`` as text; ``columns``: its other
+    arguments, plain values. ``values``: ``None`` where it could not score. ``source``: module and
+    name. ``probe``: its scores of completions whose correct score is known; empty if it was not
+    probed. By case name a mapping: ``value`` (all cases in one call) and ``alone`` (in a separate
+    call), a number, ``None``, or the error as text; ``format`` and ``accuracy``: the score that a
+    reward of that kind should give; ``completion``, ``solution``, ``problem_type``."""
 
     stage: ClassVar[Literal["reward"]] = "reward"
     name: str
@@ -222,10 +221,10 @@ class RewardCall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdvantageSeen:
-    """``rewards``: (N,), as summed by the trainer. ``group_ids``: the group of each completion, by
-    the trainer's own reckoning. ``advantages``: (N,) or (N, C). ``scale``: ``"group"``,
-    ``"batch"``, ``"none"``, or ``""`` where nobody said. ``weights``: of each reward, by name.
-    ``spans``: token mask (N, C) of each partial reward, by name."""
+    """``rewards``: (N,), as summed by the trainer. ``group_ids``: the group of each completion,
+    according to the trainer. ``advantages``: (N,) or (N, C). ``scale``: ``"group"``, ``"batch"``,
+    ``"none"``, or ``""`` if unknown. ``weights``: of each reward, by name. ``spans``: token mask
+    (N, C) of each partial reward, by name."""
 
     stage: ClassVar[Literal["advantage"]] = "advantage"
     rewards: Tensor
@@ -238,11 +237,11 @@ class AdvantageSeen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossSeen:
-    """What went into one loss. ``completion_ids``, ``mask``: (N, C), tokens that counted.
+    """The inputs of one loss. ``completion_ids``, ``mask``: (N, C), the tokens that counted.
     ``logprobs``, ``old_logprobs``, ``ref_logprobs``: (N, C). ``advantages``: (N,) or (N, C).
-    ``loss``: the number that was backpropagated. ``requires_grad``: of that tensor. ``settings``:
+    ``loss``: the value that was backpropagated. ``requires_grad``: of that tensor. ``settings``:
     loss_type, beta, epsilon, temperature, normaliser … as the trainer names them, plain values.
-    ``metrics``: what the trainer logged beside it."""
+    ``metrics``: logged with it by the trainer."""
 
     stage: ClassVar[Literal["loss"]] = "loss"
     completion_ids: Tensor | None
@@ -261,12 +260,12 @@ class LossSeen:
 class StepSeen:
     """One optimizer step. By part of the model (``"text"``, ``"vision"``, ``"audio"``,
     ``"head"``, ``"adapter"``): ``trainable`` parameters (elements), ``grad_norms`` before the step
-    (of this rank's share), ``held`` of the model's parameters (elements) that the optimizer holds,
-    ``changed`` whether any sampled one that it holds or that is trainable moved (a part of which
-    this rank has no share is missing).
+    (of this rank's shard), ``held`` parameters (elements) that the optimizer holds, ``changed``
+    whether any sampled parameter that is held or trainable moved (parts without a shard on this
+    rank are missing).
     ``losses``: every scalar on which backward was called since the last step. ``settings``:
-    accumulation, batch size, group size … as the trainer names them. ``warnings`` raised since the
-    last step anywhere."""
+    accumulation, batch size, group size … as the trainer names them. ``warnings`` issued anywhere
+    since the last step."""
 
     stage: ClassVar[Literal["gradient"]] = "gradient"
     step: int
@@ -291,7 +290,7 @@ Call = (
     | LossSeen
     | StepSeen
 )
-"""What a stage record of a recorded trace holds; each member has the ``stage`` it belongs to."""
+"""The value of a stage record in a recorded trace; each member has the ``stage`` it belongs to."""
 CALLS: tuple[type[Call], ...] = get_args(Call)
 CallT = TypeVar("CallT", bound=Call)
 

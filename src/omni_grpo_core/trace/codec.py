@@ -1,9 +1,9 @@
 """Values to JSON and tensors, and back to equal values. Nothing is ever pickled.
 
-A value is a frozen dataclass of :mod:`omni_grpo_core.types` or
-:mod:`omni_grpo_core.trace.calls`, a tuple, list or mapping of values, a
-tensor, a number, a string, a boolean or ``None``. In JSON a tuple is an array and a mapping with
-plain string keys an object; whatever JSON has no shape for is an object with one ``$`` key::
+A value is a frozen dataclass of :mod:`omni_grpo_core.types` or :mod:`omni_grpo_core.trace.calls`,
+a tuple, list or mapping of values, a tensor, a number, a string, a boolean or ``None``. In JSON a
+tuple is an array and a mapping with plain string keys an object; anything that JSON cannot express
+is an object with one ``$`` key::
 
     {"$type": "Span", "modality": "video", "item": 0, "start": 12, "length": 8}
     {"$tensor": "batch.input_ids", "dtype": "int64", "shape": [2, 37], "summary": "…"}
@@ -24,13 +24,13 @@ from omni_grpo_core.errors import TraceError
 from omni_grpo_core.trace import DTYPES, dtype_name, same_tensor
 from omni_grpo_core.trace import calls as observed
 from omni_grpo_core.trace.describe import summary
-from omni_grpo_core.trace.fields import field_types, noun_misfit
+from omni_grpo_core.trace.fields import field_types, value_misfit
 
-NOUNS: dict[str, type] = {
-    name: noun
+VALUE_CLASSES: dict[str, type] = {
+    name: kind
     for module in (types, observed)
-    for name, noun in vars(module).items()
-    if isinstance(noun, type) and dataclasses.is_dataclass(noun)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 """Every dataclass that can be stored, by name."""
 
@@ -40,9 +40,9 @@ _FLOAT_WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 def encode(value: object, where: str = "value") -> tuple[Any, dict[str, torch.Tensor]]:
     """``value`` as JSON data and the tensors it refers to by name, on the CPU.
 
-    ``where`` is what the value is called in tensor names and messages. Raises
-    :class:`~omni_grpo_core.errors.TraceError` for anything that is not a value, parameters of a
-    model among them: a trace holds what went through the weights, never the weights.
+    ``where`` names the value in tensor names and messages. Raises
+    :class:`~omni_grpo_core.errors.TraceError` for anything that is not a value, including model
+    parameters: a trace never holds weights.
 
     >>> encode({"spans": (types.Span("video", 0, 12, 8),), "loss": float("inf")})[0]
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -71,7 +71,7 @@ def _encode(value: object, where: str, tensors: dict[str, torch.Tensor]) -> Any:
             for i, (key, item) in enumerate(value.items())
         )
         return {"$map": list(pairs)}
-    if NOUNS.get(type(value).__name__) is type(value):
+    if VALUE_CLASSES.get(type(value).__name__) is type(value):
         fields = (field.name for field in dataclasses.fields(value))  # type: ignore[arg-type]
         return {
             "$type": type(value).__name__,
@@ -89,19 +89,19 @@ def _encode_tensor(tensor: torch.Tensor, where: str, tensors: dict[str, torch.Te
     dtype = dtype_name(tensor)
     plain = tensor.layout == torch.strided and tensor.device.type != "meta"
     if isinstance(tensor, torch.nn.Parameter) or dtype not in DTYPES or not plain:
-        kind = "parameter of a model" if isinstance(tensor, torch.nn.Parameter) else "tensor"
+        kind = "model parameter" if isinstance(tensor, torch.nn.Parameter) else "tensor"
         raise TraceError(
             where,
             got=f"a {kind} ({dtype}, {tensor.layout}, {tensor.device})",
             want=f"a dense tensor of {', '.join(DTYPES)}",
             fix="record the values that matter, as a plain tensor",
         )
-    # a key of somebody's mapping may be a file's name that is not UTF-8, which safetensors refuses
+    # a mapping key may be a file name that is not UTF-8, which safetensors rejects
     name = where.encode("utf-8", "backslashreplace").decode()
-    while name in tensors:  # a mapping key may look like the path of something else
+    while name in tensors:  # a mapping key may look like the path of another value
         name += "'"
-    # a copy of its own: what is recorded must not change when a later stage writes in place, and
-    # safetensors refuses tensors that share memory
+    # a copy: a recorded tensor must not change when a later stage writes in place, and safetensors
+    # rejects tensors that share memory
     tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
     return {
         "$tensor": name,
@@ -112,8 +112,8 @@ def _encode_tensor(tensor: torch.Tensor, where: str, tensors: dict[str, torch.Te
 
 
 def decode(data: Any, tensors: Mapping[str, torch.Tensor], where: str = "value") -> Any:
-    """The value that :func:`encode` was given. Raises
-    :class:`~omni_grpo_core.errors.TraceError` naming the place under ``where`` that is wrong.
+    """The inverse of :func:`encode`. Raises :class:`~omni_grpo_core.errors.TraceError` naming the
+    invalid place under ``where``.
 
     >>> decode(*encode((1, [2.5], {"a": None})))
     (1, [2.5], {'a': None})
@@ -126,8 +126,8 @@ def decode(data: Any, tensors: Mapping[str, torch.Tensor], where: str = "value")
     if mark is None:
         return {key: decode(item, tensors, f"{where}.{key}") for key, item in data.items()}
     content = data[mark]
-    if mark == "$type" and isinstance(content, str) and content in NOUNS:
-        return _decode_noun(NOUNS[content], data, tensors, where)
+    if mark == "$type" and isinstance(content, str) and content in VALUE_CLASSES:
+        return _decode_dataclass(VALUE_CLASSES[content], data, tensors, where)
     if mark == "$tensor" and isinstance(content, str):
         return _decode_tensor(data, tensors, where)
     if len(data) == 1:
@@ -152,12 +152,12 @@ def _decode_map(
     for number, pair in enumerate(pairs):
         at = f"{where}[{number}]"
         if not isinstance(pair, list) or len(pair) != 2:
-            raise _unlike(at, "what is no pair", "a key and its value")
+            raise _invalid(at, "something other than a pair", "a key and its value")
         key, item = (decode(part, tensors, at) for part in pair)
         if not _is_key(key):
-            raise _unlike(at, f"a {type(key).__name__} for a key", "a number, text or tuple")
+            raise _invalid(at, f"a {type(key).__name__} as a key", "a number, text or tuple")
         if key in found:
-            raise _unlike(at, f"the key {key!r} twice", "each key once")
+            raise _invalid(at, f"the key {key!r} twice", "each key once")
         found[key] = item
     return found
 
@@ -168,37 +168,37 @@ def _is_key(key: object) -> bool:
     return key is None or isinstance(key, str | int | float)
 
 
-def _decode_noun(
-    noun: type, data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: str
+def _decode_dataclass(
+    kind: type, data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: str
 ) -> Any:
-    # decoded by its fields: a name of somebody's mapping may begin with a dollar, a field may not
+    # only its own fields: a mapping key may begin with a dollar, a field may not
     values = {
-        name: decode(item, tensors, f"{where}.{name}") if name in field_types(noun) else None
+        name: decode(item, tensors, f"{where}.{name}") if name in field_types(kind) else None
         for name, item in data.items()
         if name != "$type"
     }
-    return make_noun(noun, values, where)
+    return make_value(kind, values, where)
 
 
-def make_noun(noun: type, values: Mapping[str, object], where: str) -> Any:
-    """A noun of these fields. Raises :class:`~omni_grpo_core.errors.TraceError`, naming the place,
-    unless they are its own and of the types that it declares.
+def make_value(kind: type, values: Mapping[str, object], where: str) -> Any:
+    """A dataclass ``kind`` with these fields. Raises :class:`~omni_grpo_core.errors.TraceError`,
+    naming the place, unless they are exactly its fields, with the declared types.
 
-    >>> make_noun(types.Malformed, {"what": "no answer", "where": 0}, "parsed")
+    >>> make_value(types.Malformed, {"what": "no answer", "where": 0}, "parsed")
     Malformed(what='no answer', where=0)
     """
-    found = noun_misfit(noun, values, where)
+    found = value_misfit(kind, values, where)
     if found is not None:
-        raise _unlike(*found)
-    return noun(**values)
+        raise _invalid(*found)
+    return kind(**values)
 
 
-def _unlike(where: str, got: str, want: str) -> TraceError:
+def _invalid(where: str, got: str, want: str) -> TraceError:
     return TraceError(
         where,
         got=got,
         want=want,
-        fix="it was altered, or written by another version: record it again",
+        fix="record it again: it was altered, or written by another version",
     )
 
 
@@ -213,14 +213,14 @@ def _decode_tensor(
             f"{where}: tensor {data['$tensor']!r}",
             got=got,
             want=want,
-            fix="the text and the tensors are of two different traces: record it again",
+            fix="record it again: the text and the tensors belong to different traces",
         )
     return tensor
 
 
 def equal(a: object, b: object) -> bool:
     """Deep equality of values: tensors by dtype, shape and elements, dataclasses field by field
-    even where they are ``eq=False``, ``1``, ``1.0`` and ``True`` told apart, NaN equal to NaN.
+    even with ``eq=False``; ``1``, ``1.0`` and ``True`` are distinct, NaN equals NaN.
 
     >>> equal({"ids": torch.tensor([1, 2])}, {"ids": torch.tensor([1, 2])})
     True
@@ -233,7 +233,7 @@ def equal(a: object, b: object) -> bool:
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     for kind in (bool, int, float, str):
         if isinstance(a, kind):
-            # subclasses (numpy's float64, enum members) are stored as what they derive from
+            # subclasses (numpy's float64, enum members) are stored as their base type
             return (
                 isinstance(b, kind)
                 and isinstance(a, bool) == isinstance(b, bool)

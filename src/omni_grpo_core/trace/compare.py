@@ -1,6 +1,6 @@
-"""``compare(a, b)``: what is not in ``b`` as it was in ``a``, stage by stage.
+"""``compare(a, b)``: how ``b`` differs from ``a``, stage by stage.
 
-Throughout, ``a`` is what was (a golden, a reference) and ``b`` what is now.
+Throughout, ``a`` is the old side (a golden, a reference) and ``b`` the new one.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from omni_grpo_core.trace.place import name, row_of
 from omni_grpo_core.types import StageRecord, Trace
 
 _CONTEXT = 24
-"""Characters quoted on either side of where two texts part."""
+"""Characters quoted on either side of the first difference of two texts."""
 _EMPTY = ("()", "{}")
 
 
 def compare(
     a: Trace, b: Trace, tolerances: Tolerances | None = None, decode: Decode | None = None
 ) -> Divergence:
-    """Walk two traces in the order of ``a``'s stages.
+    """Compare two traces in the order of ``a``'s stages.
 
-    Integers, masks, text, spans, shapes and dtypes must agree exactly; floats within tolerance of
-    their dtype. A check that passed must still pass. Seconds and headers are not compared.
-    ``decode`` turns token ids into text for the sentences. A stage that only one trace has differs.
+    Integers, masks, text, spans, shapes and dtypes must agree exactly, floats within the tolerance
+    of their dtype. A check that passed must still pass. Seconds and headers are not compared.
+    ``decode`` turns token ids into text for the sentences. A stage in only one trace differs.
     """
     stages = []
     for record, again in _paired(a, b):
         if record is None or again is None:
-            there = record or again
-            stage = there.stage if there else ""
-            what = "is gone" if again is None else "is new"
+            present = record or again
+            stage = present.stage if present else ""
+            what = "is missing" if again is None else "is new"
             found = [Difference("self", "differs", f"the stage {stage} {what}")]
         else:
             stage = record.stage
@@ -68,7 +68,7 @@ def _checks(was: StageRecord[object], now: StageRecord[object]) -> Iterator[Diff
     failed = {check.name for check in was.checks if not check.ok}
     for check in now.checks:
         if not check.ok and check.name not in failed:
-            sentence = f"check {check.name} fails now: {check.detail}"
+            sentence = f"check {check.name} now fails: {check.detail}"
             yield Difference(f"checks.{check.name}", "differs", sentence)
 
 
@@ -84,31 +84,31 @@ def compare_leaves(
     ['fps is 0.5, was 1']
     """
     found: list[Difference] = []
-    settled: set[str] = set()  # whose parts need no sentence of their own
-    whole = {above for path in (*was, *now) for above in _above(path)}
+    settled: set[str] = set()  # their parts need no separate sentence
+    parents = {parent for path in (*was, *now) for parent in _parents(path)}
     for path in [*was, *(path for path in now if path not in was)]:
-        if not settled.isdisjoint(_above(path)):
+        if not settled.isdisjoint(_parents(path)):
             continue
         before, after = was.get(path), now.get(path)
         if before is None or after is None:
-            there = before or after
-            has_parts = path in whole or (path == "self" and len(was) + len(now) > 1)
-            if isinstance(there, Kind) and there.name in _EMPTY and has_parts:
+            present = before or after
+            has_parts = path in parents or (path == "self" and len(was) + len(now) > 1)
+            if isinstance(present, Kind) and present.name in _EMPTY and has_parts:
                 continue
             settled.add(path)
-            what = "is gone" if after is None else "is new"
+            what = "is missing" if after is None else "is new"
             found.append(Difference(path, "differs", f"{name(path)} {what}", row_of(path)))
             continue
         if isinstance(before, Kind) and before != after:
             if path == "self":
-                return [_other(path, before, after)]
+                return [_changed(path, before, after)]
             settled.add(path)
         found += _leaf(path, before, after, tolerances or Tolerances(), decode)
     return found
 
 
-def _above(path: str) -> Iterator[str]:
-    """Every path that ``path`` may be a part of."""
+def _parents(path: str) -> Iterator[str]:
+    """Every path that ``path`` may be part of."""
     return (path[:at] for at, character in enumerate(path) if character in ".[")
 
 
@@ -125,7 +125,7 @@ def _leaf(
         case (Numbers() | Fingerprint(), Numbers() | Fingerprint()):
             yield from _numbers(path, was, now, tolerances, decode)
         case _ if was != now:
-            yield _other(path, was, now)
+            yield _changed(path, was, now)
 
 
 def _numbers(
@@ -171,7 +171,7 @@ def _fingerprinted(leaf: Numbers | Fingerprint) -> Fingerprint:
 def _scalars(path: str, was: Scalar, now: Scalar, tolerances: Tolerances) -> Iterator[Difference]:
     a, b = was.value, now.value
     if type(a) is not type(b):
-        yield _other(path, was, now)
+        yield _changed(path, was, now)
     elif isinstance(a, float) and isinstance(b, float):
         apart, near = distance(a, b), tolerances.of("float").allows(a, b)
         if not apart:
@@ -180,9 +180,9 @@ def _scalars(path: str, was: Scalar, now: Scalar, tolerances: Tolerances) -> Ite
         verdict: Verdict = "within" if near else "differs"
         yield Difference(path, verdict, sentence, row_of(path), None, apart, apart)
     elif a != b and isinstance(a, str) and isinstance(b, str):
-        yield Difference(path, "differs", f"{name(path)}: {_text(a, b)}", row_of(path))
+        yield Difference(path, "differs", f"{name(path)} {_text(a, b)}", row_of(path))
     elif a != b:
-        yield _other(path, was, now)
+        yield _changed(path, was, now)
 
 
 def _text(was: str, now: str) -> str:
@@ -191,14 +191,14 @@ def _text(was: str, now: str) -> str:
     pairs = enumerate(zip(was, now, strict=False))
     at = next((i for i, (a, b) in pairs if a != b), min(len(was), len(now)))
     old, new = (side[max(at - _CONTEXT, 0) : at + _CONTEXT] for side in (was, now))
-    return f"from character {at} on is {_quoted(new)}, was {_quoted(old)}"
+    return f"from character {at} is {_quoted(new)}, was {_quoted(old)}"
 
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _other(path: str, was: Leaf, now: Leaf) -> Difference:
+def _changed(path: str, was: Leaf, now: Leaf) -> Difference:
     return Difference(
         path, "differs", f"{name(path)} is {_brief(now)}, was {_brief(was)}", row_of(path)
     )
@@ -221,12 +221,12 @@ def _brief(leaf: Leaf) -> str:
 def ranking_differences(
     path: str, was: Ranking, now: Ranking, tolerances: Tolerances, decode: Decode | None
 ) -> Iterator[Difference]:
-    """At most one difference: another likeliest token, or else the log-probability that moved
-    most. Tokens may trade places within tolerance."""
+    """At most one difference: a different likeliest token, or else the logprob that moved most.
+    Tokens may swap ranks within tolerance."""
     tolerance = tolerances.of("float")
     old = dict(zip(was.ids, was.logprobs, strict=True))
     new = dict(zip(now.ids, now.logprobs, strict=True))
-    # a token that only one side ranks is compared with the least that the other side ranks
+    # a token that only one side ranks is compared with the other side's lowest-ranked one
     last_old, last_new = was.logprobs[-1], now.logprobs[-1]
     pairs = {token: (old.get(token, last_old), new.get(token, last_new)) for token in old | new}
     apart = {token: distance(*pair) for token, pair in pairs.items()}

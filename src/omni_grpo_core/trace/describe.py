@@ -1,4 +1,4 @@
-"""One short line on a tensor, for people who read a trace as text."""
+"""One short line describing a tensor, for people who read a trace as text."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from omni_grpo_core.trace import INTEGERS, dtype_name
 from omni_grpo_core.trace.runs import runs
 
 _READABLE_RUNS = 400
-"""Integer tensors of up to this many runs are given in full: a prompt of ordinary text, ids and
-all, and every mask and position of it."""
+"""Integer tensors with up to this many runs are given in full: the ids of an ordinary text prompt,
+and all its masks and positions."""
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Floats that torch can sum and compare as they are."""
 _SUMMED_UP_TO = 1 << 22
-"""Elements; beyond, statistics would cost more than writing the tensor."""
+"""Elements; above this, statistics would cost more than writing the tensor."""
 
 
 def summary(tensor: torch.Tensor) -> str:
-    """Integers as runs where they are few, else the range and, of floats, the mean.
+    """Integers as runs if they are few, else the range and, for floats, the mean.
 
     >>> summary(torch.tensor([[0, 1, 2, 3, 4, 4, 4]]))
     '0..3 step 1, 4×3'
     >>> summary(torch.tensor([0.5, float("nan"), 1.5]))
-    'min 0.5 max 1.5 mean 1, 1 not finite'
+    'min 0.5 max 1.5 mean 1, 1 non-finite'
     """
     flat = tensor.flatten()
     if not len(flat) or len(flat) > _SUMMED_UP_TO:
@@ -35,46 +35,46 @@ def summary(tensor: torch.Tensor) -> str:
         found = list(islice(runs(integers), _READABLE_RUNS + 1))
         if 0 < len(found) <= _READABLE_RUNS:
             return ", ".join(map(str, found))
-        wide = flat.numpy()  # torch finds no smallest uint64
+        wide = flat.numpy()  # torch has no min of uint64
         return f"min {int(wide.min())} max {int(wide.max())}"
-    # one pass where all are finite, as nearly always: a recorder describes every tensor of a step
+    # one pass if all are finite, as is usual: a recorder describes every tensor of a step
     finite = flat if flat.dtype in _PLAIN else flat.to(torch.float64)
     mean = finite.mean(dtype=torch.float64)
     if not mean.isfinite():
         finite = finite[finite.isfinite()].to(torch.float64)
         if not len(finite):
-            return f"nothing finite, {len(flat)} not finite"
+            return f"no finite values, {len(flat)} non-finite"
         mean = finite.mean()
-    strange = f", {len(flat) - len(finite)} not finite" if len(finite) < len(flat) else ""
+    nonfinite = f", {len(flat) - len(finite)} non-finite" if len(finite) < len(flat) else ""
     low, high = finite.aminmax()
-    return f"min {float(low):.4g} max {float(high):.4g} mean {float(mean):.4g}{strange}"
+    return f"min {float(low):.4g} max {float(high):.4g} mean {float(mean):.4g}{nonfinite}"
 
 
 _PIXELS = re.compile(r"(?:pixel|frames)")
 _ALIKE = 0.9999
-"""Correlation from which two colour channels are taken for the same picture: normalising gives
-each channel its own scale and offset, which correlation does not see."""
+"""Correlation above which two colour channels count as the same image: normalising gives each
+channel its own scale and offset, to which correlation is invariant."""
 _MOST_ROWS = 1 << 16
 
 
 def describe_change(path: str, was: torch.Tensor, now: torch.Tensor) -> str:
-    """A few words on how ``now`` comes from ``was``, both float64 of one shape, or ``""``.
+    """A few words on how ``now`` follows from ``was``, both float64 of one shape, or ``""``.
 
     >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=torch.float64)
     >>> describe_change("features", x, x[[2, 1, 0]])
-    'the rows are in another order: row 0 is what row 2 was, row 2 is what row 0 was'
+    'the rows are reordered: row 0 was row 2, row 2 was row 0'
     >>> describe_change("features", x, 0.5 * x)
     'every element ×0.5'
     >>> describe_change("features", x, torch.zeros_like(x))
-    'every element is 0 now'
+    'every element is now 0'
     """
     lost = int((was.isfinite() & ~now.isfinite()).sum())
     if lost:
-        return f"{lost} elements are not finite now"
+        return f"{lost} elements are now non-finite"
     if not bool((was.isfinite() & now.isfinite()).all()):
         return ""
     if now.numel() > 1 and bool((now == now.flatten()[0]).all()):
-        return f"every element is {float(now.flatten()[0]):g} now"
+        return f"every element is now {float(now.flatten()[0]):g}"
     if _PIXELS.search(path) and _channels_reversed(was, now):
         return "the colour channels are reversed (RGB ↔ BGR)"
     return _row_order(was, now) or _factor(was, now)
@@ -87,7 +87,7 @@ def _channels_reversed(was: torch.Tensor, now: torch.Tensor) -> bool:
         a, b = (x.reshape(len(x), 3, -1).movedim(1, 0) for x in (was, now))
     else:
         return False
-    # a grey picture is the same either way: then the channels are not what changed
+    # a grey image is the same either way: then something else changed
     swapped = _alike(a[0], b[2]) and _alike(a[2], b[0]) and _alike(a[1], b[1])
     return swapped and not _alike(a[0], b[0])
 
@@ -106,11 +106,9 @@ def _row_order(was: torch.Tensor, now: torch.Tensor) -> str:
     if sorted(before) != sorted(after):
         return ""
     origin = {row: number for number, row in reversed(list(enumerate(before)))}
-    moved = [
-        f"row {i} is what row {origin[row]} was" for i, row in enumerate(after) if row != before[i]
-    ]
+    moved = [f"row {i} was row {origin[row]}" for i, row in enumerate(after) if row != before[i]]
     rest = f", … ({len(moved)} rows in all)" if len(moved) > 3 else ""
-    return f"the rows are in another order: {', '.join(moved[:3])}{rest}"
+    return f"the rows are reordered: {', '.join(moved[:3])}{rest}"
 
 
 def _factor(was: torch.Tensor, now: torch.Tensor) -> str:
@@ -118,7 +116,7 @@ def _factor(was: torch.Tensor, now: torch.Tensor) -> str:
     if was.numel() < 2 or size == 0:
         return ""
     factor = float((was * now).sum()) / size
-    # of the scale of the values, not of each: rounding near zero is no counter-example
+    # relative to the largest value, not to each: rounding near zero does not count
     unexplained = float((now - factor * was).abs().max())
     if abs(factor - 1) > 1e-3 and unexplained <= 1e-5 * float(now.abs().max()):
         return f"every element ×{factor:.4g}"

@@ -1,4 +1,4 @@
-"""What a comparison found, as values: differences, by stage, by pass."""
+"""The result of a comparison: differences, per stage and per pass."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as it was.
+    """One difference.
 
-    ``path``: which leaf of the stage's value. ``sentence``: what a person needs to know, path
-    included. ``row``: the sample's row in the batch, ``place``: index of the first (integers) or
-    worst (floats) element, where there is one. ``max_abs``, ``mean_abs``: over all elements; of a
-    fingerprint the mean is the root mean square that its projections estimate.
+    ``path``: the leaf of the stage's value. ``sentence``: what a person needs to know, including
+    the path. ``row``: the sample's row in the batch, ``place``: index of the first (integers) or
+    worst (floats) element, if there is one. ``max_abs``, ``mean_abs``: over all elements; for a
+    fingerprint the mean is the root mean square estimated from its projections.
     """
 
     path: str
@@ -32,14 +32,14 @@ class Difference:
 
 
 class Drifts:
-    """How far the floats of a stage moved, out of its ``differences``."""
+    """How far the floats of a stage moved, from its ``differences``."""
 
     __slots__ = ()
     differences: tuple[Difference, ...]
 
     @property
     def max_abs(self) -> float:
-        """The largest |Δ| of any float of the stage; infinite where one side is not finite."""
+        """The largest |Δ| of any float of the stage; infinite if one side is non-finite."""
         return max((d.max_abs for d in self.differences if d.max_abs is not None), default=0.0)
 
     @property
@@ -50,7 +50,7 @@ class Drifts:
 
 @dataclass(frozen=True, slots=True)
 class StageComparison(Drifts):
-    """All differences of one stage, those within tolerance included."""
+    """All differences of one stage, including those within tolerance."""
 
     stage: str
     differences: tuple[Difference, ...]
@@ -76,8 +76,8 @@ class Divergence:
         return next((stage for stage in self.stages if stage.verdict == "differs"), None)
 
     def lines(self, most: int = 12) -> list[str]:
-        """The comparison for a terminal: a line per stage, and one for each of its first ``most``
-        differences beyond tolerance."""
+        """The comparison for a terminal: one line per stage and per difference beyond tolerance,
+        up to ``most`` differences each."""
         lines = []
         for stage in self.stages:
             drift = f"  max |Δ| {stage.max_abs:.3g}" if stage.max_abs else ""

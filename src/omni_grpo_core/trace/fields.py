@@ -1,7 +1,7 @@
-"""Whether values are of the types that the fields of a noun are declared with.
+"""Whether values have the types that the fields of a dataclass declare.
 
-What is read back is believed no further than this: a checksum says that nobody altered a file since
-it was written, not that what wrote it was right.
+A checksum only shows that a file was not altered after it was written, not that the writer was
+correct, so values that are read back are also checked against these types.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ import torch
 from omni_grpo_core.io.strict import type_name
 
 Misfit = tuple[str, str, str]
-"""Where, what was found, what was wanted."""
+"""Place, value found, type wanted."""
 _LONGEST = 60
 
 
 @cache
-def field_types(noun: type) -> Mapping[str, Any]:
-    """The declared types of a noun's fields, by name, in order; what its class alone holds is no
-    field."""
-    hints = get_type_hints(noun, localns={"Tensor": torch.Tensor})
-    return {field.name: hints[field.name] for field in dataclasses.fields(noun)}
+def field_types(kind: type) -> Mapping[str, Any]:
+    """The declared types of a dataclass's fields, by name, in order; without class variables."""
+    hints = get_type_hints(kind, localns={"Tensor": torch.Tensor})
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def misfit(value: object, hint: Any, where: str) -> Misfit | None:
-    """The first place in ``value``, called ``where``, that is not of the type ``hint``; ``None``
-    if all of it is. As in annotations, an ``int`` passes for a ``float`` and a ``bool`` for both.
+    """The first place in ``value``, named ``where``, that does not have the type ``hint``, or
+    ``None``. As in annotations, an ``int`` is a valid ``float``, and a ``bool`` is both.
 
     >>> misfit((1, "2"), tuple[int, ...], "ids")
     ('ids[1]', "'2'", 'int')
@@ -42,7 +41,7 @@ def misfit(value: object, hint: Any, where: str) -> Misfit | None:
         tried = [misfit(value, member, where) for member in members]
         if None in tried:
             return None
-        # what is wrong inside a container says more than that it is no None
+        # an error inside a container says more than that the container is not None
         deeper = [one for one in tried if one is not None and one[0] != where]
         return deeper[0] if deeper else (where, _shown(value), _named(hint))
     if origin is tuple and isinstance(value, tuple):
@@ -61,15 +60,15 @@ def misfit(value: object, hint: Any, where: str) -> Misfit | None:
     )
 
 
-def noun_misfit(noun: type, values: Mapping[str, object], where: str) -> Misfit | None:
-    """The same of a noun's fields, which are all there and no others."""
-    hints = field_types(noun)
+def value_misfit(kind: type, values: Mapping[str, object], where: str) -> Misfit | None:
+    """The same for all fields of a dataclass, none of them missing and no others."""
+    hints = field_types(kind)
     if values.keys() != hints.keys():
         given = ", ".join(map(str, values)) or "nothing"
         return (
             where,
-            f"a {noun.__name__} of {given}",
-            f"a {noun.__name__} of {', '.join(hints)}",
+            f"a {kind.__name__} of {given}",
+            f"a {kind.__name__} of {', '.join(hints)}",
         )
     found = (misfit(values[name], hint, f"{where}.{name}") for name, hint in hints.items())
     return next((one for one in found if one is not None), None)

@@ -1,11 +1,10 @@
-"""A tensor of any size as about eighty numbers that still notice every change.
+"""A tensor of any size as about eighty numbers that detect every change.
 
-Mean, deviation and range say at a glance what a tensor is like, but not that two patches were
-swapped, the colour channels reversed or one element in thousands changed. Projections do: eight
-sums of all elements, each with its own random signs. They are linear, and divided by the square
-root of the element count, so that the root mean square of ``a.projections - b.projections``
-estimates the root mean square of the elements' difference (Achlioptas 2003, doi
-10.1016/S0022-0000(03)00025-4).
+Mean, deviation and range summarise a tensor, but do not show that two patches were swapped, the
+colour channels reversed or one element in thousands changed. Projections do: eight sums of all
+elements, each with its own random signs. They are linear, and divided by the square root of the
+element count, so that the root mean square of ``a.projections - b.projections`` estimates the root
+mean square of the elements' difference (Achlioptas 2003, doi 10.1016/S0022-0000(03)00025-4).
 
 Signs and sample places come from a hash of a counter (SplitMix64), not from a library's generator:
 they are the same on every platform and in every version of torch and numpy.
@@ -28,7 +27,7 @@ from omni_grpo_core.trace import DTYPES, INTEGERS, dtype_name
 PROJECTIONS = 8
 SAMPLES = 64
 _CHUNK = 1 << 15
-"""Elements handled at a time: signs, as float64, then fit a processor's second-level cache."""
+"""Elements processed at a time: their signs, as float64, then fit the second-level cache."""
 
 Floats = NDArray[np.float64]
 Words = NDArray[np.uint64]
@@ -36,11 +35,11 @@ Words = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What is kept of one tensor, or of several that are fingerprinted end to end.
+    """A summary of one tensor, or of several fingerprinted end to end.
 
     ``dtype``: torch's name. ``shapes``: one per tensor. ``mean``, ``std`` (population), ``low``,
     ``high``: of the finite elements, NaN if there are none. ``projections``: eight, non-finite
-    elements counting 0. ``samples``: up to 64 elements, in order; all of them if there are no
+    elements counting as 0. ``samples``: up to 64 elements, in order; all of them if there are no
     more. ``sha256``: of the elements of an integer or boolean tensor, little-endian, else ``None``.
     """
 
@@ -85,7 +84,7 @@ def fingerprint(*tensors: torch.Tensor) -> Fingerprint:
     shapes = tuple(tuple(tensor.shape) for tensor in tensors)
     flat = torch.cat([tensor.detach().flatten().cpu() for tensor in tensors])
     seed = _seed(dtype, shapes)
-    # values near the largest float64 overflow to infinity, which is what to report
+    # values near the largest float64 overflow to infinity, which is reported as such
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std, low, high, nan, inf = _statistics(flat)
         projections = _projections(flat, seed)
@@ -135,12 +134,12 @@ def _hash(seed: int, first: int, count: int) -> Words:
 
 
 def sample_places(seed: int, size: int) -> NDArray[np.int64]:
-    """Where the samples are taken: at most 64 different indices below ``size``, ascending."""
+    """The indices of the samples: at most 64 distinct ones below ``size``, ascending."""
     if size <= SAMPLES:
         return np.arange(size, dtype=np.int64)
     chosen: dict[int, None] = {}
     first = 0
-    # another seed than the signs': place and sign of an element must not depend on each other
+    # a different seed from the signs': an element's place and sign must be independent
     while len(chosen) < SAMPLES:
         words = _hash(seed ^ 0x5DEECE66D, first, SAMPLES)
         chosen.update(dict.fromkeys((words % np.uint64(size)).tolist()))
@@ -162,19 +161,17 @@ def _statistics(flat: torch.Tensor) -> tuple[float, float, float, float, int, in
     low, high, nan, inf = math.inf, -math.inf, 0, 0
     for _, chunk in _chunks(flat):
         values = _wide(chunk)
-        good = np.isfinite(values)
-        if not good.all():
-            strange = int(np.isnan(values).sum())
-            nan, inf = nan + strange, inf + int((~good).sum()) - strange
-            values = values[good]
+        finite = np.isfinite(values)
+        if not finite.all():
+            nans = int(np.isnan(values).sum())
+            nan, inf = nan + nans, inf + int((~finite).sum()) - nans
+            values = values[finite]
         if not len(values):
             continue
         # chunks are merged by the parallel form of Welford's update (Chan, Golub, LeVeque 1979)
-        here = float(values.mean())
-        shift, total = here - mean, count + len(values)
-        square += (
-            float(np.square(values - here).sum()) + shift * shift * count * len(values) / total
-        )
+        own = float(values.mean())
+        shift, total = own - mean, count + len(values)
+        square += float(np.square(values - own).sum()) + shift * shift * count * len(values) / total
         mean, count = mean + shift * len(values) / total, total
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     if not count:

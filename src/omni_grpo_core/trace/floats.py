@@ -1,4 +1,4 @@
-"""Differences of floats: element by element where both sides have every element, else by
+"""Differences of floats: element by element if both sides have all elements, else by
 fingerprint."""
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from omni_grpo_core.trace.place import element, name, row_of
 
 _PROJECTION_SIGMAS = 4.0
 """A projection of differences that are each within tolerance is, by the random signs, nearly
-normal with the tolerance as its deviation; 4 deviations are passed by chance once in 16,000."""
+normal with at most the tolerance as its standard deviation; 4 sigma are exceeded by chance once in
+16,000."""
 
 
 def float_differences(
     path: str, was: Numbers, now: Numbers, tolerances: Tolerances
 ) -> Iterator[Difference]:
-    """At most one difference per tensor. Shapes and dtypes must agree already."""
+    """At most one difference per tensor. Shapes and dtypes must already agree."""
     for number, (a, b) in enumerate(zip(was.parts, now.parts, strict=True)):
         of = f"{path}[{number}]" if len(was.parts) > 1 else path
         yield from _elements(of, a, b, tolerances.of(was.dtype))
@@ -38,12 +39,10 @@ def _elements(
     if bool(same.all()):
         return
     apart = torch.where(same, 0.0, (a - b).abs())
-    # what is not finite on one side only has no distance: it is always too far, and what is the
-    # same NaN on both sides never
+    # a value that is non-finite on one side only is always beyond tolerance, NaN on both never
     far = ~same & (~(apart <= tolerance.atol + tolerance.rtol * a.abs()) | (apart == math.inf))
-    strange = ~apart.isfinite()
-    distance = torch.where(strange, math.inf, apart)
-    # numpy's: torch's brings seconds of imports with it
+    distance = torch.where(~apart.isfinite(), math.inf, apart)
+    # numpy's: torch's takes seconds to import
     place = tuple(map(int, np.unravel_index(int(distance.argmax()), distance.shape)))
     where, row = element(path, place)
     largest, mean = float(distance.max()), float(distance.mean())
@@ -54,7 +53,7 @@ def _elements(
         return
     if a.numel() == 1:
         factor = float(b[place]) / float(a[place]) if float(a[place]) else 0.0
-        # a factor that a person would name: 2, 0.5, 1.25
+        # a round factor: 2, 0.5, 1.25
         simple = factor > 0 and abs(factor * 100 - round(factor * 100)) < 1e-3
         sentence = f"{where} {values}{f' (×{factor:g})' if simple else ''}"
         yield Difference(path, "differs", sentence, row, place, largest, mean)
@@ -72,10 +71,10 @@ def _elements(
 def fingerprint_differences(
     path: str, was: Fingerprint, now: Fingerprint, tolerances: Tolerances
 ) -> Iterator[Difference]:
-    """At most one difference. Shapes and dtypes must agree already.
+    """At most one difference. Shapes and dtypes must already agree.
 
-    If each element is within tolerance, so are mean, deviation, range and samples, surely, and
-    the projections, almost surely.
+    If each element is within tolerance, so are mean, deviation, range and samples (always) and the
+    projections (almost always).
     """
     if was.sha256 is not None and was.sha256 == now.sha256:
         return
@@ -95,8 +94,8 @@ def fingerprint_differences(
         within = Tolerance(times * tolerance.atol, times * tolerance.rtol)
         both = list(zip(before, after, strict=True))
         equal = equal and not any(distance(a, b) for a, b in both)
-        # an element is the sum of many of the tensor's size: where they cancel, its rounding is
-        # still theirs
+        # an element is a sum of terms of the tensor's scale: where they cancel, their rounding
+        # remains
         sized = ((a, b, max(abs(a), scale) if size is None else size) for a, b in both)
         if not all(within.allows(*one) for one in sized):
             beyond.append(label)
@@ -111,23 +110,23 @@ def fingerprint_differences(
         if label in ("min", "max", "samples")
         for a, b in zip(before, after, strict=True)
     )
-    alone = _alone(was, now)
-    most = alone or max(least, rms)
+    single = _single_change(was, now)
+    most = single or max(least, rms)
     if not beyond and not exact:
         sentence = f"{name(path)}: rms |Δ| about {rms:.3g}, within tolerance"
         yield Difference(path, "within", sentence, row_of(path), None, most, rms)
         return
     how = (
-        f"one element alone of {was.size} moved, by {alone:.4g}"
-        if alone
+        f"a single element of {was.size} moved, by {single:.4g}"
+        if single
         else f"rms |Δ| about {rms:.3g} over {was.size} elements"
     )
     sentence = f"{name(path)}: {_what(was, now, beyond)}; {how}"
     yield Difference(path, "differs", sentence, row_of(path), None, most, rms)
 
 
-def _alone(was: Fingerprint, now: Fingerprint) -> float:
-    """By how much the one element moved that did, or 0 if not exactly one did: it moves every
+def _single_change(was: Fingerprint, now: Fingerprint) -> float:
+    """How far the only changed element moved, or 0 if not exactly one did: it moves every
     projection equally far, which several elements, each with its own signs, do not."""
     apart = [distance(a, b) for a, b in zip(was.projections, now.projections, strict=True)]
     # stored projections have nine digits
@@ -141,8 +140,8 @@ def _what(was: Fingerprint, now: Fingerprint, beyond: Sequence[str]) -> str:
         return f"{now.nan} NaN and {now.inf} Inf, was {was.nan} and {was.inf}"
     if not {"mean", "std", "min", "max"} & set(beyond):
         return (
-            "mean, deviation and range as before but other values in other places "
-            "(elements, patches or channels reordered, or few of them changed)"
+            "mean, deviation and range unchanged, but values moved "
+            "(elements, patches or channels reordered, or a few of them changed)"
         )
     return ", ".join(
         f"{label} is {after:.6g}, was {before:.6g}"

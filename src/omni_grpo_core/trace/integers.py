@@ -1,4 +1,4 @@
-"""Differences of what must agree exactly: ids, masks, positions, grids, spans."""
+"""Differences of values that must agree exactly: ids, masks, positions, grids, spans."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from omni_grpo_core.trace.shifts import shifts
 from omni_grpo_core.types import Span
 
 Decode = Callable[[Sequence[int]], str]
-"""Token ids to their text, special tokens kept."""
+"""Token ids to their text, special tokens included."""
 
 _SHOWN = 8
 """Ids quoted in one sentence."""
 _MOST_GROUPS = 32
-"""Lines along the last axis that are reported one by one; pixels of a frame have thousands."""
+"""Rows along the last axis that are reported one by one; a frame's pixels have thousands."""
 
 
 def integer_differences(
     path: str, was: Numbers, now: Numbers, decode: Decode | None
 ) -> Iterator[Difference]:
-    """At most one difference for each batch row and axis; none if all agree. The dtypes must
-    agree already."""
+    """At most one difference per batch row and axis; none if all agree. The dtypes must already
+    agree."""
     before, after = as_integers(was.parts[0]), as_integers(now.parts[0])
     words = {**was.words, **now.words}
     if before.shape != after.shape:
-        # one row of ids, as a processor gives it, is told like a row by itself
+        # a batch of one row of ids, as from a processor, is reported like the row itself
         alone = (
             holds_ids(path) and before.ndim == after.ndim == 2 and len(before) == len(after) == 1
         )
@@ -45,31 +45,31 @@ def integer_differences(
                 row_of(path),
             )
         return
-    unlike = (before != after).nonzero().tolist()
+    differing = (before != after).nonzero().tolist()
     groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    for index in map(tuple, unlike):
-        # the last axis runs along the tokens; what comes before it says whose tokens they are
+    for index in map(tuple, differing):
+        # the last axis runs along the tokens; the axes before it say whose tokens they are
         groups.setdefault(index[:-1], []).append(index)
     if len(groups) > _MOST_GROUPS:
         groups = {(): [index for found in groups.values() for index in found]}
     for found in groups.values():
         first = found[0]
         where, row = element(path, first)
-        # neighbouring ids read as one text
-        stretch = _neighbours(found) if holds_ids(path) else found[:1]
+        # adjacent ids are quoted as one text
+        quoted = _adjacent(found) if holds_ids(path) else found[:1]
         is_, was_ = (
-            _quote([int(side[index]) for index in stretch], path, words, decode)
+            _quote([int(side[index]) for index in quoted], path, words, decode)
             for side in (after, before)
         )
         total = before.numel() if len(groups) == 1 else before.shape[-1]
-        more = f", the first of {len(found)} that differ among {total}" if len(found) > 1 else ""
+        more = f", the first of {len(found)} differences in {total}" if len(found) > 1 else ""
         if more and len(groups) <= _MOST_GROUPS and () not in groups:
             more += _shifted(path, before[first[:-1]], after[first[:-1]])
         yield Difference(path, "differs", f"{where} is {is_}, was {was_}{more}", row, first)
 
 
-def _neighbours(found: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The first indices of ``found`` that stand side by side on the last axis."""
+def _adjacent(found: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The first indices of ``found`` that are adjacent on the last axis."""
     start = found[0]
     steps = ((*start[:-1], start[-1] + offset) for offset in range(len(found)))
     return [index for index, step in zip(found, steps, strict=True) if index == step]
@@ -90,14 +90,15 @@ def _spliced(
     short = min(len(before), len(after))
     start = next((i for i in range(short) if before[i] != after[i]), short)
     tail = next((i for i in range(short - start) if before[-1 - i] != after[-1 - i]), short - start)
-    gone, come = before[start : len(before) - tail], after[start : len(after) - tail]
+    removed, added = before[start : len(before) - tail], after[start : len(after) - tail]
     where, row = element(path, (start,))
-    if not gone:
-        what = f"{len(come)} more: {_quote(come, path, words, decode)}"
-    elif not come:
-        what = f"{len(gone)} fewer, without {_quote(gone, path, words, decode)}"
+    old, new = (_quote(ids, path, words, decode) for ids in (removed, added))
+    if not removed:
+        what = f"{len(added)} added: {new}"
+    elif not added:
+        what = f"{len(removed)} removed: {old}"
     else:
-        what = f"{_quote(come, path, words, decode)} instead of {_quote(gone, path, words, decode)}"
+        what = f"{new} instead of {old}"
     sentence = f"{where}: {what} (length is {len(after)}, was {len(before)})"
     return Difference(path, "differs", sentence, row, (start,))
 
@@ -117,7 +118,7 @@ def _quote(ids: list[int], path: str, words: Mapping[int, str], decode: Decode |
 
 
 def span_differences(path: str, was: Spans, now: Spans) -> Iterator[Difference]:
-    """Spans are matched by modality, item and how manieth span of that item they are.
+    """Spans are matched by modality, item and their number within that item.
 
     >>> before = Spans((Span("video", 0, 12, 8),))
     >>> after = Spans((Span("video", 0, 14, 8),))
@@ -138,13 +139,13 @@ def span_differences(path: str, was: Spans, now: Spans) -> Iterator[Difference]:
             ]
             what = " and ".join(changes)
         else:
-            what = "is new" if new else "is gone"
+            what = "is new" if new else "is missing"
         span = new or old
         if what and span:
             extent = "" if old and new else f" (start {span.start}, length {span.length})"
             yield Difference(path, "differs", f"{label}{extent} {what}", row, (span.start,))
     if list(before) != list(after) and before == after:
-        yield Difference(path, "differs", f"{head}spans stand in another order", row)
+        yield Difference(path, "differs", f"{head}spans are reordered", row)
 
 
 def _by_part(spans: tuple[Span, ...]) -> dict[tuple[str, int, int], Span]:
@@ -158,6 +159,6 @@ def _by_part(spans: tuple[Span, ...]) -> dict[tuple[str, int, int], Span]:
 
 
 def as_integers(tensor: torch.Tensor) -> torch.Tensor:
-    """Any integer or boolean tensor as int64, for counting and comparing; uint64 wraps round,
-    which keeps different numbers different."""
+    """Any integer or boolean tensor as int64, for counting and comparing; uint64 wraps around,
+    which keeps distinct numbers distinct."""
     return tensor.to(torch.int64)

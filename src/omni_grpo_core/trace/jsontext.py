@@ -1,5 +1,5 @@
-"""JSON laid out for reading: an array of plain items or a tensor's reference stays on one line,
-the rest is indented."""
+"""JSON formatted for reading: an array of plain items or a tensor reference stays on one line, the
+rest is indented."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def dumps(data: Any, indent: int = 0) -> str:
 def loads(raw: bytes, name: str) -> Any:
     """Parse the file ``name``. Raises :class:`~omni_grpo_core.errors.TraceError` with its line."""
     try:
-        # surrogatepass: file names that are not UTF-8 come from the system as lone surrogates
+        # surrogatepass: Python represents file names that are not UTF-8 with lone surrogates
         return json_value(raw.decode("utf-8", "surrogatepass"))
     except Unreadable as error:
         item, got = error.place(name), error.got
@@ -56,6 +56,6 @@ def loads(raw: bytes, name: str) -> Any:
     raise TraceError(
         item,
         got=got,
-        want="the JSON that was written",
-        fix="it was cut or altered: record it again",
+        want="the JSON as it was written",
+        fix="record it again: it was cut or altered",
     )

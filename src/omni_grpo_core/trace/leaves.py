@@ -1,7 +1,7 @@
-"""A value taken apart into named leaves, so that any two values can be compared leaf by leaf.
+"""A value split into named leaves, so that any two values can be compared leaf by leaf.
 
 ``Batch`` becomes ``rows[0].sample_id``, ``rows[0].input_ids``, ``rows[0].spans``, … in the order
-in which the fields are declared. A whole value's own leaf is called ``self``.
+in which the fields are declared. The leaf of the whole value is ``self``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from omni_grpo_core.trace.fingerprint import Fingerprint
 from omni_grpo_core.types import Logits, Span
 
 TOP = 20
-"""Tokens kept of each row of logits."""
+"""Tokens kept per row of logits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """That a dataclass of this name, or an empty ``()`` or ``{}``, stands here."""
+    """The name of a dataclass, or an empty ``()`` or ``{}``."""
 
     name: str
 
@@ -44,8 +44,8 @@ class Spans:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Numbers:
-    """Tensors of one dtype, with every element. ``dtype`` is torch's name, or ``int`` or
-    ``float`` where the numbers were a plain tuple. ``words``: what is known of single ids."""
+    """Tensors of one dtype, with every element. ``dtype`` is torch's name, or ``int`` or ``float``
+    if the numbers were a plain tuple. ``words``: the known text of single ids."""
 
     dtype: str
     parts: tuple[torch.Tensor, ...]
@@ -58,8 +58,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The likeliest next tokens of one row: ids and log-probabilities, likeliest first; entropy
-    in nats."""
+    """The likeliest next tokens of one row: ids and logprobs, likeliest first; entropy in nats."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -69,7 +68,7 @@ class Ranking:
 
     @property
     def margin(self) -> float:
-        """By how much, in nats, the first leads the second."""
+        """Logprob of the first minus that of the second, in nats."""
         return self.logprobs[0] - self.logprobs[1] if len(self.logprobs) > 1 else 0.0
 
 
@@ -77,9 +76,9 @@ Leaf = Kind | Scalar | Spans | Numbers | Ranking | Fingerprint
 
 
 def leaves(value: object) -> dict[str, Leaf]:
-    """Every leaf of ``value`` by its path, in order.
+    """Every leaf of ``value`` by path, in order.
 
-    Raises :class:`~omni_grpo_core.errors.TraceError` for what is not a value.
+    Raises :class:`~omni_grpo_core.errors.TraceError` for anything that is not a value.
 
     >>> leaves({"loss": 0.5, "steps": (1, 2)})["loss"]
     Scalar(value=0.5)
@@ -118,21 +117,21 @@ def _walk(value: object, path: str) -> Iterator[tuple[str, Leaf]]:
             path or "value",
             got=f"a {type(value).__module__}.{type(value).__qualname__}",
             want="a dataclass, tuple, list, mapping, tensor, array, number or text",
-            fix="hand over a plain value instead",
+            fix="pass a plain value instead",
         )
 
 
 def _tensor(array: np.ndarray[Any, Any], path: str) -> torch.Tensor:
-    """What processors give that were not asked for tensors."""
+    """A numpy array, as processors return unless asked for tensors."""
     try:
-        # a copy: an array may be read-only, or in another byte order than the machine's
+        # a copy: an array may be read-only, or not in native byte order
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
     except TypeError as error:
         raise TraceError(
             path or "value",
             got=f"a numpy array of {array.dtype}",
             want="one of numbers",
-            fix="hand over numbers, or text as a tuple",
+            fix="pass numbers, or text as a tuple",
         ) from error
 
 
@@ -153,7 +152,7 @@ def _walk_sequence(value: Sequence[object], path: str) -> Iterator[tuple[str, Le
 
 
 def _alike(value: Sequence[object]) -> tuple[torch.Tensor, ...]:
-    """The items, if they are float tensors of one dtype: a row's features are judged together."""
+    """The items, if they are float tensors of one dtype: a row's features are compared together."""
     tensors = tuple(item for item in value if isinstance(item, torch.Tensor))
     alike = len(tensors) == len(value) and len({tensor.dtype for tensor in tensors}) == 1
     return tensors if alike and tensors[0].is_floating_point() else ()
@@ -186,9 +185,9 @@ def rank(scores: torch.Tensor) -> Ranking:
     """
     logsumexp = torch.logsumexp(scores.detach().cpu().to(torch.float64), dim=-1)
     logprobs = scores.detach().cpu().to(torch.float64) - logsumexp
-    # equal scores stand in order of id: topk leaves their order to the platform
+    # equal scores are in order of id: topk leaves their order to the platform
     order = torch.sort(logprobs, descending=True, stable=True).indices[:TOP]
-    # 0 · log 0 is 0: an impossible token adds no uncertainty
+    # 0 · log 0 is 0: an impossible token adds no entropy
     entropy = torch.special.entr(logprobs.exp()).sum()
     return Ranking(
         ids=tuple(order.tolist()),

@@ -1,16 +1,16 @@
-"""Where in a batch something stands, in words."""
+"""A place in a batch, in words."""
 
 from __future__ import annotations
 
 import re
 
-# what a path may begin with, and what that is called; the first that fits
+# prefixes of a path and their names; the first match applies
 _HEADS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(rf"{pattern}(?:\.|$)"), words)
     for pattern, words in (
         (r"rows\[(\d+)\]", "row {}"),
         (r"top\[(\d+)\]", "row {}"),
-        # the parsed stage is a tuple of completions; traces of 0.1 have one of rollouts, too
+        # the parsed stage is a tuple of completions; traces of 0.1 also have one of rollouts
         (r"\[(\d+)\]\.completions\[(\d+)\]", "rollout {}, completion {}"),
         (r"completions\[(\d+)\]", "completion {}"),
         (r"\[(\d+)\](?=\.(?:context|think|answer|what|where)\b)", "completion {}"),
@@ -48,7 +48,7 @@ def row_of(path: str) -> int | None:
 
 
 def name(path: str) -> str:
-    """A path as a sentence begins with it.
+    """A path as the beginning of a sentence.
 
     >>> name("rows[2].audio_in_video"), name("completions[3].text"), name("tensors.pixel_values")
     ('row 2: audio_in_video', 'completion 3: text', 'tensors.pixel_values')
@@ -58,7 +58,7 @@ def name(path: str) -> str:
 
 
 def element(path: str, index: tuple[int, ...]) -> tuple[str, int | None]:
-    """One element of a tensor in words, and the batch row that it belongs to.
+    """One element of a tensor in words, and the batch row it belongs to.
 
     >>> element("rows[2].input_ids", (17,))
     ('row 2: token 17', 2)

@@ -1,7 +1,7 @@
-"""Integers as runs a person can read: ``0..17 step 1, 18×8, 3``.
+"""Integers as readable runs: ``0..17 step 1, 18×8, 3``.
 
-Position ids, masks and padded token ids are mostly counting or constant. Written as runs a tensor
-of thousands of numbers is one line in a code review, and every number can still be read back.
+Position ids, masks and padded token ids are mostly counting or constant. Written as runs, a tensor
+of thousands of numbers is one line in a code review, and every number can be read back.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 CONSTANT_FROM = 3
-"""Equal numbers in a row before they are written as ``7×3``."""
+"""Consecutive equal numbers from which they are written as ``7×3``."""
 COUNTING_FROM = 4
-"""Numbers of one step in a row before they are written as ``0..3 step 1``."""
+"""Consecutive numbers with one step from which they are written as ``0..3 step 1``."""
 
 _RUN = re.compile(r"(?P<first>-?\d+)(?:×(?P<times>\d+)|\.\.(?P<last>-?\d+) step (?P<step>-?\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """``count`` integers from ``first`` on, each ``step`` more than the one before it."""
+    """``count`` integers starting at ``first``, each ``step`` more than the one before it."""
 
     first: int
     step: int
@@ -38,8 +38,8 @@ class Run:
 
 
 def runs(values: Sequence[int]) -> Iterator[Run]:
-    """Split integers, (n,), into the longest runs, front to back; lazily, so that a caller who
-    finds too many can stop.
+    """Split integers, (n,), into the longest runs, front to back; lazily, so that a caller can
+    stop at too many.
 
     >>> [str(run) for run in runs([5, 0, 1, 2, 3, 9, 9, 9])]
     ['5', '0..3 step 1', '9×3']
@@ -62,7 +62,7 @@ def _longest(values: Sequence[int], start: int) -> Run:
     count = end - start
     if count < (CONSTANT_FROM if step == 0 else COUNTING_FROM):
         return Run(first, 0, 1)
-    # 1 2 3 4 4 4 4: the last number of a count belongs to the constant run that it begins
+    # 1 2 3 4 4 4 4: the last number of the count belongs to the constant run that it starts
     if step and end < len(values) and _constant_from(values, end - 1) and count > COUNTING_FROM:
         count -= 1
     return Run(first, step, count)
@@ -84,9 +84,9 @@ def format_runs(values: Sequence[int]) -> str:
 
 
 def parse_runs(text: str, most: int) -> list[int]:
-    """What :func:`format_runs` wrote; separators may be commas or spaces.
+    """The inverse of :func:`format_runs`; separators may be commas or spaces.
 
-    Raises ``ValueError`` for text that is not runs or stands for more than ``most`` integers.
+    Raises ``ValueError`` for text that is not runs, or for more than ``most`` integers.
 
     >>> parse_runs("0..6 step 2, 4×3", most=7)
     [0, 2, 4, 6, 4, 4, 4]
@@ -114,12 +114,12 @@ def _run_of(match: re.Match[str]) -> Run:
         return Run(first, 0, 1)
     last, step = int(match["last"]), int(match["step"])
     if step == 0 or (last - first) % step or (last - first) // step < 1:
-        raise ValueError(f"{match[0]!r}: the last number is not reached by the step")
+        raise ValueError(f"{match[0]!r}: the step does not reach the last number")
     return Run(first, step, (last - first) // step + 1)
 
 
 def wrap(words: Iterable[str], width: int, separator: str) -> Iterator[str]:
-    """Lines of at most ``width`` characters (a longer word stands alone).
+    """Lines of at most ``width`` characters (a longer word has its own line).
 
     >>> list(wrap(["1", "22", "333"], width=5, separator=", "))
     ['1, 22', '333']

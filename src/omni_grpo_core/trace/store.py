@@ -1,8 +1,8 @@
 """A trace as a folder: ``trace.json`` for people and ``tensors.safetensors`` for the numbers.
 
-``trace.json`` names its format and version, holds the checksum of the tensors file and one of its
-own content, then header and stages. A folder appears whole or not at all. What is not in the
-:class:`~omni_grpo_core.types.Trace` (weights, environment variables) is not in the folder.
+``trace.json`` gives its format and version, the checksums of the tensors file and of its own
+content, then header and stages. A folder is written atomically. It holds nothing that is not in
+the :class:`~omni_grpo_core.types.Trace` (no weights, no environment variables).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from omni_grpo_core.errors import TraceError
 from omni_grpo_core.io.atomic import new_folder
 from omni_grpo_core.io.bounded import Unreadable, read_bytes
 from omni_grpo_core.trace import DTYPES, dtype_name, jsontext
-from omni_grpo_core.trace.codec import decode, encode, make_noun
+from omni_grpo_core.trace.codec import decode, encode, make_value
 from omni_grpo_core.types import Stage, Trace
 
 T = TypeVar("T")
@@ -31,20 +31,20 @@ VERSION = 1
 _TEXT = "trace.json"
 _TENSORS = "tensors.safetensors"
 _MOST_BYTES = 1 << 40
-"""Of the tensors of ten minutes of video, or of a trace that was told to keep all: gigabytes."""
-_AGAIN = "it was cut or altered after it was written: record it again"
+"""Ten minutes of video, or a trace configured to keep everything, has gigabytes of tensors."""
+_AGAIN = "record it again: it was cut or altered after it was written"
 
 
 def save_trace(trace: Trace, folder: Path) -> None:
     """Store ``trace`` as a new ``folder``.
 
-    Raises :class:`~omni_grpo_core.errors.TraceError` when the folder holds something already,
-    cannot be written, or the trace holds what is not a value.
+    Raises :class:`~omni_grpo_core.errors.TraceError` if the folder is not empty or cannot be
+    written, or the trace holds something that is not a value.
     """
     header, stages = encode(trace.header, "header")[0], []
     tensors = {}
     for number, record in enumerate(trace.stages):
-        # the same stage may stand in a trace twice: the number keeps tensor names apart
+        # a stage may occur twice in a trace: the number keeps tensor names distinct
         data, own = encode(record, f"{number}.{record.stage}")
         stages.append(data)
         tensors.update(own)
@@ -68,8 +68,8 @@ def save_trace(trace: Trace, folder: Path) -> None:
 def load_trace(folder: Path) -> Trace:
     """The trace that :func:`save_trace` stored, tensors on the CPU.
 
-    Raises :class:`~omni_grpo_core.errors.TraceError` naming the file, and the line where it can be
-    known, when something is missing, cut, altered, foreign or of a newer format.
+    Raises :class:`~omni_grpo_core.errors.TraceError` naming the file, and the line where possible,
+    if something is missing, cut, altered, not a trace or of a newer format.
     """
     name = str(folder / _TEXT)
     data = jsontext.loads(_read(folder / _TEXT), name)
@@ -78,21 +78,21 @@ def load_trace(folder: Path) -> Trace:
     if data.get("body_sha256") != _body_hash(body):
         raise TraceError(
             name,
-            got="content that does not match its own checksum",
+            got="content that does not match its checksum",
             want=f"body_sha256 {_body_hash(body)}",
             fix=_AGAIN,
         )
     tensors = _read_tensors(folder / _TENSORS, data)
-    values = {part: decode(told, tensors, f"{name}: {part}") for part, told in body.items()}
-    trace: Trace = make_noun(Trace, values, f"{name}: trace")
+    values = {part: decode(content, tensors, f"{name}: {part}") for part, content in body.items()}
+    trace: Trace = make_value(Trace, values, f"{name}: trace")
     return trace
 
 
 def value_at(trace: Trace, stage: Stage, kind: type[T]) -> T:
-    """The value of a stage, which must be of this kind.
+    """The value of a stage, which must be of type ``kind``.
 
-    Raises :class:`~omni_grpo_core.errors.TraceError` when the trace has no such stage, or holds
-    another kind of value there: a trainer's call, for one.
+    Raises :class:`~omni_grpo_core.errors.TraceError` if the trace has no such stage, or another
+    type of value there, for example a trainer's call.
     """
     found = next((record.value for record in trace.stages if record.stage == stage), None)
     if isinstance(found, kind):
@@ -101,12 +101,12 @@ def value_at(trace: Trace, stage: Stage, kind: type[T]) -> T:
         stage,
         got=f"a {type(found).__name__}" if found is not None else "nothing",
         want=f"a {kind.__name__}",
-        fix="pass a trace that holds it: of a check, or of a trainer's step",
+        fix="pass a trace that has it: of a check, or of a trainer's step",
     )
 
 
 def _body_hash(body: Any) -> str:
-    """Of the content, not of its layout: indenting the file anew is no change."""
+    """Of the content, not of its layout: the file may be reformatted."""
     return hashlib.sha256(json.dumps(body).encode()).hexdigest()
 
 
@@ -118,7 +118,7 @@ def _read(path: Path) -> bytes:
             str(path),
             got=error.got,
             want="a readable file",
-            fix="a trace is a folder with trace.json and tensors.safetensors; check the path",
+            fix="check the path: a trace is a folder with trace.json and tensors.safetensors",
         ) from error
 
 
@@ -128,9 +128,9 @@ def _check_format(data: Any, name: str) -> None:
     if not known or not isinstance(version, int) or not 1 <= version <= VERSION:
         raise TraceError(
             name,
-            got=f"format {version}" if known else "JSON of something else",
+            got=f"format {version}" if known else "JSON that is not a trace",
             want=f"{FORMAT!r}, format 1 to {VERSION}",
-            fix="upgrade omni-grpo-core" if known else "check that the path is that of a trace",
+            fix="upgrade omni-grpo-core" if known else "check that the path is a trace's",
         )
 
 
@@ -148,16 +148,16 @@ def _read_tensors(path: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def unpack(packed: bytes, name: str, fix: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by their names.
+    """The tensors of a safetensors file by name.
 
-    Raises :class:`~omni_grpo_core.errors.TraceError` for other bytes, and for a type that no value
-    has here.
+    Raises :class:`~omni_grpo_core.errors.TraceError` for anything else, and for a dtype that cannot
+    be stored.
     """
     try:
         found = load_tensors(packed)
-        strange = {dtype_name(tensor) for tensor in found.values()} - DTYPES.keys()
-        got = f"tensors of {', '.join(sorted(strange))}" if strange else ""
-    # safetensors' own reader lets through types that torch has not, and sizes that overflow
+        unsupported = {dtype_name(tensor) for tensor in found.values()} - DTYPES.keys()
+        got = f"tensors of {', '.join(sorted(unsupported))}" if unsupported else ""
+    # safetensors' own reader accepts dtypes that torch lacks, and sizes that overflow
     except (SafetensorError, LookupError, ValueError, RuntimeError, TypeError, AssertionError) as e:
         found, got = {}, str(e) or type(e).__name__
     if got:

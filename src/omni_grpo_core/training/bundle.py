@@ -1,4 +1,4 @@
-"""What a training step leaves behind: a trace to be looked at and replayed, and a log line."""
+"""What a training step leaves behind: a trace to inspect and replay, and a log line."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def step_trace(
     partial: Sequence[PartialAdvantage],
     record: Mapping[str, Any],
 ) -> Trace:
-    """Stages of this process's part of a step. ``advantage`` holds all processes' values (with
-    partial rewards, under ``total``, and this process's beside them by name); ``loss`` the step's
-    log line. Decoded media are left out: their files are named in ``sample``."""
+    """Stages of this process's part of a step. ``advantage`` holds the values of all processes
+    (with partial rewards: under ``total``, and this process's partial ones beside it by name);
+    ``loss`` the step's log line. Decoded media are left out: ``sample`` names their files."""
     values: dict[Stage, object] = {
         "sample": inputs.samples,
         "conversation": inputs.conversations,
@@ -52,8 +52,8 @@ def step_trace(
 
 
 def save_bundle(folder: Path, trace: Trace, step: int, findings: Sequence[Finding]) -> None:
-    """The trace and, where a run is stopped, the report; the findings stand in the trace as failed
-    checks of their stages too. A bundle of the same step gets a numbered neighbour."""
+    """The trace and, if the run was stopped, the report; findings are also recorded in the trace as
+    failed checks of their stages. A second bundle of the same step gets a numbered name."""
     place = unused(folder)
     stages = tuple(
         StageRecord(
@@ -74,8 +74,8 @@ def step_record(
     step: int, rewards: health.Step, rollout: Metrics, updates: Sequence[Update]
 ) -> dict[str, Any]:
     """Name to number, ``None`` where nothing was counted. ``reward``: mean total of the scored
-    completions; ``reward/NAME``: of each reward. Values of the second and later iterations on the
-    same rollout have ``/1``, ``/2`` … behind their names."""
+    completions; ``reward/NAME``: mean of each reward. Names of values from the second and later
+    iterations on the same rollout end in ``/1``, ``/2`` …"""
     record: dict[str, Any] = {"step": step, "reward": health.mean(rewards.totals)}
     record |= {f"reward/{name}": health.mean(column) for name, column in rewards.scores.items()}
     record |= rollout.values()

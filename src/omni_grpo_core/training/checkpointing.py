@@ -1,9 +1,9 @@
-"""Saved states of a run: there whole or not at all, the newest whole one is resumed from.
+"""Saved states of a run: complete or absent; a run resumes from the newest complete one.
 
 ``out/state/000050`` holds what Accelerate saves (weights, optimizer) and, written last,
-``run.json``: the step that comes next, the configuration's fingerprint, what the guard remembers,
-and size and SHA-256 of every other file. A state that is not as its record says is passed over.
-Sampling, order and learning rate are functions of seed and step, so there is no other state.
+``run.json``: the next step, the configuration's fingerprint, what the guard remembers, and size and
+SHA-256 of every other file. A state that differs from its record is skipped. Sampling, order and
+learning rate are functions of seed and step, so there is no other state.
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ from omni_grpo_core.training.step import Distributed
 
 RECORD = "run.json"
 FORMAT = 2
-"""Of the record. 1, which named no format, did not list its files."""
+"""Of the record. Format 1, which did not state its number, did not list the files."""
 
 _FREE = ("steps", "save_every", "keep", "eval_every", "eval_data", "trackers", "guard", "out")
-"""Keys that may change between a run and its resumption: they do not change a step. (A schedule
-that falls until the last step depends on ``steps``, so then that may not change.)"""
+"""Keys that may change when a run is resumed: they do not change a step. (A schedule that decays
+to the last step depends on ``steps``, so with one ``steps`` may not change.)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A whole saved state. ``step``: the one that comes next. ``guard``: remembered steps.
-    ``passed``: newer states that are not whole, and what is wrong with them."""
+    """A complete saved state. ``step``: the next one. ``guard``: remembered steps. ``skipped``:
+    newer states that are incomplete, and what is wrong with them."""
 
     folder: Path
     step: int
     guard: tuple[health.Step, ...]
-    passed: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 def fingerprint(config: TrainConfig) -> str:
-    """Of everything in the configuration that decides what a step does."""
+    """A hash of everything in the configuration that determines what a step does."""
     free = _FREE if config.optimizer.schedule == "constant" else _FREE[1:]
     values = {key: value for key, value in as_values(config).items() if key not in free}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def lock(out: Path) -> int | None:
-    """Keep every other run from ``out`` until the returned descriptor is closed; ``None`` on a file
-    system that has no locks. Raises ``TrainError`` where another run holds it."""
+    """Keep other runs out of ``out`` until the returned descriptor is closed; ``None`` on a file
+    system without locks. Raises ``TrainError`` if another run holds the lock."""
     handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
         raise TrainError(
-            str(out), got="a run that is still going on", want="one run for each folder",
-            fix="wait for its end, stop it, or choose another 'out'",
+            str(out), got="a run that is still in progress", want="one run per folder",
+            fix="wait for it to end, stop it, or choose another 'out'",
         ) from None  # fmt: skip
     except OSError:
         os.close(handle)
@@ -73,45 +73,45 @@ def lock(out: Path) -> int | None:
 
 
 def newest(out: Path, config: TrainConfig) -> Saved | None:
-    """The newest whole state under ``out``, or ``None`` where none was ever saved.
+    """The newest complete state under ``out``, or ``None`` if none was ever saved.
 
-    Raises ``TrainError`` when it is another configuration's or another format's, and where there
-    are states but none is whole: a run never starts anew without being told to.
+    Raises ``TrainError`` if it has another configuration or another format, and if there are states
+    but none is complete: a run never silently starts over.
     """
     states = out / "state"
     if not os.path.lexists(states):
         return None
     if not states.is_dir():
         raise TrainError(
-            str(states), got="no folder", want="a folder of saved states",
+            str(states), got="something other than a folder", want="a folder of saved states",
             fix="remove it, or choose another 'out'",
         )  # fmt: skip
-    passed: list[str] = []
+    skipped: list[str] = []
     for folder in reversed(_in_order(states)):
         try:
             record = _read_record(folder, config)
             _check_files(folder, record["files"])
             guard = _remembered(record["guard"])
         except Unreadable as error:
-            passed.append(f"state {folder.name} is not whole: {error.got}")
+            skipped.append(f"state {folder.name} is incomplete: {error.got}")
             continue
-        return Saved(folder, record["step"], guard, tuple(passed))
-    if passed:
+        return Saved(folder, record["step"], guard, tuple(skipped))
+    if skipped:
         raise TrainError(
-            str(states), got="; ".join(passed), want="at least one whole state",
-            fix="restore its files, or start anew in another 'out'",
+            str(states), got="; ".join(skipped), want="at least one complete state",
+            fix="restore its files, or start over in another 'out'",
         )  # fmt: skip
     return None
 
 
 def _in_order(states: Path) -> list[Path]:
-    """Saved states, oldest first; what is named otherwise is none of ours."""
+    """Saved states, oldest first; anything with another kind of name is not one."""
     named = (path for path in states.iterdir() if path.name.isdecimal())
     return sorted(named, key=lambda path: int(path.name))
 
 
 def _read_record(folder: Path, config: TrainConfig) -> dict[str, Any]:
-    """Raises ``Unreadable`` for what is no record, ``TrainError`` for somebody else's."""
+    """Raises ``Unreadable`` for an invalid record, ``TrainError`` for that of another run."""
     try:
         record = json_value(read_text(folder / RECORD))
     except Unreadable as error:
@@ -121,7 +121,7 @@ def _read_record(folder: Path, config: TrainConfig) -> dict[str, Any]:
     if type(found) is int and found != FORMAT:
         raise TrainError(
             str(folder), got=f"a state of format {found}", want=f"format {FORMAT}",
-            fix="go on with the version of omni-grpo that wrote it, or start in another 'out'",
+            fix="use the version of omni-grpo that wrote it, or start in another 'out'",
         )  # fmt: skip
     if found != FORMAT or any(type(record.get(key)) is not kind for key, kind in wanted.items()):
         raise Unreadable(
@@ -129,7 +129,7 @@ def _read_record(folder: Path, config: TrainConfig) -> dict[str, Any]:
             "damaged, or written by an earlier version"
         )
     if record["step"] != int(folder.name):
-        raise Unreadable(f"{RECORD} is of step {record['step']}")
+        raise Unreadable(f"{RECORD} is from step {record['step']}")
     if record["fingerprint"] != fingerprint(config):
         raise TrainError(
             str(folder.parents[1]),
@@ -148,11 +148,11 @@ def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
             raise Unreadable(f"{name} is missing")
         size = path.stat().st_size
         if not isinstance(noted, list) or len(noted) != 2:
-            raise Unreadable(f"{RECORD} does not hold size and hash of {name}")
+            raise Unreadable(f"{RECORD} does not hold the size and hash of {name}")
         if size != noted[0]:
             raise Unreadable(f"{name} has {size} bytes of {noted[0]}")
         if _digest(path) != noted[1]:
-            raise Unreadable(f"{name} is not what was written")
+            raise Unreadable(f"{name} differs from what was written")
 
 
 def _digest(path: Path) -> str:
@@ -167,7 +167,7 @@ def _remembered(entries: list[Any]) -> tuple[health.Step, ...]:
         fine = isinstance(entry, dict) and entry.keys() == keys.keys()
         fine = fine and all(type(entry[key]) is kind for key, kind in keys.items())
         if not fine or not _fits(entry):
-            raise Unreadable(f"{RECORD}: what the guard remembers is no step")
+            raise Unreadable(f"{RECORD}: what the guard remembers is not a step")
     return tuple(health.Step(**entry) for entry in entries)
 
 
@@ -193,9 +193,9 @@ def save(
     distributed: Distributed,
 ) -> None:
     """Write the state from which ``step`` comes next. Every process calls this; ``write`` is
-    Accelerate's, into a hidden folder; the main process then renames it and drops old ones.
+    Accelerate's, into a hidden folder; the main process then renames it and deletes old states.
 
-    Raises ``TrainError`` where it cannot be written; the states before it stay as they were.
+    Raises ``TrainError`` if it cannot be written; earlier states stay as they were.
     """
     target = out / "state" / f"{step:06d}"
     partial = _hidden(target)
@@ -222,18 +222,18 @@ def _hidden(path: Path) -> Path:
 
 
 def _written(target: Path, write: Callable[[], None]) -> None:
-    """A full disk is an ``OSError`` to Python, a ``RuntimeError`` to torch, and safetensors has a
-    class of its own. Memory that runs out is told where the training is."""
+    """A full disk is an ``OSError`` in Python, a ``RuntimeError`` in torch, and safetensors has a
+    class of its own. Out of memory is reported by :func:`~omni_grpo_core.training.loop.train`."""
     try:
         write()
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        said = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
         raise TrainError(
-            str(target), got=f"{type(error).__name__}: {said}", want="a place to write to",
+            str(target), got=f"{type(error).__name__}: {text}", want="a writable path",
             fix="check permissions and free space, then start the run again: what was saved "
-            "before is whole",
+            "before is intact",
         ) from error  # fmt: skip
 
 
@@ -254,18 +254,18 @@ def _finish(target: Path, record: Mapping[str, Any], keep: int) -> None:
     write_file(partial / RECORD, json.dumps({**record, "files": files}).encode())
     for path in (*partial.rglob("*"), partial, states):
         sync(path)
-    if target.exists():  # one that was not whole when the run was resumed
+    if target.exists():  # it was incomplete when the run was resumed
         _drop(target)
     partial.rename(target)
     sync(states)
-    # later ones are not whole either: they are written again when their step comes
+    # later ones are incomplete too: they are written again when their step comes
     reached = [path for path in _in_order(states) if int(path.name) <= int(target.name)]
     for old in reached[:-keep]:
         _drop(old)
 
 
 def _drop(state: Path) -> None:
-    """Hidden first: a half-removed state must not be taken for a whole one."""
+    """Hidden first: a half-removed state must not be taken for a complete one."""
     doomed = state.with_name(f".{state.name}.old.partial")
     state.rename(doomed)
     if doomed.is_dir():
@@ -276,10 +276,10 @@ def _drop(state: Path) -> None:
 
 def export(policy: Policy, folder: Path, weights: Mapping[str, Any]) -> None:
     """The trained thinker as a checkpoint folder, ``weights`` (adapters merged) and processor; it
-    takes the place of an earlier one.
+    replaces an earlier one.
 
-    Files of a thinker's own folder are copied as they are: no version's own save can be read by all
-    supported ones. Raises ``TrainError`` where it cannot be written.
+    Files of a thinker's own folder are copied unchanged: no version saves what all supported ones
+    can read. Raises ``TrainError`` if it cannot be written.
     """
     partial = _hidden(folder)
     shutil.rmtree(partial, ignore_errors=True)
@@ -306,16 +306,16 @@ def _export(policy: Policy, partial: Path, weights: Mapping[str, Any]) -> None:
         policy.processor.save_pretrained(partial)
 
 
-def cut_log(path: Path, step: int) -> str | None:
-    """Drop the lines of steps from ``step`` on (and a half-written last one): they come again.
+def truncate_log(path: Path, step: int) -> str | None:
+    """Drop the lines of steps from ``step`` on (and a half-written last one): those run again.
 
-    Returns a warning where other lines are no steps; the log with them is kept beside the new one.
-    Raises ``TrainError`` for what is no file.
+    Returns a warning if other lines are not steps; the log with them is kept beside the new one.
+    Raises ``TrainError`` if it is not a file.
     """
     if not os.path.lexists(path):
         return None
     try:
-        # a byte that is no UTF-8 becomes half a surrogate pair, which is no step
+        # a byte that is not UTF-8 becomes half a surrogate pair, which is not in any step
         text = read_bytes(path).decode("utf-8", "surrogateescape")
     except Unreadable as error:
         raise TrainError(
@@ -332,12 +332,12 @@ def cut_log(path: Path, step: int) -> str | None:
     if wrong:
         path.rename(aside)
     write_file(path, "".join(kept).encode())
-    return f"{wrong} lines of {path} are no steps: it was kept as {aside.name}" if wrong else None
+    return f"{wrong} lines of {path} are not steps: it was kept as {aside.name}" if wrong else None
 
 
 def _step_of(line: str) -> int | None:
     try:
-        line.encode()  # strictly: no text holds half a surrogate pair
+        line.encode()  # strict: fails on half a surrogate pair
         record = json_value(line, finite=False)
     except (Unreadable, UnicodeEncodeError):
         return None

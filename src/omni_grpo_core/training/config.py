@@ -26,7 +26,7 @@ TOWER_PREFIX: Mapping[Tower, tuple[str, ...]] = {
     "audio": ("audio_tower.",),
     "text": ("model.", "lm_head."),
 }
-"""Parameters of a thinker by what they are for."""
+"""Prefixes of a thinker's parameters, by tower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class RewardEntry:
     """One reward of the composition."""
 
     weight: float = 1.0
-    """Of its scores in the total, above 0."""
+    """Weight of its scores in the total, above 0."""
     gate: str | None = None
-    """``"format >= 1"`` lets it count only where that holds; ``None``: always."""
+    """``"format >= 1"``: it counts only where that holds; ``None``: always."""
     span: SectionName | None = None
-    """The section that it judges. Such a partial reward is not in the total: its own advantage,
-    times ``weight``, is added on the tokens of that section."""
+    """The section that it judges. Such a partial reward is not part of the total: its own
+    advantage, times ``weight``, is added on the tokens of that section."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ class OptimizerConfig:
     """AdamW and its schedule, which counts optimizer steps."""
 
     lr: float = 1e-6
-    """Learning rate, the highest of the schedule."""
+    """Peak learning rate."""
     betas: tuple[float, ...] = (0.9, 0.999)
-    """AdamW's two."""
+    """AdamW's two betas."""
     weight_decay: float = 0.0
     """AdamW's, decoupled."""
     max_grad_norm: float = 1.0
@@ -59,17 +59,17 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Steps in which the rate rises linearly to ``lr``."""
     final: float = 0.0
-    """Share of ``lr`` at the last step."""
+    """Fraction of ``lr`` at the last step."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
     """Low-rank adapters (arXiv 2106.09685) on linear layers of the text model, by peft; the rest of
-    the model is frozen and, the adapter off, is the reference. There is no dropout: the policy that
-    is scored must be the one that sampled."""
+    the model is frozen and, with the adapters off, is the reference. There is no dropout: the
+    policy that is scored must be the one that sampled."""
 
     rank: int = 16
-    """Of the adapters' matrices."""
+    """Rank of the adapters' matrices."""
     alpha: int = 32
     """The adapters' output is scaled by ``alpha / rank``."""
     target_modules: tuple[str, ...] = (
@@ -81,7 +81,7 @@ class LoraConfig:
         "up_proj",
         "down_proj",
     )
-    """Names of the linear layers that get one."""
+    """Names of the linear layers that get an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +89,12 @@ class GuardConfig:
     """When a run is stopped."""
 
     patience: int = 5
-    """Steps in a row that a reward may be dead."""
+    """Number of consecutive steps that a reward may be dead."""
     garbage: float = 0.5
-    """Share of degenerate completions in one step."""
+    """Share of degenerate completions in one step that stops the run."""
     drift: float | None = None
     """Largest difference of a token's logprob between sampling and scoring, nats, before any
-    update; ``None`` is the precision's own (``tolerances.DRIFT``)."""
+    update; ``None``: the default of the precision (``tolerances.DRIFT``)."""
     preflight: bool = True
     """Run every stage check of ``omni-grpo check`` on the first step's samples, in float32."""
 
@@ -106,28 +106,27 @@ class TrainConfig:
     checkpoint: str = ""
     """Folder of the policy that is trained."""
     data: str = ""
-    """File of the rows that are trained on."""
+    """File of the rows to train on."""
     out: str = ""
     """Folder of the run: log, traces, states and the model."""
     processor: str | None = None
-    """Folder of the processor; ``None`` is the checkpoint's own."""
+    """Folder of the processor; ``None``: the checkpoint."""
     root: str | None = None
-    """Folder that the rows' media paths start from; ``None`` is that of the data."""
+    """Folder that the rows' media paths are relative to; ``None``: that of the data."""
     eval_data: str | None = None
-    """Rows on which accuracy is measured, greedy and sampled; ``None`` is never."""
+    """Rows on which accuracy is measured, greedy and sampled; ``None``: never."""
     settings: Settings = field(default_factory=Settings)
-    """Of each pass: media, lengths, group size, temperature."""
+    """Settings of each pass: media, lengths, group size, temperature."""
     rewards: Mapping[str, RewardEntry] = field(default_factory=dict)
-    """By name: a shipped reward's, or ``module:function``."""
+    """By name: that of a shipped reward, or ``module:function``."""
     judge: Endpoint | None = None
-    """The endpoint that the rewards ``context`` and ``reasoning`` ask."""
+    """The endpoint that the rewards ``context`` and ``reasoning`` call."""
     steps: int = 100
-    """Rollouts of the run."""
+    """Rollouts in the run."""
     batch_size: int = 48
-    """Completions of one optimizer step, over all processes."""
+    """Completions per optimizer step, over all processes."""
     micro_batch_size: int = 8
-    """Completions of one scoring forward; neither it nor the number of processes changes the
-    loss."""
+    """Completions per scoring forward; neither it nor the number of processes changes the loss."""
     iterations: int = 1
     """Optimizer steps on each rollout."""
     scale: Scale = "group"
@@ -137,11 +136,11 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     """The policy loss."""
     correction: RolloutCorrection | None = None
-    """For a rollout whose probabilities are not the trainer's; ``None`` is none."""
+    """For a rollout whose probabilities are not the trainer's; ``None``: no correction."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and its schedule."""
     lora: LoraConfig | None = None
-    """Adapters to train in the place of the weights; ``None`` trains these."""
+    """Adapters to train instead of the weights; ``None`` trains the weights."""
     freeze: tuple[Tower, ...] = ()
     """Towers that do not learn."""
     gradient_checkpointing: bool = False
@@ -149,33 +148,33 @@ class TrainConfig:
     precision: Precision = "float32"
     """``bfloat16`` runs forwards under autocast; trained weights stay float32."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """What the run computes on."""
+    """The device of the run."""
     seed: int = 0
-    """Of rollouts and of the order of rows."""
+    """Seed of rollouts and of the order of rows."""
     save_every: int = 50
-    """Steps between saved states; 0 is never (the last step is always saved)."""
+    """Steps between saved states; 0: never (the last step is always saved)."""
     keep: int = 2
-    """Saved states that are kept, the newest."""
+    """How many of the newest saved states are kept."""
     eval_every: int = 0
-    """Steps between measurements on ``eval_data``; 0 is never."""
+    """Steps between measurements on ``eval_data``; 0: never."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """When the run is stopped."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Where metrics go beside the log, by accelerate's names."""
+    """Where metrics go besides the log, by Accelerate's names."""
 
     @property
     def prompts(self) -> int:
-        """Groups of one optimizer step, over all processes."""
+        """Groups per optimizer step, over all processes."""
         return self.batch_size // self.settings.group_size
 
     @property
     def drift_limit(self) -> float:
-        """What the guard lets sampling and scoring differ by, nats."""
+        """The largest difference between sampling and scoring that the guard accepts, nats."""
         return DRIFT[self.precision] if self.guard.drift is None else self.guard.drift
 
     def composition(self, load: Callable[[str], RewardFunction] | None = None) -> Composition:
-        """The reward; ``load`` in the place of what loads each by its name. Raises ``ConfigError``
-        for what is unknown or contradicts itself."""
+        """The reward; ``load`` replaces the function that loads each by its name. Raises
+        ``ConfigError`` for what is unknown or contradicts itself."""
         return Composition(
             [
                 Component(

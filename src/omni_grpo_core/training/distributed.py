@@ -1,4 +1,4 @@
-"""The processes of a run, by Accelerate: alone, data-parallel, or sharded by FSDP2."""
+"""The processes of a run, through Accelerate: one, data-parallel, or sharded by FSDP2."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ T = TypeVar("T")
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate as the launcher configured it.
 
-    On CPU it leaves FSDP out without a word; it is put in force here, over gloo. Raises
-    ``ConfigError`` as :func:`~omni_grpo_core.training.load_config.check_launcher` does.
+    On CPU Accelerate silently ignores FSDP; it is enabled here, over gloo. Raises ``ConfigError``
+    as :func:`~omni_grpo_core.training.load_config.check_launcher` does.
     """
     check_launcher(os.environ)
     accelerator = Accelerator(
@@ -52,7 +52,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 class AccelerateDistributed:
-    """:class:`~omni_grpo_core.training.step.Distributed` by Accelerate."""
+    """:class:`~omni_grpo_core.training.step.Distributed` through Accelerate."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator

@@ -1,4 +1,4 @@
-"""How good is the policy on rows that it does not learn from."""
+"""How good the policy is on rows it does not learn from."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Evaluator:
         self._ready: list[tuple[Sample, Prompt, Row]] = []
 
     def measure(self, policy: Policy, step: int) -> dict[str, float]:
-        """``eval/accuracy`` (sampled) and ``eval/accuracy_greedy`` after ``step``, where due.
+        """``eval/accuracy`` (sampled) and ``eval/accuracy_greedy`` after ``step``, when due.
 
-        Every process measures the whole: what it costs is waiting, what it saves is gathering.
+        Every process evaluates all rows, which takes longer but needs no gathering.
         """
         every, last = self._config.eval_every, step + 1 == self._config.steps
         if not self._samples or not every or not (last or (step + 1) % every == 0):
@@ -44,7 +44,7 @@ class Evaluator:
         return self.accuracy(policy)
 
     def accuracy(self, policy: Policy) -> dict[str, float]:
-        """Mean accuracy reward of one sampled and one greedy completion a row."""
+        """Mean accuracy reward of one sampled and one greedy completion per row."""
         settings = self._config.settings
         if not self._ready:
             self._ready = _prepared(policy, self._samples, settings)
@@ -69,7 +69,7 @@ class Evaluator:
 def _prepared(
     policy: Policy, samples: tuple[Sample, ...], settings: Settings
 ) -> list[tuple[Sample, Prompt, Row]]:
-    """Processed rows are kept, decoded media are not: they are the larger by far."""
+    """Processed rows are kept, decoded media are not: those are far larger."""
     ready: list[tuple[Sample, Prompt, Row]] = []
     for start in range(0, len(samples), _BATCH):
         inputs = prepare(policy, samples[start : start + _BATCH], settings)
@@ -80,14 +80,14 @@ def _prepared(
 def preflight(
     policy: Policy, samples: Sequence[Sample], settings: Settings
 ) -> tuple[tuple[Finding, ...], Trace]:
-    """What does not hold, in the order of the stages, and the trace of the pass. How well the
-    policy answers is no matter here: a training is to make it better."""
+    """What fails, in the order of the stages, and the trace of the pass. How well the policy
+    answers does not matter here: training is meant to improve it."""
     result = check(policy, samples, replace(settings, min_format=0.0, min_accuracy=0.0))
     unheard = tuple(
         Finding(
             f"{proof.modality} does not reach the model",
             "embeddings",
-            f"other content moves the logprobs by {proof.shift:.2g} nats a token; "
+            f"other content shifts the logprobs by {proof.shift:.2g} nats a token; "
             + LOST.format(proof.modality),
         )
         for proof in result.modalities

@@ -1,7 +1,7 @@
-"""Is this run worth going on with? Facts of one step in, findings out; any finding stops the run.
+"""Is this run worth continuing? Facts of one step in, findings out; any finding stops the run.
 
-Garbage, an engine that disagrees with the trainer, and numbers that are none are told at the step
-they happen, before it changes a weight; a dead reward after ``patience`` steps.
+Garbage, an engine that disagrees with the trainer, and non-finite values are reported at the step
+where they occur, before it changes a weight; a dead reward after ``patience`` steps.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from omni_grpo_core.training.config import GuardConfig
 from omni_grpo_core.types import Completion, Stage, StageRecord
 
 NEAR_TOP = 0.9
-"""Equal rewards are no alarm where they are equal because nearly everything is right."""
+"""Mean reward from which equal rewards raise no alarm: nearly everything is right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One reason to stop: what (``name``), where it shows, and what was seen."""
+    """One reason to stop: what (``name``), at which stage, and what was seen."""
 
     name: str
     stage: Stage
@@ -40,15 +40,15 @@ class Finding:
 
 
 def advised(name: str, stage: Stage, seen: str = "") -> Finding:
-    """A finding that says what was ``seen``, what it means and what to do."""
+    """A finding that states what was ``seen``, what it means and what to do."""
     return Finding(name, stage, "; ".join(filter(None, (seen, advice(stage, name)))))
 
 
 @dataclass(frozen=True, slots=True)
 class StepFacts:
-    """What one step of all processes came to, before its update. ``drift_max``: nats, ``None``
-    where it is not known. ``loss``, ``grad_norm``: ``None`` where no completion was in the loss.
-    ``broken``: numbers that no loss could be computed from."""
+    """The results of one step over all processes, before its update. ``drift_max``: nats, ``None``
+    if unknown. ``loss``, ``grad_norm``: ``None`` if no completion was in the loss. ``broken``:
+    values from which no loss could be computed."""
 
     step: int
     completions: tuple[Completion, ...]
@@ -60,8 +60,8 @@ class StepFacts:
 
 
 class Guard:
-    """Remembers the last steps. ``eos_ids``, ``special_ids``: of the policy's tokenizer. ``drift``:
-    in the place of ``config``'s, which may leave it to the precision."""
+    """Remembers the last steps. ``eos_ids``, ``special_ids``: of the policy's tokenizer. ``drift``
+    replaces ``config``'s, which may leave it to the precision."""
 
     def __init__(
         self,
@@ -78,15 +78,15 @@ class Guard:
         self._steps: deque[health.Step] = deque(maxlen=config.patience)
 
     def remember(self, steps: Sequence[health.Step]) -> None:
-        """Steps of before a resume, so that patience does not start anew."""
+        """Steps from before a resume, so that patience is not counted from 0 again."""
         self._steps.extend(steps)
 
     @property
     def remembered(self) -> tuple[health.Step, ...]:
         return tuple(self._steps)
 
-    def look(self, facts: StepFacts) -> tuple[Finding, ...]:
-        """Findings of this step; empty when the run may go on."""
+    def inspect(self, facts: StepFacts) -> tuple[Finding, ...]:
+        """Findings of this step; empty if the run may continue."""
         self._steps.append(facts.rewards)
         found = [self._garbage(facts), self._drift(facts)]
         numbers = not_finite(facts.loss, facts.grad_norm, facts.broken)
@@ -113,8 +113,8 @@ class Guard:
             "sampling and scoring disagree",
             "logits",
             f"a token's logprob differs by {facts.drift_max:.3g} nats between the forward that "
-            f"sampled it and the one that scores it, before any update (at most "
-            f"{self._drift_limit:g})",
+            f"sampled it and the one that scores it, before any update (up to "
+            f"{self._drift_limit:g} is allowed)",
         )
 
     def _dead(self) -> tuple[Finding, ...]:
@@ -131,7 +131,7 @@ class Guard:
 def not_finite(
     loss: float | None, grad_norm: float | None, broken: Sequence[str] = ()
 ) -> tuple[Finding, ...]:
-    """Findings of an update whose loss or gradient is NaN or infinite: it must not be made.
+    """Findings of an update whose loss or gradient is non-finite: it must not be made.
 
     >>> [str(finding).partition(";")[0] for finding in not_finite(0.5, float("inf"))]
     ['gradient: not a number: gradient is inf']
@@ -149,8 +149,8 @@ def not_finite(
 
 
 def failed_checks(records: Sequence[StageRecord[object]]) -> tuple[Finding, ...]:
-    """The failed stage checks of a trace as findings, in the order of the stages: the first is the
-    one to look at."""
+    """The failed stage checks of a trace as findings, in the order of the stages: start with the
+    first."""
     return tuple(
         advised(check.name, record.stage, check.detail)
         for record in records
@@ -160,7 +160,7 @@ def failed_checks(records: Sequence[StageRecord[object]]) -> tuple[Finding, ...]
 
 
 def unused(folder: Path) -> Path:
-    """The folder, or where there is one already, its first free numbered neighbour."""
+    """The folder, or, if it exists already, the first free numbered name beside it."""
     place, copy = folder, 1
     while place.exists():
         copy += 1
@@ -175,13 +175,13 @@ def write_report(folder: Path, step: int, findings: Sequence[Finding]) -> None:
 
 
 def watch_generation(model: Any, found: Callable[[Finding], None]) -> Callable[[], None]:
-    """Tell ``found`` when a forward of ``model`` in train mode under checkpointing leaves the cache
-    empty that it was to fill.
+    """Call ``found`` when a forward of ``model`` in train mode under checkpointing leaves the cache
+    empty that it should fill.
 
-    That is the incident, seen in the act: blocks that checkpoint and train get no cache. A version
-    that hands it to them all the same does no harm, and is not reported. Returns a function that
-    ends the watch. ``model``: any transformers model with ``gradient_checkpointing``
-    blocks, the thinker for one.
+    That is the incident, caught as it happens: blocks that checkpoint in train mode get no cache. A
+    version that passes it to them anyway does no harm, and is not reported. Returns a function that
+    ends the watch. ``model``: any transformers model with ``gradient_checkpointing`` blocks, such
+    as the thinker.
     """
     blocks = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
 

@@ -1,9 +1,9 @@
-"""What a media file says of itself in its header: length and size, without decoding anything.
+"""What a media file's header states: length and size, without decoding anything.
 
 Reads MP4 and its relatives (ISO/IEC 14496-12) and WAV in plain Python, so that a configuration can
-be held against its data before a decoder or torch is loaded; of images Pillow reads the header.
-What is read is a lower bound of what the media stage will find, or nothing: of a broken file it is
-that stage that says what is wrong.
+be compared with its data before a decoder or torch is loaded; Pillow reads the headers of images.
+The result is a lower bound of what the media stage will find, or nothing: what is wrong with a
+broken file is reported by that stage.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import BinaryIO
 
 from PIL import Image
 
-_HOLDERS = frozenset((b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl"))
+_CONTAINERS = frozenset((b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl"))
 _TABLES = frozenset((b"stts", b"elst"))
-_MOST_BOXES = 10_000  # a header of more is not one
-_LONGEST_TABLE = 1 << 20  # bytes: an hour of frames that each last as long as they like
-_WAV_HEAD = 1 << 16  # bytes in which a recording's samples must begin
+_MAX_BOXES = 10_000  # no real header has more
+_MAX_TABLE = 1 << 20  # bytes: an hour of frames, each with a duration of its own
+_WAV_HEAD = 1 << 16  # bytes within which a recording's samples must begin
 
-# Pillow logs what it then raises; where nobody has set up logging, Python prints that to stderr
+# Pillow logs what it then raises; without a logging configuration Python prints that to stderr
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)
 class VideoTrack:
-    """``frames`` over ``seconds``, of ``width`` and ``height`` in pixels. ``rate``: frames per
-    second where they are fewest; 0 where it is not known when which frame is shown."""
+    """``frames`` over ``seconds``, of ``width`` and ``height`` in pixels. ``rate``: the lowest
+    frames per second in the track; 0 if it is unknown when which frame is shown."""
 
     frames: int
     seconds: float
@@ -44,15 +44,15 @@ class VideoTrack:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """``video``: ``None`` where there is no such track. ``audio_seconds``: of the sound; 0 where
-    there is none. Of several tracks of a kind it is the least of each."""
+    """``video``: ``None`` without such a track. ``audio_seconds``: length of the sound; 0 without
+    any. With several tracks of a kind, the least of each value."""
 
     video: VideoTrack | None = None
     audio_seconds: float = 0.0
 
 
 def read_header(path: str | Path) -> Header | None:
-    """``None`` for a file that cannot be read, is cut off or broken, or is of another format."""
+    """``None`` for a file that cannot be read, is truncated or broken, or has another format."""
     try:
         with Path(path).open("rb") as file:
             start = file.read(12)
@@ -64,19 +64,19 @@ def read_header(path: str | Path) -> Header | None:
 
 
 def image_size(path: str | Path) -> tuple[int, int] | None:
-    """Width and height; ``None`` for what Pillow cannot open, or holds for a bomb."""
+    """Width and height; ``None`` for what Pillow cannot open, or takes for a decompression bomb."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("ignore")  # about odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 return image.size if min(image.size) > 0 else None
-    except Exception:  # whatever the parser of one of forty formats raises
+    except Exception:  # forty formats' parsers raise whatever they like
         return None
 
 
 def _wav(file: BinaryIO) -> Header:
-    """A length beyond the file's end is none: it was written into a pipe, or the file is cut."""
+    """A length beyond the file's end is not trusted: the file was streamed or truncated."""
     file.seek(0)
     head = io.BytesIO(file.read(_WAV_HEAD))
     size = file.seek(0, io.SEEK_END)
@@ -96,7 +96,7 @@ def _mp4(file: BinaryIO) -> Header | None:
     for name, content in _boxes(file, file.seek(0, io.SEEK_END)):
         if name == b"trak":
             tracks.append({})
-        # QuickTime has a second hdlr, of how the data are stored
+        # QuickTime has a second hdlr, for how the data are stored
         (movie if name == b"mvhd" or not tracks else tracks[-1]).setdefault(name, content)
     kinds = [(boxes.get(b"hdlr", b"")[8:12], boxes) for boxes in tracks]
     pictures = [boxes for kind, boxes in kinds if kind == b"vide"]
@@ -116,8 +116,8 @@ def _mp4(file: BinaryIO) -> Header | None:
 
 
 def _track(boxes: _Boxes, movie: _Boxes) -> VideoTrack:
-    """What of a track is played: by its table of times, its length, and its edit list, of which a
-    clip that was trimmed without coding it anew has no more than a part shown."""
+    """What is played of a track, by its time table, its length and its edit list: a clip trimmed
+    without re-encoding shows only a part of it."""
     scale, duration = _clock(boxes[b"mdhd"])
     steps = list(struct.iter_unpack(">II", _table(boxes[b"stts"], 8)))
     frames = sum(count for count, _ in steps)
@@ -134,38 +134,38 @@ def _track(boxes: _Boxes, movie: _Boxes) -> VideoTrack:
     )
     if shown < whole - 0.5 / rate:
         frames = min(frames, int(shown * rate))
-    # one that begins with nothing, or goes to and fro, is not asked what it shows when
+    # for one that begins empty or jumps about, it is not computed what is shown when
     return VideoTrack(frames, min(shown, whole), rate if len(edits) == 1 else 0.0)
 
 
 def _edits(elst: bytes, scale: int, movie_scale: int) -> list[tuple[float, float]]:
-    """Where in the track each edit begins, below 0 for one that shows nothing, and how long it
-    is; both in seconds."""
+    """Where in the track each edit begins, below 0 for an empty one, and how long it is; both in
+    seconds."""
     form = ">QqI" if elst[0] == 1 else ">IiI"
     entries = struct.iter_unpack(form, _table(elst, struct.calcsize(form)))
     return [(begin / scale, length / movie_scale) for length, begin, _ in entries]
 
 
 def _table(box: bytes, width: int) -> bytes:
-    """The entries of a table box. Raises ``ValueError`` unless all are there."""
+    """The entries of a table box. Raises ``ValueError`` unless all are present."""
     (count,) = struct.unpack_from(">I", box, 4)
     entries = box[8 : 8 + width * count]
     if len(entries) != width * count:
-        raise ValueError("a table that is too long, or stops early")
+        raise ValueError("a table is too long, or ends early")
     return entries
 
 
 def _clock(box: bytes) -> tuple[int, int]:
-    """Ticks a second, and the length in ticks, of an ``mdhd`` or ``mvhd`` box."""
+    """Ticks per second, and length in ticks, of an ``mdhd`` or ``mvhd`` box."""
     scale, duration = struct.unpack_from(*((">IQ", box, 20) if box[0] == 1 else (">II", box, 12)))
     return scale, duration
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Name and beginning of every box, nested ones after the box that holds them. Raises
-    ``ValueError`` for one that ends outside of what holds it: the file is cut off or broken."""
+    """Name and beginning of every box, nested ones after the box that contains them. Raises
+    ``ValueError`` for one that ends outside its container: the file is truncated or broken."""
     start, ends = 0, [size]
-    for _ in range(_MOST_BOXES):
+    for _ in range(_MAX_BOXES):
         while start + 8 > ends[-1]:
             start = ends.pop()
             if not ends:
@@ -178,11 +178,11 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:
             inside += 8
         stop = start + length if length else ends[-1]
         if not inside <= stop <= ends[-1]:
-            raise ValueError("a box that ends outside of what holds it")
-        held = name in _HOLDERS
-        most = 0 if held else _LONGEST_TABLE if name in _TABLES else 64
+            raise ValueError("a box ends outside its container")
+        nested = name in _CONTAINERS
+        most = 0 if nested else _MAX_TABLE if name in _TABLES else 64
         yield name, file.read(min(most, stop - inside))
-        if held:
+        if nested:
             ends.append(stop)
-        start = inside if held else stop
+        start = inside if nested else stop
     raise ValueError("more boxes than a header has")

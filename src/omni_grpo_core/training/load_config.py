@@ -1,4 +1,4 @@
-"""A run's file -> its configuration; what cannot work is refused before torch is loaded."""
+"""A run's file -> its configuration; what cannot work is rejected before torch is loaded."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from omni_grpo_core.training.prompt_estimate import (
 )
 from omni_grpo_core.types import Sample
 
-FOREIGN: Mapping[str, str] = {
-    "use_cache": "nothing to set: generation always has its cache and scoring never; with gradient "
+FOREIGN_KEYS: Mapping[str, str] = {
+    "use_cache": "no such key: generation always has its cache and scoring never; with gradient "
     "checkpointing, transformers 4.53 to 5.23 drops the cache and generates garbage",
     "num_generations": "settings: group_size",
     "max_prompt_length": "settings: max_prompt_length",
     "max_completion_length": "settings: max_new_tokens",
     "per_device_train_batch_size": "micro_batch_size, the completions of one scoring forward",
-    "gradient_accumulation_steps": "batch_size, the completions of one optimizer step: it is cut "
+    "gradient_accumulation_steps": "batch_size, the completions of one optimizer step: it is split "
     "into micro-batches without changing the loss",
     "use_audio_in_video": "settings: audio_in_video",
     "reward_funcs": "rewards",
     "learning_rate": "optimizer: lr",
 }
-"""Keys of other trainers, and what is meant by them here."""
+"""Keys of other trainers, and what they are called here."""
 
 
 TRACKERS: Mapping[str, str] = {
@@ -61,7 +61,7 @@ TRACKERS: Mapping[str, str] = {
 """Accelerate's trackers, and the module that each needs."""
 
 
-MOST: Mapping[str, int] = {
+MAXIMA: Mapping[str, int] = {
     "steps": 10**8,
     "iterations": 1000,
     "batch_size": 10**6,
@@ -73,36 +73,36 @@ MOST: Mapping[str, int] = {
     "lora: alpha": 10**6,
     "seed": 2**63 - 1,
 }
-"""Beyond these a number is a slip, and would come out as hours of work or no memory."""
+"""A number beyond these is a slip, and would end in hours of work or out of memory."""
 
 
 def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Read and check a run's YAML or JSON; paths in it start from its own folder.
+    """Read and check a run's YAML or JSON; paths in it are relative to its own folder.
 
-    ``settings`` go over the checkpoint's own ``omni_grpo.json``. Returns the configuration and
-    warnings. Raises ``MissingExtra`` without the packages of training, ``ConfigError``, and what
+    ``settings`` override the checkpoint's own ``omni_grpo.json``. Returns the configuration and
+    warnings. Raises ``MissingExtra`` without the packages for training, ``ConfigError``, and what
     :func:`check_data` raises.
     """
     require("train", "accelerate")
     values = read_mapping(path)
     for key in values:
-        if key in FOREIGN:
-            raise ConfigError(str(path), got=f"key {key!r}", want=FOREIGN[key], fix="use that")
+        if key in FOREIGN_KEYS:
+            raise _bad(str(path), f"key {key!r}", FOREIGN_KEYS[key], "rename or remove it")
     here = path.absolute().parent
-    places = ("checkpoint", "data", "out", "processor", "root", "eval_data")
-    for key in places:
-        _check_place(key, values.get(key))
-    placed = {
-        key: str(here / value) if key in places and isinstance(value, str) and value else value
+    paths = ("checkpoint", "data", "out", "processor", "root", "eval_data")
+    for key in paths:
+        _check_path(key, values.get(key))
+    resolved = {
+        key: str(here / value) if key in paths and isinstance(value, str) and value else value
         for key, value in values.items()
     }
-    judge = placed.get("judge")
+    judge = resolved.get("judge")
     if isinstance(judge, Mapping) and isinstance(judge.get("cache"), str) and judge["cache"]:
-        placed["judge"] = {**judge, "cache": str(here / judge["cache"])}
+        resolved["judge"] = {**judge, "cache": str(here / judge["cache"])}
     own = Settings()
-    if isinstance(placed.get("checkpoint"), str):
-        own = load_settings(Path(str(placed["checkpoint"])))
-    config: TrainConfig = merge(replace(TrainConfig(), settings=own), placed, str(path))
+    if isinstance(resolved.get("checkpoint"), str):
+        own = load_settings(Path(str(resolved["checkpoint"])))
+    config: TrainConfig = merge(replace(TrainConfig(), settings=own), resolved, str(path))
     check_launcher(os.environ)
     world = world_size(os.environ)
     warnings = check_config(config, world=world)
@@ -111,50 +111,50 @@ def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
 
 
 def check_launcher(environment: Mapping[str, str]) -> None:
-    """What ``accelerate launch`` was told, by the variables that it sets.
+    """Check the configuration of ``accelerate launch``, by the variables that it sets.
 
     Raises ``ConfigError`` for DeepSpeed, whose engine clips and updates the weights within the
-    backward pass, before the guard has seen loss and gradient; and for FSDP of version 1, under
-    which nobody can sample from a wrapped model.
+    backward pass, before the guard has seen loss and gradient; and for FSDP version 1, under which
+    a wrapped model cannot be sampled from.
     """
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise _bad("accelerate configuration", "DeepSpeed", "distributed_type FSDP or MULTI_GPU",
-                   "its engine updates the weights before the guard has seen the step; FSDP of "
-                   "version 2 shares weights, moments and gradients as ZeRO 3 does")  # fmt: skip
+                   "use FSDP version 2, which shards like ZeRO 3: DeepSpeed's engine updates the "
+                   "weights before the guard has seen the step")  # fmt: skip
     sharded = environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if sharded and environment.get("FSDP_VERSION", "1") != "2":
         raise _bad("accelerate configuration", "FSDP version 1", "fsdp_version: 2",
-                   "under version 1 nobody can sample from a wrapped model")  # fmt: skip
+                   "set it: under version 1 a wrapped model cannot be sampled from")  # fmt: skip
 
 
 def world_size(environment: Mapping[str, str]) -> int:
-    """How many processes a launcher started. Raises ``ConfigError`` for variables that no launcher
-    sets: libraries would wait for processes that do not exist."""
+    """How many processes the launcher started. Raises ``ConfigError`` for variables that no
+    launcher sets: libraries would wait for processes that do not exist."""
     world, rank = environment.get("WORLD_SIZE", "1"), environment.get("RANK", "0")
     if not (world.isdecimal() and rank.isdecimal() and int(rank) < int(world)):
         raise _bad(
             "environment", f"WORLD_SIZE {world!r} and RANK {rank!r}",
-            "those of `accelerate launch`", "unset them, or start the run by it",
+            "those of `accelerate launch`", "unset them, or use the launcher",
         )  # fmt: skip
     lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if int(world) > 1 and lacking:
         raise _bad("environment", f"WORLD_SIZE {world} without {', '.join(lacking)}",
-                   "those of `accelerate launch`", "unset it, or start the run by it")  # fmt: skip
+                   "those of `accelerate launch`", "unset it, or use the launcher")  # fmt: skip
     return int(world)
 
 
 def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
-    """What can be known without loading anything: returns warnings, raises ``ConfigError``."""
+    """Check all that needs no loading. Returns warnings, raises ``ConfigError``."""
     _check_finite(as_values(config))
-    _check_places(config)
+    _check_paths(config)
     if not config.rewards:
         raise _bad("rewards", "none", "at least one, such as 'accuracy: {}'", "name them")
     _check_rewards(config)
     group = config.settings.group_size
-    if not 2 <= group <= MOST["settings: group_size"]:
+    if not 2 <= group <= MAXIMA["settings: group_size"]:
         raise _bad("settings: group_size", str(group),
-                   f"2 or more, at most {MOST['settings: group_size']}",
-                   "an advantage compares the answers of one group")  # fmt: skip
+                   f"2 or more, at most {MAXIMA['settings: group_size']}",
+                   "set it: an advantage compares the answers of one group")  # fmt: skip
     if config.batch_size < group or config.batch_size % group:
         raise _bad("batch_size", str(config.batch_size), f"a multiple of group_size {group}",
                    f"try {max(1, round(config.batch_size / group)) * group}")  # fmt: skip
@@ -162,7 +162,7 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
         raise _bad(
             "batch_size",
             f"{config.prompts} groups on {world} processes",
-            "as many groups on each",
+            "equally many groups on each",
             f"try {world * group * -(-config.prompts // world)}",
         )
     micro = config.micro_batch_size
@@ -172,7 +172,7 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
     temperature = config.settings.temperature
     if not 0.01 <= temperature <= 100:
         raise _bad("settings: temperature", f"{temperature:g}", "above 0: 0.01 to 100",
-                   "greedy answers of a group are all the same, hotter ones are noise")  # fmt: skip
+                   "set it: at 0 a group's answers are all equal, above 100 noise")  # fmt: skip
     _check_numbers(config)
     _check_trained(config)
     _check_trackers(config)
@@ -180,18 +180,18 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
     if group == 2 and config.scale == "group":
         warnings.append(
             "group_size 2 with scale 'group': every advantage is +1, -1 or 0, however much the two "
-            "rewards differ; take a larger group, or scale 'none'"
+            "rewards differ; use a larger group, or scale 'none'"
         )
     return tuple(warnings)
 
 
 def check_data(config: TrainConfig, *, world: int = 1) -> None:
-    """What the rows, the headers of their files and the device's memory say against a run.
+    """Check a run against its rows, the headers of their files and the device's memory.
 
     Raises ``DataError`` for a row that cannot be used, ``ConversationError`` for one that
     contradicts the audio-in-video setting, ``ConfigError`` for fewer samples than groups, a row
     from which nothing learns, a prompt limit below the media tokens and a run that needs more
-    memory than there is.
+    memory than is available.
     """
     root = Path(config.root) if config.root else None
     samples = load_samples(config.data, root=root)
@@ -220,7 +220,7 @@ def require_enough(config: TrainConfig, samples: Sequence[Sample]) -> None:
         )
 
 
-def _check_places(config: TrainConfig) -> None:
+def _check_paths(config: TrainConfig) -> None:
     for key in ("checkpoint", "data", "out"):
         if not getattr(config, key):
             raise _bad(key, "nothing", "a path", f"add '{key}: …'")
@@ -229,19 +229,19 @@ def _check_places(config: TrainConfig) -> None:
     for key in ("data", "eval_data", "root", "processor"):
         path = getattr(config, key)
         if path and not Path(path).exists():
-            raise _bad(key, f"{path}, which is not there", "an existing path", "correct it")
+            raise _bad(key, f"{path}, which does not exist", "an existing path", "correct it")
     out = Path(config.out)
     _check_apart(Path(config.checkpoint), out)
     above = next(folder for folder in (out, *out.parents) if os.path.lexists(folder))
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise _bad("out", config.out, "a folder that can be written to", f"see {above}")
+        raise _bad("out", config.out, "a writable folder", f"check {above}")
 
 
-def _check_place(key: str, value: object) -> None:
-    """Of a path as it was written."""
+def _check_path(key: str, value: object) -> None:
+    """``value``: a path as written in the file."""
     if isinstance(value, str) and "://" in value:
         raise _bad(key, f"the URL {value}", "a path on this machine",
-                   "nothing is read from or written to the network: mount or copy it")  # fmt: skip
+                   "mount or copy it: training does not use the network for files")  # fmt: skip
     if isinstance(value, str) and not value.isprintable():
         raise _bad(key, repr(value), "a path of printable characters", "correct it")
 
@@ -250,10 +250,10 @@ def _check_apart(checkpoint: Path, out: Path) -> None:
     """A run must not write into the checkpoint it reads, nor over it."""
     source, target = (Path(os.path.realpath(path)) for path in (checkpoint, out))
     if target.is_relative_to(source):
-        raise _bad("out", str(out), "a folder outside of the checkpoint", "choose another")
+        raise _bad("out", str(out), "a folder outside the checkpoint", "choose another")
     if any(source.is_relative_to(target / part) for part in ("model", "state", "trace", "stopped")):
-        raise _bad("out", f"{out}, under which the checkpoint lies", "a folder of its own",
-                   "choose another: the run would write over what it started from")  # fmt: skip
+        raise _bad("out", f"{out}, which contains the checkpoint", "a folder of its own",
+                   "choose another: the run would overwrite what it started from")  # fmt: skip
 
 
 def _check_finite(values: Mapping[str, Any], above: str = "") -> None:
@@ -269,7 +269,7 @@ def _check_rewards(config: TrainConfig) -> None:
     def load(name: str) -> RewardFunction:
         if config.judge is None or name not in BY_JUDGE:
             return load_reward(name)
-        # the client of an endpoint takes its time to import, and a cache is a file
+        # importing an endpoint's client is slow, and a cache is a file
         return Format(name=name)
 
     if config.judge is not None:
@@ -278,23 +278,23 @@ def _check_rewards(config: TrainConfig) -> None:
     for component in composition.components:
         _check_signature(component.name, component.function)
     if config.judge is not None and not set(BY_JUDGE) & set(config.rewards):
-        raise _bad("judge", "one that no reward asks", f"rewards: {' or '.join(BY_JUDGE)}",
-                   "name them, or leave the judge out")  # fmt: skip
+        raise _bad("judge", "one that no reward uses", f"rewards: {' or '.join(BY_JUDGE)}",
+                   "add them, or remove the judge")  # fmt: skip
 
 
 def _check_signature(name: str, function: RewardFunction) -> None:
-    """Called as a step calls it, without calling it."""
+    """Bind the arguments of a step's call, without calling it."""
     columns = dict.fromkeys(COLUMNS, ())
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return  # some callables written in C have none
+        return  # some callables written in C have no signature
     try:
         signature.bind(prompts=(), completions=(), **columns)
     except TypeError as error:
         raise _bad(f"reward {name!r}", f"a function that cannot be called: {error}",
                    "one that takes prompts, completions and further columns by name",
-                   "let it take **columns") from None  # fmt: skip
+                   "add **columns to its parameters") from None  # fmt: skip
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -315,13 +315,13 @@ def _check_numbers(config: TrainConfig) -> None:
         ("guard: patience", config.guard.patience, config.guard.patience >= 1, "1 or more"),
         ("guard: garbage", config.guard.garbage, 0 < config.guard.garbage <= 1, "0 to 1, above 0"),
         ("guard: drift", config.drift_limit, config.drift_limit > 0, "above 0"),
-        ("seed", config.seed, abs(config.seed) < 1 << 63, "a whole number of 64 bits"),
+        ("seed", config.seed, abs(config.seed) < 1 << 63, "a 64-bit integer"),
     )  # fmt: skip
     for item, got, ok, want in limits:
         if not ok:
             raise _bad(item, f"{got:g}", want, "correct it")
     values = as_values(config)
-    for item, most in MOST.items():
+    for item, most in MAXIMA.items():
         *parts, key = item.split(": ")
         section = values[parts[0]] if parts else values
         if section is not None and abs(section[key]) > most:
@@ -333,7 +333,7 @@ def _check_numbers(config: TrainConfig) -> None:
         raise _bad("optimizer: betas", str(list(plan.betas)), "two, each from 0 to 1", "correct it")
     if config.eval_every and not config.eval_data:
         raise _bad("eval_every", f"{config.eval_every} without eval_data", "rows to measure on",
-                   "name them, or leave eval_every out")  # fmt: skip
+                   "set eval_data, or remove eval_every")  # fmt: skip
     if config.loss.loss_type == "dr_grpo" and (
         config.loss.max_completion_length != config.settings.max_new_tokens
     ):
@@ -341,7 +341,7 @@ def _check_numbers(config: TrainConfig) -> None:
             "loss: max_completion_length",
             str(config.loss.max_completion_length),
             f"settings: max_new_tokens, {config.settings.max_new_tokens}",
-            "dr_grpo divides by the cap of a completion",
+            "set both to the same number: dr_grpo divides by the length limit",
         )
 
 
@@ -350,32 +350,32 @@ def _check_trackers(config: TrainConfig) -> None:
         if name not in TRACKERS:
             raise _bad("trackers", repr(name), ", ".join(TRACKERS), "correct it")
         if importlib.util.find_spec(TRACKERS[name]) is None:
-            # Accelerate would leave it out without a word
+            # Accelerate would silently ignore it
             raise _bad("trackers", f"{name!r}, which is not installed", "one that is",
-                       "install it, or leave it out: log.jsonl is always written")  # fmt: skip
+                       "install it, or remove it: log.jsonl is always written")  # fmt: skip
 
 
 def _check_trained(config: TrainConfig) -> None:
     if set(config.freeze) >= {"image", "video", "audio", "text"}:
-        raise _bad("freeze", "everything", "something left to train", "leave one out")
+        raise _bad("freeze", "everything", "something left to train", "remove one")
     if ("image" in config.freeze) != ("video" in config.freeze):
         raise _bad("freeze", ", ".join(config.freeze), "image and video, or neither",
-                   "one tower sees both")  # fmt: skip
+                   "add or remove one: the same tower sees both")  # fmt: skip
     if config.lora is not None and config.freeze:
         raise _bad("freeze", f"{', '.join(config.freeze)} with lora", "one of the two",
-                   "with lora everything but the adapter is frozen")  # fmt: skip
+                   "remove one: with lora everything but the adapter is frozen")  # fmt: skip
     if config.lora is not None:
         _check_lora(config.lora, thinker_shapes(Path(config.checkpoint)))
 
 
 def _check_reached(config: TrainConfig, samples: Sequence[Sample]) -> None:
-    """A step of rows that go through frozen towers alone has no gradient."""
+    """A step whose rows go through frozen towers only has no gradient."""
     idle = [sample for sample in samples if _is_idle(sample, config)]
     if idle:
         raise _bad("freeze", f"{', '.join(config.freeze)}, so that nothing learns from {len(idle)} "
                    f"of {len(samples)} rows, such as {idle[0].origin}",
                    "every row to go through something that learns",
-                   "freeze less, or leave these rows out")  # fmt: skip
+                   "freeze less, or leave out these rows")  # fmt: skip
 
 
 def _is_idle(sample: Sample, config: TrainConfig) -> bool:
@@ -383,8 +383,8 @@ def _is_idle(sample: Sample, config: TrainConfig) -> bool:
         return False
     if "audio" in config.freeze or config.settings.audio_in_video == "off":
         return True
-    # a video that is not looked at may still be heard; a silent one of another format than mp4 is
-    # found at its step
+    # a video whose frames teach nothing may still be heard; a silent one in a format other than
+    # mp4 is found at its step
     headers = [read_header(ref.path) for ref in sample.media if ref.modality == "video"]
     return all(header is not None and not header.audio_seconds for header in headers)
 
@@ -404,7 +404,7 @@ def _check_lora(lora: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> None
         )  # fmt: skip
     if matched and lora.rank > max(matched):
         raise _bad("lora: rank", str(lora.rank), f"at most {max(matched)}, the size of a layer",
-                   "a larger one adds nothing")  # fmt: skip
+                   "lower it: a larger one adds nothing")  # fmt: skip
 
 
 def _bad(item: str, got: str, want: str, fix: str) -> ConfigError:

@@ -1,9 +1,9 @@
 """GRPO training on Accelerate: roll out, score, compare within groups, update; save, log, guard.
 
-Alone, under DDP or FSDP2 the loop is the same: what concerns all processes goes through
+On one process, under DDP and FSDP2 the loop is the same: what concerns all processes goes through
 :class:`~omni_grpo_core.training.distributed.AccelerateDistributed`. Every random choice is a
-function of (seed, step, sample), so a resumed run needs no random state and is the run that was
-never cut.
+function of (seed, step, sample), so a resumed run needs no random state and equals one that was
+never interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from omni_grpo_core.training.evaluation import Evaluator, preflight
 from omni_grpo_core.training.guard import Finding, Guard, StepFacts, not_finite, watch_generation
 from omni_grpo_core.training.load_config import require_enough
 from omni_grpo_core.training.partial import Partial, PartialRewards
-from omni_grpo_core.training.sharding import gathered, settle
+from omni_grpo_core.training.sharding import gathered, initialise_root
 from omni_grpo_core.training.step import (
     MicroBatch,
     Scorer,
@@ -57,9 +57,9 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """``finished``: every step was taken. ``stopped``: the guard ended it at ``step``, before the
-    update that it found something in; ``bundle`` is the folder with the trace of that step and the
-    report."""
+    """``finished``: every step was taken. ``stopped``: the guard ended the run at ``step``, before
+    the update in which it found something; ``bundle`` is the folder with the trace of that step and
+    the report."""
 
     status: Literal["finished", "stopped"]
     step: int
@@ -80,7 +80,7 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepView:
-    """What is told after each step: the log line, and this process's completions with rewards."""
+    """Passed to ``on_step``: the log line, and this process's completions with rewards."""
 
     record: Mapping[str, Any]
     inputs: Inputs
@@ -98,11 +98,11 @@ def train(
     """Train from the newest saved state under ``config.out``, or from the start.
 
     ``config`` has passed :mod:`~omni_grpo_core.training.load_config`. ``trace_steps``: how many of
-    the first steps are recorded as traces under ``out/trace``. ``warn`` is told, on the main
-    process, what of an earlier run could not be used. SIGTERM and SIGKILL end it at once, and lose
-    the steps since the last saved state.
+    the first steps are recorded as traces under ``out/trace``. ``warn`` is called, on the main
+    process, with what could not be used of an earlier run. SIGTERM and SIGKILL end the run at once;
+    the steps since the last saved state are lost.
 
-    Raises ``OmniGrpoError`` for input that cannot be used and for a machine that is too small.
+    Raises ``OmniGrpoError`` for unusable input and for a machine that is too small.
     """
     run = None
     with ExitStack() as held:
@@ -137,7 +137,7 @@ class _Run:
         self.accelerator = make_accelerator(config)
         self.distributed = AccelerateDistributed(self.accelerator)
         self.locked = self.opened = False
-        self.saved = self.distributed.agree(self._look_back, main_only=True)
+        self.saved = self.distributed.agree(self._find_saved, main_only=True)
         self.policy = load_policy(
             config.checkpoint, processor=config.processor, device=str(self.accelerator.device)
         )
@@ -188,7 +188,7 @@ class _Run:
         return TrainResult("finished", self.config.steps, (), None, model)
 
     def _set_up(self) -> None:
-        """Decide what learns, and hand model and optimizer to Accelerate."""
+        """Choose what learns, and hand model and optimizer to Accelerate."""
         config = self.config
         self.reference = choose_trainable(self.policy, config, self.accelerator.autocast)
         learning = [p for p in self.policy.model.parameters() if p.requires_grad]
@@ -197,22 +197,22 @@ class _Run:
             lr=config.optimizer.lr,
             betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
             weight_decay=config.optimizer.weight_decay,
-            # the default on CUDA holds another copy of all weights within its step
+            # the default on CUDA holds another copy of all weights during its step
             fused=config.device == "cuda",
         )
         self.scorer, self.optimizer = self.accelerator.prepare(
             Scorer(self.policy, config.settings.temperature), optimizer
         )
-        settle(self.scorer)
+        initialise_root(self.scorer)
 
-    def _look_back(self) -> checkpointing.Saved | None:
-        """On the main process. A folder that is not there yet is not made for a lock."""
+    def _find_saved(self) -> checkpointing.Saved | None:
+        """On the main process. A missing folder is not created just for a lock."""
         if not self.out.exists():
             return None
         self._lock()
         saved = checkpointing.newest(self.out, self.config)
-        for words in saved.passed if saved else ():
-            self.warn(f"{words}; going on from state {saved.folder.name if saved else ''}")
+        for text in saved.skipped if saved else ():
+            self.warn(f"{text}; resuming from state {saved.folder.name if saved else ''}")
         return saved
 
     def _lock(self) -> None:
@@ -222,8 +222,8 @@ class _Run:
         self.locked = True
 
     def _open(self, step: int) -> None:
-        """Before anything is written, of which ``step`` is the first: what input or machine refuse
-        until then leaves nothing behind."""
+        """Called before anything is written; ``step`` is the first to be. An error from input or
+        machine before that leaves nothing behind."""
         if self.opened:
             return
         self.distributed.agree(lambda: self._open_folder(step), main_only=True)
@@ -238,7 +238,7 @@ class _Run:
         self._lock()
         body = json.dumps(as_values(self.config), indent=1)
         write_file(self.out / "config.json", f"{body}\n".encode())
-        if (unreadable := checkpointing.cut_log(self.out / LOG, step)) is not None:
+        if (unreadable := checkpointing.truncate_log(self.out / LOG, step)) is not None:
             self.warn(unreadable)
 
     def _resume(self) -> int:
@@ -246,7 +246,7 @@ class _Run:
             return 0
         try:
             self.accelerator.load_state(str(self.saved.folder))
-        except Exception as error:  # whatever the libraries make of files that are not theirs
+        except Exception as error:  # the libraries raise anything for files they cannot use
             if is_out_of_memory(error):
                 raise
             raise TrainError(
@@ -299,7 +299,7 @@ class _Run:
             if "drift" in update.metrics.means:  # the first one on this rollout
                 drift = update.metrics.peaks.get("drift_max")
                 facts = StepFacts(step, everyone, rewards, drift, *numbers)
-                findings.extend((*self._seen(), *self.guard.look(facts)))
+                findings.extend((*self._seen(), *self.guard.inspect(facts)))
             else:
                 findings.extend(not_finite(*numbers))
             return not findings
@@ -325,9 +325,9 @@ class _Run:
             set_rate=set_rate,
         )
         if not updates:
-            # nothing was in the loss of any process, but the rewards have to be looked at
-            looked = self.guard.look(StepFacts(step, everyone, rewards))
-            findings.extend((*self._seen(), *looked))
+            # no process had anything in the loss, but the rewards have to be inspected
+            found = self.guard.inspect(StepFacts(step, everyone, rewards))
+            findings.extend((*self._seen(), *found))
         lengths = Metrics.sum(self.distributed.gather([rollout_metrics(rolled.completions)]))
         record = step_record(step, rewards, lengths + advantage_metrics(advantages), updates)
         record |= {"lr": rate, "seconds": time.perf_counter() - begin}
@@ -357,7 +357,7 @@ class _Run:
             return self.reference(micro)
 
     def _seen(self) -> tuple[Finding, ...]:
-        """What any process saw a forward do, once; every process has to stop alike."""
+        """What any process saw a forward do, once; all processes have to stop together."""
         return tuple(dict.fromkeys(self.distributed.gather(self.seen)))
 
     def _own_samples(self, step: int) -> tuple[Sample, ...]:
@@ -370,8 +370,8 @@ class _Run:
         return tuple(self.samples[index] for index in order[first : first + own])
 
     def _preflight(self) -> TrainResult | None:
-        """A result where the first samples show that the pipeline is broken: nothing is sampled
-        from it. In float32, before weights are rounded or taken apart."""
+        """A result if the first samples show that the pipeline is broken: nothing is sampled from
+        it. In float32, before weights are rounded or sharded."""
         found: tuple[Finding, ...] = ()
         if self.accelerator.is_main_process:
             found, trace = preflight(self.policy, self._own_samples(0), self.config.settings)
@@ -389,7 +389,7 @@ class _Run:
         return self.reward.report(prompts, texts, **columns)
 
     def _gather_rewards(self, rolled: Rollout, scored: Composed) -> health.Step:
-        """All processes' rewards in one order: a group's statistics are nobody's own."""
+        """All processes' rewards in one order: statistics cover the whole step."""
         own = [
             (
                 completion.group_id,
@@ -408,7 +408,7 @@ class _Run:
         )
 
     def _own(self, rolled: Rollout) -> slice:
-        """Where this process's completions stand among all processes'."""
+        """The slice of this process's completions among all processes'."""
         count, index = len(rolled.completions), self.accelerator.process_index
         return slice(count * index, count * (index + 1))
 
@@ -439,7 +439,7 @@ class _Run:
 
 
 def seed_of(seed: int, step: int, use: str = "rollout") -> int:
-    """A seed of its own for each use of each step.
+    """A distinct seed for each use in each step.
 
     >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
     (True, False)

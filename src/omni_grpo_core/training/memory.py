@@ -1,29 +1,29 @@
-"""Does a run fit its device? An estimate from settings and the checkpoint's headers; no torch.
+"""Does a run fit on its device? An estimate from settings and the checkpoint's headers; no torch.
 
 ::
 
     peak   = runtime + weights + optimizer + reference + max(rollout + casts + whole,
                                                              gradients + scoring + casts)
 
-    runtime    0.5 GiB of a CUDA device: context and libraries
+    runtime    0.5 GiB on a CUDA device: context and libraries
     weights    4 P bytes; with precision bfloat16 2 bytes for each frozen one
-    optimizer  8 T: AdamW's two moments of the T parameters that learn, from the first step on
-    gradients  4 T, and the largest twice where a micro-batch adds to those of another
-    reference  4 P where beta > 0 without lora, else 0
-    casts      2 W with precision bfloat16: what autocast keeps of the W learning matrices
-    whole      under FSDP b P: sampling puts the weights together
+    optimizer  8 T: AdamW's two moments of the T trainable parameters, from the first step on
+    gradients  4 T, and the largest twice if micro-batches accumulate
+    reference  4 P if beta > 0 without lora, else 0
+    casts      2 W with precision bfloat16: autocast's copies of the W entries of trained matrices
+    whole      b P under FSDP: sampling gathers the weights
     rollout    N (L + C) layers 2 kv_heads head_dim b: the cache of all completions of a step
     scoring    M (L + C) a + 2 M C V b: activations and the scored logits with their gradient
     a          layers (6 H + 3 I) b, or layers H b with gradient checkpointing
 
-P parameters of the thinker, N completions of a step on one process, M of a micro-batch, L tokens of
-the longest prompt's media, C ``max_new_tokens``, V vocabulary, H hidden size, I intermediate size,
-b bytes of a number in a forward (4, with bfloat16 2). It leaves out text, towers and workspaces:
-what it refuses does not fit, what it lets pass may not fit either. AdamW is the fused one on CUDA,
-which has no copies of its own; the other would hold 4 T more within its step. Under FSDP weights,
-moments and gradients are shared among the processes. Of a CUDA device's memory 97 % can be used:
-all weights of a 7B left 3.1 of 138 GiB between their blocks on an H200. On its way to a CUDA device
-a model stands in the machine's own memory first, 4 P bytes for each process.
+P parameters of the thinker, N completions of a step on one process, M of a micro-batch, L media
+tokens of the longest prompt, C ``max_new_tokens``, V vocabulary, H hidden size, I intermediate
+size, b bytes of a number in a forward (4, with bfloat16 2). Text, towers and workspaces are left
+out: what is refused does not fit; what is accepted may still not fit. On CUDA AdamW is the fused
+one, which makes no copies; the other would hold 4 T more within its step. Under FSDP the processes
+share weights, moments and gradients. Of a CUDA device's memory 97 % is usable: all weights of a 7B
+left 3.1 of 138 GiB between their blocks on an H200. A model bound for a CUDA device is loaded into
+the machine's own memory first, 4 P bytes for each process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ GIB = 2**30
 RUNTIME = GIB // 2
 USABLE = 0.97
 _ADVICE: Mapping[str, str] = {
-    "weights": "spread them over processes (FSDP), or take lora with precision bfloat16",
+    "weights": "shard them over processes (FSDP), or use lora with precision bfloat16",
     "optimizer": "use lora or freeze",
     "gradients": "use lora or freeze",
     "reference": "use lora, or loss: beta 0",
@@ -76,18 +76,18 @@ class Estimate:
 
     @property
     def peak(self) -> int:
-        """At the worst moment of a step."""
+        """The most that a step needs at any moment."""
         busy = max(self.rollout + self.whole, self.gradients + self.scoring) + self.casts
         return self.runtime + self.weights + self.optimizer + self.reference + busy
 
     @property
     def advice(self) -> str:
-        """What to change of the parts that are a tenth of it or more, the largest first."""
+        """How to reduce the parts that are a tenth of the peak or more, the largest first."""
         large = [part for part in _ADVICE if 10 * getattr(self, part) >= self.peak]
-        told: dict[str, list[str]] = {}
+        grouped: dict[str, list[str]] = {}
         for part in sorted(large, key=lambda part: -int(getattr(self, part))):
-            told.setdefault(_ADVICE[part], []).append(part)
-        return "; ".join(f"for {' and '.join(parts)} {advice}" for advice, parts in told.items())
+            grouped.setdefault(_ADVICE[part], []).append(part)
+        return "; ".join(f"for {' and '.join(parts)} {advice}" for advice, parts in grouped.items())
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) / GIB for name in self.__slots__}
@@ -97,10 +97,10 @@ class Estimate:
 def check_memory(
     config: TrainConfig, prompt: int, *, world: int, memory: int | None, host: int | None = None
 ) -> None:
-    """Raises ``ConfigError`` where the estimate exceeds ``memory`` bytes that are free on the
-    device, or the weights on their way to it ``host`` bytes of the machine.
+    """Raises ``ConfigError`` if the estimate exceeds the ``memory`` bytes free on the device, or
+    loading the weights the ``host`` bytes free on the machine.
 
-    ``prompt``: tokens of the longest prompt, at the least. ``None``: not known. The processes of a
+    ``prompt``: least number of tokens of the longest prompt. ``None``: unknown. The processes of a
     run share the memory of a CPU; each has a CUDA device of its own.
     """
     shapes = thinker_shapes(Path(config.checkpoint))
@@ -113,8 +113,8 @@ def check_memory(
     if memory is not None and needed > usable * memory:
         raise ConfigError(
             "memory",
-            got=f"{needed / GIB:.3g} GiB needed at the least (GiB: {found}{many})",
-            want=f"the {memory / GIB:.3g} GiB that are free of the {config.device}",
+            got=f"at least {needed / GIB:.3g} GiB needed (GiB: {found}{many})",
+            want=f"no more than the {memory / GIB:.3g} GiB free on the {config.device}",
             fix=found.advice,
         )
     loading = 4 * sum(map(math.prod, shapes.values())) * world
@@ -122,7 +122,7 @@ def check_memory(
         raise ConfigError(
             "memory of the machine",
             got=f"{loading / GIB:.3g} GiB needed to load the weights{many}",
-            want=f"the {host / GIB:.3g} GiB that are free",
+            want=f"no more than the {host / GIB:.3g} GiB that are free",
             fix="free some, or start fewer processes on this machine",
         )
 
@@ -176,7 +176,7 @@ def estimate(
 
 
 def _intermediate(text: Mapping[str, Any]) -> int:
-    """Of a token's way through one layer: of a mixture, the experts that it visits."""
+    """Intermediate size that one token uses in a layer: in a mixture, of the experts it visits."""
     if text.get("num_experts_per_tok"):
         return int(text["num_experts_per_tok"]) * int(text.get("moe_intermediate_size", 0))
     return int(text.get("intermediate_size", 0))
@@ -185,8 +185,7 @@ def _intermediate(text: Mapping[str, Any]) -> int:
 def learning_sizes(
     shapes: Mapping[str, tuple[int, ...]], freeze: tuple[Tower, ...], lora: LoraConfig | None
 ) -> list[int]:
-    """Numbers of each parameter that learns: with lora ``rank (in + out)`` for each layer it sits
-    on.
+    """Entries of each trainable parameter: with lora ``rank (in + out)`` for each adapted layer.
 
     >>> shapes = {"model.layers.0.mlp.up_proj.weight": (8, 4), "visual.x.weight": (2, 2)}
     >>> learning_sizes(shapes, (), None), learning_sizes(shapes, ("image",), None)
@@ -196,21 +195,21 @@ def learning_sizes(
     """
     if lora is not None:
         return [lora.rank * sum(s) for name, s in shapes.items() if lora_target(lora, name)]
-    stuck = tuple(prefix for tower in freeze for prefix in TOWER_PREFIX[tower])
-    return [math.prod(s) for n, s in shapes.items() if not (stuck and n.startswith(stuck))]
+    frozen = tuple(prefix for tower in freeze for prefix in TOWER_PREFIX[tower])
+    return [math.prod(s) for n, s in shapes.items() if not (frozen and n.startswith(frozen))]
 
 
 def lora_target(lora: LoraConfig, name: str) -> bool:
-    """Whether an adapter sits on the weight of this published name."""
+    """Whether the weight of this published name gets an adapter."""
     modules = "|".join(map(re.escape, lora.target_modules))
     return re.fullmatch(rf"model\.layers\.\d+\..*\.({modules})\.weight", name) is not None
 
 
 def thinker_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the thinker's parameters, by their published names, from the headers of its
-    safetensors files; empty where there are none. A full checkpoint's talker is not loaded and
-    does not count."""
+    safetensors files; empty without any. A full checkpoint's talker is not loaded and does not
+    count."""
     try:
         return weight_shapes(checkpoint)
     except CheckpointError:
-        return {}  # loading it says what is wrong
+        return {}  # loading it reports what is wrong

@@ -1,8 +1,8 @@
-"""Partial rewards: a judge's score of one section becomes an advantage of that section's tokens.
+"""Partial rewards: a judge's score of one section becomes an advantage on that section's tokens.
 
     A_it = A_i of the total + sum over partial rewards p of weight_p A_i^p [t in section_p of o_i]
 
-``A_i^p`` comes from p's own scores within the group, scaled like the total's.
+``A_i^p`` is computed from p's own scores within the group, with the same scale as the total's.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from omni_grpo_core.types import Completion, Malformed
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Partial:
-    """``own``: of one process's completions. ``usable``, ``informative``: bool, (N,), of all
-    processes': whether any partial reward scored the completion and could compare it."""
+    """``own``: for one process's completions. ``usable``, ``informative``: bool, (N,), over all
+    processes: whether any partial reward scored the completion, and could tell it from others."""
 
     own: tuple[PartialAdvantage, ...]
     usable: Tensor
@@ -34,7 +34,7 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class PartialRewards:
-    """``sections``: of each partial reward's name, the section it judges and its weight."""
+    """``sections``: name of a partial reward -> the section it judges and its weight."""
 
     sections: Mapping[str, tuple[SectionName, float]]
     scale: Scale
@@ -42,11 +42,11 @@ class PartialRewards:
     def advantages(
         self, tokenizer: Any, completions: Sequence[Completion], rewards: health.Step, own: slice
     ) -> Partial:
-        """``completions``: this process's; ``own``: where they stand among ``rewards``, which are
-        all processes'. A malformed completion has no sections: it is compared, but its tokens are
-        moved by the total alone.
+        """``completions``: this process's; ``own``: their slice of ``rewards``, which cover all
+        processes. A malformed completion has no sections: it counts within its group, but only the
+        total acts on its tokens.
 
-        Raises ``TrainError`` for a text that is not what its token ids spell.
+        Raises ``TrainError`` for a text that its token ids do not decode to.
         """
         count = len(rewards.totals)
         usable = torch.zeros(count, dtype=torch.bool)
@@ -56,7 +56,7 @@ class PartialRewards:
             found = group_advantages(rewards.scores[name], rewards.group_ids, self.scale)
             usable |= found.usable
             informative |= found.informative
-            spans = tuple(section_span(tokenizer, said, section) for said in completions)
+            spans = tuple(section_span(tokenizer, c, section) for c in completions)
             parts.append(PartialAdvantage(name, weight * found.values[own], spans))
         return Partial(tuple(parts), usable, informative)
 
@@ -64,7 +64,7 @@ class PartialRewards:
 def section_span(
     tokenizer: Any, completion: Completion, section: SectionName
 ) -> tuple[int, int] | None:
-    """The tokens ``[first, last)`` of a section's content, ``None`` of a malformed completion.
+    """The tokens ``[first, last)`` of a section's content; ``None`` for a malformed completion.
 
     ``tokenizer``: byte-level, with ``convert_ids_to_tokens``.
     """

@@ -1,4 +1,4 @@
-"""What a person sees of a training: reward, health, and what the policy says, on stderr."""
+"""What a user sees of a training run: reward, health, and the policy's completions, on stderr."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def spark(values: list[float], width: int = 48) -> str:
-    """The last values, of 0 to 1, as a row of bars.
+    """The last values, from 0 to 1, as a row of bars.
 
     >>> spark([0.0, 0.5, 1.0])
     ' ▄█'
@@ -54,7 +54,7 @@ def health_line(record: Mapping[str, Any]) -> str:
 
 @contextmanager
 def display(steps: int, console: Console, *, live: bool) -> Iterator[Callable[[StepView], None]]:
-    """A panel that is redrawn where a person watches, else one line a step."""
+    """A panel redrawn in place if ``live``, else one line per step."""
     rewards: list[float] = []
 
     def line(view: StepView) -> None:
@@ -63,9 +63,9 @@ def display(steps: int, console: Console, *, live: bool) -> Iterator[Callable[[S
             for name, value in view.record.items()
             if name.startswith("eval/")
         )
-        told = f"step {view.record['step']} · reward {_number(view.record['reward'])}"
-        told = f"{told} · {health_line(view.record)}{measured}"
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        text = f"step {view.record['step']} · reward {_number(view.record['reward'])}"
+        text = f"{text} · {health_line(view.record)}{measured}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     if not live:
         yield line

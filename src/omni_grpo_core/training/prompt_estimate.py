@@ -1,8 +1,8 @@
-"""How many media tokens a sample's prompt has at the least, by file headers and settings alone.
+"""How many media tokens a sample's prompt has at least, from file headers and settings alone.
 
-A lower bound: what is refused by it could not have run. Files whose headers are not read
-(:mod:`~omni_grpo_core.training.headers`) count nothing, and lengths count less than headers say by
-what the media stage lets a header be wrong by.
+A lower bound: what it refuses could not have run. Files whose headers cannot be read
+(:mod:`~omni_grpo_core.training.headers`) count as nothing, and lengths are reduced by the error
+that the media stage tolerates in a header.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from omni_grpo_core.training.headers import Header, VideoTrack, image_size, read
 from omni_grpo_core.types import MediaPart, MediaRef, Sample
 
 TRUSTED = 0.95
-"""Share of a header's length that is counted on, of a short one less: the media stage takes a file
-that lacks a twentieth, or a tenth of a second, for whole."""
+"""Share of a header's length that is relied on, less for a short one: the media stage accepts a
+file as complete that lacks a twentieth, or a tenth of a second."""
 
-# qwen-omni-utils' own limits, in tokens a frame; a test holds them to the library
+# qwen-omni-utils' own limits, in tokens per frame; a test compares them with the library's
 VIDEO_TOKENS = (128, 768)
 IMAGE_TOKENS = (4, 16_384)
 CLIP_TOKENS = 128_000 * 0.9
@@ -34,16 +34,16 @@ CLIP_TOKENS = 128_000 * 0.9
 
 @dataclass(frozen=True, slots=True)
 class TokenShape:
-    """``side``: pixels a side of what one token shows. ``audio_tokens``: mel frames (10 ms) ->
-    tokens."""
+    """``side``: side length in pixels of the square that one token covers. ``audio_tokens``: mel
+    frames (10 ms) -> tokens."""
 
     side: int
     audio_tokens: Callable[[int], int]
 
 
 def token_shape(checkpoint: Path) -> TokenShape:
-    """From the checkpoint's ``config.json``. Raises ``CheckpointError`` for another family or a
-    file that is none."""
+    """From the checkpoint's ``config.json``. Raises ``CheckpointError`` for another family or an
+    invalid file."""
     vision = read_config(checkpoint).get("vision_config", {})
     side = int(vision.get("patch_size", 14)) * int(vision.get("spatial_merge_size", 2))
     model_type = read_object(checkpoint / "config.json").get("model_type")
@@ -52,8 +52,8 @@ def token_shape(checkpoint: Path) -> TokenShape:
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The thinker's part of the checkpoint's ``config.json``, its numbers looked over. Raises
-    ``CheckpointError`` where it is none."""
+    """The thinker's part of the checkpoint's ``config.json``, its numbers checked. Raises
+    ``CheckpointError`` if it is invalid."""
     config = read_object(checkpoint / "config.json")
     check_config(config, checkpoint)
     return thinker_of(config, checkpoint)
@@ -62,7 +62,7 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
 def least_media_tokens(
     samples: Sequence[Sample], settings: Settings, shape: TokenShape
 ) -> tuple[int, ...]:
-    """Media tokens of each sample's prompt, at the least.
+    """The least number of media tokens in each sample's prompt.
 
     Raises ``ConversationError`` for a sample that contradicts the audio-in-video setting.
     """
@@ -71,16 +71,16 @@ def least_media_tokens(
     tracks = {path: header.audio_seconds > 0 for path, header in headers.items()}
     totals = []
     for sample in samples:
-        told = build_conversation(sample, audio_in_video=settings.audio_in_video, tracks=tracks)
-        interleaved = told.audio_in_video == "interleaved"
+        built = build_conversation(sample, audio_in_video=settings.audio_in_video, tracks=tracks)
+        interleaved = built.audio_in_video == "interleaved"
         totals.append(
-            sum(_tokens(part, headers, interleaved, settings.media, shape) for part in told.media)
+            sum(_tokens(part, headers, interleaved, settings.media, shape) for part in built.media)
         )
     return tuple(totals)
 
 
 def check_prompt_limit(samples: Sequence[Sample], tokens: Sequence[int], limit: int | None) -> None:
-    """Raises ``ConfigError`` where ``limit`` is below the media tokens of a sample."""
+    """Raises ``ConfigError`` if ``limit`` is below the media tokens of a sample."""
     over = [n for n in tokens if limit is not None and n > limit]
     if over:
         worst = tokens.index(max(over))
@@ -88,14 +88,14 @@ def check_prompt_limit(samples: Sequence[Sample], tokens: Sequence[int], limit: 
             "settings: max_prompt_length",
             got=f"{limit}, and {len(over)} of {len(samples)} samples have more media tokens: "
             f"{samples[worst].sample_id} has {tokens[worst]} or more",
-            want="a limit above the media tokens and the text: nothing is cut to fit",
+            want="a limit above the media tokens plus the text: nothing is truncated to fit",
             fix="raise it, or lower settings: media: fps, max_frames or max_pixels",
         )
 
 
 def resized_tokens(height: int, width: int, side: int, least: float, most: float) -> int:
-    """Tokens of a picture after resizing to between ``least`` and ``most`` pixels, sides multiples
-    of ``side``, as qwen-vl-utils' ``smart_resize`` has it.
+    """Tokens of an image after resizing to between ``least`` and ``most`` pixels, sides multiples
+    of ``side``, as qwen-vl-utils' ``smart_resize`` does.
 
     >>> resized_tokens(280, 560, 28, 0, 1e9), resized_tokens(280, 560, 28, 0, 28 * 28 * 50)
     (200, 50)
@@ -129,7 +129,7 @@ def _tokens(
 
 
 def _stretch(ref: MediaRef, seconds: float) -> float:
-    """How much is asked for of a track of so many seconds."""
+    """How many seconds are requested of a track that lasts ``seconds``."""
     return max(0.0, min(seconds if ref.end is None else ref.end, seconds) - (ref.start or 0.0))
 
 
@@ -145,7 +145,7 @@ def _audio_tokens(seconds: float, shape: TokenShape) -> int:
 def _video_tokens(ref: MediaRef, video: VideoTrack, media: MediaConfig, side: int) -> int:
     seconds, present = video.seconds, float(video.frames)
     if ref.start is not None or ref.end is not None:
-        # at the worst, frames that last longest, and one of them begins just before the stretch
+        # the worst case: the longest-lasting frames, one of which begins just before the stretch
         present = video.rate * _stretch(ref, seconds)
         seconds = (present - 1) / video.rate if present > 1 else 0.0
     if not seconds or present < 1:
@@ -176,6 +176,6 @@ def _limits(
 ) -> tuple[float, float]:
     floor, ceiling = tokens[0] * area, tokens[1] * area
     most = ceiling if high is None else high
-    # a ceiling below the default floor does away with the floor
+    # a ceiling below the default floor disables the floor
     least = floor if most >= floor else min(area, most)
     return float(least if low is None else low), float(most)

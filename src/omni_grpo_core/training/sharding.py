@@ -1,10 +1,10 @@
-"""Weights that are shared among processes (FSDP2), for forwards that do not go through the wrapper.
+"""Weights sharded over processes (FSDP2), for forwards that do not go through the wrapper.
 
-FSDP puts a module's weights together when the wrapped module's forward is called, with all
-processes at once. Sampling, checks and the reference call parts of the model by themselves, and
-each process as often as its own completions are long. So there all weights are put together first
-and stay so until the end: nothing inside waits for another process. Where nothing is sharded, all
-of this does nothing.
+FSDP gathers a module's weights when the wrapped module's forward is called, on all processes at
+once. Sampling, checks and the reference call parts of the model directly, and each process calls
+them as often as its own completions are long. So all weights are gathered beforehand and stay
+gathered until the end: nothing inside waits for another process. Without sharding, all of this is
+a no-op.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from omni_grpo_core.errors import ConfigError
 
 
 def sharded(module: nn.Module) -> list[Any]:
-    """The modules under ``module``, itself among them, that FSDP2 has taken apart."""
+    """The modules under ``module``, itself included, that FSDP2 has sharded."""
     return [inner for inner in module.modules() if isinstance(inner, FSDPModule)]
 
 
-def settle(root: nn.Module) -> None:
-    """Make ``root`` the root of its sharded modules, which its first forward would do.
+def initialise_root(root: nn.Module) -> None:
+    """Make ``root`` the root of its sharded modules, as its first forward would.
 
-    The first forward of an inner module would otherwise make *that* one a root, and the next
-    forward of the true root an error. Raises ``ConfigError`` where a tower's inner modules are
-    wrapped: a process without a clip in its micro-batch would never ask for them, and the others
-    would wait for it.
+    Otherwise the first forward of an inner module makes *that* one a root, and the next forward of
+    the true root fails. Raises ``ConfigError`` if modules inside a tower are wrapped: a process
+    without a clip in its micro-batch would never gather them, and the others would wait for it.
     """
     wrapped = [name for name, module in root.named_modules() if isinstance(module, FSDPModule)]
     inside = [name for name in wrapped if "visual." in name or "audio_tower." in name]
@@ -40,19 +39,19 @@ def settle(root: nn.Module) -> None:
         raise ConfigError(
             "accelerate configuration",
             got=f"FSDP around {inside[0]}",
-            want="FSDP around the layers of the text model at most",
-            fix="fsdp_transformer_layer_cls_to_wrap: the text model's decoder layer, or NO_WRAP",
+            want="FSDP around no more than the layers of the text model",
+            fix="set fsdp_transformer_layer_cls_to_wrap to the text decoder layer, or use NO_WRAP",
         )
     if wrapped:
         state: Any = root
         state._get_fsdp_state()._lazy_init()
 
 
-def touched(root: nn.Module) -> Tensor | float:
-    """0, with a gradient of 0 for every weight that is whole now: within the root's forward.
+def zero_of_weights(root: nn.Module) -> Tensor | float:
+    """0, with a gradient of 0 for every weight that is gathered now: for use in the root's forward.
 
-    FSDP reduces the gradients that there are, in one piece: a process without sound in its
-    micro-batch would have fewer than the others.
+    FSDP reduces all existing gradients at once: a process without sound in its micro-batch would
+    have fewer than the others.
     """
     if not sharded(root):
         return 0.0
@@ -64,8 +63,8 @@ def touched(root: nn.Module) -> Tensor | float:
 
 @contextmanager
 def gathered(root: nn.Module) -> Iterator[None]:
-    """All weights whole on every process, without a collective inside. Every process has to enter
-    and to leave."""
+    """All weights gathered on every process, with no collective inside. Every process has to enter
+    and leave."""
     modules = sharded(root)
     groups = [module._get_fsdp_state()._fsdp_param_group for module in modules]
     after_forward = [group and group.post_forward_mesh_info for group in groups]
@@ -82,7 +81,7 @@ def gathered(root: nn.Module) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor of which this process may hold a part; every process has to ask."""
+    """The whole tensor, of which this process may hold a shard; every process has to call it."""
     full: Any = getattr(tensor, "full_tensor", None)
     result: Tensor = tensor if full is None else full()
     return result.detach()

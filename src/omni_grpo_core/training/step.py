@@ -23,14 +23,14 @@ from omni_grpo_core.losses.metrics import Mean, Metrics, loss_metrics
 from omni_grpo_core.losses.policy_loss import Totals, policy_loss, rollout_weights
 from omni_grpo_core.losses.shapes import NotFiniteError
 from omni_grpo_core.losses.spans import PartialAdvantage, token_advantages
-from omni_grpo_core.training.sharding import touched
+from omni_grpo_core.training.sharding import zero_of_weights
 from omni_grpo_core.types import Batch, Rollout
 
 T = TypeVar("T")
 
 
 class Distributed(Protocol):
-    """What one process asks of all processes of a run; each must ask the same in the same order."""
+    """Collectives over a run's processes; each must call the same ones in the same order."""
 
     @property
     def world(self) -> int: ...
@@ -40,9 +40,9 @@ class Distributed(Protocol):
         """Whether this is the process that writes."""
 
     def agree(self, action: Callable[[], T], *, main_only: bool = False) -> T:
-        """What ``action`` gives on the main process. Each process does it, or, with ``main_only``,
-        that one alone; all wait for one another. What input or machine refuse to one is raised on
-        all, so that none is left waiting."""
+        """What ``action`` returns on the main process. Each process calls it or, with
+        ``main_only``, only that one; all wait for one another. An error from input or machine on
+        one is raised on all, so that none is left waiting."""
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """The items of all processes, in rank order."""
@@ -53,13 +53,13 @@ class Distributed(Protocol):
     def backward(self, loss: Tensor) -> None: ...
 
     def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Gradients of backward passes inside stay on this process, until one outside."""
+        """Gradients of backward passes inside stay on this process until one outside."""
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-        """Scale the gradients to ``max_norm`` at most; returns the norm they had."""
+        """Scale the gradients to ``max_norm`` at most; returns their norm before."""
 
 
-class Alone:
+class SingleProcess:
     """One process, plain torch."""
 
     world = 1
@@ -87,8 +87,8 @@ class Alone:
 class Scorer(nn.Module):
     """Everything a gradient passes through, as one module: towers, text model, head, log-softmax.
 
-    Data-parallel wrappers synchronise what goes through *their* forward, so the scoring forward
-    has to be a module's.
+    Data-parallel wrappers synchronise only what goes through *their* forward, so the scoring
+    forward has to be that of a module.
     """
 
     def __init__(self, policy: Policy, temperature: float) -> None:
@@ -98,7 +98,7 @@ class Scorer(nn.Module):
         self._temperature = temperature
 
     def forward(self, batch: Batch, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropy of completions, (N, C) each, G rows in a row for each of ``batch``.
+        """Logprobs and entropy of completions, (N, C) each, G consecutive ones per ``batch`` row.
 
         ``ids``: int64, (N, C), right-padded; ``mask``: bool, (N, C).
         """
@@ -111,14 +111,14 @@ class Scorer(nn.Module):
             temperature=self._temperature,
             suppressed=self._policy.suppressed,
         )
-        return scored.logprobs + touched(self), scored.entropy
+        return scored.logprobs + zero_of_weights(self), scored.entropy
 
 
 @contextmanager
 def scoring(model: nn.Module, *, checkpointing: bool) -> Iterator[None]:
-    """Eval mode, so that nothing is dropped out that sampling had; with ``checkpointing`` only the
-    blocks that checkpoint are told that they train, which is what transformers asks them. All is
-    restored on leaving: no other forward can meet it."""
+    """Eval mode, so that scoring has no dropout that sampling had not; with ``checkpointing`` only
+    the checkpointing blocks are in train mode, which transformers requires of them. All is restored
+    on exit: no other forward is affected."""
     with modes_restored(model):
         model.eval()
         if checkpointing:
@@ -131,11 +131,11 @@ def scoring(model: nn.Module, *, checkpointing: bool) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
-    """Completions that are scored together, as many for each row of ``batch``.
+    """Completions that are scored together, equally many for each row of ``batch``.
 
     ``ids``, ``rollout_logprobs``: (N, C). ``mask``: bool, (N, C), tokens that were sampled.
     ``in_loss``: bool, (N, C), those that count: all of a row or none. ``advantages``: (N,), or
-    (N, C) where partial rewards act on a part of the tokens.
+    (N, C) if partial rewards act on some of the tokens.
     """
 
     batch: Batch
@@ -157,16 +157,16 @@ def make_micro_batches(
 ) -> tuple[MicroBatch, ...]:
     """A rollout as micro-batches of ``size`` completions, in order.
 
-    ``advantages``: (N,), ``kept``: bool, (N,): completions that count in the loss; others stay as
-    fully masked rows, so that every process has as many micro-batches. ``size`` divides the group
-    size or is a multiple of it. Raises ``TrainError`` otherwise. ``partial``: added to the
+    ``advantages``: (N,); ``kept``: bool, (N,), completions that count in the loss; others stay as
+    fully masked rows, so that all processes have equally many micro-batches. Raises ``TrainError``
+    unless ``size`` divides the group size or is a multiple of it. ``partial``: added to the
     advantages on their spans.
     """
     group = rolled.group_size
     if size % group and group % size:
         raise TrainError(
             "micro-batch size", got=str(size), want=f"a divisor or a multiple of {group}",
-            fix="a micro-batch holds equally many completions of each of its prompts",
+            fix="choose one: a micro-batch holds equally many completions of each of its prompts",
         )  # fmt: skip
     parts = []
     for start in range(0, len(rolled.completions), size):
@@ -199,9 +199,9 @@ def make_micro_batches(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """What one optimizer step did. ``loss`` and ``metrics`` are those of all processes;
-    ``grad_norm`` is before clipping. ``stepped``: whether the weights changed. ``broken``: numbers
-    that no loss can be computed from; the loss is NaN then."""
+    """What one optimizer step did. ``loss`` and ``metrics`` are over all processes; ``grad_norm``
+    is before clipping. ``stepped``: whether the weights changed. ``broken``: values from which no
+    loss can be computed; the loss is NaN then."""
 
     loss: float
     grad_norm: float
@@ -211,7 +211,7 @@ class Update:
 
     @property
     def finite(self) -> bool:
-        """Of all processes: a sum or a norm is finite only where every part of it is."""
+        """On all processes: a sum or a norm is finite only if every part of it is."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
@@ -241,10 +241,10 @@ def optimize(
     """``plan.iterations`` updates on one rollout.
 
     ``scorer`` is the prepared (wrapped) :class:`Scorer`, ``model`` the thinker inside. ``may_step``
-    sees loss, gradient norm and metrics of every update before the weights change and may forbid
-    it, which ends the updates; one that is not finite is never made, whatever it says. ``set_rate``
-    is told the iteration before its update. A step in which no process has a token in the loss
-    gives no update at all.
+    gets loss, gradient norm and metrics of every update before the weights change and may forbid
+    it, which ends the updates; a non-finite one is never made, whatever it returns. ``set_rate`` is
+    called with the iteration before its update. A step in which no process has a token in the loss
+    has no update at all.
     """
     totals = _step_totals(distributed, window)
     if totals.tokens == 0:
@@ -262,7 +262,7 @@ def optimize(
             grad_norm=norm,
             metrics=Metrics.sum(part.metrics for part in parts),
             stepped=True,
-            broken=tuple(words for part in parts for words in part.broken),
+            broken=tuple(text for part in parts for text in part.broken),
         )
         if not (may_step(update) and update.finite):
             optimizer.zero_grad()
@@ -301,10 +301,10 @@ def _backward(
     reference: Sequence[Tensor | None],
 ) -> _Share:
     """Gradients of every micro-batch; fills ``old`` the first time. Raises ``ConfigError`` for rows
-    that go through frozen towers alone.
+    that go through frozen towers only.
 
-    Where there is no loss its gradient is NaN instead of an error: the other processes wait for
-    this one's gradients, and the NaN is what stops them all.
+    Without a loss the gradient is NaN instead of an error: the other processes wait for this one's
+    gradients, and the NaN is what stops them all.
     """
     first = not old
     loss = 0.0
@@ -344,7 +344,7 @@ def _backward(
                     "freeze",
                     got="a micro-batch from which nothing learns",
                     want="every row to go through something that learns",
-                    fix="freeze less, or leave rows without that modality out",
+                    fix="freeze less, or leave out rows without that modality",
                 )
             # data-parallel wrappers average the gradients of their processes: undo it
             distributed.backward(share * distributed.world)
@@ -353,7 +353,7 @@ def _backward(
 
 
 def _drift(logprobs: Tensor, sampled: Tensor, mask: Tensor) -> Metrics:
-    """How far the trainer's logprobs are from those noted while sampling, before any update."""
+    """How far the trainer's logprobs are from those recorded in sampling, before any update."""
     gap = torch.where(mask, (logprobs.detach() - sampled).abs(), 0.0)
     mean = Mean(float(gap.sum()), int(mask.sum()))
     return Metrics({"drift": mean}, {"drift_max": float(gap.max())})

@@ -1,5 +1,5 @@
 """Which weights learn, in which precision, and what scores the reference: freezing towers,
-low-rank adapters, and switching them off."""
+adding low-rank adapters, and switching them off."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from omni_grpo_core.training.sharding import whole
 from omni_grpo_core.training.step import MicroBatch, Scorer
 
 Reference = Callable[[MicroBatch], Tensor]
-"""Logprobs of a micro-batch's completions under the reference, (N, C), without gradient."""
+"""Logprobs of a micro-batch's completions under the reference, (N, C), without a gradient."""
 
 
 def choose_trainable(
     policy: Policy, config: TrainConfig, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> Reference | None:
-    """Freeze what is not to learn, add adapters, and give the reference: ``None`` at beta 0.
+    """Freeze what must not learn, add adapters, and return the reference: ``None`` at beta 0.
 
-    The reference is the policy as it stands now: with adapters the same weights with the adapter
-    off, else a copy. In bfloat16, frozen weights are stored in it; learning ones stay float32,
-    because an update of 1e-6 of a weight is lost in three digits.
+    The reference is the policy as it is now: with adapters, the same weights with the adapter
+    off, else a copy. With precision bfloat16, frozen weights are stored in it; trainable ones stay
+    float32, because an update of 1e-6 of a weight is lost in three digits.
     """
     model = policy.model
     if config.loss.beta > 0 and config.lora is None:
@@ -61,28 +61,28 @@ def choose_trainable(
 
 
 def freeze(model: Any, towers: Collection[Tower]) -> None:
-    """Let every parameter learn but those of ``towers``."""
-    stuck = tuple(prefix for tower in towers for prefix in TOWER_PREFIX[tower])
+    """Make every parameter trainable except those of ``towers``."""
+    frozen = tuple(prefix for tower in towers for prefix in TOWER_PREFIX[tower])
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not published_name(name).startswith(stuck) if stuck else True)
+        parameter.requires_grad_(not published_name(name).startswith(frozen) if frozen else True)
 
 
 def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
-    """Put adapters into the text model, in place; all else is frozen. As the second factor starts
-    at 0, the policy is unchanged. Raises ``ConfigError`` if no layer has one of the names."""
+    """Add adapters to the text model, in place; everything else is frozen. The second factor starts
+    at 0, so the policy is unchanged. Raises ``ConfigError`` if no layer has one of the names."""
     with extra("train"):
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
 
     names = "|".join(map(re.escape, config.target_modules))
-    # language_model: from transformers 5.23 on
+    # language_model: since transformers 5.23
     pattern = rf"model\.(language_model\.)?layers\.\d+\..*\.({names})"
     if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
         raise ConfigError(
             "lora: target_modules",
             got=", ".join(config.target_modules),
             want="names of linear layers of the text model",
-            fix="see print(model)",
+            fix="choose from the names that print(model) shows",
         )
     settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern)
     with torch.random.fork_rng():
@@ -113,8 +113,8 @@ def adapter_off(model: Any) -> Iterator[None]:
 
 
 def merged_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The state dict of the plain architecture, adapters added to the weights they act on. Of
-    sharded weights every process has to ask, within ``gathered``."""
+    """The state dict of the plain architecture, adapters merged into the weights they act on. With
+    sharded weights every process has to call this, within ``gathered``."""
     weights = {}
     for layer_name, layer in model.named_modules():
         if hasattr(layer, "get_delta_weight") and hasattr(layer, "base_layer"):

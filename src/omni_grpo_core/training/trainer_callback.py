@@ -6,12 +6,12 @@
     trainer = GRPOTrainer(..., reward_funcs=guard.watch([accuracy, format]), callbacks=[guard])
 
 The callback sees the model: generation in train mode under gradient checkpointing is stopped before
-its second token; a gradient that is NaN or infinite, before any optimizer step is made of it, on
-all processes at once. ``watch`` sees what the policy says and earns: garbage stops the run at the
-step it happens, a dead reward after ``patience`` steps.
+its second token; a non-finite gradient, before any optimizer step uses it, on all processes at
+once. ``watch`` sees completions and rewards: garbage stops the run at the step where it occurs, a
+dead reward after ``patience`` steps.
 
-Not looked at: gradients in float16, where the loss scaler skips such a step by itself and goes on
-with a smaller scale, and under DeepSpeed, whose engine has stepped before any callback is called.
+Not checked: gradients in float16, where the loss scaler itself skips such a step and goes on with
+a smaller scale, and under DeepSpeed, whose engine has stepped before any callback is called.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from omni_grpo_core.types import Completion, Score, Stage, StageRecord, Trace
 
 
 class GuardStop(TrainError):
-    """The guard ended the run; ``findings``, one or more, say why, the first names the stage;
+    """The guard stopped the run; ``findings``, one or more, say why, and the first names the stage;
     ``bundle`` is the folder with the trace."""
 
     def __init__(self, step: int, findings: Sequence[Finding], bundle: Path) -> None:
@@ -52,7 +52,7 @@ class GuardStop(TrainError):
             f"step {step}",
             got="; ".join(map(str, findings)),
             want="a run that can learn",
-            fix=f"see {bundle}",
+            fix=f"read the report in {bundle}",
         )
         self.step = step
         self.findings = tuple(findings)
@@ -69,8 +69,8 @@ class GuardStop(TrainError):
 class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
     """Stops a run by raising :class:`GuardStop`, before the step's update.
 
-    ``out``: where ``step-NNNNNN`` folders go. ``processing_class``: the run's processor or
-    tokenizer; its eos and special tokens tell an ending from a stray ``<|im_start|>``.
+    ``out``: folder for the ``step-NNNNNN`` folders. ``processing_class``: the run's processor or
+    tokenizer; its eos and special tokens distinguish an ending from a stray ``<|im_start|>``.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
         if optimizer is None or args.fp16:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        broken = _without_finite_gradient(parameters)
-        if not _anywhere(bool(broken), parameters[0].device):
+        broken = _with_nonfinite_gradient(parameters)
+        if not _any_process(bool(broken), parameters[0].device):
             return
         names = {id(p): name for name, p in model.named_parameters()} if model is not None else {}
         where = ", ".join(names.get(id(parameter), "a parameter") for parameter in broken[:3])
@@ -131,9 +131,9 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
     # ----------------------------------------------------------------- rewards
 
     def watch(self, functions: Sequence[RewardFunction]) -> list[RewardFunction]:
-        """The same reward functions, each with its values seen; the guard decides after the last.
+        """The same reward functions, with their values observed; the guard decides after the last.
 
-        Rewards are called one after another with the completions of one step.
+        The trainer must call them one after another with the completions of one step.
         """
         self._names = [name_of(function) for function in functions]
         return [self._watched(function) for function in functions]
@@ -161,11 +161,11 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
             else prompt
             for prompt in prompts
         ]
-        said = self._completions(texts, groups, columns.get("completion_ids"))
+        sampled = self._completions(texts, groups, columns.get("completion_ids"))
         totals = [health.mean(row) for row in zip(*scores.values(), strict=True)]
-        capped = [completion.finish_reason == "length" for completion in said]
-        facts = StepFacts(self._step, said, health.Step(scores, totals, groups, capped))
-        findings = self._guard.look(facts)
+        capped = [completion.finish_reason == "length" for completion in sampled]
+        facts = StepFacts(self._step, sampled, health.Step(scores, totals, groups, capped))
+        findings = self._guard.inspect(facts)
         if findings:
             rewards = {
                 name: tuple(Score(value, "from the trainer") for value in column)
@@ -174,7 +174,7 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
             self._stop(
                 findings,
                 (
-                    StageRecord("completion", said, (), 0.0),
+                    StageRecord("completion", sampled, (), 0.0),
                     StageRecord("reward", rewards, (), 0.0),
                 ),
             )
@@ -184,7 +184,7 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
     ) -> tuple[Completion, ...]:
         if ids is None:
             ids = [self._tokenizer(text)["input_ids"] for text in texts]
-            ended = [True] * len(texts)  # nobody knows: do not call it capped
+            ended = [True] * len(texts)  # unknown: do not count it as capped
         else:
             ended = [bool(row) and int(row[-1]) in self._eos for row in ids]
         return tuple(
@@ -195,7 +195,7 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
         )
 
     def _stop(self, findings: Sequence[Finding], records: tuple[StageRecord[object], ...]) -> None:
-        rank = distributed.get_rank() if _many() else 0
+        rank = distributed.get_rank() if _is_distributed() else 0
         name = f"step-{self._step:06d}" + (f"-rank{rank}" if rank else "")
         folder = unused(self._out / name)
         save_trace(Trace({"trainer": "transformers"}, records), folder)
@@ -204,8 +204,8 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
         raise GuardStop(self._step, findings, folder)
 
 
-def _without_finite_gradient(parameters: Sequence[Any]) -> list[Any]:
-    """Of what this process holds of them; one transfer from the device."""
+def _with_nonfinite_gradient(parameters: Sequence[Any]) -> list[Any]:
+    """Only this process's shards are checked; one transfer from the device."""
     learning = [parameter for parameter in parameters if parameter.grad is not None]
     own = [getattr(p.grad, "to_local", lambda p=p: p.grad)() for p in learning]
     flags = [gradient.isfinite().all().to(own[0].device) for gradient in own]
@@ -213,13 +213,13 @@ def _without_finite_gradient(parameters: Sequence[Any]) -> list[Any]:
     return [parameter for parameter, fine in zip(learning, finite, strict=True) if not fine]
 
 
-def _many() -> bool:
+def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _anywhere(found: bool, device: torch.device) -> bool:
-    """Whether any process found it: each knows its part of a sharded gradient only."""
-    if not _many():
+def _any_process(found: bool, device: torch.device) -> bool:
+    """Whether any process found it: each sees only its shard of a gradient."""
+    if not _is_distributed():
         return found
     flag = torch.tensor(int(found), device=device)
     distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)

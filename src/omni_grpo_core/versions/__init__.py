@@ -3,8 +3,8 @@
 Several interpreters, one transformers each -> what every version does, as one JSON object.
 
 ``{"family": FAMILY, "default": NAME, "rows": n, "versions": {NAME: {"facts": …, "stages": …}}}``:
-facts as ``probe`` leaves them, stages as compared with the default's trace (absent for the default
-itself).
+facts as :mod:`~omni_grpo_core.versions.facts` writes them, stages compared with the default's trace
+(absent for the default itself).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def interpreters(given: Sequence[str]) -> dict[str, Path]:
     """``NAME=PYTHON`` by name, in order.
 
     Raises:
-        ConfigError: another form, a name twice, a file that is not there.
+        ConfigError: another form, a duplicate name, a file that does not exist.
 
     >>> interpreters(["old"])
     Traceback (most recent call last):
@@ -45,7 +45,7 @@ def interpreters(given: Sequence[str]) -> dict[str, Path]:
             raise _bad(name, "a second interpreter of that name", "each name once")
         if not os.access(python, os.X_OK) or Path(python).is_dir():
             raise _bad(text, f"nothing that runs at {python!r}", "a Python interpreter")
-        # not resolved: a virtual environment's Python is a link, and is known by where it lies
+        # not resolved: a virtual environment's Python is a link and depends on its own location
         found[name] = Path(python).absolute()
     return found
 
@@ -61,10 +61,10 @@ def measure(
     on_version: Callable[[str], None] = lambda name: None,
 ) -> Matrix:
     """Probe every interpreter in a process of its own, one after another, and compare each with
-    ``default``. A minute each on one core.
+    ``default``. Takes a minute each on one core.
 
     Raises:
-        ConfigError: ``default`` is none of them, or an interpreter cannot run the probe.
+        ConfigError: ``default`` is not among them, or an interpreter cannot run the probe.
     """
     if default not in pythons:
         raise _bad(f"default {default!r}", "no such name", " or ".join(pythons))
@@ -89,8 +89,8 @@ def measure(
 
 
 def against(default: Trace, other: Trace) -> dict[str, Any]:
-    """Each stage of ``other`` as compared with ``default``: verdict, largest |Δ| of a float, the
-    first sentences of what differs; and of how many rows ids, positions and answers are equal."""
+    """Each stage of ``other`` compared with ``default``: verdict, largest |Δ| of a float, the first
+    sentences on what differs; and in how many rows ids, positions and answers are equal."""
     stages: dict[str, Any] = {
         stage.stage: {
             "verdict": stage.verdict,
@@ -122,8 +122,8 @@ def _answers(trace: Trace) -> list[tuple[int, ...]]:
 def _probe(name: str, python: Path, folder: Path, family: tiny.FamilyName) -> None:
     environment = dict(os.environ)
     source = Path(__file__).parents[2]
-    # this very code under another interpreter; but never a whole site-packages, whose transformers
-    # would take the place of the one to be measured
+    # this code under another interpreter, but never a whole site-packages: its transformers would
+    # replace the one to measure
     if not (source / "transformers").exists():
         environment["PYTHONPATH"] = str(source)
     command: list[str | Path] = [python, "-m", "omni_grpo_core.versions.facts", folder, family]
@@ -140,5 +140,5 @@ def _probe(name: str, python: Path, folder: Path, family: tiny.FamilyName) -> No
             f"{name}={python}",
             got=got,
             want="an environment that this package runs in",
-            fix="install omni-grpo-core there; the probe ended with what was found",
+            fix="install omni-grpo-core there; what was found is the probe's last line",
         )

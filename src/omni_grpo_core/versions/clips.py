@@ -1,5 +1,5 @@
-"""What the installed transformers does with a clip that has no track, and with one handed over as a
-path: calls as people write them."""
+"""What the installed transformers does with a clip that has no track, and with one passed as a
+path: calls as users write them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.forward import positions
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.types import Media, Prompt, Row
-from omni_grpo_core.versions.library import told
+from omni_grpo_core.versions.library import captured_warnings
 
 
 def mute_clip(policy: Policy, clips: Sequence[tuple[Prompt, Media, Row]]) -> dict[str, Any]:
     """A clip without a track before one with, in one call with audio-in-video on.
 
-    Each comes with its row as it is right alone. ``ids`` and ``positions``: of how many rows they
-    are the same; ``told``: whether anything was said; ``refused``: what was raised instead.
+    Each comes with the row that is right for it alone. ``ids`` and ``positions``: how many rows
+    have the same ones; ``told``: whether there was a warning; ``refused``: what was raised instead.
     """
     prompts, media, rows = zip(*clips, strict=True)
     keywords: dict[str, Any] = {"use_audio_in_video": True}
     if hasattr(policy.processor, "load_audio_from_video"):
         keywords = {"load_audio_from_video": True, "audio_from_video_indices": [1]}
-    with told() as lines:
+    with captured_warnings() as lines:
         try:
             output = policy.processor(
                 text=[prompt.text for prompt in prompts],
@@ -41,9 +41,9 @@ def mute_clip(policy: Policy, clips: Sequence[tuple[Prompt, Media, Row]]) -> dic
                 return_tensors="pt",
                 **keywords,
             )
-        except Exception as error:  # whatever this version refuses it with is the fact
-            said = (str(error).strip() or "no message").splitlines()[0]
-            return {"rows": len(rows), "refused": f"{type(error).__name__}: {said}"}
+        except Exception as error:  # whatever this version raises is the fact
+            message = (str(error).strip() or "no message").splitlines()[0]
+            return {"rows": len(rows), "refused": f"{type(error).__name__}: {message}"}
     return {
         "rows": len(rows),
         "ids": sum(
@@ -58,7 +58,7 @@ def mute_clip(policy: Policy, clips: Sequence[tuple[Prompt, Media, Row]]) -> dic
 
 
 def _same_positions(policy: Policy, output: Mapping[str, Any], rows: Sequence[Row]) -> int:
-    """Rows whose positions in the batch, with its one flag, are those of the row alone."""
+    """Count rows whose positions in the batch, with its one flag, equal those of the row alone."""
     alone = positions(policy, collate(rows, policy.pad_token_id)).position_ids
     together, _ = policy.model.get_rope_index(
         output["input_ids"],
@@ -77,17 +77,17 @@ def _same_positions(policy: Policy, output: Mapping[str, Any], rows: Sequence[Ro
 
 
 def by_path(policy: Policy, path: str, fps: float) -> dict[str, Any]:
-    """Which decoder the video processor chooses for a path, and which frames it asks it for.
+    """Which decoder the video processor chooses for a path, and which frames it requests.
 
-    ``here``: the decoder in this environment, or why none; ``chosen``: where every decoder can be
-    had; ``frames``: their numbers. Read by PyAV whatever is chosen: the numbers are the library's.
+    ``here``: the decoder in this environment, or why none; ``chosen``: with every decoder
+    available; ``frames``: the indices requested, which are the library's; PyAV always decodes.
     """
     with _watched(everything=False) as (chosen, _):
         here = _read(policy, path, fps)
     here = chosen[0] if chosen else here
     with _watched(everything=True) as (chosen, frames):
         refused = _read(policy, path, fps)
-    # what the processor makes of frames of this size is another matter
+    # whether the processor accepts frames of this size does not matter here
     found = {"chosen": chosen[0], "frames": frames[0]} if frames else {"refused": refused}
     return {"here": here, **found}
 
@@ -97,15 +97,14 @@ def _read(policy: Policy, path: str, fps: float) -> str | None:
         policy.processor.video_processor(
             videos=[path], fps=fps, do_sample_frames=True, do_resize=False, return_tensors="pt"
         )
-    except Exception as error:  # whatever this version refuses it with is the fact
+    except Exception as error:  # whatever this version raises is the fact
         return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
     return None
 
 
 @contextmanager
 def _watched(*, everything: bool) -> Iterator[tuple[list[str], list[list[int]]]]:
-    """Decoders that were chosen and frames that were asked for; with ``everything``, as if each
-    decoder were installed."""
+    """Decoders chosen and frames requested; ``everything``: as if every decoder were installed."""
     chosen: list[str] = []
     frames: list[list[int]] = []
     original = getattr(reading, "load_video", None)
@@ -125,5 +124,5 @@ def _watched(*, everything: bool) -> Iterator[tuple[list[str], list[list[int]]]]
     if everything:
         names = ("is_torchcodec_available", "is_torchcodec_usable")
         changes |= {n: lambda *a, **k: True for n in names if hasattr(reading, n)}
-    with told(), patch.multiple(reading, **changes):
+    with captured_warnings(), patch.multiple(reading, **changes):
         yield chosen, frames

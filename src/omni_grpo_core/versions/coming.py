@@ -1,5 +1,5 @@
-"""What the installed transformers still takes and says it will drop, and under which name it takes
-a cache: calls that people write, and what they are told."""
+"""What the installed transformers still accepts but deprecates, and under which name it accepts a
+cache: calls that users write, and the warnings they get."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from omni_grpo_core.core.forward import library_keywords
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.types import Media, Prompt, Row
-from omni_grpo_core.versions.library import told
+from omni_grpo_core.versions.library import captured_warnings
 
 _REMOVED = re.compile(r"(?:removed in|[Ff]rom)\s+(?:version\s+|Transformers\s+)?v?(\d+(?:\.\d+)*)")
 
@@ -23,7 +23,7 @@ CACHE_NAMES = ("past_key_values", "cache")
 
 
 def removal(lines: Iterable[str]) -> tuple[str, str] | None:
-    """The version in which something goes and the line that says so, of the first that does.
+    """The version in which something will be removed and the first line that says so.
 
     >>> removal(["`a` is deprecated and will be removed in version 5.40.0 for `f`."])
     ('5.40.0', '`a` is deprecated and will be removed in version 5.40.0 for `f`.')
@@ -34,32 +34,34 @@ def removal(lines: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def going(policy: Policy, prompt: Prompt, media: Media, row: Row) -> dict[str, dict[str, str]]:
-    """By what people write, what is said to go: ``gone in`` and the words. ``row`` is a clip with
-    its track. Said while it runs, or in the words that document it."""
+def deprecations(
+    policy: Policy, prompt: Prompt, media: Media, row: Row
+) -> dict[str, dict[str, str]]:
+    """By call, what will be removed: the version (``gone in``) and the text (``said``), from a
+    warning during the call or from its documentation. ``row`` is a clip with its track."""
     found = {}
     for name, call in {
         **_processor_calls(policy, prompt, media),
         **_model_calls(policy, row),
     }.items():
         documented: object = None
-        with told() as lines, suppress(Exception):  # refusals are other facts, and no removals
+        with captured_warnings() as lines, suppress(Exception):  # errors are other facts
             documented = call()
-        if said := removal([*lines, *(documented if isinstance(documented, list) else [])]):
-            found[name] = {"gone in": said[0], "said": said[1]}
+        if notice := removal([*lines, *(documented if isinstance(documented, list) else [])]):
+            found[name] = {"gone in": notice[0], "said": notice[1]}
     return found
 
 
 def cache_names(policy: Policy, row: Row) -> dict[str, str]:
-    """Whether a forward fills a cache handed over by each of :data:`CACHE_NAMES`: ``filled``,
+    """Whether a forward fills a cache passed under each of :data:`CACHE_NAMES`: ``filled``,
     ``ignored`` (nothing raised), ``refused``."""
     found = {}
     for name in CACHE_NAMES:
         cache = DynamicCache()
-        with told():
+        with captured_warnings():
             try:
                 _forward(policy, row, **{name: cache})
-            except Exception:  # whatever this version refuses it with
+            except Exception:  # whatever this version raises
                 found[name] = "refused"
                 continue
         found[name] = "filled" if cache.get_seq_length() else "ignored"

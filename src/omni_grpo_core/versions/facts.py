@@ -1,7 +1,7 @@
 """One version's side of the matrix: ``python -m omni_grpo_core.versions.facts FOLDER FAMILY``.
 
-Runs under the interpreter whose transformers is to be measured, and leaves ``trace`` and
-``facts.json`` in a new folder. Uses the family's shipped checkpoint, and the shipped rows.
+Runs under the interpreter whose transformers is measured, and writes ``trace`` and ``facts.json``
+into a new folder. Uses the family's shipped checkpoint and the shipped rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def measure(folder: Path, family: tiny.FamilyName) -> None:
-    """Measure the installed transformers into ``folder``."""
+    """Write the facts of the installed transformers into ``folder``."""
     from omni_grpo_core.core.policy import load_policy
     from omni_grpo_core.core.sample import load_samples
     from omni_grpo_core.io.atomic import write_file
@@ -29,7 +29,7 @@ def measure(folder: Path, family: tiny.FamilyName) -> None:
     from omni_grpo_core.pipeline.stages import run
     from omni_grpo_core.trace.store import save_trace
     from omni_grpo_core.versions.clips import by_path, mute_clip
-    from omni_grpo_core.versions.coming import cache_names, going
+    from omni_grpo_core.versions.coming import cache_names, deprecations
     from omni_grpo_core.versions.generating import batched, exam
     from omni_grpo_core.versions.library import (
         audio_in_video_calls,
@@ -61,7 +61,7 @@ def measure(folder: Path, family: tiny.FamilyName) -> None:
         "mute clip": mute_clip(policy, pair),
         "by path": by_path(policy, clip, media[inside].videos[0].sample_fps),
         "cache": cache_names(policy, rows[inside]),
-        "going": going(policy, prompts[inside], media[inside], rows[inside]),
+        "going": deprecations(policy, prompts[inside], media[inside], rows[inside]),
         "template": template_type(policy),
         "features": feature_types(policy, rows),
         "rope_deltas": rope_deltas(policy, rows[inside]),
@@ -74,8 +74,8 @@ def measure(folder: Path, family: tiny.FamilyName) -> None:
 
 
 def mute_and_heard(rows: Sequence[Row]) -> tuple[int, int]:
-    """Numbers of a row with a clip without sound and of an interleaved one whose clip has another
-    number of frames: with equal ones a grid taken for the other's would not show."""
+    """Indices of a row whose clip has no sound and of an interleaved one with another number of
+    frames: with equal numbers, swapped grids would go unnoticed."""
 
     def grid(row: Row) -> list[int]:
         return row.tensors["video_grid_thw"].flatten().tolist()

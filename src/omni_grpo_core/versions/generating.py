@@ -1,4 +1,4 @@
-"""How transformers' own ``generate`` does on the rows, mode by mode."""
+"""How well transformers' own ``generate`` does on the rows, by mode."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ EVAL = "eval"
 TRAIN = "train, checkpointing"
 NO_CACHE = "train, checkpointing, use_cache=False"
 _TOKENS = 48
-"""The shipped answers are shorter; what never ends is cut here."""
+"""The shipped answers are shorter; completions that never end are truncated here."""
 
 
 def exam(policy: Policy, rows: Sequence[Row], samples: Sequence[Sample]) -> dict[str, Any]:
-    """Shares of right and of well-formed greedy answers, [accuracy, format], by mode; of a mode
-    that this version ends in an exception, what it raised."""
+    """Shares of right and of well-formed greedy answers, [accuracy, format], by mode; for a mode in
+    which this version raises an exception, that exception."""
     found: dict[str, Any] = {EVAL: _shares(samples, [_answer(policy, row) for row in rows])}
     with modes_restored(policy.model):
         switch_checkpointing(policy.model, True)
@@ -34,7 +34,7 @@ def exam(policy: Policy, rows: Sequence[Row], samples: Sequence[Sample]) -> dict
         for mode, settings in ((TRAIN, {}), (NO_CACHE, {"use_cache": False})):
             try:
                 texts = [_answer(policy, row, **settings) for row in rows]
-            except Exception as error:  # whatever this version refuses it with is the fact
+            except Exception as error:  # whatever this version raises is the fact
                 found[mode] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             else:
                 found[mode] = _shares(samples, texts)
@@ -42,10 +42,10 @@ def exam(policy: Policy, rows: Sequence[Row], samples: Sequence[Sample]) -> dict
 
 
 def batched(policy: Policy, rows: Sequence[Row]) -> dict[str, Any]:
-    """Rows that ``generate`` answers in a left-padded batch with the very ids it gives them alone.
+    """How many rows get the same ids from ``generate`` in a left-padded batch as alone.
 
     One call takes one audio-in-video flag, so there is a batch for each: ``rows``, ``equal``, and
-    where this version cannot do it ``refused``: what it raised.
+    if this version cannot do it ``refused``: what it raised.
     """
     equal = 0
     for flag in (True, False):
@@ -61,9 +61,9 @@ def batched(policy: Policy, rows: Sequence[Row]) -> dict[str, Any]:
         }
         try:
             together = _generate(policy, keywords)
-        except Exception as error:  # whatever this version refuses it with is the fact
-            told = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            return {"rows": len(rows), "equal": equal, "refused": told}
+        except Exception as error:  # whatever this version raises is the fact
+            refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            return {"rows": len(rows), "equal": equal, "refused": refused}
         alone = [_generate(policy, library_keywords(policy, row))[0] for row in alike]
         equal += sum(a == b for a, b in zip(together, alone, strict=True))
     return {"rows": len(rows), "equal": equal}
@@ -80,7 +80,7 @@ def _generate(
 ) -> list[tuple[int, ...]]:
     """New ids of each row, up to the first eos, which is left out."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what checkpointing warns of is what is being measured
+        warnings.simplefilter("ignore")  # checkpointing warns of what is measured here
         output = library_generate(policy, keywords, max_new_tokens=_TOKENS, **settings)
     rows = output[:, keywords["input_ids"].shape[1] :].tolist()
     ends = [

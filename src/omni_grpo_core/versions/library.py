@@ -1,7 +1,7 @@
-"""What the installed transformers does with calls that people write: facts, as plain values.
+"""What the installed transformers does with calls that users write: facts, as plain values.
 
-Nothing here judges: a fact is what was returned, logged or raised. The calls are made as a trainer
-or a script makes them, not as this package does, which speaks each version's own dialect.
+Nothing here judges: a fact is what was returned, logged or raised. The calls are those of a trainer
+or a script, not of this package, which adapts to each version.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEYWORDS: Mapping[str, Mapping[str, Any]] = {
         "audio_from_video_indices": [0],
     },
 }
-"""Ways of saying that the one audio handed along is the one video's own track."""
+"""Ways to state that the one audio passed is the one video's own track."""
 
 _FEATURES = {
     "image": ("get_image_features", ("pixel_values", "image_grid_thw")),
@@ -40,14 +40,15 @@ _FEATURES = {
 def audio_in_video_calls(
     policy: Policy, prompt: Prompt, media: Media, row: Row
 ) -> dict[str, dict[str, Any]]:
-    """One clip with its decoded track through the processor, by each of :data:`KEYWORDS`.
+    """One clip with its decoded track through the processor, with each of :data:`KEYWORDS`.
 
-    ``row`` is what must come out. ``outcome``: ``right``, ``lost`` (nothing raised, but ids without
-    the track's placeholders), ``other``, or ``refused``. ``detail``: tokens, or what was raised.
+    ``row`` is the expected result. ``outcome``: ``right``, ``lost`` (nothing raised, but ids
+    without the track's placeholders), ``other``, or ``refused``. ``detail``: number of tokens, or
+    what was raised. ``told``: warnings about the keywords.
     """
     found = {}
     for name, keywords in KEYWORDS.items():
-        with told() as lines:
+        with captured_warnings() as lines:
             outcome, detail = _call(policy, prompt, media, row, keywords)
         deprecated = [line for line in lines if any(word in line for word in keywords)]
         found[name] = {"outcome": outcome, "detail": detail, "told": deprecated}
@@ -67,7 +68,7 @@ def _call(
             return_tensors="pt",
             **keywords,
         )
-    except Exception as error:  # whatever this version refuses it with is the fact
+    except Exception as error:  # whatever this version raises is the fact
         return "refused", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     ids = output["input_ids"][0].tolist()
     detail = f"{len(ids)} tokens for {len(row.input_ids)}"
@@ -78,7 +79,7 @@ def _call(
 
 
 def template_type(policy: Policy) -> str:
-    """What ``apply_chat_template`` gives for one conversation, not for a list of them."""
+    """What ``apply_chat_template`` returns for one conversation, not for a list of them."""
     content = [{"type": "video", "video": "clip.mp4"}, {"type": "text", "text": "What?"}]
     text = policy.processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -101,7 +102,7 @@ def feature_types(policy: Policy, rows: Sequence[Row]) -> dict[str, str]:
 
 
 def rope_deltas(policy: Policy, row: Row) -> dict[str, Any]:
-    """Where a forward leaves ``rope_deltas``, and for ``row`` what; it is read by the next step."""
+    """Where a forward on ``row`` stores ``rope_deltas``, and its value; the next step reads it."""
     library_forward(policy, row)
     places = {"thinker": policy.model, "thinker.model": policy.model.model}
     for place, module in places.items():
@@ -112,8 +113,8 @@ def rope_deltas(policy: Policy, row: Row) -> dict[str, Any]:
 
 
 @contextmanager
-def told() -> Iterator[list[str]]:
-    """Lines that transformers warns of meanwhile, by either of its ways."""
+def captured_warnings() -> Iterator[list[str]]:
+    """The lines that transformers logs or warns inside the block."""
     lines: list[str] = []
 
     class Listener(logging.Handler):
@@ -124,7 +125,7 @@ def told() -> Iterator[list[str]]:
     before = logger.level
     logger.addHandler(listener)
     logger.setLevel(logging.WARNING)
-    # what is said once a process may have been said before
+    # a once-per-process warning may have been issued before
     library_logging.warning_once.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""Causes of what is wrong with processor calls, embeddings, positions and the loaded model."""
+"""Causes of faults in processor calls, embeddings, positions and the loaded model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from omni_grpo_core.doctor.evidence import Evidence, Rule
 from omni_grpo_core.doctor.signatures import Signature, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
-_LAID = (
-    "tokens are laid out for one way of hearing the video and positions for the other: time "
-    "positions are off by up to the length of the clip"
+_LAYOUT = (
+    "tokens are laid out with the video's sound inside it and positions without, or the reverse: "
+    "time positions are off by up to the length of the clip"
 )
 
 
@@ -22,8 +22,8 @@ _BATCH = (
     Signature(
         cause="batch.flag-processor",
         fact="flag-differs",
-        harm="sounds and placeholders no longer belong together: the track is computed and never "
-        "heard, or the processor finds too few sounds and raises StopIteration",
+        harm="sounds and placeholders no longer match: the track is computed and never heard, or "
+        "the processor finds too few sounds and raises StopIteration",
         fix="pass use_audio_in_video={want} to the processor; " + FIXES["batch.flag-processor"],
         confirm="count the audio tokens of a row: {want} gives one run inside each video",
         when=lambda e: e.values["call"] == "processor",
@@ -31,35 +31,35 @@ _BATCH = (
     Signature(
         cause="batch.flag-generate",
         fact="flag-differs",
-        harm=f"{_LAID}; answers look right while their logits are off by several units",
-        fix="pass use_audio_in_video={want} to generate, as to the processor",
+        harm=f"{_LAYOUT}; completions look right while their logits are off by several units",
+        fix="pass use_audio_in_video={want} to generate, the same value as to the processor",
         confirm="greedy logits with and without the flag differ",
         when=lambda e: e.values["call"] == "generate",
     ),
     Signature(
         cause="batch.flag-forward",
         fact="flag-differs",
-        harm=f"{_LAID}; the ratio to the sampling policy is wrong from the first step",
-        fix="pass use_audio_in_video={want} to the scoring forward, as to generate",
-        confirm="on-policy ratios become 1 with it",
+        harm=f"{_LAYOUT}; the ratio to the sampling policy is wrong from the first step",
+        fix="pass use_audio_in_video={want} to the scoring forward, the same value as to generate",
+        confirm="on-policy ratios become 1",
         when=lambda e: e.values["call"] not in ("processor", "generate"),
     ),
     Signature(
         cause="batch.silent-clip",
         fact="mute-beside-heard",
         harm="the clip without sound gets positions of plain text, and every later clip the grid "
-        "and the rate of the one before it; no processor from 5.23 on says a word",
-        fix="give clips without a track a call of their own, with audio-in-video off in processor, "
-        "generate and forward; or fail on a clip that should have one",
-        confirm="positions of each row are those of the row alone",
+        "and the rate of the one before it; from transformers 5.23 on no processor warns",
+        fix="process clips without a track in a separate call, with audio-in-video off in "
+        "processor, generate and forward; or fail on a clip that should have a track",
+        confirm="positions of each row equal those of the row alone",
     ),
     Signature(
         cause="batch.track-owners",
         fact="tracks-unowned",
-        harm="the run ends in the processor: from transformers 5.23 on a decoded track that nobody "
-        "claims counts as a recording, which the text has no place for",
-        fix="pass audio_from_video_indices: for each sound the number of its video in the call, "
-        "None for a recording; or hand over paths alone, which takes torchcodec",
+        harm="the processor raises: from transformers 5.23 on, a decoded track that no video "
+        "claims counts as a separate recording, for which the text has no placeholder",
+        fix="pass audio_from_video_indices: for each sound the index of its video in the call, "
+        "None for a recording; or pass paths only, which needs torchcodec",
         confirm="each row has one run of audio tokens inside its video",
     ),
     Signature(
@@ -67,25 +67,24 @@ _BATCH = (
         fact="keyword-ignored",
         harm="no sound reaches the processor; it runs out of sounds for its placeholders and "
         "raises an empty StopIteration, or the model hears nothing",
-        fix="write audio= for audios=: the keyword changed its name",
+        fix="pass audio= instead of audios=: the keyword was renamed",
         confirm="the processor's output has input_features",
         when=lambda e: e.values["keyword"] == "audios",
     ),
     Signature(
         cause="batch.unknown-kwarg",
         fact="keyword-ignored",
-        harm="what was asked for with {keyword}={value} is not in force, and only a log line says "
-        "so",
-        fix="drop {keyword}=, or use what does it: no part of the processor knows the name",
-        confirm="the call gives the same without it",
+        harm="{keyword}={value} has no effect, and only a log line says so",
+        fix="drop {keyword}=, or use the keyword that does it: the processor has none of this name",
+        confirm="the call returns the same without it",
         when=lambda e: e.values["keyword"] != "audios",
     ),
     Signature(
         cause="batch.truncated-left",
         fact="prompt-cut",
-        harm="the system message is gone, and where media tokens were cut the features no longer "
-        "fit them",
-        fix="raise the prompt limit above {want} tokens, or lower fps or pixels; never cut a "
+        harm="the system message is gone, and where media tokens were cut, features no longer "
+        "match them",
+        fix="raise the prompt limit above {want} tokens, or lower fps or pixels; never truncate a "
         "prompt with media in it",
         confirm="the first tokens of the prompt are <|im_start|>system",
         when=lambda e: e.values["side"] == "left",
@@ -93,8 +92,8 @@ _BATCH = (
     Signature(
         cause="batch.truncated-right",
         fact="prompt-cut",
-        harm="the question and the turn of the assistant are gone, and where media tokens were cut "
-        "the features no longer fit them",
+        harm="the question and the assistant's turn are gone, and where media tokens were cut, "
+        "features no longer match them",
         fix="raise the prompt limit above {want} tokens, or lower fps or pixels; do not pass "
         "truncation=True",
         confirm="the prompt ends in <|im_start|>assistant",
@@ -103,7 +102,7 @@ _BATCH = (
     Signature(
         cause="batch.padding-side-config",
         fact="padded-right",
-        harm="completions start behind {pads} padding tokens: accuracy and format fall to a third",
+        harm="completions start after {pads} padding tokens: accuracy and format fall to a third",
         fix='set "padding_side": "left" in tokenizer_config.json: it overrides the processor\'s '
         "default",
         confirm="processor.tokenizer.padding_side is 'left'",
@@ -112,7 +111,7 @@ _BATCH = (
     Signature(
         cause="batch.right-padding",
         fact="padded-right",
-        harm="completions start behind {pads} padding tokens: accuracy and format fall to a third",
+        harm="completions start after {pads} padding tokens: accuracy and format fall to a third",
         fix=FIXES["batch.right-padding"],
         confirm="attention_mask[:, -1] is all ones",
         when=lambda e: not e.values["config"],
@@ -120,19 +119,19 @@ _BATCH = (
     Signature(
         cause="batch.mask-ignored",
         fact="mask-wrong",
-        harm="padding is attended to, and positions count it: short rows of a batch answer "
-        "otherwise than alone",
-        fix="hand the processor's own attention_mask on; make none from shapes",
-        confirm="attention_mask.sum(1) is each prompt's own length",
+        harm="padding is attended to, and positions count it: short rows give a different answer "
+        "in a batch than alone",
+        fix="pass on the processor's own attention_mask; do not rebuild it from shapes",
+        confirm="attention_mask.sum(1) is the length of each prompt",
     ),
     Signature(
         cause="batch.double-expansion",
         fact="expanded-twice",
-        harm="each of the placeholders asks for a medium of its own: the processor raises, or the "
+        harm="each expanded placeholder is taken for a media item: the processor raises, or the "
         "prompt is many times too long",
-        fix="send the prompt as the template rendered it, or the ids as they are; do not decode "
+        fix="pass the prompt as the template rendered it, or the ids as they are; do not decode "
         "expanded ids and process them again",
-        confirm="the text has one placeholder for each medium",
+        confirm="the text has one placeholder per media item",
     ),
     *(
         Signature(
@@ -140,8 +139,8 @@ _BATCH = (
             fact=fact,
             harm="max_length={max_length} reached the audio extractor, which cuts every sound to "
             "that many samples ({max_length} / 16000 s)",
-            fix="put the text's limit into text_kwargs={{'max_length': …}}",
-            confirm="feature_attention_mask.sum(-1) is 100 a second of sound",
+            fix="pass the text's limit as text_kwargs={{'max_length': …}}",
+            confirm="feature_attention_mask.sum(-1) is 100 per second of sound",
             when=_sound_cut,
         )
         for fact in ("features-differ", "ids-differ")
@@ -150,36 +149,36 @@ _BATCH = (
         cause="batch.resized-again",
         fact="resized-again",
         harm="{times:.3g} times the tokens for the same picture: slow, out of memory, and a size "
-        "that the checkpoint was not set up for",
-        fix="pass do_resize=False: the reader has resized already, and the processor's own default "
+        "that the checkpoint was not configured for",
+        fix="pass do_resize=False: the reader has already resized, and the processor's default "
         "size overrides the checkpoint's",
-        confirm="video_grid_thw * 14 is the size of the frames that went in",
+        confirm="video_grid_thw * 14 is the size of the input frames",
     ),
     Signature(
         cause="batch.dtype",
         fact="dtype",
-        harm="embedding look-ups and index operations want int64: some raise, others compare "
-        "unequal in silence",
-        fix="keep {key} in torch.int64; a detour through numpy or a collator narrows it to {dtype}",
+        harm="embedding look-ups and index operations need int64: some raise, others silently "
+        "compare unequal",
+        fix="keep {key} in torch.int64; a round trip through numpy or a collator made it {dtype}",
         confirm="print {key}.dtype before generate",
     ),
     Signature(
         cause="batch.feature-count",
         fact="features-and-tokens",
-        harm="the first {tokens} of {features} features are taken, everything after is shifted: "
-        "rows hear other rows' sound, and nothing is raised",
-        fix="hand over one {modality} for each placeholder: {items} came",
-        confirm="features and placeholders have one number each",
+        harm="the first {tokens} of {features} features are used and all later ones shifted: rows "
+        "get other rows' media, and nothing is raised",
+        fix="pass one {modality} item per placeholder: {items} were passed",
+        confirm="there are as many features as placeholder tokens",
         certainty=0.6,
     ),
     Signature(
         cause="batch.feature-count",
         fact="media-not-for-text",
-        harm="the first features are taken, everything after is shifted: rows hear other rows' "
+        harm="the first features are used and all later ones shifted: rows hear other rows' "
         "sound, and for audio nothing is raised",
-        fix="hand over one {modality} for each placeholder: {given} came for {want}; a reader that "
-        "takes the track out of every video must not, where sound is listed on its own",
-        confirm="as many {modality} items as {modality} placeholders in the texts",
+        fix="pass one {modality} item per placeholder: {given} were passed for {want}; do not let "
+        "the reader extract the track of every video where sound is listed separately",
+        confirm="the texts have as many {modality} placeholders as there are {modality} items",
     ),
 )
 
@@ -189,9 +188,9 @@ _POLICY = (
         fact="rope-sections-differ",
         harm="time, height and width rotate the wrong parts of every head: all logits are off, and "
         "nothing is raised",
-        fix="write rope_parameters and rope_scaling into the checkpoint's text_config with "
+        fix="set rope_parameters and rope_scaling in the checkpoint's text_config with "
         "mrope_section [{want}]: it was saved by another major version of transformers",
-        confirm="model.config.get_text_config() shows the sections after loading",
+        confirm="after loading, model.config.get_text_config() has these sections",
     ),
 )
 
@@ -199,17 +198,17 @@ _EMBEDDINGS = (
     Signature(
         cause="embed.not-injected",
         fact="features-not-injected",
-        harm="the model sees the placeholder's own embedding: it is blind and deaf, and guesses",
+        harm="the model gets the placeholder's own embedding: it sees and hears nothing",
         fix=FIXES["embed.not-injected"],
         confirm="swap the media of two samples: the logits do not move",
     ),
     Signature(
         cause="embed.misordered",
         fact="features-misordered",
-        harm="rows get each other's {modality}, or a clip its moments in another order",
-        fix="put the features back into the order of the placeholders: undo what sorts by length "
-        "in the {modality} tower",
-        confirm="with one {modality} in the batch the embeddings are right",
+        harm="rows get each other's {modality}, or a clip's moments are out of order",
+        fix="put the features back in the order of the placeholders: undo the sort by length in "
+        "the {modality} tower",
+        confirm="with one {modality} item in the batch the embeddings are right",
     ),
 )
 
@@ -217,48 +216,48 @@ _POSITIONS = (
     Signature(
         cause="pos.flag-scoring",
         fact="flag-missing",
-        harm="scoring sees other time positions than sampling did: logprobs are off by up to "
-        "several units, and the ratio with them",
-        fix="pass use_audio_in_video to the scoring forward too: left out, it means False",
-        confirm="on-policy ratios become 1 with it",
+        harm="scoring uses different time positions from sampling: logprobs are off by up to "
+        "several units, and so is the ratio",
+        fix="pass use_audio_in_video to the scoring forward too: the default is False",
+        confirm="on-policy ratios become 1",
     ),
     Signature(
         cause="pos.stale-deltas",
         fact="steps-off",
-        harm="the answer's tokens stand at the wrong distance from its prompt",
+        harm="completion tokens have positions at the wrong distance from their prompt",
         fix="set model.rope_deltas to None before each generate, or let generate compute positions "
         "itself",
-        confirm="a batch gives the same alone and after another one",
+        confirm="a batch gives the same output alone and after another batch",
     ),
     Signature(
         cause="pos.stale-deltas",
         fact="tail-shifted",
-        harm="the answer's tokens stand {shift} away from where sampling put them",
+        harm="completion tokens have positions {shift} off from those used in sampling",
         fix="set model.rope_deltas to None before each forward that computes positions",
-        confirm="a batch gives the same alone and after another one",
+        confirm="a batch gives the same output alone and after another batch",
         certainty=0.8,
     ),
     Signature(
         cause="pos.collapsed-time",
         fact="time-collapsed",
-        harm="all frames of a clip happen at once: motion and order cannot be told",
+        harm="all frames of a clip have the same time: motion and order are lost",
         fix=FIXES["pos.collapsed-time"],
-        confirm="time positions of a clip's frames rise by 25 a second",
+        confirm="time positions of a clip's frames rise by 25 per second",
     ),
     Signature(
         cause="pos.expanded-wrong",
         fact="another-rows",
         harm="every row but the first has positions of another prompt",
-        fix="compute positions row by row, and repeat each row's own G times",
-        confirm="rows of other length have other positions",
+        fix="compute positions row by row, and repeat each row's positions G times",
+        confirm="rows of different length have different positions",
     ),
     Signature(
         cause="pos.no-mask",
         fact="one-dimensional",
         harm="the model falls back to positions of plain text, without time, height and width: "
         "logits are off by more than ten units",
-        fix="pass attention_mask to every forward that is to compute positions",
-        confirm="position_ids have three different axes inside a video",
+        fix="pass attention_mask to every forward that computes positions",
+        confirm="the three axes of position_ids differ inside a video",
         when=lambda e: not e.values["mask"],
     ),
 )

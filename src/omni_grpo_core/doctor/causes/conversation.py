@@ -1,4 +1,4 @@
-"""Causes of what is wrong with conversations and prompts."""
+"""Causes of faults in conversations and prompts."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ _CONVERSATION = (
     Signature(
         cause="conv.media-twice",
         fact="media-twice",
-        harm="the track is counted twice: the model hears the clip's sound inside the video and "
-        "again after it, as it never did in training, and accuracy and format fall to half",
+        harm="the track counts twice: the model hears the clip's sound inside the video and again "
+        "after it, which it never did in training, and accuracy and format fall by half",
         fix="drop one: the audio item of {file}, or audio-in-video (use_audio_in_video=False in "
         "every call)",
-        confirm="after the change the processor gets 1 sound for each such clip",
+        confirm="the processor then gets 1 sound for each such clip",
     ),
     Signature(
         cause="conv.wrong-type-text",
         fact="sound-denied",
-        harm="the model believes the prompt and does not listen to the sound that it is given",
-        fix="write the sentence from what is really handed over: leave out {said!r} where there is "
-        "sound",
-        confirm="questions that only the sound answers come out right again",
+        harm="the model believes the prompt and ignores the sound that it is given",
+        fix="write the sentence to match what is passed: leave out {said!r} where there is sound",
+        confirm="questions that only the sound can answer are answered correctly again",
     ),
     Signature(
         cause="conv.silent-no-audio",
         fact="track-not-given",
-        harm="the question is asked about a clip that the model cannot hear; answers to what is "
-        "said or played are guesses that are rewarded by chance",
-        fix="let the probe for an audio track raise: an exception swallowed there reads as 'no "
+        harm="the question is asked about a clip that the model cannot hear; answers about what "
+        "is said or played are guesses, rewarded by chance",
+        fix="let the probe for an audio track raise: an exception swallowed there is taken for 'no "
         "track'; {file} has one",
         confirm="ffprobe, or omni_grpo_core.core.media.probe, on {file} shows an audio track",
     ),
@@ -37,7 +36,7 @@ _CONVERSATION = (
         cause="conv.silent-no-audio",
         fact="audio-not-shown",
         harm="the row's sound never reaches the model",
-        fix="show the audio item of the row ({file}); a probe that swallows its exception drops it",
+        fix="pass the row's audio item ({file}); a probe that swallows its exception drops it",
         confirm="omni_grpo_core.core.media.probe on {file} shows an audio track",
         certainty=0.7,
     ),
@@ -45,17 +44,17 @@ _CONVERSATION = (
         cause="conv.resampled-item",
         fact="row-foreign",
         harm="a group then holds answers to two questions: their rewards are compared as if they "
-        "were answers to one, and the advantage points nowhere",
-        fix="let a sample that cannot be read be an error, or leave its whole group out; never put "
-        "another sample in its place",
-        confirm="search the data set's __getitem__ for random.randint, or a retry, in an except",
+        "answered the same one, and the advantage is meaningless",
+        fix="raise an error for a sample that cannot be read, or leave its whole group out; never "
+        "substitute another sample",
+        confirm="search the data set's __getitem__ for random.randint or a retry in an except",
         certainty=0.9,
     ),
     Signature(
         cause="conv.resampled-item",
         fact="question-differs",
-        harm="the answer is judged by another question's gold",
-        fix="keep row and conversation together; never put another sample in the place of one that "
+        harm="the answer is scored against another question's gold",
+        fix="keep row and conversation together; never substitute another sample for one that "
         "cannot be read",
         confirm="compare the row's question {wanted!r} with the prompt",
         certainty=0.7,
@@ -64,39 +63,38 @@ _CONVERSATION = (
         cause="conv.resampled-item",
         fact="media-foreign",
         harm="the question is answered from another row's media",
-        fix="take the media from the row itself: {file} is not its own",
-        confirm="compare the row's path with the message's",
+        fix="take the media from the row itself: {file} belongs to another",
+        confirm="compare the row's path with the one in the message",
         certainty=0.5,
     ),
     Signature(
         cause="conv.system-missing",
         fact="system-missing",
-        harm="the policy is not told the format that it is judged by, and the template puts a "
-        "system message of its own in: the first rewards are near 0 for want of tags",
-        fix="put the system message that the checkpoint was trained with in front of every "
-        "conversation",
+        harm="the prompt does not state the format that is rewarded, and the template adds its own "
+        "system message: the first rewards are near 0 because tags are missing",
+        fix="start every conversation with the system message that the checkpoint was trained with",
         confirm="the printed prompt begins with your own system message",
     ),
     Signature(
         cause="conv.system-changed",
         fact="instructions-changed",
-        harm="the checkpoint is asked under a system message that it does not know and that says "
-        "nothing of the format it is judged by",
-        fix="use the checkpoint's own system message in the place of {system!r}",
+        harm="the checkpoint gets a system message that it was not trained with and that does not "
+        "state the format that is rewarded",
+        fix="use the checkpoint's own system message instead of {system!r}",
         confirm="with the right one, completions begin with the tags again",
     ),
     Signature(
         cause="conv.system-changed",
         fact="systems-differ",
-        harm="rows of one step are asked in different ways",
+        harm="rows of one step are prompted differently",
         fix="use one system message for all rows",
         certainty=0.6,
     ),
     Signature(
         cause="conv.options-missing",
         fact="options-missing",
-        harm="a letter is wanted as the answer to letters that were never shown: what is right is "
-        "right by chance",
+        harm="the answer should be the letter of an option that was never shown: it is right only "
+        "by chance",
         fix="append the row's options to the question",
         confirm="the printed prompt shows the options",
     ),
@@ -105,8 +103,8 @@ _CONVERSATION = (
         fact="gold-shown",
         harm="the policy reads the answer in its prompt: rewards are high, nothing is learnt, and "
         "without it the policy fails",
-        fix="leave the {role} turn that holds the gold out of the prompt; keep it as a column",
-        confirm="the printed prompt ends in the question",
+        fix="leave the {role} turn with the gold out of the prompt; keep it as a column",
+        confirm="the printed prompt ends with the question",
     ),
 )
 
@@ -114,42 +112,41 @@ _TEXT = (
     Signature(
         cause="text.first-only",
         fact="prompts-lost",
-        harm="the media of all samples meet the question of one: nothing is raised, and accuracy "
-        "falls to chance for the others",
-        fix="keep the whole list that the template returns: an index [0] on it keeps the first "
-        "prompt of the batch only",
+        harm="one sample's question is asked about all samples' media: nothing is raised, and "
+        "accuracy falls to chance for the others",
+        fix="keep the whole list that the template returns: indexing it with [0] keeps only the "
+        "first prompt of the batch",
         confirm="as many different prompts as different samples reach the processor",
     ),
     Signature(
         cause="text.list-of-lists",
         fact="prompts-nested",
-        harm="the processor takes each inner list for one text or raises",
-        fix="flatten it: up to transformers 4.57 apply_chat_template answers one conversation with "
-        "a list, so take its [0] for a single conversation and not for a batch",
+        harm="the processor takes each inner list for one text, or raises",
+        fix="flatten it: up to transformers 4.57 apply_chat_template returns a list even for one "
+        "conversation, so take its [0] for a single conversation but not for a batch",
         confirm="type(prompts[0]) is str",
     ),
     Signature(
         cause="text.no-generation-prompt",
         fact="no-generation-prompt",
-        harm="the model goes on writing the user's turn; whatever it answers begins with the "
-        "header of a turn",
+        harm="the model continues the user's turn; its completion begins with a turn header",
         fix=FIXES["text.no-generation-prompt"],
-        confirm="the prompt ends in '<|im_start|>assistant'",
+        confirm="the prompt ends with '<|im_start|>assistant'",
     ),
     Signature(
         cause="text.role-typo",
         fact="role-unknown",
-        harm="the policy is asked in a role that it never learnt, and trained on answers in it",
-        fix="write 'assistant' (or user, system) for {role!r} in template and messages",
+        harm="the policy is prompted, and trained, in a role that it never learnt",
+        fix="use 'assistant' (or user, system) instead of {role!r} in template and messages",
         confirm="grep the chat template for {role!r}",
     ),
     Signature(
         cause="text.media-dropped",
         fact="placeholders-differ",
-        harm="no placeholder stands for the media: the features are left over, for audio without "
-        "a word, and the question is answered blindly",
+        harm="the media have no placeholder: their features are unused, silently for audio, and "
+        "the question is answered without them",
         fix=FIXES["text.media-dropped"],
-        confirm="the rendered prompt holds one placeholder for each medium",
+        confirm="the rendered prompt has one placeholder per media item",
         when=lambda e: any(e.values["got"][m] < n for m, n in e.values["want"].items()),
     ),
     Signature(
@@ -157,7 +154,7 @@ _TEXT = (
         fact="text-differs",
         harm="the prompt is not the text that the checkpoint was trained on: every answer is a "
         "little off, and nothing is raised",
-        fix=FIXES["text.template-drift"] + ": at character {place} it must say {want!r}",
+        fix=FIXES["text.template-drift"] + ": at character {place} the prompt must have {want!r}",
         confirm="the rendered prompt equals omni-grpo check's reference rendering",
     ),
 )

@@ -1,4 +1,4 @@
-"""Causes of what is wrong with media on their way to the model."""
+"""Causes of faults in media on their way to the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLIND = (
 
 
 def rule_not_passed(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
-    """One modality that is lost, or all but images."""
+    """One lost modality, or all but images."""
     lost = [e for e in evidence if e.fact == "media-not-passed"]
     if not lost:
         return
@@ -25,10 +25,10 @@ def rule_not_passed(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explan
     yield Explanation(
         cause=cause,
         stage="media",
-        seen=f"{' and '.join(kinds)} made by the processor, not given to {' and '.join(calls)}",
+        seen=f"{' and '.join(kinds)} made by the processor, not passed to {' and '.join(calls)}",
         harm=_BLIND,
-        fix="hand everything that the processor returns on to the model, model(**inputs), instead "
-        "of a list of names that was made for images",
+        fix="pass everything that the processor returns to the model, model(**inputs), instead of "
+        "a list of names written for images",
         confirm="swap the media of two samples: the logprobs do not move",
     )
 
@@ -44,9 +44,9 @@ def rule_missing(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanati
         cause="media.images-only" if both else f"media.{kinds[0]}-dropped",
         stage="media",
         seen="; ".join(e.sentence for e in lost),
-        harm="the model is asked about something that it is not shown",
+        harm="the model is asked about media that it does not get",
         fix=f"pass {' and '.join(kinds)} to the processor as well",
-        confirm="count the media of the messages and those of the call",
+        confirm="compare the number of media in the messages and in the call",
         certainty=0.9,
     )
 
@@ -57,26 +57,24 @@ _TABLE = (
         fact="media-swapped",
         harm="each question is asked about another sample's media: accuracy is at chance, and "
         "nothing is raised",
-        fix="keep text and media of a sample together until the processor call; sort or cache "
-        "neither alone",
-        confirm="print row {row}'s file name beside its question: {file} belongs there, {shown} is "
-        "shown",
+        fix="keep text and media of a sample together until the processor call; never sort or "
+        "cache one without the other",
+        confirm="print row {row}'s file name with its question: it should be {file}, it is {shown}",
     ),
     Signature(
         cause="media.fps-ignored",
         fact="rate-differs",
-        harm="the clip seems to run at another speed: time positions of all frames are off, and an "
-        "interleaved track no longer lies beside its frames",
-        fix="pass the rate that was really sampled, fps={true:g}, to the processor (one number, "
-        "not a list)",
+        harm="the clip seems to play at another speed: time positions of all frames are off, and "
+        "an interleaved track is out of step with its frames",
+        fix="pass the real sampling rate, fps={true:g}, to the processor (one number, not a list)",
         confirm="video_second_per_grid must be 2 / {true:g} s",
     ),
     Signature(
         cause="media.frames-clamped",
         fact="limit-ignored",
-        harm="more frames than asked for: longer prompts, more memory, and a sampled frame rate "
-        "that is not the one you believe",
-        fix="give max_frames to the reader that samples (the message, or process_mm_info), not to "
+        harm="more frames than configured: longer prompts, more memory, and a frame rate other "
+        "than expected",
+        fix="pass max_frames to the reader that samples (the message, or process_mm_info), not to "
         "the processor, which gets {got} sampled frames",
         confirm="video_grid_thw[:, 0] * 2 must be at most {told}",
         when=lambda e: e.values["limit"] == "max_frames",
@@ -84,8 +82,8 @@ _TABLE = (
     Signature(
         cause="media.pixels-ignored",
         fact="limit-ignored",
-        harm="frames are larger than asked for: many times the tokens, and memory that runs out",
-        fix="give max_pixels to the reader that resizes (the message's own max_pixels), not to the "
+        harm="frames are larger than configured: many times the tokens, and out of memory",
+        fix="pass max_pixels to the reader that resizes (the message's own max_pixels), not to the "
         "processor, which gets frames of {got} pixels",
         confirm="the processor's frames must have at most {told} pixels",
         when=lambda e: e.values["limit"] == "max_pixels",
@@ -93,24 +91,24 @@ _TABLE = (
     Signature(
         cause="media.pixels-ignored",
         fact="picture-size",
-        harm="a prompt of another length than the settings say: pictures at a size that the "
-        "checkpoint was not set up for",
-        fix="set the size where pictures are resized: {want} is what the settings give, {got} came",
+        harm="the prompt has a different length than the settings give, with pictures at a size "
+        "that the checkpoint was not configured for",
+        fix="set the size where pictures are resized: the settings give {want}, the call got {got}",
         confirm="print the shape of what the reader returns",
         certainty=0.7,
     ),
     Signature(
         cause="media.frames-clamped",
         fact="frames-number",
-        harm="another number of frames than the settings say, and with it another frame rate",
+        harm="the clip has a different number of frames than the settings give, hence another rate",
         fix="set fps, min_frames and max_frames on the reader that samples",
-        confirm="print the number of frames that the reader returns and its rate",
+        confirm="print the number of frames that the reader returns, and its rate",
         certainty=0.7,
     ),
     Signature(
         cause="media.blank",
         fact="medium-blank",
-        harm="the model is shown nothing and learns to guess",
+        harm="the model sees nothing and learns to guess",
         fix=FIXES["media.blank"],
         confirm="look at the frames: omni-grpo check --html shows them",
     ),
@@ -124,27 +122,27 @@ _TABLE = (
     Signature(
         cause="media.channels-swapped",
         fact="content-differs",
-        harm="red is blue and blue is red: every answer about colour is wrong",
-        fix="turn BGR into RGB after cv2: frame[:, :, ::-1]",
-        confirm="the frames agree with the file once their channels are reversed",
+        harm="red and blue are swapped: every answer about colour is wrong",
+        fix="convert BGR to RGB after cv2: frame[:, :, ::-1]",
+        confirm="with channels reversed the frames equal the file's",
         when=lambda e: e.values.get("how") == "channels",
     ),
     Signature(
         cause="media.library-decoder",
         fact="content-differs",
-        harm="other moments than qwen-omni-utils shows, earlier by up to a frame interval, and a "
-        "decoder that goes by what is installed: torchcodec on the machine's FFmpeg, or another",
-        fix="decode the clip yourself and hand over frames (qwen-omni-utils, or PyAV), in training "
-        "and in evaluation alike; else evaluate through the processor too",
+        harm="the frames are earlier than qwen-omni-utils' by up to a frame interval, and the "
+        "decoder is whichever is installed: torchcodec on the machine's FFmpeg, or another",
+        fix="decode the clip yourself and pass frames (qwen-omni-utils, or PyAV), in training and "
+        "evaluation alike; or evaluate through the processor too",
         confirm="the frames are those at k * total // n, not at linspace(0, total - 1, n)",
         when=lambda e: e.values.get("how") == "library",
     ),
     Signature(
         cause="media.decoder-differs",
         fact="content-differs",
-        harm="other moments than those that the positions stand for, and other ones on another "
-        "machine, by which backend happens to be installed",
-        fix="fix the reader (FORCE_QWENVL_VIDEO_READER, or decode with PyAV yourself) and use the "
+        harm="the frames are not from the times that the positions encode, and depend on the "
+        "backend that a machine has installed",
+        fix="pin the reader (FORCE_QWENVL_VIDEO_READER, or decode with PyAV yourself) and use the "
         "same in training and evaluation",
         confirm="decode {file} with both readers and subtract",
         when=lambda e: e.values["modality"] == "video" and "how" not in e.values,
@@ -153,8 +151,8 @@ _TABLE = (
     Signature(
         cause="media.sampling-rate",
         fact="sound-length",
-        harm="everything sounds {factor:.2f} times slower or faster, and the track is as much "
-        "longer or shorter than its video",
+        harm="the sound plays slower or faster by a factor of {factor:.2f}, and the track is "
+        "longer or shorter than its video by as much",
         fix="resample to 16,000 Hz, for example librosa.load(path, sr=16000)",
         confirm="len(samples) / 16000 must be the length of {file} in seconds",
         certainty=0.9,

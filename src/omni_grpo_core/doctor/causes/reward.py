@@ -1,4 +1,4 @@
-"""Causes of wrong rewards: mostly by which known completion was paid wrongly."""
+"""Causes of wrong rewards, mostly inferred from the probe completions that are scored wrongly."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ _BARE_GOLD = "garbage against a gold without tags"
 _BY_CASE: Mapping[str, tuple[tuple[str, ...], str, str]] = {
     "reward.first-answer": (
         ("gold only in the think",),
-        "an <answer> written while thinking is taken for the answer: the policy learns to write "
+        "an <answer> written inside <think> is taken for the answer: the policy learns to write "
         "every option there",
         "parse the whole structure and read the last section's answer, not the first match of "
         "<answer>(.*?)</answer>",
     ),
     "reward.unanchored": (
         ("leading newline", "trailing junk"),
-        "whatever follows a whole structure is free, so completions grow junk; and a line break "
-        "in front costs everything",
+        "text after a complete structure costs nothing, so junk grows there, or a leading line "
+        "break costs the whole reward",
         "strip the completion and match the pattern with fullmatch (^\\s* … \\s*$ and DOTALL)",
     ),
     "reward.substring": (
         ("no inside cannot", "yes and no"),
-        "'I cannot know' holds 'no', and 'yes and no' holds both: not answering is rewarded",
-        "compare the answer as a whole word, and pay nothing where it says both",
+        "'I cannot know' contains 'no', 'yes and no' contains both: evasion is rewarded",
+        "compare the answer as a whole word, and give 0 where it says both",
     ),
     "reward.option-format": (
         (
             "option with a dot", "option in brackets", "option in lower case",
             "option with its text",
         ),
-        "right answers earn nothing for a dot, a bracket or lower case: the policy is taught "
-        "spelling instead of the question",
-        "read the option's letter out of the answer ('A.', '(A)', 'a', 'A. Calm') before comparing",
+        "right answers earn nothing because of a dot, a bracket or lower case: the policy learns "
+        "spelling instead of the task",
+        "extract the letter from the answer ('A.', '(A)', 'a', 'A. Calm') before comparing",
     ),
     "reward.option-set": (
         ("set with a space", "set in another order"),
-        "the same set of options earns less for a space or another order",
+        "the same set of options earns less because of a space or another order",
         "split at commas, strip and compare as sets",
     ),
     "reward.number-format": (
         ("number with a comma", "number with a point", "no number"),
-        "the same number written otherwise earns nothing",
-        "take thousands separators out and compare as numbers; what is no number earns 0",
+        "the same number in another notation earns nothing",
+        "remove thousands separators and compare as numbers; give 0 to what is not a number",
     ),
     "reward.word-wer": (
         ("sign without spaces",),
-        "one wrong character of a language without spaces makes the whole answer one wrong word",
+        "in a language without spaces one wrong character makes the whole answer one wrong word",
         "split into characters where the text has no spaces (character error rate)",
     ),
 }  # fmt: skip
 
 
 def by_case(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
-    """Which known completions one function pays wrongly says what it gets wrong."""
+    """The probe completions that a function scores wrongly show what it gets wrong."""
     by_name: dict[str, list[Evidence]] = {}
     for item in evidence:
         if item.stage == "reward" and item.fact in ("probe-differs", "probe-raised"):
@@ -79,11 +79,11 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             "reward.swallowed",
             "reward",
             first.sentence,
-            f"right answers earn nothing ({', '.join(dead)}): in code that turns an exception into "
-            "0.0, a name that is not defined looks like a policy that never learns",
-            f"take the except around {name}'s scoring away, run it on one right answer and mend "
-            "what it raises; return None where scoring failed",
-            "the right answer earns full marks",
+            f"right answers earn nothing ({', '.join(dead)}): where an exception becomes 0.0, an "
+            "undefined name looks like a policy that never learns",
+            f"remove the except around {name}'s scoring, run it on one right answer and fix what "
+            "it raises; return None where scoring failed",
+            "the right answer earns the full reward",
             0.95,
         )
         return
@@ -94,9 +94,9 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             "reward.raised",
             "reward",
             first.sentence,
-            f"a completion of this kind ({', '.join(raised)}) ends the run, or whoever catches it "
-            "makes a 0 of it",
-            f"mend what {name} raises; where it cannot score, it returns None",
+            f"a completion of this kind ({', '.join(raised)}) ends the run, or the exception is "
+            "caught and becomes 0",
+            f"fix what {name} raises; return None where it cannot score",
             "omni-grpo rewards test module:function",
             0.85,
         )
@@ -107,10 +107,10 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             "reward.floor",
             "reward",
             first.sentence,
-            "garbage is paid: the reward has a floor that nothing has to be done for, and stays "
-            "there when all else pays nothing (0.10 for ever)",
-            f"let {name} give 0 (or None) to what it cannot find anything in; a default belongs "
-            "into no reward",
+            "garbage is rewarded: the reward has a floor that takes no work to earn, and stays "
+            "there when all else earns nothing (0.10 forever)",
+            f"let {name} give 0 (or None) where it finds nothing to score; a default reward hides "
+            "a policy that fails",
             "omni-grpo rewards test passes its garbage cases",
             1.0,
         )
@@ -120,9 +120,9 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             "reward",
             wrong[_BARE_GOLD].sentence,
             "a gold without tags parses as an empty answer, and so does garbage: the two are "
-            "equal, and garbage earns full marks on such rows",
-            f"let {name} refuse a gold that does not parse, and give 0 to a completion that does "
-            "not; put tags into the data",
+            "equal, and garbage earns the full reward on such rows",
+            f"let {name} reject a gold that does not parse, and give 0 to a completion that does "
+            "not; add tags to the data",
             "garbage earns 0 on a row whose gold has no tags",
             1.0,
         )
@@ -145,24 +145,25 @@ def _nothing(evidence: Evidence) -> bool:
 
 
 def _judged(evidence: Evidence) -> bool:
-    said = f"{evidence.values['name']} {evidence.values.get('source', '')}".lower()
-    told = " ".join(map(str, evidence.values.get("warnings", ()))).lower()
-    return "judge" in said or "judge" in told or "llm" in said
+    names = f"{evidence.values['name']} {evidence.values.get('source', '')}".lower()
+    return "judge" in names or "judge" in _warnings(evidence) or "llm" in names
+
+
+def _warnings(evidence: Evidence) -> str:
+    return " ".join(map(str, evidence.values.get("warnings", ()))).lower()
 
 
 _DOWN = ("refused", "urlopen", "unreachable", "timed out", "timeout", "resolve", "connect", "http")
 
 
 def _unreachable(evidence: Evidence) -> bool:
-    told = " ".join(map(str, evidence.values.get("warnings", ()))).lower()
-    return any(word in told for word in _DOWN)
+    return any(word in _warnings(evidence) for word in _DOWN)
 
 
 def _unreadable(evidence: Evidence) -> bool:
-    told = " ".join(map(str, evidence.values.get("warnings", ()))).lower()
     words = ("convert", "parse", "read", "float", "json", "decode")
     return not _unreachable(evidence) and (
-        any(word in told for word in words) or bool(evidence.values.get("probed"))
+        any(word in _warnings(evidence) for word in words) or bool(evidence.values.get("probed"))
     )
 
 
@@ -171,8 +172,8 @@ def _likelier(evidence: Evidence) -> bool:
 
 
 _UNSCORED = (
-    "a judge that failed looks like a policy that failed: the reward pulls every completion down "
-    "alike, and nothing says so"
+    "a judge that fails looks like a policy that fails: every completion loses the same reward, "
+    "and nothing is raised"
 )
 
 _FACTS = (
@@ -180,9 +181,9 @@ _FACTS = (
         cause="reward.judge-format",
         fact="constant",
         harm=_UNSCORED,
-        fix="read the first number out of the judge's reply ('5 points' as well as '5'), and "
-        "return None where there is none, never 0",
-        confirm="print one reply of the judge beside the score made of it",
+        fix="parse the first number in the judge's reply ('5 points' as well as '5'), and return "
+        "None where there is none, never 0",
+        confirm="print one of the judge's replies with the score made from it",
         when=lambda e: _judged(e) and _unreadable(e),
         certainty=0.9,
     ),
@@ -190,17 +191,17 @@ _FACTS = (
         cause="reward.judge-down",
         fact="constant",
         harm=_UNSCORED,
-        fix="see that the judge's address answers from this machine, and return None for what "
+        fix="make sure that the judge is reachable from this machine, and return None for what "
         "could not be scored, never 0",
-        confirm="one request by hand to the judge's address",
+        confirm="send one request to the judge by hand",
         when=_likelier,
         certainty=0.9,
     ),
     Signature(
         cause="reward.floor",
         fact="constant",
-        harm="everything earns {value:g}, whatever is said: no group has a signal from it",
-        fix="see what {name} really measures; a default for anything is no reward",
+        harm="everything earns {value:g}, whatever the completion says: no group gets a signal",
+        fix="check what {name} really measures; a default reward hides that it measures nothing",
         confirm="omni-grpo rewards test module:function",
         when=lambda e: not _judged(e) and e.values["value"] != 0,
         certainty=0.7,
@@ -209,7 +210,7 @@ _FACTS = (
         cause="reward.swallowed",
         fact="constant",
         harm="everything earns 0: code that turns exceptions into 0.0 hides that it never scores",
-        fix="call {name} on one right answer with its except taken away",
+        fix="call {name} on one right answer with its except removed",
         confirm="omni-grpo rewards test module:function",
         when=lambda e: not _judged(e) and e.values["value"] == 0,
         certainty=0.5,
@@ -217,19 +218,19 @@ _FACTS = (
     Signature(
         cause="reward.first-type",
         fact="rows-depend",
-        harm="which row stands first decides by what rule all others are scored: the same answer "
-        "earns 1 in one batch and 0 in the next",
-        fix="read problem_type (and every other column) of each row's own index, not [0]",
+        harm="the first row decides the rule by which all others are scored: the same answer earns "
+        "1 in one batch and 0 in the next",
+        fix="read problem_type (and every other column) at each row's own index, not at [0]",
         confirm="permute the rows: rewards must permute with them",
     ),
     Signature(
         cause="reward.by-position",
         fact="columns-moved",
-        harm="answers are held against another row's gold: accuracy is at chance, and looks like a "
-        "policy that does not learn",
+        harm="answers are compared with another row's gold: accuracy is at chance, and looks like "
+        "a policy that does not learn",
         fix="carry each completion's columns with it through every sort, filter and gather; look "
         "them up by sample id, not by position",
-        confirm="the gold handed over with each completion is that of its own question",
+        confirm="the gold passed with each completion belongs to its own question",
     ),
     Signature(
         cause="reward.nan",
@@ -242,7 +243,7 @@ _FACTS = (
     Signature(
         cause="reward.raised",
         fact="raised",
-        harm="the step ends, or whoever catches it makes a 0 of it",
+        harm="the step fails, or the exception is caught and becomes 0",
         fix="make {name} return None where it cannot score: {error}",
         confirm="omni-grpo rewards test module:function",
         certainty=0.6,

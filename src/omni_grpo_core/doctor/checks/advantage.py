@@ -1,4 +1,4 @@
-"""Advantages, computed again from the rewards and groups that went into them."""
+"""Advantages, recomputed from their rewards and groups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_missing
 from omni_grpo_core.doctor.rollouts import RolloutRecord, rollouts, whole_groups
 from omni_grpo_core.tolerances import ADVANTAGE, EQUAL_RECORDED_REWARDS
 from omni_grpo_core.trace.calls import AdvantageSeen
@@ -18,18 +18,18 @@ _SECTIONS = ("context", "think", "answer")
 
 
 def whole_rollouts(case: Case) -> Iterator[RolloutRecord]:
-    """Rollouts whose advantages can be computed again from what this process saw."""
+    """Rollouts whose advantages can be recomputed from what this process saw."""
     for rollout in rollouts(case):
         if rollout.advantage is not None and not whole_groups(case, rollout.advantage):
-            say_missing(
-                case, "groups are spread over processes: their advantages were not made again"
+            note_missing(
+                case, "groups are spread over processes: their advantages were not recomputed"
             )
             continue
         yield rollout
 
 
 def look_at_totals(case: Case) -> Iterable[Evidence]:
-    """The sum that advantages were taken of, against what the functions gave."""
+    """The reward totals behind the advantages, compared with what the functions returned."""
     for rollout in rollouts(case):
         seen, table = rollout.advantage, reward_table(rollout)
         if seen is None or table is None or seen.rewards.ndim != 1:
@@ -47,17 +47,17 @@ def look_at_totals(case: Case) -> Iterable[Evidence]:
         yield Evidence(
             "advantage",
             "total-differs",
-            f"completion {row} went into the advantage with a reward of {float(given[row]):.4g}; "
-            f"its functions gave "
+            f"the advantage of completion {row} was computed from a reward of "
+            f"{float(given[row]):.4g}; its functions returned "
             + ", ".join(f"{n} {float(v):.4g}" for n, v in zip(names, table[:, row], strict=True))
-            + f", with their weights {float(sums[0][row]):.4g}",
+            + f", which gives {float(sums[0][row]):.4g} by their weights",
             row=row,
             values={"given": given.tolist(), "wanted": sums[0].tolist(), "names": names},
         )
 
 
 def reward_table(rollout: RolloutRecord) -> Tensor | None:
-    """What each function gave each completion, (functions, N), NaN where it gave nothing."""
+    """Each function's reward for each completion, (functions, N), NaN where it returned None."""
     lengths = {len(call.values) for call in rollout.rewards}
     if len(lengths) != 1 or 0 in lengths:
         return None
@@ -72,7 +72,7 @@ def _weighted(table: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def look_at_advantages(case: Case) -> Iterable[Evidence]:
-    """Each advantage, recomputed by group id for whatever scale fits."""
+    """Each advantage, recomputed by group id; any scale that fits is accepted."""
     for rollout in whole_rollouts(case):
         seen = rollout.advantage
         if seen is None or seen.rewards.ndim != 1:
@@ -83,7 +83,7 @@ def look_at_advantages(case: Case) -> Iterable[Evidence]:
                 "advantage",
                 "shapes-differ",
                 f"{count} rewards, {len(seen.group_ids)} group ids and advantages of shape "
-                f"{tuple(seen.advantages.shape)}: a reward has no advantage of its own",
+                f"{tuple(seen.advantages.shape)}: there is not one advantage per reward",
                 values={"shape": list(seen.advantages.shape), "rewards": count},
             )
             continue
@@ -105,8 +105,8 @@ def look_at_advantages(case: Case) -> Iterable[Evidence]:
         yield Evidence(
             "advantage",
             "advantage-differs",
-            f"the advantages {told(base)} are not those of the rewards {told(rewards)} in the "
-            f"groups {_names(seen.group_ids)}, which are {told(wanted)}{_how(base, seen)}",
+            f"the advantages are {listed(base)}; the rewards {listed(rewards)} in the groups "
+            f"{_names(seen.group_ids)} give {listed(wanted)}{_how(base, seen)}",
             values={
                 "given": base.tolist(),
                 "wanted": wanted.tolist(),
@@ -116,8 +116,8 @@ def look_at_advantages(case: Case) -> Iterable[Evidence]:
 
 
 def _base(values: Tensor, spans: Mapping[str, Tensor]) -> Tensor | None:
-    """One advantage a completion: of token advantages what stands outside all partial spans; NaN
-    for a completion that lies within them."""
+    """One advantage per completion: of token advantages the one outside all partial spans; NaN for
+    a completion that lies within them."""
     if values.ndim == 1:
         return values
     if values.ndim != 2:
@@ -146,7 +146,7 @@ def _variants(rewards: Tensor, seen: AdvantageSeen) -> Iterator[Tensor]:
 def recomputed(
     rewards: Tensor, group_ids: Sequence[str], scale: str, unbiased: bool = True
 ) -> Tensor:
-    """As :mod:`omni_grpo_core.losses.advantages`, for either kind of deviation."""
+    """As :mod:`omni_grpo_core.losses.advantages`, with either standard deviation."""
     values = torch.zeros_like(rewards)
     whole = rewards.std(unbiased=unbiased) if len(rewards) > 1 else torch.tensor(0.0)
     for name in dict.fromkeys(group_ids):
@@ -162,8 +162,8 @@ def recomputed(
 
 
 def fits(values: Tensor, wanted: Tensor) -> bool:
-    """Equal up to the epsilon in the divisor, which trainers choose; a row of 0 fits nothing else
-    than a reward at the mean of its group."""
+    """Equal up to the epsilon in the divisor, which trainers choose; a row of 0 fits only a reward
+    at the mean of its group."""
     known = ~values.isnan()
     values, wanted = values[known], wanted[known]
     if not len(values):
@@ -173,19 +173,19 @@ def fits(values: Tensor, wanted: Tensor) -> bool:
 
 
 def _how(base: Tensor, seen: AdvantageSeen) -> str:
-    told = {
-        "by-row-order": "; they are those of groups formed by row order",
-        "by-batch": "; they are those of the whole batch as one group",
-        "by-interleaving": "; they are those of groups of every other row",
+    matches = {
+        "by-row-order": "; they match groups formed by row order",
+        "by-batch": "; they match the whole batch as one group",
+        "by-interleaving": "; they match groups of every other row",
         "negated": "; they have the opposite sign",
         "unnormalised": "; they are the rewards themselves",
-        "zero": "; all of them are 0 although rewards differ",
+        "zero": "; they are all 0 although rewards differ",
     }
-    return told.get(_match(base, seen.rewards.double().nan_to_num(), seen), "")
+    return matches.get(_match(base, seen.rewards.double().nan_to_num(), seen), "")
 
 
 def _match(base: Tensor, rewards: Tensor, seen: AdvantageSeen) -> str:
-    """Which mistake the advantages are the result of, if it is a known way to miscount."""
+    """The known mistake that gives these advantages, or ``""``."""
     count = len(rewards)
     sizes = {seen.group_ids.count(name) for name in seen.group_ids}
     wanted = list(_variants(rewards, seen))
@@ -207,7 +207,7 @@ def _match(base: Tensor, rewards: Tensor, seen: AdvantageSeen) -> str:
 
 
 def look_at_signal(case: Case) -> Iterable[Evidence]:
-    """No group with two different rewards: nothing to learn from, and nothing says so."""
+    """No group with two different rewards: nothing to learn from, and nothing is raised."""
     for rollout in whole_rollouts(case):
         seen = rollout.advantage
         if seen is None or seen.rewards.ndim != 1 or len(seen.group_ids) != len(seen.rewards):
@@ -223,10 +223,10 @@ def look_at_signal(case: Case) -> Iterable[Evidence]:
         yield Evidence(
             "advantage",
             "no-variance",
-            f"all {len(groups)} groups have one reward each "
+            f"in each of the {len(groups)} groups all rewards are equal "
             f"({', '.join(f'{r[0]:.4g}' for r in list(groups.values())[:4])}): every advantage is "
             "0, and so are loss and gradient"
-            + (f"; {len(single)} groups have one completion only" if single else ""),
+            + (f"; {len(single)} groups have only one completion" if single else ""),
             _signal_origin(rollout, bool(single)),
             values={
                 "rewards": {name: r[0] for name, r in list(groups.items())[:8]},
@@ -237,8 +237,8 @@ def look_at_signal(case: Case) -> Iterable[Evidence]:
 
 
 def _signal_origin(rollout: RolloutRecord, single: bool) -> Origin:
-    """Groups of one are this stage's doing, and so are weights that leave nothing; rewards whose
-    weighted sum is the same all over a group were handed over."""
+    """Groups of one and weights that are all 0 are this stage's own fault; rewards whose weighted
+    sum is equal across a group are inherited."""
     table, seen = reward_table(rollout), rollout.advantage
     if single:
         return "added"
@@ -261,7 +261,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return bool(((a - b).abs() <= ADVANTAGE * (1 + b.abs())).all())
 
 
-def told(values: Tensor) -> str:
+def listed(values: Tensor) -> str:
     shown = ", ".join(f"{float(v):.3g}" for v in values[:8])
     return f"[{shown}{', …' if len(values) > 8 else ''}]"
 

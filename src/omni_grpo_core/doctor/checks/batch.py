@@ -1,4 +1,4 @@
-"""Looks at processor calls and at what is handed from them to the model."""
+"""Looks at processor calls and at what is passed from them to the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omni_grpo_core.core.batch import ID_DTYPE
 from omni_grpo_core.doctor.call_rows import PIXELS, Counts, counts_of
 from omni_grpo_core.doctor.checks import flags
 from omni_grpo_core.doctor.checks.flags import calls_of, flag_wrong
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_missing
 from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.batch import given_rows, is_token_sized, sides
 from omni_grpo_core.doctor.replay.text import collapsed, marks
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 def look_keywords(case: Case) -> Iterator[Evidence]:
-    """No keyword is thrown away."""
+    """No keyword is ignored."""
     for call in case.processed:
         for name in call.ignored:
             yield Evidence(
                 "batch",
                 "keyword-ignored",
-                f"the processor was given {name}=, which nothing in it takes: it was dropped "
-                "with a warning at most",
+                f"the processor was called with {name}=, which no part of it accepts: it was "
+                "dropped, with at most a warning",
                 values={"keyword": name, "value": _short(call.keywords.get(name))},
             )
 
 
 def look_raised(case: Case) -> Iterator[Evidence]:
-    """The processor came to an end."""
+    """The processor does not raise."""
     for one in rendered_batches(case):
         for call in one.processed:
             if call.error is None:
@@ -50,14 +50,14 @@ def look_raised(case: Case) -> Iterator[Evidence]:
                 f"the processor raised {call.error.strip().rstrip(':')}, with {len(call.texts)} "
                 f"texts, {len(call.images)} images, {len(call.videos)} videos and "
                 f"{len(call.audios)} sounds",
-                # texts and media that fit together are right input
+                # texts and media that match are right input
                 origin="added" if agrees or flag_wrong(call, case) else "unknown",
                 values={"error": call.error},
             )
 
 
 def look_resized(case: Case) -> Iterator[Evidence]:
-    """Pictures that come resized for the model are not resized again."""
+    """Pictures already resized for the model are not resized again."""
     for call in case.processed:
         for kind, media, key in (
             ("video", call.videos, "video_grid_thw"),
@@ -76,8 +76,8 @@ def look_resized(case: Case) -> Iterator[Evidence]:
                 yield Evidence(
                     "batch",
                     "resized-again",
-                    f"{kind} {index} came as {high} x {wide} pixels and left the processor as "
-                    f"{grid[1] * patch} x {grid[2] * patch}: {times:.3g} times the tokens",
+                    f"{kind} {index} entered the processor with {high} x {wide} pixels and left it "
+                    f"with {grid[1] * patch} x {grid[2] * patch}: {times:.3g} times the tokens",
                     values={
                         "got": (grid[1] * patch, grid[2] * patch), "want": (high, wide),
                         "times": times, "do_resize": call.keywords.get("do_resize"),
@@ -87,7 +87,7 @@ def look_resized(case: Case) -> Iterator[Evidence]:
 
 
 def look_expanded(case: Case) -> Iterator[Evidence]:
-    """Texts come with one placeholder a medium; expanding them is the processor's work."""
+    """Texts come with one placeholder per media item; the processor expands them."""
     names = marks(case)
     for call in case.processed:
         for row, text in enumerate(call.texts):
@@ -96,7 +96,7 @@ def look_expanded(case: Case) -> Iterator[Evidence]:
                 yield Evidence(
                     "batch",
                     "expanded-twice",
-                    f"prompt {row} reached the processor with its placeholders expanded already: "
+                    f"prompt {row} reached the processor with its placeholders already expanded: "
                     + ", ".join(f"{n} {m}" for m, n in counts.items()),
                     row=row,
                     values={"counts": counts},
@@ -105,7 +105,7 @@ def look_expanded(case: Case) -> Iterator[Evidence]:
 
 
 def look_padding(case: Case) -> Iterator[Evidence]:
-    """Prompts are padded on the left, the mask says where, and ids and mask are int64."""
+    """Prompts are padded on the left, the mask shows where, and ids and mask are int64."""
     if case.reference is None:
         return
     pad = case.reference.policy.pad_token_id
@@ -120,9 +120,9 @@ def look_padding(case: Case) -> Iterator[Evidence]:
 
 
 def look_placeholders(case: Case) -> Iterator[Evidence]:
-    """Placeholders against features: for every modality, in total and row by row."""
+    """Placeholders and features match in number: for every modality, in total and row by row."""
     if case.reference is None:
-        say_missing(case, "no checkpoint: placeholders were not counted, nothing was replayed")
+        note_missing(case, "no checkpoint: placeholders not counted, nothing replayed")
         return
     policy = case.reference.policy
     for one in rendered_batches(case):
@@ -135,10 +135,10 @@ def look_placeholders(case: Case) -> Iterator[Evidence]:
         for name, model_call, _ in calls_of(one):
             for count in _counted(model_call.inputs, policy):
                 lost = PIXELS[count.modality] not in {*model_call.inputs, *model_call.large}
-                # media that were not passed on are told as such
+                # media that were not passed on are reported by another look
                 if not count.agree and count.modality not in wrong and not lost:
                     wrong.add(count.modality)
-                    yield _miscount(count, f"what {name} was given", "added")
+                    yield _miscount(count, f"the input of {name}", "added")
 
 
 def _padding(
@@ -172,7 +172,7 @@ def _padding(
                 "batch",
                 "padded-right",
                 f"row {row} of {name} has {len(line) - 1 - last} padding tokens after its prompt: "
-                "the completion would be generated behind them",
+                "the completion would be generated after them",
                 row=row,
                 values={
                     "pads": len(line) - 1 - last, "side": call.padding_side if call else "",
@@ -188,7 +188,7 @@ def _padding(
                 "batch",
                 "mask-wrong",
                 f"the mask of {name} keeps {sum(seen[:first])} padding tokens of row {row} and "
-                f"hides {len(seen[first:]) - sum(seen[first:])} of its {len(seen) - first} own",
+                f"hides {len(seen[first:]) - sum(seen[first:])} of its {len(seen) - first} tokens",
                 row=row,
                 values={
                     "kept": sum(seen[:first]),
@@ -202,14 +202,14 @@ def _padding(
 def _miscount(count: Counts, where: str, origin: Origin) -> Evidence:
     row = count.first_wrong
     got, want = sum(count.items), sum(count.tokens)
-    more = "more features than tokens: the first are taken, all after it are shifted"
+    more = "more features than tokens: the first are used, all later ones are shifted"
     less = "fewer features than tokens"
-    told = more if got > want else less if got < want else "features of another row"
+    why = more if got > want else less if got < want else "features of another row"
     return Evidence(
         "batch",
         "features-and-tokens",
-        f"{where} holds {got} {count.modality} features in {len(count.items)} items for {want} "
-        f"{count.modality} placeholders; row {row} is the first that does not fit ({told})",
+        f"{where} has {got} {count.modality} features in {len(count.items)} items for {want} "
+        f"{count.modality} placeholders; row {row} is the first that does not match ({why})",
         origin=origin,
         row=row,
         values={
@@ -220,7 +220,7 @@ def _miscount(count: Counts, where: str, origin: Origin) -> Evidence:
 
 
 def _input_right(call: ProcessorCall, case: Case) -> Origin:
-    """Whether texts and media went in right, so that the processor's keywords are to blame."""
+    """``added`` where texts and media match, so that the processor's keywords are to blame."""
     if given_rows(call, case) is not None or flag_wrong(call, case):
         return "added"
     return "unknown"

@@ -1,4 +1,4 @@
-"""What a rollout's settings, ids and texts show by themselves, without a forward."""
+"""What a rollout's settings, ids and texts show without a forward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, say_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_missing
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.rollouts import (
     RolloutRecord,
@@ -31,8 +31,7 @@ def generated_rollouts(case: Case) -> Iterator[tuple[RolloutRecord, GenerateCall
 
 
 def look_at_error(case: Case) -> Iterable[Evidence]:
-    """A generate that raised. What it was handed may be the reason, so nobody can tell from here
-    alone."""
+    """A generate that raised. Its input may be the reason, so the origin is unknown."""
     for _, call in generated_rollouts(case):
         if call.error is not None:
             yield Evidence(
@@ -42,13 +41,13 @@ def look_at_error(case: Case) -> Iterable[Evidence]:
 
 
 def look_at_history(case: Case) -> Iterable[Evidence]:
-    """Later steps that saw neither the prompt nor what had been said."""
+    """Later decoding steps that saw neither the prompt nor the tokens before them."""
     for _, call in generated_rollouts(case):
         if None in call.cached:
-            say_missing(
+            note_missing(
                 case,
-                "what generate saw of prompt and history is not known: its model has a key-value "
-                "cache of another name",
+                "whether generate saw prompt and history is unknown: its model's key-value cache "
+                "has an unknown name",
             )
         blind = [step for step, held in enumerate(call.cached, 1) if held == 0]
         if not blind:
@@ -58,7 +57,7 @@ def look_at_history(case: Case) -> Iterable[Evidence]:
         yield Evidence(
             "completion",
             "history-lost",
-            f"at {len(blind)} of {len(call.cached)} later steps of generate, from token "
+            f"in {len(blind)} of {len(call.cached)} decoding steps after the first, from token "
             f"{blind[0] + 1} on, the model saw only the newest token: no prompt, no history "
             f"({mode}, gradient checkpointing {with_checkpointing})",
             values={
@@ -72,14 +71,14 @@ def look_at_history(case: Case) -> Iterable[Evidence]:
 
 
 def look_at_eos(case: Case) -> Iterable[Evidence]:
-    """What ends a completion, against what the checkpoint ends one with."""
+    """The ids that end a completion, compared with the checkpoint's."""
     for _, call in generated_rollouts(case):
         given = ids_of(call.config.get("eos_token_id"))
         if not given:
             yield Evidence(
                 "completion",
                 "eos-unset",
-                "generate has no eos_token_id: no token ends a completion, all run to the cap of "
+                "generate has no eos_token_id: nothing ends a completion before the cap of "
                 f"{call.config.get('max_new_tokens')} tokens",
                 values={"eos": [], "cap": call.config.get("max_new_tokens")},
             )
@@ -90,14 +89,14 @@ def look_at_eos(case: Case) -> Iterable[Evidence]:
                 yield Evidence(
                     "completion",
                     "eos-left-out",
-                    f"generate ends a completion at {_named(policy, given)} alone; the checkpoint "
+                    f"generate ends a completion only at {_named(policy, given)}; the checkpoint "
                     f"also ends one with {_named(policy, left_out)}",
                     values={"eos": list(given), "left_out": left_out},
                 )
 
 
 def look_at_tokens(case: Case) -> Iterable[Evidence]:
-    """Special and media tokens among what was sampled."""
+    """Special and media tokens among the sampled ids."""
     if case.reference is None:
         return
     policy = case.reference.policy
@@ -111,7 +110,7 @@ def look_at_tokens(case: Case) -> Iterable[Evidence]:
             continue
         eos = ids_of(call.config.get("eos_token_id"))
         sampled = until_end(ids, eos)
-        # what follows the first eos of any kind is another fault's
+        # tokens after the first eos of any kind are another fault
         sampled &= until_end(ids, policy.eos_token_ids)
         for fact, what, wanted in (
             ("media-token", "a media placeholder", media),
@@ -139,7 +138,7 @@ def look_at_tokens(case: Case) -> Iterable[Evidence]:
 
 
 def look_at_texts(case: Case) -> Iterable[Evidence]:
-    """The texts that rewards were given, against what was sampled."""
+    """The texts passed to rewards, compared with the sampled ids."""
     if case.reference is None:
         return
     policy = case.reference.policy
@@ -161,8 +160,8 @@ def look_at_texts(case: Case) -> Iterable[Evidence]:
                 yield Evidence(
                     "completion",
                     "specials-stripped",
-                    f"completion {row} was sampled as {_short(whole)} and handed on as "
-                    f"{_short(text)}: special tokens were stripped before anybody could see them",
+                    f"completion {row} was sampled as {_short(whole)} and passed to rewards as "
+                    f"{_short(text)}: special tokens were stripped before any reward saw them",
                     row=row,
                     values={"sampled": whole, "handed_on": text},
                 )
@@ -170,16 +169,16 @@ def look_at_texts(case: Case) -> Iterable[Evidence]:
 
 
 def look_at_identical(case: Case) -> Iterable[Evidence]:
-    """Completions of a group that are all the same although they should have been sampled."""
+    """Groups of identical completions, which should have been sampled."""
     for rollout, call in generated_rollouts(case):
         ids = completion_ids(call)
         groups = _groups(rollout, call)
         if ids is None or groups is None:
             continue
         kept = until_end(ids, ids_of(call.config.get("eos_token_id")))
-        said = [tuple(row[mask].tolist()) for row, mask in zip(ids, kept, strict=True)]
+        sampled = [tuple(row[mask].tolist()) for row, mask in zip(ids, kept, strict=True)]
         sizes = [members for members in groups if len(members) > 1]
-        alike = [members for members in sizes if len({said[row] for row in members}) == 1]
+        alike = [members for members in sizes if len({sampled[row] for row in members}) == 1]
         if not sizes or len(alike) < len(sizes):
             continue
         sampling = bool(call.config.get("do_sample", False))
@@ -187,21 +186,21 @@ def look_at_identical(case: Case) -> Iterable[Evidence]:
         if sampling and (chance is None or chance > 1e-6):
             continue
         reason = (
-            f"by chance that happens once in {1 / max(chance or 0, 1e-300):.0e} rollouts"
+            f"by chance this happens once in {1 / max(chance or 0, 1e-300):.0e} rollouts"
             if sampling
-            else "do_sample is off: greedy decoding says the same thing every time"
+            else "do_sample is off: greedy decoding gives the same text every time"
         )
         yield Evidence(
             "completion",
             "identical",
-            f"all {len(sizes)} groups of {len(sizes[0])} completions hold one and the same text "
-            f"each; {reason}",
+            f"in each of the {len(sizes)} groups all {len(sizes[0])} completions are identical; "
+            f"{reason}",
             values={"do_sample": sampling, "groups": len(sizes), "size": len(sizes[0])},
         )
 
 
 def _chance(call: GenerateCall, kept: Tensor, groups: Sequence[Sequence[int]]) -> float | None:
-    """Probability that groups come out alike, from the sampled tokens' own logprobs."""
+    """Probability of groups this alike, from the sampled tokens' own logprobs."""
     if call.logprobs is None or call.logprobs.shape != kept.shape:
         return None
     whole = torch.where(kept, call.logprobs, torch.zeros(())).sum(1)
@@ -210,7 +209,7 @@ def _chance(call: GenerateCall, kept: Tensor, groups: Sequence[Sequence[int]]) -
 
 
 def _groups(rollout: RolloutRecord, call: GenerateCall) -> list[list[int]] | None:
-    """Rows of the sequences by group: by the trainer's own names, else by equal prompts."""
+    """Rows of the sequences by group: by the trainer's group ids, else by equal prompts."""
     ids = completion_ids(call)
     if ids is None:
         return None
@@ -229,8 +228,8 @@ def _groups(rollout: RolloutRecord, call: GenerateCall) -> list[list[int]] | Non
 
 
 def look_at_cap(case: Case) -> Iterable[Evidence]:
-    """Every completion stopped by the cap. A broken prompt can be the reason as well, but not of a
-    cap that no gold completion would fit into."""
+    """Every completion is stopped by the cap. A broken prompt can be the reason too, unless even
+    the shortest gold completion exceeds the cap."""
     shortest = _shortest_gold(case)
     for _, call in generated_rollouts(case):
         ids = completion_ids(call)
@@ -242,8 +241,8 @@ def look_at_cap(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "completion",
                 "all-capped",
-                f"all {len(ids)} completions ran into the cap of {ids.shape[1]} tokens; none "
-                "ended by itself"
+                f"all {len(ids)} completions reached the cap of {ids.shape[1]} tokens; none ended "
+                "before it"
                 + (f"; the shortest gold completion has {shortest}" if shortest else ""),
                 "added" if shortest > ids.shape[1] else "unknown",
                 values={"cap": ids.shape[1], "completions": len(ids)},
@@ -251,7 +250,7 @@ def look_at_cap(case: Case) -> Iterable[Evidence]:
 
 
 def _shortest_gold(case: Case) -> int:
-    """Tokens of the shortest gold completion of the step; 0 where that cannot be said."""
+    """Tokens of the shortest gold completion of the step; 0 where unknown."""
     if case.reference is None:
         return 0
     tokenizer = case.reference.policy.processor.tokenizer
@@ -262,24 +261,24 @@ def _shortest_gold(case: Case) -> int:
 
 
 def look_at_sampling(case: Case) -> Iterable[Evidence]:
-    """Settings by which the sampled distribution is not the one that the loss scores."""
+    """Settings that make the sampled distribution differ from the one that the loss scores."""
     for _, call in generated_rollouts(case):
         if not call.config.get("do_sample", False):
             continue
         cut = truncation(call.config, _vocabulary(case))
         if cut:
-            told = ", ".join(f"{name}={value:g}" for name, value in cut.items())
+            settings = ", ".join(f"{name}={value:g}" for name, value in cut.items())
             yield Evidence(
                 "completion",
                 "truncated-sampling",
-                f"completions were sampled with {told}: tokens outside had no chance, but the "
-                "loss scores the whole distribution",
+                f"completions were sampled with {settings}, which changes the distribution; the "
+                "loss scores the unchanged one",
                 values=cut,
             )
 
 
 def truncation(config: Mapping[str, Any], vocabulary: int | None) -> dict[str, float]:
-    """Settings in force that bend the distribution beyond its temperature.
+    """Settings in effect that change the distribution beyond its temperature.
 
     >>> truncation({"top_k": 50, "top_p": 1.0, "min_p": None}, 151_936)
     {'top_k': 50.0}
@@ -300,7 +299,7 @@ def truncation(config: Mapping[str, Any], vocabulary: int | None) -> dict[str, f
 
 
 def look_at_pixels(case: Case) -> Iterable[Evidence]:
-    """Pixel rows copied one by one for the group, which scrambles every picture patch by patch."""
+    """Pixel rows repeated one by one for the group, which scrambles every picture's patches."""
     for rollout, call in generated_rollouts(case):
         copies = int(call.config.get("num_return_sequences") or 1)
         for pixels, grids in _PIXELS.items():
@@ -309,8 +308,8 @@ def look_at_pixels(case: Case) -> Iterable[Evidence]:
                 yield Evidence(
                     "completion",
                     "pixels-scrambled",
-                    f"num_return_sequences={copies} with {pixels}: generate copies every patch "
-                    f"{copies} times in a row instead of every picture, so each copy is made of "
+                    f"num_return_sequences={copies} with {pixels}: generate repeats each patch "
+                    f"{copies} times in a row instead of each picture, so every copy is made of "
                     "other pictures' patches",
                     values={"copies": copies, "tensor": pixels, "by": "num_return_sequences"},
                 )
@@ -320,9 +319,9 @@ def look_at_pixels(case: Case) -> Iterable[Evidence]:
                     yield Evidence(
                         "completion",
                         "pixels-scrambled",
-                        f"{pixels} reached generate with every patch {repeated} times in a row "
-                        f"({len(call.inputs[pixels])} rows, {len(grid)} grids): each "
-                        "picture is made of a few patches of its own and of its neighbours'",
+                        f"{pixels} reached generate with each patch repeated {repeated} times in a "
+                        f"row ({len(call.inputs[pixels])} rows, {len(grid)} grids): every picture "
+                        "is made of a few of its own and its neighbours' patches",
                         values={
                             "copies": repeated, "tensor": pixels, "by": "repeat_interleave",
                         },
@@ -330,8 +329,8 @@ def look_at_pixels(case: Case) -> Iterable[Evidence]:
 
 
 def _repeated_patches(rollout: RolloutRecord, given: Tensor, name: str) -> int:
-    """How often each patch of the processor's output stands in a row in what generate was given; 1
-    where they are the processor's own."""
+    """How many times in a row generate got each patch of the processor's output; 1 where patches
+    are unchanged."""
     for call in rollout.processed:
         made = call.outputs.get(name)
         if made is None or not len(made) or len(given) % len(made) or len(given) == len(made):
@@ -346,13 +345,13 @@ def _repeated_patches(rollout: RolloutRecord, given: Tensor, name: str) -> int:
         if len(given) % times or len(given) <= times:
             continue
         blocks = given.view(-1, times, given.shape[1])
-        # pictures of one colour are made of equal patches: they show nothing
-        if torch.equal(blocks, blocks[:, :1].expand_as(blocks)) and _lively(blocks[:, 0]):
+        # pictures of one colour have equal patches, which prove nothing
+        if torch.equal(blocks, blocks[:, :1].expand_as(blocks)) and _mostly_distinct(blocks[:, 0]):
             return times
     return 1
 
 
-def _lively(patches: Tensor) -> bool:
+def _mostly_distinct(patches: Tensor) -> bool:
     """Whether neighbouring patches differ almost everywhere."""
     if len(patches) < 4:
         return False

@@ -1,4 +1,4 @@
-"""Looks at samples and conversations: is each row's question asked, with its media, truthfully."""
+"""Looks at samples and conversations: each row's question is asked, with its own media."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ _NO_SOUND = re.compile(
 )
 _OPTION = re.compile(r"^\s*[(\[]?[A-Za-z][)\].:]\s*")
 _LONG_ENOUGH = 12
-"""Characters of a gold from which finding it in a prompt is no chance: "A" stands in any text."""
+"""Characters from which a gold in the prompt is no coincidence: "A" occurs in any text."""
 _TAG = re.compile(r"<\s*(context|think|answer)\s*>")
 
 
 def look_questions(case: Case) -> Iterator[Evidence]:
-    """Each row's question stands in its own conversation, and not another row's."""
+    """Each conversation asks its own row's question."""
     for one in rendered_batches(case):
         questions = [question_of(row) for row in one.rows]
         for row, prompt in _pairs(one):
             wanted = question_of(row)
-            if wanted is None or wanted in prompt.said("user"):
+            if wanted is None or wanted in prompt.text_of("user"):
                 continue
-            asked = next((q for q in questions if q and q in prompt.said("user")), None)
+            asked = next((q for q in questions if q and q in prompt.text_of("user")), None)
             yield Evidence(
                 "conversation",
                 "question-differs",
-                f"conversation {prompt.number} does not ask its row's question {wanted!r}; it asks "
-                f"{(asked or prompt.said('user')[-80:])!r}",
+                f"conversation {prompt.number} does not ask its row's question {wanted!r} but "
+                f"{(asked or prompt.text_of('user')[-80:])!r}",
                 row=prompt.number,
                 values={"wanted": wanted, "asked": asked, "names": sorted(_names(prompt))},
             )
 
 
 def look_media_listed(case: Case) -> Iterator[Evidence]:
-    """What a row shows is what its conversation shows: no file lost, none from elsewhere."""
+    """A conversation has its row's media: no file lost, none from another row."""
     for one in rendered_batches(case):
         known = {_name(path) for row in one.rows for _, path in paths_of(row)}
         for row, prompt in _pairs(one):
             listed = paths_of(row)
             if any(ref.path.startswith("<") for ref in prompt.media):
-                continue  # arrays in the messages: whose they are cannot be told
+                continue  # arrays in the messages: their row is unknown
             shown = [(ref.modality, _name(ref.path)) for ref in prompt.media]
             names = {name for _, name in shown}
             sounds = _carries_sound(one)
@@ -68,8 +68,8 @@ def look_media_listed(case: Case) -> Iterator[Evidence]:
                 yield Evidence(
                     "conversation",
                     fact,
-                    f"the row lists {kind} {name}, its conversation {prompt.number} shows "
-                    f"{_told(shown)}",
+                    f"the row lists {kind} {name}; its conversation {prompt.number} has "
+                    f"{_listed(shown)}",
                     row=prompt.number,
                     values={"file": name, "modality": kind, "shown": shown},
                 )
@@ -79,15 +79,14 @@ def look_media_listed(case: Case) -> Iterator[Evidence]:
                     yield Evidence(
                         "conversation",
                         "media-foreign",
-                        f"conversation {prompt.number} shows {kind} {name}, which belongs to "
-                        f"{whose}",
+                        f"conversation {prompt.number} has {kind} {name}, which belongs to {whose}",
                         row=prompt.number,
                         values={"file": name, "modality": kind},
                     )
 
 
 def look_media_twice(case: Case) -> Iterator[Evidence]:
-    """A clip whose sound rides inside it must not be listed as audio as well."""
+    """A clip whose sound is interleaved must not also be listed as audio."""
     for one in rendered_batches(case):
         calls = [call for call in one.processed if flag_of(call.keywords)]
         if not calls:
@@ -100,38 +99,37 @@ def look_media_twice(case: Case) -> Iterator[Evidence]:
                     "conversation",
                     "media-twice",
                     f"{name} is listed as video and as audio in conversation {prompt.number} while "
-                    f"audio-in-video is interleaved: {1 + twice.count(name)} audio features for "
-                    "1 audio slot",
+                    f"audio-in-video is on: {1 + twice.count(name)} sounds for 1 track",
                     origin=_origin(one, name),
                     row=prompt.number,
                     values={"file": name, "audios": 1 + twice.count(name)},
                 )
 
 
-def look_sound_told(case: Case) -> Iterator[Evidence]:
-    """A conversation that says there is no sound has none."""
+def look_sound_denied(case: Case) -> Iterator[Evidence]:
+    """A conversation whose text denies sound has none."""
     for one in rendered_batches(case):
         sounds = _carries_sound(one)
         for prompt in one.prompts:
-            said = _NO_SOUND.search(prompt.said("user"))
+            denial = _NO_SOUND.search(prompt.text_of("user"))
             kinds = [ref.modality for ref in prompt.media]
-            rides = sounds and any(
+            inside = sounds and any(
                 ref.modality == "video" and replay_media.has_track(ref.path) is not False
                 for ref in prompt.media
             )
-            if said and (rides or "audio" in kinds):
+            if denial and (inside or "audio" in kinds):
                 yield Evidence(
                     "conversation",
                     "sound-denied",
-                    f"conversation {prompt.number} says {said.group()!r} but gives the model "
-                    f"{'the sound of its video' if rides else 'an audio item'}",
+                    f"conversation {prompt.number} says {denial.group()!r} but passes the model "
+                    f"{'the sound of its video' if inside else 'an audio item'}",
                     row=prompt.number,
-                    values={"said": said.group(), "how": "interleaved" if rides else "item"},
+                    values={"said": denial.group(), "how": "interleaved" if inside else "item"},
                 )
 
 
 def look_sound_lost(case: Case) -> Iterator[Evidence]:
-    """No clip goes mute while others of the batch are heard, although its file has a track."""
+    """No clip whose file has a track loses its sound while others of the batch keep theirs."""
     for one in rendered_batches(case):
         prompts = [
             prompt for prompt in one.prompts if any(r.modality == "video" for r in prompt.media)
@@ -146,34 +144,34 @@ def look_sound_lost(case: Case) -> Iterator[Evidence]:
                         "conversation",
                         "track-not-given",
                         f"{_name(ref.path)} has an audio track, but conversation {prompt.number} "
-                        f"gives it mute while {len(heard)} other clips of the batch are heard",
+                        f"passes it without sound, and {len(heard)} other clips of the batch with",
                         row=prompt.number,
                         values={"file": _name(ref.path)},
                     )
 
 
 def look_instructions(case: Case) -> Iterator[Evidence]:
-    """Somebody tells the policy which tags the rewards want, and all rows are told the same."""
+    """The prompt asks for the tags that the rewards need, with one system message in all rows."""
     wanted = any(
         _TAG.search(str(row.get("solution", "")))
         for one in rendered_batches(case)
         for row in one.rows
     )
     prompts = [prompt for one in rendered_batches(case) for prompt in one.prompts]
-    systems = {prompt.said("system") for prompt in prompts}
+    systems = {prompt.text_of("system") for prompt in prompts}
     for prompt in prompts if wanted else ():
-        if _TAG.search(prompt.said("system")) or _TAG.search(prompt.said("user")):
+        if _TAG.search(prompt.text_of("system")) or _TAG.search(prompt.text_of("user")):
             continue
-        system = prompt.said("system")
+        system = prompt.text_of("system")
         has_one = any(message.get("role") == "system" for message in prompt.messages)
         yield Evidence(
             "conversation",
             "instructions-changed" if has_one else "system-missing",
             f"the system message of conversation {prompt.number} is {system[:60]!r}: nothing asks "
-            "for the tags that the answers are judged by"
+            "for the tags that rewards need"
             if has_one
             else f"conversation {prompt.number} has no system message, and nothing in it asks for "
-            "the tags that the answers are judged by",
+            "the tags that rewards need",
             row=prompt.number,
             values={"system": system},
         )
@@ -188,17 +186,17 @@ def look_instructions(case: Case) -> Iterator[Evidence]:
 
 
 def look_options(case: Case) -> Iterator[Evidence]:
-    """A row that has options shows them: at least one, in whatever form."""
+    """A row's options are in its conversation: at least one, in any form."""
     for one in rendered_batches(case):
         for row, prompt in _pairs(one):
             options = row.get("options")
             if not isinstance(options, list | tuple) or not options:
                 continue
             words = [_OPTION.sub("", str(option)).strip() for option in options]
-            asked, said = question_of(row) or "", prompt.said("user")
-            # a question may name an option itself
-            beside = said.replace(asked, "", 1)
-            if asked in said and not any(w and w in beside for w in words):
+            asked, text = question_of(row) or "", prompt.text_of("user")
+            # a question may itself mention an option
+            rest = text.replace(asked, "", 1)
+            if asked in text and not any(w and w in rest for w in words):
                 yield Evidence(
                     "conversation",
                     "options-missing",
@@ -210,31 +208,32 @@ def look_options(case: Case) -> Iterator[Evidence]:
 
 
 def look_gold(case: Case) -> Iterator[Evidence]:
-    """No conversation holds the gold completion of its row."""
+    """No conversation contains its row's gold completion."""
     for one in rendered_batches(case):
         for row, prompt in _pairs(one):
             gold = row.get("solution")
             if not isinstance(gold, str) or len(gold) < _LONG_ENOUGH:
                 continue
             role = next(
-                (r for r in ("assistant", "user", "system") if gold.strip() in prompt.said(r)), None
+                (r for r in ("assistant", "user", "system") if gold.strip() in prompt.text_of(r)),
+                None,
             )
             if role is not None:
                 yield Evidence(
                     "conversation",
                     "gold-shown",
-                    f"conversation {prompt.number} holds its row's gold completion, said by the "
-                    f"{role}: {gold.strip()[:60]!r}",
+                    f"conversation {prompt.number} contains its row's gold completion in the "
+                    f"{role} turn: {gold.strip()[:60]!r}",
                     row=prompt.number,
                     values={"role": role},
                 )
 
 
 def look_number(case: Case) -> Iterator[Evidence]:
-    """As many conversations as rows, or a whole number for each, and none that no row asked for."""
+    """One conversation per row, or the same number for each, and none without a row."""
     for one in rendered_batches(case):
         rows, prompts = len(one.rows), len(one.prompts)
-        # a run that was cut while it rendered has lost nothing yet
+        # a run that was killed while rendering has lost nothing yet
         if not rows or not prompts or not prompts % rows or not one.processed:
             continue
         strange = [
@@ -244,8 +243,8 @@ def look_number(case: Case) -> Iterator[Evidence]:
             yield Evidence(
                 "conversation",
                 "row-foreign",
-                f"conversation {prompt.number} asks and shows what no row of the batch does: "
-                f"{_told([(r.modality, _name(r.path)) for r in prompt.media])}; {prompts} "
+                f"conversation {prompt.number} has a question or media of no row of the batch: "
+                f"{_listed([(r.modality, _name(r.path)) for r in prompt.media])}; {prompts} "
                 f"conversations for {rows} rows",
                 row=prompt.number,
                 values={"names": sorted(_names(prompt)), "talks": prompts, "rows": rows},
@@ -260,7 +259,7 @@ def look_number(case: Case) -> Iterator[Evidence]:
 
 
 def _pairs(one: RenderedBatch) -> Sequence[tuple[Mapping[str, Any], RenderedPrompt]]:
-    """Rows with their conversations: in the order that fits the questions best."""
+    """Rows with their conversations, in the order that matches most of them."""
     orders = order_of(len(one.rows), len(one.prompts))
     best: list[tuple[Mapping[str, Any], RenderedPrompt]] = []
     most = -1
@@ -276,23 +275,25 @@ def _fits(row: Mapping[str, Any], prompt: RenderedPrompt) -> bool:
     """Whether a conversation asks a row's question about a row's media."""
     files = {_name(path) for _, path in paths_of(row)}
     same = bool(files & _names(prompt)) or not files
-    return same and (question_of(row) or "") in prompt.said("user")
+    return same and (question_of(row) or "") in prompt.text_of("user")
 
 
 def _carries_sound(one: RenderedBatch) -> bool:
-    """Whether the processor of a batch was to take the sound out of the videos."""
+    """Whether a batch's processor was called with audio-in-video on."""
     return any(flag_of(call.keywords) for call in one.processed)
 
 
 def _heard(prompt: RenderedPrompt, one: RenderedBatch) -> bool:
-    """Whether a clip's sound is given, by item or inside."""
+    """Whether a clip's sound is passed, as an item or inside the video."""
     kinds = [ref.modality for ref in prompt.media]
-    return "audio" in kinds or (_carries_sound(one) and not _NO_SOUND.search(prompt.said("user")))
+    return "audio" in kinds or (
+        _carries_sound(one) and not _NO_SOUND.search(prompt.text_of("user"))
+    )
 
 
 def _origin(one: RenderedBatch, name: str) -> Origin:
-    """A row that lists the file twice itself may mean the separate way; the decision on how sound
-    travels is the conversation's, so it added the error. Unseen rows leave it open."""
+    """``added`` even where the row lists the file twice: the conversation decides how sound is
+    passed. ``unknown`` where no row was recorded."""
     return "added" if one.rows or name else "unknown"
 
 
@@ -304,7 +305,7 @@ def _name(path: str) -> str:
     return PurePath(path).name or path
 
 
-def _told(shown: Sequence[tuple[str, str]]) -> str:
+def _listed(shown: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"{kind} {name}" for kind, name in shown) or "no media"
 
 
@@ -315,7 +316,7 @@ LOOKS: tuple[Look, ...] = (
     look_gold,
     look_media_listed,
     look_media_twice,
-    look_sound_told,
+    look_sound_denied,
     look_sound_lost,
     look_instructions,
 )

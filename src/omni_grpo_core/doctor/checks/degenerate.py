@@ -1,4 +1,4 @@
-"""Garbage, and whose it is: likely under the recorded prompt, or impossible there."""
+"""Garbage and its origin: likely under the recorded prompt, or impossible."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
 from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, until_end
-from omni_grpo_core.doctor.teacher_forced import Taught, log_table, taught
+from omni_grpo_core.doctor.teacher_forced import Replayed, log_table, replay_rollout
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.trace.calls import GenerateCall
 
 _IMPOSSIBLE = 9.0
-"""Powers of ten. Tokens drawn from the reference's distribution show that much against it once in a
-thousand million rollouts."""
+"""Powers of ten. Tokens sampled from the reference's distribution give this much evidence against
+it at most once in a thousand million rollouts."""
 
 
 def look_at_garbage(case: Case) -> Iterable[Evidence]:
-    """Degenerate completions, by the raw ids."""
+    """Degenerate completions, by raw ids."""
     if case.reference is None:
         return
     policy = case.reference.policy
@@ -58,7 +58,7 @@ def look_at_garbage(case: Case) -> Iterable[Evidence]:
 
 
 def _origin(case: Case, call: GenerateCall) -> Origin:
-    """Garbage that the checkpoint says to this prompt itself was asked for."""
+    """``inherited`` where the checkpoint itself is likely to give such garbage on this prompt."""
     if not first_step(case):
         return "unknown"
     against = against_reference(case, call)
@@ -68,7 +68,7 @@ def _origin(case: Case, call: GenerateCall) -> Origin:
 
 
 def look_at_likelihood(case: Case) -> Iterable[Evidence]:
-    """Where generate's own logprobs were not kept: whether the checkpoint could have said this."""
+    """Without generate's own logprobs: whether the checkpoint could have sampled these tokens."""
     if not first_step(case):
         return
     for _, call in generated_rollouts(case):
@@ -80,26 +80,26 @@ def look_at_likelihood(case: Case) -> Iterable[Evidence]:
         yield Evidence(
             "completion",
             "tokens-impossible",
-            "the checkpoint, given the recorded prompt, says what was sampled once in "
-            f"1e{against:.0f} rollouts: it came from other weights, or without its context",
+            "the checkpoint would sample these completions of the recorded prompt once in "
+            f"1e{against:.0f} rollouts: they came from other weights, or without their context",
             values={"powers_of_ten": against},
         )
 
 
 def against_reference(case: Case, call: GenerateCall) -> float | None:
-    """How strongly sampled tokens speak against the reference's distribution, in powers of ten.
+    """Evidence of the sampled tokens against the reference's distribution, in powers of ten.
 
     An e-value: for tokens drawn from p, the product over tokens of p(x)^-1/2 / sum_v p(v)^1/2 has
-    mean 1, so it exceeds 10^k with a chance of 10^-k at most, however long the completions are and
+    mean 1, so it exceeds 10^k with probability at most 10^-k, however long the completions are and
     wherever they end (Ville's inequality).
     """
-    known = taught(case, call)
+    known = replay_rollout(case, call)
     if known is None:
         return None
     return evidence_against(known, temperature_of(call), ids_of(call.config.get("suppress_tokens")))
 
 
-def evidence_against(known: Taught, temperature: float, suppressed: Sequence[int]) -> float:
+def evidence_against(known: Replayed, temperature: float, suppressed: Sequence[int]) -> float:
     """As :func:`against_reference`, over all rows."""
 
     def one(scores: Tensor, ids: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def evidence_against(known: Taught, temperature: float, suppressed: Sequence[int
         return -0.5 * chosen - (0.5 * table).logsumexp(-1)
 
     terms = torch.stack(known.each_row(one)).double()
-    # an id that could not be sampled at all says enough by itself
+    # a single id of probability 0 is enough
     terms = torch.nan_to_num(terms, posinf=1e3)
     return float(terms[known.mask].sum()) / math.log(10)
 

@@ -1,4 +1,4 @@
-"""Looks at embeddings: every placeholder holds the feature of its own medium."""
+"""Looks at embeddings: every placeholder holds its own media item's feature."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import PIXELS, CallRow
 from omni_grpo_core.doctor.checks.positions import Call, copies_of, named_calls, rows_of
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_missing
 from omni_grpo_core.doctor.replay.batch import with_pixels
 from omni_grpo_core.doctor.replay.model import Feature, reference_features, token_embeddings
 from omni_grpo_core.types import Modality, Row, Span
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FAR = 0.5
-"""Of a feature's own length: another medium's feature is about 1.4 away, the same one under other
-rounding or after a few optimizer steps below 0.1."""
+"""In units of the feature's norm: another item's feature is about 1.4 away, the same one with
+different rounding or after a few optimizer steps below 0.1."""
 _STRANGE = 0.5
-"""The same, of token embeddings: beyond it the weights are not those of the checkpoint."""
+"""The same, of token embeddings: above it the weights are not the checkpoint's."""
 
 
 def look_injected(case: Case) -> Iterator[Evidence]:
-    """Placeholders against the towers' features of the call's own media."""
+    """Placeholder embeddings, compared with the towers' features of the call's own media."""
     if case.reference is None:
         return
     for name, call in named_calls(case):
@@ -35,12 +35,12 @@ def look_injected(case: Case) -> Iterator[Evidence]:
         ids = call.inputs["input_ids"]
         rows = with_pixels(case, call, rows_of(case, call))
         if held is None and "inputs_embeds" in call.large:
-            say_missing(case, "inputs_embeds were too large to keep: embeddings unjudged")
+            note_missing(case, "inputs_embeds were too large to keep: embeddings unjudged")
         if held is None or not rows or held.shape[1] != ids.shape[1] or len(held) % len(rows):
             continue
         places = copies_of(rows, len(held))
         if not _own_weights(case, ids, held[:: len(held) // len(rows)]):
-            say_missing(case, "the model's weights are not the checkpoint's: embeddings unjudged")
+            note_missing(case, "the model's weights are not the checkpoint's: embeddings unjudged")
             return
         every = [
             feature
@@ -48,22 +48,22 @@ def look_injected(case: Case) -> Iterator[Evidence]:
             if row.row is not None
             for feature in reference_features(case, row.row) or ()
         ]
-        told: set[str] = set()
+        reported: set[str] = set()
         for place, row in enumerate(places):
             if row.row is None:
                 continue
             own = held[place][row.kept].float()
             for evidence in _row(case, name, call, row.index, row.row, own, every):
                 if len(held) > len(rows) and evidence.values["modality"] != "audio":
-                    # generate copied the rows itself, and pixels patch by patch: these went in so
+                    # generate repeated the rows, pixels patch by patch: these were wrong on input
                     evidence = replace(evidence, origin="inherited")
-                if evidence.fact not in told:
-                    told.add(evidence.fact)
+                if evidence.fact not in reported:
+                    reported.add(evidence.fact)
                     yield evidence
 
 
 def look_uniform(case: Case) -> Iterator[Evidence]:
-    """Where a row could not be replayed: a run of placeholders never holds one vector."""
+    """Where a row could not be replayed: the embeddings of a placeholder run are not all equal."""
     if case.reference is None:
         return
     tokens = placeholder_ids(case.reference.policy.processor)
@@ -114,7 +114,7 @@ def _row(
                 "embeddings",
                 "features-misordered",
                 f"the {span.length} {span.modality} placeholders at token {span.start} of row "
-                f"{index} of {name} hold features of another place",
+                f"{index} of {name} hold features that belong elsewhere",
                 row=index,
                 values={"modality": span.modality, "start": span.start, "call": name},
             )
@@ -123,7 +123,7 @@ def _row(
             "embeddings",
             "features-off",
             f"the {span.length} {span.modality} placeholders at token {span.start} of row {index} "
-            f"of {name} hold something {gap:.2g} of its own size away from the tower's feature",
+            f"of {name} differ from the tower's features by {gap:.2g} of their norm",
             row=index,
             values={"modality": span.modality, "start": span.start, "gap": gap, "call": name},
         )
@@ -134,7 +134,7 @@ def _not_injected(name: str, index: int, span: Span, origin: Origin = "added") -
         "embeddings",
         "features-not-injected",
         f"the {span.length} {span.modality} placeholders at token {span.start} of row {index} of "
-        f"{name} hold the placeholder's own embedding: the model sees no {span.modality}",
+        f"{name} hold the placeholder's own embedding: the model gets no {span.modality}",
         origin=origin,
         row=index,
         values={"modality": span.modality, "start": span.start, "call": name},
@@ -142,7 +142,7 @@ def _not_injected(name: str, index: int, span: Span, origin: Origin = "added") -
 
 
 def _elsewhere(got: Tensor, own: Feature, every: Sequence[Feature]) -> bool:
-    """Whether each vector is near one of the features of the call, if not the right one."""
+    """Whether the vectors are near features of the call, though not the right ones."""
     pool = [f.values for f in every if f.span.modality == own.span.modality]
     if not pool:
         return False
@@ -151,7 +151,7 @@ def _elsewhere(got: Tensor, own: Feature, every: Sequence[Feature]) -> bool:
 
 
 def _own_weights(case: Case, ids: Tensor, held: Tensor) -> bool:
-    """Whether text tokens have the embeddings of the checkpoint."""
+    """Whether text tokens have the checkpoint's embeddings."""
     if case.reference is None:
         return False
     known = token_embeddings(case, ids.clamp(min=0)).float()
@@ -165,7 +165,7 @@ def _uniform(own: Tensor, span: Span) -> bool:
 
 
 def _gap(got: Tensor, wanted: Tensor) -> float:
-    """Distance in units of the wanted feature's own length, in the mean over tokens."""
+    """Distance in units of the wanted feature's norm, averaged over tokens."""
     size = wanted.norm(dim=-1).clamp(min=1e-6)
     return float(((got - wanted).norm(dim=-1) / size).mean())
 

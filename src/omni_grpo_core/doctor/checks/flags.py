@@ -1,4 +1,4 @@
-"""Looks at the audio-in-video flag of every call, and at whose sound a decoded track is."""
+"""Looks at the audio-in-video flag of every call, and at which video a decoded track is from."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import is_interleaved
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
 from omni_grpo_core.doctor.rendered import RenderedBatch, flag_of, rendered_batches
-from omni_grpo_core.doctor.replay.batch import carried, totals
+from omni_grpo_core.doctor.replay.batch import audio_route, totals
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, ProcessorCall
 
 
 def look_flag(case: Case) -> Iterator[Evidence]:
-    """The audio-in-video flag of the processor fits its texts and media; that of generate and every
-    forward fits the tokens that they are given."""
+    """The processor's audio-in-video flag matches its texts and media; that of generate and every
+    forward matches their tokens."""
     for one in rendered_batches(case):
         for call in one.processed:
-            if sounds_for_nothing(call, case):
+            if extra_sounds(call, case):
                 count = totals(call, case)
                 yield Evidence(
                     "batch",
                     "media-not-for-text",
-                    f"the processor was handed {len(call.audios)} sounds for {count['audio']} "
-                    "audio placeholders, with audio-in-video off in every call: the first ones "
-                    "are taken, all after them are another's",
+                    f"the processor was passed {len(call.audios)} sounds for {count['audio']} "
+                    "audio placeholders, with audio-in-video off in every call: placeholders get "
+                    "the first ones, some from other rows",
                     values={
                         "modality": "audio",
                         "given": len(call.audios),
@@ -33,15 +33,15 @@ def look_flag(case: Case) -> Iterator[Evidence]:
                     },
                 )
             elif flag_wrong(call, case):
-                told = flag_of(call.keywords)
+                flag = flag_of(call.keywords)
                 count = totals(call, case)
                 yield Evidence(
                     "batch",
                     "flag-differs",
-                    f"the processor was told audio-in-video {_said(told)} with "
+                    f"the processor was called {_as_passed(flag)} on "
                     f"{count['video']} videos, {count['audio']} audio placeholders and "
-                    f"{len(call.audios)} sounds: these need {not told}",
-                    values={"call": "processor", "told": told, "want": not told},
+                    f"{len(call.audios)} sounds: these need {not flag}",
+                    values={"call": "processor", "told": flag, "want": not flag},
                 )
     if case.reference is None:
         return
@@ -51,23 +51,23 @@ def look_flag(case: Case) -> Iterator[Evidence]:
         if ids is None or not bool((ids == placeholder_ids(policy.processor)["video"]).any()):
             continue
         want = any(is_interleaved(row, policy) for row in ids.tolist())
-        told = flag_of(model_call.keywords)
-        # left out means False; in a forward that is the positions' affair, see checks/positions
-        if bool(told) == want or (told is None and name != "generate"):
+        flag = flag_of(model_call.keywords)
+        # left out means False; in a forward that is reported by checks/positions
+        if bool(flag) == want or (flag is None and name != "generate"):
             continue
         yield Evidence(
             "batch",
             "flag-differs",
-            f"{name} was told audio-in-video {_said(told)}, its tokens have the sound "
-            f"{'inside the videos' if want else 'outside the videos'}, as the processor laid them",
+            f"{name} was called {_as_passed(flag)}; the processor laid out its tokens with the "
+            f"sound {'inside' if want else 'outside'} the videos",
             origin=_flag_origin(case),
-            values={"call": name, "told": told, "want": want},
+            values={"call": name, "told": flag, "want": want},
         )
 
 
 def look_mute_beside_heard(case: Case) -> Iterator[Evidence]:
-    """With audio-in-video on, every clip of a call of the model has its sound inside: the model
-    counts clips by their sound, and one without is passed over."""
+    """With audio-in-video on, every clip of a model call has its sound inside: the model counts
+    clips by their sound, and skips one without."""
     if case.reference is None:
         return
     policy = case.reference.policy
@@ -78,31 +78,31 @@ def look_mute_beside_heard(case: Case) -> Iterator[Evidence]:
             continue
         clips = [n for n, row in enumerate(ids.tolist()) if video in row]
         mute = [n for n in clips if not is_interleaved(ids[n].tolist(), policy)]
-        # all of them: the flag is wrong, which another look says
+        # all of them: the flag is wrong, which another look reports
         if not mute or len(mute) == len(clips):
             continue
         yield Evidence(
             "batch",
             "mute-beside-heard",
-            f"{name} was told audio-in-video True for {len(clips)} rows with a clip, and row "
-            f"{mute[0]} is the first of {len(mute)} whose clip has no sound inside: it is passed "
-            "over, and later rows take its grid",
+            f"{name} was called {_as_passed(True)} for {len(clips)} rows with a clip, and row "
+            f"{mute[0]} is the first of {len(mute)} whose clip has no sound inside: it is "
+            "skipped, and later rows take its grid",
             row=mute[0],
             values={"call": name, "mute": len(mute), "clips": len(clips)},
         )
 
 
 def look_track_owners(case: Case) -> Iterator[Evidence]:
-    """A processor that refuses decoded tracks was told whose they are."""
+    """A processor that rejects unclaimed tracks is told which video each track is from."""
     for call in case.processed:
         if call.error is None or not _unowned(call.error):
             continue
-        told = call.keywords.get("audio_from_video_indices")
-        if told is None and flag_of(call.keywords) and call.audios and call.videos:
+        owners = call.keywords.get("audio_from_video_indices")
+        if owners is None and flag_of(call.keywords) and call.audios and call.videos:
             yield Evidence(
                 "batch",
                 "tracks-unowned",
-                f"the processor was handed {len(call.audios)} sounds beside {len(call.videos)} "
+                f"the processor was passed {len(call.audios)} sounds and {len(call.videos)} "
                 "videos with audio-in-video on and without audio_from_video_indices, and raised "
                 f"{call.error.strip().rstrip(':')}",
                 values={"audios": len(call.audios), "videos": len(call.videos)},
@@ -110,7 +110,7 @@ def look_track_owners(case: Case) -> Iterator[Evidence]:
 
 
 def _unowned(error: str) -> bool:
-    """What transformers says from 5.23 on: the one with audio items in the text, the other
+    """The errors of transformers from 5.23 on: the first with audio items in the text, the second
     without."""
     return "audio_from_video_indices" in error or bool(
         re.search(r"Found total 0 \S+ tokens and \d+ audio inputs", error)
@@ -118,25 +118,25 @@ def _unowned(error: str) -> bool:
 
 
 def flag_wrong(call: ProcessorCall, case: Case) -> bool:
-    """Whether the processor's flag contradicts the texts and media that it was given."""
-    how, told = carried(call, case), bool(flag_of(call.keywords))
+    """Whether the processor's flag contradicts its texts and media."""
+    how, flag = audio_route(call, case), bool(flag_of(call.keywords))
     count = totals(call, case)
-    if how == "contradictory" or not count["video"] or how == ("interleaved" if told else "apart"):
+    if how == "contradictory" or not count["video"] or how == ("interleaved" if flag else "items"):
         return False
-    # no sound at all, while it was to come out of the videos: it was lost before
-    return bool(call.audios) or not told
+    # no sound at all although it should come from the videos: it was lost earlier
+    return bool(call.audios) or not flag
 
 
-def sounds_for_nothing(call: ProcessorCall, case: Case) -> bool:
-    """Sound is listed on its own and no call means to take any out of the videos, and yet there is
-    one more for each video."""
+def extra_sounds(call: ProcessorCall, case: Case) -> bool:
+    """Whether sound is listed separately, audio-in-video is off in every call, and yet there is one
+    more sound for each video."""
     later = [*(c.keywords for c in case.generated), *(c.keywords for c in case.forwards)]
     off = not any(map(flag_of, (call.keywords, *later)))
-    return off and carried(call, case) == "interleaved" and totals(call, case)["audio"] > 0
+    return off and audio_route(call, case) == "interleaved" and totals(call, case)["audio"] > 0
 
 
 def _flag_origin(case: Case) -> Origin:
-    """A processor that was told wrong laid the tokens wrong: the model's own flag is then right."""
+    """``inherited`` where the processor's flag is wrong: then so is its layout, not this flag."""
     wrong = any(flag_wrong(call, case) for call in case.processed)
     return "inherited" if wrong else "added"
 
@@ -153,8 +153,10 @@ def calls_of(one: RenderedBatch) -> list[tuple[str, GenerateCall | ForwardCall, 
     ]
 
 
-def _said(told: bool | None) -> str:
-    return "nothing (which means False)" if told is None else str(told)
+def _as_passed(flag: bool | None) -> str:
+    return f"{'without' if flag is None else 'with'} use_audio_in_video" + (
+        " (default False)" if flag is None else f"={flag}"
+    )
 
 
 LOOKS: tuple[Look, ...] = (look_flag, look_mute_beside_heard, look_track_owners)

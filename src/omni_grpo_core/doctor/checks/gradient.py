@@ -1,4 +1,4 @@
-"""Backward and the optimizer's step: who could learn, who was held, who moved."""
+"""Backward and the optimizer step: what is trainable, what the optimizer holds, what changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.rollouts import learned, settings_of, world
+from omni_grpo_core.doctor.rollouts import losses_of, settings_of, world_size
 from omni_grpo_core.trace.calls import StepSeen
 
 _LANGUAGE = ("text", "head", "adapter")
@@ -17,15 +17,15 @@ _FREEZE = ("freeze_towers", "freeze_vision", "freeze_vision_modules", "freeze_vi
 
 
 def look_at_graph(case: Case) -> Iterable[Evidence]:
-    """A loss that no gradient flows from."""
+    """A loss without a gradient."""
     cut = _cut_at_checkpoints(case)
-    for at, one in enumerate(learned(case)):
+    for at, one in enumerate(losses_of(case)):
         if not one.loss.requires_grad:
             yield Evidence(
                 "gradient",
                 "loss-detached",
-                f"loss {at} ({one.loss.loss:.4g}) does not require a gradient: nothing can learn "
-                "from it" + ("; checkpointed blocks had no input that requires one" if cut else ""),
+                f"loss {at} ({one.loss.loss:.4g}) does not require a gradient: nothing is trained "
+                "by it" + ("; checkpointed blocks had no input that requires one" if cut else ""),
                 values={"at_checkpoints": cut},
             )
     for step in case.steps:
@@ -37,13 +37,12 @@ def look_at_graph(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "gradient",
                 "no-gradient",
-                "the loss has advantages to learn from, but no parameter has a gradient before "
-                "the step",
+                "the loss has non-zero advantages, but no parameter has a gradient before the step",
                 values={"norms": dict(step.grad_norms)},
             )
         for part, norm in step.grad_norms.items():
             if not math.isfinite(norm):
-                broken = any(not math.isfinite(one.loss.loss) for one in learned(case))
+                broken = any(not math.isfinite(one.loss.loss) for one in losses_of(case))
                 yield Evidence(
                     "gradient",
                     "gradient-not-finite",
@@ -63,7 +62,7 @@ def _cut_at_checkpoints(case: Case) -> bool:
 
 def _signal(case: Case) -> bool:
     """Whether some advantage that counts in a loss is not 0."""
-    for one in learned(case):
+    for one in losses_of(case):
         advantages, mask = one.loss.advantages, one.loss.mask
         if advantages is None:
             continue
@@ -76,44 +75,44 @@ def _signal(case: Case) -> bool:
 
 
 def look_at_parts(case: Case) -> Iterable[Evidence]:
-    """Which parts of the model learn: the text model, or its adapters, should."""
+    """Which parts of the model are trained: the text model, or its adapters, should be."""
     for step in case.steps:
         learning = {part for part, count in step.trainable.items() if count}
         if learning and not learning & set(_LANGUAGE):
             yield Evidence(
                 "gradient",
                 "text-frozen",
-                f"only {' and '.join(sorted(learning))} can learn: the text model and its head, "
-                "which say the completions, are frozen",
+                f"only {' and '.join(sorted(learning))} can be trained: the text model and its "
+                "head, which write the completions, are frozen",
                 values={"trainable": dict(step.trainable)},
             )
         elif "adapter" in learning and learning & {"text", *_TOWERS}:
             yield Evidence(
                 "gradient",
                 "beside-adapter",
-                f"beside the adapters, {', '.join(sorted(learning - {'adapter'}))} can learn: the "
-                "base weights move as well, and switching adapters off gives no reference any "
-                "more",
+                f"besides adapters, {', '.join(sorted(learning - {'adapter'}))} can be trained: "
+                "base weights change too, and the model with adapters off is no longer the "
+                "reference",
                 values={"trainable": dict(step.trainable)},
             )
-        elif learning & set(_TOWERS) and _told_frozen(case, step):
+        elif learning & set(_TOWERS) and _configured_frozen(case, step):
             yield Evidence(
                 "gradient",
                 "tower-trained",
-                f"{' and '.join(sorted(learning & set(_TOWERS)))} can learn "
-                f"({sum(step.trainable[p] for p in learning & set(_TOWERS)):,} parameters), while "
-                "the settings say that the towers are frozen",
+                f"{' and '.join(sorted(learning & set(_TOWERS)))} can be trained "
+                f"({sum(step.trainable[p] for p in learning & set(_TOWERS)):,} parameters), "
+                "although the settings freeze the towers",
                 values={"trainable": dict(step.trainable)},
             )
 
 
-def _told_frozen(case: Case, step: StepSeen) -> bool:
+def _configured_frozen(case: Case, step: StepSeen) -> bool:
     settings = {**settings_of(case), **step.settings}
     return any(settings.get(name) is True for name in _FREEZE)
 
 
 def look_at_optimizer(case: Case) -> Iterable[Evidence]:
-    """What learns, against what the optimizer holds and what moved."""
+    """Trainable parameters, compared with those that the optimizer holds and that changed."""
     for step in case.steps:
         for part, count in step.trainable.items():
             held = step.held.get(part, 0)
@@ -121,7 +120,7 @@ def look_at_optimizer(case: Case) -> Iterable[Evidence]:
                 yield Evidence(
                     "gradient",
                     "not-held",
-                    f"{count:,} parameters of the {part} part require a gradient, the optimizer "
+                    f"{count:,} parameters of the {part} part require a gradient; the optimizer "
                     f"holds {held:,} of them",
                     values={"part": part, "trainable": count, "held": held},
                 )
@@ -133,50 +132,50 @@ def look_at_optimizer(case: Case) -> Iterable[Evidence]:
                 "gradient",
                 "not-moved",
                 f"the {' and '.join(still)} part has a gradient "
-                f"({', '.join(f'{step.grad_norms[p]:.3g}' for p in still)}) but no sampled "
-                f"parameter of it moved in the step"
+                f"({', '.join(f'{step.grad_norms[p]:.3g}' for p in still)}) but none of its "
+                f"sampled parameters changed in the step"
                 + (f"; {' and '.join(moved)} did" if moved else ""),
                 values={"parts": still, "moved": moved},
             )
 
 
 def look_at_accumulation(case: Case) -> Iterable[Evidence]:
-    """Backward passes of one optimizer step, against what the settings say."""
+    """Backward passes of one optimizer step, compared with the settings."""
     for step in case.steps:
         settings = {**settings_of(case), **step.settings}
-        told = settings.get("gradient_accumulation_steps")
-        if isinstance(told, int) and step.losses and len(step.losses) != told:
+        configured = settings.get("gradient_accumulation_steps")
+        if isinstance(configured, int) and step.losses and len(step.losses) != configured:
             yield Evidence(
                 "gradient",
                 "accumulation-differs",
-                f"{len(step.losses)} backward passes before the optimizer's step, the settings say "
-                f"{told}",
-                values={"losses": len(step.losses), "told": told},
+                f"{len(step.losses)} backward passes before the optimizer step, but the settings "
+                f"say {configured}",
+                values={"losses": len(step.losses), "told": configured},
             )
         batch = settings.get("per_device_train_batch_size")
         size = settings.get("num_generations")
         if isinstance(batch, int) and isinstance(size, int) and size:
-            whole = batch * (told if isinstance(told, int) else 1) * world(case)
+            whole = batch * (configured if isinstance(configured, int) else 1) * world_size(case)
             if whole % size:
                 yield Evidence(
                     "gradient",
                     "batch-cuts-groups",
-                    f"a step of {whole} completions cannot hold whole groups of {size}",
+                    f"a step of {whole} completions cannot consist of whole groups of {size}",
                     values={"completions": whole, "group": size},
                 )
 
 
 def look_at_losses(case: Case) -> Iterable[Evidence]:
-    """The numbers that were backpropagated, against the losses that were computed: the same, or all
+    """The numbers that backward was called on, compared with the computed losses: equal, or all
     scaled by one positive number (accumulation, a gradient scaler)."""
     for step in case.steps:
-        told = [one.loss.loss for one in learned(case)]
-        if len(told) != len(step.losses):
+        losses = [one.loss.loss for one in losses_of(case)]
+        if len(losses) != len(step.losses):
             continue
         scales = [
             (at, backed / loss)
-            for at, (loss, backed) in enumerate(zip(told, step.losses, strict=True))
-            # of a number that is 0 but for rounding, the sign says nothing
+            for at, (loss, backed) in enumerate(zip(losses, step.losses, strict=True))
+            # the sign of a number that is 0 up to rounding means nothing
             if math.isfinite(loss) and abs(loss) > 1e-5
         ]
         if not scales:
@@ -187,9 +186,8 @@ def look_at_losses(case: Case) -> Iterable[Evidence]:
         yield Evidence(
             "loss" if scale < 0 else "gradient",
             "backward-differs",
-            f"loss {at} is {told[at]:.6g}, the number that backward was called on "
-            f"{step.losses[at]:.6g}",
-            values={"loss": told[at], "backward": step.losses[at], "negated": scale < 0},
+            f"loss {at} is {losses[at]:.6g}; backward was called on {step.losses[at]:.6g}",
+            values={"loss": losses[at], "backward": step.losses[at], "negated": scale < 0},
         )
 
 

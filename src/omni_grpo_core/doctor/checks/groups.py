@@ -1,5 +1,5 @@
-"""Whose completion is whose: generated from which prompt, scored with whose columns, in which
-group. Three reckonings that must agree; the one that stands alone is wrong."""
+"""Which row each completion belongs to: by the prompt it was generated from, the columns it was
+scored with, and its group. The three must agree; the one that differs from both others is wrong."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.rollouts import RolloutRecord, rollouts
 
 Owners = tuple[int | None, ...]
-"""The row of the data that each completion belongs to, by one reckoning; ``None``: unknown."""
+"""The data row that each completion belongs to, from one source; ``None``: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reckonings:
-    """``generated``: by the prompt that generate was given. ``scored``: by the columns that reward
-    functions were given. ``grouped``: by the group that advantages were taken over. ``None`` where
-    one is not known for all completions."""
+class OwnersBySource:
+    """``generated``: by the prompt passed to generate. ``scored``: by the columns passed to reward
+    functions. ``grouped``: by the group of the advantage. ``None`` where not known for all
+    completions."""
 
     generated: Owners | None
     scored: Owners | None
@@ -28,19 +28,19 @@ class Reckonings:
 
 
 def look_at_owners(case: Case) -> Iterable[Evidence]:
-    """One of the three reckonings against the other two."""
+    """One of the three sources differs from the other two."""
     scrambled = any(True for _ in look_at_pixels(case))
     for rollout in rollouts(case):
-        found = reckonings(rollout, by_prompt=not scrambled)
+        found = owners_by_source(rollout, by_prompt=not scrambled)
         generated, scored, grouped = found.generated, found.scored, found.grouped
         values = {"generated": generated, "scored": scored, "grouped": grouped}
         if scored and grouped and generated and scored == grouped != generated:
             yield Evidence(
                 "completion",
                 "group-order",
-                f"completions were generated in the prompt order {_told(generated)}; rewards and "
-                f"groups take them to be in the order {_told(scored)}: answers meet the gold of "
-                "other prompts",
+                f"completions were generated in the prompt order {_order(generated)}; rewards and "
+                f"groups assume the order {_order(scored)}: answers are compared with other "
+                "prompts' gold",
                 values=values,
             )
         elif generated and scored and scored != generated and grouped in (generated, None):
@@ -48,9 +48,9 @@ def look_at_owners(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "reward",
                 "columns-moved",
-                f"completion {at} answers row {_row(generated[at])} of the data and is scored with "
+                f"completion {at} answers row {_row(generated[at])} of the data but is scored with "
                 f"the columns of row {_row(scored[at])}; completions are in the order "
-                f"{_told(generated)}, columns in the order {_told(scored)}",
+                f"{_order(generated)}, columns in the order {_order(scored)}",
                 row=at,
                 values=values,
             )
@@ -58,8 +58,8 @@ def look_at_owners(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "advantage",
                 "groups-mixed",
-                f"advantages were taken over groups in the order {_told(grouped)}, but the "
-                f"completions answer the prompts {_told(known)}: a group compares answers to "
+                f"advantages were computed over groups in the order {_order(grouped)}, but the "
+                f"completions answer the prompts {_order(known)}: a group compares answers to "
                 "different questions",
                 values=values,
             )
@@ -67,47 +67,46 @@ def look_at_owners(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "reward",
                 "columns-moved",
-                f"completions are in groups in the order {_told(grouped)} and are scored with "
-                f"columns in the order {_told(scored)}: whole groups meet other prompts' gold",
+                f"completions are grouped in the order {_order(grouped)} but scored with columns "
+                f"in the order {_order(scored)}: whole groups are scored by other prompts' gold",
                 values=values,
             )
 
 
 def _mixed(groups: Owners, owners: Owners) -> bool:
-    """Whether some group holds completions of several prompts; another order of whole groups mixes
-    nothing."""
+    """Whether some group has completions of several prompts; reordering whole groups mixes none."""
     return len(set(zip(groups, owners, strict=True))) > len(set(groups))
 
 
 def look_at_columns(case: Case) -> Iterable[Evidence]:
-    """Columns of one completion that come from several rows of the data."""
+    """Columns of one completion that come from several data rows."""
     for rollout in rollouts(case):
         for call in rollout.rewards:
             torn = _torn(rollout, call.columns, len(call.completions))
             if torn is None:
                 continue
-            at, told = torn
+            at, origins = torn
             yield Evidence(
                 "reward",
                 "columns-moved",
                 f"reward {call.name}: completion {at} is scored with columns of several rows of "
-                f"the data ({told})",
+                f"the data ({origins})",
                 row=at,
                 values={"name": call.name},
             )
             break
 
 
-def reckonings(rollout: RolloutRecord, *, by_prompt: bool = True) -> Reckonings:
-    """Rows of the data by each reckoning. Without recorded rows, prompts are numbered as they
-    appear, which still tells groups apart."""
+def owners_by_source(rollout: RolloutRecord, *, by_prompt: bool = True) -> OwnersBySource:
+    """Data rows from each source. Without recorded rows, prompts are numbered as they appear, which
+    still distinguishes groups."""
     generated = _generated(rollout) if by_prompt else None
     scored = None
     for call in rollout.rewards:
         scored = scored or _scored(rollout, call.columns, len(call.completions))
     grouped = _grouped(rollout)
     count = max((len(o) for o in (generated, scored, grouped) if o), default=0)
-    return Reckonings(
+    return OwnersBySource(
         *(
             o if o and len(o) == count and None not in o else None
             for o in (generated, scored, grouped)
@@ -119,7 +118,7 @@ def _generated(rollout: RolloutRecord) -> Owners | None:
     labels = None if rollout.generated is None else prompt_labels(rollout.generated, rollout)
     if labels is None:
         return None
-    # prompts that look alike cannot be numbered: then nothing is said
+    # equal prompts cannot be numbered: unknown
     rows = None if rollout.samples is None else len(rollout.samples.rows)
     return tuple(labels) if rows is None or len(set(labels)) == rows else None
 
@@ -145,7 +144,7 @@ def _torn(rollout: RolloutRecord, columns: Mapping[str, Any], count: int) -> tup
 def _fits(
     rollout: RolloutRecord, columns: Mapping[str, Any], count: int
 ) -> list[dict[str, set[int]]] | None:
-    """For each completion and column, the rows of the data that have this value."""
+    """For each completion and column, the data rows with this value."""
     rows = () if rollout.samples is None else rollout.samples.rows
     names = [
         name
@@ -172,14 +171,14 @@ def _grouped(rollout: RolloutRecord) -> Owners | None:
     if rollout.advantage is None:
         return None
     names = rollout.advantage.group_ids
-    told = None if rollout.samples is None else rollout.samples.group_ids
-    if told is not None and set(names) <= set(told) and len(set(told)) == len(told):
-        return tuple(told.index(name) for name in names)
+    ids = None if rollout.samples is None else rollout.samples.group_ids
+    if ids is not None and set(names) <= set(ids) and len(set(ids)) == len(ids):
+        return tuple(ids.index(name) for name in names)
     return tuple(labels_of(names))
 
 
 def labels_of(values: Sequence[Any]) -> list[int]:
-    """Equal values by one number each, in order of appearance.
+    """One number per distinct value, in order of appearance.
 
     >>> labels_of(["b", "a", "b"])
     [0, 1, 0]
@@ -196,7 +195,7 @@ def _row(owner: int | None) -> str:
     return "?" if owner is None else str(owner)
 
 
-def _told(owners: Owners) -> str:
+def _order(owners: Owners) -> str:
     shown = " ".join("?" if owner is None else str(owner + 1) for owner in owners[:12])
     return shown + (" …" if len(owners) > 12 else "")
 

@@ -1,4 +1,4 @@
-"""What is told beside a loss: its settings, its passes and its logged numbers."""
+"""What is recorded with a loss: its settings, its passes and its logged metrics."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import torch
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.recompute_loss import Parts, beta_of, parts_of, policy_terms
-from omni_grpo_core.doctor.rollouts import learned
+from omni_grpo_core.doctor.rollouts import losses_of
 from omni_grpo_core.trace.calls import LossSeen
 
 
 def look_at_reference(case: Case) -> Iterable[Evidence]:
-    """A KL term that the settings do not speak of."""
-    for at, one in enumerate(learned(case)):
+    """A KL term that is not in the settings."""
+    for at, one in enumerate(losses_of(case)):
         beta = beta_of(one.loss.settings)
         if beta == 0 and one.loss.ref_logprobs is not None:
             yield Evidence(
                 "loss",
                 "reference-unasked",
-                f"loss {at}: the settings say beta 0, but logprobs of a reference were computed "
-                "for it",
+                f"loss {at}: beta is 0 in the settings, but reference logprobs were computed",
                 values={"beta": beta},
             )
 
@@ -31,34 +30,34 @@ def look_at_passes(case: Case) -> Iterable[Evidence]:
     """A later pass over a rollout without the logprobs from before its first update."""
     if any(True for _ in generated_rollouts(case)):
         return
-    for at, one in enumerate(learned(case)):
-        told = one.loss.settings.get("num_iterations")
+    for at, one in enumerate(losses_of(case)):
+        passes = one.loss.settings.get("num_iterations")
         old, new = one.loss.old_logprobs, one.loss.logprobs
-        if not isinstance(told, int) or told < 2 or new is None:
+        if not isinstance(passes, int) or passes < 2 or new is None:
             continue
         same = old is not None and old.shape == new.shape and torch.equal(old, new)
         if old is None or (same and _moved_before(case)):
             yield Evidence(
                 "loss",
                 "old-recomputed",
-                f"loss {at} is of a later pass over a rollout ({told} are told), and its old "
-                "logprobs are the current ones"
+                f"loss {at} is from a later pass over a rollout ({passes} are configured), and its "
+                "old logprobs are the current ones"
                 + (" because none were kept" if old is None else "")
-                + ": the ratio is 1 whatever has changed, and nothing is ever clipped",
-                values={"num_iterations": told, "kept": old is not None},
+                + ": the ratio is always 1, and nothing is ever clipped",
+                values={"num_iterations": passes, "kept": old is not None},
             )
 
 
 def _moved_before(case: Case) -> bool:
-    """Whether the first pass, a recorded step before this one, changed any weight: it need not,
-    without a signal or at a learning rate that is still 0."""
+    """Whether the first pass, an earlier recorded step, changed any weight: without a signal, or
+    with a learning rate still 0, it does not."""
     steps = case.before.steps if case.before else ()
     return any(any(step.changed.values()) for step in steps)
 
 
 def look_at_metrics(case: Case) -> Iterable[Evidence]:
-    """Logged clip rates and KL, against what they are the names of."""
-    step = [one.loss for one in learned(case)]
+    """Logged clip rates and KL, compared with what their names promise."""
+    step = [one.loss for one in losses_of(case)]
     for at, loss in enumerate(step):
         parts = parts_of(loss, step)
         if parts is None:
@@ -100,9 +99,9 @@ def _clip_rate(at: int, loss: LossSeen, parts: Parts) -> Iterator[Evidence]:
     yield Evidence(
         "loss",
         "clip-rate-differs",
-        f"loss {at}: the logged clip rate is {logged:.4g}; of its tokens {mean['right']:.4g} have "
-        f"a ratio whose gradient the clip takes away, {mean['other']:.4g} one on the side where "
-        "the clip is not in force",
+        f"loss {at}: the logged clip rate is {logged:.4g}; clipping removes the gradient of "
+        f"{mean['right']:.4g} of its tokens, and {mean['other']:.4g} are outside the range on the "
+        "side where it does not apply",
         values={"logged": logged, "counts": sorted(fits), **mean},
     )
 

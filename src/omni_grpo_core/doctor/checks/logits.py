@@ -1,7 +1,7 @@
-"""Scores: what the recorded model made of an input, against the reference on the very same input.
+"""Scores: the recorded model's, compared with the reference's on the very same input.
 
-The reference gets the embeddings, positions and mask that were *recorded*, so whatever was wrong
-before stays wrong on both sides.
+The reference gets the *recorded* embeddings, positions and mask, so earlier faults affect both
+sides alike.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, say_missing
-from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, learned, until_end
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_missing
+from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, losses_of, until_end
 from omni_grpo_core.doctor.teacher_forced import (
-    Taught,
-    apart,
-    rescored,
-    taught,
+    Replayed,
+    diff,
+    replay_forward,
+    replay_rollout,
     tolerance,
 )
 from omni_grpo_core.tolerances import Limit
@@ -39,62 +39,62 @@ class Gap:
         return self.mean > self.allowed.mean or self.worst > self.allowed.worst
 
     def __str__(self) -> str:
-        return f"{self.mean:.3g} in the mean, {self.worst:.3g} at worst"
+        return f"{self.mean:.3g} on average, {self.worst:.3g} at worst"
 
 
 def forward_gap(case: Case, call: ForwardCall) -> Gap | None:
-    """A scoring forward against the reference; ``None`` where it cannot be replayed."""
-    known = rescored(case, call)
+    """A scoring forward compared with the reference; ``None`` where it cannot be replayed."""
+    known = replay_forward(case, call)
     if known is None or call.logprobs is None or call.logprobs.shape != known.ids.shape:
         return None
     mask = known.mask & ~call.logprobs.isnan()
-    return Gap(*apart(call.logprobs, known.logprobs(), mask), tolerance(call.modes, known.policy))
+    return Gap(*diff(call.logprobs, known.logprobs(), mask), tolerance(call.modes, known.policy))
 
 
 def rollout_gap(case: Case, call: GenerateCall) -> tuple[Gap, Gap] | None:
-    """A rollout's own logprobs against the reference: of its first tokens, and of all others."""
-    known = taught(case, call)
+    """A rollout's own logprobs compared with the reference: of first tokens, and of all others."""
+    known = replay_rollout(case, call)
     if known is None or call.logprobs is None or call.logprobs.shape != known.ids.shape:
         return None
     allowed = tolerance(call.modes, known.policy)
     expected = known.logprobs(temperature_of(call))
     first = torch.zeros_like(known.mask)
     first[:, 0] = True
-    at_first = apart(call.logprobs, expected, known.mask & first)
+    at_first = diff(call.logprobs, expected, known.mask & first)
     if call.first_logits is not None and len(call.first_logits) == len(known.ids):
-        # all of the vocabulary tells more than the one token that was sampled
+        # the whole vocabulary shows more than the one sampled token
         scores = torch.stack([known.scores(row)[0] for row in range(len(known.ids))])
-        at_first = apart(
+        at_first = diff(
             call.first_logits.log_softmax(-1),
             scores.log_softmax(-1),
             torch.ones_like(scores, dtype=torch.bool),
         )
     return (
         Gap(*at_first, allowed),
-        Gap(*apart(call.logprobs, expected, known.mask & ~first), allowed),
+        Gap(*diff(call.logprobs, expected, known.mask & ~first), allowed),
     )
 
 
 def temperature_of(call: GenerateCall) -> float:
-    """What the scores were divided by; greedy decoding divides by nothing."""
+    """The divisor of the scores; 1 for greedy decoding."""
     sampling = bool(call.config.get("do_sample", False))
     return float(call.config.get("temperature") or 1.0) if sampling else 1.0
 
 
 def scoring_agrees(case: Case) -> bool | None:
-    """Whether the trainer's scoring forwards are the reference's: then its weights and kernels are,
-    too. ``None`` where there are none to ask."""
+    """Whether the trainer's scoring forwards agree with the reference: then its weights and kernels
+    do too. ``None`` without such a forward."""
     return case.once(_scoring_agrees)
 
 
 def _scoring_agrees(case: Case) -> bool | None:
     gaps = [forward_gap(case, f) for f in case.forwards if f.error is None]
-    told = [not gap.wide for gap in gaps if gap is not None]
-    return all(told) if told else None
+    agrees = [not gap.wide for gap in gaps if gap is not None]
+    return all(agrees) if agrees else None
 
 
 def look_at_forwards(case: Case) -> Iterable[Evidence]:
-    """Scoring forwards on the weights that were loaded. Later, training has moved them."""
+    """Scoring forwards on the loaded weights; later steps have changed them."""
     if not first_step(case):
         return
     for at, call in enumerate(case.forwards):
@@ -105,16 +105,16 @@ def look_at_forwards(case: Case) -> Iterable[Evidence]:
         yield Evidence(
             "logits",
             "scoring-differs",
-            f"scoring forward {at}: logprobs of its own tokens are off by {gap} from the "
-            f"reference on the same embeddings and positions (rounding allows "
-            f"{gap.allowed.mean:g} and {gap.allowed.worst:g}){alone}",
+            f"scoring forward {at}: its logprobs differ from the reference's on the same "
+            f"embeddings and positions by {gap} (rounding explains {gap.allowed.mean:g} and "
+            f"{gap.allowed.worst:g}){alone}",
             values={"mean": gap.mean, "worst": gap.worst, "rows": len(call.inputs["input_ids"])},
         )
 
 
 def _alone(case: Case, call: ForwardCall) -> str:
-    """Which rows are off: those that are padded, all but the first, or all."""
-    known = rescored(case, call)
+    """Which rows differ: the padded ones, all but the first, or all."""
+    known = replay_forward(case, call)
     if known is None or call.logprobs is None:
         return ""
     allowed = tolerance(call.modes, known.policy)
@@ -122,17 +122,17 @@ def _alone(case: Case, call: ForwardCall) -> str:
     off = [
         row
         for row in range(len(expected))
-        if apart(call.logprobs[row], expected[row], known.mask[row])[0] > allowed.mean
+        if diff(call.logprobs[row], expected[row], known.mask[row])[0] > allowed.mean
     ]
     return f"; rows {', '.join(map(str, off))} of {len(expected)}" if off else ""
 
 
 def look_at_rollouts(case: Case) -> Iterable[Evidence]:
-    """A rollout's own logprobs, which tell whether generate is the model that is trained."""
+    """A rollout's own logprobs, which show whether generate uses the model being trained."""
     for rollout_at, (_, call) in enumerate(generated_rollouts(case)):
         gaps = rollout_gap(case, call)
         if gaps is None or _padded_right(call):
-            continue  # behind padding, decoding and a forward over all tokens count differently
+            continue  # after padding, decoding and a forward over all tokens count differently
         first, later = gaps
         agrees = scoring_agrees(case)
         values = {
@@ -146,34 +146,34 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "completion",
                 "other-weights",
-                f"generate's logprobs of what it sampled are off by {first} at the first token "
-                "already, on the recorded prompt"
+                f"generate's logprobs of its own samples are off by {first} already at the first "
+                "token after the recorded prompt"
                 + (", while the scoring forward is right" if agrees else "")
-                + ": it runs on other weights than those that are trained",
+                + ": it does not use the weights being trained",
                 values=values,
             )
         elif first.wide:
             yield Evidence(
                 "logits",
                 "prompt-scores-differ",
-                f"scores after the prompt are off by {first} from the reference on the same "
-                "embeddings and positions, in generate and in the scoring forward alike",
+                f"scores after the prompt differ from the reference's on the same embeddings and "
+                f"positions by {first}, in generate and in the scoring forward alike",
                 values=values,
             )
         elif later.wide and 0 in call.cached:
             yield Evidence(
                 "completion",
                 "tokens-out-of-context",
-                f"from the second token on, generate's logprobs are off by {later} from what the "
-                "same model gives with the prompt and the history before it",
+                f"from the second token on, generate's logprobs differ by {later} from what the "
+                "same model gives with prompt and history",
                 values={**values, **_impossible(case, call)},
             )
         elif later.wide:
             yield Evidence(
                 "logits",
                 "cache-differs",
-                f"the first token's score is right, later ones are off by {later} from a forward "
-                "over the whole sequence: decoding with the cache is not the same model",
+                f"the first token's score is right, later ones differ by {later} from a forward "
+                "over the whole sequence: decoding with the cache gives different scores",
                 values=values,
             )
 
@@ -185,38 +185,38 @@ def _padded_right(call: GenerateCall) -> bool:
 
 def _moved(case: Case, first: Gap, later: Gap, values: Mapping[str, object]) -> Iterable[Evidence]:
     """After the first optimizer step the trainer's weights are no longer the reference's. A rollout
-    that still gives the old scores exactly has not been told of the step."""
+    that still gives exactly the old scores did not get the new weights."""
     gaps = [forward_gap(case, f) for f in case.forwards if f.modes.adapter != "off"]
-    told = [gap for gap in gaps if gap is not None]
-    if not told:
-        say_missing(
-            case, "the weights have moved since the checkpoint: scores are not held against it"
+    known = [gap for gap in gaps if gap is not None]
+    if not known:
+        note_missing(
+            case, "the weights have changed since the checkpoint: scores not compared with it"
         )
         return
-    moved = min(gap.mean for gap in told)
-    if moved > told[0].allowed.mean and max(first.mean, later.mean) < 0.01 * moved:
+    moved = min(gap.mean for gap in known)
+    if moved > known[0].allowed.mean and max(first.mean, later.mean) < 0.01 * moved:
         yield Evidence(
             "completion",
             "other-weights",
-            f"generate still gives the scores of the checkpoint as it was loaded (off by {later}), "
-            f"while the model that is trained has moved by {moved:.3g} a token: the rollout engine "
-            "was not given the new weights",
+            f"generate still gives the scores of the loaded checkpoint (off by {later}), while the "
+            f"trained model's have changed by {moved:.3g} per token: the rollout engine did not "
+            "get the new weights",
             values={**values, "moved": moved},
         )
 
 
 def _impossible(case: Case, call: GenerateCall) -> dict[str, float]:
-    known = taught(case, call)
+    known = replay_rollout(case, call)
     return {} if known is None else {"per_token": float(_sampled(call, known)[known.mask].mean())}
 
 
-def _sampled(call: GenerateCall, known: Taught) -> Tensor:
+def _sampled(call: GenerateCall, known: Replayed) -> Tensor:
     return known.logprobs(temperature_of(call))
 
 
 def look_at_agreement(case: Case) -> Iterable[Evidence]:
     """Where nothing can be replayed, because embeddings were too large to keep or weights have
-    moved: generate's own logprobs against those of the scoring forward, if both are at temperature
+    changed: generate's own logprobs compared with the scoring forward's, if both are at temperature
     1. That they differ is certain; which of the two is wrong is not."""
     for _, call in generated_rollouts(case):
         if temperature_of(call) != 1.0 or _padded_right(call):
@@ -229,15 +229,15 @@ def look_at_agreement(case: Case) -> Iterable[Evidence]:
         yield Evidence(
             "completion",
             "scoring-disagrees",
-            f"generate and the scoring forward give the sampled tokens logprobs that differ by "
-            f"{gap}, with the same weights and the same tokens before them",
+            f"generate's and the scoring forward's logprobs of the sampled tokens differ by {gap}, "
+            "with the same weights and the same preceding tokens",
             "unknown",
             values={"mean": gap.mean, "worst": gap.worst, "blind": 0 in call.cached},
         )
 
 
 def _agreement(case: Case, call: GenerateCall) -> Gap | None:
-    """The nearest scoring forward on the very same sequences."""
+    """The gap to the nearest scoring forward on the very same sequences."""
     ids = completion_ids(call)
     if call.sequences is None or call.logprobs is None or ids is None:
         return None
@@ -251,13 +251,13 @@ def _agreement(case: Case, call: GenerateCall) -> Gap | None:
             continue
         scored = scored[:, -ids.shape[1] :]
         mask = kept & ~scored.isnan()
-        gaps.append(Gap(*apart(call.logprobs, scored, mask), tolerance(forward.modes)))
+        gaps.append(Gap(*diff(call.logprobs, scored, mask), tolerance(forward.modes)))
     return min(gaps, key=lambda gap: gap.mean, default=None)
 
 
 def look_at_precision(case: Case) -> Iterable[Evidence]:
-    """Logprobs that only 8 bits of mantissa can hold, whatever they are stored in now."""
-    for at, one in enumerate(learned(case)):
+    """Logprobs that all fit a 16-bit format, whatever they are stored in now."""
+    for at, one in enumerate(losses_of(case)):
         logprobs, mask = one.loss.logprobs, one.loss.mask
         if logprobs is None:
             continue
@@ -271,15 +271,15 @@ def look_at_precision(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "logits",
                 "coarse-logprobs",
-                f"loss {at}: all {len(counted)} logprobs are numbers of 16 bits: the log-softmax "
-                "was taken in low precision, so the ratio of two of them is off by up to "
-                f"{_error(counted):.2g} with nothing changed",
+                f"loss {at}: all {len(counted)} logprobs are 16-bit numbers: the log-softmax was "
+                "computed in low precision, so the ratio of two of them is off by up to "
+                f"{_error(counted):.2g} with equal weights",
                 values={"tokens": len(counted), "dtype": str(logprobs.dtype)},
             )
 
 
 def _error(logprobs: Tensor) -> float:
-    """The largest rounding error of a bfloat16 number of these sizes."""
+    """The largest rounding error of bfloat16 numbers of this size."""
     return float(logprobs.float().abs().max()) * 2**-8 if len(logprobs) else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The loss: its mask, its logprobs, its advantages and its value, each from what went in."""
+"""The loss: its mask, completions, advantages and value, each compared with its inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, say_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_missing
 from omni_grpo_core.doctor.recompute_loss import (
     Parts,
     beta_of,
@@ -20,20 +20,20 @@ from omni_grpo_core.doctor.recompute_loss import (
     wrong_ways,
 )
 from omni_grpo_core.doctor.rollouts import (
-    Learned,
+    LossRecord,
     completion_ids,
     ids_of,
-    learned,
+    losses_of,
     until_end,
-    world,
+    world_size,
 )
 from omni_grpo_core.tolerances import ADVANTAGE
 from omni_grpo_core.trace.calls import LossSeen
 
 
 def look_at_mask(case: Case) -> Iterable[Evidence]:
-    """Tokens that count in the loss: those of the completion up to its first eos, no others."""
-    for at, one in enumerate(learned(case)):
+    """Tokens that count in the loss: those of the completion up to its first eos, and no others."""
+    for at, one in enumerate(losses_of(case)):
         ids, mask = one.loss.completion_ids, one.loss.mask
         if ids is None or mask is None:
             continue
@@ -51,7 +51,7 @@ def look_at_mask(case: Case) -> Iterable[Evidence]:
                 "loss",
                 "prompt-in-loss",
                 f"loss {at}: {counted} tokens of the prompt of row {row} count in the loss: the "
-                "policy is trained to say the question",
+                "policy is trained on the question",
                 row=row,
                 values={"tokens": counted},
             )
@@ -59,8 +59,8 @@ def look_at_mask(case: Case) -> Iterable[Evidence]:
         yield from _after_eos(case, at, one, ids.long(), mask.bool())
 
 
-def _prompt_inside(one: Learned) -> tuple[int, int] | None:
-    """(row, prompt tokens that count) where what is called completion begins in the prompt."""
+def _prompt_inside(one: LossRecord) -> tuple[int, int] | None:
+    """(row, prompt tokens that count) where the loss's completion begins in the prompt."""
     call = None if one.rollout is None else one.rollout.generated
     ids, mask = one.loss.completion_ids, one.loss.mask
     if call is None or call.sequences is None or ids is None or mask is None:
@@ -77,7 +77,9 @@ def _prompt_inside(one: Learned) -> tuple[int, int] | None:
     return (row, int(counted[row])) if int(counted[row]) else None
 
 
-def _after_eos(case: Case, at: int, one: Learned, ids: Tensor, mask: Tensor) -> Iterator[Evidence]:
+def _after_eos(
+    case: Case, at: int, one: LossRecord, ids: Tensor, mask: Tensor
+) -> Iterator[Evidence]:
     eos = _eos(case, one)
     if not eos:
         return
@@ -89,35 +91,35 @@ def _after_eos(case: Case, at: int, one: Learned, ids: Tensor, mask: Tensor) -> 
             "loss",
             "after-eos",
             f"loss {at}: {int(extra.sum())} tokens after the end of their completion count "
-            f"({int(extra[row].sum())} in row {row}): they are padding that nobody sampled",
+            f"({int(extra[row].sum())} in row {row}): they are padding, not sampled",
             "inherited" if _ran_on(case, one) else "added",
             row=row,
             values={"tokens": int(extra.sum()), "rows": int(extra.any(1).sum())},
         )
     missing = allowed & ~mask
-    # a whole row may be left out on purpose: unscored, or cut off
+    # a whole row may be left out on purpose: unscored or truncated
     missing &= mask.any(1, keepdim=True)
     if bool(missing.any()) and not bool(extra.any()):
         row = int(missing.sum(1).argmax())
         yield Evidence(
             "loss",
             "tokens-left-out",
-            f"loss {at}: {int(missing.sum())} sampled tokens do not count, first token "
+            f"loss {at}: {int(missing.sum())} sampled tokens do not count, the first being token "
             f"{int(missing[row].nonzero()[0])} of row {row}",
             row=row,
             values={"tokens": int(missing.sum()), "rows": int(missing.any(1).sum())},
         )
 
 
-def _eos(case: Case, one: Learned) -> Sequence[int]:
+def _eos(case: Case, one: LossRecord) -> Sequence[int]:
     if case.reference is not None:
         return case.reference.policy.eos_token_ids
     call = None if one.rollout is None else one.rollout.generated
     return () if call is None else ids_of(call.config.get("eos_token_id"))
 
 
-def _ran_on(case: Case, one: Learned) -> bool:
-    """Whether generate itself did not stop at some end that the checkpoint has."""
+def _ran_on(case: Case, one: LossRecord) -> bool:
+    """Whether generate did not stop at one of the checkpoint's eos ids."""
     call = None if one.rollout is None else one.rollout.generated
     if call is None:
         return False
@@ -125,10 +127,10 @@ def _ran_on(case: Case, one: Learned) -> bool:
 
 
 def look_at_completions(case: Case) -> Iterable[Evidence]:
-    """The ids in the loss, against those that were sampled."""
-    rolled = [completion_ids(call) for _, call in generated_rollouts(case)]
-    sampled = [row for ids in rolled if ids is not None for row in ids]
-    for at, one in enumerate(learned(case)):
+    """The ids in the loss, compared with those sampled."""
+    per_call = [completion_ids(call) for _, call in generated_rollouts(case)]
+    sampled = [row for ids in per_call if ids is not None for row in ids]
+    for at, one in enumerate(losses_of(case)):
         call = None if one.rollout is None else one.rollout.generated
         ids = one.loss.completion_ids
         own = None if call is None else completion_ids(call)
@@ -138,13 +140,13 @@ def look_at_completions(case: Case) -> Iterable[Evidence]:
             continue
         width = min(ids.shape[1], own.shape[1])
         counted = one.loss.mask.bool()[:, :width]
-        said = [tuple(row.tolist()) for row in sampled if len(row) >= width]
+        known = [tuple(row.tolist()) for row in sampled if len(row) >= width]
         strange = [
             row
             for row, kept in enumerate(counted)
             if not any(
                 torch.equal(ids[row, :width].long()[kept], torch.tensor(other[:width])[kept])
-                for other in said
+                for other in known
             )
         ]
         if strange:
@@ -152,7 +154,7 @@ def look_at_completions(case: Case) -> Iterable[Evidence]:
                 "loss",
                 "ids-differ",
                 f"loss {at}: {len(strange)} of {len(ids)} completions in the loss were not "
-                f"sampled in this step, the first is row {strange[0]}",
+                f"sampled in this step, the first in row {strange[0]}",
                 "unknown",
                 row=strange[0],
                 values={"rows": strange},
@@ -160,8 +162,8 @@ def look_at_completions(case: Case) -> Iterable[Evidence]:
 
 
 def look_at_advantages(case: Case) -> Iterable[Evidence]:
-    """Advantages in the loss, against those that were computed."""
-    for at, one in enumerate(learned(case)):
+    """Advantages in the loss, compared with those computed."""
+    for at, one in enumerate(losses_of(case)):
         seen = None if one.rollout is None else one.rollout.advantage
         given = one.loss.advantages
         if seen is None or given is None:
@@ -178,19 +180,19 @@ def look_at_advantages(case: Case) -> Iterable[Evidence]:
         if bool(((used + made).abs() <= size).all()):
             yield Evidence(
                 "loss", "advantages-negated",
-                f"loss {at}: the advantages in the loss are those of the rewards with the opposite "
-                "sign: what earns more is made less likely",
+                f"loss {at}: its advantages have the opposite sign of the computed ones: "
+                "higher-rewarded completions are made less likely",
             )  # fmt: skip
         elif not _reordered(used, made):
             yield Evidence(
                 "loss", "advantages-changed",
-                f"loss {at}: the advantages in the loss are not those that were computed from the "
-                f"rewards, off by {float((used - made).abs().max()):.3g}",
+                f"loss {at}: its advantages differ from those computed from the rewards by up to "
+                f"{float((used - made).abs().max()):.3g}",
             )  # fmt: skip
 
 
 def _spread_wrong(at: int, given: Tensor, made: Tensor, mask: Tensor | None) -> Iterator[Evidence]:
-    """One advantage a completion, laid over tokens: every token of a row has its row's own."""
+    """One advantage per completion, expanded over tokens: every token has its own row's."""
     counted = torch.ones_like(given, dtype=torch.bool) if mask is None else mask.bool()
     if counted.shape != given.shape or given.shape[1] == 1:
         return
@@ -214,21 +216,21 @@ def _spread_wrong(at: int, given: Tensor, made: Tensor, mask: Tensor | None) -> 
 
 
 def _reordered(used: Tensor, made: Tensor) -> bool:
-    """Micro-batches may be shuffled, completions with them."""
+    """Whether completions were only shuffled over micro-batches."""
     if used.ndim != 1:
         return False
     return bool(torch.allclose(used.sort().values, made.sort().values, rtol=ADVANTAGE, atol=1e-6))
 
 
 def look_at_value(case: Case) -> Iterable[Evidence]:
-    """The loss itself, made again by the rule that its settings name."""
-    step = [one.loss for one in learned(case)]
+    """The loss itself, recomputed by the rule in its settings."""
+    step = [one.loss for one in losses_of(case)]
     for at, loss in enumerate(step):
         if not math.isfinite(loss.loss):
             yield _not_finite(at, loss)
             continue
         parts = parts_of(loss, step)
-        if parts is None or _weighed_elsewhere(case, loss, parts):
+        if parts is None or _needs_unrecorded(case, loss, parts):
             continue
         right = right_ways(parts)
         if not right and policy_terms(parts) is None:
@@ -238,19 +240,19 @@ def look_at_value(case: Case) -> Iterable[Evidence]:
         yield from _explained(at, loss, parts)
 
 
-def _weighed_elsewhere(case: Case, loss: LossSeen, parts: Parts) -> bool:
-    """Whether something that was not recorded takes part: other processes' tokens, an engine's
+def _needs_unrecorded(case: Case, loss: LossSeen, parts: Parts) -> bool:
+    """Whether the loss depends on more than was recorded: other processes' tokens, an engine's
     logprobs, ratios of whole sequences."""
     level = loss.settings.get("importance_sampling_level")
     kind = parts.config.loss_type
     why = {
-        "tokens of other processes": world(case) > 1 and kind in ("dapo", "cispo"),
+        "tokens of other processes": world_size(case) > 1 and kind in ("dapo", "cispo"),
         "a rollout engine's logprobs": bool(loss.settings.get("use_vllm")),
         "ratios of whole sequences": level == "sequence" and kind != "gspo",
     }
     for name, takes_part in why.items():
         if takes_part:
-            say_missing(case, f"{name} take part in the loss: it was not made again")
+            note_missing(case, f"the loss depends on {name}: it was not recomputed")
     return any(why.values())
 
 
@@ -267,7 +269,7 @@ def _not_finite(at: int, loss: LossSeen) -> Evidence:
         "loss",
         "not-finite",
         f"loss {at} is {loss.loss}"
-        + (f": {', '.join(broken)} held such numbers already" if broken else ""),
+        + (f": its {', '.join(broken)} were already non-finite" if broken else ""),
         "inherited" if "advantages" in broken else "added",
         values={"broken": broken},
     )
@@ -280,12 +282,12 @@ def _explained(at: int, loss: LossSeen, parts: Parts) -> Iterator[Evidence]:
     implied = hidden_beta(parts, loss.loss)
     if way == "broadcast" and wanted is None:
         found, way = [], ""
-    told = {
-        "sign": "it is the same with the opposite sign: what earns more is made less likely",
-        "kl-sign": "it is the same with the KL term subtracted: drifting away is rewarded",
-        "kl-left-out": "it is the same without its KL term",
-        "normaliser": "it is the same sum over another count of tokens or rows",
-        "broadcast": "it is that of advantages laid along the tokens instead of the completions",
+    why = {
+        "sign": "it has the opposite sign: higher-rewarded completions are made less likely",
+        "kl-sign": "its KL term is subtracted: drifting away is rewarded",
+        "kl-left-out": "its KL term is missing",
+        "normaliser": "the same sum is divided by another number of tokens or rows",
+        "broadcast": "advantages are broadcast along tokens instead of completions",
     }.get(way, "")
     values = {
         "loss": loss.loss,
@@ -302,7 +304,7 @@ def _explained(at: int, loss: LossSeen, parts: Parts) -> Iterator[Evidence]:
         "advantage-broadcast" if stage_is_advantage else "loss-differs",
         f"loss {at} is {loss.loss:.6g}; its own logprobs, advantages and mask give "
         f"{'nothing' if wanted is None else f'{wanted.value:.6g}'} as {parts.config.loss_type}"
-        + (f": {told}" if told else ""),
+        + (f": {why}" if why else ""),
         values=values,
     )
 

@@ -1,4 +1,4 @@
-"""Looks at media: all that the messages name, of the right file, with something in it."""
+"""Looks at media: all that the messages name, from the right file, neither blank nor silent."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.checks.positions import Call, named_calls
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, say_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_missing
 from omni_grpo_core.doctor.media_similarity import array, is_close, is_empty, is_flat, is_same
 from omni_grpo_core.doctor.rendered import RenderedBatch, flag_of, rendered_batches
 from omni_grpo_core.doctor.replay import media as replay_media
-from omni_grpo_core.doctor.replay.batch import DEFAULT_RATE, carried, rate_of, sides, totals
+from omni_grpo_core.doctor.replay.batch import DEFAULT_RATE, audio_route, rate_of, sides, totals
 from omni_grpo_core.doctor.shown_media import (
     Shown,
     array_of,
     has_settings,
-    heard_videos,
     library_frames,
     read_file,
     shown,
+    videos_with_sound,
     wanted_counts,
 )
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
@@ -35,11 +35,11 @@ _LIMITS: Mapping[str, Callable[[MediumSeen], int]] = {
     "max_frames": lambda clip: clip.shape[0],
     "max_pixels": lambda clip: sides(clip)[0] * sides(clip)[1],
 }
-"""Limits that belong to the reader of clips, and what they limit."""
+"""Limits that the reader of clips applies, and the quantity that each limits."""
 _OTHER_LENGTH = 0.02
-"""Of a sound's length; a sound that is off by less differs in something else."""
+"""Of a sound's length; a sound that is off by less differs in another way."""
 _OTHER_RATE = 0.15
-"""Of the true frame rate, where it is only known as frames over seconds."""
+"""Of the true frame rate, where it is only known as frames / seconds."""
 
 
 def look_counts(case: Case) -> Iterator[Evidence]:
@@ -58,31 +58,31 @@ def look_counts(case: Case) -> Iterator[Evidence]:
                 if modality == "audio":
                     if _audio_by_another_name(call):
                         continue
-                    heard = heard_videos(one, call)
+                    heard = videos_with_sound(one, call)
                     allowed |= {wanted["audio"] + wanted["video"], wanted["audio"] + heard}
                 if given[modality] in allowed and not _sound_missing(call, case, modality):
                     continue
                 fewer = given[modality] < max(allowed)
-                # a text that lost its placeholders may have had its media taken out on purpose
+                # media of a text that lost its placeholders may have been removed on purpose
                 origin: Origin = "inherited" if given[modality] == texts[modality] else "added"
                 yield Evidence(
                     "media",
                     "media-missing" if fewer else "media-extra",
-                    f"{given[modality]} {modality} items handed to the processor for "
-                    f"{max(allowed) if fewer else min(allowed)} that the messages show",
+                    f"{given[modality]} {modality} items passed to the processor for "
+                    f"{max(allowed) if fewer else min(allowed)} in the messages",
                     origin=origin,
                     values={"modality": modality, "got": given[modality], "want": max(allowed)},
                 )
 
 
 def look_limits(case: Case) -> Iterator[Evidence]:
-    """A limit that the processor is told is kept by what it is handed: frames that are sampled and
-    resized already are neither dropped nor shrunk there."""
+    """Clips keep a limit passed to the processor, which neither drops nor shrinks frames that are
+    already sampled and resized."""
     for call in case.processed:
         inner = call.keywords.get("videos_kwargs")
-        told = {**(inner if isinstance(inner, Mapping) else {}), **call.keywords}
+        keywords = {**(inner if isinstance(inner, Mapping) else {}), **call.keywords}
         for name, sizes in _LIMITS.items():
-            limit = told.get(name)
+            limit = keywords.get(name)
             if not isinstance(limit, int) or isinstance(limit, bool):
                 continue
             over = [m for m in call.videos if m.shape and sizes(m) > limit]
@@ -92,8 +92,9 @@ def look_limits(case: Case) -> Iterator[Evidence]:
             yield Evidence(
                 "media",
                 "limit-ignored",
-                f"the processor was told {name}={limit}, {len(over)} of its {len(call.videos)} "
-                f"clips came with {sizes(over[0])} and stayed as they are: the limit does nothing",
+                f"the processor was called with {name}={limit}, but {len(over)} of its "
+                f"{len(call.videos)} clips came with {sizes(over[0])} and were not changed: the "
+                "limit has no effect",
                 values={"limit": name, "told": limit, "got": sizes(over[0])},
             )
 
@@ -106,7 +107,7 @@ def _kept(name: str, limit: int, grids: Tensor) -> bool:
 
 
 def look_passed_on(case: Case) -> Iterator[Evidence]:
-    """What the processor made of each modality is handed to generate and every forward that has
+    """The processor's features of each modality are passed to generate and every forward with
     placeholders for it."""
     if not case.processed:
         return
@@ -117,7 +118,7 @@ def look_passed_on(case: Case) -> Iterator[Evidence]:
         for modality in MODALITIES:
             pixels = PIXELS[modality]
             asked = _asked(case, call, modality)
-            # without a checkpoint a placeholder cannot be known: only what every batch has is sure
+            # without a checkpoint placeholders are unknown: only what every batch has is certain
             if pixels in has or pixels not in (every if asked is None else some):
                 continue
             if asked is False and pixels not in every:
@@ -125,14 +126,14 @@ def look_passed_on(case: Case) -> Iterator[Evidence]:
             yield Evidence(
                 "media",
                 "media-not-passed",
-                f"the processor made {pixels}, {name} was not given it: the model sees no "
+                f"the processor made {pixels}, but {name} did not get it: the model gets no "
                 f"{modality}",
                 values={"modality": modality, "call": name, "grid": GRIDS[modality] in has},
             )
 
 
 def _asked(case: Case, call: Call, modality: Modality) -> bool | None:
-    """Whether a call's tokens have placeholders of a modality; ``None`` where nobody can tell."""
+    """Whether a call's tokens have placeholders of a modality; ``None`` where unknown."""
     if case.reference is None:
         return None
     token = placeholder_ids(case.reference.policy.processor)[modality]
@@ -140,19 +141,19 @@ def _asked(case: Case, call: Call, modality: Modality) -> bool | None:
 
 
 def look_content(case: Case) -> Iterator[Evidence]:
-    """Each medium is the file that its conversation names, neither blank nor silent."""
+    """Each media item is the file that its conversation names, neither blank nor silent."""
     for one in rendered_batches(case):
         for call in one.processed:
             found = shown(one, call, case)
             if call.videos and not found:
-                say_missing(case, "media could not be matched to messages: files not compared")
+                note_missing(case, "media could not be matched to messages: files not compared")
             if any(item.media is None for item in found):
-                say_missing(case, "some media files are not here: their content was not compared")
+                note_missing(case, "some media files were not found: content not compared")
             if any(medium.dtype == "path" for medium in (*call.videos, *call.audios)):
-                say_missing(
+                note_missing(
                     case,
-                    "the processor was handed paths and decoded them by what is installed: which "
-                    "frames and sound it took was not seen",
+                    "the processor was passed paths and decoded them with whatever is installed: "
+                    "the frames and sound that it used were not recorded",
                 )
             for item in _once(found):
                 if item.given.shape:
@@ -162,10 +163,10 @@ def look_content(case: Case) -> Iterator[Evidence]:
 
 
 def look_rate(case: Case) -> Iterator[Evidence]:
-    """The frame rate that the processor is told is the one at which frames were taken."""
+    """The frame rate passed to the processor is the one at which frames were sampled."""
     for one in rendered_batches(case):
         for call in one.processed:
-            told = rate_of(call.keywords)
+            passed = rate_of(call.keywords)
             for item in _once(shown(one, call, case)):
                 if item.ref.modality != "video" or item.media is None:
                     continue
@@ -173,18 +174,18 @@ def look_rate(case: Case) -> Iterator[Evidence]:
                 frames = item.given.shape[0]
                 exact = frames == len(clip.frames)
                 true = clip.sample_fps if exact else frames / max(clip.duration, 1e-6)
-                rate = DEFAULT_RATE if told is None else told
-                # float rounding of a quotient, where the frames are those of the reference
+                rate = DEFAULT_RATE if passed is None else passed
+                # float rounding of a quotient, where the frames are the reference's
                 if abs(rate - true) <= (1e-6 if exact else _OTHER_RATE) * true:
                     continue
                 yield Evidence(
                     "media",
                     "rate-differs",
-                    f"{frames} frames of {PurePath(item.ref.path).name} were taken at {true:g} a "
-                    "second, the processor was "
-                    + (f"told {rate:g}" if told is not None else f"not told and takes {rate:g}"),
+                    f"{frames} frames of {PurePath(item.ref.path).name} were sampled at {true:g} "
+                    "per second, but the processor "
+                    + (f"got fps={rate:g}" if passed is not None else f"assumes {rate:g}"),
                     row=item.row,
-                    values={"told": told, "took": rate, "true": true},
+                    values={"told": passed, "took": rate, "true": true},
                 )
                 break
 
@@ -194,16 +195,16 @@ def _content(case: Case, item: Shown, every: Sequence[Shown]) -> Iterator[Eviden
     if reference is None:
         return
     name = PurePath(item.ref.path).name
-    told = {"file": name, "modality": item.ref.modality, "row": item.row}
+    known = {"file": name, "modality": item.ref.modality, "row": item.row}
     if is_empty(item.given) and not is_flat(reference, item.ref.modality):
         what = "silent" if item.ref.modality == "audio" else "blank"
         yield Evidence(
             "media",
             f"medium-{what}",
-            f"{item.ref.modality} {item.number} of row {item.row} is {what}: every value lies "
+            f"{item.ref.modality} {item.number} of row {item.row} is {what}, with all values "
             f"between {item.given.low:g} and {item.given.high:g}, while {name} is not",
             row=item.row,
-            values=told,
+            values=known,
         )
         return
     if is_same(item.given, reference):
@@ -223,54 +224,54 @@ def _content(case: Case, item: Shown, every: Sequence[Shown]) -> Iterator[Eviden
         yield Evidence(
             "media",
             "media-swapped",
-            f"row {item.row} is shown {PurePath(twin.ref.path).name} of row {twin.row} where its "
+            f"row {item.row} gets {PurePath(twin.ref.path).name} of row {twin.row} where its "
             f"messages name {name}",
             row=item.row,
-            values={**told, "shown": PurePath(twin.ref.path).name, "of": twin.row},
+            values={**known, "shown": PurePath(twin.ref.path).name, "of": twin.row},
         )
         return
     yield from _form(case, item, reference, name)
 
 
 def _form(case: Case, item: Shown, reference: Tensor, name: str) -> Iterator[Evidence]:
-    """How a medium that is no other row's differs from its file."""
+    """How an item that is not another row's differs from its file."""
     values, want = array(item.given), tuple(reference.shape)
     got = item.given.shape if values is None else tuple(values.shape)
-    told: dict[str, Any] = {"file": name, "modality": item.ref.modality, "got": got, "want": want}
+    known: dict[str, Any] = {"file": name, "modality": item.ref.modality, "got": got, "want": want}
     other_size = item.ref.modality != "audio" and sides(item.given) != tuple(want[-2:])
     other_number = item.ref.modality == "video" and got[0] != want[0]
     if (other_size or other_number) and not has_settings(case):
-        say_missing(case, "the checkpoint has no settings of its own: sizes of pictures unjudged")
+        note_missing(case, "the checkpoint has no settings of its own: picture sizes unjudged")
         return
     if other_number:
-        fact, sentence = "frames-number", f"{got[0]} frames of {name}, {want[0]} by the settings"
+        fact, sentence = "frames-number", f"{got[0]} frames of {name}; the settings give {want[0]}"
     elif other_size:
         high, wide = sides(item.given)
         fact = "picture-size"
-        sentence = f"{name} at {high} x {wide} pixels, {want[-2]} x {want[-1]} by the settings"
+        sentence = f"{name} at {high} x {wide} pixels; the settings give {want[-2]} x {want[-1]}"
     elif item.ref.modality == "audio" and abs(got[0] / want[0] - 1) > _OTHER_LENGTH:
-        told["factor"] = got[0] / want[0]
+        known["factor"] = got[0] / want[0]
         fact, sentence = "sound-length", f"{got[0]} samples of {name}, which has {want[0]}"
     elif values is None:
         fact = "content-differs"
         sentence = (
-            f"another {item.ref.modality} than {name} decodes to: its mean or deviation is off"
+            f"other {item.ref.modality} content than {name}: its mean or standard deviation is off"
         )
     else:
-        told["gap"] = gap = float((values - reference).abs().mean())
+        known["gap"] = gap = float((values - reference).abs().mean())
         fact = "content-differs"
         unit = "" if item.ref.modality == "audio" else " grey levels"
-        sentence = f"another {item.ref.modality} than {name} decodes to: {gap:.3g}{unit} off"
+        sentence = f"other {item.ref.modality} content than {name}: {gap:.3g}{unit} off"
         if item.ref.modality != "audio" and is_close(values.flip(-3), reference, item.ref.modality):
-            told["how"] = "channels"
-            sentence = f"{name} with red and blue exchanged"
+            known["how"] = "channels"
+            sentence = f"{name} with red and blue swapped"
         elif (numbers := library_frames(item, values, case)) is not None:
-            told["how"] = "library"
+            known["how"] = "library"
             sentence = (
-                f"the frames of {name} that transformers takes when it decodes a path: "
-                f"{_few(numbers)}; by the settings others belong there, {gap:.3g}{unit} off"
+                f"the frames of {name} that transformers samples when it decodes a path: "
+                f"{_few(numbers)}; those of the settings differ by {gap:.3g}{unit}"
             )
-    yield Evidence("media", fact, f"row {item.row} is shown {sentence}", row=item.row, values=told)
+    yield Evidence("media", fact, f"row {item.row} gets {sentence}", row=item.row, values=known)
 
 
 def _few(numbers: Sequence[int]) -> str:
@@ -279,10 +280,10 @@ def _few(numbers: Sequence[int]) -> str:
 
 
 def _sound_missing(call: ProcessorCall, case: Case, modality: Modality) -> bool:
-    """No sound at all, where the processor is to take it out of the videos."""
+    """Whether there is no sound at all although audio-in-video is on."""
     if modality != "audio" or not flag_of(call.keywords) or call.audios:
         return False
-    return carried(call, case) == "apart" and bool(totals(call, case)["video"])
+    return audio_route(call, case) == "items" and bool(totals(call, case)["video"])
 
 
 def _audio_by_another_name(call: ProcessorCall) -> bool:
@@ -290,7 +291,7 @@ def _audio_by_another_name(call: ProcessorCall) -> bool:
 
 
 def _once(found: Sequence[Shown]) -> list[Shown]:
-    """Copies of a group are judged once."""
+    """Without the copies of a group."""
     kept: dict[object, Shown] = {}
     for item in found:
         kept.setdefault((item.ref, item.given.sha256), item)
@@ -298,8 +299,8 @@ def _once(found: Sequence[Shown]) -> list[Shown]:
 
 
 def _all_empty(one: RenderedBatch, call: ProcessorCall, case: Case) -> Iterator[Evidence]:
-    """Where files cannot be matched to rows: one black or silent clip may be the data's own, all
-    of them are not."""
+    """Where files cannot be matched to rows: a single blank or silent clip may be in the data, but
+    not all of them."""
     for what, media in (("blank", (*call.videos, *call.images)), ("silent", call.audios)):
         if media and all(map(is_empty, media)):
             full = _some_file_is_not(one, media[0].modality, case)
@@ -307,14 +308,14 @@ def _all_empty(one: RenderedBatch, call: ProcessorCall, case: Case) -> Iterator[
                 "media",
                 f"medium-{what}",
                 f"all {len(media)} {media[0].modality} items of the call are {what}"
-                + (", their files are not" if full else ""),
+                + ("; their files are not" if full else ""),
                 origin="added" if full else "unknown",
                 values={"modality": media[0].modality},
             )
 
 
 def _some_file_is_not(one: RenderedBatch, modality: Modality, case: Case) -> bool:
-    """Whether a file that the conversations name has something in it."""
+    """Whether a file that the conversations name is neither blank nor silent."""
     for prompt in one.prompts:
         for ref in replay_media.wanted(prompt.media, interleaved=modality == "audio")[modality]:
             read = read_file(ref, case)

@@ -1,4 +1,4 @@
-"""Partial rewards: whether they move tokens, and which."""
+"""Partial rewards: whether they act on tokens, and on which."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.checks.advantage import (
     fits,
+    listed,
     recomputed,
     reward_table,
-    told,
     whole_rollouts,
 )
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
@@ -28,7 +28,7 @@ _SECTIONS = ("context", "think", "answer")
 
 
 def look_at_partials(case: Case) -> Iterable[Evidence]:
-    """A partial reward that does not move the tokens it is about."""
+    """A partial reward that does not act on its section's tokens."""
     for rollout in whole_rollouts(case):
         seen, table = rollout.advantage, reward_table(rollout)
         if seen is None or not seen.spans or table is None or seen.rewards.ndim != 1:
@@ -44,7 +44,7 @@ def look_at_partials(case: Case) -> Iterable[Evidence]:
             ]
             acted = _acted(seen.advantages.double(), span)
             if acted is None:
-                continue  # one advantage a completion: partial rewards join in the loss
+                continue  # one advantage per completion: partial rewards are added in the loss
             known = span.bool().any(1) & ~acted.isnan()
             if not bool(known.any()):
                 continue
@@ -54,8 +54,8 @@ def look_at_partials(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "advantage",
                 "partial-unused",
-                f"the partial reward {name} ({told(own)}) should add {told(wanted[0][known])} to "
-                f"the advantage of its tokens; it adds {told(acted[known])}",
+                f"the partial reward {name} ({listed(own)}) should add {listed(wanted[0][known])} "
+                f"to the advantage of its tokens; it adds {listed(acted[known])}",
                 values={
                     "name": name,
                     "added": acted[known].tolist(),
@@ -65,8 +65,8 @@ def look_at_partials(case: Case) -> Iterable[Evidence]:
 
 
 def _acted(values: Tensor, span: Tensor) -> Tensor | None:
-    """What tokens of the span have over the others of their completion, (N,); NaN where there are
-    no others. ``None`` where advantages are one a completion or spans of another shape."""
+    """The advantage of the span's tokens minus that of their completion's others, (N,); NaN without
+    others. ``None`` with one advantage per completion, or spans of another shape."""
     if values.ndim != 2 or values.shape != span.shape:
         return None
     found = []
@@ -76,7 +76,7 @@ def _acted(values: Tensor, span: Tensor) -> Tensor | None:
         if not bool(inside.any()):
             found.append(0.0)
         elif not len(others):
-            # all other tokens count 0: their completion's advantage is 0, or they are padding
+            # all other tokens have 0: their completion's advantage is 0, or they are padding
             found.append(float(row[inside].mean()) if len(row[~inside]) else math.nan)
         else:
             found.append(float(row[inside].mean() - others[0]))
@@ -84,7 +84,7 @@ def _acted(values: Tensor, span: Tensor) -> Tensor | None:
 
 
 def look_at_spans(case: Case) -> Iterable[Evidence]:
-    """Tokens that a partial reward acts on, against the text they spell."""
+    """Tokens that a partial reward acts on, compared with the text they spell."""
     if case.reference is None:
         return
     policy = case.reference.policy
@@ -96,14 +96,14 @@ def look_at_spans(case: Case) -> Iterable[Evidence]:
         for name, span in seen.spans.items():
             if tuple(span.shape) != tuple(ids.shape):
                 continue
-            said = _span_said(policy, ids, span.bool(), name)
-            if said is not None:
-                yield said
+            wrong = _span_differs(policy, ids, span.bool(), name)
+            if wrong is not None:
+                yield wrong
 
 
-def _span_said(policy: Policy, ids: Tensor, span: Tensor, name: str) -> Evidence | None:
-    """The section that most rows agree on is the one that is meant; a row that marks other tokens
-    than those of the section, or of the section with both its tags, is wrong."""
+def _span_differs(policy: Policy, ids: Tensor, span: Tensor, name: str) -> Evidence | None:
+    """The intended section is the one that most rows agree on; a row that marks tokens other than
+    those of the section, with or without both its tags, is wrong."""
     wanted = {
         section: [
             section_tokens(policy, row.tolist(), section)
@@ -123,13 +123,13 @@ def _span_said(policy: Policy, ids: Tensor, span: Tensor, name: str) -> Evidence
     meant = max(_SECTIONS, key=overlap)
     right = [tokens in allowed for tokens, allowed in zip(marked, wanted[meant], strict=True)]
     for row, (tokens, allowed) in enumerate(zip(marked, wanted[meant], strict=True)):
-        # without a row that has the section right, nobody knows that it is meant
+        # unless some row has the section right, it is not certain that it is the intended one
         if right[row] or (not allowed and not any(right)):
             continue
         text = policy.decode(ids[row][until_end(ids[row][None], policy.eos_token_ids)[0]].tolist())
         malformed = isinstance(parse(_without_end(policy, text)), Malformed)
-        # what stands for a section in a malformed completion is a matter of taste: so is a content
-        # that holds the beginning of a tag
+        # what counts as a section of a malformed completion is ambiguous; so is a content that
+        # contains the beginning of a tag
         frayed = bool(allowed) and "<" in policy.decode(
             [int(ids[row, t]) for t in allowed[0]][1:-1]
         )
@@ -157,8 +157,8 @@ def _without_end(policy: Policy, text: str) -> str:
 
 
 def section_tokens(policy: Policy, ids: Sequence[int], section: str) -> list[tuple[int, ...]]:
-    """Tokens of a section's content, and of the section with its tags, by text offsets; empty where
-    the completion does not have it exactly once."""
+    """Tokens of a section's content, and of the section with its tags, by text offsets; empty
+    unless the completion has it exactly once."""
     pieces = byte_pieces([str(t) for t in policy.processor.tokenizer.convert_ids_to_tokens(ids)])
     text = b"".join(pieces).decode("utf-8", errors="replace")
     found = list(re.finditer(f"<{section}>(.*?)</{section}>", text, re.DOTALL))

@@ -1,4 +1,4 @@
-"""Looks at positions: each token where its row's text, grids and seconds put it, in every call."""
+"""Looks at positions: those given by each row's text, grids and seconds, in every call."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Call = GenerateCall | ForwardCall
 
 
 def named_calls(case: Case) -> list[tuple[str, Call]]:
-    """Every call of the model that was given token ids, with what to call it."""
+    """Every model call with token ids, with its name in messages."""
     calls: list[tuple[str, Call]] = [("generate", call) for call in case.generated]
     calls += [("the scoring forward", call) for call in case.forwards]
     return [(name, call) for name, call in calls if "input_ids" in call.inputs]
 
 
 def rows_of(case: Case, call: Call) -> tuple[CallRow, ...]:
-    """:func:`call_rows` of a call, taken apart once."""
+    """:func:`call_rows` of a call, computed once."""
     return case.once(_rows_of, call)
 
 
@@ -39,14 +39,14 @@ def _rows_of(case: Case, call: Call) -> tuple[CallRow, ...]:
 
 
 def copies_of(rows: Sequence[CallRow], number: int) -> list[CallRow]:
-    """The row that each of ``number`` rows inside the model stands for: ``num_return_sequences``
-    repeats every row there."""
+    """The row behind each of ``number`` rows inside the model: ``num_return_sequences`` repeats
+    every row there."""
     copies = max(number // len(rows), 1)
     return [row for row in rows for _ in range(copies)]
 
 
 def look_positions(case: Case) -> Iterator[Evidence]:
-    """Positions that the text model got, against the reference on the call's own inputs."""
+    """Positions that the text model got, compared with the reference's on the call's own inputs."""
     if case.reference is None:
         return
     for name, call in named_calls(case):
@@ -60,7 +60,7 @@ def look_positions(case: Case) -> Iterator[Evidence]:
         for place, row in enumerate(copies_of(rows, got.shape[1])):
             if row.row is None:
                 continue
-            # one row's positions may stand for all: they are broadcast
+            # positions of one row may be broadcast to all
             own = got[-3:, 0 if got.shape[1] == 1 else place, row.kept]
             if not torch.equal(own, reference_positions(case, row.row).to(own.dtype)):
                 yield _differs(case, name, call, row, row.row, own, rows)
@@ -68,14 +68,14 @@ def look_positions(case: Case) -> Iterator[Evidence]:
 
 
 def look_next_positions(case: Case) -> Iterator[Evidence]:
-    """While generating, the first row goes on where its prompt ended."""
+    """While generating, the first row's positions continue from the end of its prompt."""
     if case.reference is None:
         return
     for call in case.generated:
         rows = rows_of(case, call) if "input_ids" in call.inputs else ()
         if not rows or not call.step_positions or call.position_ids is None:
             continue
-        # from the positions that the prompt really had: those are judged by themselves
+        # from the positions that the prompt really had, which another look judges
         prompt = call.position_ids[-3:, 0, rows[0].kept]
         first = int(prompt.max()) + 1
         wanted = tuple(range(first, first + len(call.step_positions)))
@@ -83,7 +83,7 @@ def look_next_positions(case: Case) -> Iterator[Evidence]:
             yield Evidence(
                 "positions",
                 "steps-off",
-                f"after a prompt that ends at position {first - 1}, generate went on at "
+                f"after a prompt that ends at position {first - 1}, generate continued at "
                 f"{_few(call.step_positions)} instead of {_few(wanted)}",
                 row=0,
                 values={"got": call.step_positions[:8], "want": wanted[:8]},
@@ -91,7 +91,7 @@ def look_next_positions(case: Case) -> Iterator[Evidence]:
 
 
 def _unmasked(case: Case, name: str, rows: Sequence[CallRow]) -> Iterator[Evidence]:
-    """The model makes positions of its own, 0, 1, 2, …, where it gets neither them nor a mask."""
+    """The model uses positions 0, 1, 2, … where it gets neither positions nor a mask."""
     for row in rows:
         if row.row is None:
             continue
@@ -115,25 +115,25 @@ def _differs(
     rows: Sequence[CallRow],
 ) -> Evidence:  # fmt: skip
     wanted = reference_positions(case, own_row)
-    told = flag_of(call.keywords)
-    as_told: AudioInVideo = "interleaved" if told else "off"
-    values: dict[str, Any] = {"call": name, "mask": "attention_mask" in call.inputs, "told": told}
+    flag = flag_of(call.keywords)
+    as_passed: AudioInVideo = "interleaved" if flag else "off"
+    values: dict[str, Any] = {"call": name, "mask": "attention_mask" in call.inputs, "told": flag}
     line = torch.arange(own.shape[-1]).expand(3, -1)
     off = int((own - wanted).abs().max())
     where = f"row {row.index} of {name}"
-    if as_told != own_row.audio_in_video and torch.equal(
-        own, reference_positions(case, own_row, as_told).to(own.dtype)
+    if as_passed != own_row.audio_in_video and torch.equal(
+        own, reference_positions(case, own_row, as_passed).to(own.dtype)
     ):
-        missing = told is None
+        missing = flag is None
         return Evidence(
             "positions",
             "flag-missing" if missing else "flag-followed",
-            f"{where} has positions as without audio-in-video, though its sound lies inside its "
+            f"{where} has positions as without audio-in-video, although its sound is inside its "
             f"video: up to {off} off"
-            if as_told == "off"
-            else f"{where} has positions as with audio-in-video, though its sound is no part of "
+            if as_passed == "off"
+            else f"{where} has positions as with audio-in-video, although its sound is not inside "
             f"its video: up to {off} off",
-            # left out of a forward, it is the forward's own affair; told wrong, it was handed on
+            # a forward without the flag is itself at fault; a wrong flag was passed on to it
             origin="added" if missing and name != "generate" else "inherited",
             row=row.index,
             values={**values, "off": off},
@@ -164,7 +164,7 @@ def _differs(
     elif len(set((own - wanted).flatten().tolist())) == 1:
         fact, sentence = (
             "all-shifted",
-            f"{where} is shifted as a whole by {int((own - wanted)[0, 0])}",
+            f"all positions of {where} are shifted by {int((own - wanted)[0, 0])}",
         )
     else:
         tail = _tail_shift(own, wanted)
@@ -187,8 +187,8 @@ def _video_times(case: Case, row: Row, own: Tensor) -> list[int] | None:
 
 
 def _is_of(case: Case, own: Tensor, other: Row) -> bool:
-    """Whether positions are another row's, as far as both reach (padding aside, from the end of the
-    prompt or its beginning)."""
+    """Whether positions are another row's, over their common length (without padding, aligned at
+    the end or the beginning)."""
     theirs = reference_positions(case, other).to(own.dtype)
     width = min(own.shape[-1], theirs.shape[-1])
     return torch.equal(own[:, :width], theirs[:, :width]) or torch.equal(
@@ -197,7 +197,7 @@ def _is_of(case: Case, own: Tensor, other: Row) -> bool:
 
 
 def _tail_shift(own: Tensor, wanted: Tensor) -> tuple[int, int] | None:
-    """Where a constant shift begins that holds to the end, after right positions."""
+    """(token, shift) of a constant shift from a token to the end, after right positions."""
     gaps = own - wanted
     differing = gaps.abs().amax(0).nonzero().flatten()
     first = int(differing[0])
@@ -211,22 +211,22 @@ def _few(numbers: Sequence[float]) -> str:
 
 
 def look_rope(case: Case) -> Iterator[Evidence]:
-    """The rope sections in force are those of the checkpoint."""
-    told = case.trace.header.get("rope_sections")
-    if told is None or case.reference is None:
+    """The model's rope sections are the checkpoint's."""
+    used = case.trace.header.get("rope_sections")
+    if used is None or case.reference is None:
         return
     body = case.reference.policy.model.model
     wanted = rope_sections(getattr(body, "language_model", body))
-    if told != wanted:
+    if used != wanted:
         yield Evidence(
             "policy",
             "rope-sections-differ",
-            f"the model rotates positions by the sections [{told or 'none'}], the checkpoint was "
-            f"trained with [{wanted}]",
-            values={"got": told, "want": wanted},
+            f"the model rotates positions with mrope_section [{used or 'none'}], the checkpoint "
+            f"was trained with [{wanted}]",
+            values={"got": used, "want": wanted},
         )
 
 
 LOOKS: tuple[Look, ...] = (look_positions, look_next_positions)
 MODEL: tuple[Look, ...] = (look_rope,)
-"""Of the model itself, whatever a step did with it."""
+"""Looks at the model itself, independent of the step."""

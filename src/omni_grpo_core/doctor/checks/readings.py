@@ -1,4 +1,4 @@
-"""Logprobs in the loss: by which reading of the forward's scores they came about."""
+"""Logprobs in the loss: how they were computed from the forward's scores."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.checks.logits import forward_gap, temperature_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.rollouts import Learned, first_step, ids_of, learned
-from omni_grpo_core.doctor.teacher_forced import Place, Taught, apart, rescored, tolerance
+from omni_grpo_core.doctor.rollouts import LossRecord, first_step, ids_of, losses_of
+from omni_grpo_core.doctor.teacher_forced import Place, Replayed, diff, replay_forward, tolerance
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One way in which a trainer may have come by its logprobs, and how far off that is."""
+    """One way in which a trainer may have computed its logprobs, and its distance from them."""
 
     temperature: float
     place: Place
@@ -28,29 +28,29 @@ class _Reading:
 
 
 def look_at_logprobs(case: Case) -> Iterable[Evidence]:
-    """Logprobs in the loss, against the scores of the forward that they were taken from."""
-    for at, one in enumerate(learned(case)):
+    """Logprobs in the loss, compared with the scores of their forward."""
+    for at, one in enumerate(losses_of(case)):
         readings = _readings(case, one)
         if not readings:
             continue
         forward, call = one.forward, None if one.rollout is None else one.rollout.generated
-        known = None if forward is None else rescored(case, forward)
+        known = None if forward is None else replay_forward(case, forward)
         if forward is None or known is None:
             continue
         gap = forward_gap(case, forward)
         if gap is None:
             continue
-        # scores that are off themselves are told of the logits; readings are then less sharp
+        # scores that are themselves off are reported for the logits; readings are then less exact
         allowed = tolerance(forward.modes, known.policy).mean + 3 * gap.mean
         best = min(readings, key=lambda r: r.mean)
         sampled = 1.0 if call is None else temperature_of(call)
-        # low precision is told of the logits: its error is no other reading
+        # low precision is reported for the logits: its error is not a different reading
         if best.mean > max(allowed, 0.05):
             yield Evidence(
                 "loss",
                 "logprobs-differ",
-                f"loss {at}: its logprobs are off by {best.mean:.3g} in the mean from the scores "
-                "of its own forward, whatever temperature is taken",
+                f"loss {at}: its logprobs differ by {best.mean:.3g} on average from the scores of "
+                "its own forward, at any temperature",
                 values={"mean": best.mean, "worst": best.worst},
             )
         elif best.place == "at":
@@ -58,9 +58,9 @@ def look_at_logprobs(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "loss",
                 "shifted",
-                f"loss {at}: each token's logprob is that of the scores at its own place, which "
-                f"predict the next token (off by {best.mean:.2g}); from the scores before it they "
-                f"are off by {right.mean:.3g}",
+                f"loss {at}: each token's logprob is taken from the scores at its own position, "
+                f"which predict the next token (off by {best.mean:.2g}); from the scores before it "
+                f"they are off by {right.mean:.3g}",
                 values={"mean": right.mean, "shifted_mean": best.mean},
             )
         elif (
@@ -78,17 +78,16 @@ def look_at_logprobs(case: Case) -> Iterable[Evidence]:
                 "completion",
                 "temperature-differs",
                 f"completions were sampled at temperature {sampled:g} and scored at "
-                f"{best.temperature:g}: logprobs of the loss are off by {own:.3g} from those of "
-                "the distribution that was sampled, so the ratio is not 1 on the policy's own "
-                "samples",
+                f"{best.temperature:g}: the loss's logprobs differ by {own:.3g} from those of the "
+                "sampled distribution, so the ratio is not 1 on the policy's own samples",
                 values={"sampled": sampled, "scored": best.temperature, "mean": own},
             )
 
 
-def _readings(case: Case, one: Learned) -> list[_Reading]:
+def _readings(case: Case, one: LossRecord) -> list[_Reading]:
     if not first_step(case) or one.forward is None or one.loss.logprobs is None:
         return []
-    known = rescored(case, one.forward)
+    known = replay_forward(case, one.forward)
     given, mask = one.loss.logprobs, one.loss.mask
     if known is None or given.ndim != 2 or given.shape[1] > known.ids.shape[1]:
         return []
@@ -118,12 +117,12 @@ _PLACES: tuple[Place, ...] = ("before", "at")
 
 
 def _off(
-    known: Taught, given: Tensor, kept: Tensor, temperature: float, held: Sequence[int],
+    known: Replayed, given: Tensor, kept: Tensor, temperature: float, held: Sequence[int],
     place: Place,
 ) -> tuple[float, float]:  # fmt: skip
     made = known.logprobs(temperature, held, place)[:, -given.shape[1] :]
-    # a suppressed token that was sampled all the same has no logprob in this reading
-    return apart(given, made, kept & torch.isfinite(made))
+    # a suppressed token that was sampled anyway has no logprob in this reading
+    return diff(given, made, kept & torch.isfinite(made))
 
 
 def _temperatures(settings: Mapping[str, Any]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Rewards: what each function gave, and what it gave to completions whose score is known."""
+"""Rewards: what each function returned, also for completions whose score is known."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ GARBAGE = (
     "tags without end",
     _BARE_GOLD,
 )
-"""Probe cases that owe nothing to any reward, whatever it measures."""
+"""Probe cases that must earn 0 from any reward, whatever it measures."""
 
 _NEAR = 0.25
-"""Of a case's worth: rewards that measure partly differ, a wrong one is off by all of it."""
+"""Of a case's score: graded rewards differ by less, a wrong one is off by the whole score."""
 
 
 def calls_of(case: Case) -> Iterator[RewardCall]:
-    """The last call of each function that had something to score; probes are the same in all."""
+    """The last call of each function; probes are the same in all."""
     last: dict[str, RewardCall] = {}
     for call in case.rewards:
         last[call.name] = call
@@ -43,7 +43,7 @@ def calls_of(case: Case) -> Iterator[RewardCall]:
 
 
 def look_at_values(case: Case) -> Iterable[Evidence]:
-    """Errors, missing values, and numbers that are none."""
+    """Errors, missing values and non-finite values."""
     for call in case.rewards:
         if call.error is not None:
             yield Evidence(
@@ -56,7 +56,7 @@ def look_at_values(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "reward",
                 "not-a-number",
-                f"reward {call.name} gave {call.values[bad[0]]} for completion {bad[0]}"
+                f"reward {call.name} returned {call.values[bad[0]]} for completion {bad[0]}"
                 + (f" and {len(bad) - 1} others" if len(bad) > 1 else ""),
                 row=bad[0],
                 values={"name": call.name, "rows": bad},
@@ -65,8 +65,8 @@ def look_at_values(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "reward",
                 "count-differs",
-                f"reward {call.name} gave {len(call.values)} values for {len(call.completions)} "
-                "completions",
+                f"reward {call.name} returned {len(call.values)} values for "
+                f"{len(call.completions)} completions",
                 values={"name": call.name},
             )
         elif call.values and all(v is None for v in call.values):
@@ -83,32 +83,32 @@ def look_at_values(case: Case) -> Iterable[Evidence]:
 
 
 def kind_of(call: RewardCall) -> Kind:
-    """What a function measures, by what it is called."""
-    said = f"{call.name} {call.source.rpartition('.')[2]}".lower()
-    if "format" in said:
+    """What a function measures, by its name."""
+    names = f"{call.name} {call.source.rpartition('.')[2]}".lower()
+    if "format" in names:
         return "format"
-    return "accuracy" if "acc" in said or "correct" in said else "other"
+    return "accuracy" if "acc" in names or "correct" in names else "other"
 
 
 def look_at_probes(case: Case) -> Iterable[Evidence]:
-    """What a function pays for completions whose worth is known."""
+    """What a function gives to completions whose score is known."""
     for call in calls_of(case):
         if not call.probe or _broken(call):
             continue
         kind = kind_of(call)
         top = _top(call.probe, kind)
-        for name, told in call.probe.items():
-            yield from _judged(call, kind, top, name, told)
+        for name, probed in call.probe.items():
+            yield from _judged(call, kind, top, name, probed)
         yield from _together(call)
 
 
 def _broken(call: RewardCall) -> bool:
-    """Whether the recorded rows say it already: numbers that are none."""
+    """Whether the recorded rows already show non-finite values."""
     return any(v is not None and not math.isfinite(v) for v in call.values)
 
 
 def look_at_constants(case: Case) -> Iterable[Evidence]:
-    """One value for everything: different completions, and gold and garbage where it was asked."""
+    """One value for everything: different completions, and gold and garbage where probed."""
     for call in calls_of(case):
         values = {v for v in call.values if v is not None}
         if (
@@ -120,65 +120,64 @@ def look_at_constants(case: Case) -> Iterable[Evidence]:
         if len(set(call.completions)) < 2:
             continue
         (value,) = values
-        asked = [told["alone"] for told in call.probe.values()]
-        if any(v != value for v in asked):
+        probed = [result["alone"] for result in call.probe.values()]
+        if any(v != value for v in probed):
             continue
-        heard = [w for step in case.steps for w in step.warnings if _about(w, call)]
+        warnings = [w for step in case.steps for w in step.warnings if _about(w, call)]
         yield Evidence(
             "reward",
             "constant",
             f"reward {call.name} gave {value:g} to all {len(call.values)} completions, "
-            f"{len(set(call.completions))} different ones"
+            f"{len(set(call.completions))} of them different"
             + (
-                f", and to each of {len(asked)} known cases, gold and garbage alike"
-                if asked
+                f", and to each of {len(probed)} probe cases, gold and garbage alike"
+                if probed
                 else ""
             )
-            + (f"; meanwhile it was said: {_short(heard[0], 120)}" if heard else ""),
-            # a function that could not be asked may be right about these, unless it failed aloud
-            "added" if asked or any(map(_failed, heard)) else "unknown",
+            + (f"; a warning of the step: {_short(warnings[0], 120)}" if warnings else ""),
+            # a function that was not probed may be right about these, unless it reported a failure
+            "added" if probed or any(map(_failed, warnings)) else "unknown",
             values={
                 "name": call.name,
                 "source": call.source,
                 "value": value,
-                "probed": bool(asked),
-                "warnings": heard[:3],
+                "probed": bool(probed),
+                "warnings": warnings[:3],
             },
         )
 
 
 def _failed(warning: str) -> bool:
-    said = warning.lower()
     words = ("fail", "error", "refused", "timed out", "cannot", "could not", "unreachable")
-    return any(word in said for word in words)
+    return any(word in warning.lower() for word in words)
 
 
 def _about(warning: str, call: RewardCall) -> bool:
-    """Whether something that was said may be about a reward: it names it, or a judge."""
-    said = warning.lower()
-    return any(word in said for word in ("judge", "reward", "score", call.name.lower()))
+    """Whether a warning may be about a reward: it mentions it, or a judge."""
+    words = ("judge", "reward", "score", call.name.lower())
+    return any(word in warning.lower() for word in words)
 
 
 def _top(probe: Mapping[str, Any], kind: Kind) -> float:
-    """What full marks are for a function that pays more, or less, than 1 for them."""
+    """A function's full reward, which may be more or less than 1."""
     golds = [
-        told["alone"]
-        for told in probe.values()
-        if kind != "other" and told[kind] == 1.0 and _number(told["alone"])
+        probed["alone"]
+        for probed in probe.values()
+        if kind != "other" and probed[kind] == 1.0 and _number(probed["alone"])
     ]
     paid = [float(v) for v in golds if v > 0]
     return max(paid, key=paid.count) if paid else 1.0
 
 
 def _judged(
-    call: RewardCall, kind: Kind, top: float, name: str, told: Mapping[str, Any]
+    call: RewardCall, kind: Kind, top: float, name: str, probed: Mapping[str, Any]
 ) -> Iterator[Evidence]:
-    value = told["alone"]
-    wanted = 0.0 if kind == "other" and name in GARBAGE else told.get(kind)
+    value = probed["alone"]
+    wanted = 0.0 if kind == "other" and name in GARBAGE else probed.get(kind)
     shown = {"name": call.name, "kind": kind, "case": name, "value": value, "wanted": wanted}
-    completion = _short(str(told.get("completion", "")))
+    completion = _short(str(probed.get("completion", "")))
     if isinstance(value, str) and name == _BARE_GOLD:
-        return  # to refuse such a row is right
+        return  # rejecting such a row is right
     if isinstance(value, str):
         yield Evidence(
             "reward", "probe-raised",
@@ -190,35 +189,35 @@ def _judged(
         yield Evidence(
             "reward",
             "probe-differs",
-            f"reward {call.name} pays {value:g} for {completion} ({name}; "
-            f"{told.get('problem_type')}, gold {_short(str(told.get('solution', '')), 40)}); it "
-            f"is worth {wanted * top:g}",
-            values={**shown, "problem_type": told.get("problem_type")},
+            f"reward {call.name} gives {value:g} to {completion} ({name}; "
+            f"{probed.get('problem_type')}, gold {_short(str(probed.get('solution', '')), 40)}); "
+            f"it should give {wanted * top:g}",
+            values={**shown, "problem_type": probed.get("problem_type")},
         )
     elif kind == "other" and value > EQUAL_RECORDED_REWARDS:
         yield Evidence(
             "reward",
             "probe-differs",
-            f"reward {call.name} pays {value:g} for {completion} ({name}), which is garbage",
-            values={**shown, "problem_type": told.get("problem_type")},
+            f"reward {call.name} gives {value:g} to {completion} ({name}), which is garbage",
+            values={**shown, "problem_type": probed.get("problem_type")},
         )
 
 
 def _together(call: RewardCall) -> Iterator[Evidence]:
-    """One row's reward must not hang on which rows stand beside it."""
+    """One row's reward must not depend on the other rows."""
     differ = [
         name
-        for name, told in call.probe.items()
-        if _number(told["alone"]) and not _equal(told["alone"], told["value"])
+        for name, probed in call.probe.items()
+        if _number(probed["alone"]) and not _equal(probed["alone"], probed["value"])
     ]
     if differ:
-        told = call.probe[differ[0]]
+        first = call.probe[differ[0]]
         yield Evidence(
             "reward",
             "rows-depend",
-            f"reward {call.name} pays {_told(told['alone'])} for a completion alone and "
-            f"{_told(told['value'])} for the same one among others ({differ[0]}; {len(differ)} of "
-            f"{len(call.probe)} cases): a row's reward hangs on its neighbours",
+            f"reward {call.name} gives {_as_text(first['alone'])} to a completion alone and "
+            f"{_as_text(first['value'])} to the same one among others ({differ[0]}; {len(differ)} "
+            f"of {len(call.probe)} cases): a row's reward depends on the other rows",
             values={
                 "name": call.name,
                 "cases": differ,
@@ -241,8 +240,8 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def look_at_recomputed(case: Case) -> Iterable[Evidence]:
-    """Our own format and accuracy on the recorded completions, where a function claims the same
-    task and pays as we do for every case that is known."""
+    """The built-in format and accuracy rewards on the recorded completions, where a function has
+    the same task and agrees on every probe case."""
     measures: dict[Kind, Reward] = {"format": Format(), "accuracy": Accuracy()}
     for call in case.rewards:
         kind = kind_of(call)
@@ -266,8 +265,8 @@ def look_at_recomputed(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "reward",
                 "value-differs",
-                f"reward {call.name} gave {given:g} for completion {row}, "
-                f"{_short(call.completions[row])}; by its own rule it is worth {wanted * top:g}",
+                f"reward {call.name} gave {given:g} to completion {row}, "
+                f"{_short(call.completions[row])}; by its own rule it should give {wanted * top:g}",
                 row=row,
                 values={"name": call.name, "given": given, "wanted": wanted},
             )
@@ -276,8 +275,8 @@ def look_at_recomputed(case: Case) -> Iterable[Evidence]:
 
 def _wrong(call: RewardCall, kind: Kind) -> Iterator[Evidence]:
     top = _top(call.probe, kind)
-    for name, told in call.probe.items():
-        yield from _judged(call, kind, top, name, told)
+    for name, probed in call.probe.items():
+        yield from _judged(call, kind, top, name, probed)
     yield from _together(call)
 
 
@@ -289,8 +288,8 @@ def _rows(values: Any, call: RewardCall) -> bool:
 
 
 def look_at_structure(case: Case) -> Iterable[Evidence]:
-    """Completions without the structure that was asked for: a reward of nothing is then deserved.
-    Reading them is not at fault, so this is always handed on from before."""
+    """Completions without the required structure: a reward of 0 is then right. Parsing is not at
+    fault, so the origin is always ``inherited``."""
     for rollout in rollouts(case):
         if not rollout.rewards or not _asks_for_structure(rollout.rewards):
             continue
@@ -301,8 +300,8 @@ def look_at_structure(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "parsed",
                 "all-malformed",
-                f"none of {len(texts)} completions has the structure that was asked for; the first "
-                f"has {broken[0].what} at character {broken[0].where}",
+                f"none of {len(texts)} completions has the required structure; the first has "
+                f"{broken[0].what} at character {broken[0].where}",
                 "inherited",
                 values={"what": broken[0].what, "where": broken[0].where},
             )
@@ -316,7 +315,7 @@ def _short(text: str, most: int = 60) -> str:
     return repr(text if len(text) <= most else text[: most - 1] + "…")
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return f"{value:g}" if _number(value) else str(value)
 
 

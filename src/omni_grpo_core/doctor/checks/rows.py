@@ -1,4 +1,4 @@
-"""Looks at the rows of a batch: each as the reference makes it, and handed on whole."""
+"""Looks at the rows of a batch: each equals the reference's and is passed on whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from omni_grpo_core.core.batch import ID_DTYPE, placeholder_ids
 from omni_grpo_core.doctor.call_rows import PIXELS
-from omni_grpo_core.doctor.checks.flags import sounds_for_nothing
+from omni_grpo_core.doctor.checks.flags import extra_sounds
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.batch import Given, given_rows, reference_row
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def look_replay(case: Case) -> Iterator[Evidence]:
-    """Each row as the reference processor makes it of the same text and media."""
+    """Each row equals the reference processor's for the same text and media."""
     if case.reference is None:
         return
     policy = case.reference.policy
@@ -34,8 +34,8 @@ def look_replay(case: Case) -> Iterator[Evidence]:
             ids, mask = call.outputs.get("input_ids"), call.outputs.get("attention_mask")
             if rows is None or ids is None or ids.dim() != 2 or len(ids) != len(rows):
                 continue
-            if sounds_for_nothing(call, case):
-                continue  # which sounds are a row's own cannot be told
+            if extra_sounds(call, case):
+                continue  # each row's own sounds are unknown
             for given in rows:
                 wanted = reference_row(call, given, case)
                 if isinstance(wanted, Row):
@@ -46,8 +46,8 @@ def look_replay(case: Case) -> Iterator[Evidence]:
             yield from _tensors(call, rows, case)
 
 
-def look_handed_on(case: Case) -> Iterator[Evidence]:
-    """The prompts that generate is given are those that the processor made, whole."""
+def look_generate_prompts(case: Case) -> Iterator[Evidence]:
+    """The prompts passed to generate are the processor's, whole."""
     if case.reference is None:
         return
     policy = case.reference.policy
@@ -61,7 +61,7 @@ def look_handed_on(case: Case) -> Iterator[Evidence]:
                     continue
                 cut = next((whole for whole in made if _part_of(got, whole)), None)
                 if cut is not None:
-                    yield _cut(row, got, cut, policy, "generate was given")
+                    yield _cut(row, got, cut, policy, "generate got")
                 else:
                     yield Evidence(
                         "batch",
@@ -86,19 +86,19 @@ def _ids(got: Tensor, wanted: Row, given: Given, policy: Policy) -> Iterator[Evi
         for m, token in marks_of.items()
         if found.count(token) != right.count(token)
     }
-    told = ", ".join(f"{a} {m} placeholders for {b}" for m, (a, b) in counts.items())
+    parts = ", ".join(f"{a} {m} placeholders instead of {b}" for m, (a, b) in counts.items())
     yield Evidence(
         "batch",
         "ids-differ",
-        f"row {given.index} has {len(found)} tokens where its text and media make {len(right)}"
-        + (f": {told}" if told else ""),
+        f"row {given.index} has {len(found)} tokens where its text and media give {len(right)}"
+        + (f": {parts}" if parts else ""),
         row=given.index,
         values={"got": len(found), "want": len(right), "placeholders": counts},
     )
 
 
 def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> Iterator[Evidence]:
-    """Pixels and mel features of the whole call against those of its rows one after another."""
+    """Pixels and mel features of the whole call, compared with its rows' in order."""
     wanted = [reference_row(call, given, case) for given in rows]
     if not all(isinstance(row, Row) for row in wanted):
         return
@@ -118,8 +118,8 @@ def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> Iterator
         yield Evidence(
             "batch",
             "features-differ",
-            f"{key} {tuple(got.shape)} is not what the reference processor makes of the same "
-            f"{modality}: {tuple(right.shape)}"
+            f"{key} {tuple(got.shape)} is not the reference processor's for the same {modality}: "
+            f"{tuple(right.shape)}"
             + (
                 f", off by {float((got.float() - right.float()).abs().max()):.3g} at most"
                 if got.shape == right.shape
@@ -140,12 +140,12 @@ def _cut(row: int, got: Sequence[int], whole: Sequence[int], policy: Policy, how
         for m, token in marks_of.items()
         if whole.count(token) != got.count(token)
     }
-    told = ", ".join(f"{n} {m} tokens" for m, n in lost.items()) or "no media tokens"
+    parts = ", ".join(f"{n} {m} tokens" for m, n in lost.items()) or "no media tokens"
     return Evidence(
         "batch",
         "prompt-cut",
-        f"{how} {len(got)} of the {len(whole)} tokens of row {row}, cut on the "
-        f"{'right' if end else 'left'}: {told} among the {len(whole) - len(got)} lost",
+        f"{how} {len(got)} of the {len(whole)} tokens of row {row}, truncated on the "
+        f"{'right' if end else 'left'}: {parts} among the {len(whole) - len(got)} lost",
         row=row,
         values={
             "side": "right" if end else "left", "got": len(got), "want": len(whole), "lost": lost
@@ -171,4 +171,4 @@ def _max_length(call: ProcessorCall) -> Any:
     return call.keywords.get("max_length")
 
 
-LOOKS: tuple[Look, ...] = (look_replay, look_handed_on)
+LOOKS: tuple[Look, ...] = (look_replay, look_generate_prompts)

@@ -1,4 +1,4 @@
-"""From one recorded step to the next: what should have gone on, and began anew."""
+"""From one recorded step to the next: state that should have continued but restarted."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from omni_grpo_core.doctor.rollouts import (
 )
 
 _CHANCE, _CHANCE_ON_SAME_ROWS = 1e-9, 0.02
-"""How rare a coincidence must be. That several rows come again in the same order is one already,
-though a data set of one batch comes round at every step."""
+"""How rare a coincidence must be. Several rows repeated in the same order are one already, although
+a data set of one batch repeats at every step."""
 
 
 def in_order(cases: Iterable[Case]) -> tuple[Case, ...]:
-    """Each case with the step with a rollout that came before it. ``cases``: steps in order, rank
-    by rank."""
+    """Each case with the last earlier step that had a rollout. ``cases``: steps in order, rank by
+    rank."""
     before: Case | None = None
     found = []
     for case in cases:
@@ -54,11 +54,11 @@ def look_at_restart(case: Case) -> Iterable[Evidence]:
         yield Evidence(
             "gradient",
             "began-anew",
-            f"{equal} of {count} completions are the same as in the step before, and others begin "
-            "alike"
+            f"{equal} of {count} completions are the same as in the step before, and others share "
+            "their beginning"
             + (", on the same rows in the same order" if same else "")
-            + f"; by chance that happens once in {1 / max(chance, 1e-300):,.0f} runs: random state "
-            "and place in the data were set back",
+            + f"; by chance this happens once in {1 / max(chance, 1e-300):,.0f} runs: random state "
+            "and position in the data were reset",
             values={"equal": equal, "completions": count, "rows": same},
         )
         return
@@ -71,9 +71,9 @@ def _same_rows(earlier: RolloutRecord, later: RolloutRecord) -> bool | None:
 
 
 def _same_draws(earlier: RolloutRecord, later: RolloutRecord) -> tuple[float, int, int]:
-    """(chance that two rollouts are this much alike, equal completions, completions).
+    """(probability that two rollouts are this much alike, equal completions, completions).
 
-    The chance that a second draw shares a beginning whose probability is p is p at most, so the
+    The probability that a second sample shares a beginning of probability p is at most p, so the
     sum of -log p over n rows is at most Gamma(n)-distributed.
     """
     first, second = earlier.generated, later.generated
@@ -96,7 +96,7 @@ def _same_draws(earlier: RolloutRecord, later: RolloutRecord) -> tuple[float, in
 
 
 def _gamma_tail(rows: int, total: float) -> float:
-    """Chance that a sum of ``rows`` exponential numbers of mean 1 is at least ``total``.
+    """Probability that a sum of ``rows`` exponential variables of mean 1 is at least ``total``.
 
     >>> round(_gamma_tail(1, 2.0), 4), round(_gamma_tail(2, 2.0), 4)
     (0.1353, 0.406)
@@ -109,7 +109,7 @@ def _gamma_tail(rows: int, total: float) -> float:
 
 
 def look_at_counters(case: Case) -> Iterable[Evidence]:
-    """A trainer's own step counter and learning rate, which go back only when state was lost."""
+    """A trainer's own step counter, which decreases only when state was lost."""
     before = case.before
     if before is None:
         return
@@ -120,7 +120,7 @@ def look_at_counters(case: Case) -> Iterable[Evidence]:
                 yield Evidence(
                     "gradient",
                     "counter-back",
-                    f"{name} went from {was} back to {now} in consecutive steps",
+                    f"{name} went back from {was} to {now} in consecutive steps",
                     values={"name": name, "was": was, "now": now},
                 )
 

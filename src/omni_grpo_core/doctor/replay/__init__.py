@@ -1,1 +1,1 @@
-"""What the reference pipeline makes of the inputs that were recorded."""
+"""What the reference pipeline computes from the recorded inputs."""

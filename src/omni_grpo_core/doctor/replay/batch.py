@@ -1,4 +1,4 @@
-"""What a processor call should have given: the reference processor on each recorded row alone."""
+"""What a processor call should have returned: the reference processor on each row alone."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from omni_grpo_core.core.policy import Policy
 
-Carried = Literal["interleaved", "apart", "contradictory"]
+AudioRoute = Literal["interleaved", "items", "contradictory"]
 """How sound reaches a processor call, by its own counts: inside the videos, as items, or neither
-fits."""
+matches."""
 DEFAULT_RATE = 2.0
-"""What transformers takes where ``fps`` is left out."""
+"""What transformers uses where ``fps`` is left out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,22 +62,22 @@ def totals(call: ProcessorCall, case: Case) -> dict[Modality, int]:
     return count
 
 
-def carried(call: ProcessorCall, case: Case) -> Carried:
-    """What the audio-in-video flag must have been for texts and media to fit together.
+def audio_route(call: ProcessorCall, case: Case) -> AudioRoute:
+    """What the audio-in-video flag must have been for texts and media to match.
 
-    ``A`` placeholders and ``V`` videos with ``A`` sounds: items of their own. ``A + V`` sounds: one
-    in each video.
+    ``A`` placeholders and ``V`` videos with ``A`` sounds: separate items. ``A + V`` sounds: one
+    inside each video.
     """
     count = totals(call, case)
     sounds = len(call.audios)
     if count["video"] and sounds == count["audio"] + count["video"]:
         return "interleaved"
-    return "apart" if sounds == count["audio"] else "contradictory"
+    return "items" if sounds == count["audio"] else "contradictory"
 
 
 def given_rows(call: ProcessorCall, case: Case) -> tuple[Given, ...] | None:
     """The rows of a call with their media; ``None`` where counts contradict each other."""
-    how = carried(call, case)
+    how = audio_route(call, case)
     names = marks(case)
     count = totals(call, case)
     wrong = count["image"] != len(call.images) or count["video"] != len(call.videos)
@@ -103,7 +103,7 @@ def given_rows(call: ProcessorCall, case: Case) -> tuple[Given, ...] | None:
 
 
 def rate_of(keywords: Mapping[str, Any]) -> float | None:
-    """The frame rate that a processor call was told, ``None`` where it was not."""
+    """The frame rate passed to a processor call; ``None`` if none was."""
     inner = keywords.get("videos_kwargs")
     for place in (keywords, inner if isinstance(inner, Mapping) else {}):
         rate = place.get("fps")
@@ -123,21 +123,20 @@ def sides(medium: MediumSeen) -> tuple[int, int]:
 
 
 def is_token_sized(medium: MediumSeen) -> bool:
-    """Whether a picture has been resized for the model: its sides are whole tokens."""
+    """Whether a picture is already resized for the model: its sides are whole tokens."""
     return all(side % TOKEN_SIDE == 0 for side in sides(medium))
 
 
 def reference_row(call: ProcessorCall, given: Given, case: Case) -> Row | str | None:
-    """The reference processor's row, or why it refuses, or ``None`` where it cannot be asked.
+    """The reference processor's row, or why it rejects it, or ``None`` where it cannot run.
 
-    The frame rate that the call was told is taken at its word; whether it is true is a matter of
-    the media.
+    The frame rate passed to the call is assumed to be true; that is checked with the media.
     """
     pictures = [*given.media["image"], *given.media["video"]]
     unkept = any(medium.values is None for medium in given.every)
     if case.reference is None or unkept or not all(map(is_token_sized, pictures)):
         return None
-    interleaved = carried(call, case) == "interleaved" and bool(given.media["video"])
+    interleaved = audio_route(call, case) == "interleaved" and bool(given.media["video"])
     rate = rate_of(call.keywords) or DEFAULT_RATE
     key = repr((given.text, [medium.sha256 for medium in given.every], interleaved, rate))
     policy = case.reference.policy
@@ -172,7 +171,7 @@ def _media(given: Given, owners: Sequence[int | None], rate: float) -> Media:
 def _owners(
     text: str, interleaved: bool, names: Mapping[Modality, tuple[str, str, str]]
 ) -> list[int | None]:
-    """Of each sound in reading order, the video that it rides in."""
+    """For each sound in reading order, the video that it is inside of."""
     videos = 0
     owners: list[int | None] = []
     either = f"{re.escape(names['video'][1])}|{re.escape(names['audio'][1])}"
@@ -202,9 +201,9 @@ def _channels_first(medium: MediumSeen) -> Tensor:
 def with_pixels(
     case: Case, call: GenerateCall | ForwardCall, rows: Sequence[CallRow]
 ) -> tuple[CallRow, ...]:
-    """``rows`` of ``call`` with the pixels and mel features that it was given and that were too
-    large to keep, as the reference processor makes them of the media that were recorded; as they
-    are, where none is missing or the call cannot be matched."""
+    """``rows`` of ``call`` with those of its pixels and mel features that were too large to keep,
+    as the reference processor makes them from the recorded media; unchanged where none is missing
+    or the call cannot be matched."""
     large = {name for name in PIXELS.values() if name in call.large}
     if not large:
         return tuple(rows)

@@ -1,4 +1,4 @@
-"""What the files of a conversation hold: our loader on the paths that the messages name."""
+"""The files of a conversation: our loader on the paths that the messages name."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def _has_track(path: str, stamp: tuple[int, int]) -> bool:
 
 
 def file_of(path: str) -> str | None:
-    """The local file that a message names, ``None`` where there is none here."""
+    """The local file that a message names; ``None`` where there is none."""
     if path.startswith("file://"):
         path = urlparse(path).path
     try:
         return path if Path(path).is_file() else None
-    except (OSError, ValueError):  # a name too long: text or data in the place of a path
+    except (OSError, ValueError):  # a name too long: text or data instead of a path
         return None
 
 
 def load(ref: MediaRef, config: MediaConfig, patch_size: int = 14) -> Media | None:
-    """One file as a reference with such patches reads it; ``None`` where it is not here or cannot
+    """One file as a reference with this patch size reads it; ``None`` where it is missing or cannot
     be read."""
     path = file_of(ref.path)
     if path is None:
@@ -52,7 +52,7 @@ def load(ref: MediaRef, config: MediaConfig, patch_size: int = 14) -> Media | No
 
 
 def has_track(path: str) -> bool | None:
-    """Whether a clip has sound; ``None`` where it is not here or cannot be read."""
+    """Whether a clip has sound; ``None`` where it is missing or cannot be read."""
     file = file_of(path)
     if file is None:
         return None
@@ -63,8 +63,8 @@ def has_track(path: str) -> bool | None:
 
 
 def wanted(refs: Sequence[MediaRef], interleaved: bool) -> dict[Modality, tuple[MediaRef, ...]]:
-    """What a conversation's media should reach the processor as, in order; the sound of an
-    interleaved video right after it."""
+    """The media that should reach the processor for a conversation, in order; an interleaved
+    video's sound right after it."""
     found: dict[Modality, list[MediaRef]] = {"image": [], "video": [], "audio": []}
     for ref in refs:
         found[ref.modality].append(ref)
@@ -74,6 +74,6 @@ def wanted(refs: Sequence[MediaRef], interleaved: bool) -> dict[Modality, tuple[
 
 
 def _stamp(path: str) -> tuple[int, int]:
-    """What tells a file from the one that had its name before."""
+    """What distinguishes a file from an earlier one of the same name."""
     stat = Path(path).stat()
     return stat.st_mtime_ns, stat.st_size

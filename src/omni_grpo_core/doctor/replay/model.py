@@ -1,4 +1,4 @@
-"""What the model should have made of a call's inputs before its first layer: positions and
+"""What the model should have computed from a call's inputs before its first layer: positions and
 embeddings, row by row, with each row's own audio-in-video layout."""
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Feature:
 
 
 def reference_positions(case: Case, row: Row, mode: AudioInVideo | None = None) -> Tensor:
-    """(3, length): time, height and width of one row; ``mode`` instead of the row's own layout."""
+    """(3, length): time, height and width of one row; ``mode`` overrides the row's layout."""
     row = row if mode is None else replace(row, audio_in_video=mode)
-    # grids alone decide positions: copies and the pixels themselves make no difference
+    # positions depend on grids alone: neither on copies nor on pixels
     row = replace(row, tensors={k: v for k, v in row.tensors.items() if k not in PIXELS.values()})
     return case.once(_positions, row, key=_key(row))
 
@@ -44,12 +44,12 @@ def _positions(case: Case, row: Row) -> Tensor:
 
 
 def reference_features(case: Case, row: Row) -> tuple[Feature, ...] | None:
-    """Of each span of a row; ``None`` where its media were too large to keep."""
+    """The features of each span of a row; ``None`` where its media were too large to keep."""
     if any(PIXELS[span.modality] not in row.tensors for span in row.spans):
         return None
     if not row.spans:
         return ()
-    # what stands behind the last medium, as a completion does, makes no difference
+    # tokens after the last media item, such as a completion, make no difference
     end = max(span.start + span.length for span in row.spans)
     row = replace(row, input_ids=row.input_ids[:end])
     return case.once(_features, row, key=_key(row))
@@ -65,7 +65,7 @@ def _features(case: Case, row: Row) -> tuple[Feature, ...]:
 
 
 def token_embeddings(case: Case, ids: Tensor) -> Tensor:
-    """(length, H), float32: of the tokens themselves, placeholders among them."""
+    """(length, H), float32: of the tokens themselves, including placeholders."""
     policy = _policy(case)
     with torch.no_grad():
         found: Tensor = policy.model.get_input_embeddings()(ids.to(policy.device))

@@ -41,7 +41,7 @@ def placeholders(text: str, names: Marks) -> dict[Modality, int]:
 
 
 def collapsed(text: str, names: Marks) -> str:
-    """``text`` with every medium's expanded placeholders as the one that it had at first.
+    """``text`` with each media item's expanded placeholders replaced by the original one.
 
     >>> collapsed("a<|VIDEO|><|VIDEO|>b", MARKS)
     'a<|VIDEO|>b'
@@ -57,7 +57,7 @@ def collapsed(text: str, names: Marks) -> str:
 
 
 def is_chatml(text: str) -> bool:
-    """Whether a prompt is of Qwen's kind at all; a text-only trainer may have any other."""
+    """Whether a prompt is ChatML at all; a text-only trainer may use another template."""
     return "<|im_start|>" in text
 
 
@@ -71,7 +71,7 @@ def unknown_roles(text: str) -> tuple[str, ...]:
 
 
 def first_difference(got: str, want: str) -> tuple[int, str, str]:
-    """Where two texts part, and a little of each from there on.
+    """Where two texts begin to differ, and up to 40 characters of each from there on.
 
     >>> first_difference("abcd", "abxd")
     (2, 'cd', 'xd')

@@ -1,4 +1,4 @@
-"""Pages to look at in a browser. What all share: templates, safe text, the way to the disk."""
+"""HTML reports. Shared by all pages: templates, safe text, writing to disk."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from omni_grpo_core.report import visible
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens kept."""
 MOST_CELLS = 600
-"""Cells of a ribbon; a longer row has several tokens a cell, so that the page stays small."""
+"""Cells per ribbon; a longer row gets several tokens per cell, which keeps the page small."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A mark ``at`` a place of an axis, in the axis' own unit."""
+    """A mark on an axis; ``at`` is in the axis' own unit."""
 
     at: float
     label: str
 
 
 def write_page(path: Path, html: str) -> None:
-    """Put the page at ``path``, whole or not at all.
+    """Write the page to ``path``, whole or not at all.
 
-    Raises :class:`~omni_grpo_core.errors.TraceError` when the place cannot be written to.
+    Raises :class:`~omni_grpo_core.errors.TraceError` if ``path`` cannot be written.
     """
     write_file(path, html.encode("utf-8"))
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of ``values``. Every inserted text is escaped, and made visible where it would act."""
+    """Render a page. All inserted text is escaped, and control characters are made visible."""
 
     def shown(item: Any) -> Any:
         return visible(item) if type(item) is str else item
@@ -59,10 +59,10 @@ def number_range(first: float, last: float) -> str:
     return f"{first:.9g}" if first == last else f"{first:.9g}–{last:.9g}"
 
 
-def tokens_a_cell(length: int) -> int:
-    """How many tokens a cell of a ribbon of ``length`` tokens stands for, at the most.
+def tokens_per_cell(length: int) -> int:
+    """The most tokens that one cell represents in a ribbon of ``length`` tokens.
 
-    >>> tokens_a_cell(210), tokens_a_cell(2400)
+    >>> tokens_per_cell(210), tokens_per_cell(2400)
     (1, 4)
     """
     return max(1, -(-length // MOST_CELLS))

@@ -1,4 +1,4 @@
-"""A check as one HTML page: no script, no network, everything inside."""
+"""A check as one self-contained HTML page: no scripts, no network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from omni_grpo_core.pipeline.check import CheckResult
-from omni_grpo_core.pipeline.hints import DOES
+from omni_grpo_core.pipeline.hints import STAGE_SUMMARY
 from omni_grpo_core.report import pieces, varied
 from omni_grpo_core.report.html import Decode, render
 from omni_grpo_core.report.html.sample_view import SampleView, sample_view
@@ -23,11 +23,11 @@ MOST_SAMPLES = 12
 
 
 def check_page(result: CheckResult, decode: Decode) -> str:
-    """The page of ``result``: verdict, stages, modality proof, health, and samples with what the
-    model was given and what it answered.
+    """The page for ``result``: verdict, stages, modality proof, health, and samples with the
+    model's input and answers.
 
     ``decode``: token ids -> text with special tokens kept (:meth:`Policy.decode`). The rows shown
-    in full are chosen so that every kind of input is among them.
+    in full are chosen to cover every kind of input.
     """
     batch = result.values.get("batch")
     rows = () if batch is None else batch.rows
@@ -39,7 +39,7 @@ def check_page(result: CheckResult, decode: Decode) -> str:
         failure=first_failure(result),
         checks=sum(len(record.checks) for record in result.trace.stages),
         seconds=sum(record.seconds for record in result.trace.stages),
-        does=DOES,
+        does=STAGE_SUMMARY,
         proof_in_words=PROOF_IN_WORDS,
         not_judged=not_judged,
         health=asdict(result.health),
@@ -54,7 +54,7 @@ def check_page(result: CheckResult, decode: Decode) -> str:
 
 
 def _open(samples: Sequence[SampleView]) -> set[int]:
-    """Numbers of samples: the first, and of each audio mode the one with the most runs."""
+    """Samples shown expanded, by number: the first, and per audio mode the one with most runs."""
     modes = dict.fromkeys(sample.row.audio_in_video for sample in samples)
     richest = [
         max((s for s in samples if s.row.audio_in_video == mode), key=lambda s: len(s.ribbon))

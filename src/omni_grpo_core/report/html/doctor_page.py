@@ -1,6 +1,6 @@
 """A diagnosis as one HTML page: the broken stage, why, what to change, and the offending rows.
 
-No script, no network. A person who never saw the project should know within a minute what to do.
+No scripts, no network. Someone new to the project should know what to do within a minute.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.diagnose import merge
 from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence
-from omni_grpo_core.pipeline.hints import DOES, advice
+from omni_grpo_core.pipeline.hints import STAGE_SUMMARY, advice
 from omni_grpo_core.report import shortened, visible
-from omni_grpo_core.report.html import Decode, render, tokens_a_cell
+from omni_grpo_core.report.html import Decode, render, tokens_per_cell
 from omni_grpo_core.report.html.ribbon import Run, ribbon
 from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
 from omni_grpo_core.types import MADE_STAGES, STAGES, Modality, Row, Span, Stage
@@ -28,15 +28,15 @@ _PLACEHOLDER = re.compile(r"<\|(?:(image|video|audio)(?:_pad)?|IMAGE|VIDEO|AUDIO
 
 
 PromptView = tuple[str, int, tuple[Run, ...], Sequence[str]]
-"""A row of a call as the model read it: title, tokens a cell, ribbon, what is said against it."""
+"""A row of a call as the model read it: title, tokens per cell, ribbon, evidence against it."""
 
 
 def doctor_page(
     cases: Sequence[Case], diagnoses: Sequence[Diagnosis], decode: Decode | None
 ) -> str:
-    """The page of a recorded run: ``diagnoses`` stand in the order of ``cases``.
+    """The page for a recorded run; ``diagnoses`` are in the order of ``cases``.
 
-    ``decode``: token ids -> text, special tokens kept; without it the prompts are not drawn.
+    ``decode``: token ids -> text, special tokens kept; without it no prompts are drawn.
     """
     verdict = merge(diagnoses)
     first = next((at for at, d in enumerate(diagnoses) if d.findings), 0)
@@ -56,7 +56,7 @@ def doctor_page(
         shown_step=first,
         prompts=_prompts(worst, diagnoses[first], decode) if worst and decode else (),
         answers=tuple(_answers(worst))[:MOST_ANSWERS] if worst else (),
-        does=DOES,
+        does=STAGE_SUMMARY,
         advice=advice,
         plain=_plain,
     )
@@ -67,7 +67,7 @@ def _plain(text: str) -> str:
 
 
 def _states(verdict: Diagnosis) -> dict[Stage, str]:
-    """Each stage in the house: broken, inherited, sound, unjudged or unseen."""
+    """Each stage of the pipeline: broken, inherited, sound, unjudged or unseen."""
     broken = {finding.stage for finding in verdict.findings}
     states = {
         **dict.fromkeys(verdict.seen, "sound"),
@@ -83,7 +83,7 @@ def _states(verdict: Diagnosis) -> dict[Stage, str]:
 
 
 def _values(evidence: Evidence) -> str:
-    """The offending values as text; empty where there are none."""
+    """The offending values as text; empty if there are none."""
     values = json.dumps(dict(evidence.values), ensure_ascii=False, default=str)
     return "" if values == "{}" else _plain(values)
 
@@ -92,19 +92,19 @@ def _values(evidence: Evidence) -> str:
 
 
 def _prompts(case: Case, diagnosis: Diagnosis, decode: Decode) -> tuple[PromptView, ...]:
-    """Rows of the first call that has ids; those with evidence against them come first."""
+    """Rows of the first call that has ids; rows with evidence against them come first."""
     calls: tuple[GenerateCall | ProcessorCall, ...] = (*case.generated, *case.processed)
     call = next((c for c in calls if _ids(c) is not None), None)
     if call is None:
         return ()
     ids, mask = _ids(call), _mask(call)
-    assert ids is not None  # for the type checker: it was asked above
+    assert ids is not None  # for the type checker: checked above
     against: dict[int, list[str]] = {}
     for finding in diagnosis.findings:
         for evidence in finding.evidence:
             if evidence.row is not None and evidence.row < len(ids):
-                said = f"{finding.stage}: {_plain(evidence.sentence)}"
-                against.setdefault(evidence.row, []).append(said)
+                sentence = f"{finding.stage}: {_plain(evidence.sentence)}"
+                against.setdefault(evidence.row, []).append(sentence)
     rows = sorted(range(len(ids)), key=lambda row: (row not in against, row))[:MOST_ROWS]
     return tuple(
         _prompt(row, ids[row], mask[row], _positions(call, row), against.get(row, []), decode)
@@ -148,13 +148,13 @@ def _prompt(
         modality: sum(span.length for span in spans if span.modality == modality)
         for modality in dict.fromkeys(span.modality for span in spans)
     }
-    told = ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "no media"
-    title = f"row {row}: {len(kept)} tokens, {told}; {int((~mask).sum())} masked out"
-    return title, tokens_a_cell(len(kept)), drawn, against
+    media = ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "no media"
+    title = f"row {row}: {len(kept)} tokens, {media}; {int((~mask).sum())} masked out"
+    return title, tokens_per_cell(len(kept)), drawn, against
 
 
 def _spans(ids: Sequence[int], decode: Decode) -> Iterator[Span]:
-    """Runs of placeholders, known by the text of their token."""
+    """Runs of placeholders, recognised by the text of their tokens."""
     kinds: dict[int, Modality | None] = {}
     for token in set(ids):
         match = _PLACEHOLDER.fullmatch(decode([token]))
@@ -170,7 +170,7 @@ def _spans(ids: Sequence[int], decode: Decode) -> Iterator[Span]:
 
 
 def _answers(case: Case) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Each completion, with what each reward function gave it."""
+    """Each completion, with its score from each reward function."""
     if not case.rewards:
         return
     for at, text in enumerate(case.rewards[0].completions):

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 from omni_grpo_core.golden.results import FINE, CaseResult, Verdict
 from omni_grpo_core.report.html import Tick
 
-_LABEL, _PLOT, _INFINITE, _VALUE = 104, 500, 64, 76
-"""Widths, in pixels: stage names, the decades, what is not finite, the value told."""
+_LABEL, _PLOT, _INFINITE, _VALUE = 104, 500, 92, 76
+"""Widths, in pixels: stage names, decades, non-finite values, the printed value."""
 _ROW, _TOP, _BOTTOM = 22, 8, 30
 _MOST_TICKS = 9
 
@@ -20,13 +20,13 @@ _HARMS: tuple[Harm, ...] = get_args(Harm)
 
 
 def harm_of(verdict: Verdict) -> Harm:
-    """``none``: within tolerance; ``drift``: of floats alone; ``harm``: anything else."""
+    """``none``: within tolerance; ``drift``: float drift only; ``harm``: anything else."""
     return "none" if verdict in FINE else "drift" if verdict == "benign-drift" else "harm"
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The largest |Δ| at ``x``, the mean at ``mean_x`` (``None``: there is none)."""
+    """The largest |Δ| at ``x``, the mean at ``mean_x`` (``None`` if there is none)."""
 
     x: float
     mean_x: float | None
@@ -38,9 +38,9 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """``left``, ``right``: where the decades begin and end. ``infinite``: where stands what is not
-    finite, ``None`` if nothing is. ``still``: stages left out, without a drift to draw.
-    ``rows``: where stages stand. ``title``: all of it in one sentence, for who cannot see it."""
+    """``left``, ``right``: where the decades begin and end. ``infinite``: where non-finite values
+    go, ``None`` if there are none. ``still``: stages left out for lack of drift. ``rows``: stage
+    positions. ``title``: the chart in one sentence, for screen readers."""
 
     width: int
     height: int
@@ -56,9 +56,9 @@ class Chart:
 
 
 def drift_chart(cases: Sequence[CaseResult]) -> Chart | None:
-    """A row for each stage that drifts, in the order in which they come; ``None`` if none does.
+    """A row for each stage that drifts, in pipeline order; ``None`` if none does.
 
-    With more than one case that drifts no values are written beside the marks.
+    If more than one case drifts, no values are written beside the marks.
     """
     every_stage = dict.fromkeys(stage.stage for case in cases for stage in case.stages)
     drifts = [(case.case, stage) for case in cases for stage in case.stages if stage.max_abs]
@@ -84,11 +84,11 @@ def drift_chart(cases: Sequence[CaseResult]) -> Chart | None:
             mean_x=place(drift.mean_abs) if drift.mean_abs else None,
             y=middles[drift.stage],
             harm=harm_of(drift.verdict),
-            title=f"{case}, {drift.stage}: max |Δ| {_told(drift.max_abs)}, "
-            f"mean |Δ| {_told(drift.mean_abs)}",
-            value=_told(drift.max_abs) if single else "",
+            title=f"{case}, {drift.stage}: max |Δ| {_size_words(drift.max_abs)}, "
+            f"mean |Δ| {_size_words(drift.mean_abs)}",
+            value=_size_words(drift.max_abs) if single else "",
         )
-        # what matters is drawn last, on top
+        # the most harmful is drawn last, on top
         for case, drift in sorted(drifts, key=lambda d: _HARMS.index(harm_of(d[1].verdict)))
     )
     every = -(-(high - low) // _MOST_TICKS)
@@ -109,15 +109,15 @@ def drift_chart(cases: Sequence[CaseResult]) -> Chart | None:
         ticks=ticks,
         marks=marks,
         title="largest and mean |Δ| of floats by stage, logarithmic; largest: "
-        f"{_told(worst.max_abs)} in {worst.stage} of {case}",
+        f"{_size_words(worst.max_abs)} in {worst.stage} of {case}",
     )
 
 
-def _told(size: float) -> str:
+def _size_words(size: float) -> str:
     """
-    >>> _told(0.000123), _told(float("inf")), _told(0.0)
-    ('1.2e-04', 'not finite', '0')
+    >>> _size_words(0.000123), _size_words(float("inf")), _size_words(0.0)
+    ('1.2e-04', 'non-finite', '0')
     """
     if not math.isfinite(size):
-        return "not finite"
+        return "non-finite"
     return f"{size:.1e}" if size else "0"

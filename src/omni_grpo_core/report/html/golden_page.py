@@ -1,4 +1,4 @@
-"""A check of goldens as one HTML page: what changed, where it began, and whether it matters."""
+"""A golden check as one HTML page: what changed, where it began, and whether it matters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omni_grpo_core.golden.results import (
     Tokens,
     Verdict,
 )
-from omni_grpo_core.pipeline.hints import DOES
+from omni_grpo_core.pipeline.hints import STAGE_SUMMARY
 from omni_grpo_core.report.html import render
 from omni_grpo_core.report.html.drift_chart import drift_chart, harm_of
 from omni_grpo_core.report.html.ribbon import Run
@@ -27,16 +27,16 @@ from omni_grpo_core.report.html.words import ended
 
 VERDICT_WORDS: Mapping[Verdict, str] = {
     "exact": "equal in value and type",
-    "within": "floats moved, by no more than this platform's tolerance",
-    "benign-drift": "floats moved beyond tolerance, but what the model says, and how sure it is "
-    "of it, is as it was",
-    "harmful": "what the model is given or what it says is another, or training numbers moved",
-    "degenerate": "what the model says is garbage, or not finite",
-    "schema": "another shape, dtype or kind of value, or no golden to compare with",
+    "within": "floats moved, but no further than this platform's tolerance",
+    "benign-drift": "floats moved beyond tolerance, but the model's output and its confidence "
+    "in it are unchanged",
+    "harmful": "the model's input or output changed, or training numbers moved",
+    "degenerate": "the model's output is garbage or non-finite",
+    "schema": "a different shape, dtype or kind of value, or no golden to compare with",
 }
 ORIGIN_WORDS: Mapping[str, str] = {
-    "added": "fed with the golden's own input it still differs: it began here",
-    "inherited": "fed with the golden's own input it is right: it only follows from before",
+    "added": "still differs when fed the golden's own input: it began here",
+    "inherited": "is right when fed the golden's own input: it only follows from an earlier stage",
     "inherited or unknown": "the golden holds too little of the input to tell",
 }
 _MOST_SENTENCES = 8
@@ -45,8 +45,8 @@ MOST_CASES = 60
 
 
 def golden_page(report: GoldenReport) -> str:
-    """The page of ``report``: verdict, cases, drift by stage; and of each case its stages with who
-    added an error and who inherited one, prompts side by side, and what the model said."""
+    """The page for ``report``: verdict, cases, drift by stage; and for each case its stages (which
+    added an error, which inherited one), prompts side by side, and the model's output."""
     shown = _shown(report)
     counts = Counter(case.verdict for case in report.cases)
     return render(
@@ -75,7 +75,7 @@ def _shown(report: GoldenReport) -> set[int]:
 
 
 def _open(report: GoldenReport, shown: set[int]) -> set[int]:
-    """Numbers of the cases that are open at first: of each kind of divergence one."""
+    """Numbers of the cases shown expanded: one of each kind of divergence."""
     kinds = {
         (case.verdict, case.first): number
         for number, case in reversed(list(enumerate(report.cases, 1)))
@@ -85,8 +85,8 @@ def _open(report: GoldenReport, shown: set[int]) -> set[int]:
 
 
 def _commands(case: CaseResult) -> list[str]:
-    """What decides about it; none where there is nothing to decide. Accepting degenerate output
-    would be refused."""
+    """The commands that decide the case; none if there is nothing to decide. Degenerate output
+    cannot be accepted."""
     if case.verdict in FINE:
         return []
     name = shlex.quote(case.case)
@@ -95,28 +95,28 @@ def _commands(case: CaseResult) -> list[str]:
 
 
 def _sentences(stage: StageResult) -> tuple[str, list[str]]:
-    """The reason, empty where the first sentence says it already, and the sentences."""
-    told = [d.sentence for d in stage.differences if d.verdict == "differs"]
-    # what is within tolerance is told only where there is nothing else
-    told = told or [d.sentence for d in stage.differences]
-    said = stage.verdict in FINE or any(stage.reason.startswith(sentence) for sentence in told[:1])
-    return "" if said else stage.reason, told
+    """The reason (empty if the first sentence already says it), and the sentences."""
+    sentences = [d.sentence for d in stage.differences if d.verdict == "differs"]
+    # values within tolerance are listed only if there is nothing else
+    sentences = sentences or [d.sentence for d in stage.differences]
+    repeated = any(stage.reason.startswith(sentence) for sentence in sentences[:1])
+    return "" if repeated or stage.verdict in FINE else stage.reason, sentences
 
 
 def _ribbons(prompt: PromptTokens) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
-    """Both sides; empty where one has no such row."""
+    """Both sides; a side without this row is empty."""
     was, now = prompt.was or Tokens((), ()), prompt.now or Tokens((), ())
-    gone, come = changed_tokens(was.ids, now.ids)
-    return diff_ribbon(was, gone), diff_ribbon(now, come)
+    removed, added = changed_tokens(was.ids, now.ids)
+    return diff_ribbon(was, removed), diff_ribbon(now, added)
 
 
 def _facts(found: Generation) -> list[tuple[str, str]]:
-    """(name, value), most of them of the first differing token."""
+    """(name, value) pairs, mostly about the first differing token."""
     facts = []
     if found.first is not None:
         facts.append(("first differing token", str(found.first)))
-        facts.append(("golden's token, place in the fresh top", _rank(found.was_rank)))
-        facts.append(("fresh token, place in the golden's top", _rank(found.now_rank)))
+        facts.append(("rank of the golden's token now", _rank(found.was_rank)))
+        facts.append(("rank of the fresh token in the golden", _rank(found.now_rank)))
         if found.margin is not None:
             facts.append(("golden preferred its token by", f"{found.margin:.3g} nats"))
     if found.drift is not None:
@@ -125,7 +125,7 @@ def _facts(found: Generation) -> list[tuple[str, str]]:
 
 
 def _rank(place: int | None) -> str:
-    return "not in it" if place is None else f"{place + 1}"
+    return "not in the top" if place is None else f"{place + 1}"
 
 
 def _split(tokens: Tokens, first: int | None) -> tuple[str, str, str]:
@@ -133,14 +133,14 @@ def _split(tokens: Tokens, first: int | None) -> tuple[str, str, str]:
     at = len(tokens.words) if first is None else first
     token = "".join(tokens.words[at : at + 1])
     if first is not None and at >= len(tokens.words):
-        token = "(nothing: it ends before)"
+        token = "(nothing: it ended earlier)"
     return "".join(tokens.words[:at]), token, "".join(tokens.words[at + 1 :])
 
 
 _FOR_THE_TEMPLATE: Mapping[str, Any] = {
     "verdict_words": VERDICT_WORDS,
     "origin_words": ORIGIN_WORDS,
-    "does": DOES,
+    "does": STAGE_SUMMARY,
     "ended": ended,
     "harm_of": harm_of,
     "drift_chart": drift_chart,

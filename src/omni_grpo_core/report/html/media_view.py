@@ -1,4 +1,4 @@
-"""The frames and the sound of one row, as the model was given them."""
+"""The frames and sounds of one row, as given to the model."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from omni_grpo_core.report.html.pictures import (
 from omni_grpo_core.types import Audio, Media, Row, Video
 
 _MOST_STEPS = 8
-"""Time steps of a video that are shown, evenly chosen."""
+"""Time steps shown per video, evenly spaced."""
 
 
 Frame = tuple[Picture, str, str]
-"""What is shown, what it says to who cannot see it, and what stands below."""
+"""The picture, its alt text, and its caption."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """An image (one step) or a video. ``steps``: label of a step of time, and the frames that the
-    vision tower merges into it."""
+    """An image (one step) or a video. ``steps``: the label of a time step, and the frames that
+    the vision tower merges into it."""
 
     title: str
     facts: str
@@ -39,7 +39,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """``mel`` and its facts are ``None`` and empty when the row has no features for it."""
+    """If the row has no features for it, ``mel`` is ``None`` and its texts are empty."""
 
     title: str
     facts: str
@@ -77,14 +77,14 @@ def _video(video: Video, row: Row, item: int) -> Clip:
     chosen = torch.linspace(0, steps - 1, min(steps, _MOST_STEPS)).round().int().tolist()
     shown = []
     for step in chosen:
-        # as many frames a step as the tower merges; the last step of an odd number holds one less
+        # as many frames per step as the tower merges; with an odd count the last step has one fewer
         begin, end = step * -(-count // steps), min((step + 1) * -(-count // steps), count)
         frames = tuple(_frame(video, item, index) for index in range(begin, end))
         shown.append((f"step {step} · {tokens // steps} tokens", frames))
     facts = (
         f"{count} frames of {video.frames.shape[-1]}×{video.frames.shape[-2]} px, sampled at "
-        f"{video.sample_fps:g} per second out of {video.source_fps:g}, from {video.duration:g} s "
-        f"of clip → {steps} time steps, {tokens} tokens"
+        f"{video.sample_fps:g} per second out of {video.source_fps:g}, from a clip of "
+        f"{video.duration:g} s → {steps} time steps, {tokens} tokens"
     )
     if len(shown) < steps:
         facts += f"; {len(shown)} of the {steps} steps are shown"

@@ -1,4 +1,4 @@
-"""The token sequence of one row as a ribbon: runs of text, of special tokens, of each medium."""
+"""The token sequence of one row as a ribbon: runs of text, special tokens and each medium."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from omni_grpo_core.report.html import Decode, number_range, tokens_a_cell
+from omni_grpo_core.report.html import Decode, number_range, tokens_per_cell
 from omni_grpo_core.types import Modality, Row, Span
 
 Kind = Literal["text", "special", "image", "video", "audio"]
@@ -19,16 +19,16 @@ _SPECIAL = re.compile(r"<\|[^|]*\|>")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One token, or a few alike. ``title`` tells all there is to know about it."""
+    """One token, or several of the same kind. ``title`` gives everything known about it."""
 
     title: str
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring tokens of one kind. ``label`` names what they are and their range; ``note``
-    tells the text, or where in time and picture the tokens of a medium stand. ``changed``: of two
-    sides that are compared, these tokens are on this one alone."""
+    """Neighbouring tokens of one kind. ``label``: what they are, and their range; ``note``: the
+    text, or the position in time and picture of a medium's tokens. ``changed``: in a comparison of
+    two sides, these tokens are only on this one."""
 
     kind: Kind
     label: str
@@ -40,12 +40,12 @@ class Run:
 def ribbon(row: Row, positions: Tensor | None, decode: Decode) -> tuple[Run, ...]:
     """The runs of ``row`` in token order.
 
-    ``positions``: (3, length): time, height, width of each token, without padding.
+    ``positions``: (3, length): time, height and width of each token, without padding.
     ``decode``: ids -> text with special tokens kept.
     """
     ids: list[int] = row.input_ids.tolist()
     texts = {token: decode([token]) for token in set(ids)}
-    per_cell = tokens_a_cell(len(ids))
+    per_cell = tokens_per_cell(len(ids))
     runs = []
     for kind, item, _, start, stop in stretches(row.spans, [texts[token] for token in ids]):
         name = kind if item is None else f"{kind} {item}"
@@ -70,7 +70,7 @@ def ribbon(row: Row, positions: Tensor | None, decode: Decode) -> tuple[Run, ...
 def stretches(
     spans: Sequence[Span], texts: Sequence[str], changed: Collection[int] = ()
 ) -> Iterator[tuple[Kind, int | None, bool, int, int]]:
-    """(kind, item, whether they are among ``changed``, first token, token after the last)."""
+    """(kind, item, whether in ``changed``, first token, token after the last) of each run."""
     owner: dict[int, tuple[Modality, int, int]] = {}
     for number, span in enumerate(spans):
         for token in range(span.start, span.start + span.length):
@@ -91,7 +91,7 @@ def stretches(
 
 
 def _where(positions: Tensor, first: int, last: int) -> str:
-    """``t`` is time, ``h`` and ``w`` the place in the picture."""
+    """``t`` is time, ``h`` and ``w`` the position in the picture."""
     part = positions[:, first : last + 1]
     axes = zip("thw", part.min(dim=1).values.tolist(), part.max(dim=1).values.tolist(), strict=True)
     return " ".join(f"{axis} {number_range(low, high)}" for axis, low, high in axes)

@@ -1,4 +1,4 @@
-"""Everything the page shows of one sample, gathered from the stages of a trace."""
+"""Everything the page shows about one sample, gathered from the stages of a trace."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omni_grpo_core.pipeline.stages import Values
-from omni_grpo_core.report.html import Decode, tokens_a_cell
+from omni_grpo_core.report.html import Decode, tokens_per_cell
 from omni_grpo_core.report.html.media_view import Clip, Sound, clips, sounds
 from omni_grpo_core.report.html.ribbon import Run, ribbon
 from omni_grpo_core.rewards.parse import parse, sections
 from omni_grpo_core.types import Completion, Malformed, Parsed, Row, Sample, Score
 
 _MODES = {
-    "interleaved": "interleaved: the track rides inside its video, cut into chunks of time",
-    "separate": "separate: the track is an audio item of its own",
-    "off": "off: no track of a video is used",
+    "interleaved": "interleaved: the track is cut into time chunks between those of its video",
+    "separate": "separate: the track is a separate audio item",
+    "off": "off: video soundtracks are not used",
 }
 
 
 Answer = tuple[Completion, Parsed | Malformed]
-"""A completion, and what it is taken apart into."""
+"""A completion and its parsed form."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleView:
-    """One sample, and its row of the batch. ``padding``: tokens to the row's left. ``right`` is
-    ``None`` when no accuracy was scored. ``sampled_facts``: temperature and seed."""
+    """One sample and its row of the batch. ``padding``: padding tokens left of the row. ``right``
+    is ``None`` if accuracy was not scored. ``sampled_facts``: temperature and seed."""
 
     number: int
     sample: Sample
@@ -34,7 +34,7 @@ class SampleView:
     padding: int
     gold: str
     mode_words: str
-    tokens_a_cell: int
+    tokens_per_cell: int
     clips: tuple[Clip, ...]
     sounds: tuple[Sound, ...]
     ribbon: tuple[Run, ...]
@@ -47,7 +47,7 @@ class SampleView:
 
 
 def sample_view(values: Values, index: int, decode: Decode) -> SampleView:
-    """The view of row ``index`` of a pass's batch; later stages may be missing."""
+    """The view of row ``index`` of the batch; later stages may be missing."""
     sample, batch = values["sample"][index], values["batch"]
     row, pad = batch.rows[index], batch.pads[index]
     positions, prompts, media = values.get("positions"), values.get("text"), values.get("media")
@@ -61,7 +61,7 @@ def sample_view(values: Values, index: int, decode: Decode) -> SampleView:
         padding=pad,
         gold=_gold(sample.solution),
         mode_words=_MODES.get(row.audio_in_video, row.audio_in_video),
-        tokens_a_cell=tokens_a_cell(len(row.input_ids)),
+        tokens_per_cell=tokens_per_cell(len(row.input_ids)),
         clips=() if media is None else clips(media[index], row),
         sounds=() if media is None else sounds(media[index], row),
         ribbon=ribbon(
@@ -94,7 +94,7 @@ def _sampled(values: Values, index: int) -> tuple[tuple[Answer, ...], str]:
 
 
 def _gold(solution: str) -> str:
-    """The answer inside the gold's tags; a gold may have an answer only."""
+    """The answer inside the gold's tags; a gold may consist of an answer only."""
     whole = parse(solution)
     if not isinstance(whole, Malformed):
         return whole.answer.text.strip()

@@ -1,4 +1,4 @@
-"""Two token sequences as ribbons side by side, with what only one of them has marked."""
+"""Two token sequences as ribbons side by side, with one-sided tokens marked."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from difflib import SequenceMatcher
 from itertools import groupby
 
 from omni_grpo_core.golden.results import Tokens
-from omni_grpo_core.report.html import number_range, tokens_a_cell
+from omni_grpo_core.report.html import number_range, tokens_per_cell
 from omni_grpo_core.report.html.ribbon import Cell, Run, stretches
 from omni_grpo_core.types import Modality
 
 _MOST_STEPS = 4_000_000
-"""Pairs of runs that are compared; what is longer and differs is marked as a whole."""
+"""Pairs of runs to compare; beyond that the differing stretch is marked as a whole."""
 
 
 def changed_tokens(was: Sequence[int], now: Sequence[int]) -> tuple[set[int], set[int]]:
-    """Indices of the ids of ``was`` that ``now`` has not, in order, and the other way round.
+    """Indices of the ids in ``was`` but not in ``now``, in order, and vice versa.
 
-    A run of one id counts as one: of a placeholder that is repeated more often now, only what was
-    added is marked.
+    A run of equal ids counts as one: if a placeholder is repeated more often now, only the added
+    tokens are marked.
 
     >>> changed_tokens([1, 7, 7, 2], [1, 7, 7, 7, 3])
     ({3}, {3, 4})
     """
     before, after = _runs(was), _runs(now)
-    gone: set[int] = set()
-    come: set[int] = set()
+    removed: set[int] = set()
+    added: set[int] = set()
     for tag, i, j, k, m in _opcodes([run[0] for run in before], [run[0] for run in after]):
         kept = [0] * max(j - i, m - k)
         if tag == "equal":
             kept = [min(a[2], b[2]) for a, b in zip(before[i:j], after[k:m], strict=True)]
-        for runs, marked in ((before[i:j], gone), (after[k:m], come)):
+        for runs, marked in ((before[i:j], removed), (after[k:m], added)):
             for (_, start, count), both in zip(runs, kept, strict=False):
                 marked.update(range(start + both, start + count))
-    return gone, come
+    return removed, added
 
 
 def _runs(ids: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -49,7 +49,7 @@ def _runs(ids: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def _opcodes(was: list[int], now: list[int]) -> list[tuple[str, int, int, int, int]]:
-    """As :meth:`difflib.SequenceMatcher.get_opcodes`, which is quadratic, with bounds."""
+    """As :meth:`difflib.SequenceMatcher.get_opcodes`, which is quadratic, but bounded."""
     shorter = min(len(was), len(now))
     head = next((i for i in range(shorter) if was[i] != now[i]), shorter)
     rest = shorter - head
@@ -70,7 +70,7 @@ def _opcodes(was: list[int], now: list[int]) -> list[tuple[str, int, int, int, i
 
 def diff_ribbon(tokens: Tokens, changed: set[int]) -> tuple[Run, ...]:
     """The runs of one side, in token order."""
-    per_cell = tokens_a_cell(len(tokens.ids))
+    per_cell = tokens_per_cell(len(tokens.ids))
     runs = []
     for kind, item, marked, start, stop in stretches(tokens.spans, tokens.words, changed):
         name = kind if item is None else f"{kind} {item}"
@@ -94,8 +94,8 @@ def diff_ribbon(tokens: Tokens, changed: set[int]) -> tuple[Run, ...]:
 def span_changes(
     was: Tokens | None, now: Tokens | None
 ) -> tuple[tuple[Modality, str, str, str], ...]:
-    """Spans that are gone, new, elsewhere or of another length, in the order of the golden: of
-    which modality, which one, and its tokens before and now, empty where it is not."""
+    """Spans that are gone, new, moved or of another length, in the golden's order: modality, label,
+    and tokens before and now (empty if absent)."""
     before, after = _parts(was), _parts(now)
     found = []
     for key in {**before, **after}:

@@ -1,1 +1,1 @@
-"""What was found, on a terminal: a file for each command."""
+"""Results on the terminal, one module per command."""

@@ -1,7 +1,7 @@
-"""A check on the terminal: what was looked at, what was seen, and what to do.
+"""A check on the terminal: what was checked, what was seen, and what to do.
 
-Completions and names of data are only ever put into :class:`rich.text.Text`, which knows no markup,
-with their control characters written out.
+Completions and names from data are only ever put into :class:`rich.text.Text`, which interprets no
+markup, with control characters written out.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _stages(result: CheckResult) -> Table:
 
 
 def _checks(record: StageRecord[object]) -> Group:
-    """What holds in one line, and each failed check with what was seen."""
+    """Each failed check with what was seen, then the passed ones on one line."""
     holds = [visible(check.name) for check in record.checks if check.ok]
     failed = [_failed(check) for check in record.checks if not check.ok]
     line = Text(", ".join(holds), style="dim", no_wrap=True, overflow="ellipsis")
@@ -71,7 +71,7 @@ def _proof(result: CheckResult) -> Table:
     table = Table(
         box=SIMPLE_HEAD, pad_edge=False,
         caption="right answers as is, without the medium, with another row's; share of answers "
-        "that the swap changes; shift of the logprobs, nats a token",
+        "changed by the swap; logprob shift in nats per token",
         caption_justify="left",
     )  # fmt: skip
     table.add_column("modality")
@@ -90,7 +90,7 @@ def _proof(result: CheckResult) -> Table:
 
 
 def _completions(result: CheckResult) -> Group:
-    """Greedy completions of rows of different kinds, sections coloured, tags as they are."""
+    """Greedy completions of rows of different kinds, sections coloured, tags kept."""
     batch, rolled = result.values.get("batch"), result.values.get("completion")
     if batch is None or rolled is None:
         return Group()
@@ -128,7 +128,7 @@ def _verdict(result: CheckResult) -> Panel:
     failure = first_failure(result)
     if failure is None:
         reach = [p.modality for p in result.modalities if p.judgement == "reaches"]
-        text = Text(f"{count} checks of {len(stages)} stages hold")
+        text = Text(f"{count} checks of {len(stages)} stages passed")
         text.append(f"; {', '.join(reach)} reach the model" if reach else "")
         for line in filter(None, map(not_judged, result.modalities)):
             text.append(f"\n{line}")
@@ -137,7 +137,7 @@ def _verdict(result: CheckResult) -> Panel:
             (f"{failure.where}: {visible(failure.what)}\n", "bold"),
             f"seen: {shortened(visible(failure.seen), _LONGEST)}\n",
             f"do:   {failure.fix}",
-            f"\n{failure.others} more failed after it; mend this first" if failure.others else "",
+            f"\n{failure.others} more failed after it; fix this first" if failure.others else "",
         )
     passed = result.verdict == "pass"
     colour = "green" if passed else "red"

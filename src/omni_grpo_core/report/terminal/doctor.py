@@ -1,7 +1,7 @@
-"""A diagnosis on the terminal: the house of stages, what broke where, why, and what to change.
+"""A diagnosis on the terminal: the pipeline, what broke where, why, and what to change.
 
-Recorded text is only ever put into :class:`rich.text.Text`, which knows no markup, with its control
-characters written out.
+Recorded text is only ever put into :class:`rich.text.Text`, which interprets no markup, with
+control characters written out.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _LONGEST = 300
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis, steps: int) -> None:
-    """House, findings in pipeline order, what could not be judged, and the verdict last."""
-    console.print(_house(diagnosis))
+    """Stages, findings in pipeline order, what could not be judged, and the verdict last."""
+    console.print(_stages(diagnosis))
     for finding in diagnosis.findings:
         console.print(_panel(finding))
     if diagnosis.missing:
@@ -35,7 +35,7 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis, steps: int) -> None:
 
 
 def print_experiments(console: Console, experiments: Sequence[Experiment]) -> None:
-    """What was tried out, one line each; nothing where nothing was."""
+    """The experiments, one line each; nothing if there were none."""
     styles = {"proved": "bold red", "cleared": "green", "open": "dim"}
     for experiment in experiments:
         line = Text(f"{experiment.outcome:8}", style=styles[experiment.outcome])
@@ -43,7 +43,7 @@ def print_experiments(console: Console, experiments: Sequence[Experiment]) -> No
         console.print(line.append(_plain(experiment.sentence), style="default"))
 
 
-def _house(diagnosis: Diagnosis) -> Text:
+def _stages(diagnosis: Diagnosis) -> Text:
     broken = {finding.stage for finding in diagnosis.findings}
     text = Text()
     for stage in STAGES:
@@ -51,13 +51,13 @@ def _house(diagnosis: Diagnosis) -> Text:
             continue
         if text:
             text.append(" → ", style="dim")
-        text.append_text(_room(stage, broken, diagnosis))
+        text.append_text(_marked(stage, broken, diagnosis))
     return text.append(
-        "\n✗ broken  ~ passed an error on  ✓ sound  ? not judged  · not seen\n", style="dim"
+        "\n✗ broken  ~ inherited an error  ✓ sound  ? not judged  · not seen\n", style="dim"
     )
 
 
-def _room(stage: Stage, broken: set[Stage], diagnosis: Diagnosis) -> Text:
+def _marked(stage: Stage, broken: set[Stage], diagnosis: Diagnosis) -> Text:
     if stage in broken:
         return Text(f"✗ {stage}", style="bold red")
     if stage in diagnosis.inherited:
@@ -70,30 +70,30 @@ def _room(stage: Stage, broken: set[Stage], diagnosis: Diagnosis) -> Text:
 
 
 def _panel(finding: Finding) -> Panel:
-    told = Table.grid(padding=(0, 2))
-    told.add_column(style="dim", no_wrap=True)
-    told.add_column()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
     if finding.causes:
-        _explain(told, finding.causes[0])
+        _explain(table, finding.causes[0])
         for other in finding.causes[1:3]:
-            told.add_row("or else", Text(_plain(f"{other.cause}: {other.seen}"), style="dim"))
+            table.add_row("or else", Text(_plain(f"{other.cause}: {other.seen}"), style="dim"))
     else:
-        told.add_row("seen", Text("a fault without a name; this differs:", style="bold"))
+        table.add_row("seen", Text("no known fault explains these differences:", style="bold"))
     for number, evidence in enumerate(finding.evidence[:_EVIDENCE]):
-        told.add_row("" if number else "evidence", _fact(evidence))
+        table.add_row("" if number else "evidence", _fact(evidence))
     if len(finding.evidence) > _EVIDENCE:
-        told.add_row("", Text(f"and {len(finding.evidence) - _EVIDENCE} more", style="dim"))
+        table.add_row("", Text(f"and {len(finding.evidence) - _EVIDENCE} more", style="dim"))
     title = Text(f"✗ {finding.stage}", style="bold red")
-    return Panel(told, title=title, title_align="left", border_style="red")
+    return Panel(table, title=title, title_align="left", border_style="red")
 
 
-def _explain(told: Table, cause: Explanation) -> None:
-    told.add_row("seen", Text(_plain(cause.seen), style="bold"))
-    told.add_row("why it matters", Text(_plain(cause.harm)))
-    told.add_row("change", Text(_plain(cause.fix), style="green"))
+def _explain(table: Table, cause: Explanation) -> None:
+    table.add_row("seen", Text(_plain(cause.seen), style="bold"))
+    table.add_row("why it matters", Text(_plain(cause.harm)))
+    table.add_row("change", Text(_plain(cause.fix), style="green"))
     if cause.confirm:
-        told.add_row("to be sure", Text(_plain(cause.confirm)))
-    told.add_row("cause", Text(f"{cause.cause} ({cause.certainty:.0%} sure)", style="dim"))
+        table.add_row("to be sure", Text(_plain(cause.confirm)))
+    table.add_row("cause", Text(f"{cause.cause} ({cause.certainty:.0%} sure)", style="dim"))
 
 
 def _fact(evidence: Evidence) -> Text:

@@ -1,4 +1,4 @@
-"""A campaign on a terminal: one line a fault, then what was missed."""
+"""A campaign and the replayed incident on the terminal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from omni_grpo_core.faults.incident_rows import Answer, RowFinding
 
 
 def print_result(console: Console, result: Result) -> None:
-    """Faults, pairs and clean loops that came out wrong, and the sums."""
-    alone = result.of("fault")
-    if alone:
+    """Every fault, the pairs and clean loops that came out wrong, and the totals."""
+    singles = result.of("fault")
+    if singles:
         table = Table("fault", "blamed", "cause", box=None, pad_edge=False)
-        for row in alone:
+        for row in singles:
             table.add_row(_mark(row, result.causes), _blamed(row), _cause(row))
         console.print(table)
     for name, reason in result.skipped.items():
@@ -37,9 +37,9 @@ def print_result(console: Console, result: Result) -> None:
             wanted = " and ".join(row.stages)
             console.print(f"[red]✗[/] {' + '.join(row.ids)}: {wanted}; blamed {_blamed(row)}")
     for row in result.false_alarms:
-        said = row.raised or " ".join(row.said)
-        console.print(f"[red]✗[/] clean {escape(row.config)}: {_blamed(row)}; {escape(said)}")
-    console.print(_sums(result))
+        output = row.raised or " ".join(row.said)
+        console.print(f"[red]✗[/] clean {escape(row.config)}: {_blamed(row)}; {escape(output)}")
+    console.print(_totals(result))
     for missed in result.missed:
         console.print(f"[red]missed:[/] {missed}")
 
@@ -58,15 +58,15 @@ def _cause(row: Row) -> str:
     return "" if row.cause_right else escape(named or "-")
 
 
-def _sums(result: Result) -> str:
-    told = result.to_json()
-    causes = f" and {told['cause_right']} causes" if result.causes else ""
+def _totals(result: Result) -> str:
+    totals = result.to_json()
+    causes = f" and {totals['cause_right']} causes" if result.causes else ""
     return (
-        f"{told['injected']} faults: {told['detected']} detected, "
-        f"{told['stage_right']} stages{causes} right; "
-        f"{told['pairs']} pairs: both stages named in {told['pairs_right']}; "
-        f"{told['clean_runs']} clean loops: {told['false_alarms']} false alarms; "
-        f"{told['seconds']:.0f} s"
+        f"{totals['injected']} faults: {totals['detected']} detected, "
+        f"{totals['stage_right']} stages{causes} right; "
+        f"{totals['pairs']} pairs: both stages named in {totals['pairs_right']}; "
+        f"{totals['clean_runs']} clean loops: {totals['false_alarms']} false alarms; "
+        f"{totals['seconds']:.0f} s"
     )
 
 
@@ -81,16 +81,16 @@ _STYLES: dict[Answer, tuple[str, str]] = {
 
 
 def behaviour(replay: Replay) -> str:
-    """What the installed transformers does with checkpointing while generating, as measured."""
+    """What the installed transformers does when generating with checkpointing, as measured."""
     found = f"{replay.well_formed} of {len(replay.texts)} completions well formed"
     if cache_is_dropped():
         library = f"transformers {transformers_version()}"
         if replay.raised:
             stop = f"generate stops at the second token with {replay.raised}"
             return f"{library} drops the cache while checkpointing: {stop}"
-        harm = "drops the cache while checkpointing: the model sees one token and nothing else"
+        harm = "drops the cache while checkpointing: the model sees a single token"
         return f"{library} {harm}; {found}"
-    harm = "sampling in train mode with checkpointing on does no harm here (4.53 to 5.23 drop it)"
+    harm = "sampling in train mode with checkpointing is harmless here (4.53 to 5.23 drop it)"
     return f"{kept()}; {harm}; {found}"
 
 
@@ -114,12 +114,11 @@ def to_json(replay: Replay, rows: Sequence[RowFinding]) -> dict[str, Any]:
 
 
 def print_incident(console: Console, replay: Replay, rows: Sequence[RowFinding]) -> None:
-    """Completions and rewards of the training, then each row of the incident with its answer."""
-    console.print(Text("the script that works says", style="dim"), Text(replay.good[0]))
+    """Completions and rewards of the training, then each row of the incident with its outcome."""
+    console.print(Text("the working script answers", style="dim"), Text(replay.good[0]))
     for text, reward in list(zip(replay.texts, replay.rewards, strict=True))[:_SHOWN]:
-        said = (text, "red" if replay.garbage else "")
-        told = Text.assemble((f"training, reward {reward:.2f}: ", "dim"), said)
-        console.print(told)
+        completion = (text, "red" if replay.garbage else "")
+        console.print(Text.assemble((f"training, reward {reward:.2f}: ", "dim"), completion))
     console.print(Text(f"rewards: {' '.join(f'{r:.2f}' for r in replay.rewards)}"))
     console.print(Text(behaviour(replay), style="bold"))
     table = Table("", "in the incident", "", "here", show_lines=True, expand=True)

@@ -1,4 +1,4 @@
-"""A check of goldens for a terminal."""
+"""A golden check on the terminal."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _COLOURS: dict[Verdict, str] = {
     "schema": "magenta",
 }
 _SHOWN = 6
-"""Sentences of one stage."""
+"""Sentences shown per stage."""
 
 
 def print_report(console: Console, report: GoldenReport, *, every: bool) -> None:
-    """A line per case, then what diverged, stage by stage; with ``every`` all of it, values within
-    the tolerance and unchanged stages too."""
-    table = Table("case", "verdict", "first stage", title=f"Goldens of {report.platform}")
+    """A line per case, then what diverged, stage by stage; with ``every`` also values within
+    tolerance and unchanged stages."""
+    table = Table("case", "verdict", "first stage", title=f"Goldens for {report.platform}")
     for case in report.cases:
         table.add_row(case.case, painted(case.verdict), case.first or "")
     console.print(table)
@@ -35,10 +35,10 @@ def print_report(console: Console, report: GoldenReport, *, every: bool) -> None
         if every or case.verdict not in FINE:
             for line in case_lines(case, every=every):
                 console.print(line, highlight=False, soft_wrap=True)
-    told = f"first divergent stage: {report.first}, " if report.first else ""
+    first = f"first divergent stage: {report.first}, " if report.first else ""
     fine = sum(case.verdict in FINE for case in report.cases)
     console.print(
-        f"{painted(report.verdict)}: {told}{fine} of {len(report.cases)} cases as they were, "
+        f"{painted(report.verdict)}: {first}{fine} of {len(report.cases)} cases match, "
         f"{report.seconds:.1f} s"
     )
     if report.first and report.verdict not in FINE:
@@ -60,13 +60,13 @@ def case_lines(case: CaseResult, *, every: bool) -> Iterator[str]:
         if (not every and stage.verdict in FINE) or not stage.golden:
             continue
         drift = f", max |Δ| {stage.max_abs:.3g}" if stage.max_abs else ""
-        whose = f" ({stage.origin})" if stage.origin != "none" else ""
-        yield f"  {stage.stage}: {painted(stage.verdict)}{whose}{drift}"
-        told = [d.sentence for d in stage.differences if every or d.verdict == "differs"]
-        told = told or ([] if stage.verdict == "exact" else [stage.reason])
-        yield from (f"    {escape(sentence)}" for sentence in told[:_SHOWN])
-        if len(told) > _SHOWN:
-            yield f"    … and {len(told) - _SHOWN} more"
+        origin = f" ({stage.origin})" if stage.origin != "none" else ""
+        yield f"  {stage.stage}: {painted(stage.verdict)}{origin}{drift}"
+        sentences = [d.sentence for d in stage.differences if every or d.verdict == "differs"]
+        sentences = sentences or ([] if stage.verdict == "exact" else [stage.reason])
+        yield from (f"    {escape(sentence)}" for sentence in sentences[:_SHOWN])
+        if len(sentences) > _SHOWN:
+            yield f"    … and {len(sentences) - _SHOWN} more"
     for generation in case.generations:
         if every or generation.verdict not in FINE:
             yield from _generation(generation)
@@ -81,6 +81,6 @@ def _generation(found: Generation) -> Iterator[str]:
 
 
 def _marked(words: Sequence[str], at: int) -> str:
-    """A completion with a mark before its first differing token."""
+    """A completion with a marker before its first differing token."""
     text = "".join(words[:at]) + " ▶" + "".join(words[at:])
     return text.replace("\n", "⏎")

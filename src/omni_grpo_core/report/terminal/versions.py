@@ -1,4 +1,4 @@
-"""The matrix as a Markdown table, and its place between two marks in a document."""
+"""The matrix as a Markdown table, placed between two markers in a document."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _KEYWORDS = {
 }
 _OUTCOMES = {
     "right": "right",
-    "lost": "**ignored**, the sound has no place in the prompt",
+    "lost": "**ignored**, no placeholder for the sound",
     "other": "**wrong ids**",
 }
 _DEFAULT = "the default"
 _FRAMES = "0 2 5 7 of 8"
-"""Of the shipped clip that is asked for: ``linspace(0, 7, 4).round()``."""
+"""Frames requested of the shipped clip: ``linspace(0, 7, 4).round()``."""
 
 Cell = Callable[[Mapping[str, Any]], str]
 
 
 def markdown(matrix: Mapping[str, Any]) -> str:
-    """A column for each version, a row for each thing that was measured."""
+    """A column for each version, a row for each measurement."""
     versions, default = matrix["versions"], matrix["default"]
     heads = [_head(v["facts"], name == default) for name, v in versions.items()]
     lines = [f"| transformers | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
@@ -41,7 +41,7 @@ def markdown(matrix: Mapping[str, Any]) -> str:
 
 
 def marks(family: str) -> tuple[str, str]:
-    """The lines between which a family's table stands in a document.
+    """The lines that enclose a family's table in a document.
 
     >>> marks("qwen3")
     ('<!-- matrix-qwen3:begin -->', '<!-- matrix-qwen3:end -->')
@@ -50,10 +50,10 @@ def marks(family: str) -> tuple[str, str]:
 
 
 def put(document: str, table: str, name: str, family: str = "qwen2.5") -> str:
-    """``document`` with ``table`` between the family's marks.
+    """``document`` with ``table`` between the family's markers.
 
     Raises:
-        ConfigError: not exactly one pair of marks.
+        ConfigError: not exactly one pair of markers.
 
     >>> put("a\\n<!-- matrix:begin -->\\nold\\n<!-- matrix:end -->\\nb", "new", "README.md")
     'a\\n<!-- matrix:begin -->\\nnew\\n<!-- matrix:end -->\\nb'
@@ -66,24 +66,24 @@ def put(document: str, table: str, name: str, family: str = "qwen2.5") -> str:
             name,
             got=f"{len(found)} places for the table",
             want=f"one, between the lines {begin} and {end}",
-            fix="put the two marks where the table is to stand",
+            fix="put the two markers where the table should go",
         )
     return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", document)
 
 
 def put_into(path: Path, table: str, family: str) -> bytes:
-    """What ``path`` is to hold. Raises :class:`ConfigError` as :func:`put`, or if unreadable."""
+    """The new content of ``path``. Raises :class:`ConfigError` as :func:`put`, or if unreadable."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            str(path), got=str(error), want="a text in UTF-8", fix="check the path"
+            str(path), got=str(error), want="a UTF-8 text file", fix="check the path"
         ) from error
     return put(text, table, str(path), family).encode()
 
 
 def holds(matrix: Mapping[str, Any]) -> bool:
-    """Whether every version gives the default's ids, positions, answers and, within tolerances,
+    """Whether every version gives the default's ids, positions, answers and (within tolerance)
     floats, and fails no check.
 
     >>> holds({"versions": {"a": {"facts": {"failing": []}}}})
@@ -101,13 +101,13 @@ def holds(matrix: Mapping[str, Any]) -> bool:
 
 
 def announced(matrix: Mapping[str, Any]) -> list[str]:
-    """A line for everything that a version of the matrix takes and says will go, soonest first, by
-    the newest version that says so."""
+    """A line for everything that a version of the matrix accepts but announces as going away,
+    soonest first, as announced by the newest version."""
     found = {}
     for version in matrix["versions"].values():
         by = version["facts"]["header"]["transformers"]
-        for what, said in version["facts"].get("going", {}).items():
-            found[what] = (_number(said["gone in"]), by)
+        for what, notice in version["facts"].get("going", {}).items():
+            found[what] = (_number(notice["gone in"]), by)
     return [
         f"{what} {_when(number, by)}"
         for what, (number, by) in sorted(found.items(), key=lambda item: Version(item[1][0]))
@@ -116,8 +116,8 @@ def announced(matrix: Mapping[str, Any]) -> list[str]:
 
 def _when(number: str, by: str) -> str:
     if Version(number) <= Version(by):
-        return f"was to go in {number}, and transformers {by} still takes it"
-    return f"goes in {number}, says transformers {by}"
+        return f"was to be removed in {number}; transformers {by} still takes it"
+    return f"will be removed in {number}, according to transformers {by}"
 
 
 def _number(version: str) -> str:
@@ -131,7 +131,7 @@ def _head(facts: Mapping[str, Any], default: bool) -> str:
 
 
 def _plain(text: str) -> str:
-    """A cell stays a cell: a bar would end it, a tag would be markup."""
+    """``text`` safe in a table cell: a bar would end it, a tag would be markup."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
@@ -145,17 +145,17 @@ def _rows(count: int) -> list[tuple[str, Cell]]:
         ("greedy answers, ids", _equal("answers", count)),
         ("checks of `omni-grpo check` that fail", _failing),
         *((f"a clip with its track, {title}", _call(name)) for name, title in _KEYWORDS.items()),
-        ("a clip without a track beside one with, audio-in-video on", _mute),
-        (f"decoder and frames of a clip handed as a path (qwen-omni-utils: {_FRAMES})", _path),
+        ("a clip without a track beside one with a track, audio-in-video on", _mute),
+        (f"decoder and frames of a clip passed as a path (qwen-omni-utils: {_FRAMES})", _path),
         ("`past_key_values=` / `cache=` of a forward", _cache),
-        ("`apply_chat_template` of one conversation", lambda v: f"`{v['facts']['template']}`"),
+        ("`apply_chat_template` on one conversation", lambda v: f"`{v['facts']['template']}`"),
         *((f"`get_{name}_features`", _feature(name)) for name in ("image", "video", "audio")),
         ("`rope_deltas` after a forward", _deltas),
         ("`generate`, left-padded batch = row alone", _batched),
         ("`generate` in eval mode: accuracy / format", _shares("eval")),
         ("… in train mode with gradient checkpointing", _shares("train, checkpointing")),
         ("… and `use_cache=False`", _shares("train, checkpointing, use_cache=False")),
-        ("said to go, and in which version", _going),
+        ("announced removals, by version", _going),
     ]
 
 
@@ -190,21 +190,21 @@ def _call(name: str) -> Cell:
     def cell(version: Mapping[str, Any]) -> str:
         call = version["facts"]["calls"][name]
         if call["outcome"] == "refused":
-            kind, _, said = call["detail"].partition(": ")
-            text = f"**refused**: `{kind}`, {said.split('. ')[-1].rstrip('.')}"
+            kind, _, message = call["detail"].partition(": ")
+            text = f"**refused**: `{kind}`, {message.split('. ')[-1].rstrip('.')}"
         else:
             text = _OUTCOMES[call["outcome"]]
         if call["outcome"] == "lost":
             text += f": {call['detail']}; " + ("a warning is logged" if call["told"] else "silent")
         removed = re.search(r"removed in v?([\d.]*\d)", " ".join(call["told"]))
-        return f"{text}; deprecated, gone in {removed[1]}" if removed else text
+        return f"{text}; deprecated, removed in {removed[1]}" if removed else text
 
     return cell
 
 
 def _refused(error: str) -> str:
-    kind, _, said = error.partition(": ")
-    return f"**refused**: `{kind}`" + ("" if said == "no message" else f", {said}")
+    kind, _, message = error.partition(": ")
+    return f"**refused**: `{kind}`" + ("" if message == "no message" else f", {message}")
 
 
 def _mute(version: Mapping[str, Any]) -> str:
@@ -233,11 +233,11 @@ def _cache(version: Mapping[str, Any]) -> str:
 
 
 def _going(version: Mapping[str, Any]) -> str:
-    when: dict[str, list[str]] = {}
-    for what, said in version["facts"]["going"].items():
-        when.setdefault(_number(said["gone in"]), []).append(f"`{what}`")
-    order = sorted(when, key=Version)
-    return "; ".join(f"{number}: {', '.join(when[number])}" for number in order) or "nothing"
+    removals: dict[str, list[str]] = {}
+    for what, notice in version["facts"]["going"].items():
+        removals.setdefault(_number(notice["gone in"]), []).append(f"`{what}`")
+    order = sorted(removals, key=Version)
+    return "; ".join(f"{number}: {', '.join(removals[number])}" for number in order) or "nothing"
 
 
 def _feature(name: str) -> Cell:
@@ -251,7 +251,7 @@ def _feature(name: str) -> Cell:
 
 def _deltas(version: Mapping[str, Any]) -> str:
     found = version["facts"]["rope_deltas"]
-    return f"{found['value']}, kept on the `{found['place']}`"
+    return f"{found['value']}, stored on the `{found['place']}`"
 
 
 def _batched(version: Mapping[str, Any]) -> str:

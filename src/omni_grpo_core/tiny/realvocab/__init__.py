@@ -1,9 +1,9 @@
-"""Qwen2.5-Omni's true token ids, without its weights: the folder of its processor.
+"""Qwen2.5-Omni's real token ids, without its weights: the folder of its processor.
 
-The public package ``dashscope`` (the extra ``qwen``) carries Qwen's byte-pair ranks as a data file.
-From these and from published constants :func:`build_processor` makes, in a folder of the user's,
-the tokenizer and processor that Qwen2.5-Omni checkpoints come with. Nothing of that file is part of
-this package, and ``dashscope`` itself is never imported.
+The public package ``dashscope`` (the extra ``qwen``) contains Qwen's byte-pair ranks as a data
+file. From these and from published constants :func:`build_processor` makes, in a folder of the
+user's choice, the tokenizer and processor of Qwen2.5-Omni checkpoints. Nothing of that file is part
+of this package, and ``dashscope`` itself is never imported.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ KNOWN_IDS: Mapping[str, tuple[int, ...]] = {
     " Hello world": (21927, 1879),
     **{token: (151_643 + i,) for i, token in enumerate((*SPECIAL_TOKENS, *ORDINARY_TOKENS))},
 }
-"""What Qwen2.5-Omni's own tokenizer gives, as its ``added_tokens.json``, its model configuration,
-transformers' docstring of ``Qwen2Tokenizer`` and public trainers state."""
+"""Ids from Qwen2.5-Omni's own tokenizer, as stated by its ``added_tokens.json``, its model
+configuration, transformers' docstring of ``Qwen2Tokenizer`` and public trainers."""
 
 MIN_PIXELS = 56 * 56
 MAX_PIXELS = 3584 * 3584
@@ -57,25 +57,25 @@ AUDIO_SECONDS = 300
 
 
 def build_processor(folder: Path) -> Any:
-    """A ``Qwen2_5OmniProcessor`` with Qwen's true ids, kept in ``folder``.
+    """A ``Qwen2_5OmniProcessor`` with Qwen's real ids, saved in ``folder``.
 
-    Raises what :func:`write_processor` does.
+    Raises what :func:`write_processor` raises.
     """
     write_processor(folder)
-    # takes seconds to import: who only writes the folder, or cannot, need not wait
+    # takes seconds to import, which writing the folder does not need
     from transformers import Qwen2_5OmniProcessor
 
     return Qwen2_5OmniProcessor.from_pretrained(folder, local_files_only=True)
 
 
 def write_processor(folder: Path) -> None:
-    """Write the files of the processor into ``folder``, which appears whole or not at all.
+    """Write the files of the processor into ``folder``, which appears complete or not at all.
 
-    The supported versions of transformers all read it alike.
+    All supported versions of transformers read it alike.
 
     Raises:
-        ConfigError: ``folder`` holds something, ``dashscope`` or its file is missing, or the ids
-            that come out of it are not Qwen's.
+        ConfigError: ``folder`` is not empty, ``dashscope`` or its file is missing, or the resulting
+            ids are not Qwen's.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(
@@ -93,8 +93,7 @@ def build_tokenizer(file: Path) -> Tokenizer:
     """Qwen2.5-Omni's tokenizer from ranks in tiktoken's format.
 
     Raises:
-        ConfigError: the file is broken, or does not give the ids that Qwen's tokenizer is known
-            to give.
+        ConfigError: the file is broken, or does not give the known ids of Qwen's tokenizer.
     """
     vocabulary, merges = vocabulary_and_merges(read_ranks(file))
     tokenizer = qwen2_tokenizer(BPE(vocab=vocabulary, merges=merges))
@@ -106,7 +105,7 @@ def build_tokenizer(file: Path) -> Tokenizer:
             raise ConfigError(
                 str(file),
                 got=f"{text!r} as {list(found)}",
-                want=f"{list(wanted)}, as Qwen2.5-Omni has it",
-                fix="dashscope changed its file: install the version that constraints.txt pins",
+                want=f"{list(wanted)}, as in Qwen2.5-Omni",
+                fix="install the dashscope that constraints.txt pins: this one changed its file",
             )
     return tokenizer

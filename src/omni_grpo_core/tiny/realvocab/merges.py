@@ -1,8 +1,8 @@
 """Byte-pair ranks -> the vocabulary and merges of a byte-level BPE model.
 
-tiktoken stores only tokens in the order they were learnt; the other format also wants the pair that
+tiktoken stores only tokens in the order they were learnt; the other format also needs the pair that
 each was merged from. It is found by encoding the token's bytes with the tokens learnt before it:
-what is left must be two parts.
+exactly two parts must remain.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from omni_grpo_core.errors import ConfigError
 def byte_letters() -> tuple[str, ...]:
     """The character that stands for each byte in a byte-level vocabulary (GPT-2, ``encoder.py``).
 
-    Printable characters of Latin-1 stand for themselves, the other bytes, in order, for the
-    characters from U+0100 on.
+    Printable Latin-1 bytes map to themselves, the others, in order, to the characters from U+0100
+    on.
 
     >>> letters = byte_letters()
     >>> letters[ord("A")], letters[ord(" ")], letters[ord("\\n")], len(set(letters))
@@ -34,7 +34,7 @@ def vocabulary_and_merges(
     """``ranks`` in the byte-level format: ids by token, and pairs in the order they merge.
 
     Raises:
-        ConfigError: a token that the earlier ones do not make up as a pair.
+        ConfigError: a token that is not a pair of earlier ones.
 
     >>> ranks = {bytes([byte]): byte for byte in range(256)} | {b"an": 256, b"ban": 257}
     >>> vocabulary_and_merges(ranks)[1]
@@ -42,13 +42,13 @@ def vocabulary_and_merges(
     """
     letters = byte_letters()
 
-    def spelt(token: bytes) -> str:
+    def spelled(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    vocabulary = {spelt(token): rank for token, rank in ranks.items()}
+    vocabulary = {spelled(token): rank for token, rank in ranks.items()}
     in_order = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
     pairs = [_pair(token, ranks) for token in in_order]
-    return vocabulary, [(spelt(left), spelt(right)) for left, right in pairs]
+    return vocabulary, [(spelled(left), spelled(right)) for left, right in pairs]
 
 
 def _pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
@@ -62,7 +62,7 @@ def _pair(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
                 f"token {never} of the byte-pair ranks, {token!r}",
                 got=f"{len(parts)} parts that no earlier token joins",
                 want="a pair of earlier tokens",
-                fix="these are no byte-pair ranks: use the file as it was published",
+                fix="use the file as published: these are not byte-pair ranks",
             )
         at = merged.index(lowest)
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
