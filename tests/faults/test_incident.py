@@ -189,7 +189,7 @@ def test_the_installed_transformers_behaviour_is_reported(replayed: Replay) -> N
         assert replayed.well_formed == 0
     else:
         assert "keeps the cache" in behaviour(replayed)
-        assert "does no harm here" in behaviour(replayed)
+        assert "is harmless here" in behaviour(replayed)
         assert ("repaired in this version" in behaviour(replayed)) == cache_is_repaired()
         assert replayed.well_formed > 0
 

@@ -311,7 +311,7 @@ def verify(golden: Folder = None, as_json: cli.Json = False) -> None:
     from omni_grpo_core.golden.review import unsound
 
     found = unsound(_goldens(golden))
-    cli.answer(as_json, {"unsound": found}, *found)
+    cli.answer(as_json, {"unsound": found}, *(found or ["every golden is complete and reviewed"]))
     raise typer.Exit(1 if found else 0)
 
 
