@@ -78,11 +78,3 @@ def answer(
         shown(Console())
     for line in lines:
         typer.echo(line)
-
-
-def write_html(path: Path | None, page: Callable[[], str]) -> None:
-    """Write the page to ``path``, if requested."""
-    if path is not None:
-        from omni_grpo_core.report.html import write_page
-
-        write_page(path, page())

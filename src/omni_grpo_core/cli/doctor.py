@@ -71,7 +71,6 @@ def doctor(
     from omni_grpo_core.doctor.diagnose import diagnose, merge, require_judged, to_json
     from omni_grpo_core.doctor.experiments import run_experiments
     from omni_grpo_core.doctor.load import as_cases, read_traces
-    from omni_grpo_core.report.html.doctor_page import doctor_page
     from omni_grpo_core.report.terminal.doctor import print_diagnosis, print_experiments
 
     with progress("doctor", as_json) as on_stage:
@@ -91,8 +90,12 @@ def doctor(
             results = run_experiments(cases)
     verdict = merge(diagnoses)
     require_judged(verdict, str(trace or pipeline))
-    decode = None if reference is None else reference.policy.decode
-    cli.write_html(html, lambda: doctor_page(cases, diagnoses, decode))
+    if html is not None:
+        from omni_grpo_core.report.html import write_page
+        from omni_grpo_core.report.html.doctor_page import doctor_page
+
+        decode = None if reference is None else reference.policy.decode
+        write_page(html, doctor_page(cases, diagnoses, decode))
     found = {"steps": len(cases), **to_json(verdict)}
     if experiments:
         found["experiments"] = [asdict(result) for result in results]

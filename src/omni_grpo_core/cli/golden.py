@@ -159,9 +159,10 @@ def _show(report: GoldenReport, as_json: bool, html: Path | None, *, every: bool
     from omni_grpo_core.report.terminal.golden import print_report
 
     if html is not None:
+        from omni_grpo_core.report.html import write_page
         from omni_grpo_core.report.html.golden_page import golden_page
 
-        cli.write_html(html, lambda: golden_page(report))
+        write_page(html, golden_page(report))
     cli.answer(
         as_json,
         report.to_json(),

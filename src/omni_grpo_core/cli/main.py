@@ -115,7 +115,6 @@ def check(
     from omni_grpo_core.core.sample import load_samples
     from omni_grpo_core.pipeline.check import check as run_check
     from omni_grpo_core.pipeline.settings import load_settings
-    from omni_grpo_core.report.html.check_page import check_page
     from omni_grpo_core.report.terminal.check import print_check
 
     quiet_transformers()
@@ -135,7 +134,11 @@ def check(
         from omni_grpo_core.trace.store import save_trace
 
         save_trace(result.trace, trace)
-    cli.write_html(html, lambda: check_page(result, policy.decode))
+    if html is not None:
+        from omni_grpo_core.report.html import write_page
+        from omni_grpo_core.report.html.check_page import check_page
+
+        write_page(html, check_page(result, policy.decode))
     if junit is not None:
         from omni_grpo_core.report.junit import check_junit
 

@@ -12,10 +12,9 @@ import torch
 from omni_grpo_core.core.completions import pad_completions
 from omni_grpo_core.core.forward import token_logprobs
 from omni_grpo_core.core.policy import Policy, generating
-from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.pipeline.inputs import make_batch, score
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.pipeline.stages import Values
+from omni_grpo_core.pipeline.stages import Values, greedy
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.tolerances import LEAST_SHIFT
 from omni_grpo_core.types import (
@@ -95,8 +94,8 @@ def prove(
     with generating(policy.model):
         batches = [_rebuilt(policy, values, m, settings) for m in (true, black, inverted, swap)]
         true_batch, blank_batch, _, swapped_batch = batches
-        swapped_run = _greedy(policy, swapped_batch, settings)
-        blank_run = _greedy(policy, blank_batch, settings)
+        swapped_run = greedy(policy, swapped_batch, settings)
+        blank_run = greedy(policy, blank_batch, settings)
         was = _logprobs(policy, true_batch, kept)
 
         def change(batch: Batch) -> float:
@@ -188,12 +187,6 @@ def _padded(batch: Batch, pad_token_id: int) -> Batch:
         batch,
         input_ids=torch.nn.functional.pad(ids, (_COLUMNS, 0), value=pad_token_id),
         attention_mask=torch.nn.functional.pad(mask, (_COLUMNS, 0)),
-    )
-
-
-def _greedy(policy: Policy, batch: Batch, settings: Settings) -> Rollout:
-    return rollout(
-        policy, batch, group_size=1, max_new_tokens=settings.max_new_tokens, temperature=0.0
     )
 
 

@@ -40,6 +40,11 @@ def converse(samples: Sequence[Sample], settings: Settings) -> tuple[Conversatio
     )
 
 
+def render_all(policy: Policy, conversations: Sequence[Conversation]) -> tuple[Prompt, ...]:
+    """The prompts of conversations, by the checkpoint's chat template."""
+    return tuple(render(c, policy.processor) for c in conversations)
+
+
 def load_all(
     policy: Policy, conversations: Sequence[Conversation], settings: Settings
 ) -> tuple[Media, ...]:
@@ -75,7 +80,7 @@ def make_batch(
 def prepare(policy: Policy, samples: Sequence[Sample], settings: Settings) -> Inputs:
     """Everything up to the batch, without checks: for training and measurements."""
     conversations = converse(samples, settings)
-    prompts = tuple(render(c, policy.processor) for c in conversations)
+    prompts = render_all(policy, conversations)
     media = load_all(policy, conversations, settings)
     batch = make_batch(policy, prompts, conversations, media, settings)
     return Inputs(tuple(samples), conversations, prompts, media, batch)

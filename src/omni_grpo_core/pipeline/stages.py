@@ -15,7 +15,7 @@ from typing import TypedDict, cast
 
 import torch
 
-from omni_grpo_core.core.batch import check_batch, render
+from omni_grpo_core.core.batch import check_batch
 from omni_grpo_core.core.completions import pad_completions
 from omni_grpo_core.core.conversation import check_conversation
 from omni_grpo_core.core.forward import (
@@ -41,7 +41,7 @@ from omni_grpo_core.pipeline.checks import (
     check_samples,
     check_text,
 )
-from omni_grpo_core.pipeline.inputs import converse, header, load_all, make_batch, score
+from omni_grpo_core.pipeline.inputs import converse, header, load_all, make_batch, render_all, score
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
@@ -135,10 +135,6 @@ def _check_conversations(context: Context, values: Values) -> tuple[Check, ...]:
     return _merged(check_conversation(sample, made) for sample, made in pairs)
 
 
-def _render(context: Context, values: Values) -> tuple[Prompt, ...]:
-    return tuple(render(c, context.policy.processor) for c in values["conversation"])
-
-
 def _media(context: Context, values: Values) -> tuple[Media, ...]:
     paths = {Path(ref.path).name: ref.path for s in context.samples for ref in s.media}
     found = [_with_local_paths(conversation, paths) for conversation in values["conversation"]]
@@ -205,13 +201,10 @@ def _logits(context: Context, values: Values) -> Logits:
     ).logits
 
 
-def _greedy(context: Context, values: Values) -> Rollout:
+def greedy(policy: Policy, batch: Batch, settings: Settings) -> Rollout:
+    """The likeliest completion of each prompt, token by token."""
     return rollout(
-        context.policy,
-        values["batch"],
-        group_size=1,
-        max_new_tokens=context.settings.max_new_tokens,
-        temperature=0.0,
+        policy, batch, group_size=1, max_new_tokens=settings.max_new_tokens, temperature=0.0
     )
 
 
@@ -266,7 +259,7 @@ GRAPH: Mapping[str, PipelineStage] = {
     ),
     "text": PipelineStage(
         ("conversation",),
-        _render,
+        lambda context, values: render_all(context.policy, values["conversation"]),
         lambda context, values: check_text(
             values["conversation"], values["text"], context.policy.processor
         ),
@@ -304,7 +297,7 @@ GRAPH: Mapping[str, PipelineStage] = {
     "sampled": PipelineStage(("batch",), _sampled),
     "completion": PipelineStage(
         ("batch",),
-        _greedy,
+        lambda context, values: greedy(context.policy, values["batch"], context.settings),
         lambda context, values: check_completions(
             context.policy, values["batch"], values["completion"], values["sampled"]
         ),
