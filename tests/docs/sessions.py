@@ -37,7 +37,8 @@ _FENCE = re.compile(r"^(?P<indent> *)```(?:\{\.)?(?P<language>\w*)(?P<info>[^`]*
 _REASON = re.compile(r"<!-- not run: (.+?) -->")
 _EXIT = re.compile(r"\s+# exit code (\d+)$")
 _PLAIN = re.compile(r"[\w./:=\"'{} -]*")
-_SCRUBBED = ("PYTEST", "COV_", "COVERAGE")
+_KEPT = ("HOME", "PATH", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES")
+"""All that a page may know of the terminal it runs in: CI alone changes what pytest prints."""
 
 
 def pages() -> list[Path]:
@@ -125,10 +126,11 @@ class Session:
             tool.chmod(0o755)
         environment, path, bytecode = {**os.environ}, [*sys.path], sys.dont_write_bytecode
         sys.dont_write_bytecode = True
-        for name in [name for name in os.environ if name.startswith(_SCRUBBED)]:
-            del os.environ[name]
+        os.environ.clear()
+        os.environ |= {name: environment[name] for name in _KEPT if name in environment}
         os.environ |= {
             "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "LANG": "C.UTF-8",
             "COLUMNS": "88",
             "NO_COLOR": "1",
             "HF_HUB_OFFLINE": "1",

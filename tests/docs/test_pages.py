@@ -62,6 +62,18 @@ def test_a_page_is_true(name: str, tmp_path: Path) -> None:
     assert not wrong, "\n\n".join([fix, *wrong])
 
 
+def test_a_page_prints_the_same_in_ci(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page passed on every desk and failed in CI: where CI is set, pytest's summary is not cut
+    to the width of the terminal."""
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    page = tmp_path / "page.md"
+    page.write_text("```console\n$ printenv CI FORCE_COLOR LANG COLUMNS  # exit code 1\n```\n")
+    with Session(tmp_path).open() as session:
+        printed = session.run(runnable(page)[0])
+    assert printed == ["C.UTF-8\n88"]
+
+
 def test_only_these_blocks_are_not_run() -> None:
     found: dict[str, int] = {}
     for name, page in PAGES.items():
