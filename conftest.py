@@ -58,6 +58,14 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """Tests read what is printed where there is no terminal. Some CI forces one upon every
+    program; by now pytest's own colours are chosen."""
+    for name in ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "GITHUB_ACTIONS"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(autouse=True)
 def process_restored() -> Iterator[None]:
     """Restores import path and environment, which a command that runs in this process changes for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -197,3 +198,15 @@ def test_an_absurd_width_is_ignored(
     assert run(raising(KeyError("never reached")), ["--help"]) == 0
     assert "--json" in capsys.readouterr().out
     assert "COLUMNS" not in os.environ
+
+
+def test_the_suite_passes_where_ci_forces_a_terminal() -> None:
+    """FORCE_COLOR=1 made 174 tests fail, and GITHUB_ACTIONS, to which typer listens, six."""
+    forced = {"FORCE_COLOR": "1", "GITHUB_ACTIONS": "true"}
+    test = f"{__file__}::{test_an_absurd_width_is_ignored.__name__}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        env={**os.environ, **forced}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "\x1b[32m" in done.stdout  # pytest's own colours stay
