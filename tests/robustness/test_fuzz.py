@@ -17,6 +17,7 @@ from pathlib import Path
 
 import fuzz
 import pytest
+from fuzz_inputs import WHOLE, mutated, subjects, write
 
 _COUNT = 20_000
 _PROCESSES = 2
@@ -38,8 +39,8 @@ def keep(seed: int, wrong: Sequence[fuzz.Answer], place: Path) -> None:
     for answer in wrong[:_KEPT]:
         folder = place / f"{seed}-{answer.subject.replace(' ', '-')}-{answer.number}"
         shutil.rmtree(folder, ignore_errors=True)
-        subject = fuzz.subjects()[answer.subject]
-        fuzz.write(folder / "input", subject, fuzz.mutated(answer.subject, seed, answer.number))
+        subject = subjects()[answer.subject]
+        write(folder / "input", subject, mutated(answer.subject, seed, answer.number))
         words = " ".join(subject.words)
         (folder / "output.txt").write_text(f"{words}: exit {answer.code}\n{answer.problem}\n")
 
@@ -69,7 +70,7 @@ def judge(
     summary = shown(seed, found)
     assert len(found) == len(fuzz.plan(count))
     assert not wrong, summary
-    refused = [answer for answer in found if answer.number == fuzz.WHOLE and answer.code == 2]
+    refused = [answer for answer in found if answer.number == WHOLE and answer.code == 2]
     assert not refused, "valid input is refused, and with it every mutation of it"
     return summary
 
