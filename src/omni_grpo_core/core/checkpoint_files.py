@@ -14,24 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from omni_grpo_core.core.family import Family
 from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.io.bounded import Unreadable, json_value, mapping_in
 
 ADAPTER = "adapter_config.json"
 GENERATION = "generation_config.json"
-_PROCESSOR_FILES = (
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "chat_template.json",
-)
-_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 FOREIGN = ("talker.", "token2wav.", "code2wav.")
 
 _COUNTS: Mapping[str, tuple[str, ...]] = {
@@ -71,19 +58,6 @@ _BLOCKS = ("fullatt_block_indexes", "deepstack_visual_indexes")
 _LARGEST_WINDOW = 3584
 """Side in pixels of the largest square image that a published processor makes (12,845,056 pixels in
 all). The tower pads every frame to whole windows: a window of a million takes 10 GB."""
-
-_PROCESSOR_SIZES: Mapping[str, int] = {
-    "patch_size": 256,
-    "temporal_patch_size": 64,
-    "merge_size": 64,
-    "feature_size": 4096,
-    "sampling_rate": 1_000_000,
-    "hop_length": 100_000,
-    "n_fft": 100_000,
-    "chunk_length": 3600,
-}
-"""The largest values accepted: arrays of these sizes are allocated at once, and each audio is
-padded to ``chunk_length`` seconds (published: 300)."""
 
 
 def _is_real(value: Any) -> bool:
@@ -244,7 +218,7 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
         part = thinker.get(section, {}) if section else thinker
         for name in names:
             value = part.get(name)
-            if value is not None and not _is_size(value, real=name in _REAL):
+            if value is not None and not is_size(value, real=name in _REAL):
                 _bad_config(folder, f"{_join(section, name)} {shown(value)}", "a number above 0")
     for section, name, by in _HEADS:
         whole, part = (thinker.get(section, {}).get(key) for key in (name, by))
@@ -304,7 +278,7 @@ def _check_rope(text: Mapping[str, Any], folder: Path) -> None:
                 "transformers",
             )
         theta = rope.get("rope_theta")
-        if theta is not None and not _is_size(theta, real=True):
+        if theta is not None and not is_size(theta, real=True):
             _bad_config(folder, f"rope_theta {shown(theta)}", "a number above 0")
 
 
@@ -344,45 +318,6 @@ def check_generation(config: Mapping[str, Any], folder: Path) -> None:
                 )  # fmt: skip
 
 
-def check_processor_files(folder: Path, family: Family) -> None:
-    """Raises ``CheckpointError`` for a folder without a processor or with another family's, a file
-    that is not a JSON object, or a size that no processor has."""
-    if not any((folder / name).is_file() for name in _PROCESSOR_FILES[:2]):
-        raise CheckpointError(
-            str(folder),
-            got="no preprocessor_config.json",
-            want="a processor beside the weights",
-            fix="copy the processor files from the base checkpoint, or pass their folder",
-        )
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
-        raise CheckpointError(
-            str(folder),
-            got="no tokenizer.json, and not both vocab.json and merges.txt",
-            want="a tokenizer beside the processor",
-            fix="copy the tokenizer files from the base checkpoint",
-        )
-    for name in _PROCESSOR_FILES:
-        path = folder / name
-        if not path.exists():
-            continue
-        content = read_object(path)
-        for key, value in _values(content):
-            most = _PROCESSOR_SIZES.get(key)
-            if most and value is not None and not (_is_size(value) and value <= most):
-                raise CheckpointError(
-                    str(path), got=f"{key} {shown(value)}", want=f"a number from 1 to {most}",
-                    fix="copy the processor files from the base checkpoint",
-                )  # fmt: skip
-        named = content.get("processor_class")
-        if isinstance(named, str) and "Omni" in named and named != family.processor_class:
-            raise CheckpointError(
-                str(path),
-                got=f"files of a {named}",
-                want=f"those of a {family.processor_class}, to match the weights",
-                fix="copy the processor files from the base checkpoint of the weights",
-            )
-
-
 def check_counts(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
                  folder: Path) -> None:  # fmt: skip
     """Raises ``CheckpointError`` for a config of more layers or experts than the weights have: each
@@ -412,16 +347,8 @@ def _sections(thinker: Any) -> Iterator[tuple[str, Any]]:
             yield name, thinker.get(name, {})
 
 
-def _values(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a processor's file and of its parts: newer versions of transformers write
-    one file for all of them."""
-    for key, value in content.items():
-        yield key, value
-        if isinstance(value, dict) and key.endswith(("processor", "extractor")):
-            yield from value.items()
-
-
-def _is_size(value: Any, *, real: bool = False) -> bool:
+def is_size(value: Any, *, real: bool = False) -> bool:
+    """Whether it is a number above 0 and below 2**31, whole unless ``real``."""
     kinds = (int, float) if real else (int,)
     return type(value) in kinds and 0 < value < _LARGEST
 

@@ -24,12 +24,12 @@ from omni_grpo_core.core.checkpoint_files import (
     check_config,
     check_counts,
     check_generation,
-    check_processor_files,
     read_object,
     refuse_adapter,
 )
 from omni_grpo_core.core.dialect import modes_restored
 from omni_grpo_core.core.family import Family, family_of, published_name
+from omni_grpo_core.core.processor_files import check_processor_files
 from omni_grpo_core.core.template_trial import template_fault
 from omni_grpo_core.core.weight_headers import weight_shapes
 from omni_grpo_core.errors import CheckpointError
