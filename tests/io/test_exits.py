@@ -202,7 +202,7 @@ def test_an_absurd_width_is_ignored(
 
 def test_the_suite_passes_where_ci_forces_a_terminal() -> None:
     """FORCE_COLOR=1 made 174 tests fail, and GITHUB_ACTIONS, to which typer listens, six."""
-    forced = {"FORCE_COLOR": "1", "GITHUB_ACTIONS": "true"}
+    forced = {"FORCE_COLOR": "1", "GITHUB_ACTIONS": "true", "NO_COLOR": ""}
     test = f"{__file__}::{test_an_absurd_width_is_ignored.__name__}"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
