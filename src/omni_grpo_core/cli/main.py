@@ -19,7 +19,7 @@ from omni_grpo_core import cli
 from omni_grpo_core._version import __version__
 from omni_grpo_core.cli.doctor import doctor
 from omni_grpo_core.cli.faults import faults, incident
-from omni_grpo_core.cli.golden import app as golden_app
+from omni_grpo_core.cli.golden import checking, reviewing
 from omni_grpo_core.cli.rewards import app as rewards_app
 from omni_grpo_core.cli.tiny import app as tiny_app
 from omni_grpo_core.cli.tiny import realvocab_app
@@ -42,6 +42,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # loading rich would take longer than the rest of --help
 )
+golden_app = cli.group("Check, attribute, review and accept goldens.")
+for golden_command in (
+    checking.check,
+    checking.diff,
+    checking.regen,
+    reviewing.review,
+    reviewing.accept,
+    reviewing.reject,
+    reviewing.verify,
+    reviewing.prune,
+    checking.calibrate,
+    checking.bisect,
+):
+    golden_app.command()(golden_command)
+golden_app.command(hidden=True)(checking.record)
 app.add_typer(tiny_app, name="tiny")
 app.add_typer(golden_app, name="golden")
 app.add_typer(rewards_app, name="rewards")

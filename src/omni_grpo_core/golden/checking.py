@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.golden.environment import changed_settings, environment
+from omni_grpo_core.core.policy import Policy, load_policy
+from omni_grpo_core.golden.environment import changed_settings, environment, platform_key
 from omni_grpo_core.golden.replay import Replay, replay_case, stage_header
 from omni_grpo_core.golden.results import CaseResult, GoldenReport
 from omni_grpo_core.golden.store import Found, changed_header, find_goldens
@@ -24,6 +24,18 @@ from omni_grpo_core.golden.verdicts import case_result
 from omni_grpo_core.pipeline.inputs import header
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.pipeline.stages import Context
+
+
+def load_suite_policy(
+    suite: Suite, device: str | None = None, dtype: str | None = None
+) -> tuple[Policy, str]:
+    """The suite's checkpoint, and the platform's key; device and dtype as in
+    :meth:`~omni_grpo_core.golden.suite.Suite.placed`. Raises as ``load_policy``."""
+    on, asked = suite.placed(device, dtype)
+    policy = load_policy(
+        suite.checkpoint_dir(), processor=suite.processor_dir(), device=on, dtype=asked
+    )
+    return policy, platform_key(on, asked)
 
 
 def contexts(policy: Policy, suite: Suite, names: Sequence[str]) -> dict[str, Context]:

@@ -5,6 +5,8 @@
     data: rows.json           # HumanOmniV2's JSON or Social-IQ 2.0, next to the file
     checkpoint: ../my-model
     settings: {max_new_tokens: 32}
+    device: cuda              # and dtype: on which it runs unless told otherwise
+    marks: [slow]             # of the cases as tests, see omni_grpo_core.pytest_plugin
     fallbacks: {cuda-sm90-bf16: [cuda-sm80-bf16]}
     cases:
       clip: {rows: [0]}
@@ -20,6 +22,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -42,11 +45,12 @@ _PATHS = ("data", "root", "checkpoint", "processor")
 @dataclass(frozen=True, slots=True)
 class Case:
     """``rows`` of the data file, as one batch; with ``steps``, that many GRPO steps on them.
-    ``settings`` override the suite's."""
+    ``settings`` override the suite's; ``marks`` are added to the suite's."""
 
     rows: tuple[int, ...] = ()
     steps: int = 0
     settings: Mapping[str, object] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,10 @@ class Suite:
     """``data``, ``root`` and ``checkpoint`` are paths relative to the suite's file, or ``shipped``;
     a checkpoint may also be ``shipped-qwen3``.
 
-    ``settings`` override the checkpoint's own. ``base``: the platform of goldens without a key in
-    their name. ``fallbacks``: the platforms whose goldens a platform uses if it has none of its
-    own, in order.
+    ``settings`` override the checkpoint's own. ``device``, ``dtype``: where it runs unless told
+    otherwise. ``marks``: pytest markers of its cases as tests. ``base``: the platform of goldens
+    without a key in their name. ``fallbacks``: the platforms whose goldens a platform uses if it
+    has none of its own, in order.
     """
 
     data: str = _SHIPPED
@@ -64,6 +69,9 @@ class Suite:
     checkpoint: str = _SHIPPED
     processor: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] | None = None
+    marks: tuple[str, ...] = ()
     base: str = "cpu-fp32"
     fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cases: Mapping[str, Case] = field(default_factory=dict)
@@ -71,6 +79,17 @@ class Suite:
 
     def path(self, value: str) -> Path:
         return Path(value) if Path(value).is_absolute() else Path(self.file).parent / value
+
+    def placed(self, device: str | None, dtype: str | None) -> tuple[str, str]:
+        """Device and dtype of a run: the requested ones, else the suite's own, else float32 on a
+        CPU and bfloat16 on a CUDA device.
+
+        >>> Suite(device="cuda").placed(None, None), Suite().placed(None, "bfloat16")
+        (('cuda', 'bfloat16'), ('cpu', 'bfloat16'))
+        """
+        on = device or self.device
+        own = self.dtype if on == self.device else None
+        return on, dtype or own or ("bfloat16" if on == "cuda" else "float32")
 
     def checkpoint_dir(self) -> Path:
         family = _CHECKPOINTS.get(self.checkpoint)
