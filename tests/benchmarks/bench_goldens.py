@@ -140,15 +140,15 @@ def full_shape(device: str) -> None:
             file=str(folder / "suite.yaml"),
         )
         key = platform_key(device, "bfloat16")
-        total: list[float] = [0.0, 0.0, 0]
+        total = (0.0, 0.0, 0)
         print(f"{'case':>22} {'tokens':>7} {'record s':>9} {'check s':>8} {'kB':>6}")
         for case, context in contexts(policy, suite, tuple(CASES)).items():
             ids = prepare(policy, context.samples, context.settings).batch.input_ids
             found = measured(
                 policy, replace(suite, cases={case: CASES[case]}), key, time.perf_counter
             )
-            total = [a + b for a, b in zip(total, found, strict=True)]
             made, checked, size = found
+            total = (total[0] + made, total[1] + checked, total[2] + size)
             print(
                 f"{case:>22} {ids.numel():7} {made:9.1f} {checked:8.1f} {size / 1000:6.0f}",
                 flush=True,
