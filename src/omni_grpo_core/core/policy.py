@@ -387,19 +387,28 @@ def _suppressed(tokenizer: Any, vocabulary: int, eos: tuple[int, ...]) -> Tensor
 
 @contextmanager
 def generating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode and no gradient checkpointing; modes are restored on exit, even after an error.
+    """Eval mode, no gradient checkpointing and no cuDNN attention; all is restored on exit, even
+    after an error.
+
+    cuDNN, which torch prefers on recent devices, adds up a long cache in an order that changes from
+    run to run: the same prompt got other tokens. The other kernels are as fast.
 
     In train mode with checkpointing on, transformers 4.53 to 5.23 drops the key-value cache inside
     every block while generation keeps feeding one token at a time: from the second token on the
     model sees neither prompt nor history. That was the incident. 5.24 and later drop it only with
     gradients enabled.
     """
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     with modes_restored(model):
         model.eval()
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.gradient_checkpointing = False  # type: ignore[assignment]
-        yield
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        try:
+            yield
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 def library_generate(policy: Policy, inputs: Mapping[str, Any], **settings: Any) -> Tensor:
