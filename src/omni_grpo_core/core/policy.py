@@ -398,17 +398,18 @@ def generating(model: torch.nn.Module) -> Iterator[None]:
     model sees neither prompt nor history. That was the incident. 5.24 and later drop it only with
     gradients enabled.
     """
-    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     with modes_restored(model):
         model.eval()
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.gradient_checkpointing = False  # type: ignore[assignment]
-        torch.backends.cuda.enable_cudnn_sdp(False)
+        kernels: Any = torch.backends.cuda
+        cudnn = kernels.cudnn_sdp_enabled()
+        kernels.enable_cudnn_sdp(False)
         try:
             yield
         finally:
-            torch.backends.cuda.enable_cudnn_sdp(cudnn)
+            kernels.enable_cudnn_sdp(cudnn)
 
 
 def library_generate(policy: Policy, inputs: Mapping[str, Any], **settings: Any) -> Tensor:
