@@ -280,7 +280,7 @@ def test_a_platform_without_its_own_goldens_fails_on_floats_only(
     golden, suite = project
     (case,) = check(policy, suite, golden, "cuda-sm90-bf16", names=["words"]).cases
     missing = [stage.stage for stage in case.stages if not stage.golden]
-    assert case.verdict == "schema"
+    assert case.verdict == "new"
     assert missing == ["embeddings", "logits", "scoring", "completion"]
     assert {s.golden for s in case.stages if s.stage == "batch"} == {"words/batch.txt"}
 

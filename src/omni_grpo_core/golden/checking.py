@@ -109,4 +109,5 @@ def check(
     :func:`checked_cases`."""
     begin = time.perf_counter()
     results = tuple(case[-1] for case in checked_cases(policy, suite, folder, key, **how))
-    return GoldenReport(str(folder), key, results, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return GoldenReport(str(folder), key, results, seconds, suite.options(key))

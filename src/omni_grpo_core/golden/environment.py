@@ -26,7 +26,9 @@ _PACKAGES = (
     "numpy",
 )
 _HASHED_WHOLE, _END = 1 << 26, 1 << 20
-_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""torch's names by those in a platform's key."""
+_SHORT = {name: short for short, name in DTYPES.items()}
 
 
 def environment() -> dict[str, str]:

@@ -37,13 +37,14 @@ MODEL = ("embeddings", "positions", "logits", "scoring")
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
     """One stage: its fresh value as golden text, and how that differs from the golden (``found``,
-    ``None`` if there is none)."""
+    ``None`` if there is none). ``failure``: why there is no fresh value."""
 
     found: Found | None
     text: str
     differences: tuple[Difference, ...]
     kinds: tuple[Kinds, ...]
     origin: Origin
+    failure: str = ""
 
     @property
     def diverges(self) -> bool:
@@ -155,7 +156,7 @@ def _record(replay: Replay, stage: str, made: _Made) -> None:
     if found is None:
         if not made.failure:
             put(replay.golden, stage, made.value)
-        replay.seen[stage] = Seen(None, text, (), (), "none")
+        replay.seen[stage] = Seen(None, text, (), (), "none", made.failure)
         return
     differences: tuple[Difference, ...]
     kinds: tuple[Kinds, ...]

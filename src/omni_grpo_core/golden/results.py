@@ -13,12 +13,13 @@ from typing import Any, Literal, get_args
 from omni_grpo_core.trace.divergence import Difference, Drifts
 from omni_grpo_core.types import MADE_STAGES, Span
 
-Verdict = Literal["exact", "within", "benign-drift", "harmful", "degenerate", "schema"]
+Verdict = Literal["exact", "within", "new", "benign-drift", "harmful", "degenerate", "schema"]
 """``exact``: equal in value and type. ``within``: floats differ, within the platform's tolerance.
-``benign-drift``: floats beyond tolerance, but the completions and the model's certainty are
-unchanged. ``harmful``: ids, masks, positions, spans, text or completions changed, or training
-values moved. ``degenerate``: completions are degenerate, or values non-finite. ``schema``: a
-different shape, dtype or kind of value, or no golden to compare with."""
+``new``: no golden for this platform yet. ``benign-drift``: floats beyond tolerance, but the
+completions and the model's certainty are unchanged. ``harmful``: ids, masks, positions, spans, text
+or completions changed, or training values moved. ``degenerate``: completions are degenerate, or
+values non-finite. ``schema``: a different shape, dtype or kind of value, or a stage that
+has no golden and failed."""
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _AT = MADE_STAGES.index("completion")
 ORDER: tuple[str, ...] = (*MADE_STAGES[:_AT], "scoring", *MADE_STAGES[_AT:])
@@ -115,12 +116,14 @@ class CaseResult:
 @dataclass(frozen=True, slots=True)
 class GoldenReport:
     """Every case that was checked. ``folder``: of the goldens. ``platform``: the key of this run,
-    for example ``cpu-fp32``."""
+    for example ``cpu-fp32``. ``options``: of a command that runs on it, if the suite's own platform
+    is another."""
 
     folder: str
     platform: str
     cases: tuple[CaseResult, ...]
     seconds: float
+    options: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -132,11 +135,17 @@ class GoldenReport:
         found = [case.first for case in self.cases if case.first]
         return min(found, key=_order, default=None)
 
+    @property
+    def new(self) -> tuple[str, ...]:
+        """Names of the cases that only lack goldens."""
+        return tuple(case.case for case in self.cases if case.verdict == "new")
+
     def to_json(self) -> dict[str, Any]:
         """The one object that ``--json`` prints."""
         return {
             "verdict": self.verdict,
             "first": self.first,
+            "new": list(self.new),
             "folder": self.folder,
             "platform": self.platform,
             "seconds": round(self.seconds, 3),

@@ -29,6 +29,7 @@ import yaml
 from omni_grpo_core import tiny
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.golden.environment import DTYPES
 from omni_grpo_core.io.strict import merge, read_mapping
 from omni_grpo_core.pipeline.settings import Settings, load_settings
 from omni_grpo_core.types import Sample
@@ -90,6 +91,18 @@ class Suite:
         on = device or self.device
         own = self.dtype if on == self.device else None
         return on, dtype or own or ("bfloat16" if on == "cuda" else "float32")
+
+    def options(self, key: str) -> tuple[str, ...]:
+        """Options of a command that runs on the platform ``key``, none if the suite does.
+
+        >>> Suite().options("cuda-sm90-fp32"), Suite().options("cpu-fp32")
+        (('--device', 'cuda', '--dtype', 'float32'), ())
+        """
+        device, short = key.partition("-")[0], key.rpartition("-")[2]
+        own, _ = self.placed(None, None)
+        dtype = DTYPES.get(short, short)
+        found = () if device == own else ("--device", device)
+        return found if dtype == self.placed(device, None)[1] else (*found, "--dtype", dtype)
 
     def checkpoint_dir(self) -> Path:
         family = _CHECKPOINTS.get(self.checkpoint)

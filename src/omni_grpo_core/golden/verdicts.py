@@ -31,7 +31,7 @@ from omni_grpo_core.trace.divergence import Difference
 from omni_grpo_core.trace.leaves import Kind, Numbers, Scalar, Spans
 from omni_grpo_core.types import Batch, Rollout
 
-NO_GOLDEN = "no golden for this platform: create it with omni-grpo golden regen and review it"
+NO_GOLDEN = "no golden for this platform yet"
 _HARMLESS = (*FINE, "benign-drift")
 _JUDGED_BY_GENERATION = re.compile(r"completions\[\d+\]\.(?:token_ids|logprobs|text|finish_reason)")
 
@@ -44,8 +44,11 @@ def case_result(replay: Replay, name: str) -> CaseResult:
         if base_stage(stage) == "completion" and replay.seen[stage].found
     }
     flat = tuple(g for found in generations.values() for g in found)
-    held = all(g.verdict in _HARMLESS for g in flat) and not any(
-        _meaning_changed(replay, stage) for stage in ("parsed", "reward")
+    # without a golden of the completions nothing shows that they are unchanged
+    held = (
+        all(seen.found for stage, seen in replay.seen.items() if base_stage(stage) == "completion")
+        and all(g.verdict in _HARMLESS for g in flat)
+        and not any(_meaning_changed(replay, stage) for stage in ("parsed", "reward"))
     )
     stages = tuple(
         _stage_result(replay, stage, seen, generations.get(stage, ()), held)
@@ -56,10 +59,16 @@ def case_result(replay: Replay, name: str) -> CaseResult:
     ]
     first = origins[0] if origins else None
     verdict = worst(stage.verdict for stage in stages)
+    reason = _case_reason(verdict, first, stages, sum(g.first is not None for g in flat))
+    new = [stage.stage for stage in stages if stage.verdict == "new"]
+    if verdict == "new":
+        reason = NO_GOLDEN if len(new) == len(stages) else f"{', '.join(new)}: {NO_GOLDEN}"
+    elif new:
+        reason = f"{reason}; {NO_GOLDEN}: {', '.join(new)}"
     return CaseResult(
         case=name,
         verdict=verdict,
-        reason=_case_reason(verdict, first, stages, sum(g.first is not None for g in flat)),
+        reason=reason,
         first=first.stage if first else None,
         stages=stages,
         prompts=_prompts(replay),
@@ -121,8 +130,10 @@ def _stage_result(
     replay: Replay, stage: str, seen: Seen, generations: Sequence[Generation], held: bool
 ) -> StageResult:
     if seen.found is None:
-        failed = "" if seen.text else "; the stage also failed"
-        return StageResult(stage, "schema", f"{NO_GOLDEN}{failed}", "none", (), "")
+        if seen.failure:
+            reason = f"the stage failed: {seen.failure} ({NO_GOLDEN})"
+            return StageResult(stage, "schema", reason, "none", (), "")
+        return StageResult(stage, "new", NO_GOLDEN, "none", (), "")
     if generations:
         verdict = worst(g.verdict for g in generations)
         if not seen.diverges and verdict not in FINE:
@@ -207,9 +218,6 @@ def _case_reason(
         most = max(stages, key=lambda stage: stage.max_abs)
         reason = f"floats within tolerance, max |Δ| {most.max_abs:.2g} in {most.stage}"
         return f"{reason}; {flipped} sampled completions flipped by rounding" if flipped else reason
-    missing = [stage.stage for stage in stages if not stage.golden]
-    if first is None and missing:
-        return f"{', '.join(missing)}: {NO_GOLDEN}"
     if first is None:
         return next(f"{s.stage}: {s.reason}" for s in stages if s.verdict == verdict)
     reason = f"{first.stage}: {first.reason}"

@@ -81,7 +81,8 @@ def _checked(classname: str, name: str, failed: Failure | None) -> _Test:
 
 
 def golden_junit(report: GoldenReport) -> bytes:
-    """A suite for every case with a test for every stage, which fails if its verdict does."""
+    """A suite for every case with a test for every stage, which fails if its verdict does. Stages
+    of a case that have no golden yet are one test together."""
     suites = [_case(case, report) for case in report.cases]
     return _xml(f"omni-grpo golden check {report.platform}", report.seconds, suites)
 
@@ -89,9 +90,15 @@ def golden_junit(report: GoldenReport) -> bytes:
 def _case(case: CaseResult, report: GoldenReport) -> _Suite:
     changed = {key: f"{was} → {now}" for key, (was, now) in case.versions.items()}
     properties = {"golden": report.folder, "platform": report.platform, **changed}
-    fix = advice(case, Path(report.folder))
-    tests = tuple(_stage(f"golden.{case.case}", stage, fix) for stage in case.stages)
-    return _Suite(case.case, properties, tests)
+    classname, fix = f"golden.{case.case}", advice(case, Path(report.folder), report.options)
+    tests = [_stage(classname, stage, fix) for stage in case.stages if stage.verdict != "new"]
+    new = [stage.stage for stage in case.stages if stage.verdict == "new"]
+    if new:
+        message = f"no golden for {report.platform} yet"
+        if tests:
+            message = f"{', '.join(new)}: {message}"
+        tests.append(_Test(classname, "new", "failure", "new", message, f"do: {fix}"))
+    return _Suite(case.case, properties, tuple(tests))
 
 
 def _stage(classname: str, stage: StageResult, fix: str) -> _Test:

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from omni_grpo_core.golden.results import FINE, CaseResult, GoldenReport
-from omni_grpo_core.golden.reviewing import advice
+from omni_grpo_core.golden.reviewing import advice, new_cases
 from omni_grpo_core.report import shortened, visible
 
 _MOST_CASES = 60
@@ -21,23 +21,26 @@ _LONGEST = 300
 def golden_markdown(report: GoldenReport) -> str:
     """Verdict and first divergent stage, overall and per case, and what to do.
 
-    At most 60 cases are shown, divergent ones first.
+    At most 60 cases are shown, divergent ones first; those that only lack goldens share a line.
     """
-    diverged = [case for case in report.cases if case.verdict not in FINE]
+    diverged = [case for case in report.cases if case.verdict not in (*FINE, "new")]
     fine = [case for case in report.cases if case.verdict in FINE]
     shown = [*diverged, *fine][:_MOST_CASES]
     first = f"First divergent stage: {code(report.first)}. " if report.first else ""
+    mark = "✅" if report.verdict in FINE else "❌"
     lines = [
-        f"### {'❌' if diverged else '✅'} Goldens for {code(report.platform)}: {report.verdict}",
+        f"### {mark} Goldens for {code(report.platform)}: {report.verdict}",
         "",
         f"{first}{len(fine)} of {len(report.cases)} cases match.",
-        "",
-        "| case | verdict | first divergent stage | what differs |",
-        "|---|---|---|---|",
-        *map(_row, shown),
     ]
-    if len(report.cases) > len(shown):
-        lines += ["", f"{len(report.cases) - len(shown)} more cases not shown."]
+    if report.new:
+        lines += ["", f"New: {new_cases(report, code)}."]
+    if shown:
+        head = "| case | verdict | first divergent stage | what differs |"
+        lines += ["", head, "|---|---|---|---|", *map(_row, shown)]
+    hidden = len(diverged) + len(fine) - len(shown)
+    if hidden:
+        lines += ["", f"{hidden} more cases not shown."]
     versions = {key: pair for case in report.cases for key, pair in case.versions.items()}
     if versions:
         lines += ["", "Changed since the goldens were recorded:", ""]
@@ -45,7 +48,7 @@ def golden_markdown(report: GoldenReport) -> str:
             f"- {code(key)}: {code(was)} → {code(now)}" for key, (was, now) in versions.items()
         ]
     if diverged:
-        lines += ["", f"What to do: {advice(diverged[0], Path(report.folder))}."]
+        lines += ["", f"What to do: {advice(diverged[0], Path(report.folder), report.options)}."]
     return "\n".join([*lines, ""])
 
 

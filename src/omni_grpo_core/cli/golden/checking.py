@@ -143,6 +143,7 @@ def regen(
         on_case("policy")
         suite, policy, key = load(folder, checkpoint, device, dtype)
         from omni_grpo_core.golden.pending import regen as run_regen
+        from omni_grpo_core.golden.reviewing import regenerated_lines
 
         done = run_regen(
             policy, suite, folder, key, names=cases or (), sidecar=sidecar, on_case=on_case
@@ -157,13 +158,7 @@ def regen(
         for one in done
     ]
     pending = any(one.files for one in done)
-    lines = [
-        f"{one.result.case}: {one.result.verdict}: {len(one.files)} stages pending"
-        for one in done
-        if one.files
-    ]
-    if not pending:
-        lines = ["nothing changed: no golden is pending"]
+    lines = regenerated_lines(done, folder)
     cli.answer(as_json, {"platform": key, "pending": pending, "cases": found}, *lines)
     raise typer.Exit(1 if pending else 0)
 

@@ -15,13 +15,16 @@ _LABEL, _PLOT, _INFINITE, _VALUE = 104, 500, 92, 76
 _ROW, _TOP, _BOTTOM = 22, 8, 30
 _MOST_TICKS = 9
 
-Harm = Literal["none", "drift", "harm"]
+Harm = Literal["none", "new", "drift", "harm"]
 _HARMS: tuple[Harm, ...] = get_args(Harm)
 
 
 def harm_of(verdict: Verdict) -> Harm:
-    """``none``: within tolerance; ``drift``: float drift only; ``harm``: anything else."""
-    return "none" if verdict in FINE else "drift" if verdict == "benign-drift" else "harm"
+    """``none``: within tolerance; ``new``: no golden yet; ``drift``: float drift only; ``harm``:
+    anything else."""
+    if verdict in FINE:
+        return "none"
+    return "new" if verdict == "new" else "drift" if verdict == "benign-drift" else "harm"
 
 
 @dataclass(frozen=True, slots=True)

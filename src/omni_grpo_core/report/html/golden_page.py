@@ -18,6 +18,7 @@ from omni_grpo_core.golden.results import (
     Tokens,
     Verdict,
 )
+from omni_grpo_core.golden.reviewing import new_cases
 from omni_grpo_core.pipeline.hints import STAGE_SUMMARY
 from omni_grpo_core.report.html import render
 from omni_grpo_core.report.html.drift_chart import drift_chart, harm_of
@@ -28,11 +29,12 @@ from omni_grpo_core.report.html.words import ended
 VERDICT_WORDS: Mapping[Verdict, str] = {
     "exact": "equal in value and type",
     "within": "floats moved, but no further than this platform's tolerance",
+    "new": "no golden for this platform yet",
     "benign-drift": "floats moved beyond tolerance, but the model's output and its confidence "
     "in it are unchanged",
     "harmful": "the model's input or output changed, or training numbers moved",
     "degenerate": "the model's output is garbage or non-finite",
-    "schema": "a different shape, dtype or kind of value, or no golden to compare with",
+    "schema": "a different shape, dtype or kind of value, or a stage without a golden failed",
 }
 ORIGIN_WORDS: Mapping[str, str] = {
     "added": "still differs when fed the golden's own input: it began here",
@@ -53,6 +55,7 @@ def golden_page(report: GoldenReport) -> str:
         "golden_page.html.j2",
         report=report,
         counts=[(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]],
+        new=new_cases(report),
         versions={key: pair for case in report.cases for key, pair in case.versions.items()},
         shown=shown,
         first=_first(report),
@@ -68,8 +71,12 @@ def _first(report: GoldenReport) -> tuple[str, str] | None:
 
 
 def _shown(report: GoldenReport) -> set[int]:
-    """Numbers of at most :data:`MOST_CASES` cases."""
-    numbers = range(1, len(report.cases) + 1)
+    """Numbers of at most :data:`MOST_CASES` cases; those that have no golden show nothing."""
+    numbers = [
+        number
+        for number, case in enumerate(report.cases, 1)
+        if case.verdict != "new" or any(stage.golden for stage in case.stages)
+    ]
     by_harm = sorted(numbers, key=lambda n: report.cases[n - 1].verdict in FINE)
     return set(by_harm[:MOST_CASES])
 

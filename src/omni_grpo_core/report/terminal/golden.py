@@ -10,11 +10,13 @@ from rich.table import Table
 
 from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.results import FINE, CaseResult, Generation, GoldenReport, Verdict
+from omni_grpo_core.golden.reviewing import new_cases
 from omni_grpo_core.pipeline.hints import advice
 
 _COLOURS: dict[Verdict, str] = {
     "exact": "green",
     "within": "green",
+    "new": "cyan",
     "benign-drift": "yellow",
     "harmful": "red",
     "degenerate": "red",
@@ -26,15 +28,24 @@ _SHOWN = 6
 
 def print_report(console: Console, report: GoldenReport, *, every: bool) -> None:
     """A line per case, then what diverged, stage by stage; with ``every`` also values within
-    tolerance and unchanged stages."""
+    tolerance and unchanged stages. One line for all cases that only lack goldens."""
+    known = [
+        case
+        for case in report.cases
+        if case.verdict != "new" or (every and any(stage.golden for stage in case.stages))
+    ]
     table = Table("case", "verdict", "first stage", title=f"Goldens for {report.platform}")
-    for case in report.cases:
+    for case in known:
         table.add_row(case.case, painted(case.verdict), case.first or "")
-    console.print(table)
-    for case in report.cases:
+    if known:
+        console.print(table)
+    for case in known:
         if every or case.verdict not in FINE:
             for line in case_lines(case, every=every):
                 console.print(line, highlight=False, soft_wrap=True)
+    if report.new:
+        line = f"{painted('new')}: {escape(new_cases(report))}"
+        console.print(line, highlight=False, soft_wrap=True)
     first = f"first divergent stage: {report.first}, " if report.first else ""
     fine = sum(case.verdict in FINE for case in report.cases)
     console.print(
