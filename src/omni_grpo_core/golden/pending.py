@@ -7,9 +7,8 @@ the git tree was clean and whether completions are degenerate: ``accept`` relies
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -17,8 +16,9 @@ from typing import Unpack
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.checking import CheckOptions, checked_cases, contexts, run_header
 from omni_grpo_core.golden.generations import garbage_of
+from omni_grpo_core.golden.git_tree import tree_state
 from omni_grpo_core.golden.replay import kept, replay_case
-from omni_grpo_core.golden.results import FINE, CaseResult
+from omni_grpo_core.golden.results import FINE, VERDICTS, CaseResult, Verdict, worst
 from omni_grpo_core.golden.sidecar import store
 from omni_grpo_core.golden.store import (
     file_name,
@@ -30,14 +30,11 @@ from omni_grpo_core.golden.store import (
 from omni_grpo_core.golden.suite import Suite
 from omni_grpo_core.golden.text import compare_goldens, parse_golden, with_header
 from omni_grpo_core.golden.tolerances import StageTolerances, load_tolerances
-from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.io.atomic import locked, write_file
 from omni_grpo_core.pipeline.stages import Context
 from omni_grpo_core.types import Rollout
 
 _NEW = "no golden yet"
-NO_GIT = "unknown, since git was not found"
-NOT_UNDER_GIT = "not under git"
-NO_COMMIT = "under git without a commit"
 _SHOWN = 6
 """Sentences per stage."""
 
@@ -48,49 +45,6 @@ class Regenerated:
 
     result: CaseResult
     files: tuple[Path, ...]
-
-
-def tree_state(folder: Path) -> dict[str, str]:
-    """Commit and state of the git tree that contains ``folder``; changes inside ``folder`` itself
-    do not count.
-
-    >>> tree_state(Path("/"))
-    {'commit': 'unknown', 'tree': 'not under git'}
-    """
-    commit = git(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return {"commit": "unknown", "tree": _why_none(folder)}
-    changed = git(folder, "status", "--porcelain", "--untracked-files=all")
-    top = Path((git(folder, "rev-parse", "--show-toplevel") or ".").strip())
-    inside = folder.absolute().resolve()
-    lines = [line for line in (changed or "").splitlines() if not _within(top, line, inside)]
-    return {"commit": commit.strip(), "tree": "dirty" if lines else "clean"}
-
-
-def _why_none(folder: Path) -> str:
-    if shutil.which("git") is None:
-        return NO_GIT
-    return NOT_UNDER_GIT if git(folder, "rev-parse", "--git-dir") is None else NO_COMMIT
-
-
-def _within(top: Path, line: str, folder: Path) -> bool:
-    """Whether a line of ``git status --porcelain`` names a file in ``folder``."""
-    name = line[3:].rpartition(" -> ")[2].strip('"')
-    path = (top / name).resolve()
-    return path == folder or folder in path.parents
-
-
-def git(folder: Path, *arguments: str) -> str | None:
-    """The output of a git command; ``None`` if it fails or git is missing."""
-    there = next((p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir()), None)
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=there, capture_output=True, encoding="utf-8", errors="replace", check=False,
-        )  # fmt: skip
-    except OSError:  # no git here
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def fresh_goldens(context: Context, key: str, sidecar: Path | None = None) -> dict[str, str]:
@@ -131,7 +85,7 @@ def regen(
     done = []
     for context, goldens, tolerances, result in checked_cases(policy, suite, folder, key, **how):
         target = waiting / result.case
-        files = []
+        files = {}
         # a case within tolerance writes nothing: stages after a sampled token flipped by rounding
         # are not computed from the golden's values, and would look changed
         fine = result.verdict in FINE
@@ -144,9 +98,11 @@ def regen(
                     continue
             path = target / file_name(stage, key, suite.base)
             entries = {**state, "verdict": result.verdict}
-            write_file(path, with_header(text, entries).encode("utf-8", "surrogatepass"))
-            files.append(path)
-        _drop_stale(target, files, key, suite)
+            files[path] = with_header(text, entries).encode("utf-8", "surrogatepass")
+        with locked(folder):
+            for path, data in files.items():
+                write_file(path, data)
+            _drop_stale(target, tuple(files), key, suite)
         done.append(Regenerated(result, tuple(files)))
     return tuple(done)
 
@@ -157,8 +113,8 @@ def _drop_stale(target: Path, fresh: Sequence[Path], key: str, suite: Suite) -> 
     for path in sorted(target.glob("*.txt")):
         stage = path.name.removesuffix(".txt").partition("@")[0]
         if path not in fresh and path.name == file_name(stage, key, suite.base):
-            path.unlink()
-    if target.is_dir() and not any(target.iterdir()):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty, or not there
         target.rmdir()
 
 
@@ -178,9 +134,10 @@ def record(
 
 @dataclass(frozen=True, slots=True)
 class PendingCase:
-    """``verdict``: of the run that made it. ``stages``: what differs, by file name."""
+    """``verdict``: of the run that made it, the worst if there were several. ``stages``: what
+    differs, by file name."""
 
-    verdict: str
+    verdict: Verdict
     stages: Mapping[str, tuple[str, ...]]
 
     def lines(self, case: str) -> list[str]:
@@ -201,22 +158,25 @@ def pending_changes(folder: Path, suite: Suite) -> dict[str, PendingCase]:
 
     Raises ``TraceError`` for a broken file on either side.
     """
-    found = {}
-    for case, paths in pending_cases(folder).items():
-        verdict = "new"
-        stages: dict[str, tuple[str, ...]] = {}
-        for path in paths:
-            now, target = read_golden(path), folder / case / path.name
-            verdict = now.header.get("verdict", verdict)
-            stage, key = split_name(path.name, suite.base)
-            if not os.path.lexists(target):
-                stages[path.name] = (_NEW,)
-                continue
-            compared = compare_goldens(
-                read_golden(target), now, load_tolerances(folder, key).of(stage)
-            )
-            stages[path.name] = tuple(
-                d.sentence for d in compared.differences if d.verdict == "differs"
-            )
-        found[case] = PendingCase(verdict, stages)
-    return found
+    with locked(folder):  # a file that is decided on meanwhile would be missing
+        return {
+            case: _pending_case(folder, case, paths, suite)
+            for case, paths in pending_cases(folder).items()
+        }
+
+
+def _pending_case(folder: Path, case: str, paths: Sequence[Path], suite: Suite) -> PendingCase:
+    verdicts: list[Verdict] = []
+    stages: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        now, target = read_golden(path), folder / case / path.name
+        verdicts += [verdict for verdict in VERDICTS if verdict == now.header.get("verdict")]
+        stage, key = split_name(path.name, suite.base)
+        if not os.path.lexists(target):
+            stages[path.name] = (_NEW,)
+            continue
+        compared = compare_goldens(read_golden(target), now, load_tolerances(folder, key).of(stage))
+        stages[path.name] = tuple(
+            d.sentence for d in compared.differences if d.verdict == "differs"
+        )
+    return PendingCase(worst(verdicts or ("new",)), stages)

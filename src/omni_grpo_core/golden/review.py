@@ -2,62 +2,51 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.golden.classify import first_nonfinite
-from omni_grpo_core.golden.pending import NO_COMMIT, NO_GIT, NOT_UNDER_GIT, git, tree_state
+from omni_grpo_core.golden.commands import command
+from omni_grpo_core.golden.git_tree import CLEAN, NO_COMMIT, WANTED, author, require_git
+from omni_grpo_core.golden.selection import select
 from omni_grpo_core.golden.steps import golden_stages
 from omni_grpo_core.golden.store import PENDING, all_files, pending_cases, read_golden, split_name
 from omni_grpo_core.golden.suite import Suite
-from omni_grpo_core.golden.text import read_text, with_header
-from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.golden.text import Golden, read_text, with_header
+from omni_grpo_core.io.atomic import locked, sweep, write_file
 
-REASON_LENGTH = 8
-"""Shortest reason accepted, in characters: "ok" is not one."""
-_FIXES = {
-    NO_GIT: "install git, or put it on the PATH",
-    NOT_UNDER_GIT: "create a repository (git init) and commit the files",
-    NO_COMMIT: "commit the files",
-}
+REASON_LENGTH = 5
+"""Shortest reason accepted, in characters: "ok" is not one, "first" is."""
+_ENTRIES = ("accepted", "reason", "supersedes", "git")
+"""What ``accept`` adds to a golden's header, in this order; ``git`` only with ``no_git``."""
+_NAMED = 5
+"""Cases that a command names one by one, if another option selects the same ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """``file``: the golden, ``supersedes``: sha256 of the golden it replaced, or ``nothing``."""
+    """``file``: the golden. ``supersedes``: sha256 of the golden it replaced, or ``nothing``.
+    ``verdict``: of the run that made it."""
 
     file: Path
     supersedes: str
+    case: str
+    platform: str
+    verdict: str
 
 
-def waiting(folder: Path, cases: Sequence[str], platform: str | None, suite: Suite) -> list[Path]:
-    """Pending files of these cases (by default all) and this platform (``None``: all).
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A pending file that may be accepted: its text, and what it becomes."""
 
-    Raises:
-        ConfigError: nothing is pending: regen was not run, or not on that platform.
-    """
-    pending = pending_cases(folder)
-    for case in cases or pending or ("",):
-        paths = pending.get(case, ())
-        keys = sorted({split_name(path.name, suite.base)[1] for path in paths})
-        if not paths or (platform is not None and platform not in keys):
-            raise ConfigError(
-                f"case {case}" if case else str(folder / PENDING),
-                got=f"pending goldens of {', '.join(keys)} only" if keys else "nothing pending",
-                want=f"goldens made on {platform}" if platform else "pending goldens",
-                fix="run omni-grpo golden regen" + (f" on {platform}" if platform else ""),
-            )
-    return [
-        path
-        for case in cases or pending
-        for path in pending[case]
-        if platform in (None, split_name(path.name, suite.base)[1])
-    ]
+    path: Path
+    text: str
+    becomes: Accepted
 
 
 def accept(
@@ -66,15 +55,22 @@ def accept(
     reason: str,
     suite: Suite,
     *,
+    verdicts: Sequence[str] = (),
     platform: str | None = None,
     by: str | None = None,
+    no_git: bool = False,
 ) -> tuple[Accepted, ...]:
-    """Replace goldens of ``cases`` with their pending files, with who, why and what they supersede
-    in the header. Every file is checked before any is written.
+    """Replace goldens with their pending files, with who, why and what they supersede in the
+    header. Every file is checked before any is written; if interrupted, the same call completes it.
+
+    ``cases``, ``verdicts``, ``platform``: which, see
+    :func:`~omni_grpo_core.golden.selection.select`.
+
+    ``no_git``: whatever the state of the git tree, now or when they were made; goes on record.
 
     Raises:
         ConfigError: no reason, a git tree that is dirty now or was at regen, non-finite values,
-            degenerate completions, a platform that regen did not run on, nothing pending.
+            degenerate completions, a platform that regen did not run on, nothing selected.
         TraceError: a pending file that is broken or was edited.
     """
     if len(reason.strip()) < REASON_LENGTH:
@@ -84,28 +80,62 @@ def accept(
             want=f"why the change is right, in {REASON_LENGTH} characters or more",
             fix="state what changed and why the change is wanted",
         )
-    _require_clean(str(folder), tree_state(folder)["tree"], "commit or undo the changes")
-    paths = waiting(folder, cases, platform, suite)
+    tree = None if no_git else require_git(folder)
+    entries = {
+        "accepted": f"{datetime.now(UTC):%Y-%m-%d} by {by or author(folder)}",
+        "reason": reason.strip(),
+    }
+    git = {"git": "not required (--no-git)"} if no_git else {}
+    with locked(folder):
+        paths = select(folder, cases, suite, verdicts=verdicts, platform=platform)
+        ready, wrong = _sorted_out(folder, paths, suite, tree)
+        if wrong:
+            chosen = _rest(ready, wrong, () if verdicts else cases)
+            options = [*(["--platform", platform] if platform else []), *["--no-git"] * no_git]
+            rest = command("accept", folder, *chosen, *options) if chosen else ""
+            raise _refusal(wrong, rest)
+        for one in ready:
+            _replace(one, {**entries, "supersedes": one.becomes.supersedes, **git})
+    return tuple(one.becomes for one in ready)
+
+
+def _sorted_out(
+    folder: Path, paths: Sequence[Path], suite: Suite, tree: str | None
+) -> tuple[list[_Ready], dict[str, ConfigError]]:
+    """Every file as it would be accepted, and the cases that may not be, with the first reason
+    of each. ``tree``: the state of the git tree, ``None`` if it does not matter."""
+    ready, wrong = [], dict[str, ConfigError]()
     for path in paths:
-        _require_acceptable(path, suite)
-    who = by or _author(folder)
-    return tuple(_replace(folder, path, reason.strip(), who) for path in paths)
+        golden, text, case = read_golden(path), read_text(path), path.parent.name
+        target, key = folder / case / path.name, split_name(path.name, suite.base)[1]
+        supersedes = _superseded(target, text)
+        verdict = golden.header.get("verdict", "unknown")
+        ready.append(_Ready(path, text, Accepted(target, supersedes, case, key, verdict)))
+        try:
+            _require_acceptable(path, golden, key)
+            if tree is not None:
+                made = golden.header.get("tree", "unknown")
+                _require_tree(path, tree, made, new=supersedes == "nothing")
+        except ConfigError as error:
+            wrong.setdefault(case, error)
+    return ready, wrong
 
 
-def _require_clean(item: str, tree: str, fix: str) -> None:
-    if tree != "clean":
-        raise ConfigError(
-            item,
-            got=f"a tree that is {tree}",
-            want="a clean git tree, so that the golden's commit identifies the code that made it",
-            fix=_FIXES.get(tree, fix),
-        )
+def _superseded(target: Path, text: str) -> str:
+    """The golden that ``text`` replaces. An interrupted run may have put it in place already: then
+    the one that it replaced."""
+    if not target.is_file():
+        return "nothing"
+    with suppress(TraceError):
+        header = read_golden(target).header
+        entries = {key: header[key] for key in _ENTRIES if key in header}
+        if "supersedes" in entries and with_header(text, entries) == read_text(target):
+            return entries["supersedes"]
+    return f"sha256 {hashlib.sha256(target.read_bytes()).hexdigest()[:16]}"
 
 
-def _require_acceptable(path: Path, suite: Suite) -> None:
-    golden = read_golden(path)
+def _require_acceptable(path: Path, golden: Golden, key: str) -> None:
     header = golden.header
-    key = split_name(path.name, suite.base)[1]
     if header.get("platform") != key:
         raise ConfigError(
             str(path),
@@ -113,9 +143,6 @@ def _require_acceptable(path: Path, suite: Suite) -> None:
             want=f"one made on {key}",
             fix=f"run omni-grpo golden regen on {key}",
         )
-    _require_clean(
-        str(path), header.get("tree", "unknown"), "commit, then run omni-grpo golden regen again"
-    )
     nonfinite = first_nonfinite(golden.leaves)
     if nonfinite is not None:
         raise ConfigError(
@@ -133,44 +160,78 @@ def _require_acceptable(path: Path, suite: Suite) -> None:
         )
 
 
-def _author(folder: Path) -> str:
-    name, mail = ((git(folder, "config", f"user.{key}") or "").strip() for key in ("name", "email"))
-    return f"{name or getpass.getuser()} <{mail}>" if mail else name or getpass.getuser()
+def _require_tree(path: Path, tree: str, made: str, *, new: bool) -> None:
+    """``tree``: the state now; ``made``: at regen. Before the first commit only what is ``new`` may
+    be accepted: no commit misleads, and nothing is lost that no commit could bring back."""
+    if made not in (CLEAN, NO_COMMIT):
+        raise ConfigError(
+            str(path),
+            got=f"a golden made in a tree that is {made}",
+            want=WANTED,
+            fix="commit, then run omni-grpo golden regen again, or pass --no-git",
+        )
+    if NO_COMMIT in (tree, made) and not new:
+        raise ConfigError(
+            str(path),
+            got=f"a golden to replace, in a tree that is {NO_COMMIT}",
+            want="a commit to restore it from",
+            fix="commit the files and run omni-grpo golden regen again, or pass --no-git",
+        )
 
 
-def _replace(folder: Path, path: Path, reason: str, who: str) -> Accepted:
-    target = folder / path.parent.name / path.name
-    old = target.read_bytes() if target.is_file() else None
-    supersedes = "nothing" if old is None else f"sha256 {hashlib.sha256(old).hexdigest()[:16]}"
-    text = read_text(path)
-    entries = {
-        "accepted": f"{datetime.now(UTC):%Y-%m-%d} by {who}",
-        "reason": reason,
-        "supersedes": supersedes,
-    }
+def _rest(
+    ready: Sequence[_Ready], wrong: Mapping[str, ConfigError], patterns: Sequence[str]
+) -> list[str]:
+    """What selects the cases that nothing is wrong with; nothing if there are none."""
+    left = [one.becomes for one in ready if one.becomes.case not in wrong]
+    names = list(dict.fromkeys(one.case for one in left))
+    verdicts = {one.verdict for one in left}
+    refused = {one.becomes.verdict for one in ready if one.becomes.case in wrong}
+    if len(names) <= _NAMED or verdicts & refused:
+        return names
+    return [*patterns, "--verdict", ",".join(sorted(verdicts))]
+
+
+def _refusal(wrong: Mapping[str, ConfigError], rest: str) -> ConfigError:
+    first = next(iter(wrong.values()))
+    several = len(wrong) > 1
+    return ConfigError(
+        f"cases {', '.join(wrong)}, first {first.item}" if several else first.item,
+        got=first.got,
+        want=first.want,
+        fix=f"{first.fix}; accept the rest by {rest}" if rest else first.fix,
+    )
+
+
+def _replace(one: _Ready, entries: Mapping[str, str]) -> None:
+    target = one.becomes.file
     # the golden is complete before the pending file is removed: if interrupted, accept again
-    write_file(target, with_header(text, entries).encode("utf-8", "surrogatepass"))
-    path.unlink()
-    _drop_empty(path.parent)
-    return Accepted(target, supersedes)
+    write_file(target, with_header(one.text, entries).encode("utf-8", "surrogatepass"))
+    sweep(target)
+    _drop(one.path)
 
 
-def reject(folder: Path, cases: Sequence[str], suite: Suite) -> tuple[Path, ...]:
-    """Delete the pending files of ``cases``; goldens are left unchanged.
-
-    Raises:
-        ConfigError: nothing is pending.
-    """
-    paths = waiting(folder, cases, None, suite)
-    for path in paths:
-        path.unlink()
-        _drop_empty(path.parent)
+def reject(
+    folder: Path,
+    cases: Sequence[str],
+    suite: Suite,
+    *,
+    verdicts: Sequence[str] = (),
+    platform: str | None = None,
+) -> tuple[Path, ...]:
+    """Delete pending files; goldens are left unchanged. Arguments and errors as of
+    :func:`~omni_grpo_core.golden.selection.select`."""
+    with locked(folder):
+        paths = select(folder, cases, suite, verdicts=verdicts, platform=platform)
+        for path in paths:
+            _drop(path)
     return tuple(paths)
 
 
-def _drop_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
-        folder.rmdir()
+def _drop(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        path.parent.rmdir()
 
 
 def stale(folder: Path, key: str, suite: Suite, *, every: bool) -> list[Path]:

@@ -2,97 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omni_grpo_core.golden.pending import PendingCase, Regenerated
-from omni_grpo_core.golden.results import FINE, CaseResult, GoldenReport
+from omni_grpo_core.golden.commands import command, new_ones, several
+from omni_grpo_core.golden.pending import PendingCase
 from omni_grpo_core.golden.review import accept, reject
 from omni_grpo_core.golden.suite import Suite
-
-FOLDER = Path("golden")
-_NAMED = 3
-"""Cases named in one line; of the others there is only the number."""
-
-
-def command(verb: str, folder: Path, *chosen: str) -> str:
-    """The exact command for the ``chosen`` cases, or with those options; ``WHY`` must be replaced,
-    and is refused as it is.
-
-    >>> command("accept", Path("golden"), "clip")
-    'omni-grpo golden accept clip --reason WHY'
-    """
-    where = [] if folder == FOLDER else ["--golden", str(folder)]
-    why = ["--reason", "WHY"] if verb == "accept" else []
-    return shlex.join(["omni-grpo", "golden", verb, *chosen, *why, *where])
-
-
-def several(names: Sequence[str]) -> str:
-    """
-    >>> several("abcde"), several("abcd")
-    ('a, b, c and 2 more', 'a, b, c, d')
-    """
-    if len(names) <= _NAMED + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
-
-
-def new_cases(report: GoldenReport, quoted: Callable[[str], str] = str) -> str:
-    """One sentence for all cases that only lack goldens, with the commands that make them; empty
-    if there are none. ``quoted`` marks up names and commands."""
-    if not report.new:
-        return ""
-    folder = Path(report.folder)
-    # what differs for another reason needs a decision of its own
-    only = all(case.verdict in (*FINE, "new") for case in report.cases)
-    regen = command("regen", folder, *report.options)
-    accept = command("accept", folder, *_new_ones(only=only))
-    return (
-        f"{several([quoted(name) for name in report.new])} "
-        f"{'has' if len(report.new) == 1 else 'have'} no golden for {quoted(report.platform)} yet: "
-        f"{quoted(regen)}, then {quoted(accept)}"
-    )
-
-
-def advice(case: CaseResult, folder: Path, options: Sequence[str] = ()) -> str:
-    """What to do about a case that differs from its golden, with the commands in backticks;
-    ``options`` as in :class:`~omni_grpo_core.golden.results.GoldenReport`."""
-    diff, regen = (f"`{command(verb, folder, case.case, *options)}`" for verb in ("diff", "regen"))
-    accept = f"`{command('accept', folder, case.case)}`"
-    if case.verdict == "new":
-        return f"run {regen}, then {accept}"
-    if case.verdict == "degenerate":
-        return f"find the cause with {diff}: degenerate completions cannot be accepted"
-    return (
-        f"compare both sides with {diff}; undo the change or, if it is wanted, run "
-        f"{regen} and {accept}"
-    )
-
-
-def regenerated_lines(done: Sequence[Regenerated], folder: Path) -> list[str]:
-    """What a regeneration left pending, for a person."""
-    found = [one for one in done if one.files]
-    new = [one for one in found if one.result.verdict == "new"]
-    lines = [
-        f"{one.result.case}: {one.result.verdict}: {len(one.files)} stages pending"
-        for one in found
-        if one not in new
-    ]
-    if new:
-        accept = command("accept", folder, *_new_ones(only=len(new) == len(found)))
-        lines.append(
-            f"new: {several([one.result.case for one in new])}: "
-            f"{sum(len(one.files) for one in new)} goldens pending: "
-            f"{command('review', folder)}, then {accept}"
-        )
-    return lines or ["nothing changed: no golden is pending"]
-
-
-def _new_ones(*, only: bool) -> tuple[str, ...]:
-    """What selects the new cases; ``only``: everything that is pending."""
-    return ("--all",) if only else ("--verdict", "new")
 
 
 def listed(changes: Mapping[str, PendingCase], folder: Path) -> list[dict[str, Any]]:
@@ -114,7 +31,7 @@ def pending_lines(changes: Mapping[str, PendingCase], folder: Path) -> list[str]
     new = [case for case, change in changes.items() if change.verdict == "new"]
     lines = []
     if len(new) > 1:
-        chosen = _new_ones(only=len(new) == len(changes))
+        chosen = new_ones(only=len(new) == len(changes))
         goldens = sum(len(changes[case].stages) for case in new)
         lines.append(f"new: {several(new)}: {goldens} goldens")
         lines += [f"  {command(verb, folder, *chosen)}" for verb in ("accept", "reject")]

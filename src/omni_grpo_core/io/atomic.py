@@ -8,6 +8,8 @@ behind.
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -53,6 +55,30 @@ def new_folder(path: Path) -> Iterator[Path]:
         for file in partial.iterdir():
             sync(file)
         sync(partial)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait for other processes that have locked ``folder``, and lock it for the block. A lock ends
+    with its process, however that ends. Where there is no folder or the file system has no locks,
+    nothing is locked.
+    """
+    handle = None
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers of ``path`` left beside it; no other may be writing it now."""
+    path = Path(os.path.realpath(path))
+    for partial in path.parent.glob(f".{glob.escape(path.name[:_MOST_OF_NAME])}.*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

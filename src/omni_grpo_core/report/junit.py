@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from omni_grpo_core.golden.commands import advice
 from omni_grpo_core.golden.results import FINE, CaseResult, GoldenReport, StageResult
-from omni_grpo_core.golden.reviewing import advice
 from omni_grpo_core.pipeline.check import CheckResult
 from omni_grpo_core.report import shortened, visible
 from omni_grpo_core.report.html.words import Failure, failures, not_judged

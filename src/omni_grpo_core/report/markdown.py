@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from omni_grpo_core.golden.commands import advice, new_cases
 from omni_grpo_core.golden.results import FINE, CaseResult, GoldenReport
-from omni_grpo_core.golden.reviewing import advice, new_cases
 from omni_grpo_core.report import shortened, visible
 
 _MOST_CASES = 60

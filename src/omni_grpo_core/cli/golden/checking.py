@@ -142,8 +142,8 @@ def regen(
     with progress("golden regen", as_json) as on_case:
         on_case("policy")
         suite, policy, key = load(folder, checkpoint, device, dtype)
+        from omni_grpo_core.golden.commands import regenerated_lines
         from omni_grpo_core.golden.pending import regen as run_regen
-        from omni_grpo_core.golden.reviewing import regenerated_lines
 
         done = run_regen(
             policy, suite, folder, key, names=cases or (), sidecar=sidecar, on_case=on_case

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from omni_grpo_core import cli
 from omni_grpo_core.cli.golden import DeviceOption, DtypeOption, Folder, goldens
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.console import quiet_libraries, require_device
+
+PendingCases = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="CASE...", help="Pending cases; shell patterns, e.g. 'clip*'."),
+]
+Every = Annotated[bool, typer.Option("--all", help="Everything that is pending.")]
+VerdictOption = Annotated[
+    str | None,
+    typer.Option(help="Only cases with these verdicts, e.g. new,within,benign-drift."),
+]
+PlatformOption = Annotated[
+    str | None,
+    typer.Option(help="Only goldens made on this platform, e.g. cuda-sm90-bf16."),
+]
 
 
 def review(golden: Folder = None, as_json: cli.Json = False) -> None:
@@ -35,37 +52,59 @@ def review(golden: Folder = None, as_json: cli.Json = False) -> None:
 
 
 def accept(
-    cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="Pending cases.")],
+    cases: PendingCases = None,
+    every: Every = False,
+    verdict: VerdictOption = None,
     reason: Annotated[str, typer.Option(help="Why the change is right; put on record.")] = "",
     golden: Folder = None,
-    platform: Annotated[
-        str | None,
-        typer.Option(help="Accept only goldens made on this platform, e.g. cuda-sm90-bf16."),
-    ] = None,
+    platform: PlatformOption = None,
     by: Annotated[
         str | None,
         typer.Option(help="Who accepts. Default: the git user."),
     ] = None,
+    no_git: Annotated[
+        bool,
+        typer.Option("--no-git", help="Do not require a clean git tree; put on record."),
+    ] = False,
     as_json: cli.Json = False,
 ) -> None:
     """Replace goldens with pending ones; who, why and the old ones are recorded.
 
-    Refused: a dirty tree, no reason, NaN, degenerate completions, another platform's run.
+    Refused: a dirty tree, no reason, NaN, degenerate completions, another platform's run. Nothing
+    is written then.
     """
     quiet_libraries()
+    from omni_grpo_core.golden.git_tree import author
     from omni_grpo_core.golden.review import accept as run_accept
     from omni_grpo_core.golden.suite import load_suite
+    from omni_grpo_core.report.terminal.golden import accepted_json, print_accepted
 
     folder = goldens(golden)
-    done = run_accept(folder, cases, reason, load_suite(folder), platform=platform, by=by)
-    accepted = [{"file": str(one.file), "supersedes": one.supersedes} for one in done]
-    lines = [f"accepted {one['file']}, supersedes {one['supersedes']}" for one in accepted]
-    cli.answer(as_json, {"accepted": accepted}, *lines)
+    verdicts = _chosen("accept", folder, cases, verdict, every=every)
+    who = by or author(folder)
+    done = run_accept(
+        folder,
+        cases or (),
+        reason,
+        load_suite(folder),
+        verdicts=verdicts,
+        platform=platform,
+        by=who,
+        no_git=no_git,
+    )
+    cli.answer(
+        as_json,
+        {**accepted_json(done), "by": who, "reason": reason.strip(), "no_git": no_git},
+        shown=lambda console: print_accepted(console, done, who, reason.strip()),
+    )
 
 
 def reject(
-    cases: Annotated[list[str], typer.Argument(metavar="CASE...", help="Pending cases.")],
+    cases: PendingCases = None,
+    every: Every = False,
+    verdict: VerdictOption = None,
     golden: Folder = None,
+    platform: PlatformOption = None,
     as_json: cli.Json = False,
 ) -> None:
     """Delete pending goldens; accepted ones stay untouched."""
@@ -74,8 +113,29 @@ def reject(
     from omni_grpo_core.golden.suite import load_suite
 
     folder = goldens(golden)
-    done = [str(path) for path in run_reject(folder, cases, load_suite(folder))]
-    cli.answer(as_json, {"rejected": done}, *(f"rejected {path}" for path in done))
+    verdicts = _chosen("reject", folder, cases, verdict, every=every)
+    done = run_reject(folder, cases or (), load_suite(folder), verdicts=verdicts, platform=platform)
+    counts = Counter(path.parent.name for path in done)
+    lines = [f"rejected {case}: {count} goldens" for case, count in counts.items()]
+    cli.answer(as_json, {"rejected": [str(path) for path in done], "cases": counts}, *lines)
+
+
+def _chosen(
+    verb: str, folder: Path, cases: list[str] | None, verdict: str | None, *, every: bool
+) -> tuple[str, ...]:
+    """The verdicts of ``--verdict``. Everything is decided on only if it is asked for."""
+    from omni_grpo_core.golden.commands import command
+    from omni_grpo_core.golden.store import pending_cases
+
+    if (cases and every) or not (cases or every or verdict):
+        pending = ", ".join(pending_cases(folder)) or "nothing"
+        raise ConfigError(
+            f"omni-grpo golden {verb}",
+            got="cases and --all" if cases else "neither cases, --all nor --verdict",
+            want=f"what to {verb}; pending: {pending}",
+            fix=f"for everything run {command(verb, folder, '--all')}",
+        )
+    return () if verdict is None else tuple(name.strip() for name in verdict.split(","))
 
 
 def verify(golden: Folder = None, as_json: cli.Json = False) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from omni_grpo_core.golden.commands import new_cases
 from omni_grpo_core.golden.results import (
     FINE,
     VERDICTS,
@@ -18,7 +19,6 @@ from omni_grpo_core.golden.results import (
     Tokens,
     Verdict,
 )
-from omni_grpo_core.golden.reviewing import new_cases
 from omni_grpo_core.pipeline.hints import STAGE_SUMMARY
 from omni_grpo_core.report.html import render
 from omni_grpo_core.report.html.drift_chart import drift_chart, harm_of

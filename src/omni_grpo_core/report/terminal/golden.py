@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from omni_grpo_core.golden.classify import base_stage
+from omni_grpo_core.golden.commands import new_cases
 from omni_grpo_core.golden.results import FINE, CaseResult, Generation, GoldenReport, Verdict
-from omni_grpo_core.golden.reviewing import new_cases
+from omni_grpo_core.golden.review import Accepted
 from omni_grpo_core.pipeline.hints import advice
 
 _COLOURS: dict[Verdict, str] = {
@@ -22,6 +25,8 @@ _COLOURS: dict[Verdict, str] = {
     "degenerate": "red",
     "schema": "magenta",
 }
+_CASES = 20
+"""Cases listed of an acceptance."""
 _SHOWN = 6
 """Sentences shown per stage."""
 
@@ -55,6 +60,59 @@ def print_report(console: Console, report: GoldenReport, *, every: bool) -> None
     if report.first and report.verdict not in FINE:
         failure = "garbage" if report.verdict == "degenerate" else ""
         console.print(f"do: {advice(base_stage(report.first), failure)}", highlight=False)
+
+
+def accepted_json(done: Sequence[Accepted]) -> dict[str, Any]:
+    """For ``--json``: per file, and per case."""
+    files = [{**asdict(one), "file": str(one.file)} for one in done]
+    return {"accepted": files, "cases": [asdict(case) for case in _accepted_cases(done)]}
+
+
+@dataclass(frozen=True, slots=True)
+class _AcceptedCase:
+    """``replaced``: how many of the goldens replaced an older one."""
+
+    case: str
+    platform: str
+    verdict: str
+    goldens: int
+    replaced: int
+
+
+def _accepted_cases(done: Sequence[Accepted]) -> list[_AcceptedCase]:
+    groups: dict[tuple[str, str], list[Accepted]] = {}
+    for one in done:
+        groups.setdefault((one.case, one.platform), []).append(one)
+    return [
+        _AcceptedCase(
+            case,
+            platform,
+            ", ".join(dict.fromkeys(one.verdict for one in found)),
+            len(found),
+            sum(one.supersedes != "nothing" for one in found),
+        )
+        for (case, platform), found in groups.items()
+    ]
+
+
+def print_accepted(console: Console, done: Sequence[Accepted], by: str, reason: str) -> None:
+    """A line per case, then all together: who accepted them and why."""
+    cases = _accepted_cases(done)
+    table = Table("case", "platform", "verdict", "goldens", "replaced")
+    for case in cases[:_CASES]:
+        table.add_row(
+            case.case, case.platform, case.verdict, str(case.goldens), str(case.replaced or "")
+        )
+    if len(cases) > _CASES:
+        table.add_row(f"… and {len(cases) - _CASES} more")
+    console.print(table)
+    replaced = sum(case.replaced for case in cases)
+    console.print(
+        f"accepted {len(done)} goldens, {replaced} of them in place of an older one, by "
+        f"{escape(by)}: {escape(reason)}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def painted(verdict: Verdict) -> str:

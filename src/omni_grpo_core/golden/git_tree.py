@@ -1,0 +1,88 @@
+"""The git tree around a golden folder: the commit that a golden records, and what ``accept`` asks
+of the tree, so that this commit identifies the code that made the golden."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import subprocess
+from pathlib import Path
+
+from omni_grpo_core.errors import ConfigError
+
+CLEAN = "clean"
+NO_GIT = "unknown, since git was not found"
+NOT_UNDER_GIT = "not under git"
+NO_COMMIT = "under git without a commit"
+WANTED = "a clean git tree, so that the golden's commit identifies the code that made it"
+_FIXES = {
+    NO_GIT: "install git",
+    NOT_UNDER_GIT: "create a repository (git init) and commit the files before goldens are made",
+}
+
+
+def tree_state(folder: Path) -> dict[str, str]:
+    """Commit and state of the git tree that contains ``folder``; changes inside ``folder`` itself
+    do not count.
+
+    >>> tree_state(Path("/"))
+    {'commit': 'unknown', 'tree': 'not under git'}
+    """
+    commit = git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": "unknown", "tree": _why_none(folder)}
+    changed = git(folder, "status", "--porcelain", "--untracked-files=all")
+    top = Path((git(folder, "rev-parse", "--show-toplevel") or ".").strip())
+    inside = folder.absolute().resolve()
+    lines = [line for line in (changed or "").splitlines() if not _within(top, line, inside)]
+    return {"commit": commit.strip(), "tree": "dirty" if lines else CLEAN}
+
+
+def _why_none(folder: Path) -> str:
+    if shutil.which("git") is None:
+        return NO_GIT
+    return NOT_UNDER_GIT if git(folder, "rev-parse", "--git-dir") is None else NO_COMMIT
+
+
+def _within(top: Path, line: str, folder: Path) -> bool:
+    """Whether a line of ``git status --porcelain`` names a file in ``folder``."""
+    name = line[3:].rpartition(" -> ")[2].strip('"')
+    path = (top / name).resolve()
+    return path == folder or folder in path.parents
+
+
+def git(folder: Path, *arguments: str) -> str | None:
+    """The output of a git command; ``None`` if it fails or git is missing."""
+    there = next((p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir()), None)
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=there, capture_output=True, encoding="utf-8", errors="replace", check=False,
+        )  # fmt: skip
+    except OSError:  # no git here
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def require_git(folder: Path, *, no_git: bool = False) -> str:
+    """The state of the git tree around ``folder``, which need not exist yet: clean, or without any
+    commit, where goldens can be accepted that replace none. With ``no_git`` any state will do.
+
+    Raises:
+        ConfigError: no git, no repository, or changes that are not committed.
+    """
+    tree = tree_state(folder)["tree"]
+    if not no_git and tree not in (CLEAN, NO_COMMIT):
+        raise ConfigError(
+            str(folder),
+            got=f"a tree that is {tree}",
+            want=WANTED,
+            fix=f"{_FIXES.get(tree, 'commit or undo the changes')}, or pass --no-git",
+        )
+    return tree
+
+
+def author(folder: Path) -> str:
+    """Name and mail of git's user, else the login name."""
+    name, mail = ((git(folder, "config", f"user.{key}") or "").strip() for key in ("name", "email"))
+    return f"{name or getpass.getuser()} <{mail}>" if mail else name or getpass.getuser()
