@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.pending import regen
@@ -60,3 +64,11 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def doubled(policy: Policy) -> Policy:
+    """The head doubled: logits change, ids and embeddings do not."""
+    changed = replace(policy, model=copy.deepcopy(policy.model))
+    with torch.no_grad():
+        changed.model.lm_head.weight.mul_(2.0)
+    return changed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_project import KEY, contents, git, make_project, with_goldens
+from golden_project import KEY, contents, doubled, git, make_project, with_goldens
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError, TraceError
@@ -39,14 +38,6 @@ def project(template: Path, tmp_path: Path) -> tuple[Path, Suite]:
     shutil.copytree(template, tmp_path / "project")
     golden = tmp_path / "project" / "golden"
     return golden, load_suite(golden)
-
-
-def doubled(policy: Policy) -> Policy:
-    """The head doubled: logits change, ids and embeddings do not."""
-    changed = replace(policy, model=copy.deepcopy(policy.model))
-    with torch.no_grad():
-        changed.model.lm_head.weight.mul_(2.0)
-    return changed
 
 
 @pytest.fixture
@@ -148,16 +139,18 @@ def test_a_review_asks_case_by_case(pending: tuple[Path, Suite]) -> None:
     assert pending_changes(golden, suite) == {}
 
 
-def refused(project: tuple[Path, Suite], match: str, reason: str = REASON, **options: str) -> None:
+def refused(
+    project: tuple[Path, Suite], match: str, reason: str = REASON, platform: str | None = None
+) -> None:
     """Accept fails with this message, and changes nothing."""
     golden, suite = project
     before = contents(golden)
     with pytest.raises(ConfigError, match=match):
-        accept(golden, ["words"], reason, suite, **options)
+        accept(golden, ["words"], reason, suite, platform=platform)
     assert contents(golden) == before
 
 
-@pytest.mark.parametrize("reason", ["", "   ", "ok", "\n\t"])
+@pytest.mark.parametrize("reason", ["", "   ", "ok", "\n\t", "yes", "WHY", " why "])
 def test_no_reason(pending: tuple[Path, Suite], reason: str) -> None:
     refused(pending, "wanted why the change is right", reason)
 

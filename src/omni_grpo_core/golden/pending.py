@@ -140,6 +140,11 @@ class PendingCase:
     verdict: Verdict
     stages: Mapping[str, tuple[str, ...]]
 
+    @property
+    def new(self) -> bool:
+        """Whether there is nothing to compare it with."""
+        return self.verdict == "new" and set(self.stages.values()) == {(_NEW,)}
+
     def lines(self, case: str) -> list[str]:
         """For a person."""
         lines = [f"{case}: {self.verdict}"]

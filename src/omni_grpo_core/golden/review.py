@@ -64,9 +64,8 @@ def accept(
     header. Every file is checked before any is written; if interrupted, the same call completes it.
 
     ``cases``, ``verdicts``, ``platform``: which, see
-    :func:`~omni_grpo_core.golden.selection.select`.
-
-    ``no_git``: whatever the state of the git tree, now or when they were made; goes on record.
+    :func:`~omni_grpo_core.golden.selection.select`. ``no_git``: whatever the state of the git tree
+    is, and was when they were made; goes on record.
 
     Raises:
         ConfigError: no reason, a git tree that is dirty now or was at regen, non-finite values,
@@ -90,7 +89,7 @@ def accept(
         paths = select(folder, cases, suite, verdicts=verdicts, platform=platform)
         ready, wrong = _sorted_out(folder, paths, suite, tree)
         if wrong:
-            chosen = _rest(ready, wrong, () if verdicts else cases)
+            chosen = _rest(ready, wrong, cases)
             options = [*(["--platform", platform] if platform else []), *["--no-git"] * no_git]
             rest = command("accept", folder, *chosen, *options) if chosen else ""
             raise _refusal(wrong, rest)

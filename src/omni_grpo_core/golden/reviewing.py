@@ -27,16 +27,17 @@ def listed(changes: Mapping[str, PendingCase], folder: Path) -> list[dict[str, A
 
 
 def pending_lines(changes: Mapping[str, PendingCase], folder: Path) -> list[str]:
-    """Pending changes with their commands, for a person without a terminal."""
-    new = [case for case, change in changes.items() if change.verdict == "new"]
+    """Pending changes with their commands, for a person without a terminal. All cases that have no
+    golden to be compared with share a line."""
+    new = [case for case, change in changes.items() if change.new]
     lines = []
-    if len(new) > 1:
+    if new:
         chosen = new_ones(only=len(new) == len(changes))
         goldens = sum(len(changes[case].stages) for case in new)
         lines.append(f"new: {several(new)}: {goldens} goldens")
         lines += [f"  {command(verb, folder, *chosen)}" for verb in ("accept", "reject")]
     for case, change in changes.items():
-        if len(new) == 1 or case not in new:
+        if case not in new:
             lines += change.lines(case)
             lines += [f"  {command(verb, folder, case)}" for verb in ("accept", "reject")]
     return lines or ["nothing is pending"]
@@ -49,6 +50,7 @@ def ask(
     *,
     prompt: Callable[[str], str],
     echo: Callable[[str], None],
+    no_git: bool = False,
 ) -> int:
     """Case by case: accept, reject, skip or quit. Returns how many remain pending.
 
@@ -60,7 +62,7 @@ def ask(
             echo(line)
         choice = prompt("[a]ccept, [r]eject, [s]kip, [q]uit")[:1].lower()
         if choice == "a":
-            accept(folder, [case], prompt("reason"), suite)
+            accept(folder, [case], prompt("reason"), suite, no_git=no_git)
         elif choice == "r":
             reject(folder, [case], suite)
         left -= choice in ("a", "r")

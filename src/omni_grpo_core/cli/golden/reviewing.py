@@ -28,8 +28,13 @@ PlatformOption = Annotated[
     typer.Option(help="Only goldens made on this platform, e.g. cuda-sm90-bf16."),
 ]
 
+NoGitOption = Annotated[
+    bool,
+    typer.Option("--no-git", help="Accept whatever the state of the git tree; put on record."),
+]
 
-def review(golden: Folder = None, as_json: cli.Json = False) -> None:
+
+def review(golden: Folder = None, no_git: NoGitOption = False, as_json: cli.Json = False) -> None:
     """Review pending goldens and accept or reject them case by case.
 
     Without a terminal, the commands to run are printed. Exit code 1: something is pending.
@@ -47,7 +52,9 @@ def review(golden: Folder = None, as_json: cli.Json = False) -> None:
         listed = reviewing.listed(changes, folder)
         cli.answer(as_json, {"pending": listed}, *reviewing.pending_lines(changes, folder))
     else:
-        left = reviewing.ask(changes, folder, suite, prompt=typer.prompt, echo=typer.echo)
+        left = reviewing.ask(
+            changes, folder, suite, prompt=typer.prompt, echo=typer.echo, no_git=no_git
+        )
     raise typer.Exit(1 if left else 0)
 
 
@@ -62,10 +69,7 @@ def accept(
         str | None,
         typer.Option(help="Who accepts. Default: the git user."),
     ] = None,
-    no_git: Annotated[
-        bool,
-        typer.Option("--no-git", help="Do not require a clean git tree; put on record."),
-    ] = False,
+    no_git: NoGitOption = False,
     as_json: cli.Json = False,
 ) -> None:
     """Replace goldens with pending ones; who, why and the old ones are recorded.
