@@ -296,7 +296,7 @@ def test_the_summary_of_an_acceptance(golden: Path, run_cli: Cli) -> None:
     code, out, _ = run_cli("golden", "accept", *verdicts, "--by", "Ann", *where)
     assert code == 0
     assert len(out.splitlines()) == 8, "a line per case, not per file"
-    last = "accepted 9 goldens, 6 of them in place of an older one, by Ann: first"
+    last = "accepted 9 goldens, replacing 6, by Ann: first"
     assert out.splitlines()[-1] == last
 
 

@@ -108,8 +108,8 @@ def print_accepted(console: Console, done: Sequence[Accepted], by: str, reason: 
     console.print(table)
     replaced = sum(case.replaced for case in cases)
     console.print(
-        f"accepted {len(done)} goldens, {replaced} of them in place of an older one, by "
-        f"{escape(by)}: {escape(reason)}",
+        f"accepted {len(done)} goldens, replacing {replaced or 'none'}, by {escape(by)}: "
+        f"{escape(reason)}",
         highlight=False,
         soft_wrap=True,
     )
