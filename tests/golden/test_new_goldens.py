@@ -215,3 +215,5 @@ def test_what_cannot_be_computed_is_not_new(tmp_path: Path, policy: Policy) -> N
     )
     verdicts = {stage.stage: stage.verdict for stage in case.stages}
     assert (verdicts["batch"], verdicts["logits"]) == ("new", "schema")
+    (line,) = regenerated_lines([Regenerated(case, (Path("x"),))], Path("golden"))
+    assert line.startswith("words: schema: 1 stages pending; logits: the stage failed: RuntimeErr")

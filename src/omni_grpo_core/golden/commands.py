@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omni_grpo_core.golden.pending import Regenerated
-from omni_grpo_core.golden.results import FINE, CaseResult, GoldenReport
+from omni_grpo_core.golden.results import FINE, CaseResult, GoldenReport, StageResult
 
 FOLDER = Path("golden")
 _NAMED = 3
@@ -74,6 +74,7 @@ def regenerated_lines(done: Sequence[Regenerated], folder: Path) -> list[str]:
     new = [one for one in found if one.result.verdict == "new"]
     lines = [
         f"{one.result.case}: {one.result.verdict}: {len(one.files)} stages pending"
+        + "".join(f"; {stage.stage}: {stage.reason}" for stage in _failed(one.result)[:1])
         for one in found
         if one not in new
     ]
@@ -85,6 +86,11 @@ def regenerated_lines(done: Sequence[Regenerated], folder: Path) -> list[str]:
             f"{command('review', folder)}, then {accept}"
         )
     return lines or ["nothing changed: no golden is pending"]
+
+
+def _failed(case: CaseResult) -> list[StageResult]:
+    """Stages that have neither a golden nor a fresh value."""
+    return [stage for stage in case.stages if stage.verdict == "schema" and not stage.golden]
 
 
 def new_ones(*, only: bool) -> tuple[str, ...]:

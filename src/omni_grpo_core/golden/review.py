@@ -274,7 +274,9 @@ def unsound(folder: Path) -> list[str]:
                 f"{path}: found a golden that was never accepted, wanted one with a recorded "
                 f"reason; move it back to {PENDING} and run omni-grpo golden accept"
             )
-    for case, paths in pending_cases(folder).items():
+    with locked(folder):  # a folder that is emptied meanwhile could not be listed
+        pending = pending_cases(folder)
+    for case, paths in pending.items():
         found.append(
             f"{folder / PENDING / case}: found {len(paths)} pending, wanted none; "
             "run omni-grpo golden review"

@@ -35,7 +35,7 @@ def select(
         found = {
             path: (case, split_name(path.name, suite.base)[1])
             for case, paths in pending.items()
-            if fnmatchcase(case, pattern)
+            if case == pattern or fnmatchcase(case, pattern)
             for path in paths
         }
         if not found:

@@ -63,7 +63,7 @@ def case_result(replay: Replay, name: str) -> CaseResult:
     new = [stage.stage for stage in stages if stage.verdict == "new"]
     if verdict == "new":
         reason = NO_GOLDEN if len(new) == len(stages) else f"{', '.join(new)}: {NO_GOLDEN}"
-    elif new:
+    elif new and any(stage.golden for stage in stages):
         reason = f"{reason}; {NO_GOLDEN}: {', '.join(new)}"
     return CaseResult(
         case=name,
