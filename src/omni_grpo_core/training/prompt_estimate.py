@@ -59,16 +59,42 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     return thinker_of(config, checkpoint)
 
 
+@dataclass(frozen=True, slots=True)
+class FileHeaders:
+    """What the headers of media files state, by path. ``clips``: videos and recordings, ``None``
+    where the header cannot be read. ``images``: width and height, ``None`` likewise."""
+
+    clips: Mapping[str, Header | None]
+    images: Mapping[str, tuple[int, int] | None]
+
+    @property
+    def tracks(self) -> dict[str, bool]:
+        """Whether each clip has sound; one whose header cannot be read counts as silent."""
+        return {path: bool(clip and clip.audio_seconds) for path, clip in self.clips.items()}
+
+
+def read_headers(samples: Sequence[Sample]) -> FileHeaders:
+    """The headers of the samples' media files, each read once."""
+    used = sorted({(ref.modality == "image", ref.path) for s in samples for ref in s.media})
+    return FileHeaders(
+        clips={path: read_header(path) for is_image, path in used if not is_image},
+        images={path: image_size(path) for is_image, path in used if is_image},
+    )
+
+
 def least_media_tokens(
-    samples: Sequence[Sample], settings: Settings, shape: TokenShape
+    samples: Sequence[Sample],
+    settings: Settings,
+    shape: TokenShape,
+    headers: FileHeaders | None = None,
 ) -> tuple[int, ...]:
-    """The least number of media tokens in each sample's prompt.
+    """The least number of media tokens in each sample's prompt; ``headers`` as of
+    :func:`read_headers`, which is called without them.
 
     Raises ``ConversationError`` for a sample that contradicts the audio-in-video setting.
     """
-    paths = {ref.path for s in samples for ref in s.media if ref.modality != "image"}
-    headers = {path: read_header(path) or Header() for path in sorted(paths)}
-    tracks = {path: header.audio_seconds > 0 for path, header in headers.items()}
+    headers = headers or read_headers(samples)
+    tracks = headers.tracks
     totals = []
     for sample in samples:
         built = build_conversation(sample, audio_in_video=settings.audio_in_video, tracks=tracks)
@@ -112,15 +138,15 @@ def resized_tokens(height: int, width: int, side: int, least: float, most: float
 
 def _tokens(
     part: MediaPart,
-    headers: Mapping[str, Header],
+    headers: FileHeaders,
     interleaved: bool,
     media: MediaConfig,
     shape: TokenShape,
 ) -> int:
     ref = part.ref
     if ref.modality == "image":
-        return _image_tokens(ref.path, media, shape.side)
-    header = headers[ref.path]
+        return _image_tokens(headers.images[ref.path], media, shape.side)
+    header = headers.clips[ref.path] or Header()
     sound = _audio_tokens(_stretch(ref, header.audio_seconds), shape)
     if ref.modality == "audio":
         return sound
@@ -162,8 +188,7 @@ def _video_tokens(ref: MediaRef, video: VideoTrack, media: MediaConfig, side: in
     return frames // FRAMES_PER_TOKEN * each
 
 
-def _image_tokens(path: str, media: MediaConfig, side: int) -> int:
-    size = image_size(path)
+def _image_tokens(size: tuple[int, int] | None, media: MediaConfig, side: int) -> int:
     if size is None:
         return 0
     area = side * side
