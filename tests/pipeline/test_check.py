@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.pipeline.ablation import ModalityProof, blanked, donor, swapped
 from omni_grpo_core.pipeline.check import check
 from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.pipeline.stages import Context, Values, make, put
 from omni_grpo_core.types import Audio, Image, Media, Sample, Video
 
 
@@ -120,3 +123,23 @@ def test_a_policy_of_random_weights_fails(
     broken = {record.stage for record in result.trace.stages if not record.ok}
     assert "parsed" in broken
     assert not broken & {"sample", "conversation", "text", "media", "batch", "positions"}
+
+
+def test_files_of_one_name_in_two_folders_are_two_files(
+    policy: Policy, samples: tuple[Sample, ...], settings: Settings, tmp_path: Path
+) -> None:
+    """In a batch of two rows whose pictures had the same name, as data sets with a folder per
+    source have, both rows were given the second picture: paths were looked up by name alone."""
+    rows = []
+    for sample in (row for row in samples if row.media and row.media[0].modality == "image"):
+        (ref,) = sample.media
+        copy = tmp_path / sample.sample_id.replace(":", "-") / "0.png"
+        copy.parent.mkdir()
+        shutil.copy(ref.path, copy)
+        rows.append(replace(sample, media=(replace(ref, path=str(copy)),)))
+    context = Context(policy, settings, tuple(rows))
+    values: Values = {}
+    for stage in ("sample", "conversation", "media"):
+        put(values, stage, make(context, stage, values))
+    first, second = (media.images[0].pixels for media in values["media"])
+    assert not torch.equal(first, second)

@@ -136,8 +136,8 @@ def _check_conversations(context: Context, values: Values) -> tuple[Check, ...]:
 
 
 def _media(context: Context, values: Values) -> tuple[Media, ...]:
-    paths = {Path(ref.path).name: ref.path for s in context.samples for ref in s.media}
-    found = [_with_local_paths(conversation, paths) for conversation in values["conversation"]]
+    paths = {s.sample_id: {Path(r.path).name: r.path for r in s.media} for s in context.samples}
+    found = [_with_local_paths(c, paths.get(c.sample_id, {})) for c in values["conversation"]]
     return load_all(context.policy, found, context.settings)
 
 
