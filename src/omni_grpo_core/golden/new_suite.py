@@ -1,0 +1,123 @@
+"""A new suite as text: its cases, and ``suite.yaml`` with a comment on each key and case."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from omni_grpo_core.golden.choice import Choice
+
+PADDED, STEPS = "padded", "grpo"
+_HEAD = """\
+# A golden suite, begun by omni-grpo golden init. Add or remove cases, change rows or settings: then
+# omni-grpo golden regen, review and accept. Paths are relative to this file.
+
+# rows: HumanOmniV2's JSON or Social-IQ 2.0
+{data}
+# the folder that media paths in the rows are relative to; default: the data file's
+{root}
+# the model; and its processor, if that is in another folder
+{checkpoint}
+{processor}
+# settings override the checkpoint's omni_grpo.json, for all cases or for one
+# settings: {{max_new_tokens: 64, audio_in_video: separate}}
+
+# where it runs, unless --device and --dtype say otherwise; default: float32 on the CPU
+{device}
+{dtype}
+# the platform of goldens that name none in their file name
+{base}
+# pytest markers of the cases as tests, for all cases or for one
+# marks: [slow]
+
+# Each case is a folder of goldens. Rows count from 0; several are one batch. A case with steps also
+# has goldens of that many GRPO steps.
+cases:
+"""
+_EXAMPLES = {
+    "root": "../media",
+    "processor": "../processor",
+    "device": "cuda",
+    "dtype": "bfloat16",
+}
+"""Keys that are written as comments unless they are given."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCase:
+    """``rows`` of the data file, from 0, as one batch; ``why`` they were chosen; GRPO ``steps``."""
+
+    name: str
+    rows: tuple[int, ...]
+    why: str
+    steps: int = 0
+
+
+def new_cases(choice: Choice, steps: int) -> tuple[NewCase, ...]:
+    """A case for each row, a padded batch of several, and with ``steps`` those on a short row."""
+    cases = [NewCase(one.kind.name, (one.row,), one.why) for one in choice.taken]
+    padded, shortest = choice.padded, choice.shortest
+    if padded:
+        lengths = ", ".join(str(one.tokens) for one in padded)
+        why = f"one left-padded batch of {len(padded)} rows of ≈ {lengths} tokens"
+        cases.append(NewCase(PADDED, tuple(one.row for one in padded), why))
+    if steps:
+        noun = "step" if steps == 1 else "steps"
+        why = f"{steps} GRPO {noun} on the shortest row ({shortest.kind.words})"
+        cases.append(NewCase(STEPS, (shortest.row,), why, steps))
+    return tuple(cases)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a suite is made from; relative paths are of the working directory."""
+
+    data: Path
+    checkpoint: Path
+    root: Path | None = None
+    processor: Path | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+
+def suite_text(folder: Path, sources: Sources, base: str, cases: Sequence[NewCase]) -> str:
+    """``suite.yaml`` of the golden folder ``folder``, which need not exist."""
+    paths = {
+        key: path_from(folder, path)
+        for key in ("data", "root", "checkpoint", "processor")
+        if (path := getattr(sources, key)) is not None
+    }
+    placed = {key: text for key in ("device", "dtype") if (text := getattr(sources, key))}
+    written = {**paths, **placed, "base": base}
+    entries = {key: f"# {key}: {example}" for key, example in _EXAMPLES.items()}
+    entries |= {key: f"{key}: {_scalar(text)}" for key, text in written.items()}
+    return _HEAD.format(**entries) + "".join(_case_lines(cases))
+
+
+def path_from(folder: Path, path: Path) -> str:
+    """``path`` as seen from ``folder``; a link keeps its own name.
+
+    >>> path_from(Path("/work/golden"), Path("/work/rows/a.json"))
+    '../rows/a.json'
+    """
+    found = Path(os.path.realpath(path.parent)) / path.name
+    return os.path.relpath(found if path.name != ".." else path.resolve(), os.path.realpath(folder))
+
+
+def _scalar(text: str) -> str:
+    """One line of YAML, quoted as needed."""
+    style = None if text.isprintable() else '"'
+    dumped = yaml.safe_dump(text, width=math.inf, allow_unicode=True, default_style=style)
+    # what follows a plain one marks the end of the document
+    return str(dumped).partition("\n")[0]
+
+
+def _case_lines(cases: Sequence[NewCase]) -> Iterator[str]:
+    for case in cases:
+        steps = f", steps: {case.steps}" if case.steps else ""
+        yield f"  # {case.why}\n  {case.name}: {{rows: {[*case.rows]}{steps}}}\n"
