@@ -19,7 +19,7 @@ from omni_grpo_core import cli
 from omni_grpo_core._version import __version__
 from omni_grpo_core.cli.doctor import doctor
 from omni_grpo_core.cli.faults import faults, incident
-from omni_grpo_core.cli.golden import checking, reviewing
+from omni_grpo_core.cli.golden import checking, reviewing, starting
 from omni_grpo_core.cli.rewards import app as rewards_app
 from omni_grpo_core.cli.tiny import app as tiny_app
 from omni_grpo_core.cli.tiny import realvocab_app
@@ -44,6 +44,7 @@ app = typer.Typer(
 )
 golden_app = cli.group("Check, attribute, review and accept goldens.")
 for golden_command in (
+    starting.init,
     checking.check,
     checking.diff,
     checking.regen,

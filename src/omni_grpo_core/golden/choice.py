@@ -114,10 +114,10 @@ class ChosenRow:
     def why(self) -> str:
         """
         >>> ChosenRow(3, RowKind(("video",), "separate", "judge", "long"), 410, 12).why
-        'first of 12 rows with video, separate, judge, long (≈ 410 tokens)'
+        'first of 12 rows, ≈ 410 tokens'
         """
         which = "the only row" if self.alike == 1 else f"first of {self.alike} rows"
-        return f"{which} with {self.kind.words} (≈ {self.tokens} tokens)"
+        return f"{which}, ≈ {self.tokens} tokens"
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,26 +50,27 @@ _EXAMPLES = {
 
 @dataclass(frozen=True, slots=True)
 class NewCase:
-    """``rows`` of the data file, from 0, as one batch; ``why`` they were chosen; GRPO ``steps``."""
+    """``rows`` of the data file, from 0, as one batch; GRPO ``steps``. ``kind``: the kind of its
+    row in words, empty for a batch; ``why`` these rows were chosen."""
 
     name: str
     rows: tuple[int, ...]
+    kind: str
     why: str
     steps: int = 0
 
 
 def new_cases(choice: Choice, steps: int) -> tuple[NewCase, ...]:
     """A case for each row, a padded batch of several, and with ``steps`` those on a short row."""
-    cases = [NewCase(one.kind.name, (one.row,), one.why) for one in choice.taken]
+    cases = [NewCase(one.kind.name, (one.row,), one.kind.words, one.why) for one in choice.taken]
     padded, shortest = choice.padded, choice.shortest
     if padded:
         lengths = ", ".join(str(one.tokens) for one in padded)
-        why = f"one left-padded batch of {len(padded)} rows of ≈ {lengths} tokens"
-        cases.append(NewCase(PADDED, tuple(one.row for one in padded), why))
+        why = f"{len(padded)} rows as one left-padded batch, ≈ {lengths} tokens"
+        cases.append(NewCase(PADDED, tuple(one.row for one in padded), "", why))
     if steps:
-        noun = "step" if steps == 1 else "steps"
-        why = f"{steps} GRPO {noun} on the shortest row ({shortest.kind.words})"
-        cases.append(NewCase(STEPS, (shortest.row,), why, steps))
+        why = f"{steps} GRPO {'step' if steps == 1 else 'steps'} on the shortest row"
+        cases.append(NewCase(STEPS, (shortest.row,), shortest.kind.words, why, steps))
     return tuple(cases)
 
 
@@ -120,4 +121,5 @@ def _scalar(text: str) -> str:
 def _case_lines(cases: Sequence[NewCase]) -> Iterator[str]:
     for case in cases:
         steps = f", steps: {case.steps}" if case.steps else ""
-        yield f"  # {case.why}\n  {case.name}: {{rows: {[*case.rows]}{steps}}}\n"
+        comment = f"{case.kind}: {case.why}" if case.kind else case.why
+        yield f"  # {comment}\n  {case.name}: {{rows: {[*case.rows]}{steps}}}\n"

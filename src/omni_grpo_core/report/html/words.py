@@ -73,6 +73,15 @@ def not_judged(proof: ModalityProof) -> str:
     )
 
 
+def passed_line(result: CheckResult) -> str:
+    """How much of a check passed, and which modalities reach the model."""
+    stages = result.trace.stages
+    checks = sum(len(record.checks) for record in stages)
+    reach = [proof.modality for proof in result.modalities if proof.judgement == "reaches"]
+    line = f"{checks} checks of {len(stages)} stages passed"
+    return f"{line}; {', '.join(reach)} reach the model" if reach else line
+
+
 def first_failure(result: CheckResult) -> Failure | None:
     """The first failure, stages before modalities: later ones often only follow from it."""
     found = failures(result)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from omni_grpo_core.pipeline.check import CheckResult
 from omni_grpo_core.report import pieces, shortened, varied, visible
-from omni_grpo_core.report.html.words import first_failure, not_judged
+from omni_grpo_core.report.html.words import first_failure, not_judged, passed_line
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.types import Check, StageRecord
 
@@ -123,13 +123,9 @@ def _health(result: CheckResult) -> Text:
 
 
 def _verdict(result: CheckResult) -> Panel:
-    stages = result.trace.stages
-    count = sum(len(record.checks) for record in stages)
     failure = first_failure(result)
     if failure is None:
-        reach = [p.modality for p in result.modalities if p.judgement == "reaches"]
-        text = Text(f"{count} checks of {len(stages)} stages passed")
-        text.append(f"; {', '.join(reach)} reach the model" if reach else "")
+        text = Text(passed_line(result))
         for line in filter(None, map(not_judged, result.modalities)):
             text.append(f"\n{line}")
     else:
