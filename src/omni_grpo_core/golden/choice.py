@@ -246,12 +246,14 @@ def _kind(sample: Sample, conversation: Conversation, length: Length) -> RowKind
 def _covering(kinds: Sequence[RowKind], most: int) -> list[RowKind]:
     """At most ``most`` kinds: each time the one with most values that none before it has, then the
     one with most such pairs, then the one whose row comes first."""
-    left, taken = list(kinds), list[RowKind]()
+    left = {kind: (kind.values, kind.pairs) for kind in kinds}
+    taken = list[RowKind]()
     values, pairs = set[object](), set[object]()
     while left and len(taken) < most:
-        best = max(left, key=lambda kind: (len(kind.values - values), len(kind.pairs - pairs)))
-        left.remove(best)
+        # the first of the best ones
+        best = max(left, key=lambda kind: (len(left[kind][0] - values), len(left[kind][1] - pairs)))
         taken.append(best)
-        values |= best.values
-        pairs |= best.pairs
+        shown, shown_together = left.pop(best)
+        values |= shown
+        pairs |= shown_together
     return taken
