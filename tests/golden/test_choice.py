@@ -142,7 +142,7 @@ def test_rows_that_are_all_alike_make_one_case_and_no_batch(tmp_path: Path) -> N
     row = human_omni(3, PATHS[:1])[0]
     choice = chosen(tmp_path, [{**row, "problem_id": number} for number in range(5)])
     (case,) = new_cases(choice, steps=0)
-    assert (case.rows, case.why) == ((0,), f"first of 5 rows, ≈ {choice.taken[0].tokens} tokens")
+    assert (case.rows, case.why) == ((0,), f"first of 5, ≈ {choice.taken[0].tokens} tokens")
     assert [case.name for case in new_cases(choice, steps=3)] == [case.name, "grpo"]
 
 

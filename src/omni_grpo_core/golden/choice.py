@@ -114,9 +114,9 @@ class ChosenRow:
     def why(self) -> str:
         """
         >>> ChosenRow(3, RowKind(("video",), "separate", "judge", "long"), 410, 12).why
-        'first of 12 rows, ≈ 410 tokens'
+        'first of 12, ≈ 410 tokens'
         """
-        which = "the only row" if self.alike == 1 else f"first of {self.alike} rows"
+        which = "the only one" if self.alike == 1 else f"first of {self.alike}"
         return f"{which}, ≈ {self.tokens} tokens"
 
 

@@ -66,10 +66,10 @@ def new_cases(choice: Choice, steps: int) -> tuple[NewCase, ...]:
     padded, shortest = choice.padded, choice.shortest
     if padded:
         lengths = ", ".join(str(one.tokens) for one in padded)
-        why = f"{len(padded)} rows as one left-padded batch, ≈ {lengths} tokens"
+        why = f"one padded batch of ≈ {lengths} tokens"
         cases.append(NewCase(PADDED, tuple(one.row for one in padded), "", why))
     if steps:
-        why = f"{steps} GRPO {'step' if steps == 1 else 'steps'} on the shortest row"
+        why = f"{steps} GRPO {'step' if steps == 1 else 'steps'} on a short row"
         cases.append(NewCase(STEPS, (shortest.row,), shortest.kind.words, why, steps))
     return tuple(cases)
 

@@ -49,6 +49,17 @@ class _Ready:
     becomes: Accepted
 
 
+def require_reason(reason: str) -> None:
+    """Raises ``ConfigError`` for a reason that is none."""
+    if len(reason.strip()) < REASON_LENGTH:
+        raise ConfigError(
+            "--reason",
+            got=repr(reason),
+            want=f"why the change is right, in {REASON_LENGTH} characters or more",
+            fix="state what changed and why the change is wanted",
+        )
+
+
 def accept(
     folder: Path,
     cases: Sequence[str],
@@ -72,13 +83,7 @@ def accept(
             degenerate completions, a platform that regen did not run on, nothing selected.
         TraceError: a pending file that is broken or was edited.
     """
-    if len(reason.strip()) < REASON_LENGTH:
-        raise ConfigError(
-            "--reason",
-            got=repr(reason),
-            want=f"why the change is right, in {REASON_LENGTH} characters or more",
-            fix="state what changed and why the change is wanted",
-        )
+    require_reason(reason)
     tree = None if no_git else require_git(folder)
     entries = {
         "accepted": f"{datetime.now(UTC):%Y-%m-%d} by {by or author(folder)}",

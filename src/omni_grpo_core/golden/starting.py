@@ -20,10 +20,11 @@ from omni_grpo_core.errors import OmniGrpoError, TraceError
 from omni_grpo_core.golden.checking import contexts
 from omni_grpo_core.golden.choice import Choice, choose
 from omni_grpo_core.golden.environment import platform_key
+from omni_grpo_core.golden.git_tree import require_git
 from omni_grpo_core.golden.new_suite import NewCase, Sources, new_cases, suite_text
 from omni_grpo_core.golden.pending import Regenerated, regen
 from omni_grpo_core.golden.rebuild import Lost, rebuild
-from omni_grpo_core.golden.review import accept
+from omni_grpo_core.golden.review import accept, require_reason
 from omni_grpo_core.golden.steps import golden_stages
 from omni_grpo_core.golden.store import PENDING, file_name, read_golden
 from omni_grpo_core.golden.suite import SUITE, Suite, load_suite
@@ -70,6 +71,12 @@ class Approval:
     reason: str
     by: str | None = None
     no_git: bool = False
+
+    def require(self, folder: Path) -> None:
+        """Raises ``ConfigError`` where it would not be accepted: no reason, or the state of the git
+        tree around ``folder``."""
+        require_reason(self.reason)
+        require_git(folder, no_git=self.no_git)
 
 
 @dataclass(frozen=True, slots=True)

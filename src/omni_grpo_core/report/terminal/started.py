@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omni_grpo_core.golden.choice import Choice
+from omni_grpo_core.golden.commands import command
 from omni_grpo_core.golden.starting import Plan, Started
 from omni_grpo_core.report.html.words import passed_line
 
@@ -51,16 +52,14 @@ def choice_lines(choice: Choice) -> Iterator[str]:
 
 
 def _cases(started: Started) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("case", no_wrap=True)
     table.add_column("rows")
     table.add_column("why")
-    table.add_column("stages", justify="right")
     table.add_column("KB", justify="right")
     for one in started.cases:
         rows = ", ".join(map(str, one.case.rows))
-        size = f"{one.bytes / 1000:.0f}"
-        table.add_row(Text(one.case.name), rows, Text(one.case.why), str(len(one.files)), size)
+        table.add_row(Text(one.case.name), rows, Text(one.case.why), f"{one.bytes / 1000:.0f}")
     return table
 
 
@@ -68,20 +67,24 @@ def _total(started: Started) -> str:
     state = "accepted" if started.accepted else "pending review"
     if not started.written:
         return "[red]degenerate completions are not accepted: nothing was written[/]"
-    noun = "case" if len(started.cases) == 1 else "cases"
+    cases = "1 case" if len(started.cases) == 1 else f"{len(started.cases)} cases"
+    stages = sum(len(one.files) for one in started.cases)
     return (
-        f"{len(started.cases)} {noun}, {started.bytes / 1000:.0f} KB, {started.seconds:.1f} s: "
+        f"{cases}, {stages} stages, {started.bytes / 1000:.0f} KB, {started.seconds:.1f} s: "
         f"{state} in {escape(str(started.folder))}"
     )
 
 
 def next_lines(started: Started) -> Iterator[str]:
     """The commands that follow."""
-    folder = shlex.quote(str(started.folder))
-    option = "" if str(started.folder) == "golden" else f" --golden {folder}"
     if not started.written:
         yield "do: find the cause (omni-grpo check shows completions), or leave out --accept"
     elif started.accepted:
-        yield f"next: git add {folder}, commit, and from then on omni-grpo golden check{option}"
+        check = command("check", started.folder)
+        yield f"next: git add {shlex.quote(str(started.folder))}, commit, and from then on {check}"
     else:
-        yield f"next: omni-grpo golden review{option}"
+        review, accept = (
+            command(verb, started.folder, *more)
+            for verb, more in (("review", ()), ("accept", ("--all",)))
+        )
+        yield f"next: {review}, then {accept}"
