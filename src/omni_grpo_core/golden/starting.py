@@ -95,16 +95,23 @@ class StartedCase:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What was made. ``goldens``: the folder that has a folder for each case, ``.pending`` unless
-    ``accepted``. ``written``: false if degenerate completions were to be accepted; then nothing
-    is there."""
+    """What was made. ``approval``: of the goldens, ``None`` if they are pending. ``written``: false
+    if degenerate completions were to be accepted; then there is nothing."""
 
     folder: Path
-    goldens: Path
     cases: tuple[StartedCase, ...]
-    accepted: bool
+    approval: Approval | None
     written: bool
     seconds: float
+
+    @property
+    def accepted(self) -> bool:
+        return self.written and self.approval is not None
+
+    @property
+    def goldens(self) -> Path:
+        """The folder that has a folder for each case."""
+        return self.folder if self.accepted else self.folder / PENDING
 
     @property
     def bytes(self) -> int:
@@ -204,9 +211,7 @@ def start_suite(
             )  # fmt: skip
             made = tuple(replace(one, files=_sizes(partial, one)) for one in made)
         written = True
-    seconds = time.perf_counter() - begin
-    goldens = folder if approval else folder / PENDING
-    return Started(folder, goldens, made, written and approval is not None, written, seconds)
+    return Started(folder, made, approval, written, time.perf_counter() - begin)
 
 
 @contextmanager

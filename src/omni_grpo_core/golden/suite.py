@@ -182,8 +182,15 @@ def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
             want=f"a folder of goldens, with {SUITE} unless they are of the shipped suite",
             fix="correct the path, or create the folder first",
         )
-    own = folder / SUITE
-    file = own if os.path.lexists(own) else Path(__file__).with_name(SUITE)
+    file = _suite_file(folder)
+    if checkpoint is not None and file.parent != folder and not _is_shipped(folder):
+        raise ConfigError(
+            str(folder),
+            got=f"--checkpoint and no {SUITE}",
+            want=f"a {SUITE}: without one the cases are those of the shipped model",
+            fix=f"start a suite of your own: omni-grpo golden init FOLDER --checkpoint "
+            f"{checkpoint} --data FILE",
+        )
     suite: Suite = merge(Suite(), read_mapping(file), str(file))
     if not suite.cases:
         raise ConfigError(str(file), got="no cases", want="at least one", fix="add a case")
@@ -191,6 +198,17 @@ def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
         _check_case(f"{file}: cases: {name!r}", name, case)
     suite = replace(suite, file=str(file.absolute()))
     return suite if checkpoint is None else replace(suite, checkpoint=str(checkpoint.absolute()))
+
+
+def _suite_file(folder: Path) -> Path:
+    """The folder's own suite, else the shipped one."""
+    own = folder / SUITE
+    return own if os.path.lexists(own) else Path(__file__).with_name(SUITE)
+
+
+def _is_shipped(folder: Path) -> bool:
+    shipped = shipped_goldens()
+    return shipped.is_dir() and folder.samefile(shipped)
 
 
 def _check_case(item: str, name: str, case: Case) -> None:
@@ -212,16 +230,14 @@ def _check_case(item: str, name: str, case: Case) -> None:
 
 
 def copy_suite(folder: Path, target: Path) -> None:
-    """Copy the suite, if there is one, to where goldens are recorded, with absolute paths. Raises
-    as :func:`load_suite`."""
+    """Copy the suite to where goldens are recorded, with absolute paths. Raises as
+    :func:`load_suite`."""
     load_suite(folder)
     target.mkdir(parents=True)
-    own = folder / SUITE
-    if not os.path.lexists(own):
-        return
-    suite = dict(read_mapping(own))
+    file = _suite_file(folder)
+    suite = dict(read_mapping(file))
     for key in _PATHS:
         value = suite.get(key)
         if isinstance(value, str) and value not in _CHECKPOINTS:
-            suite[key] = str((own.parent / value).absolute())
+            suite[key] = str((file.parent / value).absolute())
     (target / SUITE).write_text(yaml.safe_dump(suite, sort_keys=False), encoding="utf-8")

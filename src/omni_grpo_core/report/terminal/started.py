@@ -77,14 +77,15 @@ def _total(started: Started) -> str:
 
 def next_lines(started: Started) -> Iterator[str]:
     """The commands that follow."""
+    review, accept, check = (
+        command(verb, started.folder, *more)
+        for verb, more in (("review", ()), ("accept", ("--all",)), ("check", ()))
+    )
     if not started.written:
         yield "do: find the cause (omni-grpo check shows completions), or leave out --accept"
-    elif started.accepted:
-        check = command("check", started.folder)
-        yield f"next: git add {shlex.quote(str(started.folder))}, commit, and from then on {check}"
-    else:
-        review, accept = (
-            command(verb, started.folder, *more)
-            for verb, more in (("review", ()), ("accept", ("--all",)))
-        )
+    elif started.approval is None:
         yield f"next: {review}, then {accept}"
+    elif started.approval.no_git:
+        yield f"next: {check}"
+    else:
+        yield f"next: git add {shlex.quote(str(started.folder))}, commit; from then on {check}"
