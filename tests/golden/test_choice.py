@@ -21,12 +21,21 @@ from omni_grpo_core.types import AudioInVideo, Sample
 
 TINY = tiny.checkpoint_dir()
 ANY_SETTINGS = Settings()
-DATA_SETS: dict[str, Callable[[], list[Row]]] = {
-    "every medium": lambda: human_omni(198, PATHS),
-    "Social-IQ": lambda: social_iq(1998),
-    "text only": lambda: human_omni(4998, PATHS[:1]),
-    "sounds and pictures": lambda: human_omni(399, [PATHS[1], PATHS[2], PATHS[2], PATHS[-1]]),
+DATA_SETS: dict[str, Callable[[int], list[Row]]] = {
+    "every medium": lambda count: human_omni(count, PATHS),
+    "Social-IQ": social_iq,
+    "text only": lambda count: human_omni(count, PATHS[:1]),
+    "pictures and sounds": lambda count: human_omni(count, [*PATHS[1:3], PATHS[2], PATHS[-1]]),
 }
+SIZES = [
+    ("every medium", 198),
+    ("pictures and sounds", 300),
+    ("Social-IQ", 300),
+    *(
+        pytest.param(name, count, marks=pytest.mark.slow)
+        for name, count in (("every medium", 4998), ("Social-IQ", 1998), ("text only", 4998))
+    ),
+]
 
 
 def chosen(
@@ -36,9 +45,9 @@ def chosen(
     return choose(samples, settings, TINY, most)
 
 
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_each_kind_that_is_there_is_taken_once(name: str, tmp_path: Path) -> None:
-    rows = DATA_SETS[name]()
+@pytest.mark.parametrize(("name", "count"), SIZES)
+def test_each_kind_that_is_there_is_taken_once(name: str, count: int, tmp_path: Path) -> None:
+    rows = DATA_SETS[name](count)
     kinds = kinds_of(rows)
     choice = chosen(tmp_path, rows)
     assert len({*kinds}) > 5
@@ -60,7 +69,7 @@ def test_the_audio_mode_is_the_one_that_the_settings_decide(tmp_path: Path) -> N
 
 
 def test_with_too_many_kinds_every_value_comes_first_then_every_pair(tmp_path: Path) -> None:
-    rows = human_omni(999, PATHS)
+    rows = human_omni(600, PATHS)
     whole = chosen(tmp_path, rows)
     there = [one.kind for one in whole.taken]
     assert len(there) > 100
@@ -77,7 +86,7 @@ def test_with_too_many_kinds_every_value_comes_first_then_every_pair(tmp_path: P
 
 
 def test_the_same_data_give_the_same_choice(tmp_path: Path) -> None:
-    rows = human_omni(399, PATHS)
+    rows = human_omni(198, PATHS)
     assert chosen(tmp_path, rows, most=20) == chosen(tmp_path, rows, most=20)
 
 
@@ -95,7 +104,7 @@ def test_a_file_s_header_is_read_once_however_many_rows_use_it(
 
     for name in ("read_header", "image_size"):
         monkeypatch.setattr(prompt_estimate, name, counting(getattr(prompt_estimate, name)))
-    chosen(tmp_path, human_omni(399, PATHS))
+    chosen(tmp_path, human_omni(198, PATHS))
     assert {*read.values()} == {1}
     assert len(read) == 8
 
@@ -121,7 +130,7 @@ def test_lengths_are_classed_by_the_data_s_own_thirds() -> None:
 
 
 def test_the_check_sees_each_modality_and_audio_mode_first(tmp_path: Path) -> None:
-    choice = chosen(tmp_path, human_omni(399, PATHS))
+    choice = chosen(tmp_path, human_omni(198, PATHS))
     assert len(choice.checked) == 8
     seen = {(one.kind.modalities, one.kind.audio) for one in choice.checked}
     assert seen == {(one.kind.modalities, one.kind.audio) for one in choice.taken}
@@ -130,7 +139,7 @@ def test_the_check_sees_each_modality_and_audio_mode_first(tmp_path: Path) -> No
 def test_the_padded_batch_has_the_shortest_and_the_longest_and_every_modality(
     tmp_path: Path,
 ) -> None:
-    choice = chosen(tmp_path, human_omni(399, PATHS))
+    choice = chosen(tmp_path, human_omni(198, PATHS))
     padded = choice.padded
     tokens = [one.tokens for one in choice.taken]
     assert (padded[0].tokens, padded[-1].tokens) == (min(tokens), max(tokens))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.choice import Choice
 
 PADDED, STEPS = "padded", "grpo"
@@ -76,7 +77,11 @@ def new_cases(choice: Choice, steps: int) -> tuple[NewCase, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What a suite is made from; relative paths are of the working directory."""
+    """What a suite is made from; relative paths are of the working directory. ``device``,
+    ``dtype``: ``None`` for the default.
+
+    Raises ConfigError for a path that no YAML file can hold.
+    """
 
     data: Path
     checkpoint: Path
@@ -84,6 +89,18 @@ class Sources:
     processor: Path | None = None
     device: str | None = None
     dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for path in (self.data, self.checkpoint, self.root, self.processor):
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:
+                raise ConfigError(
+                    str(path),
+                    got="a path that is not UTF-8",
+                    want="one that suite.yaml can hold",
+                    fix="rename it, or name a link to it",
+                ) from None
 
 
 def suite_text(folder: Path, sources: Sources, base: str, cases: Sequence[NewCase]) -> str:
