@@ -6,9 +6,11 @@ from __future__ import annotations
 import getpass
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io.atomic import is_partial
 
 CLEAN = "clean"
 NO_GIT = "unknown, since git was not found"
@@ -23,7 +25,7 @@ _FIXES = {
 
 def tree_state(folder: Path) -> dict[str, str]:
     """Commit and state of the git tree that contains ``folder``; changes inside ``folder`` itself
-    do not count.
+    do not count, nor what a killed command left half-written.
 
     >>> tree_state(Path("/"))
     {'commit': 'unknown', 'tree': 'not under git'}
@@ -31,11 +33,23 @@ def tree_state(folder: Path) -> dict[str, str]:
     commit = git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {"commit": "unknown", "tree": _why_none(folder)}
-    changed = git(folder, "status", "--porcelain", "--untracked-files=all")
     top = Path((git(folder, "rev-parse", "--show-toplevel") or ".").strip())
     inside = folder.absolute().resolve()
-    lines = [line for line in (changed or "").splitlines() if not _within(top, line, inside)]
-    return {"commit": commit.strip(), "tree": "dirty" if lines else CLEAN}
+    dirty = any(
+        not (_within(top / name, inside) or is_partial(Path(name))) for name in _changed(folder)
+    )
+    return {"commit": commit.strip(), "tree": "dirty" if dirty else CLEAN}
+
+
+def _changed(folder: Path) -> Iterator[str]:
+    """Names of changed files, as of the top of the tree; both names of a renamed one."""
+    # without -z, names with quotes or other than English letters are escaped
+    status = git(folder, "status", "--porcelain", "--untracked-files=all", "-z") or ""
+    entries = iter(status.split("\0")[:-1])
+    for entry in entries:
+        yield entry[3:]
+        if {*"RC"} & {*entry[:2]}:
+            yield next(entries)
 
 
 def _why_none(folder: Path) -> str:
@@ -44,10 +58,8 @@ def _why_none(folder: Path) -> str:
     return NOT_UNDER_GIT if git(folder, "rev-parse", "--git-dir") is None else NO_COMMIT
 
 
-def _within(top: Path, line: str, folder: Path) -> bool:
-    """Whether a line of ``git status --porcelain`` names a file in ``folder``."""
-    name = line[3:].rpartition(" -> ")[2].strip('"')
-    path = (top / name).resolve()
+def _within(path: Path, folder: Path) -> bool:
+    path = path.resolve()
     return path == folder or folder in path.parents
 
 

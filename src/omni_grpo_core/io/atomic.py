@@ -11,6 +11,7 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from omni_grpo_core.errors import TraceError
 
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{12}\.partial", re.DOTALL)
 _MOST_OF_NAME = 50
 """Characters, of up to four bytes each; a file name may have 255 bytes."""
 
@@ -79,6 +81,15 @@ def sweep(path: Path) -> None:
     path = Path(os.path.realpath(path))
     for partial in path.parent.glob(f".{glob.escape(path.name[:_MOST_OF_NAME])}.*.partial"):
         partial.unlink(missing_ok=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a writer works at ``path`` or in it, or left it when it was killed.
+
+    >>> is_partial(Path(".golden.0a1b2c3d4e5f.partial/suite.yaml")), is_partial(Path("a.partial"))
+    (True, False)
+    """
+    return any(_PARTIAL.fullmatch(part) for part in path.parts)
 
 
 def sync(path: Path) -> None:

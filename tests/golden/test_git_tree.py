@@ -1,0 +1,63 @@
+"""Whether the git tree around a golden folder is clean: the folder itself does not count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from golden_project import git
+
+from omni_grpo_core.golden.git_tree import tree_state
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "code.py").write_text("x = 1\n" * 20)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "start")
+    return tmp_path
+
+
+def state(folder: Path) -> str:
+    return tree_state(folder)["tree"]
+
+
+@pytest.mark.parametrize("name", ["golden", "my goldens", 'say "gold"', "göldens", "a -> b", "-x"])
+def test_files_in_a_folder_of_any_name_do_not_count(name: str, project: Path) -> None:
+    """git escapes such names: goldens in ``göldens`` made their own tree dirty, and were refused
+    for it."""
+    (project / name / "clip").mkdir(parents=True)
+    (project / name / "clip" / "text.txt").touch()
+    assert state(project / name) == "clean"
+    git(project, "add", ".")
+    assert state(project / name) == "clean"
+    assert state(project / "elsewhere") == "dirty"
+
+
+def test_a_file_moved_into_or_out_of_the_folder_counts_and_one_moved_within_does_not(
+    project: Path,
+) -> None:
+    golden = project / "golden"
+    golden.mkdir()
+    (golden / "a.txt").write_text("a golden\n" * 20)
+    git(project, "add", ".")
+    git(project, "commit", "-q", "-m", "a golden")
+    git(project, "mv", "golden/a.txt", "golden/b.txt")
+    assert state(golden) == "clean"
+    git(project, "mv", "golden/b.txt", "b.txt")
+    assert state(golden) == "dirty"
+    git(project, "mv", "b.txt", "golden/a.txt")
+    git(project, "mv", "code.py", "golden/code.py")
+    assert state(golden) == "dirty"
+
+
+def test_what_a_killed_command_left_does_not_count(project: Path) -> None:
+    """A killed ``golden init --accept`` left a hidden folder that made the tree dirty: the next one
+    was refused."""
+    left = project / ".golden.0123456789ab.partial"
+    left.mkdir()
+    (left / "suite.yaml").touch()
+    assert state(project / "golden") == "clean"
+    (project / ".golden.partial").touch()
+    assert state(project / "golden") == "dirty"
