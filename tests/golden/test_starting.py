@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from golden_project import contents, git
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from omni_grpo_core import tiny
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.golden.new_suite import NewCase, Sources, suite_text
+from omni_grpo_core.golden.review import accept
+from omni_grpo_core.golden.starting import Approval, Plan, plan_suite, start_suite
 from omni_grpo_core.golden.suite import Suite, load_suite
 from omni_grpo_core.golden.text import read_text
+from omni_grpo_core.report.terminal.started import print_started
 
 Run = Callable[..., tuple[int, str, str]]
 CASE = NewCase("text-judge-short", (0,), "text, judge, short", "the only one, ≈ 90 tokens")
@@ -214,3 +222,57 @@ def test_nothing_is_written_for_a_checkpoint_that_fails_its_check(
         told = json.loads(out)
         assert (told["check"]["verdict"], told["written"]) == ("fail", False)
     assert list(here.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """For one picture, whose file can be taken away."""
+    folder = tmp_path_factory.mktemp("rows")
+    shutil.copy(tiny.data_file().parent / "clip-12.png", folder)
+    rows = json.loads(tiny.data_file().read_text())
+    (folder / "rows.json").write_text(json.dumps([rows[16]]))
+    return plan_suite(Sources(folder / "rows.json", tiny.checkpoint_dir()), most=1, steps=0)
+
+
+def test_degenerate_completions_are_marked_and_never_accepted(plan: Plan, tmp_path: Path) -> None:
+    """The check sees eight rows; a row that it does not see may be one that the model fails on."""
+    model = copy.deepcopy(plan.policy.model)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    failing = replace(plan, policy=replace(plan.policy, model=model))
+    approval = Approval("the first goldens", no_git=True)
+    started = start_suite(tmp_path / "golden", failing, approval=approval)
+    assert (started.written, started.accepted) == (False, False)
+    assert list(tmp_path.iterdir()) == []
+    (one,) = started.degenerate
+    assert "repeated" in one.degenerate
+    shown = io.StringIO()
+    print_started(Console(file=shown, width=88), failing, started)
+    assert "nothing was written" in shown.getvalue()
+    started = start_suite(tmp_path / "golden", failing)
+    assert (started.written, len(started.degenerate)) == (True, 1)
+    with pytest.raises(ConfigError, match="degenerate"):
+        accept(started.folder, (), "the first goldens", load_suite(started.folder), no_git=True)
+
+
+def test_a_case_in_which_a_stage_fails_is_no_suite(plan: Plan, tmp_path: Path) -> None:
+    """Out of memory in the batch of one case: it had goldens of the stages before, and every check
+    from then on failed."""
+    file = plan.sources.data.parent / "clip-12.png"
+    data = file.read_bytes()
+    file.write_bytes(data[:100])
+    try:
+        with pytest.raises(TraceError, match=r"case image-.*, rows \[0\]: media.*clip-12.png"):
+            start_suite(tmp_path / "golden", plan)
+    finally:
+        file.write_bytes(data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_names_the_folder_that_was_asked_for(plan: Plan, tmp_path: Path) -> None:
+    """Everything is made in a hidden folder, whose name means nothing to anyone."""
+    golden = tmp_path / "golden"
+    with pytest.raises(ConfigError, match="not under git") as raised:
+        start_suite(golden, plan, approval=Approval("the first goldens"))
+    assert str(golden) in str(raised.value)
+    assert ".partial" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []

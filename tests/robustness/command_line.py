@@ -39,9 +39,9 @@ class Command:
         return any(option.flag == "--json" for option in self.options)
 
     def given(self, *, without: Option | None = None) -> list[str]:
-        """The command with its required arguments, each ``x``."""
-        required = [o for o in self.options if o.required and o.flag is None and o != without]
-        return [*self.words, *("x" for _ in required)]
+        """The command with its required arguments and options, each ``x``."""
+        required = [o for o in self.options if o.required and o != without]
+        return [*self.words, *(word for o in required for word in (o.flag, "x") if word)]
 
 
 def commands(of: typer.Typer = app, words: tuple[str, ...] = ()) -> Iterator[Command]:

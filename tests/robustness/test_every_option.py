@@ -21,10 +21,16 @@ FILES = {
     ("golden check", "--junit"),
     ("golden check", "--markdown"),
     ("golden diff", "--html"),
+    ("golden init", "--html"),
     ("versions compare", "--data"),
     ("versions compare", "--into"),
 }
-FOLDERS = {("check", "--trace"), ("tiny build", "out"), ("realvocab build", "out")}
+FOLDERS = {
+    ("check", "--trace"),
+    ("golden init", "folder"),
+    ("realvocab build", "out"),
+    ("tiny build", "out"),
+}
 """These are written. Every other path is read."""
 
 # the least work that reads an option
