@@ -31,6 +31,7 @@ LEFT_OUT = {
     "quickstart: the file itself is run by the suite": 1,
     "training: a launcher of several processes; tests/training runs it": 1,
     "upgrade-review: it needs two environments, minutes of installing": 1,
+    "your-own-goldens: it needs a CUDA device": 1,
 }
 """Blocks that no session runs, by reason."""
 

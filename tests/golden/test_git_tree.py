@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from golden_project import git
 
-from omni_grpo_core.golden.git_tree import tree_state
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.golden.git_tree import require_git, tree_state
 
 
 @pytest.fixture
@@ -61,3 +62,13 @@ def test_what_a_killed_command_left_does_not_count(project: Path) -> None:
     assert state(project / "golden") == "clean"
     (project / ".golden.partial").touch()
     assert state(project / "golden") == "dirty"
+
+
+def test_a_refusal_names_what_changed(project: Path) -> None:
+    """The page of ``golden init --html`` had made the tree dirty, and nothing said that it had."""
+    for number in range(5):
+        (project / f"page-{number}.html").touch()
+    with pytest.raises(
+        ConfigError, match=r"dirty \(page-0.html, page-1.html, page-2.html and 2 more"
+    ):
+        require_git(project / "golden")

@@ -40,6 +40,12 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option(help="Checkpoint. Default: the suite's, the recording's or the shipped one."),
 ]
+Processor = Annotated[
+    Path | None, typer.Option(help="Processor folder, if it is not the checkpoint folder.")
+]
+Root = Annotated[
+    Path | None, typer.Option(help="Folder that media paths in --data are relative to.")
+]
 Html = Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")]
 Junit = Annotated[
     Path | None, typer.Option(help="Also write the result as JUnit XML, for CI test reports.")

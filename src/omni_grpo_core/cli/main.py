@@ -87,18 +87,12 @@ def _root(
 @app.command()
 def check(
     checkpoint: cli.Checkpoint = None,
-    processor: Annotated[
-        Path | None,
-        typer.Option(help="Processor folder, if it is not the checkpoint folder."),
-    ] = None,
+    processor: cli.Processor = None,
     data: Annotated[
         Path | None,
         typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows. Default: the shipped clips."),
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Folder that media paths in --data are relative to."),
-    ] = None,
+    root: cli.Root = None,
     config: Annotated[
         Path | None,
         typer.Option(help="Settings in JSON or YAML; override the checkpoint's omni_grpo.json."),

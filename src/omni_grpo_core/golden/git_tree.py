@@ -12,11 +12,13 @@ from pathlib import Path
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.atomic import is_partial
 
-CLEAN = "clean"
+CLEAN, DIRTY = "clean", "dirty"
 NO_GIT = "unknown, since git was not found"
 NOT_UNDER_GIT = "not under git"
 NO_COMMIT = "under git without a commit"
 WANTED = "a clean git tree, so that the golden's commit identifies the code that made it"
+_NAMED = 3
+"""Changed files named in a message."""
 _FIXES = {
     NO_GIT: "install git",
     NOT_UNDER_GIT: "create a repository (git init) and commit the files before goldens are made",
@@ -33,12 +35,17 @@ def tree_state(folder: Path) -> dict[str, str]:
     commit = git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {"commit": "unknown", "tree": _why_none(folder)}
+    return {"commit": commit.strip(), "tree": DIRTY if any(_changed_outside(folder)) else CLEAN}
+
+
+def _changed_outside(folder: Path) -> Iterator[str]:
+    """Names of changed files that are not in ``folder``, nor left half-written by a killed
+    command."""
     top = Path((git(folder, "rev-parse", "--show-toplevel") or ".").strip())
     inside = folder.absolute().resolve()
-    dirty = any(
-        not (_within(top / name, inside) or is_partial(Path(name))) for name in _changed(folder)
-    )
-    return {"commit": commit.strip(), "tree": "dirty" if dirty else CLEAN}
+    for name in _changed(folder):
+        if not (_within(top / name, inside) or is_partial(Path(name))):
+            yield name
 
 
 def _changed(folder: Path) -> Iterator[str]:
@@ -87,11 +94,17 @@ def require_git(folder: Path, *, no_git: bool = False) -> str:
     if not no_git and tree not in (CLEAN, NO_COMMIT):
         raise ConfigError(
             str(folder),
-            got=f"a tree that is {tree}",
+            got=f"a tree that is {tree}{_named(folder) if tree == DIRTY else ''}",
             want=WANTED,
             fix=f"{_FIXES.get(tree, 'commit or undo the changes')}, or pass --no-git",
         )
     return tree
+
+
+def _named(folder: Path) -> str:
+    names = list(_changed_outside(folder))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f" ({', '.join(names[:_NAMED])}{more})"
 
 
 def author(folder: Path) -> str:

@@ -12,7 +12,7 @@
       clip: {rows: [0]}
       steps: {rows: [0, 4], steps: 2}
 
-Without one the suite is that of the shipped tiny checkpoint.
+``omni-grpo golden init`` writes one. Without one the suite is that of the shipped tiny checkpoint.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ def shipped_goldens() -> Path:
 def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
     """The suite of a golden folder: its own ``suite.yaml``, or the shipped one.
 
-    ``checkpoint`` replaces the suite's own. Raises ``ConfigError`` for a missing folder, a file
-    that is not YAML, an unknown key, a value of the wrong type, no cases, or a case that cannot be
+    ``checkpoint`` replaces the suite's own. Raises ``ConfigError`` for a missing folder, a
+    ``checkpoint`` where there is only the shipped suite to replace it in, a file that is not YAML, an unknown key, a value of the wrong type, no cases, or a case that cannot be
     run or whose name cannot be a folder's.
 
     >>> load_suite(shipped_goldens()).cases["interleaved"].rows

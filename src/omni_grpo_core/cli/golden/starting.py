@@ -23,14 +23,8 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Golden folder to create; new or empty.")],
     checkpoint: Annotated[Path, typer.Option(help="Your checkpoint folder.")],
     data: Annotated[Path, typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows.")],
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Folder that media paths in --data are relative to."),
-    ] = None,
-    processor: Annotated[
-        Path | None,
-        typer.Option(help="Processor folder, if it is not the checkpoint folder."),
-    ] = None,
+    root: cli.Root = None,
+    processor: cli.Processor = None,
     cases: Annotated[
         int, typer.Option(min=1, help="Most cases of one row; there is one per kind of row.")
     ] = 60,

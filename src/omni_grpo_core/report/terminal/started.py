@@ -64,14 +64,14 @@ def _cases(started: Started) -> Table:
 
 
 def _total(started: Started) -> str:
-    state = "accepted" if started.accepted else "pending review"
     if not started.written:
         return "[red]degenerate completions are not accepted: nothing was written[/]"
     cases = "1 case" if len(started.cases) == 1 else f"{len(started.cases)} cases"
     stages = sum(len(one.files) for one in started.cases)
+    state = "accepted" if started.accepted else "pending review"
     return (
-        f"{cases}, {stages} stages, {started.bytes / 1000:.0f} KB, {started.seconds:.1f} s: "
-        f"{state} in {escape(str(started.folder))}"
+        f"{cases}, {stages} stages, {started.bytes / 1000:.0f} KB, {state} in "
+        f"{escape(str(started.folder))}, {started.seconds:.1f} s"
     )
 
 
