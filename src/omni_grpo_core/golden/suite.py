@@ -169,8 +169,9 @@ def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
     """The suite of a golden folder: its own ``suite.yaml``, or the shipped one.
 
     ``checkpoint`` replaces the suite's own. Raises ``ConfigError`` for a missing folder, a
-    ``checkpoint`` where there is only the shipped suite to replace it in, a file that is not YAML, an unknown key, a value of the wrong type, no cases, or a case that cannot be
-    run or whose name cannot be a folder's.
+    ``checkpoint`` where the suite is the shipped one but the goldens are not, a file that is not
+    YAML, an unknown key, a value of the wrong type, no cases, or a case that cannot be run or whose
+    name cannot be a folder's.
 
     >>> load_suite(shipped_goldens()).cases["interleaved"].rows
     (0,)
