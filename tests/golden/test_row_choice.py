@@ -16,6 +16,7 @@ from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.golden.choice import Choice, choose, length_classes
 from omni_grpo_core.golden.new_suite import new_cases
 from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.report.terminal.started import choice_lines
 from omni_grpo_core.training import prompt_estimate
 from omni_grpo_core.types import AudioInVideo, Sample
 
@@ -83,6 +84,16 @@ def test_with_too_many_kinds_every_value_comes_first_then_every_pair(tmp_path: P
     assert {pair for one in many.taken for pair in one.kind.pairs} == pairs
     assert {*many.left_out} | {one.kind for one in many.taken} == {*there}
     assert len(many.left_out) == 20
+
+
+def test_what_is_left_out_is_told_with_how_to_take_it(tmp_path: Path) -> None:
+    choice = chosen(tmp_path, human_omni(198, PATHS), most=20)
+    counted, told = choice_lines(choice)
+    assert counted.startswith(f"198 rows of {choice.kinds} kinds; estimated prompt tokens: short ")
+    assert f"20 kinds taken, those that cover most; --cases {choice.kinds} takes each" in told
+    assert choice.left_out[0].words in told
+    assert told.endswith(f"and {choice.kinds - 32} more")
+    assert len([*choice_lines(chosen(tmp_path, human_omni(198, PATHS)))]) == 1
 
 
 def test_the_same_data_give_the_same_choice(tmp_path: Path) -> None:
