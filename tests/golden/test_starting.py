@@ -81,6 +81,14 @@ def test_what_is_not_given_stands_there_as_a_comment(tmp_path: Path) -> None:
     assert (suite.device, suite.dtype, suite.base) == ("cuda", "float32", "cuda-sm90-fp32")
 
 
+def test_settings_go_into_the_suite(tmp_path: Path) -> None:
+    """A model that has not learnt the answer's tags yet passes no check without them."""
+    (tmp_path / "mine.yaml").write_text("{min_format: 0, media: {max_pixels: 7056, fps: 4.0}}")
+    sources = Sources(tmp_path / "rows.json", tmp_path / "model", config=tmp_path / "mine.yaml")
+    suite = written(tmp_path / "golden", sources)
+    assert suite.settings == {"min_format": 0, "media": {"max_pixels": 7056, "fps": 4.0}}
+
+
 def test_a_link_to_a_model_stays_a_link(tmp_path: Path) -> None:
     """Models are kept under links that are moved to the next version."""
     (tmp_path / "model-1").mkdir()

@@ -43,6 +43,10 @@ Checkpoint = Annotated[
 Processor = Annotated[
     Path | None, typer.Option(help="Processor folder, if it is not the checkpoint folder.")
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="Settings in JSON or YAML; override the checkpoint's omni_grpo.json."),
+]
 Root = Annotated[
     Path | None, typer.Option(help="Folder that media paths in --data are relative to.")
 ]

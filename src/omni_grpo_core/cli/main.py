@@ -93,10 +93,7 @@ def check(
         typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows. Default: the shipped clips."),
     ] = None,
     root: cli.Root = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="Settings in JSON or YAML; override the checkpoint's omni_grpo.json."),
-    ] = None,
+    config: cli.Config = None,
     audio_in_video: Annotated[
         AudioPreferenceOption | None,
         typer.Option(help="How to pass a video's soundtrack; auto: as each row specifies."),

@@ -12,6 +12,7 @@ import yaml
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.choice import Choice
+from omni_grpo_core.io.strict import read_mapping
 
 PADDED, STEPS = "padded", "grpo"
 _HEAD = """\
@@ -26,7 +27,7 @@ _HEAD = """\
 {checkpoint}
 {processor}
 # settings override the checkpoint's omni_grpo.json, for all cases or for one
-# settings: {{max_new_tokens: 64, audio_in_video: separate}}
+{settings}
 
 # where it runs, unless --device and --dtype say otherwise; default: float32 on the CPU
 {device}
@@ -43,6 +44,7 @@ cases:
 _EXAMPLES = {
     "root": "../media",
     "processor": "../processor",
+    "settings": "{max_new_tokens: 64, audio_in_video: separate}",
     "device": "cuda",
     "dtype": "bfloat16",
 }
@@ -78,7 +80,8 @@ def new_cases(choice: Choice, steps: int) -> tuple[NewCase, ...]:
 @dataclass(frozen=True, slots=True)
 class Sources:
     """What a suite is made from; relative paths are of the working directory. ``device``,
-    ``dtype``: ``None`` for the default.
+    ``dtype``: ``None`` for the default. ``config``: settings that override the checkpoint's; they
+    are copied into the suite.
 
     Raises ConfigError for a path that no YAML file can hold.
     """
@@ -87,6 +90,7 @@ class Sources:
     checkpoint: Path
     root: Path | None = None
     processor: Path | None = None
+    config: Path | None = None
     device: str | None = None
     dtype: str | None = None
 
@@ -111,9 +115,10 @@ def suite_text(folder: Path, sources: Sources, base: str, cases: Sequence[NewCas
         if (path := getattr(sources, key)) is not None
     }
     placed = {key: text for key in ("device", "dtype") if (text := getattr(sources, key))}
-    written = {**paths, **placed, "base": base}
+    settings = read_mapping(sources.config) if sources.config else {}
+    written = {**paths, **placed, "base": base} | ({"settings": dict(settings)} if settings else {})
     entries = {key: f"# {key}: {example}" for key, example in _EXAMPLES.items()}
-    entries |= {key: f"{key}: {_scalar(text)}" for key, text in written.items()}
+    entries |= {key: f"{key}: {_one_line(value)}" for key, value in written.items()}
     return _HEAD.format(**entries) + "".join(_case_lines(cases))
 
 
@@ -127,11 +132,13 @@ def path_from(folder: Path, path: Path) -> str:
     return os.path.relpath(found if path.name != ".." else path.resolve(), os.path.realpath(folder))
 
 
-def _scalar(text: str) -> str:
-    """One line of YAML, quoted as needed."""
-    style = None if text.isprintable() else '"'
-    dumped = yaml.safe_dump(text, width=math.inf, allow_unicode=True, default_style=style)
-    # what follows a plain one marks the end of the document
+def _one_line(value: object) -> str:
+    """YAML on one line, quoted as needed."""
+    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    dumped = yaml.safe_dump(
+        value, width=math.inf, allow_unicode=True, default_style=style, default_flow_style=True
+    )
+    # what follows a plain scalar marks the end of the document
     return str(dumped).partition("\n")[0]
 
 

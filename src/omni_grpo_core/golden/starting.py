@@ -158,7 +158,7 @@ def plan_suite(
 
     Raises as ``load_samples``, ``choose`` and ``load_policy``.
     """
-    settings = load_settings(sources.checkpoint)
+    settings = load_settings(sources.checkpoint, sources.config)
     on_step("rows")
     samples = load_samples(sources.data, root=sources.root)
     choice = choose(samples, settings, sources.checkpoint, most)

@@ -25,6 +25,7 @@ def init(
     data: Annotated[Path, typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows.")],
     root: cli.Root = None,
     processor: cli.Processor = None,
+    config: cli.Config = None,
     cases: Annotated[
         int, typer.Option(min=1, help="Most cases of one row; there is one per kind of row.")
     ] = 60,
@@ -73,7 +74,7 @@ def init(
     # what is the default need not stand in suite.yaml
     on = None if device is cli.Device.cpu else device.value
     of = None if cli.dtype_on(device, None) == dtype else dtype
-    sources = Sources(data, checkpoint, root, processor, on, of and of.value)
+    sources = Sources(data, checkpoint, root, processor, config, on, of and of.value)
     with progress("golden init", as_json) as on_step:
         plan = plan_suite(sources, most=cases, steps=steps, on_step=on_step)
         if plan.check.verdict == "pass":
