@@ -84,9 +84,13 @@ class CheckOptions(TypedDict, total=False):
     on_case: Callable[[str], None]
 
 
+CheckedCase = tuple[Context, dict[str, Found], StageTolerances, CaseResult]
+"""A case, its goldens, tolerances and result."""
+
+
 def checked_cases(
     policy: Policy, suite: Suite, folder: Path, key: str, **how: Unpack[CheckOptions]
-) -> Iterator[tuple[Context, dict[str, Found], StageTolerances, CaseResult]]:
+) -> Iterator[CheckedCase]:
     """Case by case: its context, its goldens in ``folder``, tolerances and result.
 
     ``key``: the platform, with the requested dtype. Raises ``TraceError`` naming file and line of

@@ -7,14 +7,20 @@ the git tree was clean and whether completions are degenerate: ``accept`` relies
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.golden.checking import CheckOptions, checked_cases, contexts, run_header
+from omni_grpo_core.golden.checking import (
+    CheckedCase,
+    CheckOptions,
+    checked_cases,
+    contexts,
+    run_header,
+)
 from omni_grpo_core.golden.generations import garbage_of
 from omni_grpo_core.golden.git_tree import tree_state
 from omni_grpo_core.golden.replay import kept, replay_case
@@ -80,39 +86,51 @@ def regen(
     Pending files of these cases and this platform are replaced. Each file is written atomically.
     Raises ``TraceError`` if ``.pending`` is not a folder.
     """
-    waiting = pending_folder(folder)
+    pending_folder(folder)
     state = tree_state(folder)
-    done = []
-    for context, goldens, tolerances, result in checked_cases(policy, suite, folder, key, **how):
-        target = waiting / result.case
-        files = {}
-        # a case within tolerance writes nothing: stages after a sampled token flipped by rounding
-        # are not computed from the golden's values, and would look changed
-        fine = result.verdict in FINE
-        fresh = {} if fine else fresh_goldens(context, key, how.get("sidecar"))
-        for stage, text in fresh.items():
-            found = goldens.get(stage)
-            if found is not None:
-                now = parse_golden(text)
-                if compare_goldens(found.golden, now, tolerances.of(stage)).verdict in FINE:
-                    continue
-            path = target / file_name(stage, key, suite.base)
-            entries = {**state, "verdict": result.verdict}
-            files[path] = with_header(text, entries).encode("utf-8", "surrogatepass")
-        with locked(folder):
-            for path, data in files.items():
-                write_file(path, data)
-            _drop_stale(target, tuple(files), key, suite)
-        done.append(Regenerated(result, tuple(files)))
-    return tuple(done)
+    return tuple(
+        regen_case(checked, suite, folder, key, state, how.get("sidecar"))
+        for checked in checked_cases(policy, suite, folder, key, **how)
+    )
 
 
-def _drop_stale(target: Path, fresh: Sequence[Path], key: str, suite: Suite) -> None:
+def regen_case(
+    checked: CheckedCase,
+    suite: Suite,
+    folder: Path,
+    key: str,
+    state: Mapping[str, str],
+    sidecar: Path | None = None,
+) -> Regenerated:
+    """:func:`regen` of one case that was already compared; ``state`` as from ``tree_state``."""
+    context, goldens, tolerances, result = checked
+    files = {}
+    # a case within tolerance writes nothing: stages after a sampled token flipped by rounding are
+    # not computed from the golden's values, and would look changed
+    fresh = {} if result.verdict in FINE else fresh_goldens(context, key, sidecar)
+    for stage, text in fresh.items():
+        found = goldens.get(stage)
+        if found is not None:
+            now = parse_golden(text)
+            if compare_goldens(found.golden, now, tolerances.of(stage)).verdict in FINE:
+                continue
+        entries = {**state, "verdict": result.verdict}
+        data = with_header(text, entries).encode("utf-8", "surrogatepass")
+        files[file_name(stage, key, suite.base)] = data
+    with locked(folder):
+        target = pending_folder(folder) / result.case
+        for name, data in files.items():
+            write_file(target / name, data)
+        _drop_stale(target, files.keys(), key, suite)
+    return Regenerated(result, tuple(target / name for name in files))
+
+
+def _drop_stale(target: Path, fresh: Collection[str], key: str, suite: Suite) -> None:
     """Remove pending files of an earlier run on this platform. New ones are already written, so an
     interrupted run leaves too many files rather than too few."""
     for path in sorted(target.glob("*.txt")):
         stage = path.name.removesuffix(".txt").partition("@")[0]
-        if path not in fresh and path.name == file_name(stage, key, suite.base):
+        if path.name not in fresh and path.name == file_name(stage, key, suite.base):
             path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty, or not there
         target.rmdir()
