@@ -1,4 +1,4 @@
-"""The pytest plugin: goldens, markers and options for tests of omni-modal models.
+"""The pytest plugin: goldens, golden suites, markers and options for tests of omni-modal models.
 
 Loaded by pytest wherever this package is installed, so importing it is cheap: torch and syrupy are
 imported only where they are needed.
@@ -18,6 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from omni_grpo_core.golden.pytest_fixture import OmniGolden
+    from omni_grpo_core.pytest_suite import GoldenSuite
 
 _MARKERS = (
     "gpu: needs a CUDA device; skipped without one, refused by --omni-require-gpu",
@@ -41,10 +42,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--omni-checkpoint",
         type=Path,
         metavar="DIR",
-        help="checkpoint folder for tests marked full",
+        help="checkpoint folder for tests marked full, and in place of that of every suite.yaml",
     )
     group.addoption(
         "--omni-require-gpu", action="store_true", help="fail, instead of skipping, without CUDA"
+    )
+    group.addoption(
+        "--omni-stages",
+        action="store_true",
+        help="a test for each stage of a suite.yaml's cases, instead of one for each case",
     )
 
 
@@ -76,6 +82,28 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--omni-checkpoint: {checkpoint} is not a folder")
     if config.getoption("--omni-require-gpu") and (reason := _no_cuda()):
         raise pytest.UsageError(f"--omni-require-gpu: {reason}")
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> GoldenSuite | None:
+    """A ``suite.yaml`` of goldens, except the one inside this package."""
+    if file_path.name != "suite.yaml" or Path(__file__).parent in file_path.parents:
+        return None
+    from omni_grpo_core.pytest_suite import GoldenSuite, is_suite
+
+    return GoldenSuite.from_parent(parent, path=file_path) if is_suite(file_path) else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What ``--snapshot-update`` wrote of suites; the reports come from every worker."""
+    if not terminalreporter.config.getoption("--snapshot-update", False):
+        return
+    from omni_grpo_core.pytest_suite import pending_summary
+
+    lines = [*pending_summary(terminalreporter.getreports("passed"))]
+    if lines:
+        terminalreporter.section("golden summary", sep="-")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

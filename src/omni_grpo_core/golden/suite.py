@@ -39,6 +39,7 @@ _SHIPPED = "shipped"
 _CHECKPOINTS: Mapping[str, tiny.FamilyName] = {_SHIPPED: "qwen2.5", "shipped-qwen3": "qwen3"}
 _TOLERANCES = ("tolerances.yaml", "lanes.yaml")
 _NAME = re.compile(r"[\w@=+-][\w@=+.-]{0,99}")
+_MARK = re.compile(r"[A-Za-z][\w-]*")
 _MOST_STEPS = 100
 _PATHS = ("data", "root", "checkpoint", "processor")
 
@@ -107,6 +108,10 @@ class Suite:
     def checkpoint_dir(self) -> Path:
         family = _CHECKPOINTS.get(self.checkpoint)
         return self.path(self.checkpoint) if family is None else tiny.checkpoint_dir(family)
+
+    @property
+    def has_shipped_checkpoint(self) -> bool:
+        return self.checkpoint in _CHECKPOINTS
 
     def processor_dir(self) -> Path | None:
         return None if self.processor is None else self.path(self.processor)
@@ -195,6 +200,7 @@ def load_suite(folder: Path, *, checkpoint: Path | None = None) -> Suite:
     suite: Suite = merge(Suite(), read_mapping(file), str(file))
     if not suite.cases:
         raise ConfigError(str(file), got="no cases", want="at least one", fix="add a case")
+    _check_marks(str(file), suite.marks)
     for name, case in suite.cases.items():
         _check_case(f"{file}: cases: {name!r}", name, case)
     suite = replace(suite, file=str(file.absolute()))
@@ -228,6 +234,15 @@ def _check_case(item: str, name: str, case: Case) -> None:
             want=f"0 to {_MOST_STEPS}",
             fix="correct the case",
         )
+    _check_marks(item, case.marks)
+
+
+def _check_marks(item: str, marks: Sequence[str]) -> None:
+    for mark in marks:
+        if not _MARK.fullmatch(mark):
+            raise ConfigError(
+                f"{item}: marks", got=repr(mark), want="the name of a marker", fix="correct it"
+            )
 
 
 def copy_suite(folder: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from io import StringIO
 from typing import Any
 
 from rich.console import Console
@@ -46,8 +47,7 @@ def print_report(console: Console, report: GoldenReport, *, every: bool) -> None
         console.print(table)
     for case in known:
         if every or case.verdict not in FINE:
-            for line in case_lines(case, every=every):
-                console.print(line, highlight=False, soft_wrap=True)
+            print_case(console, case, every=every)
     if report.new:
         line = f"{painted('new')}: {escape(new_cases(report))}"
         console.print(line, highlight=False, soft_wrap=True)
@@ -60,6 +60,12 @@ def print_report(console: Console, report: GoldenReport, *, every: bool) -> None
     if report.first and report.verdict not in FINE:
         failure = "garbage" if report.verdict == "degenerate" else ""
         console.print(f"do: {advice(base_stage(report.first), failure)}", highlight=False)
+
+
+def print_case(console: Console, case: CaseResult, *, every: bool) -> None:
+    """One case, with ``every`` all of its stages."""
+    for line in case_lines(case, every=every):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def accepted_json(done: Sequence[Accepted]) -> dict[str, Any]:
@@ -139,6 +145,14 @@ def case_lines(case: CaseResult, *, every: bool) -> Iterator[str]:
     for generation in case.generations:
         if every or generation.verdict not in FINE:
             yield from _generation(generation)
+
+
+def case_text(case: CaseResult) -> str:
+    """One case as ``golden diff`` prints it, without colours."""
+    console = Console(file=StringIO(), color_system=None, width=100)
+    with console.capture() as captured:
+        print_case(console, case, every=True)
+    return captured.get().strip("\n")
 
 
 def _generation(found: Generation) -> Iterator[str]:
