@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import site
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from golden_project import git
+from safetensors.torch import load_file, save_file
+
+from omni_grpo_core.tiny import checkpoint_dir
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +78,13 @@ OWN_TEST = """
 def test_own(pytestconfig):
     assert pytestconfig.getoption("checkpoint") == "yours"
 """
+SUITE = """
+checkpoint: ../model
+settings: {max_new_tokens: 32}
+cases:
+  words: {rows: [20]}
+  other: {rows: [21]}
+"""
 # as strict as a project can be: an unknown marker, or any warning, is an error
 INI = """
 [tool.pytest.ini_options]
@@ -95,12 +107,15 @@ class Project:
         (self.folder / name).write_text(text, encoding="utf-8")
 
     def pytest(self, *options: str) -> tuple[int, str]:
+        return self.run("pytest", *options)
+
+    def run(self, module: str, *options: str) -> tuple[int, str]:
         """Exit code, and stdout with stderr."""
         environment = surroundings()
         # a machine with a GPU must behave like one without
         environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [self.python, "-m", "pytest", *options],
+            [self.python, "-m", module, *options],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -195,6 +210,58 @@ def test_markers_and_options(project: Project) -> None:
     assert (code, "--omni-require-gpu: torch" in output) == (4, True), output
     output = project.pytest("--markers")[1]
     assert all(f"@pytest.mark.{name}:" in output for name in ("gpu", "full", "slow", "tiny"))
+
+
+def test_a_golden_suite_without_a_line_of_python(project: Project) -> None:
+    project.write("pyproject.toml", INI.replace('testpaths = ["tests"]', 'testpaths = ["golden"]'))
+    project.write("golden/suite.yaml", SUITE)
+    project.write(".gitignore", ".pytest_cache\ngolden/.pending\n")
+    model = project.folder / "model"
+    shutil.copytree(checkpoint_dir(), model)
+    git(project.folder, "init", "-q")
+    for key, who in {"user.name": "Ann", "user.email": "ann@example.org"}.items():
+        git(project.folder, "config", key, who)
+
+    def commit() -> None:
+        git(project.folder, "add", "-A")
+        git(project.folder, "commit", "-q", "-m", "a commit")
+
+    commit()
+    code, output = project.pytest()
+    assert (code, "2 failed" in output) == (1, True), output
+    assert "other: new: no golden for this platform yet: run `omni-grpo golden regen" in output
+    code, output = project.pytest("--snapshot-update", "-n", "2")
+    assert (code, "2 passed" in output) == (0, True), output
+    assert "2 cases pending: omni-grpo golden review" in output
+    accepted = ("accept", "words", "other", "--reason", "first goldens")
+    code, output = project.run("omni_grpo_core", "golden", *accepted)
+    assert code == 0, output
+    commit()
+    code, output = project.pytest("-n", "2")
+    assert (code, "2 passed" in output) == (0, True), output
+
+    def first_stage_of_words(*checkpoint: str) -> str:
+        """The first stage that pytest names, in the words of ``golden diff``."""
+        code, output = project.pytest(*(f"--omni-checkpoint={name}" for name in checkpoint))
+        assert code == 1, output
+        assert "Traceback" not in output
+        (told,) = re.findall(r"^words: .*?(?=^do: )", output, re.MULTILINE | re.DOTALL)
+        options = [f"--checkpoint={name}" for name in checkpoint]
+        code, shown = project.run("omni_grpo_core", "golden", "diff", "words", *options)
+        assert (code, told in shown) == (1, True), (told, shown)
+        verdict, stage = re.findall(r"words: ([\w-]+): (\w+): ", told)[0]
+        return f"{verdict} {stage}"
+
+    project.write("golden/suite.yaml", SUITE.replace("[20]", "[21]"))
+    assert first_stage_of_words() == "harmful sample"
+    project.write("golden/suite.yaml", SUITE)
+    assert first_stage_of_words(str(checkpoint_dir("qwen3"))) == "schema batch"
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.0.mlp.down_proj.weight"))
+    save_file(
+        {**weights, name: weights[name] * 1.001}, model / "model.safetensors", {"format": "pt"}
+    )
+    assert first_stage_of_words() == "benign-drift logits"
 
 
 @pytest.mark.parametrize("where", ["conftest.py", "theirs.py"], ids=["conftest", "plugin"])
