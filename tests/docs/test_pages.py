@@ -25,6 +25,7 @@ LEFT_OUT = {
     "README: the trainer is yours; docs/pages/broken-run.md runs one": 1,
     "gpu-runner: it needs a CUDA device": 1,
     "gpu-runner: the pending goldens come from a CUDA device": 1,
+    "in-ci: lines of a project's CI": 2,
     "pytest: an install": 1,
     "quickstart: an install; .ci/run runs it on a fresh clone": 1,
     "quickstart: an install and the whole suite; .ci/run runs it on a fresh clone": 1,
