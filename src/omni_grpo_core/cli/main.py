@@ -23,6 +23,7 @@ from omni_grpo_core.cli.golden import checking, reviewing, starting
 from omni_grpo_core.cli.rewards import app as rewards_app
 from omni_grpo_core.cli.tiny import app as tiny_app
 from omni_grpo_core.cli.tiny import realvocab_app
+from omni_grpo_core.cli.upgrade import upgrade
 from omni_grpo_core.cli.versions import app as versions_app
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.console import (
@@ -58,11 +59,13 @@ for golden_command in (
 ):
     golden_app.command()(golden_command)
 golden_app.command(hidden=True)(checking.record)
+golden_app.command(hidden=True)(checking.behaviour)
 app.add_typer(tiny_app, name="tiny")
 app.add_typer(golden_app, name="golden")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(realvocab_app, name="realvocab")
 app.add_typer(versions_app, name="versions")
+app.command()(upgrade)
 app.command()(doctor)
 app.command()(faults)
 app.command()(incident)

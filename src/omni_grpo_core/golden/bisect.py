@@ -14,22 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.golden.calibrate import run_check, run_golden
-from omni_grpo_core.golden.suite import copy_suite
+from omni_grpo_core.golden.calibrate import copy_for_recording, run_check, run_golden
+from omni_grpo_core.golden.results import worst
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One combination compared with the old one. ``what``: ``library``, ``checkpoint`` or ``both``.
-    ``versions``: old and new version by library. ``added``: stages that introduced a divergence,
-    with the worst verdict of each. ``first``, ``verdict``: over all cases."""
+    ``versions``: old and new version by library. ``added``, ``inherited``: stages that introduced
+    a divergence, or were only handed one (in every case where they diverge), with the worst verdict
+    of each. ``first``, ``verdict``: over all cases. ``failed``: why the suite does not run at all,
+    else empty; then ``report`` is too."""
 
     what: str
     verdict: str
     first: str | None
     versions: dict[str, list[str]]
     added: dict[str, str]
+    inherited: dict[str, str]
     report: dict[str, Any]
+    failed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +44,8 @@ class BisectReport:
 
     @property
     def moved(self) -> dict[str, list[str]]:
-        """Stage -> the changes that moved it, each taken alone where possible."""
-        alone = [change for change in self.changes if change.what != "both"]
-        stages: dict[str, list[str]] = {}
-        for change in alone:
-            for stage in change.added:
-                stages.setdefault(stage, []).append(change.what)
-        for change in self.changes:
-            for stage in change.added:
-                stages.setdefault(stage, [change.what])
-        return stages
+        """See :func:`moved_by`."""
+        return moved_by(self.changes)
 
     @property
     def differs(self) -> bool:
@@ -72,6 +68,18 @@ class BisectReport:
             "moved": self.moved,
             "changes": [asdict(change) for change in self.changes],
         }
+
+
+def moved_by(changes: Sequence[Change]) -> dict[str, list[str]]:
+    """Stage -> the changes that moved it, each taken alone where possible."""
+    stages: dict[str, list[str]] = {}
+    for change in changes:
+        for stage in change.added if change.what != "both" else ():
+            stages.setdefault(stage, []).append(change.what)
+    for change in changes:
+        for stage in change.added:
+            stages.setdefault(stage, [change.what])
+    return stages
 
 
 def python_of(name: str, work: Path, project: Path) -> str:
@@ -131,7 +139,7 @@ def bisect(
     suite's own) is crossed with ``new_checkpoint``, if given. ``work`` is an empty folder."""
     was, now = (python_of(name, work, Path.cwd()) for name in (old, new))
     recorded = work / "old"
-    copy_suite(folder, recorded)
+    copy_for_recording(folder, recorded)
     before = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
     after = [] if new_checkpoint is None else ["--checkpoint", str(new_checkpoint)]
     run_golden(was, ["record", str(recorded), "--golden", str(recorded), *before, *cases], {})
@@ -139,7 +147,7 @@ def bisect(
     if new_checkpoint is not None:
         crossed += [("checkpoint", was, after), ("both", now, after)]
     changes = tuple(
-        _change(
+        change_of(
             what,
             run_check(python, ["--golden", str(recorded), *of, *cases], {}),
         )
@@ -148,12 +156,18 @@ def bisect(
     return BisectReport(old, new, changes)
 
 
-def _change(what: str, report: dict[str, Any]) -> Change:
+def change_of(what: str, report: dict[str, Any]) -> Change:
+    """From the report of a check, as JSON."""
     versions: dict[str, list[str]] = {}
-    added: dict[str, str] = {}
+    stages: dict[str, dict[str, list[Any]]] = {"added": {}, "inherited": {}}
     for case in report["cases"]:
         versions |= case["versions"]
         for stage in case["stages"]:
-            if stage["origin"] == "added":
-                added[stage["stage"]] = stage["verdict"]
-    return Change(what, report["verdict"], report["first"], versions, added, report)
+            if stage["origin"] != "none":
+                kind = "added" if stage["origin"] == "added" else "inherited"
+                stages[kind].setdefault(stage["stage"], []).append(stage["verdict"])
+    added, inherited = (
+        {stage: worst(verdicts) for stage, verdicts in found.items()} for found in stages.values()
+    )
+    inherited = {stage: verdict for stage, verdict in inherited.items() if stage not in added}
+    return Change(what, report["verdict"], report["first"], versions, added, inherited, report)

@@ -12,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from omni_grpo_core.golden.results import FINE
 from omni_grpo_core.golden.suite import copy_suite
 from omni_grpo_core.golden.tolerances import TOLERANCES, load_tolerances, tolerances_file
 from omni_grpo_core.io.atomic import write_file
+from omni_grpo_core.io.console import PROGRESS
 from omni_grpo_core.io.strict import read_mapping
 from omni_grpo_core.tolerances import Tolerance
 
@@ -96,45 +99,92 @@ class Calibration:
         return {**asdict(self), "within": self.within}
 
 
-def run_golden(python: str, arguments: Sequence[str], environ: Mapping[str, str]) -> str:
+def _ignore(case: str) -> None:
+    """The default ``on_case``."""
+
+
+def run_golden(
+    python: str,
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    on_case: Callable[[str], None] = _ignore,
+) -> str:
     """``omni-grpo golden ARGUMENTS`` in another process -> its stdout. Exit code 1 (differs) is
-    a valid result.
+    a valid result. ``on_case``: called with what it reports as its progress.
 
     Raises:
         ConfigError: it cannot be started, or exits with another code; quotes its last lines.
     """
-    try:
-        done = subprocess.run(
-            [python, "-m", "omni_grpo_core", "golden", *arguments],
-            env={**os.environ, **environ, "PYTHONIOENCODING": "utf-8"},
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
-    except OSError as error:
-        raise _failed(python, arguments, str(error.strerror)) from None
-    if done.returncode not in (0, 1) or (done.returncode and not done.stdout):
-        lines = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise _failed(python, arguments, f"exit code {done.returncode}: {' / '.join(lines)}")
-    return done.stdout
+    command = [python, "-m", "omni_grpo_core", "golden", *arguments]
+    env = {**os.environ, **environ, "PYTHONIOENCODING": "utf-8", PROGRESS: "1"}
+    said: deque[str] = deque(maxlen=3)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stdout:
+        try:
+            process = subprocess.Popen(
+                command, env=env, stdout=stdout, stderr=subprocess.PIPE,
+                encoding="utf-8", errors="replace",
+            )  # fmt: skip
+        except OSError as error:
+            raise _failed(python, arguments, str(error.strerror)) from None
+        with process:
+            try:
+                for line in process.stderr or ():
+                    if line.startswith(PROGRESS):
+                        on_case(line.removeprefix(PROGRESS).strip())
+                    elif line.strip():
+                        said.append(line.strip())
+            except BaseException:
+                process.kill()
+                raise
+        stdout.seek(0)
+        answer = stdout.read()
+    code = process.returncode
+    if code not in (0, 1) or (code and not answer):
+        lines = said or answer.strip().splitlines()[-3:]
+        raise _failed(python, arguments, f"exit code {code}: {' / '.join(lines)}")
+    return answer
 
 
-def run_check(python: str, arguments: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
-    """The report of ``omni-grpo golden check --json ARGUMENTS`` in another process.
+def run_json(
+    wanted: str,
+    python: str,
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    on_case: Callable[[str], None] = _ignore,
+) -> dict[str, Any]:
+    """The object that ``omni-grpo golden ARGUMENTS --json`` prints in another process; ``wanted``
+    is one of its keys.
 
     Raises:
-        ConfigError: as :func:`run_golden`, or its stdout is not a report.
+        ConfigError: as :func:`run_golden`, or its stdout is not such an object.
     """
-    command = ["check", "--json", *arguments]
-    answer = run_golden(python, command, environ)
+    answer = run_golden(python, [*arguments, "--json"], environ, on_case)
     try:
         found = json.loads(answer)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or "cases" not in found:
-        raise _failed(python, command, "no report on stdout")
+    if not isinstance(found, dict) or wanted not in found:
+        raise _failed(python, arguments, "no report on stdout")
     return found
+
+
+def run_check(
+    python: str,
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    on_case: Callable[[str], None] = _ignore,
+) -> dict[str, Any]:
+    """The report of ``omni-grpo golden check ARGUMENTS`` in another process. Raises as
+    :func:`run_json`."""
+    return run_json("cases", python, ["check", *arguments], environ, on_case)
+
+
+def copy_for_recording(folder: Path, target: Path) -> None:
+    """The suite and the recorded tolerances of ``folder``, where goldens are about to be recorded.
+    Raises as :func:`~omni_grpo_core.golden.suite.load_suite`."""
+    copy_suite(folder, target)
+    if (recorded := tolerances_file(folder)).is_file():
+        shutil.copy(recorded, target / TOLERANCES)
 
 
 def _failed(python: str, arguments: Sequence[str], got: str) -> ConfigError:
@@ -153,11 +203,9 @@ def calibrate(
     ``arguments``: further options of both (cases, checkpoint, device)."""
     variations = CUDA_VARIATIONS if key.startswith("cuda") else VARIATIONS
     first = work / "first"
-    copy_suite(folder, first)
+    copy_for_recording(folder, first)
     record = ["record", str(first), "--golden", str(first), *arguments]
     run_golden(sys.executable, record, variations[0])
-    if (recorded := tolerances_file(folder)).is_file():
-        shutil.copy(recorded, first / TOLERANCES)
     check = ["--golden", str(first), *arguments]
     found: dict[str, StageDrift] = {}
     for number in range(1, runs):

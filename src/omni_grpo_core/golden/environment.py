@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from omni_grpo_core.pipeline.settings import Settings
 
-_PACKAGES = (
+PACKAGES = (
     "omni-grpo-core",
     "torch",
     "torchvision",
@@ -38,7 +38,7 @@ def environment() -> dict[str, str]:
     True
     """
     found = {"python": platform.python_version(), "machine": f"{sys.platform} {platform.machine()}"}
-    for package in _PACKAGES:
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

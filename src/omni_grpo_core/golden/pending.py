@@ -143,6 +143,8 @@ def record(
     a review."""
     files = []
     for name, context in contexts(policy, suite, suite.chosen(how.get("names", ()))).items():
+        if "on_case" in how:
+            how["on_case"](name)
         for stage, text in fresh_goldens(context, key, how.get("sidecar")).items():
             path = folder / name / file_name(stage, key, suite.base)
             write_file(path, text.encode("utf-8", "surrogatepass"))

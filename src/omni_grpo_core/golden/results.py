@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omni_grpo_core.trace.divergence import Difference, Drifts
 from omni_grpo_core.types import MADE_STAGES, Span
@@ -152,6 +153,12 @@ class GoldenReport:
             "cases": [case.to_json() for case in self.cases],
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GoldenReport:
+        """From what :meth:`to_json` gave, in another process perhaps."""
+        report: GoldenReport = _built(cls, data)
+        return report
+
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """
@@ -176,3 +183,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _built(hint: Any, value: Any) -> Any:
+    """What :func:`_plain` was given, from its result and its declared type."""
+    members = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        known = next(member for member in members if member is not type(None))
+        return None if value is None else _built(known, value)
+    if get_origin(hint) is tuple:
+        each = members[:1] * len(value) if members[-1] is Ellipsis else members
+        return tuple(_built(one, inner) for one, inner in zip(each, value, strict=True))
+    if get_origin(hint) is Mapping:
+        return {key: _built(members[1], inner) for key, inner in value.items()}
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        built = {entry.name: _built(hints[entry.name], value[entry.name]) for entry in fields(hint)}
+        return hint(**built)
+    return float(value) if hint is float else value

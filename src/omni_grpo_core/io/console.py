@@ -21,6 +21,9 @@ import typer
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io import newer_than_tested
 
+PROGRESS = "OMNI_GRPO_PROGRESS"
+"""Set in the environment by a command that started this one and shows its progress: each stage is
+then a line on stderr, after this word."""
 _MOST_PROBED = 256
 _VERBOSITIES = ("detail", "debug", "info", "warning", "error", "critical")
 """The ones transformers accepts; it prints two lines about any other."""
@@ -29,6 +32,9 @@ _VERBOSITIES = ("detail", "debug", "info", "warning", "error", "critical")
 @contextmanager
 def progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
     """A spinner with the current stage on stderr, if it is a terminal."""
+    if os.environ.get(PROGRESS):
+        yield lambda name: print(f"{PROGRESS} {name}", file=sys.stderr, flush=True)
+        return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -40,6 +46,30 @@ def progress(title: str, as_json: bool) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda name: progress.update(task, description=f"{title}: {name}")
+
+
+@contextmanager
+def step_progress(as_json: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar of steps on stderr, if it is a terminal: call it with the steps done, all steps, and
+    what is being done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        yield lambda done, steps, text: None
+        return
+    columns = (
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, steps, text: progress.update(
+            task, completed=done, total=steps, description=text
+        )
 
 
 def require_outputs(

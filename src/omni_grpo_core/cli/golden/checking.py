@@ -172,12 +172,33 @@ def record(
     dtype: DtypeOption = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Record this environment's goldens without review, for bisect and calibrate."""
-    suite, policy, key = load(goldens(golden), checkpoint, device, dtype)
-    from omni_grpo_core.golden.pending import record as run_record
+    """Record this environment's goldens without review, for bisect, calibrate and upgrade."""
+    with progress("golden record", as_json) as on_case:
+        on_case("policy")
+        suite, policy, key = load(goldens(golden), checkpoint, device, dtype)
+        from omni_grpo_core.golden.pending import record as run_record
 
-    files = run_record(policy, suite, out, key, names=cases or ())
+        files = run_record(policy, suite, out, key, names=cases or (), on_case=on_case)
     cli.answer(as_json, {"files": [str(path) for path in files]}, f"{len(files)} goldens in {out}")
+
+
+def behaviour(
+    cases: Cases = None,
+    golden: Folder = None,
+    checkpoint: cli.Checkpoint = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: cli.Json = False,
+) -> None:
+    """Accuracy, form and modality proof on the suite's rows, for upgrade."""
+    with progress("golden behaviour", as_json) as on_case:
+        on_case("policy")
+        suite, policy, key = load(goldens(golden), checkpoint, device, dtype)
+        from omni_grpo_core.golden.behaviour import behaviour as run_behaviour
+
+        found = run_behaviour(policy, suite, cases or (), on_case).to_json()
+    lines = (f"{name}: {value}" for name, value in found.items())
+    cli.answer(as_json, {"platform": key, "behaviour": found}, *lines)
 
 
 def calibrate(

@@ -1,0 +1,2 @@
+def print_upgrade(console, report):
+    console.print(report.verdict, report.why)
