@@ -175,13 +175,14 @@ def merged(proofs: Sequence[ModalityProof]) -> ModalityBehaviour:
     judgements = {proof.judgement for proof in proofs}
     order: tuple[Judgement, ...] = ("lost", "reaches", "not judged")
 
-    def mean(name: str) -> float:
-        return sum(getattr(proof, name) * proof.rows for proof in proofs) / rows
+    def mean(shares: Iterable[float]) -> float:
+        pairs = zip(shares, proofs, strict=True)
+        return sum(share * proof.rows for share, proof in pairs) / rows
 
     return ModalityBehaviour(
         rows=rows,
         judgement=next(one for one in order if one in judgements),
-        accuracy=mean("accuracy"),
-        without=mean("without"),
-        moved=mean("moved"),
+        accuracy=mean(proof.accuracy for proof in proofs),
+        without=mean(proof.without for proof in proofs),
+        moved=mean(proof.moved for proof in proofs),
     )

@@ -251,9 +251,10 @@ def present_paths() -> list[str]:
 
 
 def _verify(python: Path, changes: Sequence[PackageChange]) -> None:
-    new = {change.name: change.now for change in changes}
-    wanted: dict[str, str | None] = {name: installed_version(name) for name in PACKAGES} | new
-    done = _run([str(python), "-c", _REPORT, *wanted], ENVIRON, list(new))
+    new = [change.name for change in changes]
+    wanted = {name: installed_version(name) for name in PACKAGES}
+    wanted.update((change.name, change.now) for change in changes)
+    done = _run([str(python), "-c", _REPORT, *wanted], ENVIRON, new)
     found = json.loads(done.stdout)
     for name, want in wanted.items():
         if found[name] != want:

@@ -15,7 +15,7 @@ from typing import Any
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.calibrate import copy_for_recording, run_check, run_golden
-from omni_grpo_core.golden.results import worst
+from omni_grpo_core.golden.results import Verdict, worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Change:
     else empty; then ``report`` is too."""
 
     what: str
-    verdict: str
+    verdict: Verdict
     first: str | None
     versions: dict[str, list[str]]
-    added: dict[str, str]
-    inherited: dict[str, str]
+    added: dict[str, Verdict]
+    inherited: dict[str, Verdict]
     report: dict[str, Any]
     failed: str = ""
 

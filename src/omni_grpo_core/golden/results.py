@@ -134,7 +134,7 @@ class GoldenReport:
     def first(self) -> str | None:
         """The earliest of the cases' first divergent stages, in the order of the pipeline."""
         found = [case.first for case in self.cases if case.first]
-        return min(found, key=_order, default=None)
+        return min(found, key=stage_order, default=None)
 
     @property
     def new(self) -> tuple[str, ...]:
@@ -168,7 +168,7 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     return max(verdicts, key=VERDICTS.index, default="exact")
 
 
-def _order(stage: str) -> tuple[int, int]:
+def stage_order(stage: str) -> tuple[int, int]:
     """GRPO steps follow the pass, in order."""
     name, _, step = stage.partition(".")
     return int(step or 0), ORDER.index(name) if name in ORDER else len(ORDER)
@@ -198,6 +198,6 @@ def _built(hint: Any, value: Any) -> Any:
         return {key: _built(members[1], inner) for key, inner in value.items()}
     if is_dataclass(hint):
         hints = get_type_hints(hint)
-        built = {entry.name: _built(hints[entry.name], value[entry.name]) for entry in fields(hint)}
-        return hint(**built)
+        make: Any = hint
+        return make(**{one.name: _built(hints[one.name], value[one.name]) for one in fields(hint)})
     return float(value) if hint is float else value

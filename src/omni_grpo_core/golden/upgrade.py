@@ -56,8 +56,8 @@ class Task:
         for checkpoint in filter(None, (self.suite.checkpoint_dir(), self.checkpoint)):
             inputs += sorted(path for path in checkpoint.iterdir() if path.is_file())
         stamps = [(str(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns) for p in inputs]
-        parts = [environment(), sys.prefix, [str(r) for r in self.requests], self.cases, stamps]
-        parts.append(None if self.checkpoint is None else str(self.checkpoint.absolute()))
+        asked = [*map(str, self.requests), str(self.checkpoint)]
+        parts = [environment(), sys.prefix, asked, self.cases, stamps]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -60,7 +60,7 @@ def golden_page(report: GoldenReport) -> str:
         shown=shown,
         first=_first(report),
         open=_open(report, shown),
-        **_FOR_THE_TEMPLATE,
+        **FOR_A_CASE,
     )
 
 
@@ -144,7 +144,7 @@ def _split(tokens: Tokens, first: int | None) -> tuple[str, str, str]:
     return "".join(tokens.words[:at]), token, "".join(tokens.words[at + 1 :])
 
 
-_FOR_THE_TEMPLATE: Mapping[str, Any] = {
+FOR_A_CASE: Mapping[str, Any] = {
     "verdict_words": VERDICT_WORDS,
     "origin_words": ORIGIN_WORDS,
     "does": STAGE_SUMMARY,
