@@ -10,6 +10,7 @@ from omni_grpo_core.golden.behaviour import Behaviour, behaviour_changes
 from omni_grpo_core.golden.beside import PackageChange
 from omni_grpo_core.golden.bisect import Change, moved_by
 from omni_grpo_core.golden.results import FINE
+from omni_grpo_core.golden.results import Verdict as GoldenVerdict
 
 Verdict = Literal["safe", "drift", "harmful"]
 """``safe``: every case is exact or within tolerance. ``drift``: floats moved beyond tolerance, and
@@ -21,7 +22,7 @@ class Review:
     """A stored golden that the upgrade makes differ. ``already``: it differs before, too."""
 
     case: str
-    verdict: str
+    verdict: GoldenVerdict
     first: str | None
     already: bool
 
@@ -114,8 +115,11 @@ def judge(change: Change, before: Behaviour, after: Behaviour | None) -> tuple[V
             kinds[kind].append(case["first"] or "")
     first = f", first in {change.first}" if change.first else ""
     if kinds["harmful"]:
-        worst = f"{len(kinds['harmful'])} of {total} {change.verdict}{first}"
-        return "harmful", f"{worst}; {told or 'accuracy, form and modalities are unchanged'}"
+        behaved = told or "accuracy, form and modalities are unchanged"
+        beyond = f"{len(kinds['harmful'])} of {total} beyond drift ({change.verdict}){first}"
+        # a new library should change nothing, a new checkpoint should behave
+        parts = [beyond, behaved] if change.what == "library" else [behaved, beyond]
+        return "harmful", "; ".join(parts)
     if moved:
         return "harmful", f"every case holds, but {told}"
     if kinds["drift"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ from omni_grpo_core.golden.results import (
     worst,
 )
 from omni_grpo_core.golden.suite import shipped_goldens
-from omni_grpo_core.golden.upgrade_report import UpgradeReport
+from omni_grpo_core.golden.upgrade_report import Review, UpgradeReport
 
 _TITLES: Mapping[str, str] = {
     "library": "The new libraries",
@@ -119,7 +119,7 @@ def _modality_rows(
     def words(one: ModalityBehaviour | None) -> tuple[str, str]:
         if one is None:
             return _NONE, _NONE
-        return _MODALITY[one.judgement], f"{one.accuracy:.0%}, {one.without:.0%} without"
+        return _MODALITY[one.judgement], f"{one.accuracy:.0%} ({one.without:.0%})"
 
     (proof, right), (new_proof, new_right) = words(was), words(now)
     lost = [one is not None and one.judgement == "lost" for one in (was, now)]
@@ -128,8 +128,26 @@ def _modality_rows(
         change = "worse" if lost[1] else "better"
     return [
         BehaviourRow(name, proof, new_proof, change),
-        BehaviourRow(f"{name}: right answers", right, new_right),
+        BehaviourRow(f"{name}: right answers (without it)", right, new_right),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewGroup:
+    """Cases whose goldens differ in the same way."""
+
+    cases: tuple[str, ...]
+    verdict: Verdict
+    first: str | None
+    already: bool
+
+
+def review_groups(found: Sequence[Review]) -> list[ReviewGroup]:
+    """The goldens that differ, grouped by verdict and first stage."""
+    groups: dict[tuple[Verdict, str | None, bool], list[str]] = {}
+    for one in found:
+        groups.setdefault((one.verdict, one.first, one.already), []).append(one.case)
+    return [ReviewGroup(tuple(cases), *key) for key, cases in groups.items()]
 
 
 def packages_line(report: UpgradeReport) -> str:

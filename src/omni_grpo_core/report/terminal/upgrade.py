@@ -18,6 +18,7 @@ from omni_grpo_core.report.upgrade_words import (
     packages_line,
     pins_title,
     review_commands,
+    review_groups,
     shipped,
     stage_rows,
     title_of,
@@ -36,7 +37,7 @@ def print_upgrade(console: Console, report: UpgradeReport) -> None:
     if report.packages:
         _say(console, f"[dim]{_text(packages_line(report))}[/]")
     if report.already:
-        _say(console, "Already differ from their goldens, before the upgrade:")
+        _say(console, "Before the upgrade, stored goldens differ already:")
         _print_reviews(console, report.already)
     parts: list[Callable[[], None]] = [
         lambda: _print_changes(console, report),
@@ -93,10 +94,11 @@ def _print_behaviour(console: Console, report: UpgradeReport) -> None:
 
 
 def _print_reviews(console: Console, found: list[Review]) -> None:
-    for one in found:
-        first = f", first stage {one.first}" if one.first else ""
-        already = ", differs before the upgrade too" if one.already else ""
-        _say(console, f"  {_text(one.case)}: {one.verdict}{first}{already}")
+    for group in review_groups(found):
+        first = f", first stage {group.first}" if group.first else ""
+        already = ", differs before, too" if group.already else ""
+        cases = _text(", ".join(group.cases))
+        _say(console, f"  {painted(group.verdict)}{first}{already}: {cases}")
 
 
 def _print_review(console: Console, report: UpgradeReport) -> None:
