@@ -67,10 +67,10 @@ def resumable(folder: Path, key: str, *, keep: bool) -> Iterator[Steps]:
         _claim(folder, key)
         yield Steps(folder)
         if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     except OmniGrpoError:
         if folder in made:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             for path in made[1:]:
                 with suppress(OSError):  # by now another run may use it
                     path.rmdir()
@@ -109,6 +109,22 @@ def _locked(folder: Path) -> int:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _not_ours(folder, error.strerror or str(error)) from error
+
+
+def _remove(folder: Path) -> None:
+    """Results go first: a kill in between leaves none without what else its step made. The key and
+    the lock go last: what is left is still this task's own."""
+
+    def order(path: Path) -> tuple[bool, bool]:
+        return path.name in (_KEY, _LOCK), path.suffix != ".json"
+
+    for path in sorted(folder.iterdir(), key=order):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _claim(folder: Path, key: str) -> None:
