@@ -42,9 +42,9 @@ def pack_wheel(folder: Path, code: str) -> Path:
             texts[str(file)] = file.read_text()
     texts[f"{NAME}/__init__.py"] = code + texts[f"{NAME}/__init__.py"]
     texts[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*texts, f"{info}/RECORD"])
-    with zipfile.ZipFile(wheel, "w") as file:
+    with zipfile.ZipFile(wheel, "w") as packed:
         for name, text in texts.items():
-            file.writestr(name, text)
+            packed.writestr(name, text)
     return wheel
 
 

@@ -111,16 +111,20 @@ def test_a_second_run_is_refused_and_a_dead_one_replaced(tmp_path: Path) -> None
 
 def test_an_error_leaves_nothing_that_this_run_made(tmp_path: Path) -> None:
     error = ConfigError("index", got="no answer", want="an index", fix="check it")
-    with pytest.raises(ConfigError), resumable(tmp_path / "a/b/c", "k", keep=True) as steps:
-        steps.step("plan", dict)
-        raise error
+
+    def stopped(folder: Path, by: BaseException) -> None:
+        with resumable(folder, "k", keep=True) as steps:
+            steps.step("plan", dict)
+            raise by
+
+    with pytest.raises(ConfigError):
+        stopped(tmp_path / "a/b/c", error)
     assert list(tmp_path.iterdir()) == []
     # a folder of an earlier run is kept, and so is this run's after Ctrl-C
-    with pytest.raises(KeyboardInterrupt), resumable(tmp_path / "c", "k", keep=False) as steps:
-        steps.step("plan", dict)
-        raise KeyboardInterrupt
-    with pytest.raises(ConfigError), resumable(tmp_path / "c", "k", keep=False):
-        raise error
+    with pytest.raises(KeyboardInterrupt):
+        stopped(tmp_path / "c", KeyboardInterrupt())
+    with pytest.raises(ConfigError):
+        stopped(tmp_path / "c", error)
     assert (tmp_path / "c/plan.json").is_file()
 
 

@@ -13,6 +13,8 @@ import pytest
 from command_line import COMMANDS, Command, Option
 from runner import Case, check_case, words
 
+from omni_grpo_core import tiny
+
 FILES = {
     ("check", "--html"),
     ("check", "--junit"),
@@ -22,6 +24,7 @@ FILES = {
     ("golden check", "--markdown"),
     ("golden diff", "--html"),
     ("golden init", "--html"),
+    ("upgrade", "--html"),
     ("versions compare", "--data"),
     ("versions compare", "--into"),
 }
@@ -30,6 +33,7 @@ FOLDERS = {
     ("golden init", "folder"),
     ("realvocab build", "out"),
     ("tiny build", "out"),
+    ("upgrade", "--work"),
 }
 """These are written. Every other path is read."""
 
@@ -37,6 +41,7 @@ FOLDERS = {
 LEAST = {
     "check": ("--limit", "1"),
     "golden check": ("--device", "cpu"),
+    "upgrade": ("--checkpoint", str(tiny.checkpoint_dir())),
 }
 
 

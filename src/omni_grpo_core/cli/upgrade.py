@@ -40,14 +40,15 @@ def upgrade(
     the suite runs in both. An interrupted run is resumed by the same command. Exit code 1: drift
     or harmful.
     """
-    require_outputs(files=[html])
     from omni_grpo_core.golden.beside import parse_requests, satisfied
+    from omni_grpo_core.io.resumable import begun, resumable
+
+    require_outputs(files=[html], folders=[] if work is None or begun(work) else [work])
 
     requests = parse_requests(requirements or ())
     quiet_libraries()
     from omni_grpo_core.golden.suite import load_suite
     from omni_grpo_core.golden.upgrade import Task, nothing_to_try, try_upgrade, work_folder
-    from omni_grpo_core.io.resumable import resumable
     from omni_grpo_core.report.terminal.upgrade import print_upgrade
 
     folder = goldens(golden, shipped=True)

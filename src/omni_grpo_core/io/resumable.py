@@ -49,6 +49,11 @@ class Steps:
         return folder
 
 
+def begun(folder: Path) -> bool:
+    """Whether some task's steps are in the folder."""
+    return any((folder / name).is_file() for name in (_KEY, _LOCK))
+
+
 @contextmanager
 def resumable(folder: Path, key: str, *, keep: bool) -> Iterator[Steps]:
     """The steps of the task ``key`` in ``folder``, which is created where it is missing.
@@ -85,7 +90,7 @@ def _locked(folder: Path) -> int:
     path = folder / _LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / _KEY).is_file() and not path.is_file():
+        if any(folder.iterdir()) and not begun(folder):
             raise _not_ours(folder, "a folder that is not empty")
         while True:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

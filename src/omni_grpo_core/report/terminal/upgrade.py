@@ -38,7 +38,7 @@ def print_upgrade(console: Console, report: UpgradeReport) -> None:
         _say(console, f"[dim]{_text(packages_line(report))}[/]")
     if report.already:
         _say(console, "Before the upgrade, stored goldens differ already:")
-        _print_reviews(console, report.already)
+        _print_reviews(console, report.already, also="")
     parts: list[Callable[[], None]] = [
         lambda: _print_changes(console, report),
         lambda: _print_behaviour(console, report),
@@ -93,10 +93,12 @@ def _print_behaviour(console: Console, report: UpgradeReport) -> None:
     console.print(table)
 
 
-def _print_reviews(console: Console, found: list[Review]) -> None:
+def _print_reviews(
+    console: Console, found: list[Review], also: str = ", as before the upgrade"
+) -> None:
     for group in review_groups(found):
         first = f", first stage {group.first}" if group.first else ""
-        already = ", differs before, too" if group.already else ""
+        already = also if group.already else ""
         cases = _text(", ".join(group.cases))
         _say(console, f"  {painted(group.verdict)}{first}{already}: {cases}")
 
