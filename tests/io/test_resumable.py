@@ -49,7 +49,7 @@ def test_a_finished_step_is_not_done_again(tmp_path: Path) -> None:
 
 
 def test_what_succeeded_is_removed_unless_it_is_kept(tmp_path: Path) -> None:
-    work(tmp_path / "gone", [], keep=False)
+    work(tmp_path / "gone/with its parent", [], keep=False)
     work(tmp_path / "kept", [])
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,13 +72,10 @@ def resumable(folder: Path, key: str, *, keep: bool) -> Iterator[Steps]:
         _claim(folder, key)
         yield Steps(folder)
         if not keep:
-            _remove(folder)
+            _remove(folder, made)
     except OmniGrpoError:
         if folder in made:
-            _remove(folder)
-            for path in made[1:]:
-                with suppress(OSError):  # by now another run may use it
-                    path.rmdir()
+            _remove(folder, made)
         raise
     finally:
         os.close(lock)
@@ -116,9 +113,9 @@ def _locked(folder: Path) -> int:
         raise _not_ours(folder, error.strerror or str(error)) from error
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, made: Sequence[Path]) -> None:
     """Results go first: a kill in between leaves none without what else its step made. The key and
-    the lock go last: what is left is still this task's own."""
+    the lock go last: what is left is still this task's own. Parents that were ``made`` go too."""
 
     def order(path: Path) -> tuple[bool, bool]:
         return path.name in (_KEY, _LOCK), path.suffix != ".json"
@@ -128,8 +125,9 @@ def _remove(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
+    for path in (folder, *made):
+        with suppress(OSError):  # by now another run may use it, or it is gone
+            path.rmdir()
 
 
 def _claim(folder: Path, key: str) -> None:
