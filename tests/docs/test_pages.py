@@ -31,6 +31,8 @@ LEFT_OUT = {
     "quickstart: an install and the whole suite; .ci/run runs it on a fresh clone": 1,
     "quickstart: the file itself is run by the suite": 1,
     "training: a launcher of several processes; tests/training runs it": 1,
+    "upgrade: it installs from a package index": 2,
+    "upgrade: it runs the suite six times, a minute": 1,
     "upgrade-review: it needs two environments, minutes of installing": 1,
     "your-own-goldens: it needs a CUDA device": 1,
 }

@@ -51,11 +51,12 @@ class Task:
     def key(self) -> str:
         """Changes with whatever can change the result: versions, suite, goldens, checkpoints.
         Large files are known by size and time."""
-        data = self.suite.path(self.suite.data)
-        inputs = [Path(self.suite.file), *_files(self.folder), *([data] if data.is_file() else [])]
-        for checkpoint in filter(None, (self.suite.checkpoint_dir(), self.checkpoint)):
-            inputs += sorted(path for path in checkpoint.iterdir() if path.is_file())
-        stamps = [(str(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns) for p in inputs]
+        suite = self.suite
+        inputs = [Path(suite.file), suite.path(suite.data), *_files(self.folder)]
+        for used in (suite.checkpoint_dir(), suite.processor_dir(), self.checkpoint):
+            inputs += [] if used is None else sorted(used.glob("*"))
+        files = [path.absolute() for path in inputs if path.is_file()]
+        stamps = [(str(path), (at := path.stat()).st_size, at.st_mtime_ns) for path in files]
         asked = [*map(str, self.requests), str(self.checkpoint)]
         parts = [environment(), sys.prefix, asked, self.cases, stamps]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
