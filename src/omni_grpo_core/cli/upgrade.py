@@ -78,10 +78,10 @@ def upgrade(
 
 
 def _checkpoint(folder: Path | None) -> Path | None:
-    """The new checkpoint, absolute. What is no checkpoint at all is bad usage; one that does not
-    load is a finding."""
+    """The new checkpoint. What is no checkpoint at all is bad usage; one that does not load is a
+    finding."""
     if folder is None or (folder / "config.json").is_file():
-        return None if folder is None else folder.absolute()
+        return folder
     raise ConfigError(
         f"--checkpoint {folder}",
         got="no config.json" if folder.is_dir() else "no folder",

@@ -57,7 +57,8 @@ class Task:
             inputs += [] if used is None else sorted(used.glob("*"))
         files = [path.absolute() for path in inputs if path.is_file()]
         stamps = [(str(path), (at := path.stat()).st_size, at.st_mtime_ns) for path in files]
-        asked = [*map(str, self.requests), str(self.checkpoint)]
+        new = self.checkpoint and str(self.checkpoint.absolute())
+        asked = [*map(str, self.requests), new]
         parts = [environment(), sys.prefix, asked, self.cases, stamps]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
