@@ -198,6 +198,7 @@ def _built(hint: Any, value: Any) -> Any:
         return {key: _built(members[1], inner) for key, inner in value.items()}
     if is_dataclass(hint):
         hints = get_type_hints(hint)
+        given = [one.name for one in fields(hint) if one.name in value]
         make: Any = hint
-        return make(**{one.name: _built(hints[one.name], value[one.name]) for one in fields(hint)})
+        return make(**{name: _built(hints[name], value[name]) for name in given})
     return float(value) if hint is float else value
