@@ -152,5 +152,8 @@ def test_both_changes_are_told_apart() -> None:
     library = change_of("library", data("", "calm"))
     both = (library, change_of("checkpoint", data()), change_of("both", data()))
     of = upgraded(changes=both, checkpoint="/new")
-    assert "\nbatch: moved by checkpoint\n" in shown(of)
+    text = shown(of)
+    assert "\nbatch: moved by checkpoint\n" in text
+    assert text.count("  batch: harmful (added) in 1 case\n") == 1
+    assert "\n  the same as by one of them alone\n" in text
     assert "Stage Moved by" in words(upgrade_page(of))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +14,7 @@ from omni_grpo_core.golden.upgrade_report import Review, UpgradeReport
 from omni_grpo_core.report import shortened, visible
 from omni_grpo_core.report.terminal.golden import painted
 from omni_grpo_core.report.upgrade_words import (
+    StageRow,
     behaviour_rows,
     packages_line,
     pins_title,
@@ -61,26 +62,32 @@ def _text(text: str) -> str:
 
 
 def _print_changes(console: Console, report: UpgradeReport) -> None:
+    shown: list[list[StageRow]] = []
     for change in report.changes:
-        _print_change(console, change)
+        rows = [row for row in stage_rows(change) if row.verdict not in FINE]
+        _print_change(console, change, rows, again=bool(rows) and rows in shown)
+        shown.append(rows)
     if len(report.changes) > 1:
         for stage, by in report.moved.items():
             _say(console, f"{stage}: moved by {' and '.join(by)}")
 
 
-def _print_change(console: Console, change: Change) -> None:
+def _print_change(
+    console: Console, change: Change, rows: Sequence[StageRow], *, again: bool
+) -> None:
     title = f"\n[bold]{title_of(change)}[/]: {painted(change.verdict)}"
     if change.failed:
         _say(console, f"{title}, {_text(change.failed)}")
         return
     first = f", first stage {change.first}" if change.first else ""
     _say(console, f"{title}{first}")
-    for row in stage_rows(change):
-        if row.verdict not in FINE:
-            number = f"{row.cases} case" + "s" * (row.cases != 1)
-            origin = "" if row.origin == "none" else f" ({row.origin})"
-            _say(console, f"  {row.stage}: {painted(row.verdict)}{origin} in {number}")
-            _say(console, f"    {_text(shortened(row.reason, _LONGEST))}")
+    if again:
+        _say(console, "  the same as by one of them alone")
+    for row in () if again else rows:
+        number = f"{row.cases} case" + "s" * (row.cases != 1)
+        origin = "" if row.origin == "none" else f" ({row.origin})"
+        _say(console, f"  {row.stage}: {painted(row.verdict)}{origin} in {number}")
+        _say(console, f"    {_text(shortened(row.reason, _LONGEST))}")
 
 
 def _print_behaviour(console: Console, report: UpgradeReport) -> None:
