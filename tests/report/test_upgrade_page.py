@@ -107,6 +107,17 @@ def test_stages_are_in_the_order_of_the_pipeline_with_their_origin() -> None:
     ]
 
 
+def test_a_stage_that_the_old_state_did_not_have() -> None:
+    whole = data("", "calm")
+    whole["verdict"] = whole["cases"][0]["verdict"] = "new"
+    whole["cases"][0]["stages"][1] |= {"verdict": "new", "golden": "", "reason": "no golden yet"}
+    of = upgraded(changes=(change_of("library", whole),), after=GOOD)
+    text = words(upgrade_page(of))
+    assert "✗ HARMFUL 1 of 1 case beyond drift (new)" in text
+    assert "+ batch" in text
+    assert "  batch: new in 1 case\n    no golden yet\n" in shown(of)
+
+
 def test_a_suite_that_does_not_run() -> None:
     failed = Change("library", "harmful", None, {}, {}, {}, {"cases": []}, "exit code 3: No x")
     of = upgraded(changes=(failed,), after=None, stored_after=None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from omni_grpo_core.golden.behaviour import SHARES, Behaviour, ModalityBehaviour
 from omni_grpo_core.golden.bisect import Change
+from omni_grpo_core.golden.commands import command
 from omni_grpo_core.golden.results import (
     FINE,
     GoldenReport,
@@ -165,11 +166,10 @@ def review_commands(report: UpgradeReport) -> list[str]:
     goldens are those shipped with this package, which its next release brings."""
     if not report.review or shipped(report):
         return []
-    golden = [] if report.folder == "golden" else ["--golden", report.folder]
     new = ["--checkpoint", report.checkpoint] if report.checkpoint else []
-    regen = shlex.join([*golden, *new, *(one.case for one in report.review)])
-    review = shlex.join(["omni-grpo", "golden", "review", *golden])
-    return [f"omni-grpo golden regen {regen}", review]
+    folder = Path(report.folder)
+    cases = [one.case for one in report.review]
+    return [command("regen", folder, *cases, *new), command("review", folder)]
 
 
 def shipped(report: UpgradeReport) -> bool:
