@@ -23,6 +23,7 @@ LEFT_OUT = {
     "README: runs in .ci/run, on a fresh clone": 2,
     "README: a part of docs/pages/broken-run.md, where it runs": 1,
     "README: the trainer is yours; docs/pages/broken-run.md runs one": 1,
+    "README: with your model and rows; docs/pages/your-own-goldens.md and docs/pages/upgrade.md": 1,
     "gpu-runner: it needs a CUDA device": 1,
     "gpu-runner: the pending goldens come from a CUDA device": 1,
     "in-ci: lines of a project's CI": 2,

@@ -75,7 +75,7 @@ LOST = replace(GOOD, modalities={"video": replace(SEEN, judgement="lost")})
         ([case("exact")], GOOD, "safe", "1 case, all exact"),
         ([FINE, DRIFTED], GOOD, "drift", "tolerance in 1 of 2 cases, first in logits"),
         ([DRIFTED, TURNED], GOOD, "harmful", "1 of 2 cases beyond drift (harmful), first in"),
-        ([case("schema")], GOOD, "harmful", "1 of 1 case beyond drift (schema); accuracy, form"),
+        ([case("schema")], GOOD, "harmful", "1 case beyond drift (schema); accuracy, form"),
         ([case("degenerate")], GOOD, "harmful", "beyond drift (degenerate)"),
         ([FINE], WORSE, "harmful", "but right answers fell from 100.0% to 50.0%"),
         ([DRIFTED], LOST, "harmful", "but video no longer reaches the model"),
@@ -87,22 +87,59 @@ LOST = replace(GOOD, modalities={"video": replace(SEEN, judgement="lost")})
     ],
 )
 def test_the_verdict(cases: list[dict[str, Any]], after: Behaviour, verdict: str, why: str) -> None:
-    found = judge(change_of("library", report(*cases)), GOOD, after)
+    found = judge([change_of("library", report(*cases))], GOOD, after)
     assert found[0] == verdict
     assert why in found[1]
 
 
 def test_a_suite_that_does_not_run_is_harmful() -> None:
     failed = replace(change_of("library", report(FINE)), failed="exit code 3: ImportError: x")
-    assert judge(failed, GOOD, None) == (
+    assert judge([failed], GOOD, None) == (
         "harmful",
         "the suite does not run: exit code 3: ImportError: x",
     )
 
 
-def test_a_new_checkpoint_is_told_by_its_behaviour_first() -> None:
-    why = judge(change_of("checkpoint", report(TURNED)), GOOD, replace(WORSE, mean_length=9.0))[1]
-    assert why.startswith("right answers fell from 100.0% to 50.0%; 1 of 1 case beyond drift")
+@pytest.mark.parametrize(
+    ("cases", "after", "verdict", "why"),
+    [
+        ([FINE], GOOD, "safe", "1 case, all exact or within tolerance; accuracy, form and"),
+        (
+            [TURNED],
+            GOOD,
+            "drift",
+            "unchanged; different in 1 case (harmful), first in batch",
+        ),
+        ([case("schema")], GOOD, "drift", "different in 1 case (schema)"),
+        (
+            [TURNED],
+            WORSE,
+            "harmful",
+            "right answers fell from 100.0% to 50.0%; different in 1 case",
+        ),
+        ([TURNED], LOST, "harmful", "video no longer reaches the model; "),
+        ([FINE, case("degenerate")], GOOD, "harmful", "different in 1 of 2 cases (degenerate)"),
+    ],
+)
+def test_a_new_checkpoint_is_judged_by_its_behaviour(
+    cases: list[dict[str, Any]], after: Behaviour, verdict: str, why: str
+) -> None:
+    """It is meant to write other completions: a better one was called harmful."""
+    found = judge([change_of("checkpoint", report(*cases))], GOOD, after)
+    assert found[0] == verdict
+    assert why in found[1]
+    better = judge([change_of("checkpoint", report(TURNED))], WORSE, GOOD)
+    assert better[0] == "drift"
+    assert better[1].startswith("right answers rose from 50.0% to 100.0%; ")
+
+
+def test_libraries_that_do_harm_are_not_excused_by_a_new_checkpoint() -> None:
+    both = [change_of(what, report(TURNED)) for what in ("library", "checkpoint", "both")]
+    verdict, why = judge(both, GOOD, GOOD)
+    assert verdict == "harmful"
+    assert "the new libraries alone: 1 case beyond drift (harmful), first in batch" in why
+    both[0] = change_of("library", report(FINE))
+    assert judge(both, GOOD, GOOD)[0] == "drift"
 
 
 def test_what_gets_worse_and_what_gets_better() -> None:

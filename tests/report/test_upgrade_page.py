@@ -113,7 +113,7 @@ def test_a_stage_that_the_old_state_did_not_have() -> None:
     whole["cases"][0]["stages"][1] |= {"verdict": "new", "golden": "", "reason": "no golden yet"}
     of = upgraded(changes=(change_of("library", whole),), after=GOOD)
     text = words(upgrade_page(of))
-    assert "✗ HARMFUL 1 of 1 case beyond drift (new)" in text
+    assert "✗ HARMFUL 1 case beyond drift (new)" in text
     assert "+ batch" in text
     assert "  batch: new in 1 case\n    no golden yet\n" in shown(of)
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from omni_grpo_core.golden.behaviour import Behaviour, behaviour_changes
 from omni_grpo_core.golden.beside import PackageChange
 from omni_grpo_core.golden.bisect import Change, moved_by
-from omni_grpo_core.golden.results import FINE
+from omni_grpo_core.golden.results import FINE, VERDICTS
 from omni_grpo_core.golden.results import Verdict as GoldenVerdict
 
 Verdict = Literal["safe", "drift", "harmful"]
-"""``safe``: every case is exact or within tolerance. ``drift``: floats moved beyond tolerance, and
-nothing that follows turned. In both the behaviour is unchanged. ``harmful``: anything else."""
+"""``safe``: every case is exact or within tolerance, and the behaviour is unchanged. ``drift``: of
+libraries, floats moved beyond tolerance, and nothing that follows turned; of another checkpoint,
+which is meant to answer otherwise, it behaves no worse. ``harmful``: anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class UpgradeReport:
 
     @property
     def _judged(self) -> tuple[Verdict, str]:
-        return judge(self.final, self.before, self.after)
+        return judge(self.changes, self.before, self.after)
 
     @property
     def pins(self) -> list[str]:
@@ -100,32 +101,62 @@ class UpgradeReport:
         }
 
 
-def judge(change: Change, before: Behaviour, after: Behaviour | None) -> tuple[Verdict, str]:
-    """The answer to an upgrade, from the cases of the new state and the behaviour on both sides."""
+def judge(
+    changes: Sequence[Change], before: Behaviour, after: Behaviour | None
+) -> tuple[Verdict, str]:
+    """The answer to an upgrade, from the ``changes``, the last of which is the new state, and from
+    the behaviour on both sides."""
+    final = changes[-1]
     if after is None:
-        return "harmful", f"the suite does not run: {change.failed}"
+        return "harmful", f"the suite does not run: {final.failed}"
     moved = behaviour_changes(before, after)
     told = "; ".join(one.sentence for one in sorted(moved, key=lambda one: not one.worse))
-    cases = change.report["cases"]
-    total = f"{len(cases)} case" + "s" * (len(cases) != 1)
-    kinds: dict[str, list[str]] = {"drift": [], "harmful": []}
-    for case in cases:
-        if case["verdict"] not in FINE:
-            kind = "drift" if case["verdict"] == "benign-drift" else "harmful"
-            kinds[kind].append(case["first"] or "")
-    first = f", first in {change.first}" if change.first else ""
-    if kinds["harmful"]:
+    if final.what == "library":
+        return _judge_libraries(final, told)
+    libraries = next((_judge_libraries(one, "") for one in changes if one.what == "library"), None)
+    answers = [told or "accuracy, form and modalities are unchanged"]
+    if libraries and libraries[0] == "harmful":
+        answers.append(f"the new libraries alone: {libraries[1]}")
+    differing = _cases(final, [one for one in VERDICTS if one not in FINE])
+    if differing:
+        answers.append(f"different in {differing} ({final.verdict}){_first(final)}")
+    if len(answers) == 1 and not moved:
+        return "safe", f"{_cases(final, FINE)}, all exact or within tolerance; {answers[0]}"
+    worse = any(one.worse for one in moved) or _cases(final, ("degenerate",))
+    harmful = worse or (libraries is not None and libraries[0] == "harmful")
+    return "harmful" if harmful else "drift", "; ".join(answers)
+
+
+def _judge_libraries(change: Change, told: str) -> tuple[Verdict, str]:
+    """New libraries should change nothing. ``told``: what changed in the behaviour."""
+    beyond = _cases(change, [one for one in VERDICTS if one not in (*FINE, "benign-drift")])
+    if change.failed:
+        return "harmful", f"the suite does not run: {change.failed}"
+    if beyond:
         behaved = told or "accuracy, form and modalities are unchanged"
-        beyond = f"{len(kinds['harmful'])} of {total} beyond drift ({change.verdict}){first}"
-        # a new library should change nothing, a new checkpoint should behave
-        parts = [beyond, behaved] if change.what == "library" else [behaved, beyond]
-        return "harmful", "; ".join(parts)
-    if moved:
+        return "harmful", f"{beyond} beyond drift ({change.verdict}){_first(change)}; {behaved}"
+    if told:
         return "harmful", f"every case holds, but {told}"
-    if kinds["drift"]:
-        drifted = f"floats moved beyond tolerance in {len(kinds['drift'])} of {total}{first}"
-        return "drift", f"{drifted}; completions and behaviour are unchanged"
-    return "safe", f"{total}, all exact or within tolerance; the behaviour is unchanged"
+    drifted = _cases(change, ("benign-drift",))
+    if drifted:
+        moved = f"floats moved beyond tolerance in {drifted}{_first(change)}"
+        return "drift", f"{moved}; completions and behaviour are unchanged"
+    fine = f"{_cases(change, FINE)}, all exact or within tolerance"
+    return "safe", f"{fine}; the behaviour is unchanged"
+
+
+def _cases(change: Change, verdicts: Sequence[str]) -> str:
+    """How many cases have one of these verdicts, empty if none has: ``2 of 10 cases``."""
+    cases = change.report["cases"]
+    count = sum(case["verdict"] in verdicts for case in cases)
+    total = f"{len(cases)} case" + "s" * (len(cases) != 1)
+    if not count:
+        return ""
+    return total if count == len(cases) else f"{count} of {total}"
+
+
+def _first(change: Change) -> str:
+    return f", first in {change.first}" if change.first else ""
 
 
 def _differing(report: Mapping[str, Any] | None) -> list[dict[str, Any]]:
