@@ -9,20 +9,28 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from golden_project import KEY, doubled, make_project, with_goldens
 
 from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.commands import advice, new_cases, regenerated_lines
-from omni_grpo_core.golden.pending import Regenerated
+from omni_grpo_core.golden.pending import Regenerated, fresh_goldens
 from omni_grpo_core.golden.results import CaseResult, GoldenReport, StageResult, Verdict, worst
 from omni_grpo_core.golden.suite import Suite, load_suite
+from omni_grpo_core.golden.text import parse_golden
+from omni_grpo_core.pipeline import stages
+from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.pipeline.stages import Context
 from omni_grpo_core.report.html.golden_page import golden_page
 from omni_grpo_core.report.junit import golden_junit
 from omni_grpo_core.report.markdown import golden_markdown
+from omni_grpo_core.trace.leaves import Numbers
+from omni_grpo_core.types import Rollout, Sample
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -217,3 +225,24 @@ def test_what_cannot_be_computed_is_not_new(tmp_path: Path, policy: Policy) -> N
     assert (verdicts["batch"], verdicts["logits"]) == ("new", "schema")
     (line,) = regenerated_lines([Regenerated(case, (Path("x"),))], Path("golden"))
     assert line.startswith("words: schema: 1 stages pending; logits: the stage failed: RuntimeErr")
+
+
+def test_first_goldens_take_one_generation(
+    policy: Policy, samples: tuple[Sample, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The completion was generated to be scored, and again to be stored: at 7B half of the time."""
+    calls = []
+
+    def counted(*given: Any, **how: Any) -> Rollout:
+        calls.append(how)
+        return rollout(*given, **how)
+
+    monkeypatch.setattr(stages, "rollout", counted)
+    context = Context(policy, Settings(max_new_tokens=4), samples[20:21])
+    made = fresh_goldens(context, KEY)
+    assert len(calls) == 1
+    scored = parse_golden(made["scoring"]).leaves["[0].logprobs"]
+    kept = parse_golden(made["completion"]).leaves["completions[0].logprobs"]
+    assert isinstance(scored, Numbers)
+    assert isinstance(kept, Numbers)
+    assert scored.parts[0].shape == kept.parts[0].shape == (4,)

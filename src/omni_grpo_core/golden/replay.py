@@ -91,7 +91,8 @@ def replay_case(
     for stage in stages_of(context.steps):
         if stage == "scoring":
             _put_scored_completion(replay)
-        made = _make(replay, stage, replay.fresh)
+        scored = replay.fresh.get("completion") if stage == "completion" else None
+        made = _make(replay, stage, replay.fresh) if scored is None else _Made(scored)
         _record(replay, stage, made)
     if context.steps:
         for stage, made in _steps(replay):
@@ -132,10 +133,13 @@ def _make(replay: Replay, stage: str, values: Values) -> _Made:
 
 
 def _put_scored_completion(replay: Replay) -> None:
-    """The completion to score: the golden's, or the fresh one if there is no golden."""
+    """The completion to score: the golden's, or if there is no golden the fresh one, which is kept:
+    to generate it again takes longer than all else."""
     found = replay.goldens.get("completion")
     if found is None:
         rollout = _make(replay, "completion", replay.fresh).value
+        if rollout is not None:
+            put(replay.fresh, "completion", rollout)
     else:
         try:
             rollout = rebuild(found.golden.leaves)
