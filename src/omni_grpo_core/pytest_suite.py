@@ -176,12 +176,11 @@ class _Runs:
         model = (suite.checkpoint_dir(), suite.processor_dir(), *suite.placed(None, None))
         policy, key = _once(self.policies, model, lambda: load_suite_policy(suite))
         folder = Path(suite.file).parent
-        (checked,) = checked_cases(policy, suite, folder, key, names=(case,))
-        result = checked[-1]
+        ((result, replay),) = checked_cases(policy, suite, folder, key, names=(case,))
         if not update:
             return _Checked(result, pending=False)
         tree = _once(self.trees, folder, lambda: tree_state(folder))
-        files = regen_case(checked, suite, folder, key, tree).files
+        files = regen_case(result, replay, suite, folder, key, tree).files
         return _Checked(result, pending=bool(files) and result.verdict not in FINE)
 
 

@@ -19,18 +19,17 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.golden.checking import check
 from omni_grpo_core.golden.commands import advice, new_cases, regenerated_lines
-from omni_grpo_core.golden.pending import Regenerated, fresh_goldens
+from omni_grpo_core.golden.generations import scored_of
+from omni_grpo_core.golden.pending import Regenerated, regen
+from omni_grpo_core.golden.rebuild import rebuild
 from omni_grpo_core.golden.results import CaseResult, GoldenReport, StageResult, Verdict, worst
+from omni_grpo_core.golden.store import read_golden
 from omni_grpo_core.golden.suite import Suite, load_suite
-from omni_grpo_core.golden.text import parse_golden
 from omni_grpo_core.pipeline import stages
-from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.pipeline.stages import Context
 from omni_grpo_core.report.html.golden_page import golden_page
 from omni_grpo_core.report.junit import golden_junit
 from omni_grpo_core.report.markdown import golden_markdown
-from omni_grpo_core.trace.leaves import Numbers
-from omni_grpo_core.types import Rollout, Sample
+from omni_grpo_core.types import Rollout
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -227,10 +226,11 @@ def test_what_cannot_be_computed_is_not_new(tmp_path: Path, policy: Policy) -> N
     assert line.startswith("words: schema: 1 stages pending; logits: the stage failed: RuntimeErr")
 
 
-def test_first_goldens_take_one_generation(
-    policy: Policy, samples: tuple[Sample, ...], monkeypatch: pytest.MonkeyPatch
+def test_first_goldens_take_one_pass(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The completion was generated to be scored, and again to be stored: at 7B half of the time."""
+    """A new case was run to be compared with no golden, and again to be stored; in each run its
+    completion was generated to be scored, and again to be stored: at 7B most of the time."""
     calls = []
 
     def counted(*given: Any, **how: Any) -> Rollout:
@@ -238,11 +238,13 @@ def test_first_goldens_take_one_generation(
         return rollout(*given, **how)
 
     monkeypatch.setattr(stages, "rollout", counted)
-    context = Context(policy, Settings(max_new_tokens=4), samples[20:21])
-    made = fresh_goldens(context, KEY)
-    assert len(calls) == 1
-    scored = parse_golden(made["scoring"]).leaves["[0].logprobs"]
-    kept = parse_golden(made["completion"]).leaves["completions[0].logprobs"]
-    assert isinstance(scored, Numbers)
-    assert isinstance(kept, Numbers)
-    assert scored.parts[0].shape == kept.parts[0].shape == (4,)
+    golden = make_project(tmp_path / "project")
+    suite = load_suite(golden)
+    done = regen(policy, suite, golden, KEY)
+    assert len(calls) == len(done) == 2
+    for one in done:
+        found = {path.stem: read_golden(path).leaves for path in one.files}
+        (scored,) = scored_of(found["scoring"])
+        rolled = rebuild(found["completion"])
+        assert isinstance(rolled, Rollout)
+        assert len(scored.logprobs) == len(rolled.completions[0].token_ids)

@@ -84,14 +84,10 @@ class CheckOptions(TypedDict, total=False):
     on_case: Callable[[str], None]
 
 
-CheckedCase = tuple[Context, dict[str, Found], StageTolerances, CaseResult]
-"""A case, its goldens, tolerances and result."""
-
-
 def checked_cases(
     policy: Policy, suite: Suite, folder: Path, key: str, **how: Unpack[CheckOptions]
-) -> Iterator[CheckedCase]:
-    """Case by case: its context, its goldens in ``folder``, tolerances and result.
+) -> Iterator[tuple[CaseResult, Replay]]:
+    """Case by case, compared with its goldens in ``folder``, as by :func:`check_case`.
 
     ``key``: the platform, with the requested dtype. Raises ``TraceError`` naming file and line of
     a broken golden before anything is run.
@@ -102,8 +98,7 @@ def checked_cases(
     for name, context in contexts(policy, suite, chosen).items():
         if "on_case" in how:
             how["on_case"](name)
-        result, _ = check_case(context, name, goldens[name], tolerances, key, how.get("sidecar"))
-        yield context, goldens[name], tolerances, result
+        yield check_case(context, name, goldens[name], tolerances, key, how.get("sidecar"))
 
 
 def check(
@@ -112,6 +107,6 @@ def check(
     """Compare every case with the goldens in ``folder``; arguments and errors as in
     :func:`checked_cases`."""
     begin = time.perf_counter()
-    results = tuple(case[-1] for case in checked_cases(policy, suite, folder, key, **how))
+    results = tuple(result for result, _ in checked_cases(policy, suite, folder, key, **how))
     seconds = time.perf_counter() - begin
     return GoldenReport(str(folder), key, results, seconds, suite.options(key))

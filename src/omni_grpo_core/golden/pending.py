@@ -15,7 +15,6 @@ from typing import Unpack
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.golden.checking import (
-    CheckedCase,
     CheckOptions,
     checked_cases,
     contexts,
@@ -23,7 +22,7 @@ from omni_grpo_core.golden.checking import (
 )
 from omni_grpo_core.golden.generations import garbage_of
 from omni_grpo_core.golden.git_tree import tree_state
-from omni_grpo_core.golden.replay import kept, replay_case
+from omni_grpo_core.golden.replay import Replay, kept, replay_case
 from omni_grpo_core.golden.results import FINE, VERDICTS, CaseResult, Verdict, worst
 from omni_grpo_core.golden.sidecar import store
 from omni_grpo_core.golden.store import (
@@ -53,26 +52,21 @@ class Regenerated:
     files: tuple[Path, ...]
 
 
-def fresh_goldens(context: Context, key: str, sidecar: Path | None = None) -> dict[str, str]:
-    """Golden text of every stage of a case, made from the case alone; the tensors that it stores
-    only as fingerprints go into ``sidecar``.
-
-    Raises ``TraceError`` if the pass fails: then there are no goldens.
-    """
-    head = run_header(context.policy, context.settings, key)
-    replay = replay_case(context, {}, StageTolerances(), head)
+def fresh_goldens(fresh: Replay, sidecar: Path | None = None) -> dict[str, str]:
+    """Golden text of every stage of a pass that used no goldens, but those that failed; the tensors
+    that it stores only as fingerprints go into ``sidecar``."""
     garbage = [
         why
-        for value in replay.fresh.values()
+        for value in fresh.fresh.values()
         if isinstance(value, Rollout) and value.temperature == 0
         for completion in value.completions
-        for why in garbage_of(context.policy, completion, None)
+        for why in garbage_of(fresh.context.policy, completion, None)
     ]
     note = {"degenerate": "; ".join(garbage)} if garbage else {}
     texts = {}
-    for stage, seen in replay.seen.items():
+    for stage, seen in fresh.seen.items():
         if seen.text:
-            aside = {} if sidecar is None else store(sidecar, kept(replay.fresh.get(stage)))
+            aside = {} if sidecar is None else store(sidecar, kept(fresh.fresh.get(stage)))
             texts[stage] = with_header(seen.text, {**note, **aside})
     return texts
 
@@ -89,13 +83,14 @@ def regen(
     pending_folder(folder)
     state = tree_state(folder)
     return tuple(
-        regen_case(checked, suite, folder, key, state, how.get("sidecar"))
+        regen_case(*checked, suite, folder, key, state, how.get("sidecar"))
         for checked in checked_cases(policy, suite, folder, key, **how)
     )
 
 
 def regen_case(
-    checked: CheckedCase,
+    result: CaseResult,
+    replay: Replay,
     suite: Suite,
     folder: Path,
     key: str,
@@ -103,16 +98,15 @@ def regen_case(
     sidecar: Path | None = None,
 ) -> Regenerated:
     """:func:`regen` of one case that was already compared; ``state`` as from ``tree_state``."""
-    context, goldens, tolerances, result = checked
     files = {}
     # a case within tolerance writes nothing: stages after a sampled token flipped by rounding are
     # not computed from the golden's values, and would look changed
-    fresh = {} if result.verdict in FINE else fresh_goldens(context, key, sidecar)
+    fresh = {} if result.verdict in FINE else fresh_goldens(_without_goldens(replay), sidecar)
     for stage, text in fresh.items():
-        found = goldens.get(stage)
+        found = replay.goldens.get(stage)
         if found is not None:
             now = parse_golden(text)
-            if compare_goldens(found.golden, now, tolerances.of(stage)).verdict in FINE:
+            if compare_goldens(found.golden, now, replay.tolerances.of(stage)).verdict in FINE:
                 continue
         entries = {**state, "verdict": result.verdict}
         data = with_header(text, entries).encode("utf-8", "surrogatepass")
@@ -123,6 +117,16 @@ def regen_case(
             write_file(target / name, data)
         _drop_stale(target, files.keys(), key, suite)
     return Regenerated(result, tuple(target / name for name in files))
+
+
+def _without_goldens(replay: Replay) -> Replay:
+    """The same case without the goldens that took the place of its values."""
+    return fresh_pass(replay.context, replay.header) if replay.goldens else replay
+
+
+def fresh_pass(context: Context, header: Mapping[str, str]) -> Replay:
+    """Every stage of a case, made from the case alone."""
+    return replay_case(context, {}, StageTolerances(), header)
 
 
 def _drop_stale(target: Path, fresh: Collection[str], key: str, suite: Suite) -> None:
@@ -145,7 +149,8 @@ def record(
     for name, context in contexts(policy, suite, suite.chosen(how.get("names", ()))).items():
         if "on_case" in how:
             how["on_case"](name)
-        for stage, text in fresh_goldens(context, key, how.get("sidecar")).items():
+        fresh = fresh_pass(context, run_header(policy, context.settings, key))
+        for stage, text in fresh_goldens(fresh, how.get("sidecar")).items():
             path = folder / name / file_name(stage, key, suite.base)
             write_file(path, text.encode("utf-8", "surrogatepass"))
             files.append(path)
