@@ -38,6 +38,8 @@ LEFT_OUT = {
     "your-own-goldens: it needs a CUDA device": 1,
 }
 """Blocks that no session runs, by reason."""
+SLOW = {"pytest"}
+"""Starts pytest, and with it torch, five times."""
 
 
 @pytest.fixture
@@ -53,7 +55,14 @@ def another_process() -> Iterator[None]:
 @pytest.mark.skipif(
     version("transformers") != DEFAULT, reason="pages show the output of the default transformers"
 )
-@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if runnable(page)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name, page in PAGES.items()
+        if runnable(page)
+    ],
+)
 def test_a_page_is_true(name: str, tmp_path: Path) -> None:
     """To update a page: python tests/docs/sessions.py docs/pages/NAME.md"""
     wrong = []

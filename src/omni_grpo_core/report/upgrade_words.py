@@ -169,6 +169,8 @@ def review_commands(report: UpgradeReport) -> list[str]:
     new = ["--checkpoint", report.checkpoint] if report.checkpoint else []
     folder = Path(report.folder)
     cases = [one.case for one in report.review]
+    if len(cases) == len(report.final.report["cases"]):
+        cases = []  # all of them, which is the default
     return [command("regen", folder, *cases, *new), command("review", folder)]
 
 
