@@ -125,7 +125,7 @@ def suite_text(folder: Path, sources: Sources, base: str, cases: Sequence[NewCas
 def path_from(folder: Path, path: Path) -> str:
     """``path`` as seen from ``folder``; a link keeps its own name.
 
-    >>> path_from(Path("/work/golden"), Path("/work/rows/a.json"))
+    >>> path_from(Path("/mine/golden"), Path("/mine/rows/a.json"))
     '../rows/a.json'
     """
     found = Path(os.path.realpath(path.parent)) / path.name

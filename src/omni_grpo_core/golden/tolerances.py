@@ -19,6 +19,7 @@ from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.classify import base_stage
+from omni_grpo_core.golden.environment import DTYPES
 from omni_grpo_core.golden.results import ORDER
 from omni_grpo_core.io.strict import merge, read_mapping
 from omni_grpo_core.tolerances import Tolerance, Tolerances
@@ -27,7 +28,6 @@ TOLERANCES = "tolerances.yaml"
 _LANES = "lanes.yaml"
 """The file's name before 0.2."""
 _COMPUTED = ("float32", "float")
-_SHORT = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ def default_tolerances(key: str) -> Tolerances:
     1e-05
     """
     plain = Tolerances()
-    half = _SHORT.get(key.rpartition("-")[2])
-    if half is None:
+    dtype = DTYPES.get(key.rpartition("-")[2], "float32")
+    if dtype == "float32":
         return plain
-    return Tolerances({**plain.by_dtype, **dict.fromkeys(_COMPUTED, plain.of(half))})
+    return Tolerances({**plain.by_dtype, **dict.fromkeys(_COMPUTED, plain.of(dtype))})
 
 
 def _check_tolerance(item: str, tolerance: Tolerance) -> None:
