@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from omni_grpo_core.core.policy import Policy
@@ -72,3 +74,18 @@ def doubled(policy: Policy) -> Policy:
     with torch.no_grad():
         changed.model.lm_head.weight.mul_(2.0)
     return changed
+
+
+@pytest.fixture(scope="module")
+def template(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project") / "one"
+    with_goldens(folder, policy)
+    return folder
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path) -> tuple[Path, Suite]:
+    """A fresh project with accepted goldens."""
+    shutil.copytree(template, tmp_path / "project")
+    golden = tmp_path / "project" / "golden"
+    return golden, load_suite(golden)

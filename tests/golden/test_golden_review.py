@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_project import KEY, contents, doubled, git, make_project, with_goldens
+from golden_project import KEY, contents, doubled, git, make_project, project, template
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError, TraceError
@@ -22,22 +22,9 @@ from omni_grpo_core.golden.store import read_golden
 from omni_grpo_core.golden.suite import Suite, load_suite
 from omni_grpo_core.golden.text import with_header
 
+__all__ = ["project", "template"]  # fixtures
+
 REASON = "head scaled on purpose, see the commit"
-
-
-@pytest.fixture(scope="module")
-def template(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("project") / "one"
-    with_goldens(folder, policy)
-    return folder
-
-
-@pytest.fixture
-def project(template: Path, tmp_path: Path) -> tuple[Path, Suite]:
-    """A fresh project with accepted goldens."""
-    shutil.copytree(template, tmp_path / "project")
-    golden = tmp_path / "project" / "golden"
-    return golden, load_suite(golden)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_project import KEY, doubled, make_project, with_goldens
+from golden_project import KEY, doubled, make_project, project, template
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
@@ -31,22 +31,9 @@ from omni_grpo_core.report.junit import golden_junit
 from omni_grpo_core.report.markdown import golden_markdown
 from omni_grpo_core.types import Rollout
 
+__all__ = ["project", "template"]  # fixtures
+
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def template(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("project") / "one"
-    with_goldens(folder, policy)
-    return folder
-
-
-@pytest.fixture
-def project(template: Path, tmp_path: Path) -> tuple[Path, Suite]:
-    """A fresh project with accepted goldens."""
-    shutil.copytree(template, tmp_path / "project")
-    golden = tmp_path / "project" / "golden"
-    return golden, load_suite(golden)
 
 
 def new_case(name: str) -> CaseResult:
