@@ -25,11 +25,11 @@ def probed(function: Any, name: str, values: Sequence[float | None] = (0.0,) * 4
 
 
 def causes(*values: Any) -> list[str]:
-    """The causes of all looks' evidence, likeliest first."""
+    """The causes of all looks' evidence, proved ones first."""
     recorded = case(*values)
     evidence = [item for look in LOOKS for item in look(recorded)]
     made: list[Explanation] = [e for rule in RULES for e in rule(recorded, evidence)]
-    return [e.cause for e in sorted(made, key=lambda e: -e.certainty)]
+    return [e.cause for e in sorted(made, key=lambda e: not e.proved)]
 
 
 def test_the_built_in_rewards_are_no_evidence() -> None:

@@ -54,15 +54,15 @@ def test_unknown_is_blamed_unless_an_earlier_error_is_certain() -> None:
 
 
 def explain(step: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
-    for certainty, name in ((0.4, "guess"), (0.9, "likely"), (0.6, "likely")):
-        yield Explanation(name, "loss", "seen", "harm", "fix", certainty=certainty)
+    for proof, name in (("", "guess"), ("made again", "proved"), ("", "proved")):
+        yield Explanation(name, "loss", "seen", "harm", "fix", proof=proof)
     yield Explanation("elsewhere", "text", "seen", "harm", "fix")
 
 
 def test_causes_are_ranked_and_listed_with_their_stage() -> None:
     diagnosis = diagnose(STEP, looks=seen(("loss", "added")), rules=(explain,))
-    assert [cause.cause for cause in diagnosis.findings[0].causes] == ["likely", "guess"]
-    assert [cause.certainty for cause in diagnosis.findings[0].causes] == [0.9, 0.4]
+    assert [cause.cause for cause in diagnosis.findings[0].causes] == ["proved", "guess"]
+    assert [cause.proved for cause in diagnosis.findings[0].causes] == [True, False]
     assert blamed(diagnosis) == ["loss"], "a rule makes no finding"
 
 

@@ -86,7 +86,7 @@ def merge(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
         for finding in diagnosis.findings:
             for cause in finding.causes:
                 held = causes.get(cause.cause)
-                if held is None or cause.certainty > held.certainty:
+                if held is None or cause.proved > held.proved:
                     causes[cause.cause] = cause
     stages = {finding.stage for diagnosis in diagnoses for finding in diagnosis.findings}
     unjudged = {stage for diagnosis in diagnoses for stage in diagnosis.unjudged}
@@ -169,9 +169,9 @@ def _finding(
     causes: dict[str, Explanation] = {}
     for cause in explanations:
         held = causes.get(cause.cause)
-        if cause.stage == stage and (held is None or cause.certainty > held.certainty):
+        if cause.stage == stage and (held is None or cause.proved > held.proved):
             causes[cause.cause] = cause
-    ranked = sorted(causes.values(), key=lambda cause: -cause.certainty)
+    ranked = sorted(causes.values(), key=lambda cause: not cause.proved)
     return Finding(stage, own, tuple(ranked))
 
 

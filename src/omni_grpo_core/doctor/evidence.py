@@ -26,6 +26,11 @@ Origin = Literal["added", "inherited", "unknown"]
 wrong. ``unknown``: its input was not recorded."""
 
 
+Severity = Literal["breaks", "differs"]
+"""``breaks``: the run learns something else than it should, or nothing. ``differs``: a recipe that
+works, and is not the reference's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One thing that is wrong.
@@ -41,13 +46,18 @@ class Evidence:
     origin: Origin = "added"
     row: int | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
+    severity: Severity = "breaks"
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A cause that explains evidence. ``cause``: its id in the catalogue. ``seen``: the fact with
-    its values. ``harm``: why it matters. ``fix``: what to change. ``confirm``: what would prove it.
-    ``certainty``: 1 where nothing else produces these facts."""
+    """A cause that explains evidence. ``cause``: its id. ``seen``: the fact with its values.
+    ``harm``: why it matters. ``fix``: what to change. ``confirm``: what the user can do to see it.
+
+    ``proof``: the sentence of what reproduced the recording, or of the observation that is itself
+    the cause (a keyword, a flag, a learning rate of 0); ``""``: the cause only fits. ``against``:
+    what speaks against it. ``links``: upstream issues. ``versions``: the releases that have it, a
+    PEP 440 specifier with the package's name (``"transformers>=4.53,<5.24"``)."""
 
     cause: str
     stage: Stage
@@ -55,7 +65,15 @@ class Explanation:
     harm: str
     fix: str
     confirm: str = ""
-    certainty: float = 1.0
+    proof: str = ""
+    against: str = ""
+    links: tuple[str, ...] = ()
+    versions: str = ""
+
+    @property
+    def proved(self) -> bool:
+        """Whether the recording was reproduced by this cause, or the cause itself was observed."""
+        return bool(self.proof)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,13 +106,15 @@ class Case:
     """One recorded step, its calls in order, and the reference, if there is one.
 
     ``before``: the last recorded step before it that had a rollout. ``missing``: what could not be
-    judged, in the order in which it was noted.
+    judged, in the order in which it was noted. ``judged``: stages of which some value was compared
+    with what it should be.
     """
 
     trace: Trace
     reference: Reference | None
     before: Case | None = None
     missing: dict[str, None] = field(default_factory=dict, init=False)
+    judged: set[Stage] = field(default_factory=set, init=False)
     # of this trace and reference: a copy with others starts empty
     _computed: dict[tuple[object, Hashable], object] = field(default_factory=dict, init=False)
 
@@ -121,6 +141,7 @@ class Case:
     rewards = Calls(calls.RewardCall)
     advantages = Calls(calls.AdvantageSeen)
     losses = Calls(calls.LossSeen)
+    gradients = Calls(calls.LossGradient)
     steps = Calls(calls.StepSeen)
 
 
@@ -156,6 +177,11 @@ class Diagnosis:
     def first(self) -> Finding | None:
         """The first broken stage of the pipeline."""
         return min(self.findings, key=lambda f: STAGES.index(f.stage), default=None)
+
+
+def note_judged(case: Case, *stages: Stage) -> None:
+    """Note that a value of these stages was compared, whatever came out."""
+    case.judged.update(stages)
 
 
 def note_missing(case: Case, sentence: str) -> None:

@@ -13,17 +13,32 @@ def _always(evidence: Evidence) -> bool:
     return True
 
 
+Prove = Callable[[Case, Evidence], str]
+"""The sentence of a proof that this evidence comes from a signature's cause, or ``""``."""
+
+
+def observed(case: Case, evidence: Evidence) -> str:
+    """The evidence is itself the cause: a keyword, a flag, an exception's text."""
+    return evidence.sentence
+
+
+def only_fits(case: Case, evidence: Evidence) -> str:
+    """Other causes may leave the same evidence."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """``fact``, where ``when`` is true, is explained by ``cause``. ``harm``, ``fix`` and
-    ``confirm`` may refer to the evidence's ``{values}`` by name."""
+    ``confirm`` may refer to the evidence's ``{values}`` by name. ``prove``: tests the cause on the
+    recording."""
 
     cause: str
     fact: str
     harm: str
     fix: str
     confirm: str = ""
-    certainty: float = 1.0
+    prove: Prove = observed
     when: Callable[[Evidence], bool] = field(default=_always)
 
 
@@ -40,13 +55,13 @@ def rule_of(name: str, table: Sequence[Signature]) -> Rule:
                 and signature.when(item)
             ]
             if found:
-                yield _explained(signature, found)
+                yield _explained(case, signature, found)
 
     rule.__name__ = name
     return rule
 
 
-def _explained(signature: Signature, found: Sequence[Evidence]) -> Explanation:
+def _explained(case: Case, signature: Signature, found: Sequence[Evidence]) -> Explanation:
     first = found[0]
     values = _Values(first.values)
     others = len({(item.row, item.sentence) for item in found}) - 1
@@ -58,7 +73,7 @@ def _explained(signature: Signature, found: Sequence[Evidence]) -> Explanation:
         harm=signature.harm.format_map(values),
         fix=signature.fix.format_map(values),
         confirm=signature.confirm.format_map(values),
-        certainty=signature.certainty,
+        proof=signature.prove(case, first),
     )
 
 

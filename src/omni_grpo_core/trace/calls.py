@@ -15,6 +15,7 @@ logits          ForwardCall               ``model(...)`` outside generate: a sco
 reward          RewardCall                one reward function on one batch of completions
 advantage       AdvantageSeen             the advantages and the rewards they come from
 loss            LossSeen                  the loss and its inputs
+loss            LossGradient              the gradient of what was backpropagated, at the logits
 gradient        StepSeen                  backward and optimizer step
 ==============  ========================  ====================================================
 
@@ -22,6 +23,12 @@ A stage may occur several times in a trace, or not at all if it was not seen: a 
 only what was seen. A tensor too large to keep is missing from its mapping, or ``None``, and
 described under its name in ``large``. Anything that looks like a secret is ``"<redacted>"``. Shape
 letters as in :mod:`omni_grpo_core.types`; ``N`` is the number of rows of a call.
+
+``digests``, of every floating-point input or output of a call, whether it was kept or not: int64,
+one number per unit of content, by name. A unit is a patch of ``pixel_values`` and
+``pixel_values_videos`` (patches,), a frame of ``input_features`` (n, T), a token of
+``inputs_embeds`` (N, L). Under ``name@bfloat16`` and ``name@float16`` a producer also has those of
+its cast, so that a consumer's can be matched. See :mod:`omni_grpo_core.trace.digest`.
 """
 
 from __future__ import annotations
@@ -139,6 +146,7 @@ class ProcessorCall:
     padding_side: str
     error: str | None
     large: Mapping[str, TensorSeen] = field(default_factory=dict)
+    digests: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +163,9 @@ class GenerateCall:
     history; ``None``: unknown, since its cache has a non-standard name). ``step_positions``: the
     first row's time position at each later step. ``logprobs``: float32 (N, C) of the sampled tokens
     from generate's own scores at the sampling temperature, before any suppression or truncation;
-    ``None`` with beams.
+    ``None`` with beams. ``decoded``: the completions as text by the recorded processor's own
+    tokenizer, up to and without the first eos: ``"kept"`` with special tokens, ``"skipped"``
+    without; empty where it has none.
     """
 
     stage: ClassVar[Literal["completion"]] = "completion"
@@ -174,6 +184,8 @@ class GenerateCall:
     warnings: tuple[str, ...]
     error: str | None
     large: Mapping[str, TensorSeen] = field(default_factory=dict)
+    digests: Mapping[str, Tensor] = field(default_factory=dict)
+    decoded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,7 +195,8 @@ class ForwardCall:
     ``inputs``, ``keywords``, ``position_ids``, ``inputs_embeds`` as in :class:`GenerateCall`, over
     prompt and completion. ``logprobs``: float32 (N, length - 1): of each given token after the
     first, at temperature 1, from the logits before any scaling; NaN where only the last logits
-    were requested (``logits_to_keep``). ``logits_dtype``: as returned.
+    were requested (``logits_to_keep``). ``logits_dtype``: as returned. ``own``: the recorded model
+    ran it, not another instance of its class, such as a reference.
     """
 
     stage: ClassVar[Literal["logits"]] = "logits"
@@ -197,6 +210,8 @@ class ForwardCall:
     warnings: tuple[str, ...]
     error: str | None
     large: Mapping[str, TensorSeen] = field(default_factory=dict)
+    digests: Mapping[str, Tensor] = field(default_factory=dict)
+    own: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +271,32 @@ class LossSeen:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LossGradient:
+    """What one backward did to the logits of one scoring forward.
+
+    A loss that is any function of the chosen tokens' logprobs has, at the logits ``l`` of a
+    position, the gradient ``g = (w / T) (e_y - softmax(l / T))``. K: the last positions of the
+    forward that have logits; the one at ``k`` predicts the token after it.
+
+    ``forward``: number of the ForwardCall among those of this step, in order of return. ``at``:
+    ``"logits"``, or ``"hidden"`` where a fused head makes none and the gradient was read at the
+    last hidden state. ``tokens``: int64 (N, K), y: -1 where the gradient is 0. ``weights``: float32
+    (N, K), w, the derivative of the loss by the token's logprob at ``temperature``; 0 where the
+    gradient is 0. ``temperature``: float32 (N, K), T; NaN where it cannot be told. ``residual``:
+    float32 (N, K), ``|g - (w / T)(e_y - p)| / |g|``: the part of the gradient that no function of
+    the chosen token's logprob has.
+    """
+
+    stage: ClassVar[Literal["loss"]] = "loss"
+    forward: int
+    at: Literal["logits", "hidden"]
+    tokens: Tensor
+    weights: Tensor
+    temperature: Tensor
+    residual: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class StepSeen:
     """One optimizer step. By part of the model (``"text"``, ``"vision"``, ``"audio"``,
@@ -288,6 +329,7 @@ Call = (
     | RewardCall
     | AdvantageSeen
     | LossSeen
+    | LossGradient
     | StepSeen
 )
 """The value of a stage record in a recorded trace; each member has the ``stage`` it belongs to."""

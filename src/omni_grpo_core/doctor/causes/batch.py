@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omni_grpo_core.doctor.evidence import Evidence, Rule
-from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
 _LAYOUT = (
@@ -169,7 +169,7 @@ _BATCH = (
         "get other rows' media, and nothing is raised",
         fix="pass one {modality} item per placeholder: {items} were passed",
         confirm="there are as many features as placeholder tokens",
-        certainty=0.6,
+        prove=only_fits,
     ),
     Signature(
         cause="batch.feature-count",
@@ -235,7 +235,7 @@ _POSITIONS = (
         harm="completion tokens have positions {shift} off from those used in sampling",
         fix="set model.rope_deltas to None before each forward that computes positions",
         confirm="a batch gives the same output alone and after another batch",
-        certainty=0.8,
+        prove=only_fits,
     ),
     Signature(
         cause="pos.collapsed-time",

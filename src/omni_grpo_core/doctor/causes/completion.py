@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omni_grpo_core.doctor.evidence import Evidence, Rule
-from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
 _RATIO = "on fresh on-policy samples the ratio is not 1, so the very first update is wrong"
@@ -24,7 +24,7 @@ _LOGITS = (
         harm="the first token is sampled from scores that the row alone would not have",
         fix=FIXES["logits.batch-differs"],
         confirm="generate for one of the rows alone: its first token's scores change",
-        certainty=0.8,
+        prove=only_fits,
     ),
     Signature(
         cause="logits.cache-differs",
@@ -78,7 +78,7 @@ _COMPLETION = (
         "sequence at every step",
         confirm="generate greedily in eval mode with a cache, and compare",
         when=lambda e: not _checkpointing(e),
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="gen.return-sequences",
@@ -108,7 +108,7 @@ _COMPLETION = (
         fix="pass suppress_tokens with every special id but the eos, and score with the same ids "
         "at -inf",
         confirm="the sampled ids contain no special id but the final eos",
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="gen.skip-special",
@@ -167,7 +167,7 @@ _COMPLETION = (
         "policy does",
         fix="raise the cap above {cap} tokens, to the length of a good policy's completions",
         confirm="some completions end with an eos",
-        certainty=0.7,
+        prove=only_fits,
     ),
     Signature(
         cause="gen.temperature",
@@ -211,7 +211,7 @@ _COMPLETION = (
         fix=FIXES["gen.weights-stale"],
         confirm="run omni-grpo doctor --experiments with the checkpoint: it shows which is wrong",
         when=lambda e: not e.values["blind"],
-        certainty=0.5,
+        prove=only_fits,
     ),
     Signature(
         cause="gen.weights-stale",
@@ -220,14 +220,14 @@ _COMPLETION = (
         "completions as on-policy",
         fix="make sure that generate uses the trained weights, its cache and its whole prompt",
         confirm="run omni-grpo doctor --experiments: it scores tokens with and without history",
-        certainty=0.5,
+        prove=only_fits,
     ),
     Signature(
         cause="gen.raised",
         fact="generate-raised",
         harm="there is no rollout",
         fix="fix its input or, if no earlier stage is at fault, this error: {error}",
-        certainty=0.2,
+        prove=only_fits,
     ),
 )
 

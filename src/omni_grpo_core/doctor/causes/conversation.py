@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omni_grpo_core.doctor.evidence import Rule
-from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
 _CONVERSATION = (
@@ -38,7 +38,7 @@ _CONVERSATION = (
         harm="the row's sound never reaches the model",
         fix="pass the row's audio item ({file}); a probe that swallows its exception drops it",
         confirm="omni_grpo_core.core.media.probe on {file} shows an audio track",
-        certainty=0.7,
+        prove=only_fits,
     ),
     Signature(
         cause="conv.resampled-item",
@@ -48,7 +48,7 @@ _CONVERSATION = (
         fix="raise an error for a sample that cannot be read, or leave its whole group out; never "
         "substitute another sample",
         confirm="search the data set's __getitem__ for random.randint or a retry in an except",
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="conv.resampled-item",
@@ -57,7 +57,7 @@ _CONVERSATION = (
         fix="keep row and conversation together; never substitute another sample for one that "
         "cannot be read",
         confirm="compare the row's question {wanted!r} with the prompt",
-        certainty=0.7,
+        prove=only_fits,
     ),
     Signature(
         cause="conv.resampled-item",
@@ -65,7 +65,7 @@ _CONVERSATION = (
         harm="the question is answered from another row's media",
         fix="take the media from the row itself: {file} belongs to another",
         confirm="compare the row's path with the one in the message",
-        certainty=0.5,
+        prove=only_fits,
     ),
     Signature(
         cause="conv.system-missing",
@@ -88,7 +88,7 @@ _CONVERSATION = (
         fact="systems-differ",
         harm="rows of one step are prompted differently",
         fix="use one system message for all rows",
-        certainty=0.6,
+        prove=only_fits,
     ),
     Signature(
         cause="conv.options-missing",

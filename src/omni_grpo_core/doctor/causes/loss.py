@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from omni_grpo_core.doctor.evidence import Evidence, Rule
-from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
 _MISTAKES = {
@@ -88,7 +88,7 @@ _ADVANTAGE = (
         harm="the functions' rewards do not reach the advantage",
         fix="check how rewards are weighted and summed: by function name, one weight each",
         confirm="a row's total is the weighted sum of its rewards",
-        certainty=0.4,
+        prove=only_fits,
     ),
     Signature(
         cause="adv.partial-unused",
@@ -97,7 +97,7 @@ _ADVANTAGE = (
         fix="add the partial reward's own group advantage to the tokens of its section, and check "
         "that the loss gets this tensor",
         confirm="set the partial reward to random numbers: the gradient must change",
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="adv.span-mask",
@@ -121,7 +121,7 @@ _ADVANTAGE = (
         harm="rewards act on other completions' tokens, or broadcasting hides that some have none",
         fix="keep one reward, one group id and one advantage per completion",
         confirm="all three have the same length",
-        certainty=0.6,
+        prove=only_fits,
     ),
 )
 
@@ -155,7 +155,7 @@ _LOSS = (
         harm="sampled tokens are not trained on; without the eos a policy never learns to stop",
         fix="count every token up to and including the first eos",
         confirm="the mask's sum is the number of sampled tokens",
-        certainty=0.6,
+        prove=only_fits,
     ),
     *(
         Signature(
@@ -199,7 +199,7 @@ _LOSS = (
         "although beta is 0 in the settings",
         fix="pass beta explicitly wherever the loss is computed: some inner function has a default",
         confirm="with beta 0 no reference forward is made",
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="loss.clip-side",
@@ -216,7 +216,7 @@ _LOSS = (
         harm="a KL cannot be negative: it is subtracted, or its difference has the wrong sign",
         fix="compute KL = exp(d) - d - 1 with d = reference - policy, and add beta * KL",
         confirm="the logged KL is never below 0",
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="loss.old-recomputed",
@@ -233,14 +233,14 @@ _LOSS = (
         fix="gather the logprobs of the sampled ids from the preceding positions' logits, in "
         "float32, at the sampling temperature",
         confirm="on the first pass the loss's logprobs equal generate's",
-        certainty=0.5,
+        prove=only_fits,
     ),
     Signature(
         cause="loss.not-finite",
         fact="not-finite",
         harm="a single non-finite loss makes every weight NaN",
         fix=FIXES["loss.not-finite"],
-        certainty=0.5,
+        prove=only_fits,
     ),
 )
 
@@ -276,7 +276,7 @@ _STEP = (
         fix="look for .detach(), .item() or torch.no_grad() between the forward and the loss, and "
         "for requires_grad_() that hides it",
         confirm="the gradient norm is above 0",
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="step.frozen-wrong",
@@ -301,7 +301,7 @@ _STEP = (
         "the model with adapters off is no longer the reference",
         fix="freeze the base model before adding adapters",
         confirm="all trainable parameters are in the adapters",
-        certainty=0.8,
+        prove=only_fits,
     ),
     Signature(
         cause="step.not-updated",
@@ -320,7 +320,7 @@ _STEP = (
         fix="create the optimizer after wrapping and moving, from the model that is called; look "
         "for updates below the weights' precision",
         confirm="the same prompt's logprobs change after a step",
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="step.accumulation",
@@ -335,7 +335,7 @@ _STEP = (
         fact="batch-cuts-groups",
         harm="groups are split at the end of a batch: advantages compare only parts of them",
         fix="make the batch a multiple of the group size",
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="step.resume",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
-from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
 _BLIND = (
@@ -47,7 +47,6 @@ def rule_missing(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanati
         harm="the model is asked about media that it does not get",
         fix=f"pass {' and '.join(kinds)} to the processor as well",
         confirm="compare the number of media in the messages and in the call",
-        certainty=0.9,
     )
 
 
@@ -95,7 +94,7 @@ _TABLE = (
         "that the checkpoint was not configured for",
         fix="set the size where pictures are resized: the settings give {want}, the call got {got}",
         confirm="print the shape of what the reader returns",
-        certainty=0.7,
+        prove=only_fits,
     ),
     Signature(
         cause="media.frames-clamped",
@@ -103,7 +102,7 @@ _TABLE = (
         harm="the clip has a different number of frames than the settings give, hence another rate",
         fix="set fps, min_frames and max_frames on the reader that samples",
         confirm="print the number of frames that the reader returns, and its rate",
-        certainty=0.7,
+        prove=only_fits,
     ),
     Signature(
         cause="media.blank",
@@ -146,7 +145,7 @@ _TABLE = (
         "same in training and evaluation",
         confirm="decode {file} with both readers and subtract",
         when=lambda e: e.values["modality"] == "video" and "how" not in e.values,
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="media.sampling-rate",
@@ -155,7 +154,7 @@ _TABLE = (
         "longer or shorter than its video by as much",
         fix="resample to 16,000 Hz, for example librosa.load(path, sr=16000)",
         confirm="len(samples) / 16000 must be the length of {file} in seconds",
-        certainty=0.9,
+        prove=only_fits,
     ),
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from omni_grpo_core.doctor.checks.reward import GARBAGE
 from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
-from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 
 _BARE_GOLD = "garbage against a gold without tags"
 
@@ -84,7 +84,6 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             f"remove the except around {name}'s scoring, run it on one right answer and fix what "
             "it raises; return None where scoring failed",
             "the right answer earns the full reward",
-            0.95,
         )
         return
     raised = [c for c in wrong if wrong[c].fact == "probe-raised"]
@@ -98,7 +97,7 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             "caught and becomes 0",
             f"fix what {name} raises; return None where it cannot score",
             "omni-grpo rewards test module:function",
-            0.85,
+            proof=first.sentence,
         )
     garbage = [c for c in GARBAGE if c in wrong and c != _BARE_GOLD]
     if garbage:
@@ -112,7 +111,7 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             f"let {name} give 0 (or None) where it finds nothing to score; a default reward hides "
             "a policy that fails",
             "omni-grpo rewards test passes its garbage cases",
-            1.0,
+            proof=first.sentence,
         )
     elif _BARE_GOLD in wrong and not isinstance(wrong[_BARE_GOLD].values["value"], str):
         yield Explanation(
@@ -124,7 +123,7 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             f"let {name} reject a gold that does not parse, and give 0 to a completion that does "
             "not; add tags to the data",
             "garbage earns 0 on a row whose gold has no tags",
-            1.0,
+            proof=wrong[_BARE_GOLD].sentence,
         )
     for cause, (names, harm, fix) in _BY_CASE.items():
         hits = [wrong[c] for c in names if c in wrong and c not in raised]
@@ -133,7 +132,7 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
         more = f" (and {len(hits) - 1} more like it)" if len(hits) > 1 else ""
         yield Explanation(
             cause, "reward", hits[0].sentence + more, harm, f"in {name}: {fix}",
-            "omni-grpo rewards test, and the probe of the next recording", 0.9,
+            "omni-grpo rewards test, and the probe of the next recording", proof=hits[0].sentence,
         )  # fmt: skip
 
 
@@ -185,7 +184,7 @@ _FACTS = (
         "None where there is none, never 0",
         confirm="print one of the judge's replies with the score made from it",
         when=lambda e: _judged(e) and _unreadable(e),
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="reward.judge-down",
@@ -195,7 +194,7 @@ _FACTS = (
         "could not be scored, never 0",
         confirm="send one request to the judge by hand",
         when=_likelier,
-        certainty=0.9,
+        prove=only_fits,
     ),
     Signature(
         cause="reward.floor",
@@ -204,7 +203,7 @@ _FACTS = (
         fix="check what {name} really measures; a default reward hides that it measures nothing",
         confirm="omni-grpo rewards test module:function",
         when=lambda e: not _judged(e) and e.values["value"] != 0,
-        certainty=0.7,
+        prove=only_fits,
     ),
     Signature(
         cause="reward.swallowed",
@@ -213,7 +212,7 @@ _FACTS = (
         fix="call {name} on one right answer with its except removed",
         confirm="omni-grpo rewards test module:function",
         when=lambda e: not _judged(e) and e.values["value"] == 0,
-        certainty=0.5,
+        prove=only_fits,
     ),
     Signature(
         cause="reward.first-type",
@@ -246,7 +245,7 @@ _FACTS = (
         harm="the step fails, or the exception is caught and becomes 0",
         fix="make {name} return None where it cannot score: {error}",
         confirm="omni-grpo rewards test module:function",
-        certainty=0.6,
+        prove=only_fits,
     ),
 )
 

@@ -93,7 +93,9 @@ def _explain(table: Table, cause: Explanation) -> None:
     table.add_row("change", Text(_plain(cause.fix), style="green"))
     if cause.confirm:
         table.add_row("to be sure", Text(_plain(cause.confirm)))
-    table.add_row("cause", Text(f"{cause.cause} ({cause.certainty:.0%} sure)", style="dim"))
+    table.add_row(
+        "cause", Text(f"{cause.cause} ({'proved' if cause.proved else 'fits'})", style="dim")
+    )
 
 
 def _fact(evidence: Evidence) -> Text:
