@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
 from omni_grpo_core.doctor.rollouts import RolloutRecord, rollouts, whole_groups
 from omni_grpo_core.tolerances import ADVANTAGE, EQUAL_RECORDED_REWARDS
 from omni_grpo_core.trace.calls import AdvantageSeen
@@ -39,6 +39,7 @@ def look_at_totals(case: Case) -> Iterable[Evidence]:
             continue
         weights = [float(seen.weights[name]) for name in names]
         kept = [0.0 if name in seen.spans else w for name, w in zip(names, weights, strict=True)]
+        note_judged(case, "advantage")
         sums = [_weighted(table, w) for w in (kept, weights)]
         given = seen.rewards.double().nan_to_num()
         if any(_same(given, total) for total in sums):
@@ -99,6 +100,7 @@ def look_at_advantages(case: Case) -> Iterable[Evidence]:
             )
             continue
         base = _base(values, seen.spans)
+        note_judged(case, "advantage")
         if base is None or any(fits(base, by) for by in _variants(rewards, seen)):
             continue
         wanted = next(_variants(rewards, seen))

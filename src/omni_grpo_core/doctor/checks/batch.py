@@ -11,7 +11,7 @@ from omni_grpo_core.core.batch import ID_DTYPE
 from omni_grpo_core.doctor.call_rows import PIXELS, Counts, counts_of
 from omni_grpo_core.doctor.checks import flags
 from omni_grpo_core.doctor.checks.flags import calls_of, flag_wrong
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
 from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.batch import given_rows, is_token_sized, sides
 from omni_grpo_core.doctor.replay.text import collapsed, marks
@@ -112,6 +112,8 @@ def look_padding(case: Case) -> Iterator[Evidence]:
     for one in rendered_batches(case):
         outputs = [("the processor", call, call.outputs) for call in one.processed]
         found = [e for name, call, held in outputs for e in _padding(name, call, held, pad)]
+        if outputs:
+            note_judged(case, "batch")
         yield from found
         wrong = {e.fact for e in found}
         for name, model_call, own in calls_of(one):
@@ -129,6 +131,7 @@ def look_placeholders(case: Case) -> Iterator[Evidence]:
         wrong: set[str] = set()
         for call in one.processed:
             for count in _counted(call.outputs, policy):
+                note_judged(case, "batch")
                 if not count.agree:
                     wrong.add(count.modality)
                     yield _miscount(count, "the processor's output", _input_right(call, case))

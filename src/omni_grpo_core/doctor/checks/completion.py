@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.rollouts import (
     RolloutRecord,
@@ -49,6 +49,8 @@ def look_at_history(case: Case) -> Iterable[Evidence]:
                 "whether generate saw prompt and history is unknown: its model's key-value cache "
                 "has an unknown name",
             )
+        if any(held is not None for held in call.cached):
+            note_judged(case, "completion")
         blind = [step for step, held in enumerate(call.cached, 1) if held == 0]
         if not blind:
             continue
@@ -74,6 +76,7 @@ def look_at_eos(case: Case) -> Iterable[Evidence]:
     """The ids that end a completion, compared with the checkpoint's."""
     for _, call in generated_rollouts(case):
         given = ids_of(call.config.get("eos_token_id"))
+        note_judged(case, "completion")
         if not given:
             yield Evidence(
                 "completion",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
 from omni_grpo_core.doctor.rendered import (
     RenderedBatch,
     RenderedPrompt,
@@ -35,7 +35,10 @@ def look_questions(case: Case) -> Iterator[Evidence]:
         questions = [question_of(row) for row in one.rows]
         for row, prompt in _pairs(one):
             wanted = question_of(row)
-            if wanted is None or wanted in prompt.text_of("user"):
+            if wanted is None:
+                continue
+            note_judged(case, "conversation")
+            if wanted in prompt.text_of("user"):
                 continue
             asked = next((q for q in questions if q and q in prompt.text_of("user")), None)
             yield Evidence(
@@ -60,6 +63,7 @@ def look_media_listed(case: Case) -> Iterator[Evidence]:
             names = {name for _, name in shown}
             sounds = _carries_sound(one)
             for kind, path in listed:
+                note_judged(case, "conversation")
                 name = _name(path)
                 inside = kind == "audio" and sounds and ("video", name) in shown
                 if (kind, name) in shown or inside or (not kind and name in names):
@@ -160,6 +164,7 @@ def look_instructions(case: Case) -> Iterator[Evidence]:
     prompts = [prompt for one in rendered_batches(case) for prompt in one.prompts]
     systems = {prompt.text_of("system") for prompt in prompts}
     for prompt in prompts if wanted else ():
+        note_judged(case, "conversation")
         if _TAG.search(prompt.text_of("system")) or _TAG.search(prompt.text_of("user")):
             continue
         system = prompt.text_of("system")

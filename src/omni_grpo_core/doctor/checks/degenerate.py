@@ -10,7 +10,7 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.checks.logits import temperature_of
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
 from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, until_end
 from omni_grpo_core.doctor.teacher_forced import Replayed, log_table, replay_rollout
 from omni_grpo_core.rewards.degenerate import degenerate
@@ -32,6 +32,7 @@ def look_at_garbage(case: Case) -> Iterable[Evidence]:
             continue
         eos = ids_of(call.config.get("eos_token_id")) or policy.eos_token_ids
         kept = until_end(ids, eos)
+        note_judged(case, "completion")
         reasons = []
         for row, mask in zip(ids.tolist(), kept.tolist(), strict=True):
             tokens = [token for token, own in zip(row, mask, strict=True) if own]

@@ -11,7 +11,7 @@ import torch
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import PIXELS, CallRow
 from omni_grpo_core.doctor.checks.positions import Call, copies_of, named_calls, rows_of
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
 from omni_grpo_core.doctor.replay.batch import with_pixels
 from omni_grpo_core.doctor.replay.model import Feature, reference_features, token_embeddings
 from omni_grpo_core.types import Modality, Row, Span
@@ -53,6 +53,7 @@ def look_injected(case: Case) -> Iterator[Evidence]:
             if row.row is None:
                 continue
             own = held[place][row.kept].float()
+            note_judged(case, "embeddings")
             for evidence in _row(case, name, call, row.index, row.row, own, every):
                 if len(held) > len(rows) and evidence.values["modality"] != "audio":
                     # generate repeated the rows, pixels patch by patch: these were wrong on input

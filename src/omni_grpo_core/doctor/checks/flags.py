@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import is_interleaved
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
 from omni_grpo_core.doctor.rendered import RenderedBatch, flag_of, rendered_batches
 from omni_grpo_core.doctor.replay.batch import audio_route, totals
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, ProcessorCall
@@ -50,6 +50,7 @@ def look_flag(case: Case) -> Iterator[Evidence]:
         ids = model_call.inputs.get("input_ids")
         if ids is None or not bool((ids == placeholder_ids(policy.processor)["video"]).any()):
             continue
+        note_judged(case, "batch")
         want = any(is_interleaved(row, policy) for row in ids.tolist())
         flag = flag_of(model_call.keywords)
         # left out means False; in a forward that is reported by checks/positions

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rollouts import losses_of, settings_of, world_size
 from omni_grpo_core.trace.calls import StepSeen
 
@@ -29,6 +29,7 @@ def look_at_graph(case: Case) -> Iterable[Evidence]:
                 values={"at_checkpoints": cut},
             )
     for step in case.steps:
+        note_judged(case, "gradient")
         if not sum(step.trainable.values()):
             yield Evidence(
                 "gradient", "nothing-trainable", "no parameter of the model requires a gradient"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, losses_of, until_end
 from omni_grpo_core.doctor.teacher_forced import (
     Replayed,
@@ -99,7 +99,10 @@ def look_at_forwards(case: Case) -> Iterable[Evidence]:
         return
     for at, call in enumerate(case.forwards):
         gap = forward_gap(case, call)
-        if gap is None or not gap.wide:
+        if gap is None:
+            continue
+        note_judged(case, "logits")
+        if not gap.wide:
             continue
         alone = _alone(case, call)
         yield Evidence(
@@ -134,6 +137,7 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
         if gaps is None or _padded_right(call):
             continue  # after padding, decoding and a forward over all tokens count differently
         first, later = gaps
+        note_judged(case, "logits", "completion")
         agrees = scoring_agrees(case)
         values = {
             "first_mean": first.mean, "first_worst": first.worst,
@@ -224,7 +228,10 @@ def look_at_agreement(case: Case) -> Iterable[Evidence]:
         if first_step(case) and rollout_gap(case, call) is not None:
             continue
         gap = _agreement(case, call)
-        if gap is None or not gap.wide:
+        if gap is None:
+            continue
+        note_judged(case, "logits", "completion")
+        if not gap.wide:
             continue
         yield Evidence(
             "completion",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.recompute_loss import (
     Parts,
     beta_of,
@@ -44,6 +44,7 @@ def look_at_mask(case: Case) -> Iterable[Evidence]:
                 f"{tuple(ids.shape)}",
             )  # fmt: skip
             continue
+        note_judged(case, "loss")
         prompt = _prompt_inside(one)
         if prompt is not None:
             row, counted = prompt
@@ -232,6 +233,7 @@ def look_at_value(case: Case) -> Iterable[Evidence]:
         parts = parts_of(loss, step)
         if parts is None or _needs_unrecorded(case, loss, parts):
             continue
+        note_judged(case, "loss")
         right = right_ways(parts)
         if not right and policy_terms(parts) is None:
             pass

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.checks.positions import Call, named_calls
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
 from omni_grpo_core.doctor.media_similarity import array, is_close, is_empty, is_flat, is_same
 from omni_grpo_core.doctor.rendered import RenderedBatch, flag_of, rendered_batches
 from omni_grpo_core.doctor.replay import media as replay_media
@@ -52,6 +52,8 @@ def look_counts(case: Case) -> Iterator[Evidence]:
             given = {
                 "image": len(call.images), "video": len(call.videos), "audio": len(call.audios)
             }  # fmt: skip
+            if any(wanted.values()) or any(given.values()):
+                note_judged(case, "media")
             texts = totals(call, case)
             for modality in MODALITIES:
                 allowed = {wanted[modality]}
@@ -118,6 +120,8 @@ def look_passed_on(case: Case) -> Iterator[Evidence]:
         for modality in MODALITIES:
             pixels = PIXELS[modality]
             asked = _asked(case, call, modality)
+            if pixels in some:
+                note_judged(case, "media")
             # without a checkpoint placeholders are unknown: only what every batch has is certain
             if pixels in has or pixels not in (every if asked is None else some):
                 continue
@@ -157,6 +161,7 @@ def look_content(case: Case) -> Iterator[Evidence]:
                 )
             for item in _once(found):
                 if item.given.shape:
+                    note_judged(case, "media")
                     yield from _content(case, item, found)
             if not any(item.media is not None for item in found):
                 yield from _all_empty(one, call, case)

@@ -9,7 +9,7 @@ import torch
 
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import CallRow, call_rows
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rendered import flag_of
 from omni_grpo_core.doctor.replay.model import reference_positions
 from omni_grpo_core.recorder.thinker import rope_sections
@@ -60,6 +60,7 @@ def look_positions(case: Case) -> Iterator[Evidence]:
         for place, row in enumerate(copies_of(rows, got.shape[1])):
             if row.row is None:
                 continue
+            note_judged(case, "positions")
             # positions of one row may be broadcast to all
             own = got[-3:, 0 if got.shape[1] == 1 else place, row.kept]
             if not torch.equal(own, reference_positions(case, row.row).to(own.dtype)):
@@ -78,6 +79,7 @@ def look_next_positions(case: Case) -> Iterator[Evidence]:
         # from the positions that the prompt really had, which another look judges
         prompt = call.position_ids[-3:, 0, rows[0].kept]
         first = int(prompt.max()) + 1
+        note_judged(case, "positions")
         wanted = tuple(range(first, first + len(call.step_positions)))
         if call.step_positions != wanted:
             yield Evidence(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.logits import forward_gap, temperature_of
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rollouts import LossRecord, first_step, ids_of, losses_of
 from omni_grpo_core.doctor.teacher_forced import Place, Replayed, diff, replay_forward, tolerance
 
@@ -42,6 +42,7 @@ def look_at_logprobs(case: Case) -> Iterable[Evidence]:
             continue
         # scores that are themselves off are reported for the logits; readings are then less exact
         allowed = tolerance(forward.modes, known.policy).mean + 3 * gap.mean
+        note_judged(case, "loss")
         best = min(readings, key=lambda r: r.mean)
         sampled = 1.0 if call is None else temperature_of(call)
         # low precision is reported for the logits: its error is not a different reading

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rollouts import rollouts
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.rewards import Reward
@@ -97,6 +97,7 @@ def look_at_probes(case: Case) -> Iterable[Evidence]:
             continue
         kind = kind_of(call)
         top = _top(call.probe, kind)
+        note_judged(case, "reward")
         for name, probed in call.probe.items():
             yield from _judged(call, kind, top, name, probed)
         yield from _together(call)
@@ -294,6 +295,7 @@ def look_at_structure(case: Case) -> Iterable[Evidence]:
         if not rollout.rewards or not _asks_for_structure(rollout.rewards):
             continue
         texts = rollout.rewards[0].completions
+        note_judged(case, "parsed")
         read = [parse(text) for text in texts]
         broken = [found for found in read if isinstance(found, Malformed)]
         if len(texts) > 1 and len(broken) == len(texts):

@@ -10,7 +10,7 @@ import torch
 from omni_grpo_core.core.batch import ID_DTYPE, placeholder_ids
 from omni_grpo_core.doctor.call_rows import PIXELS
 from omni_grpo_core.doctor.checks.flags import extra_sounds
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.batch import Given, given_rows, reference_row
 from omni_grpo_core.tolerances import FEATURES
@@ -39,6 +39,7 @@ def look_replay(case: Case) -> Iterator[Evidence]:
             for given in rows:
                 wanted = reference_row(call, given, case)
                 if isinstance(wanted, Row):
+                    note_judged(case, "batch")
                     real = ids[given.index] != policy.pad_token_id
                     kept = real if mask is None else mask[given.index].bool() & real
                     got = ids[given.index][kept].to(ID_DTYPE)
@@ -56,6 +57,7 @@ def look_generate_prompts(case: Case) -> Iterator[Evidence]:
         if not made:
             continue
         for call in one.generated:
+            note_judged(case, "batch")
             for row, got in enumerate(_unpadded(call.inputs, policy)):
                 if got in made or not got:
                     continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
 from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.text import (
     collapsed,
@@ -30,6 +30,7 @@ def look_rendering(case: Case) -> Iterator[Evidence]:
             if prompt.text is None or not is_chatml(prompt.text):
                 continue
             wanted = reference_texts(prompt.messages, names)
+            note_judged(case, "text")
             if prompt.text not in wanted:
                 yield _differs(prompt.text, wanted[0], names, prompt.number, "rendered")
 
@@ -50,6 +51,7 @@ def look_processed_texts(case: Case) -> Iterator[Evidence]:
                 )
             if not rendered or not call.texts or not is_chatml(rendered[0]):
                 continue
+            note_judged(case, "text")
             passed = [collapsed(text, names) for text in call.texts]
             # conversations without a row are reported where they were made
             whole = not one.rows or not len(one.prompts) % len(one.rows)
@@ -71,6 +73,7 @@ def look_unrendered(case: Case) -> Iterator[Evidence]:
         for call in one.processed:
             for row, text in enumerate(call.texts):
                 if is_chatml(text):
+                    note_judged(case, "text")
                     yield from _shape(text, row, "passed")
 
 
