@@ -16,7 +16,7 @@ from omni_grpo_core.doctor.teacher_forced import Replayed, log_table, replay_rol
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.trace.calls import GenerateCall
 
-_IMPOSSIBLE = 9.0
+IMPOSSIBLE = 9.0
 """Powers of ten. Tokens sampled from the reference's distribution give this much evidence against
 it at most once in a thousand million rollouts."""
 
@@ -65,7 +65,7 @@ def _origin(case: Case, call: GenerateCall) -> Origin:
     against = against_reference(case, call)
     if against is None:
         return "unknown"
-    return "added" if against > _IMPOSSIBLE else "inherited"
+    return "added" if against > IMPOSSIBLE else "inherited"
 
 
 def look_at_likelihood(case: Case) -> Iterable[Evidence]:
@@ -76,7 +76,7 @@ def look_at_likelihood(case: Case) -> Iterable[Evidence]:
         if call.logprobs is not None or not call.config.get("do_sample", False):
             continue
         against = against_reference(case, call)
-        if against is None or against <= _IMPOSSIBLE:
+        if against is None or against <= IMPOSSIBLE:
             continue
         yield Evidence(
             "completion",

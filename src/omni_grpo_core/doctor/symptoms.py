@@ -1,0 +1,414 @@
+"""What hurts, measured before anything is explained.
+
+A symptom is no finding: it blames nothing. The headline of a diagnosis is the finding that explains
+the worst symptom; a symptom that no finding explains is itself the verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.doctor.checks.degenerate import IMPOSSIBLE, against_reference
+from omni_grpo_core.doctor.evidence import Case, Finding, Severity
+from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, until_end
+from omni_grpo_core.doctor.teacher_forced import tolerance
+from omni_grpo_core.rewards.degenerate import degenerate
+from omni_grpo_core.trace.calls import (
+    CallT,
+    ForwardCall,
+    GenerateCall,
+    MediumSeen,
+    ProcessorCall,
+    RewardCall,
+    StepSeen,
+)
+from omni_grpo_core.types import FinishReason, Modality, Stage
+
+_BEFORE_TEXT: tuple[Stage, ...] = (
+    "completion", "positions", "embeddings", "batch", "policy", "media", "text", "conversation",
+)  # fmt: skip
+"""What could make a completion garbage, the most direct first."""
+_BEFORE_REWARD: tuple[Stage, ...] = ("reward", "parsed", *_BEFORE_TEXT, "sample")
+_BEFORE_ADVANTAGE: tuple[Stage, ...] = ("advantage", *_BEFORE_REWARD)
+_BEFORE_GRADIENT: tuple[Stage, ...] = ("gradient", "loss", "advantage", "logits", "reward")
+
+_FEATURES: dict[str, Modality] = {
+    "pixel_values": "image",
+    "pixel_values_videos": "video",
+    "input_features": "audio",
+}
+_INSTEAD = ("mm_encoder_outputs", "encoder_outputs", "inputs_embeds")
+"""Inputs that replace the features of all modalities."""
+_NATS = 0.1
+"""Mean distance of two logprobs of one token from which ratios are off by a tenth."""
+_GROUPS = 4
+"""Groups without a difference in reward that are too many for chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """``name``: of its kind. ``sentence``: what was measured, with numbers. ``stages``: those that
+    could explain it, the most direct first. ``severity``: ``"breaks"`` where a run that shows it
+    learns nothing or something wrong, ``"differs"`` where a sound run may show it too."""
+
+    name: str
+    sentence: str
+    stages: tuple[Stage, ...]
+    severity: Severity = "breaks"
+
+    def explained_by(self, finding: Finding) -> bool:
+        """Whether a finding could be the reason: at one of the stages, and bad enough.
+
+        >>> symptom = Symptom("rewards-zero", "all 8 rewards are 0", ("reward", "completion"))
+        >>> symptom.explained_by(Finding("reward", (), ())), symptom.explained_by(
+        ...     Finding("loss", (), ()))
+        (True, False)
+        """
+        mild = finding.evidence and all(e.severity == "differs" for e in finding.evidence)
+        return finding.stage in self.stages and not mild
+
+    def closeness(self, finding: Finding) -> int:
+        """Rank of the finding's stage among those that could explain it; 0: the most direct."""
+        return self.stages.index(finding.stage)
+
+
+def symptoms(cases: Sequence[Case]) -> tuple[Symptom, ...]:
+    """What hurts in a run, the worst first; nothing that follows from a worse one. ``cases``: its
+    steps, of all ranks."""
+    found = [symptom for measure in _MEASURES for symptom in measure(cases)]
+    names = {symptom.name for symptom in found if symptom.severity == "breaks"}
+    left = [s for s in found if not names & _FOLLOWS.get(s.name, frozenset())]
+    return tuple(sorted(left, key=lambda symptom: symptom.severity != "breaks"))
+
+
+# --------------------------------------------------------------------------- a run that raised
+
+
+def _raised(cases: Sequence[Case]) -> Iterator[Symptom]:
+    for case in cases:
+        error = case.trace.header.get("raised")
+        failed = [v for v in case.values if getattr(v, "error", None) is not None]
+        if not error:
+            continue
+        last = failed[-1] if failed else (case.values or (None,))[-1]
+        stage: Stage = getattr(last, "stage", "trace")
+        where = f"in the stage {stage}" if failed else f"after the stage {stage}"
+        stages = (stage, *(s for s in _BEFORE_ADVANTAGE if s != stage))
+        yield Symptom("raised", f"the run raised {error}, {where}", stages)
+
+
+# --------------------------------------------------------------------------- completions
+
+
+def _garbage(cases: Sequence[Case]) -> Iterator[Symptom]:
+    """Degenerate completions. Where the checkpoint itself gives them, the run did not make them."""
+    reasons: list[str] = []
+    total, own = 0, True
+    for case in cases:
+        for call in case.generated:
+            bad = degenerate_rows(call)
+            total += len(_completions(call))
+            reasons += bad.values()
+            own &= not bad or checkpoints_own(case, call)
+    if total and 2 * len(reasons) >= total:
+        sentence = f"{len(reasons)} of {total} completions are degenerate ({reasons[0]})"
+        if own:
+            sentence += "; the checkpoint itself gives them on the recorded prompts"
+        yield Symptom("garbage", sentence, _BEFORE_TEXT, "differs" if own else "breaks")
+
+
+def degenerate_rows(call: GenerateCall) -> dict[int, str]:
+    """The first rule that each degenerate completion fails, by row: by raw ids, and by the text
+    with special tokens where it was recorded."""
+    rows, eos = _completions(call), ids_of(call.config.get("eos_token_id"))
+    texts = call.decoded.get("kept", ())
+    found = {}
+    for row, tokens in enumerate(rows):
+        stopped = bool(tokens) and tokens[-1] in eos
+        # without a text only the rules on ids apply
+        text = texts[row] if row < len(texts) else "?" * len(tokens[:1])
+        finish: FinishReason = "stop" if stopped else "length"
+        reasons = degenerate(tokens, text, finish_reason=finish, eos_ids=eos)
+        if reasons:
+            found[row] = reasons[0]
+    return found
+
+
+def checkpoints_own(case: Case, call: GenerateCall) -> bool:
+    """Whether the checkpoint is likely to give these completions on the recorded prompts."""
+    against = against_reference(case, call) if first_step(case) else None
+    return against is not None and against <= IMPOSSIBLE
+
+
+def _completions(call: GenerateCall) -> list[list[int]]:
+    """Ids up to and including the first eos."""
+    ids = completion_ids(call)
+    if ids is None:
+        return []
+    kept = until_end(ids, ids_of(call.config.get("eos_token_id")))
+    return [row[mask].tolist() for row, mask in zip(ids, kept, strict=True)]
+
+
+def _capped(cases: Sequence[Case]) -> Iterator[Symptom]:
+    rows: list[list[int]] = []
+    for call in _all(cases, GenerateCall):
+        eos = ids_of(call.config.get("eos_token_id"))
+        rows += _completions(call)
+        if not eos or any(row and row[-1] in eos for row in rows):
+            return
+    if len(rows) > 1:
+        longest = max(map(len, rows))
+        sentence = f"all {len(rows)} completions end at the cap ({longest} tokens), none in an eos"
+        yield Symptom("capped", sentence, _BEFORE_TEXT, "differs")
+
+
+# --------------------------------------------------------------------------- rewards
+
+
+def _rewards(cases: Sequence[Case]) -> Iterator[Symptom]:
+    """Functions that pay one value for different completions."""
+    stuck: dict[str, float] = {}
+    names: dict[str, None] = {}
+    count = 0
+    for name in dict.fromkeys(call.name for call in _all(cases, RewardCall)):
+        calls = [call for call in _all(cases, RewardCall) if call.name == name]
+        values = [v for call in calls for v in call.values if v is not None]
+        names[name] = None
+        count = max(count, len(values))
+        different = len({text for call in calls for text in call.completions}) > 1
+        if len(values) > 1 and different and len(set(values)) == 1:
+            stuck[name] = values[0]
+    if not stuck:
+        return
+    if stuck.keys() == names.keys():
+        zero = not any(stuck.values())
+        paid = " and ".join(f"{name} pays {value:g}" for name, value in stuck.items())
+        sentence = (
+            f"all rewards are 0: {' and '.join(stuck)}, for each of {count} completions"
+            if zero
+            else f"no reward ever moves: {paid} for each of {count} completions"
+        )
+        yield Symptom("rewards-zero" if zero else "rewards-stuck", sentence, _BEFORE_REWARD)
+        return
+    for name, value in stuck.items():
+        sentence = f"reward {name} pays {value:g} for each of {count} completions"
+        yield Symptom("reward-stuck", sentence, _BEFORE_REWARD, "differs")
+
+
+def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
+    """Groups whose completions all earn the same: their advantages are 0."""
+    flat, groups = 0, 0
+    for case in cases:
+        by_group: dict[str, list[tuple[float | None, ...]]] = {}
+        for prompt, paid in _paid(case):
+            by_group.setdefault(prompt, []).append(paid)
+        sizes = [set(rows) for rows in by_group.values() if len(rows) > 1]
+        groups += len(sizes)
+        flat += sum(len(rows) == 1 for rows in sizes)
+    if groups and flat == groups:
+        sentence = (
+            f"in all {groups} groups every completion earns the same: every advantage is 0"
+            if groups > 1
+            else "every completion of the only group earns the same: every advantage is 0"
+        )
+        yield Symptom(
+            "no-advantage",
+            sentence,
+            _BEFORE_ADVANTAGE,
+            "breaks" if groups >= _GROUPS else "differs",
+        )
+
+
+def _paid(case: Case) -> Iterator[tuple[str, tuple[float | None, ...]]]:
+    """Prompt and rewards of each completion of a step; nothing where functions got other rows."""
+    rows: dict[str, list[tuple[str, str, float | None]]] = {}
+    for call in case.rewards:
+        if call.error is not None or not (
+            len(call.prompts) == len(call.completions) == len(call.values)
+        ):
+            return
+        rows.setdefault(call.name, []).extend(
+            zip(call.prompts, call.completions, call.values, strict=True)
+        )
+    texts = {tuple((prompt, text) for prompt, text, _ in given) for given in rows.values()}
+    if len(texts) == 1:
+        for given in zip(*rows.values(), strict=True):
+            yield given[0][0], tuple(value for _, _, value in given)
+
+
+# --------------------------------------------------------------------------- scores
+
+
+def _disagreement(cases: Sequence[Case]) -> Iterator[Symptom]:
+    """Generate's own logprobs of its tokens against the scoring forward's, both recorded."""
+    gaps: list[Tensor] = []
+    allowed = 0.0
+    for case in cases:
+        for call in case.generated:
+            for forward, gap in _gaps(case, call):
+                gaps.append(gap)
+                allowed = max(allowed, tolerance(forward.modes).mean)
+    apart = torch.cat(gaps) if gaps else torch.zeros(0)
+    mean = float(torch.nan_to_num(apart, nan=math.inf).mean()) if len(apart) else 0.0
+    if mean > allowed:
+        sentence = (
+            f"sampling and scoring disagree by {mean:.3g} nats on average about the same "
+            f"{len(apart)} tokens: the ratio of policy and sampler is off by "
+            f"{math.expm1(min(mean, 50.0)):.0%}"
+        )
+        stages: tuple[Stage, ...] = ("logits", "positions", "embeddings", "completion", "batch")
+        severity: Severity = "breaks" if mean > _NATS else "differs"
+        yield Symptom("scores-disagree", sentence, (*stages, "policy"), severity)
+
+
+def _gaps(case: Case, call: GenerateCall) -> Iterator[tuple[ForwardCall, Tensor]]:
+    """Per row that was scored: (tokens,) distances, over the completion up to its eos."""
+    ids, sampling = completion_ids(call), bool(call.config.get("do_sample", False))
+    temperature = float(call.config.get("temperature") or 1.0) if sampling else 1.0
+    prompts = call.inputs.get("input_ids")
+    if ids is None or call.logprobs is None or prompts is None or temperature != 1.0:
+        return
+    repeat = len(ids) // max(len(prompts), 1)
+    mask = call.inputs.get("attention_mask", torch.ones_like(prompts)).bool()
+    for row, completion in enumerate(_completions(call)):
+        at = row // max(repeat, 1)
+        want = prompts[at][mask[at]].tolist() + completion
+        for forward in case.forwards:
+            scored = _scored(forward, want)
+            if scored is not None:
+                count = len(completion)
+                yield forward, (call.logprobs[row, :count] - scored[-count:]).abs().float()
+                break
+
+
+def _scored(forward: ForwardCall, want: list[int]) -> Tensor | None:
+    """(tokens - 1,) logprobs of the row of ``forward`` that begins with these ids."""
+    ids = forward.inputs.get("input_ids")
+    usable = forward.own and forward.modes.adapter != "off" and forward.error is None
+    if ids is None or forward.logprobs is None or not usable:
+        return None
+    mask = forward.inputs.get("attention_mask", torch.ones_like(ids))
+    if mask.shape != ids.shape:
+        return None
+    for row, kept in enumerate(mask.bool()):
+        places = kept.nonzero()[:, 0][: len(want)]
+        if ids[row][places].tolist() == want:
+            scored = forward.logprobs[row][places[1:] - 1]
+            return None if bool(scored.isnan().any()) else scored
+    return None
+
+
+# --------------------------------------------------------------------------- media
+
+
+def _media(cases: Sequence[Case]) -> Iterator[Symptom]:
+    """Features that were made and never arrive, or say nothing about the media."""
+    for name, modality in _FEATURES.items():
+        made = [call for call in _all(cases, ProcessorCall) if name in {*call.outputs, *call.large}]
+        if not made:
+            continue
+        stages: tuple[Stage, ...] = ("embeddings", "batch", "media", "completion", "logits")
+        sampling = [*_all(cases, GenerateCall)]
+        scoring = [call for call in _all(cases, ForwardCall) if call.own]
+        for calls, what in ((sampling, "sampling"), (scoring, "scoring")):
+            if calls and not any(_given(call, name) for call in calls):
+                sentence = f"the processor made {name}, and none of {len(calls)} calls for {what} "
+                yield Symptom(f"{modality}-unused", f"{sentence}got it", stages)
+        yield from _empty(made, name, modality, stages)
+
+
+def _empty(
+    made: Sequence[ProcessorCall], name: str, modality: Modality, stages: tuple[Stage, ...]
+) -> Iterator[Symptom]:
+    contents = {_content(call, name) for call in made}
+    if all(_constant(call, name) for call in made):
+        yield Symptom(
+            f"{modality}-constant", f"{name} is one number in all {len(made)} processor calls",
+            ("media", *stages),
+        )  # fmt: skip
+    elif len(contents) == 1 and None not in contents:
+        media = {tuple(m.sha256 for m in _items(call, modality)) for call in made}
+        if len(media) > 1:
+            yield Symptom(
+                f"{modality}-identical",
+                f"{name} is the same for {len(media)} different inputs of the processor",
+                ("media", *stages),
+            )
+
+
+def _items(call: ProcessorCall, modality: Modality) -> tuple[MediumSeen, ...]:
+    return {"image": call.images, "video": call.videos, "audio": call.audios}[modality]
+
+
+def _given(call: GenerateCall | ForwardCall, name: str) -> bool:
+    names = {*call.inputs, *call.large, *call.keywords}
+    return bool(names & {name, *_INSTEAD}) or call.error is not None
+
+
+def _constant(call: ProcessorCall, name: str) -> bool:
+    kept, described = call.outputs.get(name), call.large.get(name)
+    if kept is not None:
+        return kept.numel() > 1 and bool((kept == kept.flatten()[0]).all())
+    return described is not None and described.low == described.high
+
+
+def _content(call: ProcessorCall, name: str) -> object:
+    digests, kept = call.digests.get(name), call.outputs.get(name)
+    given = digests if digests is not None else kept
+    return None if given is None else (tuple(given.shape), given.cpu().numpy().tobytes())
+
+
+# --------------------------------------------------------------------------- the step
+
+
+def _steps(cases: Sequence[Case]) -> Iterator[Symptom]:
+    steps = [step for step in _all(cases, StepSeen) if sum(step.trainable.values())]
+    if not steps:
+        return
+    norms = [list(step.grad_norms.values()) for step in steps]
+    lost = [loss for step in steps for loss in step.losses if not math.isfinite(loss)]
+    if lost:
+        yield Symptom("loss-not-finite", f"backward was called on {lost[0]}", _BEFORE_GRADIENT)
+    wild = [norm for norm in chain.from_iterable(norms) if not math.isfinite(norm)]
+    if wild:
+        yield Symptom("gradient-not-finite", f"a gradient's norm is {wild[0]}", _BEFORE_GRADIENT)
+    many = f"in {len(steps)} steps" if len(steps) > 1 else "in the only step"
+    if not any(any(row) for row in norms):
+        yield Symptom("no-gradient", f"every gradient is 0 {many}", _BEFORE_GRADIENT)
+    if all(step.changed and not any(step.changed.values()) for step in steps):
+        sentence = f"no weight changes {many}"
+        yield Symptom("weights-still", sentence, _BEFORE_GRADIENT)
+
+
+def _all(cases: Sequence[Case], kind: type[CallT]) -> Iterator[CallT]:
+    return (value for case in cases for value in case.values if isinstance(value, kind))
+
+
+_MEASURES: tuple[Callable[[Sequence[Case]], Iterator[Symptom]], ...] = (
+    _raised,
+    _garbage,
+    _disagreement,
+    _media,
+    _rewards,
+    _flat,
+    _steps,
+    _capped,
+)
+"""The worst first: an earlier one is the likelier reason of a later one."""
+
+_FOLLOWS: dict[str, frozenset[str]] = {
+    "capped": frozenset({"garbage"}),
+    "no-advantage": frozenset({"rewards-zero", "rewards-stuck"}),
+    "no-gradient": frozenset({"rewards-zero", "rewards-stuck", "no-advantage"}),
+    "gradient-not-finite": frozenset({"loss-not-finite"}),
+    "weights-still": frozenset(
+        {"rewards-zero", "rewards-stuck", "no-advantage", "no-gradient", "loss-not-finite"}
+    ),
+}
+"""What need not be said beside something that makes it so."""

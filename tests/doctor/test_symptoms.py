@@ -1,0 +1,103 @@
+"""What hurts, measured on hand-written steps before anything is explained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_recordings import COMPLETIONS, EOS, EVAL, PROMPTS, case, generated, rewarded, stepped
+
+from omni_grpo_core.doctor.evidence import Evidence, Finding
+from omni_grpo_core.doctor.symptoms import Symptom, symptoms
+from omni_grpo_core.trace.calls import ForwardCall, ProcessorCall
+
+LIKELY = torch.tensor([[0.5] * 3] * 4).log()
+FLAT = (1.0, 1.0, 2.0, 2.0)
+
+
+def names(*steps: list[Any]) -> list[str]:
+    return [symptom.name for symptom in symptoms([case(*values) for values in steps])]
+
+
+def scored(logprob: float, own: bool = True) -> ForwardCall:
+    """The scoring forward of ``generated()``: two prompts of three tokens, two completions each;
+    every token has the same logprob."""
+    ids = torch.tensor([[*PROMPTS[row // 2], *COMPLETIONS[row]] for row in range(4)])
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    logprobs = torch.full((4, 5), logprob)
+    return ForwardCall(inputs, {}, EVAL, None, None, logprobs, "float32", (), None, own=own)
+
+
+def processed(**outputs: torch.Tensor) -> ProcessorCall:
+    return ProcessorCall(("?",), False, (), (), (), {}, (), (), outputs, "left", None)
+
+
+def test_a_healthy_run_has_none() -> None:
+    pixels = torch.arange(8.0)
+    step = [
+        processed(pixel_values=pixels),
+        generated(logprobs=LIKELY, inputs={"pixel_values": pixels}),
+        rewarded(),
+        replace(scored(math.log(0.5)), inputs={**scored(0.0).inputs, "pixel_values": pixels}),
+        stepped(),
+    ]
+    assert names(step, step) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("garbage", [generated(completions=((EOS, 0, 0),) * 4)]),
+        ("capped", [generated(completions=((5, 6, 7), (5, 7, 6), (7, 8, 5), (8, 5, 5)))]),
+        ("rewards-zero", [rewarded((0.0,) * 4)]),
+        ("rewards-stuck", [rewarded((0.1,) * 4)]),
+        ("reward-stuck", [rewarded(), rewarded((0.0,) * 4, name="format")]),
+        ("no-advantage", [rewarded(FLAT)]),
+        ("scores-disagree", [generated(logprobs=LIKELY), scored(math.log(0.25))]),
+        ("image-unused", [processed(pixel_values=torch.arange(8.0)), generated()]),
+        ("audio-constant", [processed(input_features=torch.zeros(8))]),
+        ("no-gradient", [stepped(norms={"text": 0.0})]),
+        ("gradient-not-finite", [stepped(norms={"text": math.inf})]),
+        ("loss-not-finite", [stepped(losses=(math.nan,))]),
+        ("weights-still", [stepped(changed={"text": False})]),
+    ],
+)
+def test_what_hurts(name: str, step: list[Any]) -> None:
+    assert names(step) == [name]
+
+
+def test_what_follows_is_not_said_again() -> None:
+    """Rewards of 0 have no advantage, no gradient and no update."""
+    step = [rewarded((0.0,) * 4), stepped(norms={"text": 0.0}, changed={"text": False})]
+    assert names(step) == ["rewards-zero"]
+
+
+def test_a_step_without_advantage_among_others_is_usual() -> None:
+    assert names([rewarded(FLAT)], [rewarded()]) == []
+    # one step of two groups may be chance; three of them are not
+    assert [s.severity for s in symptoms([case(rewarded(FLAT))])] == ["differs"]
+    assert [s.severity for s in symptoms([case(rewarded(FLAT))] * 3)] == ["breaks"]
+
+
+def test_another_instance_does_not_score_the_policy() -> None:
+    assert names([generated(logprobs=LIKELY), scored(math.log(0.25), own=False)]) == []
+
+
+def test_a_run_that_raised_says_where() -> None:
+    died = case(generated(), rewarded((), error="KeyError: 'solution'"))
+    header = {"raised": "KeyError: 'solution'"}
+    [symptom] = symptoms([replace(died, trace=replace(died.trace, header=header))])
+    assert symptom.sentence == "the run raised KeyError: 'solution', in the stage reward"
+    assert symptom.stages[0] == "reward"
+
+
+def test_only_a_finding_that_breaks_explains() -> None:
+    symptom = Symptom("garbage", "", ("completion", "batch"))
+    top_k = Finding("completion", (Evidence("completion", "topk", "", severity="differs"),), ())
+    lost = Finding("completion", (Evidence("completion", "history-lost", ""),), ())
+    media = Finding("batch", (Evidence("batch", "grid", ""),), ())
+    assert [symptom.explained_by(found) for found in (top_k, lost, media)] == [False, True, True]
+    assert symptom.closeness(lost) < symptom.closeness(media)
