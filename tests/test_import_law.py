@@ -58,10 +58,12 @@ PACKAGES: Mapping[str, frozenset[str]] = {
 # The modules, or whole packages, that may import each heavy library.
 IMPORTERS: Mapping[str, frozenset[str]] = {
     # trainer_callback is a transformers.TrainerCallback, the only way into its Trainer, and
-    # versions calls what it measures
-    "transformers": frozenset({"core.policy", "tiny", "versions", "training.trainer_callback"}),
+    # versions calls what it measures; healthy loops are written as people write them
+    "transformers": frozenset(
+        {"core.policy", "tiny", "versions", "training.trainer_callback", "faults.healthy.r1v"}
+    ),
     "qwen_omni_utils": frozenset({"core.frame_sampling"}),
-    "av": frozenset({"core.decode", "tiny"}),
+    "av": frozenset({"core.decode", "tiny", "faults.healthy.r1v"}),
     "accelerate": frozenset({"training.distributed"}),
 }
 
