@@ -33,6 +33,7 @@ from omni_grpo_core.doctor.checks import rows as checks_rows
 from omni_grpo_core.doctor.checks import run as checks_run
 from omni_grpo_core.doctor.checks import text as checks_text
 from omni_grpo_core.doctor.evidence import Look, Rule
+from omni_grpo_core.doctor.signatures import rule_of_reproductions
 from omni_grpo_core.types import Stage
 
 _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
@@ -72,5 +73,6 @@ RULES: tuple[Rule, ...] = (
     *causes_completion.RULES,
     *causes_reward.RULES,
     *causes_loss.RULES,
+    rule_of_reproductions(*causes_media.TABLES, *causes_batch.TABLES),
 )
 """Rules explain evidence; they never add any."""

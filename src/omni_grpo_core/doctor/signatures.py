@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
+from omni_grpo_core.types import STAGES, Stage
 
 
 def _always(evidence: Evidence) -> bool:
@@ -59,6 +60,51 @@ def rule_of(name: str, table: Sequence[Signature]) -> Rule:
 
     rule.__name__ = name
     return rule
+
+
+PREFIXES: Mapping[Stage, str] = {
+    **{stage: stage for stage in STAGES},
+    "conversation": "conv",
+    "embeddings": "embed",
+    "positions": "pos",
+    "completion": "gen",
+    "advantage": "adv",
+    "gradient": "step",
+}
+"""The first part of a stage's cause ids."""
+
+
+def reproduced(name: str) -> Callable[[Evidence], bool]:
+    """Whether evidence is a value that a change of this name reproduces."""
+    return lambda evidence: name in evidence.values.get("reproduced", ())
+
+
+def rule_of_reproductions(*tables: Sequence[Signature]) -> Rule:
+    """A rule that names what was reproduced (``values`` as ``reproduce.plain`` gives them) and has
+    no story in ``tables``."""
+
+    def causes_reproduced(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
+        for item in evidence:
+            known = any(
+                signature.fact == item.fact and signature.when(item)
+                for table in tables
+                for signature in table
+            )
+            if known or item.origin == "inherited":
+                continue
+            for name in item.values.get("reproduced", ()):
+                yield Explanation(
+                    cause=f"{PREFIXES[item.stage]}.{name}",
+                    stage=item.stage,
+                    seen=item.sentence,
+                    harm="the model does not get what the data and the settings say",
+                    fix="find what does this between the reference's value and the recorded one, "
+                    "and remove it",
+                    confirm="record a step again: the two are equal",
+                    proof=item.sentence,
+                )
+
+    return causes_reproduced
 
 
 def _explained(case: Case, signature: Signature, found: Sequence[Evidence]) -> Explanation:

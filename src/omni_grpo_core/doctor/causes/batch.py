@@ -262,6 +262,7 @@ _POSITIONS = (
     ),
 )
 
+TABLES = (_BATCH, _EMBEDDINGS, _POSITIONS)
 RULES: tuple[Rule, ...] = (
     rule_of("causes_in_batches", _BATCH),
     rule_of("causes_in_the_loaded_model", _POLICY),

@@ -158,6 +158,7 @@ _TABLE = (
     ),
 )
 
+TABLES = (_TABLE,)
 RULES: tuple[Rule, ...] = (
     rule_not_passed,
     rule_missing,
