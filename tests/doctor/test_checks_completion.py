@@ -13,10 +13,8 @@ from small_recordings import EVAL, advantaged, case, found, generated, rewarded
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.checks.completion import LOOKS
 from omni_grpo_core.doctor.evidence import Reference, noted_missing
-from omni_grpo_core.doctor.prompts_alike import prompt_labels
-from omni_grpo_core.doctor.rollouts import RolloutRecord
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
+from omni_grpo_core.trace.calls import ProcessorCall
 
 TRAINING = replace(EVAL, training=True, checkpointing=True)
 
@@ -72,25 +70,6 @@ def test_completions_that_are_all_the_same() -> None:
     # one group of two that differs is enough
     other = ((5, 6, 9), (5, 6, 9), (7, 8, 9), (7, 5, 9))
     assert facts(generated(completions=other, config={"do_sample": False})) == set()
-
-
-def test_prompts_are_distinguished_by_media_embeddings() -> None:
-    call = generated(prompts=(0, 0, 0, 0))
-    assert prompt_labels(call) == [0, 0, 0, 0]
-    embeds = torch.tensor([1.0, 1.0, 2.0, 2.0])[:, None, None].expand(4, 3, 2)
-    assert prompt_labels(replace(call, inputs_embeds=embeds)) == [0, 0, 1, 1]
-
-
-def test_prompts_are_distinguished_by_the_processors_media() -> None:
-    """Rows of one text and two clips, whose embeddings were too large to keep."""
-    clips = [MediumSeen("video", None, (2,), "uint8", name, 0, 1, 0, 0) for name in "xxyy"]
-    text = "<|vision_bos|><|VIDEO|><|vision_eos|>who is it?"
-    made = replace(processed(PATCHES), texts=(text,) * 4, videos=tuple(clips))
-    call = generated(prompts=(0, 0, 0, 0))
-    assert prompt_labels(call, RolloutRecord(processed=[made])) == [0, 0, 1, 1]
-    # a clip without a placeholder: which row gets which is unknown
-    short = replace(made, texts=(text,) * 3 + ("who is it?",))
-    assert prompt_labels(call, RolloutRecord(processed=[short])) == [0, 0, 0, 0]
 
 
 # --------------------------------------------------------------------------- pixels

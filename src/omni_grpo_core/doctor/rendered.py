@@ -1,8 +1,4 @@
-"""A recorded step, split into batches: data rows, their rendered conversations, and the calls.
-
-A step may have several rollouts (accumulation). A batch begins where the trainer drew rows or,
-where that was not recorded, where a conversation is rendered after something was generated.
-"""
+"""The data rows and rendered conversations of each batch of a recorded step, with its calls."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omni_grpo_core.doctor.evidence import Calls, Case
+from omni_grpo_core.doctor.rollouts import batches
 from omni_grpo_core.trace.calls import (
     ForwardCall,
     GenerateCall,
@@ -94,23 +91,12 @@ class RenderedBatch:
 
 
 def rendered_batches(case: Case) -> tuple[RenderedBatch, ...]:
-    """The batches of a step, in order, each with its calls up to the next batch."""
+    """The batches of a step, in order: calls that content joins."""
     return case.once(_rendered_batches)
 
 
 def _rendered_batches(case: Case) -> tuple[RenderedBatch, ...]:
-    groups: list[list[object]] = [[]]
-    has_samples = bool(case.samples)
-    for value in case.values:
-        if has_samples:
-            starts = isinstance(value, SamplesSeen)
-        else:
-            after = any(isinstance(held, GenerateCall) for held in groups[-1])
-            starts = after and isinstance(value, TemplateCall)
-        if starts and groups[-1]:
-            groups.append([])
-        groups[-1].append(value)
-    return tuple(RenderedBatch(tuple(values)) for values in groups)
+    return tuple(RenderedBatch(one.values) for one in batches(case))
 
 
 def conversations_of(messages: Sequence[Any]) -> tuple[tuple[Mapping[str, Any], ...], ...]:

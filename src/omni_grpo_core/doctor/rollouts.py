@@ -1,40 +1,288 @@
-"""A recorded step's rollouts: which prompts, completions, rewards and losses belong together.
+"""A recorded step as one structure: which prompt, completion, rewards, scores and losses belong
+together.
 
-A step may have several micro-batches, each with its own rollout, and several losses on one
-rollout. Calls are matched by their order and, for losses, by the completion ids they score.
+Calls are joined by content, never by order or count alone: a processor's row with the row that
+generate got, its completion with the text that a reward got and with the rows that are scored. Any
+number of calls of each kind, in micro-batches, repeated, sliced or shuffled, is one step; a rollout
+of an earlier recorded step may be scored in this one. Order decides only between rows of equal
+content, which are interchangeable, and where a recording has no content to compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.bundles import FedRow, rows_in
+from omni_grpo_core.doctor.evidence import Calls, Case
 from omni_grpo_core.trace.calls import (
     AdvantageSeen,
     ForwardCall,
     GenerateCall,
+    LossGradient,
     LossSeen,
     ProcessorCall,
     RewardCall,
     SamplesSeen,
     StepSeen,
+    TemplateCall,
 )
 
+# --------------------------------------------------------------------------- completions
 
-@dataclass(slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """One sampled completion. ``call``: that made it, ``at``: its row of the sequences. ``prompt``:
+    the row that generate got. ``ids``: all that follows the prompt, padding included. ``end``:
+    tokens up to and including generate's own first eos. ``texts``: its decodes up to that eos,
+    special tokens kept, then skipped; none where nothing could decode it. ``group``: equal for
+    completions of equal prompts, media included, in the same step."""
+
+    call: GenerateCall
+    at: int
+    prompt: FedRow
+    ids: tuple[int, ...]
+    end: int
+    texts: tuple[str, ...]
+    group: int
+
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """Its ids up to and including the first eos."""
+        return self.ids[: self.end]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joined:
+    """The completions of a step, and of the rollout before it, with what later calls made of them.
+
+    ``completions``: in order of generation. ``earlier``: those of ``case.before``. ``entries``: for
+    each reward call, by number, the completion of each of its texts. ``scored``: for each forward
+    the completion of each row. ``None``: not known from content.
+    """
+
+    completions: tuple[Completion, ...]
+    earlier: tuple[Completion, ...]
+    entries: tuple[tuple[Completion | None, ...], ...]
+    scored: Mapping[ForwardCall, tuple[Completion | None, ...]]
+    rewards: Mapping[Completion, Mapping[str, float | None]]
+
+    def rewards_of(self, completion: Completion) -> Mapping[str, float | None]:
+        """What each reward function gave a completion, by name."""
+        return self.rewards.get(completion, {})
+
+
+def joined(case: Case) -> Joined:
+    """The step's completions, joined with their prompts, rewards and scores."""
+    return case.once(_joined)
+
+
+def rows_of_gradient(case: Case, seen: LossGradient) -> tuple[Completion | None, ...]:
+    """The completion of each row of a loss's gradient."""
+    if seen.forward >= len(case.forwards):
+        return ()
+    return joined(case).scored[case.forwards[seen.forward]]
+
+
+def prompts_of(case: Case, call: GenerateCall) -> list[int] | None:
+    """Which prompt each sequence of a call answers, media included: numbers in order of appearance;
+    ``None`` where media cannot be told apart."""
+    own = [c for c in joined(case).completions if c.call is call]
+    if not own or any(held is None for c in own for held in c.prompt.media.values()):
+        return None
+    labels: dict[int, int] = {}
+    return [labels.setdefault(c.group, len(labels)) for c in own]
+
+
+def _joined(case: Case) -> Joined:
+    own = _completions(case)
+    before = None if case.before is None else joined(case.before)
+    earlier = () if before is None else before.completions
+    entries = tuple(_entries(call, own, earlier) for call in case.rewards)
+    rewards = {} if before is None else {c: dict(v) for c, v in before.rewards.items()}
+    for call, found in zip(case.rewards, entries, strict=True):
+        for completion, value in zip(found, call.values, strict=False):
+            if completion is not None:
+                rewards.setdefault(completion, {})[call.name] = value
+    uses: dict[tuple[object, ...], dict[Completion, int]] = {}
+    scored = {}
+    for forward in case.forwards:
+        kind = (forward.modes.grad_enabled, forward.modes.adapter, forward.own)
+        used = uses.setdefault(kind, {})
+        scored[forward] = tuple(
+            _least_used(_scored_as(row, own) or _scored_as(row, earlier), row, used)
+            for row in rows_in(case, forward)
+        )
+    return Joined(own, earlier, entries, scored, rewards)
+
+
+def _completions(case: Case) -> tuple[Completion, ...]:
+    found: list[Completion] = []
+    groups: dict[object, int] = {}
+    for call in case.generated:
+        prompts, ids = rows_in(case, call), completion_ids(call)
+        if ids is None or not prompts or len(ids) % len(prompts):
+            continue
+        eos = ids_of(call.config.get("eos_token_id"))
+        ends = until_end(ids, eos).sum(1).tolist() if ids.numel() else [0] * len(ids)
+        texts = _texts(case, call, ids, ends)
+        for at, row in enumerate(ids.tolist()):
+            # num_return_sequences repeats every row inside generate
+            prompt = prompts[at // (len(ids) // len(prompts))]
+            group = groups.setdefault(prompt.key, len(groups))
+            found.append(Completion(call, at, prompt, tuple(row), ends[at], texts[at], group))
+    return tuple(found)
+
+
+def _texts(
+    case: Case, call: GenerateCall, ids: Tensor, ends: Sequence[int]
+) -> list[tuple[str, ...]]:
+    kept, skipped = (call.decoded.get(kind, ()) for kind in ("kept", "skipped"))
+    if len(kept) == len(ids):
+        more = skipped if len(skipped) == len(kept) else kept
+        return list(zip(kept, more, strict=True))
+    if case.reference is None:
+        return [()] * len(ids)
+    tokenizer = case.reference.policy.processor.tokenizer
+    eos = ids_of(call.config.get("eos_token_id"))
+    found = []
+    for row, end in zip(ids.tolist(), ends, strict=True):
+        inner = row[: end - (end > 0 and row[end - 1] in eos)]
+        found.append(
+            tuple(
+                tokenizer.decode(
+                    inner, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+                )
+                for skip in (False, True)
+            )
+        )
+    return found
+
+
+def is_decode(text: str, completion: Completion) -> bool:
+    """Whether a text is the decode of a completion: up to, with or padded after its eos, special
+    tokens kept or skipped, white space around it removed or not.
+
+    What follows the eos when it is kept can only be special tokens.
+    """
+    for whole in completion.texts:
+        if text.strip() == whole.strip():
+            return True
+        rest = text.strip().removeprefix(whole.strip())
+        if len(rest) < len(text.strip()) and _only_special(rest):
+            return True
+    return False
+
+
+def _only_special(text: str) -> bool:
+    """
+    >>> _only_special("<|im_end|><|endoftext|>"), _only_special("</answer>")
+    (True, False)
+    """
+    while text.startswith("<|"):
+        inside, closed, text = text[2:].partition("|>")
+        if not closed or not inside:
+            return False
+        text = text.lstrip()
+    return not text or text in ("</s>", "<eos>", "<pad>")
+
+
+def _entries(
+    call: RewardCall, own: Sequence[Completion], earlier: Sequence[Completion]
+) -> tuple[Completion | None, ...]:
+    """By text; among equal texts by order, continuing after the completion before."""
+    by_text: dict[str, list[Completion]] = {}
+    pool = (*own, *earlier)
+    place = {completion: at for at, completion in enumerate(pool)}
+    for completion in pool:
+        for text in {text.strip() for text in completion.texts}:
+            by_text.setdefault(text, []).append(completion)
+    found: list[Completion | None] = []
+    used: dict[Completion, int] = {}
+    last = -1
+    for text in call.completions:
+        among = by_text.get(text.strip()) or [c for c in pool if is_decode(text, c)]
+        fewest = min((used.get(c, 0) for c in among), default=0)
+        fresh = [c for c in among if used.get(c, 0) == fewest]
+        chosen = next((c for c in fresh if place[c] > last), fresh[0] if fresh else None)
+        if chosen is not None:
+            used[chosen] = used.get(chosen, 0) + 1
+            last = place[chosen]
+        found.append(chosen)
+    return tuple(found)
+
+
+def _scored_as(row: FedRow, pool: Iterable[Completion]) -> list[Completion]:
+    """The completions of which a row is prompt and completion, up to its eos at least."""
+    found = []
+    for completion in pool:
+        start = len(completion.prompt.ids)
+        if row.ids[:start] != completion.prompt.ids:
+            continue
+        rest = row.ids[start:]
+        if len(rest) >= completion.end and rest == completion.ids[: len(rest)]:
+            found.append(completion)
+    return found
+
+
+def _least_used(
+    among: Sequence[Completion], row: FedRow, used: dict[Completion, int]
+) -> Completion | None:
+    """Rows of equal ids may have different media; those of equal content are interchangeable."""
+    alike = [c for c in among if same_media(c.prompt, row)] or among
+    if not alike:
+        return None
+    chosen = min(alike, key=lambda completion: used.get(completion, 0))
+    used[chosen] = used.get(chosen, 0) + 1
+    return chosen
+
+
+def same_media(made: FedRow, taken: FedRow) -> bool:
+    """Whether a later row holds the media of an earlier one, cast or not."""
+    for modality in {*made.media, *taken.media}:
+        items, others = made.media.get(modality, ()), taken.media.get(modality, ())
+        if items is None or others is None or len(items) != len(others):
+            return False
+        if any(one.gives(other) is None for one, other in zip(items, others, strict=True)):
+            return False
+    return True
+
+
+# --------------------------------------------------------------------------- rollouts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RolloutRecord:
-    """One rollout: from the rows that were drawn to the advantages of their completions."""
+    """Calls of a step that content joins: from the rows that were drawn to the losses on their
+    completions. ``values``: in order."""
 
-    samples: SamplesSeen | None = None
-    processed: list[ProcessorCall] = field(default_factory=list)
-    generated: GenerateCall | None = None
-    rewards: list[RewardCall] = field(default_factory=list)
-    advantage: AdvantageSeen | None = None
+    values: tuple[object, ...]
+
+    drawn = Calls(SamplesSeen)
+    templates = Calls(TemplateCall)
+    processed = Calls(ProcessorCall)
+    generates = Calls(GenerateCall)
+    forwards = Calls(ForwardCall)
+    rewards = Calls(RewardCall)
+    advantages = Calls(AdvantageSeen)
+
+    @property
+    def samples(self) -> SamplesSeen | None:
+        return self.drawn[-1] if self.drawn else None
+
+    @property
+    def generated(self) -> GenerateCall | None:
+        """Its only call of generate; ``None`` where it has several."""
+        return self.generates[0] if len(self.generates) == 1 else None
+
+    @property
+    def advantage(self) -> AdvantageSeen | None:
+        return self.advantages[-1] if self.advantages else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,39 +296,103 @@ class LossRecord:
 
 def rollouts(case: Case) -> tuple[RolloutRecord, ...]:
     """The rollouts of a step, in order."""
-    return case.once(_rollouts)
+    kinds = (SamplesSeen, GenerateCall, RewardCall, AdvantageSeen)
+    return tuple(
+        one for one in batches(case) if any(isinstance(value, kinds) for value in one.values)
+    )
 
 
-def _rollouts(case: Case) -> tuple[RolloutRecord, ...]:
-    found: list[RolloutRecord] = []
-    rollout = RolloutRecord()
-    for value in case.values:
-        begins = isinstance(value, SamplesSeen | ProcessorCall | GenerateCall)
-        ended = rollout.generated is not None or rollout.rewards
-        if begins and ended and not _goes_on(rollout, value):
-            found.append(rollout)
-            rollout = RolloutRecord()
-        match value:
-            case SamplesSeen():
-                rollout.samples = value
-            case ProcessorCall():
-                rollout.processed.append(value)
-            case GenerateCall():
-                rollout.generated = value
-            case RewardCall():
-                rollout.rewards.append(value)
-            case AdvantageSeen():
-                rollout.advantage = value
-            case _:
-                pass
-    if rollout != RolloutRecord():
-        found.append(rollout)
-    return tuple(t for t in found if t.generated or t.rewards or t.advantage or t.samples)
+def batches(case: Case) -> tuple[RolloutRecord, ...]:
+    """All calls of a step but those of the optimizer, split into what content joins."""
+    return case.once(_batches)
 
 
-def _goes_on(rollout: RolloutRecord, value: object) -> bool:
-    """A processor called again to score the same rollout does not begin a new one."""
-    return isinstance(value, ProcessorCall) and not rollout.rewards and rollout.advantage is None
+def _batches(case: Case) -> tuple[RolloutRecord, ...]:
+    values = [value for value in case.values if not isinstance(value, StepSeen)]
+    links = _Links(case, values)
+    owner = list(range(len(values)))
+
+    def root(at: int) -> int:
+        while owner[at] != at:
+            at = owner[at]
+        return at
+
+    for at, value in enumerate(values):
+        for other in links.of(at, value):
+            first, second = sorted((root(at), root(other)))
+            owner[second] = first
+    found: dict[int, list[object]] = {}
+    for at, value in enumerate(values):
+        found.setdefault(root(at), []).append(value)
+    return tuple(RolloutRecord(tuple(held)) for held in found.values())
+
+
+class _Links:
+    """The earlier calls that a call belongs with: by content, else the ones just before it."""
+
+    def __init__(self, case: Case, values: Sequence[object]) -> None:
+        self.case, self.values = case, values
+        self.at = {id(value): at for at, value in enumerate(values)}
+
+    def of(self, at: int, value: object) -> list[int]:
+        if isinstance(value, SamplesSeen):
+            return []
+        found = [before for before in self._by_content(at, value) if before < at]
+        return found or self._by_order(at, value)
+
+    def _by_content(self, at: int, value: object) -> list[int]:
+        case = self.case
+        if isinstance(value, ProcessorCall):
+            texts = set(value.texts)
+            return self._latest(at, TemplateCall, lambda made: texts & set(made.texts))
+        if isinstance(value, GenerateCall):
+            wanted = {row.ids for row in rows_in(case, value)}
+            return self._latest(
+                at, ProcessorCall, lambda made: wanted & {r.ids for r in rows_in(case, made)}
+            )
+        if isinstance(value, ForwardCall):
+            return self._calls(joined(case).scored[value])
+        if isinstance(value, RewardCall):
+            number = sum(isinstance(v, RewardCall) for v in self.values[:at])
+            return self._calls(joined(case).entries[number])
+        if isinstance(value, LossGradient) and value.forward < len(case.forwards):
+            return [self.at[id(case.forwards[value.forward])]]
+        if isinstance(value, LossSeen):
+            return self._calls(completions_of(case, value))
+        return []
+
+    def _by_order(self, at: int, value: object) -> list[int]:
+        """New rows, or a conversation rendered after something was generated, begin a rollout; so
+        does whatever is generated after rewards."""
+        ended = begun = False
+        for before in range(at - 1, -1, -1):
+            held = self.values[before]
+            ended |= isinstance(held, GenerateCall | RewardCall)
+            begun |= isinstance(held, SamplesSeen)
+            if isinstance(value, TemplateCall) and ended and not begun:
+                return []
+            if isinstance(value, ProcessorCall | GenerateCall) and isinstance(held, RewardCall):
+                return []
+            if not isinstance(held, LossSeen | LossGradient):
+                return [before]
+        return []
+
+    def _latest(self, at: int, kind: type[Any], shares: Any) -> list[int]:
+        """The nearest earlier calls of a kind that share content, back to the first that has all
+        of it again."""
+        found: list[int] = []
+        seen: set[object] = set()
+        for before in range(at - 1, -1, -1):
+            held = self.values[before]
+            common = shares(held) if isinstance(held, kind) else None
+            if common and not common <= seen:
+                found.append(before)
+                seen |= common
+        return found
+
+    def _calls(self, completions: Iterable[Completion | None]) -> list[int]:
+        made = {id(c.call): None for c in completions if c is not None}
+        return [self.at[one] for one in made if one in self.at]
 
 
 def losses_of(case: Case) -> tuple[LossRecord, ...]:
@@ -89,7 +401,7 @@ def losses_of(case: Case) -> tuple[LossRecord, ...]:
 
 
 def _losses_of(case: Case) -> tuple[LossRecord, ...]:
-    records = rollouts(case)
+    of_call = {id(call): one for one in rollouts(case) for call in one.generates}
     found: list[LossRecord] = []
     before: list[ForwardCall] = []
     for value in case.values:
@@ -97,25 +409,33 @@ def _losses_of(case: Case) -> tuple[LossRecord, ...]:
             before.append(value)
         elif isinstance(value, LossSeen):
             scored = [f for f in before if f.modes.adapter != "off" and f.error is None]
-            forward = scored[-1] if scored else None
-            found.append(LossRecord(value, forward, _rollout_of(value, records, len(found))))
+            about = next((c for c in completions_of(case, value) if c is not None), None)
+            rollout = None if about is None else of_call.get(id(about.call))
+            records = rollouts(case)
+            if rollout is None and records:
+                rollout = records[len(found) % len(records)]
+            found.append(LossRecord(value, scored[-1] if scored else None, rollout))
         elif isinstance(value, StepSeen):
             before = []
     return tuple(found)
 
 
-def _rollout_of(loss: LossSeen, records: Sequence[RolloutRecord], at: int) -> RolloutRecord | None:
-    if not records:
-        return None
-    for rollout in records:
-        ids = None if rollout.generated is None else completion_ids(rollout.generated)
-        if ids is not None and loss.completion_ids is not None and _same(ids, loss.completion_ids):
-            return rollout
-    return records[at % len(records)]
+def completions_of(case: Case, loss: LossSeen) -> tuple[Completion | None, ...]:
+    """The completion of each row of a loss, by its ids up to their end."""
+    if loss.completion_ids is None:
+        return ()
+    step, used = joined(case), dict[Completion, int]()
+    found: list[Completion | None] = []
+    for row in loss.completion_ids.tolist():
+        among = [c for c in (*step.completions, *step.earlier) if tuple(row[: c.end]) == c.sampled]
+        chosen = min(among, key=lambda c: used.get(c, 0)) if among else None
+        if chosen is not None:
+            used[chosen] = used.get(chosen, 0) + 1
+        found.append(chosen)
+    return tuple(found)
 
 
-def _same(ids: Tensor, others: Tensor) -> bool:
-    return ids.shape == others.shape and bool(torch.equal(ids.long(), others.long()))
+# --------------------------------------------------------------------------- values
 
 
 def prompt_length(call: GenerateCall) -> int:

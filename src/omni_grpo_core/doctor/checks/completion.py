@@ -10,11 +10,11 @@ from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
-from omni_grpo_core.doctor.prompts_alike import prompt_labels
 from omni_grpo_core.doctor.rollouts import (
     RolloutRecord,
     completion_ids,
     ids_of,
+    prompts_of,
     rollouts,
     until_end,
 )
@@ -26,8 +26,8 @@ _PIXELS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_
 def generated_rollouts(case: Case) -> Iterator[tuple[RolloutRecord, GenerateCall]]:
     """Every rollout that generated, and the call."""
     for rollout in rollouts(case):
-        if rollout.generated is not None:
-            yield rollout, rollout.generated
+        for call in rollout.generates:
+            yield rollout, call
 
 
 def look_at_error(case: Case) -> Iterable[Evidence]:
@@ -175,7 +175,7 @@ def look_at_identical(case: Case) -> Iterable[Evidence]:
     """Groups of identical completions, which should have been sampled."""
     for rollout, call in generated_rollouts(case):
         ids = completion_ids(call)
-        groups = _groups(rollout, call)
+        groups = _groups(case, rollout, call)
         if ids is None or groups is None:
             continue
         kept = until_end(ids, ids_of(call.config.get("eos_token_id")))
@@ -211,7 +211,7 @@ def _chance(call: GenerateCall, kept: Tensor, groups: Sequence[Sequence[int]]) -
     return float(torch.tensor(total).double().exp())
 
 
-def _groups(rollout: RolloutRecord, call: GenerateCall) -> list[list[int]] | None:
+def _groups(case: Case, rollout: RolloutRecord, call: GenerateCall) -> list[list[int]] | None:
     """Rows of the sequences by group: by the trainer's group ids, else by equal prompts."""
     ids = completion_ids(call)
     if ids is None:
@@ -220,7 +220,7 @@ def _groups(rollout: RolloutRecord, call: GenerateCall) -> list[list[int]] | Non
     if rollout.advantage is not None and len(rollout.advantage.group_ids) == len(ids):
         names = rollout.advantage.group_ids
     else:
-        labels = prompt_labels(call, rollout)
+        labels = prompts_of(case, call)
         if labels is None:
             return None
         names = labels

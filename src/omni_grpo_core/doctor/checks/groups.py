@@ -9,8 +9,7 @@ from typing import Any
 
 from omni_grpo_core.doctor.checks.completion import look_at_pixels
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.prompts_alike import prompt_labels
-from omni_grpo_core.doctor.rollouts import RolloutRecord, rollouts
+from omni_grpo_core.doctor.rollouts import RolloutRecord, prompts_of, rollouts
 
 Owners = tuple[int | None, ...]
 """The data row that each completion belongs to, from one source; ``None``: unknown."""
@@ -31,7 +30,7 @@ def look_at_owners(case: Case) -> Iterable[Evidence]:
     """One of the three sources differs from the other two."""
     scrambled = any(True for _ in look_at_pixels(case))
     for rollout in rollouts(case):
-        found = owners_by_source(rollout, by_prompt=not scrambled)
+        found = owners_by_source(case, rollout, by_prompt=not scrambled)
         generated, scored, grouped = found.generated, found.scored, found.grouped
         values = {"generated": generated, "scored": scored, "grouped": grouped}
         if scored and grouped and generated and scored == grouped != generated:
@@ -97,10 +96,12 @@ def look_at_columns(case: Case) -> Iterable[Evidence]:
             break
 
 
-def owners_by_source(rollout: RolloutRecord, *, by_prompt: bool = True) -> OwnersBySource:
+def owners_by_source(
+    case: Case, rollout: RolloutRecord, *, by_prompt: bool = True
+) -> OwnersBySource:
     """Data rows from each source. Without recorded rows, prompts are numbered as they appear, which
     still distinguishes groups."""
-    generated = _generated(rollout) if by_prompt else None
+    generated = _generated(case, rollout) if by_prompt else None
     scored = None
     for call in rollout.rewards:
         scored = scored or _scored(rollout, call.columns, len(call.completions))
@@ -114,8 +115,8 @@ def owners_by_source(rollout: RolloutRecord, *, by_prompt: bool = True) -> Owner
     )
 
 
-def _generated(rollout: RolloutRecord) -> Owners | None:
-    labels = None if rollout.generated is None else prompt_labels(rollout.generated, rollout)
+def _generated(case: Case, rollout: RolloutRecord) -> Owners | None:
+    labels = None if rollout.generated is None else prompts_of(case, rollout.generated)
     if labels is None:
         return None
     # equal prompts cannot be numbered: unknown
