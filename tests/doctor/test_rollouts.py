@@ -150,8 +150,26 @@ def test_the_decodes_of_a_completion(text: str, same: bool) -> None:
 
 
 def test_scored_rows_reach_the_eos_at_least() -> None:
-    """Padding after the eos may be scored; a completion without its end is another one."""
+    """Padding after the eos may be scored, and the last token need not be fed, as nothing is
+    predicted from it; a completion without its end is another one."""
     generate = sampled(rows([B, B]), (TWO, (7, 7, 7)))
-    rows_ = [(*B, *TWO, PAD), (*B, *TWO), (*B, *TWO[:1]), (*B, 7, 7)]
+    rows_ = [(*B, *TWO, PAD), (*B, *TWO), (*B, *TWO[:1]), (*B, 7, 7), (*B, 7)]
     case = step(generate, scored(rows(rows_, left=False)))
-    assert numbers(joined(case).scored[case.forwards[0]]) == [0, 0, None, None]
+    assert numbers(joined(case).scored[case.forwards[0]]) == [0, 0, 0, 1, None]
+
+
+def test_a_completion_may_be_masked_out() -> None:
+    """TRL's ``mask_truncated_completions`` takes a capped completion out of the attention too."""
+    generate = sampled(rows([B, B]), ((7, 7, 7), TWO))
+    inputs = rows([(*B, 7, 7, 7), (*B, *TWO)], left=False)
+    inputs["attention_mask"][0, len(B) :] = 0
+    case = step(generate, scored(inputs))
+    assert numbers(joined(case).scored[case.forwards[0]]) == [0, 1]
+
+
+def test_a_reward_function_may_name_its_arguments_as_it_likes() -> None:
+    generate = sampled(rows([B, B]), (ONE, TWO), ("a", "b"))
+    other = replace(rewarded([], [], response="b", answer="C"), values=(1.0,))
+    case = step(generate, other)
+    assert numbers(joined(case).entries[0]) == [1]
+    assert joined(case).rewards_of(joined(case).completions[1]) == {"length": 1.0}

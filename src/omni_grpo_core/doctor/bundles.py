@@ -68,12 +68,13 @@ Items = Mapping[Modality, tuple[Item, ...] | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FedRow:
-    """Row ``at`` of ``call``. ``ids``: without padding, by the call's own mask. ``kept``: bool
-    (L,), that mask. ``masked``: whether the call had one."""
+    """Row ``at`` of ``call``. ``ids``: without padding, by the call's own mask; ``raw``: all of
+    them. ``kept``: bool (L,), that mask. ``masked``: whether the call had one."""
 
     call: Fed
     at: int
     ids: tuple[int, ...]
+    raw: tuple[int, ...]
     kept: Tensor
     masked: bool
     media: Items
@@ -135,8 +136,8 @@ def _rows_in(case: Case, call: Fed) -> tuple[FedRow, ...]:
     kept = mask.bool() if mask is not None and masked else torch.ones_like(ids, dtype=torch.bool)
     media = _media(call, ids, kept, markers_of(case))
     return tuple(
-        FedRow(call, at, tuple(ids[at][kept[at]].tolist()), kept[at], masked, media[at])
-        for at in range(len(ids))
+        FedRow(call, at, tuple(row[kept[at]].tolist()), tuple(row.tolist()), kept[at], masked, held)
+        for at, (row, held) in enumerate(zip(ids, media, strict=True))
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omni_grpo_core.doctor.evidence import Case, Reference
+from omni_grpo_core.doctor.ranks import join_ranks
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.trace.calls import Call
 from omni_grpo_core.trace.store import load_trace
@@ -40,12 +41,12 @@ def step_folders(folder: Path) -> tuple[Path, ...]:
 
 
 def read_traces(folder: Path) -> list[tuple[str, Trace]]:
-    """Every recorded step under ``folder``, by its path.
+    """Every recorded step under ``folder``, by its path; those of several ranks are one.
 
     Raises:
         TraceError: nothing was recorded, or a file is truncated, altered or foreign.
     """
-    return [(str(step), load_trace(step)) for step in step_folders(folder)]
+    return join_ranks([(str(step), load_trace(step)) for step in step_folders(folder)])
 
 
 def as_cases(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.bundles import FedRow, rows_in
+from omni_grpo_core.doctor.bundles import FedRow, ids_in, rows_in
 from omni_grpo_core.doctor.evidence import Calls, Case
 from omni_grpo_core.trace.calls import (
     AdvantageSeen,
@@ -192,6 +192,19 @@ def _only_special(text: str) -> bool:
     return not text or text in ("</s>", "<eos>", "<pad>")
 
 
+def texts_in(call: RewardCall) -> list[tuple[str, ...]]:
+    """What may be the completions of a reward call: the argument of that name, else every other
+    text or list of texts, as functions have signatures of their own."""
+    if call.completions:
+        return [call.completions]
+    columns = [(v,) if isinstance(v, str) else v for v in call.columns.values()]
+    return [
+        tuple(held)
+        for held in columns
+        if isinstance(held, list | tuple) and held and all(isinstance(one, str) for one in held)
+    ]
+
+
 def _entries(
     call: RewardCall, own: Sequence[Completion], earlier: Sequence[Completion]
 ) -> tuple[Completion | None, ...]:
@@ -202,11 +215,15 @@ def _entries(
     for completion in pool:
         for text in {text.strip() for text in completion.texts}:
             by_text.setdefault(text, []).append(completion)
+
+    def decoded_as(text: str) -> list[Completion]:
+        return by_text.get(text.strip()) or [c for c in pool if is_decode(text, c)]
+
     found: list[Completion | None] = []
     used: dict[Completion, int] = {}
     last = -1
-    for text in call.completions:
-        among = by_text.get(text.strip()) or [c for c in pool if is_decode(text, c)]
+    for text in next((t for t in texts_in(call) if any(map(decoded_as, t))), call.completions):
+        among = decoded_as(text)
         fewest = min((used.get(c, 0) for c in among), default=0)
         fresh = [c for c in among if used.get(c, 0) == fewest]
         chosen = next((c for c in fresh if place[c] > last), fresh[0] if fresh else None)
@@ -218,16 +235,27 @@ def _entries(
 
 
 def _scored_as(row: FedRow, pool: Iterable[Completion]) -> list[Completion]:
-    """The completions of which a row is prompt and completion, up to its eos at least."""
-    found = []
-    for completion in pool:
-        start = len(completion.prompt.ids)
-        if row.ids[:start] != completion.prompt.ids:
-            continue
-        rest = row.ids[start:]
-        if len(rest) >= completion.end and rest == completion.ids[: len(rest)]:
-            found.append(completion)
-    return found
+    """The completions of which a row is prompt and completion, up to its eos at least; all of the
+    completion may be masked out, as capped ones are."""
+    return [c for c in pool if is_scored_as(row.ids, c) or (row.ids == c.prompt.ids
+            and is_scored_as(row.raw[_first_kept(row):], c))]  # fmt: skip
+
+
+def is_scored_as(ids: Sequence[int], completion: Completion) -> bool:
+    """Whether ids are a prompt and its completion, up to its eos at least. The very last token may
+    be left out, as it is only predicted. What follows is padding: generate's own, or one token
+    repeated."""
+    prompt = completion.prompt.ids
+    start, end = len(prompt), len(prompt) + completion.end
+    given, whole = tuple(ids), (*prompt, *completion.sampled)
+    if given[:end] != whole:
+        return len(given) == end - 1 > start and given == whole[:-1]
+    rest = given[end:]
+    return len(set(rest)) <= 1 or rest == completion.ids[completion.end :][: len(rest)]
+
+
+def _first_kept(row: FedRow) -> int:
+    return int(row.kept.nonzero()[0]) if row.ids else len(row.raw)
 
 
 def _least_used(
@@ -440,7 +468,7 @@ def completions_of(case: Case, loss: LossSeen) -> tuple[Completion | None, ...]:
 
 def prompt_length(call: GenerateCall) -> int:
     """Prompt tokens at the start of the sequences."""
-    ids = call.inputs.get("input_ids")
+    ids = ids_in(call)
     return 0 if ids is None else int(ids.shape[1])
 
 

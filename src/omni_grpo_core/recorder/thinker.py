@@ -15,6 +15,7 @@ from torch import nn
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.trace.calls import Modes
+from omni_grpo_core.types import MODALITIES
 
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "module", "base_model", "model", "thinker")
 """Attributes under which a wrapper keeps the wrapped module."""
@@ -146,6 +147,24 @@ def rope_sections(text_model: Any) -> str:
     for sections in _found(text_model):
         return " ".join(str(int(size)) for size in sections)
     return ""
+
+
+def placeholders(thinker: Any) -> str:
+    """Ids that stand for media in a prompt, and how many patches of a side make one, as text.
+
+    >>> from types import SimpleNamespace as Model
+    >>> placeholders(Model(config=Model(image_token_id=7, video_token_index=8)))
+    'image=7 video=8'
+    """
+    config = getattr(thinker, "config", None)
+    found: dict[str, int] = {}
+    for modality in MODALITIES:
+        for name in (f"{modality}_token_id", f"{modality}_token_index"):
+            if isinstance(token := getattr(config, name, None), int):
+                found.setdefault(modality, token)
+    merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", None)
+    named = {**found, "merge": merge} if isinstance(merge, int) else found
+    return " ".join(f"{name}={value}" for name, value in named.items())
 
 
 def _found(text_model: Any) -> Iterator[Any]:
