@@ -36,7 +36,7 @@ from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.recorder.record import record
-from omni_grpo_core.recorder.tensors import described
+from omni_grpo_core.recorder.tensors import Described
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, LossSeen
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import StageRecord, Trace
@@ -208,7 +208,7 @@ def test_experiments_prove_what_was_recorded(clean: Case, policy: Policy) -> Non
 def test_without_kept_media_experiments_are_open(clean: Case) -> None:
     (call,) = clean.generated
     inputs = dict(call.inputs)
-    pixels = described(inputs.pop("pixel_values_videos"))
+    pixels = Described.of(inputs.pop("pixel_values_videos")).seen()
     broken = altered(clean, GenerateCall, inputs=inputs, large={"pixel_values_videos": pixels})
     (result,) = experiments_on(broken)
     assert result.outcome == "open"

@@ -178,7 +178,7 @@ def test_a_run_killed_in_the_middle_leaves_its_finished_steps(tmp_path: Path) ->
         [sys.executable, "-c", _KILLED, str(folder)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
     )
     assert run.stdout is not None
     assert [run.stdout.readline() for _ in range(5)] == ["step\n"] * 5

@@ -110,7 +110,11 @@ torch.distributed.destroy_process_group()
     ],
 )
 def test_two_ranks(tmp_path: Path, kind: str, wrapper: tuple[str, ...]) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "WORLD_SIZE": "2"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "WORLD_SIZE": "2",
+    }
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", _RANK, kind, str(tmp_path)],

@@ -132,7 +132,7 @@ class Recorder:
         self._watches: list[Watch] = [
             WarningsWatch(self.buffer),
             ProcessorWatch(processor, self.buffer),
-            ModelWatch(found, self.buffer),
+            ModelWatch(found, processor, self.buffer),
             rewards,
             StepWatch(found, self.buffer, self.settings, self.end_step),
         ]
@@ -215,15 +215,11 @@ class Recorder:
         self.stop(error)
 
     def _write(self, *, complete: bool) -> None:
-        buffer = self.buffer
-        header = {**self._header, "step": str(self._written), "complete": str(complete)}
-        if buffer.left_out:
-            header["calls_left_out"] = str(buffer.left_out)
-        if buffer.troubles:
-            header["not_recorded"] = "; ".join(buffer.troubles)
+        calls, missing = self.buffer.take()
+        header = {**self._header, "step": str(self._written), "complete": str(complete), **missing}
         folder = _place(self._root) / f"step-{self._written:06d}"
         try:
-            save_trace(Trace(header, buffer.take()), folder)
+            save_trace(Trace(header, calls), folder)
         except Exception as error:
             # a full disk, or our own bug: neither may end the user's training
             _LOG.warning("recording stopped: %s", error)

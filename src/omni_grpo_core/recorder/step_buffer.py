@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.recorder.plain import Plain
-from omni_grpo_core.recorder.tensors import copied, described
+from omni_grpo_core.recorder.tensors import Described, arrived, copied, local
 from omni_grpo_core.trace.calls import Call, TensorSeen
+from omni_grpo_core.trace.digest import digest_of
 from omni_grpo_core.types import StageRecord
 
 _LOG = logging.getLogger("omni_grpo_core.recorder")
@@ -49,13 +50,30 @@ class Outcome:
     seconds: float = 0.0
 
 
+Draft = Call | Callable[[], Call]
+"""A call as it is added: one that needs values still on a device is made when the step ends."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What is kept of a call's tensors: those small enough, in ``large`` the description of the
+    others, and the digests of all that hold floating-point numbers."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    large: dict[str, Described] = field(default_factory=dict)
+    digests: dict[str, Tensor] = field(default_factory=dict)
+
+    def described(self) -> dict[str, TensorSeen]:
+        return {name: one.seen() for name, one in self.large.items()}
+
+
 @dataclass(slots=True)
 class StepBuffer:
-    """The current step."""
+    """The current step. ``records``: (call, seconds), in the order in which they were added."""
 
     bounds: Bounds
     plain: Plain
-    records: list[StageRecord[Call]] = field(default_factory=list)
+    records: list[tuple[Draft, float]] = field(default_factory=list)
     troubles: dict[str, None] = field(default_factory=dict)
     left_out: int = 0
     _warnings: dict[str, None] = field(default_factory=dict)
@@ -63,21 +81,33 @@ class StepBuffer:
     _bytes: int = 0
     _reported: set[str] = field(default_factory=set)
 
-    def add(self, value: Call, seconds: float = 0.0) -> None:
+    def add(self, value: Draft, seconds: float = 0.0) -> None:
         """Keep one value of :mod:`omni_grpo_core.trace.calls`."""
         if len(self.records) >= self.bounds.calls:
             self.left_out += 1
             return
-        self.records.append(StageRecord(value.stage, value, (), seconds))
+        self.records.append((value, seconds))
 
-    def take(self) -> tuple[StageRecord[Call], ...]:
-        """Everything kept since the last call; the buffer is then empty."""
-        taken = tuple(self.records)
+    def take(self) -> tuple[tuple[StageRecord[Call], ...], dict[str, str]]:
+        """Everything kept since the last call, and for the header what was not; the buffer is then
+        empty."""
+        with self.guarded("values on a device"):
+            arrived()
+        taken = []
+        for draft, seconds in self.records:
+            with self.guarded("the end of the step"):
+                value = draft if isinstance(draft, Call) else draft()
+                taken.append(StageRecord(value.stage, value, (), seconds))
+        missing = {}
+        if self.left_out:
+            missing["calls_left_out"] = str(self.left_out)
+        if self.troubles:
+            missing["not_recorded"] = "; ".join(self.troubles)
         self.records.clear()
         self._warnings.clear()
         self.troubles.clear()
         self.left_out = self._bytes = 0
-        return taken
+        return tuple(taken), missing
 
     # ------------------------------------------------------------------ tensors
 
@@ -87,24 +117,26 @@ class StepBuffer:
             size <= self.bounds.tensor_bytes and self._bytes + size <= self.bounds.step_bytes
         ) and tensor.device.type != "meta"
 
-    def keep(self, name: str, tensor: Any, large: dict[str, TensorSeen]) -> Tensor | None:
-        """A copy of ``tensor``, or ``None`` with its description added to ``large``."""
+    def keep(self, name: str, tensor: Any, seen: Seen) -> Tensor | None:
+        """A copy of ``tensor``, or ``None`` with its description in ``seen``."""
         if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
             return None
         if tensor.is_complex() or not self.fits(tensor):
-            large[name] = described(tensor)
+            seen.large[name] = Described.of(tensor)
             return None
         self._bytes += tensor.numel() * tensor.element_size()
         return copied(tensor)
 
-    def keep_all(
-        self, values: Mapping[str, Any], large: dict[str, TensorSeen]
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Keyword arguments as kept tensors and plain values."""
+    def see(self, values: Mapping[str, Any], seen: Seen, *, casts: bool = False) -> dict[str, Any]:
+        """Adds the tensors among ``values`` to ``seen`` and returns the others as plain values.
+        ``casts``: add the digests of float32 tensors as half-precision too."""
         tensors = {key: v for key, v in values.items() if isinstance(v, Tensor)}
-        kept = {key: self.keep(key, tensor, large) for key, tensor in tensors.items()}
-        others = {key: v for key, v in values.items() if key not in tensors}
-        return {k: t for k, t in kept.items() if t is not None}, self.plain.mapping(others)
+        for key, tensor in tensors.items():
+            digest_into(seen.digests, key, tensor, casts=casts)
+            kept = self.keep(key, tensor, seen)
+            if kept is not None:
+                seen.tensors[key] = kept
+        return self.plain.mapping({key: v for key, v in values.items() if key not in tensors})
 
     def own(self, value: Any) -> Any:
         """A value noted by hand: tensors copied, secrets redacted."""
@@ -176,6 +208,20 @@ class StepBuffer:
         if text not in self._reported:
             self._reported.add(text)
             _LOG.warning("not recorded: %s", text, exc_info=error)
+
+
+def digest_into(
+    digests: dict[str, Tensor], name: str, tensor: Tensor, *, casts: bool = False
+) -> None:
+    """Add the digests of a floating-point tensor, computed where it is; of its casts as well."""
+    if not tensor.is_floating_point() or tensor.is_meta or tensor.layout != torch.strided:
+        return
+    own = local(tensor)
+    digests[name] = copied(digest_of(name, own))
+    if casts and own.dtype == torch.float32:
+        for kind in (torch.bfloat16, torch.float16):
+            short = str(kind).removeprefix("torch.")
+            digests[f"{name}@{short}"] = copied(digest_of(name, own.to(kind)))
 
 
 def _is_kept(value: Any) -> bool:

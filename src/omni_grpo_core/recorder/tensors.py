@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from omni_grpo_core.trace import dtype_name
 from omni_grpo_core.trace.calls import TensorSeen
 from omni_grpo_core.trace.fingerprint import sample_places
 
 _CHUNK_ELEMENTS = 1 << 25
 """Logits converted to float32 at a time: 128 MiB."""
+_UNDER_WAY: set[torch.device] = set()
+"""Devices with copies that were not waited for: another rank's must not be touched."""
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -22,33 +26,54 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """An independent copy on the CPU: the trainer may write into the original later."""
-    own = local(tensor).to("cpu", copy=True)
-    return own.to_dense() if own.layout != torch.strided else own.contiguous()
+    """An independent copy on the CPU: the trainer may write into the original later.
+
+    From a CUDA device it arrives behind the work that is already queued there: waiting for it would
+    stop the trainer at every call. Its values are there after :func:`arrived`.
+    """
+    own = local(tensor)
+    own = own.to_dense() if own.layout != torch.strided else own
+    if own.device.type != "cuda":
+        return own.to("cpu", copy=True).contiguous()
+    _UNDER_WAY.add(own.device)
+    return torch.empty(own.shape, dtype=own.dtype, pin_memory=True).copy_(own, non_blocking=True)
 
 
-def described(tensor: Tensor) -> TensorSeen:
-    """``tensor`` in a few numbers, computed on its own device in float32.
+def arrived() -> None:
+    """Wait for every copy from a device."""
+    while _UNDER_WAY:
+        torch.cuda.synchronize(_UNDER_WAY.pop())
 
-    >>> described(torch.arange(6).reshape(2, 3)).mean
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """``tensor`` in a few numbers, computed on its own device in float32. ``numbers``: low, high,
+    mean, deviation and the samples, on their way to the CPU.
+
+    >>> Described.of(torch.arange(6).reshape(2, 3)).seen().mean
     2.5
     """
-    flat = local(tensor).flatten()
-    places = torch.from_numpy(sample_places(0, len(flat))).to(flat.device)
-    wide = flat.float()
-    deviation, mean = torch.std_mean(wide, correction=0) if len(flat) else (wide.sum(),) * 2
-    low, high = torch.aminmax(wide) if len(flat) else (mean, mean)
-    # one transfer for everything: each one waits for the device
-    low_high = torch.cat([torch.stack([low, high, mean, deviation]), wide[places]]).tolist()
-    return TensorSeen(
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        shape=tuple(tensor.shape),
-        low=low_high[0],
-        high=low_high[1],
-        mean=low_high[2],
-        std=low_high[3],
-        samples=tuple(low_high[4:]),
-    )
+
+    dtype: str
+    shape: tuple[int, ...]
+    numbers: Tensor
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Described:
+        flat = local(tensor).flatten()
+        places = torch.from_numpy(sample_places(0, len(flat))).to(flat.device, non_blocking=True)
+        wide = flat.float()
+        deviation, mean = torch.std_mean(wide, correction=0) if len(flat) else (wide.sum(),) * 2
+        low, high = torch.aminmax(wide) if len(flat) else (mean, mean)
+        numbers = torch.cat([torch.stack([low, high, mean, deviation]), wide[places]])
+        return cls(dtype_name(tensor), tuple(tensor.shape), copied(numbers))
+
+    def seen(self) -> TensorSeen:
+        """The numbers, which must have arrived."""
+        low, high, mean, deviation, *samples = self.numbers.tolist()
+        return TensorSeen(
+            self.dtype, self.shape, low, high, mean, deviation, samples=tuple(samples)
+        )
 
 
 def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:

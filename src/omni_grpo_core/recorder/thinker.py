@@ -56,10 +56,15 @@ def find(model: Any) -> Found:
         if "_orig_mod" in module._modules:
             compiled.append(module)
         module = inner
-    body = module.model
-    # from transformers 5.23 on the text model is inside the model that merges the media
-    text_model = getattr(body, "language_model", body)
-    return Found(model, module, text_model, tuple(wrappers), tuple(compiled))
+    return Found(model, module, text_model_of(module), tuple(wrappers), tuple(compiled))
+
+
+def text_model_of(thinker: Any) -> nn.Module:
+    """The module that takes embeddings and positions."""
+    body: nn.Module = thinker.model
+    # from transformers 5.23 on it is inside the model that merges the media
+    inner = body._modules.get("language_model")
+    return body if inner is None else inner
 
 
 def _is_thinker(module: Any) -> bool:

@@ -108,7 +108,7 @@ class TrainerWatch:
         before = len(self._buffer.records)
         made = call(*args, **keywords)
         with self._buffer.guarded("advantages"):
-            called = [r.value for r in self._buffer.records[before:]]
+            called = [call for call, _ in self._buffer.records[before:]]
             self._note_advantages([c for c in called if isinstance(c, RewardCall)], made, groups)
         return made
 

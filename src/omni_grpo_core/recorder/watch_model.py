@@ -1,4 +1,5 @@
-"""Watches ``generate`` and every forward outside it."""
+"""Watches ``generate`` and every forward outside it, also those of the thinker's class' other
+instances: a reference model is a copy, or loaded once more."""
 
 from __future__ import annotations
 
@@ -10,14 +11,16 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omni_grpo_core.core.dialect import tokens_cached
+from omni_grpo_core.recorder.completions import decoded
 from omni_grpo_core.recorder.hooks import Patches, arguments
-from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer, clock
+from omni_grpo_core.recorder.step_buffer import Outcome, Seen, StepBuffer, clock, digest_into
 from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
-from omni_grpo_core.recorder.thinker import Found, modes
-from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes, TensorSeen
+from omni_grpo_core.recorder.thinker import Found, modes, text_model_of
+from omni_grpo_core.trace import dtype_name
+from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes
 
 _TOGETHER = 16
 """Tokens per row that are scored at once."""
@@ -29,7 +32,7 @@ class _Generating:
     synchronise at every token."""
 
     modes: Modes | None = None
-    inputs: dict[str, Tensor] = field(default_factory=dict)
+    seen: Seen = field(default_factory=Seen)
     keywords: dict[str, Any] = field(default_factory=dict)
     config: Any = None
     passes: int = 0
@@ -41,7 +44,6 @@ class _Generating:
     last: Tensor | None = None
     waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     logprobs: list[Tensor] = field(default_factory=list)
-    large: dict[str, TensorSeen] = field(default_factory=dict)
 
     @property
     def temperature(self) -> float:
@@ -72,36 +74,58 @@ class _Generating:
 
 @dataclass(slots=True)
 class _Forward:
-    """One forward in progress."""
+    """One forward in progress. ``ids``: its input ids, if it was given any."""
 
     module: Any
     started: float
     heard: dict[str, None]
     modes: Modes | None = None
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    ids: Any = None
+    seen: Seen = field(default_factory=Seen)
     keywords: dict[str, Any] = field(default_factory=dict)
     position_ids: Tensor | None = None
     inputs_embeds: Tensor | None = None
-    large: dict[str, TensorSeen] = field(default_factory=dict)
+
+
+class _Hook:
+    """A hook that a copy of its module does not inherit."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        self._call(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (_nothing,)
+
+
+def _nothing(*_: Any) -> None: ...
 
 
 class ModelWatch:
-    """Hooks on the thinker and its text model, and a wrapped ``generate``."""
+    """Hooks on the thinker and its text model, a wrapped ``generate``, and the call of the
+    thinker's class for its other instances. ``processor``: its tokenizer turns completions into
+    text."""
 
-    def __init__(self, found: Found, buffer: StepBuffer) -> None:
+    def __init__(self, found: Found, processor: Any, buffer: StepBuffer) -> None:
         self._found, self._buffer = found, buffer
+        self._tokenizer = getattr(processor, "tokenizer", processor)
         self._generating: _Generating | None = None
         self._forward: _Forward | None = None
+        self._others_generate = False
         self._handles: list[Any] = []
 
     def start(self, patches: Patches) -> None:
         thinker, text_model = self._found.thinker, self._found.text_model
-        self._handles = [text_model.register_forward_pre_hook(self._text_model, with_kwargs=True)]
+        self._handles = [self._on_text_model(text_model)]
         # a compiled thinker's own hooks do not run, so its compiled wrapper is watched too
         for module in (thinker, *self._found.compiled):
             self._handles += [
-                module.register_forward_pre_hook(self._before, with_kwargs=True),
-                module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+                module.register_forward_pre_hook(_Hook(self._before), with_kwargs=True),
+                module.register_forward_hook(
+                    _Hook(self._after), with_kwargs=True, always_call=True
+                ),
             ]
         if getattr(thinker, "_compiled_call_impl", None) is not None:
             patches.set(thinker, "_compiled_call_impl", self._around(thinker))
@@ -111,6 +135,28 @@ class ModelWatch:
         ):
             if hasattr(thinker, name):
                 patches.set(thinker, name, self._instead(name, call))
+        # the class that sharding has not replaced by one of its own
+        kind = next(kind for kind in type(thinker).__mro__ if "forward" in vars(kind))
+        for name, around in (("__call__", self._other), ("generate", self._other_generate)):
+            if hasattr(kind, name):
+                patches.set(kind, name, self._for_others(getattr(kind, name), kind, around))
+
+    def _on_text_model(self, text_model: nn.Module) -> Any:
+        return text_model.register_forward_pre_hook(_Hook(self._text_model), with_kwargs=True)
+
+    def _for_others(
+        self, original: Callable[..., Any], kind: type, around: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """A method of the thinker's class that only its other instances take notice of."""
+        own = {id(module) for module in self._found.outer.modules() if isinstance(module, kind)}
+
+        @functools.wraps(original)
+        def instead(this: Any, *args: Any, **keywords: Any) -> Any:
+            if torch.compiler.is_compiling() or id(this) in own:
+                return original(this, *args, **keywords)
+            return around(this, functools.partial(original, this), args, keywords)
+
+        return instead
 
     def _around(self, thinker: Any) -> Callable[..., Any]:
         """The call of a module compiled in place, whose hooks are inside the compiled graph."""
@@ -166,7 +212,7 @@ class ModelWatch:
         buffer, state, grad = self._buffer, _Generating(), torch.is_grad_enabled()
         with buffer.guarded("generate"):
             given = {**({"inputs": args[0]} if args else {}), **keywords}
-            state.inputs, state.keywords = buffer.keep_all(given, state.large)
+            state.keywords = buffer.see(given, state.seen)
             state.modes = modes(self._found, grad_enabled=grad)
         self._generating = state
         with buffer.watching("generate", functools.partial(self._generated, state)) as outcome:
@@ -178,60 +224,110 @@ class ModelWatch:
         if state.modes is not None:
             self._buffer.add(self._seen(state, state.modes, outcome), outcome.seconds)
 
-    def _seen(self, state: _Generating, before: Modes, outcome: Outcome) -> GenerateCall:
-        buffer = self._buffer
+    def _seen(
+        self, state: _Generating, before: Modes, outcome: Outcome
+    ) -> Callable[[], GenerateCall]:
+        buffer, seen = self._buffer, state.seen
         sequences = getattr(outcome.result, "sequences", outcome.result)
-        sequences = sequences if isinstance(sequences, Tensor) else None
-        if sequences is not None:  # the last token was never fed back
+        if isinstance(sequences, Tensor):  # the last token was never fed back
             state.sampled(sequences[:, -1])
         state.score()
+        sequences = buffer.keep("sequences", sequences, seen)
         deltas = getattr(self._found.thinker, "rope_deltas", None)
         if deltas is None:
             deltas = getattr(self._found.thinker.model, "rope_deltas", None)
-        config = state.config.to_dict() if hasattr(state.config, "to_dict") else {}
-        return GenerateCall(
-            inputs=state.inputs,
+        deltas = copied(deltas).flatten() if isinstance(deltas, Tensor) else None
+        settings = state.config.to_dict() if hasattr(state.config, "to_dict") else {}
+        config = buffer.plain.mapping(
+            # underscored: tensors that generate derives from other settings
+            {k: v for k, v in settings.items() if v is not None and not k.startswith("_")}
+        )
+        steps = copied(torch.stack(state.step_positions)) if state.step_positions else None
+        logprobs = copied(torch.cat(state.logprobs).T) if state.logprobs else None
+        return lambda: GenerateCall(
+            inputs=seen.tensors,
             keywords=state.keywords,
-            config=buffer.plain.mapping(
-                # underscored: tensors that generate derives from other settings
-                {k: v for k, v in config.items() if v is not None and not k.startswith("_")}
-            ),
+            config=config,
             modes=before,
-            sequences=None
-            if sequences is None
-            else buffer.keep("sequences", sequences, state.large),
+            sequences=sequences,
             position_ids=state.position_ids,
             inputs_embeds=state.inputs_embeds,
-            rope_deltas=copied(deltas).flatten() if isinstance(deltas, Tensor) else None,
+            rope_deltas=deltas,
             first_logits=state.first_logits,
             cached=tuple(None if n is None else int(n) for n in state.cached),
-            step_positions=(
-                tuple(torch.stack(state.step_positions).tolist()) if state.step_positions else ()
-            ),
-            logprobs=torch.cat(state.logprobs).T.contiguous().cpu() if state.logprobs else None,
+            step_positions=() if steps is None else tuple(steps.tolist()),
+            logprobs=logprobs,
             warnings=outcome.warnings,
             error=outcome.error,
-            large=state.large,
+            large=seen.described(),
+            digests=seen.digests,
+            decoded=self._decoded(seen.tensors, sequences, config),
         )
+
+    def _decoded(
+        self, inputs: Mapping[str, Tensor], sequences: Tensor | None, config: Mapping[str, Any]
+    ) -> dict[str, tuple[str, ...]]:
+        if sequences is None:
+            return {}
+        prompt = inputs.get("input_ids", inputs.get("inputs"))
+        texts = decoded(self._tokenizer, prompt, sequences, config)
+        return {name: tuple(map(self._buffer.plain.text, rows)) for name, rows in texts.items()}
+
+    def _other_generate(
+        self, _other: Any, call: Callable[..., Any], args: Any, keywords: dict[str, Any]
+    ) -> Any:
+        before, self._others_generate = self._others_generate, True
+        try:
+            return call(*args, **keywords)
+        finally:
+            self._others_generate = before
 
     # ------------------------------------------------------------------ forward
 
     def _before(self, module: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():  # the recorder must not become part of the graph
             return
-        buffer, grad = self._buffer, torch.is_grad_enabled()
-        with buffer.guarded("forward"):
+        grad = torch.is_grad_enabled()
+        with self._buffer.guarded("forward"):
             if self._generating is not None:
                 self._next_pass(self._generating, args, keywords)
                 return
             if self._forward is not None:
                 if self._forward.module is not module:  # the forward of a wrapper around this one
                     return
-                buffer.unlisten(self._forward.heard)  # it was interrupted without its hook running
-            forward = self._forward = _Forward(module, clock(), buffer.listen())
-            given = arguments(self._found.thinker.forward, args, keywords)
-            forward.tensors, forward.keywords = buffer.keep_all(given, forward.large)
-            forward.modes = modes(self._found, grad_enabled=grad)
+                # it was interrupted without its hook running
+                self._buffer.unlisten(self._forward.heard)
+            self._begin(self._found, module, args, keywords, grad)
+
+    def _begin(
+        self, found: Found, module: Any, args: Any, keywords: Mapping[str, Any], grad: bool
+    ) -> None:
+        forward = self._forward = _Forward(module, clock(), self._buffer.listen())
+        given = arguments(found.thinker.forward, args, keywords)
+        forward.ids = given.get("input_ids")
+        forward.keywords = self._buffer.see(given, forward.seen)
+        forward.modes = modes(found, grad_enabled=grad)
+
+    def _other(
+        self, this: Any, call: Callable[..., Any], args: Any, keywords: dict[str, Any]
+    ) -> Any:
+        """A forward of another instance."""
+        if self._generating is not None or self._others_generate:
+            return call(*args, **keywords)
+        grad, output = torch.is_grad_enabled(), None
+        found = Found(this, this, text_model_of(this), (), ())
+        outer, hook = self._forward, self._on_text_model(found.text_model)
+        with self._buffer.guarded("forward"):
+            self._begin(found, this, args, keywords, grad)
+        try:
+            output = call(*args, **keywords)
+            return output
+        finally:
+            hook.remove()
+            forward, self._forward = self._forward, outer
+            if forward is not None and forward is not outer:
+                with self._buffer.guarded("forward"):
+                    self._end(forward, output, own=False)
 
     def _next_pass(
         self, state: _Generating, args: tuple[Any, ...], keywords: Mapping[str, Any]
@@ -246,7 +342,10 @@ class ModelWatch:
         # here and not in the text model's hook: some versions raise before calling it
         held, fed = tokens_cached(given), ids if isinstance(ids, Tensor) else embeds
         more = fed.shape[1] - 1 if isinstance(fed, Tensor) else 0
-        state.cached.append((held or 0) + more if held is not None or more else None)
+        # a sum even if it adds nothing: a cache may count in a tensor of its own
+        state.cached.append(
+            (0 if held is None else held) + more if held is not None or more else None
+        )
 
     def _text_model(self, _module: Any, _args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
@@ -264,7 +363,8 @@ class ModelWatch:
             if isinstance(where, Tensor):
                 into.position_ids = copied(_three_axes(where))
             if isinstance(embeds, Tensor):
-                into.inputs_embeds = self._buffer.keep("inputs_embeds", embeds, into.large)
+                digest_into(into.seen.digests, "inputs_embeds", embeds)
+                into.inputs_embeds = self._buffer.keep("inputs_embeds", embeds, into.seen)
 
     def _after(self, module: Any, args: Any, keywords: dict[str, Any], output: Any) -> None:
         if torch.compiler.is_compiling():
@@ -278,33 +378,40 @@ class ModelWatch:
                     state.last = logits[:, -1].detach().clone()
                     if state.passes == 1:
                         first = state.last.float()
-                        state.first_logits = buffer.keep("first_logits", first, state.large)
+                        state.first_logits = buffer.keep("first_logits", first, state.seen)
                 return
             forward = self._forward
             if forward is None or forward.module is not module:
                 return
             self._forward = None
-            warnings, raised = buffer.unlisten(forward.heard), sys.exc_info()[1]
-            if forward.modes is None:
-                return
-            buffer.add(
-                ForwardCall(
-                    inputs=forward.tensors,
-                    keywords=forward.keywords,
-                    modes=forward.modes,
-                    position_ids=forward.position_ids,
-                    inputs_embeds=forward.inputs_embeds,
-                    logprobs=_scored(logits, keywords.get("input_ids", args[0] if args else None)),
-                    logits_dtype=(
-                        "" if logits is None else str(logits.dtype).removeprefix("torch.")
-                    ),
-                    warnings=warnings,
-                    # the hook also runs for a forward that raised, with no output
-                    error=buffer.plain.error(raised) if output is None and raised else None,
-                    large=forward.large,
-                ),
-                clock() - forward.started,
-            )
+            self._end(forward, output, own=True)
+
+    def _end(self, forward: _Forward, output: Any, *, own: bool) -> None:
+        buffer, before, seen = self._buffer, forward.modes, forward.seen
+        warnings, raised = buffer.unlisten(forward.heard), sys.exc_info()[1]
+        if before is None:
+            return
+        # the hook also runs for a forward that raised, with no output
+        error = buffer.plain.error(raised) if output is None and raised else None
+        logits = getattr(output, "logits", None)
+        kind, logprobs = "" if logits is None else dtype_name(logits), _scored(logits, forward.ids)
+        buffer.add(
+            lambda: ForwardCall(
+                inputs=seen.tensors,
+                keywords=forward.keywords,
+                modes=before,
+                position_ids=forward.position_ids,
+                inputs_embeds=forward.inputs_embeds,
+                logprobs=logprobs,
+                logits_dtype=kind,
+                warnings=warnings,
+                error=error,
+                large=seen.described(),
+                digests=seen.digests,
+                own=own,
+            ),
+            clock() - forward.started,
+        )
 
 
 def _three_axes(where: Tensor) -> Tensor:
@@ -317,8 +424,7 @@ def _scored(logits: Any, ids: Any) -> Tensor | None:
     if not isinstance(logits, Tensor) or not isinstance(ids, Tensor) or ids.dim() != 2:
         return None
     length, given = ids.shape[1], min(logits.shape[1], ids.shape[1])
-    scores = torch.full((ids.shape[0], length - 1), torch.nan)
+    scores = torch.full((ids.shape[0], length - 1), torch.nan, device=logits.device)
     if given > 1:
-        known = token_logprobs(logits[:, -given:-1], ids[:, -given + 1 :])
-        scores[:, length - given :] = known.cpu()
-    return scores
+        scores[:, length - given :] = token_logprobs(logits[:, -given:-1], ids[:, -given + 1 :])
+    return copied(scores)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.media import media_seen
-from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer, clock
-from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall, TemplateCall, TensorSeen
+from omni_grpo_core.recorder.step_buffer import Outcome, Seen, StepBuffer, clock
+from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall, TemplateCall
 from omni_grpo_core.types import MODALITIES, Modality
 
 _ARGUMENTS: Mapping[Modality, str] = {"image": "images", "video": "videos", "audio": "audio"}
@@ -79,14 +79,15 @@ class ProcessorWatch:
         with self._buffer.guarded("chat template"):
             # before the call: some versions write into the messages
             given = self._conversations(call, args, keywords)
+        result = None
         try:
             result = call(*args, **keywords)
-        finally:
+            return result
+        finally:  # what the processor inside it could not take was rendered all the same
             self._rendering = False
-        with self._buffer.guarded("chat template"):
-            if given is not None:
-                self._rendered(*given, result, clock() - started)
-        return result
+            with self._buffer.guarded("chat template"):
+                if given is not None:
+                    self._rendered(*given, result, clock() - started)
 
     def _conversations(
         self, call: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]
@@ -146,26 +147,26 @@ class ProcessorWatch:
         def note(outcome: Outcome) -> None:
             texts, nested = _flat(given.pop("text", None))
             self._texts = texts
-            large: dict[str, TensorSeen] = {}
-            outputs = {
-                name: kept
-                for name, tensor in _tensors(outcome.result).items()
-                if (kept := buffer.keep(name, tensor, large)) is not None
-            }
+            # now: the caller may change what it passed
+            keywords = buffer.plain.mapping(given)
+            ignored = _ignored(self._processor, call, given)
+            seen = Seen()
+            buffer.see(_tensors(outcome.result), seen, casts=True)
             buffer.add(
-                ProcessorCall(
+                lambda: ProcessorCall(
                     texts=tuple(map(buffer.plain.text, texts)),
                     nested=nested,
                     images=media.get("image", ()),
                     videos=media.get("video", ()),
                     audios=media.get("audio", ()),
-                    keywords=buffer.plain.mapping(given),
-                    ignored=_ignored(self._processor, call, given),
+                    keywords=keywords,
+                    ignored=ignored,
                     warnings=outcome.warnings,
-                    outputs=outputs,
+                    outputs=seen.tensors,
                     padding_side=side,
                     error=outcome.error,
-                    large=large,
+                    large=seen.described(),
+                    digests=seen.digests,
                 ),
                 outcome.seconds,
             )
