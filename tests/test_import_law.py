@@ -40,7 +40,7 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         "tiny": "core errors io rewards types",
         # watches third-party trainers: it knows calls, not their correct results
         "recorder": "core errors io rewards trace types",
-        "doctor": "core errors losses pipeline recorder rewards trace tolerances types",
+        "doctor": "core errors io losses pipeline recorder rewards trace tolerances types",
         "golden": "core errors io losses pipeline rewards tiny trace training tolerances types",
         "faults": "core doctor errors io losses pipeline recorder rewards tiny trace types",
         "versions": "core errors io pipeline rewards tiny trace types",

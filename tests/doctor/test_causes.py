@@ -72,4 +72,4 @@ def test_an_inherited_error_is_not_blamed() -> None:
     call = generated(completions=SAME, config={"do_sample": False})
     verdict = diagnose(case(call, rewarded((1.0,) * 4), flat))
     assert [finding.stage for finding in verdict.findings] == ["completion"]
-    assert "advantage" in verdict.inherited
+    assert verdict.state("advantage") == "inherited"

@@ -1,4 +1,4 @@
-"""Diagnosis: which stages are blamed, which passed an error on, and what rules may add."""
+"""Diagnosis: which stages are blamed, which passed an error on, and which were judged at all."""
 
 from __future__ import annotations
 
@@ -8,37 +8,60 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 from doctor_recordings import SYSTEM, case, processed, template, user
+from small_recordings import rewarded
 
-from omni_grpo_core.doctor.diagnose import diagnose, merge, require_judged, to_json
-from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence, Explanation, Look, Origin
+from omni_grpo_core.doctor.coverage import merged
+from omni_grpo_core.doctor.diagnose import conclude, diagnose, merge, require_judged, to_json
+from omni_grpo_core.doctor.evidence import (
+    Case,
+    Evidence,
+    Explanation,
+    Finding,
+    Look,
+    Origin,
+    Severity,
+    note_judged,
+    note_missing,
+)
 from omni_grpo_core.doctor.registry import BLAMES, LOOKS
+from omni_grpo_core.doctor.symptoms import Symptom
+from omni_grpo_core.doctor.verdict import Coverage, Diagnosis, Felt, Raised, without_causes
 from omni_grpo_core.errors import TraceError
-from omni_grpo_core.types import STAGES, Stage
+from omni_grpo_core.types import STAGES, Stage, Trace
 
 STEP = case(template(SYSTEM, user()))
 
 
-def seen(*found: tuple[Stage, Origin]) -> tuple[Look, ...]:
+def seen(*found: tuple[Stage, Origin], severity: Severity = "breaks") -> tuple[Look, ...]:
     def look(step: Case) -> Iterator[Evidence]:
         for stage, origin in found:
-            yield Evidence(stage, "odd", f"{stage} is odd", origin)
+            yield Evidence(stage, "odd", f"{stage} is odd", origin, severity=severity)
 
     return (look,)
+
+
+def failing(step: Case) -> Iterator[Evidence]:
+    raise IndexError("no row 7")
 
 
 def blamed(diagnosis: Diagnosis) -> list[Stage]:
     return [finding.stage for finding in diagnosis.findings]
 
 
+def why(diagnosis: Diagnosis, stage: Stage) -> str:
+    return next(c.why for c in diagnosis.coverage if c.stage == stage)
+
+
 def test_only_stages_that_added_an_error_are_blamed() -> None:
     looks = seen(("logits", "inherited"), ("loss", "added"), ("batch", "added"))
     diagnosis = diagnose(STEP, looks=looks, rules=())
     assert blamed(diagnosis) == ["batch", "loss"]
-    assert diagnosis.inherited == ("logits",)
+    assert diagnosis.state("logits") == "inherited"
     assert diagnosis.first is not None
     assert diagnosis.first.stage == "batch"
 
@@ -48,9 +71,27 @@ def test_unknown_is_blamed_unless_an_earlier_error_is_certain() -> None:
     assert blamed(alone) == ["media"]
     after = diagnose(STEP, looks=seen(("media", "unknown"), ("text", "added")), rules=())
     assert blamed(after) == ["text"]
-    assert after.inherited == ("media",)
+    assert after.state("media") == "inherited"
     before = diagnose(STEP, looks=seen(("media", "unknown"), ("loss", "added")), rules=())
     assert blamed(before) == ["media", "loss"]
+
+
+def test_a_recipe_that_differs_explains_no_later_error() -> None:
+    """One of two eos ids was left out, and everything after it counted as inherited."""
+    looks = (
+        *seen(("completion", "added"), severity="differs"),
+        *seen(("reward", "unknown"), ("completion", "unknown")),
+    )
+    diagnosis = diagnose(STEP, looks=looks, rules=())
+    assert [(f.stage, f.severity) for f in diagnosis.findings] == [
+        ("completion", "breaks"),
+        ("reward", "breaks"),
+    ]
+    certain = diagnose(STEP, looks=(*looks, *seen(("text", "added"))), rules=())
+    assert [(f.stage, f.severity) for f in certain.findings] == [
+        ("text", "breaks"),
+        ("completion", "differs"),
+    ]
 
 
 def explain(step: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
@@ -66,47 +107,101 @@ def test_causes_are_ranked_and_listed_with_their_stage() -> None:
     assert blamed(diagnosis) == ["loss"], "a rule makes no finding"
 
 
-def test_without_causes_the_stage_is_still_named() -> None:
-    diagnosis = diagnose(STEP, causes=False, looks=seen(("loss", "added")), rules=(explain,))
-    assert blamed(diagnosis) == ["loss"]
-    assert diagnosis.findings[0].causes == ()
+def test_what_breaks_the_run_is_explained_before_what_differs() -> None:
+    mild = Evidence("loss", "mild", "mild", severity="differs")
+    grave = Evidence("loss", "grave", "grave")
+
+    def rule(step: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
+        for item, proof in ((mild, "made again"), (grave, "")):
+            yield Explanation(
+                item.fact, "loss", item.sentence, "", "", proof=proof, explains=(item,)
+            )
+
+    [finding] = diagnose(STEP, looks=(lambda step: (mild, grave),), rules=(rule,)).findings
+    assert finding.severity == "breaks"
+    assert [cause.cause for cause in finding.causes] == ["grave", "mild"]
+    assert [item.fact for item in finding.evidence] == ["grave", "mild"]
+
+
+def test_without_causes_no_stage_is_lost() -> None:
+    """For every kind of finding: with, without, and with those of a rule that failed."""
+
+    def broken(step: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
+        yield from explain(step, evidence)
+        raise KeyError("values")
+
+    looks = seen(("loss", "added"), ("text", "added"), ("batch", "unknown"), ("logits", "added"))
+    stages = [
+        blamed(diagnose(STEP, causes=causes, looks=looks, rules=rules))
+        for causes, rules in ((True, (explain,)), (False, (explain,)), (True, (broken,)))
+    ]
+    assert stages == [["text", "logits", "loss"]] * 3
+    bare = without_causes(diagnose(STEP, looks=looks, rules=(explain,)))
+    assert blamed(bare) == stages[0]
+    assert {finding.causes for finding in bare.findings} == {()}
+
+
+# ---------------------------------------------------------------------------- coverage
 
 
 def test_a_look_that_fails_does_not_stop_the_others() -> None:
-    def broken(step: Case) -> Iterator[Evidence]:
-        raise IndexError("no row 7")
-
-    diagnosis = diagnose(STEP, looks=(broken, *seen(("loss", "added"))), rules=())
+    diagnosis = diagnose(STEP, looks=(failing, *seen(("loss", "added"))), rules=())
     assert blamed(diagnosis) == ["loss"]
-    assert any("broken failed on this recording" in note for note in diagnosis.missing)
+    assert any("failing failed on this recording" in note for note in diagnosis.missing)
+
+
+def test_a_stage_is_sound_only_where_a_value_of_it_was_compared() -> None:
+    """A trace with any call of a kind was ✓ for its stages, although nothing in it was judged."""
+
+    def idle(step: Case) -> Iterator[Evidence]:
+        yield from ()
+
+    def judging(step: Case) -> Iterator[Evidence]:
+        note_judged(step, "text")
+        note_missing(step, "its rows are unknown", "conversation")
+        yield from ()
+
+    step = case(template(SYSTEM, user()))
+    diagnosis = diagnose(step, looks=(judging,), rules=())
+    assert diagnosis.judged == ("text",)
+    assert diagnosis.state("conversation") == "unjudged"
+    assert why(diagnosis, "conversation") == "its rows are unknown"
+    assert diagnosis.state("gradient") == "unseen"
+    assert why(diagnosis, "gradient") == "no optimizer step was recorded"
+    nothing = diagnose(case(processed("")), looks=(idle,), rules=())
+    assert nothing.judged == ()
+    assert why(nothing, "batch") == "no reference: pass --checkpoint"
+    elsewhere = replace(case(processed("")), no_reference="qwen2_5_vl is no omni model")
+    assert why(diagnose(elsewhere, looks=(), rules=()), "batch").endswith("is no omni model")
 
 
 def test_a_stage_on_which_a_look_failed_is_not_called_sound() -> None:
     """A recording on which every look raised was HEALTHY: a look that raises finds nothing, and no
     findings counted as healthy."""
 
-    def healthy(step: Case) -> Iterator[Evidence]:
+    def judging(step: Case) -> Iterator[Evidence]:
+        note_judged(step, "conversation", "text")
         yield from ()
 
-    def broken(step: Case) -> Iterator[Evidence]:
-        raise IndexError("no row 7")
-
     (of_text,) = (look for look in LOOKS if look.__name__ == "look_rendering")
-    assert diagnose(STEP, looks=(healthy,), rules=()).seen == ("conversation", "text")
-    unknown = diagnose(STEP, looks=(broken,), rules=())
-    assert (unknown.seen, unknown.unjudged) == ((), ("conversation", "text"))
+    fresh = case(template(SYSTEM, user()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BLAMES, broken, BLAMES[of_text])
-        known = diagnose(STEP, looks=(broken,), rules=())
-    assert (known.seen, known.unjudged) == (("conversation",), ("text",))
-    run = merge([known, diagnose(STEP, looks=(healthy,), rules=())])
-    assert (run.seen, run.unjudged) == (("conversation",), ("text",))
-    assert to_json(run)["unjudged"] == ("text",)
-    require_judged(run, "run")
-    with pytest.raises(TraceError, match=r"could be judged: broken failed.*no row 7"):
-        require_judged(merge([unknown]), "run")
+        patch.setitem(BLAMES, failing, BLAMES[of_text])
+        known = diagnose(fresh, looks=(judging, failing), rules=())
+    assert known.judged == ("conversation",)
+    assert (known.state("text"), known.state("batch")) == ("failed", "unseen")
+    assert why(known, "text") == "failing failed on this recording (IndexError: no row 7)"
+    other = diagnose(case(template(SYSTEM, user())), looks=(judging,), rules=())
+    assert merge([known, other]).judged == ("conversation",), "not sound in any step, then"
+
+
+def test_nothing_judged_is_no_verdict() -> None:
+    step = case(template(SYSTEM, user()))
+    with pytest.raises(TraceError, match=r"could be judged: failing failed.*no row 7"):
+        require_judged(diagnose(step, looks=(failing,), rules=()), "run")
     with pytest.raises(TraceError, match="it has no trainer calls"):
-        require_judged(diagnose(case(), looks=(healthy,), rules=()), "run")
+        require_judged(diagnose(case(), looks=(), rules=()), "run")
+    require_judged(diagnose(step, looks=seen(("text", "added")), rules=()), "run")
 
 
 def test_every_stage_that_a_look_blames_is_registered() -> None:
@@ -129,26 +224,93 @@ def test_every_stage_that_a_look_blames_is_registered() -> None:
         assert named <= stages, module.__name__
 
 
+# ---------------------------------------------------------------------------- a run
+
+
 def test_the_verdict_on_a_run_merges_its_steps() -> None:
     one = diagnose(STEP, looks=seen(("loss", "added")), rules=(explain,))
     other = diagnose(STEP, looks=seen(("text", "added"), ("loss", "inherited")), rules=())
     run = merge([one, other, one])
     assert blamed(run) == ["text", "loss"]
-    assert run.inherited == ()
+    assert (run.state("text"), run.state("loss")) == ("broken", "broken")
     assert len(run.findings[1].evidence) == 1, "the same evidence in two steps is listed once"
 
 
 def test_a_run_misses_only_what_none_of_its_steps_has() -> None:
-    no_processor = "no ProcessorCall was recorded: media and batch cannot be judged by it"
-    without = diagnose(STEP, looks=(), rules=())
-    assert no_processor in without.missing
-    whole = diagnose(case(template(SYSTEM, user()), processed("")), looks=(), rules=())
-    assert no_processor not in merge([without, whole]).missing
-    assert no_processor in merge([without, without]).missing
+    steps = [
+        (Coverage("batch", "unseen", "no processor"), Coverage("reward", "unjudged", "unprobed")),
+        (Coverage("batch", "sound"), Coverage("reward", "unseen", "none")),
+    ]
+    assert merged(steps) == (Coverage("batch", "sound"), Coverage("reward", "unjudged", "unprobed"))
+
+
+def raised(error: str, *values: object, where: str = "batch") -> Case:
+    step = case(*values)
+    return replace(step, trace=Trace({"raised": error, "raised_in": where}, step.trace.stages))
+
+
+def test_a_run_that_raised_is_not_healthy() -> None:
+    """It was: nothing was found in what was recorded until then."""
+    dead = raised("ValueError: no grids", template(SYSTEM, user()))
+    run = conclude([dead], [diagnose(dead, looks=(), rules=())])
+    assert run.raised == Raised("ValueError: no grids", "batch")
+    assert run.exit_code() == 1
+    assert to_json(run)["raised"] == {"error": "ValueError: no grids", "stage": "batch"}
+    require_judged(run, "run")
+
+
+def test_an_empty_trace_of_a_run_that_raised_is_not_healthy() -> None:
+    run = conclude([raised("OSError: no GPU", where="")], [diagnose(case(), looks=(), rules=())])
+    assert run.broken
+    assert {coverage.state for coverage in run.coverage} == {"unseen"}
+
+
+def test_a_symptom_that_nothing_explains_is_the_verdict() -> None:
+    """All rewards were 0 for a whole run, and the doctor found nothing: HEALTHY."""
+    step = case(rewarded((0.0,) * 4))
+    run = conclude([step], [diagnose(step, looks=(), rules=())])
+    assert run.findings == ()
+    assert isinstance(run.headline, Symptom)
+    assert "0" in run.headline.sentence
+    assert run.exit_code() == 1
+    headline = to_json(run)["headline"]
+    assert headline == {"stage": None, "sentence": run.headline.sentence}
+
+
+def symptom(name: str, *stages: Stage, severity: Severity = "breaks") -> Symptom:
+    return Symptom(name, f"{name} hurts", stages, severity)
+
+
+def finding(stage: Stage, severity: Severity = "breaks") -> Finding:
+    return Finding(stage, (Evidence(stage, "odd", "odd", severity=severity),), ())
+
+
+def test_the_headline_explains_the_worst_symptom() -> None:
+    """The earliest stage was the headline, though the run died of another: foreign.md."""
+    findings = (finding("media"), finding("completion"), finding("reward", "differs"))
+    worst = Felt(symptom("garbage", "completion", "media"), "completion")
+    mild = Felt(symptom("capped", "media", severity="differs"), None)
+    run = Diagnosis(findings, (), (), symptoms=(worst, mild))
+    assert run.headline == findings[1]
+    assert run.first == findings[0]
+    assert Diagnosis(findings[2:], (), (), symptoms=(mild,)).headline == findings[2]
+    assert Diagnosis((), (), (), symptoms=(mild,)).exit_code() == 0
+
+
+def test_a_recipe_that_differs_breaks_nothing_unless_strict() -> None:
+    run = Diagnosis((finding("completion", "differs"),), (), ())
+    assert (run.exit_code(), run.exit_code(strict=True)) == (0, 1)
+    assert to_json(run)["healthy"] is True
+    assert to_json(run, strict=True)["exit"] == 1
 
 
 def test_a_diagnosis_is_serialisable() -> None:
     plain = to_json(diagnose(STEP, looks=seen(("loss", "added")), rules=(explain,)))
-    assert json.loads(json.dumps(plain))["first"] == "loss"
+    assert json.loads(json.dumps(plain))["headline"] == {"stage": "loss", "sentence": "seen"}
     assert plain["healthy"] is False
-    assert plain["findings"][0]["causes"][0]["fix"] == "fix"
+    [found] = plain["findings"]
+    assert (found["stage"], found["severity"]) == ("loss", "breaks")
+    cause = found["causes"][0]
+    assert (cause["cause"], cause["proved"], cause["proof"]) == ("proved", True, "made again")
+    assert plain["coverage"]["loss"] == {"state": "broken"}
+    assert plain["coverage"]["reward"]["why"]

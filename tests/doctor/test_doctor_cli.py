@@ -34,9 +34,14 @@ def test_a_healthy_recording_is_exit_0(recording: Path, run_cli: RunCli) -> None
     report = json.loads(out)
     assert code == 0
     assert report["healthy"] is True
-    assert report["first"] is None
+    assert report["exit"] == 0
+    assert report["headline"] is None
     assert report["steps"] == 1
-    assert report["seen"] == ["conversation", "text"]
+    assert report["coverage"]["text"] == {"state": "sound"}
+    assert report["coverage"]["gradient"] == {
+        "state": "unseen",
+        "why": "no optimizer step was recorded",
+    }
 
 
 def test_one_step_alone_can_be_read(recording: Path, run_cli: RunCli) -> None:
@@ -122,7 +127,7 @@ def test_without_causes_json_still_names_the_stages(broken: Path, run_cli: RunCl
     code, out, _ = run_cli("doctor", broken, "--json", "--no-causes")
     report = json.loads(out)
     assert code == 1
-    assert report["first"] == "conversation"
+    assert report["headline"]["stage"] == "positions", "sampling and scoring disagree"
     assert [finding["stage"] for finding in report["findings"]] == ["conversation", "positions"]
     assert all(finding["causes"] == [] for finding in report["findings"])
     code, out, _ = run_cli("doctor", broken, "--json")

@@ -75,11 +75,24 @@ def test_what_follows_is_not_said_again() -> None:
     assert names(step) == ["rewards-zero"]
 
 
+def test_a_policy_that_gets_everything_right_is_not_ill() -> None:
+    """The tiny checkpoint answered all of a sound loop's questions, which was BROKEN: no reward
+    ever moved."""
+    right = rewarded((1.0,) * 4)
+    symptom, *more = symptoms([case(right)] * 3)
+    assert symptom.name == "rewards-stuck"
+    assert {one.severity for one in (symptom, *more)} == {"differs"}
+    assert "all that there is to earn" in symptom.sentence
+    golds = {"gold": {"alone": 2.0}, "empty": {"alone": 0.0}}
+    symptom, *_ = symptoms([case(replace(right, probe=golds))])
+    assert symptom.severity == "breaks", "half of what a gold earns"
+
+
 def test_a_step_without_advantage_among_others_is_usual() -> None:
     assert names([rewarded(FLAT)], [rewarded()]) == []
-    # one step of two groups may be chance; three of them are not
+    # one group that does not get everything right may be chance; four of them are not
     assert [s.severity for s in symptoms([case(rewarded(FLAT))])] == ["differs"]
-    assert [s.severity for s in symptoms([case(rewarded(FLAT))] * 3)] == ["breaks"]
+    assert [s.severity for s in symptoms([case(rewarded(FLAT))] * 4)] == ["breaks"]
 
 
 def test_another_instance_does_not_score_the_policy() -> None:

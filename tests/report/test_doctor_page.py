@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from test_check_page_for_real import browse
 
-from omni_grpo_core.doctor.diagnose import diagnose
-from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence, Explanation, Finding
+from omni_grpo_core.doctor.diagnose import conclude, diagnose
+from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Finding
 from omni_grpo_core.doctor.load import as_cases
+from omni_grpo_core.doctor.verdict import Diagnosis
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.plan import BY_ID
 from omni_grpo_core.faults.trial import config_for, recorded, reference
@@ -29,7 +30,8 @@ def page_of(folder: Path, *faults: Fault) -> str:
     good = reference(config.dtype)
     traces, _ = recorded(faults, config, folder / "trace")
     cases = as_cases(traces, good)
-    return doctor_page(cases, [diagnose(case) for case in cases], good.policy.decode)
+    diagnoses = [diagnose(case) for case in cases]
+    return doctor_page(cases, diagnoses, conclude(cases, diagnoses), good.policy.decode)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +71,15 @@ def test_recorded_text_is_inert_on_the_page() -> None:
     hostile = "<script>alert(1)</script>\x1b[2J"
     evidence = Evidence("batch", "odd", hostile, row=0, values={hostile: hostile})
     cause = Explanation("batch.odd", "batch", hostile, hostile, hostile)
-    diagnosis = Diagnosis((Finding("batch", (evidence,), (cause,)),), (), ("batch",), (hostile,))
+    diagnosis = Diagnosis((Finding("batch", (evidence,), (cause,)),), (), (hostile,))
     case = Case(Trace({"checkpoint": hostile}, ()), None)
-    page = doctor_page([case], [diagnosis], None)
+    page = doctor_page([case], [diagnosis], diagnosis, None)
     assert "<script" not in page
     assert "\x1b" not in page
     unnamed = replace(diagnosis, findings=(Finding("batch", (evidence,), ()),))
-    assert "No fault in the catalogue explains this." in doctor_page([case], [unnamed], None)
+    assert "No fault in the catalogue explains this." in doctor_page(
+        [case], [unnamed], unnamed, None
+    )
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from omni_grpo_core import cli
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import ConfigError, OmniGrpoError
 from omni_grpo_core.io.console import (
     progress,
     quiet_libraries,
@@ -35,6 +35,16 @@ def doctor(
     checkpoint: cli.Checkpoint = None,
     html: cli.Html = None,
     causes: cli.Causes = True,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Accept a cause, or evidence as stage/fact. Repeat for more; with reasons: "
+            "[tool.omni-grpo.doctor] in pyproject.toml."
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A recipe that differs is exit 1 too.")
+    ] = False,
     experiments: Annotated[
         bool,
         typer.Option(
@@ -53,7 +63,7 @@ def doctor(
 ) -> None:
     """Find what broke a recorded trainer, in which stage, and the fix.
 
-    Exit codes: 0 nothing wrong, 1 something is broken, 2 the recording cannot be read or judged.
+    Exit codes: 0 nothing breaks the run, 1 something does, 2 nothing can be read or judged.
     """
     if modes:
         typer.echo("--modes is deprecated: use --experiments", err=True)
@@ -67,36 +77,43 @@ def doctor(
         )
     require_outputs(files=[html])
     quiet_libraries()
+    from omni_grpo_core.doctor.allow import read_allowed, require_known
     from omni_grpo_core.doctor.checks.run import in_order
-    from omni_grpo_core.doctor.diagnose import diagnose, merge, require_judged, to_json
+    from omni_grpo_core.doctor.diagnose import conclude, diagnose, require_judged, to_json
     from omni_grpo_core.doctor.experiments import run_experiments
     from omni_grpo_core.doctor.load import as_cases, read_traces
+    from omni_grpo_core.doctor.verdict import Allow, without_causes
     from omni_grpo_core.report.terminal.doctor import print_diagnosis, print_experiments
 
+    allowed = (*(Allow(name, "--allow") for name in allow or ()), *read_allowed(Path.cwd()))
     with progress("doctor", as_json) as on_stage:
         on_stage("reading")
         traces = _run(str(pipeline), checkpoint) if trace is None else read_traces(trace)
-        cases = as_cases(traces, None)
+        as_cases(traces)
         on_stage("policy")
-        reference = _reference(checkpoint, [trace for _, trace in traces])
-        cases = in_order(as_cases(traces, reference))
+        reference, why = _reference(checkpoint, [trace for _, trace in traces])
+        cases = in_order(as_cases(traces, reference, why))
         diagnoses = []
         for (name, _), case in zip(traces, cases, strict=True):
             on_stage(Path(name).name)
-            diagnoses.append(diagnose(case, causes=causes))
+            # a cause may be allowed even if none is shown
+            diagnoses.append(diagnose(case, causes=causes or bool(allowed)))
         results: tuple[Experiment, ...] = ()
         if experiments:
             on_stage("experiments")
             results = run_experiments(cases)
-    verdict = merge(diagnoses)
+    verdict = conclude(cases, diagnoses, allowed)
+    require_known(verdict.unused, _known_causes())
     require_judged(verdict, str(trace or pipeline))
+    if not causes:
+        verdict = without_causes(verdict)
     if html is not None:
         from omni_grpo_core.report.html import write_page
         from omni_grpo_core.report.html.doctor_page import doctor_page
 
         decode = None if reference is None else reference.policy.decode
-        write_page(html, doctor_page(cases, diagnoses, decode))
-    found = {"steps": len(cases), **to_json(verdict)}
+        write_page(html, doctor_page(cases, diagnoses, verdict, decode))
+    found = {"steps": len(cases), **to_json(verdict, strict=strict)}
     if experiments:
         found["experiments"] = [asdict(result) for result in results]
 
@@ -105,11 +122,23 @@ def doctor(
         print_experiments(console, results)
 
     cli.answer(as_json, found, shown=shown)
-    raise typer.Exit(1 if verdict.findings else 0)
+    raise typer.Exit(verdict.exit_code(strict=strict))
 
 
-def _reference(checkpoint: Path | None, traces: list[Trace]) -> Reference | None:
-    """The reference pipeline of the given checkpoint, else of the recorded one if it exists."""
+def _known_causes() -> list[str]:
+    from omni_grpo_core.doctor.registry import CAUSES
+    from omni_grpo_core.faults.plan import BY_ID
+
+    return [*CAUSES, *BY_ID]
+
+
+def _reference(checkpoint: Path | None, traces: list[Trace]) -> tuple[Reference | None, str]:
+    """The reference pipeline of the given checkpoint, else of the recorded one if it exists; else
+    why there is none.
+
+    Raises:
+        CheckpointError: the given checkpoint is no model folder.
+    """
     folder = checkpoint or next(
         (
             Path(trace.header["checkpoint"])
@@ -119,14 +148,18 @@ def _reference(checkpoint: Path | None, traces: list[Trace]) -> Reference | None
         None,
     )
     if folder is None:
-        return None
+        return None, "the recorded checkpoint is not here: pass --checkpoint"
     from omni_grpo_core.core.policy import load_policy
     from omni_grpo_core.doctor.evidence import Reference
     from omni_grpo_core.pipeline.settings import load_settings
 
     quiet_transformers()
-    settings = load_settings(folder)
-    return Reference(load_policy(folder), settings)
+    try:
+        return Reference(load_policy(folder), load_settings(folder)), ""
+    except OmniGrpoError as error:
+        if checkpoint is not None and not (checkpoint / "config.json").is_file():
+            raise
+        return None, f"{error.item} has {error.got}; it needs {error.want}"
 
 
 def _run(pipeline: str, checkpoint: Path | None) -> list[tuple[str, Trace]]:

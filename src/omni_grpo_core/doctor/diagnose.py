@@ -1,14 +1,15 @@
-"""Recorded steps -> verdict: all looks, then rules on their evidence, stage by stage."""
+"""Recorded steps -> verdict: all looks, then rules on their evidence, then the run's symptoms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
+from omni_grpo_core.doctor.allow import without_allowed
+from omni_grpo_core.doctor.coverage import coverage_of, merged
 from omni_grpo_core.doctor.evidence import (
     Case,
-    Diagnosis,
     Evidence,
     Explanation,
     Finding,
@@ -17,21 +18,10 @@ from omni_grpo_core.doctor.evidence import (
     noted_missing,
 )
 from omni_grpo_core.doctor.registry import BLAMES, LOOKS, RULES
+from omni_grpo_core.doctor.symptoms import symptoms
+from omni_grpo_core.doctor.verdict import Allow, Diagnosis, Felt, Raised
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.types import STAGES, Stage
-
-_SHOWS: Mapping[str, tuple[Stage, ...]] = {
-    "SamplesSeen": ("sample",),
-    "TemplateCall": ("conversation", "text"),
-    "ProcessorCall": ("media", "batch"),
-    "GenerateCall": ("embeddings", "positions", "completion"),
-    "ForwardCall": ("embeddings", "positions", "logits"),
-    "RewardCall": ("parsed", "reward"),
-    "AdvantageSeen": ("advantage",),
-    "LossSeen": ("loss",),
-    "StepSeen": ("gradient",),
-}
-"""The stages that each recorded call makes visible."""
 
 
 def diagnose(
@@ -45,64 +35,65 @@ def diagnose(
 
     ``causes=False`` leaves out the catalogue's causes: stages are still named. A look that fails on
     an unusual recording does not stop the others; it is listed under ``missing``, and the stages
-    that it may have blamed are ``unjudged``.
+    that it may have blamed are not called sound.
     """
     evidence: list[Evidence] = []
     broken: list[str] = []
-    unjudged: set[Stage] = set()
+    failed: dict[Stage, str] = {}
     for look in looks:
         try:
             evidence.extend(look(case))
         except Exception as error:  # a foreign recording may contain anything
             broken.append(_failed(look, error))
-            unjudged.update(BLAMES.get(look, STAGES))
+            failed |= dict.fromkeys(BLAMES.get(look, STAGES), broken[-1])
     explanations: list[Explanation] = []
     for rule in rules if causes else ():
         try:
             explanations.extend(rule(case, evidence))
         except Exception as error:
             broken.append(_failed(rule, error))
-    kinds = {type(record.value).__name__ for record in case.trace.stages}
-    shown = {stage for kind in kinds for stage in _SHOWS.get(kind, ())}
-    unseen = tuple(_unseen(kind) for kind in _SHOWS if kind not in kinds)
     findings, inherited = _sorted_out(evidence, explanations)
     return Diagnosis(
         findings=findings,
-        inherited=inherited,
-        seen=tuple(stage for stage in STAGES if stage in shown - unjudged),
-        missing=(*unseen, *noted_missing(case), *broken),
-        unjudged=tuple(stage for stage in STAGES if stage in shown & unjudged),
+        coverage=coverage_of(case, findings, inherited, failed),
+        missing=(*noted_missing(case), *broken),
     )
 
 
+def diagnose_run(
+    cases: Sequence[Case], *, causes: bool = True, allow: Sequence[Allow] = ()
+) -> Diagnosis:
+    """The verdict on a recorded run: ``cases`` of all its steps, in order."""
+    return conclude(cases, [diagnose(case, causes=causes) for case in cases], allow)
+
+
+def conclude(
+    cases: Sequence[Case], diagnoses: Sequence[Diagnosis], allow: Sequence[Allow] = ()
+) -> Diagnosis:
+    """The verdict on a run from those on its steps: the symptoms that its findings explain, what
+    ended it, and without what the user allows."""
+    whole = merge(diagnoses)
+    felt = []
+    for symptom in symptoms(cases):
+        reasons = [finding for finding in whole.findings if symptom.explained_by(finding)]
+        nearest = min(reasons, key=symptom.closeness, default=None)
+        felt.append(Felt(symptom, None if nearest is None else nearest.stage))
+    whole = replace(whole, symptoms=tuple(felt), raised=_raised(cases))
+    return without_allowed(whole, allow) if allow else whole
+
+
 def merge(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
-    """The verdict on a run: everything found in any of its steps, once.
+    """Everything found in any of the steps, once.
 
     A stage that added an error in one step is not listed as inherited because of another.
     """
     evidence = _once(e for d in diagnoses for f in d.findings for e in f.evidence)
-    causes: dict[str, Explanation] = {}
-    for diagnosis in diagnoses:
-        for finding in diagnosis.findings:
-            for cause in finding.causes:
-                held = causes.get(cause.cause)
-                if held is None or cause.proved > held.proved:
-                    causes[cause.cause] = cause
+    causes = [c for d in diagnoses for f in d.findings for c in f.causes]
     stages = {finding.stage for diagnosis in diagnoses for finding in diagnosis.findings}
-    unjudged = {stage for diagnosis in diagnoses for stage in diagnosis.unjudged}
     return Diagnosis(
-        findings=tuple(_finding(s, evidence, causes.values()) for s in STAGES if s in stages),
-        inherited=tuple(
-            s for s in STAGES if s not in stages and any(s in d.inherited for d in diagnoses)
-        ),
-        seen=tuple(s for s in STAGES if s not in unjudged and any(s in d.seen for d in diagnoses)),
-        missing=tuple(
-            note
-            for note in dict.fromkeys(note for d in diagnoses for note in d.missing)
-            # a second update on one rollout has no rollout of its own
-            if note not in map(_unseen, _SHOWS) or all(note in d.missing for d in diagnoses)
-        ),
-        unjudged=tuple(stage for stage in STAGES if stage in unjudged),
+        findings=tuple(_finding(stage, evidence, causes) for stage in STAGES if stage in stages),
+        coverage=merged(diagnosis.coverage for diagnosis in diagnoses),
+        missing=tuple(dict.fromkeys(note for d in diagnoses for note in d.missing)),
     )
 
 
@@ -110,54 +101,96 @@ def require_judged(diagnosis: Diagnosis, name: str) -> None:
     """Raises:
     TraceError: nothing in the recording could be judged, which does not mean that it is healthy.
     """
-    if diagnosis.findings or diagnosis.seen:
+    if diagnosis.judged or diagnosis.broken:
         return
-    failed = [note for note in diagnosis.missing if note not in map(_unseen, _SHOWS)]
-    why = f": {'; '.join(failed)}" if failed else ": it has no trainer calls"
+    reasons = dict.fromkeys(c.why for c in diagnosis.coverage if c.state != "unseen")
+    why = "; ".join((*reasons, *(n for n in diagnosis.missing if n not in reasons)))
     raise TraceError(
         name,
-        got=f"a recording in which nothing could be judged{why}",
+        got="a recording in which nothing could be judged: " + (why or "it has no trainer calls"),
         want="trainer calls recorded by record()",
         fix="record the trainer again, or run omni-grpo check on a checkpoint alone",
     )
 
 
-def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Plain data, with ``healthy`` and ``first`` (the stage to fix first) on top.
+def to_json(diagnosis: Diagnosis, *, strict: bool = False) -> dict[str, Any]:
+    """Plain data.
 
-    >>> to_json(Diagnosis((), (), ("text",), ()))["healthy"]
+    ``healthy``; ``exit``: the command's exit code; ``headline``: what to read first, by ``stage``
+    (``None``: a symptom that nothing explains) and ``sentence``; ``raised``: what ended the run, or
+    ``None``; ``symptoms``: each with the ``stage`` that explains it; ``findings``: stage, severity,
+    evidence, and causes with ``proved`` and ``proof``; ``coverage``: by stage its ``state``, and
+    ``why`` where it was not judged; ``missing``: what else could not be judged; ``allowed`` with
+    the reasons, and ``unused`` ones.
+
+    >>> to_json(Diagnosis((), (Coverage("text", "sound"),), ()))["healthy"]
     True
     """
-    first = diagnosis.first
     return {
-        "healthy": not diagnosis.findings,
-        "first": None if first is None else first.stage,
-        **asdict(diagnosis),
+        "healthy": not diagnosis.broken,
+        "exit": diagnosis.exit_code(strict=strict),
+        "headline": _headline(diagnosis),
+        "raised": None if diagnosis.raised is None else asdict(diagnosis.raised),
+        "symptoms": [
+            {**asdict(felt.symptom), "stage": felt.stage, "allowed": felt.allowed}
+            for felt in diagnosis.symptoms
+        ],
+        "findings": [_plain_finding(finding) for finding in diagnosis.findings],
+        "coverage": {
+            c.stage: {"state": c.state, **({"why": c.why} if c.why else {})}
+            for c in diagnosis.coverage
+        },
+        "missing": list(diagnosis.missing),
+        "allowed": [
+            {**asdict(one.by), "stage": one.stage, "evidence": [asdict(e) for e in one.evidence]}
+            for one in diagnosis.allowed
+        ],
+        "unused": [asdict(allow) for allow in diagnosis.unused],
     }
 
 
-def _unseen(kind: str) -> str:
-    return f"no {kind} was recorded: {' and '.join(_SHOWS[kind])} cannot be judged by it"
+def _headline(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    head = diagnosis.headline
+    if isinstance(head, Finding):
+        sentence = head.causes[0].seen if head.causes else head.evidence[0].sentence
+        return {"stage": head.stage, "sentence": sentence}
+    return None if head is None else {"stage": None, "sentence": head.sentence}
+
+
+def _plain_finding(finding: Finding) -> dict[str, Any]:
+    causes = [
+        {k: v for k, v in asdict(cause).items() if k != "explains"} | {"proved": cause.proved}
+        for cause in finding.causes
+    ]
+    return {**asdict(finding), "severity": finding.severity, "causes": causes}
+
+
+def _raised(cases: Sequence[Case]) -> Raised | None:
+    headers = [case.trace.header for case in cases]
+    found = [Raised(h["raised"], h.get("raised_in", "")) for h in headers if h.get("raised")]
+    return found[0] if found else None
 
 
 def _sorted_out(
-    evidence: Sequence[Evidence], explanations: Iterable[Explanation]
+    evidence: Sequence[Evidence], explanations: Sequence[Explanation]
 ) -> tuple[tuple[Finding, ...], tuple[Stage, ...]]:
     """Stages that added an error, and those that only passed one on.
 
     Where the origin is ``unknown``, a stage is blamed unless an earlier one certainly added an
-    error, which then explains it.
+    error that breaks the run, which then explains it.
     """
-    explanations = tuple(explanations)
     findings: list[Finding] = []
     inherited: list[Stage] = []
     certain = False
     for stage in STAGES:
-        origins = {item.origin for item in evidence if item.stage == stage}
-        if "added" in origins or ("unknown" in origins and not certain):
-            findings.append(_finding(stage, evidence, explanations))
-            certain |= "added" in origins
-        elif origins:
+        own = [item for item in evidence if item.stage == stage]
+        broke = any(item.origin == "added" and not _differs(item) for item in own)
+        if certain and not broke:
+            own = [item for item in own if item.origin == "added"]
+        certain |= broke
+        if any(item.origin != "inherited" for item in own):
+            findings.append(_finding(stage, own, explanations))
+        elif any(item.stage == stage for item in evidence):
             inherited.append(stage)
     return tuple(findings), tuple(inherited)
 
@@ -166,17 +199,34 @@ def _finding(
     stage: Stage, evidence: Sequence[Evidence], explanations: Iterable[Explanation]
 ) -> Finding:
     own = _once(e for e in evidence if e.stage == stage and e.origin != "inherited")
+    shown = {*map(_key, own)}
     causes: dict[str, Explanation] = {}
     for cause in explanations:
-        held = causes.get(cause.cause)
-        if cause.stage == stage and (held is None or cause.proved > held.proved):
-            causes[cause.cause] = cause
-    ranked = sorted(causes.values(), key=lambda cause: not cause.proved)
-    return Finding(stage, own, tuple(ranked))
+        if cause.stage != stage or (cause.explains and not {*map(_key, cause.explains)} & shown):
+            continue
+        held = causes.get(cause.cause, cause)
+        best = cause if cause.proved > held.proved else held
+        explains = _once((*held.explains, *cause.explains))
+        causes[cause.cause] = replace(best, explains=explains)
+    ranked = sorted(causes.values(), key=lambda c: (not _breaks(c), not c.proved))
+    return Finding(stage, tuple(sorted(own, key=_differs)), tuple(ranked))
+
+
+def _differs(evidence: Evidence) -> bool:
+    return evidence.severity == "differs"
+
+
+def _breaks(cause: Explanation) -> bool:
+    """Whether a cause explains more than a recipe that differs."""
+    return not cause.explains or not all(map(_differs, cause.explains))
 
 
 def _once(evidence: Iterable[Evidence]) -> tuple[Evidence, ...]:
-    return tuple({(e.stage, e.fact, e.row, e.sentence): e for e in evidence}.values())
+    return tuple({_key(item): item for item in evidence}.values())
+
+
+def _key(evidence: Evidence) -> tuple[Stage, str, int | None, str]:
+    return evidence.stage, evidence.fact, evidence.row, evidence.sentence
 
 
 def _failed(what: Look | Rule, error: Exception) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, TypeVarTuple, cast
 
 from omni_grpo_core.trace import calls
-from omni_grpo_core.types import STAGES, Stage, Trace
+from omni_grpo_core.types import Stage, Trace
 
 if TYPE_CHECKING:
     from omni_grpo_core.core.policy import Policy
@@ -56,7 +56,8 @@ class Explanation:
 
     ``proof``: the sentence of what reproduced the recording, or of the observation that is itself
     the cause (a keyword, a flag, a learning rate of 0); ``""``: the cause only fits. ``against``:
-    what speaks against it. ``links``: upstream issues. ``versions``: the releases that have it, a
+    what speaks against it. ``explains``: the evidence that it accounts for; empty: that which
+    ``seen`` quotes. ``links``: upstream issues. ``versions``: the releases that have it, a
     PEP 440 specifier with the package's name (``"transformers>=4.53,<5.24"``)."""
 
     cause: str
@@ -67,6 +68,7 @@ class Explanation:
     confirm: str = ""
     proof: str = ""
     against: str = ""
+    explains: tuple[Evidence, ...] = ()
     links: tuple[str, ...] = ()
     versions: str = ""
 
@@ -105,15 +107,16 @@ class Calls(Generic[calls.CallT]):
 class Case:
     """One recorded step, its calls in order, and the reference, if there is one.
 
-    ``before``: the last recorded step before it that had a rollout. ``missing``: what could not be
-    judged, in the order in which it was noted. ``judged``: stages of which some value was compared
-    with what it should be.
+    ``before``: the last recorded step before it that had a rollout. ``no_reference``: why there is
+    none. ``missing``: what could not be judged, with the stages concerned, in the order in which it
+    was noted. ``judged``: stages of which some value was compared with what it should be.
     """
 
     trace: Trace
     reference: Reference | None
     before: Case | None = None
-    missing: dict[str, None] = field(default_factory=dict, init=False)
+    no_reference: str = "pass --checkpoint"
+    missing: dict[str, tuple[Stage, ...]] = field(default_factory=dict, init=False)
     judged: set[Stage] = field(default_factory=set, init=False)
     # of this trace and reference: a copy with others starts empty
     _computed: dict[tuple[object, Hashable], object] = field(default_factory=dict, init=False)
@@ -152,31 +155,18 @@ Rule = Callable[[Case, Sequence[Evidence]], Iterable[Explanation]]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong with one stage: all evidence that it added (or may have added), explained by
-    causes, the likeliest first; none where the fault is not in the catalogue."""
+    """What is wrong with one stage: all evidence that it added (or may have added), and the causes
+    that explain it, the likeliest first; none where it cannot be explained."""
 
     stage: Stage
     evidence: tuple[Evidence, ...]
     causes: tuple[Explanation, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """The verdict on a recorded step or run. ``findings``: stages that added an error, in pipeline
-    order. ``inherited``: stages that only passed an error on. ``seen``: stages that were judged.
-    ``missing``: what was not recorded, and what therefore could not be judged. ``unjudged``:
-    recorded stages on which a look failed, so that they cannot be called sound."""
-
-    findings: tuple[Finding, ...]
-    inherited: tuple[Stage, ...]
-    seen: tuple[Stage, ...]
-    missing: tuple[str, ...]
-    unjudged: tuple[Stage, ...] = ()
-
     @property
-    def first(self) -> Finding | None:
-        """The first broken stage of the pipeline."""
-        return min(self.findings, key=lambda f: STAGES.index(f.stage), default=None)
+    def severity(self) -> Severity:
+        """That of its worst evidence."""
+        breaks = any(item.severity == "breaks" for item in self.evidence)
+        return "breaks" if breaks else "differs"
 
 
 def note_judged(case: Case, *stages: Stage) -> None:
@@ -184,9 +174,10 @@ def note_judged(case: Case, *stages: Stage) -> None:
     case.judged.update(stages)
 
 
-def note_missing(case: Case, sentence: str) -> None:
-    """Note that something could not be judged on this step."""
-    case.missing[sentence] = None
+def note_missing(case: Case, sentence: str, *stages: Stage) -> None:
+    """Note that something could not be judged on this step, and why. ``stages``: those that it is
+    the reason for, where nothing else of them was judged."""
+    case.missing[sentence] = (*case.missing.get(sentence, ()), *stages)
 
 
 def noted_missing(case: Case) -> tuple[str, ...]:

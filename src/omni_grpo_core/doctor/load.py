@@ -50,19 +50,23 @@ def read_traces(folder: Path) -> list[tuple[str, Trace]]:
 
 
 def as_cases(
-    traces: Sequence[tuple[str, Trace]], reference: Reference | None = None
+    traces: Sequence[tuple[str, Trace]],
+    reference: Reference | None = None,
+    no_reference: str = "pass --checkpoint",
 ) -> tuple[Case, ...]:
-    """Cases of named traces.
+    """Cases of named traces. ``no_reference``: why there is none.
 
     Raises:
-        TraceError: one of them has no trainer calls, or one under the wrong stage.
+        TraceError: one of them has no trainer calls and did not raise either, or one under the
+            wrong stage.
     """
     for name, trace in traces:
-        if not any(isinstance(record.value, Call) for record in trace.stages):
+        calls = [record for record in trace.stages if isinstance(record.value, Call)]
+        if not calls and not trace.header.get("raised"):
             kinds = sorted({type(record.value).__name__ for record in trace.stages})
             raise TraceError(
                 name,
-                got=f"a trace of {', '.join(kinds) or 'no stage'}",
+                got=f"a trace of {', '.join(kinds)}" if kinds else "a step without any call",
                 want="a recording of a trainer's calls",
                 fix="record the trainer with omni_grpo_core.record(…); use omni-grpo check for a "
                 "pass of the reference pipeline",
@@ -77,7 +81,7 @@ def as_cases(
                     want="a trainer call" if stage is None else repr(stage),
                     fix="record it again: it was altered, or written by another version",
                 )
-    return tuple(Case(trace, reference) for _, trace in traces)
+    return tuple(Case(trace, reference, no_reference=no_reference) for _, trace in traces)
 
 
 def _named(folder: Path) -> list[Path]:

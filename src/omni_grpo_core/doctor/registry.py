@@ -76,3 +76,8 @@ RULES: tuple[Rule, ...] = (
     rule_of_reproductions(*causes_media.TABLES, *causes_batch.TABLES),
 )
 """Rules explain evidence; they never add any."""
+
+CAUSES: tuple[str, ...] = tuple(
+    dict.fromkeys(c for rule in RULES for c in getattr(rule, "causes", ()))
+)
+"""The causes of tables; those that a rule words itself are faults of the catalogue."""

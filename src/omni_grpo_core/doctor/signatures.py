@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
+from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule, note_missing
 from omni_grpo_core.types import STAGES, Stage
 
 
@@ -59,6 +59,7 @@ def rule_of(name: str, table: Sequence[Signature]) -> Rule:
                 yield _explained(case, signature, found)
 
     rule.__name__ = name
+    rule.causes = tuple(signature.cause for signature in table)  # type: ignore[attr-defined]
     return rule
 
 
@@ -102,6 +103,7 @@ def rule_of_reproductions(*tables: Sequence[Signature]) -> Rule:
                     "and remove it",
                     confirm="record a step again: the two are equal",
                     proof=item.sentence,
+                    explains=(item,),
                 )
 
     return causes_reproduced
@@ -119,8 +121,18 @@ def _explained(case: Case, signature: Signature, found: Sequence[Evidence]) -> E
         harm=signature.harm.format_map(values),
         fix=signature.fix.format_map(values),
         confirm=signature.confirm.format_map(values),
-        proof=signature.prove(case, first),
+        proof=_proof(case, signature, first),
+        explains=tuple(found),
     )
+
+
+def _proof(case: Case, signature: Signature, evidence: Evidence) -> str:
+    try:
+        return signature.prove(case, evidence)
+    except Exception as error:  # an unusual recording: the cause fits, and is not proved
+        why = f"({type(error).__name__}: {error})"
+        note_missing(case, f"the test of {signature.cause} failed on this recording {why}")
+        return ""
 
 
 class _Unknown(str):

@@ -175,7 +175,7 @@ def _rewards(cases: Sequence[Case]) -> Iterator[Symptom]:
     """Functions that pay one value for different completions."""
     stuck: dict[str, float] = {}
     names: dict[str, None] = {}
-    count = 0
+    count, solved = 0, True
     for name in dict.fromkeys(call.name for call in _all(cases, RewardCall)):
         calls = [call for call in _all(cases, RewardCall) if call.name == name]
         values = [v for call in calls for v in call.values if v is not None]
@@ -184,6 +184,7 @@ def _rewards(cases: Sequence[Case]) -> Iterator[Symptom]:
         different = len({text for call in calls for text in call.completions}) > 1
         if len(values) > 1 and different and len(set(values)) == 1:
             stuck[name] = values[0]
+            solved &= _most(calls) == values[0]
     if not stuck:
         return
     if stuck.keys() == names.keys():
@@ -193,17 +194,38 @@ def _rewards(cases: Sequence[Case]) -> Iterator[Symptom]:
             f"all rewards are 0: {' and '.join(stuck)}, for each of {count} completions"
             if zero
             else f"no reward ever moves: {paid} for each of {count} completions"
+            + (", which is all that there is to earn" if solved else "")
         )
-        yield Symptom("rewards-zero" if zero else "rewards-stuck", sentence, _BEFORE_REWARD)
+        name = "rewards-zero" if zero else "rewards-stuck"
+        # a policy that gets everything right has nothing to learn from these rows
+        severity: Severity = "differs" if solved else "breaks"
+        yield Symptom(name, sentence, _BEFORE_REWARD, severity)
         return
     for name, value in stuck.items():
         sentence = f"reward {name} pays {value:g} for each of {count} completions"
         yield Symptom("reward-stuck", sentence, _BEFORE_REWARD, "differs")
 
 
+def _most(calls: Sequence[RewardCall]) -> float:
+    """The full reward of a function: the most that it paid for a probed gold, if it paid less for
+    something else; where that is unknown the most that it paid at all, and at least 1."""
+    paid = [
+        float(probed["alone"])
+        for probed in calls[-1].probe.values()
+        if isinstance(probed.get("alone"), int | float)
+    ]
+    if paid and min(paid) < max(paid):
+        return max(paid)
+    return max((1.0, *(v for call in calls for v in call.values if v is not None)))
+
+
 def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
     """Groups whose completions all earn the same: their advantages are 0."""
-    flat, groups = 0, 0
+    flat, groups, solved = 0, 0, 0
+    calls: dict[str, list[RewardCall]] = {}
+    for call in _all(cases, RewardCall):
+        calls.setdefault(call.name, []).append(call)
+    most = tuple(map(_most, calls.values()))
     for case in cases:
         by_group: dict[str, list[tuple[float | None, ...]]] = {}
         for prompt, paid in _paid(case):
@@ -211,6 +233,8 @@ def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
         sizes = [set(rows) for rows in by_group.values() if len(rows) > 1]
         groups += len(sizes)
         flat += sum(len(rows) == 1 for rows in sizes)
+        # a group that gets everything right teaches nothing either, and is no complaint
+        solved += sum(rows == {most} for rows in sizes)
     if groups and flat == groups:
         sentence = (
             f"in all {groups} groups every completion earns the same: every advantage is 0"
@@ -221,7 +245,7 @@ def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
             "no-advantage",
             sentence,
             _BEFORE_ADVANTAGE,
-            "breaks" if groups >= _GROUPS else "differs",
+            "breaks" if groups - solved >= _GROUPS else "differs",
         )
 
 

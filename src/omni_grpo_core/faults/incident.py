@@ -17,8 +17,9 @@ from pathlib import Path
 from omni_grpo_core.core.dialect import switch_checkpointing
 from omni_grpo_core.doctor.checks.run import in_order
 from omni_grpo_core.doctor.diagnose import diagnose, merge
-from omni_grpo_core.doctor.evidence import Case, Diagnosis, Finding
+from omni_grpo_core.doctor.evidence import Case, Finding
 from omni_grpo_core.doctor.load import as_cases, read_traces
+from omni_grpo_core.doctor.verdict import Diagnosis
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import cache_is_dropped
 from omni_grpo_core.faults.plan import BY_ID

@@ -80,7 +80,7 @@ def _caught(fault: str) -> RowAnswer:
 def _cleared(replay: Replay, fault: str, sound: str) -> RowAnswer:
     """Checked in the replayed run and sound, while the doctor catches the injected fault."""
     stage = BY_ID[fault].stage
-    if stage not in replay.verdict.seen:
+    if stage not in replay.verdict.judged:
         return "missed", f"stage {stage} was not checked"
     finding = replay.finding(stage)
     if finding is not None:

@@ -15,8 +15,9 @@ from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import load_policy
 from omni_grpo_core.doctor.checks.run import in_order
 from omni_grpo_core.doctor.diagnose import diagnose, merge
-from omni_grpo_core.doctor.evidence import Diagnosis, Reference
+from omni_grpo_core.doctor.evidence import Reference
 from omni_grpo_core.doctor.load import as_cases, read_traces
+from omni_grpo_core.doctor.verdict import Diagnosis
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.reference_loop import ReferenceLoop

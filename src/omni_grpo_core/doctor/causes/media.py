@@ -30,6 +30,7 @@ def rule_not_passed(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explan
         fix="pass everything that the processor returns to the model, model(**inputs), instead of "
         "a list of names written for images",
         confirm="swap the media of two samples: the logprobs do not move",
+        explains=tuple(lost),
     )
 
 
@@ -47,6 +48,7 @@ def rule_missing(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanati
         harm="the model is asked about media that it does not get",
         fix=f"pass {' and '.join(kinds)} to the processor as well",
         confirm="compare the number of media in the messages and in the call",
+        explains=tuple(lost),
     )
 
 

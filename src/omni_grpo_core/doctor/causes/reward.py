@@ -84,6 +84,7 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             f"remove the except around {name}'s scoring, run it on one right answer and fix what "
             "it raises; return None where scoring failed",
             "the right answer earns the full reward",
+            explains=tuple(wrong.values()),
         )
         return
     raised = [c for c in wrong if wrong[c].fact == "probe-raised"]
@@ -98,6 +99,7 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             f"fix what {name} raises; return None where it cannot score",
             "omni-grpo rewards test module:function",
             proof=first.sentence,
+            explains=tuple(wrong[c] for c in raised),
         )
     garbage = [c for c in GARBAGE if c in wrong and c != _BARE_GOLD]
     if garbage:
@@ -112,6 +114,7 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
             "a policy that fails",
             "omni-grpo rewards test passes its garbage cases",
             proof=first.sentence,
+            explains=tuple(wrong[c] for c in garbage),
         )
     elif _BARE_GOLD in wrong and not isinstance(wrong[_BARE_GOLD].values["value"], str):
         yield Explanation(
@@ -133,6 +136,7 @@ def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation
         yield Explanation(
             cause, "reward", hits[0].sentence + more, harm, f"in {name}: {fix}",
             "omni-grpo rewards test, and the probe of the next recording", proof=hits[0].sentence,
+            explains=tuple(hits),
         )  # fmt: skip
 
 

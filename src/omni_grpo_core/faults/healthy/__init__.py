@@ -15,8 +15,9 @@ from pathlib import Path
 
 from omni_grpo_core.doctor.checks.run import in_order
 from omni_grpo_core.doctor.diagnose import diagnose, merge
-from omni_grpo_core.doctor.evidence import Diagnosis, Reference
+from omni_grpo_core.doctor.evidence import Reference
 from omni_grpo_core.doctor.load import as_cases, read_traces
+from omni_grpo_core.doctor.verdict import Diagnosis
 from omni_grpo_core.faults.config import LoopAudio
 from omni_grpo_core.faults.healthy import gists, r1v
 from omni_grpo_core.faults.healthy.world import Dtype, Loop, Setting, policy_of, world_of

@@ -13,14 +13,14 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.diagnose import merge
-from omni_grpo_core.doctor.evidence import Case, Diagnosis, Evidence
+from omni_grpo_core.doctor.evidence import Case, Evidence
+from omni_grpo_core.doctor.verdict import Diagnosis
 from omni_grpo_core.pipeline.hints import STAGE_SUMMARY, advice
 from omni_grpo_core.report import shortened, visible
 from omni_grpo_core.report.html import Decode, render, tokens_per_cell
 from omni_grpo_core.report.html.ribbon import Run, ribbon
 from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
-from omni_grpo_core.types import MADE_STAGES, STAGES, Modality, Row, Span, Stage
+from omni_grpo_core.types import Modality, Row, Span
 
 MOST_ROWS, MOST_EVIDENCE, MOST_ANSWERS = 4, 12, 8
 _LONGEST = 700
@@ -32,13 +32,15 @@ PromptView = tuple[str, int, tuple[Run, ...], Sequence[str]]
 
 
 def doctor_page(
-    cases: Sequence[Case], diagnoses: Sequence[Diagnosis], decode: Decode | None
+    cases: Sequence[Case],
+    diagnoses: Sequence[Diagnosis],
+    verdict: Diagnosis,
+    decode: Decode | None,
 ) -> str:
     """The page for a recorded run; ``diagnoses`` are in the order of ``cases``.
 
     ``decode``: token ids -> text, special tokens kept; without it no prompts are drawn.
     """
-    verdict = merge(diagnoses)
     first = next((at for at, d in enumerate(diagnoses) if d.findings), 0)
     worst = cases[first] if cases else None
     return render(
@@ -46,7 +48,7 @@ def doctor_page(
         verdict=verdict,
         first=verdict.first,
         header={} if worst is None else worst.trace.header,
-        states=_states(verdict),
+        states={c.stage: c.state for c in verdict.coverage},
         values_of=_values,
         most=MOST_EVIDENCE,
         steps=[
@@ -64,22 +66,6 @@ def doctor_page(
 
 def _plain(text: str) -> str:
     return shortened(visible(text), _LONGEST)
-
-
-def _states(verdict: Diagnosis) -> dict[Stage, str]:
-    """Each stage of the pipeline: broken, inherited, sound, unjudged or unseen."""
-    broken = {finding.stage for finding in verdict.findings}
-    states = {
-        **dict.fromkeys(verdict.seen, "sound"),
-        **dict.fromkeys(verdict.unjudged, "unjudged"),
-        **dict.fromkeys(verdict.inherited, "inherited"),
-        **dict.fromkeys(broken, "broken"),
-    }
-    return {
-        stage: states.get(stage, "unseen")
-        for stage in STAGES
-        if stage in MADE_STAGES or stage in broken
-    }
 
 
 def _values(evidence: Evidence) -> str:

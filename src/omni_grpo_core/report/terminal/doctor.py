@@ -6,31 +6,45 @@ control characters written out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from omni_grpo_core.doctor.evidence import Diagnosis, Evidence, Explanation, Finding
+from omni_grpo_core.doctor.evidence import Evidence, Explanation, Finding
 from omni_grpo_core.doctor.experiment import Experiment
+from omni_grpo_core.doctor.verdict import Diagnosis, State, causes_of
 from omni_grpo_core.report import shortened, visible
-from omni_grpo_core.types import MADE_STAGES, STAGES, Stage
+from omni_grpo_core.report.doctor_words import because, change, not_judged, raised, symptoms
+from omni_grpo_core.types import STAGES
 
-_EVIDENCE = 6
+_EVIDENCE, _SYMPTOMS = 6, 3
 _LONGEST = 300
+_MARKS: Mapping[State, tuple[str, str]] = {
+    "broken": ("✗", "bold red"),
+    "differs": ("!", "yellow"),
+    "allowed": ("!", "dim"),
+    "inherited": ("~", "yellow"),
+    "sound": ("✓", "green"),
+    "failed": ("◌", "yellow"),
+    "unjudged": ("◌", "dim"),
+    "unseen": ("·", "dim"),
+}
+_LEGEND = "✗ broken  ! recipe differs  ~ inherited an error  ✓ sound  ◌ not judged  · not seen"
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis, steps: int) -> None:
-    """Stages, findings in pipeline order, what could not be judged, and the verdict last."""
+    """Stages, findings (the headline first), what was not judged and why, and the verdict last."""
     console.print(_stages(diagnosis))
-    for finding in diagnosis.findings:
+    for finding in _ordered(diagnosis):
         console.print(_panel(finding))
-    if diagnosis.missing:
-        console.print(Text("not judged", style="bold dim"))
-        for sentence in diagnosis.missing:
-            console.print(Text(f"  {_plain(sentence)}", style="dim"))
+    _list(console, "allowed", (
+        f"{one.by.cause} ({one.stage}): {one.by.why}" for one in diagnosis.allowed
+    ))  # fmt: skip
+    _list(console, "allowed, but not found", (one.cause for one in diagnosis.unused))
+    _list(console, "not judged", (": ".join(filter(None, o)) for o in not_judged(diagnosis)))
     console.print(_verdict(diagnosis, steps))
 
 
@@ -43,88 +57,106 @@ def print_experiments(console: Console, experiments: Sequence[Experiment]) -> No
         console.print(line.append(_plain(experiment.sentence), style="default"))
 
 
-def _stages(diagnosis: Diagnosis) -> Text:
-    broken = {finding.stage for finding in diagnosis.findings}
-    text = Text()
-    for stage in STAGES:
-        if stage not in MADE_STAGES and stage not in broken:
-            continue
-        if text:
-            text.append(" → ", style="dim")
-        text.append_text(_marked(stage, broken, diagnosis))
-    return text.append(
-        "\n✗ broken  ~ inherited an error  ✓ sound  ? not judged  · not seen\n", style="dim"
+def _ordered(diagnosis: Diagnosis) -> list[Finding]:
+    """The headline first; what breaks the run before what differs."""
+    return sorted(
+        diagnosis.findings,
+        key=lambda f: (f is not diagnosis.headline, f.severity != "breaks", STAGES.index(f.stage)),
     )
 
 
-def _marked(stage: Stage, broken: set[Stage], diagnosis: Diagnosis) -> Text:
-    if stage in broken:
-        return Text(f"✗ {stage}", style="bold red")
-    if stage in diagnosis.inherited:
-        return Text(f"~ {stage}", style="yellow")
-    if stage in diagnosis.seen:
-        return Text(f"✓ {stage}", style="green")
-    if stage in diagnosis.unjudged:
-        return Text(f"? {stage}", style="yellow")
-    return Text(f"· {stage}", style="dim")
+def _stages(diagnosis: Diagnosis) -> Text:
+    text = Text()
+    for coverage in diagnosis.coverage:
+        mark, style = _MARKS[coverage.state]
+        text.append(" → " if text else "", "dim").append(f"{mark} {coverage.stage}", style)
+    return text.append(f"\n{_LEGEND}\n", "dim")
 
 
 def _panel(finding: Finding) -> Panel:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    if finding.causes:
-        _explain(table, finding.causes[0])
-        for other in finding.causes[1:3]:
-            table.add_row("or else", Text(_plain(f"{other.cause}: {other.seen}"), style="dim"))
-    else:
-        table.add_row("seen", Text("no known fault explains these differences:", style="bold"))
+    table = _grid()
+    causes = causes_of(finding)
+    for number, cause in enumerate(causes[:3]):
+        if number:
+            table.add_row("or" if cause.proved else "or else", "")
+        _explain(table, cause)
+    if not causes:
+        table.add_row("seen", Text("cause unknown: no known change gives these values", "bold"))
     for number, evidence in enumerate(finding.evidence[:_EVIDENCE]):
         table.add_row("" if number else "evidence", _fact(evidence))
     if len(finding.evidence) > _EVIDENCE:
         table.add_row("", Text(f"and {len(finding.evidence) - _EVIDENCE} more", style="dim"))
-    title = Text(f"✗ {finding.stage}", style="bold red")
-    return Panel(table, title=title, title_align="left", border_style="red")
+    breaks = finding.severity == "breaks"
+    words = f"✗ {finding.stage}" if breaks else f"! {finding.stage}: recipe differs"
+    title = Text(words, style="bold red" if breaks else "yellow")
+    return Panel(table, title=title, title_align="left", border_style="red" if breaks else "yellow")
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    return table
 
 
 def _explain(table: Table, cause: Explanation) -> None:
     table.add_row("seen", Text(_plain(cause.seen), style="bold"))
+    if cause.proved and cause.proof not in cause.seen:
+        table.add_row("proof", Text(_plain(cause.proof)))
+    if cause.against:
+        table.add_row("against it", Text(_plain(cause.against)))
     table.add_row("why it matters", Text(_plain(cause.harm)))
     table.add_row("change", Text(_plain(cause.fix), style="green"))
     if cause.confirm:
         table.add_row("to be sure", Text(_plain(cause.confirm)))
-    table.add_row(
-        "cause", Text(f"{cause.cause} ({'proved' if cause.proved else 'fits'})", style="dim")
-    )
+    known = f"{cause.cause} ({'proved' if cause.proved else 'fits'})"
+    table.add_row("cause", Text("  ".join((known, cause.versions)).strip(), style="dim"))
+    for link in cause.links:
+        table.add_row("", Text(_plain(link), style="dim"))
 
 
 def _fact(evidence: Evidence) -> Text:
-    return Text(_plain(evidence.sentence)).append(f"  [{evidence.fact}]", "dim")
+    return Text(_plain(evidence.sentence)).append(f"  [{evidence.stage}/{evidence.fact}]", "dim")
+
+
+def _list(console: Console, title: str, sentences: Iterator[str]) -> None:
+    for number, sentence in enumerate(sentences):
+        if not number:
+            console.print(Text(title, style="bold dim"))
+        console.print(Text(f"  {_plain(sentence)}", style="dim"))
 
 
 def _verdict(diagnosis: Diagnosis, steps: int) -> Panel:
-    first = diagnosis.first
+    head, table = diagnosis.headline, _grid()
     many = f"{steps} recorded step{'s' if steps != 1 else ''}"
-    if first is None:
-        text = Text(f"{many}: nothing wrong in {', '.join(diagnosis.seen)}")
-        if diagnosis.unjudged:
-            text.append(f"; not judged: {', '.join(diagnosis.unjudged)}", style="yellow")
-            return Panel(text, title=Text("? HEALTHY AS FAR AS IT WAS JUDGED", style="bold yellow"),
-                         title_align="left", border_style="yellow")  # fmt: skip
-        return Panel(text, title=Text("✓ HEALTHY", style="bold green"), title_align="left",
-                     border_style="green")  # fmt: skip
-    text = Text(f"stage {first.stage}: ", style="bold")
-    if first.causes:
-        text.append(f"{_plain(first.causes[0].seen)}; ").append(
-            _plain(first.causes[0].fix), style="green"
-        )
-    else:
-        text.append(_plain(first.evidence[0].sentence))
-    others = [finding.stage for finding in diagnosis.findings if finding is not first]
+    if diagnosis.raised is not None:
+        table.add_row("raised", Text(_plain(raised(diagnosis)), "bold"))
+    for sentence in symptoms(diagnosis)[:_SYMPTOMS]:
+        table.add_row("symptom", Text(_plain(sentence), "bold"))
+    if isinstance(head, Finding):
+        table.add_row("stage", Text(head.stage, "bold red" if diagnosis.broken else "yellow"))
+        table.add_row("because", Text(_plain(because(head))))
+        table.add_row("change", Text(_plain(change(head)), "green"))
+    elif head is not None:
+        table.add_row("because", Text("nothing seen explains it"))
+    others = [f.stage for f in diagnosis.breaking if f is not head]
     if others:
-        text.append(f"\nthen: {', '.join(others)}", style="dim")
-    return Panel(text, title=Text("✗ BROKEN", style="bold red"), title_align="left",
-                 border_style="red")  # fmt: skip
+        table.add_row("then", Text(", ".join(others), style="dim"))
+    judged = Text(f"{many}: nothing wrong in {', '.join(_sound(diagnosis)) or 'any stage'}")
+    if diagnosis.broken:
+        title, style = "✗ BROKEN", "red"
+        shown = Group(table)
+    elif any(c.state == "failed" for c in diagnosis.coverage):
+        title, style = "? HEALTHY AS FAR AS IT WAS JUDGED", "yellow"
+        shown = Group(judged, table)
+    else:
+        title, style = "✓ HEALTHY", "green"
+        shown = Group(judged, table)
+    return Panel(shown, title=Text(title, f"bold {style}"), title_align="left", border_style=style)
+
+
+def _sound(diagnosis: Diagnosis) -> list[str]:
+    return [c.stage for c in diagnosis.coverage if c.state == "sound"]
 
 
 def _plain(text: str) -> str:
