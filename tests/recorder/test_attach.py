@@ -94,7 +94,7 @@ def test_open_r1_style(
     assert "not_recorded" not in trace.header
     assert [r.stage for r in trace.stages] == [
         *("sample", *["text"] * 4, "batch", "completion", "reward", "reward"),
-        *("advantage", "logits", "loss", "gradient"),
+        *("advantage", "logits", "loss", "loss", "gradient"),
     ]
     [rows], [advantage], [loss] = (
         values(trace, kind) for kind in (SamplesSeen, AdvantageSeen, LossSeen)
@@ -129,7 +129,7 @@ def test_a_second_iteration_is_a_step_without_a_rollout(
     made.train()
     first, second = (load_trace(tmp_path / "trace" / f"step-00000{i}") for i in range(2))
     assert len(values(first, ForwardCall)) == 2
-    assert [r.stage for r in second.stages] == ["logits", "loss", "gradient"]
+    assert [r.stage for r in second.stages] == ["logits", "loss", "loss", "gradient"]
     old = values(second, LossSeen)[0].old_logprobs
     assert torch.equal(old, values(first, LossSeen)[0].old_logprobs)
 

@@ -51,7 +51,7 @@ def test_a_step_holds_its_calls_in_order(tmp_path: Path, loop: Loop) -> None:
     trace = one_step(tmp_path / "a", loop(), settings={"group": GROUP})
     assert [r.stage for r in trace.stages] == [
         *("sample", "text", "batch", "completion", "reward"),
-        *("advantage", "logits", "loss", "gradient"),
+        *("advantage", "logits", "loss", "loss", "gradient"),
     ]
     assert trace.header["complete"] == "True"
     assert trace.header["transformers"]

@@ -39,7 +39,8 @@ class ToyThinker(nn.Module):
         self.lm_head = nn.Linear(WIDTH, VOCABULARY, bias=False)
 
     def forward(self, input_ids: Tensor) -> Output:
-        where = torch.arange(input_ids.shape[1]).expand(3, *input_ids.shape).float()
+        where = torch.arange(input_ids.shape[1]).expand(3, *input_ids.shape)
+        where = where.to(self.embed.weight.dtype)
         return Output(
             self.lm_head(self.model(inputs_embeds=self.embed(input_ids), position_ids=where))
         )

@@ -69,13 +69,15 @@ class Seen:
 
 @dataclass(slots=True)
 class StepBuffer:
-    """The current step. ``records``: (call, seconds), in the order in which they were added."""
+    """The current step. ``records``: (call, seconds), in the order in which they were added.
+    ``at_end``: called when they are taken."""
 
     bounds: Bounds
     plain: Plain
     records: list[tuple[Draft, float]] = field(default_factory=list)
     troubles: dict[str, None] = field(default_factory=dict)
     left_out: int = 0
+    at_end: Callable[[], None] | None = None
     _warnings: dict[str, None] = field(default_factory=dict)
     _listening: list[dict[str, None]] = field(default_factory=list)
     _bytes: int = 0
@@ -91,6 +93,8 @@ class StepBuffer:
     def take(self) -> tuple[tuple[StageRecord[Call], ...], dict[str, str]]:
         """Everything kept since the last call, and for the header what was not; the buffer is then
         empty."""
+        if self.at_end is not None:
+            self.at_end()
         with self.guarded("values on a device"):
             arrived()
         taken = []

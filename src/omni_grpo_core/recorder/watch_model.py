@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from omni_grpo_core.core.dialect import tokens_cached
 from omni_grpo_core.recorder.completions import decoded
 from omni_grpo_core.recorder.hooks import Patches, arguments
+from omni_grpo_core.recorder.loss_gradient import LossGradientWatch, in_backward
 from omni_grpo_core.recorder.step_buffer import Outcome, Seen, StepBuffer, clock, digest_into
 from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
 from omni_grpo_core.recorder.thinker import Found, modes, text_model_of
@@ -115,10 +116,14 @@ class ModelWatch:
         self._forward: _Forward | None = None
         self._others_generate = False
         self._handles: list[Any] = []
+        self._gradients = LossGradientWatch(found, buffer)
 
     def start(self, patches: Patches) -> None:
         thinker, text_model = self._found.thinker, self._found.text_model
-        self._handles = [self._on_text_model(text_model)]
+        self._handles = [
+            self._on_text_model(text_model),
+            text_model.register_forward_hook(_Hook(self._gradients.hidden)),
+        ]
         # a compiled thinker's own hooks do not run, so its compiled wrapper is watched too
         for module in (thinker, *self._found.compiled):
             self._handles += [
@@ -152,7 +157,7 @@ class ModelWatch:
 
         @functools.wraps(original)
         def instead(this: Any, *args: Any, **keywords: Any) -> Any:
-            if torch.compiler.is_compiling() or id(this) in own:
+            if torch.compiler.is_compiling() or in_backward() or id(this) in own:
                 return original(this, *args, **keywords)
             return around(this, functools.partial(original, this), args, keywords)
 
@@ -192,6 +197,7 @@ class ModelWatch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._gradients.stop()
         self._generating = self._forward = None
 
     # ------------------------------------------------------------------ generate
@@ -220,7 +226,7 @@ class ModelWatch:
             return outcome.result
 
     def _generated(self, state: _Generating, outcome: Outcome) -> None:
-        self._generating = None
+        self._generating, self._gradients.sampled_at = None, state.temperature
         if state.modes is not None:
             self._buffer.add(self._seen(state, state.modes, outcome), outcome.seconds)
 
@@ -285,7 +291,8 @@ class ModelWatch:
     # ------------------------------------------------------------------ forward
 
     def _before(self, module: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling():  # the recorder must not become part of the graph
+        # the recorder must not become part of the graph; a checkpointed forward is run twice
+        if torch.compiler.is_compiling() or in_backward():
             return
         grad = torch.is_grad_enabled()
         with self._buffer.guarded("forward"):
@@ -394,6 +401,7 @@ class ModelWatch:
         # the hook also runs for a forward that raised, with no output
         error = buffer.plain.error(raised) if output is None and raised else None
         logits = getattr(output, "logits", None)
+        self._gradients.forward(logits, forward.ids)
         kind, logprobs = "" if logits is None else dtype_name(logits), _scored(logits, forward.ids)
         buffer.add(
             lambda: ForwardCall(

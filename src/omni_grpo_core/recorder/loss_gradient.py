@@ -1,0 +1,219 @@
+"""Reads from the gradient at the logits what a loss did to every token.
+
+Whatever a loss is called, where it is a function of the chosen tokens' log-probabilities its
+gradient at the logits ``l`` of a position is ``g = (w / T) (e_y - softmax(l / T))``. So ``y`` is
+the one token that is pushed the other way than all others, ``log |g|`` of the others is a line in
+``l`` with slope ``1 / T``, and the ratio of their sums to those of the softmax is ``w / T``. A head
+that makes no logits leaves the same at its input: ``W.T`` times that.
+
+The hooks return nothing, so that the trainer's gradients stay as they are. On a CUDA device they
+wait once per backward, for the number of positions that have a gradient.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.recorder.step_buffer import StepBuffer
+from omni_grpo_core.recorder.tensors import copied, local
+from omni_grpo_core.recorder.thinker import Found
+from omni_grpo_core.recorder.token_weights import (
+    TokenWeights,
+    at_hidden,
+    at_logits,
+    chunks,
+    line,
+)
+from omni_grpo_core.trace.calls import LossGradient
+
+_SAMPLED = 16
+"""Logits per position that are kept to tell how the others were changed in place."""
+_ROUNDED = 2.0**-7
+"""Of their size, by which logits scaled in bfloat16 may miss the line: it has 8 bits."""
+_NEIGHBOURS = (1, 2, 0, -1)
+"""Where the trained token may be, in columns after the position that was scored: the next, and
+those of a loss that is off by one or two."""
+
+
+def in_backward() -> bool:
+    """Whether this thread runs a backward: a checkpointed model runs its forward again inside."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class _Scored:
+    """A forward whose backward may come. Only hooks of its graph hold it, so that logits which the
+    trainer drops are freed. ``values``: the logits and the last hidden state, without a graph.
+    ``ids``: (N, L) on their device. ``sample``: some columns of the logits as they were made;
+    ``version``: of the logits then. ``read_in``: number of the backward that was read last."""
+
+    forward: int
+    ids: Tensor | None
+    values: dict[str, Tensor] = field(default_factory=dict)
+    sample: Tensor | None = None
+    version: int = 0
+    read_in: int = -1
+
+
+class LossGradientWatch:
+    """Hooks on the logits and the last hidden state of every scoring forward. ``sampled_at``: the
+    temperature of the latest generate."""
+
+    def __init__(self, found: Found, buffer: StepBuffer) -> None:
+        self._found, self._buffer = found, buffer
+        self.sampled_at = 1.0
+        self._hidden: Tensor | None = None
+        self._forwards = 0
+        self._alive: list[weakref.ref[_Scored]] = []
+        buffer.at_end = self._end
+
+    def stop(self) -> None:
+        self._end()
+        self._buffer.at_end = None
+
+    def _end(self) -> None:
+        """Of a step: a backward that comes later belongs to none of its forwards."""
+        for scored in (held for one in self._alive if (held := one()) is not None):
+            scored.values.clear()
+        self._alive.clear()
+        self._hidden, self._forwards = None, 0
+
+    def hidden(self, _module: Any, _args: Any, output: Any) -> None:
+        """A forward hook of the text model."""
+        if torch.compiler.is_compiling() or in_backward():
+            return
+        hidden = getattr(output, "last_hidden_state", output)
+        hidden = hidden[0] if isinstance(hidden, tuple) and hidden else hidden
+        self._hidden = hidden if isinstance(hidden, Tensor) and hidden.requires_grad else None
+
+    def forward(self, logits: Any, ids: Any) -> None:
+        """To be called for every recorded forward outside ``generate``, in order. ``logits``: what
+        it returned; ``ids``: its (N, L) ``input_ids``, if it was given any."""
+        number, self._forwards = self._forwards, self._forwards + 1
+        hidden, self._hidden = self._hidden, None
+        scored = _Scored(number, ids.detach().clone() if isinstance(ids, Tensor) else None)
+        for at, tensor in (("logits", logits), ("hidden", hidden)):
+            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.dim() == 3:
+                scored.values[at] = tensor.detach()
+                if at == "logits":
+                    scored.version, scored.sample = tensor._version, _sampled(tensor.detach())
+                tensor.register_hook(_Hook(self, scored, at))  # type: ignore[no-untyped-call]
+        if scored.values:
+            self._alive.append(weakref.ref(scored))
+
+    def read(self, scored: _Scored, at: Literal["logits", "hidden"], gradient: Tensor) -> None:
+        """Called in a backward."""
+        task = torch._C._current_graph_task_id()
+        values = scored.values.get(at)
+        if values is None or scored.read_in == task:
+            return
+        scored.read_in = task
+        if not _kept_graph():
+            scored.values.clear()
+        where = torch.linalg.vector_norm(gradient, ord=torch.inf, dim=-1).nonzero(as_tuple=True)
+        if not len(where[0]):
+            return
+        near = torch.stack([_shifted(scored.ids, values, by)[where] for by in _NEIGHBOURS], 1)
+        if at == "logits":
+            sample = scored.sample if values._version != scored.version else None
+            found = _at_logits(values, gradient, where, near[:, 0], sample)
+        else:
+            weight = local(self._head_weight(values, scored.ids))
+            with torch.autocast(gradient.device.type, enabled=False):
+                likely = [self.sampled_at, 1.0]
+                found = at_hidden(values[where], gradient[where], near, weight, likely)
+        shape = gradient.shape[:2]
+        self._buffer.add(
+            LossGradient(
+                forward=scored.forward,
+                at=at,
+                tokens=copied(_spread(found.tokens, where, shape, -1)),
+                weights=copied(_spread(found.weights, where, shape, 0.0)),
+                temperature=copied(_spread(found.temperature, where, shape, torch.nan)),
+                residual=copied(_spread(found.residual, where, shape, torch.nan)),
+            )
+        )
+
+    def _head_weight(self, values: Tensor, ids: Tensor | None) -> Tensor:
+        weight = getattr(self._found.thinker.lm_head, "weight", None)
+        if not isinstance(weight, Tensor) or local(weight).shape[-1:] != values.shape[-1:]:
+            raise ValueError("the loss makes no logits, and the head's weights are not whole here")
+        if ids is None:
+            raise ValueError("the loss makes no logits, and the ids it scored are unknown")
+        return weight
+
+
+@dataclass(slots=True, eq=False)
+class _Hook:
+    """Of a tensor; it holds what is needed to read its gradient for as long as its graph lives."""
+
+    watch: LossGradientWatch
+    scored: _Scored
+    at: Any
+
+    def __call__(self, gradient: Tensor) -> None:
+        with self.watch._buffer.guarded("loss gradient"):
+            self.watch.read(self.scored, self.at, gradient.detach())
+
+
+def _kept_graph() -> bool:
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+def _spread(values: Tensor, where: tuple[Tensor, ...], shape: torch.Size, fill: Any) -> Tensor:
+    whole = torch.full(shape, fill, dtype=values.dtype, device=values.device)
+    return whole.index_put_(where, values)
+
+
+def _shifted(ids: Tensor | None, values: Tensor, by: int) -> Tensor:
+    """(N, K): the token ``by`` columns after each position of ``values`` (N, K, ...), which are the
+    last of the sequence; -1 where there is none.
+
+    >>> _shifted(torch.tensor([[5, 6, 7]]), torch.zeros(1, 2, 4), 1)
+    tensor([[ 7, -1]])
+    >>> _shifted(torch.tensor([[5, 6]]), torch.zeros(1, 3, 4), 1)
+    tensor([[ 5,  6, -1]])
+    """
+    width = values.shape[1]
+    found = torch.full(values.shape[:2], -1, device=values.device)
+    if ids is not None:
+        begin = ids.shape[1] - width + by
+        source = ids[:, max(begin, 0) : max(begin + width, 0)]
+        found[:, max(-begin, 0) :][:, : source.shape[1]] = source
+    return found
+
+
+def _sampled(logits: Tensor) -> Tensor:
+    """(..., V) -> a few of the V, the same each time, as a copy."""
+    every = max(1, logits.shape[-1] // _SAMPLED)
+    return logits[..., ::every].to(torch.float32, copy=True)
+
+
+def _at_logits(
+    values: Tensor, gradient: Tensor, where: tuple[Tensor, ...], following: Tensor,
+    sample: Tensor | None,
+) -> TokenWeights:  # fmt: skip
+    parts = []
+    for at in chunks(len(following), values.shape[-1]):
+        rows, columns = (axis[at] for axis in where)
+        scores = values[rows, columns]
+        found = at_logits(scores, gradient[rows, columns], following[at])
+        if sample is not None:
+            found = _before_change(found, sample[rows, columns], _sampled(scores))
+        parts.append(found)
+    return TokenWeights.joined(parts)
+
+
+def _before_change(found: TokenWeights, made: Tensor, changed: Tensor) -> TokenWeights:
+    """Of logits that were scaled and shifted in place after the forward: a gradient is that of the
+    logits as they were made. NaN where they were changed in another way."""
+    seen = changed.isfinite() & made.isfinite()
+    slope, offset = line(made, changed, seen)
+    off = torch.where(seen, changed - slope[:, None] * made - offset[:, None], 0.0).abs().amax(-1)
+    slope = torch.where(off <= _ROUNDED * made.abs().amax(-1), slope, torch.nan)
+    return replace(found, temperature=found.temperature / slope, weights=found.weights / slope)
