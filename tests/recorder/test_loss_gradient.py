@@ -83,6 +83,17 @@ def test_forwards_are_numbered_and_those_without_gradients_left_out(tmp_path: Pa
     assert [found.forward for found in calls_of(trace, LossGradient)] == [2, 1]
 
 
+def test_a_loss_without_a_signal_is_told_from_a_detached_one(tmp_path: Path) -> None:
+    """Zero advantages reach the logits, as zeros; a detached loss does not."""
+    zero = traced(tmp_path / "a", lambda model: backward(0 * loss(model(input_ids=IDS).logits)))
+    assert bool((read(zero).tokens == -1).all())
+
+    def detached(model: Any) -> None:
+        backward(loss(model(input_ids=IDS).logits).detach().requires_grad_())
+
+    assert not calls_of(traced(tmp_path / "b", detached), LossGradient)
+
+
 def test_logits_scaled_in_place_are_read_as_they_were_made(tmp_path: Path) -> None:
     """A gradient belongs to the logits before ``div_``; the tensor holds those after it."""
 

@@ -116,10 +116,10 @@ class LossGradientWatch:
         if not _kept_graph():
             scored.values.clear()
         where = torch.linalg.vector_norm(gradient, ord=torch.inf, dim=-1).nonzero(as_tuple=True)
-        if not len(where[0]):
-            return
         near = torch.stack([_shifted(scored.ids, values, by)[where] for by in _NEIGHBOURS], 1)
-        if at == "logits":
+        if not len(near):  # no advantage, or no weight: the loss reached the logits all the same
+            found = TokenWeights(near[:, 0], *(gradient.new_zeros(0, dtype=torch.float32),) * 3)
+        elif at == "logits":
             sample = scored.sample if values._version != scored.version else None
             found = _at_logits(values, gradient, where, near[:, 0], sample)
         else:

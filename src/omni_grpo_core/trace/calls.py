@@ -285,7 +285,8 @@ class LossGradient:
     (N, K), w, the derivative of the loss by the token's logprob at ``temperature``; 0 where the
     gradient is 0. ``temperature``: float32 (N, K), T; NaN where it cannot be told. ``residual``:
     float32 (N, K), ``|g - (w / T)(e_y - p)| / |g|``: the part of the gradient that no function of
-    the chosen token's logprob has.
+    the chosen token's logprob has. NaN where the gradient is 0, as is ``temperature``. Only where a
+    backward reaches the forward is there a value, be it of zeros.
     """
 
     stage: ClassVar[Literal["loss"]] = "loss"
