@@ -62,9 +62,13 @@ IMPORTERS: Mapping[str, frozenset[str]] = {
     "transformers": frozenset(
         {"core.policy", "tiny", "versions", "training.trainer_callback", "faults.healthy.r1v"}
     ),
-    "qwen_omni_utils": frozenset({"core.frame_sampling"}),
-    "av": frozenset({"core.decode", "tiny", "faults.healthy.r1v"}),
-    "accelerate": frozenset({"training.distributed"}),
+    "qwen_omni_utils": frozenset(
+        {"core.frame_sampling", *(f"faults.healthy.{m}" for m in ("clips", "pictures", "sounds"))}
+    ),
+    "av": frozenset(
+        {"core.decode", "tiny", *(f"faults.healthy.{m}" for m in ("clips", "r1v", "sounds"))}
+    ),
+    "accelerate": frozenset({"training.distributed", "faults.healthy.adapters"}),
 }
 
 # What must stay quick to import, and what makes an import slow.

@@ -19,13 +19,25 @@ from omni_grpo_core.doctor.evidence import Reference
 from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.doctor.verdict import Diagnosis
 from omni_grpo_core.faults.config import LoopAudio
-from omni_grpo_core.faults.healthy import gists, r1v
+from omni_grpo_core.faults.healthy import (
+    adapters,
+    baselines,
+    clips,
+    engines,
+    formats,
+    gists,
+    pictures,
+    r1v,
+    sounds,
+    trl_like,
+)
 from omni_grpo_core.faults.healthy.world import Dtype, Loop, Setting, policy_of, world_of
 from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.tiny import checkpoint_dir
 from omni_grpo_core.types import Trace
 
 _SILENT: tuple[LoopAudio, ...] = ("off",)
+_SPOKEN: tuple[LoopAudio, ...] = ("separate",)
 _EVERY: tuple[LoopAudio, ...] = ("interleaved", "separate", "off")
 
 
@@ -59,6 +71,41 @@ HEALTHY: tuple[HealthyLoop, ...] = (
     HealthyLoop(r1v.r1_v),
     HealthyLoop(r1v.vlm_r1),
     HealthyLoop(r1v.open_r1_video, _EVERY),
+    HealthyLoop(baselines.rloo),
+    HealthyLoop(baselines.remax),
+    HealthyLoop(baselines.reinforce_plus_plus),
+    HealthyLoop(baselines.dr_grpo),
+    HealthyLoop(baselines.gspo),
+    HealthyLoop(baselines.entropy_bonus),
+    HealthyLoop(clips.humanomni_like, _EVERY),
+    HealthyLoop(clips.stride_of_own_decoder, _EVERY),
+    HealthyLoop(clips.a_call_for_each_clip, _EVERY),
+    HealthyLoop(clips.generator_of_batches, _EVERY),
+    HealthyLoop(sounds.heard_by_soundfile, _SPOKEN),
+    HealthyLoop(sounds.heard_by_librosa, _SPOKEN),
+    HealthyLoop(sounds.heard_by_numpy, _SPOKEN),
+    HealthyLoop(sounds.heard_by_av, _SPOKEN),
+    HealthyLoop(pictures.two_a_row),
+    HealthyLoop(pictures.generated_in_micro_batches),
+    HealthyLoop(pictures.written_as_data_urls),
+    HealthyLoop(adapters.adapter_off_as_reference),
+    HealthyLoop(adapters.frozen_towers),
+    HealthyLoop(adapters.head_alone),
+    HealthyLoop(adapters.accelerated),
+    HealthyLoop(adapters.autocast),
+    HealthyLoop(engines.processor_in_loader),
+    HealthyLoop(engines.experience_buffer),
+    HealthyLoop(engines.rendered_by_hand),
+    HealthyLoop(engines.functional),
+    HealthyLoop(formats.boxed_maths),
+    HealthyLoop(formats.three_languages),
+    HealthyLoop(formats.judged_by_a_model),
+    HealthyLoop(formats.r1_zero),
+    HealthyLoop(trl_like.buffered),
+    HealthyLoop(trl_like.tokenized_template),
+    HealthyLoop(trl_like.chunked_scoring),
+    HealthyLoop(trl_like.text_batched_twice),
+    HealthyLoop(trl_like.bnpo_accumulated),
 )
 BY_NAME = {loop.name: loop for loop in HEALTHY}
 
