@@ -16,6 +16,8 @@ from omni_grpo_core.trace.calls import (
     AdvantageSeen,
     Call,
     GenerateCall,
+    GradientSeen,
+    LayerSeen,
     LossSeen,
     Modes,
     RewardCall,
@@ -154,6 +156,39 @@ def lost(
     )
 
 
+def layer(
+    name: str = "text layer 0",
+    part: str = "text",
+    elements: int = 100,
+    held: int | None = None,
+    rates: tuple[float, ...] = (1e-3,),
+    norm: float | None = 0.5,
+    moved: bool = True,
+    **more: Any,
+) -> LayerSeen:
+    """A layer of trainable parameters; ``norm`` of its gradient, ``None``: it has none."""
+    gradient = None if norm is None else GradientSeen(norm, (norm, -norm), norm)
+    values: dict[str, Any] = {
+        "name": name,
+        "part": part,
+        "elements": elements,
+        "trainable": elements,
+        "held": elements if held is None else held,
+        "rates": rates,
+        "dtype": "float32",
+        "stale": 0.0,
+        "backward": gradient,
+        "before": gradient,
+        "norm": norm or 0.0,
+        "odd": {},
+        "size": elements,
+        "moved": float(moved),
+        "change": 1e-3 * moved,
+        "between": None,
+    }
+    return LayerSeen(**{**values, **more})
+
+
 def stepped(
     step: int = 0,
     trainable: Mapping[str, int] | None = None,
@@ -163,16 +198,31 @@ def stepped(
     losses: tuple[float, ...] = (0.5,),
     settings: Mapping[str, Any] | None = None,
     warnings: tuple[str, ...] = (),
+    layers: tuple[LayerSeen, ...] | None = None,
+    **more: Any,
 ) -> StepSeen:
+    """A step; one layer per part of ``trainable``, unless ``layers`` are given."""
     learning = {"text": 100, "head": 10} if trainable is None else trainable
+    made = tuple(
+        layer(
+            part if part in ("head", "adapter") else f"{part} layer 0",
+            part,
+            learning.get(part, 0),
+            held=(learning if held is None else held).get(part, 0),
+            norm=(norms or {}).get(part) if norms is not None else 0.5,
+            moved=(changed or {}).get(part, changed is None),
+            size=0 if changed is not None and part not in changed else 10,
+        )
+        for part in {**learning, **(norms or {})}
+    )
+    values: dict[str, Any] = {
+        "outcome": "stepped", "factor": 1.0, "scale": None, "rates": (1e-3,), "others": 0, **more
+    }  # fmt: skip
     return StepSeen(
         step=step,
-        trainable=learning,
-        grad_norms=dict.fromkeys(learning, 0.5) if norms is None else norms,
-        held=learning if held is None else held,
-        changed=dict.fromkeys(learning, True) if changed is None else changed,
+        layers=made if layers is None else layers,
         losses=losses,
-        learning_rate=1e-3,
         settings=settings or {},
         warnings=warnings,
+        **values,
     )

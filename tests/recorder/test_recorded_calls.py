@@ -60,7 +60,7 @@ def test_a_step_holds_its_calls_in_order(tmp_path: Path, loop: Loop) -> None:
     assert step.step == 0
     assert step.settings == {"group": GROUP}
     assert step.losses == (only(trace, LossSeen).loss,)
-    assert step.learning_rate == 1e-4
+    assert step.rates == (1e-4,)
     assert step.trainable == step.held
     assert set(step.trainable) == {"text", "vision", "audio", "head"}
     assert all(step.changed.values())

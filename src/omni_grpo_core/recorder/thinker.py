@@ -93,12 +93,17 @@ def part_of(name: str) -> str:
     ('vision', 'head')
     """
     pieces = name.split(".")
-    if any(p.startswith(("lora_", "modules_to_save", "ia3_", "prompt_encoder")) for p in pieces):
+    if any(map(is_adapter, pieces)):
         return "adapter"
     for piece in pieces:
         if piece in _TOWERS:
             return _TOWERS[piece]
     return "head" if "lm_head" in pieces else "text"
+
+
+def is_adapter(piece: str) -> bool:
+    """Whether a piece of a parameter's name is one that PEFT adds."""
+    return piece.startswith(("lora_", "modules_to_save", "ia3_", "prompt_encoder"))
 
 
 def trainable(module: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:

@@ -1,14 +1,15 @@
-"""Watches backward and the optimizer's step."""
+"""Watches backward, gradient scalers and the optimizers' step."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import gc
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -16,18 +17,15 @@ from torch.optim.optimizer import (
 )
 
 from omni_grpo_core.recorder.hooks import Patches
+from omni_grpo_core.recorder.layers import Held, Layers, gradient_norms
 from omni_grpo_core.recorder.step_buffer import StepBuffer
-from omni_grpo_core.recorder.tensors import local
-from omni_grpo_core.recorder.thinker import Found, part_of
+from omni_grpo_core.recorder.thinker import Found
 from omni_grpo_core.trace.calls import StepSeen
-
-_SAMPLED = 16
-"""Parameters per part that are compared before and after a step; below, elements of each."""
-_ELEMENTS = 1024
 
 
 class StepWatch:
-    """Calls ``on_step`` after every optimizer step."""
+    """Calls ``on_step`` after every optimizer step; with several optimizers, after the last of them
+    that holds a parameter with a gradient."""
 
     def __init__(
         self,
@@ -36,15 +34,20 @@ class StepWatch:
         settings: Mapping[str, Any],
         on_step: Callable[[], None],
     ) -> None:
-        self._found, self._buffer, self._settings, self._on_step = found, buffer, settings, on_step
+        self._model, self._buffer = found.outer, buffer
+        self._settings, self._on_step = settings, on_step
         self._losses: list[Tensor] = []
         self._inside = False
         self._handles: list[Any] = []
-        self._before: _Before | None = None
+        self._layers: Layers | None = None
+        self._stepped: dict[int, Optimizer] = {}
+        self._last: Tensor | None = None
+        self._stale: Mapping[int, Tensor] = {}
+        self._scale: Tensor | None = None
         self._step = 0
 
     def start(self, patches: Patches) -> None:
-        backward = torch.autograd.backward
+        backward, scaled = torch.autograd.backward, GradScaler.step
 
         @functools.wraps(backward)
         def watched(tensors: Any, *args: Any, **keywords: Any) -> Any:
@@ -53,13 +56,29 @@ class StepWatch:
             self._inside = True
             try:
                 with self._buffer.guarded("backward"):
-                    self._note_losses(tensors)
-                return backward(tensors, *args, **keywords)
+                    self._before_backward(tensors)
+                result = backward(tensors, *args, **keywords)
+                with self._buffer.guarded("backward"):
+                    self._after_backward()
+                return result
             finally:
                 self._inside = False
 
+        @functools.wraps(scaled)
+        def scaler_step(scaler: Any, optimizer: Any, *args: Any, **keywords: Any) -> Any:
+            step = self._step
+            self._scale = getattr(scaler, "_scale", None)
+            result = scaled(scaler, optimizer, *args, **keywords)
+            if self._step == step and not self._stepped and self._layers is not None:
+                with self._buffer.guarded("optimizer step"):
+                    self._layers.before_step()
+                    self._finish("skipped", [optimizer])
+            self._scale = None
+            return result
+
         # Tensor.backward ends here, as does a call for several losses at once
         patches.set(torch.autograd, "backward", watched)
+        patches.set(GradScaler, "step", scaler_step)
         self._handles = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -69,83 +88,88 @@ class StepWatch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._losses:
+            with self._buffer.guarded("optimizer step"):
+                self._add("stepped" if self._stepped else "never", [*self._stepped.values()])
         self._losses.clear()
-        self._before = None
+        self._stepped.clear()
+        self._layers = self._last = None
 
-    def _note_losses(self, tensors: Any) -> None:
+    def _before_backward(self, tensors: Any) -> None:
+        if self._stepped:  # another optimizer was waited for, in vain
+            self._finish("stepped", [*self._stepped.values()])
+        if self._layers is None:
+            self._stale = gradient_norms(self._model)
         for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
             if isinstance(tensor, Tensor) and tensor.numel() == 1:
                 self._losses.append(tensor.detach().clone().flatten()[0])
 
+    def _after_backward(self) -> None:
+        if self._layers is None:
+            self._layers = Layers(self._model, self._last, self._stale)
+        self._layers.after_backward()
+
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         with self._buffer.guarded("optimizer step"):
-            self._before = _Before(self._found.outer, optimizer)
+            if self._layers is None:
+                self._layers = Layers(self._model, self._last)
+            self._layers.before_step(_parameters(optimizer) if self._stepped else None)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         with self._buffer.guarded("optimizer step"):
-            before, self._before = self._before, None
-            losses, self._losses = tuple(float(loss) for loss in self._losses), []
-            # a second optimizer of the same step adds nothing
-            if before is None or not (losses or self._buffer.records):
+            # an optimizer of another model, or a second step without a backward, adds nothing
+            if self._layers is None or not (self._losses or self._buffer.records):
+                self._layers = None
                 return
-            rate = optimizer.param_groups[0].get("lr") if optimizer.param_groups else None
-            self._buffer.add(
-                StepSeen(
-                    step=self._step,
-                    trainable=before.trainable,
-                    grad_norms={part: float(norm) for part, norm in before.norms.items()},
-                    held=before.held,
-                    changed=before.changed(),
-                    losses=losses,
-                    learning_rate=None if rate is None else float(rate),
-                    settings=self._buffer.plain.mapping(self._settings),
-                    warnings=self._buffer.warnings,
-                )
+            self._stepped[id(optimizer)] = optimizer
+            if not self._waits():
+                self._finish("stepped", [*self._stepped.values()])
+
+    def _waits(self) -> bool:
+        """Whether another optimizer holds parameters that have a gradient and were not updated."""
+        if self._layers is None:
+            return False
+        rest = self._layers.unheld(p for o in self._stepped.values() for p in _parameters(o))
+        if not rest:
+            return False
+        # rare, and there is no register of optimizers
+        others = (o for o in gc.get_objects() if issubclass(type(o), Optimizer))
+        return any(
+            id(p) in rest for o in others if id(o) not in self._stepped for p in _parameters(o)
+        )
+
+    def _finish(
+        self, outcome: Literal["stepped", "skipped", "never"], optimizers: list[Optimizer]
+    ) -> None:
+        self._add(outcome, optimizers)
+        self._losses.clear()
+        self._stepped.clear()
+        self._layers = None
+        self._step += 1
+        self._on_step()
+
+    def _add(
+        self, outcome: Literal["stepped", "skipped", "never"], optimizers: list[Optimizer]
+    ) -> None:
+        layers = self._layers or Layers(self._model, self._last)
+        held = Held.of([g for o in optimizers for g in o.param_groups], self._model)
+        self._last = layers.end()
+        seen, factor = layers.seen(held, self._last)
+        self._buffer.add(
+            StepSeen(
+                step=self._step,
+                outcome=outcome,
+                layers=seen,
+                losses=tuple(float(loss) for loss in self._losses),
+                factor=factor,
+                scale=None if self._scale is None else float(self._scale),
+                rates=held.groups,
+                others=held.others,
+                settings=self._buffer.plain.mapping(self._settings),
+                warnings=self._buffer.warnings,
             )
-            self._step += 1
-            self._on_step()
+        )
 
 
-class _Before:
-    """The model just before a step."""
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self.trainable: dict[str, int] = {}
-        self.held: dict[str, int] = {}
-        gradients: dict[str, list[Tensor]] = {}
-        watched: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            part, holds = part_of(name), id(parameter) in held
-            if parameter.requires_grad:
-                self.trainable[part] = self.trainable.get(part, 0) + parameter.numel()
-            if holds:
-                self.held[part] = self.held.get(part, 0) + parameter.numel()
-            # a rank may hold no shard of a parameter
-            if (parameter.requires_grad or holds) and local(parameter).numel():
-                watched.setdefault(part, []).append(parameter)
-            if parameter.grad is not None:
-                gradients.setdefault(part, []).append(local(parameter.grad))
-        self.norms = {part: get_total_norm(given) for part, given in gradients.items()}
-        self._sampled = {
-            part: [(p, _first(p).clone()) for p in _spread(parameters)]
-            for part, parameters in watched.items()
-        }
-
-    def changed(self) -> dict[str, bool]:
-        return {
-            part: any(not torch.equal(_first(p), before) for p, before in sampled)
-            for part, sampled in self._sampled.items()
-        }
-
-
-def _spread(parameters: list[nn.Parameter]) -> Iterable[nn.Parameter]:
-    """Some of them, from first to last, in pairs: LoRA's B matrix changes first, and it follows
-    every A."""
-    pairs = [parameters[i : i + 2] for i in range(0, len(parameters), 2)]
-    stride = max(1, -(-len(pairs) * 2 // _SAMPLED))
-    return [parameter for pair in pairs[::stride] for parameter in pair]
-
-
-def _first(parameter: nn.Parameter) -> Tensor:
-    return local(parameter).flatten()[:_ELEMENTS]
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in getattr(optimizer, "param_groups", ()) for p in group["params"]]

@@ -299,26 +299,115 @@ class LossGradient:
 
 
 @dataclass(frozen=True, slots=True)
+class GradientSeen:
+    """A gradient in a few numbers, over at most 16,384 elements of each parameter, the same ones
+    every time. ``norm``: L2. ``sums``: two sums with fixed signs; being linear, they can be scaled,
+    accumulated and averaged over ranks. ``top``: the largest magnitude."""
+
+    norm: float
+    sums: tuple[float, ...]
+    top: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSeen:
+    """One layer at an optimizer step; with several ranks, this rank's share.
+
+    ``name``: ``"text layer 3"``, ``"vision merger"``, ``"adapter of text layer 3"``,
+    ``"embeddings"``, ``"head"``. ``part``: ``"text"``, ``"vision"``, ``"audio"``, ``"head"`` or
+    ``"adapter"``. ``elements`` of its parameters; those that are ``trainable``, and ``held`` by the
+    optimizer with a learning rate in ``rates`` (each once). ``dtype``: of its weights.
+
+    ``stale``: L2 norm of the gradient that was there before the step's first backward (sampled).
+    ``backward``: the gradient after the last backward; ``before``: just before the optimizer's
+    step; ``None`` where no parameter has one. ``norm``: L2 of the latter over all elements.
+    ``odd``: parameters whose gradient is not the one of backward times the step's ``factor``, and
+    by what it was multiplied beyond that: 0 if it was zeroed, -1 if negated, NaN if it is no
+    multiple.
+
+    ``moved``: share of sampled weights that the step changed; ``change``: L2 of their change,
+    relative to the weights; ``between``: share that had changed since the end of the step before,
+    ``None`` at the first. ``size``: number of sampled weights.
+    """
+
+    name: str
+    part: str
+    elements: int
+    trainable: int
+    held: int
+    rates: tuple[float, ...]
+    dtype: str
+    stale: float
+    backward: GradientSeen | None
+    before: GradientSeen | None
+    norm: float
+    odd: Mapping[str, float]
+    size: int
+    moved: float
+    change: float
+    between: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepSeen:
-    """One optimizer step. By part of the model (``"text"``, ``"vision"``, ``"audio"``,
-    ``"head"``, ``"adapter"``): ``trainable`` parameters (elements), ``grad_norms`` before the step
-    (of this rank's shard), ``held`` parameters (elements) that the optimizer holds, ``changed``
-    whether any sampled parameter that is held or trainable moved (parts without a shard on this
-    rank are missing).
-    ``losses``: every scalar on which backward was called since the last step. ``settings``:
-    accumulation, batch size, group size … as the trainer names them. ``warnings`` issued anywhere
-    since the last step."""
+    """One optimizer step.
+
+    ``outcome``: ``"stepped"``; ``"skipped"`` by a gradient scaler; ``"never"``: the recording ended
+    after a backward and before an optimizer stepped. ``losses``: every scalar on which backward was
+    called since the last step. ``factor``: what all gradients were multiplied by between the last
+    backward and the step (clipping, unscaling); ``None`` where there is no gradient. ``scale``: of
+    the gradient scaler. ``rates``: learning rate of every parameter group. ``others``: elements
+    that the optimizers hold and the model does not. ``settings``: accumulation, batch size, group
+    size … as the trainer names them. ``warnings`` issued anywhere since the last step.
+    """
 
     stage: ClassVar[Literal["gradient"]] = "gradient"
     step: int
-    trainable: Mapping[str, int]
-    grad_norms: Mapping[str, float]
-    held: Mapping[str, int]
-    changed: Mapping[str, bool]
+    outcome: Literal["stepped", "skipped", "never"]
+    layers: tuple[LayerSeen, ...]
     losses: tuple[float, ...]
-    learning_rate: float | None
+    factor: float | None
+    scale: float | None
+    rates: tuple[float, ...]
+    others: int
     settings: Mapping[str, Any]
     warnings: tuple[str, ...]
+
+    @property
+    def trainable(self) -> dict[str, int]:
+        """Trainable elements by part."""
+        return self._by_part("trainable")
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Elements that the optimizers hold, by part."""
+        return self._by_part("held")
+
+    def _by_part(self, name: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for layer in self.layers:
+            count: int = getattr(layer, name)
+            if count:
+                found[layer.part] = found.get(layer.part, 0) + count
+        return found
+
+    @property
+    def grad_norms(self) -> dict[str, float]:
+        """L2 norm of the gradient before the step, by part; parts without any are missing."""
+        squares: dict[str, float] = {}
+        for layer in self.layers:
+            if layer.before is not None:
+                squares[layer.part] = squares.get(layer.part, 0.0) + layer.norm**2
+        return {part: square**0.5 for part, square in squares.items()}
+
+    @property
+    def changed(self) -> dict[str, bool]:
+        """Whether any sampled weight that is trainable or held moved, by part."""
+        found: dict[str, bool] = {}
+        for layer in self.layers:
+            if layer.size and (layer.trainable or layer.held):
+                found[layer.part] = found.get(layer.part, False) or layer.moved > 0
+        return found
 
 
 Call = (

@@ -128,7 +128,7 @@ def look_at_optimizer(case: Case) -> Iterable[Evidence]:
         moved = [part for part, changed in step.changed.items() if changed]
         driven = [p for p, norm in step.grad_norms.items() if norm > 0 and math.isfinite(norm)]
         still = [p for p in driven if step.changed.get(p) is False and step.trainable.get(p)]
-        if still and (step.learning_rate or 0) > 0:
+        if still and any(rate > 0 for rate in step.rates):
             yield Evidence(
                 "gradient",
                 "not-moved",

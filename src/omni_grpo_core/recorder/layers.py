@@ -1,0 +1,321 @@
+"""A model's parameters by layer, before and after an optimizer step."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from omni_grpo_core.recorder.elements import Elements, signs
+from omni_grpo_core.recorder.tensors import local
+from omni_grpo_core.recorder.thinker import is_adapter, part_of
+from omni_grpo_core.trace.calls import GradientSeen, LayerSeen
+
+_GRADIENTS, _WEIGHTS = 16_384, 1024
+"""Elements of each parameter that are kept of its gradient, and of its weights."""
+_MOST_ODD = 4
+"""Parameters of a layer that are named."""
+_SAME = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Relative distance from a common factor that rounding explains; of 16-bit gradients 4e-3, two
+spacings of bfloat16."""
+_SHELLS = re.compile(
+    r"^(?:module|_orig_mod|_fsdp_wrapped_module|base_model|model|thinker|language_model)\."
+)
+_NUMBERED = re.compile(r"(?:^|\.)(?:layers|blocks|h|layer)\.(\d+)\.")
+
+
+def layer_of(name: str) -> tuple[str, str]:
+    """(readable name of the layer, part) of a parameter.
+
+    >>> layer_of("base_model.model.model.layers.3.mlp.up_proj.lora_A.default.weight")
+    ('adapter of text layer 3', 'adapter')
+    >>> layer_of("visual.merger.ln_q.weight"), layer_of("model.embed_tokens.weight")
+    (('vision merger', 'vision'), ('embeddings', 'text'))
+    """
+    part = part_of(name)
+    base = part_of(".".join(p for p in name.split(".") if not is_adapter(p)))
+    if base == "head":
+        where = "head"
+    elif "embed_tokens" in name:
+        where = "embeddings"
+    elif numbered := _NUMBERED.search(name):
+        where = f"{base} layer {numbered[1]}"
+    else:
+        while (shorter := _SHELLS.sub("", name)) != name:
+            name = shorter
+        pieces = name.split(".")
+        where = f"{base} {pieces[min(base != 'text', len(pieces) - 1)]}"
+    return (f"adapter of {where}" if part == "adapter" else where), part
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the optimizers of a step hold: the learning rate by id of the parameter, and every
+    group's; ``others``: elements that the model does not have."""
+
+    rates: Mapping[int, float]
+    groups: tuple[float, ...]
+    others: int
+
+    @classmethod
+    def of(cls, groups: Sequence[Mapping[str, Any]], model: nn.Module) -> Held:
+        own = {id(p) for p in model.parameters()}
+        rates = {
+            id(p): float(group.get("lr", math.nan)) for group in groups for p in group["params"]
+        }
+        held = {id(p): p for group in groups for p in group["params"]}
+        others = sum(local(p).numel() for at, p in held.items() if at not in own)
+        return cls(rates, tuple(float(group.get("lr", math.nan)) for group in groups), others)
+
+
+def gradient_norms(model: nn.Module) -> dict[int, Tensor]:
+    """L2 of every gradient that is there, by id of its parameter, on its device."""
+    held = {id(p): g for p in model.parameters() if (g := _gradient_of(p)) is not None}
+    norms = torch._foreach_norm(list(held.values()), 2, dtype=torch.float32) if held else []
+    return dict(zip(held, norms, strict=True))
+
+
+class Layers:
+    """Reads the parameters of one step; every reading stays on their device until :meth:`seen`.
+
+    Made after a backward: before it, sharded parameters may still be gathered. ``stale``: by
+    :func:`gradient_norms` before the first backward. ``last``: the weights at the end of the step
+    before, by :meth:`end`.
+    """
+
+    def __init__(
+        self, model: nn.Module, last: Tensor | None, stale: Mapping[int, Tensor] | None = None
+    ) -> None:
+        self._model, self._stale = model, stale or {}
+        # a rank may hold no shard of a parameter
+        named = [(n, p) for n, p in model.named_parameters() if _readable(local(p))]
+        self._names = [name for name, _ in named]
+        self._parameters = [parameter for _, parameter in named]
+        shards = [local(p) for p in self._parameters]
+        self._gradients = Elements(shards, _GRADIENTS)
+        self._weights = Elements(shards, _WEIGHTS)
+        self._backward: Tensor | None = None
+        self._before: Tensor | None = None
+        self._has_backward = self._has_before = [False] * len(shards)
+        self._norms: dict[int, Tensor] = {}
+        self._first = self._take_weights()
+        self._last = last if last is not None and last.shape == self._first.shape else None
+
+    def after_backward(self) -> None:
+        """The gradient that a backward has left; the last one counts."""
+        self._backward, self._has_backward = self._reading(), self._given()
+
+    def before_step(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """The gradient that an optimizer is about to use; a second one has its own parameters."""
+        reading, given, norms = self._reading(), self._given(), gradient_norms(self._model)
+        if parameters is None or self._before is None or reading is None:
+            self._before, self._has_before, self._norms = reading, given, norms
+            return
+        ids = set(map(id, parameters))
+        rows = [row for row, p in enumerate(self._parameters) if id(p) in ids]
+        self._before[rows] = reading[rows]
+        self._has_before = [
+            new if row in rows else old
+            for row, (old, new) in enumerate(zip(self._has_before, given, strict=True))
+        ]
+        self._norms |= {at: norm for at, norm in norms.items() if at in ids}
+
+    def end(self) -> Tensor:
+        """The sampled weights now."""
+        return self._take_weights()
+
+    def unheld(self, held: Iterable[Tensor]) -> set[int]:
+        """Ids of trainable parameters with a gradient that are not among ``held``."""
+        ids = set(map(id, held))
+        return {
+            id(p)
+            for p in self._parameters
+            if p.requires_grad and p.grad is not None and id(p) not in ids
+        }
+
+    def seen(self, held: Held, end: Tensor) -> tuple[tuple[LayerSeen, ...], float | None]:
+        """All layers, and the common factor between backward and step."""
+        rows = self._transferred(end)
+        factor = _factor(rows)
+        names = [layer_of(name) for name in self._names]
+        by_layer: dict[tuple[str, str], list[int]] = {}
+        for row, at in enumerate(names):
+            by_layer.setdefault(at, []).append(row)
+        layers = [
+            self._layer(name, part, [rows[i] for i in members], members, factor, held)
+            for (name, part), members in by_layer.items()
+        ]
+        return tuple(layers), factor
+
+    # ------------------------------------------------------------------ readings
+
+    def _reading(self) -> Tensor | None:
+        grads = [_gradient_of(p) for p in self._parameters]
+        return self._gradients.take(grads) if any(g is not None for g in grads) else None
+
+    def _given(self) -> list[bool]:
+        return [_gradient_of(p) is not None for p in self._parameters]
+
+    def _take_weights(self) -> Tensor:
+        return self._weights.take([local(p) for p in self._parameters])
+
+    def _transferred(self, end: Tensor) -> list[_Row]:
+        """One transfer for everything: each one waits for the device."""
+        device = self._first.device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        count = len(self._parameters)
+        none = torch.zeros(count, dtype=wide, device=device)
+
+        def norm(of: Tensor | None) -> Tensor:
+            return none if of is None else torch.linalg.vector_norm(of.to(wide), dim=1)
+
+        def sums(of: Tensor | None) -> tuple[Tensor, Tensor]:
+            if of is None:
+                return none, none
+            first, second = signs(of.shape[1], device)
+            return (of * first).sum(1).to(wide), (of * second).sum(1).to(wide)
+
+        def top(of: Tensor | None) -> Tensor:
+            return none if of is None else of.abs().amax(1).to(wide)
+
+        a, s = self._backward, self._before
+        dot = none if a is None or s is None else (a.to(wide) * s.to(wide)).sum(1)
+        moved = (end != self._first).sum(1).to(wide)
+        between = none if self._last is None else (self._first != self._last).sum(1).to(wide)
+
+        def by_id(norms: Mapping[int, Tensor]) -> Tensor:
+            found = none.clone()
+            rows = [row for row, p in enumerate(self._parameters) if id(p) in norms]
+            if rows:
+                given = [norms[id(self._parameters[row])].to(device, wide) for row in rows]
+                found[rows] = torch.stack(given)
+            return found
+
+        table = torch.stack(
+            [
+                by_id(self._stale), norm(a), *sums(a), top(a), norm(s), *sums(s), top(s), dot,
+                by_id(self._norms), moved, norm(end - self._first), norm(self._first), between,
+            ],
+            1,
+        )  # fmt: skip
+        rounding = [_SAME.get(p.dtype, 4e-3) for p in self._parameters]
+        more = zip(self._has_backward, self._has_before, rounding, strict=True)
+        return [_Row._make([*row, *m]) for row, m in zip(table.tolist(), more, strict=True)]
+
+    def _layer(
+        self,
+        name: str,
+        part: str,
+        rows: Sequence[_Row],
+        members: Sequence[int],
+        factor: float | None,
+        held: Held,
+    ) -> LayerSeen:
+        parameters = [self._parameters[i] for i in members]
+        own = [p for p in parameters if id(p) in held.rates]
+        sizes = [self._weights.counts[i] for i in members]
+        size = sum(sizes)
+        odd = {
+            self._names[i]: times
+            for i, row in zip(members, rows, strict=True)
+            if (times := row.odd(factor)) is not None
+        }
+        return LayerSeen(
+            name=name,
+            part=part,
+            elements=sum(p.numel() for p in parameters),
+            trainable=sum(p.numel() for p in parameters if p.requires_grad),
+            held=sum(p.numel() for p in own),
+            rates=tuple(sorted({held.rates[id(p)] for p in own})),
+            dtype=str(parameters[0].dtype).removeprefix("torch."),
+            stale=_root(row.stale for row in rows),
+            backward=_gradient([row for row in rows if row.has_backward], "backward"),
+            before=_gradient([row for row in rows if row.has_before], "before"),
+            norm=_root(row.whole for row in rows),
+            odd=dict(list(odd.items())[:_MOST_ODD]),
+            size=size,
+            moved=sum(row.moved for row in rows) / size,
+            change=_root(row.change for row in rows) / (_root(row.weight for row in rows) or 1.0),
+            between=None if self._last is None else sum(row.between for row in rows) / size,
+        )
+
+
+class _Row(NamedTuple):
+    """One parameter in numbers."""
+
+    stale: float
+    backward: float
+    backward_sum: float
+    backward_other: float
+    backward_top: float
+    before: float
+    before_sum: float
+    before_other: float
+    before_top: float
+    dot: float
+    whole: float
+    moved: float
+    change: float
+    weight: float
+    between: float
+    has_backward: bool
+    has_before: bool
+    rounding: float
+
+    def ratio(self) -> float | None:
+        """What the gradient was multiplied by; NaN where it is no multiple, ``None`` where it was
+        0."""
+        if not self.has_backward or not 0 < self.backward < math.inf:
+            return None
+        if not self.before:
+            return 0.0
+        times = self.dot / self.backward**2
+        rest = max(self.before**2 - self.dot * times, 0.0) ** 0.5
+        return times if rest <= self.rounding * self.before else math.nan
+
+    def odd(self, factor: float | None) -> float | None:
+        """What it was multiplied by beyond the common factor; ``None`` where nothing."""
+        own = self.ratio()
+        if own is None or factor is None:
+            return None
+        beyond = own / factor
+        return None if abs(beyond - 1) <= self.rounding else beyond
+
+
+def _factor(rows: Iterable[_Row]) -> float | None:
+    """The median: most parameters are treated alike."""
+    found = [times for row in rows if (times := row.ratio()) is not None]
+    usable = [times for times in found if times > 0]
+    return median_low(usable) if usable else None
+
+
+def _gradient(rows: Sequence[_Row], when: str) -> GradientSeen | None:
+    if not rows:
+        return None
+    return GradientSeen(
+        norm=_root(getattr(row, when) for row in rows),
+        sums=(
+            sum(getattr(row, f"{when}_sum") for row in rows),
+            sum(getattr(row, f"{when}_other") for row in rows),
+        ),
+        top=max(getattr(row, f"{when}_top") for row in rows),
+    )
+
+
+def _gradient_of(parameter: Tensor) -> Tensor | None:
+    share = None if parameter.grad is None else local(parameter.grad)
+    return share if share is not None and _readable(share) else None
+
+
+def _root(values: Iterable[float]) -> float:
+    return math.hypot(*values)
+
+
+def _readable(tensor: Tensor) -> bool:
+    return bool(tensor.numel()) and tensor.layout == torch.strided and tensor.is_floating_point()
