@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.faults.fault import FaultRegistry, Manager, instead_of, result_of, without
-from omni_grpo_core.faults.feeding import Messages
+from omni_grpo_core.faults.fault import (
+    ONE_PROMPT,
+    FaultRegistry,
+    Manager,
+    instead_of,
+    result_of,
+    without,
+)
 from omni_grpo_core.faults.fixtures import rows_of
-from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.faults.seams import Loop, Messages
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.types import Media
 
@@ -30,7 +36,7 @@ HEARD = {"audio": "separate", "rows": (18, 19)}
 
 @faults.add("batch.flag-processor", "the incident")
 @result_of("processor_keywords")
-def flag_processor(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+def flag_processor(loop: Loop, keywords: Keywords) -> Keywords:
     """use_audio_in_video is missing only from the processor call: the track's features are
     computed, but have no placeholders."""
     return without(keywords, *FLAGS)
@@ -38,7 +44,7 @@ def flag_processor(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
 
 @faults.add("batch.flag-generate", "the incident")
 @result_of("generation_keywords")
-def flag_generate(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+def flag_generate(loop: Loop, keywords: Keywords) -> Keywords:
     """use_audio_in_video=False is hard-coded only in generate: answers stay right, but their logits
     are off."""
     return {**keywords, "use_audio_in_video": False}
@@ -46,7 +52,7 @@ def flag_generate(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
 
 @faults.add("batch.flag-forward", "the incident")
 @result_of("scoring_inputs")
-def flag_forward(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
+def flag_forward(loop: Loop, inputs: Keywords) -> Keywords:
     """use_audio_in_video=False is hard-coded in the scoring forward."""
     return {**inputs, "use_audio_in_video": False}
 
@@ -56,7 +62,7 @@ def flag_forward(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
 )
 @instead_of("call_processor")
 def audios_kwarg(
-    loop: ReferenceLoop, before: Callable[..., Mapping[str, Any]], audio: Any, **keywords: Any
+    loop: Loop, before: Callable[..., Mapping[str, Any]], audio: Any, **keywords: Any
 ) -> Mapping[str, Any]:
     """audios= is passed instead of audio=: the processor warns that it is ignored and finds no
     audio for its placeholders."""
@@ -69,7 +75,7 @@ def audios_kwarg(
     needs={"audio": "separate", "rows": (4, 10)},
 )
 @instead_of("load")
-def feature_count(loop: ReferenceLoop, before: object, messages: Messages) -> Media:
+def feature_count(loop: Loop, before: object, messages: Messages) -> Media:
     """The media reader also extracts the track of every video, so each slot has two audios: the
     first ones are used and everything after them is shifted."""
     return loop.clips.load(messages, True)
@@ -79,9 +85,10 @@ def feature_count(loop: ReferenceLoop, before: object, messages: Messages) -> Me
     "batch.silent-clip",
     "transformers 5.23 and 5.24: load_audio_from_video; earlier processors raise StopIteration",
     needs={"rows": (5, 12)},
+    lacking=ONE_PROMPT,
 )
 @contextmanager
-def silent_clip(loop: ReferenceLoop) -> Iterator[None]:
+def silent_clip(loop: Loop) -> Iterator[None]:
     """A clip without a track is in a batch that takes its audio from the videos: the processor
     silently skips it. The model counts clips by their audio, so this one gets positions of plain
     text, and each later clip the grid and the rate of the one before it."""
@@ -100,7 +107,7 @@ def silent_clip(loop: ReferenceLoop) -> Iterator[None]:
         yield
 
 
-def _skipping_mute(loop: ReferenceLoop) -> Manager:
+def _skipping_mute(loop: Loop) -> Manager:
     """Makes a processor before 5.23 treat the rows of the first prompt as later versions do."""
     if _takes_owners(loop):
         return nullcontext()
@@ -116,7 +123,7 @@ def _skipping_mute(loop: ReferenceLoop) -> Manager:
     return patched(loop.processor, replace_multimodal_special_tokens=one_by_one)
 
 
-def _takes_owners(loop: ReferenceLoop) -> bool:
+def _takes_owners(loop: Loop) -> bool:
     """Whether the installed processor must be given the video that each track belongs to."""
     return hasattr(loop.processor, "load_audio_from_video")
 
@@ -126,7 +133,7 @@ def _takes_owners(loop: ReferenceLoop) -> bool:
     "use_audio_in_video renamed to load_audio_from_video in a script, for transformers 5.23",
     stops=True,
 )
-def track_owners(loop: ReferenceLoop) -> Manager:
+def track_owners(loop: Loop) -> Manager:
     """Decoded tracks are passed with load_audio_from_video=True but without the video that each
     belongs to: the processor takes them for separate recordings and raises."""
     if _takes_owners(loop):
@@ -145,7 +152,7 @@ def track_owners(loop: ReferenceLoop) -> Manager:
 
 @faults.add("batch.truncated-left", "TRL and open-r1-multimodal: max_prompt_length", needs=HEARD)
 @result_of("process")
-def truncated_left(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
+def truncated_left(loop: Loop, inputs: Inputs) -> Inputs:
     """prompt_ids[:, -max_prompt_length:] cuts into the media tokens, which leaves fewer
     placeholders than features."""
     processor = loop.processor
@@ -156,7 +163,7 @@ def truncated_left(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
 
 @faults.add("batch.truncated-right", "processor calls with max_length and truncation", needs=HEARD)
 @result_of("processor_keywords")
-def truncated_right(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+def truncated_right(loop: Loop, keywords: Keywords) -> Keywords:
     """truncation=True with a cap below the prompt's length cuts off its end: media tokens, question
     and generation prompt."""
     text = {"truncation": True, "max_length": 96, "padding": True, "truncation_side": "right"}
@@ -164,17 +171,25 @@ def truncated_right(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
 
 
 @faults.add(
-    "batch.right-padding", "padding_side='right' left over from supervised training", needs=PADDED
+    "batch.right-padding",
+    "padding_side='right' left over from supervised training",
+    needs=PADDED,
+    lacking=ONE_PROMPT,
 )
 @result_of("processor_keywords")
-def right_padding(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+def right_padding(loop: Loop, keywords: Keywords) -> Keywords:
     """Prompts are padded on the right, so completions start after padding."""
     return {**keywords, "padding_side": "right"}
 
 
-@faults.add("batch.mask-ignored", "trainers that build masks from shapes", needs=PADDED)
+@faults.add(
+    "batch.mask-ignored",
+    "trainers that build masks from shapes",
+    needs=PADDED,
+    lacking=ONE_PROMPT,
+)
 @result_of("process")
-def mask_ignored(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
+def mask_ignored(loop: Loop, inputs: Inputs) -> Inputs:
     """The attention mask is rebuilt as all ones, so padding is attended to."""
     return {**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])}
 
@@ -182,7 +197,7 @@ def mask_ignored(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
 @faults.add("batch.double-expansion", "TRL with vLLM: expanded prompts sent as text", stops=True)
 @instead_of("process")
 def double_expansion(
-    loop: ReferenceLoop, before: Callable[..., Inputs], texts: list[str], media: list[Media]
+    loop: Loop, before: Callable[..., Inputs], texts: list[str], media: list[Media]
 ) -> Inputs:
     """Ids with expanded placeholders are decoded and passed through the processor again: every
     placeholder then needs its own medium."""
@@ -195,14 +210,19 @@ def double_expansion(
     "batch.max-length-leak", "transformers merges flat keywords into every part of a processor"
 )
 @result_of("processor_keywords")
-def max_length_leak(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+def max_length_leak(loop: Loop, keywords: Keywords) -> Keywords:
     """A flat max_length= meant for the text reaches the audio feature extractor, which cuts the
     audio to that many samples."""
     return {**keywords, "max_length": 4096}
 
 
-@faults.add("batch.padding-side-config", "checkpoints saved by supervised trainers", needs=PADDED)
-def padding_side_config(loop: ReferenceLoop) -> Manager:
+@faults.add(
+    "batch.padding-side-config",
+    "checkpoints saved by supervised trainers",
+    needs=PADDED,
+    lacking=ONE_PROMPT,
+)
+def padding_side_config(loop: Loop) -> Manager:
     """padding_side right in tokenizer_config.json overrides the processor's left."""
     tokenizer = copy.copy(loop.processor.tokenizer)
     tokenizer.init_kwargs = {**tokenizer.init_kwargs, "padding_side": "right"}
@@ -216,7 +236,7 @@ def padding_side_config(loop: ReferenceLoop) -> Manager:
     needs={"group_size": 2},
 )
 @result_of("processor_keywords")
-def resized_again(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+def resized_again(loop: Loop, keywords: Keywords) -> Keywords:
     """The processor resizes frames that are already resized, to its own minimum size: 36 times the
     tokens."""
     return without(keywords, "do_resize")
@@ -224,7 +244,7 @@ def resized_again(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
 
 @faults.add("batch.unknown-kwarg", "processor calls with max_prompt_length")
 @result_of("processor_keywords")
-def unknown_kwarg(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
+def unknown_kwarg(loop: Loop, keywords: Keywords) -> Keywords:
     """A keyword is passed that no part of the processor knows: the requested limit has no effect,
     and only a log line says so."""
     return {**keywords, "max_prompt_length": 32}
@@ -232,6 +252,6 @@ def unknown_kwarg(loop: ReferenceLoop, keywords: Keywords) -> Keywords:
 
 @faults.add("batch.dtype", "collators on numpy arrays")
 @result_of("process")
-def dtype(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
+def dtype(loop: Loop, inputs: Inputs) -> Inputs:
     """The attention mask is floating point after a detour through numpy."""
     return {**inputs, "attention_mask": inputs["attention_mask"].float()}

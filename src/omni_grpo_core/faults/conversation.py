@@ -6,10 +6,16 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from omni_grpo_core.faults.fault import FaultRegistry, Injection, Manager, instead_of, result_of
-from omni_grpo_core.faults.feeding import Messages
+from omni_grpo_core.faults.fault import (
+    ONE_PROMPT,
+    FaultRegistry,
+    Injection,
+    Manager,
+    instead_of,
+    result_of,
+)
 from omni_grpo_core.faults.fixtures import Drawn, rows_of
-from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.faults.seams import Loop, Messages
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.types import Media
 
@@ -24,7 +30,7 @@ def _user_text(change: Callable[[str], str]) -> Injection:
 
     @result_of("conversation")
     @wraps(change)
-    def edited(loop: ReferenceLoop, messages: Messages) -> Messages:
+    def edited(loop: Loop, messages: Messages) -> Messages:
         return [
             {**message, "content": [changed(part) for part in message["content"]]}
             if message["role"] == "user"
@@ -39,7 +45,7 @@ def _template(change: Callable[[str], str]) -> Injection:
     """Decorates a change of the chat template."""
 
     @wraps(change)
-    def inject(loop: ReferenceLoop) -> Manager:
+    def inject(loop: Loop) -> Manager:
         return patched(loop.processor, chat_template=change(loop.processor.chat_template))
 
     return inject
@@ -47,7 +53,7 @@ def _template(change: Callable[[str], str]) -> Injection:
 
 @faults.add("conv.media-twice", "the incident")
 @result_of("conversation")
-def media_twice(loop: ReferenceLoop, messages: Messages) -> Messages:
+def media_twice(loop: Loop, messages: Messages) -> Messages:
     """A clip is listed both as a video and as an audio item although the video already carries its
     track: one clip, two audios."""
     user = messages[-1]
@@ -72,15 +78,15 @@ def wrong_type_text(text: str) -> str:
     needs={"audio": "separate", "rows": (2, 5)},
 )
 @instead_of("has_track")
-def silent_no_audio(loop: ReferenceLoop, before: Callable[[str], bool], path: str) -> bool:
+def silent_no_audio(loop: Loop, before: Callable[[str], bool], path: str) -> bool:
     """The probe for an audio track swallows its exception and returns 'no track': the clip is
     treated as silent."""
     return path not in rows_of()[loop.config.rows[-1]].videos and before(path)
 
 
-@faults.add("conv.resampled-item", "open-r1-multimodal's dataset")
+@faults.add("conv.resampled-item", "open-r1-multimodal's dataset", lacking=ONE_PROMPT)
 @result_of("repeat")
-def resampled_item(loop: ReferenceLoop, repeated: list[Any]) -> list[Any]:
+def resampled_item(loop: Loop, repeated: list[Any]) -> list[Any]:
     """A sample that cannot be read is replaced by a random other one for one copy of its group: the
     group holds two questions."""
     other = next(row for n, row in enumerate(rows_of()) if n not in loop.config.rows and row.videos)
@@ -90,12 +96,14 @@ def resampled_item(loop: ReferenceLoop, repeated: list[Any]) -> list[Any]:
         repeated[-1] = loop.render([messages])[0]
     elif kind is Media:
         repeated[-1] = loop.load(messages)
+    elif kind is list:
+        repeated[-1] = messages
     return repeated
 
 
 @faults.add("conv.system-missing", "VLM-R1 and open-r1-multimodal scripts")
 @result_of("conversation")
-def system_missing(loop: ReferenceLoop, messages: Messages) -> Messages:
+def system_missing(loop: Loop, messages: Messages) -> Messages:
     """The system message is missing, and the template inserts its own."""
     return [message for message in messages if message["role"] != "system"]
 
@@ -104,7 +112,7 @@ def system_missing(loop: ReferenceLoop, messages: Messages) -> Messages:
     "conv.system-changed", "the incident: a format instruction in place of the system message"
 )
 @result_of("conversation")
-def system_changed(loop: ReferenceLoop, messages: Messages) -> Messages:
+def system_changed(loop: Loop, messages: Messages) -> Messages:
     """Training uses a different system message from the one the checkpoint was trained with."""
     text = {"type": "text", "text": "You are a helpful voice assistant. Be brief."}
     return [{"role": "system", "content": [text]}, *messages[1:]]
@@ -119,7 +127,7 @@ def options_missing(text: str) -> str:
 
 @faults.add("conv.gold-leaked", "supervised data sets passed to a GRPO trainer")
 @instead_of("conversation")
-def gold_leaked(loop: ReferenceLoop, before: Callable[[Drawn], Messages], drawn: Drawn) -> Messages:
+def gold_leaked(loop: Loop, before: Callable[[Drawn], Messages], drawn: Drawn) -> Messages:
     """The gold completion from the data set stays in the conversation and becomes part of the
     prompt."""
     gold = {"type": "text", "text": str(drawn.row["solution"])}
@@ -131,7 +139,7 @@ def gold_leaked(loop: ReferenceLoop, before: Callable[[Drawn], Messages], drawn:
 
 @faults.add("text.first-only", "the incident", needs={"rows": (0, 2)})
 @result_of("render")
-def first_only(loop: ReferenceLoop, prompts: list[str]) -> list[str]:
+def first_only(loop: Loop, prompts: list[str]) -> list[str]:
     """prepare_prompt(...)[0] keeps only the first prompt of the batch: every sample's media are
     paired with the first sample's question."""
     return [prompts[0]] * len(prompts)
@@ -143,7 +151,7 @@ def first_only(loop: ReferenceLoop, prompts: list[str]) -> list[str]:
     stops=True,
 )
 @result_of("render")
-def list_of_lists(loop: ReferenceLoop, prompts: list[str]) -> list[list[str]]:
+def list_of_lists(loop: Loop, prompts: list[str]) -> list[list[str]]:
     """The template returns a list for every conversation, and the lists are passed on as
     prompts."""
     return [[prompt] for prompt in prompts]
@@ -151,7 +159,7 @@ def list_of_lists(loop: ReferenceLoop, prompts: list[str]) -> list[list[str]]:
 
 @faults.add("text.no-generation-prompt", "TRL issues on conversational data")
 @instead_of("render")
-def no_generation_prompt(loop: ReferenceLoop, before: object, conversations: list[Messages]) -> Any:
+def no_generation_prompt(loop: Loop, before: object, conversations: list[Messages]) -> Any:
     """add_generation_prompt=False: the model continues the user's turn."""
     return loop.processor.apply_chat_template(
         conversations, add_generation_prompt=False, tokenize=False

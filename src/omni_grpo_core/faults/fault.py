@@ -12,11 +12,12 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.doctor.evidence import Severity
+from omni_grpo_core.faults.seams import Loop
 from omni_grpo_core.types import STAGES, Stage
 
 Manager = AbstractContextManager[None]
-Injection = Callable[[ReferenceLoop], Manager]
+Injection = Callable[[Loop], Manager]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,11 @@ class Fault:
     ``needs``: settings of the loop (fields of ``LoopConfig``) without which it does no harm.
     ``stops``: the step raises, so nothing later is seen. ``steps``: optimizer steps until it shows.
     ``versions``: for a fault of transformers itself, the releases that have it, a PEP 440
-    specifier; ``""``: any.
+    specifier; ``""``: any. ``severity``: as the doctor's: a fault that "differs" is a recipe that
+    works. ``lacking``: shapes of loop that cannot have it, and why. ``noted``: it is wrong only in
+    what a loop logs or notes, so a loop that hands over nothing does not have it. ``also``: other
+    causes that are equally true of it. ``accepted``: other stages that may be blamed first, and
+    why.
     """
 
     id: str
@@ -40,6 +45,11 @@ class Fault:
     stops: bool = False
     steps: int = 1
     versions: str = ""
+    severity: Severity = "breaks"
+    lacking: Mapping[str, str] = field(default_factory=dict)
+    noted: bool = False
+    also: tuple[str, ...] = ()
+    accepted: Mapping[Stage, str] = field(default_factory=dict)
 
     @property
     def absent(self) -> str | None:
@@ -68,22 +78,15 @@ class FaultRegistry:
         self.faults: list[Fault] = []
 
     def add(
-        self,
-        id: str,
-        source: str,
-        *,
-        needs: Mapping[str, Any] | None = None,
-        stops: bool = False,
-        steps: int = 1,
-        versions: str = "",
+        self, id: str, source: str, *, stage: Stage | None = None, **more: Any
     ) -> Callable[[Injection], Injection]:
         """Decorates the function that injects the fault. The id's first part gives the stage, the
-        docstring the story."""
+        docstring the story; ``more``: further fields of :class:`Fault`."""
+        found = stage or _STAGE_OF[id.partition(".")[0]]
 
         def put(inject: Injection) -> Injection:
-            stage, story = _STAGE_OF[id.partition(".")[0]], " ".join((inject.__doc__ or "").split())
-            found = Fault(id, stage, story, source, inject, needs or {}, stops, steps, versions)
-            self.faults.append(found)
+            story = " ".join((inject.__doc__ or "").split())
+            self.faults.append(Fault(id, found, story, source, inject, **more))
             return inject
 
         return put
@@ -95,7 +98,7 @@ def instead_of(seam: str) -> Callable[[Callable[..., Any]], Injection]:
 
     def decorate(replacement: Callable[..., Any]) -> Injection:
         @wraps(replacement)
-        def inject(loop: ReferenceLoop) -> Manager:
+        def inject(loop: Loop) -> Manager:
             return loop.replaced(**{seam: partial(replacement, loop, getattr(loop, seam))})
 
         return inject
@@ -103,14 +106,14 @@ def instead_of(seam: str) -> Callable[[Callable[..., Any]], Injection]:
     return decorate
 
 
-def result_of(seam: str) -> Callable[[Callable[[ReferenceLoop, Any], Any]], Injection]:
+def result_of(seam: str) -> Callable[[Callable[[Loop, Any], Any]], Injection]:
     """Decorates a change to the result of the loop's method ``seam``: a function of the loop and
     that result. The result is an injection."""
 
-    def decorate(change: Callable[[ReferenceLoop, Any], Any]) -> Injection:
+    def decorate(change: Callable[[Loop, Any], Any]) -> Injection:
         @instead_of(seam)
         @wraps(change)
-        def replacement(loop: ReferenceLoop, before: Callable[..., Any], *args: Any) -> Any:
+        def replacement(loop: Loop, before: Callable[..., Any], *args: Any) -> Any:
             return change(loop, before(*args))
 
         return replacement
@@ -122,6 +125,9 @@ def without(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """``given`` without some names."""
     return {name: value for name, value in given.items() if name not in names}
 
+
+ONE_PROMPT = {"per-prompt": "a call of the processor, of generate and of the model has one prompt"}
+"""Why a fault that confuses or pads the prompts of one call is not in the loop that has one."""
 
 CACHE_DROPPED = ">=4.53,<5.24"
 """The releases whose checkpointing layer drops a block's key-value cache in train mode. From 5.24.0

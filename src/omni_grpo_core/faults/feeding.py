@@ -14,9 +14,9 @@ from omni_grpo_core.core.conversation import build_conversation
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import ROWS, LoopConfig
 from omni_grpo_core.faults.fixtures import Clips, Drawn, rows_of
+from omni_grpo_core.faults.seams import Messages
 from omni_grpo_core.types import Media
 
-Messages = list[dict[str, Any]]
 MEDIA_KEYS = ("pixel_values", "pixel_values_videos", "input_features")
 
 
@@ -111,6 +111,10 @@ class Feeding:
         """The one call of the processor."""
         output: Mapping[str, Any] = self.processor(**keywords)
         return output
+
+    def expand(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As they are: prompts were repeated before the processor."""
+        return inputs
 
 
 def _pil(pixels: Tensor) -> PILImage.Image:

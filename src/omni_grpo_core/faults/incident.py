@@ -23,8 +23,9 @@ from omni_grpo_core.doctor.verdict import Diagnosis
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import cache_is_dropped
 from omni_grpo_core.faults.plan import BY_ID
-from omni_grpo_core.faults.reference_loop import ReferenceLoop, StepOutcome
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.faults.rewarding import people_focus_reward
+from omni_grpo_core.faults.seams import StepOutcome
 from omni_grpo_core.faults.trial import recording, reference
 from omni_grpo_core.recorder.record import Recorder
 from omni_grpo_core.rewards.accuracy import Accuracy
@@ -126,7 +127,9 @@ def _replayed() -> Replay:
     faults = [BY_ID[name] for name in INJECTED]
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace"
-        with recording(loop, faults, trace, STEPS, max_prompt_length=2048) as recorder:
+        with recording(
+            loop, faults, trace, STEPS, settings={"max_prompt_length": 2048}
+        ) as recorder:
             outcomes, raised = _trained(loop, recorder)
             cases = as_cases(read_traces(trace), reference(CONFIG.dtype))
     return Replay(outcomes, tuple(good), tuple(right), cases, raised)

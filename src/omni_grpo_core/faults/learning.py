@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from omni_grpo_core.faults.fault import FaultRegistry, Manager, instead_of, result_of
-from omni_grpo_core.faults.reference_loop import ReferenceLoop, Rolled, StepOutcome
+from omni_grpo_core.faults.seams import Loop, Rolled, StepOutcome
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.trace.calls import AdvantageSeen
 
@@ -34,14 +34,14 @@ HELD = {"beta": 0.1, **AGAIN}
 
 @faults.add("adv.group-mixed", "rewards.view(-1, G) after filtering")
 @result_of("group_ids")
-def group_mixed(loop: ReferenceLoop, ids: list[str]) -> list[str]:
+def group_mixed(loop: Loop, ids: list[str]) -> list[str]:
     """Groups are formed by row order after a row was dropped: every group holds a completion of the
     next one."""
     return [*ids[1:], *ids[:1]] if len(ids) > len(loop.config.rows) else ids
 
 
 @faults.add("adv.zero-variance", "reward_weights read by name")
-def zero_variance(loop: ReferenceLoop) -> Manager:
+def zero_variance(loop: Loop) -> Manager:
     """Every reward has weight 0 because no name in the configuration matches: all groups are
     constant, the loss is 0 and nothing is raised."""
     return patched(loop, reward_weights=[0.0 for _ in loop.reward_weights])
@@ -51,9 +51,7 @@ def zero_variance(loop: ReferenceLoop) -> Manager:
     "adv.partial-unused", "HumanOmniV2: the judge's advantage from the wrong tensor", needs=PARTIAL
 )
 @instead_of("advantages")
-def partial_unused(
-    loop: ReferenceLoop, before: Callable[..., AdvantageSeen], *given: Any
-) -> AdvantageSeen:
+def partial_unused(loop: Loop, before: Callable[..., AdvantageSeen], *given: Any) -> AdvantageSeen:
     """The partial reward's advantage is computed but left out of the tensor that the loss uses."""
     seen, mask = before(*given), given[-1]
     base = loop.normalise(seen.rewards, seen.group_ids)
@@ -62,7 +60,7 @@ def partial_unused(
 
 @faults.add("adv.span-mask", "HumanOmniV2's tag masks", needs=PARTIAL)
 @instead_of("partial_spans")
-def span_mask(loop: ReferenceLoop, before: object, ids: Tensor, mask: Tensor) -> Tensor:
+def span_mask(loop: Loop, before: object, ids: Tensor, mask: Tensor) -> Tensor:
     """The closing tag is searched for by hard-coded ids and not found; argmax returns 0, and the
     partial reward acts on all tokens."""
     return mask.clone()
@@ -70,19 +68,20 @@ def span_mask(loop: ReferenceLoop, before: object, ids: Tensor, mask: Tensor) ->
 
 @faults.add("adv.broadcast", "trainers tested with one completion")
 @result_of("rollout")
-def broadcast(loop: ReferenceLoop, rolled: Rolled) -> Rolled:
+def broadcast(loop: Loop, rolled: list[Rolled]) -> list[Rolled]:
     """Advantages of shape (N,) are multiplied with token losses of shape (N, C) without a new axis:
     tokens get other rows' advantages, and only N = 1 is right."""
-    rows, columns = rolled.ids.shape
-    if rolled.advantages.dim() == 1:
-        rolled.advantages = rolled.advantages.repeat(columns).view(rows, columns)
+    for one in rolled:
+        rows, columns = one.ids.shape
+        if one.advantages.dim() == 1:
+            one.advantages = one.advantages.repeat(columns).view(rows, columns)
     return rolled
 
 
 @faults.add("adv.batch-scale", "REINFORCE code reused for GRPO")
 @instead_of("normalise")
 def batch_scale(
-    loop: ReferenceLoop, before: Callable[..., Tensor], rewards: Tensor, groups: Sequence[str]
+    loop: Loop, before: Callable[..., Tensor], rewards: Tensor, groups: Sequence[str]
 ) -> Tensor:
     """Rewards are normalised over the whole batch instead of each group: easy questions are
     rewarded and hard ones punished."""
@@ -94,16 +93,14 @@ def batch_scale(
 
 @faults.add("loss.shift", "hand-written log-probabilities")
 @instead_of("completion_logits")
-def shift(loop: ReferenceLoop, before: object, logits: Tensor, length: int) -> Tensor:
+def shift(loop: Loop, before: object, logits: Tensor, length: int) -> Tensor:
     """Logits and labels are off by one: each token is scored by the logits after it."""
     return logits[:, -length:]
 
 
 @faults.add("loss.prompt-included", "labels made from the whole sequence")
 @instead_of("learn")
-def prompt_included(
-    loop: ReferenceLoop, before: Callable[..., float], one: Rolled, *more: Any
-) -> float:
+def prompt_included(loop: Loop, before: Callable[..., float], one: Rolled, *more: Any) -> float:
     """The prompt's tokens are included in the loss."""
     inputs = loop.scoring_inputs(one)
     ids, mask = inputs["input_ids"][:, 1:], inputs["attention_mask"][:, 1:].bool()
@@ -112,12 +109,12 @@ def prompt_included(
         completion_logits=lambda logits, length: logits[:, :-1],
         log_softmax=lambda logits: (logits.float() / loop.config.temperature).log_softmax(-1),
     ):
-        return before(replace(one, ids=ids, mask=mask), *more)
+        return before(replace(one, ids=ids, mask=mask, old=None, reference=None), *more)
 
 
 @faults.add("loss.after-eos", "masks made from the cap")
 @result_of("loss_mask")
-def after_eos(loop: ReferenceLoop, mask: Tensor) -> Tensor:
+def after_eos(loop: Loop, mask: Tensor) -> Tensor:
     """Tokens after the end of a completion are included in the loss."""
     return torch.ones_like(mask)
 
@@ -129,16 +126,16 @@ def after_eos(loop: ReferenceLoop, mask: Tensor) -> Tensor:
 )
 @instead_of("reduce")
 def normaliser(
-    loop: ReferenceLoop, before: object, per_token: Tensor, mask: Tensor, rolled: Sequence[Rolled]
+    loop: Loop, before: object, per_token: Tensor, mask: Tensor, rolled: Sequence[Rolled]
 ) -> Tensor:
     """The token mean is taken per micro-batch: the loss depends on how a step is split."""
     return (per_token * mask).sum() / mask.sum() / len(rolled)
 
 
-@faults.add("loss.clip-side", "TRL before it counted by side", needs=AGAIN)
+@faults.add("loss.clip-side", "TRL before it counted by side", needs=AGAIN, noted=True)
 @instead_of("clipped")
 def clip_side(
-    loop: ReferenceLoop, before: Callable[..., Tensor], ratio: Tensor, advantages: Tensor
+    loop: Loop, before: Callable[..., Tensor], ratio: Tensor, advantages: Tensor
 ) -> Tensor:
     """The logged clip ratio counts tokens that are not clipped: below the range with a positive
     advantage, above it with a negative one."""
@@ -147,9 +144,7 @@ def clip_side(
 
 @faults.add("loss.kl-sign", "hand-written losses", needs=HELD)
 @instead_of("token_loss")
-def kl_sign(
-    loop: ReferenceLoop, before: Callable[..., Logged], logprobs: Tensor, rolled: Rolled
-) -> Logged:
+def kl_sign(loop: Loop, before: Callable[..., Logged], logprobs: Tensor, rolled: Rolled) -> Logged:
     """The KL term is subtracted from a loss that is minimised: the policy is pushed away from its
     reference."""
     loss, metrics = before(logprobs, rolled)
@@ -158,9 +153,9 @@ def kl_sign(
     return loss, metrics
 
 
-@faults.add("loss.hidden-beta", "open-r1-multimodal's beta", needs=HELD)
+@faults.add("loss.hidden-beta", "open-r1-multimodal's beta", needs=HELD, noted=True)
 @result_of("settings")
-def hidden_beta(loop: ReferenceLoop, settings: dict[str, Any]) -> dict[str, Any]:
+def hidden_beta(loop: Loop, settings: dict[str, Any]) -> dict[str, Any]:
     """The loss has a KL term although the settings have beta 0: an inner function has its own
     default."""
     return {**settings, "beta": 0.0}
@@ -169,7 +164,7 @@ def hidden_beta(loop: ReferenceLoop, settings: dict[str, Any]) -> dict[str, Any]
 # in the mean of means of the grpo loss a group's advantages cancel, and 0 has no sign
 @faults.add("loss.sign", "hand-written losses", needs={"loss_type": "dapo"})
 @result_of("token_loss")
-def sign(loop: ReferenceLoop, logged: Logged) -> Logged:
+def sign(loop: Loop, logged: Logged) -> Logged:
     """The loss has the sign of the objective: rewarded completions become less likely."""
     loss, metrics = logged
     return -loss, metrics
@@ -177,9 +172,7 @@ def sign(loop: ReferenceLoop, logged: Logged) -> Logged:
 
 @faults.add("loss.old-recomputed", "open-r1-multimodal with num_iterations above 1", needs=AGAIN)
 @instead_of("learn")
-def old_recomputed(
-    loop: ReferenceLoop, before: Callable[..., float], one: Rolled, *more: Any
-) -> float:
+def old_recomputed(loop: Loop, before: Callable[..., float], one: Rolled, *more: Any) -> float:
     """On a second pass over a rollout the current logprobs are used as the old ones: the ratio is
     always 1 and nothing is ever clipped."""
     return before(replace(one, old=None), *more)
@@ -190,7 +183,7 @@ def old_recomputed(
 
 @faults.add("step.detached", "answers to 'element 0 of tensors does not require grad'")
 @instead_of("backward")
-def detached(loop: ReferenceLoop, before: Callable[[Tensor], None], loss: Tensor) -> None:
+def detached(loop: Loop, before: Callable[[Tensor], None], loss: Tensor) -> None:
     """The loss was detached, and requires_grad_() silenced the error: backward runs and reaches no
     parameter."""
     before(loss.detach().requires_grad_())
@@ -198,7 +191,7 @@ def detached(loop: ReferenceLoop, before: Callable[[Tensor], None], loss: Tensor
 
 @faults.add("step.frozen-wrong", "freeze_vision_modules on renamed modules")
 @contextmanager
-def frozen_wrong(loop: ReferenceLoop) -> Iterator[None]:
+def frozen_wrong(loop: Loop) -> Iterator[None]:
     """The text model is frozen and the towers are trained: modules were frozen by the wrong
     prefix."""
     before = {p: p.requires_grad for p in loop.model.parameters()}
@@ -214,7 +207,7 @@ def frozen_wrong(loop: ReferenceLoop) -> Iterator[None]:
 
 @faults.add("step.not-updated", "optimizers made before prepare()")
 @contextmanager
-def not_updated(loop: ReferenceLoop) -> Iterator[None]:
+def not_updated(loop: Loop) -> Iterator[None]:
     """The optimizer was created before the model was wrapped or moved and holds other parameters:
     the loss is logged, but the model never changes."""
     earlier = copy.deepcopy(loop.model)
@@ -226,7 +219,7 @@ def not_updated(loop: ReferenceLoop) -> Iterator[None]:
 
 
 @faults.add("step.accumulation", "accumulation set in two places", needs={"accumulation": 2})
-def accumulation(loop: ReferenceLoop) -> Manager:
+def accumulation(loop: Loop) -> Manager:
     """The loss is divided by four micro-batches, but the optimizer steps after two."""
     reduce, settings = loop.reduce, loop.settings
     return loop.replaced(
@@ -237,7 +230,7 @@ def accumulation(loop: ReferenceLoop) -> Manager:
 
 @faults.add("step.resume", "checkpoints without optimizer and sampler", steps=2)
 @result_of("step")
-def resume(loop: ReferenceLoop, outcome: StepOutcome) -> StepOutcome:
+def resume(loop: Loop, outcome: StepOutcome) -> StepOutcome:
     """A resumed run starts over: optimizer state, random state and position in the data are lost,
     and the same rows are trained on again."""
     loop.steps_done = 0
@@ -251,7 +244,7 @@ def resume(loop: ReferenceLoop, outcome: StepOutcome) -> StepOutcome:
     needs={"lora": True, "checkpointing": True},
 )
 @contextmanager
-def reentrant_checkpointing(loop: ReferenceLoop) -> Iterator[None]:
+def reentrant_checkpointing(loop: Loop) -> Iterator[None]:
     """With adapters, frozen embeddings and re-entrant checkpointing, no input of a block requires a
     gradient: there are no gradients, and only a warning."""
     before = loop.backward
@@ -275,7 +268,7 @@ def reentrant_checkpointing(loop: ReferenceLoop) -> Iterator[None]:
 
 @faults.add("step.nan-gradient", "0 times infinity behind a mask")
 @result_of("log_softmax")
-def nan_gradient(loop: ReferenceLoop, logprobs: Tensor) -> Tensor:
+def nan_gradient(loop: Loop, logprobs: Tensor) -> Tensor:
     """An entropy that is only logged includes the minus infinity of suppressed tokens: the loss is
     finite, but every gradient is NaN."""
     entropy = -(logprobs.exp() * logprobs).nansum(-1, keepdim=True)

@@ -19,8 +19,8 @@ from omni_grpo_core.faults.fault import (
     result_of,
     without,
 )
-from omni_grpo_core.faults.feeding import Messages
-from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.faults.fixtures import Drawn
+from omni_grpo_core.faults.seams import Loop, Messages
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE, Media
 
 faults = FaultRegistry()
@@ -45,7 +45,7 @@ def _each(kind: str, tensor: str) -> Callable[[Callable[[Tensor], Tensor]], Inje
     def decorate(change: Callable[[Tensor], Tensor]) -> Injection:
         @result_of("load")
         @wraps(change)
-        def changed(loop: ReferenceLoop, media: Media) -> Media:
+        def changed(loop: Loop, media: Media) -> Media:
             held = getattr(media, kind)
             found: Any = tuple(replace(m, **{tensor: change(getattr(m, tensor))}) for m in held)
             return replace(media, **{kind: found})
@@ -61,7 +61,7 @@ _sound = _each("audios", "samples")
 
 @faults.add("media.video-dropped", "open-r1-multimodal's get_custom_multimodal_keywords")
 @result_of("process")
-def video_dropped(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
+def video_dropped(loop: Loop, inputs: Inputs) -> Inputs:
     """The trainer's list of model input keys lacks pixel_values_videos: the placeholders keep their
     raw embeddings, and nothing is raised."""
     return without(inputs, "pixel_values_videos")
@@ -69,7 +69,7 @@ def video_dropped(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
 
 @faults.add("media.audio-dropped", "trainers made for images and video")
 @result_of("process")
-def audio_dropped(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
+def audio_dropped(loop: Loop, inputs: Inputs) -> Inputs:
     """The trainer's list of model input keys lacks input_features: audio placeholders keep their
     raw embeddings."""
     return without(inputs, "input_features")
@@ -77,25 +77,32 @@ def audio_dropped(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
 
 @faults.add("media.images-only", "the incident's vLLM trainer")
 @result_of("process")
-def images_only(loop: ReferenceLoop, inputs: Inputs) -> Inputs:
+def images_only(loop: Loop, inputs: Inputs) -> Inputs:
     """The trainer passes images to the model and drops videos and audios."""
     return {name: value for name, value in inputs.items() if name not in OF_CLIPS}
 
 
 @faults.add("media.swapped", "loaders that sort or cache media separately from the text")
-@instead_of("process")
-def swapped(
-    loop: ReferenceLoop, before: Callable[..., Inputs], texts: list[str], media: list[Media]
-) -> Inputs:
+def swapped(loop: Loop) -> Manager:
     """The media of one sample are paired with the text of another: nothing is raised, and accuracy
     is at chance."""
-    size = len(media) // max(len(set(map(id, media))), 1)
-    return before(texts, [*media[size:], *media[:size]])
+    draw, load = loop.draw, loop.load
+    drawn: list[Drawn] = []
+
+    def remembered(micro: int) -> list[Drawn]:
+        drawn[:] = draw(micro)
+        return list(drawn)
+
+    def of_the_next(messages: Messages) -> Media:
+        asked = [loop.conversation(row) for row in drawn]
+        return load(asked[asked.index(messages) - 1])
+
+    return loop.replaced(draw=remembered, load=of_the_next)
 
 
 @faults.add("media.fps-ignored", "return_video_kwargs of qwen-omni-utils, left unused")
 @result_of("processor_keywords")
-def fps_ignored(loop: ReferenceLoop, keywords: dict[str, Any]) -> dict[str, Any]:
+def fps_ignored(loop: Loop, keywords: dict[str, Any]) -> dict[str, Any]:
     """The sampled frame rate does not reach the processor, which assumes 2 frames a second: all
     time positions are off."""
     return without(keywords, "fps")
@@ -103,14 +110,14 @@ def fps_ignored(loop: ReferenceLoop, keywords: dict[str, Any]) -> dict[str, Any]
 
 @faults.add("media.frames-clamped", "Qwen-Omni issues on memory", needs={"rows": (12, 11)})
 @result_of("processor_keywords")
-def frames_clamped(loop: ReferenceLoop, keywords: dict[str, Any]) -> dict[str, Any]:
+def frames_clamped(loop: Loop, keywords: dict[str, Any]) -> dict[str, Any]:
     """max_frames is passed to the processor, but the frames are already sampled: the limit has no
     effect."""
     return {**keywords, "max_frames": 4}
 
 
 @faults.add("media.pixels-ignored", "Qwen-VL and Qwen-Omni issues on max_pixels")
-def pixels_ignored(loop: ReferenceLoop) -> Manager:
+def pixels_ignored(loop: Loop) -> Manager:
     """max_pixels is passed to the processor, after the reader has chosen the size: frames are four
     times as large as requested."""
     asked = 56 * 56
@@ -155,9 +162,7 @@ EVERY_FRAME = 1000.0
 
 @faults.add("media.library-decoder", "transformers' fetch_videos and sample_frames, 4.57 to 5.24")
 @instead_of("load")
-def library_decoder(
-    loop: ReferenceLoop, before: Callable[[Messages], Media], messages: Messages
-) -> Media:
+def library_decoder(loop: Loop, before: Callable[[Messages], Media], messages: Messages) -> Media:
     """The clip is passed to the processor as a path. Transformers decodes it with torchcodec on the
     machine's FFmpeg, or with another installed backend, and takes frame k * total // n, while
     qwen-omni-utils spaces n frames evenly up to the last."""

@@ -14,6 +14,7 @@ from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.core.dialect import tokens_cached
 from omni_grpo_core.faults.batch import PADDED
 from omni_grpo_core.faults.fault import (
+    ONE_PROMPT,
     FaultRegistry,
     Injection,
     Manager,
@@ -21,14 +22,14 @@ from omni_grpo_core.faults.fault import (
     result_of,
     without,
 )
-from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.faults.seams import Loop
 from omni_grpo_core.recorder.hooks import patched
 
 faults = FaultRegistry()
 Keywords = dict[str, Any]
 
 
-def text_model(loop: ReferenceLoop) -> Any:
+def text_model(loop: Loop) -> Any:
     """The text model, which some versions of transformers nest one level deeper."""
     return getattr(loop.thinker.model, "language_model", loop.thinker.model)
 
@@ -53,18 +54,18 @@ def _text_keywords(change: Callable[[Keywords], None]) -> Injection:
     """Decorates a change to the keywords with which the text model is called."""
 
     @wraps(change)
-    def inject(loop: ReferenceLoop) -> Manager:
+    def inject(loop: Loop) -> Manager:
         return _pre_hook(text_model(loop), change)
 
     return inject
 
 
-def _embeddings(change: Callable[[ReferenceLoop, Tensor, Tensor], Tensor]) -> Injection:
+def _embeddings(change: Callable[[Loop, Tensor, Tensor], Tensor]) -> Injection:
     """Decorates a change to the text model's input embeddings, (N, L, H), given the ids, (N, L)."""
 
     @contextmanager
     @wraps(change)
-    def inject(loop: ReferenceLoop) -> Iterator[None]:
+    def inject(loop: Loop) -> Iterator[None]:
         asked: list[Any] = [None]
 
         def note(keywords: Keywords) -> None:
@@ -86,7 +87,7 @@ def _embeddings(change: Callable[[ReferenceLoop, Tensor, Tensor], Tensor]) -> In
 
 @faults.add("embed.not-injected", "the incident's hypothesis; forwards on embed_tokens(input_ids)")
 @_embeddings
-def not_injected(loop: ReferenceLoop, ids: Tensor, embeds: Tensor) -> Tensor:
+def not_injected(loop: Loop, ids: Tensor, embeds: Tensor) -> Tensor:
     """The towers' features never reach the placeholders, which keep their raw embeddings: swapping
     the media changes nothing."""
     waiting = torch.isin(ids, torch.tensor(list(placeholder_ids(loop.processor).values())))
@@ -96,7 +97,7 @@ def not_injected(loop: ReferenceLoop, ids: Tensor, embeds: Tensor) -> Tensor:
 
 @faults.add("embed.misordered", "batches sorted by length inside an audio tower")
 @_embeddings
-def misordered(loop: ReferenceLoop, ids: Tensor, embeds: Tensor) -> Tensor:
+def misordered(loop: Loop, ids: Tensor, embeds: Tensor) -> Tensor:
     """Audio features are scattered over the placeholders in a different order from the audios in
     the text."""
     audio = placeholder_ids(loop.processor)["audio"]
@@ -120,7 +121,7 @@ def stale_deltas(keywords: Keywords) -> None:
 
 @faults.add("pos.collapsed-time", "transformers: second_per_grid_ts in integer arithmetic")
 @contextmanager
-def collapsed_time(loop: ReferenceLoop) -> Iterator[None]:
+def collapsed_time(loop: Loop) -> Iterator[None]:
     """The seconds between frames are truncated to 0: all frames of a clip have the same time."""
     # recent versions keep it one level deeper, with an alias above
     owners = [o for o in (loop.thinker, loop.thinker.model) if hasattr(o, "get_rope_index")]
@@ -141,7 +142,12 @@ def collapsed_time(loop: ReferenceLoop) -> Iterator[None]:
         yield
 
 
-@faults.add("pos.expanded-wrong", "trainers that repeat one prompt G times", needs=PADDED)
+@faults.add(
+    "pos.expanded-wrong",
+    "trainers that repeat one prompt G times",
+    needs=PADDED,
+    lacking=ONE_PROMPT,
+)
 @_text_keywords
 def expanded_wrong(keywords: Keywords) -> None:
     """Positions are computed for the first row and expanded to all copies of all prompts."""
@@ -152,14 +158,14 @@ def expanded_wrong(keywords: Keywords) -> None:
 
 @faults.add("pos.no-mask", "scoring calls of model(input_ids, **multimodal_inputs)")
 @result_of("scoring_inputs")
-def no_mask(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
+def no_mask(loop: Loop, inputs: Keywords) -> Keywords:
     """The scoring forward gets no attention mask: the model silently uses plain text positions."""
     return without(inputs, "attention_mask")
 
 
 @faults.add("pos.flag-scoring", "HumanOmniV2's _get_per_token_logps")
 @result_of("scoring_inputs")
-def flag_scoring(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
+def flag_scoring(loop: Loop, inputs: Keywords) -> Keywords:
     """use_audio_in_video is not passed to the scoring forward: its time positions differ from those
     of generation."""
     return without(inputs, "use_audio_in_video")
@@ -167,7 +173,7 @@ def flag_scoring(loop: ReferenceLoop, inputs: Keywords) -> Keywords:
 
 @faults.add("policy.config-mismatch", "transformers 4.x reads rope_scaling, 5.x rope_parameters")
 @contextmanager
-def config_mismatch(loop: ReferenceLoop) -> Iterator[None]:
+def config_mismatch(loop: Loop) -> Iterator[None]:
     """The checkpoint was saved by another major version: the rope sections are not found and
     silently default."""
     sections = [16, 0, 0]
@@ -192,6 +198,7 @@ def config_mismatch(loop: ReferenceLoop) -> Iterator[None]:
     "logits.batch-differs",
     "FlashAttention set up for packed rows, on left-padded ones",
     needs=PADDED,
+    lacking=ONE_PROMPT,
 )
 @_text_keywords
 def batch_differs(keywords: Keywords) -> None:
@@ -225,7 +232,7 @@ def cache_differs(keywords: Keywords) -> None:
     needs={"iterations": 2},
 )
 @instead_of("log_softmax")
-def low_precision(loop: ReferenceLoop, before: object, logits: Tensor) -> Tensor:
+def low_precision(loop: Loop, before: object, logits: Tensor) -> Tensor:
     """The log-softmax is computed in bfloat16: ratios are noise once a rollout is reused."""
     scores = logits.bfloat16() / loop.config.temperature
     scores = scores.index_fill(-1, torch.tensor(loop.suppressed), -torch.inf)

@@ -8,10 +8,10 @@ Everything that people get wrong is a small method, which a fault replaces.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,47 +22,14 @@ from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.feeding import Feeding
-from omni_grpo_core.faults.fixtures import Clips, Drawn
+from omni_grpo_core.faults.fixtures import Clips
 from omni_grpo_core.faults.scoring import Recall, Scoring
+from omni_grpo_core.faults.seams import Notebook, Rolled, StepOutcome, outcome_of
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.trace.calls import LossSeen, SamplesSeen
-
-
-class Notebook(Protocol):
-    """The part of a recorder that a loop writes to explicitly."""
-
-    def note(self, value: Any) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Rolled:
-    """One micro-batch after its rollout; N rows, B * G of them unless a fault dropped some.
-
-    ``inputs``: the processor's output. ``ids``, ``mask``: (N, C), the mask up to the first eos.
-    ``advantages``: (N,) or (N, C). ``old``, ``reference``: (N, C) or ``None``.
-    """
-
-    drawn: list[Drawn]
-    inputs: dict[str, Tensor]
-    ids: Tensor
-    mask: Tensor
-    texts: list[str]
-    rewards: Tensor
-    advantages: Tensor
-    old: Tensor | None = None
-    reference: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutcome:
-    """What a step logged: ``losses``, one per backward; ``rewards``, (N, functions); texts."""
-
-    losses: tuple[float, ...]
-    rewards: tuple[tuple[float, ...], ...]
-    texts: tuple[str, ...]
 
 
 class ReferenceLoop(Feeding, Scoring):
@@ -150,7 +117,7 @@ class ReferenceLoop(Feeding, Scoring):
         }
 
     @torch.no_grad()
-    def generate(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def generate(self, inputs: dict[str, Tensor]) -> Tensor:
         """Prompts and completions, (N, L + C): in eval mode, with the cache, checkpointing off."""
         with generating(self.model):
             return self.call_generate({**inputs, **self.generation_keywords()})
@@ -253,7 +220,7 @@ class ReferenceLoop(Feeding, Scoring):
 
     # ----------------------------------------------------------------- the step
 
-    def rollout(self, micro: int, notebook: Notebook | None) -> Rolled:
+    def rollout(self, micro: int, notebook: Notebook | None) -> list[Rolled]:
         """From rows to advantages."""
         rows = self.draw(micro)
         if notebook is not None:
@@ -262,7 +229,7 @@ class ReferenceLoop(Feeding, Scoring):
         prompts = self.repeat(self.render(conversations))
         media = self.repeat([self.load(messages) for messages in conversations])
         drawn = self.repeat(rows)
-        inputs = self.process(prompts, media)
+        inputs = self.expand(self.process(prompts, media))
         sequences = self.generate(inputs)
         ids, mask = self.cut(sequences, inputs["input_ids"].shape[1])
         texts = self.decode(ids, mask)
@@ -270,12 +237,16 @@ class ReferenceLoop(Feeding, Scoring):
         seen = self.advantages(rewards, drawn, ids, mask)
         if notebook is not None:
             notebook.note(seen)
-        return Rolled(drawn, inputs, ids, mask, texts, rewards, seen.advantages)
+        return [Rolled(drawn, inputs, ids, mask, texts, rewards, seen.advantages)]
 
     def step(self, notebook: Notebook | None = None) -> StepOutcome:
         """One rollout and ``iterations`` optimizer steps on it."""
         torch.manual_seed(self.config.seed + 1000 * self.steps_done)
-        rolled = [self.rollout(micro, notebook) for micro in range(self.config.accumulation)]
+        rolled = [
+            one
+            for micro in range(self.config.accumulation)
+            for one in self.rollout(micro, notebook)
+        ]
         with torch.no_grad():
             for one in rolled:
                 if self.config.iterations > 1:
@@ -287,11 +258,7 @@ class ReferenceLoop(Feeding, Scoring):
             losses += [self.learn(one, rolled, notebook) for one in rolled]
             self.update()
         self.steps_done += 1
-        return StepOutcome(
-            tuple(losses),
-            tuple(tuple(row.tolist()) for one in rolled for row in one.rewards),
-            tuple(text for one in rolled for text in one.texts),
-        )
+        return outcome_of(losses, rolled)
 
     def reference_logprobs(self, rolled: Rolled) -> Tensor:
         """Logprobs under the initial policy: a copy, or the model with its adapters off."""

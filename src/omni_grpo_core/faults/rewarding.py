@@ -11,7 +11,7 @@ from typing import Any
 
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.faults.fault import FaultRegistry, Injection, Manager, result_of
-from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.faults.seams import Loop
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.rewards import COLUMNS
 from omni_grpo_core.rewards.accuracy import Accuracy
@@ -38,7 +38,7 @@ def _reward(name: str) -> Callable[[Any], Injection]:
 
     def decorate(function: Any) -> Injection:
         @wraps(function)
-        def inject(loop: ReferenceLoop) -> Manager:
+        def inject(loop: Loop) -> Manager:
             funcs = {str(getattr(f, "__name__", "")): f for f in loop.reward_funcs}
             if name in funcs:
                 return patched(loop, reward_funcs=[*{**funcs, name: function}.values()])
@@ -119,7 +119,7 @@ def people_focus_reward(prompts: Any, completions: Sequence[str], **columns: Any
 
 
 @faults.add("reward.floor", "the incident's people-focus reward")
-def floor(loop: ReferenceLoop) -> Manager:
+def floor(loop: Loop) -> Manager:
     """A reward pays 0.10 by default, even for garbage."""
     return _reward("people_focus")(people_focus_reward)(loop)
 
@@ -240,7 +240,7 @@ def judge_format(text: str) -> float:
 
 @faults.add("reward.by-position", "trainers that sort completions and not the columns")
 @result_of("columns")
-def by_position(loop: ReferenceLoop, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def by_position(loop: Loop, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Completions are scored against columns in a different order: golds are read by position
     after the rows were sorted."""
     return {name: values[::-1] for name, values in columns.items()}

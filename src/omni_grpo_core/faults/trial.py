@@ -20,7 +20,8 @@ from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.doctor.verdict import Diagnosis
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import Fault
-from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.faults.makes import MAKES, Make
+from omni_grpo_core.faults.seams import Loop
 from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.recorder.record import Recorder, record
 from omni_grpo_core.types import STAGES, Stage, Trace
@@ -56,12 +57,14 @@ def reference(dtype: str) -> Reference:
 
 @contextmanager
 def recording(
-    loop: ReferenceLoop, faults: Iterable[Fault], folder: Path, steps: int, **settings: Any
+    loop: Loop, faults: Iterable[Fault], folder: Path, steps: int, **more: Any
 ) -> Iterator[Recorder]:
-    """A recorder on a loop with ``faults`` injected. ``settings``: added to the loop's own."""
+    """A recorder on a loop with ``faults`` injected; ``more``: further arguments of ``record``."""
     with ExitStack() as stack:
         for fault in faults:
             stack.enter_context(fault.inject(loop))
+        if "settings" in more:
+            more["settings"] = {**loop.settings(), **more["settings"]}
         yield stack.enter_context(
             record(
                 folder,
@@ -69,40 +72,48 @@ def recording(
                 processor=loop.processor,
                 reward_funcs=loop.reward_funcs,
                 steps=steps,
-                settings={**loop.settings(), **settings},
+                **more,
             )
         )
 
 
 def recorded(
-    faults: Sequence[Fault], config: LoopConfig, folder: Path
+    faults: Sequence[Fault], config: LoopConfig, folder: Path, make: Make = MAKES["reference"]
 ) -> tuple[list[tuple[str, Trace]], str | None]:
     """The steps of a loop with ``faults`` injected, and what it raised.
 
     An exception in the loop is a finding, not an error: half of the faults in the wild end a run.
     """
-    loop = ReferenceLoop(reference(config.dtype).policy, config)
+    loop = make.build(reference(config.dtype).policy, config)
     steps = max((fault.steps for fault in faults), default=1)
+    # every update on a rollout is an optimizer step, and one recorded step
+    seen = steps * config.iterations
     raised: str | None = None
-    with (
-        # every update on a rollout is an optimizer step, and one recorded step
-        recording(loop, faults, folder, steps * config.iterations) as recorder,
-        # the recorder captures them; on a terminal they would be noise
-        warnings.catch_warnings(action="ignore"),
-    ):
-        try:
+    try:
+        with (
+            recording(
+                loop, faults, folder, seen, **({"settings": {}} if make.noted else {})
+            ) as recorder,
+            # the recorder captures them; on a terminal they would be noise
+            warnings.catch_warnings(action="ignore"),
+        ):
             for _ in range(steps):
-                loop.step(recorder)
-        except Exception as error:
-            raised = f"{type(error).__name__}: {error}"
-            recorder.end_step()
+                loop.step(recorder if make.noted else None)
+    except Exception as error:
+        raised = f"{type(error).__name__}: {error}"
     return read_traces(folder), raised
 
 
-def trial(faults: Sequence[Fault], config: LoopConfig, *, causes: bool = True) -> Summary:
+def trial(
+    faults: Sequence[Fault],
+    config: LoopConfig,
+    make: Make = MAKES["reference"],
+    *,
+    causes: bool = True,
+) -> Summary:
     """Record and diagnose a loop with ``faults`` injected; with none, a clean loop."""
     with tempfile.TemporaryDirectory() as folder:
-        traces, raised = recorded(faults, config, Path(folder) / "trace")
+        traces, raised = recorded(faults, config, Path(folder) / "trace", make)
         cases = in_order(as_cases(traces, reference(config.dtype)))
         verdict = merge([diagnose(case, causes=causes) for case in cases])
     return summarise(verdict, raised)

@@ -1,0 +1,45 @@
+"""The loops that a campaign plants faults in, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.loop_buffered import BufferedLoop
+from omni_grpo_core.faults.loop_per_prompt import PerPromptLoop
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
+from omni_grpo_core.faults.seams import Loop
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """A loop, and what a recorder is told of it. ``shape``: which loop; ``noted``: it hands over
+    its settings and what it can note, otherwise a recorder gets the model, the processor and the
+    reward functions alone. ``base``: what differs from the default configuration."""
+
+    name: str
+    shape: str
+    build: Callable[[Policy, LoopConfig], Loop]
+    noted: bool = False
+    base: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> LoopConfig:
+        return LoopConfig(**self.base)
+
+
+MAKES: Mapping[str, Make] = {
+    make.name: make
+    for make in (
+        Make("reference", "reference", ReferenceLoop, noted=True),
+        Make("reference-silent", "reference", ReferenceLoop),
+        Make("per-prompt", "per-prompt", PerPromptLoop),
+        Make("buffered", "buffered", BufferedLoop, base={"loss_type": "dapo"}),
+        Make("per-prompt-noted", "per-prompt", PerPromptLoop, noted=True),
+        Make("buffered-noted", "buffered", BufferedLoop, noted=True, base={"loss_type": "dapo"}),
+    )
+}
+"""A fault is planted in the first four; one that only notes can show, in the three that note."""
