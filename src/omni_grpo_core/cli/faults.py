@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from omni_grpo_core.faults.campaign import Row
     from omni_grpo_core.faults.fault import Fault
+    from omni_grpo_core.faults.plan import Task
 
 
 def faults(
@@ -25,23 +26,33 @@ def faults(
         list[str] | None,
         typer.Option(help="Fault id, or prefix of ids; may be repeated."),
     ] = None,
+    loop: Annotated[
+        list[str] | None,
+        typer.Option(help="Loop to plant the faults in; may be repeated. By default all."),
+    ] = None,
     pairs: Annotated[int, typer.Option(min=0, help="Pairs of faults in different stages.")] = 200,
-    clean: Annotated[int, typer.Option(min=0, help="Clean configurations.")] = 200,
+    clean: Annotated[int, typer.Option(min=0, help="Runs of sound loops.")] = 440,
+    sample: Annotated[
+        int, typer.Option(min=1, help="Trials to draw from all of these; every fault is in.")
+    ] = 400,
+    whole: Annotated[bool, typer.Option("--all", help="Run all trials, drawing none.")] = False,
     causes: cli.Causes = True,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
-    seed: Annotated[int, typer.Option(help="Seed for drawing pairs and clean configurations.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     names: Annotated[bool, typer.Option("--list", help="List the catalogue and exit.")] = False,
     as_json: cli.Json = False,
 ) -> None:
-    """Inject every known fault into a clean trainer; does the doctor find it?
+    """Plant every known fault in sound loops of several makes; does the doctor find it?
 
-    Faults that need another version of transformers are reported as skipped.
+    By default a sample of all trials: every fault in one of its loops, some pairs of faults and
+    some sound runs. ``--all`` plants each fault in every loop. Faults that need another version of
+    transformers are reported as skipped.
 
     Exit codes: 0 all targets met, 1 a target was missed, 2 bad usage.
     """
     quiet_libraries()
+    from omni_grpo_core.faults import plan
     from omni_grpo_core.faults.campaign import run
-    from omni_grpo_core.faults.plan import clean_tasks, fault_tasks, pair_tasks
     from omni_grpo_core.report.terminal.faults import print_result
 
     quiet_transformers()
@@ -51,15 +62,20 @@ def faults(
         raise typer.Exit
     skipped = {fault.id: fault.absent for fault in chosen if fault.absent}
     here = [fault for fault in chosen if not fault.absent]
-    tasks = [
-        *fault_tasks(here),
-        *pair_tasks(here, pairs, seed),
-        *clean_tasks(clean, seed),
+    planned = [
+        *plan.fault_tasks(here),
+        *plan.pair_tasks(here, pairs, seed),
+        *plan.clean_tasks(clean, seed),
     ]
-    if not tasks:
+    if loop:
+        planned = _in(planned, loop)
+    if not planned:
         _refuse_nothing(skipped)
+    tasks = planned if whole else plan.sample(planned, sample, seed)
     with _bar(len(tasks), as_json) as on_row:
-        result = run(tasks, causes=causes, jobs=jobs, on_row=on_row, skipped=skipped)
+        result = run(
+            tasks, causes=causes, jobs=jobs, on_row=on_row, skipped=skipped, planned=len(planned)
+        )
     cli.answer(as_json, result.to_json(), shown=lambda console: print_result(console, result))
     raise typer.Exit(1 if result.missed else 0)
 
@@ -108,6 +124,20 @@ def _chosen(only: list[str] | None) -> tuple[Fault, ...]:
     return chosen
 
 
+def _in(planned: list[Task], loops: list[str]) -> list[Task]:
+    from omni_grpo_core.faults.makes import MAKES
+
+    for name in loops:
+        if name not in MAKES:
+            raise ConfigError(
+                f"--loop {name}",
+                got="no such loop",
+                want=f"one of {', '.join(MAKES)}",
+                fix="choose one of them, or leave --loop out for all",
+            )
+    return [task for task in planned if task.loop in loops]
+
+
 def _refuse_nothing(skipped: Mapping[str, str]) -> NoReturn:
     raise ConfigError(
         "omni-grpo faults",
@@ -118,7 +148,7 @@ def _refuse_nothing(skipped: Mapping[str, str]) -> NoReturn:
 
 
 def _list(chosen: tuple[Fault, ...], as_json: bool) -> None:
-    keys = ("id", "stage", "story", "source", "stops", "versions", "absent")
+    keys = ("id", "stage", "story", "source", "severity", "stops", "versions", "absent")
     listed = [{key: getattr(fault, key) for key in keys} for fault in chosen]
     cli.answer(as_json, {"faults": listed}, *(f"{fault.id:28} {fault.story}" for fault in chosen))
 

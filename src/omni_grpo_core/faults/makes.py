@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import LoopConfig
@@ -18,18 +17,16 @@ from omni_grpo_core.faults.seams import Loop
 class Make:
     """A loop, and what a recorder is told of it. ``shape``: which loop; ``noted``: it hands over
     its settings and what it can note, otherwise a recorder gets the model, the processor and the
-    reward functions alone. ``base``: what differs from the default configuration."""
+    reward functions alone. ``config``: how it is run unless a fault needs something else."""
 
     name: str
     shape: str
     build: Callable[[Policy, LoopConfig], Loop]
     noted: bool = False
-    base: Mapping[str, Any] = field(default_factory=dict)
+    config: LoopConfig = field(default_factory=LoopConfig)
 
-    @property
-    def config(self) -> LoopConfig:
-        return LoopConfig(**self.base)
 
+_DAPO = LoopConfig(loss_type="dapo")
 
 MAKES: Mapping[str, Make] = {
     make.name: make
@@ -37,9 +34,9 @@ MAKES: Mapping[str, Make] = {
         Make("reference", "reference", ReferenceLoop, noted=True),
         Make("reference-silent", "reference", ReferenceLoop),
         Make("per-prompt", "per-prompt", PerPromptLoop),
-        Make("buffered", "buffered", BufferedLoop, base={"loss_type": "dapo"}),
+        Make("buffered", "buffered", BufferedLoop, config=_DAPO),
         Make("per-prompt-noted", "per-prompt", PerPromptLoop, noted=True),
-        Make("buffered-noted", "buffered", BufferedLoop, noted=True, base={"loss_type": "dapo"}),
+        Make("buffered-noted", "buffered", BufferedLoop, noted=True, config=_DAPO),
     )
 }
 """A fault is planted in the first four; one that only notes can show, in the three that note."""

@@ -1,11 +1,11 @@
-"""What a campaign runs: every fault alone, pairs of them, and clean loops of every kind."""
+"""What a campaign runs: every fault in every loop that can have it, pairs, and healthy loops."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, cycle, product
 from typing import Any, Literal, get_args
 
 from omni_grpo_core.faults import (
@@ -19,10 +19,13 @@ from omni_grpo_core.faults import (
 )
 from omni_grpo_core.faults.config import ROWS, LoopAudio, LoopConfig
 from omni_grpo_core.faults.fault import Fault
+from omni_grpo_core.faults.healthy import healthy_tasks
+from omni_grpo_core.faults.healthy.world import Setting
+from omni_grpo_core.faults.makes import MAKES, Make
 from omni_grpo_core.faults.trial import config_for
 from omni_grpo_core.types import STAGES, Stage
 
-Kind = Literal["fault", "pair", "clean"]
+Kind = Literal["fault", "pair", "clean", "healthy"]
 
 
 _OF_CLIPS: tuple[Stage, ...] = ("conversation", "media", "batch", "embeddings", "positions")
@@ -31,32 +34,58 @@ _OF_CLIPS: tuple[Stage, ...] = ("conversation", "media", "batch", "embeddings", 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One trial of a campaign. ``ids``: those of its faults; empty for a clean loop."""
+    """One trial of a campaign. ``ids``: those of its faults; empty for a sound loop. ``loop``: a
+    name of ``MAKES``, or of a healthy loop for the kind ``"healthy"``."""
 
     kind: Kind
     ids: tuple[str, ...]
-    config: LoopConfig
+    config: LoopConfig | Setting
+    loop: str = "reference"
+
+
+def makes_of(faults: Sequence[Fault]) -> tuple[Make, ...]:
+    """The loops that can have all of these faults."""
+    noted = any(fault.noted for fault in faults)
+    asked = [
+        make
+        for make in MAKES.values()
+        if (make.noted if noted else make.shape + "-noted" != make.name)
+    ]
+    return tuple(make for make in asked if not any(make.shape in fault.lacking for fault in faults))
 
 
 def fault_tasks(faults: Sequence[Fault]) -> list[Task]:
-    """Every fault alone."""
-    return [Task("fault", (f.id,), config_for((f,)) or LoopConfig()) for f in faults]
+    """Every fault alone, in every loop that can have it."""
+    return [
+        Task("fault", (fault.id,), config_for((fault,), make.config) or make.config, make.name)
+        for fault in faults
+        for make in makes_of((fault,))
+    ]
 
 
 def pair_tasks(faults: Sequence[Fault], count: int, seed: int) -> list[Task]:
-    """``count`` pairs of different stages with compatible settings, drawn without replacement;
-    fewer if there are not enough. A fault that ends the loop is paired only with an earlier stage,
-    as nothing later could be seen; one that changes clips is paired only where there are clips."""
-    possible = []
-    for one, other in combinations(faults, 2):
-        config = config_for((one, other))
-        if config is not None and one.stage != other.stage and _both_show(one, other, config):
-            possible.append(Task("pair", (one.id, other.id), config))
-    return random.Random(seed).sample(possible, min(count, len(possible)))
+    """``count`` pairs of different stages with compatible settings, each in one of the loops that
+    can have both, drawn without replacement; fewer if there are not enough. A fault that ends the
+    loop is paired only with an earlier stage, as nothing later could be seen; one that changes
+    clips is paired only where there are clips."""
+    rng = random.Random(seed)
+    possible = [
+        pair
+        for pair in combinations(faults, 2)
+        if pair[0].stage != pair[1].stage and makes_of(pair) and _both_show(*pair)
+    ]
+    tasks = []
+    for pair in rng.sample(possible, min(count, len(possible))):
+        make = rng.choice(makes_of(pair))
+        config = config_for(pair, make.config)
+        assert config is not None
+        tasks.append(Task("pair", (pair[0].id, pair[1].id), config, make.name))
+    return tasks
 
 
-def _both_show(one: Fault, other: Fault, config: LoopConfig) -> bool:
-    if min(one, other, key=lambda fault: STAGES.index(fault.stage)).stops:
+def _both_show(one: Fault, other: Fault) -> bool:
+    config = config_for((one, other))
+    if config is None or min(one, other, key=lambda fault: STAGES.index(fault.stage)).stops:
         return False
     clips = {*ROWS[config.audio]["video"], *ROWS[config.audio]["long"]} & {*config.rows}
     return bool(clips) or not any(
@@ -65,15 +94,27 @@ def _both_show(one: Fault, other: Fault, config: LoopConfig) -> bool:
 
 
 def clean_tasks(count: int, seed: int) -> list[Task]:
-    """``count`` different clean configurations: every audio mode and modality mix in every
-    precision first, then draws from all combinations of training settings."""
+    """``count`` sound runs: the healthy loops in every setting and our own loops, in turn; of our
+    own, every audio mode and modality mix in every precision first, then draws from all
+    combinations of training settings."""
+    foreign = [Task("healthy", (), setting, name) for name, setting in healthy_tasks()]
+    random.Random(seed).shuffle(foreign)
+    own = _own_tasks(seed)
+    tasks = []
+    for place in range(count):
+        tasks.append(foreign.pop() if foreign and place % 4 else next(own))
+    return tasks
+
+
+def _own_tasks(seed: int) -> Iterator[Task]:
     rng = random.Random(seed)
-    configs: dict[LoopConfig, None] = {}
-    base = list(product(get_args(LoopAudio), ("float32", "bfloat16"), range(8)))
-    while len(configs) < count:
-        audio, dtype, mix = base[len(configs) % len(base)]
-        configs[_drawn(rng, audio, dtype, mix)] = None
-    return [Task("clean", (), config) for config in configs]
+    seen: set[tuple[str, LoopConfig]] = set()
+    ways = product(get_args(LoopAudio), ("float32", "bfloat16"), range(8))
+    for audio, dtype, mix in cycle(ways):
+        make, config = rng.choice(list(MAKES.values())), _drawn(rng, audio, dtype, mix)
+        if (make.name, config) not in seen:
+            seen.add((make.name, config))
+            yield Task("clean", (), config, make.name)
 
 
 def _drawn(rng: random.Random, audio: LoopAudio, dtype: Any, mix: int) -> LoopConfig:
@@ -118,6 +159,24 @@ def _rows(rng: random.Random, audio: LoopAudio, mix: int) -> tuple[int, ...]:
             return tuple(dict.fromkeys(rng.choice(kinds[kind]) for kind in rng.sample(others, 3)))
         case _:
             return tuple(dict.fromkeys((*clips, rng.choice(kinds[rng.choice(others)]))))
+
+
+def sample(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
+    """``count`` of the trials, in their order: of every fault one loop, then the rest by lot, so
+    that pairs and sound runs keep their share."""
+    rng = random.Random(seed)
+    lots = list(range(len(tasks)))
+    rng.shuffle(lots)
+    first: dict[tuple[str, ...], int] = {}
+    for place in lots:
+        if tasks[place].kind == "fault":
+            first.setdefault(tasks[place].ids, place)
+    others = [p for p in lots if tasks[p].kind != "fault"]
+    rest = [p for p in lots if tasks[p].kind == "fault" and first[tasks[p].ids] != p]
+    # faults take at most half of the trials where there is something else
+    singles = list(first.values())[: count if not others else max(count // 2, 1)]
+    chosen = [*singles, *others, *rest][:count]
+    return [tasks[place] for place in sorted(chosen)]
 
 
 FAULTS: tuple[Fault, ...] = tuple(

@@ -15,7 +15,7 @@ from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import load_policy
 from omni_grpo_core.doctor.checks.run import in_order
 from omni_grpo_core.doctor.diagnose import diagnose, merge
-from omni_grpo_core.doctor.evidence import Reference
+from omni_grpo_core.doctor.evidence import Finding, Reference, Severity
 from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.doctor.verdict import Diagnosis
 from omni_grpo_core.faults.config import LoopConfig
@@ -28,24 +28,46 @@ from omni_grpo_core.types import STAGES, Stage, Trace
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """A diagnosis in short. ``blamed``: every stage found broken, in pipeline order; ``causes``:
-    the likeliest cause of each, ``""`` where none explains it. ``raised``: what ended the loop, if
-    anything did."""
+class Blame:
+    """One finding in short. ``cause``: the likeliest, ``""`` where none explains it; ``proved``:
+    all that were reproduced or observed; ``said``: its first sentence."""
 
-    blamed: tuple[Stage, ...]
-    causes: tuple[str, ...]
-    sentences: tuple[str, ...]
+    stage: Stage
+    severity: Severity
+    cause: str
+    proved: tuple[str, ...]
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A diagnosis in short. ``findings``: the headline first, then in pipeline order. ``raised``:
+    what ended the loop, if anything did."""
+
+    findings: tuple[Blame, ...]
     missing: tuple[str, ...]
     raised: str | None
 
     @property
+    def blamed(self) -> tuple[Stage, ...]:
+        return tuple(one.stage for one in self.findings)
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """The likeliest cause of each stage blamed."""
+        return tuple(one.cause for one in self.findings)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return tuple(one.said for one in self.findings)
+
+    @property
     def first(self) -> Stage | None:
-        return self.blamed[0] if self.blamed else None
+        return self.blamed[0] if self.findings else None
 
     @property
     def cause(self) -> str:
-        return self.causes[0] if self.causes else ""
+        return self.causes[0] if self.findings else ""
 
 
 @cache
@@ -120,14 +142,20 @@ def trial(
 
 
 def summarise(verdict: Diagnosis, raised: str | None = None) -> Summary:
-    """A diagnosis in short, stages in pipeline order."""
-    findings = sorted(verdict.findings, key=lambda finding: STAGES.index(finding.stage))
-    return Summary(
-        blamed=tuple(finding.stage for finding in findings),
-        causes=tuple(f.causes[0].cause if f.causes else "" for f in findings),
-        sentences=tuple(f.evidence[0].sentence if f.evidence else "" for f in findings),
-        missing=verdict.missing,
-        raised=raised,
+    """A diagnosis in short."""
+    first = verdict.first
+    ordered = sorted(verdict.findings, key=lambda one: (one is not first, STAGES.index(one.stage)))
+    return Summary(tuple(map(_blame, ordered)), verdict.missing, raised)
+
+
+def _blame(finding: Finding) -> Blame:
+    breaks = any(item.severity == "breaks" for item in finding.evidence)
+    return Blame(
+        stage=finding.stage,
+        severity="breaks" if breaks else "differs",
+        cause=finding.causes[0].cause if finding.causes else "",
+        proved=tuple(cause.cause for cause in finding.causes if cause.proved),
+        said=finding.evidence[0].sentence if finding.evidence else "",
     )
 
 

@@ -23,49 +23,73 @@ from omni_grpo_core.faults.incident_rows import Answer, RowFinding
 
 
 def print_result(console: Console, result: Result) -> None:
-    """Every fault, the pairs and clean loops that came out wrong, and the totals."""
+    """Every fault with the loops it was planted in, then whatever came out wrong, and the
+    totals."""
     singles = result.of("fault")
     if singles:
-        table = Table("fault", "blamed", "cause", box=None, pad_edge=False)
-        for row in singles:
-            table.add_row(_mark(row, result.causes), _blamed(row), _cause(row))
+        table = Table("fault", "found in", box=None, pad_edge=False)
+        for ids in dict.fromkeys(row.ids for row in singles):
+            rows = [row for row in singles if row.ids == ids]
+            right = all(_is_right(row, result.causes) for row in rows)
+            table.add_row(
+                f"{_MARKS[right]} {ids[0]}", ", ".join(_place(row, result) for row in rows)
+            )
         console.print(table)
     for name, reason in result.skipped.items():
         console.print(f"[yellow]–[/] {name}: {escape(reason)}")
-    for row in result.of("pair"):
-        if not row.stage_right:
-            wanted = " and ".join(row.stages)
-            console.print(f"[red]✗[/] {' + '.join(row.ids)}: {wanted}; blamed {_blamed(row)}")
-    for row in result.false_alarms:
-        output = row.raised or " ".join(row.said)
-        console.print(f"[red]✗[/] clean {escape(row.config)}: {_blamed(row)}; {escape(output)}")
+    for row in result.rows:
+        if problems := _problems(row, result.causes):
+            console.print(f"{_MARKS[False]} {_name(row)}: {escape('; '.join(problems))}")
     console.print(_totals(result))
     for missed in result.missed:
         console.print(f"[red]missed:[/] {missed}")
 
 
-def _mark(row: Row, causes: bool) -> str:
-    right = row.stage_right and (row.cause_right or not causes)
-    return f"{'[green]✓[/]' if right else '[red]✗[/]'} {row.ids[0]}"
+_MARKS = {True: "[green]✓[/]", False: "[red]✗[/]"}
 
 
-def _blamed(row: Row) -> str:
-    return ", ".join(row.blamed) or "nothing"
+def _is_right(row: Row, causes: bool) -> bool:
+    return not _problems(row, causes)
 
 
-def _cause(row: Row) -> str:
-    named = row.causes[0] if row.causes else ""
-    return "" if row.cause_right else escape(named or "-")
+def _place(row: Row, result: Result) -> str:
+    return row.loop if _is_right(row, result.causes) else f"[red]not {row.loop}[/]"
+
+
+def _name(row: Row) -> str:
+    what = " + ".join(row.ids) or f"sound {escape(row.config)}"
+    return f"{what} in {row.loop}"
+
+
+def _problems(row: Row, causes: bool) -> list[str]:
+    """What is wrong with a trial's diagnosis, in words."""
+    said = "; ".join(f"{one.stage}: {one.said}" for one in row.findings)
+    if not row.ids:
+        if row.raised:
+            return [f"raised {row.raised}"]
+        return [f"called broken: {said}"] if row.broken else []
+    found = []
+    if not row.stage_right:
+        wanted = " and ".join(stages[0] for stages in row.expected)
+        found.append(f"wanted {wanted}, blamed {', '.join(row.blamed) or 'nothing'}")
+    elif not row.detected:
+        found.append(f"shown as one that {row.findings[0].severity}")
+    if causes and row.wrong:
+        found.append(f"wrongly proved {', '.join(row.wrong)}")
+    if causes and row.kind == "fault" and not row.cause_right:
+        found.append("its cause was not proved")
+    return [*found, said] if found and said else found
 
 
 def _totals(result: Result) -> str:
     totals = result.to_json()
     causes = f" and {totals['cause_right']} causes" if result.causes else ""
     return (
-        f"{totals['injected']} faults: {totals['detected']} detected, "
-        f"{totals['stage_right']} stages{causes} right; "
+        f"{totals['run']} of {totals['planned']} trials: "
+        f"{totals['faults']} faults planted {totals['injected']} times: "
+        f"{totals['detected']} detected, {totals['stage_right']} stages{causes} right; "
         f"{totals['pairs']} pairs: both stages named in {totals['pairs_right']}; "
-        f"{totals['clean_runs']} clean loops: {totals['false_alarms']} false alarms; "
+        f"{totals['clean_runs']} sound runs: {totals['false_alarms']} false alarms; "
         f"{totals['seconds']:.0f} s"
     )
 
