@@ -11,6 +11,7 @@ from doctor_recordings import case, facts, medium, only, processed, steps_with
 
 from omni_grpo_core.doctor.checks import batch as looks
 from omni_grpo_core.doctor.checks import flags
+from omni_grpo_core.doctor.checks import replayed as checks_replayed
 from omni_grpo_core.doctor.checks import rows as checks_rows
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.registry import LOOKS
@@ -149,7 +150,7 @@ def test_features_without_placeholders_are_counted_by_row() -> None:
     assert found.values["modality"] == "audio"
     assert found.row == 1
     assert found.values["features"] - found.values["tokens"] == 1
-    assert facts(checks_rows.look_replay, odd) == ["ids-differ"]
+    assert facts(checks_replayed.look_replay, odd) == ["ids-differ"]
 
 
 def test_padding_mask_and_dtype() -> None:

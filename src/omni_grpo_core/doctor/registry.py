@@ -28,6 +28,7 @@ from omni_grpo_core.doctor.checks import media as checks_media
 from omni_grpo_core.doctor.checks import partial as checks_partial
 from omni_grpo_core.doctor.checks import positions as checks_positions
 from omni_grpo_core.doctor.checks import readings as checks_readings
+from omni_grpo_core.doctor.checks import replayed as checks_replayed
 from omni_grpo_core.doctor.checks import reward as checks_reward
 from omni_grpo_core.doctor.checks import rows as checks_rows
 from omni_grpo_core.doctor.checks import run as checks_run
@@ -41,6 +42,7 @@ _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
     (checks_text.LOOKS, ("text",)),
     (checks_media.LOOKS, ("media",)),
     (checks_batch.LOOKS, ("batch",)),
+    (checks_replayed.LOOKS, ("batch",)),
     (checks_rows.LOOKS, ("batch",)),
     (checks_positions.MODEL, ("policy",)),
     (checks_embeddings.LOOKS, ("embeddings",)),

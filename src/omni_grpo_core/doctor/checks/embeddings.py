@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,9 @@ from omni_grpo_core.doctor.checks.positions import Call, copies_of, named_calls,
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
 from omni_grpo_core.doctor.replay.batch import with_pixels
 from omni_grpo_core.doctor.replay.model import Feature, reference_features, token_embeddings
-from omni_grpo_core.types import Modality, Row, Span
+from omni_grpo_core.doctor.reproduce import plain, reproductions, told
+from omni_grpo_core.doctor.reproduction import within
+from omni_grpo_core.types import MODALITIES, Modality, Span
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +25,31 @@ _FAR = 0.5
 """In units of the feature's norm: another item's feature is about 1.4 away, the same one with
 different rounding or after a few optimizer steps below 0.1."""
 _STRANGE = 0.5
-"""The same, of token embeddings: above it the weights are not the checkpoint's."""
+"""The same, of text tokens' embeddings: above it the weights are not the checkpoint's."""
+_ROUNDING: Mapping[str, float] = {"float32": 1e-3, "float64": 1e-3}
+_COARSE = 2**-5
+"""How far a feature may be from the reference's, by its largest value, with equal weights: batches
+sum in another order; 8 bits of mantissa through every layer of a tower."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """One span of a call: what its placeholders hold, what they should hold, and the embedding of
+    the placeholders themselves; each (span.length, H)."""
+
+    row: int
+    feature: Feature
+    got: Tensor
+    bare: Tensor
+
+    @property
+    def gap(self) -> float:
+        return _gap(self.got, self.feature.values)
+
+    @property
+    def where(self) -> str:
+        span = self.feature.span
+        return f"{span.length} {span.modality} placeholders at token {span.start} of row {self.row}"
 
 
 def look_injected(case: Case) -> Iterator[Evidence]:
@@ -38,29 +64,22 @@ def look_injected(case: Case) -> Iterator[Evidence]:
             note_missing(case, "inputs_embeds were too large to keep: embeddings unjudged")
         if held is None or not rows or held.shape[1] != ids.shape[1] or len(held) % len(rows):
             continue
-        places = copies_of(rows, len(held))
-        if not _own_weights(case, ids, held[:: len(held) // len(rows)]):
-            note_missing(case, "the model's weights are not the checkpoint's: embeddings unjudged")
+        limit = _ROUNDING.get(call.modes.autocast or call.modes.dtype, _COARSE)
+        copies = len(held) // len(rows)
+        wrong = _text_off(case, name, ids, held[::copies], rows, limit)
+        if wrong is not None:
+            yield from wrong
             return
-        every = [
-            feature
-            for row in rows
-            if row.row is not None
-            for feature in reference_features(case, row.row) or ()
-        ]
-        reported: set[str] = set()
-        for place, row in enumerate(places):
-            if row.row is None:
-                continue
-            own = held[place][row.kept].float()
+        places = _places(case, copies_of(rows, len(held)), held)
+        if places:
             note_judged(case, "embeddings")
-            for evidence in _row(case, name, call, row.index, row.row, own, every):
-                if len(held) > len(rows) and evidence.values["modality"] != "audio":
-                    # generate repeated the rows, pixels patch by patch: these were wrong on input
-                    evidence = replace(evidence, origin="inherited")
-                if evidence.fact not in reported:
-                    reported.add(evidence.fact)
-                    yield evidence
+        for modality in MODALITIES:
+            found = _off(name, [p for p in places if p.feature.span.modality == modality], limit)
+            if found is not None and copies > 1 and modality != "audio":
+                # generate repeated the rows, pixels patch by patch: these were wrong on input
+                found = replace(found, origin="inherited")
+            if found is not None:
+                yield found
 
 
 def look_uniform(case: Case) -> Iterator[Evidence]:
@@ -93,41 +112,80 @@ def _bare(
                 break
 
 
-def _row(
-    case: Case, name: str, call: Call, index: int, row: Row, own: Tensor,
-    every: Sequence[Feature],
-) -> Iterator[Evidence]:  # fmt: skip
-    features = reference_features(case, row) or ()
-    bare = token_embeddings(case, row.input_ids)
-    for feature in features:
-        span = feature.span
-        got = own[span.start : span.start + span.length]
-        gap = _gap(got, feature.values)
-        if gap <= _FAR:
+def _text_off(
+    case: Case, name: str, ids: Tensor, held: Tensor, rows: Sequence[CallRow], limit: float
+) -> list[Evidence] | None:
+    """``None`` where text tokens have the checkpoint's embeddings; else what was done to them,
+    nothing where the weights are others."""
+    if case.reference is None:
+        return None
+    waiting = torch.tensor(list(placeholder_ids(case.reference.policy.processor).values()))
+    text = ~torch.isin(ids, waiting) & torch.stack([row.kept for row in rows]) & (ids >= 0)
+    if not bool(text.any()):
+        return None
+    note_judged(case, "embeddings")
+    known, got = token_embeddings(case, ids[text]), held[text].float()
+    size = known.norm(dim=-1).clamp(min=1e-6)
+    if bool(((got - known).norm(dim=-1) / size).median() <= _STRANGE):
+        return None
+    found = reproductions(known, got, limit, axes=("tokens", "values"))
+    if not found:
+        note_missing(case, "the model's weights are not the checkpoint's: embeddings unjudged")
+        return []
+    said = told(f"the embeddings of {len(got)} text tokens of {name} are the checkpoint's", found)
+    return [Evidence("embeddings", "text-off", said, values={"call": name, **plain(found)})]
+
+
+def _places(case: Case, rows: Sequence[CallRow], held: Tensor) -> list[_Place]:
+    found = []
+    for place, row in enumerate(rows):
+        if row.row is None:
             continue
-        if _gap(got, bare[span.start : span.start + span.length]) <= _FAR or (
-            span.length > 1 and _uniform(own, span)
-        ):
-            yield _not_injected(name, index, span)
-            continue
-        if _elsewhere(got, feature, every):
-            yield Evidence(
-                "embeddings",
-                "features-misordered",
-                f"the {span.length} {span.modality} placeholders at token {span.start} of row "
-                f"{index} of {name} hold features that belong elsewhere",
-                row=index,
-                values={"modality": span.modality, "start": span.start, "call": name},
-            )
-            continue
-        yield Evidence(
-            "embeddings",
-            "features-off",
-            f"the {span.length} {span.modality} placeholders at token {span.start} of row {index} "
-            f"of {name} differ from the tower's features by {gap:.2g} of their norm",
-            row=index,
-            values={"modality": span.modality, "start": span.start, "gap": gap, "call": name},
-        )
+        own = held[place][row.kept].float()
+        bare = token_embeddings(case, row.row.input_ids)
+        for feature in reference_features(case, row.row) or ():
+            part = slice(feature.span.start, feature.span.start + feature.span.length)
+            found.append(_Place(row.index, feature, own[part], bare[part]))
+    return found
+
+
+def _off(name: str, places: Sequence[_Place], limit: float) -> Evidence | None:
+    """What is wrong with the features of one modality in a call: the first span that is off."""
+    off = [p for p in places if not within(limit)(p.feature.values, p.got)]
+    far = [place for place in off if place.gap > _FAR]
+    if not off:
+        return None
+    first = (far or off)[0]
+    span = first.feature.span
+    known: dict[str, Any] = {
+        "modality": span.modality, "start": span.start, "gap": first.gap, "call": name,
+        "spans": len(off),
+    }  # fmt: skip
+    where = f"the {first.where} of {name}"
+    if _gap(first.got, first.bare) <= _FAR or (span.length > 1 and _uniform(first.got)):
+        return _not_injected(name, first.row, span)
+    pool = {f"the {p.where}": p.feature.values for p in places if p is not first}
+    axes = ("tokens", "values")
+    found = reproductions(first.feature.values, first.got, limit, axes=axes, others=pool)
+    all_right, all_got = (
+        torch.cat([p.feature.values for p in places]),
+        torch.cat([p.got for p in places]),
+    )
+    whole = reproductions(all_right, all_got, limit, axes=axes)
+    if whole and not {one.name for one in whole} & {one.name for one in found}:
+        said = told(f"the {span.modality} features of {name} are the tower's", whole)
+        found, where = whole, f"all {span.modality} placeholders of {name}"
+    else:
+        said = told(f"{where} hold the tower's features", found) if found else ""
+    if _ORDERS & {one.name for one in found} or (far and not found and _elsewhere(first, places)):
+        said = said or f"{where} hold features that belong elsewhere"
+        return Evidence("embeddings", "features-misordered", said, row=first.row,
+                        values={**known, **plain(found)})  # fmt: skip
+    if not found and not far:
+        return None  # an optimizer step, or kernels that are not ours, explain this
+    said = said or f"{where} differ from the tower's features by {first.gap:.2g} of their norm"
+    return Evidence("embeddings", "features-off", said, row=first.row,
+                    values={**known, **plain(found)})  # fmt: skip
 
 
 def _not_injected(name: str, index: int, span: Span, origin: Origin = "added") -> Evidence:
@@ -142,26 +200,14 @@ def _not_injected(name: str, index: int, span: Span, origin: Origin = "added") -
     )
 
 
-def _elsewhere(got: Tensor, own: Feature, every: Sequence[Feature]) -> bool:
+def _elsewhere(first: _Place, places: Sequence[_Place]) -> bool:
     """Whether the vectors are near features of the call, though not the right ones."""
-    pool = [f.values for f in every if f.span.modality == own.span.modality]
-    if not pool:
-        return False
-    near = torch.cdist(got, torch.cat(pool)).min(1).values / got.norm(dim=1).clamp(min=1e-6)
-    return bool(near.median() <= _FAR)
+    pool = torch.cat([place.feature.values for place in places])
+    apart = torch.cdist(first.got, pool).min(1).values
+    return bool((apart / first.got.norm(dim=1).clamp(min=1e-6)).median() <= _FAR)
 
 
-def _own_weights(case: Case, ids: Tensor, held: Tensor) -> bool:
-    """Whether text tokens have the checkpoint's embeddings."""
-    if case.reference is None:
-        return False
-    known = token_embeddings(case, ids.clamp(min=0)).float()
-    size = known.norm(dim=-1).clamp(min=1e-6)
-    return bool(((held.float() - known).norm(dim=-1) / size).median() <= _STRANGE)
-
-
-def _uniform(own: Tensor, span: Span) -> bool:
-    part = own[span.start : span.start + span.length]
+def _uniform(part: Tensor) -> bool:
     return bool(torch.equal(part, part[:1].expand_as(part)))
 
 
@@ -170,5 +216,7 @@ def _gap(got: Tensor, wanted: Tensor) -> float:
     size = wanted.norm(dim=-1).clamp(min=1e-6)
     return float(((got - wanted).norm(dim=-1) / size).mean())
 
+
+_ORDERS = {"reversed", "rolled", "swapped", "permuted", "chosen", "swapped-with"}
 
 LOOKS: tuple[Look, ...] = (look_injected, look_uniform)

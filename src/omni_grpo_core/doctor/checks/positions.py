@@ -23,10 +23,23 @@ Call = GenerateCall | ForwardCall
 
 
 def named_calls(case: Case) -> list[tuple[str, Call]]:
-    """Every model call with token ids, with its name in messages."""
+    """Every model call on whole rows of token ids, with its name in messages.
+
+    A forward that goes on from a cache, such as a step of a loop's own decoding, is not one: what
+    it was given says nothing of what it sees.
+    """
     calls: list[tuple[str, Call]] = [("generate", call) for call in case.generated]
-    calls += [("the scoring forward", call) for call in case.forwards]
-    return [(name, call) for name, call in calls if "input_ids" in call.inputs]
+    for call in case.forwards:
+        calls.append(("the scoring forward" if call.own else "the reference's forward", call))
+    return [(name, call) for name, call in calls if _is_whole(call)]
+
+
+def _is_whole(call: Call) -> bool:
+    ids, mask = call.inputs.get("input_ids"), call.inputs.get("attention_mask")
+    if ids is None or ids.dim() != 2 or ids.shape[1] < 2:
+        return False
+    cached = any(call.keywords.get(name) is not None for name in ("past_key_values", "cache"))
+    return not cached and (mask is None or mask.dim() != 2 or mask.shape == ids.shape)
 
 
 def rows_of(case: Case, call: Call) -> tuple[CallRow, ...]:
