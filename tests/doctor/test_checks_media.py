@@ -13,6 +13,7 @@ from doctor_recordings import SYSTEM, case, facts, medium, only, processed, rend
 from omni_grpo_core import tiny
 from omni_grpo_core.core.media import load_media
 from omni_grpo_core.core.media_config import MediaConfig
+from omni_grpo_core.doctor.checks import content
 from omni_grpo_core.doctor.checks import media as looks
 from omni_grpo_core.doctor.evidence import Case, noted_missing
 from omni_grpo_core.faults.trial import reference
@@ -53,36 +54,52 @@ def test_the_files_own_frames_are_right() -> None:
 
 def test_another_samples_clip() -> None:
     swapped = step(frames(CLIPS[1]), frames(CLIPS[0]))
-    first, second = looks.look_content(swapped)
+    first, second = content.look_content(swapped)
     assert {first.fact, second.fact} == {"media-swapped"}
     assert first.values["shown"] == "clip-03.mp4"
     assert first.values["file"] == "clip-00.mp4"
 
 
 @pytest.mark.parametrize(
-    ("change", "fact"),
+    ("change", "fact", "said"),
     [
-        (torch.zeros_like, "medium-blank"),
-        (lambda clip: clip.flip(1), "content-differs"),
-        (lambda clip: torch.cat([clip[:1], clip[:-1]]), "content-differs"),
+        (torch.zeros_like, "medium-blank", "is blank"),
+        (lambda clip: clip.flip(1), "content-changed", "clip-00.mp4 with red and blue swapped"),
+        (lambda clip: clip.flip(-1), "content-changed", "clip-00.mp4 mirrored left to right"),
+        (lambda clip: clip / 255, "content-changed", "clip-00.mp4 divided by 255"),
+        (lambda clip: clip.flip(0), "frames-order", "its frames in reverse order: 7 5 2 0 of 8"),
+        (lambda clip: clip[[0, 2, 1, 3]], "frames-order", "with frames 1 and 2 swapped"),
+        (lambda clip: clip[:1].expand_as(clip), "frames-frozen", "all 4 frames of video 0"),
+        (lambda clip: torch.rand_like(clip) * 255, "content-differs", "off the nearest of clip-00"),
     ],
 )
-def test_frames_that_are_not_the_files(change: Any, fact: str) -> None:
+def test_frames_that_are_not_the_files(change: Any, fact: str, said: str) -> None:
     odd = step(change(frames(CLIPS[0])), frames(CLIPS[1]))
-    assert facts(looks.look_content, odd) == [fact]
+    found = only(content.look_content, odd)
+    assert (found.fact, found.severity) == (fact, "breaks")
+    assert said in found.sentence
 
 
-def test_frames_that_the_library_sampled() -> None:
-    """A clip passed to the processor as a path is decoded by whatever is installed, at other
-    times: of 8 frames 0 2 4 6, where qwen-omni-utils takes 0 2 5 7."""
+@pytest.mark.parametrize(
+    ("numbers", "how"),
+    [([0, 2, 4, 6], "library"), ([0, 0, 2, 5], "one-before"), ([1, 3, 5, 7], ""), ([2, 3], "")],
+)
+def test_other_frames_of_the_file_are_another_recipe(numbers: list[int], how: str) -> None:
+    """Of 8 frames qwen-omni-utils takes 0 2 5 7. Another decoder, rate or stride is no error."""
     every = replace(load_settings(tiny.checkpoint_dir()).media, fps=8.0)
     clip = frames(CLIPS[0], every)
     assert len(clip) == 8
-    found = only(looks.look_content, step(clip[::2], frames(CLIPS[1])))
-    assert found.values["how"] == "library"
-    assert "0, 2, 4, 6" in found.sentence
-    other = only(looks.look_content, step(clip[1::2], frames(CLIPS[1])))
-    assert "how" not in other.values, "no known reader samples frames 1 3 5 7"
+    found = only(content.look_content, step(clip[numbers], frames(CLIPS[1])))
+    assert (found.values["how"], found.severity) == (how, "differs")
+    assert f"frames {' '.join(map(str, numbers))} of the 8" in found.sentence
+
+
+@pytest.mark.parametrize("size", [(84, 84), (28, 56)])
+def test_frames_resized_by_the_loops_own_code_are_another_recipe(size: tuple[int, int]) -> None:
+    clip = torch.nn.functional.interpolate(frames(CLIPS[0]), size, mode="bilinear", antialias=True)
+    found = list(content.look_content(step(clip, frames(CLIPS[1]))))
+    assert {one.severity for one in found} == {"differs"}
+    assert "picture-size" in {one.fact for one in found}
 
 
 def test_a_path_is_not_compared_with_its_content() -> None:
@@ -93,29 +110,65 @@ def test_a_path_is_not_compared_with_its_content() -> None:
         processed(rendered(messages), videos=path),
         reference=reference("float32"),
     )
-    assert facts(looks.look_content, given) == []
+    assert facts(content.look_content, given) == []
     assert any("paths" in note for note in noted_missing(given))
 
 
 def test_a_decoder_that_rounds_differently_is_accepted() -> None:
     clips = [frames(path) + 0.4 for path in CLIPS]  # less than half a grey level
-    assert facts(looks.look_content, step(*clips)) == []
+    assert facts(content.look_content, step(*clips)) == []
 
 
 def test_a_frame_rate_that_was_not_passed() -> None:
     clips = [frames(path) for path in CLIPS]
-    found = next(iter(looks.look_rate(step(*clips, fps=None))))
+    found = next(iter(content.look_rate(step(*clips, fps=None))))
     assert found.values == {"told": None, "took": 2.0, "true": 4.0}
-    assert facts(looks.look_rate, step(*clips, keywords={"fps": [4.0]})) == []
+    assert facts(content.look_rate, step(*clips, keywords={"fps": [4.0]})) == []
+
+
+def sounds(change: Any) -> Case:
+    """One recording, its track changed by ``change``."""
+    ref = MediaRef("audio", CLIPS[0])
+    heard = load_media(Conversation("a", (Message("user", (MediaPart(ref),)),), "off"))
+    messages = (SYSTEM, user(f"audio {CLIPS[0]}"))
+    given = (medium("audio", change(heard.audios[0].samples)),)
+    call = processed(rendered(messages), audios=given)
+    return case(template(*messages), call, reference=reference("float32"))
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "said"),
+    [
+        (lambda x: x * 32768, "breaks", "times 32768 (int16 samples never divided by 32768)"),
+        (lambda x: x.flip(0), "breaks", "with its samples in reverse order"),
+        (lambda x: x[::2], "breaks", "with only every second of its samples"),
+        (lambda x: x[:8000], "differs", "without its last"),
+        (lambda x: x * 0.5, "differs", "times 0.5"),
+        (lambda x: torch.cat([x[:1000] * 0, x]), "differs", "with 0 in 1000 samples before it"),
+    ],
+)
+def test_a_sound_that_is_not_the_files(change: Any, severity: str, said: str) -> None:
+    found = list(content.look_content(sounds(change)))[-1]
+    assert (found.fact, found.severity) == ("sound-changed", severity)
+    assert said in found.sentence
+
+
+def test_whole_numbers_are_no_sound() -> None:
+    """Without files: int16 samples as floats. The processor takes them for a very loud sound."""
+    loud = (medium("audio", torch.arange(-800, 800.0)),)
+    found = only(content.look_content, case(processed("", audios=loud)))
+    assert found.fact == "never-divided"
+    (soft,) = (medium("audio", torch.arange(-800, 800.0) / 32768),)
+    assert facts(content.look_content, case(processed("", audios=(soft,)))) == []
 
 
 def test_all_silent_without_files(tmp_path: Path) -> None:
     zeros = (medium("audio", torch.zeros(1600)),) * 2
     text = rendered((user("audio x.wav"),))
-    silent = only(looks.look_content, case(processed(text, text, audios=zeros)))
+    silent = only(content.look_content, case(processed(text, text, audios=zeros)))
     assert (silent.fact, silent.origin) == ("medium-silent", "unknown")
     one = (zeros[0], medium("audio"))  # one silent recording may be in the data
-    assert facts(looks.look_content, case(processed(text, text, audios=one))) == []
+    assert facts(content.look_content, case(processed(text, text, audios=one))) == []
 
 
 def test_media_of_the_messages_that_are_not_passed() -> None:

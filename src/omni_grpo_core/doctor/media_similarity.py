@@ -6,7 +6,8 @@ An item too large to keep is compared by size, mean and standard deviation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,11 +22,20 @@ _OTHER_FRAMES = 1.0
 """Mean difference in grey levels: two correct decoders of a file agree within half a level."""
 _OTHER_LENGTH = 0.02
 """Of a sound's length: readers differ by a codec's priming, a few hundredths of a second."""
-_OTHER_SPECTRUM = 0.9
-"""Cosine similarity of two magnitude spectra, which a shift by the priming does not change: below
-.03 between two shipped clips, above .999 for one clip shifted or resampled by another method."""
+_PRIMING = 3200
+"""Samples by which a reader may begin earlier or later: a fifth of a second."""
+_OTHER_TIMBRE = 0.9
+"""Correlation of two sounds at their best offset: above .99 for one clip resampled by another
+method, below .3 between two shipped clips and for one played backwards."""
 _OTHER_SOUND = 0.2
 """Of a sound's standard deviation."""
+_OTHER_WAVE = 0.05
+"""Root mean square of a difference, by the sound's deviation."""
+_OTHER_RESIZER = 0.25
+"""Mean difference by a picture's deviation: drawn clips with sharp edges differ by up to .15
+between bilinear and bicubic, other pictures by about 1."""
+_UNIT = 1.5
+"""No picture in grey levels is as dark as this throughout."""
 
 
 def is_empty(medium: MediumSeen) -> bool:
@@ -55,37 +65,62 @@ def array(medium: MediumSeen) -> Tensor | None:
     return values.float()
 
 
-def is_same(medium: MediumSeen, reference: Tensor) -> bool:
-    """Whether ``medium`` is what the reference read from a file."""
-    values = array(medium)
-    if values is not None:
-        return is_close(values, reference, medium.modality)
-    if sorted(medium.shape) != sorted(reference.shape):
+def levels(values: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    """Pictures in grey levels: floats between 0 and 1 where the processor is told not to rescale
+    them itself."""
+    groups = [keywords.get(name) for name in ("images_kwargs", "videos_kwargs")]
+    places = [keywords, *(group for group in groups if isinstance(group, Mapping))]
+    scaled = any(place.get("do_rescale") is False for place in places)
+    return values * 255 if scaled and float(values.max()) <= _UNIT else values
+
+
+def same_levels(made: Tensor, got: Tensor) -> bool:
+    """Whether two pictures or clips are the same but for their decoder."""
+    return made.shape == got.shape and bool((made - got).abs().mean() <= _level(got))
+
+
+def looks_alike(made: Tensor, got: Tensor) -> bool:
+    """The same, also where another resizer was used."""
+    if made.shape != got.shape:
         return False
-    gap = abs(medium.mean - float(reference.mean()))
-    spread = abs(medium.std - float(reference.std(correction=0)))
-    if medium.modality == "audio":
-        return spread <= _OTHER_SOUND * float(reference.std(correction=0))
-    return gap <= _OTHER_FRAMES and spread <= _OTHER_FRAMES
+    gap = float((made - got).abs().mean())
+    return gap <= _level(got) or gap <= _OTHER_RESIZER * float(got.std(correction=0))
 
 
-def is_close(values: Tensor, reference: Tensor, modality: Modality) -> bool:
-    """Whether two arrays of one modality look or sound the same."""
-    if modality == "audio":
-        return _sounds_alike(values, reference)
-    if values.shape != reference.shape:
+def _level(values: Tensor) -> float:
+    """The most that two decoders differ by, at the scale of ``values``."""
+    return _OTHER_FRAMES if float(values.abs().max()) > _UNIT else _OTHER_FRAMES / 255
+
+
+def same_wave(made: Tensor, got: Tensor) -> bool:
+    """Whether two sounds of one length are the same, sample by sample."""
+    if made.shape != got.shape:
         return False
-    return bool((values - reference).abs().mean() <= _OTHER_FRAMES)
+    gap = (made.double() - got.double()).pow(2).mean().sqrt()
+    return bool(gap <= _OTHER_WAVE * got.double().std(correction=0))
 
 
-def _sounds_alike(values: Tensor, reference: Tensor) -> bool:
+def sounds_alike(values: Tensor, reference: Tensor) -> bool:
+    """Whether two sounds are the same but for their readers, of which one may begin with a codec's
+    priming."""
     length = min(len(values), len(reference))
     if max(len(values), len(reference)) > (1 + _OTHER_LENGTH) * length:
         return False
-    one, other = values[:length], reference[:length]
+    one, other = values[:length].float(), reference[:length].float()
     if torch.equal(one, other):
         return True
     if (one.std() - other.std()).abs() > _OTHER_SOUND * other.std():
         return False
-    spectra = torch.fft.rfft(one).abs(), torch.fft.rfft(other).abs()
-    return bool(torch.cosine_similarity(*spectra, dim=0) >= _OTHER_SPECTRUM)
+    return _correlation(one, other) >= _OTHER_TIMBRE
+
+
+def _correlation(one: Tensor, other: Tensor) -> float:
+    """The largest correlation of two sounds that are moved against each other by at most a codec's
+    priming; a change of sign is not heard."""
+    length = len(one)
+    one, other = one - one.mean(), other - other.mean()
+    spectra = torch.fft.rfft(one, 2 * length), torch.fft.rfft(other, 2 * length)
+    found = torch.fft.irfft(spectra[0] * spectra[1].conj(), 2 * length).abs()
+    most = min(_PRIMING, length - 1)
+    near = torch.cat([found[: most + 1], found[-most:]]) if most else found[:1]
+    return float(near.max() / (one.norm() * other.norm()).clamp(min=1e-9))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch.nn.functional import interpolate
+
 from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.doctor.media_similarity import is_close
 from omni_grpo_core.doctor.rendered import RenderedBatch, RenderedPrompt, order_of
 from omni_grpo_core.doctor.replay import media as replay_media
 from omni_grpo_core.doctor.replay.batch import Given, audio_route, given_rows
@@ -21,8 +22,8 @@ from omni_grpo_core.types import Media, MediaRef, Modality
 if TYPE_CHECKING:
     from torch import Tensor
 
-_EVERY_FRAME = 1000.0
-"""Frames a second: more than a clip has."""
+_LARGE = 1024 * 1024
+"""Pixels from which an image is resized to sizes that the reference would not give it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +69,8 @@ def owners(
     """The conversation of each row of a call; ``None`` where unknown.
 
     By the order that gives most rows their own conversation's text, and most copies of a
-    conversation the same media: texts may be lost or changed while media are right.
+    conversation the same media: texts may be lost or changed while media are right. A call on some
+    of the conversations only is matched by its texts.
     """
     prompts, names = one.prompts, marks(case)
     texts = [collapsed(text, names) for text in call.texts]
@@ -77,7 +79,21 @@ def owners(
         rows = tuple(prompts[number] for number in order)
         own = sum(prompt.text == text for prompt, text in zip(rows, texts, strict=True))
         fits.append((own, _same_copies(call, case, order), rows))
-    return max(fits, key=lambda fit: fit[:2])[2] if fits else None
+    best = max(fits, key=lambda fit: fit[:2], default=None)
+    if best is not None and (best[0] or len(one.processed) == 1):
+        return best[2]
+    found = [_of_text(text, one, call) for text in texts]
+    return tuple(found) if all(found) else None  # type: ignore[arg-type]
+
+
+def _of_text(text: str, one: RenderedBatch, call: ProcessorCall) -> RenderedPrompt | None:
+    """The conversation with this text; where several have it, the one in the place of the call."""
+    same = {prompt.media: prompt for prompt in one.prompts if prompt.text == text}
+    if len(same) == 1:
+        return next(iter(same.values()))
+    at = next((n for n, other in enumerate(one.processed) if other is call), None)
+    one_each = len(one.processed) == len(one.prompts)
+    return one.prompts[at] if same and one_each and at is not None else None
 
 
 def has_settings(case: Case) -> bool:
@@ -111,16 +127,23 @@ def videos_with_sound(one: RenderedBatch, call: ProcessorCall) -> int:
     return heard * (len(call.texts) // max(len(prompts), 1))
 
 
-def library_frames(item: Shown, values: Tensor, case: Case) -> tuple[int, ...] | None:
-    """Indices of a clip's frames where ``values`` are those at ``k * total // n``, which
-    transformers samples from a path; ``None`` where they are not, or the file is missing."""
-    every = replace(media_config(case), fps=_EVERY_FRAME, max_frames=MediaConfig().max_frames)
-    read = None if item.ref.modality != "video" else read_file(item.ref, case, every)
+def picture_of(ref: MediaRef, size: tuple[int, int]) -> Tensor | None:
+    """An image file at a size: float (3, h, w), grey levels; ``None`` where it cannot be read."""
+    area = size[0] * size[1]
+    for config in (
+        MediaConfig(image_min_pixels=area, image_max_pixels=area),
+        MediaConfig(image_min_pixels=_LARGE, image_max_pixels=_LARGE),
+    ):
+        read = replay_media.load(ref, config)
+        if read is None:
+            continue
+        pixels = read.images[0].pixels.float()
+        if tuple(pixels.shape[-2:]) == size:
+            return pixels
     if read is None:
         return None
-    frames, count = read.videos[0].frames, len(values)
-    numbers = tuple(k * len(frames) // count for k in range(count))
-    return numbers if is_close(values, frames[list(numbers)], "video") else None
+    made: Tensor = interpolate(pixels[None], size, mode="bicubic", antialias=True)
+    return made[0].clamp(0, 255)
 
 
 def shown(one: RenderedBatch, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:

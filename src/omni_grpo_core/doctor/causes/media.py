@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
-from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
+from omni_grpo_core.doctor.signatures import Signature, only_fits, reproduced, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
 _BLIND = (
@@ -30,6 +30,7 @@ def rule_not_passed(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explan
         fix="pass everything that the processor returns to the model, model(**inputs), instead of "
         "a list of names written for images",
         confirm="swap the media of two samples: the logprobs do not move",
+        proof=lost[0].sentence,
         explains=tuple(lost),
     )
 
@@ -48,6 +49,7 @@ def rule_missing(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanati
         harm="the model is asked about media that it does not get",
         fix=f"pass {' and '.join(kinds)} to the processor as well",
         confirm="compare the number of media in the messages and in the call",
+        proof=lost[0].sentence,
         explains=tuple(lost),
     )
 
@@ -122,32 +124,40 @@ _TABLE = (
     ),
     Signature(
         cause="media.channels-swapped",
-        fact="content-differs",
+        fact="content-changed",
         harm="red and blue are swapped: every answer about colour is wrong",
         fix="convert BGR to RGB after cv2: frame[:, :, ::-1]",
         confirm="with channels reversed the frames equal the file's",
-        when=lambda e: e.values.get("how") == "channels",
+        when=reproduced("channels-swapped"),
     ),
     Signature(
         cause="media.library-decoder",
-        fact="content-differs",
+        fact="frames-sampled",
         harm="the frames are earlier than qwen-omni-utils' by up to a frame interval, and the "
         "decoder is whichever is installed: torchcodec on the machine's FFmpeg, or another",
         fix="decode the clip yourself and pass frames (qwen-omni-utils, or PyAV), in training and "
         "evaluation alike; or evaluate through the processor too",
         confirm="the frames are those at k * total // n, not at linspace(0, total - 1, n)",
-        when=lambda e: e.values.get("how") == "library",
+        when=lambda e: e.values["how"] == "library",
     ),
     Signature(
         cause="media.decoder-differs",
-        fact="content-differs",
+        fact="frames-sampled",
         harm="the frames are not from the times that the positions encode, and depend on the "
         "backend that a machine has installed",
         fix="pin the reader (FORCE_QWENVL_VIDEO_READER, or decode with PyAV yourself) and use the "
         "same in training and evaluation",
         confirm="decode {file} with both readers and subtract",
-        when=lambda e: e.values["modality"] == "video" and "how" not in e.values,
-        prove=only_fits,
+        when=lambda e: e.values["how"] == "one-before",
+    ),
+    Signature(
+        cause="media.sampling-rate",
+        fact="sound-changed",
+        harm="the sound plays slower or faster by a factor of {factor:.2f}, and the track is "
+        "longer or shorter than its video by as much",
+        fix="resample to 16,000 Hz, for example librosa.load(path, sr=16000)",
+        confirm="len(samples) / 16000 must be the length of {file} in seconds",
+        when=reproduced("resampled"),
     ),
     Signature(
         cause="media.sampling-rate",
@@ -157,6 +167,30 @@ _TABLE = (
         fix="resample to 16,000 Hz, for example librosa.load(path, sr=16000)",
         confirm="len(samples) / 16000 must be the length of {file} in seconds",
         prove=only_fits,
+    ),
+    Signature(
+        cause="media.never-divided",
+        fact="never-divided",
+        harm="every mel feature is louder than any sound that the model was trained on",
+        fix="divide int16 samples by 32768, or read the file as float32",
+        confirm="samples lie between -1 and 1",
+    ),
+    Signature(
+        cause="media.frames-order",
+        fact="frames-order",
+        harm="what moves left seems to move right, and nothing that happens in the clip has its "
+        "order: positions tell the model that the first frame comes first",
+        fix="pass the frames in the file's order: sort frame numbers before decoding, and look for "
+        "a reversed or shuffled list on their way",
+        confirm="the frames' numbers in the file rise: {numbers}",
+        when=lambda e: not e.values.get("reproduced"),
+    ),
+    Signature(
+        cause="media.frames-frozen",
+        fact="frames-frozen",
+        harm="the clip stands still: no question about motion can be answered",
+        fix="read the frames at the numbers that were sampled, not the first one each time",
+        confirm="two frames of the clip differ",
     ),
 )
 

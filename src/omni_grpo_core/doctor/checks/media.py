@@ -1,29 +1,18 @@
-"""Looks at media: all that the messages name, from the right file, neither blank nor silent."""
+"""Looks at media: all that the messages name reach the processor, and the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
+from omni_grpo_core.doctor.checks import content
 from omni_grpo_core.doctor.checks.positions import Call, named_calls
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
-from omni_grpo_core.doctor.media_similarity import array, is_close, is_empty, is_flat, is_same
-from omni_grpo_core.doctor.rendered import RenderedBatch, flag_of, rendered_batches
-from omni_grpo_core.doctor.replay import media as replay_media
-from omni_grpo_core.doctor.replay.batch import DEFAULT_RATE, audio_route, rate_of, sides, totals
-from omni_grpo_core.doctor.shown_media import (
-    Shown,
-    array_of,
-    has_settings,
-    library_frames,
-    read_file,
-    shown,
-    videos_with_sound,
-    wanted_counts,
-)
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
+from omni_grpo_core.doctor.rendered import flag_of, rendered_batches
+from omni_grpo_core.doctor.replay.batch import audio_route, sides, totals
+from omni_grpo_core.doctor.shown_media import videos_with_sound, wanted_counts
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
 from omni_grpo_core.types import MODALITIES, Modality
 
@@ -36,10 +25,6 @@ _LIMITS: Mapping[str, Callable[[MediumSeen], int]] = {
     "max_pixels": lambda clip: sides(clip)[0] * sides(clip)[1],
 }
 """Limits that the reader of clips applies, and the quantity that each limits."""
-_OTHER_LENGTH = 0.02
-"""Of a sound's length; a sound that is off by less differs in another way."""
-_OTHER_RATE = 0.15
-"""Of the true frame rate, where it is only known as frames / seconds."""
 
 
 def look_counts(case: Case) -> Iterator[Evidence]:
@@ -144,146 +129,6 @@ def _asked(case: Case, call: Call, modality: Modality) -> bool | None:
     return bool((call.inputs["input_ids"] == token).any())
 
 
-def look_content(case: Case) -> Iterator[Evidence]:
-    """Each media item is the file that its conversation names, neither blank nor silent."""
-    for one in rendered_batches(case):
-        for call in one.processed:
-            found = shown(one, call, case)
-            if call.videos and not found:
-                note_missing(case, "media could not be matched to messages: files not compared")
-            if any(item.media is None for item in found):
-                note_missing(case, "some media files were not found: content not compared")
-            if any(medium.dtype == "path" for medium in (*call.videos, *call.audios)):
-                note_missing(
-                    case,
-                    "the processor was passed paths and decoded them with whatever is installed: "
-                    "the frames and sound that it used were not recorded",
-                )
-            for item in _once(found):
-                if item.given.shape:
-                    note_judged(case, "media")
-                    yield from _content(case, item, found)
-            if not any(item.media is not None for item in found):
-                yield from _all_empty(one, call, case)
-
-
-def look_rate(case: Case) -> Iterator[Evidence]:
-    """The frame rate passed to the processor is the one at which frames were sampled."""
-    for one in rendered_batches(case):
-        for call in one.processed:
-            passed = rate_of(call.keywords)
-            for item in _once(shown(one, call, case)):
-                if item.ref.modality != "video" or item.media is None:
-                    continue
-                clip = item.media.videos[0]
-                frames = item.given.shape[0]
-                exact = frames == len(clip.frames)
-                true = clip.sample_fps if exact else frames / max(clip.duration, 1e-6)
-                rate = DEFAULT_RATE if passed is None else passed
-                # float rounding of a quotient, where the frames are the reference's
-                if abs(rate - true) <= (1e-6 if exact else _OTHER_RATE) * true:
-                    continue
-                yield Evidence(
-                    "media",
-                    "rate-differs",
-                    f"{frames} frames of {PurePath(item.ref.path).name} were sampled at {true:g} "
-                    "per second, but the processor "
-                    + (f"got fps={rate:g}" if passed is not None else f"assumes {rate:g}"),
-                    row=item.row,
-                    values={"told": passed, "took": rate, "true": true},
-                )
-                break
-
-
-def _content(case: Case, item: Shown, every: Sequence[Shown]) -> Iterator[Evidence]:
-    reference = item.values
-    if reference is None:
-        return
-    name = PurePath(item.ref.path).name
-    known = {"file": name, "modality": item.ref.modality, "row": item.row}
-    if is_empty(item.given) and not is_flat(reference, item.ref.modality):
-        what = "silent" if item.ref.modality == "audio" else "blank"
-        yield Evidence(
-            "media",
-            f"medium-{what}",
-            f"{item.ref.modality} {item.number} of row {item.row} is {what}, with all values "
-            f"between {item.given.low:g} and {item.given.high:g}, while {name} is not",
-            row=item.row,
-            values=known,
-        )
-        return
-    if is_same(item.given, reference):
-        return
-    twin = next(
-        (
-            other
-            for other in every
-            if other.values is not None
-            and other.ref != item.ref
-            and other.ref.modality == item.ref.modality
-            and is_same(item.given, other.values)
-        ),
-        None,
-    )
-    if twin is not None:
-        yield Evidence(
-            "media",
-            "media-swapped",
-            f"row {item.row} gets {PurePath(twin.ref.path).name} of row {twin.row} where its "
-            f"messages name {name}",
-            row=item.row,
-            values={**known, "shown": PurePath(twin.ref.path).name, "of": twin.row},
-        )
-        return
-    yield from _form(case, item, reference, name)
-
-
-def _form(case: Case, item: Shown, reference: Tensor, name: str) -> Iterator[Evidence]:
-    """How an item that is not another row's differs from its file."""
-    values, want = array(item.given), tuple(reference.shape)
-    got = item.given.shape if values is None else tuple(values.shape)
-    known: dict[str, Any] = {"file": name, "modality": item.ref.modality, "got": got, "want": want}
-    other_size = item.ref.modality != "audio" and sides(item.given) != tuple(want[-2:])
-    other_number = item.ref.modality == "video" and got[0] != want[0]
-    if (other_size or other_number) and not has_settings(case):
-        note_missing(case, "the checkpoint has no settings of its own: picture sizes unjudged")
-        return
-    if other_number:
-        fact, sentence = "frames-number", f"{got[0]} frames of {name}; the settings give {want[0]}"
-    elif other_size:
-        high, wide = sides(item.given)
-        fact = "picture-size"
-        sentence = f"{name} at {high} x {wide} pixels; the settings give {want[-2]} x {want[-1]}"
-    elif item.ref.modality == "audio" and abs(got[0] / want[0] - 1) > _OTHER_LENGTH:
-        known["factor"] = got[0] / want[0]
-        fact, sentence = "sound-length", f"{got[0]} samples of {name}, which has {want[0]}"
-    elif values is None:
-        fact = "content-differs"
-        sentence = (
-            f"other {item.ref.modality} content than {name}: its mean or standard deviation is off"
-        )
-    else:
-        known["gap"] = gap = float((values - reference).abs().mean())
-        fact = "content-differs"
-        unit = "" if item.ref.modality == "audio" else " grey levels"
-        sentence = f"other {item.ref.modality} content than {name}: {gap:.3g}{unit} off"
-        if item.ref.modality != "audio" and is_close(values.flip(-3), reference, item.ref.modality):
-            known["how"] = "channels"
-            sentence = f"{name} with red and blue swapped"
-        elif (numbers := library_frames(item, values, case)) is not None:
-            known["how"] = "library"
-            sentence = (
-                f"the frames of {name} that transformers samples when it decodes a path: "
-                f"{_few(numbers)}; those of the settings differ by {gap:.3g}{unit}"
-            )
-    yield Evidence("media", fact, f"row {item.row} gets {sentence}", row=item.row, values=known)
-
-
-def _few(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:6]))
-    return f"{shown}, …" if len(numbers) > 6 else shown
-
-
 def _sound_missing(call: ProcessorCall, case: Case, modality: Modality) -> bool:
     """Whether there is no sound at all although audio-in-video is on."""
     if modality != "audio" or not flag_of(call.keywords) or call.audios:
@@ -295,39 +140,4 @@ def _audio_by_another_name(call: ProcessorCall) -> bool:
     return "audios" in call.ignored or "audios" in call.keywords
 
 
-def _once(found: Sequence[Shown]) -> list[Shown]:
-    """Without the copies of a group."""
-    kept: dict[object, Shown] = {}
-    for item in found:
-        kept.setdefault((item.ref, item.given.sha256), item)
-    return list(kept.values())
-
-
-def _all_empty(one: RenderedBatch, call: ProcessorCall, case: Case) -> Iterator[Evidence]:
-    """Where files cannot be matched to rows: a single blank or silent clip may be in the data, but
-    not all of them."""
-    for what, media in (("blank", (*call.videos, *call.images)), ("silent", call.audios)):
-        if media and all(map(is_empty, media)):
-            full = _some_file_is_not(one, media[0].modality, case)
-            yield Evidence(
-                "media",
-                f"medium-{what}",
-                f"all {len(media)} {media[0].modality} items of the call are {what}"
-                + ("; their files are not" if full else ""),
-                origin="added" if full else "unknown",
-                values={"modality": media[0].modality},
-            )
-
-
-def _some_file_is_not(one: RenderedBatch, modality: Modality, case: Case) -> bool:
-    """Whether a file that the conversations name is neither blank nor silent."""
-    for prompt in one.prompts:
-        for ref in replay_media.wanted(prompt.media, interleaved=modality == "audio")[modality]:
-            read = read_file(ref, case)
-            values = None if read is None else array_of(read, modality)
-            if values is not None and not is_flat(values, modality):
-                return True
-    return False
-
-
-LOOKS: tuple[Look, ...] = (look_counts, look_limits, look_passed_on, look_content, look_rate)
+LOOKS: tuple[Look, ...] = (look_counts, look_limits, look_passed_on, *content.LOOKS)

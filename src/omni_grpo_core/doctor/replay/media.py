@@ -46,7 +46,7 @@ def load(ref: MediaRef, config: MediaConfig, patch_size: int = 14) -> Media | No
         return None
     try:
         whole = MediaRef(ref.modality, path, ref.start, ref.end)
-        return _load(whole, _stamp(path), config, patch_size)
+        return _load(whole, stamp(path), config, patch_size)
     except MediaError:
         return None
 
@@ -57,7 +57,7 @@ def has_track(path: str) -> bool | None:
     if file is None:
         return None
     try:
-        return _has_track(file, _stamp(file))
+        return _has_track(file, stamp(file))
     except MediaError:
         return None
 
@@ -73,7 +73,7 @@ def wanted(refs: Sequence[MediaRef], interleaved: bool) -> dict[Modality, tuple[
     return {modality: tuple(items) for modality, items in found.items()}
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def stamp(path: str) -> tuple[int, int]:
     """What distinguishes a file from an earlier one of the same name."""
     stat = Path(path).stat()
     return stat.st_mtime_ns, stat.st_size

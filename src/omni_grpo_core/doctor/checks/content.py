@@ -1,0 +1,446 @@
+"""Looks at what media hold: each is the file that its conversation names, unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
+from omni_grpo_core.doctor.file_frames import FileFrames, Matched, frames_of, matched, spacing
+from omni_grpo_core.doctor.media_similarity import (
+    array,
+    is_empty,
+    is_flat,
+    levels,
+    looks_alike,
+    same_levels,
+    same_wave,
+    sounds_alike,
+)
+from omni_grpo_core.doctor.rendered import RenderedBatch, rendered_batches
+from omni_grpo_core.doctor.replay import media as replay_media
+from omni_grpo_core.doctor.replay.batch import DEFAULT_RATE, rate_of
+from omni_grpo_core.doctor.reproduce import difference, plain, reproductions, told
+from omni_grpo_core.doctor.shown_media import (
+    Shown,
+    array_of,
+    has_settings,
+    picture_of,
+    read_file,
+    shown,
+)
+from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
+from omni_grpo_core.types import Modality
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AXES = ("frames", "channels", "height", "width")
+_WRONG_RATE = 1 / 3
+"""Of the true frame rate: a clip is shown at another speed."""
+_OTHER_RATE = 0.02
+"""The same, up to which a rate is the true one, rounded or of whole frames."""
+_CHOICES = frozenset({"last-dropped", "first-dropped", "cropped", "padded", "shifted"})
+"""Changes of a sound that a recipe may make on purpose."""
+_LOUD = 1.5
+"""A float sound is between -1 and 1."""
+
+
+def look_content(case: Case) -> Iterator[Evidence]:
+    """Each media item is the file that its conversation names, neither blank nor silent."""
+    for one in rendered_batches(case):
+        for call in one.processed:
+            yield from _values(call)
+            found = shown(one, call, case)
+            if call.videos and not found:
+                note_missing(case, "media could not be matched to messages: files not compared")
+            if any(item.media is None for item in found):
+                note_missing(case, "some media files were not found: content not compared")
+            if any(medium.dtype == "path" for medium in _media(call)):
+                note_missing(
+                    case,
+                    "the processor was passed paths and decoded them with whatever is installed: "
+                    "the frames and sound that it used were not recorded",
+                )
+            for item in _once(found):
+                if item.given.shape and item.media is not None:
+                    yield from _content(case, call, item, found)
+            if not any(item.media is not None for item in found):
+                yield from _all_empty(one, call, case)
+
+
+def _values(call: ProcessorCall) -> Iterator[Evidence]:
+    """What is wrong whatever the file holds."""
+    for number, sound in enumerate(call.audios):
+        values = sound.values
+        largest = max(abs(sound.low), abs(sound.high))
+        whole = values is not None and bool((values == values.round()).all())
+        if largest > _LOUD and whole:
+            yield Evidence(
+                "media",
+                "never-divided",
+                f"sound {number} has whole numbers up to {largest:g}: int16 samples never divided "
+                "by 32768",
+                values={"largest": largest, "modality": "audio"},
+            )
+            return
+
+
+def _content(
+    case: Case, call: ProcessorCall, item: Shown, every: Sequence[Shown]
+) -> Iterator[Evidence]:
+    reference = item.values
+    if reference is None:
+        return
+    name = PurePath(item.ref.path).name
+    known = {"file": name, "modality": item.ref.modality, "row": item.row}
+    note_judged(case, "media")
+    if is_empty(item.given):
+        if not is_flat(reference, item.ref.modality):
+            yield _empty(item, name, known)
+        return
+    values = array(item.given)
+    if values is None:
+        note_missing(case, "some media were too large to keep: content not compared")
+    elif item.ref.modality == "audio":
+        yield from _sound(item, values, reference, every, known)
+    else:
+        yield from _pictures(case, call, item, levels(values, call.keywords), every, known)
+
+
+def _empty(item: Shown, name: str, known: Mapping[str, Any]) -> Evidence:
+    what = "silent" if item.ref.modality == "audio" else "blank"
+    return Evidence(
+        "media",
+        f"medium-{what}",
+        f"{item.ref.modality} {item.number} of row {item.row} is {what}, with all values between "
+        f"{item.given.low:g} and {item.given.high:g}, while {name} is not",
+        row=item.row,
+        values=known,
+    )
+
+
+def _swapped(item: Shown, twin: Shown, known: Mapping[str, Any]) -> Evidence:
+    other = PurePath(twin.ref.path).name
+    return Evidence(
+        "media",
+        "media-swapped",
+        f"row {item.row} gets {other} of row {twin.row} where its messages name {known['file']}",
+        row=item.row,
+        values={**known, "shown": other, "of": twin.row},
+    )
+
+
+# --------------------------------------------------------------------------- sound
+
+
+def _sound(
+    item: Shown, values: Tensor, reference: Tensor, every: Sequence[Shown], known: dict[str, Any]
+) -> Iterator[Evidence]:
+    if same_wave(reference, values):
+        return
+    found = reproductions(reference, values, same_wave, axes=("samples",))
+    if {one.name for one in found} <= {"shifted"} and sounds_alike(values, reference):
+        return  # another reader, which begins with its codec's priming
+    others = [o for o in every if o.ref != item.ref and o.ref.modality == "audio"]
+    twin = next(
+        (o for o in others if o.values is not None and sounds_alike(values, o.values)), None
+    )
+    if twin is not None and not found:
+        yield _swapped(item, twin, known)
+        return
+    known |= {"factor": len(values) / len(reference), **plain(found)}
+    names = {one.name for one in found}
+    times = abs(float(known.get("times", 1.0)))
+    quiet = "times" in names and 0.05 < times < 20  # normalised loudness
+    if found:
+        said = told(f"the sound of row {item.row} is that of {known['file']}", found)
+        severity = "differs" if names <= _CHOICES or quiet else "breaks"
+        fact = "sound-changed"
+    elif abs(known["factor"] - 1) > 0.02:
+        fact, severity = "sound-length", "breaks"
+        said = (
+            f"row {item.row} gets {len(values)} samples of {known['file']}, which has "
+            f"{len(reference)}"
+        )
+    else:
+        fact, severity = "content-differs", "breaks"
+        said = (
+            f"row {item.row} gets another sound than {known['file']}: "
+            f"{difference(reference[: len(values)], values[: len(reference)])}"
+        )
+    yield Evidence(
+        "media", fact, said, row=item.row, values=known,
+        severity="breaks" if severity == "breaks" else "differs",
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- pictures
+
+
+def _pictures(
+    case: Case, call: ProcessorCall, item: Shown, values: Tensor, every: Sequence[Shown],
+    known: dict[str, Any],
+) -> Iterator[Evidence]:  # fmt: skip
+    given = values if values.dim() == 4 else values[None]
+    held = _held(item, given)
+    if held is None or given.dim() != 4:
+        note_missing(case, "a clip is too long, or of another form, to be compared with its file")
+        return
+    own = matched(given, held.pictures)
+    if own.gap > 1:
+        twin = _twin(item, given, own, every)
+        if twin is not None:
+            yield _swapped(item, twin, known)
+            return
+        found = _changed(case, item, given, held, own)
+        if found:
+            subject = f"{item.ref.modality} {item.number} of row {item.row} is {known['file']}"
+            yield Evidence(
+                "media", "content-changed", told(subject, found), row=item.row,
+                values={**known, **plain(found)},
+            )  # fmt: skip
+            return
+        yield Evidence(
+            "media",
+            "content-differs",
+            f"row {item.row} gets pictures that are {own.gap:.3g} grey levels off the nearest of "
+            f"{known['file']}" + (": another decoder or resizer" if own.is_found else ""),
+            row=item.row,
+            values={**known, "gap": own.gap},
+            severity="differs" if own.is_found else "breaks",
+        )
+        if not own.is_found:
+            return
+    yield from _size(case, item, given, known)
+    if item.ref.modality == "video":
+        yield from _order(case, item, given, held, own, known)
+
+
+def _held(item: Shown, given: Tensor) -> FileFrames | None:
+    size = (int(given.shape[-2]), int(given.shape[-1]))
+    if item.ref.modality == "video":
+        return frames_of(item.ref, size)
+    picture = picture_of(item.ref, size)
+    return None if picture is None else FileFrames(picture[None], (0.0,))
+
+
+def _twin(item: Shown, given: Tensor, own: Matched, every: Sequence[Shown]) -> Shown | None:
+    """Another file of the call, whose pictures these are rather than their own file's."""
+    refs = {other.ref: other for other in every if other.ref.modality == item.ref.modality}
+    for ref, other in refs.items():
+        held = _held(other, given) if ref.path != item.ref.path else None
+        match = None if held is None else matched(given, held.pictures)
+        if match is not None and match.is_found and match.gap < 0.5 * own.gap:
+            return other
+    return None
+
+
+def _changed(case: Case, item: Shown, given: Tensor, held: FileFrames, own: Matched) -> Any:
+    """A change of every picture: of the nearest frames, of those that the settings give, or of
+    those that common samplers take."""
+    total, number = len(held.pictures), len(given)
+    selections = [own.numbers] if own.is_found else []
+    right = _right_numbers(item, held)
+    if len(right) == number:
+        selections.append(right)
+    selections.append(tuple(round(k * (total - 1) / max(number - 1, 1)) for k in range(number)))
+    selections.append(tuple(k * total // number for k in range(number)))
+    for numbers in dict.fromkeys(selections):
+        want = held.pictures[list(numbers)].float()
+        alike = same_levels if own.is_found else looks_alike
+        if found := reproductions(want, given, alike, axes=_AXES):
+            return found
+    return ()
+
+
+def _right_numbers(item: Shown, held: FileFrames) -> tuple[int, ...]:
+    """The frames that the reference takes from the file."""
+    clip = item.values
+    if clip is None or item.ref.modality != "video":
+        return (0,)
+    if clip.shape[-2:] != held.pictures.shape[-2:]:
+        again = frames_of(item.ref, (int(clip.shape[-2]), int(clip.shape[-1])))
+        if again is None:
+            return ()
+        held = again
+    return matched(clip, held.pictures).numbers
+
+
+def _size(case: Case, item: Shown, given: Tensor, known: dict[str, Any]) -> Iterator[Evidence]:
+    want, got = item.values, tuple(given.shape[-2:])
+    if want is None or got == tuple(want.shape[-2:]) or not has_settings(case):
+        return
+    high, wide = want.shape[-2:]
+    yield Evidence(
+        "media",
+        "picture-size",
+        f"row {item.row} gets {known['file']} at {got[0]} x {got[1]} pixels; the settings give "
+        f"{high} x {wide}",
+        row=item.row,
+        values={**known, "got": got, "want": (high, wide)},
+        severity="differs",
+    )
+
+
+def _order(
+    case: Case, item: Shown, given: Tensor, held: FileFrames, own: Matched, known: dict[str, Any]
+) -> Iterator[Evidence]:
+    """Which frames of the file these are, and in which order."""
+    numbers, total = own.numbers, len(held.pictures)
+    subject = f"video {item.number} of row {item.row} is {known['file']}"
+    if not own.in_order:
+        found = reproductions(
+            torch.tensor(sorted(numbers)), torch.tensor(numbers), axes=("frames",)
+        )
+        said = told(subject, found) if found else f"{subject} with its frames out of order"
+        yield Evidence(
+            "media", "frames-order", f"{said}: {spacing(numbers)} of {total}", row=item.row,
+            values={**known, **plain(found), "numbers": numbers},
+        )  # fmt: skip
+        return
+    if len(numbers) > 2 and len(set(numbers)) == 1 and _moves(held):
+        yield Evidence(
+            "media",
+            "frames-frozen",
+            f"all {len(numbers)} frames of {subject.split(' is ')[0]} are frame {numbers[0]} of "
+            f"{known['file']}",
+            row=item.row,
+            values={**known, "numbers": numbers},
+        )
+        return
+    right = _right_numbers(item, held)
+    if numbers == right or not has_settings(case):
+        return
+    how = ""
+    if numbers == tuple(k * total // len(numbers) for k in range(len(numbers))):
+        how = "library"
+    elif numbers == (right[:1] + right[:-1]):
+        how = "one-before"
+    said = {
+        "library": ", those that transformers samples when it decodes a path",
+        "one-before": ", each the one before",
+    }.get(how, "")
+    fact = "frames-sampled" if len(numbers) == len(right) else "frames-number"
+    yield Evidence(
+        "media",
+        fact,
+        f"row {item.row} gets frames {spacing(numbers)} of the {total} of {known['file']}{said}; "
+        f"the settings give {spacing(right)}",
+        row=item.row,
+        values={**known, "how": how, "numbers": numbers, "got": len(numbers), "want": len(right)},
+        severity="differs",
+    )
+
+
+def _moves(held: FileFrames) -> bool:
+    pictures = held.pictures.float()
+    return bool((pictures - pictures[:1]).abs().flatten(1).mean(1).max() > 1)
+
+
+# --------------------------------------------------------------------------- rate
+
+
+def look_rate(case: Case) -> Iterator[Evidence]:
+    """Each clip's time positions follow the rate at which its frames were really taken."""
+    for one in rendered_batches(case):
+        for call in one.processed:
+            rates = [
+                (item, *found)
+                for item in _once(shown(one, call, case))
+                if (found := _rates(call, item)) is not None
+            ]
+            if rates:
+                note_judged(case, "media")
+            off = [one for one in rates if abs(one[1] / one[2] - 1) > _OTHER_RATE]
+            if not off:
+                continue
+            item, took, true = max(off, key=lambda one: abs(one[1] / one[2] - 1))
+            passed = rate_of(call.keywords)
+            wrong = abs(took / true - 1) > _WRONG_RATE and len(off) == len(rates)
+            yield Evidence(
+                "media",
+                "rate-differs",
+                f"{item.given.shape[0]} frames of {PurePath(item.ref.path).name} were sampled at "
+                f"{true:g} per second, but the processor "
+                + (f"got fps={took:g}" if passed is not None else f"assumes {took:g}")
+                + (
+                    f"; {len(off)} of {len(rates)} clips of the call have another rate than that"
+                    if len(rates) > 1
+                    else ""
+                ),
+                row=item.row,
+                values={"told": passed, "took": took, "true": true},
+                severity="breaks" if wrong else "differs",
+            )
+
+
+def _rates(call: ProcessorCall, item: Shown) -> tuple[float, float] | None:
+    """Frames a second that the processor assumes of a clip, and the true number."""
+    if item.ref.modality != "video" or item.media is None or not item.given.shape:
+        return None
+    clip, number = item.media.videos[0], item.given.shape[0]
+    passed = rate_of(call.keywords)
+    took = DEFAULT_RATE if passed is None else passed
+    seconds = call.outputs.get("video_second_per_grid", torch.empty(0)).flatten()
+    for own, clip_seconds in zip(call.videos, seconds.tolist(), strict=False):
+        if own is item.given and clip_seconds > 0 and len(seconds) == len(call.videos):
+            took = 2 / clip_seconds
+    if number == len(clip.frames):
+        return took, clip.sample_fps
+    values = array(item.given)
+    held = None if values is None or values.dim() != 4 else _held(item, values)
+    if values is not None and held is not None and number > 1:
+        match = matched(levels(values, call.keywords), held.pictures)
+        length = held.times[match.numbers[-1]] - held.times[match.numbers[0]]
+        if match.is_found and match.in_order and length > 0:
+            return took, (number - 1) / length
+    return took, number / max(clip.duration, 1e-6)
+
+
+# --------------------------------------------------------------------------- helpers
+
+
+def _media(call: ProcessorCall) -> tuple[MediumSeen, ...]:
+    return (*call.images, *call.videos, *call.audios)
+
+
+def _once(found: Sequence[Shown]) -> list[Shown]:
+    """Without the copies of a group."""
+    kept: dict[object, Shown] = {}
+    for item in found:
+        kept.setdefault((item.ref, item.given.sha256), item)
+    return list(kept.values())
+
+
+def _all_empty(one: RenderedBatch, call: ProcessorCall, case: Case) -> Iterator[Evidence]:
+    """Where files cannot be matched to rows: a single blank or silent clip may be in the data, but
+    not all of them."""
+    for what, media in (("blank", (*call.videos, *call.images)), ("silent", call.audios)):
+        if media and all(map(is_empty, media)):
+            full = _some_file_is_not(one, media[0].modality, case)
+            yield Evidence(
+                "media",
+                f"medium-{what}",
+                f"all {len(media)} {media[0].modality} items of the call are {what}"
+                + ("; their files are not" if full else ""),
+                origin="added" if full else "unknown",
+                values={"modality": media[0].modality},
+            )
+
+
+def _some_file_is_not(one: RenderedBatch, modality: Modality, case: Case) -> bool:
+    """Whether a file that the conversations name is neither blank nor silent."""
+    for prompt in one.prompts:
+        for ref in replay_media.wanted(prompt.media, interleaved=modality == "audio")[modality]:
+            read = read_file(ref, case)
+            values = None if read is None else array_of(read, modality)
+            if values is not None and not is_flat(values, modality):
+                return True
+    return False
+
+
+LOOKS: tuple[Look, ...] = (look_content, look_rate)
