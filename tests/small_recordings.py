@@ -174,7 +174,7 @@ def layer(
         "elements": elements,
         "trainable": elements,
         "held": elements if held is None else held,
-        "rates": rates,
+        "rates": () if held == 0 else rates,
         "dtype": "float32",
         "stale": 0.0,
         "backward": gradient,
@@ -202,21 +202,25 @@ def stepped(
     **more: Any,
 ) -> StepSeen:
     """A step; one layer per part of ``trainable``, unless ``layers`` are given."""
-    learning = {"text": 100, "head": 10} if trainable is None else trainable
+    learning = {"text": 10, "head": 10} if trainable is None else trainable
+    optimized = learning if held is None else held
+    given = dict.fromkeys(learning, 0.5) if norms is None else norms
     made = tuple(
         layer(
             part if part in ("head", "adapter") else f"{part} layer 0",
             part,
-            learning.get(part, 0),
-            held=(learning if held is None else held).get(part, 0),
-            norm=(norms or {}).get(part) if norms is not None else 0.5,
-            moved=(changed or {}).get(part, changed is None),
+            10,
+            trainable=learning.get(part, 0),
+            held=optimized.get(part, 0),
+            norm=given.get(part),
+            moved=optimized.get(part, 0) > 0 if changed is None else changed.get(part, False),
             size=0 if changed is not None and part not in changed else 10,
         )
-        for part in {**learning, **(norms or {})}
+        for part in {"text": 0, "head": 0, **learning, **given}
     )
     values: dict[str, Any] = {
-        "outcome": "stepped", "factor": 1.0, "scale": None, "rates": (1e-3,), "others": 0, **more
+        "outcome": "stepped", "factor": 1.0, "scale": None, "rates": (1e-3,), "planned": (),
+        "others": 0, **more
     }  # fmt: skip
     return StepSeen(
         step=step,

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_recordings import case, found, generated, lost, samples, stepped
+from joined_calls import rows, sampled, scored
+from joined_calls import step as joined_step
+from small_recordings import case, found, generated, layer, lost, samples, stepped
 
+from omni_grpo_core.doctor.checks import repeated as checks_repeated
 from omni_grpo_core.doctor.checks import run as checks_run
 from omni_grpo_core.doctor.checks.gradient import LOOKS
 
@@ -32,7 +35,7 @@ def test_a_healthy_step_is_no_evidence() -> None:
     [
         ("nothing-trainable", stepped(trainable={}, norms={})),
         ("no-gradient", stepped(norms={"text": 0.0})),
-        ("no-gradient", stepped(norms={})),
+        ("no-gradient", stepped(norms={}, changed={"text": False})),
         ("text-frozen", stepped(trainable={"vision": 5})),
         ("beside-adapter", stepped(trainable={"adapter": 5, "text": 5})),
         ("tower-trained", stepped(trainable={"text": 5, "vision": 5},
@@ -78,6 +81,101 @@ def test_a_negated_backward_is_the_loss_s_fault() -> None:
     assert (
         found(LOOKS, case(lost(0.5), stepped(losses=(-0.5,))))["backward-differs"].stage == "loss"
     )
+
+
+# --------------------------------------------------------------------------- between
+
+
+def layered(*layers: Any, **more: Any) -> Any:
+    """Two sound layers and these."""
+    return stepped(layers=(layer("text layer 0"), layer("head", "head"), *layers), **more)
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("fact", "severity", "step"),
+    [
+        ("gradient-zeroed", "breaks",
+         layered(layer("text layer 1", odd={"q": 0.0, "k": 0.0}, norm=0.5))),
+        ("gradient-negated", "breaks", layered(layer("text layer 1", odd={"q": -1.0}))),
+        ("gradient-scaled", "breaks", layered(layer("text layer 1", odd={"q": 3.0}, norm=0.37))),
+        # clip_grad_norm_ called for each part of the model
+        ("gradient-scaled", "differs", layered(layer("text layer 1", odd={"q": 0.3}, norm=1.0))),
+        ("gradient-changed", "breaks",
+         layered(layer("text layer 1", odd={"q": NAN}, norm=0.3))),
+        # clip_grad_value_: the largest element of each layer is the same
+        ("gradient-changed", "differs",
+         layered(layer("text layer 1", odd={"q": NAN}, norm=0.5))),
+        ("not-zeroed", "breaks", layered(layer("text layer 1", stale=0.4), step=1)),
+        ("not-zeroed", "differs", layered(layer("text layer 1", stale=0.4), step=0)),
+        ("clipped-while-scaled", "breaks",
+         stepped(layers=(layer(norm=1.0 / 1024),), scale=1024.0, factor=1e-5)),
+        ("rate-zero", "breaks", stepped(layers=(layer(rates=(0.0,)),), rates=(0.0,))),
+        # a warm-up begins at 0
+        ("rate-zero", "differs", stepped(layers=(layer(rates=(0.0,)),), rates=(0.0,),
+                                         planned=(1e-3,))),
+        ("rate-zero", "breaks", layered(layer("text layer 1", rates=(0.0,)))),
+        ("step-skipped", "differs", stepped(outcome="skipped", scale=65536.0)),
+        ("never-stepped", "breaks", stepped(outcome="never", changed={"text": False})),
+        ("moved-frozen", "breaks",
+         layered(layer("text layer 1", trainable=0, held=0, norm=None))),
+        ("not-held", "breaks",
+         layered(layer("text layer 1", held=0, moved=False), others=100)),
+    ],
+)  # fmt: skip
+def test_a_step_by_layer(fact: str, severity: str, step: Any) -> None:
+    seen = found(LOOKS, case(step))
+    assert {name: evidence.severity for name, evidence in seen.items()} == {fact: severity}
+    if "text layer 1" in {one.name for one in step.layers}:
+        assert "text layer 1" in seen[fact].sentence
+
+
+def test_gradients_that_ranks_average_by_hand_are_not_judged() -> None:
+    """Between backward and step every gradient becomes another one; a layer of zeros does not."""
+    mixed, zeroed = (
+        layer(f"text layer {i}", odd={"q": times}) for i, times in ((1, NAN), (2, 0.0))
+    )
+    one = case(stepped(layers=(layer(), mixed, zeroed)))
+    four = replace(one, trace=replace(one.trace, header={"world": "4"}))
+    assert set(found(LOOKS, four)) == {"gradient-zeroed"}
+
+
+def test_an_optimizer_of_master_copies_is_judged_by_the_next_step() -> None:
+    """DeepSpeed's and Megatron's optimizers hold float32 copies, and write them back later."""
+    first = layer(held=0, moved=False, dtype="bfloat16")
+    assert facts(stepped(layers=(first,), others=100)) == set()
+    later = replace(first, between=1.0)
+    assert facts(stepped(layers=(later,), others=100)) == set()
+    assert facts(stepped(layers=(replace(first, between=0.0),), others=100)) == {"not-held"}
+
+
+def test_sixteen_bit_weights_round_small_updates_away() -> None:
+    still = layer("text layer 1", moved=False, dtype="bfloat16")
+    assert found(LOOKS, case(layered(still)))["not-moved"].severity == "differs"
+    alone = found(LOOKS, case(stepped(layers=(still,))))["not-moved"]
+    assert alone.severity == "breaks"
+
+
+def test_a_second_forward_should_be_equal() -> None:
+    """In train mode dropout acts: the ratio of two passes with the same weights is not 1."""
+    ids = rows([(1, 2, 3), (1, 2, 4)])
+    full = rows([(1, 2, 3, 5, 9), (1, 2, 4, 6, 9)])
+    rolled = sampled(ids, [(5, 9), (6, 9)])
+    old, new = (
+        replace(scored(full, grad=grad), logprobs=torch.full((2, 4), value))
+        for grad, value in ((False, -1.0), (True, -1.25))
+    )
+    steps = joined_step(rolled, old, new, stepped())
+    evidence = found(checks_repeated.LOOKS, steps)["second-forward-differs"]
+    assert (evidence.stage, evidence.severity) == ("logits", "breaks")
+    assert "differ by 0.25 on average" in evidence.sentence
+    assert "the second in train mode" in evidence.sentence
+    equal = replace(new, logprobs=old.logprobs)
+    assert found(checks_repeated.LOOKS, joined_step(rolled, old, equal, stepped())) == {}
+    reference = replace(new, own=False)
+    assert found(checks_repeated.LOOKS, joined_step(rolled, old, reference, stepped())) == {}
 
 
 # --------------------------------------------------------------------------- from step to step

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from omni_grpo_core.doctor.causes import batch as causes_batch
 from omni_grpo_core.doctor.causes import completion as causes_completion
 from omni_grpo_core.doctor.causes import conversation as causes_conversation
+from omni_grpo_core.doctor.causes import gradient as causes_gradient
 from omni_grpo_core.doctor.causes import loss as causes_loss
 from omni_grpo_core.doctor.causes import media as causes_media
 from omni_grpo_core.doctor.causes import reward as causes_reward
@@ -28,6 +29,7 @@ from omni_grpo_core.doctor.checks import media as checks_media
 from omni_grpo_core.doctor.checks import partial as checks_partial
 from omni_grpo_core.doctor.checks import positions as checks_positions
 from omni_grpo_core.doctor.checks import readings as checks_readings
+from omni_grpo_core.doctor.checks import repeated as checks_repeated
 from omni_grpo_core.doctor.checks import replayed as checks_replayed
 from omni_grpo_core.doctor.checks import reward as checks_reward
 from omni_grpo_core.doctor.checks import rows as checks_rows
@@ -57,6 +59,7 @@ _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
     (checks_readings.LOOKS, ("completion", "loss")),
     (checks_loss.LOOKS, ("advantage", "loss")),
     (checks_logged.LOOKS, ("loss",)),
+    (checks_repeated.LOOKS, ("logits",)),
     (checks_gradient.LOOKS, ("loss", "gradient")),
     (checks_run.LOOKS, ("gradient",)),
 )
@@ -75,6 +78,7 @@ RULES: tuple[Rule, ...] = (
     *causes_completion.RULES,
     *causes_reward.RULES,
     *causes_loss.RULES,
+    *causes_gradient.RULES,
     rule_of_reproductions(*causes_media.TABLES, *causes_batch.TABLES),
 )
 """Rules explain evidence; they never add any."""

@@ -9,14 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.degenerate import IMPOSSIBLE, against_reference
+from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case, Finding, Severity
-from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, until_end
+from omni_grpo_core.doctor.rollouts import (
+    Completion,
+    completion_ids,
+    first_step,
+    ids_of,
+    joined,
+    until_end,
+)
+from omni_grpo_core.doctor.scored import scored_of
 from omni_grpo_core.doctor.teacher_forced import tolerance
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.trace.calls import (
@@ -227,9 +235,9 @@ def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
         calls.setdefault(call.name, []).append(call)
     most = tuple(map(_most, calls.values()))
     for case in cases:
-        by_group: dict[str, list[tuple[float | None, ...]]] = {}
-        for prompt, paid in _paid(case):
-            by_group.setdefault(prompt, []).append(paid)
+        by_group: dict[str | int, list[tuple[float | None, ...]]] = {}
+        for group, paid in _paid(case):
+            by_group.setdefault(group, []).append(paid)
         sizes = [set(rows) for rows in by_group.values() if len(rows) > 1]
         groups += len(sizes)
         flat += sum(len(rows) == 1 for rows in sizes)
@@ -249,8 +257,14 @@ def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
         )
 
 
-def _paid(case: Case) -> Iterator[tuple[str, tuple[float | None, ...]]]:
-    """Prompt and rewards of each completion of a step; nothing where functions got other rows."""
+def _paid(case: Case) -> Iterator[tuple[str | int, tuple[float | None, ...]]]:
+    """Group and rewards of each completion of a step; groups by prompt text where completions were
+    not generated here. Nothing where functions got other rows."""
+    step = joined(case)
+    paid = [(one.group, tuple(step.rewards_of(one).values())) for one in step.completions]
+    if paid and len({len(values) for _, values in paid}) == 1 and paid[0][1]:
+        yield from paid
+        return
     rows: dict[str, list[tuple[str, str, float | None]]] = {}
     for call in case.rewards:
         if call.error is not None or not (
@@ -270,15 +284,18 @@ def _paid(case: Case) -> Iterator[tuple[str, tuple[float | None, ...]]]:
 
 
 def _disagreement(cases: Sequence[Case]) -> Iterator[Symptom]:
-    """Generate's own logprobs of its tokens against the scoring forward's, both recorded."""
-    gaps: list[Tensor] = []
+    """Generate's own logprobs of its tokens against the first scoring forward's, both recorded."""
+    gaps: dict[Completion, Tensor] = {}
     allowed = 0.0
-    for case in cases:
-        for call in case.generated:
-            for forward, gap in _gaps(case, call):
-                gaps.append(gap)
-                allowed = max(allowed, tolerance(forward.modes).mean)
-    apart = torch.cat(gaps) if gaps else torch.zeros(0)
+    for scored in (one for case in cases for one in scored_of(case)):
+        call, count = scored.completion.call, len(scored.logprobs)
+        # the recorded scores of forwards are at temperature 1
+        if call.logprobs is None or temperature_of(call) != 1 or scored.completion in gaps:
+            continue
+        sampled = call.logprobs[scored.completion.at, :count].float()
+        gaps[scored.completion] = (sampled - scored.logprobs).abs()
+        allowed = max(allowed, tolerance(scored.forward.modes).mean)
+    apart = torch.cat([*gaps.values()]) if gaps else torch.zeros(0)
     mean = float(torch.nan_to_num(apart, nan=math.inf).mean()) if len(apart) else 0.0
     if mean > allowed:
         sentence = (
@@ -289,43 +306,6 @@ def _disagreement(cases: Sequence[Case]) -> Iterator[Symptom]:
         stages: tuple[Stage, ...] = ("logits", "positions", "embeddings", "completion", "batch")
         severity: Severity = "breaks" if mean > _NATS else "differs"
         yield Symptom("scores-disagree", sentence, (*stages, "policy"), severity)
-
-
-def _gaps(case: Case, call: GenerateCall) -> Iterator[tuple[ForwardCall, Tensor]]:
-    """Per row that was scored: (tokens,) distances, over the completion up to its eos."""
-    ids, sampling = completion_ids(call), bool(call.config.get("do_sample", False))
-    temperature = float(call.config.get("temperature") or 1.0) if sampling else 1.0
-    prompts = call.inputs.get("input_ids")
-    if ids is None or call.logprobs is None or prompts is None or temperature != 1.0:
-        return
-    repeat = len(ids) // max(len(prompts), 1)
-    mask = call.inputs.get("attention_mask", torch.ones_like(prompts)).bool()
-    for row, completion in enumerate(_completions(call)):
-        at = row // max(repeat, 1)
-        want = prompts[at][mask[at]].tolist() + completion
-        for forward in case.forwards:
-            scored = _scored(forward, want)
-            if scored is not None:
-                count = len(completion)
-                yield forward, (call.logprobs[row, :count] - scored[-count:]).abs().float()
-                break
-
-
-def _scored(forward: ForwardCall, want: list[int]) -> Tensor | None:
-    """(tokens - 1,) logprobs of the row of ``forward`` that begins with these ids."""
-    ids = forward.inputs.get("input_ids")
-    usable = forward.own and forward.modes.adapter != "off" and forward.error is None
-    if ids is None or forward.logprobs is None or not usable:
-        return None
-    mask = forward.inputs.get("attention_mask", torch.ones_like(ids))
-    if mask.shape != ids.shape:
-        return None
-    for row, kept in enumerate(mask.bool()):
-        places = kept.nonzero()[:, 0][: len(want)]
-        if ids[row][places].tolist() == want:
-            scored = forward.logprobs[row][places[1:] - 1]
-            return None if bool(scored.isnan().any()) else scored
-    return None
 
 
 # --------------------------------------------------------------------------- media
@@ -393,21 +373,42 @@ def _content(call: ProcessorCall, name: str) -> object:
 
 def _steps(cases: Sequence[Case]) -> Iterator[Symptom]:
     steps = [step for step in _all(cases, StepSeen) if sum(step.trainable.values())]
-    if not steps:
-        return
-    norms = [list(step.grad_norms.values()) for step in steps]
+    ended = [step for step in steps if step.outcome != "never"]
+    stepped = [step for step in ended if step.outcome == "stepped"]
     lost = [loss for step in steps for loss in step.losses if not math.isfinite(loss)]
     if lost:
         yield Symptom("loss-not-finite", f"backward was called on {lost[0]}", _BEFORE_GRADIENT)
-    wild = [norm for norm in chain.from_iterable(norms) if not math.isfinite(norm)]
+    wild = [n for step in stepped for n in step.grad_norms.values() if not math.isfinite(n)]
     if wild:
         yield Symptom("gradient-not-finite", f"a gradient's norm is {wild[0]}", _BEFORE_GRADIENT)
-    many = f"in {len(steps)} steps" if len(steps) > 1 else "in the only step"
-    if not any(any(row) for row in norms):
+    many = f"in {len(ended)} steps" if len(ended) > 1 else "in the only step"
+    # an engine may keep gradients and weights of its own
+    elsewhere = any(step.others or any(step.changed.values()) for step in ended)
+    none = not any(any(step.grad_norms.values()) for step in stepped)
+    if stepped and none and (any(step.grad_norms for step in stepped) or not elsewhere):
         yield Symptom("no-gradient", f"every gradient is 0 {many}", _BEFORE_GRADIENT)
-    if all(step.changed and not any(step.changed.values()) for step in steps):
-        sentence = f"no weight changes {many}"
-        yield Symptom("weights-still", sentence, _BEFORE_GRADIENT)
+    if ended and all(map(_still, ended)):
+        unsure = all(_warming(step) or step.others for step in ended)
+        severity: Severity = "differs" if unsure else "breaks"
+        yield Symptom("weights-still", f"no weight changes {many}", _BEFORE_GRADIENT, severity)
+    if steps and not ended and not any(map(_moved, steps)):
+        count = sum(len(step.losses) for step in steps)
+        sentence = f"backward was called {count} times, and no optimizer ever stepped"
+        yield Symptom("never-stepped", sentence, ("gradient",))
+
+
+def _moved(step: StepSeen) -> bool:
+    return any(step.changed.values())
+
+
+def _still(step: StepSeen) -> bool:
+    """Whether no weight changed in the step, nor before it since the last one."""
+    return bool(step.changed) and not _moved(step) and not any(one.between for one in step.layers)
+
+
+def _warming(step: StepSeen) -> bool:
+    """A scheduler has begun at 0."""
+    return step.step == 0 and any(step.planned) and not any(step.rates)
 
 
 def _all(cases: Sequence[Case], kind: type[CallT]) -> Iterator[CallT]:
@@ -434,5 +435,6 @@ _FOLLOWS: dict[str, frozenset[str]] = {
     "weights-still": frozenset(
         {"rewards-zero", "rewards-stuck", "no-advantage", "no-gradient", "loss-not-finite"}
     ),
+    "never-stepped": frozenset({"raised"}),
 }
 """What need not be said beside something that makes it so."""

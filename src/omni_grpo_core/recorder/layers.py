@@ -56,11 +56,12 @@ def layer_of(name: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the optimizers of a step hold: the learning rate by id of the parameter, and every
-    group's; ``others``: elements that the model does not have."""
+    """What the optimizers of a step hold: the learning rate by id of the parameter, every group's,
+    and those that schedulers start from; ``others``: elements that the model does not have."""
 
     rates: Mapping[int, float]
     groups: tuple[float, ...]
+    planned: tuple[float, ...]
     others: int
 
     @classmethod
@@ -71,7 +72,10 @@ class Held:
         }
         held = {id(p): p for group in groups for p in group["params"]}
         others = sum(local(p).numel() for at, p in held.items() if at not in own)
-        return cls(rates, tuple(float(group.get("lr", math.nan)) for group in groups), others)
+        every = tuple(float(group.get("lr", math.nan)) for group in groups)
+        # set by every torch scheduler
+        planned = tuple(float(g["initial_lr"]) for g in groups if "initial_lr" in g)
+        return cls(rates, every, planned, others)
 
 
 def gradient_norms(model: nn.Module) -> dict[int, Tensor]:

@@ -164,6 +164,7 @@ class StepWatch:
                 factor=factor,
                 scale=None if self._scale is None else float(self._scale),
                 rates=held.groups,
+                planned=held.planned,
                 others=held.others,
                 settings=self._buffer.plain.mapping(self._settings),
                 warnings=self._buffer.warnings,

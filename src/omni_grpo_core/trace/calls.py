@@ -356,9 +356,10 @@ class StepSeen:
     after a backward and before an optimizer stepped. ``losses``: every scalar on which backward was
     called since the last step. ``factor``: what all gradients were multiplied by between the last
     backward and the step (clipping, unscaling); ``None`` where there is no gradient. ``scale``: of
-    the gradient scaler. ``rates``: learning rate of every parameter group. ``others``: elements
-    that the optimizers hold and the model does not. ``settings``: accumulation, batch size, group
-    size … as the trainer names them. ``warnings`` issued anywhere since the last step.
+    the gradient scaler. ``rates``: learning rate of every parameter group; ``planned``: the one
+    that its scheduler starts from, for groups that have one. ``others``: elements that the
+    optimizers hold and the model does not. ``settings``: accumulation, batch size, group size … as
+    the trainer names them. ``warnings`` issued anywhere since the last step.
     """
 
     stage: ClassVar[Literal["gradient"]] = "gradient"
@@ -369,6 +370,7 @@ class StepSeen:
     factor: float | None
     scale: float | None
     rates: tuple[float, ...]
+    planned: tuple[float, ...]
     others: int
     settings: Mapping[str, Any]
     warnings: tuple[str, ...]

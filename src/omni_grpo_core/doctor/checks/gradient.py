@@ -1,19 +1,26 @@
-"""Backward and the optimizer step: what is trainable, what the optimizer holds, what changed."""
+"""Backward and the optimizer's step, layer by layer: what is trainable, held, and changed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
-from omni_grpo_core.doctor.rollouts import losses_of, settings_of, world_size
-from omni_grpo_core.trace.calls import StepSeen
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
+from omni_grpo_core.doctor.rollouts import joined, losses_of, settings_of, world_size
+from omni_grpo_core.trace.calls import LayerSeen, StepSeen
 
 _LANGUAGE = ("text", "head", "adapter")
 _TOWERS = ("vision", "audio")
 _FREEZE = ("freeze_towers", "freeze_vision", "freeze_vision_modules", "freeze_vision_tower")
+_SAME = 5e-3
+"""Relative distance of two multiples that rounding of 16-bit gradients explains."""
+_LIMITS = tuple(digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 2.5, 5))
+"""Norms to which people clip."""
+
+
+# --------------------------------------------------------------------------- backward
 
 
 def look_at_graph(case: Case) -> Iterable[Evidence]:
@@ -29,28 +36,44 @@ def look_at_graph(case: Case) -> Iterable[Evidence]:
                 values={"at_checkpoints": cut},
             )
     for step in case.steps:
-        note_judged(case, "gradient")
         if not sum(step.trainable.values()):
+            note_judged(case, "gradient")
             yield Evidence(
                 "gradient", "nothing-trainable", "no parameter of the model requires a gradient"
             )
-        elif _signal(case) and not any(norm != 0 for norm in step.grad_norms.values()):
+        elif step.outcome == "stepped":
+            yield from _gradient(case, step, cut)
+
+
+def _gradient(case: Case, step: StepSeen, cut: bool) -> Iterator[Evidence]:
+    if not any(norm != 0 for norm in step.grad_norms.values()):
+        if not step.grad_norms and (any(step.changed.values()) or step.others):
+            note_missing(case, "gradients are kept where the recorder cannot read them", "gradient")
+        elif _signal(case):
+            note_judged(case, "gradient")
+            called = f"backward was called {_times(len(step.losses))}"
             yield Evidence(
                 "gradient",
                 "no-gradient",
-                "the loss has non-zero advantages, but no parameter has a gradient before the step",
-                values={"norms": dict(step.grad_norms)},
+                "completions of one group earned different rewards, but no parameter has a "
+                f"gradient before the step; {called}",
+                values={"norms": step.grad_norms, "at_checkpoints": cut},
             )
-        for part, norm in step.grad_norms.items():
-            if not math.isfinite(norm):
-                broken = any(not math.isfinite(one.loss.loss) for one in losses_of(case))
-                yield Evidence(
-                    "gradient",
-                    "gradient-not-finite",
-                    f"the gradient of the {part} part is {norm}",
-                    "inherited" if broken else "added",
-                    values={"part": part},
-                )
+    for part, norm in step.grad_norms.items():
+        note_judged(case, "gradient")
+        if not math.isfinite(norm):
+            broken = any(not math.isfinite(loss) for loss in step.losses)
+            yield Evidence(
+                "gradient",
+                "gradient-not-finite",
+                f"the gradient of the {part} part is {norm}",
+                "inherited" if broken else "added",
+                values={"part": part},
+            )
+
+
+def _times(count: int) -> str:
+    return {0: "not once", 1: "once"}.get(count, f"{count} times")
 
 
 def _cut_at_checkpoints(case: Case) -> bool:
@@ -62,30 +85,179 @@ def _cut_at_checkpoints(case: Case) -> bool:
 
 
 def _signal(case: Case) -> bool:
-    """Whether some advantage that counts in a loss is not 0."""
-    for one in losses_of(case):
-        advantages, mask = one.loss.advantages, one.loss.mask
-        if advantages is None:
+    """Whether some completion has an advantage: in a recorded loss, or else by its rewards."""
+    advantages = [one.loss.advantages for one in losses_of(case)]
+    if any(given is not None for given in advantages):
+        return any(
+            bool((torch.nan_to_num(given.double()).abs() > 1e-6).any())
+            for given in advantages
+            if given is not None
+        )
+    by_group: dict[int, set[tuple[float | None, ...]]] = {}
+    step = joined(case)
+    for completion in step.completions:
+        paid = tuple(step.rewards_of(completion).values())
+        by_group.setdefault(completion.group, set()).add(paid)
+    return any(len(paid) > 1 for paid in by_group.values())
+
+
+# --------------------------------------------------------------------------- between
+
+
+def look_at_flow(case: Case) -> Iterable[Evidence]:
+    """From the last backward to the optimizer, every gradient is multiplied by the same number:
+    clipped, unscaled, or nothing."""
+    for step in case.steps:
+        if step.outcome != "stepped" or step.factor is None:
             continue
-        live = torch.nan_to_num(advantages.double()).abs() > 1e-6
-        if mask is not None:
-            live = live & (mask.bool() if live.ndim == 2 else mask.bool().any(-1))
-        if bool(live.any()):
-            return True
-    return False
+        note_judged(case, "gradient")
+        odd = [layer for layer in step.layers if layer.odd]
+        for kind in ("zeroed", "negated", "scaled", "changed"):
+            layers = [layer for layer in odd if _kind(layer) == kind]
+            # ranks that average gradients by hand change all of them, and are not recorded together
+            if layers and (kind == "zeroed" or world_size(case) == 1):
+                yield _between(step, layers, kind)
+        yield from _clipped_while_scaled(step)
+
+
+def _kind(layer: LayerSeen) -> str:
+    times = list(layer.odd.values())
+    if all(one == 0 for one in times):
+        return "zeroed"
+    if any(math.isnan(one) for one in times) or max(times) - min(times) > _SAME * abs(times[0]):
+        return "changed"
+    return "negated" if abs(times[0] + 1) <= _SAME else "scaled"
+
+
+def _between(step: StepSeen, layers: Sequence[LayerSeen], kind: str) -> Evidence:
+    first = layers[0]
+    times = next(iter(first.odd.values()))
+    was, now = first.backward, first.before
+    done = {
+        "zeroed": "is 0 before the step",
+        "negated": "has the other sign before the step",
+        "scaled": f"is {times:.4g} times as large before the step",
+        "changed": "is another one before the step, no multiple of it",
+    }[kind]
+    others = len(step.layers) - len(layers)
+    usual = "unchanged" if step.factor == 1 else f"multiplied by {step.factor:.4g}"
+    names = _named(layers)
+    sentence = (
+        f"the gradient that backward left in {names} ({was.norm if was else 0:.3g}) {done}; "
+        f"that of the other {others} layers is {usual}"
+    )
+    mild = (kind == "scaled" and _clipped_apart(step, layers)) or (
+        kind == "changed" and _clipped_by_value(step, layers)
+    )
+    if mild:
+        sentence += "; they were clipped apart from the others"
+    return Evidence(
+        "gradient",
+        f"gradient-{kind}",
+        sentence,
+        values={
+            "layers": names, "times": times, "parameters": sorted(first.odd),
+            "norm": 0.0 if now is None else now.norm,
+        },
+        severity="differs" if mild else "breaks",
+    )  # fmt: skip
+
+
+def _named(layers: Sequence[LayerSeen]) -> str:
+    names = [layer.name for layer in layers]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _clipped_apart(step: StepSeen, layers: Sequence[LayerSeen]) -> bool:
+    """Whether these layers' own norm was clipped to a number that people clip to, or to the norm
+    of the others."""
+    rest = [layer for layer in step.layers if layer not in layers]
+    norm, other = (math.hypot(*(one.norm for one in those)) for those in (layers, rest))
+    return any(abs(norm - limit) <= 1e-3 * limit for limit in (*_LIMITS, other))
+
+
+def _clipped_by_value(step: StepSeen, layers: Sequence[LayerSeen]) -> bool:
+    tops = [layer.before.top for layer in layers if layer.before is not None]
+    most = max((layer.before.top for layer in step.layers if layer.before), default=0.0)
+    return bool(tops) and all(abs(top - most) <= 1e-6 * most for top in tops)
+
+
+def _clipped_while_scaled(step: StepSeen) -> Iterator[Evidence]:
+    """The norm that a clipped and then unscaled gradient has: the limit over the scale."""
+    if step.scale is None or step.scale <= 1 or step.factor is None:
+        return
+    norm = math.hypot(*step.grad_norms.values()) * step.scale
+    limit = next((limit for limit in _LIMITS if abs(norm - limit) <= 1e-3 * limit), None)
+    if limit is not None and abs(step.factor * step.scale - 1) > _SAME:
+        yield Evidence(
+            "gradient",
+            "clipped-while-scaled",
+            f"the gradient was clipped to {limit:g} while it was still multiplied by the scaler's "
+            f"{step.scale:g}: {norm / step.scale:.3g} of it is left",
+            values={"limit": limit, "scale": step.scale},
+        )
+
+
+def look_at_leftovers(case: Case) -> Iterable[Evidence]:
+    """Gradients that were there before the step's first backward."""
+    for step in case.steps:
+        stale = [layer for layer in step.layers if layer.stale > 0 and layer.held]
+        if not stale:
+            continue
+        norm, now = (math.hypot(*(getattr(one, n) for one in stale)) for n in ("stale", "norm"))
+        yield Evidence(
+            "gradient",
+            "not-zeroed",
+            f"{_named(stale)} had a gradient ({norm:.3g}) before the first backward of the step, "
+            f"to which the new one was added ({now:.3g} in all): that of the step before was not "
+            "set to zero",
+            values={"layers": _named(stale)},
+            # a recording may begin between two backward passes of one step
+            severity="breaks" if step.step else "differs",
+        )
+
+
+# --------------------------------------------------------------------------- the optimizer
+
+
+def look_at_outcome(case: Case) -> Iterable[Evidence]:
+    """A backward without an optimizer's step."""
+    for step in case.steps:
+        if step.outcome == "skipped":
+            yield Evidence(
+                "gradient",
+                "step-skipped",
+                "the gradient scaler skipped the step, since a gradient is not finite at scale "
+                f"{step.scale or 0:g}; the first steps of a run in float16 usually are",
+                "unknown",
+                severity="differs",
+            )
+        elif step.outcome == "never" and any(step.changed.values()):
+            note_missing(case, "weights are changed by no optimizer of torch", "gradient")
+        elif step.outcome == "never" and not case.trace.header.get("raised"):
+            yield Evidence(
+                "gradient",
+                "never-stepped",
+                f"backward was called {_times(len(step.losses))}, and the recording ended before "
+                "an optimizer stepped",
+                severity="differs" if step.step else "breaks",
+            )
 
 
 def look_at_parts(case: Case) -> Iterable[Evidence]:
     """Which parts of the model are trained: the text model, or its adapters, should be."""
     for step in case.steps:
         learning = {part for part, count in step.trainable.items() if count}
-        if learning and not learning & set(_LANGUAGE):
+        known = {layer.part for layer in step.layers}
+        values = {"trainable": step.trainable}
+        # a rank may have no shard of the text model
+        if learning and not learning & set(_LANGUAGE) and known & set(_LANGUAGE):
             yield Evidence(
                 "gradient",
                 "text-frozen",
                 f"only {' and '.join(sorted(learning))} can be trained: the text model and its "
                 "head, which write the completions, are frozen",
-                values={"trainable": dict(step.trainable)},
+                values=values,
             )
         elif "adapter" in learning and learning & {"text", *_TOWERS}:
             yield Evidence(
@@ -94,7 +266,8 @@ def look_at_parts(case: Case) -> Iterable[Evidence]:
                 f"besides adapters, {', '.join(sorted(learning - {'adapter'}))} can be trained: "
                 "base weights change too, and the model with adapters off is no longer the "
                 "reference",
-                values={"trainable": dict(step.trainable)},
+                values=values,
+                severity="differs",
             )
         elif learning & set(_TOWERS) and _configured_frozen(case, step):
             yield Evidence(
@@ -103,7 +276,7 @@ def look_at_parts(case: Case) -> Iterable[Evidence]:
                 f"{' and '.join(sorted(learning & set(_TOWERS)))} can be trained "
                 f"({sum(step.trainable[p] for p in learning & set(_TOWERS)):,} parameters), "
                 "although the settings freeze the towers",
-                values={"trainable": dict(step.trainable)},
+                values=values,
             )
 
 
@@ -112,32 +285,105 @@ def _configured_frozen(case: Case, step: StepSeen) -> bool:
     return any(settings.get(name) is True for name in _FREEZE)
 
 
-def look_at_optimizer(case: Case) -> Iterable[Evidence]:
-    """Trainable parameters, compared with those that the optimizer holds and that changed."""
+def look_at_held(case: Case) -> Iterable[Evidence]:
+    """Trainable parameters that no optimizer holds."""
     for step in case.steps:
-        for part, count in step.trainable.items():
-            held = step.held.get(part, 0)
-            if held < count:
-                yield Evidence(
-                    "gradient",
-                    "not-held",
-                    f"{count:,} parameters of the {part} part require a gradient; the optimizer "
-                    f"holds {held:,} of them",
-                    values={"part": part, "trainable": count, "held": held},
-                )
-        moved = [part for part, changed in step.changed.items() if changed]
-        driven = [p for p, norm in step.grad_norms.items() if norm > 0 and math.isfinite(norm)]
-        still = [p for p in driven if step.changed.get(p) is False and step.trainable.get(p)]
-        if still and any(rate > 0 for rate in step.rates):
+        if step.outcome != "stepped":
+            continue
+        missing = [one for one in step.layers if one.held < one.trainable and not one.moved]
+        if not missing:
+            continue
+        if step.others and any(layer.between is None or layer.between for layer in missing):
+            note_missing(
+                case,
+                f"the optimizer holds {step.others:,} elements that are not the model's: copies in "
+                "another precision, or of another model; the next step would show which",
+            )
+            if _sixteen(missing) or any(layer.between for layer in missing):
+                continue
+        count = sum(layer.trainable - layer.held for layer in missing)
+        parts = list(dict.fromkeys(layer.part for layer in missing))
+        yield Evidence(
+            "gradient",
+            "not-held",
+            f"{count:,} trainable elements of {_named(missing)} are in no parameter group"
+            + (f"; the optimizer holds {step.others:,} of another model" if step.others else ""),
+            values={"part": parts[0], "layers": _named(missing), "others": step.others},
+            severity="breaks" if set(parts) & set(_LANGUAGE) else "differs",
+        )
+
+
+def _sixteen(layers: Sequence[LayerSeen]) -> bool:
+    return any(layer.dtype in ("bfloat16", "float16") for layer in layers)
+
+
+def look_at_rates(case: Case) -> Iterable[Evidence]:
+    """Learning rates of 0."""
+    for step in case.steps:
+        if step.outcome != "stepped" or not step.rates:
+            continue
+        note_judged(case, "gradient")
+        if not any(step.rates):
+            # a scheduler keeps the rate that it started from
+            warming = step.step == 0 and any(step.planned)
+            yield Evidence(
+                "gradient",
+                "rate-zero",
+                f"the learning rate of all {len(step.rates)} parameter groups is 0"
+                + (f"; a scheduler leads it to {max(step.planned):g}" if warming else ""),
+                values={"warming": warming},
+                severity="differs" if warming else "breaks",
+            )
+            continue
+        still = [layer for layer in step.layers if layer.rates == (0.0,) and layer.norm]
+        if still:
+            yield Evidence(
+                "gradient",
+                "rate-zero",
+                f"the learning rate of {_named(still)} is 0; that of others is {max(step.rates):g}",
+                values={"warming": False},
+                severity="breaks" if {one.part for one in still} & set(_LANGUAGE) else "differs",
+            )
+
+
+def look_at_weights(case: Case) -> Iterable[Evidence]:
+    """Weights that should change and do not, and those that change and should not."""
+    for step in case.steps:
+        if step.outcome != "stepped":
+            continue
+        driven = [
+            one for one in step.layers if 0 < one.norm < math.inf and any(one.rates) and one.size
+        ]
+        still = [layer for layer in driven if not layer.moved]
+        if driven:
+            note_judged(case, "gradient")
+        if still:
+            moved = len(driven) - len(still)
             yield Evidence(
                 "gradient",
                 "not-moved",
-                f"the {' and '.join(still)} part has a gradient "
-                f"({', '.join(f'{step.grad_norms[p]:.3g}' for p in still)}) but none of its "
-                f"sampled parameters changed in the step"
-                + (f"; {' and '.join(moved)} did" if moved else ""),
-                values={"parts": still, "moved": moved},
+                f"{_named(still)} have a gradient ({math.hypot(*(one.norm for one in still)):.3g}) "
+                f"and a learning rate ({max(max(one.rates) for one in still):.3g}), but none of "
+                f"{sum(one.size for one in still):,} sampled weights changed in the step"
+                + (f"; {moved} other layers did" if moved else "")
+                + (f"; gradients were multiplied by {step.factor:.3g} before it"
+                   if step.factor not in (None, 1.0) else ""),
+                values={"parts": list(dict.fromkeys(one.part for one in still)), "moved": moved},
+                # updates below the spacing of 16-bit weights come and go from layer to layer
+                severity="differs" if moved and _sixteen(still) else "breaks",
+            )  # fmt: skip
+        loose = [one for one in step.layers if one.moved and not one.held and not one.trainable]
+        if loose:
+            yield Evidence(
+                "gradient",
+                "moved-frozen",
+                f"{_named(loose)} are frozen and no optimizer holds them, but their weights "
+                f"changed by {max(one.change for one in loose):.2g} of their size in the step",
+                values={"layers": _named(loose)},
             )
+
+
+# --------------------------------------------------------------------------- accumulation
 
 
 def look_at_accumulation(case: Case) -> Iterable[Evidence]:
@@ -145,7 +391,12 @@ def look_at_accumulation(case: Case) -> Iterable[Evidence]:
     for step in case.steps:
         settings = {**settings_of(case), **step.settings}
         configured = settings.get("gradient_accumulation_steps")
-        if isinstance(configured, int) and step.losses and len(step.losses) != configured:
+        if (
+            isinstance(configured, int)
+            and step.losses
+            and step.outcome != "never"
+            and len(step.losses) != configured * int(case.trace.header.get("ranks", "1"))
+        ):
             yield Evidence(
                 "gradient",
                 "accumulation-differs",
@@ -194,8 +445,13 @@ def look_at_losses(case: Case) -> Iterable[Evidence]:
 
 LOOKS: tuple[Look, ...] = (
     look_at_graph,
+    look_at_flow,
+    look_at_leftovers,
+    look_at_outcome,
     look_at_parts,
-    look_at_optimizer,
+    look_at_held,
+    look_at_rates,
+    look_at_weights,
     look_at_accumulation,
     look_at_losses,
 )
