@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from doctor_recordings import SYSTEM, case, facts, only, processed, rendered, template, user
 
 from omni_grpo_core.doctor.checks import text as looks
 from omni_grpo_core.doctor.diagnose import diagnose
+from omni_grpo_core.doctor.evidence import Case
 
 FIRST, SECOND = (
     (SYSTEM, user("video a.mp4")),
@@ -25,11 +29,28 @@ def test_every_prompt_equally_often_is_right(order: tuple[int, ...]) -> None:
 
 
 def test_only_the_first_prompt_is_kept() -> None:
-    """Row 1 of the incident: prepare_prompt(...)[0]."""
-    for passed in ([rendered(FIRST)], [rendered(FIRST)] * 4):
-        found = only(looks.look_processed_texts, step(*passed))
-        assert found.fact == "prompts-lost"
-        assert f"2 prompts were rendered and {len(passed)} passed" in found.sentence
+    """Row 1 of the incident: prepare_prompt(...)[0] for all, each with its own clip."""
+    ids, grids = torch.tensor([[1, 5, 2], [1, 5, 2]]), torch.tensor([[1, 2, 2], [1, 2, 2]])
+    outputs = {"input_ids": ids, "image_grid_thw": grids}
+    pictures = {"pixel_values": torch.arange(8)}
+
+    def with_media(*passed: str, values: torch.Tensor = pictures["pixel_values"]) -> Case:
+        calls = processed(*passed, outputs=outputs, digests={"pixel_values": values})
+        text = replace(
+            case(template(*FIRST), template(*SECOND), calls).trace,
+            header={"placeholders": "image=5 video=6 audio=7 merge=2"},
+        )
+        return Case(text, None)
+
+    first, second = rendered(FIRST), rendered(SECOND)
+    found = only(looks.look_one_for_all, with_media(first, first))
+    assert found.fact == "prompts-lost"
+    assert "2 prompts were rendered" in found.sentence
+    # a copy for the group, a prompt that is only counted, and one rendered for another step
+    same = torch.arange(4).repeat(2)
+    for healthy in (with_media(first, second), with_media(first, first, values=same)):
+        assert facts(looks.look_one_for_all, healthy) == []
+    assert facts(looks.look_one_for_all, step(first)) == []
 
 
 def test_lists_of_lists() -> None:
@@ -81,5 +102,29 @@ def test_other_chat_formats_are_not_judged() -> None:
 
 def test_without_a_template_call_the_shape_is_judged() -> None:
     good, bad = rendered(FIRST), rendered(FIRST).replace("assistant", "assitant")
-    assert facts(looks.look_unrendered, case(processed(good))) == []
-    assert facts(looks.look_unrendered, case(processed(bad))) == ["role-unknown"]
+    assert facts(looks.look_processed_texts, case(processed(good))) == []
+    assert facts(looks.look_processed_texts, case(processed(bad))) == ["role-unknown"]
+
+
+def test_prompts_made_once_and_passed_one_by_one_are_all_there() -> None:
+    """TRL tokenizes twice, and many loops call the processor once a prompt: every one of them was
+    said to have lost the others."""
+    texts = [rendered(FIRST), rendered(SECOND)]
+    one_by_one = case(template(*FIRST), template(*SECOND), *map(processed, texts))
+    twice = case(template(*FIRST), processed(texts[0]), processed(texts[0]))
+    for step_ in (one_by_one, twice):
+        assert [e for look in looks.LOOKS for e in look(step_)] == []
+
+
+def test_an_answer_may_be_begun() -> None:
+    """DeepSeek's R1-Zero prompts end inside the assistant's turn."""
+    text = rendered(FIRST) + "<think>"
+    assert [e for look in looks.LOOKS for e in look(step(text, rendered(SECOND)))] == []
+
+
+def test_other_words_are_a_recipe_and_a_lost_line_break_is_a_fault() -> None:
+    other = rendered(FIRST).replace("Answer inside", "Reply in")
+    broken = rendered(FIRST).replace("<|im_end|>\n", "<|im_end|>")
+    for text, severity in ((other, "differs"), (broken, "breaks")):
+        found = only(looks.look_rendering, case(template(*FIRST, text=text)))
+        assert (found.fact, found.severity) == ("text-differs", severity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omni_grpo_core.doctor.evidence import Rule
+from omni_grpo_core.doctor.evidence import Case, Evidence, Rule
 from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
@@ -108,6 +108,12 @@ _CONVERSATION = (
     ),
 )
 
+
+def _rewritten(case: Case, evidence: Evidence) -> str:
+    """One replacement makes the recorded text of the reference's."""
+    return evidence.sentence if evidence.values.get("edit") else ""
+
+
 _TEXT = (
     Signature(
         cause="text.first-only",
@@ -156,6 +162,8 @@ _TEXT = (
         "little off, and nothing is raised",
         fix=FIXES["text.template-drift"] + ": at character {place} the prompt must have {want!r}",
         confirm="the rendered prompt equals omni-grpo check's reference rendering",
+        prove=_rewritten,
+        when=lambda e: e.values["how"] == "rendered",
     ),
 )
 

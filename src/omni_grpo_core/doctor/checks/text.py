@@ -1,22 +1,29 @@
-"""Looks at rendered prompts: each conversation's whole text, as Qwen-Omni was trained on."""
+"""Looks at prompts: each conversation's whole text, in the form that Qwen-Omni was trained on.
+
+Only what makes a prompt wrong whatever its author meant is said to break a run: turns that no
+checkpoint knows, an answer that is not begun, media without placeholders. Other words than the
+checkpoint's template writes are a recipe of its own.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import difflib
 from collections.abc import Iterator, Mapping
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
-from omni_grpo_core.doctor.rendered import rendered_batches
+from omni_grpo_core.doctor.bundles import rows_in
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Severity, note_judged
+from omni_grpo_core.doctor.rendered import RenderedPrompt, rendered_batches
 from omni_grpo_core.doctor.replay.text import (
+    answers,
     collapsed,
     first_difference,
     is_chatml,
+    is_whole,
     marks,
     placeholders,
     reference_texts,
     unknown_roles,
 )
-from omni_grpo_core.pipeline import GENERATION_PROMPT
 from omni_grpo_core.types import Modality
 
 Names = Mapping[Modality, tuple[str, str, str]]
@@ -29,17 +36,37 @@ def look_rendering(case: Case) -> Iterator[Evidence]:
         for prompt in one.prompts:
             if prompt.text is None or not is_chatml(prompt.text):
                 continue
-            wanted = reference_texts(prompt.messages, names)
             note_judged(case, "text")
-            if prompt.text not in wanted:
-                yield _differs(prompt.text, wanted[0], names, prompt.number, "rendered")
+            if prompt.text not in _right(case, prompt, names):
+                wanted = reference_texts(prompt.messages, names)
+                nearest = min(wanted, key=lambda text: abs(len(text) - len(str(prompt.text))))
+                yield from _differs(prompt.text, nearest, names, prompt.number, "rendered")
+
+
+def _right(case: Case, prompt: RenderedPrompt, names: Names) -> set[str]:
+    """What the checkpoint's own template may write, which knows more forms than we do; a message
+    that it cannot render is not judged by it."""
+    right = set(reference_texts(prompt.messages, names))
+    processor = None if case.reference is None else case.reference.policy.processor
+    if processor is not None and not unknown_roles(str(prompt.text)):
+        try:
+            text = processor.apply_chat_template(
+                [dict(message) for message in prompt.messages],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            right.add(text if isinstance(text, str) else text[0])
+        except Exception:  # messages in a form of another template
+            return right
+    return right
 
 
 def look_processed_texts(case: Case) -> Iterator[Evidence]:
-    """The processor gets each rendered text, whole and unchanged, equally often."""
+    """Each text that reaches the processor or generate is a prompt; where it was rendered, the same
+    one."""
     names = marks(case)
+    rendered = [p.text for one in rendered_batches(case) for p in one.prompts if p.text is not None]
     for one in rendered_batches(case):
-        rendered = [prompt.text for prompt in one.prompts if prompt.text is not None]
         for call in one.processed:
             if call.nested:
                 yield Evidence(
@@ -49,92 +76,107 @@ def look_processed_texts(case: Case) -> Iterator[Evidence]:
                     "total), not a list of texts",
                     values={"prompts": len(call.texts)},
                 )
-            if not rendered or not call.texts or not is_chatml(rendered[0]):
-                continue
-            note_judged(case, "text")
-            passed = [collapsed(text, names) for text in call.texts]
-            # conversations without a row are reported where they were made
-            whole = not one.rows or not len(one.prompts) % len(one.rows)
-            yield from _lost(rendered, passed, "added" if whole else "inherited")
-            right = {w for prompt in one.prompts for w in reference_texts(prompt.messages, names)}
-            right |= set(rendered)
             for row, text in enumerate(call.texts):
-                if collapsed(text, names) in right or text in right:
+                if not is_chatml(text) or text in rendered:
                     continue
-                nearest = max(rendered, key=lambda other: first_difference(text, other)[0])
-                yield _differs(collapsed(text, names), nearest, names, row, "passed")
-
-
-def look_unrendered(case: Case) -> Iterator[Evidence]:
-    """Without a recorded template call: texts have known roles and end with a generation prompt."""
-    for one in rendered_batches(case):
-        if one.prompts:
-            continue
-        for call in one.processed:
-            for row, text in enumerate(call.texts):
-                if is_chatml(text):
-                    note_judged(case, "text")
+                note_judged(case, "text")
+                passed = collapsed(text, names)
+                sources = [other for other in rendered if is_chatml(other)]
+                nearest = max(
+                    sources, key=lambda other: first_difference(passed, other)[0], default=None
+                )
+                if nearest is None:
                     yield from _shape(text, row, "passed")
+                elif passed != nearest:
+                    yield from _differs(passed, nearest, names, row, "passed")
 
 
-def _lost(rendered: list[str], passed: list[str], origin: Origin) -> Iterator[Evidence]:
-    """Prompts of the batch that never reach the processor, or too few of them."""
-    had, got = Counter(rendered), Counter(passed)
-    lost = [text for text in had if not got[text]]
-    known = sum(got[text] for text in had)
-    # a text that was changed on the way is reported by what was changed
-    unknown = len(passed) - known
-    fewer = bool(known) and not unknown and len(passed) < len(rendered)
-    if fewer or unknown < len(lost):
-        yield Evidence(
-            "text",
-            "prompts-lost",
-            f"{len(rendered)} prompts were rendered and {len(passed)} passed to the processor, "
-            f"{len(set(passed))} different ones: {max(len(lost), len(rendered) - len(passed))} "
-            "never reach the model",
-            origin=origin,
-            values={
-                "rendered": len(rendered),
-                "handed": len(passed),
-                "different": len(set(passed)),
-                "lost": len(lost),
-            },
-        )
-    elif not lost and not unknown:
-        shares = {got[text] * len(rendered) - had[text] * len(passed) for text in had}
-        if shares != {0}:
-            yield Evidence(
-                "text",
-                "prompts-uneven",
-                f"{len(rendered)} rendered prompts became {len(passed)}, not all equally often",
-                origin=origin,
-                values={"rendered": len(rendered), "handed": len(passed)},
-            )
+def look_ids(case: Case) -> Iterator[Evidence]:
+    """Prompts that no processor made, such as ids joined by hand, decoded."""
+    if case.reference is None:
+        return
+    tokenizer = case.reference.policy.processor.tokenizer
+    made = {row.ids for call in case.processed for row in rows_in(case, call)}
+    for call in case.generated:
+        for row in rows_in(case, call):
+            text = "" if row.ids in made else tokenizer.decode(list(row.ids))
+            if is_chatml(text):
+                note_judged(case, "text")
+                yield from _shape(text, row.at, "generated from")
 
 
-def _differs(text: str, wanted: str, names: Names, row: int, how: str) -> Evidence:
-    """The most informative difference of a text from what it should be."""
+def look_one_for_all(case: Case) -> Iterator[Evidence]:
+    """Rows whose media differ have different prompts where as many were rendered."""
+    for one in rendered_batches(case):
+        rendered = dict.fromkeys(p.text for p in one.prompts if p.text is not None)
+        used = {text for call in one.processed for text in call.texts}
+        lost = [text for text in rendered if text not in used]
+        for call in one.processed:
+            if len(set(call.texts)) != 1 or not lost or call.texts[0] not in rendered:
+                continue
+            shown = {row.key for row in rows_in(case, call)}
+            if len(shown) == len(rendered):
+                yield Evidence(
+                    "text",
+                    "prompts-lost",
+                    f"{len(rendered)} prompts were rendered, and the processor got one of them for "
+                    f"{len(call.texts)} rows with {len(shown)} different media: {len(lost)} never "
+                    "reach the model",
+                    values={
+                        "rendered": len(rendered), "handed": len(call.texts), "lost": len(lost),
+                    },
+                )  # fmt: skip
+
+
+def _differs(text: str, wanted: str, names: Names, row: int, how: str) -> Iterator[Evidence]:
+    """The most informative difference of a text from what it should be; none where it only goes on
+    in the answer that it has begun."""
     for evidence in _shape(text, row, how):
-        return evidence
+        yield evidence
+        return
     got, want = placeholders(text, names), placeholders(wanted, names)
     gone = [m for m in want if got[m] != want[m]]
     if gone:
         parts = ", ".join(f"{got[m]} {m} placeholders for {want[m]} in the messages" for m in gone)
-        return Evidence(
+        yield Evidence(
             "text",
             "placeholders-differ",
             f"prompt {row}, as {how}, has {parts}",
             row=row,
             values={"got": dict(got), "want": dict(want)},
         )
+        return
+    if answers(text) and text.startswith(wanted):
+        return
     place, found, expected = first_difference(text, wanted)
-    return Evidence(
+    severity: Severity = "differs" if is_whole(text) else "breaks"
+    edit = one_edit(wanted, text)
+    more = f": every {edit[0]!r} became {edit[1]!r}" if edit else ""
+    yield Evidence(
         "text",
         "text-differs",
-        f"prompt {row}, as {how}, has {found!r} at character {place} instead of {expected!r}",
+        f"prompt {row}, as {how}, has {found!r} at character {place} instead of {expected!r}{more}",
         row=row,
-        values={"place": place, "got": found, "want": expected, "how": how},
+        values={"place": place, "got": found, "want": expected, "how": how, "edit": edit},
+        severity=severity,
     )
+
+
+def one_edit(want: str, got: str) -> tuple[str, str] | None:
+    r"""The one replacement that turns all of ``want`` into ``got``, with what stands before it;
+    ``None`` where there is none.
+
+    >>> one_edit("a.\nb.\nc", "a.b.c")
+    ('\n', '')
+    """
+    matcher = difflib.SequenceMatcher(None, want, got, autojunk=False)
+    changes = [code for code in matcher.get_opcodes() if code[0] != "equal"]
+    for _, start, stop, other, end in changes[:1]:
+        for before in range(min(start, 12) + 1):
+            old, new = want[start - before : stop], got[other - before : end]
+            if old and want.replace(old, new) == got:
+                return old, new
+    return None
 
 
 def _shape(text: str, row: int, how: str) -> Iterator[Evidence]:
@@ -149,14 +191,20 @@ def _shape(text: str, row: int, how: str) -> Iterator[Evidence]:
             row=row,
             values={"role": strange[0]},
         )
-    elif not text.endswith(GENERATION_PROMPT):
+    elif not answers(text):
         yield Evidence(
             "text",
             "no-generation-prompt",
-            f"prompt {row}, as {how}, ends with {text[-30:]!r}, not with {GENERATION_PROMPT!r}",
+            f"prompt {row}, as {how}, ends with {text[-30:]!r}: no answer of the assistant is "
+            "begun",
             row=row,
             values={"end": text[-30:]},
         )
 
 
-LOOKS: tuple[Look, ...] = (look_rendering, look_processed_texts, look_unrendered)
+LOOKS: tuple[Look, ...] = (
+    look_rendering,
+    look_processed_texts,
+    look_ids,
+    look_one_for_all,
+)

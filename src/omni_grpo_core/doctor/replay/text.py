@@ -13,6 +13,10 @@ from omni_grpo_core.types import MODALITIES, Modality
 DEFAULT_SYSTEM = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant", "tool")
 _TURN = re.compile(r"<\|im_start\|>([^\n]*)\n")
+_WORDS = r"(?:(?!<\|im_(?:start|end)\|>).)*"
+_WHOLE = re.compile(
+    rf"(?:<\|im_start\|>\w+\n{_WORDS}<\|im_end\|>\n)*<\|im_start\|>\w+\n{_WORDS}", re.DOTALL
+)
 
 
 def marks(case: Case) -> Marks:
@@ -59,6 +63,23 @@ def collapsed(text: str, names: Marks) -> str:
 def is_chatml(text: str) -> bool:
     """Whether a prompt is ChatML at all; a text-only trainer may use another template."""
     return "<|im_start|>" in text
+
+
+def answers(text: str) -> bool:
+    r"""Whether the last turn is the assistant's and still open, begun or not.
+
+    >>> answers("<|im_start|>assistant\n"), answers("<|im_start|>assistant\n<think>")
+    (True, True)
+    >>> answers("<|im_start|>user\nhi<|im_end|>\n")
+    False
+    """
+    last = text.rpartition("<|im_start|>")[2]
+    return last.startswith("assistant\n") and "<|im_end|>" not in last
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is nothing but turns in the form of ChatML, the last one open."""
+    return _WHOLE.fullmatch(text) is not None
 
 
 def unknown_roles(text: str) -> tuple[str, ...]:

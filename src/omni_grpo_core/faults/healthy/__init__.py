@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from omni_grpo_core.doctor.checks.run import in_order
-from omni_grpo_core.doctor.diagnose import diagnose, merge
+from omni_grpo_core.doctor.diagnose import diagnose_run
 from omni_grpo_core.doctor.evidence import Reference
 from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.doctor.verdict import Diagnosis
@@ -133,14 +133,17 @@ def run_healthy(name: str, setting: Setting) -> Diagnosis:
         policy = policy_of(setting.family, setting.dtype)
         reference = Reference(policy, load_settings(checkpoint))
         cases = in_order(as_cases(traces, reference))
-        return merge([diagnose(case) for case in cases])
+        return diagnose_run(cases)
 
 
 def breaking(verdict: Diagnosis) -> list[str]:
-    """What a verdict says is broken: stage, fact and sentence of each."""
-    return [
+    """What a verdict says is broken: an exception, stage, fact and sentence of each finding,
+    symptoms that nothing explains."""
+    found = [
         f"{finding.stage}: {item.fact}: {item.sentence}"
         for finding in verdict.findings
         for item in finding.evidence
         if item.severity == "breaks"
     ]
+    found += [f"symptom: {felt.name}: {felt.sentence}" for felt in verdict.unexplained]
+    return [verdict.raised.error, *found] if verdict.raised else found
