@@ -15,6 +15,8 @@ from plain_loop import GROUP, PlainLoop, one_step, only, recording
 
 from omni_grpo_core import record
 from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.recorder.completions import decoded
 from omni_grpo_core.trace.calls import (
@@ -89,6 +91,26 @@ def test_a_tensor_too_large_to_keep_is_digested(tmp_path: Path, loop: Loop) -> N
     processed, scored = only(trace, ProcessorCall), only(trace, ForwardCall)
     assert PIXELS in scored.large
     assert torch.equal(processed.digests[PIXELS], scored.digests[PIXELS])
+
+
+def test_a_step_is_stored_in_three_megabytes(tmp_path: Path, policy: Policy) -> None:
+    """Eight rows of 145 tokens took 16 MB: processor, generate and forward hold the same media,
+    and every completion of a group repeats them."""
+    torch.manual_seed(0)
+    loop = ReferenceLoop(policy, LoopConfig(rows=(0, 5), group_size=4))
+    with record(
+        tmp_path,
+        model=loop.model,
+        processor=loop.processor,
+        reward_funcs=loop.reward_funcs,
+        steps=1,
+    ) as recorder:
+        loop.step(recorder)
+    call = only(one_trace(tmp_path), GenerateCall)
+    assert call.inputs["input_ids"].shape == (8, 145)
+    assert call.inputs[PIXELS].nbytes > 1_000_000
+    # 1.3 MB in fact
+    assert sum(file.stat().st_size for file in (tmp_path / "step-000000").iterdir()) < 3_000_000
 
 
 # ------------------------------------------------------------------ completions as text

@@ -195,7 +195,7 @@ def not_utf8(folder: Path) -> None:
         (flip_tensor_bit, "tensors.safetensors", "bytes, sha256"),
         (foreign, "trace.json", "JSON that is not a trace"),
         (not_utf8, "trace.json:", "0xff that is not UTF-8"),
-        (edit('"version": 1', '"version": 2'), "trace.json", "upgrade omni-grpo-core"),
+        (edit('"version": 2', '"version": 3'), "trace.json", "upgrade omni-grpo-core"),
         (edit('"start": 3', '"start": 4'), "trace.json", "does not match its checksum"),
         (
             lambda folder: (folder / "tensors.safetensors").unlink(),

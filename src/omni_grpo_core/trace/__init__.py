@@ -1,6 +1,8 @@
 """The values of a pass: saved, loaded, fingerprinted and compared.
 
-``store``        a trace as a folder, by ``codec`` and ``jsontext``; ``fields`` checks what is read
+``store``        a trace as a folder, by ``codec``, ``pool`` and ``jsontext``; ``fields`` checks
+                 what is read
+``digest``       content as numbers that are equal where it is
 ``calls``        the stage values of a recorded trainer
 ``fingerprint``  a tensor of any size as a few numbers
 ``compare``      two passes, leaf by leaf: ``leaves``, ``integers`` and ``floats``, ``divergence``

@@ -1,4 +1,5 @@
-"""A trace as a folder: ``trace.json`` for people and ``tensors.safetensors`` for the numbers.
+"""A trace as a folder: ``trace.json`` for people and ``tensors.safetensors`` for the numbers, each
+unit of content once (:mod:`~omni_grpo_core.trace.pool`).
 
 ``trace.json`` gives its format and version, the checksums of the tensors file and of its own
 content, then header and stages. A folder is written atomically. It holds nothing that is not in
@@ -23,11 +24,13 @@ from omni_grpo_core.io.atomic import new_folder
 from omni_grpo_core.io.bounded import Unreadable, read_bytes
 from omni_grpo_core.trace import DTYPES, dtype_name, jsontext
 from omni_grpo_core.trace.codec import decode, encode, make_value
+from omni_grpo_core.trace.pool import pooled, unpooled
 from omni_grpo_core.types import Stage, Trace
 
 T = TypeVar("T")
 FORMAT = "omni-grpo trace"
-VERSION = 1
+VERSION = 2
+"""1 stored every tensor whole."""
 _TEXT = "trace.json"
 _TENSORS = "tensors.safetensors"
 _MOST_BYTES = 1 << 40
@@ -48,7 +51,7 @@ def save_trace(trace: Trace, folder: Path) -> None:
         data, own = encode(record, f"{number}.{record.stage}")
         stages.append(data)
         tensors.update(own)
-    packed = save_tensors(tensors)
+    packed = save_tensors(pooled(tensors))
     body = {"header": header, "stages": stages}
     text = jsontext.dumps(
         {
@@ -144,7 +147,7 @@ def _read_tensors(path: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
             want=f"{data.get('tensors_bytes')} bytes, sha256 {data.get('tensors_sha256')}",
             fix=_AGAIN,
         )
-    return unpack(packed, str(path), _AGAIN)
+    return unpooled(unpack(packed, str(path), _AGAIN), str(path), _AGAIN)
 
 
 def unpack(packed: bytes, name: str, fix: str) -> dict[str, Tensor]:
