@@ -17,7 +17,7 @@ from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.core.family import QWEN2_5_OMNI, QWEN3_OMNI
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, ProcessorCall, TensorSeen
+from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, ProcessorCall
 from omni_grpo_core.trace.digest import digest_of
 from omni_grpo_core.types import MODALITIES, Modality
 
@@ -227,8 +227,3 @@ def _token(modality: Modality, ids: Tensor, total: int, markers: Markers | None)
     values, counts = torch.unique(ids, return_counts=True)
     fitting = values[counts == total].tolist() if total > 1 else []
     return int(fitting[0]) if len(fitting) == 1 else None
-
-
-def described_in(call: Fed, name: str) -> Tensor | TensorSeen | None:
-    """A tensor of a call, or its description where it was too large to keep."""
-    return held_in(call).get(name, call.large.get(name))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from omni_grpo_core.doctor import continuity
 from omni_grpo_core.doctor.causes import batch as causes_batch
 from omni_grpo_core.doctor.causes import completion as causes_completion
 from omni_grpo_core.doctor.causes import conversation as causes_conversation
@@ -46,6 +47,7 @@ _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
     (checks_batch.LOOKS, ("batch",)),
     (checks_replayed.LOOKS, ("batch",)),
     (checks_rows.LOOKS, ("batch",)),
+    (continuity.LOOKS, ("media", "batch", "positions", "logits", "completion", "reward")),
     (checks_positions.MODEL, ("policy",)),
     (checks_embeddings.LOOKS, ("embeddings",)),
     (checks_positions.LOOKS, ("positions",)),

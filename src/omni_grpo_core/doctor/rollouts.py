@@ -41,7 +41,7 @@ class Completion:
     the row that generate got. ``ids``: all that follows the prompt, padding included. ``end``:
     tokens up to and including generate's own first eos. ``texts``: its decodes up to that eos,
     special tokens kept, then skipped; none where nothing could decode it. ``group``: equal for
-    completions of equal prompts, media included, in the same step."""
+    completions of equal prompts, media included, in the same step; steps have other numbers."""
 
     call: GenerateCall
     at: int
@@ -100,9 +100,9 @@ def prompts_of(case: Case, call: GenerateCall) -> list[int] | None:
 
 
 def _joined(case: Case) -> Joined:
-    own = _completions(case)
     before = None if case.before is None else joined(case.before)
     earlier = () if before is None else before.completions
+    own = _completions(case, 1 + max((c.group for c in earlier), default=-1))
     entries = tuple(_entries(call, own, earlier) for call in case.rewards)
     rewards = {} if before is None else {c: dict(v) for c, v in before.rewards.items()}
     for call, found in zip(case.rewards, entries, strict=True):
@@ -121,7 +121,7 @@ def _joined(case: Case) -> Joined:
     return Joined(own, earlier, entries, scored, rewards)
 
 
-def _completions(case: Case) -> tuple[Completion, ...]:
+def _completions(case: Case, first: int) -> tuple[Completion, ...]:
     found: list[Completion] = []
     groups: dict[object, int] = {}
     for call in case.generated:
@@ -134,7 +134,7 @@ def _completions(case: Case) -> tuple[Completion, ...]:
         for at, row in enumerate(ids.tolist()):
             # num_return_sequences repeats every row inside generate
             prompt = prompts[at // (len(ids) // len(prompts))]
-            group = groups.setdefault(prompt.key, len(groups))
+            group = groups.setdefault(prompt.key, first + len(groups))
             found.append(Completion(call, at, prompt, tuple(row), ends[at], texts[at], group))
     return tuple(found)
 

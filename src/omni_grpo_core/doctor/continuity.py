@@ -1,0 +1,61 @@
+"""What went into a call is what came out of the call before: the edges of a recorded step.
+
+Nothing is known here of what may go wrong. Rows are followed by content from the processor to
+generate and to the scoring forward, completions to the texts that reward functions get. Rows may be
+repeated, sliced, padded, cast and, on the way to the scoring forward, reordered: an edge says so. A
+row for which that explains nothing is broken there, and is not judged at later edges.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from omni_grpo_core.doctor import edge_rows, edge_texts
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
+from omni_grpo_core.doctor.trail import Edge, Trail, times
+
+__all__ = ["Edge", "edges", "look_at_edges"]
+
+
+def edges(case: Case) -> tuple[Edge, ...]:
+    """The edges of a step, in order of their later calls' kinds."""
+    return case.once(_trail)[0]
+
+
+def look_at_edges(case: Case) -> Iterable[Evidence]:
+    """Whatever changes between two calls, or is exchanged, dropped or left over from before."""
+    return case.once(_trail)[1]
+
+
+def _trail(case: Case) -> tuple[tuple[Edge, ...], tuple[Evidence, ...]]:
+    trail = Trail(case)
+    _texts_to_processor(trail)
+    edge_rows.to_generate(trail)
+    edge_rows.to_scoring(trail)
+    edge_texts.to_rewards(trail)
+    evidence = tuple(trail.finish())
+    return tuple(trail.edges), evidence
+
+
+def _texts_to_processor(trail: Trail) -> None:
+    """Whether each text was rendered; what must be in it is judged elsewhere."""
+    case = trail.case
+    rendered = [text for call in case.templates for text in call.texts]
+    known = set(rendered)
+    for number, call in enumerate(case.processed):
+        between = ("rendered text", "processor", number)
+        every = range(len(call.texts))
+        if not known or not call.texts:
+            trail.unjudged(between, every, "no rendered text was recorded")
+            continue
+        strange = [row for row in every if call.texts[row] not in known]
+        if strange:
+            trail.unjudged(between, strange, "not a text that was rendered in this step")
+        else:
+            note_judged(case, "text")
+            same = Counter(rendered) == Counter(call.texts)
+            trail.ok(between, every, "" if same else times(call.texts, known))
+
+
+LOOKS: tuple[Look, ...] = (look_at_edges,)

@@ -1,0 +1,306 @@
+"""Edges between texts: a completion's ids to its decode, the decode to a reward's argument, and
+that argument to the columns of data beside it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from omni_grpo_core.doctor.evidence import Case, note_judged
+from omni_grpo_core.doctor.reproduce import plain, reproductions
+from omni_grpo_core.doctor.rollouts import Completion, is_decode, joined, texts_in
+from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps, prompt_texts, times
+from omni_grpo_core.trace.calls import RewardCall
+
+_SPECIAL = re.compile(r"<\|[^|]*\|>|\s+")
+_LEAST = 12
+"""Characters, without white space, of a text that is certainly part of a prompt."""
+
+
+def to_rewards(trail: Trail) -> None:
+    """Each text that a reward function scores is the decode of a completion of this rollout, with
+    its own prompt and its own row of the data, in order."""
+    step = joined(trail.case)
+    pool = [c for c in (*step.completions, *step.earlier) if c.texts]
+    for number, call in enumerate(trail.case.rewards):
+        between = ("generate", f"reward {call.name}", number)
+        texts = _argument(call, pool)
+        if not pool or not texts:
+            why = "no completion was recorded as text" if not pool else "it was given no texts"
+            trail.unjudged(between, (), why)
+            continue
+        note_judged(trail.case, "completion")
+        strange = [row for row, text in enumerate(texts) if not _decoded(text, pool)]
+        cut = _cut_at_a_length(texts, strange, pool)
+        broken = [row for row in strange if _judge_text(trail, between, row, texts, pool, cut)]
+        if strange and not broken:
+            trail.unjudged(between, strange, "part of a completion, or made from one")
+        if not strange:
+            _judge_arguments(trail, between, call, texts, pool)
+
+
+def _argument(call: RewardCall, pool: Sequence[Completion]) -> tuple[str, ...]:
+    many = texts_in(call)
+    if call.completions or not many:
+        return call.completions
+    return next((t for t in many if any(_decoded(text, pool) for text in t)), ())
+
+
+def _decoded(text: str, pool: Sequence[Completion]) -> list[Completion]:
+    """The completions of which a text is the decode, changed in white space and case at most."""
+    exact = [c for c in pool if is_decode(text, c)]
+    if exact:
+        return exact
+    bare = _bare(text)
+    return [c for c in pool if any(bare == _bare(whole) for whole in c.texts)]
+
+
+def _bare(text: str) -> str:
+    return _SPECIAL.sub("", text).casefold()
+
+
+# --------------------------------------------------------------------------- one text
+
+
+def _judge_text(
+    trail: Trail, between: Between, row: int, texts: Sequence[str], pool: Sequence[Completion],
+    cut: int | None,
+) -> bool:  # fmt: skip
+    """Blame a text that is no completion's decode; ``False`` where it may well be made from one."""
+    text, name = texts[row], between[1]
+    around = [(c, whole) for c in pool for whole in c.texts if len(_bare(whole)) > 2
+              and _bare(whole) in _bare(text)]  # fmt: skip
+    if around:
+        completion, whole = max(around, key=lambda pair: len(pair[1]))
+        front = _bare(text).partition(_bare(whole))[0]
+        prompts = prompt_texts(_case_of(trail.case, completion), completion)
+        if not any(_in_prompt(front, prompt) for prompt in prompts):
+            return False
+        trail.broken(
+            between,
+            [row],
+            ("reward", "prompt-inside",
+             f"{name}: text {row} is the completion with its prompt in front: it is scored on "
+             "what it was asked"),
+            {"name": name},
+        )  # fmt: skip
+        return True
+    within = [whole for c in pool for whole in c.texts if _bare(text) and _bare(text)
+              in _bare(whole)]  # fmt: skip
+    if within and cut is None:
+        return False
+    if within:
+        sentence = (
+            f"{name}: text {row} is a completion cut off after {cut} characters, as are the others "
+            "that are longer"
+        )
+        trail.broken(between, [row], ("completion", "text-cut", sentence), {"characters": cut})
+        return True
+    wanted = next((c for c in pool if c.at == row), pool[0]).texts[0]
+    trail.broken(
+        between,
+        [row],
+        ("completion", "text",
+         f"{name}: text {row} is {_short(text)}, which is no completion's decode (the one at its "
+         f"place is {_short(wanted)})"),
+        {"got": text, "want": wanted},
+    )  # fmt: skip
+    return True
+
+
+def _in_prompt(front: str, prompt: str) -> bool:
+    """Whether what precedes a completion is its prompt, or the end of it: more than the turn that
+    it continues."""
+    whole = _bare(prompt)
+    turn = _bare(prompt.rpartition("<|im_start|>")[2]) if "<|im_start|>" in prompt else ""
+    if front == turn.removeprefix("assistant") or front == turn:
+        return False
+    return len(front) >= _LEAST and (front in whole or whole in front)
+
+
+def _cut_at_a_length(
+    texts: Sequence[str], strange: Sequence[int], pool: Sequence[Completion]
+) -> int | None:
+    """The length at which every text that was cut was cut; ``None`` where they end differently,
+    as those do that are cut after a tag."""
+    begun = [row for row in strange if any(w.startswith(texts[row]) for c in pool for w in c.texts)]
+    lengths = {len(texts[row]) for row in begun}
+    if len(begun) != len(strange) or len(lengths) != 1 or len(begun) < 2:
+        return None
+    ends = {texts[row][-4:] for row in begun}
+    return lengths.pop() if len(ends) > 1 else None
+
+
+def _case_of(case: Case, completion: Completion) -> Case:
+    """The step that a completion is from."""
+    for _, before in earlier_steps(case):
+        if any(call is completion.call for call in before.generated):
+            return before
+    return case
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "…")
+
+
+# --------------------------------------------------------------------------- all of a call
+
+
+def _judge_arguments(
+    trail: Trail, between: Between, call: RewardCall, texts: Sequence[str],
+    pool: Sequence[Completion],
+) -> None:  # fmt: skip
+    """Texts with their prompts, in order within a prompt, and the data's columns with both."""
+    note_judged(trail.case, "reward")
+    among = [_decoded(text, pool) for text in texts]
+    if any(id(c.prompt) in trail.blamed for found in among for c in found):
+        trail.unjudged(between, range(len(texts)), "their rows were already wrong in generate")
+        return
+    paired = [_paired(trail.case, call.prompts[row : row + 1], found, pool)
+              for row, found in enumerate(among)]  # fmt: skip
+    wrong = [row for row, found in enumerate(paired) if not found]
+    own = {id(c.call) for c in joined(trail.case).completions}
+    stale = own and wrong and all(id(c.call) not in own for row in wrong for c in among[row])
+    order = None if wrong else _in_order(paired, pool)
+    if wrong or order is None:
+        places = [pool.index(found[0]) for found in among]
+        how = _moved(places)
+        sentence = (
+            f"{between[1]}: {len(wrong) or 'some'} of {len(texts)} texts "
+            + ("are of the rollout before" if stale
+               else "are beside another completion's prompt" if wrong
+               else "are in another order than they were sampled in")
+            + (f" (completions in the order {how})" if how else "")
+        )  # fmt: skip
+        found = reproductions(torch.tensor(sorted(places)), torch.tensor(places))
+        fact = "text-stale" if stale else "arguments"
+        rows = wrong or list(range(len(texts)))
+        trail.broken(between, rows, ("reward", fact, sentence), {"name": call.name, **plain(found)})
+        return
+    if _judge_columns(trail, between, call, order):
+        return
+    moved = "in another order" if order != sorted(order, key=pool.index) else ""
+    said = (times(order, order), _how_decoded(texts, order), moved)
+    trail.ok(between, range(len(texts)), ", ".join(filter(None, said)))
+
+
+def _how_decoded(texts: Sequence[str], order: Sequence[Completion]) -> str:
+    kept = all(t.strip() == c.texts[0].strip() for t, c in zip(texts, order, strict=True))
+    return "" if kept else "special tokens left out, or padding left in"
+
+
+def _paired(
+    case: Case, prompt: Sequence[str], among: Sequence[Completion], pool: Sequence[Completion]
+) -> list[Completion]:
+    """Those of ``among`` whose prompt this may be; all where the prompt is not known."""
+    if not prompt or not _bare(prompt[0]):
+        return list(among)
+    said = _bare(prompt[0])
+
+    def has(completion: Completion) -> bool:
+        known = prompt_texts(_case_of(case, completion), completion)
+        return any(said in _bare(text) or _bare(text) in said for text in known if _bare(text))
+
+    owners = {id(c.prompt) for c in pool if has(c)}
+    if not owners:
+        return list(among)
+    # equal texts with other media are other prompts, which a text does not tell apart
+    return [c for c in among if id(c.prompt) in owners or has(c)]
+
+
+def _in_order(
+    among: Sequence[Sequence[Completion]], pool: Sequence[Completion]
+) -> list[Completion] | None:
+    """A completion for each text such that those of each prompt come in the order in which they
+    were sampled, or again from the first; ``None`` where there is none."""
+    place = {id(completion): at for at, completion in enumerate(pool)}
+    last: dict[int, int] = {}
+    first: dict[int, int] = {}
+    chosen: list[Completion] = []
+    for found in among:
+        by_group = sorted(found, key=lambda c: place[id(c)])
+        after = [c for c in by_group if place[id(c)] > last.get(c.group, -1)]
+        again = [c for c in by_group if place[id(c)] == first.get(c.group)]
+        if not after and not again:
+            return None
+        taken = after[0] if after else again[0]
+        last[taken.group] = place[id(taken)]
+        first.setdefault(taken.group, place[id(taken)])
+        chosen.append(taken)
+    return chosen
+
+
+def _moved(places: Sequence[int]) -> str:
+    return " ".join(str(place + 1) for place in places[:12]) if places != sorted(places) else ""
+
+
+# --------------------------------------------------------------------------- columns
+
+
+def _judge_columns(
+    trail: Trail, between: Between, call: RewardCall, order: Sequence[Completion]
+) -> bool:
+    """Columns of the data belong to the prompt beside them: equal prompts have equal columns, and a
+    text that is part of one prompt is not a column of another."""
+    labels = _labels([c.group for c in order])
+    if len(set(labels)) < 2:
+        return False
+    for name, values in call.columns.items():
+        if not isinstance(values, list | tuple) or len(values) != len(order):
+            continue
+        column = _labels([repr(value) for value in values])
+        other = _regrouped(labels, column) or _of_another(trail.case, values, order)
+        if not other:
+            continue
+        tiled = column == sorted(column) and labels != sorted(labels)
+        sentence = (
+            f"{between[1]}: its column {name} is in the order {_said(column)}, the completions "
+            f"answer their prompts in the order {_said(labels)}: answers are compared with other "
+            "rows' values"
+        )
+        stage, fact = ("completion", "group-order") if tiled else ("reward", "columns")
+        rows = [row for row, (a, b) in enumerate(zip(labels, column, strict=True)) if a != b]
+        known = {"name": call.name, "column": name}
+        trail.broken(between, rows, (stage, fact, sentence), known)  # type: ignore[arg-type]
+        return True
+    return False
+
+
+def _regrouped(labels: Sequence[int], column: Sequence[int]) -> bool:
+    """Whether a column has as many values as there are prompts, each as often, and yet others for
+    completions of one prompt."""
+    sizes, counts = Counter(labels), Counter(column)
+    alike = sorted(sizes.values()) == sorted(counts.values())
+    return (
+        alike
+        and max(sizes.values()) > 1
+        and len(set(zip(labels, column, strict=True))) > len(sizes)
+    )
+
+
+def _of_another(case: Case, values: Sequence[Any], order: Sequence[Completion]) -> bool:
+    """Whether some value is a part of another's prompt and not of its own."""
+    known = {c.group: _bare("".join(prompt_texts(_case_of(case, c), c))) for c in order}
+    said = [_bare(value) if isinstance(value, str) else "" for value in values]
+    if not all(len(one) >= _LEAST for one in said):
+        return False
+    moved = [
+        one not in known[c.group] and any(one in text for text in known.values())
+        for one, c in zip(said, order, strict=True)
+    ]
+    return any(moved)
+
+
+def _labels(values: Sequence[Any]) -> list[int]:
+    """One number per distinct value, in order of appearance."""
+    seen: Mapping[Any, int] = {v: n for n, v in enumerate(dict.fromkeys(values))}
+    return [seen[value] for value in values]
+
+
+def _said(labels: Sequence[int]) -> str:
+    shown = " ".join(str(label + 1) for label in labels[:12])
+    return shown + (" …" if len(labels) > 12 else "")
