@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.bundles import Fed, FedRow, ids_in, rows_in
+from omni_grpo_core.doctor.bundles import Fed, FedRow, ids_in, markers_of, rows_in
 from omni_grpo_core.doctor.edge_media import judge_media
 from omni_grpo_core.doctor.evidence import note_judged
 from omni_grpo_core.doctor.rendered import flag_of
@@ -336,11 +336,15 @@ def _scored_rows(
     follows: list[int] = []
     strange: list[int] = []
     order: list[Completion] = []
+    markers = markers_of(trail.case)
+    tokens = set() if markers is None else {*markers.tokens.values()}
+    # a sampled placeholder takes an item of this row or a later one
+    taken = any(tokens & {*c.sampled} for c in scored if c is not None)
     for row, found in zip(rows, scored, strict=True):
         completion = found or _nearest(row, pool)
         if completion is None:
             strange.append(row.at)
-        elif id(completion.prompt) in trail.blamed:
+        elif taken or id(completion.prompt) in trail.blamed:
             follows.append(row.at)
         elif found is None:
             _blame_ids(trail, between, row, completion)
@@ -356,7 +360,7 @@ def _scored_rows(
         moved = "in another order" if places != sorted(places) else ""
         trail.ok(between, ok, ", ".join(filter(None, (times(places, places), moved))))
     if follows:
-        trail.unjudged(between, follows, "their rows were already wrong in generate")
+        trail.unjudged(between, follows, "they follow from what is wrong in generate")
     if strange:
         trail.unjudged(between, strange, "not rows of this rollout")
 
@@ -441,6 +445,9 @@ def _judge_positions(trail: Trail, between: Between, row: FedRow, completion: Co
 def _positions(call: Fed, at: int, row: FedRow) -> Tensor | None:
     """(3, L): positions of a row's tokens inside the model."""
     held = call.position_ids if isinstance(call, GenerateCall | ForwardCall) else None
+    if held is None and isinstance(call, ForwardCall):
+        # a text model that is given none counts every token of the row
+        held = torch.arange(len(row.kept)).expand(3, 1, -1)
     if held is None or held.dim() != 3 or held.shape[-1] != len(row.kept):
         return None
     rows = held.shape[1]

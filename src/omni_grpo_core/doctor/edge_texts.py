@@ -26,9 +26,14 @@ def to_rewards(trail: Trail) -> None:
     its own prompt and its own row of the data, in order."""
     step = joined(trail.case)
     pool = [c for c in (*step.completions, *step.earlier) if c.texts]
+    seen: dict[str, str] = {}
     for number, call in enumerate(trail.case.rewards):
         between = ("generate", f"reward {call.name}", number)
         texts = _argument(call, pool)
+        same = seen.setdefault(repr((call.prompts, texts, call.columns)), call.name)
+        if same != call.name:
+            trail.unjudged(between, range(len(texts)), f"the arguments of {same}, judged there")
+            continue
         if not pool or not texts:
             why = "no completion was recorded as text" if not pool else "it was given no texts"
             trail.unjudged(between, (), why)
