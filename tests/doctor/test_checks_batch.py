@@ -12,7 +12,7 @@ from doctor_recordings import case, facts, medium, only, processed, steps_with
 from omni_grpo_core.doctor.checks import batch as looks
 from omni_grpo_core.doctor.checks import flags
 from omni_grpo_core.doctor.checks import replayed as checks_replayed
-from omni_grpo_core.doctor.checks import rows as checks_rows
+from omni_grpo_core.doctor.continuity import look_at_edges
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.registry import LOOKS
 from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
@@ -127,9 +127,11 @@ def test_a_prompt_that_is_truncated_on_its_way_to_generate(
         inputs = {k: cut(v, start, end) if k in names else v for k, v in call.inputs.items()}
         return replace(call, inputs=inputs)
 
-    found = next(iter(checks_rows.look_generate_prompts(changed(step, GenerateCall, shorter))))
-    assert (found.fact, found.values["side"]) == ("prompt-cut", side)
-    assert "of the 145 tokens of row 0" in found.sentence
+    (found,) = look_at_edges(changed(step, GenerateCall, shorter))
+    assert (found.fact, found.values["side"], found.values["rows"]) == (
+        "edge-cut", side, [0, 1, 2, 3]
+    )  # fmt: skip
+    assert "row 0 of generate: 105 of 145 tokens" in found.sentence
 
 
 def test_features_without_placeholders_are_counted_by_row() -> None:

@@ -15,8 +15,8 @@ from omni_grpo_core.doctor.checks.conversation import LOOKS as CONVERSATION
 from omni_grpo_core.doctor.checks.embeddings import LOOKS as EMBEDDINGS
 from omni_grpo_core.doctor.checks.media import LOOKS as MEDIA
 from omni_grpo_core.doctor.checks.positions import LOOKS as POSITIONS
-from omni_grpo_core.doctor.checks.rows import LOOKS as ROWS
 from omni_grpo_core.doctor.checks.text import LOOKS as TEXT
+from omni_grpo_core.doctor.continuity import LOOKS as EDGES
 from omni_grpo_core.doctor.diagnose import diagnose
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.trace.calls import (
@@ -30,7 +30,7 @@ from omni_grpo_core.trace.calls import (
 )
 from omni_grpo_core.types import StageRecord, Trace
 
-LOOKS = (*CONVERSATION, *TEXT, *MEDIA, *BATCH, *ROWS, *EMBEDDINGS, *POSITIONS)
+LOOKS = (*CONVERSATION, *TEXT, *MEDIA, *BATCH, *EDGES, *EMBEDDINGS, *POSITIONS)
 AUDIO = ("interleaved", "separate", "off")
 
 

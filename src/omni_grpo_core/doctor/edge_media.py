@@ -81,6 +81,8 @@ def _change(
     pixels, grid = PIXELS[modality], GRIDS[modality]
     if made is None or any(not item.contents for item in made) or _encoded(row.call):
         return None
+    if grid in row.call.large or (pixels in row.call.large and pixels not in row.call.digests):
+        return None
     if made and not _has(row.call, pixels):
         return _Change(
             "media", "media-dropped",

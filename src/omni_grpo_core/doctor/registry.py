@@ -11,6 +11,7 @@ from omni_grpo_core.doctor import continuity
 from omni_grpo_core.doctor.causes import batch as causes_batch
 from omni_grpo_core.doctor.causes import completion as causes_completion
 from omni_grpo_core.doctor.causes import conversation as causes_conversation
+from omni_grpo_core.doctor.causes import edges as causes_edges
 from omni_grpo_core.doctor.causes import gradient as causes_gradient
 from omni_grpo_core.doctor.causes import loss as causes_loss
 from omni_grpo_core.doctor.causes import media as causes_media
@@ -33,7 +34,6 @@ from omni_grpo_core.doctor.checks import readings as checks_readings
 from omni_grpo_core.doctor.checks import repeated as checks_repeated
 from omni_grpo_core.doctor.checks import replayed as checks_replayed
 from omni_grpo_core.doctor.checks import reward as checks_reward
-from omni_grpo_core.doctor.checks import rows as checks_rows
 from omni_grpo_core.doctor.checks import run as checks_run
 from omni_grpo_core.doctor.checks import text as checks_text
 from omni_grpo_core.doctor.evidence import Look, Rule
@@ -46,7 +46,6 @@ _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
     (checks_media.LOOKS, ("media",)),
     (checks_batch.LOOKS, ("batch",)),
     (checks_replayed.LOOKS, ("batch",)),
-    (checks_rows.LOOKS, ("batch",)),
     (continuity.LOOKS, ("media", "batch", "positions", "logits", "completion", "reward")),
     (checks_positions.MODEL, ("policy",)),
     (checks_embeddings.LOOKS, ("embeddings",)),
@@ -77,11 +76,12 @@ RULES: tuple[Rule, ...] = (
     *causes_conversation.RULES,
     *causes_media.RULES,
     *causes_batch.RULES,
+    *causes_edges.RULES,
     *causes_completion.RULES,
     *causes_reward.RULES,
     *causes_loss.RULES,
     *causes_gradient.RULES,
-    rule_of_reproductions(*causes_media.TABLES, *causes_batch.TABLES),
+    rule_of_reproductions(*causes_media.TABLES, *causes_batch.TABLES, *causes_edges.TABLES),
 )
 """Rules explain evidence; they never add any."""
 

@@ -8,32 +8,6 @@ from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
 from omni_grpo_core.doctor.signatures import Signature, only_fits, reproduced, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
-_BLIND = (
-    "its placeholders keep their raw embeddings: the model answers without it, nothing is raised"
-)
-
-
-def rule_not_passed(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
-    """One lost modality, or all but images."""
-    lost = [e for e in evidence if e.fact == "media-not-passed"]
-    if not lost:
-        return
-    kinds = sorted({str(e.values["modality"]) for e in lost})
-    calls = sorted({str(e.values["call"]) for e in lost})
-    both = {"video", "audio"} <= set(kinds)
-    cause = "media.images-only" if both else f"media.{kinds[0]}-dropped"
-    yield Explanation(
-        cause=cause,
-        stage="media",
-        seen=f"{' and '.join(kinds)} made by the processor, not passed to {' and '.join(calls)}",
-        harm=_BLIND,
-        fix="pass everything that the processor returns to the model, model(**inputs), instead of "
-        "a list of names written for images",
-        confirm="swap the media of two samples: the logprobs do not move",
-        proof=lost[0].sentence,
-        explains=tuple(lost),
-    )
-
 
 def rule_missing(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
     """Media that never reach the processor."""
@@ -196,7 +170,6 @@ _TABLE = (
 
 TABLES = (_TABLE,)
 RULES: tuple[Rule, ...] = (
-    rule_not_passed,
     rule_missing,
     rule_of("causes_in_media", _TABLE),
 )

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from omni_grpo_core.core.batch import placeholder_ids
-from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.checks import content
-from omni_grpo_core.doctor.checks.positions import Call, named_calls
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
 from omni_grpo_core.doctor.rendered import flag_of, rendered_batches
 from omni_grpo_core.doctor.replay.batch import audio_route, sides, totals
@@ -93,42 +90,6 @@ def _kept(name: str, limit: int, grids: Tensor) -> bool:
     return bool((size <= limit).all())
 
 
-def look_passed_on(case: Case) -> Iterator[Evidence]:
-    """The processor's features of each modality are passed to generate and every forward with
-    placeholders for it."""
-    if not case.processed:
-        return
-    every = set.intersection(*({*call.outputs, *call.large} for call in case.processed))
-    some = {key for call in case.processed for key in (*call.outputs, *call.large)}
-    for name, call in named_calls(case):
-        has = {*call.inputs, *call.large}
-        for modality in MODALITIES:
-            pixels = PIXELS[modality]
-            asked = _asked(case, call, modality)
-            if pixels in some:
-                note_judged(case, "media")
-            # without a checkpoint placeholders are unknown: only what every batch has is certain
-            if pixels in has or pixels not in (every if asked is None else some):
-                continue
-            if asked is False and pixels not in every:
-                continue
-            yield Evidence(
-                "media",
-                "media-not-passed",
-                f"the processor made {pixels}, but {name} did not get it: the model gets no "
-                f"{modality}",
-                values={"modality": modality, "call": name, "grid": GRIDS[modality] in has},
-            )
-
-
-def _asked(case: Case, call: Call, modality: Modality) -> bool | None:
-    """Whether a call's tokens have placeholders of a modality; ``None`` where unknown."""
-    if case.reference is None:
-        return None
-    token = placeholder_ids(case.reference.policy.processor)[modality]
-    return bool((call.inputs["input_ids"] == token).any())
-
-
 def _sound_missing(call: ProcessorCall, case: Case, modality: Modality) -> bool:
     """Whether there is no sound at all although audio-in-video is on."""
     if modality != "audio" or not flag_of(call.keywords) or call.audios:
@@ -140,4 +101,4 @@ def _audio_by_another_name(call: ProcessorCall) -> bool:
     return "audios" in call.ignored or "audios" in call.keywords
 
 
-LOOKS: tuple[Look, ...] = (look_counts, look_limits, look_passed_on, *content.LOOKS)
+LOOKS: tuple[Look, ...] = (look_counts, look_limits, *content.LOOKS)

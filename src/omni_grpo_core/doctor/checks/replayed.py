@@ -10,7 +10,6 @@ import torch
 from omni_grpo_core.core.batch import ID_DTYPE, placeholder_ids
 from omni_grpo_core.doctor.call_rows import PIXELS
 from omni_grpo_core.doctor.checks.flags import extra_sounds
-from omni_grpo_core.doctor.checks.rows import cut, part_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.batch import Given, given_rows, reference_row
@@ -52,8 +51,8 @@ def _ids(got: Tensor, wanted: Row, given: Given, policy: Policy) -> Iterator[Evi
     found, right = got.tolist(), wanted.input_ids.tolist()
     if found == right:
         return
-    if part_of(found, right):
-        yield cut(given.index, found, right, policy, "the processor returned")
+    if _part_of(found, right):
+        yield _cut(given.index, found, right, policy, "the processor returned")
         return
     marks_of = placeholder_ids(policy.processor)
     counts = {
@@ -109,6 +108,34 @@ def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> Iterator
 
 def _max_length(call: ProcessorCall) -> Any:
     return call.keywords.get("max_length")
+
+
+def _cut(row: int, got: Sequence[int], whole: Sequence[int], policy: Policy, how: str) -> Evidence:
+    end = whole[: len(got)] == list(got)
+    marks_of = placeholder_ids(policy.processor)
+    lost = {
+        m: whole.count(token) - got.count(token)
+        for m, token in marks_of.items()
+        if whole.count(token) != got.count(token)
+    }
+    parts = ", ".join(f"{n} {m} tokens" for m, n in lost.items()) or "no media tokens"
+    return Evidence(
+        "batch",
+        "prompt-cut",
+        f"{how} {len(got)} of the {len(whole)} tokens of row {row}, truncated on the "
+        f"{'right' if end else 'left'}: {parts} among the {len(whole) - len(got)} lost",
+        row=row,
+        values={
+            "side": "right" if end else "left", "got": len(got), "want": len(whole), "lost": lost
+        },
+    )  # fmt: skip
+
+
+def _part_of(got: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether one end of ``whole`` was cut off."""
+    if not got or len(got) >= len(whole):
+        return False
+    return list(whole[: len(got)]) == list(got) or list(whole[-len(got) :]) == list(got)
 
 
 LOOKS: tuple[Look, ...] = (look_replay,)
