@@ -10,7 +10,7 @@ import pytest
 import torch
 from joined_calls import rows, sampled, scored
 from joined_calls import step as joined_step
-from small_recordings import case, found, generated, layer, lost, samples, stepped
+from small_recordings import case, found, generated, layer, lost, stepped
 
 from omni_grpo_core.doctor.checks import repeated as checks_repeated
 from omni_grpo_core.doctor.checks import run as checks_run
@@ -193,15 +193,15 @@ def again(first: Any, second: Any) -> set[str]:
 
 def test_repeated_samples() -> None:
     """Ten tokens of 1e-3: e^-69 by chance. Tokens of 1/2: 2^-10 over four rows may happen."""
-    step = (samples(), generated(logprobs=RARE))
+    step = (generated(logprobs=RARE),)
     assert again(step, step) == {"began-anew"}
-    usual = (samples(), generated(logprobs=LIKELY))
+    usual = (generated(logprobs=LIKELY),)
     assert again(usual, usual) == set()
 
 
 def test_the_same_samples_on_other_rows_are_no_restart() -> None:
-    step = (samples(), generated(logprobs=RARE))
-    assert again(step, (samples(("b", "a")), generated(logprobs=RARE))) == set()
+    step = (generated(logprobs=RARE),)
+    assert again(step, (generated(prompts=(1, 1, 0, 0), logprobs=RARE),)) == set()
 
 
 def test_a_counter_that_goes_back() -> None:

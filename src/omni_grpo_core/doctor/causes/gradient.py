@@ -11,6 +11,17 @@ def _language(evidence: Evidence) -> bool:
     return evidence.values.get("part") in ("text", "head", "adapter")
 
 
+_REENTRANT = Signature(
+    cause="step.reentrant-checkpointing",
+    fact="loss-detached",
+    harm="re-entrant checkpointing propagates a gradient only where an input of the block "
+    "requires one; with frozen embeddings none does, and adapters inside learn nothing",
+    fix="call gradient_checkpointing_enable({'use_reentrant': False}), or "
+    "model.enable_input_require_grads()",
+    confirm="the warning 'None of the inputs have requires_grad=True' is gone from training",
+    when=lambda e: bool(e.values["at_checkpoints"]),
+)
+
 _STEP = (
     Signature(
         cause="logits.dropout",
@@ -21,16 +32,7 @@ _STEP = (
         confirm="two forwards of one batch give the same logprobs",
         prove=only_fits,
     ),
-    Signature(
-        cause="step.reentrant-checkpointing",
-        fact="loss-detached",
-        harm="re-entrant checkpointing propagates a gradient only where an input of the block "
-        "requires one; with frozen embeddings none does, and adapters inside learn nothing",
-        fix="call gradient_checkpointing_enable({'use_reentrant': False}), or "
-        "model.enable_input_require_grads()",
-        confirm="the warning 'None of the inputs have requires_grad=True' is gone from training",
-        when=lambda e: bool(e.values["at_checkpoints"]),
-    ),
+    _REENTRANT,
     Signature(
         cause="step.detached",
         fact="loss-detached",
@@ -41,13 +43,31 @@ _STEP = (
         confirm="the gradient norm is above 0",
     ),
     Signature(
+        cause="step.reentrant-checkpointing",
+        fact="no-gradient",
+        harm=_REENTRANT.harm,
+        fix=_REENTRANT.fix,
+        confirm=_REENTRANT.confirm,
+        when=lambda e: bool(e.values["at_checkpoints"]) and not e.values["reached"],
+    ),
+    Signature(
         cause="step.detached",
         fact="no-gradient",
         harm="backward reaches no weight: the loss is logged and nothing is learnt",
         fix="look for .detach(), .item() or torch.no_grad() between the forward and the loss, and "
         "for requires_grad_() that hides it",
         confirm="the gradient norm is above 0",
-        prove=only_fits,
+        when=lambda e: (
+            not e.values["at_checkpoints"] and not e.values["reached"] and e.values["backward"] > 0
+        ),
+    ),
+    Signature(
+        cause="step.no-backward",
+        fact="no-gradient",
+        harm="the optimizer steps without a gradient: nothing is learnt",
+        fix="look for the condition under which backward is called",
+        confirm="backward is called before every optimizer.step()",
+        when=lambda e: not e.values["at_checkpoints"] and not e.values["backward"],
     ),
     Signature(
         cause="step.frozen-wrong",

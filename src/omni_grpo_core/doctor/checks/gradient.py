@@ -49,16 +49,21 @@ def _gradient(case: Case, step: StepSeen, cut: bool) -> Iterator[Evidence]:
     if not any(norm != 0 for norm in step.grad_norms.values()):
         if not step.grad_norms and (any(step.changed.values()) or step.others):
             note_missing(case, "gradients are kept where the recorder cannot read them", "gradient")
+        elif any(layer.backward and layer.backward.norm for layer in step.layers):
+            pass  # it was there after backward: see look_at_flow
         elif _signal(case):
             note_judged(case, "gradient")
-            called = f"backward was called {_times(len(step.losses))}"
+            reached = any(layer.backward for layer in step.layers)
+            called = f"backward was {_times(len(step.losses))}"
             yield Evidence(
                 "gradient",
                 "no-gradient",
-                "completions of one group earned different rewards, but no parameter has a "
-                f"gradient before the step; {called}",
-                values={"norms": step.grad_norms, "at_checkpoints": cut},
-            )
+                f"completions of one group earned different rewards, but {called}, and "
+                + ("every gradient is 0" if reached else "no parameter has a gradient"),
+                values={
+                    "backward": len(step.losses), "reached": reached, "at_checkpoints": cut,
+                },
+            )  # fmt: skip
     for part, norm in step.grad_norms.items():
         note_judged(case, "gradient")
         if not math.isfinite(norm):
@@ -73,7 +78,7 @@ def _gradient(case: Case, step: StepSeen, cut: bool) -> Iterator[Evidence]:
 
 
 def _times(count: int) -> str:
-    return {0: "not once", 1: "once"}.get(count, f"{count} times")
+    return {0: "never called", 1: "called once"}.get(count, f"called {count} times")
 
 
 def _cut_at_checkpoints(case: Case) -> bool:
@@ -108,9 +113,19 @@ def look_at_flow(case: Case) -> Iterable[Evidence]:
     """From the last backward to the optimizer, every gradient is multiplied by the same number:
     clipped, unscaled, or nothing."""
     for step in case.steps:
-        if step.outcome != "stepped" or step.factor is None:
+        after = [layer for layer in step.layers if layer.backward and layer.backward.norm]
+        if step.outcome != "stepped" or not after:
             continue
         note_judged(case, "gradient")
+        if step.factor is None and not any(layer.norm for layer in after):
+            yield Evidence(
+                "gradient",
+                "gradient-zeroed",
+                f"backward left a gradient in {_named(after)} "
+                f"({math.hypot(*(one.backward.norm for one in after if one.backward)):.3g}), and "
+                "all of it is 0 before the step",
+                values={"layers": _named(after), "parameters": "all parameters"},
+            )
         odd = [layer for layer in step.layers if layer.odd]
         for kind in ("zeroed", "negated", "scaled", "changed"):
             layers = [layer for layer in odd if _kind(layer) == kind]
@@ -238,7 +253,7 @@ def look_at_outcome(case: Case) -> Iterable[Evidence]:
             yield Evidence(
                 "gradient",
                 "never-stepped",
-                f"backward was called {_times(len(step.losses))}, and the recording ended before "
+                f"backward was {_times(len(step.losses))}, and the recording ended before "
                 "an optimizer stepped",
                 severity="differs" if step.step else "breaks",
             )

@@ -5,17 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-
-import torch
+from itertools import takewhile
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.rollouts import (
-    RolloutRecord,
-    completion_ids,
-    ids_of,
-    rollouts,
-    until_end,
-)
+from omni_grpo_core.doctor.rollouts import Completion, joined, rollouts
 
 _CHANCE, _CHANCE_ON_SAME_ROWS = 1e-9, 0.02
 """How rare a coincidence must be. Several rows repeated in the same order are one already, although
@@ -41,58 +34,41 @@ def _number(case: Case) -> int:
 
 
 def look_at_restart(case: Case) -> Iterable[Evidence]:
-    """The same rows and the same random numbers as in the step before."""
-    before = case.before
-    if before is None:
+    """The same prompts and the same random numbers as in the step before."""
+    if case.before is None:
         return
-    for earlier, later in zip(rollouts(before), rollouts(case), strict=False):
-        same = _same_rows(earlier, later)
-        several = later.samples is not None and len(later.samples.rows) > 1
-        chance, equal, count = _same_draws(earlier, later)
-        if same is False or chance > (_CHANCE_ON_SAME_ROWS if same and several else _CHANCE):
-            continue
-        yield Evidence(
-            "gradient",
-            "began-anew",
-            f"{equal} of {count} completions are the same as in the step before, and others share "
-            "their beginning"
-            + (", on the same rows in the same order" if same else "")
-            + f"; by chance this happens once in {1 / max(chance, 1e-300):,.0f} runs: random state "
-            "and position in the data were reset",
-            values={"equal": equal, "completions": count, "rows": same},
-        )
+    earlier, later = (joined(one).completions for one in (case.before, case))
+    pairs = list(zip(earlier, later, strict=False))
+    alike = all(one.prompt.key == other.prompt.key for one, other in pairs)
+    if not pairs or len(earlier) != len(later) or not alike:
         return
+    surprise = [_surprise(one, other) for one, other in pairs]
+    known = [s for s in surprise if s is not None]
+    several = len({one.group for one in later}) > 1
+    # a second sample shares a beginning of probability p with probability p at most, so the sum of
+    # -log p over n rows is at most Gamma(n)-distributed
+    chance = _gamma_tail(len(known), sum(known))
+    if len(known) < len(pairs) or chance > (_CHANCE_ON_SAME_ROWS if several else _CHANCE):
+        return
+    equal = sum(one.sampled == other.sampled for one, other in pairs)
+    yield Evidence(
+        "gradient",
+        "began-anew",
+        f"{equal} of {len(pairs)} completions are the same as in the step before, and others share "
+        "their beginning, on the same prompts in the same order; by chance this happens once in "
+        f"{1 / max(chance, 1e-300):,.0f} runs: random state and position in the data were reset",
+        values={"equal": equal, "completions": len(pairs), "rows": alike},
+    )
 
 
-def _same_rows(earlier: RolloutRecord, later: RolloutRecord) -> bool | None:
-    if earlier.samples is None or later.samples is None:
+def _surprise(earlier: Completion, later: Completion) -> float | None:
+    """-log of the probability of the tokens that two completions share from the first on; ``None``
+    where they were not sampled, or their logprobs are unknown."""
+    if later.call.logprobs is None or not later.call.config.get("do_sample", False):
         return None
-    return list(earlier.samples.rows) == list(later.samples.rows)
-
-
-def _same_draws(earlier: RolloutRecord, later: RolloutRecord) -> tuple[float, int, int]:
-    """(probability that two rollouts are this much alike, equal completions, completions).
-
-    The probability that a second sample shares a beginning of probability p is at most p, so the
-    sum of -log p over n rows is at most Gamma(n)-distributed.
-    """
-    first, second = earlier.generated, later.generated
-    if first is None or second is None or second.logprobs is None:
-        return 1.0, 0, 0
-    ids, others = completion_ids(second), completion_ids(first)
-    if ids is None or others is None or len(ids) != len(others):
-        return 1.0, 0, 0
-    if not second.config.get("do_sample", False):
-        return 1.0, 0, len(ids)
-    width = min(ids.shape[1], others.shape[1])
-    kept = until_end(ids, ids_of(second.config.get("eos_token_id")))[:, :width]
-    total, equal = 0.0, 0
-    for row in range(len(ids)):
-        same = (ids[row, :width] == others[row, :width]) | ~kept[row]
-        common = kept[row] & (torch.cumprod(same.long(), 0) == 1)
-        total -= float(second.logprobs[row, :width][common].sum())
-        equal += int(bool(same.all()))
-    return _gamma_tail(len(ids), total), equal, len(ids)
+    pairs = zip(earlier.sampled, later.sampled, strict=False)
+    shared = list(takewhile(lambda both: both[0] == both[1], pairs))
+    return -float(later.call.logprobs[later.at, : len(shared)].sum())
 
 
 def _gamma_tail(rows: int, total: float) -> float:
