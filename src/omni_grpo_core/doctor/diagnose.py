@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -73,8 +73,13 @@ def conclude(
     """The verdict on a run from those on its steps: the symptoms that its findings explain, what
     ended it, and without what the user allows."""
     whole = merge(diagnoses)
-    felt = []
-    for symptom in symptoms(cases):
+    felt: list[Felt] = []
+    try:
+        found = symptoms(cases)
+    except Exception as error:  # as for a look
+        found, notes = (), (*whole.missing, _failed(symptoms, error))
+        whole = replace(whole, missing=notes)
+    for symptom in found:
         reasons = [finding for finding in whole.findings if symptom.explained_by(finding)]
         nearest = min(reasons, key=symptom.closeness, default=None)
         felt.append(Felt(symptom, None if nearest is None else nearest.stage))
@@ -229,6 +234,6 @@ def _key(evidence: Evidence) -> tuple[Stage, str, int | None, str]:
     return evidence.stage, evidence.fact, evidence.row, evidence.sentence
 
 
-def _failed(what: Look | Rule, error: Exception) -> str:
+def _failed(what: Callable[..., Any], error: Exception) -> str:
     name = getattr(what, "__name__", repr(what))
     return f"{name} failed on this recording ({type(error).__name__}: {error})"

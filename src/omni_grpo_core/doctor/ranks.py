@@ -14,6 +14,8 @@ from typing import Any
 from omni_grpo_core.trace.calls import ForwardCall, LossGradient, StepSeen, calls_of
 from omni_grpo_core.types import StageRecord, Trace
 
+_ENDED = ("raised", "raised_in")
+
 
 def join_ranks(traces: Sequence[tuple[str, Trace]]) -> list[tuple[str, Trace]]:
     """Steps of the same number in ``rank-*`` folders beside each other become one, named after the
@@ -46,7 +48,9 @@ def _joined(traces: Sequence[Trace]) -> Trace:
                 record = replace(record, value=value)
             records.append(record)
         forwards += len(calls_of(trace, ForwardCall))
-    header = {**traces[0].header, "world": "1", "ranks": str(len(traces))}
+    ended = [trace.header for trace in reversed(traces) if trace.header.get("raised")]
+    first = {**traces[0].header, **{k: h[k] for h in ended for k in _ENDED if k in h}}
+    header = {**first, "world": "1", "ranks": str(len(traces))}
     return Trace(header, (*records, *_steps(traces)))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from omni_grpo_core.doctor.evidence import Finding
 from omni_grpo_core.doctor.verdict import Diagnosis, causes_of
 from omni_grpo_core.pipeline.hints import advice
+from omni_grpo_core.types import STAGES
 
 
 def because(finding: Finding) -> str:
@@ -48,3 +49,11 @@ def not_judged(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
             reasons.setdefault(coverage.why, []).append(coverage.stage)
     yield from ((", ".join(stages), why) for why, stages in reasons.items())
     yield from (("", note) for note in diagnosis.missing if note not in reasons)
+
+
+def ordered(diagnosis: Diagnosis) -> list[Finding]:
+    """The findings, the headline first; what breaks the run before what differs."""
+    return sorted(
+        diagnosis.findings,
+        key=lambda f: (f is not diagnosis.headline, f.severity != "breaks", STAGES.index(f.stage)),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 
@@ -23,8 +24,9 @@ def in_order(cases: Iterable[Case]) -> tuple[Case, ...]:
     for case in cases:
         if before is not None and _number(before) < _number(case):
             case = replace(case, before=before)
-        if rollouts(case):
-            before = case
+        # where calls of a foreign recording cannot be joined, every look says so
+        with suppress(Exception):
+            before = case if rollouts(case) else before
         found.append(case)
     return tuple(found)
 

@@ -17,8 +17,14 @@ from omni_grpo_core.doctor.evidence import Evidence, Explanation, Finding
 from omni_grpo_core.doctor.experiment import Experiment
 from omni_grpo_core.doctor.verdict import Diagnosis, State, causes_of
 from omni_grpo_core.report import shortened, visible
-from omni_grpo_core.report.doctor_words import because, change, not_judged, raised, symptoms
-from omni_grpo_core.types import STAGES
+from omni_grpo_core.report.doctor_words import (
+    because,
+    change,
+    not_judged,
+    ordered,
+    raised,
+    symptoms,
+)
 
 _EVIDENCE, _SYMPTOMS = 6, 3
 _LONGEST = 300
@@ -32,13 +38,13 @@ _MARKS: Mapping[State, tuple[str, str]] = {
     "unjudged": ("◌", "dim"),
     "unseen": ("·", "dim"),
 }
-_LEGEND = "✗ broken  ! recipe differs  ~ inherited an error  ✓ sound  ◌ not judged  · not seen"
+_LEGEND = "✗ broken  ! recipe differs  ~ inherited  ✓ sound  ◌ not judged  · not seen"
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis, steps: int) -> None:
     """Stages, findings (the headline first), what was not judged and why, and the verdict last."""
-    console.print(_stages(diagnosis))
-    for finding in _ordered(diagnosis):
+    console.print(_stages(diagnosis, console.width))
+    for finding in ordered(diagnosis):
         console.print(_panel(finding))
     _list(console, "allowed", (
         f"{one.by.cause} ({one.stage}): {one.by.why}" for one in diagnosis.allowed
@@ -57,19 +63,15 @@ def print_experiments(console: Console, experiments: Sequence[Experiment]) -> No
         console.print(line.append(_plain(experiment.sentence), style="default"))
 
 
-def _ordered(diagnosis: Diagnosis) -> list[Finding]:
-    """The headline first; what breaks the run before what differs."""
-    return sorted(
-        diagnosis.findings,
-        key=lambda f: (f is not diagnosis.headline, f.severity != "breaks", STAGES.index(f.stage)),
-    )
-
-
-def _stages(diagnosis: Diagnosis) -> Text:
-    text = Text()
+def _stages(diagnosis: Diagnosis, width: int) -> Text:
+    """The stages in order; a line ends between two of them."""
+    text, used = Text(), 0
     for coverage in diagnosis.coverage:
         mark, style = _MARKS[coverage.state]
-        text.append(" → " if text else "", "dim").append(f"{mark} {coverage.stage}", style)
+        item = f"{mark} {coverage.stage}"
+        between = (" →\n" if used + len(item) + 5 > width else " → ") if used else ""
+        used = len(item) + (used + len(between) if between != " →\n" else 0)
+        text.append(between, "dim").append(item, style)
     return text.append(f"\n{_LEGEND}\n", "dim")
 
 
