@@ -38,7 +38,8 @@ run called broken."""
 class Row:
     """One trial. ``expected``: for each of its faults, the stages that may be blamed, its own
     first; ``true``: the causes that are true; ``severity``: that of its faults. ``findings``: the
-    diagnosis, headline first. ``raised``: what ended the loop."""
+    diagnosis, headline first; ``unexplained``: symptoms that none of them explains. ``raised``:
+    what ended the loop."""
 
     kind: Kind
     ids: tuple[str, ...]
@@ -50,6 +51,7 @@ class Row:
     raised: str | None
     config: str
     seconds: float
+    unexplained: tuple[str, ...] = ()
 
     @property
     def blamed(self) -> tuple[Stage, ...]:
@@ -58,12 +60,13 @@ class Row:
     @property
     def detected(self) -> bool:
         """Something is found, of the fault's severity: a recipe that only differs is not broken."""
-        return any(one.severity == self.severity for one in self.findings)
+        felt = self.severity == "breaks" and bool(self.unexplained)
+        return felt or any(one.severity == self.severity for one in self.findings)
 
     @property
     def broken(self) -> bool:
         """Something is said to break the run."""
-        return any(one.severity == "breaks" for one in self.findings)
+        return bool(self.unexplained) or any(one.severity == "breaks" for one in self.findings)
 
     @property
     def stage_right(self) -> bool:
@@ -291,6 +294,7 @@ def perform(task: Task, causes: bool) -> Row:
         raised=found.raised,
         config=str(task.config),
         seconds=round(time.perf_counter() - begin, 2),
+        unexplained=found.unexplained,
     )
 
 

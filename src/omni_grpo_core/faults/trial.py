@@ -14,7 +14,7 @@ from typing import Any
 from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import load_policy
 from omni_grpo_core.doctor.checks.run import in_order
-from omni_grpo_core.doctor.diagnose import diagnose, merge
+from omni_grpo_core.doctor.diagnose import diagnose_run
 from omni_grpo_core.doctor.evidence import Finding, Reference, Severity
 from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.doctor.verdict import Diagnosis
@@ -42,11 +42,13 @@ class Blame:
 @dataclass(frozen=True, slots=True)
 class Summary:
     """A diagnosis in short. ``findings``: the headline first, then in pipeline order. ``raised``:
-    what ended the loop, if anything did."""
+    what ended the loop, if anything did. ``unexplained``: the symptoms of a run that learns nothing
+    or something wrong that no finding explains."""
 
     findings: tuple[Blame, ...]
     missing: tuple[str, ...]
     raised: str | None
+    unexplained: tuple[str, ...] = ()
 
     @property
     def blamed(self) -> tuple[Stage, ...]:
@@ -137,22 +139,22 @@ def trial(
     with tempfile.TemporaryDirectory() as folder:
         traces, raised = recorded(faults, config, Path(folder) / "trace", make)
         cases = in_order(as_cases(traces, reference(config.dtype)))
-        verdict = merge([diagnose(case, causes=causes) for case in cases])
-    return summarise(verdict, raised)
+        return summarise(diagnose_run(cases, causes=causes), raised)
 
 
 def summarise(verdict: Diagnosis, raised: str | None = None) -> Summary:
     """A diagnosis in short."""
-    first = verdict.first
+    head = verdict.headline
+    first = head if isinstance(head, Finding) else verdict.first
     ordered = sorted(verdict.findings, key=lambda one: (one is not first, STAGES.index(one.stage)))
-    return Summary(tuple(map(_blame, ordered)), verdict.missing, raised)
+    unexplained = tuple(symptom.name for symptom in verdict.unexplained)
+    return Summary(tuple(map(_blame, ordered)), verdict.missing, raised, unexplained)
 
 
 def _blame(finding: Finding) -> Blame:
-    breaks = any(item.severity == "breaks" for item in finding.evidence)
     return Blame(
         stage=finding.stage,
-        severity="breaks" if breaks else "differs",
+        severity=finding.severity,
         cause=finding.causes[0].cause if finding.causes else "",
         proved=tuple(cause.cause for cause in finding.causes if cause.proved),
         said=finding.evidence[0].sentence if finding.evidence else "",

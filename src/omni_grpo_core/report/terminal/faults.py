@@ -63,7 +63,7 @@ def _name(row: Row) -> str:
 
 def _problems(row: Row, causes: bool) -> list[str]:
     """What is wrong with a trial's diagnosis, in words."""
-    said = "; ".join(f"{one.stage}: {one.said}" for one in row.findings)
+    said = "; ".join((*(f"{one.stage}: {one.said}" for one in row.findings), *row.unexplained))
     if not row.ids:
         if row.raised:
             return [f"raised {row.raised}"]
