@@ -36,7 +36,7 @@ QUICK = {
 def test_ids_are_unique_and_there_are_enough() -> None:
     counts = Counter(fault.id for fault in FAULTS)
     assert not [name for name, count in counts.items() if count > 1]
-    assert len(FAULTS) >= 106
+    assert len(FAULTS) >= 120
 
 
 def test_every_fault_has_a_story_and_a_source() -> None:

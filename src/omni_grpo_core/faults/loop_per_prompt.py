@@ -183,7 +183,7 @@ class PerPromptLoop:
     # ----------------------------------------------------------------- rewards
 
     def columns(self, drawn: list[Drawn]) -> dict[str, list[Any]]:
-        names = ("problem_type", "solution")
+        names = ("problem", "options", "problem_type", "solution")
         return {name: [one.row[name] for one in drawn] for name in names}
 
     def score(self, prompts: list[str], texts: list[str], drawn: list[Drawn]) -> Tensor:

@@ -196,3 +196,60 @@ def sampling_rate(samples: Tensor) -> Tensor:
         samples[None, None], size=size, mode="linear", align_corners=False
     )
     return wide[0, 0]
+
+
+# --------------------------------------------------------------------------- content
+
+
+@faults.add("media.reversed", "frame lists built from the end, or sorted by name: 9 before 10")
+@_frames
+def reversed_frames(frames: Tensor) -> Tensor:
+    """The frames of a clip reach the processor in reverse order: what rises falls."""
+    return frames.flip(0)
+
+
+@faults.add("media.frames-frozen", "readers that fail to seek and return the frame they are at")
+@_frames
+def frozen(frames: Tensor) -> Tensor:
+    """Every frame is the first: nothing moves, and the clip has its length."""
+    return frames[:1].expand_as(frames).clone()
+
+
+@faults.add("media.mirrored-width", "augmentation left over from supervised training")
+@_frames
+def mirrored(frames: Tensor) -> Tensor:
+    """Frames are mirrored at random, as for classification: left is right, and text unreadable."""
+    return frames.flip(-1)
+
+
+@faults.add(
+    "media.never-divided",
+    "wave files read by scipy or the standard library",
+    also=("media.times",),
+)
+@_sound
+def never_divided(samples: Tensor) -> Tensor:
+    """Samples are passed as 16-bit integers, from -32768 to 32767, where -1 to 1 is expected."""
+    return (samples * 32768).round()
+
+
+@faults.add(
+    "media.exchanged-sound",
+    "audio and video files listed by two calls of glob",
+    also=("media.swapped", "media.swapped-with"),
+)
+def exchanged_sound(loop: Loop) -> Manager:
+    """Each clip is shown with the sound of the next one: pictures are right, and answers about
+    what is heard are not."""
+    draw, load = loop.draw, loop.load
+    drawn: list[Drawn] = []
+
+    def remembered(micro: int) -> list[Drawn]:
+        drawn[:] = draw(micro)
+        return list(drawn)
+
+    def with_the_sound_of_the_next(messages: Messages) -> Media:
+        asked = [loop.conversation(row) for row in drawn]
+        return replace(load(messages), audios=load(asked[asked.index(messages) - 1]).audios)
+
+    return loop.replaced(draw=remembered, load=with_the_sound_of_the_next)

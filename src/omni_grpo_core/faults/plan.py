@@ -15,7 +15,9 @@ from omni_grpo_core.faults import (
     learning,
     media,
     model,
+    passing,
     rewarding,
+    updating,
 )
 from omni_grpo_core.faults.config import ROWS, LoopAudio, LoopConfig
 from omni_grpo_core.faults.fault import Fault
@@ -51,7 +53,11 @@ def makes_of(faults: Sequence[Fault]) -> tuple[Make, ...]:
         for make in MAKES.values()
         if (make.noted if noted else make.shape + "-noted" != make.name)
     ]
-    return tuple(make for make in asked if not any(make.shape in fault.lacking for fault in faults))
+    return tuple(
+        make
+        for make in asked
+        if not any({make.shape, make.name} & {*fault.lacking} for fault in faults)
+    )
 
 
 def fault_tasks(faults: Sequence[Fault]) -> list[Task]:
@@ -181,7 +187,17 @@ def sample(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
 
 FAULTS: tuple[Fault, ...] = tuple(
     fault
-    for area in (conversation, media, batch, model, generation, rewarding, learning)
+    for area in (
+        conversation,
+        media,
+        batch,
+        model,
+        generation,
+        passing,
+        rewarding,
+        learning,
+        updating,
+    )
     for fault in area.faults.faults
 )
 BY_ID = {fault.id: fault for fault in FAULTS}

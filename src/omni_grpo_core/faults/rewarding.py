@@ -238,7 +238,11 @@ def judge_format(text: str) -> float:
     return float("5 points") / 5
 
 
-@faults.add("reward.by-position", "trainers that sort completions and not the columns")
+@faults.add(
+    "reward.by-position",
+    "trainers that sort completions and not the columns",
+    lacking={"reference-silent": "no column that its rewards get says to which prompt it belongs"},
+)
 @result_of("columns")
 def by_position(loop: Loop, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Completions are scored against columns in a different order: golds are read by position
