@@ -24,13 +24,15 @@ from omni_grpo_core.doctor.evidence import (
     Finding,
     Look,
     Origin,
+    Raised,
     Severity,
     note_judged,
     note_missing,
+    raised_by,
 )
 from omni_grpo_core.doctor.registry import BLAMES, LOOKS
 from omni_grpo_core.doctor.symptoms import Symptom
-from omni_grpo_core.doctor.verdict import Coverage, Diagnosis, Felt, Raised, without_causes
+from omni_grpo_core.doctor.verdict import Coverage, Diagnosis, Felt, without_causes
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.types import STAGES, Stage, Trace
 
@@ -244,24 +246,46 @@ def test_a_run_misses_only_what_none_of_its_steps_has() -> None:
     assert merged(steps) == (Coverage("batch", "sound"), Coverage("reward", "unjudged", "unprobed"))
 
 
-def raised(error: str, *values: object, where: str = "batch") -> Case:
+def raised(error: str, *values: object) -> Case:
     step = case(*values)
-    return replace(step, trace=Trace({"raised": error, "raised_in": where}, step.trace.stages))
+    return replace(step, trace=Trace({"raised": error}, step.trace.stages))
 
 
 def test_a_run_that_raised_is_not_healthy() -> None:
     """It was: nothing was found in what was recorded until then."""
     dead = raised("ValueError: no grids", template(SYSTEM, user()))
     run = conclude([dead], [diagnose(dead, looks=(), rules=())])
-    assert run.raised == Raised("ValueError: no grids", "batch")
+    assert run.raised == Raised("ValueError: no grids", "text", inside=False)
     assert run.exit_code() == 1
-    assert to_json(run)["raised"] == {"error": "ValueError: no grids", "stage": "batch"}
+    assert to_json(run)["raised"] == {
+        "error": "ValueError: no grids",
+        "stage": "text",
+        "inside": False,
+    }
     require_judged(run, "run")
 
 
+def test_the_call_that_raised_gives_the_stage() -> None:
+    """An error that the trainer caught before is not what ended it."""
+    calls = processed("", error="KeyError: 'fps'"), processed("", error="ValueError: no grids")
+    seen = raised_by(raised("ValueError: no grids", *calls, template(SYSTEM, user())))
+    assert seen is not None
+    assert seen.sentence == "the run raised ValueError: no grids, in stage batch"
+    caught = raised_by(raised("OSError: disk full", *calls))
+    assert caught is not None
+    assert caught.sentence == "the run raised OSError: disk full, after stage batch"
+
+
+@pytest.mark.parametrize("ending", ["KeyboardInterrupt: ", "SystemExit: 0", "SystemExit: "])
+def test_a_run_that_was_ended_on_purpose_did_not_fail(ending: str) -> None:
+    assert raised_by(raised(ending, template(SYSTEM, user()))) is None
+
+
 def test_an_empty_trace_of_a_run_that_raised_is_not_healthy() -> None:
-    run = conclude([raised("OSError: no GPU", where="")], [diagnose(case(), looks=(), rules=())])
+    run = conclude([raised("OSError: no GPU")], [diagnose(case(), looks=(), rules=())])
     assert run.broken
+    assert run.raised is not None
+    assert run.raised.sentence == "the run raised OSError: no GPU, before anything was called"
     assert {coverage.state for coverage in run.coverage} == {"unseen"}
 
 

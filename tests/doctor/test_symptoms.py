@@ -103,7 +103,7 @@ def test_a_run_that_raised_says_where() -> None:
     died = case(generated(), rewarded((), error="KeyError: 'solution'"))
     header = {"raised": "KeyError: 'solution'"}
     [symptom] = symptoms([replace(died, trace=replace(died.trace, header=header))])
-    assert symptom.sentence == "the run raised KeyError: 'solution', in the stage reward"
+    assert symptom.sentence == "the run raised KeyError: 'solution', in stage reward"
     assert symptom.stages[0] == "reward"
 
 

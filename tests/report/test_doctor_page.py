@@ -15,10 +15,10 @@ from test_check_page_for_real import browse
 
 from omni_grpo_core.doctor.continuity import Edge
 from omni_grpo_core.doctor.diagnose import conclude, diagnose
-from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Finding, Severity
+from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Finding, Raised, Severity
 from omni_grpo_core.doctor.load import as_cases
 from omni_grpo_core.doctor.symptoms import Symptom
-from omni_grpo_core.doctor.verdict import Allow, Allowed, Coverage, Diagnosis, Felt, Raised
+from omni_grpo_core.doctor.verdict import Allow, Allowed, Coverage, Diagnosis, Felt
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.plan import BY_ID
 from omni_grpo_core.faults.trial import config_for, recorded, reference
@@ -106,9 +106,9 @@ def finding(severity: Severity = "breaks", *causes: Explanation) -> Finding:
 
 
 def test_what_raised_is_said_first() -> None:
-    run = Diagnosis((finding(),), (), (), raised=Raised("ValueError: no grids", "batch"))
+    run = Diagnosis((finding(),), (), (), raised=Raised("ValueError: no grids", "batch", True))
     text = words(page(run))
-    assert "✗ RAISED: stage batch the run raised ValueError: no grids, in the stage batch" in text
+    assert "✗ RAISED in stage batch the run raised ValueError: no grids, in stage batch" in text
     assert text.index("RAISED") < text.index("32 rows")
 
 
@@ -238,7 +238,7 @@ def test_recorded_text_is_inert_on_the_page() -> None:
         (Finding("batch", (evidence,), (cause,)),),
         (Coverage("text", "unjudged", HOSTILE),),
         (HOSTILE,),
-        raised=Raised(HOSTILE, HOSTILE),
+        raised=Raised(HOSTILE, "batch", False),
         symptoms=(zero,),
         allowed=(Allowed(Allow("x", HOSTILE), "batch", (evidence,)),),
     )

@@ -16,10 +16,11 @@ from omni_grpo_core.doctor.evidence import (
     Look,
     Rule,
     noted_missing,
+    raised_by,
 )
 from omni_grpo_core.doctor.registry import BLAMES, LOOKS, RULES
 from omni_grpo_core.doctor.symptoms import symptoms
-from omni_grpo_core.doctor.verdict import Allow, Diagnosis, Felt, Raised
+from omni_grpo_core.doctor.verdict import Allow, Diagnosis, Felt
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.types import STAGES, Stage
 
@@ -83,7 +84,9 @@ def conclude(
         reasons = [finding for finding in whole.findings if symptom.explained_by(finding)]
         nearest = min(reasons, key=symptom.closeness, default=None)
         felt.append(Felt(symptom, None if nearest is None else nearest.stage))
-    whole = replace(whole, symptoms=tuple(felt), raised=_raised(cases))
+    whole = replace(
+        whole, symptoms=tuple(felt), raised=next(filter(None, map(raised_by, cases)), None)
+    )
     return without_allowed(whole, allow) if allow else whole
 
 
@@ -168,12 +171,6 @@ def _plain_finding(finding: Finding) -> dict[str, Any]:
         for cause in finding.causes
     ]
     return {**asdict(finding), "severity": finding.severity, "causes": causes}
-
-
-def _raised(cases: Sequence[Case]) -> Raised | None:
-    headers = [case.trace.header for case in cases]
-    found = [Raised(h["raised"], h.get("raised_in", "")) for h in headers if h.get("raised")]
-    return found[0] if found else None
 
 
 def _sorted_out(

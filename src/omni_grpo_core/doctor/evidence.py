@@ -169,6 +169,36 @@ class Finding:
         return "breaks" if breaks else "differs"
 
 
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What ended a run: an exception with its message, raised by a call of ``stage`` (``inside``),
+    or after one had returned. ``""``: nothing had been called."""
+
+    error: str
+    stage: Stage | Literal[""]
+    inside: bool
+
+    @property
+    def sentence(self) -> str:
+        if not self.stage:
+            return f"the run raised {self.error}, before anything was called"
+        return f"the run raised {self.error}, {'in' if self.inside else 'after'} stage {self.stage}"
+
+
+_NO_ERROR = ("KeyboardInterrupt:", "SystemExit: 0", "SystemExit: None")
+"""A user's Ctrl-C, and a script that ends inside ``with record(…)``."""
+
+
+def raised_by(case: Case) -> Raised | None:
+    """What ended the run in this step, if an exception did."""
+    error = case.trace.header.get("raised", "")
+    if not error or error == "SystemExit: " or error.startswith(_NO_ERROR):
+        return None
+    inside = [v for v in case.values if getattr(v, "error", None) == error]
+    last = inside[-1] if inside else (case.values or (None,))[-1]
+    return Raised(error, getattr(last, "stage", ""), bool(inside))
+
+
 def note_judged(case: Case, *stages: Stage) -> None:
     """Note that a value of these stages was compared, whatever came out."""
     case.judged.update(stages)

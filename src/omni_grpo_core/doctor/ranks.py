@@ -14,8 +14,6 @@ from typing import Any
 from omni_grpo_core.trace.calls import ForwardCall, LossGradient, StepSeen, calls_of
 from omni_grpo_core.types import StageRecord, Trace
 
-_ENDED = ("raised", "raised_in")
-
 
 def join_ranks(traces: Sequence[tuple[str, Trace]]) -> list[tuple[str, Trace]]:
     """Steps of the same number in ``rank-*`` folders beside each other become one, named after the
@@ -48,8 +46,8 @@ def _joined(traces: Sequence[Trace]) -> Trace:
                 record = replace(record, value=value)
             records.append(record)
         forwards += len(calls_of(trace, ForwardCall))
-    ended = [trace.header for trace in reversed(traces) if trace.header.get("raised")]
-    first = {**traces[0].header, **{k: h[k] for h in ended for k in _ENDED if k in h}}
+    ended = [{"raised": t.header["raised"]} for t in traces if t.header.get("raised")]
+    first = {**traces[0].header, **(ended[0] if ended else {})}
     header = {**first, "world": "1", "ranks": str(len(traces))}
     return Trace(header, (*records, *_steps(traces)))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.checks.degenerate import IMPOSSIBLE, against_reference
 from omni_grpo_core.doctor.checks.logits import temperature_of
-from omni_grpo_core.doctor.evidence import Case, Finding, Severity
+from omni_grpo_core.doctor.evidence import Case, Finding, Severity, raised_by
 from omni_grpo_core.doctor.rollouts import (
     Completion,
     completion_ids,
@@ -99,16 +99,9 @@ def symptoms(cases: Sequence[Case]) -> tuple[Symptom, ...]:
 
 
 def _raised(cases: Sequence[Case]) -> Iterator[Symptom]:
-    for case in cases:
-        error = case.trace.header.get("raised")
-        failed = [v for v in case.values if getattr(v, "error", None) is not None]
-        if not error:
-            continue
-        last = failed[-1] if failed else (case.values or (None,))[-1]
-        stage: Stage = getattr(last, "stage", "trace")
-        where = f"in the stage {stage}" if failed else f"after the stage {stage}"
-        stages = (stage, *(s for s in _BEFORE_ADVANTAGE if s != stage))
-        yield Symptom("raised", f"the run raised {error}, {where}", stages)
+    for raised in filter(None, map(raised_by, cases)):
+        stages = (raised.stage or "trace", *(s for s in _BEFORE_ADVANTAGE if s != raised.stage))
+        yield Symptom("raised", raised.sentence, stages)
 
 
 # --------------------------------------------------------------------------- completions

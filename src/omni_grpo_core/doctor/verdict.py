@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from omni_grpo_core.doctor.evidence import Evidence, Explanation, Finding
+from omni_grpo_core.doctor.evidence import Evidence, Explanation, Finding, Raised
 from omni_grpo_core.doctor.symptoms import Symptom
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.types import STAGES, Stage
@@ -62,15 +62,6 @@ class Felt:
     symptom: Symptom
     stage: Stage | None
     allowed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Raised:
-    """What ended a run: an exception and its message, and the stage in which it was raised
-    (``""`` where unknown)."""
-
-    error: str
-    stage: str = ""
 
 
 @dataclass(frozen=True, slots=True)

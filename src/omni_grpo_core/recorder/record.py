@@ -204,7 +204,8 @@ class Recorder:
         while self._watches:
             self._watches.pop().stop()
         self._patches.undo()
-        if self.buffer.records and self._written < self._steps:
+        # what ended the run is said even where nothing was called
+        if (self.buffer.records or isinstance(error, Exception)) and self._written < self._steps:
             self._write(complete=False)
         self.buffer.take()
 

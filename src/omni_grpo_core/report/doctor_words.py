@@ -24,16 +24,8 @@ def change(finding: Finding) -> str:
     return advice(finding.stage) if cause is None else cause.fix
 
 
-def raised(diagnosis: Diagnosis) -> str:
-    """What ended the run, and where; empty if nothing did."""
-    if diagnosis.raised is None:
-        return ""
-    where = f", in the stage {diagnosis.raised.stage}" if diagnosis.raised.stage else ""
-    return f"the run raised {diagnosis.raised.error}{where}"
-
-
 def symptoms(diagnosis: Diagnosis) -> list[str]:
-    """What hurts, the worst first, without what is allowed and what :func:`raised` says."""
+    """What hurts, the worst first, without what is allowed and the exception that ended the run."""
     return [
         felt.symptom.sentence
         for felt in diagnosis.symptoms

@@ -22,7 +22,6 @@ from omni_grpo_core.report.doctor_words import (
     change,
     not_judged,
     ordered,
-    raised,
     symptoms,
 )
 
@@ -132,7 +131,7 @@ def _verdict(diagnosis: Diagnosis, steps: int) -> Panel:
     head, table = diagnosis.headline, _grid()
     many = f"{steps} recorded step{'s' if steps != 1 else ''}"
     if diagnosis.raised is not None:
-        table.add_row("raised", Text(_plain(raised(diagnosis)), "bold"))
+        table.add_row("raised", Text(_plain(diagnosis.raised.sentence), "bold"))
     for sentence in symptoms(diagnosis)[:_SYMPTOMS]:
         table.add_row("symptom", Text(_plain(sentence), "bold"))
     if isinstance(head, Finding):
