@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from small_recordings import EVAL, advantaged, case, generated, lost, rewarded, samples, stepped
 
+from omni_grpo_core.doctor import reproduce
 from omni_grpo_core.doctor.diagnose import diagnose
+from omni_grpo_core.doctor.registry import CAUSES
+from omni_grpo_core.doctor.upstream import SOURCES
+from omni_grpo_core.faults.fault import CACHE_DROPPED
+from omni_grpo_core.faults.plan import BY_ID
 
 TRAINING = replace(EVAL, training=True, checkpointing=True)
 OLD = torch.full((4, 3), 1 / 3).log()
@@ -73,3 +81,29 @@ def test_an_inherited_error_is_not_blamed() -> None:
     verdict = diagnose(case(call, rewarded((1.0,) * 4), flat))
     assert [finding.stage for finding in verdict.findings] == ["completion"]
     assert verdict.state("advantage") == "inherited"
+
+
+def test_a_cause_from_upstream_links_it_and_gives_the_releases() -> None:
+    verdict = diagnose(case(generated(cached=(0, 0), modes=TRAINING)))
+    [cause] = [c for c in verdict.findings[0].causes if c.cause == "gen.checkpointing-train"]
+    assert cause.links == ("https://github.com/huggingface/transformers/pull/38913",)
+    assert cause.versions == f"transformers{CACHE_DROPPED}"
+
+
+def test_every_source_is_of_a_cause_and_can_be_followed() -> None:
+    assert set(SOURCES) <= {*CAUSES, *BY_ID}
+    for source in SOURCES.values():
+        assert all(link.startswith("https://") for link in source.links)
+        assert not source.versions or Requirement(source.versions).specifier
+
+
+def test_every_change_that_is_reproduced_can_be_allowed() -> None:
+    """Their causes are made from the names of changes, so they are in no table."""
+    folder = Path(reproduce.__file__).parent
+    named = {
+        name
+        for file in folder.glob("reproduc*.py")
+        for name in re.findall(r'Reproduction\(\s*"([^"]+)"', file.read_text())
+    }
+    assert len(named) > 25
+    assert {f"media.{name}" for name in named} <= CAUSES

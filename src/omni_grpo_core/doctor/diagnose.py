@@ -20,6 +20,7 @@ from omni_grpo_core.doctor.evidence import (
 )
 from omni_grpo_core.doctor.registry import BLAMES, LOOKS, RULES
 from omni_grpo_core.doctor.symptoms import symptoms
+from omni_grpo_core.doctor.upstream import sourced
 from omni_grpo_core.doctor.verdict import Allow, Diagnosis, Felt
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.types import STAGES, Stage
@@ -50,7 +51,7 @@ def diagnose(
     explanations: list[Explanation] = []
     for rule in rules if causes else ():
         try:
-            explanations.extend(rule(case, evidence))
+            explanations.extend(map(sourced, rule(case, evidence)))
         except Exception as error:
             broken.append(_failed(rule, error))
     findings, inherited = _sorted_out(evidence, explanations)

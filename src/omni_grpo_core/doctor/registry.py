@@ -37,7 +37,7 @@ from omni_grpo_core.doctor.checks import reward as checks_reward
 from omni_grpo_core.doctor.checks import run as checks_run
 from omni_grpo_core.doctor.checks import text as checks_text
 from omni_grpo_core.doctor.evidence import Look, Rule
-from omni_grpo_core.doctor.signatures import rule_of_reproductions
+from omni_grpo_core.doctor.signatures import PREFIXES, rule_of_reproductions
 from omni_grpo_core.types import Stage
 
 _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
@@ -85,7 +85,19 @@ RULES: tuple[Rule, ...] = (
 )
 """Rules explain evidence; they never add any."""
 
-CAUSES: tuple[str, ...] = tuple(
-    dict.fromkeys(c for rule in RULES for c in getattr(rule, "causes", ()))
+_REPRODUCED = (
+    "absolute", "cast-bfloat16", "cast-float16", "cast-integer", "cast-uint8",
+    "channels-permuted", "channels-swapped", "chosen", "clipped", "constant", "cropped",
+    "first-dropped", "inserted", "inverted", "last-dropped", "lost", "mirrored-height",
+    "mirrored-width", "negated", "normalised", "overflowed", "padded", "partly-constant",
+    "permuted", "plus", "repeated", "replaced", "resampled", "reshaped", "resized", "reversed",
+    "rolled", "shifted", "strided", "swapped", "swapped-with", "tiled", "times", "transposed",
+    "zero",
+)  # fmt: skip
+"""The changes that :mod:`reproduce <omni_grpo_core.doctor.reproduce>` names, without a story."""
+
+CAUSES: frozenset[str] = frozenset(
+    {cause for rule in RULES for cause in getattr(rule, "causes", ())}
+    | {f"{prefix}.{name}" for prefix in PREFIXES.values() for name in _REPRODUCED}
 )
-"""The causes of tables; those that a rule words itself are faults of the catalogue."""
+"""Causes that a diagnosis may name; those that a rule words itself are faults of the catalogue."""
