@@ -7,6 +7,8 @@ template, ``train`` to pass ``add_generation_prompt``, and only the doctor said 
 from __future__ import annotations
 
 import io
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import get_args
 
 import pytest
@@ -15,7 +17,7 @@ from hand_made_goldens import report
 from rich.console import Console
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.doctor.causes import batch, completion, conversation, loss, media
+from omni_grpo_core.doctor import causes
 from omni_grpo_core.doctor.signatures import Signature
 from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.results import ORDER
@@ -39,8 +41,8 @@ GUARDS = {
 }
 SIGNATURES = [
     signature
-    for module in (batch, completion, conversation, loss, media)
-    for table in vars(module).values()
+    for name in iter_modules(causes.__path__, f"{causes.__name__}.")
+    for table in vars(import_module(name.name)).values()
     if isinstance(table, tuple)
     for signature in table
     if isinstance(signature, Signature)
