@@ -171,10 +171,13 @@ def drawn(*edges: Edge, findings: Sequence[Finding] = ()) -> tuple[list[str], li
 
 def test_the_broken_edge_is_drawn_rather_than_the_others_of_its_kind() -> None:
     wrong = replace(RIGHT, number=1, relation="", state="broken", why="row 1 is row 0")
-    assert drawn(RIGHT, wrong, RIGHT) == (
-        ["processor", "generate"],
-        ["✗ from processor: row 1 is row 0"],
-    )
+    unjudged = replace(RIGHT, state="not judged", why="too large")
+    right = ["processor", "generate"]
+    assert drawn(RIGHT, wrong, RIGHT) == (right, ["✗ from processor: row 1 is row 0"])
+    assert drawn(unjudged, RIGHT) == (right, ["✓ from processor: each row twice"])
+    # what was handed on broke, and not the call that got it
+    evidence = Evidence("completion", "edge-swap", "row 1", values={"edge": "a -> b"})
+    assert drawn(wrong, findings=[Finding("completion", (evidence,), ())])[0] == right
 
 
 def test_a_reward_s_edge_names_its_function() -> None:
@@ -211,8 +214,8 @@ def test_tokens_are_coloured_by_the_sign_and_size_of_their_weight() -> None:
         ("f", "up4"), ("g", "up1"), ("j", "out"),
     ]  # fmt: skip
     assert {token.kind for token in down.tokens} == {"down2"}
-    assert "row 0: 2 tokens in the loss, pushed up by +1 to +4 a token" in up.title
-    assert "row 1: 3 tokens in the loss, pushed down by -2 a token" in down.title
+    assert "row 0: 2 tokens in the loss, pushed up by 1 to 4 a token" in up.title
+    assert "row 1: 3 tokens in the loss, pushed down by 2 a token" in down.title
     assert rows_without_weight(step) == 1
 
 

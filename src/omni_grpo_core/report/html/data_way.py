@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from omni_grpo_core.doctor.continuity import Edge
-from omni_grpo_core.doctor.evidence import Case, Finding
+from omni_grpo_core.doctor.evidence import Case, Evidence, Finding
 from omni_grpo_core.doctor.verdict import Coverage
 from omni_grpo_core.report import visible
 from omni_grpo_core.trace.calls import LossGradient, LossSeen, StepSeen
 from omni_grpo_core.types import Stage
 
 State = Literal["ok", "broken", "not judged"]
-_WORST: tuple[State, ...] = ("ok", "not judged", "broken")
+_RANK: tuple[State, ...] = ("not judged", "ok", "broken")
 _MARKS: Mapping[State, str] = {"ok": "✓", "broken": "✗", "not judged": "◌"}
 
 WIDTH = 480
@@ -74,7 +74,7 @@ def way(
     """The drawing of a step; ``None`` where nothing was handed on."""
     handed = [_of_rewards(edge) for edge in edges]
     merged = _merged((*handed, *_to_the_step(case, handed, coverage)))
-    broken = {finding.stage for finding in findings if finding.severity == "breaks"}
+    broken = {e.stage for f in findings for e in f.evidence if _inside(e)}
     boxes: dict[str, Box] = {}
     arrows: list[Arrow] = []
     y: float = 4
@@ -97,6 +97,11 @@ def way(
     return Way(y + 4, tuple(boxes.values()), tuple(arrows), summary) if boxes else None
 
 
+def _inside(evidence: Evidence) -> bool:
+    """Whether a call itself broke, rather than what was handed to it."""
+    return evidence.severity == "breaks" and "edge" not in evidence.values
+
+
 def _of_rewards(edge: Edge) -> Edge:
     """All reward functions in one box; what is wrong names its own."""
     if not edge.end.startswith("reward "):
@@ -106,11 +111,11 @@ def _of_rewards(edge: Edge) -> Edge:
 
 
 def _merged(edges: Iterable[Edge]) -> list[Edge]:
-    """One edge for each pair of kinds: the worst state, and its words."""
+    """One edge for each pair of kinds: a broken one, else one that was judged."""
     found: dict[tuple[str, str], Edge] = {}
     for edge in edges:
         held = found.get((edge.start, edge.end))
-        if held is None or _WORST.index(edge.state) > _WORST.index(held.state):
+        if held is None or _RANK.index(edge.state) > _RANK.index(held.state):
             found[edge.start, edge.end] = edge
     return list(found.values())
 

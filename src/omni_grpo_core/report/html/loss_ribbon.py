@@ -89,12 +89,22 @@ def _rows(
         )  # fmt: skip
         weight = -sum(own)
         way = "up" if weight > 0 else "down"
-        low, high = (f"{-end(own[at] for at in inside):+.3g}" for end in (max, min))
+        low, high = (-end(own[at] for at in inside) for end in (max, min))
+        by = f"{low:+.3g} to {high:+.3g}" if low < 0 < high else _between(abs(low), abs(high))
         yield PushedRow(
             f"scoring forward {seen.forward}, row {row}: {len(inside)} tokens in the loss, pushed "
-            f"{way} by {low}{'' if low == high else f' to {high}'} a token",
+            f"{way} by {by} a token",
             weight, tokens, max(stop - start - MOST_TOKENS, 0),
         )  # fmt: skip
+
+
+def _between(one: float, other: float) -> str:
+    """
+    >>> _between(0.5, 0.50001), _between(4, 1)
+    ('0.5', '1 to 4')
+    """
+    low, high = (f"{value:.3g}" for value in sorted((one, other)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _token(
