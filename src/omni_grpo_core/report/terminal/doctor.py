@@ -25,7 +25,7 @@ from omni_grpo_core.report.doctor_words import (
     symptoms,
 )
 
-_EVIDENCE, _SYMPTOMS = 6, 3
+_EVIDENCE, _SYMPTOMS, _CAUSES = 6, 3, 3
 _LONGEST = 300
 _MARKS: Mapping[State, tuple[str, str]] = {
     "broken": ("✗", "bold red"),
@@ -76,17 +76,19 @@ def _stages(diagnosis: Diagnosis, width: int) -> Text:
 
 def _panel(finding: Finding) -> Panel:
     table = _grid()
-    causes = causes_of(finding)
-    for number, cause in enumerate(causes[:3]):
+    causes = causes_of(finding)[:_CAUSES]
+    for number, cause in enumerate(causes):
         if number:
             table.add_row("or" if cause.proved else "or else", "")
         _explain(table, cause)
     if not causes:
-        table.add_row("seen", Text("cause unknown: no known change gives these values", "bold"))
-    for number, evidence in enumerate(finding.evidence[:_EVIDENCE]):
-        table.add_row("" if number else "evidence", _fact(evidence))
-    if len(finding.evidence) > _EVIDENCE:
-        table.add_row("", Text(f"and {len(finding.evidence) - _EVIDENCE} more", style="dim"))
+        table.add_row("cause", Text("unknown", "bold"))
+    quoted = "".join(cause.seen for cause in causes)
+    evidence = [_fact(item, item.sentence in quoted) for item in finding.evidence]
+    for number, line in enumerate(evidence[:_EVIDENCE]):
+        table.add_row("" if number else "evidence", line)
+    if len(evidence) > _EVIDENCE:
+        table.add_row("", Text(f"and {len(evidence) - _EVIDENCE} more", style="dim"))
     breaks = finding.severity == "breaks"
     words = f"✗ {finding.stage}" if breaks else f"! {finding.stage}: recipe differs"
     title = Text(words, style="bold red" if breaks else "yellow")
@@ -116,8 +118,10 @@ def _explain(table: Table, cause: Explanation) -> None:
         table.add_row("", Text(_plain(link), style="dim"))
 
 
-def _fact(evidence: Evidence) -> Text:
-    return Text(_plain(evidence.sentence)).append(f"  [{evidence.stage}/{evidence.fact}]", "dim")
+def _fact(evidence: Evidence, quoted: bool) -> Text:
+    """A sentence that is already there is not repeated, its name is: it can be allowed."""
+    text = Text("as seen" if quoted else _plain(evidence.sentence))
+    return text.append(f"  [{evidence.stage}/{evidence.fact}]", "dim")
 
 
 def _list(console: Console, title: str, sentences: Iterator[str]) -> None:
