@@ -127,6 +127,7 @@ def test_every_proved_cause_is_shown_and_none_is_invented() -> None:
     ]  # fmt: skip
     fits = Explanation("batch.guess", "batch", "32 rows", "h", "f", against="grids are right")
     shown = page(Diagnosis((finding("breaks", *proofs, fits),), (), ()))
+    assert "reversed is the reference; or: rolled is the reference proved" in words(shown)
     assert "reversed is the reference" in words(shown)
     assert "rolled is the reference" in words(shown)
     assert "batch.guess" not in shown
@@ -136,6 +137,20 @@ def test_every_proved_cause_is_shown_and_none_is_invented() -> None:
     assert "fits, not proved" in alone
     assert "Against it grids are right" in alone
     assert "Cause unknown." in words(page(Diagnosis((finding(),), (), ())))
+
+
+def test_causes_of_different_evidence_are_both_true() -> None:
+    """They were shown as alternatives, or, where only one is proved, not at all."""
+    odd, cut = (Evidence("batch", name, f"{name} rows") for name in ("odd", "cut"))
+    causes = (
+        Explanation("batch.odd", "batch", "odd rows", "h", "even", proof="odd", explains=(odd,)),
+        Explanation("batch.guess", "batch", "odd rows", "h", "guess", explains=(odd,)),
+        Explanation("batch.cut", "batch", "cut rows", "h", "paste", explains=(cut,)),
+    )
+    text = words(page(Diagnosis((Finding("batch", (odd, cut), causes),), (), ())))
+    assert "And seen cut rows" in text
+    assert "batch.guess" not in text
+    assert "What to change even Cause" in text
 
 
 def test_what_differs_what_is_allowed_and_what_was_not_judged_have_places() -> None:

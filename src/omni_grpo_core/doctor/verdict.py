@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -139,10 +138,22 @@ def without_causes(diagnosis: Diagnosis) -> Diagnosis:
     return replace(diagnosis, findings=tuple(replace(f, causes=()) for f in diagnosis.findings))
 
 
-def causes_of(finding: Finding) -> Sequence[Explanation]:
-    """The causes to show: all that are proved, else all that fit."""
+def causes_of(finding: Finding) -> tuple[Explanation, ...]:
+    """The causes to show: all that are proved, and of those that only fit the ones that explain
+    something else."""
     proved = [cause for cause in finding.causes if cause.proved]
-    return proved or finding.causes
+    return tuple(
+        cause
+        for cause in finding.causes
+        if cause.proved or not any(same_evidence(cause, other) for other in proved)
+    )
+
+
+def same_evidence(one: Explanation, other: Explanation) -> bool:
+    """Whether two causes explain something in common, so that either may be the reason."""
+    if one.explains and other.explains:
+        return any(item in other.explains for item in one.explains)
+    return one.seen == other.seen
 
 
 def _by_severity(finding: Finding) -> tuple[bool, int]:

@@ -4,24 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omni_grpo_core.doctor.evidence import Finding
-from omni_grpo_core.doctor.verdict import Diagnosis, causes_of
+from omni_grpo_core.doctor.evidence import Explanation, Finding
+from omni_grpo_core.doctor.verdict import Diagnosis, causes_of, same_evidence
 from omni_grpo_core.pipeline.hints import advice
 from omni_grpo_core.types import STAGES
 
 
 def because(finding: Finding) -> str:
-    """One sentence: the proof, or what is known instead of one."""
-    cause = next(iter(causes_of(finding)), None)
-    if cause is None:
+    """One sentence: the proof, or what is known instead of one; every proof where several explain
+    the same."""
+    causes = _rivals(finding)
+    if not causes:
         return f"{finding.evidence[0].sentence}; the cause is unknown"
-    return cause.proof or f"{cause.seen}; {cause.cause} fits, and is not proved"
+    if not causes[0].proved:
+        return f"{causes[0].seen}; {causes[0].cause} fits, and is not proved"
+    return "; or: ".join(dict.fromkeys(cause.proof for cause in causes))
 
 
 def change(finding: Finding) -> str:
     """What to change; where the cause is unknown, what to look at."""
-    cause = next(iter(causes_of(finding)), None)
-    return advice(finding.stage) if cause is None else cause.fix
+    fixes = dict.fromkeys(cause.fix for cause in _rivals(finding))
+    return "; or: ".join(fixes) or advice(finding.stage)
+
+
+def _rivals(finding: Finding) -> list[Explanation]:
+    """The first cause, and others that are proved of the same evidence."""
+    causes = causes_of(finding)
+    first = causes[:1]
+    return [
+        *first,
+        *(
+            cause
+            for cause in causes[1:]
+            if first[0].proved and cause.proved and same_evidence(first[0], cause)
+        ),
+    ]
+
+
+def joined(finding: Finding) -> list[tuple[str, Explanation]]:
+    """The causes to show, each with the word between it and those before: ``or`` where they explain
+    the same, else ``and``."""
+    causes = causes_of(finding)
+    return [
+        (
+            ("or" if any(same_evidence(cause, c) for c in causes[:at]) else "and") if at else "",
+            cause,
+        )
+        for at, cause in enumerate(causes)
+    ]
 
 
 def symptoms(diagnosis: Diagnosis) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from omni_grpo_core.doctor.continuity import edges
 from omni_grpo_core.doctor.evidence import Case, Evidence, Finding
 from omni_grpo_core.doctor.rollouts import joined
-from omni_grpo_core.doctor.verdict import Diagnosis, State, causes_of
+from omni_grpo_core.doctor.verdict import Diagnosis, State
 from omni_grpo_core.pipeline.hints import STAGE_SUMMARY
 from omni_grpo_core.report import doctor_words, shortened, visible
 from omni_grpo_core.report.html import Decode, render
@@ -66,7 +66,6 @@ def doctor_page(
         head=head if isinstance(head, Finding) else None,
         words=doctor_words,
         ordered=doctor_words.ordered(verdict),
-        causes_of=causes_of,
         header={} if case is None else case.trace.header,
         state_words=STATE_WORDS,
         values_of=_values,

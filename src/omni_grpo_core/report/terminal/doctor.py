@@ -15,11 +15,12 @@ from rich.text import Text
 
 from omni_grpo_core.doctor.evidence import Evidence, Explanation, Finding
 from omni_grpo_core.doctor.experiment import Experiment
-from omni_grpo_core.doctor.verdict import Diagnosis, State, causes_of
+from omni_grpo_core.doctor.verdict import Diagnosis, State
 from omni_grpo_core.report import shortened, visible
 from omni_grpo_core.report.doctor_words import (
     because,
     change,
+    joined,
     not_judged,
     ordered,
     symptoms,
@@ -76,14 +77,14 @@ def _stages(diagnosis: Diagnosis, width: int) -> Text:
 
 def _panel(finding: Finding) -> Panel:
     table = _grid()
-    causes = causes_of(finding)[:_CAUSES]
-    for number, cause in enumerate(causes):
-        if number:
-            table.add_row("or" if cause.proved else "or else", "")
+    causes = joined(finding)[:_CAUSES]
+    for word, cause in causes:
+        if word:
+            table.add_row(Text(word, "bold"), "")
         _explain(table, cause)
     if not causes:
         table.add_row("cause", Text("unknown", "bold"))
-    quoted = "".join(cause.seen for cause in causes)
+    quoted = "".join(cause.seen for _, cause in causes)
     evidence = [_fact(item, item.sentence in quoted) for item in finding.evidence]
     for number, line in enumerate(evidence[:_EVIDENCE]):
         table.add_row("" if number else "evidence", line)
