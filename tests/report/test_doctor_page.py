@@ -149,6 +149,11 @@ def test_causes_of_different_evidence_are_both_true() -> None:
     )
     text = words(page(Diagnosis((Finding("batch", (odd, cut), causes),), (), ())))
     assert "And seen cut rows" in text
+    late = replace(cut, origin="unknown")
+    causes = (*causes[:2], replace(causes[2], explains=(late,)))
+    assert "cut rows h" not in words(
+        page(Diagnosis((Finding("batch", (odd, late), causes),), (), ()))
+    )
     assert "batch.guess" not in text
     assert "What to change even Cause" in text
 

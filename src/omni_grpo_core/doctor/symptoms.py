@@ -87,10 +87,10 @@ class Symptom:
 
 
 def symptoms(cases: Sequence[Case]) -> tuple[Symptom, ...]:
-    """What hurts in a run, the worst first; nothing that follows from a worse one. ``cases``: its
-    steps, of all ranks."""
+    """What hurts in a run, the worst first; nothing that follows from an earlier one. ``cases``:
+    its steps, of all ranks."""
     found = [symptom for measure in _MEASURES for symptom in measure(cases)]
-    names = {symptom.name for symptom in found if symptom.severity == "breaks"}
+    names = {symptom.name for symptom in found}
     left = [s for s in found if not names & _FOLLOWS.get(s.name, frozenset())]
     return tuple(sorted(left, key=lambda symptom: symptom.severity != "breaks"))
 

@@ -140,13 +140,14 @@ def without_causes(diagnosis: Diagnosis) -> Diagnosis:
 
 def causes_of(finding: Finding) -> tuple[Explanation, ...]:
     """The causes to show: all that are proved, and of those that only fit the ones that explain
-    something else."""
+    what no proved one does. What may follow from an error is not explained beside a proved one."""
     proved = [cause for cause in finding.causes if cause.proved]
-    return tuple(
-        cause
-        for cause in finding.causes
-        if cause.proved or not any(same_evidence(cause, other) for other in proved)
-    )
+
+    def adds(cause: Explanation) -> bool:
+        certain = any(item.origin == "added" for item in cause.explains)
+        return certain and not any(same_evidence(cause, other) for other in proved)
+
+    return tuple(c for c in finding.causes if not proved or c.proved or adds(c))
 
 
 def same_evidence(one: Explanation, other: Explanation) -> bool:
