@@ -21,7 +21,7 @@ from omni_grpo_core.errors import ConfigError, TraceError
 from omni_grpo_core.recorder.hooks import Patches, WarningsWatch
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.step_buffer import Bounds, StepBuffer
-from omni_grpo_core.recorder.thinker import find, placeholders, rope_sections
+from omni_grpo_core.recorder.thinker import find, marks, placeholders, rope_sections
 from omni_grpo_core.recorder.watch_model import ModelWatch
 from omni_grpo_core.recorder.watch_processor import ProcessorWatch
 from omni_grpo_core.recorder.watch_rewards import RewardWatch
@@ -125,6 +125,7 @@ class Recorder:
             **_header(found.thinker, processor),
             "rope_sections": rope_sections(found.text_model),
             "placeholders": placeholders(found.thinker),
+            "marks": marks(processor),
         }
         rewards = RewardWatch(reward_funcs, self.buffer, probing=probe_rewards)
         self._reward_funcs = rewards.functions

@@ -6,6 +6,7 @@ merges media and holds the text model and the head: watching that module sees ev
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -175,6 +176,26 @@ def placeholders(thinker: Any) -> str:
     merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", None)
     named = {**found, "merge": merge} if isinstance(merge, int) else found
     return " ".join(f"{name}={value}" for name, value in named.items())
+
+
+def marks(processor: Any) -> str:
+    """What a processor writes before, for and after an item of each modality, as JSON.
+
+    >>> from types import SimpleNamespace as Processor
+    >>> marks(Processor(image_token="<img>"))
+    '{"image": ["", "<img>", ""]}'
+    """
+    found = {}
+    for modality in MODALITIES:
+        token = getattr(processor, f"{modality}_token", None)
+        if not isinstance(token, str):
+            continue
+        sense = "audio" if modality == "audio" else "vision"
+        ends = [getattr(processor, f"{sense}_{end}_token", None) for end in ("bos", "eos")]
+        if ends == [None, None] and token.endswith("_pad|>"):  # Qwen-VL: its processor has no names
+            ends = [f"<|{sense}_{end}|>" for end in ("start", "end")]
+        found[modality] = [ends[0] or "", token, ends[1] or ""]
+    return json.dumps(found)
 
 
 def _found(text_model: Any) -> Iterator[Any]:

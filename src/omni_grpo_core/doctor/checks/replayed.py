@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +12,11 @@ from omni_grpo_core.doctor.call_rows import PIXELS
 from omni_grpo_core.doctor.checks.flags import extra_sounds
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rendered import rendered_batches
-from omni_grpo_core.doctor.replay.batch import Given, given_rows, reference_row
+from omni_grpo_core.doctor.replay.batch import Given, as_called, given_rows, reference_row
+from omni_grpo_core.doctor.reproduce import difference, plain, reproductions, told
 from omni_grpo_core.tolerances import FEATURES
 from omni_grpo_core.trace.calls import ProcessorCall
-from omni_grpo_core.types import MODALITIES, Row
+from omni_grpo_core.types import MODALITIES, Modality, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,11 @@ def look_replay(case: Case) -> Iterator[Evidence]:
                     kept = real if mask is None else mask[given.index].bool() & real
                     got = ids[given.index][kept].to(ID_DTYPE)
                     yield from _ids(got, wanted, given, policy)
-            yield from _tensors(call, rows, case)
+            whole = _tensors(call, rows, case)
+            if whole is not None:
+                yield from whole
+            elif (made := as_called(case, call)) is not None:
+                yield from _as_called(call, made, case)
 
 
 def _ids(got: Tensor, wanted: Row, given: Given, policy: Policy) -> Iterator[Evidence]:
@@ -71,39 +76,77 @@ def _ids(got: Tensor, wanted: Row, given: Given, policy: Policy) -> Iterator[Evi
     )
 
 
-def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> Iterator[Evidence]:
-    """Pixels and mel features of the whole call, compared with its rows' in order."""
+def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> list[Evidence] | None:
+    """Pixels and mel features of the whole call, compared with its rows' in order; ``None`` where
+    some row cannot be replayed."""
     wanted = [reference_row(call, given, case) for given in rows]
     if not all(isinstance(row, Row) for row in wanted):
-        return
+        return None
+    found = []
     for modality in MODALITIES:
         key = PIXELS[modality]
-        got = call.outputs.get(key)
         parts = [row.tensors[key] for row in wanted if isinstance(row, Row) and key in row.tensors]
-        if got is None or not parts:
+        if not parts or key not in call.outputs:
             continue
         width = max(part.shape[-1] for part in parts)
-        padded = [torch.nn.functional.pad(p, (0, width - p.shape[-1])) for p in parts]
-        right = torch.cat(padded)
-        if got.shape == right.shape and torch.allclose(
-            got.float(), right.float(), rtol=FEATURES.rtol, atol=FEATURES.atol
-        ):
+        right = torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[-1])) for p in parts])
+        found.append(_features(call, modality, right))
+    return [one for one in found if one is not None]
+
+
+def _as_called(call: ProcessorCall, made: Mapping[str, Tensor], case: Case) -> Iterator[Evidence]:
+    """Everything that the checkpoint's processor makes of the same call."""
+    note_judged(case, "batch")
+    for modality in MODALITIES:
+        right = made.get(PIXELS[modality])
+        if right is not None and PIXELS[modality] in call.outputs:
+            found = _features(call, modality, right)
+            if found is not None:
+                yield found
+    for key, right in made.items():
+        got = call.outputs.get(key)
+        if key in PIXELS.values() or got is None or right.is_floating_point():
             continue
-        yield Evidence(
-            "batch",
-            "features-differ",
-            f"{key} {tuple(got.shape)} is not the reference processor's for the same {modality}: "
-            f"{tuple(right.shape)}"
-            + (
-                f", off by {float((got.float() - right.float()).abs().max()):.3g} at most"
-                if got.shape == right.shape
-                else ""
-            ),
-            values={
-                "modality": modality, "got": tuple(got.shape), "want": tuple(right.shape),
-                "max_length": _max_length(call),
-            },
+        if got.shape == right.shape and torch.equal(got.to(right.dtype), right):
+            continue
+        changes = reproductions(right, got) if got.dim() == right.dim() else ()
+        said = told(f"{key} is the checkpoint's processor's", changes) if changes else (
+            f"{key} is not what the checkpoint's processor makes of the same call: "
+            + difference(right, got)
         )  # fmt: skip
+        yield Evidence("batch", "output-differs", said, values={"key": key, **plain(changes)})
+
+
+def _features(call: ProcessorCall, modality: Modality, right: Tensor) -> Evidence | None:
+    """What was done to the pixels or mel features of a call."""
+    key = PIXELS[modality]
+    got = call.outputs[key]
+    low = got.dtype in (torch.bfloat16, torch.float16)
+    rtol, atol = (2**-7, 2**-7) if low else (FEATURES.rtol, FEATURES.atol)
+    if got.shape == right.shape and torch.allclose(got.float(), right.float(), rtol, atol):
+        return None
+    axes: tuple[str, ...] = ("sounds", "mel bins", "mel frames")
+    want, held = right.float(), got.float()
+    if modality != "audio" and want.dim() == held.dim() == 2 and want.shape[1] % 3 == 0:
+        # a patch holds one colour after the other
+        axes = ("patches", "channels", "values")
+        want, held = (one.reshape(len(one), 3, -1) for one in (want, held))
+    changes = reproductions(want, held, rtol, axes=axes)
+    said = told(f"{key} is the reference processor's for the same {modality}", changes)
+    if not changes:
+        said = (
+            f"{key} {tuple(got.shape)} is not the reference processor's for the same {modality}, "
+            f"{tuple(right.shape)}: {difference(want, held)}"
+        )
+    return Evidence(
+        "batch",
+        "features-differ",
+        said,
+        values={
+            "modality": modality, "got": tuple(got.shape), "want": tuple(right.shape),
+            "max_length": _max_length(call), **plain(changes),
+        },
+    )  # fmt: skip
 
 
 def _max_length(call: ProcessorCall) -> Any:

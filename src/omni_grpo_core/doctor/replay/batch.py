@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,11 +42,13 @@ DEFAULT_RATE = 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
-    """One row of a processor call: its text and its media in call order."""
+    """One row of a processor call: its text, its media in call order, and the frames a second
+    that the call assumes of its clips."""
 
     index: int
     text: str
     media: Mapping[Modality, tuple[MediumSeen, ...]]
+    rate: float
 
     @property
     def every(self) -> tuple[MediumSeen, ...]:
@@ -98,8 +101,17 @@ def given_rows(call: ProcessorCall, case: Case) -> tuple[Given, ...] | None:
         for modality, number in needs.items():
             media[modality] = tuple(pools[modality][used[modality] : used[modality] + number])
             used[modality] += number
-        rows.append(Given(index, text, media))
+        rate = _assumed(call, used["video"] - len(media["video"]))
+        rows.append(Given(index, text, media, rate))
     return tuple(rows)
+
+
+def _assumed(call: ProcessorCall, clip: int) -> float:
+    """Frames a second assumed of one clip of a call: clips may have a rate each."""
+    seconds = call.outputs.get("video_second_per_grid")
+    if seconds is not None and clip < seconds.numel() and float(seconds.flatten()[clip]) > 0:
+        return 2 / float(seconds.flatten()[clip])
+    return rate_of(call.keywords) or DEFAULT_RATE
 
 
 def rate_of(keywords: Mapping[str, Any]) -> float | None:
@@ -117,6 +129,8 @@ def rate_of(keywords: Mapping[str, Any]) -> float | None:
 def sides(medium: MediumSeen) -> tuple[int, int]:
     """Height and width of a picture or clip, channels first or last."""
     shape = medium.shape
+    if len(shape) < 3:
+        return (*shape, 1, 1)[0], (*shape, 1, 1)[1]  # a grey picture, or a path
     if shape[-1] == 3 and shape[-3] != 3:
         return shape[-3], shape[-2]
     return shape[-2], shape[-1]
@@ -124,7 +138,8 @@ def sides(medium: MediumSeen) -> tuple[int, int]:
 
 def is_token_sized(medium: MediumSeen) -> bool:
     """Whether a picture is already resized for the model: its sides are whole tokens."""
-    return all(side % TOKEN_SIDE == 0 for side in sides(medium))
+    colours = len(medium.shape) >= 3 and 3 in (medium.shape[-1], medium.shape[-3])
+    return colours and all(side % TOKEN_SIDE == 0 for side in sides(medium))
 
 
 def reference_row(call: ProcessorCall, given: Given, case: Case) -> Row | str | None:
@@ -137,10 +152,39 @@ def reference_row(call: ProcessorCall, given: Given, case: Case) -> Row | str | 
     if case.reference is None or unkept or not all(map(is_token_sized, pictures)):
         return None
     interleaved = audio_route(call, case) == "interleaved" and bool(given.media["video"])
-    rate = rate_of(call.keywords) or DEFAULT_RATE
-    key = repr((given.text, [medium.sha256 for medium in given.every], interleaved, rate))
+    key = repr((given.text, [medium.sha256 for medium in given.every], interleaved, given.rate))
     policy = case.reference.policy
-    return case.once(_process, given, interleaved, rate, policy, key=key)
+    return case.once(_process, given, interleaved, given.rate, policy, key=key)
+
+
+def as_called(case: Case, call: ProcessorCall) -> Mapping[str, Tensor] | None:
+    """The outputs of the checkpoint's own processor for the same arguments and keywords; ``None``
+    where they were not kept, or it does not take them."""
+    media = (*call.images, *call.videos, *call.audios)
+    if case.reference is None or call.error is not None or call.nested or not call.texts:
+        return None
+    if any(medium.values is None for medium in media):
+        return None
+    return case.once(_as_called, call)
+
+
+def _as_called(case: Case, call: ProcessorCall) -> Mapping[str, Tensor] | None:
+    if case.reference is None:
+        return None
+    keywords = {name: value for name, value in call.keywords.items() if name not in call.ignored}
+    given: dict[str, Any] = {
+        "images": [_values(m).numpy() for m in call.images] or None,
+        "videos": [_values(m) for m in call.videos] or None,
+        "audio": [_values(m).float().flatten().numpy() for m in call.audios] or None,
+    }
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            made = case.reference.policy.processor(
+                text=list(call.texts), **given, **{**keywords, "return_tensors": "pt"}
+            )
+        return {name: torch.as_tensor(value) for name, value in dict(made).items()}
+    except Exception:  # a keyword that was not kept whole, or that another version takes
+        return None
 
 
 def _process(case: Case, given: Given, interleaved: bool, rate: float, policy: Policy) -> Row | str:
