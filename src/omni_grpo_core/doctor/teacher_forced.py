@@ -134,6 +134,8 @@ def _replay_forward(case: Case, call: ForwardCall) -> Replayed | None:
         note_missing(case, "a scoring forward's embeddings were not kept: no replay of it")
         return None
     mask = torch.ones_like(ids) if mask is None else mask
+    if not call.inputs_embeds.shape[:2] == ids.shape == mask.shape:
+        return None  # it went on from a cache
     positions = call.position_ids
     if positions is None:  # none were given: the text model counts from 0, padding included
         positions = torch.arange(ids.shape[1]).expand(3, *ids.shape)

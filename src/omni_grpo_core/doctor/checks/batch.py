@@ -13,7 +13,7 @@ from omni_grpo_core.doctor.checks import flags
 from omni_grpo_core.doctor.checks.flags import calls_of, flag_wrong
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
 from omni_grpo_core.doctor.rendered import rendered_batches
-from omni_grpo_core.doctor.replay.batch import given_rows, is_token_sized, sides
+from omni_grpo_core.doctor.replay.batch import given_rows, grid_sizes
 from omni_grpo_core.doctor.replay.text import collapsed, marks
 from omni_grpo_core.trace.calls import ProcessorCall
 from omni_grpo_core.types import MODALITIES
@@ -59,31 +59,24 @@ def look_raised(case: Case) -> Iterator[Evidence]:
 def look_resized(case: Case) -> Iterator[Evidence]:
     """Pictures already resized for the model are not resized again."""
     for call in case.processed:
-        for kind, media, key in (
-            ("video", call.videos, "video_grid_thw"),
-            ("image", call.images, "image_grid_thw"),
-        ):
-            grids = call.outputs.get(key)
-            if grids is None or len(grids) != len(media):
-                continue
-            for index, (medium, grid) in enumerate(zip(media, grids.tolist(), strict=True)):
-                if not medium.shape or not is_token_sized(medium):
-                    continue
-                (high, wide), patch = sides(medium), _patch(case)
-                if (grid[1] * patch, grid[2] * patch) == (high, wide):
-                    continue
-                times = grid[1] * grid[2] * patch * patch / (high * wide)
-                yield Evidence(
-                    "batch",
-                    "resized-again",
-                    f"{kind} {index} entered the processor with {high} x {wide} pixels and left it "
-                    f"with {grid[1] * patch} x {grid[2] * patch}: {times:.3g} times the tokens",
-                    values={
-                        "got": (grid[1] * patch, grid[2] * patch), "want": (high, wide),
-                        "times": times, "do_resize": call.keywords.get("do_resize"),
-                    },
-                )  # fmt: skip
-                break
+        if grid_sizes(call, case):
+            note_judged(case, "batch")
+        again = next((one for one in grid_sizes(call, case) if one.again), None)
+        if again is None:
+            continue
+        (high, wide), (new_high, new_wide) = again.given, again.made
+        times = new_high * new_wide / (high * wide)
+        yield Evidence(
+            "batch",
+            "resized-again",
+            f"{again.name} entered the processor with {high} x {wide} pixels and left it with "
+            f"{new_high} x {new_wide}: {times:.3g} times the tokens",
+            values={
+                "got": again.made, "want": again.given, "times": times,
+                "do_resize": call.keywords.get("do_resize"),
+            },
+            severity="differs",
+        )  # fmt: skip
 
 
 def look_expanded(case: Case) -> Iterator[Evidence]:
@@ -231,12 +224,6 @@ def _input_right(call: ProcessorCall, case: Case) -> Origin:
 
 def _counted(held: Mapping[str, Tensor], policy: Policy) -> Sequence[Counts]:
     return counts_of(held, policy) if "input_ids" in held else ()
-
-
-def _patch(case: Case) -> int:
-    if case.reference is None:
-        return 14
-    return int(case.reference.policy.processor.image_processor.patch_size)
 
 
 def _keyword(call: ProcessorCall | None, name: str) -> Any:

@@ -12,7 +12,13 @@ from omni_grpo_core.doctor.call_rows import PIXELS
 from omni_grpo_core.doctor.checks.flags import extra_sounds
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rendered import rendered_batches
-from omni_grpo_core.doctor.replay.batch import Given, as_called, given_rows, reference_row
+from omni_grpo_core.doctor.replay.batch import (
+    Given,
+    as_called,
+    given_rows,
+    grid_sizes,
+    reference_row,
+)
 from omni_grpo_core.doctor.reproduce import difference, plain, reproductions, told
 from omni_grpo_core.tolerances import FEATURES
 from omni_grpo_core.trace.calls import ProcessorCall
@@ -28,28 +34,39 @@ def look_replay(case: Case) -> Iterator[Evidence]:
     """Each row equals the reference processor's for the same text and media."""
     if case.reference is None:
         return
-    policy = case.reference.policy
     for one in rendered_batches(case):
         for call in one.processed:
             rows = given_rows(call, case)
-            ids, mask = call.outputs.get("input_ids"), call.outputs.get("attention_mask")
-            if rows is None or ids is None or ids.dim() != 2 or len(ids) != len(rows):
-                continue
+            resized = any(size.given != size.made for size in grid_sizes(call, case))
             if extra_sounds(call, case):
                 continue  # each row's own sounds are unknown
-            for given in rows:
-                wanted = reference_row(call, given, case)
-                if isinstance(wanted, Row):
-                    note_judged(case, "batch")
-                    real = ids[given.index] != policy.pad_token_id
-                    kept = real if mask is None else mask[given.index].bool() & real
-                    got = ids[given.index][kept].to(ID_DTYPE)
-                    yield from _ids(got, wanted, given, policy)
-            whole = _tensors(call, rows, case)
-            if whole is not None:
-                yield from whole
+            if rows is not None and not resized and _whole(call, rows, case):
+                yield from _by_rows(call, rows, case)
             elif (made := as_called(case, call)) is not None:
                 yield from _as_called(call, made, case)
+
+
+def _whole(call: ProcessorCall, rows: Sequence[Given], case: Case) -> bool:
+    """Whether every row can be replayed alone, which needs no keyword of the call to be right."""
+    ids = call.outputs.get("input_ids")
+    wanted = [reference_row(call, given, case) for given in rows]
+    fits = ids is not None and ids.dim() == 2 and len(ids) == len(rows)
+    return fits and all(isinstance(row, Row) for row in wanted)
+
+
+def _by_rows(call: ProcessorCall, rows: Sequence[Given], case: Case) -> Iterator[Evidence]:
+    if case.reference is None:
+        return
+    note_judged(case, "batch")
+    policy = case.reference.policy
+    ids, mask = call.outputs["input_ids"], call.outputs.get("attention_mask")
+    for given in rows:
+        wanted = reference_row(call, given, case)
+        if isinstance(wanted, Row):
+            real = ids[given.index] != policy.pad_token_id
+            kept = real if mask is None else mask[given.index].bool() & real
+            yield from _ids(ids[given.index][kept].to(ID_DTYPE), wanted, given, policy)
+    yield from _tensors(call, rows, case)
 
 
 def _ids(got: Tensor, wanted: Row, given: Given, policy: Policy) -> Iterator[Evidence]:
@@ -76,13 +93,9 @@ def _ids(got: Tensor, wanted: Row, given: Given, policy: Policy) -> Iterator[Evi
     )
 
 
-def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> list[Evidence] | None:
-    """Pixels and mel features of the whole call, compared with its rows' in order; ``None`` where
-    some row cannot be replayed."""
+def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> Iterator[Evidence]:
+    """Pixels and mel features of the whole call, compared with its rows' in order."""
     wanted = [reference_row(call, given, case) for given in rows]
-    if not all(isinstance(row, Row) for row in wanted):
-        return None
-    found = []
     for modality in MODALITIES:
         key = PIXELS[modality]
         parts = [row.tensors[key] for row in wanted if isinstance(row, Row) and key in row.tensors]
@@ -90,8 +103,9 @@ def _tensors(call: ProcessorCall, rows: Sequence[Given], case: Case) -> list[Evi
             continue
         width = max(part.shape[-1] for part in parts)
         right = torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[-1])) for p in parts])
-        found.append(_features(call, modality, right))
-    return [one for one in found if one is not None]
+        found = _features(call, modality, right)
+        if found is not None:
+            yield found
 
 
 def _as_called(call: ProcessorCall, made: Mapping[str, Tensor], case: Case) -> Iterator[Evidence]:

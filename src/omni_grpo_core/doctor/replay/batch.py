@@ -142,6 +142,39 @@ def is_token_sized(medium: MediumSeen) -> bool:
     return colours and all(side % TOKEN_SIDE == 0 for side in sides(medium))
 
 
+@dataclass(frozen=True, slots=True)
+class GridSize:
+    """Height and width in pixels of a picture as ``given`` to a processor, and as its grid says
+    that it was ``made``."""
+
+    name: str
+    given: tuple[int, int]
+    made: tuple[int, int]
+
+    @property
+    def again(self) -> bool:
+        """Whether a picture that was already of whole tokens was resized."""
+        return self.given != self.made and all(side % TOKEN_SIDE == 0 for side in self.given)
+
+
+def grid_sizes(call: ProcessorCall, case: Case) -> list[GridSize]:
+    """The sizes of every picture of a call that has a grid."""
+    patch = 14 if case.reference is None else case.reference.policy.patch_size
+    found = []
+    for kind, media, key in (
+        ("video", call.videos, "video_grid_thw"),
+        ("image", call.images, "image_grid_thw"),
+    ):
+        grids = call.outputs.get(key)
+        if grids is None or len(grids) != len(media):
+            continue
+        for index, (medium, grid) in enumerate(zip(media, grids.tolist(), strict=True)):
+            if len(medium.shape) >= 3:
+                made = (grid[1] * patch, grid[2] * patch)
+                found.append(GridSize(f"{kind} {index}", sides(medium), made))
+    return found
+
+
 def reference_row(call: ProcessorCall, given: Given, case: Case) -> Row | str | None:
     """The reference processor's row, or why it rejects it, or ``None`` where it cannot run.
 
