@@ -234,6 +234,8 @@ def padding_side_config(loop: Loop) -> Manager:
     "batch.resized-again",
     "the processor's default video size overrides the saved one",
     needs={"group_size": 2},
+    accepted={"completion": "of so many tokens a small policy makes nothing"},
+    severity="differs",
 )
 @result_of("processor_keywords")
 def resized_again(loop: Loop, keywords: Keywords) -> Keywords:

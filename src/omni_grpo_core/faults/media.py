@@ -149,6 +149,7 @@ def silent(samples: Tensor) -> Tensor:
 @faults.add(
     "media.decoder-differs",
     "qwen-omni-utils: torchcodec, decord and torchvision in turn, by what is installed",
+    severity="differs",
 )
 @_frames
 def decoder_differs(frames: Tensor) -> Tensor:
@@ -160,7 +161,11 @@ EVERY_FRAME = 1000.0
 """Frames a second: more than any clip has, so that a reader returns all of them."""
 
 
-@faults.add("media.library-decoder", "transformers' fetch_videos and sample_frames, 4.57 to 5.24")
+@faults.add(
+    "media.library-decoder",
+    "transformers' fetch_videos and sample_frames, 4.57 to 5.24",
+    severity="differs",
+)
 @instead_of("load")
 def library_decoder(loop: Loop, before: Callable[[Messages], Media], messages: Messages) -> Media:
     """The clip is passed to the processor as a path. Transformers decodes it with torchcodec on the
