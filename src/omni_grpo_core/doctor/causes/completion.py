@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from omni_grpo_core.doctor.evidence import Evidence, Rule
-from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
+from omni_grpo_core.doctor.evidence import Case, Evidence, Rule
+from omni_grpo_core.doctor.signatures import Signature, only_fits, reproduced, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
 _RATIO = "on fresh on-policy samples the ratio is not 1, so the very first update is wrong"
@@ -17,6 +17,7 @@ _LOGITS = (
         fix="give the attention kernel the padding mask: with FlashAttention pass attention_mask "
         "and pad on the left, or score rows one by one",
         confirm="score one of the rows alone: its logprobs change",
+        when=reproduced("mask-ignored"),
     ),
     Signature(
         cause="logits.batch-differs",
@@ -24,7 +25,7 @@ _LOGITS = (
         harm="the first token is sampled from scores that the row alone would not have",
         fix=FIXES["logits.batch-differs"],
         confirm="generate for one of the rows alone: its first token's scores change",
-        prove=only_fits,
+        when=reproduced("mask-ignored"),
     ),
     Signature(
         cause="logits.cache-differs",
@@ -55,6 +56,13 @@ def _greedy(evidence: Evidence) -> bool:
 
 def _penalty(evidence: Evidence) -> bool:
     return bool({"repetition_penalty", "no_repeat_ngram_size"} & set(evidence.values))
+
+
+def _old_weights(case: Case, evidence: Evidence) -> str:
+    """Observed where the scoring forward, in equal modes, has the weights that generate lacks."""
+    values = evidence.values
+    seen = "moved" in values or (values["scoring_agrees"] is True and values["alike"])
+    return evidence.sentence if seen else ""
 
 
 _COMPLETION = (
@@ -202,6 +210,7 @@ _COMPLETION = (
         fix="pass the new weights to the rollout engine after every optimizer step, and check one "
         "logprob",
         confirm="generate's logprobs equal the scoring forward's",
+        prove=_old_weights,
     ),
     Signature(
         cause="gen.weights-stale",
@@ -231,6 +240,7 @@ _COMPLETION = (
     ),
 )
 
+TABLES = (_LOGITS, _COMPLETION)
 RULES: tuple[Rule, ...] = (
     rule_of("causes_of_scores", _LOGITS),
     rule_of("causes_of_rollouts", _COMPLETION),

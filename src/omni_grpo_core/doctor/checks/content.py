@@ -51,25 +51,26 @@ _LOUD = 1.5
 
 def look_content(case: Case) -> Iterator[Evidence]:
     """Each media item is the file that its conversation names, neither blank nor silent."""
-    for one in rendered_batches(case):
-        for call in one.processed:
-            yield from _values(call)
-            found = shown(one, call, case)
-            if call.videos and not found:
-                note_missing(case, "media could not be matched to messages: files not compared")
-            if any(item.media is None for item in found):
-                note_missing(case, "some media files were not found: content not compared")
-            if any(medium.dtype == "path" for medium in _media(call)):
-                note_missing(
-                    case,
-                    "the processor was passed paths and decoded them with whatever is installed: "
-                    "the frames and sound that it used were not recorded",
-                )
-            for item in _once(found):
-                if item.given.shape and item.media is not None:
-                    yield from _content(case, call, item, found)
-            if not any(item.media is not None for item in found):
-                yield from _all_empty(one, call, case)
+    calls = [(one, call) for one in rendered_batches(case) for call in one.processed]
+    every = [item for one, call in calls for item in shown(one, call, case)]
+    for one, call in calls:
+        yield from _values(call)
+        found = shown(one, call, case)
+        if call.videos and not found:
+            note_missing(case, "media could not be matched to messages: files not compared")
+        if any(item.media is None for item in found):
+            note_missing(case, "some media files were not found: content not compared")
+        if any(medium.dtype == "path" for medium in _media(call)):
+            note_missing(
+                case,
+                "the processor was passed paths and decoded them with whatever is installed: "
+                "the frames and sound that it used were not recorded",
+            )
+        for item in _once(found):
+            if item.given.shape and item.media is not None:
+                yield from _content(case, call, item, every)
+        if not any(item.media is not None for item in found):
+            yield from _all_empty(one, call, case)
 
 
 def _values(call: ProcessorCall) -> Iterator[Evidence]:
@@ -229,7 +230,7 @@ def _held(item: Shown, given: Tensor) -> FileFrames | None:
 
 
 def _twin(item: Shown, given: Tensor, own: Matched, every: Sequence[Shown]) -> Shown | None:
-    """Another file of the call, whose pictures these are rather than their own file's."""
+    """Another file of the step, whose pictures these are rather than their own file's."""
     refs = {other.ref: other for other in every if other.ref.modality == item.ref.modality}
     for ref, other in refs.items():
         held = _held(other, given) if ref.path != item.ref.path else None

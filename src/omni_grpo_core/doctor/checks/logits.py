@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from omni_grpo_core.doctor import rescored
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
+from omni_grpo_core.doctor.checks.positions import look_rope
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
+from omni_grpo_core.doctor.reproduce import Reproduction, plain, told
 from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, losses_of, until_end
 from omni_grpo_core.doctor.teacher_forced import (
     Replayed,
@@ -104,15 +107,29 @@ def look_at_forwards(case: Case) -> Iterable[Evidence]:
         note_judged(case, "logits")
         if not gap.wide:
             continue
-        alone = _alone(case, call)
+        found = rescored.scoring(case, call)
+        what = f"scoring forward {at}: its logprobs"
+        said = (
+            told(f"{what} are the reference's", found)
+            if found
+            else f"{what} differ from the reference's on the same embeddings and positions by "
+            f"{gap} (rounding explains {gap.allowed.mean:g} and {gap.allowed.worst:g})"
+        )
         yield Evidence(
             "logits",
             "scoring-differs",
-            f"scoring forward {at}: its logprobs differ from the reference's on the same "
-            f"embeddings and positions by {gap} (rounding explains {gap.allowed.mean:g} and "
-            f"{gap.allowed.worst:g}){alone}",
-            values={"mean": gap.mean, "worst": gap.worst, "rows": len(call.inputs["input_ids"])},
-        )
+            said + _alone(case, call),
+            origin=_origin(case),
+            values={
+                "mean": gap.mean, "worst": gap.worst, "rows": len(call.inputs["input_ids"]),
+                **plain(found),
+            },
+        )  # fmt: skip
+
+
+def _origin(case: Case) -> Origin:
+    """A model that rotates other parts of its heads gives other scores for that reason alone."""
+    return "inherited" if any(look_rope(case)) else "added"
 
 
 def _alone(case: Case, call: ForwardCall) -> str:
@@ -142,7 +159,7 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
         values = {
             "first_mean": first.mean, "first_worst": first.worst,
             "later_mean": later.mean, "later_worst": later.worst,
-            "scoring_agrees": agrees, "turn": rollout_at,
+            "scoring_agrees": agrees, "turn": rollout_at, "alike": _as_scored(case, call),
         }  # fmt: skip
         if not first_step(case):
             yield from _moved(case, first, later, values)
@@ -162,7 +179,8 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
                 "prompt-scores-differ",
                 f"scores after the prompt differ from the reference's on the same embeddings and "
                 f"positions by {first}, in generate and in the scoring forward alike",
-                values=values,
+                origin=_origin(case),
+                values={**values, **plain(_of_prompt(case, call))},
             )
         elif later.wide and 0 in call.cached:
             yield Evidence(
@@ -180,6 +198,21 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
                 "over the whole sequence: decoding with the cache gives different scores",
                 values=values,
             )
+
+
+def _of_prompt(case: Case, call: GenerateCall) -> tuple[Reproduction, ...]:
+    known = replay_rollout(case, call)
+    return () if known is None else rescored.first_scores(case, call, known)
+
+
+def _as_scored(case: Case, call: GenerateCall) -> bool:
+    """Whether a rollout was made in the modes in which it was scored, but for checkpointing."""
+    return any(
+        (f.modes.adapter, f.modes.autocast, f.modes.dtype)
+        == (call.modes.adapter, call.modes.autocast, call.modes.dtype)
+        for f in case.forwards
+        if f.own
+    )
 
 
 def _padded_right(call: GenerateCall) -> bool:
@@ -263,11 +296,14 @@ def _agreement(case: Case, call: GenerateCall) -> Gap | None:
 
 
 def look_at_precision(case: Case) -> Iterable[Evidence]:
-    """Logprobs that all fit a 16-bit format, whatever they are stored in now."""
+    """Logprobs that all fit a 16-bit format, whatever they are stored in now; where none were
+    handed over, the gradient that their log-softmax left at the logits."""
+    noted = False
     for at, one in enumerate(losses_of(case)):
         logprobs, mask = one.loss.logprobs, one.loss.mask
         if logprobs is None:
             continue
+        noted = True
         counted = logprobs if mask is None else logprobs[mask.bool()]
         counted = counted[counted != 0]
         coarse = logprobs.dtype in (torch.bfloat16, torch.float16)
@@ -283,6 +319,25 @@ def look_at_precision(case: Case) -> Iterable[Evidence]:
                 f"{_error(counted):.2g} with equal weights",
                 values={"tokens": len(counted), "dtype": str(logprobs.dtype)},
             )
+    if not noted and first_step(case):
+        yield from _coarse_gradient(case)
+
+
+def _coarse_gradient(case: Case) -> Iterable[Evidence]:
+    for seen in case.gradients:
+        if seen.forward >= len(case.forwards):
+            continue
+        dtype = rescored.low_precision(case, seen, case.forwards[seen.forward])
+        if dtype is not None:
+            yield Evidence(
+                "logits",
+                "coarse-logprobs",
+                f"the gradient at the logits of scoring forward {seen.forward} is that of a "
+                f"log-softmax in {dtype}: logprobs were computed in low precision, so the ratio of "
+                "two of them is noise with equal weights",
+                values={"dtype": dtype},
+            )
+            return
 
 
 def _error(logprobs: Tensor) -> float:
