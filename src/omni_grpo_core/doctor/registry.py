@@ -81,7 +81,12 @@ RULES: tuple[Rule, ...] = (
     *causes_reward.RULES,
     *causes_loss.RULES,
     *causes_gradient.RULES,
-    rule_of_reproductions(*causes_media.TABLES, *causes_batch.TABLES, *causes_edges.TABLES),
+    rule_of_reproductions(
+        *causes_media.TABLES,
+        *causes_batch.TABLES,
+        *causes_edges.TABLES,
+        *causes_completion.TABLES,
+    ),
 )
 """Rules explain evidence; they never add any."""
 
@@ -91,7 +96,7 @@ _REPRODUCED = (
     "first-dropped", "inserted", "inverted", "last-dropped", "lost", "mirrored-height",
     "mirrored-width", "negated", "normalised", "overflowed", "padded", "partly-constant",
     "permuted", "plus", "repeated", "replaced", "resampled", "reshaped", "resized", "reversed",
-    "rolled", "shifted", "strided", "swapped", "swapped-with", "tiled", "times", "transposed",
+    "rolled", "shifted", "strided", "swapped", "swapped-with", "tempered", "tiled", "times", "transposed",
     "zero",
 )  # fmt: skip
 """The changes that :mod:`reproduce <omni_grpo_core.doctor.reproduce>` names, without a story."""
