@@ -176,6 +176,19 @@ def test_what_differs_what_is_allowed_and_what_was_not_judged_have_places() -> N
     assert "in part two files are gone" in text
 
 
+def test_each_answer_has_its_own_rewards() -> None:
+    """A function that was called once a completion was listed twice, with the first one's score."""
+    first, second = (
+        replace(rewarded((value,)), prompts=("?",), completions=(text,))
+        for value, text in ((0.25, "up"), (0.75, "down"))
+    )
+    call = replace(generated(), decoded={"kept": ("up", "down", "left", "right")})
+    shown = words(page(Diagnosis((), (), ()), case(call, first, second)))
+    assert "up length 0.25 down length 0.75" in shown
+    unseen = words(page(Diagnosis((), (), ()), case(first)))
+    assert "up length 0.25" in unseen
+
+
 # --------------------------------------------------------------------------- drawings by hand
 
 RIGHT = Edge("processor", "generate", 0, (0, 1), "each row twice", "ok")

@@ -12,7 +12,7 @@ from typing import Any
 
 from omni_grpo_core.doctor.continuity import edges
 from omni_grpo_core.doctor.evidence import Case, Evidence, Finding
-from omni_grpo_core.doctor.rollouts import joined
+from omni_grpo_core.doctor.rollouts import Completion, joined, texts_in
 from omni_grpo_core.doctor.verdict import Diagnosis, State
 from omni_grpo_core.pipeline.hints import STAGE_SUMMARY
 from omni_grpo_core.report import doctor_words, shortened, visible
@@ -127,25 +127,44 @@ def _values(evidence: Evidence) -> str:
 
 def _answers(case: Case) -> Iterator[Answer]:
     """Each completion as the rewards got it, with its score from each function."""
-    if not case.rewards:
-        return
-    first = case.rewards[0]
+    earned = _earned(case)
     pushed = pushes(case)
-    for at, text in enumerate(first.completions):
-        completion = joined(case).entries[0][at] if at < len(joined(case).entries[0]) else None
+    for at, (text, completion, rewards) in enumerate(earned):
         push = None if completion is None else pushed.get(completion)
         yield Answer(
             _plain(text),
             tuple(
-                (call.name, "not scored" if value is None else f"{value:.4g}")
-                for call in case.rewards
-                if len(call.values) == len(first.completions)
-                for value in call.values[at : at + 1]
+                (name, "not scored" if value is None else f"{value:.4g}")
+                for name, value in rewards.items()
             ),
-            _advantage(case, at, len(first.completions)),
+            _advantage(case, at, len(earned)),
             "" if push is None else f"{push:+.3g}",
             "" if not push else "up" if push > 0 else "down",
         )
+
+
+Earned = tuple[str, Completion | None, Mapping[str, float | None]]
+
+
+def _earned(case: Case) -> list[Earned]:
+    """Text, completion and rewards; by content, or as one call lists them where nothing that was
+    generated was recorded."""
+    held = joined(case)
+    texts: dict[Completion, str] = {}
+    for call, completions in zip(case.rewards, held.entries, strict=True):
+        given = next((texts for texts in texts_in(call) if len(texts) == len(completions)), ())
+        for completion, text in zip(completions, given, strict=False):
+            if completion is not None:
+                texts.setdefault(completion, text)
+    if texts:
+        return [
+            (text, completion, held.rewards_of(completion)) for completion, text in texts.items()
+        ]
+    alike = [c for c in case.rewards if c.completions == case.rewards[0].completions]
+    return [
+        (text, None, {c.name: c.values[at] for c in alike if at < len(c.values)})
+        for at, text in enumerate(alike[0].completions if alike else ())
+    ]
 
 
 def _advantage(case: Case, at: int, count: int) -> str:
