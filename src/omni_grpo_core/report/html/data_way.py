@@ -24,7 +24,7 @@ _LEFT, _BOX, _HIGH = 44, 160, 30
 """Of a box: its left side, width and height. At its left is room for lines that pass boxes."""
 _CENTRE, _TEXT = _LEFT + _BOX / 2, _LEFT + _BOX / 2 + 14
 _LINE, _GAP = 15, 12
-_CHARACTERS, _MOST_LINES = 52, 5
+_CHARACTERS, _MOST_LINES = 46, 6
 
 
 @dataclass(frozen=True, slots=True)
