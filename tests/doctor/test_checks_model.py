@@ -83,6 +83,22 @@ def test_plain_counting(step: Case) -> None:
     assert (found.fact, found.values["mask"]) == ("one-dimensional", False)
 
 
+def test_positions_that_were_scaled_say_by_how_much(step: Case) -> None:
+    held = forward(step).position_ids
+    assert held is not None
+    twice = only(checks_positions.look_positions, with_forward(step, position_ids=held * 2))
+    assert (
+        twice.sentence
+        == "the positions of row 0 of the scoring forward are the reference's times 2"
+    )
+    frames = (forward(step).inputs["input_ids"] == VIDEO)[0].nonzero().flatten()
+    slow = held.clone()
+    slow[0, 0, frames] = held[0, 0, frames[0]] + 2 * (held[0, 0, frames] - held[0, 0, frames[0]])
+    found = only(checks_positions.look_positions, with_forward(step, position_ids=slow))
+    assert found.values["reproduced"] == ("time-scaled",)
+    assert "the time inside its video times 2" in found.sentence
+
+
 def test_a_completion_with_shifted_positions(step: Case) -> None:
     prompt = step.generated[0].inputs["input_ids"].shape[1]
 

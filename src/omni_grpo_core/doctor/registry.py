@@ -96,8 +96,8 @@ _REPRODUCED = (
     "first-dropped", "inserted", "inverted", "last-dropped", "lost", "mirrored-height",
     "mirrored-width", "negated", "normalised", "overflowed", "padded", "partly-constant",
     "permuted", "plus", "repeated", "replaced", "resampled", "reshaped", "resized", "reversed",
-    "rolled", "shifted", "strided", "swapped", "swapped-with", "tempered", "tiled", "times",
-    "transposed", "zero",
+    "rolled", "shifted", "strided", "swapped", "swapped-with", "tempered", "tiled", "time-scaled",
+    "times", "transposed", "zero",
 )  # fmt: skip
 """The changes that :mod:`reproduce <omni_grpo_core.doctor.reproduce>` names, without a story."""
 

@@ -12,6 +12,7 @@ from omni_grpo_core.doctor.call_rows import CallRow, call_rows
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rendered import flag_of
 from omni_grpo_core.doctor.replay.model import reference_positions
+from omni_grpo_core.doctor.reproduce import Reproduction, plain, reproductions, told
 from omni_grpo_core.recorder.thinker import rope_sections
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
 from omni_grpo_core.types import AudioInVideo, Row
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Call = GenerateCall | ForwardCall
+_ROUNDED = 0.05
+"""Of the largest time inside a medium: positions are whole numbers in some families."""
 
 
 def named_calls(case: Case) -> list[tuple[str, Call]]:
@@ -188,7 +191,23 @@ def _differs(
             fact = "tail-shifted"
             sentence = f"{where} is right up to token {place} and off by {shift} from there on"
             values["shift"] = shift
+    if fact == "positions-differ" and (found := _changed(own_row, wanted, own)):
+        sentence = told(f"the positions of {where} are the reference's", found)
+        values |= plain(found)
     return Evidence("positions", fact, sentence, row=row.index, values={**values, "off": off})
+
+
+def _changed(row: Row, wanted: Tensor, own: Tensor) -> tuple[Reproduction, ...]:
+    """What was done to all positions, or to the times inside one kind of media."""
+    found = reproductions(wanted, own, axes=("axes", "tokens"))
+    for span in () if found else row.spans:
+        inside = slice(span.start, span.start + span.length)
+        right, got = (one[0, inside].double() - one[0, span.start] for one in (wanted, own))
+        for one in reproductions(right, got, _ROUNDED):
+            if one.name == "times":
+                said = f"with the time inside its {span.modality} {one.sentence}"
+                return (Reproduction("time-scaled", said, one.values),)
+    return found
 
 
 def _video_times(case: Case, row: Row, own: Tensor) -> list[int] | None:
