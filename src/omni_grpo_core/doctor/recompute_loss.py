@@ -1,13 +1,9 @@
-"""A recorded loss recomputed from its inputs, rightly and with each known mistake.
-
-float64 throughout: the remaining difference is the trainer's own rounding.
-"""
+"""A noted loss in the project's own terms, for the metrics that were logged with it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +11,7 @@ from torch import Tensor
 
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.losses import LossConfig, LossType
-from omni_grpo_core.losses.policy_loss import token_kl, token_losses
-from omni_grpo_core.tolerances import LOSS
+from omni_grpo_core.losses.policy_loss import token_losses
 from omni_grpo_core.trace.calls import LossSeen
 
 _TYPES: Mapping[str, LossType] = {
@@ -42,19 +37,6 @@ class Parts:
     mask: Tensor
     whole: tuple[Tensor, ...]
     configured_parts: int
-
-
-@dataclass(frozen=True, slots=True)
-class RecomputedLoss:
-    """A loss as one way of computing it gives. ``size``: mean of its tokens' absolute terms, to
-    which rounding is proportional."""
-
-    way: str
-    value: float
-    size: float
-
-    def fits(self, loss: float) -> bool:
-        return math.isfinite(loss) and LOSS.allows(loss, self.value, self.size)
 
 
 def parts_of(loss: LossSeen, step: Sequence[LossSeen]) -> Parts | None:
@@ -127,126 +109,3 @@ def policy_terms(parts: Parts) -> Tensor | None:
         )
     except OmniGrpoError:
         return None
-
-
-def kl_terms(parts: Parts) -> Tensor | None:
-    """k3 estimates, (N, C), 0 outside the mask; ``None`` without a reference."""
-    if parts.reference is None or parts.reference.shape != parts.logprobs.shape:
-        return None
-    kl = token_kl(
-        torch.where(parts.mask, parts.logprobs, 0.0),
-        torch.where(parts.mask, parts.reference, 0.0),
-        "k3",
-    )
-    return torch.where(parts.mask, kl, 0.0)
-
-
-def reductions(parts: Parts, terms: Tensor) -> Iterator[RecomputedLoss]:
-    """Token losses reduced by every rule that is right for the loss type: the share of the step, or
-    the micro-batch's own mean where that is equal or where the trainer divides later."""
-    mask = parts.mask.double()
-    lengths = mask.sum(1).clamp(min=1)
-    per_row = terms.sum(1) / lengths
-    rows_of_step = sum(len(m) for m in parts.whole)
-    live_rows = sum(int(m.any(1).sum()) for m in parts.whole)
-    tokens_of_step = max(sum(int(m.sum()) for m in parts.whole), 1)
-    count = len(parts.whole)
-    own = len(terms)
-    values: dict[str, Tensor]
-    match parts.config.loss_type:
-        case "grpo" | "gspo":
-            values = {
-                "share": per_row.sum() / rows_of_step,
-                "live": per_row.sum() / max(live_rows, 1),
-                "own": per_row.sum() / own,
-                "split": per_row.sum() / own / count,
-            }
-        case "dr_grpo":
-            width = parts.config.max_completion_length or 1
-            values = {
-                "share": terms.sum() / (rows_of_step * width),
-                "own": terms.sum() / (own * width),
-                "split": terms.sum() / (own * width) / count,
-            }
-        case "bnpo":
-            # some trainers average over the micro-batch
-            values = {
-                "share": terms.sum() / tokens_of_step,
-                "own": terms.sum() / mask.sum().clamp(min=1),
-                "split": terms.sum() / mask.sum().clamp(min=1) / count,
-            }
-        case _:
-            values = {"share": terms.sum() / tokens_of_step}
-    size = float(terms.abs().sum() / mask.sum().clamp(min=1)) + 1e-3
-    for way, value in values.items():
-        yield RecomputedLoss(way, float(value), size)
-    if parts.configured_parts != count:
-        # a wrong number of micro-batches is reported for the step
-        yield RecomputedLoss(
-            "configured", float(values["share"]) * count / parts.configured_parts, size
-        )
-
-
-def right_ways(parts: Parts) -> list[RecomputedLoss]:
-    """The loss by its settings."""
-    terms = policy_terms(parts)
-    if terms is None:
-        return []
-    kl = kl_terms(parts)
-    if kl is not None and parts.beta:
-        terms = terms + parts.beta * kl
-    return list(reductions(parts, terms))
-
-
-def wrong_ways(parts: Parts) -> Iterator[RecomputedLoss]:
-    """The loss with each known mistake, named."""
-    terms, kl = policy_terms(parts), kl_terms(parts)
-    if terms is not None:
-        with_kl = terms if kl is None or not parts.beta else terms + parts.beta * kl
-        yield from _named("sign", reductions(parts, -terms if kl is None else with_kl - 2 * terms))
-        if kl is not None and parts.beta:
-            yield from _named("kl-sign", reductions(parts, terms - parts.beta * kl))
-            yield from _named("kl-left-out", reductions(parts, terms))
-            other = _reversed_kl(parts)
-            yield from _named("kl-sign", reductions(parts, terms + parts.beta * other))
-        for kind in ("dapo", "grpo", "bnpo"):
-            fake = replace(
-                parts, config=replace(parts.config, loss_type=kind, max_completion_length=None)
-            )
-            yield from _named("normaliser", reductions(fake, with_kl))
-        size = float(with_kl.abs().mean()) + 1e-3
-        mask = parts.mask.double()
-        yield RecomputedLoss("normaliser", float(with_kl.sum() / mask.sum().clamp(min=1)), size)
-        yield RecomputedLoss("normaliser", float(with_kl.sum() / mask.numel()), size)
-        yield RecomputedLoss("normaliser", float(with_kl.sum()), size)
-        yield RecomputedLoss("normaliser", float(with_kl.sum(1).mean()), size)
-    rows, width = parts.logprobs.shape
-    if parts.advantages.ndim == 1 and len(parts.advantages) == width:
-        across = parts.advantages[None, :].expand(rows, width)
-        crossed = replace(parts, advantages=across)
-        made = policy_terms(crossed)
-        if made is not None:
-            made = made if kl is None else made + parts.beta * kl
-            yield from _named("broadcast", reductions(crossed, made))
-
-
-def _reversed_kl(parts: Parts) -> Tensor:
-    flipped = replace(parts, logprobs=parts.reference, reference=parts.logprobs)  # type: ignore[arg-type]
-    found = kl_terms(flipped)
-    return torch.zeros_like(parts.logprobs) if found is None else found
-
-
-def _named(way: str, made: Iterator[RecomputedLoss]) -> Iterator[RecomputedLoss]:
-    return (replace(one, way=way) for one in made)
-
-
-def hidden_beta(parts: Parts, loss: float) -> float | None:
-    """The KL weight that explains a loss, if any: the loss minus its policy term is a positive
-    multiple of the mean KL, both reduced by one rule of the loss type."""
-    terms, kl = policy_terms(parts), kl_terms(parts)
-    if terms is None or kl is None:
-        return None
-    for plain, weight in zip(reductions(parts, terms), reductions(parts, kl), strict=True):
-        if weight.value > 1e-9 and not plain.fits(loss):
-            return (loss - plain.value) / weight.value
-    return None

@@ -16,7 +16,6 @@ from omni_grpo_core.doctor.causes import gradient as causes_gradient
 from omni_grpo_core.doctor.causes import loss as causes_loss
 from omni_grpo_core.doctor.causes import media as causes_media
 from omni_grpo_core.doctor.causes import reward as causes_reward
-from omni_grpo_core.doctor.checks import advantage as checks_advantage
 from omni_grpo_core.doctor.checks import batch as checks_batch
 from omni_grpo_core.doctor.checks import completion as checks_completion
 from omni_grpo_core.doctor.checks import conversation as checks_conversation
@@ -30,7 +29,6 @@ from omni_grpo_core.doctor.checks import loss as checks_loss
 from omni_grpo_core.doctor.checks import media as checks_media
 from omni_grpo_core.doctor.checks import partial as checks_partial
 from omni_grpo_core.doctor.checks import positions as checks_positions
-from omni_grpo_core.doctor.checks import readings as checks_readings
 from omni_grpo_core.doctor.checks import repeated as checks_repeated
 from omni_grpo_core.doctor.checks import replayed as checks_replayed
 from omni_grpo_core.doctor.checks import reward as checks_reward
@@ -55,10 +53,8 @@ _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
     (checks_degenerate.LOOKS, ("completion",)),
     (checks_groups.LOOKS, ("completion", "reward", "advantage")),
     (checks_reward.LOOKS, ("parsed", "reward")),
-    (checks_advantage.LOOKS, ("advantage",)),
     (checks_partial.LOOKS, ("advantage",)),
-    (checks_readings.LOOKS, ("completion", "loss")),
-    (checks_loss.LOOKS, ("advantage", "loss")),
+    (checks_loss.LOOKS, ("completion", "advantage", "loss", "gradient")),
     (checks_logged.LOOKS, ("loss",)),
     (checks_repeated.LOOKS, ("logits",)),
     (checks_gradient.LOOKS, ("loss", "gradient")),
@@ -86,6 +82,7 @@ RULES: tuple[Rule, ...] = (
         *causes_batch.TABLES,
         *causes_edges.TABLES,
         *causes_completion.TABLES,
+        *causes_loss.TABLES,
     ),
 )
 """Rules explain evidence; they never add any."""

@@ -103,7 +103,11 @@ def _joined(case: Case) -> Joined:
     before = None if case.before is None else joined(case.before)
     earlier = () if before is None else before.completions
     own = _completions(case, 1 + max((c.group for c in earlier), default=-1))
-    entries = tuple(_entries(call, own, earlier) for call in case.rewards)
+    # a function's next call goes on with the completions that it has not scored
+    taken: dict[str, dict[Completion, int]] = {}
+    entries = tuple(
+        _entries(call, own, earlier, taken.setdefault(call.name, {})) for call in case.rewards
+    )
     rewards = {} if before is None else {c: dict(v) for c, v in before.rewards.items()}
     for call, found in zip(case.rewards, entries, strict=True):
         for completion, value in zip(found, call.values, strict=False):
@@ -206,7 +210,10 @@ def texts_in(call: RewardCall) -> list[tuple[str, ...]]:
 
 
 def _entries(
-    call: RewardCall, own: Sequence[Completion], earlier: Sequence[Completion]
+    call: RewardCall,
+    own: Sequence[Completion],
+    earlier: Sequence[Completion],
+    used: dict[Completion, int],
 ) -> tuple[Completion | None, ...]:
     """By text; among equal texts by order, continuing after the completion before."""
     by_text: dict[str, list[Completion]] = {}
@@ -220,7 +227,6 @@ def _entries(
         return by_text.get(text.strip()) or [c for c in pool if is_decode(text, c)]
 
     found: list[Completion | None] = []
-    used: dict[Completion, int] = {}
     last = -1
     for text in next((t for t in texts_in(call) if any(map(decoded_as, t))), call.completions):
         among = decoded_as(text)

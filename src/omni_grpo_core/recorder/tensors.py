@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +76,9 @@ class Described:
         )
 
 
-def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
+def token_logprobs(
+    logits: Tensor, ids: Tensor, temperature: float = 1.0, suppressed: Sequence[int] = ()
+) -> Tensor:
     """Log-probability of ``ids`` (N, K) under ``logits`` (N, K, V) of any dtype: float32 (N, K).
 
     In chunks, because logits in float32 often do not fit beside the model.
@@ -86,14 +88,20 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     """
     rows = []
     for row, targets in zip(logits.detach(), ids.to(logits.device), strict=True):
-        parts = [chosen(part, wanted) for part, wanted in _chunks(row, targets)]
+        parts = [
+            chosen(part, wanted, temperature, suppressed) for part, wanted in _chunks(row, targets)
+        ]
         rows.append(torch.cat(parts) if parts else row.new_zeros(0, dtype=torch.float32))
     return torch.stack(rows)
 
 
-def chosen(logits: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
+def chosen(
+    logits: Tensor, wanted: Tensor, temperature: float = 1.0, suppressed: Sequence[int] = ()
+) -> Tensor:
     """Log-probability of ``wanted`` (K,) under ``logits`` (K, V): float32 (K,)."""
     scores = logits.float() / temperature
+    if suppressed:
+        scores[..., list(suppressed)] = -torch.inf
     return scores.gather(-1, wanted[:, None])[:, 0] - scores.logsumexp(-1)
 
 

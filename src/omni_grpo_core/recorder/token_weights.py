@@ -81,9 +81,10 @@ def at_logits(logits: Tensor, gradient: Tensor, following: Tensor) -> TokenWeigh
     rest = p.sum(-1)
     scale = -others.sum(-1) / rest
     off = others.addcmul_(p, scale[:, None]).square_().sum(-1)
-    # what is left of g_y is only as good as the rounding of the whole weight
+    # what is left of g_y is as good as the rounding of the logprob it was made from
+    largest = (logits.gather(-1, own[:, None])[:, 0].float() * inverse).abs() + 1
     at_own = (g.gather(-1, own[:, None])[:, 0] - scale * rest).abs()
-    off += (at_own - rounding * scale.abs()).clamp(min=0.0).square()
+    off += (at_own - 4 * rounding * largest * scale.abs()).clamp(min=0.0).square()
     norm = torch.linalg.vector_norm(g, dim=-1)
     return TokenWeights(own, scale / inverse, 1 / inverse, off.sqrt() / norm)
 

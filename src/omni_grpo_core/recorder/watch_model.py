@@ -51,6 +51,10 @@ class _Generating:
         sampling = getattr(self.config, "do_sample", False)
         return float(getattr(self.config, "temperature", None) or 1.0) if sampling else 1.0
 
+    @property
+    def suppressed(self) -> tuple[int, ...]:
+        return tuple(map(int, getattr(self.config, "suppress_tokens", None) or ()))
+
     def sampled(self, tokens: Tensor) -> None:
         """``tokens`` (N,) were sampled from the last logits (N, V). Scoring each token separately
         would launch more kernels than the rest of the recorder."""
@@ -117,6 +121,7 @@ class ModelWatch:
         self._others_generate = False
         self._handles: list[Any] = []
         self._gradients = LossGradientWatch(found, buffer)
+        self._sampling: tuple[float, tuple[int, ...]] = (1.0, ())
 
     def start(self, patches: Patches) -> None:
         thinker, text_model = self._found.thinker, self._found.text_model
@@ -227,6 +232,7 @@ class ModelWatch:
 
     def _generated(self, state: _Generating, outcome: Outcome) -> None:
         self._generating, self._gradients.sampled_at = None, state.temperature
+        self._sampling = state.temperature, state.suppressed
         if state.modes is not None:
             self._buffer.add(self._seen(state, state.modes, outcome), outcome.seconds)
 
@@ -403,6 +409,11 @@ class ModelWatch:
         logits = getattr(output, "logits", None)
         self._gradients.forward(logits, forward.ids)
         kind, logprobs = "" if logits is None else dtype_name(logits), _scored(logits, forward.ids)
+        sampled = logprobs
+        if logits is None:
+            sampled = _returned(output, forward.ids)
+        elif self._sampling != (1.0, ()):
+            sampled = _scored(logits, forward.ids, *self._sampling)
         buffer.add(
             lambda: ForwardCall(
                 inputs=seen.tensors,
@@ -417,6 +428,7 @@ class ModelWatch:
                 large=seen.described(),
                 digests=seen.digests,
                 own=own,
+                sampling_logprobs=sampled,
             ),
             clock() - forward.started,
         )
@@ -427,12 +439,24 @@ def _three_axes(where: Tensor) -> Tensor:
     return where.expand(3, *where.shape) if where.dim() == 2 else where[-3:]
 
 
-def _scored(logits: Any, ids: Any) -> Tensor | None:
+def _returned(output: Any, ids: Any) -> Tensor | None:
+    """Logprobs that a head without logits returns, one for each token after the first."""
+    made = getattr(output, "log_probs", None)
+    if not isinstance(made, Tensor) or not isinstance(ids, Tensor) or made.dim() != ids.dim():
+        return None
+    return copied(made.float()) if made.shape[1:] == ids[:, 1:].shape[1:] else None
+
+
+def _scored(
+    logits: Any, ids: Any, temperature: float = 1.0, suppressed: tuple[int, ...] = ()
+) -> Tensor | None:
     """Logprob of each token after the first: (N, length - 1), NaN where it has no logits."""
     if not isinstance(logits, Tensor) or not isinstance(ids, Tensor) or ids.dim() != 2:
         return None
     length, given = ids.shape[1], min(logits.shape[1], ids.shape[1])
     scores = torch.full((ids.shape[0], length - 1), torch.nan, device=logits.device)
     if given > 1:
-        scores[:, length - given :] = token_logprobs(logits[:, -given:-1], ids[:, -given + 1 :])
+        scores[:, length - given :] = token_logprobs(
+            logits[:, -given:-1], ids[:, -given + 1 :], temperature, suppressed
+        )
     return copied(scores)

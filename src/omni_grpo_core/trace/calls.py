@@ -196,7 +196,9 @@ class ForwardCall:
     prompt and completion. ``logprobs``: float32 (N, length - 1): of each given token after the
     first, at temperature 1, from the logits before any scaling; NaN where only the last logits
     were requested (``logits_to_keep``). ``logits_dtype``: as returned. ``own``: the recorded model
-    ran it, not another instance of its class, such as a reference.
+    ran it, not another instance of its class, such as a reference. ``sampling_logprobs``: as
+    ``logprobs``, of the distribution that the latest generate sampled from, at its temperature and
+    without the ids it suppressed; of a head that makes no logits, the ``log_probs`` it returns.
     """
 
     stage: ClassVar[Literal["logits"]] = "logits"
@@ -212,6 +214,7 @@ class ForwardCall:
     large: Mapping[str, TensorSeen] = field(default_factory=dict)
     digests: Mapping[str, Tensor] = field(default_factory=dict)
     own: bool = True
+    sampling_logprobs: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,42 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from omni_grpo_core.doctor.evidence import Evidence, Rule
+from omni_grpo_core.doctor.evidence import Rule
 from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
-from omni_grpo_core.pipeline.hints import FIXES
-
-_MISTAKES = {
-    "loss.sign": (
-        "sign",
-        "gradient descent moves away from what is rewarded: rewards fall from the first step",
-        "minimise the negative objective: loss = -min(ratio * A, clipped * A)",
-    ),
-    "loss.kl-sign": (
-        "kl-sign",
-        "the policy is pushed away from its reference, faster the further it is",
-        "add beta * KL to a loss that is minimised, with KL = exp(d) - d - 1 and "
-        "d = reference - policy",
-    ),
-    "loss.normaliser": (
-        "normaliser",
-        "the loss depends on how the step is split into micro-batches and ranks: the weight of "
-        "short completions changes with the split",
-        "divide once by the tokens (or rows) of the whole step, over all micro-batches and ranks",
-    ),
-}
-
-
-def _hidden(evidence: Evidence) -> bool:
-    values = evidence.values
-    implied = values.get("implied_beta")
-    return not values.get("beta") and implied is not None and implied > 1e-6
-
-
-def _shown_by(way: str) -> Callable[[Evidence], bool]:
-    return lambda evidence: evidence.values.get("way") == way and not _hidden(evidence)
-
 
 _ADVANTAGE = (
     Signature(
@@ -55,7 +21,7 @@ _ADVANTAGE = (
         harm="advantages compare answers to different questions",
         fix="form groups by the sample's id, never by row order or view(-1, G)",
         confirm="the mean advantage of every group is 0",
-        when=lambda e: e.values["how"] in ("by-row-order", "by-interleaving"),
+        when=lambda e: e.values["how"] == "by-row-order",
     ),
     Signature(
         cause="adv.batch-scale",
@@ -67,27 +33,44 @@ _ADVANTAGE = (
         when=lambda e: e.values["how"] == "by-batch",
     ),
     Signature(
-        cause="loss.sign",
+        cause="adv.no-baseline",
         fact="advantage-differs",
-        harm="higher-rewarded completions are made less likely",
-        fix="compute advantage = reward - mean, not mean - reward",
-        confirm="the best completion of a group has the largest advantage",
-        when=lambda e: e.values["how"] == "negated",
+        harm="rewards of one sign push every completion the same way: learning is slow and noisy",
+        fix="subtract the mean reward of the prompt's completions",
+        confirm="the mean advantage of every group is 0",
+        when=lambda e: e.values["how"] == "unnormalised",
+    ),
+    Signature(
+        cause="adv.batch-deviation",
+        fact="scale-differs",
+        harm="groups whose rewards vary little get small advantages",
+        fix="divide by the standard deviation of the group's own rewards; if the batch's is meant, "
+        "say so in the settings (scale_rewards)",
+        when=lambda e: e.values["scale"] == "batch",
+    ),
+    Signature(
+        cause="adv.not-scaled",
+        fact="scale-differs",
+        harm="none in itself: it is Dr. GRPO's advantage; its size follows that of the rewards",
+        fix="divide by the standard deviation of the group's rewards, if GRPO's advantage is meant",
+        when=lambda e: e.values["scale"] == "none",
     ),
     Signature(
         cause="adv.zero-variance",
-        fact="no-variance",
+        fact="no-signal",
         harm="loss and gradient are exactly 0 and nothing is raised: the run can go on for days "
         "and learn nothing",
-        fix=FIXES["adv.zero-variance"],
-        confirm="some group has two different rewards",
+        fix="check how rewards are weighted and summed (by function name, one weight each), and "
+        "that the loss gets the advantages made of them",
+        confirm="some completion has a weight in the loss",
     ),
     Signature(
-        cause="adv.zero-variance",
-        fact="total-differs",
-        harm="the functions' rewards do not reach the advantage",
-        fix="check how rewards are weighted and summed: by function name, one weight each",
-        confirm="a row's total is the weighted sum of its rewards",
+        cause="adv.other-reward",
+        fact="weights-against-rewards",
+        harm="the policy learns something else than the reward functions measure",
+        fix="print rewards and advantages beside the completions they belong to, just before the "
+        "loss: one of them is of another row, or of another number",
+        confirm="the best completion of a prompt has the largest advantage",
         prove=only_fits,
     ),
     Signature(
@@ -114,14 +97,6 @@ _ADVANTAGE = (
         "test, the result is right",
         fix="write advantages[:, None] (or unsqueeze(1)) before multiplying with token losses",
         confirm="every token of a completion has one advantage",
-    ),
-    Signature(
-        cause="adv.shape",
-        fact="shapes-differ",
-        harm="rewards act on other completions' tokens, or broadcasting hides that some have none",
-        fix="keep one reward, one group id and one advantage per completion",
-        confirm="all three have the same length",
-        prove=only_fits,
     ),
 )
 
@@ -157,40 +132,75 @@ _LOSS = (
         confirm="the mask's sum is the number of sampled tokens",
         prove=only_fits,
     ),
-    *(
-        Signature(
-            cause=cause,
-            fact="loss-differs",
-            harm=harm,
-            fix=fix,
-            confirm="the loss is {wanted:.6g} on these numbers",
-            when=_shown_by(way),
-        )
-        for cause, (way, harm, fix) in _MISTAKES.items()
-    ),
     Signature(
         cause="loss.sign",
         fact="advantages-negated",
-        harm="higher-rewarded completions are made less likely",
-        fix="pass the advantages to the loss as they were computed",
-        confirm="the best completion of a group has the largest advantage in the loss",
+        harm="higher-rewarded completions are made less likely: rewards fall from the first step",
+        fix="compute advantage = reward - mean, and minimise -min(ratio * A, clipped * A)",
+        confirm="the best completion of a group becomes more likely",
     ),
     Signature(
-        cause="loss.sign",
-        fact="backward-differs",
-        harm="higher-rewarded completions are made less likely",
-        fix="call backward on the loss itself, not on its negative",
-        confirm="the number that backward is called on is the loss",
-        when=lambda e: bool(e.values.get("negated")),
+        cause="loss.normaliser",
+        fact="normaliser-of-parts",
+        harm="the loss depends on how the step is split into micro-batches and ranks: the weight "
+        "of short completions changes with the split",
+        fix="divide once by the tokens (or rows) of the whole step, over all micro-batches and "
+        "ranks",
+        confirm="another number of micro-batches gives the same gradient",
+    ),
+    Signature(
+        cause="step.accumulation",
+        fact="accumulation-undivided",
+        harm="the gradient is {parts} times that of one batch of the same rows: so is the "
+        "effective learning rate, and clipping acts where it should not",
+        fix="divide every micro-batch's loss by their number before backward",
+        confirm="twice as many micro-batches of half the rows give the same gradient",
+    ),
+    Signature(
+        cause="loss.kl-sign",
+        fact="kl-subtracted",
+        harm="the policy is pushed away from its reference, faster the further it is",
+        fix="add beta * KL to a loss that is minimised, with KL = exp(d) - d - 1 and "
+        "d = reference - policy",
+        confirm="the KL that is logged is never below 0, and stays small",
+    ),
+    Signature(
+        cause="loss.kl-left-out",
+        fact="kl-left-out",
+        harm="every step pays for a reference forward, and nothing holds the policy to it",
+        fix="add beta * KL to the loss of every token before it is reduced, or save the forward",
+        confirm="with another beta the gradient changes",
+    ),
+    Signature(
+        cause="loss.reference-is-policy",
+        fact="reference-is-policy",
+        harm="the KL is 0 whatever the policy does: nothing holds it",
+        fix="copy the weights before training (copy.deepcopy, or load the checkpoint again), or "
+        "turn the adapters off for the reference's forward",
+        confirm="after an update the reference's log-probabilities differ from the policy's",
+    ),
+    Signature(
+        cause="loss.other-targets",
+        fact="other-targets",
+        harm="the policy is trained on tokens it did not sample there",
+        fix="gather the log-probabilities of the same rows and columns that were scored",
+        confirm="the mean log-probability of a greedy completion is near 0",
+        prove=only_fits,
+    ),
+    Signature(
+        cause="loss.another-term",
+        fact="another-term",
+        harm="none if it is meant, as an entropy bonus is",
+        fix="look for what is added to the policy's loss",
+        prove=only_fits,
     ),
     Signature(
         cause="loss.hidden-beta",
-        fact="loss-differs",
+        fact="kl-hidden",
         harm="a KL term of weight {implied_beta:.3g} holds the policy to its reference, although "
         "the settings have none",
         fix="pass beta explicitly wherever the loss is computed: some inner function has a default",
         confirm="with beta 0 no reference forward is made",
-        when=_hidden,
     ),
     Signature(
         cause="loss.hidden-beta",
@@ -226,22 +236,6 @@ _LOSS = (
         fix="keep the logprobs of the first pass and use them in all later ones",
         confirm="ratios of the second pass are not all 1",
     ),
-    Signature(
-        cause="loss.logprobs",
-        fact="logprobs-differ",
-        harm="the ratio is not the policy's",
-        fix="gather the logprobs of the sampled ids from the preceding positions' logits, in "
-        "float32, at the sampling temperature",
-        confirm="on the first pass the loss's logprobs equal generate's",
-        prove=only_fits,
-    ),
-    Signature(
-        cause="loss.not-finite",
-        fact="not-finite",
-        harm="a single non-finite loss makes every weight NaN",
-        fix=FIXES["loss.not-finite"],
-        prove=only_fits,
-    ),
 )
 
 
@@ -249,3 +243,4 @@ RULES: tuple[Rule, ...] = (
     rule_of("causes_of_advantages", _ADVANTAGE),
     rule_of("causes_of_losses", _LOSS),
 )
+TABLES = (_ADVANTAGE, _LOSS)

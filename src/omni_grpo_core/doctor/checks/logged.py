@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.recompute_loss import Parts, beta_of, parts_of, policy_terms
 from omni_grpo_core.doctor.rollouts import losses_of
@@ -24,35 +23,6 @@ def look_at_reference(case: Case) -> Iterable[Evidence]:
                 f"loss {at}: beta is 0 in the settings, but reference logprobs were computed",
                 values={"beta": beta},
             )
-
-
-def look_at_passes(case: Case) -> Iterable[Evidence]:
-    """A later pass over a rollout without the logprobs from before its first update."""
-    if any(True for _ in generated_rollouts(case)):
-        return
-    for at, one in enumerate(losses_of(case)):
-        passes = one.loss.settings.get("num_iterations")
-        old, new = one.loss.old_logprobs, one.loss.logprobs
-        if not isinstance(passes, int) or passes < 2 or new is None:
-            continue
-        same = old is not None and old.shape == new.shape and torch.equal(old, new)
-        if old is None or (same and _moved_before(case)):
-            yield Evidence(
-                "loss",
-                "old-recomputed",
-                f"loss {at} is from a later pass over a rollout ({passes} are configured), and its "
-                "old logprobs are the current ones"
-                + (" because none were kept" if old is None else "")
-                + ": the ratio is always 1, and nothing is ever clipped",
-                values={"num_iterations": passes, "kept": old is not None},
-            )
-
-
-def _moved_before(case: Case) -> bool:
-    """Whether the first pass, an earlier recorded step, changed any weight: without a signal, or
-    with a learning rate still 0, it does not."""
-    steps = case.before.steps if case.before else ()
-    return any(any(step.changed.values()) for step in steps)
 
 
 def look_at_metrics(case: Case) -> Iterable[Evidence]:
@@ -106,4 +76,4 @@ def _clip_rate(at: int, loss: LossSeen, parts: Parts) -> Iterator[Evidence]:
     )
 
 
-LOOKS: tuple[Look, ...] = (look_at_reference, look_at_passes, look_at_metrics)
+LOOKS: tuple[Look, ...] = (look_at_reference, look_at_metrics)

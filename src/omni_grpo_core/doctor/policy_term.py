@@ -1,0 +1,224 @@
+"""The weights of a loss taken apart: one number per completion, and what varies along it.
+
+On the first update a policy's own term has one weight for all tokens of a completion. A KL term
+adds ``beta (1 - exp(reference - logprob))`` to each, by the same divisor; ratios of a later update
+multiply each, and clipping makes some 0. Which of these gives the weights is tried, simplest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.doctor.bundles import rows_in
+from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.loss_rows import (
+    UNREAD,
+    TrainedRow,
+    logprobs_of,
+    scored_without_gradient,
+    trained_rows,
+)
+from omni_grpo_core.doctor.rollouts import joined
+from omni_grpo_core.trace.calls import ForwardCall
+
+CONSTANT, ROUNDED = 1e-4, 3e-2
+"""Spread of equal weights along a completion, by the largest of the step: read at float32 they
+agree to 1e-6 on the tiny checkpoint; 16 bits leave 2**-8 of each and of its temperature."""
+_FITS = 0.03
+"""Of a term's size, what its reproduction from recorded logprobs may leave: they are those of the
+whole vocabulary, where a trainer may have left ids out."""
+_CLIPS = ((0.2, 0.2), (0.2, 0.28), (0.1, 0.1), (0.3, 0.3))
+
+Ratio = Literal["none", "token", "clipped", "bounded"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicyTerm:
+    """``weights``: float64 (R,), of the policy's term by row. ``ratio``: by what they are
+    multiplied along a completion: nothing, the ratio of each token, clipped where that has no
+    gradient, or bounded from above. ``kl``: weight of the KL term times the row's divisor, in units
+    of ``divisor``; ``None`` where there is none. ``divisor``: that which makes it one number.
+    ``estimator``: of the KL. ``varies``: whether something that was not found is left."""
+
+    rows: tuple[TrainedRow, ...]
+    weights: Tensor
+    eos_left_out: bool
+    ratio: Ratio = "none"
+    kl: float | None = None
+    divisor: str = ""
+    estimator: str = ""
+    varies: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """What else was recorded of a row. ``reference``, ``old``: log of their probabilities by the
+    policy's, (length,), by the kind of logprobs."""
+
+    reference: dict[str, Tensor]
+    old: dict[str, Tensor]
+
+
+def policy_term(case: Case) -> PolicyTerm | None:
+    """``None`` where nothing could be read."""
+    return case.once(_policy_term)
+
+
+def _policy_term(case: Case) -> PolicyTerm | None:
+    rows = tuple(row for row in trained_rows(case) if not bool((row.residual > UNREAD).any()))
+    if not rows:
+        return None
+    eos_left_out = leaves_eos_out(rows)
+    plain = torch.stack([_level(row) for row in rows])
+    plain_term = PolicyTerm(rows, plain, eos_left_out)
+    size = max(float(row.own_weights.abs().max()) for row in rows if row.end)
+    allowed = (CONSTANT if all(row.exact for row in rows) else ROUNDED) * size
+    if all(_spread(row) <= allowed for row in rows):
+        return plain_term
+    best = None
+    for found, left in _explained(case, rows, eos_left_out):
+        if left <= max(allowed, _FITS * max(map(_spread, rows))) and (
+            best is None or left < best[1] / 3
+        ):
+            best = found, left
+    return best[0] if best else PolicyTerm(rows, plain, eos_left_out, varies=True)
+
+
+def leaves_eos_out(rows: tuple[TrainedRow, ...]) -> bool:
+    """Whether every completion that ended and counts counts up to its eos, without it."""
+    ended = [
+        row.counted[: row.end]
+        for row in rows
+        if bool(row.counted[: row.end].any()) and row.ended and row.end > 1
+    ]
+    return bool(ended) and all(bool(kept[:-1].all()) and not bool(kept[-1]) for kept in ended)
+
+
+def _counting(row: TrainedRow) -> Tensor:
+    """Weights of the tokens up to the eos that count."""
+    return row.own_weights[row.counted[: row.end]]
+
+
+def _level(row: TrainedRow) -> Tensor:
+    own = _counting(row)
+    return own.median() if len(own) else own.new_zeros(())
+
+
+def _spread(row: TrainedRow) -> float:
+    own = _counting(row)
+    return float(own.max() - own.min()) if len(own) else 0.0
+
+
+def known_of(case: Case, row: TrainedRow) -> Known:
+    """The policy's logprobs of a row, against the reference's and those of the sampling policy."""
+    held = rows_in(case, row.forward)
+    own = logprobs_of(row.forward, held[row.at], row.completion)
+    reference: dict[str, Tensor] = {}
+    old: dict[str, Tensor] = {}
+    for forward, scores in scored_without_gradient(case, row.completion):
+        into = reference if is_reference(forward) else old
+        for name in own.keys() & scores.keys():
+            # the earliest: later ones may be of a policy that has moved
+            into.setdefault(name, scores[name] - own[name])
+    sampled = row.completion.call.logprobs
+    for name in ("sampling_logprobs", "logprobs"):
+        if sampled is not None and name in own and name not in old:
+            given = sampled[row.completion.at, : row.end].double()
+            if len(given) == row.end:
+                old[name] = given - own[name]
+    return Known(reference, old)
+
+
+def is_reference(forward: ForwardCall) -> bool:
+    """Whether a forward without a gradient is certainly another policy's."""
+    return not forward.own or forward.modes.adapter == "off"
+
+
+def _explained(
+    case: Case, rows: tuple[TrainedRow, ...], eos_left_out: bool
+) -> Iterator[tuple[PolicyTerm, float]]:
+    """Ways to make the weights from what else was recorded, with what each leaves of them."""
+    known = [known_of(case, row) for row in rows]
+    later = not set(joined(case).completions) & {row.completion for row in rows}
+    for name in ("logprobs", "sampling_logprobs"):
+        gaps = [one.reference.get(name) for one in known]
+        olds = [one.old.get(name) for one in known]
+        moved = later and all(gap is not None for gap in olds)
+        ratios: list[tuple[Ratio, list[Tensor]]] = [
+            ("none", [torch.ones(row.end, dtype=torch.float64) for row in rows])
+        ]
+        if moved:
+            plain = [(-gap).exp() for gap in olds if gap is not None]
+            ratios.append(("token", plain))
+            for low, high in _CLIPS:
+                ratios.append(("clipped", _clipped(rows, plain, low, high)))
+                ratios.append(("bounded", [r.clamp(max=1 + high) for r in plain]))
+        for ratio, factors in ratios:
+            if ratio != "none":
+                weights, left = _fitted(rows, factors)
+                yield PolicyTerm(rows, weights, eos_left_out, ratio), left
+            if all(gap is not None for gap in gaps):
+                estimates = {
+                    "k3": [1 - gap.exp() for gap in gaps if gap is not None],
+                    "k2": [-gap for gap in gaps if gap is not None],
+                }
+                for estimator, terms in estimates.items():
+                    for divisor in ("sequence", "uniform"):
+                        weights, kl, left = _with_kl(rows, factors, terms, divisor)
+                        yield (
+                            PolicyTerm(rows, weights, eos_left_out, ratio, kl, divisor, estimator),
+                            left,
+                        )
+
+
+def _clipped(
+    rows: tuple[TrainedRow, ...], ratios: list[Tensor], low: float, high: float
+) -> list[Tensor]:
+    """Ratios, 0 where clipping removes the gradient: too large where it is pushed up, too small
+    where it is pushed down."""
+    found = []
+    for row, ratio in zip(rows, ratios, strict=True):
+        up = float(_level(row)) < 0 or (
+            float(_level(row)) == 0 and float(row.own_weights.sum()) < 0
+        )
+        off = ratio > 1 + high if up else ratio < 1 - low
+        found.append(torch.where(off, 0.0, ratio))
+    return found
+
+
+def _fitted(rows: tuple[TrainedRow, ...], factors: list[Tensor]) -> tuple[Tensor, float]:
+    weights, left = [], 0.0
+    for row, factor in zip(rows, factors, strict=True):
+        kept = row.counted[: row.end] | (factor == 0)
+        own, by = row.own_weights[kept], factor[kept]
+        level = (own * by).sum() / by.square().sum().clamp(min=1e-30)
+        weights.append(level)
+        left = max(left, float((own - level * by).abs().max()) if len(own) else 0.0)
+    return torch.stack(weights), left
+
+
+def _with_kl(
+    rows: tuple[TrainedRow, ...], factors: list[Tensor], terms: list[Tensor], divisor: str
+) -> tuple[Tensor, float, float]:
+    """Weights of the rows, that of the term in all of them, and what is left."""
+    parts = []
+    for row, factor, term in zip(rows, factors, terms, strict=True):
+        kept = row.counted[: row.end]
+        own, by = row.own_weights[kept], factor[kept]
+        given = term[kept] / (max(int(kept.sum()), 1) if divisor == "sequence" else 1)
+        square = by.square().sum().clamp(min=1e-30)
+
+        def apart(values: Tensor, by: Tensor = by, square: Tensor = square) -> Tensor:
+            return values - by * (values * by).sum() / square
+
+        parts.append((own, by, given, square, apart(own), apart(given)))
+    whole = sum(float(p[5].square().sum()) for p in parts)
+    kl = sum(float((p[4] * p[5]).sum()) for p in parts) / whole if whole else 0.0
+    left = max(float((p[4] - kl * p[5]).abs().max()) if len(p[4]) else 0.0 for p in parts)
+    weights = torch.stack([((p[0] - kl * p[2]) * p[1]).sum() / p[3] for p in parts])
+    return weights, kl, left
