@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import joined_calls
 import pytest
 from doctor_recordings import (
     SYSTEM,
@@ -20,6 +21,7 @@ from doctor_recordings import (
 
 from omni_grpo_core.doctor.checks import conversation as looks
 from omni_grpo_core.doctor.diagnose import diagnose
+from omni_grpo_core.doctor.evidence import Case
 
 ROW = {"problem": "Which way?", "path": "a.mp4", "data_type": "video", "options": ["A. left"]}
 ASKED = "Which way?\nA. left"
@@ -55,27 +57,56 @@ def test_a_clip_listed_twice_is_right_where_its_sound_is_an_item() -> None:
     assert [e for look in looks.LOOKS for e in look(separate)] == []
 
 
-@pytest.mark.parametrize("words", ["a video without sound", "a silent clip", "There is no audio."])
+@pytest.mark.parametrize("words", ["a video without sound", "a silent clip", "There is no audio"])
 def test_sound_that_the_text_denies(words: str) -> None:
-    denied = step("video a.mp4", question=f"{words} {ASKED}", flag=True)
+    denied = step("video a.mp4", question=f"{words}. {ASKED}", flag=True)
     assert facts(looks.look_sound_denied, denied) == ["sound-denied"]
-    assert facts(looks.look_sound_denied, step("video a.mp4", question=f"{words} {ASKED}")) == []
+    assert facts(looks.look_sound_denied, step("video a.mp4", question=f"{words}. {ASKED}")) == []
+    asking = step("video a.mp4", question=f"Is this {words}?\n{ASKED}", flag=True)
+    assert facts(looks.look_sound_denied, asking) == []
 
 
 def test_another_rows_question_and_media() -> None:
-    other = step("video b.mp4", question="How many?")
-    assert facts(looks.look_questions, other) == ["question-differs"]
-    assert facts(looks.look_media_listed, other) == ["media-not-shown", "media-foreign"]
-
-
-def test_one_conversation_too_many() -> None:
-    mine, strange = (
-        template(SYSTEM, user("video a.mp4", question=ASKED)),
-        template(SYSTEM, user("video z.mp4", question="Who?")),
+    other = {**ROW, "problem": "How many?", "path": "b.mp4"}
+    one, two = (
+        (SYSTEM, user("video a.mp4", question=ASKED)),
+        (SYSTEM, user("video b.mp4", question=ASKED)),
     )
-    found = only(looks.look_number, case(samples(ROW, ROW), mine, mine, strange, processed("")))
+    wrong = case(samples(ROW, other), template(*one), template(*two))
+    assert facts(looks.look_questions, wrong) == ["question-differs"]
+    assert facts(looks.look_media_listed, wrong) == []
+    crossed = case(samples(ROW, other), template(*one), template(*one))
+    assert facts(looks.look_media_listed, crossed) == ["media-foreign"]
+    # a question in other words, or frames cut from the file, are the loop's own affair
+    own = step("video frames/a/0001.jpg", question="In which direction?")
+    assert [e for look in looks.LOOKS for e in look(own)] == []
+
+
+def completions_of(*prompts: str, **columns: Any) -> Case:
+    """A completion of each prompt, and a reward that got the columns."""
+    different = list(dict.fromkeys(prompts))
+    inputs = joined_calls.rows([[10 + different.index(prompt)] for prompt in prompts])
+    words = [f"c{number}" for number in range(len(prompts))]
+    return joined_calls.step(
+        joined_calls.made(prompts, inputs),
+        joined_calls.sampled(inputs, [[70 + n, 9] for n in range(len(words))], words),
+        joined_calls.rewarded(prompts, words, **columns),
+    )
+
+
+def test_a_copy_of_a_group_that_asks_something_else() -> None:
+    """open-r1-multimodal's data set draws a random other row where one cannot be read; nothing but
+    the columns of the rewards tells what the row was."""
+    mine, other = (
+        rendered([SYSTEM, user("video a.mp4", question=q)]) for q in (ASKED, "How many bars?")
+    )
+    columns = {"answer": ["A"] * 4}
+    found = only(looks.look_copies, completions_of(mine, mine, mine, other, **columns))
     assert found.fact == "row-foreign"
-    assert "z.mp4" in found.sentence
+    assert "How many bars?" in found.sentence
+    assert facts(looks.look_copies, completions_of(mine, mine, mine, mine, **columns)) == []
+    # two rows whose columns are equal
+    assert facts(looks.look_copies, completions_of(mine, mine, other, other, **columns)) == []
 
 
 def test_an_audio_item_that_is_left_out() -> None:
@@ -90,9 +121,14 @@ def test_arrays_in_rows_are_not_paths() -> None:
 
 
 def test_options_that_are_not_shown() -> None:
-    found = only(looks.look_options, step("video a.mp4", question="Which way?"))
-    assert found.values["options"] == ["left"]
-    assert facts(looks.look_options, step("video a.mp4", question="Which way? (a) left")) == []
+    row = {**ROW, "options": ["A. left", "B. right"], "answer": "A"}
+    found = only(looks.look_options, step("video a.mp4", row=row, question="Which way?"))
+    assert found.values["options"] == ["left", "right"]
+    shown = step("video a.mp4", row=row, question="Which way? (a) left")
+    assert facts(looks.look_options, shown) == []
+    # an open question: options are only what the reward accepts
+    spoken = {**row, "answer": "to the left"}
+    assert facts(looks.look_options, step("video a.mp4", row=spoken, question="Which way?")) == []
 
 
 def test_a_gold_in_the_prompt() -> None:
@@ -101,6 +137,9 @@ def test_a_gold_in_the_prompt() -> None:
     assert facts(looks.look_gold, shown) == ["gold-shown"]
     short = {**ROW, "solution": "A"}
     assert facts(looks.look_gold, step("video a.mp4", row=short)) == [], "'A' occurs in any text"
+    quoted = {**ROW, "answer": "Which way? it asks"}
+    reading = step("video a.mp4", row=quoted, question=f"{ASKED} Which way? it asks")
+    assert facts(looks.look_gold, reading) == [], "an answer that is read off the prompt"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +151,8 @@ def test_a_gold_in_the_prompt() -> None:
 )
 def test_a_prompt_that_does_not_ask_for_the_tags(system: Any, fact: str) -> None:
     row = {**ROW, "solution": "<answer>A</answer>"}
-    assert facts(looks.look_instructions, step("video a.mp4", row=row, system=system)) == [fact]
+    found = only(looks.look_instructions, step("video a.mp4", row=row, system=system))
+    assert (found.fact, found.severity) == (fact, "differs"), "as R1-Zero's own prompts"
     bare = {**ROW, "solution": "A"}
     assert facts(looks.look_instructions, step("video a.mp4", row=bare, system=system)) == []
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import joined_calls
 import pytest
-import torch
 from doctor_recordings import SYSTEM, case, facts, only, processed, rendered, template, user
 
 from omni_grpo_core.doctor.checks import text as looks
@@ -30,27 +28,19 @@ def test_every_prompt_equally_often_is_right(order: tuple[int, ...]) -> None:
 
 def test_only_the_first_prompt_is_kept() -> None:
     """Row 1 of the incident: prepare_prompt(...)[0] for all, each with its own clip."""
-    ids, grids = torch.tensor([[1, 5, 2], [1, 5, 2]]), torch.tensor([[1, 2, 2], [1, 2, 2]])
-    outputs = {"input_ids": ids, "image_grid_thw": grids}
-    pictures = {"pixel_values": torch.arange(8)}
 
-    def with_media(*passed: str, values: torch.Tensor = pictures["pixel_values"]) -> Case:
-        calls = processed(*passed, outputs=outputs, digests={"pixel_values": values})
-        text = replace(
-            case(template(*FIRST), template(*SECOND), calls).trace,
-            header={"placeholders": "image=5 video=6 audio=7 merge=2"},
-        )
-        return Case(text, None)
+    def with_pictures(texts: list[str], pictures: list[float]) -> Case:
+        inputs = joined_calls.rows([joined_calls.SEEN] * len(texts), pictures)
+        rendering = (template(*FIRST), template(*SECOND))
+        return joined_calls.step(*rendering, joined_calls.made(texts, inputs))
 
     first, second = rendered(FIRST), rendered(SECOND)
-    found = only(looks.look_one_for_all, with_media(first, first))
+    found = only(looks.look_one_for_all, with_pictures([first, first], [1, 2]))
     assert found.fact == "prompts-lost"
     assert "2 prompts were rendered" in found.sentence
-    # a copy for the group, a prompt that is only counted, and one rendered for another step
-    same = torch.arange(4).repeat(2)
-    for healthy in (with_media(first, second), with_media(first, first, values=same)):
-        assert facts(looks.look_one_for_all, healthy) == []
-    assert facts(looks.look_one_for_all, step(first)) == []
+    assert facts(looks.look_one_for_all, with_pictures([first, second], [1, 2])) == []
+    # the other was rendered for another step, or only counted
+    assert facts(looks.look_one_for_all, with_pictures([first, first], [1, 1])) == []
 
 
 def test_lists_of_lists() -> None:

@@ -101,7 +101,7 @@ def resampled_item(loop: Loop, repeated: list[Any]) -> list[Any]:
     return repeated
 
 
-@faults.add("conv.system-missing", "VLM-R1 and open-r1-multimodal scripts")
+@faults.add("conv.system-missing", "VLM-R1 and open-r1-multimodal scripts", severity="differs")
 @result_of("conversation")
 def system_missing(loop: Loop, messages: Messages) -> Messages:
     """The system message is missing, and the template inserts its own."""
@@ -109,7 +109,9 @@ def system_missing(loop: Loop, messages: Messages) -> Messages:
 
 
 @faults.add(
-    "conv.system-changed", "the incident: a format instruction in place of the system message"
+    "conv.system-changed",
+    "the incident: a format instruction in place of the system message",
+    severity="differs",
 )
 @result_of("conversation")
 def system_changed(loop: Loop, messages: Messages) -> Messages:

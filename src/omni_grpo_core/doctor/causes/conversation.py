@@ -48,7 +48,6 @@ _CONVERSATION = (
         fix="raise an error for a sample that cannot be read, or leave its whole group out; never "
         "substitute another sample",
         confirm="search the data set's __getitem__ for random.randint or a retry in an except",
-        prove=only_fits,
     ),
     Signature(
         cause="conv.resampled-item",
@@ -82,13 +81,6 @@ _CONVERSATION = (
         "state the format that is rewarded",
         fix="use the checkpoint's own system message instead of {system!r}",
         confirm="with the right one, completions begin with the tags again",
-    ),
-    Signature(
-        cause="conv.system-changed",
-        fact="systems-differ",
-        harm="rows of one step are prompted differently",
-        fix="use one system message for all rows",
-        prove=only_fits,
     ),
     Signature(
         cause="conv.options-missing",

@@ -2,109 +2,162 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
+from omni_grpo_core.doctor.asked import asked, carries_sound, name_of, noted, rewarded
+from omni_grpo_core.doctor.bundles import rows_in
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rendered import (
     RenderedBatch,
     RenderedPrompt,
     flag_of,
-    order_of,
     paths_of,
     question_of,
     rendered_batches,
 )
 from omni_grpo_core.doctor.replay import media as replay_media
+from omni_grpo_core.doctor.rollouts import Completion
 
 _NO_SOUND = re.compile(
-    r"\b(?:without (?:any )?(?:sound|audio)|no (?:sound|audio)|silent (?:video|clip)|muted)\b",
+    r"\b(?:without (?:any )?(?:sound|audio)|(?:there is|has|with|is) no (?:sound|audio)"
+    r"|(?:silent|muted) (?:video|clip))\b(?![^.!?\n]*\?)",
     re.IGNORECASE,
 )
+"""A statement, not a question."""
 _OPTION = re.compile(r"^\s*[(\[]?[A-Za-z][)\].:]\s*")
+_LABEL = re.compile(r"(?:.*<answer>)?\s*[(\[]?[A-Za-z][)\].]?\s*(?:</answer>\s*)?", re.DOTALL)
 _LONG_ENOUGH = 12
-"""Characters from which a gold in the prompt is no coincidence: "A" occurs in any text."""
-_TAG = re.compile(r"<\s*(context|think|answer)\s*>")
+"""Characters from which a text in a prompt is no coincidence: "A" occurs in any text."""
+_TAG = re.compile(r"<\s*(\w+)\s*>")
 
 
 def look_questions(case: Case) -> Iterator[Evidence]:
-    """Each conversation asks its own row's question."""
-    for one in rendered_batches(case):
-        questions = [question_of(row) for row in one.rows]
-        for row, prompt in _pairs(one):
-            wanted = question_of(row)
-            if wanted is None:
-                continue
-            note_judged(case, "conversation")
-            if wanted in prompt.text_of("user"):
-                continue
-            asked = next((q for q in questions if q and q in prompt.text_of("user")), None)
+    """No conversation asks another row's question."""
+    known = {question_of(one.row) for one in noted(case)}
+    for one in noted(case):
+        wanted, said = question_of(one.row), one.prompt.text_of("user")
+        if wanted is None:
+            continue
+        note_judged(case, "conversation")
+        other = next((q for q in known if q and q in said), None)
+        if wanted not in said and other is not None:
             yield Evidence(
                 "conversation",
                 "question-differs",
-                f"conversation {prompt.number} does not ask its row's question {wanted!r} but "
-                f"{(asked or prompt.text_of('user')[-80:])!r}",
-                row=prompt.number,
-                values={"wanted": wanted, "asked": asked, "names": sorted(_names(prompt))},
+                f"conversation {one.prompt.number} does not ask its row's question {wanted!r} but "
+                f"{other!r}",
+                row=one.prompt.number,
+                values={"wanted": wanted, "asked": other},
             )
 
 
+def look_copies(case: Case) -> Iterator[Evidence]:
+    """All completions of one row answer one prompt: not one of a group another.
+
+    Rows whose columns are equal by chance have groups of equal size.
+    """
+    rows: dict[str, list[Completion]] = {}
+    for one in rewarded(case):
+        if one.row and one.completion is not None:
+            columns = json.dumps(one.row, sort_keys=True, default=str)
+            rows.setdefault(columns, []).append(one.completion)
+    words = {one.completion: one.prompt.text_of("user") for one in rewarded(case)}
+    for members in rows.values():
+        prompts = Counter(completion.prompt.key for completion in members)
+        usual, number = prompts.most_common(1)[0]
+        if number > 1:
+            note_judged(case, "conversation")
+        for completion in members:
+            key = completion.prompt.key
+            if key == usual or number < 2 or prompts[key] > 1 or not _made_so(case, completion):
+                continue
+            first = next(other for other in members if other.prompt.key == usual)
+            said = "the same words about other media"
+            if key[0] != usual[0]:
+                said = f"{words[completion][-80:]!r} instead of {words[first][-80:]!r}"
+            yield Evidence(
+                "conversation",
+                "row-foreign",
+                f"{number} of {len(members)} completions that are rewarded as answers to one row "
+                f"answer one prompt; completion {completion.at} answers another: {said}",
+                row=completion.at,
+                values={"copies": len(members), "asked": words[completion]},
+            )
+
+
+def _made_so(case: Case, completion: Completion) -> bool:
+    """Whether a processor made this prompt in its place: rows exchanged later are another fault."""
+    fed = [row.key for row in rows_in(case, completion.call)]
+    made = [[row.key for row in rows_in(case, call)] for call in case.processed]
+    return fed in (*made, [key for keys in made for key in keys])
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in a row, those in its lists too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for held in value.values():
+            yield from _strings(held)
+    elif isinstance(value, list | tuple):
+        for held in value:
+            yield from _strings(held)
+
+
 def look_media_listed(case: Case) -> Iterator[Evidence]:
-    """A conversation has its row's media: no file lost, none from another row."""
-    for one in rendered_batches(case):
-        known = {_name(path) for row in one.rows for _, path in paths_of(row)}
-        for row, prompt in _pairs(one):
-            listed = paths_of(row)
-            if any(ref.path.startswith("<") for ref in prompt.media):
-                continue  # arrays in the messages: their row is unknown
-            shown = [(ref.modality, _name(ref.path)) for ref in prompt.media]
-            names = {name for _, name in shown}
-            sounds = _carries_sound(one)
-            for kind, path in listed:
-                note_judged(case, "conversation")
-                name = _name(path)
-                inside = kind == "audio" and sounds and ("video", name) in shown
-                if (kind, name) in shown or inside or (not kind and name in names):
-                    continue
-                fact = "audio-not-shown" if kind == "audio" else "media-not-shown"
+    """No conversation has another row's media, or lacks what others of its kind have."""
+    everyone = asked(case)
+    known = {name_of(path) for one in everyone for _, path in paths_of(one.row)}
+    heard = any(r.modality == "audio" for one in everyone for r in one.prompt.media)
+    for one in everyone:
+        listed = paths_of(one.row)
+        own = {name_of(path) for _, path in listed}
+        shown = [(ref.modality, name_of(ref.path)) for ref in one.prompt.media]
+        for kind, name in shown if listed else ():
+            note_judged(case, "conversation")
+            if name in known and name not in own:
                 yield Evidence(
                     "conversation",
-                    fact,
-                    f"the row lists {kind} {name}; its conversation {prompt.number} has "
-                    f"{_listed(shown)}",
-                    row=prompt.number,
-                    values={"file": name, "modality": kind, "shown": shown},
+                    "media-foreign",
+                    f"conversation {one.prompt.number} has {kind} {name}, which belongs to another "
+                    "row of the batch",
+                    row=one.prompt.number,
+                    values={"file": name, "modality": kind},
                 )
-            for kind, name in shown if listed or known else ():
-                if name not in {_name(path) for _, path in listed}:
-                    whose = "another row of the batch" if name in known else "no row of the batch"
-                    yield Evidence(
-                        "conversation",
-                        "media-foreign",
-                        f"conversation {prompt.number} has {kind} {name}, which belongs to {whose}",
-                        row=prompt.number,
-                        values={"file": name, "modality": kind},
-                    )
+        if one.sounds or any(kind == "audio" for kind, _ in shown) or not shown:
+            continue
+        for modality, path in listed:
+            if modality == "audio":
+                yield Evidence(
+                    "conversation",
+                    "audio-not-shown",
+                    f"the row lists audio {name_of(path)}; its conversation {one.prompt.number} "
+                    f"has {_listed(shown)}",
+                    row=one.prompt.number,
+                    values={"file": name_of(path), "modality": modality, "shown": shown},
+                    # a run without any sound was meant so
+                    severity="breaks" if heard else "differs",
+                )
 
 
 def look_media_twice(case: Case) -> Iterator[Evidence]:
     """A clip whose sound is interleaved must not also be listed as audio."""
     for one in rendered_batches(case):
-        calls = [call for call in one.processed if flag_of(call.keywords)]
-        if not calls:
+        if not any(flag_of(call.keywords) for call in one.processed):
             continue
         for prompt in one.prompts:
-            videos = {_name(r.path) for r in prompt.media if r.modality == "video"}
-            twice = [_name(r.path) for r in prompt.media if r.modality == "audio"]
+            videos = {name_of(r.path) for r in prompt.media if r.modality == "video"}
+            twice = [name_of(r.path) for r in prompt.media if r.modality == "audio"]
             for name in dict.fromkeys(n for n in twice if n in videos and not n.startswith("<")):
                 yield Evidence(
                     "conversation",
                     "media-twice",
                     f"{name} is listed as video and as audio in conversation {prompt.number} while "
                     f"audio-in-video is on: {1 + twice.count(name)} sounds for 1 track",
-                    origin=_origin(one, name),
                     row=prompt.number,
                     values={"file": name, "audios": 1 + twice.count(name)},
                 )
@@ -113,11 +166,10 @@ def look_media_twice(case: Case) -> Iterator[Evidence]:
 def look_sound_denied(case: Case) -> Iterator[Evidence]:
     """A conversation whose text denies sound has none."""
     for one in rendered_batches(case):
-        sounds = _carries_sound(one)
         for prompt in one.prompts:
             denial = _NO_SOUND.search(prompt.text_of("user"))
             kinds = [ref.modality for ref in prompt.media]
-            inside = sounds and any(
+            inside = carries_sound(one) and any(
                 ref.modality == "video" and replay_media.has_track(ref.path) is not False
                 for ref in prompt.media
             )
@@ -147,167 +199,103 @@ def look_sound_lost(case: Case) -> Iterator[Evidence]:
                     yield Evidence(
                         "conversation",
                         "track-not-given",
-                        f"{_name(ref.path)} has an audio track, but conversation {prompt.number} "
-                        f"passes it without sound, and {len(heard)} other clips of the batch with",
+                        f"{name_of(ref.path)} has an audio track, but conversation "
+                        f"{prompt.number} passes it without sound, and {len(heard)} other clips of "
+                        "the batch with",
                         row=prompt.number,
-                        values={"file": _name(ref.path)},
+                        values={"file": name_of(ref.path)},
                     )
 
 
 def look_instructions(case: Case) -> Iterator[Evidence]:
-    """The prompt asks for the tags that the rewards need, with one system message in all rows."""
-    wanted = any(
-        _TAG.search(str(row.get("solution", "")))
-        for one in rendered_batches(case)
-        for row in one.rows
-    )
-    prompts = [prompt for one in rendered_batches(case) for prompt in one.prompts]
-    systems = {prompt.text_of("system") for prompt in prompts}
-    for prompt in prompts if wanted else ():
-        note_judged(case, "conversation")
-        if _TAG.search(prompt.text_of("system")) or _TAG.search(prompt.text_of("user")):
+    """A prompt asks for the tags that its row's gold has."""
+    for one in asked(case):
+        golds = [text for text in _strings(one.row) if _TAG.search(text)]
+        tags = {tag for text in golds for tag in _TAG.findall(text) if f"</{tag}>" in text}
+        if not tags:
             continue
-        system = prompt.text_of("system")
-        has_one = any(message.get("role") == "system" for message in prompt.messages)
+        note_judged(case, "conversation")
+        system = one.prompt.text_of("system")
+        if any(tag in system + one.prompt.text_of("user") for tag in tags):
+            continue
+        has_one = any(message.get("role") == "system" for message in one.prompt.messages)
         yield Evidence(
             "conversation",
             "instructions-changed" if has_one else "system-missing",
-            f"the system message of conversation {prompt.number} is {system[:60]!r}: nothing asks "
-            "for the tags that rewards need"
+            f"the system message of conversation {one.prompt.number} is {system[:60]!r}: nothing "
+            "asks for the tags that its gold has"
             if has_one
-            else f"conversation {prompt.number} has no system message, and nothing in it asks for "
-            "the tags that rewards need",
-            row=prompt.number,
+            else f"conversation {one.prompt.number} has no system message, and nothing in it asks "
+            "for the tags that its gold has",
+            row=one.prompt.number,
             values={"system": system},
-        )
-    if len(systems) > 1 and prompts:
-        yield Evidence(
-            "conversation",
-            "systems-differ",
-            f"{len(systems)} different system messages in one step: "
-            + "; ".join(sorted(repr(s[:40]) for s in systems)),
-            values={"systems": sorted(systems)},
+            severity="differs",
         )
 
 
 def look_options(case: Case) -> Iterator[Evidence]:
-    """A row's options are in its conversation: at least one, in any form."""
-    for one in rendered_batches(case):
-        for row, prompt in _pairs(one):
-            options = row.get("options")
-            if not isinstance(options, list | tuple) or not options:
-                continue
-            words = [_OPTION.sub("", str(option)).strip() for option in options]
-            asked, text = question_of(row) or "", prompt.text_of("user")
-            # a question may itself mention an option
-            rest = text.replace(asked, "", 1)
-            if asked in text and not any(w and w in rest for w in words):
-                yield Evidence(
-                    "conversation",
-                    "options-missing",
-                    f"conversation {prompt.number} asks {question_of(row)!r} without any of its "
-                    f"{len(options)} options {words!r}",
-                    row=prompt.number,
-                    values={"options": words},
-                )
+    """Options of which the gold names one by its letter are in the conversation, in any form."""
+    for one in asked(case):
+        options = one.row.get("options")
+        if not isinstance(options, list | tuple) or len(options) < 2:
+            continue
+        letters = any(_LABEL.fullmatch(text) for text in _golds(one.row))
+        words = [_OPTION.sub("", str(option)).strip() for option in options]
+        said = one.prompt.text_of("user") + one.prompt.text_of("system")
+        question = question_of(one.row) or ""
+        # a question may itself mention an option
+        rest = said.replace(question, "", 1)
+        note_judged(case, "conversation")
+        if letters and not any(word and word in rest for word in words):
+            yield Evidence(
+                "conversation",
+                "options-missing",
+                f"conversation {one.prompt.number} shows none of its row's {len(options)} options "
+                f"{words!r}, and its gold is the letter of one",
+                row=one.prompt.number,
+                values={"options": words},
+            )
 
 
 def look_gold(case: Case) -> Iterator[Evidence]:
-    """No conversation contains its row's gold completion."""
-    for one in rendered_batches(case):
-        for row, prompt in _pairs(one):
-            gold = row.get("solution")
-            if not isinstance(gold, str) or len(gold) < _LONG_ENOUGH:
-                continue
+    """No conversation gives its row's gold: as the assistant's answer, or a whole completion."""
+    for one in asked(case):
+        for gold in _golds(one.row):
+            whole = len(gold) >= _LONG_ENOUGH and bool(_TAG.search(gold))
+            answered = [m for m in one.prompt.messages if m.get("role") == "assistant"]
+            note_judged(case, "conversation")
             role = next(
-                (r for r in ("assistant", "user", "system") if gold.strip() in prompt.text_of(r)),
-                None,
+                (r for r in ("user", "system") if whole and gold in one.prompt.text_of(r)),
+                "assistant" if answered and gold in _words(answered[-1]) else None,
             )
+            # the answer of an example before the question is not this question's
+            if role == "assistant" and one.prompt.messages[-1] is not answered[-1]:
+                role = "assistant" if whole else None
             if role is not None:
                 yield Evidence(
                     "conversation",
                     "gold-shown",
-                    f"conversation {prompt.number} contains its row's gold completion in the "
-                    f"{role} turn: {gold.strip()[:60]!r}",
-                    row=prompt.number,
+                    f"conversation {one.prompt.number} contains its row's gold in the {role} turn: "
+                    f"{gold[:60]!r}",
+                    row=one.prompt.number,
                     values={"role": role},
                 )
 
 
-def look_number(case: Case) -> Iterator[Evidence]:
-    """One conversation per row, or the same number for each, and none without a row."""
-    for one in rendered_batches(case):
-        rows, prompts = len(one.rows), len(one.prompts)
-        # a run that was killed while rendering has lost nothing yet
-        if not rows or not prompts or not prompts % rows or not one.processed:
-            continue
-        strange = [
-            prompt for prompt in one.prompts if not any(_fits(row, prompt) for row in one.rows)
-        ]
-        for prompt in strange:
-            yield Evidence(
-                "conversation",
-                "row-foreign",
-                f"conversation {prompt.number} has a question or media of no row of the batch: "
-                f"{_listed([(r.modality, _name(r.path)) for r in prompt.media])}; {prompts} "
-                f"conversations for {rows} rows",
-                row=prompt.number,
-                values={"names": sorted(_names(prompt)), "talks": prompts, "rows": rows},
-            )
-        if not strange:
-            yield Evidence(
-                "conversation",
-                "rows-lost",
-                f"{prompts} conversations for {rows} rows of the data set",
-                values={"talks": prompts, "rows": rows},
-            )
+def _golds(row: Mapping[str, Any]) -> list[str]:
+    """What the completion should be, under any of its usual column names."""
+    names = ("solution", "answer", "ground_truth", "gold", "target", "label", "response")
+    return [row[name].strip() for name in names if isinstance(row.get(name), str) and row[name]]
 
 
-def _pairs(one: RenderedBatch) -> Sequence[tuple[Mapping[str, Any], RenderedPrompt]]:
-    """Rows with their conversations, in the order that matches most of them."""
-    orders = order_of(len(one.rows), len(one.prompts))
-    best: list[tuple[Mapping[str, Any], RenderedPrompt]] = []
-    most = -1
-    for owners in orders.values():
-        pairs = [(one.rows[o], prompt) for o, prompt in zip(owners, one.prompts, strict=True)]
-        fit = sum(_fits(row, prompt) for row, prompt in pairs)
-        if fit > most:
-            best, most = pairs, fit
-    return best
-
-
-def _fits(row: Mapping[str, Any], prompt: RenderedPrompt) -> bool:
-    """Whether a conversation asks a row's question about a row's media."""
-    files = {_name(path) for _, path in paths_of(row)}
-    same = bool(files & _names(prompt)) or not files
-    return same and (question_of(row) or "") in prompt.text_of("user")
-
-
-def _carries_sound(one: RenderedBatch) -> bool:
-    """Whether a batch's processor was called with audio-in-video on."""
-    return any(flag_of(call.keywords) for call in one.processed)
+def _words(message: Mapping[str, Any]) -> str:
+    return RenderedPrompt(0, (message,), None).text_of(str(message.get("role")))
 
 
 def _heard(prompt: RenderedPrompt, one: RenderedBatch) -> bool:
     """Whether a clip's sound is passed, as an item or inside the video."""
     kinds = [ref.modality for ref in prompt.media]
-    return "audio" in kinds or (
-        _carries_sound(one) and not _NO_SOUND.search(prompt.text_of("user"))
-    )
-
-
-def _origin(one: RenderedBatch, name: str) -> Origin:
-    """``added`` even where the row lists the file twice: the conversation decides how sound is
-    passed. ``unknown`` where no row was recorded."""
-    return "added" if one.rows or name else "unknown"
-
-
-def _names(prompt: RenderedPrompt) -> set[str]:
-    return {_name(ref.path) for ref in prompt.media}
-
-
-def _name(path: str) -> str:
-    return PurePath(path).name or path
+    return "audio" in kinds or (carries_sound(one) and not _NO_SOUND.search(prompt.text_of("user")))
 
 
 def _listed(shown: Sequence[tuple[str, str]]) -> str:
@@ -315,8 +303,8 @@ def _listed(shown: Sequence[tuple[str, str]]) -> str:
 
 
 LOOKS: tuple[Look, ...] = (
-    look_number,
     look_questions,
+    look_copies,
     look_options,
     look_gold,
     look_media_listed,
