@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from joined_calls import scored
 from small_recordings import EVAL, advantaged, case, found, generated, rewarded
 
 from omni_grpo_core.core.policy import Policy
@@ -105,7 +106,12 @@ def test_pictures_of_one_colour_are_not_scrambled() -> None:
 
 
 def test_return_sequences_with_pixels() -> None:
-    assert facts(with_pixels(PATCHES, GRID, num_return_sequences=2)) == {"pixels-scrambled"}
+    """Qwen2.5-Omni's generate repeats patches one by one; Qwen2.5-VL's repeats pictures."""
+    call = with_pixels(PATCHES, GRID, num_return_sequences=2)
+    whole = torch.arange(2.0).repeat_interleave(2).view(4, 1, 1).expand(4, 2, 3) + 1
+    scrambled = torch.arange(4.0).view(4, 1, 1).expand(4, 2, 3)
+    assert facts(replace(call, inputs_embeds=whole)) == set()
+    assert facts(replace(call, inputs_embeds=scrambled)) == {"pixels-scrambled"}
     assert facts(generated(config={"num_return_sequences": 2})) == set()
 
 
@@ -144,6 +150,45 @@ def test_special_tokens_stripped_before_rewards(policy: Policy) -> None:
 
 
 def test_one_of_two_eos(policy: Policy) -> None:
-    call, reference = spelled(policy, ("red", "blue"), {"eos_token_id": policy.eos_token_ids[0]})
+    """An eos that generate is not told of is a fault where it is sampled, and gone past."""
+    first, second = policy.eos_token_ids
+    call, reference = spelled(policy, ("red", "blue"), {"eos_token_id": first})
+    assert found(LOOKS, case(call, reference=reference)) == {}
+    call, reference = spelled(policy, ("red", "blue and"), {"eos_token_id": second})
     seen = found(LOOKS, case(call, reference=reference))
-    assert seen["eos-left-out"].values["left_out"] == [policy.eos_token_ids[1]]
+    assert seen["eos-left-out"].values["left_out"] == [first]
+    assert seen["eos-left-out"].severity == "breaks"
+    call, reference = spelled(policy, ("red", "blue and"), {"eos_token_id": None})
+    assert set(found(LOOKS, case(call, reference=reference))) == {"eos-unset"}
+
+
+def test_a_greedy_baseline_is_not_trained_on() -> None:
+    """ReMax compares a sampled completion with a greedy one, which need not vary."""
+    greedy = generated(completions=SAME, config={"do_sample": False})
+    sampled = generated(logprobs=USUAL)
+    assert sampled.sequences is not None
+    assert greedy.sequences is not None
+    assert facts(greedy, sampled, scored({"input_ids": sampled.sequences})) == set()
+    assert facts(greedy, scored({"input_ids": greedy.sequences})) == {"identical"}
+
+
+def test_a_cap_that_all_completions_reach() -> None:
+    """A short cap is a recipe as long as rewards tell the completions of a prompt apart."""
+    cut, texts = ((5, 6, 7), (5, 6, 8), (5, 7, 7), (5, 8, 8)), ("one", "two", "three", "four")
+    call = replace(generated(completions=cut), decoded={"kept": texts, "skipped": texts})
+    for values, severity in (((0.0, 1.0, 0.0, 1.0), "differs"), ((0.0, 0.0, 0.0, 0.0), "breaks")):
+        seen = found(LOOKS, case(call, rewarded(values)))
+        assert seen["all-capped"].severity == severity
+
+
+def test_what_is_only_a_recipe(policy: Policy) -> None:
+    stray, reference = spelled(policy, ("red", "a <|im_start|>"))
+    top_k = generated(config={"top_k": 50})
+    for fact, step in (
+        ("special-token", case(stray, reference=reference)),
+        ("truncated-sampling", case(top_k)),
+        ("truncated-sampling", case(generated(config={"repetition_penalty": 1.05}))),
+    ):
+        assert found(LOOKS, step)[fact].severity == "differs"
+    harsh = generated(config={"repetition_penalty": 1.3})
+    assert found(LOOKS, case(harsh))["truncated-sampling"].severity == "breaks"

@@ -142,3 +142,9 @@ def _fits(row: Mapping[str, Any], prompt: RenderedPrompt) -> bool:
 def name_of(path: str) -> str:
     """A file's name without its folder."""
     return PurePath(path).name or path
+
+
+def golds_of(row: Mapping[str, Any]) -> list[str]:
+    """What the completion should be, under any of a row's usual column names."""
+    names = ("solution", "answer", "ground_truth", "gold", "target", "label", "response")
+    return [row[name].strip() for name in names if isinstance(row.get(name), str) and row[name]]

@@ -28,7 +28,7 @@ from omni_grpo_core.recorder.hooks import patched
 faults = FaultRegistry()
 Inputs = dict[str, Any]
 
-DRIFTED = {"temperature": 2.0, "seed": 4}
+DRIFTED = {"temperature": 2.0, "seed": 5}
 """A temperature high enough to sample special tokens, and a seed that does: the shipped policy is
 too confident to do so before further training."""
 
@@ -81,7 +81,13 @@ def _unsuppressed(loop: Loop, allowed: Callable[[int], bool]) -> Manager:
     return patched(loop, suppressed=[i for i in loop.suppressed if not allowed(i)])
 
 
-@faults.add("gen.special-token", "omni GRPO on tokenizers with many special tokens", needs=DRIFTED)
+@faults.add(
+    "gen.special-token",
+    "omni GRPO on tokenizers with many special tokens",
+    needs=DRIFTED,
+    severity="differs",
+    also=("gen.skip-special",),
+)
 def special_token(loop: Loop) -> Manager:
     """No token is suppressed: the policy samples <|im_start|> and the like in its answers."""
     media = _media_ids(loop)
@@ -93,6 +99,8 @@ def special_token(loop: Loop) -> Manager:
     "gen.media-token",
     "seen after about 90 steps on a small model",
     needs={"temperature": 2.2, "audio": "off", "rows": (20, 21)},
+    severity="differs",
+    also=("gen.skip-special",),
 )
 def media_token(loop: Loop) -> Manager:
     """The policy samples a media token: the scoring forward finds a placeholder without media."""
@@ -129,6 +137,8 @@ def single_eos(loop: Loop) -> Manager:
     "gen.skip-special",
     "TRL and its descendants",
     needs=DRIFTED,
+    severity="differs",
+    also=("gen.special-token",),
     lacking={"buffered": "decodes so in good health too: no special token is ever sampled"},
 )
 @contextmanager
@@ -180,7 +190,10 @@ def temperature(loop: Loop, before: object, logits: Tensor) -> Tensor:
 
 # the shipped policy is so confident that at lower temperatures only its top tokens are sampled
 @faults.add(
-    "gen.topk", "sampling settings left in generation_config.json", needs={"temperature": 2.3}
+    "gen.topk",
+    "sampling settings left in generation_config.json",
+    needs={"temperature": 2.3},
+    severity="differs",
 )
 @result_of("generation_keywords")
 def topk(loop: Loop, keywords: Inputs) -> Inputs:

@@ -65,6 +65,12 @@ def _old_weights(case: Case, evidence: Evidence) -> str:
     return evidence.sentence if seen else ""
 
 
+def _below_golds(case: Case, evidence: Evidence) -> str:
+    """No right answer fits under the cap."""
+    values = evidence.values
+    return evidence.sentence if values["shortest"] > values["cap"] else ""
+
+
 _COMPLETION = (
     Signature(
         cause="gen.checkpointing-train",
@@ -116,7 +122,6 @@ _COMPLETION = (
         fix="pass suppress_tokens with every special id but the eos, and score with the same ids "
         "at -inf",
         confirm="the sampled ids contain no special id but the final eos",
-        prove=only_fits,
     ),
     Signature(
         cause="gen.skip-special",
@@ -175,7 +180,7 @@ _COMPLETION = (
         "policy does",
         fix="raise the cap above {cap} tokens, to the length of a good policy's completions",
         confirm="some completions end with an eos",
-        prove=only_fits,
+        prove=_below_golds,
     ),
     Signature(
         cause="gen.temperature",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,17 +11,21 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.doctor.asked import asked, golds_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.rollouts import (
+    Completion,
     RolloutRecord,
     completion_ids,
     ids_of,
-    prompts_of,
+    joined,
     rollouts,
     until_end,
 )
 from omni_grpo_core.trace.calls import GenerateCall
 
+_MILD = 1.1
+"""A repetition penalty up to which published generation configs go."""
 _PIXELS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
 
@@ -73,33 +79,56 @@ def look_at_history(case: Case) -> Iterable[Evidence]:
 
 
 def look_at_eos(case: Case) -> Iterable[Evidence]:
-    """The ids that end a completion, compared with the checkpoint's."""
+    """Completions that go on after a token with which the checkpoint ends one.
+
+    A setting that leaves out an eos is no fault where none is sampled.
+    """
     for _, call in generated_rollouts(case):
         given = ids_of(call.config.get("eos_token_id"))
         note_judged(case, "completion")
+        ids = completion_ids(call)
+        known = given if case.reference is None else case.reference.policy.eos_token_ids
+        left_out = [i for i in known if i not in given]
+        stops = {"stopping_criteria", "stop_strings"} & call.keywords.keys()
+        if not given and not known and not stops:
+            yield _no_eos(call, "nothing ends a completion before the cap")
+        if ids is None or not left_out:
+            continue
+        ended = torch.isin(ids, torch.tensor(given, dtype=ids.dtype)).any(1)
+        passed = torch.isin(ids, torch.tensor(left_out, dtype=ids.dtype)) & until_end(ids, given)
+        # one in the last place may be where something else stopped it
+        on = passed[:, :-1].any(1)
+        if not on.any() or case.reference is None:
+            continue
+        policy = case.reference.policy
+        many = 2 * int(on.sum()) >= int((on | ended).sum())
+        how = f"{int(on.sum())} of {len(ids)} completions go on after {_named(policy, left_out)}"
         if not given:
-            yield Evidence(
-                "completion",
-                "eos-unset",
-                "generate has no eos_token_id: nothing ends a completion before the cap of "
-                f"{call.config.get('max_new_tokens')} tokens",
-                values={"eos": [], "cap": call.config.get("max_new_tokens")},
-            )
-        elif case.reference is not None:
-            policy = case.reference.policy
-            left_out = [i for i in policy.eos_token_ids if i not in given]
-            if left_out:
-                yield Evidence(
-                    "completion",
-                    "eos-left-out",
-                    f"generate ends a completion only at {_named(policy, given)}; the checkpoint "
-                    f"also ends one with {_named(policy, left_out)}",
-                    values={"eos": list(given), "left_out": left_out},
-                )
+            yield _no_eos(call, f"{how}, to the cap")
+            continue
+        yield Evidence(
+            "completion",
+            "eos-left-out",
+            f"{how}, with which the checkpoint ends one: generate ends it only at "
+            f"{_named(policy, given)}",
+            values={"eos": list(given), "left_out": left_out},
+            severity="breaks" if many else "differs",
+        )
+
+
+def _no_eos(call: GenerateCall, what: str) -> Evidence:
+    cap = call.config.get("max_new_tokens")
+    return Evidence(
+        "completion",
+        "eos-unset",
+        f"generate has no eos_token_id: {what} of {cap} tokens",
+        values={"eos": [], "cap": cap},
+    )
 
 
 def look_at_tokens(case: Case) -> Iterable[Evidence]:
-    """Special and media tokens among the sampled ids."""
+    """Special and media tokens among the sampled ids: a run works with a few of them, unless the
+    scoring forward fails on one."""
     if case.reference is None:
         return
     policy = case.reference.policy
@@ -107,6 +136,7 @@ def look_at_tokens(case: Case) -> Iterable[Evidence]:
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special -= set(policy.eos_token_ids)
     media = set(_media_ids(policy))
+    failed = any(call.error is not None for call in case.forwards)
     for _, call in generated_rollouts(case):
         ids = completion_ids(call)
         if ids is None:
@@ -137,107 +167,100 @@ def look_at_tokens(case: Case) -> Iterable[Evidence]:
                     "found": [list(f) for f in found[:20]],
                     "suppressed": token in ids_of(call.config.get("suppress_tokens")),
                 },
+                severity="breaks" if failed and token in media else "differs",
             )
 
 
 def look_at_texts(case: Case) -> Iterable[Evidence]:
-    """The texts passed to rewards, compared with the sampled ids."""
-    if case.reference is None:
-        return
-    policy = case.reference.policy
-    tokenizer = policy.processor.tokenizer
-    for rollout, call in generated_rollouts(case):
-        ids = completion_ids(call)
-        if ids is None or not rollout.rewards or len(rollout.rewards[0].completions) != len(ids):
-            continue
-        texts = rollout.rewards[0].completions
-        kept = until_end(ids, policy.eos_token_ids)
-        for row, text in enumerate(texts):
-            tokens = ids[row][kept[row]].tolist()
-            inner = tokens[:-1] if tokens and tokens[-1] in policy.eos_token_ids else tokens
-            whole = policy.decode(inner)
-            bare = tokenizer.decode(
-                inner, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            if whole != bare and text.strip() == bare.strip():
+    """Special tokens that were sampled are in the texts that rewards get."""
+    ends = r"<\|im_end\|>|<\|endoftext\|>"
+    if case.reference is not None:
+        policy = case.reference.policy
+        ends = "|".join(re.escape(policy.decode([i])) for i in policy.eos_token_ids)
+    for call, entries in zip(case.rewards, joined(case).entries, strict=True):
+        for text, completion in zip(call.completions, entries, strict=False):
+            if completion is None or len(completion.texts) < 2:
+                continue
+            kept, skipped = (one.strip() for one in completion.texts[:2])
+            # what follows an eos is another fault
+            stray = re.search(r"<\|[^|>]+\|>", re.split(ends, kept)[0])
+            if stray and text.strip() == skipped:
                 yield Evidence(
                     "completion",
                     "specials-stripped",
-                    f"completion {row} was sampled as {_short(whole)} and passed to rewards as "
-                    f"{_short(text)}: special tokens were stripped before any reward saw them",
-                    row=row,
-                    values={"sampled": whole, "handed_on": text},
+                    f"completion {completion.at} was sampled as {_short(kept)} and passed to "
+                    f"rewards as {_short(text)}: special tokens were stripped before any reward "
+                    "saw them",
+                    row=completion.at,
+                    values={"sampled": kept, "handed_on": text},
+                    severity="differs",
                 )
-                break
+                return
 
 
 def look_at_identical(case: Case) -> Iterable[Evidence]:
-    """Groups of identical completions, which should have been sampled."""
-    for rollout, call in generated_rollouts(case):
-        ids = completion_ids(call)
-        groups = _groups(case, rollout, call)
-        if ids is None or groups is None:
-            continue
-        kept = until_end(ids, ids_of(call.config.get("eos_token_id")))
-        sampled = [tuple(row[mask].tolist()) for row, mask in zip(ids, kept, strict=True)]
-        sizes = [members for members in groups if len(members) > 1]
-        alike = [members for members in sizes if len({sampled[row] for row in members}) == 1]
-        if not sizes or len(alike) < len(sizes):
-            continue
-        sampling = bool(call.config.get("do_sample", False))
-        chance = _chance(call, kept, alike)
-        if sampling and (chance is None or chance > 1e-6):
-            continue
-        reason = (
-            f"by chance this happens once in {1 / max(chance or 0, 1e-300):.0e} rollouts"
-            if sampling
-            else "do_sample is off: greedy decoding gives the same text every time"
-        )
-        yield Evidence(
-            "completion",
-            "identical",
-            f"in each of the {len(sizes)} groups all {len(sizes[0])} completions are identical; "
-            f"{reason}",
-            values={"do_sample": sampling, "groups": len(sizes), "size": len(sizes[0])},
-        )
+    """Groups of identical completions, which should have been sampled. A greedy completion that is
+    only a baseline is not trained on."""
+    step = joined(case)
+    trained = {
+        completion
+        for forward, rows in step.scored.items()
+        if forward.modes.grad_enabled
+        for completion in rows
+        if completion is not None
+    }
+    groups: dict[int, list[Completion]] = {}
+    for completion in step.completions:
+        unclear = any(held is None for held in completion.prompt.media.values())
+        if not unclear and (not trained or completion in trained):
+            groups.setdefault(completion.group, []).append(completion)
+    many = [members for members in groups.values() if len(members) > 1]
+    if not many or any(len({one.sampled for one in members}) > 1 for members in many):
+        return
+    repeated = [one for members in many for one in members[1:]]
+    sampling = any(one.call.config.get("do_sample", False) for one in repeated)
+    chance = _chance(repeated)
+    if sampling and (chance is None or chance > 1e-6):
+        return
+    reason = (
+        f"by chance this happens once in {1 / max(chance or 0, 1e-300):.0e} rollouts"
+        if sampling
+        else "do_sample is off: greedy decoding gives the same text every time"
+    )
+    yield Evidence(
+        "completion",
+        "identical",
+        f"in each of the {len(many)} groups all {len(many[0])} completions are identical; {reason}",
+        values={"do_sample": sampling, "groups": len(many), "size": len(many[0])},
+    )
 
 
-def _chance(call: GenerateCall, kept: Tensor, groups: Sequence[Sequence[int]]) -> float | None:
-    """Probability of groups this alike, from the sampled tokens' own logprobs."""
-    if call.logprobs is None or call.logprobs.shape != kept.shape:
-        return None
-    whole = torch.where(kept, call.logprobs, torch.zeros(())).sum(1)
-    total = sum(float(whole[row]) for members in groups for row in members[1:])
-    return float(torch.tensor(total).double().exp())
-
-
-def _groups(case: Case, rollout: RolloutRecord, call: GenerateCall) -> list[list[int]] | None:
-    """Rows of the sequences by group: by the trainer's group ids, else by equal prompts."""
-    ids = completion_ids(call)
-    if ids is None:
-        return None
-    names: Sequence[Any]
-    if rollout.advantage is not None and len(rollout.advantage.group_ids) == len(ids):
-        names = rollout.advantage.group_ids
-    else:
-        labels = prompts_of(case, call)
-        if labels is None:
+def _chance(repeated: Sequence[Completion]) -> float | None:
+    """Probability that all of these are sampled again, from their tokens' own logprobs."""
+    total = 0.0
+    for one in repeated:
+        logprobs = one.call.logprobs
+        if logprobs is None or one.at >= len(logprobs):
             return None
-        names = labels
-    found: dict[Any, list[int]] = {}
-    for row, name in enumerate(names):
-        found.setdefault(name, []).append(row)
-    return list(found.values())
+        total += float(logprobs[one.at, : one.end].sum())
+    return math.exp(total)
 
 
 def look_at_cap(case: Case) -> Iterable[Evidence]:
-    """Every completion is stopped by the cap. A broken prompt can be the reason too, unless even
-    the shortest gold completion exceeds the cap."""
+    """Every completion is stopped by the cap. Where rewards of a group differ all the same, that
+    may be meant so."""
+    step = joined(case)
+    groups: dict[int, set[str]] = {}
+    for completion in step.completions:
+        paid = str(sorted(step.rewards_of(completion).items()))
+        groups.setdefault(completion.group, set()).add(paid)
+    taught = any(len(paid) > 1 for paid in groups.values()) or not step.rewards
     shortest = _shortest_gold(case)
     for _, call in generated_rollouts(case):
         ids = completion_ids(call)
         eos = ids_of(call.config.get("eos_token_id"))
-        if ids is None or len(ids) < 2 or not eos:
+        cap = call.config.get("max_new_tokens")
+        if ids is None or len(ids) < 2 or not eos or (cap is not None and ids.shape[1] < int(cap)):
             continue
         ended = torch.isin(ids, torch.tensor(eos, dtype=ids.dtype)).any(1)
         if not ended.any():
@@ -246,20 +269,21 @@ def look_at_cap(case: Case) -> Iterable[Evidence]:
                 "all-capped",
                 f"all {len(ids)} completions reached the cap of {ids.shape[1]} tokens; none ended "
                 "before it"
-                + (f"; the shortest gold completion has {shortest}" if shortest else ""),
+                + (f"; the shortest gold completion has {shortest}" if shortest else "")
+                + ("" if taught else "; no reward tells those of one prompt apart"),
+                # a broken prompt can be the reason too, unless no gold is so short
                 "added" if shortest > ids.shape[1] else "unknown",
-                values={"cap": ids.shape[1], "completions": len(ids)},
+                values={"cap": ids.shape[1], "completions": len(ids), "shortest": shortest},
+                severity="differs" if taught else "breaks",
             )
 
 
 def _shortest_gold(case: Case) -> int:
     """Tokens of the shortest gold completion of the step; 0 where unknown."""
-    if case.reference is None:
+    golds = [gold for one in asked(case) for gold in golds_of(one.row)]
+    if case.reference is None or not golds:
         return 0
     tokenizer = case.reference.policy.processor.tokenizer
-    golds = [row.get("solution") for seen in case.samples for row in seen.rows]
-    if not golds or not all(isinstance(gold, str) for gold in golds):
-        return 0
     return min(len(tokenizer(gold, add_special_tokens=False)["input_ids"]) for gold in golds)
 
 
@@ -268,15 +292,18 @@ def look_at_sampling(case: Case) -> Iterable[Evidence]:
     for _, call in generated_rollouts(case):
         if not call.config.get("do_sample", False):
             continue
+        note_judged(case, "completion")
         cut = truncation(call.config, _vocabulary(case))
         if cut:
             settings = ", ".join(f"{name}={value:g}" for name, value in cut.items())
+            strong = cut.get("repetition_penalty", 1.0) > _MILD
             yield Evidence(
                 "completion",
                 "truncated-sampling",
                 f"completions were sampled with {settings}, which changes the distribution; the "
                 "loss scores the unchanged one",
                 values=cut,
+                severity="breaks" if strong else "differs",
             )
 
 
@@ -307,11 +334,13 @@ def look_at_pixels(case: Case) -> Iterable[Evidence]:
         copies = int(call.config.get("num_return_sequences") or 1)
         for pixels, grids in _PIXELS.items():
             grid = call.inputs.get(grids)
-            if copies > 1 and (pixels in call.inputs or pixels in call.large):
+            given = pixels in call.inputs or pixels in call.large
+            if copies > 1 and given and _copies_differ(call, copies):
                 yield Evidence(
                     "completion",
                     "pixels-scrambled",
-                    f"num_return_sequences={copies} with {pixels}: generate repeats each patch "
+                    f"num_return_sequences={copies} with {pixels}: the copies of a prompt entered "
+                    "the text model with different embeddings. generate repeated each patch "
                     f"{copies} times in a row instead of each picture, so every copy is made of "
                     "other pictures' patches",
                     values={"copies": copies, "tensor": pixels, "by": "num_return_sequences"},
@@ -329,6 +358,16 @@ def look_at_pixels(case: Case) -> Iterable[Evidence]:
                             "copies": repeated, "tensor": pixels, "by": "repeat_interleave",
                         },
                     )  # fmt: skip
+
+
+def _copies_differ(call: GenerateCall, copies: int) -> bool:
+    """Whether generate's own copies of a prompt have different embeddings; some families repeat
+    pictures rightly. Copies of an item differ at most by rounding that depends on its place."""
+    embeds = call.inputs_embeds
+    if embeds is None or len(embeds) % copies:
+        return False
+    own = embeds.float().view(-1, copies, *embeds.shape[1:])
+    return bool((own - own[:, :1]).abs().max() > 0.02 * own.abs().max())
 
 
 def _repeated_patches(rollout: RolloutRecord, given: Tensor, name: str) -> int:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from omni_grpo_core.doctor.asked import asked, carries_sound, name_of, noted, rewarded
+from omni_grpo_core.doctor.asked import asked, carries_sound, golds_of, name_of, noted, rewarded
 from omni_grpo_core.doctor.bundles import rows_in
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rendered import (
@@ -110,7 +110,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def look_media_listed(case: Case) -> Iterator[Evidence]:
     """No conversation has another row's media, or lacks what others of its kind have."""
-    everyone = asked(case)
+    everyone = noted(case)  # columns of rewards may themselves be another row's
     known = {name_of(path) for one in everyone for _, path in paths_of(one.row)}
     heard = any(r.modality == "audio" for one in everyone for r in one.prompt.media)
     for one in everyone:
@@ -235,18 +235,21 @@ def look_instructions(case: Case) -> Iterator[Evidence]:
 
 def look_options(case: Case) -> Iterator[Evidence]:
     """Options of which the gold names one by its letter are in the conversation, in any form."""
+    everything = "".join(str(one.prompt.text) for one in asked(case))
     for one in asked(case):
         options = one.row.get("options")
         if not isinstance(options, list | tuple) or len(options) < 2:
             continue
-        letters = any(_LABEL.fullmatch(text) for text in _golds(one.row))
+        letters = any(_LABEL.fullmatch(text) for text in golds_of(one.row))
         words = [_OPTION.sub("", str(option)).strip() for option in options]
         said = one.prompt.text_of("user") + one.prompt.text_of("system")
         question = question_of(one.row) or ""
         # a question may itself mention an option
         rest = said.replace(question, "", 1)
         note_judged(case, "conversation")
-        if letters and not any(word and word in rest for word in words):
+        # another prompt shows them where columns came in another order
+        elsewhere = all(word in everything for word in words)
+        if letters and not elsewhere and not any(word and word in rest for word in words):
             yield Evidence(
                 "conversation",
                 "options-missing",
@@ -260,7 +263,7 @@ def look_options(case: Case) -> Iterator[Evidence]:
 def look_gold(case: Case) -> Iterator[Evidence]:
     """No conversation gives its row's gold: as the assistant's answer, or a whole completion."""
     for one in asked(case):
-        for gold in _golds(one.row):
+        for gold in golds_of(one.row):
             whole = len(gold) >= _LONG_ENOUGH and bool(_TAG.search(gold))
             answered = [m for m in one.prompt.messages if m.get("role") == "assistant"]
             note_judged(case, "conversation")
@@ -280,12 +283,6 @@ def look_gold(case: Case) -> Iterator[Evidence]:
                     row=one.prompt.number,
                     values={"role": role},
                 )
-
-
-def _golds(row: Mapping[str, Any]) -> list[str]:
-    """What the completion should be, under any of its usual column names."""
-    names = ("solution", "answer", "ground_truth", "gold", "target", "label", "response")
-    return [row[name].strip() for name in names if isinstance(row.get(name), str) and row[name]]
 
 
 def _words(message: Mapping[str, Any]) -> str:
