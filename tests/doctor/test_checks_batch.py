@@ -175,3 +175,15 @@ def test_padding_mask_and_dtype() -> None:
     for change, fact in ((narrow, "dtype"), (unmasked, "mask-wrong"), (mirrored, "padded-right")):
         found = facts(looks.look_padding, changed(step, ProcessorCall, change))
         assert found == [fact], fact
+
+
+def test_seconds_between_frames_that_change_on_their_way_to_the_model() -> None:
+    (step,) = steps_with()
+    assert facts(looks.look_seconds, step) == []
+
+    def slower(call: GenerateCall) -> GenerateCall:
+        key = "video_second_per_grid"
+        return replace(call, inputs={**call.inputs, key: call.inputs[key] * 3})
+
+    found = only(looks.look_seconds, changed(step, GenerateCall, slower))
+    assert found.sentence == "video_second_per_grid of generate is the processor's times 3"

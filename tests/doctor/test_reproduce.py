@@ -52,7 +52,7 @@ def test_each_change_is_named_as_itself_and_as_nothing_else(name: str, kind: str
 
 
 CASES: Mapping[str, tuple[str, Tensor, Tensor]] = {
-    "two items": ("swapped", CLIP, CLIP[[0, 3, 2, 1, 4]]),
+    "two items": ("items-swapped", CLIP, CLIP[[0, 3, 2, 1, 4]]),
     "an order without a rule": ("permuted", CLIP, CLIP[[2, 0, 1, 4, 3]]),
     "one item twice": ("chosen", CLIP, CLIP[[0, 0, 1, 2, 3]]),
     "red for blue": ("channels-swapped", CLIP, CLIP.flip(1)),

@@ -62,7 +62,7 @@ def _swapped(pair: Pair) -> Iterator[Reproduction]:
         return  # the first and the last of three: in reverse order
     if _alike_at(pair, one, other) and _alike_at(pair, other, one):
         said = f"with {pair.named(0)} {one} and {other} swapped"
-        yield Reproduction("swapped", said, {"items": (one, other)})
+        yield Reproduction("items-swapped", said, {"items": (one, other)})
 
 
 def _alike_at(pair: Pair, want: int, got: int) -> bool:

@@ -15,6 +15,13 @@ from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_ju
 from omni_grpo_core.doctor.rendered import rendered_batches
 from omni_grpo_core.doctor.replay.batch import given_rows, grid_sizes
 from omni_grpo_core.doctor.replay.text import collapsed, marks
+from omni_grpo_core.doctor.reproduce import (
+    Reproduction,
+    difference,
+    plain,
+    reproductions,
+    told,
+)
 from omni_grpo_core.trace.calls import ProcessorCall
 from omni_grpo_core.types import MODALITIES
 
@@ -22,6 +29,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from omni_grpo_core.core.policy import Policy
+
+
+_ROUNDED = 2**-7
+"""Relative: a trainer may cast every input to bfloat16."""
 
 
 def look_keywords(case: Case) -> Iterator[Evidence]:
@@ -139,6 +150,34 @@ def look_placeholders(case: Case) -> Iterator[Evidence]:
                     yield _miscount(count, f"the input of {name}", "added")
 
 
+def look_seconds(case: Case) -> Iterator[Evidence]:
+    """The seconds between frames reach the model as the processor gave them."""
+    key = "video_second_per_grid"
+    for one in rendered_batches(case):
+        made = [call.outputs[key].flatten() for call in one.processed if key in call.outputs]
+        for name, call, _ in calls_of(one) if made else ():
+            got = call.inputs.get(key)
+            if got is None:
+                continue
+            note_judged(case, "batch")
+            right, got = torch.cat(made).double(), got.flatten().double()
+            near = (got[:, None] - right[None]).abs() <= _ROUNDED * right.abs()
+            if bool(near.any(1).all()):
+                continue
+            times = float(got[0] / right[0])
+            scaled = Reproduction("times", f"times {times:.4g}", {"times": times})
+            same = len(set(right.tolist())) == len(set(got.tolist())) == 1
+            found = (scaled,) if same else reproductions(right, got, _ROUNDED)
+            yield Evidence(
+                "batch",
+                "seconds-changed",
+                told(f"{key} of {name} is the processor's", found)
+                if found
+                else f"{key} of {name} is not the processor's: {difference(right, got)}",
+                values={"call": name, **plain(found)},
+            )
+
+
 def _padding(
     name: str,
     call: ProcessorCall | None,
@@ -246,6 +285,7 @@ LOOKS: tuple[Look, ...] = (
     look_expanded,
     look_resized,
     look_padding,
+    look_seconds,
     look_placeholders,
     look_raised,
 )

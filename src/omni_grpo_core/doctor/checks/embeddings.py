@@ -217,6 +217,6 @@ def _gap(got: Tensor, wanted: Tensor) -> float:
     return float(((got - wanted).norm(dim=-1) / size).mean())
 
 
-_ORDERS = {"reversed", "rolled", "swapped", "permuted", "chosen", "swapped-with"}
+_ORDERS = {"reversed", "rolled", "items-swapped", "permuted", "chosen", "swapped-with"}
 
 LOOKS: tuple[Look, ...] = (look_injected, look_uniform)
