@@ -92,9 +92,9 @@ _REPRODUCED = (
     "channels-permuted", "channels-swapped", "chosen", "clipped", "constant", "cropped",
     "first-dropped", "inserted", "inverted", "items-swapped", "last-dropped", "lost",
     "mirrored-height", "mirrored-width", "negated", "normalised", "overflowed", "padded",
-    "partly-constant", "permuted", "plus", "repeated", "replaced", "resampled", "reshaped", "resized",
-    "reversed", "rolled", "shifted", "strided", "swapped-with", "tempered", "tiled", "time-scaled",
-    "times", "transposed", "zero",
+    "partly-constant", "permuted", "plus", "repeated", "replaced", "resampled", "reshaped",
+    "resized", "reversed", "rolled", "shifted", "strided", "swapped-with", "tempered", "tiled",
+    "time-scaled", "times", "transposed", "zero",
 )  # fmt: skip
 """The changes that :mod:`reproduce <omni_grpo_core.doctor.reproduce>` names, without a story."""
 
