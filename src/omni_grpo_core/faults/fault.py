@@ -30,8 +30,9 @@ class Fault:
     ``stops``: the step raises, so nothing later is seen. ``steps``: optimizer steps until it shows.
     ``versions``: for a fault of transformers itself, the releases that have it, a PEP 440
     specifier; ``""``: any. ``severity``: as the doctor's: a fault that "differs" is a recipe that
-    works. ``lacking``: loops or shapes of them that cannot have it, and why. ``noted``: it is wrong
-    only in what a loop logs or notes, so a loop that hands over nothing does not have it. ``also``:
+    works. ``lacking``: loops or shapes of them that cannot have it, and why. ``noted``: only
+    notes tell it from a run that is meant so: it is wrong in what a loop logs, or beside the rows
+    of its data. ``also``:
     other causes that are equally true of it. ``accepted``: other stages that may be blamed first,
     and why.
     """

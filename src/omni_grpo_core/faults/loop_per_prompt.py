@@ -26,7 +26,7 @@ from omni_grpo_core.io.extras import extra
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
-from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen
+from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen, SamplesSeen
 from omni_grpo_core.types import Media
 
 CHUNK = 2
@@ -34,7 +34,7 @@ CHUNK = 2
 
 
 class PerPromptLoop:
-    """See the module. Notes at most the loss, with its settings."""
+    """See the module. Notes at most its rows, and the loss with its settings."""
 
     def __init__(self, policy: Policy, config: LoopConfig) -> None:
         self.config, self.policy, self.clips = config, policy, Clips.shared()
@@ -304,7 +304,8 @@ class PerPromptLoop:
         return {
             "beta": c.beta, "epsilon": c.epsilon, "temperature": c.temperature,
             "num_generations": c.group_size, "loss_type": c.loss_type,
-            "num_iterations": c.iterations, "gradient_accumulation_steps": c.accumulation,
+            "num_iterations": c.iterations,
+            "gradient_accumulation_steps": c.accumulation * len(c.rows),
         }  # fmt: skip
 
     # ----------------------------------------------------------------- the step
@@ -312,6 +313,9 @@ class PerPromptLoop:
     def rollout(self, micro: int, notebook: Notebook | None) -> list[Rolled]:
         """One entry a prompt."""
         rows = self.draw(micro)
+        if notebook is not None:
+            names = tuple(str(row.row["sample_id"]) for row in rows)
+            notebook.note(SamplesSeen(tuple(row.row for row in rows), names))
         conversations = [self.conversation(row) for row in rows]
         prompts = self.render(conversations)
         asked: list[dict[str, Tensor]] = []
