@@ -11,6 +11,7 @@ import pytest
 from omni_grpo_core import tiny
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import Fault, cache_is_dropped
+from omni_grpo_core.faults.healthy import BY_NAME, breaking, healthy_tasks, run_healthy
 from omni_grpo_core.faults.plan import BY_ID
 from omni_grpo_core.faults.trial import recorded
 
@@ -45,3 +46,33 @@ def test_the_incident_s_mode_is_healthy_where_the_library_keeps_the_cache(
     fault = BY_ID["gen.checkpointing-train"]
     code, stages, _ = diagnosed(run_cli, tmp_path / "run", CHECKPOINTING, [fault])
     assert (code, stages[:1]) == ((1, ["completion"]) if cache_is_dropped() else (0, []))
+
+
+SAMPLE = (
+    "heard_by_librosa",  # processes messages that hold samples
+    "reinforce_plus_plus",  # a copy as reference, the batch's deviation
+    "rendered_by_hand",  # no template, each row encoded alone, asynchronous rewards
+    "autocast",
+)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_loops_of_other_makes_are_healthy(name: str) -> None:
+    """None shares code with the loop that the doctor was built beside."""
+    verdict = run_healthy(name, BY_NAME[name].settings[0])
+    assert breaking(verdict) == []
+
+
+def test_enough_of_them() -> None:
+    tasks = list(healthy_tasks())
+    assert len(BY_NAME) >= 40
+    assert len(tasks) == len(set(tasks)) >= 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_loop_in_every_setting_is_healthy(name: str) -> None:
+    found = {
+        str(setting): breaking(run_healthy(name, setting)) for setting in BY_NAME[name].settings
+    }
+    assert {way: what for way, what in found.items() if what} == {}
