@@ -25,7 +25,12 @@ LAYER = 1
 # --------------------------------------------------------------------------- advantage
 
 
-@faults.add("adv.negated", "costs taken for rewards", also=("loss.sign",))
+@faults.add(
+    "adv.negated",
+    "costs taken for rewards",
+    also=("loss.sign",),
+    accepted={"loss": "at the gradient, the advantage's sign and the loss's are one"},
+)
 @result_of("advantages")
 def negated(loop: Loop, seen: AdvantageSeen) -> AdvantageSeen:
     """The mean minus the reward is taken for the reward minus the mean: what is rewarded becomes
@@ -105,7 +110,12 @@ def entropy_bonus(loop: Loop) -> Manager:
     return loop.replaced(log_softmax=noted, token_loss=with_bonus)
 
 
-@faults.add("loss.kl-forgotten", "losses copied from a recipe without a reference", needs=HELD)
+@faults.add(
+    "loss.kl-forgotten",
+    "losses copied from a recipe without a reference",
+    needs=HELD,
+    also=("loss.kl-left-out",),
+)
 @instead_of("token_loss")
 def kl_forgotten(
     loop: Loop, before: Callable[..., Logged], logprobs: Tensor, rolled: Rolled
