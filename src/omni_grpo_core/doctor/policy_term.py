@@ -26,9 +26,10 @@ from omni_grpo_core.doctor.loss_rows import (
 from omni_grpo_core.doctor.rollouts import joined
 from omni_grpo_core.trace.calls import ForwardCall
 
-CONSTANT, ROUNDED = 1e-4, 3e-2
+CONSTANT, PROJECTED, ROUNDED = 1e-4, 1e-3, 3e-2
 """Spread of equal weights along a completion, by the largest of the step: read at float32 they
-agree to 1e-6 on the tiny checkpoint; 16 bits leave 2**-8 of each and of its temperature."""
+agree to 1e-6 on the tiny checkpoint, read at a head's input, by a projection, to 1e-4;
+16 bits leave 2**-8 of each and of its temperature."""
 _FITS = 0.03
 """Of a term's size, what its reproduction from recorded logprobs may leave: they are those of the
 whole vocabulary, where a trainer may have left ids out."""
@@ -77,7 +78,9 @@ def _policy_term(case: Case) -> PolicyTerm | None:
     plain = torch.stack([_level(row) for row in rows])
     plain_term = PolicyTerm(rows, plain, eos_left_out)
     size = max(float(row.own_weights.abs().max()) for row in rows if row.end)
-    allowed = (CONSTANT if all(row.exact for row in rows) else ROUNDED) * size
+    projected = any(not row.forward.logits_dtype for row in rows)
+    exact = PROJECTED if projected else CONSTANT
+    allowed = (exact if all(row.exact for row in rows) else ROUNDED) * size
     if all(_spread(row) <= allowed for row in rows):
         return plain_term
     best = None

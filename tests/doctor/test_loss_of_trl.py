@@ -1,0 +1,64 @@
+"""The loss of TRL's own trainer, whose fused head makes no logits, read at the head's input."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from omni_grpo_core import record
+from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.doctor.checks.loss import LOOKS, beta_read
+from omni_grpo_core.doctor.checks.run import in_order
+from omni_grpo_core.doctor.load import as_cases, read_traces
+from omni_grpo_core.doctor.loss_reading import reading, sound_accounts
+from omni_grpo_core.doctor.loss_rows import trained_rows
+
+
+def letters(
+    prompts: list[object], completions: list[list[dict[str, str]]], **_: object
+) -> list[float]:
+    return [sum(map(ord, one[0]["content"])) % 97 / 97 for one in completions]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "beta", "divisor", "by"),
+    [("dapo", 0.0, "uniform", 128), ("grpo", 0.04, "sequence", 8), ("bnpo", 0.0, "uniform", 128)],
+)
+def test_trl(kind: str, beta: float, divisor: str, by: int, policy: Policy, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", minversion="1.16", reason="its head is fused from 1.16 on")
+    data = pytest.importorskip("datasets")
+    questions = ("What is it?", "Who are you? Tell me.", "Where?", "Why so?")
+    trainer = trl.GRPOTrainer(
+        model=copy.deepcopy(policy.model),
+        reward_funcs=[letters],
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path / "out"), per_device_train_batch_size=8, num_generations=4,
+            max_completion_length=16, max_steps=2, use_cpu=True, bf16=False, report_to=[],
+            temperature=1.6, learning_rate=1e-4, save_strategy="no", loss_type=kind, beta=beta,
+        ),
+        processing_class=policy.processor,
+        train_dataset=data.Dataset.from_dict(
+            {"prompt": [[{"role": "user", "content": question}] for question in questions]}
+        ),
+    )  # fmt: skip
+    with record(
+        tmp_path / "trace", model=trainer.model, processor=policy.processor,
+        reward_funcs=trainer.reward_funcs, probe_rewards=False,
+    ):  # fmt: skip
+        trainer.train()
+    for step, case in enumerate(in_order(as_cases(read_traces(tmp_path / "trace")))):
+        assert {seen.at for seen in case.gradients} == {"hidden"}
+        rows, known = trained_rows(case), reading(case)
+        assert known is not None
+        told = torch.cat([row.temperature[row.tokens >= 0] for row in rows])
+        assert float(told.median()) == pytest.approx(1.6, rel=1e-4)
+        found = [(a.divisor, 1 / a.factor) for a in sound_accounts(known)]
+        assert any(d == divisor and n == pytest.approx(by, rel=1e-3) for d, n in found)
+        if beta and step:
+            assert beta_read(case, known.term) == pytest.approx(beta, rel=1e-3)
+        assert not [e for look in LOOKS for e in look(case)]
