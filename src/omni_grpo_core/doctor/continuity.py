@@ -19,23 +19,25 @@ __all__ = ["Edge", "edges", "look_at_edges"]
 
 
 def edges(case: Case) -> tuple[Edge, ...]:
-    """The edges of a step, in order of their later calls' kinds."""
-    return case.once(_trail)[0]
+    """The edges of a step, in order of their later calls' kinds; broken ones last."""
+    return tuple(case.once(_trail).edges)
 
 
 def look_at_edges(case: Case) -> Iterable[Evidence]:
     """Whatever changes between two calls, or is exchanged, dropped or left over from before."""
-    return case.once(_trail)[1]
+    return tuple(case.once(_trail).evidence)
 
 
-def _trail(case: Case) -> tuple[tuple[Edge, ...], tuple[Evidence, ...]]:
-    trail = Trail(case)
+def _trail(case: Case) -> Trail:
+    # a rollout of the step before may be scored in this one
+    before = set[int]() if case.before is None else case.before.once(_trail).blamed
+    trail = Trail(case, blamed=set(before))
     _texts_to_processor(trail)
     edge_rows.to_generate(trail)
     edge_rows.to_scoring(trail)
     edge_texts.to_rewards(trail)
-    evidence = tuple(trail.finish())
-    return tuple(trail.edges), evidence
+    trail.finish()
+    return trail
 
 
 def _texts_to_processor(trail: Trail) -> None:

@@ -98,19 +98,25 @@ def _rows_to_generate(
         _judge_order(trail, between, taken, made, alike)
     elif whole:
         trail.ok(between, whole)
-    trail.blamed |= {id(taken[row]) for row in broken}
+    # ids and mask are cut or replaced for all rows at once, where some had only padding to lose
+    changed = any(row.ids not in {one.ids for one in made} for row in taken)
+    trail.blamed |= {id(row) for row in taken if row.at in broken or changed}
 
 
 def _partner(
     row: FedRow, taken: Sequence[FedRow], made: Sequence[FedRow], alike: Sequence[Sequence[int]]
 ) -> FedRow | None:
-    """The row that should have been handed on: of the same ids, else at the same place."""
+    """The row that should have been handed on: of the same ids, else at the same place, else the
+    one that most of its ids are from."""
     expected = _expected(len(taken), len(made), alike)
     place = made[expected[row.at]] if expected else None
     same = [other for other in made if other.ids == row.ids]
     if same:
         return place if place in same else same[0]
-    return place
+    if place is not None:
+        return place
+    near = max(made, key=lambda other: _common(row, other.ids))
+    return near if _common(row, near.ids) >= max(len(near.ids), len(row.ids)) / 2 else None
 
 
 def _expected(rows: int, pool: int, alike: Sequence[Sequence[int]]) -> list[int] | None:
@@ -366,7 +372,7 @@ def _scored_rows(
 
 
 def _blame_ids(trail: Trail, between: Between, row: FedRow, completion: Completion) -> None:
-    change = ids_change(row, (*completion.prompt.ids, *completion.sampled))
+    change = ids_change(row, _whole(completion))
     how = str(change.values.get("how", ""))
     # positions are counted over the mask: without one they are those of plain text
     stage: Stage = "positions" if how == "dropped" else "logits"
@@ -378,17 +384,21 @@ def _blame_ids(trail: Trail, between: Between, row: FedRow, completion: Completi
 
 def _nearest(row: FedRow, pool: Sequence[Completion]) -> Completion | None:
     """The completion that most of a row's ids are from; ``None`` where less than half are."""
-    best = max(pool, key=lambda completion: _common(row, completion))
-    whole = (*best.prompt.ids, *best.sampled)
-    near = _common(row, best) >= max(len(whole), len(row.ids)) / 2
+    best = max(pool, key=lambda completion: _common(row, _whole(completion)))
+    whole = _whole(best)
+    near = _common(row, whole) >= max(len(whole), len(row.ids)) / 2
     return best if near and whole else None
 
 
-def _common(row: FedRow, completion: Completion) -> int:
-    """Tokens that a row shares with prompt and completion, from both ends."""
-    whole = (*completion.prompt.ids, *completion.sampled)
+def _whole(completion: Completion) -> tuple[int, ...]:
+    return (*completion.prompt.ids, *completion.sampled)
+
+
+def _common(row: FedRow, whole: tuple[int, ...]) -> int:
+    """Tokens that a row shares with other ids, from both ends; all where it only has another
+    mask."""
     if _inside(whole, row.raw) is not None:
-        return len(row.raw) + 1
+        return len(row.raw) + len(whole)
     size = min(len(whole), len(row.ids))
     front = next((n for n in range(size) if whole[n] != row.ids[n]), size)
     back = next((n for n in range(size) if whole[-1 - n] != row.ids[-1 - n]), size)

@@ -53,6 +53,7 @@ class Trail:
 
     case: Case
     edges: list[Edge] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
     blamed: set[int] = field(default_factory=set)
     _broken: dict[tuple[Between, str, str], _Broken] = field(default_factory=dict)
 
@@ -80,8 +81,8 @@ class Trail:
         else:
             self._broken[at] = _Broken(stage, sentence, origin, values, list(rows))
 
-    def finish(self) -> Iterator[Evidence]:
-        """Adds the broken edges, and gives what is wrong with them."""
+    def finish(self) -> None:
+        """Adds the broken edges, and what is wrong with them."""
         for (between, fact, _), one in self._broken.items():
             start, end, _ = between
             more = len(one.rows) - 1
@@ -89,7 +90,9 @@ class Trail:
             self.edges.append(Edge(*between, tuple(one.rows), "", "broken", sentence))
             values = {"edge": f"{start} -> {end}", "call": end, "rows": one.rows, **one.values}
             row = one.rows[0] if one.rows else None
-            yield Evidence(one.stage, f"edge-{fact}", sentence, one.origin, row, values)
+            self.evidence.append(
+                Evidence(one.stage, f"edge-{fact}", sentence, one.origin, row, values)
+            )
 
 
 def times(held: Sequence[object], pool: Iterable[object]) -> str:
