@@ -26,9 +26,8 @@ def _user(text: str, **media: str) -> list[dict[str, Any]]:
 
 def _frames(path: str) -> list[Any]:
     with av.open(path) as container:
-        return [np.asarray(f.to_image().resize((56, 56))) for f in container.decode(video=0)][::8][
-            :4
-        ]
+        every = [np.asarray(f.to_image().resize((56, 56))) for f in container.decode(video=0)]
+    return every[:: len(every) // 4][:4]
 
 
 def _sound(path: str) -> Any:
@@ -171,7 +170,7 @@ def return_sequences(world: Any) -> None:
     pad = proc.tokenizer.pad_token_id
     with world.record(model=model, processor=proc, reward_funcs=funcs):
         texts = proc.apply_chat_template(
-            [_user(row["problem"]) for row in world.rows("text", 2)],
+            [_user("Why?"), _user("Which of these two rivers is longer?")],
             tokenize=False, add_generation_prompt=True,
         )  # fmt: skip
         made = proc(text=texts, padding=True, padding_side="left", return_tensors="pt")
