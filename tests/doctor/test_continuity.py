@@ -1,0 +1,313 @@
+"""What every edge of a step says, on calls that can be followed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from joined_calls import (
+    SEEN,
+    made,
+    picture,
+    rendered,
+    rewarded,
+    rows,
+    sampled,
+    scored,
+    step,
+)
+from torch import Tensor
+
+from omni_grpo_core.doctor.continuity import edges, look_at_edges
+from omni_grpo_core.doctor.evidence import Case, Evidence
+
+A, B, C = (1, *SEEN, 2), (1, *SEEN, 3), (1, 4)
+ONE, TWO, THREE, FOUR = (5, 6, 9), (5, 9), (7, 8, 9), (8, 9)
+IDS = (ONE, TWO, THREE, FOUR)
+TEXTS = ("five six", "five", "seven eight", "eight")
+ASKED = ("look at this one", "look at this one", "look at that one", "look at that one")
+
+
+def inputs() -> dict[str, Tensor]:
+    """Two prompts with a picture each, twice each."""
+    return rows([A, A, B, B], [1, 1, 2, 2])
+
+
+def whole() -> dict[str, Tensor]:
+    """What is scored of it: prompts and completions."""
+    ids = [(*p, *c) for p, c in zip((A, A, B, B), IDS, strict=True)]
+    return rows(ids, [1, 1, 2, 2])
+
+
+def healthy(
+    taken: dict[str, Tensor] | None = None,
+    given: dict[str, Tensor] | None = None,
+    texts: Sequence[str] = TEXTS,
+    asked: Sequence[str] = ASKED,
+    before: Case | None = None,
+    **columns: Any,
+) -> Case:
+    """A step; ``taken``: by generate, ``given``: to the scoring forward, ``texts`` and ``asked``:
+    to the reward."""
+    return step(
+        rendered(*ASKED[::2]),
+        made(ASKED, inputs()),
+        sampled(inputs() if taken is None else taken, IDS, TEXTS),
+        rewarded(asked, texts, **columns),
+        scored(whole() if given is None else given),
+        before=before,
+        step="1" if before else "0",
+    )
+
+
+def only(case: Case) -> Evidence:
+    [evidence] = look_at_edges(case)
+    return evidence
+
+
+def relations(case: Case) -> dict[str, str]:
+    return {f"{e.start} -> {e.end}": e.relation for e in edges(case) if e.state == "ok"}
+
+
+def test_a_healthy_step_has_every_edge_and_nothing_to_say() -> None:
+    case = healthy()
+    assert list(look_at_edges(case)) == []
+    assert relations(case) == {
+        "rendered text -> processor": "each 2 times",
+        "processor -> generate": "",
+        "generate -> the scoring forward": "",
+        "generate -> reward length": "",
+    }
+    assert case.judged == {"text", "batch", "media", "completion", "reward"}
+
+
+def test_rows_may_be_cast_repeated_and_scored_in_another_order() -> None:
+    """TRL shuffles between generate and scoring; everybody casts pixels."""
+    taken = inputs()
+    taken["pixel_values"] = taken["pixel_values"].to(torch.bfloat16)
+    ids = [(*p, *c) for p, c in zip((B, A, A, B), (FOUR, ONE, TWO, THREE), strict=True)]
+    given = rows(ids, [2, 1, 1, 2], left=False)
+    given["pixel_values"] = given["pixel_values"].to(torch.bfloat16)
+    processed = made(ASKED[::2], rows([A, B], [1, 2]))
+    case = step(processed, sampled(taken, IDS, TEXTS), scored(given))
+    assert list(look_at_edges(case)) == []
+    assert relations(case) == {
+        "processor -> generate": "each 2 times, cast to bfloat16",
+        "generate -> the scoring forward": "in another order",
+    }
+
+
+def with_pixels(held: dict[str, Tensor], *pictures: Tensor) -> dict[str, Tensor]:
+    return {**held, "pixel_values": torch.cat(pictures)}
+
+
+ONES, TWOS = picture(1), picture(2)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "fact", "bad", "says"),
+    [
+        ((2 * ONES, ONES, TWOS, TWOS), "edge-media-changed", [0], "times 2"),
+        ((ONES, ONES, TWOS.flip(0), TWOS), "edge-media-changed", [2], "in reverse order"),
+        ((TWOS, ONES, TWOS, ONES), "edge-media-exchanged", [0, 3], "has the image of row 2"),
+    ],
+)
+@pytest.mark.parametrize("where", ["generate", "scoring"])
+def test_media_that_change_between_calls(
+    pictures: tuple[Tensor, ...], fact: str, bad: list[int], says: str, where: str
+) -> None:
+    to_generate = where == "generate"
+    change = with_pixels(inputs() if to_generate else whole(), *pictures)
+    found = only(healthy(taken=change) if to_generate else healthy(given=change))
+    assert (found.fact, found.values["rows"]) == (fact, bad)
+    assert says in found.sentence
+    assert found.stage == ("batch" if to_generate else "media")
+
+
+def test_a_row_that_was_wrong_in_generate_is_not_blamed_again() -> None:
+    """A media fault used to be found two or three times more, in what follows from it."""
+    pictures = (2 * ONES, ONES, TWOS, TWOS)
+    case = healthy(with_pixels(inputs(), *pictures), with_pixels(whole(), *pictures))
+    assert only(case).values["edge"] == "processor -> generate"
+    assert [e.rows for e in edges(case) if e.state == "not judged"] == [(0,), (0, 1, 2, 3)]
+
+
+def without(held: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: value for name, value in held.items() if name not in names}
+
+
+def test_pixels_or_grids_that_are_dropped() -> None:
+    """TRL 1.16 hands video to generate and not to the scoring forward."""
+    found = only(healthy(given=without(whole(), "pixel_values")))
+    assert (found.fact, found.stage, len(found.values["rows"])) == (
+        "edge-media-dropped", "media", 4
+    )  # fmt: skip
+    found = only(healthy(given=without(whole(), "image_grid_thw")))
+    assert (found.fact, found.stage) == ("edge-grid-dropped", "media")
+    found = only(healthy(taken=without(inputs(), "pixel_values", "image_grid_thw")))
+    assert (found.fact, found.values["call"]) == ("edge-media-dropped", "generate")
+
+
+def test_rows_in_another_order() -> None:
+    """All tensors of the rows change places together: every row is whole, and answers in another's
+    place."""
+    found = only(healthy(taken=rows([B, A, A, B], [2, 1, 1, 2])))
+    assert (found.fact, found.stage) == ("edge-order", "batch")
+    assert "in the order 3 1 1 3" in found.sentence
+
+
+def test_the_same_text_with_two_pictures_is_not_an_exchange() -> None:
+    """One question about two clips is common, and two rows of equal content are one."""
+    same = rows([A, A, A, A], [1, 2, 1, 2])
+    texts = ["look"] * 4
+    case = step(made(texts, same), sampled(same, IDS, TEXTS))
+    assert list(look_at_edges(case)) == []
+
+
+def test_what_an_earlier_step_left_over() -> None:
+    first = healthy()
+    other = rows([A, A, B, B], [3, 3, 4, 4])
+    late = step(made(ASKED, other), sampled(inputs(), IDS, TEXTS), before=first)
+    found = only(late)
+    assert (found.fact, found.values["of"]) == ("edge-stale", "step 0")
+    part = with_pixels(other, ONES, ONES, picture(4), picture(4))
+    late = step(made(ASKED, other), sampled(part, IDS, TEXTS), before=first)
+    found = only(late)
+    assert (found.fact, found.values["rows"]) == ("edge-media-stale", [0, 1])
+    assert "made in step 0" in found.sentence
+
+
+def test_rows_that_were_processed_once_may_be_used_again() -> None:
+    """A loop over one batch, as people overfit it: only the first step calls the processor."""
+    again = step(sampled(inputs(), IDS, TEXTS), before=healthy())
+    assert list(look_at_edges(again)) == []
+    assert relations(again) == {"processor -> generate": "made in step 0"}
+    others = step(rendered("another"), sampled(inputs(), IDS, TEXTS), before=healthy())
+    assert only(others).fact == "edge-stale"
+
+
+@pytest.mark.parametrize(
+    ("change", "fact", "says"),
+    [
+        (
+            lambda h: {**h, "attention_mask": torch.ones_like(h["attention_mask"])},
+            "mask",
+            "keeps 4",
+        ),
+        (lambda h: without(h, "attention_mask"), "mask", "no attention mask"),
+        (lambda h: {k: v[:, 1:] for k, v in h.items()}, "cut", "truncated on the left"),
+        (lambda h: {k: v[:, :-1] for k, v in h.items()}, "cut", "truncated on the right"),
+        (lambda h: {**h, "input_ids": h["input_ids"] + 1}, "ids", "plus 1"),
+    ],
+)
+def test_ids_and_masks_that_change(change: Any, fact: str, says: str) -> None:
+    long, short = (1, 4, 5, 6, 7, 8), (2, 3)
+    prompts = rows([long, short])
+    case = step(made(["long", "short"], prompts), sampled(change(prompts), (ONE, TWO), TEXTS[:2]))
+    found = only(case)
+    assert (found.fact, found.stage) == (f"edge-{fact}", "batch")
+    assert says in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("ids", "fact"),
+    [
+        ((5, 6, 9, 0, 0), None),  # padded after its end
+        ((5, 6), None),  # the last token is only predicted
+        ((5,), "edge-scored-cut"),
+        ((5, 7, 9), "edge-scored-ids"),
+    ],
+)
+def test_what_is_scored_is_what_was_sampled(ids: tuple[int, ...], fact: str | None) -> None:
+    generate = sampled(rows([C]), [ONE], TEXTS[:1])
+    case = step(generate, scored(rows([(*C, *ids)])))
+    assert [e.fact for e in look_at_edges(case)] == ([] if fact is None else [fact])
+
+
+def test_rows_of_something_else_are_not_judged() -> None:
+    """A critic, an auxiliary loss: their rows are no completion of this rollout."""
+    case = step(sampled(rows([C]), [ONE], TEXTS[:1]), scored(rows([(30, 31, 32, 33)])))
+    assert list(look_at_edges(case)) == []
+    assert [e.why for e in edges(case) if e.end == "the scoring forward"] == [
+        "not rows of this rollout"
+    ]
+
+
+def test_positions_of_sampling_and_scoring() -> None:
+    """One shift of all positions is invisible to a rotary embedding; another distance is not."""
+    prompt = torch.tensor([0.0, 1, 1, 2]).expand(3, 1, 4)
+    generate = replace(sampled(rows([(1, 2, 3, 4)]), [ONE]), position_ids=prompt)
+    ids = rows([(1, 2, 3, 4, *ONE)])
+
+    def at(*places: float) -> list[str]:
+        positions = torch.tensor(places).expand(3, 1, 7)
+        case = step(generate, scored(ids, position_ids=positions))
+        return [e.fact for e in look_at_edges(case)]
+
+    assert at(0, 1, 1, 2, 3, 4, 5) == at(7, 8, 8, 9, 10, 11, 12) == []
+    assert at(0, 1, 2, 3, 4, 5, 6) == ["edge-positions"]
+    assert at(0, 1, 1, 2, 4, 5, 6) == ["edge-positions"]
+
+
+# --------------------------------------------------------------------------- rewards
+
+
+@pytest.mark.parametrize(
+    ("texts", "fact", "stage"),
+    [
+        ([f" {t}\n" for t in TEXTS], None, ""),
+        ([f"{t}<|im_end|>" for t in TEXTS], None, ""),
+        ([f"Q: why? A: {t}" for t in TEXTS], None, ""),  # a judge's template
+        (["1", "2", "3", "4"], "edge-text", "completion"),
+        ([q + t for q, t in zip(ASKED, TEXTS, strict=True)], "edge-prompt-inside", "reward"),
+        ((*TEXTS[1:], TEXTS[0]), "edge-arguments", "reward"),
+        ((TEXTS[1], TEXTS[0], *TEXTS[2:]), "edge-arguments", "reward"),
+    ],
+)
+def test_the_texts_that_a_reward_gets(texts: Sequence[str], fact: str | None, stage: str) -> None:
+    found = [(e.fact, e.stage) for e in look_at_edges(healthy(texts=texts))]
+    assert found == ([] if fact is None else [(fact, stage)])
+
+
+def test_texts_cut_at_a_length_are_not_texts_cut_at_a_tag() -> None:
+    long = tuple(f"{t} <a>{t}</a> and so on" for t in TEXTS)
+
+    def found(texts: Sequence[str]) -> list[str]:
+        generate = sampled(inputs(), IDS, long)
+        case = step(made(ASKED, inputs()), generate, rewarded(ASKED, texts))
+        return [e.fact for e in look_at_edges(case)]
+
+    assert found([text[: text.index("</a>") + 4] for text in long]) == []
+    assert found([text[:9] for text in long]) == ["edge-text-cut"]
+
+
+def test_rewards_of_whole_groups_in_another_order_are_healthy_with_their_prompts() -> None:
+    texts, asked = (*TEXTS[2:], *TEXTS[:2]), (*ASKED[2:], *ASKED[:2])
+    case = healthy(texts=texts, asked=asked)
+    assert list(look_at_edges(case)) == []
+    assert "in another order" in relations(case)["generate -> reward length"]
+
+
+def test_columns_of_other_rows() -> None:
+    """Two prompts, each repeated: the gold of one beside the completions of the other."""
+    assert list(look_at_edges(healthy(solution=["x", "x", "y", "y"], number=[1, 2, 3, 4]))) == []
+    assert only(healthy(solution=["x", "y", "x", "y"])).fact == "edge-columns"
+    # each prompt's own words beside the other's completions
+    moved = healthy(problem=[ASKED[2], ASKED[2], ASKED[0], ASKED[0]])
+    assert only(moved).fact == "edge-columns"
+
+
+def test_prompts_repeated_in_another_order_than_columns() -> None:
+    """Prompts 1 2 1 2, columns 1 1 2 2."""
+    tiled = rows([A, B, A, B], [1, 2, 1, 2])
+    asked = (ASKED[0], ASKED[2]) * 2
+    case = step(
+        made(asked, tiled),
+        sampled(tiled, IDS, TEXTS),
+        rewarded(asked, TEXTS, solution=["x", "x", "y", "y"]),
+    )
+    found = only(case)
+    assert (found.fact, found.stage) == ("edge-group-order", "completion")
