@@ -15,7 +15,7 @@ from omni_grpo_core.doctor import edge_rows, edge_texts
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.trail import Edge, Trail, times
 
-__all__ = ["Edge", "edges", "look_at_edges"]
+__all__ = ["Edge", "edges", "look_at_edges", "misplaced"]
 
 
 def edges(case: Case) -> tuple[Edge, ...]:
@@ -26,6 +26,13 @@ def edges(case: Case) -> tuple[Edge, ...]:
 def look_at_edges(case: Case) -> Iterable[Evidence]:
     """Whatever changes between two calls, or is exchanged, dropped or left over from before."""
     return tuple(case.once(_trail).evidence)
+
+
+def misplaced(case: Case) -> bool:
+    """Whether completions stand in each other's place before rewards: what groups and weights make
+    of them follows from that."""
+    facts = {"edge-order", "edge-arguments", "edge-columns", "edge-group-order", "edge-text-stale"}
+    return any(evidence.fact in facts for evidence in look_at_edges(case))
 
 
 def _trail(case: Case) -> Trail:

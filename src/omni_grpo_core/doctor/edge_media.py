@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.bundles import Fed, FedRow, Item, held_in, rows_in
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.doctor.reproduce import difference, plain, reproductions, told
+from omni_grpo_core.doctor.reproduce import Reproduction, difference, plain, reproductions, told
 from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps
 from omni_grpo_core.types import MODALITIES, Modality, Stage
 
@@ -144,12 +145,22 @@ def _item_change(
     if want is None or got is None:
         sentence = f"{where} has other {modality} values than the call before it"
         return _Change(stage, "media-changed", sentence)
-    found = reproductions(want, got)
+    found = reproductions(want, got) or _colours(want, got, modality)
     if found:
         sentence = told(subject, found)
         return _Change(stage, "media-changed", sentence, found[0].name, plain(found))
     sentence = f"{where} has other {modality} values than the call before it: "
     return _Change(stage, "media-changed", sentence + difference(want, got))
+
+
+def _colours(want: Tensor, got: Tensor, modality: Modality) -> tuple[Reproduction, ...]:
+    """Red and blue exchanged within each patch, whose values are ordered by colour."""
+    if modality == "audio" or want.shape != got.shape or want.shape[-1] % 3:
+        return ()
+    planes = want.reshape(*want.shape[:-1], 3, -1).flip(-2).flatten(-2)
+    if not torch.equal(planes.to(got.dtype), got):
+        return ()
+    return (Reproduction("channels-swapped", "with red and blue exchanged"),)
 
 
 def _others(

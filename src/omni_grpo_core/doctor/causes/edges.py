@@ -99,6 +99,16 @@ _TABLE = (
         for side in ("left", "right")
         for cause in (f"{prefix}.truncated-{side}",)
     ),
+    *(
+        Signature(
+            cause="batch.seconds",
+            fact=fact,
+            harm="the clip seems to play at another speed: time positions of all frames are off",
+            fix="pass on the processor's own seconds between frames",
+            confirm="time positions of a clip's frames rise by its real seconds",
+        )
+        for fact in ("seconds-changed", "edge-seconds")
+    ),
     Signature(
         cause="batch.mask-ignored",
         fact="edge-mask",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.asked import asked, golds_of
+from omni_grpo_core.doctor.continuity import look_at_edges
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.rollouts import (
     Completion,
@@ -330,6 +331,8 @@ def truncation(config: Mapping[str, Any], vocabulary: int | None) -> dict[str, f
 
 def look_at_pixels(case: Case) -> Iterable[Evidence]:
     """Pixel rows repeated one by one for the group, which scrambles every picture's patches."""
+    if any(e.fact == "edge-media-changed" for e in look_at_edges(case)):
+        return  # other values in all patches may make neighbours equal
     for rollout, call in generated_rollouts(case):
         copies = int(call.config.get("num_return_sequences") or 1)
         for pixels, grids in _PIXELS.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 from omni_grpo_core.doctor.asked import asked, carries_sound, golds_of, name_of, noted, rewarded
 from omni_grpo_core.doctor.bundles import rows_in
+from omni_grpo_core.doctor.continuity import misplaced
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rendered import (
     RenderedBatch,
@@ -60,6 +61,8 @@ def look_copies(case: Case) -> Iterator[Evidence]:
 
     Rows whose columns are equal by chance have groups of equal size.
     """
+    if misplaced(case):
+        return  # they are another row's only where they are rewarded
     rows: dict[str, list[Completion]] = {}
     for one in rewarded(case):
         if one.row and one.completion is not None:

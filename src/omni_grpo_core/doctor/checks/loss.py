@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.logits import temperature_of
+from omni_grpo_core.doctor.continuity import misplaced
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.loss_reading import (
     Account,
@@ -259,10 +260,10 @@ def look_at_weights(case: Case) -> Iterable[Evidence]:
     wrong = list(wrong_accounts(known))
     if wrong or weighted_accounts(known):
         note_judged(case, "advantage", "loss")
-        if wrong:
+        if wrong and not (wrong[0].base == "other groups" and misplaced(case)):
             yield _wrong(known, wrong)
         return
-    pair = against_rewards(known)
+    pair = None if misplaced(case) else against_rewards(known)
     if pair is None:
         note_missing(case, "how rewards became the loss's weights could not be told", "advantage")
         return
