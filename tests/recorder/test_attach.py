@@ -21,6 +21,7 @@ from omni_grpo_core.trace.calls import (
     ForwardCall,
     GenerateCall,
     LossSeen,
+    RewardCall,
     SamplesSeen,
     StepSeen,
 )
@@ -105,6 +106,13 @@ def test_open_r1_style(
     assert advantage.scale == "group"
     assert advantage.weights == {"letters": 1.0, "patial_length": 1.0}
     assert list(advantage.spans) == ["patial_length"]
+    partial = values(trace, RewardCall)[1]
+    assert partial.name == "patial_length"
+    groups = torch.tensor(partial.values).view(2, 2)
+    centred = groups - groups.mean(1, keepdim=True)
+    wanted = centred / (groups.std(1, keepdim=True) + 1e-4)
+    # float32
+    assert torch.allclose(advantage.partial["patial_length"], wanted.flatten(), atol=1e-5)
     reward = values(trace, type(trace["reward"].value))[0]
     assert advantage.rewards.tolist() == pytest.approx(reward.values)
     assert loss.loss == made.losses[0]
@@ -161,6 +169,7 @@ def test_a_train_that_raises_keeps_what_was_recorded(
     assert not recorder.recording
     trace = load_trace(tmp_path / "trace" / "step-000000")
     assert trace.header["raised"] == "RuntimeError: no judge"
+    assert trace.header["raised_in"] == "reward"
     assert len(values(trace, GenerateCall)) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import os
 import random
 import warnings
 import weakref
@@ -15,13 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toy_thinker
 from plain_loop import PlainLoop, one_step, recording
 
 from omni_grpo_core import record
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.errors import ConfigError, TraceError
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.trace.calls import SamplesSeen
+from omni_grpo_core.trace.codec import equal
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample
 
@@ -187,13 +190,70 @@ def test_an_unwritable_disk_ends_only_the_recording(
     assert "recording stopped" in caplog.text
 
 
-def test_a_used_folder_is_rejected_before_anything_changes(tmp_path: Path, loop: Loop) -> None:
+def test_a_job_that_is_started_again_records_beside_its_first_recording(
+    tmp_path: Path, loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It died at start-up, because the crash before had left a folder."""
     made = loop()
-    one_step(tmp_path / "a", made)
-    before = touched(made)
-    with pytest.raises(TraceError, match="already holds recorded steps"):
-        recording(tmp_path / "a", made).start()
-    assert touched(made) == before
+    first = one_step(tmp_path / "a", made)
+    for number in (1, 2):
+        with recording(tmp_path / "a", made, steps=1):
+            made.step()
+        assert f"holds a recording: this one goes to {tmp_path / f'a-{number}'}" in caplog.text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "a-1", "a-2"]
+    assert equal(load_trace(tmp_path / "a" / "step-000000"), first)
+
+
+def test_every_rank_of_a_job_started_again_records_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rank had written a step when the job died, the other had not."""
+    (tmp_path / "a" / "rank-1" / "step-000000").mkdir(parents=True)
+    os.utime(tmp_path / "a" / "rank-1" / "step-000000", (0, 0))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        with record(
+            tmp_path / "a", model=toy_thinker.make(), processor=toy_thinker.ToyProcessor()
+        ) as recorder:
+            recorder.note(SamplesSeen((), None))
+        header = load_trace(tmp_path / "a-1" / f"rank-{rank}" / "step-000000").header
+        assert (header["rank"], header["world"]) == (rank, "2")
+
+
+@pytest.mark.parametrize(
+    ("stage", "break_it"),
+    [
+        ("batch", lambda made, model: made(text=3)),
+        ("completion", lambda made, model: model.generate(input_ids=None)),
+        ("logits", lambda made, model: model(input_ids=torch.tensor([[99]]))),
+        ("loss", lambda made, model: torch.autograd.backward(torch.tensor(1.0))),
+        (None, lambda made, model: [].pop()),
+    ],
+)
+def test_a_step_of_nothing_but_an_exception_says_where_it_was_raised(
+    tmp_path: Path, stage: str | None, break_it: Callable[[Any, Any], Any]
+) -> None:
+    """A run that died before its first call left no folder, and the one after it was judged."""
+    model, processor = toy_thinker.make(), toy_thinker.ToyProcessor()
+    with (
+        pytest.raises(Exception, match=r".*") as raised,
+        record(tmp_path / "a", model=model, processor=processor),
+    ):
+        break_it(processor, model)
+    header = load_trace(tmp_path / "a" / "step-000000").header
+    assert header["raised"] == f"{raised.type.__name__}: {raised.value}"
+    assert header.get("raised_in") == stage
+    assert header["complete"] == "False"
+
+
+def test_a_program_that_exits_has_not_raised(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SystemExit),
+        record(tmp_path / "a", model=toy_thinker.make(), processor=toy_thinker.ToyProcessor()),
+    ):
+        raise SystemExit(0)
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_model_without_a_thinker_is_rejected(tmp_path: Path, loop: Loop) -> None:

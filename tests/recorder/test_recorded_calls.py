@@ -240,6 +240,7 @@ def test_a_step_cut_short_by_an_exception_is_kept(tmp_path: Path, loop: Loop) ->
     trace = load_trace(tmp_path / "a" / "step-000001")
     assert trace.header["complete"] == "False"
     assert trace.header["raised"] == text
+    assert trace.header["raised_in"] == "batch"
     assert only(trace, ProcessorCall).error == text
 
 

@@ -51,7 +51,6 @@ def attach(
 
     Raises:
         ConfigError: the trainer is of no known style; pass its objects to ``record``.
-        TraceError: ``folder`` already holds steps.
     """
     style = next((style for style in STYLES if style.fits(trainer)), None)
     if style is None:

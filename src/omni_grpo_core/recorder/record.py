@@ -7,9 +7,11 @@ raises; a step cut short by an exception is kept too, as it is the one to look a
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,10 +19,10 @@ from typing import Any, Protocol
 
 import torch
 
-from omni_grpo_core.errors import ConfigError, TraceError
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.recorder.hooks import Patches, WarningsWatch
 from omni_grpo_core.recorder.plain import Plain
-from omni_grpo_core.recorder.step_buffer import Bounds, StepBuffer
+from omni_grpo_core.recorder.step_buffer import Bounds, StepBuffer, stage_of
 from omni_grpo_core.recorder.thinker import find, marks, placeholders, rope_sections
 from omni_grpo_core.recorder.watch_model import ModelWatch
 from omni_grpo_core.recorder.watch_processor import ProcessorWatch
@@ -31,6 +33,8 @@ from omni_grpo_core.trace.calls import CALLS, Call
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import Trace
 
+_BEGUN = time.time()
+"""Of this process."""
 _LOG = logging.getLogger("omni_grpo_core.recorder")
 _LIBRARIES = (
     "omni-grpo-core",
@@ -69,14 +73,19 @@ def record(
     Not seen: a processor called in a data loader's worker processes (use ``num_workers=0`` while
     recording), a rollout in another engine, and what runs inside a compiled graph.
 
-    Each step becomes ``folder/step-000000`` …, below ``rank-N`` with several ranks.
+    Each step becomes ``folder/step-000000`` …, below ``rank-N`` with several ranks. A folder that
+    already holds steps is left alone: a job that is started again records beside it, into
+    ``folder-1``, ``folder-2`` …, and logs where. A block that raises leaves a last step, be it
+    without any call, whose header has ``raised`` and, where a recorded call raised it, that call's
+    stage as ``raised_in``.
     ``max_tensor_bytes``: larger tensors are described, not kept; ``max_step_bytes``: the limit
     for all tensors of one step.
 
     Raises:
         ConfigError: ``model`` has no thinker, or ``steps`` is below 1.
-        TraceError: ``folder`` already holds steps. Once recording has begun, nothing is raised:
-            what cannot be recorded is logged and noted in the trace's header.
+
+    Once recording has begun, nothing is raised: what cannot be recorded is logged and noted in the
+    trace's header.
     """
     bounds = Bounds(tensor_bytes=max_tensor_bytes, step_bytes=max_step_bytes)
     return Recorder(
@@ -154,15 +163,8 @@ class Recorder:
         self._watches.append(watch)
 
     def start(self) -> Recorder:
-        """Raises :class:`~omni_grpo_core.errors.TraceError` when the folder already holds steps."""
-        folder = _place(self._root)
-        if folder.is_dir() and any(folder.glob("step-*")):
-            raise TraceError(
-                str(folder),
-                got="a folder that already holds recorded steps",
-                want="a new folder for every recording",
-                fix="choose another name, or remove it if it is not needed",
-            )
+        """Begin, in a folder without steps."""
+        self._root = _unused(self._root)
         self._on = True
         try:
             for watch in self._watches:
@@ -200,13 +202,16 @@ class Recorder:
         if not self._on:
             return
         self._on = False
-        if error is not None:
+        crashed = error is not None and not _is_exit(error)
+        if error is not None and crashed:
             self._header["raised"] = self.buffer.plain.error(error)
+            if (stage := stage_of(error)) is not None:
+                self._header["raised_in"] = stage
         while self._watches:
             self._watches.pop().stop()
         self._patches.undo()
         # what ended the run is said even where nothing was called
-        if (self.buffer.records or isinstance(error, Exception)) and self._written < self._steps:
+        if (self.buffer.records or crashed) and self._written < self._steps:
             self._write(complete=False)
         self.buffer.take()
 
@@ -229,6 +234,26 @@ class Recorder:
             self.stop()
             return
         self._written += 1
+
+
+def _is_exit(error: BaseException) -> bool:
+    return isinstance(error, SystemExit) and not error.code
+
+
+def _unused(root: Path) -> Path:
+    """``root``, or a numbered folder beside it if a recording is there."""
+    places = (root if number == 0 else Path(f"{root}-{number}") for number in itertools.count())
+    place = next(place for place in places if not _is_used(place))
+    if place != root:
+        _LOG.warning("%s holds a recording: this one goes to %s", root, place)
+    return place
+
+
+def _is_used(root: Path) -> bool:
+    """Of a crash, often only the rank that raised has left steps: the others must not mix theirs
+    with them. A step written since this process began is of another rank of the same run."""
+    others = root.glob("rank-*/step-*")
+    return any(_place(root).glob("step-*")) or any(p.stat().st_mtime < _BEGUN for p in others)
 
 
 def _place(root: Path) -> Path:

@@ -20,10 +20,16 @@ from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.tensors import Described, arrived, copied, local
 from omni_grpo_core.trace.calls import Call, TensorSeen
 from omni_grpo_core.trace.digest import digest_of
-from omni_grpo_core.types import StageRecord
+from omni_grpo_core.types import Stage, StageRecord
 
 _LOG = logging.getLogger("omni_grpo_core.recorder")
 
+_STAGES: Mapping[str, Stage] = {
+    "processor": "batch",
+    "generate": "completion",
+    "reward": "reward",
+}
+_DIED_IN = "_omni_grpo_core_stage"
 _MOST_WARNINGS = 100
 _LONGEST_WARNING = 600
 
@@ -191,6 +197,7 @@ class StepBuffer:
             yield outcome
         except BaseException as raised:
             outcome.error = self.plain.error(raised)
+            died_in(raised, _STAGES[at])
             raise
         finally:
             outcome.seconds, outcome.warnings = clock() - started, self.unlisten(heard)
@@ -212,6 +219,18 @@ class StepBuffer:
         if text not in self._reported:
             self._reported.add(text)
             _LOG.warning("not recorded: %s", text, exc_info=error)
+
+
+def died_in(error: BaseException, stage: Stage) -> None:
+    """Note on ``error`` the stage that it was raised in; the innermost call is the first to."""
+    if stage_of(error) is None:
+        error.__dict__[_DIED_IN] = stage
+
+
+def stage_of(error: BaseException) -> Stage | None:
+    """The stage of the recorded call that raised ``error``; ``None``: raised outside any."""
+    stage: Stage | None = error.__dict__.get(_DIED_IN)
+    return stage
 
 
 def digest_into(

@@ -128,6 +128,7 @@ class TrainerWatch:
         weights = self._weights()
         partial = made.get(self._style.partial) or () if self._style.partial else ()
         spans = {entry["name"]: entry["mask"] for entry in partial}
+        added = {entry["name"]: entry["reward"] for entry in partial if "reward" in entry}
         values = [
             weights.get(call.name, 1.0)
             * torch.tensor([torch.nan if v is None else v for v in call.values])
@@ -144,6 +145,7 @@ class TrainerWatch:
             scale={"True": "group", "False": "none"}.get(scale, scale),
             weights=weights,
             spans=spans,
+            partial=added,
         )
         self._buffer.add(self._buffer.own(seen))
 

@@ -17,7 +17,14 @@ from omni_grpo_core.core.dialect import tokens_cached
 from omni_grpo_core.recorder.completions import decoded
 from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.loss_gradient import LossGradientWatch, in_backward
-from omni_grpo_core.recorder.step_buffer import Outcome, Seen, StepBuffer, clock, digest_into
+from omni_grpo_core.recorder.step_buffer import (
+    Outcome,
+    Seen,
+    StepBuffer,
+    clock,
+    died_in,
+    digest_into,
+)
 from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
 from omni_grpo_core.recorder.thinker import Found, modes, text_model_of
 from omni_grpo_core.trace import dtype_name
@@ -405,7 +412,10 @@ class ModelWatch:
         if before is None:
             return
         # the hook also runs for a forward that raised, with no output
-        error = buffer.plain.error(raised) if output is None and raised else None
+        error = None
+        if output is None and raised is not None:
+            error = buffer.plain.error(raised)
+            died_in(raised, "logits")
         logits = getattr(output, "logits", None)
         self._gradients.forward(logits, forward.ids)
         kind, logprobs = "" if logits is None else dtype_name(logits), _scored(logits, forward.ids)

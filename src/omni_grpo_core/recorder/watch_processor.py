@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.media import media_seen
-from omni_grpo_core.recorder.step_buffer import Outcome, Seen, StepBuffer, clock
+from omni_grpo_core.recorder.step_buffer import Outcome, Seen, StepBuffer, clock, died_in
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall, TemplateCall
 from omni_grpo_core.types import MODALITIES, Modality
 
@@ -83,6 +83,9 @@ class ProcessorWatch:
         try:
             result = call(*args, **keywords)
             return result
+        except BaseException as raised:
+            died_in(raised, "text")
+            raise
         finally:  # what the processor inside it could not take was rendered all the same
             self._rendering = False
             with self._buffer.guarded("chat template"):

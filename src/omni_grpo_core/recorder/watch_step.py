@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 
 from omni_grpo_core.recorder.hooks import Patches
 from omni_grpo_core.recorder.layers import Held, Layers, gradient_norms
-from omni_grpo_core.recorder.step_buffer import StepBuffer
+from omni_grpo_core.recorder.step_buffer import StepBuffer, died_in
 from omni_grpo_core.recorder.thinker import Found
 from omni_grpo_core.trace.calls import StepSeen
 
@@ -61,6 +61,9 @@ class StepWatch:
                 with self._buffer.guarded("backward"):
                     self._after_backward()
                 return result
+            except BaseException as raised:
+                died_in(raised, "loss")
+                raise
             finally:
                 self._inside = False
 

@@ -242,7 +242,8 @@ class AdvantageSeen:
     """``rewards``: (N,), as summed by the trainer. ``group_ids``: the group of each completion,
     according to the trainer. ``advantages``: (N,) or (N, C). ``scale``: ``"group"``, ``"batch"``,
     ``"none"``, or ``""`` if unknown. ``weights``: of each reward, by name. ``spans``: token mask
-    (N, C) of each partial reward, by name."""
+    (N, C) of each partial reward, by name. ``partial``: (N,), what each adds to the advantages of
+    the tokens in its mask; a trainer's partial rewards before that are its reward calls."""
 
     stage: ClassVar[Literal["advantage"]] = "advantage"
     rewards: Tensor
@@ -251,6 +252,7 @@ class AdvantageSeen:
     scale: str
     weights: Mapping[str, float]
     spans: Mapping[str, Tensor]
+    partial: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
