@@ -1,31 +1,39 @@
-"""What recording costs: a GRPO step's time with and without the recorder, in one run.
+"""What recording costs: a GRPO step's time with the recorder over its time without, in one run.
 
 ::
 
-    python tests/benchmarks/bench_recorder.py [--shape tiny] [--pairs 8] [--threads 1]
-    python tests/benchmarks/bench_recorder.py --shape 7b --device cuda [--pairs 5]
+    python tests/benchmarks/bench_recorder.py [--shape tiny] [--pairs 20] [--threads 1] [--json]
+    python tests/benchmarks/bench_recorder.py --shape 7b --device cuda [--pairs 20] [--json]
 
 One step: template, media, processor, ``generate`` for a group, a reward, the scoring forward with
 gradient checkpointing, backward, SGD. ``tiny`` is the shipped checkpoint; ``7b`` a thinker of
 Qwen2.5-Omni-7B's shape with random weights in bfloat16 (towers frozen, as trainers do), a synthetic
-clip with sound and full-length completions. Steps without and with recording alternate, after one
-of each to warm up; a recorded step includes writing its folder. Prints one JSON object: seconds,
-the share that recording adds (median of the pairs, and all of them), bytes on disk.
+clip with sound and full-length completions. A recorded step includes the recorder's start, writing
+its folder, and its end.
+
+To tell the cost from the noise of a machine, both steps of a pair do the same work (one seed, one
+number of tokens) right after each other, every second pair in the other order, and the cost is the
+median of the pairs' ratios with the interval that holds it in 95 of 100 runs (order statistics: no
+distribution is assumed). Twice: in seconds that pass, and in seconds of CPU that this process used,
+which other processes hardly change.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import json
+import math
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -46,6 +54,36 @@ class Shape:
     pixels: int
     group: int
     tokens: int
+
+
+class Times(NamedTuple):
+    """Seconds that passed, and seconds of CPU."""
+
+    wall: float
+    cpu: float
+
+
+class Cost(NamedTuple):
+    """The share that recording adds: median of the pairs, and its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+def cost(plain: Sequence[float], recorded: Sequence[float]) -> Cost:
+    """
+    >>> cost([1.0] * 20, [1 + n / 100 for n in range(20)])
+    Cost(median=0.095, low=0.05, high=0.14)
+    """
+    shares = sorted(r / p - 1 for r, p in zip(recorded, plain, strict=True))
+    count, below, tail = len(shares), 0, 0.0
+    # the median lies outside the k-th lowest and highest with twice P(fewer than k heads of n)
+    while (tail := tail + math.comb(count, below) / 2**count) <= 0.025:
+        below += 1
+    below = max(below, 1)
+    rounded = (statistics.median(shares), shares[below - 1], shares[-below])
+    return Cost(*(round(share, 4) for share in rounded))
 
 
 SHAPES = {"tiny": Shape(4, 56, 4, 48), "7b": Shape(8, 336, 8, 256)}
@@ -79,9 +117,7 @@ class Loop:
             }
         ]
 
-    def step(self) -> float:
-        """Seconds of one step."""
-        started = time.perf_counter()
+    def step(self) -> None:
         group = self.shape.group
         text = self.processor.apply_chat_template(
             self.messages, add_generation_prompt=True, tokenize=False
@@ -129,11 +165,8 @@ class Loop:
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
 
-    def recorded(self, folder: Path) -> float:
+    def recorded(self, folder: Path) -> None:
         with record(
             folder,
             model=self.model,
@@ -141,7 +174,21 @@ class Loop:
             reward_funcs=self.rewards,
             steps=1,
         ):
-            return self.step()
+            self.step()
+
+    def timed(self, call: Callable[[], None]) -> Times:
+        """The same work at every call: one seed, and no garbage of the call before."""
+        torch.manual_seed(0)
+        gc.collect()
+        self._wait()
+        begun = Times(time.perf_counter(), time.process_time())
+        call()
+        self._wait()
+        return Times(time.perf_counter() - begun.wall, time.process_time() - begun.cpu)
+
+    def _wait(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
 def load(shape: str, device: str, folder: Path) -> Policy:
@@ -158,35 +205,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         loop = Loop(load(arguments.shape, arguments.device, folder), SHAPES[arguments.shape])
-        loop.step()
-        loop.recorded(folder / "warm-up")
+        loop.timed(loop.step)
+        loop.timed(lambda: loop.recorded(folder / "warm-up"))
         plain, recorded = [], []
         for pair in range(arguments.pairs):
-            plain.append(loop.step())
-            recorded.append(loop.recorded(folder / str(pair)))
-        step = folder / "0" / "step-000000"
+            own = folder / f"pair-{pair}"
+            if pair % 2:
+                recorded.append(loop.timed(functools.partial(loop.recorded, own)))
+            plain.append(loop.timed(loop.step))
+            if not pair % 2:
+                recorded.append(loop.timed(functools.partial(loop.recorded, own)))
+        step = folder / "pair-0" / "step-000000"
         header = json.loads((step / "trace.json").read_text(encoding="utf-8"))["header"]
+        size = sum(file.stat().st_size for file in step.iterdir())
+    wall, cpu = (cost([p[i] for p in plain], [r[i] for r in recorded]) for i in (0, 1))
+    if arguments.json:
         result = {
             "shape": arguments.shape,
             "device": arguments.device,
-            "plain_seconds": round(statistics.median(plain), 4),
-            "recorded_seconds": round(statistics.median(recorded), 4),
-            "share": round(
-                statistics.median(r / p - 1 for r, p in zip(recorded, plain, strict=True)), 4
-            ),
-            "shares": [round(r / p - 1, 4) for r, p in zip(recorded, plain, strict=True)],
-            "bytes": sum(file.stat().st_size for file in step.iterdir()),
+            "pairs": arguments.pairs,
+            "plain_seconds": round(statistics.median(p.wall for p in plain), 4),
+            "plain_cpu_seconds": round(statistics.median(p.cpu for p in plain), 4),
+            "cost": wall._asdict(),
+            "cpu_cost": cpu._asdict(),
+            "bytes": size,
             "not_recorded": header.get("not_recorded", ""),
         }
-    print(json.dumps(result))
+        print(json.dumps(result))
+        return
+    for name, share, clock in (("passed", wall, 0), ("of CPU", cpu, 1)):
+        seconds = statistics.median(p[clock] for p in plain)
+        print(
+            f"seconds {name}: {seconds:.3f} a step, recording adds {share.median:+.1%} "
+            f"({share.low:+.1%} to {share.high:+.1%}, {arguments.pairs} pairs)"
+        )
+    print(f"{size / 1e6:.2f} MB a step; not recorded: {header.get('not_recorded', 'nothing')}")
 
 
 if __name__ == "__main__":

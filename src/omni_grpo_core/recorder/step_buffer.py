@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -30,6 +30,8 @@ _STAGES: Mapping[str, Stage] = {
     "reward": "reward",
 }
 _DIED_IN = "_omni_grpo_core_stage"
+_READ_UP_TO = 1 << 16
+"""Bytes of a tensor without digests that are compared with what was kept before."""
 _MOST_WARNINGS = 100
 _LONGEST_WARNING = 600
 
@@ -87,6 +89,7 @@ class StepBuffer:
     _warnings: dict[str, None] = field(default_factory=dict)
     _listening: list[dict[str, None]] = field(default_factory=list)
     _bytes: int = 0
+    _kept: dict[Any, Tensor] = field(default_factory=dict)
     _reported: set[str] = field(default_factory=set)
 
     def add(self, value: Draft, seconds: float = 0.0) -> None:
@@ -114,6 +117,7 @@ class StepBuffer:
         if self.troubles:
             missing["not_recorded"] = "; ".join(self.troubles)
         self.records.clear()
+        self._kept.clear()
         self._warnings.clear()
         self.troubles.clear()
         self.left_out = self._bytes = 0
@@ -128,14 +132,21 @@ class StepBuffer:
         ) and tensor.device.type != "meta"
 
     def keep(self, name: str, tensor: Any, seen: Seen) -> Tensor | None:
-        """A copy of ``tensor``, or ``None`` with its description in ``seen``."""
+        """A copy of ``tensor``, the same for equal content on the CPU; or ``None`` with its
+        description in ``seen``."""
         if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
             return None
+        content = _content(tensor, seen.digests.get(name))
+        if content is not None and content in self._kept:
+            return self._kept[content]
         if tensor.is_complex() or not self.fits(tensor):
             seen.large[name] = Described.of(tensor)
             return None
         self._bytes += tensor.numel() * tensor.element_size()
-        return copied(tensor)
+        own = copied(tensor)
+        if content is not None:
+            self._kept[content] = own
+        return own
 
     def see(self, values: Mapping[str, Any], seen: Seen, *, casts: bool = False) -> dict[str, Any]:
         """Adds the tensors among ``values`` to ``seen`` and returns the others as plain values.
@@ -204,14 +215,10 @@ class StepBuffer:
             with self.guarded(at):
                 note(outcome)
 
-    @contextmanager
-    def guarded(self, at: str) -> Iterator[None]:
-        """Around everything the recorder itself does: a failure is noted, not raised."""
-        try:
-            with torch.no_grad():
-                yield
-        except Exception as error:  # the recorder's failure must not become the trainer's
-            self.trouble(at, error)
+    def guarded(self, at: str) -> AbstractContextManager[None]:
+        """Around everything the recorder itself does: a failure is noted, not raised, and no graph
+        is made."""
+        return _Guard(self, at)
 
     def trouble(self, at: str, error: Exception) -> None:
         text = f"{at}: {self.plain.error(error)}"
@@ -219,6 +226,27 @@ class StepBuffer:
         if text not in self._reported:
             self._reported.add(text)
             _LOG.warning("not recorded: %s", text, exc_info=error)
+
+
+class _Guard:
+    """A class, because it is entered three times for every token: a generator costs more than most
+    of what it guards."""
+
+    __slots__ = ("_at", "_buffer", "_grad")
+
+    def __init__(self, buffer: StepBuffer, at: str) -> None:
+        self._buffer, self._at = buffer, at
+
+    def __enter__(self) -> None:
+        self._grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        torch._C._set_grad_enabled(self._grad)
+        if not isinstance(error, Exception):
+            return False
+        self._buffer.trouble(self._at, error)
+        return True  # the recorder's failure must not become the trainer's
 
 
 def died_in(error: BaseException, stage: Stage) -> None:
@@ -245,6 +273,18 @@ def digest_into(
         for kind in (torch.bfloat16, torch.float16):
             short = str(kind).removeprefix("torch.")
             digests[f"{name}@{short}"] = copied(digest_of(name, own.to(kind)))
+
+
+def _content(tensor: Tensor, digests: Tensor | None) -> Any:
+    """Equal for tensors of equal content; ``None`` where reading it would wait for a device or
+    cost more than another copy. ``digests``: of the tensor, if it has any."""
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        return None
+    if digests is None and tensor.nbytes <= _READ_UP_TO and not tensor.is_floating_point():
+        digests = tensor.detach().contiguous()
+    if digests is None or hasattr(tensor, "to_local"):
+        return None
+    return tensor.dtype, tuple(tensor.shape), digests.numpy().tobytes()
 
 
 def _is_kept(value: Any) -> bool:

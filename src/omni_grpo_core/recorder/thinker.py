@@ -118,9 +118,9 @@ def modes(found: Found, *, grad_enabled: bool) -> Modes:
     text = towers = training = False
     of_text = set(found.text_model.modules())
     for module in found.thinker.modules():
-        checkpoints = getattr(module, "gradient_checkpointing", None)
         if not module.training:
             continue
+        checkpoints = getattr(module, "gradient_checkpointing", None)
         training = training or checkpoints is not None or isinstance(module, nn.Dropout)
         if checkpoints:
             text, towers = text or module in of_text, towers or module not in of_text

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,10 +37,13 @@ VALUE_CLASSES: dict[str, type] = {
 _FLOAT_WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def encode(value: object, where: str = "value") -> tuple[Any, dict[str, torch.Tensor]]:
+def encode(
+    value: object, where: str = "value", known: dict[int, Any] | None = None
+) -> tuple[Any, dict[str, torch.Tensor]]:
     """``value`` as JSON data and the tensors it refers to by name, on the CPU.
 
-    ``where`` names the value in tensor names and messages. Raises
+    ``where`` names the value in tensor names and messages. ``known``: by ``id``, what tensors
+    encoded before became, which are referred to by their first name; added to. Raises
     :class:`~omni_grpo_core.errors.TraceError` for anything that is not a value, including model
     parameters: a trace never holds weights.
 
@@ -49,17 +52,24 @@ def encode(value: object, where: str = "value") -> tuple[Any, dict[str, torch.Te
     {'spans': [{'$type': 'Span', 'modality': 'video', 'item': 0, 'start': 12, 'length': 8}],
      'loss': {'$float': 'inf'}}
     """
-    tensors: dict[str, torch.Tensor] = {}
-    return _encode(value, where, tensors), tensors
+    tensors = _Tensors({} if known is None else known, {})
+    return _encode(value, where, tensors), tensors.named
 
 
-def _encode(value: object, where: str, tensors: dict[str, torch.Tensor]) -> Any:
+class _Tensors(NamedTuple):
+    known: dict[int, Any]
+    named: dict[str, torch.Tensor]
+
+
+def _encode(value: object, where: str, tensors: _Tensors) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"$float": str(float(value))}
     if isinstance(value, torch.Tensor):
-        return _encode_tensor(value, where, tensors)
+        if id(value) not in tensors.known:
+            tensors.known[id(value)] = _encode_tensor(value, where, tensors.named)
+        return tensors.known[id(value)]
     if type(value) is tuple or type(value) is list:
         items = [_encode(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]
         return items if type(value) is tuple else {"$list": items}

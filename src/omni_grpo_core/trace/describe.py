@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from itertools import islice
+from typing import Any
 
+import numpy as np
 import torch
 
 from omni_grpo_core.trace import INTEGERS, dtype_name
@@ -31,11 +33,11 @@ def summary(tensor: torch.Tensor) -> str:
     if not len(flat) or len(flat) > _SUMMED_UP_TO:
         return f"{len(flat)} elements"
     if dtype_name(tensor) in INTEGERS:
-        integers = [int(n) for n in flat.tolist()] if len(flat) <= 1 << 16 else []
+        wide = flat.numpy()  # torch has no min of uint64
+        integers = [int(n) for n in flat.tolist()] if _readable(wide) else []
         found = list(islice(runs(integers), _READABLE_RUNS + 1))
         if 0 < len(found) <= _READABLE_RUNS:
             return ", ".join(map(str, found))
-        wide = flat.numpy()  # torch has no min of uint64
         return f"min {int(wide.min())} max {int(wide.max())}"
     # one pass if all are finite, as is usual: a recorder describes every tensor of a step
     finite = flat if flat.dtype in _PLAIN else flat.to(torch.float64)
@@ -48,6 +50,12 @@ def summary(tensor: torch.Tensor) -> str:
     nonfinite = f", {len(flat) - len(finite)} non-finite" if len(finite) < len(flat) else ""
     low, high = finite.aminmax()
     return f"min {float(low):.4g} max {float(high):.4g} mean {float(mean):.4g}{nonfinite}"
+
+
+def _readable(integers: np.ndarray[Any, Any]) -> bool:
+    """Whether they may be few runs: a run has one step, so its end is at most two changes of it."""
+    steps = np.diff(integers.view(np.uint8) if integers.dtype == bool else integers)
+    return len(integers) <= 1 << 16 and bool(np.count_nonzero(np.diff(steps)) <= 2 * _READABLE_RUNS)
 
 
 _PIXELS = re.compile(r"(?:pixel|frames)")

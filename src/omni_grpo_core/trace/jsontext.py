@@ -20,27 +20,31 @@ def dumps(data: Any, indent: int = 0) -> str:
      "spans": [{"modality": "video", "start": 4}]
     }
     """
-    flat = json.dumps(data, ensure_ascii=False)
     if not isinstance(data, dict | list | tuple) or not data:
-        return flat
+        return _flat(data)
     if isinstance(data, dict):
         plain = "$tensor" in data
     else:
         plain = not any(isinstance(item, dict | list | tuple) for item in data)
-    if plain or (indent and len(flat) + indent <= _ONE_LINE):
-        return flat
+    if plain:
+        return _flat(data)
     inner = indent + 1
     if isinstance(data, dict):
-        parts = [
-            f"{json.dumps(key, ensure_ascii=False)}: {dumps(item, inner)}"
-            for key, item in data.items()
-        ]
+        parts = [f"{_flat(key)}: {dumps(item, inner)}" for key, item in data.items()]
         opening, closing = "{", "}"
     else:
         parts = [dumps(item, inner) for item in data]
         opening, closing = "[", "]"
+    # a part of several lines is itself too long for one
+    flat = f"{opening}{', '.join(parts)}{closing}"
+    if indent and len(flat) + indent <= _ONE_LINE and "\n" not in flat:
+        return flat
     gap = "\n" + " " * inner
     return f"{opening}{gap}{f',{gap}'.join(parts)}\n{' ' * indent}{closing}"
+
+
+def _flat(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False)
 
 
 def loads(raw: bytes, name: str) -> Any:

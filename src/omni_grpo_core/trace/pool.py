@@ -9,16 +9,13 @@ of ``input_features``. All units of one dtype and length form the pool ``@dtype*
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.trace import dtype_name
-from omni_grpo_core.trace.digest import digest
 
 _SMALLEST_BYTES = 64
 """Of a unit; an index has 4."""
@@ -49,34 +46,19 @@ def pooled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _indexed(pool: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    turned = {name: _turned(name, tensor) for name, tensor in tensors.items()}
-    units = [_bytes_of(tensor) for tensor in turned.values()]
-    numbers = torch.cat([digest(rows) for rows in units]).numpy()
-    _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
-    # in the order in which they first occur
-    order = np.argsort(first)
-    place = np.empty(len(order), dtype=np.int32)
-    place[order] = np.arange(len(order), dtype=np.int32)
-    indices = torch.split(torch.from_numpy(place[inverse]), [len(rows) for rows in units])
-    kept = _rows(units, first[order])
-    if not all(map(torch.equal, units, (kept[index] for index in indices))):
-        return tensors  # two units have one digest
-    dtype = next(iter(tensors.values())).dtype
-    named = zip(turned.items(), indices, strict=True)
-    return {
-        pool: kept.view(dtype),
-        **{f"{pool}:{name}": index.view(held.shape[:-1]) for (name, held), index in named},
-    }
-
-
-def _rows(units: Sequence[Tensor], places: np.ndarray[Any, Any]) -> Tensor:
-    """The rows at ``places``, ascending, of all ``units`` in a row."""
-    found, start = [], 0
-    for rows in units:
-        here = places[(places >= start) & (places < start + len(rows))] - start
-        found.append(rows[torch.from_numpy(here)])
-        start += len(rows)
-    return torch.cat(found)
+    known: dict[bytes, int] = {}
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        turned = _turned(name, tensor)
+        rows = _bytes_of(turned)
+        raw, width = rows.numpy().tobytes(), rows.shape[1]
+        index = [
+            known.setdefault(raw[start : start + width], len(known))
+            for start in range(0, len(raw), width)
+        ]
+        found[f"{pool}:{name}"] = torch.tensor(index, dtype=torch.int32).view(turned.shape[:-1])
+    units = torch.frombuffer(bytearray().join(known), dtype=torch.uint8).view(len(known), -1)
+    return {pool: units.view(next(iter(tensors.values())).dtype), **found}
 
 
 def unpooled(stored: Mapping[str, Tensor], where: str, fix: str) -> dict[str, Tensor]:

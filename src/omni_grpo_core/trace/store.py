@@ -45,10 +45,10 @@ def save_trace(trace: Trace, folder: Path) -> None:
     written, or the trace holds something that is not a value.
     """
     header, stages = encode(trace.header, "header")[0], []
-    tensors = {}
+    tensors, known = {}, dict[int, Any]()
     for number, record in enumerate(trace.stages):
         # a stage may occur twice in a trace: the number keeps tensor names distinct
-        data, own = encode(record, f"{number}.{record.stage}")
+        data, own = encode(record, f"{number}.{record.stage}", known)
         stages.append(data)
         tensors.update(own)
     packed = save_tensors(pooled(tensors))
