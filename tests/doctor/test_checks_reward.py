@@ -1,55 +1,136 @@
-"""Wrong rewards, found by their values and by probe completions of known score."""
+"""Wrong rewards, found by their values and by what they pay for completions of known worth."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from small_recordings import case, found, rewarded, stepped
 
 from omni_grpo_core.doctor.causes.reward import RULES
-from omni_grpo_core.doctor.checks.reward import LOOKS, kind_of
-from omni_grpo_core.doctor.evidence import Explanation
+from omni_grpo_core.doctor.checks.reward import LOOKS
+from omni_grpo_core.doctor.evidence import Case, Explanation, noted_missing
+from omni_grpo_core.doctor.probed import learned
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.probe import probe
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
+from omni_grpo_core.rewards.parse import render
 
-Function = Callable[..., Sequence[float | None]]
+WHOLE = {
+    "problem_type": ["multiple choice", "numerical"],
+    "options": [["A. Calm", "B. Angry", "C. Sad"], []],
+    "solution": [render("c", "t", "B"), render("c", "t", "1200")],
+}
+BARE = {"answer": ["B", "C"]}
 
 
-def probed(function: Any, name: str, values: Sequence[float | None] = (0.0,) * 4) -> Any:
-    return rewarded(values, name=name, probe=probe(function, Plain()))
+def probed(
+    function: Any,
+    name: str,
+    columns: Mapping[str, Any] = WHOLE,
+    values: Sequence[float | None] = (0.0,) * 4,
+) -> Any:
+    given = {"prompts": ["why?"] * 2, "completions": ["said"] * 2, **columns}
+    return rewarded(values, name=name, probe=probe(function, given, Plain()))
 
 
-def causes(*values: Any) -> list[str]:
+def causes(recorded: Case) -> list[str]:
     """The causes of all looks' evidence, proved ones first."""
-    recorded = case(*values)
     evidence = [item for look in LOOKS for item in look(recorded)]
     made: list[Explanation] = [e for rule in RULES for e in rule(recorded, evidence)]
     return [e.cause for e in sorted(made, key=lambda e: not e.proved)]
 
 
-def test_the_built_in_rewards_are_no_evidence() -> None:
-    for function, name in ((Format(), "format"), (Accuracy(), "accuracy")):
-        call = probed(function, name)
-        assert {e.origin for e in found(LOOKS, case(call)).values()} <= {"inherited"}
+def severities(call: Any) -> dict[str, str]:
+    seen = found(LOOKS, case(call))
+    return {fact: e.severity for fact, e in seen.items() if e.origin != "inherited"}
 
 
-def test_a_function_s_name_shows_what_it_measures() -> None:
-    names = {"format_reward": "format", "accuracy_reward": "accuracy", "people_focus": "other"}
-    assert {name: kind_of(rewarded(name=name)) for name in names} == names
+# --------------------------------------------------------------------------- sound rewards
+
+
+def boxed(prompts: Any, completions: Any, answer: Any, **_: Any) -> list[float]:
+    """As in maths recipes: exact, in a box, one column."""
+    found = [re.findall(r"\\boxed\{([^}]*)\}", text) for text in completions]
+    return [float(bool(f) and f[-1] == a) for f, a in zip(found, answer, strict=True)]
+
+
+def signed(prompts: Any, completions: Any, answer: Any, **_: Any) -> list[float]:
+    """As in R1 recipes: -1 for a wrong answer."""
+    shape = re.compile(r"<think>.*</think>\s*<answer>(.*)</answer>", re.DOTALL)
+    read = [shape.fullmatch(text.strip()) for text in completions]
+    return [1.0 if f and f[1].strip() == a else -1.0 for f, a in zip(read, answer, strict=True)]
+
+
+def brackets(completions: Any, **_: Any) -> list[float]:
+    """A format of its own that no probe has."""
+    return [float(text.startswith("{") and text.endswith("}")) for text in completions]
+
+
+def tag_count(completions: Any, **_: Any) -> list[float]:
+    tags = ("<think>", "</think>", "<answer>", "</answer>")
+    return [sum(0.25 for tag in tags if text.count(tag) == 1) for text in completions]
+
+
+def brevity(completions: Any, **_: Any) -> list[float]:
+    """Shorter is better: the empty completion earns most."""
+    return [-len(text) / 100 for text in completions]
+
+
+def variety(completions: Any, **_: Any) -> list[float]:
+    """Compares with the rest of the batch, as is its purpose."""
+    return [1 / completions.count(text) / len(completions) for text in completions]
+
+
+@pytest.mark.parametrize(
+    ("function", "columns", "kind", "form"),
+    [
+        (Accuracy(), WHOLE, "accuracy", "context-think-answer"),
+        (Format(), WHOLE, "format", "context-think-answer"),
+        (boxed, BARE, "accuracy", "boxed"),
+        (signed, BARE, "accuracy", "think-answer"),
+        (brackets, BARE, "other", ""),
+        (tag_count, BARE, "format", "context-think-answer"),
+        (brevity, BARE, "other", ""),
+        (variety, {}, "other", ""),
+    ],
+)  # fmt: skip
+def test_what_a_function_measures_is_learned_from_what_it_pays(
+    function: Any, columns: Mapping[str, Any], kind: str, form: str
+) -> None:
+    call = probed(function, f"{getattr(function, '__name__', 'format')}_format", columns)
+    if kind == "other":  # also where its name says otherwise
+        call = probed(function, "accuracy_reward", columns)
+    what = learned(call)
+    assert (what.kind, what.form) == (kind, form)
+    # stricter, looser or of another kind than ours: a recipe
+    assert set(severities(call).values()) <= {"differs"}
+
+
+def test_the_project_s_own_rewards_are_no_evidence() -> None:
+    assert severities(probed(Format(), "format")) == {}
+    assert severities(probed(Accuracy(), "accuracy")) == {}
 
 
 def test_the_full_reward_may_exceed_one() -> None:
     def accuracy_reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         return [2 * (v or 0.0) for v in Accuracy()(prompts, completions, **columns)]
 
-    call = probed(accuracy_reward, "accuracy_reward")
-    # rejecting a bare gold by raising is no fault
-    assert found(LOOKS, case(call)) == {}
+    assert severities(probed(accuracy_reward, "accuracy_reward")) == {}
+
+
+def test_a_reward_that_was_not_tried_is_said_so() -> None:
+    recorded = case(rewarded(name="judge"))
+    assert found(LOOKS, recorded) == {}
+    [note] = noted_missing(recorded)
+    assert note.startswith("reward judge was not tried on known answers: it may use a network")
+
+
+# --------------------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize(
@@ -65,12 +146,18 @@ def test_values_that_are_no_rewards(values: tuple[Any, ...], error: str | None, 
     assert set(found(LOOKS, case(rewarded(values, error=error)))) == {fact}
 
 
+# --------------------------------------------------------------------------- wrong rewards
+
+
 def _floor(prompts: Any, completions: Any, **columns: Any) -> list[float]:
-    return [max(0.1, 0.5 * ("man" in text)) for text in completions]
+    return [max(0.1, 0.5 * ("table" in text)) for text in completions]
 
 
 def _swallowed(prompts: Any, completions: Any, **columns: Any) -> list[float]:
-    return [0.0 for _ in completions]
+    try:
+        return [score(text) for text in completions]  # type: ignore[name-defined]  # noqa: F821
+    except Exception:
+        return [0.0 for _ in completions]
 
 
 def _first_row(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
@@ -85,41 +172,76 @@ def _first_row(prompts: Any, completions: Any, **columns: Any) -> list[float | N
     return values
 
 
+def _tagless(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+    read = [[re.findall(r"<answer>(.*?)</answer>", t) or [""] for t in texts]
+            for texts in (completions, columns["answer"])]  # fmt: skip
+    return [float(a[0] == b[0]) for a, b in zip(*read, strict=True)]
+
+
+def _inside(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
+    return [float(a.lower() in text.lower()) for text, a in zip(completions, answer, strict=True)]
+
+
+def _as_text(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
+    read = [re.findall(r"<answer>(.*)</answer>", text) for text in completions]
+    return [float(bool(f) and f[-1] == a) for f, a in zip(read, answer, strict=True)]
+
+
+def _first_answer(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
+    shape = r"<think>.*</think>\s*<answer>.*</answer>"
+    read = [
+        re.findall(r"<answer>(.*?)</answer>", text) if re.fullmatch(shape, text, re.DOTALL) else []
+        for text in completions
+    ]
+    return [float(bool(f) and f[0] == a) for f, a in zip(read, answer, strict=True)]
+
+
 @pytest.mark.parametrize(
-    ("function", "name", "cause"),
+    ("function", "columns", "values", "cause", "severity"),
     [
-        (_floor, "people_focus", "reward.floor"),
-        (_swallowed, "accuracy", "reward.swallowed"),
-        (_first_row, "accuracy", "reward.first-type"),
+        (_floor, WHOLE, (0.1,) * 4, "reward.floor", "breaks"),
+        (_floor, WHOLE, (0.1, 0.5, 0.1, 0.5), "reward.floor", "differs"),
+        (_swallowed, WHOLE, (0.0,) * 4, "reward.swallowed", "breaks"),
+        (_first_row, WHOLE, (0.0,) * 4, "reward.first-type", "breaks"),
+        (_tagless, BARE, (1.0,) * 4, "reward.tagless-gold", "breaks"),
+        (_inside, {"answer": ["no", "no"]}, (1.0,) * 4, "reward.substring", "differs"),
+        (_as_text, BARE, (0.0, 1.0, 0.0, 0.0), "reward.option-format", "differs"),
+        (_first_answer, BARE, (0.0, 1.0, 0.0, 0.0), "reward.first-answer", "differs"),
     ],
-)
-def test_a_cause_is_named(function: Function, name: str, cause: str) -> None:
-    assert causes(probed(function, name))[0] == cause
+)  # fmt: skip
+def test_a_cause_is_named(
+    function: Any, columns: Mapping[str, Any], values: Any, cause: str, severity: str
+) -> None:
+    name = "people_focus" if function is _floor else "accuracy_reward"
+    call = probed(function, name, columns, values)
+    assert causes(case(call))[0] == cause
+    assert severity in severities(call).values()
 
 
-def test_a_function_that_raises_is_not_judged_by_its_other_scores() -> None:
+def test_a_bare_gold_that_no_form_makes_pay_is_no_proof() -> None:
+    """It may belong into a form that was not tried, such as the JSON of a box."""
+    call = probed(brackets, "accuracy_reward", BARE)
+    assert severities(call) == {"gold-unpaid": "differs"}
+    assert causes(case(call)) == []
+
+
+def test_a_function_that_raises_is_judged_by_what_it_can_score() -> None:
     def accuracy(prompts: Any, completions: Any, **columns: Any) -> Any:
-        if "OCR" in columns["problem_type"]:
+        if "numerical" in columns["problem_type"]:
             raise ModuleNotFoundError("No module named 'jiwer'")
         return Accuracy()(prompts, completions, **columns)
 
-    assert causes(probed(accuracy, "accuracy")) == ["reward.raised"]
+    assert causes(case(probed(accuracy, "accuracy"))) == ["reward.raised"]
 
 
 def test_a_judge_that_is_down_and_one_whose_reply_cannot_be_parsed() -> None:
     zero = rewarded((0.0,) * 4, name="context_judge")
     down = stepped(warnings=("judge request failed: connection refused",))
-    assert causes(zero, down)[0] == "reward.judge-down"
+    assert causes(case(zero, down))[0] == "reward.judge-down"
     unread = stepped(warnings=("cannot read the judge's reply '5 points'",))
-    assert causes(zero, unread)[0] == "reward.judge-format"
-
-
-def test_a_constant_for_equal_completions_is_right() -> None:
-    same = rewarded((0.5,) * 4, name="length", completions=("one",) * 4)
-    assert found(LOOKS, case(same)) == {}
+    assert causes(case(zero, unread))[0] == "reward.judge-format"
 
 
 def test_malformed_completions_are_inherited() -> None:
-    call = rewarded((0.0,) * 4, name="format")
-    evidence = found(LOOKS, case(call))["all-malformed"]
+    evidence = found(LOOKS, case(probed(Format(), "format")))["all-malformed"]
     assert (evidence.stage, evidence.origin) == ("parsed", "inherited")

@@ -1,6 +1,10 @@
+"""A reward function is asked about completions made from its own rows, whose worth is known."""
+
 from __future__ import annotations
 
 import random
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,47 +13,68 @@ import torch
 
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.probe import may_probe, probe
-from omni_grpo_core.recorder.probe_cases import ProbeCase, probe_cases
+from omni_grpo_core.recorder.probe_cases import FORMS, Asked, answer_in, first_cases, later_cases
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.judge import Endpoint, Judge, JudgeReward
+from omni_grpo_core.rewards.parse import render
+
+WHOLE = {
+    "problem_type": ["multiple choice", "numerical"],
+    "options": [["A. Calm", "B. Angry", "C. Sad"], []],
+    "solution": [render("c", "t", "B"), render("c", "t", "1200")],
+}
 
 
-def names(case: ProbeCase) -> str:
-    return case.name
+def asked(function: Any, columns: Mapping[str, Any] = WHOLE, rows: int = 2) -> dict[str, Any]:
+    given = {"prompts": ["why?"] * rows, "completions": ["said"] * rows, **columns}
+    return probe(function, given, Plain())
 
 
-def test_names_are_unique() -> None:
-    cases = [case.name for case in probe_cases()]
-    assert len(cases) == len(set(cases)) >= 30
+def paid(found: Mapping[str, Any], role: str, form: str) -> list[float]:
+    return [c["alone"] for c in found.values() if (c["role"], c["form"]) == (role, form)]
 
 
-@pytest.mark.parametrize("case", probe_cases(), ids=names)
-def test_the_known_scores_are_those_of_the_projects_own_rewards(case: ProbeCase) -> None:
-    [form] = Format()([case.question], [case.completion])
-    assert form == case.format
-    if case.gold == "A":  # the project's own reward refuses a gold without tags
-        return
-    columns: dict[str, Any] = {key: [value] for key, value in case.columns.items()}
-    [accuracy] = Accuracy()([case.question], [case.completion], **columns)
-    assert accuracy == case.accuracy
+def test_names_are_unique_and_answers_have_the_data_s_types() -> None:
+    rows = Asked.of(WHOLE, 2)
+    cases = [*first_cases(rows), *later_cases(rows, "answer")]
+    assert len({case.name for case in cases}) == len(cases)
+    assert {case.problem_type for case in cases} == {"multiple choice", "numerical"}
+    bare = Asked.of({"answer": ["7"]}, 1)
+    assert {case.problem_type for case in first_cases(bare)} == {""}
 
 
-def test_values_come_with_the_expected_ones() -> None:
-    def floor(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        return [0.1] * len(completions)
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [(render("c", "t", "B"), "B"), ("B", "B"), (" 12 ", "12"), (r"so \boxed{12}", "12")],
+)
+def test_an_answer_is_found_in_golds_of_any_shape(gold: str, answer: str) -> None:
+    assert answer_in(gold) == answer
 
-    found = probe(floor, Plain())
-    assert found.keys() == {case.name for case in probe_cases()}
-    assert found["empty"] == {
-        "value": 0.1,
-        "alone": 0.1,
-        "format": 0.0,
-        "accuracy": 0.0,
-        "completion": "",
-        "solution": probe_cases()[0].gold,
-        "problem_type": "multiple choice",
-    }
+
+def test_the_project_s_own_rewards_earn_what_is_known() -> None:
+    found = asked(Accuracy())
+    form = "context-think-answer"
+    assert paid(found, "right", form) == paid(found, "right", "verbatim") == [1.0, 1.0]
+    assert paid(found, "wrong", form) == paid(found, "foreign", form) == [0.0, 0.0]
+    assert {c["alone"] for c in found.values() if c["role"] == "notation"} == {1.0}
+    assert {c["alone"] for c in found.values() if c["role"] in ("garbage", "evasion")} == {0.0}
+    shaped = asked(Format())
+    assert paid(shaped, "wrong", form) == [1.0, 1.0]
+    assert paid(shaped, "right", "answer") == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_reward_of_any_form_is_paid_in_its_own(form: str) -> None:
+    def exact(prompts: Any, completions: Any, answer: Any) -> list[float]:
+        """Signed, one column of bare golds, no others taken."""
+        return [
+            1.0 if c == FORMS[form](a) else -1.0 for c, a in zip(completions, answer, strict=True)
+        ]
+
+    found = asked(exact, {"answer": ["B", "C"]})
+    assert paid(found, "right", form) == [1.0]
+    assert paid(found, "wrong", form) == paid(found, "foreign", form) == [-1.0]
 
 
 def test_a_batch_that_differs_from_its_rows_shows() -> None:
@@ -58,7 +83,7 @@ def test_a_batch_that_differs_from_its_rows_shows() -> None:
     ) -> list[float]:
         return [float(problem_type[0] == "numerical")] * len(completions)
 
-    found = probe(first_type_rules, Plain())["gold number"]
+    found = asked(first_type_rules)["numerical: right answer, bare"]
     assert (found["value"], found["alone"]) == (0.0, 1.0)
 
 
@@ -68,17 +93,32 @@ def test_an_error_is_kept_as_text_and_does_not_affect_the_others() -> None:
             raise ValueError("nothing to score")
         return [1.0] * len(completions)
 
-    found = probe(fragile, Plain())
+    found = asked(fragile)
     assert found["empty"]["value"] == found["empty"]["alone"] == "ValueError: nothing to score"
-    assert found["gold choice"]["value"] == 1.0
+    assert found["token salad"]["value"] == 1.0
 
 
-def test_messages_are_tried_where_texts_are_not_accepted() -> None:
+@pytest.mark.skipif(sys.gettrace() is not None, reason="coverage traces already")
+def test_an_exception_that_a_function_swallows_is_noted() -> None:
+    def swallowing(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        try:
+            return [score_choice(c) for c in completions]  # type: ignore[name-defined]  # noqa: F821
+        except Exception:
+            return [0.0 for _ in completions]
+
+    found = asked(swallowing)["empty"]
+    assert (found["alone"], found["swallowed"]) == (
+        0.0, "NameError: name 'score_choice' is not defined",
+    )  # fmt: skip
+
+
+def test_completions_have_the_trainer_s_own_form() -> None:
     def of_messages(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         return [float(len(completion[0]["content"]) > 0) for completion in completions]
 
-    found = probe(of_messages, Plain())
-    assert (found["empty"]["value"], found["gold choice"]["value"]) == (0.0, 1.0)
+    messages = [[{"role": "assistant", "content": "said"}]]
+    found = probe(of_messages, {"prompts": ["why?"], "completions": messages}, Plain())
+    assert (found["empty"]["value"], found["token salad"]["value"]) == (0.0, 1.0)
 
 
 def test_random_state_is_restored() -> None:
@@ -90,8 +130,21 @@ def test_random_state_is_restored() -> None:
         return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
     before = state()
-    assert probe(dice, Plain())
+    assert asked(dice)
     assert state() == before
+
+
+def counts(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    global CALLS
+    CALLS += 1
+    return [float(CALLS)] * len(completions)
+
+
+CALLS = 0
+
+
+def of_ids(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+    return [float(len(ids)) for ids in completion_ids]
 
 
 def asks_an_api(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -127,6 +180,8 @@ def judge() -> Judge:
         (asks_an_api, False),
         (calls_one_that_asks, False),
         (later, False),
+        (counts, False),
+        (of_ids, False),
         (Scorer(), False),
         (PureScorer(), True),
         (torch.nn.Linear(1, 1), False),
@@ -140,4 +195,4 @@ def judge() -> Judge:
 )
 def test_only_functions_that_are_safe_to_call_are_probed(function: Any, may: bool) -> None:
     assert may_probe(function) is may
-    assert bool(probe(function, Plain())) is may
+    assert bool(asked(function)) is may

@@ -31,6 +31,7 @@ from omni_grpo_core.trace.calls import (
     CallT,
     ForwardCall,
     GenerateCall,
+    LossGradient,
     MediumSeen,
     ProcessorCall,
     RewardCall,
@@ -55,8 +56,8 @@ _INSTEAD = ("mm_encoder_outputs", "encoder_outputs", "inputs_embeds")
 """Inputs that replace the features of all modalities."""
 _NATS = 0.1
 """Mean distance of two logprobs of one token from which ratios are off by a tenth."""
-_GROUPS = 4
-"""Groups without a difference in reward that are too many for chance."""
+_GROUPS, _COMPLETIONS = 4, 8
+"""Groups, and completions, without a difference in reward that are too many for chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,8 @@ def _rewards(cases: Sequence[Case]) -> Iterator[Symptom]:
         )
         name = "rewards-zero" if zero else "rewards-stuck"
         # a policy that gets everything right has nothing to learn from these rows
-        severity: Severity = "differs" if solved else "breaks"
+        few = not zero and count < _COMPLETIONS
+        severity: Severity = "differs" if solved or few else "breaks"
         yield Symptom(name, sentence, _BEFORE_REWARD, severity)
         return
     for name, value in stuck.items():
@@ -379,10 +381,16 @@ def _steps(cases: Sequence[Case]) -> Iterator[Symptom]:
     elsewhere = any(step.others or any(step.changed.values()) for step in ended)
     none = not any(any(step.grad_norms.values()) for step in stepped)
     if stepped and none and (any(step.grad_norms for step in stepped) or not elsewhere):
-        yield Symptom("no-gradient", f"every gradient is 0 {many}", _BEFORE_GRADIENT)
+        # a loss that was read, and that pushes no token, may have had nothing to push
+        weights = [gradient.weights for gradient in _all(cases, LossGradient)]
+        idle = bool(weights) and not any(bool((one != 0).any()) for one in weights)
+        few = idle and len(stepped) < _GROUPS
+        severity: Severity = "differs" if few else "breaks"
+        yield Symptom("no-gradient", f"every gradient is 0 {many}", _BEFORE_GRADIENT, severity)
     if ended and all(map(_still, ended)):
-        unsure = all(_warming(step) or step.others for step in ended)
-        severity: Severity = "differs" if unsure else "breaks"
+        # Adam moves nothing while no gradient has come yet
+        unsure = none or all(_warming(step) or step.others for step in ended)
+        severity = "differs" if unsure else "breaks"
         yield Symptom("weights-still", f"no weight changes {many}", _BEFORE_GRADIENT, severity)
     if steps and not ended and not any(map(_moved, steps)):
         count = sum(len(step.losses) for step in steps)

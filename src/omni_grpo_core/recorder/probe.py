@@ -1,17 +1,19 @@
-"""Calls each reward function once on completions whose scores are known.
+"""Calls a reward function once on completions whose scores are known, on rows it really got.
 
 Only functions that are safe to call: those that declare it (an attribute ``pure = True``), rewards
-of this package without a judge, and plain Python functions that use no network. Random state is
-restored afterwards.
+of this package without a judge, and plain Python functions that use no network and keep no state.
+Random state is restored afterwards.
 """
 
 from __future__ import annotations
 
+import dis
 import inspect
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 
 from omni_grpo_core.errors import MissingExtra
 from omni_grpo_core.recorder.plain import Plain
-from omni_grpo_core.recorder.probe_cases import ProbeCase, probe_cases
+from omni_grpo_core.recorder.probe_cases import Asked, ProbeCase, first_cases, later_cases
 from omni_grpo_core.rewards import Reward
 from omni_grpo_core.rewards.call import RewardFunction, values_of
 
@@ -31,68 +33,155 @@ _REMOTE = frozenset(
     }
 )
 """Modules that make a function unsafe to probe: the network, a model, a process."""
+_OWN = ("prompts", "completions")
+_TOKENS = ("completion_ids", "completion_mask")
+"""Arguments that a made completion does not have."""
+
+Value = float | str | None
+"""A score, ``None`` where the function gave none, or the error as text."""
 
 
-def probe(function: RewardFunction, plain: Plain) -> dict[str, Any]:
-    """What ``function`` pays for each of :func:`probe_cases`; empty when it must not be probed.
+def probe(
+    function: RewardFunction, arguments: Mapping[str, Any], plain: Plain
+) -> dict[str, dict[str, Any]]:
+    """What ``function`` pays for completions made from the rows of one recorded call of it, with
+    these ``arguments`` by name; empty when it must not be probed, or cannot be.
 
-    By case name: ``value`` (all cases in one call) and ``alone`` (the case in its own call), each
-    a number, ``None``, or the error as text; ``format`` and ``accuracy``, what a reward of that
-    kind should pay; ``completion``, ``solution`` and ``problem_type``.
+    By case name: ``role`` and ``form`` as in :mod:`~omni_grpo_core.recorder.probe_cases`; ``value``
+    (all cases in one call) and ``alone`` (the case in its own call), each a number, ``None``, or
+    the error as text; ``swallowed``, an exception that the function caught; ``completion``,
+    ``solution``, ``problem_type``.
     """
     if not may_probe(function):
         return {}
-    cases = probe_cases()
+    completions = arguments.get("completions")
+    if not isinstance(completions, list | tuple) or not completions:
+        return {}
+    columns = {name: value for name, value in arguments.items() if name not in _OWN}
+    asked = Asked.of(columns, len(completions))
+    ask = _Asker(function, arguments, asked, plain)
     random_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        ask = _Asker(function, plain, messages=False)
-        # plain texts if it accepts them, else messages: trainers pass either
-        if isinstance(ask([cases[0]])[cases[0].name], str):
-            ask = _Asker(function, plain, messages=True)
-        alone = {case.name: ask([case])[case.name] for case in cases}
-        # a case that raises alone would fail the whole batch
-        together = ask([case for case in cases if not isinstance(alone[case.name], str)])
-    random.setstate(random_state)
-    np.random.set_state(numpy_state)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            first = first_cases(asked)
+            alone = {case.name: ask.alone(case) for case in first}
+            later = list(later_cases(asked, _best(first, alone)))
+            alone |= {case.name: ask.alone(case) for case in later}
+            # a case that raises alone would fail the whole batch
+            sound = [c for c in (*first, *later) if not isinstance(alone[c.name][0], str)]
+            together = dict(zip((c.name for c in sound), ask(sound), strict=True))
+    except MissingExtra:  # our own reward without its packages
+        return {}
+    finally:
+        random.setstate(random_state)
+        np.random.set_state(numpy_state)
     return {
         case.name: {
-            "value": together.get(case.name, alone[case.name]),
-            "alone": alone[case.name],
-            "format": case.format,
-            "accuracy": case.accuracy,
+            "role": case.role,
+            "form": case.form,
+            "value": together.get(case.name, alone[case.name][0]),
+            "alone": alone[case.name][0],
+            "swallowed": alone[case.name][1],
             "completion": case.completion,
             "solution": case.gold,
             "problem_type": case.problem_type,
         }
-        for case in cases
+        for case in (*first, *later)
     }
+
+
+def _best(cases: Sequence[ProbeCase], alone: Mapping[str, tuple[Value, str]]) -> str:
+    """The form in which right answers earn most beyond wrong ones, or else most."""
+    gained: dict[str, list[float]] = {}
+    for case in cases:
+        value = alone[case.name][0]
+        if isinstance(value, int | float) and case.form not in ("", "verbatim"):
+            got = gained.setdefault(case.form, [0.0, 0.0])
+            got[0] += {"right": value, "foreign": -value}.get(case.role, 0.0)
+            got[1] += value if case.role == "right" else 0.0
+    return max(gained, key=lambda form: gained[form], default="context-think-answer")
 
 
 @dataclass(frozen=True, slots=True)
 class _Asker:
-    """One function, called with texts or with messages."""
+    """One function, called as the trainer calls it, with rows of the recorded call."""
 
     function: RewardFunction
+    arguments: Mapping[str, Any]
+    asked: Asked
     plain: Plain
-    messages: bool
 
-    def __call__(self, cases: Sequence[ProbeCase]) -> dict[str, float | str | None]:
-        """A value by case name, or the error of the call for every case."""
+    def alone(self, case: ProbeCase) -> tuple[Value, str]:
+        """The value of a case in its own call, and an exception that was caught on the way."""
+        with _Caught() as caught:
+            [value] = self([case])
+        return value, "" if isinstance(value, str) else self.plain.text(caught.last)
+
+    def __call__(self, cases: Sequence[ProbeCase]) -> list[Value]:
+        """A value for each case, or the error of the call for all."""
         if not cases:
-            return {}
-        columns = {key: [case.columns[key] for case in cases] for key in cases[0].columns}
-        prompts = [self._form("user", case.question) for case in cases]
-        completions = [self._form("assistant", case.completion) for case in cases]
+            return []
+        rows = [case.row for case in cases]
+        given: dict[str, Any] = {}
+        for name, value in self.arguments.items():
+            if isinstance(value, list | tuple) and len(value) == self.asked.count:
+                given[name] = [value[row] for row in rows]
+            else:
+                given[name] = value
+        if self.asked.gold:
+            given[self.asked.gold] = [
+                case.gold if isinstance(own, str) else type(own)(case.gold)
+                for case, own in zip(cases, given[self.asked.gold], strict=True)
+            ]
+        example = self.arguments["completions"][0]
+        given["completions"] = [_formed(case.completion, example) for case in cases]
+        prompts = given.pop("prompts", ())
+        completions = given.pop("completions")
         try:
-            values = values_of(self.function, prompts, completions, columns)
-        except MissingExtra:  # our own reward without its packages: not probed
-            return {}
+            return list(values_of(self._positional(given), prompts, completions, given))
+        except MissingExtra:
+            raise
         except Exception as error:  # a foreign function can raise anything
-            return dict.fromkeys((case.name for case in cases), self.plain.error(error))
-        return {case.name: value for case, value in zip(cases, values, strict=True)}
+            return [self.plain.error(error)] * len(cases)
 
-    def _form(self, role: str, text: str) -> Any:
-        return [{"role": role, "content": text}] if self.messages else text
+    def _positional(self, given: Mapping[str, Any]) -> RewardFunction:
+        """The function without arguments that the trainer did not pass."""
+        if "prompts" in self.arguments:
+            return self.function
+
+        def without(prompts: Any, **columns: Any) -> Any:
+            return self.function(**columns)
+
+        return without
+
+
+def _formed(text: str, example: Any) -> Any:
+    """A completion as the trainer passes it: a text, or the messages of an assistant's turn."""
+    return text if isinstance(example, str) else [{"role": "assistant", "content": text}]
+
+
+class _Caught:
+    """Notes exceptions raised while its block runs, caught or not. Does nothing under a debugger or
+    a coverage tool, which trace as well."""
+
+    def __init__(self) -> None:
+        self.last = ""
+        self._on = sys.gettrace() is None
+
+    def __enter__(self) -> _Caught:
+        if self._on:
+            sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._on:
+            sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, details: Any) -> Any:
+        frame.f_trace_lines = False
+        if event == "exception" and not issubclass(details[0], StopIteration | GeneratorExit):
+            self.last = f"{details[0].__name__}: {details[1]}"
+        return self._trace
 
 
 def may_probe(function: RewardFunction) -> bool:
@@ -117,7 +206,8 @@ def _judges(reward: Reward) -> bool:
 
 
 def _reaches_out(function: Any, seen: set[int]) -> bool:
-    """Whether the function, or one that it names, uses a module in ``_REMOTE``."""
+    """Whether the function, or one that it names, uses a module in ``_REMOTE``, writes a variable
+    outside itself, or reads the sampled ids, which a made completion does not have."""
     if id(function) in seen:
         return False
     seen.add(id(function))
@@ -125,7 +215,9 @@ def _reaches_out(function: Any, seen: set[int]) -> bool:
     named = [function.__globals__.get(name) for name in _names(code)]
     cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
     imported = {name.partition(".")[0] for name in _names(code)}
-    return bool(imported & _REMOTE) or any(_is_remote(held, seen) for held in (*named, *cells))
+    if imported & _REMOTE or _writes(code) or _words(code) & set(_TOKENS):
+        return True
+    return any(_is_remote(held, seen) for held in (*named, *cells))
 
 
 def _is_remote(held: Any, seen: set[int]) -> bool:
@@ -139,12 +231,31 @@ def _is_remote(held: Any, seen: set[int]) -> bool:
     if isinstance(held, Mapping | list | tuple | str | int | float | None):
         return False
     kind = held if isinstance(held, type) else type(held)
-    return kind.__module__.partition(".")[0] in _REMOTE
+    # a model's class may be the user's own
+    bases = kind.__mro__ if not isinstance(held, type) else (kind,)
+    return any(base.__module__.partition(".")[0] in _REMOTE for base in bases)
 
 
 def _names(code: CodeType) -> set[str]:
-    inner = (c for c in code.co_consts if isinstance(c, CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+    return set(code.co_names).union(*map(_names, _inner(code)))
+
+
+def _words(code: CodeType) -> set[str]:
+    own = {*code.co_varnames, *(c for c in code.co_consts if isinstance(c, str))}
+    return own.union(*map(_words, _inner(code)))
+
+
+def _writes(code: CodeType) -> bool:
+    """Whether it assigns a global, or a variable of the function around it."""
+    return any(
+        step.opname == "STORE_GLOBAL"
+        or (step.opname == "STORE_DEREF" and step.argval in code.co_freevars)
+        for step in dis.get_instructions(code)
+    )
+
+
+def _inner(code: CodeType) -> list[CodeType]:
+    return [c for c in code.co_consts if isinstance(c, CodeType)]
 
 
 def _filled(cell: Any) -> bool:

@@ -13,10 +13,14 @@ from torch import nn
 
 from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.probe import probe
+from omni_grpo_core.recorder.probe_cases import types_in
 from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer
 from omni_grpo_core.rewards import plain_text
 from omni_grpo_core.rewards.call import RewardFunction, name_of
 from omni_grpo_core.trace.calls import RewardCall
+
+_MOST_TYPES = 8
+"""Problem types after which a function is not probed again."""
 
 
 class RewardWatch:
@@ -29,12 +33,10 @@ class RewardWatch:
         self._before = tuple(functions)
         self._active = True
         self.probes: dict[int, Mapping[str, Any]] = {}
+        self._types: dict[int, set[str]] = {}
         self.functions = tuple(map(self._watched, self._before))
 
     def start(self, _patches: Patches) -> None:
-        for function in self._before if self._probing else ():
-            with self._buffer.guarded("reward probe"):
-                self.probes[id(function)] = probe(function, self._buffer.plain)
         self._replace(dict(zip(map(id, self._before), self.functions, strict=True)))
 
     def stop(self) -> None:
@@ -89,6 +91,7 @@ class RewardWatch:
         plain = self._buffer.plain
         given = arguments(function, args, keywords)
         given.pop("self", None)
+        self._probe(function, given)
         self._buffer.add(
             RewardCall(
                 name=name_of(function),
@@ -102,6 +105,21 @@ class RewardWatch:
             ),
             outcome.seconds,
         )
+
+    def _probe(self, function: RewardFunction, given: Mapping[str, Any]) -> None:
+        """Once, when the rows are known, and again for a problem type that was not among them."""
+        if not self._probing:
+            return
+        types = set(types_in(given))
+        known = self._types.setdefault(id(function), set())
+        if id(function) in self.probes and (types <= known or len(known) >= _MOST_TYPES):
+            return
+        known |= types
+        with self._buffer.guarded("reward probe"):
+            self.probes[id(function)] = {
+                **probe(function, given, self._buffer.plain),
+                **self.probes.get(id(function), {}),
+            }
 
 
 class _WatchedObject:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from omni_grpo_core.doctor.checks.reward import GARBAGE
 from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
 from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
-
-_BARE_GOLD = "garbage against a gold without tags"
-
 
 # --------------------------------------------------------------------------- by known case
 
@@ -21,6 +17,12 @@ _BY_CASE: Mapping[str, tuple[tuple[str, ...], str, str]] = {
         "every option there",
         "parse the whole structure and read the last section's answer, not the first match of "
         "<answer>(.*?)</answer>",
+    ),
+    "reward.tagless-gold": (
+        ("empty", "repeated token", "the incident", "token salad", "tags without end"),
+        "a completion without an answer is read as an empty one: where the gold cannot be read "
+        "either the two are equal, and garbage earns the reward",
+        "give 0 to a completion whose answer cannot be read, and refuse a gold that cannot be",
     ),
     "reward.unanchored": (
         ("leading newline", "trailing junk"),
@@ -62,86 +64,22 @@ _BY_CASE: Mapping[str, tuple[tuple[str, ...], str, str]] = {
 
 def by_case(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
     """The probe completions that a function scores wrongly show what it gets wrong."""
-    by_name: dict[str, list[Evidence]] = {}
+    by_name: dict[str, dict[str, Evidence]] = {}
     for item in evidence:
-        if item.stage == "reward" and item.fact in ("probe-differs", "probe-raised"):
-            by_name.setdefault(str(item.values["name"]), []).append(item)
-    for name, items in by_name.items():
-        wrong = {str(item.values["case"]): item for item in items}
-        yield from _explained(name, wrong)
-
-
-def _explained(name: str, wrong: Mapping[str, Evidence]) -> Iterator[Explanation]:
-    dead = [c for c in wrong if c.startswith("gold ") and c != "gold only in the think"]
-    if dead and all(_nothing(wrong[c]) for c in dead):
-        first = wrong[dead[0]]
-        yield Explanation(
-            "reward.swallowed",
-            "reward",
-            first.sentence,
-            f"right answers earn nothing ({', '.join(dead)}): where an exception becomes 0.0, an "
-            "undefined name looks like a policy that never learns",
-            f"remove the except around {name}'s scoring, run it on one right answer and fix what "
-            "it raises; return None where scoring failed",
-            "the right answer earns the full reward",
-            explains=tuple(wrong.values()),
-        )
-        return
-    raised = [c for c in wrong if wrong[c].fact == "probe-raised"]
-    if raised:
-        first = wrong[raised[0]]
-        yield Explanation(
-            "reward.raised",
-            "reward",
-            first.sentence,
-            f"a completion of this kind ({', '.join(raised)}) ends the run, or the exception is "
-            "caught and becomes 0",
-            f"fix what {name} raises; return None where it cannot score",
-            "omni-grpo rewards test module:function",
-            proof=first.sentence,
-            explains=tuple(wrong[c] for c in raised),
-        )
-    garbage = [c for c in GARBAGE if c in wrong and c != _BARE_GOLD]
-    if garbage:
-        first = wrong[garbage[0]]
-        yield Explanation(
-            "reward.floor",
-            "reward",
-            first.sentence,
-            "garbage is rewarded: the reward has a floor that takes no work to earn, and stays "
-            "there when all else earns nothing (0.10 forever)",
-            f"let {name} give 0 (or None) where it finds nothing to score; a default reward hides "
-            "a policy that fails",
-            "omni-grpo rewards test passes its garbage cases",
-            proof=first.sentence,
-            explains=tuple(wrong[c] for c in garbage),
-        )
-    elif _BARE_GOLD in wrong and not isinstance(wrong[_BARE_GOLD].values["value"], str):
-        yield Explanation(
-            "reward.tagless-gold",
-            "reward",
-            wrong[_BARE_GOLD].sentence,
-            "a gold without tags parses as an empty answer, and so does garbage: the two are "
-            "equal, and garbage earns the full reward on such rows",
-            f"let {name} reject a gold that does not parse, and give 0 to a completion that does "
-            "not; add tags to the data",
-            "garbage earns 0 on a row whose gold has no tags",
-            proof=wrong[_BARE_GOLD].sentence,
-        )
-    for cause, (names, harm, fix) in _BY_CASE.items():
-        hits = [wrong[c] for c in names if c in wrong and c not in raised]
-        if not hits or (garbage and cause == "reward.unanchored"):
-            continue
-        more = f" (and {len(hits) - 1} more like it)" if len(hits) > 1 else ""
-        yield Explanation(
-            cause, "reward", hits[0].sentence + more, harm, f"in {name}: {fix}",
-            "omni-grpo rewards test, and the probe of the next recording", proof=hits[0].sentence,
-            explains=tuple(hits),
-        )  # fmt: skip
-
-
-def _nothing(evidence: Evidence) -> bool:
-    return bool(evidence.values["value"] == 0)
+        if item.stage == "reward" and item.fact == "probe-differs":
+            by_name.setdefault(str(item.values["name"]), {})[str(item.values["case"])] = item
+    inside = set(_BY_CASE["reward.substring"][0])
+    for name, wrong in by_name.items():
+        for cause, (names, harm, fix) in _BY_CASE.items():
+            hits = [wrong[one] for one in names if one in wrong]
+            # what takes any text that contains the answer takes it from the thoughts as well
+            if hits and not (cause == "reward.first-answer" and inside & wrong.keys()):
+                more = f" (and {len(hits) - 1} more like it)" if len(hits) > 1 else ""
+                yield Explanation(
+                    cause, "reward", hits[0].sentence + more, harm, f"in {name}: {fix}",
+                    "omni-grpo rewards test, and the probe of the next recording",
+                    proof=hits[0].sentence, explains=tuple(hits),
+                )  # fmt: skip
 
 
 # --------------------------------------------------------------------------- by one fact
@@ -165,9 +103,7 @@ def _unreachable(evidence: Evidence) -> bool:
 
 def _unreadable(evidence: Evidence) -> bool:
     words = ("convert", "parse", "read", "float", "json", "decode")
-    return not _unreachable(evidence) and (
-        any(word in _warnings(evidence) for word in words) or bool(evidence.values.get("probed"))
-    )
+    return not _unreachable(evidence) and (any(word in _warnings(evidence) for word in words))
 
 
 def _likelier(evidence: Evidence) -> bool:
@@ -180,6 +116,40 @@ _UNSCORED = (
 )
 
 _FACTS = (
+    Signature(
+        cause="reward.swallowed",
+        fact="gold-unpaid",
+        harm="right answers earn nothing: code that turns exceptions into 0.0 looks like a policy "
+        "that never learns",
+        fix="remove the except around {name}'s scoring, run it on one right answer and fix what it "
+        "raises; return None where scoring failed",
+        confirm="the right answer earns the full reward",
+        when=lambda e: bool(e.values["swallowed"]),
+    ),
+    Signature(
+        cause="reward.gold-unpaid",
+        fact="gold-unpaid",
+        harm="right answers earn nothing, and no completion can ever earn more",
+        fix="call {name} on one right answer by hand, and look where it is lost",
+        confirm="the right answer earns the full reward",
+        when=lambda e: not e.values["swallowed"] and e.severity == "breaks",
+    ),
+    Signature(
+        cause="reward.floor",
+        fact="floor",
+        harm="the reward has a floor that takes no work to earn, and stays there when all else "
+        "earns nothing ({value:g} forever)",
+        fix="let {name} give 0 (or None) where it finds nothing to score; a default reward hides a "
+        "policy that fails",
+        confirm="omni-grpo rewards test passes its garbage cases",
+    ),
+    Signature(
+        cause="reward.raised",
+        fact="probe-raised",
+        harm="a completion of this kind ends the run, or the exception is caught and becomes 0",
+        fix="make {name} return None where it cannot score: {error}",
+        confirm="omni-grpo rewards test module:function",
+    ),
     Signature(
         cause="reward.judge-format",
         fact="constant",
@@ -198,24 +168,6 @@ _FACTS = (
         "could not be scored, never 0",
         confirm="send one request to the judge by hand",
         when=_likelier,
-        prove=only_fits,
-    ),
-    Signature(
-        cause="reward.floor",
-        fact="constant",
-        harm="everything earns {value:g}, whatever the completion says: no group gets a signal",
-        fix="check what {name} really measures; a default reward hides that it measures nothing",
-        confirm="omni-grpo rewards test module:function",
-        when=lambda e: not _judged(e) and e.values["value"] != 0,
-        prove=only_fits,
-    ),
-    Signature(
-        cause="reward.swallowed",
-        fact="constant",
-        harm="everything earns 0: code that turns exceptions into 0.0 hides that it never scores",
-        fix="call {name} on one right answer with its except removed",
-        confirm="omni-grpo rewards test module:function",
-        when=lambda e: not _judged(e) and e.values["value"] == 0,
         prove=only_fits,
     ),
     Signature(

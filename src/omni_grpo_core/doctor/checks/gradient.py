@@ -51,14 +51,15 @@ def _gradient(case: Case, step: StepSeen, cut: bool) -> Iterator[Evidence]:
             note_missing(case, "gradients are kept where the recorder cannot read them", "gradient")
         elif any(layer.backward and layer.backward.norm for layer in step.layers):
             pass  # it was there after backward: see look_at_flow
-        elif _signal(case):
+        elif _signal(case) or (_earned(case) and not any(one.backward for one in step.layers)):
+            # zeros alone may be right: weighted rewards can cancel
             note_judged(case, "gradient")
             reached = any(layer.backward for layer in step.layers)
-            called = f"backward was {_times(len(step.losses))}"
             yield Evidence(
                 "gradient",
                 "no-gradient",
-                f"completions of one group earned different rewards, but {called}, and "
+                f"completions were rewarded differently, but backward was "
+                f"{_times(len(step.losses))}, and "
                 + ("every gradient is 0" if reached else "no parameter has a gradient"),
                 values={
                     "backward": len(step.losses), "reached": reached, "at_checkpoints": cut,
@@ -90,16 +91,20 @@ def _cut_at_checkpoints(case: Case) -> bool:
 
 
 def _signal(case: Case) -> bool:
-    """Whether some completion has an advantage: in a recorded loss, or else by its rewards."""
-    advantages = [one.loss.advantages for one in losses_of(case)]
-    if any(given is not None for given in advantages):
-        return any(
-            bool((torch.nan_to_num(given.double()).abs() > 1e-6).any())
-            for given in advantages
-            if given is not None
-        )
-    by_group: dict[int, set[tuple[float | None, ...]]] = {}
+    """Whether the loss had something to push: an advantage, or a weight at its logits."""
+    given = [one.loss.advantages for one in losses_of(case)]
+    weights = [one.weights for one in case.gradients]
+    return any(
+        bool((torch.nan_to_num(values.double()).abs() > 1e-6).any())
+        for values in given
+        if values is not None
+    ) or any(bool((torch.nan_to_num(values) != 0).any()) for values in weights)
+
+
+def _earned(case: Case) -> bool:
+    """Whether completions of one group earned different rewards."""
     step = joined(case)
+    by_group: dict[int, set[tuple[float | None, ...]]] = {}
     for completion in step.completions:
         paid = tuple(step.rewards_of(completion).values())
         by_group.setdefault(completion.group, set()).add(paid)

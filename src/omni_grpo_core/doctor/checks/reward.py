@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
+from omni_grpo_core.doctor.probed import Learned, cases, learned, number, title
 from omni_grpo_core.doctor.rollouts import rollouts
-from omni_grpo_core.errors import OmniGrpoError
-from omni_grpo_core.rewards import Reward
-from omni_grpo_core.rewards.accuracy import Accuracy
-from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.tolerances import EQUAL_RECORDED_REWARDS
 from omni_grpo_core.trace.calls import RewardCall
 from omni_grpo_core.types import Malformed
 
-Kind = Literal["format", "accuracy", "other"]
-
-_BARE_GOLD = "garbage against a gold without tags"
-GARBAGE = (
-    "empty",
-    "repeated token",
-    "the incident",
-    "token salad",
-    "tags without end",
-    _BARE_GOLD,
-)
-"""Probe cases that must earn 0 from any reward, whatever it measures."""
-
 _NEAR = 0.25
-"""Of a case's score: graded rewards differ by less, a wrong one is off by the whole score."""
+"""Of the way from a wrong answer's reward to a right one's: graded rewards differ by less."""
+_FLOORS = 4
+"""Kinds of garbage that are paid alike before that is called a floor."""
 
 
 def calls_of(case: Case) -> Iterator[RewardCall]:
-    """The last call of each function; probes are the same in all."""
+    """The last call of each function; later probes include the earlier ones."""
     last: dict[str, RewardCall] = {}
     for call in case.rewards:
         last[call.name] = call
@@ -76,31 +63,47 @@ def look_at_values(case: Case) -> Iterable[Evidence]:
                 f"reward {call.name} scored none of {len(call.values)} completions",
                 "unknown",
                 values={"name": call.name},
+                severity="differs" if _others_score(case, call) else "breaks",
             )
+
+
+def _others_score(case: Case, call: RewardCall) -> bool:
+    return any(
+        value is not None for one in case.rewards if one.name != call.name for value in one.values
+    )
 
 
 # --------------------------------------------------------------------------- known answers
 
 
-def kind_of(call: RewardCall) -> Kind:
-    """What a function measures, by its name."""
-    names = f"{call.name} {call.source.rpartition('.')[2]}".lower()
-    if "format" in names:
-        return "format"
-    return "accuracy" if "acc" in names or "correct" in names else "other"
-
-
 def look_at_probes(case: Case) -> Iterable[Evidence]:
-    """What a function gives to completions whose score is known."""
+    """What a function gives to completions of known worth, by what it measures."""
     for call in calls_of(case):
-        if not call.probe or _broken(call):
+        what = learned(call)
+        if what.kind == "unknown":
+            _note_unprobed(case, call, what)
             continue
-        kind = kind_of(call)
-        top = _top(call.probe, kind)
+        if _broken(call):
+            continue
         note_judged(case, "reward")
-        for name, probed in call.probe.items():
-            yield from _judged(call, kind, top, name, probed)
-        yield from _together(call)
+        if what.kind == "accuracy":
+            yield from _paid_wrongly(call, what)
+        else:
+            yield from _gold_unpaid(call)
+        if what.kind == "format":
+            yield from _structures(call, what)
+        yield from _raising(call)
+        yield from _together(call, what)
+        yield from _floor(call, what)
+
+
+def _note_unprobed(case: Case, call: RewardCall, what: Learned) -> None:
+    why = (
+        f"it raised {_short(what.raised, 160)} on every completion"
+        if what.raised
+        else "it may use a network, a model or state of its own, or probing is off"
+    )
+    note_missing(case, f"reward {call.name} was not tried on known answers: {why}", "reward")
 
 
 def _broken(call: RewardCall) -> bool:
@@ -108,44 +111,172 @@ def _broken(call: RewardCall) -> bool:
     return any(v is not None and not math.isfinite(v) for v in call.values)
 
 
+def _paid_wrongly(call: RewardCall, what: Learned) -> Iterator[Evidence]:
+    """Of a function that compares with the gold. What can be exploited is a recipe all the same,
+    and published ones are; what pays for any garbage is not."""
+    full = {
+        name: probed
+        for name, probed in cases(call, "garbage", "evasion")
+        if (value := number(probed)) is not None and _equal(value, what.top)
+    }
+    garbage = [probed for probed in full.values() if probed["role"] == "garbage"]
+    for name, probed in full.items():
+        yield replace(
+            _probed(call, name, probed, "as much as for a right answer", what.low),
+            severity="breaks" if len(garbage) >= _FLOORS else "differs",
+        )
+    strict = [
+        (name, probed)
+        for name, probed in cases(call, "notation")
+        if (value := number(probed)) is not None and what.share(value) < 1 - _NEAR
+    ]
+    # one spelling of each problem type is enough; comparing as text is a recipe
+    for name, probed in {str(one["problem_type"]): (n, one) for n, one in strict[::-1]}.values():
+        but = f"another spelling of the gold earns {what.top:g}"
+        yield replace(_probed(call, name, probed, but, what.top), severity="differs")
+    for kind in dict.fromkeys(str(probed["problem_type"]) for probed in call.probe.values()):
+        own = {n: p for n, p in cases(call, "right", "foreign") if p["problem_type"] == kind}
+        paid = [(p["role"], what.share(v)) for p in own.values() if (v := number(p)) is not None]
+        name = next((n for n, p in own.items() if p["form"] == what.form), "")
+        if name and paid and all(share < _NEAR for role, share in paid if role == "right"):
+            yield _unpaid(call, name, own[name], sure=True)
+
+
+def _gold_unpaid(call: RewardCall) -> Iterator[Evidence]:
+    """Of a function that is to compare with the gold, by its name, and pays it no more than
+    garbage in any form."""
+    named = any(word in title(call) for word in ("acc", "correct"))
+    right = dict(cases(call, "right"))
+    paid = [v for probed in right.values() if (v := number(probed)) is not None]
+    bad = {n: v for n, probed in cases(call, "garbage") if (v := number(probed)) is not None}
+    if not (named and paid and bad) or max(paid) > min(bad.values()):
+        return
+    if min(paid) < min(bad.values()):
+        name = next(iter(bad))
+        but = f"a right answer with tags earns {min(paid):g}"
+        yield _probed(call, name, call.probe[name], but, min(paid))
+        return
+    # a gold that is a whole completion must be paid; a bare one may belong into an unknown form
+    whole = {name: probed for name, probed in right.items() if probed["form"] == "verbatim"}
+    caught = {name: probed for name, probed in right.items() if probed["swallowed"]}
+    name, probed = next(iter({**whole, **caught, **right}.items()))
+    yield _unpaid(call, name, probed, sure=bool(whole))
+
+
+def _unpaid(call: RewardCall, name: str, probed: Mapping[str, Any], *, sure: bool) -> Evidence:
+    swallowed = probed["swallowed"]
+    return Evidence(
+        "reward",
+        "gold-unpaid",
+        f"reward {call.name} gives {probed['alone']:g} to a right answer, "
+        f"{_short(str(probed['completion']))} (gold {_short(str(probed['solution']), 40)})"
+        + (f", in every form that was tried{'' if sure else ', which may not be its own'}")
+        + (f"; it caught {swallowed}" if swallowed else ""),
+        "added" if sure else "unknown",
+        values={"name": call.name, "case": name, "swallowed": swallowed},
+        severity="breaks" if sure else "differs",
+    )
+
+
+def _structures(call: RewardCall, what: Learned) -> Iterator[Evidence]:
+    """Of a format reward: white space before its form, and text after it. Stricter or looser than
+    ours is a recipe."""
+    wanted = {"leading newline": what.top, "trailing junk": what.low}
+    for name, probed in cases(call, "structure"):
+        value, want = number(probed), wanted[name.rpartition(": ")[2]]
+        if value is not None and abs(what.share(value) - what.share(want)) > _NEAR:
+            yield replace(
+                _probed(call, name, probed, f"ours would give {want:g}", want), severity="differs"
+            )
+
+
+def _probed(
+    call: RewardCall, name: str, probed: Mapping[str, Any], but: str, wanted: float
+) -> Evidence:
+    return Evidence(
+        "reward",
+        "probe-differs",
+        f"reward {call.name} gives {probed['alone']:g} to "
+        f"{_short(str(probed['completion']))} ({name}; gold "
+        f"{_short(str(probed['solution']), 40)}): {but}",
+        values={
+            "name": call.name, "case": name.rpartition(": ")[2], "value": probed["alone"],
+            "wanted": wanted, "problem_type": probed["problem_type"],
+        },
+    )  # fmt: skip
+
+
+def _raising(call: RewardCall) -> Iterator[Evidence]:
+    for name, probed in cases(call, "right", "garbage"):
+        if isinstance(probed["alone"], str):
+            yield Evidence(
+                "reward", "probe-raised",
+                f"reward {call.name} raises on {_short(str(probed['completion']))} ({name}): "
+                f"{probed['alone']}",
+                values={"name": call.name, "case": name, "error": probed["alone"]},
+            )  # fmt: skip
+            return
+
+
+def _together(call: RewardCall, what: Learned) -> Iterator[Evidence]:
+    """One row's reward should not depend on the other rows."""
+    differ = [
+        name
+        for name, probed in call.probe.items()
+        if number(probed) is not None and not _equal(probed["alone"], probed["value"])
+    ]
+    if differ:
+        first = call.probe[differ[0]]
+        yield Evidence(
+            "reward",
+            "rows-depend",
+            f"reward {call.name} gives {_as_text(first['alone'])} to a completion alone and "
+            f"{_as_text(first['value'])} to the same one among others ({differ[0]}; {len(differ)} "
+            f"of {len(call.probe)} cases): a row's reward depends on the other rows",
+            values={"name": call.name, "cases": differ},
+            # a rank or a rate of repetition over the batch is a recipe
+            severity="breaks" if what.kind == "accuracy" else "differs",
+        )
+
+
+def _floor(call: RewardCall, what: Learned) -> Iterator[Evidence]:
+    """Garbage of every kind earns the same, and more than nothing."""
+    paid = [number(probed) for _, probed in cases(call, "garbage")]
+    given = [v for v in call.values if v is not None]
+    value = paid[0] if paid else None
+    if value is None or value <= 0 or len(paid) < _FLOORS or len(set(paid)) > 1:
+        return
+    if what.kind != "accuracy" and given and min(given) >= value:
+        yield Evidence(
+            "reward",
+            "floor",
+            f"reward {call.name} gives {value:g} to garbage of every kind, the empty completion "
+            f"included, and never less to the recorded ones: {given.count(value)} of {len(given)} "
+            f"earn just that",
+            values={"name": call.name, "value": value},
+            severity="breaks" if given.count(value) == len(given) else "differs",
+        )
+
+
 def look_at_constants(case: Case) -> Iterable[Evidence]:
-    """One value for everything: different completions, and gold and garbage where probed."""
+    """One value for different completions, and a warning that something failed."""
     for call in calls_of(case):
         values = {v for v in call.values if v is not None}
-        if (
-            len(values) != 1
-            or len(call.values) != len(call.completions)
-            or kind_of(call) != "other"
-        ):
-            continue
-        if len(set(call.completions)) < 2:
+        warnings = [w for step in case.steps for w in step.warnings if _about(w, call)]
+        failed = [w for w in warnings if _failed(w)]
+        if len(values) != 1 or len(set(call.completions)) < 2 or not failed:
             continue
         (value,) = values
-        probed = [result["alone"] for result in call.probe.values()]
-        if any(v != value for v in probed):
-            continue
-        warnings = [w for step in case.steps for w in step.warnings if _about(w, call)]
         yield Evidence(
             "reward",
             "constant",
             f"reward {call.name} gave {value:g} to all {len(call.values)} completions, "
-            f"{len(set(call.completions))} of them different"
-            + (
-                f", and to each of {len(probed)} probe cases, gold and garbage alike"
-                if probed
-                else ""
-            )
-            + (f"; a warning of the step: {_short(warnings[0], 120)}" if warnings else ""),
-            # a function that was not probed may be right about these, unless it reported a failure
-            "added" if probed or any(map(_failed, warnings)) else "unknown",
+            f"{len(set(call.completions))} of them different; a warning of the step: "
+            f"{_short(failed[0], 120)}",
             values={
-                "name": call.name,
-                "source": call.source,
-                "value": value,
-                "probed": bool(probed),
-                "warnings": warnings[:3],
+                "name": call.name, "source": call.source, "value": value, "warnings": failed[:3],
             },
-        )
+        )  # fmt: skip
 
 
 def _failed(warning: str) -> bool:
@@ -159,130 +290,10 @@ def _about(warning: str, call: RewardCall) -> bool:
     return any(word in warning.lower() for word in words)
 
 
-def _top(probe: Mapping[str, Any], kind: Kind) -> float:
-    """A function's full reward, which may be more or less than 1."""
-    golds = [
-        probed["alone"]
-        for probed in probe.values()
-        if kind != "other" and probed[kind] == 1.0 and _number(probed["alone"])
-    ]
-    paid = [float(v) for v in golds if v > 0]
-    return max(paid, key=paid.count) if paid else 1.0
-
-
-def _judged(
-    call: RewardCall, kind: Kind, top: float, name: str, probed: Mapping[str, Any]
-) -> Iterator[Evidence]:
-    value = probed["alone"]
-    wanted = 0.0 if kind == "other" and name in GARBAGE else probed.get(kind)
-    shown = {"name": call.name, "kind": kind, "case": name, "value": value, "wanted": wanted}
-    completion = _short(str(probed.get("completion", "")))
-    if isinstance(value, str) and name == _BARE_GOLD:
-        return  # rejecting such a row is right
-    if isinstance(value, str):
-        yield Evidence(
-            "reward", "probe-raised",
-            f"reward {call.name} raises on {completion} ({name}): {value}", values=shown,
-        )  # fmt: skip
-    elif wanted is None or value is None:
-        return
-    elif not math.isfinite(value) or abs(value / top - wanted) > _NEAR:
-        yield Evidence(
-            "reward",
-            "probe-differs",
-            f"reward {call.name} gives {value:g} to {completion} ({name}; "
-            f"{probed.get('problem_type')}, gold {_short(str(probed.get('solution', '')), 40)}); "
-            f"it should give {wanted * top:g}",
-            values={**shown, "problem_type": probed.get("problem_type")},
-        )
-    elif kind == "other" and value > EQUAL_RECORDED_REWARDS:
-        yield Evidence(
-            "reward",
-            "probe-differs",
-            f"reward {call.name} gives {value:g} to {completion} ({name}), which is garbage",
-            values={**shown, "problem_type": probed.get("problem_type")},
-        )
-
-
-def _together(call: RewardCall) -> Iterator[Evidence]:
-    """One row's reward must not depend on the other rows."""
-    differ = [
-        name
-        for name, probed in call.probe.items()
-        if _number(probed["alone"]) and not _equal(probed["alone"], probed["value"])
-    ]
-    if differ:
-        first = call.probe[differ[0]]
-        yield Evidence(
-            "reward",
-            "rows-depend",
-            f"reward {call.name} gives {_as_text(first['alone'])} to a completion alone and "
-            f"{_as_text(first['value'])} to the same one among others ({differ[0]}; {len(differ)} "
-            f"of {len(call.probe)} cases): a row's reward depends on the other rows",
-            values={
-                "name": call.name,
-                "cases": differ,
-                "problem_types": sorted({str(call.probe[n].get("problem_type")) for n in differ}),
-            },
-        )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _equal(a: Any, b: Any) -> bool:
-    if not (_number(a) and _number(b)):
+    if not (isinstance(a, int | float) and isinstance(b, int | float)):
         return bool(a == b)
     return abs(a - b) <= EQUAL_RECORDED_REWARDS or (math.isnan(a) and math.isnan(b))
-
-
-# --------------------------------------------------------------------------- the recorded rows
-
-
-def look_at_recomputed(case: Case) -> Iterable[Evidence]:
-    """The built-in format and accuracy rewards on the recorded completions, where a function has
-    the same task and agrees on every probe case."""
-    measures: dict[Kind, Reward] = {"format": Format(), "accuracy": Accuracy()}
-    for call in case.rewards:
-        kind = kind_of(call)
-        if kind == "other" or call.error is not None or len(call.values) != len(call.completions):
-            continue
-        if not call.probe or any(True for _ in _wrong(call, kind)):
-            continue
-        columns = {
-            name: list(values)
-            for name, values in call.columns.items()
-            if name in ("problem_type", "options", "solution") and _rows(values, call)
-        }
-        try:
-            own = measures[kind](list(call.prompts), list(call.completions), **columns)
-        except OmniGrpoError:
-            continue
-        top = _top(call.probe, kind)
-        for row, (given, wanted) in enumerate(zip(call.values, own, strict=True)):
-            if given is None or wanted is None or abs(given / top - wanted) <= 2 * _NEAR:
-                continue
-            yield Evidence(
-                "reward",
-                "value-differs",
-                f"reward {call.name} gave {given:g} to completion {row}, "
-                f"{_short(call.completions[row])}; by its own rule it should give {wanted * top:g}",
-                row=row,
-                values={"name": call.name, "given": given, "wanted": wanted},
-            )
-            break
-
-
-def _wrong(call: RewardCall, kind: Kind) -> Iterator[Evidence]:
-    top = _top(call.probe, kind)
-    for name, probed in call.probe.items():
-        yield from _judged(call, kind, top, name, probed)
-    yield from _together(call)
-
-
-def _rows(values: Any, call: RewardCall) -> bool:
-    return isinstance(values, list | tuple) and len(values) == len(call.completions)
 
 
 # --------------------------------------------------------------------------- parsed
@@ -292,7 +303,7 @@ def look_at_structure(case: Case) -> Iterable[Evidence]:
     """Completions without the required structure: a reward of 0 is then right. Parsing is not at
     fault, so the origin is always ``inherited``."""
     for rollout in rollouts(case):
-        if not rollout.rewards or not _asks_for_structure(rollout.rewards):
+        if not rollout.rewards or not any(map(_asks_for_structure, rollout.rewards)):
             continue
         texts = rollout.rewards[0].completions
         note_judged(case, "parsed")
@@ -309,8 +320,10 @@ def look_at_structure(case: Case) -> Iterable[Evidence]:
             )
 
 
-def _asks_for_structure(calls: Sequence[RewardCall]) -> bool:
-    return any(kind_of(call) == "format" for call in calls)
+def _asks_for_structure(call: RewardCall) -> bool:
+    """Whether it pays for context, think and answer, and nothing else."""
+    what = learned(call)
+    return what.kind == "format" and what.form == "context-think-answer"
 
 
 def _short(text: str, most: int = 60) -> str:
@@ -318,13 +331,12 @@ def _short(text: str, most: int = 60) -> str:
 
 
 def _as_text(value: Any) -> str:
-    return f"{value:g}" if _number(value) else str(value)
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 LOOKS: tuple[Look, ...] = (
     look_at_values,
     look_at_probes,
     look_at_constants,
-    look_at_recomputed,
     look_at_structure,
 )
