@@ -70,16 +70,17 @@ class SomeonesLoop:
         self,
         flaw: str = "",
         *,
-        rows: Sequence[int] = (3, 10),
+        rows: Sequence[int] = (3, 6),
         group: int = 4,
         beta: float = 0.0,
         accumulation: int = 1,
         temperature: float = 1.7,
         lr: float = 1e-3,
+        resize: bool = False,
     ) -> None:
         torch.manual_seed(11)
         self.flaw, self.group, self.beta = flaw, group, beta
-        self.accumulation, self.temperature = accumulation, temperature
+        self.accumulation, self.temperature, self.resize = accumulation, temperature, resize
         self.model: Any = copy.deepcopy(load_policy(tiny.checkpoint_dir()).model)
         self.processor = AutoProcessor.from_pretrained(tiny.checkpoint_dir())
         self.tokenizer = self.processor.tokenizer
@@ -118,7 +119,7 @@ class SomeonesLoop:
                     {"type": "text", "text": question},
                 ]},
             ])  # fmt: skip
-            clip, sound = frames_of(where["video"], 2.0), sound_of(where["audio"])
+            clip, sound = frames_of(where["video"], 4.0), sound_of(where["audio"])
             clip = clip[::-1].copy() if self.flaw == "frames-reversed" else clip
             clip = clip[..., ::-1].copy() if self.flaw == "channels-swapped" else clip
             sound = sound * 32768 if self.flaw == "int16-never-divided" else sound
@@ -135,7 +136,8 @@ class SomeonesLoop:
         if self.flaw == "sounds-exchanged":
             sounds = sounds[::-1]
         made = self.processor(
-            text=prompts, videos=clips, audio=sounds, fps=2.0, padding=True, return_tensors="pt",
+            text=prompts, videos=clips, audio=sounds, fps=4.0, padding=True, return_tensors="pt",
+            do_resize=self.resize,
         )  # fmt: skip
         return prompts, dict(made)
 
