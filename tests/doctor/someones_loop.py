@@ -77,10 +77,12 @@ class SomeonesLoop:
         temperature: float = 1.7,
         lr: float = 1e-3,
         resize: bool = False,
+        turning: bool = False,
     ) -> None:
         torch.manual_seed(11)
         self.flaw, self.group, self.beta = flaw, group, beta
         self.accumulation, self.temperature, self.resize = accumulation, temperature, resize
+        self.turning = turning
         self.model: Any = copy.deepcopy(load_policy(tiny.checkpoint_dir()).model)
         self.processor = AutoProcessor.from_pretrained(tiny.checkpoint_dir())
         self.tokenizer = self.processor.tokenizer
@@ -89,7 +91,9 @@ class SomeonesLoop:
             parameter.requires_grad_("visual" not in name and "audio_tower" not in name)
         self.reference = None
         if beta:
-            self.reference = self.model if flaw == "reference-is-policy" else copy.deepcopy(self.model)
+            self.reference = (
+                self.model if flaw == "reference-is-policy" else copy.deepcopy(self.model)
+            )
         lr = 0.0 if flaw == "lr-zero" else lr
         held = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(held, lr=lr, weight_decay=0.0)
@@ -166,7 +170,7 @@ class SomeonesLoop:
     def repeated(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every row, and its media, ``group`` times in a row."""
         grid = inputs["video_grid_thw"]
-        patches = inputs["pixel_values_videos"].split(grid.prod(-1).tolist())
+        patches = torch.split(inputs["pixel_values_videos"], grid.prod(-1).tolist())
         many = {k: v.repeat_interleave(self.group, 0) for k, v in inputs.items()}
         many["pixel_values_videos"] = torch.cat([p for one in patches for p in [one] * self.group])
         return many
@@ -190,7 +194,9 @@ class SomeonesLoop:
     def pay(self, prompts: list[str], texts: list[str], rows: list[dict[str, Any]]) -> Tensor:
         columns = {"solution": [row["solution"] for row in rows]}
         if self.flaw == "golds-shifted":
-            columns["solution"] = columns["solution"][self.group :] + columns["solution"][: self.group]
+            columns["solution"] = (
+                columns["solution"][self.group :] + columns["solution"][: self.group]
+            )
         if self.flaw == "prompt-in-reward":
             texts = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
         table = [f(prompts=prompts, completions=texts, **columns) for f in self.rewards]
@@ -253,15 +259,16 @@ class SomeonesLoop:
         loss = self.loss(self.logprobs(self.model, inputs, made, live), ref, better, live)
         if self.flaw != "accumulation-not-divided":
             loss = loss / self.accumulation
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, number: int) -> None:
         if self.flaw != "gradients-kept":
             self.optimizer.zero_grad()
         torch.manual_seed(number)
         for at in range(self.accumulation):
-            turned = self.rows[at % len(self.rows) :] + self.rows[: at % len(self.rows)]
-            self.micro(turned)
+            first = at + number if self.turning else at
+            turned = self.rows[first % len(self.rows) :] + self.rows[: first % len(self.rows)]
+            self.micro(turned[:2])
         if self.flaw == "layer-zeroed":
             for name, parameter in self.model.named_parameters():
                 if "layers.1." in name and parameter.grad is not None and "visual" not in name:

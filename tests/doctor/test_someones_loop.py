@@ -1,0 +1,100 @@
+"""Mistakes in a loop that nobody of ours wrote for the purpose, recorded with two lines alone.
+
+The old doctor recognised its own catalogue and found 11 of 30 of such mistakes; here nothing but
+the recorder's own eyes tell it what went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from someones_loop import recorded
+
+RunCli = Callable[..., tuple[int, str, str]]
+
+KL = {"beta": 0.1}
+TWICE = {"accumulation": 2}
+FLAWS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    # the mistake: stage, what the sentence must say, settings
+    "frames-reversed": ("media", r"in reverse order", {}),
+    "pixels-resized": ("batch", r"generate .*video", {}),
+    "batch-deviation": ("advantage", r"(deviation|scaled).*batch|batch.*deviation", {}),
+    "reference-is-policy": ("loss", r"reference", KL),
+    "layer-zeroed": ("gradient", r"text layer 1 .*is 0 before the step", {}),
+    "lr-zero": ("gradient", r"learning rate of all .* is 0", {}),
+    "prompt-in-reward": ("reward", r"prompt in front", {}),
+    "accumulation-not-divided": ("loss", r"not divided|divided by", TWICE),
+    "advantage-sign": ("advantage", r"sign", {}),
+    "kl-forgotten": ("loss", r"KL", KL),
+    "rows-exchanged": ("batch", r"row 0 of generate has the video of row", {}),
+}
+MORE: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "channels-swapped": ("media", r"red and blue", {}),
+    "int16-never-divided": ("media", r"32768", {}),
+    "sound-at-half-rate": ("media", r"8166 samples|rate", {}),
+    "sounds-exchanged": ("media", r"of row 1", {}),
+    "mel-scaled": ("batch", r"times 2", {}),
+    "pixels-stale": ("batch", r"step before|earlier", {"rows": (3, 6, 4), "turning": True}),
+    "mask-of-ones": ("batch", r"padding tokens", {}),
+    "pixels-rolled": ("batch", r"rolled|generate .*video", {}),
+    "rewards-rolled": ("advantage", r"row|order", {}),
+    "mean-of-batch": ("advantage", r"mean", {}),
+    "advantages-rolled": ("advantage", r"row|order", {}),
+    "video-not-scored": ("media", r"did not reach the scoring forward", {}),
+    "ids-truncated": ("logits", r"truncated", {}),
+    "one-column-late": ("loss", r"column|next|shift", {}),
+    "padding-in-loss": ("loss", r"after|padding", {}),
+    "gradients-kept": ("gradient", r"before the first backward", {}),
+}
+HEALTHY: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"group": 2},
+    {"resize": True},
+    {"beta": 0.04},
+    {"beta": 0.04, "steps": 3},
+    {"accumulation": 2},
+    {"rows": (3, 10), "steps": 3},
+    {"temperature": 1.0},
+)
+
+
+def diagnosed(run_cli: RunCli, folder: Path, flaw: str, **settings: Any) -> dict[str, Any]:
+    code, out, _ = run_cli("doctor", recorded(folder / "run", flaw, **settings), "--json")
+    report: dict[str, Any] = json.loads(out)
+    assert report["exit"] == code
+    return report
+
+
+def _breaking(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (found["stage"], found["evidence"][0]["sentence"])
+        for found in report["findings"]
+        if found["severity"] == "breaks"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flaw", [*FLAWS, *MORE])
+def test_a_mistake_is_found_at_its_stage(run_cli: RunCli, tmp_path: Path, flaw: str) -> None:
+    stage, says, settings = {**FLAWS, **MORE}[flaw]
+    report = diagnosed(run_cli, tmp_path, flaw, **settings)
+    found = [f for f in report["findings"] if f["stage"] == stage]
+    sentences = [e["sentence"] for f in found for e in f["evidence"]]
+    sentences += [c["seen"] for f in found for c in f["causes"]]
+    assert any(re.search(says, sentence) for sentence in sentences), report["findings"]
+    others = [stage_of for stage_of, _ in _breaking(report) if stage_of != stage]
+    assert not others, _breaking(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", HEALTHY, ids=str)
+def test_without_a_mistake_nothing_breaks(
+    run_cli: RunCli, tmp_path: Path, settings: Mapping[str, Any]
+) -> None:
+    report = diagnosed(run_cli, tmp_path, "", **settings)
+    assert (report["exit"], _breaking(report)) == (0, [])
