@@ -4,6 +4,7 @@ to date."""
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
@@ -19,6 +20,8 @@ from omni_grpo_core.io import DEFAULT
 
 DOCS = ROOT / "docs"
 PAGES = {page.stem: page for page in pages()}
+KEPT = ("yaml", "json", "toml", "diff", "text", "pycon")
+"""Languages of blocks that are read, not run."""
 LEFT_OUT = {
     "README: runs in .ci/run, on a fresh clone": 2,
     "README: a part of docs/pages/broken-run.md, where it runs": 1,
@@ -102,7 +105,9 @@ def test_only_these_blocks_are_not_run() -> None:
 def test_every_block_has_a_known_language(name: str) -> None:
     """A block without one would silently not be run."""
     for block in blocks(PAGES[name]):
-        assert block.language in {*RUN, "yaml", "json", "diff", "text", "pycon"}, block.where
+        assert block.language in {*RUN, *KEPT}, block.where
+        if block.language == "toml":
+            assert tomllib.loads(block.text), block.where
         if block.title is None and block.language == "yaml":
             assert yaml.safe_load(block.text), block.where
         if block.title is None and block.language == "json":

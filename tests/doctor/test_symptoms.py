@@ -84,7 +84,7 @@ def test_a_policy_that_gets_everything_right_is_not_ill() -> None:
     assert (symptom.name, symptom.severity) == ("rewards-stuck", "differs")
     assert "all that there is to earn" in symptom.sentence
     golds = {"gold": {"alone": 2.0}, "empty": {"alone": 0.0}}
-    symptom, *_ = symptoms([case(replace(right, probe=golds))])
+    symptom, *_ = symptoms([case(replace(right, probe=golds))] * 2)
     assert symptom.severity == "breaks", "half of what a gold earns"
 
 

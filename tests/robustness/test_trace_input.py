@@ -261,8 +261,8 @@ NOTHING_JUDGED = (
         changed(_odd("RewardCall", "probe", {"a": 1})),
         "nothing could be judged",
     ),
-    named("no stages", changed(put("stages", value=[])), "no stage"),
-    named("no stages, as JSON", changed(put("stages", value=[]), "--json"), "no stage"),
+    named("no stages", changed(put("stages", value=[])), "without any call"),
+    named("no stages, as JSON", changed(put("stages", value=[]), "--json"), "without any call"),
     named("values of other stages", changed(_of_another), "a StepSeen under 'sample'"),
     named("a pass of our own pipeline", changed(_our_own_pass), "omni-grpo check"),
 )

@@ -30,8 +30,6 @@ FIXES: Mapping[str, str] = {
     "adv.zero-variance": "check the reward weights (a name that matches no function has weight 0) "
     "and the group size (a single completion has nothing to be compared with), and raise the "
     "temperature until completions differ",
-    "loss.not-finite": "find the token whose logprob is not finite: ids suppressed in scoring must "
-    "be suppressed in sampling too",
     "step.nan-gradient": "look for 0 times infinity behind a mask: replace -inf before the "
     "multiplication, not after it (masked_fill first, torch.where on both sides)",
 }
@@ -111,7 +109,11 @@ ADVICE: Mapping[tuple[str, str], str] = {
     "failure with omni-grpo rewards test",
     ("reward", "not-a-number"): "one NaN makes the advantages of its whole group NaN: find the "
     "division by zero, and return None where there is nothing to score",
-    ("loss", "not a number"): "the update would be NaN: " + FIXES["loss.not-finite"],
+    (
+        "loss",
+        "not a number",
+    ): "the update would be NaN: find the token whose logprob is not finite: "
+    "ids suppressed in scoring must be suppressed in sampling too",
     ("gradient", "not a number"): "the step would make weights NaN although the loss looks fine: "
     + FIXES["step.nan-gradient"],
 }

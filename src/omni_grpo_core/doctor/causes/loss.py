@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omni_grpo_core.doctor.evidence import Rule
 from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
+from omni_grpo_core.pipeline.hints import FIXES
 
 _ADVANTAGE = (
     Signature(
@@ -60,8 +61,7 @@ _ADVANTAGE = (
         fact="no-signal",
         harm="loss and gradient are exactly 0 and nothing is raised: the run can go on for days "
         "and learn nothing",
-        fix="check how rewards are weighted and summed (by function name, one weight each), and "
-        "that the loss gets the advantages made of them",
+        fix=FIXES["adv.zero-variance"],
         confirm="some completion has a weight in the loss",
     ),
     Signature(
