@@ -13,9 +13,8 @@ from omni_grpo_core.doctor.reproduce_order import offsets
 from omni_grpo_core.doctor.reproduction import Change, Pair, Reproduction, number
 
 _RESAMPLER = 0.1
-"""Root mean square of a difference, by the recording's standard deviation, up to which resamplers
-differ: linear and band-limited ones by .02 to .08 on speech and on the shipped clips, another
-sound or picture by more than 1."""
+"""Root mean square of a difference, by the recording's standard deviation, that another resampler
+may leave. Chosen, not measured."""
 _MOST_AXES = 5
 
 
