@@ -10,7 +10,8 @@ import torch
 
 from omni_grpo_core import record
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.doctor.checks.loss import LOOKS, beta_read
+from omni_grpo_core.doctor.checks.loss import LOOKS
+from omni_grpo_core.doctor.checks.policies import beta_read
 from omni_grpo_core.doctor.checks.run import in_order
 from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.doctor.loss_reading import reading, sound_accounts

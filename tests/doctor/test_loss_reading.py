@@ -14,7 +14,8 @@ import torch
 from written_loop import LONGEST, Written, WrittenLoop
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.doctor.checks.loss import LOOKS, beta_read
+from omni_grpo_core.doctor.checks.loss import LOOKS
+from omni_grpo_core.doctor.checks.policies import beta_read
 from omni_grpo_core.doctor.evidence import Case, Evidence
 from omni_grpo_core.doctor.loss_reading import reading, sound_accounts
 from omni_grpo_core.doctor.loss_rows import trained_rows

@@ -9,7 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from omni_grpo_core.doctor.checks import policies
 from omni_grpo_core.doctor.checks.logits import temperature_of
+from omni_grpo_core.doctor.checks.policies import later_update
 from omni_grpo_core.doctor.continuity import misplaced
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.loss_reading import (
@@ -24,8 +26,8 @@ from omni_grpo_core.doctor.loss_reading import (
     wrong_accounts,
 )
 from omni_grpo_core.doctor.loss_rows import CLEAN, TrainedRow, has_parts, trained_rows
-from omni_grpo_core.doctor.policy_term import PolicyTerm, is_reference, known_of, policy_term
-from omni_grpo_core.doctor.rollouts import first_step, joined, settings_of
+from omni_grpo_core.doctor.policy_term import known_of, policy_term
+from omni_grpo_core.doctor.rollouts import settings_of
 
 _SHARE = 0.9
 """Of the positions of a step, how many must agree on a trained token that is not the next."""
@@ -181,12 +183,6 @@ def _aligned(case: Case) -> list[TrainedRow]:
         return rows
     by = next((by for by in (1, -1) if _share(rows, by) >= _SHARE), None)
     return [] if by is None else [row.moved(by) for row in rows]
-
-
-def later_update(case: Case) -> bool:
-    """Whether the step trains on a rollout on which an earlier step trained already."""
-    own = set(joined(case).completions)
-    return not any(row.completion in own for row in trained_rows(case))
 
 
 def look_at_temperature(case: Case) -> Iterable[Evidence]:
@@ -483,7 +479,7 @@ def _broadcast(known: Reading) -> Iterator[Evidence]:
                 return
 
 
-# --------------------------------------------------------------------------- normaliser, KL, ratios
+# --------------------------------------------------------------------------- normaliser
 
 
 def look_at_normaliser(case: Case) -> Iterable[Evidence]:
@@ -521,137 +517,6 @@ def _rescaled(known: Reading, by: Tensor) -> Reading:
     return replace(known, term=replace(known.term, weights=known.term.weights * by))
 
 
-def look_at_kl(case: Case) -> Iterable[Evidence]:
-    """The KL term: its sign, and whether the reference's logprobs enter the loss at all."""
-    term = policy_term(case)
-    if term is None:
-        return
-    beta = _beta(case)
-    if term.kl is not None:
-        note_judged(case, "loss")
-        found = beta_read(case, term)
-        if term.kl < 0:
-            yield Evidence(
-                "loss",
-                "kl-subtracted",
-                "along every completion the loss's weights vary as the gradient of the KL to the "
-                "reference does, with the opposite sign: drifting away is rewarded",
-                values={"beta": found},
-            )
-        elif beta == 0:
-            yield Evidence(
-                "loss",
-                "kl-hidden",
-                f"a KL term of weight {found:.3g} is in the loss: with it the reference's logprobs "
-                "give the weight of every token; beta is 0 in the settings",
-                values={"beta": beta, "implied_beta": found},
-            )
-        return
-    if term.varies:
-        return
-    yield from _without_kl(case, term, beta)
-
-
-def beta_read(case: Case, term: PolicyTerm) -> float:
-    """beta: by the factor that makes the rows' weights advantages, else by a mean over the step."""
-    known = reading(case)
-    for account in sound_accounts(known) if known is not None else ():
-        if account.divisor == term.divisor and account.scale == "group":
-            return float(term.kl or 0.0) / account.factor
-    tokens = sum(int(row.counted.sum()) for row in term.rows)
-    return float(term.kl or 0.0) * (len(term.rows) if term.divisor == "sequence" else tokens)
-
-
-def _without_kl(case: Case, term: PolicyTerm, beta: float | None) -> Iterator[Evidence]:
-    gaps = [g for row in term.rows for g in known_of(case, row).reference.values()]
-    if not gaps:
-        return
-    largest = max(float(gap.abs().max()) for gap in gaps if len(gap))
-    if not all(row.exact for row in term.rows) or first_step(case):
-        return
-    note_judged(case, "loss")
-    steps = case.before.steps if case.before is not None else ()
-    if not largest and any(any(step.changed.values()) for step in steps):
-        yield Evidence(
-            "loss",
-            "reference-is-policy",
-            "the reference gives every token the policy's own log-probability, although the policy "
-            "has been updated: it shares its weights, and the KL is 0 by construction",
-        )
-    elif largest > 1e-2 and beta != 0:
-        yield Evidence(
-            "loss",
-            "kl-left-out",
-            "a reference scored the completions, its log-probabilities differ from the policy's by "
-            f"up to {largest:.2g}, and all tokens of a completion have one weight in the loss: the "
-            "KL is computed and not in it",
-            values={"beta": beta},
-        )
-
-
-def _beta(case: Case) -> float | None:
-    settings = settings_of(case)
-    for name in ("beta", "kl_coef", "kl_beta"):
-        if isinstance(settings.get(name), int | float):
-            return float(settings[name])
-    return None
-
-
-def look_at_passes(case: Case) -> Iterable[Evidence]:
-    """Passes of the policy by itself: sound as old logprobs, and not as a reference."""
-    term = policy_term(case)
-    if term is None:
-        return
-    if later_update(case):
-        yield from _later(case, term)
-        return
-    beta, first = _beta(case), term.rows[0]
-    passes = [
-        forward
-        for forward, owners in joined(case).scored.items()
-        if first.completion in owners and not forward.modes.grad_enabled
-    ]
-    alone = [forward for forward in passes if not is_reference(forward)]
-    if any(map(is_reference, passes)) or not alone or term.kl is not None or term.varies:
-        return
-    if beta or len(alone) > 1:
-        yield Evidence(
-            "loss",
-            "reference-is-policy",
-            f"{_times(len(alone))} the policy itself scored the completions without a gradient, "
-            "and no other model did: as a reference it makes the KL 0 by construction"
-            + (f", although beta is {beta:g}" if beta else ""),
-            severity="breaks" if beta else "differs",
-        )
-
-
-def _times(count: int) -> str:
-    return {1: "once", 2: "twice"}.get(count, f"{count} times")
-
-
-def _later(case: Case, term: PolicyTerm) -> Iterator[Evidence]:
-    """A later update on a rollout: its ratios."""
-    olds = [known_of(case, row).old for row in term.rows if bool(row.own_weights.any())]
-    gaps = [gap for old in olds for gap in old.values() if len(gap)]
-    if not gaps or term.varies or not all(row.exact for row in term.rows):
-        return
-    note_judged(case, "loss")
-    moved = min(float(gap.abs().max()) for gap in gaps)
-    if term.ratio != "none" or moved < 0.02:
-        return
-    known = reading(case)
-    if known is None or not sound_accounts(known):
-        return
-    yield Evidence(
-        "loss",
-        "old-recomputed",
-        "this is a later update on a rollout; the policy's log-probabilities have moved by up to "
-        f"{moved:.2g} since it was sampled, and the weights in the loss are those of a ratio of 1 "
-        "on every token: the old log-probabilities are the current ones; nothing is ever clipped",
-        values={"moved": moved},
-    )
-
-
 LOOKS: tuple[Look, ...] = (
     look_at_backward,
     look_at_targets,
@@ -660,6 +525,5 @@ LOOKS: tuple[Look, ...] = (
     look_at_terms,
     look_at_weights,
     look_at_normaliser,
-    look_at_kl,
-    look_at_passes,
+    *policies.LOOKS,
 )
