@@ -213,7 +213,7 @@ def _digests(call: Fed, name: str) -> list[Tensor]:
     names = [name] + [f"{name}@{cast}" for cast in _CASTS] * isinstance(call, ProcessorCall)
     found = [call.digests[one] for one in names if one in call.digests]
     if found or kept is None or not kept.is_floating_point():
-        return [] if name not in call.digests and kept is None else found
+        return found
     own = [digest_of(name, kept)]
     if isinstance(call, ProcessorCall):
         own += [digest_of(name, kept.to(getattr(torch, cast))) for cast in _CASTS]

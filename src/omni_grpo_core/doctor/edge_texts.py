@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from omni_grpo_core.doctor.evidence import Case, note_judged
+from omni_grpo_core.doctor.evidence import Case, note_judged, quoted
 from omni_grpo_core.doctor.reproduce import plain, reproductions
 from omni_grpo_core.doctor.rollouts import Completion, is_decode, joined, texts_in
 from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps, prompt_texts, times
@@ -110,8 +110,8 @@ def _judge_text(
         between,
         [row],
         ("completion", "text",
-         f"{name}: text {row} is {_short(text)}, which is no completion's decode (the one at its "
-         f"place is {_short(wanted)})"),
+         f"{name}: text {row} is {quoted(text)}, which is no completion's decode (the one at its "
+         f"place is {quoted(wanted)})"),
         {"got": text, "want": wanted},
     )  # fmt: skip
     return True
@@ -146,10 +146,6 @@ def _case_of(case: Case, completion: Completion) -> Case:
         if any(call is completion.call for call in before.generated):
             return before
     return case
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "…")
 
 
 # --------------------------------------------------------------------------- all of a call

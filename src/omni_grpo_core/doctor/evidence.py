@@ -213,3 +213,12 @@ def note_missing(case: Case, sentence: str, *stages: Stage) -> None:
 def noted_missing(case: Case) -> tuple[str, ...]:
     """Everything noted so far."""
     return tuple(case.missing)
+
+
+def quoted(text: str) -> str:
+    """``text`` as a sentence shows it: in quotes, its first 57 characters if it is longer than 60.
+
+    >>> quoted("yes")
+    "'yes'"
+    """
+    return repr(text if len(text) <= 60 else text[:57] + "…")

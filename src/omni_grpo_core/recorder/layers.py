@@ -177,7 +177,10 @@ class Layers:
         none = torch.zeros(count, dtype=wide, device=device)
 
         def norm(of: Tensor | None) -> Tensor:
-            return none if of is None else torch.linalg.vector_norm(of.to(wide), dim=1)
+            return none if of is None else torch.linalg.vector_norm(of, dim=1)
+
+        def widened(of: Tensor | None) -> Tensor | None:
+            return None if of is None else of.to(wide)
 
         def sums(of: Tensor | None) -> tuple[Tensor, Tensor]:
             if of is None:
@@ -189,7 +192,8 @@ class Layers:
             return none if of is None else of.abs().amax(1).to(wide)
 
         a, s = self._backward, self._before
-        dot = none if a is None or s is None else (a.to(wide) * s.to(wide)).sum(1)
+        wide_a, wide_s = widened(a), widened(s)
+        dot = none if wide_a is None or wide_s is None else (wide_a * wide_s).sum(1)
         moved = (end != self._first).sum(1).to(wide)
         between = none if self._last is None else (self._first != self._last).sum(1).to(wide)
 
@@ -203,8 +207,10 @@ class Layers:
 
         table = torch.stack(
             [
-                by_id(self._stale), norm(a), *sums(a), top(a), norm(s), *sums(s), top(s), dot,
-                by_id(self._norms), moved, norm(end - self._first), norm(self._first), between,
+                by_id(self._stale), norm(wide_a), *sums(a), top(a), norm(wide_s), *sums(s), top(s),
+                dot,
+                by_id(self._norms), moved, norm(widened(end - self._first)),
+                norm(widened(self._first)), between,
             ],
             1,
         )  # fmt: skip

@@ -21,7 +21,6 @@ from omni_grpo_core.types import MODALITIES
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "module", "base_model", "model", "thinker")
 """Attributes under which a wrapper keeps the wrapped module."""
 _TOWERS = {"visual": "vision", "vision_tower": "vision", "audio_tower": "audio"}
-_PARTS = ("text", "vision", "audio", "head", "adapter")
 
 
 @dataclass(frozen=True, slots=True)

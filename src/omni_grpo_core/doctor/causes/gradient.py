@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from omni_grpo_core.doctor.evidence import Evidence, Rule
 from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
@@ -42,12 +44,9 @@ _STEP = (
         "and the loss; requires_grad_() on the result only hides it",
         confirm="the gradient norm is above 0",
     ),
-    Signature(
-        cause="step.reentrant-checkpointing",
+    replace(
+        _REENTRANT,
         fact="no-gradient",
-        harm=_REENTRANT.harm,
-        fix=_REENTRANT.fix,
-        confirm=_REENTRANT.confirm,
         when=lambda e: bool(e.values["at_checkpoints"]) and not e.values["reached"],
     ),
     Signature(

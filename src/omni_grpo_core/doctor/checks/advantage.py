@@ -12,8 +12,6 @@ from omni_grpo_core.doctor.evidence import Case, note_missing
 from omni_grpo_core.doctor.rollouts import RolloutRecord, rollouts, whole_groups
 from omni_grpo_core.tolerances import EQUAL_RECORDED_REWARDS
 
-_SECTIONS = ("context", "think", "answer")
-
 
 def whole_rollouts(case: Case) -> Iterator[RolloutRecord]:
     """Rollouts whose advantages can be recomputed from what this process saw."""

@@ -13,7 +13,14 @@ from torch import Tensor
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.asked import asked, golds_of
 from omni_grpo_core.doctor.continuity import look_at_edges
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
+from omni_grpo_core.doctor.evidence import (
+    Case,
+    Evidence,
+    Look,
+    note_judged,
+    note_missing,
+    quoted,
+)
 from omni_grpo_core.doctor.rollouts import (
     Completion,
     RolloutRecord,
@@ -189,8 +196,8 @@ def look_at_texts(case: Case) -> Iterable[Evidence]:
                 yield Evidence(
                     "completion",
                     "specials-stripped",
-                    f"completion {completion.at} was sampled as {_short(kept)} and passed to "
-                    f"rewards as {_short(text)}: special tokens were stripped before any reward "
+                    f"completion {completion.at} was sampled as {quoted(kept)} and passed to "
+                    f"rewards as {quoted(text)}: special tokens were stripped before any reward "
                     "saw them",
                     row=completion.at,
                     values={"sampled": kept, "handed_on": text},
@@ -417,10 +424,6 @@ def _media_ids(policy: Policy) -> list[int]:
 
 def _named(policy: Policy, ids: Sequence[int]) -> str:
     return ", ".join(f"{policy.decode([i])} ({i})" for i in ids)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "…")
 
 
 LOOKS: tuple[Look, ...] = (

@@ -26,10 +26,7 @@ def look_at_repeated(case: Case) -> Iterable[Evidence]:
         by_completion.setdefault(one.completion, []).append(one)
     for twice in by_completion.values():
         for first, second in combinations(twice, 2):
-            modes = [
-                (one.forward.modes.dtype, one.forward.modes.autocast) for one in (first, second)
-            ]
-            if modes[0] != modes[1] or not same_media(first.row, second.row):
+            if _precision(first) != _precision(second) or not same_media(first.row, second.row):
                 continue
             note_judged(case, "logits")
             mean = float((first.logprobs - second.logprobs).abs().mean())
