@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 
 from omni_grpo_core.doctor.evidence import Severity
+from omni_grpo_core.doctor.registry import CAUSES
 from omni_grpo_core.faults import plan as catalogue
 from omni_grpo_core.faults.campaign import Result, Row, run
 from omni_grpo_core.faults.config import ROWS, LoopConfig
+from omni_grpo_core.faults.healthy import HEALTHY
 from omni_grpo_core.faults.makes import MAKES
 from omni_grpo_core.faults.plan import (
     BY_ID,
@@ -73,6 +75,23 @@ def test_a_fault_may_accept_another_headline_and_another_cause() -> None:
     batch = replace(OTHER_STAGE, expected=(("positions", "batch"),))
     assert batch.stage_right
     assert replace(WRONG, true=("pos.no-mask", "pos.flag-scoring")).wrong == ()
+
+
+def test_a_cause_that_is_true_of_the_loop_is_not_wrong() -> None:
+    """The doctor said top-k of a loop that really samples with top_k=50, and it was counted as a
+    wrong cause: 357 trials. Nor is a fault found by what the loop does without it."""
+    loop = replace(HIT, recipe=("gen.topk",), findings=(_blame("completion", "gen.topk"),))
+    assert (loop.wrong, loop.detected, loop.cause_right) == ((), False, False)
+    both = replace(loop, findings=(_blame("completion", "gen.topk", "gen.no-eos"),))
+    assert (both.wrong, both.detected) == (("gen.no-eos",), True)
+    same = replace(loop, true=("gen.topk",), expected=(("completion",),))
+    assert (same.detected, same.cause_right) == (True, True)
+
+
+def test_recipes_are_causes_that_the_doctor_can_name() -> None:
+    named = {*CAUSES, *BY_ID}
+    recipes = [*(loop.recipe for loop in HEALTHY), *(make.recipe for make in MAKES.values())]
+    assert {cause for recipe in recipes for cause in recipe} <= named
 
 
 def test_a_recipe_that_differs_is_found_when_it_is_shown_as_one() -> None:

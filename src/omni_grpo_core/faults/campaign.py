@@ -37,9 +37,9 @@ run called broken."""
 @dataclass(frozen=True, slots=True)
 class Row:
     """One trial. ``expected``: for each of its faults, the stages that may be blamed, its own
-    first; ``true``: the causes that are true; ``severity``: that of its faults. ``findings``: the
-    diagnosis, headline first; ``unexplained``: symptoms that none of them explains. ``raised``:
-    what ended the loop."""
+    first; ``true``: the causes that are true of them; ``severity``: that of its faults; ``recipe``:
+    causes that are true of the loop without them. ``findings``: the diagnosis, headline first;
+    ``unexplained``: symptoms that none of them explains. ``raised``: what ended the loop."""
 
     kind: Kind
     ids: tuple[str, ...]
@@ -52,6 +52,7 @@ class Row:
     config: str
     seconds: float
     unexplained: tuple[str, ...] = ()
+    recipe: tuple[str, ...] = ()
 
     @property
     def blamed(self) -> tuple[Stage, ...]:
@@ -61,7 +62,9 @@ class Row:
     def detected(self) -> bool:
         """Something is found, of the fault's severity: a recipe that only differs is not broken."""
         felt = self.severity == "breaks" and bool(self.unexplained)
-        return felt or any(one.severity == self.severity for one in self.findings)
+        return felt or any(
+            one.severity == self.severity and not self._is_of_the_loop(one) for one in self.findings
+        )
 
     @property
     def broken(self) -> bool:
@@ -94,8 +97,12 @@ class Row:
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """Causes named as proved that are not true."""
-        return tuple(cause for cause in self.proved if cause not in self.true)
+        """Causes named as proved that are true neither of its faults nor of its loop."""
+        return tuple(cause for cause in self.proved if cause not in {*self.true, *self.recipe})
+
+    def _is_of_the_loop(self, one: Blame) -> bool:
+        """Whether all that a finding proves would be true without the faults."""
+        return bool(one.proved) and set(one.proved) <= {*self.recipe} - {*self.true}
 
     def to_json(self) -> dict[str, Any]:
         judged = ("detected", "stage_right", "cause_right", "wrong", "blamed")
@@ -265,7 +272,7 @@ def _one_thread() -> None:
 
 def perform(task: Task, causes: bool) -> Row:
     """One trial, in this process."""
-    from omni_grpo_core.faults.healthy import run_healthy
+    from omni_grpo_core.faults.healthy import BY_NAME, run_healthy
     from omni_grpo_core.faults.healthy.world import Setting
     from omni_grpo_core.faults.makes import MAKES
     from omni_grpo_core.faults.plan import BY_ID
@@ -274,11 +281,13 @@ def perform(task: Task, causes: bool) -> Row:
     begin = time.perf_counter()
     faults = [BY_ID[id] for id in task.ids]
     if isinstance(task.config, Setting):
+        recipe = BY_NAME[task.loop].recipe
         try:
             found = summarise(run_healthy(task.loop, task.config))
         except Exception as error:  # a finding of ours: such a loop is sound
             found = Summary((), (), f"{type(error).__name__}: {error}")
     else:
+        recipe = MAKES[task.loop].recipe
         found = trial(faults, task.config, MAKES[task.loop], causes=causes)
     # a loop and its hooks reference each other, and keep a model alive
     gc.collect()
@@ -295,6 +304,7 @@ def perform(task: Task, causes: bool) -> Row:
         config=str(task.config),
         seconds=round(time.perf_counter() - begin, 2),
         unexplained=found.unexplained,
+        recipe=recipe,
     )
 
 

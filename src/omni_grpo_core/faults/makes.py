@@ -17,13 +17,15 @@ from omni_grpo_core.faults.seams import Loop
 class Make:
     """A loop, and what a recorder is told of it. ``shape``: which loop; ``noted``: it hands over
     its settings and what it can note, otherwise a recorder gets the model, the processor and the
-    reward functions alone. ``config``: how it is run unless a fault needs something else."""
+    reward functions alone. ``config``: how it is run unless a fault needs something else.
+    ``recipe``: as a healthy loop's."""
 
     name: str
     shape: str
     build: Callable[[Policy, LoopConfig], Loop]
     noted: bool = False
     config: LoopConfig = field(default_factory=LoopConfig)
+    recipe: tuple[str, ...] = ()
 
 
 _DAPO = LoopConfig(loss_type="dapo")

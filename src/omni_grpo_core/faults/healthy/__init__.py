@@ -43,13 +43,16 @@ _EVERY: tuple[LoopAudio, ...] = ("interleaved", "separate", "off")
 
 @dataclass(frozen=True, slots=True)
 class HealthyLoop:
-    """``audio``, ``dtypes``, ``lora``: what ``run`` makes sense with."""
+    """``audio``, ``dtypes``, ``lora``: what ``run`` makes sense with. ``recipe``: the causes that
+    are true of it, read from its lines by a person and never from a verdict: what it does
+    differently from the reference and works all the same. Any other cause proved of it is wrong."""
 
     run: Loop
     audio: tuple[LoopAudio, ...] = _SILENT
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
     lora: tuple[bool, ...] = (False, True)
     seeds: tuple[int, ...] = (0, 1)
+    recipe: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -63,49 +66,240 @@ class HealthyLoop:
 
 
 HEALTHY: tuple[HealthyLoop, ...] = (
-    HealthyLoop(gists.one_prompt_a_step),
-    HealthyLoop(gists.sampled_token_by_token),
-    HealthyLoop(gists.cross_entropy),
-    HealthyLoop(gists.pairs),
-    HealthyLoop(gists.episodes),
-    HealthyLoop(r1v.r1_v),
-    HealthyLoop(r1v.vlm_r1),
-    HealthyLoop(r1v.open_r1_video, _EVERY),
-    HealthyLoop(baselines.rloo),
-    HealthyLoop(baselines.remax),
-    HealthyLoop(baselines.reinforce_plus_plus),
-    HealthyLoop(baselines.dr_grpo),
-    HealthyLoop(baselines.gspo),
-    HealthyLoop(baselines.entropy_bonus),
-    HealthyLoop(clips.humanomni_like, _EVERY),
-    HealthyLoop(clips.stride_of_own_decoder, _EVERY),
-    HealthyLoop(clips.a_call_for_each_clip, _EVERY),
-    HealthyLoop(clips.generator_of_batches, _EVERY),
+    HealthyLoop(
+        gists.one_prompt_a_step,
+        recipe=(
+            "conv.system-missing",  # msgs has a user turn only; reward_letter wants <answer>
+        ),
+    ),
+    HealthyLoop(
+        gists.sampled_token_by_token,
+        recipe=(
+            "adv.not-scaled",  # adv = score - score.mean()
+        ),
+    ),
+    HealthyLoop(
+        gists.cross_entropy,
+        recipe=(
+            "gen.temperature",  # sampled at 1.2, the logits of the loss are not divided
+            "conv.system-missing",  # a user turn only; both rewards want <answer>
+        ),
+    ),
+    HealthyLoop(
+        gists.pairs,
+        recipe=(
+            "gen.temperature",  # sampled at 1.3, log_softmax(lp.float())
+        ),
+    ),
+    HealthyLoop(
+        gists.episodes,
+        recipe=(
+            "gen.temperature",  # sampled at 1.4, cross_entropy(logits)
+        ),
+    ),
+    HealthyLoop(
+        r1v.r1_v,
+        recipe=(
+            "conv.options-missing",  # the template has row["problem"] alone; the gold is a letter
+        ),
+    ),
+    HealthyLoop(
+        r1v.vlm_r1,
+        recipe=(
+            "conv.system-missing",  # a user turn only; letter_reward wants </answer>
+            "conv.options-missing",  # the user turn is row["problem"]; the gold is a letter
+        ),
+    ),
+    HealthyLoop(
+        r1v.open_r1_video,
+        _EVERY,
+        recipe=(
+            "gen.temperature",  # sampled at 1.1, scored at 1
+            "adv.not-scaled",  # adv = r.sum(0) - r.sum(0).mean()
+        ),
+    ),
+    HealthyLoop(
+        baselines.rloo,
+        recipe=(
+            "adv.not-scaled",  # scores - baseline is k / (k - 1) times reward - mean
+        ),
+    ),
+    HealthyLoop(
+        baselines.remax,
+        recipe=(
+            "conv.system-missing",  # a user turn only; Judge wants </answer>
+        ),
+    ),
+    HealthyLoop(
+        baselines.reinforce_plus_plus,
+        recipe=(
+            "adv.batch-deviation",  # adv = centred / centred.std(), over both prompts
+            "gen.temperature",  # sampled at 1.5, log_softmax(lg.float())
+            "conv.system-missing",  # a user turn only; overlap pays for the tags of solution
+            "conv.options-missing",  # the user turn is the problem; its answer is a letter
+        ),
+    ),
+    HealthyLoop(
+        baselines.dr_grpo,
+        recipe=(
+            "adv.not-scaled",  # one.reward - mean
+            "conv.system-missing",  # a user turn only; whole_answer wants <answer>
+        ),
+    ),
+    HealthyLoop(
+        baselines.gspo,
+        recipe=(
+            "conv.system-changed",  # the system message is empty; by_format wants three tags
+        ),
+    ),
+    HealthyLoop(
+        baselines.entropy_bonus,
+        recipe=(
+            "loss.another-term",  # - bonus * dist.entropy()
+            "adv.no-baseline",  # a = r - baseline: 0 at first, later that of other prompts
+            "adv.not-scaled",  # nothing divides a
+        ),
+    ),
+    HealthyLoop(
+        clips.humanomni_like,
+        _EVERY,
+        recipe=(
+            "gen.topk",  # top_k=50
+            "gen.single-eos",  # eos_token_id=551 of 551 and 549
+            "conv.system-changed",  # SYSTEM names no tag; format wants three
+        ),
+    ),
+    HealthyLoop(
+        clips.stride_of_own_decoder,
+        _EVERY,
+        recipe=(
+            "batch.resized-again",  # no do_resize=False: the processor enlarges 56 pixels
+            "adv.not-scaled",  # a is r minus its mean
+        ),
+    ),
+    HealthyLoop(
+        clips.a_call_for_each_clip,
+        _EVERY,
+        recipe=(
+            "gen.topk",  # top_p=0.95
+            # linspace to the last frame: 4 of 16 are 5 apart, 1.6 a second, not wanted / seconds
+            "media.fps-ignored",
+            "adv.not-scaled",  # a is r minus its mean
+        ),
+    ),
+    HealthyLoop(
+        clips.generator_of_batches,
+        _EVERY,
+        recipe=(
+            "gen.topk",  # min_p=0.02
+            "adv.not-scaled",  # adv = score.sum(0) - score.sum(0).mean()
+            "conv.options-missing",  # the user turn asks for a letter and shows none
+        ),
+    ),
     HealthyLoop(sounds.heard_by_soundfile, _SPOKEN),
     HealthyLoop(sounds.heard_by_librosa, _SPOKEN),
-    HealthyLoop(sounds.heard_by_numpy, _SPOKEN),
-    HealthyLoop(sounds.heard_by_av, _SPOKEN),
-    HealthyLoop(pictures.two_a_row),
-    HealthyLoop(pictures.generated_in_micro_batches),
-    HealthyLoop(pictures.written_as_data_urls),
+    HealthyLoop(
+        sounds.heard_by_numpy,
+        _SPOKEN,
+        recipe=(
+            "gen.temperature",  # sampled at 1.1, log_softmax of undivided logits
+            "adv.not-scaled",  # r - r.mean()
+        ),
+    ),
+    HealthyLoop(
+        sounds.heard_by_av,
+        _SPOKEN,
+        recipe=(
+            "adv.not-scaled",  # a is r minus its mean
+        ),
+    ),
+    HealthyLoop(
+        pictures.two_a_row,
+        recipe=(
+            "adv.not-scaled",  # adv is r minus its mean, over 10 whatever the deviation
+            "conv.system-missing",  # a user turn only; shape wants <context>
+        ),
+    ),
+    HealthyLoop(
+        pictures.generated_in_micro_batches,
+        recipe=(
+            "conv.options-missing",  # the user turn is row["problem"]; the gold is a letter
+        ),
+    ),
+    HealthyLoop(
+        pictures.written_as_data_urls,
+        recipe=(
+            "batch.resized-again",  # no do_resize=False: 84 pixels become 56
+        ),
+    ),
     HealthyLoop(adapters.adapter_off_as_reference),
-    HealthyLoop(adapters.frozen_towers),
+    HealthyLoop(
+        adapters.frozen_towers,
+        recipe=(
+            "adv.not-scaled",  # r - r.mean()
+        ),
+    ),
     HealthyLoop(adapters.head_alone),
     HealthyLoop(adapters.accelerated),
     HealthyLoop(adapters.autocast),
-    HealthyLoop(engines.processor_in_loader),
-    HealthyLoop(engines.experience_buffer),
+    HealthyLoop(
+        engines.processor_in_loader,
+        recipe=(
+            "adv.not-scaled",  # r - r.mean()
+        ),
+    ),
+    HealthyLoop(
+        engines.experience_buffer,
+        recipe=(
+            "conv.system-missing",  # a user turn only; compute_score wants <answer>
+            "conv.options-missing",  # the user turn is row["problem"]; the gold is a letter
+        ),
+    ),
     HealthyLoop(engines.rendered_by_hand),
     HealthyLoop(engines.functional),
     HealthyLoop(formats.boxed_maths),
-    HealthyLoop(formats.three_languages),
+    HealthyLoop(
+        formats.three_languages,
+        recipe=(
+            "adv.not-scaled",  # adv is r minus its mean
+            "conv.system-missing",  # "user" and a question only; tagged wants <reasoning>
+        ),
+    ),
     HealthyLoop(formats.judged_by_a_model),
-    HealthyLoop(formats.r1_zero),
-    HealthyLoop(trl_like.buffered),
-    HealthyLoop(trl_like.tokenized_template),
+    HealthyLoop(
+        formats.r1_zero,
+        recipe=(
+            "loss.tokens-left-out",  # kept leaves out completions beyond limit
+        ),
+    ),
+    HealthyLoop(
+        trl_like.buffered,
+        recipe=(
+            "conv.system-missing",  # a user turn only; ends_well wants </answer>
+            "conv.options-missing",  # the user turn is row["problem"]; the gold is a letter
+        ),
+    ),
+    HealthyLoop(
+        trl_like.tokenized_template,
+        recipe=(
+            "gen.temperature",  # sampled at 1.2, log_softmax of undivided logits
+            "adv.not-scaled",  # reward - reward.mean()
+        ),
+    ),
     HealthyLoop(trl_like.chunked_scoring),
-    HealthyLoop(trl_like.text_batched_twice),
-    HealthyLoop(trl_like.bnpo_accumulated),
+    HealthyLoop(
+        trl_like.text_batched_twice,
+        recipe=(
+            "adv.not-scaled",  # a is r minus its mean
+        ),
+    ),
+    HealthyLoop(
+        trl_like.bnpo_accumulated,
+        recipe=(
+            "loss.normaliser",  # each micro-batch is divided by its own m.sum()
+            "loss.tokens-left-out",  # m stays 0 in completions that hit the cap
+        ),
+    ),
 )
 BY_NAME = {loop.name: loop for loop in HEALTHY}
 
