@@ -11,6 +11,7 @@ import torch
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import ROWS, LoopAudio, LoopConfig
+from omni_grpo_core.faults.makes import MAKES
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen, SamplesSeen
@@ -37,17 +38,16 @@ def test_greedy_answers_are_right_in_a_batch_of_every_kind(
     assert Accuracy()(answers, answers, **columns) == [1.0] * len(rows)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"lora": True, "beta": 0.04},
-        {"checkpointing": True, "beta": 0.04},
-        {"partial": True},
-        {"accumulation": 2, "loss_type": "dapo"},
-    ],
-    ids=str,
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"lora": True, "beta": 0.04},
+    {"checkpointing": True, "beta": 0.04},
+    {"partial": True},
+    {"accumulation": 2, "loss_type": "dapo"},
 )
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=str)
 def test_a_step_in_every_training_setting(policy: Policy, changes: dict[str, Any]) -> None:
     config = replace(VARIED, **changes)
     notes = Notes()
@@ -66,6 +66,36 @@ def test_a_step_in_every_training_setting(policy: Policy, changes: dict[str, Any
         gap = (losses[0].ref_logprobs - losses[0].logprobs).abs().max()
         assert gap < 1e-4
     assert loop.model.training
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        pytest.param(
+            make,
+            changes,
+            id=f"{make}-{changes}",
+            marks=() if changes == SETTINGS[-1] else pytest.mark.slow,
+        )
+        for make in ("per-prompt", "buffered")
+        for changes in SETTINGS
+    ],
+)
+def test_loops_of_other_makes_step_in_every_setting(
+    policy: Policy, make: str, changes: dict[str, Any]
+) -> None:
+    """The loop that takes a prompt at a time joined the masks of two rollouts of other width:
+    "Sizes of tensors must match", and five runs of the campaign were lost."""
+    loop = MAKES[make].build(policy, replace(VARIED, group_size=2, **changes))
+    before = [p.detach().clone() for p in loop.model.parameters() if p.requires_grad]
+    outcome = loop.step()
+    after = [p.detach() for p in loop.model.parameters() if p.requires_grad]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert (
+        len(outcome.rewards)
+        == len(outcome.texts)
+        == 2 * len(VARIED.rows) * (changes.get("accumulation", 1))
+    )
 
 
 def test_a_replaced_method_is_restored_even_after_an_error(policy: Policy) -> None:

@@ -295,7 +295,7 @@ class PerPromptLoop:
 
     def reduce(self, per_token: Tensor, mask: Tensor, rolled: Sequence[Rolled]) -> Tensor:
         if self.config.loss_type == "dapo":
-            return (per_token * mask).sum() / torch.cat([one.mask for one in rolled]).sum()
+            return (per_token * mask).sum() / sum(int(one.mask.sum()) for one in rolled)
         means = [values[kept].mean() for values, kept in zip(per_token, mask, strict=True)]
         return torch.stack(means).mean() / len(rolled)
 

@@ -179,7 +179,7 @@ def stride_of_own_decoder(world: World) -> None:
         ).to(model.dtype)  # fmt: skip
         with torch.no_grad():
             out = model.eval().generate(
-                **enc, **flag, do_sample=True, top_k=0, temperature=1.0, max_new_tokens=32
+                **enc, **flag, do_sample=True, top_k=0, temperature=1.0, max_new_tokens=44
             )
         n = out.shape[1] - enc["input_ids"].shape[1]
         c = out[:, -n:]
