@@ -11,10 +11,12 @@ from rich.console import Console
 
 from omni_grpo_core.doctor.evidence import Severity
 from omni_grpo_core.doctor.registry import CAUSES
+from omni_grpo_core.faults import healthy
 from omni_grpo_core.faults import plan as catalogue
 from omni_grpo_core.faults.campaign import Result, Row, run
 from omni_grpo_core.faults.config import ROWS, LoopConfig
-from omni_grpo_core.faults.healthy import HEALTHY
+from omni_grpo_core.faults.healthy import HEALTHY, HealthyLoop
+from omni_grpo_core.faults.healthy.world import Setting, World
 from omni_grpo_core.faults.makes import MAKES
 from omni_grpo_core.faults.plan import (
     BY_ID,
@@ -230,6 +232,28 @@ def test_a_fault_of_other_versions_is_skipped_and_reported(
     with console.capture() as shown:
         print_result(console, Result((HIT,), True, 1.0, form["skipped"]))
     assert "– loss.elsewhere: not injectable: transformers " in shown.get()
+
+
+def test_a_healthy_loop_without_its_package_is_skipped_and_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine without platformdirs, which librosa imports when it is first used, 22 runs of
+    healthy loops were counted as false alarms."""
+
+    def needs(package: str) -> Callable[[World], None]:
+        def loop(world: World) -> None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+        return loop
+
+    away = HealthyLoop(needs("platformdirs"))
+    broken = HealthyLoop(needs("omni_grpo_core.gone"))
+    monkeypatch.setattr(healthy, "BY_NAME", {"away": away, "broken": broken})
+    tasks = [Task("healthy", (), Setting("off"), name) for name in ("away", "broken")]
+    result = run(tasks, jobs=1)
+    assert result.skipped == {"away": "not runnable: no package platformdirs"}
+    assert [row.loop for row in result.rows] == ["broken"]
+    assert [row.loop for row in result.false_alarms] == ["broken"]
 
 
 def test_a_campaign_of_nothing_is_bad_usage(

@@ -46,7 +46,7 @@ def faults(
 
     By default a sample of all trials: every fault in one of its loops, some pairs of faults and
     some sound runs. ``--all`` plants each fault in every loop. Faults that need another version of
-    transformers are reported as skipped.
+    transformers, and loops that need a package that is not installed, are reported as skipped.
 
     Exit codes: 0 all targets met, 1 a target was missed, 2 bad usage.
     """
@@ -76,6 +76,8 @@ def faults(
         result = run(
             tasks, causes=causes, jobs=jobs, on_row=on_row, skipped=skipped, planned=len(planned)
         )
+    if not result.rows:
+        _refuse_nothing(result.skipped)
     cli.answer(as_json, result.to_json(), shown=lambda console: print_result(console, result))
     raise typer.Exit(1 if result.missed else 0)
 

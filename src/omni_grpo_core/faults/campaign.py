@@ -39,7 +39,8 @@ class Row:
     """One trial. ``expected``: for each of its faults, the stages that may be blamed, its own
     first; ``true``: the causes that are true of them; ``severity``: that of its faults; ``recipe``:
     causes that are true of the loop without them. ``findings``: the diagnosis, headline first;
-    ``unexplained``: symptoms that none of them explains. ``raised``: what ended the loop."""
+    ``unexplained``: symptoms that none of them explains. ``raised``: what ended the loop.
+    ``absent``: the package without which a healthy loop could not run here, ``""`` if it could."""
 
     kind: Kind
     ids: tuple[str, ...]
@@ -53,6 +54,7 @@ class Row:
     seconds: float
     unexplained: tuple[str, ...] = ()
     recipe: tuple[str, ...] = ()
+    absent: str = ""
 
     @property
     def blamed(self) -> tuple[Stage, ...]:
@@ -112,7 +114,8 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Result:
     """The result of a campaign. ``planned``: trials from which ``rows`` were drawn. ``skipped``:
-    requested faults that were not injected, and why; they are not counted."""
+    requested faults that were not injected and loops that could not run, and why; they are not
+    counted."""
 
     rows: tuple[Row, ...]
     causes: bool
@@ -200,8 +203,9 @@ def run(
 ) -> Result:
     """Run every task, in processes of one thread each; ``on_row`` receives each row as it ends.
 
-    Raises :class:`~omni_grpo_core.errors.MissingExtra` without the packages that the loops need:
-    what a loop raises is a finding.
+    Raises :class:`~omni_grpo_core.errors.MissingExtra` without the packages that our own loops
+    need: what a loop raises is a finding. A healthy loop of others whose package is not installed
+    is skipped.
     """
     require("train", "peft")
     require("rewards", *PACKAGES)
@@ -212,7 +216,10 @@ def run(
             rows[task] = row
             on_row(row)
     seconds = time.perf_counter() - begin
-    return Result(tuple(rows[task] for task in tasks), causes, seconds, skipped or {}, planned)
+    ended_rows = [rows[task] for task in tasks]
+    left_out = {row.loop: row.absent for row in ended_rows if row.absent}
+    ran = tuple(row for row in ended_rows if not row.absent)
+    return Result(ran, causes, seconds, {**(skipped or {}), **left_out}, planned)
 
 
 def _rows(tasks: Sequence[Task], causes: bool, jobs: int) -> Generator[tuple[Task, Row]]:
@@ -280,11 +287,13 @@ def perform(task: Task, causes: bool) -> Row:
 
     begin = time.perf_counter()
     faults = [BY_ID[id] for id in task.ids]
+    absent = ""
     if isinstance(task.config, Setting):
         recipe = BY_NAME[task.loop].recipe
         try:
             found = summarise(run_healthy(task.loop, task.config))
         except Exception as error:  # a finding of ours: such a loop is sound
+            absent = _absent_package(error)
             found = Summary((), (), f"{type(error).__name__}: {error}")
     else:
         recipe = MAKES[task.loop].recipe
@@ -305,7 +314,16 @@ def perform(task: Task, causes: bool) -> Row:
         seconds=round(time.perf_counter() - begin, 2),
         unexplained=found.unexplained,
         recipe=recipe,
+        absent=absent,
     )
+
+
+def _absent_package(error: Exception) -> str:
+    """Why a loop cannot run on this machine; ``""`` for an error of another kind."""
+    missing = isinstance(error, ModuleNotFoundError) and (error.name or "")
+    if not missing or missing.partition(".")[0] == "omni_grpo_core":
+        return ""
+    return f"not runnable: no package {missing}"
 
 
 def _share(held: Sequence[bool]) -> float:
