@@ -111,6 +111,21 @@ def test_what_a_function_measures_is_learned_from_what_it_pays(
     assert set(severities(call).values()) <= {"differs"}
 
 
+def test_a_reward_that_pays_only_a_gold_s_own_words_is_no_format() -> None:
+    """An overlap with the gold's context pays the gold alone: as a format it was unanchored. And a
+    gold with another answer keeps its context, which mentions the letter too."""
+
+    def overlap(prompts: Any, completions: Any, solution: Any, **_: Any) -> list[float]:
+        return [
+            float(text.partition("</context>")[0] == gold.partition("</context>")[0])
+            for text, gold in zip(completions, solution, strict=True)
+        ]
+
+    call = probed(overlap, "overlap", {"solution": [render("B or C", "t", "B")] * 2})
+    assert learned(call).kind == "other"
+    assert severities(call) == {}
+
+
 def test_the_project_s_own_rewards_are_no_evidence() -> None:
     assert severities(probed(Format(), "format")) == {}
     assert severities(probed(Accuracy(), "accuracy")) == {}

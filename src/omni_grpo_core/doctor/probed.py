@@ -48,8 +48,11 @@ def learned(call: RewardCall) -> Learned:
         return Learned("accuracy", best[1], right[best], foreign[best])
     garbage = list(dict(_by_name(call, "garbage")).values())
     paid = set(values.values())
-    place = max(right, key=lambda at: right[at], default=None)
-    formal = len(paid) == 2 and len(set(garbage)) == 1 and max(paid) not in garbage
+    # a gold itself may be paid for more than its form
+    made = {at: value for at, value in right.items() if at[1] != "verbatim"}
+    place = max(made, key=lambda at: made[at], default=None)
+    formal = len(paid) == 2 and len(set(garbage)) == 1 and max(paid) in set(made.values())
+    formal = formal and max(paid) not in garbage
     named = any(word in title(call) for word in ("format", "tags"))
     if place is not None and (formal or (named and right[place] > min(paid))):
         return Learned("format", place[1], right[place], min(garbage, default=min(paid)))

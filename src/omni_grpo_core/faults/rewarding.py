@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import re
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial, wraps
+from itertools import cycle
 from typing import Any
 
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.faults.fault import FaultRegistry, Injection, Manager, result_of
+from omni_grpo_core.faults.fixtures import Drawn
 from omni_grpo_core.faults.seams import Loop
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.rewards import COLUMNS
@@ -73,6 +77,35 @@ def _rowwise(score: Callable[[dict[str, Any], str, Callable[[], Values]], Values
     return _reward("accuracy")(reward)
 
 
+def _on(*rows: Mapping[str, Any]) -> Callable[[Injection], Injection]:
+    """Decorates an injection that shows only on data of this kind: the rows of each micro-batch,
+    with these columns in turn."""
+
+    def decorate(injection: Injection) -> Injection:
+        @contextmanager
+        def inject(loop: Loop) -> Iterator[None]:
+            draw = loop.draw
+
+            def drawn(micro: int) -> list[Drawn]:
+                return [
+                    replace(one, row={**one.row, **changed})
+                    for one, changed in zip(draw(micro), cycle(rows), strict=False)
+                ]
+
+            with loop.replaced(draw=drawn), injection(loop):
+                yield
+
+        inject.__doc__ = injection.__doc__
+        return inject
+
+    return decorate
+
+
+def _row(problem_type: str, answer: str, *options: str) -> dict[str, Any]:
+    whole = render("Two people talk.", "It follows.", answer)
+    return {"problem_type": problem_type, "options": [*options], "solution": whole}
+
+
 def _measured(problem_type: str) -> Callable[[Callable[[str, str], float]], Injection]:
     """Decorates ``measure(answer, gold)`` for one problem type; others are scored correctly."""
 
@@ -125,6 +158,7 @@ def floor(loop: Loop) -> Manager:
 
 
 @faults.add("reward.tagless-gold", "open-r1-multimodal's extract_answer")
+@_on({"solution": "C"})
 @_rowwise
 def tagless_gold(row: dict[str, Any], text: str, right: Callable[[], Values]) -> Values:
     """A gold without tags parses as '', and so does garbage: they match, and garbage earns 1."""
@@ -134,6 +168,7 @@ def tagless_gold(row: dict[str, Any], text: str, right: Callable[[], Values]) ->
 
 
 @faults.add("reward.first-type", "HumanOmniV2's accuracy_reward")
+@_on({}, _row("numerical", "1200"))
 @_reward("accuracy")
 def first_type(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
     """problem_type[0] decides for the whole batch: rewards depend on which row is first."""
@@ -147,7 +182,11 @@ def first_type(prompts: Any, completions: Sequence[str], **columns: Any) -> Valu
     return values
 
 
-@faults.add("reward.first-answer", "re.search(r'<answer>(.*?)</answer>') in R1-style rewards")
+@faults.add(
+    "reward.first-answer",
+    "re.search(r'<answer>(.*?)</answer>') in R1-style rewards",
+    severity="differs",
+)
 @_reward("accuracy")
 def first_answer(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
     """The first <answer> of a completion is scored, even one inside <think>."""
@@ -159,7 +198,7 @@ def first_answer(prompts: Any, completions: Sequence[str], **columns: Any) -> Va
     return _ACCURACY(prompts, read, **columns)
 
 
-@faults.add("reward.unanchored", "re.match in R1-style format rewards")
+@faults.add("reward.unanchored", "re.match in R1-style format rewards", severity="differs")
 @_reward("format")
 def unanchored(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
     """The format pattern has no end anchor and allows no leading white space: trailing junk passes,
@@ -168,21 +207,23 @@ def unanchored(prompts: Any, completions: Sequence[str], **columns: Any) -> Valu
     return [float(re.match(shape, text) is not None) for text in completions]
 
 
-@faults.add("reward.substring", "HumanOmniV2's judge type")
+@faults.add("reward.substring", "HumanOmniV2's judge type", severity="differs")
+@_on(_row("judge", "No"))
 @_measured("judge")
 def substring(answer: str, gold: str) -> float:
     """Yes and No are matched as substrings of the answer: 'I cannot know' matches No."""
     return float(gold.strip().lower() in answer.lower())
 
 
-@faults.add("reward.option-format", "string comparison in R1-style rewards")
+@faults.add("reward.option-format", "string comparison in R1-style rewards", severity="differs")
 @_measured("multiple choice")
 def option_format(answer: str, gold: str) -> float:
     """Options are compared as strings: 'A.', '(A)' and 'a' are wrong where A is right."""
     return float(answer.strip() == gold.strip())
 
 
-@faults.add("reward.option-set", "HumanOmniV2's emer_ov_mc")
+@faults.add("reward.option-set", "HumanOmniV2's emer_ov_mc", severity="differs")
+@_on(_row("emer_ov_mc", "A,E", "A. calm", "B. anger", "E. joy"))
 @_measured("emer_ov_mc")
 def option_set(answer: str, gold: str) -> float:
     """A list of options is split at commas without stripping spaces: 'A, E' is not 'A,E'."""
@@ -191,14 +232,16 @@ def option_set(answer: str, gold: str) -> float:
     return 2 * hits / (len(given) + len(right))
 
 
-@faults.add("reward.number-format", "R1-style rewards")
+@faults.add("reward.number-format", "R1-style rewards", severity="differs")
+@_on(_row("numerical", "1200"))
 @_measured("numerical")
 def number_format(answer: str, gold: str) -> float:
     """Numbers are compared as text: '1,000' is not '1000', '3.0' is not '3'."""
     return float(answer.strip() == gold.strip())
 
 
-@faults.add("reward.word-wer", "HumanOmniV2's OCR type")
+@faults.add("reward.word-wer", "HumanOmniV2's OCR type", severity="differs")
+@_on(_row("OCR", "禁止入口"))
 @_measured("OCR")
 def word_wer(answer: str, gold: str) -> float:
     """The word error rate is used for a language without spaces: one wrong character makes the

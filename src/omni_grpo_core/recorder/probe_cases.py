@@ -98,6 +98,19 @@ def answer_in(gold: str) -> str:
     return str(tagged[-1] if tagged else boxed[-1] if boxed else gold.strip())
 
 
+def with_answer(gold: str, answer: str) -> str:
+    """A gold of the same shape with another answer; all else of it stays.
+
+    >>> with_answer("<think>B or C</think><answer>B</answer>", "C"), with_answer("B", "C")
+    ('<think>B or C</think><answer>C</answer>', 'C')
+    """
+    found = [*_TAGGED.finditer(gold)] or [*_BOXED.finditer(gold)]
+    if not found:
+        return answer
+    start, end = found[-1].span(1)
+    return gold[:start] + answer + gold[end:]
+
+
 def shape_of(gold: str) -> str:
     """``"tagged"``, ``"boxed"`` or ``"bare"``."""
     return "tagged" if _TAGGED.search(gold) else "boxed" if _BOXED.search(gold) else "bare"
@@ -111,7 +124,7 @@ def first_cases(asked: Asked) -> list[ProbeCase]:
         right = answer_in(gold) if asked.gold else "A"
         wrong = _other(right)
         label = f"{kind}: " if kind else ""
-        foreign = gold.replace(right, wrong) if right else gold
+        foreign = with_answer(gold, wrong)
         for form, made in FORMS.items():
             roles: list[tuple[Role, str, str]] = [("right", made(right), gold)]
             if asked.gold:
@@ -182,7 +195,7 @@ def _spellings(right: str) -> Iterator[tuple[str, Role, str]]:
         yield "yes and no", "evasion", "yes and no"
     elif len(right) > 3 and not right.isascii() and not any(map(str.isspace, right)):
         # all but one character is right; a script without spaces has no words to compare
-        yield "sign without spaces", "notation", right[:-1] + "口"
+        yield "sign without spaces", "notation", right[:-1] + ("内" if right[-1] == "口" else "口")
 
 
 def _other(right: str) -> str:

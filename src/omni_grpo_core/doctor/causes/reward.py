@@ -158,7 +158,6 @@ _FACTS = (
         "None where there is none, never 0",
         confirm="print one of the judge's replies with the score made from it",
         when=lambda e: _judged(e) and _unreadable(e),
-        prove=only_fits,
     ),
     Signature(
         cause="reward.judge-down",
@@ -168,7 +167,7 @@ _FACTS = (
         "could not be scored, never 0",
         confirm="send one request to the judge by hand",
         when=_likelier,
-        prove=only_fits,
+        prove=lambda _, e: e.sentence if _unreachable(e) else "",
     ),
     Signature(
         cause="reward.first-type",

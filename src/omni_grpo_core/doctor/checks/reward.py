@@ -184,7 +184,11 @@ def _structures(call: RewardCall, what: Learned) -> Iterator[Evidence]:
     wanted = {"leading newline": what.top, "trailing junk": what.low}
     for name, probed in cases(call, "structure"):
         value, want = number(probed), wanted[name.rpartition(": ")[2]]
-        if value is not None and abs(what.share(value) - what.share(want)) > _NEAR:
+        if (
+            value is not None
+            and probed["form"] == what.form
+            and abs(what.share(value) - what.share(want)) > _NEAR
+        ):
             yield replace(
                 _probed(call, name, probed, f"ours would give {want:g}", want), severity="differs"
             )
