@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from small_recordings import case, found, rewarded, stepped
 
@@ -81,6 +84,34 @@ def brevity(completions: Any, **_: Any) -> list[float]:
     return [-len(text) / 100 for text in completions]
 
 
+def halves(completions: Any, **_: Any) -> list[float]:
+    """Two values, by the length alone: all forms were paid and no garbage, by chance."""
+    return [0.5 if len(text) % 2 else -0.5 for text in completions]
+
+
+def the_word_the(completions: Any, **_: Any) -> list[float]:
+    """Pays for a word that happens to be in a form: as a format it was unanchored."""
+    return [float("The" in text) for text in completions]
+
+
+def few_tags(completions: Any, **_: Any) -> list[float]:
+    return [-float(text.count("<think>")) for text in completions]
+
+
+def three_values(prompts: Any, completions: Any, letters: Any) -> list[float]:
+    """Its gold is in a column of its own name: without it, this was a format that is unanchored."""
+    found = [re.search(r"([A-D])</answer>", text) for text in completions]
+    return [float(f[1] == a) if f else -1.0 for f, a in zip(found, letters, strict=True)]
+
+
+def recalled(prompts: Any, completions: Any, solution: Any, **_: Any) -> list[float]:
+    """The share of the gold's words: "C." in a box was compared with the whole gold, which is
+    paid in full."""
+    words = [({*text.split()}, {*gold.split()}) for text, gold in
+             zip(completions, solution, strict=True)]  # fmt: skip
+    return [len(said & gold) / len(gold) for said, gold in words]
+
+
 def variety(completions: Any, **_: Any) -> list[float]:
     """Compares with the rest of the batch, as is its purpose."""
     return [1 / completions.count(text) / len(completions) for text in completions]
@@ -97,6 +128,11 @@ def variety(completions: Any, **_: Any) -> list[float]:
         (tag_count, BARE, "format", "context-think-answer"),
         (brevity, BARE, "other", ""),
         (variety, {}, "other", ""),
+        (halves, {}, "other", ""),
+        (the_word_the, {}, "other", ""),
+        (few_tags, {}, "other", ""),
+        (three_values, {"letters": ["B", "C"]}, "accuracy", "context-think-answer"),
+        (recalled, WHOLE, "accuracy", "verbatim"),
     ],
 )  # fmt: skip
 def test_what_a_function_measures_is_learned_from_what_it_pays(
@@ -109,6 +145,58 @@ def test_what_a_function_measures_is_learned_from_what_it_pays(
     assert (what.kind, what.form) == (kind, form)
     # stricter, looser or of another kind than ours: a recipe
     assert set(severities(call).values()) <= {"differs"}
+
+
+def last_number(prompts: Any, completions: Any, answer: Any) -> list[float]:
+    """As in maths recipes: of two numbers the last one counts."""
+    found = [re.findall(r"-?\d+", text.replace(",", "")) for text in completions]
+    return [float(f[-1:] == [a]) for f, a in zip(found, answer, strict=True)]
+
+
+def by_length(completions: Any, target: Any, **_: Any) -> list[float]:
+    """A number in a column is not always an answer."""
+    return [-abs(len(text) - goal) for text, goal in zip(completions, target, strict=True)]
+
+
+def as_tensor(completions: Any, **_: Any) -> Any:
+    return np.asarray([text.count("e") for text in completions])
+
+
+def longer_is_better(completions: Any, answer: Any, **_: Any) -> list[float]:
+    """Right answers and length: garbage is longer than any."""
+    return [text.endswith(f"{a}</answer>") + len(text) / 300
+            for text, a in zip(completions, answer, strict=True)]  # fmt: skip
+
+
+def coloured_box(completions: Any, solution: Any, **_: Any) -> list[float]:
+    """Overlap with a box in JSON; what is no JSON earns nothing, and raises inside."""
+    values = []
+    for text, gold in zip(completions, solution, strict=True):
+        try:
+            values.append(float(json.loads(text)["bbox"] == json.loads(gold)["bbox"]))
+        except (ValueError, KeyError, TypeError):
+            values.append(0.0)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("function", "columns", "true"),
+    [
+        (last_number, {"answer": ["5", "7"]}, ["reward.number-format"]),  # of 5.0 it reads 0
+        (by_length, {"target": [60, 90]}, []),
+        (as_tensor, {}, []),
+        (longer_is_better, BARE, ["reward.option-format"]),
+        (coloured_box, {"solution": ['{"bbox": [1, 2, 3, 4]}'] * 2}, []),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("name", ["reward", "accuracy_reward"])
+def test_strangers_rewards_break_nothing(
+    function: Any, columns: Any, true: list[str], name: str
+) -> None:
+    recorded = case(probed(function, name, columns), stepped(warnings=("slow: timed out once",)))
+    assert {e.severity for e in found(LOOKS, recorded).values()} <= {"differs"}
+    assert causes(recorded) == true
 
 
 def test_a_reward_that_pays_only_a_gold_s_own_words_is_no_format() -> None:
@@ -255,6 +343,22 @@ def test_a_judge_that_is_down_and_one_whose_reply_cannot_be_parsed() -> None:
     assert causes(case(zero, down))[0] == "reward.judge-down"
     unread = stepped(warnings=("cannot read the judge's reply '5 points'",))
     assert causes(case(zero, unread))[0] == "reward.judge-format"
+
+
+def test_what_a_silent_judge_caught_is_the_proof() -> None:
+    """It logged nothing, and every completion lost the same reward."""
+    zero = rewarded((0.0,) * 4, name="helpful")
+    down = replace(zero, caught={"ConnectError: [Errno 111] Connection refused": 4})
+    assert causes(case(down)) == ["reward.judge-down"]
+    assert "it caught 'ConnectError" in found(LOOKS, case(down))["constant"].sentence
+    unread = {"ValueError: could not convert string to float: '5 points'": 4}
+    assert causes(case(replace(zero, caught=unread))) == ["reward.judge-format"]
+    once = replace(zero, caught={"ReadTimeout: timed out": 1})
+    assert causes(case(once)) == [], "the others were scored"
+    own = {"ValueError: could not convert string to float: 'two'": 4}
+    explained = [e for rule in RULES for e in rule(case(zero), [
+        *(e for look in LOOKS for e in look(case(replace(zero, caught=own))))])]  # fmt: skip
+    assert [e.proved for e in explained] == [False], "a completion says two, perhaps no reply did"
 
 
 def test_malformed_completions_are_inherited() -> None:

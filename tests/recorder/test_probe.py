@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +15,15 @@ import torch
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.probe import may_probe, probe
 from omni_grpo_core.recorder.probe_cases import FORMS, Asked, answer_in, first_cases, later_cases
+from omni_grpo_core.recorder.step_buffer import Bounds, StepBuffer
+from omni_grpo_core.recorder.watch_rewards import RewardWatch
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.judge import Endpoint, Judge, JudgeReward
 from omni_grpo_core.rewards.parse import render
+from omni_grpo_core.trace.calls import RewardCall
 
+NOWHERE = "http://127.0.0.1:9/"  # the discard port, where nothing listens
 WHOLE = {
     "problem_type": ["multiple choice", "numerical"],
     "options": [["A. Calm", "B. Angry", "C. Sad"], []],
@@ -110,6 +115,41 @@ def test_an_exception_that_a_function_swallows_is_noted() -> None:
     assert (found["alone"], found["swallowed"]) == (
         0.0, "NameError: name 'score_choice' is not defined",
     )  # fmt: skip
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="coverage traces already")
+def test_what_a_silent_judge_catches_is_recorded_once() -> None:
+    """A judge's failure was seen by nobody: no log, no raise. What reaches its own file counts,
+    and only the first call is traced; a model in this process never is."""
+
+    def ask(text: str) -> float:
+        return float(urllib.request.urlopen(NOWHERE, data=text.encode()).read())
+
+    def judged(completions: Any, **_: Any) -> list[float]:
+        def score(text: str) -> float:
+            try:
+                return ask(text)
+            except Exception:
+                return 0.0
+
+        return [score(text) for text in completions]
+
+    def by_model(completions: Any, **_: Any) -> list[float]:
+        try:
+            raise ValueError(urllib.request, torch)
+        except ValueError:
+            return [0.0 for _ in completions]
+
+    buffer = StepBuffer(Bounds(), Plain())
+    watch = RewardWatch([judged, by_model], buffer, probing=True)
+    for function in (*watch.functions, watch.functions[0]):
+        assert function(completions=["one", "two"]) == [0.0, 0.0]
+    calls = [record.value for record in buffer.take()[0]]
+    assert isinstance(calls[0], RewardCall)
+    [(text, times)] = calls[0].caught.items()
+    assert (text.partition(":")[0], times) == ("URLError", 2)
+    assert [call.caught for call in calls[1:] if isinstance(call, RewardCall)] == [{}, {}]
+    assert sys.gettrace() is None
 
 
 def test_completions_have_the_trainer_s_own_form() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from omni_grpo_core.trace.calls import RewardCall
 
 Kind = Literal["accuracy", "format", "other", "unknown"]
-"""``accuracy``: the same completion earns less where the gold is another one. ``format``: it pays
-for a form, and nothing for garbage. ``other``: neither, such as a length. ``unknown``: it was not
-probed."""
+"""``accuracy``: a completion earns less where the gold is another one, and so does another answer.
+``format``: it pays for a form, with any content, and less for the same words without it. ``other``:
+neither, such as a length. ``unknown``: it was not probed."""
 
+Place = tuple[str, str]
+"""A problem type and a form."""
 _LEAST = 1e-6
 """Difference between two scores that is none."""
 
@@ -41,22 +43,32 @@ def learned(call: RewardCall) -> Learned:
     if not values:
         errors = [case["alone"] for case in call.probe.values() if isinstance(case["alone"], str)]
         return Learned("unknown", raised=errors[0] if errors else "")
-    right, foreign = (dict(_by_place(call, role)) for role in ("right", "foreign"))
-    gains = {at: right[at] - foreign[at] for at in right if at in foreign}
+    right, wrong, foreign = (dict(by_place(call, role)) for role in ("right", "wrong", "foreign"))
+    gains = {
+        at: right[at] - max(foreign[at], wrong.get(at, foreign[at]))
+        for at in right
+        if at in foreign
+    }
     best = max(gains, key=lambda at: gains[at], default=None)
     if best is not None and gains[best] > _LEAST:
         return Learned("accuracy", best[1], right[best], foreign[best])
-    garbage = list(dict(_by_name(call, "garbage")).values())
-    paid = set(values.values())
-    # a gold itself may be paid for more than its form
-    made = {at: value for at, value in right.items() if at[1] != "verbatim"}
-    place = max(made, key=lambda at: made[at], default=None)
-    formal = len(paid) == 2 and len(set(garbage)) == 1 and max(paid) in set(made.values())
-    formal = formal and max(paid) not in garbage
-    named = any(word in title(call) for word in ("format", "tags"))
-    if place is not None and (formal or (named and right[place] > min(paid))):
-        return Learned("format", place[1], right[place], min(garbage, default=min(paid)))
-    return Learned("other", low=min(garbage, default=0.0), top=max(paid))
+    garbage = [v for _, case in cases(call, "garbage") if (v := number(case)) is not None]
+    most = max(values.values())
+    for place, paid in right.items():
+        if paid == most and _is_form(call, place, paid, garbage):
+            return Learned("format", place[1], paid, min(garbage))
+    return Learned("other", low=min(garbage, default=0.0), top=most)
+
+
+def _is_form(call: RewardCall, place: Place, paid: float, garbage: Sequence[float]) -> bool:
+    """Whether it is a form that is paid: whatever is thought in it, and not its words without the
+    markup, nor garbage."""
+    thoughts, words = (
+        [value for at, value in by_place(call, role) if at == place]
+        for role in ("content", "bare words")
+    )
+    same = bool(thoughts) and all(abs(value - paid) <= _LEAST for value in thoughts)
+    return same and bool(words and garbage) and max(*words, *garbage) < paid - _LEAST
 
 
 def title(call: RewardCall) -> str:
@@ -76,13 +88,13 @@ def number(case: Mapping[str, Any]) -> float | None:
     return float(value) if usable else None
 
 
-def _by_place(call: RewardCall, role: str) -> Iterator[tuple[tuple[str, str], float]]:
-    """What a role earns, by problem type and form."""
+def by_place(call: RewardCall, role: str) -> Iterator[tuple[Place, float]]:
+    """What a role's cases earned, by problem type and form."""
     for _, case in cases(call, role):
         value = number(case)
         if value is not None:
-            yield (str(case["problem_type"]), str(case["form"])), value
+            yield place_of(case), value
 
 
-def _by_name(call: RewardCall, role: str) -> Iterator[tuple[str, float]]:
-    return ((name, v) for name, case in cases(call, role) if (v := number(case)) is not None)
+def place_of(case: Mapping[str, Any]) -> Place:
+    return str(case["problem_type"]), str(case["form"])

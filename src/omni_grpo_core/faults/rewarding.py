@@ -12,6 +12,7 @@ from functools import partial, wraps
 from itertools import cycle
 from typing import Any
 
+from omni_grpo_core.doctor.evidence import Severity
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.faults.fault import FaultRegistry, Injection, Manager, result_of
 from omni_grpo_core.faults.fixtures import Drawn
@@ -34,6 +35,10 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NOWHERE = "http://127.0.0.1:9/v1/chat/completions"
 """The local discard port, where nothing listens."""
 _ACCURACY, _FORMAT = Accuracy(), Format()
+_SPELLING: Severity = "differs"
+"""Of a reward that only reads spellings more strictly or more leniently than ours: nearly every
+R1-style reward does, and such runs learn. One that pays for garbage, depends on the first row or
+swallows its errors pays for something else than the task, and breaks the run."""
 
 
 def _reward(name: str) -> Callable[[Any], Injection]:
@@ -185,7 +190,7 @@ def first_type(prompts: Any, completions: Sequence[str], **columns: Any) -> Valu
 @faults.add(
     "reward.first-answer",
     "re.search(r'<answer>(.*?)</answer>') in R1-style rewards",
-    severity="differs",
+    severity=_SPELLING,
 )
 @_reward("accuracy")
 def first_answer(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
@@ -198,7 +203,7 @@ def first_answer(prompts: Any, completions: Sequence[str], **columns: Any) -> Va
     return _ACCURACY(prompts, read, **columns)
 
 
-@faults.add("reward.unanchored", "re.match in R1-style format rewards", severity="differs")
+@faults.add("reward.unanchored", "re.match in R1-style format rewards", severity=_SPELLING)
 @_reward("format")
 def unanchored(prompts: Any, completions: Sequence[str], **columns: Any) -> Values:
     """The format pattern has no end anchor and allows no leading white space: trailing junk passes,
@@ -207,7 +212,7 @@ def unanchored(prompts: Any, completions: Sequence[str], **columns: Any) -> Valu
     return [float(re.match(shape, text) is not None) for text in completions]
 
 
-@faults.add("reward.substring", "HumanOmniV2's judge type", severity="differs")
+@faults.add("reward.substring", "HumanOmniV2's judge type", severity=_SPELLING)
 @_on(_row("judge", "No"))
 @_measured("judge")
 def substring(answer: str, gold: str) -> float:
@@ -215,14 +220,14 @@ def substring(answer: str, gold: str) -> float:
     return float(gold.strip().lower() in answer.lower())
 
 
-@faults.add("reward.option-format", "string comparison in R1-style rewards", severity="differs")
+@faults.add("reward.option-format", "string comparison in R1-style rewards", severity=_SPELLING)
 @_measured("multiple choice")
 def option_format(answer: str, gold: str) -> float:
     """Options are compared as strings: 'A.', '(A)' and 'a' are wrong where A is right."""
     return float(answer.strip() == gold.strip())
 
 
-@faults.add("reward.option-set", "HumanOmniV2's emer_ov_mc", severity="differs")
+@faults.add("reward.option-set", "HumanOmniV2's emer_ov_mc", severity=_SPELLING)
 @_on(_row("emer_ov_mc", "A,E", "A. calm", "B. anger", "E. joy"))
 @_measured("emer_ov_mc")
 def option_set(answer: str, gold: str) -> float:
@@ -232,7 +237,7 @@ def option_set(answer: str, gold: str) -> float:
     return 2 * hits / (len(given) + len(right))
 
 
-@faults.add("reward.number-format", "R1-style rewards", severity="differs")
+@faults.add("reward.number-format", "R1-style rewards", severity=_SPELLING)
 @_on(_row("numerical", "1200"))
 @_measured("numerical")
 def number_format(answer: str, gold: str) -> float:
@@ -240,7 +245,7 @@ def number_format(answer: str, gold: str) -> float:
     return float(answer.strip() == gold.strip())
 
 
-@faults.add("reward.word-wer", "HumanOmniV2's OCR type", severity="differs")
+@faults.add("reward.word-wer", "HumanOmniV2's OCR type", severity=_SPELLING)
 @_on(_row("OCR", "禁止入口"))
 @_measured("OCR")
 def word_wer(answer: str, gold: str) -> float:

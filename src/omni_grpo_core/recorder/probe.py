@@ -10,29 +10,30 @@ from __future__ import annotations
 import dis
 import inspect
 import random
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType, FrameType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 from omni_grpo_core.errors import MissingExtra
+from omni_grpo_core.recorder.caught import Caught
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.probe_cases import Asked, ProbeCase, first_cases, later_cases
 from omni_grpo_core.rewards import Reward
 from omni_grpo_core.rewards.call import RewardFunction, values_of
 
-_REMOTE = frozenset(
+_MODELS = frozenset({"torch", "transformers", "vllm"})
+_NETWORK = frozenset(
     {
         *("aiohttp", "anthropic", "boto3", "google", "grpc", "httpx", "litellm", "openai"),
-        *("requests", "socket", "subprocess", "torch", "transformers", "urllib", "urllib3"),
-        *("vllm", "websockets"),
+        *("requests", "socket", "urllib", "urllib3", "websockets"),
     }
 )
-"""Modules that make a function unsafe to probe: the network, a model, a process."""
+_REMOTE = _MODELS | _NETWORK | {"subprocess"}
+"""Modules that make a function unsafe to probe."""
 _OWN = ("prompts", "completions")
 _TOKENS = ("completion_ids", "completion_mask")
 """Arguments that a made completion does not have."""
@@ -58,7 +59,7 @@ def probe(
     if not isinstance(completions, list | tuple) or not completions:
         return {}
     columns = {name: value for name, value in arguments.items() if name not in _OWN}
-    asked = Asked.of(columns, len(completions))
+    asked = Asked.of(columns, len(completions), _read_by(function))
     ask = _Asker(function, arguments, asked, plain)
     random_state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -113,9 +114,10 @@ class _Asker:
 
     def alone(self, case: ProbeCase) -> tuple[Value, str]:
         """The value of a case in its own call, and an exception that was caught on the way."""
-        with _Caught() as caught:
+        with Caught(self.function) as caught:
             [value] = self([case])
-        return value, "" if isinstance(value, str) else self.plain.text(caught.last)
+        last = next(reversed(caught.texts), "")
+        return value, "" if isinstance(value, str) else self.plain.text(last)
 
     def __call__(self, cases: Sequence[ProbeCase]) -> list[Value]:
         """A value for each case, or the error of the call for all."""
@@ -160,30 +162,6 @@ def _formed(text: str, example: Any) -> Any:
     return text if isinstance(example, str) else [{"role": "assistant", "content": text}]
 
 
-class _Caught:
-    """Notes exceptions raised while its block runs, caught or not. Does nothing under a debugger or
-    a coverage tool, which trace as well."""
-
-    def __init__(self) -> None:
-        self.last = ""
-        self._on = sys.gettrace() is None
-
-    def __enter__(self) -> _Caught:
-        if self._on:
-            sys.settrace(self._trace)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._on:
-            sys.settrace(None)
-
-    def _trace(self, frame: FrameType, event: str, details: Any) -> Any:
-        frame.f_trace_lines = False
-        if event == "exception" and not issubclass(details[0], StopIteration | GeneratorExit):
-            self.last = f"{details[0].__name__}: {details[1]}"
-        return self._trace
-
-
 def may_probe(function: RewardFunction) -> bool:
     """
     >>> may_probe(lambda prompts, completions, **columns: [0.0] * len(completions))
@@ -198,34 +176,61 @@ def may_probe(function: RewardFunction) -> bool:
         return False
     if isinstance(function, Reward):
         return not _judges(function)
-    return inspect.isfunction(function) and not _reaches_out(function, set())
+    return inspect.isfunction(function) and not _reaches_out(function)
+
+
+def _read_by(function: RewardFunction) -> frozenset[str]:
+    """Names that a function mentions: its arguments, the keys that it reads."""
+    code = getattr(function, "__code__", None)
+    return frozenset(_words(code)) if code is not None else frozenset()
 
 
 def _judges(reward: Reward) -> bool:
     return bool(getattr(reward, "judge", None)) or "judge" in type(reward).__module__
 
 
-def _reaches_out(function: Any, seen: set[int]) -> bool:
+def may_trace(function: RewardFunction) -> bool:
+    """Whether Python's tracing can be on in a call of it: it asks others, by the network, so that
+    it is slow anyway; a model in this process is not."""
+    reached = [*_reached(function, set())] if inspect.isfunction(function) else []
+    return _use(reached, _NETWORK) and not _use(reached, _MODELS)
+
+
+def _reaches_out(function: Any) -> bool:
     """Whether the function, or one that it names, uses a module in ``_REMOTE``, writes a variable
     outside itself, or reads the sampled ids, which a made completion does not have."""
+    reached = [*_reached(function, set())]
+    codes = [held.__code__ for held in reached if inspect.isfunction(held)]
+    return _use(reached, _REMOTE) or any(_writes(c) or _words(c) & set(_TOKENS) for c in codes)
+
+
+def _reached(function: Any, seen: set[int]) -> Iterator[Any]:
+    """A function, and what it names or encloses; functions are followed if not of ``_REMOTE``."""
     if id(function) in seen:
-        return False
+        return
     seen.add(id(function))
-    code = function.__code__
-    named = [function.__globals__.get(name) for name in _names(code)]
+    yield function
+    if _root(function) in _REMOTE:
+        return
+    named = [function.__globals__.get(name) for name in _names(function.__code__)]
     cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-    imported = {name.partition(".")[0] for name in _names(code)}
-    if imported & _REMOTE or _writes(code) or _words(code) & set(_TOKENS):
-        return True
-    return any(_is_remote(held, seen) for held in (*named, *cells))
+    for held in (*named, *cells):
+        if inspect.isfunction(held):
+            yield from _reached(held, seen)
+        else:
+            yield held
 
 
-def _is_remote(held: Any, seen: set[int]) -> bool:
+def _use(reached: Iterable[Any], modules: frozenset[str]) -> bool:
+    return any(_is_of(held, modules) for held in reached)
+
+
+def _is_of(held: Any, modules: frozenset[str]) -> bool:
     if inspect.isfunction(held):
-        home = held.__module__.partition(".")[0]
-        return home in _REMOTE or _reaches_out(held, seen)
+        imported = {name.partition(".")[0] for name in _names(held.__code__)}
+        return _root(held) in modules or bool(imported & modules)
     if isinstance(held, ModuleType):
-        return held.__name__.partition(".")[0] in _REMOTE
+        return held.__name__.partition(".")[0] in modules
     if isinstance(held, Reward):
         return _judges(held)
     if isinstance(held, Mapping | list | tuple | str | int | float | None):
@@ -233,7 +238,11 @@ def _is_remote(held: Any, seen: set[int]) -> bool:
     kind = held if isinstance(held, type) else type(held)
     # a model's class may be the user's own
     bases = kind.__mro__ if not isinstance(held, type) else (kind,)
-    return any(base.__module__.partition(".")[0] in _REMOTE for base in bases)
+    return any(_root(base) in modules for base in bases)
+
+
+def _root(named: Any) -> str:
+    return str(named.__module__).partition(".")[0]
 
 
 def _names(code: CodeType) -> set[str]:

@@ -8,18 +8,29 @@ right and wrong answers are given in every common one, and the doctor learns whi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from omni_grpo_core.rewards.corpus import garbage
 from omni_grpo_core.rewards.parse import render
 
-Role = Literal["right", "wrong", "foreign", "notation", "evasion", "structure", "garbage"]
+Role = Literal[
+    "right",
+    "wrong",
+    "foreign",
+    "notation",
+    "evasion",
+    "structure",
+    "content",
+    "bare words",
+    "garbage",
+]
 """What a case shows. ``right``: the row's own answer. ``wrong``: another one. ``foreign``: the same
 completion as ``right``, on a row whose gold is another answer. ``notation``: right, in another
 spelling. ``evasion``: it only contains the right answer. ``structure``: right, with something
-outside its form. ``garbage``: what a broken policy writes."""
+outside its form. ``content``: as ``right``, with other thoughts. ``bare words``: as ``right``,
+without any markup. ``garbage``: what a broken policy writes."""
 
 GOLDS = (
     *("solution", "answer", "gold", "label", "target", "ground_truth", "gt", "reference"),
@@ -27,18 +38,31 @@ GOLDS = (
 )
 """Columns that hold the right answer, the likeliest first."""
 TYPES = ("problem_type", "question_type", "task_type", "data_type", "task")
+_NO_GOLDS = frozenset(
+    {
+        *TYPES, *("prompts", "completions", "prompt", "problem", "question", "query", "options"),
+        *("choices", "instruction", "image", "images", "video", "videos", "audio", "path", "id"),
+    }
+)  # fmt: skip
+"""Columns of text that a function may read, and that hold no answer."""
 _MOST_TYPES = 4
 _CONTEXT, _THINK = "A man in a blue shirt sits down.", "He smiles, so the answer follows."
 
-FORMS: Mapping[str, Callable[[str], str]] = {
-    "context-think-answer": lambda answer: render(_CONTEXT, _THINK, answer),
-    "think-answer": lambda answer: f"<think>{_THINK}</think>\n<answer>{answer}</answer>",
-    "think-answer-lines": lambda a: f"<think>\n{_THINK}\n</think>\n<answer>\n{a}\n</answer>",
-    "answer": lambda answer: f"<answer>{answer}</answer>",
-    "boxed": lambda answer: rf"{_THINK} The answer is \boxed{{{answer}}}",
-    "bare": lambda answer: answer,
+FORMS: Mapping[str, Callable[..., str]] = {
+    "context-think-answer": lambda answer, think=_THINK: render(_CONTEXT, think, answer),
+    "think-answer": lambda a, think=_THINK: f"<think>{think}</think>\n<answer>{a}</answer>",
+    "think-answer-lines": lambda a, think=_THINK: (
+        f"<think>\n{think}\n</think>\n<answer>\n{a}\n</answer>"
+    ),
+    "answer": lambda a, think="": f"<answer>{a}</answer>",
+    "boxed": lambda a, think=_THINK: rf"{think} The answer is \boxed{{{a}}}",
+    "bare": lambda a, think="": a,
 }
-"""Ways to write a completion around an answer."""
+"""Ways to write a completion around an answer, and what was thought before it."""
+_THOUGHTS = (f"{_THINK} Yes.", "We look once more, at each one in turn.", "Nobody else is there!")
+"""In other words, longer by 5 and 6 characters and shorter by 12: a form's reward does
+not depend on them."""
+_MARKUP = re.compile(r"</?\w+>|\\boxed|[{}]")
 _TAGGED = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
@@ -69,9 +93,13 @@ class Asked:
     types: tuple[str, ...]
 
     @classmethod
-    def of(cls, columns: Mapping[str, Any], count: int) -> Asked:
-        """``columns``: as the function got them; ``count``: its completions."""
-        name = next((name for name in GOLDS if _texts(columns.get(name), count)), "")
+    def of(
+        cls, columns: Mapping[str, Any], count: int, read: Collection[str] = frozenset()
+    ) -> Asked:
+        """``columns``: as the function got them; ``count``: its completions; ``read``: names that
+        the function mentions, among which a column of texts is likelier its gold."""
+        likely = [*(n for n in GOLDS if n in read), *(n for n in columns if n in read), *GOLDS]
+        name = next((n for n in likely if _is_gold(n, columns.get(n), count)), "")
         kind = next((name for name in TYPES if _texts(columns.get(name), count)), "")
         golds = _texts(columns.get(name), count) or ("",) * count
         return cls(count, name, golds, _texts(columns.get(kind), count) or ("",) * count)
@@ -79,6 +107,14 @@ class Asked:
     def rows(self) -> list[int]:
         """The first row of each problem type."""
         return [self.types.index(kind) for kind in dict.fromkeys(self.types)][:_MOST_TYPES]
+
+
+def _is_gold(name: str, values: Any, count: int) -> bool:
+    """A number may be anything, unless its column says that it is an answer."""
+    found = _texts(values, count)
+    if name in GOLDS:
+        return bool(found)
+    return bool(found) and name not in _NO_GOLDS and all(isinstance(v, str) for v in values)
 
 
 def _texts(values: Any, count: int) -> tuple[str, ...]:
@@ -134,10 +170,12 @@ def first_cases(asked: Asked) -> list[ProbeCase]:
                 for role, text, own in roles
             ]
         if shape_of(gold) != "bare":
-            verbatim: list[tuple[Role, str]] = [("right", gold), ("foreign", foreign)]
+            verbatim: list[tuple[Role, str, str]] = [
+                ("right", gold, gold), ("wrong", foreign, gold), ("foreign", gold, foreign),
+            ]  # fmt: skip
             found += [
-                ProbeCase(f"{label}{role} gold", role, "verbatim", row, gold, own, kind)
-                for role, own in verbatim
+                ProbeCase(f"{label}{role} gold", role, "verbatim", row, text, own, kind)
+                for role, text, own in verbatim
             ]
     row = asked.rows()[0]
     texts = garbage("A", render(_CONTEXT, _THINK, "A"))
@@ -160,6 +198,13 @@ def later_cases(asked: Asked, form: str) -> Iterator[ProbeCase]:
                 yield ProbeCase(label + name, role, form, row, made(text), gold, kind)
         whole = made(right)
         if form != "bare":
+            for number, think in enumerate(_THOUGHTS, 1):
+                text = made(right, think)
+                yield ProbeCase(
+                    f"{label}other thoughts {number}", "content", form, row, text, gold, kind
+                )
+            text = _MARKUP.sub("", whole)
+            yield ProbeCase(f"{label}without markup", "bare words", form, row, text, gold, kind)
             yield ProbeCase(
                 f"{label}leading newline", "structure", form, row, f"\n{whole}", gold, kind
             )
@@ -177,6 +222,10 @@ def later_cases(asked: Asked, form: str) -> Iterator[ProbeCase]:
 
 
 def _spellings(right: str) -> Iterator[tuple[str, Role, str]]:
+    if right:
+        # the first or the last of two may be what counts; paid in both orders, either is enough
+        yield "right or wrong", "evasion", f"{right} or {_other(right)}"
+        yield "wrong or right", "evasion", f"{_other(right)} or {right}"
     letters = [part.strip() for part in right.split(",")]
     if re.fullmatch(r"[A-Z]", right):
         yield "option with a dot", "notation", f"{right}."
@@ -191,8 +240,6 @@ def _spellings(right: str) -> Iterator[tuple[str, Role, str]]:
         yield "no number", "evasion", "None"
     elif right.lower() == "no":
         yield "no inside cannot", "evasion", "I cannot know"
-    elif right.lower() == "yes":
-        yield "yes and no", "evasion", "yes and no"
     elif len(right) > 3 and not right.isascii() and not any(map(str.isspace, right)):
         # all but one character is right; a script without spaces has no words to compare
         yield "sign without spaces", "notation", right[:-1] + ("内" if right[-1] == "口" else "口")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from omni_grpo_core.recorder.caught import Caught
 from omni_grpo_core.recorder.hooks import Patches, arguments
-from omni_grpo_core.recorder.probe import probe
+from omni_grpo_core.recorder.probe import may_trace, probe
 from omni_grpo_core.recorder.probe_cases import types_in
 from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer
 from omni_grpo_core.rewards import plain_text
@@ -34,6 +36,7 @@ class RewardWatch:
         self._active = True
         self.probes: dict[int, Mapping[str, Any]] = {}
         self._types: dict[int, set[str]] = {}
+        self._called: set[int] = set()
         self.functions = tuple(map(self._watched, self._before))
 
     def start(self, _patches: Patches) -> None:
@@ -69,14 +72,26 @@ class RewardWatch:
         )
 
     def _call(self, function: RewardFunction, /, *args: Any, **keywords: Any) -> Any:
-        with self._watching(function, args, keywords) as outcome:
-            outcome.result = function(*args, **keywords)
+        caught = Caught(function)
+        with self._watching(function, args, keywords, caught.texts) as outcome:
+            with caught if self._traced(function) else nullcontext():
+                outcome.result = function(*args, **keywords)
             return outcome.result
 
+    def _traced(self, function: RewardFunction) -> bool:
+        """Whether to trace a call: the first of a function that asks others, such as a judge."""
+        first = id(function) not in self._called
+        self._called.add(id(function))
+        return first and self._active and self._probing and may_trace(function)
+
     def _watching(
-        self, function: RewardFunction, args: tuple[Any, ...], keywords: Mapping[str, Any]
+        self,
+        function: RewardFunction,
+        args: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        caught: Mapping[str, int] = MappingProxyType({}),
     ) -> AbstractContextManager[Outcome]:
-        note = functools.partial(self._note, function, args, keywords)
+        note = functools.partial(self._note, function, args, keywords, caught)
         return self._buffer.watching("reward", note)
 
     def _note(
@@ -84,6 +99,7 @@ class RewardWatch:
         function: RewardFunction,
         args: tuple[Any, ...],
         keywords: Mapping[str, Any],
+        caught: Mapping[str, int],
         outcome: Outcome,
     ) -> None:
         if not self._active:
@@ -102,6 +118,7 @@ class RewardWatch:
                 values=_numbers(outcome.result),
                 probe=self.probes.get(id(function), {}),
                 error=outcome.error,
+                caught={plain.text(text): times for text, times in caught.items()},
             ),
             outcome.seconds,
         )

@@ -36,6 +36,8 @@ def values_of(
     result = function(prompts=prompts, completions=completions, **columns)
     if inspect.iscoroutine(result):
         result = run_async(result)
+    # a tensor or an array
+    result = result.tolist() if hasattr(result, "tolist") else result
     if not isinstance(result, Sequence) or len(result) != len(completions):
         size = f" of {len(result)}" if isinstance(result, Sequence) else ""
         raise RewardError(

@@ -223,8 +223,9 @@ class RewardCall:
     arguments, plain values. ``values``: ``None`` where it could not score. ``source``: module and
     name. ``probe``: its scores of completions whose correct score is known; empty if it was not
     probed. By case name a mapping: ``value`` (all cases in one call) and ``alone`` (in a separate
-    call), a number, ``None``, or the error as text; ``format`` and ``accuracy``: the score that a
-    reward of that kind should give; ``completion``, ``solution``, ``problem_type``."""
+    call), a number, ``None``, or the error as text; ``role``, ``form``, ``swallowed``,
+    ``completion``, ``solution``, ``problem_type``, see :mod:`omni_grpo_core.recorder.probe`.
+    ``caught``: how often it caught which exception, in its first call, if it asks others."""
 
     stage: ClassVar[Literal["reward"]] = "reward"
     name: str
@@ -235,6 +236,7 @@ class RewardCall:
     values: tuple[float | None, ...]
     probe: Mapping[str, Any]
     error: str | None
+    caught: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -31,9 +31,10 @@ _BY_CASE: Mapping[str, tuple[tuple[str, ...], str, str]] = {
         "strip the completion and match the pattern with fullmatch (^\\s* … \\s*$ and DOTALL)",
     ),
     "reward.substring": (
-        ("no inside cannot", "yes and no"),
-        "'I cannot know' contains 'no', 'yes and no' contains both: evasion is rewarded",
-        "compare the answer as a whole word, and give 0 where it says both",
+        ("no inside cannot", "right or wrong", "wrong or right"),
+        "whatever contains the gold is paid: 'I cannot know' contains 'no', 'yes or no' contains "
+        "both, so evasion is rewarded",
+        "compare the whole answer with the gold, and give 0 where it says more than one",
     ),
     "reward.option-format": (
         (
@@ -72,6 +73,9 @@ def by_case(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
     for name, wrong in by_name.items():
         for cause, (names, harm, fix) in _BY_CASE.items():
             hits = [wrong[one] for one in names if one in wrong]
+            # one kind of garbage may be paid by chance; all are where nothing can be read
+            if cause == "reward.tagless-gold" and all(e.severity == "differs" for e in hits):
+                continue
             # what takes any text that contains the answer takes it from the thoughts as well
             if hits and not (cause == "reward.first-answer" and inside & wrong.keys()):
                 more = f" (and {len(hits) - 1} more like it)" if len(hits) > 1 else ""
@@ -86,24 +90,31 @@ def by_case(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
 
 
 def _judged(evidence: Evidence) -> bool:
+    """Only of functions that ask others is it known what they caught."""
     names = f"{evidence.values['name']} {evidence.values.get('source', '')}".lower()
-    return "judge" in names or "judge" in _warnings(evidence) or "llm" in names
+    said = _said(evidence)
+    asks = bool(evidence.values.get("caught"))
+    return asks or any(word in names or word in said for word in ("judge", "llm"))
 
 
-def _warnings(evidence: Evidence) -> str:
-    return " ".join(map(str, evidence.values.get("warnings", ()))).lower()
+def _said(evidence: Evidence) -> str:
+    texts = (*evidence.values.get("caught", ()), *evidence.values.get("warnings", ()))
+    return " ".join(map(str, texts)).lower()
 
 
-_DOWN = ("refused", "urlopen", "unreachable", "timed out", "timeout", "resolve", "connect", "http")
+_DOWN = (
+    *("refused", "urlopen", "unreachable", "timed out", "timeout", "resolve", "connect", "http"),
+    *("remotedisconnected", "reset by peer", "unreachable"),
+)
 
 
 def _unreachable(evidence: Evidence) -> bool:
-    return any(word in _warnings(evidence) for word in _DOWN)
+    return any(word in _said(evidence) for word in _DOWN)
 
 
 def _unreadable(evidence: Evidence) -> bool:
-    words = ("convert", "parse", "read", "float", "json", "decode")
-    return not _unreachable(evidence) and (any(word in _warnings(evidence) for word in words))
+    words = ("convert", "parse", "read", "float", "json", "decod", "invalid literal")
+    return not _unreachable(evidence) and any(word in _said(evidence) for word in words)
 
 
 def _likelier(evidence: Evidence) -> bool:
@@ -158,6 +169,7 @@ _FACTS = (
         "None where there is none, never 0",
         confirm="print one of the judge's replies with the score made from it",
         when=lambda e: _judged(e) and _unreadable(e),
+        prove=lambda _, e: e.sentence if e.values.get("reply") else "",
     ),
     Signature(
         cause="reward.judge-down",

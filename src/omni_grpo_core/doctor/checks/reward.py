@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
-from omni_grpo_core.doctor.probed import Learned, cases, learned, number, title
+from omni_grpo_core.doctor.probed import Learned, by_place, cases, learned, number, place_of, title
 from omni_grpo_core.doctor.rollouts import rollouts
+from omni_grpo_core.recorder.probe_cases import answer_in
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.tolerances import EQUAL_RECORDED_REWARDS
 from omni_grpo_core.trace.calls import RewardCall
@@ -19,6 +21,7 @@ _NEAR = 0.25
 """Of the way from a wrong answer's reward to a right one's: graded rewards differ by less."""
 _FLOORS = 4
 """Kinds of garbage that are paid alike before that is called a floor."""
+_AS_RIGHT = "as much as for a right answer"
 
 
 def calls_of(case: Case) -> Iterator[RewardCall]:
@@ -114,26 +117,44 @@ def _broken(call: RewardCall) -> bool:
 def _paid_wrongly(call: RewardCall, what: Learned) -> Iterator[Evidence]:
     """Of a function that compares with the gold. What can be exploited is a recipe all the same,
     and published ones are; what pays for any garbage is not."""
-    full = {
-        name: probed
-        for name, probed in cases(call, "garbage", "evasion")
-        if (value := number(probed)) is not None and _equal(value, what.top)
-    }
-    garbage = [probed for probed in full.values() if probed["role"] == "garbage"]
-    for name, probed in full.items():
+    garbage = {n: p for n, p in cases(call, "garbage") if _equal(number(p), what.top)}
+    for name, probed in garbage.items():
         yield replace(
-            _probed(call, name, probed, "as much as for a right answer", what.low),
+            _probed(call, name, probed, _AS_RIGHT, what.low),
             severity="breaks" if len(garbage) >= _FLOORS else "differs",
         )
-    strict = [
-        (name, probed)
-        for name, probed in cases(call, "notation")
-        if (value := number(probed)) is not None and what.share(value) < 1 - _NEAR
-    ]
-    # one spelling of each problem type is enough; comparing as text is a recipe
-    for name, probed in {str(one["problem_type"]): (n, one) for n, one in strict[::-1]}.values():
-        but = f"another spelling of the gold earns {what.top:g}"
-        yield replace(_probed(call, name, probed, but, what.top), severity="differs")
+    # the rest is compared with a plain right answer of the same type, in the same form
+    right = {at: v for at, v in by_place(call, "right") if what.share(v) > 1 - _NEAR}
+    plain = {
+        n: (p, right[at])
+        for n, p in cases(call, "evasion", "notation")
+        if (at := place_of(p)) in right
+    }
+    evasions = {
+        n: p for n, (p, top) in plain.items() if p["role"] == "evasion" and _equal(number(p), top)
+    }
+    for name, probed in evasions.items():
+        # where the first or the last of two answers counts, only one order is paid
+        plain_name = _case_of(name)
+        turned = " or ".join(reversed(plain_name.split(" or ")))
+        if name.replace(plain_name, turned) in evasions:
+            yield replace(_probed(call, name, probed, _AS_RIGHT, what.low), severity="differs")
+    strict: dict[str, Evidence] = {}
+    for name, (probed, top) in plain.items():
+        value = number(probed)
+        if (
+            probed["role"] == "notation"
+            and value is not None
+            and what.share(value) < what.share(top) - _NEAR
+        ):
+            spelt = _short(answer_in(str(probed["solution"])), 20)
+            but = f"the gold as it is spelt, {spelt}, earns {top:g}"
+            # one spelling of each problem type is enough; comparing as text is a recipe
+            strict.setdefault(
+                str(probed["problem_type"]),
+                replace(_probed(call, name, probed, but, top), severity="differs"),
+            )
+    yield from strict.values()
     for kind in dict.fromkeys(str(probed["problem_type"]) for probed in call.probe.values()):
         own = {n: p for n, p in cases(call, "right", "foreign") if p["problem_type"] == kind}
         paid = [(p["role"], what.share(v)) for p in own.values() if (v := number(p)) is not None]
@@ -181,17 +202,12 @@ def _unpaid(call: RewardCall, name: str, probed: Mapping[str, Any], *, sure: boo
 def _structures(call: RewardCall, what: Learned) -> Iterator[Evidence]:
     """Of a format reward: white space before its form, and text after it. Stricter or looser than
     ours is a recipe."""
-    wanted = {"leading newline": what.top, "trailing junk": what.low}
+    wanted = {"leading newline": (what.top, what.low), "trailing junk": (what.low, what.top)}
     for name, probed in cases(call, "structure"):
-        value, want = number(probed), wanted[name.rpartition(": ")[2]]
-        if (
-            value is not None
-            and probed["form"] == what.form
-            and abs(what.share(value) - what.share(want)) > _NEAR
-        ):
-            yield replace(
-                _probed(call, name, probed, f"ours would give {want:g}", want), severity="differs"
-            )
+        want, bad = wanted[_case_of(name)]
+        if probed["form"] == what.form and _equal(number(probed), bad):
+            but = f"ours would give {want:g}"
+            yield replace(_probed(call, name, probed, but, want), severity="differs")
 
 
 def _probed(
@@ -204,7 +220,7 @@ def _probed(
         f"{_short(str(probed['completion']))} ({name}; gold "
         f"{_short(str(probed['solution']), 40)}): {but}",
         values={
-            "name": call.name, "case": name.rpartition(": ")[2], "value": probed["alone"],
+            "name": call.name, "case": _case_of(name), "value": probed["alone"],
             "wanted": wanted, "problem_type": probed["problem_type"],
         },
     )  # fmt: skip
@@ -263,24 +279,40 @@ def _floor(call: RewardCall, what: Learned) -> Iterator[Evidence]:
 
 
 def look_at_constants(case: Case) -> Iterable[Evidence]:
-    """One value for different completions, and a warning that something failed."""
-    for call in calls_of(case):
+    """One value for different completions, and something that failed: a warning says so, or the
+    function asks others and caught an exception for each of them."""
+    for call in case.rewards:
         values = {v for v in call.values if v is not None}
+        if len(values) != 1 or len(set(call.completions)) < 2:
+            continue
         warnings = [w for step in case.steps for w in step.warnings if _about(w, call)]
         failed = [w for w in warnings if _failed(w)]
-        if len(values) != 1 or len(set(call.completions)) < 2 or not failed:
+        caught = dict(call.caught) if sum(call.caught.values()) >= len(call.values) else {}
+        if not (failed or caught):
             continue
         (value,) = values
+        said = f"a warning of the step: {_short(failed[0], 120)}" if failed else ""
+        if caught:
+            first, times = next(iter(caught)), sum(caught.values())
+            said = f"it caught {_short(first, 120)}, {times} exceptions in all"
         yield Evidence(
             "reward",
             "constant",
             f"reward {call.name} gave {value:g} to all {len(call.values)} completions, "
-            f"{len(set(call.completions))} of them different; a warning of the step: "
-            f"{_short(failed[0], 120)}",
+            f"{len(set(call.completions))} of them different; {said}",
             values={
-                "name": call.name, "source": call.source, "value": value, "warnings": failed[:3],
+                "name": call.name, "source": call.source, "value": value,
+                "warnings": failed[:3], "caught": [*caught],
+                # what it quotes can only be a reply
+                "reply": _quotes_another(failed, call) or _quotes_another(caught, call),
             },
         )  # fmt: skip
+
+
+def _quotes_another(texts: Iterable[str], call: RewardCall) -> bool:
+    """Whether a text quotes something that is in no completion."""
+    quoted = [found for text in texts for found in re.findall(r"'([^']+)'", text)]
+    return any(not any(one in text for text in call.completions) for one in quoted)
 
 
 def _failed(warning: str) -> bool:
@@ -292,6 +324,11 @@ def _about(warning: str, call: RewardCall) -> bool:
     """Whether a warning may be about a reward: it mentions it, or a judge."""
     words = ("judge", "reward", "score", call.name.lower())
     return any(word in warning.lower() for word in words)
+
+
+def _case_of(name: str) -> str:
+    """A case's name without its problem type."""
+    return name.rpartition(": ")[2]
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -331,7 +368,9 @@ def _asks_for_structure(call: RewardCall) -> bool:
 
 
 def _short(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else text[: most - 1] + "…")
+    """Its end is what an answer is in."""
+    head = most // 3
+    return repr(text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}")
 
 
 def _as_text(value: Any) -> str:

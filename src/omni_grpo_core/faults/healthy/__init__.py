@@ -70,6 +70,8 @@ HEALTHY: tuple[HealthyLoop, ...] = (
         gists.one_prompt_a_step,
         recipe=(
             "conv.system-missing",  # msgs has a user turn only; reward_letter wants <answer>
+            "reward.first-answer",  # reward_letter finds f"<answer>{a}" anywhere
+            "reward.option-format",  # reward_letter: "<answer>(C" is not "<answer>C"
         ),
     ),
     HealthyLoop(
@@ -83,6 +85,8 @@ HEALTHY: tuple[HealthyLoop, ...] = (
         recipe=(
             "gen.temperature",  # sampled at 1.2, the logits of the loss are not divided
             "conv.system-missing",  # a user turn only; both rewards want <answer>
+            "reward.option-format",  # colour wants [A-D] right after <answer>: "(D)", "d"
+            "reward.unanchored",  # tags asks whether two tags are anywhere
         ),
     ),
     HealthyLoop(
@@ -95,12 +99,16 @@ HEALTHY: tuple[HealthyLoop, ...] = (
         gists.episodes,
         recipe=(
             "gen.temperature",  # sampled at 1.4, cross_entropy(logits)
+            "reward.first-answer",  # re.search(r"<answer>(.*?)</answer>", …)
+            "reward.option-format",  # the first character is the letter: "(D)", "d"
         ),
     ),
     HealthyLoop(
         r1v.r1_v,
         recipe=(
             "conv.options-missing",  # the template has row["problem"] alone; the gold is a letter
+            "reward.first-answer",  # accuracy_reward takes re.search(r"<answer>(.*?)</answer>", …)
+            "reward.option-format",  # student == ground_truth
         ),
     ),
     HealthyLoop(
@@ -108,6 +116,7 @@ HEALTHY: tuple[HealthyLoop, ...] = (
         recipe=(
             "conv.system-missing",  # a user turn only; letter_reward wants </answer>
             "conv.options-missing",  # the user turn is row["problem"]; the gold is a letter
+            "reward.option-format",  # endswith(f"{a}</answer>"): "D." fails
         ),
     ),
     HealthyLoop(
@@ -116,18 +125,24 @@ HEALTHY: tuple[HealthyLoop, ...] = (
         recipe=(
             "gen.temperature",  # sampled at 1.1, scored at 1
             "adv.not-scaled",  # adv = r.sum(0) - r.sum(0).mean()
+            "reward.unanchored",  # fmt asks whether two tags are anywhere
+            "reward.option-format",  # acc takes the first character after <answer>: "(C)", "c"
         ),
     ),
     HealthyLoop(
         baselines.rloo,
         recipe=(
             "adv.not-scaled",  # scores - baseline is k / (k - 1) times reward - mean
+            "reward.first-answer",  # right_letter takes re.search(r"([A-D])</answer>", …)
+            "reward.option-format",  # "C.</answer>" and "c</answer>" are no answers
         ),
     ),
     HealthyLoop(
         baselines.remax,
         recipe=(
             "conv.system-missing",  # a user turn only; Judge wants </answer>
+            "reward.first-answer",  # Judge finds f"{a}</answer>" anywhere
+            "reward.option-format",  # Judge: "C.</answer>" is not "C</answer>"
         ),
     ),
     HealthyLoop(
@@ -167,6 +182,7 @@ HEALTHY: tuple[HealthyLoop, ...] = (
             "gen.topk",  # top_k=50
             "gen.single-eos",  # eos_token_id=551 of 551 and 549
             "conv.system-changed",  # SYSTEM names no tag; format wants three
+            "reward.option-format",  # said[-1].strip().upper() == gold: "C." fails
         ),
     ),
     HealthyLoop(
@@ -194,9 +210,16 @@ HEALTHY: tuple[HealthyLoop, ...] = (
             "gen.topk",  # min_p=0.02
             "adv.not-scaled",  # adv = score.sum(0) - score.sum(0).mean()
             "conv.options-missing",  # the user turn asks for a letter and shows none
+            "reward.option-format",  # exact: c.strip() == a
         ),
     ),
-    HealthyLoop(sounds.heard_by_soundfile, _SPOKEN),
+    HealthyLoop(
+        sounds.heard_by_soundfile,
+        _SPOKEN,
+        recipe=(
+            "reward.substring",  # pitch: t in c
+        ),
+    ),
     HealthyLoop(sounds.heard_by_librosa, _SPOKEN),
     HealthyLoop(
         sounds.heard_by_numpy,
@@ -218,12 +241,15 @@ HEALTHY: tuple[HealthyLoop, ...] = (
         recipe=(
             "adv.not-scaled",  # adv is r minus its mean, over 10 whatever the deviation
             "conv.system-missing",  # a user turn only; shape wants <context>
+            "reward.substring",  # label: name in c.lower()
+            "reward.unanchored",  # shape asks for the start, and for "</" anywhere
         ),
     ),
     HealthyLoop(
         pictures.generated_in_micro_batches,
         recipe=(
             "conv.options-missing",  # the user turn is row["problem"]; the gold is a letter
+            "reward.option-format",  # letter counts in c[-10:]: "D.</answer>" has eleven characters
         ),
     ),
     HealthyLoop(
@@ -257,7 +283,12 @@ HEALTHY: tuple[HealthyLoop, ...] = (
     ),
     HealthyLoop(engines.rendered_by_hand),
     HealthyLoop(engines.functional),
-    HealthyLoop(formats.boxed_maths),
+    HealthyLoop(
+        formats.boxed_maths,
+        recipe=(
+            "reward.number-format",  # boxed: f[-1] == a
+        ),
+    ),
     HealthyLoop(
         formats.three_languages,
         recipe=(
@@ -277,6 +308,8 @@ HEALTHY: tuple[HealthyLoop, ...] = (
         recipe=(
             "conv.system-missing",  # a user turn only; ends_well wants </answer>
             "conv.options-missing",  # the user turn is row["problem"]; the gold is a letter
+            "reward.first-answer",  # correct finds f"<answer>{a}</answer>" anywhere
+            "reward.option-format",  # correct: "<answer>D.</answer>" fails
         ),
     ),
     HealthyLoop(
