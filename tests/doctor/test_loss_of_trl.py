@@ -14,7 +14,8 @@ from omni_grpo_core.doctor.checks.loss import LOOKS
 from omni_grpo_core.doctor.checks.policies import beta_read
 from omni_grpo_core.doctor.checks.run import in_order
 from omni_grpo_core.doctor.load import as_cases, read_traces
-from omni_grpo_core.doctor.loss_reading import reading, sound_accounts
+from omni_grpo_core.doctor.loss_accounts import sound_accounts
+from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import trained_rows
 
 

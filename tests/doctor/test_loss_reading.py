@@ -17,7 +17,8 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.checks.loss import LOOKS
 from omni_grpo_core.doctor.checks.policies import beta_read
 from omni_grpo_core.doctor.evidence import Case, Evidence
-from omni_grpo_core.doctor.loss_reading import reading, sound_accounts
+from omni_grpo_core.doctor.loss_accounts import sound_accounts
+from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import trained_rows
 from omni_grpo_core.doctor.policy_term import policy_term
 

@@ -27,7 +27,7 @@ class TrainedRow:
     ``lead``: positions before the one that predicts the completion's first token. ``following``,
     ``tokens``: int64 (K,), the next token of the row and the one that was trained, -1 where there
     is none. ``weights``, ``temperature``, ``residual``: float64 (K,), as in ``LossGradient``, the
-    weights summed over the step's backwards. ``part``: number of the micro-batch.
+    weights summed over the step's backwards. ``part``: number of its backward.
     """
 
     completion: Completion
@@ -101,15 +101,14 @@ def _own(scores: Tensor, start: int, length: int) -> Tensor:
 
 
 def trained_rows(case: Case) -> tuple[TrainedRow, ...]:
-    """Every row of the step with a finite gradient that could be read, and a known completion."""
+    """Every row of the step with a finite gradient that could be read, and a known completion, in
+    the order in which they were scored."""
     return case.once(_trained_rows)
 
 
 def _trained_rows(case: Case) -> tuple[TrainedRow, ...]:
-    backwards = sum(len(step.losses) for step in case.steps)
-    apart = backwards == len(case.gradients)
     found: dict[tuple[int, int], TrainedRow] = {}
-    for number, seen in enumerate(case.gradients):
+    for seen, part in zip(case.gradients, backwards(case), strict=True):
         if seen.forward >= len(case.forwards):
             continue
         forward = case.forwards[seen.forward]
@@ -117,16 +116,27 @@ def _trained_rows(case: Case) -> tuple[TrainedRow, ...]:
         for row, owner in zip(rows_in(case, forward), owners, strict=False):
             if owner is None or row.at >= len(seen.tokens):
                 continue
-            one = _row(row, owner, forward, seen, number if apart else seen.forward)
+            one = _row(row, owner, forward, seen, part)
             key = (seen.forward, row.at)
             if one is not None:
                 found[key] = _added(found[key], one) if key in found else one
-    return tuple(found.values())
+    return tuple(found[key] for key in sorted(found))
+
+
+def backwards(case: Case) -> list[int]:
+    """Number of the backward that each gradient was seen in: it reaches the forwards of its graph
+    from the latest to the earliest, so that one which is no earlier belongs to the next."""
+    found: list[int] = []
+    last = -1
+    for seen in case.gradients:
+        found.append((found[-1] if found else -1) + (not found or seen.forward >= last))
+        last = seen.forward
+    return found
 
 
 def has_parts(case: Case) -> bool:
-    """Whether each backward of the step was about one forward: these are its micro-batches."""
-    return sum(len(step.losses) for step in case.steps) == len(case.gradients)
+    """Whether every backward of the step was about completions: these are its micro-batches."""
+    return sum(len(step.losses) for step in case.steps) == len({*backwards(case)})
 
 
 def _row(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from omni_grpo_core.doctor.evidence import Rule
+from omni_grpo_core.doctor.evidence import Case, Evidence, Rule
 from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
+
+
+def _alone(case: Case, evidence: Evidence) -> str:
+    """What is reproduced by one kind of change and by no other."""
+    return evidence.sentence if evidence.values.get("alone", True) else ""
+
 
 _ADVANTAGE = (
     Signature(
@@ -23,6 +29,7 @@ _ADVANTAGE = (
         fix="form groups by the sample's id, never by row order or view(-1, G)",
         confirm="the mean advantage of every group is 0",
         when=lambda e: e.values["how"] == "by-row-order",
+        prove=_alone,
     ),
     Signature(
         cause="adv.batch-scale",
@@ -32,6 +39,26 @@ _ADVANTAGE = (
         fix="take mean (and standard deviation) over the completions of one prompt, not the batch",
         confirm="the mean advantage of every group is 0",
         when=lambda e: e.values["how"] == "by-batch",
+        prove=_alone,
+    ),
+    Signature(
+        cause="adv.clipped",
+        fact="advantage-differs",
+        harm="nothing is ever made less likely: half of what the rewards say is thrown away, and "
+        "the policy narrows to what it already does",
+        fix="use reward - mean with its sign; 1 for the better and 0 for all others is how "
+        "best-of-n picks its training data",
+        confirm="completions below their group's mean have a weight of the other sign",
+        when=lambda e: e.values["how"] == "better-only",
+        prove=_alone,
+    ),
+    Signature(
+        cause="adv.best-of-n",
+        fact="advantage-differs",
+        harm="none in itself: it is rejection sampling; completions that are not the best of their "
+        "prompt teach nothing",
+        fix="use reward - mean of the group, if GRPO's advantage is meant",
+        when=lambda e: e.values["how"] == "best-of-n",
     ),
     Signature(
         cause="adv.no-baseline",
@@ -80,7 +107,7 @@ _ADVANTAGE = (
         fix="add the partial reward's own group advantage to the tokens of its section, and check "
         "that the loss gets this tensor",
         confirm="set the partial reward to random numbers: the gradient must change",
-        prove=only_fits,
+        prove=_alone,
     ),
     Signature(
         cause="adv.span-mask",
@@ -130,7 +157,6 @@ _LOSS = (
         harm="sampled tokens are not trained on; without the eos a policy never learns to stop",
         fix="count every token up to and including the first eos",
         confirm="the mask's sum is the number of sampled tokens",
-        prove=only_fits,
     ),
     Signature(
         cause="loss.sign",
@@ -138,6 +164,15 @@ _LOSS = (
         harm="higher-rewarded completions are made less likely: rewards fall from the first step",
         fix="compute advantage = reward - mean, and minimise -min(ratio * A, clipped * A)",
         confirm="the best completion of a group becomes more likely",
+        prove=_alone,
+    ),
+    Signature(
+        cause="loss.after-eos",
+        fact="padding-in-divisor",
+        harm="padding counts in the mean: one long completion in a batch makes the step of all "
+        "others smaller",
+        fix="divide by the mask's sum: (loss * mask).sum() / mask.sum(), or by a constant",
+        confirm="the weight of a token does not depend on the longest completion of its batch",
     ),
     Signature(
         cause="loss.normaliser",

@@ -60,6 +60,7 @@ def look_at_partials(case: Case) -> Iterable[Evidence]:
                     "name": name,
                     "added": acted[known].tolist(),
                     "wanted": wanted[0][known].tolist(),
+                    "alone": not bool(acted[known].any()),
                 },
             )
 

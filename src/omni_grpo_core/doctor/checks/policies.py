@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
-from omni_grpo_core.doctor.loss_reading import reading, sound_accounts
+from omni_grpo_core.doctor.loss_accounts import sound_accounts
+from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import trained_rows
 from omni_grpo_core.doctor.policy_term import PolicyTerm, is_reference, known_of, policy_term
 from omni_grpo_core.doctor.recompute_loss import beta_of

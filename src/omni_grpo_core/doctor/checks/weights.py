@@ -1,0 +1,389 @@
+"""The weights of completions in the loss, accounted for by the recorded rewards: how they were
+compared and scaled, whose they are, and what the sum was divided by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.doctor.checks.policies import later_update
+from omni_grpo_core.doctor.continuity import misplaced
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
+from omni_grpo_core.doctor.loss_accounts import (
+    LEAST_CHANCE,
+    Account,
+    advantages,
+    mistakes,
+    multiples,
+    orders,
+    recipes,
+    sound_accounts,
+    sound_values,
+    weighted_accounts,
+)
+from omni_grpo_core.doctor.loss_reading import Reading, against_rewards, reading
+from omni_grpo_core.doctor.loss_rows import has_parts, trained_rows
+from omni_grpo_core.doctor.policy_term import known_of
+from omni_grpo_core.doctor.rollouts import settings_of
+
+_WHOLE = 1e-3
+"""That of a divisor from a whole multiple of a known one, which any number may be near."""
+_MOST_PARTS = 16
+"""Micro-batches that a loss may have been averaged over: far more, and any number is near some."""
+
+
+def look_at_weights(case: Case) -> Iterable[Evidence]:
+    """The weights of completions, accounted for by the recorded rewards."""
+    known = reading(case)
+    if known is None:
+        if trained_rows(case):
+            note_missing(case, "no reward is known of the completions in the loss", "advantage")
+        return
+    if not bool(known.term.weights.any()):
+        yield from _silent(case, known)
+        return
+    if known.term.varies:
+        yield from _broadcast(known)
+        note_missing(
+            case,
+            "the loss's weights vary along completions in a way that nothing recorded explains",
+            "advantage",
+        )
+        return
+    for one in (known, without_masked(known)):
+        found = sound_accounts(one) or _of_sequences(case, one)
+        if found:
+            note_judged(case, "advantage", "loss")
+            yield from _recipe(case, one, found)
+            yield from _divisor(case, one, found)
+            return
+    yield from _unsound(case, known)
+
+
+def without_masked(known: Reading) -> Reading:
+    """The same without rows that are out of the loss because they were cut off at the cap."""
+    live = known.term.weights != 0
+    cut = ~live & torch.tensor([not row.ended for row in known.rows])
+    ended = live & torch.tensor([row.ended for row in known.rows])
+    return known.of_rows(~cut) if bool(cut.any()) and bool(ended.any()) else known
+
+
+def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
+    # what is wrong with the rows before shows in all that is made of them
+    if misplaced(case):
+        note_missing(case, "completions are in others' places: advantages follow", "advantage")
+        return
+    if mild := recipes(known):
+        note_judged(case, "advantage", "loss")
+        yield _differs(known, mild[0])
+        return
+    # a later update may be clipped as a whole
+    tried = () if later_update(case) else (mistakes, weighted_accounts, orders)
+    for explain in tried:
+        found = explain(known)
+        if found and found[0].by.chance <= LEAST_CHANCE:
+            note_judged(case, "advantage", "loss")
+            if explain is not weighted_accounts:
+                yield _wrong(known, found)
+            return
+    pair = against_rewards(known)
+    if pair is None:
+        note_missing(case, "how rewards became the loss's weights could not be told", "advantage")
+        return
+    note_judged(case, "advantage")
+    one, other = (known.at[at] for at in pair)
+    rewards = known.rewarded.total
+    yield Evidence(
+        "advantage",
+        "weights-against-rewards",
+        f"of two completions of one prompt with rewards {float(rewards[one]):.4g} and "
+        f"{float(rewards[other]):.4g} the loss makes the first less likely and the second more: "
+        "its weights do not come from the recorded rewards",
+        row=known.rows[pair[0]].at,
+        values={"rewards": rewards.tolist(), "weights": known.term.weights.tolist()},
+    )
+
+
+def _of_sequences(case: Case, known: Reading) -> list[Account]:
+    """Accounts of weights that are each multiplied by its sequence's ratio, where not clipped."""
+    live = known.term.weights != 0
+    olds = [known_of(case, row).old for row, on in zip(known.rows, live, strict=True) if on]
+    if not later_update(case) or int(live.sum()) < 2 or not all(olds):
+        return []
+    for name in ("logprobs", "sampling_logprobs"):
+        ratios = [(-old[name]).mean().exp() for old in olds if name in old]
+        if len(ratios) == len(olds):
+            one = known.of_rows(live)
+            term = replace(one.term, weights=one.term.weights / torch.stack(ratios))
+            if found := sound_accounts(replace(one, term=term)):
+                return found
+    return []
+
+
+def _silent(case: Case, known: Reading) -> Iterator[Evidence]:
+    """No weight at all, although rewards differ."""
+    total, groups = known.rewarded.total, known.rewarded.groups
+    # a later update may be clipped as a whole
+    if later_update(case) or not bool(advantages(total, groups)[list(known.at)].any()):
+        return
+    note_judged(case, "advantage")
+    yield Evidence(
+        "advantage",
+        "no-signal",
+        f"the rewards of one prompt's completions differ ({_listed(total)}), and every weight in "
+        "the loss is exactly 0: nothing is learnt from them",
+        values={"rewards": total.tolist()},
+    )
+
+
+def _listed(values: Tensor) -> str:
+    shown = ", ".join(f"{float(v):.3g}" for v in values[:8])
+    return f"[{shown}{', …' if len(values) > 8 else ''}]"
+
+
+# --------------------------------------------------------------------------- advantages
+
+
+def _recipe(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[Evidence]:
+    """A scale that is not the reference's, where no other gives the weights."""
+    settled = [one for one in found if any(_is(1, n, known) for n in _shares(case, known, one))]
+    scales = {account.scale for account in settled or found}
+    if "group" in scales or len(scales) != 1:
+        return
+    [scale] = scales
+    set_to = str(settings_of(case).get("scale_rewards", "")).lower()
+    if {"true": "group", "false": "none"}.get(set_to, set_to) == scale:
+        return
+    how = {
+        "batch": "divided by the standard deviation of the whole batch's rewards instead of their "
+        "group's",
+        "none": "not divided by a standard deviation",
+    }[scale]
+    yield Evidence(
+        "advantage",
+        "scale-differs",
+        f"the advantages in the loss are reward - mean of the group, {how}: so divided the rewards "
+        f"{_listed(known.rewarded.total)} give every completion's weight",
+        values={"scale": scale},
+        severity="differs",
+    )
+
+
+def _differs(known: Reading, account: Account) -> Evidence:
+    bare = account.by.kind == "bare"
+    verb = "compared with" if bare else "replaced by"
+    return Evidence(
+        "advantage",
+        "advantage-differs",
+        f"the weights in the loss are those of rewards {_listed(known.rewarded.total)} {verb} "
+        f"{account.by.said}",
+        values={"how": "unnormalised" if bare else "best-of-n", "scale": account.scale},
+        severity="differs",
+    )
+
+
+def _wrong(known: Reading, wrong: Sequence[Account]) -> Evidence:
+    listed = _listed(known.rewarded.total)
+    first = wrong[0]
+    # all that explain the weights as well as the first does
+    others = dict.fromkeys(one.by.said for one in wrong if one.by.said != first.by.said)
+    or_else = f" (or {' or '.join([*others][:3])})" if others else ""
+    alone = len({(one.by.kind, one.by.name) for one in wrong}) == 1
+    if first.by.kind == "sound":
+        return Evidence(
+            "loss",
+            "advantages-negated",
+            f"the weights in the loss are the advantages of the rewards {listed} with the opposite "
+            "sign: higher-rewarded completions are made less likely",
+            values={"factor": first.factor, "alone": alone},
+        )
+    if first.by.kind == "order":
+        return Evidence(
+            "advantage",
+            "advantages-of-other-rows",
+            f"the weights in the loss are the advantages of the rewards {listed} "
+            f"{first.by.said}: completions are trained by other completions' rewards{or_else}",
+            values={"reproduced": [first.by.name] if alone else []},
+        )
+    said = "compared with" if first.by.kind != "better" else "replaced by"
+    how = {"batch-mean": "by-batch", "other-groups": "by-row-order", "better": "better-only"}
+    return Evidence(
+        "advantage",
+        "advantage-differs",
+        f"the weights in the loss are those of rewards {listed} {said} {first.by.said}{or_else}",
+        values={"how": how[first.by.kind], "scale": first.scale, "alone": alone},
+    )
+
+
+def _broadcast(known: Reading) -> Iterator[Evidence]:
+    """Token ``t`` has the advantage of another completion: (N,) met (N, C) without a new axis."""
+    values = torch.stack(sound_values(known.rewarded))
+    for divisor in known.divisors[:2]:
+        by = known.lengths.tolist() if divisor == "sequence" else [1.0] * len(known.rows)
+        for blocks in _blocks(known):
+            got = torch.cat([-known.rows[n].own_weights * by[n] for block in blocks for n in block])
+            for along in (False, True):
+                made = [_laid(known, values, block, along) for block in blocks]
+                if any(multiples(got, torch.cat(made, 1), known.limit)):
+                    yield Evidence(
+                        "advantage",
+                        "advantage-broadcast",
+                        "the advantages lie along the tokens instead of the completions: the "
+                        "tokens of every completion have those of all completions, one after the "
+                        f"other ({_listed(-known.term.weights)})",
+                        values={"rows": [len(block) for block in blocks]},
+                    )
+                    return
+
+
+def _blocks(known: Reading) -> Iterator[list[list[int]]]:
+    """Rows of one tensor of the loss, in order: those of a step, a micro-batch, a forward."""
+    seen: set[tuple[int, ...]] = set()
+    for key in (
+        [0 for _ in known.rows],
+        [row.part for row in known.rows],
+        [known.rewarded.groups[at] for at in known.at],
+        [id(row.forward) for row in known.rows],
+    ):
+        blocks: dict[int, list[int]] = {}
+        for n, one in enumerate(key):
+            blocks.setdefault(one, []).append(n)
+        sizes = tuple(map(len, blocks.values()))
+        if min(sizes) > 1 and sizes not in seen:
+            seen.add(sizes)
+            yield list(blocks.values())
+
+
+def _laid(known: Reading, values: Tensor, block: Sequence[int], along: bool) -> Tensor:
+    """(H, tokens): advantages (H, P) as they lie along the tokens of the block's rows: those of
+    each row from the first on, or ``along`` all rows."""
+    own = values[:, [known.at[n] for n in block]]
+    found = []
+    for number, n in enumerate(block):
+        row = known.rows[n]
+        start = number * (len(row.tokens) - row.lead - 1) if along else 0
+        found.append(own[:, (start + torch.arange(row.end)) % len(block)])
+    return torch.cat(found, 1)
+
+
+# --------------------------------------------------------------------------- divisor
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What a sound loss divides by, ``name``, and how many times the weights of such a loss the
+    account's are. ``is_loose``: it depends on how a batch is padded."""
+
+    name: str
+    times: float
+    is_loose: bool = False
+
+
+def _shares(case: Case, known: Reading, account: Account) -> list[_Share]:
+    rows, ranks = float(len(known.rows)), _ranks(case)
+    if account.divisor == "sequence":
+        return [_Share(f"{rows:.0f} completions", account.factor * rows / ranks)]
+    if account.divisor == "part":
+        count = len(known.parts)
+        return [_Share("micro-batches' own tokens", account.factor * count / ranks)]
+    tokens = float(known.lengths.sum())
+    longest = max(len(row.tokens) - row.lead - 1 for row in known.rows)
+    limit = settings_of(case).get("max_completion_length") or known.rows[
+        0
+    ].completion.call.config.get("max_new_tokens")
+    found = {f"{n:.0f} tokens": n for n in (tokens, float(sum(row.end for row in known.rows)))}
+    if isinstance(limit, int) and limit:
+        found[f"{rows:.0f} completions and the longest allowed, {limit}"] = rows * limit
+    shares = [_Share(name, account.factor * by / ranks) for name, by in found.items()]
+    if longest != limit and rows * longest > tokens:
+        name = f"{rows:.0f} completions and the width to which they are padded, {longest}"
+        shares.append(_Share(name, account.factor * rows * longest / ranks, is_loose=True))
+    return shares
+
+
+def _is(times: float, share: _Share, known: Reading) -> bool:
+    return math.isclose(share.times, times, rel_tol=known.limit)
+
+
+def _ranks(case: Case) -> int:
+    number = case.trace.header.get("ranks", "1")
+    return int(number) if number.isdigit() else 1
+
+
+def _divisor(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[Evidence]:
+    """What the sum over tokens was divided by: the weights depend on how a step is split, on
+    padding, or are several times those of a step."""
+    whole = [one for one in found if one.divisor != "part"] or list(found)
+    shares = [(one, share) for one in whole for share in _shares(case, known, one)]
+    right = [share for _, share in shares if _is(1, share, known)]
+    asked = str(settings_of(case).get("loss_type", "")).lower()
+    if right:
+        if whole[0].divisor == "part":
+            yield from _by_parts(known, asked)
+        elif all(share.is_loose for share in right):
+            yield _padded(right[0], asked)
+        return
+    parts = len(known.parts)
+    if parts < 2 or not has_parts(case):
+        return
+    for _, share in shares:
+        if _is(parts, share, known):
+            yield Evidence(
+                "loss",
+                "accumulation-undivided",
+                f"the weights of the step's {parts} micro-batches are {parts} times those of one "
+                f"batch divided by {share.name}: each micro-batch's loss was averaged by itself, "
+                "and their sum was not divided by their number",
+                values={"parts": parts, "told": 1, "losses": parts},
+            )
+            return
+    scaled = any(one.scale == "group" for one, _ in shares)
+    for one, share in shares:
+        told = parts / share.times
+        if (
+            (one.scale == "group") == scaled
+            and not share.is_loose
+            and 1.5 < told <= _MOST_PARTS
+            and abs(told - round(told)) <= _WHOLE * told
+        ):
+            yield Evidence(
+                "gradient",
+                "accumulation-differs",
+                f"the loss is averaged over {round(told)} micro-batches, by its weights on tokens, "
+                f"and {parts} were added up before the optimizer's step",
+                values={"told": round(told), "losses": parts},
+            )
+            return
+
+
+def _by_parts(known: Reading, asked: str) -> Iterator[Evidence]:
+    """A mean over each micro-batch's own tokens."""
+    if asked == "bnpo":
+        return
+    yield Evidence(
+        "loss",
+        "normaliser-of-parts",
+        "each micro-batch's loss is a mean over its own tokens "
+        f"({_listed(torch.tensor([*known.parts.values()]))}): so divided, and not by those of the "
+        "step, the rewards give every completion's weight",
+        values={"loss_type": asked},
+        severity="breaks" if asked else "differs",
+    )
+
+
+def _padded(share: _Share, asked: str) -> Evidence:
+    return Evidence(
+        "loss",
+        "padding-in-divisor",
+        f"the loss is divided by {share.name}: tokens after the end of a completion count in its "
+        "mean, without a gradient of their own",
+        values={"loss_type": asked},
+        severity="breaks" if asked else "differs",
+    )
+
+
+LOOKS: tuple[Look, ...] = (look_at_weights,)
