@@ -200,6 +200,16 @@ def test_all_rewards_zero_without_a_cause_is_the_verdict(tmp_path: Path, run_cli
     assert "HEALTHY" not in out
     code, out, _ = run_cli("doctor", folder, "--allow", "symptom/rewards-zero")
     assert code == 0
+    # the function is known to pay for something: the policy may not be good enough yet
+    golds = {"gold": {"alone": 1.0}, "empty": {"alone": 0.0}}
+    call = rewarded((0.0,) * 4, name="accuracy", probe=golds)
+    folder = save(tmp_path / "run2", template(HEALTHY).value, call)
+    code, out, _ = run_cli("doctor", folder)
+    assert code == 0
+    assert "? NOTHING LEARNED" in out
+    assert "HEALTHY" not in out
+    code, out, _ = run_cli("doctor", folder, "--json")
+    assert (code, json.loads(out)["healthy"]) == (0, False)
 
 
 def test_a_family_without_a_reference_is_judged_by_all_that_needs_none(

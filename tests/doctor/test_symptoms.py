@@ -12,6 +12,7 @@ from small_recordings import COMPLETIONS, EOS, EVAL, PROMPTS, case, generated, r
 
 from omni_grpo_core.doctor.evidence import Evidence, Finding
 from omni_grpo_core.doctor.symptoms import Symptom, symptoms
+from omni_grpo_core.doctor.verdict import Diagnosis, Felt
 from omni_grpo_core.trace.calls import ForwardCall, ProcessorCall
 
 LIKELY = torch.tensor([[0.5] * 3] * 4).log()
@@ -83,9 +84,34 @@ def test_a_policy_that_gets_everything_right_is_not_ill() -> None:
     [symptom] = symptoms([case(right, still)] * 3)
     assert (symptom.name, symptom.severity) == ("rewards-stuck", "differs")
     assert "all that there is to earn" in symptom.sentence
+    assert not symptom.idle
     golds = {"gold": {"alone": 2.0}, "empty": {"alone": 0.0}}
     symptom, *_ = symptoms([case(replace(right, probe=golds))] * 2)
-    assert symptom.severity == "breaks", "half of what a gold earns"
+    assert symptom.idle, "half of what a gold earns"
+
+
+@pytest.mark.parametrize(
+    ("paid", "values", "steps", "severity"),
+    [
+        ((1.0, 0.0), (0.0,) * 4, 2, "differs"),
+        ((1.0, 0.0), (0.0,) * 4, 8, "breaks"),  # 32 completions of 8 steps
+        ((1.0, 0.0, -1.0), (-1.0,) * 4, 2, "differs"),
+        ((0.0, 0.0), (0.0,) * 4, 1, "breaks"),  # whatever is said
+        ((), (0.0,) * 4, 1, "breaks"),  # not probed
+    ],
+)
+def test_a_policy_that_earns_nothing_yet_is_not_healthy_and_not_broken(
+    paid: tuple[float, ...], values: tuple[float, ...], steps: int, severity: str
+) -> None:
+    """A sound loop with one signed reward: the tiny model got nothing right in two steps, which was
+    BROKEN. Nothing was learned all the same. A function that pays the same for anything that it is
+    asked, or of which nothing is known, is another matter."""
+    probe = {str(at): {"alone": value} for at, value in enumerate(paid)}
+    [symptom] = symptoms([case(rewarded(values, name="accuracy", probe=probe))] * steps)
+    assert (symptom.severity, symptom.idle) == (severity, True)
+    verdict = Diagnosis((), (), (), symptoms=(Felt(symptom, None),))
+    assert (verdict.healthy, verdict.broken) == (False, severity == "breaks")
+    assert (verdict.exit_code(), verdict.exit_code(strict=True)) == (severity == "breaks", 1)
 
 
 def test_a_step_without_advantage_among_others_is_usual() -> None:

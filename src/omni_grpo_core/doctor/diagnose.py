@@ -136,7 +136,7 @@ def to_json(diagnosis: Diagnosis, *, strict: bool = False) -> dict[str, Any]:
     True
     """
     return {
-        "healthy": not diagnosis.broken,
+        "healthy": diagnosis.healthy,
         "exit": diagnosis.exit_code(strict=strict),
         "headline": _headline(diagnosis),
         "raised": None if diagnosis.raised is None else asdict(diagnosis.raised),

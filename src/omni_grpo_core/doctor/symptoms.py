@@ -7,7 +7,7 @@ the worst symptom; a symptom that no finding explains is itself the verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from omni_grpo_core.doctor.checks.degenerate import IMPOSSIBLE, against_reference
 from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case, Finding, Severity, raised_by
+from omni_grpo_core.doctor.probed import number
 from omni_grpo_core.doctor.rollouts import (
     Completion,
     completion_ids,
@@ -58,18 +59,22 @@ _NATS = 0.1
 """Mean distance of two logprobs of one token from which ratios are off by a tenth."""
 _GROUPS, _COMPLETIONS = 4, 8
 """Groups, and completions, without a difference in reward that are too many for chance."""
+_MANY, _STEPS = 32, 3
+"""Completions, and steps, without a reward that are too many for a policy that can earn one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
     """``name``: of its kind. ``sentence``: what was measured, with numbers. ``stages``: those that
     could explain it, the most direct first. ``severity``: ``"breaks"`` where a run that shows it
-    learns nothing or something wrong, ``"differs"`` where a sound run may show it too."""
+    learns nothing or something wrong, ``"differs"`` where a sound run may show it too. ``idle``:
+    these steps taught nothing, so a run that shows it is not called healthy."""
 
     name: str
     sentence: str
     stages: tuple[Stage, ...]
     severity: Severity = "breaks"
+    idle: bool = False
 
     def explained_by(self, finding: Finding) -> bool:
         """Whether a finding could be the reason: at one of the stages, and bad enough.
@@ -175,48 +180,65 @@ def _capped(cases: Sequence[Case]) -> Iterator[Symptom]:
 
 def _rewards(cases: Sequence[Case]) -> Iterator[Symptom]:
     """Functions that pay one value for different completions."""
-    stuck: dict[str, float] = {}
-    names: dict[str, None] = {}
-    count, solved = 0, True
-    for name in dict.fromkeys(call.name for call in _all(cases, RewardCall)):
-        calls = [call for call in _all(cases, RewardCall) if call.name == name]
-        values = [v for call in calls for v in call.values if v is not None]
-        names[name] = None
-        count = max(count, len(values))
-        different = len({text for call in calls for text in call.completions}) > 1
-        if len(values) > 1 and different and len(set(values)) == 1:
-            stuck[name] = values[0]
-            solved &= _most(calls) == values[0]
-    if not stuck:
-        return
-    if stuck.keys() == names.keys():
-        zero = not any(stuck.values())
-        paid = " and ".join(f"{name} pays {value:g}" for name, value in stuck.items())
-        sentence = (
-            f"all rewards are 0: {' and '.join(stuck)}, for each of {count} completions"
-            if zero
-            else f"no reward ever moves: {paid} for each of {count} completions"
-            + (", which is all that there is to earn" if solved else "")
-        )
-        name = "rewards-zero" if zero else "rewards-stuck"
-        # a policy that gets everything right has nothing to learn from these rows
-        few = not zero and count < _COMPLETIONS
-        severity: Severity = "differs" if solved or few else "breaks"
-        yield Symptom(name, sentence, _BEFORE_REWARD, severity)
+    calls: dict[str, list[RewardCall]] = {}
+    for call in _all(cases, RewardCall):
+        calls.setdefault(call.name, []).append(call)
+    stuck = {name: value for name, own in calls.items() if (value := _only(own)) is not None}
+    if stuck and stuck.keys() == calls.keys():
+        yield _all_stuck(calls, stuck, sum(bool(case.rewards) for case in cases))
         return
     for name, value in stuck.items():
-        sentence = f"reward {name} pays {value:g} for each of {count} completions"
+        sentence = f"reward {name} pays {value:g} for each of {_count(calls[name])} completions"
         yield Symptom("reward-stuck", sentence, _BEFORE_REWARD, "differs")
+
+
+def _all_stuck(
+    calls: Mapping[str, Sequence[RewardCall]], stuck: Mapping[str, float], steps: int
+) -> Symptom:
+    """No reward ever moved. A policy that gets everything right has nothing to learn; one that gets
+    nothing right yet is no fault of functions that are known to tell completions apart, until it
+    has had many chances."""
+    count = max(map(_count, calls.values()))
+    zero = not any(stuck.values())
+    paid = " and ".join(f"{name} pays {value:g}" for name, value in stuck.items())
+    sentence = (
+        f"all rewards are 0: {' and '.join(stuck)}, for each of {count} completions"
+        if zero
+        else f"no reward ever moves: {paid} for each of {count} completions"
+    )
+    name = "rewards-zero" if zero else "rewards-stuck"
+    if all(_most(own) == stuck[name] for name, own in calls.items()):
+        more = ", which is all that there is to earn"
+        return Symptom(name, sentence + more, _BEFORE_REWARD, "differs")
+    tells = all(map(_tells_apart, calls.values()))
+    if tells:
+        sentence += "; other completions are paid otherwise, as its probes show"
+    patient = count < _MANY or steps < _STEPS
+    few = patient if tells else not zero and count < _COMPLETIONS
+    return Symptom(name, sentence, _BEFORE_REWARD, "differs" if few else "breaks", idle=True)
+
+
+def _only(calls: Sequence[RewardCall]) -> float | None:
+    """The one value that different completions were paid; ``None`` where there were others."""
+    values = {value for call in calls for value in call.values if value is not None}
+    different = len({text for call in calls for text in call.completions}) > 1
+    return values.pop() if different and len(values) == 1 and _count(calls) > 1 else None
+
+
+def _count(calls: Sequence[RewardCall]) -> int:
+    return sum(value is not None for call in calls for value in call.values)
+
+
+def _tells_apart(calls: Sequence[RewardCall]) -> bool:
+    """Whether a probed function pays more than one value."""
+    values = {number(probed) for call in calls for probed in call.probe.values()}
+    return len(values - {None}) > 1
 
 
 def _most(calls: Sequence[RewardCall]) -> float:
     """The full reward of a function: the most that it paid for a probed gold, if it paid less for
     something else; where that is unknown the most that it paid at all, and at least 1."""
-    paid = [
-        float(probed["alone"])
-        for probed in calls[-1].probe.values()
-        if isinstance(probed.get("alone"), int | float)
-    ]
+    paid = [value for p in calls[-1].probe.values() if (value := number(p)) is not None]
     if paid and min(paid) < max(paid):
         return max(paid)
     return max((1.0, *(v for call in calls for v in call.values if v is not None)))

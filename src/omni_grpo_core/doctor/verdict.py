@@ -118,6 +118,17 @@ class Diagnosis:
         )
 
     @property
+    def idle(self) -> Symptom | None:
+        """The symptom of a run that taught nothing, though nothing is known to be wrong with it."""
+        idle = (felt for felt in self.symptoms if felt.symptom.idle and not felt.allowed)
+        return None if self.broken else next((felt.symptom for felt in idle), None)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong, and something could be learned."""
+        return not self.broken and self.idle is None
+
+    @property
     def broken(self) -> bool:
         """Whether something is wrong with the run."""
         return bool(self.raised or self.breaking or self.unexplained)
@@ -129,8 +140,9 @@ class Diagnosis:
         return next((c.state for c in self.coverage if c.stage == stage), "unseen")
 
     def exit_code(self, *, strict: bool = False) -> int:
-        """0: nothing is wrong. 1: something is; with ``strict`` a recipe that differs is too."""
-        return int(self.broken or (strict and bool(self.findings)))
+        """0: nothing is wrong. 1: something is; with ``strict`` a recipe that differs is too, and a
+        run that taught nothing."""
+        return int(self.broken or (strict and bool(self.findings or self.idle)))
 
 
 def without_causes(diagnosis: Diagnosis) -> Diagnosis:

@@ -152,6 +152,9 @@ def _verdict(diagnosis: Diagnosis, steps: int) -> Panel:
     if diagnosis.broken:
         title, style = "✗ BROKEN", "red"
         shown = Group(table)
+    elif diagnosis.idle is not None:
+        title, style = "? NOTHING LEARNED", "yellow"
+        shown = Group(judged, table)
     elif any(c.state == "failed" for c in diagnosis.coverage):
         title, style = "? HEALTHY AS FAR AS IT WAS JUDGED", "yellow"
         shown = Group(judged, table)
