@@ -114,6 +114,8 @@ class SomeonesLoop:
         chats, clips, sounds = [], [], []
         for row in rows:
             where = row["path"]
+            if isinstance(where, str):
+                where = {"video": where, "audio": where}
             question = PROMPT.format(question=row["problem"], options=" ".join(row["options"]))
             chats.append([
                 {"role": "system", "content": [{"type": "text", "text": "You watch and answer."}]},

@@ -39,7 +39,7 @@ MORE: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "sound-at-half-rate": ("media", r"8166 samples|rate", {}),
     "sounds-exchanged": ("media", r"of row 1", {}),
     "mel-scaled": ("batch", r"times 2", {}),
-    "pixels-stale": ("batch", r"step before|earlier", {"rows": (3, 6, 4), "turning": True}),
+    "pixels-stale": ("batch", r"step before|earlier", {"rows": (3, 6, 8), "turning": True}),
     "mask-of-ones": ("batch", r"padding tokens", {}),
     "pixels-rolled": ("batch", r"rolled|generate .*video", {}),
     "rewards-rolled": ("advantage", r"row|order", {}),

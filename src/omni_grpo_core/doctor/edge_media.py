@@ -1,21 +1,39 @@
-"""What became of a row's media between two calls: dropped, exchanged, left over, or changed."""
+"""What became of rows' media between two calls: dropped, exchanged, left over, or changed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.bundles import Fed, FedRow, Item, held_in, rows_in
+from omni_grpo_core.doctor.bundles import Fed, FedRow, Item, held_in, markers_of, rows_in
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
 from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.patches import pictures_of
 from omni_grpo_core.doctor.reproduce import Reproduction, difference, plain, reproductions, told
 from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps
+from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
 from omni_grpo_core.types import MODALITIES, Modality, Stage
+
+_UNITS = {"image": "patches", "video": "patches", "audio": "mel frames"}
+_PICTURES = ("frames", "channels", "height", "width")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handed:
+    """A row of a later call. ``bases``: the rows of the same ids that calls before it made or took,
+    of which it should have the media of one; the first says what they should be."""
+
+    row: FedRow
+    bases: tuple[FedRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,34 +44,37 @@ class _Change:
     fact: str
     sentence: str
     key: str = ""
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def judge_media(
     trail: Trail,
     between: Between,
-    row: FedRow,
-    bases: Sequence[FedRow],
+    handed: Sequence[Handed],
     pool: Sequence[FedRow],
     stage: Stage,
-) -> bool:
-    """Blame every modality of ``row`` that is that of none of ``bases``, which a call before it
-    made or took for the same ids; the first of them says what it should be. ``pool``: rows that may
-    have been mistaken for it. Returns whether anything was blamed."""
-    blamed = False
+) -> set[int]:
+    """Blame every modality of a row that is that of none of its bases. ``handed``: all rows of a
+    call that have any. ``pool``: rows that may have been mistaken for one. Returns the rows blamed,
+    by number."""
+    blamed: set[int] = set()
     for modality in MODALITIES:
-        if any(_same(base, row, modality) for base in bases):
-            continue
-        change = _change(trail.case, row, bases[0], pool, modality, stage, between[1])
-        if change is not None:
-            blamed = True
-            trail.broken(
-                between,
-                [row.at],
-                (change.stage, change.fact, change.sentence),
-                {"modality": modality, **change.values},
-                key=f"{modality} {change.key}",
-            )
+        wrong = [
+            one for one in handed if not any(_same(base, one.row, modality) for base in one.bases)
+        ]
+        # what happened to one row shows in the others
+        judge = _Judge(trail.case, between[1], modality, stage, handed, wrong, pool)
+        for one in wrong:
+            change = judge.change(one)
+            if change is not None:
+                blamed.add(one.row.at)
+                trail.broken(
+                    between,
+                    [one.row.at],
+                    (change.stage, change.fact, change.sentence),
+                    {"modality": modality, **change.values},
+                    key=f"{modality} {change.key}",
+                )
     return blamed
 
 
@@ -74,118 +95,237 @@ def _same_seconds(made: float | None, taken: float | None) -> bool:
     return math.isclose(made, taken, rel_tol=2**-7)
 
 
-def _change(
-    case: Case, row: FedRow, base: FedRow, pool: Sequence[FedRow], modality: Modality,
-    stage: Stage, name: str,
-) -> _Change | None:  # fmt: skip
-    made, taken = base.media.get(modality, ()), row.media.get(modality, ())
-    pixels, grid = PIXELS[modality], GRIDS[modality]
-    if made is None or any(not item.contents for item in made) or _encoded(row.call):
-        return None
-    if grid in row.call.large or (pixels in row.call.large and pixels not in row.call.digests):
-        return None
-    if made and not _has(row.call, pixels):
-        return _Change(
-            "media", "media-dropped",
-            f"{pixels} did not reach {name}, although the call before it had them: the model gets "
-            f"no {modality}", values={"grid": grid in held_in(row.call)},
-        )  # fmt: skip
-    if made and grid not in held_in(row.call):
-        return _Change(stage, "grid-dropped", f"{name} got {pixels} without {grid}")
-    where = f"row {row.at} of {name}"
-    if taken is None:
-        items = len(held_in(row.call).get(grid, ()))
-        return _Change(
-            stage, "media-number",
-            f"the {items} {modality} items of {name} do not fill the placeholders of its rows",
-            values={"items": items},
-        )  # fmt: skip
-    if len(made) != len(taken):
-        return _Change(
-            stage, "media-number",
-            f"{where} has {len(taken)} {modality} items instead of {len(made)}",
-        )  # fmt: skip
-    wrong = next(
-        (pair for pair in zip(made, taken, strict=True) if pair[0].gives(pair[1]) is None), None
-    )
-    if wrong is None:
-        return _Change(
-            stage, "seconds",
-            f"{where} has another time per grid step than the call before it",
-        )  # fmt: skip
-    return _item_change(case, row, base, pool, modality, stage, where, *wrong)
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """What happened to one modality of the ``wrong`` rows among those ``handed`` to a call."""
 
+    case: Case
+    name: str
+    modality: Modality
+    stage: Stage
+    handed: Sequence[Handed]
+    wrong: Sequence[Handed]
+    pool: Sequence[FedRow]
 
-def _item_change(
-    case: Case, row: FedRow, base: FedRow, pool: Sequence[FedRow], modality: Modality,
-    stage: Stage, where: str, made: Item, taken: Item,
-) -> _Change:  # fmt: skip
-    for of, other, step in _others(case, base, pool, modality):
-        if (
-            other.contents
-            and taken.contents
-            and other._replace(size=taken.size).gives(taken) is not None
-        ):
-            values = {"of": of.at, "step": step}
-            if step:
-                sentence = f"{where} has {modality} content that the processor made in {step}"
-                return _Change(stage, "media-stale", sentence, step, values)
-            sentence = f"{where} has the {modality} of row {of.at}"
-            return _Change(stage, "media-exchanged", sentence, "", values)
-    if made.size != taken.size:
-        sizes = [" x ".join(map(str, item.size)) for item in (taken, made)]
-        sentence = f"{where} has a {GRIDS[modality]} of {sizes[0]} instead of {sizes[1]}"
-        for of, other, step in _others(case, base, pool, modality):
-            if not step and other.size == taken.size:
-                sentence += f", that of row {of.at}"
+    def change(self, one: Handed) -> _Change | None:
+        """How a row's media are not those of its base; ``None`` where that cannot be told."""
+        row, base, name, stage = one.row, one.bases[0], self.name, self.stage
+        made, taken = (each.media.get(self.modality, ()) for each in (base, row))
+        pixels, grid = PIXELS[self.modality], GRIDS[self.modality]
+        if made is None or any(not item.contents for item in made) or _encoded(row.call):
+            return None
+        if grid in row.call.large or (pixels in row.call.large and pixels not in row.call.digests):
+            return None
+        if made and not _has(row.call, pixels):
+            return _Change(
+                "media", "media-dropped",
+                f"{pixels} did not reach {name}, although the call before it had them: the model "
+                f"gets no {self.modality}", values={"grid": grid in held_in(row.call)},
+            )  # fmt: skip
+        if made and grid not in held_in(row.call):
+            return _Change(stage, "grid-dropped", f"{name} got {pixels} without {grid}")
+        where = f"row {row.at} of {name}"
+        if taken is None:
+            items = len(held_in(row.call).get(grid, ()))
+            return _Change(
+                stage, "media-number",
+                f"the {items} {self.modality} items of {name} do not fill the placeholders of its "
+                "rows", values={"items": items},
+            )  # fmt: skip
+        if len(made) != len(taken):
+            return _Change(
+                stage, "media-number",
+                f"{where} has {len(taken)} {self.modality} items instead of {len(made)}",
+            )  # fmt: skip
+        wrong = next(
+            (pair for pair in zip(made, taken, strict=True) if pair[0].gives(pair[1]) is None), None
+        )
+        if wrong is None:
+            return _Change(
+                stage, "seconds",
+                f"{where} has another time per grid step than the call before it",
+            )  # fmt: skip
+        return (
+            self._moved(where, wrong[1])
+            or self._resized(where, *wrong)
+            or self._changed(row, base, where, *wrong)
+        )
+
+    # -------------------------------------------------------------- from elsewhere
+
+    def _moved(self, where: str, taken: Item) -> _Change | None:
+        """Content of an earlier step, of another row, or of this one at other places."""
+        if self._older:
+            return self._stale(where, self._older)
+        fact, of = "media-exchanged", self._owner(taken, self.pool)
+        if of is not None:
+            said = f"{where} has the {self.modality} of {self._named(of)}"
+            return _Change(self.stage, fact, said, values={"of": of.at})
+        units = _UNITS[self.modality]
+        if self._others:
+            one, owners, number = self._others
+            said = (
+                f"{owners[0][1]} of {number} {self.modality} {units} of row {one.row.at} of "
+                f"{self.name} are those of {self._named(owners[0][0])}"
+            )
+            if self._order:
+                said += told(": all of the call before it,", self._order)
+            return _Change(self.stage, fact, said, values={"of": owners[0][0].at})
+        if self._order:
+            said = told(f"the {self.modality} {units} of {self.name} are those of the call before "
+                        "it,", self._order)  # fmt: skip
+            return _Change(self.stage, "media-changed", said, "order", plain(self._order))
+        for name, before in earlier_steps(self.case):
+            if self._owner(taken, list(self._rows_before(before))) is not None:
+                return self._stale(where, name)
+        return None
+
+    def _stale(self, where: str, step: str) -> _Change:
+        said = f"{where} has {self.modality} content that the processor made in {step}"
+        return _Change(self.stage, "media-stale", said, step, {"of": step})
+
+    @cached_property
+    def _older(self) -> str:
+        """The earlier step whose rows at the same places explain every wrong row."""
+        for name, before in earlier_steps(self.case):
+            rows = {_place(before, row): row for row in self._rows_before(before)}
+            old = [rows.get(_place(self.case, one.bases[0])) for one in self.wrong]
+            if old and all(
+                row is not None and _same(row, one.row, self.modality)
+                for row, one in zip(old, self.wrong, strict=True)
+            ):
+                return name
+        return ""
+
+    def _rows_before(self, before: Case) -> Iterator[FedRow]:
+        """An earlier step's rows that may have been kept. What that step itself changed before
+        generate is compared with nothing here: this step changes it as well."""
+        later = any(isinstance(b.call, GenerateCall) for one in self.wrong for b in one.bases)
+        calls = before.generated if later else before.processed
+        return chain.from_iterable(rows_in(before, call) for call in calls)
+
+    def _owner(self, taken: Item, rows: Sequence[FedRow]) -> FedRow | None:
+        """The row that an item belongs to, whatever its grid."""
+        for row in rows:
+            for item in row.media.get(self.modality) or ():
+                same = item.contents and taken.contents
+                if same and item._replace(size=taken.size).gives(taken) is not None:
+                    return row
+        return None
+
+    @cached_property
+    def _order(self) -> tuple[Reproduction, ...]:
+        """What was done to the order of all units of the call before, taken as one."""
+        once: dict[int, Handed] = {}
+        for one in self.handed:
+            once.setdefault(id(one.bases[0]), one)
+        got = [_units(one.row, self.modality) for one in once.values()]
+        for cast in range(3):
+            want = [_units(one.bases[0], self.modality, cast) for one in once.values()]
+            made, taken = (np.concatenate([np.empty(0, np.int64), *held]) for held in (want, got))
+            if len(made) > 2 and np.array_equal(np.sort(made), np.sort(taken)):
                 break
-        return _Change(stage, "grid", sentence, values={"got": taken.size, "want": made.size})
-    want, got = (_values(r.call, i, modality) for r, i in ((base, made), (row, taken)))
-    subject = f"the {modality} of {where} is what the call before it had,"
-    if want is None or got is None:
-        sentence = f"{where} has other {modality} values than the call before it"
-        return _Change(stage, "media-changed", sentence)
-    found = reproductions(want, got) or _colours(want, got, modality)
-    if found:
-        sentence = told(subject, found)
-        return _Change(stage, "media-changed", sentence, found[0].name, plain(found))
-    sentence = f"{where} has other {modality} values than the call before it: "
-    return _Change(stage, "media-changed", sentence + difference(want, got))
+        else:
+            return ()
+        axes = (_UNITS[self.modality],)
+        found = reproductions(torch.from_numpy(made), torch.from_numpy(taken), axes=axes)
+        return tuple(one for one in found if one.name in ("reversed", "rolled", "items-swapped"))
+
+    @cached_property
+    def _others(self) -> tuple[Handed, list[tuple[FedRow, int]], int] | None:
+        """The first row most of whose units are other rows', these by number of units, and its own
+        number; ``None`` where there is none."""
+        for one in self.wrong:
+            units = _units(one.row, self.modality).tolist()
+            own = {unit for held in one.bases[0].media.get(self.modality) or ()
+                   for content in held.contents for unit in _numbers(content)}  # fmt: skip
+            foreign = [unit for unit in units if unit not in own]
+            owners = Counter(self._homes[unit] for unit in foreign if unit in self._homes)
+            if 2 * len(foreign) > len(units) and owners.total() == len(foreign):
+                return one, owners.most_common(), len(units)
+        return None
+
+    @cached_property
+    def _homes(self) -> dict[int, FedRow]:
+        """The first row of this step that has a unit."""
+        found: dict[int, FedRow] = {}
+        for row in self.pool:
+            for item in row.media.get(self.modality) or ():
+                for content in item.contents:
+                    for unit in _numbers(content):
+                        found.setdefault(unit, row)
+        return found
+
+    def _named(self, of: FedRow) -> str:
+        """A row of the call before by the number that its own copies have in this one."""
+        same = [one.row.at for one in self.handed if one.bases[0] is of]
+        same = same or [one.row.at for one in self.handed if one.bases[0].ids == of.ids]
+        if same:
+            return f"row {same[0]}"
+        call = "the processor" if isinstance(of.call, ProcessorCall) else "another generate"
+        return f"row {of.at} of {call}"
+
+    # -------------------------------------------------------------- changed on the way
+
+    def _resized(self, where: str, made: Item, taken: Item) -> _Change | None:
+        if made.size == taken.size:
+            return None
+        sizes = [" x ".join(map(str, item.size)) for item in (taken, made)]
+        sentence = f"{where} has a {GRIDS[self.modality]} of {sizes[0]} instead of {sizes[1]}"
+        sizes_of = ((row, i.size) for row in self.pool for i in row.media.get(self.modality) or ())
+        of = next((row for row, size in sizes_of if size == taken.size), None)
+        sentence += "" if of is None else f", that of {self._named(of)}"
+        values = {"got": taken.size, "want": made.size}
+        return _Change(self.stage, "grid", sentence, values=values)
+
+    def _changed(self, row: FedRow, base: FedRow, where: str, made: Item, taken: Item) -> _Change:
+        want, got = (_values(r.call, i, self.modality) for r, i in ((base, made), (row, taken)))
+        other = f"{where} has other {self.modality} values than the call before it"
+        if want is None or got is None:
+            return _Change(self.stage, "media-changed", other)
+        sound = self.modality == "audio"
+        axes = ("mel frames", "mel bins") if sound else ("patches", "values")
+        found = reproductions(want, got, axes=axes)
+        markers = markers_of(self.case)
+        if not found and not sound and markers is not None:
+            shown = [pictures_of(part, made.size, markers.merge) for part in (want, got)]
+            if shown[0] is not None and shown[1] is not None:
+                found = reproductions(shown[0], shown[1], axes=_PICTURES)
+        if found:
+            subject = f"the {self.modality} of {where} is what the call before it had,"
+            said, key = told(subject, found), found[0].name
+            return _Change(self.stage, "media-changed", said, key, plain(found))
+        return _Change(self.stage, "media-changed", f"{other}: {difference(want, got)}")
 
 
-def _colours(want: Tensor, got: Tensor, modality: Modality) -> tuple[Reproduction, ...]:
-    """Red and blue exchanged within each patch, whose values are ordered by colour."""
-    if modality == "audio" or want.shape != got.shape or want.shape[-1] % 3:
-        return ()
-    planes = want.reshape(*want.shape[:-1], 3, -1).flip(-2).flatten(-2)
-    if not torch.equal(planes.to(got.dtype), got):
-        return ()
-    return (Reproduction("channels-swapped", "with red and blue exchanged"),)
+def _place(case: Case, row: FedRow) -> tuple[type, int, int]:
+    """Which row of which call of its kind."""
+    calls: Sequence[Fed] = case.processed if isinstance(row.call, ProcessorCall) else case.generated
+    at = next((n for n, call in enumerate(calls) if call is row.call), -1)
+    return type(row.call), at, row.at
 
 
-def _others(
-    case: Case, base: FedRow, pool: Sequence[FedRow], modality: Modality
-) -> Iterator[tuple[FedRow, Item, str]]:
-    """Items of other rows of this step, then of earlier ones, with the name of the step."""
-    for row in pool:
-        if row is not base:
-            yield from ((row, item, "") for item in row.media.get(modality) or ())
-    for name, before in earlier_steps(case):
-        calls: tuple[Fed, ...] = (*before.processed, *before.generated)
-        for row in (row for call in calls for row in rows_in(before, call)):
-            yield from ((row, item, name) for item in row.media.get(modality) or ())
+def _numbers(content: bytes) -> list[int]:
+    """The digests of an item's units."""
+    found: list[int] = np.frombuffer(content, np.int64).tolist()
+    return found
+
+
+def _units(row: FedRow, modality: Modality, cast: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Digests of all units of a row; ``cast``: number of the precision that they are in."""
+    items = row.media.get(modality) or ()
+    held = [np.frombuffer(i.contents[cast], np.int64) for i in items if len(i.contents) > cast]
+    return np.concatenate([np.empty(0, np.int64), *held])
 
 
 def _values(call: Fed, item: Item, modality: Modality) -> Tensor | None:
-    """An item's own values: (t, h * w, C) of a picture or clip, (frames, mel) of a sound."""
+    """An item's own values: (patches, C) of a picture or clip, (frames, mel) of a sound."""
     held = held_in(call).get(PIXELS[modality])
     if held is None:
         return None
     if modality == "audio":
         return held[item.start][..., : item.units].T
-    part = held[item.start : item.start + item.units]
-    whole = len(part) == item.units
-    return part.view(item.size[0], -1, part.shape[-1]) if whole and item.size[0] > 1 else part
+    return held[item.start : item.start + item.units]
 
 
 def _has(call: Fed, name: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.bundles import Fed, FedRow, ids_in, markers_of, rows_in
-from omni_grpo_core.doctor.edge_media import judge_media
+from omni_grpo_core.doctor.edge_media import Handed, judge_media
 from omni_grpo_core.doctor.evidence import note_judged
 from omni_grpo_core.doctor.rendered import flag_of
 from omni_grpo_core.doctor.reproduce import plain, reproductions, told
@@ -82,16 +82,17 @@ def _rows_to_generate(
     if len(whole) < len(taken) and _stale(trail, between, taken, made):
         return
     note_judged(trail.case, "batch", "media")
+    handed: list[Handed] = []
     broken: set[int] = set()
-    unknown: set[int] = set()
     for row, found in zip(taken, alike, strict=True):
-        if found:
-            continue
-        base = _partner(row, taken, made, alike)
-        if base is None or not _judge_row(trail, between, row, base, made):
-            unknown.add(row.at)
-        else:
+        base = made[found[0]] if found else _partner(row, taken, made, alike)
+        if base is not None and row.ids == base.ids:
+            handed.append(Handed(row, (base,)))
+        elif base is not None:
+            _judge_ids(trail, between, row, base)
             broken.add(row.at)
+    broken |= judge_media(trail, between, handed, made, "batch")
+    unknown = {row.at for row in taken} - broken - {*whole}
     if unknown:
         trail.unjudged(between, sorted(unknown), "no row of the processor is comparable")
     if not broken and not unknown:
@@ -128,18 +129,11 @@ def _expected(rows: int, pool: int, alike: Sequence[Sequence[int]]) -> list[int]
     return max(ways, key=lambda way: sum(p in a for p, a in zip(way, alike, strict=True)))
 
 
-def _judge_row(
-    trail: Trail, between: Between, row: FedRow, base: FedRow, made: Sequence[FedRow]
-) -> bool:
-    """Blame what differs between a row and the one it should be; ``False`` where nothing could be
-    compared."""
-    if row.ids == base.ids:
-        return judge_media(trail, between, row, (base,), made, "batch")
+def _judge_ids(trail: Trail, between: Between, row: FedRow, base: FedRow) -> None:
     change = ids_change(row, base.ids)
-    name = f"row {row.at} of {between[1]}"
-    found: tuple[Stage, str, str] = ("batch", change.fact, f"{name}: {change.how}")
-    trail.broken(between, [row.at], found, change.values, key=str(change.values.get("how", "")))
-    return True
+    said = f"row {row.at} of {between[1]}: {change.how}"
+    key = str(change.values.get("how", ""))
+    trail.broken(between, [row.at], ("batch", change.fact, said), change.values, key=key)
 
 
 def ids_change(row: FedRow, want: Sequence[int]) -> IdsChange:
@@ -310,13 +304,15 @@ def _prompts_to_scoring(trail: Trail, number: int, rows: Sequence[FedRow]) -> No
     row with which it begins."""
     between = ("processor", FORWARD, number)
     made = made_before(trail.case, rows[0].call)
-    ok, strange = [], []
+    handed, strange = [], []
     for row in rows:
-        bases = [one for one in made if one.ids and row.ids[: len(one.ids)] == one.ids]
-        if not bases:
+        bases = tuple(one for one in made if one.ids and row.ids[: len(one.ids)] == one.ids)
+        if bases:
+            handed.append(Handed(row, bases))
+        else:
             strange.append(row.at)
-        elif not judge_media(trail, between, row, bases, made, "media"):
-            ok.append(row.at)
+    wrong = judge_media(trail, between, handed, made, "media")
+    ok = [one.row.at for one in handed if one.row.at not in wrong]
     if ok:
         note_judged(trail.case, "media")
         trail.ok(between, ok, "its prompts, with completions that were sampled out of sight")
@@ -338,10 +334,9 @@ def _scored_rows(
     trail: Trail, between: Between, rows: Sequence[FedRow],
     scored: Sequence[Completion | None], pool: Sequence[Completion],
 ) -> None:  # fmt: skip
-    ok: list[int] = []
     follows: list[int] = []
     strange: list[int] = []
-    order: list[Completion] = []
+    handed: dict[Handed, Completion] = {}
     markers = markers_of(trail.case)
     tokens = set() if markers is None else {*markers.tokens.values()}
     # a sampled placeholder takes an item of this row or a later one
@@ -356,13 +351,16 @@ def _scored_rows(
             _blame_ids(trail, between, row, completion)
         else:
             bases = (completion.prompt, *_processed(trail, completion))
-            wrong = judge_media(trail, between, row, bases, _prompts(pool), "media")
-            if not wrong and _judge_positions(trail, between, row, completion):
-                ok.append(row.at)
-                order.append(completion)
-    if ok:
+            handed[Handed(row, bases)] = completion
+    wrong = judge_media(trail, between, [*handed], _prompts(pool), "media")
+    order = {
+        one.row.at: completion
+        for one, completion in handed.items()
+        if one.row.at not in wrong and _judge_positions(trail, between, one.row, completion)
+    }
+    if ok := [*order]:
         note_judged(trail.case, "media")
-        places = [pool.index(completion) for completion in order]
+        places = [pool.index(completion) for completion in order.values()]
         moved = "in another order" if places != sorted(places) else ""
         trail.ok(between, ok, ", ".join(filter(None, (times(places, places), moved))))
     if follows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def _swapped(pair: Pair) -> Iterator[Reproduction]:
     """Two items exchanged, all others in place."""
     if pair.want.shape != pair.got.shape or len(pair.want) < 3:
         return
-    off = [n for n in range(len(pair.want)) if not _alike_at(pair, n, n)]
+    off = list(islice((n for n in range(len(pair.want)) if not _alike_at(pair, n, n)), 3))
     if len(off) != 2:
         return
     one, other = off

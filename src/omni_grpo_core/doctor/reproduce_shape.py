@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 
 import torch
@@ -10,12 +10,17 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from omni_grpo_core.doctor.reproduce_order import offsets
-from omni_grpo_core.doctor.reproduction import Change, Pair, Reproduction, number
+from omni_grpo_core.doctor.reproduction import Change, Pair, Reproduction, number, within
 
 _RESAMPLER = 0.1
 """Root mean square of a difference, by the recording's standard deviation, that another resampler
 may leave. Chosen, not measured."""
 _MOST_AXES = 5
+_LINES = 64
+"""Along an axis, that are interpolated before all are."""
+_ROUNDING = 1e-5
+"""Relative: of float32 weights of an interpolation, computed by another kernel."""
+_LAST = {1: (-1,), 2: (-2, -1)}
 
 
 def _transposed(pair: Pair) -> Iterator[Reproduction]:
@@ -84,7 +89,7 @@ def _strided(pair: Pair, what: str, axis: int) -> Iterator[Reproduction]:
         return
     for k in range(2, len(pair.want)):
         if len(pair.want[::k]) == len(pair.got) and pair.is_made_by(pair.want[::k]):
-            said = f"with only every {_ordinal(k)} of its {what}"
+            said = f"with only every {ordinal(k)} of its {what}"
             yield Reproduction("strided", said, {"axis": axis, "every": k})
 
 
@@ -146,7 +151,11 @@ def _shifted(pair: Pair) -> Iterator[Reproduction]:
                 break
 
 
-def _ordinal(k: int) -> str:
+def ordinal(k: int) -> str:
+    """
+    >>> ordinal(2), ordinal(4)
+    ('second', '4th')
+    """
     return {2: "second", 3: "third"}.get(k, f"{k}th")
 
 
@@ -169,7 +178,7 @@ def _resampled(pair: Pair) -> Iterator[Reproduction]:
         interpolate(want[None], size, mode="linear", align_corners=corners)[0]
         for corners in (False, True)
     ]
-    made.append(_band_limited(want, size))
+    made.append(band_limited(want, size))
     apart = min(_apart(one, got) for one in made)
     if apart <= _RESAMPLER:
         factor = size / want.shape[-1]
@@ -180,7 +189,8 @@ def _resampled(pair: Pair) -> Iterator[Reproduction]:
         yield Reproduction("resampled", said, {"axis": axis, "times": factor, "apart": apart})
 
 
-def _band_limited(want: Tensor, size: int) -> Tensor:
+def band_limited(want: Tensor, size: int) -> Tensor:
+    """Sounds (n, length) with ``size`` samples instead, without what is above half that rate."""
     spectrum = torch.fft.rfft(want)
     made: Tensor = torch.fft.irfft(spectrum[..., : size // 2 + 1], size)
     return made * (size / want.shape[-1])
@@ -209,10 +219,58 @@ def _resized(pair: Pair) -> Iterator[Reproduction]:
         yield Reproduction("resized", said, values)
 
 
+def _there_and_back(pair: Pair) -> Iterator[Reproduction]:
+    """Interpolated to fewer values along an axis, or along height and width, and back: the shape is
+    the same, and the detail is gone."""
+    want, got = pair.want, pair.got
+    if want.shape != got.shape or pair.is_constant or not want.is_floating_point():
+        return
+    planes = [tuple(range(want.dim() - 2, want.dim()))] if want.dim() > 3 else []
+    for axes in (*planes, *((axis,) for axis in range(want.dim()))):
+        last = [one.movedim(axes, _LAST[len(axes)]) for one in (want, got)]
+        size = last[0].shape[-len(axes) :]
+        few = [one.reshape(1, -1, *size)[:, :_LINES] for one in last]
+        for small, modes in _ways(size):
+            if not within(_ROUNDING)(_resized_twice(few[0], small, size, modes), few[1]):
+                continue
+            made = _resized_twice(last[0].reshape(1, -1, *size), small, size, modes)
+            if pair.is_made_by(made.reshape(last[0].shape).movedim(_LAST[len(axes)], axes)) or (
+                within(_ROUNDING)(made, last[1].reshape(made.shape))
+            ):
+                what = " x ".join(map(str, small))
+                said = (
+                    f"resized to {what} pixels and back"
+                    if len(axes) > 1
+                    else f"interpolated from {size[0]} to {what} {pair.named(axes[0])} and back"
+                )
+                yield Reproduction("resized", said, {"axes": axes, "to": small})
+                return
+
+
+def _ways(size: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[str, str]]]:
+    """Smaller sizes, with the modes in which values are interpolated to and from each."""
+    linear = "linear" if len(size) == 1 else "bilinear"
+    cubic = ["bicubic"] * (len(size) > 1)
+    for share in (1 / 2, 1 / 4, 1 / 3, 3 / 4, 2 / 3):
+        small = tuple(int(length * share) for length in size)
+        if min(small) < 1:
+            continue
+        for down in (linear, "nearest", "area", *cubic):
+            yield from ((small, (down, up)) for up in (linear, "nearest", *cubic))
+
+
+def _resized_twice(
+    values: Tensor, small: Sequence[int], size: Sequence[int], modes: tuple[str, str]
+) -> Tensor:
+    fewer = interpolate(values.float(), tuple(small), mode=modes[0])
+    made: Tensor = interpolate(fewer, tuple(size), mode=modes[1])
+    return made
+
+
 def _apart(made: Tensor, got: Tensor) -> float:
     spread = float(got.std(correction=0))
     return float((made - got).pow(2).mean().sqrt()) / spread if spread else float("inf")
 
 
 CHANGES: tuple[Change, ...] = (_transposed, _lengths)
-FITTED: tuple[Change, ...] = (_shifted, _resampled, _resized)
+FITTED: tuple[Change, ...] = (_shifted, _resampled, _resized, _there_and_back)

@@ -8,6 +8,9 @@ from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
 from omni_grpo_core.doctor.signatures import Signature, only_fits, reproduced, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
+_INT16 = 32_000
+"""Factors from which samples were never divided."""
+
 
 def rule_missing(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explanation]:
     """Media that never reach the processor."""
@@ -142,12 +145,19 @@ _TABLE = (
         confirm="len(samples) / 16000 must be the length of {file} in seconds",
         prove=only_fits,
     ),
-    Signature(
-        cause="media.never-divided",
-        fact="never-divided",
-        harm="every mel feature is louder than any sound that the model was trained on",
-        fix="divide int16 samples by 32768, or read the file as float32",
-        confirm="samples lie between -1 and 1",
+    *(
+        Signature(
+            cause="media.never-divided",
+            fact=fact,
+            harm="every mel feature is louder than any sound that the model was trained on",
+            fix="divide int16 samples by 32768, or read the file as float32",
+            confirm="samples lie between -1 and 1",
+            when=when,
+        )
+        for fact, when in (
+            ("never-divided", lambda e: True),
+            ("sound-changed", lambda e: abs(e.values.get("times", 1)) > _INT16),
+        )
     ),
     Signature(
         cause="media.frames-order",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ import torch
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.file_frames import FileFrames, Matched, frames_of, matched, spacing
 from omni_grpo_core.doctor.media_similarity import (
+    OTHER_WAVE,
+    aligned,
     array,
     is_empty,
     is_flat,
@@ -19,11 +22,19 @@ from omni_grpo_core.doctor.media_similarity import (
     same_levels,
     same_wave,
     sounds_alike,
+    unexplained,
 )
 from omni_grpo_core.doctor.rendered import RenderedBatch, rendered_batches
 from omni_grpo_core.doctor.replay import media as replay_media
 from omni_grpo_core.doctor.replay.batch import DEFAULT_RATE, rate_of
-from omni_grpo_core.doctor.reproduce import difference, plain, reproductions, told
+from omni_grpo_core.doctor.reproduce import (
+    Reproduction,
+    difference,
+    plain,
+    reproductions,
+    told,
+)
+from omni_grpo_core.doctor.reproduce_shape import band_limited, ordinal
 from omni_grpo_core.doctor.shown_media import (
     Shown,
     array_of,
@@ -33,6 +44,7 @@ from omni_grpo_core.doctor.shown_media import (
     shown,
 )
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
+from omni_grpo_core.types import AUDIO_SAMPLING_RATE as RATE
 from omni_grpo_core.types import Modality
 
 if TYPE_CHECKING:
@@ -43,8 +55,12 @@ _WRONG_RATE = 1 / 3
 """Of the true frame rate: a clip is shown at another speed."""
 _OTHER_RATE = 0.02
 """The same, up to which a rate is the true one, rounded or of whole frames."""
-_CHOICES = frozenset({"last-dropped", "first-dropped", "cropped", "padded", "shifted"})
+_CHOICES = frozenset({"last-dropped", "first-dropped", "cropped", "padded"})
 """Changes of a sound that a recipe may make on purpose."""
+_CLEARLY = 0.25
+"""Of what its own file leaves of a sound: another that leaves less is what was really heard."""
+_RATES = (8_000, 11_025, 12_000, 22_050, 24_000, 32_000, 44_100, 48_000)
+"""Sampling rates of files and readers, in Hz, other than the model's."""
 _LOUD = 1.5
 """A float sound is between -1 and 1."""
 
@@ -143,39 +159,82 @@ def _sound(
 ) -> Iterator[Evidence]:
     if same_wave(reference, values):
         return
-    found = reproductions(reference, values, same_wave, axes=("samples",))
-    if {one.name for one in found} <= {"shifted"} and sounds_alike(values, reference):
-        return  # another reader, which begins with its codec's priming
-    others = [o for o in every if o.ref != item.ref and o.ref.modality == "audio"]
-    twin = next(
-        (o for o in others if o.values is not None and sounds_alike(values, o.values)), None
-    )
-    if twin is not None and not found:
-        yield _swapped(item, twin, known)
-        return
+    rest = unexplained(values, reference)
+    better = min(rest * _CLEARLY, OTHER_WAVE)
+    for other in _other_sounds(item, every):
+        if other.values is not None and unexplained(values, other.values) < better:
+            yield _swapped(item, other, known)
+            return
+    found: tuple[Reproduction, ...]
+    if unexplained(values, reference.flip(0)) < better:
+        found = (Reproduction("reversed", "with its samples in reverse order"),)
+    elif rest <= OTHER_WAVE and sounds_alike(values, reference):
+        return  # another reader, which may begin with its codec's priming
+    else:
+        found = _changed_sound(values, reference, rest)
+        if not found and sounds_alike(values, reference):
+            return
+    yield _sound_differs(item, values, reference, found, known)
+
+
+def _other_sounds(item: Shown, every: Sequence[Shown]) -> list[Shown]:
+    refs = {other.ref.path: other for other in every if other.ref.modality == "audio"}
+    return [other for path, other in refs.items() if path != item.ref.path]
+
+
+def _changed_sound(values: Tensor, reference: Tensor, rest: float) -> tuple[Reproduction, ...]:
+    """A change of the whole sound; of the stretch that another reader's shares with it, where it
+    has the same waves; or of its speed."""
+    both = aligned(values, reference) if rest <= OTHER_WAVE else None
+    got, want = both or (values, reference)
+    found = reproductions(want, got, same_wave, axes=("samples",))
+    if found or both:
+        return found
+    return tuple(one for one, made in _at_other_rates(reference, len(values) / len(reference))
+                 if unexplained(values, made) <= OTHER_WAVE)[:1]  # fmt: skip
+
+
+def _at_other_rates(reference: Tensor, ratio: float) -> Iterator[tuple[Reproduction, Tensor]]:
+    """Sounds of about ``ratio`` times as many samples, as other sampling rates give them."""
+    every = round(1 / ratio)
+    if every > 1:
+        said = f"with only every {ordinal(every)} of its samples"
+        yield Reproduction("strided", said, {"every": every}), reference[::every]
+    rate = min(_RATES, key=lambda rate: abs(math.log(rate / RATE / ratio)))
+    said = f"resampled to {rate} Hz, {rate / RATE:.4g} times as many samples"
+    made = band_limited(reference.float()[None], round(len(reference) * rate / RATE))[0]
+    yield Reproduction("resampled", said, {"times": rate / RATE}), made
+
+
+def _sound_differs(
+    item: Shown,
+    values: Tensor,
+    reference: Tensor,
+    found: Sequence[Reproduction],
+    known: dict[str, Any],
+) -> Evidence:
     known |= {"factor": len(values) / len(reference), **plain(found)}
     names = {one.name for one in found}
-    times = abs(float(known.get("times", 1.0)))
-    quiet = "times" in names and 0.05 < times < 20  # normalised loudness
+    quiet = "times" in names and 0.05 < abs(float(known["times"])) < 20  # normalised loudness
+    breaks = not (found and (names <= _CHOICES or quiet))
     if found:
         said = told(f"the sound of row {item.row} is that of {known['file']}", found)
-        severity = "differs" if names <= _CHOICES or quiet else "breaks"
         fact = "sound-changed"
     elif abs(known["factor"] - 1) > 0.02:
-        fact, severity = "sound-length", "breaks"
+        fact = "sound-length"
         said = (
             f"row {item.row} gets {len(values)} samples of {known['file']}, which has "
             f"{len(reference)}"
         )
     else:
-        fact, severity = "content-differs", "breaks"
+        fact = "content-differs"
         said = (
             f"row {item.row} gets another sound than {known['file']}: "
             f"{difference(reference[: len(values)], values[: len(reference)])}"
         )
-    yield Evidence(
+    return Evidence(
         "media", fact, said, row=item.row, values=known,
-        severity="breaks" if severity == "breaks" else "differs",
+        severity="breaks" if breaks else "differs",
     )  # fmt: skip
 
 
