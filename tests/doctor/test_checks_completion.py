@@ -12,6 +12,7 @@ from joined_calls import scored
 from small_recordings import EVAL, advantaged, case, found, generated, rewarded
 
 from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.doctor.checks import logits
 from omni_grpo_core.doctor.checks.completion import LOOKS
 from omni_grpo_core.doctor.evidence import Reference, noted_missing
 from omni_grpo_core.pipeline.settings import Settings
@@ -55,6 +56,16 @@ def test_what_a_call_shows(fact: str, call: Any) -> None:
 def test_settings_that_change_nothing() -> None:
     neutral = {"top_k": 0, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
     assert facts(generated(config=neutral)) == set()
+
+
+def test_a_copy_that_generates_has_the_trained_weights() -> None:
+    """A copy that got no updates left no trace, and the run was healthy."""
+
+    def seen(own: bool, apart: float | None) -> set[str]:
+        return set(found(logits.LOOKS, case(replace(generated(), own=own, apart=apart))))
+
+    assert seen(False, 0.4) == {"other-weights"}
+    assert seen(False, 0.0) == seen(False, None) == set()
 
 
 SAME = ((5, 6, 9), (5, 6, 9), (7, 8, 9), (7, 8, 9))

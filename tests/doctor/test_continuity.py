@@ -127,6 +127,30 @@ def test_media_that_change_between_calls(
     assert found.stage == ("batch" if to_generate else "media")
 
 
+def test_pixels_of_the_step_before_are_not_taken_for_another_row_s() -> None:
+    """Rows turn from step to step, so that what was left over is also another row's of this one:
+    two causes were proved, and one was not true."""
+    others = [(1, *SEEN, last) for last in (4, 4, 5, 5)]
+    old = step(made(ASKED, rows(others, [3, 3, 1, 1])), step="0")
+    stale = with_pixels(inputs(), picture(3), picture(3), ONES, ONES)
+    found = only(healthy(taken=stale, before=old))
+    assert (found.fact, found.values["rows"]) == ("edge-media-stale", [0, 1, 2, 3])
+    assert "that the processor made in step 0" in found.sentence
+
+
+def test_patches_rolled_out_of_their_rows_are_others_or_moved() -> None:
+    """``roll`` on all patches of a call: by a picture and a half they are other rows', by one they
+    are only moved."""
+    pixels = inputs()["pixel_values"]
+    for by, fact, says in (
+        (1, "edge-media-changed", "patches of generate are those of the call before it, rolled by"),
+        (24, "edge-media-exchanged", "of row 0 of generate are those of row 2"),
+    ):
+        found = only(healthy(taken=with_pixels(inputs(), pixels.roll(by, 0))))
+        assert found.fact == fact
+        assert says in found.sentence
+
+
 def test_a_row_that_was_wrong_in_generate_is_not_blamed_again() -> None:
     """A media fault used to be found two or three times more, in what follows from it."""
     pictures = (2 * ONES, ONES, TWOS, TWOS)

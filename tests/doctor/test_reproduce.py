@@ -67,6 +67,18 @@ CASES: Mapping[str, tuple[str, Tensor, Tensor]] = {
         CLIP,
         torch.nn.functional.interpolate(CLIP, (4, 12), mode="bilinear", antialias=True),
     ),
+    "half the detail": (
+        "resized",
+        CLIP,
+        torch.nn.functional.interpolate(
+            torch.nn.functional.interpolate(CLIP, (4, 3), mode="bilinear"), (8, 6)
+        ),
+    ),
+    "pairs of rows averaged": (
+        "resized",
+        TABLE[:8],
+        TABLE[:8].view(4, 2, 16).mean(1).repeat_interleave(2, 0),
+    ),
     "pixels in a byte": ("overflowed", CLIP.round() + 40, (CLIP.round() + 40) % 256),
     "eight bits": ("cast-uint8", CLIP / 255, (CLIP / 255 * 255).round() / 255),
     "signs": ("absolute", TABLE, TABLE.abs()),

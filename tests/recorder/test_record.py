@@ -23,7 +23,7 @@ from omni_grpo_core import record
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.trace.calls import SamplesSeen
+from omni_grpo_core.trace.calls import GenerateCall, SamplesSeen, calls_of
 from omni_grpo_core.trace.codec import equal
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample
@@ -135,7 +135,8 @@ def test_a_model_copied_while_recorded_is_a_copy(tmp_path: Path, loop: Loop) -> 
         # every logit is 0: the first id wins, which no trained head would choose
         assert out[0, -1] == 0
         assert recorder.recording
-    assert not (tmp_path / "a").exists()
+    [generated] = calls_of(load_trace(tmp_path / "a" / "step-000000"), GenerateCall)
+    assert not generated.own
 
 
 def test_a_processor_can_be_saved_while_recorded(tmp_path: Path, loop: Loop) -> None:

@@ -19,6 +19,7 @@ from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.recorder.completions import decoded
+from omni_grpo_core.recorder.thinker import weights_apart
 from omni_grpo_core.trace.calls import (
     ForwardCall,
     GenerateCall,
@@ -187,10 +188,17 @@ def test_a_reference_model_is_seen_and_is_not_the_policy(
         made.model(**batch, use_audio_in_video=True)
         wanted = reference(**batch, use_audio_in_video=True).logits
         assert wanted.abs().sum() == 0
-        # a rollout of its own is not a forward
         reference.generate(**batch, use_audio_in_video=True, max_new_tokens=3, do_sample=False)
     policy, other = calls_of(one_trace(tmp_path), ForwardCall)
     assert (policy.own, other.own) == (True, False)
+    # its rollout is seen whole, and is not one of forwards
+    generated = only(one_trace(tmp_path), GenerateCall)
+    assert not generated.own
+    assert generated.apart is not None
+    assert 0 < generated.apart < 0.5
+    assert generated.logprobs is not None
+    assert generated.inputs_embeds is not None
+    assert len(generated.cached) == 2
     assert torch.equal(policy.digests[PIXELS], other.digests[PIXELS])
     assert torch.equal(policy.digests["inputs_embeds"], other.digests["inputs_embeds"])
     assert other.position_ids is not None
@@ -213,6 +221,19 @@ def test_a_copy_holds_nothing_of_the_recording() -> None:
         twin(torch.tensor([[1, 2]]))
         calls = [record.value for record in recorder.buffer.take()[0]]
         assert [call.own for call in calls if isinstance(call, ForwardCall)] == [True, False]
+
+
+def test_a_copy_with_the_trained_weights_generates_in_the_model_s_place() -> None:
+    """A copy for rollouts was not seen at all: one that got no updates was a healthy run."""
+    model = toy_thinker.make()
+    twin, merged = copy.deepcopy(model), toy_thinker.make()
+    assert weights_apart(twin, model) == 0
+    assert weights_apart(copy.deepcopy(model).bfloat16(), model) == 0
+    with torch.no_grad():
+        model.lm_head.weight += 1
+    assert 0 < float(weights_apart(twin, model) or 0) < 1
+    del merged.lm_head
+    assert weights_apart(merged, model) is None
 
 
 def test_a_reference_that_raises_leaves_the_next_forward_whole(tmp_path: Path) -> None:

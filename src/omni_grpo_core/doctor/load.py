@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omni_grpo_core.doctor.evidence import Case, Reference
 from omni_grpo_core.doctor.ranks import join_ranks
 from omni_grpo_core.errors import TraceError
-from omni_grpo_core.trace.calls import Call
+from omni_grpo_core.trace.calls import Call, GenerateCall, calls_of
 from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Trace
 
@@ -81,7 +82,20 @@ def as_cases(
                     want="a trainer call" if stage is None else repr(stage),
                     fix="record it again: it was altered, or written by another version",
                 )
-    return tuple(Case(trace, reference, no_reference=no_reference) for _, trace in traces)
+    return tuple(
+        Case(_without_others(trace), reference, no_reference=no_reference) for _, trace in traces
+    )
+
+
+def _without_others(trace: Trace) -> Trace:
+    """Where the recorded model generates, what other instances of its class generate, as a judge
+    does, is no rollout; where it does not, they do it in its place."""
+    generated = calls_of(trace, GenerateCall)
+    others = [call for call in generated if not call.own]
+    if not others or len(others) == len(generated):
+        return trace
+    stages = tuple(record for record in trace.stages if record.value not in others)
+    return replace(trace, stages=stages)
 
 
 def _named(folder: Path) -> list[Path]:

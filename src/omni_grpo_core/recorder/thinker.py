@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.recorder.tensors import local
 from omni_grpo_core.trace.calls import Modes
 from omni_grpo_core.types import MODALITIES
 
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "module", "base_model", "model", "thinker")
 """Attributes under which a wrapper keeps the wrapped module."""
+_SAMPLED = 64
+"""Weights of a parameter that are compared with another model's."""
 _TOWERS = {"visual": "vision", "vision_tower": "vision", "audio_tower": "audio"}
 
 
@@ -110,6 +113,25 @@ def trainable(module: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
     """(part, name, parameter) for every parameter, each once."""
     for name, parameter in module.named_parameters():
         yield part_of(name), name, parameter
+
+
+def weights_apart(one: nn.Module, trained: nn.Module) -> Tensor | None:
+    """Share of sampled weights being trained that another model has not, at the lower of their
+    precisions: a number on the device of ``trained``. ``None`` where it lacks some, such as an
+    adapter that was merged into it."""
+    named = dict(one.named_parameters())
+    found: list[Tensor] = []
+    for name, parameter in trained.named_parameters():
+        if not parameter.requires_grad or not parameter.numel():
+            continue
+        held = named.get(name)
+        if held is None or held.shape != parameter.shape:
+            return None
+        step = max(1, parameter.numel() // _SAMPLED)
+        here, there = (local(p).flatten()[::step] for p in (parameter, held))
+        lower = min(here.dtype, there.dtype, key=lambda dtype: dtype.itemsize)
+        found.append(here.to(lower) != there.to(here.device, lower))
+    return torch.cat(found).float().mean() if found else None
 
 
 def modes(found: Found, *, grad_enabled: bool) -> Modes:

@@ -26,7 +26,7 @@ from omni_grpo_core.recorder.step_buffer import (
     digest_into,
 )
 from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
-from omni_grpo_core.recorder.thinker import Found, modes, text_model_of
+from omni_grpo_core.recorder.thinker import Found, modes, text_model_of, weights_apart
 from omni_grpo_core.trace import dtype_name
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes
 
@@ -37,8 +37,11 @@ _TOGETHER = 16
 @dataclass(slots=True)
 class _Generating:
     """One ``generate`` in progress. Values stay on the device until it ends: reading one would
-    synchronise at every token."""
+    synchronise at every token. ``found``: the model that runs it. ``apart``: a number on the device
+    once its weights were compared with the recorded model's."""
 
+    found: Found
+    apart: Tensor | None = None
     modes: Modes | None = None
     seen: Seen = field(default_factory=Seen)
     keywords: dict[str, Any] = field(default_factory=dict)
@@ -125,7 +128,6 @@ class ModelWatch:
         self._tokenizer = getattr(processor, "tokenizer", processor)
         self._generating: _Generating | None = None
         self._forward: _Forward | None = None
-        self._others_generate = False
         self._handles: list[Any] = []
         self._gradients = LossGradientWatch(found, buffer)
         self._sampling: tuple[float, tuple[int, ...]] = (1.0, ())
@@ -154,7 +156,11 @@ class ModelWatch:
                 patches.set(thinker, name, self._instead(name, call))
         # the class that sharding has not replaced by one of its own
         kind = next(kind for kind in type(thinker).__mro__ if "forward" in vars(kind))
-        for name, around in (("__call__", self._other), ("generate", self._other_generate)):
+        for name, around in (
+            ("__call__", self._other),
+            ("generate", self._other_generate),
+            ("_prepare_generation_config", self._other_prepares),
+        ):
             if hasattr(kind, name):
                 patches.set(kind, name, self._for_others(getattr(kind, name), kind, around))
 
@@ -227,11 +233,22 @@ class ModelWatch:
     ) -> Any:
         if self._generating is not None:
             return call(*args, **keywords)
-        buffer, state, grad = self._buffer, _Generating(), torch.is_grad_enabled()
+        return self._watched(_Generating(self._found), call, args, keywords)
+
+    def _watched(
+        self,
+        state: _Generating,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+    ) -> Any:
+        buffer, grad = self._buffer, torch.is_grad_enabled()
         with buffer.guarded("generate"):
             given = {**({"inputs": args[0]} if args else {}), **keywords}
             state.keywords = buffer.see(given, state.seen)
-            state.modes = modes(self._found, grad_enabled=grad)
+            state.modes = modes(state.found, grad_enabled=grad)
+            if state.found is not self._found:
+                state.apart = weights_apart(state.found.thinker, self._found.thinker)
         self._generating = state
         with buffer.watching("generate", functools.partial(self._generated, state)) as outcome:
             outcome.result = call(*args, **keywords)
@@ -252,9 +269,10 @@ class ModelWatch:
             state.sampled(sequences[:, -1])
         state.score()
         sequences = buffer.keep("sequences", sequences, seen)
-        deltas = getattr(self._found.thinker, "rope_deltas", None)
+        thinker, own = state.found.thinker, state.found is self._found
+        deltas = getattr(thinker, "rope_deltas", None)
         if deltas is None:
-            deltas = getattr(self._found.thinker.model, "rope_deltas", None)
+            deltas = getattr(thinker.model, "rope_deltas", None)
         deltas = copied(deltas).flatten() if isinstance(deltas, Tensor) else None
         settings = state.config.to_dict() if hasattr(state.config, "to_dict") else {}
         config = buffer.plain.mapping(
@@ -281,6 +299,8 @@ class ModelWatch:
             large=seen.described(),
             digests=seen.digests,
             decoded=self._decoded(seen.tensors, sequences, config),
+            own=own,
+            apart=0.0 if own else None if state.apart is None else float(state.apart),
         )
 
     def _decoded(
@@ -293,13 +313,21 @@ class ModelWatch:
         return {name: tuple(map(self._buffer.plain.text, rows)) for name, rows in texts.items()}
 
     def _other_generate(
+        self, this: Any, call: Callable[..., Any], args: Any, keywords: dict[str, Any]
+    ) -> Any:
+        if self._generating is not None:
+            return call(*args, **keywords)
+        found = _alone(this)
+        hook = self._on_text_model(found.text_model)
+        try:
+            return self._watched(_Generating(found), call, args, keywords)
+        finally:
+            hook.remove()
+
+    def _other_prepares(
         self, _other: Any, call: Callable[..., Any], args: Any, keywords: dict[str, Any]
     ) -> Any:
-        before, self._others_generate = self._others_generate, True
-        try:
-            return call(*args, **keywords)
-        finally:
-            self._others_generate = before
+        return self._prepare(call, args, keywords)
 
     # ------------------------------------------------------------------ forward
 
@@ -310,7 +338,8 @@ class ModelWatch:
         grad = torch.is_grad_enabled()
         with self._buffer.guarded("forward"):
             if self._generating is not None:
-                self._next_pass(self._generating, args, keywords)
+                if self._generating.found is self._found:
+                    self._next_pass(self._generating, args, keywords)
                 return
             if self._forward is not None:
                 if self._forward.module is not module:  # the forward of a wrapper around this one
@@ -332,10 +361,18 @@ class ModelWatch:
         self, this: Any, call: Callable[..., Any], args: Any, keywords: dict[str, Any]
     ) -> Any:
         """A forward of another instance."""
-        if self._generating is not None or self._others_generate:
-            return call(*args, **keywords)
+        state = self._generating
+        if state is not None:
+            if state.found.thinker is not this:
+                return call(*args, **keywords)
+            with self._buffer.guarded("forward"):
+                self._next_pass(state, args, keywords)
+            output = call(*args, **keywords)
+            with self._buffer.guarded("forward"):
+                self._passed(state, output)
+            return output
         grad, output = torch.is_grad_enabled(), None
-        found = Found(this, this, text_model_of(this), (), ())
+        found = _alone(this)
         outer, hook = self._forward, self._on_text_model(found.text_model)
         with self._buffer.guarded("forward"):
             self._begin(found, this, args, keywords, grad)
@@ -355,7 +392,7 @@ class ModelWatch:
         state.passes += 1
         if state.passes == 1:
             return
-        given = arguments(self._found.thinker.forward, args, keywords) if args else keywords
+        given = arguments(state.found.thinker.forward, args, keywords) if args else keywords
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if isinstance(ids, Tensor):
             state.sampled(ids[:, -1])
@@ -391,20 +428,24 @@ class ModelWatch:
             return
         buffer, state = self._buffer, self._generating
         with buffer.guarded("forward"):
-            logits = getattr(output, "logits", None)
             if state is not None:
-                if isinstance(logits, Tensor):
-                    # a copy: samplers may scale in place, and a view would keep all logits alive
-                    state.last = logits[:, -1].detach().clone()
-                    if state.passes == 1:
-                        first = state.last.float()
-                        state.first_logits = buffer.keep("first_logits", first, state.seen)
+                if state.found is self._found:
+                    self._passed(state, output)
                 return
             forward = self._forward
             if forward is None or forward.module is not module:
                 return
             self._forward = None
             self._end(forward, output, own=True)
+
+    def _passed(self, state: _Generating, output: Any) -> None:
+        logits = getattr(output, "logits", None)
+        if isinstance(logits, Tensor):
+            # a copy: samplers may scale in place, and a view would keep all logits alive
+            state.last = logits[:, -1].detach().clone()
+            if state.passes == 1:
+                first = state.last.float()
+                state.first_logits = self._buffer.keep("first_logits", first, state.seen)
 
     def _end(self, forward: _Forward, output: Any, *, own: bool) -> None:
         buffer, before, seen = self._buffer, forward.modes, forward.seen
@@ -442,6 +483,11 @@ class ModelWatch:
             ),
             clock() - forward.started,
         )
+
+
+def _alone(thinker: Any) -> Found:
+    """Another instance of the thinker's class, whatever is around it."""
+    return Found(thinker, thinker, text_model_of(thinker), (), ())
 
 
 def _three_axes(where: Tensor) -> Tensor:

@@ -165,7 +165,10 @@ class GenerateCall:
     from generate's own scores at the sampling temperature, before any suppression or truncation;
     ``None`` with beams. ``decoded``: the completions as text by the recorded processor's own
     tokenizer, up to and without the first eos: ``"kept"`` with special tokens, ``"skipped"``
-    without; empty where it has none.
+    without; empty where it has none. ``own``: the recorded model ran it, not another instance of
+    its class, such as a copy for rollouts. ``apart``: share of sampled weights being
+    trained that this other has not, at the lower of their precisions; ``None`` where they cannot
+    be compared.
     """
 
     stage: ClassVar[Literal["completion"]] = "completion"
@@ -186,6 +189,8 @@ class GenerateCall:
     large: Mapping[str, TensorSeen] = field(default_factory=dict)
     digests: Mapping[str, Tensor] = field(default_factory=dict)
     decoded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    own: bool = True
+    apart: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

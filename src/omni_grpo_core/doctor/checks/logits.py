@@ -150,6 +150,9 @@ def _alone(case: Case, call: ForwardCall) -> str:
 def look_at_rollouts(case: Case) -> Iterable[Evidence]:
     """A rollout's own logprobs, which show whether generate uses the model being trained."""
     for rollout_at, (_, call) in enumerate(generated_rollouts(case)):
+        if not call.own:
+            yield from _of_a_copy(case, call)
+            continue
         gaps = rollout_gap(case, call)
         if gaps is None or _padded_right(call):
             continue  # after padding, decoding and a forward over all tokens count differently
@@ -198,6 +201,23 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
                 "over the whole sequence: decoding with the cache gives different scores",
                 values=values,
             )
+
+
+def _of_a_copy(case: Case, call: GenerateCall) -> Iterable[Evidence]:
+    """A rollout by another instance of the model's class, whose weights should be its own."""
+    if call.apart is None:
+        note_missing(case, "a copy of the model generates, and its weights have other shapes: "
+                     "whether they are the trained ones is unknown")  # fmt: skip
+        return
+    note_judged(case, "completion")
+    if call.apart:
+        yield Evidence(
+            "completion",
+            "other-weights",
+            "generate ran on another instance of the model, of whose weights "
+            f"{call.apart:.0%} are not those being trained: it did not get the last updates",
+            values={"apart": call.apart, "moved": call.apart, "alike": True},
+        )
 
 
 def _of_prompt(case: Case, call: GenerateCall) -> tuple[Reproduction, ...]:
