@@ -172,6 +172,12 @@ def test_a_second_forward_should_be_equal() -> None:
     assert (evidence.stage, evidence.severity) == ("logits", "breaks")
     assert "differ by 0.25 on average" in evidence.sentence
     assert "the second in train mode" in evidence.sentence
+    assert "dropout" not in evidence.sentence
+    dropping = replace(new, modes=replace(new.modes, dropout=0.2))
+    evidence = found(checks_repeated.LOOKS, joined_step(rolled, old, dropping, stepped()))[
+        "second-forward-differs"
+    ]
+    assert "with dropout of 0.2" in evidence.sentence
     equal = replace(new, logprobs=old.logprobs)
     assert found(checks_repeated.LOOKS, joined_step(rolled, old, equal, stepped())) == {}
     reference = replace(new, own=False)

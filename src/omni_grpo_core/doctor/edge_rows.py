@@ -420,8 +420,8 @@ def _judge_positions(trail: Trail, between: Between, row: FedRow, completion: Co
     generate, forward = completion.call, row.call
     if not isinstance(forward, ForwardCall):
         return True
-    want = _positions(generate, completion.at, completion.prompt)
-    got = _positions(forward, row.at, row)
+    want = positions_of(generate, completion.at, completion.prompt)
+    got = positions_of(forward, row.at, row)
     if want is None or got is None or got.shape[1] < want.shape[1]:
         return True
     note_judged(trail.case, "positions")
@@ -450,7 +450,7 @@ def _judge_positions(trail: Trail, between: Between, row: FedRow, completion: Co
     return False
 
 
-def _positions(call: Fed, at: int, row: FedRow) -> Tensor | None:
+def positions_of(call: Fed, at: int, row: FedRow) -> Tensor | None:
     """(3, L): positions of a row's tokens inside the model."""
     held = call.position_ids if isinstance(call, GenerateCall | ForwardCall) else None
     if held is None and isinstance(call, ForwardCall):

@@ -137,12 +137,14 @@ def weights_apart(one: nn.Module, trained: nn.Module) -> Tensor | None:
 def modes(found: Found, *, grad_enabled: bool) -> Modes:
     """The model's current state; ``grad_enabled`` is passed in, as the recorder disables it."""
     text = towers = training = False
+    dropout = 0.0
     of_text = set(found.text_model.modules())
     for module in found.thinker.modules():
         if not module.training:
             continue
         checkpoints = getattr(module, "gradient_checkpointing", None)
         training = training or checkpoints is not None or isinstance(module, nn.Dropout)
+        dropout = max(dropout, _dropout(module))
         if checkpoints:
             text, towers = text or module in of_text, towers or module not in of_text
     weight = next((p for p in found.text_model.parameters() if p.is_floating_point()), None)
@@ -157,7 +159,15 @@ def modes(found: Found, *, grad_enabled: bool) -> Modes:
         autocast=None if cast is None else str(cast).removeprefix("torch."),
         adapter=_adapter(found.thinker),
         wrappers=found.wrappers,
+        dropout=dropout,
     )
+
+
+def _dropout(module: nn.Module) -> float:
+    """The probability with which a module in train mode drops values, of its own or of a kernel."""
+    given = [getattr(module, name, 0.0) for name in ("attention_dropout", "dropout", "dropout_p")]
+    own = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
+    return max(float(p) for p in (*given, own) if isinstance(p, int | float))
 
 
 def _adapter(thinker: nn.Module) -> str | None:

@@ -51,7 +51,8 @@ class Modes:
     gradient checkpointing was active in the text model (enabled *and* in train mode).
     ``tower_checkpointing``: the same in a vision or audio tower. ``dtype``: of the text model's
     weights. ``autocast``: its dtype, or ``None``. ``adapter``: ``"on"``, ``"off"`` or ``None`` for
-    a model without one. ``wrappers``: classes around the thinker, outermost first.
+    a model without one. ``wrappers``: classes around the thinker, outermost first. ``dropout``: the
+    largest probability of a dropout that acts in this call.
     """
 
     training: bool
@@ -62,6 +63,7 @@ class Modes:
     autocast: str | None
     adapter: str | None
     wrappers: tuple[str, ...]
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

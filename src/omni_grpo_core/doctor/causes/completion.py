@@ -8,7 +8,23 @@ from omni_grpo_core.pipeline.hints import FIXES
 
 _RATIO = "on fresh on-policy samples the ratio is not 1, so the very first update is wrong"
 
+
+def _right_without_dropout(case: Case, evidence: Evidence) -> str:
+    right = bool(evidence.values["right_without"])
+    return f"{evidence.sentence}; without it the same weights are right" if right else ""
+
+
 _LOGITS = (
+    Signature(
+        cause="logits.dropout",
+        fact="scoring-differs",
+        harm="scoring twice gives two answers: the ratio of policy and sampler is noise",
+        fix="set dropout (LoRA's too) to 0 for training with a policy gradient, or score in eval "
+        "mode",
+        confirm="two forwards of one batch give the same logprobs",
+        when=lambda e: e.values["dropout"] > 0 and not e.values["reproduced"],
+        prove=_right_without_dropout,
+    ),
     Signature(
         cause="logits.batch-differs",
         fact="scoring-differs",

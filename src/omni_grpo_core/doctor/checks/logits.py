@@ -115,16 +115,28 @@ def look_at_forwards(case: Case) -> Iterable[Evidence]:
             else f"{what} differ from the reference's on the same embeddings and positions by "
             f"{gap} (rounding explains {gap.allowed.mean:g} and {gap.allowed.worst:g})"
         )
+        drop = call.modes.dropout
+        acts = f"; dropout of {drop:g} acted in it" if drop else ""
         yield Evidence(
             "logits",
             "scoring-differs",
-            said + _alone(case, call),
+            said + _alone(case, call) + acts,
             origin=_origin(case),
             values={
                 "mean": gap.mean, "worst": gap.worst, "rows": len(call.inputs["input_ids"]),
+                "dropout": drop, "right_without": drop and _right_without_dropout(case),
                 **plain(found),
             },
         )  # fmt: skip
+
+
+def _right_without_dropout(case: Case) -> bool:
+    """Whether a call in which no dropout acted has the reference's scores."""
+    without = [forward_gap(case, call) for call in case.forwards if not call.modes.dropout]
+    for call in case.generated:
+        if not call.modes.dropout and (gaps := rollout_gap(case, call)):
+            without.append(gaps[0])
+    return any(gap is not None and not gap.wide for gap in without)
 
 
 def _origin(case: Case) -> Origin:

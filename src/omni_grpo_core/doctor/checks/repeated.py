@@ -7,6 +7,7 @@ from itertools import combinations
 
 import torch
 
+from omni_grpo_core.doctor.edge_rows import positions_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rollouts import Completion, same_media
 from omni_grpo_core.doctor.scored import Scored, scored_of
@@ -48,20 +49,23 @@ def _allowed(first: Scored, second: Scored) -> Limit:
 def _evidence(first: Scored, second: Scored, mean: float) -> Evidence:
     training = [one.forward.modes.training for one in (first, second)]
     mode = {
-        (False, True): "the first ran in eval mode, the second in train mode, where dropout acts",
-        (True, False): "the first ran in train mode, where dropout acts, the second in eval mode",
-        (True, True): "both ran in train mode, where dropout acts",
+        (False, True): "the first ran in eval mode, the second in train mode",
+        (True, False): "the first ran in train mode, the second in eval mode",
+        (True, True): "both ran in train mode",
         (False, False): "both ran in eval mode",
     }[training[0], training[1]]
-    places = [one.forward.position_ids for one in (first, second)]
-    if places[0] is not None and places[1] is not None and not torch.equal(places[0], places[1]):
+    dropout = max(one.forward.modes.dropout for one in (first, second))
+    mode += f", with dropout of {dropout:g}" if dropout else ""
+    here, there = (positions_of(one.forward, one.row.at, one.row) for one in (first, second))
+    moved = here is not None and there is not None and not torch.equal(here, there)
+    if moved:
         mode += "; their position ids differ"
     return Evidence(
         "logits",
         "second-forward-differs",
         f"two forwards of the same tokens and media with the same weights give logprobs that "
         f"differ by {mean:.3g} on average; {mode}",
-        values={"mean": mean, "training": any(training)},
+        values={"mean": mean, "dropout": dropout, "moved": moved},
         severity="breaks" if mean > _NATS else "differs",
     )
 
