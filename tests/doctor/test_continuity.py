@@ -285,6 +285,7 @@ def test_positions_of_sampling_and_scoring() -> None:
         ([f" {t}\n" for t in TEXTS], None, ""),
         ([f"{t}<|im_end|>" for t in TEXTS], None, ""),
         ([f"Q: why? A: {t}" for t in TEXTS], None, ""),  # a judge's template
+        ([t.replace("v", "") for t in TEXTS], None, ""),  # characters removed
         (["1", "2", "3", "4"], "edge-text", "completion"),
         ([q + t for q, t in zip(ASKED, TEXTS, strict=True)], "edge-prompt-inside", "reward"),
         ((*TEXTS[1:], TEXTS[0]), "edge-arguments", "reward"),
@@ -294,6 +295,23 @@ def test_positions_of_sampling_and_scoring() -> None:
 def test_the_texts_that_a_reward_gets(texts: Sequence[str], fact: str | None, stage: str) -> None:
     found = [(e.fact, e.stage) for e in look_at_edges(healthy(texts=texts))]
     assert found == ([] if fact is None else [(fact, stage)])
+
+
+def test_ids_decoded_by_another_tokenizer_are_told_from_other_texts() -> None:
+    """Another tokenizer's texts follow from the ids; golds, or texts of another run, do not."""
+    ids = ((5, 6, 7, 8, 9), (5, 6, 7, 9), (5, 6, 7, 7, 9), (6, 5, 8, 9))
+    words = {5: "red ", 6: "bar ", 7: "up ", 8: "down ", 9: ""}
+    others = {5: "qux", 6: "zoo", 7: "kiw", 8: "jy", 9: ""}
+    own, foreign = (["".join(to[i] for i in row) for row in ids] for to in (words, others))
+
+    def proved(texts: Sequence[str]) -> list[bool]:
+        generate = sampled(inputs(), ids, own)
+        found = look_at_edges(step(made(ASKED, inputs()), generate, rewarded(ASKED, texts)))
+        return [bool(e.values["by_another"]) for e in found]
+
+    assert proved(foreign) == [True]
+    assert proved(["qux"] * 4) == [False]
+    assert proved([*foreign[1:], foreign[0]]) == [False]
 
 
 def test_texts_cut_at_a_length_are_not_texts_cut_at_a_tag() -> None:

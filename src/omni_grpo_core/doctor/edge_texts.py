@@ -4,8 +4,10 @@ that argument to the columns of data beside it."""
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -19,6 +21,11 @@ from omni_grpo_core.trace.calls import RewardCall
 _SPECIAL = re.compile(r"<\|[^|]*\|>|\s+")
 _LEAST = 12
 """Characters, without white space, of a text that is certainly part of a prompt."""
+_ALIKE = 0.6
+"""Likeness from which a text may be a changed decode: two answers in one format have more, a text
+of another tokenizer .2 to .4."""
+_BEGUN = 3
+"""Tokens, and characters, that two completions share at their begin."""
 
 
 def to_rewards(trail: Trail) -> None:
@@ -27,6 +34,7 @@ def to_rewards(trail: Trail) -> None:
     step = joined(trail.case)
     pool = [c for c in (*step.completions, *step.earlier) if c.texts]
     seen: dict[str, str] = {}
+    asked: Counter[str] = Counter()
     for number, call in enumerate(trail.case.rewards):
         between = ("generate", f"reward {call.name}", number)
         texts = _argument(call, pool)
@@ -41,7 +49,14 @@ def to_rewards(trail: Trail) -> None:
         note_judged(trail.case, "completion")
         strange = [row for row, text in enumerate(texts) if not _decoded(text, pool)]
         cut = _cut_at_a_length(texts, strange, pool)
-        broken = [row for row in strange if _judge_text(trail, between, row, texts, pool, cut)]
+        # texts come in order of generation, and a function's next call goes on after its last
+        turn = deque(step.completions)
+        turn.rotate(-asked[call.name])
+        asked[call.name] += len(texts)
+        by_another = _is_of_another_tokenizer(texts, list(turn)) if strange else False
+        broken = [
+            row for row in strange if _judge_text(trail, between, row, texts, pool, cut, by_another)
+        ]
         if strange and not broken:
             trail.unjudged(between, strange, "part of a completion, or made from one")
         if not strange:
@@ -73,15 +88,17 @@ def _bare(text: str) -> str:
 
 def _judge_text(
     trail: Trail, between: Between, row: int, texts: Sequence[str], pool: Sequence[Completion],
-    cut: int | None,
+    cut: int | None, by_another: bool,
 ) -> bool:  # fmt: skip
-    """Blame a text that is no completion's decode; ``False`` where it may well be made from one."""
+    """Blame a text that is no completion's decode; ``False`` where it may well be made from one.
+    ``by_another``: all texts of the call are decodes by another tokenizer."""
     text, name = texts[row], between[1]
+    bare = _bare(text)
     around = [(c, whole) for c in pool for whole in c.texts if len(_bare(whole)) > 2
-              and _bare(whole) in _bare(text)]  # fmt: skip
+              and _bare(whole) in bare]  # fmt: skip
     if around:
         completion, whole = max(around, key=lambda pair: len(pair[1]))
-        front = _bare(text).partition(_bare(whole))[0]
+        front = bare.partition(_bare(whole))[0]
         prompts = prompt_texts(_case_of(trail.case, completion), completion)
         if not any(_in_prompt(front, prompt) for prompt in prompts):
             return False
@@ -94,7 +111,7 @@ def _judge_text(
             {"name": name},
         )  # fmt: skip
         return True
-    within = [whole for c in pool for whole in c.texts if _bare(text) and _bare(text)
+    within = [whole for c in pool for whole in c.texts if bare and bare
               in _bare(whole)]  # fmt: skip
     if within and cut is None:
         return False
@@ -105,16 +122,49 @@ def _judge_text(
         )
         trail.broken(between, [row], ("completion", "text-cut", sentence), {"characters": cut})
         return True
+    if any(2 * len(bare) > len(_bare(whole)) and _is_left_of(bare, _bare(whole))
+           for c in pool for whole in c.texts):  # fmt: skip
+        return False
     wanted = next((c for c in pool if c.at == row), pool[0]).texts[0]
-    trail.broken(
-        between,
-        [row],
-        ("completion", "text",
-         f"{name}: text {row} is {quoted(text)}, which is no completion's decode (the one at its "
-         f"place is {quoted(wanted)})"),
-        {"got": text, "want": wanted},
-    )  # fmt: skip
+    said = (
+        f"{name}: text {row} is {quoted(text)}, which is no completion's decode (the one at its "
+        f"place is {quoted(wanted)})"
+    )
+    said += "; ids that begin alike give texts that begin alike" if by_another else ""
+    values = {"got": text, "want": wanted, "by_another": by_another}
+    trail.broken(between, [row], ("completion", "text", said), values)
     return True
+
+
+def _is_of_another_tokenizer(texts: Sequence[str], completions: Sequence[Completion]) -> bool:
+    """Whether texts follow from the ids of completions in this order, and are yet unlike their
+    decodes: other ids are another text, and ids that begin alike give texts that begin alike."""
+    rows = list(zip(texts, completions, strict=False))
+    if len(rows) < max(2, len(texts)) or any(_likeness(t, c.texts[0]) > _ALIKE for t, c in rows):
+        return False
+    shared = False
+    for (one, first), (other, second) in combinations(rows, 2):
+        if (first.sampled == second.sampled) != (one == other):
+            return False
+        if first.sampled[:_BEGUN] == second.sampled[:_BEGUN]:
+            shared = True
+            if one[:_BEGUN] != other[:_BEGUN]:
+                return False
+    return shared
+
+
+def _is_left_of(text: str, whole: str) -> bool:
+    """Whether a text is another without some of its characters.
+
+    >>> _is_left_of("bold", "**bold**"), _is_left_of("dlob", "**bold**")
+    (True, False)
+    """
+    rest = iter(whole)
+    return all(character in rest for character in text)
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 
 def _in_prompt(front: str, prompt: str) -> bool:

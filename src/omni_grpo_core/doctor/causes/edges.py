@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Explanation, Rule
-from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
+from omni_grpo_core.doctor.signatures import Signature, rule_of
 
 _ANOTHER_S = (
     "each question is asked about another row's {modality}, or answered in another row's place: "
@@ -199,7 +199,7 @@ _TABLE = (
         harm="rewards judge a text that the policy did not write",
         fix="decode with the checkpoint's own tokenizer, the ids that were sampled and no others",
         confirm="processor.tokenizer.decode of the sampled ids is the text that rewards get",
-        prove=only_fits,
+        prove=lambda case, e: e.sentence if e.values["by_another"] else "",
     ),
 )
 
