@@ -128,6 +128,17 @@ def test_micro_batches_that_share_no_content_are_rollouts_of_their_own() -> None
     assert one.generated is None
 
 
+def test_a_micro_batch_that_was_scored_is_over_before_the_next_is_rendered() -> None:
+    """verl scores each micro-batch before it samples the next: two of four rows were one batch of
+    four conversations, and a clip of the second was "of another row" in the first."""
+    parts = [
+        (rendered(text), made([text], rows([prompt])), sampled(rows([prompt]), [ids], [text]),
+         rewarded([text], [text]), scored(rows([(*prompt, *ids)])))
+        for text, prompt, ids in (("read", B, ONE), ("write", (3, 5), TWO))
+    ]  # fmt: skip
+    assert [len(one.values) for one in batches(step(*parts[0], *parts[1]))] == [5, 5]
+
+
 @pytest.mark.parametrize(
     ("text", "same"),
     [

@@ -294,4 +294,4 @@ def test_an_unknown_loop_is_bad_usage(run_cli: Callable[..., tuple[int, str, str
     code, _, error = run_cli("faults", "--loop", "elsewhere")
     assert code == 2
     assert "no such loop" in error
-    assert "reference-silent" in error
+    assert "per-prompt-noted" in error

@@ -77,7 +77,7 @@ def test_a_step_in_every_training_setting(policy: Policy, changes: dict[str, Any
             id=f"{make}-{changes}",
             marks=() if changes == SETTINGS[-1] else pytest.mark.slow,
         )
-        for make in ("per-prompt", "buffered")
+        for make in ("per-prompt", "buffered", "experience")
         for changes in SETTINGS
     ],
 )

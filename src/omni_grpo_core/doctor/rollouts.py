@@ -396,12 +396,12 @@ class _Links:
         return []
 
     def _by_order(self, at: int, value: object) -> list[int]:
-        """New rows, or a conversation rendered after something was generated, begin a rollout; so
+        """New rows, or a conversation rendered after something was made or scored, begin one; so
         does whatever is generated after rewards."""
         ended = begun = False
         for before in range(at - 1, -1, -1):
             held = self.values[before]
-            ended |= isinstance(held, GenerateCall | RewardCall)
+            ended |= isinstance(held, GenerateCall | RewardCall | ForwardCall)
             begun |= isinstance(held, SamplesSeen)
             if isinstance(value, TemplateCall) and ended and not begun:
                 return []

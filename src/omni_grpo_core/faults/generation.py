@@ -28,7 +28,7 @@ from omni_grpo_core.recorder.hooks import patched
 faults = FaultRegistry()
 Inputs = dict[str, Any]
 
-DRIFTED = {"temperature": 2.0, "seed": 5}
+DRIFTED = {"temperature": 2.0, "seed": 9}
 """A temperature high enough to sample special tokens, and a seed that does: the shipped policy is
 too confident to do so before further training."""
 

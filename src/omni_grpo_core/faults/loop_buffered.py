@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import accumulate, chain, islice, pairwise
 from typing import Any
@@ -21,10 +20,9 @@ from omni_grpo_core.core.dialect import switch_checkpointing
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import ROWS, LoopConfig
 from omni_grpo_core.faults.fixtures import Clips, Drawn, rows_of
-from omni_grpo_core.faults.scoring import Recall, context_mask
-from omni_grpo_core.faults.seams import Messages, Notebook, Rolled, StepOutcome, outcome_of
+from omni_grpo_core.faults.scoring import Recall
+from omni_grpo_core.faults.seams import Calls, Messages, Notebook, Rolled, StepOutcome, outcome_of
 from omni_grpo_core.io.extras import extra
-from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen, SamplesSeen
@@ -36,7 +34,7 @@ OF = {"image_grid_thw": "images", "video_grid_thw": "videos", "video_second_per_
 """Which media of a conversation each output of the processor has a row for."""
 
 
-class BufferedLoop:
+class BufferedLoop(Calls):
     """See the module. Notes what ``attach`` notes of TRL's trainer."""
 
     def __init__(self, policy: Policy, config: LoopConfig) -> None:
@@ -88,9 +86,6 @@ class BufferedLoop:
     def thinker(self) -> Any:
         return self.model.get_base_model() if self.config.lora else self.model
 
-    def replaced(self, **methods: Callable[..., Any]) -> AbstractContextManager[None]:
-        return patched(self, **methods)
-
     # ----------------------------------------------------------------- rows to inputs
 
     def draw(self, micro: int) -> list[Drawn]:
@@ -99,9 +94,6 @@ class BufferedLoop:
         data = [rows_of()[number] for number in dict.fromkeys(fitting)]
         place = (self.steps_done * self.config.accumulation + micro) * len(wanted) % len(data)
         return (data * 2)[place : place + len(wanted)]
-
-    def has_track(self, path: str) -> bool:
-        return self.clips.has_track(path)
 
     def conversation(self, drawn: Drawn) -> Messages:
         tracks = {path: self.has_track(path) for path in drawn.videos}
@@ -114,9 +106,6 @@ class BufferedLoop:
             conversations, tokenize=False, add_generation_prompt=True
         )
         return texts
-
-    def load(self, messages: Messages) -> Media:
-        return self.clips.load(messages, self.use_audio_in_video)
 
     def repeat(self, values: list[Any]) -> list[Any]:
         return list(chain.from_iterable([value] * self.config.group_size for value in values))
@@ -154,10 +143,6 @@ class BufferedLoop:
         for name in {*PATCHES, "input_features"} & set(inputs):
             inputs[name] = inputs[name].to(self.model.dtype)
         return inputs
-
-    def call_processor(self, **keywords: Any) -> Mapping[str, Any]:
-        made: Mapping[str, Any] = self.processor(**keywords)
-        return made
 
     def expand(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """As they are: rows were repeated at the start."""
@@ -227,9 +212,6 @@ class BufferedLoop:
         squares = (centred**2) @ one_hot
         return centred / (one_hot @ (squares / (sizes - 1).clamp(min=1)).sqrt() + 1e-4)
 
-    def partial_spans(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return context_mask(self.policy, ids, mask)
-
     def advantages(
         self, rewards: Tensor, drawn: list[Drawn], ids: Tensor, mask: Tensor
     ) -> AdvantageSeen:
@@ -263,9 +245,6 @@ class BufferedLoop:
             "use_audio_in_video": self.use_audio_in_video,
             "use_cache": False,
         }
-
-    def forward(self, model: Any, keywords: dict[str, Any]) -> Any:
-        return model(**keywords)
 
     def completion_logits(self, logits: Tensor, length: int) -> Tensor:
         return logits[:, :-1, :][:, -length:, :]
@@ -311,9 +290,6 @@ class BufferedLoop:
 
     def kl(self, logprobs: Tensor, reference: Tensor) -> Tensor:
         return torch.exp(reference - logprobs) - (reference - logprobs) - 1
-
-    def loss_mask(self, rolled: Rolled) -> Tensor:
-        return rolled.mask
 
     def reduce(self, per_token: Tensor, mask: Tensor, rolled: Sequence[Rolled]) -> Tensor:
         if self.config.loss_type == "dapo":
@@ -406,9 +382,6 @@ class BufferedLoop:
             )  # fmt: skip
         self.backward(loss)
         return loss.item()
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> None:
         self.optimizer.step()

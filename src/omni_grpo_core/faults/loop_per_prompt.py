@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,10 +19,9 @@ from omni_grpo_core.core.dialect import switch_checkpointing
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import ROWS, LoopConfig
 from omni_grpo_core.faults.fixtures import Clips, Drawn, rows_of
-from omni_grpo_core.faults.scoring import Recall, context_mask
-from omni_grpo_core.faults.seams import Messages, Notebook, Rolled, StepOutcome, outcome_of
+from omni_grpo_core.faults.scoring import Recall
+from omni_grpo_core.faults.seams import Calls, Messages, Notebook, Rolled, StepOutcome, outcome_of
 from omni_grpo_core.io.extras import extra
-from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen, SamplesSeen
@@ -33,7 +31,7 @@ CHUNK = 2
 """Rows of one scoring forward."""
 
 
-class PerPromptLoop:
+class PerPromptLoop(Calls):
     """See the module. Notes at most its rows, and the loss with its settings."""
 
     def __init__(self, policy: Policy, config: LoopConfig) -> None:
@@ -70,9 +68,6 @@ class PerPromptLoop:
     def thinker(self) -> Any:
         return self.model.base_model.model if self.config.lora else self.model
 
-    def replaced(self, **methods: Callable[..., Any]) -> AbstractContextManager[None]:
-        return patched(self, **methods)
-
     # ----------------------------------------------------------------- rows to inputs
 
     def draw(self, micro: int) -> list[Drawn]:
@@ -81,9 +76,6 @@ class PerPromptLoop:
         order = [*self.config.rows, *(n for n in others if n not in self.config.rows)]
         first = (self.steps_done * self.config.accumulation + micro) * per_micro
         return [rows_of()[order[n % len(order)]] for n in range(first, first + per_micro)]
-
-    def has_track(self, path: str) -> bool:
-        return self.clips.has_track(path)
 
     def conversation(self, drawn: Drawn) -> Messages:
         tracks = {path: self.has_track(path) for path in drawn.videos}
@@ -96,9 +88,6 @@ class PerPromptLoop:
             self.processor.apply_chat_template(one, tokenize=False, add_generation_prompt=True)
             for one in conversations
         ]
-
-    def load(self, messages: Messages) -> Media:
-        return self.clips.load(messages, self.use_audio_in_video)
 
     def repeat(self, values: list[Any]) -> list[Any]:
         return [values[place // self.config.group_size]
@@ -133,10 +122,6 @@ class PerPromptLoop:
             else torch.as_tensor(value)
             for name, value in made.items()
         }
-
-    def call_processor(self, **keywords: Any) -> Mapping[str, Any]:
-        made: Mapping[str, Any] = self.processor(**keywords)
-        return made
 
     def expand(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Everything of the one prompt G times."""
@@ -208,9 +193,6 @@ class PerPromptLoop:
             made[place] = (float(rewards[place]) - mean) / (deviation + 1e-4)
         return made
 
-    def partial_spans(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return context_mask(self.policy, ids, mask)
-
     def advantages(
         self, rewards: Tensor, drawn: list[Drawn], ids: Tensor, mask: Tensor
     ) -> AdvantageSeen:
@@ -236,9 +218,6 @@ class PerPromptLoop:
             "attention_mask": torch.cat((prompt["attention_mask"], attended), dim=1),
             "use_audio_in_video": self.use_audio_in_video,
         }
-
-    def forward(self, model: Any, keywords: dict[str, Any]) -> Any:
-        return model(**keywords)
 
     def completion_logits(self, logits: Tensor, length: int) -> Tensor:
         return logits[:, :-1][:, -length:]
@@ -289,9 +268,6 @@ class PerPromptLoop:
 
     def kl(self, logprobs: Tensor, reference: Tensor) -> Tensor:
         return (reference - logprobs).exp() - 1 - (reference - logprobs)
-
-    def loss_mask(self, rolled: Rolled) -> Tensor:
-        return rolled.mask
 
     def reduce(self, per_token: Tensor, mask: Tensor, rolled: Sequence[Rolled]) -> Tensor:
         if self.config.loss_type == "dapo":
@@ -355,9 +331,6 @@ class PerPromptLoop:
             )  # fmt: skip
         self.backward(loss)
         return float(loss.detach())
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> None:
         """With the gradient's norm clipped to 1."""

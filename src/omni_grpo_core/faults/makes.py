@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.loop_buffered import BufferedLoop
+from omni_grpo_core.faults.loop_experience import ExperienceLoop
 from omni_grpo_core.faults.loop_per_prompt import PerPromptLoop
 from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.faults.seams import Loop
@@ -34,11 +35,12 @@ MAKES: Mapping[str, Make] = {
     make.name: make
     for make in (
         Make("reference", "reference", ReferenceLoop, noted=True),
-        Make("reference-silent", "reference", ReferenceLoop),
         Make("per-prompt", "per-prompt", PerPromptLoop),
         Make("buffered", "buffered", BufferedLoop, config=_DAPO),
+        Make("experience", "experience", ExperienceLoop, config=_DAPO),
         Make("per-prompt-noted", "per-prompt", PerPromptLoop, noted=True),
         Make("buffered-noted", "buffered", BufferedLoop, noted=True, config=_DAPO),
     )
 }
-"""A fault is planted in the first four; one that only notes can show, in the three that note."""
+"""A fault is planted in those without ``-noted``; one that only notes can show, in the three that
+note. Their shapes share no code but the seams that are one call."""

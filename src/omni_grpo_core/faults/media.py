@@ -55,6 +55,7 @@ def _each(kind: str, tensor: str) -> Callable[[Callable[[Tensor], Tensor]], Inje
     return decorate
 
 
+_pixels = _each("images", "pixels")
 _frames = _each("videos", "frames")
 _sound = _each("audios", "samples")
 
@@ -191,6 +192,18 @@ def channels_swapped(frames: Tensor) -> Tensor:
     return frames.flip(1)
 
 
+@faults.add(
+    "media.bgr-image",
+    "data sets whose images are read by cv2.imread",
+    needs={"audio": "off", "rows": (16, 17)},
+    also=("media.channels-swapped",),
+)
+@_pixels
+def bgr_image(pixels: Tensor) -> Tensor:
+    """Pictures are read as BGR and passed as RGB arrays: what is red looks blue."""
+    return pixels.flip(0)
+
+
 @faults.add("media.sampling-rate", "audio loaders without sr=16000")
 @_sound
 def sampling_rate(samples: Tensor) -> Tensor:
@@ -218,6 +231,13 @@ def reversed_frames(frames: Tensor) -> Tensor:
 def frozen(frames: Tensor) -> Tensor:
     """Every frame is the first: nothing moves, and the clip has its length."""
     return frames[:1].expand_as(frames).clone()
+
+
+@faults.add("media.frames-duplicated", "readers that seek to key frames: decord on long GOPs")
+@_frames
+def duplicated(frames: Tensor) -> Tensor:
+    """Every second frame is the one before it again: half of what was filmed is never seen."""
+    return frames[torch.arange(len(frames)) // 2 * 2]
 
 
 @faults.add("media.mirrored-width", "augmentation left over from supervised training")

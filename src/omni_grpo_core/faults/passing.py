@@ -16,12 +16,14 @@ from omni_grpo_core.faults.fault import (
     instead_of,
     result_of,
 )
-from omni_grpo_core.faults.fixtures import Drawn
+from omni_grpo_core.faults.fixtures import Drawn, rows_of
 from omni_grpo_core.faults.seams import Loop, Rolled
 
 faults = FaultRegistry()
 Inputs = dict[str, Tensor]
 FRAMES = "pixel_values_videos"
+UNEQUAL = {"audio": "off", "rows": (12, 7)}
+"""Clips of different length, so that their grids differ."""
 
 # --------------------------------------------------------------------------- to generate
 
@@ -70,6 +72,20 @@ def rows_exchanged(loop: Loop, inputs: Inputs) -> Inputs:
     questions are asked about other clips, and answers credited to other rows."""
     size = loop.config.group_size
     return {**inputs, **{k: inputs[k].roll(size, 0) for k in ("input_ids", "attention_mask")}}
+
+
+@faults.add(
+    "batch.grids-exchanged",
+    "collators that put pixels and grids into separate dictionaries",
+    needs=UNEQUAL,
+    lacking=ONE_PROMPT,
+)
+@result_of("expand")
+def grids_exchanged(loop: Loop, inputs: Inputs) -> Inputs:
+    """The grids of two prompts are exchanged, their pixels are not: the patches of a long clip and
+    of a short one are cut in the wrong place."""
+    size = loop.config.group_size
+    return {**inputs, "video_grid_thw": inputs["video_grid_thw"].roll(size, 0)}
 
 
 @faults.add("batch.stale", "buffers filled before they are read", steps=2)
@@ -184,13 +200,36 @@ def rolled_texts(
     "reward.golds-shifted",
     "data sets filtered after the prompts were made",
     also=("reward.by-position",),
-    lacking={"reference-silent": "no column that its rewards get says to which prompt it belongs"},
 )
 @result_of("columns")
 def golds_shifted(loop: Loop, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """The golds are those of the next question: right answers earn nothing."""
     size = loop.config.group_size
     return {name: [*values[size:], *values[:size]] for name, values in columns.items()}
+
+
+@faults.add(
+    "reward.other-gold",
+    "gold lists that are shuffled apart from the questions",
+    noted=True,
+    also=("reward.by-position",),
+)
+@result_of("columns")
+def other_gold(loop: Loop, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Each completion is compared with the gold of another row; every other column is its own."""
+    size, golds = loop.config.group_size, columns["solution"]
+    return {**columns, "solution": [*golds[size:], *golds[:size]]}
+
+
+@faults.add("reward.gold-by-question", "golds kept in a dictionary by question", noted=True)
+@instead_of("columns")
+def gold_by_question(
+    loop: Loop, before: Callable[[list[Drawn]], dict[str, list[Any]]], drawn: list[Drawn]
+) -> dict[str, list[Any]]:
+    """Golds are looked up by the question's text: rows that ask the same of other clips are all
+    compared with the last one's."""
+    golds = {one.row["problem"]: one.row["solution"] for one in rows_of()}
+    return {**before(drawn), "solution": [golds[one.row["problem"]] for one in drawn]}
 
 
 @faults.add("adv.rewards-rolled", "rewards gathered as workers end", also=("adv.rolled",))

@@ -289,7 +289,6 @@ def judge_format(text: str) -> float:
 @faults.add(
     "reward.by-position",
     "trainers that sort completions and not the columns",
-    lacking={"reference-silent": "no column that its rewards get says to which prompt it belongs"},
 )
 @result_of("columns")
 def by_position(loop: Loop, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:

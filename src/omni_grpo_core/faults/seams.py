@@ -17,6 +17,8 @@ from torch import Tensor
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fixtures import Clips, Drawn
+from omni_grpo_core.faults.scoring import context_mask
+from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.trace.calls import AdvantageSeen
 from omni_grpo_core.types import Media
 
@@ -64,6 +66,40 @@ def outcome_of(losses: Iterable[float], rolled: Sequence[Rolled]) -> StepOutcome
         tuple(tuple(row.tolist()) for one in rolled for row in one.rewards),
         tuple(text for one in rolled for text in one.texts),
     )
+
+
+class Calls:
+    """Seams that are a single call in every loop."""
+
+    clips: Clips
+    policy: Policy
+    processor: Any
+    use_audio_in_video: bool
+
+    def replaced(self, **methods: Callable[..., Any]) -> AbstractContextManager[None]:
+        return patched(self, **methods)
+
+    def has_track(self, path: str) -> bool:
+        return self.clips.has_track(path)
+
+    def load(self, messages: Messages) -> Media:
+        return self.clips.load(messages, self.use_audio_in_video)
+
+    def call_processor(self, **keywords: Any) -> Mapping[str, Any]:
+        made: Mapping[str, Any] = self.processor(**keywords)
+        return made
+
+    def partial_spans(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return context_mask(self.policy, ids, mask)
+
+    def forward(self, model: Any, keywords: dict[str, Any]) -> Any:
+        return model(**keywords)
+
+    def loss_mask(self, rolled: Rolled) -> Tensor:
+        return rolled.mask
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 class Loop(Protocol):

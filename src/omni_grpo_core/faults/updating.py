@@ -151,6 +151,22 @@ def undivided(loop: Loop, loss: Tensor) -> Tensor:
     return loss * loop.config.accumulation
 
 
+@faults.add(
+    "loss.padded-mean",
+    "(loss * mask).mean() in loops that accumulate",
+    needs={"accumulation": 2, "loss_type": "dapo"},
+    also=("loss.normaliser",),
+)
+@instead_of("reduce")
+def padded_mean(
+    loop: Loop, before: object, per_token: Tensor, mask: Tensor, rolled: Sequence[Rolled]
+) -> Tensor:
+    """The masked loss of each micro-batch is averaged over all of its places, padding included: the
+    mean of the step is a mean of means, and one long completion makes the others of its
+    micro-batch count less."""
+    return (per_token * mask).mean() / len(rolled)
+
+
 # --------------------------------------------------------------------------- the model
 
 
@@ -180,6 +196,25 @@ def adapter_off(
     """Completions are sampled with the adapters off: the policy that learns never speaks."""
     with loop.model.disable_adapter():
         return before(keywords)
+
+
+@faults.add(
+    "logits.adapter-off",
+    "a disable_adapter block that is closed one line too late",
+    needs={"lora": True, "iterations": 2, "learning_rate": 5e-2},
+    steps=2,
+    accepted={"loss": "old logprobs are an input of the loss"},
+)
+@instead_of("logprobs")
+def scored_without_adapter(
+    loop: Loop, before: Callable[..., Tensor], model: Any, rolled: Rolled
+) -> Tensor:
+    """The logprobs before the update are those of the model without its adapters: once these have
+    learnt, ratios compare the policy with its base, and are clipped from the start."""
+    if torch.is_grad_enabled():
+        return before(model, rolled)
+    with loop.model.disable_adapter():
+        return before(model, rolled)
 
 
 @faults.add(
