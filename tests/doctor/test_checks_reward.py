@@ -168,6 +168,11 @@ def longer_is_better(completions: Any, answer: Any, **_: Any) -> list[float]:
             for text, a in zip(completions, answer, strict=True)]  # fmt: skip
 
 
+def short_and_right(completions: Any, answer: Any, **_: Any) -> list[float]:
+    return [(f"<answer>{a}</answer>" in text) - len(text) / 1000
+            for text, a in zip(completions, answer, strict=True)]  # fmt: skip
+
+
 def coloured_box(completions: Any, solution: Any, **_: Any) -> list[float]:
     """Overlap with a box in JSON; what is no JSON earns nothing, and raises inside."""
     values = []
@@ -319,6 +324,57 @@ def test_a_cause_is_named(
     call = probed(function, name, columns, values)
     assert causes(case(call))[0] == cause
     assert severity in severities(call).values()
+
+
+def _late(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+    values = _as_text(prompts, completions, **columns)
+    return [*values[-1:], *values[:-1]]
+
+
+def _first_gold(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
+    return _as_text(prompts, completions, [answer[0]] * len(completions))
+
+
+def _turned_golds(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
+    return _as_text(prompts, completions, answer[::-1])
+
+
+def _centred(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+    values = _as_text(prompts, completions, **columns)
+    return [value - sum(values) / len(values) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("function", "severity", "cause", "says"),
+    [
+        (_late, "breaks", "reward.by-position", "the value of the row before it"),
+        (_first_gold, "breaks", "reward.first-type", "the first row's answer decides"),
+        (_turned_golds, "breaks", "", "depends on the other rows"),
+        (_centred, "differs", "", "depends on the other rows"),
+    ],
+)
+def test_a_row_s_reward_that_depends_on_others_says_how(
+    function: Any, severity: str, cause: str, says: str
+) -> None:
+    """All of them were "the first row's problem type decides", which is true of none."""
+    recorded = case(probed(function, "accuracy_reward", BARE, (0.0, 1.0, 0.0, 0.0)))
+    evidence = found(LOOKS, recorded)["rows-depend"]
+    assert evidence.severity == severity
+    assert says in evidence.sentence
+    made = [e.cause for rule in RULES for e in rule(recorded, [evidence])]
+    assert made == [cause] * bool(cause)
+
+
+def test_special_tokens_matter_to_a_reward_that_pays_no_text_with_them() -> None:
+    kept = tuple(f"<answer>{letter}</answer><|im_end|>" for letter in "BCBC")
+    for function, columns, hurts in (
+        (Format(), WHOLE, True), (tag_count, BARE, False), (longer_is_better, BARE, True),
+        (short_and_right, BARE, False),
+    ):  # fmt: skip
+        call = replace(probed(function, "format", columns), completions=kept)
+        assert ("special-tokens" in found(LOOKS, case(call))) is hurts
+    call = replace(probed(Format(), "format"), completions=(kept[0], "a", "b", "c"))
+    assert "special-tokens" not in found(LOOKS, case(call))
 
 
 def test_a_bare_gold_that_no_form_makes_pay_is_no_proof() -> None:

@@ -290,6 +290,10 @@ def test_positions_of_sampling_and_scoring() -> None:
         ([q + t for q, t in zip(ASKED, TEXTS, strict=True)], "edge-prompt-inside", "reward"),
         ((*TEXTS[1:], TEXTS[0]), "edge-arguments", "reward"),
         ((TEXTS[1], TEXTS[0], *TEXTS[2:]), "edge-arguments", "reward"),
+        ((TEXTS[0], TEXTS[0], *TEXTS[2:]), "edge-arguments", "reward"),
+        (TEXTS * 2, None, ""),  # each of two judges
+        (ASKED, "edge-prompt-inside", "reward"),  # the question in the place of the answer
+        (["fivsix", "fi", *TEXTS[2:]], None, ""),  # something was taken out of them
     ],
 )
 def test_the_texts_that_a_reward_gets(texts: Sequence[str], fact: str | None, stage: str) -> None:
@@ -312,6 +316,22 @@ def test_ids_decoded_by_another_tokenizer_are_told_from_other_texts() -> None:
     assert proved(foreign) == [True]
     assert proved(["qux"] * 4) == [False]
     assert proved([*foreign[1:], foreign[0]]) == [False]
+
+
+def test_texts_of_the_rollout_before() -> None:
+    """The list that collected them was filled after it was read: the same questions, and answers of
+    the step before. Only a step that trains on its own rollout should score it."""
+    old = ("one", "two", "three", "four")
+    ids = ((1, 1, 9), (1, 2, 9), (1, 3, 9), (1, 4, 9))
+    before = step(made(ASKED, inputs()), sampled(inputs(), ids, old), rewarded(ASKED, old))
+    found = only(healthy(texts=old, before=before))
+    assert (found.fact, found.stage) == ("edge-text-stale", "reward")
+    assert "4 of 4 texts are of the rollout before" in found.sentence
+    late = step(
+        made(ASKED, inputs()), sampled(inputs(), IDS, TEXTS), rewarded(ASKED, old),
+        before=before, step="1",
+    )  # fmt: skip
+    assert list(look_at_edges(late)) == [], "a pipeline that samples one rollout ahead"
 
 
 def test_texts_cut_at_a_length_are_not_texts_cut_at_a_tag() -> None:

@@ -19,6 +19,7 @@ from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps, prompt_te
 from omni_grpo_core.trace.calls import RewardCall
 
 _SPECIAL = re.compile(r"<\|[^|]*\|>|\s+")
+_TAG = re.compile(r"</?\w+>")
 _LEAST = 12
 """Characters, without white space, of a text that is certainly part of a prompt."""
 _ALIKE = 0.6
@@ -122,9 +123,14 @@ def _judge_text(
         )
         trail.broken(between, [row], ("completion", "text-cut", sentence), {"characters": cut})
         return True
-    if any(2 * len(bare) > len(_bare(whole)) and _is_left_of(bare, _bare(whole))
+    if any(2 * len(bare) > len(_bare(_TAG.sub("", whole))) and _is_left_of(bare, _bare(whole))
            for c in pool for whole in c.texts):  # fmt: skip
         return False
+    asked = [p for c in pool for p in prompt_texts(_case_of(trail.case, c), c)]
+    if len(bare) >= _LEAST and any(bare in _bare(prompt) for prompt in asked):
+        said = f"{name}: text {row} is its prompt, without what was answered"
+        trail.broken(between, [row], ("reward", "prompt-inside", said), {"name": name})
+        return True
     wanted = next((c for c in pool if c.at == row), pool[0]).texts[0]
     said = (
         f"{name}: text {row} is {quoted(text)}, which is no completion's decode (the one at its "
@@ -214,8 +220,8 @@ def _judge_arguments(
     paired = [_paired(trail.case, call.prompts[row : row + 1], found, pool)
               for row, found in enumerate(among)]  # fmt: skip
     wrong = [row for row, found in enumerate(paired) if not found]
-    own = {id(c.call) for c in joined(trail.case).completions}
-    stale = own and wrong and all(id(c.call) not in own for row in wrong for c in among[row])
+    old = _stale(trail.case, among)
+    stale, wrong = bool(old), old or wrong
     order = None if wrong else _in_order(paired, pool)
     if wrong or order is None:
         places = [pool.index(found[0]) for found in among]
@@ -232,11 +238,52 @@ def _judge_arguments(
         rows = wrong or list(range(len(texts)))
         trail.broken(between, rows, ("reward", fact, sentence), {"name": call.name, **plain(found)})
         return
-    if _judge_columns(trail, between, call, order):
+    if _judge_repeated(trail, between, call, order) or _judge_columns(trail, between, call, order):
         return
     moved = "in another order" if order != sorted(order, key=pool.index) else ""
     said = (times(order, order), _how_decoded(texts, order), moved)
     trail.ok(between, range(len(texts)), ", ".join(filter(None, said)))
+
+
+def _stale(case: Case, among: Sequence[Sequence[Completion]]) -> list[int]:
+    """Texts of the rollout before, in a step that trains on its own one instead."""
+    step = joined(case)
+    own = {id(c.call) for c in step.completions}
+    trained = {
+        id(completion.call)
+        for forward, row in step.scored.items()
+        for completion in row
+        if completion is not None and forward.modes.grad_enabled
+    }
+    old = [row for row, found in enumerate(among) if not any(id(c.call) in own for c in found)]
+    before = {id(c.call) for row in old for c in among[row]}
+    return old if own & trained and not before & trained else []
+
+
+def _judge_repeated(
+    trail: Trail, between: Between, call: RewardCall, order: Sequence[Completion]
+) -> bool:
+    """A function scores all completions of a prompt equally often: none in another's place."""
+    counts = Counter(map(id, order))
+    groups = {c.group for c in order}
+    others = [one for one in trail.case.rewards if one is not call and one.name == call.name]
+    never = [
+        c
+        for c in joined(trail.case).completions
+        if c.group in groups
+        and not counts[id(c)]
+        and not any(is_decode(text, c) for one in others for text in one.completions)
+    ]
+    often = next((c for c in order if counts[id(c)] > 1), None)
+    if often is None or not never:
+        return False
+    sentence = (
+        f"{between[1]}: completion {often.at + 1} of generate is scored {counts[id(often)]} times, "
+        f"completion {never[0].at + 1} never: its row gets another's reward"
+    )
+    rows = [row for row, c in enumerate(order) if c is often][1:]
+    trail.broken(between, rows, ("reward", "arguments", sentence), {"name": call.name})
+    return True
 
 
 def _how_decoded(texts: Sequence[str], order: Sequence[Completion]) -> str:

@@ -181,6 +181,20 @@ def prompt_inside(
     return before(prompts, [p + t for p, t in zip(prompts, texts, strict=True)], drawn)
 
 
+@faults.add("reward.specials-kept", "decoding with skip_special_tokens=False")
+@instead_of("score")
+def specials_kept(
+    loop: Loop,
+    before: Callable[..., Tensor],
+    prompts: list[str],
+    texts: list[str],
+    drawn: list[Drawn],
+) -> Tensor:
+    """Rewards get texts with the eos and the padding after it: a strict reward pays none of
+    them."""
+    return before(prompts, [f"{text}<|im_end|><|endoftext|>" for text in texts], drawn)
+
+
 @faults.add(
     "reward.rolled", "generators consumed once before they are zipped", also=("reward.by-position",)
 )

@@ -12,7 +12,7 @@ import inspect
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType, ModuleType
+from types import CodeType, MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ _NETWORK = frozenset(
 _REMOTE = _MODELS | _NETWORK | {"subprocess"}
 """Modules that make a function unsafe to probe."""
 _OWN = ("prompts", "completions")
+_MOST_TRIED = 8
+"""Cases in which a column's first row is tried as the reason for all."""
 _TOKENS = ("completion_ids", "completion_mask")
 """Arguments that a made completion does not have."""
 
@@ -50,8 +52,9 @@ def probe(
 
     By case name: ``role`` and ``form`` as in :mod:`~omni_grpo_core.recorder.probe_cases`; ``value``
     (all cases in one call) and ``alone`` (the case in its own call), each a number, ``None``, or
-    the error as text; ``swallowed``, an exception that the function caught; ``completion``,
-    ``solution``, ``problem_type``.
+    the error as text; ``swallowed``, an exception that the function caught; ``decided``, columns
+    whose first row explains that the two values differ; ``completion``, ``solution``,
+    ``problem_type``.
     """
     if not may_probe(function):
         return {}
@@ -71,6 +74,8 @@ def probe(
             # a case that raises alone would fail the whole batch
             sound = [c for c in (*first, *later) if not isinstance(alone[c.name][0], str)]
             together = dict(zip((c.name for c in sound), ask(sound), strict=True))
+            differ = [c for c in sound if together[c.name] != alone[c.name][0]]
+            decided = ask.deciding(differ, sound[:1], together)
     except MissingExtra:  # our own reward without its packages
         return {}
     finally:
@@ -83,6 +88,7 @@ def probe(
             "value": together.get(case.name, alone[case.name][0]),
             "alone": alone[case.name][0],
             "swallowed": alone[case.name][1],
+            "decided": decided if case in differ else [],
             "completion": case.completion,
             "solution": case.gold,
             "problem_type": case.problem_type,
@@ -119,22 +125,43 @@ class _Asker:
         last = next(reversed(caught.texts), "")
         return value, "" if isinstance(value, str) else self.plain.text(last)
 
-    def __call__(self, cases: Sequence[ProbeCase]) -> list[Value]:
-        """A value for each case, or the error of the call for all."""
+    def deciding(
+        self, differ: Sequence[ProbeCase], first: Sequence[ProbeCase], together: Mapping[str, Value]
+    ) -> list[str]:
+        """Columns of which the ``first`` row's value, in the place of their own, gives what the
+        cases that ``differ`` earned ``together`` with it."""
+        lists = [name for name in self.arguments if name not in _OWN and self._is_column(name)]
+        tried = differ[:_MOST_TRIED]
+        return [
+            name
+            for name in lists
+            if tried and all(self([c], {name: first[0]}) == [together[c.name]] for c in tried)
+        ]
+
+    def _is_column(self, name: str) -> bool:
+        value = self.arguments[name]
+        return isinstance(value, list | tuple) and len(value) == self.asked.count
+
+    def _value(self, name: str, case: ProbeCase) -> Any:
+        """Of a column, for a case."""
+        own = self.arguments[name][case.row]
+        if name != self.asked.gold:
+            return own
+        return case.gold if isinstance(own, str) else type(own)(case.gold)
+
+    def __call__(
+        self, cases: Sequence[ProbeCase], instead: Mapping[str, ProbeCase] = MappingProxyType({})
+    ) -> list[Value]:
+        """A value for each case, or the error of the call for all. ``instead``: whose value all
+        have of a column."""
         if not cases:
             return []
-        rows = [case.row for case in cases]
-        given: dict[str, Any] = {}
-        for name, value in self.arguments.items():
-            if isinstance(value, list | tuple) and len(value) == self.asked.count:
-                given[name] = [value[row] for row in rows]
-            else:
-                given[name] = value
-        if self.asked.gold:
-            given[self.asked.gold] = [
-                case.gold if isinstance(own, str) else type(own)(case.gold)
-                for case, own in zip(cases, given[self.asked.gold], strict=True)
-            ]
+        given = {
+            name: [self._value(name, instead.get(name, case)) for case in cases]
+            if self._is_column(name)
+            else value
+            for name, value in self.arguments.items()
+        }
         example = self.arguments["completions"][0]
         given["completions"] = [_formed(case.completion, example) for case in cases]
         prompts = given.pop("prompts", ())

@@ -212,6 +212,8 @@ def later_cases(asked: Asked, form: str) -> Iterator[ProbeCase]:
                 f"{label}trailing junk", "structure", form, row,
                 f"{whole} system system <answer>", gold, kind,
             )  # fmt: skip
+            text = f"{whole}<|im_end|>"
+            yield ProbeCase(f"{label}special token", "structure", form, row, text, gold, kind)
         if asked.gold and form in ("context-think-answer", "think-answer"):
             thought = f"<think><answer>{right}</answer> or not</think>"
             start = f"<context>{_CONTEXT}</context>" if form.startswith("context") else ""

@@ -184,10 +184,27 @@ _FACTS = (
     Signature(
         cause="reward.first-type",
         fact="rows-depend",
-        harm="the first row decides the rule by which all others are scored: the same answer earns "
-        "1 in one batch and 0 in the next",
-        fix="read problem_type (and every other column) at each row's own index, not at [0]",
+        harm="the first row decides how all others are scored: the same answer earns 1 in one "
+        "batch and 0 in the next",
+        fix="read {columns} (and every other column) at each row's own index, not at [0]",
         confirm="permute the rows: rewards must permute with them",
+        when=lambda e: bool(e.values.get("columns")),
+    ),
+    Signature(
+        cause="reward.by-position",
+        fact="rows-depend",
+        harm="completions are paid for others: the reward says nothing about what was sampled",
+        fix="return {name}'s values in the order of its completions",
+        confirm="permute the rows: rewards must permute with them",
+        when=lambda e: bool(e.values.get("moved")),
+    ),
+    Signature(
+        cause="reward.specials-kept",
+        fact="special-tokens",
+        harm="no completion that ends by itself can earn the full reward",
+        fix="decode completions with skip_special_tokens=True before {name} gets them, or remove "
+        "the final eos by its id",
+        confirm="the text that a reward gets ends where the answer does",
     ),
     Signature(
         cause="reward.by-position",

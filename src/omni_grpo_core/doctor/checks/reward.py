@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.probed import Learned, by_place, cases, learned, number, place_of, title
-from omni_grpo_core.doctor.rollouts import rollouts
+from omni_grpo_core.doctor.rollouts import is_decode, joined, rollouts
 from omni_grpo_core.recorder.probe_cases import answer_in
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.tolerances import EQUAL_RECORDED_REWARDS
@@ -21,6 +21,9 @@ _NEAR = 0.25
 """Of the way from a wrong answer's reward to a right one's: graded rewards differ by less."""
 _FLOORS = 4
 """Kinds of garbage that are paid alike before that is called a floor."""
+_ENDS = re.compile(r"(<\|[^|<>]+\|>|</s>|<eos>|<pad>)\s*$")
+"""A special token at the end of a text."""
+_WITH_A_TOP = ("accuracy", "format")
 _AS_RIGHT = "as much as for a right answer"
 
 
@@ -204,7 +207,7 @@ def _structures(call: RewardCall, what: Learned) -> Iterator[Evidence]:
     ours is a recipe."""
     wanted = {"leading newline": (what.top, what.low), "trailing junk": (what.low, what.top)}
     for name, probed in cases(call, "structure"):
-        want, bad = wanted[_case_of(name)]
+        want, bad = wanted.get(_case_of(name), (0.0, None))
         if probed["form"] == what.form and _equal(number(probed), bad):
             but = f"ours would give {want:g}"
             yield replace(_probed(call, name, probed, but, want), severity="differs")
@@ -240,23 +243,37 @@ def _raising(call: RewardCall) -> Iterator[Evidence]:
 
 def _together(call: RewardCall, what: Learned) -> Iterator[Evidence]:
     """One row's reward should not depend on the other rows."""
-    differ = [
-        name
-        for name, probed in call.probe.items()
-        if number(probed) is not None and not _equal(probed["alone"], probed["value"])
-    ]
-    if differ:
-        first = call.probe[differ[0]]
-        yield Evidence(
-            "reward",
-            "rows-depend",
-            f"reward {call.name} gives {_as_text(first['alone'])} to a completion alone and "
-            f"{_as_text(first['value'])} to the same one among others ({differ[0]}; {len(differ)} "
-            f"of {len(call.probe)} cases): a row's reward depends on the other rows",
-            values={"name": call.name, "cases": differ},
-            # a rank or a rate of repetition over the batch is a recipe
-            severity="breaks" if what.kind == "accuracy" else "differs",
-        )
+    scored = {n: p for n, p in call.probe.items() if number(p) is not None}
+    differ = [n for n, p in scored.items() if not _equal(p["alone"], p["value"])]
+    if not differ:
+        return
+    first = call.probe[differ[0]]
+    moved = _moved([p["alone"] for p in scored.values()], [p["value"] for p in scored.values()])
+    columns = first.get("decided", [])
+    places = f"{moved} places " if moved > 1 else ""
+    why = (
+        f"the first row's {' or '.join(columns)} decides about all"
+        if columns
+        else f"each row gets the value of the row {places}before it"
+        if moved
+        else "a row's reward depends on the other rows"
+    )
+    yield Evidence(
+        "reward",
+        "rows-depend",
+        f"reward {call.name} gives {_as_text(first['alone'])} to a completion alone and "
+        f"{_as_text(first['value'])} to the same one among others ({differ[0]}; {len(differ)} "
+        f"of {len(call.probe)} cases): {why}",
+        values={"name": call.name, "cases": differ, "moved": moved, "columns": columns},
+        # a rank or a rate of repetition over the batch is a recipe
+        severity="breaks" if what.kind == "accuracy" or moved else "differs",
+    )
+
+
+def _moved(alone: Sequence[Any], together: Sequence[Any]) -> int:
+    """By how many places one list was rolled to make the other; 0: it was not."""
+    turns = range(1, len(alone))
+    return next((k for k in turns if all(map(_equal, together, [*alone[-k:], *alone[:-k]]))), 0)
 
 
 def _floor(call: RewardCall, what: Learned) -> Iterator[Evidence]:
@@ -313,6 +330,35 @@ def _quotes_another(texts: Iterable[str], call: RewardCall) -> bool:
     """Whether a text quotes something that is in no completion."""
     quoted = [found for text in texts for found in re.findall(r"'([^']+)'", text)]
     return any(not any(one in text for text in call.completions) for one in quoted)
+
+
+def look_at_special_tokens(case: Case) -> Iterable[Evidence]:
+    """Texts that still have their special tokens, for a function that pays no text that has."""
+    for call in case.rewards:
+        kept = [t for t in call.completions if _ENDS.search(t) and _sampled(case, t)]
+        what = learned(call)
+        if not kept or 2 * len(kept) < len(call.completions) or what.kind not in _WITH_A_TOP:
+            continue
+        right = dict(by_place(call, "right"))
+        for name, probed in cases(call, "structure"):
+            value, plain = number(probed), right.get(place_of(probed), what.low)
+            lost = value is not None and what.share(value) < _NEAR < 1 - _NEAR < what.share(plain)
+            if _case_of(name) == "special token" and lost:
+                yield Evidence(
+                    "reward",
+                    "special-tokens",
+                    f"reward {call.name} gets texts with their special tokens ({_short(kept[0])}, "
+                    f"and {len(kept)} of {len(call.completions)} in all), and gives {value:g} to a "
+                    f"right answer with one at its end, {plain:g} to the same without",
+                    values={"name": call.name},
+                )
+                break
+
+
+def _sampled(case: Case, text: str) -> bool:
+    """Whether a text may be what was sampled: the decode of a completion, where some are known."""
+    pool = [one for one in (*joined(case).completions, *joined(case).earlier) if one.texts]
+    return not pool or any(is_decode(text, one) for one in pool)
 
 
 def _failed(warning: str) -> bool:
@@ -381,5 +427,6 @@ LOOKS: tuple[Look, ...] = (
     look_at_values,
     look_at_probes,
     look_at_constants,
+    look_at_special_tokens,
     look_at_structure,
 )
