@@ -3,19 +3,25 @@
 ::
 
     python tests/benchmarks/bench_recorder.py [--shape tiny] [--pairs 20] [--threads 1] [--json]
-    python tests/benchmarks/bench_recorder.py --shape 7b --device cuda [--pairs 20] [--json]
+    python tests/benchmarks/bench_recorder.py --shape 7b --device cuda [--seconds 240] [--json]
 
 One step: template, media, processor, ``generate`` for a group, a reward, the scoring forward with
 gradient checkpointing, backward, SGD. ``tiny`` is the shipped checkpoint; ``7b`` a thinker of
-Qwen2.5-Omni-7B's shape with random weights in bfloat16 (towers frozen, as trainers do), a synthetic
-clip with sound and full-length completions. A recorded step includes the recorder's start, writing
-its folder, and its end.
+Qwen2.5-Omni-7B's shape with random weights in bfloat16, made on the device (towers frozen, as
+trainers do), a synthetic clip of four seconds with sound and four completions of 32 tokens: real
+ones are longer, and so are their steps, of which recording is then a smaller share.
 
-To tell the cost from the noise of a machine, both steps of a pair do the same work (one seed, one
-number of tokens) right after each other, every second pair in the other order, and the cost is the
-median of the pairs' ratios with the interval that holds it in 95 of 100 runs (order statistics: no
+Three figures. ``recorded``: of the one step that is recorded, with the recorder's start, probing of
+the reward, writing of the folder and end. ``after``: of a step after the last recorded one, inside
+the same ``with`` block, where nothing of the recorder should be left. ``run``: of a run of 100
+steps of which three are recorded, made of both. ``7b`` has the first only, as time is short there.
+
+To tell the cost from the noise of a machine, the steps of a round do the same work (one seed, one
+number of tokens) right after each other, every second round in the other order, and the cost is the
+median of the rounds' ratios with the interval that holds it in 95 of 100 runs (order statistics: no
 distribution is assumed). Twice: in seconds that pass, and in seconds of CPU that this process used,
-which other processes hardly change.
+which other processes hardly change. ``--seconds``: no round is begun later than this after the
+first; fewer than ``--pairs`` are then said to be fewer.
 """
 
 from __future__ import annotations
@@ -45,15 +51,20 @@ import torch
 from omni_grpo_core import record
 from omni_grpo_core.core.policy import Policy, load_policy
 
+RUN, RECORDED = 100, 3
+"""Steps of a run, and those that are recorded by default."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """``frames`` of ``pixels`` squared, at two per second; ``group`` completions of ``tokens``."""
+    """``frames`` of ``pixels`` squared, at two per second; ``group`` completions of ``tokens``;
+    whether the step ``after`` the recorded one is timed."""
 
     frames: int
     pixels: int
     group: int
     tokens: int
+    after: bool
 
 
 class Times(NamedTuple):
@@ -63,20 +74,43 @@ class Times(NamedTuple):
     cpu: float
 
 
+class Round(NamedTuple):
+    """A step without the recorder, the recorded one, and the next."""
+
+    plain: Times
+    recorded: Times
+    after: Times | None
+
+    def shares(self, clock: int) -> dict[str, float]:
+        """What recording adds, by figure.
+
+        >>> times = [Times(wall, 0.0) for wall in (1.0, 1.5, 1.0)]
+        >>> Round(*times).shares(0)
+        {'recorded': 0.5, 'after': 0.0, 'run': 0.015}
+        """
+        plain = self.plain[clock]
+        recorded = self.recorded[clock] / plain - 1
+        if self.after is None:
+            return {"recorded": recorded}
+        after = self.after[clock] / plain - 1
+        run = (RECORDED * recorded + (RUN - RECORDED) * after) / RUN
+        return {"recorded": recorded, "after": after, "run": run}
+
+
 class Cost(NamedTuple):
-    """The share that recording adds: median of the pairs, and its 95 % interval."""
+    """The share that recording adds: median of the rounds, and its 95 % interval."""
 
     median: float
     low: float
     high: float
 
 
-def cost(plain: Sequence[float], recorded: Sequence[float]) -> Cost:
+def cost(shares: Sequence[float]) -> Cost:
     """
-    >>> cost([1.0] * 20, [1 + n / 100 for n in range(20)])
+    >>> cost([n / 100 for n in range(20)])
     Cost(median=0.095, low=0.05, high=0.14)
     """
-    shares = sorted(r / p - 1 for r, p in zip(recorded, plain, strict=True))
+    shares = sorted(shares)
     count, below, tail = len(shares), 0, 0.0
     # the median lies outside the k-th lowest and highest with twice P(fewer than k heads of n)
     while (tail := tail + math.comb(count, below) / 2**count) <= 0.025:
@@ -86,7 +120,7 @@ def cost(plain: Sequence[float], recorded: Sequence[float]) -> Cost:
     return Cost(*(round(share, 4) for share in rounded))
 
 
-SHAPES = {"tiny": Shape(4, 56, 4, 48), "7b": Shape(8, 336, 8, 256)}
+SHAPES = {"tiny": Shape(4, 56, 4, 48, after=True), "7b": Shape(8, 336, 4, 32, after=False)}
 
 
 def unique_letters(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
@@ -166,15 +200,29 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def recorded(self, folder: Path) -> None:
-        with record(
+    def recorded(self, folder: Path) -> tuple[Times, Times | None]:
+        """The recorded step, and the one after it."""
+        recorder = record(
             folder,
             model=self.model,
             processor=self.processor,
             reward_funcs=self.rewards,
             steps=1,
-        ):
+        )
+
+        def first() -> None:
+            recorder.start()
             self.step()
+
+        found = self.timed(first), self.timed(self.step) if self.shape.after else None
+        recorder.stop()
+        return found
+
+    def round(self, folder: Path, *, reverse: bool) -> Round:
+        if reverse:
+            recorded, after = self.recorded(folder)
+            return Round(self.timed(self.step), recorded, after)
+        return Round(self.timed(self.step), *self.recorded(folder))
 
     def timed(self, call: Callable[[], None]) -> Times:
         """The same work at every call: one seed, and no garbage of the call before."""
@@ -201,11 +249,26 @@ def load(shape: str, device: str, folder: Path) -> Policy:
     return load_policy(tiny.checkpoint_dir(), device=device)
 
 
+def rounds(loop: Loop, folder: Path, pairs: int, seconds: float) -> list[Round]:
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    begun = time.perf_counter()
+    loop.round(folder / "warm-up", reverse=False)
+    say(f"a round takes {time.perf_counter() - begun:.1f} s at first")
+    found: list[Round] = []
+    begun = time.perf_counter()
+    while len(found) < pairs and time.perf_counter() - begun < seconds:
+        number = len(found)
+        found.append(loop.round(folder / f"round-{number}", reverse=bool(number % 2)))
+    say(f"{len(found)} rounds took {time.perf_counter() - begun:.1f} s")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -214,40 +277,40 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         loop = Loop(load(arguments.shape, arguments.device, folder), SHAPES[arguments.shape])
-        loop.timed(loop.step)
-        loop.timed(lambda: loop.recorded(folder / "warm-up"))
-        plain, recorded = [], []
-        for pair in range(arguments.pairs):
-            own = folder / f"pair-{pair}"
-            if pair % 2:
-                recorded.append(loop.timed(functools.partial(loop.recorded, own)))
-            plain.append(loop.timed(loop.step))
-            if not pair % 2:
-                recorded.append(loop.timed(functools.partial(loop.recorded, own)))
-        step = folder / "pair-0" / "step-000000"
+        found = rounds(loop, folder, arguments.pairs, arguments.seconds)
+        step = folder / "round-0" / "step-000000"
         header = json.loads((step / "trace.json").read_text(encoding="utf-8"))["header"]
         size = sum(file.stat().st_size for file in step.iterdir())
-    wall, cpu = (cost([p[i] for p in plain], [r[i] for r in recorded]) for i in (0, 1))
+    costs = {
+        clock: {
+            figure: cost([one.shares(at)[figure] for one in found])
+            for figure in found[0].shares(at)
+        }
+        for at, clock in enumerate(Times._fields)
+    }
+    plain = {
+        clock: statistics.median(one.plain[at] for one in found)
+        for at, clock in enumerate(Times._fields)
+    }
     if arguments.json:
         result = {
             "shape": arguments.shape,
             "device": arguments.device,
-            "pairs": arguments.pairs,
-            "plain_seconds": round(statistics.median(p.wall for p in plain), 4),
-            "plain_cpu_seconds": round(statistics.median(p.cpu for p in plain), 4),
-            "cost": wall._asdict(),
-            "cpu_cost": cpu._asdict(),
+            "pairs": len(found),
+            "plain_seconds": {clock: round(held, 4) for clock, held in plain.items()},
+            "cost": {
+                clock: {figure: share._asdict() for figure, share in shares.items()}
+                for clock, shares in costs.items()
+            },
             "bytes": size,
             "not_recorded": header.get("not_recorded", ""),
         }
         print(json.dumps(result))
         return
-    for name, share, clock in (("passed", wall, 0), ("of CPU", cpu, 1)):
-        seconds = statistics.median(p[clock] for p in plain)
-        print(
-            f"seconds {name}: {seconds:.3f} a step, recording adds {share.median:+.1%} "
-            f"({share.low:+.1%} to {share.high:+.1%}, {arguments.pairs} pairs)"
-        )
+    for clock, shares in costs.items():
+        print(f"{clock}: {plain[clock]:.3f} s a step; recording adds, in {len(found)} rounds,")
+        for figure, share in shares.items():
+            print(f"  {figure:<9} {share.median:+.1%} ({share.low:+.1%} to {share.high:+.1%})")
     print(f"{size / 1e6:.2f} MB a step; not recorded: {header.get('not_recorded', 'nothing')}")
 
 

@@ -42,21 +42,22 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder to write into, which becomes ``path`` if the block succeeds.
+def new_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A hidden folder to write into, which becomes ``path`` if the block succeeds. ``durable``:
+    wait until the disk has it. Without, it survives the end of its process, however that comes,
+    but not a failure of the machine in the seconds after.
 
     Raises :class:`~omni_grpo_core.errors.TraceError` if ``path`` exists and is not an empty
     folder: stored data is never overwritten.
     """
     path = Path(os.path.realpath(path))
-    with _appearing(path) as partial:
+    with _appearing(path, durable) as partial:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(errno.EEXIST, "not empty", str(path))
         partial.mkdir()
         yield partial
-        for file in partial.iterdir():
+        for file in (*partial.iterdir(), partial) if durable else ():
             sync(file)
-        sync(partial)
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
+def _appearing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A hidden name beside ``path``. What the block writes there moves to ``path`` on success, and
     is removed on failure."""
     # cut: a name of maximal length leaves no room for more
@@ -119,7 +120,8 @@ def _appearing(path: Path) -> Iterator[Path]:
                 else:
                     partial.unlink(missing_ok=True)
                 raise
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -22,7 +22,8 @@ class Elements:
         self._most = most
         self._width = max((min(t.numel(), most) for t in tensors), default=0)
         self._device = tensors[0].device if tensors else torch.device("cpu")
-        self.counts = tuple(_spread(t.reshape(-1), most).numel() for t in tensors)
+        each = _RUNS * (most // _RUNS)
+        self.counts = tuple(n if (n := t.numel()) <= most else each for t in tensors)
 
     def take(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """float32 (tensors, width), zero after a tensor's last element, and where it is ``None``.

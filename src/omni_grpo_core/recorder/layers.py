@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from omni_grpo_core.recorder.tensors import local
 from omni_grpo_core.recorder.thinker import is_adapter, part_of
 from omni_grpo_core.trace.calls import GradientSeen, LayerSeen
 
-_GRADIENTS, _WEIGHTS = 16_384, 1024
+_GRADIENTS, _WEIGHTS = 2048, 1024
 """Elements of each parameter that are kept of its gradient, and of its weights."""
 _MOST_ODD = 4
 """Parameters of a layer that are named."""
@@ -30,6 +31,7 @@ _SHELLS = re.compile(
 _NUMBERED = re.compile(r"(?:^|\.)(?:layers|blocks|h|layer)\.(\d+)\.")
 
 
+@functools.cache
 def layer_of(name: str) -> tuple[str, str]:
     """(readable name of the layer, part) of a parameter.
 
@@ -198,12 +200,9 @@ class Layers:
         between = none if self._last is None else (self._first != self._last).sum(1).to(wide)
 
         def by_id(norms: Mapping[int, Tensor]) -> Tensor:
-            found = none.clone()
-            rows = [row for row, p in enumerate(self._parameters) if id(p) in norms]
-            if rows:
-                given = [norms[id(self._parameters[row])].to(device, wide) for row in rows]
-                found[rows] = torch.stack(given)
-            return found
+            zero = none.new_zeros((), dtype=torch.float32)
+            given = [norms.get(id(p), zero).to(device) for p in self._parameters]
+            return torch.stack(given).to(wide) if norms else none
 
         table = torch.stack(
             [

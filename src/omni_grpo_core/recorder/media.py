@@ -61,7 +61,7 @@ def _seen(modality: Modality, item: Any, fits: Callable[[Tensor], bool]) -> Medi
     tensor = _tensor(item)
     wide = tensor.float() if tensor.numel() else torch.full((1,), math.nan)
     low, high = torch.aminmax(wide)
-    std, mean = torch.std_mean(wide, correction=0)
+    mean, std = wide.mean(), wide.var(correction=0).sqrt()
     return MediumSeen(
         modality=modality,
         values=copied(tensor) if fits(tensor) else None,

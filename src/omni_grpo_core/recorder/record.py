@@ -23,7 +23,7 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.recorder.hooks import Patches, WarningsWatch
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.step_buffer import Bounds, StepBuffer, stage_of
-from omni_grpo_core.recorder.thinker import find, marks, placeholders, rope_sections
+from omni_grpo_core.recorder.thinker import find, half_types, marks, placeholders, rope_sections
 from omni_grpo_core.recorder.watch_model import ModelWatch
 from omni_grpo_core.recorder.watch_processor import ProcessorWatch
 from omni_grpo_core.recorder.watch_rewards import RewardWatch
@@ -73,7 +73,9 @@ def record(
     Not seen: a processor called in a data loader's worker processes (use ``num_workers=0`` while
     recording), a rollout in another engine, and what runs inside a compiled graph.
 
-    Each step becomes ``folder/step-000000`` …, below ``rank-N`` with several ranks. A folder that
+    Each step becomes ``folder/step-000000`` …, below ``rank-N`` with several ranks. It is there
+    when the optimizer's step returns, and outlives a process that is killed then, but not a machine
+    that fails in the seconds after: the disk is not waited for. A folder that
     already holds steps is left alone: a job that is started again records beside it, into
     ``folder-1``, ``folder-2`` …, and logs where. A block that raises leaves a last step, be it
     without any call, whose header has ``raised`` and, where a recorded call raised it, that call's
@@ -128,8 +130,8 @@ class Recorder:
         self._root, self._steps = folder, steps
         self._written = 0
         self._patches = Patches()
-        self.buffer = StepBuffer(bounds, Plain())
         found = find(model)
+        self.buffer = StepBuffer(bounds, Plain(), half_types(found.thinker))
         self._header = {
             **_header(found.thinker, processor),
             "rope_sections": rope_sections(found.text_model),
@@ -226,7 +228,8 @@ class Recorder:
         header = {**self._header, "step": str(self._written), "complete": str(complete), **missing}
         folder = _place(self._root) / f"step-{self._written:06d}"
         try:
-            save_trace(Trace(header, calls), folder)
+            # a disk that is waited for would cost more than all the rest
+            save_trace(Trace(header, calls), folder, durable=False)
         except Exception as error:
             # a full disk, or our own bug: neither may end the user's training
             _LOG.warning("recording stopped: %s", error)

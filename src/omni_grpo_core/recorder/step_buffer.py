@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -78,10 +78,12 @@ class Seen:
 @dataclass(slots=True)
 class StepBuffer:
     """The current step. ``records``: (call, seconds), in the order in which they were added.
-    ``at_end``: called when they are taken."""
+    ``halves``: the types to which a trainer may cast what a processor returns. ``at_end``: called
+    when they are taken."""
 
     bounds: Bounds
     plain: Plain
+    halves: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     records: list[tuple[Draft, float]] = field(default_factory=list)
     troubles: dict[str, None] = field(default_factory=dict)
     left_out: int = 0
@@ -89,7 +91,7 @@ class StepBuffer:
     _warnings: dict[str, None] = field(default_factory=dict)
     _listening: list[dict[str, None]] = field(default_factory=list)
     _bytes: int = 0
-    _kept: dict[Any, Tensor] = field(default_factory=dict)
+    _kept: dict[Any, Tensor | Described] = field(default_factory=dict)
     _reported: set[str] = field(default_factory=set)
 
     def add(self, value: Draft, seconds: float = 0.0) -> None:
@@ -132,28 +134,33 @@ class StepBuffer:
         ) and tensor.device.type != "meta"
 
     def keep(self, name: str, tensor: Any, seen: Seen) -> Tensor | None:
-        """A copy of ``tensor``, the same for equal content on the CPU; or ``None`` with its
-        description in ``seen``."""
+        """A copy of ``tensor`` or, where it is too large, ``None`` with its description in
+        ``seen``: either the same for equal content on the CPU."""
         if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
             return None
         content = _content(tensor, seen.digests.get(name))
-        if content is not None and content in self._kept:
-            return self._kept[content]
+        kept = None if content is None else self._kept.get(content)
+        if kept is None:
+            kept = self._copy(tensor)
+            if content is not None:
+                self._kept[content] = kept
+        if isinstance(kept, Tensor):
+            return kept
+        seen.large[name] = kept
+        return None
+
+    def _copy(self, tensor: Tensor) -> Tensor | Described:
         if tensor.is_complex() or not self.fits(tensor):
-            seen.large[name] = Described.of(tensor)
-            return None
+            return Described.of(tensor)
         self._bytes += tensor.numel() * tensor.element_size()
-        own = copied(tensor)
-        if content is not None:
-            self._kept[content] = own
-        return own
+        return copied(tensor)
 
     def see(self, values: Mapping[str, Any], seen: Seen, *, casts: bool = False) -> dict[str, Any]:
         """Adds the tensors among ``values`` to ``seen`` and returns the others as plain values.
         ``casts``: add the digests of float32 tensors as half-precision too."""
         tensors = {key: v for key, v in values.items() if isinstance(v, Tensor)}
         for key, tensor in tensors.items():
-            digest_into(seen.digests, key, tensor, casts=casts)
+            digest_into(seen.digests, key, tensor, self.halves if casts else ())
             kept = self.keep(key, tensor, seen)
             if kept is not None:
                 seen.tensors[key] = kept
@@ -262,17 +269,17 @@ def stage_of(error: BaseException) -> Stage | None:
 
 
 def digest_into(
-    digests: dict[str, Tensor], name: str, tensor: Tensor, *, casts: bool = False
+    digests: dict[str, Tensor], name: str, tensor: Tensor, casts: Sequence[torch.dtype] = ()
 ) -> None:
-    """Add the digests of a floating-point tensor, computed where it is; of its casts as well."""
+    """Add the digests of a floating-point tensor, computed where it is; of its casts from float32
+    as well."""
     if not tensor.is_floating_point() or tensor.is_meta or tensor.layout != torch.strided:
         return
     own = local(tensor)
     digests[name] = copied(digest_of(name, own))
-    if casts and own.dtype == torch.float32:
-        for kind in (torch.bfloat16, torch.float16):
-            short = str(kind).removeprefix("torch.")
-            digests[f"{name}@{short}"] = copied(digest_of(name, own.to(kind)))
+    for kind in casts if own.dtype == torch.float32 else ():
+        short = str(kind).removeprefix("torch.")
+        digests[f"{name}@{short}"] = copied(digest_of(name, own.to(kind)))
 
 
 def _content(tensor: Tensor, digests: Tensor | None) -> Any:

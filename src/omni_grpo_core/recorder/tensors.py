@@ -63,7 +63,8 @@ class Described:
         flat = local(tensor).flatten()
         places = torch.from_numpy(sample_places(0, len(flat))).to(flat.device, non_blocking=True)
         wide = flat.float()
-        deviation, mean = torch.std_mean(wide, correction=0) if len(flat) else (wide.sum(),) * 2
+        # by themselves both are several times faster on a CPU than torch.std_mean
+        mean, deviation = wide.mean(), wide.var(correction=0).sqrt()
         low, high = torch.aminmax(wide) if len(flat) else (mean, mean)
         numbers = torch.cat([torch.stack([low, high, mean, deviation]), wide[places]])
         return cls(dtype_name(tensor), tuple(tensor.shape), copied(numbers))
@@ -101,7 +102,9 @@ def chosen(
     """Log-probability of ``wanted`` (K,) under ``logits`` (K, V): float32 (K,)."""
     scores = logits.float() / temperature
     if suppressed:
-        scores[..., list(suppressed)] = -torch.inf
+        # indexed by a list, it would wait for the device
+        places = torch.tensor(suppressed).to(scores.device, non_blocking=True)
+        scores = scores.index_fill(-1, places, -torch.inf)
     return scores.gather(-1, wanted[:, None])[:, 0] - scores.logsumexp(-1)
 
 

@@ -134,6 +134,18 @@ def weights_apart(one: nn.Module, trained: nn.Module) -> Tensor | None:
     return torch.cat(found).float().mean() if found else None
 
 
+def half_types(module: nn.Module) -> tuple[torch.dtype, ...]:
+    """The 16-bit types in which ``module`` may take its inputs: those of its weights, or else any,
+    as under autocast.
+
+    >>> half_types(nn.Linear(1, 1).bfloat16()), len(half_types(nn.Linear(1, 1)))
+    ((torch.bfloat16,), 2)
+    """
+    every = (torch.bfloat16, torch.float16)
+    held = {parameter.dtype for parameter in module.parameters()}
+    return tuple(kind for kind in every if kind in held) or every
+
+
 def modes(found: Found, *, grad_enabled: bool) -> Modes:
     """The model's current state; ``grad_enabled`` is passed in, as the recorder disables it."""
     text = towers = training = False

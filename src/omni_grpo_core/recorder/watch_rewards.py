@@ -91,6 +91,8 @@ class RewardWatch:
         keywords: Mapping[str, Any],
         caught: Mapping[str, int] = MappingProxyType({}),
     ) -> AbstractContextManager[Outcome]:
+        if not self._active:
+            return nullcontext(Outcome())
         note = functools.partial(self._note, function, args, keywords, caught)
         return self._buffer.watching("reward", note)
 
@@ -102,8 +104,6 @@ class RewardWatch:
         caught: Mapping[str, int],
         outcome: Outcome,
     ) -> None:
-        if not self._active:
-            return
         plain = self._buffer.plain
         given = arguments(function, args, keywords)
         given.pop("self", None)

@@ -314,7 +314,7 @@ class LossGradient:
 
 @dataclass(frozen=True, slots=True)
 class GradientSeen:
-    """A gradient in a few numbers, over at most 16,384 elements of each parameter, the same ones
+    """A gradient in a few numbers, over at most 2,048 elements of each parameter, the same ones
     every time. ``norm``: L2. ``sums``: two sums with fixed signs; being linear, they can be scaled,
     accumulated and averaged over ranks. ``top``: the largest magnitude."""
 

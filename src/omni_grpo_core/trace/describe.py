@@ -12,9 +12,9 @@ import torch
 from omni_grpo_core.trace import INTEGERS, dtype_name
 from omni_grpo_core.trace.runs import runs
 
-_READABLE_RUNS = 400
-"""Integer tensors with up to this many runs are given in full: the ids of an ordinary text prompt,
-and all its masks and positions."""
+_READABLE_RUNS = 100
+"""Integer tensors with up to this many runs are given in full: masks, positions, and the ids of a
+short prompt. A recorder describes every tensor of a step, and makes its trainer wait."""
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Floats that torch can sum and compare as they are."""
 _SUMMED_UP_TO = 1 << 22
@@ -34,8 +34,7 @@ def summary(tensor: torch.Tensor) -> str:
         return f"{len(flat)} elements"
     if dtype_name(tensor) in INTEGERS:
         wide = flat.numpy()  # torch has no min of uint64
-        integers = [int(n) for n in flat.tolist()] if _readable(wide) else []
-        found = list(islice(runs(integers), _READABLE_RUNS + 1))
+        found = list(islice(runs(wide), _READABLE_RUNS + 1)) if _readable(wide) else []
         if 0 < len(found) <= _READABLE_RUNS:
             return ", ".join(map(str, found))
         return f"min {int(wide.min())} max {int(wide.max())}"

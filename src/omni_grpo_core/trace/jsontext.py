@@ -43,8 +43,7 @@ def dumps(data: Any, indent: int = 0) -> str:
     return f"{opening}{gap}{f',{gap}'.join(parts)}\n{' ' * indent}{closing}"
 
 
-def _flat(data: Any) -> str:
-    return json.dumps(data, ensure_ascii=False)
+_flat = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def loads(raw: bytes, name: str) -> Any:

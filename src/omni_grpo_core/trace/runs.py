@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 CONSTANT_FROM = 3
 """Consecutive equal numbers from which they are written as ``7×3``."""
@@ -37,33 +40,44 @@ class Run:
         return [self.first + self.step * i for i in range(self.count)]
 
 
-def runs(values: Sequence[int]) -> Iterator[Run]:
+def runs(values: Sequence[int] | np.ndarray[Any, Any]) -> Iterator[Run]:
     """Split integers, (n,), into the longest runs, front to back; lazily, so that a caller can
     stop at too many.
 
     >>> [str(run) for run in runs([5, 0, 1, 2, 3, 9, 9, 9])]
     ['5', '0..3 step 1', '9×3']
     """
-    start = 0
-    while start < len(values):
-        run = _longest(values, start)
+    # exact: the difference of two 64-bit integers may need more
+    integers = np.asarray(values)
+    if integers.dtype.itemsize == 8:
+        integers = integers.astype(object) if _is_wide(integers) else integers
+    else:
+        integers = integers.astype(np.int64)
+    numbers, steps = integers.tolist(), np.diff(integers)
+    stops = iter([*(np.flatnonzero(steps[1:] != steps[:-1]) + 2).tolist(), len(numbers)])
+    start = stop = 0
+    while start < len(numbers):
+        while stop < min(start + 2, len(numbers)):
+            stop = next(stops)
+        run = _longest(numbers, start, stop)
         yield run
         start += run.count
 
 
-def _longest(values: Sequence[int], start: int) -> Run:
-    first = values[start]
-    if start + 1 == len(values):
-        return Run(first, 0, 1)
-    step = values[start + 1] - first
-    end = start + 2
-    while end < len(values) and values[end] - values[end - 1] == step:
-        end += 1
-    count = end - start
+def _is_wide(integers: np.ndarray[Any, Any]) -> bool:
+    return integers.dtype == object or bool(
+        len(integers) and (integers.max() >= 1 << 62 or integers.min() < -(1 << 62))
+    )
+
+
+def _longest(values: Sequence[int], start: int, stop: int) -> Run:
+    """``stop``: where the step between the first two values first changes."""
+    first, count = values[start], stop - start
+    step = values[start + 1] - first if count > 1 else 0
     if count < (CONSTANT_FROM if step == 0 else COUNTING_FROM):
         return Run(first, 0, 1)
     # 1 2 3 4 4 4 4: the last number of the count belongs to the constant run that it starts
-    if step and end < len(values) and _constant_from(values, end - 1) and count > COUNTING_FROM:
+    if step and stop < len(values) and _constant_from(values, stop - 1) and count > COUNTING_FROM:
         count -= 1
     return Run(first, step, count)
 

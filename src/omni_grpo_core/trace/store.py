@@ -38,8 +38,9 @@ _MOST_BYTES = 1 << 40
 _AGAIN = "record it again: it was cut or altered after it was written"
 
 
-def save_trace(trace: Trace, folder: Path) -> None:
-    """Store ``trace`` as a new ``folder``.
+def save_trace(trace: Trace, folder: Path, *, durable: bool = True) -> None:
+    """Store ``trace`` as a new ``folder``; ``durable`` as of
+    :func:`~omni_grpo_core.io.atomic.new_folder`.
 
     Raises :class:`~omni_grpo_core.errors.TraceError` if the folder is not empty or cannot be
     written, or the trace holds something that is not a value.
@@ -63,7 +64,7 @@ def save_trace(trace: Trace, folder: Path) -> None:
             **body,
         }
     )
-    with new_folder(folder) as partial:
+    with new_folder(folder, durable=durable) as partial:
         (partial / _TENSORS).write_bytes(packed)
         (partial / _TEXT).write_bytes(f"{text}\n".encode("utf-8", "surrogatepass"))
 
