@@ -112,4 +112,4 @@ def rewarded(
 
 def weighed(forward: int, weights: Tensor) -> LossGradient:
     nothing = torch.zeros_like(weights)
-    return LossGradient(forward, "logits", nothing.long(), weights, nothing + 1, nothing)
+    return LossGradient(forward, "logits", nothing.long(), weights, nothing + 1, nothing, nothing)

@@ -54,6 +54,25 @@ def test_weights_tokens_and_temperature_come_back(
     assert float(found.residual.max()) < EXACT
 
 
+@pytest.mark.parametrize("bonus", [0.5, 0.02, -0.05])
+def test_an_entropy_comes_back_beside_the_weights(
+    scores: Tensor, ids: Tensor, bonus: float
+) -> None:
+    """The slope of log |g| is no temperature then: it is one of those that are known."""
+    logits = scores.clone().requires_grad_()
+    logprobs = (logits / 1.6).log_softmax(-1)
+    chosen = (WEIGHTS * logprobs.gather(-1, ids[:, None])[:, 0]).sum()
+    entropy = -(logprobs.exp() * logprobs).sum()
+    (chosen - bonus * entropy).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    found = at_logits(scores, logits.grad, ids, (1.0, 1.6))
+    assert torch.equal(found.tokens, ids)
+    torch.testing.assert_close(found.entropy, torch.full((P,), -bonus), rtol=EXACT, atol=0)
+    torch.testing.assert_close(found.weights, WEIGHTS, rtol=EXACT, atol=EXACT * abs(bonus))
+    torch.testing.assert_close(found.temperature, torch.full((P,), 1.6))
+    assert float(found.residual.max()) < EXACT
+
+
 def test_the_trained_token_is_found_where_it_is_not_the_next(scores: Tensor, ids: Tensor) -> None:
     found = read(scores, ids, following=ids + 1)
     assert torch.equal(found.tokens, ids)

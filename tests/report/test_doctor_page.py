@@ -236,7 +236,7 @@ def scored(weights: list[list[float]], tokens: list[list[int]] | None = None) ->
     seen = torch.tensor(weights)
     trained = torch.tensor(tokens) if tokens else torch.tensor([[5, 6, 9, -1]] * len(weights))
     one = torch.ones(seen.shape)
-    return case(forward, LossGradient(0, "logits", trained, seen, one, 0 * one))
+    return case(forward, LossGradient(0, "logits", trained, seen, one, 0 * one, 0 * one))
 
 
 def test_tokens_are_coloured_by_the_sign_and_size_of_their_weight() -> None:

@@ -26,8 +26,8 @@ class TrainedRow:
 
     ``lead``: positions before the one that predicts the completion's first token. ``following``,
     ``tokens``: int64 (K,), the next token of the row and the one that was trained, -1 where there
-    is none. ``weights``, ``temperature``, ``residual``: float64 (K,), as in ``LossGradient``, the
-    weights summed over the step's backwards. ``part``: number of its backward.
+    is none. ``weights``, ``temperature``, ``residual``, ``entropy``: float64 (K,), as in
+    ``LossGradient``, weights summed over the step's backwards. ``part``: number of its backward.
     """
 
     completion: Completion
@@ -39,6 +39,7 @@ class TrainedRow:
     weights: Tensor
     temperature: Tensor
     residual: Tensor
+    entropy: Tensor
     part: int
 
     @property
@@ -157,6 +158,7 @@ def _row(
         weights=seen.weights[row.at].double(),
         temperature=seen.temperature[row.at].double(),
         residual=seen.residual[row.at].double(),
+        entropy=seen.entropy[row.at].double(),
         part=part,
     )
 
@@ -169,6 +171,7 @@ def _added(one: TrainedRow, other: TrainedRow) -> TrainedRow:
         weights=one.weights + other.weights,
         temperature=torch.where(one.temperature.isnan(), other.temperature, one.temperature),
         residual=torch.fmax(one.residual, other.residual),
+        entropy=one.entropy + other.entropy,
     )
 
 

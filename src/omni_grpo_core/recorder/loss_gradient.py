@@ -7,12 +7,14 @@ the one token that is pushed the other way than all others, ``log |g|`` of the o
 that makes no logits leaves the same at its input: ``W.T`` times that.
 
 The hooks return nothing, so that the trainer's gradients stay as they are. On a CUDA device they
-wait once per backward, for the number of positions that have a gradient.
+wait once per backward, for the number of positions that have a gradient, and once per chunk for
+that of those where more than a token's weight is to be solved for.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -118,10 +120,11 @@ class LossGradientWatch:
         where = torch.linalg.vector_norm(gradient, ord=torch.inf, dim=-1).nonzero(as_tuple=True)
         near = torch.stack([_shifted(scored.ids, values, by)[where] for by in _NEIGHBOURS], 1)
         if not len(near):  # no advantage, or no weight: the loss reached the logits all the same
-            found = TokenWeights(near[:, 0], *(gradient.new_zeros(0, dtype=torch.float32),) * 3)
+            found = TokenWeights(near[:, 0], *(gradient.new_zeros(0, dtype=torch.float32),) * 4)
         elif at == "logits":
+            likely = [self.sampled_at, 1.0]
             sample = scored.sample if values._version != scored.version else None
-            found = _at_logits(values, gradient, where, near[:, 0], sample)
+            found = _at_logits(values, gradient, where, near[:, 0], sample, likely)
         else:
             weight = local(self._head_weight(values, scored.ids))
             with torch.autocast(gradient.device.type, enabled=False):
@@ -136,6 +139,7 @@ class LossGradientWatch:
                 weights=copied(_spread(found.weights, where, shape, 0.0)),
                 temperature=copied(_spread(found.temperature, where, shape, torch.nan)),
                 residual=copied(_spread(found.residual, where, shape, torch.nan)),
+                entropy=copied(_spread(found.entropy, where, shape, 0.0)),
             )
         )
 
@@ -196,13 +200,13 @@ def _sampled(logits: Tensor) -> Tensor:
 
 def _at_logits(
     values: Tensor, gradient: Tensor, where: tuple[Tensor, ...], following: Tensor,
-    sample: Tensor | None,
+    sample: Tensor | None, temperatures: Sequence[float],
 ) -> TokenWeights:  # fmt: skip
     parts = []
     for at in chunks(len(following), values.shape[-1]):
         rows, columns = (axis[at] for axis in where)
         scores = values[rows, columns]
-        found = at_logits(scores, gradient[rows, columns], following[at])
+        found = at_logits(scores, gradient[rows, columns], following[at], temperatures)
         if sample is not None:
             found = _before_change(found, sample[rows, columns], _sampled(scores))
         parts.append(found)
@@ -216,4 +220,9 @@ def _before_change(found: TokenWeights, made: Tensor, changed: Tensor) -> TokenW
     slope, offset = line(made, changed, seen)
     off = torch.where(seen, changed - slope[:, None] * made - offset[:, None], 0.0).abs().amax(-1)
     slope = torch.where(off <= _ROUNDED * made.abs().amax(-1), slope, torch.nan)
-    return replace(found, temperature=found.temperature / slope, weights=found.weights / slope)
+    return replace(
+        found,
+        temperature=found.temperature / slope,
+        weights=found.weights / slope,
+        entropy=found.entropy / slope,
+    )

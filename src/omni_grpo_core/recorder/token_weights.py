@@ -10,6 +10,9 @@ position the gradient ``g = (w / T) (e_y - p)`` with ``p = softmax(l / T)``:
   itself is ``w / T`` times ``1 - p_y``, of which nothing is left in a rounded number where the
   model is sure of its token.
 
+An entropy term adds ``c dH/dl = -(c / T) p (log p + H)``: where ``y`` alone leaves something, both
+are solved for, at a temperature that is known.
+
 At the input of a head with weights ``W`` the gradient is ``(w / T) W.T (e_y - p)``: one number per
 position is then solved for, by projection, and ``T`` is that of the smallest residual.
 """
@@ -23,6 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LEFT, _EXPLAINED = 3e-5, 0.1
+"""Of a float32 gradient what is left from which an entropy is tried, and of that what it may leave;
+16 bits leave 2**-8 of every gradient."""
 _CHUNK_ELEMENTS = 1 << 23
 """Logits in float32 at a time: 32 MiB, and a few times that for what is made of them."""
 _PROBES = 32
@@ -34,12 +40,14 @@ _ROUNDS = 6
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenWeights:
     """Of P positions, (P,): ``tokens`` y, int64; ``weights`` w, ``temperature`` T (NaN where it
-    cannot be told, as is then w) and ``residual`` ``|g - (w / T)(e_y - p)| / |g|``, float32."""
+    cannot be told, as is then w) and ``residual``, the part of ``|g|`` that is left, float32.
+    ``entropy``: c, the loss's derivative by the entropy, 0 where it explains nothing."""
 
     tokens: Tensor
     weights: Tensor
     temperature: Tensor
     residual: Tensor
+    entropy: Tensor
 
     @staticmethod
     def joined(parts: Sequence[TokenWeights]) -> TokenWeights:
@@ -54,9 +62,11 @@ def chunks(positions: int, width: int) -> list[slice]:
     return [slice(begin, begin + step) for begin in range(0, positions, step)]
 
 
-def at_logits(logits: Tensor, gradient: Tensor, following: Tensor) -> TokenWeights:
+def at_logits(
+    logits: Tensor, gradient: Tensor, following: Tensor, temperatures: Sequence[float] = ()
+) -> TokenWeights:
     """``logits``, ``gradient``: (P, V) of one dtype. ``following``: (P,), the next token of the
-    sequence, -1 where there is none.
+    sequence, -1 where there is none. ``temperatures``: those at which an entropy is tried.
 
     By hand: two tokens beside y with probabilities 1/4 each, and a loss of minus its logprob.
 
@@ -86,7 +96,52 @@ def at_logits(logits: Tensor, gradient: Tensor, following: Tensor) -> TokenWeigh
     at_own = (g.gather(-1, own[:, None])[:, 0] - scale * rest).abs()
     off += (at_own - 4 * rounding * largest * scale.abs()).clamp(min=0.0).square()
     norm = torch.linalg.vector_norm(g, dim=-1)
-    return TokenWeights(own, scale / inverse, 1 / inverse, off.sqrt() / norm)
+    residual = off.sqrt() / norm
+    found = TokenWeights(own, scale / inverse, 1 / inverse, residual, torch.zeros_like(residual))
+    limit = _LEFT if gradient.dtype == torch.float32 else 16 * rounding
+    odd = (~(residual <= limit)).nonzero().flatten() if temperatures else ()
+    if len(odd):
+        ids = torch.stack([following[odd].clamp(min=0), own[odd]], 1)
+        tried = _with_entropy(logits[odd].float(), g[odd], ids, temperatures)
+        better = tried.residual <= _EXPLAINED * residual[odd].nan_to_num(nan=1.0)
+        for name in TokenWeights.__slots__:
+            getattr(found, name)[odd[better]] = getattr(tried, name)[better]
+    return found
+
+
+def _with_entropy(
+    logits: Tensor, g: Tensor, ids: Tensor, temperatures: Sequence[float]
+) -> TokenWeights:
+    """With the token among ``ids`` (P, M), and the temperature, that leave least."""
+    tried = [
+        _token_and_entropy(logits / temperature, g, own, temperature)
+        for temperature in dict.fromkeys(temperatures)
+        for own in ids.unbind(1)
+    ]
+    best = torch.stack([one.residual for one in tried]).nan_to_num(nan=torch.inf).argmin(0)
+    every = torch.arange(len(best), device=best.device)
+    return TokenWeights(
+        *(
+            torch.stack([getattr(one, name) for one in tried])[best, every]
+            for name in TokenWeights.__slots__
+        )
+    )
+
+
+def _token_and_entropy(scores: Tensor, g: Tensor, own: Tensor, temperature: float) -> TokenWeights:
+    """Both weights by least squares; ``scores``: logits by the temperature."""
+    there = (g != 0).scatter(-1, own[:, None], True) & scores.isfinite()
+    logp = scores.masked_fill(~there, -torch.inf).log_softmax(-1)
+    p, logp = logp.exp(), logp.masked_fill(~there, 0.0)
+    token = (-p).scatter_add_(-1, own[:, None], torch.ones_like(p[:, :1]))
+    spread = -p * (logp - (p * logp).sum(-1, keepdim=True))
+    tt, ts, ss = (token * token).sum(-1), (token * spread).sum(-1), (spread * spread).sum(-1)
+    tg, sg = (token * g).sum(-1), (spread * g).sum(-1)
+    scale = tt * ss - ts * ts
+    w, c = (tg * ss - sg * ts) / scale, (sg * tt - tg * ts) / scale
+    left = (g - w[:, None] * token - c[:, None] * spread).norm(dim=-1) / g.norm(dim=-1)
+    warm = torch.full_like(w, temperature)
+    return TokenWeights(own, w * temperature, warm, left, c * temperature)
 
 
 def _chosen(g: Tensor, following: Tensor) -> Tensor:
@@ -128,7 +183,8 @@ def at_hidden(
         one = _Projection(hidden[at], g[at], near[at], head)
         scale, direction, own = one.explained(inverse)
         off = (one.g - scale[:, None] * direction).norm(dim=-1) / one.g.norm(dim=-1)
-        parts.append(TokenWeights(own, scale / inverse, (1 / inverse).expand_as(scale), off))
+        warm = (1 / inverse).expand_as(scale)
+        parts.append(TokenWeights(own, scale / inverse, warm, off, torch.zeros_like(scale)))
     return TokenWeights.joined(parts)
 
 

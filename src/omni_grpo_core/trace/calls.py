@@ -298,9 +298,10 @@ class LossGradient:
     last hidden state. ``tokens``: int64 (N, K), y: -1 where the gradient is 0. ``weights``: float32
     (N, K), w, the derivative of the loss by the token's logprob at ``temperature``; 0 where the
     gradient is 0. ``temperature``: float32 (N, K), T; NaN where it cannot be told. ``residual``:
-    float32 (N, K), ``|g - (w / T)(e_y - p)| / |g|``: the part of the gradient that no function of
-    the chosen token's logprob has. NaN where the gradient is 0, as is ``temperature``. Only where a
-    backward reaches the forward is there a value, be it of zeros.
+    float32 (N, K), the part of ``|g|`` that is left. NaN where the gradient is 0, as is
+    ``temperature``. ``entropy``: float32 (N, K), the derivative of the loss by the entropy of the
+    distribution, where that explains what no function of the chosen token's logprob does; else 0.
+    Only where a backward reaches the forward is there a value, be it of zeros.
     """
 
     stage: ClassVar[Literal["loss"]] = "loss"
@@ -310,6 +311,7 @@ class LossGradient:
     weights: Tensor
     temperature: Tensor
     residual: Tensor
+    entropy: Tensor
 
 
 @dataclass(frozen=True, slots=True)

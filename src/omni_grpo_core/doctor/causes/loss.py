@@ -223,9 +223,18 @@ _LOSS = (
         prove=only_fits,
     ),
     Signature(
+        cause="loss.entropy-bonus",
+        fact="entropy-in-loss",
+        harm="none if it is meant; it holds the policy towards saying anything at all, more than "
+        "the rewards do where they hardly differ",
+        fix="set its coefficient to 0, if no settings ask for it",
+        confirm="only the weights of sampled tokens are left in the loss",
+        when=lambda e: e.values["kind"] == "bonus",
+    ),
+    Signature(
         cause="loss.another-term",
         fact="another-term",
-        harm="none if it is meant, as an entropy bonus is",
+        harm="none if it is meant, as a KL over the whole vocabulary is",
         fix="look for what is added to the policy's loss",
         prove=only_fits,
     ),

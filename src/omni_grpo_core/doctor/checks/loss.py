@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from omni_grpo_core.doctor.checks import policies, weights
 from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.checks.policies import later_update
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
+from omni_grpo_core.doctor.loss_accounts import sound_accounts
+from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import CLEAN, TrainedRow, trained_rows
 from omni_grpo_core.doctor.policy_term import policy_term
 
@@ -199,20 +202,50 @@ def look_at_temperature(case: Case) -> Iterable[Evidence]:
 
 
 def look_at_terms(case: Case) -> Iterable[Evidence]:
-    """What is no function of the chosen tokens' logprobs: an entropy bonus, a KL over the whole
+    """What is no function of the chosen tokens' logprobs: an entropy, a KL over the whole
     vocabulary."""
     rows = [row for row in trained_rows(case) if row.is_float32]
-    if not rows or all(row.unexplained <= CLEAN for row in rows):
-        return
+    with_entropy = [row for row in rows if bool(row.entropy.any())]
+    if with_entropy:
+        yield _entropy(case, with_entropy)
+    left = max((row.unexplained for row in rows), default=0.0)
+    if left > CLEAN:
+        yield Evidence(
+            "loss",
+            "another-term",
+            f"{left:.2g} of the loss's gradient is no function of the sampled tokens' "
+            "log-probabilities, nor of an entropy: a term over the whole vocabulary is in",
+            values={"residual": left},
+            severity="differs",
+        )
+
+
+def _entropy(case: Case, rows: Sequence[TrainedRow]) -> Evidence:
+    every = torch.cat([row.entropy[row.entropy != 0] for row in rows])
     left = max(row.unexplained for row in rows)
-    yield Evidence(
+    kind = "bonus" if float(every.median()) < 0 else "penalty"
+    known = reading(case)
+    weight = next(
+        (
+            float(torch.stack([_middle(row) for row in rows]).median()) / account.factor
+            for account in (sound_accounts(known) if known is not None else ())
+            if account.divisor == "uniform"
+        ),
+        None,
+    )
+    said = "" if weight is None else f" of {abs(weight):.3g} of the advantages' term"
+    return Evidence(
         "loss",
-        "another-term",
-        f"{left:.2g} of the loss's gradient is no function of the sampled tokens' "
-        "log-probabilities: an entropy bonus, or a term over the whole vocabulary, is in",
-        values={"residual": left},
+        "entropy-in-loss",
+        f"an entropy {kind}{said} is in the loss: a weight for each sampled token and one for the "
+        f"entropy at {len(every)} positions give its gradient, up to {left:.1g} of it",
+        values={"kind": kind, "weight": weight},
         severity="differs",
     )
+
+
+def _middle(row: TrainedRow) -> Tensor:
+    return row.entropy[row.entropy != 0].median()
 
 
 LOOKS: tuple[Look, ...] = (
