@@ -101,6 +101,16 @@ def test_equal_completions_of_a_group_are_each_rewarded_and_scored_once() -> Non
     assert [numbers(found.scored[f]) for f in case.forwards] == [[0, 1], [0], [1, 2]]
 
 
+def test_a_reward_is_of_what_was_sampled_before_it() -> None:
+    """Two micro-batches had the same words twice: the first one's rewards went to the second's
+    completions, which answer another prompt, and a healthy loop had scrambled its columns."""
+    first = sampled(rows([A, B], [1]), (ONE, TWO), ("a", "b"))
+    again = sampled(rows([B, A], [1]), (ONE, TWO), ("a", "b"))
+    case = step(first, rewarded(["q"] * 2, ["b", "a"]), again, rewarded(["q"] * 2, ["a", "b"]))
+    one, two = ([c.call for c in found if c is not None] for found in joined(case).entries)
+    assert (one, two) == ([first] * 2, [again] * 2)
+
+
 def test_a_rollout_of_an_earlier_step_is_scored_in_a_later_one() -> None:
     """Several updates on a rollout: the later steps have no completions of their own."""
     first = step(*whole())

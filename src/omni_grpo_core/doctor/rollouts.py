@@ -105,8 +105,16 @@ def _joined(case: Case) -> Joined:
     own = _completions(case, 1 + max((c.group for c in earlier), default=-1))
     # a function's next call goes on with the completions that it has not scored
     taken: dict[str, dict[Completion, int]] = {}
+    when = {id(value): place for place, value in enumerate(case.values)}
     entries = tuple(
-        _entries(call, own, earlier, taken.setdefault(call.name, {})) for call in case.rewards
+        # what is sampled later may have the same words
+        _entries(
+            call,
+            [one for one in own if when[id(one.call)] < when[id(call)]],
+            earlier,
+            taken.setdefault(call.name, {}),
+        )
+        for call in case.rewards
     )
     rewards = {} if before is None else {c: dict(v) for c, v in before.rewards.items()}
     for call, found in zip(case.rewards, entries, strict=True):

@@ -135,11 +135,18 @@ def _token_and_entropy(scores: Tensor, g: Tensor, own: Tensor, temperature: floa
     p, logp = logp.exp(), logp.masked_fill(~there, 0.0)
     token = (-p).scatter_add_(-1, own[:, None], torch.ones_like(p[:, :1]))
     spread = -p * (logp - (p * logp).sum(-1, keepdim=True))
-    tt, ts, ss = (token * token).sum(-1), (token * spread).sum(-1), (spread * spread).sum(-1)
-    tg, sg = (token * g).sum(-1), (spread * g).sum(-1)
-    scale = tt * ss - ts * ts
-    w, c = (tg * ss - sg * ts) / scale, (sg * tt - tg * ts) / scale
-    left = (g - w[:, None] * token - c[:, None] * spread).norm(dim=-1) / g.norm(dim=-1)
+    # without what the two have in common: of a sure distribution they are nearly the same
+    size = token.square().sum(-1, keepdim=True)
+    common = (token * spread).sum(-1, keepdim=True) / size
+    rest = spread - common * token
+    c = (rest * g).sum(-1, keepdim=True) / rest.square().sum(-1, keepdim=True)
+    w = ((token * g).sum(-1, keepdim=True)) / size - c * common
+    off = (g - w * token - c * spread).norm(dim=-1)
+    w, c = w[:, 0], c[:, 0]
+    # either is as good as the rounding of the logprobs it was made from
+    largest = scores.masked_fill(~there, 0.0).abs().amax(-1) + 1
+    rounding = 8 * torch.finfo(g.dtype).eps * largest * (w.abs() + c.abs())
+    left = (off - rounding).clamp(min=0.0) / g.norm(dim=-1)
     warm = torch.full_like(w, temperature)
     return TokenWeights(own, w * temperature, warm, left, c * temperature)
 

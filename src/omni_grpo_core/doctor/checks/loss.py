@@ -12,7 +12,7 @@ from omni_grpo_core.doctor.checks import policies, weights
 from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.checks.policies import later_update
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
-from omni_grpo_core.doctor.loss_accounts import sound_accounts
+from omni_grpo_core.doctor.loss_accounts import Account, sound_accounts
 from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import CLEAN, TrainedRow, trained_rows
 from omni_grpo_core.doctor.policy_term import policy_term
@@ -222,30 +222,27 @@ def look_at_terms(case: Case) -> Iterable[Evidence]:
 
 def _entropy(case: Case, rows: Sequence[TrainedRow]) -> Evidence:
     every = torch.cat([row.entropy[row.entropy != 0] for row in rows])
-    left = max(row.unexplained for row in rows)
     kind = "bonus" if float(every.median()) < 0 else "penalty"
     known = reading(case)
-    weight = next(
-        (
-            float(torch.stack([_middle(row) for row in rows]).median()) / account.factor
-            for account in (sound_accounts(known) if known is not None else ())
-            if account.divisor == "uniform"
-        ),
-        None,
-    )
-    said = "" if weight is None else f" of {abs(weight):.3g} of the advantages' term"
+    weights = [
+        abs(float(torch.stack([_of_entropy(row, account) for row in rows]).median()))
+        for account in (sound_accounts(known) if known is not None else ())
+    ]
+    said = f" of {weights[0]:.3g} beside the advantages" if weights else ""
     return Evidence(
         "loss",
         "entropy-in-loss",
-        f"an entropy {kind}{said} is in the loss: a weight for each sampled token and one for the "
-        f"entropy at {len(every)} positions give its gradient, up to {left:.1g} of it",
-        values={"kind": kind, "weight": weight},
+        f"an entropy {kind}{said} is in the loss: a weight for the sampled token and one for the "
+        f"entropy at each of {len(every)} positions give the whole gradient",
+        values={"kind": kind, "weight": weights[0] if weights else None},
         severity="differs",
     )
 
 
-def _middle(row: TrainedRow) -> Tensor:
-    return row.entropy[row.entropy != 0].median()
+def _of_entropy(row: TrainedRow, account: Account) -> Tensor:
+    """The entropy's weight where that of the advantages is 1."""
+    by = row.end if account.divisor == "sequence" else 1
+    return row.entropy[row.entropy != 0].median() * by / account.factor
 
 
 LOOKS: tuple[Look, ...] = (

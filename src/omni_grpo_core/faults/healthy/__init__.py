@@ -170,7 +170,7 @@ HEALTHY: tuple[HealthyLoop, ...] = (
     HealthyLoop(
         baselines.entropy_bonus,
         recipe=(
-            "loss.another-term",  # - bonus * dist.entropy()
+            "loss.entropy-bonus",  # - bonus * dist.entropy()
             "adv.no-baseline",  # a = r - baseline: 0 at first, later that of other prompts
             "adv.not-scaled",  # nothing divides a
         ),
