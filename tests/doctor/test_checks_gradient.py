@@ -220,3 +220,15 @@ def test_a_counter_that_goes_back() -> None:
 def test_steps_of_another_rank_do_not_follow() -> None:
     first, second = case(generated(), stepped(step=2)), case(generated(), stepped(step=0))
     assert [one.before for one in checks_run.in_order([first, second])] == [None, None]
+
+
+def test_an_optimizer_whose_count_goes_back_has_lost_its_state() -> None:
+    def counted(first: int, second: int) -> set[str]:
+        earlier = case(generated(), stepped(layers=(layer(updates=first),)))
+        later = case(generated(), stepped(step=1, layers=(layer(updates=second),)))
+        _, later = checks_run.in_order([earlier, later])
+        return set(found(checks_run.LOOKS, later))
+
+    assert counted(1, 1) == {"optimizer-anew"}
+    # one without a count, and one that goes on
+    assert counted(0, 0) == counted(1, 2) == set()

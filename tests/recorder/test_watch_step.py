@@ -45,6 +45,10 @@ def whole(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=0.1)
+
+
 def head(model: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.lm_head.parameters(), lr=0.2)
 
@@ -81,6 +85,16 @@ def test_a_plain_step(tmp_path: Path) -> None:
     assert top.between is None
     assert 0 < top.moved <= 1
     assert [layer.between for layer in second.layers] == [0.0] * 3
+
+
+def test_an_optimizer_that_is_made_anew_counts_from_one(tmp_path: Path) -> None:
+    loop = Loop(adam)
+
+    def renewed(model: Any) -> None:
+        loop.optimizers = [adam(model)]
+
+    found = recorded(tmp_path, loop, {}, {}, {"between": renewed})
+    assert [{layer.updates for layer in step.layers} for step in found] == [{1}, {2}, {1}]
 
 
 def test_a_clipped_gradient_has_one_factor(tmp_path: Path) -> None:

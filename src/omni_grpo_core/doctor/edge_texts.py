@@ -14,7 +14,13 @@ import torch
 
 from omni_grpo_core.doctor.evidence import Case, note_judged, quoted
 from omni_grpo_core.doctor.reproduce import plain, reproductions
-from omni_grpo_core.doctor.rollouts import Completion, is_decode, joined, texts_in
+from omni_grpo_core.doctor.rollouts import (
+    Completion,
+    is_decode,
+    joined,
+    sampled_before,
+    texts_in,
+)
 from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps, prompt_texts, times
 from omni_grpo_core.trace.calls import RewardCall
 
@@ -33,11 +39,12 @@ def to_rewards(trail: Trail) -> None:
     """Each text that a reward function scores is the decode of a completion of this rollout, with
     its own prompt and its own row of the data, in order."""
     step = joined(trail.case)
-    pool = [c for c in (*step.completions, *step.earlier) if c.texts]
+    every = [c for c in (*step.completions, *step.earlier) if c.texts]
     seen: dict[str, str] = {}
     asked: Counter[str] = Counter()
     for number, call in enumerate(trail.case.rewards):
         between = ("generate", f"reward {call.name}", number)
+        pool = sampled_before(trail.case, call, every)
         texts = _argument(call, pool)
         same = seen.setdefault(repr((call.prompts, texts, call.columns)), call.name)
         if same != call.name:

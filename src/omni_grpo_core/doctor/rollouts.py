@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -105,15 +106,8 @@ def _joined(case: Case) -> Joined:
     own = _completions(case, 1 + max((c.group for c in earlier), default=-1))
     # a function's next call goes on with the completions that it has not scored
     taken: dict[str, dict[Completion, int]] = {}
-    when = {id(value): place for place, value in enumerate(case.values)}
     entries = tuple(
-        # what is sampled later may have the same words
-        _entries(
-            call,
-            [one for one in own if when[id(one.call)] < when[id(call)]],
-            earlier,
-            taken.setdefault(call.name, {}),
-        )
+        _entries(call, sampled_before(case, call, own), earlier, taken.setdefault(call.name, {}))
         for call in case.rewards
     )
     rewards = {} if before is None else {c: dict(v) for c, v in before.rewards.items()}
@@ -131,6 +125,14 @@ def _joined(case: Case) -> Joined:
             for row in rows_in(case, forward)
         )
     return Joined(own, earlier, entries, scored, rewards)
+
+
+def sampled_before(
+    case: Case, call: RewardCall, completions: Sequence[Completion]
+) -> list[Completion]:
+    """Those that a reward call may be about: what is sampled later may have the same words."""
+    later = {id(v) for v in dropwhile(lambda value: value is not call, case.values)}
+    return [one for one in completions if id(one.call) not in later]
 
 
 def _completions(case: Case, first: int) -> tuple[Completion, ...]:

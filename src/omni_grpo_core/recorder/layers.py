@@ -59,15 +59,19 @@ def layer_of(name: str) -> tuple[str, str]:
 @dataclass(frozen=True, slots=True)
 class Held:
     """What the optimizers of a step hold: the learning rate by id of the parameter, every group's,
-    and those that schedulers start from; ``others``: elements that the model does not have."""
+    and those that schedulers start from; ``others``: elements that the model does not have;
+    ``states``: what they keep of a parameter, by its id."""
 
     rates: Mapping[int, float]
     groups: tuple[float, ...]
     planned: tuple[float, ...]
     others: int
+    states: Mapping[int, Mapping[str, Any]]
 
     @classmethod
-    def of(cls, groups: Sequence[Mapping[str, Any]], model: nn.Module) -> Held:
+    def of(cls, optimizers: Sequence[Any], model: nn.Module) -> Held:
+        groups = [group for one in optimizers for group in one.param_groups]
+        states = {id(p): kept for one in optimizers for p, kept in one.state.items()}
         own = {id(p) for p in model.parameters()}
         rates = {
             id(p): float(group.get("lr", math.nan)) for group in groups for p in group["params"]
@@ -77,7 +81,7 @@ class Held:
         every = tuple(float(group.get("lr", math.nan)) for group in groups)
         # set by every torch scheduler
         planned = tuple(float(g["initial_lr"]) for g in groups if "initial_lr" in g)
-        return cls(rates, every, planned, others)
+        return cls(rates, every, planned, others, states)
 
 
 def gradient_norms(model: nn.Module) -> dict[int, Tensor]:
@@ -252,6 +256,9 @@ class Layers:
             moved=sum(row.moved for row in rows) / size,
             change=_root(row.change for row in rows) / (_root(row.weight for row in rows) or 1.0),
             between=None if self._last is None else sum(row.between for row in rows) / size,
+            updates=max(
+                (int(held.states.get(id(p), {}).get("step", 0)) for p in own[:1]), default=0
+            ),
         )
 
 

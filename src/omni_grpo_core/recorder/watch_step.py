@@ -155,7 +155,7 @@ class StepWatch:
         self, outcome: Literal["stepped", "skipped", "never"], optimizers: list[Optimizer]
     ) -> None:
         layers = self._layers or Layers(self._model, self._last)
-        held = Held.of([g for o in optimizers for g in o.param_groups], self._model)
+        held = Held.of(optimizers, self._model)
         self._last = layers.end()
         seen, factor = layers.seen(held, self._last)
         self._buffer.add(

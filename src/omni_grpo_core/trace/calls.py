@@ -343,7 +343,8 @@ class LayerSeen:
 
     ``moved``: share of sampled weights that the step changed; ``change``: L2 of their change,
     relative to the weights; ``between``: share that had changed since the end of the step before,
-    ``None`` at the first. ``size``: number of sampled weights.
+    ``None`` at the first. ``size``: number of sampled weights. ``updates``: how often its optimizer
+    has updated it, by the optimizer's own count; 0 where that keeps none.
     """
 
     name: str
@@ -362,6 +363,7 @@ class LayerSeen:
     moved: float
     change: float
     between: float | None
+    updates: int = 0
 
 
 @dataclass(frozen=True, slots=True)

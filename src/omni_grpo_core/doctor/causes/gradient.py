@@ -136,6 +136,14 @@ _STEP = (
     ),
     Signature(
         cause="step.resume",
+        fact="optimizer-anew",
+        harm="every moment of the optimizer starts at 0 again: its steps are as large as at the "
+        "start of training, whatever was learnt about the gradient",
+        fix="make the optimizer once; after a resume load its state with the weights",
+        confirm="its count of updates grows by 1 with every step",
+    ),
+    Signature(
+        cause="step.resume",
         fact="counter-back",
         harm="schedules and seeds that depend on the step start over",
         fix="restore the trainer's state with the weights",

@@ -103,4 +103,23 @@ def look_at_counters(case: Case) -> Iterable[Evidence]:
                 )
 
 
-LOOKS: tuple[Look, ...] = (look_at_restart, look_at_counters)
+def look_at_optimizer(case: Case) -> Iterable[Evidence]:
+    """The optimizer's own count of its updates, which begins anew with its moments."""
+    before = case.before
+    if before is None:
+        return
+    for earlier, later in zip(before.steps[-1:], case.steps[:1], strict=False):
+        was = {layer.name: layer.updates for layer in earlier.layers if layer.updates}
+        lost = [one for one in later.layers if one.updates and one.updates <= was.get(one.name, 0)]
+        if lost and later.outcome == "stepped":
+            yield Evidence(
+                "gradient",
+                "optimizer-anew",
+                f"the optimizer has updated {lost[0].name} {was[lost[0].name]} times by step "
+                f"{earlier.step}, and {lost[0].updates} by step {later.step}: its state, moments "
+                "included, was lost",
+                values={"was": was[lost[0].name], "now": lost[0].updates, "layers": len(lost)},
+            )
+
+
+LOOKS: tuple[Look, ...] = (look_at_restart, look_at_counters, look_at_optimizer)
