@@ -144,7 +144,9 @@ def look_at_tokens(case: Case) -> Iterable[Evidence]:
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special -= set(policy.eos_token_ids)
     media = set(_media_ids(policy))
-    failed = any(call.error is not None for call in case.forwards)
+    raised = [call.error for call in case.forwards if call.error is not None]
+    named = {int(number) for error in raised for number in re.findall(r"\d+", error)}
+    broken = bool(named & (special | media))  # such as one that closes another
     for _, call in generated_rollouts(case):
         ids = completion_ids(call)
         if ids is None:
@@ -175,7 +177,7 @@ def look_at_tokens(case: Case) -> Iterable[Evidence]:
                     "found": [list(f) for f in found[:20]],
                     "suppressed": token in ids_of(call.config.get("suppress_tokens")),
                 },
-                severity="breaks" if failed and token in media else "differs",
+                severity="breaks" if (raised and token in media) or broken else "differs",
             )
 
 
@@ -373,11 +375,12 @@ def look_at_pixels(case: Case) -> Iterable[Evidence]:
 def _copies_differ(call: GenerateCall, copies: int) -> bool:
     """Whether generate's own copies of a prompt have different embeddings; some families repeat
     pictures rightly. Copies of an item differ at most by rounding that depends on its place."""
+    rounding = 1e-3 if (call.modes.autocast or call.modes.dtype) == "float32" else 0.02
     embeds = call.inputs_embeds
     if embeds is None or len(embeds) % copies:
         return False
     own = embeds.float().view(-1, copies, *embeds.shape[1:])
-    return bool((own - own[:, :1]).abs().max() > 0.02 * own.abs().max())
+    return bool((own - own[:, :1]).abs().max() > rounding * own.abs().max())
 
 
 def _repeated_patches(rollout: RolloutRecord, given: Tensor, name: str) -> int:

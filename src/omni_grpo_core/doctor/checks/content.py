@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from omni_grpo_core.doctor.checks.text import look_one_for_all
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.file_frames import FileFrames, Matched, frames_of, matched, spacing
 from omni_grpo_core.doctor.media_similarity import (
@@ -67,6 +69,8 @@ _LOUD = 1.5
 
 def look_content(case: Case) -> Iterator[Evidence]:
     """Each media item is the file that its conversation names, neither blank nor silent."""
+    # one prompt for all rows: it is the text that is wrong, and names other rows' files
+    lost = any(look_one_for_all(case))
     calls = [(one, call) for one in rendered_batches(case) for call in one.processed]
     every = [item for one, call in calls for item in shown(one, call, case)]
     for one, call in calls:
@@ -84,7 +88,8 @@ def look_content(case: Case) -> Iterator[Evidence]:
             )
         for item in _once(found):
             if item.given.shape and item.media is not None:
-                yield from _content(case, call, item, every)
+                for evidence in _content(case, call, item, every):
+                    yield replace(evidence, origin="inherited") if lost else evidence
         if not any(item.media is not None for item in found):
             yield from _all_empty(one, call, case)
 
@@ -408,10 +413,9 @@ def look_rate(case: Case) -> Iterator[Evidence]:
     """Each clip's time positions follow the rate at which its frames were really taken."""
     for one in rendered_batches(case):
         for call in one.processed:
+            every = _once(shown(one, call, case))
             rates = [
-                (item, *found)
-                for item in _once(shown(one, call, case))
-                if (found := _rates(call, item)) is not None
+                (item, *found) for item in every if (found := _rates(call, item, every)) is not None
             ]
             if rates:
                 note_judged(case, "media")
@@ -438,8 +442,9 @@ def look_rate(case: Case) -> Iterator[Evidence]:
             )
 
 
-def _rates(call: ProcessorCall, item: Shown) -> tuple[float, float] | None:
-    """Frames a second that the processor assumes of a clip, and the true number."""
+def _rates(call: ProcessorCall, item: Shown, every: Sequence[Shown]) -> tuple[float, float] | None:
+    """Frames a second that the processor assumes of a clip, and the true number; ``None`` where it
+    is another row's clip, of ``every`` one."""
     if item.ref.modality != "video" or item.media is None or not item.given.shape:
         return None
     clip, number = item.media.videos[0], item.given.shape[0]
@@ -449,15 +454,19 @@ def _rates(call: ProcessorCall, item: Shown) -> tuple[float, float] | None:
     for own, clip_seconds in zip(call.videos, seconds.tolist(), strict=False):
         if own is item.given and clip_seconds > 0 and len(seconds) == len(call.videos):
             took = 2 / clip_seconds
-    if number == len(clip.frames):
-        return took, clip.sample_fps
     values = array(item.given)
     held = None if values is None or values.dim() != 4 else _held(item, values)
     if values is not None and held is not None and number > 1:
-        match = matched(levels(values, call.keywords), held.pictures)
+        given = levels(values, call.keywords)
+        match = matched(given, held.pictures)
+        if not match.is_found and _twin(item, given, match, every) is not None:
+            return None
         length = held.times[match.numbers[-1]] - held.times[match.numbers[0]]
-        if match.is_found and match.in_order and length > 0:
+        known = number == len(clip.frames)
+        if match.is_found and match.in_order and length > 0 and not known:
             return took, (number - 1) / length
+    if number == len(clip.frames):
+        return took, clip.sample_fps
     return took, number / max(clip.duration, 1e-6)
 
 

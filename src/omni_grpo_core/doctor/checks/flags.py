@@ -61,7 +61,7 @@ def look_flag(case: Case) -> Iterator[Evidence]:
             "flag-differs",
             f"{name} was called {_as_passed(flag)}; the processor laid out its tokens with the "
             f"sound {'inside' if want else 'outside'} the videos",
-            origin=_flag_origin(case),
+            origin=_flag_origin(case, flag),
             values={"call": name, "told": flag, "want": want},
         )
 
@@ -136,10 +136,14 @@ def extra_sounds(call: ProcessorCall, case: Case) -> bool:
     return off and audio_route(call, case) == "interleaved" and totals(call, case)["audio"] > 0
 
 
-def _flag_origin(case: Case) -> Origin:
-    """``inherited`` where the processor's flag is wrong: then so is its layout, not this flag."""
+def _flag_origin(case: Case, flag: bool | None) -> Origin:
+    """``inherited`` where the processor's flag is wrong, or is this one and its layout does not
+    follow it: then so is the layout, not this flag."""
     wrong = any(flag_wrong(call, case) for call in case.processed)
-    return "inherited" if wrong else "added"
+    same = bool(case.processed) and all(
+        bool(flag_of(call.keywords)) == bool(flag) for call in case.processed
+    )
+    return "inherited" if wrong or same else "added"
 
 
 def _model_calls(case: Case) -> list[tuple[str, GenerateCall | ForwardCall, str]]:

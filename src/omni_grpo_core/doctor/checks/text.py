@@ -107,25 +107,22 @@ def look_ids(case: Case) -> Iterator[Evidence]:
 
 def look_one_for_all(case: Case) -> Iterator[Evidence]:
     """Rows whose media differ have different prompts where as many were rendered."""
-    for one in rendered_batches(case):
-        rendered = dict.fromkeys(p.text for p in one.prompts if p.text is not None)
-        used = {text for call in one.processed for text in call.texts}
-        lost = [text for text in rendered if text not in used]
-        for call in one.processed:
-            if len(set(call.texts)) != 1 or not lost or call.texts[0] not in rendered:
-                continue
-            shown = {row.key for row in rows_in(case, call)}
-            if len(shown) == len(rendered):
-                yield Evidence(
-                    "text",
-                    "prompts-lost",
-                    f"{len(rendered)} prompts were rendered, and the processor got one of them for "
-                    f"{len(call.texts)} rows with {len(shown)} different media: {len(lost)} never "
-                    "reach the model",
-                    values={
-                        "rendered": len(rendered), "handed": len(call.texts), "lost": len(lost),
-                    },
-                )  # fmt: skip
+    rendered = {p.text for one in rendered_batches(case) for p in one.prompts} - {None}
+    shown: dict[str, set[object]] = {}
+    for call in case.processed:
+        for text, row in zip(call.texts, rows_in(case, call), strict=False):
+            if text in rendered:
+                shown.setdefault(text, set()).add(row.key)
+    many = max(map(len, shown.values()), default=0)
+    if many > 1 and len(shown) < len(rendered) == sum(map(len, shown.values())):
+        lost = len(rendered) - len(shown)
+        yield Evidence(
+            "text",
+            "prompts-lost",
+            f"{len(rendered)} prompts were rendered, and the processor got one of them for "
+            f"{many} different media: {lost} never reach the model",
+            values={"rendered": len(rendered), "handed": many, "lost": lost},
+        )
 
 
 def _differs(text: str, wanted: str, names: Names, row: int, how: str) -> Iterator[Evidence]:
