@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,25 @@ class SomeonesLoop:
         lr: float = 1e-3,
         resize: bool = False,
         turning: bool = False,
+        two: bool = False,
+        lora: bool = False,
     ) -> None:
         torch.manual_seed(11)
         self.flaw, self.group, self.beta = flaw, group, beta
         self.accumulation, self.temperature, self.resize = accumulation, temperature, resize
-        self.turning = turning
+        self.turning, self.two = turning, two
         self.model: Any = copy.deepcopy(load_policy(tiny.checkpoint_dir()).model)
         self.processor = AutoProcessor.from_pretrained(tiny.checkpoint_dir())
         self.tokenizer = self.processor.tokenizer
         self.rows = [dict(rows_of()[number].row) for number in rows]
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_("visual" not in name and "audio_tower" not in name)
+        if lora:
+            from peft import LoraConfig, get_peft_model
+
+            names = r"model.*\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
+            self.model = get_peft_model(self.model, LoraConfig(r=4, target_modules=names))
+            self.model.get_output_embeddings().requires_grad_(flaw == "adapter-off")
         self.reference = None
         if beta:
             self.reference = (
@@ -98,6 +107,8 @@ class SomeonesLoop:
         held = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(held, lr=lr, weight_decay=0.0)
         self.rewards = [right_letter, shortness]
+        self.other = str(rows_of()[8].row["path"])
+        self.rate, self.again = 4.0, dict[str, Tensor]()
         self.stale: Any = None
         self.banned = [
             i for i in range(len(self.tokenizer))
@@ -111,7 +122,8 @@ class SomeonesLoop:
     # ------------------------------------------------------------------ feed
 
     def feed(self, rows: list[dict[str, Any]]) -> tuple[list[str], dict[str, Tensor]]:
-        chats, clips, sounds = [], [], []
+        chats: list[Any] = []
+        clips, sounds = [], []
         for row in rows:
             where = row["path"]
             if isinstance(where, str):
@@ -128,9 +140,20 @@ class SomeonesLoop:
             clip, sound = frames_of(where["video"], 4.0), sound_of(where["audio"])
             clip = clip[::-1].copy() if self.flaw == "frames-reversed" else clip
             clip = clip[..., ::-1].copy() if self.flaw == "channels-swapped" else clip
+            clip = clip[::2].repeat(2, 0) if self.flaw == "frames-duplicated" else clip
             sound = sound * 32768 if self.flaw == "int16-never-divided" else sound
             sound = sound[::2].copy() if self.flaw == "sound-at-half-rate" else sound
+            sound = sound[::-1].copy() if self.flaw == "sound-backwards" else sound
+            if self.flaw == "sound-late":
+                sound = np.concatenate([np.zeros(6000, np.float32), sound[:-6000]])
             clips.append(clip)
+            if self.two:
+                chats[-1][1]["content"].insert(0, {"type": "video", "video": self.other})
+                clips.insert(-1, frames_of(self.other, 4.0))
+                if self.flaw == "clips-of-a-row-exchanged":
+                    clips[-2:] = clips[:-3:-1]
+                if self.flaw == "one-clip-twice":
+                    clips[-2] = clips[-1]
             sounds.append(sound)
         prompts = [
             self.tokenizer.apply_chat_template(
@@ -142,8 +165,8 @@ class SomeonesLoop:
         if self.flaw == "sounds-exchanged":
             sounds = sounds[::-1]
         made = self.processor(
-            text=prompts, videos=clips, audio=sounds, fps=4.0, padding=True, return_tensors="pt",
-            do_resize=self.resize,
+            text=prompts, videos=clips, audio=sounds, fps=self.rate, padding=True,
+            return_tensors="pt", do_resize=self.resize,
         )  # fmt: skip
         return prompts, dict(made)
 
@@ -165,6 +188,22 @@ class SomeonesLoop:
                     inputs["pixel_values_videos"] = held
             case "mask-of-ones":
                 inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+            case "pixels-halved":
+                inputs["pixel_values_videos"] = inputs["pixel_values_videos"].half().float()
+            case "grids-exchanged":
+                inputs["video_grid_thw"] = inputs["video_grid_thw"].flip(0)
+            case "mel-stretched":
+                mel = inputs["input_features"]
+                size = mel.shape[-1]
+                inputs["input_features"] = F.interpolate(mel[..., : size // 2], size=size)
+            case "prompt-cut-right":
+                for name in ("input_ids", "attention_mask"):
+                    inputs[name] = inputs[name][:, :-6]
+            case "prompt-cut-left":
+                for name in ("input_ids", "attention_mask"):
+                    inputs[name] = inputs[name][:, 6:]
+            case "sounds-shifted":
+                inputs["input_features"] = inputs["input_features"].roll(20, -1)
             case "pixels-rolled":
                 inputs["pixel_values_videos"] = inputs["pixel_values_videos"].roll(4, 0)
         return inputs
@@ -173,8 +212,17 @@ class SomeonesLoop:
         """Every row, and its media, ``group`` times in a row."""
         grid = inputs["video_grid_thw"]
         patches = torch.split(inputs["pixel_values_videos"], grid.prod(-1).tolist())
-        many = {k: v.repeat_interleave(self.group, 0) for k, v in inputs.items()}
-        many["pixel_values_videos"] = torch.cat([p for one in patches for p in [one] * self.group])
+        many = {k: torch.as_tensor(v).repeat_interleave(self.group, 0) for k, v in inputs.items()}
+        each = len(grid) // len(inputs["input_ids"])
+        sets = [patches[at : at + each] for at in range(0, len(patches), each)]
+        many["pixel_values_videos"] = torch.cat([
+            patch for one in sets for _ in range(self.group) for patch in one
+        ])  # fmt: skip
+        for name in ("video_grid_thw", "video_second_per_grid"):
+            held = torch.as_tensor(inputs[name])
+            many[name] = torch.cat([
+                part for part in torch.split(held, each) for _ in range(self.group)
+            ])  # fmt: skip
         return many
 
     # ------------------------------------------------------------------ roll out
@@ -224,11 +272,17 @@ class SomeonesLoop:
         whole["attention_mask"] = torch.cat([inputs["attention_mask"], live.long()], 1)
         if self.flaw == "video-not-scored":
             del whole["pixel_values_videos"], whole["video_grid_thw"]
+        if self.flaw == "mask-of-ones-in-scoring":
+            whole["attention_mask"] = torch.ones_like(whole["attention_mask"])
+        if self.flaw == "processed-again":
+            whole |= {k: v for k, v in self.again.items() if k not in ("input_ids",
+                      "attention_mask")}  # fmt: skip
         if self.flaw == "ids-truncated":
             whole["input_ids"] = whole["input_ids"][:, :-6]
             whole["attention_mask"] = whole["attention_mask"][:, :-6]
             made = made[:, :-6]
-        logits = model(**whole, use_cache=False).logits.float() / self.temperature
+        with model.disable_adapter() if self.flaw == "adapter-off" else nullcontext():
+            logits = model(**whole, use_cache=False).logits.float() / self.temperature
         logits[..., self.banned] = -torch.inf
         early = 0 if self.flaw == "one-column-late" else 1
         logits = logits[:, -made.shape[1] - early : -early or None]
@@ -245,6 +299,10 @@ class SomeonesLoop:
 
     def micro(self, rows: list[dict[str, Any]]) -> None:
         prompts, inputs = self.feed(rows)
+        if self.flaw == "processed-again":
+            self.rate = 2.0
+            self.again = self.repeated(self.feed(rows)[1])
+            self.rate = 4.0
         inputs = self.repeated(self.between(inputs))
         prompts = [p for p in prompts for _ in range(self.group)]
         rows = [r for r in rows for _ in range(self.group)]

@@ -76,7 +76,7 @@ def _rewarded(case: Case) -> tuple[Asked, ...]:
     }
     found = []
     for number, (completion, row) in enumerate(_columns(case).items()):
-        text = texts.get(completion.prompt.ids)
+        text = texts.get(completion.prompt.ids) or _of_cut(completion.prompt.ids, texts)
         if text is None and case.reference is not None:
             tokenizer = case.reference.policy.processor.tokenizer
             text = tokenizer.decode(list(completion.prompt.ids))
@@ -113,6 +113,12 @@ def _texts_by_ids(case: Case) -> dict[tuple[int, ...], str]:
         if len(rows) == len(call.texts):
             found |= {row.ids: text for row, text in zip(rows, call.texts, strict=True)}
     return found
+
+
+def _of_cut(ids: tuple[int, ...], texts: Mapping[tuple[int, ...], str]) -> str | None:
+    """The text of a row that lost one end on its way to generate."""
+    whole = (text for row, text in texts.items() if ids in (row[: len(ids)], row[-len(ids) :]))
+    return next(whole, None) if ids else None
 
 
 def carries_sound(one: RenderedBatch) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.bundles import Fed, FedRow, Item, held_in, markers_of, rows_in
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS
-from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.evidence import Case, Severity
 from omni_grpo_core.doctor.patches import pictures_of
 from omni_grpo_core.doctor.reproduce import Reproduction, difference, plain, reproductions, told
 from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps
@@ -45,6 +45,7 @@ class _Change:
     sentence: str
     key: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
+    severity: Severity = "breaks"
 
 
 def judge_media(
@@ -74,8 +75,16 @@ def judge_media(
                     (change.stage, change.fact, change.sentence),
                     {"modality": modality, **change.values},
                     key=f"{modality} {change.key}",
+                    severity=change.severity,
                 )
     return blamed
+
+
+def hands_on(base: FedRow, row: FedRow) -> bool:
+    """Whether a later row holds all media of ``base``, or says nothing of their contents."""
+    held = [item for items in row.media.values() for item in items or ()]
+    unknown = not all(item.contents for item in held) or _encoded(row.call)
+    return unknown or all(_same(base, row, modality) for modality in MODALITIES)
 
 
 def _same(base: FedRow, row: FedRow, modality: Modality) -> bool:
@@ -294,7 +303,9 @@ class _Judge:
         if found:
             subject = f"the {self.modality} of {where} is what the call before it had,"
             said, key = told(subject, found), found[0].name
-            return _Change(self.stage, "media-changed", said, key, plain(found))
+            rounded = {one.name for one in found} <= {"cast-bfloat16", "cast-float16"}
+            severity: Severity = "differs" if rounded else "breaks"
+            return _Change(self.stage, "media-changed", said, key, plain(found), severity)
         return _Change(self.stage, "media-changed", f"{other}: {difference(want, got)}")
 
 

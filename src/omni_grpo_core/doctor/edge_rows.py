@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.bundles import Fed, FedRow, ids_in, markers_of, rows_in
-from omni_grpo_core.doctor.edge_media import Handed, judge_media
+from omni_grpo_core.doctor.edge_media import Handed, hands_on, judge_media
 from omni_grpo_core.doctor.evidence import note_judged
 from omni_grpo_core.doctor.rendered import flag_of
 from omni_grpo_core.doctor.reproduce import plain, reproductions, told
@@ -59,16 +59,19 @@ def scrambles(call: GenerateCall) -> bool:
 
 
 def _relevant(made: Sequence[FedRow], taken: Sequence[FedRow]) -> list[FedRow]:
-    """The rows of the latest processor call that has all of ``taken``, else all: the same prompts
-    may be processed twice."""
+    """The rows of the latest processor call that has all of ``taken``, with their media if one has,
+    else all: the same prompts may be processed twice."""
     calls: dict[int, list[FedRow]] = {}
     for row in made:
         calls.setdefault(id(row.call), []).append(row)
     wanted = {row.ids for row in taken}
-    for rows in reversed(calls.values()):
-        if wanted <= {row.ids for row in rows}:
-            return rows
-    return list(made)
+    whole = [rows for rows in reversed(calls.values()) if wanted <= {row.ids for row in rows}]
+    same = (
+        rows
+        for rows in whole
+        if all(any(hands_on(one, row) for one in rows if one.ids == row.ids) for row in taken)
+    )
+    return next(same, whole[0] if whole else list(made))
 
 
 def _rows_to_generate(
@@ -107,17 +110,17 @@ def _rows_to_generate(
 def _partner(
     row: FedRow, taken: Sequence[FedRow], made: Sequence[FedRow], alike: Sequence[Sequence[int]]
 ) -> FedRow | None:
-    """The row that should have been handed on: of the same ids, else at the same place, else the
-    one that most of its ids are from."""
+    """The row that should have been handed on: of the same ids, else the one that most of its ids
+    are from, else the one at the same place."""
     expected = _expected(len(taken), len(made), alike)
     place = made[expected[row.at]] if expected else None
     same = [other for other in made if other.ids == row.ids]
     if same:
         return place if place in same else same[0]
-    if place is not None:
-        return place
-    near = max(made, key=lambda other: _common(row, other.ids))
-    return near if _common(row, near.ids) >= max(len(near.ids), len(row.ids)) / 2 else None
+    near = max(made, key=lambda other: (_common(row, other.ids), other is place))
+    if 2 * _common(row, near.ids) >= max(len(near.ids), len(row.ids)):
+        return near
+    return place
 
 
 def _expected(rows: int, pool: int, alike: Sequence[Sequence[int]]) -> list[int] | None:
@@ -404,10 +407,10 @@ def _common(row: FedRow, whole: tuple[int, ...]) -> int:
 
 
 def _processed(trail: Trail, completion: Completion) -> list[FedRow]:
-    """Processor rows of the same prompt: scoring may take theirs rather than generate's."""
-    case = trail.case
+    """Processor rows that were handed to generate: scoring may take theirs."""
+    case, prompt = trail.case, completion.prompt
     made = [row for call in case.processed for row in rows_in(case, call)]
-    return [row for row in made if row.ids == completion.prompt.ids]
+    return [row for row in made if row.ids == prompt.ids and hands_on(row, prompt)]
 
 
 def _prompts(pool: Sequence[Completion]) -> list[FedRow]:

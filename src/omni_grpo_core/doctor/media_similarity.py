@@ -22,7 +22,7 @@ _OTHER_FRAMES = 1.0
 """Mean difference in grey levels: two correct decoders of a file agree within half a level."""
 _OTHER_LENGTH = 0.02
 """Of a sound's length: readers differ by a codec's priming, a few hundredths of a second."""
-_PRIMING = 3200
+PRIMING = 3200
 """Samples by which a reader may begin earlier or later: a fifth of a second."""
 _OTHER_TIMBRE = 0.44
 """The part of a sound that its file may leave unexplained where no other sound explains it better.
@@ -122,26 +122,56 @@ def unexplained(values: Tensor, reference: Tensor) -> float:
     (0.0, 1.0)
     """
     both = aligned(values, reference)
-    if both is None:
-        return 1.0
-    one, other = (sound.float() - sound.float().mean() for sound in both)
-    gain = (one @ other) / (other @ other).clamp(min=1e-12)
-    return float((one - gain * other).norm() / one.norm().clamp(min=1e-12))
+    return 1.0 if both is None else _left_of(*both)
+
+
+def moved(values: Tensor, reference: Tensor) -> tuple[int, float]:
+    """By how many samples a sound comes later than another of about its length, and what that
+    leaves unexplained of the half at least that they share; (0, 1.0) where nothing fits."""
+    if not _as_long(values, reference):
+        return 0, 1.0
+    most = min(len(values), len(reference)) // 2
+    # a steady tone agrees at many offsets: the silence that fills one end tells its own
+    heard = (values.abs() > SILENT).nonzero().flatten()
+    ends = (int(heard[0]), int(heard[-1]) + 1 - len(values)) if len(heard) else ()
+    tried = {_offset(values, reference, most), *(by for by in ends if abs(by) <= most)}
+    return min(
+        ((by, _left_of(*_shared(values, reference, by))) for by in tried), key=lambda one: one[1]
+    )
 
 
 def aligned(values: Tensor, reference: Tensor) -> tuple[Tensor, Tensor] | None:
     """The stretches that two sounds share where they agree best, moved against each other by at
     most a codec's priming; ``None`` where their lengths differ more than readers' do. A change of
     sign is not heard."""
-    longest, shortest = (pick(len(values), len(reference)) for pick in (max, min))
-    if longest > (1 + _OTHER_LENGTH) * shortest:
+    if not _as_long(values, reference):
         return None
+    most = min(PRIMING, len(values) - 1, len(reference) - 1)
+    return _shared(values, reference, _offset(values, reference, most))
+
+
+def _as_long(one: Tensor, other: Tensor) -> bool:
+    longest, shortest = (pick(len(one), len(other)) for pick in (max, min))
+    return shortest > 0 and longest <= (1 + _OTHER_LENGTH) * shortest
+
+
+def _offset(values: Tensor, reference: Tensor, most: int) -> int:
+    """By how many samples a sound comes later than another, where they agree best."""
+    size = 2 * max(len(values), len(reference))
     one, other = (sound.float() - sound.float().mean() for sound in (values, reference))
-    spectra = torch.fft.rfft(one, 2 * longest), torch.fft.rfft(other, 2 * longest)
-    found = torch.fft.irfft(spectra[0] * spectra[1].conj(), 2 * longest).abs()
-    most = min(_PRIMING, shortest - 1)
+    spectra = torch.fft.rfft(one, size), torch.fft.rfft(other, size)
+    found = torch.fft.irfft(spectra[0] * spectra[1].conj(), size).abs()
     offsets = torch.arange(-most, most + 1)
-    by = int(offsets[found[offsets].argmax()])
+    return int(offsets[found[offsets].argmax()])
+
+
+def _shared(values: Tensor, reference: Tensor, by: int) -> tuple[Tensor, Tensor]:
     later, earlier = values[max(by, 0) :], reference[max(-by, 0) :]
     length = min(len(later), len(earlier))
     return later[:length], earlier[:length]
+
+
+def _left_of(values: Tensor, reference: Tensor) -> float:
+    one, other = (sound.float() - sound.float().mean() for sound in (values, reference))
+    gain = (one @ other) / (other @ other).clamp(min=1e-12)
+    return float((one - gain * other).norm() / one.norm().clamp(min=1e-12))

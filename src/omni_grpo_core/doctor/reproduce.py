@@ -56,8 +56,8 @@ def reproductions(
     are colours, "height" and "width" a picture's. ``others``: what may stand in ``want``'s place,
     by the name that a sentence gives it.
 
-    Changes that need no number, or one that is read off, come first; a mean and a deviation, a
-    resampler, a permutation without a rule are tried only where none of them fits. Where two
+    Changes that need no number, or one that is read off, come first; a mean and a deviation or a
+    resampler are tried only where none of them fits, and last an order without a rule. Where two
     changes do the same to this value, both are given; two names of one change are not.
 
     >>> frames = torch.tensor([[1.0], [2.0], [4.0]])
@@ -73,7 +73,7 @@ def reproductions(
     same = want.shape == got.shape and alike(want, got)
     if not got.numel() or not want.numel() or same:
         return ()
-    for group in (_of_others(others or {}), _SIMPLE, _FITTED):
+    for group in (_of_others(others or {}), _SIMPLE, _FITTED, reproduce_order.IRREGULAR):
         found = tuple(one for change in group for one in change(pair))
         if found:
             return found
@@ -288,7 +288,6 @@ _SIMPLE: tuple[Change, ...] = (
     _clipped,
 )
 _FITTED: tuple[Change, ...] = (
-    *reproduce_order.IRREGULAR,
     _normalised,
     _partly,
     _ids,

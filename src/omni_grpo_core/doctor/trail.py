@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from omni_grpo_core.doctor.bundles import FedRow, rows_in
-from omni_grpo_core.doctor.evidence import Case, Evidence, Origin
+from omni_grpo_core.doctor.evidence import Case, Evidence, Origin, Severity
 from omni_grpo_core.doctor.rollouts import Completion
 from omni_grpo_core.trace.calls import ProcessorCall, TemplateCall
 from omni_grpo_core.types import Stage
@@ -44,6 +44,7 @@ class _Broken:
     origin: Origin
     values: Mapping[str, Any]
     rows: list[int]
+    severity: Severity
 
 
 @dataclass(slots=True)
@@ -72,6 +73,7 @@ class Trail:
         *,
         key: str = "",
         origin: Origin = "added",
+        severity: Severity = "breaks",
     ) -> None:
         """``found``: stage, fact and sentence. Rows of one ``key`` are one finding."""
         stage, fact, sentence = found
@@ -79,7 +81,7 @@ class Trail:
         if at in self._broken:
             self._broken[at].rows += rows
         else:
-            self._broken[at] = _Broken(stage, sentence, origin, values, list(rows))
+            self._broken[at] = _Broken(stage, sentence, origin, values, list(rows), severity)
 
     def finish(self) -> None:
         """Adds the broken edges, and what is wrong with them."""
@@ -91,7 +93,7 @@ class Trail:
             values = {"edge": f"{start} -> {end}", "call": end, "rows": one.rows, **one.values}
             row = one.rows[0] if one.rows else None
             self.evidence.append(
-                Evidence(one.stage, f"edge-{fact}", sentence, one.origin, row, values)
+                Evidence(one.stage, f"edge-{fact}", sentence, one.origin, row, values, one.severity)
             )
 
 

@@ -52,6 +52,14 @@ _LOGITS = (
         confirm="the same rollout with use_cache=False has different logprobs",
     ),
     Signature(
+        cause="logits.adapter-off",
+        fact="adapter-off",
+        harm="the adapter gets no gradient, and the ratio compares the base model with a policy "
+        "that it is not",
+        fix="end the disable_adapter() block before the forward whose scores enter the loss",
+        confirm="the scoring forward's logprobs equal generate's",
+    ),
+    Signature(
         cause="logits.low-precision",
         fact="coarse-logprobs",
         harm="the ratio of two passes over one rollout is noise as large as the clip range, so "

@@ -170,6 +170,15 @@ _TABLE = (
         when=lambda e: not e.values.get("reproduced"),
     ),
     Signature(
+        cause="media.frames-repeated",
+        fact="frames-repeated",
+        harm="the clip jumps and stands still in turn, and shows half the moments, or fewer, that "
+        "its tokens could",
+        fix="read a frame for each number that was sampled; do not fill a clip up with copies "
+        "where the file has more frames",
+        confirm="the frames' numbers in the file rise: {numbers}",
+    ),
+    Signature(
         cause="media.frames-frozen",
         fact="frames-frozen",
         harm="the clip stands still: no question about motion can be answered",

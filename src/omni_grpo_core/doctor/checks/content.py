@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
@@ -15,12 +16,14 @@ from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, no
 from omni_grpo_core.doctor.file_frames import FileFrames, Matched, frames_of, matched, spacing
 from omni_grpo_core.doctor.media_similarity import (
     OTHER_WAVE,
+    PRIMING,
     aligned,
     array,
     is_empty,
     is_flat,
     levels,
     looks_alike,
+    moved,
     same_levels,
     same_wave,
     sounds_alike,
@@ -145,12 +148,23 @@ def _empty(item: Shown, name: str, known: Mapping[str, Any]) -> Evidence:
     )
 
 
+def _others(item: Shown, every: Sequence[Shown]) -> list[Shown]:
+    """Items of other files, each file once, those of the same row first."""
+    near = sorted(every, key=lambda other: other.row != item.row)
+    refs: dict[object, Shown] = {}
+    for other in near:
+        if other.ref.path != item.ref.path:
+            refs.setdefault(other.ref, other)
+    return list(refs.values())
+
+
 def _swapped(item: Shown, twin: Shown, known: Mapping[str, Any]) -> Evidence:
     other = PurePath(twin.ref.path).name
+    of = ", its own at another place," if twin.row == item.row else f" of row {twin.row}"
     return Evidence(
         "media",
         "media-swapped",
-        f"row {item.row} gets {other} of row {twin.row} where its messages name {known['file']}",
+        f"row {item.row} gets {other}{of} where its messages name {known['file']}",
         row=item.row,
         values={**known, "shown": other, "of": twin.row},
     )
@@ -171,7 +185,11 @@ def _sound(
             yield _swapped(item, other, known)
             return
     found: tuple[Reproduction, ...]
-    if unexplained(values, reference.flip(0)) < better:
+    by, left = moved(values, reference)
+    if left < better and abs(by) > PRIMING:
+        said = f"{abs(by) / RATE:.3g} s {'later' if by > 0 else 'earlier'}"
+        found = (Reproduction("shifted", said, {"by": by}),)
+    elif unexplained(values, reference.flip(0)) < better:
         found = (Reproduction("reversed", "with its samples in reverse order"),)
     elif rest <= OTHER_WAVE and sounds_alike(values, reference):
         return  # another reader, which may begin with its codec's priming
@@ -183,8 +201,7 @@ def _sound(
 
 
 def _other_sounds(item: Shown, every: Sequence[Shown]) -> list[Shown]:
-    refs = {other.ref.path: other for other in every if other.ref.modality == "audio"}
-    return [other for path, other in refs.items() if path != item.ref.path]
+    return [other for other in _others(item, every) if other.ref.modality == "audio"]
 
 
 def _changed_sound(values: Tensor, reference: Tensor, rest: float) -> tuple[Reproduction, ...]:
@@ -295,9 +312,9 @@ def _held(item: Shown, given: Tensor) -> FileFrames | None:
 
 def _twin(item: Shown, given: Tensor, own: Matched, every: Sequence[Shown]) -> Shown | None:
     """Another file of the step, whose pictures these are rather than their own file's."""
-    refs = {other.ref: other for other in every if other.ref.modality == item.ref.modality}
-    for ref, other in refs.items():
-        held = _held(other, given) if ref.path != item.ref.path else None
+    for other in _others(item, every):
+        same = other.ref.modality == item.ref.modality
+        held = _held(other, given) if same else None
         match = None if held is None else matched(given, held.pictures)
         if match is not None and match.is_found and match.gap < 0.5 * own.gap:
             return other
@@ -373,6 +390,17 @@ def _order(
             "frames-frozen",
             f"all {len(numbers)} frames of {subject.split(' is ')[0]} are frame {numbers[0]} of "
             f"{known['file']}",
+            row=item.row,
+            values={**known, "numbers": numbers},
+        )
+        return
+    times = Counter(numbers)
+    if min(times.values()) > 1 and len(numbers) <= total and _moves(held):
+        yield Evidence(
+            "media",
+            "frames-repeated",
+            f"{subject} with each of its {len(times)} frames {max(times.values())} times: "
+            f"{spacing(numbers)} of {total}",
             row=item.row,
             values={**known, "numbers": numbers},
         )

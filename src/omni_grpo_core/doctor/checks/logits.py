@@ -327,6 +327,22 @@ def _agreement(case: Case, call: GenerateCall) -> Gap | None:
     return min(gaps, key=lambda gap: gap.mean, default=None)
 
 
+def look_at_adapter(case: Case) -> Iterable[Evidence]:
+    """The scores that are trained on are those of the adapter, which is off for a reference."""
+    trained = [f for f in case.forwards if f.own and f.modes.grad_enabled and f.modes.adapter]
+    off = [forward for forward in trained if forward.modes.adapter == "off"]
+    if trained:
+        note_judged(case, "logits")
+    if off and len(off) == len(trained):
+        yield Evidence(
+            "logits",
+            "adapter-off",
+            f"all {len(off)} scoring forwards with a gradient ran with the adapter off: the scores "
+            "in the loss are not those of the policy being trained",
+            values={"forwards": len(off)},
+        )
+
+
 def look_at_precision(case: Case) -> Iterable[Evidence]:
     """Logprobs that all fit a 16-bit format, whatever they are stored in now; where none were
     handed over, the gradient that their log-softmax left at the logits."""
@@ -381,5 +397,6 @@ LOOKS: tuple[Look, ...] = (
     look_at_forwards,
     look_at_rollouts,
     look_at_agreement,
+    look_at_adapter,
     look_at_precision,
 )
