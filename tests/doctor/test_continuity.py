@@ -23,6 +23,7 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.continuity import edges, look_at_edges
 from omni_grpo_core.doctor.evidence import Case, Evidence
+from omni_grpo_core.trace.calls import TemplateCall
 
 A, B, C = (1, *SEEN, 2), (1, *SEEN, 3), (1, 4)
 ONE, TWO, THREE, FOUR = (5, 6, 9), (5, 9), (7, 8, 9), (8, 9)
@@ -299,6 +300,28 @@ def test_positions_of_sampling_and_scoring() -> None:
 def test_the_texts_that_a_reward_gets(texts: Sequence[str], fact: str | None, stage: str) -> None:
     found = [(e.fact, e.stage) for e in look_at_edges(healthy(texts=texts))]
     assert found == ([] if fact is None else [(fact, stage)])
+
+
+def test_a_system_message_that_all_prompts_share_tells_none_of_them() -> None:
+    """Two micro-batches of the same prompts, turned, with many equal answers: each answer was taken
+    for one of the other prompt, and a healthy run's golds were another row's."""
+    system = "answer every question in turn: "
+    texts = {A: system + "what is shown here", B: system + "who is it that speaks"}
+    turns = [
+        ({"role": "system", "content": system}, {"role": "user", "content": said[len(system) :]})
+        for said in texts.values()
+    ]
+    calls: list[Any] = [TemplateCall(tuple(turns), {}, tuple(texts.values()), True)]
+    for order, at in (((A, A, B, B), (0, 0, 0, 0)), ((B, B, A, A), (0, 3, 0, 2))):
+        asked = [texts[prompt] for prompt in order]
+        given = rows(order, [1 if prompt is A else 2 for prompt in order])
+        gold = ["this" if prompt is A else "that" for prompt in order]
+        calls += [
+            made(asked, given),
+            sampled(given, [IDS[n] for n in at], [TEXTS[n] for n in at]),
+            rewarded(asked, [TEXTS[n] for n in at], gold=gold),
+        ]
+    assert list(look_at_edges(step(*calls))) == []
 
 
 def test_ids_decoded_by_another_tokenizer_are_told_from_other_texts() -> None:

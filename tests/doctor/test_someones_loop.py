@@ -23,7 +23,7 @@ TWICE = {"accumulation": 2}
 FLAWS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     # the mistake: stage, what the sentence must say, settings
     "frames-reversed": ("media", r"in reverse order", {}),
-    "pixels-resized": ("batch", r"generate .*video", {}),
+    "pixels-resized": ("batch", r"video of row 0 of generate .* and back", {}),
     "batch-deviation": ("advantage", r"(deviation|scaled).*batch|batch.*deviation", {}),
     "reference-is-policy": ("loss", r"reference", KL),
     "layer-zeroed": ("gradient", r"text layer 1 .*is 0 before the step", {}),
@@ -37,10 +37,10 @@ FLAWS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 MORE: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "channels-swapped": ("media", r"red and blue", {}),
     "int16-never-divided": ("media", r"32768", {}),
-    "sound-at-half-rate": ("media", r"8166 samples|rate", {}),
+    "sound-at-half-rate": ("media", r"only every second of its samples", {}),
     "sounds-exchanged": ("media", r"of row 1", {}),
     "mel-scaled": ("batch", r"times 2", {}),
-    "pixels-stale": ("batch", r"step before|earlier", {"rows": (3, 6, 8), "turning": True}),
+    "pixels-stale": ("batch", r"made in step 0", {"rows": (3, 6, 8), "turning": True}),
     "mask-of-ones": ("batch", r"padding tokens", {}),
     "pixels-rolled": ("batch", r"rolled|generate .*video", {}),
     "rewards-rolled": ("advantage", r"row|order", {}),

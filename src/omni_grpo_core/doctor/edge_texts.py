@@ -306,15 +306,20 @@ def _paired(
         return list(among)
     said = _bare(prompt[0])
 
-    def has(completion: Completion) -> bool:
-        known = prompt_texts(_case_of(case, completion), completion)
-        return any(said in _bare(text) or _bare(text) in said for text in known if _bare(text))
-
-    owners = {id(c.prompt) for c in pool if has(c)}
-    if not owners:
+    # a system message is part of every prompt: the longest part that is common tells
+    shared: dict[int, int] = {}
+    for completion in pool:
+        if id(completion.prompt) not in shared:
+            known = map(_bare, prompt_texts(_case_of(case, completion), completion))
+            alike = [
+                min(len(said), len(one)) for one in known if one and (said in one or one in said)
+            ]
+            shared[id(completion.prompt)] = max(alike, default=0)
+    most = max(shared.values(), default=0)
+    if not most:
         return list(among)
     # equal texts with other media are other prompts, which a text does not tell apart
-    return [c for c in among if id(c.prompt) in owners or has(c)]
+    return [c for c in among if shared[id(c.prompt)] == most]
 
 
 def _in_order(
