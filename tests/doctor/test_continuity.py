@@ -312,7 +312,7 @@ def test_a_system_message_that_all_prompts_share_tells_none_of_them() -> None:
         for said in texts.values()
     ]
     calls: list[Any] = [TemplateCall(tuple(turns), {}, tuple(texts.values()), True)]
-    for order, at in (((A, A, B, B), (0, 0, 0, 0)), ((B, B, A, A), (0, 3, 0, 2))):
+    for order, at in (((A, A, B, B), (0, 0, 3, 2)), ((B, B, A, A), (0, 3, 2, 0))):
         asked = [texts[prompt] for prompt in order]
         given = rows(order, [1 if prompt is A else 2 for prompt in order])
         gold = ["this" if prompt is A else "that" for prompt in order]
