@@ -286,6 +286,10 @@ def _tagless(prompts: Any, completions: Any, **columns: Any) -> list[float]:
     return [float(a[0] == b[0]) for a, b in zip(*read, strict=True)]
 
 
+def _error(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
+    return [1 - value for value in _as_text(prompts, completions, answer)]
+
+
 def _inside(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
     return [float(a.lower() in text.lower()) for text, a in zip(completions, answer, strict=True)]
 
@@ -312,6 +316,7 @@ def _first_answer(prompts: Any, completions: Any, answer: Any, **columns: Any) -
         (_swallowed, WHOLE, (0.0,) * 4, "reward.swallowed", "breaks"),
         (_first_row, WHOLE, (0.0,) * 4, "reward.first-type", "breaks"),
         (_tagless, BARE, (1.0,) * 4, "reward.tagless-gold", "breaks"),
+        (_error, BARE, (1.0,) * 4, "reward.inverted", "breaks"),
         (_inside, {"answer": ["no", "no"]}, (1.0,) * 4, "reward.substring", "differs"),
         (_as_text, BARE, (0.0, 1.0, 0.0, 0.0), "reward.option-format", "differs"),
         (_first_answer, BARE, (0.0, 1.0, 0.0, 0.0), "reward.first-answer", "differs"),

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from omni_grpo_core.trace.calls import RewardCall
 
-Kind = Literal["accuracy", "format", "other", "unknown"]
+Kind = Literal["accuracy", "inverted", "format", "other", "unknown"]
 """``accuracy``: a completion earns less where the gold is another one, and so does another answer.
+``inverted``: it earns more, and so does another answer.
 ``format``: it pays for a form, with any content, and less for the same words without it. ``other``:
 neither, such as a length. ``unknown``: it was not probed."""
 
@@ -52,6 +53,9 @@ def learned(call: RewardCall) -> Learned:
     best = max(gains, key=lambda at: gains[at], default=None)
     if best is not None and gains[best] > _LEAST:
         return Learned("accuracy", best[1], right[best], foreign[best])
+    for at in gains:
+        if min(foreign[at], wrong.get(at, right[at])) > right[at] + _LEAST:
+            return Learned("inverted", at[1], wrong[at], right[at])
     garbage = [v for _, case in cases(call, "garbage") if (v := number(case)) is not None]
     most = max(values.values())
     for place, paid in right.items():

@@ -162,6 +162,13 @@ def floor(loop: Loop) -> Manager:
     return _reward("people_focus")(people_focus_reward)(loop)
 
 
+@faults.add("reward.inverted", "distances and error rates returned as rewards")
+@_rowwise
+def inverted(row: dict[str, Any], text: str, right: Callable[[], Values]) -> Values:
+    """The error is returned in the place of the score: a wrong answer earns 1, the right one 0."""
+    return [None if score is None else 1 - score for score in right()]
+
+
 @faults.add("reward.tagless-gold", "open-r1-multimodal's extract_answer")
 @_on({"solution": "C"})
 @_rowwise

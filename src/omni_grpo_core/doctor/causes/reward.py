@@ -146,6 +146,13 @@ _FACTS = (
         when=lambda e: not e.values["swallowed"] and e.severity == "breaks",
     ),
     Signature(
+        cause="reward.inverted",
+        fact="inverted",
+        harm="the policy is paid for wrong answers, and unlearns the task",
+        fix="return the score of {name} itself, not its negative, its error or its distance",
+        confirm="a right answer earns more than a wrong one",
+    ),
+    Signature(
         cause="reward.floor",
         fact="floor",
         harm="the reward has a floor that takes no work to earn, and stays there when all else "

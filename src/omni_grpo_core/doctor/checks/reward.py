@@ -94,6 +94,8 @@ def look_at_probes(case: Case) -> Iterable[Evidence]:
         note_judged(case, "reward")
         if what.kind == "accuracy":
             yield from _paid_wrongly(call, what)
+        elif what.kind == "inverted":
+            yield _inverted(case, call, what)
         else:
             yield from _gold_unpaid(call)
         if what.kind == "format":
@@ -185,6 +187,22 @@ def _gold_unpaid(call: RewardCall) -> Iterator[Evidence]:
     caught = {name: probed for name, probed in right.items() if probed["swallowed"]}
     name, probed = next(iter({**whole, **caught, **right}.items()))
     yield _unpaid(call, name, probed, sure=bool(whole))
+
+
+def _inverted(case: Case, call: RewardCall, what: Learned) -> Evidence:
+    """A penalty beside a reward of right answers may be meant so."""
+    probed = next(p for _, p in cases(call, "wrong") if p["form"] == what.form)
+    paid = any(learned(one).kind == "accuracy" for one in case.rewards)
+    gold = str(probed["solution"])
+    return Evidence(
+        "reward",
+        "inverted",
+        f"reward {call.name} gives {what.top:g} to a wrong answer, "
+        f"{_short(str(probed['completion']))} (gold {_short(gold, 40)}), and {what.low:g} to the "
+        f"right one in its place, {_short(answer_in(gold), 20)}",
+        values={"name": call.name},
+        severity="differs" if paid else "breaks",
+    )
 
 
 def _unpaid(call: RewardCall, name: str, probed: Mapping[str, Any], *, sure: bool) -> Evidence:
