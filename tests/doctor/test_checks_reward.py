@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -380,6 +381,31 @@ def test_special_tokens_matter_to_a_reward_that_pays_no_text_with_them() -> None
         assert ("special-tokens" in found(LOOKS, case(call))) is hurts
     call = replace(probed(Format(), "format"), completions=(kept[0], "a", "b", "c"))
     assert "special-tokens" not in found(LOOKS, case(call))
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="coverage traces already")
+def test_a_mistake_of_the_code_that_is_caught_is_told_from_what_a_policy_wrote() -> None:
+    """Neither says by its name that it pays right answers, nor has a gold that must be paid."""
+
+    def typo(completions: Any, **_: Any) -> list[float]:
+        try:
+            return [len(text) / lenght for text in completions]  # type: ignore[name-defined]  # noqa: F821
+        except Exception:
+            return [0.0] * len(completions)
+
+    def own_form(completions: Any, **_: Any) -> list[float]:
+        values = []
+        for text in completions:
+            try:
+                values.append(float(re.search(r"<verdict>(\d)", text).group(1)))  # type: ignore[union-attr]
+            except AttributeError:
+                values.append(0.0)
+        return values
+
+    recorded = case(probed(typo, "brevity", {}))
+    assert causes(recorded) == ["reward.swallowed"]
+    assert "catches \"NameError: name 'lenght'" in found(LOOKS, recorded)["swallows"].sentence
+    assert severities(probed(own_form, "brevity", {})) == {}
 
 
 def test_a_bare_gold_that_no_form_makes_pay_is_no_proof() -> None:

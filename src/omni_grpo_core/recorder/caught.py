@@ -21,7 +21,8 @@ class Caught:
 
     def __init__(self, function: RewardFunction) -> None:
         self.texts: Counter[str] = Counter()
-        code = getattr(inspect.unwrap(function), "__code__", None)
+        own = inspect.unwrap(function)
+        code = getattr(own, "__code__", getattr(type(own).__call__, "__code__", None))
         self._file = None if code is None else code.co_filename
         self._on = self._file is not None and sys.gettrace() is None
         self._last: BaseException | None = None

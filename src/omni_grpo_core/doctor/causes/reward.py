@@ -127,15 +127,18 @@ _UNSCORED = (
 )
 
 _FACTS = (
-    Signature(
-        cause="reward.swallowed",
-        fact="gold-unpaid",
-        harm="right answers earn nothing: code that turns exceptions into 0.0 looks like a policy "
-        "that never learns",
-        fix="remove the except around {name}'s scoring, run it on one right answer and fix what it "
-        "raises; return None where scoring failed",
-        confirm="the right answer earns the full reward",
-        when=lambda e: bool(e.values["swallowed"]),
+    *(
+        Signature(
+            cause="reward.swallowed",
+            fact=fact,
+            harm="right answers earn nothing: code that turns exceptions into 0.0 looks like a "
+            "policy that never learns",
+            fix="remove the except around {name}'s scoring, run it on one right answer and fix "
+            "what it raises; return None where scoring failed",
+            confirm="the right answer earns the full reward",
+            when=lambda e: bool(e.values["swallowed"]),
+        )
+        for fact in ("gold-unpaid", "swallows")
     ),
     Signature(
         cause="reward.gold-unpaid",

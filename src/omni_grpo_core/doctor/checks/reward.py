@@ -23,6 +23,9 @@ _FLOORS = 4
 """Kinds of garbage that are paid alike before that is called a floor."""
 _ENDS = re.compile(r"(<\|[^|<>]+\|>|</s>|<eos>|<pad>)\s*$")
 """A special token at the end of a text."""
+_BUGS = ("NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError", "TypeError",
+         "AttributeError")  # fmt: skip
+"""Errors of the code itself, rather than of what a policy wrote."""
 _WITH_A_TOP = ("accuracy", "format")
 _AS_RIGHT = "as much as for a right answer"
 
@@ -101,6 +104,7 @@ def look_at_probes(case: Case) -> Iterable[Evidence]:
         if what.kind == "format":
             yield from _structures(call, what)
         yield from _raising(call)
+        yield from _swallowing(call)
         yield from _together(call, what)
         yield from _floor(call, what)
 
@@ -257,6 +261,24 @@ def _raising(call: RewardCall) -> Iterator[Evidence]:
                 values={"name": call.name, "case": name, "error": probed["alone"]},
             )  # fmt: skip
             return
+
+
+def _swallowing(call: RewardCall) -> Iterator[Evidence]:
+    """One mistake of the code itself, caught for whatever was tried of a problem type."""
+    for kind in dict.fromkeys(probed["problem_type"] for probed in call.probe.values()):
+        tried = [p for p in call.probe.values() if p["problem_type"] == kind]
+        texts, values = {p["swallowed"] for p in tried}, {number(p) for p in tried}
+        text, value = texts.pop(), values.pop()
+        # of a match that was not found: an answer in no known form
+        if texts or values or not text.startswith(_BUGS) or "NoneType" in text:
+            continue
+        yield Evidence(
+            "reward",
+            "swallows",
+            f"reward {call.name} catches {_short(text, 120)} for each of {len(tried)} completions "
+            f"that were tried{f' of type {kind}' if kind else ''}, and gives {_as_text(value)}",
+            values={"name": call.name, "swallowed": text},
+        )
 
 
 def _together(call: RewardCall, what: Learned) -> Iterator[Evidence]:
