@@ -54,6 +54,10 @@ FORMS: Mapping[str, Callable[..., str]] = {
     "think-answer-lines": lambda a, think=_THINK: (
         f"<think>\n{think}\n</think>\n<answer>\n{a}\n</answer>"
     ),
+    "context-think-answer-tight": lambda answer, think=_THINK: render(
+        _CONTEXT, think, answer
+    ).replace("\n", ""),
+    "think-answer-tight": lambda a, think=_THINK: f"<think>{think}</think><answer>{a}</answer>",
     "answer": lambda a, think="": f"<answer>{a}</answer>",
     "boxed": lambda a, think=_THINK: rf"{think} The answer is \boxed{{{a}}}",
     "bare": lambda a, think="": a,
@@ -214,7 +218,7 @@ def later_cases(asked: Asked, form: str) -> Iterator[ProbeCase]:
             )  # fmt: skip
             text = f"{whole}<|im_end|>"
             yield ProbeCase(f"{label}special token", "structure", form, row, text, gold, kind)
-        if asked.gold and form in ("context-think-answer", "think-answer"):
+        if asked.gold and form.removesuffix("-tight") in ("context-think-answer", "think-answer"):
             thought = f"<think><answer>{right}</answer> or not</think>"
             start = f"<context>{_CONTEXT}</context>" if form.startswith("context") else ""
             text = f"{start}{thought}<answer>{_other(right)}</answer>"

@@ -450,7 +450,7 @@ def look_at_structure(case: Case) -> Iterable[Evidence]:
 def _asks_for_structure(call: RewardCall) -> bool:
     """Whether it pays for context, think and answer, and nothing else."""
     what = learned(call)
-    return what.kind == "format" and what.form == "context-think-answer"
+    return what.kind == "format" and what.form.startswith("context-think-answer")
 
 
 def _short(text: str, most: int = 60) -> str:

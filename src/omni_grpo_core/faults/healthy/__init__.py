@@ -165,6 +165,7 @@ HEALTHY: tuple[HealthyLoop, ...] = (
         baselines.gspo,
         recipe=(
             "conv.system-changed",  # the system message is empty; by_format wants three tags
+            "reward.unanchored",  # by_format: ^<context> allows no line break before it
         ),
     ),
     HealthyLoop(
