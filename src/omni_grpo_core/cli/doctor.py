@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from omni_grpo_core.doctor.evidence import Reference
-    from omni_grpo_core.doctor.experiment import Experiment
+    from omni_grpo_core.doctor.experiments import Experiment
     from omni_grpo_core.types import Trace
 
 
@@ -49,7 +49,7 @@ def doctor(
         bool,
         typer.Option(
             "--experiments",
-            help="Also test causes by generating and scoring again, and without each medium.",
+            help="Also generate again, with the cache and without, in eval mode and as recorded.",
         ),
     ] = False,
     modes: Annotated[

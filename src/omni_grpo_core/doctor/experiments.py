@@ -1,13 +1,15 @@
 """Experiments on the checkpoint with a recorded rollout's inputs, which prove a cause or clear it.
 
-Looks only compare what was recorded. Experiments generate again greedily in eval mode and in the
-recorded mode, with the cache and without; score the recorded completion on the recorded positions
-and on right ones, with its history and without; and remove each modality. Seconds on a small model.
+Looks compare what was recorded, and score it again with the checkpoint. Whether the installed
+library does harm in the recorded mode shows only when it generates: greedily in eval mode and in
+the recorded one, with the cache and without. Seconds on a small model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,26 +17,29 @@ from torch import Tensor
 from omni_grpo_core.core.dialect import modes_restored, switch_checkpointing
 from omni_grpo_core.core.policy import Policy, generating, library_generate
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
-from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.doctor.experiment import MEDIA, Experiment, Outcome, prompt_of, recorded_inputs
-from omni_grpo_core.doctor.experiments_media import modalities
 from omni_grpo_core.doctor.rollouts import completion_ids, until_end
-from omni_grpo_core.doctor.teacher_forced import (
-    Replayed,
-    diff,
-    replay_rollout,
-    text_hidden,
-    tolerance,
-)
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.trace.calls import GenerateCall
 
 _MOST_TOKENS = 32
+_MEDIA = ("pixel_values", "pixel_values_videos", "input_features")
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """``cause``: the id of the cause tested. ``outcome``: ``"proved"`` where it does the recorded
+    harm, ``"cleared"`` where it does none, ``"open"`` where that is undecided. ``sentence``: what
+    was done and the result."""
+
+    cause: str
+    outcome: Literal["proved", "cleared", "open"]
+    sentence: str
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def experiments_on(case: Case) -> tuple[Experiment, ...]:
-    """Every experiment on the step's first rollout; none without a reference or a rollout.
+    """The experiments on the step's first rollout; none without a reference or a rollout.
 
     The model's mode is restored.
     """
@@ -42,15 +47,12 @@ def experiments_on(case: Case) -> tuple[Experiment, ...]:
     if case.reference is None or call is None or call.sequences is None:
         return ()
     policy = case.reference.policy
-    not_kept = sorted(set(MEDIA) & set(call.large))
+    not_kept = sorted(set(_MEDIA) & set(call.large))
     if not_kept:
         why = f"{', '.join(not_kept)} of the rollout were too large to keep: no experiment possible"
         fix = "record one step with a larger max_tensor_bytes"
         return (Experiment("gen.checkpointing-train", "open", f"{why}; {fix}"),)
-    found: list[Experiment] = []
-    for trial in (_modes_of_generate, _history, _positions, modalities):
-        found += trial(case, policy, call)
-    return tuple(found)
+    return tuple(_modes_of_generate(policy, call))
 
 
 def run_experiments(cases: Sequence[Case]) -> tuple[Experiment, ...]:
@@ -72,10 +74,7 @@ def run_experiments(cases: Sequence[Case]) -> tuple[Experiment, ...]:
     )
 
 
-# --------------------------------------------------------------------------- generate again
-
-
-def _modes_of_generate(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
+def _modes_of_generate(policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
     """Greedily, in eval mode with the cache; without the cache; and in the recorded mode."""
     with generating(policy.model):
         right = _greedy(policy, call, use_cache=True)
@@ -147,7 +146,7 @@ def _greedy(policy: Policy, call: GenerateCall, *, use_cache: bool) -> Tensor:
     with torch.no_grad():
         sequences = library_generate(
             policy,
-            recorded_inputs(policy, call),
+            _recorded_inputs(policy, call),
             use_cache=use_cache,
             max_new_tokens=min(_MOST_TOKENS, width),
             suppress_tokens=policy.suppressed.nonzero()[:, 0].tolist(),
@@ -160,91 +159,12 @@ def _width(call: GenerateCall) -> int:
     return 0 if ids is None else int(ids.shape[1])
 
 
-# --------------------------------------------------------------------------- teacher-forcing
-
-
-def _history(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
-    """The recorded tokens scored with their whole history, and from the token before alone."""
-    known = replay_rollout(case, call)
-    if known is None or not int(known.mask[:, 1:].sum()):
-        return
-    temperature = temperature_of(call)
-    counted = known.mask[:, 1:]
-    whole = known.logprobs(temperature)[:, 1:]
-    alone = _without_history(policy, call, known, temperature)
-    with_it, without = float(whole[counted].mean()), float(alone[counted].mean())
-    own = None if call.logprobs is None else call.logprobs[:, 1:]
-    values = {"with_history": with_it, "without": without}
-    found = (
-        f"the recorded completions' tokens have a mean logprob of {with_it:.2f} with prompt and "
-        f"history, {without:.2f} from the token before alone"
-    )
-    if own is not None and own.shape == whole.shape:
-        near = diff(own, whole, counted)[0]
-        far = diff(own, alone, counted)[0]
-        values |= {"from_history": near, "from_alone": far}
-        found += f"; generate's own are {near:.2g} from the former, {far:.2g} from the latter"
-        without_it = far < near
-    else:
-        without_it = without > with_it
-    outcome: Outcome = "proved" if without_it else "cleared"
-    end = "they were sampled without history" if without_it else "history was seen"
-    yield Experiment("gen.history-lost", outcome, f"{found}: {end}", values)
-
-
-def _without_history(
-    policy: Policy, call: GenerateCall, known: Replayed, temperature: float
-) -> Tensor:
-    """Logprob of each token but the first, given only the one before it, (N, K - 1)."""
-    rows, width = known.ids.shape
-    tokens = known.ids[:, :-1].reshape(-1, 1)
-    with torch.no_grad():
-        embeds = policy.model.get_input_embeddings()(tokens.to(policy.device))
-    start = torch.tensor(
-        [
-            call.step_positions[at] if at < len(call.step_positions) else at
-            for at in range(width - 1)
-        ]
-    )
-    where = start.repeat(rows)[None, :, None].expand(3, -1, -1)
-    hidden = text_hidden(policy, embeds, where, torch.ones_like(tokens))
-    with torch.no_grad():
-        scores = policy.model.lm_head(hidden[:, -1]).float().cpu() / temperature
-    chosen: Tensor = scores.log_softmax(-1).gather(1, known.ids[:, 1:].reshape(-1, 1))
-    return chosen.view(rows, width - 1)
-
-
-def _positions(case: Case, policy: Policy, call: GenerateCall) -> Iterator[Experiment]:
-    """The recorded completion on the recorded positions and on the reference's."""
-    known = replay_rollout(case, call)
-    prompt = prompt_of(policy, recorded_inputs(policy, call))
-    if known is None or prompt is None or call.inputs_embeds is None or call.position_ids is None:
-        return
-    ids = known.ids
-    if len(ids) != len(prompt.embeds):
-        return
-    own = known.logprobs()
-    right = prompt.scored(policy, call.inputs_embeds, ids, known.mask)
-    mean, worst = diff(own, right, known.mask)
-    allowed = tolerance(call.modes, policy)
-    values = {"mean": mean, "worst": worst}
-    if mean <= allowed.mean and worst <= allowed.worst:
-        yield Experiment(
-            "pos.stale-deltas", "cleared",
-            "the recorded completion has the same logprobs on the recorded positions and on the "
-            "reference's", values,
-        )  # fmt: skip
-        return
-    kept = prompt.mask[None].bool()
-    same = torch.equal(
-        torch.where(kept, call.position_ids[-3:].long(), 0),
-        torch.where(kept, prompt.positions.long(), 0),
-    )
-    yield Experiment(
-        "pos.stale-deltas" if same else "pos.prompt",
-        "proved",
-        f"the recorded positions ({'of the completion' if same else 'of the prompt'}) change the "
-        f"recorded completion's logprobs by {mean:.2g} on average, {worst:.2g} at worst, compared "
-        "with right positions",
-        values,
-    )
+def _recorded_inputs(policy: Policy, call: GenerateCall) -> dict[str, Any]:
+    """The recorded inputs as the checkpoint takes them."""
+    found: dict[str, Any] = {}
+    for name, value in call.inputs.items():
+        moved = value.to(policy.device)
+        found[name] = moved.to(policy.model.dtype) if name in _MEDIA else moved
+    if "use_audio_in_video" in call.keywords:
+        found["use_audio_in_video"] = bool(call.keywords["use_audio_in_video"])
+    return found

@@ -247,7 +247,7 @@ _COMPLETION = (
         harm="the loss treats completions of a different policy, or for a different input, as "
         "on-policy: the ratio is not 1 even on fresh samples",
         fix=FIXES["gen.weights-stale"],
-        confirm="run omni-grpo doctor --experiments with the checkpoint: it shows which is wrong",
+        confirm="the same tokens have the same logprobs in generate and in the scoring forward",
         when=lambda e: not e.values["blind"],
         prove=only_fits,
     ),
@@ -257,7 +257,7 @@ _COMPLETION = (
         harm="the sampled distribution is not the scored one: the loss treats off-policy "
         "completions as on-policy",
         fix="make sure that generate uses the trained weights, its cache and its whole prompt",
-        confirm="run omni-grpo doctor --experiments: it scores tokens with and without history",
+        confirm="the sampled tokens are among the likely ones of the scoring forward",
         prove=only_fits,
     ),
     Signature(

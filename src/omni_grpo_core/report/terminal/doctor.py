@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omni_grpo_core.doctor.evidence import Evidence, Explanation, Finding
-from omni_grpo_core.doctor.experiment import Experiment
+from omni_grpo_core.doctor.experiments import Experiment
 from omni_grpo_core.doctor.verdict import Diagnosis, State
 from omni_grpo_core.report import shortened, visible
 from omni_grpo_core.report.doctor_words import (
