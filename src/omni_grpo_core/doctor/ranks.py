@@ -6,13 +6,24 @@ only over all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
-from omni_grpo_core.trace.calls import ForwardCall, LossGradient, StepSeen, calls_of
+from omni_grpo_core.trace.calls import (
+    ForwardCall,
+    GradientSeen,
+    LayerSeen,
+    LossGradient,
+    StepSeen,
+    calls_of,
+)
 from omni_grpo_core.types import StageRecord, Trace
+
+_ROUNDING = 1e-4
+"""Relative difference of a norm that two devices may compute from equal numbers in float32."""
 
 
 def join_ranks(traces: Sequence[tuple[str, Trace]]) -> list[tuple[str, Trace]]:
@@ -53,15 +64,68 @@ def _joined(traces: Sequence[Trace]) -> Trace:
 
 
 def _steps(traces: Sequence[Trace]) -> list[StageRecord[Any]]:
-    """The first rank's steps, with what every rank backpropagated and was warned of."""
+    """The first rank's steps, with every rank's layers, and what each backpropagated and was warned
+    of."""
     every = [calls_of(trace, StepSeen) for trace in traces]
     records = [r for r in traces[0].stages if isinstance(r.value, StepSeen)]
     found = []
     for record, *steps in zip(records, *every, strict=False):
         value = replace(
             steps[0],
+            layers=_layers(steps),
             losses=tuple(loss for step in steps for loss in step.losses),
             warnings=tuple(dict.fromkeys(w for step in steps for w in step.warnings)),
         )
         found.append(replace(record, value=value))
     return found
+
+
+def _layers(steps: Sequence[StepSeen]) -> tuple[LayerSeen, ...]:
+    """A rank may hold nothing of a layer whose shards others have."""
+    shares: dict[str, list[LayerSeen]] = {}
+    for step in steps:
+        for layer in step.layers:
+            shares.setdefault(layer.name, []).append(layer)
+    return tuple(map(_layer, shares.values()))
+
+
+def _layer(shares: Sequence[LayerSeen]) -> LayerSeen:
+    """What was done to the gradient or the weights on any rank shows in the whole layer."""
+    size = sum(one.size for one in shares)
+    known = [one.between for one in shares if one.between is not None]
+    return replace(
+        shares[0],
+        stale=max(one.stale for one in shares),
+        backward=_gradient([one.backward for one in shares]),
+        before=_gradient([one.before for one in shares]),
+        norm=_whole([one.norm for one in shares]),
+        odd={name: times for one in shares for name, times in one.odd.items()},
+        size=size,
+        moved=sum(one.moved * one.size for one in shares) / max(size, 1),
+        change=max(one.change for one in shares),
+        between=max(known) if len(known) == len(shares) else None,
+    )
+
+
+def _gradient(shares: Sequence[GradientSeen | None]) -> GradientSeen | None:
+    there = [one for one in shares if one is not None]
+    if not there:
+        return None
+    alike = all(one.sums == there[0].sums for one in there)
+    return GradientSeen(
+        norm=_whole([one.norm for one in there]),
+        sums=there[0].sums
+        if alike
+        else tuple(map(sum, zip(*(g.sums for g in there), strict=True))),
+        top=max((one.top for one in there), key=lambda top: (not math.isfinite(top), top)),
+    )
+
+
+def _whole(norms: Sequence[float]) -> float:
+    """Of a gradient that every rank has whole, after its mean was taken, or of all shards.
+
+    >>> _whole([2.0, 2.0]), _whole([3.0, 4.0])
+    (2.0, 5.0)
+    """
+    alike = max(norms) - min(norms) <= _ROUNDING * max(norms)
+    return norms[0] if alike else math.hypot(*norms)
