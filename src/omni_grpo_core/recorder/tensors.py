@@ -63,9 +63,11 @@ class Described:
         flat = local(tensor).flatten()
         places = torch.from_numpy(sample_places(0, len(flat))).to(flat.device, non_blocking=True)
         wide = flat.float()
-        # by themselves both are several times faster on a CPU than torch.std_mean
-        mean, deviation = wide.mean(), wide.var(correction=0).sqrt()
-        low, high = torch.aminmax(wide) if len(flat) else (mean, mean)
+        low = high = mean = deviation = wide.sum()
+        if len(flat):
+            # by themselves both are several times faster on a CPU than torch.std_mean
+            mean, deviation = wide.mean(), wide.var(correction=0).sqrt()
+            low, high = torch.aminmax(wide)
         numbers = torch.cat([torch.stack([low, high, mean, deviation]), wide[places]])
         return cls(dtype_name(tensor), tuple(tensor.shape), copied(numbers))
 
