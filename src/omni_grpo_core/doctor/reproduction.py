@@ -125,10 +125,11 @@ def _near(made: Tensor, got: Tensor, limit: float, whole: Tensor) -> bool:
 def number(value: float) -> str:
     """A value in a sentence.
 
-    >>> number(2.0), number(32768.0), number(0.33333333)
-    ('2', '32768', '0.3333')
+    >>> number(2.0), number(32766.9999), number(0.33333333)
+    ('2', '32767', '0.3333')
     """
-    return str(int(value)) if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
+    whole = abs(value) < 1e9 and (value == int(value) or abs(value) >= 1e4)
+    return str(round(value)) if whole else f"{value:.4g}"
 
 
 def few(numbers: Sequence[int]) -> str:

@@ -78,14 +78,6 @@ _TABLE = (
         prove=only_fits,
     ),
     Signature(
-        cause="media.frames-clamped",
-        fact="frames-number",
-        harm="the clip has a different number of frames than the settings give, hence another rate",
-        fix="set fps, min_frames and max_frames on the reader that samples",
-        confirm="print the number of frames that the reader returns, and its rate",
-        prove=only_fits,
-    ),
-    Signature(
         cause="media.blank",
         fact="medium-blank",
         harm="the model sees nothing and learns to guess",

@@ -406,25 +406,21 @@ def _order(
         )
         return
     right = _right_numbers(item, held)
-    if numbers == right or not has_settings(case):
-        return
-    how = ""
+    if len(numbers) != len(right) or numbers == right or not has_settings(case):
+        return  # another number of frames, or others at even steps, is a recipe
     if numbers == tuple(k * total // len(numbers) for k in range(len(numbers))):
-        how = "library"
+        how, said = "library", ", those that transformers samples when it decodes a path"
     elif numbers == (right[:1] + right[:-1]):
-        how = "one-before"
-    said = {
-        "library": ", those that transformers samples when it decodes a path",
-        "one-before": ", each the one before",
-    }.get(how, "")
-    fact = "frames-sampled" if len(numbers) == len(right) else "frames-number"
+        how, said = "one-before", ", each the one before"
+    else:
+        return
     yield Evidence(
         "media",
-        fact,
+        "frames-sampled",
         f"row {item.row} gets frames {spacing(numbers)} of the {total} of {known['file']}{said}; "
         f"the settings give {spacing(right)}",
         row=item.row,
-        values={**known, "how": how, "numbers": numbers, "got": len(numbers), "want": len(right)},
+        values={**known, "how": how, "numbers": numbers},
         severity="differs",
     )
 
@@ -482,6 +478,7 @@ def _rates(call: ProcessorCall, item: Shown, every: Sequence[Shown]) -> tuple[fl
     for own, clip_seconds in zip(call.videos, seconds.tolist(), strict=False):
         if own is item.given and clip_seconds > 0 and len(seconds) == len(call.videos):
             took = 2 / clip_seconds
+    rates = [clip.sample_fps] * (number == len(clip.frames))
     values = array(item.given)
     held = None if values is None or values.dim() != 4 else _held(item, values)
     if values is not None and held is not None and number > 1:
@@ -490,12 +487,11 @@ def _rates(call: ProcessorCall, item: Shown, every: Sequence[Shown]) -> tuple[fl
         if not match.is_found and _twin(item, given, match, every) is not None:
             return None
         length = held.times[match.numbers[-1]] - held.times[match.numbers[0]]
-        known = number == len(clip.frames)
-        if match.is_found and match.in_order and length > 0 and not known:
-            return took, (number - 1) / length
-    if number == len(clip.frames):
-        return took, clip.sample_fps
-    return took, number / max(clip.duration, 1e-6)
+        if match.is_found and match.in_order and length > 0:
+            rates.append((number - 1) / length)
+    # a sampler may count the time from its first frame to its last, or all of the clip's
+    rates.append(number / max(clip.duration, 1e-6))
+    return took, next((r for r in rates if abs(took / r - 1) <= _OTHER_RATE), rates[0])
 
 
 # --------------------------------------------------------------------------- helpers
