@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -47,6 +49,40 @@ def test_peft(
     assert step.trainable == step.held
     assert set(step.trainable) == {"adapter"}
     assert step.changed == {"adapter": True}
+
+
+def use_submodel_func(model: torch.nn.Module) -> None:
+    """As ms-swift does, before anything is recorded: the functions of the thinker's class become
+    methods of the model around it, and their calls look nothing up on the thinker."""
+
+    def redirected(function: Any) -> Any:
+        @functools.wraps(function)
+        def instead(self: Any, *args: Any, **keywords: Any) -> Any:
+            return function(self.thinker, *args, **keywords)
+
+        return MethodType(instead, model)
+
+    for name in ("generate", "forward"):
+        setattr(model, name, redirected(getattr(model.thinker, name).__func__))
+
+
+def test_methods_of_the_thinker_set_on_a_model_around_it(tmp_path: Path) -> None:
+    """The thinker's hooks saw one-token decoding steps and no scoring forward, generate not at
+    all: a run whose every sound was zeroed was healthy."""
+    outer = torch.nn.Module()
+    outer.thinker = toy_thinker.make()
+    use_submodel_func(outer)
+    before = vars(outer)["generate"]
+    optimizer = torch.optim.SGD(outer.parameters(), lr=0.1)
+    with record(tmp_path, model=outer, processor=toy_thinker.ToyProcessor()):
+        toy_thinker.step(outer, optimizer)
+    trace = load_trace(tmp_path / "step-000000")
+    [generated], [scored] = calls_of(trace, GenerateCall), calls_of(trace, ForwardCall)
+    assert generated.sequences is not None
+    assert scored.logprobs is not None
+    assert scored.own
+    assert scored.inputs["input_ids"].tolist() == generated.sequences.tolist()
+    assert vars(outer)["generate"] is before
 
 
 def test_ddp(tmp_path: Path) -> None:

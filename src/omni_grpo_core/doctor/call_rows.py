@@ -66,7 +66,7 @@ class Counts:
 
 def counts_of(inputs: Mapping[str, Tensor], policy: Policy) -> tuple[Counts, ...]:
     """Placeholders and features of every modality in a call."""
-    ids = inputs["input_ids"]
+    ids = torch.atleast_2d(inputs["input_ids"])
     tensors = {key: inputs[key] for key in GRIDS.values() if key in inputs}
     lengths = expected_lengths(tensors, policy.processor, policy.family)
     tokens = placeholder_ids(policy.processor)
@@ -88,8 +88,9 @@ def is_interleaved(ids: Sequence[int], policy: Policy) -> bool:
 
 def call_rows(inputs: Mapping[str, Tensor], policy: Policy) -> tuple[CallRow, ...]:
     """The rows of a call by its own mask, each with the media that its placeholders take."""
-    ids = inputs["input_ids"]
+    ids = torch.atleast_2d(inputs["input_ids"])
     mask = inputs.get("attention_mask")
+    mask = None if mask is None else torch.atleast_2d(mask)
     if mask is None or mask.shape != ids.shape:
         mask = (ids != policy.pad_token_id).to(ID_DTYPE)
     tensors = {

@@ -64,7 +64,7 @@ def attach(
     recorder = record(
         folder,
         model=trainer.model,
-        processor=trainer.processing_class,
+        processor=_processor_of(trainer),
         reward_funcs=getattr(trainer, "reward_funcs", ()),
         steps=steps,
         probe_rewards=probe_rewards,
@@ -74,3 +74,18 @@ def attach(
     )
     recorder.watch(TrainerWatch(trainer, style, recorder.buffer, recorder.stop))
     return recorder.start()
+
+
+def _processor_of(trainer: Any) -> Any:
+    """The one that takes media: ms-swift's trainer has a tokenizer as its processing class, and the
+    processor in its template.
+
+    >>> from types import SimpleNamespace as Trainer
+    >>> swift = Trainer(processing_class="tokenizer", template=Trainer(processor="processor"))
+    >>> _processor_of(swift), _processor_of(Trainer(processing_class="processor"))
+    ('processor', 'processor')
+    """
+    own = trainer.processing_class
+    inner = getattr(getattr(trainer, "template", None), "processor", None)
+    has_parts = getattr(own, "tokenizer", None) is not None
+    return own if inner is None or has_parts else inner

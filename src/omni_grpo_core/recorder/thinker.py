@@ -6,6 +6,7 @@ merges media and holds the text model and the head: watching that module sees ev
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ _TOWERS = {"visual": "vision", "vision_tower": "vision", "audio_tower": "audio"}
 @dataclass(frozen=True, slots=True)
 class Found:
     """``thinker``: the module with the head. ``text_model``: takes embeddings and positions.
-    ``wrappers``: classes around it, outermost first. ``outer``: the model as passed in."""
+    ``wrappers``: classes around it, outermost first. ``outer``: the model as passed in.
+    ``compiled``: modules around it whose calls do not pass its hooks."""
 
     outer: nn.Module
     thinker: Any
@@ -43,8 +45,7 @@ def find(model: Any) -> Found:
 
     Raises :class:`~omni_grpo_core.errors.ConfigError` where there is none.
     """
-    wrappers: list[str] = []
-    compiled: list[nn.Module] = []
+    around: list[Any] = []
     module = model
     while not _is_thinker(module):
         inner = _inner(module)
@@ -55,11 +56,20 @@ def find(model: Any) -> Found:
                 want="a causal language model or Qwen-Omni thinker, wrapped or not",
                 fix="pass the model that generates and is trained",
             )
-        wrappers.append(type(module).__name__)
-        if "_orig_mod" in module._modules:
-            compiled.append(module)
+        around.append(module)
         module = inner
-    return Found(model, module, text_model_of(module), tuple(wrappers), tuple(compiled))
+    compiled = tuple(
+        one for one in around if "_orig_mod" in one._modules or is_rebound(one, "forward", module)
+    )
+    wrappers = tuple(type(one).__name__ for one in around)
+    return Found(model, module, text_model_of(module), wrappers, compiled)
+
+
+def is_rebound(module: Any, name: str, thinker: Any) -> bool:
+    """Whether a module around the thinker has the thinker's method as its own, as ms-swift's
+    ``use_submodel_func`` sets it: such a call does not look the method up on the thinker."""
+    own, method = vars(module).get(name), getattr(type(thinker), name, None)
+    return own is not None and method is not None and inspect.unwrap(own) is inspect.unwrap(method)
 
 
 def text_model_of(thinker: Any) -> nn.Module:

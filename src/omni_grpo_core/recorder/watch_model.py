@@ -26,7 +26,7 @@ from omni_grpo_core.recorder.step_buffer import (
     digest_into,
 )
 from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
-from omni_grpo_core.recorder.thinker import Found, modes, text_model_of, weights_apart
+from omni_grpo_core.recorder.thinker import Found, is_rebound, modes, text_model_of, weights_apart
 from omni_grpo_core.trace import dtype_name
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes
 
@@ -154,6 +154,9 @@ class ModelWatch:
         ):
             if hasattr(thinker, name):
                 patches.set(thinker, name, self._instead(name, call))
+        for module in self._found.compiled:
+            if is_rebound(module, "generate", thinker):
+                patches.set(module, "generate", self._redirected(module))
         # the class that sharding has not replaced by one of its own
         kind = next(kind for kind in type(thinker).__mro__ if "forward" in vars(kind))
         for name, around in (
@@ -210,6 +213,19 @@ class ModelWatch:
             return call(original, args, keywords)
 
         return MethodType(instead, thinker)
+
+    def _redirected(self, module: nn.Module) -> MethodType:
+        """``generate`` of a module around the thinker that calls the thinker's function; bound for
+        the reason above."""
+        before = vars(module)["generate"]
+
+        @functools.wraps(before)
+        def instead(model: Any, *args: Any, **keywords: Any) -> Any:
+            if model is not module:
+                return before(*args, **keywords)
+            return self._generate(before, args, keywords)
+
+        return MethodType(instead, module)
 
     def stop(self) -> None:
         for handle in self._handles:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from omni_grpo_core.core.batch import placeholder_ids
+from omni_grpo_core.doctor.bundles import ids_in
 from omni_grpo_core.doctor.call_rows import is_interleaved
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
 from omni_grpo_core.doctor.rendered import RenderedBatch, flag_of, rendered_batches
@@ -47,7 +48,7 @@ def look_flag(case: Case) -> Iterator[Evidence]:
         return
     policy = case.reference.policy
     for name, model_call, _ in _model_calls(case):
-        ids = model_call.inputs.get("input_ids")
+        ids = ids_in(model_call)
         if ids is None or not bool((ids == placeholder_ids(policy.processor)["video"]).any()):
             continue
         note_judged(case, "batch")
@@ -74,7 +75,7 @@ def look_mute_beside_heard(case: Case) -> Iterator[Evidence]:
     policy = case.reference.policy
     video = placeholder_ids(policy.processor)["video"]
     for name, call, _ in _model_calls(case):
-        ids = call.inputs.get("input_ids")
+        ids = ids_in(call)
         if ids is None or not flag_of(call.keywords):
             continue
         clips = [n for n, row in enumerate(ids.tolist()) if video in row]
