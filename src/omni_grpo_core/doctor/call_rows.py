@@ -66,7 +66,7 @@ class Counts:
 
 def counts_of(inputs: Mapping[str, Tensor], policy: Policy) -> tuple[Counts, ...]:
     """Placeholders and features of every modality in a call."""
-    ids = torch.atleast_2d(inputs["input_ids"])
+    ids = _in_rows(inputs["input_ids"])
     tensors = {key: inputs[key] for key in GRIDS.values() if key in inputs}
     lengths = expected_lengths(tensors, policy.processor, policy.family)
     tokens = placeholder_ids(policy.processor)
@@ -88,9 +88,9 @@ def is_interleaved(ids: Sequence[int], policy: Policy) -> bool:
 
 def call_rows(inputs: Mapping[str, Tensor], policy: Policy) -> tuple[CallRow, ...]:
     """The rows of a call by its own mask, each with the media that its placeholders take."""
-    ids = torch.atleast_2d(inputs["input_ids"])
+    ids = _in_rows(inputs["input_ids"])
     mask = inputs.get("attention_mask")
-    mask = None if mask is None else torch.atleast_2d(mask)
+    mask = None if mask is None else _in_rows(mask)
     if mask is None or mask.shape != ids.shape:
         mask = (ids != policy.pad_token_id).to(ID_DTYPE)
     tensors = {
@@ -130,6 +130,11 @@ def call_rows(inputs: Mapping[str, Tensor], policy: Policy) -> tuple[CallRow, ..
                 own["video_second_per_grid"] = torch.as_tensor(seconds)[begin : begin + items]
         found.append(CallRow(index, kept, _row(ids[index][kept], own, policy) if whole else None))
     return tuple(found)
+
+
+def _in_rows(values: Tensor) -> Tensor:
+    """(N, L), also where a call on one row left out its axis."""
+    return values if values.dim() > 1 else values[None]
 
 
 def _row(ids: Tensor, tensors: Mapping[str, Tensor], policy: Policy) -> Row | None:
