@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from omni_grpo_core.doctor.evidence import Case, Reference
+from omni_grpo_core.doctor.own_sampling import with_own_sampling
 from omni_grpo_core.doctor.ranks import join_ranks
 from omni_grpo_core.errors import TraceError
 from omni_grpo_core.trace.calls import Call, GenerateCall, calls_of
@@ -82,8 +83,10 @@ def as_cases(
                     want="a trainer call" if stage is None else repr(stage),
                     fix="record it again: it was altered, or written by another version",
                 )
+    eos = () if reference is None else reference.policy.eos_token_ids
     return tuple(
-        Case(_without_others(trace), reference, no_reference=no_reference) for _, trace in traces
+        Case(with_own_sampling(_without_others(trace), eos), reference, no_reference=no_reference)
+        for _, trace in traces
     )
 
 

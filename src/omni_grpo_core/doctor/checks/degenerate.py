@@ -95,9 +95,10 @@ def against_reference(case: Case, call: GenerateCall) -> float | None:
     wherever they end (Ville's inequality).
     """
     known = replay_rollout(case, call)
-    if known is None:
+    temperature = temperature_of(call)
+    if known is None or not math.isfinite(temperature):
         return None
-    return evidence_against(known, temperature_of(call), ids_of(call.config.get("suppress_tokens")))
+    return evidence_against(known, temperature, ids_of(call.config.get("suppress_tokens")))
 
 
 def evidence_against(known: Replayed, temperature: float, suppressed: Sequence[int]) -> float:

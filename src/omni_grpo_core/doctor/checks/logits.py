@@ -79,7 +79,7 @@ def rollout_gap(case: Case, call: GenerateCall) -> tuple[Gap, Gap] | None:
 
 
 def temperature_of(call: GenerateCall) -> float:
-    """The divisor of the scores; 1 for greedy decoding."""
+    """The divisor of the scores; 1 for greedy decoding, NaN where it is not known."""
     sampling = bool(call.config.get("do_sample", False))
     return float(call.config.get("temperature") or 1.0) if sampling else 1.0
 

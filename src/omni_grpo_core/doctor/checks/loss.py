@@ -183,7 +183,7 @@ def look_at_temperature(case: Case) -> Iterable[Evidence]:
     read = torch.cat([row.temperature[row.tokens >= 0] for row in rows]) if rows else torch.empty(0)
     read = read[read.isfinite()]
     sampled = {temperature_of(row.completion.call) for row in rows}
-    if not len(read) or len(sampled) != 1:
+    if not len(read) or len(sampled) != 1 or not all(map(math.isfinite, sampled)):
         return
     note_judged(case, "completion")
     [wanted] = sampled
