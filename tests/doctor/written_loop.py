@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omni_grpo_core import record
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.checks.run import in_order
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.load import as_cases, read_traces
+from omni_grpo_core.losses import LossConfig
+from omni_grpo_core.losses.advantages import group_advantages
+from omni_grpo_core.losses.logprobs import completion_logprobs, predicting_logits
+from omni_grpo_core.training.step import MicroBatch, SingleProcess, StepPlan, optimize
 
 GROUP, LONGEST = 4, 16
 
@@ -43,6 +47,7 @@ class Written:
     own_reference: bool = False
     kl_used: bool = True
     detached: bool = False
+    rate: float = 1e-4
 
 
 @dataclass
@@ -66,7 +71,7 @@ class WrittenLoop:
         self.policy, self.how = policy, how
         self.model = copy.deepcopy(policy.model).eval().to(how.dtype)
         self.reference = self.model if how.own_reference else copy.deepcopy(self.model)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=how.rate)
         self.rewards: list[Callable[..., list[float]]] = [letters]
         self.ends = [
             *policy.eos_token_ids,
@@ -173,3 +178,58 @@ class WrittenLoop:
             case "dr_grpo":
                 return tokens.sum() / (len(tokens) * LONGEST) / parts
         return (tokens.sum(1) / one.mask.sum(1)).mean() / parts
+
+
+class _Logits(nn.Module):
+    """A scorer as our own step has it, on logits that the model's own forward returns."""
+
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, one: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(input_ids=one.ids, attention_mask=one.attention).logits
+        scored = completion_logprobs(
+            predicting_logits(logits, ids.shape[1]), ids, mask, temperature=self.temperature
+        )
+        return scored.logprobs, scored.entropy
+
+
+class OwnStepLoop(WrittenLoop):
+    """The same rollouts, with the package's own training step: totals, log-probabilities, loss,
+    clipping and updates are those of ``omni-grpo train``."""
+
+    def advantages(self, rewards: Tensor) -> Tensor:
+        groups = [place // GROUP for place in range(len(rewards))]
+        return group_advantages(rewards.tolist(), groups, "group").values
+
+    def step(self, step: int) -> None:
+        how = self.how
+        micros = [self.rollout(5 * step + number + 1) for number in range(how.accumulation)]
+        plan = StepPlan(
+            LossConfig(
+                loss_type=how.loss_type,  # type: ignore[arg-type]
+                beta=how.beta,
+                max_completion_length=LONGEST if how.loss_type == "dr_grpo" else None,
+            ),
+            None,
+            iterations=how.updates,
+            max_grad_norm=1e9,
+            gradient_checkpointing=False,
+        )
+        scorer, other = (_Logits(m, how.temperature) for m in (self.model, self.reference))
+
+        def reference(micro: Any) -> Tensor:
+            with torch.no_grad():
+                logprobs, _ = other(micro.batch, micro.ids, micro.mask)
+                return logprobs  # type: ignore[no-any-return]
+
+        window = [
+            MicroBatch(one, one.completion, one.mask, one.mask, one.advantages,  # type: ignore[arg-type]
+                       torch.zeros(one.mask.shape))
+            for one in micros
+        ]  # fmt: skip
+        optimize(
+            plan, SingleProcess(), scorer, self.model, self.optimizer, window,
+            reference=reference if how.beta else None,
+        )  # fmt: skip

@@ -24,8 +24,9 @@ EXACT, ROUNDED = 2e-3, 2e-2
 """Largest misfit of a row's weight, by the largest: in float32 what trainers add to a deviation
 before dividing by it (1e-4 of about 0.3); otherwise what 16 bits leave of it (2**-8), in a mean of
 tokens and at a temperature that is itself read."""
-Divisor = Literal["sequence", "uniform", "part"]
-"""The length of a completion; one number for all; the tokens of a micro-batch."""
+Divisor = Literal["sequence", "uniform", "part", "places"]
+"""The length of a completion; one number for all; the tokens of a micro-batch, or all its places,
+padding included."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,14 +59,13 @@ class Reading:
 
     @property
     def lengths(self) -> Tensor:
-        """float64 (R,): tokens that count; those up to the eos where a row has no weight."""
-        return torch.tensor(
-            [
-                float(row.counted.sum()) or float(row.end - self.term.eos_left_out)
-                for row in self.rows
-            ],
-            dtype=torch.float64,
-        )
+        """float64 (R,): tokens that count; those up to the eos where a row has no weight, where
+        clipping has taken some of them out, or where only a KL gives them any."""
+        whole = [float(row.end - self.term.eos_left_out) for row in self.rows]
+        if self.term.ratio == "none" and self.term.kl is None:
+            counted = [float(row.counted.sum()) for row in self.rows]
+            whole = [own or all_ for own, all_ in zip(counted, whole, strict=True)]
+        return torch.tensor(whole, dtype=torch.float64)
 
     @property
     def parts(self) -> dict[int, float]:
@@ -76,15 +76,26 @@ class Reading:
         return found
 
     @property
+    def places(self) -> dict[int, float]:
+        """Places of each micro-batch, padding included, by number."""
+        found: dict[int, float] = {}
+        for row in self.rows:
+            found[row.part] = found.get(row.part, 0.0) + row.width
+        return found
+
+    @property
     def divisors(self) -> tuple[Divisor, ...]:
         """Those that are not the same one here."""
-        apart = len({*self.parts.values()}) > 1
-        return ("sequence", "uniform", "part") if apart else ("sequence", "uniform")
+        found: list[Divisor] = ["sequence", "uniform"]
+        found += ["part"] * (len({*self.parts.values()}) > 1)
+        found += ["places"] * (len({*self.places.values()}) > 1)
+        return tuple(found)
 
     def divided(self, divisor: Divisor) -> Tensor:
         """(R,): the advantages up to one factor, if this is the divisor."""
-        if divisor == "part":
-            return -self.term.weights * torch.tensor([self.parts[row.part] for row in self.rows])
+        if divisor in ("part", "places"):
+            by = self.parts if divisor == "part" else self.places
+            return -self.term.weights * torch.tensor([by[row.part] for row in self.rows])
         return -self.term.weights * (self.lengths if divisor == "sequence" else 1.0)
 
     def of_rows(self, kept: Tensor) -> Reading:

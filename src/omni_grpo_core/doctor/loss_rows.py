@@ -70,6 +70,11 @@ class TrainedRow:
         """Tokens of the completion up to and including its first eos."""
         return self.completion.end
 
+    @property
+    def width(self) -> int:
+        """Tokens of the completion as it was scored, padding included."""
+        return len(self.tokens) - self.lead - 1
+
     def moved(self, by: int) -> TrainedRow:
         """With weights placed ``by`` columns later: of a loss whose positions are off by that."""
         return replace(

@@ -166,9 +166,11 @@ def _explained(
                 weights, left = _fitted(rows, factors)
                 yield PolicyTerm(rows, weights, eos_left_out, ratio), left
             if all(gap is not None for gap in gaps):
+                away = [gap for gap in gaps if gap is not None]
                 estimates = {
-                    "k3": [1 - gap.exp() for gap in gaps if gap is not None],
-                    "k2": [-gap for gap in gaps if gap is not None],
+                    "k3": [1 - gap.exp() for gap in away],
+                    "k2": [-gap for gap in away],
+                    "k3 bounded": [_bounded(gap) for gap in away],
                 }
                 for estimator, terms in estimates.items():
                     for divisor in ("sequence", "uniform"):
@@ -177,6 +179,12 @@ def _explained(
                             PolicyTerm(rows, weights, eos_left_out, ratio, kl, divisor, estimator),
                             left,
                         )
+
+
+def _bounded(gap: Tensor) -> Tensor:
+    """The slope of k3 where gaps beyond 20 and values beyond 10 are cut, as some trainers do."""
+    cut = (gap.abs() > 20) | (gap.exp() - gap - 1 > 10)
+    return torch.where(cut, 0.0, 1 - gap.exp())
 
 
 def _clipped(
@@ -213,7 +221,9 @@ def _with_kl(
     for row, factor, term in zip(rows, factors, terms, strict=True):
         kept = row.counted[: row.end]
         own, by = row.own_weights[kept], factor[kept]
-        given = term[kept] / (max(int(kept.sum()), 1) if divisor == "sequence" else 1)
+        # a token whose KL has no slope counts, and may have no weight
+        length = int((kept | (term == 0)).sum()) if divisor == "sequence" else 1
+        given = term[kept] / max(length, 1)
         square = by.square().sum().clamp(min=1e-30)
 
         def apart(values: Tensor, by: Tensor = by, square: Tensor = square) -> Tensor:

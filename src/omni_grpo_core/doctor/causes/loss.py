@@ -167,7 +167,7 @@ _LOSS = (
         prove=_alone,
     ),
     Signature(
-        cause="loss.after-eos",
+        cause="loss.padded-mean",
         fact="padding-in-divisor",
         harm="padding counts in the mean: one long completion in a batch makes the step of all "
         "others smaller",

@@ -15,7 +15,7 @@ from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, no
 from omni_grpo_core.doctor.loss_accounts import Account, sound_accounts
 from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import CLEAN, TrainedRow, trained_rows
-from omni_grpo_core.doctor.policy_term import policy_term
+from omni_grpo_core.doctor.policy_term import CONSTANT, PolicyTerm, policy_term
 
 _SHARE = 0.9
 """Of the positions of a step, how many must agree on a trained token that is not the next."""
@@ -152,6 +152,15 @@ def _left_out(case: Case, rows: Sequence[TrainedRow]) -> Iterator[Evidence]:
         return
     if later_update(case):
         return  # clipping removes tokens as well
+    if term is None or term.varies:
+        return
+    # a row of no advantage has no weight where its KL has none
+    live = {
+        id(row.completion)
+        for row, weight in zip(term.rows, term.weights, strict=True)
+        if _counts(weight, term)
+    }
+    rows = [row for row in rows if id(row.completion) in live]
     missing = [int((~row.counted[: row.end]).sum()) for row in rows]
     if any(missing):
         at = max(range(len(rows)), key=lambda i: missing[i])
@@ -165,6 +174,10 @@ def _left_out(case: Case, rows: Sequence[TrainedRow]) -> Iterator[Evidence]:
             values={"tokens": sum(missing), "rows": sum(map(bool, missing))},
             severity="differs",
         )
+
+
+def _counts(weight: Tensor, term: PolicyTerm) -> bool:
+    return bool(weight.abs() > CONSTANT * term.weights.abs().max())
 
 
 def _trained(case: Case) -> list[TrainedRow]:

@@ -54,14 +54,25 @@ def look_at_weights(case: Case) -> Iterable[Evidence]:
             "advantage",
         )
         return
-    for one in (known, without_masked(known)):
-        found = sound_accounts(one) or _of_sequences(case, one)
-        if found:
-            note_judged(case, "advantage", "loss")
-            yield from _recipe(case, one, found)
-            yield from _divisor(case, one, found)
-            return
-    yield from _unsound(case, known)
+    one, found = sound_reading(case, known)
+    if found:
+        note_judged(case, "advantage", "loss")
+        yield from _recipe(case, one, found)
+        yield from _divisor(case, one, found)
+    else:
+        yield from _unsound(case, known)
+
+
+def sound_reading(case: Case, known: Reading) -> tuple[Reading, list[Account]]:
+    """The rows whose weights sound advantages explain, and how; of a later update those that are
+    not clipped as a whole."""
+    ways = [known, without_masked(known)]
+    if later_update(case):
+        ways.append(known.of_rows(known.term.weights != 0))
+    for one in ways:
+        if found := sound_accounts(one) or _of_sequences(case, one):
+            return one, found
+    return known, []
 
 
 def without_masked(known: Reading) -> Reading:
@@ -265,7 +276,7 @@ def _laid(known: Reading, values: Tensor, block: Sequence[int], along: bool) -> 
     found = []
     for number, n in enumerate(block):
         row = known.rows[n]
-        start = number * (len(row.tokens) - row.lead - 1) if along else 0
+        start = number * row.width if along else 0
         found.append(own[:, (start + torch.arange(row.end)) % len(block)])
     return torch.cat(found, 1)
 
@@ -287,11 +298,12 @@ def _shares(case: Case, known: Reading, account: Account) -> list[_Share]:
     rows, ranks = float(len(known.rows)), _ranks(case)
     if account.divisor == "sequence":
         return [_Share(f"{rows:.0f} completions", account.factor * rows / ranks)]
-    if account.divisor == "part":
-        count = len(known.parts)
-        return [_Share("micro-batches' own tokens", account.factor * count / ranks)]
+    if account.divisor in ("part", "places"):
+        loose = account.divisor == "places"
+        name = f"each micro-batch's own {'places, padding included' if loose else 'tokens'}"
+        return [_Share(name, account.factor * len(known.parts) / ranks, loose)]
     tokens = float(known.lengths.sum())
-    longest = max(len(row.tokens) - row.lead - 1 for row in known.rows)
+    longest = max(row.width for row in known.rows)
     limit = settings_of(case).get("max_completion_length") or known.rows[
         0
     ].completion.call.config.get("max_new_tokens")
@@ -317,7 +329,8 @@ def _ranks(case: Case) -> int:
 def _divisor(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[Evidence]:
     """What the sum over tokens was divided by: the weights depend on how a step is split, on
     padding, or are several times those of a step."""
-    whole = [one for one in found if one.divisor != "part"] or list(found)
+    of_step = ("sequence", "uniform")
+    whole = [one for one in found if one.divisor in of_step] or list(found)
     shares = [(one, share) for one in whole for share in _shares(case, known, one)]
     right = [share for _, share in shares if _is(1, share, known)]
     asked = str(settings_of(case).get("loss_type", "")).lower()
