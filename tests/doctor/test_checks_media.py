@@ -135,6 +135,18 @@ def test_a_frame_rate_that_was_not_passed() -> None:
     assert facts(content.look_rate, step(*clips, keywords={"fps": [4.0]})) == []
 
 
+def test_the_rounding_of_the_official_sampler_is_no_other_rate() -> None:
+    """qwen-omni-utils takes frames evenly from the first to the last, and tells frames by the
+    clip's length. Counting steps by the time between them gave every healthy run the headline "4
+    frames were sampled at 3.4 per second, but the processor got fps=4"."""
+    every = replace(load_settings(tiny.checkpoint_dir()).media, fps=8.0)
+    clips = [frames(path, every)[[0, 2, 5, 7]] for path in CLIPS]
+    assert facts(content.look_rate, step(*clips, fps=4.0)) == []
+    # the first half alone is another rate, whatever the clip's length says
+    half = [frames(path, every)[:4] for path in CLIPS]
+    assert only(content.look_rate, step(*half, fps=4.0)).values["true"] == 8.0
+
+
 def sounds(change: Any) -> Case:
     """One recording, its track changed by ``change``."""
     ref = MediaRef("audio", CLIPS[0])

@@ -84,7 +84,7 @@ def _rows_to_generate(
     whole = [row.at for row, found in zip(taken, alike, strict=True) if found]
     if len(whole) < len(taken) and _stale(trail, between, taken, made):
         return
-    note_judged(trail.case, "batch", "media")
+    note_judged(trail.case, "batch")
     handed: list[Handed] = []
     broken: set[int] = set()
     for row, found in zip(taken, alike, strict=True):
@@ -317,7 +317,6 @@ def _prompts_to_scoring(trail: Trail, number: int, rows: Sequence[FedRow]) -> No
     wrong = judge_media(trail, between, handed, made, "media")
     ok = [one.row.at for one in handed if one.row.at not in wrong]
     if ok:
-        note_judged(trail.case, "media")
         trail.ok(between, ok, "its prompts, with completions that were sampled out of sight")
     if strange:
         trail.unjudged(between, strange, "not rows of the processor, and none of generate was seen")
@@ -362,7 +361,6 @@ def _scored_rows(
         if one.row.at not in wrong and _judge_positions(trail, between, one.row, completion)
     }
     if ok := [*order]:
-        note_judged(trail.case, "media")
         places = [pool.index(completion) for completion in order.values()]
         moved = "in another order" if places != sorted(places) else ""
         trail.ok(between, ok, ", ".join(filter(None, (times(places, places), moved))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import torch
@@ -16,6 +16,11 @@ _COORDINATES = 64
 _MOST_NEAR = 1024
 """Items among which the nearest one is looked for; equal ones are found among any number."""
 _CANDIDATES = 16
+_MIXTURES: Mapping[tuple[float, float, float], str] = {
+    (0.299, 0.587, 0.114): "their luminance",
+    (1 / 3, 1 / 3, 1 / 3): "their mean",
+}
+"""Shares of red, green and blue: of Pillow and OpenCV, and of a plain mean."""
 _MIRRORED = {"width": "mirrored left to right", "height": "upside down"}
 
 
@@ -90,15 +95,28 @@ def _chosen(pair: Pair) -> Iterator[Reproduction]:
 
 
 def _recoloured(pair: Pair) -> Iterator[Reproduction]:
-    """Channels in an order that is not a reversal."""
+    """Channels in an order that is not a reversal, or all of them grey."""
     if "channels" in pair.axes and pair.want.shape == pair.got.shape:
         axis = pair.axes.index("channels")
         if axis and pair.want.shape[axis] == 3:
             one = pair.along(axis)
-            for found in _chosen(one):
+            grey = [*_grey(one)]
+            yield from grey
+            for found in () if grey else _chosen(one):
                 yield Reproduction(
                     "channels-permuted", found.sentence, {**found.values, "axis": axis}
                 )
+
+
+def _grey(pair: Pair) -> Iterator[Reproduction]:
+    """Three equal colours; of a picture that is nearly grey already, each way of mixing is near."""
+    if not bool((pair.got == pair.got[:1]).all()) or bool((pair.want == pair.want[:1]).all()):
+        return
+    for shares, name in _MIXTURES.items():
+        mixed = torch.tensordot(torch.tensor(shares), pair.want.float(), dims=1)
+        if pair.is_made_by(mixed.expand_as(pair.got)):
+            yield Reproduction("grey", f"in grey: its colours became {name}", {"shares": shares})
+            return
 
 
 def _places(pair: Pair) -> Tensor | None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch.nn.functional import interpolate
 
 from omni_grpo_core.core.media_config import MediaConfig
+from omni_grpo_core.doctor.asked import rewarded
+from omni_grpo_core.doctor.bundles import FedRow, rows_in
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.doctor.rendered import RenderedBatch, RenderedPrompt, order_of
+from omni_grpo_core.doctor.rendered import RenderedBatch, RenderedPrompt, order_of, paths_of
 from omni_grpo_core.doctor.replay import media as replay_media
 from omni_grpo_core.doctor.replay.batch import Given, audio_route, given_rows
 from omni_grpo_core.doctor.replay.text import collapsed, marks
+from omni_grpo_core.doctor.rollouts import same_media
 from omni_grpo_core.pipeline.settings import CHECKPOINT_SETTINGS
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
-from omni_grpo_core.types import Media, MediaRef, Modality
+from omni_grpo_core.types import MODALITIES, Media, MediaRef, Modality
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +31,9 @@ _LARGE = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shown:
-    """One media item of one row: what was passed, and the file that the messages name for it.
-    ``media``: that file as the reference reads it, ``None`` where it cannot be read here."""
+    """One media item of one row: what was passed, and its file: the one that the messages name, or
+    else the columns that rewards got with the row's completions. ``media``: that file as the
+    reference reads it, ``None`` where it cannot be read here."""
 
     row: int
     number: int
@@ -149,12 +153,12 @@ def picture_of(ref: MediaRef, size: tuple[int, int]) -> Tensor | None:
 def shown(one: RenderedBatch, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:
     """Every media item of a call with its file; none where rows or counts cannot be matched."""
     rows, prompts = given_rows(call, case), owners(one, call, case)
-    if rows is None or prompts is None:
+    if rows is None:
         return ()
     found: list[Shown] = []
-    for row, prompt in zip(rows, prompts, strict=True):
+    for row, prompt in zip(rows, prompts or (None,) * len(rows), strict=True):
         interleaved = audio_route(call, case) == "interleaved" and bool(row.media["video"])
-        refs = replay_media.wanted(prompt.media, interleaved)
+        refs = replay_media.wanted(_files(row, prompt, interleaved, call, case), interleaved)
         for modality, media in row.media.items():
             if len(media) != len(refs[modality]):
                 continue  # reported by the counts
@@ -162,6 +166,58 @@ def shown(one: RenderedBatch, call: ProcessorCall, case: Case) -> tuple[Shown, .
                 read = read_file(ref, case)
                 found.append(Shown(row.index, index, given, ref, read))
     return tuple(found)
+
+
+def _files(
+    row: Given, prompt: RenderedPrompt | None, interleaved: bool, call: ProcessorCall, case: Case
+) -> tuple[MediaRef, ...]:
+    """A row's media in order, by the files that its messages name. Trainers that pass pictures
+    beside the messages write ``{"type": "image"}`` and keep the path in a column."""
+    kinds = [m for m in MODALITIES if not (interleaved and m == "audio")]
+    by_place = tuple(MediaRef(kind, "") for kind in kinds for _ in row.media[kind])
+    refs = by_place if prompt is None else prompt.media
+    fed = rows_in(case, call)
+    if all(map(_is_here, refs)) or row.index >= len(fed):
+        return refs
+    return _with_files(refs, _listed(case, fed[row.index]))
+
+
+def _is_here(ref: MediaRef) -> bool:
+    return replay_media.file_of(ref.path) is not None
+
+
+def _listed(case: Case, fed: FedRow) -> tuple[tuple[str, str], ...]:
+    """(modality, path) of the media in the columns that rewards got with a row's completions; none
+    where rows of equal content have others."""
+    answers = [(one.completion, one.row) for one in rewarded(case) if one.completion is not None]
+    same_ids = [one for one in answers if one[0].prompt.ids == fed.ids]
+    same = [one for one in same_ids or answers if same_media(fed, one[0].prompt)] or same_ids
+    in_place = [one for one in same if one[0].at == fed.at]
+    for own in (same, in_place):
+        listed = {paths_of(row) for _, row in own}
+        if len(listed) == 1:
+            return listed.pop()
+    return ()
+
+
+def _with_files(
+    refs: Sequence[MediaRef], listed: Sequence[tuple[str, str]]
+) -> tuple[MediaRef, ...]:
+    """Media that name no file, with those listed for their modality; or for none, where only one
+    modality is looked for."""
+    lacking = [ref for ref in refs if not _is_here(ref)]
+    single = len({ref.modality for ref in lacking}) == 1
+    found: dict[int, MediaRef] = {}
+    for modality in MODALITIES:
+        own = [ref for ref in lacking if ref.modality == modality]
+        paths = [path for kind, path in listed if kind == modality]
+        if not paths and single:
+            paths = [path for kind, path in listed if kind not in MODALITIES]
+        if len(paths) == len(own):
+            found |= {
+                id(ref): replace(ref, path=path) for ref, path in zip(own, paths, strict=True)
+            }
+    return tuple(found.get(id(ref), ref) for ref in refs)
 
 
 def _same_copies(call: ProcessorCall, case: Case, order: tuple[int, ...]) -> int:

@@ -108,6 +108,7 @@ _TABLE = (
         "evaluation alike; or evaluate through the processor too",
         confirm="the frames are those at k * total // n, not at linspace(0, total - 1, n)",
         when=lambda e: e.values["how"] == "library",
+        prove=only_fits,
     ),
     Signature(
         cause="media.decoder-differs",

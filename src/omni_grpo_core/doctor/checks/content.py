@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import PurePath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,12 +51,14 @@ from omni_grpo_core.doctor.shown_media import (
 )
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE as RATE
-from omni_grpo_core.types import Modality
+from omni_grpo_core.types import MODALITIES, Modality
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _AXES = ("frames", "channels", "height", "width")
+_EVEN = 2
+"""Frames: qwen-omni-utils samples a multiple of it."""
 _WRONG_RATE = 1 / 3
 """Of the true frame rate: a clip is shown at another speed."""
 _OTHER_RATE = 0.02
@@ -66,35 +69,48 @@ _CLEARLY = 0.25
 """Of what its own file leaves of a sound: another that leaves less is what was really heard."""
 _RATES = (8_000, 11_025, 12_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 """Sampling rates of files and readers, in Hz, other than the model's."""
+_RESIZED = 0.05
+"""Of a picture's deviation: resizers of the shipped clips differ by up to .02, which is no news."""
+_MOST_BESIDE = 16
+"""Files of a folder that are read to find out which one was passed."""
 _LOUD = 1.5
 """A float sound is between -1 and 1."""
 
 
 def look_content(case: Case) -> Iterator[Evidence]:
-    """Each media item is the file that its conversation names, neither blank nor silent."""
+    """Each media item is the file that its row names, neither blank nor silent."""
     # one prompt for all rows: it is the text that is wrong, and names other rows' files
     lost = any(look_one_for_all(case))
     calls = [(one, call) for one in rendered_batches(case) for call in one.processed]
     every = [item for one, call in calls for item in shown(one, call, case)]
+    given = {medium.modality for _, call in calls for medium in _media(call)}
+    compared: set[Modality] = set()
     for one, call in calls:
         yield from _values(call)
         found = shown(one, call, case)
-        if call.videos and not found:
-            note_missing(case, "media could not be matched to messages: files not compared")
-        if any(item.media is None for item in found):
-            note_missing(case, "some media files were not found: content not compared")
         if any(medium.dtype == "path" for medium in _media(call)):
             note_missing(
                 case,
                 "the processor was passed paths and decoded them with whatever is installed: "
                 "the frames and sound that it used were not recorded",
+                "media",
             )
         for item in _once(found):
             if item.given.shape and item.media is not None:
-                for evidence in _content(case, call, item, every):
+                for evidence in _content(case, call, item, every, compared):
                     yield replace(evidence, origin="inherited") if lost else evidence
         if not any(item.media is not None for item in found):
             yield from _all_empty(one, call, case)
+    left = [modality for modality in MODALITIES if modality in given - compared]
+    if left:
+        note_missing(
+            case,
+            f"no {' or '.join(left)} was compared with its file: neither the messages nor the "
+            "columns that rewards got name one that is here and can be read",
+            "media",
+        )
+    elif given:
+        note_judged(case, "media")
 
 
 def _values(call: ProcessorCall) -> Iterator[Evidence]:
@@ -115,15 +131,20 @@ def _values(call: ProcessorCall) -> Iterator[Evidence]:
 
 
 def _content(
-    case: Case, call: ProcessorCall, item: Shown, every: Sequence[Shown]
+    case: Case,
+    call: ProcessorCall,
+    item: Shown,
+    every: Sequence[Shown],
+    compared: set[Modality],
 ) -> Iterator[Evidence]:
+    """``compared``: gets the modality, where values were."""
     reference = item.values
     if reference is None:
         return
     name = PurePath(item.ref.path).name
     known = {"file": name, "modality": item.ref.modality, "row": item.row}
-    note_judged(case, "media")
     if is_empty(item.given):
+        compared.add(item.ref.modality)
         if not is_flat(reference, item.ref.modality):
             yield _empty(item, name, known)
         return
@@ -131,9 +152,10 @@ def _content(
     if values is None:
         note_missing(case, "some media were too large to keep: content not compared")
     elif item.ref.modality == "audio":
-        yield from _sound(item, values, reference, every, known)
+        compared.add("audio")
+        yield from _sound(case, item, values, reference, every, known)
     else:
-        yield from _pictures(case, call, item, levels(values, call.keywords), every, known)
+        yield from _pictures(case, item, levels(values, call.keywords), every, known, compared)
 
 
 def _empty(item: Shown, name: str, known: Mapping[str, Any]) -> Evidence:
@@ -148,25 +170,33 @@ def _empty(item: Shown, name: str, known: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _others(item: Shown, every: Sequence[Shown]) -> list[Shown]:
-    """Items of other files, each file once, those of the same row first."""
-    near = sorted(every, key=lambda other: other.row != item.row)
-    refs: dict[object, Shown] = {}
-    for other in near:
-        if other.ref.path != item.ref.path:
-            refs.setdefault(other.ref, other)
-    return list(refs.values())
+def _near(item: Shown, every: Sequence[Shown]) -> list[Shown]:
+    """Those of the same row first."""
+    return sorted(every, key=lambda other: other.row != item.row)
 
 
-def _swapped(item: Shown, twin: Shown, known: Mapping[str, Any]) -> Evidence:
+def _others(item: Shown, every: Iterable[Shown]) -> Iterator[Shown]:
+    """Items of other files, each file once."""
+    seen: set[object] = set()
+    for other in every:
+        if other.ref.path != item.ref.path and other.ref not in seen:
+            seen.add(other.ref)
+            yield other
+
+
+def _swapped(
+    item: Shown, twin: Shown, every: Sequence[Shown], known: Mapping[str, Any]
+) -> Evidence:
     other = PurePath(twin.ref.path).name
-    of = ", its own at another place," if twin.row == item.row else f" of row {twin.row}"
+    of = f" of row {twin.row}" if twin in every else ""
+    if of and twin.row == item.row:
+        of = ", its own at another place,"
     return Evidence(
         "media",
         "media-swapped",
-        f"row {item.row} gets {other}{of} where its messages name {known['file']}",
+        f"row {item.row} gets {other}{of} where {known['file']} should be",
         row=item.row,
-        values={**known, "shown": other, "of": twin.row},
+        values={**known, "shown": other},
     )
 
 
@@ -174,15 +204,16 @@ def _swapped(item: Shown, twin: Shown, known: Mapping[str, Any]) -> Evidence:
 
 
 def _sound(
-    item: Shown, values: Tensor, reference: Tensor, every: Sequence[Shown], known: dict[str, Any]
-) -> Iterator[Evidence]:
+    case: Case, item: Shown, values: Tensor, reference: Tensor, every: Sequence[Shown],
+    known: dict[str, Any],
+) -> Iterator[Evidence]:  # fmt: skip
     if same_wave(reference, values):
         return
     rest = unexplained(values, reference)
     better = min(rest * _CLEARLY, OTHER_WAVE)
     for other in _other_sounds(item, every):
         if other.values is not None and unexplained(values, other.values) < better:
-            yield _swapped(item, other, known)
+            yield _swapped(item, other, every, known)
             return
     found: tuple[Reproduction, ...]
     by, left = moved(values, reference)
@@ -197,11 +228,15 @@ def _sound(
         found = _changed_sound(values, reference, rest)
         if not found and sounds_alike(values, reference):
             return
+        for other in () if found else _beside(item, case):
+            if other.values is not None and unexplained(values, other.values) < better:
+                yield _swapped(item, other, every, known)
+                return
     yield _sound_differs(item, values, reference, found, known)
 
 
 def _other_sounds(item: Shown, every: Sequence[Shown]) -> list[Shown]:
-    return [other for other in _others(item, every) if other.ref.modality == "audio"]
+    return [other for other in _others(item, _near(item, every)) if other.ref.modality == "audio"]
 
 
 def _changed_sound(values: Tensor, reference: Tensor, rest: float) -> tuple[Reproduction, ...]:
@@ -264,21 +299,24 @@ def _sound_differs(
 
 
 def _pictures(
-    case: Case, call: ProcessorCall, item: Shown, values: Tensor, every: Sequence[Shown],
-    known: dict[str, Any],
+    case: Case, item: Shown, values: Tensor, every: Sequence[Shown], known: dict[str, Any],
+    compared: set[Modality],
 ) -> Iterator[Evidence]:  # fmt: skip
     given = values if values.dim() == 4 else values[None]
     held = _held(item, given)
     if held is None or given.dim() != 4:
         note_missing(case, "a clip is too long, or of another form, to be compared with its file")
         return
+    compared.add(item.ref.modality)
     own = matched(given, held.pictures)
     if own.gap > 1:
-        twin = _twin(item, given, own, every)
+        twin = _twin(item, given, own, _near(item, every))
+        found = () if twin else _changed(case, item, given, held, own)
+        if not twin and not found and not own.is_found:
+            twin = _twin(item, given, own, _beside(item, case))
         if twin is not None:
-            yield _swapped(item, twin, known)
+            yield _swapped(item, twin, every, known)
             return
-        found = _changed(case, item, given, held, own)
         if found:
             subject = f"{item.ref.modality} {item.number} of row {item.row} is {known['file']}"
             yield Evidence(
@@ -286,20 +324,25 @@ def _pictures(
                 values={**known, **plain(found)},
             )  # fmt: skip
             return
-        yield Evidence(
-            "media",
-            "content-differs",
-            f"row {item.row} gets pictures that are {own.gap:.3g} grey levels off the nearest of "
-            f"{known['file']}" + (": another decoder or resizer" if own.is_found else ""),
-            row=item.row,
-            values={**known, "gap": own.gap},
-            severity="differs" if own.is_found else "breaks",
-        )
+        if own.share > _RESIZED:
+            yield _off(item, own, known)
         if not own.is_found:
             return
     yield from _size(case, item, given, known)
     if item.ref.modality == "video":
         yield from _order(case, item, given, held, own, known)
+
+
+def _off(item: Shown, own: Matched, known: Mapping[str, Any]) -> Evidence:
+    return Evidence(
+        "media",
+        "content-differs",
+        f"row {item.row} gets pictures that are {own.gap:.3g} grey levels off the nearest of "
+        f"{known['file']}" + (": another decoder or resizer" if own.is_found else ""),
+        row=item.row,
+        values={**known, "gap": own.gap},
+        severity="differs" if own.is_found else "breaks",
+    )
 
 
 def _held(item: Shown, given: Tensor) -> FileFrames | None:
@@ -310,8 +353,17 @@ def _held(item: Shown, given: Tensor) -> FileFrames | None:
     return None if picture is None else FileFrames(picture[None], (0.0,))
 
 
-def _twin(item: Shown, given: Tensor, own: Matched, every: Sequence[Shown]) -> Shown | None:
-    """Another file of the step, whose pictures these are rather than their own file's."""
+def _beside(item: Shown, case: Case) -> Iterator[Shown]:
+    """The other files of its folder, the first of them by name."""
+    path = Path(item.ref.path)
+    others = sorted(other for other in path.parent.iterdir() if other.suffix == path.suffix)
+    for other in others[:_MOST_BESIDE]:
+        ref = replace(item.ref, path=str(other))
+        yield Shown(item.row, item.number, item.given, ref, read_file(ref, case))
+
+
+def _twin(item: Shown, given: Tensor, own: Matched, every: Iterable[Shown]) -> Shown | None:
+    """Another file, whose pictures these are rather than their own file's."""
     for other in _others(item, every):
         same = other.ref.modality == item.ref.modality
         held = _held(other, given) if same else None
@@ -360,8 +412,8 @@ def _size(case: Case, item: Shown, given: Tensor, known: dict[str, Any]) -> Iter
     yield Evidence(
         "media",
         "picture-size",
-        f"row {item.row} gets {known['file']} at {got[0]} x {got[1]} pixels; the settings give "
-        f"{high} x {wide}",
+        f"row {item.row} gets {known['file']} at {got[0]} x {got[1]} pixels; the checkpoint's "
+        f"settings give {high} x {wide}",
         row=item.row,
         values={**known, "got": got, "want": (high, wide)},
         severity="differs",
@@ -409,7 +461,7 @@ def _order(
     if len(numbers) != len(right) or numbers == right or not has_settings(case):
         return  # another number of frames, or others at even steps, is a recipe
     if numbers == tuple(k * total // len(numbers) for k in range(len(numbers))):
-        how, said = "library", ", those that transformers samples when it decodes a path"
+        how, said = "library", ", as transformers samples when it decodes a path, and a stride"
     elif numbers == (right[:1] + right[:-1]):
         how, said = "one-before", ", each the one before"
     else:
@@ -418,7 +470,7 @@ def _order(
         "media",
         "frames-sampled",
         f"row {item.row} gets frames {spacing(numbers)} of the {total} of {known['file']}{said}; "
-        f"the settings give {spacing(right)}",
+        f"the checkpoint's settings give {spacing(right)}",
         row=item.row,
         values={**known, "how": how, "numbers": numbers},
         severity="differs",
@@ -433,65 +485,85 @@ def _moves(held: FileFrames) -> bool:
 # --------------------------------------------------------------------------- rate
 
 
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    """Frames a second that the processor assumes of a clip, ``took``, and those that are ``true``:
+    samplers count frames by the clip's length, or steps by the time from the first to the last, and
+    what lies between is right."""
+
+    item: Shown
+    took: float
+    true: float
+    steps: float
+
+    @property
+    def off(self) -> float:
+        """By how much it is wrong, as a factor's distance from 1."""
+        low, high = sorted((self.true, self.steps))
+        nearest = min(max(self.took, low), high)
+        return abs(self.took / nearest - 1)
+
+
 def look_rate(case: Case) -> Iterator[Evidence]:
     """Each clip's time positions follow the rate at which its frames were really taken."""
     for one in rendered_batches(case):
         for call in one.processed:
-            every = _once(shown(one, call, case))
-            rates = [
-                (item, *found) for item in every if (found := _rates(call, item, every)) is not None
-            ]
-            if rates:
-                note_judged(case, "media")
-            off = [one for one in rates if abs(one[1] / one[2] - 1) > _OTHER_RATE]
+            items = _once(shown(one, call, case))
+            rates = [rate for item in items if (rate := _rate(case, call, item, items)) is not None]
+            off = [rate for rate in rates if rate.off > _OTHER_RATE]
             if not off:
                 continue
-            item, took, true = max(off, key=lambda one: abs(one[1] / one[2] - 1))
-            passed = rate_of(call.keywords)
-            wrong = abs(took / true - 1) > _WRONG_RATE and len(off) == len(rates)
+            worst = max(off, key=lambda rate: rate.off)
+            took, passed = worst.took, rate_of(call.keywords)
             yield Evidence(
                 "media",
                 "rate-differs",
-                f"{item.given.shape[0]} frames of {PurePath(item.ref.path).name} were sampled at "
-                f"{true:g} per second, but the processor "
+                f"{worst.item.given.shape[0]} frames of {PurePath(worst.item.ref.path).name} were "
+                f"sampled at {worst.true:g} per second, but the processor "
                 + (f"got fps={took:g}" if passed is not None else f"assumes {took:g}")
                 + (
                     f"; {len(off)} of {len(rates)} clips of the call have another rate than that"
                     if len(rates) > 1
                     else ""
                 ),
-                row=item.row,
-                values={"told": passed, "took": took, "true": true},
-                severity="breaks" if wrong else "differs",
-            )
+                row=worst.item.row,
+                values={"told": passed, "took": took, "true": worst.true},
+                severity="breaks" if worst.off > _WRONG_RATE and len(off) == len(rates)
+                else "differs",
+            )  # fmt: skip
 
 
-def _rates(call: ProcessorCall, item: Shown, every: Sequence[Shown]) -> tuple[float, float] | None:
-    """Frames a second that the processor assumes of a clip, and the true number; ``None`` where it
-    is another row's clip, of ``every`` one."""
+def _rate(case: Case, call: ProcessorCall, item: Shown, every: Sequence[Shown]) -> _Rate | None:
+    """``None`` where it cannot be told, as for another file's frames."""
     if item.ref.modality != "video" or item.media is None or not item.given.shape:
         return None
     clip, number = item.media.videos[0], item.given.shape[0]
-    passed = rate_of(call.keywords)
-    took = DEFAULT_RATE if passed is None else passed
+    took = rate_of(call.keywords) or DEFAULT_RATE
     seconds = call.outputs.get("video_second_per_grid", torch.empty(0)).flatten()
     for own, clip_seconds in zip(call.videos, seconds.tolist(), strict=False):
         if own is item.given and clip_seconds > 0 and len(seconds) == len(call.videos):
             took = 2 / clip_seconds
-    rates = [clip.sample_fps] * (number == len(clip.frames))
+    even = number / max(clip.duration, 1e-6)
+    if number == len(clip.frames):
+        even = clip.sample_fps
     values = array(item.given)
     held = None if values is None or values.dim() != 4 else _held(item, values)
-    if values is not None and held is not None and number > 1:
-        given = levels(values, call.keywords)
-        match = matched(given, held.pictures)
-        if not match.is_found and _twin(item, given, match, every) is not None:
-            return None
-        length = held.times[match.numbers[-1]] - held.times[match.numbers[0]]
-        if match.is_found and match.in_order and length > 0:
-            rates.append((number - 1) / length)
-    # a sampler may count the time from its first frame to its last, or all of the clip's
-    rates.append(number / max(clip.duration, 1e-6))
-    return took, next((r for r in rates if abs(took / r - 1) <= _OTHER_RATE), rates[0])
+    if values is None or held is None or number < 2:
+        return _Rate(item, took, even, even)
+    given = levels(values, call.keywords)
+    match = matched(given, held.pictures)
+    length = held.times[match.numbers[-1]] - held.times[match.numbers[0]]
+    if not match.is_found and _twin(item, given, match, chain(every, _beside(item, case))):
+        return None
+    if not (match.is_found and match.in_order and length > 0):
+        return _Rate(item, took, even, even)
+    steps, total = (number - 1) / length, len(held.pictures)
+    if match.numbers[-1] - match.numbers[0] < total * (1 - 1 / number) - 1:
+        return _Rate(item, took, steps, steps)  # of a part of the clip
+    asked = took * clip.duration
+    # samplers round the number of frames, down to an even one
+    rounded = -1 < asked - number < _EVEN
+    return _Rate(item, took, took if rounded else even, steps)
 
 
 # --------------------------------------------------------------------------- helpers

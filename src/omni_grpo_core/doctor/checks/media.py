@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from omni_grpo_core.doctor.checks import content
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin
 from omni_grpo_core.doctor.rendered import flag_of, rendered_batches
 from omni_grpo_core.doctor.replay.batch import audio_route, sides, totals
 from omni_grpo_core.doctor.shown_media import videos_with_sound, wanted_counts
@@ -34,8 +34,6 @@ def look_counts(case: Case) -> Iterator[Evidence]:
             given = {
                 "image": len(call.images), "video": len(call.videos), "audio": len(call.audios)
             }  # fmt: skip
-            if any(wanted.values()) or any(given.values()):
-                note_judged(case, "media")
             texts = totals(call, case)
             for modality in MODALITIES:
                 allowed = {wanted[modality]}
