@@ -100,6 +100,11 @@ NAN = math.nan
         ("gradient-zeroed", "breaks",
          layered(layer("text layer 1", odd={"q": 0.0, "k": 0.0}, norm=0.5))),
         ("gradient-negated", "breaks", layered(layer("text layer 1", odd={"q": -1.0}))),
+        # all of them: by -1 and a clip, by noise, by an optimizer that maximizes
+        ("gradient-negated", "breaks", stepped(factor=-0.3)),
+        ("gradient-changed", "breaks",
+         stepped(factor=None, layers=(layer(odd={"q": NAN}), layer(odd={"k": NAN}, norm=0.3)))),
+        ("uphill", "breaks", stepped(downhill=0.0)),
         ("gradient-scaled", "breaks", layered(layer("text layer 1", odd={"q": 3.0}, norm=0.37))),
         # clip_grad_norm_ called for each part of the model
         ("gradient-scaled", "differs", layered(layer("text layer 1", odd={"q": 0.3}, norm=1.0))),

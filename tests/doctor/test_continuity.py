@@ -82,7 +82,7 @@ def test_a_healthy_step_has_every_edge_and_nothing_to_say() -> None:
         "generate -> the scoring forward": "",
         "generate -> reward length": "",
     }
-    assert case.judged == {"text", "batch", "media", "completion", "reward"}
+    assert case.judged == {"text", "batch", "completion", "reward"}
 
 
 def test_rows_may_be_cast_repeated_and_scored_in_another_order() -> None:

@@ -317,8 +317,18 @@ def test_the_headline_explains_the_worst_symptom() -> None:
     run = Diagnosis(findings, (), (), symptoms=(worst, mild))
     assert run.headline == findings[1]
     assert run.first == findings[0]
-    assert Diagnosis(findings[2:], (), (), symptoms=(mild,)).headline == findings[2]
     assert Diagnosis((), (), (), symptoms=(mild,)).exit_code() == 0
+
+
+def test_a_remark_on_the_recipe_is_no_headline_of_a_healthy_run() -> None:
+    """Every run whose reward takes "d" for another answer than "D" began with that sentence, and a
+    stranger read it as the verdict."""
+    run = Diagnosis((finding("reward", "differs"),), (), ())
+    assert run.headline is None
+    said = {"stage": None, "sentence": "healthy: nothing is wrong in 0 stages; its recipe differs "
+            "from the reference's in reward"}  # fmt: skip
+    assert to_json(run)["headline"] == said
+    assert to_json(run, strict=True)["headline"] == {"stage": "reward", "sentence": "odd"}
 
 
 def test_a_recipe_that_differs_breaks_nothing_unless_strict() -> None:

@@ -39,7 +39,7 @@ def test_a_healthy_recording_is_exit_0(recording: Path, run_cli: RunCli) -> None
     assert code == 0
     assert report["healthy"] is True
     assert report["exit"] == 0
-    assert report["headline"] is None
+    assert report["headline"]["sentence"] == "healthy: nothing is wrong in 1 stage"
     assert report["steps"] == 1
     assert report["coverage"]["text"] == {"state": "sound"}
     assert report["coverage"]["gradient"] == {

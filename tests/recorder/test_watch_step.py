@@ -128,6 +128,48 @@ def test_a_gradient_of_other_values_is_no_multiple(tmp_path: Path) -> None:
     assert math.isnan(by_name(step)["head"].odd["lm_head.weight"])
 
 
+def test_every_gradient_is_negated(tmp_path: Path) -> None:
+    """No positive factor was left, so there was none, and nothing was compared with it."""
+
+    def negate(model: nn.Module) -> None:
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad.neg_()
+
+    [step] = recorded(tmp_path, Loop(), {"between": negate})
+    assert step.factor == pytest.approx(-1.0)
+    assert [layer.odd for layer in step.layers] == [{}] * 3
+
+
+def test_every_gradient_is_noisy(tmp_path: Path) -> None:
+    def disturb(model: nn.Module) -> None:
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad += 3 * parameter.grad.std() * torch.randn_like(parameter.grad)
+
+    [step] = recorded(tmp_path, Loop(), {"between": disturb})
+    assert step.factor is None
+    assert [{*map(math.isnan, layer.odd.values())} for layer in step.layers] == [{True}] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "keywords", "downhill"),
+    [
+        (torch.optim.SGD, {"lr": 0.1}, [1.0, 1.0]),
+        # momentum may carry a weight against its gradient: only the first step is told
+        (torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.01}, [1.0, None]),
+        (torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.0, "maximize": True}, [0.0, None]),
+        (torch.optim.SGD, {"lr": 0.1, "maximize": True}, [0.0, 0.0]),
+    ],
+)
+def test_an_optimizer_s_direction(
+    tmp_path: Path, kind: Any, keywords: dict[str, Any], downhill: list[float | None]
+) -> None:
+    """``maximize=True`` on a loss climbs it, and every gradient on the way is right."""
+    loop = Loop(lambda model: kind(model.parameters(), **keywords))
+    assert [step.downhill for step in recorded(tmp_path, loop, {}, {})] == downhill
+
+
 def test_gradients_that_were_there_before(tmp_path: Path) -> None:
     first, second = recorded(tmp_path, Loop(), {"zeroing": False}, {})
     assert {layer.stale for layer in first.layers} == {0.0}

@@ -126,11 +126,11 @@ def to_json(diagnosis: Diagnosis, *, strict: bool = False) -> dict[str, Any]:
     """Plain data.
 
     ``healthy``; ``exit``: the command's exit code; ``headline``: what to read first, by ``stage``
-    (``None``: a symptom that nothing explains) and ``sentence``; ``raised``: what ended the run, or
-    ``None``; ``symptoms``: each with the ``stage`` that explains it; ``findings``: stage, severity,
-    evidence, and causes with ``proved`` and ``proof``; ``coverage``: by stage its ``state``, and
-    ``why`` where it was not judged; ``missing``: what else could not be judged; ``allowed`` with
-    the reasons, and ``unused`` ones.
+    (``None``: a symptom that nothing explains, or a healthy run) and ``sentence``; ``raised``: what
+    ended the run, or ``None``; ``symptoms``: each with the ``stage`` that explains it;
+    ``findings``: stage, severity, evidence, and causes with ``proved`` and ``proof``; ``coverage``:
+    by stage its ``state``, and ``why`` where it was not judged; ``missing``: what else could not be
+    judged; ``allowed`` with the reasons, and ``unused`` ones.
 
     >>> to_json(Diagnosis((), (), ()))["healthy"]
     True
@@ -138,7 +138,7 @@ def to_json(diagnosis: Diagnosis, *, strict: bool = False) -> dict[str, Any]:
     return {
         "healthy": diagnosis.healthy,
         "exit": diagnosis.exit_code(strict=strict),
-        "headline": _headline(diagnosis),
+        "headline": _headline(diagnosis, strict),
         "raised": None if diagnosis.raised is None else asdict(diagnosis.raised),
         "symptoms": [
             {**asdict(felt.symptom), "stage": felt.stage, "allowed": felt.allowed}
@@ -158,12 +158,20 @@ def to_json(diagnosis: Diagnosis, *, strict: bool = False) -> dict[str, Any]:
     }
 
 
-def _headline(diagnosis: Diagnosis) -> dict[str, Any] | None:
+def _headline(diagnosis: Diagnosis, strict: bool) -> dict[str, Any]:
     head = diagnosis.headline
+    if head is None and strict:
+        head = diagnosis.first
     if isinstance(head, Finding):
         sentence = head.causes[0].seen if head.causes else head.evidence[0].sentence
         return {"stage": head.stage, "sentence": sentence}
-    return None if head is None else {"stage": None, "sentence": head.sentence}
+    if head is not None:
+        return {"stage": None, "sentence": head.sentence}
+    sound = sum(coverage.state == "sound" for coverage in diagnosis.coverage)
+    stages = "stage" if sound == 1 else "stages"
+    differs = ", ".join(finding.stage for finding in diagnosis.findings)
+    more = f"; its recipe differs from the reference's in {differs}" if differs else ""
+    return {"stage": None, "sentence": f"healthy: nothing is wrong in {sound} {stages}{more}"}
 
 
 def _plain_finding(finding: Finding) -> dict[str, Any]:

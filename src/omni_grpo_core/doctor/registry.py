@@ -90,7 +90,7 @@ RULES: tuple[Rule, ...] = (
 _REPRODUCED = (
     "absolute", "cast-bfloat16", "cast-float16", "cast-integer", "cast-uint8",
     "channels-permuted", "channels-swapped", "chosen", "clipped", "constant", "cropped",
-    "first-dropped", "inserted", "inverted", "items-swapped", "last-dropped", "lost",
+    "first-dropped", "grey", "inserted", "inverted", "items-swapped", "last-dropped", "lost",
     "mirrored-height", "mirrored-width", "negated", "normalised", "overflowed", "padded",
     "partly-constant", "permuted", "plus", "repeated", "replaced", "resampled", "reshaped",
     "resized", "reversed", "rolled", "shifted", "strided", "swapped-with", "tempered", "tiled",

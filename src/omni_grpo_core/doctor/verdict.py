@@ -94,13 +94,16 @@ class Diagnosis:
     @property
     def headline(self) -> Finding | Symptom | None:
         """What to read first: the finding that explains the worst symptom, or that symptom where
-        nothing explains it; without symptoms the first broken stage."""
+        nothing explains it; without symptoms the first broken stage. ``None`` for a healthy run:
+        how its recipe differs is no news."""
+        if self.healthy:
+            return None
         for felt in self.symptoms:
             if felt.stage is not None and not felt.allowed:
                 return self.finding(felt.stage)
             if felt.symptom in self.unexplained:
                 return felt.symptom
-        return self.first
+        return self.first if self.broken else self.idle
 
     @property
     def judged(self) -> tuple[Stage, ...]:

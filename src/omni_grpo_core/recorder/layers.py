@@ -20,6 +20,10 @@ from omni_grpo_core.trace.calls import GradientSeen, LayerSeen
 
 _GRADIENTS, _WEIGHTS = 2048, 1024
 """Elements of each parameter that are kept of its gradient, and of its weights."""
+_STEEP = 0.01
+"""Of a parameter's largest gradient: smaller ones may be outdone by weight decay."""
+_ENOUGH = 32
+"""Weights by which a direction is told."""
 _MOST_ODD = 4
 """Parameters of a layer that are named."""
 _SAME = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -114,6 +118,8 @@ class Layers:
         self._before: Tensor | None = None
         self._has_backward = self._has_before = [False] * len(shards)
         self._norms: dict[int, Tensor] = {}
+        self._pull: Tensor | None = None
+        self._fresh: set[int] = set()
         self._first = self._take_weights()
         self._last = last if last is not None and last.shape == self._first.shape else None
 
@@ -121,15 +127,22 @@ class Layers:
         """The gradient that a backward has left; the last one counts."""
         self._backward, self._has_backward = self._reading(), self._given()
 
-    def before_step(self, parameters: Iterable[Tensor] | None = None) -> None:
-        """The gradient that an optimizer is about to use; a second one has its own parameters."""
+    def before_step(
+        self, parameters: Iterable[Tensor] | None = None, fresh: Iterable[Tensor] = ()
+    ) -> None:
+        """The gradient that an optimizer is about to use; a second one has its own parameters.
+        ``fresh``: those of an optimizer that has no state, so that its step follows the gradient
+        alone."""
         reading, given, norms = self._reading(), self._given(), gradient_norms(self._model)
-        if parameters is None or self._before is None or reading is None:
+        pull = self._weights.take([_gradient_of(p) for p in self._parameters])
+        self._fresh |= self._rows(fresh)
+        if parameters is None or self._before is None or self._pull is None or reading is None:
             self._before, self._has_before, self._norms = reading, given, norms
+            self._pull = pull
             return
         ids = set(map(id, parameters))
         rows = [row for row, p in enumerate(self._parameters) if id(p) in ids]
-        self._before[rows] = reading[rows]
+        self._before[rows], self._pull[rows] = reading[rows], pull[rows]
         self._has_before = [
             new if row in rows else old
             for row, (old, new) in enumerate(zip(self._has_before, given, strict=True))
@@ -139,6 +152,22 @@ class Layers:
     def end(self) -> Tensor:
         """The sampled weights now."""
         return self._take_weights()
+
+    def downhill(self, end: Tensor) -> float | None:
+        """Of the sampled weights that an optimizer without a state changed, the share that went
+        against their gradient; ``None`` where too few did."""
+        if self._pull is None or not self._fresh:
+            return None
+        rows = sorted(self._fresh)
+        change, pull = end[rows] - self._first[rows], self._pull[rows]
+        steep = (change != 0) & (pull.abs() > _STEEP * pull.abs().amax(1, keepdim=True))
+        down = (change * pull < 0) & steep
+        many, against = torch.stack([steep.sum(), down.sum()]).tolist()
+        return against / many if many >= _ENOUGH else None
+
+    def _rows(self, parameters: Iterable[Tensor]) -> set[int]:
+        ids = set(map(id, parameters))
+        return {row for row, p in enumerate(self._parameters) if id(p) in ids}
 
     def unheld(self, held: Iterable[Tensor]) -> set[int]:
         """Ids of trainable parameters with a gradient that are not among ``held``."""
@@ -299,15 +328,15 @@ class _Row(NamedTuple):
         """What it was multiplied by beyond the common factor; ``None`` where nothing."""
         own = self.ratio()
         if own is None or factor is None:
-            return None
+            return own if own is not None and math.isnan(own) else None
         beyond = own / factor
         return None if abs(beyond - 1) <= self.rounding else beyond
 
 
 def _factor(rows: Iterable[_Row]) -> float | None:
-    """The median: most parameters are treated alike."""
+    """The median: most parameters are treated alike; below 0 where all are negated."""
     found = [times for row in rows if (times := row.ratio()) is not None]
-    usable = [times for times in found if times > 0]
+    usable = [t for t in found if t > 0] or [t for t in found if t < 0]
     return median_low(usable) if usable else None
 
 

@@ -116,7 +116,10 @@ class StepWatch:
         with self._buffer.guarded("optimizer step"):
             if self._layers is None:
                 self._layers = Layers(self._model, self._last)
-            self._layers.before_step(_parameters(optimizer) if self._stepped else None)
+            self._layers.before_step(
+                _parameters(optimizer) if self._stepped else None,
+                () if any(optimizer.state.values()) else _parameters(optimizer),
+            )
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         with self._buffer.guarded("optimizer step"):
@@ -171,6 +174,7 @@ class StepWatch:
                 others=held.others,
                 settings=self._buffer.plain.mapping(self._settings),
                 warnings=self._buffer.warnings,
+                downhill=layers.downhill(self._last),
             )
         )
 

@@ -377,7 +377,9 @@ class StepSeen:
     the gradient scaler. ``rates``: learning rate of every parameter group; ``planned``: the one
     that its scheduler starts from, for groups that have one. ``others``: elements that the
     optimizers hold and the model does not. ``settings``: accumulation, batch size, group size … as
-    the trainer names them. ``warnings`` issued anywhere since the last step.
+    the trainer names them. ``warnings`` issued anywhere since the last step. ``downhill``: share of
+    the sampled weights that moved against their gradient, where the optimizer had no state yet, so
+    that nothing but the gradient decides.
     """
 
     stage: ClassVar[Literal["gradient"]] = "gradient"
@@ -392,6 +394,7 @@ class StepSeen:
     others: int
     settings: Mapping[str, Any]
     warnings: tuple[str, ...]
+    downhill: float | None = None
 
     @property
     def trainable(self) -> dict[str, int]:

@@ -178,6 +178,15 @@ _STEP = (
         confirm="the gradient's sign is the same after backward and before the step",
     ),
     Signature(
+        cause="step.gradient-negated",
+        fact="uphill",
+        harm="{layers} are trained away from what the loss asks for: the best completions become "
+        "less likely",
+        fix="create the optimizer without maximize=True; an objective to be maximized belongs into "
+        "the loss with a minus",
+        confirm="the loss of one batch is smaller after a step on it",
+    ),
+    Signature(
         cause="step.gradient-scaled",
         fact="gradient-scaled",
         when=lambda e: e.severity == "breaks",

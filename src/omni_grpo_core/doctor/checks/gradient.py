@@ -16,6 +16,9 @@ _TOWERS = ("vision", "audio")
 _FREEZE = ("freeze_towers", "freeze_vision", "freeze_vision_modules", "freeze_vision_tower")
 _SAME = 5e-3
 """Relative distance of two multiples that rounding of 16-bit gradients explains."""
+_UPHILL = 0.1
+"""Share of weights that go against their gradient: all in a first step, half where weight decay
+decides."""
 _LIMITS = tuple(digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 2.5, 5))
 """Norms to which people clip."""
 
@@ -131,6 +134,14 @@ def look_at_flow(case: Case) -> Iterable[Evidence]:
                 "all of it is 0 before the step",
                 values={"layers": _named(after), "parameters": "all parameters"},
             )
+        if step.factor is not None and step.factor < 0:
+            yield Evidence(
+                "gradient",
+                "gradient-negated",
+                f"the gradient that backward left in {_named(after)} was multiplied by "
+                f"{step.factor:.4g} before the step: the optimizer climbs the loss",
+                values={"layers": "all layers", "parameters": "all parameters"},
+            )
         odd = [layer for layer in step.layers if layer.odd]
         for kind in ("zeroed", "negated", "scaled", "changed"):
             layers = [layer for layer in odd if _kind(layer) == kind]
@@ -160,12 +171,12 @@ def _between(step: StepSeen, layers: Sequence[LayerSeen], kind: str) -> Evidence
         "changed": "is another one before the step, no multiple of it",
     }[kind]
     others = len(step.layers) - len(layers)
-    usual = "unchanged" if step.factor == 1 else f"multiplied by {step.factor:.4g}"
+    factor = step.factor or 1.0
+    usual = "unchanged" if abs(factor - 1) < _SAME else f"multiplied by {factor:.4g}"
     names = _named(layers)
-    sentence = (
-        f"the gradient that backward left in {names} ({was.norm if was else 0:.3g}) {done}; "
-        f"that of the other {others} layers is {usual}"
-    )
+    sentence = f"the gradient that backward left in {names} ({was.norm if was else 0:.3g}) {done}"
+    if step.factor is not None and others:
+        sentence += f"; that of the other {others} layers is {usual}"
     mild = (kind == "scaled" and _clipped_apart(step, layers)) or (
         kind == "changed" and _clipped_by_value(step, layers)
     )
@@ -216,6 +227,22 @@ def _clipped_while_scaled(step: StepSeen) -> Iterator[Evidence]:
             f"{step.scale:g}: {norm / step.scale:.3g} of it is left",
             values={"limit": limit, "scale": step.scale},
         )
+
+
+def look_at_direction(case: Case) -> Iterable[Evidence]:
+    """The first step of an optimizer, which has no momentum yet, goes against the gradient."""
+    for step in case.steps:
+        if step.outcome != "stepped" or step.downhill is None:
+            continue
+        note_judged(case, "gradient")
+        if step.downhill < _UPHILL:
+            yield Evidence(
+                "gradient",
+                "uphill",
+                f"the optimizer moved {1 - step.downhill:.0%} of the sampled weights along their "
+                "gradient instead of against it: it climbs the loss",
+                values={"layers": "all layers"},
+            )
 
 
 def look_at_leftovers(case: Case) -> Iterable[Evidence]:
@@ -466,6 +493,7 @@ def look_at_losses(case: Case) -> Iterable[Evidence]:
 LOOKS: tuple[Look, ...] = (
     look_at_graph,
     look_at_flow,
+    look_at_direction,
     look_at_leftovers,
     look_at_outcome,
     look_at_parts,

@@ -148,6 +148,9 @@ def _verdict(diagnosis: Diagnosis, steps: int) -> Panel:
     others = [f.stage for f in diagnosis.breaking if f is not head]
     if others:
         table.add_row("then", Text(", ".join(others), style="dim"))
+    differs = [f.stage for f in diagnosis.findings if f.severity == "differs" and f is not head]
+    if differs and not diagnosis.broken:
+        table.add_row("recipe differs", Text(", ".join(differs), style="dim"))
     judged = Text(f"{many}: nothing wrong in {', '.join(_sound(diagnosis)) or 'any stage'}")
     if diagnosis.broken:
         title, style = "✗ BROKEN", "red"
