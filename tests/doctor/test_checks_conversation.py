@@ -109,6 +109,57 @@ def test_a_copy_of_a_group_that_asks_something_else() -> None:
     assert facts(looks.look_copies, completions_of(mine, mine, other, other, **columns)) == []
 
 
+COLOURS = ("A. red", "B. green", "C. blue")
+
+
+def asked(*lines: str, **columns: Any) -> Case:
+    """Two completions of one prompt with these lines, rewarded with the row's columns."""
+    prompt = rendered([SYSTEM, user("image a.png", question="\n".join(lines))])
+    row = {"problem": "What colour can be seen?", "options": COLOURS, **columns}
+    return completions_of(prompt, prompt, **{name: (held, held) for name, held in row.items()})
+
+
+def test_a_question_that_is_not_asked() -> None:
+    """The data set calls its question "problem", and the loop read "question"."""
+    lost = asked("None", *COLOURS)
+    assert facts(looks.look_question_lost, lost) == ["question-missing"] * 2
+    # in other words, cut or with line breaks of its own it is asked
+    for question in ("Which colour can be seen here?", "What\ncolour can be\nseen?"):
+        assert facts(looks.look_question_lost, asked(question, *COLOURS)) == []
+    # in another language nothing of the row is there to compare with
+    chinese = ("看到什么颜色?", "A. 红", "B. 绿", "C. 蓝")
+    assert facts(looks.look_question_lost, asked(*chinese)) == []
+
+
+def test_options_beside_other_letters() -> None:
+    """Options were reversed and lettered anew, and the gold is a letter of the row."""
+    question = "What colour can be seen?"
+    found = next(iter(looks.look_option_letters(asked(question, "A. blue", "B. green", "C. red"))))
+    assert found.fact == "options-permuted"
+    assert "shows 'A. blue' where its row has 'A. red'" in found.sentence
+    for lines in (COLOURS, COLOURS[::-1], ("A: blue", "B: green", "C: red"), ("A. blue sky",)):
+        assert facts(looks.look_option_letters, asked(question, *lines)) == []
+    # columns of another row are the reward's fault
+    mine, other = (
+        rendered([user(question="\n".join(o))]) for o in (COLOURS, ("A. blue", "B. red"))
+    )
+    rolled = {"options": [("A. blue", "B. red")] * 2 + [COLOURS] * 2}
+    assert (
+        facts(looks.look_option_letters, completions_of(mine, mine, other, other, **rolled)) == []
+    )
+
+
+def test_a_prompt_that_was_cut_has_no_system_message_to_miss() -> None:
+    """The system message was cut off on the way to the model: that is said of the batch."""
+    row = {"solution": "<answer>A</answer>"}
+    cut = "way?<|im_end|>\n<|im_start|>assistant\n"
+    whole = template(SYSTEM, user("image a.png"))
+    step = completions_of(cut, cut, solution=[row["solution"]] * 2)
+    assert facts(looks.look_instructions, step) == ["system-missing"] * 2
+    rendered_first = joined_calls.step(whole, *step.values)
+    assert facts(looks.look_instructions, rendered_first) == []
+
+
 def test_an_audio_item_that_is_left_out() -> None:
     row = {**ROW, "path": {"video": "a.mp4", "audio": "a.wav"}}
     found = only(looks.look_media_listed, step("video a.mp4", row=row))

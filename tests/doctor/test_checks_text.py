@@ -106,6 +106,40 @@ def test_prompts_made_once_and_passed_one_by_one_are_all_there() -> None:
         assert [e for look in looks.LOOKS for e in look(step_)] == []
 
 
+def test_a_prompt_rendered_twice() -> None:
+    """The rendered text became the content of a user turn and was rendered again."""
+    inner = rendered(FIRST)
+    for content in (inner, ({"type": "text", "text": inner},)):
+        found = only(looks.look_rendering, case(template({"role": "user", "content": content})))
+        assert (found.fact, found.severity) == ("rendered-twice", "breaks")
+    quoting = user(question="What does <|im_start|> mean?")
+    assert "rendered-twice" not in facts(looks.look_rendering, case(template(quoting)))
+
+
+def test_a_prompt_that_was_rendered_and_not_used() -> None:
+    """The processor got the bare question, and nothing was said of it but that the conversation has
+    no system message, which it has."""
+    inputs = joined_calls.rows([[7, 8]])
+    bare = joined_calls.made(["Which way?"], inputs)
+    used = joined_calls.sampled(inputs, [[70, 9]], ["c0"])
+    found = only(looks.look_processed_texts, joined_calls.step(template(*FIRST), bare, used))
+    assert (found.fact, found.severity) == ("template-dropped", "breaks")
+    # a text that is only counted, such as an answer, is no prompt
+    other = joined_calls.sampled(joined_calls.rows([[7, 8, 9]]), [[70, 9]], ["c0"])
+    counted = joined_calls.step(template(*FIRST), bare, other)
+    assert facts(looks.look_processed_texts, counted) == []
+
+
+def test_a_changed_prompt_is_compared_with_its_own_rendering() -> None:
+    """With a turn more behind the system message, a prompt without media was taken for another
+    row's: "prompt 1 has 0 video placeholders for 1 in the messages"."""
+    spoken = (SYSTEM, user(question="Is water wet?"))
+    more = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user"
+    texts = [rendered(one).replace("<|im_start|>user", more) for one in (FIRST, spoken)]
+    changed = case(template(*FIRST), template(*spoken), processed(*texts))
+    assert facts(looks.look_processed_texts, changed) == ["text-differs"] * 2
+
+
 def test_an_answer_may_be_begun() -> None:
     """DeepSeek's R1-Zero prompts end inside the assistant's turn."""
     text = rendered(FIRST) + "<think>"

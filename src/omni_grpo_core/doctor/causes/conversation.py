@@ -91,6 +91,21 @@ _CONVERSATION = (
         confirm="the printed prompt shows the options",
     ),
     Signature(
+        cause="conv.question-missing",
+        fact="question-missing",
+        harm="the model chooses among options without knowing what is asked: it is right only by "
+        "chance",
+        fix="put the row's question into the conversation, from the column that has it",
+        confirm="the printed prompt asks the question",
+    ),
+    Signature(
+        cause="conv.options-permuted",
+        fact="options-permuted",
+        harm="an answer that is right by its words is paid as wrong, and a wrong one as right",
+        fix="permute options, their letters and the gold together, or not at all",
+        confirm="the printed prompt has the row's options, letter by letter",
+    ),
+    Signature(
         cause="conv.gold-leaked",
         fact="gold-shown",
         harm="the policy reads the answer in its prompt: rewards are high, nothing is learnt, and "
@@ -130,6 +145,23 @@ _TEXT = (
         harm="the model continues the user's turn; its completion begins with a turn header",
         fix=FIXES["text.no-generation-prompt"],
         confirm="the prompt ends with '<|im_start|>assistant'",
+    ),
+    Signature(
+        cause="text.rendered-twice",
+        fact="rendered-twice",
+        harm="the model reads a whole prompt, system message and assistant's header included, as "
+        "the {role}'s words",
+        fix="pass messages to apply_chat_template, and its result to the processor and nowhere "
+        "else",
+        confirm="the prompt has one system turn, and '<|im_start|>' once per message",
+    ),
+    Signature(
+        cause="text.template-dropped",
+        fact="template-dropped",
+        harm="the model continues a bare question: no instruction, no turn and no end that it was "
+        "trained on",
+        fix="pass to the processor what apply_chat_template returned",
+        confirm="the processor's text begins with '<|im_start|>'",
     ),
     Signature(
         cause="text.role-typo",

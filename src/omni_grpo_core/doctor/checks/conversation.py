@@ -11,7 +11,7 @@ from typing import Any
 from omni_grpo_core.doctor.asked import asked, carries_sound, golds_of, name_of, noted, rewarded
 from omni_grpo_core.doctor.bundles import rows_in
 from omni_grpo_core.doctor.continuity import misplaced
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, quoted
 from omni_grpo_core.doctor.rendered import (
     RenderedBatch,
     RenderedPrompt,
@@ -33,6 +33,9 @@ _OPTION = re.compile(r"^\s*[(\[]?[A-Za-z][)\].:]\s*")
 _LABEL = re.compile(r"(?:.*<answer>)?\s*[(\[]?[A-Za-z][)\].]?\s*(?:</answer>\s*)?", re.DOTALL)
 _LONG_ENOUGH = 12
 """Characters from which a text in a prompt is no coincidence: "A" occurs in any text."""
+_WORD = re.compile(r"\w+")
+_FEW = 3
+"""Words of a question that says anything by itself."""
 _TAG = re.compile(r"<\s*(\w+)\s*>")
 
 
@@ -217,6 +220,8 @@ def look_instructions(case: Case) -> Iterator[Evidence]:
         tags = {tag for text in golds for tag in _TAG.findall(text) if f"</{tag}>" in text}
         if not tags:
             continue
+        if case.templates and one.batch is None:
+            continue  # a prompt that lost its turns, or its begin, after it was rendered
         note_judged(case, "conversation")
         system = one.prompt.text_of("system")
         if any(tag in system + one.prompt.text_of("user") for tag in tags):
@@ -263,6 +268,72 @@ def look_options(case: Case) -> Iterator[Evidence]:
             )
 
 
+def look_question_lost(case: Case) -> Iterator[Evidence]:
+    """A prompt that shows its row's options asks its question too, in whatever words."""
+    everything = "".join(str(one.prompt.text) for one in rewarded(case))
+    for one in rewarded(case):
+        question, options = question_of(one.row) or "", one.row.get("options")
+        wanted = set(_WORD.findall(question.casefold()))
+        if len(wanted) < _FEW or not isinstance(options, list | tuple) or not options:
+            continue
+        if question in everything:
+            continue  # here, or in another prompt where columns came in another order
+        said = one.prompt.text_of("user") + one.prompt.text_of("system")
+        words = [_OPTION.sub("", str(option)).strip() for option in options]
+        if not all(word and word in said for word in words):
+            continue
+        left = said
+        for word in words:
+            left = left.replace(word, "")
+        note_judged(case, "conversation")
+        if 2 * len(wanted & set(_WORD.findall(left.casefold()))) < len(wanted):
+            yield Evidence(
+                "conversation",
+                "question-missing",
+                f"conversation {one.prompt.number} shows its row's options and not its question, "
+                f"{quoted(question)}",
+                row=one.prompt.number,
+                values={"wanted": question},
+            )
+
+
+def look_option_letters(case: Case) -> Iterator[Evidence]:
+    """Options stand beside the letters that they have in the row: its gold is one of them."""
+    shown = [
+        {*map(str.strip, other.prompt.text_of("user").splitlines())} for other in rewarded(case)
+    ]
+    for one in () if misplaced(case) else rewarded(case):
+        options = one.row.get("options")
+        if not isinstance(options, list | tuple):
+            continue
+        told = {str(option).strip() for option in options}
+        if any(told <= seen for seen in shown):
+            continue  # by this prompt, or by another one where columns came in another order
+        lines = {line.strip() for line in one.prompt.text_of("user").splitlines()}
+        parts = [(_OPTION.match(text), text) for text in told]
+        letters = {found.group(): text[found.end() :] for found, text in parts if found}
+        words = set(letters.values())
+        if len(letters) != len(options) or len(words) < len(letters):
+            continue
+        others = {
+            line
+            for line in lines
+            if (found := _OPTION.match(line)) and found.group() in letters
+            and line[found.end() :] in words - {letters[found.group()]}
+        }  # fmt: skip
+        if len(others) > 1 and len(others) == len(letters) - len(told & lines):
+            first = min(others)
+            label = first[: len(first) - len(_OPTION.sub("", first))]
+            yield Evidence(
+                "conversation",
+                "options-permuted",
+                f"conversation {one.prompt.number} shows {first!r} where its row has "
+                f"{label + letters[label]!r}: its gold is a letter of the row's",
+                row=one.prompt.number,
+                values={"options": sorted(told)},
+            )
+
+
 def look_gold(case: Case) -> Iterator[Evidence]:
     """No conversation gives its row's gold: as the assistant's answer, or a whole completion."""
     for one in asked(case):
@@ -306,6 +377,8 @@ LOOKS: tuple[Look, ...] = (
     look_questions,
     look_copies,
     look_options,
+    look_question_lost,
+    look_option_letters,
     look_gold,
     look_media_listed,
     look_media_twice,

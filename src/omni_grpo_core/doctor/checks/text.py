@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from operator import eq
 
 from omni_grpo_core.doctor.bundles import rows_in
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Severity, note_judged
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Severity, note_judged, quoted
 from omni_grpo_core.doctor.rendered import RenderedPrompt, rendered_batches
 from omni_grpo_core.doctor.replay.text import (
     answers,
@@ -24,6 +25,7 @@ from omni_grpo_core.doctor.replay.text import (
     reference_texts,
     unknown_roles,
 )
+from omni_grpo_core.trace.calls import ProcessorCall
 from omni_grpo_core.types import Modality
 
 Names = Mapping[Modality, tuple[str, str, str]]
@@ -37,10 +39,30 @@ def look_rendering(case: Case) -> Iterator[Evidence]:
             if prompt.text is None or not is_chatml(prompt.text):
                 continue
             note_judged(case, "text")
-            if prompt.text not in _right(case, prompt, names):
+            inside = _rendered_inside(prompt)
+            if inside is not None:
+                yield inside
+            elif prompt.text not in _right(case, prompt, names):
                 wanted = reference_texts(prompt.messages, names)
                 nearest = min(wanted, key=lambda text: abs(len(text) - len(str(prompt.text))))
                 yield from _differs(prompt.text, nearest, names, prompt.number, "rendered")
+
+
+def _rendered_inside(prompt: RenderedPrompt) -> Evidence | None:
+    """A message that is itself a rendered prompt."""
+    for message in prompt.messages:
+        role = str(message.get("role"))
+        words = RenderedPrompt(0, (message,), None).text_of(role)
+        if is_chatml(words) and "<|im_end|>\n" in words:
+            return Evidence(
+                "text",
+                "rendered-twice",
+                f"the {role} turn of conversation {prompt.number} is itself a rendered prompt, "
+                f"{quoted(words)}: the template was applied twice",
+                row=prompt.number,
+                values={"role": role},
+            )
+    return None
 
 
 def _right(case: Case, prompt: RenderedPrompt, names: Names) -> set[str]:
@@ -76,19 +98,44 @@ def look_processed_texts(case: Case) -> Iterator[Evidence]:
                     "total), not a list of texts",
                     values={"prompts": len(call.texts)},
                 )
+            sources = [other for other in rendered if is_chatml(other)]
             for row, text in enumerate(call.texts):
-                if not is_chatml(text) or text in rendered:
+                if text in rendered:
+                    continue
+                if not is_chatml(text):
+                    if sources and _is_sampled_from(case, call, row):
+                        yield _raw(text, row)
                     continue
                 note_judged(case, "text")
                 passed = collapsed(text, names)
-                sources = [other for other in rendered if is_chatml(other)]
-                nearest = max(
-                    sources, key=lambda other: first_difference(passed, other)[0], default=None
-                )
+                nearest = max(sources, key=lambda other: _shared(passed, other), default=None)
                 if nearest is None:
                     yield from _shape(text, row, "passed")
                 elif passed != nearest:
                     yield from _differs(passed, nearest, names, row, "passed")
+
+
+def _is_sampled_from(case: Case, call: ProcessorCall, row: int) -> bool:
+    """Whether a row of the processor is a prompt: it reaches generate."""
+    rows = rows_in(case, call)
+    taken = {fed.ids for generate in case.generated for fed in rows_in(case, generate)}
+    return len(rows) == len(call.texts) and rows[row].ids in taken
+
+
+def _raw(text: str, row: int) -> Evidence:
+    return Evidence(
+        "text",
+        "template-dropped",
+        f"prompt {row}, as passed, is {quoted(text)}, without any turn: what the template rendered "
+        "never reaches the model",
+        row=row,
+    )
+
+
+def _shared(one: str, other: str) -> int:
+    """Characters that two texts have in common at both ends: what was put into one in the middle,
+    such as another turn, leaves its own media and question there."""
+    return first_difference(one, other)[0] + first_difference(one[::-1], other[::-1])[0]
 
 
 def look_ids(case: Case) -> Iterator[Evidence]:
@@ -99,9 +146,13 @@ def look_ids(case: Case) -> Iterator[Evidence]:
     made = {row.ids for call in case.processed for row in rows_in(case, call)}
     for call in case.generated:
         for row in rows_in(case, call):
-            # a row that lost one end on the way is reported where it did
+            # a row that lost one end on the way, or some of its ids, is reported where it did
             size = len(row.ids)
-            known = any(row.ids in (ids[:size], ids[-size:]) for ids in made)
+            known = any(
+                row.ids in (ids[:size], ids[-size:])
+                or (len(ids) == size and 2 * sum(map(eq, ids, row.ids)) > size)
+                for ids in made
+            )
             text = "" if known else tokenizer.decode(list(row.ids))
             if is_chatml(text):
                 note_judged(case, "text")
