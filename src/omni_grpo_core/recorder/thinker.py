@@ -170,19 +170,30 @@ def modes(found: Found, *, grad_enabled: bool) -> Modes:
         if checkpoints:
             text, towers = text or module in of_text, towers or module not in of_text
     weight = next((p for p in found.text_model.parameters() if p.is_floating_point()), None)
-    kind = weight.device.type if weight is not None else "cpu"
-    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return Modes(
         training=training or (found.thinker.training and not of_text),
         checkpointing=text,
         tower_checkpointing=towers,
         grad_enabled=grad_enabled,
         dtype="" if weight is None else str(weight.dtype).removeprefix("torch."),
-        autocast=None if cast is None else str(cast).removeprefix("torch."),
+        autocast=autocast_of(weight),
         adapter=_adapter(found.thinker),
         wrappers=found.wrappers,
         dropout=dropout,
     )
+
+
+def autocast_of(like: Tensor | None) -> str | None:
+    """The dtype to which autocast casts now, on the device of a tensor; ``None`` where it is off.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     autocast_of(torch.ones(1))
+    'bfloat16'
+    """
+    kind = like.device.type if like is not None else "cpu"
+    if not torch.is_autocast_enabled(kind):
+        return None
+    return str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
 
 
 def _dropout(module: nn.Module) -> float:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MethodType
 from typing import Any
 
@@ -26,7 +26,14 @@ from omni_grpo_core.recorder.step_buffer import (
     digest_into,
 )
 from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
-from omni_grpo_core.recorder.thinker import Found, is_rebound, modes, text_model_of, weights_apart
+from omni_grpo_core.recorder.thinker import (
+    Found,
+    autocast_of,
+    is_rebound,
+    modes,
+    text_model_of,
+    weights_apart,
+)
 from omni_grpo_core.trace import dtype_name
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes
 
@@ -433,6 +440,9 @@ class ModelWatch:
             into = state or self._forward
             if into is None:
                 return
+            # a wrapper of the model's forward may cast inside it
+            if into.modes is not None and (cast := autocast_of(embeds)) is not None:
+                into.modes = replace(into.modes, autocast=cast)
             if isinstance(where, Tensor):
                 into.position_ids = copied(_three_axes(where))
             if isinstance(embeds, Tensor):
