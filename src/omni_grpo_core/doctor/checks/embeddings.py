@@ -16,6 +16,7 @@ from omni_grpo_core.doctor.replay.batch import with_pixels
 from omni_grpo_core.doctor.replay.model import Feature, reference_features, token_embeddings
 from omni_grpo_core.doctor.reproduce import plain, reproductions, told
 from omni_grpo_core.doctor.reproduction import within
+from omni_grpo_core.doctor.rollouts import first_step
 from omni_grpo_core.types import MODALITIES, Modality, Span
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def look_injected(case: Case) -> Iterator[Evidence]:
         if places:
             note_judged(case, "embeddings")
         for modality in MODALITIES:
-            found = _off(name, [p for p in places if p.feature.span.modality == modality], limit)
+            own = [p for p in places if p.feature.span.modality == modality]
+            found = _off(name, own, limit, loaded=first_step(case))
             if found is not None and copies > 1 and modality != "audio":
                 # generate repeated the rows, pixels patch by patch: these were wrong on input
                 found = replace(found, origin="inherited")
@@ -149,8 +151,9 @@ def _places(case: Case, rows: Sequence[CallRow], held: Tensor) -> list[_Place]:
     return found
 
 
-def _off(name: str, places: Sequence[_Place], limit: float) -> Evidence | None:
-    """What is wrong with the features of one modality in a call: the first span that is off."""
+def _off(name: str, places: Sequence[_Place], limit: float, *, loaded: bool) -> Evidence | None:
+    """What is wrong with the features of one modality in a call: the first span that is off.
+    ``loaded``: whether the weights are still those of the checkpoint."""
     off = [p for p in places if not within(limit)(p.feature.values, p.got)]
     far = [place for place in off if place.gap > _FAR]
     if not off:
@@ -181,7 +184,7 @@ def _off(name: str, places: Sequence[_Place], limit: float) -> Evidence | None:
         said = said or f"{where} hold features that belong elsewhere"
         return Evidence("embeddings", "features-misordered", said, row=first.row,
                         values={**known, **plain(found)})  # fmt: skip
-    if not found and not far:
+    if not found and not (far and loaded):
         return None  # an optimizer step, or kernels that are not ours, explain this
     said = said or f"{where} differ from the tower's features by {first.gap:.2g} of their norm"
     return Evidence("embeddings", "features-off", said, row=first.row,
