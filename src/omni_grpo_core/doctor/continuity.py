@@ -29,10 +29,14 @@ def look_at_edges(case: Case) -> Iterable[Evidence]:
 
 
 def misplaced(case: Case) -> bool:
-    """Whether completions stand in each other's place before rewards: what groups and weights make
-    of them follows from that."""
+    """Whether completions stand in each other's place before rewards, or what they answer was
+    changed before generate: what groups and weights make of them follows from that."""
     facts = {"edge-order", "edge-arguments", "edge-columns", "edge-group-order", "edge-text-stale"}
-    return any(evidence.fact in facts for evidence in look_at_edges(case))
+    return any(
+        evidence.fact in facts
+        or (evidence.values.get("call") == "generate" and evidence.severity == "breaks")
+        for evidence in look_at_edges(case)
+    )
 
 
 def _trail(case: Case) -> Trail:

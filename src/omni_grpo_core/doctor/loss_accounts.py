@@ -104,13 +104,32 @@ def partition(groups: Sequence[object]) -> tuple[int, ...]:
 
 
 def _groupings(known: Rewarded) -> list[tuple[int, ...]]:
-    """Completions of one prompt; where a step asks it again, those of one generate; where that
-    makes groups of one size, those of equal words, as one of them got other media."""
+    """Completions of one prompt; where a step asks it again, those of one generate, or parts of one
+    size, in order or in turn; where that makes groups of one size, those of equal words, as one of
+    them got other media."""
     words = partition([one.prompt.ids for one in known.completions])
     ways = [partition(known.groups), partition([*zip(known.groups, known.calls, strict=True)])]
+    ways += _drawn_again(ways[0])
     if len({*Counter(words).values()}) == 1 < len({*Counter(ways[0]).values()}):
         ways.append(words)
     return list(dict.fromkeys(ways))
+
+
+def _drawn_again(prompts: Sequence[int]) -> list[tuple[int, ...]]:
+    """Groups of one size, each of one prompt, where a batch may have drawn a prompt several times.
+
+    >>> _drawn_again([0, 0, 0, 0, 1, 1])
+    [(0, 0, 1, 1, 2, 2), (0, 1, 0, 1, 2, 2)]
+    """
+    counts = Counter(prompts)
+    nth = [prompts[:at].count(prompt) for at, prompt in enumerate(prompts)]
+    sizes = [n for n in range(2, max(counts.values())) if not any(c % n for c in counts.values())]
+    found = []
+    for size in sizes:
+        pairs = [*zip(prompts, nth, strict=True)]
+        found.append(partition([(one, at // size) for one, at in pairs]))
+        found.append(partition([(one, at % (counts[one] // size)) for one, at in pairs]))
+    return found
 
 
 def _sound(known: Rewarded) -> Iterator[Hypothesis]:
@@ -265,19 +284,35 @@ def sound_values(known: Rewarded) -> list[Tensor]:
 
 def recipes(known: Reading) -> list[Account]:
     """Every way that works and is another recipe."""
+    if not enough(known):
+        return []
     return [one for one in _fitting(known, _recipes(known.rewarded)) if one.factor > 0]
 
 
 def mistakes(known: Reading) -> list[Account]:
     """Every known mistake that gives the weights, in the order of the table."""
+    if not enough(known):
+        return []
     found = [one for one in _fitting(known, _sound(known.rewarded)) if one.factor < 0]
     return found + [one for one in _fitting(known, _mistakes(known.rewarded)) if one.factor > 0]
+
+
+def enough(known: Reading) -> bool:
+    """Whether so many rows have a weight that a factor to fit leaves something to be wrong about;
+    of a part of a rollout, more, as it tells nothing of the groups."""
+    live = int((known.term.weights != 0).sum())
+    return live >= (3 if is_whole(known) else 4)
+
+
+def is_whole(known: Reading) -> bool:
+    """Whether every rewarded completion is among the rows."""
+    return len({*known.at}) == len(known.rewarded.completions)
 
 
 def orders(known: Reading) -> list[Account]:
     """Every other order of rows that gives the weights."""
     # with two rows that differ, every order is a sign
-    if int((known.term.weights != 0).sum()) < 3:
+    if not enough(known):
         return []
     return [one for one in _fitting(known, _reordered(known)) if one.factor > 0]
 

@@ -20,6 +20,11 @@ CLEAN = 3e-5
 entropy bonus of a thousandth of the advantages 4e-5."""
 
 
+_NOISE = 8 * torch.finfo(torch.float32).eps
+"""Of an advantage of 1: what rounding of log-probabilities (a few spacings of numbers up to 10)
+leaves of a KL whose reference is the policy, at a beta of up to 0.1."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedRow:
     """One scored row whose loss was read. K: the positions of its forward that have logits.
@@ -91,6 +96,11 @@ class TrainedRow:
         """float64 (length,): of the completion's tokens up to their end, 0 where none counts."""
         return self.weights[self.lead : self.lead + self.end]
 
+    @property
+    def outside(self) -> Tensor:
+        """float64: weights of the prompt's tokens and of those after the end."""
+        return torch.cat([self.weights[: self.lead], self.weights[self.lead + self.end :]])
+
     def scores(self, given: Tensor | None) -> Tensor | None:
         """Those of the completion's tokens among all of its forward's, (N, L - 1)."""
         return None if given is None else _own(given[self.at], self.start, self.end)
@@ -126,7 +136,18 @@ def _trained_rows(case: Case) -> tuple[TrainedRow, ...]:
             key = (seen.forward, row.at)
             if one is not None:
                 found[key] = _added(found[key], one) if key in found else one
-    return tuple(found[key] for key in sorted(found))
+    rows = [found[key] for key in sorted(found)]
+    floor = _NOISE / max(sum(row.end for row in rows), 1)
+    return tuple(_silenced(row) if float(row.weights.abs().max()) <= floor else row for row in rows)
+
+
+def _silenced(row: TrainedRow) -> TrainedRow:
+    """A row whose weights are rounding has none."""
+    none = torch.full_like(row.temperature, torch.nan)
+    return replace(
+        row, tokens=torch.full_like(row.tokens, -1), weights=torch.zeros_like(row.weights),
+        temperature=none, residual=none,
+    )  # fmt: skip
 
 
 def backwards(case: Case) -> list[int]:

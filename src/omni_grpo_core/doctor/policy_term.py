@@ -7,6 +7,7 @@ multiply each, and clipping makes some 0. Which of these gives the weights is tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -30,9 +31,15 @@ CONSTANT, PROJECTED, ROUNDED = 1e-4, 1e-3, 3e-2
 """Spread of equal weights along a completion, by the largest of the step: read at float32 they
 agree to 1e-6 on the tiny checkpoint, read at a head's input, by a projection, to 1e-4;
 16 bits leave 2**-8 of each and of its temperature."""
+_ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""Of the largest weight: what is left of others by rounding."""
 _FITS = 0.03
 """Of a term's size, what its reproduction from recorded logprobs may leave: they are those of the
 whole vocabulary, where a trainer may have left ids out."""
+_CLEAR = 0.2
+"""Of a spread below that of equal weights, what a KL that explains it may leave."""
+_SURE = 4
+"""Deviations of the weight of a KL beyond which it does not lie."""
 _CLIPS = ((0.2, 0.2), (0.2, 0.28), (0.1, 0.1), (0.3, 0.3))
 
 Ratio = Literal["none", "token", "clipped", "bounded"]
@@ -82,7 +89,7 @@ def _policy_term(case: Case) -> PolicyTerm | None:
     exact = PROJECTED if projected else CONSTANT
     allowed = (exact if all(row.exact for row in rows) else ROUNDED) * size
     if all(_spread(row) <= allowed for row in rows):
-        return plain_term
+        return _slight_kl(case, rows, eos_left_out) or plain_term
     best = None
     for found, left in _explained(case, rows, eos_left_out):
         if left <= max(allowed, _FITS * max(map(_spread, rows))) and (
@@ -90,6 +97,55 @@ def _policy_term(case: Case) -> PolicyTerm | None:
         ):
             best = found, left
     return best[0] if best else PolicyTerm(rows, plain, eos_left_out, varies=True)
+
+
+def _slight_kl(case: Case, rows: tuple[TrainedRow, ...], eos_left_out: bool) -> PolicyTerm | None:
+    """A KL so slight that weights along a completion are nearly equal."""
+    fits = [
+        (left, term)
+        for term, left in _explained(case, rows, eos_left_out)
+        if term.kl is not None and term.ratio == "none"
+    ]
+    left, best = min(fits, key=lambda one: one[0], default=(0.0, None))
+    spare = sum(max(len(_counting(row)) - 1, 0) for row in rows)
+    return best if spare > 1 and left < _CLEAR * max(map(_spread, rows)) else None
+
+
+def most_beta(case: Case, rows: tuple[TrainedRow, ...]) -> float:
+    """The largest beta that equal weights along completions leave possible, for a KL to what was
+    recorded of the reference; infinite where they say nothing."""
+    known = [known_of(case, row).reference for row in rows]
+    longest = max(len(row.tokens) - row.lead for row in rows)
+    found: list[float] = []
+    for name in ("logprobs", "sampling_logprobs"):
+        gaps = [one[name] for one in known if name in one]
+        if len(gaps) < len(rows):
+            continue
+        for terms in _estimates(gaps).values():
+            whole = noise = slope = 0.0
+            spare = -1
+            for row, term in zip(rows, terms, strict=True):
+                kept = row.counted[: row.end]
+                if int(kept.sum()) < 2:
+                    continue
+                own, by = row.own_weights[kept], term[kept]
+                own, by = own - own.mean(), by - by.mean()
+                whole, slope = whole + float(by.square().sum()), slope + float((own * by).sum())
+                noise, spare = noise + float(own.square().sum()), spare + len(own) - 1
+            if spare < 1 or not whole:
+                return math.inf
+            kl = abs(slope) / whole + _SURE * math.sqrt(noise / spare / whole)
+            found.append(kl * len(rows) * longest)
+    return max(found, default=math.inf)
+
+
+def _estimates(gaps: list[Tensor]) -> dict[str, list[Tensor]]:
+    """Gradients of a KL by the token's logprob, of ``reference - policy``."""
+    return {
+        "k3": [1 - gap.exp() for gap in gaps],
+        "k2": [-gap for gap in gaps],
+        "k3 bounded": [_bounded(gap) for gap in gaps],
+    }
 
 
 def leaves_eos_out(rows: tuple[TrainedRow, ...]) -> bool:
@@ -166,13 +222,7 @@ def _explained(
                 weights, left = _fitted(rows, factors)
                 yield PolicyTerm(rows, weights, eos_left_out, ratio), left
             if all(gap is not None for gap in gaps):
-                away = [gap for gap in gaps if gap is not None]
-                estimates = {
-                    "k3": [1 - gap.exp() for gap in away],
-                    "k2": [-gap for gap in away],
-                    "k3 bounded": [_bounded(gap) for gap in away],
-                }
-                for estimator, terms in estimates.items():
+                for estimator, terms in _estimates([g for g in gaps if g is not None]).items():
                     for divisor in ("sequence", "uniform"):
                         weights, kl, left = _with_kl(rows, factors, terms, divisor)
                         yield (
@@ -218,6 +268,7 @@ def _with_kl(
 ) -> tuple[Tensor, float, float]:
     """Weights of the rows, that of the term in all of them, and what is left."""
     parts = []
+    size = max((float(row.own_weights.abs().max()) for row in rows if row.end), default=0.0)
     for row, factor, term in zip(rows, factors, terms, strict=True):
         kept = row.counted[: row.end]
         own, by = row.own_weights[kept], factor[kept]
@@ -234,4 +285,6 @@ def _with_kl(
     kl = sum(float((p[4] * p[5]).sum()) for p in parts) / whole if whole else 0.0
     left = max(float((p[4] - kl * p[5]).abs().max()) if len(p[4]) else 0.0 for p in parts)
     weights = torch.stack([((p[0] - kl * p[2]) * p[1]).sum() / p[3] for p in parts])
-    return weights, kl, left
+    # what is left of a row without an advantage is as good as the fit
+    rest = torch.where(weights.abs() <= max(left, _ROUNDING * size), 0.0, weights)
+    return rest, kl, left

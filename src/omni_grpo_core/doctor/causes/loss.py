@@ -59,6 +59,7 @@ _ADVANTAGE = (
         "prompt teach nothing",
         fix="use reward - mean of the group, if GRPO's advantage is meant",
         when=lambda e: e.values["how"] == "best-of-n",
+        prove=_alone,
     ),
     Signature(
         cause="adv.no-baseline",
@@ -67,6 +68,7 @@ _ADVANTAGE = (
         fix="subtract the mean reward of the prompt's completions",
         confirm="the mean advantage of every group is 0",
         when=lambda e: e.values["how"] == "unnormalised",
+        prove=_alone,
     ),
     Signature(
         cause="adv.batch-deviation",
@@ -90,6 +92,16 @@ _ADVANTAGE = (
         "and learn nothing",
         fix=FIXES["adv.zero-variance"],
         confirm="some completion has a weight in the loss",
+        prove=_alone,
+    ),
+    Signature(
+        cause="step.detached",
+        fact="no-signal",
+        harm="the part of the loss that knows the rewards reaches no weight",
+        fix="look for .detach() or torch.no_grad() between the log-probabilities and the ratio",
+        confirm="some completion has a weight in the loss",
+        when=lambda e: not e.values["alone"],
+        prove=only_fits,
     ),
     Signature(
         cause="adv.other-reward",

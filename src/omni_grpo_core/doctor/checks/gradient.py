@@ -19,6 +19,8 @@ _SAME = 5e-3
 _UPHILL = 0.1
 """Share of weights that go against their gradient: all in a first step, half where weight decay
 decides."""
+_ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""Of the largest gradient of a step: what rounding leaves in a layer that nothing asks for."""
 _LIMITS = tuple(digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 2.5, 5))
 """Norms to which people clip."""
 
@@ -398,8 +400,11 @@ def look_at_weights(case: Case) -> Iterable[Evidence]:
     for step in case.steps:
         if step.outcome != "stepped":
             continue
+        most = max((one.norm for one in step.layers if math.isfinite(one.norm)), default=0.0)
         driven = [
-            one for one in step.layers if 0 < one.norm < math.inf and any(one.rates) and one.size
+            one
+            for one in step.layers
+            if _ROUNDING * most < one.norm < math.inf and any(one.rates) and one.size
         ]
         still = [layer for layer in driven if not layer.moved]
         if driven:

@@ -5,13 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
+import torch
+
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.loss_accounts import sound_accounts
 from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import trained_rows
-from omni_grpo_core.doctor.policy_term import PolicyTerm, is_reference, known_of, policy_term
+from omni_grpo_core.doctor.policy_term import (
+    PolicyTerm,
+    is_reference,
+    known_of,
+    most_beta,
+    policy_term,
+)
 from omni_grpo_core.doctor.recompute_loss import beta_of
 from omni_grpo_core.doctor.rollouts import first_step, joined, settings_of
+
+_SMALL_BETA = 3e-4
+"""A third of the smallest that is common."""
+_MOVED = 64 * torch.finfo(torch.float32).eps
+"""Of a layer's weights: by how much a step moves them so that no log-probability is still equal to
+the last bit; Adam at a rate of 1e-6 moves them by 5e-5, its weight decay by 1e-8."""
 
 
 def later_update(case: Case) -> bool:
@@ -69,8 +83,7 @@ def _without_kl(case: Case, term: PolicyTerm, beta: float | None) -> Iterator[Ev
     if not all(row.exact for row in term.rows) or first_step(case):
         return
     note_judged(case, "loss")
-    steps = case.before.steps if case.before is not None else ()
-    if not largest and any(any(step.changed.values()) for step in steps):
+    if not largest and _has_learnt(case):
         yield Evidence(
             "loss",
             "reference-is-policy",
@@ -78,6 +91,9 @@ def _without_kl(case: Case, term: PolicyTerm, beta: float | None) -> Iterator[Ev
             "has been updated: it shares its weights, and the KL is 0 by construction",
         )
     elif largest > 1e-2 and beta != 0:
+        if most_beta(case, term.rows) > (beta / 3 if beta else _SMALL_BETA):
+            note_missing(case, "whether a KL is in the loss could not be told: it would be slight")
+            return
         yield Evidence(
             "loss",
             "kl-left-out",
@@ -86,6 +102,18 @@ def _without_kl(case: Case, term: PolicyTerm, beta: float | None) -> Iterator[Ev
             "KL is computed and not in it",
             values={"beta": beta},
         )
+
+
+def _has_learnt(case: Case) -> bool:
+    """Whether the step before moved the policy by more than rounding, by a loss that asked for it,
+    and nothing put the weights back since: the policy's log-probabilities are others then."""
+    before = case.before
+    if before is None or not any(bool((row.tokens >= 0).any()) for row in trained_rows(before)):
+        return False
+    moved = {one.name for step in before.steps for one in step.layers if one.change > _MOVED}
+    # put back, or changed by what was not recorded
+    kept = {one.name for step in case.steps for one in step.layers if one.between == 0}
+    return bool(moved & kept)
 
 
 def look_at_passes(case: Case) -> Iterable[Evidence]:

@@ -17,6 +17,7 @@ from omni_grpo_core.doctor.loss_accounts import (
     LEAST_CHANCE,
     Account,
     advantages,
+    is_whole,
     mistakes,
     multiples,
     orders,
@@ -32,6 +33,9 @@ from omni_grpo_core.doctor.rollouts import settings_of
 
 _WHOLE = 1e-3
 """That of a divisor from a whole multiple of a known one, which any number may be near."""
+_ALONG = 0.5
+"""Cosine of weights and the advantages of the recorded rewards from which a loss mostly follows
+them: half of what is learnt, at least, is theirs."""
 _MOST_PARTS = 16
 """Micro-batches that a loss may have been averaged over: far more, and any number is near some."""
 
@@ -90,7 +94,7 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
         return
     if mild := recipes(known):
         note_judged(case, "advantage", "loss")
-        yield _differs(known, mild[0])
+        yield _differs(known, mild[0], bool(mistakes(known)))
         return
     # a later update may be clipped as a whole
     tried = () if later_update(case) else (mistakes, weighted_accounts, orders)
@@ -106,6 +110,8 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
         note_missing(case, "how rewards became the loss's weights could not be told", "advantage")
         return
     note_judged(case, "advantage")
+    # a penalty or noise that was added after the functions returned
+    added = _follows_rewards(known)
     one, other = (known.at[at] for at in pair)
     rewards = known.rewarded.total
     yield Evidence(
@@ -116,7 +122,19 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
         "its weights do not come from the recorded rewards",
         row=known.rows[pair[0]].at,
         values={"rewards": rewards.tolist(), "weights": known.term.weights.tolist()},
+        severity="differs" if added else "breaks",
     )
+
+
+def _follows_rewards(known: Reading) -> bool:
+    """Whether the weights as a whole do what the rewards ask for, or these ask for nothing."""
+    wanted = advantages(known.rewarded.total, known.rewarded.groups)[list(known.at)]
+    if not bool(wanted.any()):
+        return True
+    cosines = [
+        torch.cosine_similarity(wanted, known.divided(divisor), 0) for divisor in known.divisors
+    ]
+    return max(map(float, cosines)) > _ALONG
 
 
 def _of_sequences(case: Case, known: Reading) -> list[Account]:
@@ -137,18 +155,30 @@ def _of_sequences(case: Case, known: Reading) -> list[Account]:
 
 def _silent(case: Case, known: Reading) -> Iterator[Evidence]:
     """No weight at all, although rewards differ."""
-    total, groups = known.rewarded.total, known.rewarded.groups
+    total, groups, at = known.rewarded.total, known.rewarded.groups, list(known.at)
     # a later update may be clipped as a whole
-    if later_update(case) or not bool(advantages(total, groups)[list(known.at)].any()):
+    if later_update(case) or not bool(advantages(total, groups)[at].any()):
+        return
+    if any(bool(row.outside.any()) for row in known.rows):
+        note_missing(case, "the loss's weights are on other tokens than sampled ones", "advantage")
         return
     note_judged(case, "advantage")
+    # a KL reaches the model by itself, and rows of a part may have got those of others
+    scored = any(known_of(case, row).reference for row in known.rows)
     yield Evidence(
         "advantage",
         "no-signal",
-        f"the rewards of one prompt's completions differ ({_listed(total)}), and every weight in "
-        "the loss is exactly 0: nothing is learnt from them",
-        values={"rewards": total.tolist()},
+        f"the rewards of one prompt's completions differ ({_listed(total[_varied(known)])}), and "
+        "no completion has a weight in the loss: nothing is learnt from them",
+        values={"rewards": total.tolist(), "alone": is_whole(known) and not scored},
     )
+
+
+def _varied(known: Reading) -> Tensor:
+    """bool (P,): the completions of the first prompt whose rewards differ."""
+    groups = torch.tensor(known.rewarded.groups)
+    live = advantages(known.rewarded.total, known.rewarded.groups) != 0
+    return groups == groups[live][0]
 
 
 def _listed(values: Tensor) -> str:
@@ -162,7 +192,10 @@ def _listed(values: Tensor) -> str:
 def _recipe(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[Evidence]:
     """A scale that is not the reference's, where no other gives the weights."""
     settled = [one for one in found if any(_is(1, n, known) for n in _shares(case, known, one))]
-    scales = {account.scale for account in settled or found}
+    # the deviation of a single group is a factor, which any divisor may be
+    live = advantages(known.rewarded.total, known.rewarded.groups)[list(known.at)] != 0
+    groups = {known.rewarded.groups[at] for at, on in zip(known.at, live, strict=True) if on}
+    scales = {account.scale for account in (settled if len(groups) > 1 else ()) or found}
     if "group" in scales or len(scales) != 1:
         return
     [scale] = scales
@@ -184,7 +217,7 @@ def _recipe(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[Ev
     )
 
 
-def _differs(known: Reading, account: Account) -> Evidence:
+def _differs(known: Reading, account: Account, or_wrong: bool) -> Evidence:
     bare = account.by.kind == "bare"
     verb = "compared with" if bare else "replaced by"
     return Evidence(
@@ -192,7 +225,11 @@ def _differs(known: Reading, account: Account) -> Evidence:
         "advantage-differs",
         f"the weights in the loss are those of rewards {_listed(known.rewarded.total)} {verb} "
         f"{account.by.said}",
-        values={"how": "unnormalised" if bare else "best-of-n", "scale": account.scale},
+        values={
+            "how": "unnormalised" if bare else "best-of-n",
+            "scale": account.scale,
+            "alone": is_whole(known) and not or_wrong,
+        },
         severity="differs",
     )
 
@@ -204,6 +241,8 @@ def _wrong(known: Reading, wrong: Sequence[Account]) -> Evidence:
     others = dict.fromkeys(one.by.said for one in wrong if one.by.said != first.by.said)
     or_else = f" (or {' or '.join([*others][:3])})" if others else ""
     alone = len({(one.by.kind, one.by.name) for one in wrong}) == 1
+    # of groups, a part of a rollout tells nothing
+    alone &= first.by.kind in ("sound", "better") or is_whole(known)
     if first.by.kind == "sound":
         return Evidence(
             "loss",
@@ -341,7 +380,8 @@ def _divisor(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[E
             yield _padded(right[0], asked)
         return
     parts = len(known.parts)
-    if parts < 2 or not has_parts(case):
+    stepped = all(step.outcome == "stepped" for step in case.steps)
+    if parts < 2 or not has_parts(case) or not stepped:
         return
     for _, share in shares:
         if _is(parts, share, known):

@@ -1,0 +1,216 @@
+"""What a loss's weights cannot tell apart is not said: rounding is no advantage, and a healthy way
+to have made the same numbers is enough to be silent.
+
+Completions of three tokens and rewards of 2 and 4 (a word's length): advantages -1 and 1, unscaled,
+each token's weight minus that by the tokens of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from joined_calls import rewarded, rows, sampled, scored, step
+from small_recordings import layer, stepped
+from torch import Tensor
+
+from omni_grpo_core.doctor.checks.loss import LOOKS
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look
+from omni_grpo_core.doctor.loss_rows import trained_rows
+from omni_grpo_core.trace.calls import LossGradient
+
+WORDS = {2.0: "ab", 4.0: "abcd", 3.0: "abc", 8.0: "abcdefgh"}
+LENGTH = 3
+GAPS = torch.tensor([0.01, -0.03, 0.05])
+"""By how much the reference's logprob of each token is above the policy's."""
+
+
+def recorded(
+    rewards: Sequence[float],
+    weights: Tensor,
+    gaps: Tensor | None = None,
+    prompts: Sequence[int] | None = None,
+    after: int = 0,
+    at: int = 1,
+    before: Case | None = None,
+    rate: float = 1e-4,
+) -> Case:
+    """A step of one completion a reward, two a prompt. ``weights``: (R, 3) of their tokens;
+    ``gaps``: (3,) of a reference, where one scored them; ``at``: number of the step; ``rate``: the
+    share of its weights by which a layer moves; ``after``: weight on a token after the end."""
+    count = len(rewards)
+    asked = [n // 2 for n in range(count)] if prompts is None else list(prompts)
+    answers = [(10 + n, 5, 9) for n in range(count)]
+    call = sampled(
+        rows([(1, 2, 3 + prompt) for prompt in asked]),
+        [(*answer, 0, 0) for answer in answers] if after else answers,
+        [WORDS[reward] for reward in rewards],
+    )
+    paid = rewarded([f"ask {prompt}" for prompt in asked], [WORDS[reward] for reward in rewards])
+    whole = call.sequences
+    assert whole is not None
+    mask = torch.ones_like(whole)
+    logprobs = torch.full((count, whole.shape[1] - 1), -1.0)
+    forward = replace(scored({"input_ids": whole, "attention_mask": mask}), logprobs=logprobs)
+    calls: list[Any] = [call, paid]
+    if gaps is not None:
+        other = logprobs.clone()
+        other[:, 2:5] += gaps
+        reference = scored({"input_ids": whole, "attention_mask": mask}, grad=False)
+        calls.append(replace(reference, logprobs=other, own=False))
+    calls += [forward, backward(whole, weights, after, number=int(gaps is not None))]
+    moved = layer(change=rate, between=0.0)
+    return step(*calls, stepped(at, layers=(moved,)), before=before)
+
+
+def backward(ids: Tensor, weights: Tensor, after: int, number: int) -> LossGradient:
+    given = torch.zeros(ids.shape)
+    given[:, 2:5] = weights
+    if after:
+        given[:, 5] = after
+    tokens = torch.where(given != 0, ids.roll(-1, 1), -1)
+    nothing = torch.where(given != 0, 0.0, torch.nan)
+    return LossGradient(number, "logits", tokens, given, nothing + 1, nothing, 0 * given)
+
+
+def per_token(advantages: Sequence[float]) -> Tensor:
+    """(R, 3): weights of a mean over the step's tokens."""
+    return -torch.tensor(advantages)[:, None].expand(-1, LENGTH) / (len(advantages) * LENGTH)
+
+
+def facts(case: Case, looks: Sequence[Look] = LOOKS) -> dict[str, Evidence]:
+    return {evidence.fact: evidence for look in looks for evidence in look(case)}
+
+
+PAID, WANTED = (4.0, 2.0, 4.0, 2.0), (1.0, -1.0, 1.0, -1.0)
+
+
+def with_kl(beta: float, advantages: Sequence[float] = WANTED) -> Tensor:
+    return per_token(advantages) + beta * (1 - GAPS.exp()) / (len(advantages) * LENGTH)
+
+
+# --------------------------------------------------------------------------- a slight KL
+
+
+def test_a_kl_of_a_small_beta_is_in_the_loss() -> None:
+    """Was proved to be left out: weights along a completion differed by less than 1e-4."""
+    assert facts(recorded(PAID, with_kl(1e-3), GAPS)) == {}
+    assert "kl-left-out" in facts(recorded(PAID, with_kl(0.0), GAPS))
+
+
+def test_one_token_a_row_does_not_tell_whether_a_kl_is_in_the_loss() -> None:
+    only_last = with_kl(1e-3) * torch.tensor([0.0, 0.0, 1.0])
+    assert "kl-left-out" not in facts(recorded(PAID, only_last, GAPS))
+
+
+def test_large_advantages_hide_a_kl() -> None:
+    large = with_kl(0.01, [1e4, -1e4, 1e4, -1e4])
+    assert "kl-left-out" not in facts(recorded(PAID, large, GAPS))
+
+
+# --------------------------------------------------------------------------- rounding
+
+
+def test_rounding_of_a_kl_is_no_advantage() -> None:
+    """Equal rewards; a reference that is the policy leaves weights of 1e-12 of either sign: they
+    were read as advantages against the rewards."""
+    noise = torch.tensor([[5e-12] * 3, [-4e-12] * 3, [3e-12] * 3, [-5e-12] * 3])
+    case = recorded((2.0,) * 4, noise, torch.zeros(3), at=0)
+    assert facts(case) == {}
+    assert not any(bool((row.tokens >= 0).any()) for row in trained_rows(case))
+
+
+def test_a_token_on_which_both_policies_agree_is_not_left_out() -> None:
+    """In a group without an advantage only the KL acts: its weight is 0 where the logprobs are
+    equal."""
+    gaps = torch.tensor([0.0, -0.03, 0.05])
+    wanted = per_token([1.0, -1.0, 0.0, 0.0]) + 0.04 * (1 - gaps.exp()) / 12
+    assert facts(recorded((4.0, 2.0, 4.0, 4.0), wanted, gaps)) == {}
+
+
+def test_a_gradient_that_is_rounding_moves_nothing() -> None:
+    from omni_grpo_core.doctor.checks import gradient
+
+    sound, audio = layer(), layer("audio conv1", "audio", norm=5e-13, moved=False)
+    found = facts(step(stepped(layers=(sound, audio))), gradient.LOOKS)
+    assert "not-moved" not in found
+    driven = replace(audio, norm=0.01)
+    assert "not-moved" in facts(step(stepped(layers=(sound, driven))), gradient.LOOKS)
+
+
+# --------------------------------------------------------------------------- the reference
+
+
+def test_equal_logprobs_are_a_shared_model_only_where_the_policy_has_learnt() -> None:
+    """With equal rewards only weight decay moves the weights, by 1e-8 of them: a deep copy still
+    gives equal logprobs."""
+    nothing = torch.zeros(4, 3)
+
+    def second(first: Case, **more: Any) -> dict[str, Evidence]:
+        weights = per_token(WANTED)
+        return facts(recorded(PAID, weights, torch.zeros(3), before=first, **more))
+
+    learnt = recorded(PAID, per_token(WANTED), torch.zeros(3), at=0)
+    assert "reference-is-policy" in second(learnt)
+    idle = recorded((2.0,) * 4, nothing, torch.zeros(3), at=0)
+    assert "reference-is-policy" not in second(idle)
+    decayed = recorded(PAID, per_token(WANTED), torch.zeros(3), at=0, rate=1e-8)
+    assert "reference-is-policy" not in second(decayed)
+
+
+# --------------------------------------------------------------------------- groups
+
+
+def test_a_prompt_drawn_twice_has_two_groups() -> None:
+    """Means 3 and 6 of two rollouts of one prompt: other groups than the prompt's, proved."""
+    case = recorded((4.0, 2.0, 8.0, 4.0), per_token([1.0, -1.0, 2.0, -2.0]), prompts=[0] * 4)
+    assert "advantage-differs" not in facts(case)
+
+
+def test_the_deviation_of_a_single_group_is_a_factor() -> None:
+    scaled = [0.7071, -0.7071, 0.0, 0.0]
+    for wanted in ([1.0, -1.0, 0.0, 0.0], scaled):
+        assert facts(recorded((4.0, 2.0, 4.0, 4.0), per_token(wanted))) == {}
+    # of two groups whose deviations differ, it is none
+    two = recorded((4.0, 2.0, 8.0, 2.0), per_token([1.0, -1.0, 3.0, -3.0]))
+    assert facts(two)["scale-differs"].values == {"scale": "none"}
+
+
+def test_a_factor_fitted_to_two_numbers_proves_nothing() -> None:
+    case = recorded((4.0, 8.0), per_token([1.0, 2.0]), prompts=[0, 1])
+    assert "advantage-differs" not in facts(case)
+
+
+def test_groups_do_not_follow_from_pictures_that_were_changed(monkeypatch: Any) -> None:
+    """Noise on each copy's pixels made every completion a group of its own, and the mean of its
+    prompt that of the whole batch."""
+    from omni_grpo_core.doctor import continuity
+
+    case = recorded(PAID, per_token([1.0, -1.0, 1.0, -1.0]), prompts=range(4))
+    assert "advantage-differs" in facts(case)
+    said = Evidence("batch", "edge-media-changed", "other values", values={"call": "generate"})
+    monkeypatch.setattr(continuity, "look_at_edges", lambda case: (said,))
+    assert "advantage-differs" not in facts(case)
+
+
+# --------------------------------------------------------------------------- rewards
+
+
+def test_noise_on_rewards_is_a_recipe() -> None:
+    """Equal rewards with noise added after the functions returned; the sentence is true, and the
+    run learns what it is told to."""
+    noise = recorded((2.0,) * 4, per_token([0.5, -0.5, 0.2, -0.2]))
+    assert facts(noise)["weights-against-rewards"].severity == "differs"
+    other = recorded((2.0, 2.0, 2.0, 8.0), per_token([1.0, -1.0, 0.9, -0.9]))
+    assert facts(other)["weights-against-rewards"].severity == "breaks"
+
+
+def test_no_weight_at_all_has_several_causes_where_a_reference_scored() -> None:
+    none = torch.zeros(4, 3)
+    assert facts(recorded(PAID, none))["no-signal"].values["alone"]
+    # a KL reaches the model by itself: the ratio may be detached as well
+    assert not facts(recorded(PAID, none, torch.zeros(3), at=0))["no-signal"].values["alone"]
+    # an inverted mask
+    assert set(facts(recorded(PAID, none, after=1))) == {"after-eos"}
