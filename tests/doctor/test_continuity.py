@@ -192,6 +192,20 @@ def test_the_same_text_with_two_pictures_is_not_an_exchange() -> None:
     assert list(look_at_edges(case)) == []
 
 
+def test_one_question_about_several_pictures_is_processed_one_row_at_a_time() -> None:
+    """Both rows have the words of the call that was last, and its picture is one of theirs: the
+    second step, of the same pictures in another order, got what was made in the first."""
+
+    def asked(order: Sequence[float], before: Case | None = None) -> Case:
+        calls = [made(ASKED[:1], rows([A], [number])) for number in order]
+        taken = rows([A] * 4, [number for number in order for _ in range(2)])
+        return step(rendered(*ASKED[:2]), *calls, sampled(taken, IDS, TEXTS), before=before)
+
+    first = asked([1, 2])
+    assert not look_at_edges(first)
+    assert not look_at_edges(asked([2, 1], before=first))
+
+
 def test_what_an_earlier_step_left_over() -> None:
     first = healthy()
     other = rows([A, A, B, B], [3, 3, 4, 4])

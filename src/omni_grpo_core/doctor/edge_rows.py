@@ -59,8 +59,9 @@ def scrambles(call: GenerateCall) -> bool:
 
 
 def _relevant(made: Sequence[FedRow], taken: Sequence[FedRow]) -> list[FedRow]:
-    """The rows of the latest processor call that has all of ``taken``, with their media if one has,
-    else all: the same prompts may be processed twice."""
+    """The rows of the latest processor call that has all of ``taken``, with their media if one has:
+    the same prompts may be processed twice. Else all, if these explain them: a call for each row,
+    of equal words about different media; or the latest with their ids."""
     calls: dict[int, list[FedRow]] = {}
     for row in made:
         calls.setdefault(id(row.call), []).append(row)
@@ -68,7 +69,7 @@ def _relevant(made: Sequence[FedRow], taken: Sequence[FedRow]) -> list[FedRow]:
     whole = [rows for rows in reversed(calls.values()) if wanted <= {row.ids for row in rows}]
     same = (
         rows
-        for rows in whole
+        for rows in (*whole, list(made))
         if all(any(hands_on(one, row) for one in rows if one.ids == row.ids) for row in taken)
     )
     return next(same, whole[0] if whole else list(made))
