@@ -163,7 +163,7 @@ _TABLE = (
         when=lambda e: not e.values.get("reproduced"),
     ),
     Signature(
-        cause="media.frames-repeated",
+        cause="media.frames-duplicated",
         fact="frames-repeated",
         harm="the clip jumps and stands still in turn, and shows half the moments, or fewer, that "
         "its tokens could",
