@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from omni_grpo_core.doctor.loss_accounts import sound_accounts
 from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import trained_rows
 
+ACCUMULATED = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+
 
 def letters(
     prompts: list[object], completions: list[list[dict[str, str]]], **_: object
@@ -28,10 +31,23 @@ def letters(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("kind", "beta", "divisor", "by"),
-    [("dapo", 0.0, "uniform", 128), ("grpo", 0.04, "sequence", 8), ("bnpo", 0.0, "uniform", 128)],
+    ("kind", "beta", "divisor", "by", "more"),
+    [
+        ("dapo", 0.0, "uniform", 128, {}),
+        ("grpo", 0.04, "sequence", 8, {}),
+        ("bnpo", 0.0, "uniform", 128, {}),
+        ("dr_grpo", 0.0, "uniform", 128, {}),
+        ("grpo", 0.0, "sequence", 8, ACCUMULATED),
+        ("dapo", 0.04, "uniform", 128, ACCUMULATED),
+        # its bound of the ratio itself, by default below 1
+        ("cispo", 0.0, "uniform", 128, {"epsilon_high": 5.0}),
+        ("grpo", 0.0, "sequence", 8, {"num_iterations": 2}),
+    ],
 )
-def test_trl(kind: str, beta: float, divisor: str, by: int, policy: Policy, tmp_path: Path) -> None:
+def test_trl(
+    kind: str, beta: float, divisor: str, by: int, more: dict[str, Any], policy: Policy,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     trl = pytest.importorskip("trl", minversion="1.16", reason="its head is fused from 1.16 on")
     data = pytest.importorskip("datasets")
     questions = ("What is it?", "Who are you? Tell me.", "Where?", "Why so?")
@@ -39,9 +55,10 @@ def test_trl(kind: str, beta: float, divisor: str, by: int, policy: Policy, tmp_
         model=copy.deepcopy(policy.model),
         reward_funcs=[letters],
         args=trl.GRPOConfig(
-            output_dir=str(tmp_path / "out"), per_device_train_batch_size=8, num_generations=4,
+            output_dir=str(tmp_path / "out"), num_generations=4,
             max_completion_length=16, max_steps=2, use_cpu=True, bf16=False, report_to=[],
             temperature=1.6, learning_rate=1e-4, save_strategy="no", loss_type=kind, beta=beta,
+            **{"per_device_train_batch_size": 8, **more},
         ),
         processing_class=policy.processor,
         train_dataset=data.Dataset.from_dict(
