@@ -14,6 +14,7 @@ from small_recordings import EVAL, advantaged, case, found, generated, rewarded
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.checks import logits
 from omni_grpo_core.doctor.checks.completion import LOOKS
+from omni_grpo_core.doctor.diagnose import diagnose
 from omni_grpo_core.doctor.evidence import Reference, noted_missing
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.trace.calls import ProcessorCall
@@ -190,6 +191,28 @@ def test_a_cap_that_all_completions_reach() -> None:
     for values, severity in (((0.0, 1.0, 0.0, 1.0), "differs"), ((0.0, 0.0, 0.0, 0.0), "breaks")):
         seen = found(LOOKS, case(call, rewarded(values)))
         assert seen["all-capped"].severity == severity
+
+
+@pytest.mark.parametrize(
+    ("config", "fact", "said"),
+    [
+        ({"suppress_tokens": [2, 5]}, "end-banned", "suppress_tokens forbids every eos (2)"),
+        ({"bad_words_ids": [[2]]}, "end-banned", "bad_words_ids forbids every eos (2)"),
+        ({"min_new_tokens": 3}, "end-banned", "min_new_tokens=3 forbids an end before it"),
+        ({"bad_words_ids": [[2, 7]], "min_new_tokens": 2}, "all-capped", "none ended before it"),
+    ],
+)
+def test_completions_that_cannot_end(config: Any, fact: str, said: str) -> None:
+    """The advice was to raise the cap, which fills up whatever it is."""
+    settings = {"eos_token_id": [2], **config}
+    call = generated(((5, 6, 7), (5, 6, 8)), (0, 0), config=settings)
+    assert said in found(LOOKS, case(call))[fact].sentence
+
+
+def test_raising_the_cap_is_no_advice_where_nothing_may_repeat() -> None:
+    call = generated(((5, 6, 7), (5, 6, 8)), (0, 0), config={"no_repeat_ngram_size": 2})
+    causes = [c.cause for f in diagnose(case(call)).findings for c in f.causes]
+    assert "gen.cap" not in causes
 
 
 def test_what_is_only_a_recipe(policy: Policy) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,17 @@ from types import ModuleType
 
 import pytest
 from doctor_recordings import SYSTEM, case, processed, template, user
-from small_recordings import rewarded
+from small_recordings import generated, rewarded, stepped
 
 from omni_grpo_core.doctor.coverage import merged
-from omni_grpo_core.doctor.diagnose import conclude, diagnose, merge, require_judged, to_json
+from omni_grpo_core.doctor.diagnose import (
+    conclude,
+    diagnose,
+    diagnose_run,
+    merge,
+    require_judged,
+    to_json,
+)
 from omni_grpo_core.doctor.evidence import (
     Case,
     Evidence,
@@ -329,6 +337,19 @@ def test_a_remark_on_the_recipe_is_no_headline_of_a_healthy_run() -> None:
             "from the reference's in reward"}  # fmt: skip
     assert to_json(run)["headline"] == said
     assert to_json(run, strict=True)["headline"] == {"stage": "reward", "sentence": "odd"}
+
+
+def test_a_loss_that_is_no_number_is_the_reason_of_what_cannot_be_sampled_after_it() -> None:
+    """The headline was stage completion, "generate raised", and no loss was blamed."""
+    first = case(stepped(losses=(math.nan,)))
+    error = "RuntimeError: probability tensor contains either `inf`, `nan` or element < 0"
+    second = replace(case(replace(generated(), sequences=None, error=error)), before=first)
+    second = replace(second, trace=replace(second.trace, header={"raised": error}))
+    run = diagnose_run((first, second))
+    assert run.raised is not None
+    assert isinstance(run.headline, Finding)
+    assert run.headline.stage == "loss"
+    assert run.finding("completion") is None
 
 
 def test_a_recipe_that_differs_breaks_nothing_unless_strict() -> None:

@@ -459,5 +459,7 @@ _FOLLOWS: dict[str, frozenset[str]] = {
         {"rewards-zero", "rewards-stuck", "no-advantage", "no-gradient", "loss-not-finite"}
     ),
     "never-stepped": frozenset({"raised"}),
+    # weights that are NaN, of which nothing can be sampled
+    "raised": frozenset({"loss-not-finite", "gradient-not-finite"}),
 }
 """What need not be said beside something that makes it so."""

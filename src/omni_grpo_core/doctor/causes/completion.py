@@ -204,7 +204,16 @@ _COMPLETION = (
         "policy does",
         fix="raise the cap above {cap} tokens, to the length of a good policy's completions",
         confirm="some completions end with an eos",
+        when=lambda e: not e.values["bent"],
         prove=_below_golds,
+    ),
+    Signature(
+        cause="gen.end-banned",
+        fact="end-banned",
+        harm="no completion can end: what follows an answer is filled up to the cap, is trained "
+        "on, and breaks a format that must end with its last tag",
+        fix="let generate end: {why}",
+        confirm="some completions end with an eos",
     ),
     Signature(
         cause="gen.temperature",

@@ -32,6 +32,9 @@ from omni_grpo_core.doctor.rollouts import (
 )
 from omni_grpo_core.trace.calls import GenerateCall
 
+_HOT = 1.2
+"""Temperature of sampling by that of scoring, from which tokens are drawn that the policy would
+not."""
 _MILD = 1.1
 """A repetition penalty up to which published generation configs go."""
 _PIXELS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
@@ -49,7 +52,8 @@ def look_at_error(case: Case) -> Iterable[Evidence]:
     for _, call in generated_rollouts(case):
         if call.error is not None:
             yield Evidence(
-                "completion", "generate-raised", f"generate raised {call.error}", "unknown",
+                "completion", "generate-raised", f"generate raised {call.error}",
+                "inherited" if _poisoned(case) else "unknown",
                 values={"error": call.error},
             )  # fmt: skip
 
@@ -256,6 +260,17 @@ def _chance(repeated: Sequence[Completion]) -> float | None:
     return math.exp(total)
 
 
+def _poisoned(case: Case) -> bool:
+    """Whether the step before was made with a loss or gradient that is no number: its weights are
+    none either."""
+    steps = () if case.before is None else case.before.steps
+    return any(
+        not math.isfinite(value)
+        for step in steps
+        for value in (*step.losses, *step.grad_norms.values())
+    )
+
+
 def look_at_cap(case: Case) -> Iterable[Evidence]:
     """Every completion is stopped by the cap. Where rewards of a group differ all the same, that
     may be meant so."""
@@ -273,7 +288,16 @@ def look_at_cap(case: Case) -> Iterable[Evidence]:
         if ids is None or len(ids) < 2 or not eos or (cap is not None and ids.shape[1] < int(cap)):
             continue
         ended = torch.isin(ids, torch.tensor(eos, dtype=ids.dtype)).any(1)
-        if not ended.any():
+        if ended.any():
+            continue
+        if banned := _never_ends(call.config, eos, ids.shape[1]):
+            yield Evidence(
+                "completion",
+                "end-banned",
+                f"all {len(ids)} completions reached the cap of {ids.shape[1]} tokens: {banned}",
+                values={"why": banned, "cap": ids.shape[1]},
+            )
+        else:
             yield Evidence(
                 "completion",
                 "all-capped",
@@ -283,9 +307,35 @@ def look_at_cap(case: Case) -> Iterable[Evidence]:
                 + ("" if taught else "; no reward tells those of one prompt apart"),
                 # a broken prompt can be the reason too, unless no gold is so short
                 "added" if shortest > ids.shape[1] else "unknown",
-                values={"cap": ids.shape[1], "completions": len(ids), "shortest": shortest},
+                values={
+                    "cap": ids.shape[1],
+                    "completions": len(ids),
+                    "shortest": shortest,
+                    "bent": _is_bent(case, call.config),
+                },
                 severity="differs" if taught else "breaks",
             )
+
+
+def _never_ends(config: Mapping[str, Any], eos: Sequence[int], cap: int) -> str:
+    """How generate's own settings forbid every end before the cap; ``""`` where they do not."""
+    banned = {*ids_of(config.get("suppress_tokens"))}
+    banned |= {words[0] for words in config.get("bad_words_ids") or () if len(words) == 1}
+    if {*eos} <= banned:
+        where = "suppress_tokens" if {*eos} <= {*ids_of(config.get("suppress_tokens"))} else (
+            "bad_words_ids")  # fmt: skip
+        return f"{where} forbids every eos ({', '.join(map(str, eos))})"
+    least = config.get("min_new_tokens") or 0
+    return f"min_new_tokens={least} forbids an end before it" if int(least) >= cap else ""
+
+
+def _is_bent(case: Case, config: Mapping[str, Any]) -> bool:
+    """Whether sampling is so unlike the policy that its completions say nothing of the cap: no
+    sequence of tokens may repeat, or it is much hotter than the scoring."""
+    told = [one.temperature[one.temperature.isfinite()] for one in case.gradients]
+    scored = [float(values.median()) for values in told if len(values)]
+    heat = float(config.get("temperature") or 1.0) if config.get("do_sample") else 1.0
+    return bool(config.get("no_repeat_ngram_size")) or any(heat > _HOT * one for one in scored)
 
 
 def _shortest_gold(case: Case) -> int:

@@ -41,6 +41,12 @@ def look_at_graph(case: Case) -> Iterable[Evidence]:
                 values={"at_checkpoints": cut},
             )
     for step in case.steps:
+        lost = [loss for loss in step.losses if not math.isfinite(loss)]
+        if lost:
+            yield Evidence(
+                "loss", "loss-not-finite", f"backward was called on {lost[0]}", "unknown",
+                values={"loss": lost[0]},
+            )  # fmt: skip
         if not sum(step.trainable.values()):
             note_judged(case, "gradient")
             yield Evidence(
