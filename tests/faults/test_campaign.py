@@ -13,7 +13,7 @@ from omni_grpo_core.doctor.evidence import Severity
 from omni_grpo_core.doctor.registry import CAUSES
 from omni_grpo_core.faults import healthy
 from omni_grpo_core.faults import plan as catalogue
-from omni_grpo_core.faults.campaign import Result, Row, run
+from omni_grpo_core.faults.campaign import Result, Row, perform, run
 from omni_grpo_core.faults.config import ROWS, LoopConfig
 from omni_grpo_core.faults.healthy import HEALTHY, HealthyLoop
 from omni_grpo_core.faults.healthy.world import Setting, World
@@ -201,12 +201,19 @@ def test_clean_configurations_cover_every_setting() -> None:
         assert len(set(config.rows)) == len(config.rows)
 
 
-def test_a_fault_and_a_clean_loop_from_end_to_end() -> None:
+@pytest.fixture(scope="module")
+def ran() -> tuple[Result, list[Row]]:
+    """A fault and a clean loop, and what was reported as each ended."""
     planted = fault_tasks([BY_ID["step.detached"]])[:1]
-    tasks = [*planted, Task("clean", (), LoopConfig(), "buffered")]
     seen: list[Row] = []
-    result = run(tasks, jobs=1, on_row=seen.append)
+    tasks = [*planted, Task("clean", (), LoopConfig(), "buffered")]
+    return run(tasks, jobs=1, on_row=seen.append), seen
+
+
+def test_a_fault_and_a_clean_loop_from_end_to_end(ran: tuple[Result, list[Row]]) -> None:
+    result, seen = ran
     assert [row.stage_right for row in result.of("fault")] == [True]
+    assert [row.cause_right for row in result.of("fault")] == [True]
     assert result.false_alarms == ()
     assert len(seen) == 2
 
@@ -215,10 +222,12 @@ ELSEWHERE = replace(BY_ID["loss.sign"], id="loss.elsewhere", versions="<4")
 
 
 def test_a_fault_of_other_versions_is_skipped_and_reported(
-    run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    run_cli: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    ran: tuple[Result, list[Row]],
 ) -> None:
     """The incident's fault is one of transformers, and 5.24.0 no longer has it: injected there it
-    does nothing, and the campaign counted it as not detected."""
+    does nothing, and the campaign counted it as not detected. Without causes no stage is lost."""
     monkeypatch.setattr(catalogue, "FAULTS", (BY_ID["step.detached"], ELSEWHERE))
     code, out, _ = run_cli(
         "faults", "--json", "--pairs", "0", "--clean", "0", "--jobs", "1", "--no-causes",
@@ -226,6 +235,12 @@ def test_a_fault_of_other_versions_is_skipped_and_reported(
     )  # fmt: skip
     form = json.loads(out)
     assert (code, form["faults"], form["missed"]) == (0, 1, [])
+    [with_causes], [bare] = ran[0].of("fault"), form["rows"]
+    assert bare["blamed"] == list(with_causes.blamed) != []
+    assert [one["severity"] for one in bare["findings"]] == [
+        one.severity for one in with_causes.findings
+    ]
+    assert not any(one["proved"] for one in bare["findings"])
     assert list(form["skipped"]) == ["loss.elsewhere"]
     assert form["skipped"]["loss.elsewhere"].startswith("not injectable: transformers ")
     console = Console(width=160)
@@ -277,6 +292,18 @@ def test_an_unknown_fault_is_bad_usage(run_cli: Callable[..., tuple[int, str, st
     code, _, error = run_cli("faults", "--only", "nothing.at-all")
     assert code == 2
     assert "no matching fault" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", sorted({fault.stage for fault in FAULTS}))
+def test_no_stage_is_lost_without_causes(stage: Stage) -> None:
+    """One fault of every stage; sound loops are judged alike."""
+    fault = next(fault for fault in FAULTS if fault.stage == stage and not fault.absent)
+    task = fault_tasks([fault])[0]
+    whole, bare = (perform(task, causes) for causes in (True, False))
+    assert bare.blamed == whole.blamed
+    assert (bare.stage_right, bare.detected) == (whole.stage_right, whole.detected)
+    assert bare.proved == ()
 
 
 @pytest.mark.slow

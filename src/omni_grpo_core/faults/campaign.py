@@ -291,7 +291,7 @@ def perform(task: Task, causes: bool) -> Row:
     if isinstance(task.config, Setting):
         recipe = BY_NAME[task.loop].recipe
         try:
-            found = summarise(run_healthy(task.loop, task.config))
+            found = summarise(run_healthy(task.loop, task.config, causes=causes))
         except Exception as error:  # a finding of ours: such a loop is sound
             absent = _absent_package(error)
             found = Summary((), (), f"{type(error).__name__}: {error}")

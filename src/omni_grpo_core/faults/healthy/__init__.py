@@ -353,7 +353,7 @@ def record_healthy(name: str, setting: Setting, folder: Path) -> list[tuple[str,
     return read_traces(folder)
 
 
-def run_healthy(name: str, setting: Setting) -> Diagnosis:
+def run_healthy(name: str, setting: Setting, *, causes: bool = True) -> Diagnosis:
     """The verdict on one loop, with its checkpoint as the reference."""
     with tempfile.TemporaryDirectory() as folder:
         traces = record_healthy(name, setting, Path(folder) / "trace")
@@ -361,7 +361,7 @@ def run_healthy(name: str, setting: Setting) -> Diagnosis:
         policy = policy_of(setting.family, setting.dtype)
         reference = Reference(policy, load_settings(checkpoint))
         cases = in_order(as_cases(traces, reference))
-        return diagnose_run(cases)
+        return diagnose_run(cases, causes=causes)
 
 
 def breaking(verdict: Diagnosis) -> list[str]:
