@@ -190,7 +190,7 @@ HEALTHY: tuple[HealthyLoop, ...] = (
         clips.stride_of_own_decoder,
         _EVERY,
         recipe=(
-            "batch.resized-again",  # no do_resize=False: the processor enlarges 56 pixels
+            "batch.resized-again",  # no do_resize=False: 56 pixels become 84
             "adv.not-scaled",  # a is r minus its mean
         ),
     ),

@@ -127,8 +127,8 @@ def humanomni_like(world: World) -> None:
 
 
 def stride_of_own_decoder(world: World) -> None:
-    """Every fourth frame, left at the size the processor chooses for itself; tensors (T, C, H, W);
-    clips of different length in one call."""
+    """Every fourth frame, resized by the processor to a size of the loop's own; tensors
+    (T, C, H, W); clips of different length in one call."""
     model, proc, G = world.model, world.processor, 2
     rows = [world.rows("video", 1)[0], world.rows("long", 1)[0]]
     flag = {"use_audio_in_video": True} if world.interleaved else {}
@@ -175,7 +175,8 @@ def stride_of_own_decoder(world: World) -> None:
         sounds = [sound_of(r["video"]) for r in heard for _ in range(G)]
         enc = proc(
             text=texts, videos=shots, audio=sounds or None, padding=True,
-            return_tensors="pt", fps=2, **flag,
+            return_tensors="pt", fps=2, videos_kwargs={"min_pixels": 84**2, "max_pixels": 84**2},
+            **flag,
         ).to(model.dtype)  # fmt: skip
         with torch.no_grad():
             out = model.eval().generate(
