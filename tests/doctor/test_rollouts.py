@@ -19,6 +19,7 @@ from joined_calls import (
     weighed,
 )
 
+from omni_grpo_core.doctor.asked import asked
 from omni_grpo_core.doctor.rollouts import (
     Completion,
     batches,
@@ -194,3 +195,15 @@ def test_a_reward_function_may_name_its_arguments_as_it_likes() -> None:
     case = step(generate, other)
     assert numbers(joined(case).entries[0]) == [1]
     assert joined(case).rewards_of(joined(case).completions[1]) == {"length": 1.0}
+
+
+def test_a_completion_is_no_column_of_its_row() -> None:
+    """``judge(completion, answer)`` handed its own first argument over as a column: the tags that
+    the policy had written were taken for those of a gold, and the prompt did not ask for them."""
+    case = step(
+        rendered("read"),
+        made(["read"], rows([B])),
+        sampled(rows([B]), [ONE], ["<a>"]),
+        replace(rewarded([], [], response="<a>", answer="C"), values=(1.0,)),
+    )
+    assert [one.row for one in asked(case)] == [{"answer": "C"}]

@@ -23,7 +23,7 @@ from omni_grpo_core.doctor.rendered import (
     question_of,
     rendered_batches,
 )
-from omni_grpo_core.doctor.rollouts import Completion, joined
+from omni_grpo_core.doctor.rollouts import Completion, is_decode, joined
 
 _CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
 
@@ -90,7 +90,8 @@ def _rewarded(case: Case) -> tuple[Asked, ...]:
 
 
 def _columns(case: Case) -> dict[Completion, dict[str, Any]]:
-    """What reward functions got with each completion, by the name of the argument."""
+    """What reward functions got with each completion, by the name of the argument: without the
+    completion itself, whatever its argument is called."""
     rows: dict[Completion, dict[str, Any]] = {}
     for call, entries in zip(case.rewards, joined(case).entries, strict=True):
         for at, completion in enumerate(entries):
@@ -98,10 +99,12 @@ def _columns(case: Case) -> dict[Completion, dict[str, Any]]:
                 continue
             row = rows.setdefault(completion, {})
             for name, held in call.columns.items():
-                if isinstance(held, list | tuple) and len(held) == len(entries):
-                    row.setdefault(name, held[at])
-                elif len(entries) == 1:
-                    row.setdefault(name, held)
+                each = isinstance(held, list | tuple) and len(held) == len(entries)
+                if not each and len(entries) > 1:
+                    continue
+                value = held[at] if each else held
+                if not (isinstance(value, str) and is_decode(value, completion)):
+                    row.setdefault(name, value)
     return rows
 
 
