@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from omni_grpo_core import tiny
+from omni_grpo_core.faults.campaign import perform
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import Fault, cache_is_dropped
 from omni_grpo_core.faults.healthy import BY_NAME, breaking, healthy_tasks, run_healthy
-from omni_grpo_core.faults.plan import BY_ID
+from omni_grpo_core.faults.plan import BY_ID, Task
 from omni_grpo_core.faults.trial import recorded
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -70,9 +71,16 @@ def test_enough_of_them() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BY_NAME)
-def test_every_loop_in_every_setting_is_healthy(name: str) -> None:
-    found = {
-        str(setting): breaking(run_healthy(name, setting)) for setting in BY_NAME[name].settings
-    }
-    assert {way: what for way, what in found.items() if what} == {}
+@pytest.mark.parametrize(
+    "task",
+    [Task("healthy", (), setting, name) for name, setting in healthy_tasks()],
+    ids=lambda task: f"{task.loop}-{task.config}",
+)
+def test_every_loop_in_every_setting_is_healthy(task: Task) -> None:
+    """On its own: ``pytest -m slow -n 16 tests/doctor/test_healthy_runs.py``."""
+    row = perform(task, True)
+    if row.absent:
+        pytest.skip(row.absent)
+    assert row.raised is None
+    broken = [blame for blame in row.findings if blame.severity == "breaks"]
+    assert (broken, row.unexplained, row.wrong) == ([], (), ())

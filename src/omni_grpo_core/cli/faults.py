@@ -46,8 +46,10 @@ def faults(
 
     By default a sample of all trials: every fault in one of its loops, some pairs of faults and
     some sound runs. ``--all`` plants each fault in every loop. A trial takes about a second of one
-    core: with two jobs on two free cores the sample some 4 minutes, all of them some 10. Faults that need another version of
-    transformers, and loops that need a package that is not installed, are reported as skipped.
+    core: with two jobs on two free cores the sample some 4 minutes, all of them some 10.
+
+    Faults that need another version of transformers, and loops that need a package that is not
+    installed, are reported as skipped.
 
     Exit codes: 0 all targets met, 1 a target was missed, 2 bad usage.
     """
