@@ -66,6 +66,17 @@ def pytest_configure() -> None:
         os.environ.pop(name, None)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """Each worker begins with a part of its own and takes from the others when it has finished:
+    tests of a module, and what they share, are seldom made twice. ``--dist`` chooses another."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def process_restored() -> Iterator[None]:
     """Restores import path and environment, which a command that runs in this process changes for
