@@ -159,10 +159,11 @@ def test_recording_needs_only_torch_numpy_and_safetensors(tmp_path: Path) -> Non
 
 def test_the_example_is_a_page_and_ends_with_a_higher_reward() -> None:
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 120
-    last = run(EXAMPLE).stdout.splitlines()[-1]
+    last = run(EXAMPLE, "--steps", "14").stdout.splitlines()[-1]
     before, after = map(float, re.fullmatch(r"reward (\S+) -> (\S+)", last).groups())  # type: ignore[union-attr]
-    # measured 0.17 and 0.38 on the same questions and draws; other machines' rounding may take half
-    assert after > before + 0.1
+    # measured 0.17 and 0.28 (0.38 after all 32) on the same questions and draws, which give one
+    # reward twice where nothing is learnt; other machines' rounding may take half
+    assert after > before + 0.05
 
 
 if __name__ == "__main__":
