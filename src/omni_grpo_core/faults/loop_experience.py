@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import GenerationConfig
 
 from omni_grpo_core.core.conversation import build_conversation
 from omni_grpo_core.core.dialect import switch_checkpointing
@@ -156,11 +155,12 @@ class ExperienceLoop(Calls):
 
     def call_generate(self, keywords: dict[str, Any]) -> Tensor:
         """With a configuration made from the keywords alone."""
-        known = GenerationConfig()
+        made = type(self.thinker.generation_config)
+        known = made()
         config = {name: value for name, value in keywords.items() if hasattr(known, name)}
         rest = {name: value for name, value in keywords.items() if name not in config}
         sequences: Tensor = self.model.generate(
-            **rest, generation_config=GenerationConfig(**config, return_dict_in_generate=True)
+            **rest, generation_config=made(**config, return_dict_in_generate=True)
         ).sequences
         return sequences
 
