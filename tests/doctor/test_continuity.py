@@ -383,6 +383,23 @@ def test_texts_cut_at_a_length_are_not_texts_cut_at_a_tag() -> None:
     assert found([text[:9] for text in long]) == ["edge-text-cut"]
 
 
+@pytest.mark.parametrize("lost", ["<", "<think", "<think>"])
+def test_texts_without_their_first_tokens(lost: str) -> None:
+    """``sequences[:, length + 1:]``: a format that begins with a tag paid nobody, and every text
+    was taken for an answer cut out of its completion."""
+    whole = tuple(f"<think>{t}</think> <answer>{t} and so on</answer>" for t in TEXTS)
+
+    def found(texts: Sequence[str]) -> list[str]:
+        generate = sampled(inputs(), IDS, whole)
+        case = step(made(ASKED, inputs()), generate, rewarded(ASKED, texts))
+        return [e.fact for e in look_at_edges(case)]
+
+    assert found([text.removeprefix(lost) for text in whole]) == ["edge-text-begin"]
+    # what follows the thinking, or stands inside the last tags, is taken out on purpose
+    for tag in ("</think>", "<answer>"):
+        assert found([text.partition(tag)[2] for text in whole]) == []
+
+
 def test_rewards_of_whole_groups_in_another_order_are_healthy_with_their_prompts() -> None:
     texts, asked = (*TEXTS[2:], *TEXTS[:2]), (*ASKED[2:], *ASKED[:2])
     case = healthy(texts=texts, asked=asked)

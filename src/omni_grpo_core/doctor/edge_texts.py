@@ -26,6 +26,8 @@ from omni_grpo_core.trace.calls import RewardCall
 
 _SPECIAL = re.compile(r"<\|[^|]*\|>|\s+")
 _TAG = re.compile(r"</?\w+>")
+_FIRST_TAG = re.compile(r"\s*<\w*>?")
+"""What is lost: a tag from the very begin, or a part of it."""
 _LEAST = 12
 """Characters, without white space, of a text that is certainly part of a prompt."""
 _ALIKE = 0.6
@@ -122,7 +124,15 @@ def _judge_text(
     within = [whole for c in pool for whole in c.texts if bare and bare
               in _bare(whole)]  # fmt: skip
     if within and cut is None:
-        return False
+        if not _lost_begin(texts, pool):
+            return False
+        whole = next(w for c in pool for w in c.texts if w.strip().endswith(text.strip()))
+        sentence = (
+            f"{name}: text {row} is a completion without its begin, "
+            f"{quoted(whole.strip().removesuffix(text.strip()))}, as are all others"
+        )
+        trail.broken(between, [row], ("completion", "text-begin", sentence), {"name": name})
+        return True
     if within:
         sentence = (
             f"{name}: text {row} is a completion cut off after {cut} characters, as are the others "
@@ -147,6 +157,20 @@ def _judge_text(
     values = {"got": text, "want": wanted, "by_another": by_another}
     trail.broken(between, [row], ("completion", "text", said), values)
     return True
+
+
+def _lost_begin(texts: Sequence[str], pool: Sequence[Completion]) -> bool:
+    """Whether all texts are the ends of completions that were cut inside or behind their first tag,
+    as they are by ids that are sliced one too far. An answer taken out of its tags begins later."""
+    fronts = [
+        next(
+            (w.strip().removesuffix(text.strip()) for c in pool for w in c.texts
+             if text.strip() and w.strip().endswith(text.strip()) and w.strip() != text.strip()),
+            None,
+        )
+        for text in texts
+    ]  # fmt: skip
+    return len(texts) > 1 and all(front and _FIRST_TAG.fullmatch(front) for front in fronts)
 
 
 def _is_of_another_tokenizer(texts: Sequence[str], completions: Sequence[Completion]) -> bool:

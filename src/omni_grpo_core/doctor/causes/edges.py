@@ -194,6 +194,15 @@ _TABLE = (
         confirm="the longest argument is as long as the longest completion",
     ),
     Signature(
+        cause="gen.text-cut",
+        fact="edge-text-begin",
+        harm="a format that must begin with its first tag is never paid, however well the policy "
+        "answers",
+        fix="decode sequences[:, prompt_length:], no later: the prompt's length is that of "
+        "input_ids, padding included",
+        confirm="the decoded text begins with the first sampled token",
+    ),
+    Signature(
         cause="gen.other-tokenizer",
         fact="edge-text",
         harm="rewards judge a text that the policy did not write",
