@@ -121,6 +121,19 @@ def test_a_step_without_advantage_among_others_is_usual() -> None:
     assert [s.severity for s in symptoms([case(rewarded(FLAT))] * 4)] == ["breaks"]
 
 
+@pytest.mark.parametrize(("mark", "severity"), [(1.0, "differs"), (0.0, "breaks")])
+def test_a_penalty_is_no_mark_of_being_right(mark: float, severity: str) -> None:
+    """Every answer right and of its group's length: a length penalty made the run BROKEN."""
+
+    def probed(right: float, other: float) -> dict[str, Any]:
+        return {"a": {"role": "right", "alone": right}, "b": {"role": "empty", "alone": other}}
+
+    answers = rewarded((mark,) * 4, name="accuracy", probe=probed(1.0, 0.0))
+    penalty = rewarded((-0.4, -0.4, -0.3, -0.3), name="length", probe=probed(-0.6, 0.0))
+    found = {one.name: one.severity for one in symptoms([case(answers, penalty)] * 4)}
+    assert found["no-advantage"] == severity
+
+
 def test_another_instance_does_not_score_the_policy() -> None:
     assert names([generated(logprobs=LIKELY), scored(math.log(0.25), own=False)]) == []
 

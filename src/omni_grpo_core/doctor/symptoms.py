@@ -250,7 +250,8 @@ def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
     calls: dict[str, list[RewardCall]] = {}
     for call in _all(cases, RewardCall):
         calls.setdefault(call.name, []).append(call)
-    most = tuple(map(_most, calls.values()))
+    # a penalty is no mark of being right
+    marks = [None if _penalises(own) else _most(own) for own in calls.values()]
     for case in cases:
         by_group: dict[str | int, list[tuple[float | None, ...]]] = {}
         for group, paid in _paid(case):
@@ -259,7 +260,7 @@ def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
         groups += len(sizes)
         flat += sum(len(rows) == 1 for rows in sizes)
         # a group that gets everything right teaches nothing either, and is no complaint
-        solved += sum(rows == {most} for rows in sizes)
+        solved += sum(len(rows) == 1 and _is_full(next(iter(rows)), marks) for rows in sizes)
     if groups and flat == groups:
         sentence = (
             f"in all {groups} groups every completion earns the same: every advantage is 0"
@@ -272,6 +273,22 @@ def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
             _BEFORE_ADVANTAGE,
             "breaks" if groups - solved >= _GROUPS else "differs",
         )
+
+
+def _penalises(calls: Sequence[RewardCall]) -> bool:
+    """Whether a probed function pays something else more than any right answer, as one of length
+    does."""
+    probes = [p for p in calls[-1].probe.values() if isinstance(p, Mapping)]
+    values = [(p.get("role") == "right", v) for p in probes if (v := number(p)) is not None]
+    right = [value for is_right, value in values if is_right]
+    return bool(right) and max(right) < max(value for _, value in values)
+
+
+def _is_full(paid: Sequence[float | None], marks: Sequence[float | None]) -> bool:
+    """Whether every function that marks answers pays all that it can."""
+    if len(paid) != len(marks) or not any(mark is not None for mark in marks):
+        return False
+    return all(mark is None or value == mark for value, mark in zip(paid, marks, strict=True))
 
 
 def _paid(case: Case) -> Iterator[tuple[str | int, tuple[float | None, ...]]]:

@@ -30,7 +30,10 @@ def rule_not_passed(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explan
         return
     kinds = sorted({str(e.values["modality"]) for e in lost})
     calls = sorted({str(e.values["call"]) for e in lost})
-    both = {"video", "audio"} <= set(kinds)
+    # images that got lost in another way are none that were passed
+    images = any(e.values.get("modality") == "image" and e.fact.startswith("edge-media")
+                 for e in evidence)  # fmt: skip
+    both = {"video", "audio"} <= set(kinds) and not images
     yield Explanation(
         cause="media.images-only" if both else f"media.{kinds[0]}-dropped",
         stage="media",
