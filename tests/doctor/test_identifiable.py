@@ -136,6 +136,9 @@ def test_a_gradient_that_is_rounding_moves_nothing() -> None:
     sound, audio = layer(), layer("audio conv1", "audio", norm=5e-13, moved=False)
     found = facts(step(stepped(layers=(sound, audio))), gradient.LOOKS)
     assert "not-moved" not in found
+    # where only a KL acts, all gradients are small: Adam moves a weight by a 1e-4th of its rate
+    small = (layer(norm=1e-6), replace(audio, norm=1e-11, rates=(2e-6,)))
+    assert "not-moved" not in facts(step(stepped(layers=small)), gradient.LOOKS)
     driven = replace(audio, norm=0.01)
     assert "not-moved" in facts(step(stepped(layers=(sound, driven))), gradient.LOOKS)
 

@@ -21,6 +21,8 @@ _UPHILL = 0.1
 decides."""
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Of the largest gradient of a step: what rounding leaves in a layer that nothing asks for."""
+_SPACING = 1e-9
+"""Of float32 weights of 0.02, as models are initialised."""
 _LIMITS = tuple(digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 2.5, 5))
 """Norms to which people clip."""
 
@@ -401,6 +403,12 @@ def look_at_rates(case: Case) -> Iterable[Evidence]:
             )
 
 
+def _could_move(layer: LayerSeen) -> bool:
+    """Whether Adam's step, ``rate * g / (|g| + 1e-8)``, is above the spacing of float32 weights."""
+    size = layer.norm / math.sqrt(max(layer.elements, 1))
+    return max(layer.rates, default=0.0) * size / (size + 1e-8) > _SPACING
+
+
 def look_at_weights(case: Case) -> Iterable[Evidence]:
     """Weights that should change and do not, and those that change and should not."""
     for step in case.steps:
@@ -410,7 +418,7 @@ def look_at_weights(case: Case) -> Iterable[Evidence]:
         driven = [
             one
             for one in step.layers
-            if _ROUNDING * most < one.norm < math.inf and any(one.rates) and one.size
+            if _ROUNDING * most < one.norm < math.inf and one.size and _could_move(one)
         ]
         still = [layer for layer in driven if not layer.moved]
         if driven:
