@@ -383,11 +383,11 @@ def test_texts_cut_at_a_length_are_not_texts_cut_at_a_tag() -> None:
     assert found([text[:9] for text in long]) == ["edge-text-cut"]
 
 
-@pytest.mark.parametrize("lost", ["<", "<think", "<think>"])
+@pytest.mark.parametrize("lost", ["<", "<think", "<think>", "<think>So"])
 def test_texts_without_their_first_tokens(lost: str) -> None:
     """``sequences[:, length + 1:]``: a format that begins with a tag paid nobody, and every text
     was taken for an answer cut out of its completion."""
-    whole = tuple(f"<think>{t}</think> <answer>{t} and so on</answer>" for t in TEXTS)
+    whole = tuple(f"<think>So {t}</think> <answer>{t} and so on</answer>" for t in TEXTS)
 
     def found(texts: Sequence[str]) -> list[str]:
         generate = sampled(inputs(), IDS, whole)

@@ -26,8 +26,8 @@ from omni_grpo_core.trace.calls import RewardCall
 
 _SPECIAL = re.compile(r"<\|[^|]*\|>|\s+")
 _TAG = re.compile(r"</?\w+>")
-_FIRST_TAG = re.compile(r"\s*<\w*>?")
-"""What is lost: a tag from the very begin, or a part of it."""
+_FIRST_TAG = re.compile(r"\s*<\w*(?:>[^<>]{0,12})?")
+"""What is lost: a tag from the very begin, or a part of it, or a word more."""
 _LEAST = 12
 """Characters, without white space, of a text that is certainly part of a prompt."""
 _ALIKE = 0.6
@@ -160,8 +160,8 @@ def _judge_text(
 
 
 def _lost_begin(texts: Sequence[str], pool: Sequence[Completion]) -> bool:
-    """Whether all texts are the ends of completions that were cut inside or behind their first tag,
-    as they are by ids that are sliced one too far. An answer taken out of its tags begins later."""
+    """Whether all texts are the ends of completions that were cut inside or just behind their first
+    tag, as by ids that are sliced too late. An answer taken out of its tags begins later."""
     fronts = [
         next(
             (w.strip().removesuffix(text.strip()) for c in pool for w in c.texts

@@ -92,8 +92,8 @@ def look_next_positions(case: Case) -> Iterator[Evidence]:
         rows = rows_of(case, call) if "input_ids" in call.inputs else ()
         if not rows or not call.step_positions or call.position_ids is None:
             continue
-        if not bool(rows[0].kept[-1]):
-            continue  # after padding, decoding counts differently
+        if not all(bool(row.kept[-1]) for row in rows):
+            continue  # after padding in any row, decoding counts differently
         # from the positions that the prompt really had, which another look judges
         prompt = call.position_ids[-3:, 0, rows[0].kept]
         first = int(prompt.max()) + 1
