@@ -70,6 +70,14 @@ def test_what_hurts(name: str, step: list[Any]) -> None:
     assert names(step) == [name]
 
 
+def test_scoring_without_media_explains_that_scores_disagree() -> None:
+    """The headline had no stage, and the proved cause, an image that only generate got, stood
+    below it."""
+    [apart] = symptoms([case(generated(logprobs=LIKELY), scored(math.log(0.25)))])
+    assert apart.explained_by(Finding("media", (), ()))
+    assert apart.closeness(Finding("logits", (), ())) < apart.closeness(Finding("media", (), ()))
+
+
 def test_what_follows_is_not_said_again() -> None:
     """Rewards of 0 have no advantage, no gradient and no update."""
     step = [rewarded((0.0,) * 4), stepped(norms={"text": 0.0}, changed={"text": False})]

@@ -339,7 +339,8 @@ def _disagreement(cases: Sequence[Case]) -> Iterator[Symptom]:
         )
         stages: tuple[Stage, ...] = ("logits", "positions", "embeddings", "completion", "batch")
         severity: Severity = "breaks" if mean > _NATS else "differs"
-        yield Symptom("scores-disagree", sentence, (*stages, "policy"), severity)
+        # media that only one of them gets are the last reason
+        yield Symptom("scores-disagree", sentence, (*stages, "policy", "media"), severity)
 
 
 # --------------------------------------------------------------------------- media
