@@ -68,3 +68,12 @@ def test_where_generate_samples_forwards_stay_what_they_are() -> None:
 def test_scoring_alone_is_no_rollout() -> None:
     trace = step(scored(LATER, grad=False), scored(LATER)).trace
     assert with_own_sampling(trace, (EOS,)) is trace
+
+
+def test_positions_are_the_first_row_s_until_it_has_ended() -> None:
+    """A finished row's padding stays where it is: its positions were called stale."""
+    at = [torch.full((3, 2, 1), place) for place in (2, 3, 3)]
+    tokens = ([[1], [3]], [[EOS], [4]], [[EOS], [5]])
+    steps = [fed(t, keywords=CACHE, position_ids=p) for t, p in zip(tokens, at, strict=True)]
+    [call] = calls_of(folded(*steps), GenerateCall)
+    assert call.step_positions == (2, 3)

@@ -89,9 +89,7 @@ def _call(
         rope_deltas=None,
         first_logits=None,
         cached=tuple(_seen(step, prompt.shape[1] + n) for n, step in enumerate(steps)),
-        step_positions=tuple(
-            float(step.position_ids[0, 0, -1]) for step in steps if step.position_ids is not None
-        ),
+        step_positions=_positions(steps, eos),
         logprobs=None,
         warnings=first.warnings,
         error=None,
@@ -99,6 +97,18 @@ def _call(
         digests=first.digests,
         own=first.own,
     )
+
+
+def _positions(steps: Sequence[ForwardCall], eos: Sequence[int]) -> tuple[float, ...]:
+    """The first row's, until it has ended: what it is fed after that is padding."""
+    found: list[float] = []
+    for step in steps:
+        if step.position_ids is None:
+            return ()
+        found.append(int(step.position_ids[0, 0, -1]))
+        if int(step.inputs["input_ids"][0, -1]) in eos:
+            break
+    return tuple(found)
 
 
 def _seen(step: ForwardCall, before: int) -> int:
