@@ -210,6 +210,22 @@ def test_noise_on_rewards_is_a_recipe() -> None:
     assert facts(other)["weights-against-rewards"].severity == "breaks"
 
 
+def test_what_earns_less_and_is_raised_more_is_no_advantage_of_its_rewards() -> None:
+    """The advantages' absolute value raises all completions, the worst one most: nothing was said
+    of it, as none was made less likely."""
+    absolute = recorded((2.0, 4.0, 4.0, 4.0), per_token([1.5, 0.5, 0.5, 0.5]), prompts=[0] * 4)
+    found = facts(absolute)["weights-against-rewards"]
+    assert (found.stage, found.severity) == ("advantage", "breaks")
+
+
+def test_weights_that_vary_along_a_completion_are_shown() -> None:
+    """Old log-probabilities padded on the other side: ratios from 0 to 1e5 stood as a remark below
+    HEALTHY. A critic's values per token vary as well, so it is no more than a difference."""
+    drawn = torch.tensor([[-3.0, 1.0, 0.1], [0.2, -2.0, 4.0]] * 2)
+    found = facts(recorded(PAID, drawn))["weights-vary"]
+    assert (found.stage, found.severity) == ("loss", "differs")
+
+
 def test_no_weight_at_all_has_several_causes_where_a_reference_scored() -> None:
     none = torch.zeros(4, 3)
     assert facts(recorded(PAID, none))["no-signal"].values["alone"]

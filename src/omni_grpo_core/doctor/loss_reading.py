@@ -162,18 +162,26 @@ def _number(value: float | None) -> float:
 
 
 def against_rewards(known: Reading) -> tuple[int, int] | None:
-    """Two completions of one prompt, the first with the higher reward and pushed down while the
-    other is pushed up: no divisor and no scale does that. With several reward functions, of equal
-    rewards. ``None`` where there are none."""
+    """Two completions of one prompt, the first with the higher reward and raised less, or lowered
+    more, than the other by any divisor. With several reward functions, of equal rewards. ``None``
+    where there are none; completions without a weight may be masked or clipped."""
     rewards, weights = known.rewarded.rewards, known.term.weights
-    least = known.limit * float(weights.abs().max())
+    raised = [known.divided(divisor) for divisor in known.divisors]
+    least = [known.limit * float(by.abs().max()) for by in raised]
     for one in range(len(known.rows)):
         for other in range(len(known.rows)):
             first, second = known.at[one], known.at[other]
             if known.rewarded.groups[first] != known.rewarded.groups[second]:
                 continue
             gap = rewards[first] - rewards[second]
-            apart = float(weights[one]) > least and float(weights[other]) < -least
+            apart = (
+                bool(weights[one])
+                and bool(weights[other])
+                and all(
+                    float(by[other] - by[one]) > 2 * limit
+                    for by, limit in zip(raised, least, strict=True)
+                )
+            )
             if apart and (not gap.any() or (len(gap) == 1 and float(gap[0]) > 0)):
                 return one, other
     return None

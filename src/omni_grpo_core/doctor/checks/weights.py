@@ -51,12 +51,13 @@ def look_at_weights(case: Case) -> Iterable[Evidence]:
         yield from _silent(case, known)
         return
     if known.term.varies:
-        yield from _broadcast(known)
+        note_judged(case, "loss")
         note_missing(
             case,
             "the loss's weights vary along completions in a way that nothing recorded explains",
             "advantage",
         )
+        yield from [*_broadcast(known)] or [_varying(known)]
         return
     one, found = sound_reading(case, known)
     if found:
@@ -118,8 +119,8 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
         "advantage",
         "weights-against-rewards",
         f"of two completions of one prompt with rewards {float(rewards[one]):.4g} and "
-        f"{float(rewards[other]):.4g} the loss makes the first less likely and the second more: "
-        "its weights do not come from the recorded rewards",
+        f"{float(rewards[other]):.4g} the loss raises the second more than the first, or lowers it "
+        "less: its weights do not come from the recorded rewards",
         row=known.rows[pair[0]].at,
         values={"rewards": rewards.tolist(), "weights": known.term.weights.tolist()},
         severity="differs" if added else "breaks",
@@ -266,6 +267,23 @@ def _wrong(known: Reading, wrong: Sequence[Account]) -> Evidence:
         "advantage-differs",
         f"the weights in the loss are those of rewards {listed} {said} {first.by.said}{or_else}",
         values={"how": how[first.by.kind], "scale": first.scale, "alone": alone},
+    )
+
+
+def _varying(known: Reading) -> Evidence:
+    """Values per token, as a critic's, are a recipe; so may what made these be."""
+    rows = [row.own_weights[row.own_weights != 0] for row in known.rows]
+    least, most = max(
+        ((w.min(), w.max()) for w in rows if len(w)), key=lambda ends: ends[1] - ends[0]
+    )
+    return Evidence(
+        "loss",
+        "weights-vary",
+        f"the tokens of one completion have weights from {float(-most):.3g} to {float(-least):.3g} "
+        "in the loss, which neither a reference, nor a ratio, nor clipping that was recorded "
+        "explains",
+        values={"least": float(-most), "most": float(-least)},
+        severity="differs",
     )
 
 
