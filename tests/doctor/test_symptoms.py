@@ -138,8 +138,18 @@ def test_a_penalty_is_no_mark_of_being_right(mark: float, severity: str) -> None
 
     answers = rewarded((mark,) * 4, name="accuracy", probe=probed(1.0, 0.0))
     penalty = rewarded((-0.4, -0.4, -0.3, -0.3), name="length", probe=probed(-0.6, 0.0))
-    found = {one.name: one.severity for one in symptoms([case(answers, penalty)] * 4)}
+    found = {one.name: one.severity for one in symptoms([case(answers, penalty)] * 8)}
     assert found["no-advantage"] == severity
+
+
+def test_groups_that_earn_the_same_for_a_short_time_taught_nothing() -> None:
+    """Functions known to tell completions apart, and too few steps for a policy to earn more: four
+    groups of a policy that was sure of its answers were called BROKEN."""
+    probe = {"a": {"role": "right", "alone": 1.0}, "b": {"role": "empty", "alone": 0.0}}
+    paid = rewarded(FLAT, probe=probe)
+    few, many = ({s.name: s for s in symptoms([case(paid)] * n)} for n in (4, 8))
+    assert (few["no-advantage"].severity, few["no-advantage"].idle) == ("differs", True)
+    assert (many["no-advantage"].severity, many["no-advantage"].idle) == ("breaks", False)
 
 
 def test_another_instance_does_not_score_the_policy() -> None:

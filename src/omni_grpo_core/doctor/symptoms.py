@@ -213,8 +213,7 @@ def _all_stuck(
     tells = all(map(_tells_apart, calls.values()))
     if tells:
         sentence += "; other completions are paid otherwise, as its probes show"
-    patient = count < _MANY or steps < _STEPS
-    few = patient if tells else not zero and count < _COMPLETIONS
+    few = _is_patient(count, steps) if tells else not zero and count < _COMPLETIONS
     return Symptom(name, sentence, _BEFORE_REWARD, "differs" if few else "breaks", idle=True)
 
 
@@ -267,12 +266,17 @@ def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
             if groups > 1
             else "every completion of the only group earns the same: every advantage is 0"
         )
-        yield Symptom(
-            "no-advantage",
-            sentence,
-            _BEFORE_ADVANTAGE,
-            "breaks" if groups - solved >= _GROUPS else "differs",
-        )
+        open_ = groups - solved
+        steps = sum(bool(case.rewards) for case in cases)
+        few = _is_patient(max(map(_count, calls.values()), default=0), steps)
+        idle = few and bool(open_) and all(map(_tells_apart, calls.values()))
+        severity: Severity = "breaks" if open_ >= _GROUPS and not idle else "differs"
+        yield Symptom("no-advantage", sentence, _BEFORE_ADVANTAGE, severity, idle=idle)
+
+
+def _is_patient(completions: int, steps: int) -> bool:
+    """Whether that is too little for functions that tell completions apart to be blamed."""
+    return completions < _MANY or steps < _STEPS
 
 
 def _penalises(calls: Sequence[RewardCall]) -> bool:
