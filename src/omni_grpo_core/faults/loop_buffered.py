@@ -312,6 +312,10 @@ class BufferedLoop(Calls):
     def rollout(self, micro: int, notebook: Notebook | None) -> list[Rolled]:
         """The whole step's generation batch, as shuffled micro-batches."""
         rows = [row for part in range(self.config.accumulation) for row in self.draw(part)]
+        if notebook is not None:
+            # by position, as attach finds them
+            groups = tuple(str(place) for place in range(len(rows)))
+            notebook.note(SamplesSeen(tuple(row.row for row in rows), groups))
         drawn = self.repeat(rows)
         conversations = self.repeat([self.conversation(row) for row in rows])
         prompts = self.render(conversations)
@@ -322,9 +326,6 @@ class BufferedLoop(Calls):
         rewards = self.score(prompts, texts, drawn)
         seen = self.advantages(rewards, drawn, ids, mask)
         if notebook is not None:
-            # by position, as attach finds them
-            groups = tuple(str(place) for place in range(len(rows)))
-            notebook.note(SamplesSeen(tuple(row.row for row in rows), groups))
             notebook.note(seen)
         whole = Rolled(drawn, inputs, ids, mask, texts, rewards, seen.advantages)
         with torch.no_grad():
@@ -363,7 +364,10 @@ class BufferedLoop(Calls):
                 patches = iter(inputs[PATCHES[name]].prod(-1).tolist())
                 sizes = [sum(islice(patches, size)) for size in sizes]
             spans = list(pairwise(accumulate(sizes, initial=0)))
-            taken[name] = torch.cat([values[slice(*spans[row])] for row in rows])
+            held = torch.cat([values[slice(*spans[row])] for row in rows])
+            # the towers fail on none at all
+            if len(held):
+                taken[name] = held
         return taken
 
     def learn(self, one: Rolled, rolled: Sequence[Rolled], notebook: Notebook | None) -> float:
