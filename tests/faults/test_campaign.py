@@ -102,6 +102,15 @@ def test_a_recipe_that_differs_is_found_when_it_is_shown_as_one() -> None:
     assert (differs.detected, shown.detected) == (False, True)
 
 
+def test_what_contradicts_settings_may_be_a_recipe_where_there_are_none() -> None:
+    """A mean per micro-batch is TRL's bnpo: the doctor was told to call it broken in loops of
+    which it knows no loss type."""
+    fault = BY_ID["loss.normaliser"]
+    assert [fault.severity_in(noted) for noted in (True, False)] == ["breaks", "differs"]
+    always = replace(fault, silent=None)
+    assert [always.severity_in(noted) for noted in (True, False)] == ["breaks", "breaks"]
+
+
 def test_a_pair_is_right_when_both_stages_are_blamed() -> None:
     assert PAIR.stage_right
     assert not HALF.stage_right

@@ -30,11 +30,11 @@ class Fault:
     ``stops``: the step raises, so nothing later is seen. ``steps``: optimizer steps until it shows.
     ``versions``: for a fault of transformers itself, the releases that have it, a PEP 440
     specifier; ``""``: any. ``severity``: as the doctor's: a fault that "differs" is a recipe that
-    works. ``lacking``: loops or shapes of them that cannot have it, and why. ``noted``: only
-    notes tell it from a run that is meant so: it is wrong in what a loop logs, or beside the rows
-    of its data. ``also``:
-    other causes that are equally true of it. ``accepted``: other stages that may be blamed first,
-    and why.
+    works. ``silent``: its severity where nothing is noted, if it is another: what contradicts the
+    settings may be somebody's recipe where there are none. ``lacking``: loops or shapes of them
+    that cannot have it, and why. ``noted``: only notes tell it from a run that is meant so: it is
+    wrong in what a loop logs, or beside the rows of its data. ``also``: other causes that are
+    equally true of it. ``accepted``: other stages that may be blamed first, and why.
     """
 
     id: str
@@ -47,10 +47,15 @@ class Fault:
     steps: int = 1
     versions: str = ""
     severity: Severity = "breaks"
+    silent: Severity | None = None
     lacking: Mapping[str, str] = field(default_factory=dict)
     noted: bool = False
     also: tuple[str, ...] = ()
     accepted: Mapping[Stage, str] = field(default_factory=dict)
+
+    def severity_in(self, noted: bool) -> Severity:
+        """In a loop that notes its settings, or in one that does not."""
+        return self.severity if noted else self.silent or self.severity
 
     @property
     def absent(self) -> str | None:

@@ -26,6 +26,7 @@ Logged = tuple[Tensor, dict[str, float]]
 AGAIN = {"iterations": 2, "learning_rate": 5e-3}
 """The second update on a rollout: only then do ratios leave 1 and clipping and KL act."""
 PARTIAL = {"partial": True}
+UNLOGGED = {"per-prompt-noted": "it notes no advantages, nor the spans of partial rewards"}
 HELD = {"beta": 0.1, **AGAIN}
 
 
@@ -47,8 +48,13 @@ def zero_variance(loop: Loop) -> Manager:
     return patched(loop, reward_weights=[0.0 for _ in loop.reward_weights])
 
 
+# two lines alone see the weights of a sum of all rewards, which is GRPO
 @faults.add(
-    "adv.partial-unused", "HumanOmniV2: the judge's advantage from the wrong tensor", needs=PARTIAL
+    "adv.partial-unused",
+    "HumanOmniV2: the judge's advantage from the wrong tensor",
+    needs=PARTIAL,
+    noted=True,
+    lacking=UNLOGGED,
 )
 @instead_of("advantages")
 def partial_unused(loop: Loop, before: Callable[..., AdvantageSeen], *given: Any) -> AdvantageSeen:
@@ -58,7 +64,8 @@ def partial_unused(loop: Loop, before: Callable[..., AdvantageSeen], *given: Any
     return replace(seen, advantages=base[:, None] * mask)
 
 
-@faults.add("adv.span-mask", "HumanOmniV2's tag masks", needs=PARTIAL)
+# nor is it anything else than GDPO's sum of rewards that were normalised one by one
+@faults.add("adv.span-mask", "HumanOmniV2's tag masks", needs=PARTIAL, noted=True, lacking=UNLOGGED)
 @instead_of("partial_spans")
 def span_mask(loop: Loop, before: object, ids: Tensor, mask: Tensor) -> Tensor:
     """The closing tag is searched for by hard-coded ids and not found; argmax returns 0, and the
@@ -78,7 +85,8 @@ def broadcast(loop: Loop, rolled: list[Rolled]) -> list[Rolled]:
     return rolled
 
 
-@faults.add("adv.batch-scale", "REINFORCE code reused for GRPO")
+# REINFORCE with the batch's mean as its baseline, as REINFORCE++'s, where no settings ask for GRPO
+@faults.add("adv.batch-scale", "REINFORCE code reused for GRPO", silent="differs")
 @instead_of("normalise")
 def batch_scale(
     loop: Loop, before: Callable[..., Tensor], rewards: Tensor, groups: Sequence[str]
@@ -112,7 +120,8 @@ def prompt_included(loop: Loop, before: Callable[..., float], one: Rolled, *more
         return before(replace(one, ids=ids, mask=mask, old=None, reference=None), *more)
 
 
-@faults.add("loss.after-eos", "masks made from the cap")
+# where a loop sets logprobs behind the end to 0, their tokens count in the divisor alone
+@faults.add("loss.after-eos", "masks made from the cap", also=("loss.padded-mean",))
 @result_of("loss_mask")
 def after_eos(loop: Loop, mask: Tensor) -> Tensor:
     """Tokens after the end of a completion are included in the loss."""
@@ -123,6 +132,7 @@ def after_eos(loop: Loop, mask: Tensor) -> Tensor:
     "loss.normaliser",
     "TRL issues on gradient accumulation",
     needs={"accumulation": 2, "loss_type": "dapo"},
+    silent="differs",  # exactly TRL's bnpo
 )
 @instead_of("reduce")
 def normaliser(

@@ -155,6 +155,7 @@ def undivided(loop: Loop, loss: Tensor) -> Tensor:
     "loss.padded-mean",
     "(loss * mask).mean() in loops that accumulate",
     needs={"accumulation": 2, "loss_type": "dapo"},
+    silent="differs",  # exactly dr_grpo's where completions are padded to the cap
     also=("loss.normaliser",),
 )
 @instead_of("reduce")

@@ -35,8 +35,9 @@ _ADVANTAGE = (
         cause="adv.batch-scale",
         fact="advantage-differs",
         harm="whole groups of hard questions get negative advantages, of easy ones positive: the "
-        "question outweighs the quality of the answer",
-        fix="take mean (and standard deviation) over the completions of one prompt, not the batch",
+        "question outweighs the quality of the answer, and learning is noisier than GRPO's",
+        fix="take mean (and standard deviation) over the completions of one prompt, not the batch, "
+        "if GRPO is meant and not REINFORCE with a baseline",
         confirm="the mean advantage of every group is 0",
         when=lambda e: e.values["how"] == "by-batch",
         prove=_alone,

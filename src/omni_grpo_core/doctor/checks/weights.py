@@ -104,7 +104,7 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
         if found and found[0].by.chance <= LEAST_CHANCE:
             note_judged(case, "advantage", "loss")
             if explain is not weighted_accounts:
-                yield _wrong(known, found)
+                yield _wrong(case, known, found)
             return
     pair = against_rewards(known)
     if pair is None:
@@ -235,7 +235,7 @@ def _differs(known: Reading, account: Account, or_wrong: bool) -> Evidence:
     )
 
 
-def _wrong(known: Reading, wrong: Sequence[Account]) -> Evidence:
+def _wrong(case: Case, known: Reading, wrong: Sequence[Account]) -> Evidence:
     listed = _listed(known.rewarded.total)
     first = wrong[0]
     # all that explain the weights as well as the first does
@@ -262,11 +262,14 @@ def _wrong(known: Reading, wrong: Sequence[Account]) -> Evidence:
         )
     said = "compared with" if first.by.kind != "better" else "replaced by"
     how = {"batch-mean": "by-batch", "other-groups": "by-row-order", "better": "better-only"}
+    # a baseline of REINFORCE, where no settings are GRPO's
+    meant = first.by.kind == "batch-mean" and "scale_rewards" not in settings_of(case)
     return Evidence(
         "advantage",
         "advantage-differs",
         f"the weights in the loss are those of rewards {listed} {said} {first.by.said}{or_else}",
         values={"how": how[first.by.kind], "scale": first.scale, "alone": alone},
+        severity="differs" if meant else "breaks",
     )
 
 
