@@ -237,3 +237,19 @@ def test_an_optimizer_whose_count_goes_back_has_lost_its_state() -> None:
     assert counted(1, 1) == {"optimizer-anew"}
     # one without a count, and one that goes on
     assert counted(0, 0) == counted(1, 2) == set()
+
+
+def test_a_layer_without_a_gradient_is_not_updated_and_has_lost_nothing() -> None:
+    """Was proved of audio layers, in a step of rows without sound."""
+    audio = layer("audio conv1", "audio", updates=1)
+    earlier = case(generated(), stepped(layers=(layer(updates=1), audio)))
+
+    def later(text: int, norm: float | None, times: int) -> set[str]:
+        sound = layer("audio conv1", "audio", norm=norm, updates=times)
+        step = case(generated(), stepped(step=1, layers=(layer(updates=text), sound)))
+        return set(found(checks_run.LOOKS, checks_run.in_order([earlier, step])[1]))
+
+    assert later(2, None, 1) == set()
+    # only some of its parameters may have one
+    assert later(2, 0.5, 1) == set()
+    assert later(1, None, 1) == later(1, 0.5, 1) == {"optimizer-anew"}

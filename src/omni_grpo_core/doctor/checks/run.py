@@ -110,7 +110,12 @@ def look_at_optimizer(case: Case) -> Iterable[Evidence]:
         return
     for earlier, later in zip(before.steps[-1:], case.steps[:1], strict=False):
         was = {layer.name: layer.updates for layer in earlier.layers if layer.updates}
-        lost = [one for one in later.layers if one.updates and one.updates <= was.get(one.name, 0)]
+        counted = [layer for layer in later.layers if layer.updates and layer.name in was]
+        # a layer without a gradient is not updated: of a batch without its medium, say
+        driven = [layer for layer in counted if layer.before is not None]
+        lost = [layer for layer in counted if layer.updates < was[layer.name]]
+        if all(layer.updates <= was[layer.name] for layer in driven):
+            lost = lost or driven
         if lost and later.outcome == "stepped":
             yield Evidence(
                 "gradient",
