@@ -110,6 +110,21 @@ def test_large_advantages_hide_a_kl() -> None:
     assert "kl-left-out" not in facts(recorded(PAID, large, GAPS))
 
 
+def test_a_kl_against_the_policy_itself_is_seen_in_the_loss() -> None:
+    """A reference that is the policy and old log-probabilities give the same gradient; the KL is in
+    the loss's graph, and at its first step any reference is the policy."""
+
+    def after(gap: float, rate: float = 1e-4) -> Case:
+        before = recorded(PAID, with_kl(0.0), rate=rate, at=0)
+        case = recorded(PAID, with_kl(0.0), before=before)
+        *calls, last = case.values
+        return step(*calls, replace(last, kl_gaps=(gap,)), before=before)  # type: ignore[type-var]
+
+    assert "reference-is-policy" in facts(after(0.0))
+    assert "reference-is-policy" not in facts(after(1e-5))
+    assert "reference-is-policy" not in facts(after(0.0, rate=0.0))
+
+
 # --------------------------------------------------------------------------- rounding
 
 

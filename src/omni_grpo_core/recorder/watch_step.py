@@ -17,6 +17,7 @@ from torch.optim.optimizer import (
 )
 
 from omni_grpo_core.recorder.hooks import Patches
+from omni_grpo_core.recorder.kl_gaps import kl_gaps
 from omni_grpo_core.recorder.layers import Held, Layers, gradient_norms
 from omni_grpo_core.recorder.step_buffer import StepBuffer, died_in
 from omni_grpo_core.recorder.thinker import Found
@@ -37,6 +38,7 @@ class StepWatch:
         self._model, self._buffer = found.outer, buffer
         self._settings, self._on_step = settings, on_step
         self._losses: list[Tensor] = []
+        self._gaps: list[Tensor] = []
         self._inside = False
         self._handles: list[Any] = []
         self._layers: Layers | None = None
@@ -95,6 +97,7 @@ class StepWatch:
             with self._buffer.guarded("optimizer step"):
                 self._add("stepped" if self._stepped else "never", [*self._stepped.values()])
         self._losses.clear()
+        self._gaps.clear()
         self._stepped.clear()
         self._layers = self._last = None
 
@@ -106,6 +109,7 @@ class StepWatch:
         for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
             if isinstance(tensor, Tensor) and tensor.numel() == 1:
                 self._losses.append(tensor.detach().clone().flatten()[0])
+                self._gaps += kl_gaps([tensor])
 
     def _after_backward(self) -> None:
         if self._layers is None:
@@ -149,6 +153,7 @@ class StepWatch:
     ) -> None:
         self._add(outcome, optimizers)
         self._losses.clear()
+        self._gaps.clear()
         self._stepped.clear()
         self._layers = None
         self._step += 1
@@ -167,6 +172,7 @@ class StepWatch:
                 outcome=outcome,
                 layers=seen,
                 losses=tuple(float(loss) for loss in self._losses),
+                kl_gaps=tuple(float(gap) for gap in self._gaps),
                 factor=factor,
                 scale=None if self._scale is None else float(self._scale),
                 rates=held.groups,

@@ -379,7 +379,8 @@ class StepSeen:
     optimizers hold and the model does not. ``settings``: accumulation, batch size, group size … as
     the trainer names them. ``warnings`` issued anywhere since the last step. ``downhill``: share of
     the sampled weights that moved against their gradient, where the optimizer had no state yet, so
-    that nothing but the gradient decides.
+    that nothing but the gradient decides. ``kl_gaps``: of each KL to a reference that a loss holds
+    in the form ``exp(reference - logprob)``, the largest ``|reference - logprob|``.
     """
 
     stage: ClassVar[Literal["gradient"]] = "gradient"
@@ -395,6 +396,7 @@ class StepSeen:
     settings: Mapping[str, Any]
     warnings: tuple[str, ...]
     downhill: float | None = None
+    kl_gaps: tuple[float, ...] = ()
 
     @property
     def trainable(self) -> dict[str, int]:

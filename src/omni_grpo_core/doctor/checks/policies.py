@@ -34,6 +34,23 @@ def later_update(case: Case) -> bool:
     return not any(row.completion in own for row in trained_rows(case))
 
 
+def look_at_the_kl_s_reference(case: Case) -> Iterable[Evidence]:
+    """A KL that is in the loss and compares the policy with itself."""
+    gaps = [gap for step in case.steps for gap in step.kl_gaps]
+    if not gaps or first_step(case):
+        return
+    note_judged(case, "loss")
+    # exactly: of other weights even a slight update leaves more than nothing
+    if not any(gaps) and _has_learnt(case):
+        yield Evidence(
+            "loss",
+            "reference-is-policy",
+            "the loss holds a KL whose reference gives every token the policy's own "
+            "log-probability, although the policy has been updated: it shares its weights, and the "
+            "KL is 0 by construction",
+        )
+
+
 def look_at_kl(case: Case) -> Iterable[Evidence]:
     """The KL term: its sign, and whether the reference's logprobs enter the loss at all."""
     term = policy_term(case)
@@ -171,4 +188,4 @@ def _later(case: Case, term: PolicyTerm) -> Iterator[Evidence]:
     )
 
 
-LOOKS: tuple[Look, ...] = (look_at_kl, look_at_passes)
+LOOKS: tuple[Look, ...] = (look_at_the_kl_s_reference, look_at_kl, look_at_passes)

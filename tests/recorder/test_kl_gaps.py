@@ -1,0 +1,34 @@
+"""A KL is told from a ratio by its graph: in both the values are 1 where two policies agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from omni_grpo_core.recorder.kl_gaps import kl_gaps
+
+NEW = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+OLD = torch.tensor([-1.25, -2.0, -0.5])
+
+
+def k3(gap: Tensor) -> Tensor:
+    return (gap.exp() - gap - 1).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "gaps"),
+    [
+        (k3(OLD - NEW), [0.25]),
+        (k3(-(NEW - OLD)), [0.25]),
+        (k3((OLD - NEW).clamp(-10, 10)), [0.25]),
+        (k3((OLD - NEW).double()) - (NEW - OLD).exp().mean(), [0.25]),
+        (k3(NEW.detach() - NEW), [0.0]),
+        ((NEW - OLD).exp().mean(), []),
+        ((NEW - NEW.detach()).exp().mean(), []),
+        (NEW.log_softmax(0).sum(), []),
+    ],
+    ids=["k3", "negated", "clamped", "beside a ratio", "itself", "ratio", "first ratio", "none"],
+)
+def test_the_gap_of_each_kl_in_a_loss(loss: Tensor, gaps: list[float]) -> None:
+    assert [float(gap) for gap in kl_gaps([loss])] == pytest.approx(gaps, abs=1e-7)
