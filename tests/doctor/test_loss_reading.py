@@ -102,7 +102,7 @@ FAULTS = {
     "batch deviation": (Written(scale="batch"), "scale-differs", "advantage"),
     "no deviation": (Written(scale="none"), "scale-differs", "advantage"),
     "batch mean": (Written(base="batch", scale="none"), "advantage-differs", "advantage"),
-    "sign": (Written(sign=-1.0), "advantages-negated", "loss"),
+    "sign": (Written(sign=-1.0), "advantages-negated", "advantage"),
     "another row": (Written(rolled=1), "advantages-of-other-rows", "advantage"),
     "undivided": (Written(accumulation=2, divided=False), "accumulation-undivided", "loss"),
     "reference is policy": (Written(beta=0.04, kl_used=False), "kl-left-out", "loss"),

@@ -28,6 +28,7 @@ AGAIN = {"iterations": 2, "learning_rate": 5e-3}
 PARTIAL = {"partial": True}
 UNLOGGED = {"per-prompt-noted": "it notes no advantages, nor the spans of partial rewards"}
 HELD = {"beta": 0.1, **AGAIN}
+ONE_SIGN = "at the gradient, the advantage's sign and the loss's are one"
 
 
 # --------------------------------------------------------------------------- advantage
@@ -172,7 +173,13 @@ def hidden_beta(loop: Loop, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 # in the mean of means of the grpo loss a group's advantages cancel, and 0 has no sign
-@faults.add("loss.sign", "hand-written losses", needs={"loss_type": "dapo"})
+@faults.add(
+    "loss.sign",
+    "hand-written losses",
+    needs={"loss_type": "dapo"},
+    also=("adv.negated",),
+    accepted={"advantage": ONE_SIGN},
+)
 @result_of("token_loss")
 def sign(loop: Loop, logged: Logged) -> Logged:
     """The loss has the sign of the objective: rewarded completions become less likely."""

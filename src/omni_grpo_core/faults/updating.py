@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omni_grpo_core.faults.fault import FaultRegistry, Manager, instead_of, result_of
-from omni_grpo_core.faults.learning import HELD, Logged
+from omni_grpo_core.faults.learning import HELD, ONE_SIGN, Logged
 from omni_grpo_core.faults.model import text_model
 from omni_grpo_core.faults.seams import Loop, Rolled
 from omni_grpo_core.recorder.hooks import patched
@@ -29,7 +29,7 @@ LAYER = 1
     "adv.negated",
     "costs taken for rewards",
     also=("loss.sign",),
-    accepted={"loss": "at the gradient, the advantage's sign and the loss's are one"},
+    accepted={"loss": ONE_SIGN},
 )
 @result_of("advantages")
 def negated(loop: Loop, seen: AdvantageSeen) -> AdvantageSeen:

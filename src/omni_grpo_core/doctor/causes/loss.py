@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from omni_grpo_core.doctor.evidence import Case, Evidence, Rule
 from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
+from omni_grpo_core.types import Stage
+
+_SIGNS: tuple[tuple[str, Stage], ...] = (("adv.negated", "advantage"), ("loss.sign", "loss"))
+
+
+def _at(stage: Stage) -> Callable[[Evidence], bool]:
+    return lambda evidence: evidence.stage == stage
 
 
 def _alone(case: Case, evidence: Evidence) -> str:
@@ -171,13 +180,18 @@ _LOSS = (
         fix="count every token up to and including the first eos",
         confirm="the mask's sum is the number of sampled tokens",
     ),
-    Signature(
-        cause="loss.sign",
-        fact="advantages-negated",
-        harm="higher-rewarded completions are made less likely: rewards fall from the first step",
-        fix="compute advantage = reward - mean, and minimise -min(ratio * A, clipped * A)",
-        confirm="the best completion of a group becomes more likely",
-        prove=_alone,
+    *(
+        Signature(
+            cause=cause,
+            fact="advantages-negated",
+            harm="higher-rewarded completions are made less likely: rewards fall from the first "
+            "step",
+            fix="compute advantage = reward - mean, and minimise -min(ratio * A, clipped * A)",
+            confirm="the best completion of a group becomes more likely",
+            when=_at(stage),
+            prove=_alone,
+        )
+        for cause, stage in _SIGNS
     ),
     Signature(
         cause="loss.padded-mean",

@@ -245,8 +245,9 @@ def _wrong(case: Case, known: Reading, wrong: Sequence[Account]) -> Evidence:
     # of groups, a part of a rollout tells nothing
     alone &= first.by.kind in ("sound", "better") or is_whole(known)
     if first.by.kind == "sound":
+        # both make one product: whose the sign is can be told where the advantages were noted
         return Evidence(
-            "loss",
+            "loss" if case.advantages else "advantage",
             "advantages-negated",
             f"the weights in the loss are the advantages of the rewards {listed} with the opposite "
             "sign: higher-rewarded completions are made less likely",
