@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from joined_calls import rewarded, rows, sampled, scored, step
@@ -98,6 +98,30 @@ def test_a_kl_of_a_small_beta_is_in_the_loss() -> None:
     """Was proved to be left out: weights along a completion differed by less than 1e-4."""
     assert facts(recorded(PAID, with_kl(1e-3), GAPS)) == {}
     assert "kl-left-out" in facts(recorded(PAID, with_kl(0.0), GAPS))
+
+
+def test_a_kl_is_missed_in_a_later_update_too() -> None:
+    """Was told of a first update only: ratios vary along a completion as much as a KL would."""
+    first = recorded(PAID, with_kl(0.0), GAPS, at=0)
+    moved = torch.tensor([0.2, -0.1, 0.05])
+
+    def later(beta: float) -> dict[str, Evidence]:
+        kl = beta * (1 - GAPS.exp()) / (len(PAID) * LENGTH)
+        case = recorded(PAID, with_kl(0.0) * moved.exp() + kl, GAPS)
+        _, _, old, forward, seen, done = (cast(Any, record.value) for record in case.trace.stages)
+        given = forward.logprobs.clone()
+        given[:, 2:5] -= moved
+        calls = (replace(old, logprobs=given, own=True), forward, seen, done)
+        return facts(step(*calls, before=first))
+
+    assert "kl-left-out" in later(0.0)
+    assert "kl-left-out" not in later(1e-3)
+
+
+def test_a_kl_that_was_taken_from_rewards_is_not_left_out() -> None:
+    """Of whole completions, before they were compared: every token's weight is still the same."""
+    taken = per_token([0.9, -0.9, 1.3, -1.3])
+    assert "kl-left-out" not in facts(recorded(PAID, taken, GAPS))
 
 
 def test_one_token_a_row_does_not_tell_whether_a_kl_is_in_the_loss() -> None:

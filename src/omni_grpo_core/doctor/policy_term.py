@@ -51,7 +51,8 @@ class PolicyTerm:
     multiplied along a completion: nothing, the ratio of each token, clipped where that has no
     gradient, or bounded from above. ``kl``: weight of the KL term times the row's divisor, in units
     of ``divisor``; ``None`` where there is none. ``divisor``: that which makes it one number.
-    ``estimator``: of the KL. ``varies``: whether something that was not found is left."""
+    ``estimator``: of the KL. ``varies``: whether something that was not found is left.
+    ``factors``: of each row's tokens up to its end, what ``ratio`` names; none where that is 1."""
 
     rows: tuple[TrainedRow, ...]
     weights: Tensor
@@ -61,6 +62,7 @@ class PolicyTerm:
     divisor: str = ""
     estimator: str = ""
     varies: bool = False
+    factors: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,25 +113,26 @@ def _slight_kl(case: Case, rows: tuple[TrainedRow, ...], eos_left_out: bool) -> 
     return best if spare > 1 and left < _CLEAR * max(map(_spread, rows)) else None
 
 
-def most_beta(case: Case, rows: tuple[TrainedRow, ...]) -> float:
-    """The largest beta that equal weights along completions leave possible, for a KL to what was
+def most_beta(case: Case, term: PolicyTerm) -> float:
+    """The largest beta that weights which follow their ratios leave possible, for a KL to what was
     recorded of the reference; infinite where they say nothing."""
+    rows = term.rows
     known = [known_of(case, row).reference for row in rows]
+    factors = term.factors or _ones(rows)
     longest = max(len(row.tokens) - row.lead for row in rows)
     found: list[float] = []
     for name in ("logprobs", "sampling_logprobs"):
         gaps = [one[name] for one in known if name in one]
         if len(gaps) < len(rows):
             continue
-        for terms in _estimates(gaps).values():
+        for slopes in _estimates(gaps).values():
             whole = noise = slope = 0.0
             spare = -1
-            for row, term in zip(rows, terms, strict=True):
-                kept = row.counted[: row.end]
+            for row, factor, given in zip(rows, factors, slopes, strict=True):
+                kept = row.counted[: row.end] | (factor == 0)
                 if int(kept.sum()) < 2:
                     continue
-                own, by = row.own_weights[kept], term[kept]
-                own, by = own - own.mean(), by - by.mean()
+                own, by = (_apart(v[kept], factor[kept]) for v in (row.own_weights, given))
                 whole, slope = whole + float(by.square().sum()), slope + float((own * by).sum())
                 noise, spare = noise + float(own.square().sum()), spare + len(own) - 1
             if spare < 1 or not whole:
@@ -137,6 +140,15 @@ def most_beta(case: Case, rows: tuple[TrainedRow, ...]) -> float:
             kl = abs(slope) / whole + _SURE * math.sqrt(noise / spare / whole)
             found.append(kl * len(rows) * longest)
     return max(found, default=math.inf)
+
+
+def _ones(rows: tuple[TrainedRow, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.ones(row.end, dtype=torch.float64) for row in rows)
+
+
+def _apart(values: Tensor, by: Tensor) -> Tensor:
+    """What of the values is no multiple of ``by``."""
+    return values - by * (values * by).sum() / by.square().sum().clamp(min=1e-30)
 
 
 def _estimates(gaps: list[Tensor]) -> dict[str, list[Tensor]]:
@@ -208,19 +220,17 @@ def _explained(
         gaps = [one.reference.get(name) for one in known]
         olds = [one.old.get(name) for one in known]
         moved = later and all(gap is not None for gap in olds)
-        ratios: list[tuple[Ratio, list[Tensor]]] = [
-            ("none", [torch.ones(row.end, dtype=torch.float64) for row in rows])
-        ]
+        ratios: list[tuple[Ratio, tuple[Tensor, ...]]] = [("none", _ones(rows))]
         if moved:
-            plain = [(-gap).exp() for gap in olds if gap is not None]
+            plain = tuple((-gap).exp() for gap in olds if gap is not None)
             ratios.append(("token", plain))
             for low, high in _CLIPS:
                 ratios.append(("clipped", _clipped(rows, plain, low, high)))
-                ratios.append(("bounded", [r.clamp(max=1 + high) for r in plain]))
+                ratios.append(("bounded", tuple(r.clamp(max=1 + high) for r in plain)))
         for ratio, factors in ratios:
             if ratio != "none":
                 weights, left = _fitted(rows, factors)
-                yield PolicyTerm(rows, weights, eos_left_out, ratio), left
+                yield PolicyTerm(rows, weights, eos_left_out, ratio, factors=factors), left
             if all(gap is not None for gap in gaps):
                 for estimator, terms in _estimates([g for g in gaps if g is not None]).items():
                     for divisor in ("sequence", "uniform"):
@@ -238,8 +248,8 @@ def _bounded(gap: Tensor) -> Tensor:
 
 
 def _clipped(
-    rows: tuple[TrainedRow, ...], ratios: list[Tensor], low: float, high: float
-) -> list[Tensor]:
+    rows: tuple[TrainedRow, ...], ratios: tuple[Tensor, ...], low: float, high: float
+) -> tuple[Tensor, ...]:
     """Ratios, 0 where clipping removes the gradient: too large where it is pushed up, too small
     where it is pushed down."""
     found = []
@@ -249,10 +259,10 @@ def _clipped(
         )
         off = ratio > 1 + high if up else ratio < 1 - low
         found.append(torch.where(off, 0.0, ratio))
-    return found
+    return tuple(found)
 
 
-def _fitted(rows: tuple[TrainedRow, ...], factors: list[Tensor]) -> tuple[Tensor, float]:
+def _fitted(rows: tuple[TrainedRow, ...], factors: tuple[Tensor, ...]) -> tuple[Tensor, float]:
     weights, left = [], 0.0
     for row, factor in zip(rows, factors, strict=True):
         kept = row.counted[: row.end] | (factor == 0)
@@ -264,7 +274,7 @@ def _fitted(rows: tuple[TrainedRow, ...], factors: list[Tensor]) -> tuple[Tensor
 
 
 def _with_kl(
-    rows: tuple[TrainedRow, ...], factors: list[Tensor], terms: list[Tensor], divisor: str
+    rows: tuple[TrainedRow, ...], factors: tuple[Tensor, ...], terms: list[Tensor], divisor: str
 ) -> tuple[Tensor, float, float]:
     """Weights of the rows, that of the term in all of them, and what is left."""
     parts = []
@@ -276,11 +286,7 @@ def _with_kl(
         length = int((kept | (term == 0)).sum()) if divisor == "sequence" else 1
         given = term[kept] / max(length, 1)
         square = by.square().sum().clamp(min=1e-30)
-
-        def apart(values: Tensor, by: Tensor = by, square: Tensor = square) -> Tensor:
-            return values - by * (values * by).sum() / square
-
-        parts.append((own, by, given, square, apart(own), apart(given)))
+        parts.append((own, by, given, square, _apart(own, by), _apart(given, by)))
     whole = sum(float(p[5].square().sum()) for p in parts)
     kl = sum(float((p[4] * p[5]).sum()) for p in parts) / whole if whole else 0.0
     left = max(float((p[4] - kl * p[5]).abs().max()) if len(p[4]) else 0.0 for p in parts)

@@ -8,7 +8,12 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
-from omni_grpo_core.doctor.loss_accounts import sound_accounts
+from omni_grpo_core.doctor.loss_accounts import (
+    mistakes,
+    recipes,
+    sound_accounts,
+    weighted_accounts,
+)
 from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import trained_rows
 from omni_grpo_core.doctor.policy_term import (
@@ -107,18 +112,33 @@ def _without_kl(case: Case, term: PolicyTerm, beta: float | None) -> Iterator[Ev
             "the reference gives every token the policy's own log-probability, although the policy "
             "has been updated: it shares its weights, and the KL is 0 by construction",
         )
-    elif largest > 1e-2 and beta != 0:
-        if most_beta(case, term.rows) > (beta / 3 if beta else _SMALL_BETA):
-            note_missing(case, "whether a KL is in the loss could not be told: it would be slight")
+    elif largest and beta != 0:
+        limit = most_beta(case, term)
+        slight = limit > (beta / 3 if beta else _SMALL_BETA)
+        if slight or not _are_advantages(case):
+            why = "it would be slight" if slight else "rewards do not give the weights"
+            note_missing(case, f"whether a KL is in the loss could not be told: {why}")
             return
+        along = "are all equal" if term.ratio == "none" else "follow the ratios to the old policy"
         yield Evidence(
             "loss",
             "kl-left-out",
             "a reference scored the completions, its log-probabilities differ from the policy's by "
-            f"up to {largest:.2g}, and all tokens of a completion have one weight in the loss: the "
-            "KL is computed and not in it",
-            values={"beta": beta},
+            f"up to {largest:.2g}, and the loss's weights along every completion {along}, where a "
+            f"KL of weight {limit:.1g} would show: it is computed and not in the loss",
+            values={"beta": beta, "limit": limit},
         )
+
+
+def _are_advantages(case: Case) -> bool:
+    """Whether rewards alone give the weights of completions: a KL that was taken from them, or one
+    whose slope is the same on every token, leaves none that vary along a completion."""
+    known = reading(case)
+    if known is None:
+        return False
+    ways = (known, known.of_rows(known.term.weights != 0)) if later_update(case) else (known,)
+    explain = (sound_accounts, recipes, mistakes, weighted_accounts)
+    return any(find(one) for one in ways for find in explain)
 
 
 def _has_learnt(case: Case) -> bool:
