@@ -257,6 +257,17 @@ def test_what_earns_less_and_is_raised_more_is_no_advantage_of_its_rewards() -> 
     assert (found.stage, found.severity) == ("advantage", "breaks")
 
 
+def test_rows_that_are_scored_and_not_in_the_loss_are_named() -> None:
+    """``loss[: len(loss) // 2]``: how the rewards became the weights could not be told."""
+    paid = (4.0, 2.0, 4.0, 2.0, 8.0, 2.0, 4.0, 2.0)
+    half = per_token([1.0, -1.0, 1.0, -1.0, 3.0, -3.0, 0.0, 0.0])
+    found = facts(recorded(paid, half))["rows-left-out"]
+    assert (found.stage, found.values["rows"]) == ("loss", [6, 7])
+    # a recipe: only what is better than its group counts
+    better = per_token([1.0, 0.0, 1.0, 0.0, 3.0, 0.0, 1.0, 0.0])
+    assert "rows-left-out" not in facts(recorded(paid, better))
+
+
 def test_weights_that_vary_along_a_completion_are_shown() -> None:
     """Old log-probabilities padded on the other side: ratios from 0 to 1e5 stood as a remark below
     HEALTHY. A critic's values per token vary as well, so it is no more than a difference."""

@@ -174,6 +174,14 @@ _LOSS = (
         confirm="the mask's sum is the number of sampled tokens",
     ),
     Signature(
+        cause="loss.rows-left-out",
+        fact="rows-left-out",
+        harm="completions are sampled and scored, and teach nothing",
+        fix="look for a slice, a mask or a break that drops rows between the advantages and the "
+        "loss's sum",
+        confirm="every completion whose reward is not its group's mean has a weight in the loss",
+    ),
+    Signature(
         cause="loss.tokens-left-out",
         fact="tokens-left-out",
         harm="sampled tokens are not trained on; without the eos a policy never learns to stop",

@@ -93,6 +93,18 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
     if misplaced(case):
         note_missing(case, "completions are in others' places: advantages follow", "advantage")
         return
+    if not later_update(case) and (out := _left_out(known)):
+        note_judged(case, "advantage", "loss")
+        yield Evidence(
+            "loss",
+            "rows-left-out",
+            f"{len(out)} of {len(known.rows)} scored completions have no weight in the loss, the "
+            f"first being row {known.rows[out[0]].at}, although their rewards differ from their "
+            "group's mean: the rewards give the weights of all others",
+            row=known.rows[out[0]].at,
+            values={"rows": [known.rows[n].at for n in out]},
+        )
+        return
     if mild := recipes(known):
         note_judged(case, "advantage", "loss")
         yield _differs(known, mild[0], bool(mistakes(known)))
@@ -125,6 +137,19 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
         values={"rewards": rewards.tolist(), "weights": known.term.weights.tolist()},
         severity="differs" if added else "breaks",
     )
+
+
+def _left_out(known: Reading) -> list[int]:
+    """Rows without a weight beside others that sound advantages explain; none where it is those of
+    one sign, as only a group's better completions may count."""
+    wanted = advantages(known.rewarded.total, known.rewarded.groups)[list(known.at)].sign()
+    live = known.term.weights != 0
+    ended = torch.tensor([row.ended for row in known.rows])
+    out = ~live & ended & (wanted != 0)
+    both = {*wanted[out].tolist()} & {*wanted[live].tolist()}
+    if not both or int(live.sum()) < 3 or not sound_accounts(known.of_rows(live)):
+        return []
+    return out.nonzero().flatten().tolist()
 
 
 def _follows_rewards(known: Reading) -> bool:
