@@ -32,6 +32,14 @@ def doctor(
         Path | None,
         typer.Argument(help="Folder written by record(), or one step of it."),
     ] = None,
+    dump: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            metavar="FORMAT PATH",
+            help="Diagnose what a trainer wrote by itself. "
+            "FORMAT: verl, verl-omni, slime, miles, trl or swift.",
+        ),
+    ] = None,
     checkpoint: cli.Checkpoint = None,
     html: cli.Html = None,
     causes: cli.Causes = True,
@@ -68,12 +76,14 @@ def doctor(
     if modes:
         typer.echo("--modes is deprecated: use --experiments", err=True)
         experiments = True
-    if (trace is None) == (pipeline is None):
+    given = [x for x, y in (("TRACE", trace), ("--dump", dump), ("--import", pipeline)) if y]
+    if len(given) != 1:
         raise ConfigError(
             "omni-grpo doctor",
-            got="no recording" if trace is None else "a recording and --import",
-            want="one of them",
-            fix="run omni-grpo doctor TRACE or omni-grpo doctor --import module:pipeline",
+            got=" and ".join(given) or "no recording",
+            want="one of them" if given else "a recording, a dump or a pipeline",
+            fix="run omni-grpo doctor TRACE, omni-grpo doctor --dump FORMAT PATH or "
+            "omni-grpo doctor --import module:pipeline",
         )
     require_outputs(files=[html])
     quiet_libraries()
@@ -88,7 +98,12 @@ def doctor(
     allowed = (*(Allow(name, "--allow") for name in allow or ()), *read_allowed(Path.cwd()))
     with progress("doctor", as_json) as on_stage:
         on_stage("reading")
-        traces = _run(str(pipeline), checkpoint) if trace is None else read_traces(trace)
+        if dump is not None:
+            from omni_grpo_core.doctor.dumps.formats import read_dump
+
+            traces = read_dump(*dump)
+        else:
+            traces = _run(str(pipeline), checkpoint) if trace is None else read_traces(trace)
         as_cases(traces)
         on_stage("policy")
         reference, why = _reference(checkpoint, [trace for _, trace in traces])
@@ -104,7 +119,7 @@ def doctor(
             results = run_experiments(cases)
     verdict = conclude(cases, diagnoses, allowed)
     require_known(verdict.unused, _known_causes())
-    require_judged(verdict, str(trace or pipeline))
+    require_judged(verdict, str(trace or (dump and dump[1]) or pipeline))
     if not causes:
         verdict = without_causes(verdict)
     if html is not None:

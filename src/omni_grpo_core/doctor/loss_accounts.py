@@ -366,29 +366,37 @@ def weighted_accounts(known: Reading) -> list[Account]:
         Account(Hypothesis("sound", scale, known.rewarded.total), divisor, math.nan)
         for groups in _groupings(known.rewarded)
         for divisor in known.divisors
-        for scale in _weighted_scales(known, divisor, groups)
+        for scale in weighted_scales(
+            known.divided(divisor), known.rewarded.rewards, groups, known.limit, known.at
+        )
     ]
 
 
-def _weighted_scales(known: Reading, divisor: Divisor, groups: Sequence[object]) -> Iterator[str]:
-    """Scales at which some weights of the rewards give the advantages, with rows to spare."""
-    got, rewards = known.divided(divisor), known.rewarded.rewards
-    at = list(known.at)
+def weighted_scales(
+    got: Tensor,
+    rewards: Tensor,
+    groups: Sequence[object],
+    limit: float,
+    at: Sequence[int] | None = None,
+) -> Iterator[str]:
+    """Scales at which some weights of the rewards (P, F) give ``got``, the advantages of the rows
+    ``at`` (of all) up to one factor, with rows to spare."""
+    own = list(range(len(rewards)) if at is None else at)
     centred = advantages(rewards.T, groups, scale="none").T
     apart = advantages(rewards.T, groups).T
     for scale, made in (("none", centred), ("group", apart)):
-        if _solved(known, got, made[at]):
+        if _solved(got, made[own], limit):
             yield scale
     weights = torch.ones(rewards.shape[1], dtype=torch.float64)
     for _ in range(_FITS):
         total = rewards @ weights
         by = advantages(total, groups, scale="none")
         ratio = torch.where(by != 0, advantages(total, groups) / by, 0.0)[:, None]
-        solved = _least(got, (centred * ratio)[at])
+        solved = _least(got, (centred * ratio)[own])
         if not bool(solved.isfinite().all()) or not float(solved.abs().max()):
             return
         weights = solved / solved.abs().max()
-    if _solved(known, got, (centred * ratio)[at]):
+    if _solved(got, (centred * ratio)[own], limit):
         yield "group"
 
 
@@ -397,10 +405,10 @@ def _least(got: Tensor, columns: Tensor) -> Tensor:
     return solution
 
 
-def _solved(known: Reading, got: Tensor, columns: Tensor) -> bool:
+def _solved(got: Tensor, columns: Tensor, limit: float) -> bool:
     """Whether weights of the columns give ``got``, where more distinct rows agree than it takes."""
     distinct = torch.unique(columns, dim=0)
     if int((distinct != 0).any(1).sum()) <= int(torch.linalg.matrix_rank(columns)) + 1:
         return False
     off = float((got - columns @ _least(got, columns)).abs().max())
-    return off <= known.limit * float(got.abs().max())
+    return off <= limit * float(got.abs().max())

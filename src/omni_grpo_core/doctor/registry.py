@@ -23,6 +23,7 @@ from omni_grpo_core.doctor.checks import degenerate as checks_degenerate
 from omni_grpo_core.doctor.checks import embeddings as checks_embeddings
 from omni_grpo_core.doctor.checks import gradient as checks_gradient
 from omni_grpo_core.doctor.checks import groups as checks_groups
+from omni_grpo_core.doctor.checks import handed as checks_handed
 from omni_grpo_core.doctor.checks import logged as checks_logged
 from omni_grpo_core.doctor.checks import logits as checks_logits
 from omni_grpo_core.doctor.checks import loss as checks_loss
@@ -54,6 +55,7 @@ _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
     (checks_groups.LOOKS, ("completion", "reward", "advantage")),
     (checks_reward.LOOKS, ("parsed", "reward")),
     (checks_partial.LOOKS, ("advantage",)),
+    (checks_handed.LOOKS, ("completion", "advantage")),
     (checks_loss.LOOKS, ("completion", "advantage", "loss", "gradient")),
     (checks_logged.LOOKS, ("loss",)),
     (checks_repeated.LOOKS, ("logits",)),

@@ -27,7 +27,7 @@ from omni_grpo_core.doctor.rollouts import (
 )
 from omni_grpo_core.doctor.scored import scored_of
 from omni_grpo_core.doctor.teacher_forced import tolerance
-from omni_grpo_core.rewards.degenerate import degenerate
+from omni_grpo_core.rewards.degenerate import degenerate, degenerate_text
 from omni_grpo_core.trace.calls import (
     CallT,
     ForwardCall,
@@ -123,6 +123,10 @@ def _garbage(cases: Sequence[Case]) -> Iterator[Symptom]:
             total += len(_completions(call))
             reasons += bad.values()
             own &= not bad or checkpoints_own(case, call)
+        bad_texts = degenerate_texts(case)
+        total += len(bad_texts)
+        reasons += filter(None, bad_texts)
+        own &= not any(bad_texts)
     if total and 2 * len(reasons) >= total:
         sentence = f"{len(reasons)} of {total} completions are degenerate ({reasons[0]})"
         if own:
@@ -145,6 +149,18 @@ def degenerate_rows(call: GenerateCall) -> dict[int, str]:
         if reasons:
             found[row] = reasons[0]
     return found
+
+
+def degenerate_texts(case: Case) -> tuple[str, ...]:
+    """For each text that rewards got, the first rule that it fails, or ``""``, where no call of
+    generate was recorded: the rollout ran elsewhere."""
+    if case.generated or case.trace.header.get("completions") == "files":
+        return ()
+    texts = next((call.completions for call in case.rewards if call.completions), ())
+    return tuple(
+        next(iter(degenerate_text(text)), "") if text.strip() else "empty: no text"
+        for text in texts
+    )
 
 
 def checkpoints_own(case: Case, call: GenerateCall) -> bool:
