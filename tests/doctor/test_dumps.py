@@ -81,7 +81,10 @@ def test_garbage_of_a_rollout_engine_is_named_from_its_text(
     code, report = asked("verl", verl(tmp_path / "rollout", texts), run_cli=run_cli)
     assert code == 1
     assert felt(report) == ["garbage"]
-    assert "3 of 4 completions are degenerate (zlib ratio" in report["headline"]["sentence"]
+    assert (
+        "3 of 4 completions are degenerate; completion 0: zlib ratio"
+        in report["headline"]["sentence"]
+    )
 
 
 def test_a_reward_that_is_stuck_at_a_tenth_is_the_verdict(tmp_path: Path, run_cli: RunCli) -> None:
@@ -361,6 +364,7 @@ def test_healthy_details_of_slime_and_miles(
     code, report = asked(name, write(tmp_path / "details"), run_cli=run_cli)
     assert (code, report["steps"], facts(report), felt(report)) == (0, 1, [], [])
     assert states(report)["completion"] == states(report)["advantage"] == "sound"
+    assert states(report)["reward"] == "unjudged", "text and reward's argument are one value here"
 
 
 def test_a_rollout_file_alone_is_read(tmp_path: Path, run_cli: RunCli) -> None:
@@ -386,7 +390,7 @@ def test_garbage_is_named_from_its_ids(tmp_path: Path, run_cli: RunCli) -> None:
     code, report = asked("slime", folder / "rollout_data", run_cli=run_cli)
     assert code == 1
     assert (
-        "4 of 4 completions are degenerate (tail cycle: 1 tokens"
+        "4 of 4 completions are degenerate; completion 0: tail cycle: 1 tokens"
         in (report["headline"]["sentence"])
     )
 

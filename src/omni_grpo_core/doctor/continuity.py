@@ -43,6 +43,8 @@ def _trail(case: Case) -> Trail:
     # a rollout of the step before may be scored in this one
     before = set[int]() if case.before is None else case.before.once(_trail).blamed
     trail = Trail(case, blamed=set(before))
+    if case.dumped:
+        return trail
     _texts_to_processor(trail)
     edge_rows.to_generate(trail)
     edge_rows.to_scoring(trail)

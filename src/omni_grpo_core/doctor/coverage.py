@@ -131,13 +131,12 @@ def merged(several: Iterable[Sequence[Coverage]]) -> tuple[Coverage, ...]:
 
 
 def _unjudged(case: Case, stage: Stage, shown: _Shown) -> Coverage:
-    dumped = "dump" in case.trace.header
     if not any(isinstance(value, shown.by) for value in case.values):
-        return Coverage(stage, "unseen", "not in this dump" if dumped else shown.unseen)
+        return Coverage(stage, "unseen", "not in this dump" if case.dumped else shown.unseen)
     noted = [sentence for sentence, stages in case.missing.items() if stage in stages]
     if noted:
         return Coverage(stage, "unjudged", noted[0])
-    if dumped:
+    if case.dumped:
         return Coverage(stage, "unseen", "not in this dump")
     if shown.reference and case.reference is None:
         return Coverage(stage, "unjudged", f"no reference: {case.no_reference}")

@@ -136,6 +136,11 @@ class Case:
     def values(self) -> tuple[object, ...]:
         return tuple(record.value for record in self.trace.stages)
 
+    @property
+    def dumped(self) -> bool:
+        """Whether it is what a trainer wrote by itself: rows, not calls that follow each other."""
+        return "dump" in self.trace.header
+
     samples = Calls(calls.SamplesSeen)
     templates = Calls(calls.TemplateCall)
     processed = Calls(calls.ProcessorCall)

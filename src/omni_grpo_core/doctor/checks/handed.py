@@ -16,6 +16,7 @@ from omni_grpo_core.doctor.loss_reading import EXACT
 from omni_grpo_core.doctor.reproduce import reproductions
 from omni_grpo_core.doctor.reproduction import Reproduction
 from omni_grpo_core.doctor.rollouts import completions_of, whole_groups
+from omni_grpo_core.doctor.symptoms import degenerate_rows, degenerate_texts
 from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen
 
 _EPSILONS = (1e-4, 1e-6, 1e-8)
@@ -29,11 +30,25 @@ Groups = tuple[object, ...]
 
 
 def look_at_given_texts(case: Case) -> Iterable[Evidence]:
-    """Texts that rewards got are what a symptom judges where no call of generate was recorded."""
-    files = case.trace.header.get("completions") == "files"
-    if not case.generated and not files and any(call.completions for call in case.rewards):
-        note_judged(case, "completion")
-    return ()
+    """Degenerate completions of a rollout that ran elsewhere: by the texts that rewards got, or by
+    a dump's ids. What made them is not known."""
+    reasons = list(degenerate_texts(case))
+    if case.dumped:
+        reasons += [degenerate_rows(call).get(0, "") for call in case.generated]
+    if not reasons:
+        return
+    note_judged(case, "completion")
+    bad = [at for at, reason in enumerate(reasons) if reason]
+    if 2 * len(bad) >= len(reasons):
+        yield Evidence(
+            "completion",
+            "degenerate",
+            f"{len(bad)} of {len(reasons)} completions are degenerate; completion {bad[0]}: "
+            f"{reasons[bad[0]]}",
+            "unknown",
+            row=bad[0],
+            values={"rows": bad},
+        )
 
 
 # --------------------------------------------------------------------------- advantages
@@ -190,7 +205,7 @@ def _better(got: Tensor, rewards: Tensor, groups: Groups) -> tuple[int, int] | N
 def look_at_given_logprobs(case: Case) -> Iterable[Evidence]:
     """The rollout engine's log-probabilities of its own tokens, and the trainer's before the
     update: their ratio should be 1."""
-    if case.forwards or "dump" not in case.trace.header:
+    if case.forwards or not case.dumped:
         return
     for loss in case.losses:
         pairs = list(_pairs(case, loss))

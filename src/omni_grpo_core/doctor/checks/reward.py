@@ -114,7 +114,7 @@ def _note_unprobed(case: Case, call: RewardCall, what: Learned) -> None:
         f"it raised {_short(what.raised, 160)} on every completion"
         if what.raised
         else "a dump has its values, not the function"
-        if "dump" in case.trace.header
+        if case.dumped
         else "it may use a network, a model or state of its own, or probing is off"
     )
     note_missing(case, f"reward {call.name} was not tried on known answers: {why}", "reward")
