@@ -123,6 +123,24 @@ def test_generation_that_continues_at_other_positions(step: Case) -> None:
     assert facts(checks_positions.look_next_positions, moved) == ["steps-off"]
 
 
+def test_positions_after_padding_on_the_right_follow_from_it(step: Case) -> None:
+    """Stale deltas were "proved" beside the wrong side of the padding."""
+
+    def padded(call: GenerateCall) -> GenerateCall:
+        mask = call.inputs["attention_mask"].clone()
+        mask[:, -1] = 0
+        off = tuple(n + 7 for n in call.step_positions)
+        inputs = {**call.inputs, "attention_mask": mask}
+        return replace(call, inputs=inputs, step_positions=off)
+
+    records = tuple(
+        replace(r, value=padded(r.value)) if type(r.value) is GenerateCall else r
+        for r in step.trace.stages
+    )
+    moved = Case(Trace(step.trace.header, records), step.reference)
+    assert facts(checks_positions.look_next_positions, moved) == []
+
+
 def embeddings(step: Case, change: Any) -> list[str]:
     call = forward(step)
     assert call.inputs_embeds is not None

@@ -21,7 +21,7 @@ from joined_calls import (
 )
 from torch import Tensor
 
-from omni_grpo_core.doctor.continuity import edges, look_at_edges
+from omni_grpo_core.doctor.continuity import edges, look_at_edges, misplaced
 from omni_grpo_core.doctor.evidence import Case, Evidence
 from omni_grpo_core.trace.calls import TemplateCall
 
@@ -217,6 +217,16 @@ def test_what_an_earlier_step_left_over() -> None:
     found = only(late)
     assert (found.fact, found.values["rows"]) == ("edge-media-stale", [0, 1])
     assert "made in step 0" in found.sentence
+
+
+def test_blank_media_are_no_left_over() -> None:
+    """TRL's generate with every picture blanked was "proved" to have the picture of the step
+    before, which was blanked too, and to have mixed up its groups: all prompts were one."""
+    blank = with_pixels(inputs(), *[0 * ONES] * 4)
+    assert not misplaced(healthy())
+    late = healthy(taken=blank, before=healthy(taken=blank))
+    assert only(late).fact == "edge-media-changed"
+    assert misplaced(late), "what follows from its rows is not judged"
 
 
 def test_rows_that_were_processed_once_may_be_used_again() -> None:

@@ -13,7 +13,7 @@ from small_recordings import COMPLETIONS, EOS, EVAL, PROMPTS, case, generated, r
 from omni_grpo_core.doctor.evidence import Evidence, Finding
 from omni_grpo_core.doctor.symptoms import Symptom, symptoms
 from omni_grpo_core.doctor.verdict import Diagnosis, Felt
-from omni_grpo_core.trace.calls import ForwardCall, ProcessorCall
+from omni_grpo_core.trace.calls import ForwardCall, LossGradient, ProcessorCall
 
 LIKELY = torch.tensor([[0.5] * 3] * 4).log()
 FLAT = (1.0, 1.0, 2.0, 2.0)
@@ -154,6 +154,19 @@ def test_groups_that_earn_the_same_for_a_short_time_taught_nothing() -> None:
 
 def test_another_instance_does_not_score_the_policy() -> None:
     assert names([generated(logprobs=LIKELY), scored(math.log(0.25), own=False)]) == []
+
+
+@pytest.mark.parametrize(("read", "felt"), [(1.5, ["scores-disagree"]), (1.0, []), (None, [])])
+def test_a_fused_head_scores_at_its_own_temperature(read: float | None, felt: list[str]) -> None:
+    """TRL's head makes no logits: that its rollouts came without the adapter was not felt. At
+    another temperature than sampling's, the two differ in a sound run as well."""
+    fused = replace(scored(0.0), logprobs=None, sampling_logprobs=torch.full((4, 5), -2.0))
+    nothing = torch.zeros(4, 5)
+    gradient = LossGradient(
+        0, "hidden", nothing.long(), nothing + 1, nothing + (read or 0.0), nothing, nothing
+    )
+    rollout = generated(logprobs=LIKELY, config={"temperature": 1.5})
+    assert names([rollout, fused, *([] if read is None else [gradient])]) == felt
 
 
 def test_a_run_that_raised_says_where() -> None:

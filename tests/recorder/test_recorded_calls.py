@@ -225,6 +225,22 @@ def test_the_processor_call(tmp_path: Path, loop: Loop) -> None:
     assert call.keywords["audios"] == ("<array float32 (16000,)>",)
 
 
+def test_ids_that_nobody_padded(tmp_path: Path, loop: Loop) -> None:
+    """TRL asks for lists: nothing of its rows was kept, so no reward could be followed to its
+    prompt, and completions of the rollout before were scored unseen."""
+    made = loop()
+    with recording(tmp_path / "a", made):
+        lists = made.processor(text=["one", "one two three"])["input_ids"]
+    call = only(load_trace(tmp_path / "a" / "step-000000"), ProcessorCall)
+    short, long = map(len, lists)
+    assert short < long
+    kept = call.outputs["attention_mask"].bool()
+    assert kept.sum(1).tolist() == [short, long]
+    assert [
+        row[own].tolist() for row, own in zip(call.outputs["input_ids"], kept, strict=True)
+    ] == [*lists]
+
+
 def test_a_step_cut_short_by_an_exception_is_kept(tmp_path: Path, loop: Loop) -> None:
     made = loop()
 

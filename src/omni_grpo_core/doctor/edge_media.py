@@ -164,7 +164,9 @@ class _Judge:
 
     def _moved(self, where: str, taken: Item) -> _Change | None:
         """Content of an earlier step, of another row, or of this one at other places."""
-        if self._older:
+        # blank content is no sign of where it is from
+        blank = _is_plain(taken)
+        if self._older and not blank:
             return self._stale(where, self._older)
         fact, of = "media-exchanged", self._owner(taken, self.pool)
         if of is not None:
@@ -184,7 +186,7 @@ class _Judge:
             said = told(f"the {self.modality} {units} of {self.name} are those of the call before "
                         "it,", self._order)  # fmt: skip
             return _Change(self.stage, "media-changed", said, "order", plain(self._order))
-        for name, before in earlier_steps(self.case):
+        for name, before in () if blank else earlier_steps(self.case):
             if self._owner(taken, list(self._rows_before(before))) is not None:
                 return self._stale(where, name)
         return None
@@ -314,6 +316,11 @@ def _place(case: Case, row: FedRow) -> tuple[type, int, int]:
     calls: Sequence[Fed] = case.processed if isinstance(row.call, ProcessorCall) else case.generated
     at = next((n for n, call in enumerate(calls) if call is row.call), -1)
     return type(row.call), at, row.at
+
+
+def _is_plain(item: Item) -> bool:
+    """Whether all units are equal, as of silence."""
+    return all(len({*_numbers(content)}) < 2 for content in item.contents[:1])
 
 
 def _numbers(content: bytes) -> list[int]:

@@ -516,6 +516,12 @@ def until_end(ids: Tensor, eos: Sequence[int]) -> Tensor:
     return (ended.cumsum(1) - ended) == 0
 
 
+def temperature_of(call: GenerateCall) -> float:
+    """The divisor of the scores; 1 for greedy decoding, NaN where it is not known."""
+    sampling = bool(call.config.get("do_sample", False))
+    return float(call.config.get("temperature") or 1.0) if sampling else 1.0
+
+
 def first_step(case: Case) -> bool:
     """Whether the trainer still has the weights it loaded: no optimizer step yet."""
     return all(step.step == 0 for step in case.steps)

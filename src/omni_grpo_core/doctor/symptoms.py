@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.degenerate import IMPOSSIBLE, against_reference
-from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case, Finding, Severity, raised_by
 from omni_grpo_core.doctor.probed import number
 from omni_grpo_core.doctor.rollouts import (
@@ -25,7 +24,7 @@ from omni_grpo_core.doctor.rollouts import (
     joined,
     until_end,
 )
-from omni_grpo_core.doctor.scored import scored_of
+from omni_grpo_core.doctor.scored import scored_as_sampled
 from omni_grpo_core.doctor.teacher_forced import tolerance
 from omni_grpo_core.rewards.degenerate import degenerate, degenerate_text
 from omni_grpo_core.trace.calls import (
@@ -341,10 +340,9 @@ def _disagreement(cases: Sequence[Case]) -> Iterator[Symptom]:
     """Generate's own logprobs of its tokens against the first scoring forward's, both recorded."""
     gaps: dict[Completion, Tensor] = {}
     allowed = 0.0
-    for scored in (one for case in cases for one in scored_of(case)):
+    for scored in (one for case in cases for one in scored_as_sampled(case)):
         call, count = scored.completion.call, len(scored.logprobs)
-        # the recorded scores of forwards are at temperature 1
-        if call.logprobs is None or temperature_of(call) != 1 or scored.completion in gaps:
+        if call.logprobs is None or scored.completion in gaps:
             continue
         sampled = call.logprobs[scored.completion.at, :count].float()
         gaps[scored.completion] = (sampled - scored.logprobs).abs()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -154,7 +154,8 @@ class ProcessorWatch:
             keywords = buffer.plain.mapping(given)
             ignored = _ignored(self._processor, call, given)
             seen = Seen()
-            buffer.see(_tensors(outcome.result), seen, casts=True)
+            pad = getattr(self._tokenizer, "pad_token_id", None) or 0
+            buffer.see(_tensors(outcome.result, pad), seen, casts=True)
             buffer.add(
                 lambda: ProcessorCall(
                     texts=tuple(map(buffer.plain.text, texts)),
@@ -204,15 +205,27 @@ def _flat(text: Any) -> tuple[tuple[str, ...], bool]:
     return tuple(t for one in text for t in (_flat(one)[0])), nested
 
 
-def _tensors(result: Any) -> dict[str, Tensor]:
-    """Arrays and lists of numbers count as tensors: not everybody requests ``"pt"``."""
+def _tensors(result: Any, pad: int) -> dict[str, Tensor]:
+    """Arrays and lists of numbers count as tensors: not everybody requests ``"pt"``. Rows of ids of
+    different length, which nobody padded, are kept with ``pad`` before them, and a mask of it."""
     found = {}
     for name, value in dict(result).items() if isinstance(result, Mapping) else ():
         try:
             found[str(name)] = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):  # rows of different length
-            continue
+            if name == "input_ids" and isinstance(value, list):
+                found["input_ids"] = _padded(value, pad)
+                found["attention_mask"] = _padded([[1] * len(row) for row in value], 0)
     return found
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+    """
+    >>> _padded([[5, 6, 7], [8]], 0).tolist()
+    [[5, 6, 7], [0, 0, 8]]
+    """
+    longest = max(map(len, rows))
+    return torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
 
 
 def _ignored(processor: Any, call: Callable[..., Any], given: Mapping[str, Any]) -> tuple[str, ...]:

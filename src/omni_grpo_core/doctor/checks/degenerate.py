@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
-from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged
-from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, until_end
+from omni_grpo_core.doctor.rollouts import (
+    completion_ids,
+    first_step,
+    ids_of,
+    temperature_of,
+    until_end,
+)
 from omni_grpo_core.doctor.teacher_forced import Replayed, log_table, replay_rollout
 from omni_grpo_core.rewards.degenerate import degenerate
 from omni_grpo_core.trace.calls import GenerateCall

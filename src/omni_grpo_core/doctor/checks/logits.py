@@ -17,7 +17,15 @@ from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.checks.positions import look_rope
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
 from omni_grpo_core.doctor.reproduce import Reproduction, plain, told
-from omni_grpo_core.doctor.rollouts import completion_ids, first_step, ids_of, losses_of, until_end
+from omni_grpo_core.doctor.rollouts import (
+    completion_ids,
+    first_step,
+    ids_of,
+    losses_of,
+    temperature_of,
+    until_end,
+)
+from omni_grpo_core.doctor.scored import scored_as_sampled
 from omni_grpo_core.doctor.teacher_forced import (
     Replayed,
     diff,
@@ -76,12 +84,6 @@ def rollout_gap(case: Case, call: GenerateCall) -> tuple[Gap, Gap] | None:
         Gap(*at_first, allowed),
         Gap(*diff(call.logprobs, expected, known.mask & ~first), allowed),
     )
-
-
-def temperature_of(call: GenerateCall) -> float:
-    """The divisor of the scores; 1 for greedy decoding, NaN where it is not known."""
-    sampling = bool(call.config.get("do_sample", False))
-    return float(call.config.get("temperature") or 1.0) if sampling else 1.0
 
 
 def scoring_agrees(case: Case) -> bool | None:
@@ -256,14 +258,14 @@ def _moved(case: Case, first: Gap, later: Gap, values: Mapping[str, object]) -> 
     """After the first optimizer step the trainer's weights are no longer the reference's. A rollout
     that still gives exactly the old scores did not get the new weights."""
     gaps = [forward_gap(case, f) for f in case.forwards if f.modes.adapter != "off"]
-    known = [gap for gap in gaps if gap is not None]
+    known = [gap.mean for gap in gaps if gap is not None] or _from_rollout(case)
     if not known:
         note_missing(
             case, "the weights have changed since the checkpoint: scores not compared with it"
         )
         return
-    moved = min(gap.mean for gap in known)
-    if moved > known[0].allowed.mean and max(first.mean, later.mean) < 0.01 * moved:
+    moved = min(known)
+    if moved > first.allowed.mean and max(first.mean, later.mean) < 0.01 * moved:
         yield Evidence(
             "completion",
             "other-weights",
@@ -272,6 +274,16 @@ def _moved(case: Case, first: Gap, later: Gap, values: Mapping[str, object]) -> 
             "get the new weights",
             values={**values, "moved": moved},
         )
+
+
+def _from_rollout(case: Case) -> list[float]:
+    """How far the scores of a fused head are from those of each rollout."""
+    scored = [one for one in scored_as_sampled(case) if len(one.logprobs)]
+    return [
+        float((sampled[one.completion.at, : len(one.logprobs)] - one.logprobs).abs().mean())
+        for one in scored
+        if (sampled := one.completion.call.logprobs) is not None
+    ]
 
 
 def _impossible(case: Case, call: GenerateCall) -> dict[str, float]:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.checks import policies, weights
-from omni_grpo_core.doctor.checks.logits import temperature_of
 from omni_grpo_core.doctor.checks.policies import later_update
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.loss_accounts import Account, sound_accounts
 from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import CLEAN, TrainedRow, trained_rows
 from omni_grpo_core.doctor.policy_term import CONSTANT, PolicyTerm, policy_term
+from omni_grpo_core.doctor.rollouts import temperature_of
 
 _SHARE = 0.9
 """Of the positions of a step, how many must agree on a trained token that is not the next."""

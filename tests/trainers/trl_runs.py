@@ -1,0 +1,83 @@
+"""TRL's own ``GRPOTrainer`` on the tiny checkpoint, recorded by the README's two lines."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from omni_grpo_core import attach, record, tiny
+
+ROWS = tuple(json.loads(tiny.data_file().read_text(encoding="utf-8")))
+SYSTEM = (
+    "You answer questions about what you see, hear and read. First describe what matters for the "
+    "question inside <context> </context>. Then reason inside <think> </think>. Last, give the "
+    "final answer alone inside <answer> </answer>."
+)
+Plant = Callable[[Any], AbstractContextManager[Any]]
+"""Changes a trainer before it trains, for as long as the context is open."""
+
+
+def letters(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+    """Varies with the text: every group has a best completion."""
+    return [sum(map(ord, text_of(one))) % 97 / 97 for one in completions]
+
+
+def text_of(completion: Any) -> str:
+    return completion if isinstance(completion, str) else str(completion[0]["content"])
+
+
+def text_rows(count: int = 4) -> list[dict[str, Any]]:
+    questions = ("What is it?", "Who are you? Tell me.", "Where?", "Why so?")
+    return [{"prompt": [{"role": "user", "content": one}]} for one in questions[:count]]
+
+
+def trained(
+    folder: Path,
+    model: Any,
+    processor: Any,
+    rows: Sequence[dict[str, Any]],
+    rewards: Sequence[Callable[..., Any]] = (letters,),
+    *,
+    plant: Plant | None = None,
+    peft: Any = None,
+    by: Literal["record", "attach"] = "record",
+    **config: Any,
+) -> Path:
+    """Train a few optimizer steps; the recording's folder. ``by``: the README's two lines, or
+    ``attach``, which sees the trainer's rows and settings too."""
+    import trl
+    from datasets import Dataset
+
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 32,
+        "max_steps": 2, "temperature": 1.6, "learning_rate": 1e-4, **config
+    }  # fmt: skip
+    trainer = trl.GRPOTrainer(
+        model=copy.deepcopy(model),
+        reward_funcs=list(rewards),
+        args=trl.GRPOConfig(
+            output_dir=str(folder / "out"), use_cpu=True, bf16=False, report_to=[],
+            save_strategy="no", disable_tqdm=True, **settings
+        ),
+        processing_class=processor,
+        train_dataset=Dataset.from_list(list(rows)),
+        peft_config=peft,
+    )  # fmt: skip
+    with nullcontext() if plant is None else plant(trainer):
+        if by == "attach":
+            attach(trainer, folder / "trace", steps=settings["max_steps"])
+            trainer.train()
+        else:
+            with record(
+                folder / "trace", model=trainer.model, processor=processor,
+                reward_funcs=trainer.reward_funcs,
+            ):  # fmt: skip
+                trainer.train()
+    return folder / "trace"
