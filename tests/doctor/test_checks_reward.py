@@ -85,6 +85,12 @@ def brevity(completions: Any, **_: Any) -> list[float]:
     return [-len(text) / 100 for text in completions]
 
 
+def two_lengths(completions: Any, kind: Any, **_: Any) -> list[float]:
+    """Its column is no gold. The wrong answer that is tried is longer than the right one, as is the
+    other gold: both paid more, and it was "proved" to pay for wrong answers."""
+    return [len(text) / 100 + len(k) for text, k in zip(completions, kind, strict=True)]
+
+
 def halves(completions: Any, **_: Any) -> list[float]:
     """Two values, by the length alone: all forms were paid and no garbage, by chance."""
     return [0.5 if len(text) % 2 else -0.5 for text in completions]
@@ -128,6 +134,7 @@ def variety(completions: Any, **_: Any) -> list[float]:
         (brackets, BARE, "other", ""),
         (tag_count, BARE, "format", "context-think-answer"),
         (brevity, BARE, "other", ""),
+        (two_lengths, {"kind": ["a place", "a reason"]}, "other", ""),
         (variety, {}, "other", ""),
         (halves, {}, "other", ""),
         (the_word_the, {}, "other", ""),

@@ -53,10 +53,12 @@ def learned(call: RewardCall) -> Learned:
     best = max(gains, key=lambda at: gains[at], default=None)
     if best is not None and gains[best] > _LEAST:
         return Learned("accuracy", best[1], right[best], foreign[best])
-    for at in gains:
-        if min(foreign[at], wrong.get(at, right[at])) > right[at] + _LEAST:
-            return Learned("inverted", at[1], wrong[at], right[at])
     garbage = [v for _, case in cases(call, "garbage") if (v := number(case)) is not None]
+    for at in gains:
+        # one that is paid by length pays a longer answer more, and an empty text least
+        bad = min(foreign[at], wrong.get(at, right[at]))
+        if bad > right[at] + _LEAST and min(garbage, default=bad) >= right[at] - _LEAST:
+            return Learned("inverted", at[1], wrong[at], right[at])
     most = max(values.values())
     for place, paid in right.items():
         if paid == most and _is_form(call, place, paid, garbage):
