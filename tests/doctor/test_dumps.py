@@ -174,7 +174,7 @@ def test_advantages_are_made_again_from_their_rewards(tmp_path: Path, run_cli: R
     ("advantages", "fact", "cause"),
     [
         ((0.0,) * 4, "no-signal", "adv.zero-variance"),
-        ((-0.7071, 0.7071, -0.7071, 0.7071), "advantages-negated", "loss.sign"),
+        ((-0.7071, 0.7071, -0.7071, 0.7071), "advantages-negated", "adv.negated"),
         ((0.3, 0.1, -0.9, 0.5), "weights-against-rewards", "adv.other-reward"),
     ],
 )

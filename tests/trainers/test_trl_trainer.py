@@ -197,9 +197,9 @@ PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"plant": of_rollout(lambda made: {"advantages": made["advantages"].roll(1)})},
         "advantage", "adv.rolled",
     ),
-    "sign": (
+    "advantages negated": (
         {"plant": of_rollout(lambda made: {"advantages": -made["advantages"]})},
-        "loss", "loss.sign",
+        "advantage", "adv.negated",
     ),
     "learning rate 0": ({"learning_rate": 0.0}, "gradient", "step.rate-zero"),
     "reward floor": ({"rewards": (floored,)}, "reward", "reward.floor"),
