@@ -54,6 +54,21 @@ def test_weights_tokens_and_temperature_come_back(
     assert float(found.residual.max()) < EXACT
 
 
+@pytest.mark.parametrize("candidate", [1.0, 1.7])
+def test_a_log_softmax_in_16_bits_is_neither_an_entropy_nor_another_temperature(
+    scores: Tensor, ids: Tensor, candidate: float
+) -> None:
+    """Rounding at 1.7 was read as weights of 20 that cancel at a temperature of 1, exactly."""
+    logits = scores.clone().requires_grad_()
+    logprobs = (logits.bfloat16() / 1.7).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    (WEIGHTS * logprobs).sum().backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    found = at_logits(scores, logits.grad, ids, (candidate,))
+    assert not bool(found.entropy.any())
+    assert float(found.residual.min()) > BF16 / 4
+    assert float(found.temperature.median()) == pytest.approx(1.7, rel=4 * BF16)
+
+
 @pytest.mark.parametrize("bonus", [0.5, 0.02, -0.05])
 def test_an_entropy_comes_back_beside_the_weights(
     scores: Tensor, ids: Tensor, bonus: float

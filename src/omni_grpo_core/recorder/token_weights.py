@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 _LEFT, _EXPLAINED = 3e-5, 0.1
-"""Of a float32 gradient what is left from which an entropy is tried, and of that what it may leave;
+"""Of a float32 gradient what is left from which an entropy is tried, and of that what one may leave;
 16 bits leave 2**-8 of every gradient."""
 _CHUNK_ELEMENTS = 1 << 23
 """Logits in float32 at a time: 32 MiB, and a few times that for what is made of them."""
@@ -103,7 +103,9 @@ def at_logits(
     if len(odd):
         ids = torch.stack([following[odd].clamp(min=0), own[odd]], 1)
         tried = _with_entropy(logits[odd].float(), g[odd], ids, temperatures)
-        better = tried.residual <= _EXPLAINED * residual[odd].nan_to_num(nan=1.0)
+        # an entropy gives all of a gradient, or none: noise of 16 bits is nearer to one as well
+        most = (_EXPLAINED * residual[odd].nan_to_num(nan=1.0)).clamp(max=limit)
+        better = tried.residual <= most
         for name in TokenWeights.__slots__:
             getattr(found, name)[odd[better]] = getattr(tried, name)[better]
     return found
@@ -146,7 +148,9 @@ def _token_and_entropy(scores: Tensor, g: Tensor, own: Tensor, temperature: floa
     # either is as good as the rounding of the logprobs it was made from
     largest = scores.masked_fill(~there, 0.0).abs().amax(-1) + 1
     rounding = 8 * torch.finfo(g.dtype).eps * largest * (w.abs() + c.abs())
-    left = (off - rounding).clamp(min=0.0) / g.norm(dim=-1)
+    norm = g.norm(dim=-1)
+    # two large weights that cancel: rounding alone is as large as what they are to explain
+    left = ((off - rounding).clamp(min=0.0) / norm).masked_fill(rounding > _EXPLAINED * norm, 1.0)
     warm = torch.full_like(w, temperature)
     return TokenWeights(own, w * temperature, warm, left, c * temperature)
 

@@ -219,7 +219,9 @@ def look_at_terms(case: Case) -> Iterable[Evidence]:
     vocabulary."""
     rows = [row for row in trained_rows(case) if row.is_float32]
     with_entropy = [row for row in rows if bool(row.entropy.any())]
-    if with_entropy:
+    # rounding is near to one at some positions
+    explained = sum(int((row.entropy != 0).sum()) for row in rows)
+    if explained > sum(int((row.residual > CLEAN).sum()) for row in rows):
         yield _entropy(case, with_entropy)
     left = max((row.unexplained for row in rows), default=0.0)
     if left > CLEAN:
