@@ -149,6 +149,23 @@ def test_a_kl_against_the_policy_itself_is_seen_in_the_loss() -> None:
     assert "reference-is-policy" not in facts(after(0.0, rate=0.0))
 
 
+# --------------------------------------------------------------------------- some tokens alone
+
+
+def test_a_reward_of_a_section_acts_on_its_tokens_alone() -> None:
+    """Where the completions' own advantages are 0: the others were proved to be left out."""
+    whole = torch.tensor([1.0, 1.0, 1.0])
+
+    def counted(*kept: float) -> dict[str, Evidence]:
+        others = torch.tensor(kept)
+        weights = per_token(WANTED) * torch.stack([whole, whole, others, others])
+        return facts(recorded(PAID, weights))
+
+    assert "tokens-left-out" not in counted(0, 1, 0)
+    assert "tokens-left-out" in counted(0, 1, 1)
+    assert "tokens-left-out" in counted(1, 1, 0)
+
+
 # --------------------------------------------------------------------------- rounding
 
 

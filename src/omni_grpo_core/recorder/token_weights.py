@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 _LEFT, _EXPLAINED = 3e-5, 0.1
-"""Of a float32 gradient what is left from which an entropy is tried, and of that what one may leave;
+"""Of a float32 gradient what is left from which an entropy is tried, and of that what one leaves;
 16 bits leave 2**-8 of every gradient."""
 _CHUNK_ELEMENTS = 1 << 23
 """Logits in float32 at a time: 32 MiB, and a few times that for what is made of them."""

@@ -163,6 +163,9 @@ def _left_out(case: Case, rows: Sequence[TrainedRow]) -> Iterator[Evidence]:
     rows = [row for row in rows if id(row.completion) in live]
     missing = [int((~row.counted[: row.end]).sum()) for row in rows]
     if any(missing):
+        if all(_is_section(row) for row, left in zip(rows, missing, strict=True) if left):
+            note_missing(case, "a section of completions alone has a weight: it may be rewarded")
+            return
         at = max(range(len(rows)), key=lambda i: missing[i])
         first = int((~rows[at].counted[: rows[at].end]).nonzero()[0])
         yield Evidence(
@@ -174,6 +177,14 @@ def _left_out(case: Case, rows: Sequence[TrainedRow]) -> Iterator[Evidence]:
             values={"tokens": sum(missing), "rows": sum(map(bool, missing))},
             severity="differs",
         )
+
+
+def _is_section(row: TrainedRow) -> bool:
+    """Whether the tokens that count are one run, without the first and the last: what a reward of a
+    section acts on where the completions' own advantages are 0."""
+    places = row.counted[: row.end].nonzero().flatten()
+    first, last = int(places[0]), int(places[-1])
+    return first > 0 and last < row.end - 1 and last - first == len(places) - 1
 
 
 def _counts(weight: Tensor, term: PolicyTerm) -> bool:
