@@ -237,6 +237,15 @@ def test_the_deviation_of_a_single_group_is_a_factor() -> None:
     assert facts(two)["scale-differs"].values == {"scale": "none"}
 
 
+def test_advantages_may_be_divided_by_their_own_deviation() -> None:
+    """Whitened once more in the batch. Of about 1 / 2 it was read as a sum of two micro-batches
+    that nobody divided by 2."""
+    raw = torch.tensor([1.0, -1.0, 3.0, -3.0])
+    whitened = raw / raw.std()
+    found = facts(recorded((4.0, 2.0, 8.0, 2.0), per_token(whitened.tolist())))
+    assert found["scale-differs"].values == {"scale": "batch"}
+
+
 def test_a_factor_fitted_to_two_numbers_proves_nothing() -> None:
     case = recorded((4.0, 8.0), per_token([1.0, 2.0]), prompts=[0, 1])
     assert "advantage-differs" not in facts(case)

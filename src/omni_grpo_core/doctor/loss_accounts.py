@@ -137,7 +137,11 @@ def _sound(known: Rewarded) -> Iterator[Hypothesis]:
         for scale, unbiased, epsilon in product(("group", "batch"), (True, False), _EPSILONS):
             values = advantages(known.total, groups, "group", scale, unbiased, epsilon)
             yield Hypothesis("sound", scale, values)
-        yield Hypothesis("sound", "none", advantages(known.total, groups, scale="none"))
+        plain, apart = (advantages(known.total, groups, scale=s) for s in ("none", "group"))
+        yield Hypothesis("sound", "none", plain)
+        # divided once more, by their own deviation in the whole batch
+        yield Hypothesis("sound", "batch", plain / (plain.std() + _EPSILONS[-1]))
+        yield Hypothesis("sound", "group", apart / (apart.std() + _EPSILONS[-1]))
 
 
 def _recipes(known: Rewarded) -> Iterator[Hypothesis]:

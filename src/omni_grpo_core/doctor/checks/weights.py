@@ -229,8 +229,7 @@ def _recipe(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[Ev
     if {"true": "group", "false": "none"}.get(set_to, set_to) == scale:
         return
     how = {
-        "batch": "divided by the standard deviation of the whole batch's rewards instead of their "
-        "group's",
+        "batch": "divided by one standard deviation of the whole batch instead of each group's",
         "none": "not divided by a standard deviation",
     }[scale]
     yield Evidence(
