@@ -26,7 +26,6 @@ Logged = tuple[Tensor, dict[str, float]]
 AGAIN = {"iterations": 2, "learning_rate": 5e-3}
 """The second update on a rollout: only then do ratios leave 1 and clipping and KL act."""
 PARTIAL = {"partial": True}
-UNLOGGED = {"per-prompt-noted": "it notes no advantages, nor the spans of partial rewards"}
 HELD = {"beta": 0.1, **AGAIN}
 ONE_SIGN = "at the gradient, the advantage's sign and the loss's are one"
 
@@ -55,7 +54,6 @@ def zero_variance(loop: Loop) -> Manager:
     "HumanOmniV2: the judge's advantage from the wrong tensor",
     needs=PARTIAL,
     noted=True,
-    lacking=UNLOGGED,
 )
 @instead_of("advantages")
 def partial_unused(loop: Loop, before: Callable[..., AdvantageSeen], *given: Any) -> AdvantageSeen:
@@ -66,7 +64,7 @@ def partial_unused(loop: Loop, before: Callable[..., AdvantageSeen], *given: Any
 
 
 # nor is it anything else than GDPO's sum of rewards that were normalised one by one
-@faults.add("adv.span-mask", "HumanOmniV2's tag masks", needs=PARTIAL, noted=True, lacking=UNLOGGED)
+@faults.add("adv.span-mask", "HumanOmniV2's tag masks", needs=PARTIAL, noted=True)
 @instead_of("partial_spans")
 def span_mask(loop: Loop, before: object, ids: Tensor, mask: Tensor) -> Tensor:
     """The closing tag is searched for by hard-coded ids and not found; argmax returns 0, and the

@@ -306,7 +306,10 @@ class PerPromptLoop(Calls):
         mask = torch.cat([_padded(mask, longest, 0) for _, mask in answered])
         texts, drawn = self.decode(ids, mask), self.repeat(rows)
         rewards = self.score(self.repeat(prompts), texts, drawn)
-        values = self.advantages(rewards, drawn, ids, mask).advantages
+        seen = self.advantages(rewards, drawn, ids, mask)
+        if notebook is not None:
+            notebook.note(seen)
+        values = seen.advantages
         groups, start = [], 0
         for inputs, (own, _) in zip(asked, answered, strict=True):
             part = slice(start, start + len(own))

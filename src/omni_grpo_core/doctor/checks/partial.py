@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
@@ -91,15 +92,22 @@ def look_at_spans(case: Case) -> Iterable[Evidence]:
     policy = case.reference.policy
     for rollout in rollouts(case):
         seen = rollout.advantage
-        ids = None if rollout.generated is None else completion_ids(rollout.generated)
-        if seen is None or ids is None:
+        made = [ids for call in rollout.generates if (ids := completion_ids(call)) is not None]
+        if seen is None or not made:
             continue
         for name, span in seen.spans.items():
+            ids = _of_width(made, span.shape[-1], policy.pad_token_id)
             if tuple(span.shape) != tuple(ids.shape):
                 continue
             wrong = _span_differs(policy, ids, span.bool(), name)
             if wrong is not None:
                 yield wrong
+
+
+def _of_width(made: Sequence[Tensor], width: int, pad: int) -> Tensor:
+    """The ids of several calls, padded on the right as a loop does that puts them together."""
+    longest = max(width, *(ids.shape[1] for ids in made))
+    return torch.cat([F.pad(ids, (0, longest - ids.shape[1]), value=pad) for ids in made])
 
 
 def _span_differs(policy: Policy, ids: Tensor, span: Tensor, name: str) -> Evidence | None:
