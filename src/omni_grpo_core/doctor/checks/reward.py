@@ -325,6 +325,9 @@ def _floor(call: RewardCall, what: Learned) -> Iterator[Evidence]:
     value = paid[0] if paid else None
     if value is None or value <= 0 or len(paid) < _FLOORS or len(set(paid)) > 1:
         return
+    # what pays a right answer less has no floor there: it pays for garbage
+    if any(earned < value for _, earned in by_place(call, "right")):
+        return
     if what.kind != "accuracy" and given and min(given) >= value:
         yield Evidence(
             "reward",
