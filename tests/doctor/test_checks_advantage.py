@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from small_recordings import GROUPS, advantaged, case, found, generated, rewarded, samples
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.doctor.checks import partial as checks_partial
 from omni_grpo_core.doctor.checks.partial import section_tokens
+from omni_grpo_core.doctor.evidence import Evidence
+from omni_grpo_core.trace.calls import SamplesSeen
 
 LOOKS = checks_partial.LOOKS
 
@@ -86,3 +89,43 @@ def test_columns_of_several_rows() -> None:
     }
     torn = found(checks_groups.LOOKS, case(samples(), generated(), rewarded(columns=columns)))
     assert torn["columns-moved"].row == 1
+
+
+def _golds(own: tuple[str, ...], given: tuple[str, ...]) -> dict[str, Evidence]:
+    """Two rows that ask the same, each answered twice."""
+    from omni_grpo_core.doctor.checks import groups as checks_groups
+
+    rows = [
+        {"sample_id": n, "problem": "which?", "gold": g} for n, g in zip("ab", own, strict=True)
+    ]
+    columns = {"sample_id": list(GROUPS), "gold": [given[0], given[0], given[1], given[1]]}
+    noted = SamplesSeen(tuple(rows), ("a", "b"))
+    return found(checks_groups.LOOKS, case(noted, generated(), rewarded(columns=columns)))
+
+
+def test_golds_that_are_no_row_s_own() -> None:
+    """Golds were looked up by the question: both rows got that of a third one, which was not in the
+    batch, and no column had come from another row of it."""
+    by_question = _golds(("A", "B"), ("C", "C"))["gold-of-another"]
+    assert (by_question.row, by_question.values["by_question"]) == (0, True)
+    other = _golds(("A", "B"), ("C", "D"))["gold-of-another"]
+    assert not other.values["by_question"]
+    one = _golds(("A", "B"), ("A", "C"))["gold-of-another"]
+    assert (one.row, one.values["by_question"]) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        (("<answer>A</answer>", "<answer>B</answer>"), ("A", "B")),
+        (("A", "B"), ("(a)", "b.")),
+        (("A", "B"), ("a cat", "a dog")),
+        (("A", "B"), ("0", "1")),
+        (("1", "2"), ("0", "3")),
+    ],
+)
+def test_golds_in_another_form_are_no_other_golds(
+    own: tuple[str, ...], given: tuple[str, ...]
+) -> None:
+    """Collators take the answer out of its tags, or the option's text for its letter."""
+    assert _golds(own, given) == {}

@@ -235,7 +235,12 @@ def other_gold(loop: Loop, columns: dict[str, list[Any]]) -> dict[str, list[Any]
     return {**columns, "solution": [*golds[size:], *golds[:size]]}
 
 
-@faults.add("reward.gold-by-question", "golds kept in a dictionary by question", noted=True)
+@faults.add(
+    "reward.gold-by-question",
+    "golds kept in a dictionary by question",
+    noted=True,
+    needs={"rows": (1, 5)},  # one question about two clips
+)
 @instead_of("columns")
 def gold_by_question(
     loop: Loop, before: Callable[[list[Drawn]], dict[str, list[Any]]], drawn: list[Drawn]

@@ -226,6 +226,22 @@ _FACTS = (
         confirm="the gold passed with each completion belongs to its own question",
     ),
     Signature(
+        cause="reward.gold-by-question",
+        fact="gold-of-another",
+        harm="answers are compared with another row's gold: what is right earns nothing",
+        fix="look golds up by sample id: rows may ask the same of other clips",
+        confirm="the gold passed with each completion is that of its own row",
+        when=lambda e: bool(e.values["by_question"]),
+    ),
+    Signature(
+        cause="reward.other-gold",
+        fact="gold-of-another",
+        harm="answers are compared with another row's gold: what is right earns nothing",
+        fix="carry each row's gold with it, and look it up by sample id where that cannot be",
+        confirm="the gold passed with each completion is that of its own row",
+        when=lambda e: not e.values["by_question"],
+    ),
+    Signature(
         cause="reward.nan",
         fact="not-a-number",
         harm="one NaN makes the sum of its row NaN, and the advantages of its whole group",

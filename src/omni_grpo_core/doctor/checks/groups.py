@@ -3,16 +3,23 @@ scored with, and its group. The three must agree; the one that differs from both
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omni_grpo_core.doctor.checks.completion import look_at_pixels
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look
-from omni_grpo_core.doctor.rollouts import RolloutRecord, prompts_of, rollouts
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, quoted
+from omni_grpo_core.doctor.rollouts import RolloutRecord, joined, prompts_of, rollouts
+from omni_grpo_core.recorder.probe_cases import GOLDS, answer_in
+from omni_grpo_core.trace.calls import RewardCall
 
 Owners = tuple[int | None, ...]
 """The data row that each completion belongs to, from one source; ``None``: unknown."""
+
+_QUESTIONS = ("problem", "question", "query", "prompt")
+_OPTION = re.compile(r"[a-z](\s*,\s*[a-z])*")
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,79 @@ def look_at_columns(case: Case) -> Iterable[Evidence]:
                 values={"name": call.name},
             )
             break
+
+
+def look_at_golds(case: Case) -> Iterable[Evidence]:
+    """Golds that are not those of the row which the other columns, or the prompt, are from, nor of
+    any other row of the rollout."""
+    for rollout in rollouts(case):
+        for call in rollout.rewards:
+            wrong = list(_other_golds(case, rollout, call))
+            # those of one question are all given one gold
+            owns: dict[tuple[str, str], set[str]] = {}
+            for one in wrong:
+                owns.setdefault((one.question, one.given), set()).add(one.own)
+            by_question = any(len(golds) > 1 for golds in owns.values())
+            # numbers may be counted from another one
+            if not wrong or not (by_question or any(one.own.isalpha() for one in wrong)):
+                continue
+            first = wrong[0]
+            yield Evidence(
+                "reward",
+                "gold-of-another",
+                f"reward {call.name}: completion {first.at} answers row {_row(first.owner)} of the "
+                f"data, whose gold is {quoted(first.own)}, and is scored with "
+                f"{quoted(first.given)} instead; so are {len(wrong) - 1} others with golds that "
+                "are not their rows'",
+                row=first.at,
+                values={"name": call.name, "by_question": by_question},
+            )
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class _OtherGold:
+    """``own``: the answer in the gold of the row, ``given``: in that which its completion ``at``
+    was scored with. ``question``: of the row, as text."""
+
+    at: int
+    owner: int
+    own: str
+    given: str
+    question: str
+
+
+def _other_golds(case: Case, rollout: RolloutRecord, call: RewardCall) -> Iterator[_OtherGold]:
+    rows = () if rollout.samples is None else rollout.samples.rows
+    number = next(n for n, one in enumerate(case.rewards) if one is call)
+    groups = [None if one is None else one.group for one in joined(case).entries[number]]
+    # rows that are equal but for their media are told apart by the prompts
+    asked = labels_of(groups) if len({*groups} - {None}) == len(rows) else []
+    for at, fit in enumerate(_fits(rollout, call.columns, len(call.completions)) or ()):
+        beside = [found for name, found in fit.items() if name not in GOLDS]
+        common = set.intersection(*beside) if beside else {*range(len(rows))}
+        common = common & {asked[at]} if at < len(asked) and len(common) > 1 else common
+        if len(common) != 1:
+            continue
+        [owner] = common
+        row = rows[owner]
+        for name in fit.keys() & {*GOLDS}:
+            own, given = str(row[name]), str(call.columns[name][at])
+            # a gold of another row of the rollout is a column that moved
+            if not fit[name] and _says_another(own, given):
+                question = " ".join(str(row.get(one, "")) for one in _QUESTIONS)
+                yield _OtherGold(at, owner, answer_in(own), answer_in(given), question)
+
+
+def _says_another(own: str, given: str) -> bool:
+    """Whether a gold of the same form has another answer: letters for letters, numbers for numbers.
+    What a collator makes of a gold has another form, or the same answer."""
+    if (own == answer_in(own)) != (given == answer_in(given)):
+        return False
+    answers = [answer_in(text).casefold().strip(" .()") for text in (own, given)]
+    kinds = ["option" if _OPTION.fullmatch(one) else "number" if _NUMBER.fullmatch(one) else ""
+             for one in answers]  # fmt: skip
+    return kinds[0] == kinds[1] != "" and answers[0] != answers[1]
 
 
 def owners_by_source(
@@ -201,4 +281,4 @@ def _order(owners: Owners) -> str:
     return shown + (" …" if len(owners) > 12 else "")
 
 
-LOOKS: tuple[Look, ...] = (look_at_owners, look_at_columns)
+LOOKS: tuple[Look, ...] = (look_at_owners, look_at_columns, look_at_golds)
