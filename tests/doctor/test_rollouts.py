@@ -207,3 +207,15 @@ def test_a_completion_is_no_column_of_its_row() -> None:
         replace(rewarded([], [], response="<a>", answer="C"), values=(1.0,)),
     )
     assert [one.row for one in asked(case)] == [{"answer": "C"}]
+
+
+def test_a_gold_that_a_completion_repeats_is_a_column_still() -> None:
+    """Of rows that differ in nothing else, those answered right had no gold any more: a completion
+    of another prompt among them was no longer found."""
+    case = step(
+        rendered("read"),
+        made(["read"], rows([B])),
+        sampled(rows([B, B]), (ONE, TWO), ("C", "D")),
+        rewarded([], ["C", "D"], answer=["C", "C"], response=["C", "D"]),
+    )
+    assert [one.row for one in asked(case)] == [{"answer": "C"}] * 2

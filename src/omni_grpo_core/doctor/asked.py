@@ -91,20 +91,23 @@ def _rewarded(case: Case) -> tuple[Asked, ...]:
 
 def _columns(case: Case) -> dict[Completion, dict[str, Any]]:
     """What reward functions got with each completion, by the name of the argument: without the
-    completion itself, whatever its argument is called."""
-    rows: dict[Completion, dict[str, Any]] = {}
+    completion itself, whatever its argument is called. A gold is that of a right answer too, but
+    not of all of them."""
+    given: dict[str, list[tuple[Completion, Any]]] = {}
     for call, entries in zip(case.rewards, joined(case).entries, strict=True):
-        for at, completion in enumerate(entries):
-            if completion is None:
-                continue
-            row = rows.setdefault(completion, {})
-            for name, held in call.columns.items():
-                each = isinstance(held, list | tuple) and len(held) == len(entries)
-                if not each and len(entries) > 1:
-                    continue
-                value = held[at] if each else held
-                if not (isinstance(value, str) and is_decode(value, completion)):
-                    row.setdefault(name, value)
+        for name, held in call.columns.items():
+            each = isinstance(held, list | tuple) and len(held) == len(entries)
+            if each or len(entries) == 1:
+                values = held if each else [held]
+                pairs = zip(entries, values, strict=True)
+                given.setdefault(name, []).extend((c, v) for c, v in pairs if c is not None)
+    rows: dict[Completion, dict[str, Any]] = {
+        completion: {} for entries in joined(case).entries for completion in entries if completion
+    }
+    for name, pairs in given.items():
+        if not all(isinstance(value, str) and is_decode(value, one) for one, value in pairs):
+            for completion, value in pairs:
+                rows[completion].setdefault(name, value)
     return rows
 
 
