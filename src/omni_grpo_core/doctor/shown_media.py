@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +33,15 @@ _LARGE = 1024 * 1024
 class Shown:
     """One media item of one row: what was passed, and its file: the one that the messages name, or
     else the columns that rewards got with the row's completions. ``media``: that file as the
-    reference reads it, ``None`` where it cannot be read here."""
+    reference reads it, ``None`` where it cannot be read here. ``asked``: paths that conversations
+    of the row's very text name, where there are several: any may be meant."""
 
     row: int
     number: int
     given: MediumSeen
     ref: MediaRef
     media: Media | None
+    asked: frozenset[str] = frozenset()
 
     @property
     def values(self) -> Tensor | None:
@@ -164,8 +166,16 @@ def shown(one: RenderedBatch, call: ProcessorCall, case: Case) -> tuple[Shown, .
                 continue  # reported by the counts
             for index, (given, ref) in enumerate(zip(media, refs[modality], strict=True)):
                 read = read_file(ref, case)
-                found.append(Shown(row.index, index, given, ref, read))
+                asked = _asked(one, call.texts[row.index], case) if prompts is None else ()
+                found.append(Shown(row.index, index, given, ref, read, frozenset(asked)))
     return tuple(found)
+
+
+def _asked(one: RenderedBatch, text: str, case: Case) -> Iterator[str]:
+    wanted = collapsed(text, marks(case))
+    for prompt in one.prompts:
+        if prompt.text == wanted:
+            yield from (ref.path for ref in prompt.media)
 
 
 def _files(

@@ -186,12 +186,14 @@ def _others(item: Shown, every: Iterable[Shown]) -> Iterator[Shown]:
 
 def _swapped(
     item: Shown, twin: Shown, every: Sequence[Shown], known: Mapping[str, Any]
-) -> Evidence:
+) -> Iterator[Evidence]:
+    if twin.ref.path in item.asked:
+        return
     other = PurePath(twin.ref.path).name
     of = f" of row {twin.row}" if twin in every else ""
     if of and twin.row == item.row:
         of = ", its own at another place,"
-    return Evidence(
+    yield Evidence(
         "media",
         "media-swapped",
         f"row {item.row} gets {other}{of} where {known['file']} should be",
@@ -213,7 +215,7 @@ def _sound(
     better = min(rest * _CLEARLY, OTHER_WAVE)
     for other in _other_sounds(item, every):
         if other.values is not None and unexplained(values, other.values) < better:
-            yield _swapped(item, other, every, known)
+            yield from _swapped(item, other, every, known)
             return
     found: tuple[Reproduction, ...]
     by, left = moved(values, reference)
@@ -230,7 +232,7 @@ def _sound(
             return
         for other in () if found else _beside(item, case):
             if other.values is not None and unexplained(values, other.values) < better:
-                yield _swapped(item, other, every, known)
+                yield from _swapped(item, other, every, known)
                 return
     yield _sound_differs(item, values, reference, found, known)
 
@@ -315,7 +317,7 @@ def _pictures(
         if not twin and not found and not own.is_found:
             twin = _twin(item, given, own, _beside(item, case))
         if twin is not None:
-            yield _swapped(item, twin, every, known)
+            yield from _swapped(item, twin, every, known)
             return
         if found:
             subject = f"{item.ref.modality} {item.number} of row {item.row} is {known['file']}"
