@@ -163,6 +163,14 @@ _BATCH = (
         confirm="print {key}.dtype before generate",
     ),
     Signature(
+        cause="batch.grids-exchanged",
+        fact="grids-exchanged",
+        harm="patches of one item are cut as those of another: both are scrambled, and rows get "
+        "parts of other rows' media",
+        fix="keep {grid} and {pixels} of a row together through every sort, collate and split",
+        confirm="{grid} of {call} is the processor's, in its order",
+    ),
+    Signature(
         cause="batch.feature-count",
         fact="features-and-tokens",
         harm="the first {tokens} of {features} features are used and all later ones shifted: rows "

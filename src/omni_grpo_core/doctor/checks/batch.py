@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from omni_grpo_core.core.batch import ID_DTYPE
-from omni_grpo_core.doctor.call_rows import PIXELS, Counts, counts_of
+from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS, Counts, counts_of
 from omni_grpo_core.doctor.checks import flags
 from omni_grpo_core.doctor.checks.flags import calls_of, flag_wrong
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
-from omni_grpo_core.doctor.rendered import rendered_batches
+from omni_grpo_core.doctor.rendered import RenderedBatch, rendered_batches
 from omni_grpo_core.doctor.replay.batch import given_rows, grid_sizes
 from omni_grpo_core.doctor.replay.text import collapsed, marks
 from omni_grpo_core.doctor.reproduce import (
@@ -22,8 +22,8 @@ from omni_grpo_core.doctor.reproduce import (
     reproductions,
     told,
 )
-from omni_grpo_core.trace.calls import ProcessorCall
-from omni_grpo_core.types import MODALITIES
+from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, ProcessorCall
+from omni_grpo_core.types import MODALITIES, Modality
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,7 +147,9 @@ def look_placeholders(case: Case) -> Iterator[Evidence]:
                 # media that were not passed on are reported by another look
                 if not count.agree and count.modality not in wrong and not lost:
                     wrong.add(count.modality)
-                    yield _miscount(count, f"the input of {name}", "added")
+                    yield _exchanged(one, model_call, name, count.modality) or _miscount(
+                        count, f"the input of {name}", "added"
+                    )
 
 
 def look_seconds(case: Case) -> Iterator[Evidence]:
@@ -254,6 +256,32 @@ def _miscount(count: Counts, where: str, origin: Origin) -> Evidence:
             "items": len(count.items), "by_row": count.tokens, "where": where,
         },
     )  # fmt: skip
+
+
+def _exchanged(
+    one: RenderedBatch, call: GenerateCall | ForwardCall, name: str, modality: Modality
+) -> Evidence | None:
+    """Grids in another order than the processor's, beside its own pixels in its own order."""
+    grid, pixels = GRIDS[modality], PIXELS[modality]
+    made = [processed.outputs for processed in one.processed]
+    wanted, given = ([part[key] for part in made if key in part] for key in (grid, pixels))
+    got, shown = call.inputs.get(grid), call.inputs.get(pixels)
+    if got is None or shown is None or len(wanted) != len(given) or not wanted:
+        return None
+    want, held = torch.cat(wanted), torch.cat(given)
+    if got.shape != want.shape or sorted(got.tolist()) != sorted(want.tolist()):
+        return None
+    if torch.equal(got, want) or not torch.equal(shown, held.to(shown.dtype)):
+        return None
+    at = int((got != want).any(1).nonzero()[0])
+    sizes = [" x ".join(map(str, grids[at].tolist())) for grids in (got, want)]
+    return Evidence(
+        "batch",
+        "grids-exchanged",
+        f"{grid} of {name} has the processor's grids in another order, beside its {pixels} in its "
+        f"own: item {at} is cut as {sizes[0]}, and was made as {sizes[1]}",
+        values={"modality": modality, "call": name, "grid": grid, "pixels": pixels},
+    )
 
 
 def _input_right(call: ProcessorCall, case: Case) -> Origin:
