@@ -99,8 +99,8 @@ def _columns(case: Case) -> dict[Completion, dict[str, Any]]:
             each = isinstance(held, list | tuple) and len(held) == len(entries)
             if each or len(entries) == 1:
                 values = held if each else [held]
-                pairs = zip(entries, values, strict=True)
-                given.setdefault(name, []).extend((c, v) for c, v in pairs if c is not None)
+                by_entry = zip(entries, values, strict=True)
+                given.setdefault(name, []).extend((c, v) for c, v in by_entry if c is not None)
     rows: dict[Completion, dict[str, Any]] = {
         completion: {} for entries in joined(case).entries for completion in entries if completion
     }
