@@ -187,3 +187,21 @@ def test_seconds_between_frames_that_change_on_their_way_to_the_model() -> None:
 
     found = only(looks.look_seconds, changed(step, GenerateCall, slower))
     assert found.sentence == "video_second_per_grid of generate is the processor's times 3"
+
+
+def test_grids_in_another_order_than_their_pixels() -> None:
+    """They were counted row by row and did not fit, and one of several causes of that was shown:
+    the contents show which."""
+    step = steps_with(audio="off", rows=(12, 7))[0]
+
+    def turned(call: GenerateCall, *names: str) -> GenerateCall:
+        return replace(call, inputs={**call.inputs, **{n: call.inputs[n].flip(0) for n in names}})
+
+    [one] = looks.look_placeholders(
+        changed(step, GenerateCall, lambda call: turned(call, "video_grid_thw"))
+    )
+    assert one.fact == "grids-exchanged"
+    assert one.values["pixels"] == "pixel_values_videos"
+    both = ("video_grid_thw", "pixel_values_videos")
+    [one] = looks.look_placeholders(changed(step, GenerateCall, lambda call: turned(call, *both)))
+    assert one.fact == "features-and-tokens"

@@ -339,6 +339,13 @@ def test_a_cause_is_named(
     assert severity in severities(call).values()
 
 
+def test_what_pays_for_garbage_alone_is_no_floor() -> None:
+    """It gave 1 to whatever has no tags, 0 to a right answer in them, and "a floor of 1" was
+    proved."""
+    call = probed(_tagless, "accuracy_reward", BARE, (1.0,) * 4)
+    assert "reward.floor" not in causes(case(call))
+
+
 def _late(prompts: Any, completions: Any, **columns: Any) -> list[float]:
     values = _as_text(prompts, completions, **columns)
     return [*values[-1:], *values[:-1]]
