@@ -179,7 +179,7 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
             "scoring_agrees": agrees, "turn": rollout_at, "alike": _as_scored(case, call),
         }  # fmt: skip
         if not first_step(case):
-            yield from _moved(case, first, later, values)
+            yield from _moved(case, call, first, later, values)
         elif first.wide and agrees is not False:
             yield Evidence(
                 "completion",
@@ -254,10 +254,18 @@ def _padded_right(call: GenerateCall) -> bool:
     return mask is not None and not bool(mask[:, -1].all())
 
 
-def _moved(case: Case, first: Gap, later: Gap, values: Mapping[str, object]) -> Iterable[Evidence]:
+def _moved(
+    case: Case, call: GenerateCall, first: Gap, later: Gap, values: Mapping[str, object]
+) -> Iterable[Evidence]:
     """After the first optimizer step the trainer's weights are no longer the reference's. A rollout
     that still gives exactly the old scores did not get the new weights."""
-    gaps = [forward_gap(case, f) for f in case.forwards if f.modes.adapter != "off"]
+    # another precision changes scores as an update does
+    precision = (call.modes.autocast, call.modes.dtype)
+    gaps = [
+        forward_gap(case, f)
+        for f in case.forwards
+        if f.modes.adapter != "off" and (f.modes.autocast, f.modes.dtype) == precision
+    ]
     known = [gap.mean for gap in gaps if gap is not None] or _from_rollout(case)
     if not known:
         note_missing(

@@ -147,7 +147,13 @@ def _left_out(known: Reading) -> list[int]:
     ended = torch.tensor([row.ended for row in known.rows])
     out = ~live & ended & (wanted != 0)
     both = {*wanted[out].tolist()} & {*wanted[live].tolist()}
-    if not both or int(live.sum()) < 3 or not sound_accounts(known.of_rows(live)):
+    # a reward that is not in the loss, as a partial one, may be all that tells them apart
+    unused = any(
+        not bool(advantages(rest, known.rewarded.groups)[list(known.at)][out].any())
+        for rest in known.rewarded.total[:, None].sub(known.rewarded.rewards).unbind(1)
+        if bool(rest.any())
+    )
+    if not both or unused or int(live.sum()) < 3 or not sound_accounts(known.of_rows(live)):
         return []
     return out.nonzero().flatten().tolist()
 
