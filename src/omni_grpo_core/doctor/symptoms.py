@@ -228,7 +228,7 @@ def _all_stuck(
     tells = all(map(_tells_apart, calls.values()))
     if tells:
         sentence += "; other completions are paid otherwise, as its probes show"
-    few = _is_patient(count, steps) if tells else not zero and count < _COMPLETIONS
+    few = _too_few_chances(count, steps) if tells else not zero and count < _COMPLETIONS
     return Symptom(name, sentence, _BEFORE_REWARD, "differs" if few else "breaks", idle=True)
 
 
@@ -283,13 +283,13 @@ def _flat(cases: Sequence[Case]) -> Iterator[Symptom]:
         )
         open_ = groups - solved
         steps = sum(bool(case.rewards) for case in cases)
-        few = _is_patient(max(map(_count, calls.values()), default=0), steps)
+        few = _too_few_chances(max(map(_count, calls.values()), default=0), steps)
         idle = few and bool(open_) and all(map(_tells_apart, calls.values()))
         severity: Severity = "breaks" if open_ >= _GROUPS and not idle else "differs"
         yield Symptom("no-advantage", sentence, _BEFORE_ADVANTAGE, severity, idle=idle)
 
 
-def _is_patient(completions: int, steps: int) -> bool:
+def _too_few_chances(completions: int, steps: int) -> bool:
     """Whether that is too little for functions that tell completions apart to be blamed."""
     return completions < _MANY or steps < _STEPS
 

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.core.conversation import build_conversation
 from omni_grpo_core.core.dialect import switch_checkpointing
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import ROWS, LoopConfig
 from omni_grpo_core.faults.fixtures import Clips, Drawn, rows_of
 from omni_grpo_core.faults.scoring import Recall
-from omni_grpo_core.faults.seams import Calls, Messages, Notebook, Rolled, StepOutcome, outcome_of
+from omni_grpo_core.faults.seams import Calls, Notebook, Rolled, StepOutcome, outcome_of
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
@@ -94,18 +93,6 @@ class BufferedLoop(Calls):
         data = [rows_of()[number] for number in dict.fromkeys(fitting)]
         place = (self.steps_done * self.config.accumulation + micro) * len(wanted) % len(data)
         return (data * 2)[place : place + len(wanted)]
-
-    def conversation(self, drawn: Drawn) -> Messages:
-        tracks = {path: self.has_track(path) for path in drawn.videos}
-        return self.clips.messages(
-            build_conversation(drawn.sample, audio_in_video=self.config.audio, tracks=tracks)
-        )
-
-    def render(self, conversations: list[Messages]) -> list[str]:
-        texts: list[str] = self.processor.apply_chat_template(
-            conversations, tokenize=False, add_generation_prompt=True
-        )
-        return texts
 
     def repeat(self, values: list[Any]) -> list[Any]:
         return list(chain.from_iterable([value] * self.config.group_size for value in values))

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from omni_grpo_core.core.conversation import build_conversation
 from omni_grpo_core.core.dialect import switch_checkpointing
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import ROWS, LoopConfig
 from omni_grpo_core.faults.experience import IDS, MASK, Experience, by_row, collated
 from omni_grpo_core.faults.fixtures import Clips, Drawn, rows_of
 from omni_grpo_core.faults.scoring import Recall
-from omni_grpo_core.faults.seams import Calls, Messages, Notebook, Rolled, StepOutcome, outcome_of
+from omni_grpo_core.faults.seams import Calls, Notebook, Rolled, StepOutcome, outcome_of
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.format import Format
@@ -86,18 +85,6 @@ class ExperienceLoop(Calls):
             order += [number for number in numbers if number not in order]
         batch = self.steps_done * self.config.accumulation + micro
         return [rows_of()[order[(batch * size + n) % len(order)]] for n in range(size)]
-
-    def conversation(self, drawn: Drawn) -> Messages:
-        tracks = dict(zip(drawn.videos, map(self.has_track, drawn.videos), strict=True))
-        return self.clips.messages(
-            build_conversation(drawn.sample, audio_in_video=self.config.audio, tracks=tracks)
-        )
-
-    def render(self, conversations: list[Messages]) -> list[str]:
-        texts: list[str] = self.processor.apply_chat_template(
-            conversations, tokenize=False, add_generation_prompt=True
-        )
-        return texts
 
     def repeat(self, values: list[Any]) -> list[Any]:
         return [value for value in values for _ in range(self.config.group_size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from omni_grpo_core.faults.batch import PADDED
 from omni_grpo_core.faults.fault import (
     ONE_PROMPT,
     FaultRegistry,
+    Injection,
     Manager,
     instead_of,
     result_of,
@@ -168,46 +170,45 @@ def text_cut(loop: Loop, texts: list[str]) -> list[str]:
     return [text[:40] for text in texts]
 
 
+def _scored_texts(change: Callable[[list[str], list[str]], list[str]]) -> Injection:
+    """Rewards get other texts: a function of prompts and completions."""
+
+    @instead_of("score")
+    @wraps(change)
+    def score(
+        loop: Loop,
+        before: Callable[..., Tensor],
+        prompts: list[str],
+        texts: list[str],
+        drawn: list[Drawn],
+    ) -> Tensor:
+        return before(prompts, change(prompts, texts), drawn)
+
+    return score
+
+
 @faults.add("reward.prompt-inside", "decoding the whole sequence that generate returns")
-@instead_of("score")
-def prompt_inside(
-    loop: Loop,
-    before: Callable[..., Tensor],
-    prompts: list[str],
-    texts: list[str],
-    drawn: list[Drawn],
-) -> Tensor:
+@_scored_texts
+def prompt_inside(prompts: list[str], texts: list[str]) -> list[str]:
     """Rewards get prompt and completion as one text: the format is never met, or always."""
-    return before(prompts, [p + t for p, t in zip(prompts, texts, strict=True)], drawn)
+    return [p + t for p, t in zip(prompts, texts, strict=True)]
 
 
 @faults.add("reward.specials-kept", "decoding with skip_special_tokens=False")
-@instead_of("score")
-def specials_kept(
-    loop: Loop,
-    before: Callable[..., Tensor],
-    prompts: list[str],
-    texts: list[str],
-    drawn: list[Drawn],
-) -> Tensor:
+@_scored_texts
+def specials_kept(prompts: list[str], texts: list[str]) -> list[str]:
     """Rewards get texts with the eos and the padding after it: a strict reward pays none of
     them."""
-    return before(prompts, [f"{text}<|im_end|><|endoftext|>" for text in texts], drawn)
+    return [f"{text}<|im_end|><|endoftext|>" for text in texts]
 
 
 @faults.add(
     "reward.rolled", "generators consumed once before they are zipped", also=("reward.by-position",)
 )
-@instead_of("score")
-def rolled_texts(
-    loop: Loop,
-    before: Callable[..., Tensor],
-    prompts: list[str],
-    texts: list[str],
-    drawn: list[Drawn],
-) -> Tensor:
+@_scored_texts
+def rolled_texts(prompts: list[str], texts: list[str]) -> list[str]:
     """Each completion is scored in the place of the one before it: rewards go to other rows."""
-    return before(prompts, [*texts[1:], *texts[:1]], drawn)
+    return [*texts[1:], *texts[:1]]
 
 
 @faults.add(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from omni_grpo_core.core.conversation import build_conversation
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fixtures import Clips, Drawn
@@ -71,6 +72,7 @@ def outcome_of(losses: Iterable[float], rolled: Sequence[Rolled]) -> StepOutcome
 class Calls:
     """Seams that are a single call in every loop."""
 
+    config: LoopConfig
     clips: Clips
     policy: Policy
     processor: Any
@@ -81,6 +83,18 @@ class Calls:
 
     def has_track(self, path: str) -> bool:
         return self.clips.has_track(path)
+
+    def conversation(self, drawn: Drawn) -> Messages:
+        tracks = {path: self.has_track(path) for path in drawn.videos}
+        return self.clips.messages(
+            build_conversation(drawn.sample, audio_in_video=self.config.audio, tracks=tracks)
+        )
+
+    def render(self, conversations: list[Messages]) -> list[str]:
+        texts: list[str] = self.processor.apply_chat_template(
+            conversations, tokenize=False, add_generation_prompt=True
+        )
+        return texts
 
     def load(self, messages: Messages) -> Media:
         return self.clips.load(messages, self.use_audio_in_video)

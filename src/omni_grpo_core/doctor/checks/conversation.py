@@ -8,7 +8,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from omni_grpo_core.doctor.asked import asked, carries_sound, golds_of, name_of, noted, rewarded
+from omni_grpo_core.doctor.asked import (
+    Asked,
+    asked,
+    carries_sound,
+    golds_of,
+    name_of,
+    noted,
+    rewarded,
+)
 from omni_grpo_core.doctor.bundles import rows_in
 from omni_grpo_core.doctor.continuity import misplaced
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, quoted
@@ -241,6 +249,15 @@ def look_instructions(case: Case) -> Iterator[Evidence]:
         )
 
 
+def _answers(options: Sequence[object]) -> list[str]:
+    """Options without the letters before them."""
+    return [_OPTION.sub("", str(option)).strip() for option in options]
+
+
+def _said(one: Asked) -> str:
+    return one.prompt.text_of("user") + one.prompt.text_of("system")
+
+
 def look_options(case: Case) -> Iterator[Evidence]:
     """Options of which the gold names one by its letter are in the conversation, in any form."""
     everything = "".join(str(one.prompt.text) for one in asked(case))
@@ -249,8 +266,7 @@ def look_options(case: Case) -> Iterator[Evidence]:
         if not isinstance(options, list | tuple) or len(options) < 2:
             continue
         letters = any(_LABEL.fullmatch(text) for text in golds_of(one.row))
-        words = [_OPTION.sub("", str(option)).strip() for option in options]
-        said = one.prompt.text_of("user") + one.prompt.text_of("system")
+        words, said = _answers(options), _said(one)
         question = question_of(one.row) or ""
         # a question may itself mention an option
         rest = said.replace(question, "", 1)
@@ -278,8 +294,7 @@ def look_question_lost(case: Case) -> Iterator[Evidence]:
             continue
         if question in everything:
             continue  # here, or in another prompt where columns came in another order
-        said = one.prompt.text_of("user") + one.prompt.text_of("system")
-        words = [_OPTION.sub("", str(option)).strip() for option in options]
+        words, said = _answers(options), _said(one)
         if not all(word and word in said for word in words):
             continue
         left = said
