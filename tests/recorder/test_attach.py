@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +175,59 @@ def test_a_train_that_raises_keeps_what_was_recorded(
     assert len(values(trace, GenerateCall)) == 1
 
 
-def test_a_trainer_of_unknown_style_is_rejected(tmp_path: Path) -> None:
+class OwnLoop:
+    """Nothing of TRL: a model and a tokenizer, under names of its own."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.tokenizer = copy.deepcopy(policy.model), policy.processor.tokenizer
+        self.rewards = [letters]
+
+    def train(self) -> None:
+        ids = torch.tensor([self.tokenizer("A question?")["input_ids"]])
+        self.policy(input_ids=ids, attention_mask=torch.ones_like(ids))
+        self.rewards[0](prompts=["A question?"], completions=[[{"content": "An answer"}]])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            trainer,
+            "MiniatureTrainer as open-r1-multimodal; processor Qwen2_5OmniProcessor "
+            "(processing_class); rewards letters, patial_length; loss compute_loss",
+        ),
+        (
+            lambda policy, *_: OwnLoop(policy),
+            "OwnLoop as a loop of its own; processor {tokenizer} (tokenizer); rewards letters",
+        ),
+    ],
+)
+def test_what_was_recognised_is_said(
+    make: Any,
+    said: str,
+    tmp_path: Path,
+    policy: Policy,
+    samples: tuple[Sample, ...],
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    run_cli: Callable[..., tuple[int, str, str]],
+) -> None:
+    said = said.format(tokenizer=type(policy.processor.tokenizer).__name__)
+    for folder in ("trace", "trace-1"):
+        made = make(policy, samples, settings)
+        attach(made, tmp_path / "trace", steps=1)
+        made.train()
+        assert load_trace(next((tmp_path / folder).glob("step-*"))).header["trainer"] == said
+    first, second = (record.message for record in caplog.records if said in record.message)
+    assert first == f"recording {said}; into {tmp_path / 'trace'}"
+    assert second.startswith(f"recording {said}; {tmp_path / 'trace'} holds a recording")
+    assert json.loads(run_cli("doctor", tmp_path / "trace", "--json")[1])["trainer"] == said
+    shown = run_cli("doctor", tmp_path / "trace", "--html", tmp_path / "page.html")[1]
+    assert said[:40] in shown
+    assert said[:40] in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_an_object_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"omni_grpo_core\.record"):
         attach(object(), tmp_path)
 

@@ -86,7 +86,10 @@ def conclude(
         nearest = min(reasons, key=symptom.closeness, default=None)
         felt.append(Felt(symptom, None if nearest is None else nearest.stage))
     whole = replace(
-        whole, symptoms=tuple(felt), raised=next(filter(None, map(raised_by, cases)), None)
+        whole,
+        symptoms=tuple(felt),
+        raised=next(filter(None, map(raised_by, cases)), None),
+        trainer=next((case.trace.header.get("trainer", "") for case in cases), ""),
     )
     return without_allowed(whole, allow) if allow else whole
 
@@ -125,7 +128,8 @@ def require_judged(diagnosis: Diagnosis, name: str) -> None:
 def to_json(diagnosis: Diagnosis, *, strict: bool = False) -> dict[str, Any]:
     """Plain data.
 
-    ``healthy``; ``exit``: the command's exit code; ``headline``: what to read first, by ``stage``
+    ``healthy``; ``exit``: the command's exit code; ``trainer``: what ``attach`` recognised, empty
+    where nothing was; ``headline``: what to read first, by ``stage``
     (``None``: a symptom that nothing explains, or a healthy run) and ``sentence``; ``raised``: what
     ended the run, or ``None``; ``symptoms``: each with the ``stage`` that explains it;
     ``findings``: stage, severity, evidence, and causes with ``proved`` and ``proof``; ``coverage``:
@@ -138,6 +142,7 @@ def to_json(diagnosis: Diagnosis, *, strict: bool = False) -> dict[str, Any]:
     return {
         "healthy": diagnosis.healthy,
         "exit": diagnosis.exit_code(strict=strict),
+        "trainer": diagnosis.trainer,
         "headline": _headline(diagnosis, strict),
         "raised": None if diagnosis.raised is None else asdict(diagnosis.raised),
         "symptoms": [

@@ -70,7 +70,7 @@ class Diagnosis:
     ``findings``: stages that added an error or differ from the recipe, in pipeline order.
     ``coverage``: each stage of the pipeline. ``missing``: what could not be judged, and why.
     ``raised``, ``symptoms`` (the worst first), ``allowed`` and ``unused`` (what was allowed and not
-    found) are those of a run: a step alone has none.
+    found), and ``trainer``, what ``attach`` recognised, are those of a run: a step alone has none.
     """
 
     findings: tuple[Finding, ...]
@@ -80,6 +80,7 @@ class Diagnosis:
     symptoms: tuple[Felt, ...] = ()
     allowed: tuple[Allowed, ...] = ()
     unused: tuple[Allow, ...] = ()
+    trainer: str = ""
 
     @property
     def breaking(self) -> tuple[Finding, ...]:

@@ -108,7 +108,8 @@ class Recorder:
     """Records while its block runs, or from :meth:`start` to :meth:`stop`.
 
     ``settings``: a mapping stored with every step; entries may be added at any time. ``buffer``:
-    the current step, for watches that adapters add.
+    the current step, for watches that adapters add. ``trainer``: what is recorded, in one line, if
+    an adapter recognised it.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Recorder:
                 "steps", got=str(steps), want="1 or more", fix="set steps to the number to record"
             )
         self.settings: dict[str, Any] = dict(settings)
+        self.trainer = ""
         self._root, self._steps = folder, steps
         self._written = 0
         self._patches = Patches()
@@ -166,7 +168,12 @@ class Recorder:
 
     def start(self) -> Recorder:
         """Begin, in a folder without steps."""
-        self._root = _unused(self._root)
+        asked, self._root = self._root, _unused(self._root)
+        if self.trainer:
+            self._header["trainer"] = self.buffer.plain.text(self.trainer)
+        if self.trainer or self._root != asked:
+            # a warning, as people see no other of a library's lines
+            _LOG.warning("%s", _begun(self._header.get("trainer", ""), asked, self._root))
         self._on = True
         try:
             for watch in self._watches:
@@ -246,10 +253,18 @@ def _is_exit(error: BaseException) -> bool:
 def _unused(root: Path) -> Path:
     """``root``, or a numbered folder beside it if a recording is there."""
     places = (root if number == 0 else Path(f"{root}-{number}") for number in itertools.count())
-    place = next(place for place in places if not _is_used(place))
-    if place != root:
-        _LOG.warning("%s holds a recording: this one goes to %s", root, place)
-    return place
+    return next(place for place in places if not _is_used(place))
+
+
+def _begun(trainer: str, asked: Path, root: Path) -> str:
+    """
+    >>> _begun("Mine as TRL's GRPOTrainer 1.16.0", Path("trace"), Path("trace-1"))
+    "recording Mine as TRL's GRPOTrainer 1.16.0; trace holds a recording: this one goes to trace-1"
+    """
+    where = (
+        f"{asked} holds a recording: this one goes to {root}" if root != asked else f"into {root}"
+    )
+    return f"recording {trainer}; {where}" if trainer else where
 
 
 def _is_used(root: Path) -> bool:

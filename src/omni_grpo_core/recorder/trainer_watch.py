@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from omni_grpo_core.recorder.adapters.adapter import Adapter
 from omni_grpo_core.recorder.hooks import Patches
 from omni_grpo_core.recorder.step_buffer import StepBuffer
 from omni_grpo_core.rewards.call import name_of
@@ -35,27 +35,6 @@ SETTINGS = frozenset(
 """Trainer arguments that a step depends on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How one family of trainers names its methods.
-
-    ``loss``: the method that computes the loss of ``(model, inputs)``. ``scores``: the one that
-    returns the tokens' logprobs, alone or first of several; ``whole``: of all tokens after the
-    first, not of the completion only. ``partial``: the key of the rollout's result that holds
-    partial rewards with their token masks, if there is one.
-    """
-
-    name: str
-    loss: str
-    scores: str
-    whole: bool
-    rollout: str = "_generate_and_score_completions"
-    partial: str | None = None
-
-    def fits(self, trainer: Any) -> bool:
-        return all(hasattr(trainer, name) for name in (self.loss, self.scores, self.rollout))
-
-
 def settings_of(trainer: Any) -> dict[str, Any]:
     """The arguments in ``SETTINGS`` that this trainer has."""
     arguments = getattr(trainer, "args", None)
@@ -68,18 +47,18 @@ class TrainerWatch:
     def __init__(
         self,
         trainer: Any,
-        style: Style,
+        adapter: Adapter,
         buffer: StepBuffer,
         end: Callable[[BaseException | None], None],
     ) -> None:
-        self._trainer, self._style, self._buffer, self._end = trainer, style, buffer, end
+        self._trainer, self._adapter, self._buffer, self._end = trainer, adapter, buffer, end
         self._scores: Tensor | None = None
 
     def start(self, patches: Patches) -> None:
         for name, around in (
-            (self._style.rollout, self._rollout),
-            (self._style.scores, self._score),
-            (self._style.loss, self._loss),
+            (self._adapter.rollout, self._rollout),
+            (self._adapter.scores, self._score),
+            (self._adapter.loss, self._loss),
             ("train", self._train),
         ):
             if hasattr(self._trainer, name):
@@ -126,7 +105,7 @@ class TrainerWatch:
         self, called: Sequence[RewardCall], made: Mapping[str, Any], groups: tuple[str, ...]
     ) -> None:
         weights = self._weights()
-        partial = made.get(self._style.partial) or () if self._style.partial else ()
+        partial = made.get(self._adapter.partial) or ()
         spans = {entry["name"]: entry["mask"] for entry in partial}
         added = {entry["name"]: entry["reward"] for entry in partial if "reward" in entry}
         values = [
@@ -176,7 +155,7 @@ class TrainerWatch:
 
     def _note_loss(self, inputs: Mapping[str, Any], loss: Tensor) -> None:
         ids, scores = inputs.get("completion_ids"), self._scores
-        if self._style.whole and isinstance(ids, Tensor) and scores is not None:
+        if self._adapter.whole and isinstance(ids, Tensor) and scores is not None:
             scores = scores[:, -ids.shape[1] :]
         seen = LossSeen(
             completion_ids=ids,

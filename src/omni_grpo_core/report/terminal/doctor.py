@@ -43,6 +43,8 @@ _LEGEND = "✗ broken  ! recipe differs  ~ inherited  ✓ sound  ◌ not judged 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis, steps: int) -> None:
     """Stages, findings (the headline first), what was not judged and why, and the verdict last."""
+    if diagnosis.trainer:
+        console.print(Text(_plain(diagnosis.trainer), "dim"))
     console.print(_stages(diagnosis, console.width))
     for finding in ordered(diagnosis):
         console.print(_panel(finding))
