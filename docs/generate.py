@@ -6,7 +6,6 @@ They are committed, so that they can be read without a build; ``tests/docs`` com
 from __future__ import annotations
 
 import ast
-import html
 import inspect
 import json
 import re
@@ -20,12 +19,12 @@ from typing import Any, get_args, get_type_hints
 
 import typer
 from docstrings import as_markdown
+from markdown_parts import code, page, table
+from trainers_table import trainers
 
 import omni_grpo_core
 
 PAGES = Path(__file__).with_name("pages")
-GENERATED = "<!-- made by docs/generate.py: change the code, then make it anew -->"
-
 NOTE = """```python
 import torch
 
@@ -107,26 +106,6 @@ FORMATS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
 )
 """Heading, introduction, and what documents it: modules, functions and dataclasses."""
-
-
-def page(title: str, parts: Iterable[str]) -> str:
-    return "\n\n".join([GENERATED, f"# {title}", *(part for part in parts if part)]) + "\n"
-
-
-def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(cell, row))} |" for row in rows)])
-
-
-def code(text: str) -> str:
-    """A pipe in a table: backticks keep its backslash in one Markdown and need it in the other."""
-    if "|" not in text:
-        return f"`{text}`"
-    return f"<code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>"
 
 
 def text_of(thing: Any) -> str:
@@ -381,6 +360,7 @@ MADE: dict[str, Callable[[], str]] = {
     "stages.md": stages,
     "faults.md": faults,
     "formats.md": formats,
+    "trainers.md": trainers,
 }
 
 if __name__ == "__main__":
