@@ -16,9 +16,9 @@ PAGE = Path(__file__).parent / "pages" / "trainers.md"
 RESULTS = Path(__file__).parents[1] / "tests" / "trainers" / "results"
 _INTRODUCTION = """\
 Real trainers, recorded as a user records them, on tiny checkpoints. A sound run is healthy where
-nothing is called broken; a planted mistake is found where its own stage is the headline. Each result is
-stored by the tests that run the trainer (`tests/trainers/results`), which fail where the doctor says
-something else today."""
+nothing is called broken; a planted mistake is found where its own stage is the headline. Each
+result is stored by the tests that run the trainer (`tests/trainers/results`), which fail where the
+doctor says something else today."""
 _HEADS = (
     *("trainer", "versions", "modality", "sound runs", "faults found"),
     *("not judged, and why", "lines to write", "recording costs"),
