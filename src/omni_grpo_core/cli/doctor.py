@@ -37,7 +37,7 @@ def doctor(
         typer.Option(
             metavar="FORMAT PATH",
             help="Diagnose what a trainer wrote by itself. "
-            "FORMAT: verl, verl-omni, slime, miles, trl or swift.",
+            "FORMAT: verl, verl-omni, slime, miles, trl, swift or nemo-rl.",
         ),
     ] = None,
     checkpoint: cli.Checkpoint = None,

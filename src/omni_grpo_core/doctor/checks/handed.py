@@ -159,6 +159,22 @@ def _made(total: Tensor, groups: Groups) -> Iterator[Tensor]:
     for scale, unbiased, epsilon in product(("group", "batch"), (True, False), _EPSILONS):
         yield advantages(total, groups, "group", scale, unbiased, epsilon)
     yield advantages(total, groups, "group", "none", True, 0.0)
+    yield _leave_one_out(total, groups)
+
+
+def _leave_one_out(total: Tensor, groups: Groups) -> Tensor:
+    """Each less the mean of its group's others, over their deviation where there is any.
+
+    >>> _leave_one_out(torch.tensor([1.0, 0, 0, 0.5]), "aaaa").tolist()
+    [2.88..., -1.0, -1.0, 0.28...]
+    """
+    made = torch.zeros_like(total)
+    for at, group in enumerate(groups):
+        same = [other for other, name in enumerate(groups) if name == group and other != at]
+        others = total[same]
+        apart = float(others.std()) if len(others) > 1 else 0.0
+        made[at] = (total[at] - others.mean()) / (apart or 1.0) if same else 0.0
+    return made
 
 
 def _sound(got: Tensor, rewards: Tensor, groups: Groups) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omni_grpo_core.doctor.dumps import samples, swift, trl, verl
+from omni_grpo_core.doctor.dumps import nemo_rl, samples, swift, trl, verl
 from omni_grpo_core.doctor.dumps.rows import Read, trace_of
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.types import Trace
@@ -27,6 +27,7 @@ FORMATS: Mapping[str, Format] = {
     "miles": Format("miles 0.1.0", samples.read),
     "trl": Format("TRL 1.16.0", trl.read),
     "swift": Format("ms-swift 4.6.0", swift.read),
+    "nemo-rl": Format("NeMo-RL 0.6.0", nemo_rl.read),
 }
 
 
