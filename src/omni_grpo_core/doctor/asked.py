@@ -24,6 +24,7 @@ from omni_grpo_core.doctor.rendered import (
     rendered_batches,
 )
 from omni_grpo_core.doctor.rollouts import Completion, is_decode, joined
+from omni_grpo_core.recorder.probe_cases import GOLDS
 
 _CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
 
@@ -158,5 +159,8 @@ def name_of(path: str) -> str:
 
 def golds_of(row: Mapping[str, Any]) -> list[str]:
     """What the completion should be, under any of a row's usual column names."""
-    names = ("solution", "answer", "ground_truth", "gold", "target", "label", "response")
-    return [row[name].strip() for name in names if isinstance(row.get(name), str) and row[name]]
+    return [
+        row[name].strip()
+        for name in (*GOLDS, "response")
+        if isinstance(row.get(name), str) and row[name]
+    ]

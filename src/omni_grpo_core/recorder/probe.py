@@ -45,10 +45,14 @@ Value = float | str | None
 
 
 def probe(
-    function: RewardFunction, arguments: Mapping[str, Any], plain: Plain
+    function: RewardFunction,
+    arguments: Mapping[str, Any],
+    plain: Plain,
+    by_rows: RewardFunction | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What ``function`` pays for completions made from the rows of one recorded call of it, with
-    these ``arguments`` by name; empty when it must not be probed, or cannot be.
+    these ``arguments`` by name; empty when it must not be probed, or cannot be. ``by_rows``: it, as
+    it is called with them, where it has a signature of its own.
 
     By case name: ``role`` and ``form`` as in :mod:`~omni_grpo_core.recorder.probe_cases`; ``value``
     (all cases in one call) and ``alone`` (the case in its own call), each a number, ``None``, or
@@ -63,7 +67,7 @@ def probe(
         return {}
     columns = {name: value for name, value in arguments.items() if name not in _OWN}
     asked = Asked.of(columns, len(completions), _read_by(function))
-    ask = _Asker(function, arguments, asked, plain)
+    ask = _Asker(function, by_rows or function, arguments, asked, plain)
     random_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -114,6 +118,7 @@ class _Asker:
     """One function, called as the trainer calls it, with rows of the recorded call."""
 
     function: RewardFunction
+    by_rows: RewardFunction
     arguments: Mapping[str, Any]
     asked: Asked
     plain: Plain
@@ -176,10 +181,10 @@ class _Asker:
     def _positional(self, given: Mapping[str, Any]) -> RewardFunction:
         """The function without arguments that the trainer did not pass."""
         if "prompts" in self.arguments:
-            return self.function
+            return self.by_rows
 
         def without(prompts: Any, **columns: Any) -> Any:
-            return self.function(**columns)
+            return self.by_rows(**columns)
 
         return without
 

@@ -35,9 +35,13 @@ without any markup. ``garbage``: what a broken policy writes."""
 GOLDS = (
     *("solution", "answer", "gold", "label", "target", "ground_truth", "gt", "reference"),
     *("solutions", "answers", "labels", "targets", "gold_answer", "correct_answer"),
+    *("ground_truths", "golds", "references"),
 )
 """Columns that hold the right answer, the likeliest first."""
-TYPES = ("problem_type", "question_type", "task_type", "data_type", "task")
+TYPES = (
+    *("problem_type", "question_type", "task_type", "data_type", "task"),
+    *("data_source", "data_sources"),
+)
 _NO_GOLDS = frozenset(
     {
         *TYPES, *("prompts", "completions", "prompt", "problem", "question", "query", "options"),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.tensors import Described, arrived, copied, local
-from omni_grpo_core.trace.calls import Call, TensorSeen
+from omni_grpo_core.trace.calls import Call, GenerateCall, TensorSeen
 from omni_grpo_core.trace.digest import digest_of
 from omni_grpo_core.types import Stage, StageRecord
 
@@ -124,6 +124,13 @@ class StepBuffer:
         self.troubles.clear()
         self.left_out = self._bytes = 0
         return tuple(taken), missing
+
+    def sampled(self) -> tuple[str, ...]:
+        """What ``generate`` gave so far in this step, as text."""
+        arrived()
+        made = [draft if isinstance(draft, Call) else draft() for draft, _ in self.records]
+        texts = [one.decoded.values() for one in made if isinstance(one, GenerateCall)]
+        return tuple(text for kinds in texts for kind in kinds for text in kind)
 
     # ------------------------------------------------------------------ tensors
 

@@ -16,6 +16,7 @@ from omni_grpo_core.recorder.caught import Caught
 from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.probe import may_trace, probe
 from omni_grpo_core.recorder.probe_cases import types_in
+from omni_grpo_core.recorder.reward_arguments import Form, form_of, score_in
 from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer
 from omni_grpo_core.rewards import plain_text
 from omni_grpo_core.rewards.call import RewardFunction, name_of
@@ -36,6 +37,7 @@ class RewardWatch:
         self._active = True
         self.probes: dict[int, Mapping[str, Any]] = {}
         self._types: dict[int, set[str]] = {}
+        self._forms: dict[int, Form] = {}
         self._called: set[int] = set()
         self.functions = tuple(map(self._watched, self._before))
 
@@ -107,13 +109,14 @@ class RewardWatch:
         plain = self._buffer.plain
         given = arguments(function, args, keywords)
         given.pop("self", None)
-        self._probe(function, given)
+        form = self._form(function, given)
+        self._probe(function, form, given)
         self._buffer.add(
             RewardCall(
                 name=name_of(function),
                 source=source_of(function),
                 prompts=_texts(given.pop("prompts", None), plain.text),
-                completions=_texts(given.pop("completions", None), plain.text),
+                completions=_texts(given.pop(form.name, None), plain.text, alone=form.alone),
                 columns=plain.mapping(given),
                 values=_numbers(outcome.result),
                 probe=self.probes.get(id(function), {}),
@@ -123,18 +126,26 @@ class RewardWatch:
             outcome.seconds,
         )
 
-    def _probe(self, function: RewardFunction, given: Mapping[str, Any]) -> None:
+    def _form(self, function: RewardFunction, given: Mapping[str, Any]) -> Form:
+        """How it takes completions, once that is known."""
+        form = self._forms.get(id(function)) or form_of(given, self._buffer.sampled)
+        if form.name in given:
+            self._forms[id(function)] = form
+        return form
+
+    def _probe(self, function: RewardFunction, form: Form, given: Mapping[str, Any]) -> None:
         """Once, when the rows are known, and again for a problem type that was not among them."""
         if not self._probing:
             return
-        types = set(types_in(given))
+        rows = form.of_rows(given)
+        types = set(types_in(rows))
         known = self._types.setdefault(id(function), set())
         if id(function) in self.probes and (types <= known or len(known) >= _MOST_TYPES):
             return
         known |= types
         with self._buffer.guarded("reward probe"):
             self.probes[id(function)] = {
-                **probe(function, given, self._buffer.plain),
+                **probe(function, rows, self._buffer.plain, form.by_rows(function)),
                 **self.probes.get(id(function), {}),
             }
 
@@ -173,16 +184,18 @@ def source_of(function: RewardFunction) -> str:
     return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', '')}"
 
 
-def _texts(values: Any, clean: Callable[[str], str]) -> tuple[str, ...]:
+def _texts(values: Any, clean: Callable[[str], str], *, alone: bool = False) -> tuple[str, ...]:
     if values is None:
         return ()
-    many = [values] if isinstance(values, str) else values
+    many = [values] if alone or isinstance(values, str) else values
     return tuple(clean(plain_text(value, "reward")) for value in many)
 
 
 def _numbers(values: Any) -> tuple[float | None, ...]:
+    values = score_in(values)
     if isinstance(values, torch.Tensor):
         values = values.detach().flatten().tolist()
     if values is None or not hasattr(values, "__iter__"):
         return () if values is None else (float(values),)
-    return tuple(None if value is None else float(value) for value in values)
+    found = map(score_in, values)
+    return tuple(None if value is None else float(value) for value in found)
