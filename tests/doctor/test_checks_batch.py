@@ -177,6 +177,21 @@ def test_padding_mask_and_dtype() -> None:
         assert found == [fact], fact
 
 
+def test_a_prompt_that_holds_the_padding_token_itself() -> None:
+    """One that begins with it: "truncated on the left" was proved, of a whole row."""
+    (step,) = steps_with(rows=(12, 5))
+
+    def begun(call: ProcessorCall) -> ProcessorCall:
+        ids = call.outputs["input_ids"].clone()
+        mask = call.outputs["attention_mask"]
+        ids[torch.arange(len(ids)), mask.argmax(1)] = 549
+        texts = tuple(text.replace("<|im_start|>", "<|endoftext|>", 1) for text in call.texts)
+        return replace(call, texts=texts, outputs={**call.outputs, "input_ids": ids})
+
+    odd = changed(step, ProcessorCall, begun)
+    assert facts(looks.look_padding, odd) == facts(checks_replayed.look_replay, odd) == []
+
+
 def test_seconds_between_frames_that_change_on_their_way_to_the_model() -> None:
     (step,) = steps_with()
     assert facts(looks.look_seconds, step) == []

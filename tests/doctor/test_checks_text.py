@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import joined_calls
 import pytest
-from doctor_recordings import SYSTEM, case, facts, only, processed, rendered, template, user
+import torch
+from doctor_recordings import SYSTEM, case, facts, medium, only, processed, rendered, template, user
 
+from omni_grpo_core.doctor.checks import batch
 from omni_grpo_core.doctor.checks import text as looks
 from omni_grpo_core.doctor.diagnose import diagnose
 from omni_grpo_core.doctor.evidence import Case
@@ -94,6 +96,27 @@ def test_without_a_template_call_the_shape_is_judged() -> None:
     good, bad = rendered(FIRST), rendered(FIRST).replace("assistant", "assitant")
     assert facts(looks.look_processed_texts, case(processed(good))) == []
     assert facts(looks.look_processed_texts, case(processed(bad))) == ["role-unknown"]
+
+
+def test_media_that_no_prompt_has_a_place_for() -> None:
+    """Tokens of another family were plain words to this one: the run died on a number of features,
+    which was all that was said."""
+    foreign = rendered(FIRST).replace("<|VIDEO|>", "<|video_pad|>")
+    clip = medium("video", torch.zeros(4, 3, 28, 28))
+    found = only(looks.look_processed_texts, case(processed(foreign, videos=(clip,))))
+    assert (found.stage, found.fact, found.severity) == ("text", "placeholders-differ", "breaks")
+    assert "1 videos, and none has <|VIDEO|>" in found.sentence
+    assert facts(looks.look_processed_texts, case(processed(rendered(FIRST), videos=(clip,)))) == []
+
+
+def test_a_placeholder_without_its_marks() -> None:
+    """Two of them side by side were said to be one, expanded already."""
+    bare = rendered(FIRST).replace("<|vision_bos|><|VIDEO|><|vision_eos|>", "<|VIDEO|><|VIDEO|>")
+    odd = case(processed(bare))
+    found = only(looks.look_processed_texts, odd)
+    assert (found.fact, found.severity) == ("placeholder-unmarked", "breaks")
+    assert facts(batch.look_expanded, odd) == []
+    assert diagnose(odd).findings[0].causes[0].cause == "text.marks-lost"
 
 
 def test_prompts_made_once_and_passed_one_by_one_are_all_there() -> None:

@@ -180,6 +180,14 @@ _TEXT = (
         when=lambda e: any(e.values["got"][m] < n for m, n in e.values["want"].items()),
     ),
     Signature(
+        cause="text.marks-lost",
+        fact="placeholder-unmarked",
+        harm="positions of media are counted from {first}: without it they are those of plain text",
+        fix="write {first}{mark}{last} for each item, or let apply_chat_template render the "
+        "messages",
+        confirm="the prompt has {first} before each {mark}",
+    ),
+    Signature(
         cause="text.template-drift",
         fact="text-differs",
         harm="the prompt is not the text that the checkpoint was trained on: every answer is a "

@@ -63,7 +63,9 @@ def _by_rows(call: ProcessorCall, rows: Sequence[Given], case: Case) -> Iterator
     for given in rows:
         wanted = reference_row(call, given, case)
         if isinstance(wanted, Row):
-            real = ids[given.index] != policy.pad_token_id
+            # a text may hold the padding token itself
+            own = str(policy.processor.tokenizer.pad_token) in given.text
+            real = (ids[given.index] != policy.pad_token_id) | own
             kept = real if mask is None else mask[given.index].bool() & real
             yield from _ids(ids[given.index][kept].to(ID_DTYPE), wanted, given, policy)
     yield from _tensors(call, rows, case)

@@ -14,6 +14,7 @@ from operator import eq
 from omni_grpo_core.doctor.bundles import rows_in
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Severity, note_judged, quoted
 from omni_grpo_core.doctor.rendered import RenderedPrompt, rendered_batches
+from omni_grpo_core.doctor.replay.batch import totals
 from omni_grpo_core.doctor.replay.text import (
     answers,
     collapsed,
@@ -98,6 +99,7 @@ def look_processed_texts(case: Case) -> Iterator[Evidence]:
                     "total), not a list of texts",
                     values={"prompts": len(call.texts)},
                 )
+            yield from _for_nothing(case, call, names)
             sources = [other for other in rendered if is_chatml(other)]
             for row, text in enumerate(call.texts):
                 if text in rendered:
@@ -111,8 +113,41 @@ def look_processed_texts(case: Case) -> Iterator[Evidence]:
                 nearest = max(sources, key=lambda other: _shared(passed, other), default=None)
                 if nearest is None:
                     yield from _shape(text, row, "passed")
+                    yield from _unmarked(text, row, names)
                 elif passed != nearest:
                     yield from _differs(passed, nearest, names, row, "passed")
+
+
+def _for_nothing(case: Case, call: ProcessorCall, names: Names) -> Iterator[Evidence]:
+    """Media of a kind that no text of the call has a placeholder for."""
+    count = totals(call, case)
+    given = {"image": call.images, "video": call.videos}
+    gone: list[Modality] = [m for m in ("image", "video") if given[m] and not count[m]]
+    if not gone or call.nested:
+        return
+    parts = " and ".join(f"{len(given[m])} {m}s, and none has {names[m][1]}" for m in gone)
+    yield Evidence(
+        "text",
+        "placeholders-differ",
+        f"the {len(call.texts)} texts were passed to the processor with {parts}",
+        values={"got": dict(count), "want": {m: len(given[m]) for m in gone}},
+    )
+
+
+def _unmarked(text: str, row: int, names: Names) -> Iterator[Evidence]:
+    """A placeholder without its begin and end, by which positions are counted."""
+    for first, mark, last in names.values():
+        bare = text.replace(f"{first}{mark}{last}", "")
+        if first and last and mark in bare:
+            yield Evidence(
+                "text",
+                "placeholder-unmarked",
+                f"prompt {row}, as passed, has {mark} without {first} before it and {last} after "
+                "it, between which every checkpoint was trained to find it",
+                row=row,
+                values={"first": first, "mark": mark, "last": last},
+            )
+            return
 
 
 def _is_sampled_from(case: Case, call: ProcessorCall, row: int) -> bool:

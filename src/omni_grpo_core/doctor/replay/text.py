@@ -57,18 +57,22 @@ def placeholders(text: str, names: Marks) -> dict[Modality, int]:
 
 
 def collapsed(text: str, names: Marks) -> str:
-    """``text`` with each media item's expanded placeholders replaced by the original one.
+    """``text`` with each media item's expanded placeholders replaced by the original one. Without
+    marks around them they are several items.
 
-    >>> collapsed("a<|VIDEO|><|VIDEO|>b", MARKS)
-    'a<|VIDEO|>b'
+    >>> collapsed("<|vision_bos|><|VIDEO|><|VIDEO|><|vision_eos|>", MARKS)
+    '<|vision_bos|><|VIDEO|><|vision_eos|>'
+    >>> collapsed("<|VIDEO|><|VIDEO|>", MARKS)
+    '<|VIDEO|><|VIDEO|>'
     """
     begin, video, end = map(re.escape, names["video"])
     sound_begin, audio, sound_end = map(re.escape, names["audio"])
     inside = f"{begin}{sound_begin}(?:{video}|{audio})+{sound_end}{end}"
     text = re.sub(inside, lambda _: "".join(names["video"]), text)
     for kind in MODALITIES:
-        mark = re.escape(names[kind][1])
-        text = re.sub(f"(?:{mark}){{2,}}", names[kind][1], text)
+        first, mark, last = names[kind]
+        run = f"{re.escape(first)}(?:{re.escape(mark)}){{2,}}{re.escape(last)}"
+        text = re.sub(run, first + mark + last, text)
     return text
 
 
