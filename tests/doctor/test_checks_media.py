@@ -69,6 +69,8 @@ def test_another_samples_clip() -> None:
         (lambda clip: clip / 255, "content-changed", "clip-00.mp4 divided by 255"),
         (lambda clip: clip.flip(0), "frames-order", "its frames in reverse order: 7 5 2 0 of 8"),
         (lambda clip: clip[[0, 2, 1, 3]], "frames-order", "with frames 1 and 2 swapped"),
+        # half of the clip, twice: not "frames 1 and 2 swapped" of a clip that stood still
+        (lambda clip: clip[[0, 1, 0, 1]], "frames-order", "2 times over along its frames: 0 2 0 2"),
         (lambda clip: clip[:1].expand_as(clip), "frames-frozen", "all 4 frames of video 0"),
         (lambda clip: torch.rand_like(clip) * 255, "content-differs", "off the nearest of clip-00"),
     ],

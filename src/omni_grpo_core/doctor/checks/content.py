@@ -429,9 +429,9 @@ def _order(
     numbers, total = own.numbers, len(held.pictures)
     subject = f"video {item.number} of row {item.row} is {known['file']}"
     if not own.in_order:
-        found = reproductions(
-            torch.tensor(sorted(numbers)), torch.tensor(numbers), axes=("frames",)
-        )
+        # a frame that comes again is in no order of the file's
+        want = torch.tensor(sorted({*numbers}))
+        found = reproductions(want, torch.tensor(numbers), axes=("frames",))
         said = told(subject, found) if found else f"{subject} with its frames out of order"
         yield Evidence(
             "media", "frames-order", f"{said}: {spacing(numbers)} of {total}", row=item.row,
