@@ -49,7 +49,7 @@ _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
     (checks_positions.MODEL, ("policy",)),
     (checks_embeddings.LOOKS, ("embeddings",)),
     (checks_positions.LOOKS, ("positions",)),
-    (checks_logits.LOOKS, ("logits", "completion")),
+    (checks_logits.LOOKS, ("logits", "completion", "loss")),
     (checks_completion.LOOKS, ("completion",)),
     (checks_degenerate.LOOKS, ("completion",)),
     (checks_groups.LOOKS, ("completion", "reward", "advantage")),

@@ -36,6 +36,9 @@ from omni_grpo_core.doctor.teacher_forced import (
 from omni_grpo_core.tolerances import Limit
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
 
+_STRANGE = 1.0
+"""Nats a token between a policy that has not moved and its reference: a KL term of 1.7 each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gap:
@@ -93,17 +96,45 @@ def scoring_agrees(case: Case) -> bool | None:
 
 
 def _scoring_agrees(case: Case) -> bool | None:
-    gaps = [forward_gap(case, f) for f in case.forwards if f.error is None]
+    gaps = [forward_gap(case, f) for f in _of_policy(case) if f.error is None]
     agrees = [not gap.wide for gap in gaps if gap is not None]
     return all(agrees) if agrees else None
+
+
+def _of_policy(case: Case) -> tuple[ForwardCall, ...]:
+    """The forwards of the recorded model; all, where it has none."""
+    own = tuple(call for call in case.forwards if call.own)
+    return own or case.forwards
+
+
+def look_at_references(case: Case) -> Iterable[Evidence]:
+    """Another model that scores without a gradient: a policy is compared with what it began as."""
+    if not first_step(case):
+        return
+    for at, call in enumerate(case.forwards):
+        gap = None if call in _of_policy(case) else forward_gap(case, call)
+        if gap is None or call.modes.grad_enabled:
+            continue
+        note_judged(case, "loss")
+        if gap.wide:
+            yield Evidence(
+                "loss",
+                "reference-differs",
+                f"another model scored the completions without a gradient (forward {at}), and its "
+                f"weights are not the checkpoint's: logprobs are {gap} off. A KL pulls towards it",
+                values={"mean": gap.mean, "worst": gap.worst},
+                severity="breaks" if gap.mean > _STRANGE else "differs",
+            )
+            return
 
 
 def look_at_forwards(case: Case) -> Iterable[Evidence]:
     """Scoring forwards on the loaded weights; later steps have changed them."""
     if not first_step(case):
         return
+    own = _of_policy(case)
     for at, call in enumerate(case.forwards):
-        gap = forward_gap(case, call)
+        gap = forward_gap(case, call) if call in own else None
         if gap is None:
             continue
         note_judged(case, "logits")
@@ -415,6 +446,7 @@ def _error(logprobs: Tensor) -> float:
 
 LOOKS: tuple[Look, ...] = (
     look_at_forwards,
+    look_at_references,
     look_at_rollouts,
     look_at_agreement,
     look_at_adapter,
