@@ -253,3 +253,31 @@ def test_a_layer_without_a_gradient_is_not_updated_and_has_lost_nothing() -> Non
     # only some of its parameters may have one
     assert later(2, 0.5, 1) == set()
     assert later(1, None, 1) == later(1, 0.5, 1) == {"optimizer-anew"}
+
+
+def test_a_step_that_leaves_nothing_of_the_model() -> None:
+    """A learning rate of 5 was healthy: the loss was right, and every weight changed."""
+    thrown = stepped(layers=(layer(change=70.0), layer("vision layer 0", "vision", change=1e-4)))
+    assert facts(lost(0.5), thrown) == {"weights-thrown"}
+    # an adapter begins at 0, and a head may be new
+    begun = (layer("adapter of text layer 0", "adapter", change=9.0), layer(change=1e-4))
+    grown = stepped(layers=(*begun, layer("head", "head", change=2.0)))
+    assert "weights-thrown" not in facts(lost(0.5), grown)
+
+
+def test_weights_of_a_norm_are_near_1() -> None:
+    """An update of 2e-8 is lost in them: "the optimizer holds another copy" was said of that."""
+    still = layer("text norm", elements=64, norm=9e-10, rates=(2e-6,), moved=False)
+    moved = layer(norm=1e-3, rates=(2e-6,))
+    assert facts(lost(0.5), stepped(layers=(still, moved))) == set()
+    asked = layer("text norm", elements=64, norm=9e-3, rates=(2e-6,), moved=False)
+    assert facts(lost(0.5), stepped(layers=(asked, moved))) == {"not-moved"}
+
+
+def test_gradients_of_micro_batches_that_were_dropped() -> None:
+    two = (0.5, 0.25)
+    assert facts(lost(0.5), stepped(losses=two, dropped=1)) == {"gradient-dropped"}
+    # kept elsewhere and put back: no multiple of the last backward's
+    summed = layer(odd={"a.weight": math.nan})
+    found = facts(lost(0.5), stepped(losses=two, dropped=1, layers=(summed,)))
+    assert "gradient-dropped" not in found

@@ -239,3 +239,21 @@ def test_a_step_that_a_scaler_skips(tmp_path: Path) -> None:
     )  # fmt: skip
     # update() halves the scale after an overflow
     assert (stepped.outcome, stepped.scale, stepped.factor) == ("stepped", 4.0, 0.25)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_gradients_that_are_gone_before_the_next_backward(tmp_path: Path, to_none: bool) -> None:
+    """zero_grad() inside the loop over micro-batches: the last of them alone is learnt."""
+
+    class Zeroing(Loop):
+        def step(self, *_: Any, **__: Any) -> None:
+            for _ in range(3):
+                self.optimizers[0].zero_grad(set_to_none=to_none)
+                self.model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
+            self.optimizers[0].step()
+            self.optimizers[0].zero_grad()
+
+    first, second = recorded(tmp_path, Zeroing(), {}, {})
+    # zeros are not read between backwards: that would cost every loop a pass over its gradients
+    assert first.dropped == second.dropped == (2 if to_none else 0)
+    assert recorded(tmp_path / "kept", Loop(), {"passes": 3})[0].dropped == 0

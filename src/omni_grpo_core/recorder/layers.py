@@ -127,6 +127,10 @@ class Layers:
         """The gradient that a backward has left; the last one counts."""
         self._backward, self._has_backward = self._reading(), self._given()
 
+    def are_gone(self) -> bool:
+        """Whether the gradients that the last backward left are no longer there."""
+        return any(self._has_backward) and not any(self._given())
+
     def before_step(
         self, parameters: Iterable[Tensor] | None = None, fresh: Iterable[Tensor] = ()
     ) -> None:

@@ -39,6 +39,7 @@ class StepWatch:
         self._settings, self._on_step = settings, on_step
         self._losses: list[Tensor] = []
         self._gaps: list[Tensor] = []
+        self._dropped = 0
         self._inside = False
         self._handles: list[Any] = []
         self._layers: Layers | None = None
@@ -98,6 +99,7 @@ class StepWatch:
                 self._add("stepped" if self._stepped else "never", [*self._stepped.values()])
         self._losses.clear()
         self._gaps.clear()
+        self._dropped = 0
         self._stepped.clear()
         self._layers = self._last = None
 
@@ -106,6 +108,8 @@ class StepWatch:
             self._finish("stepped", [*self._stepped.values()])
         if self._layers is None:
             self._stale = gradient_norms(self._model)
+        else:
+            self._dropped += self._layers.are_gone()
         for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
             if isinstance(tensor, Tensor) and tensor.numel() == 1:
                 self._losses.append(tensor.detach().clone().flatten()[0])
@@ -154,6 +158,7 @@ class StepWatch:
         self._add(outcome, optimizers)
         self._losses.clear()
         self._gaps.clear()
+        self._dropped = 0
         self._stepped.clear()
         self._layers = None
         self._step += 1
@@ -173,6 +178,7 @@ class StepWatch:
                 layers=seen,
                 losses=tuple(float(loss) for loss in self._losses),
                 kl_gaps=tuple(float(gap) for gap in self._gaps),
+                dropped=self._dropped,
                 factor=factor,
                 scale=None if self._scale is None else float(self._scale),
                 rates=held.groups,

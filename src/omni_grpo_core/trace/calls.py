@@ -380,7 +380,8 @@ class StepSeen:
     the trainer names them. ``warnings`` issued anywhere since the last step. ``downhill``: share of
     the sampled weights that moved against their gradient, where the optimizer had no state yet, so
     that nothing but the gradient decides. ``kl_gaps``: of each KL to a reference that a loss holds
-    in the form ``exp(reference - logprob)``, the largest ``|reference - logprob|``.
+    in the form ``exp(reference - logprob)``, the largest ``|reference - logprob|``. ``dropped``:
+    backwards whose gradients were gone before the next one of the step.
     """
 
     stage: ClassVar[Literal["gradient"]] = "gradient"
@@ -397,6 +398,7 @@ class StepSeen:
     warnings: tuple[str, ...]
     downhill: float | None = None
     kl_gaps: tuple[float, ...] = ()
+    dropped: int = 0
 
     @property
     def trainable(self) -> dict[str, int]:

@@ -112,6 +112,22 @@ _STEP = (
         prove=only_fits,
     ),
     Signature(
+        cause="step.gradient-dropped",
+        fact="gradient-dropped",
+        harm="completions of {dropped} of {losses} micro-batches are sampled, rewarded and scored, "
+        "and teach nothing",
+        fix="call zero_grad() once, after the optimizer's step",
+        confirm="p.grad is not None before the second backward of a step",
+    ),
+    Signature(
+        cause="step.rate-huge",
+        fact="weights-thrown",
+        harm="what follows is the policy of a random model: garbage, whatever the reward",
+        fix="use a learning rate of 1e-6 to 1e-5 for all weights, 1e-5 to 1e-4 for adapters; print "
+        "it, and the weight decay, as the optimizer has them",
+        confirm="the same prompt's logprobs change by less than 0.1 in a step",
+    ),
+    Signature(
         cause="step.accumulation",
         fact="accumulation-differs",
         harm="the loss is averaged over {told} micro-batches and summed over {losses}: the "

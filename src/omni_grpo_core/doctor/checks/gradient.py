@@ -21,8 +21,10 @@ _UPHILL = 0.1
 decides."""
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Of the largest gradient of a step: what rounding leaves in a layer that nothing asks for."""
-_SPACING = 1e-9
-"""Of float32 weights of 0.02, as models are initialised."""
+_SPACING, _OF_NORMS = 1e-9, 6e-8
+"""Of float32 weights of 0.02, as models are initialised, and of a norm's, which are near 1."""
+_THROWN = 0.5
+"""Of a layer's weights: a step of RL changes them by 1e-6 to 1e-3, and by a tenth nobody means."""
 _LIMITS = tuple(digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 2.5, 5))
 """Norms to which people clip."""
 
@@ -153,6 +155,15 @@ def look_at_flow(case: Case) -> Iterable[Evidence]:
                 values={"layers": "all layers", "parameters": "all parameters"},
             )
         odd = [layer for layer in step.layers if layer.odd]
+        # a loop may keep gradients elsewhere, and put them back
+        if step.dropped and step.factor is not None and not odd:
+            yield Evidence(
+                "gradient",
+                "gradient-dropped",
+                f"the gradients of {step.dropped} of the step's {len(step.losses)} backwards were "
+                "gone before the next one: the optimizer gets those of the last alone",
+                values={"dropped": step.dropped, "losses": len(step.losses)},
+            )
         for kind in ("zeroed", "negated", "scaled", "changed"):
             layers = [layer for layer in odd if _kind(layer) == kind]
             # ranks that average gradients by hand change all of them, and are not recorded together
@@ -406,7 +417,8 @@ def look_at_rates(case: Case) -> Iterable[Evidence]:
 def _could_move(layer: LayerSeen) -> bool:
     """Whether Adam's step, ``rate * g / (|g| + 1e-8)``, is above the spacing of float32 weights."""
     size = layer.norm / math.sqrt(max(layer.elements, 1))
-    return max(layer.rates, default=0.0) * size / (size + 1e-8) > _SPACING
+    spacing = _OF_NORMS if layer.name.endswith(("norm", "ln_post")) else _SPACING
+    return max(layer.rates, default=0.0) * size / (size + 1e-8) > spacing
 
 
 def look_at_weights(case: Case) -> Iterable[Evidence]:
@@ -447,6 +459,23 @@ def look_at_weights(case: Case) -> Iterable[Evidence]:
                 f"changed by {max(one.change for one in loose):.2g} of their size in the step",
                 values={"layers": _named(loose)},
             )
+
+
+def look_at_size(case: Case) -> Iterable[Evidence]:
+    """A step that leaves nothing of a model: every layer of its text model is another one."""
+    for step in case.steps:
+        held = [one for one in step.layers if one.part == "text" and one.held and one.size]
+        least = min((one.change for one in held), default=0.0)
+        if least > _THROWN:
+            yield Evidence(
+                "gradient",
+                "weights-thrown",
+                f"one step changed the weights of every layer of the text model by {least:.3g} "
+                "times their size or more: nothing of what it knew is left (learning rate "
+                f"{max(step.rates, default=math.nan):g})",
+                values={"change": least, "rate": max(step.rates, default=math.nan)},
+            )
+            return
 
 
 # --------------------------------------------------------------------------- accumulation
@@ -519,6 +548,7 @@ LOOKS: tuple[Look, ...] = (
     look_at_held,
     look_at_rates,
     look_at_weights,
+    look_at_size,
     look_at_accumulation,
     look_at_losses,
 )
