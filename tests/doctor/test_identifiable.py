@@ -307,5 +307,8 @@ def test_no_weight_at_all_has_several_causes_where_a_reference_scored() -> None:
     assert facts(recorded(PAID, none))["no-signal"].values["alone"]
     # a KL reaches the model by itself: the ratio may be detached as well
     assert not facts(recorded(PAID, none, torch.zeros(3), at=0))["no-signal"].values["alone"]
+    # advantages that are none leave no weight at all; a loss times 1e-9 was "proved" to have such
+    slight = 1e-12 * per_token([1.0, -1.0, 1.0, -1.0])
+    assert not facts(recorded(PAID, slight))["no-signal"].values["alone"]
     # an inverted mask
     assert set(facts(recorded(PAID, none, after=1))) == {"after-eos"}

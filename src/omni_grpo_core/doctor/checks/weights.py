@@ -195,8 +195,10 @@ def _silent(case: Case, known: Reading) -> Iterator[Evidence]:
         note_missing(case, "the loss's weights are on other tokens than sampled ones", "advantage")
         return
     note_judged(case, "advantage")
-    # a KL reaches the model by itself, and rows of a part may have got those of others
+    # a KL reaches the model by itself, rows of a part may have got those of others, and weights
+    # that are not quite 0 are of advantages that are none
     scored = any(known_of(case, row).reference for row in known.rows)
+    scored |= any(bool(seen.weights.any()) for seen in case.gradients)
     yield Evidence(
         "advantage",
         "no-signal",
