@@ -10,10 +10,10 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.bundles import Fed, FedRow, ids_in, markers_of, rows_in
 from omni_grpo_core.doctor.edge_media import Handed, hands_on, judge_media
-from omni_grpo_core.doctor.evidence import note_judged
+from omni_grpo_core.doctor.evidence import Case, note_judged
 from omni_grpo_core.doctor.rendered import flag_of
 from omni_grpo_core.doctor.reproduce import plain, reproductions, told
-from omni_grpo_core.doctor.rollouts import Completion, joined, same_media
+from omni_grpo_core.doctor.rollouts import Completion, bare, joined, same_media, texts_in
 from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps, made_before, times
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, ProcessorCall
 from omni_grpo_core.types import Stage
@@ -374,12 +374,39 @@ def _scored_rows(
 def _blame_ids(trail: Trail, between: Between, row: FedRow, completion: Completion) -> None:
     change = ids_change(row, _whole(completion))
     how = str(change.values.get("how", ""))
+    text = _rewarded_as(trail.case, row, completion)
+    if text:
+        trail.changed.add(text)
+        sentence = (
+            f"row {row.at} of {between[1]}: {change.how}; rewards got the text of these ids, so "
+            "they were changed on their way from generate to both"
+        )
+        trail.broken(
+            between, [row.at], ("completion", f"sampled-{change.fact}", sentence), change.values,
+            key=how,
+            # as by a stop string: what is scored is what is rewarded
+            severity="differs" if change.values.get("side") == "right" else "breaks",
+        )  # fmt: skip
+        return
     # positions are counted over the mask: without one they are those of plain text
     stage: Stage = "positions" if how == "dropped" else "logits"
     sentence = f"row {row.at} of {between[1]}: {change.how}"
     trail.broken(
         between, [row.at], (stage, f"scored-{change.fact}", sentence), change.values, key=how
     )
+
+
+def _rewarded_as(case: Case, row: FedRow, completion: Completion) -> str:
+    """The text, other than the completion's, that a scored row's ids are and that a reward got."""
+    start = len(completion.prompt.ids)
+    if case.reference is None or row.ids[:start] != completion.prompt.ids:
+        return ""
+    tokenizer = case.reference.policy.processor.tokenizer
+    text = bare(tokenizer.decode(list(row.ids[start:])))
+    cases = (case,) if case.before is None else (case.before, case)
+    calls = [call for held in cases for call in held.rewards]
+    given = {bare(one) for call in calls for many in texts_in(call) for one in many}
+    return text if text in given - {bare(own) for own in completion.texts} else ""
 
 
 def _nearest(row: FedRow, pool: Sequence[Completion]) -> Completion | None:

@@ -16,6 +16,7 @@ from omni_grpo_core.doctor.evidence import Case, note_judged, quoted
 from omni_grpo_core.doctor.reproduce import plain, reproductions
 from omni_grpo_core.doctor.rollouts import (
     Completion,
+    bare,
     is_decode,
     joined,
     sampled_before,
@@ -24,7 +25,6 @@ from omni_grpo_core.doctor.rollouts import (
 from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps, prompt_texts, times
 from omni_grpo_core.trace.calls import RewardCall
 
-_SPECIAL = re.compile(r"<\|[^|]*\|>|\s+")
 _TAG = re.compile(r"</?\w+>")
 _FIRST_TAG = re.compile(r"\s*<\w*(?:>[^<>]{0,12})?")
 """What is lost: a tag from the very begin, or a part of it, or a word more."""
@@ -85,12 +85,8 @@ def _decoded(text: str, pool: Sequence[Completion]) -> list[Completion]:
     exact = [c for c in pool if is_decode(text, c)]
     if exact:
         return exact
-    bare = _bare(text)
-    return [c for c in pool if any(bare == _bare(whole) for whole in c.texts)]
-
-
-def _bare(text: str) -> str:
-    return _SPECIAL.sub("", text).casefold()
+    said = bare(text)
+    return [c for c in pool if any(said == bare(whole) for whole in c.texts)]
 
 
 # --------------------------------------------------------------------------- one text
@@ -103,12 +99,14 @@ def _judge_text(
     """Blame a text that is no completion's decode; ``False`` where it may well be made from one.
     ``by_another``: all texts of the call are decodes by another tokenizer."""
     text, name = texts[row], between[1]
-    bare = _bare(text)
-    around = [(c, whole) for c in pool for whole in c.texts if len(_bare(whole)) > 2
-              and _bare(whole) in bare]  # fmt: skip
+    said = bare(text)
+    if said in trail.changed:
+        return False
+    around = [(c, whole) for c in pool for whole in c.texts if len(bare(whole)) > 2
+              and bare(whole) in said]  # fmt: skip
     if around:
         completion, whole = max(around, key=lambda pair: len(pair[1]))
-        front = bare.partition(_bare(whole))[0]
+        front = said.partition(bare(whole))[0]
         prompts = prompt_texts(_case_of(trail.case, completion), completion)
         if not any(_in_prompt(front, prompt) for prompt in prompts):
             return False
@@ -121,8 +119,8 @@ def _judge_text(
             {"name": name},
         )  # fmt: skip
         return True
-    within = [whole for c in pool for whole in c.texts if bare and bare
-              in _bare(whole)]  # fmt: skip
+    within = [whole for c in pool for whole in c.texts if said and said
+              in bare(whole)]  # fmt: skip
     if within and cut is None:
         if not _lost_begin(texts, pool):
             return False
@@ -140,22 +138,22 @@ def _judge_text(
         )
         trail.broken(between, [row], ("completion", "text-cut", sentence), {"characters": cut})
         return True
-    if any(2 * len(bare) > len(_bare(_TAG.sub("", whole))) and _is_left_of(bare, _bare(whole))
+    if any(2 * len(said) > len(bare(_TAG.sub("", whole))) and _is_left_of(said, bare(whole))
            for c in pool for whole in c.texts):  # fmt: skip
         return False
     asked = [p for c in pool for p in prompt_texts(_case_of(trail.case, c), c)]
-    if len(bare) >= _LEAST and any(bare in _bare(prompt) for prompt in asked):
-        said = f"{name}: text {row} is its prompt, without what was answered"
-        trail.broken(between, [row], ("reward", "prompt-inside", said), {"name": name})
+    if len(said) >= _LEAST and any(said in bare(prompt) for prompt in asked):
+        sentence = f"{name}: text {row} is its prompt, without what was answered"
+        trail.broken(between, [row], ("reward", "prompt-inside", sentence), {"name": name})
         return True
     wanted = next((c for c in pool if c.at == row), pool[0]).texts[0]
-    said = (
+    sentence = (
         f"{name}: text {row} is {quoted(text)}, which is no completion's decode (the one at its "
         f"place is {quoted(wanted)})"
     )
-    said += "; ids that begin alike give texts that begin alike" if by_another else ""
+    sentence += "; ids that begin alike give texts that begin alike" if by_another else ""
     values = {"got": text, "want": wanted, "by_another": by_another}
-    trail.broken(between, [row], ("completion", "text", said), values)
+    trail.broken(between, [row], ("completion", "text", sentence), values)
     return True
 
 
@@ -207,8 +205,8 @@ def _likeness(one: str, other: str) -> float:
 def _in_prompt(front: str, prompt: str) -> bool:
     """Whether what precedes a completion is its prompt, or the end of it: more than the turn that
     it continues."""
-    whole = _bare(prompt)
-    turn = _bare(prompt.rpartition("<|im_start|>")[2]) if "<|im_start|>" in prompt else ""
+    whole = bare(prompt)
+    turn = bare(prompt.rpartition("<|im_start|>")[2]) if "<|im_start|>" in prompt else ""
     if front == turn.removeprefix("assistant") or front == turn:
         return False
     return len(front) >= _LEAST and (front in whole or whole in front)
@@ -326,15 +324,15 @@ def _paired(
     case: Case, prompt: Sequence[str], among: Sequence[Completion], pool: Sequence[Completion]
 ) -> list[Completion]:
     """Those of ``among`` whose prompt this may be; all where the prompt is not known."""
-    if not prompt or not _bare(prompt[0]):
+    if not prompt or not bare(prompt[0]):
         return list(among)
-    said = _bare(prompt[0])
+    said = bare(prompt[0])
 
     # a system message is part of every prompt: the longest part that is common tells
     shared: dict[int, int] = {}
     for completion in pool:
         if id(completion.prompt) not in shared:
-            known = map(_bare, prompt_texts(_case_of(case, completion), completion))
+            known = map(bare, prompt_texts(_case_of(case, completion), completion))
             alike = [
                 min(len(said), len(one)) for one in known if one and (said in one or one in said)
             ]
@@ -418,8 +416,8 @@ def _regrouped(labels: Sequence[int], column: Sequence[int]) -> bool:
 
 def _of_another(case: Case, values: Sequence[Any], order: Sequence[Completion]) -> bool:
     """Whether some value is a part of another's prompt and not of its own."""
-    known = {c.group: _bare("".join(prompt_texts(_case_of(case, c), c))) for c in order}
-    said = [_bare(value) if isinstance(value, str) else "" for value in values]
+    known = {c.group: bare("".join(prompt_texts(_case_of(case, c), c))) for c in order}
+    said = [bare(value) if isinstance(value, str) else "" for value in values]
     if not all(len(one) >= _LEAST for one in said):
         return False
     moved = [

@@ -10,6 +10,7 @@ content, which are interchangeable, and where a recording has no content to comp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
@@ -32,6 +33,8 @@ from omni_grpo_core.trace.calls import (
     StepSeen,
     TemplateCall,
 )
+
+_SPECIAL = re.compile(r"<\|[^|]*\|>|\s+")
 
 # --------------------------------------------------------------------------- completions
 
@@ -204,6 +207,15 @@ def _only_special(text: str) -> bool:
             return False
         text = text.lstrip()
     return not text or text in ("</s>", "<eos>", "<pad>")
+
+
+def bare(text: str) -> str:
+    """What of a text a decode cannot change: without special tokens, white space and case.
+
+    >>> bare("Yes <|im_end|>")
+    'yes'
+    """
+    return _SPECIAL.sub("", text).casefold()
 
 
 def texts_in(call: RewardCall) -> list[tuple[str, ...]]:
