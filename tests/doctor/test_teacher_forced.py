@@ -24,10 +24,11 @@ from omni_grpo_core.doctor.checks import logits as checks_logits
 from omni_grpo_core.doctor.checks import loss as checks_loss
 from omni_grpo_core.doctor.checks import partial as checks_partial
 from omni_grpo_core.doctor.checks import reward as checks_reward
+from omni_grpo_core.doctor.continuity import look_at_edges
 from omni_grpo_core.doctor.evidence import Case, Look, Reference, noted_missing
 from omni_grpo_core.doctor.experiments import experiments_on, run_experiments
 from omni_grpo_core.doctor.load import as_cases, read_traces
-from omni_grpo_core.doctor.rollouts import losses_of, rollouts
+from omni_grpo_core.doctor.rollouts import joined, losses_of, rollouts
 from omni_grpo_core.doctor.teacher_forced import diff, replay_rollout
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.faults.config import LoopConfig
@@ -36,7 +37,7 @@ from omni_grpo_core.faults.reference_loop import ReferenceLoop
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.recorder.record import record
 from omni_grpo_core.recorder.tensors import Described
-from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
+from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, RewardCall
 from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.types import StageRecord, Trace
 
@@ -133,6 +134,40 @@ def test_a_scoring_forward_that_is_off(clean: Case) -> None:
     assert added(altered(clean, ForwardCall, logprobs=call.logprobs - 0.5)) == {
         "scoring-differs": "logits"
     }
+
+
+@pytest.mark.parametrize(("off", "severity"), [(0.5, "differs"), (3.0, "breaks")])
+def test_a_reference_of_other_weights(clean: Case, off: float, severity: str) -> None:
+    """What another model scores is no score of the policy's: a KL towards a stranger."""
+    (call,) = clean.forwards
+    assert call.logprobs is not None
+    frozen = replace(call.modes, grad_enabled=False)
+    values = [
+        replace(record, value=replace(call, own=False, modes=frozen, logprobs=call.logprobs - off))
+        for record in clean.trace.stages
+        if record.value is call
+    ]
+    trace = replace(clean.trace, stages=(*clean.trace.stages, *values))
+    other = Case(trace, clean.reference)
+    [one] = [e for look in checks_logits.LOOKS for e in look(other)]
+    assert (one.stage, one.fact, one.severity) == ("loss", "reference-differs", severity)
+
+
+def test_ids_that_were_changed_before_they_were_scored_and_decoded(clean: Case) -> None:
+    """Two findings were shown of one: other ids in scoring, and a text of another tokenizer."""
+    assert clean.reference is not None
+    tokenizer = clean.reference.policy.processor.tokenizer
+    (call,), (forward,) = clean.generated, clean.forwards
+    start = call.inputs["input_ids"].shape[1]
+    ids = forward.inputs["input_ids"].clone()
+    ids[:, start + 2] = 20
+    ends = [completion.end for completion in joined(clean).completions]
+    rows = zip(ids, ends, strict=True)
+    texts = tuple(tokenizer.decode(row[start : start + end]) for row, end in rows)
+    odd = altered(clean, ForwardCall, inputs={**forward.inputs, "input_ids": ids})
+    odd = altered(odd, RewardCall, completions=texts)
+    found_at = {(one.stage, one.fact) for one in look_at_edges(odd)}
+    assert found_at == {("completion", "edge-sampled-ids")}
 
 
 def test_generate_and_scoring_disagree_where_nothing_can_be_replayed(clean: Case) -> None:

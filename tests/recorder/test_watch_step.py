@@ -246,7 +246,7 @@ def test_gradients_that_are_gone_before_the_next_backward(tmp_path: Path, to_non
     """zero_grad() inside the loop over micro-batches: the last of them alone is learnt."""
 
     class Zeroing(Loop):
-        def step(self, *_: Any, **__: Any) -> None:
+        def step(self, *args: Any, **keywords: Any) -> None:
             for _ in range(3):
                 self.optimizers[0].zero_grad(set_to_none=to_none)
                 self.model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()
