@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from omni_grpo_core.recorder.token_entropy import weights_at_hidden, weights_at_logits
 from omni_grpo_core.recorder.token_weights import TokenWeights, at_hidden, at_logits
 
 V, P, H = 50, 6, 12
@@ -43,6 +44,11 @@ def read(
     return at_logits(scores, logits.grad, ids if following is None else following)
 
 
+def one_row(scores: Tensor, gradient: Tensor, ids: Tensor, *warm: float) -> TokenWeights:
+    where = torch.zeros(P, dtype=torch.long), torch.arange(P)
+    return weights_at_logits(scores[None], gradient[None], where, ids, warm)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
 def test_weights_tokens_and_temperature_come_back(
     scores: Tensor, ids: Tensor, temperature: float
@@ -63,7 +69,7 @@ def test_a_log_softmax_in_16_bits_is_neither_an_entropy_nor_another_temperature(
     logprobs = (logits.bfloat16() / 1.7).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
     (WEIGHTS * logprobs).sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
-    found = at_logits(scores, logits.grad, ids, (candidate,))
+    found = one_row(scores, logits.grad, ids, candidate)
     assert not bool(found.entropy.any())
     assert float(found.residual.min()) > BF16 / 4
     assert float(found.temperature.median()) == pytest.approx(1.7, rel=4 * BF16)
@@ -80,12 +86,40 @@ def test_an_entropy_comes_back_beside_the_weights(
     entropy = -(logprobs.exp() * logprobs).sum()
     (chosen - bonus * entropy).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
-    found = at_logits(scores, logits.grad, ids, (1.0, 1.6))
+    found = one_row(scores, logits.grad, ids, 1.0, 1.6)
     assert torch.equal(found.tokens, ids)
     torch.testing.assert_close(found.entropy, torch.full((P,), -bonus), rtol=EXACT, atol=0)
     torch.testing.assert_close(found.weights, WEIGHTS, rtol=EXACT, atol=EXACT * abs(bonus))
-    torch.testing.assert_close(found.temperature, torch.full((P,), 1.6))
+    # read from what the entropy leaves, of which rounding is a larger part
+    off = (found.temperature - 1.6).abs()
+    assert bool((off <= EXACT * (1 + abs(bonus) / WEIGHTS.abs())).all())
     assert float(found.residual.max()) < EXACT
+
+
+def test_an_entropy_is_told_over_a_row_where_tokens_are_nearly_sure(ids: Tensor) -> None:
+    """Of a sure distribution the entropy's gradient is that of its token: read by itself, each
+    position of the tiny checkpoint gave the bonus up to 3 %, and a weight as much off."""
+    scores = torch.linspace(-2, 2, V).repeat(P, 1).roll(7, -1)
+    scores = scores.scatter(-1, ids[:, None], torch.linspace(4.0, 14.0, P)[:, None])
+    logits = scores.clone().requires_grad_()
+    logprobs = logits.log_softmax(-1)
+    chosen = 0.25 * logprobs.gather(-1, ids[:, None]).sum()
+    (chosen + 0.02 * (logprobs.exp() * logprobs).sum()).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    found = one_row(scores, logits.grad, ids, 1.0)
+    torch.testing.assert_close(found.entropy, torch.full((P,), -0.02), rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.weights, torch.full((P,), 0.25), rtol=EXACT, atol=0)
+
+
+def test_a_row_of_nothing_but_an_entropy_has_no_weight(scores: Tensor, ids: Tensor) -> None:
+    logits = scores.clone().requires_grad_()
+    logprobs = logits.log_softmax(-1)
+    (0.01 * (logprobs.exp() * logprobs).sum()).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    found = one_row(scores, logits.grad, ids, 1.0)
+    assert not bool(found.weights.any())
+    assert torch.equal(found.tokens, ids)
+    torch.testing.assert_close(found.entropy, torch.full((P,), -0.01), rtol=EXACT, atol=0)
 
 
 def test_the_trained_token_is_found_where_it_is_not_the_next(scores: Tensor, ids: Tensor) -> None:
@@ -157,6 +191,20 @@ def test_without_logits_the_input_of_the_head_tells(ids: Tensor) -> None:
     assert found.tokens.tolist() == [3, 1, 4, 15, 9, 2]
     torch.testing.assert_close(found.weights, WEIGHTS, rtol=1e-4, atol=0)
     torch.testing.assert_close(found.temperature, torch.full((P,), 1.6), rtol=1e-4, atol=0)
+    assert float(found.residual.max()) < 1e-4
+
+
+def test_without_logits_an_entropy_comes_back(ids: Tensor) -> None:
+    torch.manual_seed(1)
+    head, state = torch.randn(V, H), torch.randn(P, H, requires_grad=True)
+    logprobs = (state @ head.T / 1.6).log_softmax(-1)
+    chosen = (WEIGHTS * logprobs.gather(-1, ids[:, None])[:, 0]).sum()
+    (chosen + 0.02 * (logprobs.exp() * logprobs).sum()).backward()  # type: ignore[no-untyped-call]
+    assert state.grad is not None
+    near, rows = torch.stack([ids, ids + 1], 1), torch.zeros(P, dtype=torch.long)
+    found = weights_at_hidden(state.detach(), state.grad, rows, near, head, (1.0, 1.6))
+    torch.testing.assert_close(found.entropy, torch.full((P,), -0.02), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.weights, WEIGHTS, rtol=1e-4, atol=2e-6)
     assert float(found.residual.max()) < 1e-4
 
 

@@ -14,7 +14,6 @@ that of those where more than a token's weight is to be solved for.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -24,13 +23,8 @@ from torch import Tensor
 from omni_grpo_core.recorder.step_buffer import StepBuffer
 from omni_grpo_core.recorder.tensors import copied, local
 from omni_grpo_core.recorder.thinker import Found
-from omni_grpo_core.recorder.token_weights import (
-    TokenWeights,
-    at_hidden,
-    at_logits,
-    chunks,
-    line,
-)
+from omni_grpo_core.recorder.token_entropy import weights_at_hidden, weights_at_logits
+from omni_grpo_core.recorder.token_weights import TokenWeights, line
 from omni_grpo_core.trace.calls import LossGradient
 
 _SAMPLED = 16
@@ -119,17 +113,19 @@ class LossGradientWatch:
             scored.values.clear()
         where = torch.linalg.vector_norm(gradient, ord=torch.inf, dim=-1).nonzero(as_tuple=True)
         near = torch.stack([_shifted(scored.ids, values, by)[where] for by in _NEIGHBOURS], 1)
+        likely = tuple(dict.fromkeys((self.sampled_at, 1.0)))
         if not len(near):  # no advantage, or no weight: the loss reached the logits all the same
             found = TokenWeights(near[:, 0], *(gradient.new_zeros(0, dtype=torch.float32),) * 4)
         elif at == "logits":
-            likely = [self.sampled_at, 1.0]
-            sample = scored.sample if values._version != scored.version else None
-            found = _at_logits(values, gradient, where, near[:, 0], sample, likely)
+            found = weights_at_logits(values, gradient, where, near[:, 0], likely)
+            if values._version != scored.version and scored.sample is not None:
+                changed = _sampled(values)[where]
+                found = _before_change(found, scored.sample[where], changed)
         else:
-            weight = local(self._head_weight(values, scored.ids))
             with torch.autocast(gradient.device.type, enabled=False):
-                likely = [self.sampled_at, 1.0]
-                found = at_hidden(values[where], gradient[where], near, weight, likely)
+                head = local(self._head_weight(values, scored.ids))
+                held = values[where], gradient[where]
+                found = weights_at_hidden(*held, where[0], near, head, likely)
         shape = gradient.shape[:2]
         self._buffer.add(
             LossGradient(
@@ -196,21 +192,6 @@ def _sampled(logits: Tensor) -> Tensor:
     """(..., V) -> a few of the V, the same each time, as a copy."""
     every = max(1, logits.shape[-1] // _SAMPLED)
     return logits[..., ::every].to(torch.float32, copy=True)
-
-
-def _at_logits(
-    values: Tensor, gradient: Tensor, where: tuple[Tensor, ...], following: Tensor,
-    sample: Tensor | None, temperatures: Sequence[float],
-) -> TokenWeights:  # fmt: skip
-    parts = []
-    for at in chunks(len(following), values.shape[-1]):
-        rows, columns = (axis[at] for axis in where)
-        scores = values[rows, columns]
-        found = at_logits(scores, gradient[rows, columns], following[at], temperatures)
-        if sample is not None:
-            found = _before_change(found, sample[rows, columns], _sampled(scores))
-        parts.append(found)
-    return TokenWeights.joined(parts)
 
 
 def _before_change(found: TokenWeights, made: Tensor, changed: Tensor) -> TokenWeights:

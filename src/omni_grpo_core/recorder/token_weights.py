@@ -10,9 +10,6 @@ position the gradient ``g = (w / T) (e_y - p)`` with ``p = softmax(l / T)``:
   itself is ``w / T`` times ``1 - p_y``, of which nothing is left in a rounded number where the
   model is sure of its token.
 
-An entropy term adds ``c dH/dl = -(c / T) p (log p + H)``: where ``y`` alone leaves something, both
-are solved for, at a temperature that is known.
-
 At the input of a head with weights ``W`` the gradient is ``(w / T) W.T (e_y - p)``: one number per
 position is then solved for, by projection, and ``T`` is that of the smallest residual.
 """
@@ -26,9 +23,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_LEFT, _EXPLAINED = 3e-5, 0.1
-"""Of a float32 gradient what is left from which an entropy is tried, and of that what one leaves;
-16 bits leave 2**-8 of every gradient."""
 _CHUNK_ELEMENTS = 1 << 23
 """Logits in float32 at a time: 32 MiB, and a few times that for what is made of them."""
 _PROBES = 32
@@ -62,11 +56,9 @@ def chunks(positions: int, width: int) -> list[slice]:
     return [slice(begin, begin + step) for begin in range(0, positions, step)]
 
 
-def at_logits(
-    logits: Tensor, gradient: Tensor, following: Tensor, temperatures: Sequence[float] = ()
-) -> TokenWeights:
+def at_logits(logits: Tensor, gradient: Tensor, following: Tensor) -> TokenWeights:
     """``logits``, ``gradient``: (P, V) of one dtype. ``following``: (P,), the next token of the
-    sequence, -1 where there is none. ``temperatures``: those at which an entropy is tried.
+    sequence, -1 where there is none.
 
     By hand: two tokens beside y with probabilities 1/4 each, and a loss of minus its logprob.
 
@@ -77,7 +69,7 @@ def at_logits(
     """
     smallest = torch.finfo(gradient.dtype).tiny
     rounding = torch.finfo(gradient.dtype).eps
-    own, g = _chosen(gradient, following), gradient.float()
+    own, g = chosen(gradient, following), gradient.float()
     others = g.scatter(-1, own[:, None], 0.0)
     seen = (others.abs() >= smallest) & logits.isfinite()
     scores = logits.float().masked_fill(~logits.isfinite(), 0.0)
@@ -97,66 +89,11 @@ def at_logits(
     off += (at_own - 4 * rounding * largest * scale.abs()).clamp(min=0.0).square()
     norm = torch.linalg.vector_norm(g, dim=-1)
     residual = off.sqrt() / norm
-    found = TokenWeights(own, scale / inverse, 1 / inverse, residual, torch.zeros_like(residual))
-    limit = _LEFT if gradient.dtype == torch.float32 else 16 * rounding
-    odd = (~(residual <= limit)).nonzero().flatten() if temperatures else ()
-    if len(odd):
-        ids = torch.stack([following[odd].clamp(min=0), own[odd]], 1)
-        tried = _with_entropy(logits[odd].float(), g[odd], ids, temperatures)
-        # an entropy gives all of a gradient, or none: noise of 16 bits is nearer to one as well
-        most = (_EXPLAINED * residual[odd].nan_to_num(nan=1.0)).clamp(max=limit)
-        better = tried.residual <= most
-        for name in TokenWeights.__slots__:
-            getattr(found, name)[odd[better]] = getattr(tried, name)[better]
-    return found
+    return TokenWeights(own, scale / inverse, 1 / inverse, residual, torch.zeros_like(residual))
 
 
-def _with_entropy(
-    logits: Tensor, g: Tensor, ids: Tensor, temperatures: Sequence[float]
-) -> TokenWeights:
-    """With the token among ``ids`` (P, M), and the temperature, that leave least."""
-    tried = [
-        _token_and_entropy(logits / temperature, g, own, temperature)
-        for temperature in dict.fromkeys(temperatures)
-        for own in ids.unbind(1)
-    ]
-    best = torch.stack([one.residual for one in tried]).nan_to_num(nan=torch.inf).argmin(0)
-    every = torch.arange(len(best), device=best.device)
-    return TokenWeights(
-        *(
-            torch.stack([getattr(one, name) for one in tried])[best, every]
-            for name in TokenWeights.__slots__
-        )
-    )
-
-
-def _token_and_entropy(scores: Tensor, g: Tensor, own: Tensor, temperature: float) -> TokenWeights:
-    """Both weights by least squares; ``scores``: logits by the temperature."""
-    there = (g != 0).scatter(-1, own[:, None], True) & scores.isfinite()
-    logp = scores.masked_fill(~there, -torch.inf).log_softmax(-1)
-    p, logp = logp.exp(), logp.masked_fill(~there, 0.0)
-    token = (-p).scatter_add_(-1, own[:, None], torch.ones_like(p[:, :1]))
-    spread = -p * (logp - (p * logp).sum(-1, keepdim=True))
-    # without what the two have in common: of a sure distribution they are nearly the same
-    size = token.square().sum(-1, keepdim=True)
-    common = (token * spread).sum(-1, keepdim=True) / size
-    rest = spread - common * token
-    c = (rest * g).sum(-1, keepdim=True) / rest.square().sum(-1, keepdim=True)
-    w = ((token * g).sum(-1, keepdim=True)) / size - c * common
-    off = (g - w * token - c * spread).norm(dim=-1)
-    w, c = w[:, 0], c[:, 0]
-    # either is as good as the rounding of the logprobs it was made from
-    largest = scores.masked_fill(~there, 0.0).abs().amax(-1) + 1
-    rounding = 8 * torch.finfo(g.dtype).eps * largest * (w.abs() + c.abs())
-    norm = g.norm(dim=-1)
-    # two large weights that cancel: rounding alone is as large as what they are to explain
-    left = ((off - rounding).clamp(min=0.0) / norm).masked_fill(rounding > _EXPLAINED * norm, 1.0)
-    warm = torch.full_like(w, temperature)
-    return TokenWeights(own, w * temperature, warm, left, c * temperature)
-
-
-def _chosen(g: Tensor, following: Tensor) -> Tensor:
-    """(P,): y."""
+def chosen(g: Tensor, following: Tensor) -> Tensor:
+    """(P,): y, of gradients (P, V) at the logits."""
     up, down = (g > 0).sum(-1), (g < 0).sum(-1)
     there = g.gather(-1, following.clamp(min=0)[:, None])[:, 0]
     fits = torch.where(
@@ -185,13 +122,13 @@ def at_hidden(
     one that explains most is refined, and is that of all positions."""
     g = gradient.float()
     probes = g.norm(dim=-1).topk(min(_PROBES, len(g))).indices
-    known = _Projection(hidden[probes], g[probes], near[probes], head)
+    known = Projection(hidden[probes], g[probes], near[probes], head)
     fitted = [known.refined(1 / t) for t in dict.fromkeys(temperatures)]
     missed = torch.stack([miss for _, miss in fitted])
     inverse = torch.stack([found for found, _ in fitted])[missed.argmin()]
     parts = []
     for at in chunks(len(g), len(head)):
-        one = _Projection(hidden[at], g[at], near[at], head)
+        one = Projection(hidden[at], g[at], near[at], head)
         scale, direction, own = one.explained(inverse)
         off = (one.g - scale[:, None] * direction).norm(dim=-1) / one.g.norm(dim=-1)
         warm = (1 / inverse).expand_as(scale)
@@ -199,29 +136,38 @@ def at_hidden(
     return TokenWeights.joined(parts)
 
 
-class _Projection:
+class Projection:
     """Gradients at the head's input of P positions, explained by one inverse temperature."""
 
     def __init__(self, hidden: Tensor, g: Tensor, near: Tensor, head: Tensor) -> None:
-        self.g, self._near, self._head = g, near, head
-        self._logits = (hidden.to(head.dtype) @ head.T).float()
+        self.g, self.near, self.head = g, near, head
+        self.logits = (hidden.to(head.dtype) @ head.T).float()
 
     def explained(self, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``w / T`` (P,), ``W.T (e_y - p)`` (P, H) and y (P,), with the y that leaves least."""
-        p = self._softmax(inverse)
-        ids = self._near.clamp(min=0)
-        vectors = self._head[ids].float()
-        share = p.gather(-1, ids)
-        # without the likeliest token, whose own vector would cancel what the others are
-        p = p.scatter(-1, ids[:, :1], 0.0)
-        mean = (p.to(self._head.dtype) @ self._head).float()
-        directions = vectors - (mean + share[:, :1] * vectors[:, 0])[:, None]
-        directions[:, 0] = p.sum(-1)[:, None] * vectors[:, 0] - mean
+        directions = self.directions(inverse)
         scales = (self.g[:, None] * directions).sum(-1) / directions.square().sum(-1)
         left = (self.g[:, None] - scales[..., None] * directions).norm(dim=-1)
-        best = left.masked_fill(self._near < 0, torch.inf).argmin(-1)
+        best = left.masked_fill(self.near < 0, torch.inf).argmin(-1)
         rows = torch.arange(len(best), device=best.device)
-        return scales[rows, best], directions[rows, best], ids[rows, best]
+        return scales[rows, best], directions[rows, best], self.near.clamp(min=0)[rows, best]
+
+    def directions(self, inverse: Tensor | float) -> Tensor:
+        """(P, M, H): ``W.T (e_y - p)`` of each y that is near."""
+        p = self.softmax(inverse)
+        ids = self.near.clamp(min=0)
+        vectors = self.head[ids].float()
+        share = p.gather(-1, ids)
+        total, mean = self.without_likeliest(p)
+        directions = vectors - (mean + share[:, :1] * vectors[:, 0])[:, None]
+        directions[:, 0] = total[:, None] * vectors[:, 0] - mean
+        return directions
+
+    def without_likeliest(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(P,) the sum of values (P, V) and (P, H) that times ``W``, but for the likeliest token,
+        whose own vector would cancel what the others are."""
+        values = values.scatter(-1, self.near.clamp(min=0)[:, :1], 0.0)
+        return values.sum(-1), (values.to(self.head.dtype) @ self.head).float()
 
     def refined(self, inverse: float) -> tuple[Tensor, Tensor]:
         """The inverse temperature near this one that leaves least, by Gauss-Newton, and the part of
@@ -229,9 +175,9 @@ class _Projection:
         beta = self.g.new_tensor(inverse)
         for _ in range(_ROUNDS):
             scale, direction, _ = self.explained(beta)
-            p = self._softmax(beta)
-            around = self._logits - (p * self._logits).sum(-1, keepdim=True)
-            slope = -((p * around).to(self._head.dtype) @ self._head).float()
+            p = self.softmax(beta)
+            around = self.logits - (p * self.logits).sum(-1, keepdim=True)
+            slope = -((p * around).to(self.head.dtype) @ self.head).float()
             along = (slope * direction).sum(-1) / direction.square().sum(-1)
             slope = scale[:, None] * (slope - along[:, None] * direction)
             left = self.g - scale[:, None] * direction
@@ -240,5 +186,6 @@ class _Projection:
         scale, direction, _ = self.explained(beta)
         return beta, (self.g - scale[:, None] * direction).square().sum()
 
-    def _softmax(self, inverse: Tensor) -> Tensor:
-        return (self._logits * inverse).softmax(-1)
+    def softmax(self, inverse: Tensor | float) -> Tensor:
+        """(P, V)"""
+        return (self.logits * inverse).softmax(-1)
