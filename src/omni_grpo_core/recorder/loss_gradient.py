@@ -45,11 +45,12 @@ def in_backward() -> bool:
 class _Scored:
     """A forward whose backward may come. Only hooks of its graph hold it, so that logits which the
     trainer drops are freed. ``values``: the logits and the last hidden state, without a graph.
-    ``ids``: (N, L) on their device. ``sample``: some columns of the logits as they were made;
+    ``ids``: (N, L) on their device. ``cast``: the type to which autocast cast what the head got. ``sample``: some columns of the logits as they were made;
     ``version``: of the logits then. ``read_in``: number of the backward that was read last."""
 
     forward: int
     ids: Tensor | None
+    cast: torch.dtype | None = None
     values: dict[str, Tensor] = field(default_factory=dict)
     sample: Tensor | None = None
     version: int = 0
@@ -64,6 +65,7 @@ class LossGradientWatch:
         self._found, self._buffer = found, buffer
         self.sampled_at = 1.0
         self._hidden: Tensor | None = None
+        self._cast: torch.dtype | None = None
         self._forwards = 0
         self._alive: list[weakref.ref[_Scored]] = []
         buffer.at_end = self._end
@@ -86,13 +88,18 @@ class LossGradientWatch:
         hidden = getattr(output, "last_hidden_state", output)
         hidden = hidden[0] if isinstance(hidden, tuple) and hidden else hidden
         self._hidden = hidden if isinstance(hidden, Tensor) and hidden.requires_grad else None
+        if self._hidden is not None:
+            kind = self._hidden.device.type
+            casts = torch.is_autocast_enabled(kind)
+            self._cast = torch.get_autocast_dtype(kind) if casts else None
 
     def forward(self, logits: Any, ids: Any) -> None:
         """To be called for every recorded forward outside ``generate``, in order. ``logits``: what
         it returned; ``ids``: its (N, L) ``input_ids``, if it was given any."""
         number, self._forwards = self._forwards, self._forwards + 1
         hidden, self._hidden = self._hidden, None
-        scored = _Scored(number, ids.detach().clone() if isinstance(ids, Tensor) else None)
+        held = ids.detach().clone() if isinstance(ids, Tensor) else None
+        scored = _Scored(number, held, self._cast)
         for at, tensor in (("logits", logits), ("hidden", hidden)):
             if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.dim() == 3:
                 scored.values[at] = tensor.detach()
@@ -123,7 +130,8 @@ class LossGradientWatch:
                 found = _before_change(found, scored.sample[where], changed)
         else:
             with torch.autocast(gradient.device.type, enabled=False):
-                head = local(self._head_weight(values, scored.ids))
+                weight = local(self._head_weight(values, scored.ids))
+                head = weight if scored.cast is None else weight.to(scored.cast)
                 held = values[where], gradient[where]
                 found = weights_at_hidden(*held, where[0], near, head, likely)
         shape = gradient.shape[:2]
