@@ -75,7 +75,7 @@ def test_a_log_softmax_in_16_bits_is_neither_an_entropy_nor_another_temperature(
     assert float(found.temperature.median()) == pytest.approx(1.7, rel=4 * BF16)
 
 
-@pytest.mark.parametrize("bonus", [0.5, 0.02, -0.05])
+@pytest.mark.parametrize("bonus", [0.05, 0.02, -0.05])
 def test_an_entropy_comes_back_beside_the_weights(
     scores: Tensor, ids: Tensor, bonus: float
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_row_of_nothing_but_an_entropy_has_no_weight(scores: Tensor, ids: Tens
     assert logits.grad is not None
     found = one_row(scores, logits.grad, ids, 1.0)
     assert not bool(found.weights.any())
-    assert torch.equal(found.tokens, ids)
+    assert found.tokens.tolist() == [-1] * P
     torch.testing.assert_close(found.entropy, torch.full((P,), -0.01), rtol=EXACT, atol=0)
 
 

@@ -97,6 +97,17 @@ class TrainedRow:
         return self.weights[self.lead : self.lead + self.end]
 
     @property
+    def counting(self) -> Tensor:
+        """float64: weights of the completion's tokens that count."""
+        return self.own_weights[self.counted[: self.end]]
+
+    @property
+    def level(self) -> Tensor:
+        """Their median, 0 where none counts."""
+        own = self.counting
+        return own.median() if len(own) else own.new_zeros(())
+
+    @property
     def outside(self) -> Tensor:
         """float64: weights of the prompt's tokens and of those after the end."""
         return torch.cat([self.weights[: self.lead], self.weights[self.lead + self.end :]])

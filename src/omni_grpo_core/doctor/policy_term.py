@@ -1,8 +1,9 @@
 """The weights of a loss taken apart: one number per completion, and what varies along it.
 
 On the first update a policy's own term has one weight for all tokens of a completion. A KL term
-adds ``beta (1 - exp(reference - logprob))`` to each, by the same divisor; ratios of a later update
-multiply each, and clipping makes some 0. Which of these gives the weights is tried, simplest first.
+adds ``beta (1 - exp(reference - logprob))`` to each, by the same divisor; ratios to the policy that
+sampled multiply each, and clipping makes some 0. Which of these gives the weights is tried, the
+simplest first, and last what somebody may mistake for a ratio.
 """
 
 from __future__ import annotations
@@ -10,22 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.bundles import rows_in
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.doctor.loss_rows import (
-    UNREAD,
-    TrainedRow,
-    logprobs_of,
-    scored_without_gradient,
-    trained_rows,
+from omni_grpo_core.doctor.loss_rows import UNREAD, TrainedRow, trained_rows
+from omni_grpo_core.doctor.ratios import (
+    KINDS,
+    Factors,
+    Ratio,
+    known_of,
+    meant,
+    mistaken,
+    ratios_of,
 )
-from omni_grpo_core.doctor.rollouts import joined
-from omni_grpo_core.trace.calls import ForwardCall
 
 CONSTANT, PROJECTED, ROUNDED = 1e-4, 1e-3, 3e-2
 """Spread of equal weights along a completion, by the largest of the step: read at float32 they
@@ -40,19 +40,20 @@ _CLEAR = 0.2
 """Of a spread below that of equal weights, what a KL that explains it may leave."""
 _SURE = 4
 """Deviations of the weight of a KL beyond which it does not lie."""
-_CLIPS = ((0.2, 0.2), (0.2, 0.28), (0.1, 0.1), (0.3, 0.3))
-
-Ratio = Literal["none", "token", "clipped", "bounded"]
+_MULTIPLE = 1e-3
+"""Of a token's weight, by which a mistaken ratio may miss it: a log-probability of 100 is good to
+1e-5, and 1 / -0.05 to 1e-4."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyTerm:
     """``weights``: float64 (R,), of the policy's term by row. ``ratio``: by what they are
     multiplied along a completion: nothing, the ratio of each token, clipped where that has no
-    gradient, or bounded from above. ``kl``: weight of the KL term times the row's divisor, in units
-    of ``divisor``; ``None`` where there is none. ``divisor``: that which makes it one number.
-    ``estimator``: of the KL. ``varies``: whether something that was not found is left.
-    ``factors``: of each row's tokens up to its end, what ``ratio`` names; none where that is 1."""
+    gradient, or bounded; or by what was mistaken for it. ``kl``: weight of the KL term times the
+    row's divisor, in units of ``divisor``; ``None`` where there is none. ``divisor``: that which
+    makes it one number. ``estimator``: of the KL. ``varies``: whether something that was
+    not found is left. ``factors``: of each row's tokens up to its end, what ``ratio`` names; none
+    where that is 1."""
 
     rows: tuple[TrainedRow, ...]
     weights: Tensor
@@ -62,16 +63,7 @@ class PolicyTerm:
     divisor: str = ""
     estimator: str = ""
     varies: bool = False
-    factors: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Known:
-    """What else was recorded of a row. ``reference``, ``old``: log of their probabilities by the
-    policy's, (length,), by the kind of logprobs."""
-
-    reference: dict[str, Tensor]
-    old: dict[str, Tensor]
+    factors: Factors = ()
 
 
 def policy_term(case: Case) -> PolicyTerm | None:
@@ -84,7 +76,7 @@ def _policy_term(case: Case) -> PolicyTerm | None:
     if not rows:
         return None
     eos_left_out = leaves_eos_out(rows)
-    plain = torch.stack([_level(row) for row in rows])
+    plain = torch.stack([row.level for row in rows])
     plain_term = PolicyTerm(rows, plain, eos_left_out)
     size = max(float(row.own_weights.abs().max()) for row in rows if row.end)
     projected = any(not row.forward.logits_dtype for row in rows)
@@ -98,7 +90,13 @@ def _policy_term(case: Case) -> PolicyTerm | None:
             best is None or left < best[1] / 3
         ):
             best = found, left
-    return best[0] if best else PolicyTerm(rows, plain, eos_left_out, varies=True)
+    if best is not None:
+        return best[0]
+    closely = _MULTIPLE if all(row.exact for row in rows) else ROUNDED
+    if wrong := mistaken(rows, [known_of(case, row) for row in rows], closely):
+        ratio, weights, factors = wrong
+        return PolicyTerm(rows, weights, eos_left_out, ratio, factors=factors)
+    return PolicyTerm(rows, plain, eos_left_out, varies=True)
 
 
 def _slight_kl(case: Case, rows: tuple[TrainedRow, ...], eos_left_out: bool) -> PolicyTerm | None:
@@ -109,7 +107,7 @@ def _slight_kl(case: Case, rows: tuple[TrainedRow, ...], eos_left_out: bool) -> 
         if term.kl is not None and term.ratio == "none"
     ]
     left, best = min(fits, key=lambda one: one[0], default=(0.0, None))
-    spare = sum(max(len(_counting(row)) - 1, 0) for row in rows)
+    spare = sum(max(len(row.counting) - 1, 0) for row in rows)
     return best if spare > 1 and left < _CLEAR * max(map(_spread, rows)) else None
 
 
@@ -142,7 +140,7 @@ def most_beta(case: Case, term: PolicyTerm) -> float:
     return max(found, default=math.inf)
 
 
-def _ones(rows: tuple[TrainedRow, ...]) -> tuple[Tensor, ...]:
+def _ones(rows: tuple[TrainedRow, ...]) -> Factors:
     return tuple(torch.ones(row.end, dtype=torch.float64) for row in rows)
 
 
@@ -157,6 +155,7 @@ def _estimates(gaps: list[Tensor]) -> dict[str, list[Tensor]]:
         "k3": [1 - gap.exp() for gap in gaps],
         "k2": [-gap for gap in gaps],
         "k3 bounded": [_bounded(gap) for gap in gaps],
+        "k3 turned": [(-gap).exp() - 1 for gap in gaps],
     }
 
 
@@ -170,44 +169,9 @@ def leaves_eos_out(rows: tuple[TrainedRow, ...]) -> bool:
     return bool(ended) and all(bool(kept[:-1].all()) and not bool(kept[-1]) for kept in ended)
 
 
-def _counting(row: TrainedRow) -> Tensor:
-    """Weights of the tokens up to the eos that count."""
-    return row.own_weights[row.counted[: row.end]]
-
-
-def _level(row: TrainedRow) -> Tensor:
-    own = _counting(row)
-    return own.median() if len(own) else own.new_zeros(())
-
-
 def _spread(row: TrainedRow) -> float:
-    own = _counting(row)
+    own = row.counting
     return float(own.max() - own.min()) if len(own) else 0.0
-
-
-def known_of(case: Case, row: TrainedRow) -> Known:
-    """The policy's logprobs of a row, against the reference's and those of the sampling policy."""
-    held = rows_in(case, row.forward)
-    own = logprobs_of(row.forward, held[row.at], row.completion)
-    reference: dict[str, Tensor] = {}
-    old: dict[str, Tensor] = {}
-    for forward, scores in scored_without_gradient(case, row.completion):
-        into = reference if is_reference(forward) else old
-        for name in own.keys() & scores.keys():
-            # the earliest: later ones may be of a policy that has moved
-            into.setdefault(name, scores[name] - own[name])
-    sampled = row.completion.call.logprobs
-    for name in ("sampling_logprobs", "logprobs"):
-        if sampled is not None and name in own and name not in old:
-            given = sampled[row.completion.at, : row.end].double()
-            if len(given) == row.end:
-                old[name] = given - own[name]
-    return Known(reference, old)
-
-
-def is_reference(forward: ForwardCall) -> bool:
-    """Whether a forward without a gradient is certainly another policy's."""
-    return not forward.own or forward.modes.adapter == "off"
 
 
 def _explained(
@@ -215,24 +179,18 @@ def _explained(
 ) -> Iterator[tuple[PolicyTerm, float]]:
     """Ways to make the weights from what else was recorded, with what each leaves of them."""
     known = [known_of(case, row) for row in rows]
-    later = not set(joined(case).completions) & {row.completion for row in rows}
-    for name in ("logprobs", "sampling_logprobs"):
-        gaps = [one.reference.get(name) for one in known]
-        olds = [one.old.get(name) for one in known]
-        moved = later and all(gap is not None for gap in olds)
-        ratios: list[tuple[Ratio, tuple[Tensor, ...]]] = [("none", _ones(rows))]
-        if moved:
-            plain = tuple((-gap).exp() for gap in olds if gap is not None)
-            ratios.append(("token", plain))
-            for low, high in _CLIPS:
-                ratios.append(("clipped", _clipped(rows, plain, low, high)))
-                ratios.append(("bounded", tuple(r.clamp(max=1 + high) for r in plain)))
+    for name in KINDS:
+        gaps = [gap for one in known if (gap := one.reference.get(name)) is not None]
+        ratios: list[tuple[Ratio, Factors]] = [("none", _ones(rows))]
+        plain = ratios_of(known, name)
+        if plain is not None and any(bool((ratio != 1).any()) for ratio in plain):
+            ratios += meant(rows, plain, hidden=bool(gaps))
         for ratio, factors in ratios:
             if ratio != "none":
                 weights, left = _fitted(rows, factors)
                 yield PolicyTerm(rows, weights, eos_left_out, ratio, factors=factors), left
-            if all(gap is not None for gap in gaps):
-                for estimator, terms in _estimates([g for g in gaps if g is not None]).items():
+            if len(gaps) == len(rows):
+                for estimator, terms in _estimates(gaps).items():
                     for divisor in ("sequence", "uniform"):
                         weights, kl, left = _with_kl(rows, factors, terms, divisor)
                         yield (
@@ -247,22 +205,7 @@ def _bounded(gap: Tensor) -> Tensor:
     return torch.where(cut, 0.0, 1 - gap.exp())
 
 
-def _clipped(
-    rows: tuple[TrainedRow, ...], ratios: tuple[Tensor, ...], low: float, high: float
-) -> tuple[Tensor, ...]:
-    """Ratios, 0 where clipping removes the gradient: too large where it is pushed up, too small
-    where it is pushed down."""
-    found = []
-    for row, ratio in zip(rows, ratios, strict=True):
-        up = float(_level(row)) < 0 or (
-            float(_level(row)) == 0 and float(row.own_weights.sum()) < 0
-        )
-        off = ratio > 1 + high if up else ratio < 1 - low
-        found.append(torch.where(off, 0.0, ratio))
-    return tuple(found)
-
-
-def _fitted(rows: tuple[TrainedRow, ...], factors: tuple[Tensor, ...]) -> tuple[Tensor, float]:
+def _fitted(rows: tuple[TrainedRow, ...], factors: Factors) -> tuple[Tensor, float]:
     weights, left = [], 0.0
     for row, factor in zip(rows, factors, strict=True):
         kept = row.counted[: row.end] | (factor == 0)
@@ -274,7 +217,7 @@ def _fitted(rows: tuple[TrainedRow, ...], factors: tuple[Tensor, ...]) -> tuple[
 
 
 def _with_kl(
-    rows: tuple[TrainedRow, ...], factors: tuple[Tensor, ...], terms: list[Tensor], divisor: str
+    rows: tuple[TrainedRow, ...], factors: Factors, terms: list[Tensor], divisor: str
 ) -> tuple[Tensor, float, float]:
     """Weights of the rows, that of the term in all of them, and what is left."""
     parts = []

@@ -45,8 +45,9 @@ def in_backward() -> bool:
 class _Scored:
     """A forward whose backward may come. Only hooks of its graph hold it, so that logits which the
     trainer drops are freed. ``values``: the logits and the last hidden state, without a graph.
-    ``ids``: (N, L) on their device. ``cast``: the type to which autocast cast what the head got. ``sample``: some columns of the logits as they were made;
-    ``version``: of the logits then. ``read_in``: number of the backward that was read last."""
+    ``ids``: (N, L) on their device. ``cast``: the type to which autocast casts what a head gets.
+    ``sample``: some columns of the logits as they were made; ``version``: of the logits then.
+    ``read_in``: number of the backward that was read last."""
 
     forward: int
     ids: Tensor | None

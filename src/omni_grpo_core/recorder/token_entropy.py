@@ -24,6 +24,11 @@ from omni_grpo_core.recorder.token_weights import (
 _LEFT, _EXPLAINED = 3e-5, 0.1
 """Of a float32 gradient what is left from which an entropy is tried, and of that what one leaves;
 16 bits leave 2**-8 of every gradient."""
+_ROUNDED, _UNREAD = 1e-2, 0.3
+"""What a row's c, told by few tokens, may leave of an entropy's gradient, and the residual of what
+is left that shows it to be no token's."""
+_LIGHT = 1e-3
+"""Of c, a weight that rounding of an entropy may leave: log-probabilities of 10 times 1e-4 of c."""
 
 
 def weights_at_logits(
@@ -46,7 +51,7 @@ def weights_at_logits(
             scores, g = taken(at)
             left = g.float() - _made_at_logits(scores, g, c[at], temperature)
             one = at_logits(scores, left, following[at])
-            read.append(_beside(one, c[at], _share(left, g), following[at]))
+            read.append(_beside(one, c[at], _share(left, g)))
         return TokenWeights.joined(read)
 
     found = TokenWeights.joined([at_logits(*taken(at), following[at]) for at in parts])
@@ -72,7 +77,7 @@ def weights_at_hidden(
         made = [_spread(one, temperature) for one in known]
         left = g - c[:, None] * torch.cat(made)
         one = at_hidden(hidden, left, near, head, (temperature,))
-        return _beside(one, c, _share(left, g), near[:, 0])
+        return _beside(one, c, _share(left, g))
 
     found = at_hidden(hidden, gradient, near, head, temperatures)
     return _better(found, gradient.dtype, temperatures, beside)
@@ -140,15 +145,18 @@ def _of_rows(told: Iterable[tuple[Tensor, Tensor]], rows: Tensor) -> Tensor:
 
 
 def _share(left: Tensor, gradient: Tensor) -> Tensor:
-    return left.norm(dim=-1) / gradient.float().norm(dim=-1)
+    sizes = [torch.linalg.vector_norm(one.float(), dim=-1) for one in (left, gradient)]
+    share: Tensor = sizes[0] / sizes[1]
+    return share
 
 
-def _beside(read: TokenWeights, c: Tensor, share: Tensor, following: Tensor) -> TokenWeights:
+def _beside(read: TokenWeights, c: Tensor, share: Tensor) -> TokenWeights:
     """What was read of a gradient without the entropy's, which is the ``share`` (P,) of it."""
-    # nothing but an entropy: rounding is the weight of no token
-    alone = share <= _LEFT
+    # nothing but an entropy: what rounding, and that of c, leaves is the weight of no token
+    unread = (share <= _ROUNDED) & ~(read.residual <= _UNREAD)
+    alone = unread | ~(read.weights.abs() > _LIGHT * c.abs())
     return TokenWeights(
-        tokens=torch.where(alone, following, read.tokens),
+        tokens=read.tokens.masked_fill(alone, -1),
         weights=read.weights.masked_fill(alone, 0.0),
         temperature=read.temperature.masked_fill(alone, torch.nan),
         residual=torch.where(alone, share, read.residual * share),
@@ -169,4 +177,3 @@ def _better(
     left = [float(one.residual.nan_to_num(nan=1.0).mean()) for one in ways]
     least = min(range(1, len(ways)), key=left.__getitem__)
     return ways[least] if left[least] <= _EXPLAINED * left[0] else found
-

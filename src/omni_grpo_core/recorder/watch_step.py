@@ -17,7 +17,7 @@ from torch.optim.optimizer import (
 )
 
 from omni_grpo_core.recorder.hooks import Patches
-from omni_grpo_core.recorder.kl_gaps import kl_gaps
+from omni_grpo_core.recorder.kl_gaps import has_ratio_to_itself, kl_gaps
 from omni_grpo_core.recorder.layers import Held, Layers, gradient_norms
 from omni_grpo_core.recorder.step_buffer import StepBuffer, died_in
 from omni_grpo_core.recorder.thinker import Found
@@ -40,6 +40,7 @@ class StepWatch:
         self._losses: list[Tensor] = []
         self._gaps: list[Tensor] = []
         self._dropped = 0
+        self._to_itself = False
         self._inside = False
         self._handles: list[Any] = []
         self._layers: Layers | None = None
@@ -100,6 +101,7 @@ class StepWatch:
         self._losses.clear()
         self._gaps.clear()
         self._dropped = 0
+        self._to_itself = False
         self._stepped.clear()
         self._layers = self._last = None
 
@@ -114,6 +116,7 @@ class StepWatch:
             if isinstance(tensor, Tensor) and tensor.numel() == 1:
                 self._losses.append(tensor.detach().clone().flatten()[0])
                 self._gaps += kl_gaps([tensor])
+                self._to_itself = self._to_itself or has_ratio_to_itself([tensor])
 
     def _after_backward(self) -> None:
         if self._layers is None:
@@ -159,6 +162,7 @@ class StepWatch:
         self._losses.clear()
         self._gaps.clear()
         self._dropped = 0
+        self._to_itself = False
         self._stepped.clear()
         self._layers = None
         self._step += 1
@@ -179,6 +183,7 @@ class StepWatch:
                 losses=tuple(float(loss) for loss in self._losses),
                 kl_gaps=tuple(float(gap) for gap in self._gaps),
                 dropped=self._dropped,
+                ratio_to_itself=self._to_itself,
                 factor=factor,
                 scale=None if self._scale is None else float(self._scale),
                 rates=held.groups,

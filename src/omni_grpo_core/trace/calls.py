@@ -381,7 +381,8 @@ class StepSeen:
     the sampled weights that moved against their gradient, where the optimizer had no state yet, so
     that nothing but the gradient decides. ``kl_gaps``: of each KL to a reference that a loss holds
     in the form ``exp(reference - logprob)``, the largest ``|reference - logprob|``. ``dropped``:
-    backwards whose gradients were gone before the next one of the step.
+    backwards whose gradients were gone before the next one of the step. ``ratio_to_itself``:
+    whether a loss holds the ratio of a tensor to itself, neither detached.
     """
 
     stage: ClassVar[Literal["gradient"]] = "gradient"
@@ -399,6 +400,7 @@ class StepSeen:
     downhill: float | None = None
     kl_gaps: tuple[float, ...] = ()
     dropped: int = 0
+    ratio_to_itself: bool = False
 
     @property
     def trainable(self) -> dict[str, int]:

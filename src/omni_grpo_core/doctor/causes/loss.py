@@ -235,6 +235,14 @@ _LOSS = (
         confirm="the KL that is logged is never below 0, and stays small",
     ),
     Signature(
+        cause="loss.kl-turned",
+        fact="kl-turned",
+        harm="it still holds the policy, and grows without a bound where the policy is likelier "
+        "than its reference: single tokens may outweigh the rewards",
+        fix="use d = reference - policy, if GRPO's k3 is meant",
+        confirm="the largest weight of a token in the loss is that of an advantage",
+    ),
+    Signature(
         cause="loss.kl-left-out",
         fact="kl-left-out",
         harm="every step pays for a reference forward, and nothing holds the policy to it",
@@ -306,6 +314,40 @@ _LOSS = (
         fix="compute KL = exp(d) - d - 1 with d = reference - policy, and add beta * KL",
         confirm="the logged KL is never below 0",
         prove=only_fits,
+    ),
+    Signature(
+        cause="loss.ratio",
+        fact="ratio-mistaken",
+        harm="tokens of one completion are trained as if it were good at some and bad at others: "
+        "what they are weighted by has nothing to do with how far the policy has moved",
+        fix="compute ratio = exp(new - old) of the same rows and columns, where old is the "
+        "log-probability that was kept when the completions were scored first",
+        confirm="on the first update every ratio is 1",
+    ),
+    Signature(
+        cause="loss.ratio-to-itself",
+        fact="ratio-to-itself",
+        harm="the gradients of the new and of the old log-probabilities cancel: the policy's part "
+        "of the loss teaches nothing, and nothing is raised",
+        fix="detach the old log-probabilities: ratio = exp(new - new.detach()), or keep those of "
+        "the first pass without a gradient",
+        confirm="some completion has a weight in the loss",
+    ),
+    Signature(
+        cause="loss.clip-side",
+        fact="clip-exchanged",
+        harm="tokens that have moved the right way are pushed on without a limit, and those that "
+        "have moved the wrong way are never pulled back",
+        fix="minimise -min(ratio * A, clip(ratio) * A), which is max(-ratio * A, -clip(ratio) * A)",
+        confirm="tokens whose ratio is far on the side of their advantage have no weight",
+    ),
+    Signature(
+        cause="loss.clip-range",
+        fact="clip-nothing-left",
+        harm="after the first update nothing is learnt but from tokens that have moved the wrong "
+        "way",
+        fix="set epsilon to 0.2, or look for what makes 1 - epsilon and 1 + epsilon equal",
+        confirm="few tokens are clipped on the second update",
     ),
     Signature(
         cause="loss.old-recomputed",

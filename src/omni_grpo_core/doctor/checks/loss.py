@@ -152,7 +152,7 @@ def _left_out(case: Case, rows: Sequence[TrainedRow]) -> Iterator[Evidence]:
         return
     if later_update(case):
         return  # clipping removes tokens as well
-    if term is None or term.varies:
+    if term is None or term.varies or term.ratio != "none":
         return
     # a row of no advantage has no weight where its KL has none
     live = {

@@ -18,11 +18,10 @@ from omni_grpo_core.doctor.loss_reading import reading
 from omni_grpo_core.doctor.loss_rows import trained_rows
 from omni_grpo_core.doctor.policy_term import (
     PolicyTerm,
-    is_reference,
-    known_of,
     most_beta,
     policy_term,
 )
+from omni_grpo_core.doctor.ratios import KINDS, Factors, is_reference, known_of, ratios_of
 from omni_grpo_core.doctor.recompute_loss import beta_of
 from omni_grpo_core.doctor.rollouts import first_step, joined, settings_of
 
@@ -31,6 +30,11 @@ _SMALL_BETA = 3e-4
 _MOVED = 64 * torch.finfo(torch.float32).eps
 """Of a layer's weights: by how much a step moves them so that no log-probability is still equal to
 the last bit; Adam at a rate of 1e-6 moves them by 5e-5, its weight decay by 1e-8."""
+_CUT = 3
+"""Tokens without a weight: any fewer may be on one side of a ratio by chance."""
+_NARROW = 1e-3
+"""A clipping range that stops a token at its first step; those in use for tokens are 0.1 and more.
+"""
 
 
 def later_update(case: Case) -> bool:
@@ -72,6 +76,16 @@ def look_at_kl(case: Case) -> Iterable[Evidence]:
                 "along every completion the loss's weights vary as the gradient of the KL to the "
                 "reference does, with the opposite sign: drifting away is rewarded",
                 values={"beta": found},
+            )
+        elif term.estimator == "k3 turned":
+            yield Evidence(
+                "loss",
+                "kl-turned",
+                f"the KL in the loss, of weight {found:.3g}, compares the policy with the "
+                "reference the other way round: along every completion the weights vary as the "
+                "gradient of exp(d) - d - 1 with d = policy - reference does",
+                values={"beta": found},
+                severity="differs",
             )
         elif beta == 0:
             yield Evidence(
@@ -208,4 +222,68 @@ def _later(case: Case, term: PolicyTerm) -> Iterator[Evidence]:
     )
 
 
-LOOKS: tuple[Look, ...] = (look_at_the_kl_s_reference, look_at_kl, look_at_passes)
+_MISTAKEN = {
+    "inverted": "exp(old - new), the ratio turned over: what became likelier counts less",
+    "probability": "its own probability, which no old one divides: exp of a log-probability "
+    "instead of exp of a difference",
+    "logarithms": "1 by its old log-probability: log-probabilities divided by each other instead "
+    "of probabilities",
+    "late": "a ratio to the old log-probability of the token before it",
+    "early": "a ratio to the old log-probability of the token after it",
+    "other-rows": "a ratio to the old log-probability of another row's token at its place",
+}
+
+
+def look_at_ratios(case: Case) -> Iterable[Evidence]:
+    """What tokens of one completion are weighted by, and which of them clipping leaves out."""
+    term = policy_term(case)
+    if term is None or term.varies:
+        return
+    if said := _MISTAKEN.get(term.ratio):
+        note_judged(case, "loss")
+        yield Evidence(
+            "loss",
+            "ratio-mistaken",
+            f"along every completion the weight of a token is its advantage times {said}",
+            values={"how": term.ratio},
+        )
+    elif term.ratio == "token" and term.kl is None:
+        known = [known_of(case, row) for row in term.rows]
+        ratios = [found for kind in KINDS if (found := ratios_of(known, kind)) is not None]
+        yield from _sides(term, ratios[0])
+
+
+def _sides(term: PolicyTerm, ratios: Factors) -> Iterator[Evidence]:
+    """By how much the ratio of each token is on the side where its advantage pushes it: clipping
+    leaves out the tokens that are far on it."""
+    cut, kept = [], []
+    for weight, row, ratio in zip(term.weights, term.rows, ratios, strict=True):
+        further = (1 - ratio) if weight > 0 else ratio - 1
+        counted = row.counted[: row.end]
+        if bool(counted.any()):
+            cut.append(further[~counted])
+            kept.append(further[counted])
+    out, left = torch.cat(cut), torch.cat(kept)
+    if len(out) < _CUT or not len(left):
+        return
+    least, most = float(out.min()), float(out.max())
+    if most < 0 and most < float(left.min()):
+        yield Evidence(
+            "loss",
+            "clip-exchanged",
+            f"{len(out)} tokens have no weight because their ratio to the old policy went against "
+            f"their advantage (by {-most:.2g} or more), and none because it went along with it (by "
+            f"up to {float(left.max()):.2g}): max and min are exchanged in the clipped loss",
+            values={"tokens": len(out)},
+        )
+    elif 0 < least < _NARROW and float(left.max()) <= least:
+        yield Evidence(
+            "loss",
+            "clip-nothing-left",
+            f"{len(out)} tokens whose ratio to the old policy went along with their advantage by "
+            f"as little as {least:.1g} have no weight: the range of the clipped loss is 0",
+            values={"tokens": len(out), "range": least},
+        )
+
+
+LOOKS: tuple[Look, ...] = (look_at_the_kl_s_reference, look_at_kl, look_at_passes, look_at_ratios)

@@ -28,7 +28,7 @@ from omni_grpo_core.doctor.loss_accounts import (
 )
 from omni_grpo_core.doctor.loss_reading import Reading, against_rewards, reading
 from omni_grpo_core.doctor.loss_rows import has_parts, trained_rows
-from omni_grpo_core.doctor.policy_term import known_of
+from omni_grpo_core.doctor.ratios import known_of
 from omni_grpo_core.doctor.rollouts import settings_of
 
 _WHOLE = 1e-3
@@ -193,6 +193,16 @@ def _silent(case: Case, known: Reading) -> Iterator[Evidence]:
         return
     if any(bool(row.outside.any()) for row in known.rows):
         note_missing(case, "the loss's weights are on other tokens than sampled ones", "advantage")
+        return
+    if any(step.ratio_to_itself for step in case.steps):
+        note_judged(case, "loss")
+        yield Evidence(
+            "loss",
+            "ratio-to-itself",
+            f"the rewards of one prompt's completions differ ({_listed(total[_varied(known)])}), "
+            "and no completion has a weight in the loss: it holds exp(x - x), whose gradient is 0; "
+            "the old log-probabilities are the policy's own and not detached",
+        )
         return
     note_judged(case, "advantage")
     # a KL reaches the model by itself, rows of a part may have got those of others, and weights
