@@ -157,12 +157,6 @@ def reinforce(known: Known) -> Tensor:
     return known.mean(-known.advantages * known.new)
 
 
-def truncated(known: Known) -> Tensor:
-    """Weights of the sampler against the trainer, as with another engine: here both are one."""
-    weights = (known.old - known.old.roll(0, 1)).exp().clamp(max=2.0)
-    return known.mean(clipped()(known) * weights.detach())
-
-
 def full_kl(known: Known) -> Tensor:
     kl = (known.distribution.exp() * (known.distribution - known.reference_distribution)).sum(-1)
     return known.mean(clipped()(known) + 0.04 * kl)
