@@ -36,16 +36,18 @@ def recorded(
     at: int = 1,
     before: Case | None = None,
     rate: float = 1e-4,
+    tail: tuple[int, int] = (0, 0),
 ) -> Case:
     """A step of one completion a reward, two a prompt. ``weights``: (R, 3) of their tokens;
     ``gaps``: (3,) of a reference, where one scored them; ``at``: number of the step; ``rate``: the
-    share of its weights by which a layer moves; ``after``: weight on a token after the end."""
+    share of its weights by which a layer moves; ``after``: weight on a token after the end, which
+    ``tail`` follows."""
     count = len(rewards)
     asked = [n // 2 for n in range(count)] if prompts is None else list(prompts)
     answers = [(10 + n, 5, 9) for n in range(count)]
     call = sampled(
         rows([(1, 2, 3 + prompt) for prompt in asked]),
-        [(*answer, 0, 0) for answer in answers] if after else answers,
+        [(*answer, *tail) for answer in answers] if after else answers,
         [WORDS[reward] for reward in rewards],
     )
     paid = rewarded([f"ask {prompt}" for prompt in asked], [WORDS[reward] for reward in rewards])
@@ -164,6 +166,27 @@ def test_a_reward_of_a_section_acts_on_its_tokens_alone() -> None:
     assert "tokens-left-out" not in counted(0, 1, 0)
     assert "tokens-left-out" in counted(0, 1, 1)
     assert "tokens-left-out" in counted(1, 1, 0)
+
+
+def test_one_token_of_each_completion_is_no_recipe() -> None:
+    """A mask of the first column: the rest of nine tokens was "a recipe that differs"."""
+
+    def counted(tokens: int) -> Evidence:
+        answers = [(10 + n, *range(20, 27), 9) for n in range(4)]
+        words = [WORDS[reward] for reward in PAID]
+        call = sampled(rows([(1, 2, 3 + n // 2) for n in range(4)]), answers, words)
+        assert call.sequences is not None
+        ids, given = call.sequences, torch.zeros(call.sequences.shape)
+        given[:, 2 : 2 + tokens] = per_token(WANTED)[:, :1]
+        trained = torch.where(given != 0, ids.roll(-1, 1), -1)
+        nothing = torch.where(given != 0, 0.0, torch.nan)
+        seen = LossGradient(0, "logits", trained, given, nothing + 1, nothing, 0 * given)
+        forward = scored({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        paid = rewarded([f"ask {n // 2}" for n in range(4)], words)
+        return facts(step(call, paid, forward, seen, stepped(1)))["tokens-left-out"]
+
+    assert [counted(tokens).severity for tokens in (1, 2)] == ["breaks", "differs"]
+    assert "although one of each completion has one" in counted(1).sentence
 
 
 # --------------------------------------------------------------------------- rounding
@@ -312,3 +335,9 @@ def test_no_weight_at_all_has_several_causes_where_a_reference_scored() -> None:
     assert not facts(recorded(PAID, slight))["no-signal"].values["alone"]
     # an inverted mask
     assert set(facts(recorded(PAID, none, after=1))) == {"after-eos"}
+
+
+def test_tokens_that_were_sampled_after_the_end_are_no_padding() -> None:
+    """A loop's own sampling that goes on: "they are padding, not sampled" was said of them."""
+    found = facts(recorded(PAID, per_token(WANTED), after=1, tail=(6, 7)))
+    assert (found["end-ignored"].stage, "after-eos" in found) == ("completion", False)

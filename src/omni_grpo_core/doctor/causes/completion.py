@@ -165,6 +165,13 @@ _COMPLETION = (
         confirm="completions end before the cap",
     ),
     Signature(
+        cause="gen.no-eos",
+        fact="end-ignored",
+        harm="what is written after the end of an answer is rewarded and trained with it",
+        fix="stop a row at the first end token, or cut it there before it is decoded and scored",
+        confirm="nothing but padding follows an end token",
+    ),
+    Signature(
         cause="gen.single-eos",
         fact="eos-left-out",
         harm="a completion that ends with {left_out} runs on past its end, to the cap",

@@ -22,6 +22,8 @@ _SHARE = 0.9
 _WARM = 0.01
 """Relative difference of two temperatures: a clean reading of bfloat16 is good to 1e-3. An entropy
 bonus reads as one that is off by its share of the weights, so that ten times as much is allowed."""
+_LONG = 8
+"""Tokens of a completion of which a mask that keeps one was not meant."""
 _FAR = 1.6
 """Factor between two temperatures beyond which the policy that is trained is not nearly the one
 that sampled; many trainers sample at 0.7 to 1.5 and score at 1."""
@@ -121,6 +123,16 @@ def look_at_mask(case: Case) -> Iterable[Evidence]:
             values={"tokens": sum(prompt)},
         )
     after = [int(row.counted[row.end :].sum()) for row in rows]
+    if any(after) and all(map(_goes_on, (row for row, n in zip(rows, after, strict=True) if n))):
+        count = sum(map(bool, after))
+        yield Evidence(
+            "completion",
+            "end-ignored",
+            f"sampling did not stop at the end of {count} of {len(rows)} completions: the "
+            f"{sum(after)} tokens that it drew after it have a weight in the loss",
+            values={"tokens": sum(after), "rows": count},
+        )
+        return
     if any(after):
         at = max(range(len(rows)), key=lambda i: after[i])
         yield Evidence(
@@ -135,6 +147,11 @@ def look_at_mask(case: Case) -> Iterable[Evidence]:
     # a loss that is off by a column leaves out the last one
     if not by:
         yield from _left_out(case, rows)
+
+
+def _goes_on(row: TrainedRow) -> bool:
+    """Whether other tokens than padding follow a completion's end."""
+    return len({*row.completion.ids[row.end :]}) > 1
 
 
 def _left_out(case: Case, rows: Sequence[TrainedRow]) -> Iterator[Evidence]:
@@ -168,14 +185,23 @@ def _left_out(case: Case, rows: Sequence[TrainedRow]) -> Iterator[Evidence]:
             return
         at = max(range(len(rows)), key=lambda i: missing[i])
         first = int((~rows[at].counted[: rows[at].end]).nonzero()[0])
+        one_each = all(
+            row.end - left == 1 < _LONG <= row.end for row, left in zip(rows, missing, strict=True)
+        )
         yield Evidence(
             "loss",
             "tokens-left-out",
             f"{sum(missing)} sampled tokens have no weight in the loss, the first being token "
-            f"{first} of row {rows[at].at}, although others of their completions have one",
+            f"{first} of row {rows[at].at}, although "
+            + (
+                "one of each completion has one"
+                if one_each
+                else "others of their completions have one"
+            ),
             row=rows[at].at,
             values={"tokens": sum(missing), "rows": sum(map(bool, missing))},
-            severity="differs",
+            # sections, or the tokens that are least sure, are trained alone on purpose
+            severity="breaks" if one_each else "differs",
         )
 
 
