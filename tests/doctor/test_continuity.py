@@ -23,6 +23,7 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.continuity import edges, look_at_edges, misplaced
 from omni_grpo_core.doctor.evidence import Case, Evidence
+from omni_grpo_core.doctor.rollouts import joined
 from omni_grpo_core.trace.calls import TemplateCall
 
 A, B, C = (1, *SEEN, 2), (1, *SEEN, 3), (1, 4)
@@ -324,6 +325,24 @@ def test_positions_of_sampling_and_scoring() -> None:
 def test_the_texts_that_a_reward_gets(texts: Sequence[str], fact: str | None, stage: str) -> None:
     found = [(e.fact, e.stage) for e in look_at_edges(healthy(texts=texts))]
     assert found == ([] if fact is None else [(fact, stage)])
+
+
+@pytest.mark.parametrize("paid", [0.0, 1.0])
+def test_texts_in_capitals(paid: float) -> None:
+    """Tags and golds in other letters: every reward was 0, and nothing was said of why."""
+    said = [text.capitalize() for text in TEXTS]
+    probe = {"right": {"role": "right", "form": "", "alone": 1.0}}
+    given = rewarded(ASKED, [text.upper() for text in said])
+    odd = step(
+        made(ASKED, inputs()),
+        sampled(inputs(), IDS, said),
+        replace(given, values=(paid,) * len(said), probe=probe),
+        scored(whole()),
+    )
+    found = only(odd)
+    assert (found.stage, found.fact) == ("completion", "edge-text-case")
+    assert found.severity == ("differs" if paid else "breaks")
+    assert [one is not None for one in joined(odd).entries[0]] == [True] * len(said)
 
 
 def test_a_system_message_that_all_prompts_share_tells_none_of_them() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from omni_grpo_core.doctor import probed
 from omni_grpo_core.doctor.evidence import Case, note_judged, quoted
 from omni_grpo_core.doctor.reproduce import plain, reproductions
 from omni_grpo_core.doctor.rollouts import (
@@ -83,10 +84,7 @@ def _argument(call: RewardCall, pool: Sequence[Completion]) -> tuple[str, ...]:
 def _decoded(text: str, pool: Sequence[Completion]) -> list[Completion]:
     """The completions of which a text is the decode, changed in white space and case at most."""
     exact = [c for c in pool if is_decode(text, c)]
-    if exact:
-        return exact
-    said = bare(text)
-    return [c for c in pool if any(said == bare(whole) for whole in c.texts)]
+    return exact or [c for c in pool if bare(text) in map(bare, c.texts)]
 
 
 # --------------------------------------------------------------------------- one text
@@ -269,9 +267,31 @@ def _judge_arguments(
         return
     if _judge_repeated(trail, between, call, order) or _judge_columns(trail, between, call, order):
         return
+    if _judge_case(trail, between, call, texts):
+        return
     moved = "in another order" if order != sorted(order, key=pool.index) else ""
     said = (times(order, order), _how_decoded(texts, order), moved)
     trail.ok(between, range(len(texts)), ", ".join(filter(None, said)))
+
+
+def _judge_case(trail: Trail, between: Between, call: RewardCall, texts: Sequence[str]) -> bool:
+    """Completions in capitals, or without: tags and golds are compared letter by letter. A recipe,
+    unless no completion is paid and others would be."""
+    how = "capitals" if all(text.isupper() for text in texts) else "lower case"
+    if how != "capitals" and not all(text.islower() for text in texts):
+        return False
+    pool = [text for c in joined(trail.case).completions for text in c.texts]
+    if not pool or all(one.isupper() or one.islower() for one in pool):
+        return False
+    others = [v for case in call.probe.values() if (v := probed.number(case)) is not None]
+    unpaid = len({*call.values}) == 1 and max(others, default=0.0) > (call.values[0] or 0.0)
+    sentence = f"{between[1]}: its {len(texts)} texts are the completions in {how}"
+    sentence += ", and none of them is paid, as others are" if unpaid else ""
+    trail.broken(
+        between, range(len(texts)), ("completion", "text-case", sentence), {"name": call.name},
+        severity="breaks" if unpaid else "differs",
+    )  # fmt: skip
+    return True
 
 
 def _stale(case: Case, among: Sequence[Sequence[Completion]]) -> list[int]:

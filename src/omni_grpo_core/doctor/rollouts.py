@@ -246,7 +246,8 @@ def _entries(
             by_text.setdefault(text, []).append(completion)
 
     def decoded_as(text: str) -> list[Completion]:
-        return by_text.get(text.strip()) or [c for c in pool if is_decode(text, c)]
+        found = by_text.get(text.strip()) or [c for c in pool if is_decode(text, c)]
+        return found or [c for c in pool if bare(text) in map(bare, c.texts)]
 
     found: list[Completion | None] = []
     last = -1

@@ -206,6 +206,13 @@ _TABLE = (
         confirm="the decoded text begins with the first sampled token",
     ),
     Signature(
+        cause="gen.text-case",
+        fact="edge-text-case",
+        harm="tags and golds are in the letters that the data has: what compares them pays nothing",
+        fix="pass the completions as they were decoded; a reward may change letters itself",
+        confirm="the text that a reward gets equals the tokenizer's decode",
+    ),
+    Signature(
         cause="gen.other-tokenizer",
         fact="edge-text",
         harm="rewards judge a text that the policy did not write",
