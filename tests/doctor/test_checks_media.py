@@ -102,6 +102,8 @@ def test_frames_shown_twice_where_the_file_has_others() -> None:
     clip = frames(CLIPS[0])
     found = only(content.look_content, step(clip[[0, 0, 2, 2]], frames(CLIPS[1])))
     assert (found.fact, found.severity) == ("frames-repeated", "breaks")
+    # "sampled at 12 per second" was said first
+    assert list(content.look_rate(step(clip[[0, 0, 2, 2]], frames(CLIPS[1])))) == []
     assert "each of its 2 frames 2 times: 0 0 5 5 of 8" in found.sentence
 
 

@@ -554,6 +554,8 @@ def _rate(case: Case, call: ProcessorCall, item: Shown, every: Sequence[Shown]) 
         return _Rate(item, took, even, even)
     given = levels(values, call.keywords)
     match = matched(given, held.pictures)
+    if len({*match.numbers}) < number <= len(held.pictures) and _moves(held):
+        return None  # frames that come again, where the file has others, have no rate
     length = held.times[match.numbers[-1]] - held.times[match.numbers[0]]
     if not match.is_found and _twin(item, given, match, chain(every, _beside(item, case))):
         return None
