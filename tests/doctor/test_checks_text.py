@@ -70,6 +70,13 @@ def test_what_a_template_gets_wrong(old: str, new: str, fact: str) -> None:
     assert finding.causes
 
 
+def test_a_role_that_messages_and_text_agree_on() -> None:
+    """'human' was rendered as it was passed: text and messages were equal, and that was healthy."""
+    human = {**user("video a.mp4"), "role": "human"}
+    found = only(looks.look_rendering, case(template(SYSTEM, human)))
+    assert (found.fact, found.values["role"]) == ("role-unknown", "human")
+
+
 def test_the_default_system_message_of_qwens_template_is_no_fault() -> None:
     bare = (user("video a.mp4"),)
     default = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

@@ -43,6 +43,9 @@ def look_rendering(case: Case) -> Iterator[Evidence]:
             inside = _rendered_inside(prompt)
             if inside is not None:
                 yield inside
+            elif unknown_roles(prompt.text):
+                # messages may have it too, and be rendered as they are
+                yield from _shape(prompt.text, prompt.number, "rendered")
             elif prompt.text not in _right(case, prompt, names):
                 wanted = reference_texts(prompt.messages, names)
                 nearest = min(wanted, key=lambda text: abs(len(text) - len(str(prompt.text))))
