@@ -13,10 +13,12 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from omni_grpo_core.core.decode import inspect, read_frames, recount
 from omni_grpo_core.core.frame_sampling import resized_frame
-from omni_grpo_core.doctor.replay.media import file_of, stamp
+from omni_grpo_core.core.media_config import MediaConfig
+from omni_grpo_core.doctor.replay.media import file_of, load, stamp
 from omni_grpo_core.errors import MediaError
 from omni_grpo_core.types import MediaRef
 
@@ -29,13 +31,15 @@ _SAME = 1.0
 _ALIKE = 0.25
 """Mean difference by the frame's deviation: first frames of the shipped clips differ by up to .02
 between bilinear and bicubic, those of two clips by .33 to above 1."""
+_LARGE = 1024 * 1024
+"""Pixels from which an image is resized to sizes that the reference would not give it."""
 _TIE = 0.25
 """Grey levels: frames of a still clip that cannot be told apart."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FileFrames:
-    """``pictures``: uint8, (T, 3, h, w), every frame of a stretch of a file at one size.
+    """``pictures``: (T, 3, h, w), grey levels, every frame of a stretch of a file at one size.
     ``times``: when each appears, in seconds from its start."""
 
     pictures: Tensor
@@ -62,7 +66,11 @@ class Matched:
 
 
 def frames_of(ref: MediaRef, size: tuple[int, int]) -> FileFrames | None:
-    """A file's frames at a size; ``None`` where it is missing, damaged or too long."""
+    """A file's frames at a size, of an image its one; ``None`` where it is missing, damaged or too
+    long."""
+    if ref.modality == "image":
+        picture = _picture_of(ref, size)
+        return None if picture is None else FileFrames(picture[None], (0.0,))
     path = file_of(ref.path)
     if path is None:
         return None
@@ -70,6 +78,25 @@ def frames_of(ref: MediaRef, size: tuple[int, int]) -> FileFrames | None:
         return _read(path, stamp(path), ref.start, ref.end, size)
     except MediaError:
         return None
+
+
+def _picture_of(ref: MediaRef, size: tuple[int, int]) -> Tensor | None:
+    """An image file at a size: float (3, h, w), grey levels; ``None`` where it cannot be read."""
+    area = size[0] * size[1]
+    for config in (
+        MediaConfig(image_min_pixels=area, image_max_pixels=area),
+        MediaConfig(image_min_pixels=_LARGE, image_max_pixels=_LARGE),
+    ):
+        read = load(ref, config)
+        if read is None:
+            continue
+        pixels = read.images[0].pixels.float()
+        if tuple(pixels.shape[-2:]) == size:
+            return pixels
+    if read is None:
+        return None
+    made: Tensor = interpolate(pixels[None], size, mode="bicubic", antialias=True)
+    return made[0].clamp(0, 255)
 
 
 @lru_cache(maxsize=32)

@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch.nn.functional import interpolate
-
-from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.doctor.asked import rewarded
 from omni_grpo_core.doctor.bundles import FedRow, rows_in
 from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.opened_files import opened_files
 from omni_grpo_core.doctor.rendered import RenderedBatch, RenderedPrompt, order_of, paths_of
 from omni_grpo_core.doctor.replay import media as replay_media
 from omni_grpo_core.doctor.replay.batch import Given, audio_route, given_rows
@@ -25,14 +23,12 @@ from omni_grpo_core.types import MODALITIES, Media, MediaRef, Modality
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LARGE = 1024 * 1024
-"""Pixels from which an image is resized to sizes that the reference would not give it."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shown:
     """One media item of one row: what was passed, and its file: the one that the messages name, or
-    else the columns that rewards got with the row's completions. ``media``: that file as the
+    else the columns that rewards got with the row's completions, or else the one that the loop
+    ``opened``, of which nobody said that it should be this. ``media``: that file as the
     reference reads it, ``None`` where it cannot be read here. ``asked``: paths that conversations
     of the row's very text name, where there are several: any may be meant."""
 
@@ -42,31 +38,12 @@ class Shown:
     ref: MediaRef
     media: Media | None
     asked: frozenset[str] = frozenset()
+    opened: bool = False
 
     @property
     def values(self) -> Tensor | None:
         """The reference's array: an image's pixels, a clip's frames, a sound's samples."""
-        return None if self.media is None else array_of(self.media, self.ref.modality)
-
-
-def array_of(media: Media, modality: Modality) -> Tensor:
-    """The array of the single item of ``media``."""
-    if modality == "image":
-        return media.images[0].pixels.float()
-    if modality == "video":
-        return media.videos[0].frames
-    return media.audios[0].samples
-
-
-def media_config(case: Case) -> MediaConfig:
-    """The reference's media settings: the checkpoint's."""
-    return MediaConfig() if case.reference is None else case.reference.settings.media
-
-
-def read_file(ref: MediaRef, case: Case, config: MediaConfig | None = None) -> Media | None:
-    """A file as the reference reads it: by its settings or ``config``, with its patch size."""
-    patches = {} if case.reference is None else {"patch_size": case.reference.policy.patch_size}
-    return replay_media.load(ref, config or media_config(case), **patches)
+        return None if self.media is None else replay_media.array_of(self.media, self.ref.modality)
 
 
 def owners(
@@ -133,25 +110,6 @@ def videos_with_sound(one: RenderedBatch, call: ProcessorCall) -> int:
     return heard * (len(call.texts) // max(len(prompts), 1))
 
 
-def picture_of(ref: MediaRef, size: tuple[int, int]) -> Tensor | None:
-    """An image file at a size: float (3, h, w), grey levels; ``None`` where it cannot be read."""
-    area = size[0] * size[1]
-    for config in (
-        MediaConfig(image_min_pixels=area, image_max_pixels=area),
-        MediaConfig(image_min_pixels=_LARGE, image_max_pixels=_LARGE),
-    ):
-        read = replay_media.load(ref, config)
-        if read is None:
-            continue
-        pixels = read.images[0].pixels.float()
-        if tuple(pixels.shape[-2:]) == size:
-            return pixels
-    if read is None:
-        return None
-    made: Tensor = interpolate(pixels[None], size, mode="bicubic", antialias=True)
-    return made[0].clamp(0, 255)
-
-
 def shown(one: RenderedBatch, call: ProcessorCall, case: Case) -> tuple[Shown, ...]:
     """Every media item of a call with its file; none where rows or counts cannot be matched."""
     rows, prompts = given_rows(call, case), owners(one, call, case)
@@ -160,14 +118,18 @@ def shown(one: RenderedBatch, call: ProcessorCall, case: Case) -> tuple[Shown, .
     found: list[Shown] = []
     for row, prompt in zip(rows, prompts or (None,) * len(rows), strict=True):
         interleaved = audio_route(call, case) == "interleaved" and bool(row.media["video"])
-        refs = replay_media.wanted(_files(row, prompt, interleaved, call, case), interleaved)
+        named = _files(row, prompt, interleaved, call, case)
+        every = _with_opened(named, row, case)
+        said = {ref.path for ref in named}
+        refs = replay_media.wanted(every, interleaved)
         for modality, media in row.media.items():
             if len(media) != len(refs[modality]):
                 continue  # reported by the counts
             for index, (given, ref) in enumerate(zip(media, refs[modality], strict=True)):
-                read = read_file(ref, case)
+                read = replay_media.read_file(ref, case)
                 asked = _asked(one, call.texts[row.index], case) if prompts is None else ()
-                found.append(Shown(row.index, index, given, ref, read, frozenset(asked)))
+                opened = ref.path not in said
+                found.append(Shown(row.index, index, given, ref, read, frozenset(asked), opened))
     return tuple(found)
 
 
@@ -228,6 +190,19 @@ def _with_files(
                 id(ref): replace(ref, path=path) for ref, path in zip(own, paths, strict=True)
             }
     return tuple(found.get(id(ref), ref) for ref in refs)
+
+
+def _with_opened(refs: Sequence[MediaRef], row: Given, case: Case) -> tuple[MediaRef, ...]:
+    """Media that name no file, with the one that the loop opened for them."""
+    if all(map(_is_here, refs)):
+        return tuple(refs)
+    files, given = opened_files(case), {kind: iter(held) for kind, held in row.media.items()}
+    found = []
+    for ref in refs:
+        medium = next(given[ref.modality], None)
+        path = "" if medium is None else files.get((ref.modality, medium.sha256), "")
+        found.append(replace(ref, path=path) if path and not _is_here(ref) else ref)
+    return tuple(found)
 
 
 def _same_copies(call: ProcessorCall, case: Case, order: tuple[int, ...]) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from omni_grpo_core.recorder.hooks import Patches, arguments
 from omni_grpo_core.recorder.media import media_seen
+from omni_grpo_core.recorder.media_files import MediaFileWatch
 from omni_grpo_core.recorder.step_buffer import Outcome, Seen, StepBuffer, clock, died_in
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall, TemplateCall
 from omni_grpo_core.types import MODALITIES, Modality
@@ -43,15 +44,18 @@ class ProcessorWatch:
         self._process_id = os.getpid()
         self._rendering = False
         self._texts: tuple[str, ...] = ()
+        self._files = MediaFileWatch(buffer)
 
     def start(self, patches: Patches) -> None:
+        with self._buffer.guarded("media files"):
+            self._files.start(patches)
         self._patch(patches, type(self._processor), "__call__", self._process)
         for kind in dict.fromkeys((type(self._processor), type(self._tokenizer))):
             if hasattr(kind, "apply_chat_template"):
                 self._patch(patches, kind, "apply_chat_template", self._render)
 
     def stop(self) -> None:
-        """The patches hold everything to undo."""
+        self._files.stop()
 
     def _patch(self, patches: Patches, kind: type, name: str, call: Callable[..., Any]) -> None:
         original = getattr(kind, name)
@@ -140,12 +144,14 @@ class ProcessorWatch:
         # read before the call: a processor may change a list that it is given
         given: dict[str, Any] = {}
         media: dict[Modality, tuple[MediumSeen, ...]] = {}
+        opened: tuple[str, ...] = ()
         side = str(getattr(self._tokenizer, "padding_side", ""))
         with buffer.guarded("processor"):
             given = arguments(call, args, keywords)
             for modality in MODALITIES:
                 found = given.pop(_ARGUMENTS[modality], None)
                 media[modality] = media_seen(modality, found, buffer.fits)
+            opened = self._files.take()
 
         def note(outcome: Outcome) -> None:
             texts, nested = _flat(given.pop("text", None))
@@ -171,6 +177,7 @@ class ProcessorWatch:
                     error=outcome.error,
                     large=seen.described(),
                     digests=seen.digests,
+                    opened=opened,
                 ),
                 outcome.seconds,
             )

@@ -133,6 +133,7 @@ class ProcessorCall:
     ``videos``, ``audios``: in call order. ``keywords``: all others, plain values. ``ignored``:
     keywords that no part of the processor takes. ``warnings``: issued while it ran. ``outputs``:
     tensors by name. ``padding_side``: of the tokenizer. ``error``: the exception it raised.
+    ``opened``: media files that were opened since the call before, in order, each once.
     """
 
     stage: ClassVar[Literal["batch"]] = "batch"
@@ -149,6 +150,7 @@ class ProcessorCall:
     error: str | None
     large: Mapping[str, TensorSeen] = field(default_factory=dict)
     digests: Mapping[str, Tensor] = field(default_factory=dict)
+    opened: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -43,10 +43,7 @@ from omni_grpo_core.doctor.reproduce import (
 from omni_grpo_core.doctor.reproduce_shape import band_limited, ordinal
 from omni_grpo_core.doctor.shown_media import (
     Shown,
-    array_of,
     has_settings,
-    picture_of,
-    read_file,
     shown,
 )
 from omni_grpo_core.trace.calls import MediumSeen, ProcessorCall
@@ -67,6 +64,8 @@ _CHOICES = frozenset({"last-dropped", "first-dropped", "cropped", "padded"})
 """Changes of a sound that a recipe may make on purpose."""
 _CLEARLY = 0.25
 """Of what its own file leaves of a sound: another that leaves less is what was really heard."""
+_OF_THE_ROW = frozenset({"media-swapped", "sound-length"})
+"""Facts that need to know which file a row should have got."""
 _RATES = (8_000, 11_025, 12_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 """Sampling rates of files and readers, in Hz, other than the model's."""
 _RESIZED = 0.05
@@ -98,6 +97,10 @@ def look_content(case: Case) -> Iterator[Evidence]:
         for item in _once(found):
             if item.given.shape and item.media is not None:
                 for evidence in _content(case, call, item, every, compared):
+                    if item.opened and evidence.fact in _OF_THE_ROW:
+                        continue
+                    if item.opened and evidence.fact == "content-differs":
+                        evidence = replace(evidence, severity="differs")
                     yield replace(evidence, origin="inherited") if lost else evidence
         if not any(item.media is not None for item in found):
             yield from _all_empty(one, call, case)
@@ -305,7 +308,7 @@ def _pictures(
     compared: set[Modality],
 ) -> Iterator[Evidence]:  # fmt: skip
     given = values if values.dim() == 4 else values[None]
-    held = _held(item, given)
+    held = _frames(item, given)
     if held is None or given.dim() != 4:
         note_missing(case, "a clip is too long, or of another form, to be compared with its file")
         return
@@ -347,12 +350,8 @@ def _off(item: Shown, own: Matched, known: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _held(item: Shown, given: Tensor) -> FileFrames | None:
-    size = (int(given.shape[-2]), int(given.shape[-1]))
-    if item.ref.modality == "video":
-        return frames_of(item.ref, size)
-    picture = picture_of(item.ref, size)
-    return None if picture is None else FileFrames(picture[None], (0.0,))
+def _frames(item: Shown, given: Tensor) -> FileFrames | None:
+    return frames_of(item.ref, (int(given.shape[-2]), int(given.shape[-1])))
 
 
 def _beside(item: Shown, case: Case) -> Iterator[Shown]:
@@ -361,14 +360,14 @@ def _beside(item: Shown, case: Case) -> Iterator[Shown]:
     others = sorted(other for other in path.parent.iterdir() if other.suffix == path.suffix)
     for other in others[:_MOST_BESIDE]:
         ref = replace(item.ref, path=str(other))
-        yield Shown(item.row, item.number, item.given, ref, read_file(ref, case))
+        yield Shown(item.row, item.number, item.given, ref, replay_media.read_file(ref, case))
 
 
 def _twin(item: Shown, given: Tensor, own: Matched, every: Iterable[Shown]) -> Shown | None:
     """Another file, whose pictures these are rather than their own file's."""
     for other in _others(item, every):
         same = other.ref.modality == item.ref.modality
-        held = _held(other, given) if same else None
+        held = _frames(other, given) if same else None
         match = None if held is None else matched(given, held.pictures)
         if match is not None and match.is_found and match.gap < 0.5 * own.gap:
             return other
@@ -379,7 +378,9 @@ def _changed(case: Case, item: Shown, given: Tensor, held: FileFrames, own: Matc
     """A change of every picture: of the nearest frames, of those that the settings give, or of
     those that common samplers take."""
     total, number = len(held.pictures), len(given)
-    selections = [own.numbers] if own.is_found else []
+    pictures = held.pictures.float()
+    same_light = (given - given.mean()) / given.std() * pictures.std() + pictures.mean()
+    selections = [own.numbers if own.is_found else matched(same_light, pictures).numbers]
     right = _right_numbers(item, held)
     if len(right) == number:
         selections.append(right)
@@ -399,7 +400,7 @@ def _right_numbers(item: Shown, held: FileFrames) -> tuple[int, ...]:
     if clip is None or item.ref.modality != "video":
         return (0,)
     if clip.shape[-2:] != held.pictures.shape[-2:]:
-        again = frames_of(item.ref, (int(clip.shape[-2]), int(clip.shape[-1])))
+        again = _frames(item, clip)
         if again is None:
             return ()
         held = again
@@ -549,7 +550,7 @@ def _rate(case: Case, call: ProcessorCall, item: Shown, every: Sequence[Shown]) 
     if number == len(clip.frames):
         even = clip.sample_fps
     values = array(item.given)
-    held = None if values is None or values.dim() != 4 else _held(item, values)
+    held = None if values is None or values.dim() != 4 else _frames(item, values)
     if values is None or held is None or number < 2:
         return _Rate(item, took, even, even)
     given = levels(values, call.keywords)
@@ -559,6 +560,8 @@ def _rate(case: Case, call: ProcessorCall, item: Shown, every: Sequence[Shown]) 
     length = held.times[match.numbers[-1]] - held.times[match.numbers[0]]
     if not match.is_found and _twin(item, given, match, chain(every, _beside(item, case))):
         return None
+    if len(set(match.numbers)) < number // 2 + 1:
+        return None  # frames shown again, which say nothing of the others' rate
     if not (match.is_found and match.in_order and length > 0):
         return _Rate(item, took, even, even)
     steps, total = (number - 1) / length, len(held.pictures)
@@ -605,8 +608,8 @@ def _some_file_is_not(one: RenderedBatch, modality: Modality, case: Case) -> boo
     """Whether a file that the conversations name is neither blank nor silent."""
     for prompt in one.prompts:
         for ref in replay_media.wanted(prompt.media, interleaved=modality == "audio")[modality]:
-            read = read_file(ref, case)
-            values = None if read is None else array_of(read, modality)
+            read = replay_media.read_file(ref, case)
+            values = None if read is None else replay_media.array_of(read, modality)
             if values is not None and not is_flat(values, modality):
                 return True
     return False

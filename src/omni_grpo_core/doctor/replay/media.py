@@ -10,11 +10,12 @@ from urllib.parse import urlparse
 
 from omni_grpo_core.core.media import load_media, probe
 from omni_grpo_core.core.media_config import MediaConfig
+from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.errors import MediaError
-from omni_grpo_core.types import Conversation, Media, MediaPart, MediaRef, Message
+from omni_grpo_core.types import Conversation, Media, MediaPart, MediaRef, Message, Modality
 
 if TYPE_CHECKING:
-    from omni_grpo_core.types import Modality
+    from torch import Tensor
 
 
 @lru_cache(maxsize=128)
@@ -49,6 +50,27 @@ def load(ref: MediaRef, config: MediaConfig, patch_size: int = 14) -> Media | No
         return _load(whole, stamp(path), config, patch_size)
     except MediaError:
         return None
+
+
+def media_config(case: Case) -> MediaConfig:
+    """The reference's media settings: the checkpoint's."""
+    return MediaConfig() if case.reference is None else case.reference.settings.media
+
+
+def read_file(ref: MediaRef, case: Case, config: MediaConfig | None = None) -> Media | None:
+    """A file as the reference reads it: by its settings or ``config``, with its patch size."""
+    patches = {} if case.reference is None else {"patch_size": case.reference.policy.patch_size}
+    return load(ref, config or media_config(case), **patches)
+
+
+def array_of(media: Media, modality: Modality) -> Tensor:
+    """The array of the single item of ``media``: an image's pixels, a clip's frames, a sound's
+    samples."""
+    if modality == "image":
+        return media.images[0].pixels.float()
+    if modality == "video":
+        return media.videos[0].frames
+    return media.audios[0].samples
 
 
 def has_track(path: str) -> bool | None:
