@@ -341,3 +341,30 @@ def test_tokens_that_were_sampled_after_the_end_are_no_padding() -> None:
     """A loop's own sampling that goes on: "they are padding, not sampled" was said of them."""
     found = facts(recorded(PAID, per_token(WANTED), after=1, tail=(6, 7)))
     assert (found["end-ignored"].stage, "after-eos" in found) == ("completion", False)
+
+
+def test_weights_of_no_known_kind_are_shown() -> None:
+    """Signs of advantages, a baseline on the wrong side, one completion a group: the doctor said
+    "could not be told" in small print and called the run healthy."""
+    rewards = (2.0, 4.0, 8.0, 2.0, 2.0, 4.0)
+    groups = (0, 0, 0, 1, 1, 1)
+    for advantages, said in (
+        ((-1.0, -1.0, 1.0, -1.0, -1.0, 1.0), "advantages [-1, -1, 1, -1, -1, 1] in the loss"),
+        ((-6.0, -4.0, -2.0, -5.0, -5.0, -3.0), "; all are made less likely"),
+        ((-5.0, 0.0, 0.0, -1.0, 0.0, 0.0), "; 4 of 6 completions have none"),
+    ):
+        found = facts(recorded(rewards, per_token(advantages), prompts=groups))
+        one = found["advantages-unknown"]
+        assert one.severity == "differs"
+        assert said in one.sentence
+
+
+def test_weights_that_no_reward_moves_break_the_run() -> None:
+    """Of rewards 2 and 4 in one group, both are raised by as much: nothing tells them apart."""
+    rewards, groups = (2.0, 4.0, 2.0, 4.0), (0, 0, 1, 1)
+    found = facts(recorded(rewards, per_token((1.0, 1.0, 1.0, 1.0)), prompts=groups))
+    one = found["advantages-unknown"]
+    assert one.severity == "breaks"
+    assert one.sentence.endswith(
+        "what earns more than its group's mean is raised like what earns less"
+    )

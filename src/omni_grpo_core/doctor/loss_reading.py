@@ -162,8 +162,8 @@ def _number(value: float | None) -> float:
 
 
 def against_rewards(known: Reading) -> tuple[int, int] | None:
-    """Two completions of one prompt, the first with the higher reward and raised less, or lowered
-    more, than the other by any divisor. With several reward functions, of equal rewards. ``None``
+    """Two completions of one prompt, the first with the higher reward, by no function a lower one,
+    and raised less, or lowered more, than the other by any divisor; or of equal rewards. ``None``
     where there are none; completions without a weight may be masked or clipped."""
     rewards, weights = known.rewarded.rewards, known.term.weights
     raised = [known.divided(divisor) for divisor in known.divisors]
@@ -182,6 +182,44 @@ def against_rewards(known: Reading) -> tuple[int, int] | None:
                     for by, limit in zip(raised, least, strict=True)
                 )
             )
-            if apart and (not gap.any() or (len(gap) == 1 and float(gap[0]) > 0)):
+            if apart and bool((gap >= 0).all()):
                 return one, other
     return None
+
+
+def consistent(known: Reading) -> Divisor | None:
+    """The divisor by which completions of one prompt with equal rewards have equal advantages."""
+    for divisor in known.divisors:
+        raised = known.divided(divisor)
+        seen: dict[object, list[float]] = {}
+        for at, by in zip(known.at, raised.tolist(), strict=True):
+            rewards = tuple(known.rewarded.rewards[at].tolist())
+            seen.setdefault((known.rewarded.groups[at], rewards), []).append(by)
+        if max(max(own) - min(own) for own in seen.values()) <= _alike(known, raised):
+            return divisor
+    return None
+
+
+def blind_to_rewards(known: Reading) -> bool:
+    """Whether what a function pays makes no difference: of each one that pays completions of one
+    prompt otherwise, some two get one advantage, not 0, although the one earns more than their mean
+    and the other less, and no other function pays it more in return."""
+    rewards = known.rewarded.rewards[list(known.at)]
+    groups = torch.tensor([known.rewarded.groups[at] for at in known.at])
+    one_group = groups[:, None] == groups
+    mean = torch.stack([rewards[own].mean(0) for own in one_group])
+    more = (rewards[:, None] >= rewards).all(-1) & one_group
+    live = known.term.weights != 0
+    tied = torch.zeros_like(one_group)
+    for raised in map(known.divided, known.divisors):
+        tied |= (raised[:, None] - raised).abs() <= _alike(known, raised)
+    tied &= more & live[:, None] & live
+    above, below = rewards > mean, rewards < mean
+    pays = (above.any(0)).nonzero().flatten().tolist()
+    return bool(pays) and all(
+        bool((tied & above[:, None, n] & below[None, :, n]).any()) for n in pays
+    )
+
+
+def _alike(known: Reading, raised: Tensor) -> float:
+    return known.limit * float(raised.abs().max())

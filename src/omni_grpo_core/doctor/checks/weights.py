@@ -17,6 +17,7 @@ from omni_grpo_core.doctor.loss_accounts import (
     LEAST_CHANCE,
     Account,
     advantages,
+    enough,
     is_whole,
     mistakes,
     multiples,
@@ -26,10 +27,16 @@ from omni_grpo_core.doctor.loss_accounts import (
     sound_values,
     weighted_accounts,
 )
-from omni_grpo_core.doctor.loss_reading import Reading, against_rewards, reading
+from omni_grpo_core.doctor.loss_reading import (
+    Reading,
+    against_rewards,
+    blind_to_rewards,
+    consistent,
+    reading,
+)
 from omni_grpo_core.doctor.loss_rows import has_parts, trained_rows
 from omni_grpo_core.doctor.ratios import known_of
-from omni_grpo_core.doctor.rollouts import settings_of
+from omni_grpo_core.doctor.rollouts import settings_of, world_size
 
 _WHOLE = 1e-3
 """That of a divisor from a whole multiple of a known one, which any number may be near."""
@@ -111,8 +118,10 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
         return
     # a later update may be clipped as a whole
     tried = () if later_update(case) else (mistakes, weighted_accounts, orders)
+    told = bool(tried) and (is_whole(known) or (enough(known) and world_size(case) < 2))
     for explain in tried:
         found = explain(known)
+        told &= not found
         if found and found[0].by.chance <= LEAST_CHANCE:
             note_judged(case, "advantage", "loss")
             if explain is not weighted_accounts:
@@ -120,7 +129,12 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
             return
     pair = against_rewards(known)
     if pair is None:
-        note_missing(case, "how rewards became the loss's weights could not be told", "advantage")
+        if told:
+            note_judged(case, "advantage")
+            yield _of_no_kind(known)
+            return
+        why = "how rewards became the loss's weights could not be told"
+        note_missing(case, why, "advantage")
         return
     note_judged(case, "advantage")
     # a penalty or noise that was added after the functions returned
@@ -136,6 +150,33 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
         row=known.rows[pair[0]].at,
         values={"rewards": rewards.tolist(), "weights": known.term.weights.tolist()},
         severity="differs" if added else "breaks",
+    )
+
+
+def _of_no_kind(known: Reading) -> Evidence:
+    """Weights that no known way to compare rewards gives: what can be said of them."""
+    divisor = consistent(known)
+    raised = known.divided(divisor or "uniform")
+    raised = raised / raised.abs().max()
+    live, blind = raised[raised != 0], blind_to_rewards(known)
+    said = [
+        f"the rewards {_listed(known.rewarded.total[list(known.at)])} have, up to a factor, the "
+        f"advantages {_listed(raised)} in the loss, which no known way to compare them gives"
+    ]
+    if len(live) < len(raised):
+        said.append(f"{len(raised) - len(live)} of {len(raised)} completions have none")
+    if bool((live > 0).all() or (live < 0).all()):
+        said.append(f"all are made {'more' if live[0] > 0 else 'less'} likely")
+    if divisor is None:
+        said.append("of one prompt's completions, equal rewards have different ones")
+    if blind:
+        said.append("what earns more than its group's mean is raised like what earns less")
+    return Evidence(
+        "advantage",
+        "advantages-unknown",
+        "; ".join(said),
+        values={"rewards": known.rewarded.total.tolist(), "raised": raised.tolist()},
+        severity="breaks" if blind else "differs",
     )
 
 
