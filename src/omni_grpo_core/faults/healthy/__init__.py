@@ -280,10 +280,18 @@ HEALTHY: tuple[HealthyLoop, ...] = (
         recipe=(
             "conv.system-missing",  # a user turn only; compute_score wants <answer>
             "conv.options-missing",  # the user turn is row["problem"]; the gold is a letter
+            "reward.first-answer",  # compute_score reads what follows the first "<answer>"
+            "reward.option-format",  # compute_score: "(C)" and "c" do not start with "C"
         ),
     ),
     HealthyLoop(engines.rendered_by_hand),
-    HealthyLoop(engines.functional),
+    HealthyLoop(
+        engines.functional,
+        recipe=(
+            "reward.substring",  # judge: the letter anywhere in the last 20 characters
+            "reward.option-format",  # judge: "c</answer>" holds no "C"
+        ),
+    ),
     HealthyLoop(
         formats.boxed_maths,
         recipe=(
