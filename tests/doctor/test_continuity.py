@@ -286,6 +286,22 @@ def test_rows_of_something_else_are_not_judged() -> None:
     ]
 
 
+def test_equal_completions_are_not_told_apart_by_media_that_were_exchanged() -> None:
+    """TRL 1.16, each prompt's pictures exchanged while scoring: rows of one text and one completion
+    were taken for each other's, and their advantages called swapped, as if that were proved."""
+    ids = (ONE, FOUR, ONE, THREE)
+    inputs = rows([A] * 4, [1, 1, 2, 2])
+
+    def at(*pictures: int) -> tuple[list[str], list[bool]]:
+        given = scored(rows([(*A, *c) for c in ids], pictures))
+        case = step(made(["look"] * 4, inputs), sampled(inputs, ids), given)
+        [found] = joined(case).scored.values()
+        return [e.fact for e in look_at_edges(case)], [one is not None for one in found]
+
+    assert at(1, 1, 2, 2) == ([], [True] * 4)
+    assert at(2, 2, 1, 1) == (["edge-media-exchanged"], [False, True, False, True])
+
+
 def test_positions_of_sampling_and_scoring() -> None:
     """One shift of all positions is invisible to a rotary embedding; another distance is not."""
     prompt = torch.tensor([0.0, 1, 1, 2]).expand(3, 1, 4)

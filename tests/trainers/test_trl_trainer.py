@@ -7,34 +7,19 @@ mistakes planted in it found at their stage.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from trl_faults import (
-    SCORE,
-    around,
-    doubled,
-    flipped_while_scoring,
-    in_train_mode,
-    its_own_reference,
-    late,
-    of_rollout,
-    padded_right,
-    pixels_of_generate,
-    rolled,
-    sampled_hotter,
-    without_adapter,
-    without_pixels,
-    zeroed_while_scoring,
-)
-from trl_runs import ROWS, SYSTEM, letters, text_of, text_rows, trained
+from conformance import Lane
+from tiny_families import FAMILIES
+from trl_cells import PLANTED, RANKS, SOUND, Given, modality_of
+from trl_runs import pictures, text_rows, trained, videos
+from two_ranks import both, join
 
-from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import Policy
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -42,50 +27,16 @@ pytest.importorskip("trl", minversion="1.16", reason="TRL 1.16 and its packages:
 pytest.importorskip("datasets", reason="TRL 1.16 and its packages: tox -e trl")
 
 RunCli = Callable[..., tuple[int, str, str]]
-Found = tuple[int, dict[str, Any]]
-KINDS = ("a thing", "a person", "a place", "a reason")
-QUESTIONS = [row | {"kind": kind} for row, kind in zip(text_rows(), KINDS, strict=True)]
-ACCUMULATED = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+LANE = Lane(
+    "trl",
+    "TRL `GRPOTrainer`",
+    packages=("trl", "transformers", "torch"),
+    lines='with omni_grpo_core.record("trace/", model=trainer.model, processor=processor, '
+    "reward_funcs=trainer.reward_funcs):\n    trainer.train()",
+)
 
 
-def pictures(each: int = 1) -> list[dict[str, Any]]:
-    """Two questions on shipped pictures, four times; ``each``: pictures of a row."""
-    shown = [row for row in ROWS if row["data_type"] == "image"]
-    opened = [Image.open(tiny.data_file().parent / row["path"]).convert("RGB") for row in shown]
-    return [
-        {
-            "prompt": [
-                {"role": "system", "content": SYSTEM},
-                {"role": "user", "content": "\n".join([row["problem"], *row["options"]])},
-            ],
-            "images": (opened[at:] + opened[:at])[:each],
-        }
-        for at, row in enumerate(shown)
-    ] * 4
-
-
-def by_kind(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-    """Reads a column of the data."""
-    kinds = columns["kind"]
-    return [len(text_of(c)) / 100 + len(k) for c, k in zip(completions, kinds, strict=True)]
-
-
-def floored(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-    return [1.0 if text_of(one).startswith("<context>\n") else 0.1 for one in completions]
-
-
-def lora() -> Any:
-    peft = pytest.importorskip("peft")
-    return peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
-
-
-def pictured() -> None:
-    pytest.importorskip(
-        "transformers", minversion="5.23", reason="TRL needs last_hidden_state of the thinker"
-    )
-
-
-def diagnosed(trace: Path, run_cli: RunCli) -> Found:
+def diagnosed(trace: Path, run_cli: RunCli) -> tuple[int, dict[str, Any]]:
     code, out, err = run_cli("doctor", trace, "--json")
     assert code < 2, err
     return code, json.loads(out)
@@ -99,70 +50,74 @@ def broken(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-# --------------------------------------------------------------------------- sound runs
-
-SOUND: dict[str, dict[str, Any]] = {
-    "text": {},
-    "attach": {"by": "attach", "rows": QUESTIONS, "rewards": (letters, by_kind)},
-    "accumulation": {**ACCUMULATED, "loss_type": "grpo"},
-    "several updates": {"num_iterations": 2, "max_steps": 4},
-    "sequence ratios": {
-        "importance_sampling_level": "sequence", "num_iterations": 2, "max_steps": 4
-    },
-    "lora": {"peft": lora},
-    "masked truncation": {"mask_truncated_completions": True, "max_completion_length": 60},
-    "reference": {"beta": 0.04, "max_steps": 3},
-    "no checkpointing": {"gradient_checkpointing": False},
-    "weighted rewards": {
-        "rows": QUESTIONS, "rewards": (letters, by_kind), "reward_weights": [1.0, 0.3]
-    },
-    "unscaled": {"scale_rewards": "none", "loss_type": "dr_grpo"},
-    "picture": {"rows": pictures},
-    "two pictures": {"rows": lambda: pictures(2)},
-    "picture, lora": {"rows": pictures, "peft": lora},
-    "picture, accumulation": {"rows": pictures, **ACCUMULATED},
-    "picture, attach": {"rows": pictures, "by": "attach"},
-}  # fmt: skip
-
-
-def run(folder: Path, policy: Any, **given: Any) -> Path:
-    if callable(rows := given.pop("rows", text_rows)):
+def run(folder: Path, policy: Policy, given: Given) -> Path:
+    """The recording of a run; of another family's model, where it names one."""
+    own = dict(given)
+    rows = own.pop("rows", text_rows)
+    if callable(rows):
+        if rows is not text_rows:
+            pytest.importorskip("transformers", minversion="5.23", reason="TRL's media need it")
         rows = rows()
-    if any("images" in row for row in rows):
-        pictured()
-    peft = given.pop("peft", None)
-    return trained(
-        folder, policy.model, policy.processor, rows, peft=peft and peft(), **given
-    )  # fmt: skip
+    peft = own.pop("peft", None)
+    made = FAMILIES[own.pop("family")]() if "family" in own else (policy.model, policy.processor)
+    return trained(folder, *made, rows, peft=peft and peft(), **own)
 
 
 @pytest.mark.parametrize("name", SOUND)
 def test_nothing_breaks_a_sound_run(
     name: str, policy: Policy, tmp_path: Path, run_cli: RunCli
 ) -> None:
-    code, report = diagnosed(run(tmp_path, policy, **SOUND[name]), run_cli)
+    given = SOUND[name]
+    code, report = diagnosed(run(tmp_path, policy, given), run_cli)
+    LANE.sound(modality_of(given), name, report)
     assert (code, broken(report), report["raised"]) == (0, [], None)
     judged = {stage for stage, held in report["coverage"].items() if held["state"] == "sound"}
-    assert {"text", "batch", "positions", "logits", "completion", "gradient"} <= judged
+    assert {"text", "batch", "positions", "reward", "advantage", "loss", "gradient"} <= judged
+    if "family" not in given:
+        assert {"logits", "completion"} <= judged
     assert not [note for note in report["missing"] if "failed on this recording" in note]
 
 
-@pytest.mark.parametrize("each", [0, 1, 2])
-def test_a_family_without_a_reference(each: int, tmp_path: Path, run_cli: RunCli) -> None:
-    """A tiny Qwen2.5-VL."""
-    from tiny_vl import model_and_processor
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_mistake_is_found_at_its_stage(
+    name: str, policy: Policy, tmp_path: Path, run_cli: RunCli
+) -> None:
+    given, stage, cause = PLANTED[name]
+    code, report = diagnosed(run(tmp_path, policy, given), run_cli)
+    LANE.fault(modality_of(given), name, report, stage=stage)
+    assert code == 1
+    assert report["headline"]["stage"] == stage
+    assert [found for found, _ in broken(report)] == [stage], "and nothing else is blamed"
+    assert cause in dict(broken(report))[stage]
 
-    pictured()
-    rows = pictures(each) if each else text_rows()
-    code, report = diagnosed(trained(tmp_path, *model_and_processor(), rows), run_cli)
-    assert (code, broken(report)) == (0, [])
-    assert report["coverage"]["advantage"]["state"] == "sound"
-    assert report["coverage"]["loss"]["state"] == "sound"
+
+def _rank(rank: int, port: int, folder: Path, policy: Policy, given: Given) -> None:
+    join(rank, port)
+    halved = {"per_device_train_batch_size": 4, **given}
+    run(folder / str(rank), policy, halved)
 
 
-@pytest.mark.parametrize("rows", [text_rows, pictures])
+@pytest.mark.parametrize("name", RANKS)
+def test_on_two_ranks(name: str, policy: Policy, tmp_path: Path, run_cli: RunCli) -> None:
+    given, stage, cause = RANKS[name]
+    assert both(_rank, tmp_path, policy, given) == [0, 0]
+    trace = tmp_path / "trace"
+    trace.mkdir()
+    for rank in (0, 1):
+        (tmp_path / str(rank) / "trace" / f"rank-{rank}").rename(trace / f"rank-{rank}")
+    code, report = diagnosed(trace, run_cli)
+    if not stage:
+        LANE.sound(modality_of(given), name, report)
+        assert (code, broken(report), report["raised"]) == (0, [], None)
+        return
+    LANE.fault(modality_of(given), name, report, stage=stage)
+    assert [found for found, _ in broken(report)] == [stage]
+    assert cause in dict(broken(report))[stage]
+
+
+@pytest.mark.parametrize("rows", [text_rows, pictures, videos])
 def test_a_recording_changes_nothing(
-    rows: Callable[[], list[dict[str, Any]]], policy: Policy, tmp_path: Path
+    rows: Callable[[], Any], policy: Policy, tmp_path: Path
 ) -> None:
     """Losses, completions and weights, bit for bit."""
     import trl
@@ -180,9 +135,9 @@ def test_a_recording_changes_nothing(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trl, "GRPOTrainer", Kept)
-        run(tmp_path / "with", policy, rows=rows, logging_steps=1)
+        run(tmp_path / "with", policy, {"rows": rows, "logging_steps": 1})
         patch.setattr(trl_runs, "record", lambda *_, **__: nullcontext())
-        run(tmp_path / "without", policy, rows=rows, logging_steps=1)
+        run(tmp_path / "without", policy, {"rows": rows, "logging_steps": 1})
     (losses, texts, weights), (own_losses, own_texts, own_weights) = kept
     assert losses == own_losses
     assert len(losses) == 2
@@ -190,102 +145,8 @@ def test_a_recording_changes_nothing(
     assert all(torch.equal(weight, own_weights[name]) for name, weight in weights.items())
 
 
-# --------------------------------------------------------------------------- planted
-
-PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
-    "advantages rolled": (
-        {"plant": of_rollout(lambda made: {"advantages": made["advantages"].roll(1)})},
-        "advantage", "adv.rolled",
-    ),
-    "advantages negated": (
-        {"plant": of_rollout(lambda made: {"advantages": -made["advantages"]})},
-        "advantage", "adv.negated",
-    ),
-    "learning rate 0": ({"learning_rate": 0.0}, "gradient", "step.rate-zero"),
-    "reward floor": ({"rewards": (floored,)}, "reward", "reward.floor"),
-    "stale completions": (
-        {"plant": around("_calculate_rewards", late)}, "reward", "reward.stale",
-    ),
-    "other rows' columns": (
-        {
-            "by": "attach", "rows": QUESTIONS, "rewards": (letters, by_kind),
-            "plant": around("_calculate_rewards", rolled),
-        },
-        "reward", "reward.by-position",
-    ),
-    "wrong pad side": (
-        {"plant": around("_generate_single_turn", padded_right)}, "batch", "batch.right-padding",
-    ),
-    "padding in the loss": (
-        {
-            "plant": of_rollout(
-                lambda made: {"completion_mask": torch.ones_like(made["completion_mask"])}
-            ),
-            "max_completion_length": 120,
-        },
-        "loss", "loss.after-eos",
-    ),
-    "temperature": ({"plant": sampled_hotter}, "completion", "gen.temperature"),
-    "reference is the policy": (
-        {"by": "attach", "beta": 0.04, "plant": its_own_reference},
-        "loss", "loss.reference-is-policy",
-    ),
-    "accumulation": (
-        {**ACCUMULATED, "plant": around("_compute_loss", doubled)},
-        "loss", "step.accumulation",
-    ),
-    "adapter off while sampling": (
-        {
-            "peft": lora, "learning_rate": 5e-2, "max_steps": 3,
-            "plant": around("_generate_single_turn", without_adapter),
-        },
-        "completion", "gen.weights-stale",
-    ),
-    "picture dropped while scoring": (
-        {"rows": pictures, "plant": around(SCORE, without_pixels)}, "media", "media.image-dropped",
-    ),
-    "picture blanked while scoring": (
-        {"rows": pictures, "plant": zeroed_while_scoring}, "media", "media.zero",
-    ),
-    # of the whole batch: each row gets another row's
-    "patches reversed while scoring": (
-        {"rows": pictures, "plant": flipped_while_scoring}, "media", "media.exchanged-in-scoring",
-    ),
-    "picture blanked while sampling": (
-        {"rows": pictures, "plant": pixels_of_generate(torch.zeros_like)}, "batch", "batch.zero",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_mistake_is_found_at_its_stage(
-    name: str, policy: Policy, tmp_path: Path, run_cli: RunCli
-) -> None:
-    given, stage, cause = PLANTED[name]
-    code, report = diagnosed(run(tmp_path, policy, **given), run_cli)
-    assert code == 1
-    assert report["headline"]["stage"] == stage
-    assert [found for found, _ in broken(report)] == [stage], "and nothing else is blamed"
-    assert cause in dict(broken(report))[stage]
-
-
-def test_generation_in_train_mode_under_checkpointing(
-    policy: Policy, tmp_path: Path, run_cli: RunCli
-) -> None:
-    import transformers
-    from packaging.version import Version
-
-    if Version(transformers.__version__) >= Version("5.24"):
-        pytest.skip("transformers 5.24 keeps the cache")
-    trace = run(tmp_path, policy, plant=in_train_mode)
-    code, report = diagnosed(trace, run_cli)
-    assert code == 1
-    assert report["headline"]["stage"] == "completion"
-    assert "gen.checkpointing-train" in dict(broken(report))["completion"]
-
-
 def test_its_completion_tables_are_a_dump(policy: Policy, tmp_path: Path, run_cli: RunCli) -> None:
-    run(tmp_path, policy, log_completions=True, logging_steps=1)
+    run(tmp_path, policy, {"log_completions": True, "logging_steps": 1})
     code, out, _ = run_cli("doctor", "--dump", "trl", tmp_path / "out", "--json")
     report = json.loads(out)
     assert (code, report["steps"], report["findings"]) == (0, 2, [])

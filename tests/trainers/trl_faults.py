@@ -131,3 +131,12 @@ def pixels_of_generate(change: Callable[[Tensor], Tensor]) -> Plant:
 SCORE = "_get_per_token_logps_and_entropies"
 zeroed_while_scoring = around(SCORE, _pixels(torch.zeros_like))
 flipped_while_scoring = around(SCORE, _pixels(lambda held: held.flip(0)))
+
+
+def _own_exchanged(held: Tensor) -> Tensor:
+    """The two pictures of each row, all of one size: sixteen patches each."""
+    return held.view(-1, 2, 16, held.shape[-1]).flip(1).reshape(held.shape)
+
+
+pictures_exchanged_while_scoring = around(SCORE, _pixels(_own_exchanged))
+pictures_exchanged_while_sampling = pixels_of_generate(_own_exchanged)

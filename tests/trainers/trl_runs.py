@@ -9,7 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import av
+import numpy as np
 import torch
+from PIL import Image
 
 from omni_grpo_core import attach, record, tiny
 
@@ -37,11 +40,71 @@ def text_rows(count: int = 4) -> list[dict[str, Any]]:
     return [{"prompt": [{"role": "user", "content": one}]} for one in questions[:count]]
 
 
+def pictures(each: int = 1) -> list[dict[str, Any]]:
+    """Two questions on shipped pictures, four times; ``each``: pictures of a row."""
+    shown = [row for row in ROWS if row["data_type"] == "image"]
+    opened = [Image.open(_file(row)).convert("RGB") for row in shown]
+    return [
+        {
+            "prompt": [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": _question(row)},
+            ],
+            "images": (opened[at:] + opened[:at])[:each],
+        }
+        for at, row in enumerate(shown)
+    ] * 4
+
+
+def videos() -> Any:
+    """Two questions on shipped clips, four times, as a data set that decodes when it is read."""
+    from datasets import Dataset
+
+    shown = [row for row in ROWS if row["data_type"] == "video"][:2]
+    asked = [
+        [{"type": "video", "video": str(_file(row))}, {"type": "text", "text": _question(row)}]
+        for row in shown
+    ]
+    rows = [{"prompt": [{"role": "user", "content": parts}]} for parts in asked]
+    return Dataset.from_list(rows * 4).with_transform(_read)
+
+
+def _read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """What the table lacks left out, and clips as four frames, (4, h, w, 3)."""
+    return {name: [_bare(value) for value in held] for name, held in batch.items()}
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bare(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _frames(held) if key == "video" else _bare(held)
+        for key, held in value.items()
+        if held is not None
+    }
+
+
+def _frames(path: str) -> Any:
+    with av.open(path) as clip:
+        frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
+    return np.stack(frames[:: len(frames) // 4][:4])
+
+
+def _file(row: dict[str, Any]) -> Path:
+    return tiny.data_file().parent / str(row["path"])
+
+
+def _question(row: dict[str, Any]) -> str:
+    return "\n".join([row["problem"], *row["options"]])
+
+
 def trained(
     folder: Path,
     model: Any,
     processor: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Any,
     rewards: Sequence[Callable[..., Any]] = (letters,),
     *,
     plant: Plant | None = None,
@@ -49,8 +112,8 @@ def trained(
     by: Literal["record", "attach"] = "record",
     **config: Any,
 ) -> Path:
-    """Train a few optimizer steps; the recording's folder. ``by``: the README's two lines, or
-    ``attach``, which sees the trainer's rows and settings too."""
+    """Train a few optimizer steps; the recording's folder. ``rows``: a list, or a data set. ``by``:
+    the README's two lines, or ``attach``, which sees the trainer's rows and settings too."""
     import trl
     from datasets import Dataset
 
@@ -67,7 +130,7 @@ def trained(
             save_strategy="no", disable_tqdm=True, **settings
         ),
         processing_class=processor,
-        train_dataset=Dataset.from_list(list(rows)),
+        train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
         peft_config=peft,
     )  # fmt: skip
     with nullcontext() if plant is None else plant(trainer):

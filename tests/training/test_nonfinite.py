@@ -17,7 +17,8 @@ import torch
 from accelerate.state import AcceleratorState
 from test_step import ADVANTAGES, GROUP, KEPT, PLAN, TEMPERATURE
 from torch import Tensor
-from train_runs import both, join, log, short
+from train_runs import log, short
+from two_ranks import both, join
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from train_runs import both, join, log, moments, short
+from train_runs import log, moments, short
+from two_ranks import both, join
 
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy, load_policy

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 
 from omni_grpo_core import tiny
 from omni_grpo_core.pipeline.settings import load_settings
@@ -53,29 +49,3 @@ def moments(out: Path, step: int) -> Mapping[int, torch.Tensor]:
     """AdamW's first moments after the first step: a tenth of its gradients."""
     state = torch.load(out / "state" / f"{step:06d}" / "optimizer.bin", weights_only=True)
     return {key: entry["exp_avg"] for key, entry in state["state"].items()}
-
-
-def join(rank: int, port: int) -> None:
-    """Be one of two ranks, in a forked process."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def both(target: Callable[..., None], *given: object) -> list[int | None]:
-    """Exit codes of two ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # forked: a new process would spend its time importing torch and transformers
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=target, args=(rank, port, *given)) for rank in (0, 1)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    return [rank.exitcode for rank in ranks]

@@ -13,7 +13,14 @@ from omni_grpo_core.doctor.edge_media import Handed, hands_on, judge_media
 from omni_grpo_core.doctor.evidence import Case, note_judged
 from omni_grpo_core.doctor.rendered import flag_of
 from omni_grpo_core.doctor.reproduce import plain, reproductions, told
-from omni_grpo_core.doctor.rollouts import Completion, bare, joined, same_media, texts_in
+from omni_grpo_core.doctor.rollouts import (
+    Completion,
+    bare,
+    is_scored_as,
+    joined,
+    same_media,
+    texts_in,
+)
 from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps, made_before, times
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, ProcessorCall
 from omni_grpo_core.types import Stage
@@ -339,6 +346,7 @@ def _scored_rows(
 ) -> None:  # fmt: skip
     follows: list[int] = []
     strange: list[int] = []
+    several: list[int] = []
     handed: dict[Handed, Completion] = {}
     markers = markers_of(trail.case)
     tokens = set() if markers is None else {*markers.tokens.values()}
@@ -348,6 +356,8 @@ def _scored_rows(
         completion = found or _nearest(row, pool)
         if completion is None:
             strange.append(row.at)
+        elif found is None and is_scored_as(row.ids, completion):
+            several.append(row.at)
         elif taken or id(completion.prompt) in trail.blamed:
             follows.append(row.at)
         elif found is None:
@@ -369,6 +379,8 @@ def _scored_rows(
         trail.unjudged(between, follows, "they follow from what is wrong in generate")
     if strange:
         trail.unjudged(between, strange, "not rows of this rollout")
+    if several:
+        trail.unjudged(between, several, "their ids are those of several completions")
 
 
 def _blame_ids(trail: Trail, between: Between, row: FedRow, completion: Completion) -> None:

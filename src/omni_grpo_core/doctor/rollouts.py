@@ -122,11 +122,9 @@ def _joined(case: Case) -> Joined:
     scored = {}
     for forward in case.forwards:
         kind = (forward.modes.grad_enabled, forward.modes.adapter, forward.own)
-        used = uses.setdefault(kind, {})
-        scored[forward] = tuple(
-            _least_used(_scored_as(row, own) or _scored_as(row, earlier), row, used)
-            for row in rows_in(case, forward)
-        )
+        rows = rows_in(case, forward)
+        held = [_scored_as(row, own) or _scored_as(row, earlier) for row in rows]
+        scored[forward] = _by_media(rows, held, uses.setdefault(kind, {}))
     return Joined(own, earlier, entries, scored, rewards)
 
 
@@ -287,16 +285,25 @@ def _first_kept(row: FedRow) -> int:
     return int(row.kept.nonzero()[0]) if row.ids else len(row.raw)
 
 
-def _least_used(
-    among: Sequence[Completion], row: FedRow, used: dict[Completion, int]
-) -> Completion | None:
-    """Rows of equal ids may have different media; those of equal content are interchangeable."""
-    alike = [c for c in among if same_media(c.prompt, row)] or among
-    if not alike:
-        return None
-    chosen = min(alike, key=lambda completion: used.get(completion, 0))
-    used[chosen] = used.get(chosen, 0) + 1
-    return chosen
+def _by_media(
+    rows: Sequence[FedRow], found: Sequence[Sequence[Completion]], used: dict[Completion, int]
+) -> tuple[Completion | None, ...]:
+    """The completion of each row, of those that have its ids. Rows of equal ids may have different
+    media, which tell them apart, but not where other rows have media of others; those of equal
+    content are interchangeable."""
+    alike = [
+        [c for c in among if same_media(c.prompt, row)]
+        for row, among in zip(rows, found, strict=True)
+    ]
+    told = all(own or not among for own, among in zip(alike, found, strict=True))
+    chosen: list[Completion | None] = []
+    for own, among in zip(alike, found, strict=True):
+        known = own if told else among if len({c.group for c in among}) == 1 else ()
+        one = min(known, key=lambda completion: used.get(completion, 0), default=None)
+        if one is not None:
+            used[one] = used.get(one, 0) + 1
+        chosen.append(one)
+    return tuple(chosen)
 
 
 def same_media(made: FedRow, taken: FedRow) -> bool:

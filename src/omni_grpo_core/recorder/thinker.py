@@ -243,7 +243,8 @@ def placeholders(thinker: Any) -> str:
 
 
 def marks(processor: Any) -> str:
-    """What a processor writes before, for and after an item of each modality, as JSON.
+    """What a processor writes before, for and after an item of each modality, as JSON: as it names
+    them, or as its template renders an item.
 
     >>> from types import SimpleNamespace as Processor
     >>> marks(Processor(image_token="<img>"))
@@ -256,10 +257,23 @@ def marks(processor: Any) -> str:
             continue
         sense = "audio" if modality == "audio" else "vision"
         ends = [getattr(processor, f"{sense}_{end}_token", None) for end in ("bos", "eos")]
-        if ends == [None, None] and token.endswith("_pad|>"):  # Qwen-VL: its processor has no names
-            ends = [f"<|{sense}_{end}|>" for end in ("start", "end")]
+        if ends == [None, None]:
+            begin, placed, end = _rendered(processor, modality).partition(token)
+            ends = [begin, end] if placed else ends
         found[modality] = [ends[0] or "", token, ends[1] or ""]
     return json.dumps(found)
+
+
+def _rendered(processor: Any, modality: str) -> str:
+    """An item between two words, as the processor's template renders it; empty where it cannot."""
+    item = {"type": modality, modality: ""}
+    parts = [{"type": "text", "text": "before"}, item, {"type": "text", "text": "after"}]
+    try:
+        text = processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+    except Exception:  # there is no template, or it is one of another form
+        return ""
+    text = text if isinstance(text, str) else text[0]
+    return str(text).rpartition("before")[2].partition("after")[0]
 
 
 def _found(text_model: Any) -> Iterator[Any]:

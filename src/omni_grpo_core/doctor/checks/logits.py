@@ -22,6 +22,7 @@ from omni_grpo_core.doctor.rollouts import (
     first_step,
     ids_of,
     losses_of,
+    same_media,
     temperature_of,
     until_end,
 )
@@ -316,11 +317,11 @@ def _moved(
 
 
 def _from_rollout(case: Case) -> list[float]:
-    """How far the scores of a fused head are from those of each rollout."""
-    scored = [one for one in scored_as_sampled(case) if len(one.logprobs)]
+    """How far the scores of a fused head are from those of each rollout, for the same input."""
     return [
         float((sampled[one.completion.at, : len(one.logprobs)] - one.logprobs).abs().mean())
-        for one in scored
+        for one in scored_as_sampled(case)
+        if len(one.logprobs) and same_media(one.completion.prompt, one.row)
         if (sampled := one.completion.call.logprobs) is not None
     ]
 
