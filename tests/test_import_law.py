@@ -36,7 +36,8 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         # a row whose gold no reward can read is refused like other bad rows
         "core": "errors io rewards types",
         "pipeline": "_version core errors io losses rewards tolerances types",
-        "training": "core errors io losses pipeline rewards trace tolerances types",
+        "fast": "core errors losses types",
+        "training": "core errors fast io losses pipeline rewards trace tolerances types",
         "tiny": "core errors io rewards types",
         # watches third-party trainers: it knows calls, not their correct results
         "recorder": "core errors io rewards trace types",
@@ -57,10 +58,18 @@ PACKAGES: Mapping[str, frozenset[str]] = {
 
 # The modules, or whole packages, that may import each heavy library.
 IMPORTERS: Mapping[str, frozenset[str]] = {
-    # trainer_callback is a transformers.TrainerCallback, the only way into its Trainer, and
-    # versions calls what it measures; healthy loops are written as people write them
+    # trainer_callback is a transformers.TrainerCallback, the only way into its Trainer,
+    # fast.attention registers attention functions, and versions calls what it measures; healthy
+    # loops are written as people write them
     "transformers": frozenset(
-        {"core.policy", "tiny", "versions", "training.trainer_callback", "faults.healthy.r1v"}
+        {
+            "core.policy",
+            "fast.attention",
+            "tiny",
+            "versions",
+            "training.trainer_callback",
+            "faults.healthy.r1v",
+        }
     ),
     "qwen_omni_utils": frozenset(
         {"core.frame_sampling", *(f"faults.healthy.{m}" for m in ("clips", "pictures", "sounds"))}

@@ -250,9 +250,9 @@ def test_a_changed_sampler_is_not_taken_for_rounding(
         for module in (rollout, steps):
             monkeypatch.setattr(module, "draws", lambda seed, *rest: draws(seed + 1, *rest))
     else:
-        choose = rollout._choose
+        choose = rollout.choose
         other = lambda logprobs, draw: choose(logprobs, None if draw is None else 1 - draw)  # noqa: E731
-        monkeypatch.setattr(rollout, "_choose", other)
+        monkeypatch.setattr(rollout, "choose", other)
     (case,) = checked(own, stored, ("grpo",)).cases
     assert (case.verdict, case.first) == ("harmful", "completion.1"), case.reason
     sentences = [g.sentence for g in case.generations if g.first is not None]

@@ -7,6 +7,7 @@ cannot disagree.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch import Tensor
 from omni_grpo_core.core.completions import CompletionTensors
 from omni_grpo_core.core.dialect import cache_among, cache_keyword
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.core.towers import features
+from omni_grpo_core.core.towers import Features, features
 from omni_grpo_core.types import (
     MODALITIES,
     Batch,
     DeepstackEmbeddings,
     Embeddings,
     Logits,
+    Modality,
     Positions,
     Row,
 )
@@ -67,12 +69,15 @@ def positions(policy: Policy, batch: Batch) -> Positions:
     return Positions(ids, torch.stack(deltas))
 
 
-def embed(policy: Policy, batch: Batch) -> Embeddings:
+def embed(
+    policy: Policy, batch: Batch, *, by_modality: Mapping[Modality, Features] | None = None
+) -> Embeddings:
     """Token embeddings with the towers' features in place of the placeholders, and what the family
-    adds to them deeper in the text model."""
+    adds to them deeper in the text model. ``by_modality``: features that are known already."""
     ids = batch.input_ids.to(policy.device)
     embeds = policy.model.get_input_embeddings()(ids)
-    by_modality = features(policy, batch)
+    if by_modality is None:
+        by_modality = features(policy, batch)
     cursor = dict.fromkeys(MODALITIES, 0)
     rows = []
     deep: list[tuple[Tensor, ...]] = []

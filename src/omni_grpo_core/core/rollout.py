@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,18 +37,8 @@ def rollout(
         ConfigError: a group size or a length below 1, a temperature that is negative or not
             finite, or more completions than fit into CPU memory.
     """
-    if group_size < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf:
-        raise ConfigError(
-            "rollout",
-            got=f"group_size {group_size}, max_new_tokens {max_new_tokens}, "
-            f"temperature {temperature:g}",
-            want="group_size >= 1, max_new_tokens >= 1, temperature >= 0 and finite",
-            fix="correct the setting",
-        )
-    _require_memory(policy, batch, group_size, max_new_tokens)
-    uniforms = torch.cat(
-        [draws(seed, row.sample_id, group_size, max_new_tokens) for row in batch.rows]
-    ).to(policy.device)
+    check_request(policy, batch, group_size, max_new_tokens, temperature)
+    uniforms = batch_draws(policy, batch, seed, group_size, max_new_tokens)
     with generating(policy.model):
         start = prefill(policy, batch)
         start.cache.batch_repeat_interleave(group_size)
@@ -62,7 +53,7 @@ def rollout(
         kept: list[Tensor] = []
         for step in range(max_new_tokens):
             scores = sampling_logprobs(policy, logits, temperature or 1.0)
-            chosen = _choose(scores, uniforms[:, step] if temperature else None)
+            chosen = choose(scores, uniforms[:, step] if temperature else None)
             chosen = torch.where(running, chosen, policy.pad_token_id)
             tokens.append(chosen)
             logprobs.append(scores.gather(1, chosen[:, None])[:, 0])
@@ -72,12 +63,26 @@ def rollout(
                 break
             mask = torch.cat([mask, kept[-1][:, None].to(mask.dtype)], dim=1)
             logits = decode_step(policy, chosen, mask, place + step, start.cache)
-    return Rollout(
-        completions=_completions(policy, batch, group_size, tokens, logprobs, kept, running),
-        group_size=group_size,
-        temperature=temperature,
-        seed=seed,
+    sampled = Sampled(
+        torch.stack(tokens, 1), torch.stack(logprobs, 1), torch.stack(kept, 1), running
     )
+    completions = completions_of(policy, batch, group_size, sampled)
+    return Rollout(completions, group_size, temperature, seed)
+
+
+def check_request(
+    policy: Policy, batch: Batch, group_size: int, max_new_tokens: int, temperature: float
+) -> None:
+    """Raises ``ConfigError`` as :func:`rollout` does."""
+    if group_size < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf:
+        raise ConfigError(
+            "rollout",
+            got=f"group_size {group_size}, max_new_tokens {max_new_tokens}, "
+            f"temperature {temperature:g}",
+            want="group_size >= 1, max_new_tokens >= 1, temperature >= 0 and finite",
+            fix="correct the setting",
+        )
+    _require_memory(policy, batch, group_size, max_new_tokens)
 
 
 def _require_memory(policy: Policy, batch: Batch, group_size: int, max_new_tokens: int) -> None:
@@ -104,7 +109,7 @@ def _require_memory(policy: Policy, batch: Batch, group_size: int, max_new_token
         )
 
 
-def _choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
+def choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
     """Greedy without ``uniforms``; else the token whose slice of the cumulative distribution
     contains the uniform draw. float64: a float32 sum over 150k probabilities is off by 1e-5."""
     if uniforms is None:
@@ -141,18 +146,28 @@ def draws(seed: int, sample_id: str, group_size: int, steps: int) -> Tensor:
     return torch.rand(group_size, steps, generator=generator, dtype=torch.float64)
 
 
-def _completions(
-    policy: Policy,
-    batch: Batch,
-    group_size: int,
-    tokens: list[Tensor],
-    logprobs: list[Tensor],
-    kept: list[Tensor],
-    running: Tensor,
+def batch_draws(policy: Policy, batch: Batch, seed: int, group_size: int, steps: int) -> Tensor:
+    """float64, (B * G, steps), on the policy's device: every row's own :func:`draws`."""
+    streams = [draws(seed, row.sample_id, group_size, steps) for row in batch.rows]
+    return torch.cat(streams).to(policy.device)
+
+
+class Sampled(NamedTuple):
+    """``tokens``, ``logprobs`` and ``kept``, whether a row was still running: (N, steps).
+    ``running``: (N,), the rows that had not ended after the last step."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    kept: Tensor
+    running: Tensor
+
+
+def completions_of(
+    policy: Policy, batch: Batch, group_size: int, sampled: Sampled
 ) -> tuple[Completion, ...]:
-    token_rows = torch.stack(tokens, 1).tolist()
-    logprob_rows = torch.stack(logprobs, 1).tolist()
-    lengths = torch.stack(kept, 1).sum(1).tolist()
+    """Sampled tokens as completions, G consecutive ones per row of ``batch``."""
+    token_rows, logprob_rows = sampled.tokens.tolist(), sampled.logprobs.tolist()
+    lengths, running = sampled.kept.sum(1).tolist(), sampled.running
     completions = []
     for index, (length, unfinished) in enumerate(zip(lengths, running.tolist(), strict=True)):
         ids = tuple(token_rows[index][:length])

@@ -19,6 +19,7 @@ Precision = Literal["float32", "bfloat16"]
 SectionName = Literal["context", "think", "answer"]
 Schedule = Literal["constant", "linear", "cosine"]
 Tower = Literal["image", "video", "audio", "text"]
+Fast = Literal["auto", "on", "off"]
 
 TOWER_PREFIX: Mapping[Tower, tuple[str, ...]] = {
     "image": ("visual.",),
@@ -143,6 +144,9 @@ class TrainConfig:
     """Adapters to train instead of the weights; ``None`` trains the weights."""
     freeze: tuple[Tower, ...] = ()
     """Towers that do not learn."""
+    fast: Fast = "auto"
+    """The step that computes what a group shares once, in packed rows. ``auto``: on a CUDA device
+    where nothing speaks against it; ``on``: or an error; ``off``: the plain step, to compare."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     precision: Precision = "float32"

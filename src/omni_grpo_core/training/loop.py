@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial as applied
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from omni_grpo_core.core.policy import load_policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.errors import TrainError
+from omni_grpo_core.fast.support import choose_fast
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.losses.advantages import Advantages, group_advantages
 from omni_grpo_core.losses.exhausted import as_input_error, is_out_of_memory
@@ -190,7 +192,8 @@ class _Run:
     def _set_up(self) -> None:
         """Choose what learns, and hand model and optimizer to Accelerate."""
         config = self.config
-        self.reference = choose_trainable(self.policy, config, self.accelerator.autocast)
+        self.fast = choose_fast(config.fast, self.policy, self.warn)
+        self.reference = choose_trainable(self.policy, config, self.accelerator.autocast, self.fast)
         learning = [p for p in self.policy.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             learning,
@@ -201,7 +204,10 @@ class _Run:
             fused=config.device == "cuda",
         )
         self.scorer, self.optimizer = self.accelerator.prepare(
-            Scorer(self.policy, config.settings.temperature), optimizer
+            Scorer(
+                self.policy, config.settings.temperature, self.fast.scores if self.fast else None
+            ),
+            optimizer,
         )
         initialise_root(self.scorer)
 
@@ -277,8 +283,8 @@ class _Run:
         inputs = prepare(self.policy, self._own_samples(step), config.settings)
         findings: list[Finding] = []
         with self.accelerator.autocast(), gathered(self.scorer):
-            rolled = rollout(
-                self.policy,
+            sample = self.fast.rollout if self.fast else applied(rollout, self.policy)
+            rolled = sample(
                 inputs.batch,
                 group_size=config.settings.group_size,
                 max_new_tokens=config.settings.max_new_tokens,
@@ -416,6 +422,9 @@ class _Run:
         self, inputs: Inputs, rolled: Rollout, advantages: Advantages, partial: Partial
     ) -> tuple[MicroBatch, ...]:
         own = self._own(rolled)
+        size = self.config.micro_batch_size
+        if self.fast:  # a group that is split would have its prompt computed in each part
+            size = max(size, self.config.settings.group_size)
         if self.config.drop_zero_variance:
             kept = advantages.informative | partial.informative
         else:
@@ -426,7 +435,7 @@ class _Run:
             rolled,
             advantages.values[own],
             kept[own],
-            self.config.micro_batch_size,
+            size,
             partial.own,
         )
 

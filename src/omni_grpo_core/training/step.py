@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -84,33 +85,45 @@ class SingleProcess:
         return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
+class Scores(Protocol):
+    """A scoring forward: logprobs and entropy of completions, (N, C) each, G consecutive ones per
+    row of ``batch``. ``ids``: int64, (N, C), right-padded; ``mask``: bool, (N, C)."""
+
+    def __call__(
+        self, batch: Batch, ids: Tensor, mask: Tensor, *, temperature: float
+    ) -> ScoredTokens: ...
+
+
+def plain_scores(
+    policy: Policy, batch: Batch, ids: Tensor, mask: Tensor, *, temperature: float
+) -> ScoredTokens:
+    """:class:`Scores` with a row for each completion, its prompt included."""
+    logits = completion_logits(policy, batch, ids, mask.to(torch.int64))
+    return completion_logprobs(
+        logits,
+        ids.to(policy.device),
+        mask.to(policy.device),
+        temperature=temperature,
+        suppressed=policy.suppressed,
+    )
+
+
 class Scorer(nn.Module):
     """Everything a gradient passes through, as one module: towers, text model, head, log-softmax.
 
     Data-parallel wrappers synchronise only what goes through *their* forward, so the scoring
-    forward has to be that of a module.
+    forward has to be that of a module. ``scores``: the forward, by default the plain one.
     """
 
-    def __init__(self, policy: Policy, temperature: float) -> None:
+    def __init__(self, policy: Policy, temperature: float, scores: Scores | None = None) -> None:
         super().__init__()
         self.model = policy.model
-        self._policy = policy
+        self._scores = scores or partial(plain_scores, policy)
         self._temperature = temperature
 
     def forward(self, batch: Batch, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropy of completions, (N, C) each, G consecutive ones per ``batch`` row.
-
-        ``ids``: int64, (N, C), right-padded; ``mask``: bool, (N, C).
-        """
-        device = self._policy.device
-        logits = completion_logits(self._policy, batch, ids, mask.to(torch.int64))
-        scored: ScoredTokens = completion_logprobs(
-            logits,
-            ids.to(device),
-            mask.to(device),
-            temperature=self._temperature,
-            suppressed=self._policy.suppressed,
-        )
+        """Logprobs and entropy, as :class:`Scores` gives them."""
+        scored = self._scores(batch, ids, mask, temperature=self._temperature)
         return scored.logprobs + zero_of_weights(self), scored.entropy
 
 

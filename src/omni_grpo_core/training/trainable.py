@@ -16,6 +16,7 @@ from torch import Tensor
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
 from omni_grpo_core.training.sharding import whole
@@ -26,13 +27,17 @@ Reference = Callable[[MicroBatch], Tensor]
 
 
 def choose_trainable(
-    policy: Policy, config: TrainConfig, autocast: Callable[[], AbstractContextManager[Any]]
+    policy: Policy,
+    config: TrainConfig,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    fast: FastStep | None = None,
 ) -> Reference | None:
     """Freeze what must not learn, add adapters, and return the reference: ``None`` at beta 0.
 
     The reference is the policy as it is now: with adapters, the same weights with the adapter
     off, else a copy. With precision bfloat16, frozen weights are stored in it; trainable ones stay
-    float32, because an update of 1e-6 of a weight is lost in three digits.
+    float32, because an update of 1e-6 of a weight is lost in three digits. ``fast``: the fast step
+    of ``policy``, if the run has one.
     """
     model = policy.model
     if config.loss.beta > 0 and config.lora is None:
@@ -49,7 +54,9 @@ def choose_trainable(
                 parameter.data = parameter.data.to(torch.bfloat16)
     if config.loss.beta == 0:
         return None
-    scorer = Scorer(scored_by, config.settings.temperature)
+    if fast is not None and scored_by is not policy:
+        fast = FastStep(scored_by)
+    scorer = Scorer(scored_by, config.settings.temperature, fast.scores if fast else None)
 
     def reference(micro: MicroBatch) -> Tensor:
         plain = nullcontext() if config.lora is None else adapter_off(model)

@@ -1,0 +1,103 @@
+"""The text model with an attention of ours: registered with transformers, switched on for a while.
+
+transformers (from 4.57 on) looks the function up by a name in the text model's config at every
+layer's call, and passes on keywords that it does not know. So the layout of a packed row, or the
+state of a decoding, is a keyword of the text model's forward, and no layer is rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from omni_grpo_core.fast.layout import PackedRow
+from omni_grpo_core.fast.prefix import SharedPrefix, prefix_attention
+from omni_grpo_core.fast.segments import packed_attention
+
+PACKED = "omni_grpo_packed"
+"""Name of the attention over a packed row; the keyword is ``packed_row``."""
+PREFIX = "omni_grpo_prefix"
+"""Name of the attention of one more token over a shared prompt; the keyword is ``prefix``."""
+
+
+def library_version() -> str:
+    return str(transformers.__version__)
+
+
+def available() -> bool:
+    """Whether the installed transformers takes attention functions."""
+    return hasattr(transformers, "AttentionInterface")
+
+
+def _packed(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any,
+    *, scaling: float, packed_row: PackedRow, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    query, key, value = (one[0].transpose(0, 1) for one in _lowered(query, key, value))
+    return packed_attention(query, key, value, packed_row, scaling)[None], None
+
+
+def _prefix(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any,
+    *, scaling: float, prefix: SharedPrefix, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    query, key, value = _lowered(query, key, value)
+    return prefix_attention(query, key, value, prefix, module.layer_idx, scaling), None
+
+
+def _lowered(*tensors: Tensor) -> Iterator[Tensor]:
+    """Under autocast in its precision, as torch's own attention takes them: rotary embeddings leave
+    queries and keys in float32 there."""
+    kind = tensors[0].device.type
+    dtype = tensors[-1].dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    return (tensor.to(dtype) for tensor in tensors)
+
+
+if available():
+    transformers.AttentionInterface.register(PACKED, _packed)
+    transformers.AttentionInterface.register(PREFIX, _prefix)
+
+
+def poison(like: Tensor) -> Tensor:
+    """A mask that our functions ignore and with which any other attention gives NaN: a layer that
+    were run without ours would else attend causally over the whole row, and nothing would show."""
+    return torch.full((1, 1, 1, 1), torch.nan, dtype=like.dtype, device=like.device)
+
+
+@contextmanager
+def attention(text_model: Any, name: str) -> Iterator[None]:
+    """The text model's layers call the function of this name; also when gradient checkpointing runs
+    them again in a backward pass that begins after the end of this context."""
+    checkpointed = [m for m in text_model.modules() if hasattr(m, "_gradient_checkpointing_func")]
+    functions = [module._gradient_checkpointing_func for module in checkpointed]
+    again = partial(_recomputed, text_model.config, name)
+    for module, function in zip(checkpointed, functions, strict=True):
+        module._gradient_checkpointing_func = partial(function, context_fn=again)
+    try:
+        with _named(text_model.config, name):
+            yield
+    finally:
+        for module, function in zip(checkpointed, functions, strict=True):
+            module._gradient_checkpointing_func = function
+
+
+def _recomputed(config: Any, name: str) -> tuple[Any, Any]:
+    return nullcontext(), _named(config, name)
+
+
+@contextmanager
+def _named(config: Any, name: str) -> Iterator[None]:
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
