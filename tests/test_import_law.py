@@ -39,6 +39,7 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         "fast": "core errors losses types",
         "training": "core errors fast io losses pipeline rewards trace tolerances types",
         "tiny": "core errors io rewards types",
+        "bench": "core fast tiny training types",
         # watches third-party trainers: it knows calls, not their correct results
         "recorder": "core errors io rewards trace types",
         "doctor": "core errors io losses pipeline recorder rewards trace tolerances types",
@@ -46,8 +47,8 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         "faults": "core doctor errors io losses pipeline recorder rewards tiny trace types",
         "versions": "core errors io pipeline rewards tiny trace types",
         "report": "doctor errors faults golden io pipeline rewards trace tolerances types",
-        "cli": "_version core doctor errors faults golden io pipeline recorder report rewards tiny "
-        "trace training types versions",
+        "cli": "_version bench core doctor errors faults golden io pipeline recorder report "
+        "rewards tiny trace training types versions",
         # a suite's tests read, check and report as the command does
         "pytest_suite": "core errors golden io report",
         "pytest_plugin": "golden pytest_suite",
@@ -59,12 +60,13 @@ PACKAGES: Mapping[str, frozenset[str]] = {
 # The modules, or whole packages, that may import each heavy library.
 IMPORTERS: Mapping[str, frozenset[str]] = {
     # trainer_callback is a transformers.TrainerCallback, the only way into its Trainer,
-    # fast.attention registers attention functions, and versions calls what it measures; healthy
-    # loops are written as people write them
+    # fast.attention registers attention functions, bench.shapes makes a model of another size, and
+    # versions calls what it measures; healthy loops are written as people write them
     "transformers": frozenset(
         {
             "core.policy",
             "fast.attention",
+            "bench.shapes",
             "tiny",
             "versions",
             "training.trainer_callback",

@@ -17,6 +17,7 @@ import typer
 
 from omni_grpo_core import cli
 from omni_grpo_core._version import __version__
+from omni_grpo_core.cli.bench import bench
 from omni_grpo_core.cli.doctor import doctor
 from omni_grpo_core.cli.faults import faults, incident
 from omni_grpo_core.cli.golden import checking, reviewing, starting
@@ -65,6 +66,7 @@ app.add_typer(golden_app, name="golden")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(realvocab_app, name="realvocab")
 app.add_typer(versions_app, name="versions")
+app.command()(bench)
 app.command()(upgrade)
 app.command()(doctor)
 app.command()(faults)

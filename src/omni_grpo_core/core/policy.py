@@ -413,18 +413,17 @@ def generating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def library_generate(policy: Policy, inputs: Mapping[str, Any], **settings: Any) -> Tensor:
-    """transformers' own greedy ``generate``: int64, (N, prompt + new tokens).
+    """transformers' own ``generate``: int64, (N, prompt + new tokens).
 
-    ``settings``: of a ``GenerationConfig``. The checkpoint's own is ignored: its beams, penalties
-    or minimum lengths have no part in a rollout, so completions that follow it could not be
-    compared with one.
+    ``settings``: of a ``GenerationConfig``, greedy without ``do_sample``. The checkpoint's own is
+    ignored: its beams, penalties or minimum lengths have no part in a rollout, so completions that
+    follow it could not be compared with one.
     """
     model = policy.model
     plain = transformers.GenerationConfig(
-        do_sample=False,
         eos_token_id=list(policy.eos_token_ids),
         pad_token_id=policy.pad_token_id,
-        **settings,
+        **{"do_sample": False, **settings},
     )
     own = model.generation_config
     # generate fills unset values of the config passed to it from the model's

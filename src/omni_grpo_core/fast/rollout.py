@@ -7,6 +7,7 @@ for Python.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -135,8 +136,14 @@ class _Decoding:
         running.logical_and_(~torch.isin(chosen, self.eos))
 
     def _captured(self) -> Callable[[], None]:
-        """The same as a CUDA graph, which is captured without being run."""
+        """The same as a CUDA graph, which is captured without being run; without one, and with a
+        warning, if the device or a library cannot capture it."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._advance()
+        try:
+            with torch.cuda.graph(graph):
+                self._advance()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            warnings.warn(f"tokens are decoded without a CUDA graph: {reason}", stacklevel=2)
+            return self._advance
         return graph.replay

@@ -1,0 +1,63 @@
+"""The usual way: every completion is a row of its own, with its own copy of the media, through the
+library's own ``generate`` and ``forward``, as public trainers for these models do it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.core.policy import Policy, library_generate
+from omni_grpo_core.types import Batch
+
+
+def copies(policy: Policy, batch: Batch, group: int) -> dict[str, Any]:
+    """What the model is called with: each row ``group`` times, media included."""
+    keywords: dict[str, Any] = {
+        "input_ids": batch.input_ids.repeat_interleave(group, dim=0),
+        "attention_mask": batch.attention_mask.repeat_interleave(group, dim=0),
+    }
+    for key in batch.tensors:
+        # whole items, one row's after the other's: repeating pixel rows would scramble the clip
+        keywords[key] = torch.cat([row.tensors[key] for row in batch.rows for _ in range(group)])
+    placed = {key: value.to(policy.device) for key, value in keywords.items()}
+    for key, value in placed.items():
+        if key in ("pixel_values", "pixel_values_videos", "input_features"):
+            placed[key] = value.to(policy.model.dtype)
+    return {**placed, "use_audio_in_video": batch.rows[0].audio_in_video == "interleaved"}
+
+
+def sample(policy: Policy, inputs: dict[str, Any], tokens: int) -> Tensor:
+    """``tokens`` new tokens for every row, (N, tokens). Media tokens may be among them: suppressing
+    nearly a whole vocabulary, as the shipped tokenizer needs it, would cost more than the model."""
+    with torch.no_grad():
+        found = library_generate(
+            policy,
+            inputs,
+            do_sample=True,
+            top_k=0,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+        )
+    return found[:, -tokens:]
+
+
+def logprobs(
+    policy: Policy, inputs: dict[str, Any], ids: Tensor, mask: Tensor, temperature: float
+) -> Tensor:
+    """Of the completions' tokens, (N, C): logits of every position, a log-softmax row by row."""
+    whole = {
+        **inputs,
+        "input_ids": torch.cat([inputs["input_ids"], ids], dim=1),
+        "attention_mask": torch.cat([inputs["attention_mask"], mask.to(torch.int64)], dim=1),
+    }
+    predicting = policy.model(**whole).logits[:, -ids.shape[1] - 1 : -1]
+    rows = [
+        (row / temperature)
+        .masked_fill(policy.suppressed, -torch.inf)
+        .log_softmax(-1)
+        .gather(1, chosen[:, None])[:, 0]
+        for row, chosen in zip(predicting, ids, strict=True)
+    ]
+    return torch.stack(rows)

@@ -1,0 +1,166 @@
+"""Decoding over one copy of each prompt is pinned to the plain rollout, id by id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.forward import first_positions, prefill
+from omni_grpo_core.core.policy import Policy, generating
+from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.fast import prefix
+from omni_grpo_core.fast import rollout as shared
+from omni_grpo_core.fast.prefix import SharedPrefix, prefix_attention
+from omni_grpo_core.fast.rollout import shared_rollout
+from omni_grpo_core.types import Batch, Rollout
+
+LOGPROB = 1e-4
+"""As for scoring; 1.2e-5 at most was measured."""
+Sides = Callable[..., tuple[Rollout, Rollout]]
+
+
+@pytest.fixture(scope="module", params=["policy mixed", "qwen3_policy qwen3_mixed"])
+def both(request: pytest.FixtureRequest) -> Sides:
+    """Each family: the plain rollout of a padded, mixed batch, and the shared one."""
+    policy, batch = map(request.getfixturevalue, request.param.split())
+
+    def sides(temperature: float) -> tuple[Rollout, Rollout]:
+        settings: dict[str, Any] = {
+            "group_size": 2, "max_new_tokens": 14, "temperature": temperature, "seed": 5,
+        }  # fmt: skip
+        return rollout(policy, batch, **settings), shared_rollout(policy, batch, **settings)
+
+    return sides
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.6])
+def test_the_same_tokens(both: Sides, temperature: float) -> None:
+    """Greedy and sampled. The shipped policies leave no ties within rounding on these rows."""
+    want, found = both(temperature)
+    assert [_plain(c) for c in found.completions] == [_plain(c) for c in want.completions]
+    gaps = [
+        abs(a - b)
+        for one, other in zip(found.completions, want.completions, strict=True)
+        for a, b in zip(one.logprobs, other.logprobs, strict=True)
+    ]
+    assert max(gaps) <= LOGPROB
+    assert (found.group_size, found.temperature, found.seed) == (2, temperature, 5)
+
+
+def _plain(completion: Any) -> Any:
+    return replace(completion, logprobs=())
+
+
+def test_rows_that_end_stop_in_place(policy: Policy, mixed: Batch) -> None:
+    rows = collate(mixed.rows[6:], policy.pad_token_id)
+    settings: dict[str, Any] = {"group_size": 3, "max_new_tokens": 60, "temperature": 1.6}
+    want, found = rollout(policy, rows, **settings), shared_rollout(policy, rows, **settings)
+    assert [_plain(c) for c in found.completions] == [_plain(c) for c in want.completions]
+    assert {c.finish_reason for c in found.completions} == {"stop"}
+    assert len({len(c.token_ids) for c in found.completions}) > 1
+
+
+def test_the_prompts_keys_and_values_are_those_of_the_prefill(policy: Policy, mixed: Batch) -> None:
+    """Not a copy of them, whatever the size of the group."""
+    with torch.no_grad(), generating(policy.model):
+        layers = prefill(policy, mixed).cache.layers
+    cached = [(layer.keys, layer.values) for layer in layers]
+    found = SharedPrefix.of(cached, mixed.attention_mask, copies=4, length=3)
+    for layer, keys, values in zip(layers, found.prompt_keys, found.prompt_values, strict=True):
+        assert keys.data_ptr() == layer.keys.data_ptr()
+        assert values.data_ptr() == layer.values.data_ptr()
+
+
+def test_attention_by_hand() -> None:
+    """Two completions of one prompt with one padded key. Keys are 0, so that all that is seen
+    counts alike: the mean of the values."""
+    keys, values = torch.zeros(1, 1, 3, 2), torch.tensor([[[[9.0, 9], [1, 0], [3, 0]]]])
+    state = SharedPrefix.of([(keys, values)], torch.tensor([[0, 1, 1]]), copies=2, length=4)
+    token = torch.tensor([[8.0, 4], [2, 0]]).view(2, 1, 1, 2)
+    state.own[0] = 0.0
+    found = prefix_attention(torch.ones(2, 1, 1, 2), torch.zeros_like(token), token, state, 0, 1.0)
+    torch.testing.assert_close(found.view(2, 2), torch.tensor([[4.0, 4 / 3], [2.0, 0.0]]))
+    assert state.values[0][:, 0, 0].tolist() == [[8.0, 4.0], [2.0, 0.0]]
+
+
+def test_modes_and_attention_are_restored(policy: Policy, mixed: Batch) -> None:
+    rows = collate(mixed.rows[7:], policy.pad_token_id)
+    policy.model.train()
+    try:
+        shared_rollout(policy, rows, group_size=1, max_new_tokens=2)
+        assert policy.model.training
+    finally:
+        policy.model.eval()
+    assert policy.text_model.config._attn_implementation == "sdpa"
+
+
+def test_a_bad_request_is_refused_as_the_plain_one_refuses_it(policy: Policy, mixed: Batch) -> None:
+    with pytest.raises(ConfigError, match="group_size >= 1"):
+        shared_rollout(policy, mixed, group_size=0, max_new_tokens=2)
+
+
+def _sees_what_is_not_there_yet(patch: pytest.MonkeyPatch) -> None:
+    real = SharedPrefix.of
+
+    def open_to_all(*given: Any, **rest: Any) -> SharedPrefix:
+        state = real(*given, **rest)
+        return replace(state, own=torch.zeros_like(state.own))
+
+    patch.setattr(prefix.SharedPrefix, "of", open_to_all)
+
+
+def _sees_padding(patch: pytest.MonkeyPatch) -> None:
+    real = SharedPrefix.of
+    patch.setattr(prefix.SharedPrefix, "of", lambda *a, **k: replace(real(*a, **k), seen=None))
+
+
+def _position_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(shared, "first_positions", lambda *given: first_positions(*given) + 1)
+
+
+def _sees_its_neighbour(patch: pytest.MonkeyPatch) -> None:
+    """Rows of a group in another order for queries than for their own keys."""
+    real = prefix._by_row
+    patch.setattr(prefix, "_by_row", lambda tensor, rows: real(tensor, rows).roll(1, 0))
+
+
+def _forgets_itself(patch: pytest.MonkeyPatch) -> None:
+    def late(query: Tensor, key: Tensor, value: Tensor, state: SharedPrefix, *rest: Any) -> Tensor:
+        return prefix_attention(query, key, value, replace(state, own=state.own.roll(-1)), *rest)
+
+    from omni_grpo_core.fast import attention
+
+    patch.setattr(attention, "prefix_attention", late)
+
+
+PLANTED = {
+    "unwritten tokens are seen": _sees_what_is_not_there_yet,
+    "padding is seen": _sees_padding,
+    "position off by one": _position_off_by_one,
+    "completions see each other": _sees_its_neighbour,
+    "a token does not see itself": _forgets_itself,
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_is_seen(
+    fault: str, policy: Policy, mixed: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = collate([mixed.rows[at] for at in (1, 6, 7)], policy.pad_token_id)
+    settings: dict[str, Any] = {"group_size": 2, "max_new_tokens": 10, "temperature": 1.6}
+    want = rollout(policy, rows, **settings)
+    PLANTED[fault](monkeypatch)
+    found = shared_rollout(policy, rows, **settings)
+    worst = max(
+        abs(a - b)
+        for one, other in zip(found.completions, want.completions, strict=True)
+        for a, b in zip(one.logprobs, other.logprobs, strict=False)
+    )
+    assert worst > 10 * LOGPROB
