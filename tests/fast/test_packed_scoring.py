@@ -299,24 +299,33 @@ PLANTED = {
     "the prompt's last position is the one before it": _prompt_ends_early,
     "tokens predicted at their own position": _predicted_by_itself,
     "no gradient through the prompt's last position": _one_completion_early,
-    "deepstack features a token late": _vision_one_token_late,
 }
 
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_is_seen(
-    fault: str,
-    own: Policy,
-    batch: Batch,
-    tokens: Tokens,
-    want: Scored,
-    monkeypatch: pytest.MonkeyPatch,
+    fault: str, policy: Policy, mixed: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parity tests above would fail for each of these."""
-    if "deepstack" in fault and not own.family.deepstack:
-        pytest.skip("the family has none")
+    rows = collate([mixed.rows[at] for at in (0, 6, 7)], policy.pad_token_id)
+    tokens = ragged(policy, LENGTHS)
+    want = scored(policy, plain(policy), rows, tokens)
     PLANTED[fault](monkeypatch)
-    logprob, gradient = apart(scored(own, packed(own), batch, tokens), want)
+    _assert_seen(scored(policy, packed(policy), rows, tokens), want)
+
+
+def test_deepstack_features_at_the_wrong_place_are_seen(
+    qwen3_policy: Policy, qwen3_mixed: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = collate(qwen3_mixed.rows[2:4], qwen3_policy.pad_token_id)
+    tokens = ragged(qwen3_policy, LENGTHS[:4])
+    want = scored(qwen3_policy, plain(qwen3_policy), rows, tokens)
+    _vision_one_token_late(monkeypatch)
+    _assert_seen(scored(qwen3_policy, packed(qwen3_policy), rows, tokens), want)
+
+
+def _assert_seen(found: Scored, want: Scored) -> None:
+    logprob, gradient = apart(found, want)
     assert logprob > 10 * LOGPROB or gradient > 10 * GRADIENT
 
 

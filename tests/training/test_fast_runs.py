@@ -1,0 +1,72 @@
+"""A run with the fast step writes the plain run's log."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train_runs import log, short
+
+from omni_grpo_core.losses import LossConfig
+from omni_grpo_core.training.config import LoraConfig
+from omni_grpo_core.training.loop import train
+
+CURVE = 2e-3
+"""Of a logged number after some AdamW steps: they divide by the root of a second moment, so that a
+gradient of 1e-7 of the largest, which is rounding, still moves its weight by the learning rate."""
+
+
+def curves(out: Path, **changes: Any) -> list[dict[str, Any]]:
+    assert train(short(out, save_every=0, **changes)).status == "finished"
+    return log(out)
+
+
+def assert_same_curves(found: list[dict[str, Any]], want: list[dict[str, Any]]) -> None:
+    assert len(found) == len(want)
+    for step, (one, other) in enumerate(zip(found, want, strict=True)):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            if isinstance(value, float):
+                assert one[name] == pytest.approx(value, rel=CURVE, abs=CURVE), (step, name)
+            else:
+                assert one[name] == value, (step, name)
+
+
+def test_a_short_run_is_the_plain_one(tmp_path: Path) -> None:
+    want, found = (curves(tmp_path / fast, fast=fast, steps=2) for fast in ("off", "on"))
+    assert want[0]["grad_norm"] > 0
+    assert_same_curves(found, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora": LoraConfig(rank=4), "gradient_checkpointing": True},
+        {
+            "loss": LossConfig(loss_type="gspo", beta=0.04),
+            "iterations": 2,
+            "freeze": ("video", "audio"),
+            "micro_batch_size": 2,
+        },
+    ],
+    ids=["all weights", "lora", "reference, two iterations"],
+)
+def test_curves_coincide(tmp_path: Path, seed: int, changes: dict[str, Any]) -> None:
+    want, found = (
+        curves(tmp_path / fast, fast=fast, steps=8, seed=seed, **changes) for fast in ("off", "on")
+    )
+    assert_same_curves(found, want)
+
+
+def test_a_changed_run_is_not_the_plain_one(tmp_path: Path) -> None:
+    """The comparison sees a temperature that is a tenth of a percent off."""
+    config = short(tmp_path / "a", save_every=0, steps=1)
+    warmer = replace(config.settings, temperature=config.settings.temperature * 1.01)
+    want, found = curves(tmp_path / "a", steps=1), curves(tmp_path / "b", steps=1, settings=warmer)
+    with pytest.raises(AssertionError):
+        assert_same_curves(found, want)
