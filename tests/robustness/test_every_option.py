@@ -16,6 +16,7 @@ from runner import Case, check_case, words
 from omni_grpo_core import tiny
 
 FILES = {
+    ("bench", "--out"),
     ("check", "--html"),
     ("check", "--junit"),
     ("doctor", "--html"),
@@ -39,6 +40,7 @@ FOLDERS = {
 
 # the least work that reads an option
 LEAST = {
+    "bench": ("--way", "fast", "--tokens", "1"),
     "check": ("--limit", "1"),
     "golden check": ("--device", "cpu"),
     "upgrade": ("--checkpoint", str(tiny.checkpoint_dir())),

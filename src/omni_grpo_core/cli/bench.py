@@ -55,10 +55,16 @@ def bench(
     way: Annotated[
         list[WayOption] | None, typer.Option(help="Measure only these ways. Default: all.")
     ] = None,
-    group: Annotated[int | None, typer.Option(min=1, help="Completions of each prompt.")] = None,
-    groups: Annotated[int | None, typer.Option(min=1, help="Prompts in the step.")] = None,
-    prompt: Annotated[int | None, typer.Option(min=100, help="Tokens of a prompt, about.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a completion.")] = None,
+    group: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Completions of each prompt.")
+    ] = None,
+    groups: Annotated[int | None, typer.Option(min=1, max=64, help="Prompts in the step.")] = None,
+    prompt: Annotated[
+        int | None, typer.Option(min=100, max=30_000, help="Tokens of a prompt, about.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, max=8192, help="Tokens of a completion.")
+    ] = None,
     sweep: Annotated[
         list[SweepOption] | None,
         typer.Option(help="Then vary this, without the usual way, the rest as it is."),
@@ -67,7 +73,7 @@ def bench(
         bool, typer.Option(help="Recompute activations in the backward pass.")
     ] = True,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Runs of each part; the quickest counts.")
+        int, typer.Option(min=1, max=100, help="Runs of each part; the quickest counts.")
     ] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Also write the result to this JSON file, as it grows.")
