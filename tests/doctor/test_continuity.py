@@ -158,7 +158,7 @@ def test_a_row_that_was_wrong_in_generate_is_not_blamed_again() -> None:
     pictures = (2 * ONES, ONES, TWOS, TWOS)
     case = healthy(with_pixels(inputs(), *pictures), with_pixels(whole(), *pictures))
     assert only(case).values["edge"] == "processor -> generate"
-    assert [e.rows for e in edges(case) if e.state == "not judged"] == [(0,), (0, 1, 2, 3)]
+    assert [e.rows for e in edges(case) if e.state == "not judged"] == [(0,)]
 
 
 def without(held: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
@@ -223,9 +223,14 @@ def test_what_an_earlier_step_left_over() -> None:
 def test_blank_media_are_no_left_over() -> None:
     """TRL's generate with every picture blanked was "proved" to have the picture of the step
     before, which was blanked too, and to have mixed up its groups: all prompts were one."""
-    blank = with_pixels(inputs(), *[0 * ONES] * 4)
-    assert not misplaced(healthy())
-    late = healthy(taken=blank, before=healthy(taken=blank))
+
+    def asked(taken: dict[str, Tensor], before: Case | None = None) -> Case:
+        return step(made(ASKED[:1] * 4, alike), sampled(taken, IDS, TEXTS), before=before)
+
+    alike = rows([A] * 4, [1, 1, 2, 2])
+    blank = with_pixels(alike, *[0 * ONES] * 4)
+    assert not misplaced(asked(alike))
+    late = asked(blank, before=asked(blank))
     assert only(late).fact == "edge-media-changed"
     assert misplaced(late), "what follows from its rows is not judged"
 
@@ -459,6 +464,31 @@ def test_columns_of_other_rows() -> None:
     # each prompt's own words beside the other's completions
     moved = healthy(problem=[ASKED[2], ASKED[2], ASKED[0], ASKED[0]])
     assert only(moved).fact == "edge-columns"
+
+
+def test_columns_beside_prompts_whose_media_were_changed() -> None:
+    """Pixels were resized for all rows alike: whose question a gold belongs to is told by the words
+    as before, and was not looked at."""
+    moved = healthy(
+        taken=with_pixels(inputs(), *[2 * ONES] * 2, *[2 * TWOS] * 2),
+        problem=[ASKED[2], ASKED[2], ASKED[0], ASKED[0]],
+    )
+    assert [e.fact for e in look_at_edges(moved)] == ["edge-media-changed", "edge-columns"]
+
+
+def test_one_prompt_of_another_row_moves_no_columns() -> None:
+    """One copy was replaced by another row's prompt: its columns were called those of another row,
+    "proved", and the order of all prompts wrong, although the columns are as even as they were."""
+    asked = (ASKED[0], ASKED[0], ASKED[2], ASKED[0])
+    replaced = rows([A, A, B, A], [1, 1, 2, 1])
+    case = step(
+        made(asked, replaced),
+        sampled(replaced, IDS, TEXTS),
+        rewarded(asked, TEXTS, problem=[*ASKED], solution=["x", "x", "y", "y"]),
+    )
+    assert list(look_at_edges(case)) == []
+    # one column of another row beside even prompts
+    assert only(healthy(problem=[ASKED[0], ASKED[0], ASKED[2], ASKED[0]])).fact == "edge-columns"
 
 
 def test_prompts_repeated_in_another_order_than_columns() -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from omni_grpo_core.doctor import edge_rows, edge_texts
+from omni_grpo_core.doctor.bundles import rows_in
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.trail import Edge, Trail, times
 
@@ -28,21 +29,32 @@ def look_at_edges(case: Case) -> Iterable[Evidence]:
     return tuple(case.once(_trail).evidence)
 
 
+_MOVED = frozenset(
+    f"edge-{fact}"
+    for fact in ("order", "stale", "ids", "media-exchanged", "arguments", "columns", "group-order",
+                 "text-stale")
+)  # fmt: skip
+
+
 def misplaced(case: Case) -> bool:
     """Whether completions stand in each other's place before rewards, or what they answer was
-    changed before generate: what groups and weights make of them follows from that."""
-    facts = {"edge-order", "edge-arguments", "edge-columns", "edge-group-order", "edge-text-stale"}
-    return any(
-        evidence.fact in facts
-        or (evidence.values.get("call") == "generate" and evidence.severity == "breaks")
-        for evidence in look_at_edges(case)
+    changed such that prompts became equal, or copies of one unequal: what groups and weights make
+    of them follows from that."""
+    broken = look_at_edges(case)
+    if any(evidence.fact in _MOVED for evidence in broken):
+        return True
+    changed = any(e.values.get("call") == "generate" and e.severity == "breaks" for e in broken)
+    made, taken = (
+        {row.key for call in calls for row in rows_in(case, call)}
+        for calls in (case.processed, case.generated)
     )
+    return changed and len(made) != len(taken)
 
 
 def _trail(case: Case) -> Trail:
     # a rollout of the step before may be scored in this one
-    before = set[int]() if case.before is None else case.before.once(_trail).blamed
-    trail = Trail(case, blamed=set(before))
+    before = Trail(case) if case.before is None else case.before.once(_trail)
+    trail = Trail(case, blamed={*before.blamed}, moved={*before.moved})
     if case.dumped:
         return trail
     _texts_to_processor(trail)

@@ -69,6 +69,8 @@ def judge_media(
             change = judge.change(one)
             if change is not None:
                 blamed.add(one.row.at)
+                if change.fact == "media-exchanged":
+                    trail.moved.add(id(one.row))
                 trail.broken(
                     between,
                     [one.row.at],

@@ -144,6 +144,8 @@ def _judge_ids(trail: Trail, between: Between, row: FedRow, base: FedRow) -> Non
     change = ids_change(row, base.ids)
     said = f"row {row.at} of {between[1]}: {change.how}"
     key = str(change.values.get("how", ""))
+    if change.fact == "ids":
+        trail.moved.add(id(row))
     trail.broken(between, [row.at], ("batch", change.fact, said), change.values, key=key)
 
 
@@ -206,7 +208,8 @@ def _judge_order(
             + ", while what follows counts on their own order"
         )
         trail.broken(between, moved, ("batch", "order", sentence), plain(found))
-        trail.blamed |= {id(taken[row]) for row in every}
+        trail.blamed |= {id(row) for row in taken}
+        trail.moved |= {id(row) for row in taken}
         return
     cast = _casts(taken, [made[place] for place in places])
     trail.ok(between, every, ", ".join(filter(None, (times(places, places), cast))))
@@ -258,6 +261,7 @@ def _stale(trail: Trail, between: Between, taken: Sequence[FedRow], made: Sequen
             every = [row.at for row in taken]
             trail.broken(between, every, ("batch", "stale", sentence), {"of": name})
             trail.blamed |= {id(row) for row in taken}
+            trail.moved |= {id(row) for row in taken}
             return True
     return False
 

@@ -241,8 +241,8 @@ def _judge_arguments(
     """Texts with their prompts, in order within a prompt, and the data's columns with both."""
     note_judged(trail.case, "reward")
     among = [_decoded(text, pool) for text in texts]
-    if any(id(c.prompt) in trail.blamed for found in among for c in found):
-        trail.unjudged(between, range(len(texts)), "their rows were already wrong in generate")
+    if any(id(c.prompt) in trail.moved for found in among for c in found):
+        trail.unjudged(between, range(len(texts)), "their rows were already others in generate")
         return
     paired = [_paired(trail.case, call.prompts[row : row + 1], found, pool)
               for row, found in enumerate(among)]  # fmt: skip
@@ -349,19 +349,19 @@ def _paired(
     said = bare(prompt[0])
 
     # a system message is part of every prompt: the longest part that is common tells
-    shared: dict[int, int] = {}
+    shared: dict[int, int | None] = {}
     for completion in pool:
         if id(completion.prompt) not in shared:
-            known = map(bare, prompt_texts(_case_of(case, completion), completion))
-            alike = [
-                min(len(said), len(one)) for one in known if one and (said in one or one in said)
-            ]
-            shared[id(completion.prompt)] = max(alike, default=0)
-    most = max(shared.values(), default=0)
+            known = [*map(bare, prompt_texts(_case_of(case, completion), completion))]
+            alike = (min(len(said), len(one)) for one in known
+                     if one and (said in one or one in said))  # fmt: skip
+            # nothing is known of a prompt that was changed before generate
+            shared[id(completion.prompt)] = max(alike, default=0) if known else None
+    most = max(filter(None, shared.values()), default=0)
     if not most:
         return list(among)
     # equal texts with other media are other prompts, which a text does not tell apart
-    return [c for c in among if shared[id(c.prompt)] == most]
+    return [c for c in among if shared[id(c.prompt)] in (most, None)]
 
 
 def _in_order(
@@ -405,10 +405,15 @@ def _judge_columns(
         if not isinstance(values, list | tuple) or len(values) != len(order):
             continue
         column = _labels([repr(value) for value in values])
-        other = _regrouped(labels, column) or _of_another(trail.case, values, order)
-        if not other:
+        sizes = [sorted(Counter(numbers).values()) for numbers in (labels, column)]
+        # where groups alone are uneven, it is a prompt that is another row's
+        if sizes[0][0] < sizes[0][-1] and sizes[1][0] == sizes[1][-1]:
             continue
-        tiled = column == sorted(column) and labels != sorted(labels)
+        if sizes[0] != sizes[1] or not _regrouped(labels, column):
+            column = _owners(trail.case, values, order, labels)
+        if column == labels:
+            continue
+        tiled = column == sorted(column) and labels == _in_turn(labels)
         sentence = (
             f"{between[1]}: its column {name} is in the order {_said(column)}, the completions "
             f"answer their prompts in the order {_said(labels)}: answers are compared with other "
@@ -423,28 +428,34 @@ def _judge_columns(
 
 
 def _regrouped(labels: Sequence[int], column: Sequence[int]) -> bool:
-    """Whether a column has as many values as there are prompts, each as often, and yet others for
+    """Whether a column with as many values as there are prompts, each as often, has others for
     completions of one prompt."""
-    sizes, counts = Counter(labels), Counter(column)
-    alike = sorted(sizes.values()) == sorted(counts.values())
-    return (
-        alike
-        and max(sizes.values()) > 1
-        and len(set(zip(labels, column, strict=True))) > len(sizes)
-    )
+    counts = Counter(labels)
+    return max(counts.values()) > 1 and len({*zip(labels, column, strict=True)}) > len(counts)
 
 
-def _of_another(case: Case, values: Sequence[Any], order: Sequence[Completion]) -> bool:
-    """Whether some value is a part of another's prompt and not of its own."""
-    known = {c.group: bare("".join(prompt_texts(_case_of(case, c), c))) for c in order}
+def _owners(
+    case: Case, values: Sequence[Any], order: Sequence[Completion], labels: Sequence[int]
+) -> list[int]:
+    """For each value the label of the only prompt that it is a part of; ``labels`` themselves where
+    every value is a part of its own, or one of none or of several."""
+    known = {
+        label: bare("".join(prompt_texts(_case_of(case, c), c)))
+        for label, c in zip(labels, order, strict=True)
+    }
     said = [bare(value) if isinstance(value, str) else "" for value in values]
-    if not all(len(one) >= _LEAST for one in said):
-        return False
-    moved = [
-        one not in known[c.group] and any(one in text for text in known.values())
-        for one, c in zip(said, order, strict=True)
-    ]
-    return any(moved)
+    found = [[n for n, text in known.items() if len(one) >= _LEAST and one in text] for one in said]
+    own = all(label in n for label, n in zip(labels, found, strict=True))
+    return [*labels] if own or any(len(n) != 1 for n in found) else [n[0] for n in found]
+
+
+def _in_turn(labels: Sequence[int]) -> list[int]:
+    """The order of prompts that are repeated as a whole.
+
+    >>> _in_turn([0, 0, 1, 1])
+    [0, 1, 0, 1]
+    """
+    return [at % len({*labels}) for at in range(len(labels))]
 
 
 def _labels(values: Sequence[Any]) -> list[int]:

@@ -49,15 +49,17 @@ class _Broken:
 
 @dataclass(slots=True)
 class Trail:
-    """The edges of a step so far, what is wrong with them, and the rows of generate that were
-    blamed, by id: what follows from them is not blamed again. ``changed``: bare texts of
-    completions whose ids were changed after generate."""
+    """The edges of a step so far, what is wrong with them, and rows of generate by id. ``blamed``:
+    whose content is wrong there, so that scores of it follow. ``moved``: those of them that are not
+    the rows which their places stand for, so that what is beside them later follows as well.
+    ``changed``: bare texts of completions whose ids were changed after generate."""
 
     case: Case
     edges: list[Edge] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
     blamed: set[int] = field(default_factory=set)
     changed: set[str] = field(default_factory=set)
+    moved: set[int] = field(default_factory=set)
     _broken: dict[tuple[Between, str, str], _Broken] = field(default_factory=dict)
 
     def ok(self, between: Between, rows: Iterable[int], relation: str = "") -> None:

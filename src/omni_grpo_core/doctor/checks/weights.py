@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from omni_grpo_core.doctor.checks.conversation import look_copies
 from omni_grpo_core.doctor.checks.policies import later_update
 from omni_grpo_core.doctor.continuity import misplaced
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
@@ -97,7 +98,7 @@ def without_masked(known: Reading) -> Reading:
 
 def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
     # what is wrong with the rows before shows in all that is made of them
-    if misplaced(case):
+    if misplaced(case) or any(look_copies(case)):
         note_missing(case, "completions are in others' places: advantages follow", "advantage")
         return
     if not later_update(case) and (out := _left_out(known)):
