@@ -24,8 +24,10 @@ from omni_grpo_core.faults.plan import (
     Task,
     clean_tasks,
     fault_tasks,
+    named_pairs,
     pair_tasks,
     sample,
+    spare_pairs,
 )
 from omni_grpo_core.faults.trial import Blame
 from omni_grpo_core.report.terminal.faults import print_result
@@ -61,6 +63,7 @@ PAIR = replace(
     findings=(_blame("positions"), _blame("logits"), _blame("loss")),
 )
 HALF = replace(PAIR, findings=(_blame("positions"),))
+NO_EFFECT = replace(HALF, without_effect=("loss.sign",))
 CLEAN = replace(HIT, kind="clean", ids=(), expected=(), true=(), findings=())
 
 
@@ -116,6 +119,17 @@ def test_a_pair_is_right_when_both_stages_are_blamed() -> None:
     assert not HALF.stage_right
 
 
+def test_a_pair_of_which_one_fault_has_no_effect_is_not_counted() -> None:
+    """Advantages of the wrong sign beside rewards that are all 0 were counted as missed: nobody
+    could have found them."""
+    result = Result((PAIR, NO_EFFECT), True, 1.0)
+    assert (result.pairs, result.without_effect, result.missed) == ((PAIR,), (NO_EFFECT,), ())
+    form = result.to_json()
+    assert (form["pairs"], form["pairs_right"], form["pairs_without_effect"]) == (1, 1, 1)
+    assert form["rows"][1]["without_effect"] == ("loss.sign",)
+    assert Result((replace(NO_EFFECT, findings=WRONG.findings),), True, 1.0).wrong
+
+
 def test_missed_targets_are_reported() -> None:
     assert Result((HIT, PAIR, CLEAN), True, 1.0).missed == ()
     alarm = replace(CLEAN, findings=(_blame("loss"),))
@@ -166,6 +180,12 @@ def test_the_table_shows_what_went_wrong() -> None:
     assert "pos.no-mask in buffered: wanted positions, blamed nothing" in text
     assert "pos.no-mask + loss.sign in buffered: wanted positions and loss" in text
     assert "missed: detected 50.0%, wanted 98%" in text
+    with console.capture() as shown:
+        print_result(console, Result((NO_EFFECT,), True, 1.0))
+    text = shown.get()
+    assert "pos.no-mask + loss.sign in buffered: loss.sign changes nothing" in text
+    assert "0 pairs: both stages named in 0, 1 more of which one fault has no effect" in text
+    assert "wanted" not in text
 
 
 def test_pairs_are_of_different_stages_and_both_can_show() -> None:
@@ -177,6 +197,13 @@ def test_pairs_are_of_different_stages_and_both_can_show() -> None:
         assert not one.stops
         for fault in (one, other):
             assert all(getattr(task.config, name) == v for name, v in fault.needs.items())
+
+
+def test_spare_pairs_are_others() -> None:
+    drawn = pair_tasks(FAULTS, 200, 0)
+    spare = spare_pairs(FAULTS, drawn, 0)
+    assert len({task.ids for task in (*drawn, *spare)}) == 400
+    assert spare == spare_pairs(FAULTS, drawn, 0)
 
 
 def test_the_same_seed_draws_the_same() -> None:
@@ -225,6 +252,19 @@ def test_a_fault_and_a_clean_loop_from_end_to_end(ran: tuple[Result, list[Row]])
     assert [row.cause_right for row in result.of("fault")] == [True]
     assert result.false_alarms == ()
     assert len(seen) == 2
+
+
+def test_a_pair_without_effect_is_found_by_its_run_and_replaced() -> None:
+    """A prompt scored with its completion earns nothing, whatever was answered: with all advantages
+    0 their sign changes no number."""
+    pair = named_pairs(BY_ID["reward.prompt-inside"], BY_ID["adv.negated"])
+    [planted] = [task for task in pair if task.loop == "per-prompt"]
+    spares = [Task("clean", (), LoopConfig(), "buffered"), Task("clean", (), LoopConfig())]
+    result = run([planted], jobs=1, spares=spares)
+    assert [(row.kind, row.without_effect) for row in result.rows] == [
+        ("pair", ("adv.negated",)), ("clean", ())
+    ]  # fmt: skip
+    assert result.pairs == ()
 
 
 ELSEWHERE = replace(BY_ID["loss.sign"], id="loss.elsewhere", versions="<4")
@@ -297,10 +337,24 @@ def test_the_command_lists_the_catalogue(run_cli: Callable[..., tuple[int, str, 
     assert {fault["stage"] for fault in listed} == {"loss"}
 
 
-def test_an_unknown_fault_is_bad_usage(run_cli: Callable[..., tuple[int, str, str]]) -> None:
-    code, _, error = run_cli("faults", "--only", "nothing.at-all")
+@pytest.mark.parametrize("name", ["nothing.at-all", "loss.sign+loss", "loss.sign+adv.clipped+loss"])
+def test_an_unknown_fault_is_bad_usage(
+    run_cli: Callable[..., tuple[int, str, str]], name: str
+) -> None:
+    code, _, error = run_cli("faults", "--only", name)
     assert code == 2
     assert "no matching fault" in error
+
+
+def test_a_named_pair_is_planted_in_every_loop_that_can_have_both() -> None:
+    tasks = named_pairs(BY_ID["loss.kl-sign"], BY_ID["conv.system-missing"])
+    assert {(task.kind, task.ids) for task in tasks} == {
+        ("pair", ("loss.kl-sign", "conv.system-missing"))
+    }
+    assert {task.loop for task in tasks} >= {"reference", "buffered"}
+    # a KL of weight 0 has no sign
+    beta = replace(BY_ID["conv.system-missing"], needs={"beta": 0.0})
+    assert named_pairs(BY_ID["loss.kl-sign"], beta) == []
 
 
 @pytest.mark.slow

@@ -7,12 +7,13 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -40,7 +41,9 @@ class Row:
     first; ``true``: the causes that are true of them; ``severity``: that of its faults; ``recipe``:
     causes that are true of the loop without them. ``findings``: the diagnosis, headline first;
     ``unexplained``: symptoms that none of them explains. ``raised``: what ended the loop.
-    ``absent``: the package without which a healthy loop could not run here, ``""`` if it could."""
+    ``absent``: the package without which a healthy loop could not run here, ``""`` if it could.
+    ``without_effect``: those of a pair's faults without which the run leaves the same to the last
+    bit (:mod:`~omni_grpo_core.faults.effect`), so that nobody could find them."""
 
     kind: Kind
     ids: tuple[str, ...]
@@ -55,6 +58,7 @@ class Row:
     unexplained: tuple[str, ...] = ()
     recipe: tuple[str, ...] = ()
     absent: str = ""
+    without_effect: tuple[str, ...] = ()
 
     @property
     def blamed(self) -> tuple[Stage, ...]:
@@ -115,7 +119,7 @@ class Row:
 class Result:
     """The result of a campaign. ``planned``: trials from which ``rows`` were drawn. ``skipped``:
     requested faults that were not injected and loops that could not run, and why; they are not
-    counted."""
+    counted, and neither are pairs of which one fault has no effect."""
 
     rows: tuple[Row, ...]
     causes: bool
@@ -125,6 +129,16 @@ class Result:
 
     def of(self, *kinds: Kind) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.kind in kinds)
+
+    @property
+    def pairs(self) -> tuple[Row, ...]:
+        """Those whose faults both have an effect."""
+        return tuple(row for row in self.of("pair") if not row.without_effect)
+
+    @property
+    def without_effect(self) -> tuple[Row, ...]:
+        """Pairs of which one fault has none."""
+        return tuple(row for row in self.rows if row.without_effect)
 
     @property
     def sound(self) -> tuple[Row, ...]:
@@ -142,7 +156,7 @@ class Result:
 
     def shares(self) -> dict[str, float]:
         """Of the trials that ran; 1.0 where none did."""
-        alone, pairs = self.of("fault"), self.of("pair")
+        alone, pairs = self.of("fault"), self.pairs
         return {
             "detected": _share([row.detected for row in alone]),
             "stage_right": _share([row.stage_right for row in alone]),
@@ -167,7 +181,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Counts, shares and every row. ``cause_right`` is ``None`` without causes."""
-        alone, pairs = self.of("fault"), self.of("pair")
+        alone, pairs = self.of("fault"), self.pairs
         return {
             "ok": not self.missed,
             "planned": max(self.planned, len(self.rows)),
@@ -182,6 +196,7 @@ class Result:
             "wrong_causes": len(self.wrong),
             "pairs": len(pairs),
             "pairs_right": sum(row.stage_right for row in pairs),
+            "pairs_without_effect": len(self.without_effect),
             "clean_runs": len(self.sound),
             "healthy_loops": len({row.loop for row in self.of("healthy")}),
             "false_alarms": len(self.false_alarms),
@@ -200,8 +215,10 @@ def run(
     on_row: Callable[[Row], None] = lambda row: None,
     skipped: Mapping[str, str] | None = None,
     planned: int = 0,
+    spares: Sequence[Task] = (),
 ) -> Result:
     """Run every task, in processes of one thread each; ``on_row`` receives each row as it ends.
+    ``spares``: pairs, the next of which is run for every one of which a fault has no effect.
 
     Raises :class:`~omni_grpo_core.errors.MissingExtra` without the packages that our own loops
     need: what a loop raises is a finding. A healthy loop of others whose package is not installed
@@ -211,31 +228,43 @@ def run(
     require("rewards", *PACKAGES)
     begin = time.perf_counter()
     rows: dict[Task, Row] = {}
-    with closing(_rows(tasks, causes, jobs)) as ended:
+    with closing(_rows(tasks, spares, causes, jobs)) as ended:
         for task, row in ended:
             rows[task] = row
             on_row(row)
     seconds = time.perf_counter() - begin
-    ended_rows = [rows[task] for task in tasks]
+    ended_rows = [rows[task] for task in (*tasks, *spares) if task in rows]
     left_out = {row.loop: row.absent for row in ended_rows if row.absent}
     ran = tuple(row for row in ended_rows if not row.absent)
     return Result(ran, causes, seconds, {**(skipped or {}), **left_out}, planned)
 
 
-def _rows(tasks: Sequence[Task], causes: bool, jobs: int) -> Generator[tuple[Task, Row]]:
+def _rows(
+    tasks: Sequence[Task], spares: Sequence[Task], causes: bool, jobs: int
+) -> Generator[tuple[Task, Row]]:
+    others = iter(spares)
     if jobs == 1:
-        for task in tasks:
-            yield task, perform(task, causes)
+        left = deque(tasks)
+        while left:
+            task = left.popleft()
+            row = perform(task, causes)
+            left.extend(islice(others, bool(row.without_effect)))
+            yield task, row
         return
     # a fork of a process that has run torch's threads can hang
     context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
+    before = set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
         try:
             with _interrupts_held_back():
                 waiting = {pool.submit(perform, task, causes): task for task in tasks}
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
+            while waiting:
+                for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    row = done.result()
+                    with _interrupts_held_back():
+                        for task in islice(others, bool(row.without_effect)):
+                            waiting[pool.submit(perform, task, causes)] = task
+                    yield waiting.pop(done), row
         except BrokenProcessPool:
             raise ConfigError(
                 "a worker process", got="one killed from outside", want="one that runs to the end",
@@ -243,7 +272,7 @@ def _rows(tasks: Sequence[Task], causes: bool, jobs: int) -> Generator[tuple[Tas
             ) from None  # fmt: skip
         except BaseException:
             # leaving the block waits for every trial
-            for worker in set(multiprocessing.active_children()) - others:
+            for worker in set(multiprocessing.active_children()) - before:
                 worker.kill()
             raise
 
@@ -279,6 +308,7 @@ def _one_thread() -> None:
 
 def perform(task: Task, causes: bool) -> Row:
     """One trial, in this process."""
+    from omni_grpo_core.faults.effect import trial_of_pair
     from omni_grpo_core.faults.healthy import BY_NAME, run_healthy
     from omni_grpo_core.faults.healthy.world import Setting
     from omni_grpo_core.faults.makes import MAKES
@@ -288,6 +318,7 @@ def perform(task: Task, causes: bool) -> Row:
     begin = time.perf_counter()
     faults = [BY_ID[id] for id in task.ids]
     absent = ""
+    without: tuple[str, ...] = ()
     if isinstance(task.config, Setting):
         recipe = BY_NAME[task.loop].recipe
         try:
@@ -296,8 +327,12 @@ def perform(task: Task, causes: bool) -> Row:
             absent = _absent_package(error)
             found = Summary((), (), f"{type(error).__name__}: {error}")
     else:
-        recipe = MAKES[task.loop].recipe
-        found = trial(faults, task.config, MAKES[task.loop], causes=causes)
+        make = MAKES[task.loop]
+        recipe = make.recipe
+        if task.kind == "pair":
+            found, without = trial_of_pair(faults, task.config, make, causes=causes)
+        else:
+            found = trial(faults, task.config, make, causes=causes)
     # a loop and its hooks reference each other, and keep a model alive
     gc.collect()
     noted = task.loop in MAKES and MAKES[task.loop].noted
@@ -316,6 +351,7 @@ def perform(task: Task, causes: bool) -> Row:
         unexplained=found.unexplained,
         recipe=recipe,
         absent=absent,
+        without_effect=without,
     )
 
 

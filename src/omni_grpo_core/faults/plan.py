@@ -74,19 +74,42 @@ def pair_tasks(faults: Sequence[Fault], count: int, seed: int) -> list[Task]:
     can have both, drawn without replacement; fewer if there are not enough. A fault that ends the
     loop is paired only with an earlier stage, as nothing later could be seen; one that changes
     clips is paired only where there are clips."""
-    rng = random.Random(seed)
-    possible = [
+    return _drawn_pairs(_pairs(faults), count, seed)
+
+
+def spare_pairs(faults: Sequence[Fault], drawn: Sequence[Task], seed: int) -> list[Task]:
+    """As many more, in the order in which they take the place of those ``drawn`` of which one fault
+    turns out to have no effect."""
+    taken = {task.ids for task in drawn}
+    left = [pair for pair in _pairs(faults) if tuple(fault.id for fault in pair) not in taken]
+    return _drawn_pairs(left, len(drawn), seed)
+
+
+def _pairs(faults: Sequence[Fault]) -> list[tuple[Fault, Fault]]:
+    return [
         pair
         for pair in combinations(faults, 2)
         if pair[0].stage != pair[1].stage and makes_of(pair) and _both_show(*pair)
     ]
-    tasks = []
-    for pair in rng.sample(possible, min(count, len(possible))):
-        make = rng.choice(makes_of(pair))
-        config = config_for(pair, make.config)
-        assert config is not None
-        tasks.append(Task("pair", (pair[0].id, pair[1].id), config, make.name))
-    return tasks
+
+
+def _drawn_pairs(possible: Sequence[tuple[Fault, Fault]], count: int, seed: int) -> list[Task]:
+    rng = random.Random(seed)
+    drawn = rng.sample(possible, min(count, len(possible)))
+    return [pair_task(pair, rng.choice(makes_of(pair))) for pair in drawn]
+
+
+def pair_task(pair: Sequence[Fault], make: Make) -> Task:
+    """Two faults whose settings are compatible, in one loop."""
+    config = config_for(pair, make.config)
+    assert config is not None
+    return Task("pair", tuple(fault.id for fault in pair), config, make.name)
+
+
+def named_pairs(one: Fault, other: Fault) -> list[Task]:
+    """Two faults in every loop that can have both; none where their settings conflict."""
+    pair = (one, other)
+    return [pair_task(pair, make) for make in makes_of(pair)] if config_for(pair) else []
 
 
 def _both_show(one: Fault, other: Fault) -> bool:

@@ -101,18 +101,17 @@ def recording(
         )
 
 
-def recorded(
-    faults: Sequence[Fault], config: LoopConfig, folder: Path, make: Make = MAKES["reference"]
-) -> tuple[list[tuple[str, Trace]], str | None]:
-    """The steps of a loop with ``faults`` injected, and what it raised.
+def play(
+    faults: Sequence[Fault], config: LoopConfig, folder: Path, make: Make, steps: int
+) -> tuple[Loop, str | None]:
+    """Run ``steps`` steps of a loop with ``faults`` injected, recorded in ``folder``: the loop as
+    it is afterwards, and what it raised.
 
     An exception in the loop is a finding, not an error: half of the faults in the wild end a run.
     """
     loop = make.build(reference(config.dtype).policy, config)
-    steps = max((fault.steps for fault in faults), default=1)
     # every update on a rollout is an optimizer step, and one recorded step
     seen = steps * config.iterations
-    raised: str | None = None
     try:
         with (
             recording(
@@ -124,7 +123,20 @@ def recorded(
             for _ in range(steps):
                 loop.step(recorder if make.noted else None)
     except Exception as error:
-        raised = f"{type(error).__name__}: {error}"
+        return loop, f"{type(error).__name__}: {error}"
+    return loop, None
+
+
+def steps_of(faults: Sequence[Fault]) -> int:
+    """Optimizer steps until all of them show."""
+    return max((fault.steps for fault in faults), default=1)
+
+
+def recorded(
+    faults: Sequence[Fault], config: LoopConfig, folder: Path, make: Make = MAKES["reference"]
+) -> tuple[list[tuple[str, Trace]], str | None]:
+    """The steps of a loop with ``faults`` injected, and what it raised."""
+    _, raised = play(faults, config, folder, make, steps_of(faults))
     return read_traces(folder), raised
 
 
@@ -138,8 +150,15 @@ def trial(
     """Record and diagnose a loop with ``faults`` injected; with none, a clean loop."""
     with tempfile.TemporaryDirectory() as folder:
         traces, raised = recorded(faults, config, Path(folder) / "trace", make)
-        cases = in_order(as_cases(traces, reference(config.dtype)))
-        return summarise(diagnose_run(cases, causes=causes), raised)
+        return diagnosed(traces, raised, config, causes)
+
+
+def diagnosed(
+    traces: Sequence[tuple[str, Trace]], raised: str | None, config: LoopConfig, causes: bool
+) -> Summary:
+    """The diagnosis of a loop's steps, in short."""
+    cases = in_order(as_cases(traces, reference(config.dtype)))
+    return summarise(diagnose_run(cases, causes=causes), raised)
 
 
 def summarise(verdict: Diagnosis, raised: str | None = None) -> Summary:

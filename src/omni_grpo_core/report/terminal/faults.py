@@ -37,6 +37,9 @@ def print_result(console: Console, result: Result) -> None:
         console.print(table)
     for name, reason in result.skipped.items():
         console.print(f"[yellow]–[/] {name}: {escape(reason)}")
+    for row in result.without_effect:
+        said = f"{' and '.join(row.without_effect)} changes nothing that is recorded there"
+        console.print(f"[yellow]–[/] {_name(row)}: {said}: not counted")
     for row in result.rows:
         if problems := _problems(row, result.causes):
             console.print(f"{_MARKS[False]} {_name(row)}: {escape('; '.join(problems))}")
@@ -69,7 +72,9 @@ def _problems(row: Row, causes: bool) -> list[str]:
             return [f"raised {row.raised}"]
         return [f"called broken: {said}"] if row.broken else []
     found = []
-    if not row.stage_right:
+    if row.without_effect:
+        pass
+    elif not row.stage_right:
         wanted = " and ".join(stages[0] for stages in row.expected)
         found.append(f"wanted {wanted}, blamed {', '.join(row.blamed) or 'nothing'}")
     elif not row.detected:
@@ -88,7 +93,8 @@ def _totals(result: Result) -> str:
         f"{totals['run']} of {totals['planned']} trials: "
         f"{totals['faults']} faults planted {totals['injected']} times: "
         f"{totals['detected']} detected, {totals['stage_right']} stages{causes} right; "
-        f"{totals['pairs']} pairs: both stages named in {totals['pairs_right']}; "
+        f"{totals['pairs']} pairs: both stages named in {totals['pairs_right']}, "
+        f"{totals['pairs_without_effect']} more of which one fault has no effect; "
         f"{totals['clean_runs']} sound runs: {totals['false_alarms']} false alarms; "
         f"{totals['seconds']:.0f} s"
     )
