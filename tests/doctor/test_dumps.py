@@ -187,15 +187,28 @@ def test_advantages_that_are_not_those_of_the_rewards(
     assert report["findings"][0]["causes"][0]["cause"] == cause
 
 
-def test_advantages_rolled_by_one_row(tmp_path: Path, run_cli: RunCli) -> None:
-    """Rewards 3, 1, 2 have the advantages 1, -1, 0."""
-    rewards = {"Answer": (3.0, 1.0, 2.0, 6.0, 3.0, 0.0)}
-    folder = swift(tmp_path / "out", (-1, 1, -1, 0, 1, 0), rewards, texts=(*TEXTS, "e", "f"))
+@pytest.mark.parametrize(
+    ("rewards", "advantages", "proved"),
+    [
+        # 1 -1 0, and 1.06 -0.13 -0.93: of 720 orders five are tried
+        ((3, 1, 2, 6, 3, 1), (-0.9272, 1, -1, 0, 1.0596, -0.1325), True),
+        # 1 -1 0, and 1 0 -1: in 90 orders five fit by chance too often
+        ((3, 1, 2, 6, 3, 0), (-1, 1, -1, 0, 1, 0), False),
+    ],
+)
+def test_advantages_rolled_by_one_row(
+    rewards: Sequence[float], advantages: Sequence[float], proved: bool,
+    tmp_path: Path, run_cli: RunCli,
+) -> None:  # fmt: skip
+    """An order was "proved" that a few equal numbers have by chance."""
+    given = {"Answer": tuple(map(float, rewards))}
+    folder = swift(tmp_path / "out", advantages, given, texts=(*TEXTS, "e", "f"))
     code, report = asked("swift", folder, run_cli=run_cli)
     assert code == 1
-    assert facts(report) == [("advantage", "advantages-of-other-rows")]
-    assert "rolled by 1 rows" in report["headline"]["sentence"]
-    assert report["findings"][0]["causes"][0]["proved"]
+    wanted = "advantages-of-other-rows" if proved else "weights-against-rewards"
+    assert facts(report) == [("advantage", wanted)]
+    assert ("rolled by 1 rows" in report["headline"]["sentence"]) is proved
+    assert report["findings"][0]["causes"][0]["proved"] is proved
 
 
 def test_weighted_rewards_are_sound_and_a_missing_score_is_none(

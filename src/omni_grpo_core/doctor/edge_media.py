@@ -128,10 +128,14 @@ class _Judge:
         if grid in row.call.large or (pixels in row.call.large and pixels not in row.call.digests):
             return None
         if made and not _has(row.call, pixels):
+            # sounds without placeholders may be lost beside a clip
+            lost = [m for m, name in PIXELS.items()
+                    if _has(base.call, name) and not _has(row.call, name)]  # fmt: skip
             return _Change(
                 "media", "media-dropped",
                 f"{pixels} did not reach {name}, although the call before it had them: the model "
-                f"gets no {self.modality}", values={"grid": grid in held_in(row.call)},
+                f"gets no {self.modality}",
+                values={"grid": grid in held_in(row.call), "lost": lost},
             )  # fmt: skip
         if made and grid not in held_in(row.call):
             return _Change(stage, "grid-dropped", f"{name} got {pixels} without {grid}")

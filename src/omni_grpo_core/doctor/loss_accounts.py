@@ -171,8 +171,7 @@ def _mistakes(known: Rewarded) -> Iterator[Hypothesis]:
             ((one.values > 0).double(), "1 where a reward is above the mean of its group, else 0"),
             (one.values.clamp(min=0), "0 where a reward is below the mean of its group"),
         ):
-            chance = _chance(values > 0, 1)
-            yield Hypothesis("better", one.scale, values, said, chance=chance)
+            yield Hypothesis("better", one.scale, values, said, chance=chance(values > 0, 1))
     for groups in _wrong_groups(known, right):
         for scale in ("group", "none"):
             values = advantages(known.total, groups, scale=scale)
@@ -263,11 +262,15 @@ def _reordered(known: Reading) -> Iterator[Hypothesis]:
         for n in distinct.values():
             name, said = names[n % len(names)], words[n % len(names)]
             said += "" if n < len(names) else ", the rewards before they were compared"
-            yield Hypothesis("order", scale, made[n], said, name, _chance(right, tried[name]))
+            yield Hypothesis("order", scale, made[n], said, name, chance(right, tried[name]))
 
 
-def _chance(values: Tensor, tried: int) -> float:
-    """That one of so many arrangements of these numbers is any given one."""
+def chance(values: Tensor, tried: int) -> float:
+    """That one of so many arrangements of these numbers is any given one.
+
+    >>> round(chance(torch.tensor([0.0, 0.0, 1.0, 1.0]), tried=3), 3)
+    0.5
+    """
     counts = Counter(round(float(v), 6) for v in values)
     ways = math.lgamma(len(values) + 1) - sum(math.lgamma(n + 1) for n in counts.values())
     return min(1.0, tried * math.exp(-ways))

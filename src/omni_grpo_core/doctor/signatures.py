@@ -28,6 +28,11 @@ def only_fits(case: Case, evidence: Evidence) -> str:
     return ""
 
 
+def alone(case: Case, evidence: Evidence) -> str:
+    """It is reproduced by one kind of change and by no other, as its values say."""
+    return evidence.sentence if evidence.values.get("alone", True) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """``fact``, where ``when`` is true, is explained by ``cause``. ``harm``, ``fix`` and

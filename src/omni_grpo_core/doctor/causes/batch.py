@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omni_grpo_core.doctor.evidence import Evidence, Rule
+from omni_grpo_core.doctor.evidence import Case, Evidence, Rule
 from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
@@ -16,6 +16,11 @@ def _sound_cut(evidence: Evidence) -> bool:
     values = evidence.values
     heard = values.get("modality") == "audio" or "audio" in values.get("placeholders", ())
     return heard and bool(values.get("max_length"))
+
+
+def _against_the_processor(case: Case, evidence: Evidence) -> str:
+    """A flag is wrong where the processor's, which laid out the tokens, is known to be right."""
+    return evidence.sentence if evidence.origin == "added" else ""
 
 
 _BATCH = (
@@ -35,6 +40,7 @@ _BATCH = (
         fix="pass use_audio_in_video={want} to generate, the same value as to the processor",
         confirm="greedy logits with and without the flag differ",
         when=lambda e: e.values["call"] == "generate",
+        prove=_against_the_processor,
     ),
     Signature(
         cause="batch.flag-forward",
@@ -43,6 +49,7 @@ _BATCH = (
         fix="pass use_audio_in_video={want} to the scoring forward, the same value as to generate",
         confirm="on-policy ratios become 1",
         when=lambda e: e.values["call"] not in ("processor", "generate"),
+        prove=_against_the_processor,
     ),
     Signature(
         cause="batch.silent-clip",

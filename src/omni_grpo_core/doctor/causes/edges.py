@@ -28,14 +28,14 @@ def rule_not_passed(case: Case, evidence: Sequence[Evidence]) -> Iterator[Explan
     lost = [e for e in evidence if e.fact == "edge-media-dropped"]
     if not lost:
         return
-    kinds = sorted({str(e.values["modality"]) for e in lost})
+    kinds = sorted({str(kind) for e in lost for kind in e.values["lost"]})
     calls = sorted({str(e.values["call"]) for e in lost})
     # images that got lost in another way are none that were passed
     images = any(e.values.get("modality") == "image" and e.fact.startswith("edge-media")
                  for e in evidence)  # fmt: skip
     both = {"video", "audio"} <= set(kinds) and not images
     yield Explanation(
-        cause="media.images-only" if both else f"media.{kinds[0]}-dropped",
+        cause="media.images-only" if both else f"media.{lost[0].values['modality']}-dropped",
         stage="media",
         seen=f"{' and '.join(kinds)} made by the processor, not passed to {' and '.join(calls)}",
         harm="its placeholders keep their raw embeddings: the model answers without it, nothing is "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from omni_grpo_core.doctor.evidence import Evidence, Rule
-from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
+from omni_grpo_core.doctor.signatures import Signature, alone, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 
 
@@ -134,6 +134,7 @@ _STEP = (
         "gradient is off by their ratio, and so is the effective learning rate",
         fix="set accumulation in one place; with Accelerate or DeepSpeed their value wins",
         confirm="a step has as many backward passes as the settings say",
+        prove=alone,
     ),
     Signature(
         cause="step.accumulation",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Rule
-from omni_grpo_core.doctor.signatures import Signature, only_fits, rule_of
+from omni_grpo_core.doctor.evidence import Evidence, Rule
+from omni_grpo_core.doctor.signatures import Signature, alone, only_fits, rule_of
 from omni_grpo_core.pipeline.hints import FIXES
 from omni_grpo_core.types import Stage
 
@@ -14,11 +14,6 @@ _SIGNS: tuple[tuple[str, Stage], ...] = (("adv.negated", "advantage"), ("loss.si
 
 def _at(stage: Stage) -> Callable[[Evidence], bool]:
     return lambda evidence: evidence.stage == stage
-
-
-def _alone(case: Case, evidence: Evidence) -> str:
-    """What is reproduced by one kind of change and by no other."""
-    return evidence.sentence if evidence.values.get("alone", True) else ""
 
 
 _ADVANTAGE = (
@@ -38,7 +33,7 @@ _ADVANTAGE = (
         fix="form groups by the sample's id, never by row order or view(-1, G)",
         confirm="the mean advantage of every group is 0",
         when=lambda e: e.values["how"] == "by-row-order",
-        prove=_alone,
+        prove=alone,
     ),
     Signature(
         cause="adv.batch-scale",
@@ -49,7 +44,7 @@ _ADVANTAGE = (
         "if GRPO is meant and not REINFORCE with a baseline",
         confirm="the mean advantage of every group is 0",
         when=lambda e: e.values["how"] == "by-batch",
-        prove=_alone,
+        prove=alone,
     ),
     Signature(
         cause="adv.clipped",
@@ -60,7 +55,7 @@ _ADVANTAGE = (
         "best-of-n picks its training data",
         confirm="completions below their group's mean have a weight of the other sign",
         when=lambda e: e.values["how"] == "better-only",
-        prove=_alone,
+        prove=alone,
     ),
     Signature(
         cause="adv.best-of-n",
@@ -69,7 +64,7 @@ _ADVANTAGE = (
         "prompt teach nothing",
         fix="use reward - mean of the group, if GRPO's advantage is meant",
         when=lambda e: e.values["how"] == "best-of-n",
-        prove=_alone,
+        prove=alone,
     ),
     Signature(
         cause="adv.no-baseline",
@@ -78,7 +73,7 @@ _ADVANTAGE = (
         fix="subtract the mean reward of the prompt's completions",
         confirm="the mean advantage of every group is 0",
         when=lambda e: e.values["how"] == "unnormalised",
-        prove=_alone,
+        prove=alone,
     ),
     Signature(
         cause="adv.batch-deviation",
@@ -87,6 +82,7 @@ _ADVANTAGE = (
         fix="divide by the standard deviation of the group's own rewards; if the batch's is meant, "
         "say so in the settings (scale_rewards)",
         when=lambda e: e.values["scale"] == "batch",
+        prove=alone,
     ),
     Signature(
         cause="adv.not-scaled",
@@ -94,6 +90,7 @@ _ADVANTAGE = (
         harm="none in itself: it is Dr. GRPO's advantage; its size follows that of the rewards",
         fix="divide by the standard deviation of the group's rewards, if GRPO's advantage is meant",
         when=lambda e: e.values["scale"] == "none",
+        prove=alone,
     ),
     Signature(
         cause="adv.zero-variance",
@@ -102,7 +99,7 @@ _ADVANTAGE = (
         "and learn nothing",
         fix=FIXES["adv.zero-variance"],
         confirm="some completion has a weight in the loss",
-        prove=_alone,
+        prove=alone,
     ),
     Signature(
         cause="step.detached",
@@ -129,7 +126,7 @@ _ADVANTAGE = (
         fix="add the partial reward's own group advantage to the tokens of its section, and check "
         "that the loss gets this tensor",
         confirm="set the partial reward to random numbers: the gradient must change",
-        prove=_alone,
+        prove=alone,
     ),
     Signature(
         cause="adv.span-mask",
@@ -197,7 +194,7 @@ _LOSS = (
             fix="compute advantage = reward - mean, and minimise -min(ratio * A, clipped * A)",
             confirm="the best completion of a group becomes more likely",
             when=_at(stage),
-            prove=_alone,
+            prove=alone,
         )
         for cause, stage in _SIGNS
     ),
@@ -208,6 +205,7 @@ _LOSS = (
         "others smaller",
         fix="divide by the mask's sum: (loss * mask).sum() / mask.sum(), or by a constant",
         confirm="the weight of a token does not depend on the longest completion of its batch",
+        prove=alone,
     ),
     Signature(
         cause="loss.normaliser",
@@ -217,6 +215,7 @@ _LOSS = (
         fix="divide once by the tokens (or rows) of the whole step, over all micro-batches and "
         "ranks",
         confirm="another number of micro-batches gives the same gradient",
+        prove=alone,
     ),
     Signature(
         cause="step.accumulation",
@@ -225,6 +224,7 @@ _LOSS = (
         "effective learning rate, and clipping acts where it should not",
         fix="divide every micro-batch's loss by their number before backward",
         confirm="twice as many micro-batches of half the rows give the same gradient",
+        prove=alone,
     ),
     Signature(
         cause="loss.kl-sign",

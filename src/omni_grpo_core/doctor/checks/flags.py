@@ -139,11 +139,16 @@ def extra_sounds(call: ProcessorCall, case: Case) -> bool:
 
 def _flag_origin(case: Case, flag: bool | None) -> Origin:
     """``inherited`` where the processor's flag is wrong, or is this one and its layout does not
-    follow it: then so is the layout, not this flag."""
-    wrong = any(flag_wrong(call, case) for call in case.processed)
-    same = bool(case.processed) and all(
-        bool(flag_of(call.keywords)) == bool(flag) for call in case.processed
-    )
+    follow it: then so is the layout, not this flag. A rollout of an earlier step was laid out
+    there."""
+    made = case.processed
+    while not made and case.before is not None:
+        case = case.before
+        made = case.processed
+    if not made:
+        return "unknown"
+    wrong = any(flag_wrong(call, case) for call in made)
+    same = all(bool(flag_of(call.keywords)) == bool(flag) for call in made)
     return "inherited" if wrong or same else "added"
 
 

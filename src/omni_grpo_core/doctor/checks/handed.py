@@ -11,9 +11,15 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
-from omni_grpo_core.doctor.loss_accounts import advantages, multiples, weighted_scales
+from omni_grpo_core.doctor.loss_accounts import (
+    LEAST_CHANCE,
+    advantages,
+    chance,
+    multiples,
+    weighted_scales,
+)
 from omni_grpo_core.doctor.loss_reading import EXACT
-from omni_grpo_core.doctor.reproduce import reproductions
+from omni_grpo_core.doctor.reproduce import reproductions, told
 from omni_grpo_core.doctor.reproduction import Reproduction
 from omni_grpo_core.doctor.rollouts import completions_of, whole_groups
 from omni_grpo_core.doctor.symptoms import degenerate_rows, degenerate_texts
@@ -98,15 +104,15 @@ def _judged(
             "higher-rewarded completions are made less likely",
         )
         return
-    moved = next(filter(None, (_moved(got, values) for values in made)), None)
-    if moved is not None:
+    moved = {one.name: one for values in made for one in _moved(got, values)}
+    if moved:
         note_judged(case, "advantage")
+        said = told(f"the advantages are those of the rewards {given}", [*moved.values()])
         yield Evidence(
             "advantage",
             "advantages-of-other-rows",
-            f"the advantages are those of the rewards {given} {moved.sentence}: completions are "
-            "trained by other completions' rewards",
-            values={"reproduced": [moved.name]},
+            f"{said}: completions are trained by other completions' rewards",
+            values={"reproduced": [*moved] if len(moved) == 1 else []},
         )
         return
     several = rewards.shape[1] > 1
@@ -185,13 +191,16 @@ def _sound(got: Tensor, rewards: Tensor, groups: Groups) -> bool:
     return max(multiples(got, torch.stack(made), EXACT)) > 0
 
 
-def _moved(got: Tensor, values: Tensor) -> Reproduction | None:
-    """Rows in another order. With two that differ, every order is a sign."""
-    norm, own = float(values.norm()), float(got.norm())
+def _moved(got: Tensor, values: Tensor) -> Iterator[Reproduction]:
+    """Orders of rows that give the advantages, where few would by chance: of few numbers there are
+    few orders, and with two that differ every one is a sign."""
+    norm, own, rows = float(values.norm()), float(got.norm()), len(values)
     if int((got != 0).sum()) < 3 or not norm:
-        return None
-    found = reproductions(values, got * norm / own, EXACT, axes=("rows",))
-    return next((m for m in found if m.name in ("rolled", "items-swapped", "reversed")), None)
+        return
+    tried = {"reversed": 1, "rolled": rows - 1, "items-swapped": math.comb(rows, 2)}
+    for one in reproductions(values, got * norm / own, EXACT, axes=("rows",)):
+        if one.name in tried and chance(values, tried[one.name]) <= LEAST_CHANCE:
+            yield one
 
 
 def _differ(rewards: Tensor, groups: Groups) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from omni_grpo_core.doctor.loss_accounts import (
     weighted_accounts,
 )
 from omni_grpo_core.doctor.loss_reading import (
+    EXACT,
     Reading,
     against_rewards,
     blind_to_rewards,
@@ -39,8 +41,9 @@ from omni_grpo_core.doctor.loss_rows import has_parts, trained_rows
 from omni_grpo_core.doctor.ratios import known_of
 from omni_grpo_core.doctor.rollouts import settings_of, world_size
 
-_WHOLE = 1e-3
-"""That of a divisor from a whole multiple of a known one, which any number may be near."""
+_WHOLE = 2e-4
+"""That of a divisor from a whole multiple of a known one: six are tried on average, and one of them
+is as near some number of micro-batches once in a hundred runs."""
 _ALONG = 0.5
 """Cosine of weights and the advantages of the recorded rewards from which a loss mostly follows
 them: half of what is learnt, at least, is theirs."""
@@ -127,6 +130,9 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
             note_judged(case, "advantage", "loss")
             if explain is not weighted_accounts:
                 yield _wrong(case, known, found)
+            if found[0].by.kind == "sound" and found[0].factor < 0:
+                turned = [replace(one, factor=-one.factor) for one in found if one.factor < 0]
+                yield from _recipe(case, known, turned)
             return
     pair = against_rewards(known)
     if pair is None:
@@ -276,12 +282,18 @@ def _listed(values: Tensor) -> str:
 
 
 def _recipe(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[Evidence]:
-    """A scale that is not the reference's, where no other gives the weights."""
-    settled = [one for one in found if any(_is(1, n, known) for n in _shares(case, known, one))]
-    # the deviation of a single group is a factor, which any divisor may be
+    """A scale that is not the reference's, where no other gives the weights. Scales that differ by
+    one factor are told apart by what sound losses divide by, which a factor may be by chance."""
+    settled = [
+        one
+        for one in found
+        if any(_is(1, n, known) for n in (*_shares(case, known, one), *_summed(known, one)))
+    ]
     live = advantages(known.rewarded.total, known.rewarded.groups)[list(known.at)] != 0
     groups = {known.rewarded.groups[at] for at, on in zip(known.at, live, strict=True) if on}
-    scales = {account.scale for account in (settled if len(groups) > 1 else ()) or found}
+    # the deviation of a single group is a factor, which any divisor may be
+    sure = len(groups) > 1 and known.limit == EXACT
+    scales = {account.scale for account in settled or found}
     if "group" in scales or len(scales) != 1:
         return
     [scale] = scales
@@ -296,8 +308,9 @@ def _recipe(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[Ev
         "advantage",
         "scale-differs",
         f"the advantages in the loss are reward - mean of the group, {how}: so divided the rewards "
-        f"{_listed(known.rewarded.total)} give every completion's weight",
-        values={"scale": scale},
+        f"{_listed(known.rewarded.total)} give every completion's weight"
+        + ("" if sure else ", up to a factor that another divisor may be as well"),
+        values={"scale": scale, "alone": sure},
         severity="differs",
     )
 
@@ -432,34 +445,44 @@ def _laid(known: Reading, values: Tensor, block: Sequence[int], along: bool) -> 
 @dataclass(frozen=True, slots=True)
 class _Share:
     """What a sound loss divides by, ``name``, and how many times the weights of such a loss the
-    account's are. ``is_loose``: it depends on how a batch is padded."""
+    account's are. ``padded``: it counts the width to which a batch is padded, ``"always"`` or, as
+    that is the longest allowed, ``"maybe"``."""
 
     name: str
     times: float
-    is_loose: bool = False
+    padded: Literal["", "maybe", "always"] = ""
 
 
 def _shares(case: Case, known: Reading, account: Account) -> list[_Share]:
     rows, ranks = float(len(known.rows)), _ranks(case)
     if account.divisor == "sequence":
         return [_Share(f"{rows:.0f} completions", account.factor * rows / ranks)]
-    if account.divisor in ("part", "places"):
-        loose = account.divisor == "places"
-        name = f"each micro-batch's own {'places, padding included' if loose else 'tokens'}"
-        return [_Share(name, account.factor * len(known.parts) / ranks, loose)]
+    if account.divisor == "part":
+        return [_Share("each micro-batch's own tokens", account.factor * len(known.parts) / ranks)]
+    if account.divisor == "places":
+        name = "each micro-batch's own places, padding included"
+        return [_Share(name, account.factor * len(known.parts) / ranks, "always")]
     tokens = float(known.lengths.sum())
     longest = max(row.width for row in known.rows)
     limit = settings_of(case).get("max_completion_length") or known.rows[
         0
     ].completion.call.config.get("max_new_tokens")
-    found = {f"{n:.0f} tokens": n for n in (tokens, float(sum(row.end for row in known.rows)))}
+    counts = dict.fromkeys((tokens, float(sum(row.end for row in known.rows))))
+    shares = [_Share(f"{n:.0f} tokens", account.factor * n / ranks) for n in counts]
     if isinstance(limit, int) and limit:
-        found[f"{rows:.0f} completions and the longest allowed, {limit}"] = rows * limit
-    shares = [_Share(name, account.factor * by / ranks) for name, by in found.items()]
+        name = f"{rows:.0f} completions and the longest allowed, {limit}"
+        padded: Literal["", "maybe"] = "maybe" if limit == longest else ""
+        shares.append(_Share(name, account.factor * rows * limit / ranks, padded))
     if longest != limit and rows * longest > tokens:
         name = f"{rows:.0f} completions and the width to which they are padded, {longest}"
-        shares.append(_Share(name, account.factor * rows * longest / ranks, is_loose=True))
+        shares.append(_Share(name, account.factor * rows * longest / ranks, "always"))
     return shares
+
+
+def _summed(known: Reading, account: Account) -> list[_Share]:
+    """A mean over completions of the sums of their tokens."""
+    rows = len(known.rows)
+    return [_Share(f"{rows} completions", account.factor * rows)] * (account.divisor == "uniform")
 
 
 def _is(times: float, share: _Share, known: Reading) -> bool:
@@ -477,13 +500,16 @@ def _divisor(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[E
     of_step = ("sequence", "uniform")
     whole = [one for one in found if one.divisor in of_step] or list(found)
     shares = [(one, share) for one in whole for share in _shares(case, known, one)]
-    right = [share for _, share in shares if _is(1, share, known)]
+    sums = [share for one in whole for share in _summed(known, one)]
+    right = [share for share in (*(s for _, s in shares), *sums) if _is(1, share, known)]
     asked = str(settings_of(case).get("loss_type", "")).lower()
+    # a factor may be near another one by chance where 16 bits are left of it
+    sure = known.limit == EXACT
     if right:
         if whole[0].divisor == "part":
-            yield from _by_parts(known, asked)
-        elif all(share.is_loose for share in right):
-            yield _padded(right[0], asked)
+            yield from _by_parts(known, asked, all(one.divisor == "part" for one in whole))
+        elif all(share.padded for share in right):
+            yield from _padded(known, right, asked, sure)
         return
     parts = len(known.parts)
     stepped = all(step.outcome == "stepped" for step in case.steps)
@@ -497,30 +523,29 @@ def _divisor(case: Case, known: Reading, found: Sequence[Account]) -> Iterator[E
                 f"the weights of the step's {parts} micro-batches are {parts} times those of one "
                 f"batch divided by {share.name}: each micro-batch's loss was averaged by itself, "
                 "and their sum was not divided by their number",
-                values={"parts": parts, "told": 1, "losses": parts},
+                values={"parts": parts, "told": 1, "losses": parts, "alone": sure},
             )
             return
     scaled = any(one.scale == "group" for one, _ in shares)
-    for one, share in shares:
-        told = parts / share.times
-        if (
-            (one.scale == "group") == scaled
-            and not share.is_loose
-            and 1.5 < told <= _MOST_PARTS
-            and abs(told - round(told)) <= _WHOLE * told
-        ):
+    tried = [
+        s.times for one, s in shares if (one.scale == "group") == scaled and s.padded != "always"
+    ]
+    for times in tried:
+        told = parts / times
+        if 1.5 < told <= _MOST_PARTS and abs(told - round(told)) <= _WHOLE * told:
             yield Evidence(
                 "gradient",
                 "accumulation-differs",
                 f"the loss is averaged over {round(told)} micro-batches, by its weights on tokens, "
                 f"and {parts} were added up before the optimizer's step",
-                values={"told": round(told), "losses": parts},
+                values={"told": round(told), "losses": parts, "alone": sure},
             )
             return
 
 
-def _by_parts(known: Reading, asked: str) -> Iterator[Evidence]:
-    """A mean over each micro-batch's own tokens."""
+def _by_parts(known: Reading, asked: str, alone: bool) -> Iterator[Evidence]:
+    """A mean over each micro-batch's own tokens; not ``alone`` where one over its places gives the
+    weights as well."""
     if asked == "bnpo":
         return
     yield Evidence(
@@ -529,18 +554,25 @@ def _by_parts(known: Reading, asked: str) -> Iterator[Evidence]:
         "each micro-batch's loss is a mean over its own tokens "
         f"({_listed(torch.tensor([*known.parts.values()]))}): so divided, and not by those of the "
         "step, the rewards give every completion's weight",
-        values={"loss_type": asked},
+        values={"loss_type": asked, "alone": alone},
         severity="breaks" if asked else "differs",
     )
 
 
-def _padded(share: _Share, asked: str) -> Evidence:
-    return Evidence(
+def _padded(known: Reading, right: Sequence[_Share], asked: str, sure: bool) -> Iterator[Evidence]:
+    """A divisor that counts padding, or may: with completions that were cut off at the longest
+    allowed it is a constant as well."""
+    always = next((share for share in right if share.padded == "always"), None)
+    if always is None and (asked == "dr_grpo" or all(row.end == row.width for row in known.rows)):
+        return
+    said = "tokens after the end of a completion count in its mean, without a gradient of their own"
+    if always is None:
+        said = f"a constant, as Dr. GRPO's, or the width to which they are padded, where {said}"
+    yield Evidence(
         "loss",
         "padding-in-divisor",
-        f"the loss is divided by {share.name}: tokens after the end of a completion count in its "
-        "mean, without a gradient of their own",
-        values={"loss_type": asked},
+        f"the loss is divided by {(always or right[0]).name}: {said}",
+        values={"loss_type": asked, "alone": sure and always is not None},
         severity="breaks" if asked else "differs",
     )
 
