@@ -16,6 +16,7 @@ from joined_calls import rewarded, rows, sampled, scored, step
 from small_recordings import layer, stepped
 from torch import Tensor
 
+from omni_grpo_core.doctor.checks.logits import look_at_adapter
 from omni_grpo_core.doctor.checks.loss import LOOKS
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.loss_rows import trained_rows
@@ -118,6 +119,17 @@ def test_a_kl_is_missed_in_a_later_update_too() -> None:
 
     assert "kl-left-out" in later(0.0)
     assert "kl-left-out" not in later(1e-3)
+
+
+def test_ratios_to_the_reference_are_those_of_old_logprobs_that_are_its() -> None:
+    """A ``disable_adapter`` block that was closed one line too late: that weights vary was said,
+    and nothing of what they vary with."""
+    given = per_token(WANTED) * (-GAPS).exp()
+    found = facts(recorded(PAID, given, GAPS), (*LOOKS, look_at_adapter))
+    assert "old-of-reference" in found
+    assert not {"weights-vary", "kl-left-out", "tokens-left-out"} & {*found}
+    found = facts(recorded(PAID, with_kl(4e-2), GAPS), (*LOOKS, look_at_adapter))
+    assert "old-of-reference" not in found
 
 
 def test_a_kl_that_was_taken_from_rewards_is_not_left_out() -> None:
@@ -257,7 +269,14 @@ def test_the_deviation_of_a_single_group_is_a_factor() -> None:
         assert facts(recorded((4.0, 2.0, 4.0, 4.0), per_token(wanted))) == {}
     # of two groups whose deviations differ, it is none
     two = recorded((4.0, 2.0, 8.0, 2.0), per_token([1.0, -1.0, 3.0, -3.0]))
-    assert facts(two)["scale-differs"].values == {"scale": "none"}
+    assert facts(two)["scale-differs"].values == {"scale": "none", "alone": True}
+
+
+def test_the_batch_s_deviation_of_a_single_group_only_fits() -> None:
+    """1 / 3 over all tokens: a usual divisor makes it the batch's deviation, an unusual one the
+    group's. Nothing was said."""
+    case = recorded((4.0, 2.0, 8.0, 8.0), per_token([0.33333, -0.33333, 0.0, 0.0]))
+    assert facts(case)["scale-differs"].values == {"scale": "batch", "alone": False}
 
 
 def test_advantages_may_be_divided_by_their_own_deviation() -> None:
@@ -266,7 +285,7 @@ def test_advantages_may_be_divided_by_their_own_deviation() -> None:
     raw = torch.tensor([1.0, -1.0, 3.0, -3.0])
     whitened = raw / raw.std()
     found = facts(recorded((4.0, 2.0, 8.0, 2.0), per_token(whitened.tolist())))
-    assert found["scale-differs"].values == {"scale": "batch"}
+    assert found["scale-differs"].values == {"scale": "batch", "alone": True}
 
 
 def test_a_factor_fitted_to_two_numbers_proves_nothing() -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from omni_grpo_core.doctor.loss_reading import Divisor, Reading, Rewarded
+from omni_grpo_core.doctor.loss_reading import EXACT, Divisor, Reading, Rewarded
 
 Kind = Literal["sound", "bare", "best", "better", "batch-mean", "other-groups", "order"]
 _EPSILONS = (1e-4, 1e-8)
@@ -271,7 +271,10 @@ def chance(values: Tensor, tried: int) -> float:
     >>> round(chance(torch.tensor([0.0, 0.0, 1.0, 1.0]), tried=3), 3)
     0.5
     """
-    counts = Counter(round(float(v), 6) for v in values)
+    # what a fit could not tell apart counts as equal
+    ordered = values.double().sort().values
+    steps = ordered.diff() > 2 * EXACT * float(ordered.abs().max())
+    counts = Counter([0, *steps.cumsum(0).tolist()])
     ways = math.lgamma(len(values) + 1) - sum(math.lgamma(n + 1) for n in counts.values())
     return min(1.0, tried * math.exp(-ways))
 

@@ -18,7 +18,7 @@ from omni_grpo_core.trace.calls import ForwardCall
 
 Ratio = Literal[
     "none", "token", "clipped", "bounded",
-    "inverted", "probability", "logarithms", "late", "early", "other-rows",
+    "inverted", "probability", "logarithms", "late", "early", "other-rows", "reference",
 ]  # fmt: skip
 Factors = tuple[Tensor, ...]
 """By row, float64 (length,)."""
@@ -134,7 +134,10 @@ def mistaken(
         if len(own) < len(known):
             continue
         olds = [n + k.old[kind] if kind in k.old else n for n, k in zip(own, known, strict=True)]
-        for ratio, factors in _mistaken(own, olds):
+        others: list[tuple[Ratio, Factors]] = [*_mistaken(own, olds)]
+        if all(kind in one.reference for one in known):
+            others.append(("reference", tuple((-one.reference[kind]).exp() for one in known)))
+        for ratio, factors in others:
             if (weights := _multiples(rows, factors, allowed)) is not None:
                 return ratio, weights, factors
     return None

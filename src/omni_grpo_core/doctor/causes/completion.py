@@ -60,6 +60,15 @@ _LOGITS = (
         confirm="the scoring forward's logprobs equal generate's",
     ),
     Signature(
+        cause="logits.adapter-off",
+        fact="old-without-adapter",
+        harm="the ratio compares the policy with its base model: the further the adapter has come, "
+        "the more of its own samples are clipped",
+        fix="end the disable_adapter() block before the forward that gives the old "
+        "log-probabilities",
+        confirm="ratios of the first update on a rollout are 1",
+    ),
+    Signature(
         cause="logits.low-precision",
         fact="coarse-logprobs",
         harm="the ratio of two passes over one rollout is noise as large as the clip range, so "
@@ -246,6 +255,15 @@ _COMPLETION = (
         "checkpoint's generation config, set others",
         confirm="the loss's logprobs equal those of the sampled distribution",
         when=lambda e: not _penalty(e),
+    ),
+    Signature(
+        cause="gen.adapter-off",
+        fact="sampled-without-adapter",
+        harm="completions come from the base model: what the adapter learns is never tried, and "
+        "the loss treats another policy's samples as its own",
+        fix="end the disable_adapter() block before generate, or load the adapter into the rollout "
+        "engine",
+        confirm="generate's logprobs equal the scoring forward's",
     ),
     Signature(
         cause="gen.weights-stale",

@@ -16,11 +16,13 @@ from omni_grpo_core.doctor import rescored
 from omni_grpo_core.doctor.checks.completion import generated_rollouts
 from omni_grpo_core.doctor.checks.positions import look_rope
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_judged, note_missing
+from omni_grpo_core.doctor.policy_term import policy_term
 from omni_grpo_core.doctor.reproduce import Reproduction, plain, told
 from omni_grpo_core.doctor.rollouts import (
     completion_ids,
     first_step,
     ids_of,
+    joined,
     losses_of,
     same_media,
     temperature_of,
@@ -380,7 +382,7 @@ def _agreement(case: Case, call: GenerateCall) -> Gap | None:
 
 
 def look_at_adapter(case: Case) -> Iterable[Evidence]:
-    """The scores that are trained on are those of the adapter, which is off for a reference."""
+    """Completions are sampled and scored with the adapter, which is off for a reference alone."""
     trained = [f for f in case.forwards if f.own and f.modes.grad_enabled and f.modes.adapter]
     off = [forward for forward in trained if forward.modes.adapter == "off"]
     if trained:
@@ -392,6 +394,29 @@ def look_at_adapter(case: Case) -> Iterable[Evidence]:
             f"all {len(off)} scoring forwards with a gradient ran with the adapter off: the scores "
             "in the loss are not those of the policy being trained",
             values={"forwards": len(off)},
+        )
+        return
+    scored = joined(case).scored
+    sampled = [c for f in trained if f not in off for c in scored[f] if c is not None]
+    without = [c for c in sampled if c.call.modes.adapter == "off"]
+    if without and len(without) == len(sampled):
+        yield Evidence(
+            "completion",
+            "sampled-without-adapter",
+            f"all {len(without)} completions in the loss were sampled with the adapter off, and "
+            "are scored with it on: the policy that learns never speaks",
+            values={"completions": len(without)},
+        )
+    term = policy_term(case)
+    if term is not None and term.ratio == "reference":
+        yield Evidence(
+            "logits",
+            "old-without-adapter" if trained else "old-of-reference",
+            "the weights in the loss vary along completions as ratios to the reference do: the old "
+            "log-probabilities are those of "
+            + ("the model without its adapter" if trained else "another model")
+            + ", not of the policy that sampled",
+            values={"rows": len(term.rows)},
         )
 
 

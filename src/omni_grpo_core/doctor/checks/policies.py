@@ -113,7 +113,8 @@ def beta_read(case: Case, term: PolicyTerm) -> float:
 
 def _without_kl(case: Case, term: PolicyTerm, beta: float | None) -> Iterator[Evidence]:
     gaps = [g for row in term.rows for g in known_of(case, row).reference.values()]
-    if not gaps:
+    # what scored them is in the loss, in the place of the old policy
+    if not gaps or term.ratio == "reference":
         return
     largest = max(float(gap.abs().max()) for gap in gaps if len(gap))
     if not all(row.exact for row in term.rows) or first_step(case):
