@@ -172,11 +172,12 @@ def _mistakes(known: Rewarded) -> Iterator[Hypothesis]:
             (one.values.clamp(min=0), "0 where a reward is below the mean of its group"),
         ):
             yield Hypothesis("better", one.scale, values, said, chance=chance(values > 0, 1))
-    for groups in _wrong_groups(known, right):
-        for scale in ("group", "none"):
-            values = advantages(known.total, groups, scale=scale)
-            said = "the mean of other groups than their prompt's"
-            yield Hypothesis("other-groups", scale, values, said)
+    others = list(_wrong_groups(known, right))
+    for groups, scale in product(others, ("group", "none")):
+        values = advantages(known.total, groups, scale=scale)
+        said = "the mean of other groups than their prompt's"
+        by_chance = chance(values, len(others))
+        yield Hypothesis("other-groups", scale, values, said, chance=by_chance)
 
 
 def _wrong_groups(
@@ -184,6 +185,7 @@ def _wrong_groups(
 ) -> Iterator[tuple[object, ...]]:
     """By row order: blocks of a size that rows were dropped from or added to, every n-th row, the
     right ones moved by some rows."""
+    tried = {*right}
     count, own = len(known.groups), known.groups
     sizes = {*Counter(own).values(), *(n for n in range(2, count) if count % n == 0)}
     for size in sorted(sizes, reverse=True):
@@ -193,7 +195,8 @@ def _wrong_groups(
         ]
         ways += [own[k:] + own[:k] for by in range(1, size) for k in (by, -by)]
         for groups in ways:
-            if partition(groups) not in right and len({*groups}) > 1:
+            if partition(groups) not in tried and len({*groups}) > 1:
+                tried.add(partition(groups))
                 yield groups
 
 

@@ -24,6 +24,9 @@ _WARM = 0.01
 bonus reads as one that is off by its share of the weights, so that ten times as much is allowed."""
 _LONG = 8
 """Tokens of a completion of which a mask that keeps one was not meant."""
+_OF_ENTROPY = 0.1
+"""Of the positions of a step, how many an entropy acts on: half of what is common where that is of
+the least certain tokens alone."""
 _FAR = 1.6
 """Factor between two temperatures beyond which the policy that is trained is not nearly the one
 that sampled; many trainers sample at 0.7 to 1.5 and score at 1."""
@@ -258,7 +261,9 @@ def look_at_terms(case: Case) -> Iterable[Evidence]:
     with_entropy = [row for row in rows if bool(row.entropy.any())]
     # rounding is near to one at some positions
     explained = sum(int((row.entropy != 0).sum()) for row in rows)
-    if explained > sum(int((row.residual > CLEAN).sum()) for row in rows):
+    trained = sum(int((row.tokens >= 0).sum()) for row in rows)
+    misfits = sum(int((row.residual > CLEAN).sum()) for row in rows)
+    if explained > max(misfits, _OF_ENTROPY * trained):
         yield _entropy(case, with_entropy)
     left = max((row.unexplained for row in rows), default=0.0)
     if left > CLEAN:

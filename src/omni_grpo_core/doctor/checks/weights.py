@@ -392,7 +392,9 @@ def _broadcast(known: Reading) -> Iterator[Evidence]:
     """Token ``t`` has the advantage of another completion: (N,) met (N, C) without a new axis."""
     values = torch.stack(sound_values(known.rewarded))
     for divisor in known.divisors[:2]:
-        by = known.lengths.tolist() if divisor == "sequence" else [1.0] * len(known.rows)
+        # a token that has another completion's advantage of 0 counts
+        whole = [float(row.end - known.term.eos_left_out) for row in known.rows]
+        by = whole if divisor == "sequence" else [1.0] * len(known.rows)
         for blocks in _blocks(known):
             got = torch.cat([-known.rows[n].own_weights * by[n] for block in blocks for n in block])
             for along in (False, True):
