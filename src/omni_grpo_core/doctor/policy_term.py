@@ -21,6 +21,7 @@ from omni_grpo_core.doctor.ratios import (
     KINDS,
     Factors,
     Ratio,
+    against_the_reference,
     known_of,
     meant,
     mistaken,
@@ -90,10 +91,15 @@ def _policy_term(case: Case) -> PolicyTerm | None:
             best is None or left < best[1] / 3
         ):
             best = found, left
+    known = [known_of(case, row) for row in rows]
+    closely = _MULTIPLE if all(row.exact for row in rows) else ROUNDED
+    # with few rows, a number fitted for a KL gives whatever a ratio without one gives
+    whole = best is not None and best[0].kl is None
+    if not whole and (other := against_the_reference(rows, known, closely)) is not None:
+        return PolicyTerm(rows, other[0], eos_left_out, "reference", factors=other[1])
     if best is not None:
         return best[0]
-    closely = _MULTIPLE if all(row.exact for row in rows) else ROUNDED
-    if wrong := mistaken(rows, [known_of(case, row) for row in rows], closely):
+    if wrong := mistaken(rows, known, closely):
         ratio, weights, factors = wrong
         return PolicyTerm(rows, weights, eos_left_out, ratio, factors=factors)
     return PolicyTerm(rows, plain, eos_left_out, varies=True)

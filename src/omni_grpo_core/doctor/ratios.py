@@ -134,12 +134,22 @@ def mistaken(
         if len(own) < len(known):
             continue
         olds = [n + k.old[kind] if kind in k.old else n for n, k in zip(own, known, strict=True)]
-        others: list[tuple[Ratio, Factors]] = [*_mistaken(own, olds)]
-        if all(kind in one.reference for one in known):
-            others.append(("reference", tuple((-one.reference[kind]).exp() for one in known)))
-        for ratio, factors in others:
+        for ratio, factors in _mistaken(own, olds):
             if (weights := _multiples(rows, factors, allowed)) is not None:
                 return ratio, weights, factors
+    return None
+
+
+def against_the_reference(
+    rows: Sequence[TrainedRow], known: Sequence[Known], allowed: float
+) -> tuple[Tensor, Factors] | None:
+    """As :func:`mistaken`, of ratios to the reference in place of the policy that sampled. Clipped
+    tokens have no weight."""
+    for kind in KINDS:
+        if all(kind in one.reference for one in known):
+            factors = tuple((-one.reference[kind]).exp() for one in known)
+            if (weights := _multiples(rows, factors, allowed)) is not None:
+                return weights, factors
     return None
 
 
