@@ -20,7 +20,7 @@ from omni_grpo_core.doctor.checks.logits import look_at_adapter
 from omni_grpo_core.doctor.checks.loss import LOOKS
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.loss_rows import trained_rows
-from omni_grpo_core.trace.calls import LossGradient
+from omni_grpo_core.trace.calls import GenerateCall, LossGradient
 
 WORDS = {2.0: "ab", 4.0: "abcd", 3.0: "abc", 8.0: "abcdefgh"}
 LENGTH = 3
@@ -342,6 +342,20 @@ def test_weights_that_vary_along_a_completion_are_shown() -> None:
     drawn = torch.tensor([[-3.0, 1.0, 0.1], [0.2, -2.0, 4.0]] * 2)
     found = facts(recorded(PAID, drawn))["weights-vary"]
     assert (found.stage, found.severity) == ("loss", "differs")
+
+
+def test_a_temperature_is_that_of_weights_that_are_explained() -> None:
+    """A softmax of a softmax has the slope of one at temperature 1: "scored at 1" was proved."""
+
+    def sampled_warm(weights: Tensor) -> dict[str, Evidence]:
+        call, *rest = recorded(PAID, weights).values
+        assert isinstance(call, GenerateCall)
+        warm = {**call.config, "do_sample": True, "temperature": 1.7}
+        return facts(step(replace(call, config=warm), *rest))  # type: ignore[arg-type]
+
+    drawn = torch.tensor([[-3.0, 1.0, 0.1], [0.2, -2.0, 4.0]] * 2)
+    assert "temperature-differs" not in sampled_warm(drawn)
+    assert "temperature-differs" in sampled_warm(per_token(WANTED))
 
 
 def test_no_weight_at_all_has_several_causes_where_a_reference_scored() -> None:

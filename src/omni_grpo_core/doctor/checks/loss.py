@@ -238,6 +238,13 @@ def look_at_temperature(case: Case) -> Iterable[Evidence]:
     sampled = {temperature_of(row.completion.call) for row in rows}
     if not len(read) or len(sampled) != 1 or not all(map(math.isfinite, sampled)):
         return
+    term = policy_term(case)
+    if term is not None and term.varies and any(map(_is_scattered, rows)):
+        # as of a softmax of a softmax, whose slope is that of one at temperature 1
+        note_missing(
+            case, "the temperature in the loss is not known: its weights are not explained"
+        )
+        return
     note_judged(case, "completion")
     [wanted] = sampled
     found = float(read.median())
@@ -252,6 +259,12 @@ def look_at_temperature(case: Case) -> Iterable[Evidence]:
             values={"sampled": wanted, "scored": round(found, 4)},
             severity="breaks" if abs(math.log(found / wanted)) > math.log(_FAR) else "differs",
         )
+
+
+def _is_scattered(row: TrainedRow) -> bool:
+    """Whether a token of a completion has less than half of another's weight."""
+    own = row.own_weights[row.counted[: row.end]].abs()
+    return len(own) > 1 and bool(2 * own.min() < own.max())
 
 
 def look_at_terms(case: Case) -> Iterable[Evidence]:
