@@ -429,6 +429,25 @@ def test_a_bare_gold_that_no_form_makes_pay_is_no_proof() -> None:
     assert causes(case(call)) == []
 
 
+def test_a_recorded_answer_that_is_the_gold_and_unpaid_is_a_proof() -> None:
+    """Answers were lowered and golds were not: "in every form that was tried, which may not be its
+    own" was all that was said, while completions had the gold in their tags."""
+
+    def lowered(completions: Any, answer: Any, **_: Any) -> list[float]:
+        rows = zip(completions, answer, strict=True)
+        return [float(f">{gold}<" in text.lower()) for text, gold in rows]
+
+    call = probed(lowered, "accuracy_reward", {"answer": ["B", "C"]})
+    said = [f"<answer>{letter}</answer>" for letter in "ABCD"]
+    for golds, severity in ((["D", "B", "A", "A"], "breaks"), (["D", "C", "B", "A"], "differs")):
+        odd = replace(call, completions=tuple(said), columns={"answer": golds})
+        assert severities(odd) == {"gold-unpaid": severity}
+        if severity == "breaks":
+            sentence = found(LOOKS, case(odd))["gold-unpaid"].sentence
+            assert sentence.endswith("; it gave 0 to completion 1, whose answer is 'B'")
+            assert causes(case(odd)) == ["reward.gold-unpaid"]
+
+
 def test_a_function_that_raises_is_judged_by_what_it_can_score() -> None:
     def accuracy(prompts: Any, completions: Any, **columns: Any) -> Any:
         if "numerical" in columns["problem_type"]:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
+from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing, quoted
 from omni_grpo_core.doctor.probed import Learned, by_place, cases, learned, number, place_of, title
 from omni_grpo_core.doctor.rollouts import is_decode, joined, rollouts
-from omni_grpo_core.recorder.probe_cases import answer_in
+from omni_grpo_core.recorder.probe_cases import GOLDS, answer_in
 from omni_grpo_core.rewards.parse import parse
 from omni_grpo_core.tolerances import EQUAL_RECORDED_REWARDS
 from omni_grpo_core.trace.calls import RewardCall
@@ -23,6 +23,7 @@ _FLOORS = 4
 """Kinds of garbage that are paid alike before that is called a floor."""
 _ENDS = re.compile(r"(<\|[^|<>]+\|>|</s>|<eos>|<pad>)\s*$")
 """A special token at the end of a text."""
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BUGS = ("NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError", "TypeError",
          "AttributeError")  # fmt: skip
 """Errors of the code itself, rather than of what a policy wrote."""
@@ -192,7 +193,23 @@ def _gold_unpaid(call: RewardCall) -> Iterator[Evidence]:
     whole = {name: probed for name, probed in right.items() if probed["form"] == "verbatim"}
     caught = {name: probed for name, probed in right.items() if probed["swallowed"]}
     name, probed = next(iter({**whole, **caught, **right}.items()))
-    yield _unpaid(call, name, probed, sure=bool(whole))
+    said = "" if whole else _answered(call, max(paid))
+    yield _unpaid(call, name, probed, sure=bool(whole or said), said=said)
+
+
+def _answered(call: RewardCall, most: float) -> str:
+    """That a recorded completion answers with its very gold, and earns no more than ``most``."""
+    for name in GOLDS:
+        golds = call.columns.get(name)
+        golds = [golds] if isinstance(golds, str) else golds
+        if not isinstance(golds, list | tuple) or len(golds) != len(call.completions):
+            continue
+        rows = zip(call.completions, golds, call.values, strict=False)
+        for at, (text, gold, value) in enumerate(rows):
+            own = _TAGGED.findall(text)
+            if value is not None and value <= most and own and own[-1].strip() == gold:
+                return f"; it gave {value:g} to completion {at}, whose answer is {quoted(gold)}"
+    return ""
 
 
 def _inverted(case: Case, call: RewardCall, what: Learned) -> Evidence:
@@ -211,7 +228,10 @@ def _inverted(case: Case, call: RewardCall, what: Learned) -> Evidence:
     )
 
 
-def _unpaid(call: RewardCall, name: str, probed: Mapping[str, Any], *, sure: bool) -> Evidence:
+def _unpaid(
+    call: RewardCall, name: str, probed: Mapping[str, Any], *, sure: bool, said: str = ""
+) -> Evidence:
+    """``said``: of a recorded completion."""
     swallowed = probed["swallowed"]
     return Evidence(
         "reward",
@@ -219,7 +239,7 @@ def _unpaid(call: RewardCall, name: str, probed: Mapping[str, Any], *, sure: boo
         f"reward {call.name} gives {probed['alone']:g} to a right answer, "
         f"{_short(str(probed['completion']))} (gold {_short(str(probed['solution']), 40)})"
         + (f", in every form that was tried{'' if sure else ', which may not be its own'}")
-        + (f"; it caught {swallowed}" if swallowed else ""),
+        + (said or (f"; it caught {swallowed}" if swallowed else "")),
         "added" if sure else "unknown",
         values={"name": call.name, "case": name, "swallowed": swallowed},
         severity="breaks" if sure else "differs",
