@@ -13,7 +13,7 @@ from doctor_recordings import SYSTEM, case, facts, medium, only, processed, rend
 from omni_grpo_core import tiny
 from omni_grpo_core.core.media import load_media
 from omni_grpo_core.core.media_config import MediaConfig
-from omni_grpo_core.doctor.checks import content
+from omni_grpo_core.doctor.checks import content, frame_rate
 from omni_grpo_core.doctor.checks import media as looks
 from omni_grpo_core.doctor.evidence import Case, noted_missing
 from omni_grpo_core.faults.trial import reference
@@ -103,7 +103,7 @@ def test_frames_shown_twice_where_the_file_has_others() -> None:
     found = only(content.look_content, step(clip[[0, 0, 2, 2]], frames(CLIPS[1])))
     assert (found.fact, found.severity) == ("frames-repeated", "breaks")
     # "sampled at 12 per second" was said first
-    assert list(content.look_rate(step(clip[[0, 0, 2, 2]], frames(CLIPS[1])))) == []
+    assert list(frame_rate.look_rate(step(clip[[0, 0, 2, 2]], frames(CLIPS[1])))) == []
     assert "each of its 2 frames 2 times: 0 0 5 5 of 8" in found.sentence
 
 
@@ -134,9 +134,9 @@ def test_a_decoder_that_rounds_differently_is_accepted() -> None:
 
 def test_a_frame_rate_that_was_not_passed() -> None:
     clips = [frames(path) for path in CLIPS]
-    found = next(iter(content.look_rate(step(*clips, fps=None))))
+    found = next(iter(frame_rate.look_rate(step(*clips, fps=None))))
     assert found.values == {"told": None, "took": 2.0, "true": 4.0}
-    assert facts(content.look_rate, step(*clips, keywords={"fps": [4.0]})) == []
+    assert facts(frame_rate.look_rate, step(*clips, keywords={"fps": [4.0]})) == []
 
 
 def test_the_rounding_of_the_official_sampler_is_no_other_rate() -> None:
@@ -145,10 +145,10 @@ def test_the_rounding_of_the_official_sampler_is_no_other_rate() -> None:
     frames were sampled at 3.4 per second, but the processor got fps=4"."""
     every = replace(load_settings(tiny.checkpoint_dir()).media, fps=8.0)
     clips = [frames(path, every)[[0, 2, 5, 7]] for path in CLIPS]
-    assert facts(content.look_rate, step(*clips, fps=4.0)) == []
+    assert facts(frame_rate.look_rate, step(*clips, fps=4.0)) == []
     # the first half alone is another rate, whatever the clip's length says
     half = [frames(path, every)[:4] for path in CLIPS]
-    assert only(content.look_rate, step(*half, fps=4.0)).values["true"] == 8.0
+    assert only(frame_rate.look_rate, step(*half, fps=4.0)).values["true"] == 8.0
 
 
 def sounds(change: Any) -> Case:

@@ -351,7 +351,7 @@ def test_a_temperature_is_that_of_weights_that_are_explained() -> None:
         call, *rest = recorded(PAID, weights).values
         assert isinstance(call, GenerateCall)
         warm = {**call.config, "do_sample": True, "temperature": 1.7}
-        return facts(step(replace(call, config=warm), *rest))  # type: ignore[arg-type]
+        return facts(step(replace(call, config=warm), *rest))
 
     drawn = torch.tensor([[-3.0, 1.0, 0.1], [0.2, -2.0, 4.0]] * 2)
     assert "temperature-differs" not in sampled_warm(drawn)

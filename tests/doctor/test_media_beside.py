@@ -13,7 +13,7 @@ import torch
 from doctor_recordings import medium, steps_with
 
 from omni_grpo_core import tiny
-from omni_grpo_core.doctor.checks import content
+from omni_grpo_core.doctor.checks import content, frame_rate
 from omni_grpo_core.doctor.diagnose import diagnose
 from omni_grpo_core.doctor.evidence import Case, noted_missing
 from omni_grpo_core.doctor.media_similarity import array
@@ -113,7 +113,7 @@ def test_another_file_of_the_folder() -> None:
     found = list(content.look_content(other))
     assert {one.fact for one in found} == {"media-swapped"}
     assert {one.values["shown"] for one in found} == {"clip-03.mp4"}
-    assert list(content.look_rate(other)) == []
+    assert list(frame_rate.look_rate(other)) == []
 
 
 def test_without_a_file_media_are_not_called_sound() -> None:

@@ -221,3 +221,11 @@ def _same_copies(call: ProcessorCall, case: Case, order: tuple[int, ...]) -> int
 
 def _hashes(row: Given) -> Mapping[Modality, list[str]]:
     return {modality: [m.sha256 for m in media] for modality, media in row.media.items()}
+
+
+def once(found: Sequence[Shown]) -> list[Shown]:
+    """Without the copies of a group."""
+    kept: dict[object, Shown] = {}
+    for item in found:
+        kept.setdefault((item.ref, item.given.sha256), item)
+    return list(kept.values())
