@@ -281,3 +281,12 @@ def test_gradients_of_micro_batches_that_were_dropped() -> None:
     summed = layer(odd={"a.weight": math.nan})
     found = facts(lost(0.5), stepped(losses=two, dropped=1, layers=(summed,)))
     assert "gradient-dropped" not in found
+
+
+def test_an_update_that_is_undone_before_the_next_step() -> None:
+    """load_state_dict() after the step: every step was sound, and the policy never moved."""
+    back = layer(between=0.75, undone=0.75)
+    assert facts(lost(0.5), stepped(layers=(back,))) == {"update-undone"}
+    # an average's weights, or those of a merged adapter, are others than before
+    other = layer(between=0.75, undone=0.25)
+    assert facts(lost(0.5), stepped(layers=(other, layer(between=0.0)))) == set()

@@ -257,3 +257,16 @@ def test_gradients_that_are_gone_before_the_next_backward(tmp_path: Path, to_non
     # zeros are not read between backwards: that would cost every loop a pass over its gradients
     assert first.dropped == second.dropped == (2 if to_none else 0)
     assert recorded(tmp_path / "kept", Loop(), {"passes": 3})[0].dropped == 0
+
+
+def test_weights_that_are_put_back_after_a_step(tmp_path: Path) -> None:
+    class Restoring(Loop):
+        def step(self, *args: Any, **keywords: Any) -> None:
+            before = {name: value.clone() for name, value in self.model.state_dict().items()}
+            super().step(*args, **keywords)
+            self.model.load_state_dict(before)
+
+    first, second = recorded(tmp_path, Restoring(), {}, {})
+    for layer, later in zip(first.layers, second.layers, strict=True):
+        assert (layer.undone, later.undone, later.between) == (0.0, layer.moved, layer.moved)
+    assert {one.undone for one in recorded(tmp_path / "kept", Loop(), {}, {})[1].layers} == {0.0}

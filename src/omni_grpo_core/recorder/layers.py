@@ -100,11 +100,15 @@ class Layers:
 
     Made after a backward: before it, sharded parameters may still be gathered. ``stale``: by
     :func:`gradient_norms` before the first backward. ``last``: the weights at the end of the step
-    before, by :meth:`end`.
+    before, by :meth:`end`; ``start``: at its begin, by :attr:`first`.
     """
 
     def __init__(
-        self, model: nn.Module, last: Tensor | None, stale: Mapping[int, Tensor] | None = None
+        self,
+        model: nn.Module,
+        last: Tensor | None,
+        stale: Mapping[int, Tensor] | None = None,
+        start: Tensor | None = None,
     ) -> None:
         self._model, self._stale = model, stale or {}
         # a rank may hold no shard of a parameter
@@ -120,8 +124,9 @@ class Layers:
         self._norms: dict[int, Tensor] = {}
         self._pull: Tensor | None = None
         self._fresh: set[int] = set()
-        self._first = self._take_weights()
-        self._last = last if last is not None and last.shape == self._first.shape else None
+        self.first = self._take_weights()
+        self._last = last if last is not None and last.shape == self.first.shape else None
+        self._start = start if start is not None and start.shape == self.first.shape else None
 
     def after_backward(self) -> None:
         """The gradient that a backward has left; the last one counts."""
@@ -163,7 +168,7 @@ class Layers:
         if self._pull is None or not self._fresh:
             return None
         rows = sorted(self._fresh)
-        change, pull = end[rows] - self._first[rows], self._pull[rows]
+        change, pull = end[rows] - self.first[rows], self._pull[rows]
         steep = (change != 0) & (pull.abs() > _STEEP * pull.abs().amax(1, keepdim=True))
         down = (change * pull < 0) & steep
         many, against = torch.stack([steep.sum(), down.sum()]).tolist()
@@ -210,7 +215,7 @@ class Layers:
 
     def _transferred(self, end: Tensor) -> list[_Row]:
         """One transfer for everything: each one waits for the device."""
-        device = self._first.device
+        device = self.first.device
         wide = torch.float32 if device.type == "mps" else torch.float64
         count = len(self._parameters)
         none = torch.zeros(count, dtype=wide, device=device)
@@ -233,8 +238,11 @@ class Layers:
         a, s = self._backward, self._before
         wide_a, wide_s = widened(a), widened(s)
         dot = none if wide_a is None or wide_s is None else (wide_a * wide_s).sum(1)
-        moved = (end != self._first).sum(1).to(wide)
-        between = none if self._last is None else (self._first != self._last).sum(1).to(wide)
+        moved = (end != self.first).sum(1).to(wide)
+        between = none if self._last is None else (self.first != self._last).sum(1).to(wide)
+        undone = none
+        if self._last is not None and self._start is not None:
+            undone = ((self.first == self._start) & (self.first != self._last)).sum(1).to(wide)
 
         def by_id(norms: Mapping[int, Tensor]) -> Tensor:
             zero = none.new_zeros((), dtype=torch.float32)
@@ -245,8 +253,8 @@ class Layers:
             [
                 by_id(self._stale), norm(wide_a), *sums(a), top(a), norm(wide_s), *sums(s), top(s),
                 dot,
-                by_id(self._norms), moved, norm(widened(end - self._first)),
-                norm(widened(self._first)), between,
+                by_id(self._norms), moved, norm(widened(end - self.first)),
+                norm(widened(self.first)), between, undone,
             ],
             1,
         )  # fmt: skip
@@ -289,6 +297,7 @@ class Layers:
             moved=sum(row.moved for row in rows) / size,
             change=_root(row.change for row in rows) / (_root(row.weight for row in rows) or 1.0),
             between=None if self._last is None else sum(row.between for row in rows) / size,
+            undone=sum(row.undone for row in rows) / size,
             updates=max(
                 (int(held.states.get(id(p), {}).get("step", 0)) for p in own[:1]), default=0
             ),
@@ -313,6 +322,7 @@ class _Row(NamedTuple):
     change: float
     weight: float
     between: float
+    undone: float
     has_backward: bool
     has_before: bool
     rounding: float

@@ -45,6 +45,7 @@ class StepWatch:
         self._handles: list[Any] = []
         self._layers: Layers | None = None
         self._stepped: dict[int, Optimizer] = {}
+        self._start: Tensor | None = None
         self._last: Tensor | None = None
         self._stale: Mapping[int, Tensor] = {}
         self._scale: Tensor | None = None
@@ -103,7 +104,7 @@ class StepWatch:
         self._dropped = 0
         self._to_itself = False
         self._stepped.clear()
-        self._layers = self._last = None
+        self._layers = self._start = self._last = None
 
     def _before_backward(self, tensors: Any) -> None:
         if self._stepped:  # another optimizer was waited for, in vain
@@ -120,13 +121,13 @@ class StepWatch:
 
     def _after_backward(self) -> None:
         if self._layers is None:
-            self._layers = Layers(self._model, self._last, self._stale)
+            self._layers = Layers(self._model, self._last, self._stale, self._start)
         self._layers.after_backward()
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         with self._buffer.guarded("optimizer step"):
             if self._layers is None:
-                self._layers = Layers(self._model, self._last)
+                self._layers = Layers(self._model, self._last, start=self._start)
             self._layers.before_step(
                 _parameters(optimizer) if self._stepped else None,
                 () if any(optimizer.state.values()) else _parameters(optimizer),
@@ -171,9 +172,9 @@ class StepWatch:
     def _add(
         self, outcome: Literal["stepped", "skipped", "never"], optimizers: list[Optimizer]
     ) -> None:
-        layers = self._layers or Layers(self._model, self._last)
+        layers = self._layers or Layers(self._model, self._last, start=self._start)
         held = Held.of(optimizers, self._model)
-        self._last = layers.end()
+        self._start, self._last = layers.first, layers.end()
         seen, factor = layers.seen(held, self._last)
         self._buffer.add(
             StepSeen(

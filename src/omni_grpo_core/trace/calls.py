@@ -345,8 +345,9 @@ class LayerSeen:
 
     ``moved``: share of sampled weights that the step changed; ``change``: L2 of their change,
     relative to the weights; ``between``: share that had changed since the end of the step before,
-    ``None`` at the first. ``size``: number of sampled weights. ``updates``: how often its optimizer
-    has updated it, by the optimizer's own count; 0 where that keeps none.
+    ``None`` at the first; ``undone``: of all sampled, those that were again as before that step.
+    ``size``: number of sampled weights. ``updates``: how often its optimizer has updated it, by the
+    optimizer's own count; 0 where that keeps none.
     """
 
     name: str
@@ -366,6 +367,7 @@ class LayerSeen:
     change: float
     between: float | None
     updates: int = 0
+    undone: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

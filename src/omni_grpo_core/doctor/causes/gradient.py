@@ -120,6 +120,14 @@ _STEP = (
         confirm="p.grad is not None before the second backward of a step",
     ),
     Signature(
+        cause="step.update-undone",
+        fact="update-undone",
+        harm="state and logs go on as if the policy learnt, and it is the same after every step",
+        fix="look for what writes weights after the step: load_state_dict, an average that is "
+        "copied back, a cast to 16 bits in which the update is lost",
+        confirm="a weight after the step is the same weight before the next one",
+    ),
+    Signature(
         cause="step.rate-huge",
         fact="weights-thrown",
         harm="what follows is the policy of a random model: garbage, whatever the reward",

@@ -23,6 +23,8 @@ _ROUNDING = 8 * torch.finfo(torch.float32).eps
 """Of the largest gradient of a step: what rounding leaves in a layer that nothing asks for."""
 _SPACING, _OF_NORMS = 1e-9, 6e-8
 """Of float32 weights of 0.02, as models are initialised, and of a norm's, which are near 1."""
+_UNDONE = 0.9
+"""Of what changed between two steps: some weights are near what they were by rounding."""
 _THROWN = 0.5
 """Of a layer's weights: a step of RL changes them by 1e-6 to 1e-3, and by a tenth nobody means."""
 _LIMITS = tuple(digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 2.5, 5))
@@ -461,6 +463,24 @@ def look_at_weights(case: Case) -> Iterable[Evidence]:
             )
 
 
+def look_at_undone(case: Case) -> Iterable[Evidence]:
+    """Weights that are again what they were before the last update."""
+    for step in case.steps:
+        held = [one for one in step.layers if one.part in _LANGUAGE and one.held and one.between]
+        changed = sum((one.between or 0.0) * one.size for one in held)
+        back = sum(one.undone * one.size for one in held)
+        if back > 0 and back >= _UNDONE * changed:
+            yield Evidence(
+                "gradient",
+                "update-undone",
+                f"{_named(held)} changed between the step before and this one, and "
+                f"{back / changed:.0%} of the weights that did are what they were before that "
+                "step: its update is undone",
+                values={"layers": _named(held), "share": back / changed},
+            )
+            return
+
+
 def look_at_size(case: Case) -> Iterable[Evidence]:
     """A step that leaves nothing of a model: every layer of its text model is another one."""
     for step in case.steps:
@@ -548,6 +568,7 @@ LOOKS: tuple[Look, ...] = (
     look_at_held,
     look_at_rates,
     look_at_weights,
+    look_at_undone,
     look_at_size,
     look_at_accumulation,
     look_at_losses,
