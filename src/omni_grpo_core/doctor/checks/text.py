@@ -141,7 +141,8 @@ def _unmarked(text: str, row: int, names: Names) -> Iterator[Evidence]:
     """A placeholder without its begin and end, by which positions are counted."""
     for first, mark, last in names.values():
         bare = text.replace(f"{first}{mark}{last}", "")
-        if first and last and mark in bare:
+        special = first.startswith("<") and last.startswith("<")  # others only set it apart
+        if special and mark in bare:
             yield Evidence(
                 "text",
                 "placeholder-unmarked",
