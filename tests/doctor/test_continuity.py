@@ -177,6 +177,17 @@ def test_pixels_or_grids_that_are_dropped() -> None:
     assert (found.fact, found.values["call"]) == ("edge-media-dropped", "generate")
 
 
+def test_a_medium_that_is_gone_follows_from_nothing() -> None:
+    """Grids that were exchanged before generate hid that scoring got no pixels at all."""
+    pictures = (2 * ONES, ONES, TWOS, TWOS)
+    given = without(whole(), "pixel_values", "image_grid_thw")
+    found = look_at_edges(healthy(with_pixels(inputs(), *pictures), given))
+    assert {(e.fact, e.values["call"]) for e in found} == {
+        ("edge-media-changed", "generate"),
+        ("edge-media-dropped", "the scoring forward"),
+    }
+
+
 def test_rows_in_another_order() -> None:
     """All tensors of the rows change places together: every row is whole, and answers in another's
     place."""

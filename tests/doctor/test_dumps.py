@@ -211,6 +211,19 @@ def test_advantages_rolled_by_one_row(
     assert report["findings"][0]["causes"][0]["proved"] is proved
 
 
+def test_advantages_against_the_mean_of_the_batch_are_another_recipe(
+    tmp_path: Path, run_cli: RunCli
+) -> None:
+    """REINFORCE++, which keeps the order within every group: nothing was said of it."""
+    rewards = (3.0, 1.0, 2.0, 6.0, 4.0, 2.0)
+    given = [reward - 3 for reward in rewards]
+    folder = swift(tmp_path / "out", given, {"Answer": rewards}, texts=(*TEXTS, "e", "f"))
+    code, report = asked("swift", folder, run_cli=run_cli)
+    assert (code, facts(report)) == (0, [("advantage", "advantage-differs")])
+    [cause] = report["findings"][0]["causes"]
+    assert (cause["cause"], cause["proved"]) == ("adv.batch-scale", True)
+
+
 def test_weighted_rewards_are_sound_and_a_missing_score_is_none(
     tmp_path: Path, run_cli: RunCli
 ) -> None:

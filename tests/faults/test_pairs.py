@@ -20,6 +20,8 @@ HIDDEN = (
     ("buffered", "step.not-updated", "gen.adapter-off"),
     ("experience", "media.frames-clamped", "loss.padded-mean"),
     ("reference", "batch.padding-side-config", "adv.broadcast"),
+    ("experience", "batch.grids-exchanged", "media.video-not-scored"),
+    ("reference", "logits.low-precision", "adv.batch-scale"),
 )
 MISTAKEN = (
     ("buffered", "conv.resampled-item", "gen.adapter-off"),

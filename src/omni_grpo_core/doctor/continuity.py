@@ -38,17 +38,19 @@ _MOVED = frozenset(
 
 def misplaced(case: Case) -> bool:
     """Whether completions stand in each other's place before rewards, or what they answer was
-    changed such that prompts became equal, or copies of one unequal: what groups and weights make
-    of them follows from that."""
+    changed such that prompts became equal, or copies of one unequal, or cannot be told: what groups
+    and weights make of them follows from that."""
     broken = look_at_edges(case)
     if any(evidence.fact in _MOVED for evidence in broken):
         return True
-    changed = any(e.values.get("call") == "generate" and e.severity == "breaks" for e in broken)
     made, taken = (
-        {row.key for call in calls for row in rows_in(case, call)}
+        [row for call in calls for row in rows_in(case, call)]
         for calls in (case.processed, case.generated)
     )
-    return changed and len(made) != len(taken)
+    if any(None in row.media.values() for row in taken):
+        return True
+    changed = any(e.values.get("call") == "generate" and e.severity == "breaks" for e in broken)
+    return changed and len({row.key for row in made}) != len({row.key for row in taken})
 
 
 def _trail(case: Case) -> Trail:

@@ -82,6 +82,33 @@ def judge_media(
     return blamed
 
 
+def judge_dropped(trail: Trail, between: Between, base: FedRow, row: FedRow) -> None:
+    """Blame what is gone altogether from a row that was wrong in the call before: that follows from
+    nothing."""
+    markers = markers_of(trail.case)
+    for modality, token in markers.tokens.items() if markers is not None else ():
+        name = PIXELS[modality]
+        gone = _has(base.call, name) and not _has(row.call, name) and not _encoded(row.call)
+        if gone and token in row.ids:
+            change = _dropped(between[1], modality, base, row)
+            found = (change.stage, change.fact, change.sentence)
+            values = {"modality": modality, **change.values}
+            trail.broken(between, [row.at], found, values, key=modality)
+
+
+def _dropped(name: str, modality: Modality, base: FedRow, row: FedRow) -> _Change:
+    # sounds without placeholders may be lost beside a clip
+    lost = [m for m, pixels in PIXELS.items()
+            if _has(base.call, pixels) and not _has(row.call, pixels)]  # fmt: skip
+    return _Change(
+        "media",
+        "media-dropped",
+        f"{PIXELS[modality]} did not reach {name}, although the call before it had them: the model "
+        f"gets no {modality}",
+        values={"grid": GRIDS[modality] in held_in(row.call), "lost": lost},
+    )
+
+
 def hands_on(base: FedRow, row: FedRow) -> bool:
     """Whether a later row holds all media of ``base``, or says nothing of their contents."""
     held = [item for items in row.media.values() for item in items or ()]
@@ -128,15 +155,7 @@ class _Judge:
         if grid in row.call.large or (pixels in row.call.large and pixels not in row.call.digests):
             return None
         if made and not _has(row.call, pixels):
-            # sounds without placeholders may be lost beside a clip
-            lost = [m for m, name in PIXELS.items()
-                    if _has(base.call, name) and not _has(row.call, name)]  # fmt: skip
-            return _Change(
-                "media", "media-dropped",
-                f"{pixels} did not reach {name}, although the call before it had them: the model "
-                f"gets no {self.modality}",
-                values={"grid": grid in held_in(row.call), "lost": lost},
-            )  # fmt: skip
+            return _dropped(name, self.modality, base, row)
         if made and grid not in held_in(row.call):
             return _Change(stage, "grid-dropped", f"{name} got {pixels} without {grid}")
         where = f"row {row.at} of {name}"

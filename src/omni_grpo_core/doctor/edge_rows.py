@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.doctor.bundles import Fed, FedRow, ids_in, markers_of, rows_in
-from omni_grpo_core.doctor.edge_media import Handed, hands_on, judge_media
+from omni_grpo_core.doctor.edge_media import Handed, hands_on, judge_dropped, judge_media
 from omni_grpo_core.doctor.evidence import Case, note_judged
 from omni_grpo_core.doctor.rendered import flag_of
 from omni_grpo_core.doctor.reproduce import plain, reproductions, told
@@ -364,6 +364,7 @@ def _scored_rows(
             several.append(row.at)
         elif taken or id(completion.prompt) in trail.blamed:
             follows.append(row.at)
+            judge_dropped(trail, between, completion.prompt, row)
         elif found is None:
             _blame_ids(trail, between, row, completion)
         else:

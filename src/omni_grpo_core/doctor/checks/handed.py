@@ -18,10 +18,10 @@ from omni_grpo_core.doctor.loss_accounts import (
     multiples,
     weighted_scales,
 )
-from omni_grpo_core.doctor.loss_reading import EXACT
+from omni_grpo_core.doctor.loss_reading import EXACT, reading
 from omni_grpo_core.doctor.reproduce import reproductions, told
 from omni_grpo_core.doctor.reproduction import Reproduction
-from omni_grpo_core.doctor.rollouts import completions_of, whole_groups
+from omni_grpo_core.doctor.rollouts import completions_of, settings_of, whole_groups
 from omni_grpo_core.doctor.symptoms import degenerate_rows, degenerate_texts
 from omni_grpo_core.trace.calls import AdvantageSeen, LossSeen
 
@@ -62,7 +62,7 @@ def look_at_given_texts(case: Case) -> Iterable[Evidence]:
 
 def look_at_given_advantages(case: Case) -> Iterable[Evidence]:
     """Advantages, made again from their rewards: of the sum, or of what one function pays."""
-    if case.gradients:
+    if reading(case) is not None:
         return
     for seen in case.advantages:
         rewards = _rewards(case, seen)
@@ -113,6 +113,18 @@ def _judged(
             "advantages-of-other-rows",
             f"{said}: completions are trained by other completions' rewards",
             values={"reproduced": [*moved] if len(moved) == 1 else []},
+        )
+        return
+    batch = _of_batch(total, partitions[0])
+    if max(multiples(got, torch.stack(batch), EXACT)) > 0:
+        note_judged(case, "advantage")
+        yield Evidence(
+            "advantage",
+            "advantage-differs",
+            f"the advantages are those of the rewards {given} compared with the mean of the whole "
+            "batch instead of their group's",
+            values={"how": "by-batch", "alone": chance(batch[0], 1) <= LEAST_CHANCE},
+            severity="breaks" if "scale_rewards" in settings_of(case) else "differs",
         )
         return
     several = rewards.shape[1] > 1
@@ -181,6 +193,11 @@ def _leave_one_out(total: Tensor, groups: Groups) -> Tensor:
         apart = float(others.std()) if len(others) > 1 else 0.0
         made[at] = (total[at] - others.mean()) / (apart or 1.0) if same else 0.0
     return made
+
+
+def _of_batch(total: Tensor, groups: Groups) -> list[Tensor]:
+    """Advantages whose baseline is the batch's mean, a recipe where no settings are GRPO's."""
+    return [advantages(total, groups, "batch", scale) for scale in ("none", "group")]
 
 
 def _sound(got: Tensor, rewards: Tensor, groups: Groups) -> bool:
