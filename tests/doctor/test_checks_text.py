@@ -11,6 +11,7 @@ from omni_grpo_core.doctor.checks import batch
 from omni_grpo_core.doctor.checks import text as looks
 from omni_grpo_core.doctor.diagnose import diagnose
 from omni_grpo_core.doctor.evidence import Case
+from omni_grpo_core.doctor.replay.text import foreign_mark
 
 FIRST, SECOND = (
     (SYSTEM, user("video a.mp4")),
@@ -182,3 +183,26 @@ def test_other_words_are_a_recipe_and_a_lost_line_break_is_a_fault() -> None:
     for text, severity in ((other, "differs"), (broken, "breaks")):
         found = only(looks.look_rendering, case(template(*FIRST, text=text)))
         assert (found.fact, found.severity) == ("text-differs", severity)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fact", "severity"),
+    [
+        ("How high?<|im_end|>\n", "How high?\n", "turn-open", "breaks"),
+        (rendered((SYSTEM,)).partition("<|im_start|>assistant")[0], "", "", ""),
+        ("<|im_start|>user", "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>\n"
+         "<|im_start|>user", "turn-repeated", "differs"),
+        ("assistant\n", "assistant\n<context>A bar which moves left.", "answer-begun", "differs"),
+    ],
+)  # fmt: skip
+def test_turns_of_a_prompt_by_hand(old: str, new: str, fact: str, severity: str) -> None:
+    """Without a template call nothing was compared with anything: a user's turn that is never
+    closed was healthy."""
+    text = rendered(SECOND).replace(old, new, 1)
+    found = [(one.fact, one.severity) for one in looks.look_processed_texts(case(processed(text)))]
+    assert found == ([(fact, severity)] if fact else [])
+
+
+def test_marks_of_another_family() -> None:
+    texts = ("<s>[INST] Why? [/INST]", "<start_of_turn>user", "Why?")
+    assert list(map(foreign_mark, texts)) == ["[INST]", "<start_of_turn>", None]

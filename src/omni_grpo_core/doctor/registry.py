@@ -34,6 +34,7 @@ from omni_grpo_core.doctor.checks import repeated as checks_repeated
 from omni_grpo_core.doctor.checks import replayed as checks_replayed
 from omni_grpo_core.doctor.checks import reward as checks_reward
 from omni_grpo_core.doctor.checks import run as checks_run
+from omni_grpo_core.doctor.checks import said as checks_said
 from omni_grpo_core.doctor.checks import text as checks_text
 from omni_grpo_core.doctor.evidence import Look, Rule
 from omni_grpo_core.doctor.signatures import PREFIXES, rule_of_reproductions
@@ -41,6 +42,7 @@ from omni_grpo_core.types import Stage
 
 _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
     (checks_conversation.LOOKS, ("conversation",)),
+    (checks_said.LOOKS, ("conversation",)),
     (checks_text.LOOKS, ("text",)),
     (checks_media.LOOKS, ("media",)),
     (checks_batch.LOOKS, ("batch",)),

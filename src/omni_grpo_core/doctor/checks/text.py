@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from operator import eq
 
 from omni_grpo_core.doctor.bundles import rows_in
@@ -17,17 +18,23 @@ from omni_grpo_core.doctor.rendered import RenderedPrompt, rendered_batches
 from omni_grpo_core.doctor.replay.batch import totals
 from omni_grpo_core.doctor.replay.text import (
     answers,
+    begun_answer,
     collapsed,
     first_difference,
+    foreign_mark,
     is_chatml,
     is_whole,
     marks,
+    open_turn,
     placeholders,
     reference_texts,
     unknown_roles,
 )
 from omni_grpo_core.trace.calls import ProcessorCall
 from omni_grpo_core.types import Modality
+
+_FEW = 5
+"""Words by which a prompt may begin the answer, as ``Let me solve this. <think>`` does."""
 
 Names = Mapping[Modality, tuple[str, str, str]]
 
@@ -108,17 +115,72 @@ def look_processed_texts(case: Case) -> Iterator[Evidence]:
                 if text in rendered:
                     continue
                 if not is_chatml(text):
-                    if sources and _is_sampled_from(case, call, row):
-                        yield _raw(text, row)
+                    if _is_sampled_from(case, call, row):
+                        yield from [_raw(text, row)] if sources else _without_turns(case, text, row)
                     continue
                 note_judged(case, "text")
+                yield from _begun(text, row)
                 passed = collapsed(text, names)
                 nearest = max(sources, key=lambda other: _shared(passed, other), default=None)
                 if nearest is None:
                     yield from _shape(text, row, "passed")
+                    yield from _turns(text, row)
                     yield from _unmarked(text, row, names)
                 elif passed != nearest:
                     yield from _differs(passed, nearest, names, row, "passed")
+
+
+def _without_turns(case: Case, text: str, row: int) -> Iterator[Evidence]:
+    """A prompt by hand that has none of the marks that the checkpoint's own template writes."""
+    template = getattr(case.reference and case.reference.policy.processor, "chat_template", None)
+    if not is_chatml(str(template)):
+        return
+    note_judged(case, "text")
+    foreign = foreign_mark(text)
+    yield Evidence(
+        "text",
+        "no-turns",
+        f"prompt {row}, as passed, is {quoted(text)}, without any of the turns that the "
+        "checkpoint was trained on"
+        + (f": {foreign!r} is another family's, and plain words to it" if foreign else ""),
+        row=row,
+        severity="breaks" if foreign else "differs",
+    )
+
+
+def _turns(text: str, row: int) -> Iterator[Evidence]:
+    """Turns of a prompt by hand that are not closed, or said twice."""
+    if role := open_turn(text):
+        yield Evidence(
+            "text",
+            "turn-open",
+            f"prompt {row}, as passed, has a {role} turn that is never closed: the next one begins "
+            "inside it",
+            row=row,
+        )
+    turns = text.split("<|im_start|>")[1:]
+    if again := next((one for one, other in pairwise(turns) if one == other), None):
+        yield Evidence(
+            "text",
+            "turn-repeated",
+            f"prompt {row}, as passed, says its turn {quoted(again)} twice",
+            row=row,
+            severity="differs",
+        )
+
+
+def _begun(text: str, row: int) -> Iterator[Evidence]:
+    """An answer of which more than a few words are given."""
+    words = begun_answer(text).strip()
+    if len(words.split()) > _FEW:
+        yield Evidence(
+            "text",
+            "answer-begun",
+            f"prompt {row}, as passed, has begun the assistant's answer itself, with "
+            f"{quoted(words)}",
+            row=row,
+            severity="differs",
+        )
 
 
 def _for_nothing(case: Case, call: ProcessorCall, names: Names) -> Iterator[Evidence]:

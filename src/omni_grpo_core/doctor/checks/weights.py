@@ -123,6 +123,8 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
     # a later update may be clipped as a whole
     tried = () if later_update(case) else (mistakes, weighted_accounts, orders)
     told = bool(tried) and (is_whole(known) or (enough(known) and world_size(case) < 2))
+    # of equal rewards, what is left of a mean by rounding may be divided by itself
+    told &= bool(advantages(known.rewarded.total, known.rewarded.groups)[list(known.at)].any())
     for explain in tried:
         found = explain(known)
         told &= not found

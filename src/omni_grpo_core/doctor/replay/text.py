@@ -14,6 +14,12 @@ from omni_grpo_core.types import MODALITIES, Modality
 DEFAULT_SYSTEM = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant", "tool")
 _TURN = re.compile(r"<\|im_start\|>([^\n]*)\n")
+_OPEN = re.compile(r"<\|im_start\|>(\w+)\n(?:(?!<\|im_end\|>).)*?<\|im_start\|>", re.DOTALL)
+_FOREIGN = re.compile(
+    r"\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<\|(?:start_header_id|eot_id|user|assistant)\|>"
+    r"|^(?:### )?(?:Human|USER|Instruction): ?|^### (?:Response|Assistant)",
+    re.MULTILINE,
+)
 _WORDS = r"(?:(?!<\|im_(?:start|end)\|>).)*"
 _WHOLE = re.compile(
     rf"(?:<\|im_start\|>\w+\n{_WORDS}<\|im_end\|>\n)*<\|im_start\|>\w+\n{_WORDS}", re.DOTALL
@@ -96,6 +102,35 @@ def answers(text: str) -> bool:
 def is_whole(text: str) -> bool:
     """Whether a text is nothing but turns in the form of ChatML, the last one open."""
     return _WHOLE.fullmatch(text) is not None
+
+
+def open_turn(text: str) -> str | None:
+    """The role of a turn that another follows before it is closed.
+
+    >>> open_turn("<|im_start|>user\\nhi<|im_start|>assistant\\n")
+    'user'
+    """
+    found = _OPEN.search(text)
+    return None if found is None else found.group(1)
+
+
+def foreign_mark(text: str) -> str | None:
+    """The first mark of a turn of other families than Qwen's.
+
+    >>> foreign_mark("<s>[INST] hi [/INST]"), foreign_mark("hi")
+    ('[INST]', None)
+    """
+    found = _FOREIGN.search(text)
+    return None if found is None else found.group().strip()
+
+
+def begun_answer(text: str) -> str:
+    """What the last turn already says where it is the assistant's.
+
+    >>> begun_answer("<|im_start|>assistant\\n<think>")
+    '<think>'
+    """
+    return text.rpartition("<|im_start|>assistant\n")[2] if answers(text) else ""
 
 
 def unknown_roles(text: str) -> tuple[str, ...]:
