@@ -192,7 +192,7 @@ def test_other_words_are_a_recipe_and_a_lost_line_break_is_a_fault() -> None:
         (rendered((SYSTEM,)).partition("<|im_start|>assistant")[0], "", "", ""),
         ("<|im_start|>user", "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>\n"
          "<|im_start|>user", "turn-repeated", "differs"),
-        ("assistant\n", "assistant\n<context>A bar which moves left.", "answer-begun", "differs"),
+        ("assistant\n", "assistant\n<context>A bar moves to the left.", "answer-begun", "differs"),
     ],
 )  # fmt: skip
 def test_turns_of_a_prompt_by_hand(old: str, new: str, fact: str, severity: str) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from omni_grpo_core.doctor import probed
 from omni_grpo_core.doctor.evidence import Case, note_judged, quoted
+from omni_grpo_core.doctor.probed import needed_markup
 from omni_grpo_core.doctor.reproduce import plain, reproductions
 from omni_grpo_core.doctor.rollouts import (
     Completion,
@@ -68,7 +69,7 @@ def to_rewards(trail: Trail) -> None:
         broken = [
             row for row in strange if _judge_text(trail, between, row, texts, pool, cut, by_another)
         ]
-        if strange and not broken:
+        if strange and not broken and not _judge_markup(trail, between, call, texts, strange, pool):
             trail.unjudged(between, strange, "part of a completion, or made from one")
         if not strange:
             _judge_arguments(trail, between, call, texts, pool)
@@ -153,6 +154,38 @@ def _judge_text(
     values = {"got": text, "want": wanted, "by_another": by_another}
     trail.broken(between, [row], ("completion", "text", sentence), values)
     return True
+
+
+def _judge_markup(
+    trail: Trail, between: Between, call: RewardCall, texts: Sequence[str],
+    strange: Sequence[int], pool: Sequence[Completion],
+) -> bool:  # fmt: skip
+    """Blame texts made from completions that lost on the way what the function pays for."""
+    needed = needed_markup(call)
+    whole = {row: _made_from(texts[row], pool) for row in strange} if needed else {}
+    had = {row: {mark for mark in needed if mark in text} for row, text in whole.items()}
+    rows = [row for row, marks in had.items() if marks]
+    lost = {mark for row in rows for mark in had[row] if mark not in texts[row]}
+    if not rows or any(lost <= {mark for mark in needed if mark in texts[row]} for row in rows):
+        return False
+    sentence = (
+        f"{between[1]}: text {rows[0]} is {quoted(texts[rows[0]])}, made from "
+        f"{quoted(whole[rows[0]])} without its {' and '.join(sorted(lost))}: nothing without that "
+        "is paid, as its probes show"
+    )
+    trail.broken(between, rows, ("completion", "text-unmarked", sentence), {"name": call.name})
+    return True
+
+
+def _made_from(text: str, pool: Sequence[Completion]) -> str:
+    """The shortest completion of which this is a part, or all without its tags."""
+    said = bare(text)
+    found = [
+        whole
+        for whole in (c.texts[0] for c in pool)
+        if said and (said in bare(whole) or said == bare(_TAG.sub("", whole)))
+    ]
+    return min(found, key=len, default="")
 
 
 def _lost_begin(texts: Sequence[str], pool: Sequence[Completion]) -> bool:

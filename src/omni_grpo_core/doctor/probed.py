@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ neither, such as a length. ``unknown``: it was not probed."""
 
 Place = tuple[str, str]
 """A problem type and a form."""
+_MARKUP = re.compile(r"</\w+>|\\boxed\{")
 _LEAST = 1e-6
 """Difference between two scores that is none."""
 
@@ -75,6 +77,20 @@ def _is_form(call: RewardCall, place: Place, paid: float, garbage: Sequence[floa
     )
     same = bool(thoughts) and all(abs(value - paid) <= _LEAST for value in thoughts)
     return same and bool(words and garbage) and max(*words, *garbage) < paid - _LEAST
+
+
+def needed_markup(call: RewardCall) -> set[str]:
+    """Closing tags, and boxes, without which no right answer earns the most."""
+    paid = [
+        (value, case) for _, case in cases(call, "right") if (value := number(case)) is not None
+    ]
+    most = max((value for value, _ in paid), default=0.0)
+    if learned(call).kind not in ("accuracy", "format"):
+        return set()
+    found = [
+        set(_MARKUP.findall(case["completion"])) for value, case in paid if value > most - _LEAST
+    ]
+    return set.intersection(*found) if found else set()
 
 
 def title(call: RewardCall) -> str:

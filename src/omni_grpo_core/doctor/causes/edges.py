@@ -206,6 +206,13 @@ _TABLE = (
         confirm="the decoded text begins with the first sampled token",
     ),
     Signature(
+        cause="gen.text-unmarked",
+        fact="edge-text-unmarked",
+        harm="reward {name} looks for what was taken out of its texts: no answer is ever paid",
+        fix="pass completions as they were decoded; let each reward find its own part",
+        confirm="a right answer in the form that the prompt asks for is paid",
+    ),
+    Signature(
         cause="gen.text-case",
         fact="edge-text-case",
         harm="tags and golds are in the letters that the data has: what compares them pays nothing",
