@@ -30,6 +30,7 @@ DAPO = {"loss_type": "dapo"}
     [
         ("gen.checkpointing-train", [generated(cached=(0, 0), modes=TRAINING)]),
         ("gen.history-lost", [generated(cached=(0, 0))]),
+        ("gen.history-twice", [generated(cached=(6, 10))]),
         ("gen.no-eos", [generated(config={"eos_token_id": None})]),
         ("gen.topk", [generated(config={"top_p": 0.9})]),
         ("gen.repetition-penalty", [generated(config={"repetition_penalty": 1.3})]),

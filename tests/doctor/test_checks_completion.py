@@ -43,6 +43,8 @@ def test_an_unreadable_cache_is_missing_not_history_lost() -> None:
     ("fact", "call"),
     [
         ("history-lost", generated(cached=(0, 0), modes=TRAINING)),
+        # from_pretrained(…, use_cache=None), as VLM-R1 and R1-V load without checkpointing
+        ("history-twice", generated(cached=(6, 10))),
         ("eos-unset", generated(config={"eos_token_id": None})),
         ("all-capped", generated(completions=((5, 6, 7), (5, 6, 8)), prompts=(0, 1))),
         ("truncated-sampling", generated(config={"top_k": 50})),

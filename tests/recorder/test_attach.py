@@ -70,10 +70,14 @@ def patial_length(prompts: Any, completions: Any, **columns: Any) -> list[float]
 
 
 def trainer(
-    policy: Policy, samples: tuple[Sample, ...], settings: Settings, **arguments: Any
+    policy: Policy,
+    samples: tuple[Sample, ...],
+    settings: Settings,
+    kind: type[MiniatureTrainer] = MiniatureTrainer,
+    **arguments: Any,
 ) -> MiniatureTrainer:
     torch.manual_seed(5)
-    return MiniatureTrainer(
+    return kind(
         copy.deepcopy(policy.model),
         policy.processor,
         [letters, patial_length],
@@ -144,6 +148,41 @@ def test_a_second_iteration_is_a_step_without_a_rollout(
     assert torch.equal(old, values(first, LossSeen)[0].old_logprobs)
 
 
+class RollsOutInItsLoss(MiniatureTrainer):
+    """VLM-R1: the loss takes rows, and takes up the rollout before in a second update."""
+
+    held: Any = None
+
+    def compute_loss(self, model: Any, inputs: Any) -> Any:
+        if self.held is None:
+            self.held = self._generate_and_score_completions(inputs)
+        return super().compute_loss(model, self.held)
+
+    def train(self) -> None:
+        repeated = [row for row in self.rows for _ in range(self.num_generations)]
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.args.learning_rate)
+        for _ in range(self.args.num_iterations):
+            torch.autograd.backward(self.compute_loss(self.model, repeated))
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_a_rollout_inside_the_loss(
+    tmp_path: Path, policy: Policy, samples: tuple[Sample, ...], settings: Settings
+) -> None:
+    """The loss's inputs were rows, so no loss was noted at all."""
+    made = trainer(policy, samples, settings, num_iterations=2, kind=RollsOutInItsLoss)
+    assert isinstance(made, RollsOutInItsLoss)
+    attach(made, tmp_path / "trace")
+    made.train()
+    for number in range(2):
+        trace = load_trace(tmp_path / "trace" / f"step-00000{number}")
+        [loss] = values(trace, LossSeen)
+        assert torch.equal(loss.advantages, made.held["advantages"])
+        assert torch.equal(loss.completion_ids, made.held["completion_ids"])
+        assert loss.logprobs.shape == loss.completion_ids.shape
+
+
 def test_attaching_changes_nothing(
     tmp_path: Path, policy: Policy, samples: tuple[Sample, ...], settings: Settings
 ) -> None:
@@ -188,9 +227,48 @@ class OwnLoop:
         self.rewards[0](prompts=["A question?"], completions=[[{"content": "An answer"}]])
 
 
+class R1V(OwnLoop):
+    """A loss that does everything, of rows that are each a group."""
+
+    num_generations = 4
+
+    def __init__(self, policy: Policy, *_: Any) -> None:
+        super().__init__(policy)
+        self.model, self.processing_class = self.policy, self.tokenizer
+        self.reward_funcs = self.rewards
+
+    def _get_per_token_logps(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        return logits.log_softmax(-1)
+
+    def compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        ids = torch.tensor([self.tokenizer(inputs[0]["problem"])["input_ids"]])
+        return self._get_per_token_logps(model, ids).mean()
+
+    def train(self) -> None:
+        self.compute_loss(self.model, [{"problem": "Who?"}, {"problem": "Where?"}])
+
+
+def test_a_rollout_without_a_method(tmp_path: Path, policy: Policy) -> None:
+    """Rows of different prompts were one group."""
+    made = R1V(policy)
+    attach(made, tmp_path / "trace")
+    made.train()
+    trace = load_trace(tmp_path / "trace" / "step-000000")
+    [rows] = values(trace, SamplesSeen)
+    assert (len(rows.rows), rows.group_ids) == (2, ("0", "1"))
+    assert values(trace, LossSeen) == []
+    assert "not_recorded" not in trace.header
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (
+            R1V,
+            "R1V as R1-V; processor {tokenizer} (processing_class); rewards letters; "
+            "loss compute_loss",
+        ),
         (
             trainer,
             "MiniatureTrainer as open-r1-multimodal; processor Qwen2_5OmniProcessor "

@@ -33,12 +33,13 @@ padding included."""
 class Rewarded:
     """The P completions that advantages were computed over, in the order of their generation.
     ``rewards``: float64 (P, F), 0 where a function returned None. ``groups``: by prompt, (P,).
-    ``calls``: of generate, (P,)."""
+    ``calls``: of generate, (P,). ``names``: of the functions, (F,)."""
 
     completions: tuple[Completion, ...]
     rewards: Tensor
     groups: tuple[int, ...]
     calls: tuple[int, ...]
+    names: tuple[str, ...]
 
     @property
     def total(self) -> Tensor:
@@ -154,6 +155,7 @@ def _rewarded(case: Case) -> Rewarded | None:
         rewards,
         tuple(c.group for c, _ in known),
         tuple(calls.setdefault(id(c.call), len(calls)) for c, _ in known),
+        tuple(names),
     )
 
 

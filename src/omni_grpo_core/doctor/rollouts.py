@@ -508,6 +508,12 @@ def prompt_length(call: GenerateCall) -> int:
     return 0 if ids is None else int(ids.shape[1])
 
 
+def cached_twice(call: GenerateCall) -> bool:
+    """Whether the prompt was in the cache and fed again beside it: generate that has neither
+    ``use_cache`` nor the opposite makes a cache and feeds it the whole sequence at every step."""
+    return bool(call.cached) and call.cached[0] == 2 * prompt_length(call)
+
+
 def completion_ids(call: GenerateCall) -> Tensor | None:
     """int64, (N, C): the sampled ids, including padding after the end."""
     if call.sequences is None:

@@ -8,6 +8,7 @@ processor shows.
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,10 @@ class TrainerWatch:
     ) -> None:
         self._trainer, self._adapter, self._buffer, self._end = trainer, adapter, buffer, end
         self._scores: Tensor | None = None
+        self._scored: Tensor | None = None
+        parts = getattr(getattr(trainer, "args", None), "gradient_accumulation_steps", 1)
+        # as many as a trainer buffers, to take up again in a later update
+        self._made: deque[Mapping[str, Any]] = deque(maxlen=max(1, int(parts)))
 
     def start(self, patches: Patches) -> None:
         for name, around in (
@@ -65,7 +70,8 @@ class TrainerWatch:
                 patches.set(self._trainer, name, _instead(getattr(self._trainer, name), around))
 
     def stop(self) -> None:
-        self._scores = None
+        self._scores = self._scored = None
+        self._made.clear()
 
     def _train(self, call: Callable[..., Any], args: Any, keywords: Any) -> Any:
         error: BaseException | None = None
@@ -83,17 +89,19 @@ class TrainerWatch:
         rows: Sequence[Any] = args[0] if args else next(iter(keywords.values()))
         groups: tuple[str, ...] = ()
         with self._buffer.guarded("rows"):
-            groups = self._note_rows(rows)
+            size = max(1, int(getattr(self._trainer, "num_generations", 1)))
+            groups = self._note_rows(rows, size)
         before = len(self._buffer.records)
         made = call(*args, **keywords)
+        if isinstance(made, Mapping):
+            self._made.append(made)
         with self._buffer.guarded("advantages"):
             called = [call for call, _ in self._buffer.records[before:]]
             self._note_advantages([c for c in called if isinstance(c, RewardCall)], made, groups)
         return made
 
-    def _note_rows(self, rows: Sequence[Any]) -> tuple[str, ...]:
-        """The rows' group ids, assigned by position as these trainers do."""
-        size = max(1, int(getattr(self._trainer, "num_generations", 1)))
+    def _note_rows(self, rows: Sequence[Any], size: int) -> tuple[str, ...]:
+        """The rows' group ids, assigned by position as these trainers do: ``size`` rows each."""
         plain = [self._buffer.plain.mapping(row) for row in rows]
         groups = tuple(str(place // size) for place in range(len(plain)))
         repeated = all(row == plain[place - place % size] for place, row in enumerate(plain))
@@ -140,18 +148,34 @@ class TrainerWatch:
         made = call(*args, **keywords)
         first = made[0] if isinstance(made, tuple) else made
         self._scores = first if isinstance(first, Tensor) else None
+        ids = keywords.get("input_ids", args[1] if len(args) > 1 else None)
+        self._scored = ids if isinstance(ids, Tensor) else None
         return made
 
     def _loss(self, call: Callable[..., Any], args: Any, keywords: Any) -> Any:
-        self._scores = None
+        self._scores = self._scored = None
+        inputs = keywords.get("inputs", args[1] if len(args) > 1 else None)
+        if not self._adapter.rollout:
+            with self._buffer.guarded("rows"):
+                self._note_rows(inputs, 1)
         made = call(*args, **keywords)
         with self._buffer.guarded("loss"):
-            inputs = keywords.get("inputs", args[1] if len(args) > 1 else None)
+            held = inputs if isinstance(inputs, Mapping) else self._rolled_out()
             loss = made[0] if isinstance(made, tuple) else made
-            if isinstance(inputs, Mapping) and isinstance(loss, Tensor):
-                self._note_loss(inputs, loss)
-        self._scores = None
+            if held is not None and isinstance(loss, Tensor):
+                self._note_loss(held, loss)
+        self._scores = self._scored = None
         return made
+
+    def _rolled_out(self) -> Mapping[str, Any] | None:
+        """Of a loss that takes rows, the rollout that it made, or took up again, and scored."""
+        return next((made for made in self._made if self._scores_of(made)), None)
+
+    def _scores_of(self, made: Mapping[str, Any]) -> bool:
+        ids, scored = made.get("completion_ids"), self._scored
+        if scored is None or not isinstance(ids, Tensor):
+            return False
+        return torch.equal(scored[:, -ids.shape[1] :], ids)
 
     def _note_loss(self, inputs: Mapping[str, Any], loss: Tensor) -> None:
         ids, scores = inputs.get("completion_ids"), self._scores

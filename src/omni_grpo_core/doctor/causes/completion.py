@@ -128,6 +128,16 @@ _COMPLETION = (
         prove=only_fits,
     ),
     Signature(
+        cause="gen.history-twice",
+        fact="history-twice",
+        harm="a token counts the more often in attention the older it is: completions come from "
+        "another distribution than the one that is scored, and the cache grows with the square of "
+        "their length",
+        fix="set use_cache of the model's config (and of its generation config) to True or False; "
+        "None, as from_pretrained(…, use_cache=None) leaves it, does both",
+        confirm="the second decoding step sees the prompt once",
+    ),
+    Signature(
         cause="gen.return-sequences",
         fact="pixels-scrambled",
         harm="{tensor} has one row per patch, not per sample: every copy sees a clip pieced "
@@ -282,7 +292,7 @@ _COMPLETION = (
         "on-policy: the ratio is not 1 even on fresh samples",
         fix=FIXES["gen.weights-stale"],
         confirm="the same tokens have the same logprobs in generate and in the scoring forward",
-        when=lambda e: not e.values["blind"],
+        when=lambda e: bool(e.values["history"]),
         prove=only_fits,
     ),
     Signature(

@@ -111,6 +111,25 @@ _ADVANTAGE = (
         prove=only_fits,
     ),
     Signature(
+        cause="adv.reward-unused",
+        fact="no-signal",
+        harm="{only} costs its calls, and nothing is learnt from what it says",
+        fix="add it to the rewards that advantages are computed from, or, if it is a partial one, "
+        "its own group advantage to the tokens of its section",
+        confirm="set it to random numbers: the gradient must change",
+        when=lambda e: bool(e.values.get("only")),
+        prove=only_fits,
+    ),
+    Signature(
+        cause="adv.partial-repeats",
+        fact="partial-repeats",
+        harm="{name} costs its judge calls and has no effect on any weight: its section gets the "
+        "advantage of the other rewards once more",
+        fix="compute the advantage of a partial reward from its own values, not from the total, "
+        "before it is added to the tokens of its section",
+        confirm="set the partial reward to random numbers: the gradient must change",
+    ),
+    Signature(
         cause="adv.other-reward",
         fact="weights-against-rewards",
         harm="the policy learns something else than the reward functions measure",

@@ -24,9 +24,11 @@ from omni_grpo_core.doctor.evidence import (
 from omni_grpo_core.doctor.rollouts import (
     Completion,
     RolloutRecord,
+    cached_twice,
     completion_ids,
     ids_of,
     joined,
+    prompt_length,
     rollouts,
     until_end,
 )
@@ -59,7 +61,8 @@ def look_at_error(case: Case) -> Iterable[Evidence]:
 
 
 def look_at_history(case: Case) -> Iterable[Evidence]:
-    """Later decoding steps that saw neither the prompt nor the tokens before them."""
+    """Later decoding steps that saw neither the prompt nor the tokens before them, or the prompt
+    more than once."""
     for _, call in generated_rollouts(case):
         if None in call.cached:
             note_missing(
@@ -69,6 +72,16 @@ def look_at_history(case: Case) -> Iterable[Evidence]:
             )
         if any(held is not None for held in call.cached):
             note_judged(case, "completion")
+        if cached_twice(call):
+            yield Evidence(
+                "completion",
+                "history-twice",
+                f"at the second of {len(call.cached) + 1} decoding steps the model saw "
+                f"{call.cached[0]} tokens before the newest one, where the prompt has "
+                f"{prompt_length(call)}: every step adds all tokens to the cache again "
+                f"(use_cache={call.config.get('use_cache')})",
+                values={"seen": call.cached[0], "prompt": prompt_length(call)},
+            )
         blind = [step for step, held in enumerate(call.cached, 1) if held == 0]
         if not blind:
             continue

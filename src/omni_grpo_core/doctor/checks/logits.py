@@ -19,6 +19,7 @@ from omni_grpo_core.doctor.evidence import Case, Evidence, Look, Origin, note_ju
 from omni_grpo_core.doctor.policy_term import policy_term
 from omni_grpo_core.doctor.reproduce import Reproduction, plain, told
 from omni_grpo_core.doctor.rollouts import (
+    cached_twice,
     completion_ids,
     first_step,
     ids_of,
@@ -233,7 +234,7 @@ def look_at_rollouts(case: Case) -> Iterable[Evidence]:
                 origin=_origin(case),
                 values={**values, **plain(_of_prompt(case, call))},
             )
-        elif later.wide and 0 in call.cached:
+        elif later.wide and (0 in call.cached or cached_twice(call)):
             yield Evidence(
                 "completion",
                 "tokens-out-of-context",
@@ -358,7 +359,11 @@ def look_at_agreement(case: Case) -> Iterable[Evidence]:
             f"generate's and the scoring forward's logprobs of the sampled tokens differ by {gap}, "
             "with the same weights and the same preceding tokens",
             "unknown",
-            values={"mean": gap.mean, "worst": gap.worst, "blind": 0 in call.cached},
+            values={
+                "mean": gap.mean,
+                "worst": gap.worst,
+                "history": 0 not in call.cached and not cached_twice(call),
+            },
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omni_grpo_core.doctor.checks.conversation import look_copies
 from omni_grpo_core.doctor.checks.policies import later_update
+from omni_grpo_core.doctor.checks.sections import repeated
 from omni_grpo_core.doctor.continuity import misplaced
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.loss_accounts import (
@@ -63,12 +64,14 @@ def look_at_weights(case: Case) -> Iterable[Evidence]:
         return
     if known.term.varies:
         note_judged(case, "loss")
-        note_missing(
-            case,
-            "the loss's weights vary along completions in a way that nothing recorded explains",
-            "advantage",
-        )
-        yield from [*_broadcast(known)] or [_varying(known)]
+        vary = [*_broadcast(known)] or [*repeated(known, lambda one: _settled(case, one))]
+        if not vary:
+            note_missing(
+                case,
+                "the loss's weights vary along completions in a way that nothing recorded explains",
+                "advantage",
+            )
+        yield from vary or [_varying(known)]
         return
     one, found = sound_reading(case, known)
     if found:
@@ -259,13 +262,21 @@ def _silent(case: Case, known: Reading) -> Iterator[Evidence]:
     # that are not quite 0 are of advantages that are none
     scored = any(known_of(case, row).reference for row in known.rows)
     scored |= any(bool(seen.weights.any()) for seen in case.gradients)
+    apart = advantages(known.rewarded.rewards.T, groups).any(1).tolist()
+    # a reward that is not in the loss, as a partial one, may be all that tells them apart
+    only = [n for n, tells in zip(known.rewarded.names, apart, strict=True) if tells]
+    only = [] if all(apart) else only
+    by = f" by {' and '.join(only)} alone" if only else ""
     yield Evidence(
         "advantage",
         "no-signal",
-        f"the rewards of one prompt's completions differ ({_listed(total[_varied(known)])}), and "
-        "no completion has a weight in the loss: nothing is learnt from them",
-        values={"rewards": total.tolist(), "alone": is_whole(known) and not scored},
-    )
+        f"the rewards of one prompt's completions differ{by} ({_listed(total[_varied(known)])}), "
+        "and no completion has a weight in the loss: nothing is learnt from them",
+        values={
+            "rewards": total.tolist(), "only": " and ".join(only),
+            "alone": is_whole(known) and not scored and not only,
+        },
+    )  # fmt: skip
 
 
 def _varied(known: Reading) -> Tensor:
@@ -491,6 +502,14 @@ def _summed(known: Reading, account: Account) -> list[_Share]:
 
 def _is(times: float, share: _Share, known: Reading) -> bool:
     return math.isclose(share.times, times, rel_tol=known.limit)
+
+
+def _settled(case: Case, known: Reading) -> bool:
+    """Whether sound advantages of the rewards give the weights by more than a free factor."""
+    return any(
+        enough(known) or any(_is(1, share, known) for share in _shares(case, known, one))
+        for one in sound_accounts(known)
+    )
 
 
 def _ranks(case: Case) -> int:

@@ -3,8 +3,8 @@
 
 from omni_grpo_core.recorder.adapters.adapter import Adapter
 from omni_grpo_core.recorder.adapters.loop import LOOP
-from omni_grpo_core.recorder.adapters.open_r1 import OPEN_R1
+from omni_grpo_core.recorder.adapters.open_r1 import OPEN_R1, R1_V
 from omni_grpo_core.recorder.adapters.trl import TRL
 
-ADAPTERS: tuple[Adapter, ...] = (TRL, OPEN_R1, LOOP)
+ADAPTERS: tuple[Adapter, ...] = (TRL, OPEN_R1, R1_V, LOOP)
 """The first that fits a trainer is used: those that ask for more come first."""
