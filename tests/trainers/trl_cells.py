@@ -168,7 +168,7 @@ PLANTED: Mapping[str, tuple[Given, str, str]] = {
     ),
     "a row's pictures exchanged while sampling": (
         {"rows": two_pictures, "plant": pictures_exchanged_while_sampling},
-        "batch", "batch.items-swapped",
+        "batch", "batch.rows-exchanged",
     ),
     "both pictures dropped while scoring, lora": (
         {"rows": two_pictures, "peft": lora, "plant": _DROPPED}, "media", "media.image-dropped",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import av
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from omni_grpo_core import attach, record, tiny
 
@@ -41,7 +41,8 @@ def text_rows(count: int = 4) -> list[dict[str, Any]]:
 
 
 def pictures(each: int = 1) -> list[dict[str, Any]]:
-    """Two questions on shipped pictures, four times; ``each``: pictures of a row."""
+    """Two questions on shipped pictures, four times; ``each``: pictures of a row, the second one in
+    the opposite colours."""
     shown = [row for row in ROWS if row["data_type"] == "image"]
     opened = [Image.open(_file(row)).convert("RGB") for row in shown]
     return [
@@ -50,9 +51,9 @@ def pictures(each: int = 1) -> list[dict[str, Any]]:
                 {"role": "system", "content": SYSTEM},
                 {"role": "user", "content": _question(row)},
             ],
-            "images": (opened[at:] + opened[:at])[:each],
+            "images": [picture, ImageOps.invert(picture)][:each],
         }
-        for at, row in enumerate(shown)
+        for row, picture in zip(shown, opened, strict=True)
     ] * 4
 
 

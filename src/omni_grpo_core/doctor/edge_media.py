@@ -180,20 +180,23 @@ class _Judge:
                 f"{where} has another time per grid step than the call before it",
             )  # fmt: skip
         return (
-            self._moved(where, wrong[1])
+            self._moved(where, wrong[1], base)
             or self._resized(where, *wrong)
             or self._changed(row, base, where, *wrong)
         )
 
     # -------------------------------------------------------------- from elsewhere
 
-    def _moved(self, where: str, taken: Item) -> _Change | None:
+    def _moved(self, where: str, taken: Item, base: FedRow) -> _Change | None:
         """Content of an earlier step, of another row, or of this one at other places."""
         # blank content is no sign of where it is from
         blank = _is_plain(taken)
         if self._older and not blank:
             return self._stale(where, self._older)
-        fact, of = "media-exchanged", self._owner(taken, self.pool)
+        fact, of = "media-exchanged", self._owner(taken, (base, *self.pool))
+        if of is base:
+            said = f"{where} has its own {self.modality} items in another order"
+            return _Change(self.stage, fact, said, values={"of": base.at})
         if of is not None:
             said = f"{where} has the {self.modality} of {self._named(of)}"
             return _Change(self.stage, fact, said, values={"of": of.at})
