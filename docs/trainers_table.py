@@ -21,7 +21,7 @@ result is stored by the tests that run the trainer (`tests/trainers/results`), w
 doctor says something else today."""
 _HEADS = (
     *("trainer", "versions", "modality", "sound runs", "faults found"),
-    *("not judged, and why", "lines to write", "recording costs"),
+    *("not judged (why: below)", "lines to write", "recording costs"),
 )
 
 
@@ -44,7 +44,7 @@ def _rows(lane: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             modality,
             _share([run["verdict"].startswith("healthy") for run in sound.values()], "healthy"),
             _share([not said.startswith("not ") for said in faults.values()]),
-            "; ".join(f"{stage}: {why}" for stage, why in _never_judged(sound).items()) or "–",
+            ", ".join(_never_judged(sound)) or "–",
             str(len(lane["lines"].strip().splitlines())),
             _cost(lane.get("cost")),
         )
@@ -94,8 +94,14 @@ def _details(lane: Mapping[str, Any]) -> Iterator[str]:
         for modality, row in sorted(lane["rows"].items())
         for name, said in sorted(row.get("faults", {}).items())
     ]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for modality, row in sorted(lane["rows"].items()):
+        for reason in _never_judged(row.get("sound", {})).items():
+            reasons.setdefault(reason, []).append(modality)
+    unseen = [(stage, why, "; ".join(kinds)) for (stage, why), kinds in reasons.items()]
     yield table(("sound run", "modality", "verdict"), runs) if runs else ""
     yield table(("planted", "modality", "found as"), faults) if faults else ""
+    yield table(("not judged", "why", "modality"), unseen) if unseen else ""
 
 
 if __name__ == "__main__":
