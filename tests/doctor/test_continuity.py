@@ -21,6 +21,7 @@ from joined_calls import (
 )
 from torch import Tensor
 
+from omni_grpo_core.doctor.checks.groups import look_at_rollouts_of_old
 from omni_grpo_core.doctor.continuity import edges, look_at_edges, misplaced
 from omni_grpo_core.doctor.evidence import Case, Evidence
 from omni_grpo_core.doctor.rollouts import joined
@@ -430,6 +431,24 @@ def test_texts_of_the_rollout_before() -> None:
         before=before, step="1",
     )  # fmt: skip
     assert list(look_at_edges(late)) == [], "a pipeline that samples one rollout ahead"
+
+
+def test_a_rollout_that_is_trained_on_in_the_place_of_the_next() -> None:
+    """A buffer that was filled once: each rollout was sampled, rewarded and thrown away."""
+    first = healthy()
+    ids = ((1, 1, 9), (1, 2, 9), (1, 3, 9), (1, 4, 9))
+    words = ("one", "two", "three", "four")
+    rollout = (made(ASKED, inputs()), sampled(inputs(), ids, words), rewarded(ASKED, words))
+
+    def found(before: Case, *trained: dict[str, Tensor]) -> list[tuple[str, str]]:
+        later = step(*rollout, *map(scored, trained), before=before, step="1")
+        return [(e.stage, e.fact) for e in look_at_rollouts_of_old(later)]
+
+    new = rows([(*p, *c) for p, c in zip((A, A, B, B), ids, strict=True)], [1, 1, 2, 2])
+    assert found(first, whole()) == [("completion", "rollout-unused")]
+    assert found(first, new) == found(first, new, whole()) == [], "a replay beside its own"
+    ahead = step(made(ASKED, inputs()), sampled(inputs(), IDS, TEXTS), rewarded(ASKED, TEXTS))
+    assert found(ahead, whole()) == [], "one rollout ahead"
 
 
 def test_texts_cut_at_a_length_are_not_texts_cut_at_a_tag() -> None:

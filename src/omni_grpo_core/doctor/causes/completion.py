@@ -191,6 +191,14 @@ _COMPLETION = (
         confirm="nothing but padding follows an end token",
     ),
     Signature(
+        cause="gen.rollout-unused",
+        fact="rollout-unused",
+        harm="the policy goes on learning from what an older one sampled; the time of every later "
+        "rollout is lost, and its rewards are only logged",
+        fix="empty the buffer before each rollout, and train on what it returned",
+        confirm="the ids in the loss are those that generate has just returned",
+    ),
+    Signature(
         cause="gen.single-eos",
         fact="eos-left-out",
         harm="a completion that ends with {left_out} runs on past its end, to the cap",

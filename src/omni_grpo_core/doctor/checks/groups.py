@@ -10,7 +10,7 @@ from typing import Any
 
 from omni_grpo_core.doctor.checks.completion import look_at_pixels
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, quoted
-from omni_grpo_core.doctor.rollouts import RolloutRecord, joined, prompts_of, rollouts
+from omni_grpo_core.doctor.rollouts import Completion, RolloutRecord, joined, prompts_of, rollouts
 from omni_grpo_core.recorder.probe_cases import GOLDS, answer_in
 from omni_grpo_core.trace.calls import RewardCall
 
@@ -77,6 +77,31 @@ def look_at_owners(case: Case) -> Iterable[Evidence]:
                 f"in the order {_order(scored)}: whole groups are scored by other prompts' gold",
                 values=values,
             )
+
+
+def look_at_rollouts_of_old(case: Case) -> Iterable[Evidence]:
+    """A step that samples and rewards a rollout, and trains on an earlier one once more."""
+    step = joined(case)
+    own = {one for entries in step.entries for one in entries} & {*step.completions}
+    trained = _trained(case)
+    again = set() if case.before is None else trained & _trained(case.before)
+    # a pipeline that samples one rollout ahead trains each of them for the first time
+    if not own or not again or trained & {*step.completions}:
+        return
+    yield Evidence(
+        "completion",
+        "rollout-unused",
+        f"{len(own)} completions were sampled and rewarded, and none of them is trained on: the "
+        f"{len(trained)} in the loss are of the rollout before, on which the step before trained "
+        "already",
+        values={"sampled": len(own), "again": len(again)},
+    )
+
+
+def _trained(case: Case) -> set[Completion]:
+    """The completions that are scored with a gradient."""
+    scored = joined(case).scored.items()
+    return {one for call, row in scored if call.modes.grad_enabled for one in row if one}
 
 
 def _mixed(groups: Owners, owners: Owners) -> bool:
@@ -281,4 +306,9 @@ def _order(owners: Owners) -> str:
     return shown + (" …" if len(owners) > 12 else "")
 
 
-LOOKS: tuple[Look, ...] = (look_at_owners, look_at_columns, look_at_golds)
+LOOKS: tuple[Look, ...] = (
+    look_at_owners,
+    look_at_columns,
+    look_at_golds,
+    look_at_rollouts_of_old,
+)
