@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import mul
 from pathlib import PurePath
+from statistics import fmean, median
 from typing import Any
 
 from omni_grpo_core.trace.calls import (
@@ -24,6 +26,9 @@ from omni_grpo_core.types import StageRecord, Trace
 
 _ROUNDING = 1e-4
 """Relative difference of a norm that two devices may compute from equal numbers in float32."""
+
+_AVERAGED = 1e-2
+"""The same of sums over a layer, in which most of a 16-bit gradient's rounding cancels."""
 
 
 def join_ranks(traces: Sequence[tuple[str, Trace]]) -> list[tuple[str, Trace]]:
@@ -86,11 +91,30 @@ def _layers(steps: Sequence[StepSeen]) -> tuple[LayerSeen, ...]:
     for step in steps:
         for layer in step.layers:
             shares.setdefault(layer.name, []).append(layer)
-    return tuple(map(_layer, shares.values()))
+    times = [one for own in shares.values() if (one := _times_the_mean(own)) is not None]
+    factor = median(times) if times else None
+    return tuple(_layer(own, factor) for own in shares.values())
 
 
-def _layer(shares: Sequence[LayerSeen]) -> LayerSeen:
-    """What was done to the gradient or the weights on any rank shows in the whole layer."""
+def _times_the_mean(shares: Sequence[LayerSeen]) -> float | None:
+    """Every rank's gradient before the step, as a multiple of the mean of what their backwards
+    left; ``None`` where it is none."""
+    left = [one.backward.sums for one in shares if one.backward is not None]
+    given = [one.before.sums for one in shares if one.before is not None]
+    if len(left) < len(shares) or len(given) < len(shares) or len({*given}) > 1:
+        return None
+    mean = [fmean(of) for of in zip(*left, strict=True)]
+    square = sum(one * one for one in mean)
+    times = sum(map(mul, mean, given[0])) / square if square else math.nan
+    off = max(abs(one - times * by) for one, by in zip(given[0], mean, strict=True))
+    return times if off <= _AVERAGED * max(map(abs, given[0])) else None
+
+
+def _layer(shares: Sequence[LayerSeen], factor: float | None) -> LayerSeen:
+    """What was done to the gradient or the weights on any rank shows in the whole layer, but for
+    the mean that a loop takes by itself."""
+    own = _times_the_mean(shares)
+    averaged = own is not None and factor is not None and math.isclose(own, factor, rel_tol=1e-2)
     size = sum(one.size for one in shares)
     known = [one.between for one in shares if one.between is not None]
     return replace(
@@ -99,12 +123,23 @@ def _layer(shares: Sequence[LayerSeen]) -> LayerSeen:
         backward=_gradient([one.backward for one in shares]),
         before=_gradient([one.before for one in shares]),
         norm=_whole([one.norm for one in shares]),
-        odd={name: times for one in shares for name, times in one.odd.items()},
+        odd={} if averaged else {n: times for one in shares for n, times in one.odd.items()},
         size=size,
         moved=sum(one.moved * one.size for one in shares) / max(size, 1),
         change=max(one.change for one in shares),
         between=max(known) if len(known) == len(shares) else None,
+        apart=_apart(shares),
     )
+
+
+def _apart(shares: Sequence[LayerSeen]) -> tuple[float, float]:
+    sums = [one.before.sums for one in shares if one.before is not None]
+    if any(one.sharded or not one.held for one in shares) or len(sums) < len(shares):
+        return 0.0, 0.0
+    size = max(abs(one) for own in sums for one in own)
+    away = max(max(of) - min(of) for of in zip(*sums, strict=True))
+    weights = [one.weights for one in shares]
+    return (away / size if size else 0.0), max(weights) - min(weights)
 
 
 def _gradient(shares: Sequence[GradientSeen | None]) -> GradientSeen | None:

@@ -254,7 +254,7 @@ class Layers:
                 by_id(self._stale), norm(wide_a), *sums(a), top(a), norm(wide_s), *sums(s), top(s),
                 dot,
                 by_id(self._norms), moved, norm(widened(end - self.first)),
-                norm(widened(self.first)), between, undone,
+                norm(widened(self.first)), between, undone, sums(end)[0],
             ],
             1,
         )  # fmt: skip
@@ -298,10 +298,18 @@ class Layers:
             change=_root(row.change for row in rows) / (_root(row.weight for row in rows) or 1.0),
             between=None if self._last is None else sum(row.between for row in rows) / size,
             undone=sum(row.undone for row in rows) / size,
+            weights=math.fsum(row.end_sum for row in rows),
+            sharded=any(map(_is_share, parameters)),
             updates=max(
                 (int(held.states.get(id(p), {}).get("step", 0)) for p in own[:1]), default=0
             ),
         )
+
+
+def _is_share(parameter: Tensor) -> bool:
+    """Whether other ranks hold the rest of it: a DTensor, FSDP1's and DeepSpeed's."""
+    marks = ("to_local", "_fsdp_flattened", "ds_id")
+    return any(hasattr(parameter, mark) for mark in marks)
 
 
 class _Row(NamedTuple):
@@ -323,6 +331,7 @@ class _Row(NamedTuple):
     weight: float
     between: float
     undone: float
+    end_sum: float
     has_backward: bool
     has_before: bool
     rounding: float

@@ -347,7 +347,10 @@ class LayerSeen:
     relative to the weights; ``between``: share that had changed since the end of the step before,
     ``None`` at the first; ``undone``: of all sampled, those that were again as before that step.
     ``size``: number of sampled weights. ``updates``: how often its optimizer has updated it, by the
-    optimizer's own count; 0 where that keeps none.
+    optimizer's own count; 0 where that keeps none. ``weights``: the sampled ones after the step,
+    summed with fixed signs. ``sharded``: whether other ranks hold a share.
+    ``apart``, of joined ranks that each hold the whole layer: the largest difference of their
+    gradients, relative to these, and of their ``weights`` after the step.
     """
 
     name: str
@@ -368,6 +371,9 @@ class LayerSeen:
     between: float | None
     updates: int = 0
     undone: float = 0.0
+    weights: float = 0.0
+    sharded: bool = False
+    apart: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,26 @@ _STEP = (
         confirm="a weight after the step is the same weight before the next one",
     ),
     Signature(
+        cause="step.ranks-apart",
+        fact="ranks-apart",
+        harm="every rank trains a policy of its own on its own share of the rows, and only one of "
+        "them is saved",
+        fix="call the wrapped model (DistributedDataParallel, or what accelerate.prepare returned) "
+        "in the scoring forward, not the one inside it; or average the gradients of all ranks "
+        "before the optimizer's step",
+        confirm="after a step the same weight has the same value on all ranks",
+        when=lambda e: not e.values["averaged"],
+    ),
+    Signature(
+        cause="step.ranks-unlike",
+        fact="ranks-apart",
+        harm="every rank trains a policy of its own with a gradient that is the mean of others'",
+        fix="load the same weights on every rank, and make adapters from the same seed or "
+        "broadcast them from the first",
+        confirm="before the first step the same weight has the same value on all ranks",
+        when=lambda e: bool(e.values["averaged"]),
+    ),
+    Signature(
         cause="step.rate-huge",
         fact="weights-thrown",
         harm="what follows is the policy of a random model: garbage, whatever the reward",

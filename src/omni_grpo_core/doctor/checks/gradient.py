@@ -558,6 +558,29 @@ def look_at_losses(case: Case) -> Iterable[Evidence]:
         )
 
 
+def look_at_ranks(case: Case) -> Iterable[Evidence]:
+    """What each rank's optimizer was given, and what weights that left."""
+    for step in case.steps:
+        whole = [one for one in step.layers if one.held and not one.sharded and one.before]
+        apart = [one for one in whole if one.apart[1]]
+        if step.outcome != "stepped" or not apart:
+            continue
+        note_judged(case, "gradient")
+        drifting = sum(one.apart[0] > _SAME for one in apart) > len(whole) / 2
+        reason = (
+            f"their gradients differ by up to {max(one.apart[0] for one in apart):.0%}: no mean of "
+            "them was taken"
+            if drifting
+            else "although their gradients are the same: they did not start from the same weights"
+        )
+        yield Evidence(
+            "gradient",
+            "ranks-apart",
+            f"after the step the ranks' weights are not the same in {_named(apart)}; {reason}",
+            values={"averaged": not drifting},
+        )
+
+
 LOOKS: tuple[Look, ...] = (
     look_at_graph,
     look_at_flow,
@@ -572,4 +595,5 @@ LOOKS: tuple[Look, ...] = (
     look_at_size,
     look_at_accumulation,
     look_at_losses,
+    look_at_ranks,
 )
