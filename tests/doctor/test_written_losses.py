@@ -296,6 +296,11 @@ def with_old(change: Callable[[Tensor], Tensor]) -> Loss:
 of_other_rows = with_old(lambda old: old.roll(1, 0))
 
 
+def of_the_reference(known: Known) -> Tensor:
+    known.old = known.reference
+    return plain(known)
+
+
 def undetached(known: Known) -> Tensor:
     known.old = known.new
     return known.mean(clipped()(known))
@@ -358,6 +363,7 @@ MISTAKES = {  # with severity and stage of what is found
     "old early": (Recipe(with_old(lambda old: old.roll(-1, 1))), "breaks loss"),
     "old of other rows": (Recipe(of_other_rows), "breaks loss"),
     "old of other rows again": (Recipe(of_other_rows, how=AGAIN), "breaks loss"),
+    "old of the reference": (Recipe(of_the_reference, how=HELD), "breaks loss"),
     "old is 0": (Recipe(with_old(torch.zeros_like)), "breaks loss"),
     "undetached": (Recipe(undetached), "breaks loss"),
     # advantages of 0 leave the same, and both are said

@@ -96,7 +96,7 @@ def look_at_kl(case: Case) -> Iterable[Evidence]:
                 values={"beta": beta, "implied_beta": found},
             )
         return
-    if term.varies:
+    if term.varies or term.ratio in _MISTAKEN:
         return
     yield from _without_kl(case, term, beta)
 
@@ -231,6 +231,8 @@ _MISTAKEN = {
     "of probabilities",
     "late": "a ratio to the old log-probability of the token before it",
     "early": "a ratio to the old log-probability of the token after it",
+    "reference": "a ratio to the reference's log-probability instead of that of the policy that "
+    "sampled",
     "other-rows": "a ratio to the old log-probability of another row's token at its place",
 }
 
