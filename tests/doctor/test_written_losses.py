@@ -205,6 +205,7 @@ def ended_alone(known: Known) -> Tensor:
 
 AGAIN = Written(updates=3, rate=4e-3)  # so fast that a fifth of the tokens are clipped
 HELD = Written(beta=0.04)
+HELD_AGAIN = Written(beta=0.04, updates=3, rate=4e-3)
 SOUND = {
     "grpo": Recipe(lambda k: k.of_sequences(clipped()(k))),
     "dr_grpo": Recipe(lambda k: (clipped()(k) * k.mask).sum() / (8 * LONGEST), centred),
@@ -227,7 +228,7 @@ SOUND = {
     "k1 subtracted": Recipe(with_kl(k1, -0.04), how=HELD),
     "k2": Recipe(with_kl(k2), how=HELD),
     "k3": Recipe(with_kl(k3), how=HELD),
-    "k3 again": Recipe(with_kl(k3), how=Written(beta=0.04, updates=3, rate=1e-3)),
+    "k3 again": Recipe(with_kl(k3), how=HELD_AGAIN),
     "full kl": Recipe(full_kl, how=HELD),
     "kl in rewards": Recipe(plain, kl_in_rewards, HELD),
     "entropy": Recipe(entropic),
@@ -363,7 +364,7 @@ MISTAKES = {  # with severity and stage of what is found
     "old early": (Recipe(with_old(lambda old: old.roll(-1, 1))), "breaks loss"),
     "old of other rows": (Recipe(of_other_rows), "breaks loss"),
     "old of other rows again": (Recipe(of_other_rows, how=AGAIN), "breaks loss"),
-    "old of the reference": (Recipe(of_the_reference, how=HELD), "breaks loss"),
+    "old of the reference": (Recipe(of_the_reference, how=HELD), "breaks logits"),
     "old is 0": (Recipe(with_old(torch.zeros_like)), "breaks loss"),
     "undetached": (Recipe(undetached), "breaks loss"),
     # advantages of 0 leave the same, and both are said

@@ -199,10 +199,11 @@ def _explained(
                 for estimator, terms in _estimates(gaps).items():
                     for divisor in ("sequence", "uniform"):
                         weights, kl, left = _with_kl(rows, factors, terms, divisor)
-                        yield (
-                            PolicyTerm(rows, weights, eos_left_out, ratio, kl, divisor, estimator),
-                            left,
-                        )
+                        term = PolicyTerm(
+                            rows, weights, eos_left_out, ratio, kl, divisor, estimator,
+                            factors=factors,
+                        )  # fmt: skip
+                        yield term, left
 
 
 def _bounded(gap: Tensor) -> Tensor:

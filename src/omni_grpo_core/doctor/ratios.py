@@ -134,10 +134,7 @@ def mistaken(
         if len(own) < len(known):
             continue
         olds = [n + k.old[kind] if kind in k.old else n for n, k in zip(own, known, strict=True)]
-        ways = [*_mistaken(own, olds)]
-        if all(kind in one.reference for one in known):
-            ways.append(("reference", tuple((-one.reference[kind]).exp() for one in known)))
-        for ratio, factors in ways:
+        for ratio, factors in _mistaken(own, olds):
             if (weights := _multiples(rows, factors, allowed)) is not None:
                 return ratio, weights, factors
     return None

@@ -231,8 +231,6 @@ _MISTAKEN = {
     "of probabilities",
     "late": "a ratio to the old log-probability of the token before it",
     "early": "a ratio to the old log-probability of the token after it",
-    "reference": "a ratio to the reference's log-probability instead of that of the policy that "
-    "sampled",
     "other-rows": "a ratio to the old log-probability of another row's token at its place",
 }
 
