@@ -463,6 +463,26 @@ def test_texts_cut_at_a_length_are_not_texts_cut_at_a_tag() -> None:
     assert found([text[:9] for text in long]) == ["edge-text-cut"]
 
 
+def test_texts_without_the_tags_that_are_paid() -> None:
+    """``re.sub("<[^>]*>", "", text)`` before the rewards: "part of a completion, or made from one",
+    while every reward was 0. One that is paid without tags gets its answer taken out of them."""
+    whole = tuple(f"<think>So</think><answer>{t}</answer>" for t in TEXTS)
+
+    def found(texts: Sequence[str], *right: str) -> list[str]:
+        paid = {"alone": 1.0, "form": "", "problem_type": ""}
+        cases = {n: {**paid, "role": "right", "completion": text} for n, text in enumerate(right)}
+        wrong = {**paid, "role": "foreign", "completion": "", "alone": 0.0}
+        call = replace(rewarded(ASKED, texts), probe={**cases, "other": wrong})
+        case = step(made(ASKED, inputs()), sampled(inputs(), IDS, whole), call)
+        return [e.fact for e in look_at_edges(case)]
+
+    tagged = ("<answer>x</answer>", "<think>y</think><answer>x</answer>")
+    stripped = [f"So{text}" for text in TEXTS]
+    assert found(stripped, *tagged) == ["edge-text-unmarked"]
+    assert found(stripped, *tagged, "x") == []
+    assert found([text.removeprefix("<think>So</think>") for text in whole], *tagged) == []
+
+
 @pytest.mark.parametrize("lost", ["<", "<think", "<think>", "<think>So"])
 def test_texts_without_their_first_tokens(lost: str) -> None:
     """``sequences[:, length + 1:]``: a format that begins with a tag paid nobody, and every text
