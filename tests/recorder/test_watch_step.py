@@ -170,6 +170,19 @@ def test_an_optimizer_s_direction(
     assert [step.downhill for step in recorded(tmp_path, loop, {}, {})] == downhill
 
 
+def test_the_direction_after_steps_without_a_gradient(tmp_path: Path) -> None:
+    """Equal rewards in the first step left Adam a state of zeros, and the next climbed unseen."""
+
+    def zeroed(model: nn.Module) -> None:
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad.zero_()
+
+    loop = Loop(lambda model: torch.optim.Adam(model.parameters(), lr=0.1, maximize=True))
+    steps = recorded(tmp_path, loop, {"between": zeroed}, {}, {})
+    assert [step.downhill for step in steps] == [None, 0.0, None]
+
+
 def test_gradients_that_were_there_before(tmp_path: Path) -> None:
     first, second = recorded(tmp_path, Loop(), {"zeroing": False}, {})
     assert {layer.stale for layer in first.layers} == {0.0}

@@ -140,8 +140,8 @@ class Layers:
         self, parameters: Iterable[Tensor] | None = None, fresh: Iterable[Tensor] = ()
     ) -> None:
         """The gradient that an optimizer is about to use; a second one has its own parameters.
-        ``fresh``: those of an optimizer that has no state, so that its step follows the gradient
-        alone."""
+        ``fresh``: those of an optimizer that has no momentum yet, so that its step follows the
+        gradient alone."""
         reading, given, norms = self._reading(), self._given(), gradient_norms(self._model)
         pull = self._weights.take([_gradient_of(p) for p in self._parameters])
         self._fresh |= self._rows(fresh)
@@ -163,7 +163,7 @@ class Layers:
         return self._take_weights()
 
     def downhill(self, end: Tensor) -> float | None:
-        """Of the sampled weights that an optimizer without a state changed, the share that went
+        """Of the sampled weights that an optimizer at rest changed, the share that went
         against their gradient; ``None`` where too few did."""
         if self._pull is None or not self._fresh:
             return None

@@ -49,6 +49,7 @@ class StepWatch:
         self._last: Tensor | None = None
         self._stale: Mapping[int, Tensor] = {}
         self._scale: Tensor | None = None
+        self._resting: set[int] = set()
         self._step = 0
 
     def start(self, patches: Patches) -> None:
@@ -128,9 +129,11 @@ class StepWatch:
         with self._buffer.guarded("optimizer step"):
             if self._layers is None:
                 self._layers = Layers(self._model, self._last, start=self._start)
+            if not any(optimizer.state.values()):
+                self._resting.add(id(optimizer))
             self._layers.before_step(
                 _parameters(optimizer) if self._stepped else None,
-                () if any(optimizer.state.values()) else _parameters(optimizer),
+                _parameters(optimizer) if id(optimizer) in self._resting else (),
             )
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -176,6 +179,8 @@ class StepWatch:
         held = Held.of(optimizers, self._model)
         self._start, self._last = layers.first, layers.end()
         seen, factor = layers.seen(held, self._last)
+        if any(layer.norm for layer in seen):  # gradients of 0 leave no momentum
+            self._resting.clear()
         self._buffer.add(
             StepSeen(
                 step=self._step,

@@ -388,7 +388,7 @@ class StepSeen:
     that its scheduler starts from, for groups that have one. ``others``: elements that the
     optimizers hold and the model does not. ``settings``: accumulation, batch size, group size … as
     the trainer names them. ``warnings`` issued anywhere since the last step. ``downhill``: share of
-    the sampled weights that moved against their gradient, where the optimizer had no state yet, so
+    the sampled weights that moved against their gradient, where the optimizer had no momentum, so
     that nothing but the gradient decides. ``kl_gaps``: of each KL to a reference that a loss holds
     in the form ``exp(reference - logprob)``, the largest ``|reference - logprob|``. ``dropped``:
     backwards whose gradients were gone before the next one of the step. ``ratio_to_itself``:
