@@ -22,6 +22,7 @@ HIDDEN = (
     ("reference", "batch.padding-side-config", "adv.broadcast"),
     ("experience", "batch.grids-exchanged", "media.video-not-scored"),
     ("reference", "logits.low-precision", "adv.batch-scale"),
+    ("experience", "adv.broadcast", "loss.shift"),
 )
 MISTAKEN = (
     ("buffered", "conv.resampled-item", "gen.adapter-off"),

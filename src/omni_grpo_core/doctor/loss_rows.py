@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,8 @@ from omni_grpo_core.trace.calls import ForwardCall, LossGradient
 
 UNREAD = 0.3
 """Residual above which a gradient is not that of the token it was read as."""
+SHARE = 0.9
+"""Of the positions of a step, how many must agree on a trained token that is not the next."""
 CLEAN = 3e-5
 """Residual below which nothing else is in a float32 gradient: 1e-6 is what a clean one has, and an
 entropy bonus of a thousandth of the advantages 4e-5."""
@@ -159,6 +161,22 @@ def _silenced(row: TrainedRow) -> TrainedRow:
         row, tokens=torch.full_like(row.tokens, -1), weights=torch.zeros_like(row.weights),
         temperature=none, residual=none,
     )  # fmt: skip
+
+
+def share_of(rows: Sequence[TrainedRow], by: int) -> float:
+    """Of trained positions, how many are trained on the token ``by`` columns after the next."""
+    right = total = 0
+    for row in rows:
+        wanted = torch.roll(row.following, -by)
+        kept = row.tokens >= 0
+        right += int((row.tokens == wanted)[kept].sum())
+        total += int(kept.sum())
+    return right / max(total, 1)
+
+
+def offset_of(rows: Sequence[TrainedRow]) -> int | None:
+    """Columns by which weights are to be moved to the tokens that they were read as."""
+    return next((by for by in (0, 1, -1) if share_of(rows, by) >= SHARE), None)
 
 
 def backwards(case: Case) -> list[int]:

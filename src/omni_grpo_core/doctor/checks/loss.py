@@ -13,12 +13,17 @@ from omni_grpo_core.doctor.checks.policies import later_update
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged, note_missing
 from omni_grpo_core.doctor.loss_accounts import Account, sound_accounts
 from omni_grpo_core.doctor.loss_reading import reading
-from omni_grpo_core.doctor.loss_rows import CLEAN, TrainedRow, trained_rows
+from omni_grpo_core.doctor.loss_rows import (
+    CLEAN,
+    SHARE,
+    TrainedRow,
+    offset_of,
+    share_of,
+    trained_rows,
+)
 from omni_grpo_core.doctor.policy_term import CONSTANT, PolicyTerm, policy_term
 from omni_grpo_core.doctor.rollouts import temperature_of
 
-_SHARE = 0.9
-"""Of the positions of a step, how many must agree on a trained token that is not the next."""
 _WARM = 0.01
 """Relative difference of two temperatures: a clean reading of bfloat16 is good to 1e-3. An entropy
 bonus reads as one that is off by its share of the weights, so that ten times as much is allowed."""
@@ -69,11 +74,11 @@ def look_at_targets(case: Case) -> Iterable[Evidence]:
     if not count:
         return
     note_judged(case, "loss")
-    share = {by: _share(rows, by) for by in (0, 1, -1)}
-    if share[0] >= _SHARE:
+    share = {by: share_of(rows, by) for by in (0, 1, -1)}
+    if share[0] >= SHARE:
         return
-    if share[1] >= _SHARE or share[-1] >= _SHARE:
-        early = share[1] >= _SHARE
+    if share[1] >= SHARE or share[-1] >= SHARE:
+        early = share[1] >= SHARE
         yield Evidence(
             "loss",
             "shifted",
@@ -96,20 +101,9 @@ def look_at_targets(case: Case) -> Iterable[Evidence]:
     )
 
 
-def _share(rows: Sequence[TrainedRow], by: int) -> float:
-    """Of trained positions, how many are trained on the token ``by`` columns after the next."""
-    right = total = 0
-    for row in rows:
-        wanted = torch.roll(row.following, -by)
-        kept = row.tokens >= 0
-        right += int((row.tokens == wanted)[kept].sum())
-        total += int(kept.sum())
-    return right / max(total, 1)
-
-
 def look_at_mask(case: Case) -> Iterable[Evidence]:
     """Which tokens have a weight: those of the completion up to its eos, and no others."""
-    by = _offset(_trained(case))
+    by = offset_of(_trained(case))
     rows = [row.moved(by) for row in _trained(case)] if by is not None else []
     if not rows:
         return
@@ -223,11 +217,6 @@ def _counts(weight: Tensor, term: PolicyTerm) -> bool:
 def _trained(case: Case) -> list[TrainedRow]:
     """Rows that have a weight."""
     return [row for row in trained_rows(case) if bool((row.tokens >= 0).any())]
-
-
-def _offset(rows: Sequence[TrainedRow]) -> int | None:
-    """Columns by which weights are to be moved to the tokens that they were read as."""
-    return next((by for by in (0, 1, -1) if _share(rows, by) >= _SHARE), None)
 
 
 def look_at_temperature(case: Case) -> Iterable[Evidence]:

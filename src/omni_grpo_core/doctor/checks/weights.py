@@ -38,7 +38,7 @@ from omni_grpo_core.doctor.loss_reading import (
     consistent,
     reading,
 )
-from omni_grpo_core.doctor.loss_rows import has_parts, trained_rows
+from omni_grpo_core.doctor.loss_rows import has_parts, offset_of, trained_rows
 from omni_grpo_core.doctor.ratios import known_of
 from omni_grpo_core.doctor.rollouts import settings_of, world_size
 
@@ -404,6 +404,9 @@ def _varying(known: Reading) -> Evidence:
 def _broadcast(known: Reading) -> Iterator[Evidence]:
     """Token ``t`` has the advantage of another completion: (N,) met (N, C) without a new axis."""
     values = torch.stack(sound_values(known.rewarded))
+    # of a loss that is off by a column
+    off = offset_of(known.rows) or 0
+    known = replace(known, rows=tuple(row.moved(off) for row in known.rows)) if off else known
     for divisor in known.divisors[:2]:
         # a token that has another completion's advantage of 0 counts
         whole = [float(row.end - known.term.eos_left_out) for row in known.rows]
