@@ -30,9 +30,10 @@ def library_version() -> str:
     return str(transformers.__version__)
 
 
-def available() -> bool:
-    """Whether the installed transformers takes attention functions."""
-    return hasattr(transformers, "AttentionInterface")
+def takes_functions(text_model: Any) -> bool:
+    """Whether its layers look their attention function up. 4.52 has the register, but its omni
+    models have a class for each implementation, which never read it."""
+    return bool(getattr(text_model, "_supports_attention_backend", False))
 
 
 def _packed(
@@ -61,7 +62,7 @@ def _lowered(*tensors: Tensor) -> Iterator[Tensor]:
     return (tensor.to(dtype) for tensor in tensors)
 
 
-if available():
+if hasattr(transformers, "AttentionInterface"):
     transformers.AttentionInterface.register(PACKED, _packed)
     transformers.AttentionInterface.register(PREFIX, _prefix)
 

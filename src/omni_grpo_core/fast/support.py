@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.fast.attention import available, library_version
+from omni_grpo_core.fast.attention import library_version, takes_functions
 from omni_grpo_core.fast.step import FastStep
 
 
@@ -41,8 +41,8 @@ def obstacle(policy: Policy) -> str | None:
     config: Any = policy.text_model.config
     chosen = config._attn_implementation
     sliding = sorted({*(getattr(config, "layer_types", None) or ())} - {"full_attention"})
-    if not available():
-        return f"transformers {library_version()}, which takes no attention functions"
+    if not takes_functions(policy.text_model):
+        return f"transformers {library_version()}, whose model takes no attention functions"
     if chosen != "sdpa":
         return f"attention {chosen!r}: it stands for the model's 'sdpa' alone"
     if sliding or getattr(config, "use_sliding_window", False):
