@@ -18,7 +18,7 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.fast import prefix
 from omni_grpo_core.fast import rollout as shared
 from omni_grpo_core.fast.prefix import SharedPrefix, prefix_attention
-from omni_grpo_core.fast.rollout import shared_rollout
+from omni_grpo_core.fast.rollout import compiled_body, shared_rollout
 from omni_grpo_core.types import Batch, Rollout
 
 LOGPROB = 1e-4
@@ -164,3 +164,25 @@ def test_a_planted_fault_is_seen(
         for a, b in zip(one.logprobs, other.logprobs, strict=False)
     )
     assert worst > 10 * LOGPROB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["policy mixed", "qwen3_policy qwen3_mixed"])
+def test_a_compiled_body_is_one_graph_for_prompts_of_other_lengths(
+    request: pytest.FixtureRequest, family: str
+) -> None:
+    """Traced whole, without inductor: that is the device's."""
+    from torch._dynamo.utils import counters
+
+    policy, batch = map(request.getfixturevalue, family.split())
+    settings: dict[str, Any] = {"group_size": 2, "max_new_tokens": 6, "temperature": 1.6}
+    rows = [collate(part, policy.pad_token_id) for part in (batch.rows[:2], batch.rows[2:4])]
+    body = compiled_body(backend="eager")
+    # sets the attributes that modes are restored to, which the graph is guarded by
+    rollout(policy, rows[0], **settings)
+    before = counters["stats"]["unique_graphs"]
+    for one in rows:
+        want = rollout(policy, one, **settings)
+        found = shared_rollout(policy, one, body=body, **settings)
+        assert [_plain(c) for c in found.completions] == [_plain(c) for c in want.completions]
+    assert counters["stats"]["unique_graphs"] == before + 1

@@ -21,6 +21,7 @@ from omni_grpo_core.core.forward import embed, prefill
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.towers import features
+from omni_grpo_core.fast.rollout import Body
 from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.training.step import Scores, plain_scores, scoring
 from omni_grpo_core.types import Batch, Embeddings, Rollout
@@ -89,10 +90,12 @@ def measure(
     checkpointing: bool = True,
     repeats: int = 1,
     agree: bool = True,
+    body: Body | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Measured:
-    """Every part of every way, on the same weights, prompts and tokens."""
-    bench = _Bench(policy, setting, checkpointing, repeats, say)
+    """Every part of every way, on the same weights, prompts and tokens. ``body``: what the
+    fast step decodes with, if it is compiled."""
+    bench = _Bench(policy, setting, checkpointing, repeats, say, body)
     costs: dict[Way, dict[str, Cost]] = {}
     failed: dict[Way, str] = {}
     for way in ways:
@@ -118,11 +121,12 @@ class _Bench:
         checkpointing: bool,
         repeats: int,
         say: Callable[[str], None],
+        body: Body | None,
     ) -> None:
         self.policy, self.setting, self.say = policy, setting, say
         self.checkpointing, self.repeats = checkpointing, repeats
         self.batch = make_batch(policy, setting)
-        self.fast = FastStep(policy)
+        self.fast = FastStep(policy, body)
         generator = torch.Generator().manual_seed(0)
         allowed = (~policy.suppressed).nonzero()[:, 0].cpu()
         shape = setting.completions, setting.tokens

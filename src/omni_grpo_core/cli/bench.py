@@ -72,6 +72,9 @@ def bench(
     checkpointing: Annotated[
         bool, typer.Option(help="Recompute activations in the backward pass.")
     ] = True,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Decode the fast step's tokens with torch.compile.")
+    ] = False,
     repeats: Annotated[
         int, typer.Option(min=1, max=100, help="Runs of each part; the quickest counts.")
     ] = 1,
@@ -94,6 +97,7 @@ def bench(
     from omni_grpo_core.bench.measure import speed
     from omni_grpo_core.bench.run import WAYS, measure
     from omni_grpo_core.bench.shapes import SETTINGS, make_policy
+    from omni_grpo_core.fast.rollout import compiled_body
     from omni_grpo_core.io.atomic import write_file
     from omni_grpo_core.report.terminal.bench import table
 
@@ -105,9 +109,11 @@ def bench(
     kind = cli.dtype_on(device, dtype)
     policy = make_policy(size.value, device.value, kind)
     found = speed(policy.device, policy.model.dtype)
+    body = compiled_body() if compiled else None
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device is cli.Device.cuda else "cpu",
         "dtype": kind,
+        "compiled": compiled,
         "torch": torch.__version__,
         "bytes_per_second": found.bytes,
         "operations_per_second": found.operations,
@@ -116,9 +122,16 @@ def bench(
 
     def add(point: Any, ways: list[Way], **options: Any) -> None:
         measured = measure(
-            policy, point, found, ways=ways, checkpointing=checkpointing, repeats=repeats,
-            say=lambda text: typer.echo(text, err=True), **options,
-        ).to_json()  # fmt: skip
+            policy,
+            point,
+            found,
+            ways=ways,
+            checkpointing=checkpointing,
+            repeats=repeats,
+            body=body,
+            say=lambda text: typer.echo(text, err=True),
+            **options,
+        ).to_json()
         result["points"].append(measured)
         if out is not None:
             write_file(out, f"{json.dumps(result, indent=1)}\n".encode())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,12 +34,21 @@ class SharedPrefix:
 
     @classmethod
     def of(
-        cls, prompts: Sequence[tuple[Tensor, Tensor]], mask: Tensor, copies: int, length: int
+        cls,
+        prompts: Sequence[tuple[Tensor, Tensor]],
+        mask: Tensor,
+        copies: int,
+        length: int,
+        multiple: int = 1,
     ) -> SharedPrefix:
         """``prompts``: per layer, keys and values. ``mask``: (B, P), 0 on padding. ``copies``: G;
-        ``length``: C, the most tokens of a completion."""
+        ``length``: C, the most tokens of a completion. ``multiple``: P is padded to one of it."""
+        more = -mask.shape[1] % multiple
+        mask = pad(mask, (0, more))
         # under autocast rotary embeddings leave the keys in float32
         prompts = [(key.to(value.dtype), value) for key, value in prompts]
+        if more:
+            prompts = [(pad(k, (0, 0, 0, more)), pad(v, (0, 0, 0, more))) for k, v in prompts]
         groups, heads, _, size = prompts[0][0].shape
         shape = (groups * copies, heads, length, size)
         fresh = [

@@ -8,23 +8,27 @@ from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.fast.prompts import Prompts
-from omni_grpo_core.fast.rollout import shared_rollout
+from omni_grpo_core.fast.rollout import Body, shared_rollout
 from omni_grpo_core.fast.scoring import packed_scores
 from omni_grpo_core.losses.logprobs import ScoredTokens
 from omni_grpo_core.types import Batch, Rollout
 
 
 class FastStep:
-    """Stands for the plain rollout and the plain scoring forward of ``policy``."""
+    """Stands for the plain rollout and the plain scoring forward of ``policy``. ``body``: from
+    :func:`~omni_grpo_core.fast.rollout.compiled_body`, or none."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, body: Body | None = None) -> None:
         self.policy = policy
+        self._body = body
         self._prompts = Prompts(policy)
 
     def rollout(self, batch: Batch, **settings: Any) -> Rollout:
         """As :func:`~omni_grpo_core.core.rollout.rollout`; begins a step."""
         self._prompts.forget()
-        return shared_rollout(self.policy, batch, prompts=self._prompts, **settings)
+        return shared_rollout(
+            self.policy, batch, prompts=self._prompts, body=self._body, **settings
+        )
 
     def scores(
         self, batch: Batch, ids: Tensor, mask: Tensor, *, temperature: float
