@@ -93,11 +93,11 @@ def make_policy(size: Size, device: str, dtype: str, seed: int = 0) -> Policy:
     """Nothing ends a completion: each has as many tokens as the setting says. Towers are frozen, as
     trainers do."""
     policy = load_policy(tiny.checkpoint_dir(), device=device, dtype=dtype)
-    extractor = policy.processor.feature_extractor
-    extractor.chunk_length = _AUDIO_SECONDS
-    extractor.n_samples = _AUDIO_SECONDS * AUDIO_SAMPLING_RATE
-    extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
     if size == "7b":
+        extractor = policy.processor.feature_extractor
+        extractor.chunk_length = _AUDIO_SECONDS
+        extractor.n_samples = _AUDIO_SECONDS * AUDIO_SAMPLING_RATE
+        extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
         model = _random_7b(device, getattr(torch, dtype), seed)
         policy = policy_around(model, policy.processor, QWEN2_5_OMNI, "random 7B")
     for name, parameter in policy.model.named_parameters():
