@@ -40,8 +40,8 @@ def timed(call: Callable[[], T], device: torch.device, repeats: int = 1) -> tupl
 
 
 def _settle(device: torch.device) -> None:
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
     _wait(device)
 
