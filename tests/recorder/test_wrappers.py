@@ -85,6 +85,44 @@ def test_methods_of_the_thinker_set_on_a_model_around_it(tmp_path: Path) -> None
     assert vars(outer)["generate"] is before
 
 
+class Whole(torch.nn.Module):
+    """A model around the thinker, whose call is the thinker's as ms-swift sets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thinker = toy_thinker.make()
+        use_submodel_func(self)
+
+
+class Calls(torch.nn.Module):
+    """Calls the forward of what it wraps, not the module, as PEFT does."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **keywords: Any) -> Any:
+        return self.model.forward(**keywords)
+
+
+def test_a_reference_and_a_wrapper_of_such_a_model(tmp_path: Path) -> None:
+    """A reference's scores were not seen, and the policy said to be its own reference; under PEFT
+    no score was."""
+    trained, reference = Calls(Whole()), Whole()
+    before = vars(Whole).get("__call__"), torch.nn.Module.__call__
+    ids = torch.tensor([[1, 2, 3]])
+    with record(tmp_path, model=trained, processor=toy_thinker.ToyProcessor()) as recorder:
+        trained(input_ids=ids)
+        reference(input_ids=ids)
+        recorder.end_step()
+    assert (vars(Whole).get("__call__"), torch.nn.Module.__call__) == before
+    own, other = calls_of(load_trace(tmp_path / "step-000000"), ForwardCall)
+    assert (own.own, other.own) == (True, False)
+    assert own.logprobs is not None
+    assert other.logprobs is not None
+    assert torch.equal(own.logprobs, other.logprobs)
+
+
 def test_ddp(tmp_path: Path) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1

@@ -58,9 +58,9 @@ def find(model: Any) -> Found:
             )
         around.append(module)
         module = inner
-    compiled = tuple(
-        one for one in around if "_orig_mod" in one._modules or is_rebound(one, "forward", module)
-    )
+    kinds = ["_orig_mod" in one._modules or is_rebound(one, "forward", module) for one in around]
+    # those around it too: they may call its method, and not it
+    compiled = tuple(one for at, one in enumerate(around) if any(kinds[at:]))
     wrappers = tuple(type(one).__name__ for one in around)
     return Found(model, module, text_model_of(module), wrappers, compiled)
 
@@ -68,8 +68,13 @@ def find(model: Any) -> Found:
 def is_rebound(module: Any, name: str, thinker: Any) -> bool:
     """Whether a module around the thinker has the thinker's method as its own, as ms-swift's
     ``use_submodel_func`` sets it: such a call does not look the method up on the thinker."""
-    own, method = vars(module).get(name), getattr(type(thinker), name, None)
-    return own is not None and method is not None and inspect.unwrap(own) is inspect.unwrap(method)
+    own, method = vars(module).get(name), getattr(thinker, name, None)
+    return own is not None and method is not None and _function(own) is _function(method)
+
+
+def _function(method: Any) -> Any:
+    inner = inspect.unwrap(method)
+    return getattr(inner, "__func__", inner)
 
 
 def text_model_of(thinker: Any) -> nn.Module:

@@ -29,14 +29,15 @@ from omni_grpo_core.recorder.tensors import chosen, copied, token_logprobs
 from omni_grpo_core.recorder.thinker import (
     Found,
     autocast_of,
+    find,
     is_rebound,
     modes,
-    text_model_of,
     weights_apart,
 )
 from omni_grpo_core.trace import dtype_name
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall, Modes
 
+_SECONDS = ("video_second_per_grid", "second_per_grid_ts")
 _TOGETHER = 16
 """Tokens per row that are scored at once."""
 
@@ -173,6 +174,10 @@ class ModelWatch:
         ):
             if hasattr(kind, name):
                 patches.set(kind, name, self._for_others(getattr(kind, name), kind, around))
+        # where a module around the thinker has its forward, the others' thinkers are not called
+        for kind in {type(m) for m in self._found.compiled if is_rebound(m, "forward", thinker)}:
+            watched = self._for_others(kind.__call__, kind, self._other_around)
+            patches.set(kind, "__call__", watched)
 
     def _on_text_model(self, text_model: nn.Module) -> Any:
         return text_model.register_forward_pre_hook(_Hook(self._text_model), with_kwargs=True)
@@ -268,7 +273,7 @@ class ModelWatch:
         buffer, grad = self._buffer, torch.is_grad_enabled()
         with buffer.guarded("generate"):
             given = {**({"inputs": args[0]} if args else {}), **keywords}
-            state.keywords = buffer.see(given, state.seen)
+            state.keywords = buffer.see(_timed(given), state.seen)
             state.modes = modes(state.found, grad_enabled=grad)
             if state.found is not self._found:
                 state.apart = weights_apart(state.found.thinker, self._found.thinker)
@@ -340,7 +345,7 @@ class ModelWatch:
     ) -> Any:
         if self._generating is not None:
             return call(*args, **keywords)
-        found = _alone(this)
+        found = find(this)
         hook = self._on_text_model(found.text_model)
         try:
             return self._watched(_Generating(found), call, args, keywords)
@@ -377,7 +382,7 @@ class ModelWatch:
         forward = self._forward = _Forward(module, clock(), self._buffer.listen())
         given = arguments(found.thinker.forward, args, keywords)
         forward.ids = given.get("input_ids")
-        forward.keywords = self._buffer.see(given, forward.seen)
+        forward.keywords = self._buffer.see(_timed(given), forward.seen)
         forward.modes = modes(found, grad_enabled=grad)
 
     def _other(
@@ -385,8 +390,9 @@ class ModelWatch:
     ) -> Any:
         """A forward of another instance."""
         state = self._generating
+        found = find(this)
         if state is not None:
-            if state.found.thinker is not this:
+            if state.found.thinker is not found.thinker:
                 return call(*args, **keywords)
             with self._buffer.guarded("forward"):
                 self._next_pass(state, args, keywords)
@@ -395,7 +401,6 @@ class ModelWatch:
                 self._passed(state, output)
             return output
         grad, output = torch.is_grad_enabled(), None
-        found = _alone(this)
         outer, hook = self._forward, self._on_text_model(found.text_model)
         with self._buffer.guarded("forward"):
             self._begin(found, this, args, keywords, grad)
@@ -408,6 +413,14 @@ class ModelWatch:
             if forward is not None and forward is not outer:
                 with self._buffer.guarded("forward"):
                     self._end(forward, output, own=False)
+
+    def _other_around(
+        self, this: Any, call: Callable[..., Any], args: Any, keywords: dict[str, Any]
+    ) -> Any:
+        whole = any(type(this) is type(module) for module in self._found.compiled)
+        if not whole or "forward" not in vars(this):
+            return call(*args, **keywords)
+        return self._other(this, call, args, keywords)
 
     def _next_pass(
         self, state: _Generating, args: tuple[Any, ...], keywords: Mapping[str, Any]
@@ -511,9 +524,10 @@ class ModelWatch:
         )
 
 
-def _alone(thinker: Any) -> Found:
-    """Another instance of the thinker's class, whatever is around it."""
-    return Found(thinker, thinker, text_model_of(thinker), (), ())
+def _timed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call, with seconds between frames that are given as numbers in a tensor."""
+    listed = {name: given[name] for name in _SECONDS if isinstance(given.get(name), list | tuple)}
+    return {**given, **{name: torch.as_tensor(held) for name, held in listed.items()}}
 
 
 def _three_axes(where: Tensor) -> Tensor:
