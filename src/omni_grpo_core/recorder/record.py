@@ -20,10 +20,18 @@ from typing import Any, Protocol
 import torch
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.recorder.adapters.swift import SwiftRequests
 from omni_grpo_core.recorder.hooks import Patches, WarningsWatch
 from omni_grpo_core.recorder.plain import Plain
 from omni_grpo_core.recorder.step_buffer import Bounds, StepBuffer, stage_of
-from omni_grpo_core.recorder.thinker import find, half_types, marks, placeholders, rope_sections
+from omni_grpo_core.recorder.thinker import (
+    Found,
+    find,
+    half_types,
+    marks,
+    placeholders,
+    rope_sections,
+)
 from omni_grpo_core.recorder.watch_model import ModelWatch
 from omni_grpo_core.recorder.watch_processor import ProcessorWatch
 from omni_grpo_core.recorder.watch_rewards import RewardWatch
@@ -135,7 +143,7 @@ class Recorder:
         found = find(model)
         self.buffer = StepBuffer(bounds, Plain(), half_types(found.thinker))
         self._header = {
-            **_header(found.thinker, processor),
+            **_header(found, processor),
             "rope_sections": rope_sections(found.text_model),
             "placeholders": placeholders(found.thinker),
             "marks": marks(processor),
@@ -146,6 +154,7 @@ class Recorder:
         self._watches: list[Watch] = [
             WarningsWatch(self.buffer),
             ProcessorWatch(processor, self.buffer),
+            SwiftRequests(processor, self.buffer),
             ModelWatch(found, processor, self.buffer),
             rewards,
             StepWatch(found, self.buffer, self.settings, self.end_step),
@@ -286,14 +295,16 @@ def _rank() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _header(thinker: Any, processor: Any) -> dict[str, str]:
-    config = getattr(thinker, "config", None)
-    rank, world = _rank()
+def _header(model: Found, processor: Any) -> dict[str, str]:
+    thinker, (rank, world) = model.thinker, _rank()
+    # a thinker inside the whole model does not know where that is from
+    configs = (getattr(module, "config", None) for module in (thinker, model.outer))
+    names = (str(getattr(config, "_name_or_path", "") or "") for config in configs)
     weight = next(thinker.parameters())
     return {
         **{name: found for name in _LIBRARIES if (found := _version(name))},
         "python": platform.python_version(),
-        "checkpoint": str(getattr(config, "_name_or_path", "") or ""),
+        "checkpoint": next(filter(None, names), ""),
         "model": type(thinker).__name__,
         "processor": type(processor).__name__,
         "device": str(weight.device.type),

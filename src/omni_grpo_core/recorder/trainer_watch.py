@@ -97,7 +97,8 @@ class TrainerWatch:
             self._made.append(made)
         with self._buffer.guarded("advantages"):
             called = [call for call, _ in self._buffer.records[before:]]
-            self._note_advantages([c for c in called if isinstance(c, RewardCall)], made, groups)
+            rewards = [c for c in called if isinstance(c, RewardCall)]
+            self._note_advantages(rewards, self._adapter.named(made, None), groups)
         return made
 
     def _note_rows(self, rows: Sequence[Any], size: int) -> tuple[str, ...]:
@@ -163,7 +164,7 @@ class TrainerWatch:
             held = inputs if isinstance(inputs, Mapping) else self._rolled_out()
             loss = made[0] if isinstance(made, tuple) else made
             if held is not None and isinstance(loss, Tensor):
-                self._note_loss(held, loss)
+                self._note_loss(self._adapter.named(held, self._scores), loss)
         self._scores = self._scored = None
         return made
 
@@ -178,7 +179,7 @@ class TrainerWatch:
         return torch.equal(scored[:, -ids.shape[1] :], ids)
 
     def _note_loss(self, inputs: Mapping[str, Any], loss: Tensor) -> None:
-        ids, scores = inputs.get("completion_ids"), self._scores
+        ids, scores = inputs.get("completion_ids"), inputs.get("logprobs")
         if self._adapter.whole and isinstance(ids, Tensor) and scores is not None:
             scores = scores[:, -ids.shape[1] :]
         seen = LossSeen(

@@ -4,7 +4,8 @@
 from omni_grpo_core.recorder.adapters.adapter import Adapter
 from omni_grpo_core.recorder.adapters.loop import LOOP
 from omni_grpo_core.recorder.adapters.open_r1 import OPEN_R1, R1_V
+from omni_grpo_core.recorder.adapters.swift import SWIFT
 from omni_grpo_core.recorder.adapters.trl import TRL
 
-ADAPTERS: tuple[Adapter, ...] = (TRL, OPEN_R1, R1_V, LOOP)
+ADAPTERS: tuple[Adapter, ...] = (SWIFT, TRL, OPEN_R1, R1_V, LOOP)
 """The first that fits a trainer is used: those that ask for more come first."""

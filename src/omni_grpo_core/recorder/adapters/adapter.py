@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omni_grpo_core.rewards.call import name_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _as_it_is(held: Any, scores: Tensor | None) -> Mapping[str, Any]:
+    return {**held, "logprobs": scores} if isinstance(held, Mapping) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +30,8 @@ class Adapter:
     alone or first of several; ``whole``: of all tokens after the first, not of the completion only.
     ``partial``: the key of the rollout's result that holds partial rewards with their token masks.
     Empty: there is no such method or key, so what it would show is not noted.
+    ``named``: under TRL's names, what a rollout returns, or what a loss takes, with the logprobs
+    that it computed.
     """
 
     name: str
@@ -34,6 +44,7 @@ class Adapter:
     loss: str = ""
     whole: bool = False
     partial: str = ""
+    named: Callable[[Any, Tensor | None], Mapping[str, Any]] = _as_it_is
 
     def fits(self, trainer: Any) -> bool:
         """Whether a trainer has everything that is named."""
