@@ -91,6 +91,23 @@ def test_columns_of_several_rows() -> None:
     assert torn["columns-moved"].row == 1
 
 
+def test_a_column_that_rewards_get_changed_tells_nothing_of_the_others() -> None:
+    """ms-swift's messages end with the completion: no row has them, and golds of other rows went
+    unseen beside them."""
+    from omni_grpo_core.doctor.checks import groups as checks_groups
+
+    noted = SamplesSeen(
+        tuple({"messages": [name], "path": name, "gold": name * 2} for name in "ab"), ("a", "b")
+    )
+    columns = {
+        "messages": [[name, "answer"] for name in GROUPS],
+        "path": list(GROUPS),
+        "gold": ["bb", "bb", "aa", "aa"],
+    }
+    torn = found(checks_groups.LOOKS, case(noted, generated(), rewarded(columns=columns)))
+    assert torn["columns-moved"].row == 0
+
+
 def _golds(own: tuple[str, ...], given: tuple[str, ...]) -> dict[str, Evidence]:
     """Two rows that ask the same, each answered twice."""
     from omni_grpo_core.doctor.checks import groups as checks_groups

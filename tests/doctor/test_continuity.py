@@ -541,6 +541,38 @@ def test_one_prompt_of_another_row_moves_no_columns() -> None:
     assert only(healthy(problem=[ASKED[0], ASKED[0], ASKED[2], ASKED[0]])).fact == "edge-columns"
 
 
+def test_why_a_completion_ended_is_no_column_of_the_data() -> None:
+    """ms-swift hands ``finish_reason`` to rewards: of two completions each of two prompts the first
+    was capped, and answers were said to be compared with other rows' values."""
+    ids = ((5, 6, 7), (5, 9), (7, 8, 7), (8, 9))
+    reasons = ["length", "stop", "length", "stop"]
+    case = step(
+        made(ASKED, inputs()), sampled(inputs(), ids, TEXTS),
+        rewarded(ASKED, TEXTS, finish_reason=reasons),
+    )  # fmt: skip
+    assert list(look_at_edges(case)) == []
+    assert only(healthy(finish_reason=reasons)).fact == "edge-columns", "all of these have ended"
+
+
+def test_a_processor_that_is_given_media_alone_makes_no_prompts() -> None:
+    """ms-swift renders and tokenizes by itself: its prompts were said to be padding that the mask
+    keeps, as the processor had made rows without any token."""
+    bare = rows([()], [1]) | {"input_ids": torch.zeros(1, 0, dtype=torch.long)}
+    taken = rows([A, A], [1, 1])
+    assert list(look_at_edges(step(made([""], bare), sampled(taken, [ONE, TWO])))) == []
+
+
+def test_positions_that_were_cut_to_whole_numbers_while_scoring() -> None:
+    """As ms-swift cuts those of Qwen3-Omni's clips."""
+    ids = rows([(1, 2, 3, 4, *ONE)])
+    prompt = torch.tensor([0.0, 1.0, 2.5, 3.5]).expand(3, 1, 4)
+    generate = replace(sampled(rows([(1, 2, 3, 4)]), [ONE]), position_ids=prompt)
+    cut = torch.tensor([0, 1, 2, 3, 4, 5, 6]).expand(3, 1, 7)
+    found = only(step(generate, scored(ids, position_ids=cut)))
+    assert found.fact == "edge-positions"
+    assert found.values["reproduced"] == ("cast-integer",)
+
+
 def test_prompts_repeated_in_another_order_than_columns() -> None:
     """Prompts 1 2 1 2, columns 1 1 2 2."""
     tiled = rows([A, B, A, B], [1, 2, 1, 2])

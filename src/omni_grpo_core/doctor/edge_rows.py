@@ -484,11 +484,14 @@ def _judge_positions(trail: Trail, between: Between, row: FedRow, completion: Co
     )
     if not row.masked:
         sentence += "; it was called without attention_mask"
+    found = reproductions(want, got[:, :width]) if how == "the prompt" else ()
+    if found:
+        sentence += told("; they are generate's", found)
     trail.broken(
         between,
         [row.at],
         ("positions", "positions", sentence),
-        {"how": how, "mask": row.masked, "flags": flags},
+        {"how": how, "mask": row.masked, "flags": flags, **plain(found)},
         key=how,
         # a wrong flag is blamed where it is passed; one that is missing belongs here
         origin="inherited" if flags[1] is not None and flags[0] != flags[1] else "added",

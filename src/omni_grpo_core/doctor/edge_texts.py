@@ -19,6 +19,7 @@ from omni_grpo_core.doctor.reproduce import plain, reproductions
 from omni_grpo_core.doctor.rollouts import (
     Completion,
     bare,
+    ids_of,
     is_decode,
     joined,
     sampled_before,
@@ -434,10 +435,13 @@ def _judge_columns(
     labels = _labels([c.group for c in order])
     if len(set(labels)) < 2:
         return False
+    capped = _labels([_is_capped(c) for c in order])
     for name, values in call.columns.items():
         if not isinstance(values, list | tuple) or len(values) != len(order):
             continue
         column = _labels([repr(value) for value in values])
+        if column == capped:  # of the completions
+            continue
         sizes = [sorted(Counter(numbers).values()) for numbers in (labels, column)]
         # where groups alone are uneven, it is a prompt that is another row's
         if sizes[0][0] < sizes[0][-1] and sizes[1][0] == sizes[1][-1]:
@@ -458,6 +462,11 @@ def _judge_columns(
         trail.broken(between, rows, (stage, fact, sentence), known)  # type: ignore[arg-type]
         return True
     return False
+
+
+def _is_capped(completion: Completion) -> bool:
+    eos = ids_of(completion.call.config.get("eos_token_id"))
+    return not {*completion.sampled[-1:]} & {*eos}
 
 
 def _regrouped(labels: Sequence[int], column: Sequence[int]) -> bool:

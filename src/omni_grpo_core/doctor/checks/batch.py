@@ -137,8 +137,8 @@ def look_placeholders(case: Case) -> Iterator[Evidence]:
     for one in rendered_batches(case):
         wrong: set[str] = set()
         for call in one.processed:
-            if not (call.images or call.videos or call.audios):
-                continue  # text counted or tokenized on its own; what the model gets is counted too
+            if not (call.images or call.videos or call.audios) or not any(call.texts):
+                continue  # text or media on their own; what the model gets is counted too
             for count in _counted(call.outputs, policy):
                 note_judged(case, "batch")
                 if not count.agree:

@@ -260,17 +260,18 @@ def _fits(
         and rows
         and all(name in row for row in rows)
     ]
-    if not names:
-        return None
-    return [
-        {
-            name: {
-                k for k, row in enumerate(rows) if _plain(row[name]) == _plain(columns[name][at])
-            }
-            for name in names
-        }
-        for at in range(count)
-    ]
+    fits = {
+        name: [
+            {k for k, row in enumerate(rows) if _plain(row[name]) == _plain(value)}
+            for value in columns[name]
+        ]
+        for name in names
+    }
+    # a column that never is a row's was made of it, as a conversation that the completion ends
+    fits = {name: found for name, found in fits.items() if any(found) or name in GOLDS}
+    return (
+        [{name: found[at] for name, found in fits.items()} for at in range(count)] if fits else None
+    )
 
 
 def _grouped(rollout: RolloutRecord) -> Owners | None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from omni_grpo_core.core.batch import placeholder_ids
-from omni_grpo_core.doctor.call_rows import CallRow, call_rows
+from omni_grpo_core.doctor.bundles import rows_in
+from omni_grpo_core.doctor.call_rows import GRIDS, CallRow, call_rows
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.rendered import flag_of
 from omni_grpo_core.doctor.replay.model import reference_positions
 from omni_grpo_core.doctor.reproduce import Reproduction, plain, reproductions, told
+from omni_grpo_core.doctor.trail import earlier_steps
 from omni_grpo_core.recorder.thinker import rope_sections
 from omni_grpo_core.trace.calls import ForwardCall, GenerateCall
 from omni_grpo_core.types import AudioInVideo, Row
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Call = GenerateCall | ForwardCall
+_SECONDS = "video_second_per_grid"
 _ROUNDED = 0.05
 """Of the largest time inside a medium: positions are whole numbers in some families."""
 
@@ -51,7 +54,28 @@ def rows_of(case: Case, call: Call) -> tuple[CallRow, ...]:
 
 
 def _rows_of(case: Case, call: Call) -> tuple[CallRow, ...]:
-    return () if case.reference is None else call_rows(call.inputs, case.reference.policy)
+    if case.reference is None:
+        return ()
+    return call_rows({**call.inputs, **_seconds(case, call)}, case.reference.policy)
+
+
+def _seconds(case: Case, call: Call) -> dict[str, Tensor]:
+    """Seconds between frames that positions were made from, which were passed in their place: those
+    that the processor gave for the same clips."""
+    grids = call.inputs.get(GRIDS["video"])
+    if grids is None or _SECONDS in call.inputs or "position_ids" not in call.inputs:
+        return {}
+    made = [
+        item
+        for one in (case, *(before for _, before in earlier_steps(case)))
+        for processed in one.processed
+        for row in rows_in(one, processed)
+        for item in row.media.get("video") or ()
+    ]
+    clips = [item for row in rows_in(case, call) for item in row.media.get("video") or ()]
+    found = [next((m.seconds for m in made if m.gives(clip) is not None), None) for clip in clips]
+    known = [seconds for seconds in found if seconds is not None]
+    return {_SECONDS: torch.tensor(known)} if len(known) == len(grids) else {}
 
 
 def copies_of(rows: Sequence[CallRow], number: int) -> list[CallRow]:
@@ -96,9 +120,9 @@ def look_next_positions(case: Case) -> Iterator[Evidence]:
             continue  # after padding in any row, decoding counts differently
         # from the positions that the prompt really had, which another look judges
         prompt = call.position_ids[-3:, 0, rows[0].kept]
-        first = int(prompt.max()) + 1
+        first = prompt.max().item() + 1  # not whole after a clip, in some families
         note_judged(case, "positions")
-        wanted = tuple(range(first, first + len(call.step_positions)))
+        wanted = tuple(first + step for step in range(len(call.step_positions)))
         if call.step_positions != wanted:
             yield Evidence(
                 "positions",

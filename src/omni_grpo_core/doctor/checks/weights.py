@@ -41,6 +41,7 @@ from omni_grpo_core.doctor.loss_reading import (
 from omni_grpo_core.doctor.loss_rows import has_parts, offset_of, trained_rows
 from omni_grpo_core.doctor.ratios import known_of
 from omni_grpo_core.doctor.rollouts import settings_of, world_size
+from omni_grpo_core.trace.calls import AdvantageSeen
 
 _WHOLE = 2e-4
 """That of a divisor from a whole multiple of a known one: six are tried on average, and one of them
@@ -345,6 +346,16 @@ def _differs(known: Reading, account: Account, or_wrong: bool) -> Evidence:
     )
 
 
+def _against(seen: AdvantageSeen) -> bool:
+    """Whether advantages that were noted fall where their rewards rise."""
+    if seen.advantages.shape != seen.rewards.shape:
+        return False
+    groups = torch.tensor([seen.group_ids.index(name) for name in seen.group_ids])
+    means = {at: seen.rewards[groups == at].mean() for at in groups.tolist()}
+    centred = seen.rewards - torch.stack([means[at] for at in groups.tolist()])
+    return float((centred * seen.advantages).sum()) < 0
+
+
 def _wrong(case: Case, known: Reading, wrong: Sequence[Account]) -> Evidence:
     listed = _listed(known.rewarded.total)
     first = wrong[0]
@@ -357,7 +368,7 @@ def _wrong(case: Case, known: Reading, wrong: Sequence[Account]) -> Evidence:
     if first.by.kind == "sound":
         # both make one product: whose the sign is can be told where the advantages were noted
         return Evidence(
-            "loss" if case.advantages else "advantage",
+            "loss" if case.advantages and not any(map(_against, case.advantages)) else "advantage",
             "advantages-negated",
             f"the weights in the loss are the advantages of the rewards {listed} with the opposite "
             "sign: higher-rewarded completions are made less likely",
