@@ -470,7 +470,8 @@ def test_texts_without_the_tags_that_are_paid() -> None:
 
     def found(texts: Sequence[str], *right: str) -> list[str]:
         paid = {"alone": 1.0, "form": "", "problem_type": ""}
-        cases = {str(n): {**paid, "role": "right", "completion": text} for n, text in enumerate(right)}
+        given = {**paid, "role": "right"}
+        cases = {str(n): {**given, "completion": text} for n, text in enumerate(right)}
         wrong = {**paid, "role": "foreign", "completion": "", "alone": 0.0}
         call = replace(rewarded(ASKED, texts), probe={**cases, "other": wrong})
         case = step(made(ASKED, inputs()), sampled(inputs(), IDS, whole), call)
