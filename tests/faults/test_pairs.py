@@ -23,6 +23,7 @@ HIDDEN = (
     ("experience", "batch.grids-exchanged", "media.video-not-scored"),
     ("reference", "logits.low-precision", "adv.batch-scale"),
     ("experience", "adv.broadcast", "loss.shift"),
+    ("experience", "text.media-dropped", "adv.group-mixed"),
 )
 MISTAKEN = (
     ("buffered", "conv.resampled-item", "gen.adapter-off"),

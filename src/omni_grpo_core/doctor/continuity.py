@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from omni_grpo_core.doctor import edge_rows, edge_texts
-from omni_grpo_core.doctor.bundles import rows_in
+from omni_grpo_core.doctor.bundles import markers_of, rows_in
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.doctor.trail import Edge, Trail, times
 
@@ -47,7 +47,14 @@ def misplaced(case: Case) -> bool:
         [row for call in calls for row in rows_in(case, call)]
         for calls in (case.processed, case.generated)
     )
-    if any(None in row.media.values() for row in taken):
+    markers = markers_of(case)
+    # placeholders that may be anybody's; media without any belong to none
+    tokens = {} if markers is None else markers.tokens
+    if any(
+        row.media.get(m, ()) is None and token in row.ids
+        for row in taken
+        for m, token in tokens.items()
+    ):
         return True
     changed = any(e.values.get("call") == "generate" and e.severity == "breaks" for e in broken)
     return changed and len({row.key for row in made}) != len({row.key for row in taken})
