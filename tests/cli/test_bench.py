@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 Run = Callable[..., tuple[int, str, str]]
-SMALL = ("--prompt", 120, "--groups", 2, "--group", 2, "--tokens", 3)
+SMALL = ("--prompt", 100, "--groups", 1, "--group", 2, "--tokens", 3)
 
 
 def test_three_ways_side_by_side(run_cli: Run, tmp_path: Path) -> None:
@@ -23,12 +25,13 @@ def test_three_ways_side_by_side(run_cli: Run, tmp_path: Path) -> None:
         assert measured["seconds"].keys() >= parts, way
         assert measured["times_the_floor"] > 0
     agreement = point["agreement"]
-    assert agreement["equal_completions"] == agreement["completions"] == 4
+    assert agreement["equal_completions"] == agreement["completions"] == 2
     # float32, as in tests/fast
     assert agreement["logprob_max"] < 1e-4
     assert agreement["gradient_relative_max"] < 1e-3
 
 
+@pytest.mark.slow
 def test_a_table_and_a_chosen_way(run_cli: Run) -> None:
     code, out, err = run_cli("bench", *SMALL, "--way", "fast", "--no-checkpointing")
     assert code == 0, err

@@ -28,7 +28,7 @@ def lengths(draw: st.DrawFn) -> Lengths:
 
 
 @given(lengths(), st.sampled_from([(1, 1), (4, 2), (6, 2)]), st.integers(0, 2**31))
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_merged_attention_is_masked_attention(
     found: Lengths, heads: tuple[int, int], seed: int
 ) -> None:
