@@ -20,7 +20,7 @@ from omni_grpo_core import tiny
 
 FLAGS = {
     "max_completion_length": 16, "num_generations": 4, "per_device_train_batch_size": 8,
-    "logging_steps": 1, "learning_rate": 1e-3, "max_steps": 3, "use_cpu": True, "bf16": False,
+    "logging_steps": 1, "learning_rate": 1e-3, "max_steps": 2, "use_cpu": True, "bf16": False,
     "save_strategy": "no", "disable_tqdm": True, "report_to": [], "beta": 0.04,
     "gradient_checkpointing": True, "remove_unused_columns": False,
 }  # fmt: skip

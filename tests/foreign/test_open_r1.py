@@ -27,8 +27,12 @@ _NAMES = {
     "vlm-r1": ("VLM-R1", "commit 90052f4"),
     "r1-v": ("R1-V", "commit bbbbe3d"),
 }
+LINES = (
+    'with omni_grpo_core.record("trace/", model=trainer.model, '
+    "processor=trainer.processing_class, reward_funcs=trainer.reward_funcs):\n    trainer.train()"
+)
 LANES = {
-    key: Lane(f"open-r1-{key}", name, ("transformers", "trl"), "attach(trainer, …)", commit)
+    key: Lane(f"open-r1-{key}", name, ("transformers", "trl"), LINES, commit)
     for key, (name, commit) in _NAMES.items()
 }
 ONE_PROMPT = {"per_device_train_batch_size": 1}
