@@ -378,6 +378,29 @@ def test_texts_in_capitals(paid: float) -> None:
     assert [one is not None for one in joined(odd).entries[0]] == [True] * len(said)
 
 
+def test_texts_that_were_sampled_in_small_letters() -> None:
+    """One of them beside others, and one whose placeholder alone is in capitals: that every text
+    was in lower case stood before what had made HumanOmniV2's garbage."""
+    kept = ["five <|AUDIO|>", *TEXTS[1:]]
+    call = replace(sampled(inputs(), IDS, TEXTS), decoded={"kept": tuple(kept), "skipped": TEXTS})
+    given = replace(rewarded(ASKED, TEXTS), values=(0.0,) * 4)
+    assert list(look_at_edges(step(made(ASKED, inputs()), call, given, scored(whole())))) == []
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_pictures_that_generate_repeats_rightly_are_followed(copied: bool) -> None:
+    """``num_return_sequences`` with pictures was taken for scrambled in every family, so that R1-V
+    could score with blank ones."""
+    call = sampled(rows([A, B], [1, 2]), IDS, TEXTS)
+    embeds = torch.tensor([[7], [7], [8], [8]] if copied else [[7], [8], [7], [8]])
+    call = replace(
+        call, config={**call.config, "num_return_sequences": 2}, digests={"inputs_embeds": embeds}
+    )
+    blank = with_pixels(whole(), *(0 * ONES for _ in range(4)))
+    odd = step(made(ASKED[::2], rows([A, B], [1, 2])), call, scored(blank))
+    assert [e.fact for e in look_at_edges(odd)] == ["edge-media-changed"] * copied
+
+
 def test_a_system_message_that_all_prompts_share_tells_none_of_them() -> None:
     """Two micro-batches of the same prompts, turned, with many equal answers: each answer was taken
     for one of the other prompt, and a healthy run's golds were another row's."""

@@ -57,8 +57,14 @@ def to_generate(trail: Trail) -> None:
 
 
 def scrambles(call: GenerateCall) -> bool:
-    """Whether generate itself repeats pixels patch by patch, which another look reports."""
+    """Whether generate itself may repeat pixels patch by patch, which another look reports; some
+    families repeat pictures, so that a prompt's copies have the very same embeddings."""
     copies = int(call.config.get("num_return_sequences") or 1)
+    embeds = call.digests.get("inputs_embeds")
+    if embeds is not None and embeds.dim() == 2 and len(embeds) % copies == 0:
+        own = embeds.view(-1, copies, embeds.shape[1])
+        if bool((own == own[:, :1]).all()):
+            return False
     return copies > 1 and any(
         name in call.inputs or name in call.large
         for name in ("pixel_values", "pixel_values_videos")

@@ -314,8 +314,9 @@ def _judge_case(trail: Trail, between: Between, call: RewardCall, texts: Sequenc
     how = "capitals" if all(text.isupper() for text in texts) else "lower case"
     if how != "capitals" and not all(text.islower() for text in texts):
         return False
-    pool = [text for c in joined(trail.case).completions for text in c.texts]
-    if not pool or all(one.isupper() or one.islower() for one in pool):
+    pool = [text.strip() for c in joined(trail.case).completions for text in c.texts]
+    # one of few may have been sampled like this, beside others, or with a special token in capitals
+    if all(one.isupper() or one.islower() for one in pool) or {t.strip() for t in texts} <= {*pool}:
         return False
     others = [v for case in call.probe.values() if (v := probed.number(case)) is not None]
     unpaid = len({*call.values}) == 1 and max(others, default=0.0) > (call.values[0] or 0.0)
