@@ -568,14 +568,10 @@ def test_one_prompt_of_another_row_moves_no_columns() -> None:
 def test_why_a_completion_ended_is_no_column_of_the_data() -> None:
     """ms-swift hands ``finish_reason`` to rewards: of two completions each of two prompts the first
     was capped, and answers were said to be compared with other rows' values."""
-    ids = ((5, 6, 7), (5, 9), (7, 8, 7), (8, 9))
-    reasons = ["length", "stop", "length", "stop"]
-    case = step(
-        made(ASKED, inputs()), sampled(inputs(), ids, TEXTS),
-        rewarded(ASKED, TEXTS, finish_reason=reasons),
-    )  # fmt: skip
-    assert list(look_at_edges(case)) == []
-    assert only(healthy(finish_reason=reasons)).fact == "edge-columns", "all of these have ended"
+    by_completion, by_prompt = ["x", "y", "x", "y"], ["a", "a", "b", "b"]
+    assert list(look_at_edges(healthy(finish_reason=by_completion, prompt_id=by_prompt))) == []
+    assert only(healthy(finish_reason=by_completion)).fact == "edge-columns", "nothing is known"
+    assert only(healthy(solution=by_completion, prompt_id=by_prompt)).fact == "edge-columns"
 
 
 def test_a_processor_that_is_given_media_alone_makes_no_prompts() -> None:

@@ -103,6 +103,16 @@ def resized_again(trainer: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def four_frames_a_second(trainer: Any) -> Iterator[None]:
+    """Frames half a second apart: ms-swift itself cuts their times to whole numbers while scoring.
+    It reads its variables once in a process."""
+    from qwen_omni_utils import vision_process
+
+    with mock.patch.object(vision_process, "FPS", 4.0):
+        yield
+
+
 # --------------------------------------------------------------------------- sampling
 
 

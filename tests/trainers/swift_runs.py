@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 from unittest import mock
 
@@ -108,11 +107,10 @@ def trained(
     plant: Plant | None = None,
     by: Literal["record", "attach"] | None = "attach",
     ended: Callable[[Any], None] = lambda _: None,
-    environment: Mapping[str, str] = MappingProxyType({}),
     **config: Any,
 ) -> Path:
     """Train a few optimizer steps; the recording's folder. ``by``: how it is recorded, if it is.
-    ``ended``: called with the trainer. ``environment``: variables of ms-swift's."""
+    ``ended``: called with the trainer."""
     from swift.pipelines.train.rlhf import SwiftRLHF
     from swift.rewards import orms
 
@@ -139,7 +137,7 @@ def trained(
         **config,
     }  # fmt: skip
     given = [str(one) for name, held in settings.items() for one in (f"--{name}", *_listed(held))]
-    sound = {"USE_AUDIO_IN_VIDEO": str(kind == "audio in video"), **environment}
+    sound = {"USE_AUDIO_IN_VIDEO": str(kind == "audio in video")}
     named = {one.__name__: (lambda args=None, one=one: one) for one in rewards}
     with mock.patch.dict(os.environ, {**_ENVIRONMENT, **sound}), mock.patch.dict(orms, named):
         Recorded(given).main()

@@ -17,6 +17,7 @@ import torch
 from conformance import Lane
 from swift_faults import (
     collated,
+    four_frames_a_second,
     golds_rolled,
     in_train_mode,
     late,
@@ -115,7 +116,8 @@ def test_nothing_breaks_a_sound_run(
     code, report = diagnosed(trained(tmp_path, checkpoints(family), kind, **given), run_cli)
     LANE.sound(f"{family}, {kind}", name, report)
     assert (code, causes_at(report, "breaks"), report["raised"]) == (0, {}, None)
-    judged = {stage for stage, held in report["coverage"].items() if held["state"] == "sound"}
+    states = {stage: held["state"] for stage, held in report["coverage"].items()}
+    judged = {stage for stage, state in states.items() if state in ("sound", "differs")}
     seen = {"conversation", "text", "batch", "positions", "logits", "reward", "loss", "gradient"}
     assert seen <= judged
     assert kind == "text" or "media" in judged
@@ -225,9 +227,8 @@ PLANTED: dict[str, tuple[Family, Kind, Given, str, str]] = {
         "loss", "loss.after-eos",
     ),
     "learning rate 0": (OLD, "text", {"learning_rate": 0.0}, "gradient", "step.rate-zero"),
-    # ms-swift's own: while scoring, times between whole numbers are cut to these
     "4 frames a second": (
-        NEW, "video", {"environment": {"FPS": "4"}}, "positions", "pos.cast-integer"
+        NEW, "video", {"plant": four_frames_a_second}, "positions", "pos.cast-integer"
     ),
 }  # fmt: skip
 

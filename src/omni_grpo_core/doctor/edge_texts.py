@@ -19,14 +19,14 @@ from omni_grpo_core.doctor.reproduce import plain, reproductions
 from omni_grpo_core.doctor.rollouts import (
     Completion,
     bare,
-    ids_of,
     is_decode,
     joined,
     sampled_before,
     texts_in,
 )
 from omni_grpo_core.doctor.trail import Between, Trail, earlier_steps, prompt_texts, times
-from omni_grpo_core.trace.calls import RewardCall
+from omni_grpo_core.recorder.probe_cases import GOLDS
+from omni_grpo_core.trace.calls import RewardCall, SamplesSeen
 
 _TAG = re.compile(r"</?\w+>")
 _FIRST_TAG = re.compile(r"\s*<\w*(?:>[^<>]{0,12})?")
@@ -436,18 +436,17 @@ def _judge_columns(
     labels = _labels([c.group for c in order])
     if len(set(labels)) < 2:
         return False
-    capped = _labels([_is_capped(c) for c in order])
+    known_names = _of_data(trail.case, call, labels)
     for name, values in call.columns.items():
         if not isinstance(values, list | tuple) or len(values) != len(order):
             continue
         column = _labels([repr(value) for value in values])
-        if column == capped:  # of the completions
-            continue
         sizes = [sorted(Counter(numbers).values()) for numbers in (labels, column)]
         # where groups alone are uneven, it is a prompt that is another row's
         if sizes[0][0] < sizes[0][-1] and sizes[1][0] == sizes[1][-1]:
             continue
-        if sizes[0] != sizes[1] or not _regrouped(labels, column):
+        told = name in known_names and sizes[0] == sizes[1]
+        if not told or not _regrouped(labels, column):
             column = _owners(trail.case, values, order, labels)
         if column == labels:
             continue
@@ -465,9 +464,15 @@ def _judge_columns(
     return False
 
 
-def _is_capped(completion: Completion) -> bool:
-    eos = ids_of(completion.call.config.get("eos_token_id"))
-    return not {*completion.sampled[-1:]} & {*eos}
+def _of_data(case: Case, call: RewardCall, labels: Sequence[int]) -> set[str]:
+    """Columns that equal prompts should have equal: those of noted rows and golds; all, where none
+    follows the prompts. Beside one that does, another may say something of a completion, such as
+    why it ended."""
+    lists = {n: held for n, held in call.columns.items() if isinstance(held, list | tuple)}
+    if not any(_labels([repr(one) for one in held]) == list(labels) for held in lists.values()):
+        return {*lists}
+    noted = (seen.rows for seen in case.values if isinstance(seen, SamplesSeen))
+    return {*GOLDS, *(name for rows in noted for row in rows for name in row)}
 
 
 def _regrouped(labels: Sequence[int], column: Sequence[int]) -> bool:
