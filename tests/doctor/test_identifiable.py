@@ -374,6 +374,8 @@ def test_tokens_that_were_sampled_after_the_end_are_no_padding() -> None:
     """A loop's own sampling that goes on: "they are padding, not sampled" was said of them."""
     found = facts(recorded(PAID, per_token(WANTED), after=1, tail=(6, 7)))
     assert (found["end-ignored"].stage, "after-eos" in found) == ("completion", False)
+    # end tokens as padding
+    assert "end-ignored" not in facts(recorded(PAID, per_token(WANTED), after=1, tail=(9, 6)))
 
 
 def test_weights_of_no_known_kind_are_shown() -> None:

@@ -22,7 +22,7 @@ from omni_grpo_core.doctor.loss_rows import (
     trained_rows,
 )
 from omni_grpo_core.doctor.policy_term import CONSTANT, PolicyTerm, policy_term
-from omni_grpo_core.doctor.rollouts import temperature_of
+from omni_grpo_core.doctor.rollouts import ids_of, temperature_of
 
 _WARM = 0.01
 """Relative difference of two temperatures: a clean reading of bfloat16 is good to 1e-3. An entropy
@@ -147,8 +147,9 @@ def look_at_mask(case: Case) -> Iterable[Evidence]:
 
 
 def _goes_on(row: TrainedRow) -> bool:
-    """Whether other tokens than padding follow a completion's end."""
-    return len({*row.completion.ids[row.end :]}) > 1
+    """Whether other tokens than padding, which may be an end token, follow a completion's end."""
+    ends = ids_of(row.completion.call.config.get("eos_token_id"))
+    return len({*row.completion.ids[row.end :]} - {*ends}) > 1
 
 
 def _left_out(case: Case, rows: Sequence[TrainedRow]) -> Iterator[Evidence]:
