@@ -20,6 +20,7 @@ from omni_grpo_core.doctor.checks.logits import look_at_adapter
 from omni_grpo_core.doctor.checks.loss import LOOKS
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.loss_rows import trained_rows
+from omni_grpo_core.doctor.policy_term import policy_term
 from omni_grpo_core.trace.calls import GenerateCall, LossGradient
 
 WORDS = {2.0: "ab", 4.0: "abcd", 3.0: "abc", 8.0: "abcdefgh"}
@@ -130,6 +131,23 @@ def test_ratios_to_the_reference_are_those_of_old_logprobs_that_are_its() -> Non
     assert not {"weights-vary", "kl-left-out", "tokens-left-out"} & {*found}
     found = facts(recorded(PAID, with_kl(4e-2), GAPS), (*LOOKS, look_at_adapter))
     assert "old-of-reference" not in found
+
+
+def test_a_ratio_to_the_policy_that_is_the_reference_is_no_kl() -> None:
+    """In a first rollout both have the same log-probabilities: where one row counts, a KL gave the
+    weights of a ratio, and "the old log-probabilities are the current ones" was said of a sound
+    run."""
+    gaps = torch.tensor([0.0, 0.0043, 0.071])
+    first = recorded(PAID, with_kl(0.0), gaps, at=0)
+    one_row = torch.tensor([1.0, 0.0, 0.0, 0.0])[:, None]
+    case = recorded(PAID, per_token(WANTED) * (-gaps).exp() * one_row, gaps)
+    _, _, reference, forward, seen, done = (cast(Any, r.value) for r in case.trace.stages)
+    calls = (replace(reference, own=True), reference, forward, replace(seen, forward=2), done)
+    later = step(*calls, before=first)
+    term = policy_term(later)
+    assert term is not None
+    assert (term.ratio, term.kl is None) == ("none", False)
+    assert {"kl-subtracted", "old-recomputed"}.isdisjoint(facts(later))
 
 
 def test_a_kl_that_was_taken_from_rewards_is_not_left_out() -> None:

@@ -27,6 +27,8 @@ from omni_grpo_core.doctor.rollouts import first_step, joined, settings_of
 
 _SMALL_BETA = 3e-4
 """A third of the smallest that is common."""
+_ALIKE = 1e-4
+"""Of two log-probabilities of one policy: rounding of batches of other sizes."""
 _MOVED = 64 * torch.finfo(torch.float32).eps
 """Of a layer's weights: by how much a step moves them so that no log-probability is still equal to
 the last bit; Adam at a rate of 1e-6 moves them by 5e-5, its weight decay by 1e-8."""
@@ -66,6 +68,9 @@ def look_at_kl(case: Case) -> Iterable[Evidence]:
     if term is None:
         return
     beta = beta_of(settings_of(case))
+    if term.kl is not None and _may_be_a_ratio(case, term):
+        note_missing(case, "whether a KL or a ratio varies the loss's weights could not be told")
+        return
     if term.kl is not None:
         note_judged(case, "loss")
         found = beta_read(case, term)
@@ -202,6 +207,8 @@ def _times(count: int) -> str:
 
 def _later(case: Case, term: PolicyTerm) -> Iterator[Evidence]:
     """A later update on a rollout: its ratios."""
+    if _may_be_a_ratio(case, term):
+        return
     olds = [known_of(case, row).old for row in term.rows if bool(row.own_weights.any())]
     gaps = [gap for old in olds for gap in old.values() if len(gap)]
     if not gaps or term.varies or not all(row.exact for row in term.rows):
@@ -221,6 +228,17 @@ def _later(case: Case, term: PolicyTerm) -> Iterator[Evidence]:
         "on every token: the old log-probabilities are the current ones; nothing is ever clipped",
         values={"moved": moved},
     )
+
+
+def _may_be_a_ratio(case: Case, term: PolicyTerm) -> bool:
+    """Whether what was read as a KL beside a ratio of 1 may be a ratio: in the first rollout the
+    reference is the policy that sampled it."""
+    if term.kl is None or term.ratio != "none" or not later_update(case):
+        return False
+    known = [known_of(case, row) for row in term.rows if bool(row.own_weights.any())]
+    pairs = [(one.reference[n], one.old[n]) for one in known
+             for n in one.reference.keys() & one.old.keys()]  # fmt: skip
+    return any(torch.allclose(new, old, rtol=0, atol=_ALIKE) for new, old in pairs)
 
 
 _MISTAKEN = {
