@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from sides import assert_parity, packed, plain, ragged, scored
 
 from omni_grpo_core.core.batch import collate
@@ -14,6 +17,10 @@ from omni_grpo_core.errors import TrainError
 from omni_grpo_core.fast.layout import PackedRow
 from omni_grpo_core.fast.segments import packed_attention
 from omni_grpo_core.types import Batch
+
+pytestmark = pytest.mark.skipif(
+    Version(version("transformers")) < Version("4.57"), reason="no attention functions"
+)
 
 CPU = torch.device("cpu")
 Lengths = tuple[list[int], list[int]]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from sides import (
     GRADIENT,
     LOGPROB,
@@ -35,6 +37,10 @@ from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.training.config import LoraConfig
 from omni_grpo_core.training.trainable import add_lora, freeze
 from omni_grpo_core.types import Batch
+
+pytestmark = pytest.mark.skipif(
+    Version(version("transformers")) < Version("4.57"), reason="no attention functions"
+)
 
 LENGTHS = [3, 1, 7, 2, 5, 4]
 

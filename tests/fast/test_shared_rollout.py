@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from omni_grpo_core.core.batch import collate
@@ -20,6 +22,10 @@ from omni_grpo_core.fast import rollout as shared
 from omni_grpo_core.fast.prefix import SharedPrefix, prefix_attention
 from omni_grpo_core.fast.rollout import compiled_body, shared_rollout
 from omni_grpo_core.types import Batch, Rollout
+
+pytestmark = pytest.mark.skipif(
+    Version(version("transformers")) < Version("4.57"), reason="no attention functions"
+)
 
 LOGPROB = 1e-4
 """As for scoring; 1.2e-5 at most was measured."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.fast.support import choose_fast, obstacle
+
+pytestmark = pytest.mark.skipif(
+    Version(version("transformers")) < Version("4.57"), reason="no attention functions"
+)
 
 
 @pytest.fixture

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 from train_runs import log, short
 
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.training.config import LoraConfig
 from omni_grpo_core.training.loop import train
+
+pytestmark = pytest.mark.skipif(
+    Version(version("transformers")) < Version("4.57"), reason="no attention functions"
+)
 
 CURVE = 2e-3
 """Of a logged number after some AdamW steps: they divide by the root of a second moment, so that a
