@@ -20,6 +20,7 @@ from omni_grpo_core.doctor.checks import batch as checks_batch
 from omni_grpo_core.doctor.checks import completion as checks_completion
 from omni_grpo_core.doctor.checks import conversation as checks_conversation
 from omni_grpo_core.doctor.checks import degenerate as checks_degenerate
+from omni_grpo_core.doctor.checks import drawn as checks_drawn
 from omni_grpo_core.doctor.checks import embeddings as checks_embeddings
 from omni_grpo_core.doctor.checks import gradient as checks_gradient
 from omni_grpo_core.doctor.checks import groups as checks_groups
@@ -54,6 +55,7 @@ _AREAS: tuple[tuple[tuple[Look, ...], tuple[Stage, ...]], ...] = (
     (checks_logits.LOOKS, ("logits", "completion", "loss")),
     (checks_completion.LOOKS, ("completion",)),
     (checks_degenerate.LOOKS, ("completion",)),
+    (checks_drawn.LOOKS, ("completion",)),
     (checks_groups.LOOKS, ("completion", "reward", "advantage")),
     (checks_reward.LOOKS, ("parsed", "reward")),
     (checks_partial.LOOKS, ("advantage",)),

@@ -32,7 +32,7 @@ _LONG = 8
 _OF_ENTROPY = 0.1
 """Of the positions of a step, how many an entropy acts on: half of what is common where that is of
 the least certain tokens alone."""
-_FAR = 1.6
+FAR = 1.6
 """Factor between two temperatures beyond which the policy that is trained is not nearly the one
 that sampled; many trainers sample at 0.7 to 1.5 and score at 1."""
 
@@ -247,7 +247,7 @@ def look_at_temperature(case: Case) -> Iterable[Evidence]:
             f"completions were sampled at temperature {wanted:g} and are scored at {found:.3g} in "
             "the loss: the ratio is not 1 on the policy's own samples",
             values={"sampled": wanted, "scored": round(found, 4)},
-            severity="breaks" if abs(math.log(found / wanted)) > math.log(_FAR) else "differs",
+            severity="breaks" if abs(math.log(found / wanted)) > math.log(FAR) else "differs",
         )
 
 
