@@ -52,6 +52,14 @@ def test_what_is_wrong_with_a_step(fact: str, step: Any) -> None:
     assert facts(lost(0.5), step) == {fact}
 
 
+def test_a_text_model_of_which_hardly_anything_is_trained() -> None:
+    """Everything frozen but norms was healthy. It may be meant so, and adapters are small."""
+    norms = layer(elements=100_000, trainable=448)
+    [one] = [e for look in LOOKS for e in look(case(lost(0.5), stepped(layers=(norms,))))]
+    assert (one.fact, one.severity) == ("text-mostly-frozen", "differs")
+    assert one.sentence.startswith("448 of the text model's 100,000 weights can be trained")
+
+
 def test_a_detached_loss() -> None:
     assert facts(lost(0.5, requires_grad=False), stepped()) == {"loss-detached"}
 

@@ -27,6 +27,8 @@ _UNDONE = 0.9
 """Of what changed between two steps: some weights are near what they were by rounding."""
 _THROWN = 0.5
 """Of a layer's weights: a step of RL changes them by 1e-6 to 1e-3, and by a tenth nobody means."""
+_LITTLE = 0.01
+"""Of a text model's weights: one layer of a hundred. Tuning norms or biases alone is a recipe."""
 _LIMITS = tuple(digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 2.5, 5))
 """Norms to which people clip."""
 
@@ -347,6 +349,18 @@ def look_at_parts(case: Case) -> Iterable[Evidence]:
                 f"({sum(step.trainable[p] for p in learning & set(_TOWERS)):,} parameters), "
                 "although the settings freeze the towers",
                 values=values,
+            )
+        text = [layer for layer in step.layers if layer.part in ("text", "head")]
+        free = sum(layer.trainable for layer in text)
+        every = sum(layer.elements for layer in text)
+        if 0 < free < _LITTLE * every and "adapter" not in learning:
+            yield Evidence(
+                "gradient",
+                "text-mostly-frozen",
+                f"{free:,} of the text model's {every:,} weights can be trained, and no adapter: "
+                "the policy hardly moves",
+                values=values,
+                severity="differs",
             )
 
 
