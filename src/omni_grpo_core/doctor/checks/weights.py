@@ -129,9 +129,10 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
     told = bool(tried) and (is_whole(known) or (enough(known) and world_size(case) < 2))
     # of equal rewards, what is left of a mean by rounding may be divided by itself
     told &= bool(advantages(known.rewarded.total, known.rewarded.groups)[list(known.at)].any())
+    by_chance = False
     for explain in tried:
         found = explain(known)
-        told &= not found
+        by_chance |= bool(found)
         if found and found[0].by.chance <= LEAST_CHANCE:
             note_judged(case, "advantage", "loss")
             if explain is not weighted_accounts:
@@ -144,7 +145,7 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
     if pair is None:
         if told:
             note_judged(case, "advantage")
-            yield _of_no_kind(known)
+            yield _of_no_kind(known, by_chance)
             return
         why = "how rewards became the loss's weights could not be told"
         note_missing(case, why, "advantage")
@@ -166,15 +167,17 @@ def _unsound(case: Case, known: Reading) -> Iterator[Evidence]:
     )
 
 
-def _of_no_kind(known: Reading) -> Evidence:
-    """Weights that no known way to compare rewards gives: what can be said of them."""
+def _of_no_kind(known: Reading, by_chance: bool) -> Evidence:
+    """Weights that no sound way to compare rewards gives: what can be said of them.
+    ``by_chance``: a mistake gives them that so few numbers may fit."""
     divisor = consistent(known)
     raised = known.divided(divisor or "uniform")
     raised = raised / raised.abs().max()
-    live, blind = raised[raised != 0], blind_to_rewards(known)
+    live = raised[raised != 0]
+    blind = not by_chance and blind_to_rewards(known)
     said = [
         f"the rewards {_listed(known.rewarded.total[list(known.at)])} have, up to a factor, the "
-        f"advantages {_listed(raised)} in the loss, which no known way to compare them gives"
+        f"advantages {_listed(raised)} in the loss, which no sound way to compare them gives"
     ]
     if len(live) < len(raised):
         said.append(f"{len(raised) - len(live)} of {len(raised)} completions have none")
