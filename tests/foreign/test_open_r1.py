@@ -159,11 +159,6 @@ PLANTED: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "r1-v", {"plants": ["picture blanked while scoring"], "flags": ONE_PROMPT},
         "media", "media.zero",
     ),
-    # its pictures are repeated as a whole, its prompts each
-    "its two prompts a rank, as published": (
-        "r1-v", {"flags": {"per_device_train_batch_size": 2}},
-        "media", "media.exchanged-in-scoring",
-    ),
     "its learning rate 0": (
         "r1-v", {"flags": {**ONE_PROMPT, "learning_rate": 0.0}}, "gradient", "step.rate-zero",
     ),
