@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -104,9 +105,14 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def unseen(report: Mapping[str, Any]) -> dict[str, str]:
-    """Stages that were not judged, and why."""
+    """Stages that were not judged, and why; folders of the run that said so are left out.
+
+    >>> held = {"state": "unseen", "why": "no reference: /tmp/1/vl has none"}
+    >>> unseen({"coverage": {"logits": held}})
+    {'logits': 'no reference: vl has none'}
+    """
     return {
-        stage: held.get("why", held["state"])
+        stage: re.sub(r"(?<!\S)/\S*/", "", held.get("why", held["state"]))
         for stage, held in report["coverage"].items()
         if held["state"] not in _SEEN
     }
