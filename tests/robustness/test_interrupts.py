@@ -81,9 +81,9 @@ QUICK = (
     Moment("torch is imported", _importing("torch", "check")),
     Moment("a reward is tried", _reward),
     Moment("another python records", _child("golden", "bisect", "./python", "./python")),
-    Moment("another python is probed", _child("versions", "compare", "a=./python")),
 )
 SLOW = (
+    Moment("another python is probed", _child("versions", "compare", "a=./python")),
     Moment("a pipeline is run", _pipeline),
     Moment("workers start", _workers, events=2),
 )

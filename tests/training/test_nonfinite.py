@@ -169,8 +169,8 @@ def another_process() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def poisoned_at(at: int, made: list[Poisoned]) -> Callable[[Policy, float], Poisoned]:
-    def make(policy: Policy, temperature: float) -> Poisoned:
+def poisoned_at(at: int, made: list[Poisoned]) -> Callable[[Policy, float, None], Poisoned]:
+    def make(policy: Policy, temperature: float, scores: None) -> Poisoned:
         made.append(Poisoned(policy, temperature, at=at, value=math.nan, backward=False))
         return made[-1]
 
