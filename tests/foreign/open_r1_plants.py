@@ -5,36 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
-
-Around = Callable[..., Any]
-Plant = Callable[[Any], AbstractContextManager[Any]]
-
-
-def around(method: str, change: Around) -> Plant:
-    """``change(trainer, call, *args, **keywords)`` in the place of one of the trainer's methods."""
-
-    @contextmanager
-    def plant(trainer: Any) -> Iterator[None]:
-        call = getattr(trainer, method)
-        with mock.patch.object(trainer, method, functools.partial(change, trainer, call)):
-            yield
-
-    return plant
-
-
-def of_rollout(change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Plant:
-    """Change what a rollout hands on to the loss."""
-
-    def changed(trainer: Any, call: Around, *args: Any) -> Any:
-        made = call(*args)
-        return {**made, **change(made)}
-
-    return around("_generate_and_score_completions", changed)
+from plants import Around, Plant, around, of_rollout
 
 
 def of_scoring(change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Plant:

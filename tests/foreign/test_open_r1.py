@@ -59,10 +59,11 @@ def trained(folder: Path, trainer: str, ranks: int = 1, **setup: Any) -> Path:
     file.write_text(json.dumps(held), encoding="utf-8")
     runner = [sys.executable, str(Path(__file__).with_name("open_r1_run.py")), str(file)]
     given = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # helpers of the tests
     logs = [folder / f"log-{rank}" for rank in range(ranks)]
     started = []
     for rank, log in enumerate(logs):
-        own = given | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        own = path | (given | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
         with log.open("w", encoding="utf-8") as into:
             started.append(
                 subprocess.Popen(

@@ -9,9 +9,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from swift_runs import Plant
+from plants import Around, Plant, around
 from torch import Tensor
-from trl_faults import Around, around
 
 SCORE = "_get_per_token_logps_and_entropies"
 

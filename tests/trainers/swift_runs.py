@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
 import torch
+from plants import Plant
 from safetensors.torch import load_file, save_file
 from trl_runs import ROWS, text_rows
 
@@ -19,7 +20,6 @@ from omni_grpo_core import attach, record, tiny
 
 Family = Literal["qwen2_5_omni", "qwen3_omni"]
 Kind = Literal["text", "image", "audio", "video", "audio in video"]
-Plant = Callable[[Any], AbstractContextManager[Any]]
 """Changes a trainer before it trains, for as long as the context is open."""
 
 _TYPES: dict[Family, tuple[str, str]] = {

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from conformance import Lane
+from plants import around
 from swift_faults import (
     collated,
     four_frames_a_second,
@@ -34,7 +35,6 @@ from swift_faults import (
     zeros,
 )
 from swift_runs import Family, Kind, trained, whole_checkpoint
-from trl_faults import around
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("swift.rlhf_trainers", reason="ms-swift and its packages: tox -e swift")

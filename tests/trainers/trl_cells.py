@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from plants import around, of_rollout
 from tiny_families import FAMILIES
 from trl_faults import (
     SCORE,
-    around,
     doubled,
     flipped_while_scoring,
     in_train_mode,
     its_own_reference,
     late,
-    of_rollout,
     padded_right,
     pictures_exchanged_while_sampling,
     pictures_exchanged_while_scoring,

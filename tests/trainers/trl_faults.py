@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
+from plants import Around, Plant, around
 from torch import Tensor
-from trl_runs import Plant
-
-Around = Callable[..., Any]
-
-
-def around(method: str, change: Around) -> Plant:
-    """``change(trainer, call, *args, **keywords)`` in the place of one of the trainer's methods."""
-
-    @contextmanager
-    def plant(trainer: Any) -> Iterator[None]:
-        call = getattr(trainer, method)
-        with mock.patch.object(trainer, method, functools.partial(change, trainer, call)):
-            yield
-
-    return plant
-
-
-def of_rollout(change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Plant:
-    """Change what a rollout hands on to the loss."""
-
-    def changed(trainer: Any, call: Around, *args: Any) -> Any:
-        made = call(*args)
-        return made | change(made)
-
-    return around("_generate_and_score_completions", changed)
 
 
 def rolled(trainer: Any, call: Around, inputs: list[Any], *args: Any) -> Any:

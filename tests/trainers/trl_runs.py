@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import av
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from plants import Plant
 
 from omni_grpo_core import attach, record, tiny
 
@@ -22,7 +23,6 @@ SYSTEM = (
     "question inside <context> </context>. Then reason inside <think> </think>. Last, give the "
     "final answer alone inside <answer> </answer>."
 )
-Plant = Callable[[Any], AbstractContextManager[Any]]
 """Changes a trainer before it trains, for as long as the context is open."""
 
 
