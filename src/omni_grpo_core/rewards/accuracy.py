@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
+from omni_grpo_core.errors import DataError
 from omni_grpo_core.io.extras import extra, require
 from omni_grpo_core.rewards import Reward, RewardRow
 from omni_grpo_core.rewards.choice import Options, label_set
+from omni_grpo_core.rewards.normalise import readings
 from omni_grpo_core.rewards.number import numerical, regression
 from omni_grpo_core.rewards.open_words import OpenWords, yes_no
 from omni_grpo_core.rewards.parse import Gold, bad_gold, gold, parse
-from omni_grpo_core.rewards.words import tidy, tokens, unspaced
+from omni_grpo_core.rewards.words import apart, tidy, tokens, unspaced
 from omni_grpo_core.types import Malformed, ProblemType, Score
 
 PACKAGES = ("jiwer", "math_verify", "rouge_score")
@@ -21,16 +23,28 @@ TIMES_TOO_LONG = 10
 """A free-form answer with more than this many times the gold's tokens earns nothing."""
 
 
+def _best(measure: Callable[[str, str], Score], truth: Gold, answer: str) -> Score:
+    """The highest score over the ways to read gold and answer as texts."""
+    scores = [measure(want, got) for want, got in readings(truth.answer, answer)]
+    return max(scores, key=lambda score: score.value or 0.0)
+
+
 def ocr(row: RewardRow, truth: Gold, answer: str) -> Score:
-    """``max(0, 1 - error rate)``: word error rate, or character error rate for scripts without
-    spaces. Case and punctuation count; character width and amount of white space do not."""
+    """``max(0, 1 - error rate)``: character error rate for scripts without spaces, else word error
+    rate, in which a character of such a script is a word. Case and punctuation count; character
+    width, markup around the answer and amount of white space do not."""
+    return _best(_read, truth, answer)
+
+
+def _read(want: str, got: str) -> Score:
     with extra("rewards"):
         import jiwer
 
-    want, got = tidy(truth.answer), tidy(answer)
     by_character = unspaced(want)
     if by_character:
         want, got = want.replace(" ", ""), got.replace(" ", "")
+    else:
+        want, got = apart(want), apart(got)
     unit = "character" if by_character else "word"
     size, given = (len(text) if by_character else len(text.split()) for text in (want, got))
     if given >= 2 * size:
@@ -42,10 +56,14 @@ def ocr(row: RewardRow, truth: Gold, answer: str) -> Score:
 
 def free_form(row: RewardRow, truth: Gold, answer: str) -> Score:
     """Mean F of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004); a gold of one token has no ROUGE-2."""
+    return _best(_alike, truth, answer)
+
+
+def _alike(gold: str, answer: str) -> Score:
     with extra("rewards"):
         from rouge_score.rouge_scorer import RougeScorer
 
-    want, got = _units(truth.answer), _units(answer)
+    want, got = _units(gold), _units(answer)
     if len(got) > TIMES_TOO_LONG * len(want):
         return Score(0.0, f"{len(got)} tokens for the gold's {len(want)}")
     kinds = ["rouge1", "rouge2", "rougeL"] if len(want) > 1 else ["rouge1", "rougeL"]
@@ -119,7 +137,7 @@ class Accuracy(Reward):
 
 def multiple_choice(row: RewardRow, truth: Gold, answer: str) -> Score:
     """1 when the answer names the gold's option, see :mod:`~omni_grpo_core.rewards.choice`."""
-    options = Options.read(row.options)
+    options = _options(row)
     right = options.label_of(truth.answer)
     if right is None:
         raise bad_gold(row, truth.answer, f"one of the {len(row.options)} options of the row")
@@ -131,7 +149,7 @@ def multiple_choice(row: RewardRow, truth: Gold, answer: str) -> Score:
 
 def emer_ov_mc(row: RewardRow, truth: Gold, answer: str) -> Score:
     """F1 of the set of named options; a piece that names none counts as a wrong option."""
-    options = Options.read(row.options)
+    options = _options(row)
     right, strays = label_set(truth.answer, options)
     if not right or strays:
         raise bad_gold(row, truth.answer, "labels or texts of the row's options")
@@ -140,6 +158,18 @@ def emer_ov_mc(row: RewardRow, truth: Gold, answer: str) -> Score:
     if unknown:
         reason += f", {len(unknown)} named no option"
     return Score(f1(len(given & right), len(given) + len(unknown), len(right)), reason)
+
+
+def _options(row: RewardRow) -> Options:
+    try:
+        return Options.read(row.options)
+    except ValueError as error:
+        raise DataError(
+            row.item,
+            got=f"{error}: {', '.join(row.options)[:60]!r}",
+            want="options that begin with different letters, or with none",
+            fix="correct the options of the row",
+        ) from None
 
 
 def f1(hits: int, given: int, right: int) -> float:

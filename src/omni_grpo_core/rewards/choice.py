@@ -10,10 +10,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from omni_grpo_core.rewards.normalise import items, plain, unlabelled
 from omni_grpo_core.rewards.words import fold, tidy
 
-_LABEL = re.compile(r"[(\[]?([A-Za-z])[)\].:,、。]*")
-_LABELLED = re.compile(r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:、])\s*(\S.*)", re.DOTALL)
+_LABEL = re.compile(r"[(\[]?([A-Za-z]|\d{1,2})[)\].:,、。]*")
+# after a digit a space: "1.5 m" is an option's text
+_LABELLED = re.compile(
+    r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:、])\s*(\S.*)|[(\[]?(\d{1,2})(?:[)\]][.:]?|[.:、])\s+(\S.*)",
+    re.DOTALL,
+)
 _ANOTHER_LABEL = re.compile(r"(?<!\w)[A-Z](?:[).:、,]|$)")
 _SEPARATORS = re.compile(r"([,;、/&|]|\band\b|和)")
 
@@ -27,36 +32,46 @@ class Options:
 
     @classmethod
     def read(cls, options: Sequence[str]) -> Options:
-        """Labels as in the data; by position unless every option has its own.
+        """Labels as in the data; by position unless every option has its own. Raises
+        ``ValueError`` where two options have the same.
 
         >>> Options.read(["A. Red", "B. Blue"]) == Options.read(["Red", "Blue"])
         True
         """
-        matches = [_LABELLED.fullmatch(tidy(option)) for option in options]
-        found = [match for match in matches if match]
-        labels = tuple(match.group(1).upper() for match in found)
-        if len(set(labels)) == len(options):
-            return cls(labels, tuple(fold(match.group(2)) for match in found))
+        found = [part for option in options if (part := _label_and_text(plain(option)))]
+        labels = tuple(label for label, _ in found)
+        if len(labels) == len(options):
+            if len(set(labels)) < len(labels):
+                raise ValueError("options that have the same label")
+            return cls(labels, tuple(fold(text) for _, text in found))
         return cls(
             tuple(chr(ord("A") + i) for i in range(len(options))),
-            tuple(fold(option) for option in options),
+            tuple(fold(plain(option)) for option in options),
         )
 
     def label_of(self, answer: str) -> str | None:
         """The label of the one option that ``answer`` names, or ``None``.
 
-        >>> Options.read(["A. Red", "B. Blue"]).label_of("(b)")
+        >>> Options.read(["A. Red", "B. Blue"]).label_of("**Option (b)**")
         'B'
         >>> Options.read(["A. Red", "B. Blue"]).label_of("A. Blue") is None
         True
         """
-        text = tidy(answer)
+        bare = plain(answer)
+        # an option may itself begin like an announcement: "Option one"
+        for text in dict.fromkeys((bare, unlabelled(bare))):
+            label = self._named(tidy(text))
+            if label is not None:
+                return label
+        return None
+
+    def _named(self, text: str) -> str | None:
         bare = _LABEL.fullmatch(text)
-        if bare:
-            return self._known(bare.group(1).upper())
-        labelled = _LABELLED.fullmatch(text)
+        if bare and self._known(bare.group(1).upper()):
+            return bare.group(1).upper()
+        labelled = _label_and_text(text)
         if labelled:
-            label, rest = labelled.group(1).upper(), labelled.group(2)
+            label, rest = labelled
             if not self.labels:
                 # no option texts to compare with: at least it must not name a second label
                 return None if _ANOTHER_LABEL.search(rest) else label
@@ -66,11 +81,28 @@ class Options:
         same = [label for label in self.labels if self._text(label) == folded]
         return same[0] if len(same) == 1 else None
 
-    def _known(self, label: str) -> str | None:
-        return label if not self.labels or label in self.labels else None
+    def _known(self, label: str) -> bool:
+        return label in self.labels if self.labels else label.isalpha()
 
     def _text(self, label: str) -> str:
         return self.texts[self.labels.index(label)]
+
+
+def lettered(options: Sequence[str]) -> tuple[str, ...]:
+    """Options with the labels that :meth:`Options.read` gives them, where none has its own.
+
+    >>> lettered(["Red", "Blue"]), lettered(["1. Red", "2. Blue"])
+    (('A. Red', 'B. Blue'), ('1. Red', '2. Blue'))
+    """
+    if any(_label_and_text(plain(option)) for option in options):
+        return tuple(options)
+    labels = Options.read(options).labels
+    return tuple(f"{label}. {text}" for label, text in zip(labels, options, strict=True))
+
+
+def _label_and_text(text: str) -> tuple[str, str] | None:
+    found = _LABELLED.fullmatch(text)
+    return ((found[1] or found[3]).upper(), plain(found[2] or found[4])) if found else None
 
 
 def label_set(answer: str, options: Options) -> tuple[frozenset[str], frozenset[str]]:
@@ -82,7 +114,7 @@ def label_set(answer: str, options: Options) -> tuple[frozenset[str], frozenset[
     frozenset({'xyz'})
     """
     # pieces at even indices, the separators between them at odd ones
-    parts = _SEPARATORS.split(tidy(answer))
+    parts = _SEPARATORS.split(items(answer))
     # an option's text may contain separators: up to that many pieces may form one name
     widest = 1 + max((len(_SEPARATORS.findall(text)) for text in options.texts), default=0)
     named: set[str] = set()

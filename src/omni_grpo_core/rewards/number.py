@@ -1,133 +1,194 @@
-"""Numbers as people write them, and the two measures that compare them."""
+"""Numbers as people write them, and the two measures that compare them.
+
+Values are exact fractions. An irrational one is known to 60 digits, and equal to another if they
+agree to 40: constants of at most 40 characters are not that close to one another by chance.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.rewards import RewardRow
+from omni_grpo_core.rewards.normalise import plain, unlabelled, without
+from omni_grpo_core.rewards.numerals import Numeral, read_numeral
 from omni_grpo_core.rewards.parse import Gold, bad_gold
-from omni_grpo_core.rewards.words import tidy
+from omni_grpo_core.rewards.units import known, read_unit
 from omni_grpo_core.types import Score
 
 _LONGEST = 200
 _LONGEST_LATEX = 40
-_PLAIN = r"(?:\d{1,3}(?:[, ]\d{3})+|\d+)(?:\.\d*)?|\.\d+"
-# an exponent has at most three digits, so that every answer evaluates fast
-_POWER = r"(?:e[+-]?\d{1,3}|\s?[x×*·]\s?10\s?\^\s?[({]?[+-]?\d{1,3}[)}]?)"
-_NUMBER = re.compile(
-    rf"(?P<currency>[$€£¥])?\s?(?P<sign>[+-]?)\s?"
-    rf"(?:(?P<whole>\d+) (?=\d+\s?/))?(?P<top>{_PLAIN})(?P<power>{_POWER})?"
-    rf"(?:\s?/\s?(?P<bottom>{_PLAIN}))?"
-    rf"(?P<percent>\s?(?:%|percent|per cent))?(?:\s?(?P<unit>[^\W\d_][^\s\d,]*|°[cf]?))?",
-    re.IGNORECASE,
-)
-_EXPONENT = re.compile(r"[+-]?\d+[)}]?$")
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
-_SCALES = {
-    "hundred", "thousand", "million", "billion", "trillion", "dozen", "k", "m", "b", "bn", "mn",
-    "百", "千", "万", "亿",
-}  # fmt: skip
+_DIGITS, _SAME_DIGITS = 60, Fraction(1, 10**40)
+_CURRENCY = re.compile(r"[A-Z]{3}(?=\s?[\d.+-])|(?:[A-Z]{0,3}|Rs\.?\s?)[$€£¥₩₹₽¢]|Rs\.?(?=\s?\d)")
+_SIGN = re.compile(r"[+\-−]\s?")
 # constant arithmetic only, one plain exponent: at most 40 * 99 digits, below Python's limit of
 # 4,300 for printing an integer, and nothing that takes sympy long
 _SAFE_LATEX = re.compile(
-    r"(?:\\(?:d?frac|tfrac|sqrt|pi|cdot|times|left|right|%|,)|\^\{-?\d{1,2}(?:/\d{1,2})?\}|\^-?\d{1,2}(?!\d)"
-    r"|[\d\s.,+\-*/(){}])+"
+    r"(?:\\(?:frac|sqrt|pi)(?![A-Za-z])|\^\{-?\d{1,2}(?:/\d{1,2})?\}|\^-?\d{1,2}(?!\d)"
+    r"|[\d\s.,+\-*×·/(){}])+"
 )
+_SPELLED = ((re.compile(r"√\s?\(?(\d+)\)?|\bsqrt\((\d+)\)"), r"\\sqrt{\1\2}"),
+            (re.compile(r"π|(?<![A-Za-z\\])pi\b", re.IGNORECASE), r"\\pi "))  # fmt: skip
+_POINT = re.compile(r"\d*\.\d+|\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A written number. ``value`` is exact; for a percentage it is the number before the sign.
-    ``decimals``: digits after the point as written, 0 for fractions and scientific notation."""
+    """A written number. ``value``: for a percentage the number before the sign; ``exact``: no
+    rounding of an irrational one. ``units``: what its unit may be, empty for none. ``decimals``:
+    digits after the point as written, 0 for fractions and scientific notation."""
 
     value: Fraction
-    percent: bool
-    unit: str
+    units: frozenset[str]
     decimals: int
+    exact: bool = True
+
+    @property
+    def percent(self) -> bool:
+        return "percent" in self.units
 
     @classmethod
     def read(cls, text: str) -> Figure | None:
         """``text`` as a number, or ``None``: a sentence that contains a number is not one.
 
+        Raises :class:`~omni_grpo_core.errors.MissingExtra` for a formula without math-verify.
+
         >>> Figure.read("1,000.50").value, Figure.read("1.2×10³").value
         (Fraction(2001, 2), Fraction(1200, 1))
+        >>> Figure.read("2 million dollars") == Figure.read("$2,000,000")
+        True
         >>> Figure.read("5 or 6") is None
         True
         """
         if len(text) > _LONGEST:
             return None
-        raised = _RAISED.sub(lambda run: "^" + run.group().translate(_SUPERSCRIPTS), text)
-        plain = tidy(raised).replace("−", "-").replace("⁄", "/").rstrip(".")
-        if len(plain) > 2 and plain[0] == plain[-1] == "$":
-            plain = plain[1:-1].strip()
-        match = _NUMBER.fullmatch(plain)
-        if not match:
-            return None
-        top, bottom = _decimal(match["top"]), _decimal(match["bottom"] or "1")
-        if not bottom:
-            return None
-        value = top * _power(match["power"]) / bottom + int(match["whole"] or 0)
-        fraction = bool(match["bottom"] or match["power"])
-        return cls(
-            value=-value if match["sign"] == "-" else value,
-            percent=bool(match["percent"]),
-            unit=(match["unit"] or "").casefold(),
-            decimals=0 if fraction else len(match["top"].partition(".")[2]),
-        )
+        said = unlabelled(plain(text)).rstrip(" .!。")
+        said = without(said, "about") or said
+        return _figure(said) or _formula(said)
 
 
 def numerical(row: RewardRow, truth: Gold, answer: str) -> Score:
-    """1 for the same number however it is written: thousands separators, trailing zeros,
-    fractions, scientific notation, a currency sign or a unit that the gold does not contradict.
+    """1 for the same number however it is written: thousands separators, trailing zeros, fractions,
+    scientific notation, in words, as LaTeX, with a unit or currency that the gold does not
+    contradict. Units are compared by name and never converted.
 
     ``x%`` equals ``x/100``; if only one side has the sign, a bare number above 1 matches as well.
-    A rounded answer counts if it has at least two decimals and three significant digits. LaTeX that
-    is not a plain number is compared by math-verify.
+    A rounded answer counts if it has at least two decimals and three significant digits.
     """
-    right = Figure.read(truth.answer)
-    if right is None and not _same_latex(truth.answer, truth.answer):
-        raise bad_gold(row, truth.answer, "a number")
-    given = Figure.read(answer)
-    if right is None or given is None:
-        same = _same_latex(truth.answer, answer)
-        if same is None:
-            return Score(0.0, f"{answer.strip()[:40]!r} is no number")
-        return Score(float(same), f"{answer.strip()[:40]!r} against {truth.answer!r} (math-verify)")
-    verdict = f"{answer.strip()[:40]!r} against {truth.answer!r}"
-    if not _units_agree(given.unit, right.unit):
-        return Score(0.0, f"{verdict}: other unit")
-    hit = any(a == g or _rounded(g, a, given.decimals) for a, g in _pairs(given, right))
+    right, given, verdict = _both(row, truth, answer)
+    if given is None:
+        return Score(0.0, verdict)
+    hit = any(
+        _equal(a, g, given.exact and right.exact) or _rounded(g, a, given.decimals)
+        for a, g in _pairs(given, right)
+    )
     return Score(float(hit), verdict)
 
 
 def regression(row: RewardRow, truth: Gold, answer: str) -> Score:
     """``max(0, 1 - |answer - gold| / |gold|)``; with a gold of 0, 1 for exactly 0."""
-    right = Figure.read(truth.answer)
-    if right is None:
-        raise bad_gold(row, truth.answer, "a number")
-    given = Figure.read(answer)
+    right, given, verdict = _both(row, truth, answer)
     if given is None:
-        return Score(0.0, f"{answer.strip()[:40]!r} is no number")
-    verdict = f"{answer.strip()[:40]!r} against {truth.answer!r}"
-    if not _units_agree(given.unit, right.unit):
-        return Score(0.0, f"{verdict}: other unit")
+        return Score(0.0, verdict)
     errors = [abs(a - g) / abs(g) if g else Fraction(a != g) for a, g in _pairs(given, right)]
     return Score(float(max(Fraction(0), 1 - min(errors))), verdict)
 
 
-def _decimal(text: str) -> Fraction:
-    return Fraction(Decimal(text.replace(",", "").replace(" ", "")))
+def _both(row: RewardRow, truth: Gold, answer: str) -> tuple[Figure, Figure | None, str]:
+    """Gold, answer and how to show them; no answer where it is no number or has another unit."""
+    right = Figure.read(truth.answer)
+    if right is None:
+        raise bad_gold(row, truth.answer, "a number")
+    shown = repr(answer.strip()[:40])
+    given = Figure.read(answer)
+    if given is None:
+        return right, None, f"{shown} is no number"
+    verdict = f"{shown} against {truth.answer!r}"
+    named = [figure.units - {"percent"} for figure in (given, right)]
+    if all(named) and not named[0] & named[1]:
+        return right, None, f"{verdict}: other unit"
+    return right, given, verdict
 
 
-def _power(text: str | None) -> Fraction:
-    exponent = _EXPONENT.search(text) if text else None
-    return Fraction(10) ** int(exponent.group().strip(")}")) if exponent else Fraction(1)
+def _figure(text: str) -> Figure | None:
+    """A number in digits or words between sign, currency and unit."""
+    minus, text = _signed(text)
+    price = _CURRENCY.match(text)
+    units: frozenset[str] = frozenset()
+    if price and (units := known(price.group().strip())):
+        again, text = _signed(text[price.end() :].strip())
+        minus ^= again
+    number = read_numeral(text)
+    if number is None:
+        return None
+    rest = text[number.end :].strip()
+    if rest:
+        named = read_unit(rest)
+        if named is None or (units and not units & named):
+            return None
+        units = named
+    if text.startswith("百分之"):
+        number, units = Numeral(number.value * 100, number.decimals, 0), frozenset({"percent"})
+    return Figure(-number.value if minus else number.value, units, number.decimals)
+
+
+def _signed(text: str) -> tuple[bool, str]:
+    sign = _SIGN.match(text)
+    if sign:
+        return sign.group()[0] != "+", text[sign.end() :]
+    rest = without(text, "minus")
+    return (False, text) if rest is None else (True, rest)
+
+
+def _formula(text: str) -> Figure | None:
+    """A constant expression, read by math-verify, and its unit."""
+    minus, text = _signed(text)
+    for pattern, latex in _SPELLED:
+        text = pattern.sub(latex, text)
+    found = _SAFE_LATEX.match(text)
+    if not found or len(found.group()) > _LONGEST_LATEX or found.group().count("^") > 1:
+        return None
+    formula, rest = found.group(), text[found.end() :].strip()
+    if not re.search(r"\d|\\pi", formula):
+        return None
+    units = read_unit(rest) if rest else frozenset()
+    value = None if units is None else _constant(formula.strip())
+    if value is None or units is None:
+        return None
+    return Figure(-value[0] if minus else value[0], units, 0, value[1])
+
+
+def _constant(latex: str) -> tuple[Fraction, bool] | None:
+    """The value of constant arithmetic, and whether it is exact."""
+    with extra("rewards"):
+        import math_verify
+        import sympy
+
+    # its own time limit needs the main thread's alarm signal; these expressions need no limit
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    # it would make binary floats of decimals
+    exact = _POINT.sub(lambda n: f"({_as_fraction(n.group())})", latex)
+    found: Any = math_verify.parse(
+        f"${exact}$",
+        extraction_config=[math_verify.LatexExtractionConfig()],
+        parsing_timeout=None,
+    )
+    number = found[0].doit() if found and isinstance(found[0], sympy.Expr) else None
+    # one over zero is a constant too
+    if number is None or not (number.is_finite and number.is_real):
+        return None
+    if number.is_Rational:
+        return Fraction(int(number.p), int(number.q)), True
+    return Fraction(str(sympy.N(number, _DIGITS))), False
+
+
+def _as_fraction(point: str) -> str:
+    value = Fraction(point)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def _pairs(given: Figure, right: Figure) -> list[tuple[Fraction, Fraction]]:
@@ -139,48 +200,11 @@ def _pairs(given: Figure, right: Figure) -> list[tuple[Fraction, Fraction]]:
     return pairs
 
 
+def _equal(answer: Fraction, gold: Fraction, exact: bool) -> bool:
+    return answer == gold or (not exact and abs(answer - gold) <= _SAME_DIGITS * abs(gold))
+
+
 def _rounded(gold: Fraction, answer: Fraction, decimals: int) -> bool:
     """Whether ``answer``, written with ``decimals`` decimals, is ``gold`` rounded."""
     unit = Fraction(1, 10**decimals)
     return decimals >= 2 and abs(answer) >= 100 * unit and abs(gold - answer) <= unit / 2
-
-
-def _units_agree(given: str, right: str) -> bool:
-    if given == right:
-        return True
-    # "3 people" for 3 is right, "3 thousand" is not; "5" for "5 cm" is
-    return not (given and right) and given not in _SCALES and right not in _SCALES
-
-
-def _bare_latex(text: str) -> str:
-    bare = tidy(text).strip("$ ")
-    boxed = re.fullmatch(r"\\boxed\{(.*)\}", bare)
-    return boxed.group(1) if boxed else bare
-
-
-def _is_constant(latex: str) -> bool:
-    """Whether it is arithmetic on numbers that sympy evaluates quickly."""
-    if len(latex) > _LONGEST_LATEX or latex.count("^") > 1 or not any(map(str.isdigit, latex)):
-        return False
-    return bool(_SAFE_LATEX.fullmatch(latex))
-
-
-def _same_latex(gold: str, answer: str) -> bool | None:
-    """math-verify's verdict on two constant expressions; ``None`` if either is not one."""
-    both = [_bare_latex(gold), _bare_latex(answer)]
-    if not all(map(_is_constant, both)):
-        return None
-    with extra("rewards"):
-        import math_verify
-
-    # its own time limit needs the main thread's alarm signal; these expressions need no limit
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    config = [math_verify.LatexExtractionConfig()]
-    wanted, found = (
-        math_verify.parse(f"${text}$", extraction_config=config, parsing_timeout=None)
-        for text in both
-    )
-    # one over zero is also a constant, and equal to itself
-    if not wanted or not found or not wanted[0].is_finite:
-        return None
-    return bool(math_verify.verify(wanted, found, timeout_seconds=None))

@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from omni_grpo_core.rewards import RewardRow
+from omni_grpo_core.rewards.normalise import items, plain, table, unlabelled
 from omni_grpo_core.rewards.parse import Gold, bad_gold
-from omni_grpo_core.rewards.words import fold, parse_lists, read_lists, tidy
+from omni_grpo_core.rewards.words import fold, read_lists
 from omni_grpo_core.types import Score
 
 _PIECES = re.compile(r"[,;、/|&]|\band\b|和|以及")
 _CLAUSES = re.compile(r"[,.;:!?、。]")
-YES = frozenset({"yes", "是", "是的", "对", "对的"})
-NO = frozenset({"no", "否", "不", "不是", "不对"})
 
 
 class OpenWords:
@@ -30,9 +28,9 @@ class OpenWords:
     """
 
     def __init__(self, synonyms: Mapping[str, Sequence[str]] | None = None) -> None:
-        table = _shipped() if synonyms is None else synonyms
+        lists = table("synonyms") if synonyms is None else synonyms
         self._head = {
-            fold(word): fold(head) for head, words in table.items() for word in (head, *words)
+            fold(word): fold(head) for head, words in lists.items() for word in (head, *words)
         }
 
     @classmethod
@@ -42,7 +40,7 @@ class OpenWords:
 
     def canonical(self, answer: str) -> frozenset[str]:
         """Head words of the pieces of ``answer``; a word in no list is its own head word."""
-        words = {fold(piece) for piece in _PIECES.split(tidy(answer))} - {""}
+        words = {fold(piece) for piece in _PIECES.split(items(answer))} - {""}
         return frozenset(self._head.get(word, word) for word in words)
 
     def __call__(self, row: RewardRow, truth: Gold, answer: str) -> Score:
@@ -56,9 +54,9 @@ class OpenWords:
 
 
 def yes_no(row: RewardRow, truth: Gold, answer: str) -> Score:
-    """1 if the answer's ``yes``/``no`` (是/否) is the gold's. It must be the whole answer or a
-    clause ("Yes, he is"): a word inside a sentence ("I cannot know") does not count, nor do both
-    ("yes. no")."""
+    """1 if the answer's yes or no (true, 是, 错误) is the gold's. It must be the whole answer or a
+    clause of it ("Yes, he is"): a word inside a sentence ("I cannot know") does not count, nor do
+    both ("yes. no")."""
     right = polarity(truth.answer)
     if right is None:
         raise bad_gold(row, truth.answer, "yes or no")
@@ -74,11 +72,10 @@ def polarity(answer: str) -> bool | None:
     >>> polarity("No, he is not."), polarity("yes and no"), polarity("I cannot know")
     (False, None, None)
     """
-    clauses = [fold(clause) for clause in _CLAUSES.split(tidy(answer))]
-    if not clauses or clauses[0] not in YES | NO:
-        return None
-    found = {clause in YES for clause in clauses if clause in YES | NO}
-    return found.pop() if len(found) == 1 else None
+    known = _verdicts()
+    clauses = [fold(clause) for clause in _CLAUSES.split(unlabelled(plain(answer)))]
+    found = {known[clause] for clause in clauses if clause in known}
+    return found.pop() if clauses[0] in known and len(found) == 1 else None
 
 
 def _name(yes: bool) -> str:
@@ -86,6 +83,5 @@ def _name(yes: bool) -> str:
 
 
 @cache
-def _shipped() -> Mapping[str, Sequence[str]]:
-    source = files(__package__) / "data" / "synonyms.yaml"
-    return parse_lists(source.read_text(encoding="utf-8"), "synonyms.yaml")
+def _verdicts() -> Mapping[str, bool]:
+    return {fold(word): name == "yes" for name in ("yes", "no") for word in table("phrases")[name]}

@@ -22,14 +22,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.rewards import Reward, RewardRow
 from omni_grpo_core.rewards.degenerate import degenerate_text
+from omni_grpo_core.rewards.normalise import table
 from omni_grpo_core.rewards.parse import gold, parse
-from omni_grpo_core.rewards.words import parse_lists, read_lists, tidy, unspaced
+from omni_grpo_core.rewards.words import read_lists, tidy, unspaced
 from omni_grpo_core.types import Malformed, Score
 
 CUES = ("who", "face", "gaze", "gesture", "voice", "relation")
@@ -159,6 +159,4 @@ def _join(many: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
 
 @cache
 def _shipped() -> Mapping[str, Sequence[str]]:
-    folder = files(__package__) / "data"
-    names = ("people_en.yaml", "people_zh.yaml")
-    return _join([parse_lists((folder / n).read_text(encoding="utf-8"), n) for n in names])
+    return _join([table("people_en"), table("people_zh")])

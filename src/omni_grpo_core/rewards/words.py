@@ -53,6 +53,15 @@ def unspaced(text: str) -> bool:
     return letters > 0 and 2 * len(_UNSPACED.findall(text)) >= letters
 
 
+def apart(text: str) -> str:
+    """Each character of a script without spaces as a word, so that spaces beside it do not count.
+
+    >>> apart("中文abc d")
+    '中 文 abc d'
+    """
+    return " ".join(_UNSPACED.sub(r" \g<0> ", text).split())
+
+
 def tokens(text: str) -> list[str]:
     """Case-folded words, or single characters where a script has no spaces.
 
