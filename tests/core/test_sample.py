@@ -179,6 +179,8 @@ def test_every_problem_type(tmp_path: Path, kind: str) -> None:
         (["A) red", "B) blue"], "b"),
         (["A: red", "C: blue"], "C"),
         (["A. same", "B. same"], "A"),
+        (["1. red", "2. blue"], "2"),
+        (["A. red", "B. blue"], "Blue"),
     ],
 )
 def test_ways_of_lettering(tmp_path: Path, options: list[str], gold: str) -> None:
@@ -189,6 +191,19 @@ def test_ways_of_lettering(tmp_path: Path, options: list[str], gold: str) -> Non
         "solution": f"<answer>{gold}</answer>",
     }
     assert read_one(tmp_path, row).options == tuple(options)
+
+
+@pytest.mark.parametrize("gold", ["A", "red", "(a)"])
+def test_options_without_letters_get_some(tmp_path: Path, gold: str) -> None:
+    row = {**EMER_ROW, "problem_type": "multiple choice", "options": ["red", "blue"]}
+    sample = read_one(tmp_path, {**row, "solution": f"<answer>{gold}</answer>"})
+    assert sample.options == ("A. red", "B. blue")
+
+
+@pytest.mark.parametrize("gold", ["B,C", "B/C", "BC", "B and C", "Happy, Relaxed", "['B', 'C']"])
+def test_several_right_options_as_the_reward_reads_them(tmp_path: Path, gold: str) -> None:
+    row = {**EMER_ROW, "solution": f"<answer>{gold}</answer>"}
+    assert read_one(tmp_path, row).solution == row["solution"]
 
 
 @pytest.mark.parametrize(
@@ -204,18 +219,15 @@ def test_ways_of_lettering(tmp_path: Path, options: list[str], gold: str) -> Non
         ({"options": None}, "no options"),
         ({"options": "A. yes"}, "options 'A. yes'"),
         ({"options": ["A. yes", 3]}, "a list of strings"),
-        ({"options": ["yes", "no"]}, "begin with different letters"),
-        ({"options": ["A man", "I"]}, "begin with different letters"),
         ({"options": ["A. yes", "A. no"]}, "begin with different letters"),
-        ({"solution": "<answer>B,E</answer>"}, "gold 'B,E', wanted option letters (A, B"),
-        ({"solution": "<answer>Happy</answer>"}, "gold 'Happy'"),
-        ({"solution": "<answer>B,</answer>"}, "gold 'B,'"),
-        ({"solution": "B"}, "write the gold as <answer>B</answer>"),
-        ({"solution": "<answer> </answer>"}, "solution '<answer> </answer>'"),
-        ({"solution": "<answer>A</answer><answer>B</answer>"}, "solution '<answer>A</answer><an"),
-        ({"solution": "<think><answer>A</answer></think>"}, "solution '<think><answer>A"),
-        ({"solution": "<think> </think><answer>A</answer>"}, "solution '<think> </think>"),
-        ({"solution": "It is <answer>A</answer>"}, "solution 'It is <answer>A"),
+        ({"solution": "<answer>B,E</answer>"}, "gold answer 'B,E'"),
+        ({"solution": "<answer>Glad</answer>"}, "wanted labels or texts of the row's options"),
+        ({"solution": "B"}, "gold 'B': text outside the tags"),
+        ({"solution": "<answer> </answer>"}, "gold '<answer> </answer>': nothing in <answer>"),
+        ({"solution": "<answer>A</answer><answer>B</answer>"}, "gold '<answer>A</answer><an"),
+        ({"solution": "<think><answer>A</answer></think>"}, "gold '<think><answer>A"),
+        ({"solution": "<think> </think><answer>A</answer>"}, "gold '<think> </think>"),
+        ({"solution": "It is <answer>A</answer>"}, "gold 'It is <answer>A"),
         ({"data_type": "film"}, "data_type 'film', wanted one of image, video, audio, text"),
         ({"data_type": None}, "data_type None"),
         ({"data_type": "text"}, "data_type 'text' and one path"),
@@ -243,7 +255,7 @@ def test_bad_rows(tmp_path: Path, change: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "gold", "wanted"),
     [
-        ("numerical", "three", "a number"),
+        ("numerical", "a few", "a number"),
         ("numerical", "3 or 4", "a number"),
         ("numerical", "1/0", "a number"),
         ("regression", "about 0.5 or so", "a number"),
@@ -266,8 +278,10 @@ def test_a_gold_that_its_problem_type_cannot_read(
 
 @pytest.mark.parametrize(
     ("kind", "gold"),
-    [("numerical", r"\frac{1}{2}"), ("numerical", "1,000.5 cm"), ("regression", "12%"),
-     ("judge", "No, he is not."), ("emer_ov", "joy, surprise"), ("OCR", "?!"), ("free-form", "🙂")],
+    [("numerical", r"\frac{1}{2}"), ("numerical", "1,000.5 cm"), ("numerical", r"45^\circ"),
+     ("numerical", "5 m²"), ("numerical", "π"), ("numerical", "three"), ("regression", "12%"),
+     ("judge", "No, he is not."), ("judge", "True"), ("emer_ov", "joy, surprise"), ("OCR", "?!"),
+     ("free-form", "🙂")],
 )  # fmt: skip
 def test_golds_that_can_be_read(tmp_path: Path, kind: str, gold: str) -> None:
     row = {**NUMBER_ROW, "problem_type": kind, "solution": f"<answer>{gold}</answer>"}

@@ -102,7 +102,7 @@ VALUES: Mapping[str, Sequence[Any]] = {
 GOLDS = (
     ("numerical", "three", "a number"), ("numerical", "5 or 6", "a number"),
     ("regression", "much", "a number"), ("judge", "maybe", "yes or no"),
-    ("emer_ov", ",,", "words"), ("multiple choice", "none of them", "letters"),
+    ("emer_ov", ",,", "words"), ("multiple choice", "none of them", "options"),
 )  # fmt: skip
 """Golds no completion can be scored against: once found only when one was well-formed."""
 SOCIAL_VALUES: Mapping[str, Sequence[Any]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -17,17 +17,9 @@ from omni_grpo_core.core.rows import DataRow, is_text, read_rows, short
 from omni_grpo_core.errors import DataError
 from omni_grpo_core.io.bounded import is_url
 from omni_grpo_core.rewards.accuracy import check_gold
+from omni_grpo_core.rewards.choice import lettered
 from omni_grpo_core.types import MODALITIES, PROBLEM_TYPES, MediaRef, ProblemType, Sample
 
-_OPTION = re.compile(r"\s*[(\[]?([A-Za-z])[)\].:、]")
-_CHOICE = re.compile(r"\s*[(\[]?([A-Za-z])(?:[)\].:、]|\s*$)")
-# the content of a tag: not blank, and without another tag
-_INSIDE = r"((?!\s*</(?:context|think|answer)>)(?:(?!</?(?:context|think|answer)>).)+)"
-_GOLD = re.compile(
-    rf"\s*(?:<context>{_INSIDE}</context>\s*)?(?:<think>{_INSIDE}</think>\s*)?"
-    rf"<answer>{_INSIDE}</answer>\s*",
-    re.DOTALL,
-)
 _STRETCH = re.compile(r"\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*")
 _WITH_OPTIONS = ("multiple choice", "emer_ov_mc")
 _CHOICES = ("a0", "a1", "a2", "a3")
@@ -46,7 +38,8 @@ def load_samples(path: Path | str, *, root: Path | None = None) -> tuple[Sample,
     ``id`` is the sample id, else ``file:row``. The gold answer is in ``<answer>`` tags, after
     ``<context>`` and ``<think>`` if present, as in every public row; a bare one is refused, not
     wrapped, since a gold that lost its tags may have lost more. So is an answer that does not fit
-    its ``problem_type``: ``three`` is not a number.
+    its ``problem_type``, by :func:`~omni_grpo_core.rewards.accuracy.check_gold`, which reads it as
+    the accuracy reward does. Options without labels get letters.
 
     *Social-IQ 2.0 rows* (``q``, ``a0`` to ``a3``, ``answer_idx``, ``vid_name``, ``ts``) become
     multiple choice with options ``"A. …"`` and gold ``<answer>A</answer>``. The video is
@@ -139,15 +132,6 @@ def _human_omni(row: DataRow, sample_id: str, root: Path | None) -> Sample:
         row.fail(f"problem_type {short(kind)}", f"one of {', '.join(PROBLEM_TYPES)}")
     options = _options(row, kind)
     solution = row.text("solution")
-    gold = _GOLD.fullmatch(solution)
-    if not gold:
-        row.fail(
-            f"solution {short(solution)}",
-            "<answer>...</answer>, optionally after <context> and <think>",
-            "write the gold as <answer>B</answer>",
-        )
-    if kind in _WITH_OPTIONS:
-        _check_gold_letters(row, kind, options, gold.group(3).strip())
     try:
         check_gold(cast(ProblemType, kind), options, solution)
     except DataError as error:
@@ -170,26 +154,8 @@ def _options(row: DataRow, kind: str) -> tuple[str, ...]:
     if kind in _WITH_OPTIONS:
         if not options:
             row.fail("no options", f"options, since the problem_type is {kind!r}")
-        if len(_labels(options)) != len(options):
-            row.fail(
-                f"options {short(options)}",
-                "options that begin with different letters",
-                'write them as "A. red", "B. blue"',
-            )
+        return lettered(options)
     return tuple(options)
-
-
-def _labels(options: Iterable[str]) -> set[str]:
-    return {match.group(1).upper() for option in options if (match := _OPTION.match(option))}
-
-
-def _check_gold_letters(row: DataRow, kind: str, options: tuple[str, ...], gold: str) -> None:
-    labels = _labels(options)
-    pieces = re.split(r"[,;]", gold) if kind == "emer_ov_mc" else [gold]
-    for piece in pieces:
-        match = _CHOICE.match(piece)
-        if not match or match.group(1).upper() not in labels:
-            row.fail(f"gold {short(gold)}", f"option letters ({', '.join(sorted(labels))})")
 
 
 def _media(row: DataRow, root: Path | None) -> tuple[MediaRef, ...]:
