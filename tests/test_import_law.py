@@ -39,7 +39,7 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         "fast": "core errors losses types",
         "training": "core errors fast io losses pipeline rewards trace tolerances types",
         "tiny": "core errors io rewards types",
-        "bench": "core fast tiny training types",
+        "bench": "core errors fast io tiny training types",
         # watches third-party trainers: it knows calls, not their correct results
         "recorder": "core errors io rewards trace types",
         "doctor": "core errors io losses pipeline recorder rewards trace tolerances types",

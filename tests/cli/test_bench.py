@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+from omni_grpo_core.bench import session
+
 pytestmark = pytest.mark.skipif(
     Version(version("transformers")) < Version("4.57"), reason="no attention functions"
 )
@@ -19,7 +21,8 @@ SMALL = ("--prompt", 100, "--groups", 1, "--group", 2, "--tokens", 3)
 
 
 def test_three_ways_side_by_side(run_cli: Run, tmp_path: Path) -> None:
-    code, out, err = run_cli("bench", *SMALL, "--out", tmp_path / "bench.json", "--json")
+    options = ("--micro-batch", 1, "--out", tmp_path / "bench.json", "--json")
+    code, out, err = run_cli("bench", *SMALL, *options)
     assert code == 0, err
     found = json.loads(out)
     assert found == json.loads((tmp_path / "bench.json").read_text())
@@ -27,19 +30,55 @@ def test_three_ways_side_by_side(run_cli: Run, tmp_path: Path) -> None:
     assert point["failed"] == {}
     assert list(point["ways"]) == ["usual", "plain", "fast"]
     for way, measured in point["ways"].items():
-        parts = {"towers", "sampling", "scoring", "update", "step"}
-        assert measured["seconds"].keys() >= parts, way
+        seconds = measured["seconds"]
+        assert seconds.keys() >= {"towers", "sampling", "scoring", "update"}, way
+        assert seconds["step"] == seconds["sampling"] + seconds["update"]
+        assert seconds["scored_step"] == pytest.approx(seconds["step"] + seconds["scoring"])
         assert measured["times_the_floor"] > 0
+    # a ratio is never over the usual way's separate scoring pass unless it says so
+    usual, fast = point["ways"]["usual"]["seconds"], point["ways"]["fast"]
+    assert fast["faster_than_usual"] == usual["step"] / fast["seconds"]["step"]
+    assert fast["faster_than_usual_scored"] == usual["scored_step"] / fast["seconds"]["step"]
     agreement = point["agreement"]
     assert agreement["equal_completions"] == agreement["completions"] == 2
     # float32, as in tests/fast
     assert agreement["logprob_max"] < 1e-4
+    assert agreement["usual_logprob_max"] < 1e-4
     assert agreement["gradient_relative_max"] < 1e-3
 
 
 @pytest.mark.slow
-def test_a_table_and_a_chosen_way(run_cli: Run) -> None:
-    code, out, err = run_cli("bench", *SMALL, "--way", "fast", "--no-checkpointing")
+def test_sweeps_rounding_and_a_picture_of_it(
+    run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "SWEEPS", {"group": (1, 2, 3, 4), "groups": (1, 2)})
+    file = tmp_path / "bench.json"
+    ways = ("--way", "plain", "--way", "fast", "--no-checkpointing", "--dtype", "bfloat16")
+    sweeps = ("--sweep", "group", "--sweep", "groups", "--rounding")
+    code, out, err = run_cli("bench", *SMALL, *ways, *sweeps, "--out", file)
     assert code == 0, err
-    assert "| seconds | fast | floor |" in out
-    assert "| **step** |" in out
+    assert "| seconds | plain | fast | floor |" in out
+    assert "| **step** (sampling, update) |" in out
+    found = json.loads(file.read_text())
+    assert [point["setting"]["group"] for point in found["sweeps"]["group"]] == [1, 2, 3, 4]
+    assert all(not point["failed"] for points in found["sweeps"].values() for point in points)
+    assert found["growth"].keys() == {"plain", "fast"}
+    assert found["rounding"]["sides"].keys() == {"plain", "alone", "fast"}
+    pytest.importorskip("matplotlib")
+    code, again, err = run_cli("bench", "--from", file, "--png", tmp_path / "bench.png")
+    assert code == 0, err
+    assert again == out
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_no_benchmark_wrote_is_refused(run_cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"points": []}')
+    code, _, err = run_cli("bench", "--from", tmp_path / "other.json")
+    assert code == 2
+    assert "found format None, wanted 'omni-grpo bench 1'" in err
+
+
+def test_rounding_is_none_in_float32(run_cli: Run) -> None:
+    code, _, err = run_cli("bench", *SMALL, "--rounding")
+    assert code == 2
+    assert "add --dtype bfloat16" in err

@@ -17,6 +17,7 @@ from omni_grpo_core import tiny
 
 FILES = {
     ("bench", "--out"),
+    ("bench", "--png"),
     ("check", "--html"),
     ("check", "--junit"),
     ("doctor", "--html"),

@@ -1,5 +1,9 @@
 """The least a step can take on a device: its operations at the speed of a large matrix product, and
-for decoding its weights, read once a token at the speed of a copy."""
+for decoding its weights, read once a token at the speed of a copy.
+
+Left out, so that it is rather too low: the towers' attention and merger, keys and values that
+decoding reads, everything elementwise, the optimizer.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,10 @@ from omni_grpo_core.types import Batch
 def floor(
     policy: Policy, batch: Batch, setting: Setting, speed: Speed, *, checkpointing: bool
 ) -> dict[str, float]:
-    """Seconds of each part. An update is three passes' worth of operations, four with gradient
-    checkpointing, over each prompt once and every completion."""
+    """Seconds of each part. An update is three passes' worth of operations over each prompt once
+    and every completion, four with gradient checkpointing, which is asked to compute one twice. The
+    first token of a completion is the prefill's; each later one waits for the weights, or for the
+    operations of all rows where these take longer."""
     sizes = _sizes(policy)
     prompts = [len(row.input_ids) for row in batch.rows]
     one_pass = {
@@ -29,11 +35,15 @@ def floor(
         + 2 * sizes["head"] * setting.completions * setting.tokens,
     }
     seconds = {part: operations / speed.operations for part, operations in one_pass.items()}
-    weights = (sizes["layers"] + sizes["head"]) * policy.model.dtype.itemsize
+    weights = sizes["layers"] + sizes["head"]
+    token = max(
+        weights * policy.model.dtype.itemsize / speed.bytes,
+        2 * weights * setting.completions / speed.operations,
+    )
     return {
         "towers": 2 * _tower_work(sizes, batch) / speed.operations,
         "prefill": seconds["prefill"],
-        "decode": setting.tokens * weights / speed.bytes,
+        "decode": (setting.tokens - 1) * token,
         "scoring": seconds["scoring"],
         "update": (4 if checkpointing else 3) * seconds["scoring"],
     }

@@ -24,55 +24,89 @@ from omni_grpo_core.core.towers import features
 from omni_grpo_core.fast.rollout import Body
 from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.training.step import Scores, plain_scores, scoring
-from omni_grpo_core.types import Batch, Embeddings, Rollout
+from omni_grpo_core.types import Batch, Embeddings, Rollout, Row
 
 Way = Literal["usual", "plain", "fast"]
 WAYS: tuple[Way, ...] = ("usual", "plain", "fast")
 TEMPERATURE = 1.0
+Score = Callable[..., Tensor]
+"""Logprobs, (N, C), of ``ids`` and ``mask`` at ``temperature``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a setting is measured. ``micro_batch``: completions that the usual way's update takes at
+    a time, all by default. ``repeats``: runs of each part. ``brief``: no scoring passes, only the
+    fast way is run once before it is measured, and results are not compared. ``body``: what the
+    fast step decodes with, if it is compiled. ``say`` is called with each cost."""
+
+    ways: Sequence[Way] = WAYS
+    checkpointing: bool = True
+    micro_batch: int | None = None
+    repeats: int = 1
+    brief: bool = False
+    body: Body | None = None
+    say: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Costs by way and part. ``sampling`` holds towers, prefill and decoding; ``step`` is sampling
-    and update. ``failed``: by way, the parts that ran out of memory or raised, and how."""
+    and update, ``scored_step`` these and a scoring pass of its own. ``held_gib``: weights and
+    gradients, which every update holds. ``failed``: by way, the parts that ran out of memory or
+    raised, and how."""
 
     setting: Setting
     prompts: tuple[int, ...]
     costs: dict[Way, dict[str, Cost]]
     floor: dict[str, float]
+    held_gib: float
     agreement: dict[str, float]
     failed: dict[Way, str]
 
-    def step(self, way: Way) -> float | None:
-        parts = self.costs.get(way, {})
-        if "sampling" not in parts or "update" not in parts:
-            return None
-        return parts["sampling"].seconds + parts["update"].seconds
-
-    @property
-    def least(self) -> float:
-        """The floor of a step."""
-        return sum(self.floor[part] for part in ("towers", "prefill", "decode", "update"))
+    def seconds(self, way: Way) -> dict[str, float]:
+        found = {part: cost.seconds for part, cost in self.costs.get(way, {}).items()}
+        for name, parts in (
+            ("step", ("sampling", "update")),
+            ("scored_step", ("sampling", "scoring", "update")),
+        ):
+            if found.keys() >= set(parts):
+                found[name] = sum(found[part] for part in parts)
+        return found
 
     def to_json(self) -> dict[str, Any]:
-        completions = self.setting.completions * self.setting.tokens
-        steps = {way: self.step(way) for way in self.costs}
+        tokens = self.setting.completions * self.setting.tokens
+        least = {
+            **self.floor,
+            "step": sum(self.floor[part] for part in ("towers", "prefill", "decode", "update")),
+        }
+        usually = self.seconds("usual")
+
+        def ratios(way: Way) -> dict[str, float | None]:
+            own = self.seconds(way)
+
+            def over(top: float | None, part: str) -> float | None:
+                return None if top is None or part not in own else top / own[part]
+
+            step = own.get("step")
+            return {
+                "tokens_per_second": over(tokens, "sampling"),
+                "step_tokens_per_second": over(tokens, "step"),
+                "times_the_floor": None if step is None else step / least["step"],
+                "faster_than_usual": over(usually.get("step"), "step"),
+                "faster_than_usual_scored": over(usually.get("scored_step"), "step"),
+            }
+
         return {
             "setting": asdict(self.setting),
             "prompt_tokens": list(self.prompts),
-            "floor_seconds": {**self.floor, "step": self.least},
+            "floor_seconds": least,
+            "held_gib": self.held_gib,
             "ways": {
                 way: {
-                    "seconds": {part: cost.seconds for part, cost in parts.items()}
-                    | ({} if (step := steps[way]) is None else {"step": step}),
+                    "seconds": self.seconds(way),
                     "gib": {part: cost.gib for part, cost in parts.items()},
-                    "tokens_per_second": completions / parts["sampling"].seconds
-                    if "sampling" in parts
-                    else None,
-                    "times_the_floor": None if step is None else step / self.least,
-                    "faster_than_usual": None
-                    if step is None or steps.get("usual") is None
-                    else (steps["usual"] or 0.0) / step,
+                    **ratios(way),
                 }
                 for way, parts in self.costs.items()
             },
@@ -81,52 +115,38 @@ class Measured:
         }
 
 
-def measure(
-    policy: Policy,
-    setting: Setting,
-    speed: Speed,
-    *,
-    ways: Sequence[Way] = WAYS,
-    checkpointing: bool = True,
-    repeats: int = 1,
-    agree: bool = True,
-    body: Body | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Measured:
-    """Every part of every way, on the same weights, prompts and tokens. ``body``: what the
-    fast step decodes with, if it is compiled."""
-    bench = _Bench(policy, setting, checkpointing, repeats, say, body)
+def measure(policy: Policy, setting: Setting, speed: Speed, options: Options) -> Measured:
+    """Every part of every way, on the same weights, prompts and tokens."""
+    bench = _Bench(policy, setting, options)
     costs: dict[Way, dict[str, Cost]] = {}
     failed: dict[Way, str] = {}
-    for way in ways:
+    for way in options.ways:
         costs[way], broken = bench.measure(way)
         if broken:
             failed[way] = "; ".join(broken)
-    agreement = bench.agreement() if agree and {"plain", "fast"} <= set(ways) - set(failed) else {}
+    whole = {"plain", "fast"} <= set(options.ways) - set(failed)
     return Measured(
         setting=setting,
         prompts=tuple(len(row.input_ids) for row in bench.batch.rows),
         costs=costs,
-        floor=floor(policy, bench.batch, setting, speed, checkpointing=checkpointing),
-        agreement=agreement,
+        floor=floor(policy, bench.batch, setting, speed, checkpointing=options.checkpointing),
+        held_gib=_held(policy),
+        agreement=bench.agreement() if whole and not options.brief else {},
         failed=failed,
     )
 
 
+def _held(policy: Policy) -> float:
+    parameters = [p for p in policy.model.parameters() if p.is_cuda]
+    held: int = sum(p.numel() * p.itemsize * (2 if p.requires_grad else 1) for p in parameters)
+    return held / 2**30
+
+
 class _Bench:
-    def __init__(
-        self,
-        policy: Policy,
-        setting: Setting,
-        checkpointing: bool,
-        repeats: int,
-        say: Callable[[str], None],
-        body: Body | None,
-    ) -> None:
-        self.policy, self.setting, self.say = policy, setting, say
-        self.checkpointing, self.repeats = checkpointing, repeats
+    def __init__(self, policy: Policy, setting: Setting, options: Options) -> None:
+        self.policy, self.setting, self.options = policy, setting, options
         self.batch = make_batch(policy, setting)
-        self.fast = FastStep(policy, body)
+        self.fast = FastStep(policy, options.body)
         generator = torch.Generator().manual_seed(0)
         allowed = (~policy.suppressed).nonzero()[:, 0].cpu()
         shape = setting.completions, setting.tokens
@@ -139,40 +159,20 @@ class _Bench:
 
     def measure(self, way: Way) -> tuple[dict[str, Cost], list[str]]:
         """The cost of each part, and the parts that ran out of memory or lack a kernel."""
-        parts: dict[str, Callable[[], Any]]
-        if way == "usual":
-            inputs = usual.copies(self.policy, self.batch, self.setting.group)
-            copied = self._copied()
-            score = partial(usual.logprobs, self.policy, inputs)
-            parts = {
-                "towers": lambda: self._towers(copied),
-                "sampling": lambda: self._generate(inputs),
-                "scoring": lambda: self._score(way, score),
-                "update": lambda: self._update(way, score),
-            }
-        else:
-            scores: Scores = self.fast.scores
-            if way == "plain":
-                scores = partial(plain_scores, self.policy)
-            score = partial(_logprobs, scores, self.batch)
-            parts = {
-                "towers": lambda: self._towers(self.batch),
-                "prefill": self._prefill,
-                "sampling": lambda: self._sample(way),
-                "scoring": lambda: self._score(way, score),
-                "update": lambda: self._update(way, score),
-            }
         costs: dict[str, Cost] = {}
         broken = []
-        for part, call in parts.items():
+        for part, call in self._parts(way).items():
+            if self.options.brief and part == "scoring":
+                continue
             try:
                 self._warm_up(way, part, call)
-                costs[part], _ = timed(call, self.policy.device, self.repeats)
-                self.say(f"{way} {part}: {costs[part].seconds:.3f} s, {costs[part].gib:.1f} GiB")
+                found, _ = timed(call, self.policy.device, self.options.repeats)
+                costs[part] = found
+                self.options.say(f"{way} {part}: {found.seconds:.3f} s, {found.gib:.1f} GiB")
             except RuntimeError as error:
                 text = " ".join(str(error).split())[:300]
                 broken.append(f"{part}: {type(error).__name__}: {text}")
-                self.say(f"{way} {broken[-1]}")
+                self.options.say(f"{way} {broken[-1]}")
             self.policy.model.zero_grad(set_to_none=True)
         if {"towers", "prefill", "sampling"} <= costs.keys():
             rest = costs["towers"].seconds + costs["prefill"].seconds
@@ -180,19 +180,57 @@ class _Bench:
             costs["decode"] = Cost(max(0.0, sampling.seconds - rest), sampling.gib)
         return costs, broken
 
+    def _parts(self, way: Way) -> dict[str, Callable[[], Any]]:
+        if way == "usual":
+            rows = [row for row in self.batch.rows for _ in range(self.setting.group)]
+            copies = collate(rows, self.policy.pad_token_id)
+            size = self.options.micro_batch or len(rows)
+            chunks = [
+                (self._usual(rows[start : start + size]), slice(start, start + size))
+                for start in range(0, len(rows), size)
+            ]
+            given = usual.inputs(self.policy, copies)
+            return {
+                "towers": lambda: self._towers(copies),
+                "sampling": lambda: self._generate(given),
+                "scoring": lambda: [self._score(*chunk) for chunk in chunks],
+                "update": lambda: [self._update(*chunk) for chunk in chunks],
+            }
+        score = self._scorer(way)
+        return {
+            "towers": lambda: self._towers(self.batch),
+            "prefill": self._prefill,
+            "sampling": lambda: self._sample(way),
+            "scoring": lambda: self._score(score),
+            "update": lambda: self._update(score),
+        }
+
+    def _usual(self, rows: Sequence[Row]) -> Score:
+        copies = collate(rows, self.policy.pad_token_id)
+        return partial(usual.logprobs, self.policy, usual.inputs(self.policy, copies))
+
+    def _scorer(self, way: Way) -> Score:
+        scores: Scores = self.fast.scores if way == "fast" else partial(plain_scores, self.policy)
+
+        def score(ids: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
+            return scores(self.batch, ids, mask, temperature=temperature).logprobs
+
+        return score
+
     def _warm_up(self, way: Way, part: str, call: Callable[[], Any]) -> None:
         """Libraries load and choose their kernels in a first call; a slow part has a short one."""
+        if self.options.brief and way != "fast":
+            return
         if part == "sampling" and way != "fast":
             tokens = min(4, self.setting.tokens)
             if way == "plain":
                 self._sample(way, tokens)
+            else:
+                rows = usual.inputs(self.policy, self.batch)
+                self._generate(rows, tokens)
             return
         call()
         self.policy.model.zero_grad(set_to_none=True)
-
-    def _copied(self) -> Batch:
-        rows = [row for row in self.batch.rows for _ in range(self.setting.group)]
-        return collate(rows, self.policy.pad_token_id)
 
     @torch.no_grad()
     def _towers(self, batch: Batch) -> None:
@@ -218,20 +256,23 @@ class _Bench:
         if tokens is None:
             self.rolled[way] = rolled
 
-    def _generate(self, inputs: dict[str, Any]) -> None:
+    def _generate(self, given: dict[str, Any], tokens: int | None = None) -> None:
         with generating(self.policy.model):
-            usual.sample(self.policy, inputs, self.setting.tokens)
+            usual.sample(self.policy, given, tokens or self.setting.tokens)
 
-    def _score(self, way: Way, score: Callable[..., Tensor]) -> Tensor:
+    def _score(self, score: Score, chunk: slice = slice(None)) -> Tensor:
         with torch.no_grad(), scoring(self.policy.model, checkpointing=False):
-            return score(self.ids, self.mask, temperature=TEMPERATURE)
+            return score(self.ids[chunk], self.mask[chunk], temperature=TEMPERATURE)
 
-    def _update(self, way: Way, score: Callable[..., Tensor]) -> None:
+    def _update(self, score: Score, chunk: slice = slice(None)) -> Tensor:
         """Forward and backward pass of one on-policy step: the gradient of the clipped loss."""
-        with scoring(self.policy.model, checkpointing=self.checkpointing):
-            logprobs = score(self.ids, self.mask, temperature=TEMPERATURE).float()
+        with scoring(self.policy.model, checkpointing=self.options.checkpointing):
+            logprobs = score(self.ids[chunk], self.mask[chunk], temperature=TEMPERATURE).float()
             ratio = torch.exp(logprobs - logprobs.detach())
-            torch.autograd.backward(-(ratio * self.advantages).mean())
+            terms = ratio * self.advantages[chunk]
+            loss = -terms.sum() / self.ids.numel()
+            torch.autograd.backward(loss)
+            return loss.detach()
 
     # ----------------------------------------------------------------- agreement
 
@@ -242,14 +283,15 @@ class _Bench:
             len([*takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))])
             for a, b in zip(*([c.token_ids for c in side] for side in (plain, fast)), strict=True)
         ]
-        sides: dict[str, Callable[..., Tensor]] = {
-            "plain": partial(_logprobs, partial(plain_scores, self.policy), self.batch),
-            "fast": partial(_logprobs, self.fast.scores, self.batch),
+        sides = {
+            "plain": self._scorer("plain"),
+            "fast": self._scorer("fast"),
+            "usual": self._usual([r for r in self.batch.rows for _ in range(self.setting.group)]),
         }
-        logprobs = {name: self._score("fast", score) for name, score in sides.items()}
-        gaps = (logprobs["plain"] - logprobs["fast"]).abs()
+        logprobs = {name: self._score(score) for name, score in sides.items()}
+        gaps, usual_gaps = ((logprobs["plain"] - logprobs[way]).abs() for way in ("fast", "usual"))
         drift = self._drift(self.rolled["fast"])
-        gradients = [self._gradients(score) for score in sides.values()]
+        gradients = [self._gradients(sides[way]) for way in ("plain", "fast")]
         relative = [
             float((a.float() - b.float()).norm() / a.float().norm().clamp_min(1e-12))
             for a, b in zip(*gradients, strict=True)
@@ -262,6 +304,8 @@ class _Bench:
             "earliest_difference": min(firsts),
             "logprob_max": float(gaps.max()),
             "logprob_mean": float(gaps.mean()),
+            "usual_logprob_max": float(usual_gaps.max()),
+            "usual_logprob_mean": float(usual_gaps.mean()),
             "rollout_drift_max": float(drift.max()),
             "rollout_drift_mean": float(drift.mean()),
             "gradient_relative_median": sorted(relative)[len(relative) // 2],
@@ -278,15 +322,9 @@ class _Bench:
             ).logprobs
         return (scored.cpu() - tokens.logprobs).abs()[tokens.mask]
 
-    def _gradients(self, score: Callable[..., Tensor]) -> list[Tensor]:
-        self._update("fast", score)
+    def _gradients(self, score: Score) -> list[Tensor]:
+        self._update(score)
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         self.policy.model.zero_grad(set_to_none=True)
         return found
-
-
-def _logprobs(
-    scores: Scores, batch: Batch, ids: Tensor, mask: Tensor, *, temperature: float
-) -> Tensor:
-    return scores(batch, ids, mask, temperature=temperature).logprobs

@@ -89,16 +89,18 @@ SETTINGS: dict[Size, Setting] = {
 }
 
 
-def make_policy(size: Size, device: str, dtype: str, seed: int = 0) -> Policy:
+def make_policy(
+    size: Size, device: str, dtype: str, seed: int = 0, layers: int | None = None
+) -> Policy:
     """Nothing ends a completion: each has as many tokens as the setting says. Towers are frozen, as
-    trainers do."""
+    trainers do. ``layers``: of the 7B's text model, by default all 28."""
     policy = load_policy(tiny.checkpoint_dir(), device=device, dtype=dtype)
     if size == "7b":
         extractor = policy.processor.feature_extractor
         extractor.chunk_length = _AUDIO_SECONDS
         extractor.n_samples = _AUDIO_SECONDS * AUDIO_SAMPLING_RATE
         extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
-        model = _random_7b(device, getattr(torch, dtype), seed)
+        model = _random_7b(device, getattr(torch, dtype), seed, layers)
         policy = policy_around(model, policy.processor, QWEN2_5_OMNI, "random 7B")
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_(not any(part in name for part in ("visual.", "audio_tower.")))
@@ -107,11 +109,13 @@ def make_policy(size: Size, device: str, dtype: str, seed: int = 0) -> Policy:
     return replace(policy, suppressed=suppressed)
 
 
-def _random_7b(device: str, dtype: torch.dtype, seed: int) -> Any:
+def _random_7b(device: str, dtype: torch.dtype, seed: int, layers: int | None) -> Any:
     content = json.loads((tiny.checkpoint_dir() / "config.json").read_text(encoding="utf-8"))
     rope = {"rope_type": "default", "type": "default", "mrope_section": [16, 24, 24]}
     for part, sizes in _SIZES_7B.items():
         content[part] |= sizes
+    if layers is not None:
+        content["text_config"] |= {"num_hidden_layers": layers, "max_window_layers": layers}
     content["torch_dtype"] = str(dtype).removeprefix("torch.")
     content["text_config"] |= {
         "rope_theta": 1e6,

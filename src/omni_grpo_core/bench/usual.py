@@ -12,29 +12,29 @@ from omni_grpo_core.core.policy import Policy, library_generate
 from omni_grpo_core.types import Batch
 
 
-def copies(policy: Policy, batch: Batch, group: int) -> dict[str, Any]:
-    """What the model is called with: each row ``group`` times, media included."""
-    keywords: dict[str, Any] = {
-        "input_ids": batch.input_ids.repeat_interleave(group, dim=0),
-        "attention_mask": batch.attention_mask.repeat_interleave(group, dim=0),
+def inputs(policy: Policy, copies: Batch) -> dict[str, Any]:
+    """What the model is called with. ``copies``: a row for every completion, media included."""
+    placed = {
+        key: value.to(policy.device)
+        for key, value in {
+            "input_ids": copies.input_ids,
+            "attention_mask": copies.attention_mask,
+            **copies.tensors,
+        }.items()
     }
-    for key in batch.tensors:
-        # whole items, one row's after the other's: repeating pixel rows would scramble the clip
-        keywords[key] = torch.cat([row.tensors[key] for row in batch.rows for _ in range(group)])
-    placed = {key: value.to(policy.device) for key, value in keywords.items()}
     for key, value in placed.items():
         if key in ("pixel_values", "pixel_values_videos", "input_features"):
             placed[key] = value.to(policy.model.dtype)
-    return {**placed, "use_audio_in_video": batch.rows[0].audio_in_video == "interleaved"}
+    return {**placed, "use_audio_in_video": copies.rows[0].audio_in_video == "interleaved"}
 
 
-def sample(policy: Policy, inputs: dict[str, Any], tokens: int) -> Tensor:
+def sample(policy: Policy, given: dict[str, Any], tokens: int) -> Tensor:
     """``tokens`` new tokens for every row, (N, tokens). Media tokens may be among them: suppressing
     nearly a whole vocabulary, as the shipped tokenizer needs it, would cost more than the model."""
     with torch.no_grad():
         found = library_generate(
             policy,
-            inputs,
+            given,
             do_sample=True,
             top_k=0,
             min_new_tokens=tokens,
@@ -44,13 +44,13 @@ def sample(policy: Policy, inputs: dict[str, Any], tokens: int) -> Tensor:
 
 
 def logprobs(
-    policy: Policy, inputs: dict[str, Any], ids: Tensor, mask: Tensor, temperature: float
+    policy: Policy, given: dict[str, Any], ids: Tensor, mask: Tensor, *, temperature: float
 ) -> Tensor:
     """Of the completions' tokens, (N, C): logits of every position, a log-softmax row by row."""
     whole = {
-        **inputs,
-        "input_ids": torch.cat([inputs["input_ids"], ids], dim=1),
-        "attention_mask": torch.cat([inputs["attention_mask"], mask.to(torch.int64)], dim=1),
+        **given,
+        "input_ids": torch.cat([given["input_ids"], ids], dim=1),
+        "attention_mask": torch.cat([given["attention_mask"], mask.to(torch.int64)], dim=1),
     }
     predicting = policy.model(**whole).logits[:, -ids.shape[1] - 1 : -1]
     rows = [

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from omni_grpo_core import cli
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.console import (
     quiet_libraries,
     quiet_transformers,
     require_device,
     require_outputs,
 )
+from omni_grpo_core.io.extras import require
 
 if TYPE_CHECKING:
-    from omni_grpo_core.bench.run import Way
+    from omni_grpo_core.bench.session import Sweep
 
 
 class SizeOption(StrEnum):
@@ -36,13 +38,6 @@ class SweepOption(StrEnum):
     group = "group"
     groups = "groups"
     prompt = "prompt"
-
-
-SWEEPS: dict[str, tuple[int, ...]] = {
-    "group": (2, 4, 8, 16, 32),
-    "groups": (1, 2, 4, 8),
-    "prompt": (1024, 2048, 4096, 8192, 16384),
-}
 
 
 def bench(
@@ -75,11 +70,26 @@ def bench(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Decode the fast step's tokens with torch.compile.")
     ] = False,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Completions in a pass of the usual update. Default: all."),
+    ] = None,
+    rounding: Annotated[
+        bool,
+        typer.Option("--rounding", help="Then compare with float32, on completions of 64 tokens."),
+    ] = False,
     repeats: Annotated[
         int, typer.Option(min=1, max=100, help="Runs of each part; the quickest counts.")
     ] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Also write the result to this JSON file, as it grows.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Also draw table and sweeps (needs the extra 'bench').")
+    ] = None,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Measure nothing: show this JSON file, with others' sweeps."),
     ] = None,
     as_json: cli.Json = False,
 ) -> None:
@@ -88,60 +98,61 @@ def bench(
     All ways have the same weights, prompts and tokens in one run. An optimizer step is in none of
     them. With the 7B's size on one H200 all takes five minutes.
     """
-    require_outputs(files=[out])
-    quiet_libraries()
-    from dataclasses import replace
-
-    import torch
-
-    from omni_grpo_core.bench.measure import speed
-    from omni_grpo_core.bench.run import WAYS, measure
-    from omni_grpo_core.bench.shapes import SETTINGS, make_policy
-    from omni_grpo_core.fast.rollout import compiled_body
-    from omni_grpo_core.io.atomic import write_file
-    from omni_grpo_core.report.terminal.bench import table
-
-    quiet_transformers()
-    require_device(device)
-    chosen = {"group": group, "groups": groups, "prompt": prompt, "tokens": tokens}
-    changed: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    setting = replace(SETTINGS[size.value], **changed)
+    require_outputs(files=[out, png])
+    if png is not None:
+        require("bench", "matplotlib")
     kind = cli.dtype_on(device, dtype)
-    policy = make_policy(size.value, device.value, kind)
-    found = speed(policy.device, policy.model.dtype)
-    body = compiled_body() if compiled else None
-    result: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device is cli.Device.cuda else "cpu",
-        "dtype": kind,
-        "compiled": compiled,
-        "torch": torch.__version__,
-        "bytes_per_second": found.bytes,
-        "operations_per_second": found.operations,
-        "points": [],
-    }
+    if rounding and kind == "float32":
+        raise ConfigError(
+            "--rounding",
+            got="float32",
+            want="a dtype to compare with float32",
+            fix="add --dtype bfloat16",
+        )
+    from omni_grpo_core.io.atomic import write_file
+    from omni_grpo_core.report.terminal.bench import report
 
-    def add(point: Any, ways: list[Way], **options: Any) -> None:
-        measured = measure(
-            policy,
-            point,
-            found,
-            ways=ways,
-            checkpointing=checkpointing,
-            repeats=repeats,
-            body=body,
-            say=lambda text: typer.echo(text, err=True),
-            **options,
-        ).to_json()
-        result["points"].append(measured)
+    def keep(result: dict[str, Any]) -> None:
         if out is not None:
             write_file(out, f"{json.dumps(result, indent=1)}\n".encode())
-        if not as_json:
-            typer.echo(f"{table(measured)}\n")
 
-    wanted = [w for w in WAYS if not way or w in {one.value for one in way}]
-    add(setting, wanted)
-    for name in sweep or ():
-        for value in SWEEPS[name.value]:
-            varied: dict[str, Any] = {name.value: value}
-            add(replace(setting, **varied), [w for w in wanted if w != "usual"], agree=False)
-    cli.answer(as_json, result)
+    if earlier:
+        from omni_grpo_core.bench.session import read_results
+
+        result = read_results(earlier)
+        keep(result)
+    else:
+        quiet_libraries()
+        from dataclasses import replace
+
+        from omni_grpo_core.bench.run import WAYS, Options
+        from omni_grpo_core.bench.session import session
+        from omni_grpo_core.bench.shapes import SETTINGS, make_policy
+        from omni_grpo_core.fast.rollout import compiled_body
+
+        quiet_transformers()
+        require_device(device)
+        chosen = {"group": group, "groups": groups, "prompt": prompt, "tokens": tokens}
+        changed: dict[str, Any] = {key: n for key, n in chosen.items() if n is not None}
+        setting = replace(SETTINGS[size.value], **changed)
+        names: list[Sweep] = [name.value for name in sweep or ()]
+        result = session(
+            make_policy(size.value, device.value, kind),
+            setting,
+            Options(
+                ways=[one for one in WAYS if not way or one in {w.value for w in way}],
+                checkpointing=checkpointing,
+                micro_batch=micro_batch,
+                repeats=repeats,
+                body=compiled_body() if compiled else None,
+                say=lambda text: typer.echo(text, err=True),
+            ),
+            sweeps=names,
+            rounded=replace(setting, tokens=min(64, setting.tokens)) if rounding else None,
+            done=keep,
+        )
+    if png is not None:
+        from omni_grpo_core.report.bench_chart import picture
+
+        write_file(png, picture(result))
+    cli.answer(as_json, result, report(result))

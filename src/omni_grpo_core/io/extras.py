@@ -12,9 +12,10 @@ from typing import Literal
 
 from omni_grpo_core.errors import MissingExtra
 
-Extra = Literal["judge", "qwen", "rewards", "train"]
+Extra = Literal["bench", "judge", "qwen", "rewards", "train"]
 
 EXTRAS: Mapping[Extra, str] = {
+    "bench": "a picture of the benchmark",
     "judge": "rewards by an LLM judge",
     "qwen": "Qwen's vocabulary",
     "rewards": "accuracy of free text, OCR and formulas",

@@ -1,55 +1,61 @@
-"""The measured ways side by side, as one table."""
+"""The measured ways side by side, as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-_PARTS = ("towers", "prefill", "decode", "sampling", "scoring", "update", "step")
+_PARTS = ("towers", "prefill", "decode", "sampling", "scoring", "update", "step", "scored_step")
+_BOLD = {"step": "**step** (sampling, update)", "scored_step": "step that scores apart"}
+_RATIOS = (
+    ("step / floor", "times_the_floor", 2),
+    ("usual step / step", "faster_than_usual", 2),
+    ("usual step that scores apart / step", "faster_than_usual_scored", 2),
+    ("tokens a second, sampling", "tokens_per_second", 0),
+    ("tokens a second, step", "step_tokens_per_second", 0),
+)
+_MEMORY = ("sampling", "scoring", "update")
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Markdown, from :func:`~omni_grpo_core.bench.session.session`."""
+    parts = [table(point) for point in result["points"]]
+    parts += [_sweep(name, points) for name, points in result["sweeps"].items() if points]
+    if result["growth"]:
+        parts.append(_growth(result["growth"]))
+    if result["rounding"]:
+        parts.append(_rounding(result["rounding"]))
+    return "\n\n".join(parts)
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Markdown, from :meth:`~omni_grpo_core.bench.run.Measured.to_json`.
+    """One point, from :meth:`~omni_grpo_core.bench.run.Measured.to_json`.
 
     >>> print(table({
     ...     "setting": {"group": 8, "groups": 1, "tokens": 2}, "prompt_tokens": [9],
+    ...     "held_gib": 2.0,
     ...     "floor_seconds": {"update": 0.5, "step": 0.5}, "agreement": {}, "failed": {},
     ...     "ways": {"fast": {"seconds": {"update": 1.0, "step": 1.0}, "gib": {"update": 3.0},
-    ...         "tokens_per_second": None, "times_the_floor": 2.0, "faster_than_usual": None}},
+    ...         "tokens_per_second": None, "step_tokens_per_second": None, "times_the_floor": 2.0,
+    ...         "faster_than_usual": None, "faster_than_usual_scored": None}},
     ... }))
     prompts of 9 tokens, 8 completions each of 2 tokens
     <BLANKLINE>
     | seconds | fast | floor |
     |---|---|---|
     | update | 1.000 | 0.500 |
-    | **step** | 1.000 | 0.500 |
+    | **step** (sampling, update) | 1.000 | 0.500 |
     | step / floor | 2.00 | 1 |
-    | usual / step | – |  |
-    | tokens a second | – |  |
-    | GiB in the update | 3.0 |  |
+    | GiB, update | 3.0 |  |
+    | … beyond weights and gradients | 1.0 |  |
     """
-    ways, floor = found["ways"], found["floor_seconds"]
     setting, prompts = found["setting"], found["prompt_tokens"]
     lines = [
         f"prompts of {', '.join(map(str, prompts))} tokens, {setting['group']} completions each of "
         f"{setting['tokens']} tokens",
         "",
-        f"| seconds | {' | '.join(ways)} | floor |",
-        f"|{'---|' * (len(ways) + 2)}",
+        *_markdown(rows(found)),
     ]
-    for part in _PARTS:
-        values = [way["seconds"].get(part) for way in ways.values()]
-        if any(value is not None for value in (*values, floor.get(part))):
-            name = f"**{part}**" if part == "step" else part
-            lines.append(_row(name, [_number(v, 3) for v in (*values, floor.get(part))]))
-    for name, key, digits, least in (
-        ("step / floor", "times_the_floor", 2, "1"),
-        ("usual / step", "faster_than_usual", 2, ""),
-        ("tokens a second", "tokens_per_second", 0, ""),
-    ):
-        lines.append(_row(name, [*(_number(way[key], digits) for way in ways.values()), least]))
-    memory = [_number(way["gib"].get("update"), 1) for way in ways.values()]
-    lines.append(_row("GiB in the update", [*memory, ""]))
     if found["agreement"]:
         lines += ["", "fast and plain: " + ", ".join(
             f"{name.replace('_', ' ')} {value:.3g}" for name, value in found["agreement"].items()
@@ -58,8 +64,96 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, values: list[str]) -> str:
-    return f"| {name} | {' | '.join(values)} |"
+def rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of :func:`table`, its head first."""
+    ways, floor = list(found["ways"].values()), found["floor_seconds"]
+    lines: list[list[str]] = [["seconds", *found["ways"], "floor"]]
+    for part in _PARTS:
+        values = [*(way["seconds"].get(part) for way in ways), floor.get(part)]
+        if any(value is not None for value in values):
+            lines.append([_BOLD.get(part, part), *(_number(value, 3) for value in values)])
+    for name, key, digits in _RATIOS:
+        if any(way[key] is not None for way in ways):
+            least = "1" if key == "times_the_floor" else ""
+            lines.append([name, *(_number(way[key], digits) for way in ways), least])
+    for part in _MEMORY:
+        taken = [way["gib"].get(part) for way in ways]
+        if any(taken):
+            lines.append([f"GiB, {part}", *(_number(gib, 1) for gib in taken), ""])
+    if any(taken):
+        beyond = [None if gib is None else gib - found["held_gib"] for gib in taken]
+        lines.append(["… beyond weights and gradients", *(_number(gib, 1) for gib in beyond), ""])
+    return lines
+
+
+def _sweep(name: str, points: Sequence[Mapping[str, Any]]) -> str:
+    """The seconds of each way's parts by one size of the setting."""
+    ways = list(points[0]["ways"])
+    kept = [
+        (way, part)
+        for part in ("sampling", "update", "step")
+        for way in ways
+        if any(part in point["ways"][way]["seconds"] for point in points)
+    ]
+    lines = [[name, *(f"{part}, {way}" for way, part in kept), "step, floor", *(
+        f"GiB, {way}" for way in ways
+    )]]  # fmt: skip
+    for point in points:
+        seconds = [point["ways"][way]["seconds"].get(part) for way, part in kept]
+        taken = [point["ways"][way]["gib"].get("update") for way in ways]
+        lines.append(
+            [
+                str(point["setting"][name]),
+                *(_number(value, 3) for value in (*seconds, point["floor_seconds"]["step"])),
+                *(_number(gib or None, 1) for gib in taken),
+            ]
+        )
+    return "\n".join(_markdown(lines))
+
+
+def _growth(found: Mapping[str, Any]) -> str:
+    lines = [["update", "line over", "s", "µs a token", "worst residual"]]
+    for way, counts in found.items():
+        for counted, line in counts.items():
+            lines.append(
+                [
+                    way,
+                    "P + G · C" if counted == "packed" else "G · (P + C)",
+                    _number(line["fixed_seconds"], 3),
+                    _number(1e6 * line["seconds_per_token"], 1),
+                    f"{line['worst']:.0%}",
+                ]
+            )
+    return "\n".join(_markdown(lines))
+
+
+def _rounding(found: Mapping[str, Any]) -> str:
+    lines = [["against plain in float32", *found["sides"]]]
+    for name, outer, inner in (
+        ("nats a token, mean", "nats", "mean"),
+        ("… root mean square", "nats", "rms"),
+        ("… worst", "nats", "max"),
+        ("from plain, nats, mean", "apart", "mean"),
+        ("… worst", "apart", "max"),
+        ("gradients, relative, median", "gradient", "median"),
+        ("… worst", "gradient", "max"),
+    ):
+        values = [side[outer][inner] for side in found["sides"].values()]
+        lines.append([name, *(f"{value:.3g}" for value in values)])
+    times = [side["times_plain"] for side in found["sides"].values()]
+    lines.append(["error / plain's, nats", *(_number(one["nats"], 2) for one in times)])
+    for key in ("median", "max"):
+        cells = [_number(one["gradient"][key], 2) for one in times]
+        lines.append([f"… a parameter's gradient, {key}", *cells])
+    counted = f"{found['tokens']} tokens, gradients of {found['parameters']} parameters"
+    return "\n".join([*_markdown(lines), "", counted])
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    for index, cells in enumerate(lines):
+        yield f"| {' | '.join(cells)} |"
+        if index == 0:
+            yield f"|{'---|' * len(cells)}"
 
 
 def _number(value: float | None, digits: int) -> str:
