@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Modality = Literal["image", "video", "audio"]
 AudioInVideo = Literal["interleaved", "separate", "off"]
+AudioInVideos = AudioInVideo | tuple[AudioInVideo, ...]
+"""One decision for all videos of a sample or, where they differ, one for each, in reading order."""
 ProblemType = Literal[
     "multiple choice",
     "numerical",
@@ -60,6 +62,24 @@ MADE_STAGES: tuple[Stage, ...] = tuple(s for s in STAGES if s not in ("config", 
 
 AUDIO_SAMPLING_RATE = 16_000
 """Hz. Every waveform in the project has this rate: the Whisper features of Qwen-Omni need it."""
+
+
+def interleaves(decided: AudioInVideos, video: int) -> bool:
+    """Whether the sound of one video, by its index in reading order, is interleaved with it.
+
+    >>> interleaves("interleaved", 1), interleaves(("off", "interleaved"), 0)
+    (True, False)
+    """
+    return (decided if isinstance(decided, str) else decided[video]) == "interleaved"
+
+
+def audio_words(decided: AudioInVideos) -> str:
+    """The decision as shown to people.
+
+    >>> audio_words("off"), audio_words(("interleaved", "off"))
+    ('off', 'interleaved, off')
+    """
+    return decided if isinstance(decided, str) else ", ".join(decided)
 
 
 # --------------------------------------------------------------------------- sample
@@ -131,6 +151,14 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Dialogue(Sample):
+    """A row whose question follows earlier turns, or with a system message of its own."""
+
+    history: tuple[Message, ...]
+    """What comes before the question; its media are the first of ``media``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """The messages of one sample and the one decision on how a video's audio reaches the model."""
 
@@ -138,7 +166,7 @@ class Conversation:
     """The sample that it is made from."""
     messages: tuple[Message, ...]
     """In order; the last one is the user's."""
-    audio_in_video: AudioInVideo
+    audio_in_video: AudioInVideos
     """Decided once here and carried in the data. ``interleaved``: the track is inside its video
     (processor and positions get ``use_audio_in_video=True``). ``separate``: the track is an audio
     item of its own (as in HumanOmniV2). ``off``: there is no track or it is not wanted."""
@@ -240,7 +268,7 @@ class Row:
     """The sample that it is made from."""
     input_ids: Tensor
     """int64, (length,), placeholders expanded."""
-    audio_in_video: AudioInVideo
+    audio_in_video: AudioInVideos
     """The conversation's decision, which the positions need too."""
     spans: tuple[Span, ...]
     """Runs of placeholders, in token order."""

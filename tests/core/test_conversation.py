@@ -13,7 +13,7 @@ from omni_grpo_core.core.conversation import (
 from omni_grpo_core.errors import ConversationError
 from omni_grpo_core.types import (
     PROBLEM_TYPES,
-    AudioInVideo,
+    AudioInVideos,
     MediaPart,
     MediaRef,
     Sample,
@@ -54,7 +54,10 @@ def sample(*media: MediaRef) -> Sample:
         ((VIDEO, TRACK), "separate", "separate"),
         ((VIDEO, TRACK), "off", "separate"),
         ((VIDEO, WAV), "auto", "separate"),
-        ((VIDEO, SILENT), "auto", "separate"),
+        ((VIDEO, SILENT), "auto", ("interleaved", "off")),
+        ((VIDEO, SILENT), "interleaved", ("interleaved", "off")),
+        ((SILENT, SILENT), "auto", "off"),
+        ((VIDEO, SILENT), "separate", "separate"),
         ((VIDEO, SILENT), "off", "off"),
         ((IMAGE,), "interleaved", "off"),
         ((WAV,), "interleaved", "off"),
@@ -62,7 +65,7 @@ def sample(*media: MediaRef) -> Sample:
     ],
 )
 def test_the_decision_is_made_from_the_row_the_preference_and_the_tracks(
-    media: tuple[MediaRef, ...], preference: AudioPreference, decision: AudioInVideo
+    media: tuple[MediaRef, ...], preference: AudioPreference, decision: AudioInVideos
 ) -> None:
     assert decide_audio_in_video(sample(*media), preference, TRACKS) == decision
 
@@ -78,11 +81,6 @@ def test_another_spelling_of_the_same_path_is_the_same_file() -> None:
     other = MediaRef("audio", "/clips/../clips/a.mp4")
     with pytest.raises(ConversationError, match="counted twice"):
         build_conversation(sample(VIDEO, other), audio_in_video="interleaved", tracks=TRACKS)
-
-
-def test_interleaving_needs_a_track_in_every_video_of_the_sample() -> None:
-    with pytest.raises(ConversationError, match=r"1 of 2 videos.*silent\.mp4"):
-        build_conversation(sample(VIDEO, SILENT), audio_in_video="interleaved", tracks=TRACKS)
 
 
 def test_separate_adds_the_track_right_after_its_video() -> None:

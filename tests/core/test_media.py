@@ -221,6 +221,29 @@ def test_stretch_of_audio(tmp_path: Path) -> None:
     assert load_audio(path, start=0.75, end=1.04).tolist() == samples[0, 12_000:].tolist()
 
 
+@pytest.mark.parametrize(
+    ("stretch", "heard", "silent"),
+    [
+        # 4 s of pictures, 0.5 s of sound: one hears silence where the track has ended
+        ({"start": 2.0, "end": 4.0}, 0, 32_000),
+        ({"start": 3.95, "end": 4.0}, 0, 800),
+        ({"start": 0.25, "end": 1.25}, 4_000, 12_000),
+        ({"start": 0.25}, 4_000, 56_000),
+        ({"end": 0.55}, 8_000, 0),  # less than a tenth of a second: rounding
+        ({}, 8_000, 0),
+    ],
+)
+def test_a_stretch_past_the_end_of_a_track_is_silent(
+    tmp_path: Path, stretch: dict[str, float], heard: int, silent: int
+) -> None:
+    """A row's stretch of a clip whose sound ends earlier was refused for having no sound."""
+    clip = write_media(
+        tmp_path / "c.mkv", numbered(32), np.full((1, 8_000), 0.5, np.float32),
+        audio_codec="pcm_f32le", audio_rate=16_000,
+    )  # fmt: skip
+    assert load_audio(clip, **stretch).tolist() == [0.5] * heard + [0.0] * silent
+
+
 def test_order_of_media(tmp_path: Path) -> None:
     first = write_media(tmp_path / "1.mp4", numbered(8), tone(1.0, 48_000, hertz=300))
     second = write_media(tmp_path / "2.mp4", numbered(8) + 9, tone(1.0, 48_000, hertz=900))

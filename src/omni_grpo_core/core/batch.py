@@ -9,17 +9,22 @@ all audio modes, images and text-only rows.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
 
 import torch
-from packaging.version import Version
-from PIL import Image as PILImage
 from torch import Tensor
 
 from omni_grpo_core.core.family import Family
+from omni_grpo_core.core.processing import (
+    ID_DTYPE,
+    MODEL_KEYS,
+    concatenate,
+    processed,
+    tokens_of,
+)
 from omni_grpo_core.errors import BatchError, OmniGrpoError
 from omni_grpo_core.types import (
     AUDIO_SAMPLING_RATE,
@@ -33,17 +38,9 @@ from omni_grpo_core.types import (
     Row,
     Span,
     TextPart,
+    audio_words,
+    interleaves,
 )
-
-ID_DTYPE = torch.int64
-_MODEL_KEYS: Mapping[Modality, tuple[str, ...]] = {
-    "image": ("pixel_values", "image_grid_thw"),
-    "video": ("pixel_values_videos", "video_grid_thw", "video_second_per_grid"),
-    "audio": ("input_features", "feature_attention_mask"),
-}
-_ARRAYS = "np" if Version(version("transformers")) >= Version("5.14") else "pt"
-"""What the processor returns. With tensors the omni processors make numpy warn: they count in numpy
-arrays, and torch's ``__array__`` takes no ``copy``. 4.x's image processors accept only tensors."""
 
 
 def render(conversation: Conversation, processor: Any) -> Prompt:
@@ -67,7 +64,7 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if isinstance(text, list):  # 4.52's omni processor returns a list for one conversation
         (text,) = text
-    counts = {modality: text.count(token) for modality, token in _tokens(processor).items()}
+    counts = {modality: text.count(token) for modality, token in tokens_of(processor).items()}
     for modality, found in counts.items():
         wanted = sum(part.ref.modality == modality for part in conversation.media)
         if found != wanted:
@@ -130,34 +127,24 @@ def process_row(
                 want=f"{prompt.placeholders[modality]}, one per placeholder of the prompt",
                 fix="decode the media of the conversation that was rendered",
             )
-    if conversation.audio_in_video == "interleaved" and interleaved != len(media.videos):
+    wanted = [
+        index
+        for index in range(len(media.videos))
+        if interleaves(conversation.audio_in_video, index)
+    ]
+    if [audio.from_video for audio in media.audios if audio.from_video is not None] != wanted:
         raise BatchError(
             item,
-            got=f"{interleaved} interleaved tracks for {len(media.videos)} videos",
-            want="one track for each video",
+            got=f"{interleaved} interleaved tracks for {len(wanted)} videos",
+            want="one track for each video that has its sound interleaved",
             fix="set audio-in-video to 'separate' or 'off'",
         )
     _refuse_odd_audio(item, media, processor, family)
     _refuse_odd_sizes(item, media, processor)
 
-    keywords = _video_keywords(item, conversation, media, processor)
     with _library_errors(item, "a processor"):
-        output = processor(
-            text=[prompt.text],
-            images=[_pil(image.pixels) for image in media.images] or None,
-            videos=[video.frames for video in media.videos] or None,
-            audio=[audio.samples.numpy() for audio in media.audios] or None,
-            return_tensors=_ARRAYS,
-            do_resize=False,
-            **keywords,
-        )
-    ids = _tensor(output["input_ids"])[0].to(ID_DTYPE)
-    tensors = {
-        key: _tensor(output[key])
-        for modality in MODALITIES
-        for key in _MODEL_KEYS[modality]
-        if key in output
-    }
+        ids, tensors = processed(prompt.text, media, processor, family)
+    _refuse_lost_audio(item, media, processor, tensors)
     if max_length is not None and len(ids) > max_length:
         raise BatchError(
             item,
@@ -203,11 +190,11 @@ def collate(rows: Sequence[Row], pad_token_id: int) -> Batch:
         input_ids[index, width - len(row.input_ids) :] = row.input_ids
         attention_mask[index, width - len(row.input_ids) :] = 1
     tensors = {}
-    for keys in _MODEL_KEYS.values():
+    for keys in MODEL_KEYS.values():
         for key in keys:
             parts = [row.tensors[key] for row in rows if key in row.tensors]
             if parts:
-                tensors[key] = _concatenate(parts)
+                tensors[key] = concatenate(parts)
     return Batch(tuple(rows), input_ids, attention_mask, tensors)
 
 
@@ -215,7 +202,7 @@ def placeholder_ids(processor: Any) -> dict[Modality, int]:
     """Each modality's placeholder id, from the checkpoint's own tokenizer."""
     return {
         modality: int(processor.tokenizer.convert_tokens_to_ids(token))
-        for modality, token in _tokens(processor).items()
+        for modality, token in tokens_of(processor).items()
     }
 
 
@@ -321,7 +308,7 @@ def check_batch(batch: Batch, conversations: Sequence[Conversation], media: Sequ
         Check("sampled frame rate passed on", rates, "video_second_per_grid"),
         Check("left padding", left_padded, f"padding {list(batch.pads)}"),
         Check("ids and mask int64", dtypes == {ID_DTYPE}, ", ".join(map(str, dtypes))),
-        Check("audio-in-video as decided", same_modes, ", ".join(modes)),
+        Check("audio-in-video as decided", same_modes, ", ".join(map(audio_words, modes))),
     )
 
 
@@ -343,46 +330,9 @@ def _library_errors(item: str, what: str) -> Iterator[None]:
         ) from error
 
 
-def _tokens(processor: Any) -> dict[Modality, str]:
-    return {
-        "image": processor.image_token,
-        "video": processor.video_token,
-        "audio": processor.audio_token,
-    }
-
-
-def _video_keywords(
-    item: str, conversation: Conversation, media: Media, processor: Any
-) -> dict[str, Any]:
-    """The processor's video keywords, as the installed transformers accepts them.
-
-    ``fps`` must be one number per call: a list raises, omitting it silently means 2.0. From 5.23 on
-    the audio-in-video keyword is ``load_audio_from_video``, and decoded tracks must be
-    distinguished from audio items by ``audio_from_video_indices``.
-    """
-    keywords: dict[str, Any] = {}
-    if media.videos:
-        rates = {video.sample_fps for video in media.videos}
-        if len(rates) > 1:
-            raise BatchError(
-                item,
-                got=f"videos sampled at {', '.join(f'{rate:g}' for rate in sorted(rates))} fps",
-                want="one sampled rate per sample: the processor takes one number",
-                fix="use clips of equal length, or one video per sample",
-            )
-        keywords["fps"] = rates.pop()
-    if conversation.audio_in_video == "interleaved":
-        if hasattr(processor, "load_audio_from_video"):
-            keywords["load_audio_from_video"] = True
-            keywords["audio_from_video_indices"] = [audio.from_video for audio in media.audios]
-        else:
-            keywords["use_audio_in_video"] = True
-    return keywords
-
-
 def _refuse_odd_audio(item: str, media: Media, processor: Any, family: Family) -> None:
     extractor = processor.feature_extractor
-    limit = extractor.n_samples
+    limit = extractor.n_samples if family.audio_limited else math.inf
     # with fewer mel frames the tower gives no features
     frames = next(n for n in itertools.count(1) if family.audio_tokens(n) > 0)
     least = frames * extractor.hop_length
@@ -397,6 +347,22 @@ def _refuse_odd_audio(item: str, media: Media, processor: Any, family: Family) -
                 fix="use a longer one, or leave it out: it is too short for one token"
                 if length < least
                 else "cut the clip: the extractor would truncate it silently",
+            )
+
+
+def _refuse_lost_audio(
+    item: str, media: Media, processor: Any, tensors: Mapping[str, Tensor]
+) -> None:
+    """Whatever its limit, an extractor of any version truncates silently."""
+    hop = processor.feature_extractor.hop_length
+    frames = tensors["feature_attention_mask"].sum(-1).tolist() if media.audios else []
+    for index, (audio, found) in enumerate(zip(media.audios, frames, strict=True)):
+        if found < len(audio.samples) // hop:
+            raise BatchError(
+                f"{item}, audio {index}",
+                got=f"{int(found)} frames of {len(audio.samples) // hop} from the extractor",
+                want="the whole audio",
+                fix="cut the clip, or use another version of transformers",
             )
 
 
@@ -417,21 +383,3 @@ def _refuse_odd_sizes(item: str, media: Media, processor: Any) -> None:
                     f"{images.merge_size} that a token merges",
                     fix="load media with this checkpoint's patch size",
                 )
-
-
-def _pil(pixels: Tensor) -> PILImage.Image:
-    return PILImage.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-
-
-def _tensor(values: Any) -> Tensor:
-    """As the processor itself would make it: torch makes Python floats float32."""
-    tensor = torch.as_tensor(values)
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
-
-
-def _concatenate(parts: Sequence[Tensor]) -> Tensor:
-    """Items concatenated; audio features are padded to the widest."""
-    width = max(part.shape[-1] for part in parts)
-    if parts[0].dim() > 1 and any(part.shape[-1] != width for part in parts):
-        parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
-    return torch.cat(list(parts))

@@ -6,24 +6,33 @@ stage reads it from there; none takes a flag of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from omni_grpo_core.errors import ConversationError
 from omni_grpo_core.types import (
+    MODALITIES,
     AudioInVideo,
+    AudioInVideos,
     Check,
     Conversation,
+    Dialogue,
     MediaPart,
     MediaRef,
     Message,
+    Modality,
     ProblemType,
     Sample,
     TextPart,
+    interleaves,
 )
 
 AudioPreference = Literal["auto", "interleaved", "separate", "off"]
+
+_MARK = re.compile(r"<(image|video|audio)>")
 
 SYSTEM_PROMPT = (
     "You answer questions about what you see, hear and read. "
@@ -46,53 +55,39 @@ INSTRUCTIONS: Mapping[ProblemType, str] = {
 
 def decide_audio_in_video(
     sample: Sample, preference: AudioPreference, tracks: Mapping[str, bool]
-) -> AudioInVideo:
+) -> AudioInVideos:
     """How the audio of a sample's videos reaches the model.
 
     ``tracks``: for each video path, whether the file has an audio track. ``auto`` follows the row:
     an audio item listed beside the video means ``separate`` (as in HumanOmniV2), an unlisted track
     is ``interleaved``, no track is ``off``. A clip without a track is ``off`` whatever the
-    preference.
+    preference: beside clips with one, each has a decision of its own.
 
     Raises:
-        ConversationError: ``interleaved`` where a clip is also listed as an audio item (its track
-            would be counted twice), or where only some of the sample's videos have a track (the
-            processor takes one flag for all of them).
+        ConversationError: ``interleaved`` where a clip is also listed as an audio item: its track
+            would be counted twice.
     """
     videos = [ref.path for ref in sample.media if ref.modality == "video"]
     if not videos:
         return "off"
     audios = [ref.path for ref in sample.media if ref.modality == "audio"]
     listed = {_same_file(path) for path in audios} & {_same_file(path) for path in videos}
-    with_track = [path for path in videos if tracks[path]]
-    if preference == "interleaved":
-        if listed:
-            raise ConversationError(
-                f"sample {sample.sample_id} ({sample.origin})",
-                got=f"{min(listed)} listed as video and as audio while audio-in-video is "
-                "interleaved: the track would be counted twice",
-                want="the clip listed once",
-                fix="drop the audio item, or set audio-in-video to 'separate'",
-            )
-        if with_track and len(with_track) < len(videos):
-            silent = next(path for path in videos if not tracks[path])
-            raise ConversationError(
-                f"sample {sample.sample_id} ({sample.origin})",
-                got=f"{len(with_track)} of {len(videos)} videos with an audio track ({silent} has "
-                "none) while audio-in-video is interleaved",
-                want="a track in every video of the sample, or in none",
-                fix="set audio-in-video to 'separate' for this data",
-            )
-        return "interleaved" if with_track else "off"
+    if preference == "interleaved" and listed:
+        raise ConversationError(
+            f"sample {sample.sample_id} ({sample.origin})",
+            got=f"{min(listed)} listed as video and as audio while audio-in-video is "
+            "interleaved: the track would be counted twice",
+            want="the clip listed once",
+            fix="drop the audio item, or set audio-in-video to 'separate'",
+        )
     if preference == "off":
         return "separate" if listed else "off"
-    if audios:
+    if audios and preference != "interleaved":
         return "separate"
     if preference == "separate":
-        return "separate" if with_track else "off"
-    if len(with_track) == len(videos):
-        return "interleaved"
-    return "separate" if with_track else "off"
+        return "separate" if any(tracks[path] for path in videos) else "off"
+    each = tuple[AudioInVideo, ...]("interleaved" if tracks[path] else "off" for path in videos)
+    return each[0] if len(set(each)) == 1 else each
 
 
 def build_conversation(
@@ -100,21 +95,41 @@ def build_conversation(
 ) -> Conversation:
     """The system and user messages that ask a sample's question.
 
-    Media come first, in the row's order; under ``separate`` a track that the row did not list is
-    added as an audio item right after its video. The text states truthfully which media are there.
+    Media come first, in the row's order, unless the question marks their places with ``<image>``,
+    ``<video>`` or ``<audio>``, one mark for each of that modality; under ``separate`` a track that
+    the row did not list is added as an audio item right after its video. The text states
+    truthfully which media are there. A row's earlier turns come before; its own system message
+    before ours.
 
     Raises:
         ConversationError: see :func:`decide_audio_in_video`.
     """
     mode = decide_audio_in_video(sample, audio_in_video, tracks)
-    media = _media_parts(sample, mode, tracks)
-    lines = [_present(media, mode), sample.question, *sample.options]
-    lines.append(INSTRUCTIONS[sample.problem_type])
+    history = sample.history if isinstance(sample, Dialogue) else ()
+    own = history[0].parts if history and history[0].role == "system" else ()
+    earlier = history[bool(own) :]
+    shown = sum(isinstance(part, MediaPart) for message in earlier for part in message.parts)
+    add = _Tracks(sample, mode, tracks)
+    earlier = tuple(replace(m, parts=tuple(add.beside(m.parts))) for m in earlier)
+    asked = tuple(add.beside(_placed(sample.question, sample.media[shown:])))
+    given = [p for m in earlier for p in m.parts if isinstance(p, MediaPart)]
+    given += [part for part in asked if isinstance(part, MediaPart)]
+    first = next((i for i, p in enumerate(asked) if isinstance(p, TextPart)), len(asked))
+    last = "\n".join(("", *sample.options, INSTRUCTIONS[sample.problem_type]))
     return Conversation(
         sample_id=sample.sample_id,
         messages=(
-            Message("system", (TextPart(SYSTEM_PROMPT),)),
-            Message("user", (*media, TextPart("\n".join(lines)))),
+            Message("system", _joined(*_ended(own), TextPart(SYSTEM_PROMPT))),
+            *earlier,
+            Message(
+                "user",
+                _joined(
+                    *asked[:first],
+                    TextPart(f"{_present(given, mode)}\n"),
+                    *asked[first:],
+                    TextPart(last),
+                ),
+            ),
         ),
         audio_in_video=mode,
     )
@@ -129,44 +144,112 @@ def check_conversation(sample: Sample, conversation: Conversation) -> tuple[Chec
         for part in message.parts
         if isinstance(part, TextPart)
     ]
+    pieces = [p.text for p in _placed(sample.question, sample.media) if isinstance(p, TextPart)]
     shown = {part.ref for part in conversation.media}
     missing = [ref.path for ref in sample.media if ref not in shown]
     roles = [message.role for message in conversation.messages]
+    turns = len(roles) % 2 == 0 and roles[1:] == ["user", "assistant"] * (len(roles) // 2 - 1) + [
+        "user"
+    ]
     return (
-        Check("question asked", any(sample.question in text for text in asked), sample.question),
+        Check(
+            "question asked",
+            all(any(piece in text for text in asked) for piece in pieces),
+            sample.question,
+        ),
         Check("media all shown", not missing, ", ".join(missing) or f"{len(shown)} items"),
-        Check("roles", roles == ["system", "user"], " ".join(roles)),
+        Check("roles", roles[:1] == ["system"] and turns, " ".join(roles)),
     )
 
 
-def _media_parts(
-    sample: Sample, mode: AudioInVideo, tracks: Mapping[str, bool]
-) -> tuple[MediaPart, ...]:
-    videos = {_same_file(ref.path) for ref in sample.media if ref.modality == "video"}
-    has_audio_items = any(ref.modality == "audio" for ref in sample.media)
-    parts: list[MediaPart] = []
-    for ref in sample.media:
-        parts.append(MediaPart(ref, ref.modality == "audio" and _same_file(ref.path) in videos))
-        unlisted = ref.modality == "video" and not has_audio_items and tracks[ref.path]
-        if mode == "separate" and unlisted:
-            parts.append(MediaPart(MediaRef("audio", ref.path, ref.start, ref.end), True))
-    return tuple(parts)
+def marks(text: str) -> tuple[Modality, ...]:
+    """The media marks in a text, in order.
+
+    >>> marks("Is <image> a frame of <video>?")
+    ('image', 'video')
+    """
+    return tuple(cast(Modality, found) for found in _MARK.findall(text))
 
 
-def _present(media: tuple[MediaPart, ...], mode: AudioInVideo) -> str:
+def _placed(question: str, media: Sequence[MediaRef]) -> list[TextPart | MediaPart]:
+    """A question and its media: in the places of their marks, or else first."""
+    marked = marks(question)
+    counted = {m: marked.count(m) for m in MODALITIES}
+    there = {m: [ref for ref in media if ref.modality == m] for m in MODALITIES}
+    placed = {m for m in MODALITIES if counted[m] and counted[m] == len(there[m])}
+    parts: list[TextPart | MediaPart] = [MediaPart(r) for r in media if r.modality not in placed]
+    text = ""
+    for index, piece in enumerate(_MARK.split(question)):  # text and mark in turn
+        if index % 2 and piece in placed:
+            parts += [TextPart(text)] if text else []
+            parts.append(MediaPart(there[cast(Modality, piece)].pop(0)))
+            text = ""
+        else:
+            text += f"<{piece}>" if index % 2 else piece
+    return [*parts, TextPart(text)] if text else parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Tracks:
+    """Which of a sample's media are tracks of its videos."""
+
+    sample: Sample
+    mode: AudioInVideos
+    tracks: Mapping[str, bool]
+
+    def beside(self, parts: Iterable[TextPart | MediaPart]) -> Iterator[TextPart | MediaPart]:
+        """``parts`` with the tracks that the row did not list, each right after its video."""
+        media = self.sample.media
+        videos = {_same_file(ref.path) for ref in media if ref.modality == "video"}
+        listed = any(ref.modality == "audio" for ref in media)
+        for part in parts:
+            if isinstance(part, TextPart):
+                yield part
+                continue
+            ref = part.ref
+            yield replace(
+                part, from_video=ref.modality == "audio" and _same_file(ref.path) in videos
+            )
+            unlisted = ref.modality == "video" and not listed and self.tracks[ref.path]
+            if self.mode == "separate" and unlisted:
+                yield MediaPart(MediaRef("audio", ref.path, ref.start, ref.end), True)
+
+
+def _joined(*parts: TextPart | MediaPart) -> tuple[TextPart | MediaPart, ...]:
+    """Adjacent texts as one."""
+    joined: list[TextPart | MediaPart] = []
+    for part in parts:
+        before = joined[-1] if joined else None
+        if isinstance(part, TextPart) and isinstance(before, TextPart):
+            joined[-1] = TextPart(before.text + part.text)
+        else:
+            joined.append(part)
+    return tuple(joined)
+
+
+def _ended(parts: tuple[TextPart | MediaPart, ...]) -> tuple[TextPart | MediaPart, ...]:
+    return (*parts, TextPart("\n")) if parts else ()
+
+
+def _present(media: Sequence[MediaPart], mode: AudioInVideos) -> str:
     """One sentence on what the model is given: a model ignores audio if the prompt denies it."""
     kinds = [part.ref.modality for part in media]
+    heard = sum(interleaves(mode, i) for i in range(kinds.count("video")))
     names: list[str] = []
     if "image" in kinds:
         names.append(_count(kinds.count("image"), "image", "an"))
     if "video" in kinds:
         video = _count(kinds.count("video"), "video", "a")
-        names.append(f"{video} with sound" if mode == "interleaved" else video)
+        if heard == kinds.count("video"):
+            video += " with sound"
+        elif heard:
+            video += f", {heard} of them with sound"
+        names.append(video)
     if "audio" in kinds:
         names.append(_count(kinds.count("audio"), "audio recording", "an"))
     if not names:
         return "You are given text only."
-    if "video" in kinds and mode != "interleaved" and "audio" not in kinds:
+    if "video" in kinds and not heard and "audio" not in kinds:
         names[-1] += " without sound"
     return f"You are given {' and '.join(names)}."
 

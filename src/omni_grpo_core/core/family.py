@@ -38,6 +38,7 @@ class Family:
     whole_positions: bool
     audio_one_by_one: bool
     deepstack: bool
+    audio_limited: bool
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
 
@@ -78,6 +79,7 @@ QWEN2_5_OMNI = Family(
     whole_positions=True,
     audio_one_by_one=False,
     deepstack=False,
+    audio_limited=True,
     # CLIP's
     image_mean=(0.48145466, 0.4578275, 0.40821073),
     image_std=(0.26862954, 0.26130258, 0.27577711),
@@ -93,6 +95,7 @@ QWEN3_OMNI = Family(
     whole_positions=False,
     audio_one_by_one=True,
     deepstack=True,
+    audio_limited=False,
     image_mean=(0.5, 0.5, 0.5),
     image_std=(0.5, 0.5, 0.5),
 )

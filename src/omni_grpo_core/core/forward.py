@@ -7,7 +7,8 @@ cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from omni_grpo_core.core.completions import CompletionTensors
 from omni_grpo_core.core.dialect import cache_among, cache_keyword
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.core.towers import Features, features
+from omni_grpo_core.core.towers import Features, audios_alone, features
+from omni_grpo_core.errors import BatchError
 from omni_grpo_core.types import (
     MODALITIES,
     Batch,
@@ -27,7 +29,15 @@ from omni_grpo_core.types import (
     Modality,
     Positions,
     Row,
+    interleaves,
 )
+
+GRIDS: Mapping[Modality, tuple[str, ...]] = {
+    "image": ("image_grid_thw",),
+    "video": ("video_grid_thw", "video_second_per_grid"),
+    "audio": ("feature_attention_mask",),
+}
+"""The tensors on which positions depend."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,22 +61,58 @@ def positions(policy: Policy, batch: Batch) -> Positions:
     ids = torch.ones(3, *batch.input_ids.shape, dtype=dtype)
     deltas = []
     for index, row in enumerate(batch.rows):
-        tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
-        mask = tensors.get("feature_attention_mask")
-        row_ids, _ = policy.model.get_rope_index(
-            row.input_ids[None].to(policy.device),
-            tensors.get("image_grid_thw"),
-            tensors.get("video_grid_thw"),
-            torch.ones_like(row.input_ids)[None].to(policy.device),
-            row.audio_in_video == "interleaved",
-            None if mask is None else mask.sum(-1),
-            tensors.get("video_second_per_grid"),
-        )
-        row_ids = row_ids[:, 0].cpu().to(dtype)
+        row_ids = _row_positions(policy, row).to(dtype)
         length = len(row.input_ids)
         ids[:, index, batch.input_ids.shape[1] - length :] = row_ids
         deltas.append(row_ids.max() + 1 - length)
     return Positions(ids, torch.stack(deltas))
+
+
+def _row_positions(policy: Policy, row: Row) -> Tensor:
+    """(3, length), on the CPU. transformers takes one flag for all videos: where they differ, the
+    row is cut before each video with another decision, and each stretch counts on."""
+    stretches = []
+    following: Tensor | int = 0
+    for part in uniform_stretches(row):
+        tensors = {key: value.to(policy.device) for key, value in part.tensors.items()}
+        mask = tensors.get("feature_attention_mask")
+        found, _ = policy.model.get_rope_index(
+            part.input_ids[None].to(policy.device),
+            tensors.get("image_grid_thw"),
+            tensors.get("video_grid_thw"),
+            torch.ones_like(part.input_ids)[None].to(policy.device),
+            part.audio_in_video == "interleaved",
+            None if mask is None else mask.sum(-1),
+            tensors.get("video_second_per_grid"),
+        )
+        stretches.append(found[:, 0].cpu() + following)
+        following = stretches[-1].max() + 1
+    return torch.cat(stretches, dim=1)
+
+
+def uniform_stretches(row: Row) -> Iterator[Row]:
+    """The row, cut before each video whose audio decision differs from the last one's: its ids and
+    the tensors that positions depend on, without spans."""
+    decided = row.audio_in_video
+    if isinstance(decided, str):
+        yield row
+        return
+    first = {(s.modality, s.item): s.start for s in reversed(row.spans)}
+    # vision_bos, and audio_bos if the sound is inside
+    starts = [
+        (index, first["video", index] - (2 if interleaves(decided, index) else 1))
+        for index in range(len(decided))
+        if not index or decided[index] != decided[index - 1]
+    ]
+    cuts = [0, *(start for _, start in starts[1:]), len(row.input_ids)]
+    for (video, _), (begin, end) in zip(starts, itertools.pairwise(cuts), strict=True):
+        tensors: dict[str, Tensor] = {}
+        for modality, keys in GRIDS.items():
+            items = [i for (m, i), at in first.items() if m == modality and begin <= at < end]
+            if items:
+                chosen = slice(min(items), max(items) + 1)
+                tensors |= {key: row.tensors[key][chosen] for key in keys}
+        yield Row(row.sample_id, row.input_ids[begin:end], decided[video], (), tensors)
 
 
 def embed(
@@ -265,7 +311,19 @@ class LibraryForward:
 
 
 def library_keywords(policy: Policy, row: Row) -> dict[str, Any]:
-    """One row as a user would pass it to transformers' own ``forward`` or ``generate``."""
+    """One row as a user would pass it to transformers' own ``forward`` or ``generate``.
+
+    Raises:
+        BatchError: the installed transformers cannot compute it.
+    """
+    both = {"pixel_values", "pixel_values_videos"} <= row.tensors.keys()
+    if both and not policy.library_joins_pictures:
+        raise BatchError(
+            f"sample {row.sample_id}",
+            got="images and videos in one row, for which this transformers' own forward fails",
+            want="one that can be compared with",
+            fix="check the row under transformers 5 or later",
+        )
     tensors = {key: value.to(policy.device) for key, value in row.tensors.items()}
     for key in ("pixel_values", "pixel_values_videos", "input_features"):
         if key in tensors:
@@ -275,13 +333,20 @@ def library_keywords(policy: Policy, row: Row) -> dict[str, Any]:
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "use_audio_in_video": row.audio_in_video == "interleaved",
+        # no flag fits videos with decisions of their own
+        **(
+            {}
+            if isinstance(row.audio_in_video, str)
+            else {"position_ids": _row_positions(policy, row)[:, None].to(policy.device)}
+        ),
         **tensors,
     }
 
 
 @torch.no_grad()
 def library_forward(policy: Policy, row: Row) -> LibraryForward:
-    """One row through the thinker's own ``forward``, with the keywords a user would pass."""
+    """One row through the thinker's own ``forward``, with the keywords a user would pass; each of
+    several audios as if it were alone."""
     seen: dict[str, Any] = {}
 
     def look(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
@@ -291,7 +356,8 @@ def library_forward(policy: Policy, row: Row) -> LibraryForward:
 
     hook = policy.text_model.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        output = policy.model(**library_keywords(policy, row))
+        with audios_alone(policy):
+            output = policy.model(**library_keywords(policy, row))
     finally:
         hook.remove()
     # from 5.x on, text positions may precede the three axes

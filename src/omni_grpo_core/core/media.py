@@ -38,6 +38,7 @@ from omni_grpo_core.types import (
     Media,
     MediaRef,
     Video,
+    interleaves,
 )
 
 __all__ = ["MediaConfig", "Probe", "decoder_version", "load_media", "probe"]
@@ -71,11 +72,12 @@ def load_media(
 ) -> Media:
     """Decode and resize every medium of a conversation, in reading order.
 
-    With ``interleaved`` each video also gives its track, right after it, as an Audio with
+    An interleaved video also gives its track, right after it, as an Audio with
     ``from_video`` set: the order of the audio placeholders in the text. A track longer or shorter
-    than its video is kept unchanged. Audio is cut to the same stretch as its video. A file used
-    twice is decoded once, and equal results share memory. ``config`` defaults to ``MediaConfig()``;
-    ``patch_size`` is the checkpoint's: sides become multiples of two patches, the area of a token.
+    than its video is kept unchanged. Audio is cut to the same stretch as its video; where a track
+    ends before the stretch does, the rest is silence. A file used twice is decoded once, and equal
+    results share memory. ``config`` defaults to ``MediaConfig()``; ``patch_size`` is the
+    checkpoint's: sides become multiples of two patches, the area of a token.
 
     Raises MediaError: a file is missing, empty, truncated, damaged, too large, not of the modality
     it is listed as, lacks the requested track, or a stretch is outside it; or memory runs out.
@@ -93,7 +95,7 @@ def load_media(
                 audios.append(Audio(files.sound(ref)))
             else:
                 video = files.clip(ref)
-                if conversation.audio_in_video == "interleaved":
+                if interleaves(conversation.audio_in_video, len(videos)):
                     audios.append(Audio(files.sound(ref), from_video=len(videos)))
                 videos.append(video)
     return Media(
@@ -149,12 +151,14 @@ class _Files:
         start, end = _stretch(ref, contents)
         if ref.path not in self.tracks:
             self.tracks[ref.path] = _decode.read_audio(contents)
+        track = self.tracks[ref.path]
         last = None if end is None else int(end * AUDIO_SAMPLING_RATE)
-        samples = self.tracks[ref.path][int(start * AUDIO_SAMPLING_RATE) : last]
+        samples = track[int(start * AUDIO_SAMPLING_RATE) : last]
+        if ref.start is not None or ref.end is not None:
+            samples = _to_its_end(samples, start, min(end or math.inf, contents.duration))
         if not samples.size:
             raise _nothing_there(ref, "sound")
-        whole = samples.size == self.tracks[ref.path].size
-        return torch.from_numpy(samples if whole else samples.copy())
+        return torch.from_numpy(samples if samples.size == track.size else samples.copy())
 
     def clip(self, ref: MediaRef) -> Video:
         """The chosen frames of a stretch, resized."""
@@ -242,6 +246,14 @@ def _stretch(ref: MediaRef, contents: Contents) -> tuple[float, float | None]:
         want=f"0 <= start < end within its {contents.duration:.3f} s",
         fix="correct the row's start and end",
     )
+
+
+def _to_its_end(samples: NDArray[np.float32], start: float, end: float) -> NDArray[np.float32]:
+    """The sound of a stretch, with the silence that one hears where the track ends before it."""
+    missing = int(end * AUDIO_SAMPLING_RATE) - int(start * AUDIO_SAMPLING_RATE) - samples.size
+    if samples.size and missing <= _decode.GAP * AUDIO_SAMPLING_RATE:
+        return samples  # a container's rounding
+    return np.pad(samples, (0, max(missing, 0)))
 
 
 def _nothing_there(ref: MediaRef, what: str) -> MediaError:

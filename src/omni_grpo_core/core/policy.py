@@ -83,6 +83,12 @@ class Policy:
         expandable over the hidden size."""
         return visual[..., None] if Version("5") > _LIBRARY else visual
 
+    @property
+    def library_joins_pictures(self) -> bool:
+        """Whether transformers' own forward takes images and videos in one call: 4.x masks
+        deepstack features of the wrong shape, and raises."""
+        return not self.family.deepstack or Version("5") <= _LIBRARY
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of raw ids, special tokens kept: skipping them would hide a broken policy."""
         text = self.processor.tokenizer.decode(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,33 @@ def _one_by_one(tower: Any, inputs: Mapping[str, Tensor]) -> Features:
     count = len(inputs["input_features"])
     alone = [{key: value[i : i + 1] for key, value in inputs.items()} for i in range(count)]
     return Features(torch.cat([_unpacked(tower(**keywords)).tokens for keywords in alone]))
+
+
+@contextmanager
+def audios_alone(policy: Policy) -> Iterator[None]:
+    """Makes transformers' own forward compute each audio as if it were alone, in a family where the
+    audios of a call affect each other."""
+    if not policy.family.audio_one_by_one:
+        yield
+        return
+    modules = policy.model.named_modules()
+    tower = next(module for name, module in modules if name.endswith("audio_tower"))
+    whole = tower.forward
+
+    def alone(input_features: Tensor, feature_lens: Tensor, **more: Any) -> Any:
+        parts = torch.split(input_features, feature_lens.tolist(), dim=1)  # packed: (mels, frames)
+        lengths = torch.split(feature_lens, 1)
+        outputs = [
+            whole(part, feature_lens=n, **more) for part, n in zip(parts, lengths, strict=True)
+        ]
+        outputs[0].last_hidden_state = torch.cat([one.last_hidden_state for one in outputs])
+        return outputs[0]
+
+    tower.forward = alone
+    try:
+        yield
+    finally:
+        del tower.forward
 
 
 def _unpacked(output: Any) -> Features:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from omni_grpo_core.core.batch import ID_DTYPE, expected_lengths, find_spans, placeholder_ids
+from omni_grpo_core.core.batch import expected_lengths, find_spans, placeholder_ids
+from omni_grpo_core.core.processing import ID_DTYPE
 from omni_grpo_core.errors import BatchError
 from omni_grpo_core.types import MODALITIES, AudioInVideo, Modality, Row
 

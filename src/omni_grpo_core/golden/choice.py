@@ -33,6 +33,7 @@ from omni_grpo_core.types import (
     ProblemType,
     Sample,
     TextPart,
+    audio_words,
 )
 
 MOST_CASES = 60
@@ -52,7 +53,7 @@ class RowKind:
     one."""
 
     modalities: tuple[Modality, ...]
-    audio: AudioInVideo | None
+    audio: str | None
     problem_type: ProblemType
     length: Length
 
@@ -237,7 +238,7 @@ def _kind(sample: Sample, conversation: Conversation, length: Length) -> RowKind
     there = {ref.modality for ref in sample.media}
     return RowKind(
         modalities=tuple(modality for modality in MODALITIES if modality in there),
-        audio=conversation.audio_in_video if "video" in there else None,
+        audio=audio_words(conversation.audio_in_video) if "video" in there else None,
         problem_type=sample.problem_type,
         length=length,
     )

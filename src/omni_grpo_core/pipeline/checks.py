@@ -12,6 +12,7 @@ from torch import Tensor
 from omni_grpo_core.core.completions import pad_completions
 from omni_grpo_core.core.forward import LibraryForward, library_keywords, token_logprobs
 from omni_grpo_core.core.policy import Policy, library_generate
+from omni_grpo_core.core.towers import audios_alone
 from omni_grpo_core.pipeline import GENERATION_PROMPT, reference_text
 from omni_grpo_core.rewards import Reward, columns_of
 from omni_grpo_core.rewards.corpus import garbage
@@ -260,7 +261,12 @@ def _greedy_equals_generate(policy: Policy, batch: Batch, greedy: Rollout) -> Ch
     only the first token is compared there.
     """
     exact = policy.model.dtype == torch.float32
-    first = {row.audio_in_video: index for index, row in reversed(list(enumerate(batch.rows)))}
+    # ``generate`` takes one flag for all videos
+    first = {
+        row.audio_in_video: index
+        for index, row in reversed(list(enumerate(batch.rows)))
+        if isinstance(row.audio_in_video, str)
+    }
     wrong = []
     for mode, index in first.items():
         ours = greedy.completions[index].token_ids
@@ -274,12 +280,13 @@ def _greedy_equals_generate(policy: Policy, batch: Batch, greedy: Rollout) -> Ch
 
 def _generate(policy: Policy, batch: Batch, index: int, steps: int) -> tuple[int, ...]:
     row = batch.rows[index]
-    output = library_generate(
-        policy,
-        library_keywords(policy, row),
-        max_new_tokens=steps,
-        suppress_tokens=policy.suppressed.nonzero().flatten().tolist(),
-    )
+    with audios_alone(policy):
+        output = library_generate(
+            policy,
+            library_keywords(policy, row),
+            max_new_tokens=steps,
+            suppress_tokens=policy.suppressed.nonzero().flatten().tolist(),
+        )
     return tuple(output[0, len(row.input_ids) :].tolist())
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from omni_grpo_core.types import Malformed, Parsed, Row
+from omni_grpo_core.types import Malformed, Parsed, Row, audio_words
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, all but tab and newline
@@ -93,7 +93,7 @@ def kind_of(row: Row) -> tuple[str | bool, ...]:
     and the modalities in token order."""
     items = {(span.modality, span.item) for span in row.spans}
     modalities = dict.fromkeys(span.modality for span in row.spans)
-    return (row.audio_in_video, len(row.spans) > len(items), *modalities)
+    return (audio_words(row.audio_in_video), len(row.spans) > len(items), *modalities)
 
 
 def varied(rows: Sequence[Row], limit: int) -> tuple[int, ...]:

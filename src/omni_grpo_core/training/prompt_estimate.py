@@ -8,7 +8,7 @@ that the media stage tolerates in a header.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from omni_grpo_core.core.media_config import FRAMES_PER_TOKEN, MediaConfig
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.headers import Header, VideoTrack, image_size, read_header
-from omni_grpo_core.types import MediaPart, MediaRef, Sample
+from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Sample, interleaves
 
 TRUSTED = 0.95
 """Share of a header's length that is relied on, less for a short one: the media stage accepts a
@@ -98,11 +98,20 @@ def least_media_tokens(
     totals = []
     for sample in samples:
         built = build_conversation(sample, audio_in_video=settings.audio_in_video, tracks=tracks)
-        interleaved = built.audio_in_video == "interleaved"
-        totals.append(
-            sum(_tokens(part, headers, interleaved, settings.media, shape) for part in built.media)
-        )
+        totals.append(sum(_each(built, headers, settings.media, shape)))
     return tuple(totals)
+
+
+def _each(
+    built: Conversation, headers: FileHeaders, media: MediaConfig, shape: TokenShape
+) -> Iterator[int]:
+    """The least number of tokens of each medium, in reading order."""
+    videos = 0
+    for part in built.media:
+        is_video = part.ref.modality == "video"
+        interleaved = is_video and interleaves(built.audio_in_video, videos)
+        videos += is_video
+        yield _tokens(part, headers, interleaved, media, shape)
 
 
 def check_prompt_limit(samples: Sequence[Sample], tokens: Sequence[int], limit: int | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omni_grpo_core.core.batch import ID_DTYPE
+from omni_grpo_core.core.processing import ID_DTYPE
 from omni_grpo_core.doctor.call_rows import GRIDS, PIXELS, Counts, counts_of
 from omni_grpo_core.doctor.checks import flags
 from omni_grpo_core.doctor.checks.flags import calls_of, flag_wrong

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omni_grpo_core.core.batch import ID_DTYPE, placeholder_ids
+from omni_grpo_core.core.batch import placeholder_ids
+from omni_grpo_core.core.processing import ID_DTYPE
 from omni_grpo_core.doctor.call_rows import PIXELS
 from omni_grpo_core.doctor.checks.flags import extra_sounds
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged

@@ -14,7 +14,7 @@ from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.forward import embed, positions
 from omni_grpo_core.doctor.call_rows import PIXELS
 from omni_grpo_core.doctor.evidence import Case
-from omni_grpo_core.types import AudioInVideo, Row, Span
+from omni_grpo_core.types import AudioInVideo, Row, Span, audio_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,7 @@ def _policy(case: Case) -> Policy:
 
 
 def _key(row: Row) -> str:
-    digest = hashlib.sha256(row.audio_in_video.encode())
+    digest = hashlib.sha256(audio_words(row.audio_in_video).encode())
     digest.update(row.input_ids.numpy().tobytes())
     tensors: Mapping[str, Tensor] = row.tensors
     for name in sorted(tensors):

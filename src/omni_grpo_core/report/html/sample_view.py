@@ -10,7 +10,7 @@ from omni_grpo_core.report.html import Decode, tokens_per_cell
 from omni_grpo_core.report.html.media_view import Clip, Sound, clips, sounds
 from omni_grpo_core.report.html.ribbon import Run, ribbon
 from omni_grpo_core.rewards.parse import parse, sections
-from omni_grpo_core.types import Completion, Malformed, Parsed, Row, Sample, Score
+from omni_grpo_core.types import Completion, Malformed, Parsed, Row, Sample, Score, audio_words
 
 _MODES = {
     "interleaved": "interleaved: the track is cut into time chunks between those of its video",
@@ -60,7 +60,7 @@ def sample_view(values: Values, index: int, decode: Decode) -> SampleView:
         row=row,
         padding=pad,
         gold=_gold(sample.solution),
-        mode_words=_MODES.get(row.audio_in_video, row.audio_in_video),
+        mode_words=_MODES.get(audio_words(row.audio_in_video), audio_words(row.audio_in_video)),
         tokens_per_cell=tokens_per_cell(len(row.input_ids)),
         clips=() if media is None else clips(media[index], row),
         sounds=() if media is None else sounds(media[index], row),
