@@ -47,7 +47,7 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         "faults": "core doctor errors io losses pipeline recorder rewards tiny trace types",
         "versions": "core errors io pipeline rewards tiny trace types",
         "report": "doctor errors faults golden io pipeline rewards trace tolerances types",
-        "cli": "_version bench core doctor errors fast faults golden io pipeline recorder report "
+        "cli": "_version bench core doctor errors faults golden io pipeline recorder report "
         "rewards tiny trace training types versions",
         # a suite's tests read, check and report as the command does
         "pytest_suite": "core errors golden io report",

@@ -5,7 +5,7 @@ import torch
 
 from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.policy import Policy, generating
-from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.core.rollout import choose, rollout
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.pipeline.checks import scoring_drift
 from omni_grpo_core.types import Batch, Completion, Rollout
@@ -20,6 +20,18 @@ def sample(policy: Policy, batch: Batch, group_size: int = 3, **options: float) 
         temperature=options.get("temperature", 1.0),
         seed=int(options.get("seed", 7)),
     )
+
+
+def test_a_draw_finds_its_token_in_any_block_of_the_vocabulary() -> None:
+    """Blocks of 512 are added up first. 600 tokens of equal probability, then two likely ones with
+    impossible tokens behind each: a draw just below 1 takes the last that is possible."""
+    even = torch.full((4, 600), 1 / 600).log()
+    draws = (torch.tensor([0, 511, 512, 599], dtype=torch.float64) + 0.5) / 600
+    assert choose(even, draws).tolist() == [0, 511, 512, 599]
+    two = torch.full((4, 600), -torch.inf)
+    two[:, [3, 513]] = torch.tensor(0.5).log()
+    draws = torch.tensor([0.0, 0.499, 0.501, 1 - 2**-53], dtype=torch.float64)
+    assert choose(two, draws).tolist() == [3, 3, 513, 513]
 
 
 def test_groups_are_1122_and_indexed(policy: Policy, mixed: Batch) -> None:

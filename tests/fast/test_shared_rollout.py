@@ -19,8 +19,9 @@ from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.fast import prefix
 from omni_grpo_core.fast import rollout as shared
-from omni_grpo_core.fast.prefix import SharedPrefix, prefix_attention
-from omni_grpo_core.fast.rollout import compiled_body, shared_rollout
+from omni_grpo_core.fast.compiled import Compiled
+from omni_grpo_core.fast.prefix import LayerPrefix, SharedPrefix, prefix_attention
+from omni_grpo_core.fast.rollout import shared_rollout
 from omni_grpo_core.types import Batch, Rollout
 
 pytestmark = pytest.mark.skipif(
@@ -79,9 +80,9 @@ def test_the_prompts_keys_and_values_are_those_of_the_prefill(policy: Policy, mi
         layers = prefill(policy, mixed).cache.layers
     cached = [(layer.keys, layer.values) for layer in layers]
     found = SharedPrefix.of(cached, mixed.attention_mask, copies=4, length=3)
-    for layer, keys, values in zip(layers, found.prompt_keys, found.prompt_values, strict=True):
-        assert keys.data_ptr() == layer.keys.data_ptr()
-        assert values.data_ptr() == layer.values.data_ptr()
+    for layer, own in zip(layers, found.layers, strict=True):
+        assert own.prompt_keys.data_ptr() == layer.keys.data_ptr()
+        assert own.prompt_values.data_ptr() == layer.values.data_ptr()
 
 
 def test_attention_by_hand() -> None:
@@ -91,9 +92,10 @@ def test_attention_by_hand() -> None:
     state = SharedPrefix.of([(keys, values)], torch.tensor([[0, 1, 1]]), copies=2, length=4)
     token = torch.tensor([[8.0, 4], [2, 0]]).view(2, 1, 1, 2)
     state.own[0] = 0.0
-    found = prefix_attention(torch.ones(2, 1, 1, 2), torch.zeros_like(token), token, state, 0, 1.0)
+    [own] = state.layers
+    found = prefix_attention(torch.ones(2, 1, 1, 2), torch.zeros_like(token), token, own, 1.0)
     torch.testing.assert_close(found.view(2, 2), torch.tensor([[4.0, 4 / 3], [2.0, 0.0]]))
-    assert state.values[0][:, 0, 0].tolist() == [[8.0, 4.0], [2.0, 0.0]]
+    assert own.values[:, 0, 0].tolist() == [[8.0, 4.0], [2.0, 0.0]]
 
 
 def test_modes_and_attention_are_restored(policy: Policy, mixed: Batch) -> None:
@@ -112,19 +114,22 @@ def test_a_bad_request_is_refused_as_the_plain_one_refuses_it(policy: Policy, mi
         shared_rollout(policy, mixed, group_size=0, max_new_tokens=2)
 
 
-def _sees_what_is_not_there_yet(patch: pytest.MonkeyPatch) -> None:
+def _with_layers(patch: pytest.MonkeyPatch, change: Callable[[LayerPrefix], LayerPrefix]) -> None:
     real = SharedPrefix.of
 
-    def open_to_all(*given: Any, **rest: Any) -> SharedPrefix:
+    def changed(*given: Any, **rest: Any) -> SharedPrefix:
         state = real(*given, **rest)
-        return replace(state, own=torch.zeros_like(state.own))
+        return replace(state, layers=tuple(map(change, state.layers)))
 
-    patch.setattr(prefix.SharedPrefix, "of", open_to_all)
+    patch.setattr(prefix.SharedPrefix, "of", changed)
+
+
+def _sees_what_is_not_there_yet(patch: pytest.MonkeyPatch) -> None:
+    _with_layers(patch, lambda layer: replace(layer, own=torch.zeros_like(layer.own)))
 
 
 def _sees_padding(patch: pytest.MonkeyPatch) -> None:
-    real = SharedPrefix.of
-    patch.setattr(prefix.SharedPrefix, "of", lambda *a, **k: replace(real(*a, **k), seen=None))
+    _with_layers(patch, lambda layer: replace(layer, seen=None))
 
 
 def _position_off_by_one(patch: pytest.MonkeyPatch) -> None:
@@ -138,7 +143,7 @@ def _sees_its_neighbour(patch: pytest.MonkeyPatch) -> None:
 
 
 def _forgets_itself(patch: pytest.MonkeyPatch) -> None:
-    def late(query: Tensor, key: Tensor, value: Tensor, state: SharedPrefix, *rest: Any) -> Tensor:
+    def late(query: Tensor, key: Tensor, value: Tensor, state: LayerPrefix, *rest: Any) -> Tensor:
         return prefix_attention(query, key, value, replace(state, own=state.own.roll(-1)), *rest)
 
     from omni_grpo_core.fast import attention
@@ -172,9 +177,36 @@ def test_a_planted_fault_is_seen(
     assert worst > 10 * LOGPROB
 
 
+def test_a_compiler_that_fails_costs_speed_alone(policy: Policy, mixed: Batch) -> None:
+    """As on a machine without a C compiler, which Triton needs."""
+    rows = collate(mixed.rows[6:7], policy.pad_token_id)
+    settings: dict[str, Any] = {"group_size": 2, "max_new_tokens": 6, "temperature": 1.6}
+
+    def none(*_: Any) -> Any:
+        raise RuntimeError("no C compiler was found")
+
+    compiled = Compiled(policy, True, kernel=False, backend=none)
+    want = rollout(policy, rows, **settings)
+    with pytest.warns(UserWarning, match="without compiled layers: .*no C compiler was found"):
+        found = shared_rollout(policy, rows, compiled=compiled, **settings)
+    assert [_plain(c) for c in found.completions] == [_plain(c) for c in want.completions]
+    assert not compiled.usable
+
+
+def test_a_watched_model_is_not_compiled(policy: Policy) -> None:
+    """A hook of a recorder would be left out of a graph, or break the compiler."""
+    compiled = Compiled(policy, True, kernel=False)
+    handle = policy.text_model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    try:
+        assert not compiled.usable
+    finally:
+        handle.remove()
+    assert compiled.usable
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["policy mixed", "qwen3_policy qwen3_mixed"])
-def test_a_compiled_body_is_one_graph_for_prompts_of_other_lengths(
+def test_compiled_layers_are_one_graph_for_prompts_of_other_lengths(
     request: pytest.FixtureRequest, family: str
 ) -> None:
     """Traced whole, without inductor: that is the device's."""
@@ -183,12 +215,12 @@ def test_a_compiled_body_is_one_graph_for_prompts_of_other_lengths(
     policy, batch = map(request.getfixturevalue, family.split())
     settings: dict[str, Any] = {"group_size": 2, "max_new_tokens": 6, "temperature": 1.6}
     rows = [collate(part, policy.pad_token_id) for part in (batch.rows[:2], batch.rows[2:4])]
-    body = compiled_body(backend="eager")
+    compiled = Compiled(policy, True, kernel=False, backend="eager")
     # sets the attributes that modes are restored to, which the graph is guarded by
     rollout(policy, rows[0], **settings)
     before = counters["stats"]["unique_graphs"]
     for one in rows:
         want = rollout(policy, one, **settings)
-        found = shared_rollout(policy, one, body=body, **settings)
+        found = shared_rollout(policy, one, compiled=compiled, **settings)
         assert [_plain(c) for c in found.completions] == [_plain(c) for c in want.completions]
     assert counters["stats"]["unique_graphs"] == before + 1

@@ -10,7 +10,11 @@ import torch
 from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.core.rollout import rollout
+from omni_grpo_core.core.towers import features
+from omni_grpo_core.fast.attention import WINDOWS, windows
+from omni_grpo_core.fast.compiled import Compiled
 from omni_grpo_core.fast.layout import PackedRow
+from omni_grpo_core.fast.prefix import SharedPrefix, prefix_attention
 from omni_grpo_core.fast.rollout import shared_rollout
 from omni_grpo_core.fast.segments import packed_attention
 from omni_grpo_core.pipeline.inputs import Inputs, prepare
@@ -56,11 +60,69 @@ def test_flash_kernels_agree_with_the_mask(lengths: tuple[list[int], list[int]])
         assert float((one.float() - other.float()).norm() / other.float().norm()) < 0.02
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("groups", "copies", "heads", "kv", "size", "prompt", "tokens", "padding"),
+    [
+        (1, 8, 28, 4, 128, 3457, 256, 0),  # the 7B's
+        (2, 3, 4, 2, 16, 70, 9, 20),  # the tiny checkpoint's
+        (3, 40, 8, 1, 64, 130, 70, 5),  # more queries of a head than one block takes
+    ],
+)
+def test_the_decoding_kernel_agrees_with_torch(
+    dtype: torch.dtype, groups: int, copies: int, heads: int, kv: int, size: int, prompt: int,
+    tokens: int, padding: int,
+) -> None:  # fmt: skip
+    """At the first token, in the middle and at the last one; what it writes is the same."""
+    torch.manual_seed(0)
+    device = torch.device("cuda")
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device).to(dtype)
+
+    cached = [(random(groups, kv, prompt, size), random(groups, kv, prompt, size))]
+    mask = torch.ones(groups, prompt)
+    mask[0, :padding] = 0
+    state = SharedPrefix.of(cached, mask, copies, tokens)
+    [layer] = state.layers
+    [other] = SharedPrefix.of(cached, mask, copies, tokens).with_kernel().layers
+    for one in (layer, other):
+        one.keys.copy_(torch.ones_like(one.keys).cumsum(2) % 3)
+        one.values.copy_(torch.ones_like(one.values).cumsum(2) % 5)
+    rows = groups * copies
+    for at in (0, tokens // 2, tokens - 1):
+        for one in (layer, other):
+            one.at.fill_(at)
+        layer.own[: at + 1] = 0.0
+        query, key, value = random(rows, heads, 1, size), *(random(rows, kv, 1, size),) * 2
+        want = prefix_attention(query, key, value, layer, size**-0.5)
+        found = prefix_attention(query, key, value, other, size**-0.5)
+        # values are of size 1 to 4; bfloat16 has three digits, and shares are rounded to it
+        bound = 1e-5 if dtype is torch.float32 else 0.03
+        assert float((found.float() - want.float()).abs().max()) < bound
+        assert torch.equal(layer.keys, other.keys)
+        assert torch.equal(layer.values, other.values)
+
+
+def test_all_windows_of_a_clip_in_one_call(ready: Inputs) -> None:
+    """The towers' features, without a call for each window."""
+    policy = load_policy(tiny.checkpoint_dir(), device="cuda", dtype="bfloat16")
+    with torch.no_grad():
+        want = features(policy, ready.batch)
+        with windows(policy.model):
+            assert policy.model.visual.config._attn_implementation == WINDOWS
+            found = features(policy, ready.batch)
+    for modality, one in want.items():
+        apart = (found[modality].tokens.float() - one.tokens.float()).norm()
+        assert float(apart / one.tokens.float().norm()) < 0.02  # other kernels, in bfloat16
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.6])
 def test_the_graph_samples_the_plain_rollouts_tokens(
     cuda_policy: Policy, ready: Inputs, temperature: float
 ) -> None:
-    """A capture that fails warns, and warnings are errors here."""
+    """A compiler or a capture that fails warns, and warnings are errors here."""
+    assert Compiled(cuda_policy).usable
     settings: dict[str, Any] = {
         "group_size": 4, "max_new_tokens": 48, "temperature": temperature, "seed": 1,
     }  # fmt: skip

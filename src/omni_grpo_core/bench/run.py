@@ -21,7 +21,6 @@ from omni_grpo_core.core.forward import embed, prefill
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.towers import features
-from omni_grpo_core.fast.rollout import Body
 from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.training.step import Scores, plain_scores, scoring
 from omni_grpo_core.types import Batch, Embeddings, Rollout, Row
@@ -37,15 +36,13 @@ Score = Callable[..., Tensor]
 class Options:
     """How a setting is measured. ``micro_batch``: completions that the usual way's update takes at
     a time, all by default. ``repeats``: runs of each part. ``brief``: no scoring passes, only the
-    fast way is run once before it is measured, and results are not compared. ``body``: what the
-    fast step decodes with, if it is compiled. ``say`` is called with each cost."""
+    fast way is run once before it is measured, and results are not compared. ``say`` is called with each cost."""
 
     ways: Sequence[Way] = WAYS
     checkpointing: bool = True
     micro_batch: int | None = None
     repeats: int = 1
     brief: bool = False
-    body: Body | None = None
     say: Callable[[str], None] = lambda text: None
 
 
@@ -146,7 +143,7 @@ class _Bench:
     def __init__(self, policy: Policy, setting: Setting, options: Options) -> None:
         self.policy, self.setting, self.options = policy, setting, options
         self.batch = make_batch(policy, setting)
-        self.fast = FastStep(policy, options.body)
+        self.fast = FastStep(policy)
         generator = torch.Generator().manual_seed(0)
         allowed = (~policy.suppressed).nonzero()[:, 0].cpu()
         shape = setting.completions, setting.tokens

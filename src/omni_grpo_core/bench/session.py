@@ -68,7 +68,6 @@ def session(
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
-        "compiled": options.body is not None,
         "checkpointing": options.checkpointing,
         "micro_batch": options.micro_batch,
         "bytes_per_second": found.bytes,

@@ -67,9 +67,6 @@ def bench(
     checkpointing: Annotated[
         bool, typer.Option(help="Recompute activations in the backward pass.")
     ] = True,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Decode the fast step's tokens with torch.compile.")
-    ] = False,
     micro_batch: Annotated[
         int | None,
         typer.Option(min=1, help="Completions in a pass of the usual update. Default: all."),
@@ -128,7 +125,6 @@ def bench(
         from omni_grpo_core.bench.run import WAYS, Options
         from omni_grpo_core.bench.session import session
         from omni_grpo_core.bench.shapes import SETTINGS, make_policy
-        from omni_grpo_core.fast.rollout import compiled_body
 
         quiet_transformers()
         require_device(device)
@@ -144,7 +140,6 @@ def bench(
                 checkpointing=checkpointing,
                 micro_batch=micro_batch,
                 repeats=repeats,
-                body=compiled_body() if compiled else None,
                 say=lambda text: typer.echo(text, err=True),
             ),
             sweeps=names,

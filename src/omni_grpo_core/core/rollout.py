@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from omni_grpo_core.core.forward import decode_step, first_positions, prefill, sampling_logprobs
 from omni_grpo_core.core.policy import Policy, generating
@@ -109,16 +110,27 @@ def _require_memory(policy: Policy, batch: Batch, group_size: int, max_new_token
         )
 
 
+_BLOCK = 512
+"""Tokens whose probabilities are added up in one go: a device adds up a whole vocabulary slowly."""
+
+
 def choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
     """Greedy without ``uniforms``; else the token whose slice of the cumulative distribution
-    contains the uniform draw. float64: a float32 sum over 150k probabilities is off by 1e-5."""
+    contains the uniform draw: its block of the vocabulary first, then the token in it. float64: a
+    float32 sum over 150k probabilities is off by 1e-5."""
     if uniforms is None:
         return logprobs.argmax(-1)
-    cumulative = logprobs.double().exp().cumsum(-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(
-        logprobs.shape[-1] - 1
-    )
+    probabilities = logprobs.double().exp()
+    rows, size = probabilities.shape
+    blocks = pad(probabilities, (0, -size % _BLOCK)).view(rows, -1, _BLOCK)
+    ends = blocks.sum(-1).cumsum(-1)
+    target = uniforms[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True).clamp_max(ends.shape[-1] - 1)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(-1)
+    before = pad(ends, (1, 0)).gather(1, block)
+    # rounding may leave the draw at the very end of the block, behind its last likely token
+    within = (target - before).minimum(inside[:, -1:] * (1 - 1e-15))
+    return (block * _BLOCK + torch.searchsorted(inside, within, right=True))[:, 0]
 
 
 def draw_distance(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
@@ -134,7 +146,7 @@ def draw_distance(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
     [0.0, 0.125, 0.375]
     """
     cumulative = logprobs.double().exp().cumsum(-1)
-    cumulative = torch.nn.functional.pad(cumulative / cumulative[..., -1:], (1, 0))
+    cumulative = pad(cumulative / cumulative[..., -1:], (1, 0))
     begin, end = (cumulative.gather(-1, at[..., None])[..., 0] for at in (tokens, tokens + 1))
     return torch.maximum(begin - uniforms, uniforms - end).clamp_min(0)
 

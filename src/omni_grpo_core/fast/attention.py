@@ -8,7 +8,7 @@ state of a decoding, is a keyword of the text model's forward, and no layer is r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,16 @@ import transformers
 from torch import Tensor
 
 from omni_grpo_core.fast.layout import PackedRow
-from omni_grpo_core.fast.prefix import SharedPrefix, prefix_attention
-from omni_grpo_core.fast.segments import packed_attention
+from omni_grpo_core.fast.prefix import LayerPrefix, SharedPrefix, prefix_attention
+from omni_grpo_core.fast.segments import FLASH_DTYPES, packed_attention
 
 PACKED = "omni_grpo_packed"
 """Name of the attention over a packed row; the keyword is ``packed_row``."""
 PREFIX = "omni_grpo_prefix"
-"""Name of the attention of one more token over a shared prompt; the keyword is ``prefix``."""
+"""Name of the attention of one more token over a shared prompt, in :func:`decoding`."""
+WINDOWS = "omni_grpo_flash_windows"
+"""Name of the towers' attention. With "flash" in it transformers hands over all windows of a clip
+in one call, and their bounds."""
 
 
 def library_version() -> str:
@@ -45,11 +48,23 @@ def _packed(
 
 
 def _prefix(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any,
-    *, scaling: float, prefix: SharedPrefix, **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, *, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
     query, key, value = _lowered(query, key, value)
-    return prefix_attention(query, key, value, prefix, module.layer_idx, scaling), None
+    own: LayerPrefix = module.omni_prefix
+    return prefix_attention(query, key, value, own, scaling), None
+
+
+def _windows(
+    module: Any, query: Tensor, key: Tensor, value: Tensor,
+    *, scaling: float, cu_seq_lens_q: Tensor, max_length_q: int, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    query, key, value = (one[0].transpose(0, 1) for one in _lowered(query, key, value))
+    bounds, longest = cu_seq_lens_q.to(torch.int32), int(max_length_q)
+    out, *_ = torch.ops.aten._flash_attention_forward(
+        query, key, value, bounds, bounds, longest, longest, 0.0, False, False, scale=scaling
+    )
+    return out[None], None
 
 
 def _lowered(*tensors: Tensor) -> Iterator[Tensor]:
@@ -65,6 +80,34 @@ def _lowered(*tensors: Tensor) -> Iterator[Tensor]:
 if hasattr(transformers, "AttentionInterface"):
     transformers.AttentionInterface.register(PACKED, _packed)
     transformers.AttentionInterface.register(PREFIX, _prefix)
+    transformers.AttentionInterface.register(WINDOWS, _windows)
+
+
+@contextmanager
+def windows(model: Any) -> Iterator[None]:
+    """The towers take all windows of a clip in one call, without gradients; where the kernel does
+    not fit, a call for each, as transformers does it."""
+    fits = model.device.type == "cuda" and model.dtype in FLASH_DTYPES
+    with ExitStack() as stack:
+        for name in ("visual", "audio_tower"):
+            if fits and hasattr(model, name):
+                stack.enter_context(_named(getattr(model, name).config, WINDOWS))
+        yield
+
+
+@contextmanager
+def decoding(text_model: Any, prefix: SharedPrefix) -> Iterator[None]:
+    """The text model's layers take one more token of every row, over ``prefix``. It is handed over
+    as an attribute of each layer's attention, so that a layer compiled once serves for all."""
+    modules = [layer.self_attn for layer in text_model.layers]
+    for module, own in zip(modules, prefix.layers, strict=True):
+        module.omni_prefix = own
+    try:
+        with attention(text_model, PREFIX):
+            yield
+    finally:
+        for module in modules:
+            del module.omni_prefix
 
 
 def poison(like: Tensor) -> Tensor:

@@ -7,75 +7,87 @@ Shapes never change and the position is a tensor, so that a CUDA graph can be ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerPrefix:
+    """One layer's keys and values of B prompts and of their N = B * G completions.
+
+    ``prompt_keys``, ``prompt_values``: (B, heads, P, D), as the prefill left them. ``keys``,
+    ``values``: (N, heads, C, D), filled token by token. ``seen``, ``own``, ``at``: as in
+    :class:`SharedPrefix`. ``kernel``: our own kernels are used.
+    """
+
+    prompt_keys: Tensor
+    prompt_values: Tensor
+    keys: Tensor
+    values: Tensor
+    seen: Tensor | None
+    own: Tensor
+    at: Tensor
+    kernel: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedPrefix:
-    """Keys and values of B prompts and of their N = B * G completions.
+    """All layers' keys and values, and what they have in common.
 
-    ``prompt_keys``, ``prompt_values``: per layer, (B, heads, P, D), as the prefill left them.
-    ``keys``, ``values``: per layer, (N, heads, C, D), filled token by token. ``seen``: float32,
-    (B, 1, 1, P): 0, and -inf on padding; ``None`` without padding. ``own``: float32, (C,): 0 up to
-    the current token, -inf after it. ``at``: int64, (1,), the current token.
+    ``seen``: float32, (B, 1, 1, P): 0, and -inf on padding; ``None`` without padding. ``own``:
+    float32, (C,): 0 up to the current token, -inf after it. ``at``: int64, (1,), the current token.
     """
 
-    prompt_keys: tuple[Tensor, ...]
-    prompt_values: tuple[Tensor, ...]
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    layers: tuple[LayerPrefix, ...]
     seen: Tensor | None
     own: Tensor
     at: Tensor
 
     @classmethod
     def of(
-        cls,
-        prompts: Sequence[tuple[Tensor, Tensor]],
-        mask: Tensor,
-        copies: int,
-        length: int,
-        multiple: int = 1,
+        cls, prompts: Sequence[tuple[Tensor, Tensor]], mask: Tensor, copies: int, length: int
     ) -> SharedPrefix:
         """``prompts``: per layer, keys and values. ``mask``: (B, P), 0 on padding. ``copies``: G;
-        ``length``: C, the most tokens of a completion. ``multiple``: P is padded to one of it."""
-        more = -mask.shape[1] % multiple
-        mask = pad(mask, (0, more))
-        # under autocast rotary embeddings leave the keys in float32
-        prompts = [(key.to(value.dtype), value) for key, value in prompts]
-        if more:
-            prompts = [(pad(k, (0, 0, 0, more)), pad(v, (0, 0, 0, more))) for k, v in prompts]
-        groups, heads, _, size = prompts[0][0].shape
-        shape = (groups * copies, heads, length, size)
-        fresh = [
-            (key.new_zeros(shape), value.new_zeros((*shape[:3], value.shape[-1])))
-            for key, value in prompts
-        ]
+        ``length``: C, the most tokens of a completion."""
         device = prompts[0][0].device
         padding = mask.to(device) == 0
         bias = torch.zeros(mask.shape, device=device).masked_fill_(padding, -torch.inf)
-        return cls(
-            prompt_keys=tuple(key.contiguous() for key, _ in prompts),
-            prompt_values=tuple(value.contiguous() for _, value in prompts),
-            keys=tuple(key for key, _ in fresh),
-            values=tuple(value for _, value in fresh),
-            seen=bias[:, None, None] if bool(padding.any()) else None,
-            own=torch.full((length,), -torch.inf, device=device),
-            at=torch.zeros(1, dtype=torch.int64, device=device),
-        )
+        seen = bias[:, None, None] if bool(padding.any()) else None
+        own = torch.full((length,), -torch.inf, device=device)
+        at = torch.zeros(1, dtype=torch.int64, device=device)
+        layers = []
+        for key, value in prompts:
+            # under autocast rotary embeddings leave the keys in float32
+            key, value = key.to(value.dtype).contiguous(), value.contiguous()
+            groups, heads, _, size = key.shape
+            shape = (groups * copies, heads, length)
+            fresh = key.new_zeros(*shape, size), value.new_zeros(*shape, value.shape[-1])
+            layers.append(LayerPrefix(key, value, *fresh, seen, own, at))
+        return cls(tuple(layers), seen, own, at)
+
+    def with_kernel(self) -> SharedPrefix:
+        """The same tensors, attended to by our own kernels."""
+        return replace(self, layers=tuple(replace(layer, kernel=True) for layer in self.layers))
 
 
 def prefix_attention(
-    query: Tensor, key: Tensor, value: Tensor, prefix: SharedPrefix, layer: int, scale: float
+    query: Tensor, key: Tensor, value: Tensor, prefix: LayerPrefix, scale: float
 ) -> Tensor:
     """``query`` (N, heads * R, 1, D); ``key``, ``value`` (N, heads, 1, D), which are kept.
     Returns (N, 1, heads * R, D)."""
-    prompt_keys, prompt_values = prefix.prompt_keys[layer], prefix.prompt_values[layer]
-    own_keys, own_values = prefix.keys[layer], prefix.values[layer]
+    if prefix.kernel:
+        from omni_grpo_core.fast import prefix_kernels
+
+        dtype = prefix.keys.dtype
+        found: Tensor = prefix_kernels.prefix_attention(
+            query.to(dtype), key.to(dtype), value.to(dtype), prefix.prompt_keys,
+            prefix.prompt_values, prefix.keys, prefix.values, prefix.seen, prefix.at, scale,
+        )  # fmt: skip
+        return found.to(query.dtype)
+    prompt_keys, prompt_values = prefix.prompt_keys, prefix.prompt_values
+    own_keys, own_values = prefix.keys, prefix.values
     own_keys.index_copy_(2, prefix.at, key.to(own_keys.dtype))
     own_values.index_copy_(2, prefix.at, value.to(own_values.dtype))
     rows, heads = own_keys.shape[:2]

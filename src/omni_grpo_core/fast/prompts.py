@@ -12,6 +12,7 @@ from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.forward import positions
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.towers import Features, features
+from omni_grpo_core.fast.attention import windows
 from omni_grpo_core.types import MODALITIES, Batch, Modality, Positions, Row
 
 _TOWERS = ("visual.", "audio_tower.")
@@ -52,7 +53,7 @@ class Prompts:
             alone = collate([row], self.policy.pad_token_id)
             found = None
             if self._frozen():
-                with torch.no_grad():
+                with torch.no_grad(), windows(self.policy.model):
                     found = features(self.policy, alone)
             self._rows[id(row)] = row, positions(self.policy, alone), found
         return self._rows[id(row)]

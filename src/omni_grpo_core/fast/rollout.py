@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,17 +28,16 @@ from omni_grpo_core.core.rollout import (
     choose,
     completions_of,
 )
-from omni_grpo_core.fast.attention import PREFIX, attention, poison
+from omni_grpo_core.fast.attention import poison
+from omni_grpo_core.fast.compiled import Compiled, watched
 from omni_grpo_core.fast.prefix import SharedPrefix
 from omni_grpo_core.fast.prompts import Prompts
 from omni_grpo_core.types import Batch, Rollout
 
 LOOK_EVERY = 8
 """Replays of a CUDA graph between two looks at whether any row still runs: each look waits."""
-BUCKET = 512
-"""With a compiled body prompts are padded to a multiple of this many tokens."""
-_WARM_UP = 2
-"""Tokens that are decoded without the graph: libraries allocate their workspaces in the first."""
+_WARM_UP = 1
+"""Tokens that are decoded without the graph: libraries allocate their workspaces in them."""
 
 
 @torch.no_grad()
@@ -52,11 +50,11 @@ def shared_rollout(
     temperature: float = 1.0,
     seed: int = 0,
     prompts: Prompts | None = None,
-    body: Body | None = None,
+    compiled: Compiled | None = None,
 ) -> Rollout:
     """The plain rollout's completions: the same draws choose from the same distributions, so that
     ids are equal up to ties within rounding. ``prompts``: what is known already of the rows.
-    ``body``: from :func:`compiled_body`, to be kept for the next rollout.
+    ``compiled``: from the last rollout, so that nothing is compiled again.
 
     Raises ``ConfigError`` as the plain one does.
     """
@@ -67,42 +65,10 @@ def shared_rollout(
         embeddings = embed(policy, batch, by_modality=features)
         start = prefill(policy, batch, where=where, embeddings=embeddings)
         uniforms = batch_draws(policy, batch, seed, group_size, max_new_tokens)
-        decoding = _Decoding(policy, batch, start, uniforms, temperature, body)
-        with attention(policy.text_model, PREFIX):
-            decoding.run()
-    completions = completions_of(policy, batch, group_size, decoding.sampled)
+        run = _Decoding(policy, batch, start, uniforms, temperature)
+        run(compiled or Compiled(policy))
+    completions = completions_of(policy, batch, group_size, run.sampled)
     return Rollout(completions, group_size, temperature, seed)
-
-
-class Body(Protocol):
-    """The text model's layers on one more token of every row: (N, 1, H) -> (N, 1, H)."""
-
-    def __call__(
-        self, text_model: Any, embeds: Tensor, position_ids: Tensor, prefix: SharedPrefix
-    ) -> Tensor: ...
-
-
-def plain_body(
-    text_model: Any, embeds: Tensor, position_ids: Tensor, prefix: SharedPrefix
-) -> Tensor:
-    """:class:`Body`, kernel by kernel."""
-    output = text_model(
-        inputs_embeds=embeds,
-        attention_mask=poison(embeds),
-        position_ids=position_ids,
-        use_cache=False,
-        prefix=prefix,
-    )
-    hidden: Tensor = output.last_hidden_state
-    return hidden
-
-
-def compiled_body(**options: Any) -> Body:
-    """:class:`Body` by ``torch.compile``, which joins the small kernels. It is compiled anew, in a
-    minute at the size of a 7B, for another number of rows, another longest completion and another
-    multiple of :data:`BUCKET` in the longest prompt. ``options``: of ``torch.compile``."""
-    body: Body = torch.compile(plain_body, fullgraph=True, dynamic=False, **options)
-    return body
 
 
 class _Decoding:
@@ -118,16 +84,12 @@ class _Decoding:
         start: Prefill,
         uniforms: Tensor,
         temperature: float,
-        body: Body | None,
     ) -> None:
-        self.body = body or plain_body
         self.policy, self.uniforms, self.temperature = policy, uniforms, temperature
         rows, self.steps = uniforms.shape
         copies, device = rows // len(batch.rows), policy.device
         cached = [(layer.keys, layer.values) for layer in start.cache.layers]
-        self.prefix = SharedPrefix.of(
-            cached, batch.attention_mask, copies, self.steps, multiple=BUCKET if body else 1
-        )
+        self.prefix = SharedPrefix.of(cached, batch.attention_mask, copies, self.steps)
         self.at = self.prefix.at
         after = first_positions(batch, start.positions).repeat_interleave(copies)
         self.place = after.to(device)
@@ -141,16 +103,20 @@ class _Decoding:
         )
         self._choose(start.logits.values.repeat_interleave(copies, dim=0))
 
-    def run(self) -> None:
+    def __call__(self, compiled: Compiled) -> None:
         """Every further token, until all rows have ended."""
         advance: Callable[[], None] = self._advance
+        done = compiled.proven(self.prefix, advance) if self.steps > 1 else 0
+        # what watches the model is Python, which a graph leaves out
+        captures = self.chosen.is_cuda and not watched(self.policy.model)
         look = 1
-        for step in range(1, self.steps):
-            if step % look == 0 and not self.sampled.running.any():
-                break
-            if step == _WARM_UP + 1 and self.chosen.is_cuda:
-                advance, look = self._captured(), LOOK_EVERY
-            advance()
+        with compiled.decoding(self.prefix):
+            for step in range(1 + done, self.steps):
+                if step % look == 0 and not self.sampled.running.any():
+                    break
+                if step == _WARM_UP + 1 and captures:
+                    advance, look = self._captured(), LOOK_EVERY
+                advance()
 
     def _advance(self) -> None:
         """One token further: pass, head and sampler."""
@@ -158,8 +124,13 @@ class _Decoding:
         prefix.own.index_fill_(0, self.at, 0.0)
         embeds = policy.model.get_input_embeddings()(self.chosen[:, None])
         where = (self.place + self.at)[None, :, None].expand(3, -1, 1)
-        hidden = self.body(policy.text_model, embeds, where, prefix)
-        logits = policy.model.lm_head(hidden[:, -1]).float()
+        output = policy.text_model(
+            inputs_embeds=embeds,
+            attention_mask=poison(embeds),
+            position_ids=where,
+            use_cache=False,
+        )
+        logits = policy.model.lm_head(output.last_hidden_state[:, -1]).float()
         self.at.add_(1)
         self._choose(logits)
 

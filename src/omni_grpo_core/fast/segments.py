@@ -20,7 +20,7 @@ from torch import Tensor
 
 from omni_grpo_core.fast.layout import PackedRow, Spans
 
-_FLASH_DTYPES = (torch.bfloat16, torch.float16)
+FLASH_DTYPES = (torch.bfloat16, torch.float16)
 _LARGEST_HEAD = 256
 
 
@@ -126,7 +126,7 @@ def _fits_flash(query: Tensor, spans: Spans) -> bool:
     # with one query a stretch the kernel swaps heads and queries, and returns other shapes
     return (
         query.is_cuda
-        and query.dtype in _FLASH_DTYPES
+        and query.dtype in FLASH_DTYPES
         and query.shape[-1] <= _LARGEST_HEAD
         and max(spans.queries) > 1
     )

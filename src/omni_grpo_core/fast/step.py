@@ -7,27 +7,27 @@ from typing import Any
 from torch import Tensor
 
 from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.fast.compiled import Compiled
 from omni_grpo_core.fast.prompts import Prompts
-from omni_grpo_core.fast.rollout import Body, shared_rollout
+from omni_grpo_core.fast.rollout import shared_rollout
 from omni_grpo_core.fast.scoring import packed_scores
 from omni_grpo_core.losses.logprobs import ScoredTokens
 from omni_grpo_core.types import Batch, Rollout
 
 
 class FastStep:
-    """Stands for the plain rollout and the plain scoring forward of ``policy``. ``body``: from
-    :func:`~omni_grpo_core.fast.rollout.compiled_body`, or none."""
+    """Stands for the plain rollout and the plain scoring forward of ``policy``."""
 
-    def __init__(self, policy: Policy, body: Body | None = None) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._body = body
+        self._compiled = Compiled(policy)
         self._prompts = Prompts(policy)
 
     def rollout(self, batch: Batch, **settings: Any) -> Rollout:
         """As :func:`~omni_grpo_core.core.rollout.rollout`; begins a step."""
         self._prompts.forget()
         return shared_rollout(
-            self.policy, batch, prompts=self._prompts, body=self._body, **settings
+            self.policy, batch, prompts=self._prompts, compiled=self._compiled, **settings
         )
 
     def scores(
