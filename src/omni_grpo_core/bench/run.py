@@ -36,7 +36,8 @@ Score = Callable[..., Tensor]
 class Options:
     """How a setting is measured. ``micro_batch``: completions that the usual way's update takes at
     a time, all by default. ``repeats``: runs of each part. ``brief``: no scoring passes, only the
-    fast way is run once before it is measured, and results are not compared. ``say`` is called with each cost."""
+    fast way is run once before it is measured, and results are not compared. ``say`` is called
+    with each cost."""
 
     ways: Sequence[Way] = WAYS
     checkpointing: bool = True

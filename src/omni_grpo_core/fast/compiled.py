@@ -47,7 +47,7 @@ class Compiled:
     @property
     def usable(self) -> bool:
         """Not while something watches the model: a hook needs what a compiled layer never has."""
-        return self._usable and not watched(self._policy.model)
+        return self._usable and not watched(self._policy)
 
     @contextmanager
     def decoding(self, prefix: SharedPrefix) -> Iterator[None]:
@@ -87,9 +87,16 @@ class Compiled:
         return self._usable
 
 
-def watched(model: torch.nn.Module) -> bool:
-    """Whether anything is called with what passes through a part of the model."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+def watched(policy: Policy) -> bool:
+    """Whether anything is called with what passes through a part of the decoding. Gradient
+    checkpointing leaves a hook on the embedding, which does nothing here."""
+    embedding = policy.model.get_input_embeddings()
+    modules = (*policy.text_model.modules(), policy.model.lm_head)
+    return any(
+        module._forward_hooks or module._forward_pre_hooks
+        for module in modules
+        if module is not embedding
+    )
 
 
 def _compilable(policy: Policy) -> bool:

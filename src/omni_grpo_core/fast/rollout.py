@@ -108,7 +108,7 @@ class _Decoding:
         advance: Callable[[], None] = self._advance
         done = compiled.proven(self.prefix, advance) if self.steps > 1 else 0
         # what watches the model is Python, which a graph leaves out
-        captures = self.chosen.is_cuda and not watched(self.policy.model)
+        captures = self.chosen.is_cuda and not watched(self.policy)
         look = 1
         with compiled.decoding(self.prefix):
             for step in range(1 + done, self.steps):
