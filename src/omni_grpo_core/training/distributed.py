@@ -13,7 +13,7 @@ from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.training.load_config import check_launcher
-from omni_grpo_core.training.sharding import whole
+from omni_grpo_core.training.sharding import mixed_precision, whole
 
 with extra("train"):
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -35,17 +35,25 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     as :func:`~omni_grpo_core.training.load_config.check_launcher` does.
     """
     check_launcher(os.environ)
+    sharding = None
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        # what Accelerate derives from its own setting would round what the scorer returns, and the
+        # sums of gradients; each process reads the weights itself
+        sharding = FullyShardedDataParallelPlugin(
+            mixed_precision_policy=mixed_precision(config.precision),
+            cpu_ram_efficient_loading=False,
+        )
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision="bf16" if config.precision == "bfloat16" else "no",
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=config.out),
+        fsdp_plugin=sharding,
         # a micro-batch without sound leaves the audio tower without a gradient
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if wants_fsdp and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if sharding is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.fsdp_plugin = sharding
         accelerator.state.distributed_type = DistributedType.FSDP
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     return accelerator

@@ -15,10 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.training.config import Precision
+
+
+def mixed_precision(precision: Precision) -> MixedPrecisionPolicy:
+    """What is gathered, in the precision of the run, and summed, in float32. What goes into a
+    module and out of it keeps its dtype: that is autocast's part, as on one process."""
+    return MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bfloat16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
 
 
 def sharded(module: nn.Module) -> list[Any]:
