@@ -14,7 +14,7 @@ import yaml
 from media_files import numbered, write_media
 
 from omni_grpo_core import tiny
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import ConfigError, MissingExtra
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.training.config import OptimizerConfig, learning_rate
 from omni_grpo_core.training.load_config import FOREIGN_KEYS, check_config, load_train_config
@@ -49,6 +49,9 @@ def test_a_good_one_overrides_the_checkpoint_s_own_settings(tmp_path: Path) -> N
     assert {part.name for part in config.composition().components} == {"format", "accuracy"}
 
 
+HALF = {"precision": "bfloat16"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -79,6 +82,18 @@ def test_a_good_one_overrides_the_checkpoint_s_own_settings(tmp_path: Path) -> N
         ({"freeze": ["video"]}, "the same tower sees both"),
         ({"freeze": ["audio"], "lora": {"rank": 4}}, "wanted one of the two"),
         ({"lora": {"rank": 0}}, "lora: found rank 0"),
+        ({"trained_weights": "bfloat16"}, "trained_weights: found 'bfloat16'"),
+        ({"trained_weights": "bfloat16_master"}, "with precision float32.*set precision: bfloat16"),
+        ({**HALF, "trained_weights": "bfloat16_stochastic"}, "found adamw .*wanted adamw_8bit"),
+        (
+            {**HALF, "trained_weights": "bfloat16_master", "optimizer": {"name": "adafactor"}},
+            "optimizer: name: found adafactor with trained_weights bfloat16_master, wanted adamw",
+        ),
+        (
+            {**HALF, "trained_weights": "bfloat16_master", "lora": {"rank": 4}},
+            "trained_weights: found bfloat16_master with lora, wanted float32",
+        ),
+        ({"optimizer": {"name": "adam"}}, "optimizer: name: found 'adam'"),
         ({"eval_every": 5}, "eval_every: found 5 without eval_data"),
         ({"precision": "float16"}, "precision: found 'float16'"),
         ({"guard": {"patience": 0}}, "patience: found 0"),
@@ -199,6 +214,24 @@ def test_launchers_that_the_guard_cannot_stop_are_refused(
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
     monkeypatch.setenv("FSDP_VERSION", "2")
     load_train_config(write(tmp_path))
+
+
+def test_sharded_weights_are_float32_and_have_torch_s_optimizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    path = write(tmp_path, optimizer={"name": "adafactor"})
+    with pytest.raises(ConfigError, match=r"optimizer: name: found .* under FSDP, wanted float32"):
+        load_train_config(path)
+
+
+def test_an_optimizer_that_is_not_installed_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(MissingExtra, match=r"torchao.*omni-grpo-core\[low-memory\]"):
+        load_train_config(write(tmp_path, optimizer={"name": "adamw_8bit"}))
 
 
 def test_the_rate_warms_up_and_falls() -> None:

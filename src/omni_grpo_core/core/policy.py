@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def load_policy(
     attn_implementation: str = "sdpa",
 ) -> Policy:
     """Load a full Qwen-Omni checkpoint (talker left out), a thinker-only one, or one in
-    HumanOmniV2's style (thinker weights, processor kept elsewhere: ``processor``).
+    HumanOmniV2's style (thinker weights, processor kept elsewhere: ``processor``). Weights are read
+    in ``dtype`` and onto ``device`` one by one, if accelerate is installed.
 
     Raises:
         CheckpointError: no folder, no config, another architecture or one that the installed
@@ -135,7 +137,7 @@ def load_policy(
     _check_template(files, loaded)
     check_agreement(loaded, empty.config, family, empty.lm_head.weight.shape[0], str(folder))
     _check_generation_config(folder)
-    model = _load_thinker(folder, family, dtype, attn_implementation).to(device).eval()
+    model = _load_thinker(folder, family, dtype, attn_implementation, device).to(device).eval()
     if dtype == "float32" and model.device.type == "cuda":
         # by default cuDNN's convolutions round to ten bits: the towers' patches were off by 6e-5
         torch.backends.cudnn.allow_tf32 = False
@@ -259,7 +261,7 @@ def _check_shapes(folder: Path, empty: Any, shapes: Mapping[str, tuple[int, ...]
         )
 
 
-def _load_thinker(folder: Path, family: Family, dtype: str, attention: str) -> Any:
+def _load_thinker(folder: Path, family: Family, dtype: str, attention: str, device: str) -> Any:
     if dtype not in _DTYPES:
         raise CheckpointError(
             f"dtype {dtype}", got=dtype, want=" or ".join(_DTYPES), fix="choose one of them"
@@ -276,6 +278,8 @@ def _load_thinker(folder: Path, family: Family, dtype: str, attention: str) -> A
             use_safetensors=True,
             attn_implementation=attention,
             output_loading_info=True,
+            # without accelerate transformers refuses it, and the model passes through host memory
+            device_map=None if device == "cpu" or find_spec("accelerate") is None else device,
             **{keyword: _DTYPES[dtype]},
         )
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))

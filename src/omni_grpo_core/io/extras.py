@@ -12,11 +12,12 @@ from typing import Literal
 
 from omni_grpo_core.errors import MissingExtra
 
-Extra = Literal["bench", "judge", "qwen", "rewards", "train"]
+Extra = Literal["bench", "judge", "low-memory", "qwen", "rewards", "train"]
 
 EXTRAS: Mapping[Extra, str] = {
     "bench": "a picture of the benchmark",
     "judge": "rewards by an LLM judge",
+    "low-memory": "an optimizer with eight bits a moment",
     "qwen": "Qwen's vocabulary",
     "rewards": "accuracy of free text, OCR and formulas",
     "train": "training",

@@ -16,6 +16,8 @@ from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
 from omni_grpo_core.tolerances import DRIFT
 
 Precision = Literal["float32", "bfloat16"]
+TrainedWeights = Literal["float32", "bfloat16_master", "bfloat16_stochastic"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adafactor"]
 SectionName = Literal["context", "think", "answer"]
 Schedule = Literal["constant", "linear", "cosine"]
 Tower = Literal["image", "video", "audio", "text"]
@@ -28,6 +30,15 @@ TOWER_PREFIX: Mapping[Tower, tuple[str, ...]] = {
     "text": ("model.", "lm_head."),
 }
 """Prefixes of a thinker's parameters, by tower."""
+
+OPTIMIZERS: Mapping[TrainedWeights, tuple[OptimizerName, ...]] = {
+    "float32": ("adamw", "adamw_8bit", "adafactor"),
+    "bfloat16_master": ("adamw",),
+    "bfloat16_stochastic": ("adamw_8bit",),
+}
+"""What can update weights that are stored so. A bfloat16 weight needs an optimizer that does not
+round each update to nothing. Second moments in bfloat16 would never fall again: a thousandth of
+them, which is what ``betas`` of 0.999 change in a step, is less than they can resolve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +56,18 @@ class RewardEntry:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerConfig:
-    """AdamW and its schedule, which counts optimizer steps."""
+    """The optimizer and its schedule, which counts optimizer steps."""
 
+    name: OptimizerName = "adamw"
+    """``adamw``: torch's, fused on CUDA; two float32 moments. ``adamw_8bit``: torchao's, moments in
+    eight bits (arXiv 2110.02861), extra ``low-memory``. ``adafactor``: torch's (arXiv 1804.04235),
+    row and column sums in place of second moments, no first ones."""
     lr: float = 1e-6
     """Peak learning rate."""
     betas: tuple[float, ...] = (0.9, 0.999)
-    """AdamW's two betas."""
+    """AdamW's two betas; ``adafactor`` has none."""
     weight_decay: float = 0.0
-    """AdamW's, decoupled."""
+    """Decoupled."""
     max_grad_norm: float = 1.0
     """The norm to which gradients are clipped."""
     schedule: Schedule = "constant"
@@ -139,7 +154,7 @@ class TrainConfig:
     correction: RolloutCorrection | None = None
     """For a rollout whose probabilities are not the trainer's; ``None``: no correction."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
     lora: LoraConfig | None = None
     """Adapters to train instead of the weights; ``None`` trains the weights."""
     freeze: tuple[Tower, ...] = ()
@@ -150,7 +165,12 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     precision: Precision = "float32"
-    """``bfloat16`` runs forwards under autocast; trained weights stay float32."""
+    """``bfloat16`` runs forwards under autocast, and stores what does not learn in bfloat16."""
+    trained_weights: TrainedWeights = "float32"
+    """How trained weights are stored, other than ``float32`` with precision ``bfloat16`` only.
+    ``bfloat16_master``: bfloat16, with a float32 copy in the optimizer (arXiv 1710.03740).
+    ``bfloat16_stochastic``: bfloat16 alone; an update is rounded up or down at random, so that
+    small ones are not lost (arXiv 2010.06192), by ``optimizer: name: adamw_8bit``."""
     device: Literal["cpu", "cuda"] = "cpu"
     """The device of the run."""
     seed: int = 0
@@ -170,6 +190,13 @@ class TrainConfig:
     def prompts(self) -> int:
         """Groups per optimizer step, over all processes."""
         return self.batch_size // self.settings.group_size
+
+    @property
+    def loaded_as(self) -> Precision:
+        """The dtype of the weights as they are loaded, which is that of most of them in the run."""
+        if self.lora is None and self.trained_weights == "float32":
+            return "float32"
+        return self.precision
 
     @property
     def drift_limit(self) -> float:

@@ -21,9 +21,9 @@ from omni_grpo_core.rewards import COLUMNS
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
-from omni_grpo_core.training.config import LoraConfig, TrainConfig, as_values
-from omni_grpo_core.training.headers import read_header
-from omni_grpo_core.training.memory import check_memory, lora_target, thinker_shapes
+from omni_grpo_core.training.check_trained import check_reached, check_trained
+from omni_grpo_core.training.config import TrainConfig, as_values
+from omni_grpo_core.training.memory import check_memory
 from omni_grpo_core.training.prompt_estimate import (
     check_prompt_limit,
     least_media_tokens,
@@ -174,7 +174,7 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
         raise _bad("settings: temperature", f"{temperature:g}", "above 0: 0.01 to 100",
                    "set it: at 0 a group's answers are all equal, above 100 noise")  # fmt: skip
     _check_numbers(config)
-    _check_trained(config)
+    check_trained(config)
     _check_trackers(config)
     warnings = []
     if group == 2 and config.scale == "group":
@@ -196,7 +196,7 @@ def check_data(config: TrainConfig, *, world: int = 1) -> None:
     root = Path(config.root) if config.root else None
     samples = load_samples(config.data, root=root)
     require_enough(config, samples)
-    _check_reached(config, samples)
+    check_reached(config, samples)
     read = [*samples, *(load_samples(config.eval_data, root=root) if config.eval_data else ())]
     tokens = least_media_tokens(read, config.settings, token_shape(Path(config.checkpoint)))
     check_prompt_limit(read, tokens, config.settings.max_prompt_length)
@@ -353,58 +353,6 @@ def _check_trackers(config: TrainConfig) -> None:
             # Accelerate would silently ignore it
             raise _bad("trackers", f"{name!r}, which is not installed", "one that is",
                        "install it, or remove it: log.jsonl is always written")  # fmt: skip
-
-
-def _check_trained(config: TrainConfig) -> None:
-    if set(config.freeze) >= {"image", "video", "audio", "text"}:
-        raise _bad("freeze", "everything", "something left to train", "remove one")
-    if ("image" in config.freeze) != ("video" in config.freeze):
-        raise _bad("freeze", ", ".join(config.freeze), "image and video, or neither",
-                   "add or remove one: the same tower sees both")  # fmt: skip
-    if config.lora is not None and config.freeze:
-        raise _bad("freeze", f"{', '.join(config.freeze)} with lora", "one of the two",
-                   "remove one: with lora everything but the adapter is frozen")  # fmt: skip
-    if config.lora is not None:
-        _check_lora(config.lora, thinker_shapes(Path(config.checkpoint)))
-
-
-def _check_reached(config: TrainConfig, samples: Sequence[Sample]) -> None:
-    """A step whose rows go through frozen towers only has no gradient."""
-    idle = [sample for sample in samples if _is_idle(sample, config)]
-    if idle:
-        raise _bad("freeze", f"{', '.join(config.freeze)}, so that nothing learns from {len(idle)} "
-                   f"of {len(samples)} rows, such as {idle[0].origin}",
-                   "every row to go through something that learns",
-                   "freeze less, or leave out these rows")  # fmt: skip
-
-
-def _is_idle(sample: Sample, config: TrainConfig) -> bool:
-    if not {"text", *(ref.modality for ref in sample.media)} <= set(config.freeze):
-        return False
-    if "audio" in config.freeze or config.settings.audio_in_video == "off":
-        return True
-    # a video whose frames teach nothing may still be heard; a silent one in a format other than
-    # mp4 is found at its step
-    headers = [read_header(ref.path) for ref in sample.media if ref.modality == "video"]
-    return all(header is not None and not header.audio_seconds for header in headers)
-
-
-def _check_lora(lora: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    require("train", "peft")
-    if lora.rank < 1 or lora.alpha < 1 or not lora.target_modules:
-        raise _bad(
-            "lora", f"rank {lora.rank}, alpha {lora.alpha}, {len(lora.target_modules)} targets",
-            "rank and alpha 1 or more, and targets", "correct it",
-        )  # fmt: skip
-    matched = [min(shape) for name, shape in shapes.items() if lora_target(lora, name)]
-    if shapes and not matched:
-        raise _bad(
-            "lora: target_modules", ", ".join(lora.target_modules),
-            "names of linear layers of the text model, such as q_proj", "correct them",
-        )  # fmt: skip
-    if matched and lora.rank > max(matched):
-        raise _bad("lora: rank", str(lora.rank), f"at most {max(matched)}, the size of a layer",
-                   "lower it: a larger one adds nothing")  # fmt: skip
 
 
 def _bad(item: str, got: str, want: str, fix: str) -> ConfigError:

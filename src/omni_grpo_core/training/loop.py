@@ -41,6 +41,7 @@ from omni_grpo_core.training.distributed import AccelerateDistributed, make_acce
 from omni_grpo_core.training.evaluation import Evaluator, preflight
 from omni_grpo_core.training.guard import Finding, Guard, StepFacts, not_finite, watch_generation
 from omni_grpo_core.training.load_config import require_enough
+from omni_grpo_core.training.optimizers import make_optimizer, set_rate
 from omni_grpo_core.training.partial import Partial, PartialRewards
 from omni_grpo_core.training.sharding import gathered, initialise_root
 from omni_grpo_core.training.step import (
@@ -141,7 +142,10 @@ class _Run:
         self.locked = self.opened = False
         self.saved = self.distributed.agree(self._find_saved, main_only=True)
         self.policy = load_policy(
-            config.checkpoint, processor=config.processor, device=str(self.accelerator.device)
+            config.checkpoint,
+            processor=config.processor,
+            device=str(self.accelerator.device),
+            dtype=config.loaded_as,
         )
         self.guard = Guard(
             config.guard,
@@ -195,19 +199,11 @@ class _Run:
         self.fast = choose_fast(config.fast, self.policy, self.warn)
         self.reference = choose_trainable(self.policy, config, self.accelerator.autocast, self.fast)
         learning = [p for p in self.policy.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            learning,
-            lr=config.optimizer.lr,
-            betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
-            weight_decay=config.optimizer.weight_decay,
-            # the default on CUDA holds another copy of all weights during its step
-            fused=config.device == "cuda",
-        )
         self.scorer, self.optimizer = self.accelerator.prepare(
             Scorer(
                 self.policy, config.settings.temperature, self.fast.scores if self.fast else None
             ),
-            optimizer,
+            make_optimizer(config, learning),
         )
         initialise_root(self.scorer)
 
@@ -312,12 +308,13 @@ class _Run:
 
         rate = 0.0
 
-        def set_rate(iteration: int) -> None:
+        def begin_update(iteration: int) -> None:
             nonlocal rate
             at = step * config.iterations + iteration
             rate = learning_rate(config.optimizer, at, config.steps * config.iterations)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self.optimizer, rate)
+            if config.trained_weights == "bfloat16_stochastic":
+                torch.manual_seed(seed_of(config.seed, at, "rounding"))
 
         updates = optimize(
             self.plan,
@@ -328,7 +325,7 @@ class _Run:
             window,
             reference=self._reference if self.reference else None,
             may_step=may_step,
-            set_rate=set_rate,
+            set_rate=begin_update,
         )
         if not updates:
             # no process had anything in the loss, but the rewards have to be inspected
@@ -377,7 +374,7 @@ class _Run:
 
     def _preflight(self) -> TrainResult | None:
         """A result if the first samples show that the pipeline is broken: nothing is sampled from
-        it. In float32, before weights are rounded or sharded."""
+        it. Before weights are sharded."""
         found: tuple[Finding, ...] = ()
         if self.accelerator.is_main_process:
             found, trace = preflight(self.policy, self._own_samples(0), self.config.settings)

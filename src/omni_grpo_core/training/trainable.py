@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy
@@ -35,23 +35,25 @@ def choose_trainable(
     """Freeze what must not learn, add adapters, and return the reference: ``None`` at beta 0.
 
     The reference is the policy as it is now: with adapters, the same weights with the adapter
-    off, else a copy. With precision bfloat16, frozen weights are stored in it; trainable ones stay
-    float32, because an update of 1e-6 of a weight is lost in three digits. ``fast``: the fast step
-    of ``policy``, if the run has one.
+    off, else a copy. With precision bfloat16, what does not learn is stored in it, the copy too;
+    what learns as ``trained_weights`` says, adapters in float32. ``fast``: the fast step of
+    ``policy``, if the run has one.
     """
     model = policy.model
+    half = config.precision == "bfloat16"
+    scored_by = policy
     if config.loss.beta > 0 and config.lora is None:
-        scored_by = replace(policy, model=copy.deepcopy(model).requires_grad_(False).eval())
-    else:
-        scored_by = policy
+        scored_by = replace(policy, model=_frozen_copy(model, torch.bfloat16 if half else None))
     if config.lora is None:
         freeze(model, config.freeze)
     else:
         add_lora(model, config.lora, config.seed)
-    if config.precision == "bfloat16":
+    if half:
+        learns = torch.float32 if config.trained_weights == "float32" else torch.bfloat16
         for parameter in model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
+            parameter.data = parameter.data.to(
+                learns if parameter.requires_grad else torch.bfloat16
+            )
     if config.loss.beta == 0:
         return None
     if fast is not None and scored_by is not policy:
@@ -65,6 +67,18 @@ def choose_trainable(
         return logprobs.float()
 
     return reference
+
+
+def _frozen_copy(model: Any, dtype: torch.dtype | None) -> Any:
+    """A copy that does not learn, in eval mode. Its weights are cast as they are copied, so that
+    they never exist in the old dtype as well."""
+    weights = {
+        id(weight): nn.Parameter(
+            weight.detach().to(dtype or weight.dtype, copy=True), requires_grad=False
+        )
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, weights).eval()
 
 
 def freeze(model: Any, towers: Collection[Tower]) -> None:
