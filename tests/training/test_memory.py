@@ -18,7 +18,7 @@ from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.losses import LossConfig
-from omni_grpo_core.losses.exhausted import as_input_error
+from omni_grpo_core.training.exhausted import as_input_error
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.config import LoraConfig, TrainConfig
 from omni_grpo_core.training.loop import StepView, train

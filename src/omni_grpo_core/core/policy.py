@@ -34,6 +34,7 @@ from omni_grpo_core.core.processor_files import check_processor_files
 from omni_grpo_core.core.template_trial import template_fault
 from omni_grpo_core.core.weight_headers import weight_shapes
 from omni_grpo_core.errors import CheckpointError
+from omni_grpo_core.io import is_out_of_memory
 
 _LIBRARY = Version(transformers.__version__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -324,6 +325,8 @@ def _loading(
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         text = " ".join(str(error).split()) or "no message"
         if isinstance(error, KeyError) and error.args:
             text += "".join(f", the value of {key}" for key in _keys_of(error.args[0], content)[:1])

@@ -1,4 +1,4 @@
-"""Everything outside the program: files, settings, the terminal. Here: free memory of this machine
+"""Everything outside the program: files, settings, the terminal. Here: memory of this machine
 and its devices, and the tested versions of transformers."""
 
 from __future__ import annotations
@@ -24,6 +24,21 @@ def device_memory(device: str) -> int | None:
         return min(int(line) for line in output.split()) * 2**20
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine ran out of memory, whatever the class of ``error``.
+
+    >>> is_out_of_memory(RuntimeError("CUDA out of memory.")), is_out_of_memory(RuntimeError("no"))
+    (True, False)
+    """
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OSError)) and any(words in text for words in _NO_MEMORY)
+    )
 
 
 def _machine() -> int | None:

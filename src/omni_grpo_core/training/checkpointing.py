@@ -20,9 +20,9 @@ from typing import Any
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import TrainError
+from omni_grpo_core.io import is_out_of_memory
 from omni_grpo_core.io.atomic import sync, write_file
 from omni_grpo_core.io.bounded import Unreadable, json_value, read_bytes, read_text
-from omni_grpo_core.losses.exhausted import is_out_of_memory
 from omni_grpo_core.rewards import health
 from omni_grpo_core.training.config import TrainConfig, as_values
 from omni_grpo_core.training.step import Distributed

@@ -27,9 +27,9 @@ from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.errors import TrainError
 from omni_grpo_core.fast.support import choose_fast
+from omni_grpo_core.io import is_out_of_memory
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.losses.advantages import Advantages, group_advantages
-from omni_grpo_core.losses.exhausted import as_input_error, is_out_of_memory
 from omni_grpo_core.losses.metrics import Metrics, advantage_metrics, rollout_metrics
 from omni_grpo_core.pipeline.inputs import Inputs, prepare, reward_arguments
 from omni_grpo_core.rewards import health
@@ -39,6 +39,7 @@ from omni_grpo_core.training.bundle import save_bundle, step_record, step_trace
 from omni_grpo_core.training.config import TrainConfig, as_values, learning_rate
 from omni_grpo_core.training.distributed import AccelerateDistributed, make_accelerator
 from omni_grpo_core.training.evaluation import Evaluator, preflight
+from omni_grpo_core.training.exhausted import Watch
 from omni_grpo_core.training.guard import Finding, Guard, StepFacts, not_finite, watch_generation
 from omni_grpo_core.training.load_config import require_enough
 from omni_grpo_core.training.optimizers import make_optimizer, set_rate
@@ -107,14 +108,12 @@ def train(
 
     Raises ``OmniGrpoError`` for unusable input and for a machine that is too small.
     """
-    run = None
+    stage = Watch()
     with ExitStack() as held:
         try:
-            run = _Run(config, trace_steps, on_step, warn, held)
-            return run.run()
+            return _Run(config, trace_steps, on_step, warn, held, stage).run()
         except (RuntimeError, MemoryError, OSError) as error:
-            parts = (run.policy.model, run.optimizer) if run else (None, None)
-            known = as_input_error(error, *parts)
+            known = stage.explain(error)
             if known is None:
                 raise
             raise known from error
@@ -128,9 +127,10 @@ class _Run:
         on_step: Callable[[StepView], None],
         warn: Callable[[str], None],
         held: ExitStack,
+        stage: Watch,
     ) -> None:
         self.config, self.trace_steps, self.on_step = config, trace_steps, on_step
-        self.warn, self.held = warn, held
+        self.warn, self.held, self.stage = warn, held, stage
         self.out = Path(config.out)
         self.samples = load_samples(config.data, root=Path(config.root) if config.root else None)
         require_enough(config, self.samples)
@@ -141,12 +141,14 @@ class _Run:
         self.distributed = AccelerateDistributed(self.accelerator)
         self.locked = self.opened = False
         self.saved = self.distributed.agree(self._find_saved, main_only=True)
-        self.policy = load_policy(
-            config.checkpoint,
-            processor=config.processor,
-            device=str(self.accelerator.device),
-            dtype=config.loaded_as,
-        )
+        with stage("loading"):
+            self.policy = load_policy(
+                config.checkpoint,
+                processor=config.processor,
+                device=str(self.accelerator.device),
+                dtype=config.loaded_as,
+            )
+        stage.model = self.policy.model
         self.guard = Guard(
             config.guard,
             drift=config.drift_limit,
@@ -160,7 +162,6 @@ class _Run:
             max_grad_norm=config.optimizer.max_grad_norm,
             gradient_checkpointing=config.gradient_checkpointing,
         )
-        self.optimizer: Any = None
         self.seen: list[Finding] = []
         self.evaluator = Evaluator(config)
 
@@ -168,11 +169,13 @@ class _Run:
 
     def run(self) -> TrainResult:
         if self.saved is None and self.config.guard.preflight:
-            broken = self._preflight()
+            with self.stage("checking"):
+                broken = self._preflight()
             if broken is not None:
                 return broken
-        self._set_up()
-        start = self._resume()
+        with self.stage("loading"):
+            self._set_up()
+            start = self._resume()
         end_watch = watch_generation(self.policy.model.model, self.seen.append)
         try:
             for step in range(start, self.config.steps):
@@ -186,11 +189,12 @@ class _Run:
             if self.config.trackers:
                 self.accelerator.end_training()
         model = self.out / "model"
-        with gathered(self.scorer):
-            weights = merged_weights(self.policy.model)
-        self.distributed.agree(
-            lambda: checkpointing.export(self.policy, model, weights), main_only=True
-        )
+        with self.stage("saving"):
+            with gathered(self.scorer):
+                weights = merged_weights(self.policy.model)
+            self.distributed.agree(
+                lambda: checkpointing.export(self.policy, model, weights), main_only=True
+            )
         return TrainResult("finished", self.config.steps, (), None, model)
 
     def _set_up(self) -> None:
@@ -206,6 +210,7 @@ class _Run:
             make_optimizer(config, learning),
         )
         initialise_root(self.scorer)
+        self.stage.optimizer = self.optimizer
 
     def _find_saved(self) -> checkpointing.Saved | None:
         """On the main process. A missing folder is not created just for a lock."""
@@ -263,14 +268,15 @@ class _Run:
     def _save_if_due(self, step: int) -> None:
         every = self.config.save_every
         if step == self.config.steps or (every and step % every == 0):
-            checkpointing.save(
-                self.out,
-                self.config,
-                step,
-                self.guard.remembered,
-                write=lambda folder: self.accelerator.save_state(str(folder)),
-                distributed=self.distributed,
-            )
+            with self.stage("saving"):
+                checkpointing.save(
+                    self.out,
+                    self.config,
+                    step,
+                    self.guard.remembered,
+                    write=lambda folder: self.accelerator.save_state(str(folder)),
+                    distributed=self.distributed,
+                )
 
     # ----------------------------------------------------------------- one step
 
@@ -278,7 +284,7 @@ class _Run:
         config, begin = self.config, time.perf_counter()
         inputs = prepare(self.policy, self._own_samples(step), config.settings)
         findings: list[Finding] = []
-        with self.accelerator.autocast(), gathered(self.scorer):
+        with self.stage("sampling"), self.accelerator.autocast(), gathered(self.scorer):
             sample = self.fast.rollout if self.fast else applied(rollout, self.policy)
             rolled = sample(
                 inputs.batch,
@@ -326,6 +332,7 @@ class _Run:
             reference=self._reference if self.reference else None,
             may_step=may_step,
             set_rate=begin_update,
+            stage=self.stage,
         )
         if not updates:
             # no process had anything in the loss, but the rewards have to be inspected
@@ -334,9 +341,10 @@ class _Run:
         lengths = Metrics.sum(self.distributed.gather([rollout_metrics(rolled.completions)]))
         record = step_record(step, rewards, lengths + advantage_metrics(advantages), updates)
         record |= {"lr": rate, "seconds": time.perf_counter() - begin}
+        record |= self.stage.step_peaks()
         measured: Mapping[str, float] = {}
         if not findings:
-            with self.accelerator.autocast(), gathered(self.scorer):
+            with self.stage("evaluation"), self.accelerator.autocast(), gathered(self.scorer):
                 measured = self.evaluator.measure(self.policy, step)
         self._open(step)
         if step < self.trace_steps or findings:

@@ -24,6 +24,7 @@ from omni_grpo_core.losses.metrics import Mean, Metrics, loss_metrics
 from omni_grpo_core.losses.policy_loss import Totals, policy_loss, rollout_weights
 from omni_grpo_core.losses.shapes import NotFiniteError
 from omni_grpo_core.losses.spans import PartialAdvantage, token_advantages
+from omni_grpo_core.training.exhausted import Stage
 from omni_grpo_core.training.sharding import zero_of_weights
 from omni_grpo_core.types import Batch, Rollout
 
@@ -250,24 +251,29 @@ def optimize(
     reference: Callable[[MicroBatch], Tensor] | None = None,
     may_step: Callable[[Update], bool] = lambda update: True,
     set_rate: Callable[[int], None] = lambda iteration: None,
+    stage: Callable[[Stage], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Update, ...]:
     """``plan.iterations`` updates on one rollout.
 
     ``scorer`` is the prepared (wrapped) :class:`Scorer`, ``model`` the thinker inside. ``may_step``
     gets loss, gradient norm and metrics of every update before the weights change and may forbid
     it, which ends the updates; a non-finite one is never made, whatever it returns. ``set_rate`` is
-    called with the iteration before its update. A step in which no process has a token in the loss
-    has no update at all.
+    called with the iteration before its update, ``stage`` around each stage. A step in which no
+    process has a token in the loss has no update at all.
     """
     totals = _step_totals(distributed, window)
     if totals.tokens == 0:
         return ()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    reference_logprobs = [None if reference is None else reference(micro) for micro in window]
+    with stage("reference"):
+        reference_logprobs = [None if reference is None else reference(micro) for micro in window]
     old: list[Tensor] = []
     updates = []
     for iteration in range(plan.iterations):
-        own = _backward(plan, distributed, scorer, model, window, totals, old, reference_logprobs)
+        with stage("update"):
+            own = _backward(
+                plan, distributed, scorer, model, window, totals, old, reference_logprobs
+            )
         parts = distributed.gather([own])
         norm = distributed.clip(parameters, plan.max_grad_norm)
         update = Update(
@@ -282,7 +288,8 @@ def optimize(
             updates.append(replace(update, stepped=False))
             break
         set_rate(iteration)
-        optimizer.step()
+        with stage("optimizer"):
+            optimizer.step()
         optimizer.zero_grad()
         updates.append(update)
     return tuple(updates)

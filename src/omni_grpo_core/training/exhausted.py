@@ -1,0 +1,115 @@
+"""The stages of a run: the memory that each takes, and one message if there is not enough, or if
+another process ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from omni_grpo_core.errors import ConfigError, OmniGrpoError, TrainError
+from omni_grpo_core.io import is_out_of_memory
+
+GIB = 2**30
+_LOST = ("connection closed by peer", "connection reset by peer", "remote process exited")
+
+Stage = Literal[
+    "loading", "checking", "sampling", "reference", "update", "optimizer", "evaluation", "saving"
+]
+_SMALLER_WEIGHTS = "use lora, freeze, trained_weights bfloat16_stochastic, or FSDP on more devices"
+_SMALLER_ROLLOUT = "lower batch_size (all its completions are sampled at once), or settings: "
+_SHORTER = "max_new_tokens or media: max_frames and max_pixels"
+_SMALLER_SCORING = "lower micro_batch_size or settings: max_new_tokens, set gradient_checkpointing"
+_FIX: Mapping[Stage, str] = {
+    "loading": _SMALLER_WEIGHTS,
+    "checking": f"lower settings: {_SHORTER}, or set guard: preflight: false",
+    "sampling": f"{_SMALLER_ROLLOUT}{_SHORTER}",
+    "reference": f"{_SMALLER_SCORING}, use lora, or loss: beta 0",
+    "update": f"{_SMALLER_SCORING} or fast: on; for gradients {_SMALLER_WEIGHTS}",
+    "optimizer": f"{_SMALLER_WEIGHTS}; or optimizer: name: adamw_8bit",
+    "evaluation": f"lower settings: {_SHORTER}, or remove eval_every",
+    "saving": "free memory of the machine, through which weights go to the disk",
+}
+_ELSE: Mapping[Stage, str] = {"sampling": "cache and activations", "evaluation": "cache"}
+"""What a device holds besides weights, gradients and optimizer; elsewhere activations."""
+
+
+@dataclass(slots=True, eq=False)
+class Watch:
+    """Called at each stage of a run. ``model``, ``optimizer``: ``None`` until they exist.
+    ``peaks``: the most bytes that each stage of a step held on a CUDA device."""
+
+    model: Any = None
+    optimizer: Any = None
+    peaks: dict[Stage, int] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: Stage) -> Iterator[None]:
+        """Raises ``ConfigError`` in place of an error of any class for lack of memory."""
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            yield
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self.exhausted(error, stage) from error
+        if torch.cuda.is_initialized():
+            self.peaks[stage] = max(self.peaks.get(stage, 0), torch.cuda.max_memory_allocated())
+
+    def step_peaks(self) -> dict[str, float]:
+        """GiB of each stage since the last call, for the log; empty without a CUDA device."""
+        found = {f"memory/{stage}": size / GIB for stage, size in self.peaks.items()}
+        self.peaks.clear()
+        return found
+
+    def exhausted(self, error: Exception, stage: Stage | None = None) -> ConfigError:
+        text = " ".join(str(error).split())[:300] or "out of memory"
+        parts = held(self.model, self.optimizer, _ELSE.get(stage, "activations") if stage else None)
+        return ConfigError(
+            f"memory, {stage}" if stage else "memory",
+            got=f"{text} (in use, GiB: {parts})",
+            want="enough for the model, its optimizer and a step",
+            fix=_FIX[stage] if stage else _FIX["update"],
+        )
+
+    def explain(self, error: Exception) -> OmniGrpoError | None:
+        """The error to show for one outside the stages, ``None`` if it is of another kind."""
+        if is_out_of_memory(error):
+            return self.exhausted(error)
+        text = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and any(words in text.lower() for words in _LOST):
+            return TrainError(
+                "processes of the run",
+                got=f"one that ended: {text[:200]}",
+                want="all of them running until the end",
+                fix="read the output of the others",
+            )
+        return None
+
+
+def held(model: Any, optimizer: Any, rest: str | None = None) -> str:
+    """The memory a process uses for the run, by kind; ``rest``: what all else is called, known on
+    CUDA only."""
+    parameters = [] if model is None else list(model.parameters())
+    states = [] if optimizer is None else list(optimizer.state.values())
+    kinds = {
+        "weights": parameters,
+        "gradients": [p.grad for p in parameters if p.grad is not None],
+        "optimizer": [v for s in states for v in s.values() if isinstance(v, torch.Tensor)],
+    }
+    sizes = {kind: sum(map(_bytes, tensors)) for kind, tensors in kinds.items()}
+    if torch.cuda.is_initialized():
+        sizes[rest or "else"] = max(0, torch.cuda.memory_allocated() - sum(sizes.values()))
+    return ", ".join(f"{kind} {size / GIB:.3g}" for kind, size in sizes.items())
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """Size of this process's shard; of eight-bit moments, which are several tensors, theirs."""
+    own: Any = getattr(tensor, "to_local", lambda: tensor)()
+    if hasattr(own, "__tensor_flatten__"):
+        return sum(_bytes(getattr(own, name)) for name in own.__tensor_flatten__()[0])
+    return int(own.numel() * own.element_size())
