@@ -30,7 +30,14 @@ from accelerate.state import AcceleratorState
 from omni_grpo_core import tiny
 from omni_grpo_core.bench import shapes
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.training.config import GuardConfig, LoraConfig, RewardEntry, TrainConfig
+from omni_grpo_core.training.config import (
+    Fast,
+    GuardConfig,
+    LoraConfig,
+    RewardEntry,
+    Tower,
+    TrainConfig,
+)
 from omni_grpo_core.training.loop import StepView, train
 from omni_grpo_core.training.memory import GIB, estimate, thinker_shapes
 
@@ -49,7 +56,7 @@ SIZES: dict[str, dict[str, dict[str, int]]] = {
 """Where a size differs from the 7B."""
 PICTURE = {"tiny": 64, "middle": 2304, "7b": 3200}
 """Tokens of the picture that every prompt shows."""
-TOWERS = ("image", "video", "audio")
+TOWERS: tuple[Tower, ...] = ("image", "video", "audio")
 STEPS = 2
 
 
@@ -62,7 +69,7 @@ def make_checkpoint(size: str, folder: Path) -> None:
         shapes._SIZES_7B[part] |= changes
     if size == "middle":
         shapes._SIZES_7B["vision_config"]["fullatt_block_indexes"] = [3, 7]
-    model = shapes._random_7b("cuda", torch.bfloat16, 0)
+    model = shapes._random_7b("cuda", torch.bfloat16, 0, None)
     model.save_pretrained(folder, max_shard_size="5GB")
     for file in shipped.iterdir():
         if file.name not in ("config.json", "model.safetensors"):
@@ -170,19 +177,20 @@ def cases(size: str, plain: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
         for way in ("lora", "stochastic", "master", "float32 adamw"):
             yield f"{way}, fast", replace(plain, **ways[way])
         yield "lora, plain", replace(plain, **ways["lora"], fast="off", micro_batch_size=2)
-        kept = {"gradient_checkpointing": False}
+        kept: dict[str, Any] = {"gradient_checkpointing": False}
         yield "lora, fast, no checkpointing", replace(plain, **ways["lora"], **kept)
         return
+    how: Fast
     for way, changes in ways.items():
-        for fast in ("on", "off"):
+        for how in ("on", "off"):
             for checkpointing in (True, False):
-                name = f"{way}, {'fast' if fast == 'on' else 'plain'}"
+                name = f"{way}, {'fast' if how == 'on' else 'plain'}"
                 name += "" if checkpointing else ", no checkpointing"
                 yield (
                     name,
-                    replace(plain, **changes, fast=fast, gradient_checkpointing=checkpointing),
+                    replace(plain, **changes, fast=how, gradient_checkpointing=checkpointing),
                 )
-    whole = {"micro_batch_size": 8, "fast": "off"}
+    whole: dict[str, Any] = {"micro_batch_size": 8, "fast": "off"}
     yield "lora, plain, one micro-batch", replace(plain, **ways["lora"], **whole)
     yield "float32 adamw, plain, one micro-batch", replace(plain, **whole)
     yield "stochastic, plain, one micro-batch", replace(plain, **ways["stochastic"], **whole)

@@ -12,10 +12,10 @@ from full_shape import random_7b
 
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.rollout import rollout
-from omni_grpo_core.training.exhausted import held
 from omni_grpo_core.pipeline.inputs import prepare
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.config import TrainConfig
+from omni_grpo_core.training.exhausted import held
 from omni_grpo_core.training.memory import GIB, RUNTIME, estimate
 from omni_grpo_core.training.step import (
     Scorer,

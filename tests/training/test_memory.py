@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,10 +19,10 @@ from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.losses import LossConfig
-from omni_grpo_core.training.exhausted import as_input_error
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.config import LoraConfig, TrainConfig
-from omni_grpo_core.training.loop import StepView, train
+from omni_grpo_core.training.exhausted import Watch
+from omni_grpo_core.training.loop import train
 from omni_grpo_core.training.memory import Estimate, check_memory, estimate, thinker_shapes
 
 TEXT = {
@@ -239,34 +240,56 @@ def another_process() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+MACHINE = OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
 @pytest.mark.usefixtures("another_process")
 @pytest.mark.parametrize(
-    "error",
+    ("stage", "where", "error", "held", "fix"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-        MemoryError(),
+        ("loading", "transformers.Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained",
+         CUDA, (0, 0), "use lora"),
+        ("sampling", "omni_grpo_core.training.loop.rollout", CUDA, (1, 0), "lower batch_size"),
+        ("reference", "omni_grpo_core.training.trainable.Scorer.forward", CPU, (1, 0),
+         "loss: beta 0"),
+        ("update", "omni_grpo_core.training.step.policy_loss", CPU, (1, 0),
+         "lower micro_batch_size"),
+        ("optimizer", "torch.optim.AdamW.step", MemoryError(), (1, 0), "adamw_8bit"),
+        ("saving", "accelerate.Accelerator.save_state", MACHINE, (1, 2), "memory of the machine"),
     ],
-    ids=["cuda", "cpu", "python"],
-)
-def test_out_of_memory_is_one_message_with_what_was_in_use(
-    tmp_path: Path, policy: Policy, error: Exception
-) -> None:
-    def fail(view: StepView) -> None:
+    ids=lambda value: value if isinstance(value, str) and value.isalpha() else "",
+)  # fmt: skip
+def test_out_of_memory_is_one_message_with_the_stage_and_what_was_in_use(
+    tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch,
+    stage: str, where: str, error: Exception, held: tuple[int, int], fix: str,
+) -> None:  # fmt: skip
+    """``held``: float32 numbers of each weight in weights and in optimizer: none before loading,
+    two moments after an update."""
+
+    def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    with pytest.raises(ConfigError, match=r"memory: found .*in use, GiB: weights .*") as caught:
-        train(short(tmp_path / "run"), on_step=fail)
-    assert "lower batch_size" in caught.value.fix
-    size = 4 * sum(p.numel() for p in policy.model.parameters())
-    # after a step: weights, no gradients, and two moments with a step count for each parameter
-    words = f"weights {size / 2**30:.3g}, gradients 0, optimizer {2 * size / 2**30:.2g}"
-    assert words in caught.value.got
+    monkeypatch.setattr(where, fail)
+    out = tmp_path / "run"
+    loss = LossConfig(beta=0.1 if stage == "reference" else 0.0)
+    with pytest.raises(ConfigError) as caught:
+        train(short(out, steps=1, batch_size=4, loss=loss))
+    assert caught.value.item == f"memory, {stage}"
+    size = 4 * sum(p.numel() for p in policy.model.parameters()) / 2**30
+    weights, moments = held
+    assert f"in use, GiB: weights {weights * size:.3g}, " in caught.value.got
+    assert f"optimizer {moments * size:.2g}" in caught.value.got
+    assert fix in caught.value.fix
+    # nothing before its first step is logged, no half of a state after it
+    left = {"config.json", "log.jsonl", "state"} if stage == "saving" else set()
+    assert {path.name for path in out.rglob("*")} == left
 
 
 def test_another_process_that_ended_is_not_an_internal_error() -> None:
     gloo = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:1")
-    known = as_input_error(gloo, None, None)
+    known = Watch().explain(gloo)
     assert known is not None
     assert "one that ended" in known.got
-    assert as_input_error(RuntimeError("shape '[2]' is invalid"), None, None) is None
+    assert Watch().explain(RuntimeError("shape '[2]' is invalid")) is None

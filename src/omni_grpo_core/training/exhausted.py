@@ -49,7 +49,7 @@ class Watch:
     @contextmanager
     def __call__(self, stage: Stage) -> Iterator[None]:
         """Raises ``ConfigError`` in place of an error of any class for lack of memory."""
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         try:
             yield
@@ -57,7 +57,7 @@ class Watch:
             if not is_out_of_memory(error):
                 raise
             raise self.exhausted(error, stage) from error
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             self.peaks[stage] = max(self.peaks.get(stage, 0), torch.cuda.max_memory_allocated())
 
     def step_peaks(self) -> dict[str, float]:
@@ -102,7 +102,7 @@ def held(model: Any, optimizer: Any, rest: str | None = None) -> str:
         "optimizer": [v for s in states for v in s.values() if isinstance(v, torch.Tensor)],
     }
     sizes = {kind: sum(map(_bytes, tensors)) for kind, tensors in kinds.items()}
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         sizes[rest or "else"] = max(0, torch.cuda.memory_allocated() - sum(sizes.values()))
     return ", ".join(f"{kind} {size / GIB:.3g}" for kind, size in sizes.items())
 
