@@ -61,7 +61,7 @@ def _state(folder: Path) -> None:
 
     state = folder / "out" / "state" / "000002"
     state.mkdir(parents=True)
-    files = {"model.safetensors": safetensors({}), "optimizer.bin": bytes(100)}
+    files = {"part-1-of-2.bin": safetensors({}), "part-2-of-2.bin": bytes(100)}
     for name, data in files.items():
         (state / name).write_bytes(data)
     step = {"scores": {"format": [1.0, None]}, "totals": [0.5, 1.0], "group_ids": ["a", "a"]}

@@ -15,7 +15,6 @@ import pytest
 import torch
 from runner import Case, Outcome, check_case
 from runner import run as run_case
-from safetensors.torch import load_file, save_file
 from training_run import with_reward, written
 
 from omni_grpo_core.training.checkpointing import lock, newest, truncate_log
@@ -92,7 +91,7 @@ def instead(make: Callable[[Path], object]) -> Damage:
     return damage
 
 
-WEIGHTS, OPTIMIZER, RANDOM = "model.safetensors", "optimizer.bin", "random_states_0.pkl"
+PART = "part-1-of-1.bin"
 STEP = {"scores": {"a": [1.0]}, "totals": [1.0], "group_ids": ["g"], "capped": [False]}
 DAMAGE: Mapping[str, tuple[Damage, str]] = {
     "run.json cut": (cut("run.json"), "not JSON"),
@@ -118,8 +117,8 @@ DAMAGE: Mapping[str, tuple[Damage, str]] = {
             ("step", "3", "does not hold"), ("step", True, "does not hold"),
             ("step", 3.0, "does not hold"), ("step", -1, "step -1"), ("step", 99, "from step 99"),
             ("fingerprint", None, "does not hold"), ("format", None, "does not hold"),
-            ("format", "2", "does not hold"), ("files", [], "does not hold"),
-            ("files", {WEIGHTS: 7}, "size and hash"), ("files", {WEIGHTS: [1, "x"]}, "bytes of 1"),
+            ("format", "3", "does not hold"), ("files", [], "does not hold"),
+            ("files", {PART: 7}, "size and hash"), ("files", {PART: [1, "x"]}, "bytes of 1"),
             ("files", {"../../../x": [1, "x"]}, "missing"), ("files", {"": [1, "x"]}, "missing"),
             ("guard", {}, "does not hold"),
             ("guard", [7], "not a step"), ("guard", [{}], "not a step"),
@@ -133,15 +132,14 @@ DAMAGE: Mapping[str, tuple[Damage, str]] = {
         )
     },
     **{
-        f"{name} {how}": (damage(name), word)
-        for name in (WEIGHTS, OPTIMIZER, RANDOM)
+        f"{PART} {how}": (damage(PART), word)
         for how, damage, word in (
             ("cut", cut, "bytes of"), ("empty", emptied, "0 bytes of"),
             ("missing", removed, "missing"), ("with one bit flipped", flipped, "differs from"),
         )
     },
-    "weights a folder": (replaced(WEIGHTS, Path.mkdir), "missing"),
-    "optimizer a pipe": (replaced(OPTIMIZER, os.mkfifo), "missing"),
+    "the part a folder": (replaced(PART, Path.mkdir), "missing"),
+    "the part a pipe": (replaced(PART, os.mkfifo), "missing"),
     "a file in its place": (instead(Path.touch), "run.json"),
     "an empty folder": (instead(Path.mkdir), "no such file"),
     "a link to nothing": (instead(lambda p: p.symlink_to("nowhere")), "no such file"),
@@ -211,9 +209,9 @@ def resumed(folder: Path, name: str, record_property: Callable[[str, object], No
 @pytest.mark.parametrize(
     "name",
     [
-        f"{WEIGHTS} cut", "a file in its place",
+        f"{PART} cut", "a file in its place",
         *(pytest.param(name, marks=pytest.mark.slow) for name in (
-            "run.json {}", "an empty folder", f"{OPTIMIZER} with one bit flipped", f"{RANDOM} cut",
+            "run.json {}", "an empty folder", f"{PART} with one bit flipped",
         )),
     ],
 )  # fmt: skip
@@ -237,13 +235,18 @@ def test_the_run_resumes_from_it_and_says_so(
     assert left == {"000002", "000003", "notes.txt"}
 
 
-def _own_hash(state: Path, name: str, make: Callable[[Path], object]) -> None:
+def own_hash(make: Callable[[Path], object], name: str = PART) -> Damage:
     """A file with other content, and a record that matches it."""
-    make(state / name)
-    body = (state / name).read_bytes()
-    content = json.loads((state / "run.json").read_text())
-    content["files"][name] = [len(body), hashlib.sha256(body).hexdigest()]
-    (state / "run.json").write_text(json.dumps(content))
+
+    def damage(state: Path) -> None:
+        (state / PART).rename(state / name)
+        make(state / name)
+        body = (state / name).read_bytes()
+        content = json.loads((state / "run.json").read_text())
+        content["files"] = {name: [len(body), hashlib.sha256(body).hexdigest()]}
+        (state / "run.json").write_text(json.dumps(content))
+
+    return damage
 
 
 class Evil:
@@ -253,33 +256,37 @@ class Evil:
         return (Path.touch, (Path("executed"),))
 
 
-def _of_another_shape(path: Path) -> None:
-    save_file({name: w[:1].clone() for name, w in load_file(path).items()}, path)
+def changed(change: Callable[[dict[str, Any]], object]) -> Damage:
+    """The part with other content."""
 
+    def make(path: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        change(content)
+        torch.save(content, path)
 
-def _without_a_tensor(path: Path) -> None:
-    save_file(dict(list(load_file(path).items())[1:]), path)
+    return own_hash(make)
 
 
 RIGHT_HASH: Mapping[str, Damage] = {
-    "weights of another shape": lambda s: _own_hash(s, WEIGHTS, _of_another_shape),
-    "weights without a tensor": lambda s: _own_hash(s, WEIGHTS, _without_a_tensor),
-    "weights of noise": lambda s: _own_hash(s, WEIGHTS, lambda p: p.write_bytes(b"noise" * 99)),
-    "optimizer of noise": lambda s: _own_hash(s, OPTIMIZER, lambda p: p.write_bytes(b"noise")),
-    "optimizer empty": lambda s: _own_hash(s, OPTIMIZER, lambda p: p.write_bytes(b"")),
-    "optimizer of a list": lambda s: _own_hash(s, OPTIMIZER, lambda p: torch.save([1], p)),
-    "optimizer of nothing": lambda s: _own_hash(s, OPTIMIZER, lambda p: torch.save({}, p)),
-    "optimizer that executes": lambda s: _own_hash(s, OPTIMIZER, lambda p: torch.save(Evil(), p)),
-    "optimizer that executes, of old": lambda s: _own_hash(
-        s, OPTIMIZER, lambda p: p.write_bytes(pickle.dumps(Evil()))
+    "weights of another shape": changed(
+        lambda part: part.update(weights={n: w[:1].clone() for n, w in part["weights"].items()})
     ),
+    "weights without a tensor": changed(lambda part: part["weights"].popitem()),
+    "without weights": changed(lambda part: part.pop("weights")),
+    "moments of more weights": changed(lambda part: part["optimizer"]["param_groups"].clear()),
+    "noise": own_hash(lambda p: p.write_bytes(b"noise" * 99)),
+    "nothing": own_hash(lambda p: p.write_bytes(b"")),
+    "a list": own_hash(lambda p: torch.save([1], p)),
+    "one of two parts": own_hash(lambda p: None, "part-1-of-2.bin"),
+    "what executes": own_hash(lambda p: torch.save(Evil(), p)),
+    "what executes, of old": own_hash(lambda p: p.write_bytes(pickle.dumps(Evil()))),
 }
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        n if n in ("weights of another shape", "optimizer that executes")
+        n if n in ("weights of another shape", "what executes")
         else pytest.param(n, marks=pytest.mark.slow)
         for n in RIGHT_HASH
     ],
@@ -305,7 +312,7 @@ def state_is(make: Callable[[Path], object]) -> Damage:
 
 
 OTHERS: Mapping[str, tuple[Damage, str]] = {
-    "another format": (of_state(record(format=3)), "format 3"),
+    "another format": (of_state(record(format=2)), "format 2"),
     "other settings": (of_state(record(fingerprint="f" * 64)), "other settings"),
     "state is a file": (state_is(Path.touch), "other than a folder"),
     "state is a link to nothing": (state_is(lambda p: p.symlink_to("x")), "other than a folder"),

@@ -107,7 +107,6 @@ def test_two_processes_equal_one_even_across_a_resume(
     straight, changes = alone
     launch(tmp_path, changes, 1, kind)
     out = launch(tmp_path, changes, 2, kind)
-    assert (out / "state" / "000002" / "random_states_1.pkl").is_file(), "there were two processes"
     ours, theirs = log(out), log(straight)
     assert abs(theirs[0]["loss/1"]) > 1e-4
     for line, want in zip(ours, theirs, strict=True):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from judge_server import JudgeServer, judge_server
-from train_runs import log, short
+from train_runs import log, moments, short
 
 from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import Policy
@@ -68,7 +68,7 @@ def test_a_judged_context_by_hand(policy: Policy, server: JudgeServer) -> None:
         {"context": [score.value for score in scores]}, [1.0] * 8, [*["g"] * 7, "h"], [False] * 8
     )
     partial = PartialRewards({"context": ("context", 2.0)}, "none")
-    found = partial.advantages(policy.processor.tokenizer, completions, rewards, slice(0, 8))
+    found = partial.advantages(policy.processor.tokenizer, completions, rewards, torch.arange(8))
     (context,) = found.own
     # weight 2; a float64 mean of tenths
     assert context.values.tolist() == pytest.approx([1.2, *[-0.2] * 6, 0.0], abs=1e-12)
@@ -88,7 +88,7 @@ def test_a_process_takes_its_own_rows(policy: Policy) -> None:
     rewards = health.Step({"judged": [0.0, 0.5, 1.0, 0.5]}, [0.0] * 4, list("aabb"), [False] * 4)
     partial = PartialRewards({"judged": ("answer", 1.0)}, "none")
     found = partial.advantages(
-        policy.processor.tokenizer, sampled(policy, texts), rewards, slice(2, 4)
+        policy.processor.tokenizer, sampled(policy, texts), rewards, torch.tensor([2, 3])
     )
     assert found.own[0].values.tolist() == [0.25, -0.25]
     assert len(found.own[0].spans) == 2
@@ -111,8 +111,7 @@ def judged(out: Path, server: JudgeServer | None, **changes: Any) -> TrainConfig
 
 
 def gradient(out: Path) -> dict[int, torch.Tensor]:
-    state = torch.load(out / "state" / "000001" / "optimizer.bin", weights_only=True)
-    return {key: entry["exp_avg"] for key, entry in state["state"].items()}
+    return dict(moments(out, 1))
 
 
 def test_a_key_that_the_judge_repeats_is_in_nothing_that_a_run_keeps(

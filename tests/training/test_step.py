@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
-from omni_grpo_core.errors import ConfigError, TrainError
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.losses import LossConfig, RolloutCorrection
 from omni_grpo_core.training.step import (
     MicroBatch,
@@ -225,8 +225,23 @@ def test_a_forbidden_update_changes_nothing(policy: Policy, mixed: Batch, rolled
 def test_micro_batches_hold_equally_many_completions_of_each_prompt(
     policy: Policy, mixed: Batch, rolled: Rollout
 ) -> None:
-    with pytest.raises(TrainError, match="a divisor or a multiple of 2"):
-        whole(policy, mixed, rolled, 3)
+    """Three completions fit, and the second of a prompt would be alone: two are taken."""
+    assert {micro.ids.shape[0] for micro in whole(policy, mixed, rolled, 3)} == {GROUP}
+
+
+def test_processes_with_fewer_completions_have_as_many_micro_batches(
+    policy: Policy, mixed: Batch, rolled: Rollout
+) -> None:
+    """Elsewhere there are three of each prompt: one at a time, each prompt takes three turns. The
+    turn in which there is nothing left is scored and counts for nothing."""
+    parts = make_micro_batches(
+        policy, mixed, rolled, ADVANTAGES, torch.ones_like(KEPT), 1, most=GROUP + 1
+    )
+    assert len(parts) == (GROUP + 1) * len(mixed.rows)
+    assert [bool(part.in_loss.any()) for part in parts[:3]] == [False, True, True]
+    assert sum(int(part.in_loss.sum()) for part in parts) == sum(
+        len(completion.token_ids) for completion in rolled.completions
+    )
 
 
 class Frozen(nn.Module):

@@ -189,11 +189,13 @@ def test_the_incident_s_group_of_two_gives_a_warning(tmp_path: Path) -> None:
     assert silent == ()
 
 
-def test_processes_must_share_the_groups_evenly(tmp_path: Path) -> None:
+def test_no_process_may_be_without_a_completion(tmp_path: Path) -> None:
+    """Four groups of four: whole ones on four processes, halves on eight, and not on 32."""
     config, _ = load_train_config(write(tmp_path))
-    check_config(config, world=4)
-    with pytest.raises(ConfigError, match=r"4 groups on 3 processes.*try 24"):
-        check_config(config, world=3)
+    for world in (4, 8):
+        check_config(config, world=world)
+    with pytest.raises(ConfigError, match=r"4 groups of 4 completions on 32 .*of 8 or more.*128"):
+        check_config(config, world=32)
 
 
 @pytest.mark.parametrize(

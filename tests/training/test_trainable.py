@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from train_runs import log, short
+from train_runs import log, saved, short
 
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.forward import completion_logits
@@ -133,8 +133,7 @@ def test_every_update_is_made_at_its_own_rate(tmp_path: Path) -> None:
     assert last == pytest.approx([1e-3, 0.75e-3, 0.25e-3], rel=1e-12)
     assert [line["lr"] for line in log(out)] == last
     for step, rate in enumerate(last, start=1):
-        saved = torch.load(out / "state" / f"{step:06d}" / "optimizer.bin", weights_only=True)
-        assert saved["param_groups"][0]["lr"] == rate
+        assert saved(out, step)["optimizer"]["param_groups"][0]["lr"] == rate
 
 
 def _plain() -> torch.autocast:

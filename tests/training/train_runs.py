@@ -47,5 +47,10 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 def moments(out: Path, step: int) -> Mapping[int, torch.Tensor]:
     """AdamW's first moments after the first step: a tenth of its gradients."""
-    state = torch.load(out / "state" / f"{step:06d}" / "optimizer.bin", weights_only=True)
+    state = saved(out, step)["optimizer"]
     return {key: entry["exp_avg"] for key, entry in state["state"].items()}
+
+
+def saved(out: Path, step: int) -> Any:
+    """A state that one process saved, with the weights that learn and the optimizer's state."""
+    return torch.load(out / "state" / f"{step:06d}" / "part-1-of-1.bin", weights_only=True)

@@ -199,6 +199,7 @@ def train(
             trace_steps=trace,
             on_step=on_step,
             warn=lambda text: typer.echo(f"warning: {text}", err=True),
+            tell=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
         )
     for finding in result.findings if first else ():
         typer.echo(f"stopped at step {result.step}: {finding}", err=True)

@@ -26,12 +26,14 @@ def rollout(
     max_new_tokens: int,
     temperature: float = 1.0,
     seed: int = 0,
+    first: int = 0,
 ) -> Rollout:
     """Sample ``group_size`` completions per row; ``temperature`` 0 is greedy.
 
     The prompt is computed once and its cache copied G times. Every group draws from its own random
     stream, seeded by ``seed`` and the sample's id, so that a completion depends neither on the
-    order of the batch nor on its other rows. Runs in eval mode without gradient checkpointing,
+    order of the batch nor on its other rows. ``first``: of the group, the completion to begin with:
+    other processes sample those before it. Runs in eval mode without gradient checkpointing,
     whatever the model's mode, and restores that mode.
 
     Raises:
@@ -39,7 +41,7 @@ def rollout(
             finite, or more completions than fit into CPU memory.
     """
     check_request(policy, batch, group_size, max_new_tokens, temperature)
-    uniforms = batch_draws(policy, batch, seed, group_size, max_new_tokens)
+    uniforms = batch_draws(policy, batch, seed, group_size, max_new_tokens, first)
     with generating(policy.model):
         start = prefill(policy, batch)
         start.cache.batch_repeat_interleave(group_size)
@@ -67,7 +69,7 @@ def rollout(
     sampled = Sampled(
         torch.stack(tokens, 1), torch.stack(logprobs, 1), torch.stack(kept, 1), running
     )
-    completions = completions_of(policy, batch, group_size, sampled)
+    completions = completions_of(policy, batch, group_size, sampled, first)
     return Rollout(completions, group_size, temperature, seed)
 
 
@@ -151,16 +153,23 @@ def draw_distance(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:
     return torch.maximum(begin - uniforms, uniforms - end).clamp_min(0)
 
 
-def draws(seed: int, sample_id: str, group_size: int, steps: int) -> Tensor:
-    """float64, (G, steps): one row's stream, drawn on the CPU so that all devices sample alike."""
+def draws(seed: int, sample_id: str, group_size: int, steps: int, first: int = 0) -> Tensor:
+    """float64, (G, steps): one row's stream, drawn on the CPU so that all devices sample alike.
+
+    >>> bool((draws(0, "a", 2, 3, first=1) == draws(0, "a", 3, 3)[1:]).all())
+    True
+    """
     digest = hashlib.sha256(f"{seed}:{sample_id}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.rand(group_size, steps, generator=generator, dtype=torch.float64)
+    drawn = torch.rand(first + group_size, steps, generator=generator, dtype=torch.float64)
+    return drawn[first:]
 
 
-def batch_draws(policy: Policy, batch: Batch, seed: int, group_size: int, steps: int) -> Tensor:
+def batch_draws(
+    policy: Policy, batch: Batch, seed: int, group_size: int, steps: int, first: int = 0
+) -> Tensor:
     """float64, (B * G, steps), on the policy's device: every row's own :func:`draws`."""
-    streams = [draws(seed, row.sample_id, group_size, steps) for row in batch.rows]
+    streams = [draws(seed, row.sample_id, group_size, steps, first) for row in batch.rows]
     return torch.cat(streams).to(policy.device)
 
 
@@ -175,9 +184,10 @@ class Sampled(NamedTuple):
 
 
 def completions_of(
-    policy: Policy, batch: Batch, group_size: int, sampled: Sampled
+    policy: Policy, batch: Batch, group_size: int, sampled: Sampled, first: int = 0
 ) -> tuple[Completion, ...]:
-    """Sampled tokens as completions, G consecutive ones per row of ``batch``."""
+    """Sampled tokens as completions, G consecutive ones per row of ``batch``, the first of which is
+    its group's completion ``first``."""
     token_rows, logprob_rows = sampled.tokens.tolist(), sampled.logprobs.tolist()
     lengths, running = sampled.kept.sum(1).tolist(), sampled.running
     completions = []
@@ -186,7 +196,7 @@ def completions_of(
         completions.append(
             Completion(
                 group_id=batch.rows[index // group_size].sample_id,
-                index=index % group_size,
+                index=first + index % group_size,
                 token_ids=ids,
                 text=policy.decode(ids if unfinished else ids[:-1]),
                 finish_reason="length" if unfinished else "stop",

@@ -49,6 +49,7 @@ def shared_rollout(
     max_new_tokens: int,
     temperature: float = 1.0,
     seed: int = 0,
+    first: int = 0,
     prompts: Prompts | None = None,
     compiled: Compiled | None = None,
 ) -> Rollout:
@@ -64,10 +65,10 @@ def shared_rollout(
         where, features = prompts.positions(batch), prompts.features(batch)
         embeddings = embed(policy, batch, by_modality=features)
         start = prefill(policy, batch, where=where, embeddings=embeddings)
-        uniforms = batch_draws(policy, batch, seed, group_size, max_new_tokens)
+        uniforms = batch_draws(policy, batch, seed, group_size, max_new_tokens, first)
         run = _Decoding(policy, batch, start, uniforms, temperature)
         run(compiled or Compiled(policy))
-    completions = completions_of(policy, batch, group_size, run.sampled)
+    completions = completions_of(policy, batch, group_size, run.sampled, first)
     return Rollout(completions, group_size, temperature, seed)
 
 

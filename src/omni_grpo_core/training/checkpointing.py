@@ -1,6 +1,6 @@
 """Saved states of a run: complete or absent; a run resumes from the newest complete one.
 
-``out/state/000050`` holds what Accelerate saves (weights, optimizer) and, written last,
+``out/state/000050`` holds what learns and the optimizer (:mod:`.state_parts`) and, written last,
 ``run.json``: the next step, the configuration's fingerprint, what the guard remembers, and size and
 SHA-256 of every other file. A state that differs from its record is skipped. Sampling, order and
 learning rate are functions of seed and step, so there is no other state.
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from omni_grpo_core.training.config import TrainConfig, as_values
 from omni_grpo_core.training.step import Distributed
 
 RECORD = "run.json"
-FORMAT = 2
-"""Of the record. Format 1, which did not state its number, did not list the files."""
+FORMAT = 3
+"""Of the state. Format 1, which did not state its number, did not list the files; format 2 held
+the whole model, whatever learnt."""
 
 _FREE = ("steps", "save_every", "keep", "eval_every", "eval_data", "trackers", "guard", "out")
 """Keys that may change when a run is resumed: they do not change a step. (A schedule that decays
@@ -38,10 +40,11 @@ to the last step depends on ``steps``, so with one ``steps`` may not change.)"""
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A complete saved state. ``step``: the next one. ``guard``: remembered steps. ``skipped``:
-    newer states that are incomplete, and what is wrong with them."""
+    """A complete saved state. ``files``: all but its record. ``step``: the next one. ``guard``:
+    remembered steps. ``skipped``: newer states that are incomplete, and what is wrong with them."""
 
     folder: Path
+    files: tuple[str, ...]
     step: int
     guard: tuple[health.Step, ...]
     skipped: tuple[str, ...]
@@ -95,7 +98,7 @@ def newest(out: Path, config: TrainConfig) -> Saved | None:
         except Unreadable as error:
             skipped.append(f"state {folder.name} is incomplete: {error.got}")
             continue
-        return Saved(folder, record["step"], guard, tuple(skipped))
+        return Saved(folder, tuple(record["files"]), record["step"], guard, tuple(skipped))
     if skipped:
         raise TrainError(
             str(states), got="; ".join(skipped), want="at least one complete state",
@@ -151,8 +154,10 @@ def _check_files(folder: Path, files: Mapping[str, Any]) -> None:
             raise Unreadable(f"{RECORD} does not hold the size and hash of {name}")
         if size != noted[0]:
             raise Unreadable(f"{name} has {size} bytes of {noted[0]}")
-        if _digest(path) != noted[1]:
-            raise Unreadable(f"{name} differs from what was written")
+    with ThreadPoolExecutor() as pool:
+        for name, found in zip(files, pool.map(_digest, map(folder.joinpath, files)), strict=True):
+            if found != files[name][1]:
+                raise Unreadable(f"{name} differs from what was written")
 
 
 def _digest(path: Path) -> str:
@@ -189,25 +194,28 @@ def save(
     step: int,
     guard: Sequence[health.Step],
     *,
-    write: Callable[[Path], None],
+    write: Callable[[Path], Mapping[str, list[Any]]],
     distributed: Distributed,
 ) -> None:
-    """Write the state from which ``step`` comes next. Every process calls this; ``write`` is
-    Accelerate's, into a hidden folder; the main process then renames it and deletes old states.
+    """Write the state from which ``step`` comes next. Every process calls this; ``write`` writes a
+    process's files into a hidden folder and returns size and SHA-256 of each; the main process then
+    renames it and deletes old states.
 
     Raises ``TrainError`` if it cannot be written; earlier states stay as they were.
     """
     target = out / "state" / f"{step:06d}"
     partial = _hidden(target)
-    record = {
+    record: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
         "fingerprint": fingerprint(config),
         "guard": [asdict(entry) for entry in guard],
     }
+    own: dict[str, list[Any]] = {}
     try:
         distributed.agree(lambda: _written(target, lambda: _begin(partial)), main_only=True)
-        distributed.agree(lambda: _written(target, lambda: write(partial)))
+        distributed.agree(lambda: _written(target, lambda: own.update(write(partial))))
+        record["files"] = dict(distributed.gather([*own.items()]))
         distributed.agree(
             lambda: _written(target, lambda: _finish(target, record, config.keep)), main_only=True
         )
@@ -246,13 +254,8 @@ def _begin(partial: Path) -> None:
 
 def _finish(target: Path, record: Mapping[str, Any], keep: int) -> None:
     partial, states = _hidden(target), target.parent
-    files = {
-        str(path.relative_to(partial)): [path.stat().st_size, _digest(path)]
-        for path in sorted(partial.rglob("*"))
-        if path.is_file()
-    }
-    write_file(partial / RECORD, json.dumps({**record, "files": files}).encode())
-    for path in (*partial.rglob("*"), partial, states):
+    write_file(partial / RECORD, json.dumps(record).encode())
+    for path in (partial, states):
         sync(path)
     if target.exists():  # it was incomplete when the run was resumed
         _drop(target)

@@ -101,15 +101,15 @@ def held(model: Any, optimizer: Any, rest: str | None = None) -> str:
         "gradients": [p.grad for p in parameters if p.grad is not None],
         "optimizer": [v for s in states for v in s.values() if isinstance(v, torch.Tensor)],
     }
-    sizes = {kind: sum(map(_bytes, tensors)) for kind, tensors in kinds.items()}
+    sizes = {kind: sum(map(bytes_of, tensors)) for kind, tensors in kinds.items()}
     if torch.cuda.is_available():
         sizes[rest or "else"] = max(0, torch.cuda.memory_allocated() - sum(sizes.values()))
     return ", ".join(f"{kind} {size / GIB:.3g}" for kind, size in sizes.items())
 
 
-def _bytes(tensor: torch.Tensor) -> int:
+def bytes_of(tensor: torch.Tensor) -> int:
     """Size of this process's shard; of eight-bit moments, which are several tensors, theirs."""
     own: Any = getattr(tensor, "to_local", lambda: tensor)()
     if hasattr(own, "__tensor_flatten__"):
-        return sum(_bytes(getattr(own, name)) for name in own.__tensor_flatten__()[0])
+        return sum(bytes_of(getattr(own, name)) for name in own.__tensor_flatten__()[0])
     return int(own.numel() * own.element_size())

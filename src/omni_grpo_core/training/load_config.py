@@ -24,6 +24,7 @@ from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
 from omni_grpo_core.training.check_trained import check_reached, check_trained
 from omni_grpo_core.training.config import TrainConfig, as_values
 from omni_grpo_core.training.memory import check_memory
+from omni_grpo_core.training.placement import fewest
 from omni_grpo_core.training.prompt_estimate import (
     check_prompt_limit,
     least_media_tokens,
@@ -158,11 +159,11 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
     if config.batch_size < group or config.batch_size % group:
         raise _bad("batch_size", str(config.batch_size), f"a multiple of group_size {group}",
                    f"try {max(1, round(config.batch_size / group)) * group}")  # fmt: skip
-    if config.prompts % world:
+    if group < (least := fewest(config.prompts, world)):
         raise _bad(
             "batch_size",
-            f"{config.prompts} groups on {world} processes",
-            "equally many groups on each",
+            f"{config.prompts} groups of {group} completions on {world} processes",
+            f"whole groups on each, or groups of {least} or more, to be spread over them",
             f"try {world * group * -(-config.prompts // world)}",
         )
     micro = config.micro_batch_size

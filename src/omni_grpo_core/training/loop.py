@@ -39,12 +39,15 @@ from omni_grpo_core.training.bundle import save_bundle, step_record, step_trace
 from omni_grpo_core.training.config import TrainConfig, as_values, learning_rate
 from omni_grpo_core.training.distributed import AccelerateDistributed, make_accelerator
 from omni_grpo_core.training.evaluation import Evaluator, preflight
-from omni_grpo_core.training.exhausted import Watch
+from omni_grpo_core.training.exhausted import GIB, Watch
 from omni_grpo_core.training.guard import Finding, Guard, StepFacts, not_finite, watch_generation
 from omni_grpo_core.training.load_config import require_enough
 from omni_grpo_core.training.optimizers import make_optimizer, set_rate
 from omni_grpo_core.training.partial import Partial, PartialRewards
+from omni_grpo_core.training.placement import share_of
 from omni_grpo_core.training.sharding import gathered, initialise_root
+from omni_grpo_core.training.state_parts import read_parts, write_part
+from omni_grpo_core.training.state_parts import size as part_size
 from omni_grpo_core.training.step import (
     MicroBatch,
     Scorer,
@@ -54,7 +57,7 @@ from omni_grpo_core.training.step import (
     optimize,
 )
 from omni_grpo_core.training.trainable import choose_trainable, merged_weights
-from omni_grpo_core.types import Rollout, Sample
+from omni_grpo_core.types import Completion, Rollout, Sample
 
 LOG = "log.jsonl"
 
@@ -98,20 +101,21 @@ def train(
     trace_steps: int = 0,
     on_step: Callable[[StepView], None] = lambda view: None,
     warn: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> TrainResult:
     """Train from the newest saved state under ``config.out``, or from the start.
 
     ``config`` has passed :mod:`~omni_grpo_core.training.load_config`. ``trace_steps``: how many of
     the first steps are recorded as traces under ``out/trace``. ``warn`` is called, on the main
-    process, with what could not be used of an earlier run. SIGTERM and SIGKILL end the run at once;
-    the steps since the last saved state are lost.
+    process, with what could not be used of an earlier run, ``tell`` with what takes long. SIGTERM
+    and SIGKILL end the run at once; the steps since the last saved state are lost.
 
     Raises ``OmniGrpoError`` for unusable input and for a machine that is too small.
     """
     stage = Watch()
     with ExitStack() as held:
         try:
-            return _Run(config, trace_steps, on_step, warn, held, stage).run()
+            return _Run(config, trace_steps, on_step, warn, tell, held, stage).run()
         except (RuntimeError, MemoryError, OSError) as error:
             known = stage.explain(error)
             if known is None:
@@ -126,11 +130,12 @@ class _Run:
         trace_steps: int,
         on_step: Callable[[StepView], None],
         warn: Callable[[str], None],
+        tell: Callable[[str], None],
         held: ExitStack,
         stage: Watch,
     ) -> None:
         self.config, self.trace_steps, self.on_step = config, trace_steps, on_step
-        self.warn, self.held, self.stage = warn, held, stage
+        self.warn, self.tell, self.held, self.stage = warn, tell, held, stage
         self.out = Path(config.out)
         self.samples = load_samples(config.data, root=Path(config.root) if config.root else None)
         require_enough(config, self.samples)
@@ -139,6 +144,12 @@ class _Run:
         self.partial = PartialRewards(spanned, config.scale)
         self.accelerator = make_accelerator(config)
         self.distributed = AccelerateDistributed(self.accelerator)
+        self.share = share_of(
+            config.prompts,
+            config.settings.group_size,
+            self.distributed.world,
+            self.accelerator.process_index,
+        )
         self.locked = self.opened = False
         self.saved = self.distributed.agree(self._find_saved, main_only=True)
         with stage("loading"):
@@ -189,9 +200,9 @@ class _Run:
             if self.config.trackers:
                 self.accelerator.end_training()
         model = self.out / "model"
+        self.tell(f"writing the model to {model}")
         with self.stage("saving"):
-            with gathered(self.scorer):
-                weights = merged_weights(self.policy.model)
+            weights = merged_weights(self.policy.model, keep=self.accelerator.is_main_process)
             self.distributed.agree(
                 lambda: checkpointing.export(self.policy, model, weights), main_only=True
             )
@@ -205,7 +216,10 @@ class _Run:
         learning = [p for p in self.policy.model.parameters() if p.requires_grad]
         self.scorer, self.optimizer = self.accelerator.prepare(
             Scorer(
-                self.policy, config.settings.temperature, self.fast.scores if self.fast else None
+                self.policy,
+                config.settings.temperature,
+                self.fast.scores if self.fast else None,
+                self.accelerator.autocast,
             ),
             make_optimizer(config, learning),
         )
@@ -251,30 +265,40 @@ class _Run:
     def _resume(self) -> int:
         if self.saved is None:
             return 0
+        self.tell(f"resuming from state {self.saved.folder.name}")
+        self.distributed.agree(applied(self._read, self.saved))
+        self.guard.remember(self.saved.guard)
+        return self.saved.step
+
+    def _read(self, saved: checkpointing.Saved) -> None:
         try:
-            self.accelerator.load_state(str(self.saved.folder))
+            read_parts(saved.folder, saved.files, self.policy.model, self.optimizer.optimizer)
         except Exception as error:  # the libraries raise anything for files they cannot use
             if is_out_of_memory(error):
                 raise
             raise TrainError(
-                str(self.saved.folder),
+                str(saved.folder),
                 got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
                 want="weights and optimizer of this model",
                 fix="use the checkpoint and the library versions that the run was started with",
             ) from error
-        self.guard.remember(self.saved.guard)
-        return self.saved.step
 
     def _save_if_due(self, step: int) -> None:
         every = self.config.save_every
         if step == self.config.steps or (every and step % every == 0):
+            model, optimizer = self.policy.model, self.optimizer.optimizer
+            rank, world = self.accelerator.process_index, self.distributed.world
+            bytes_ = sum(self.distributed.gather([part_size(model, optimizer)]))
+            self.tell(f"saving state {step:06d}, {bytes_ / GIB:.3g} GiB")
             with self.stage("saving"):
                 checkpointing.save(
                     self.out,
                     self.config,
                     step,
                     self.guard.remembered,
-                    write=lambda folder: self.accelerator.save_state(str(folder)),
+                    write=lambda folder: write_part(
+                        folder, model, optimizer, rank=rank, world=world
+                    ),
                     distributed=self.distributed,
                 )
 
@@ -288,19 +312,19 @@ class _Run:
             sample = self.fast.rollout if self.fast else applied(rollout, self.policy)
             rolled = sample(
                 inputs.batch,
-                group_size=config.settings.group_size,
+                group_size=len(self.share.completions),
+                first=self.share.completions.start,
                 max_new_tokens=config.settings.max_new_tokens,
                 temperature=config.settings.temperature,
                 seed=seed_of(config.seed, step),
             )
         scored = self._score(inputs, rolled)
-        rewards = self._gather_rewards(rolled, scored)
+        everyone, rewards, own = self._gather(rolled, scored)
         advantages = group_advantages(rewards.totals, rewards.group_ids, config.scale)
         partial = self.partial.advantages(
-            self.policy.processor.tokenizer, rolled.completions, rewards, self._own(rolled)
+            self.policy.processor.tokenizer, rolled.completions, rewards, own
         )
-        window = self._window(inputs, rolled, advantages, partial)
-        everyone = tuple(self.distributed.gather(rolled.completions))
+        window = self._window(inputs, rolled, advantages, partial, own)
 
         def may_step(update: Update) -> bool:
             numbers = update.loss, update.grad_norm, update.broken
@@ -376,9 +400,7 @@ class _Run:
         epoch, at = divmod(step, len(self.samples) // (prompts := self.config.prompts))
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, epoch, "order"))
         order = torch.randperm(len(self.samples), generator=generator).tolist()
-        own = prompts // self.distributed.world
-        first = at * prompts + own * self.accelerator.process_index
-        return tuple(self.samples[index] for index in order[first : first + own])
+        return tuple(self.samples[order[at * prompts + own]] for own in self.share.prompts)
 
     def _preflight(self) -> TrainResult | None:
         """A result if the first samples show that the pipeline is broken: nothing is sampled from
@@ -399,37 +421,45 @@ class _Run:
         prompts, texts, columns = reward_arguments(inputs.prompts, inputs.samples, rolled)
         return self.reward.report(prompts, texts, **columns)
 
-    def _gather_rewards(self, rolled: Rollout, scored: Composed) -> health.Step:
-        """All processes' rewards in one order: statistics cover the whole step."""
-        own = [
-            (
-                completion.group_id,
-                completion.finish_reason == "length",
-                scored.total[at].value,
-                {name: scores[at].value for name, scores in scored.scores.items()},
-            )
-            for at, completion in enumerate(rolled.completions)
-        ]
-        rows = self.distributed.gather(own)
-        return health.Step(
+    def _gather(
+        self, rolled: Rollout, scored: Composed
+    ) -> tuple[tuple[Completion, ...], health.Step, Tensor]:
+        """All processes' completions with their rewards, as one process would have them in order:
+        statistics cover the whole step. Last where this process's are among them, (N,)."""
+        rank = self.accelerator.process_index
+        rows = self.distributed.gather(
+            [
+                (
+                    self.share.prompts[at // rolled.group_size],
+                    completion,
+                    scored.total[at].value,
+                    {name: scores[at].value for name, scores in scored.scores.items()},
+                    rank,
+                )
+                for at, completion in enumerate(rolled.completions)
+            ]
+        )
+        rows.sort(key=lambda row: (row[0], row[1].index))
+        rewards = health.Step(
             scores={name: [row[3][name] for row in rows] for name in scored.scores},
             totals=[row[2] for row in rows],
-            group_ids=[row[0] for row in rows],
-            capped=[row[1] for row in rows],
+            group_ids=[row[1].group_id for row in rows],
+            capped=[row[1].finish_reason == "length" for row in rows],
         )
-
-    def _own(self, rolled: Rollout) -> slice:
-        """The slice of this process's completions among all processes'."""
-        count, index = len(rolled.completions), self.accelerator.process_index
-        return slice(count * index, count * (index + 1))
+        own = torch.tensor([at for at, row in enumerate(rows) if row[4] == rank])
+        return tuple(row[1] for row in rows), rewards, own
 
     def _window(
-        self, inputs: Inputs, rolled: Rollout, advantages: Advantages, partial: Partial
+        self,
+        inputs: Inputs,
+        rolled: Rollout,
+        advantages: Advantages,
+        partial: Partial,
+        own: Tensor,
     ) -> tuple[MicroBatch, ...]:
-        own = self._own(rolled)
         size = self.config.micro_batch_size
         if self.fast:  # a group that is split would have its prompt computed in each part
-            size = max(size, self.config.settings.group_size)
+            size = max(size, self.share.most)
         if self.config.drop_zero_variance:
             kept = advantages.informative | partial.informative
         else:
@@ -442,6 +472,7 @@ class _Run:
             kept[own],
             size,
             partial.own,
+            most=self.share.most,
         )
 
     def _log(self, step: int, record: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ from typing import Any
 from omni_grpo_core.core.weight_headers import weight_shapes
 from omni_grpo_core.errors import CheckpointError, ConfigError
 from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
+from omni_grpo_core.training.placement import share_of
 from omni_grpo_core.training.prompt_estimate import read_config
 
 GIB = 2**30
@@ -146,7 +147,8 @@ def estimate(
     sizes = learning_sizes(shapes, config.freeze, config.lora)
     learning = sum(sizes)
     frozen = every - learning if config.lora is None else every
-    completions = config.batch_size // world
+    share = share_of(config.prompts, config.settings.group_size, world, 0)
+    completions = len(share.prompts) * share.most
     length = prompt + config.settings.max_new_tokens
     wide = 0 if config.gradient_checkpointing else 6 * hidden + 3 * _intermediate(text)
     scored = config.micro_batch_size * config.settings.max_new_tokens * int(text["vocab_size"])

@@ -40,11 +40,11 @@ class PartialRewards:
     scale: Scale
 
     def advantages(
-        self, tokenizer: Any, completions: Sequence[Completion], rewards: health.Step, own: slice
+        self, tokenizer: Any, completions: Sequence[Completion], rewards: health.Step, own: Tensor
     ) -> Partial:
-        """``completions``: this process's; ``own``: their slice of ``rewards``, which cover all
-        processes. A malformed completion has no sections: it counts within its group, but only the
-        total acts on its tokens.
+        """``completions``: this process's; ``own``: (N,), their places in ``rewards``, which cover
+        all processes. A malformed completion has no sections: it counts within its group, but only
+        the total acts on its tokens.
 
         Raises ``TrainError`` for a text that its token ids do not decode to.
         """

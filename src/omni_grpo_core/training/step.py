@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ from omni_grpo_core.core.completions import stack_completions
 from omni_grpo_core.core.dialect import modes_restored, switch_checkpointing
 from omni_grpo_core.core.forward import completion_logits
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.errors import ConfigError, TrainError
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.losses import LossConfig, RolloutCorrection
 from omni_grpo_core.losses.logprobs import ScoredTokens, completion_logprobs
 from omni_grpo_core.losses.metrics import Mean, Metrics, loss_metrics
@@ -114,17 +115,25 @@ class Scorer(nn.Module):
 
     Data-parallel wrappers synchronise only what goes through *their* forward, so the scoring
     forward has to be that of a module. ``scores``: the forward, by default the plain one.
+    ``autocast``: what it runs under.
     """
 
-    def __init__(self, policy: Policy, temperature: float, scores: Scores | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        temperature: float,
+        scores: Scores | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         super().__init__()
         self.model = policy.model
         self._scores = scores or partial(plain_scores, policy)
-        self._temperature = temperature
+        self._temperature, self._autocast = temperature, autocast
 
     def forward(self, batch: Batch, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Logprobs and entropy, as :class:`Scores` gives them."""
-        scored = self._scores(batch, ids, mask, temperature=self._temperature)
+        with self._autocast():
+            scored = self._scores(batch, ids, mask, temperature=self._temperature)
         return scored.logprobs + zero_of_weights(self), scored.entropy
 
 
@@ -168,23 +177,21 @@ def make_micro_batches(
     kept: Tensor,
     size: int,
     partial: Sequence[PartialAdvantage] = (),
+    *,
+    most: int | None = None,
 ) -> tuple[MicroBatch, ...]:
-    """A rollout as micro-batches of ``size`` completions, in order.
+    """A rollout as micro-batches of up to ``size`` completions, in order.
 
     ``advantages``: (N,); ``kept``: bool, (N,), completions that count in the loss; others stay as
-    fully masked rows, so that all processes have equally many micro-batches. Raises ``TrainError``
-    unless ``size`` divides the group size or is a multiple of it. ``partial``: added to the
-    advantages on their spans.
+    fully masked rows, so that all processes have equally many micro-batches. ``partial``: added to
+    the advantages on their spans. ``most``: completions of one prompt on the process that has most,
+    if the groups are spread over several; by default the rollout's.
     """
     group = rolled.group_size
-    if size % group and group % size:
-        raise TrainError(
-            "micro-batch size", got=str(size), want=f"a divisor or a multiple of {group}",
-            fix="choose one: a micro-batch holds equally many completions of each of its prompts",
-        )  # fmt: skip
     parts = []
-    for start in range(0, len(rolled.completions), size):
-        stop = min(start + size, len(rolled.completions))
+    for start, stop in _cuts(len(batch.rows), group, most or group, size):
+        counts = start < stop
+        stop = max(stop, start + 1)
         rows = batch.rows[start // group : -(-stop // group)]
         stacked = stack_completions(
             rolled.completions[start:stop],
@@ -203,12 +210,27 @@ def make_micro_batches(
                 batch=collate(rows, policy.pad_token_id),
                 ids=stacked.ids,
                 mask=stacked.mask,
-                in_loss=stacked.mask & kept[start:stop, None],
+                in_loss=stacked.mask & kept[start:stop, None] & counts,
                 advantages=own,
                 rollout_logprobs=stacked.logprobs,
             )
         )
     return tuple(parts)
+
+
+def _cuts(rows: int, group: int, most: int, size: int) -> list[tuple[int, int]]:
+    """Where each micro-batch begins and ends among the completions: whole groups or parts of one,
+    as many on every process. Where ``group`` is too small for its parts, some are empty.
+
+    >>> _cuts(3, 2, 2, 4), _cuts(1, 4, 4, 2), _cuts(1, 1, 2, 1)
+    ([(0, 4), (4, 6)], [(0, 2), (2, 4)], [(0, 0), (0, 1)])
+    """
+    if size >= most:
+        edges = [*range(0, rows, size // most), rows]
+        return [(group * one, group * other) for one, other in pairwise(edges)]
+    parts = -(-most // size)
+    edges = [group * at // parts for at in range(parts + 1)]
+    return [(group * row + a, group * row + b) for row in range(rows) for a, b in pairwise(edges)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,11 +58,12 @@ def choose_trainable(
         return None
     if fast is not None and scored_by is not policy:
         fast = FastStep(scored_by)
-    scorer = Scorer(scored_by, config.settings.temperature, fast.scores if fast else None)
+    scores = fast.scores if fast else None
+    scorer = Scorer(scored_by, config.settings.temperature, scores, autocast)
 
     def reference(micro: MicroBatch) -> Tensor:
         plain = nullcontext() if config.lora is None else adapter_off(model)
-        with torch.no_grad(), autocast(), plain:
+        with torch.no_grad(), plain:
             logprobs: Tensor = scorer(micro.batch, micro.ids, micro.mask)[0]
         return logprobs.float()
 
@@ -133,15 +134,24 @@ def adapter_off(model: Any) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merged_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The state dict of the plain architecture, adapters merged into the weights they act on. With
-    sharded weights every process has to call this, within ``gathered``."""
+def merged_weights(model: Any, *, keep: bool = True) -> dict[str, Tensor]:
+    """The state dict of the plain architecture, adapters merged into the weights they act on, in
+    the machine's memory. With sharded weights every process has to call this; without ``keep`` it
+    only gives its part of each weight."""
+    adapted = {
+        f"{name}.base_layer.weight": layer
+        for name, layer in model.named_modules()
+        if hasattr(layer, "lora_A") and hasattr(layer, "base_layer")
+    }
     weights = {}
-    for layer_name, layer in model.named_modules():
-        if hasattr(layer, "get_delta_weight") and hasattr(layer, "base_layer"):
-            base = layer.base_layer.weight
-            weights[f"{layer_name}.weight"] = base + layer.get_delta_weight("default").to(base)
     for name, tensor in model.state_dict().items():
-        if "lora_" not in name:
-            weights.setdefault(name.replace(".base_layer.", "."), tensor)
-    return {name: whole(tensor).cpu().contiguous() for name, tensor in weights.items()}
+        if "lora_" in name:
+            continue
+        weight = whole(tensor)
+        if name in adapted:
+            layer = adapted[name]
+            first, second = (whole(part["default"].weight) for part in (layer.lora_A, layer.lora_B))
+            weight = weight + (layer.scaling["default"] * (second @ first)).to(weight)
+        if keep:
+            weights[name.replace(".base_layer.", ".")] = weight.cpu().contiguous()
+    return weights
