@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
@@ -95,9 +95,13 @@ class AccelerateDistributed:
         return summed.cpu()
 
     def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(loss)
+        # Accelerate's divides by its own setting of accumulation steps
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
+        if self._accelerator.distributed_type == DistributedType.FSDP:
+            # whole gradients on each process are more than it has memory for
+            return nullcontext()
         context: AbstractContextManager[Any] = self._accelerator.no_sync(model)
         return context
 

@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import torch
 
-from omni_grpo_core.errors import ConfigError, OmniGrpoError, TrainError
+from omni_grpo_core.errors import ConfigError, OmniGrpoError
 from omni_grpo_core.io import is_out_of_memory
+from omni_grpo_core.training.liveness import Liveness
 
 GIB = 2**30
-_LOST = ("connection closed by peer", "connection reset by peer", "remote process exited")
+NOTICED = 1.0
+"""Seconds in which the end of another process is noticed: a collective may fail before that."""
 
 Stage = Literal[
     "loading", "checking", "sampling", "reference", "update", "optimizer", "evaluation", "saving"
@@ -40,10 +42,12 @@ _ELSE: Mapping[Stage, str] = {"sampling": "cache and activations", "evaluation":
 @dataclass(slots=True, eq=False)
 class Watch:
     """Called at each stage of a run. ``model``, ``optimizer``: ``None`` until they exist.
+    ``others``: the other processes, if there are any.
     ``peaks``: the most bytes that each stage of a step held on a CUDA device."""
 
     model: Any = None
     optimizer: Any = None
+    others: Liveness | None = None
     peaks: dict[Stage, int] = field(default_factory=dict)
 
     @contextmanager
@@ -80,15 +84,7 @@ class Watch:
         """The error to show for one outside the stages, ``None`` if it is of another kind."""
         if is_out_of_memory(error):
             return self.exhausted(error)
-        text = " ".join(str(error).split())
-        if isinstance(error, RuntimeError) and any(words in text.lower() for words in _LOST):
-            return TrainError(
-                "processes of the run",
-                got=f"one that ended: {text[:200]}",
-                want="all of them running until the end",
-                fix="read the output of the others",
-            )
-        return None
+        return self.others.lost(NOTICED) if self.others else None
 
 
 def held(model: Any, optimizer: Any, rest: str | None = None) -> str:

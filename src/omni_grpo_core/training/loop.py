@@ -41,6 +41,7 @@ from omni_grpo_core.training.distributed import AccelerateDistributed, make_acce
 from omni_grpo_core.training.evaluation import Evaluator, preflight
 from omni_grpo_core.training.exhausted import GIB, Watch
 from omni_grpo_core.training.guard import Finding, Guard, StepFacts, not_finite, watch_generation
+from omni_grpo_core.training.liveness import Liveness
 from omni_grpo_core.training.load_config import require_enough
 from omni_grpo_core.training.optimizers import make_optimizer, set_rate
 from omni_grpo_core.training.partial import Partial, PartialRewards
@@ -144,12 +145,10 @@ class _Run:
         self.partial = PartialRewards(spanned, config.scale)
         self.accelerator = make_accelerator(config)
         self.distributed = AccelerateDistributed(self.accelerator)
-        self.share = share_of(
-            config.prompts,
-            config.settings.group_size,
-            self.distributed.world,
-            self.accelerator.process_index,
-        )
+        rank, world = self.accelerator.process_index, self.distributed.world
+        if world > 1:
+            stage.others = held.enter_context(Liveness(rank, world, self.distributed.gather))
+        self.share = share_of(config.prompts, config.settings.group_size, world, rank)
         self.locked = self.opened = False
         self.saved = self.distributed.agree(self._find_saved, main_only=True)
         with stage("loading"):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from torch.distributed.tensor import DTensor
 
 from omni_grpo_core.errors import ConfigError
@@ -77,17 +78,16 @@ def gathered(root: nn.Module) -> Iterator[None]:
     """All weights gathered on every process, with no collective inside. Every process has to enter
     and leave."""
     modules = sharded(root)
-    groups = [module._get_fsdp_state()._fsdp_param_group for module in modules]
-    after_forward = [group and group.post_forward_mesh_info for group in groups]
     for module in modules:
-        module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
+        # the state in which hooks around a forward do nothing: they would reshard, and make their
+        # streams wait, which cannot be captured into a CUDA graph
+        module._get_fsdp_state()._training_state = TrainingState.PRE_BACKWARD
     try:
         yield
     finally:
-        for module, group, before in zip(modules, groups, after_forward, strict=True):
-            if group is not None:
-                group.post_forward_mesh_info = before
+        for module in modules:
+            module._get_fsdp_state()._training_state = TrainingState.IDLE
             module.reshard()
 
 

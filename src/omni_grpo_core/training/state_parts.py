@@ -49,7 +49,7 @@ def write_part(
         "optimizer": _each(optimizer.state_dict(), _own),
     }
     with (folder / name).open("wb") as file, ThreadPoolExecutor(1) as beside, _no_crc():
-        hashing = _Hashing(file, beside)
+        hashing: Any = _Hashing(file, beside)
         torch.save(content, hashing)
         file.flush()
         os.fsync(file.fileno())
