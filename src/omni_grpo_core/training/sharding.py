@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
-from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from torch.distributed.tensor import DTensor
 
 from omni_grpo_core.errors import ConfigError
@@ -78,16 +77,24 @@ def gathered(root: nn.Module) -> Iterator[None]:
     """All weights gathered on every process, with no collective inside. Every process has to enter
     and leave."""
     modules = sharded(root)
+    hooks: list[tuple[Any, Any]] = []
     for module in modules:
         module.unshard()
-        # the state in which hooks around a forward do nothing: they would reshard, and make their
-        # streams wait, which cannot be captured into a CUDA graph
-        module._get_fsdp_state()._training_state = TrainingState.PRE_BACKWARD
+        # they would reshard, and a graph that is compiled or captured cannot have them
+        state = module._get_fsdp_state()
+        for all_, handle in (
+            (module._forward_pre_hooks, state._pre_forward_hook_handle),
+            (module._forward_hooks, state._post_forward_hook_handle),
+        ):
+            hooks.append((all_, all_.copy()))
+            all_.pop(handle.id)
     try:
         yield
     finally:
+        for all_, before in hooks:
+            all_.clear()
+            all_.update(before)
         for module in modules:
-            module._get_fsdp_state()._training_state = TrainingState.IDLE
             module.reshard()
 
 
