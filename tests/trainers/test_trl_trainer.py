@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conformance import Lane
+from ranks import codes, together
 from tiny_families import FAMILIES
 from trl_cells import PLANTED, RANKS, SOUND, Given, modality_of
 from trl_runs import pictures, text_rows, trained, videos
-from two_ranks import both, join
 
 from omni_grpo_core.core.policy import Policy
 
@@ -92,8 +93,7 @@ def test_a_planted_mistake_is_found_at_its_stage(
     assert cause in dict(broken(report))[stage]
 
 
-def _rank(rank: int, port: int, folder: Path, policy: Policy, given: Given) -> None:
-    join(rank, port)
+def _rank(folder: Path, policy: Policy, given: Given, rank: int) -> None:
     halved = {"per_device_train_batch_size": 4, **given}
     run(folder / str(rank), policy, halved)
 
@@ -101,7 +101,7 @@ def _rank(rank: int, port: int, folder: Path, policy: Policy, given: Given) -> N
 @pytest.mark.parametrize("name", RANKS)
 def test_on_two_ranks(name: str, policy: Policy, tmp_path: Path, run_cli: RunCli) -> None:
     given, stage, cause = RANKS[name]
-    assert both(_rank, tmp_path, policy, given) == [0, 0]
+    assert codes(together(2, partial(_rank, tmp_path, policy, given), tmp_path)) == [0, 0]
     trace = tmp_path / "trace"
     trace.mkdir()
     for rank in (0, 1):

@@ -21,7 +21,6 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.config import LoraConfig, TrainConfig
-from omni_grpo_core.training.exhausted import Watch
 from omni_grpo_core.training.loop import train
 from omni_grpo_core.training.memory import Estimate, check_memory, estimate, thinker_shapes
 
@@ -257,7 +256,7 @@ MACHINE = OSError(errno.ENOMEM, "Cannot allocate memory")
         ("update", "omni_grpo_core.training.step.policy_loss", CPU, (1, 0),
          "lower micro_batch_size"),
         ("optimizer", "torch.optim.AdamW.step", MemoryError(), (1, 0), "adamw_8bit"),
-        ("saving", "accelerate.Accelerator.save_state", MACHINE, (1, 2), "memory of the machine"),
+        ("saving", "torch.save", MACHINE, (1, 2), "memory of the machine"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isalpha() else "",
 )  # fmt: skip
@@ -285,11 +284,3 @@ def test_out_of_memory_is_one_message_with_the_stage_and_what_was_in_use(
     # nothing before its first step is logged, no half of a state after it
     left = {"config.json", "log.jsonl", "state"} if stage == "saving" else set()
     assert {path.name for path in out.rglob("*")} == left
-
-
-def test_another_process_that_ended_is_not_an_internal_error() -> None:
-    gloo = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:1")
-    known = Watch().explain(gloo)
-    assert known is not None
-    assert "one that ended" in known.got
-    assert Watch().explain(RuntimeError("shape '[2]' is invalid")) is None

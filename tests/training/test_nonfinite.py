@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from ranks import codes, together
 from test_step import ADVANTAGES, GROUP, KEPT, PLAN, TEMPERATURE
 from torch import Tensor
 from train_runs import log, short
-from two_ranks import both, join
 
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
@@ -169,8 +170,8 @@ def another_process() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def poisoned_at(at: int, made: list[Poisoned]) -> Callable[[Policy, float, None], Poisoned]:
-    def make(policy: Policy, temperature: float, scores: None) -> Poisoned:
+def poisoned_at(at: int, made: list[Poisoned]) -> Callable[..., Poisoned]:
+    def make(policy: Policy, temperature: float, *_: object) -> Poisoned:
         made.append(Poisoned(policy, temperature, at=at, value=math.nan, backward=False))
         return made[-1]
 
@@ -198,8 +199,7 @@ def test_a_run_is_stopped_at_the_second_iteration(
     assert train(short(out, iterations=2)).status == "finished", "the state it left is complete"
 
 
-def _rank(rank: int, port: int, out: Path) -> None:
-    join(rank, port)
+def _rank(out: Path, rank: int) -> None:
     made: list[Poisoned] = []
     if rank == 1:  # one micro-batch an iteration: the second iteration of the first step
         vars(train_module)["Scorer"] = poisoned_at(1, made)
@@ -209,4 +209,4 @@ def _rank(rank: int, port: int, out: Path) -> None:
 
 
 def test_all_processes_stop_if_one_finds_it(tmp_path: Path) -> None:
-    assert both(_rank, tmp_path / "run") == [0, 0]
+    assert codes(together(2, partial(_rank, tmp_path / "run"), tmp_path)) == [0, 0]

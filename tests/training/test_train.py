@@ -5,14 +5,15 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from ranks import codes, together
 from train_runs import log, moments, short
-from two_ranks import both, join
 
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy, load_policy
@@ -160,15 +161,13 @@ def test_frozen_towers_stay_and_bfloat16_trains(tmp_path: Path, policy: Policy) 
     assert "lm_head.weight" in moved
 
 
-def _rank(rank: int, port: int, config: TrainConfig) -> None:
-    join(rank, port)
+def _rank(config: TrainConfig, rank: int) -> None:
     assert train(config).status == "finished"
     assert AcceleratorState().num_processes == 2
 
 
-def _interrupted(rank: int, port: int, config: TrainConfig, whom: tuple[int, ...]) -> None:
+def _interrupted(config: TrainConfig, whom: tuple[int, ...], rank: int) -> None:
     """Ctrl-C after the second step's log line, before its state is saved."""
-    join(rank, port)
 
     def interrupt(view: StepView) -> None:
         if view.record["step"] == 1 and rank in whom:
@@ -179,24 +178,25 @@ def _interrupted(rank: int, port: int, config: TrainConfig, whom: tuple[int, ...
     except KeyboardInterrupt:
         os._exit(130)
     except TrainError as error:
-        os._exit(2 if "one that ended" in str(error) else 3)
+        os._exit(2 if f"process {1 - rank} of 2" in str(error) else 3)
 
 
 @pytest.mark.parametrize(
-    ("whom", "codes"), [((0, 1), [130, 130]), ((0,), [130, 2]), ((1,), [2, 130])]
+    ("whom", "ends"), [((0, 1), [130, 130]), ((0,), [130, 2]), ((1,), [2, 130])]
 )
 def test_ctrl_c_ends_both_processes_and_keeps_what_was_saved(
-    tmp_path: Path, whom: tuple[int, ...], codes: list[int]
+    tmp_path: Path, whom: tuple[int, ...], ends: list[int]
 ) -> None:
-    """The library reports a lost process to the other: no hang, and no internal error."""
+    """A lost process is named by the other: no hang, and no internal error."""
     out = tmp_path / "run"
-    assert both(_interrupted, short(out), whom) == codes
+    ended = together(2, partial(_interrupted, short(out), whom), tmp_path)
+    assert codes(ended) == ends, ended
     assert [path.name for path in (out / "state").glob("0*")] == ["000001"]
 
 
 def test_two_processes_give_the_loss_and_gradient_of_one(straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert both(_rank, short(out)) == [0, 0]
+    assert codes(together(2, partial(_rank, short(out)), tmp_path)) == [0, 0]
     shared, alone = log(out), log(straight)
     for name in ("reward", "loss", "grad_norm", "entropy", "completion_length"):
         # float32 sums in another order

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 
 DDP: Mapping[str, str] = {}
 FSDP: Mapping[str, str] = {
@@ -32,6 +33,10 @@ class Ended:
     output: str
 
 
+def codes(ended: list[Ended]) -> list[int | None]:
+    return [one.code for one in ended]
+
+
 def together(
     world: int, work: Callable[[int], None], folder: Path, kind: Mapping[str, str] = DDP
 ) -> list[Ended]:
@@ -42,7 +47,8 @@ def together(
         port = server.getsockname()[1]
     common = {
         "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **kind,
+        "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1", **kind,
     }  # fmt: skip
     context = multiprocessing.get_context("fork")
     children = [
@@ -68,6 +74,7 @@ def _child(rank: int, common: Mapping[str, str], work: Callable[[int], None], fo
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     os.environ.update({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    AcceleratorState._reset_state(reset_partial_state=True)
     try:
         work(rank)
     except BaseException:
