@@ -13,7 +13,9 @@ from accelerate.state import AcceleratorState
 from packaging.version import Version
 from train_runs import log, short
 
+from omni_grpo_core import tiny
 from omni_grpo_core.losses import LossConfig
+from omni_grpo_core.tolerances import HALF
 from omni_grpo_core.training.config import LoraConfig
 from omni_grpo_core.training.loop import train
 
@@ -85,3 +87,32 @@ def test_a_changed_run_is_not_the_plain_one(tmp_path: Path) -> None:
     want, found = curves(tmp_path / "a", steps=1), curves(tmp_path / "b", steps=1, settings=warmer)
     with pytest.raises(AssertionError):
         assert_same_curves(found, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.tiny
+@pytest.mark.parametrize("family", ["qwen2.5", "qwen3"])
+@pytest.mark.parametrize("changes", [{}, {"lora": LoraConfig(rank=4)}], ids=["all", "lora"])
+def test_a_run_on_a_device_is_compiled_and_the_plain_one(
+    tmp_path: Path, family: tiny.FamilyName, changes: dict[str, Any]
+) -> None:
+    """In float32. A compiler or a graph that fails warns, and warnings are errors here."""
+    given = {
+        "checkpoint": str(tiny.checkpoint_dir(family)),
+        "device": "cuda",
+        "steps": 2,
+        **changes,
+    }
+    want, found = (curves(tmp_path / fast, fast=fast, **given) for fast in ("off", "on"))
+    assert_same_curves(found, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.tiny
+@pytest.mark.parametrize("changes", [{}, {"lora": LoraConfig(rank=4)}], ids=["all", "lora"])
+def test_a_compiled_run_in_half_precision_scores_what_it_sampled(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Under autocast, whose casts the compiled layers and the kernel take part in."""
+    found = curves(tmp_path, fast="on", device="cuda", precision="bfloat16", steps=2, **changes)
+    assert all(line["drift"] <= HALF.mean and line["drift_max"] <= HALF.worst for line in found)
