@@ -234,10 +234,11 @@ def test_several_right_options_as_the_reward_reads_them(tmp_path: Path, gold: st
         ({"data_type": "image_audio"}, "data_type 'image_audio' and one path"),
         ({"path": None}, "data_type 'video' and no path"),
         ({"path": ""}, "data_type 'video' and no path"),
-        ({"path": ["a.mp4", "b.mp4"]}, "path ['a.mp4', 'b.mp4']"),
-        ({"path": {"video": 3}}, "path {'video': 3}"),
+        ({"path": ["a.mp4", 3]}, "video 3, wanted a path"),
+        ({"path": {"video": 3}}, "video 3, wanted a path"),
+        ({"path": {"video": []}}, "path {'video': []}"),
+        ({"problem": "<video> or <video>?"}, "2 <video> and 1 video items"),
         ({"path": {"audio": "a.wav"}}, "data_type 'video' and a path for audio"),
-        ({"path": {"video": "v.mp4", "image": "i.png"}}, "path for image, video"),
         ({"path": {"video": "v.mp4", "smell": "s"}}, "path for smell, video"),
         ({"id": True}, "id True"),
         ({"id": ""}, "id ''"),
@@ -442,4 +443,36 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_neither_kind_of_row(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text('[{"question": "Why?"}]')
-    assert ":1: found no 'problem'" in refused(file)
+    message = refused(file)
+    assert ":1: found a row of no known format, with question, wanted HumanOmniV2's: 'p" in message
+    assert "TRL's: 'prompt'" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"message": [], "images": []}, "'messages', as in ms-swift's, the nearest format"),
+        ({"conversation": []}, "'conversations', as in LLaVA's, the nearest format"),
+        ({"prompts": "Why?"}, "wanted 'prompt', as in TRL's"),
+        ({"problem": "Why?", "answer": "B"}, "found problem_type None, wanted one of"),
+        ({"problem": "Why?", "problem_type": "OCR"}, "no 'solution', wanted a non-empty string "
+         "under 'solution', as in HumanOmniV2's rows"),
+    ],
+)  # fmt: skip
+def test_the_nearest_format_and_what_is_missing(
+    tmp_path: Path, row: dict[str, Any], words: str
+) -> None:
+    assert words in refused(write(tmp_path, row, media=False))
+
+
+def test_several_files_of_a_modality_and_all_three(tmp_path: Path) -> None:
+    """The reader refused lists of files, and image beside video, which the model takes."""
+    path = {"video": ["a.mp4", "b.mp4"], "audio": "s.wav", "image": ["p.png"]}
+    for name in ("a.mp4", "b.mp4", "s.wav", "p.png"):
+        touch(tmp_path / name)
+    row = {**EMER_ROW, "path": path, "problem": "Is <image> in <video> or <video>?"}
+    (sample,) = load_samples(write(tmp_path, row, media=False))
+    assert [(ref.modality, Path(ref.path).name) for ref in sample.media] == [
+        ("image", "p.png"), ("video", "a.mp4"), ("video", "b.mp4"), ("audio", "s.wav")
+    ]  # fmt: skip
+    assert sample.question == "Is <image> in <video> or <video>?"

@@ -92,10 +92,11 @@ VALUES: Mapping[str, Sequence[Any]] = {
     ),
     "data_type": (None, "smell", 7, ["video"], "text", "audio_image", {}),
     "path": (
-        *(None, "", 7, [], ["clip-00.mp4"], {"video": 3}, {"smell": "clip-00.mp4"}, {"video": ""}),
+        *(None, "", 7, [], ["clip-00.mp4", ""], {"video": 3}, {"smell": "clip-00.mp4"}),
+        {"video": ""},
         *("missing.mp4", "x" * 5_000, "a\0b", "half \ud83d.mp4", ".", "/dev/zero", ESCAPES),
         *("https://example.org/a.mp4", "file:///a.mp4", "s3://bucket/a.mp4", "data:video/mp4;,"),
-        *({"video": "clip-00.mp4", "image": "clip-00.mp4"}, {"image": "https://example.org/a.png"}),
+        *({"video": ["clip-00.mp4"], "image": [""]}, {"image": "https://example.org/a.png"}),
     ),
     "id": ("", " ", True, 1.5, [1], {"a": 1}, "half \ud83d"),
 }

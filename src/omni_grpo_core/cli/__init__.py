@@ -50,6 +50,11 @@ Config = Annotated[
 Root = Annotated[
     Path | None, typer.Option(help="Folder that media paths in --data are relative to.")
 ]
+RowFormat = Annotated[
+    str | None,
+    typer.Option("--format", help="Row format: humanomni, social-iq, trl, verl, swift, openai, "
+                 "llava. Default: as each row's keys show."),
+]  # fmt: skip
 Html = Annotated[Path | None, typer.Option(help="Also write the report as one HTML file.")]
 Junit = Annotated[
     Path | None, typer.Option(help="Also write the result as JUnit XML, for CI test reports.")

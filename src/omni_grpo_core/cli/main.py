@@ -95,9 +95,10 @@ def check(
     processor: cli.Processor = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows. Default: the shipped clips."),
+        typer.Option(help="Rows: a file, a folder of `datasets`, hub:NAME. Default: the shipped."),
     ] = None,
     root: cli.Root = None,
+    row_format: cli.RowFormat = None,
     config: cli.Config = None,
     audio_in_video: Annotated[
         AudioPreferenceOption | None,
@@ -135,7 +136,7 @@ def check(
     settings = load_settings(folder, config)
     if audio_in_video is not None:
         settings = replace(settings, audio_in_video=audio_in_video.value)
-    samples = load_samples(data or tiny.data_file(), root=root)[:limit]
+    samples = load_samples(data or tiny.data_file(), root=root, format=row_format)[:limit]
     with progress("check", as_json) as on_stage:
         on_stage("policy")
         policy = load_policy(

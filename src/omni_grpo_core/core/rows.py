@@ -1,4 +1,4 @@
-"""A data file -> its rows: JSON objects with file and row number. Half of ``sample.py``."""
+"""A data file -> its rows: mappings with file and row number. Half of ``sample.py``."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from omni_grpo_core.core.tables import HUB, table_rows
 from omni_grpo_core.errors import DataError
 from omni_grpo_core.io.bounded import Unreadable, json_value, read_text
+
+_KEYS = {"problem", "q", "prompt", "messages", "conversations"}
+"""One of them is in a row of every format."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataRow:
-    """One JSON object of a data file. ``number``: row, or line in JSONL, from 1."""
+    """One row of a data file. ``number``: row, or line in JSONL, from 1. ``folder``: where
+    relative media paths begin."""
 
     file: Path
     number: int
     values: Mapping[str, Any]
+    folder: Path
 
     @property
     def origin(self) -> str:
@@ -50,14 +56,54 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def read_rows(file: Path) -> Iterator[DataRow]:
-    """The rows of a JSON list or of JSONL. Raises DataError for anything else."""
+def is_file(path: Path) -> bool:
+    """Whether it is a file; a name that none can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        return False
+
+
+def read_rows(source: Path | str) -> Iterator[DataRow]:
+    """The rows of a JSON list, JSONL, parquet or arrow file, of a folder of ``datasets``, or of
+    ``hub:NAME``; ``:SPLIT`` after a folder or name chooses a split. Raises DataError for anything
+    else."""
+    name, split = _split_of(str(source))
+    rows = table_rows(name, split)
+    if rows is None:
+        yield from _of_text(Path(source))
+        return
+    path = Path(name)
+    folder = path if path.is_dir() else Path() if name.startswith(HUB) else path.parent
+    for number, values in enumerate(rows, 1):
+        yield DataRow(Path(name), number, values, folder)
+
+
+def local_path(source: str) -> Path | None:
+    """The file or folder of a data set; ``None`` for one on the Hub."""
+    name, _ = _split_of(source)
+    return None if name.startswith(HUB) else Path(name)
+
+
+def _split_of(source: str) -> tuple[str, str | None]:
+    """
+    >>> _split_of("hub:org/name:test"), _split_of("hub:org/name"), _split_of("rows.json")
+    (('hub:org/name', 'test'), ('hub:org/name', None), ('rows.json', None))
+    """
+    name, colon, split = source.rpartition(":")
+    if colon and name and name != HUB.rstrip(":") and (name.startswith(HUB) or Path(name).is_dir()):
+        return name, split
+    return source, None
+
+
+def _of_text(file: Path) -> Iterator[DataRow]:
     try:
         text = read_text(file)
     except Unreadable as error:
         raise DataError(
-            error.place(file), got=error.got, want="a JSON or JSONL file in UTF-8",
-            fix="check the path",
+            error.place(file), got=error.got,
+            want="a JSON, JSONL, parquet or arrow file; text in UTF-8",
+            fix=f"check the path; a data set on the Hub is written {HUB}org/name",
         ) from None  # fmt: skip
     try:
         whole = json_value(text, finite=False, whole=False)
@@ -66,7 +112,7 @@ def read_rows(file: Path) -> Iterator[DataRow]:
             raise _not_json(file, error) from None
         yield from _lines(file, text)
         return
-    if isinstance(whole, dict) and ("problem" in whole or "q" in whole):
+    if isinstance(whole, dict) and not _KEYS.isdisjoint(whole):
         whole = [whole]  # JSONL of one line
     if not isinstance(whole, list):
         raise DataError(
@@ -107,4 +153,4 @@ def _row(file: Path, number: int, values: Any) -> DataRow:
             want="a JSON object",
             fix="correct the row",
         )
-    return DataRow(file, number, values)
+    return DataRow(file, number, values, file.parent)

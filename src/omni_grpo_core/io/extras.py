@@ -12,10 +12,11 @@ from typing import Literal
 
 from omni_grpo_core.errors import MissingExtra
 
-Extra = Literal["bench", "judge", "low-memory", "qwen", "rewards", "train"]
+Extra = Literal["bench", "data", "judge", "low-memory", "qwen", "rewards", "train"]
 
 EXTRAS: Mapping[Extra, str] = {
     "bench": "a picture of the benchmark",
+    "data": "parquet and arrow files, folders of `datasets` and the Hub",
     "judge": "rewards by an LLM judge",
     "low-memory": "an optimizer with eight bits a moment",
     "qwen": "Qwen's vocabulary",

@@ -122,7 +122,9 @@ class TrainConfig:
     checkpoint: str = ""
     """Folder of the policy that is trained."""
     data: str = ""
-    """File of the rows to train on."""
+    """Rows to train on: a file, a folder of ``datasets``, or ``hub:NAME``."""
+    data_format: str | None = None
+    """Row format of ``data`` and ``eval_data``, by name; ``None``: as each row's keys show."""
     out: str = ""
     """Folder of the run: log, traces, states and the model."""
     processor: str | None = None

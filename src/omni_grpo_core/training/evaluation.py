@@ -30,7 +30,7 @@ class Evaluator:
         self._samples: tuple[Sample, ...] = ()
         if config.eval_data:
             root = Path(config.root) if config.root else None
-            self._samples = load_samples(config.eval_data, root=root)
+            self._samples = load_samples(config.eval_data, root=root, format=config.data_format)
         self._ready: list[tuple[Sample, Prompt, Row]] = []
 
     def measure(self, policy: Policy, step: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omni_grpo_core.core.rows import local_path
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io import device_memory
@@ -94,7 +95,9 @@ def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
     for key in paths:
         _check_path(key, values.get(key))
     resolved = {
-        key: str(here / value) if key in paths and isinstance(value, str) and value else value
+        key: str(here / value)
+        if key in paths and isinstance(value, str) and value and local_path(value) is not None
+        else value
         for key, value in values.items()
     }
     judge = resolved.get("judge")
@@ -195,10 +198,12 @@ def check_data(config: TrainConfig, *, world: int = 1) -> None:
     memory than is available.
     """
     root = Path(config.root) if config.root else None
-    samples = load_samples(config.data, root=root)
+    samples = load_samples(config.data, root=root, format=config.data_format)
     require_enough(config, samples)
     check_reached(config, samples)
-    read = [*samples, *(load_samples(config.eval_data, root=root) if config.eval_data else ())]
+    read = [*samples]
+    if config.eval_data:
+        read += load_samples(config.eval_data, root=root, format=config.data_format)
     tokens = least_media_tokens(read, config.settings, token_shape(Path(config.checkpoint)))
     check_prompt_limit(read, tokens, config.settings.max_prompt_length)
     check_memory(
@@ -229,7 +234,8 @@ def _check_paths(config: TrainConfig) -> None:
         raise _bad("checkpoint", config.checkpoint, "a folder with a config.json", "correct it")
     for key in ("data", "eval_data", "root", "processor"):
         path = getattr(config, key)
-        if path and not Path(path).exists():
+        local = local_path(path) if path else None
+        if local is not None and not local.exists():
             raise _bad(key, f"{path}, which does not exist", "an existing path", "correct it")
     out = Path(config.out)
     _check_apart(Path(config.checkpoint), out)

@@ -138,7 +138,8 @@ class _Run:
         self.config, self.trace_steps, self.on_step = config, trace_steps, on_step
         self.warn, self.tell, self.held, self.stage = warn, tell, held, stage
         self.out = Path(config.out)
-        self.samples = load_samples(config.data, root=Path(config.root) if config.root else None)
+        root = Path(config.root) if config.root else None
+        self.samples = load_samples(config.data, root=root, format=config.data_format)
         require_enough(config, self.samples)
         self.reward = config.composition()
         spanned = {n: (e.span, e.weight) for n, e in config.rewards.items() if e.span is not None}
