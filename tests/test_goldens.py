@@ -21,6 +21,8 @@ FOLDER = Path(__file__).parent.parent / "golden"
 SUITE = load_suite(FOLDER)
 QWEN3 = FOLDER / "qwen3"
 QWEN3_SUITE = load_suite(QWEN3)
+SEVERAL = FOLDER / "several"
+"""Rows of several media, with a suite for each family."""
 
 
 @pytest.mark.parametrize("case", SUITE.cases)
@@ -35,7 +37,20 @@ def test_shipped_case_of_the_second_family(case: str, qwen3_policy: Policy) -> N
     assert found.verdict in FINE, found.reason
 
 
-@pytest.mark.parametrize("folder", [FOLDER, QWEN3], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("case", ["two-videos", "two-turns"])
+@pytest.mark.parametrize(("folder", "fixture"), [("", "policy"), ("qwen3", "qwen3_policy")])
+def test_case_of_several_media(
+    case: str, folder: str, fixture: str, request: pytest.FixtureRequest
+) -> None:
+    made: Policy = request.getfixturevalue(fixture)
+    where = SEVERAL / folder
+    (found,) = check(made, load_suite(where), where, "cpu-fp32", names=[case]).cases
+    assert found.verdict in FINE, found.reason
+
+
+@pytest.mark.parametrize(
+    "folder", [FOLDER, QWEN3, SEVERAL, SEVERAL / "qwen3"], ids=lambda folder: folder.name
+)
 def test_a_case_is_small_enough_to_review(folder: Path) -> None:
     suite = load_suite(folder)
     sizes: Counter[tuple[str, str]] = Counter()
