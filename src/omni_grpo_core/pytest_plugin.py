@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MARKERS = (
     "gpu: needs a CUDA device; skipped without one, refused by --omni-require-gpu",
+    "gpu2: needs two CUDA devices; skipped without them",
     "full: needs a real checkpoint; skipped without --omni-checkpoint",
     "slow: takes minutes",
     "tiny: runs on the shipped tiny checkpoint",
@@ -107,24 +108,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if gpu and (reason := _no_cuda()):
-        for item in gpu:
-            item.add_marker(pytest.mark.skip(reason=reason))
+    for marker, devices in (("gpu", 1), ("gpu2", 2)):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and (reason := _no_cuda(devices)):
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
     if config.getoption("--omni-checkpoint") is None:
         for item in items:
             if item.get_closest_marker("full"):
                 item.add_marker(pytest.mark.skip(reason=_NO_CHECKPOINT))
 
 
-def _no_cuda() -> str:
-    """Why there is no CUDA device, or ``""``."""
+def _no_cuda(wanted: int = 1) -> str:
+    """Why there are not as many CUDA devices, or ``""``."""
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about an old driver
-        there = torch.cuda.is_available()
-    return "" if there else f"torch {torch.__version__} finds no CUDA device"
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found >= wanted:
+        return ""
+    return f"torch {torch.__version__} finds {found or 'no'} CUDA device"
 
 
 @pytest.fixture(scope="session")

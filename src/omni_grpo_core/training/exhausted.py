@@ -3,6 +3,7 @@ another process ended."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,18 +44,21 @@ _ELSE: Mapping[Stage, str] = {"sampling": "cache and activations", "evaluation":
 class Watch:
     """Called at each stage of a run. ``model``, ``optimizer``: ``None`` until they exist.
     ``others``: the other processes, if there are any.
-    ``peaks``: the most bytes that each stage of a step held on a CUDA device."""
+    ``peaks``: the most bytes that each stage of a step held on a CUDA device; ``seconds``: how long
+    each took there."""
 
     model: Any = None
     optimizer: Any = None
     others: Liveness | None = None
     peaks: dict[Stage, int] = field(default_factory=dict)
+    seconds: dict[Stage, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, stage: Stage) -> Iterator[None]:
         """Raises ``ConfigError`` in place of an error of any class for lack of memory."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        begin = time.perf_counter()
         try:
             yield
         except (RuntimeError, MemoryError, OSError) as error:
@@ -62,12 +66,18 @@ class Watch:
                 raise
             raise self.exhausted(error, stage) from error
         if torch.cuda.is_available():
+            torch.cuda.synchronize()
             self.peaks[stage] = max(self.peaks.get(stage, 0), torch.cuda.max_memory_allocated())
+            spent = time.perf_counter() - begin
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
-    def step_peaks(self) -> dict[str, float]:
-        """GiB of each stage since the last call, for the log; empty without a CUDA device."""
+    def step_costs(self) -> dict[str, float]:
+        """GiB and seconds of each stage since the last call, for the log; empty without a CUDA
+        device."""
         found = {f"memory/{stage}": size / GIB for stage, size in self.peaks.items()}
+        found |= {f"seconds/{stage}": spent for stage, spent in self.seconds.items()}
         self.peaks.clear()
+        self.seconds.clear()
         return found
 
     def exhausted(self, error: Exception, stage: Stage | None = None) -> ConfigError:

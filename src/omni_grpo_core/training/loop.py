@@ -365,7 +365,7 @@ class _Run:
         lengths = Metrics.sum(self.distributed.gather([rollout_metrics(rolled.completions)]))
         record = step_record(step, rewards, lengths + advantage_metrics(advantages), updates)
         record |= {"lr": rate, "seconds": time.perf_counter() - begin}
-        record |= self.stage.step_peaks()
+        record |= self.stage.step_costs()
         measured: Mapping[str, float] = {}
         if not findings:
             with self.stage("evaluation"), self.accelerator.autocast(), gathered(self.scorer):

@@ -1,0 +1,171 @@
+"""``omni-grpo train`` at a 7B's shape on two GPUs: five steps, saved after the third, one process
+killed after the fifth, resumed. Figures beside those of one GPU::
+
+    PYTHONPATH=src:tests python tests/gpu/two_gpu_runs.py lora one full --out figures.json
+
+Random weights, written once to ``--place``. ``lora``, ``full``: FSDP2 in bfloat16. ``ddp``: LoRA,
+data-parallel. ``one``, ``one-full``: the same steps on one GPU, for the update's efficiency (all
+weights fit there only with bfloat16 weights and eight-bit moments). ``--size tiny`` tries the
+script on CPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from launched import FSDP, Run, command, lines_of
+from memory_runs import base, make_checkpoint, make_rows
+
+from omni_grpo_core.training.config import LoraConfig, TrainConfig
+from omni_grpo_core.training.memory import GIB, estimate, thinker_shapes
+
+PARTS = ("lora", "full", "ddp", "one", "one-full")
+STEPS = 5
+
+
+def setting(size: str, place: Path, out: Path, part: str, tokens: int) -> TrainConfig:
+    """Two groups a step: one on each of two GPUs."""
+    plain = base(size, place / "checkpoint", place / "rows.json", out)
+    config = replace(
+        plain, batch_size=16, micro_batch_size=8, save_every=3, keep=1, steps=9,
+        settings=replace(plain.settings, max_new_tokens=tokens),
+    )  # fmt: skip
+    if part == "one-full":
+        return replace(
+            config, trained_weights="bfloat16_stochastic",
+            optimizer=replace(config.optimizer, name="adamw_8bit"),
+        )  # fmt: skip
+    return config if part == "full" else replace(config, lora=LoraConfig(), freeze=())
+
+
+def after(out: Path, steps: int) -> Any:
+    return lambda: len(lines_of(out)) >= steps
+
+
+def sizes(out: Path) -> dict[str, int]:
+    files = (path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): path.stat().st_size for path in files}
+
+
+def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """The largest relative difference of loss, gradient norm, reward and entropy."""
+    names = ("loss", "grad_norm", "reward", "entropy")
+    return max(float(abs(one[n] - other[n]) / max(1e-6, abs(one[n]))) for n in names)
+
+
+def shown(run: Run) -> dict[str, Any]:
+    return {
+        "codes": run.codes, "seconds": run.seconds, "after_kill": run.after_kill,
+        "warnings": [line for text in run.outputs for line in text.splitlines()
+                     if "without" in line or "warning:" in line],
+        "outputs": [text[-2000:] for text in run.outputs],
+    }  # fmt: skip
+
+
+def measured(part: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
+    world = 1 if part.startswith("one") else 2
+    kind = FSDP if part in ("lora", "full") else None
+    out = Path(config.out)
+    shutil.rmtree(out, ignore_errors=True)
+    if world == 1:
+        config = replace(config, save_every=0)
+    first = command(
+        config, folder, world, kind, kill=after(out, STEPS), victims=(world - 1,), limit=330.0
+    )
+    lines = lines_of(out)
+    found: dict[str, Any] = {"part": part, "killed": shown(first), "lines": lines}
+    found["saved"] = sizes(out)
+    found |= costs(lines, config, world, kind)
+    if world == 2 and part != "ddp" and len(lines) >= STEPS:
+        kept = "".join(json.dumps(line) + "\n" for line in lines[:3])
+        (out / "log.jsonl").write_text(kept)
+        again = command(
+            config, folder, 2, kind, kill=after(out, STEPS), victims=(0, 1), limit=250.0
+        )
+        resumed = lines_of(out)
+        pairs = list(zip(lines[3:STEPS], resumed[3:STEPS], strict=False))
+        found["resumed"] = shown(again) | {"lines": resumed}
+        found["apart"] = [apart(a, b) for a, b in pairs]
+    shutil.rmtree(out, ignore_errors=True)
+    print(json.dumps({k: found[k] for k in found if k not in ("killed", "resumed", "lines")}))
+    print({"codes": first.codes, "after_kill": first.after_kill}, flush=True)
+    return found
+
+
+def costs(
+    lines: list[dict[str, Any]], config: TrainConfig, world: int, kind: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Seconds of the last steps by stage, and the peak on the first GPU beside the estimate."""
+    warm = lines[2:STEPS] or lines
+    stages = sorted({key for line in warm for key in line if key.startswith("seconds")})
+    seconds = {key: sorted(line.get(key, 0.0) for line in warm)[len(warm) // 2] for key in stages}
+    peaks = {
+        key: max(line.get(key, 0.0) for line in lines)
+        for line in lines for key in line if key.startswith("memory/")
+    }  # fmt: skip
+    before = {name: os.environ.get(name) for name in kind or {}}
+    os.environ.update(kind or {})
+    shapes = thinker_shapes(Path(config.checkpoint))
+    wanted = estimate(config, shapes, 3300, world=world)
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return {
+        "seconds": seconds, "memory": peaks,
+        "estimated_peak": wanted.peak / GIB, "estimate": str(wanted),
+    }  # fmt: skip
+
+
+def efficiency(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Of the update: the time on one GPU over twice the time on two."""
+    found = {}
+    for part, alone in (("lora", "one"), ("ddp", "one"), ("full", "one-full")):
+        if part in figures and alone in figures:
+            two, one = (figures[name]["seconds"].get("seconds/update") for name in (part, alone))
+            if two and one:
+                found[part] = one / (2 * two)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="+", choices=("make", *PARTS))
+    parser.add_argument("--size", choices=("tiny", "middle", "7b"), default="7b")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--place", type=Path, default=Path("/tmp/omni-two-gpus"))
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    place = arguments.place
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    figures: dict[str, Any] = {"size": arguments.size, "torch": torch.__version__}
+    begin = time.monotonic()
+    if not (place / "rows.json").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        make_checkpoint(arguments.size, place / "checkpoint")
+        make_rows(place)
+    figures["making"] = time.monotonic() - begin
+    for part in arguments.parts:
+        if part == "make":
+            continue
+        try:
+            config = setting(arguments.size, place, place / "out", part, arguments.tokens)
+            figures[part] = measured(part, config, place / "runs")
+        except Exception as error:
+            figures[part] = {"failed": f"{type(error).__name__}: {error}", "seconds": {}}
+            print(part, figures[part], flush=True)
+        figures["efficiency"] = efficiency(figures)
+        arguments.out.write_text(json.dumps(figures, indent=1))
+    print(figures.get("efficiency"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
