@@ -37,14 +37,15 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         "core": "errors io rewards types",
         "pipeline": "_version core errors io losses rewards tolerances types",
         "fast": "core errors losses types",
-        "training": "core errors fast io losses pipeline rewards trace tolerances types",
+        "engines": "core errors io pipeline tolerances types",
+        "training": "core engines errors fast io losses pipeline rewards trace tolerances types",
         "tiny": "core errors io rewards types",
         "bench": "core errors fast io tiny training types",
         # watches third-party trainers: it knows calls, not their correct results
         "recorder": "core errors io rewards trace types",
         "doctor": "core errors io losses pipeline recorder rewards trace tolerances types",
         "golden": "core errors io losses pipeline rewards tiny trace training tolerances types",
-        "faults": "core doctor errors io losses pipeline recorder rewards tiny trace types",
+        "faults": "core doctor engines errors io losses pipeline recorder rewards tiny trace types",
         "versions": "core errors io pipeline rewards tiny trace types",
         "report": "doctor errors faults golden io pipeline rewards trace tolerances types",
         "cli": "_version bench core doctor errors faults golden io pipeline recorder report "
@@ -70,6 +71,8 @@ IMPORTERS: Mapping[str, frozenset[str]] = {
             "tiny",
             "versions",
             "training.trainer_callback",
+            # the reference positions inside a worker of another engine
+            "engines.vllm_worker",
             "faults.healthy.r1v",
         }
     ),
@@ -79,6 +82,7 @@ IMPORTERS: Mapping[str, frozenset[str]] = {
     "av": frozenset(
         {"core.decode", "tiny", *(f"faults.healthy.{m}" for m in ("clips", "r1v", "sounds"))}
     ),
+    "vllm": frozenset({"engines.vllm_backend"}),
     "accelerate": frozenset({"training.distributed", "faults.healthy.adapters"}),
 }
 

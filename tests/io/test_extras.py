@@ -85,7 +85,7 @@ def test_rows_whose_measure_is_not_installed_are_refused_at_once(
 def test_the_table_matches_pyproject() -> None:
     assert EXTRAS.keys() == EXTRAS_OF_PYPROJECT.keys() - TOOLS
     (everything,) = map(Requirement, EXTRAS_OF_PYPROJECT["all"])
-    assert everything.extras == EXTRAS.keys() - {"low-memory"} | {"pytest"}
+    assert everything.extras == EXTRAS.keys() - {"low-memory", "vllm"} | {"pytest"}
     assert "omni-grpo-core[all,docs]" in EXTRAS_OF_PYPROJECT["suite"]
     assert "omni-grpo-core[suite]" in EXTRAS_OF_PYPROJECT["test"]
     names = {Requirement(line).name for line in EXTRAS_OF_PYPROJECT["rewards"]}

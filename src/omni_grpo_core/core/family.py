@@ -18,8 +18,9 @@ class Family:
 
     ``model_types``: its ``model_type`` values in ``config.json``, full models first, thinkers last.
     ``thinker_class``: the transformers class from text, image, video and audio to text;
-    ``processor_class``: the one that prepares its input; ``since``: the first version of
-    transformers that has them. ``audio_tokens``: mel frames of one audio -> placeholders.
+    ``full_class``: the architecture that a full checkpoint's config names; ``processor_class``:
+    the one that prepares its input; ``since``: the first version of transformers that has them.
+    ``audio_tokens``: mel frames of one audio -> placeholders.
     ``whole_positions``: time positions are truncated to integers, else they are fractions (13 a
     second, a frame pair every 0.5 s: 6.5 apart). ``audio_one_by_one``: audios in one call of the
     tower affect each other. Qwen3-Omni's tower pads one-second chunks to the longest in the call
@@ -32,6 +33,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     thinker_class: str
+    full_class: str
     processor_class: str
     since: str
     audio_tokens: Callable[[int], int]
@@ -73,6 +75,7 @@ QWEN2_5_OMNI = Family(
     name="qwen2_5_omni",
     model_types=("qwen2_5_omni", "qwen2_5_omni_thinker"),
     thinker_class="Qwen2_5OmniThinkerForConditionalGeneration",
+    full_class="Qwen2_5OmniModel",
     processor_class="Qwen2_5OmniProcessor",
     since="4.52",
     audio_tokens=qwen2_5_omni_audio_tokens,
@@ -89,6 +92,7 @@ QWEN3_OMNI = Family(
     name="qwen3_omni",
     model_types=("qwen3_omni_moe", "qwen3_omni_moe_thinker"),
     thinker_class="Qwen3OmniMoeThinkerForConditionalGeneration",
+    full_class="Qwen3OmniMoeForConditionalGeneration",
     processor_class="Qwen3OmniMoeProcessor",
     since="4.57",
     audio_tokens=qwen3_omni_audio_tokens,

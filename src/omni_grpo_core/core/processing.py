@@ -121,7 +121,7 @@ def _call(part: _Stretch, processor: Any, family: Family) -> Any:
         keywords["audio_kwargs"] = {"truncation": False}
     return processor(
         text=[part.text],
-        images=[_pil(image.pixels) for image in part.images] or None,
+        images=[pil_image(image.pixels) for image in part.images] or None,
         videos=[video.frames for video in part.videos] or None,
         audio=[audio.samples.numpy() for audio in part.audios] or None,
         return_tensors=_ARRAYS,
@@ -130,7 +130,8 @@ def _call(part: _Stretch, processor: Any, family: Family) -> Any:
     )
 
 
-def _pil(pixels: Tensor) -> PILImage.Image:
+def pil_image(pixels: Tensor) -> PILImage.Image:
+    """A picture as processors take it."""
     return PILImage.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from omni_grpo_core.errors import MissingExtra
 
-Extra = Literal["bench", "data", "judge", "low-memory", "qwen", "rewards", "train"]
+Extra = Literal["bench", "data", "judge", "low-memory", "qwen", "rewards", "train", "vllm"]
 
 EXTRAS: Mapping[Extra, str] = {
     "bench": "a picture of the benchmark",
@@ -22,6 +22,7 @@ EXTRAS: Mapping[Extra, str] = {
     "qwen": "Qwen's vocabulary",
     "rewards": "accuracy of free text, OCR and formulas",
     "train": "training",
+    "vllm": "rollouts by vLLM",
 }
 """The extras of pyproject.toml whose packages are imported here, and what each is for."""
 

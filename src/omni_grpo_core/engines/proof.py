@@ -1,0 +1,159 @@
+"""The proof that an engine reads, scores and samples as the trainer does, before anything is
+learned from it.
+
+The engine is called to sample at the run's temperature (ids span by span, logprobs against ours),
+at a high one (nothing cut off the distribution), and with each modality inverted (media move the
+engine's output as they move ours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from omni_grpo_core.core.batch import placeholder_ids
+from omni_grpo_core.engines.causes import explain, truncation
+from omni_grpo_core.engines.ids import Disagreement, compare_ids
+from omni_grpo_core.engines.sides import Sampled, Sides
+from omni_grpo_core.pipeline.ablation import negative
+from omni_grpo_core.pipeline.inputs import Inputs
+from omni_grpo_core.types import MODALITIES, Check, Modality, Stage, StageRecord
+
+ROWS = 8
+"""Rows of a proof, as different ones as the step has."""
+TOKENS = 64
+"""Most tokens of a completion."""
+HOT = 4.0
+"""Temperature at which tokens far down the distribution are drawn: a top-k shows at once."""
+HOT_TOKENS = 16
+"""Most tokens of a completion at it: 1,000 in all."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proof:
+    """``records``: the stages that were compared, with their checks. ``numbers``: how far engine
+    and trainer are apart, for the log."""
+
+    records: tuple[StageRecord[object], ...]
+    numbers: Mapping[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything agrees."""
+        return all(record.ok for record in self.records)
+
+
+def prove(sides: Sides, inputs: Inputs, seed: int) -> Proof:
+    """Compare engine and policy on some rows of ``inputs``. Whatever differs is a failed check at
+    the stage to blame, with the cause that reproduces it."""
+    inputs = _some(sides, inputs)
+    temperature = sides.settings.temperature
+    length = min(TOKENS, sides.settings.max_new_tokens)
+    answers = sides.ask(inputs, seed, temperature, length)
+    read = [answer.prompt_ids for answer in answers]
+    wrong = compare_ids(inputs.batch.rows, read, placeholder_ids(sides.policy.processor))
+    if wrong:
+        return Proof(_records(sides, inputs, None, {}, wrong), {})
+    sampled = sides.read(inputs, answers, temperature, length)
+    high, short = max(HOT, temperature), min(HOT_TOKENS, length)
+    hot = sides.read(inputs, sides.ask(inputs, seed, high, short), high, short)
+    cut = truncation(sides, hot)
+    # a confident policy's logprobs are near 0 whatever is wrong: what is drawn hot shows the cause
+    off = [one for one in (hot, sampled) if not sides.agree(one.gap, one.tokens)]
+    if cut is not None:
+        wrong = [cut]
+    elif off:
+        wrong = [explain(sides, off[0], seed)]
+    else:
+        wrong = _media(sides, sampled, seed, length)
+    numbers = _numbers(sampled)
+    return Proof(_records(sides, inputs, sampled, numbers, wrong), numbers)
+
+
+def _media(sides: Sides, sampled: Sampled, seed: int, length: int) -> list[Disagreement]:
+    """Inverted media: the engine's logprobs are those of the inverted ones, not of the old."""
+    found = []
+    for modality in MODALITIES:
+        rows = with_modality(sampled.inputs, modality)
+        if not rows:
+            continue
+        other = sides.changed(sampled.inputs, rows, partial(negative, modality=modality))
+        answers = sides.ask(other, seed, sampled.temperature, length)
+        moved = sides.read(other, answers, sampled.temperature, length)
+        if not sides.agree(moved.gap, moved.tokens):
+            found.append(explain(sides, moved, seed))
+    return found
+
+
+def with_modality(inputs: Inputs, modality: Modality) -> list[int]:
+    """The rows that have a modality."""
+    return [
+        index
+        for index, row in enumerate(inputs.batch.rows)
+        if any(span.modality == modality for span in row.spans)
+    ]
+
+
+def _some(sides: Sides, inputs: Inputs) -> Inputs:
+    """At most ``ROWS`` rows; of each kind (modalities and audio-in-video) one before a second."""
+    seen: dict[object, int] = {}
+    order = []
+    for index, row in enumerate(inputs.batch.rows):
+        kind = (row.audio_in_video, frozenset(span.modality for span in row.spans))
+        seen[kind] = seen.get(kind, 0) + 1
+        order.append((seen[kind], index))
+    return sides.chosen(inputs, sorted(index for _, index in sorted(order)[:ROWS]))
+
+
+def _numbers(sampled: Sampled) -> dict[str, float]:
+    """``engine/ratio``: mean of exp |gap|, 1 where they agree; ``engine/gap_max``: nats;
+    ``engine/gap_first`` … ``_last``: mean |gap| in each third of a completion."""
+    gap, mask = sampled.gap.abs(), sampled.tokens.mask
+    place = torch.arange(gap.shape[1]) / mask.sum(1, keepdim=True)
+    numbers = {
+        "engine/ratio": float(gap[mask].exp().mean()),
+        "engine/gap_max": float(gap.max()),
+        "engine/completions": float(len(gap)),
+    }
+    for third, name in enumerate(("first", "middle", "last")):
+        inside = mask & (place >= third / 3) & (place < (third + 1) / 3)
+        if inside.any():
+            numbers[f"engine/gap_{name}"] = float(gap[inside].mean())
+    return numbers
+
+
+def _records(
+    sides: Sides,
+    inputs: Inputs,
+    sampled: Sampled | None,
+    numbers: Mapping[str, float],
+    wrong: Sequence[Disagreement],
+) -> tuple[StageRecord[object], ...]:
+    values: dict[Stage, object] = {
+        "sample": inputs.samples,
+        "conversation": inputs.conversations,
+        "text": inputs.prompts,
+        "media": {"decoder": inputs.media[0].decoder},
+        "batch": inputs.batch,
+        "policy": {"engine": sides.backend.name},
+        "logits": dict(numbers),
+    }
+    if sampled is not None:
+        values["completion"] = sampled.rolled
+    checks: dict[Stage, list[Check]] = {stage: [] for stage in values}
+    for one in wrong:
+        values.setdefault(one.stage, {})
+        checks.setdefault(one.stage, []).append(Check(one.name, False, one.detail))
+    if not wrong:
+        compared = f"{len(inputs.batch.rows)} rows"
+        worst = f"up to {numbers['engine/gap_max']:.2g} nats, {sides.lane.worst:g} allowed"
+        checks["batch"].append(Check("the engine reads the batch's ids", True, compared))
+        checks["logits"].append(Check("the engine scores as the trainer does", True, worst))
+        whole = "the engine samples from the whole distribution"
+        checks["completion"].append(Check(whole, True, f"at temperature {HOT:g}"))
+    return tuple(
+        StageRecord(stage, value, tuple(checks[stage]), 0.0) for stage, value in values.items()
+    )
