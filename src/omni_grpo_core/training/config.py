@@ -13,7 +13,7 @@ from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.compose import Component, Composition, Gate
 from omni_grpo_core.rewards.endpoint import Endpoint
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
-from omni_grpo_core.tolerances import DRIFT
+from omni_grpo_core.tolerances import DRIFT, ENGINE
 
 Precision = Literal["float32", "bfloat16"]
 TrainedWeights = Literal["float32", "bfloat16_master", "bfloat16_stochastic"]
@@ -22,6 +22,7 @@ SectionName = Literal["context", "think", "answer"]
 Schedule = Literal["constant", "linear", "cosine"]
 Tower = Literal["image", "video", "audio", "text"]
 Fast = Literal["auto", "on", "off"]
+RolloutBy = Literal["own", "vllm"]
 
 TOWER_PREFIX: Mapping[Tower, tuple[str, ...]] = {
     "image": ("visual.",),
@@ -116,6 +117,28 @@ class GuardConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class VllmConfig:
+    """The rollout engine of a run."""
+
+    place: Literal["process", "inside"] = "process"
+    """``process``: vLLM in a process of its own, which is started again if it is killed or hangs;
+    ``inside``: in the trainer's, without copies of the media, and lost with it."""
+    url: str | None = None
+    """Of a server that runs already (``python -m omni_grpo_core.engines.server``) on this machine,
+    instead of a process that the run starts."""
+    seconds: float = 600.0
+    """How long a call may take before the engine counts as hung."""
+    prove_every: int = 50
+    """Steps between two proofs that engine and trainer agree; one is before the first step."""
+    max_model_len: int = 4096
+    """Most tokens of a prompt and its completion."""
+    max_num_seqs: int = 64
+    """Completions that are sampled at a time."""
+    memory: float = 0.4
+    """Share of a GPU's memory for the engine's weights and key-value cache."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """A training run."""
 
@@ -164,6 +187,10 @@ class TrainConfig:
     fast: Fast = "auto"
     """The step that computes what a group shares once, in packed rows. ``auto``: on a CUDA device
     where nothing speaks against it; ``on``: or an error; ``off``: the plain step, to compare."""
+    rollout: RolloutBy = "own"
+    """What samples the completions: the policy itself, or vLLM, on the same media and weights."""
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    """How vLLM runs, with rollout: vllm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     precision: Precision = "float32"
@@ -203,7 +230,10 @@ class TrainConfig:
     @property
     def drift_limit(self) -> float:
         """The largest difference between sampling and scoring that the guard accepts, nats."""
-        return DRIFT[self.precision] if self.guard.drift is None else self.guard.drift
+        if self.guard.drift is not None:
+            return self.guard.drift
+        foreign = self.rollout == "vllm" and self.precision == "bfloat16"
+        return ENGINE["bfloat16"].worst if foreign else DRIFT[self.precision]
 
     def composition(self, load: Callable[[str], RewardFunction] | None = None) -> Composition:
         """The reward; ``load`` replaces the function that loads each by its name. Raises

@@ -25,13 +25,15 @@ from torch import Tensor
 from omni_grpo_core.core.policy import load_policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.sample import load_samples
+from omni_grpo_core.engines.proof import Proof
+from omni_grpo_core.engines.requests import Backend
 from omni_grpo_core.errors import TrainError
 from omni_grpo_core.fast.support import choose_fast
 from omni_grpo_core.io import is_out_of_memory
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.losses.advantages import Advantages, group_advantages
 from omni_grpo_core.losses.metrics import Metrics, advantage_metrics, rollout_metrics
-from omni_grpo_core.pipeline.inputs import Inputs, prepare, reward_arguments
+from omni_grpo_core.pipeline.inputs import Inputs, header, prepare, reward_arguments
 from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.compose import Composed
 from omni_grpo_core.training import checkpointing
@@ -40,12 +42,20 @@ from omni_grpo_core.training.config import TrainConfig, as_values, learning_rate
 from omni_grpo_core.training.distributed import AccelerateDistributed, make_accelerator
 from omni_grpo_core.training.evaluation import Evaluator, preflight
 from omni_grpo_core.training.exhausted import GIB, Watch
-from omni_grpo_core.training.guard import Finding, Guard, StepFacts, not_finite, watch_generation
+from omni_grpo_core.training.guard import (
+    Finding,
+    Guard,
+    StepFacts,
+    failed_checks,
+    not_finite,
+    watch_generation,
+)
 from omni_grpo_core.training.liveness import Liveness
 from omni_grpo_core.training.load_config import require_enough
 from omni_grpo_core.training.optimizers import make_optimizer, set_rate
 from omni_grpo_core.training.partial import Partial, PartialRewards
 from omni_grpo_core.training.placement import share_of
+from omni_grpo_core.training.rollout_engine import choose_engine
 from omni_grpo_core.training.sharding import gathered, initialise_root
 from omni_grpo_core.training.state_parts import read_parts, write_part
 from omni_grpo_core.training.state_parts import size as part_size
@@ -58,7 +68,7 @@ from omni_grpo_core.training.step import (
     optimize,
 )
 from omni_grpo_core.training.trainable import choose_trainable, merged_weights
-from omni_grpo_core.types import Completion, Rollout, Sample
+from omni_grpo_core.types import Completion, Rollout, Sample, Trace
 
 LOG = "log.jsonl"
 
@@ -103,20 +113,22 @@ def train(
     on_step: Callable[[StepView], None] = lambda view: None,
     warn: Callable[[str], None] = lambda text: None,
     tell: Callable[[str], None] = lambda text: None,
+    backend: Backend | None = None,
 ) -> TrainResult:
     """Train from the newest saved state under ``config.out``, or from the start.
 
     ``config`` has passed :mod:`~omni_grpo_core.training.load_config`. ``trace_steps``: how many of
     the first steps are recorded as traces under ``out/trace``. ``warn`` is called, on the main
-    process, with what could not be used of an earlier run, ``tell`` with what takes long. SIGTERM
-    and SIGKILL end the run at once; the steps since the last saved state are lost.
+    process, with what could not be used of an earlier run, ``tell`` with what takes long.
+    ``backend``: a rollout engine in place of the configured one. SIGTERM and SIGKILL end the run at
+    once; the steps since the last saved state are lost.
 
     Raises ``OmniGrpoError`` for unusable input and for a machine that is too small.
     """
     stage = Watch()
     with ExitStack() as held:
         try:
-            return _Run(config, trace_steps, on_step, warn, tell, held, stage).run()
+            return _Run(config, trace_steps, on_step, warn, tell, held, stage, backend).run()
         except (RuntimeError, MemoryError, OSError) as error:
             known = stage.explain(error)
             if known is None:
@@ -134,9 +146,11 @@ class _Run:
         tell: Callable[[str], None],
         held: ExitStack,
         stage: Watch,
+        backend: Backend | None = None,
     ) -> None:
         self.config, self.trace_steps, self.on_step = config, trace_steps, on_step
         self.warn, self.tell, self.held, self.stage = warn, tell, held, stage
+        self.backend = backend
         self.out = Path(config.out)
         root = Path(config.root) if config.root else None
         self.samples = load_samples(config.data, root=root, format=config.data_format)
@@ -224,6 +238,9 @@ class _Run:
             make_optimizer(config, learning),
         )
         initialise_root(self.scorer)
+        own = self.fast.rollout if self.fast else applied(rollout, self.policy)
+        self.engine = choose_engine(config, self.policy, own, backend=self.backend, warn=self.warn)
+        self.held.callback(self.engine.close)
         self.stage.optimizer = self.optimizer
 
     def _find_saved(self) -> checkpointing.Saved | None:
@@ -309,9 +326,12 @@ class _Run:
         inputs = prepare(self.policy, self._own_samples(step), config.settings)
         findings: list[Finding] = []
         with self.stage("sampling"), self.accelerator.autocast(), gathered(self.scorer):
-            sample = self.fast.rollout if self.fast else applied(rollout, self.policy)
-            rolled = sample(
-                inputs.batch,
+            self.engine.push()
+            proof = self.engine.prove(inputs, step, seed_of(config.seed, step, "proof"))
+            if proof and not proof.ok:
+                return self._disagreeing(step, proof)
+            rolled = self.engine.rollout(
+                inputs,
                 group_size=len(self.share.completions),
                 first=self.share.completions.start,
                 max_new_tokens=config.settings.max_new_tokens,
@@ -364,6 +384,7 @@ class _Run:
             findings.extend((*self._seen(), *found))
         lengths = Metrics.sum(self.distributed.gather([rollout_metrics(rolled.completions)]))
         record = step_record(step, rewards, lengths + advantage_metrics(advantages), updates)
+        record |= proof.numbers if proof else {}
         record |= {"lr": rate, "seconds": time.perf_counter() - begin}
         record |= self.stage.step_costs()
         measured: Mapping[str, float] = {}
@@ -411,11 +432,21 @@ class _Run:
         findings = tuple(self.distributed.gather(found))
         if not findings:
             return None
-        folder = self.out / "stopped" / "step-000000"
-        if self.accelerator.is_main_process:
-            save_bundle(folder, trace, 0, findings)
+        return self._stopped(0, findings, trace if self.accelerator.is_main_process else None)
+
+    def _disagreeing(self, step: int, proof: Proof) -> TrainResult:
+        """Nothing is learned from an engine that does not read or score as the trainer does."""
+        trace = Trace(header(self.policy, self.config.settings), proof.records)
+        return self._stopped(step, failed_checks(proof.records), trace)
+
+    def _stopped(
+        self, step: int, findings: tuple[Finding, ...], trace: Trace | None
+    ) -> TrainResult:
+        folder = self.out / "stopped" / f"step-{step:06d}"
+        if trace is not None:
+            save_bundle(folder, trace, step, findings)
         self.accelerator.wait_for_everyone()
-        return TrainResult("stopped", 0, findings, folder, None)
+        return TrainResult("stopped", step, findings, folder, None)
 
     def _score(self, inputs: Inputs, rolled: Rollout) -> Composed:
         prompts, texts, columns = reward_arguments(inputs.prompts, inputs.samples, rolled)
