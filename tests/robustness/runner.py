@@ -1,12 +1,14 @@
 """The table of bad input: a case is a command on something broken, and how it must end.
 
-Every case runs in a separate process, so a crash of the interpreter, a hang or an exit code is seen
-as a shell would see it. It is forked from a process that has loaded the libraries, or started from
-scratch (``fresh``) where start-up itself is tested.
+Every case runs in another process, so a crash of the interpreter, a hang or an exit code is seen as
+a shell would see it. It is forked from a process that has loaded the libraries, or started from
+scratch (``fresh``) where start-up itself is tested. Cases that must be refused share one: the next
+case would notice what a refused one left behind.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -15,11 +17,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -142,7 +147,38 @@ def _forked(
     out: Path,
     err: Path,
 ) -> int | None:
-    return forked(_child, (tuple(words), folder, dict(environment), out, err), case.limit)
+    arguments = (tuple(words), folder, dict(environment), out, err)
+    if case.code == 2:
+        return Shared.run(arguments, case.limit)
+    return forked(_child, arguments, case.limit)
+
+
+class Shared:
+    """A process that runs one command after another, until one is not refused."""
+
+    process: BaseProcess | None = None
+    link: Connection
+
+    @classmethod
+    def run(cls, arguments: tuple[object, ...], limit: float) -> int | None:
+        if cls.process is None:
+            cls.link, theirs = CONTEXT.Pipe()
+            cls.process = start(_in_a_group, _serve, theirs)
+            theirs.close()
+            atexit.register(cls.link.close)  # else both wait for each other's end
+        cls.link.send(arguments)
+        try:
+            code: int | None = cls.link.recv() if cls.link.poll(limit) else None
+        except EOFError:
+            cls.process.join()
+            code = cls.process.exitcode
+        if code != 2:
+            with suppress(ProcessLookupError):
+                os.killpg(cls.process.pid or 0, signal.SIGKILL)
+            cls.process.join()
+            cls.process = None
+            cls.link.close()
+        return code
 
 
 def forked(target: Callable[..., None], arguments: tuple[object, ...], limit: float) -> int | None:
@@ -172,20 +208,45 @@ def _in_a_group(target: Callable[..., None], *arguments: object) -> None:
     target(*arguments)
 
 
-def _child(
+def _serve(link: Connection) -> None:
+    path, environment = [*sys.path], {**os.environ}
+    with suppress(EOFError):  # the tests are over
+        while True:
+            words, folder, *rest = link.recv()
+            code = _run_here(words, folder, *rest)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.chdir(HERE)
+            sys.path[:] = path
+            os.environ.clear()
+            os.environ.update(environment)
+            tempfile.tempdir = None  # each case has its own
+            for name, module in [*sys.modules.items()]:
+                if (getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
+                    del sys.modules[name]
+            link.send(code)
+
+
+def _child(*arguments: Any) -> None:
+    sys.exit(_run_here(*arguments))
+
+
+def _run_here(
     words: Sequence[str], folder: Path, environment: dict[str, str], out: Path, err: Path
-) -> None:
+) -> int:
     from omni_grpo_core.cli.main import app
     from omni_grpo_core.io.exits import run as run_command
 
     for number, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+        os.close(file)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     sys.path.insert(0, str(folder))  # as python -m does
     sys.argv[:] = ["omni-grpo", *words]
-    sys.exit(run_command(lambda: app, words))
+    return run_command(lambda: app, words)
 
 
 def _fresh(
