@@ -27,6 +27,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,14 @@ def run(load: Callable[[], typer.Typer], arguments: Sequence[str]) -> int:
         return _report(_ending(error), as_json)
 
 
+@cache
+def _command(app: typer.Typer) -> Any:
+    """Typer builds every command with its options anew, which takes longer than most refusals."""
+    import typer
+
+    return typer.main.get_command(app)
+
+
 def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run the command without typer's own endings, some of which exit 1."""
     import typer
@@ -122,7 +131,7 @@ def _invoke(app: typer.Typer, arguments: Sequence[str]) -> int:
             raise ConfigError(
                 "argument", got=repr(argument), want="text without NUL", fix="correct the command"
             )
-    command: Any = typer.main.get_command(app)
+    command = _command(app)
     try:
         with command.make_context("omni-grpo", list(arguments)) as context:
             command.invoke(context)
