@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def _imported_names(node: ast.AST, module: str, path: Path) -> Iterator[str]:
         yield from (f"{base}.{alias.name}" for alias in node.names)
     elif (
         isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute | ast.Name)
         and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__")
         and node.args
         and isinstance(node.args[0], ast.Constant)
@@ -159,6 +161,7 @@ def imports_of(module: str, path: Path, known: Mapping[str, Path]) -> Iterator[I
             yield Import(module, line, ".".join(parts) or "__init__", ours=True)
 
 
+@cache
 def all_imports() -> list[Import]:
     return [
         found for module, path in SOURCES.items() for found in imports_of(module, path, SOURCES)
