@@ -36,7 +36,7 @@ RUN = ("sh", "console", "python")
 _FENCE = re.compile(r"^(?P<indent> *)```(?:\{\.)?(?P<language>\w*)(?P<info>[^`]*)$")
 _REASON = re.compile(r"<!-- not run: (.+?) -->")
 _EXIT = re.compile(r"\s+# exit code (\d+)$")
-_PLAIN = re.compile(r"[\w./:=\"'{} -]*")
+_PLAIN = re.compile(r"(?:[\w./:=\"'{} -]|, )*")
 _KEPT = ("HOME", "PATH", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES")
 """All that a page may know of the terminal it runs in: CI alone changes what pytest prints."""
 

@@ -50,7 +50,7 @@ def test_the_incident_s_mode_is_healthy_where_the_library_keeps_the_cache(
 
 
 SAMPLE = (
-    "heard_by_librosa",  # processes messages that hold samples
+    "heard_by_numpy",  # two sounds a row; librosa alone takes seconds to import
     "reinforce_plus_plus",  # a copy as reference, the batch's deviation
     "rendered_by_hand",  # no template, each row encoded alone, asynchronous rewards
     "autocast",

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,15 +72,16 @@ def test_a_command_without_a_package_names_its_extra(
 
 
 def test_rows_whose_measure_is_not_installed_are_refused_at_once(
-    tmp_path: Path,
+    tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base install scores multiple choice and numbers; a row it cannot score is reported at
     once, not minutes later when the first completion is scored."""
     row = {"problem": "What does the sign say?", "problem_type": "OCR", "data_type": "text"}
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps([{**row, "path": "", "solution": "<answer>exit</answer>"}]))
-    code, error = omni_grpo("jiwer", "check", "--data", rows)
-    assert (code, error["got"]) == (2, "no package jiwer")
+    monkeypatch.setitem(sys.modules, "jiwer", None)  # as if it were not installed
+    code, out, _ = run_cli("check", "--data", rows, "--json")
+    assert (code, json.loads(out)["error"]["got"]) == (2, "no package jiwer")
 
 
 def test_the_table_matches_pyproject() -> None:
