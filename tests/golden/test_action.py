@@ -127,6 +127,7 @@ CASES = "text\nimage\n"
 ALWAYS = {"golden.html", "golden.json", "junit.xml", "comment.md", "log.txt"}
 
 
+@pytest.mark.slow
 def test_goldens_that_hold_are_green(workspace: Path) -> None:
     ran = run_action(workspace, arguments=CASES)
     assert ran.code == 0, ran.log

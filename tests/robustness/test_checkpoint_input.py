@@ -576,15 +576,17 @@ def test_ends_as_it_should(
     check_case(one, tmp_path, record_property)
 
 
+@pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_error_is_not_preceded_by_library_output(
-    tmp_path: Path, record_property: Callable[[str, object], None]
+    fresh: bool, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """A hundred lines of config came before the message, and two about an unknown verbosity."""
+    """A hundred lines of config came before the message, and in a new process two about an unknown
+    verbosity."""
     one = Case(
         "no setter",
         spoiled(put("config.json", False, "use_return_dict")),
         environment={"TRANSFORMERS_VERBOSITY": "nope"},
-        fresh=True,
+        fresh=fresh,
     )
     outcome = check_case(one, tmp_path, record_property)
     assert len(outcome.stderr.splitlines()) == 1

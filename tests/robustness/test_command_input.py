@@ -132,7 +132,7 @@ CASES = (
     ),
     *_terminals(),
     *_variables(),
-    *_packages("typer", "yaml", "rich", "torch"),
+    *_packages("typer", "torch"),
     *(
         Case(f"a reward's module: {text}", _of_a_module(text))
         for text in ("import sys; sys.exit(0)", "raise KeyError", "1 +", "import mine2", "\0")
@@ -153,7 +153,7 @@ CASES = (
 )
 
 SLOW = (
-    *_packages("transformers", "av", "numpy", "jinja2"),
+    *_packages("yaml", "rich", "transformers", "av", "numpy", "jinja2"),
     *(
         Case(
             f"{size} GB",

@@ -67,6 +67,7 @@ def test_corpus(built: Tokenizer, encoding: Any, text: str) -> None:
     assert built.decode(ids, skip_special_tokens=False) == normalize("NFC", text)
 
 
+@pytest.mark.slow
 def test_every_token_as_a_text_of_its_own(built: Tokenizer, encoding: Any, ranks: Path) -> None:
     texts = []
     for token in read_ranks(ranks):

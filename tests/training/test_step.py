@@ -112,8 +112,10 @@ def test_the_drift_reveals_scoring_at_another_temperature(
     assert off.metrics.peaks["drift_max"] > 1e-3
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "gspo", "cispo"])
-@pytest.mark.parametrize("size", [1, 2, 6])
+@pytest.mark.parametrize(
+    ("loss_type", "size"),
+    [("dapo", 6), ("grpo", 6), ("gspo", 6), ("cispo", 6), ("dapo", 1), ("gspo", 2)],
+)
 def test_micro_batches_of_any_size_sum_to_the_step(
     policy: Policy, mixed: Batch, rolled: Rollout, loss_type: Any, size: int
 ) -> None:
