@@ -51,15 +51,7 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
             because the template drops media or the question contains a placeholder; or the
             question contains another special token.
     """
-    messages = []
-    for message in conversation.messages:
-        content = [
-            {"type": "text", "text": part.text}
-            if isinstance(part, TextPart)
-            else {"type": part.ref.modality, part.ref.modality: part.ref.path}
-            for part in message.parts
-        ]
-        messages.append({"role": message.role, "content": content})
+    messages = chat_messages(conversation)
     with _library_errors(f"prompt of sample {conversation.sample_id}", "a chat template"):
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if isinstance(text, list):  # 4.52's omni processor returns a list for one conversation
@@ -76,6 +68,22 @@ def render(conversation: Conversation, processor: Any) -> Prompt:
             )
     _refuse_special_tokens(conversation, processor.tokenizer)
     return Prompt(conversation.sample_id, text, counts)
+
+
+def chat_messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """The conversation as chat templates take it, each medium as its path."""
+    return [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "text", "text": part.text}
+                if isinstance(part, TextPart)
+                else {"type": part.ref.modality, part.ref.modality: part.ref.path}
+                for part in message.parts
+            ],
+        }
+        for message in conversation.messages
+    ]
 
 
 def _refuse_special_tokens(conversation: Conversation, tokenizer: Any) -> None:

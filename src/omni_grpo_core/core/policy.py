@@ -131,11 +131,11 @@ def load_policy(
     check_processor_files(files, family)
     shapes = weight_shapes(folder)
     check_counts(config, shapes, folder)
-    empty = _empty_thinker(folder, family, config)
+    empty = empty_thinker(folder, family, config)
     _check_shapes(folder, empty, shapes)
     _check_rope_sections(folder, empty)
-    loaded = _load_processor(files, family)
-    _check_template(files, loaded)
+    loaded = load_processor(files, family)
+    check_template(files, loaded)
     check_agreement(loaded, empty.config, family, empty.lm_head.weight.shape[0], str(folder))
     _check_generation_config(folder)
     model = _load_thinker(folder, family, dtype, attn_implementation, device).to(device).eval()
@@ -175,7 +175,8 @@ def require_library(folder: Path, family: Family) -> None:
         )
 
 
-def _load_processor(folder: Path, family: Family) -> Any:
+def load_processor(folder: Path, family: Family) -> Any:
+    """A family's processor from its files. Raises ``CheckpointError`` if they do not make one."""
     with _loading(
         f"processor in {folder}",
         want=f"files of a {family.processor_class}",
@@ -194,7 +195,8 @@ def _check_generation_config(folder: Path) -> None:
             transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
-def _check_template(folder: Path, processor: Any) -> None:
+def check_template(folder: Path, processor: Any) -> None:
+    """Raises ``CheckpointError`` if a processor's chat template is missing or does not run."""
     template = processor.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -210,7 +212,7 @@ def _check_template(folder: Path, processor: Any) -> None:
         )
 
 
-def _empty_thinker(folder: Path, family: Family, content: Mapping[str, Any]) -> Any:
+def empty_thinker(folder: Path, family: Family, content: Mapping[str, Any]) -> Any:
     """The thinker of the config, without memory for its weights."""
     thinker = getattr(transformers, family.thinker_class)
     with _loading(
