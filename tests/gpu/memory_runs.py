@@ -40,6 +40,7 @@ from omni_grpo_core.training.config import (
 )
 from omni_grpo_core.training.loop import StepView, train
 from omni_grpo_core.training.memory import GIB, estimate, thinker_shapes
+from omni_grpo_core.training.prompt_estimate import PromptSize
 
 SIZES: dict[str, dict[str, dict[str, int]]] = {
     "tiny": {},
@@ -111,12 +112,13 @@ class EnoughError(Exception):
 def measured(name: str, config: TrainConfig) -> dict[str, Any]:
     """The most that each stage held in two steps, in GiB, and the estimate."""
     lines: list[dict[str, Any]] = []
-    prompt = 0
+    prompt = shown = 0
 
     def look(view: StepView) -> None:
-        nonlocal prompt
+        nonlocal prompt, shown
         lines.append(dict(view.record))
         prompt = max(prompt, view.inputs.batch.input_ids.shape[1])
+        shown = max(span.length for row in view.inputs.batch.rows for span in row.spans)
         if len(lines) == STEPS:
             raise EnoughError
 
@@ -132,7 +134,9 @@ def measured(name: str, config: TrainConfig) -> dict[str, Any]:
     reserved = torch.cuda.memory_reserved() / GIB if torch.cuda.is_available() else 0.0
     clear()
     shutil.rmtree(config.out, ignore_errors=True)
-    found = estimate(config, thinker_shapes(Path(config.checkpoint)), prompt, world=1)
+    size = PromptSize(vision=shown, text=prompt - shown)
+    found = estimate(config, thinker_shapes(Path(config.checkpoint)), size, world=1)
+    estimated = (found.peak - found.always["runtime"]) / GIB
     stages: dict[str, float] = {}
     for line in lines:
         for key, value in line.items():
@@ -142,15 +146,19 @@ def measured(name: str, config: TrainConfig) -> dict[str, Any]:
     peak = max(stages.values(), default=0.0)
     row = {
         "name": name, "prompt": prompt, "stages": stages, "peak": peak, "reserved": reserved,
-        "estimate": {part: getattr(found, part) / GIB for part in found.__slots__},
-        "estimated_peak": found.peak / GIB,
+        "always": {part: size / GIB for part, size in found.always.items()},
+        "moments": {
+            moment: {part: size / GIB for part, size in parts.items()}
+            for moment, parts in found.moments.items()
+        },
+        "estimated_peak": estimated,
         "seconds": [line["seconds"] for line in lines],
         "total_seconds": time.perf_counter() - begin,
         "failed": failed,
     }  # fmt: skip
-    ratio = found.peak / GIB / peak if peak else 0.0
-    print(f"{name}: {peak:.2f} GiB ({reserved:.2f} reserved), estimated "
-          f"{found.peak / GIB:.2f} ({ratio:.3f}), {failed or ''}", flush=True)  # fmt: skip
+    ratio = estimated / peak if peak else 0.0
+    print(f"{name}: {peak:.2f} GiB ({reserved:.2f} reserved), estimated {estimated:.2f} "
+          f"({ratio:.3f}) in {found.worst} {failed or ''}", flush=True)  # fmt: skip
     return row
 
 

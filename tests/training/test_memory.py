@@ -18,11 +18,21 @@ from train_runs import short
 from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.fast.head import CHUNK_LOGITS
 from omni_grpo_core.losses import LossConfig
+from omni_grpo_core.losses.logprobs import CHUNK_SCORES
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.training.config import LoraConfig, TrainConfig
+from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, TrainConfig
 from omni_grpo_core.training.loop import train
-from omni_grpo_core.training.memory import Estimate, check_memory, estimate, thinker_shapes
+from omni_grpo_core.training.memory import (
+    FAST_SCORES,
+    SOFTMAX,
+    Estimate,
+    check_memory,
+    estimate,
+    thinker_shapes,
+)
+from omni_grpo_core.training.prompt_estimate import PromptSize
 
 TEXT = {
     "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 10, "num_attention_heads": 2,
@@ -43,42 +53,111 @@ def config(tmp_path: Path) -> TrainConfig:
     )
 
 
+SEVEN = PromptSize(text=7)
+
+
 def test_the_formula_by_hand(config: TrainConfig) -> None:
-    """100 parameters, the largest of 80. A cache of 4 x (7 + 5) tokens, each 2 layers x 2 x 1 head
-    x 4 numbers of 4 bytes. Activations of 2 x 12 tokens x 2 layers x (6 x 8 + 3 x 10) numbers; 2 x
-    5 x 20 logits and their gradient."""
-    found = estimate(config, SHAPES, 7, world=1)
+    """100 parameters, the largest of 80. In float32 a layer keeps 32 x 8 + 16 x 10 + 8 x 4 = 448
+    bytes of a token for the backward pass, whose gradients are 80 more. 2 x 12 tokens; scores of
+    2 x 5 x 20, and the softmax 16 bytes for each; 640 bytes of the head's gradient. Two completions
+    were scored before these, and have left a gradient."""
+    found = estimate(config, SHAPES, SEVEN, world=1)
+    ends = 2 * 448 * 24 + (8 * 8 + 2 * 32) * 24
     assert found == Estimate(
-        weights=400, optimizer=800, reference=0, rollout=4 * 12 * 2 * 2 * 4 * 4,
-        gradients=400 + 320, scoring=4 * (2 * 12 * 2 * 78 + 2 * 200),
+        always={"runtime": 0, "weights": 400, "reference": 0, "optimizer": 800},
+        moments={
+            "sampling": {
+                "cache": 4 * 12 * 2 * 32, "activations": 2 * 7 * 280, "casts": 0,
+                "whole weights": 0,
+            },
+            "forward": {"gradients": 400, "activations": ends, "scores": 800 + 3200, "casts": 0},
+            "scores": {
+                "gradients": 1040, "activations": ends, "scores": 1600 + 3200, "casts": 0,
+            },
+            "backward": {"gradients": 1040, "activations": 2 * 448 * 24 + 80 * 24, "casts": 0},
+            "gradients": {"gradients": 400, "activations": 528 * 24},
+            "embeddings": {"gradients": 1680},
+            "optimizer": {"gradients": 400, "workspace": 320},
+        },
     )  # fmt: skip
-    assert found.peak == 400 + 800 + 720 + 16_576
+    assert (found.worst, found.peak) == ("scores", 1200 + 1040 + ends + 4800)
+    assert found.peak == 31_616
 
 
 def test_saving_memory_lowers_the_estimate_s_part(config: TrainConfig) -> None:
-    plain = estimate(config, SHAPES, 7, world=1)
-    frozen = estimate(replace(config, freeze=("image", "video")), SHAPES, 7, world=1)
-    assert (frozen.weights, frozen.optimizer, frozen.gradients) == (400, 640, 640)
-    half = estimate(replace(config, freeze=("image",), precision="bfloat16"), SHAPES, 7, world=1)
-    assert (half.weights, half.rollout) == (2 * 20 + 4 * 80, plain.rollout // 2)
-    assert (half.casts, plain.casts) == (2 * 80, 0)
-    lora = estimate(replace(config, lora=LoraConfig(rank=1)), SHAPES, 7, world=1)
-    assert (lora.weights, lora.optimizer) == (400 + 4 * 18, 8 * 18)
-    saving = estimate(replace(config, gradient_checkpointing=True), SHAPES, 7, world=1)
-    assert saving.scoring == 4 * (2 * 12 * 2 * 8 + 2 * 200)
-    assert estimate(config, SHAPES, 7, world=2).rollout == plain.rollout // 2
+    def of(**changes: Any) -> Estimate:
+        return estimate(replace(config, **changes), SHAPES, SEVEN, world=1)
+
+    plain = of()
+    half: dict[str, Any] = {"precision": "bfloat16", "freeze": ("image", "video")}
+    assert (of(freeze=("image", "video")).always["optimizer"]) == 640
+    bf16 = of(**half)
+    assert bf16.always["weights"] == 2 * 20 + 4 * 80
+    assert bf16.moments["forward"]["casts"] == 2 * 80
+    kept = of(**half, trained_weights="bfloat16_master")
+    assert (kept.always["weights"], kept.always["optimizer"]) == (200, 12 * 80)
+    assert kept.moments["forward"]["casts"] == 0
+    assert kept.moments["optimizer"]["gradients"] == 160
+    eight_bit = OptimizerConfig(name="adamw_8bit")
+    small = of(**half, trained_weights="bfloat16_stochastic", optimizer=eight_bit)
+    assert (small.always["weights"], small.always["optimizer"]) == (200, 2 * 80 + 2)
+    assert of(optimizer=OptimizerConfig(name="adafactor")).always["optimizer"] == 0
+    lora = of(lora=LoraConfig(rank=1))
+    assert (lora.always["weights"], lora.always["optimizer"]) == (400 + 4 * 18, 8 * 18)
+    saving = of(gradient_checkpointing=True).moments
+    assert saving["forward"]["activations"] == (2 * 32 + 128) * 24
+    assert saving["backward"]["activations"] == 2 * 32 * 24 + (448 + 80 - 24) * 24
+    shared = estimate(config, SHAPES, SEVEN, world=2).moments["sampling"]["cache"]
+    assert shared == plain.moments["sampling"]["cache"] // 2
     kl = replace(config, loss=LossConfig(beta=0.1))
-    assert estimate(kl, SHAPES, 7, world=1).reference == 400
-    assert estimate(replace(kl, lora=LoraConfig(rank=1)), SHAPES, 7, world=1).reference == 0
+    assert estimate(kl, SHAPES, SEVEN, world=1).always["reference"] == 400
+    kl = replace(kl, lora=LoraConfig(rank=1))
+    assert estimate(kl, SHAPES, SEVEN, world=1).always["reference"] == 0
+
+
+def test_the_fast_step_holds_a_prompt_once(config: TrainConfig) -> None:
+    """A group is not split: 2 x 5 tokens after the prompt's 7 in an update. Both prompts once, and
+    4 x 5 tokens, when sampling."""
+    fast = estimate(replace(config, fast="on"), SHAPES, SEVEN, world=1).moments
+    assert fast["sampling"]["cache"] == (2 * 7 + 4 * 5) * 2 * 32
+    assert fast["backward"]["activations"] == 2 * 448 * 17 + 80 * 17
+    one = replace(config, fast="on", micro_batch_size=1)
+    assert estimate(one, SHAPES, SEVEN, world=1).moments == fast
+    assert FAST_SCORES == CHUNK_LOGITS
+    assert SOFTMAX == 16 * CHUNK_SCORES
+
+
+def test_towers_that_learn_keep_four_patches_of_a_token(config: TrainConfig) -> None:
+    """A tower's layer of 3 and 5: 32 x 3 + 16 x 5 + 8 x 3 = 200 bytes of each patch or frame."""
+    path = Path(config.checkpoint) / "config.json"
+    towers = {
+        "vision_config": {"depth": 1, "hidden_size": 3, "intermediate_size": 5},
+        "audio_config": {"encoder_layers": 1, "d_model": 3, "encoder_ffn_dim": 5},
+    }
+    path.write_text(json.dumps({"text_config": TEXT, **towers}))
+
+    def kept(**changes: Any) -> int:
+        size = PromptSize(vision=3, sound=2, text=2)
+        found = estimate(replace(config, **changes), SHAPES, size, world=1)
+        return found.moments["backward"]["activations"]
+
+    frozen = kept(freeze=("image", "video", "audio"))
+    assert kept() - frozen == 200 * (4 * 3 + 2 * 2)
+    assert kept(freeze=("audio",)) - frozen == 200 * 4 * 3
+    assert kept(lora=LoraConfig(rank=1)) < frozen
 
 
 def test_sharding_shares_weights_and_moments(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    found = estimate(config, SHAPES, 7, world=2)
-    assert (found.weights, found.optimizer, found.gradients) == (200, 400, 200)
-    assert found.whole == 400, "sampling gathers them"
+    found = estimate(config, SHAPES, SEVEN, world=2)
+    assert (found.always["weights"], found.always["optimizer"]) == (200, 400)
+    assert found.moments["optimizer"]["gradients"] == 200
+    assert found.moments["sampling"]["whole weights"] == 400, "sampling gathers them"
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    buckets = estimate(config, SHAPES, SEVEN, world=2).moments["optimizer"]["gradients"]
+    assert buckets == 800, "data-parallel gradients are in buckets too"
 
 
 def write_header(folder: Path) -> None:
@@ -97,22 +176,22 @@ def write_header(folder: Path) -> None:
 def test_too_little_is_refused_and_enough_is_not(config: TrainConfig) -> None:
     write_header(Path(config.checkpoint))
     assert thinker_shapes(Path(config.checkpoint)) == SHAPES
-    check_memory(config, 7, world=1, memory=18_496)
-    check_memory(config, 7, world=1, memory=None)
-    with pytest.raises(ConfigError, match=r"memory: found at least .* GiB needed .*scoring"):
-        check_memory(config, 7, world=1, memory=18_495)
+    assert check_memory(config, SEVEN, world=1, memory=31_616) is not None
+    check_memory(config, SEVEN, world=1, memory=None)
+    with pytest.raises(ConfigError, match=r"memory: found .* GiB needed .*most in scores"):
+        check_memory(config, SEVEN, world=1, memory=31_615)
     with pytest.raises(ConfigError, match="2 processes"):
-        check_memory(config, 7, world=2, memory=18_496)
+        check_memory(config, SEVEN, world=2, memory=31_616)
 
 
-def test_weights_pass_through_the_machine_s_memory(config: TrainConfig) -> None:
-    """Each process loads 100 parameters in float32 before they go to its device."""
+def test_weights_pass_through_the_machine_s_memory_to_the_disk(config: TrainConfig) -> None:
+    """100 parameters, on one process."""
     write_header(Path(config.checkpoint))
     cuda = replace(config, device="cuda")
-    check_memory(cuda, 7, world=2, memory=None, host=800)
-    with pytest.raises(ConfigError, match=r"memory of the machine: found .*2 processes"):
-        check_memory(cuda, 7, world=2, memory=None, host=799)
-    check_memory(config, 7, world=2, memory=None, host=799)
+    check_memory(cuda, SEVEN, world=2, memory=None, host=400)
+    with pytest.raises(ConfigError, match=r"memory of the machine: found .*to save"):
+        check_memory(cuda, SEVEN, world=2, memory=None, host=399)
+    check_memory(config, SEVEN, world=2, memory=None, host=399)
 
 
 def shapes_7b() -> dict[str, tuple[int, ...]]:
@@ -136,8 +215,8 @@ TEXT_7B = {
     "num_attention_heads": 28, "num_key_value_heads": 4,
 }  # fmt: skip
 P_7B = 7_615_616_512
-LARGEST_7B = 4 * 152064 * 3584
 MATRICES_7B = P_7B - 152064 * 3584 - 28 * (3 * 3584 + 2 * 512) - 3584
+LARGEST_7B = 4 * 152064 * 3584
 A100, H200 = 81_559 * 2**20, 143_771 * 2**20
 """80 and 141 GB, as reported by nvidia-smi."""
 
@@ -156,46 +235,60 @@ def seven(tmp_path: Path) -> TrainConfig:
     )
 
 
+PICTURE_7B = PromptSize(vision=700, text=68)
+
+
 def test_all_weights_of_a_7b_by_hand(seven: TrainConfig) -> None:
     """It was accepted on 80 and on 141 GB, ran for minutes, and failed at its first optimizer
     step: the moments do not exist before, and the optimizer held another copy besides them.
 
-    Prompt 768 and completion 256 are 1024 tokens. 8 caches of 28 layers x 2 x 4 heads x 128; 2
-    sequences of 28 layers x 3584; 2 x 256 x 152064 logits and their gradient. Two gradients of the
-    head exist for a moment: the second micro-batch's, and the one it is added to.
+    The plain step, 2 of 8 completions at a time. With checkpointing a layer keeps its input, 4 x
+    3584 bytes of each of 2 x 1024 tokens, and one layer is computed again: 32 x 3584 + 16 x 18944 +
+    8 x 512, and 8 x 18944 in its backward pass, where its own input is not counted again.
+    More is there at the end: the embeddings' gradient, of prompts and of completions, beside the
+    one that the micro-batches before have left.
     """
     shapes = shapes_7b()
     assert sum(map(math.prod, shapes.values())) == P_7B
-    full = estimate(seven, shapes, 768, world=1)
-    assert full == Estimate(
-        weights=4 * P_7B,
-        optimizer=8 * P_7B,
-        reference=0,
-        rollout=4 * 8 * 1024 * 28 * 2 * 4 * 128,
-        gradients=4 * P_7B + LARGEST_7B,
-        scoring=4 * (2 * 1024 * 28 * 3584 + 2 * 2 * 256 * 152064),
-        runtime=2**29,
-    )
-    assert full.peak == 2**29 + 16 * P_7B + LARGEST_7B + full.scoring == 126_011_662_336
+    plain = replace(seven, fast="off")
+    full = estimate(plain, shapes, PICTURE_7B, world=1)
+    assert full.always == {
+        "runtime": 2**29, "weights": 4 * P_7B, "reference": 0, "optimizer": 8 * P_7B,
+    }  # fmt: skip
+    layer = 32 * 3584 + 16 * 18944 + 8 * 512 + 8 * 18944 - 3 * 3584
+    assert full.worst == "embeddings"
+    assert full.peak == 2**29 + 16 * P_7B + 2 * LARGEST_7B == 126_746_714_112
+    assert full.moments["backward"] == {
+        "gradients": 4 * P_7B + LARGEST_7B,
+        "activations": 2 * 1024 * (28 * 4 * 3584 + layer), "casts": 0,
+    }  # fmt: skip
     assert A100 < full.peak < H200
-    half = estimate(replace(seven, precision="bfloat16"), shapes, 768, world=1)
-    assert (half.casts, half.scoring) == (2 * MATRICES_7B, full.scoring // 2)
-    assert half.peak == full.peak - half.scoring + half.casts == 139_429_765_120
-    kl = estimate(replace(seven, loss=LossConfig(beta=0.1)), shapes, 768, world=1)
-    assert kl.peak == full.peak + 4 * P_7B > H200
-    lora = replace(seven, lora=LoraConfig(rank=16), precision="bfloat16")
-    assert estimate(lora, shapes, 768, world=1).peak < A100 // 4
+    half: dict[str, Any] = {"precision": "bfloat16"}
+    casts = estimate(replace(plain, **half), shapes, PICTURE_7B, world=1).moments["forward"]
+    assert casts["casts"] == 2 * MATRICES_7B
+    kl = replace(plain, loss=LossConfig(beta=0.1))
+    assert estimate(kl, shapes, PICTURE_7B, world=1).peak == full.peak + 4 * P_7B > H200
+    master = replace(seven, **half, trained_weights="bfloat16_master")
+    assert estimate(master, shapes, PICTURE_7B, world=1).peak < H200
+    stochastic = replace(
+        seven, **half, trained_weights="bfloat16_stochastic",
+        optimizer=OptimizerConfig(name="adamw_8bit"),
+    )  # fmt: skip
+    assert estimate(stochastic, shapes, PICTURE_7B, world=1).peak < A100
+    lora = replace(seven, **half, lora=LoraConfig(rank=16))
+    assert estimate(lora, shapes, PICTURE_7B, world=1).peak < A100 // 3
 
 
 @pytest.mark.parametrize(
     ("changes", "memory", "advice"),
     [
-        ({}, A100, "for optimizer and gradients use lora or freeze; for weights shard"),
+        ({}, A100, "for optimizer use lora, freeze, optimizer: name: adamw_8bit"),
         ({"loss": LossConfig(beta=0.1)}, H200, "for reference use lora, or loss: beta 0"),
-        ({"micro_batch_size": 8, "gradient_checkpointing": False}, H200, "lower micro_batch_size"),
-        ({"batch_size": 8 * 200}, H200, "for rollout lower batch_size"),
+        ({"micro_batch_size": 8, "gradient_checkpointing": False, "fast": "off"}, H200,
+         "for activations set gradient_checkpointing"),
+        ({"batch_size": 8 * 200, "fast": "off"}, H200, "for cache lower batch_size"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_fit_is_refused_with_what_to_change(
     seven: TrainConfig,
     monkeypatch: pytest.MonkeyPatch,
@@ -206,13 +299,13 @@ def test_what_does_not_fit_is_refused_with_what_to_change(
     monkeypatch.setattr("omni_grpo_core.training.memory.thinker_shapes", lambda folder: shapes_7b())
     config = replace(seven, **changes)
     with pytest.raises(ConfigError) as caught:
-        check_memory(config, 768, world=1, memory=memory)
+        check_memory(config, PICTURE_7B, world=1, memory=memory)
     assert advice in caught.value.fix
     # 97 % of a CUDA device is usable
-    enough = math.ceil(estimate(config, shapes_7b(), 768, world=1).peak / 0.97)
-    check_memory(config, 768, world=1, memory=enough)
+    enough = math.ceil(estimate(config, shapes_7b(), PICTURE_7B, world=1).peak / 0.97)
+    check_memory(config, PICTURE_7B, world=1, memory=enough)
     with pytest.raises(ConfigError, match="memory"):
-        check_memory(config, 768, world=1, memory=enough - 2)
+        check_memory(config, PICTURE_7B, world=1, memory=enough - 2)
 
 
 def test_shapes_are_those_of_the_model_that_is_loaded(policy: Policy) -> None:
@@ -226,8 +319,8 @@ def test_a_mixture_counts_the_experts_that_a_token_visits(config: TrainConfig) -
     experts = {"num_experts_per_tok": 2, "moe_intermediate_size": 3}
     path = Path(config.checkpoint) / "config.json"
     path.write_text(json.dumps({"thinker_config": {"text_config": {**TEXT, **experts}}}))
-    found = estimate(config, SHAPES, 7, world=1)
-    assert found.scoring == 4 * (2 * 12 * 2 * (48 + 18) + 2 * 200)
+    found = estimate(config, SHAPES, SEVEN, world=1)
+    assert found.moments["backward"]["activations"] == (2 * (288 + 16 * 6) + 8 * 6) * 24
 
 
 # --------------------------------------------------------------------------- out of memory

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -26,13 +27,27 @@ from omni_grpo_core.training import prompt_estimate
 from omni_grpo_core.training.headers import Header, VideoTrack, image_size, read_header
 from omni_grpo_core.training.prompt_estimate import (
     check_prompt_limit,
-    least_media_tokens,
+    prompt_sizes,
     resized_tokens,
     token_shape,
 )
 from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Message, Sample
 
 SHAPE = token_shape(tiny.checkpoint_dir())
+
+
+def least_media_tokens(*given: Any) -> tuple[int, ...]:
+    return tuple(size.media for size in prompt_sizes(*given))
+
+
+def test_what_is_seen_heard_and_read_is_counted_apart() -> None:
+    """The words of the prompt are added to the question: four bytes a token."""
+    found, longer = prompt_sizes(
+        [sample(), replace(sample(), question="What?" + "é" * 20)], Settings(), SHAPE
+    )
+    assert (found.vision, found.sound, found.media) == (0, 0, 0)
+    assert longer.text == found.text + 10
+    assert found.total == found.text > 5
 
 
 def sample(*media: MediaRef) -> Sample:

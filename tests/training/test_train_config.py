@@ -99,7 +99,7 @@ HALF = {"precision": "bfloat16"}
         ({"guard": {"patience": 0}}, "patience: found 0"),
         ({"gradient_checkpointing": True, "use_cache": True}, "'use_cache'.*never"),
         ({"settings": {"group_size": 4, "max_prompt_length": 20}}, "20, and .* of 22 samples have"),
-        ({"settings": {"group_size": 4, "max_new_tokens": 10**9}}, "memory: found .*rollout"),
+        ({"settings": {"group_size": 4, "max_new_tokens": 10**9}}, "memory: found .*activations"),
         ({"rewards": {"context": {}}}, "reward 'context': found no judge"),
         ({"judge": JUDGE}, "judge: found one that no reward uses"),
         ({"judge": {"model": "m"}}, "judge: found no 'base_url', wanted str"),

@@ -174,8 +174,9 @@ def train(
     from omni_grpo_core.training.load_config import load_train_config
 
     # what a reward function prints must not mix with the object of --json
+    facts: list[str] = []
     with redirect_stdout(sys.stderr):
-        plan, warnings = load_train_config(config)
+        plan, warnings = load_train_config(config, facts.append)
     first = os.environ.get("RANK", "0") == "0"
     for warning in warnings if first else ():
         typer.echo(f"warning: {warning}", err=True)
@@ -183,7 +184,8 @@ def train(
         # accelerate launch --cpu starts one process, regardless of --num_processes
         world = int(os.environ.get("WORLD_SIZE", "1"))
         noun = "process" if world == 1 else "processes"
-        typer.echo(f"{plan.steps} steps on {world} {noun}", err=True)
+        for line in (f"{plan.steps} steps on {world} {noun}", *facts):
+            typer.echo(line, err=True)
     quiet_libraries()
     from rich.console import Console
 

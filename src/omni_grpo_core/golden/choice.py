@@ -20,7 +20,7 @@ from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.headers import Header
 from omni_grpo_core.training.prompt_estimate import (
     FileHeaders,
-    least_media_tokens,
+    prompt_sizes,
     read_headers,
     token_shape,
 )
@@ -32,7 +32,6 @@ from omni_grpo_core.types import (
     Modality,
     ProblemType,
     Sample,
-    TextPart,
     audio_words,
 )
 
@@ -40,8 +39,6 @@ MOST_CASES = 60
 """Rows that a suite takes unless told otherwise."""
 _CHECKED = 8
 _MOST_PADDED = 4
-_CHARACTERS = 4
-"""A token of English text has about this many."""
 Length = Literal["short", "medium", "long"]
 LENGTHS: tuple[Length, ...] = get_args(Length)
 _AUDIO: tuple[AudioInVideo, ...] = get_args(AudioInVideo)
@@ -176,8 +173,8 @@ def choose(
         build_conversation(sample, audio_in_video=settings.audio_in_video, tracks=tracks)
         for sample in samples
     ]
-    media = least_media_tokens(samples, settings, token_shape(checkpoint), headers)
-    tokens = [seen + _text_tokens(asked) for seen, asked in zip(media, built, strict=True)]
+    sizes = prompt_sizes(samples, settings, token_shape(checkpoint), headers)
+    tokens = [size.total for size in sizes]
     classes = length_classes(tokens)
     kinds = [
         _kind(sample, asked, classes[length])
@@ -227,11 +224,6 @@ def _headers(samples: Sequence[Sample]) -> FileHeaders:
         for path, found in unknown.items()
     }
     return replace(headers, clips={**headers.clips, **heard})
-
-
-def _text_tokens(conversation: Conversation) -> int:
-    texts = [p.text for m in conversation.messages for p in m.parts if isinstance(p, TextPart)]
-    return sum(map(len, texts)) // _CHARACTERS
 
 
 def _kind(sample: Sample, conversation: Conversation, length: Length) -> RowKind:

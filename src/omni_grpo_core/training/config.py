@@ -228,6 +228,17 @@ class TrainConfig:
         return self.precision
 
     @property
+    def storage(self) -> str:
+        """How weights are stored and updated, in words."""
+        learning = "adapters" if self.lora is not None else "what learns"
+        how = {
+            "float32": "float32",
+            "bfloat16_master": "bfloat16 with float32 masters",
+            "bfloat16_stochastic": "bfloat16 with stochastic rounding",
+        }[self.trained_weights]
+        return f"{learning} {how}, updated by {self.optimizer.name}; all else {self.precision}"
+
+    @property
     def drift_limit(self) -> float:
         """The largest difference between sampling and scoring that the guard accepts, nats."""
         if self.guard.drift is not None:

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
 from omni_grpo_core.training.check_trained import check_reached, check_trained
 from omni_grpo_core.training.config import TrainConfig, as_values
-from omni_grpo_core.training.memory import check_memory
+from omni_grpo_core.training.memory import GIB, Estimate, check_memory
 from omni_grpo_core.training.placement import fewest
 from omni_grpo_core.training.prompt_estimate import (
+    PromptSize,
     check_prompt_limit,
-    least_media_tokens,
+    prompt_sizes,
     token_shape,
 )
 from omni_grpo_core.types import Sample
@@ -78,11 +79,14 @@ MAXIMA: Mapping[str, int] = {
 """A number beyond these is a slip, and would end in hours of work or out of memory."""
 
 
-def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
+def load_train_config(
+    path: Path, say: Callable[[str], None] = lambda text: None
+) -> tuple[TrainConfig, tuple[str, ...]]:
     """Read and check a run's YAML or JSON; paths in it are relative to its own folder.
 
-    ``settings`` override the checkpoint's own ``omni_grpo.json``. Returns the configuration and
-    warnings. Raises ``MissingExtra`` without the packages for training, ``ConfigError``, and what
+    ``settings`` override the checkpoint's own ``omni_grpo.json``. ``say`` is called with how
+    weights are stored, and the memory that was estimated. Returns the configuration and warnings.
+    Raises ``MissingExtra`` without the packages for training, ``ConfigError``, and what
     :func:`check_data` raises.
     """
     require("train", "accelerate")
@@ -110,7 +114,10 @@ def load_train_config(path: Path) -> tuple[TrainConfig, tuple[str, ...]]:
     check_launcher(os.environ)
     world = world_size(os.environ)
     warnings = check_config(config, world=world)
-    check_data(config, world=world)
+    estimate = check_data(config, world=world)
+    say(f"weights: {config.storage}")
+    if estimate is not None:
+        say(f"memory: {estimate.peak / GIB:.3g} GiB expected (GiB: {estimate})")
     return config, warnings
 
 
@@ -190,8 +197,9 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def check_data(config: TrainConfig, *, world: int = 1) -> None:
-    """Check a run against its rows, the headers of their files and the device's memory.
+def check_data(config: TrainConfig, *, world: int = 1) -> Estimate | None:
+    """Check a run against its rows, the headers of their files and the device's memory, of which
+    it returns the estimate, ``None`` for weights without headers.
 
     Raises ``DataError`` for a row that cannot be used, ``ConversationError`` for one that
     contradicts the audio-in-video setting, ``ConfigError`` for fewer samples than groups, a row
@@ -205,11 +213,11 @@ def check_data(config: TrainConfig, *, world: int = 1) -> None:
     read = [*samples]
     if config.eval_data:
         read += load_samples(config.eval_data, root=root, format=config.data_format)
-    tokens = least_media_tokens(read, config.settings, token_shape(Path(config.checkpoint)))
-    check_prompt_limit(read, tokens, config.settings.max_prompt_length)
-    check_memory(
+    sizes = prompt_sizes(read, config.settings, token_shape(Path(config.checkpoint)))
+    check_prompt_limit(read, [size.media for size in sizes], config.settings.max_prompt_length)
+    return check_memory(
         config,
-        max(tokens, default=0),
+        max(sizes, key=lambda size: size.total, default=PromptSize()),
         world=world,
         memory=device_memory(config.device),
         host=device_memory("cpu"),

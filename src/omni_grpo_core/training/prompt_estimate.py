@@ -1,6 +1,6 @@
-"""How many media tokens a sample's prompt has at least, from file headers and settings alone.
+"""How many tokens a sample's prompt has, from file headers and settings alone.
 
-A lower bound: what it refuses could not have run. Files whose headers cannot be read
+Of media a lower bound: what it refuses could not have run. Files whose headers cannot be read
 (:mod:`~omni_grpo_core.training.headers`) count as nothing, and lengths are reduced by the error
 that the media stage tolerates in a header.
 """
@@ -20,11 +20,14 @@ from omni_grpo_core.core.media_config import FRAMES_PER_TOKEN, MediaConfig
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.headers import Header, VideoTrack, image_size, read_header
-from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Sample, interleaves
+from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Sample, TextPart, interleaves
 
 TRUSTED = 0.95
 """Share of a header's length that is relied on, less for a short one: the media stage accepts a
 file as complete that lacks a twentieth, or a tenth of a second."""
+
+BYTES_PER_TOKEN = 4
+"""Of text, in UTF-8: about what Qwen's tokenizer makes of English."""
 
 # qwen-omni-utils' own limits, in tokens per frame; a test compares them with the library's
 VIDEO_TOKENS = (128, 768)
@@ -82,36 +85,62 @@ def read_headers(samples: Sequence[Sample]) -> FileHeaders:
     )
 
 
-def least_media_tokens(
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """Tokens of one prompt, at least, by kind; of text about as many, a token for four bytes."""
+
+    vision: int = 0
+    sound: int = 0
+    text: int = 0
+
+    @property
+    def media(self) -> int:
+        return self.vision + self.sound
+
+    @property
+    def total(self) -> int:
+        return self.media + self.text
+
+
+def prompt_sizes(
     samples: Sequence[Sample],
     settings: Settings,
     shape: TokenShape,
     headers: FileHeaders | None = None,
-) -> tuple[int, ...]:
-    """The least number of media tokens in each sample's prompt; ``headers`` as of
-    :func:`read_headers`, which is called without them.
+) -> tuple[PromptSize, ...]:
+    """The size of each sample's prompt; ``headers`` as of :func:`read_headers`, which is called
+    without them.
 
     Raises ``ConversationError`` for a sample that contradicts the audio-in-video setting.
     """
     headers = headers or read_headers(samples)
     tracks = headers.tracks
-    totals = []
+    found = []
     for sample in samples:
         built = build_conversation(sample, audio_in_video=settings.audio_in_video, tracks=tracks)
-        totals.append(sum(_each(built, headers, settings.media, shape)))
-    return tuple(totals)
+        parts = [*_each(built, headers, settings.media, shape)]
+        texts = [part.text for message in built.messages for part in message.parts
+                 if isinstance(part, TextPart)]  # fmt: skip
+        found.append(
+            PromptSize(
+                sum(vision for vision, _ in parts),
+                sum(sound for _, sound in parts),
+                sum(len(text.encode()) for text in texts) // BYTES_PER_TOKEN,
+            )
+        )
+    return tuple(found)
 
 
 def _each(
     built: Conversation, headers: FileHeaders, media: MediaConfig, shape: TokenShape
-) -> Iterator[int]:
-    """The least number of tokens of each medium, in reading order."""
+) -> Iterator[tuple[int, int]]:
+    """The least number of tokens of each medium, seen and heard, in reading order."""
     videos = 0
     for part in built.media:
         is_video = part.ref.modality == "video"
         interleaved = is_video and interleaves(built.audio_in_video, videos)
         videos += is_video
-        yield _tokens(part, headers, interleaved, media, shape)
+        yield _size(part, headers, interleaved, media, shape)
 
 
 def check_prompt_limit(samples: Sequence[Sample], tokens: Sequence[int], limit: int | None) -> None:
@@ -145,22 +174,23 @@ def resized_tokens(height: int, width: int, side: int, least: float, most: float
     return rows * columns
 
 
-def _tokens(
+def _size(
     part: MediaPart,
     headers: FileHeaders,
     interleaved: bool,
     media: MediaConfig,
     shape: TokenShape,
-) -> int:
+) -> tuple[int, int]:
+    """Tokens seen and heard."""
     ref = part.ref
     if ref.modality == "image":
-        return _image_tokens(headers.images[ref.path], media, shape.side)
+        return _image_tokens(headers.images[ref.path], media, shape.side), 0
     header = headers.clips[ref.path] or Header()
     sound = _audio_tokens(_stretch(ref, header.audio_seconds), shape)
     if ref.modality == "audio":
-        return sound
+        return 0, sound
     seen = 0 if header.video is None else _video_tokens(ref, header.video, media, shape.side)
-    return seen + (sound if interleaved else 0)
+    return seen, sound if interleaved else 0
 
 
 def _stretch(ref: MediaRef, seconds: float) -> float:
