@@ -27,6 +27,7 @@ from memory_runs import base, make_checkpoint, make_rows
 
 from omni_grpo_core.training.config import LoraConfig, TrainConfig
 from omni_grpo_core.training.memory import GIB, estimate, thinker_shapes
+from omni_grpo_core.training.prompt_estimate import PromptSize
 
 PARTS = ("lora", "full", "ddp", "one", "one-full")
 STEPS = 5
@@ -115,7 +116,7 @@ def costs(
     before = {name: os.environ.get(name) for name in kind or {}}
     os.environ.update(kind or {})
     shapes = thinker_shapes(Path(config.checkpoint))
-    wanted = estimate(config, shapes, 3300, world=world)
+    wanted = estimate(config, shapes, PromptSize(vision=3200, text=100), world=world)
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
     return {

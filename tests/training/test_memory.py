@@ -184,16 +184,6 @@ def test_too_little_is_refused_and_enough_is_not(config: TrainConfig) -> None:
         check_memory(config, SEVEN, world=2, memory=31_616)
 
 
-def test_weights_pass_through_the_machine_s_memory_to_the_disk(config: TrainConfig) -> None:
-    """100 parameters, on one process."""
-    write_header(Path(config.checkpoint))
-    cuda = replace(config, device="cuda")
-    check_memory(cuda, SEVEN, world=2, memory=None, host=400)
-    with pytest.raises(ConfigError, match=r"memory of the machine: found .*to save"):
-        check_memory(cuda, SEVEN, world=2, memory=None, host=399)
-    check_memory(config, SEVEN, world=2, memory=None, host=399)
-
-
 def shapes_7b() -> dict[str, tuple[int, ...]]:
     """The text model of Qwen2.5-Omni-7B, from its published config only."""
     layer: dict[str, tuple[int, ...]] = {

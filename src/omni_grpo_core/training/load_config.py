@@ -220,7 +220,6 @@ def check_data(config: TrainConfig, *, world: int = 1) -> Estimate | None:
         max(sizes, key=lambda size: size.total, default=PromptSize()),
         world=world,
         memory=device_memory(config.device),
-        host=device_memory("cpu"),
     )
 
 

@@ -128,10 +128,9 @@ def check_memory(
     *,
     world: int,
     memory: int | None,
-    host: int | None = None,
 ) -> Estimate | None:
     """The estimate, ``None`` without headers. Raises ``ConfigError`` if it exceeds the ``memory``
-    bytes free on the device, or what is saved the ``host`` bytes free on the machine.
+    bytes free on the device.
 
     ``prompt``: the longest. ``None``: unknown. The processes of a run share the
     memory of a CPU; each has a CUDA device of its own.
@@ -150,14 +149,6 @@ def check_memory(
             want=f"no more than {usable:.0%} of the {memory / GIB:.3g} GiB free on the "
             f"{config.device}",
             fix=found.advice,
-        )
-    saving = _number(config) * sum(map(math.prod, shapes.values()))
-    if config.device != "cpu" and host is not None and saving > host:
-        raise ConfigError(
-            "memory of the machine",
-            got=f"{saving / GIB:.3g} GiB needed to save the weights",
-            want=f"no more than the {host / GIB:.3g} GiB that are free",
-            fix="free some",
         )
     return found
 
