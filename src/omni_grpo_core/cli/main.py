@@ -11,13 +11,14 @@ import sys
 from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from omni_grpo_core import cli
 from omni_grpo_core._version import __version__
 from omni_grpo_core.cli.bench import bench
+from omni_grpo_core.cli.data import app as data_app
 from omni_grpo_core.cli.doctor import doctor
 from omni_grpo_core.cli.faults import faults, incident
 from omni_grpo_core.cli.golden import checking, reviewing, starting
@@ -26,6 +27,7 @@ from omni_grpo_core.cli.tiny import app as tiny_app
 from omni_grpo_core.cli.tiny import realvocab_app
 from omni_grpo_core.cli.upgrade import upgrade
 from omni_grpo_core.cli.versions import app as versions_app
+from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.io.console import (
     progress,
@@ -35,6 +37,12 @@ from omni_grpo_core.io.console import (
     require_outputs,
 )
 from omni_grpo_core.io.exits import print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omni_grpo_core.pipeline.settings import Settings
+    from omni_grpo_core.types import Sample
 
 app = typer.Typer(
     name="omni-grpo",
@@ -64,6 +72,7 @@ golden_app.command(hidden=True)(checking.behaviour)
 app.add_typer(tiny_app, name="tiny")
 app.add_typer(golden_app, name="golden")
 app.add_typer(rewards_app, name="rewards")
+app.add_typer(data_app, name="data")
 app.add_typer(realvocab_app, name="realvocab")
 app.add_typer(versions_app, name="versions")
 app.command()(bench)
@@ -124,19 +133,22 @@ def check(
     from dataclasses import replace
 
     from omni_grpo_core import tiny
-    from omni_grpo_core.core.policy import load_policy
     from omni_grpo_core.core.sample import load_samples
-    from omni_grpo_core.pipeline.check import check as run_check
     from omni_grpo_core.pipeline.settings import load_settings
-    from omni_grpo_core.report.terminal.check import print_check
 
-    quiet_transformers()
-    require_device(device)
     folder = checkpoint or tiny.checkpoint_dir()
     settings = load_settings(folder, config)
     if audio_in_video is not None:
         settings = replace(settings, audio_in_video=audio_in_video.value)
     samples = load_samples(data or tiny.data_file(), root=root, format=row_format)[:limit]
+    _refuse_too_long(samples, settings, folder)
+    # torch from here on
+    from omni_grpo_core.core.policy import load_policy
+    from omni_grpo_core.pipeline.check import check as run_check
+    from omni_grpo_core.report.terminal.check import print_check
+
+    quiet_transformers()
+    require_device(device)
     with progress("check", as_json) as on_stage:
         on_stage("policy")
         policy = load_policy(
@@ -158,6 +170,19 @@ def check(
         write_file(junit, check_junit(result))
     cli.answer(as_json, result.to_json(), shown=lambda console: print_check(console, result))
     raise typer.Exit(0 if result.verdict == "pass" else 1)
+
+
+def _refuse_too_long(samples: Sequence[Sample], settings: Settings, folder: Path) -> None:
+    """Prompts beyond the model's positions, before anything heavy is loaded."""
+    from omni_grpo_core.training.positions import check_positions, positions_of
+    from omni_grpo_core.training.prompt_estimate import prompt_sizes, token_shape
+
+    try:
+        shape, positions = token_shape(folder), positions_of(folder)
+    except CheckpointError:  # loading it says what is wrong with it
+        return
+    sizes = prompt_sizes(samples, settings, shape)
+    check_positions(samples, sizes, settings.max_new_tokens, positions)
 
 
 @app.command()

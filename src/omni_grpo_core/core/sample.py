@@ -157,7 +157,7 @@ def _read(row: DataRow, found: Format, root: Path | None) -> Sample:
         if not found.missing(row.values):
             raise
         # with a key missing, the format itself is a guess
-        raise DataError(
+        raise type(error)(
             error.item, got=error.got, want=f"{error.want}, as in {found.title}'s rows",
             fix=error.fix,
         ) from None  # fmt: skip

@@ -26,6 +26,7 @@ from omni_grpo_core.training.check_trained import check_reached, check_trained
 from omni_grpo_core.training.config import TrainConfig, as_values
 from omni_grpo_core.training.memory import GIB, Estimate, check_memory
 from omni_grpo_core.training.placement import fewest
+from omni_grpo_core.training.positions import check_positions, positions_of
 from omni_grpo_core.training.prompt_estimate import (
     PromptSize,
     check_prompt_limit,
@@ -204,7 +205,7 @@ def check_data(config: TrainConfig, *, world: int = 1) -> Estimate | None:
     Raises ``DataError`` for a row that cannot be used, ``ConversationError`` for one that
     contradicts the audio-in-video setting, ``ConfigError`` for fewer samples than groups, a row
     from which nothing learns, a prompt limit below the media tokens and a run that needs more
-    memory than is available.
+    memory than is available, ``BatchError`` for a row beyond the model's positions.
     """
     root = Path(config.root) if config.root else None
     samples = load_samples(config.data, root=root, format=config.data_format)
@@ -213,14 +214,17 @@ def check_data(config: TrainConfig, *, world: int = 1) -> Estimate | None:
     read = [*samples]
     if config.eval_data:
         read += load_samples(config.eval_data, root=root, format=config.data_format)
-    sizes = prompt_sizes(read, config.settings, token_shape(Path(config.checkpoint)))
+    checkpoint = Path(config.checkpoint)
+    sizes = prompt_sizes(read, config.settings, token_shape(checkpoint))
     check_prompt_limit(read, [size.media for size in sizes], config.settings.max_prompt_length)
-    return check_memory(
+    needed = check_memory(
         config,
         max(sizes, key=lambda size: size.total, default=PromptSize()),
         world=world,
         memory=device_memory(config.device),
     )
+    check_positions(read, sizes, config.settings.max_new_tokens, positions_of(checkpoint))
+    return needed
 
 
 def require_enough(config: TrainConfig, samples: Sequence[Sample]) -> None:

@@ -20,7 +20,15 @@ from omni_grpo_core.core.media_config import FRAMES_PER_TOKEN, MediaConfig
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.headers import Header, VideoTrack, image_size, read_header
-from omni_grpo_core.types import Conversation, MediaPart, MediaRef, Sample, TextPart, interleaves
+from omni_grpo_core.types import (
+    Conversation,
+    MediaPart,
+    MediaRef,
+    Modality,
+    Sample,
+    TextPart,
+    interleaves,
+)
 
 TRUSTED = 0.95
 """Share of a header's length that is relied on, less for a short one: the media stage accepts a
@@ -87,11 +95,13 @@ def read_headers(samples: Sequence[Sample]) -> FileHeaders:
 
 @dataclass(frozen=True, slots=True)
 class PromptSize:
-    """Tokens of one prompt, at least, by kind; of text about as many, a token for four bytes."""
+    """Tokens of one prompt, at least, by kind; of text about as many, a token for four bytes.
+    ``items``: modality and tokens of each medium in reading order, a track with its video."""
 
     vision: int = 0
     sound: int = 0
     text: int = 0
+    items: tuple[tuple[Modality, int], ...] = ()
 
     @property
     def media(self) -> int:
@@ -126,6 +136,10 @@ def prompt_sizes(
                 sum(vision for vision, _ in parts),
                 sum(sound for _, sound in parts),
                 sum(len(text.encode()) for text in texts) // BYTES_PER_TOKEN,
+                tuple(
+                    (shown.ref.modality, sum(part))
+                    for shown, part in zip(built.media, parts, strict=True)
+                ),
             )
         )
     return tuple(found)

@@ -28,6 +28,10 @@ _OPTIONS_FOLLOW = re.compile(r"\s*(?:options|choices)\s*[::]\s*", re.IGNORECASE)
 _LEADING_MARKS = re.compile(r"\s*(?:<(?:image|video|audio)>\s*)+")
 
 
+class UnreadableGold(DataError):
+    """A row whose gold no reward can read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """A row format. ``name``: for ``--format``; ``title``: whose it is. ``needs``: the keys that
@@ -174,7 +178,7 @@ def read_gold(row: DataRow, kind: ProblemType, options: Sequence[str], solution:
     try:
         check_gold(kind, options, solution)
     except DataError as error:
-        row.fail(error.got, error.want, error.fix)
+        raise UnreadableGold(row.origin, got=error.got, want=error.want, fix=error.fix) from None
 
 
 def gold_text(row: DataRow, key: str, value: Any) -> str:
