@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ LOSSES: tuple[dict[str, Any], ...] = (
     {"loss_type": "dapo"},
     {"loss_type": "dr_grpo", "max_completion_length": 5},
     {"loss_type": "gspo"},
+    {"loss_type": "luspo"},
+    {"loss_type": "dapo", "off_policy_mask_threshold": 0.01},
 )
 KL: tuple[dict[str, Any], ...] = (
     {},
@@ -78,6 +81,66 @@ def test_finite_differences(
     expected = numeric_gradient(value, data["logprobs"])
     assert expected.abs().max() > 0.01
     torch.testing.assert_close(gradient_of(value, data["logprobs"]), expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("kl", KL, ids=str)
+def test_finite_differences_of_sapo(kl: dict[str, Any]) -> None:
+    config, data = LossConfig(loss_type="sapo", **kl), step()
+
+    def value(logprobs: Tensor) -> Tensor:
+        return loss_of(config, data, logprobs=logprobs)
+
+    expected = numeric_gradient(value, data["logprobs"])
+    torch.testing.assert_close(gradient_of(value, data["logprobs"]), expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("kl", KL, ids=str)
+def test_finite_differences_of_vespo(kl: dict[str, Any]) -> None:
+    """The weight is constant in the gradient, so the differences use a loss where it is fixed."""
+    config, data = LossConfig(loss_type="vespo", **kl), step()
+    still = torch.zeros(3, dtype=torch.float64)
+    ratio = torch.where(MASK, data["logprobs"] - data["old_logprobs"], 0.0).sum(-1).exp()
+    powers, decays = (torch.tensor(v) for v in ([2.0, 3.0, 3.0], [3.0, 2.0, 2.0]))
+    phi = (ratio**powers * torch.exp(decays * (1 - ratio)))[:, None]
+
+    def frozen(logprobs: Tensor) -> Tensor:
+        policy = -(phi * data["advantages"][:, None] * logprobs)[MASK].sum() / MASK.sum()
+        return policy + loss_of(config, data, logprobs=logprobs, advantages=still)
+
+    found = gradient_of(lambda x: loss_of(config, data, logprobs=x), data["logprobs"])
+    expected = numeric_gradient(frozen, data["logprobs"])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("loss_type", ["sapo", "vespo", "luspo"])
+def test_where_the_policy_sampled_itself_new_losses_are_the_policy_gradient(loss_type: Any) -> None:
+    """At a ratio of 1 every loss has the gradient -A, divided by what it divides by."""
+    data = step()
+    data["old_logprobs"] = data["logprobs"]
+    gradient = gradient_of(
+        lambda x: loss_of(LossConfig(loss_type=loss_type), data, logprobs=x), data["logprobs"]
+    )
+    divisor = {
+        "sapo": 3 * MASK.sum(-1, keepdim=True),
+        "vespo": MASK.sum(),
+        "luspo": torch.tensor(3.0),
+    }[loss_type]
+    expected = torch.where(MASK, -data["advantages"][:, None] / divisor, 0.0)
+    # float64 rounding
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+def test_vespo_corrects_the_rollout_inside_its_weight() -> None:
+    """Halving every weight halves W once per token, instead of the loss."""
+    data = step()
+    config = LossConfig(loss_type="vespo")
+    half = torch.full(MASK.shape, 0.5, dtype=torch.float64)
+    older = data["old_logprobs"] + math.log(2)
+    weighted = loss_of(config, data, rollout_weights=half)
+    # float64 rounding
+    torch.testing.assert_close(
+        weighted, loss_of(config, data, old_logprobs=older), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("kl", KL, ids=str)

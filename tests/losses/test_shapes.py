@@ -35,6 +35,7 @@ LOSS: dict[str, Any] = {
     "mask": MASK,
     "ref_logprobs": TOKENS,
 }
+ROLLOUT = {"rollout_weights": TOKENS, "rollout_logprobs": TOKENS}
 RIGHT: dict[Callable[..., Any], dict[str, Any]] = {
     logprobs.predicting_logits: {"logits": torch.zeros(N, C + 1, V), "width": C},
     logprobs.completion_logprobs: {
@@ -44,8 +45,8 @@ RIGHT: dict[Callable[..., Any], dict[str, Any]] = {
         "temperature": 1.0,
         "suppressed": torch.zeros(V, dtype=torch.bool),
     },
-    policy_loss.policy_loss: {**LOSS, "rollout_weights": TOKENS, "totals": Totals(N, N * C)},
-    policy_loss.token_losses: {**LOSS, "rollout_weights": TOKENS},
+    policy_loss.policy_loss: {**LOSS, **ROLLOUT, "totals": Totals(N, N * C)},
+    policy_loss.token_losses: {**LOSS, **ROLLOUT},
     policy_loss.policy_ratio: {k: LOSS[k] for k in ("config", "logprobs", "old_logprobs", "mask")},
     policy_loss.reduce_loss: {
         "config": LossConfig(),

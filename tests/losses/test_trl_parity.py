@@ -7,7 +7,7 @@ computed is passed in. All in float64: 1e-9 leaves six digits for another order 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.losses import LossConfig, RolloutCorrection
-from omni_grpo_core.losses.advantages import Scale, group_advantages
+from omni_grpo_core.losses.advantages import Scale, gdpo_advantages, group_advantages
 from omni_grpo_core.losses.metrics import loss_metrics
 from omni_grpo_core.losses.policy_loss import (
     Totals,
@@ -74,6 +74,7 @@ def trl_loss(
     beta: float = 0.0,
     kl_weighted: bool = False,
     weights: Tensor | None = None,
+    off_policy: float | None = None,
 ) -> tuple[Tensor, dict[str, list[float]]]:
     """``GRPOTrainer._compute_loss`` on one micro-batch that is the whole step."""
     metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
@@ -83,12 +84,22 @@ def trl_loss(
             num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x
         ),
         args=SimpleNamespace(
-            delta=delta, use_bias_correction_kl=kl_weighted, steps_per_generation=1
+            delta=delta,
+            use_bias_correction_kl=kl_weighted,
+            steps_per_generation=1,
+            sapo_temperature_pos=1.0,
+            sapo_temperature_neg=1.05,
+            vespo_k_pos=2.0,
+            vespo_lambda_pos=3.0,
+            vespo_k_neg=3.0,
+            vespo_lambda_neg=2.0,
         ),
+        get_gamma_weights=getattr(trainer, "get_gamma_weights", None),
+        get_off_policy_mask=getattr(trainer, "get_off_policy_mask", None),
         model=SimpleNamespace(training=True),
         aux_loss_enabled=False,
         top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None,
+        off_policy_mask_threshold=off_policy,
         importance_sampling_level=level,
         beta=beta,
         loss_type=loss_type,
@@ -111,6 +122,8 @@ def trl_loss(
         "old_per_token_logps": data["old"],
         "ref_per_token_logps": data["ref"],
         "importance_sampling_ratio": weights,
+        # what sampled, other than the policy before its first update
+        "sampling_per_token_logps": data["ref"],
         "num_items_in_batch": MASK.sum(),
     }
     return trainer._compute_loss(stand_in, None, inputs), metrics["train"]
@@ -121,15 +134,18 @@ def both(
 ) -> None:
     data = numbers(seed)
     advantages = data["token_advantages"] if per_token else data["advantages"]
-    weights = data["old"].sub(data["ref"]).exp().clamp(max=1.5) if weighted else None
+    weights = None
+    if weighted:
+        # 1 beside the tokens, as both projects' corrections leave it
+        weights = torch.where(MASK, data["old"].sub(data["ref"]).exp().clamp(max=1.5), 1.0)
     ours, theirs = (data["logprobs"].clone().requires_grad_() for _ in range(2))
-    sequence = config.loss_type == "gspo"
+    sequence = config.ratio_level == "sequence"
     their_loss, _ = trl_loss(
         trainer,
         data,
         theirs,
         advantages=advantages,
-        loss_type="grpo" if sequence else config.loss_type,
+        loss_type="grpo" if config.loss_type == "gspo" else config.loss_type,
         level="sequence" if sequence else "token",
         epsilon_low=config.epsilon_low,
         # TRL's bound for cispo is the ratio itself
@@ -138,6 +154,7 @@ def both(
         beta=config.beta,
         kl_weighted=config.kl_weighted,
         weights=weights,
+        off_policy=config.off_policy_mask_threshold,
     )
     our_loss = policy_loss(
         config,
@@ -148,6 +165,7 @@ def both(
         totals=Totals.of(MASK),
         ref_logprobs=data["ref"] if config.beta else None,
         rollout_weights=weights,
+        rollout_logprobs=data["ref"],
     )
     same(our_loss.detach(), their_loss.detach())
     our_loss.backward()  # type: ignore[no-untyped-call]
@@ -166,6 +184,9 @@ LOSSES: tuple[dict[str, Any], ...] = (
     {"loss_type": "gspo"},
     # epsilon_low 1: TRL's cispo has no lower bound
     {"loss_type": "cispo", "epsilon_low": 1.0},
+    {"loss_type": "sapo"},
+    {"loss_type": "luspo"},
+    {"loss_type": "vespo"},
 )
 loss_types = pytest.mark.parametrize("settings", LOSSES, ids=lambda s: s["loss_type"])
 
@@ -187,17 +208,30 @@ def test_with_rollout_weights(trl_trainer: Any, settings: dict[str, Any]) -> Non
     both(trl_trainer, LossConfig(beta=0.25, **settings), seed=4, weighted=True)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "gspo"])
+@loss_types
+@pytest.mark.parametrize("beta", [0.0, 0.25])
+def test_off_policy_sequence_mask(trl_trainer: Any, settings: dict[str, Any], beta: float) -> None:
+    """Some sequences of negative advantage are beyond 0.1 nats, and their KL still counts."""
+    data = numbers(11)
+    gaps = torch.where(MASK, data["ref"] - data["logprobs"], 0.0).sum(-1) / MASK.sum(-1)
+    masked = (gaps > 0.1) & (data["advantages"] < 0)
+    assert 0 < int(masked.sum()) < int((data["advantages"] < 0).sum())
+    both(trl_trainer, LossConfig(beta=beta, off_policy_mask_threshold=0.1, **settings), seed=11)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "gspo", "luspo"])
 def test_two_sided(trl_trainer: Any, loss_type: Any) -> None:
     both(trl_trainer, LossConfig(loss_type=loss_type, delta=1.4), seed=5)
 
 
 @pytest.mark.parametrize(
-    "settings", [s for s in LOSSES if s["loss_type"] != "gspo"], ids=lambda s: s["loss_type"]
+    "settings",
+    [s for s in LOSSES if s["loss_type"] not in ("gspo", "luspo")],
+    ids=lambda s: s["loss_type"],
 )
 def test_token_level_advantages(trl_trainer: Any, settings: dict[str, Any]) -> None:
-    """Not gspo: TRL applies every token's advantage to the whole sequence's ratio, we follow the
-    paper's GSPO-token. If advantages are equal along a row the two agree: see
+    """Not gspo and luspo: TRL applies every token's advantage to the whole sequence's ratio, we
+    follow the paper's GSPO-token. If advantages are equal along a row the two agree: see
     ``test_loss_and_gradient``."""
     both(trl_trainer, LossConfig(**settings), seed=6, per_token=True)
 
@@ -233,9 +267,11 @@ def test_clip_rates_and_kl(trl_trainer: Any) -> None:
 
 def trl_scored(
     trainer: Any,
-    rewards: list[float | None],
+    rewards: Sequence[float | tuple[float | None, ...] | None],
     group_size: int,
     *,
+    weights: tuple[float, ...] = (1.0,),
+    aggregation: str = "sum_then_normalize",
     scale: str = "group",
     old: Tensor | None = None,
     rollout: Tensor | None = None,
@@ -244,8 +280,9 @@ def trl_scored(
     """``GRPOTrainer._generate_and_score_completions`` with generation and rewards passed in."""
     count = len(rewards)
     lengths = LENGTHS if rollout is not None else (1,) * count
+    rows = [row if isinstance(row, tuple) else (row,) for row in rewards]
     scores = torch.tensor(
-        [[float("nan") if r is None else r] for r in rewards], dtype=torch.float64
+        [[float("nan") if r is None else r for r in row] for row in rows], dtype=torch.float64
     )
     sampled = None
     if rollout is not None:
@@ -287,9 +324,10 @@ def trl_scored(
         vllm_importance_sampling_clip_min=0.5,
         vllm_importance_sampling_clip_max=2.0,
         beta=0.0,
-        multi_objective_aggregation="sum_then_normalize",
-        reward_weights=torch.ones(1, dtype=torch.float64),
-        reward_func_names=["reward"],
+        multi_objective_aggregation=aggregation,
+        reward_weights=torch.tensor(weights, dtype=torch.float64),
+        reward_funcs=["reward"] * len(weights),
+        reward_func_names=["reward"] * len(weights),
         scale_rewards=scale,
         log_multimodal=False,
         _metrics={"train": defaultdict(list)},
@@ -322,6 +360,23 @@ def test_advantages(trl_trainer: Any, rewards: list[float | None], scale: Scale)
     theirs = trl_scored(trl_trainer, rewards, 4, scale=scale)["advantages"]
     ours = group_advantages(rewards, [row // 4 for row in range(12)], scale)
     same(ours.values, theirs)
+
+
+def test_gdpo(trl_trainer: Any) -> None:
+    """Three groups of four; one reward is flat in a group, two leave completions unscored."""
+    right: list[float | None] = [0, 1, 1, 0, 1, 1, 1, 1, 0, None, 1, 0]
+    short: list[float | None] = [3, 9, 4, 7, 2, 8, 5, 5, None, None, 6, 1]
+    theirs = trl_scored(
+        trl_trainer, [*zip(right, short, strict=True)], 4,
+        weights=(2.0, 0.5), aggregation="normalize_then_sum",
+    )["advantages"]  # fmt: skip
+    ours = gdpo_advantages(
+        {"right": right, "short": short},
+        {"right": 2.0, "short": 0.5},
+        [row // 4 for row in range(12)],
+    )
+    same(ours.values, theirs)
+    assert ours.usable.tolist() == [row != 9 for row in range(12)]
 
 
 @pytest.mark.parametrize("mode", ["truncate", "mask"])

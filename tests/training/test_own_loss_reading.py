@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from train_runs import short
 
-from omni_grpo_core.losses import LossConfig
+from omni_grpo_core.losses import LossConfig, RolloutCorrection
 from omni_grpo_core.recorder.token_entropy import weights_at_logits
 from omni_grpo_core.recorder.token_weights import TokenWeights
 from omni_grpo_core.training.loop import StepView, train
@@ -70,7 +70,7 @@ def laid(one: Scored, name: str) -> Tensor:
     return whole.index_put(where, values.double())
 
 
-TYPES = ("grpo", "dapo", "bnpo", "dr_grpo", "gspo", "cispo")
+TYPES = ("grpo", "dapo", "bnpo", "dr_grpo", "gspo", "cispo", "sapo", "luspo", "vespo")
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "-kl": {"beta": 0.04},
@@ -78,7 +78,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "-twice": {"iterations": 2},
     "-bf16": {"precision": "bfloat16"},
 }
-CELLS = {f"{kind}{name}": (kind, how) for kind in TYPES for name, how in VARIANTS.items()}
+CELLS = {f"{kind}{name}": (kind, how) for kind in TYPES for name, how in VARIANTS.items()} | {
+    "dapo-gdpo": ("dapo", {"aggregation": "normalize_then_sum"}),
+    # the policy samples itself: neither leaves a token out
+    "dapo-off-policy-mask": ("dapo", {"off_policy_mask_threshold": 0.5}),
+    "dapo-corrected": ("dapo", {"correction": RolloutCorrection()}),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +102,7 @@ def test_the_loss_of_a_run_is_read_back(name: str, tmp_path: Path) -> None:
     loss = LossConfig(
         loss_type=kind,  # type: ignore[arg-type]
         beta=changes.pop("beta", 0.0),
+        off_policy_mask_threshold=changes.pop("off_policy_mask_threshold", None),
         max_completion_length=LONGEST if kind == "dr_grpo" else None,
     )
     config = replace(short(tmp_path / "out", loss=loss, micro_batch_size=8, steps=2), **changes)
@@ -124,10 +130,12 @@ def check(
     view: StepView, scored: list[Scored], config: Any, rounding: float, *, moved: bool
 ) -> None:
     rows = view.rolled.completions
-    totals = torch.tensor([float(one.value or 0.0) for one in view.scored.total]).double()
-    groups = totals.view(-1, GROUP)
-    away = groups - groups.mean(1, keepdim=True)
-    advantages = (away / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+    if config.aggregation == "normalize_then_sum":
+        held = [config.rewards[name].weight * compared(s) for name, s in view.scored.scores.items()]
+        together = torch.stack(held).sum(0)
+        advantages = (together - together.mean()) / (together.std() + 1e-4)
+    else:
+        advantages = compared(view.scored.total)
     parts = len(rows) // config.micro_batch_size
     trained = [one for one in scored if one.read][:parts]  # of the first update
     ids, weights, warm = (
@@ -137,7 +145,8 @@ def check(
     lengths = torch.tensor([len(row.token_ids) for row in rows]).double()
     kind, tokens = config.loss.loss_type, float(lengths.sum())
     by = {
-        "grpo": len(rows) * lengths, "gspo": len(rows) * lengths,
+        **dict.fromkeys(("grpo", "gspo", "sapo"), len(rows) * lengths),
+        "luspo": torch.full_like(lengths, len(rows)),
         "dr_grpo": torch.full_like(lengths, len(rows) * LONGEST),
     }.get(kind, torch.full_like(lengths, tokens))  # fmt: skip
     slopes = torch.zeros_like(weights)
@@ -159,6 +168,12 @@ def check(
         beta = config.loss.beta if moved else 0.0
         wrong = got + advantages[n] - beta * slopes[n, :length]
         assert float(wrong.abs().max()) <= rounding * float(advantages.abs().max())
+
+
+def compared(scores: Any) -> Tensor:
+    groups = torch.tensor([float(one.value or 0.0) for one in scores]).double().view(-1, GROUP)
+    away = groups - groups.mean(1, keepdim=True)
+    return (away / (groups.std(1, keepdim=True) + 1e-4)).flatten()
 
 
 def logprobs(one: Scored, rows: Any, config: Any) -> Tensor:

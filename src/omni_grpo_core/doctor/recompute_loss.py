@@ -11,13 +11,10 @@ from torch import Tensor
 
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.losses import LossConfig, LossType
+from omni_grpo_core.losses.objectives import LOSSES
 from omni_grpo_core.losses.policy_loss import token_losses
 from omni_grpo_core.trace.calls import LossSeen
 
-_TYPES: Mapping[str, LossType] = {
-    "grpo": "grpo", "bnpo": "bnpo", "dr_grpo": "dr_grpo", "dapo": "dapo", "gspo": "gspo",
-    "cispo": "cispo",
-}  # fmt: skip
 _BETAS = ("beta", "kl_coef", "kl_beta")
 _DEFAULT_EPSILON = 0.2
 
@@ -49,7 +46,8 @@ def parts_of(loss: LossSeen, step: Sequence[LossSeen]) -> Parts | None:
     mask = torch.ones(logprobs.shape) if loss.mask is None else loss.mask
     if mask.shape != logprobs.shape or advantages.ndim not in (1, 2):
         return None
-    kind = _TYPES.get(str(loss.settings.get("loss_type", "")).lower())
+    named = str(loss.settings.get("loss_type", "")).lower()
+    kind = next((name for name in LOSSES if name == named), None)
     if kind is None:
         return None
     others = tuple(o.mask.bool() for o in step if o.mask is not None)
@@ -85,7 +83,7 @@ def _config(settings: Mapping[str, Any], kind: LossType) -> LossConfig:
     low = _DEFAULT_EPSILON if low is None else float(low)
     high = settings.get("epsilon_high")
     high = low if high is None else float(high)
-    delta = settings.get("delta")
+    delta = settings.get("delta") if LOSSES[kind].bounds == "gradient" else None
     length = int(settings.get("max_completion_length") or 1)
     return LossConfig(
         loss_type=kind,

@@ -13,7 +13,8 @@ from omni_grpo_core.errors import ConfigError
 
 KlEstimator = Literal["k1", "k2", "k3"]
 Scale = Literal["group", "batch", "none"]
-LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "luspo", "vespo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,23 @@ class LossConfig:
     kl_weighted: bool = False
     """Multiply each KL term by the policy ratio, gradient included, which makes the expected
     gradient of k1 and k3 that of the KL (DeepSeek-V3.2, arXiv 2512.02556)."""
+    sapo_temperature_pos: float = 1.0
+    """For sapo: how fast the gradient fades as the ratio leaves 1, for positive advantages."""
+    sapo_temperature_neg: float = 1.05
+    """For sapo: likewise for other advantages, whose gradients spread over the vocabulary."""
+    vespo_k_pos: float = 2.0
+    """For vespo: power of the sequence's ratio, which lowers the weight below 1; advantages of 0 or
+    more."""
+    vespo_lambda_pos: float = 3.0
+    """For vespo: decay with the sequence's ratio, which lowers the weight above 1; likewise."""
+    vespo_k_neg: float = 3.0
+    """For vespo: as ``vespo_k_pos``, for negative advantages."""
+    vespo_lambda_neg: float = 2.0
+    """For vespo: as ``vespo_lambda_pos``, for negative advantages."""
+    off_policy_mask_threshold: float | None = None
+    """Completions of negative advantage are left out of the policy's term where their tokens have,
+    on average, lost more than this since they were sampled, nats (DeepSeek-V3.2, arXiv 2512.02556,
+    eq. 9, there ``delta``); ``None``: none is."""
     max_completion_length: int | None = None
     """The constant length, in tokens, that dr_grpo divides by; no other loss has one."""
 
@@ -56,6 +74,12 @@ class LossConfig:
         _within("beta", self.beta, self.beta >= 0, "at least 0 (a negative one rewards drifting)")
         if self.delta is not None:
             self._check_delta(self.delta)
+        for name in ("sapo_temperature_pos", "sapo_temperature_neg", "vespo_lambda_pos",
+                     "vespo_lambda_neg", "off_policy_mask_threshold"):  # fmt: skip
+            value = getattr(self, name)
+            _within(name, value, value is None or value > 0, "above 0")
+        for name in ("vespo_k_pos", "vespo_k_neg"):
+            _within(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         if (self.loss_type == "dr_grpo") != (self.max_completion_length is not None):
             raise ConfigError(
                 "max_completion_length",
@@ -81,15 +105,15 @@ class LossConfig:
     @property
     def ratio_level(self) -> Literal["token", "sequence"]:
         """Whether each token or each sequence has one ratio."""
-        return "sequence" if self.loss_type == "gspo" else "token"
+        return "sequence" if self.loss_type in ("gspo", "luspo") else "token"
 
     def _check_delta(self, delta: float) -> None:
-        if self.loss_type == "cispo":
+        if self.loss_type in ("cispo", "sapo", "vespo"):
             raise ConfigError(
                 "delta",
-                got=f"{delta} with cispo",
+                got=f"{delta} with {self.loss_type}",
                 want="none",
-                fix="remove it: cispo bounds the ratio by epsilon_high for advantages of any sign",
+                fix="remove it: this loss bounds the ratio for advantages of any sign",
             )
         _within("delta", delta, delta > 1 + self.epsilon_high, "above 1 + epsilon_high")
 
@@ -102,9 +126,10 @@ class RolloutCorrection:
     agree, must give a weight of 1.
     """
 
-    level: Literal["token", "sequence"] = "token"
-    """The ratio of each token, or the product over the sequence."""
-    mode: Literal["truncate", "mask"] = "truncate"
+    level: Literal["token", "sequence"] = "sequence"
+    """The ratio of each token, or the product over the sequence, which is the exact weight of a
+    completion; with ``mode`` this is TRL's ``sequence_mask`` and so on."""
+    mode: Literal["truncate", "mask"] = "mask"
     """Ratios outside ``[low, high]`` are clamped to the bound (``truncate``) or get weight 0
     (``mask``)."""
     low: float = 0.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,7 +23,14 @@ from omni_grpo_core.errors import ConfigError, RewardError
 from omni_grpo_core.losses import Scale
 from omni_grpo_core.tolerances import equal_rewards
 
-__all__ = ["Advantages", "GroupStats", "GroupStatus", "Scale", "group_advantages"]
+__all__ = [
+    "Advantages",
+    "GroupStats",
+    "GroupStatus",
+    "Scale",
+    "gdpo_advantages",
+    "group_advantages",
+]
 
 GroupStatus = Literal["live", "zero-variance", "too-few"]
 
@@ -101,6 +108,50 @@ def group_advantages(
             if group.status == "live":
                 informative[row] = True
                 values[row] = (reward - group.mean) / divisor
+    return Advantages(values, usable, informative, groups)
+
+
+def gdpo_advantages(
+    rewards: Mapping[str, Sequence[float | None]],
+    weights: Mapping[str, float],
+    group_ids: Sequence[Hashable],
+) -> Advantages:
+    """Advantages of N completions from several rewards, each compared within its groups before they
+    are added up, so that none drowns in another of larger spread.
+
+        S_i = sum_k weight_k (r_ki - mean(group of i)) / (std_k + 1e-4)
+        A_i = (S_i - mean(S)) / (std(S) + 1e-4)
+
+    (GDPO, arXiv 2601.05242, eq. 4 to 6.) ``mean(S)`` and ``std(S)`` are those of the batch.
+    ``rewards`` and ``weights``: by the reward's name; ``None``: unscored. A completion is usable if
+    any reward compares it. ``groups``: of ``S``. Raises as :func:`group_advantages`.
+
+    Two rewards of one group by hand: the first says 1/sqrt 2 and -1/sqrt 2; the second says the
+    opposite, although it is ten times as wide. With weight 2 the first decides: S is 1/sqrt 2 and
+    -1/sqrt 2, whose deviation is 1.
+
+    >>> rewards, weights = {"right": [1, 0], "short": [0, 10]}, {"right": 2, "short": 1}
+    >>> found = gdpo_advantages(rewards, weights, ["p", "p"])
+    >>> [round(value, 3) for value in found.values.tolist()]
+    [0.707, -0.707]
+    """
+    parts = {name: group_advantages(own, group_ids, "group") for name, own in rewards.items()}
+    none = torch.zeros(len(group_ids), dtype=torch.float64)
+    total = sum((weights[name] * part.values for name, part in parts.items()), none)
+    sums = [
+        float(value) if any(own[row] is not None for own in rewards.values()) else None
+        for row, value in enumerate(total)
+    ]
+    scored = torch.tensor([value is not None for value in sums])
+    mean = total[scored].mean() if scored.any() else 0.0
+    spread = total[scored].std() if int(scored.sum()) > 1 else 0.0
+    usable, informative = (
+        torch.stack([getattr(part, name) for part in parts.values()]).any(0)
+        for name in ("usable", "informative")
+    )
+    # equal rewards leave an advantage of exactly 0, not one of the mean's rounding
+    values = torch.where(informative, (total - mean) / (spread + STD_EPSILON), 0.0)
+    groups = group_advantages(sums, group_ids, "none").groups
     return Advantages(values, usable, informative, groups)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.advantages import Advantages
+from omni_grpo_core.losses.objectives import LOSSES
 from omni_grpo_core.losses.policy_loss import policy_ratio, token_kl
 from omni_grpo_core.losses.shapes import expand_advantages, require_mask, require_shape
 from omni_grpo_core.types import Completion
@@ -88,18 +89,20 @@ def loss_metrics(
     ref_logprobs: Tensor | None = None,
 ) -> Metrics:
     """``clip_low``, ``clip_high``, ``clip_delta`` (if there is a delta), ``ratio``, ``entropy``,
-    ``kl`` (if there is a reference) and ``ratio_max`` of one micro-batch. Arguments as for
+    ``kl`` (if there is a reference) and ``ratio_max`` of one micro-batch; no clip rates for losses
+    without bounds (sapo, vespo). Arguments as for
     :func:`~omni_grpo_core.losses.policy_loss.policy_loss`; ``entropy``: (N, C).
 
     Clip rates count ratios whose gradient the bound *removes*: below the lower bound where the
     advantage is negative, above the upper one where it is positive, above ``delta`` where it is
     negative; for the other sign the bound has no effect. CISPO's bounds apply for both signs (and
     scale the gradient instead of stopping it). A token with advantage 0 is never clipped. Rates and
-    ``ratio`` are per token of the loss; per sequence for gspo. ``entropy`` and ``kl`` are always
-    per token. Raises ``TrainError`` for shapes that differ.
+    ``ratio`` are per token of the loss; per sequence for gspo and luspo. ``entropy`` and ``kl`` are
+    always per token. Raises ``TrainError`` for shapes that differ.
     """
     require_shape("entropy", entropy, require_mask("mask", mask))
     with torch.no_grad():
+        bounds = LOSSES[config.loss_type].bounds
         ratio = policy_ratio(config, logprobs, old_logprobs, mask)
         advantage = expand_advantages(advantages, logprobs)
         counted, count = mask.to(ratio.dtype), mask.sum()
@@ -109,13 +112,13 @@ def loss_metrics(
             counted = counted / mask.sum(-1, keepdim=True).clamp(min=1)
             count = mask.any(-1).sum()
         below, above = ratio < 1 - config.epsilon_low, ratio > 1 + config.epsilon_high
-        if config.loss_type == "cispo":
-            low, high = below & (advantage != 0), above & (advantage != 0)
-        else:
-            low, high = below & (advantage < 0), above & (advantage > 0)
-        sums = {
-            "clip_low": (low * counted, count),
-            "clip_high": (high * counted, count),
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        if bounds is not None:
+            either = bounds == "weight"
+            low = below & ((advantage != 0) if either else (advantage < 0))
+            high = above & ((advantage != 0) if either else (advantage > 0))
+            sums |= {"clip_low": (low * counted, count), "clip_high": (high * counted, count)}
+        sums |= {
             "ratio": (torch.where(mask, ratio, 0.0) * counted, count),
             "entropy": (torch.where(mask, entropy, 0.0), tokens),
         }

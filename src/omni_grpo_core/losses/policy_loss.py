@@ -15,8 +15,18 @@ weight (:func:`rollout_weights`, else 1), ``K_it`` a KL estimate
               loss depends on how a step is split; here the batch is the step
     dr_grpo   1/(N max_completion_length) sum_i sum_t l_it    arXiv 2503.20783
     gspo      grpo with s_i = (prod_t r_it)^(1/|o_i|) instead of r_it; arXiv 2507.18071
+    luspo     the same without dividing by |o_i|: gspo prefers short right answers and long wrong
+              ones                                            arXiv 2602.05261
     cispo     l_it = -w_it sg[c(r_it)] A_it log pi_theta(o_it) + beta K_it, divided like dapo;
               sg[] stops the gradient                         arXiv 2506.13585
+    sapo      l_it = -w_it 4/tau sigmoid(tau (r_it - 1)) A_it + beta K_it, divided like grpo;
+              tau is sapo_temperature_pos for A > 0, else _neg    arXiv 2511.20347
+    vespo     l_it = -sg[phi(W_i)] A_it log pi_theta(o_it) + beta K_it, divided like dapo, with
+              W_i = prod_t w_it r_it and phi(W) = W^k exp(lambda (1 - W)); k and lambda are
+              vespo_k_pos and vespo_lambda_pos for A >= 0, else _neg  arXiv 2602.10693
+
+With ``off_policy_mask_threshold`` the first summand of a loss is 0 for sequences that the policy
+has left behind, see :func:`~omni_grpo_core.losses.objectives.on_policy_enough`.
 
 Two completions of three tokens by hand, with r = [[1, 3/2, 1/2], [1, 1/2, 2]], A = [1, -1],
 epsilon 0.2, no KL, and the last token of the first completion outside the mask:
@@ -30,6 +40,10 @@ epsilon 0.2, no KL, and the last token of the first completion outside the mask:
     gspo     s = [sqrt(3/2), 1], so (-1.2 + 1) / 2   = -0.1
     cispo    with log pi = log(1/2) =: h for every token, l = -c(r) A h, so
              (-1 - 1.2 + 1 + 0.8 + 1.2) h / 5 = 0.16 h
+    luspo    (-1.2 * 2 + 1 * 3) / 2           = 0.3
+    sapo     with both temperatures 2: 4/2 sigmoid(2 (r - 1)) of 1, 3/2, 1/2 and 2 is 1, 2 e/(1+e),
+             2/(1+e) and 2/(1+1/e^2), so (-(1 + 2e/(1+e)) / 2 + (1 + 2/(1+e) + 2/(1+1/e^2)) / 3) / 2
+    vespo    W = [3/2, 1], phi = [(3/2)^2 exp(3 (1 - 3/2)), 1], so (-2 phi_1 + 3) h / 5
 
 >>> import math
 >>> old = torch.log(0.5 / torch.tensor([[1, 1.5, 0.5], [1, 0.5, 2]], dtype=torch.float64))
@@ -49,7 +63,13 @@ True
 0.22
 >>> loss(loss_type="dr_grpo", max_completion_length=4), loss(loss_type="gspo")
 (0.2, -0.1)
->>> loss(loss_type="cispo") == round(0.16 * math.log(0.5), 9)
+>>> loss(loss_type="cispo") == round(0.16 * math.log(0.5), 9), loss(loss_type="luspo")
+(True, 0.3)
+>>> e, phi, h = math.e, 2.25 * math.exp(-1.5), math.log(0.5)
+>>> by_hand = (-(1 + 2*e/(1 + e)) / 2 + (1 + 2/(1 + e) + 2/(1 + e**-2)) / 3) / 2
+>>> loss(loss_type="sapo", sapo_temperature_pos=2, sapo_temperature_neg=2) == round(by_hand, 9)
+True
+>>> loss(loss_type="vespo") == round((-2 * phi + 3) * h / 5, 9)
 True
 """
 
@@ -63,6 +83,12 @@ from torch import Tensor
 
 from omni_grpo_core.errors import TrainError
 from omni_grpo_core.losses import KlEstimator, LossConfig, RolloutCorrection
+from omni_grpo_core.losses.objectives import (
+    LOG_RATIO_LIMIT,
+    LOSSES,
+    TokenTerms,
+    on_policy_enough,
+)
 from omni_grpo_core.losses.shapes import (
     expand_advantages,
     require_finite,
@@ -82,6 +108,7 @@ def policy_loss(
     totals: Totals,
     ref_logprobs: Tensor | None = None,
     rollout_weights: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
 ) -> Tensor:
     """This micro-batch's share of the step's loss, a scalar: the shares of all micro-batches and
     ranks sum to the loss of the step. (Data-parallel wrappers average: multiply by the world size.)
@@ -90,7 +117,8 @@ def policy_loss(
     first update on this rollout: in that update, ``logprobs.detach()``. ``advantages``: (N,) or
     (N, C). ``mask``: bool, (N, C); values outside it, even NaN, have no effect. ``totals``: of the
     whole step. ``ref_logprobs``: (N, C), required if and only if ``beta > 0``.
-    ``rollout_weights``: (N, C), from :func:`rollout_weights`.
+    ``rollout_weights``: (N, C), from :func:`rollout_weights`. ``rollout_logprobs``: (N, C), as
+    sampled, for ``off_policy_mask_threshold``; by default ``old_logprobs``.
 
     Raises ``TrainError`` for wrong shapes, dtypes or values, for a missing or unused reference, and
     for totals smaller than this micro-batch.
@@ -103,6 +131,7 @@ def policy_loss(
         mask=mask,
         ref_logprobs=ref_logprobs,
         rollout_weights=rollout_weights,
+        rollout_logprobs=rollout_logprobs,
     )
     return reduce_loss(config, per_token, mask, totals)
 
@@ -116,6 +145,7 @@ def token_losses(
     mask: Tensor,
     ref_logprobs: Tensor | None = None,
     rollout_weights: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
 ) -> Tensor:
     """``l_it`` of the equations above, (N, C), 0 where ``mask`` is False.
 
@@ -130,16 +160,18 @@ def token_losses(
     advantage = expand_advantages(advantages, logprobs)
     require_finite("advantages", advantage, mask)
     advantage = torch.where(mask, advantage, 0.0)
-    clipped = ratio.clamp(1 - config.epsilon_low, 1 + config.epsilon_high)
-    if config.loss_type == "cispo":
-        objective = clipped.detach() * advantage * inside
-    else:
-        bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
-        objective = torch.minimum(bounded * advantage, clipped * advantage)
+    weights = torch.ones_like(inside)
     if rollout_weights is not None:
         require_finite("rollout weights", rollout_weights, mask)
-        weights = torch.where(mask, rollout_weights.detach(), 1.0)
-        objective = objective * weights.to(objective)
+        weights = torch.where(mask, rollout_weights.detach(), 1.0).to(inside)
+    terms = TokenTerms(inside, ratio, advantage, mask, weights)
+    objective = LOSSES[config.loss_type].objective(config, terms)
+    sampled = old_logprobs if rollout_logprobs is None else rollout_logprobs
+    require_shape("rollout logprobs", sampled, tuple(mask.shape))
+    if config.off_policy_mask_threshold is not None:
+        require_logprobs("rollout logprobs", sampled, mask)
+        kept = on_policy_enough(config, logprobs, sampled, advantage, mask)
+        objective = torch.where(kept, objective, 0.0)
     losses = -objective
     if (ref_logprobs is not None) != (config.beta > 0):
         raise TrainError(
@@ -163,7 +195,7 @@ def policy_ratio(
     *,
     token_level_advantages: bool = False,
 ) -> Tensor:
-    """``r_it``, or for gspo ``s_i`` in every column of its row: (N, C).
+    """``r_it``, or for gspo and luspo ``s_i`` in every column of its row: (N, C).
 
     With token-level advantages gspo's ratio is ``sg[s_i] r_it / sg[r_it]``: its value is ``s_i``,
     and each token has its own gradient (GSPO-token, arXiv 2507.18071). Raises ``TrainError`` for
@@ -200,19 +232,7 @@ def reduce_loss(config: LossConfig, per_token: Tensor, mask: Tensor, totals: Tot
             want="the counts of the whole step, over all micro-batches and ranks, and not empty",
             fix="count the masks of the step and sum over ranks; skip a step without tokens",
         )
-    match config.loss_type:
-        case "grpo" | "gspo":
-            lengths = mask.sum(-1).clamp(min=1)
-            return (per_token.sum(-1) / lengths).sum() / totals.sequences
-        case "dapo" | "bnpo" | "cispo":
-            return per_token.sum() / totals.tokens
-        case "dr_grpo":
-            assumed = config.max_completion_length or 1
-            return per_token.sum() / (totals.sequences * assumed)
-
-
-LOG_RATIO_LIMIT = 20.0
-"""Log-ratios are clamped to this before exp: not far above, values and gradients overflow."""
+    return LOSSES[config.loss_type].divided(config, per_token, mask, totals)
 
 
 def token_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator) -> Tensor:

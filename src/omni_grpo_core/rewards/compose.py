@@ -123,6 +123,23 @@ class Composition:
     ) -> list[float | None]:
         return [score.value for score in self.explain(prompts, completions, **columns)]
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the components in the total, by name."""
+        return {c.name: c.weight for c in self.components if not c.partial}
+
+    def counted(
+        self, values: Mapping[str, Sequence[float | None]]
+    ) -> dict[str, list[float | None]]:
+        """What each component adds to the total, from the ``values`` of all by name: 0 behind a
+        closed gate, ``None`` where it is left out."""
+        rows = [
+            {name: Score(value, "") for name, value in zip(values, row, strict=True)}
+            for row in zip(*values.values(), strict=True)
+        ]
+        whole = [component for component in self.components if not component.partial]
+        return {c.name: [_gated(c, row)[0] for row in rows] for c in whole}
+
     def _total(self, scores: Mapping[str, Score]) -> Score:
         paid = weights = 0.0
         reasons = []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from omni_grpo_core.losses import LossConfig, RolloutCorrection, Scale
+from omni_grpo_core.losses import Aggregation, LossConfig, RolloutCorrection, Scale
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.compose import Component, Composition, Gate
@@ -172,6 +172,10 @@ class TrainConfig:
     """Optimizer steps on each rollout."""
     scale: Scale = "group"
     """What advantages are divided by, see :mod:`~omni_grpo_core.losses.advantages`."""
+    aggregation: Aggregation = "sum_then_normalize"
+    """How several rewards become one advantage: of their weighted mean, or
+    (``normalize_then_sum``, GDPO) each compared within its groups before they are added up, see
+    :func:`~omni_grpo_core.losses.advantages.gdpo_advantages`."""
     drop_zero_variance: bool = False
     """Leave groups without a signal out of the loss (DAPO's dynamic sampling)."""
     loss: LossConfig = field(default_factory=LossConfig)

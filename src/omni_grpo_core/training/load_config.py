@@ -186,6 +186,7 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
         raise _bad("settings: temperature", f"{temperature:g}", "above 0: 0.01 to 100",
                    "set it: at 0 a group's answers are all equal, above 100 noise")  # fmt: skip
     _check_engine(config, world)
+    _check_loss(config)
     _check_numbers(config)
     check_trained(config)
     _check_trackers(config)
@@ -196,6 +197,24 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
             "rewards differ; use a larger group, or scale 'none'"
         )
     return tuple(warnings)
+
+
+def _check_loss(config: TrainConfig) -> None:
+    if config.aggregation == "normalize_then_sum" and config.scale != "group":
+        raise _bad(
+            "scale",
+            f"{config.scale!r} with aggregation 'normalize_then_sum'",
+            "'group'",
+            "remove it: each reward is scaled within its groups, their sum in the batch",
+        )
+    correction = config.correction
+    if config.loss.loss_type == "vespo" and correction and correction.level == "sequence":
+        raise _bad(
+            "correction: level",
+            "'sequence' with loss_type 'vespo'",
+            "'token'",
+            "set it: vespo multiplies the weights of a sequence's tokens itself",
+        )
 
 
 def check_data(config: TrainConfig, *, world: int = 1) -> Estimate | None:

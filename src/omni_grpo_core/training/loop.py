@@ -31,7 +31,7 @@ from omni_grpo_core.errors import TrainError
 from omni_grpo_core.fast.support import choose_fast
 from omni_grpo_core.io import is_out_of_memory
 from omni_grpo_core.io.atomic import write_file
-from omni_grpo_core.losses.advantages import Advantages, group_advantages
+from omni_grpo_core.losses.advantages import Advantages, gdpo_advantages, group_advantages
 from omni_grpo_core.losses.metrics import Metrics, advantage_metrics, rollout_metrics
 from omni_grpo_core.pipeline.inputs import Inputs, header, prepare, reward_arguments
 from omni_grpo_core.rewards import health
@@ -340,7 +340,7 @@ class _Run:
             )
         scored = self._score(inputs, rolled)
         everyone, rewards, own = self._gather(rolled, scored)
-        advantages = group_advantages(rewards.totals, rewards.group_ids, config.scale)
+        advantages = self._advantages(rewards)
         partial = self.partial.advantages(
             self.policy.processor.tokenizer, rolled.completions, rewards, own
         )
@@ -406,6 +406,12 @@ class _Run:
         self._log(step, record)
         self.on_step(StepView(record, inputs, rolled, scored))
         return None
+
+    def _advantages(self, rewards: health.Step) -> Advantages:
+        if self.config.aggregation == "sum_then_normalize":
+            return group_advantages(rewards.totals, rewards.group_ids, self.config.scale)
+        counted = self.reward.counted(rewards.scores)
+        return gdpo_advantages(counted, self.reward.weights, rewards.group_ids)
 
     def _reference(self, micro: MicroBatch) -> Tensor:
         assert self.reference

@@ -378,7 +378,13 @@ def _backward(
                     weights = rollout_weights(old[at], sampled, in_loss, plan.correction)
                     counted = Mean(float(weights[in_loss].sum()), int(in_loss.sum()))
                     metrics += Metrics({"correction": counted}, {})
-                share = policy_loss(plan.loss, totals=totals, rollout_weights=weights, **terms)
+                share = policy_loss(
+                    plan.loss,
+                    totals=totals,
+                    rollout_weights=weights,
+                    rollout_logprobs=sampled,
+                    **terms,
+                )
                 metrics += loss_metrics(plan.loss, entropy=entropy, **terms)
             except NotFiniteError as error:
                 broken.append(f"{error.item}: {error.got}")

@@ -9,6 +9,7 @@ import torch
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look
 from omni_grpo_core.doctor.recompute_loss import Parts, beta_of, parts_of, policy_terms
 from omni_grpo_core.doctor.rollouts import losses_of
+from omni_grpo_core.losses.objectives import LOSSES
 from omni_grpo_core.trace.calls import LossSeen
 
 
@@ -47,7 +48,9 @@ def look_at_metrics(case: Case) -> Iterable[Evidence]:
 def _clip_rate(at: int, loss: LossSeen, parts: Parts) -> Iterator[Evidence]:
     logged = loss.metrics.get("clip_ratio", loss.metrics.get("clip_ratio/region_mean"))
     terms = policy_terms(parts)
-    if logged is None or terms is None or parts.config.loss_type in ("gspo", "cispo"):
+    level = loss.settings.get("importance_sampling_level") or parts.config.ratio_level
+    bounds = LOSSES[parts.config.loss_type].bounds
+    if logged is None or terms is None or (level, bounds) != ("token", "gradient"):
         return
     ratio = torch.where(parts.mask, parts.logprobs - parts.old, 0.0).exp()
     advantage = parts.advantages
