@@ -79,6 +79,22 @@ SOUND: Mapping[str, Given] = {
     "weighted rewards": {
         "rows": QUESTIONS, "rewards": (letters, by_kind), "reward_weights": [1.0, 0.3]
     },
+    **{
+        name: {"loss_type": name, "num_iterations": 2, "max_steps": 4, "beta": 0.04}
+        for name in ("sapo", "vespo")
+    },
+    "luspo": {
+        "loss_type": "luspo", "importance_sampling_level": "sequence",
+        "num_iterations": 2, "max_steps": 4,
+    },
+    "rewards normalised apart": {
+        "rows": QUESTIONS, "rewards": (letters, by_kind), "reward_weights": [1.0, 0.3],
+        "multi_objective_aggregation": "normalize_then_sum",
+    },
+    "off-policy mask": {
+        "off_policy_mask_threshold": 0.01, "num_iterations": 4, "max_steps": 8,
+        "learning_rate": 1e-3,
+    },
     "unscaled": {"scale_rewards": "none", "loss_type": "dr_grpo"},
     "picture": {"rows": pictures},
     "two pictures": {"rows": two_pictures},

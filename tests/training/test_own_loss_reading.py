@@ -22,6 +22,7 @@ from train_runs import short
 from omni_grpo_core.losses import LossConfig, RolloutCorrection
 from omni_grpo_core.recorder.token_entropy import weights_at_logits
 from omni_grpo_core.recorder.token_weights import TokenWeights
+from omni_grpo_core.training.config import RewardEntry
 from omni_grpo_core.training.loop import StepView, train
 
 LONGEST, GROUP, HOT = 8, 4, 3.0
@@ -70,6 +71,7 @@ def laid(one: Scored, name: str) -> Tensor:
     return whole.index_put(where, values.double())
 
 
+WEIGHTS = {"toy_rewards:early_letters": RewardEntry(2.0), "toy_rewards:spaces": RewardEntry()}
 TYPES = ("grpo", "dapo", "bnpo", "dr_grpo", "gspo", "cispo", "sapo", "luspo", "vespo")
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
@@ -79,7 +81,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "-bf16": {"precision": "bfloat16"},
 }
 CELLS = {f"{kind}{name}": (kind, how) for kind in TYPES for name, how in VARIANTS.items()} | {
-    "dapo-gdpo": ("dapo", {"aggregation": "normalize_then_sum"}),
+    "dapo-gdpo": ("dapo", {"aggregation": "normalize_then_sum", "rewards": WEIGHTS}),
     # the policy samples itself: neither leaves a token out
     "dapo-off-policy-mask": ("dapo", {"off_policy_mask_threshold": 0.5}),
     "dapo-corrected": ("dapo", {"correction": RolloutCorrection()}),
@@ -131,8 +133,8 @@ def check(
 ) -> None:
     rows = view.rolled.completions
     if config.aggregation == "normalize_then_sum":
-        held = [config.rewards[name].weight * compared(s) for name, s in view.scored.scores.items()]
-        together = torch.stack(held).sum(0)
+        scores = view.scored.scores
+        together = 2 * compared(scores["early_letters"]) + compared(scores["spaces"])
         advantages = (together - together.mean()) / (together.std() + 1e-4)
     else:
         advantages = compared(view.scored.total)
