@@ -178,8 +178,117 @@ def test_floor_and_top_of_other_scales() -> None:
     def minus_one_to_two(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         return [2.0 if value else -1.0 for value in Format()(prompts, completions)]
 
-    assert failed(run({"theirs": minus_one_to_two}, clock=Ticks())) == {"gold"}
+    assert failed(run({"theirs": minus_one_to_two}, top=1.0, clock=Ticks())) == {"gold"}
     assert run({"theirs": minus_one_to_two}, floor=-1.0, top=2.0, clock=Ticks()).ok
+
+
+# ------------------------------------------------------------- other kinds of functions
+
+
+def answered(completion: str, gold: str) -> bool:
+    """R1's layout, and golds without tags."""
+    found = re.fullmatch(r"<think>.*?</think>\s*<answer>(.*?)</answer>", completion, re.DOTALL)
+    return found is not None and "<" not in found[1] and found[1].strip() == gold
+
+
+def r1_accuracy(
+    prompts: list[str], completions: list[str], solution: list[str], **_: Any
+) -> list[float]:
+    return [float(answered(*pair)) for pair in zip(completions, solution, strict=True)]
+
+
+def r1_format(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    layout = re.compile(r"^<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>$", re.DOTALL)
+    return [float(bool(layout.match(text))) for text in completions]
+
+
+def letters_only(
+    prompts: list[str],
+    completions: list[str],
+    solution: list[str],
+    problem_type: list[str],
+    **_: Any,
+) -> list[float]:
+    """Only knows options: everything else earns nothing."""
+    return [
+        float(kind == "multiple choice" and answered(text, gold))
+        for text, gold, kind in zip(completions, solution, problem_type, strict=True)
+    ]
+
+
+def signed(
+    prompts: list[str], completions: list[str], solution: list[str], **_: Any
+) -> list[float]:
+    """Shorter is better, and a wrong answer costs something."""
+    return [
+        (1.0 if answered(text, gold) else -1.0) / (1 + len(text) / 1000)
+        for text, gold in zip(completions, solution, strict=True)
+    ]
+
+
+def too_long(
+    prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any
+) -> list[float]:
+    return [-1.0 if len(ids) > 1000 else 0.0 for ids in completion_ids]
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "layout", "pays"),
+    [
+        (r1_accuracy, "content", "think and answer (R1), bare golds", 8),
+        (r1_format, "format", "think and answer (R1)", 8),
+        (letters_only, "content", "think and answer (R1), bare golds", 1),
+        (signed, "signed", "think and answer (R1), bare golds", 8),
+        (too_long, "penalty", "context, think and answer", 0),
+    ],
+)
+def test_a_function_is_judged_by_its_own_kind(
+    function: Callable[..., Any], kind: str, layout: str, pays: int
+) -> None:
+    report = run({"theirs": function}, clock=Ticks())
+    assert report.failures == ()
+    [found] = report.functions
+    assert (found.kind, found.layout, len(found.pays)) == (kind, layout, pays)
+
+
+def test_what_a_kind_must_not_pay_for_is_found_in_its_own_layout() -> None:
+    """The first answer wins in R1's layout too, wherever it stands; a signed one pays garbage."""
+
+    def first(
+        prompts: list[str], completions: list[str], solution: list[str], **_: Any
+    ) -> list[float]:
+        pairs = zip(completions, solution, strict=True)
+        return [float(f"<answer>{gold}</answer>" in re.sub(r"\s", "", text) or answered(text, gold))
+                for text, gold in pairs]  # fmt: skip
+
+    def half(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [
+            0.5 if "system" in text else value
+            for text, value in zip(completions, signed(prompts, completions, **_), strict=True)
+        ]
+
+    assert "trick" in failed(run({"theirs": first}, clock=Ticks()))
+    assert failed(run({"theirs": half}, clock=Ticks())) == {"garbage"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_rewards_of_trl() -> None:
+    """No finding against any of them, as none is at fault."""
+    pytest.importorskip("trl")
+    made = "get_soft_overlong_punishment(max_completion_len=1000, soft_punish_cache=200)"
+    names = (
+        *("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward", made),
+        *("get_cosine_scaled_reward(max_len=1000)", "get_repetition_penalty_reward()"),
+    )
+    functions = {name: load_reward(f"trl.rewards:{name}") for name in names}
+    report = run(functions, clock=Ticks())
+    assert report.failures == ()
+    kinds = [function.kind for function in report.functions]
+    assert kinds == ["content", "content", "format", "penalty", "signed", "penalty"]
+    assert [f.pays for f in report.functions if f.kind in ("content", "signed")] == [
+        ("numerical", "regression")
+    ] * 3
 
 
 # ------------------------------------------------------------- loading
@@ -193,6 +302,10 @@ def test_floor_and_top_of_other_scales() -> None:
         ("no_such_module_here:f", "ModuleNotFoundError while importing it"),
         ("math:no_such", "nothing named 'no_such' in module 'math'"),
         ("math:pi", "found float"),
+        ("math:sqrt(2", "arguments that cannot be read"),
+        ("math:sqrt(2)", "arguments that cannot be read"),
+        ("math:sqrt(x=open('f'))", "arguments that cannot be read"),
+        ("collections:Counter(**{})", "arguments that cannot be read"),
         (":f", "ValueError while importing it"),
         ("math:", "nothing named ''"),
         ("omni_grpo_core.rewards.judge:JudgeReward", "a class that needs arguments"),

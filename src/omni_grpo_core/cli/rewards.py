@@ -25,17 +25,24 @@ def conformance(
         list[str],
         typer.Argument(
             metavar="FUNCTION...",
-            help="module:function with TRL's signature, or a built-in: format, accuracy, …",
+            help="module:function with TRL's signature, module:maker(name=value) that makes one, "
+            "or a built-in: format, accuracy, …",
         ),
     ],
-    floor: Annotated[float, typer.Option(help="Highest score that garbage may earn.")] = 0.0,
-    top: Annotated[float, typer.Option(help="Score that gold answers must earn.")] = 1.0,
+    floor: Annotated[
+        float | None, typer.Option(help="Highest score that garbage may earn.")
+    ] = None,
+    top: Annotated[
+        float | None,
+        typer.Option(help="Score that every gold must earn; by default 1, where any is paid."),
+    ] = None,
     as_json: cli.Json = False,
 ) -> None:
     """Check that garbage earns the floor and gold the top.
 
-    Also that tricks earn nothing, and rows are scored independently. Exit code 1: a case failed.
-    2: a function cannot be loaded.
+    Also that tricks earn nothing, and rows are scored independently. A function is judged by its
+    own kind: in the layout of completions that it reads, on the problem types that it pays, with
+    the signs that it has. Exit code 1: a case failed. 2: a function cannot be loaded.
     """
     from omni_grpo_core.rewards.conformance import run
     from omni_grpo_core.rewards.load import load_reward
@@ -51,13 +58,21 @@ def conformance(
 
 
 def _print(console: Console, report: ConformanceReport) -> None:
-    from rich.table import Table
+    from rich.markup import escape
+    from rich.table import Column, Table
 
-    table = Table("function", "cases", "failures", "verdict", title="Can garbage earn a reward?")
+    from omni_grpo_core.types import PROBLEM_TYPES
+
+    columns = ("kind", "layout", "pays", "failures", "verdict")
+    named = Column("function", overflow="fold")
+    table = Table(named, *columns, title=f"Can garbage earn a reward? {report.cases} cases")
     for function in report.functions:
         failures = sum(failure.function == function.name for failure in report.failures)
         verdict = "[green]pass" if function.ok else "[red]fail"
-        table.add_row(function.name, str(report.cases), str(failures), verdict)
+        types = len(PROBLEM_TYPES)
+        pays = f"all {types} types" if len(function.pays) == types else ", ".join(function.pays)
+        row = (function.name, function.kind, function.layout, pays or "-", str(failures))
+        table.add_row(*map(escape, row), verdict)
     console.print(table)
     for function in report.functions:
         if not function.ok:

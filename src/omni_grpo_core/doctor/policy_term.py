@@ -187,16 +187,19 @@ def _explained(
     known = [known_of(case, row) for row in rows]
     for name in KINDS:
         gaps = [gap for one in known if (gap := one.reference.get(name)) is not None]
+        estimates = _estimates(gaps)
         ratios: list[tuple[Ratio, Factors]] = [("none", _ones(rows))]
         plain = ratios_of(known, name)
         if plain is not None and any(bool((ratio != 1).any()) for ratio in plain):
             ratios += meant(rows, plain, hidden=bool(gaps))
+            # k3 times the ratio, whose own gradient counts (DeepSeek-V3.2, arXiv 2512.02556)
+            estimates["k3 weighted"] = [-gap * by for gap, by in zip(gaps, plain, strict=False)]
         for ratio, factors in ratios:
             if ratio != "none":
                 weights, left = _fitted(rows, factors)
                 yield PolicyTerm(rows, weights, eos_left_out, ratio, factors=factors), left
             if len(gaps) == len(rows):
-                for estimator, terms in _estimates(gaps).items():
+                for estimator, terms in estimates.items():
                     for divisor in ("sequence", "uniform"):
                         weights, kl, left = _with_kl(rows, factors, terms, divisor)
                         term = PolicyTerm(

@@ -14,10 +14,11 @@ from torch import Tensor
 from omni_grpo_core.doctor.bundles import rows_in
 from omni_grpo_core.doctor.evidence import Case
 from omni_grpo_core.doctor.loss_rows import TrainedRow, logprobs_of, scored_without_gradient
+from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.trace.calls import ForwardCall
 
 Ratio = Literal[
-    "none", "token", "clipped", "bounded",
+    "none", "token", "clipped", "bounded", "gated",
     "inverted", "probability", "logarithms", "late", "early", "other-rows", "reference",
 ]  # fmt: skip
 Factors = tuple[Tensor, ...]
@@ -25,6 +26,7 @@ Factors = tuple[Tensor, ...]
 KINDS = ("logprobs", "sampling_logprobs")
 """Of log-probabilities: of the whole vocabulary, and as the latest generate sampled."""
 
+_PAPER = LossConfig()
 _CLIPS = ((0.2, 0.2), (0.2, 0.28), (0.1, 0.1), (0.3, 0.3))
 _CUT = 1e-3
 """Of a ratio, by which a bound must have changed it."""
@@ -86,6 +88,7 @@ def meant(
     bounded. Otherwise a clipped one has no weight."""
     yield "token", ratios
     yield "bounded", _within(rows, ratios)
+    yield "gated", _gated(rows, ratios)
     for low, high in _CLIPS if hidden else ():
         yield "clipped", _clipped(rows, ratios, low, high)
         yield "bounded", tuple(ratio.clamp(max=1 + high) for ratio in ratios)
@@ -97,11 +100,24 @@ def _clipped(rows: Sequence[TrainedRow], ratios: Factors, low: float, high: floa
     where it is pushed down."""
     found = []
     for row, ratio in zip(rows, ratios, strict=True):
-        middle = float(row.level)
-        up = middle < 0 or (middle == 0 and float(row.own_weights.sum()) < 0)
-        off = ratio > 1 + high if up else ratio < 1 - low
+        off = ratio > 1 + high if _pushed_up(row) else ratio < 1 - low
         found.append(torch.where(off, 0.0, ratio))
     return tuple(found)
+
+
+def _gated(rows: Sequence[TrainedRow], ratios: Factors) -> Factors:
+    """Slopes of sapo's gate by the token's logprob, at the temperatures of its paper."""
+    found = []
+    for row, ratio in zip(rows, ratios, strict=True):
+        tau = _PAPER.sapo_temperature_pos if _pushed_up(row) else _PAPER.sapo_temperature_neg
+        gate = torch.sigmoid(tau * (ratio - 1))
+        found.append(4 * gate * (1 - gate) * ratio)
+    return tuple(found)
+
+
+def _pushed_up(row: TrainedRow) -> bool:
+    middle = float(row.level)
+    return middle < 0 or (middle == 0 and float(row.own_weights.sum()) < 0)
 
 
 def _within(rows: Sequence[TrainedRow], ratios: Factors) -> Factors:

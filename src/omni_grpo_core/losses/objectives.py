@@ -68,12 +68,16 @@ def gamma_weight(config: LossConfig, token: TokenTerms) -> Tensor:
         # TRL's bounds: the weight of a token that was masked out is 0, its logarithm infinite
         weights = token.weights.log().clamp(_LOG_OF_LEAST, LOG_RATIO_LIMIT)
         log_ratio = torch.where(token.mask, token.ratio.log() + weights, 0.0).sum(-1, keepdim=True)
-        log_ratio = log_ratio.clamp(_LOG_OF_LEAST, LOG_RATIO_LIMIT)
-        positive = token.advantages >= 0
-        k = torch.where(positive, config.vespo_k_pos, config.vespo_k_neg)
-        decay = torch.where(positive, config.vespo_lambda_pos, config.vespo_lambda_neg)
-        phi = torch.exp(k * log_ratio + decay * (1 - log_ratio.exp()))
+        phi = gamma(config, log_ratio, token.advantages >= 0)
     return phi * token.advantages * token.logprobs
+
+
+def gamma(config: LossConfig, log_ratio: Tensor, positive: Tensor) -> Tensor:
+    """vespo's ``phi`` of sequences' log-ratios; ``positive``: where the advantage is 0 or more."""
+    log_ratio = log_ratio.clamp(_LOG_OF_LEAST, LOG_RATIO_LIMIT)
+    k = torch.where(positive, config.vespo_k_pos, config.vespo_k_neg)
+    decay = torch.where(positive, config.vespo_lambda_pos, config.vespo_lambda_neg)
+    return torch.exp(k * log_ratio + decay * (1 - log_ratio.exp()))
 
 
 def per_sequence(config: LossConfig, losses: Tensor, mask: Tensor, totals: Totals) -> Tensor:

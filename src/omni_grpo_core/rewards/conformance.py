@@ -1,7 +1,12 @@
-"""Can garbage earn this reward? The same checks for any reward function.
+"""Can garbage earn this reward? The same checks for any reward function, judged by its own kind.
 
 Garbage earns the floor, gold the top, a trick gains nothing, permuting the rows permutes the
 values, a batch equals its rows one by one, hostile text raises nothing, time grows linearly.
+
+A function is tried in the layouts of :data:`~omni_grpo_core.rewards.corpus.LAYOUTS` and judged in
+the one in which its golds earn most. A function of *content* pays the golds of some problem types
+more than wrong answers, and is judged on those (all of them, for a function of *format*). A
+*signed* one pays garbage nothing above 0 and golds something; a *penalty* pays nothing ever.
 """
 
 from __future__ import annotations
@@ -16,12 +21,14 @@ from typing import Any, Literal
 from omni_grpo_core.io.extras import require
 from omni_grpo_core.rewards.accuracy import PACKAGES, Accuracy
 from omni_grpo_core.rewards.call import RewardFunction, values_of
-from omni_grpo_core.rewards.corpus import RewardCase, corpus
+from omni_grpo_core.rewards.corpus import LAYOUTS, WRONG, Layout, RewardCase, corpus
 from omni_grpo_core.rewards.parse import render
 
 Check = Literal[
     "callable", "exception", "value", "garbage", "gold", "trick", "permutation", "batch", "linear"
 ]
+
+Kind = Literal["content", "format", "signed", "penalty"]
 
 _SAME = 1e-9  # a batch on a GPU may sum in a different order than a single row
 _FIRST_SIZE, _LAST_SIZE = 4_096, 262_144
@@ -43,11 +50,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class FunctionResult:
-    """``values``: the function's value for each case on which it did not raise."""
+    """``values``: the function's value for each case on which it did not raise. ``kind`` and
+    ``layout``: how it was judged. ``pays``: the problem types whose gold earns more than a wrong
+    answer, or anything if the function only looks at the format."""
 
     name: str
     ok: bool
     conversational: bool
+    kind: Kind
+    layout: str
+    pays: tuple[str, ...]
     values: Mapping[str, float | None]
 
 
@@ -79,31 +91,33 @@ class ConformanceReport:
 def run(
     functions: Mapping[str, RewardFunction],
     *,
-    floor: float = 0.0,
-    top: float = 1.0,
+    floor: float | None = None,
+    top: float | None = None,
     clock: Callable[[], float] = time.process_time,
 ) -> ConformanceReport:
     """Test functions with TRL's signature, by name.
 
-    ``floor`` and ``top``: the most that garbage may earn, and what gold must earn. ``None``
-    (unscored) is allowed for garbage and tricks, and for gold rows that the function does not
-    apply to, but not for all of them. ``clock``: CPU time, so that a busy machine makes no function
-    look slow.
+    ``floor`` and ``top``: the most that garbage may earn, and what every gold must earn; ``None``:
+    what is right for the function's kind. A value of ``None`` (unscored) is allowed for garbage and
+    tricks, and for gold rows that the function does not apply to, but not for all of them.
+    ``clock``: CPU time, so that a busy machine makes no function look slow.
 
     Raises :class:`~omni_grpo_core.errors.MissingExtra` for our accuracy without its packages.
     """
     if any(isinstance(function, Accuracy) for function in functions.values()):
         require("rewards", *PACKAGES)
-    cases = corpus()
     results, failures = [], []
     for name, function in functions.items():
         trial = _Trial(name, function, floor, top, clock)
-        trial.run(cases)
+        trial.run()
         results.append(
-            FunctionResult(name, not trial.failures, trial.conversational, dict(trial.values))
-        )
+            FunctionResult(
+                name, not trial.failures, trial.conversational, trial.kind, trial.layout.name,
+                trial.pays, dict(trial.values),
+            )
+        )  # fmt: skip
         failures += trial.failures
-    return ConformanceReport(tuple(results), len(cases), tuple(failures))
+    return ConformanceReport(tuple(results), len(corpus()), tuple(failures))
 
 
 class _Trial:
@@ -113,22 +127,28 @@ class _Trial:
         self,
         name: str,
         function: RewardFunction,
-        floor: float,
-        top: float,
+        floor: float | None,
+        top: float | None,
         clock: Callable[[], float],
     ) -> None:
         self.name, self.function = name, function
         self.floor, self.top, self.clock = floor, top, clock
         self.conversational = False
+        self.layout: Layout = LAYOUTS[0]
+        self.kind: Kind = "content"
+        self.pays: tuple[str, ...] = ()
         self.failures: list[Failure] = []
         self.values: dict[str, float | None] = {}
 
-    def run(self, cases: Sequence[RewardCase]) -> None:
-        if not self._find_form(next(case for case in cases if case.kind == "gold")):
+    def run(self) -> None:
+        if not self._find_form(next(case for case in corpus() if case.kind == "gold")):
             return
+        self.layout = max(LAYOUTS, key=self._fit)
+        cases = corpus(self.layout)
         for case in cases:
             self._single(case)
         sound = [case for case in cases if case.name in self.values]
+        self._find_kind(sound)
         for case in sound:
             self._worth(case)
         self._gold(sound)
@@ -142,8 +162,9 @@ class _Trial:
         columns: dict[str, Any] = {
             key: [case.columns[key] for case in cases] for key in cases[0].columns
         }
-        # TRL passes these too
-        columns |= {"completion_ids": [[0]] * len(cases), "trainer_state": None}
+        # TRL passes these too; a byte for a token
+        ids = [list(case.completion.encode(errors="replace")) for case in cases]
+        columns |= {"completion_ids": ids, "trainer_state": None}
         texts = [case.completion for case in cases]
         completions: list[Any] = texts
         prompts: list[Any] = [case.prompt for case in cases]
@@ -166,6 +187,29 @@ class _Trial:
         self._fail("callable", gold.name, " / ".join(dict.fromkeys(errors)), "one value per row")
         return False
 
+    def _fit(self, layout: Layout) -> tuple[int, float]:
+        """How many golds of a layout earn more than wrong answers, and what all of them earn."""
+        values = {}
+        for case in corpus(layout):
+            if case.kind == "gold" or case.name.endswith(f": {WRONG}"):
+                try:
+                    [values[case.name]] = self._call([case])
+                except Exception:
+                    # as above; it is reported with the layout that is chosen
+                    continue
+        golds = {name: value for name, value in values.items() if name.endswith(": gold") and value}
+        return len(_above_wrong(values)), sum(golds.values())
+
+    def _find_kind(self, cases: Sequence[RewardCase]) -> None:
+        earned = [value for value in self.values.values() if value is not None]
+        paying = _above_wrong(self.values)
+        types = [str(case.columns["problem_type"]) for case in cases if case.kind == "gold"]
+        if earned and min(earned) < -_SAME:
+            self.kind = "signed" if max(earned) > _SAME else "penalty"
+        elif not paying:
+            self.kind = "format"
+        self.pays = paying or tuple(t for t in types if (self.values.get(f"{t}: gold") or 0) > 0)
+
     def _single(self, case: RewardCase) -> None:
         try:
             [value] = self._call([case])
@@ -182,19 +226,29 @@ class _Trial:
         value = self.values[case.name]
         if case.kind == "gold" or value is None:
             return
-        if case.kind == "garbage" and value > self.floor + _SAME:
-            self._fail("garbage", case.name, f"{value:g}", f"the floor, {self.floor:g}")
+        floor = self.floor or 0.0
+        if case.kind == "garbage" and value > floor + _SAME:
+            self._fail("garbage", case.name, f"{value:g}", f"the floor, {floor:g}")
         plain = self.values.get(case.baseline) if case.baseline else None
-        if plain is not None and value > plain + _SAME:
+        # what is below 0 pays nothing: a longer answer may cost less
+        pays = value > 0 or self.kind not in ("signed", "penalty")
+        if plain is not None and value > plain + _SAME and pays:
             self._fail("trick", case.name, f"{value:g}", f"{plain:g}, as for {case.baseline!r}")
 
     def _gold(self, cases: Sequence[RewardCase]) -> None:
         earned = {case.name: self.values[case.name] for case in cases if case.kind == "gold"}
+        if self.kind == "penalty" and self.top is None:
+            return
+        signed = self.kind == "signed" and self.top is None
+        want = "above 0" if signed else f"the top, {1.0 if self.top is None else self.top:g}"
         if all(value is None for value in earned.values()):
-            self._fail("gold", "every gold", "unscored", f"the top, {self.top:g}")
+            self._fail("gold", "every gold", "unscored", want)
         for name, value in earned.items():
-            if value is not None and abs(value - self.top) > _SAME:
-                self._fail("gold", name, f"{value:g}", f"the top, {self.top:g}")
+            if value is None or (self.top is None and self.pays and name[:-6] not in self.pays):
+                continue
+            top = 1.0 if self.top is None else self.top
+            if value <= 0 if signed else abs(value - top) > _SAME:
+                self._fail("gold", name, f"{value:g}", want)
 
     def _together(self, cases: Sequence[RewardCase], check: Check, want: str) -> None:
         try:
@@ -250,6 +304,17 @@ _GROWING: dict[str, Callable[[int], str]] = {
     "a long think": lambda n: render("c", "word and other " * (n // 15), "A"),
     "a long answer": lambda n: render("c", "t", "A, " * (n // 3)),
 }
+
+
+def _above_wrong(values: Mapping[str, float | None]) -> tuple[str, ...]:
+    """Problem types whose gold earns more than a wrong answer, which may be unscored."""
+    golds = {name[:-6]: value for name, value in values.items() if name.endswith(": gold")}
+    wrong = {kind: values.get(f"{kind}: {WRONG}") for kind in golds}
+    return tuple(
+        kind
+        for kind, value in golds.items()
+        if value is not None and value > (wrong[kind] or 0.0) + _SAME
+    )
 
 
 def _same(a: float | None, b: float | None) -> bool:

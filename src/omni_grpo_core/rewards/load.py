@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 from collections.abc import Callable
@@ -60,7 +61,8 @@ def load_reward(name: str, judge: Judge | None = None) -> RewardFunction:
 
 
 def _foreign(path: str) -> RewardFunction:
-    module_name, _, attribute = path.partition(":")
+    called, given = _arguments(path)
+    module_name, _, attribute = called.partition(":")
     try:
         found: object = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -70,9 +72,9 @@ def _foreign(path: str) -> RewardFunction:
         if not hasattr(found, part):
             raise _bad(path, f"nothing named {attribute!r} in module {module_name!r}")
         found = getattr(found, part)
-    if inspect.isclass(found):
+    if inspect.isclass(found) or given is not None:
         try:
-            found = found()
+            found = found(**(given or {}))  # type: ignore[operator]
         except TypeError as error:
             raise _bad(path, f"a class that needs arguments ({error})") from error
         except (Exception, SystemExit) as error:
@@ -82,10 +84,29 @@ def _foreign(path: str) -> RewardFunction:
     return found
 
 
+def _arguments(path: str) -> tuple[str, dict[str, object] | None]:
+    """``module:maker(name=value)`` as ``module:maker`` and its keyword arguments, which are
+    literals; ``None`` without parentheses.
+
+    >>> _arguments("mine:scaled(longest=100)"), _arguments("mine:plain")
+    (('mine:scaled', {'longest': 100}), ('mine:plain', None))
+    """
+    called, bracket, inside = path.partition("(")
+    if not bracket:
+        return path, None
+    try:
+        call = ast.parse(f"f({inside}", mode="eval").body
+        if isinstance(call, ast.Call) and not call.args and all(one.arg for one in call.keywords):
+            return called, {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+    except (SyntaxError, ValueError):
+        pass
+    raise _bad(path, "arguments that cannot be read")
+
+
 def _bad(path: str, got: str) -> ConfigError:
     return ConfigError(
         f"reward {path!r}",
         got=got,
-        want="module:function, a reward function with TRL's signature",
+        want="module:function, a reward function with TRL's signature, or module:maker(name=value)",
         fix="check the spelling, and that the module can be imported from here",
     )

@@ -41,6 +41,8 @@ from omni_grpo_core.doctor.loss_reading import (
 from omni_grpo_core.doctor.loss_rows import has_parts, offset_of, trained_rows
 from omni_grpo_core.doctor.ratios import known_of
 from omni_grpo_core.doctor.rollouts import settings_of, world_size
+from omni_grpo_core.losses import LossConfig
+from omni_grpo_core.losses.objectives import gamma
 from omni_grpo_core.trace.calls import AdvantageSeen
 
 _WHOLE = 2e-4
@@ -227,16 +229,21 @@ def _follows_rewards(known: Reading) -> bool:
 
 
 def _of_sequences(case: Case, known: Reading) -> list[Account]:
-    """Accounts of weights that are each multiplied by its sequence's ratio, where not clipped."""
+    """Accounts of weights that are each multiplied by its sequence's ratio, where not clipped, or
+    by vespo's weight of it."""
     live = known.term.weights != 0
     olds = [known_of(case, row).old for row, on in zip(known.rows, live, strict=True) if on]
     if not later_update(case) or int(live.sum()) < 2 or not all(olds):
         return []
     for name in ("logprobs", "sampling_logprobs"):
-        ratios = [(-old[name]).mean().exp() for old in olds if name in old]
-        if len(ratios) == len(olds):
-            one = known.of_rows(live)
-            term = replace(one.term, weights=one.term.weights / torch.stack(ratios))
+        gaps = [-old[name] for old in olds if name in old]
+        if len(gaps) < len(olds):
+            continue
+        one = known.of_rows(live)
+        whole = torch.stack([gap.sum() for gap in gaps])
+        means = torch.stack([gap.mean() for gap in gaps])
+        for by in (means.exp(), gamma(LossConfig(), whole, one.term.weights < 0)):
+            term = replace(one.term, weights=one.term.weights / by)
             if found := sound_accounts(replace(one, term=term)):
                 return found
     return []
