@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from omni_grpo_core.losses import LossConfig, LossType
-
-if TYPE_CHECKING:
-    from omni_grpo_core.losses.policy_loss import Totals
 
 LOG_RATIO_LIMIT = 20.0
 """Log-ratios are clamped to this before exp: not far above, values and gradients overflow."""
@@ -80,24 +77,34 @@ def gamma(config: LossConfig, log_ratio: Tensor, positive: Tensor) -> Tensor:
     return torch.exp(k * log_ratio + decay * (1 - log_ratio.exp()))
 
 
-def per_sequence(config: LossConfig, losses: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+class StepSize(Protocol):
+    """How many completions and tokens are in the loss of a whole step."""
+
+    @property
+    def sequences(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+
+def per_sequence(config: LossConfig, losses: Tensor, mask: Tensor, of: StepSize) -> Tensor:
     """``1/N sum_i 1/|o_i| sum_t l_it``."""
-    return (losses.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / totals.sequences
+    return (losses.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / of.sequences
 
 
-def per_token(config: LossConfig, losses: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+def per_token(config: LossConfig, losses: Tensor, mask: Tensor, of: StepSize) -> Tensor:
     """``1/(sum_i |o_i|) sum_i sum_t l_it``."""
-    return losses.sum() / totals.tokens
+    return losses.sum() / of.tokens
 
 
-def per_length(config: LossConfig, losses: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+def per_length(config: LossConfig, losses: Tensor, mask: Tensor, of: StepSize) -> Tensor:
     """``1/(N max_completion_length) sum_i sum_t l_it``."""
-    return losses.sum() / (totals.sequences * (config.max_completion_length or 1))
+    return losses.sum() / (of.sequences * (config.max_completion_length or 1))
 
 
-def summed(config: LossConfig, losses: Tensor, mask: Tensor, totals: Totals) -> Tensor:
+def summed(config: LossConfig, losses: Tensor, mask: Tensor, of: StepSize) -> Tensor:
     """``1/N sum_i sum_t l_it``."""
-    return losses.sum() / totals.sequences
+    return losses.sum() / of.sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,7 @@ class Loss:
     or a part of its ``"weight"``; ``None``: there are none."""
 
     objective: Callable[[LossConfig, TokenTerms], Tensor]
-    divided: Callable[[LossConfig, Tensor, Tensor, Totals], Tensor]
+    divided: Callable[[LossConfig, Tensor, Tensor, StepSize], Tensor]
     bounds: Literal["gradient", "weight"] | None = "gradient"
 
 
