@@ -136,6 +136,7 @@ def raw_rollout(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    first: int,
 ) -> Rollout:
     """What a trainer written for transformers 4.52 does: ``model.generate`` with the model as it
     is, in train mode with checkpointing on."""
