@@ -62,7 +62,8 @@ class OptimizerConfig:
     name: OptimizerName = "adamw"
     """``adamw``: torch's, fused on CUDA; two float32 moments. ``adamw_8bit``: torchao's, moments in
     eight bits (arXiv 2110.02861), extra ``low-memory``. ``adafactor``: torch's (arXiv 1804.04235),
-    row and column sums in place of second moments, no first ones."""
+    row and column sums in place of second moments, no first ones; its ``lr`` is relative to each
+    weight's root mean square."""
     lr: float = 1e-6
     """Peak learning rate."""
     betas: tuple[float, ...] = (0.9, 0.999)
