@@ -74,21 +74,21 @@ def another_process() -> Iterator[None]:
     ],
 )
 def test_a_resumed_run_equals_one_that_was_never_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: TrainedWeights, name: OptimizerName
+    tmp_path: Path, how: TrainedWeights, name: OptimizerName
 ) -> None:
     """Masters, eight-bit moments and the draws of stochastic rounding included."""
     if name == "adamw_8bit":
         pytest.importorskip("torchao")
-        # the same arithmetic: compiling it for each shape takes minutes on a CPU
-        monkeypatch.setattr("torch._dynamo.config.disable", True)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     plan = OptimizerConfig(lr=1e-3, name=name)
     config = short(whole, precision="bfloat16", trained_weights=how, optimizer=plan, keep=3)
-    train(config)
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "state" / "000003")
-    shutil.rmtree(cut / "state" / "000002")
-    train(replace(config, out=str(cut)))
+    # eager, the same arithmetic: compiling it for each shape takes minutes on a CPU
+    with torch.compiler.set_stance("force_eager"):
+        train(config)
+        shutil.copytree(whole, cut)
+        shutil.rmtree(cut / "state" / "000003")
+        shutil.rmtree(cut / "state" / "000002")
+        train(replace(config, out=str(cut)))
     assert log(cut) == log(whole)
     found, wanted = (load_policy(out / "model").model.state_dict() for out in (cut, whole))
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
