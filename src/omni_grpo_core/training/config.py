@@ -114,7 +114,7 @@ class GuardConfig:
     """Largest difference of a token's logprob between sampling and scoring, nats, before any
     update; ``None``: the default of the precision (``tolerances.DRIFT``)."""
     preflight: bool = True
-    """Run every stage check of ``omni-grpo check`` on the first step's samples, in float32."""
+    """Run every stage check of ``omni-grpo check`` on the first step's samples."""
 
 
 @dataclass(frozen=True, slots=True)
