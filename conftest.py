@@ -81,9 +81,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | Non
 @pytest.fixture(autouse=True)
 def process_restored() -> Iterator[None]:
     """Restores import path and environment, which a command that runs in this process changes for
-    good."""
+    good. Accelerate keeps one state per process, and refuses a run with another precision."""
     path, environment = [*sys.path], {**os.environ}
     yield
+    if accelerate := sys.modules.get("accelerate.state"):
+        accelerate.AcceleratorState._reset_state(reset_partial_state=True)
     sys.path[:] = path
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from sessions import ROOT, RUN, Session, blocks, matches, pages, runnable
 
 from omni_grpo_core.io import DEFAULT
@@ -46,15 +45,14 @@ SLOW = {"pytest"}
 
 
 @pytest.fixture
-def another_process() -> Iterator[None]:
-    """Scripts seed torch, and training leaves Accelerate's global state behind."""
+def seeds_restored() -> Iterator[None]:
+    """Scripts seed torch."""
     state = torch.random.get_rng_state()
     yield
     torch.random.set_rng_state(state)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.usefixtures("another_process")
+@pytest.mark.usefixtures("seeds_restored")
 @pytest.mark.skipif(
     version("transformers") != DEFAULT, reason="pages show the output of the default transformers"
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 import wave
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 
 from omni_grpo_core import tiny
 from omni_grpo_core.pipeline import inputs, stages
@@ -26,12 +25,6 @@ from omni_grpo_core.training.config import GuardConfig, RewardEntry, TrainConfig
 from omni_grpo_core.training.guard import Finding
 from omni_grpo_core.training.loop import TrainResult, train
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE, Batch, Embeddings, Row, Stage
-
-
-@pytest.fixture(autouse=True)
-def another_process() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def config(out: Path) -> TrainConfig:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from train_runs import log, short
 
 from omni_grpo_core.engines.requests import Answer, EngineLost, Request, Sampling
@@ -20,13 +19,6 @@ from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.training.loop import train
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def another_process() -> Iterator[None]:
-    """Accelerate keeps one state per process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Flaky(TransformersBackend):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from packaging.version import Version
 from train_runs import log, short
 
@@ -28,12 +26,6 @@ pytestmark = pytest.mark.skipif(
 CURVE = 2e-3
 """Of a logged number after some AdamW steps: they divide by the root of a second moment, so that a
 gradient of 1e-7 of the largest, which is rounding, still moves its weight by the learning rate."""
-
-
-@pytest.fixture(autouse=True)
-def another_process() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def curves(out: Path, **changes: Any) -> list[dict[str, Any]]:

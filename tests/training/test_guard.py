@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from train_runs import log, short
 
 from omni_grpo_core.core import forward, rollout
@@ -24,12 +22,6 @@ from omni_grpo_core.training.trainer_callback import GuardStop, OmniGrpoGuard
 from omni_grpo_core.types import Batch, Completion, Rollout
 
 GARBAGE = tuple([5, 6] * 40)
-
-
-@pytest.fixture(autouse=True)
-def another_process() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def facts(step: int, ids: tuple[int, ...] = (5, 6, 7, 2), **changes: Any) -> StepFacts:

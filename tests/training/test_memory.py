@@ -5,14 +5,12 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from train_runs import short
 
 from omni_grpo_core import tiny
@@ -316,18 +314,11 @@ def test_a_mixture_counts_the_experts_that_a_token_visits(config: TrainConfig) -
 # --------------------------------------------------------------------------- out of memory
 
 
-@pytest.fixture
-def another_process() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 MACHINE = OSError(errno.ENOMEM, "Cannot allocate memory")
 
 
-@pytest.mark.usefixtures("another_process")
 @pytest.mark.parametrize(
     ("stage", "where", "error", "held", "fix"),
     [

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from ranks import codes, together
 from test_step import ADVANTAGES, GROUP, KEPT, PLAN, TEMPERATURE
 from torch import Tensor
@@ -164,12 +163,6 @@ def test_a_peak_that_is_nan_stays_nan() -> None:
 # --------------------------------------------------------------------------- a whole run
 
 
-@pytest.fixture
-def another_process() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def poisoned_at(at: int, made: list[Poisoned]) -> Callable[..., Poisoned]:
     def make(policy: Policy, temperature: float, *_: object) -> Poisoned:
         made.append(Poisoned(policy, temperature, at=at, value=math.nan, backward=False))
@@ -178,7 +171,6 @@ def poisoned_at(at: int, made: list[Poisoned]) -> Callable[..., Poisoned]:
     return make
 
 
-@pytest.mark.usefixtures("another_process")
 def test_a_run_is_stopped_at_the_second_iteration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 from train_runs import log, short
 
@@ -56,14 +54,7 @@ def test_a_master_s_state_is_loaded_as_it_was_saved() -> None:
 # --------------------------------------------------------------------------- whole runs
 
 
-@pytest.fixture
-def another_process() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("another_process")
 @pytest.mark.parametrize(
     ("how", "name"),
     [

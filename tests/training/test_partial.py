@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from judge_server import JudgeServer, judge_server
 from train_runs import log, moments, short
 
@@ -34,12 +33,6 @@ GOLD = f"<context>{RIGHT}</context><think>t</think><answer>A</answer>"
 def server() -> Iterator[JudgeServer]:
     with judge_server() as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def another_process() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def sampled(policy: Policy, texts: list[str]) -> tuple[Completion, ...]:

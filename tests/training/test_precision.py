@@ -3,25 +3,17 @@ rounding in both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 from train_runs import log, short
 
 from omni_grpo_core.core import rollout
 from omni_grpo_core.tolerances import DRIFT
 from omni_grpo_core.training.config import GuardConfig, TrainConfig
 from omni_grpo_core.training.loop import train
-
-
-@pytest.fixture(autouse=True)
-def another_process() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def half(out: Path, **changes: Any) -> TrainConfig:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,13 +27,6 @@ from omni_grpo_core.types import Rollout
 
 class PowerCut(Exception):
     """Simulates a power failure."""
-
-
-@pytest.fixture(autouse=True)
-def another_process() -> Iterator[None]:
-    """Accelerate keeps one state per process, and refuses a run with another precision."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

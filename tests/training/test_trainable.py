@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from train_runs import log, saved, short
 
 from omni_grpo_core.core.family import published_name
@@ -30,12 +28,6 @@ PREFIX = {
     "visual": ("image", "video"), "audio_tower": ("audio",), "model": ("text",),
     "lm_head": ("text",),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def another_process() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
