@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
 from packaging.version import Version
 
 from omni_grpo_core.bench.rounding import rounding
-from omni_grpo_core.bench.shapes import SETTINGS, make_policy
+from omni_grpo_core.bench.shapes import ROUNDED, make_policy
 from omni_grpo_core.core.forward import first_positions
 from omni_grpo_core.fast import scoring
 
@@ -20,7 +19,7 @@ pytestmark = [
     ),
 ]
 
-SETTING = replace(SETTINGS["tiny"], groups=2, group=3, tokens=12)
+SETTING = ROUNDED["tiny"]
 
 
 def test_the_fast_step_is_as_near_float32_as_the_plain_one() -> None:

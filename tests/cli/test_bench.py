@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from omni_grpo_core.bench import session
-
 pytestmark = pytest.mark.skipif(
     Version(version("transformers")) < Version("4.57"), reason="no attention functions"
 )
@@ -48,24 +46,26 @@ def test_three_ways_side_by_side(run_cli: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sweeps_rounding_and_a_picture_of_it(
-    run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "SWEEPS", {"group": (1, 2, 3, 4), "groups": (1, 2)})
+def test_sweeps_rounding_and_a_picture_of_it(run_cli: Run, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     ways = ("--way", "plain", "--way", "fast", "--no-checkpointing", "--dtype", "bfloat16")
-    sweeps = ("--sweep", "group", "--sweep", "groups", "--rounding")
-    code, out, err = run_cli("bench", *SMALL, *ways, *sweeps, "--out", file)
+    swept = [("--sweep", one) for one in ("group=1,2,4", "groups=1,2", "prompt=100")]
+    sweeps = [word for pair in swept for word in pair]
+    code, out, err = run_cli("bench", *SMALL, *ways, *sweeps, "--rounding", "--out", file)
     assert code == 0, err
     assert "| seconds | plain | fast | floor |" in out
     assert "| **step** (sampling, update) |" in out
     found = json.loads(file.read_text())
-    assert [point["setting"]["group"] for point in found["sweeps"]["group"]] == [1, 2, 3, 4]
+    assert [point["setting"]["group"] for point in found["sweeps"]["group"]] == [1, 2, 4]
+    # twice the main setting: only what the fast way computes grows less
+    ways_by_groups = [[*point["ways"]] for point in found["sweeps"]["groups"]]
+    assert ways_by_groups == [["plain", "fast"], ["fast"]]
     assert all(not point["failed"] for points in found["sweeps"].values() for point in points)
     assert found["growth"].keys() == {"plain", "fast"}
     assert found["rounding"]["sides"].keys() == {"plain", "alone", "fast"}
     pytest.importorskip("matplotlib")
-    code, again, err = run_cli("bench", "--from", file, "--png", tmp_path / "bench.png")
+    pictured = ("--from", file, "--from", file, "--png", tmp_path / "bench.png")
+    code, again, err = run_cli("bench", *pictured)
     assert code == 0, err
     assert again == out
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
@@ -76,6 +76,13 @@ def test_what_no_benchmark_wrote_is_refused(run_cli: Run, tmp_path: Path) -> Non
     code, _, err = run_cli("bench", "--from", tmp_path / "other.json")
     assert code == 2
     assert "found format None, wanted 'omni-grpo bench 1'" in err
+
+
+def test_a_sweep_of_something_else_is_refused(run_cli: Run) -> None:
+    for wrong in ("tokens", "group=2,x", "groups=65"):
+        code, _, err = run_cli("bench", *SMALL, "--sweep", wrong)
+        assert code == 2
+        assert f"found '{wrong}'" in err
 
 
 def test_rounding_is_none_in_float32(run_cli: Run) -> None:

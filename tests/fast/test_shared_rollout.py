@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from omni_grpo_core.fast import rollout as shared
 from omni_grpo_core.fast.compiled import Compiled
 from omni_grpo_core.fast.prefix import LayerPrefix, SharedPrefix, prefix_attention
 from omni_grpo_core.fast.rollout import shared_rollout
+from omni_grpo_core.recorder.record import record
+from omni_grpo_core.training.guard import watch_generation
 from omni_grpo_core.types import Batch, Rollout
 
 pytestmark = pytest.mark.skipif(
@@ -202,6 +205,17 @@ def test_a_watched_model_is_not_compiled(policy: Policy) -> None:
     finally:
         handle.remove()
     assert compiled.usable
+
+
+def test_what_our_own_guard_and_recorder_watch_is_compiled(policy: Policy, tmp_path: Path) -> None:
+    """They need prompts and results. Training on a device was never compiled: the guard's hook."""
+    compiled = Compiled(policy, True, kernel=False)
+    end = watch_generation(policy.model.model, lambda finding: None)
+    try:
+        with record(tmp_path, model=policy.model, processor=policy.processor):
+            assert compiled.usable
+    finally:
+        end()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from omni_grpo_core.fast.rollout import shared_rollout
 from omni_grpo_core.fast.segments import packed_attention
 from omni_grpo_core.pipeline.inputs import Inputs, prepare
 from omni_grpo_core.pipeline.settings import load_settings
+from omni_grpo_core.recorder.record import record
+from omni_grpo_core.trace.calls import GenerateCall, calls_of
+from omni_grpo_core.trace.store import load_trace
 from omni_grpo_core.types import Sample
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tiny]
@@ -115,6 +119,21 @@ def test_all_windows_of_a_clip_in_one_call(ready: Inputs) -> None:
     for modality, one in want.items():
         apart = (found[modality].tokens.float() - one.tokens.float()).norm()
         assert float(apart / one.tokens.float().norm()) < 0.02  # other kernels, in bfloat16
+
+
+def test_a_recorded_graph_samples_the_same_bits(
+    cuda_policy: Policy, ready: Inputs, tmp_path: Path
+) -> None:
+    """What is captured is not read; the passes before the capture and the last result are."""
+    settings: dict[str, Any] = {"group_size": 4, "max_new_tokens": 48, "temperature": 1.6}
+    bare = shared_rollout(cuda_policy, ready.batch, **settings)
+    with record(tmp_path, model=cuda_policy.model, processor=cuda_policy.processor):
+        assert shared_rollout(cuda_policy, ready.batch, **settings) == bare
+    trace = load_trace(tmp_path / "step-000000")
+    assert "not_recorded" not in trace.header
+    calls = calls_of(trace, GenerateCall)
+    assert len(calls) == len(ready.batch.rows)
+    assert all(call.sequences is not None and call.logprobs is not None for call in calls)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.6])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
@@ -21,6 +22,7 @@ from omni_grpo_core.core.forward import embed, prefill
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.towers import features
+from omni_grpo_core.fast.attention import windows
 from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.training.step import Scores, plain_scores, scoring
 from omni_grpo_core.types import Batch, Embeddings, Rollout, Row
@@ -35,8 +37,8 @@ Score = Callable[..., Tensor]
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a setting is measured. ``micro_batch``: completions that the usual way's update takes at
-    a time, all by default. ``repeats``: runs of each part. ``brief``: no scoring passes, only the
-    fast way is run once before it is measured, and results are not compared. ``say`` is called
+    a time, all by default. ``repeats``: runs of each part. ``brief``: no scoring passes, and
+    results are not compared. ``say`` is called
     with each cost."""
 
     ways: Sequence[Way] = WAYS
@@ -153,7 +155,6 @@ class _Bench:
         self.mask = torch.ones_like(self.ids, dtype=torch.bool)
         self.advantages = torch.randn(shape[0], 1, generator=generator).to(policy.device)
         self.rolled: dict[Way, Rollout] = {}
-        self._embeddings: Embeddings | None = None
 
     def measure(self, way: Way) -> tuple[dict[str, Cost], list[str]]:
         """The cost of each part, and the parts that ran out of memory or lack a kernel."""
@@ -189,15 +190,17 @@ class _Bench:
             ]
             given = usual.inputs(self.policy, copies)
             return {
-                "towers": lambda: self._towers(copies),
+                "towers": lambda: self._towers(way, copies),
                 "sampling": lambda: self._generate(given),
                 "scoring": lambda: [self._score(*chunk) for chunk in chunks],
                 "update": lambda: [self._update(*chunk) for chunk in chunks],
             }
         score = self._scorer(way)
+        with torch.no_grad():
+            embeddings = embed(self.policy, self.batch)
         return {
-            "towers": lambda: self._towers(self.batch),
-            "prefill": self._prefill,
+            "towers": lambda: self._towers(way, self.batch),
+            "prefill": lambda: self._prefill(embeddings),
             "sampling": lambda: self._sample(way),
             "scoring": lambda: self._score(score),
             "update": lambda: self._update(score),
@@ -217,8 +220,6 @@ class _Bench:
 
     def _warm_up(self, way: Way, part: str, call: Callable[[], Any]) -> None:
         """Libraries load and choose their kernels in a first call; a slow part has a short one."""
-        if self.options.brief and way != "fast":
-            return
         if part == "sampling" and way != "fast":
             tokens = min(4, self.setting.tokens)
             if way == "plain":
@@ -231,16 +232,14 @@ class _Bench:
         self.policy.model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def _towers(self, batch: Batch) -> None:
-        features(self.policy, batch)
+    def _towers(self, way: Way, batch: Batch) -> None:
+        with windows(self.policy.model) if way == "fast" else nullcontext():
+            features(self.policy, batch)
 
     @torch.no_grad()
-    def _prefill(self) -> None:
-        """With embeddings that are there already: towers are a part of their own."""
-        if self._embeddings is None:
-            self._embeddings = embed(self.policy, self.batch)
+    def _prefill(self, embeddings: Embeddings) -> None:
         with generating(self.policy.model):
-            prefill(self.policy, self.batch, embeddings=self._embeddings)
+            prefill(self.policy, self.batch, embeddings=embeddings)
 
     def _sample(self, way: Way, tokens: int | None = None) -> None:
         sample = self.fast.rollout if way == "fast" else partial(rollout, self.policy)

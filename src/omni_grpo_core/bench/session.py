@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from omni_grpo_core.bench.growth import growth
+from omni_grpo_core.bench.growth import growth, tokens
 from omni_grpo_core.bench.measure import speed
 from omni_grpo_core.bench.rounding import rounding
 from omni_grpo_core.bench.run import Options, measure
@@ -25,6 +25,29 @@ SWEEPS: dict[Sweep, tuple[int, ...]] = {
     "groups": (1, 2, 4, 8),
     "prompt": (1024, 2048, 4096, 8192, 16384),
 }
+LARGEST: dict[Sweep, int] = {"group": 256, "groups": 64, "prompt": 30_000}
+
+
+def sweep_of(text: str) -> tuple[Sweep, tuple[int, ...]]:
+    """``NAME`` or ``NAME=VALUE,VALUE``: what is varied, and through which values.
+
+    >>> sweep_of("groups"), sweep_of("group=2,32")
+    (('groups', (1, 2, 4, 8)), ('group', (2, 32)))
+
+    Raises:
+        ConfigError: any other form, or a value that is out of range.
+    """
+    name, _, listed = text.partition("=")
+    values = [int(value) if value.isdecimal() else 0 for value in listed.split(",") if listed]
+    for known, usual in SWEEPS.items():
+        if name == known and all(0 < value <= LARGEST[known] for value in values):
+            return known, tuple(values) or usual
+    raise ConfigError(
+        "--sweep",
+        got=repr(text),
+        want=" or ".join(f"{known} (up to {most})" for known, most in LARGEST.items()),
+        fix="write a name, or a name and its values: group=2,8,32",
+    )
 
 
 def read_results(paths: Sequence[Path]) -> dict[str, Any]:
@@ -42,9 +65,22 @@ def read_results(paths: Sequence[Path]) -> dict[str, Any]:
                 want=repr(FORMAT),
                 fix="pass what omni-grpo bench --out wrote",
             )
-    sweeps = {name: points for found in results for name, points in found["sweeps"].items()}
     rounded: dict[str, Any] = next(filter(None, (found["rounding"] for found in results)), {})
+    sweeps = {
+        name: list(_joined(name, [p for found in results for p in found["sweeps"].get(name, ())]))
+        for name in dict.fromkeys(name for found in results for name in found["sweeps"])
+    }
     return {**results[0], "sweeps": sweeps, "growth": _growth(sweeps), "rounding": rounded}
+
+
+def _joined(name: str, points: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Points in order, one for each value, with the ways of all that have it."""
+    by_value: dict[int, dict[str, Any]] = {}
+    for point in points:
+        before = by_value.get(point["setting"][name], {"ways": {}, "failed": {}})
+        both = {key: {**before[key], **point[key]} for key in ("ways", "failed")}
+        by_value[point["setting"][name]] = {**point, **both}
+    yield from (by_value[value] for value in sorted(by_value))
 
 
 def session(
@@ -52,14 +88,15 @@ def session(
     setting: Setting,
     options: Options,
     *,
-    sweeps: Sequence[Sweep] = (),
+    sweeps: Sequence[tuple[Sweep, Sequence[int]]] = (),
     rounded: Setting | None = None,
     done: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """The result that ``omni-grpo bench`` prints; ``done`` is called with it after each point.
     ``rounded``: what is run again in float32, see :mod:`~omni_grpo_core.bench.rounding`.
 
-    A sweep leaves out the usual way and is ``brief``.
+    With a sweep all is ``brief``, and its points leave out the usual way; also the plain one, where
+    that would score more tokens than in ``setting``.
     """
     device, dtype = policy.device, policy.model.dtype
     found = speed(device, dtype)
@@ -72,19 +109,24 @@ def session(
         "micro_batch": options.micro_batch,
         "bytes_per_second": found.bytes,
         "operations_per_second": found.operations,
-        "points": [measure(policy, setting, found, options).to_json()],
+        "points": [],
         "sweeps": {},
         "growth": {},
         "rounding": {},
     }
+    options = replace(options, brief=options.brief or bool(sweeps))
+    result["points"].append(measure(policy, setting, found, options).to_json())
     done(result)
-    swept = replace(options, ways=[way for way in options.ways if way != "usual"], brief=True)
-    for name in sweeps:
-        points = result["sweeps"][name] = []
-        for value in SWEEPS[name]:
+    most = tokens(result["points"][0], "copied")
+    for name, values in sweeps:
+        points = result["sweeps"].setdefault(name, [])
+        for value in values:
             changed: dict[str, Any] = {name: value}
-            point = measure(policy, replace(setting, **changed), found, swept)
-            points.append(point.to_json())
+            one = replace(setting, **changed)
+            larger = one.completions * (one.prompt + one.tokens) > 1.01 * most
+            left_out = ("usual", "plain") if larger else ("usual",)
+            ways = [way for way in options.ways if way not in left_out]
+            points.append(measure(policy, one, found, replace(options, ways=ways)).to_json())
             result["growth"] = _growth(result["sweeps"])
             done(result)
     if rounded is not None:

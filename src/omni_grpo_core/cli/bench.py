@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,9 +19,6 @@ from omni_grpo_core.io.console import (
 )
 from omni_grpo_core.io.extras import require
 
-if TYPE_CHECKING:
-    from omni_grpo_core.bench.session import Sweep
-
 
 class SizeOption(StrEnum):
     tiny = "tiny"
@@ -32,12 +29,6 @@ class WayOption(StrEnum):
     usual = "usual"
     plain = "plain"
     fast = "fast"
-
-
-class SweepOption(StrEnum):
-    group = "group"
-    groups = "groups"
-    prompt = "prompt"
 
 
 def bench(
@@ -61,8 +52,12 @@ def bench(
         int | None, typer.Option(min=1, max=8192, help="Tokens of a completion.")
     ] = None,
     sweep: Annotated[
-        list[SweepOption] | None,
-        typer.Option(help="Then vary this, without the usual way, the rest as it is."),
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=VALUES]",
+            help="Then vary group, groups or prompt (group=2,8,32), the rest as it is; without "
+            "the usual way, and without the plain one where that is larger than before.",
+        ),
     ] = None,
     checkpointing: Annotated[
         bool, typer.Option(help="Recompute activations in the backward pass.")
@@ -73,7 +68,7 @@ def bench(
     ] = None,
     rounding: Annotated[
         bool,
-        typer.Option("--rounding", help="Then compare with float32, on completions of 64 tokens."),
+        typer.Option("--rounding", help="Then compare with float32, in a smaller setting."),
     ] = False,
     repeats: Annotated[
         int, typer.Option(min=1, max=100, help="Runs of each part; the quickest counts.")
@@ -123,15 +118,15 @@ def bench(
         from dataclasses import replace
 
         from omni_grpo_core.bench.run import WAYS, Options
-        from omni_grpo_core.bench.session import session
-        from omni_grpo_core.bench.shapes import SETTINGS, make_policy
+        from omni_grpo_core.bench.session import session, sweep_of
+        from omni_grpo_core.bench.shapes import ROUNDED, SETTINGS, make_policy
 
         quiet_transformers()
         require_device(device)
         chosen = {"group": group, "groups": groups, "prompt": prompt, "tokens": tokens}
         changed: dict[str, Any] = {key: n for key, n in chosen.items() if n is not None}
         setting = replace(SETTINGS[size.value], **changed)
-        names: list[Sweep] = [name.value for name in sweep or ()]
+        sweeps = [sweep_of(text) for text in sweep or ()]
         result = session(
             make_policy(size.value, device.value, kind),
             setting,
@@ -142,8 +137,8 @@ def bench(
                 repeats=repeats,
                 say=lambda text: typer.echo(text, err=True),
             ),
-            sweeps=names,
-            rounded=replace(setting, tokens=min(64, setting.tokens)) if rounding else None,
+            sweeps=sweeps,
+            rounded=ROUNDED[size.value] if rounding else None,
             done=keep,
         )
     if png is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,7 +41,9 @@ from omni_grpo_core.io.exits import print_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from omni_grpo_core.core.policy import Policy
     from omni_grpo_core.pipeline.settings import Settings
+    from omni_grpo_core.recorder.record import Recorder
     from omni_grpo_core.types import Sample
 
 app = typer.Typer(
@@ -189,6 +191,9 @@ def _refuse_too_long(samples: Sequence[Sample], settings: Settings, folder: Path
 def train(
     config: Annotated[Path, typer.Argument(help="Training config, in YAML or JSON.")],
     trace: Annotated[int, typer.Option(min=0, help="Save traces of the first N steps.")] = 0,
+    record: Annotated[
+        int, typer.Option(min=0, help="Record N steps into OUT/recording, for omni-grpo doctor.")
+    ] = 0,
     as_json: cli.Json = False,
 ) -> None:
     """Train a checkpoint with GRPO, or resume an interrupted run.
@@ -219,6 +224,13 @@ def train(
 
     quiet_transformers()
     require_device(plan.device)
+
+    def recorded(policy: Policy) -> Recorder:
+        from omni_grpo_core.recorder.record import record as watched
+
+        folder = Path(plan.out) / "recording"
+        return watched(folder, model=policy.model, processor=policy.processor, steps=record)
+
     console = Console(stderr=True, quiet=not first)
     live = console.is_terminal and not as_json
     with redirect_stdout(sys.stderr), display(plan.steps, console, live=live) as on_step:
@@ -228,6 +240,7 @@ def train(
             on_step=on_step,
             warn=lambda text: typer.echo(f"warning: {text}", err=True),
             tell=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+            watch=recorded if record else lambda policy: nullcontext(),
         )
     for finding in result.findings if first else ():
         typer.echo(f"stopped at step {result.step}: {finding}", err=True)

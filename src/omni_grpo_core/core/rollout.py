@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from omni_grpo_core.core.forward import decode_step, first_positions, prefill, sampling_logprobs
+from omni_grpo_core.core.observers import observed
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io import device_memory
 from omni_grpo_core.types import Batch, Completion, Rollout
 
 
+@observed("rollout")
 @torch.no_grad()
 def rollout(
     policy: Policy,

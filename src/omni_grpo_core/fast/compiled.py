@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from omni_grpo_core.core.observers import SKIPS_DECODING
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.fast.attention import decoding
 from omni_grpo_core.fast.prefix import SharedPrefix
@@ -93,9 +94,10 @@ def watched(policy: Policy) -> bool:
     embedding = policy.model.get_input_embeddings()
     modules = (*policy.text_model.modules(), policy.model.lm_head)
     return any(
-        module._forward_hooks or module._forward_pre_hooks
+        not getattr(hook, SKIPS_DECODING, False)
         for module in modules
         if module is not embedding
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     )
 
 

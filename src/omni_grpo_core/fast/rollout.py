@@ -20,6 +20,7 @@ from omni_grpo_core.core.forward import (
     prefill,
     sampling_logprobs,
 )
+from omni_grpo_core.core.observers import observed
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import (
     Sampled,
@@ -40,6 +41,7 @@ _WARM_UP = 1
 """Tokens that are decoded without the graph: libraries allocate their workspaces in them."""
 
 
+@observed("rollout")
 @torch.no_grad()
 def shared_rollout(
     policy: Policy,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.forward import embed, first_positions
+from omni_grpo_core.core.observers import observed
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import TrainError
 from omni_grpo_core.fast.attention import PACKED, attention, poison
@@ -22,6 +23,7 @@ Kernel = Literal["merged", "masked"]
 own attention with the mask of the whole row, the reference."""
 
 
+@observed("scoring")
 def packed_scores(
     policy: Policy,
     batch: Batch,

@@ -67,7 +67,7 @@ class LossGradientWatch:
         self.sampled_at = 1.0
         self._hidden: Tensor | None = None
         self._cast: torch.dtype | None = None
-        self._forwards = 0
+        self._forwards = self._ended = 0
         self._alive: list[weakref.ref[_Scored]] = []
         buffer.at_end = self._end
 
@@ -81,6 +81,7 @@ class LossGradientWatch:
             scored.values.clear()
         self._alive.clear()
         self._hidden, self._forwards = None, 0
+        self._ended += 1
 
     def hidden(self, _module: Any, _args: Any, output: Any) -> None:
         """A forward hook of the text model."""
@@ -109,6 +110,25 @@ class LossGradientWatch:
                 tensor.register_hook(_Hook(self, scored, at))  # type: ignore[no-untyped-call]
         if scored.values:
             self._alive.append(weakref.ref(scored))
+
+    def of_logprobs(self, logprobs: Tensor, ids: Tensor, mask: Tensor, temperature: float) -> None:
+        """To be called for forwards, one for each row, that return the logprobs (N, C) of ``ids``
+        at a temperature, 0 where ``mask`` is False, and make no logits to be read."""
+        first, self._forwards = self._forwards, self._forwards + len(ids)
+        self._hidden = None
+        if not logprobs.requires_grad:
+            return
+        ended = self._ended
+
+        def read(gradient: Tensor) -> None:
+            with self._buffer.guarded("loss gradient"):
+                if ended == self._ended:
+                    weights = gradient.detach().float().cpu()
+                    for at, length in enumerate(mask.sum(1).tolist()):
+                        row = weights[at, :length]
+                        self._buffer.add(_as_read(first + at, row, ids[at], temperature))
+
+        logprobs.register_hook(read)  # type: ignore[no-untyped-call]
 
     def read(self, scored: _Scored, at: Literal["logits", "hidden"], gradient: Tensor) -> None:
         """Called in a backward."""
@@ -168,6 +188,24 @@ class _Hook:
     def __call__(self, gradient: Tensor) -> None:
         with self.watch._buffer.guarded("loss gradient"):
             self.watch.read(self.scored, self.at, gradient.detach())
+
+
+def _as_read(forward: int, weights: Tensor, ids: Tensor, temperature: float) -> LossGradient:
+    """Of a loss that is a function of one completion's logprobs, with ``weights`` (C,) as its
+    derivative. The position after the last token predicts none."""
+    weights = torch.cat([weights, weights.new_zeros(1)])
+    none = weights == 0
+    tokens = torch.cat([ids[: len(weights) - 1], ids.new_zeros(1)])
+    given, zero = torch.full_like(weights, temperature), torch.zeros_like(weights)
+    return LossGradient(
+        forward=forward,
+        at="logits",
+        tokens=tokens.masked_fill(none, -1)[None],
+        weights=weights[None],
+        temperature=given.masked_fill(none, torch.nan)[None],
+        residual=zero.masked_fill(none, torch.nan)[None],
+        entropy=zero[None],
+    )
 
 
 def _kept_graph() -> bool:

@@ -33,6 +33,7 @@ from omni_grpo_core.recorder.thinker import (
     rope_sections,
 )
 from omni_grpo_core.recorder.watch_model import ModelWatch
+from omni_grpo_core.recorder.watch_own import OwnWatch
 from omni_grpo_core.recorder.watch_processor import ProcessorWatch
 from omni_grpo_core.recorder.watch_rewards import RewardWatch
 from omni_grpo_core.recorder.watch_step import StepWatch
@@ -148,6 +149,7 @@ class Recorder:
             "placeholders": placeholders(found.thinker),
             "marks": marks(processor),
         }
+        model_watch = ModelWatch(found, processor, self.buffer)
         rewards = RewardWatch(reward_funcs, self.buffer, probing=probe_rewards)
         self._reward_funcs = rewards.functions
         # emptied at the end, which releases the trainer's objects
@@ -155,7 +157,8 @@ class Recorder:
             WarningsWatch(self.buffer),
             ProcessorWatch(processor, self.buffer),
             SwiftRequests(processor, self.buffer),
-            ModelWatch(found, processor, self.buffer),
+            model_watch,
+            OwnWatch(found, processor, self.buffer, model_watch.gradients),
             rewards,
             StepWatch(found, self.buffer, self.settings, self.end_step),
         ]

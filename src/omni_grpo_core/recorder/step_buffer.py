@@ -27,6 +27,7 @@ _LOG = logging.getLogger("omni_grpo_core.recorder")
 _STAGES: Mapping[str, Stage] = {
     "processor": "batch",
     "generate": "completion",
+    "forward": "logits",
     "reward": "reward",
 }
 _DIED_IN = "_omni_grpo_core_stage"

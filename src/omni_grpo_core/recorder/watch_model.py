@@ -110,8 +110,11 @@ class _Forward:
     inputs_embeds: Tensor | None = None
 
 
-class _Hook:
+class Hook:
     """A hook that a copy of its module does not inherit."""
+
+    # what our own steps decode is recorded from the result
+    omni_skips_decoding = True
 
     def __init__(self, call: Callable[..., None]) -> None:
         self._call = call
@@ -120,7 +123,7 @@ class _Hook:
         self._call(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Hook, (_nothing,)
+        return Hook, (_nothing,)
 
 
 def _nothing(*_: Any) -> None: ...
@@ -137,22 +140,20 @@ class ModelWatch:
         self._generating: _Generating | None = None
         self._forward: _Forward | None = None
         self._handles: list[Any] = []
-        self._gradients = LossGradientWatch(found, buffer)
+        self.gradients = LossGradientWatch(found, buffer)
         self._sampling: tuple[float, tuple[int, ...]] = (1.0, ())
 
     def start(self, patches: Patches) -> None:
         thinker, text_model = self._found.thinker, self._found.text_model
         self._handles = [
             self._on_text_model(text_model),
-            text_model.register_forward_hook(_Hook(self._gradients.hidden)),
+            text_model.register_forward_hook(Hook(self.gradients.hidden)),
         ]
         # a compiled thinker's own hooks do not run, so its compiled wrapper is watched too
         for module in (thinker, *self._found.compiled):
             self._handles += [
-                module.register_forward_pre_hook(_Hook(self._before), with_kwargs=True),
-                module.register_forward_hook(
-                    _Hook(self._after), with_kwargs=True, always_call=True
-                ),
+                module.register_forward_pre_hook(Hook(self._before), with_kwargs=True),
+                module.register_forward_hook(Hook(self._after), with_kwargs=True, always_call=True),
             ]
         if getattr(thinker, "_compiled_call_impl", None) is not None:
             patches.set(thinker, "_compiled_call_impl", self._around(thinker))
@@ -180,7 +181,7 @@ class ModelWatch:
             patches.set(kind, "__call__", watched)
 
     def _on_text_model(self, text_model: nn.Module) -> Any:
-        return text_model.register_forward_pre_hook(_Hook(self._text_model), with_kwargs=True)
+        return text_model.register_forward_pre_hook(Hook(self._text_model), with_kwargs=True)
 
     def _for_others(
         self, original: Callable[..., Any], kind: type, around: Callable[..., Any]
@@ -243,7 +244,7 @@ class ModelWatch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._gradients.stop()
+        self.gradients.stop()
         self._generating = self._forward = None
 
     # ------------------------------------------------------------------ generate
@@ -283,7 +284,7 @@ class ModelWatch:
             return outcome.result
 
     def _generated(self, state: _Generating, outcome: Outcome) -> None:
-        self._generating, self._gradients.sampled_at = None, state.temperature
+        self._generating, self.gradients.sampled_at = None, state.temperature
         self._sampling = state.temperature, state.suppressed
         if state.modes is not None:
             self._buffer.add(self._seen(state, state.modes, outcome), outcome.seconds)
@@ -497,7 +498,7 @@ class ModelWatch:
             error = buffer.plain.error(raised)
             died_in(raised, "logits")
         logits = getattr(output, "logits", None)
-        self._gradients.forward(logits, forward.ids)
+        self.gradients.forward(logits, forward.ids)
         kind, logprobs = "" if logits is None else dtype_name(logits), _scored(logits, forward.ids)
         sampled = logprobs
         if logits is None:

@@ -18,9 +18,10 @@ from omni_grpo_core.recorder.probe import may_trace, probe
 from omni_grpo_core.recorder.probe_cases import types_in
 from omni_grpo_core.recorder.reward_arguments import Form, form_of, score_in
 from omni_grpo_core.recorder.step_buffer import Outcome, StepBuffer
-from omni_grpo_core.rewards import plain_text
-from omni_grpo_core.rewards.call import RewardFunction, name_of
+from omni_grpo_core.rewards import compose, plain_text
+from omni_grpo_core.rewards.call import RewardFunction, name_of, scores_of
 from omni_grpo_core.trace.calls import RewardCall
+from omni_grpo_core.types import Score
 
 _MOST_TYPES = 8
 """Problem types after which a function is not probed again."""
@@ -41,7 +42,9 @@ class RewardWatch:
         self._called: set[int] = set()
         self.functions = tuple(map(self._watched, self._before))
 
-    def start(self, _patches: Patches) -> None:
+    def start(self, patches: Patches) -> None:
+        if not self._before:  # a run of this package makes its own from a configuration
+            patches.set(compose, "scores_of", self._scores_of)
         self._replace(dict(zip(map(id, self._before), self.functions, strict=True)))
 
     def stop(self) -> None:
@@ -79,6 +82,20 @@ class RewardWatch:
             with caught if self._traced(function) else nullcontext():
                 outcome.result = function(*args, **keywords)
             return outcome.result
+
+    def _scores_of(
+        self,
+        function: RewardFunction,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        columns: Mapping[str, Any],
+    ) -> list[Score]:
+        """Of a component, see :func:`~omni_grpo_core.rewards.call.scores_of`."""
+        given = {"prompts": prompts, "completions": completions, **columns}
+        with self._watching(function, (), given) as outcome:
+            scores = scores_of(function, prompts, completions, columns)
+            outcome.result = [score.value for score in scores]
+            return scores
 
     def _traced(self, function: RewardFunction) -> bool:
         """Whether to trace a call: the first of a function that asks others, such as a judge."""

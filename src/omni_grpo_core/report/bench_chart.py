@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omni_grpo_core.io.extras import extra
-from omni_grpo_core.report.terminal.bench import rows
+from omni_grpo_core.report.terminal.bench import of_way, rows, ways_of
 
 _SWEPT = {
     "group": "completions of a prompt (G)",
@@ -63,12 +63,12 @@ def _title(result: Mapping[str, Any], point: Mapping[str, Any]) -> str:
 
 
 def _curves(axes: Any, name: str, points: Sequence[Mapping[str, Any]]) -> None:
-    for index, way in enumerate(points[0]["ways"]):
+    for index, way in enumerate(ways_of(points)):
         for part, style in (("update", "o-"), ("sampling", "o:")):
             measured = [
-                (point["setting"][name], point["ways"][way]["seconds"][part])
+                (point["setting"][name], seconds)
                 for point in points
-                if part in point["ways"][way]["seconds"]
+                if (seconds := of_way(point, way, "seconds", part)) is not None
             ]
             if measured:
                 axes.plot(

@@ -166,13 +166,13 @@ class GenerateCall:
     the model could see at each later step, in the cache or passed again (0: the model saw no
     history; ``None``: unknown, since its cache has a non-standard name). ``step_positions``: the
     first row's time position at each later step. ``logprobs``: float32 (N, C) of the sampled tokens
-    from generate's own scores at the sampling temperature, before any suppression or truncation;
-    ``None`` with beams. ``decoded``: the completions as text by the recorded processor's own
-    tokenizer, up to and without the first eos: ``"kept"`` with special tokens, ``"skipped"``
-    without; empty where it has none. ``own``: the recorded model ran it, not another instance of
-    its class, such as a copy for rollouts. ``apart``: share of sampled weights being
-    trained that this other has not, at the lower of their precisions; ``None`` where they cannot
-    be compared.
+    from generate's own scores at the sampling temperature, before any suppression or truncation
+    (after suppression, where a CUDA graph hides the scores); ``None`` with beams. ``decoded``: the
+    completions as text by the recorded processor's own tokenizer, up to and without the first eos:
+    ``"kept"`` with special tokens, ``"skipped"`` without; empty where it has none. ``own``: the
+    recorded model ran it, not another instance of its class, such as a copy for rollouts.
+    ``apart``: share of sampled weights being trained that this other has not, at the lower of
+    their precisions; ``None`` where they cannot be compared.
     """
 
     stage: ClassVar[Literal["completion"]] = "completion"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.core.dialect import cache_among, length_of
+from omni_grpo_core.core.observers import SKIPS_DECODING
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.pipeline.hints import advice
 from omni_grpo_core.rewards import health
@@ -194,6 +195,8 @@ def watch_generation(model: Any, found: Callable[[Finding], None]) -> Callable[[
         if cache is not None and length_of(cache) == 0:
             found(advised("generation in train mode under checkpointing", "completion"))
 
+    # a graph samples in eval mode, without transformers' cache
+    setattr(look, SKIPS_DECODING, True)
     hook = model.register_forward_hook(look, with_kwargs=True)
     end: Callable[[], None] = hook.remove
     return end

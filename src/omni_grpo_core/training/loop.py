@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial as applied
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from omni_grpo_core.core.policy import load_policy
+from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.engines.proof import Proof
@@ -114,21 +114,24 @@ def train(
     warn: Callable[[str], None] = lambda text: None,
     tell: Callable[[str], None] = lambda text: None,
     backend: Backend | None = None,
+    watch: Callable[[Policy], AbstractContextManager[Any]] = lambda policy: nullcontext(),
 ) -> TrainResult:
     """Train from the newest saved state under ``config.out``, or from the start.
 
     ``config`` has passed :mod:`~omni_grpo_core.training.load_config`. ``trace_steps``: how many of
     the first steps are recorded as traces under ``out/trace``. ``warn`` is called, on the main
     process, with what could not be used of an earlier run, ``tell`` with what takes long.
-    ``backend``: a rollout engine in place of the configured one. SIGTERM and SIGKILL end the run at
-    once; the steps since the last saved state are lost.
+    ``backend``: a rollout engine in place of the configured one. ``watch``: entered before the
+    first step, with the policy as it will learn; for example :func:`~omni_grpo_core.record`.
+    SIGTERM and SIGKILL end the run at once; the steps since the last saved state are lost.
 
     Raises ``OmniGrpoError`` for unusable input and for a machine that is too small.
     """
     stage = Watch()
     with ExitStack() as held:
         try:
-            return _Run(config, trace_steps, on_step, warn, tell, held, stage, backend).run()
+            run = _Run(config, trace_steps, on_step, warn, tell, watch, held, stage, backend)
+            return run.run()
         except (RuntimeError, MemoryError, OSError) as error:
             known = stage.explain(error)
             if known is None:
@@ -144,6 +147,7 @@ class _Run:
         on_step: Callable[[StepView], None],
         warn: Callable[[str], None],
         tell: Callable[[str], None],
+        watch: Callable[[Policy], AbstractContextManager[Any]],
         held: ExitStack,
         stage: Watch,
         backend: Backend | None = None,
@@ -151,6 +155,7 @@ class _Run:
         self.config, self.trace_steps, self.on_step = config, trace_steps, on_step
         self.warn, self.tell, self.held, self.stage = warn, tell, held, stage
         self.backend = backend
+        self.watch = watch
         self.out = Path(config.out)
         root = Path(config.root) if config.root else None
         self.samples = load_samples(config.data, root=root, format=config.data_format)
@@ -244,6 +249,7 @@ class _Run:
         self.engine = choose_engine(config, self.policy, own, backend=self.backend, warn=self.warn)
         self.held.callback(self.engine.close)
         self.stage.optimizer = self.optimizer
+        self.held.enter_context(self.watch(self.policy))
 
     def _find_saved(self) -> checkpointing.Saved | None:
         """On the main process. A missing folder is not created just for a lock."""

@@ -17,6 +17,7 @@ from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.completions import stack_completions
 from omni_grpo_core.core.dialect import modes_restored, switch_checkpointing
 from omni_grpo_core.core.forward import completion_logits
+from omni_grpo_core.core.observers import observed
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.losses import LossConfig, RolloutCorrection
@@ -96,6 +97,7 @@ class Scores(Protocol):
     ) -> ScoredTokens: ...
 
 
+@observed("scoring")
 def plain_scores(
     policy: Policy, batch: Batch, ids: Tensor, mask: Tensor, *, temperature: float
 ) -> ScoredTokens:

@@ -86,28 +86,31 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
     return lines
 
 
+def of_way(point: Mapping[str, Any], way: str, what: str, part: str) -> float | None:
+    """``what`` is ``"seconds"`` or ``"gib"``; ``None``: not measured, or not there."""
+    found: float | None = point["ways"].get(way, {}).get(what, {}).get(part)
+    return found or None
+
+
+def ways_of(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those of any point of a sweep, in order."""
+    return [*dict.fromkeys(way for point in points for way in point["ways"])]
+
+
 def _sweep(name: str, points: Sequence[Mapping[str, Any]]) -> str:
-    """The seconds of each way's parts by one size of the setting."""
-    ways = list(points[0]["ways"])
-    kept = [
-        (way, part)
+    """Seconds of each way's parts, and memory in its update, by one size of the setting."""
+    columns = [
+        (f"{part}, {way}", way, "seconds", part, 3)
         for part in ("sampling", "update", "step")
-        for way in ways
-        if any(part in point["ways"][way]["seconds"] for point in points)
+        for way in ways_of(points)
     ]
-    lines = [[name, *(f"{part}, {way}" for way, part in kept), "step, floor", *(
-        f"GiB, {way}" for way in ways
-    )]]  # fmt: skip
+    columns += [(f"GiB, {way}", way, "gib", "update", 1) for way in ways_of(points)]
+    kept = [one for one in columns if any(of_way(point, *one[1:4]) for point in points)]
+    lines = [[name, *(title for title, *_ in kept), "step, floor"]]
     for point in points:
-        seconds = [point["ways"][way]["seconds"].get(part) for way, part in kept]
-        taken = [point["ways"][way]["gib"].get("update") for way in ways]
-        lines.append(
-            [
-                str(point["setting"][name]),
-                *(_number(value, 3) for value in (*seconds, point["floor_seconds"]["step"])),
-                *(_number(gib or None, 1) for gib in taken),
-            ]
-        )
+        values = [_number(of_way(point, way, *rest), n) for _, way, *rest, n in kept]
+        floor = _number(point["floor_seconds"]["step"], 3)
+        lines.append([str(point["setting"][name]), *values, floor])
     return "\n".join(_markdown(lines))
 
 
