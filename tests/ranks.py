@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ def _child(rank: int, common: Mapping[str, str], work: Callable[[int], None], fo
     handle = os.open(folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    # pytest has put its own in their place
+    sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     os.environ.update({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})

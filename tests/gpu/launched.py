@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def command(
     kill: Callable[[], bool] = lambda: False,
     victims: tuple[int, ...] = (),
     limit: float = 500.0,
+    program: Sequence[str] = ("-m", "omni_grpo_core", "train"),
 ) -> Run:
     """Run it to its end; ``victims`` are killed when ``kill()`` is true, all after ``limit``
     seconds."""
@@ -61,8 +62,9 @@ def command(
         port = server.getsockname()[1]
     common = {
         **os.environ, **(kind or {}), "PYTHONPATH": os.pathsep.join(map(str, (*sys.path, TESTS))),
-        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "4", "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "4", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
     }  # fmt: skip
     begin = time.monotonic()
     processes = []
@@ -70,7 +72,7 @@ def command(
         with (folder / f"rank-{rank}.txt").open("w") as output:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "omni_grpo_core", "train", str(path)],
+                    [sys.executable, *program, str(path)],
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},

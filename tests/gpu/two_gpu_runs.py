@@ -25,7 +25,7 @@ import torch
 from launched import FSDP, Run, command, lines_of
 from memory_runs import base, make_checkpoint, make_rows
 
-from omni_grpo_core.training.config import LoraConfig, TrainConfig
+from omni_grpo_core.training.config import LoraConfig, RewardEntry, TrainConfig
 from omni_grpo_core.training.memory import GIB, estimate, thinker_shapes
 from omni_grpo_core.training.prompt_estimate import PromptSize
 
@@ -38,6 +38,7 @@ def setting(size: str, place: Path, out: Path, part: str, tokens: int) -> TrainC
     plain = base(size, place / "checkpoint", place / "rows.json", out)
     config = replace(
         plain, batch_size=16, micro_batch_size=8, save_every=3, keep=1, steps=9,
+        rewards={"deterministic_rewards:early_letters": RewardEntry()},
         settings=replace(plain.settings, max_new_tokens=tokens),
     )  # fmt: skip
     if part == "one-full":
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("tiny", "middle", "7b"), default="7b")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--place", type=Path, default=Path("/tmp/omni-two-gpus"))
+    parser.add_argument("--runs", type=Path, help="where runs write, by default in the place")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     place = arguments.place
@@ -158,7 +160,8 @@ def main() -> None:
         if part == "make":
             continue
         try:
-            config = setting(arguments.size, place, place / "out", part, arguments.tokens)
+            runs = arguments.runs or place
+            config = setting(arguments.size, place, runs / "out", part, arguments.tokens)
             figures[part] = measured(part, config, place / "runs")
         except Exception as error:
             figures[part] = {"failed": f"{type(error).__name__}: {error}", "seconds": {}}

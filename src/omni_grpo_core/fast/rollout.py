@@ -154,7 +154,8 @@ class _Decoding:
         warning, if the device or a library cannot capture it."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # other threads may ask the device something meanwhile, as that of NCCL does
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._advance()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from omni_grpo_core.errors import ConfigError, OmniGrpoError
+from omni_grpo_core.errors import ConfigError, OmniGrpoError, TrainError
 from omni_grpo_core.io import is_out_of_memory
 from omni_grpo_core.training.liveness import Liveness
 
@@ -94,7 +94,16 @@ class Watch:
         """The error to show for one outside the stages, ``None`` if it is of another kind."""
         if is_out_of_memory(error):
             return self.exhausted(error)
-        return self.others.lost(NOTICED) if self.others else None
+        if self.others and (lost := self.others.lost(NOTICED)):
+            return lost
+        if not isinstance(error, torch.distributed.DistError):
+            return None
+        return TrainError(
+            "processes of the run",
+            got=" ".join(str(error).split())[-300:],
+            want="a connection between all of them",
+            fix="run it again with NCCL_DEBUG=INFO, which prints what failed",
+        )
 
 
 def held(model: Any, optimizer: Any, rest: str | None = None) -> str:

@@ -107,7 +107,8 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
             fix="choose from the names that print(model) shows",
         )
     settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern)
-    with torch.random.fork_rng():
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model)
     for name, parameter in model.named_parameters():
