@@ -5,13 +5,15 @@ import json
 import math
 import os
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train_runs import short
+from train_runs import log, short
 
 from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import Policy
@@ -20,7 +22,7 @@ from omni_grpo_core.fast.head import CHUNK_LOGITS
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.logprobs import CHUNK_SCORES
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, TrainConfig
+from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, TrainConfig, as_values
 from omni_grpo_core.training.loop import train
 from omni_grpo_core.training.memory import (
     FAST_SCORES,
@@ -358,3 +360,38 @@ def test_out_of_memory_is_one_message_with_the_stage_and_what_was_in_use(
     # nothing before its first step is logged, no half of a state after it
     left = {"config.json", "log.jsonl", "state"} if stage == "saving" else set()
     assert {path.name for path in out.rglob("*")} == left
+
+
+@pytest.mark.slow
+def test_a_command_without_memory_exits_2_and_goes_on_when_it_is_started_again(
+    tmp_path: Path,
+) -> None:
+    """At the second optimizer step, after the first was saved."""
+    values = as_values(short(tmp_path / "run", steps=2, batch_size=4))
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    fault = (
+        "import sys, torch; from omni_grpo_core.__main__ import main\n"
+        "right, calls = torch.optim.AdamW.step, []\n"
+        "def step(*given, **named):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2: raise torch.OutOfMemoryError('CUDA out of memory.')\n"
+        "    return right(*given, **named)\n"
+        "if sys.argv.pop(1) == 'fails': torch.optim.AdamW.step = step\n"
+        "main()"
+    )
+
+    def run(how: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", fault, how, "train", str(path)],
+            capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+
+    failed = run("fails")
+    assert failed.returncode == 2, failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "memory, optimizer: found CUDA out of memory. (in use, GiB: weights" in failed.stderr
+    assert [folder.name for folder in (tmp_path / "run" / "state").iterdir()] == ["000001"]
+    assert run("runs").returncode == 0
+    assert [line["step"] for line in log(tmp_path / "run")] == [0, 1]
