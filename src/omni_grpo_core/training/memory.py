@@ -26,12 +26,8 @@ P parameters of the thinker, N completions of a step on one process, M of a micr
 the longest prompt, C ``max_new_tokens``, V vocabulary, H hidden size, I intermediate size, K all
 heads of keys, b bytes of a number in a forward (4, with bfloat16 2).
 
-a, t and r, bytes of a token in a layer, are what torch saves for the backward pass of
-transformers' decoder layer; they were counted by tracing it. a is, with bfloat16 weights, 20 H +
-8 I + 4 K; with adapters 24 H + 8 I + 4 K; with float32 weights under autocast 30 H + 8 I + 4 K; r
-is the layer's input; t, gradients within the MLP, is 4 I, or 8 I with adapters, which work on
-float32 copies. Left out: frozen towers, whose features pass and go. ``tests/gpu/memory_runs.py``
-compares it with a device.
+a, t and r, bytes of a token in a layer: :mod:`~omni_grpo_core.training.layer_memory`. Left out:
+frozen towers, whose features pass and go. ``tests/gpu/memory_runs.py`` compares all with a device.
 """
 
 from __future__ import annotations
@@ -42,13 +38,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from omni_grpo_core.core.weight_headers import weight_shapes
 from omni_grpo_core.errors import CheckpointError, ConfigError
 from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
+from omni_grpo_core.training.layer_memory import Layer, number_size, text_config, towers_kept
 from omni_grpo_core.training.placement import share_of
-from omni_grpo_core.training.prompt_estimate import PromptSize, read_config
+from omni_grpo_core.training.prompt_estimate import PromptSize
 
 GIB = 2**30
 RUNTIME = GIB // 2
@@ -75,10 +72,6 @@ _ADVICE: Mapping[str, str] = {
     "scores": "lower micro_batch_size or settings: max_new_tokens, or set fast: on",
 }
 _EMBEDDING = "embed_tokens.weight"
-_NEEDED = (
-    *("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads"),
-    "vocab_size",
-)
 Moment = Literal[
     "sampling", "forward", "scores", "backward", "gradients", "embeddings", "optimizer"
 ]
@@ -142,6 +135,8 @@ def check_memory(
     many = f"; {world} processes" if world > 1 else ""
     needed = found.peak * (world if config.device == "cpu" else 1)
     usable = 1.0 if config.device == "cpu" else USABLE
+    if config.rollout == "vllm" and config.vllm.url is None:
+        usable -= config.vllm.memory
     if memory is not None and needed > usable * memory:
         raise ConfigError(
             "memory",
@@ -157,169 +152,130 @@ def estimate(
     config: TrainConfig, shapes: Mapping[str, tuple[int, ...]], prompt: PromptSize, *, world: int
 ) -> Estimate:
     """The module's formula. ``shapes``: of the thinker's parameters, by name."""
-    text = _text_config(config)
-    number = _number(config)
-    vocabulary, hidden = int(text["vocab_size"]), int(text["hidden_size"])
-    half = number == 2
+    text, rows = text_config(config), _Rows.of(config, prompt, world)
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     ranks = world if sharded else 1
-    sizes = learning_sizes(shapes, config.freeze, config.lora)
-    learning, largest = sum(sizes), max(sizes, default=0)
+    number, stored = number_size(config), 4 if config.trained_weights == "float32" else 2
     every = sum(map(math.prod, shapes.values()))
-    stored = 4 if config.trained_weights == "float32" else 2
+    learning = learning_sizes(shapes, config.freeze, config.lora)
+    trained = sum(learning)
+    frozen = every if config.lora is not None else every - trained
+    copied = config.loss.beta > 0 and config.lora is None
+    gradients = stored * trained // ranks
     matrices = {n: s for n, s in shapes.items() if len(s) > 1 and not n.endswith(_EMBEDDING)}
-    cast = 2 * sum(learning_sizes(matrices, config.freeze, config.lora))
-    casts = cast if half and stored == 4 else 0
-    # the gradient of the head, or of the embeddings
+    casts = 0
+    if number == 2 and stored == 4:
+        casts = 2 * sum(learning_sizes(matrices, config.freeze, config.lora))
     head = 0
     if config.lora is None and "text" not in config.freeze:
-        head = stored * vocabulary * hidden
-
-    share = share_of(config.prompts, config.settings.group_size, world, 0)
-    most = config.settings.max_new_tokens
-    prompts, group = len(share.prompts), share.most
-    fast = config.fast == "on" or (config.fast == "auto" and config.device == "cuda")
-    completions = prompts * group
-    micro = min(
-        completions, max(config.micro_batch_size, group) if fast else config.micro_batch_size
-    )
-    shown = -(-micro // group)
-    tokens = micro * most + (shown if fast else micro) * prompt.total
-    cached = completions * most + (prompts if fast else completions) * prompt.total
-
-    layer = _Layer.of(
-        config,
-        count=int(text["num_hidden_layers"]),
-        hidden=hidden,
-        wide=_intermediate(text),
-        keys=int(text["num_key_value_heads"])
-        * int(text.get("head_dim") or hidden // int(text["num_attention_heads"])),
-        lora=config.lora is not None,
-    )
-    gradients = stored * learning // ranks * (2 if world > ranks else 1)
-    older = gradients if micro < completions else 0
-    scores = number * min(micro * most * vocabulary, FAST_SCORES if fast else 2**62)
-    softmax = min(SOFTMAX, 4 * 4 * micro * most * vocabulary)
-    kept = layer.all_kept(config) * tokens + _towers_kept(config, prompt) * shown
-    busy, late = (
-        (layer.again * tokens, 0)
-        if config.gradient_checkpointing
-        else (layer.passing * tokens, casts)
-    )
+        head = stored * int(text["vocab_size"]) * int(text["hidden_size"])
+    layer = Layer.of_text(config, text)
+    moments: dict[Moment, Mapping[str, int]] = {
+        "sampling": {
+            "cache": layer.cache * layer.count * rows.cached,
+            "activations": rows.prompts * prompt.total * layer.passed,
+            "casts": casts,
+            "whole weights": number * every if sharded else 0,
+        },
+        **_update(
+            config,
+            rows,
+            layer,
+            scores=rows.scored * int(text["vocab_size"]),
+            towers=towers_kept(config, prompt) * rows.shown,
+            # data-parallel gradients are in buckets too
+            gradients=gradients * (2 if world > ranks else 1),
+            head=head,
+            casts=casts,
+        ),
+        "optimizer": {
+            "gradients": gradients * (2 if world > ranks else 1),
+            "workspace": _workspace(config, max(learning, default=0)),
+        },
+    }
     return Estimate(
         always={
             "runtime": RUNTIME if config.device == "cuda" else 0,
-            "weights": (number * (every - (0 if config.lora else learning)) + stored * learning)
-            // ranks,
-            "reference": number * every // ranks
-            if config.loss.beta > 0 and config.lora is None
-            else 0,
-            "optimizer": _state(config, learning) // ranks,
+            "weights": (number * frozen + stored * trained) // ranks,
+            "reference": number * every // ranks if copied else 0,
+            "optimizer": _state(config, trained) // ranks,
         },
-        moments={
-            "sampling": {
-                "cache": layer.cache * layer.count * cached,
-                "activations": prompts * prompt.total * layer.passed,
-                "casts": casts,
-                "whole weights": number * every if ranks > 1 else 0,
-            },
-            "forward": {
-                "gradients": older, "activations": kept + layer.ends * tokens,
-                "scores": scores + softmax, "casts": casts,
-            },
-            "scores": {
-                "gradients": older + head, "activations": kept + layer.ends * tokens,
-                "scores": 2 * scores + softmax, "casts": late,
-            },
-            "backward": {"gradients": older + head, "activations": kept + busy, "casts": late},
-            "gradients": {
-                "gradients": gradients + (0 if older else -head),
-                "activations": (layer.kept + layer.passing) * tokens,
-            },
-            "embeddings": {"gradients": gradients + (2 if older else 1) * head},
-            "optimizer": {"gradients": gradients, "workspace": _workspace(config, largest)},
+        moments=moments,
+    )
+
+
+def _update(
+    config: TrainConfig,
+    rows: _Rows,
+    layer: Layer,
+    *,
+    scores: int,
+    towers: int,
+    gradients: int,
+    head: int,
+    casts: int,
+) -> dict[Moment, Mapping[str, int]]:
+    """``scores``: how many are computed; all else in bytes."""
+    number, tokens = number_size(config), rows.tokens
+    softmax = min(SOFTMAX, 4 * 4 * scores)
+    bytes_ = number * (min(scores, FAST_SCORES) if rows.fast else scores)
+    kept = layer.all_kept(config) * tokens + towers
+    busy, late = layer.passing * tokens, casts
+    if config.gradient_checkpointing:
+        busy, late = layer.again * tokens, 0
+    older = gradients if rows.micro < rows.completions else 0
+    ends = kept + layer.ends * tokens
+    return {
+        "forward": {
+            "gradients": older, "activations": ends, "scores": bytes_ + softmax, "casts": casts,
         },
-    )  # fmt: skip
+        "scores": {
+            "gradients": older + head, "activations": ends, "scores": 2 * bytes_ + softmax,
+            "casts": late,
+        },
+        "backward": {"gradients": older + head, "activations": kept + busy, "casts": late},
+        "gradients": {
+            "gradients": gradients - (0 if older else head),
+            "activations": (layer.kept + layer.passing) * tokens,
+        },
+        "embeddings": {"gradients": gradients + (2 if older else 1) * head},
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
-    """Bytes of a token in one of ``count`` layers: ``kept`` for the backward pass, ``entry``, which
-    is kept instead with checkpointing, ``passing`` in the backward pass, ``again``, both if it is
-    computed again there, ``passed`` without a gradient, ``cache``; and ``ends``, before the first
-    and after the last."""
+class _Rows:
+    """One process's ``prompts`` and ``completions`` of a step; ``micro``: completions of a
+    micro-batch, of which ``shown`` prompts, ``tokens`` in all, ``scored`` of them; ``cached``:
+    tokens whose keys and values are kept when sampling."""
 
-    count: int
-    kept: int
-    entry: int
-    passing: int
-    again: int
-    passed: int
-    cache: int
-    ends: int
+    fast: bool
+    prompts: int
+    completions: int
+    micro: int
+    shown: int
+    tokens: int
+    scored: int
+    cached: int
 
     @classmethod
-    def of(
-        cls, config: TrainConfig, *, count: int, hidden: int, wide: int, keys: int, lora: bool
-    ) -> _Layer:
-        number = _number(config)
-        half = number == 2
-        # embeddings that are float32 keep the residual stream in it under autocast
-        wider = half and not lora and config.trained_weights == "float32"
-        entry = 4 * hidden if wider else number * hidden
-        own = 24 if lora else 30 if wider else 20 if half else 32
-        kept = own * hidden + 4 * number * wide + 2 * number * keys
-        passing = (4 if half and lora else 2) * number * wide
+    def of(cls, config: TrainConfig, prompt: PromptSize, world: int) -> _Rows:
+        share = share_of(config.prompts, config.settings.group_size, world, 0)
+        prompts, group = len(share.prompts), share.most
+        completions, most = prompts * group, config.settings.max_new_tokens
+        fast = config.fast == "on" or (config.fast == "auto" and config.device == "cuda")
+        # the fast step does not split a group
+        micro = min(completions, max(config.micro_batch_size, group if fast else 0))
+        shown = -(-micro // group)
         return cls(
-            count=count,
-            kept=kept,
-            entry=entry,
-            passing=passing,
-            again=kept + passing - (0 if lora else 11 if wider else 3) * hidden,
-            passed=3 * number * wide + 5 * number * hidden,
-            cache=(8 if wider else 2 * number) * keys,
-            ends=8 * hidden + 2 * entry,
+            fast=fast,
+            prompts=prompts,
+            completions=completions,
+            micro=micro,
+            shown=shown,
+            tokens=micro * most + (shown if fast else micro) * prompt.total,
+            scored=micro * most,
+            cached=completions * most + (prompts if fast else completions) * prompt.total,
         )
-
-    def all_kept(self, config: TrainConfig) -> int:
-        """Of all layers."""
-        return self.count * (self.entry if config.gradient_checkpointing else self.kept)
-
-
-def _towers_kept(config: TrainConfig, prompt: PromptSize) -> int:
-    """Bytes that the towers keep of a prompt, if they learn: four patches for a token that is seen,
-    two frames for one that is heard."""
-    if config.lora is not None:
-        return 0
-    thinker, found = read_config(Path(config.checkpoint)), 0
-    for tower, part, count, hidden, wide, each in (
-        ("image", "vision_config", "depth", "hidden_size", "intermediate_size", 4 * prompt.vision),
-        ("audio", "audio_config", "encoder_layers", "d_model", "encoder_ffn_dim", 2 * prompt.sound),
-    ):
-        sizes = thinker.get(part, {})
-        if tower not in config.freeze and all(name in sizes for name in (count, hidden, wide)):
-            layer = _Layer.of(
-                config, count=int(sizes[count]), hidden=int(sizes[hidden]), wide=int(sizes[wide]),
-                keys=int(sizes[hidden]), lora=False,
-            )  # fmt: skip
-            found += each * layer.all_kept(config)
-    return found
-
-
-def _text_config(config: TrainConfig) -> Mapping[str, Any]:
-    text: Mapping[str, Any] = read_config(Path(config.checkpoint)).get("text_config", {})
-    missing = [name for name in _NEEDED if name not in text]
-    if missing:
-        raise CheckpointError(
-            str(Path(config.checkpoint) / "config.json"), got=f"no text_config {missing[0]}",
-            want="the sizes of the text model", fix="use the config saved with the weights",
-        )  # fmt: skip
-    return text
-
-
-def _number(config: TrainConfig) -> int:
-    """Bytes of a number in a forward."""
-    return 2 if config.precision == "bfloat16" else 4
 
 
 def _state(config: TrainConfig, learning: int) -> int:
@@ -337,13 +293,6 @@ def _workspace(config: TrainConfig, largest: int) -> int:
     if config.optimizer.name == "adamw" and config.trained_weights == "float32":
         return 0 if config.device == "cuda" else 4 * largest
     return 4 * largest
-
-
-def _intermediate(text: Mapping[str, Any]) -> int:
-    """Intermediate size that one token uses in a layer: in a mixture, of the experts it visits."""
-    if text.get("num_experts_per_tok"):
-        return int(text["num_experts_per_tok"]) * int(text.get("moe_intermediate_size", 0))
-    return int(text.get("intermediate_size", 0))
 
 
 def learning_sizes(
