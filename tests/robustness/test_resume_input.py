@@ -116,7 +116,8 @@ DAMAGE: Mapping[str, tuple[Damage, str]] = {
         for key, value, word in (
             ("step", "3", "does not hold"), ("step", True, "does not hold"),
             ("step", 3.0, "does not hold"), ("step", -1, "step -1"), ("step", 99, "from step 99"),
-            ("fingerprint", None, "does not hold"), ("format", None, "does not hold"),
+            ("fingerprint", None, "does not hold"), ("rows", None, "does not hold"),
+            ("format", None, "does not hold"),
             ("format", "3", "does not hold"), ("files", [], "does not hold"),
             ("files", {PART: 7}, "size and hash"), ("files", {PART: [1, "x"]}, "bytes of 1"),
             ("files", {"../../../x": [1, "x"]}, "missing"), ("files", {"": [1, "x"]}, "missing"),
@@ -313,6 +314,7 @@ def state_is(make: Callable[[Path], object]) -> Damage:
 
 OTHERS: Mapping[str, tuple[Damage, str]] = {
     "another format": (of_state(record(format=2)), "format 2"),
+    "other rows": (of_state(record(rows="f" * 64)), "--data-changed"),
     "other settings": (of_state(record(fingerprint="f" * 64)), "other settings"),
     "state is a file": (state_is(Path.touch), "other than a folder"),
     "state is a link to nothing": (state_is(lambda p: p.symlink_to("x")), "other than a folder"),

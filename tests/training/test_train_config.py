@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from media_files import numbered, write_media
 from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError, MissingExtra
 from omni_grpo_core.losses import LossConfig
-from omni_grpo_core.training.config import OptimizerConfig, learning_rate
-from omni_grpo_core.training.load_config import FOREIGN_KEYS, check_config, load_train_config
+from omni_grpo_core.training.config import OptimizerConfig, TrainConfig, learning_rate
+from omni_grpo_core.training.foreign_keys import FOREIGN_KEYS
+from omni_grpo_core.training.load_config import check_config, load_train_config
 
 GOOD: Mapping[str, Any] = {
     "checkpoint": str(tiny.checkpoint_dir()),
@@ -175,10 +177,44 @@ def test_something_must_learn_from_every_row(
         load_train_config(path)
 
 
-@pytest.mark.parametrize("key", FOREIGN_KEYS)
-def test_keys_of_other_trainers_are_translated(tmp_path: Path, key: str) -> None:
-    with pytest.raises(ConfigError, match=f"key '{key}'"):
-        load_train_config(write(tmp_path, **{key: 1}))
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_generations": 8}, "key 'num_generations', wanted settings: group_size"),
+        ({"deepspeed": "zero3.json"}, "key 'deepspeed', wanted no such key here: its engine"),
+        ({"reward_weights": [1, 2]}, "wanted rewards: weight, of each by its name"),
+        ({"mask_truncated_completions": True}, "a completion that was cut off counts"),
+        ({"stop": ["</answer>"]}, "the checkpoint's own end tokens"),
+        ({"stop_strings": "x"}, "the checkpoint's own end tokens"),
+        ({"beta": 0.04}, "key 'beta', wanted loss: beta"),
+        (
+            {"loss": {"epsilon": 0.2}},
+            "run.yaml: loss: found key 'epsilon', wanted loss: epsilon_lo",
+        ),
+        ({"settings": {"num_generations": 8}}, "settings: found key 'num_generations'"),
+        ({"actor_rollout_ref": {"rollout": {"n": 8}}}, "rollout.n is settings: group_size"),
+        ({"rlhf_type": "grpo"}, "this trainer does GRPO"),
+        ({"vllm_importance_sampling_mode": "token_mask"}, "correction: level and mode"),
+    ],
+)
+def test_keys_of_other_trainers_are_explained(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        load_train_config(write(tmp_path, **changes))
+
+
+def test_no_key_of_ours_is_called_foreign() -> None:
+    assert not {field.name for field in fields(TrainConfig)} & set(FOREIGN_KEYS)
+
+
+def test_every_setting_of_trl_s_own_has_its_sentence() -> None:
+    """A new one fails here until it has one, or a field of ours."""
+    trl = pytest.importorskip("trl")
+    transformers = pytest.importorskip("transformers")
+    own = {field.name for field in fields(trl.GRPOConfig)}
+    own -= {field.name for field in fields(transformers.TrainingArguments)}
+    assert not own - set(FOREIGN_KEYS) - {field.name for field in fields(TrainConfig)}
 
 
 def test_the_incident_s_group_of_two_gives_a_warning(tmp_path: Path) -> None:

@@ -194,6 +194,9 @@ def train(
     record: Annotated[
         int, typer.Option(min=0, help="Record N steps into OUT/recording, for omni-grpo doctor.")
     ] = 0,
+    data_changed: Annotated[
+        bool, typer.Option("--data-changed", help="Resume although the rows are other ones.")
+    ] = False,
     as_json: cli.Json = False,
 ) -> None:
     """Train a checkpoint with GRPO, or resume an interrupted run.
@@ -237,6 +240,7 @@ def train(
         result = run_training(
             plan,
             trace_steps=trace,
+            data_changed=data_changed,
             on_step=on_step,
             warn=lambda text: typer.echo(f"warning: {text}", err=True),
             tell=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from omni_grpo_core.io.bounded import Unreadable, json_value, read_bytes, read_t
 from omni_grpo_core.rewards import health
 from omni_grpo_core.training.config import TrainConfig, as_values
 from omni_grpo_core.training.step import Distributed
+from omni_grpo_core.types import Sample
 
 RECORD = "run.json"
 FORMAT = 3
@@ -41,11 +42,13 @@ to the last step depends on ``steps``, so with one ``steps`` may not change.)"""
 @dataclass(frozen=True, slots=True)
 class Saved:
     """A complete saved state. ``files``: all but its record. ``step``: the next one. ``guard``:
-    remembered steps. ``skipped``: newer states that are incomplete, and what is wrong with them."""
+    remembered steps. ``rows``: :func:`rows_hash` of what it was trained on. ``skipped``: newer
+    states that are incomplete, and what is wrong with them."""
 
     folder: Path
     files: tuple[str, ...]
     step: int
+    rows: str
     guard: tuple[health.Step, ...]
     skipped: tuple[str, ...]
 
@@ -55,6 +58,29 @@ def fingerprint(config: TrainConfig) -> str:
     free = _FREE if config.optimizer.schedule == "constant" else _FREE[1:]
     values = {key: value for key, value in as_values(config).items() if key not in free}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def rows_hash(samples: Sequence[Sample]) -> str:
+    """A hash of rows and their order, whatever the lines of their file that they are on. Of media
+    the paths and stretches count, not the contents."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(repr(replace(sample, origin="")).encode(errors="backslashreplace"))
+    return digest.hexdigest()
+
+
+def check_rows(out: Path, saved: Saved, rows: str, *, accepted: bool) -> str | None:
+    """A warning where a run goes on with other rows, ``accepted``; ``None`` where they are the
+    same. Raises ``TrainError`` where they are not accepted."""
+    if saved.rows == rows:
+        return None
+    if not accepted:
+        raise TrainError(
+            str(out), got="the state of a run on other rows",
+            want="the rows that it was started with, in their order",
+            fix="restore them, choose another 'out', or go on with these by --data-changed",
+        )  # fmt: skip
+    return f"the rows are not those that {out} was started with: it goes on with the new ones"
 
 
 def lock(out: Path) -> int | None:
@@ -98,7 +124,9 @@ def newest(out: Path, config: TrainConfig) -> Saved | None:
         except Unreadable as error:
             skipped.append(f"state {folder.name} is incomplete: {error.got}")
             continue
-        return Saved(folder, tuple(record["files"]), record["step"], guard, tuple(skipped))
+        return Saved(
+            folder, tuple(record["files"]), record["step"], record["rows"], guard, tuple(skipped)
+        )
     if skipped:
         raise TrainError(
             str(states), got="; ".join(skipped), want="at least one complete state",
@@ -119,7 +147,7 @@ def _read_record(folder: Path, config: TrainConfig) -> dict[str, Any]:
         record = json_value(read_text(folder / RECORD))
     except Unreadable as error:
         raise Unreadable(f"{RECORD}: {error.got}") from None
-    wanted = {"step": int, "fingerprint": str, "guard": list, "files": dict}
+    wanted = {"step": int, "fingerprint": str, "rows": str, "guard": list, "files": dict}
     found = record.get("format") if isinstance(record, dict) else None
     if type(found) is int and found != FORMAT:
         raise TrainError(
@@ -194,6 +222,7 @@ def save(
     step: int,
     guard: Sequence[health.Step],
     *,
+    rows: str,
     write: Callable[[Path], Mapping[str, list[Any]]],
     distributed: Distributed,
 ) -> None:
@@ -209,6 +238,7 @@ def save(
         "format": FORMAT,
         "step": step,
         "fingerprint": fingerprint(config),
+        "rows": rows,
         "guard": [asdict(entry) for entry in guard],
     }
     own: dict[str, list[Any]] = {}

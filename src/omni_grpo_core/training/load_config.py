@@ -24,6 +24,7 @@ from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
 from omni_grpo_core.training.check_trained import check_reached, check_trained
 from omni_grpo_core.training.config import TrainConfig, as_values
+from omni_grpo_core.training.foreign_keys import explained
 from omni_grpo_core.training.memory import GIB, Estimate, check_memory
 from omni_grpo_core.training.placement import fewest
 from omni_grpo_core.training.positions import check_positions, positions_of
@@ -34,22 +35,6 @@ from omni_grpo_core.training.prompt_estimate import (
     token_shape,
 )
 from omni_grpo_core.types import Sample
-
-FOREIGN_KEYS: Mapping[str, str] = {
-    "use_cache": "no such key: generation always has its cache and scoring never; with gradient "
-    "checkpointing, transformers 4.53 to 5.23 drops the cache and generates garbage",
-    "num_generations": "settings: group_size",
-    "max_prompt_length": "settings: max_prompt_length",
-    "max_completion_length": "settings: max_new_tokens",
-    "per_device_train_batch_size": "micro_batch_size, the completions of one scoring forward",
-    "gradient_accumulation_steps": "batch_size, the completions of one optimizer step: it is split "
-    "into micro-batches without changing the loss",
-    "use_audio_in_video": "settings: audio_in_video",
-    "reward_funcs": "rewards",
-    "learning_rate": "optimizer: lr",
-}
-"""Keys of other trainers, and what they are called here."""
-
 
 TRACKERS: Mapping[str, str] = {
     "aim": "aim",
@@ -92,9 +77,6 @@ def load_train_config(
     """
     require("train", "accelerate")
     values = read_mapping(path)
-    for key in values:
-        if key in FOREIGN_KEYS:
-            raise _bad(str(path), f"key {key!r}", FOREIGN_KEYS[key], "rename or remove it")
     here = path.absolute().parent
     paths = ("checkpoint", "data", "out", "processor", "root", "eval_data")
     for key in paths:
@@ -111,7 +93,10 @@ def load_train_config(
     own = Settings()
     if isinstance(resolved.get("checkpoint"), str):
         own = load_settings(Path(str(resolved["checkpoint"])))
-    config: TrainConfig = merge(replace(TrainConfig(), settings=own), resolved, str(path))
+    try:
+        config: TrainConfig = merge(replace(TrainConfig(), settings=own), resolved, str(path))
+    except ConfigError as error:
+        raise explained(error) from None
     check_launcher(os.environ)
     world = world_size(os.environ)
     warnings = check_config(config, world=world)

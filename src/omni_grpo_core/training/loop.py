@@ -115,6 +115,7 @@ def train(
     tell: Callable[[str], None] = lambda text: None,
     backend: Backend | None = None,
     watch: Callable[[Policy], AbstractContextManager[Any]] = lambda policy: nullcontext(),
+    data_changed: bool = False,
 ) -> TrainResult:
     """Train from the newest saved state under ``config.out``, or from the start.
 
@@ -123,14 +124,17 @@ def train(
     process, with what could not be used of an earlier run, ``tell`` with what takes long.
     ``backend``: a rollout engine in place of the configured one. ``watch``: entered before the
     first step, with the policy as it will learn; for example :func:`~omni_grpo_core.record`.
-    SIGTERM and SIGKILL end the run at once; the steps since the last saved state are lost.
+    ``data_changed``: whether a run may go on with other rows than it was started with. SIGTERM and
+    SIGKILL end the run at once; the steps since the last saved state are lost.
 
     Raises ``OmniGrpoError`` for unusable input and for a machine that is too small.
     """
     stage = Watch()
     with ExitStack() as held:
         try:
-            run = _Run(config, trace_steps, on_step, warn, tell, watch, held, stage, backend)
+            run = _Run(
+                config, trace_steps, on_step, warn, tell, watch, held, stage, backend, data_changed
+            )
             return run.run()
         except (RuntimeError, MemoryError, OSError) as error:
             known = stage.explain(error)
@@ -150,16 +154,18 @@ class _Run:
         watch: Callable[[Policy], AbstractContextManager[Any]],
         held: ExitStack,
         stage: Watch,
-        backend: Backend | None = None,
+        backend: Backend | None,
+        data_changed: bool,
     ) -> None:
         self.config, self.trace_steps, self.on_step = config, trace_steps, on_step
         self.warn, self.tell, self.held, self.stage = warn, tell, held, stage
-        self.backend = backend
+        self.backend, self.data_changed = backend, data_changed
         self.watch = watch
         self.out = Path(config.out)
         root = Path(config.root) if config.root else None
         self.samples = load_samples(config.data, root=root, format=config.data_format)
         require_enough(config, self.samples)
+        self.rows = checkpointing.rows_hash(self.samples)
         self.reward = config.composition()
         spanned = {n: (e.span, e.weight) for n, e in config.rewards.items() if e.span is not None}
         self.partial = PartialRewards(spanned, config.scale)
@@ -259,6 +265,11 @@ class _Run:
         saved = checkpointing.newest(self.out, self.config)
         for text in saved.skipped if saved else ():
             self.warn(f"{text}; resuming from state {saved.folder.name if saved else ''}")
+        if saved:
+            accepted = self.data_changed
+            changed = checkpointing.check_rows(self.out, saved, self.rows, accepted=accepted)
+            if changed is not None:
+                self.warn(changed)
         return saved
 
     def _lock(self) -> None:
@@ -321,6 +332,7 @@ class _Run:
                     self.config,
                     step,
                     self.guard.remembered,
+                    rows=self.rows,
                     write=lambda folder: write_part(
                         folder, model, optimizer, rank=rank, world=world
                     ),
