@@ -39,6 +39,7 @@ def run(pytester: pytest.Pytester, *options: str, tests: str = TESTS) -> pytest.
 @pytest.fixture
 def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(request.param))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(request.param))
 
 
 @pytest.mark.parametrize("cuda", [False], indirect=True)
