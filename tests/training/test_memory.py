@@ -70,12 +70,15 @@ def test_the_formula_by_hand(config: TrainConfig) -> None:
                 "cache": 4 * 12 * 2 * 32, "activations": 2 * 7 * 280, "casts": 0,
                 "whole weights": 0,
             },
-            "forward": {"gradients": 400, "activations": ends, "scores": 800 + 3200, "casts": 0},
+            "forward": {"gradients": 400, "activations": ends, "scores": 800 + 3200, "casts": 0,
+                        "whole weights": 0},
             "scores": {
                 "gradients": 1040, "activations": ends, "scores": 1600 + 3200, "casts": 0,
+                "whole weights": 0,
             },
-            "backward": {"gradients": 1040, "activations": 2 * 448 * 24 + 80 * 24, "casts": 0},
-            "gradients": {"gradients": 400, "activations": 528 * 24},
+            "backward": {"gradients": 1040, "activations": 2 * 448 * 24 + 80 * 24, "casts": 0,
+                         "whole weights": 0},
+            "gradients": {"gradients": 400, "activations": 528 * 24, "whole weights": 0},
             "embeddings": {"gradients": 1680},
             "optimizer": {"gradients": 400, "workspace": 320},
         },
@@ -155,6 +158,7 @@ def test_sharding_shares_weights_and_moments(
     assert (found.always["weights"], found.always["optimizer"]) == (200, 400)
     assert found.moments["optimizer"]["gradients"] == 200
     assert found.moments["sampling"]["whole weights"] == 400, "sampling gathers them"
+    assert found.moments["backward"]["whole weights"] == 2 * 4 * 20, "the update those outside"
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     buckets = estimate(config, SHAPES, SEVEN, world=2).moments["optimizer"]["gradients"]
     assert buckets == 800, "data-parallel gradients are in buckets too"
@@ -250,7 +254,7 @@ def test_all_weights_of_a_7b_by_hand(seven: TrainConfig) -> None:
     assert full.peak == 2**29 + 16 * P_7B + 2 * LARGEST_7B == 126_746_714_112
     assert full.moments["backward"] == {
         "gradients": 4 * P_7B + LARGEST_7B,
-        "activations": 2 * 1024 * (28 * 4 * 3584 + layer), "casts": 0,
+        "activations": 2 * 1024 * (28 * 4 * 3584 + layer), "casts": 0, "whole weights": 0,
     }  # fmt: skip
     assert A100 < full.peak < H200
     half: dict[str, Any] = {"precision": "bfloat16"}

@@ -19,6 +19,7 @@ What a run always holds, and the largest of the moments of a step::
     kept        tokens x layers x a; with gradient checkpointing tokens x layers x r; and of towers
     layer       tokens x t; with gradient checkpointing tokens x (a + t)
     head        the gradient of H V weights
+    whole       under FSDP: sampling gathers all weights; an update, twice, those outside layers
     scores      M C V b in the plain step; the fast step has a chunk of them at a time
     tokens      M (L + C) in the plain step; fast M C and L of each prompt of the micro-batch
 
@@ -187,6 +188,7 @@ def estimate(
             gradients=gradients * (2 if world > ranks else 1),
             head=head,
             casts=casts,
+            gathered=2 * number * _outside_layers(shapes) if sharded else 0,
         ),
         "optimizer": {
             "gradients": gradients * (2 if world > ranks else 1),
@@ -214,6 +216,7 @@ def _update(
     gradients: int,
     head: int,
     casts: int,
+    gathered: int,
 ) -> dict[Moment, Mapping[str, int]]:
     """``scores``: how many are computed; all else in bytes."""
     number, tokens = number_size(config), rows.tokens
@@ -228,15 +231,19 @@ def _update(
     return {
         "forward": {
             "gradients": older, "activations": ends, "scores": bytes_ + softmax, "casts": casts,
+            "whole weights": gathered,
         },
         "scores": {
             "gradients": older + head, "activations": ends, "scores": 2 * bytes_ + softmax,
-            "casts": late,
+            "casts": late, "whole weights": gathered,
         },
-        "backward": {"gradients": older + head, "activations": kept + busy, "casts": late},
+        "backward": {
+            "gradients": older + head, "activations": kept + busy, "casts": late,
+            "whole weights": gathered,
+        },
         "gradients": {
             "gradients": gradients - (0 if older else head),
-            "activations": (layer.kept + layer.passing) * tokens,
+            "activations": (layer.kept + layer.passing) * tokens, "whole weights": gathered,
         },
         "embeddings": {"gradients": gradients + (2 if older else 1) * head},
     }  # fmt: skip
@@ -293,6 +300,12 @@ def _workspace(config: TrainConfig, largest: int) -> int:
     if config.optimizer.name == "adamw" and config.trained_weights == "float32":
         return 0 if config.device == "cuda" else 4 * largest
     return 4 * largest
+
+
+def _outside_layers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Entries that FSDP gathers at once and keeps, if it wraps each layer of the text model."""
+    outside = (shape for name, shape in shapes.items() if not name.startswith("model.layers."))
+    return sum(map(math.prod, outside))
 
 
 def learning_sizes(
