@@ -75,7 +75,9 @@ FORMATS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         "Rows: `--data rows.json`",
-        "A JSON list or JSONL.",
+        "JSON, JSONL, parquet, arrow, a folder of `datasets` or `hub:NAME`; in the format of "
+        "HumanOmniV2, Social-IQ 2.0, TRL, ms-swift, LLaVA, OpenAI or verl. `omni-grpo data check "
+        "rows.json` reads every row without a model.",
         ("core.sample.load_samples", "types.Sample", "types.MediaRef"),
     ),
     (

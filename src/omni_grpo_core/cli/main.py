@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from omni_grpo_core.core.policy import Policy
+    from omni_grpo_core.core.second_decoder import Opinion
     from omni_grpo_core.pipeline.settings import Settings
     from omni_grpo_core.recorder.record import Recorder
     from omni_grpo_core.types import Sample
@@ -84,6 +85,12 @@ app.command()(faults)
 app.command()(incident)
 
 
+class SecondDecoder(StrEnum):
+    torchcodec = "torchcodec"
+    opencv = "opencv"
+    decord = "decord"
+
+
 class AudioPreferenceOption(StrEnum):
     auto = "auto"
     interleaved = "interleaved"
@@ -119,6 +126,10 @@ def check(
         int | None,
         typer.Option(min=1, help="Use only the first N rows of the data."),
     ] = None,
+    second_decoder: Annotated[
+        SecondDecoder | None,
+        typer.Option(help="Compare the clips' frames with those of this library, if installed."),
+    ] = None,
     device: cli.DeviceOption = cli.Device.cpu,
     dtype: cli.DtypeOption = None,
     html: cli.Html = None,
@@ -129,10 +140,11 @@ def check(
     ] = None,
     as_json: cli.Json = False,
 ) -> None:
-    """Check every stage of the pipeline on real clips. Exit code 1: a check failed."""
+    """Check every stage of the pipeline on real clips. Exit code 1: a check failed, or a second
+    decoder gives other frames."""
     require_outputs(files=[html, junit], folders=[trace])
     quiet_libraries()
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from omni_grpo_core import tiny
     from omni_grpo_core.core.sample import load_samples
@@ -152,6 +164,13 @@ def check(
     quiet_transformers()
     require_device(device)
     with progress("check", as_json) as on_stage:
+        opinions: tuple[Opinion, ...] = ()
+        if second_decoder is not None:
+            from omni_grpo_core.core.second_decoder import second_opinions
+
+            on_stage(second_decoder.value)
+            refs = [ref for sample in samples for ref in sample.media]
+            opinions = second_opinions(refs, settings.media, second_decoder.value)
         on_stage("policy")
         policy = load_policy(
             folder, processor=processor, device=device.value, dtype=cli.dtype_on(device, dtype)
@@ -170,8 +189,14 @@ def check(
         from omni_grpo_core.report.junit import check_junit
 
         write_file(junit, check_junit(result))
-    cli.answer(as_json, result.to_json(), shown=lambda console: print_check(console, result))
-    raise typer.Exit(0 if result.verdict == "pass" else 1)
+    second = {"second_decoder": [asdict(one) for one in opinions]} if second_decoder else {}
+    cli.answer(
+        as_json,
+        {**result.to_json(), **second},
+        *(one.words for one in opinions),
+        shown=lambda console: print_check(console, result),
+    )
+    raise typer.Exit(0 if result.verdict == "pass" and all(o.same for o in opinions) else 1)
 
 
 def _refuse_too_long(samples: Sequence[Sample], settings: Settings, folder: Path) -> None:

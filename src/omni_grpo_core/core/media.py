@@ -41,7 +41,7 @@ from omni_grpo_core.types import (
     interleaves,
 )
 
-__all__ = ["MediaConfig", "Probe", "decoder_version", "load_media", "probe"]
+__all__ = ["MediaConfig", "Probe", "chosen_frames", "decoder_version", "load_media", "probe"]
 
 _WARNINGS = threading.Lock()
 # Pillow logs what it then raises; without any logging set up, Python prints that to stderr
@@ -107,6 +107,23 @@ def load_media(
     )
 
 
+def chosen_frames(
+    ref: MediaRef, config: MediaConfig
+) -> tuple[tuple[int, ...], int, dict[int, NDArray[np.uint8]]]:
+    """What another decoder is compared with: the numbers of the frames that a model is given of a
+    clip, each once, ascending; how many frames the clip has; and by number those frames and their
+    neighbours, uint8, (height, width, 3), RGB, not resized. Raises MediaError as
+    :func:`load_media`."""
+    files = _Files(config, 1)
+    contents = files.clip_contents(ref)
+    if contents.shown is None:
+        contents = _decode.recount(contents)
+    numbers = tuple(dict.fromkeys(files.choose(ref, contents).frames))
+    total = len(contents.shown or ())
+    around = sorted({n + step for n in numbers for step in (-1, 0, 1) if 0 <= n + step < total})
+    return numbers, total, dict(_decode.read_frames(contents, around, timed=False))
+
+
 @contextmanager
 def _within_memory(ref: MediaRef) -> Iterator[None]:
     try:
@@ -162,14 +179,19 @@ class _Files:
 
     def clip(self, ref: MediaRef) -> Video:
         """The chosen frames of a stretch, resized."""
+        contents = self.clip_contents(ref)
+        if ref not in self.clips:
+            self.clips[ref] = self._read_clip(ref, contents)
+        return self.clips[ref]
+
+    def clip_contents(self, ref: MediaRef) -> Contents:
+        """What the file of a clip holds."""
         contents = self._inspect(ref.path)
         if not contents.has_video:
             raise MediaError(
                 ref.path, got="a file without video", want="a clip", fix="list it as audio"
             )
-        if ref not in self.clips:
-            self.clips[ref] = self._read_clip(ref, contents)
-        return self.clips[ref]
+        return contents
 
     def _inspect(self, path: str) -> Contents:
         if path not in self.contents:
@@ -191,7 +213,7 @@ class _Files:
 
     def _decode_clip(self, ref: MediaRef, contents: Contents, *, timed: bool) -> Video | None:
         """Each frame is resized before the next is decoded: only one is held at full size."""
-        choice = self._choose(ref, contents)
+        choice = self.choose(ref, contents)
         numbers, clip = choice.frames, torch.empty(0)
         low, high = self.config.min_pixels, self.config.max_pixels
         done = 0
@@ -207,7 +229,8 @@ class _Files:
             return None
         return Video(clip, choice.sample_fps, choice.source_fps, choice.duration)
 
-    def _choose(self, ref: MediaRef, contents: Contents) -> Choice:
+    def choose(self, ref: MediaRef, contents: Contents) -> Choice:
+        """The frames to take of a stretch."""
         start, end = _stretch(ref, contents)
         shown = contents.shown or ()
         last_moment = math.inf if end is None else end

@@ -22,7 +22,7 @@ from omni_grpo_core.io.console import (
 def init(
     folder: Annotated[Path, typer.Argument(help="Golden folder to create; new or empty.")],
     checkpoint: Annotated[Path, typer.Option(help="Your checkpoint folder.")],
-    data: Annotated[Path, typer.Option(help="HumanOmniV2 JSON or Social-IQ 2.0 rows.")],
+    data: Annotated[Path, typer.Option(help="Rows: a file, a folder of `datasets`, hub:NAME.")],
     root: cli.Root = None,
     processor: cli.Processor = None,
     config: cli.Config = None,
