@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate.state import AcceleratorState
@@ -43,14 +44,16 @@ from omni_grpo_core.training.loop import StepView, train
 from omni_grpo_core.training.memory import GIB, estimate, thinker_shapes
 from omni_grpo_core.training.prompt_estimate import PromptSize
 
-SIZES: dict[str, dict[str, dict[str, int]]] = {
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {},
     "middle": {
         "text_config": {
             "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 16,
             "max_window_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 2,
         },
-        "vision_config": {"depth": 8, "out_hidden_size": 2048},
+        "vision_config": {
+            "depth": 8, "out_hidden_size": 2048, "fullatt_block_indexes": [3, 7],
+        },
         "audio_config": {"encoder_layers": 8, "num_hidden_layers": 8, "output_dim": 2048},
     },
     "7b": {},
@@ -69,11 +72,9 @@ def make_checkpoint(size: str, folder: Path) -> None:
         return
     # compiling the layers for each of the settings would take most of the time
     compiled._compilable = lambda policy: size == "7b"
-    for part, changes in SIZES[size].items():
-        shapes._SIZES_7B[part] |= changes
-    if size == "middle":
-        shapes._SIZES_7B["vision_config"]["fullatt_block_indexes"] = [3, 7]
-    model = shapes._random_7b("cuda", torch.bfloat16, 0, None)
+    sizes = {part: own | SIZES[size].get(part, {}) for part, own in shapes._SIZES_7B.items()}
+    with patch.object(shapes, "_SIZES_7B", sizes):
+        model = shapes._random_7b("cuda", torch.bfloat16, 0, None)
     model.save_pretrained(folder, max_shard_size="5GB")
     for file in shipped.iterdir():
         if file.name not in ("config.json", "model.safetensors"):
