@@ -16,8 +16,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,10 @@ def shown(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measured(part: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
+def measured(
+    part: str, config: TrainConfig, folder: Path, found: dict[str, Any], keep: Callable[[], None]
+) -> None:
+    """Fills ``found``; ``keep`` writes what is known."""
     world = 1 if part.startswith("one") else 2
     kind = FSDP if part in ("lora", "full") else None
     out = Path(config.out)
@@ -84,9 +88,9 @@ def measured(part: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
         config, folder, world, kind, kill=after(out, STEPS), victims=(world - 1,), limit=330.0
     )
     lines = lines_of(out)
-    found: dict[str, Any] = {"part": part, "killed": shown(first), "lines": lines}
-    found["saved"] = sizes(out)
+    found |= {"part": part, "killed": shown(first), "lines": lines, "saved": sizes(out)}
     found |= costs(lines, config, world, kind)
+    keep()
     if world == 2 and part != "ddp" and len(lines) >= STEPS:
         kept = "".join(json.dumps(line) + "\n" for line in lines[:3])
         (out / "log.jsonl").write_text(kept)
@@ -100,7 +104,6 @@ def measured(part: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     print(json.dumps({k: found[k] for k in found if k not in ("killed", "resumed", "lines")}))
     print({"codes": first.codes, "after_kill": first.after_kill}, flush=True)
-    return found
 
 
 def costs(
@@ -137,6 +140,10 @@ def efficiency(figures: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def write(path: Path, figures: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(figures, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="+", choices=("make", *PARTS))
@@ -162,12 +169,15 @@ def main() -> None:
         try:
             runs = arguments.runs or place
             config = setting(arguments.size, place, runs / "out", part, arguments.tokens)
-            figures[part] = measured(part, config, place / "runs")
+            found: dict[str, Any] = figures.setdefault(part, {})
+            keep = partial(write, arguments.out, figures)
+            measured(part, config, place / "runs", found, keep)
         except Exception as error:
-            figures[part] = {"failed": f"{type(error).__name__}: {error}", "seconds": {}}
-            print(part, figures[part], flush=True)
+            failed = f"{type(error).__name__}: {error}"
+            figures[part] = {"seconds": {}, **figures.get(part, {}), "failed": failed}
+            print(part, failed, flush=True)
         figures["efficiency"] = efficiency(figures)
-        arguments.out.write_text(json.dumps(figures, indent=1))
+        write(arguments.out, figures)
     print(figures.get("efficiency"), flush=True)
 
 

@@ -88,7 +88,8 @@ def launch(
         capture_output=True, text=True, check=False, env=environment, cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"{steps} steps on {1 if kind is None else 2} process" in done.stderr
+    world = 1 if kind is None else kind.get("num_processes", 2)
+    assert f"{steps} steps on {world} process" in done.stderr
     return folder / "run"
 
 
