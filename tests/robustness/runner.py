@@ -2,8 +2,8 @@
 
 Every case runs in another process, so a crash of the interpreter, a hang or an exit code is seen as
 a shell would see it. It is forked from a process that has loaded the libraries, or started from
-scratch (``fresh``) where start-up itself is tested. Cases that must be refused share one: the next
-case would notice what a refused one left behind.
+scratch (``fresh``) where start-up itself is tested. Cases without code of their own that must be
+refused share one: the next case would notice what a refused one left behind.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _forked(
     err: Path,
 ) -> int | None:
     arguments = (tuple(words), folder, dict(environment), out, err)
-    if case.code == 2:
+    if case.code == 2 and not any(folder.rglob("*.py")):
         return Shared.run(arguments, case.limit)
     return forked(_child, arguments, case.limit)
 
@@ -212,8 +212,7 @@ def _serve(link: Connection) -> None:
     path, environment = [*sys.path], {**os.environ}
     with suppress(EOFError):  # the tests are over
         while True:
-            words, folder, *rest = link.recv()
-            code = _run_here(words, folder, *rest)
+            code = _run_here(*link.recv())
             sys.stdout.flush()
             sys.stderr.flush()
             os.chdir(HERE)
@@ -221,9 +220,6 @@ def _serve(link: Connection) -> None:
             os.environ.clear()
             os.environ.update(environment)
             tempfile.tempdir = None  # each case has its own
-            for name, module in [*sys.modules.items()]:
-                if (getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
-                    del sys.modules[name]
             link.send(code)
 
 
