@@ -11,9 +11,11 @@ third; ``refused`` shows how long a refusal takes. ``tiny`` tries the script its
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -223,15 +225,25 @@ def cases(size: str, plain: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
 # --------------------------------------------------------------------------- runs of the command
 
 
+COMMAND = """
+import torch
+torch.use_deterministic_algorithms(True, warn_only=True)
+from omni_grpo_core.__main__ import main
+main()
+"""
+"""Attention's own backward kernel adds up in an order that changes from run to run."""
+
+
 def command(config: TrainConfig, folder: Path) -> subprocess.Popen[str]:
     path = folder / "run.json"
     values = asdict(config)
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
     return subprocess.Popen(
-        [sys.executable, "-m", "omni_grpo_core", "train", str(path)],
+        [sys.executable, "-W", "ignore", "-c", COMMAND, "train", str(path)],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        env={**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
     )
 
 
@@ -241,15 +253,20 @@ def lines_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
-def until_fifth_step(config: TrainConfig, folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """Starts the command and kills it when its fifth step is in the log."""
+def until_fifth_step(config: TrainConfig, folder: Path) -> tuple[list[dict[str, Any]], str, float]:
+    """Starts the command and kills it when its fifth step is in the log. Also what it printed, and
+    the most memory of the machine that it held besides files, GiB."""
     process = command(config, folder)
-    out = Path(config.out)
+    out, held = Path(config.out), 0.0
     while process.poll() is None and len(lines_of(out)) < 5:
         time.sleep(0.1)
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            found = re.search(r"RssAnon:\s+(\d+) kB", status)
+            held = max(held, int(found[1]) / 2**20 if found else 0.0)
     lines = lines_of(out)
     process.kill()
-    return lines, (process.communicate()[1] or "")[-3000:]
+    return lines, (process.communicate()[1] or "")[-3000:], held
 
 
 def resumed(name: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -257,22 +274,22 @@ def resumed(name: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
     the same again."""
     config = replace(config, save_every=3, steps=9, keep=1)
     begin = time.perf_counter()
-    first, text = until_fifth_step(config, folder)
+    first, text, held = until_fifth_step(config, folder)
     middle = time.perf_counter()
     out = Path(config.out)
     saved = {str(p.relative_to(out)): p.stat().st_size for p in out.rglob("*") if p.is_file()}
     (out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in first[:3]))
-    again, more = until_fifth_step(config, folder)
+    again, more, _ = until_fifth_step(config, folder)
     kept = [key for key in (first[0] if first else ()) if not key.startswith(("memory/", "sec"))]
     same = [
         {key: line[key] for key in kept} == {key: other[key] for key in kept}
         for line, other in zip(first[3:5], again[3:5], strict=True)
     ]
     shutil.rmtree(out, ignore_errors=True)
-    print(f"{name}: resumed steps equal {same}", flush=True)
+    print(f"{name}: resumed steps equal {same}; {held:.1f} GiB of the machine", flush=True)
     return {
-        "name": name, "equal": same, "first": first, "again": again, "saved": saved,
-        "seconds": [middle - begin, time.perf_counter() - middle], "stderr": [text, more],
+        "name": name, "equal": same, "machine": held, "first": first, "again": again,
+        "saved": saved, "seconds": [middle - begin, time.perf_counter() - middle], "stderr": [text, more],
     }  # fmt: skip
 
 
