@@ -289,7 +289,8 @@ def resumed(name: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
     print(f"{name}: resumed steps equal {same}; {held:.1f} GiB of the machine", flush=True)
     return {
         "name": name, "equal": same, "machine": held, "first": first, "again": again,
-        "saved": saved, "seconds": [middle - begin, time.perf_counter() - middle], "stderr": [text, more],
+        "saved": saved, "seconds": [middle - begin, time.perf_counter() - middle],
+        "stderr": [text, more],
     }  # fmt: skip
 
 
