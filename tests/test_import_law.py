@@ -45,15 +45,17 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         # watches third-party trainers: it knows calls, not their correct results
         "recorder": "core errors io rewards trace types",
         "doctor": "core errors io losses pipeline recorder rewards trace tolerances types",
+        "parity": "_version core doctor errors golden io pipeline tiny tolerances trace types",
         "golden": "core errors io losses pipeline rewards tiny trace training tolerances types",
         "faults": "core doctor engines errors io losses pipeline recorder rewards tiny trace types",
         "versions": "core errors io pipeline rewards tiny trace types",
-        "report": "doctor errors faults golden io pipeline rewards trace training tolerances types",
-        "cli": "_version bench core doctor errors faults golden io pipeline recorder report "
+        "report": "doctor errors faults golden io parity pipeline rewards trace training tolerances "
+        "types",
+        "cli": "_version bench core doctor errors faults golden io parity pipeline recorder report "
         "rewards tiny trace training types versions",
         # a suite's tests read, check and report as the command does
         "pytest_suite": "core errors golden io report",
-        "pytest_plugin": "golden pytest_suite",
+        "pytest_plugin": "golden parity pytest_suite",
         "__init__": "_version core doctor errors losses pipeline recorder rewards training types",
         "__main__": "cli io",
     }.items()
@@ -63,7 +65,7 @@ PACKAGES: Mapping[str, frozenset[str]] = {
 IMPORTERS: Mapping[str, frozenset[str]] = {
     # trainer_callback is a transformers.TrainerCallback, the only way into its Trainer,
     # fast.attention registers attention functions, bench.shapes makes a model of another size, and
-    # versions calls what it measures; healthy loops are written as people write them
+    # versions and parity call what they measure; healthy loops are written as people write them
     "transformers": frozenset(
         {
             "core.policy",
@@ -74,6 +76,7 @@ IMPORTERS: Mapping[str, frozenset[str]] = {
             "training.trainer_callback",
             # the reference positions inside a worker of another engine
             "engines.vllm_worker",
+            "parity.paths.transformers",
             "faults.healthy.r1v",
         }
     ),

@@ -18,6 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from omni_grpo_core.golden.pytest_fixture import OmniGolden
+    from omni_grpo_core.parity.pytest_fixture import OmniParity
     from omni_grpo_core.pytest_suite import GoldenSuite
 
 _MARKERS = (
@@ -159,3 +160,11 @@ def omni_golden(request: pytest.FixtureRequest) -> OmniGolden:
     case, _ = case_and_stage(request.node.name, 0)
     cases = request.config.stash.setdefault(_CASES, {})
     return OmniGolden(request.getfixturevalue("snapshot"), case, request.node.nodeid, cases)
+
+
+@pytest.fixture
+def omni_parity(pytestconfig: pytest.Config) -> OmniParity:
+    """``omni_parity(a, b, data=FILE)`` fails unless two input paths give the model the same."""
+    from omni_grpo_core.parity.pytest_fixture import OmniParity
+
+    return OmniParity(pytestconfig.getoption("--omni-checkpoint"))

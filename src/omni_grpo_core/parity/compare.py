@@ -1,0 +1,344 @@
+"""Two paths' traces, row by row: where they first differ, why, and who is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from difflib import SequenceMatcher
+
+import torch
+from torch import Tensor
+
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.golden.results import PromptTokens, Tokens
+from omni_grpo_core.parity.definition import interleaved, positions_per_second, runs, said
+from omni_grpo_core.parity.given import Given, Setup
+from omni_grpo_core.parity.ids_causes import Cause, Prompts, clips_of, explain_ids
+from omni_grpo_core.parity.layout import Names, described, names_of, parse
+from omni_grpo_core.parity.media_causes import explain_media
+from omni_grpo_core.parity.results import FirstToken, ParityReport, Right, RowResult, RowVerdict
+from omni_grpo_core.pipeline import GENERATION_PROMPT
+from omni_grpo_core.tolerances import FEATURES, POSITION, Tolerances
+from omni_grpo_core.trace.compare import compare
+from omni_grpo_core.trace.divergence import Difference, StageComparison
+from omni_grpo_core.trace.store import value_at
+from omni_grpo_core.types import Prompt, Row, StageRecord, Trace
+
+_TOLERANCES = Tolerances({"float32": FEATURES})
+_SHOWN = 6
+"""Tokens decoded from the first difference on."""
+Givens = Callable[[int], Given | None]
+"""The row of a number, for media that are read again."""
+
+
+def compare_paths(
+    a: Sequence[Trace],
+    b: Sequence[Trace],
+    setup: Setup,
+    givens: Givens = lambda number: None,
+) -> ParityReport:
+    """Raises :class:`~omni_grpo_core.errors.ConfigError` if the traces are not of the same rows."""
+    ids = [[trace.header["sample_id"] for trace in side] for side in (a, b)]
+    if ids[0] != ids[1] or not a:
+        odd = next(((x, y) for x, y in zip(*ids, strict=False) if x != y), None)
+        raise ConfigError(
+            "input paths",
+            got=f"row {odd[1]} where the first has {odd[0]}" if odd
+            else f"{len(b)} rows where the first has {len(a)}",
+            want="the same rows, at least one",
+            fix="make both from the same --data and --limit",
+        )  # fmt: skip
+    rows = tuple(
+        _row(one, other, setup, lambda number=number: givens(number))  # type: ignore[misc]
+        for number, (one, other) in enumerate(zip(a, b, strict=True))
+    )
+    return ParityReport(
+        a[0].header["path"], b[0].header["path"], _header(a[0]), _header(b[0]), rows
+    )
+
+
+def _header(trace: Trace) -> dict[str, str]:
+    own = ("sample_id", "shows", "error", "path")
+    return {key: value for key, value in trace.header.items() if key not in own}
+
+
+def _row(a: Trace, b: Trace, setup: Setup, given: Callable[[], Given | None]) -> RowResult:
+    sample = a.header["sample_id"]
+    names = names_of(setup.processor)
+    errors = {side: trace.header["error"] for side, trace in (("a", a), ("b", b))
+              if "error" in trace.header}  # fmt: skip
+    media = [
+        "" if "error" in trace.header
+        else described(value_at(trace, "batch", Row).input_ids.tolist(), names)
+        for trace in (a, b)
+    ]  # fmt: skip
+    if errors:
+        side, error = next(iter(errors.items()))
+        path = (a if side == "a" else b).header["path"]
+        both = "; the other too" if len(errors) == 2 else ""
+        cause = Cause("raised", f"{path} raised {error}{both}")
+        return RowResult(sample, "failed", "batch", cause.sentence, (cause,), media[0], media[1])
+    one, other = _comparable(a, b)
+    stages = compare(one, other, _TOLERANCES, setup.policy.decode).stages
+    first = next((stage for stage in stages if stage.verdict == "differs"), None)
+    rows = value_at(a, "batch", Row), value_at(b, "batch", Row)
+    result = RowResult(
+        sample,
+        _verdict(stages),
+        first.stage if first else "",
+        _differing(first)[0].sentence if first else "",
+        (),
+        media[0],
+        media[1],
+        stages,
+    )
+    if first is None:
+        return result
+    right, why = _right(rows, names, setup)
+    if first.stage == "positions":
+        right, why = _right_positions(one, other, rows[0], names, setup)
+    return replace(
+        result,
+        causes=tuple(_causes(one, other, stages, rows, names, setup, given)),
+        token=_first_token(rows, setup),
+        right=right,
+        why=why,
+        prompt=PromptTokens(sample, *(_tokens(row, setup) for row in rows)),
+    )
+
+
+def _verdict(stages: Sequence[StageComparison]) -> RowVerdict:
+    verdicts = {stage.verdict for stage in stages}
+    return "differs" if "differs" in verdicts else "within" if "within" in verdicts else "equal"
+
+
+def _comparable(a: Trace, b: Trace) -> tuple[Trace, Trace]:
+    """What both sides show: a running engine has only ids; positions may be unknown; a waveform is
+    seen where a feature extractor heard it."""
+    ids_only = "ids" in (a.header["shows"], b.header["shows"])
+    both = {record.stage for record in a.stages} & {record.stage for record in b.stages}
+
+    def kept(trace: Trace, other: Trace) -> Trace:
+        records: list[StageRecord[object]] = []
+        for record in trace.stages:
+            if record.stage not in both:
+                continue
+            value = record.value
+            if isinstance(value, Row) and ids_only:
+                value = replace(value, spans=(), tensors={}, audio_in_video="off")
+            elif record.stage == "media" and isinstance(value, dict):
+                value = _heard_by_both(value, other)
+            checks = () if ids_only else record.checks
+            records.append(StageRecord(record.stage, value, checks, 0.0))
+        return Trace(trace.header, tuple(records))
+
+    return kept(a, b), kept(b, a)
+
+
+def _heard_by_both(items: Mapping[str, Tensor], other: Trace) -> dict[str, Tensor]:
+    unheard = "input_features" in value_at(other, "batch", Row).tensors and not any(
+        name.startswith("audio") for name in _items(other)
+    )
+    return {
+        name: value for name, value in items.items()
+        if not (unheard and name.startswith("audio"))
+    }  # fmt: skip
+
+
+def _items(trace: Trace) -> Mapping[str, Tensor]:
+    found = next((record.value for record in trace.stages if record.stage == "media"), {})
+    return found if isinstance(found, dict) else {}
+
+
+def _differing(stage: StageComparison) -> list[Difference]:
+    return [d for d in stage.differences if d.verdict == "differs"]
+
+
+def _tokens(row: Row, setup: Setup) -> Tokens:
+    ids = tuple(row.input_ids.tolist())
+    return Tokens(ids, tuple(setup.policy.decode([token]) for token in ids), row.spans)
+
+
+def _first_token(rows: tuple[Row, Row], setup: Setup) -> FirstToken | None:
+    was, now = (row.input_ids.tolist() for row in rows)
+    if was == now:
+        return None
+    short = min(len(was), len(now))
+    index = next((n for n in range(short) if was[n] != now[n]), short)
+    shown = (setup.policy.decode(side[index : index + _SHOWN]) for side in (was, now))
+    return FirstToken(index, *shown)
+
+
+# --------------------------------------------------------------------------- causes
+
+
+def _causes(
+    a: Trace,
+    b: Trace,
+    stages: Sequence[StageComparison],
+    rows: tuple[Row, Row],
+    names: Names,
+    setup: Setup,
+    given: Callable[[], Given | None],
+) -> Iterator[Cause]:
+    differs: dict[str, StageComparison] = {
+        stage.stage: stage for stage in stages if stage.verdict == "differs"
+    }
+    if "text" in differs:
+        yield from _text(value_at(a, "text", Prompt).text, value_at(b, "text", Prompt).text)
+    if "media" in differs:
+        yield from explain_media(_items(a), _items(b), given(), setup)
+    if "batch" in differs:
+        prompts = Prompts(
+            *rows, names, setup.policy.family, int(setup.processor.image_processor.merge_size)
+        )
+        found = explain_ids(prompts)
+        # the media say why already
+        yield from (cause for cause in found if cause.name != "media" or "media" not in differs)
+        yield from _tensors(rows, differs)
+    if "positions" in differs and torch.equal(rows[0].input_ids, rows[1].input_ids):
+        yield from _positions(a, b, rows[0], names)
+
+
+def _text(was: str, now: str) -> Iterator[Cause]:
+    """The first difference of two texts, with a name where it is a known one."""
+    blocks = SequenceMatcher(None, was, now, autojunk=False).get_opcodes()
+    for tag, i, j, k, m in blocks:
+        if tag == "equal":
+            continue
+        lost, added = was[i:j], now[k:m]
+        if not lost and "system\n" in now[:m] and "system\n" not in was:
+            yield Cause("default-system", f"a system message that the first has not: {added!r}")
+        elif not added and GENERATION_PROMPT.strip() in lost + was[j : j + 20]:
+            yield Cause("no-generation-prompt", f"the end is missing: {lost!r}")
+        elif not added:
+            yield Cause("text", f"without {lost[:120]!r} at character {i}")
+        elif not lost:
+            yield Cause("text", f"with {added[:120]!r} at character {i}")
+        else:
+            yield Cause("text", f"{added[:120]!r} instead of {lost[:120]!r} at character {i}")
+        return
+
+
+def _tensors(rows: tuple[Row, Row], differs: Mapping[str, StageComparison]) -> Iterator[Cause]:
+    """Differences of what the model gets besides ids that no medium explains."""
+    was, now = (row.tensors for row in rows)
+    for name in was.keys() - now.keys():
+        yield Cause("features-missing", f"{name} is missing")
+    key = "video_second_per_grid"
+    if key in was and key in now and not torch.allclose(was[key], now[key], rtol=1e-4):
+        first, second = (", ".join(f"{n:g}" for n in side[key].tolist()) for side in (was, now))
+        yield Cause("frame-rate", f"a grid lasts {second} s to it, where the first has {first} s")
+    key = "input_features"
+    if key in was and key in now and "media" not in differs:
+        items = [{f"audio_{n}": mel for n, mel in enumerate(side[key])} for side in (was, now)]
+        yield from (replace(c, name=f"mel-{c.name}") for c in explain_media(items[0], items[1]))
+
+
+def _positions(a: Trace, b: Trace, row: Row, names: Names) -> Iterator[Cause]:
+    was, now = (_position_ids(side) for side in (a, b))
+    if was.shape != now.shape:
+        return
+    whole = was.trunc() if was.is_floating_point() else was
+    if not torch.equal(whole, was) and torch.equal(*(_columns(side) for side in (whole, now))):
+        order = "" if torch.equal(whole, now) else ", and so laid out for another order of tokens"
+        yield Cause("positions-cut", f"fractions of time positions are cut off{order}")
+        return
+    start = 0
+    for piece in parse(row.input_ids.tolist(), names):
+        first, length = start + len(piece.before), len(piece.body)
+        start += len(piece.ids)
+        if piece.kind != "both" or torch.equal(was[:, :start], now[:, :start]):
+            continue
+        if torch.equal(was[:, first : first + length], now[:, first - 1 : first - 1 + length]):
+            yield Cause(
+                "positions-one-early",
+                "in audio in video each token has the position that belongs to the one after it: "
+                "counting begins at the begin-of-audio mark",
+            )
+        return
+    apart = {float(one) for one in (now - was).flatten()}
+    if len(apart) == 1:
+        yield Cause("positions-shifted", f"every position is {apart.pop():+g}")
+
+
+def _position_ids(trace: Trace) -> Tensor:
+    """(3, L)."""
+    found: Tensor = value_at(trace, "positions", dict)["position_ids"][:, 0]
+    return found
+
+
+def _columns(positions: Tensor) -> Tensor:
+    """The positions of all tokens, (3, L), without their order."""
+    return torch.stack(sorted(positions.T, key=lambda token: token.tolist()))
+
+
+# --------------------------------------------------------------------------- who is right
+
+
+def _right(rows: tuple[Row, Row], names: Names, setup: Setup) -> tuple[Right, str]:
+    """By the model's definition, for clips whose sound is inside them. Each side is held against
+    its own grids, and the seconds that one lasts to it."""
+    verdicts, why = [], ""
+    merge = int(setup.processor.image_processor.merge_size)
+    fallback = rows[0].tensors
+    sides = [
+        tuple(p.body for p in parse(row.input_ids.tolist(), names) if p.kind == "both")
+        for row in rows
+    ]
+    if sides[0] == sides[1] or not all(sides):
+        return "", ""
+    for row in rows:
+        tensors = {**fallback, **row.tensors}
+        pieces = parse(row.input_ids.tolist(), names)
+        clips = clips_of(replace(row, tensors=tensors), pieces, names, merge)
+        videos = [piece for piece in pieces if piece.kind in ("video", "both")]
+        fits = bool(clips)
+        for clip, piece in zip(clips, videos, strict=False):
+            if piece.kind != "both":
+                continue
+            want = interleaved(clip, setup.policy.family)
+            found = runs(
+                "audio" if t == names.placeholder["audio"] else "video" for t in piece.body
+            )
+            fits &= want == found
+            why = why or (
+                f"{clip.grids} grids of {clip.seconds:g} s with {clip.per_grid} tokens each and "
+                f"{clip.audio} audio tokens are {said(want)} by the model's definition"
+            )
+        verdicts.append(fits)
+    right: Right = (
+        "both" if all(verdicts) else "a" if verdicts[0] else "b" if verdicts[1] else "neither"
+    )
+    return right, why
+
+
+def _right_positions(a: Trace, b: Trace, row: Row, names: Names, setup: Setup) -> tuple[Right, str]:
+    """By the model's definition: a token's time position is its time, by so many a second."""
+    pieces = parse(row.input_ids.tolist(), names)
+    clips = clips_of(row, pieces, names, int(setup.processor.image_processor.merge_size))
+    fits, why = [True, True], ""
+    rate = positions_per_second(setup.policy.family)
+    start, clip = 0, iter(clips)
+    for piece in pieces:
+        first = start + len(piece.before)
+        start += len(piece.ids)
+        if piece.kind not in ("video", "both") or not clips:
+            continue
+        shown = next(clip)
+        places = [first + n for n, t in enumerate(piece.body) if t == names.placeholder["video"]]
+        want = torch.arange(shown.grids).repeat_interleave(shown.per_grid) * shown.seconds * rate
+        if setup.policy.family.whole_positions:
+            want = want.trunc()
+        for side, trace in enumerate((a, b)):
+            times = _position_ids(trace)[0, places].float()
+            fits[side] &= len(times) == len(want) and bool(
+                ((times - times[0] - want).abs() < POSITION).all()
+            )
+        why = why or (
+            f"{rate} positions a second: pairs of frames that are {shown.seconds:g} s apart are "
+            f"{want[-1] / max(1, shown.grids - 1):g} apart in time, all tokens of a pair at one"
+        )
+    if all(fits) or not any(fits):
+        return "", ""
+    return "a" if fits[0] else "b", why
