@@ -49,8 +49,8 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         "golden": "core errors io losses pipeline rewards tiny trace training tolerances types",
         "faults": "core doctor engines errors io losses pipeline recorder rewards tiny trace types",
         "versions": "core errors io pipeline rewards tiny trace types",
-        "report": "doctor errors faults golden io parity pipeline rewards trace training tolerances "
-        "types",
+        "report": "doctor errors faults golden io parity pipeline rewards trace training "
+        "tolerances types",
         "cli": "_version bench core doctor errors faults golden io parity pipeline recorder report "
         "rewards tiny trace training types versions",
         # a suite's tests read, check and report as the command does

@@ -30,6 +30,13 @@ class TinyFamily(StrEnum):
     qwen3 = "qwen3"
 
 
+class AudioPreference(StrEnum):
+    auto = "auto"
+    interleaved = "interleaved"
+    separate = "separate"
+    off = "off"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 FamilyOption = Annotated[TinyFamily, typer.Option(help="Model family: Qwen2.5-Omni or Qwen3-Omni.")]
 DeviceOption = Annotated[Device, typer.Option(help="Device to run the model on.")]
@@ -47,6 +54,15 @@ Config = Annotated[
     Path | None,
     typer.Option(help="Settings in JSON or YAML; override the checkpoint's omni_grpo.json."),
 ]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Rows: a file, a folder of `datasets`, hub:NAME. Default: the shipped."),
+]
+AudioInVideo = Annotated[
+    AudioPreference | None,
+    typer.Option(help="How to pass a video's soundtrack; auto: as each row specifies."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N rows of the data.")]
 Root = Annotated[
     Path | None, typer.Option(help="Folder that media paths in --data are relative to.")
 ]

@@ -22,6 +22,7 @@ from omni_grpo_core.cli.data import app as data_app
 from omni_grpo_core.cli.doctor import doctor
 from omni_grpo_core.cli.faults import faults, incident
 from omni_grpo_core.cli.golden import checking, reviewing, starting
+from omni_grpo_core.cli.parity import parity
 from omni_grpo_core.cli.rewards import app as rewards_app
 from omni_grpo_core.cli.tiny import app as tiny_app
 from omni_grpo_core.cli.tiny import realvocab_app
@@ -80,6 +81,7 @@ app.add_typer(realvocab_app, name="realvocab")
 app.add_typer(versions_app, name="versions")
 app.command()(bench)
 app.command()(upgrade)
+app.command()(parity)
 app.command()(doctor)
 app.command()(faults)
 app.command()(incident)
@@ -89,13 +91,6 @@ class SecondDecoder(StrEnum):
     torchcodec = "torchcodec"
     opencv = "opencv"
     decord = "decord"
-
-
-class AudioPreferenceOption(StrEnum):
-    auto = "auto"
-    interleaved = "interleaved"
-    separate = "separate"
-    off = "off"
 
 
 @app.callback(invoke_without_command=True)
@@ -111,21 +106,12 @@ def _root(
 def check(
     checkpoint: cli.Checkpoint = None,
     processor: cli.Processor = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Rows: a file, a folder of `datasets`, hub:NAME. Default: the shipped."),
-    ] = None,
+    data: cli.Data = None,
     root: cli.Root = None,
     row_format: cli.RowFormat = None,
     config: cli.Config = None,
-    audio_in_video: Annotated[
-        AudioPreferenceOption | None,
-        typer.Option(help="How to pass a video's soundtrack; auto: as each row specifies."),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Use only the first N rows of the data."),
-    ] = None,
+    audio_in_video: cli.AudioInVideo = None,
+    limit: cli.Limit = None,
     second_decoder: Annotated[
         SecondDecoder | None,
         typer.Option(help="Compare the clips' frames with those of this library, if installed."),
