@@ -45,7 +45,8 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         # watches third-party trainers: it knows calls, not their correct results
         "recorder": "core errors io rewards trace types",
         "doctor": "core errors io losses pipeline recorder rewards trace tolerances types",
-        "parity": "_version core doctor errors golden io pipeline tiny tolerances trace types",
+        "parity": "_version core doctor engines errors golden io pipeline tiny tolerances trace "
+        "types",
         "golden": "core errors io losses pipeline rewards tiny trace training tolerances types",
         "faults": "core doctor engines errors io losses pipeline recorder rewards tiny trace types",
         "versions": "core errors io pipeline rewards tiny trace types",
@@ -86,7 +87,7 @@ IMPORTERS: Mapping[str, frozenset[str]] = {
     "av": frozenset(
         {"core.decode", "tiny", *(f"faults.healthy.{m}" for m in ("clips", "r1v", "sounds"))}
     ),
-    "vllm": frozenset({"engines.vllm_backend"}),
+    "vllm": frozenset({"engines.vllm_backend", "parity.paths.vllm"}),
     "accelerate": frozenset({"training.distributed", "faults.healthy.adapters"}),
 }
 

@@ -95,6 +95,9 @@ def test_a_prompt_with_a_picture_and_a_sound(ids: list[int], cause: list[str]) -
         # two seconds: one
         ([20, 2, *[3] * 50, 2, *[3] * 10, 2, 2, 21], "seconds-per-grid"),
         ([20, *[3] * 60, *[2] * 4, 21], "audio-appended"),
+        # four placeholders were sent: the first is expanded, with its sound, and three stay behind
+        ([20, *[2] * 4, *[3] * 60, 21, 2, 2, 2], "expanded-twice"),
+        ([20, *[2] * 7, *[3] * 60, 21], "expanded-twice"),
         ([*[2] * 4], "flag-lost"),
         ([20, 21], "dropped"),
     ],

@@ -76,6 +76,8 @@ def _row(a: Trace, b: Trace, setup: Setup, given: Callable[[], Given | None]) ->
         side, error = next(iter(errors.items()))
         path = (a if side == "a" else b).header["path"]
         both = "; the other too" if len(errors) == 2 else ""
+        if error == "StopIteration":  # all that transformers' omni processors say of it
+            error += ": media and placeholders disagree in number"
         cause = Cause("raised", f"{path} raised {error}{both}")
         return RowResult(sample, "failed", "batch", cause.sentence, (cause,), media[0], media[1])
     one, other = _comparable(a, b)

@@ -56,6 +56,8 @@ def explain_ids(prompts: Prompts) -> tuple[Cause, ...]:
         if _are(pieces, want):
             said = f"or, which gives the same here: {cause.sentence}" if alone else cause.sentence
             alone.setdefault(cause.name, replace(cause, sentence=said))
+    if "media" in alone:  # it only follows from them; whatever else gives the same is chance
+        return (alone["media"],)
     if alone:
         return tuple(alone.values())
     tried = 0
@@ -260,7 +262,8 @@ def _expanded(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
             _each(pieces, chosen, lambda p: [replace(p, body=_first(p, names))]),
         )
         twice = Cause("expanded-twice", f"placeholders{what} expanded twice")
-        yield twice, _each(pieces, chosen, lambda p: [replace(p, body=_again(p, names))])
+        for again in (_first_again, _left_behind, _left_inside):
+            yield twice, _each(pieces, chosen, lambda p, again=again: [again(p, names)])  # type: ignore[misc]
         yield (
             twice,
             _each(pieces, chosen, lambda p: [replace(p, body=p.body * len(p.body))]),
@@ -294,15 +297,35 @@ def _first(piece: Piece, names: Names) -> tuple[int, ...]:
     return (names.placeholder[modality],)
 
 
-def _again(piece: Piece, names: Names) -> tuple[int, ...]:
+def _first_again(piece: Piece, names: Names) -> Piece:
     """The first placeholder of an expanded item taken for an unexpanded one and expanded."""
     inside, first = piece.body, _first(piece, names)[0]
     if first not in piece.body:
-        return piece.body
+        return piece
     if piece.kind == "both":  # the marks of its sound come with the expansion
         inside = names.audio[:1] + piece.body + names.audio[1:]
     at = piece.body.index(first)
-    return piece.body[:at] + inside + piece.body[at + 1 :]
+    return replace(piece, body=piece.body[:at] + inside + piece.body[at + 1 :])
+
+
+def _left_behind(piece: Piece, names: Names) -> Piece:
+    """A clip's own placeholders expanded by the sender, and the first again with its sound: the
+    others are left behind the end of the sound."""
+    first = _first(piece, names)[0]
+    rest = (first,) * (piece.body.count(first) - 1)
+    if piece.kind != "both" or piece.after[:1] != names.audio[1:]:
+        return piece
+    return replace(piece, after=piece.after[:1] + rest + piece.after[1:])
+
+
+def _left_inside(piece: Piece, names: Names) -> Piece:
+    """The same, left behind the last of its frames."""
+    first = _first(piece, names)[0]
+    if piece.kind != "both":
+        return piece
+    end = len(piece.body) - piece.body[::-1].index(first)
+    rest = (first,) * (piece.body.count(first) - 1)
+    return replace(piece, body=piece.body[:end] + rest + piece.body[end:])
 
 
 # --------------------------------------------------------------------------- marks, order, ends

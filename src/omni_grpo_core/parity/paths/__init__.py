@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import ConfigError, OmniGrpoError
 from omni_grpo_core.parity.given import Given, Setup
 
 InputPath = Callable[[Given], Mapping[str, Any]]
@@ -55,6 +55,8 @@ def open_path(name: str, setup: Setup) -> InputPath:
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     try:
         path: InputPath = module.open_path(setup)
+    except OmniGrpoError:
+        raise
     except ImportError as error:
         raise ConfigError(
             f"input path {name}",

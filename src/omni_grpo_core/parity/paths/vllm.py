@@ -6,23 +6,20 @@ decoded media, and the keywords of one request.
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image as PILImage
 
+from omni_grpo_core.core.processing import pil_image
 from omni_grpo_core.parity.given import Given, Setup
 from omni_grpo_core.parity.paths import InputPath
-
-ARCHITECTURES = {
-    "qwen2_5_omni": "Qwen2_5OmniModel",
-    "qwen3_omni": "Qwen3OmniMoeForConditionalGeneration",
-}
+from omni_grpo_core.types import AUDIO_SAMPLING_RATE
 
 
 def open_path(setup: Setup) -> InputPath:
@@ -82,18 +79,16 @@ def media_of(given: Given) -> dict[str, Any]:
     """The decoded media as vLLM takes them, ``multi_modal_data``."""
     media = given.media
     data = {
-        "image": [
-            PILImage.fromarray(np.ascontiguousarray(image.pixels.permute(1, 2, 0).numpy()))
-            for image in media.images
-        ],
+        "image": [pil_image(image.pixels) for image in media.images],
         "video": [video.frames.numpy() for video in media.videos],
-        "audio": [(audio.samples.numpy(), 16_000) for audio in media.audios],
+        "audio": [(audio.samples.numpy(), AUDIO_SAMPLING_RATE) for audio in media.audios],
     }
     return {kind: items for kind, items in data.items() if items}
 
 
 def keywords_of(given: Given) -> dict[str, Any]:
-    """``mm_processor_kwargs`` of one request."""
+    """``mm_processor_kwargs`` of one request, as its users write them. Our own engine adds
+    ``second_per_grid_ts``: its path is ``vllm-engine``."""
     keywords: dict[str, Any] = {"do_resize": False}
     if given.media.videos:
         keywords["fps"] = given.media.videos[0].sample_fps
@@ -108,18 +103,25 @@ def full_layout(setup: Setup) -> Path:
     config = json.loads((setup.checkpoint / "config.json").read_text(encoding="utf-8"))
     if "thinker_config" in config:
         return setup.checkpoint
-    folder = Path(mkdtemp(prefix="omni-grpo-full-"))
+    folder = scratch_folder()
     for file in setup.checkpoint.iterdir():
         if file.is_file() and file.name != "config.json":
             (folder / file.name).symlink_to(file)
     family = setup.policy.family
     whole = {
-        "architectures": [ARCHITECTURES[family.name]],
+        "architectures": [family.full_class],
         "model_type": family.model_types[0],
         "thinker_config": config,
         "enable_audio_output": False,
     }
     (folder / "config.json").write_text(json.dumps(whole), encoding="utf-8")
+    return folder
+
+
+def scratch_folder() -> Path:
+    """A folder that lasts as long as this process."""
+    folder = Path(mkdtemp(prefix="omni-grpo-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
