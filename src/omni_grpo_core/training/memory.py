@@ -14,7 +14,8 @@ What a run always holds, and the largest of the moments of a step::
     weights     4 bytes each; with precision bfloat16 2 for what is frozen; trained ones, T, 4 or 2
     optimizer   adamw 8 T, with masters 12 T; adamw_8bit 2 T and a scale for each 256; adafactor 0
     gradients   as the weights; older: those of earlier micro-batches; DDP's buckets as much again
-    casts       2 W with precision bfloat16: autocast's copies of the float32 matrices, W entries
+    casts       2 W with precision bfloat16: autocast's copies of the float32 matrices, W entries;
+                none under FSDP, which gathers them cast
     cache       2 keys and values of layers x kv_heads x head_dim: of N (L + C) tokens; fast N C + L
     kept        tokens x layers x a; with gradient checkpointing tokens x layers x r; and of towers
     layer       tokens x t; with gradient checkpointing tokens x (a + t)
@@ -165,7 +166,7 @@ def estimate(
     gradients = stored * trained // ranks
     matrices = {n: s for n, s in shapes.items() if len(s) > 1 and not n.endswith(_EMBEDDING)}
     casts = 0
-    if number == 2 and stored == 4:
+    if number == 2 and stored == 4 and not sharded:  # FSDP gathers what is cast already
         casts = 2 * sum(learning_sizes(matrices, config.freeze, config.lora))
     head = 0
     if config.lora is None and "text" not in config.freeze:
