@@ -32,3 +32,16 @@ def of_rollout(change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Plant:
         return {**made, **change(made)}
 
     return around("_generate_and_score_completions", changed)
+
+
+@contextmanager
+def sampled_hotter(trainer: Any) -> Iterator[None]:
+    """A temperature set on generate alone."""
+    trainer.generation_config.temperature = 3.0
+    yield
+
+
+@contextmanager
+def own_reference(trainer: Any) -> Iterator[None]:
+    trainer.ref_model = trainer.model
+    yield

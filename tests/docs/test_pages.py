@@ -40,8 +40,8 @@ LEFT_OUT = {
     "your-own-goldens: it needs a CUDA device": 1,
 }
 """Blocks that no session runs, by reason."""
-SLOW = {"pytest"}
-"""Starts pytest, and with it torch, five times."""
+SLOW = {"pytest", "your-own-goldens"}
+"""One starts pytest, and with it torch, five times; one goes through its goldens four times."""
 
 
 @pytest.fixture

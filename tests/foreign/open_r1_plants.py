@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from plants import Around, Plant, around, of_rollout
+from plants import Around, Plant, around, of_rollout, own_reference, sampled_hotter
 
 
 def of_scoring(change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Plant:
@@ -87,19 +87,6 @@ def states_rate(trainer: Any) -> Iterator[None]:
 
     with mock.patch.object(trainer.vlm_module, "prepare_model_inputs", prepared):
         yield
-
-
-@contextmanager
-def sampled_hotter(trainer: Any) -> Iterator[None]:
-    """A temperature set on generate alone."""
-    trainer.generation_config.temperature = 3.0
-    yield
-
-
-@contextmanager
-def own_reference(trainer: Any) -> Iterator[None]:
-    trainer.ref_model = trainer.model
-    yield
 
 
 PLANTS: dict[str, Plant] = {

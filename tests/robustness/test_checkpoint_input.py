@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from omni_grpo_core import tiny
 from omni_grpo_core.core.family import QWEN3_OMNI
+from omni_grpo_core.io.console import quiet_libraries
 
 FamilyName = Literal["qwen2.5", "qwen3"]
 Change = Callable[[dict[str, Any]], object]
@@ -576,17 +578,26 @@ def test_ends_as_it_should(
     check_case(one, tmp_path, record_property)
 
 
-@pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_error_is_not_preceded_by_library_output(
-    fresh: bool, tmp_path: Path, record_property: Callable[[str, object], None]
+    tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """A hundred lines of config came before the message, and in a new process two about an unknown
-    verbosity."""
+    """A hundred lines of config came before the message, and two about an unknown verbosity."""
     one = Case(
         "no setter",
         spoiled(put("config.json", False, "use_return_dict")),
         environment={"TRANSFORMERS_VERBOSITY": "nope"},
-        fresh=fresh,
+        fresh=True,
     )
     outcome = check_case(one, tmp_path, record_property)
     assert len(outcome.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("given", "used"), [("nope", "critical"), ("info", "info")])
+def test_transformers_logs_nothing_by_default(
+    given: str, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the variable while it is imported."""
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", given)
+    quiet_libraries(worker=True)
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == used

@@ -11,21 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from plants import around, of_rollout
+from plants import around, of_rollout, own_reference, sampled_hotter
 from tiny_families import FAMILIES
 from trl_faults import (
     SCORE,
     doubled,
     flipped_while_scoring,
     in_train_mode,
-    its_own_reference,
     late,
     padded_right,
     pictures_exchanged_while_sampling,
     pictures_exchanged_while_scoring,
     pixels_of_generate,
     rolled,
-    sampled_hotter,
     without_adapter,
     without_pixels,
     zeroed_while_scoring,
@@ -150,7 +148,7 @@ PLANTED: Mapping[str, tuple[Given, str, str]] = {
     "temperature": ({"plant": sampled_hotter}, "completion", "gen.temperature"),
     "generate in train mode": ({"plant": in_train_mode}, "completion", "gen.checkpointing-train"),
     "reference is the policy": (
-        {"by": "attach", "beta": 0.04, "plant": its_own_reference},
+        {"by": "attach", "beta": 0.04, "plant": own_reference},
         "loss", "loss.reference-is-policy",
     ),
     "accumulation": (

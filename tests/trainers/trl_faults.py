@@ -62,19 +62,6 @@ def in_train_mode(trainer: Any) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def sampled_hotter(trainer: Any) -> Iterator[None]:
-    """A temperature set on generate alone."""
-    trainer.generation_config.temperature = 3.0
-    yield
-
-
-@contextmanager
-def its_own_reference(trainer: Any) -> Iterator[None]:
-    trainer.ref_model = trainer.model
-    yield
-
-
 def without_pixels(trainer: Any, call: Around, *args: Any, **keywords: Any) -> Any:
     """Scores without the picture: only generate gets it."""
     return call(*args, **{**keywords, "pixel_values": None, "image_grid_thw": None})
