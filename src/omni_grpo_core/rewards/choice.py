@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from omni_grpo_core.rewards.normalise import items, plain, unlabelled
 from omni_grpo_core.rewards.words import fold, tidy
 
-_LABEL = re.compile(r"[(\[]?([A-Za-z]|\d{1,2})[)\].:,、。]*")
+_LABEL = re.compile(r"[(\[{]?([A-Za-z]|\d{1,2})(?:选项|项)?[)\]}.:,、。]*")
 # after a digit a space: "1.5 m" is an option's text
 _LABELLED = re.compile(
-    r"[(\[]?([A-Za-z])(?:[)\]][.:]?|[.:、])\s*(\S.*)|[(\[]?(\d{1,2})(?:[)\]][.:]?|[.:、])\s+(\S.*)",
+    r"[(\[]?([A-Za-z])(?:[)\]][.:]?\s*|[.:、]\s*|\s[-–—]\s)(\S.*)|[(\[]?(\d{1,2})(?:[)\]][.:]?|[.:、])\s+(\S.*)",
     re.DOTALL,
 )
 _ANOTHER_LABEL = re.compile(r"(?<!\w)[A-Z](?:[).:、,]|$)")
-_SEPARATORS = re.compile(r"([,;、/&|]|\band\b|和)")
+_SEPARATORS = re.compile(r"([,;、/&|+]|\band\b|以及|和|与)")
 
 
 @dataclass(frozen=True, slots=True)

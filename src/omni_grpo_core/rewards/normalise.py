@@ -16,7 +16,7 @@ from importlib.resources import files
 from omni_grpo_core.rewards.words import fold, parse_lists, tidy
 
 _LATEX: Mapping[str, str] = {
-    r"\%": "%", r"\$": "$", r"\#": "#", r"\&": "&", r"\_": "_", r"\{": "{", r"\}": "}",
+    r"\%": "%", r"\$": "$", r"\#": "#", r"\&": "&", r"\_": "_",
     r"\,": " ", r"\;": " ", r"\:": " ", r"\ ": " ", r"\!": "", "{,}": ",",
     r"\(": "", r"\)": "", r"\[": "", r"\]": "",
     r"^\circ": "°", r"^{\circ}": "°", r"\degree": "°", r"\mu": "µ", r"\pi": "π", r"\Omega": "Ω",
@@ -32,7 +32,7 @@ _COMMAND = re.compile(
         for written in sorted(_LATEX, key=len, reverse=True)
     )
 )
-_BRACE = re.compile(rf"\\(?:{'|'.join(_WRAPPERS)})\s*\{{|[{{}}]")
+_BRACE = re.compile(rf"\\(?:{'|'.join(_WRAPPERS)})\s*\{{|(?<!\\)[{{}}]")
 # pandoc's rule: no space inside the dollars, no digit after them, so "$5 to $6" are two prices
 _MATH = re.compile(r"(?<![\\$])(\${1,2})(?=[^\s$])([^$]*[^\s$\\])\1(?![\d$])")
 _STRONG = re.compile(r"\*\*(?=\S)([^*]+)\*\*|`([^`]+)`")
@@ -42,11 +42,12 @@ _RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+|<sup>\s*([+-]?\d{1,3
 _FOREIGN_DIGIT = re.compile(r"[^\D0-9]")
 # folded, "1½" would be eleven halves and the ordinal sign, used for a degree, an o
 _BEFORE_FOLDING = ((re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])"), " "), (re.compile(r"(?<=\d)\s?º"), "°"))
-_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "「": "」", "『": "』", "*": "*",
-           "_": "_", "„": "“", "`": "`"}  # fmt: skip
+_QUOTES = {'"': '"', "'": "'", "«": "»", "「": "」", "『": "』", "*": "*", "_": "_", "`": "`"}
 _BULLET = re.compile(r"\s*(?:[-*•·–]|\(?\d{1,2}[.)、])\s+(?=\S)|\s*#{1,6}\s+")
 _BRACKETS = {"[": "]", "{": "}"}
-_NAMED = re.compile(r"(?:[A-Za-z]\w{0,20}|\\[A-Za-z]{1,20})\s?=\s?(?=[^\s=])")
+_NAMED = re.compile(r"(?:[A-Za-z]\w{0,20}|\\[A-Za-z]{1,20})?\s?=\s?(?=[^\s=])")
+_HEADING = re.compile(r"\s*#{1,6}\s+(?=\S)")
+_CURLY = str.maketrans("‘’‚“”„", "'''\"\"\"")
 
 
 @cache
@@ -66,13 +67,15 @@ def plain(text: str) -> str:
         text = pattern.sub(instead, text)
     text = _RAISED.sub(_power, text)
     text = tidy(_FOREIGN_DIGIT.sub(lambda digit: str(int(digit.group())), text))
+    text = _HEADING.sub("", text.translate(_CURLY), count=1)
     for _ in range(4):  # markup in markup, as in **`x`**
         before = text
         text = _TAG.sub("", text)
         text = _MATH.sub(r"\2", _STRONG.sub(lambda found: found[1] or found[2], text))
         if "\\" in text or "{,}" in text:
-            text = _unwrapped(text)
-            text = _COMMAND.sub(lambda found: _LATEX[found.group()], text)
+            # commands first: without its braces, the C of \circ\text{C} would be part of one
+            text = _unwrapped(_COMMAND.sub(lambda found: _LATEX[found.group()], text))
+            text = text.replace(r"\{", "{").replace(r"\}", "}")
         text = _unquoted(tidy(text)) or before
         if text == before:
             break
@@ -130,7 +133,9 @@ def _labels() -> tuple[re.Pattern[str], re.Pattern[str]]:
     known = table("phrases")
     label = rf"\W{{0,2}}(?:{_any_of(known['labels'])})\s*(?:\W{{0,2}}(?=[:=]))?"
     return re.compile(label, re.IGNORECASE), re.compile(
-        rf"(?:\s*(?:{_any_of(known['connectors'])}))+\s*", re.IGNORECASE
+        # something must be left: in 答案是是 the second 是 is the answer
+        rf"(?:\s*(?:{_any_of(known['connectors'])})(?=.*\w))+\s*",
+        re.IGNORECASE,
     )
 
 
@@ -171,5 +176,6 @@ def readings(gold: str, answer: str) -> Iterator[tuple[str, str]]:
     """Pairs of gold and answer as texts to compare: as written, without markup, and without what
     announces the answer. A label in the gold was to be read, so the gold keeps it."""
     pairs = [(tidy(gold), tidy(answer)), (plain(gold), plain(answer))]
-    pairs.append((pairs[1][0], unlabelled(pairs[1][1], announced=True)))
-    yield from dict.fromkeys(pairs)
+    want, announced = pairs[1][0], unlabelled(pairs[1][1], announced=True)
+    # the full stop is that of "The answer is"
+    yield from dict.fromkeys([*pairs, (want, announced), (want, announced.rstrip(" .。"))])

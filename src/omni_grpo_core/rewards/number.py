@@ -28,11 +28,14 @@ _SIGN = re.compile(r"[+\-−]\s?")
 # constant arithmetic only, one plain exponent: at most 40 * 99 digits, below Python's limit of
 # 4,300 for printing an integer, and nothing that takes sympy long
 _SAFE_LATEX = re.compile(
-    r"(?:\\(?:frac|sqrt|pi)(?![A-Za-z])|\^\{-?\d{1,2}(?:/\d{1,2})?\}|\^-?\d{1,2}(?!\d)"
+    r"(?:\\(?:frac|sqrt|pi|times)(?![A-Za-z])|\^\{-?\d{1,2}(?:/\d{1,2})?\}|\^-?\d{1,2}(?!\d)"
     r"|[\d\s.,+\-*×·/(){}])+"
 )
 _SPELLED = ((re.compile(r"√\s?\(?(\d+)\)?|\bsqrt\((\d+)\)"), r"\\sqrt{\1\2}"),
-            (re.compile(r"π|(?<![A-Za-z\\])pi\b", re.IGNORECASE), r"\\pi "))  # fmt: skip
+            (re.compile(r"π|(?<![A-Za-z\\])pi\b", re.IGNORECASE), r"\\pi "),
+            (re.compile("[×·]"), r"\\times "))  # fmt: skip
+_TWICE = re.compile(r"([^()\\]+?)\s*\(([^()\\]*[^()\\\d.+*/^-][^()\\]*|\d+)\)")
+"""A number said again in brackets: "three (3)", "5 (five)"."""
 _POINT = re.compile(r"\d*\.\d+|\d+\.")
 
 
@@ -68,6 +71,11 @@ class Figure:
             return None
         said = unlabelled(plain(text)).rstrip(" .!。")
         said = without(said, "about") or said
+        said = said[1:-1] if (said[:1], said[-1:]) in (("[", "]"), ("{", "}")) else said
+        twice = _TWICE.fullmatch(said)
+        if twice:
+            first, again = cls.read(twice[1]), cls.read(twice[2])
+            return first if first and again and first.value == again.value else None
         return _figure(said) or _formula(said)
 
 

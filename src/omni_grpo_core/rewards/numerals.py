@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import cache
 
 from omni_grpo_core.rewards.normalise import table
+from omni_grpo_core.rewards.units import known
 
 # an exponent has at most three digits, so that every answer evaluates fast
 _EXPONENT = r"10\s?\^\s?[({]?(?P<NAME>[+-]?\d{1,3})[)}]?"
@@ -98,6 +99,8 @@ def _token(text: str, at: int, first: bool) -> _Token | None:
             return None
         kind, value = _words().get(written) or _words().get(written.casefold()) or ("", None)
         return None if value is None else _Token(value, kind, at, word.end())
+    if not first and known(text[at : at + 2]):
+        return None  # 千克 and 千米 are units
     kind, value = _words().get(text[at]) or ("digit", None)
     number = unicodedata.numeric(text[at], -1) if value is None else float(value)
     if text[at] == "点" and not first:

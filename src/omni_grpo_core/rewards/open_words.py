@@ -14,7 +14,7 @@ from omni_grpo_core.rewards.words import fold, read_lists
 from omni_grpo_core.types import Score
 
 _PIECES = re.compile(r"[,;、/|&]|\band\b|和|以及")
-_CLAUSES = re.compile(r"[,.;:!?、。]")
+_CLAUSES = re.compile(r"[,.;:!?、。]|\s[-–—]\s")
 
 
 class OpenWords:

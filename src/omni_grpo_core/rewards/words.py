@@ -40,7 +40,7 @@ def fold(text: str) -> str:
     >>> fold(" The Red car. ")
     'the red car'
     """
-    return tidy(text).casefold().strip(" .,;:!?'\"`*。、；：！？“”‘’")
+    return tidy(text).casefold().strip(" .,;:!?'\"`*()[]{}。、；：！？“”‘’")
 
 
 def unspaced(text: str) -> bool:
