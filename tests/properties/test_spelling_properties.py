@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from omni_grpo_core.rewards.accuracy import Accuracy
 from omni_grpo_core.rewards.parse import render
 
-PAIRS = settings(max_examples=20 if settings().max_examples == 100 else 2_000)
+PAIRS = settings(max_examples=10 if settings().max_examples == 100 else 2_000)
 REWARD = Accuracy()
 
 
@@ -393,7 +393,7 @@ def test_yes_and_no(data: st.DataObject, right: tuple[str, ...], given_: tuple[s
 
 
 _SIGNS = ("no entry after dark", "OPEN 24 hours", "禁止入内", "出口 EXIT 右转", "Room 12B",
-          "50% off", "$5 only", "Tel. 555-0100", "ห้ามเข้า", "C++ & Rust", "a_b_c")  # fmt: skip
+          "50% off", "$5 only", "Tel. 555-0100", "ห้ามเข้า", "C++ & Rust", "x_y")  # fmt: skip
 SPACED: tuple[Callable[[str], str], ...] = (
     lambda text: text, lambda text: text.replace(" ", "  "), lambda text: text.replace(" ", "\n"),
     lambda text: f"“{text}”", lambda text: f'"{text}"',

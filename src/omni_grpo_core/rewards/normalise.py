@@ -132,11 +132,11 @@ def unlabelled(text: str, *, announced: bool = False) -> str:
 def _labels() -> tuple[re.Pattern[str], re.Pattern[str]]:
     known = table("phrases")
     label = rf"\W{{0,2}}(?:{_any_of(known['labels'])})\s*(?:\W{{0,2}}(?=[:=]))?"
-    return re.compile(label, re.IGNORECASE), re.compile(
-        # something must be left: in 答案是是 the second 是 is the answer
-        rf"(?:\s*(?:{_any_of(known['connectors'])})(?=.*\w))+\s*",
-        re.IGNORECASE,
-    )
+    signs = [word for word in known["connectors"] if not word[0].isalnum()]
+    words = [word for word in known["connectors"] if word[0].isalnum()]
+    # one of each at most, and something must be left: in 答案是是 the second 是 is the answer
+    joint = rf"\s*(?:(?:{_any_of(words)})(?=.*\w)\s*(?:{_any_of(signs)})?|(?:{_any_of(signs)}))\s*"
+    return re.compile(label, re.IGNORECASE), re.compile(joint, re.IGNORECASE)
 
 
 def _any_of(words: Sequence[str]) -> str:
