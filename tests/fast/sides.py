@@ -8,9 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from omni_grpo_core.core.policy import Policy
+from omni_grpo_core import tiny
+from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.fast.scoring import Kernel, packed_scores
+from omni_grpo_core.training.config import LoraConfig
 from omni_grpo_core.training.step import Scores, plain_scores, scoring
+from omni_grpo_core.training.trainable import add_lora
 from omni_grpo_core.types import Batch
 
 TEMPERATURE = 1.5
@@ -41,6 +44,19 @@ def ragged(policy: Policy, lengths: list[int], seed: int = 0) -> Tokens:
     ids = allowed[torch.randint(len(allowed), shape, generator=generator)]
     mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
     return Tokens(ids, mask, torch.randn(shape, generator=generator))
+
+
+def with_adapters(family: tiny.FamilyName) -> Policy:
+    """The shipped policy with adapters that change it: as they begin, half of them get no
+    gradient."""
+    policy = load_policy(tiny.checkpoint_dir(family))
+    add_lora(policy.model, LoraConfig(rank=2), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return policy
 
 
 def plain(policy: Policy) -> Scores:

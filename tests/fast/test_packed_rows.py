@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import pytest
@@ -9,14 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
-from sides import assert_parity, packed, plain, ragged, scored
+from sides import assert_parity, packed, plain, ragged, scored, with_adapters
 
+from omni_grpo_core import tiny
 from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import TrainError
 from omni_grpo_core.fast.layout import PackedRow
 from omni_grpo_core.fast.segments import packed_attention
-from omni_grpo_core.types import Batch
+from omni_grpo_core.pipeline.inputs import Inputs
+from omni_grpo_core.types import Batch, Row
 
 pytestmark = pytest.mark.skipif(
     Version(version("transformers")) < Version("4.57"), reason="no attention functions"
@@ -82,12 +85,12 @@ def test_completions_that_no_prompt_has_are_refused() -> None:
         PackedRow.of([4, 4], [1, 1, 1], CPU)
 
 
-def _random_batches(policy: Policy, mixed: Batch, data: st.DataObject) -> None:
-    rows = data.draw(st.lists(st.integers(0, len(mixed.rows) - 1), min_size=1, max_size=4))
-    group = data.draw(st.integers(1, 4))
-    count = len(rows) * group
-    sizes = data.draw(st.lists(st.integers(1, 10), min_size=count, max_size=count))
-    batch = collate([mixed.rows[at] for at in rows], policy.pad_token_id)
+def _random_batches(policy: Policy, rows: Sequence[Row], data: st.DataObject) -> None:
+    """Up to four prompts of any kinds, up to four completions of each; some may have no token."""
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=4))
+    count = len(chosen) * data.draw(st.integers(1, 4))
+    sizes = data.draw(st.lists(st.integers(0, 10), min_size=count, max_size=count).filter(any))
+    batch = collate([rows[at] for at in chosen], policy.pad_token_id)
     tokens = ragged(policy, sizes, seed=data.draw(st.integers(0, 2**31)))
     checkpointing = data.draw(st.booleans())
     want = scored(policy, plain(policy), batch, tokens)
@@ -97,15 +100,36 @@ def _random_batches(policy: Policy, mixed: Batch, data: st.DataObject) -> None:
 @given(data=st.data())
 @settings(max_examples=3)
 def test_batches_of_random_shape(policy: Policy, mixed: Batch, data: st.DataObject) -> None:
-    _random_batches(policy, mixed, data)
+    _random_batches(policy, mixed.rows, data)
+
+
+FAMILIES: dict[tiny.FamilyName, str] = {
+    "qwen2.5": "policy inputs", "qwen3": "qwen3_policy qwen3_inputs",
+}  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["policy mixed", "qwen3_policy qwen3_mixed"])
+@pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data())
 @settings(max_examples=60)
 def test_more_batches_of_random_shape(
-    request: pytest.FixtureRequest, family: str, data: st.DataObject
+    request: pytest.FixtureRequest, family: tiny.FamilyName, data: st.DataObject
 ) -> None:
-    policy, batch = map(request.getfixturevalue, family.split())
-    _random_batches(policy, batch, data)
+    """Of all shipped rows: clips of each audio mode, sounds and images alone, text."""
+    policy, inputs = map(request.getfixturevalue, FAMILIES[family].split())
+    _random_batches(policy, inputs.batch.rows, data)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def adapted(request: pytest.FixtureRequest) -> tuple[Policy, Sequence[Row]]:
+    inputs: Inputs = request.getfixturevalue(FAMILIES[request.param].split()[1])
+    return with_adapters(request.param), inputs.batch.rows
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@settings(max_examples=30)
+def test_batches_of_random_shape_with_adapters(
+    adapted: tuple[Policy, Sequence[Row]], data: st.DataObject
+) -> None:
+    _random_batches(*adapted, data)

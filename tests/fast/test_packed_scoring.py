@@ -22,6 +22,7 @@ from sides import (
     plain,
     ragged,
     scored,
+    with_adapters,
 )
 from torch import Tensor
 
@@ -34,8 +35,7 @@ from omni_grpo_core.fast.head import chunked_logprobs
 from omni_grpo_core.fast.layout import PackedRow, Spans
 from omni_grpo_core.fast.scoring import Kernel, packed_scores
 from omni_grpo_core.fast.step import FastStep
-from omni_grpo_core.training.config import LoraConfig
-from omni_grpo_core.training.trainable import add_lora, freeze
+from omni_grpo_core.training.trainable import freeze
 from omni_grpo_core.types import Batch
 
 pytestmark = pytest.mark.skipif(
@@ -96,16 +96,7 @@ def test_checkpointing_runs_the_layers_with_the_same_attention_again(
 
 
 def test_adapters_with_checkpointing(mixed: Batch) -> None:
-    from omni_grpo_core import tiny
-    from omni_grpo_core.core.policy import load_policy
-
-    policy = load_policy(tiny.checkpoint_dir())
-    add_lora(policy.model, LoraConfig(rank=2), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            if "lora_B" in name:  # at 0 the other factor would have no gradient
-                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    policy = with_adapters("qwen2.5")
     rows = collate(mixed.rows[6:], policy.pad_token_id)
     tokens = ragged(policy, [3, 1, 6, 2])
     want = scored(policy, plain(policy), rows, tokens, checkpointing=True)

@@ -38,9 +38,9 @@ def assert_same_curves(found: list[dict[str, Any]], want: list[dict[str, Any]]) 
     for step, (one, other) in enumerate(zip(found, want, strict=True)):
         assert one.keys() == other.keys()
         for name, value in other.items():
-            if isinstance(value, float):
+            if isinstance(value, float) and not name.startswith("reward"):
                 assert one[name] == pytest.approx(value, rel=CURVE, abs=CURVE), (step, name)
-            else:
+            else:  # what is sampled, and so what it earns, is the same
                 assert one[name] == value, (step, name)
 
 

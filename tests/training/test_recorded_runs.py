@@ -154,10 +154,10 @@ def _advantages_negated(patch: pytest.MonkeyPatch) -> None:
 def _eos_left_out(patch: pytest.MonkeyPatch) -> None:
     """The token that ends a completion is not in the loss."""
 
-    def shorter(*given: Any) -> Any:
+    def shorter(*given: Any, **rest: Any) -> Any:
         return tuple(
             replace(micro, in_loss=micro.in_loss & micro.mask.roll(-1, 1))
-            for micro in make_micro_batches(*given)
+            for micro in make_micro_batches(*given, **rest)
         )
 
     patch.setattr(loop, "make_micro_batches", shorter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -108,7 +109,10 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
         )
     settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern)
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    seeded = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with seeded, warnings.catch_warnings():
+        # PEFT adds patterns for experts that are one tensor, whether or not they get adapters
+        warnings.filterwarnings("ignore", "The following .*_pattern keys", RuntimeWarning)
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model)
     for name, parameter in model.named_parameters():
