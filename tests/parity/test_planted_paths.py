@@ -329,6 +329,31 @@ def test_frames_are_named_by_their_number_in_the_file(
     )
 
 
+def test_another_rows_prompt_and_another_rows_sound(
+    setup: Setup, rows: Mapping[int, Sample], ours: Mapping[int, Trace], samples: Sequence[Sample]
+) -> None:
+    """Answers of an engine taken for those of another request, and a list of sounds that is one
+    off: rows 19 and 20 have recordings of one second each."""
+    pair = [rows[SOUND], samples[SOUND]]
+    first = run_path("ours", setup, pair)
+    swapped = [Trace({**b.header, "sample_id": a.header["sample_id"]}, b.stages)
+               for a, b in zip(first, first[::-1], strict=True)]  # fmt: skip
+    found = compare_paths(first, swapped, setup).rows
+    assert [[c.name for c in row.causes] for row in found] == [["another-row"]] * 2
+    assert found[0].causes[0].sentence == "the ids are those of row samples.json:20"
+
+    other = load_media(
+        Conversation("row", (Message("user", (MediaPart(samples[SOUND].media[0]),)),), "off"),
+        setup.settings.media,
+    )
+    theirs = run_path(
+        sound_path(setup, lambda media: replace(media, audios=other.audios)), setup, pair
+    )
+    (row, _) = compare_paths(first, theirs, setup, row_reader(setup, pair)).rows
+    assert [c.name for c in row.causes] == ["audio-swapped-with"]
+    assert row.causes[0].sentence.endswith("of audio 0 of row samples.json:20 instead")
+
+
 def test_positions_by_hand(setup: Setup) -> None:
     """25 a second: pairs of frames half a second apart are 12 (12.5 cut off) and 13 apart."""
     assert QWEN2_5_OMNI.audio_tokens(100) == 25

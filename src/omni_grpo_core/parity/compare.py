@@ -49,7 +49,7 @@ def compare_paths(
             fix="make both from the same --data and --limit",
         )  # fmt: skip
     rows = tuple(
-        _row(one, other, setup, lambda number=number: givens(number))  # type: ignore[misc]
+        _row(one, other, a, setup, lambda number=number: givens(number))  # type: ignore[misc]
         for number, (one, other) in enumerate(zip(a, b, strict=True))
     )
     return ParityReport(
@@ -62,7 +62,10 @@ def _header(trace: Trace) -> dict[str, str]:
     return {key: value for key, value in trace.header.items() if key not in own}
 
 
-def _row(a: Trace, b: Trace, setup: Setup, given: Callable[[], Given | None]) -> RowResult:
+def _row(
+    a: Trace, b: Trace, every: Sequence[Trace], setup: Setup, given: Callable[[], Given | None]
+) -> RowResult:
+    """``every``: all rows of the first side, of which ``b`` may be another."""
     sample = a.header["sample_id"]
     names = names_of(setup.processor)
     errors = {side: trace.header["error"] for side, trace in (("a", a), ("b", b))
@@ -101,7 +104,7 @@ def _row(a: Trace, b: Trace, setup: Setup, given: Callable[[], Given | None]) ->
         right, why = _right_positions(one, other, rows[0], names, setup)
     return replace(
         result,
-        causes=tuple(_causes(one, other, stages, rows, names, setup, given)),
+        causes=tuple(_causes(one, other, every, stages, rows, names, setup, given)),
         token=_first_token(rows, setup),
         right=right,
         why=why,
@@ -177,6 +180,7 @@ def _first_token(rows: tuple[Row, Row], setup: Setup) -> FirstToken | None:
 def _causes(
     a: Trace,
     b: Trace,
+    every: Sequence[Trace],
     stages: Sequence[StageComparison],
     rows: tuple[Row, Row],
     names: Names,
@@ -186,10 +190,21 @@ def _causes(
     differs: dict[str, StageComparison] = {
         stage.stage: stage for stage in stages if stage.verdict == "differs"
     }
+    own = a.header["sample_id"]
+    rest = [t for t in every if t.header["sample_id"] != own and "error" not in t.header]
+    for trace in rest if "text" in differs or "batch" in differs else ():
+        if torch.equal(value_at(trace, "batch", Row).input_ids, rows[1].input_ids):
+            yield Cause("another-row", f"the ids are those of row {trace.header['sample_id']}")
+            return
     if "text" in differs:
         yield from _text(value_at(a, "text", Prompt).text, value_at(b, "text", Prompt).text)
     if "media" in differs:
-        yield from explain_media(_items(a), _items(b), given(), setup)
+        others = {
+            f"{item} of row {trace.header['sample_id']}": value
+            for trace in rest
+            for item, value in _items(trace).items()
+        }
+        yield from explain_media(_items(a), _items(b), given(), setup, others)
     if "batch" in differs:
         prompts = Prompts(
             *rows, names, setup.policy.family, int(setup.processor.image_processor.merge_size)

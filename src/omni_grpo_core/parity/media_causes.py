@@ -39,9 +39,11 @@ def explain_media(
     b: Mapping[str, Tensor],
     given: Given | None = None,
     setup: Setup | None = None,
+    elsewhere: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Cause]:
     """A cause for each item of one row that differs. ``given``: the row, whose files are read again
-    to see which frames of them each side took; without it that is not told."""
+    to see which frames of them each side took; without it that is not told. ``elsewhere``: items of
+    other rows, by name, of which one may stand in its place."""
     for item in dict.fromkeys((*a, *b)):
         kind = item.partition("_")[0]
         was, now = a.get(item), b.get(item)
@@ -56,8 +58,11 @@ def explain_media(
             if found is not None:
                 yield found
                 continue
-        others = {_name(name): other for name, other in a.items()
-                  if name != item and name.startswith(kind)}  # fmt: skip
+        others = {
+            _name(name): other
+            for name, other in {**a, **(elsewhere or {})}.items()
+            if name != item and name.startswith(kind)
+        }
         made = reproductions(was, now, alike, axes=_AXES[kind], others=others)
         if made:
             sentence = told(f"{_name(item)}: what the second has is the first's", made)
