@@ -294,6 +294,19 @@ def test_bytes_in_a_table_become_a_file(folder: Path, monkeypatch: pytest.Monkey
     assert first.question == "Why?"
 
 
+def test_columns_that_other_rows_of_a_table_fill(folder: Path) -> None:
+    """Arrow gives every row every column, and every struct every key."""
+    rows: list[Row] = [
+        {"prompt": "<image>Why?", "image": "p.png", "images": None, "videos": [],
+         "reward_model": None, "messages": None, "solution": "so"},
+        {"prompt": "<video>Why?", "image": None, "images": [], "videos": ["a.mp4"],
+         "reward_model": None, "messages": None, "solution": "so"},
+    ]  # fmt: skip
+    first, second = load_samples(as_parquet(folder / "rows.parquet", rows))
+    assert first.media == (MediaRef("image", str(folder / "p.png")),)
+    assert second.media == (MediaRef("video", str(folder / "a.mp4")),)
+
+
 def test_a_stretch_in_a_part(folder: Path) -> None:
     row = {"messages": [{"role": "user", "content": [
         {"type": "video", "video": "a.mp4", "video_start": 1, "video_end": 2.5},

@@ -63,7 +63,8 @@ def sample_of(
     """``messages``: role and content of each; content is text or a list of typed parts. ``gold``:
     where the format has it in a place of its own."""
     columns = {
-        modality: as_list(row.values.get(f"{modality}s", row.values.get(modality)))
+        # a table has every column in every row
+        modality: as_list(row.values.get(f"{modality}s")) or as_list(row.values.get(modality))
         for modality in MODALITIES
     }
     reading = _Reading(row, root, columns)

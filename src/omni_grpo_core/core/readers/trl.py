@@ -17,4 +17,6 @@ def read(row: DataRow, sample_id: str, root: Path | None) -> Sample:
     return sample_of(row, sample_id, root, role_and_content(row, "prompt"))
 
 
-FORMAT = Format("trl", "TRL", (("prompt",),), read, lambda values: "reward_model" not in values)
+FORMAT = Format(
+    "trl", "TRL", (("prompt",),), read, lambda values: values.get("reward_model") is None
+)
