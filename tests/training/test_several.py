@@ -190,6 +190,14 @@ def test_in_bfloat16_an_update_is_the_same(tmp_path: Path, changes: Mapping[str,
         assert found[name] == pytest.approx(found["one"], rel=0.01, abs=1e-4), name
 
 
+@pytest.mark.slow
+def test_a_layer_class_that_the_model_has_not_is_named(tmp_path: Path) -> None:
+    kind = {**FSDP, "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen2DecoderLayer"}
+    work = partial(run, tmp_path, short(tmp_path / "run"))
+    for one in together(2, work, tmp_path, kind):
+        assert "fsdp_transformer_layer_cls_to_wrap: Qwen2_5OmniDecoderLayer" in one.output
+
+
 # --------------------------------------------------------------------------- saved, killed, resumed
 
 

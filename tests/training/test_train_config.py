@@ -240,6 +240,10 @@ def test_no_process_may_be_without_a_completion(tmp_path: Path) -> None:
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed.*before the guard has seen"),
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1, wanted fsdp_version: 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP version 1"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+            "fsdp_offload_params: true",
+        ),
     ],
 )
 def test_launchers_that_the_guard_cannot_stop_are_refused(
@@ -249,7 +253,8 @@ def test_launchers_that_the_guard_cannot_stop_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         load_train_config(write(tmp_path))
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    for name in ("ACCELERATE_USE_DEEPSPEED", "FSDP_OFFLOAD_PARAMS"):
+        monkeypatch.setenv(name, "false")
     monkeypatch.setenv("FSDP_VERSION", "2")
     load_train_config(write(tmp_path))
 

@@ -107,12 +107,21 @@ def load_train_config(
     return config, warnings
 
 
+_NOT_BY_ACCELERATE: Mapping[str, str] = {
+    "FSDP_ACTIVATION_CHECKPOINTING": "set gradient_checkpointing in the run's file: it is on where "
+    "gradients are, and off in sampling",
+    "FSDP_OFFLOAD_PARAMS": "use more processes, lora or freeze: sampling needs all weights on the "
+    "device",
+}
+"""What a launcher can ask of FSDP, and what to do instead."""
+
+
 def check_launcher(environment: Mapping[str, str]) -> None:
     """Check the configuration of ``accelerate launch``, by the variables that it sets.
 
     Raises ``ConfigError`` for DeepSpeed, whose engine clips and updates the weights within the
-    backward pass, before the guard has seen loss and gradient; and for FSDP version 1, under which
-    a wrapped model cannot be sampled from.
+    backward pass, before the guard has seen loss and gradient; for FSDP version 1, under which a
+    wrapped model cannot be sampled from; and for its offloading and checkpointing.
     """
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise _bad("accelerate configuration", "DeepSpeed", "distributed_type FSDP or MULTI_GPU",
@@ -122,6 +131,9 @@ def check_launcher(environment: Mapping[str, str]) -> None:
     if sharded and environment.get("FSDP_VERSION", "1") != "2":
         raise _bad("accelerate configuration", "FSDP version 1", "fsdp_version: 2",
                    "set it: under version 1 a wrapped model cannot be sampled from")  # fmt: skip
+    for key, instead in _NOT_BY_ACCELERATE.items():
+        if sharded and environment.get(key, "false").lower() == "true":
+            raise _bad("accelerate configuration", f"{key.lower()}: true", "false", instead)
 
 
 def world_size(environment: Mapping[str, str]) -> int:

@@ -56,7 +56,7 @@ from omni_grpo_core.training.optimizers import make_optimizer, set_rate
 from omni_grpo_core.training.partial import Partial, PartialRewards
 from omni_grpo_core.training.placement import share_of
 from omni_grpo_core.training.rollout_engine import choose_engine
-from omni_grpo_core.training.sharding import gathered, initialise_root
+from omni_grpo_core.training.sharding import gathered, initialise_root, known_layers
 from omni_grpo_core.training.state_parts import read_parts, write_part
 from omni_grpo_core.training.state_parts import size as part_size
 from omni_grpo_core.training.step import (
@@ -241,15 +241,16 @@ class _Run:
         self.fast = choose_fast(config.fast, self.policy, self.warn)
         self.reference = choose_trainable(self.policy, config, self.accelerator.autocast, self.fast)
         learning = [p for p in self.policy.model.parameters() if p.requires_grad]
-        self.scorer, self.optimizer = self.accelerator.prepare(
-            Scorer(
-                self.policy,
-                config.settings.temperature,
-                self.fast.scores if self.fast else None,
-                self.accelerator.autocast,
-            ),
-            make_optimizer(config, learning),
+        scorer = Scorer(
+            self.policy,
+            config.settings.temperature,
+            self.fast.scores if self.fast else None,
+            self.accelerator.autocast,
         )
+        with known_layers(self.policy.text_model):
+            self.scorer, self.optimizer = self.accelerator.prepare(
+                scorer, make_optimizer(config, learning)
+            )
         initialise_root(self.scorer)
         own = self.fast.rollout if self.fast else applied(rollout, self.policy)
         self.engine = choose_engine(config, self.policy, own, backend=self.backend, warn=self.warn)
@@ -324,7 +325,7 @@ class _Run:
         if step == self.config.steps or (every and step % every == 0):
             model, optimizer = self.policy.model, self.optimizer.optimizer
             rank, world = self.accelerator.process_index, self.distributed.world
-            bytes_ = sum(self.distributed.gather([part_size(model, optimizer)]))
+            bytes_ = sum(self.distributed.gather([part_size(model, optimizer, rank=rank)]))
             self.tell(f"saving state {step:06d}, {bytes_ / GIB:.3g} GiB")
             with self.stage("saving"):
                 checkpointing.save(

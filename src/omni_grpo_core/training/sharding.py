@@ -37,6 +37,22 @@ def sharded(module: nn.Module) -> list[Any]:
     return [inner for inner in module.modules() if isinstance(inner, FSDPModule)]
 
 
+@contextmanager
+def known_layers(text_model: Any) -> Iterator[None]:
+    """Raises ``ConfigError`` if the launcher's file names a layer class that the model has not."""
+    try:
+        yield
+    except ValueError as error:
+        if "transformer layer class" not in str(error):
+            raise
+        raise ConfigError(
+            "accelerate configuration",
+            got=str(error),
+            want="the class of the text model's layers",
+            fix=f"set fsdp_transformer_layer_cls_to_wrap: {type(text_model.layers[0]).__name__}",
+        ) from error
+
+
 def initialise_root(root: nn.Module) -> None:
     """Make ``root`` the root of its sharded modules, as its first forward would.
 

@@ -27,8 +27,10 @@ def learning(model: Any) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def size(model: Any, optimizer: Any) -> int:
+def size(model: Any, optimizer: Any, *, rank: int) -> int:
     """Bytes of this process's part."""
+    if rank and not _sharded(learning(model)):
+        return 0
     states = (v for state in optimizer.state.values() for v in state.values())
     tensors = [v for v in (*learning(model).values(), *states) if isinstance(v, Tensor)]
     return sum(map(bytes_of, tensors))
@@ -39,7 +41,7 @@ def write_part(
 ) -> dict[str, list[Any]]:
     """Write this process's part: name -> size and SHA-256. Nothing if another one has all of it."""
     weights = learning(model)
-    if not any(isinstance(weight, DTensor) for weight in weights.values()):
+    if not _sharded(weights):
         if rank:
             return {}
         world = 1
@@ -61,7 +63,7 @@ def read_parts(folder: Path, files: Sequence[str], model: Any, optimizer: Any) -
     ``files``. Raises ``ValueError``, and what torch raises, if it is not of this model."""
     names = sorted((name for name in files if name.startswith("part-")), key=_number)
     weights = learning(model)
-    whole = len(names) == 1 and not any(isinstance(w, DTensor) for w in weights.values())
+    whole = len(names) == 1 and not _sharded(weights)
     parts = [
         # rows are copied from what is mapped
         torch.load(folder / name, map_location="cpu", weights_only=True, mmap=not whole)
@@ -85,6 +87,10 @@ def read_parts(folder: Path, files: Sequence[str], model: Any, optimizer: Any) -
         if index in states[0]
     }
     optimizer.load_state_dict({**parts[0]["optimizer"], "state": merged})
+
+
+def _sharded(weights: Mapping[str, Tensor]) -> bool:
+    return any(isinstance(weight, DTensor) for weight in weights.values())
 
 
 def _number(name: str) -> int:
