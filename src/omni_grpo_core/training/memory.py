@@ -66,6 +66,7 @@ _ADVICE: Mapping[str, str] = {
     "optimizer": f"{_LESS}, optimizer: name: adamw_8bit, or {_SHARD}",
     "gradients": f"{_LESS}, trained_weights bfloat16_stochastic, or {_SHARD}",
     "reference": "use lora, or loss: beta 0",
+    "whole weights": "use lora or freeze: sampling gathers all weights on every process",
     "casts": "use lora or trained_weights bfloat16_master, or precision float32",
     "cache": "lower batch_size (all its completions are sampled at once) or settings: "
     "max_new_tokens",
