@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from omni_grpo_core.rewards.normalise import items, plain, unlabelled
+from omni_grpo_core.rewards.normalise import items, plain, unlabellings
 from omni_grpo_core.rewards.words import fold, tidy
 
 _LABEL = re.compile(r"[(\[{]?([A-Za-z]|\d{1,2})(?:选项|项)?[)\]}.:,、。]*")
@@ -57,9 +57,7 @@ class Options:
         >>> Options.read(["A. Red", "B. Blue"]).label_of("A. Blue") is None
         True
         """
-        bare = plain(answer)
-        # an option may itself begin like an announcement: "Option one"
-        for text in dict.fromkeys((bare, unlabelled(bare))):
+        for text in unlabellings(plain(answer)):
             label = self._named(tidy(text))
             if label is not None:
                 return label

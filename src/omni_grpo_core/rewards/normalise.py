@@ -114,6 +114,17 @@ def unlabelled(text: str, *, announced: bool = False) -> str:
     >>> unlabelled("The answer is: Option B"), unlabelled("x = 12"), unlabelled("Option")
     ('B', '12', 'Option')
     """
+    *_, text = unlabellings(text, announced=announced)
+    return text
+
+
+def unlabellings(text: str, *, announced: bool = False) -> Iterator[str]:
+    """``text`` and what is left of it label by label: an answer may begin like one.
+
+    >>> [*unlabellings("The answer is both of them")]
+    ['The answer is both of them', 'both of them', 'of them']
+    """
+    yield text
     label, joint = _labels()
     for _ in range(4):  # "Therefore, the answer is: option B"
         found = label.match(text)
@@ -123,9 +134,11 @@ def unlabelled(text: str, *, announced: bool = False) -> str:
         rest = text[(joined or found).end() :].strip()
         if not fold(rest):
             break
-        text = rest
+        text = plain(rest)
+        yield text
     named = None if announced else _NAMED.match(text)
-    return plain(text[named.end() :] if named else text)
+    if named:
+        yield plain(text[named.end() :])
 
 
 @cache
