@@ -26,6 +26,7 @@ from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.recorder.record import record
 from omni_grpo_core.training import loop
+from omni_grpo_core.training.config import as_values
 from omni_grpo_core.training.step import Scorer, make_micro_batches
 from omni_grpo_core.types import Batch, Modality
 
@@ -112,6 +113,15 @@ def test_it_is_bit_equal_and_seen_whole(tmp_path: Path, run_cli: RunCli, family:
     assert len(states) == 13
     assert {stage for stage, state in states.items() if state != "sound"} == unjudged
     assert {states[stage] for stage in unjudged} == {"unjudged"}
+
+
+def test_the_command_records(tmp_path: Path, run_cli: RunCli) -> None:
+    config = short(tmp_path / "run", fast="on", save_every=0, steps=1)
+    (tmp_path / "run.yaml").write_text(json.dumps(as_values(config)))
+    code, _, err = run_cli("train", tmp_path / "run.yaml", "--record", 1)
+    assert code == 0, err
+    code, out, err = run_cli("doctor", tmp_path / "run" / "recording", "--json")
+    assert json.loads(out)["coverage"]["loss"] == {"state": "sound"}, err
 
 
 # --------------------------------------------------------------------------- planted mistakes
