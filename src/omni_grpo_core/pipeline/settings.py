@@ -28,8 +28,8 @@ class Settings:
     """
 
     audio_in_video: AudioPreference = "auto"
-    """How the audio of videos reaches the model; ``auto``: interleaved where every video has a
-    track and no audio is listed, else an item of its own."""
+    """How the audio of videos reaches the model; ``auto``: interleaved in each video that has a
+    track, unless the row lists audio."""
     media: MediaConfig = field(default_factory=MediaConfig)
     """How much of the media the model is given."""
     max_prompt_length: int | None = None
