@@ -294,6 +294,14 @@ def test_bytes_in_a_table_become_a_file(folder: Path, monkeypatch: pytest.Monkey
     assert first.question == "Why?"
 
 
+@pytest.mark.parametrize(("key", "format"), [("prompt", "trl"), ("messages", "swift")])
+def test_messages_as_json_text(folder: Path, key: str, format: str) -> None:
+    row = {key: json.dumps([{"role": "user", "content": "Why?"}]), "solution": "so"}
+    (read,) = read_samples(as_parquet(folder / "rows.parquet", [row]))
+    assert isinstance(read.sample, Sample)
+    assert (read.format and read.format.name, read.sample.question) == (format, "Why?")
+
+
 def test_columns_that_other_rows_of_a_table_fill(folder: Path) -> None:
     """Arrow gives every row every column, and every struct every key."""
     rows: list[Row] = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,6 +27,7 @@ from omni_grpo_core.core.readers.row import (
     without_leading_marks,
 )
 from omni_grpo_core.core.rows import DataRow, is_text, short
+from omni_grpo_core.io.bounded import Unreadable, json_value
 from omni_grpo_core.rewards.choice import lettered
 from omni_grpo_core.types import (
     MODALITIES,
@@ -216,8 +218,11 @@ def is_message_list(value: Any) -> bool:
 
 
 def role_and_content(row: DataRow, key: str) -> list[tuple[Any, Any]]:
-    """The messages under ``key``."""
+    """The messages under ``key``; in tables often as JSON text."""
     value = row.values.get(key)
+    if isinstance(value, str):
+        with suppress(Unreadable):
+            value = json_value(value)
     if not is_message_list(value):
         row.fail(f"{key} {short(value)}", "a list of messages with role and content")
     return [(one["role"], one["content"]) for one in cast(list[Mapping[str, Any]], value)]

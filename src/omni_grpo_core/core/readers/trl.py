@@ -12,7 +12,8 @@ from omni_grpo_core.types import Sample
 
 
 def read(row: DataRow, sample_id: str, root: Path | None) -> Sample:
-    if isinstance(row.values.get("prompt"), str):
+    prompt = row.values.get("prompt")
+    if isinstance(prompt, str) and not prompt.lstrip().startswith(('[{"role"', '[{"content"')):
         return sample_of(row, sample_id, root, [("user", row.text("prompt"))])
     return sample_of(row, sample_id, root, role_and_content(row, "prompt"))
 
