@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,6 +93,29 @@ class _Pass:
         self.lost.append(left.logsumexp(-1) - scores.logsumexp(-1))
 
 
+class _Later(NamedTuple):
+    """Of a rollout's passes, on the CPU once its device was waited for. ``steps``: (passes - 1, N);
+    ``cached``: (passes - 1,); ``lost``: (passes, N)."""
+
+    steps: Tensor
+    cached: Tensor
+    lost: Tensor
+
+    @classmethod
+    def of(cls, state: _Pass, copies: int) -> _Later:
+        first, *rest = state.lost
+        return cls(
+            *(
+                copied(torch.stack(one)) if one else torch.zeros(0, 0)
+                for one in (
+                    state.steps,
+                    [torch.as_tensor(held, device=first.device) for held in state.cached],
+                    [first.repeat_interleave(copies), *rest],
+                )
+            )
+        )
+
+
 class OwnWatch:
     """``gradients``: takes the gradient of what a scoring forward returned."""
 
@@ -165,12 +188,15 @@ class OwnWatch:
             "pad_token_id": policy.pad_token_id,
             "suppress_tokens": policy.suppressed.nonzero()[:, 0].tolist(),
         }
+        if not state.lost:
+            return
         completions = () if outcome.result is None else outcome.result.completions
-        for index in range(len(state.batch.rows) if state.modes else 0):
+        later = _Later.of(state, copies)
+        for index in range(len(state.batch.rows)):
             group = completions[index * copies : (index + 1) * copies]
             tokens = pad_completions(group, policy.pad_token_id) if group else None
             seconds = outcome.seconds / len(state.batch.rows)
-            draft = self._generated(state, index, copies, tokens, config, outcome)
+            draft = self._generated(state, index, copies, tokens, later, config, outcome)
             self._buffer.add(draft, seconds)
 
     def _generated(
@@ -179,6 +205,7 @@ class OwnWatch:
         index: int,
         copies: int,
         tokens: CompletionTensors | None,
+        later: _Later,
         config: Mapping[str, Any],
         outcome: Outcome,
     ) -> Callable[[], GenerateCall]:
@@ -191,11 +218,6 @@ class OwnWatch:
         first = state.first_logits
         if first is not None:
             first = self._buffer.keep("first_logits", first[index].expand(copies, -1), seen)
-        steps = [copied(one[own][:1]) for one in state.steps]
-        cached = [copied(torch.as_tensor(held)) for held in state.cached]
-        lost = [
-            copied(one[own] if at else one[index : index + 1]) for at, one in enumerate(state.lost)
-        ]
         sequences = None if tokens is None else torch.cat([ids.expand(copies, -1), tokens.ids], 1)
         texts = {} if sequences is None else decoded(self._tokenizer, ids, sequences, config)
         assert mode is not None
@@ -209,9 +231,9 @@ class OwnWatch:
             inputs_embeds=embeds,
             rope_deltas=where.amax((0, 2)) + 1 - where.shape[2],
             first_logits=first,
-            cached=tuple(int(held) - pad for held in cached),
-            step_positions=tuple(float(step) for step in steps),
-            logprobs=None if tokens is None else _unsuppressed(tokens.logprobs, lost),
+            cached=tuple(held - pad for held in map(int, later.cached)),
+            step_positions=tuple(map(float, later.steps[:, own.start])) if len(later.steps) else (),
+            logprobs=None if tokens is None else _unsuppressed(tokens.logprobs, later.lost[:, own]),
             warnings=outcome.warnings,
             error=outcome.error,
             large=seen.described(),
@@ -301,14 +323,12 @@ def _keywords(row: Row) -> dict[str, Any]:
     return {"use_audio_in_video": row.audio_in_video == "interleaved"}
 
 
-def _unsuppressed(logprobs: Tensor, lost: Sequence[Tensor]) -> Tensor:
+def _unsuppressed(logprobs: Tensor, lost: Tensor) -> Tensor:
     """Logprobs (N, C) of a distribution without the suppressed ids as they are with them; unchanged
-    where the head was not seen at every token, as under a CUDA graph. ``lost``: (N,) or (1,), of
-    each pass."""
+    where the head was not seen at every token, as under a CUDA graph. ``lost``: (passes, N)."""
     if len(lost) < logprobs.shape[1]:
         return logprobs.float()
-    columns = [one.expand(len(logprobs)) for one in lost[: logprobs.shape[1]]]
-    return (logprobs + torch.stack(columns, 1)).float()
+    return (logprobs + lost[: logprobs.shape[1]].T).float()
 
 
 def _is_captured() -> bool:
