@@ -69,6 +69,7 @@ def _state(folder: Path) -> None:
         "format": FORMAT,
         "step": 2,
         "fingerprint": fingerprint(TrainConfig()),
+        "rows": "",
         "guard": [{**step, "capped": [False, True]}],
         "files": {n: [len(d), hashlib.sha256(d).hexdigest()] for n, d in files.items()},
     }

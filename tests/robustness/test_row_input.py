@@ -101,7 +101,7 @@ VALUES: Mapping[str, Sequence[Any]] = {
     "id": ("", " ", True, 1.5, [1], {"a": 1}, "half \ud83d"),
 }
 GOLDS = (
-    ("numerical", "three", "a number"), ("numerical", "5 or 6", "a number"),
+    ("numerical", "several", "a number"), ("numerical", "5 or 6", "a number"),
     ("regression", "much", "a number"), ("judge", "maybe", "yes or no"),
     ("emer_ov", ",,", "words"), ("multiple choice", "none of them", "options"),
 )  # fmt: skip
