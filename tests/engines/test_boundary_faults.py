@@ -19,6 +19,7 @@ from omni_grpo_core.engines.sides import Sides
 from omni_grpo_core.engines.transformers_backend import TransformersBackend
 from omni_grpo_core.engines.weights import write_checkpoint
 from omni_grpo_core.faults.boundary import BOUNDARY, Boundary, BoundaryFault
+from omni_grpo_core.pipeline.hints import BY_ENGINE
 from omni_grpo_core.pipeline.inputs import Inputs, prepare
 from omni_grpo_core.pipeline.settings import Settings, load_settings
 from omni_grpo_core.tiny import checkpoint_dir, data_file
@@ -101,5 +102,11 @@ def test_each_fault_is_named_at_its_stage(
     }, found
 
 
-def test_ten_faults_are_planted() -> None:
+def test_the_page_names_each_of_the_ten_as_the_proof_does() -> None:
+    page = Path(__file__).parents[2] / "docs" / "pages" / "rollout-engines.md"
+    rows = [line.split("|") for line in page.read_text(encoding="utf-8").splitlines()]
+    shown = [(row[2].strip(), row[3].strip()) for row in rows if len(row) == 5]
+    for fault in BOUNDARY:
+        assert (fault.stage, "; ".join(fault.found)) in shown
+        assert {(fault.stage, name) for name in fault.found} <= set(BY_ENGINE)
     assert len({fault.id for fault in BOUNDARY}) == 10

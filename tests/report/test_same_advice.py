@@ -21,7 +21,7 @@ from omni_grpo_core.doctor import causes
 from omni_grpo_core.doctor.signatures import Signature
 from omni_grpo_core.golden.classify import base_stage
 from omni_grpo_core.golden.results import ORDER
-from omni_grpo_core.pipeline.hints import ADVICE, FIXES, advice
+from omni_grpo_core.pipeline.hints import ADVICE, BY_ENGINE, FIXES, advice
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.pipeline.stages import GRAPH, run
 from omni_grpo_core.report.html.words import first_failure
@@ -38,6 +38,7 @@ GUARDS = {
     ("logits", "sampling and scoring disagree"),
     ("loss", "not a number"),
     ("gradient", "not a number"),
+    *BY_ENGINE,
 }
 SIGNATURES = [
     signature

@@ -26,8 +26,9 @@ ROWS = 8
 """Rows of a proof, as different ones as the step has."""
 TOKENS = 64
 """Most tokens of a completion."""
-HOT = 4.0
-"""Temperature at which tokens far down the distribution are drawn: a top-k shows at once."""
+HOT = 2.0
+"""Temperature at which tokens far down the distribution are drawn: a top-k shows at once. vLLM
+takes none above."""
 HOT_TOKENS = 16
 """Most tokens of a completion at it: 1,000 in all."""
 

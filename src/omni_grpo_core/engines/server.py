@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
@@ -154,8 +155,9 @@ class ServedBackend:
     def close(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.wait()
+            with process:  # its pipe ends with it, and so does what reads that
+                process.kill()
+                self._reader.join()
         if self._own:
             self._url = None
 
@@ -174,7 +176,10 @@ class ServedBackend:
             )
         self._url = line.strip()
         # what the engine prints goes on to stderr; a full pipe would stop it
-        threading.Thread(target=self._drain, args=(self._process.stdout,), daemon=True).start()
+        self._reader = threading.Thread(
+            target=self._drain, args=(self._process.stdout,), daemon=True
+        )
+        self._reader.start()
 
     @staticmethod
     def _drain(lines: Any) -> None:
@@ -197,8 +202,10 @@ class ServedBackend:
         return bytes(reply.content)
 
     def _lost(self, got: str) -> EngineLost:
-        code = self._process.poll() if self._process else None
-        ended = "" if code is None else f"; its process ended with exit code {code}"
+        ended = ""
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):  # its connections close before it is gone
+                ended = f"; its process ended with exit code {self._process.wait(1)}"
         return EngineLost(
             f"rollout engine at {self._url}",
             got=f"{got}{ended}",

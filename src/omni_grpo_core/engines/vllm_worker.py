@@ -33,7 +33,7 @@ class WorkerExtension:
         """Compute the positions of interleaved rows by transformers' own ``get_rope_index``.
 
         vLLM (0.32) begins an interleaved video's positions at the audio's begin token instead of
-        after it: every position of the clip is one token early, its logprobs are off by up to 3e-3
+        after it: every position of the clip is one token early, its logprobs are off by up to 0.3
         nats on the tiny checkpoint, and nothing is raised. Returns whether the model has any.
         """
         model = self.model_runner.get_model()

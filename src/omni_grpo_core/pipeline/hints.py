@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from omni_grpo_core.types import MODALITIES
+
 FIXES: Mapping[str, str] = {
     "text.no-generation-prompt": "pass add_generation_prompt=True to apply_chat_template",
     "text.media-dropped": "render with the omni processor's chat template, not the tokenizer's, "
@@ -37,6 +39,15 @@ FIXES: Mapping[str, str] = {
 adds what it knows from a recording."""
 
 
+_SAME_MEDIA = (
+    "what the rollout engine is sent or does with it differs from the batch: build its requests "
+    "from the same decoded media, with the processor's resizing off and one audio-in-video decision"
+)
+_BY_ENGINE = (
+    "the trainer would learn from logprobs that are not those of what it scores: take them after "
+    "temperature and masks, with no top-k, top-p or penalty of a generation config, and keep every "
+    "answer with its prompt"
+)
 _GARBAGE = (
     "generation is broken (mode, cache, prompt or weights): "
     f"{FIXES['gen.checkpointing-train']}; if that is done already, check that weights, config and "
@@ -50,6 +61,27 @@ _FLOOR = (
     "a reward that pays the same whatever the completion says carries no signal: see what it "
     "measures (omni-grpo rewards test), and pay nothing by default"
 )
+BY_ENGINE: Mapping[tuple[str, str], str] = {
+    **{
+        ("media", f"{modality} {what} the engine"): _SAME_MEDIA
+        for modality in MODALITIES
+        for what in ("reaches", "has the batch's content in")
+    },
+    ("batch", "media have the batch's size in the engine"): _SAME_MEDIA,
+    ("batch", "the engine interleaves as the batch does"): _SAME_MEDIA,
+    ("batch", "placeholders are expanded once"): "the engine was sent ids whose placeholders are "
+    "expanded already, and expanded them again: send it the rendered text, or its unexpanded ids",
+    ("text", "the engine reads the batch's text"): "the engine renders or tokenises by itself: "
+    "send it the text that the batch was made from",
+    ("policy", "the engine has the trainer's weights"): FIXES["gen.weights-stale"],
+    ("policy", "the adapter is applied in the engine"): "the engine samples from the base model: "
+    "merge the adapter into the weights that are sent, or send and name the adapter",
+    ("completion", "logprobs are at the sampling temperature"): _BY_ENGINE,
+    ("completion", "the engine samples from the whole distribution"): _BY_ENGINE,
+    ("completion", "answers belong to their prompts"): _BY_ENGINE,
+    ("completion", "a group's completions are adjacent"): _BY_ENGINE,
+}
+"""Of the proof that a rollout engine agrees with the trainer."""
 ADVICE: Mapping[tuple[str, str], str] = {
     ("conversation", "media all shown"): "a media item of the sample is missing from its messages: "
     "list each file once, or choose another mode with --audio-in-video",
@@ -96,6 +128,7 @@ ADVICE: Mapping[tuple[str, str], str] = {
     + FIXES["gen.no-eos"],
     ("completion", "logprobs: sampling with cache = scoring without"): _DISAGREE,
     ("logits", "sampling and scoring disagree"): _DISAGREE,
+    **BY_ENGINE,
     ("reward", "garbage earns nothing"): _FLOOR,
     ("reward", "constant"): _FLOOR,
     ("reward", "pinned"): _FLOOR,

@@ -394,6 +394,9 @@ def _check_engine(config: TrainConfig, world: int) -> None:
     ):
         raise _bad("vllm: url", engine.url, "an address on this machine (http://127.0.0.1:8000)",
                    "run the engine here: weights go through a folder that both read")  # fmt: skip
+    if config.settings.temperature > 2:
+        raise _bad("settings: temperature", f"{config.settings.temperature:g} with rollout: vllm",
+                   "at most 2: vLLM refuses more", "lower it")  # fmt: skip
     if engine.url is not None and engine.place == "inside":
         raise _bad("vllm: place", "inside with a url", "one of the two", "remove one")
     for item, got, ok in (
