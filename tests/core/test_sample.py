@@ -465,6 +465,11 @@ def test_the_nearest_format_and_what_is_missing(
     assert words in refused(write(tmp_path, row, media=False))
 
 
+def test_a_mark_without_a_medium_is_text(tmp_path: Path) -> None:
+    row = {**NUMBER_ROW, "problem": "How many <audio> tags are there?"}
+    assert read_one(tmp_path, row).question == "How many <audio> tags are there?"
+
+
 def test_several_files_of_a_modality_and_all_three(tmp_path: Path) -> None:
     """The reader refused lists of files, and image beside video, which the model takes."""
     path = {"video": ["a.mp4", "b.mp4"], "audio": "s.wav", "image": ["p.png"]}

@@ -249,7 +249,14 @@ def test_two_turns_with_media(either: Policy, files: dict[str, Path]) -> None:
         Message("assistant", (TextPart("A grey box."),)),
     )
     sample = Dialogue(
-        "s", "And this?", "free-form", (), "<answer>x</answer>", tuple(clips), "rows.json:1", told
+        "s",
+        "And <video>?",
+        "free-form",
+        (),
+        "<answer>x</answer>",
+        tuple(clips),
+        "rows.json:1",
+        told,
     )
     conversation = conversation_of(sample)
     assert [message.role for message in conversation.messages] == [
@@ -261,9 +268,9 @@ def test_two_turns_with_media(either: Policy, files: dict[str, Path]) -> None:
     assert conversation.messages[0].parts == (TextPart(f"Be brief.\n{SYSTEM_PROMPT}"),)
     assert conversation.messages[1:3] == told[1:]
     last = conversation.messages[3].parts
-    assert last[0] == MediaPart(clips[1])
-    assert isinstance(last[1], TextPart)
-    assert last[1].text.startswith("You are given 2 videos, 1 of them with sound.\nAnd this?\n")
+    # one mark for the one clip of this turn
+    assert last[0] == TextPart("You are given 2 videos, 1 of them with sound.\nAnd ")
+    assert last[1] == MediaPart(clips[1])
     assert all(check.ok for check in check_conversation(sample, conversation))
     row, _ = made(either, conversation)
     ours, theirs = prefill(either, collate([row], 0)), library_forward(either, row)

@@ -108,10 +108,9 @@ def build_conversation(
     history = sample.history if isinstance(sample, Dialogue) else ()
     own = history[0].parts if history and history[0].role == "system" else ()
     earlier = history[bool(own) :]
-    shown = sum(isinstance(part, MediaPart) for message in earlier for part in message.parts)
     add = _Tracks(sample, mode, tracks)
     earlier = tuple(replace(m, parts=tuple(add.beside(m.parts))) for m in earlier)
-    asked = tuple(add.beside(_placed(sample.question, sample.media[shown:])))
+    asked = tuple(add.beside(_question(sample)))
     given = [p for m in earlier for p in m.parts if isinstance(p, MediaPart)]
     given += [part for part in asked if isinstance(part, MediaPart)]
     first = next((i for i, p in enumerate(asked) if isinstance(p, TextPart)), len(asked))
@@ -144,7 +143,7 @@ def check_conversation(sample: Sample, conversation: Conversation) -> tuple[Chec
         for part in message.parts
         if isinstance(part, TextPart)
     ]
-    pieces = [p.text for p in _placed(sample.question, sample.media) if isinstance(p, TextPart)]
+    pieces = [part.text for part in _question(sample) if isinstance(part, TextPart)]
     shown = {part.ref for part in conversation.media}
     missing = [ref.path for ref in sample.media if ref not in shown]
     roles = [message.role for message in conversation.messages]
@@ -169,6 +168,13 @@ def marks(text: str) -> tuple[Modality, ...]:
     ('image', 'video')
     """
     return tuple(cast(Modality, found) for found in _MARK.findall(text))
+
+
+def _question(sample: Sample) -> list[TextPart | MediaPart]:
+    """The question with its own media, not those of earlier turns."""
+    history = sample.history if isinstance(sample, Dialogue) else ()
+    shown = sum(isinstance(part, MediaPart) for message in history for part in message.parts)
+    return _placed(sample.question, sample.media[shown:])
 
 
 def _placed(question: str, media: Sequence[MediaRef]) -> list[TextPart | MediaPart]:

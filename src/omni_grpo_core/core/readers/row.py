@@ -116,7 +116,7 @@ def without_leading_marks(row: DataRow, text: str, media: Sequence[MediaRef]) ->
     marked = marks(text)
     for modality in MODALITIES:
         there = sum(ref.modality == modality for ref in media)
-        if marked.count(modality) not in (0, there):
+        if there and marked.count(modality) not in (0, there):  # without any, a mark is text
             row.fail(
                 f"{marked.count(modality)} <{modality}> and {there} {modality} items",
                 "a mark for each, or none",
