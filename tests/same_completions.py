@@ -24,8 +24,15 @@ from omni_grpo_core.training.distributed import AccelerateDistributed, make_acce
 from omni_grpo_core.training.load_config import load_train_config
 from omni_grpo_core.training.optimizers import make_optimizer
 from omni_grpo_core.training.placement import share_of
-from omni_grpo_core.training.sharding import initialise_root
-from omni_grpo_core.training.step import Scorer, StepPlan, Update, make_micro_batches, optimize
+from omni_grpo_core.training.sharding import gathered, initialise_root
+from omni_grpo_core.training.step import (
+    MicroBatch,
+    Scorer,
+    StepPlan,
+    Update,
+    make_micro_batches,
+    optimize,
+)
 from omni_grpo_core.training.trainable import choose_trainable
 
 
@@ -46,7 +53,7 @@ def update(config: TrainConfig) -> None:
         policy, batch, group_size=count, first=share.completions.start,
         max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=1,
     )  # fmt: skip
-    choose_trainable(policy, config, accelerator.autocast)
+    reference = choose_trainable(policy, config, accelerator.autocast)
     learning = [p for p in policy.model.parameters() if p.requires_grad]
     scorer, optimizer = accelerator.prepare(
         Scorer(policy, settings.temperature, autocast=accelerator.autocast),
@@ -62,6 +69,11 @@ def update(config: TrainConfig) -> None:
     )  # fmt: skip
     found: list[Update] = []
 
+    def scored(micro: MicroBatch) -> Tensor:
+        assert reference is not None
+        with gathered(scorer):
+            return reference(micro)
+
     def stop(made: Update) -> bool:
         found.append(made)
         return False
@@ -69,6 +81,7 @@ def update(config: TrainConfig) -> None:
     optimize(
         StepPlan(config.loss, None, 1, 1e9, gradient_checkpointing=config.gradient_checkpointing),
         distributed, scorer, policy.model, optimizer, window,
+        reference=scored if reference else None,
         may_step=stop,
     )  # fmt: skip
     if distributed.main:
