@@ -77,9 +77,10 @@ def _reordered(sides: Sides, sampled: Sampled) -> Disagreement | None:
     everyone = torch.arange(count * group)
     own = everyone // group
     # several rows may fit a completion that is about none of them: its own first
-    fits = distance[own, everyone] <= sides.lane.worst
+    limit = max(sides.lane.worst, EXPLAINED * float(sampled.gap.abs().max()))
+    fits = distance[own, everyone] <= limit
     nearest = torch.where(fits, own, distance.argmin(0))
-    if bool(fits.all()) or bool((distance.amin(0) > sides.lane.worst).any()):
+    if bool(fits.all()) or bool((distance.amin(0) > limit).any()):
         return None
     at = int((nearest != own).nonzero()[0])
     grouped = nearest.view(count, group)

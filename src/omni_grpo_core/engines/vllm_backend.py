@@ -145,6 +145,9 @@ class VllmBackend:
                 limit_mm_per_prompt=dict.fromkeys(
                     ("image", "video", "audio"), settings.media_per_prompt
                 ),
+                # with its cache vLLM 0.32 forgets an interleaved clip's track if another clip had
+                # the same one, and refuses the row
+                mm_processor_cache_gb=0,
                 # logprobs of what is sampled from: after temperature and allowed ids
                 logprobs_mode="processed_logprobs",
                 # not the checkpoint's top-k, top-p and penalties
