@@ -351,15 +351,23 @@ def test_the_estimate_is_within_a_tenth_of_what_the_bench_took_on_an_h200(
 
 
 @pytest.mark.parametrize(
-    ("world", "sampling", "update"), [(1, 18.95, 19.76), (2, 26.17, 18.59)], ids=["one", "fsdp"]
+    ("lora", "world", "sampling", "update"),
+    [
+        (LoraConfig(), 1, 18.95, 19.76),
+        (LoraConfig(), 2, 26.17, 18.59),
+        (None, 2, 61.40, 65.68),
+    ],
+    ids=["adapters", "adapters, fsdp", "all weights, fsdp"],
 )
-def test_the_estimate_is_within_a_tenth_of_what_adapters_took_on_h200s(
-    seven: TrainConfig, monkeypatch: pytest.MonkeyPatch, world: int, sampling: float, update: float
-) -> None:
+def test_the_estimate_is_within_a_tenth_of_what_runs_took_on_h200s(
+    seven: TrainConfig, monkeypatch: pytest.MonkeyPatch,
+    lora: LoraConfig | None, world: int, sampling: float, update: float,
+) -> None:  # fmt: skip
     """Measured on 2026-11-30 by ``tests/gpu/two_gpu_runs.py``: two groups of 8, 128 tokens."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true" if world > 1 else "false")
     config = replace(
-        seven, precision="bfloat16", lora=LoraConfig(), batch_size=16, micro_batch_size=8,
+        seven, precision="bfloat16", batch_size=16, micro_batch_size=8, lora=lora,
+        freeze=() if lora else ("image", "video", "audio"),
         settings=Settings(group_size=8, max_new_tokens=128),
     )  # fmt: skip
     found = estimate(config, {**shapes_7b(), **TOWERS_7B}, PICTURE, world=world)

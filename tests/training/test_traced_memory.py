@@ -47,11 +47,11 @@ SIZES = {
 GROUP, TOKENS, PROMPT = 4, 32, 600
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """``peak``: the most bytes that tensors made within held at a time."""
 
     def __init__(self, known: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._live: dict[int, int] = dict.fromkeys(known, 0)
         self._watched: dict[int, Any] = {}

@@ -1,11 +1,12 @@
 """What a transformer layer holds of a token, in bytes; no torch. A part of ``memory.py``.
 
 It is what torch saves for the backward pass of transformers' decoder layer, and was counted by
-tracing it (``tests/training/test_traced_memory.py``). Hidden size H, intermediate size I, all heads of keys K, with bfloat16 weights: 20 H +
-8 I + 4 K; with adapters 24 H + 8 I + 4 K, since frozen matrices keep no inputs and adapters keep
-copies of theirs; with float32 weights under autocast, whose residual stream is float32, 30 H + 8 I
-+ 4 K. With checkpointing only the layer's input. In the backward pass come the gradients within the
-MLP, 4 I, with adapters, which work on float32 copies, 8 I.
+tracing it (``tests/training/test_traced_memory.py``). Hidden size H, intermediate size I, all heads
+of keys K, with bfloat16 weights: 20 H + 8 I + 4 K; with adapters 24 H + 8 I + 4 K, since frozen
+matrices keep no inputs and adapters keep copies of theirs; with float32 weights under autocast,
+whose residual stream is float32, 30 H + 8 I + 4 K. With checkpointing only the layer's input. In
+the backward pass come the gradients within the MLP, 4 I, with adapters, which work on float32
+copies, 8 I.
 """
 
 from __future__ import annotations
