@@ -42,7 +42,10 @@ class Liveness:
         server = None
         if rank == 0:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            server = socket.create_server((host, 0), family=family, backlog=world)
+            try:
+                server = socket.create_server((host, 0), family=family, backlog=world)
+            except OSError:  # an address that a router maps to this machine
+                server = socket.create_server(("", 0), family=family, backlog=world)
             own = f"{server.getsockname()[1]} {own}"
         port, token = gather([own])[0].split()
         self._names = gather([f"{rank} of {world} (pid {os.getpid()} on {socket.gethostname()})"])
