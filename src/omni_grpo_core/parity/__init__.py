@@ -7,5 +7,6 @@
 ``compare``     two paths, row by row: the first stage and token at which they differ
 ``layout``      a prompt as text and media; ``ids_causes`` and ``media_causes`` change one side
                 until it is the other: the cause, proved
-``definition``  what the model's own definition says about the order of the tokens
+``definition``  what the model's own definition says about the order of the tokens, by which
+                ``right`` decides between two sides
 """

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.golden.results import PromptTokens, Tokens
-from omni_grpo_core.parity.definition import interleaved, positions_per_second, runs, said
 from omni_grpo_core.parity.given import Given, Setup
-from omni_grpo_core.parity.ids_causes import Cause, Prompts, clips_of, explain_ids
+from omni_grpo_core.parity.ids_causes import Cause, Prompts, explain_ids
 from omni_grpo_core.parity.layout import Names, described, names_of, parse
 from omni_grpo_core.parity.media_causes import explain_media
-from omni_grpo_core.parity.results import FirstToken, ParityReport, Right, RowResult, RowVerdict
+from omni_grpo_core.parity.results import FirstToken, ParityReport, RowResult, RowVerdict
+from omni_grpo_core.parity.right import position_ids, right_order, right_positions
 from omni_grpo_core.pipeline import GENERATION_PROMPT
-from omni_grpo_core.tolerances import FEATURES, POSITION, Tolerances
+from omni_grpo_core.tolerances import FEATURES, Tolerances
 from omni_grpo_core.trace.compare import compare
 from omni_grpo_core.trace.divergence import Difference, StageComparison
 from omni_grpo_core.trace.store import value_at
@@ -99,9 +99,9 @@ def _row(
     )
     if first is None:
         return result
-    right, why = _right(rows, names, setup)
+    right, why = right_order(rows, names, setup)
     if first.stage == "positions":
-        right, why = _right_positions(one, other, rows[0], names, setup)
+        right, why = right_positions(one, other, rows[0], names, setup)
     return replace(
         result,
         causes=tuple(_causes(one, other, every, stages, rows, names, setup, given)),
@@ -253,7 +253,7 @@ def _tensors(rows: tuple[Row, Row], differs: Mapping[str, StageComparison]) -> I
 
 
 def _positions(a: Trace, b: Trace, row: Row, names: Names) -> Iterator[Cause]:
-    was, now = (_position_ids(side) for side in (a, b))
+    was, now = (position_ids(side) for side in (a, b))
     if was.shape != now.shape:
         return
     whole = was.trunc() if was.is_floating_point() else was
@@ -279,83 +279,6 @@ def _positions(a: Trace, b: Trace, row: Row, names: Names) -> Iterator[Cause]:
         yield Cause("positions-shifted", f"every position is {apart.pop():+g}")
 
 
-def _position_ids(trace: Trace) -> Tensor:
-    """(3, L)."""
-    found: Tensor = value_at(trace, "positions", dict)["position_ids"][:, 0]
-    return found
-
-
 def _columns(positions: Tensor) -> Tensor:
     """The positions of all tokens, (3, L), without their order."""
     return torch.stack(sorted(positions.T, key=lambda token: token.tolist()))
-
-
-# --------------------------------------------------------------------------- who is right
-
-
-def _right(rows: tuple[Row, Row], names: Names, setup: Setup) -> tuple[Right, str]:
-    """By the model's definition, for clips whose sound is inside them. Each side is held against
-    its own grids, and the seconds that one lasts to it."""
-    verdicts, why = [], ""
-    merge = int(setup.processor.image_processor.merge_size)
-    fallback = rows[0].tensors
-    sides = [
-        tuple(p.body for p in parse(row.input_ids.tolist(), names) if p.kind == "both")
-        for row in rows
-    ]
-    if sides[0] == sides[1] or not all(sides):
-        return "", ""
-    for row in rows:
-        tensors = {**fallback, **row.tensors}
-        pieces = parse(row.input_ids.tolist(), names)
-        clips = clips_of(replace(row, tensors=tensors), pieces, names, merge)
-        videos = [piece for piece in pieces if piece.kind in ("video", "both")]
-        fits = bool(clips)
-        for clip, piece in zip(clips, videos, strict=False):
-            if piece.kind != "both":
-                continue
-            want = interleaved(clip, setup.policy.family)
-            found = runs(
-                "audio" if t == names.placeholder["audio"] else "video" for t in piece.body
-            )
-            fits &= want == found
-            why = why or (
-                f"{clip.grids} grids of {clip.seconds:g} s with {clip.per_grid} tokens each and "
-                f"{clip.audio} audio tokens are {said(want)} by the model's definition"
-            )
-        verdicts.append(fits)
-    right: Right = (
-        "both" if all(verdicts) else "a" if verdicts[0] else "b" if verdicts[1] else "neither"
-    )
-    return right, why
-
-
-def _right_positions(a: Trace, b: Trace, row: Row, names: Names, setup: Setup) -> tuple[Right, str]:
-    """By the model's definition: a token's time position is its time, by so many a second."""
-    pieces = parse(row.input_ids.tolist(), names)
-    clips = clips_of(row, pieces, names, int(setup.processor.image_processor.merge_size))
-    fits, why = [True, True], ""
-    rate = positions_per_second(setup.policy.family)
-    start, clip = 0, iter(clips)
-    for piece in pieces:
-        first = start + len(piece.before)
-        start += len(piece.ids)
-        if piece.kind not in ("video", "both") or not clips:
-            continue
-        shown = next(clip)
-        places = [first + n for n, t in enumerate(piece.body) if t == names.placeholder["video"]]
-        want = torch.arange(shown.grids).repeat_interleave(shown.per_grid) * shown.seconds * rate
-        if setup.policy.family.whole_positions:
-            want = want.trunc()
-        for side, trace in enumerate((a, b)):
-            times = _position_ids(trace)[0, places].float()
-            fits[side] &= len(times) == len(want) and bool(
-                ((times - times[0] - want).abs() < POSITION).all()
-            )
-        why = why or (
-            f"{rate} positions a second: pairs of frames that are {shown.seconds:g} s apart are "
-            f"{want[-1] / max(1, shown.grids - 1):g} apart in time, all tokens of a pair at one"
-        )
-    if all(fits) or not any(fits):
-        return "", ""
-    return "a" if fits[0] else "b", why

@@ -10,7 +10,7 @@ tokens simply in the order of their time, video first where both begin together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -67,12 +67,12 @@ def interleaved(clip: ClipTokens, family: Family) -> Runs:
     return runs(kind for _, _, kind in sorted(tokens, key=lambda token: token[:2]))
 
 
-def runs(kinds: object) -> Runs:
+def runs(kinds: Iterable[Sound]) -> Runs:
     """
     >>> runs(["video", "video", "audio"])
     (('video', 2), ('audio', 1))
     """
-    return tuple((kind, len(list(run))) for kind, run in groupby(kinds))  # type: ignore[call-overload]
+    return tuple((kind, len(list(run))) for kind, run in groupby(kinds))
 
 
 def said(found: Sequence[tuple[Sound, int]], most: int = 8) -> str:
