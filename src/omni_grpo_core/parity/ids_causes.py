@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal
 
 from omni_grpo_core.core.family import Family
 from omni_grpo_core.parity.definition import ClipTokens, interleaved
@@ -127,19 +126,13 @@ def _laid_out(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
             ),
             changed,
         )
-    tokens: Mapping[str, int] = prompts.names.placeholder  # type: ignore[assignment]
-    orders: tuple[tuple[str, tuple[Literal["video", "audio"], ...]], ...] = (
-        ("after", ("video", "audio")),
-        ("before", ("audio", "video")),
-    )
-    for where, order in orders:
-        changed = _each(
-            pieces,
-            ["both"],
-            lambda p, order=order: [  # type: ignore[misc]
-                replace(p, body=tuple(t for kind in order for t in p.body if t == tokens[kind]))
-            ],
-        )
+    video, audio = (prompts.names.placeholder[kind] for kind in ("video", "audio"))
+    for where, order in (("after", (video, audio)), ("before", (audio, video))):
+
+        def sorted_by(piece: Piece, order: tuple[int, int] = order) -> list[Piece]:
+            return [replace(piece, body=tuple(t for o in order for t in piece.body if t == o))]
+
+        changed = _each(pieces, ["both"], sorted_by)
         name = f"the whole track is put {where} the frames instead of in between"
         yield Cause("audio-appended", name), changed
 
@@ -199,9 +192,10 @@ def _own_lengths(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
     """As many tokens as the other side's own features need: the difference is in the media."""
     theirs, merge = prompts.b.tensors, prompts.merge
     counts: dict[Modality, list[int]] = {kind: [] for kind in MODALITIES}
-    for kind, key in (("image", "image_grid_thw"), ("video", "video_grid_thw")):
-        if key in theirs:
-            counts[kind] = [int(grid.prod()) // merge**2 for grid in theirs[key]]  # type: ignore[index]
+    visual: tuple[Modality, ...] = ("image", "video")
+    for kind in visual:
+        grids = theirs.get(f"{kind}_grid_thw", ())
+        counts[kind] = [int(grid.prod()) // merge**2 for grid in grids]
     if "feature_attention_mask" in theirs:
         frames = theirs["feature_attention_mask"].sum(-1).tolist()
         counts["audio"] = [prompts.family.audio_tokens(int(n)) for n in frames]
