@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from omni_grpo_core.core.media import load_media
 from omni_grpo_core.core.media_config import MAX_FPS
@@ -25,6 +26,11 @@ _AXES: Mapping[str, tuple[str, ...]] = {
 }
 _SAME_FRAME = 3 / 255
 """Mean difference up to which a frame is a file's: two decoders round colours differently."""
+
+
+_RESIZED_FRAME = 0.1
+"""The same where one was resized, and back again by another kernel. Chosen: neighbouring frames are
+told apart by which is nearest."""
 
 
 def alike(made: Tensor, got: Tensor) -> bool:
@@ -81,20 +87,30 @@ def _name(item: str) -> str:
 
 def _frames(item: str, was: Tensor, now: Tensor, given: Given, setup: Setup) -> Cause | None:
     """Which frames of the file each side took; ``None`` if that is not the difference."""
-    if was.shape[1:] != now.shape[1:]:
-        return None
     every = _every_frame(item, was, given, setup)
-    if every is None:
+    if every is None or now.shape[1] != was.shape[1]:
         return None
-    first, second = (_numbers(side, every) for side in (was, now))
-    if first is None or second is None or first == second:
+    size, apart = "", _SAME_FRAME
+    if was.shape[2:] != now.shape[2:]:
+        size = f", at {_by(now.shape)} instead of {_by(was.shape)} pixels"
+        apart = _RESIZED_FRAME
+        now = interpolate(now, tuple(was.shape[2:]), mode="bilinear", antialias=True)
+    first, second = _numbers(was, every, _SAME_FRAME), _numbers(now, every, apart)
+    if first is None or second is None:
         return None
+    if first == second:
+        name = f"{_name(item)}: the same frames{size}"
+        return Cause("video-resized", name) if size else None
     count = f"{len(now)} frames instead of {len(was)}, " if len(was) != len(now) else ""
     return Cause(
         "other-frames",
         f"{_name(item)}: {count}frames {_listed(second)} of the file's {len(every)}, where the "
-        f"first takes {_listed(first)}",
+        f"first takes {_listed(first)}{size}",
     )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return f"{shape[-1]} x {shape[-2]}"
 
 
 def _every_frame(item: str, like: Tensor, given: Given, setup: Setup) -> Tensor | None:
@@ -116,13 +132,13 @@ def _every_frame(item: str, like: Tensor, given: Given, setup: Setup) -> Tensor 
     return frames if frames.shape[1:] == like.shape[1:] else None
 
 
-def _numbers(frames: Tensor, every: Tensor) -> list[int] | None:
+def _numbers(frames: Tensor, every: Tensor, most: float) -> list[int] | None:
     """The number in the file of each frame; ``None`` if one is none of them."""
     found = []
     for frame in frames:
         apart = (every - frame).abs().flatten(1).mean(1)
         best = int(apart.argmin())
-        if float(apart[best]) > _SAME_FRAME:
+        if float(apart[best]) > most:
             return None
         found.append(best)
     return found
