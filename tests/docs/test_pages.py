@@ -29,6 +29,8 @@ LEFT_OUT = {
     "gpu-runner: it needs a CUDA device": 1,
     "gpu-runner: the pending goldens come from a CUDA device": 1,
     "in-ci: lines of a project's CI": 2,
+    "parity: tests/parity/test_parity_cli.py runs it": 1,
+    "parity: with environments of your own": 1,
     "pytest: an install": 1,
     "quickstart: an install; .ci/run runs it on a fresh clone": 1,
     "quickstart: an install and the whole suite; .ci/run runs it on a fresh clone": 1,
