@@ -378,8 +378,7 @@ def _backward(
             try:
                 if plan.correction is not None:
                     weights = rollout_weights(old[at], sampled, in_loss, plan.correction)
-                    counted = Mean(float(weights[in_loss].sum()), int(in_loss.sum()))
-                    metrics += Metrics({"correction": counted}, {})
+                    metrics += _correction(weights, old[at], sampled, in_loss)
                 share = policy_loss(
                     plan.loss,
                     totals=totals,
@@ -405,10 +404,21 @@ def _backward(
 
 
 def _drift(logprobs: Tensor, sampled: Tensor, mask: Tensor) -> Metrics:
-    """How far the trainer's logprobs are from those recorded in sampling, before any update.
-    ``mismatch_kl``: of the sampler's distribution to the trainer's, estimated by k1."""
-    gap = torch.where(mask, sampled - logprobs.detach(), 0.0)
-    tokens = int(mask.sum())
-    means = {"drift": Mean(float(gap.abs().sum()), tokens)}
-    means["mismatch_kl"] = Mean(float(gap.sum()), tokens)
-    return Metrics(means, {"drift_max": float(gap.abs().max())})
+    """How far the trainer's logprobs are from those recorded in sampling, before any update."""
+    gap = torch.where(mask, (logprobs.detach() - sampled).abs(), 0.0)
+    mean = Mean(float(gap.sum()), int(mask.sum()))
+    return Metrics({"drift": mean}, {"drift_max": float(gap.max())})
+
+
+def _correction(weights: Tensor, old: Tensor, sampled: Tensor, in_loss: Tensor) -> Metrics:
+    """The mean weight; ``mismatch_kl``: of the sampler's distribution to the trainer's, estimated
+    by k1."""
+    tokens = int(in_loss.sum())
+    gap = torch.where(in_loss, sampled - old, 0.0)
+    return Metrics(
+        {
+            "correction": Mean(float(weights[in_loss].sum()), tokens),
+            "mismatch_kl": Mean(float(gap.sum()), tokens),
+        },
+        {},
+    )
