@@ -70,6 +70,7 @@ def _complete(vision: dict[str, Any]) -> None:
 def unshared(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of what shares memory, such as tied weights, which safetensors refuses to write.
 
+    >>> import torch
     >>> both = torch.zeros(2)
     >>> one, other = unshared({"a": both, "b": both}).values()
     >>> one.data_ptr() == other.data_ptr()
