@@ -212,9 +212,7 @@ class _Run:
         with self.stage("loading"):
             self._set_up()
             start = self._resume()
-        # a hook inside would keep the fast step from its graph; others generate through the thinker
-        called = self.policy.model if self.fast else self.policy.model.model
-        end_watch = watch_generation(called, self.seen.append)
+        end_watch = watch_generation(self.policy.model.model, self.seen.append)
         try:
             for step in range(start, self.config.steps):
                 stopped = self._step(step)
