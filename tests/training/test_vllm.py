@@ -228,7 +228,8 @@ def test_grpo_through_vllm_learns_as_the_plain_run_does(
             optimizer=OptimizerConfig(lr=4e-3),
             correction=RolloutCorrection() if engine else None,
         )
-        assert train(config, backend=engine).status == "finished"
+        result = train(config, backend=engine)
+        assert result.status == "finished", result.findings
         lines = log(out)
         if engine is not None:
             assert lines[0]["engine/gap_max"] <= 1e-4

@@ -109,8 +109,12 @@ class SeparateEngine:
         """
         folder = Path(self._place.name)
         written = write_checkpoint(self._policy, self._weights(), folder, processor=self._processor)
-        self._backend.wake()
-        read = self._again(lambda: self._backend.load(folder))
+
+        def load() -> str:
+            self._backend.wake()
+            return self._backend.load(folder)
+
+        read = self._again(load)
         if read != written:
             raise CheckpointError(
                 self._backend.name,
