@@ -352,8 +352,8 @@ def _disagreement(cases: Sequence[Case]) -> Iterator[Symptom]:
     if mean > allowed:
         sentence = (
             f"sampling and scoring disagree by {mean:.3g} nats on average about the same "
-            f"{len(apart)} tokens: the ratio of policy and sampler is off by "
-            f"{math.expm1(min(mean, 50.0)):.0%}"
+            f"{len(apart)} tokens: the ratio of policy and sampler is off by a "
+            f"factor of {math.exp(min(mean, 50.0)):.3g}"
         )
         stages: tuple[Stage, ...] = ("logits", "positions", "embeddings", "completion", "batch")
         severity: Severity = "breaks" if mean > _NATS else "differs"

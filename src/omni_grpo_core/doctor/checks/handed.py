@@ -263,7 +263,8 @@ def look_at_given_logprobs(case: Case) -> Iterable[Evidence]:
             f"they are the same numbers {abs(by)} token {'later' if by > 0 else 'earlier'}: one of "
             "the two is a column off"
             if by
-            else f"the ratio of policy and engine is off by {math.expm1(min(mean, 50.0)):.0%}"
+            else f"the ratio of policy and engine is off by a factor of "
+            f"{math.exp(min(mean, 50.0)):.3g}"
         )
         yield Evidence(
             "completion",
