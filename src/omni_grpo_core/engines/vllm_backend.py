@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class VllmBackend:
         with extra("vllm"):
             import vllm
             from vllm.platforms import current_platform
+        self._salts = count()
         self._vllm, self._on_cpu = vllm, bool(current_platform.is_cpu())
 
     @property
@@ -176,6 +178,9 @@ class VllmBackend:
             "prompt_token_ids": tokenizer(request.text, add_special_tokens=False)["input_ids"],
             "multi_modal_data": {modality: items for modality, items in data.items() if items},
             "mm_processor_kwargs": processor_keywords(request),
+            # a group shares its prompt's keys, other requests never: vLLM 0.32's prefix cache took
+            # an interleaved clip for another one with the same text and sound
+            "cache_salt": str(next(self._salts)),
         }
 
     def _parameters(self, sampling: Sampling, seed: int) -> Any:
