@@ -1,8 +1,9 @@
 """The text model with an attention of ours: registered with transformers, switched on for a while.
 
 transformers (from 4.57 on) looks the function up by a name in the text model's config at every
-layer's call, and passes on keywords that it does not know. So the layout of a packed row, or the
-state of a decoding, is a keyword of the text model's forward, and no layer is rewritten.
+layer's call, and passes on keywords that it does not know. So the layout of a packed row is a
+keyword of the text model's forward, the state of a decoding an attribute of each layer's attention,
+and no layer is rewritten.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core import tiny
+from omni_grpo_core.core.batch import chat_messages
 from omni_grpo_core.core.media import load_media, probe
 from omni_grpo_core.core.media_config import MediaConfig
 from omni_grpo_core.core.sample import load_samples
@@ -21,7 +22,6 @@ from omni_grpo_core.types import (
     MediaRef,
     Message,
     Sample,
-    TextPart,
 )
 
 
@@ -99,15 +99,4 @@ class Clips:
     @staticmethod
     def messages(conversation: Conversation) -> list[dict[str, Any]]:
         """A conversation in the form chat templates take."""
-        return [
-            {
-                "role": message.role,
-                "content": [
-                    {"type": "text", "text": part.text}
-                    if isinstance(part, TextPart)
-                    else {"type": part.ref.modality, part.ref.modality: part.ref.path}
-                    for part in message.parts
-                ],
-            }
-            for message in conversation.messages
-        ]
+        return chat_messages(conversation)
