@@ -42,7 +42,8 @@ from omni_grpo_core.tiny.recipe import build
 from omni_grpo_core.tiny.shipped import row
 from omni_grpo_core.training.config import GuardConfig, OptimizerConfig, RewardEntry, TrainConfig
 from omni_grpo_core.training.evaluation import Evaluator
-from omni_grpo_core.training.loop import LOG, train
+from omni_grpo_core.training.loop import train
+from omni_grpo_core.training.run import LOG
 
 UNDER_TRAINED = 100
 """Of the recipe's 900 steps: on the select split 0.40 of sampled answers are right, 0.50 of greedy

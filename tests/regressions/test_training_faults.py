@@ -159,7 +159,7 @@ def test_it_is_stopped_at_step_0_and_named(
             monkeypatch.setattr(module, fault.step, fault.broken(right))
     sampled: list[object] = []
     monkeypatch.setattr(
-        "omni_grpo_core.training.loop.rollout", lambda *given, **options: sampled.append(given)
+        "omni_grpo_core.training.run.rollout", lambda *given, **options: sampled.append(given)
     )
     out = tmp_path / "run"
     result = train(config(out))

@@ -167,7 +167,7 @@ def raw_rollout(
 def test_the_incident_forced_is_stopped_at_step_0_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omni_grpo_core.training.loop.rollout", raw_rollout)
+    monkeypatch.setattr("omni_grpo_core.training.run.rollout", raw_rollout)
     if not cache_is_dropped():  # transformers 4.52, 5.24: the mode does no harm
         assert train(short(tmp_path / "run", steps=1)).status == "finished"
         return
@@ -201,7 +201,7 @@ def test_sampling_at_another_temperature_is_stopped_and_named(
     def wrong(*args: Any, **options: Any) -> Any:
         return right(*args, **options | {"temperature": 1.3})
 
-    monkeypatch.setattr("omni_grpo_core.training.loop.rollout", wrong)
+    monkeypatch.setattr("omni_grpo_core.training.run.rollout", wrong)
     assert "sampling and scoring disagree" in names(stopped(tmp_path / "run").findings)
 
 

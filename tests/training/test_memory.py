@@ -403,7 +403,7 @@ MACHINE = OSError(errno.ENOMEM, "Cannot allocate memory")
     [
         ("loading", "transformers.Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained",
          CUDA, (0, 0), "use lora"),
-        ("sampling", "omni_grpo_core.training.loop.rollout", CUDA, (1, 0), "lower batch_size"),
+        ("sampling", "omni_grpo_core.training.run.rollout", CUDA, (1, 0), "lower batch_size"),
         ("reference", "omni_grpo_core.training.trainable.Scorer.forward", CPU, (1, 0),
          "loss: beta 0"),
         ("update", "omni_grpo_core.training.step.policy_loss", CPU, (1, 0),

@@ -23,7 +23,7 @@ from train_runs import log, short
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.losses.metrics import Metrics
-from omni_grpo_core.training import loop as train_module
+from omni_grpo_core.training import run as run_module
 from omni_grpo_core.training.loop import train
 from omni_grpo_core.training.step import (
     MicroBatch,
@@ -176,7 +176,7 @@ def test_a_run_is_stopped_at_the_second_iteration(
 ) -> None:
     made: list[Poisoned] = []
     # 2 micro-batches an iteration, 2 iterations a step: forward 6 is the second step's second
-    monkeypatch.setattr(train_module, "Scorer", poisoned_at(6, made))
+    monkeypatch.setattr(run_module, "Scorer", poisoned_at(6, made))
     out = tmp_path / "run"
     result = train(short(out, iterations=2))
     assert (result.status, result.step) == ("stopped", 1)
@@ -194,7 +194,7 @@ def test_a_run_is_stopped_at_the_second_iteration(
 def _rank(out: Path, rank: int) -> None:
     made: list[Poisoned] = []
     if rank == 1:  # one micro-batch an iteration: the second iteration of the first step
-        vars(train_module)["Scorer"] = poisoned_at(1, made)
+        vars(run_module)["Scorer"] = poisoned_at(1, made)
     result = train(short(out, iterations=2))
     assert (result.status, result.step) == ("stopped", 0)
     assert all(w.isfinite().all() for one in made for w in one.model.state_dict().values())

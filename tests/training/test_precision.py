@@ -44,7 +44,7 @@ def test_half_precision_still_catches_a_wrong_temperature(
     def wrong(*given: Any, **options: Any) -> Any:
         return right(*given, **options | {"temperature": 1.3 * options["temperature"]})
 
-    monkeypatch.setattr("omni_grpo_core.training.loop.rollout", wrong)
+    monkeypatch.setattr("omni_grpo_core.training.run.rollout", wrong)
     result = train(half(tmp_path / "run"))
     assert result.status == "stopped"
     assert [finding.name for finding in result.findings] == ["sampling and scoring disagree"]
