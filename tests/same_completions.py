@@ -22,17 +22,11 @@ from omni_grpo_core.pipeline.inputs import prepare
 from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.training.distributed import AccelerateDistributed, make_accelerator
 from omni_grpo_core.training.load_config import load_train_config
+from omni_grpo_core.training.micro_batches import MicroBatch, make_micro_batches
 from omni_grpo_core.training.optimizers import make_optimizer
 from omni_grpo_core.training.placement import share_of
 from omni_grpo_core.training.sharding import gathered, initialise_root
-from omni_grpo_core.training.step import (
-    MicroBatch,
-    Scorer,
-    StepPlan,
-    Update,
-    make_micro_batches,
-    optimize,
-)
+from omni_grpo_core.training.step import Scorer, StepPlan, Update, optimize
 from omni_grpo_core.training.trainable import choose_trainable
 
 

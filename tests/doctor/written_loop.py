@@ -19,7 +19,8 @@ from omni_grpo_core.doctor.load import as_cases, read_traces
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.losses.logprobs import completion_logprobs, predicting_logits
-from omni_grpo_core.training.step import MicroBatch, SingleProcess, StepPlan, optimize
+from omni_grpo_core.training.micro_batches import MicroBatch
+from omni_grpo_core.training.step import SingleProcess, StepPlan, optimize
 
 GROUP, LONGEST = 4, 16
 

@@ -332,13 +332,8 @@ def test_one_step_is_the_plain_one(policy: Policy, mixed: Batch) -> None:
     """Through ``optimize``: loss, metrics and gradient norm of a whole step."""
     from omni_grpo_core.core.rollout import rollout
     from omni_grpo_core.losses import LossConfig
-    from omni_grpo_core.training.step import (
-        Scorer,
-        SingleProcess,
-        StepPlan,
-        make_micro_batches,
-        optimize,
-    )
+    from omni_grpo_core.training.micro_batches import make_micro_batches
+    from omni_grpo_core.training.step import Scorer, SingleProcess, StepPlan, optimize
 
     rows = collate([mixed.rows[at] for at in (5, 6, 7, 7)], policy.pad_token_id)
     rolled = rollout(policy, rows, group_size=2, max_new_tokens=8, temperature=3.0, seed=3)

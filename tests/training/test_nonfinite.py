@@ -25,14 +25,8 @@ from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.losses.metrics import Metrics
 from omni_grpo_core.training import run as run_module
 from omni_grpo_core.training.loop import train
-from omni_grpo_core.training.step import (
-    MicroBatch,
-    Scorer,
-    SingleProcess,
-    Update,
-    make_micro_batches,
-    optimize,
-)
+from omni_grpo_core.training.micro_batches import MicroBatch, make_micro_batches
+from omni_grpo_core.training.step import Scorer, SingleProcess, Update, optimize
 from omni_grpo_core.types import Batch
 
 MICRO_BATCHES = 2

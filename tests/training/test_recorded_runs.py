@@ -27,7 +27,8 @@ from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.recorder.record import record
 from omni_grpo_core.training import loop
 from omni_grpo_core.training.config import as_values
-from omni_grpo_core.training.step import Scorer, make_micro_batches
+from omni_grpo_core.training.micro_batches import make_micro_batches
+from omni_grpo_core.training.step import Scorer
 from omni_grpo_core.types import Batch, Modality
 
 pytestmark = [

@@ -15,16 +15,8 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.losses import LossConfig, RolloutCorrection
-from omni_grpo_core.training.step import (
-    MicroBatch,
-    Scorer,
-    SingleProcess,
-    StepPlan,
-    Update,
-    make_micro_batches,
-    optimize,
-    scoring,
-)
+from omni_grpo_core.training.micro_batches import MicroBatch, make_micro_batches
+from omni_grpo_core.training.step import Scorer, SingleProcess, StepPlan, Update, optimize, scoring
 from omni_grpo_core.types import Batch, Rollout
 
 GROUP = 2

@@ -26,14 +26,9 @@ from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.training.config import Fast, LoraConfig, TrainConfig, TrainedWeights
 from omni_grpo_core.training.memory import estimate
+from omni_grpo_core.training.micro_batches import make_micro_batches
 from omni_grpo_core.training.prompt_estimate import PromptSize
-from omni_grpo_core.training.step import (
-    Scorer,
-    SingleProcess,
-    StepPlan,
-    make_micro_batches,
-    optimize,
-)
+from omni_grpo_core.training.step import Scorer, SingleProcess, StepPlan, optimize
 from omni_grpo_core.training.trainable import choose_trainable
 from omni_grpo_core.types import Completion, Rollout
 

@@ -27,14 +27,8 @@ from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.advantages import group_advantages
 from omni_grpo_core.pipeline.inputs import score
 from omni_grpo_core.pipeline.stages import GRAPH, REWARDS, Context, Values
-from omni_grpo_core.training.step import (
-    MicroBatch,
-    Scorer,
-    SingleProcess,
-    StepPlan,
-    make_micro_batches,
-    optimize,
-)
+from omni_grpo_core.training.micro_batches import MicroBatch, make_micro_batches
+from omni_grpo_core.training.step import Scorer, SingleProcess, StepPlan, optimize
 from omni_grpo_core.types import Batch, Rollout, Score
 
 T = TypeVar("T")

@@ -40,11 +40,12 @@ from omni_grpo_core.training.guard import (
     not_finite,
     watch_generation,
 )
+from omni_grpo_core.training.micro_batches import MicroBatch, make_micro_batches
 from omni_grpo_core.training.optimizers import set_rate
 from omni_grpo_core.training.partial import Partial
 from omni_grpo_core.training.run import Run
 from omni_grpo_core.training.sharding import gathered
-from omni_grpo_core.training.step import MicroBatch, Update, make_micro_batches, optimize
+from omni_grpo_core.training.step import Update, optimize
 from omni_grpo_core.training.trainable import merged_weights
 from omni_grpo_core.types import Completion, Rollout, Sample, Trace
 

@@ -20,8 +20,9 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
+from omni_grpo_core.training.micro_batches import MicroBatch
 from omni_grpo_core.training.sharding import whole
-from omni_grpo_core.training.step import MicroBatch, Scorer
+from omni_grpo_core.training.step import Scorer
 
 Reference = Callable[[MicroBatch], Tensor]
 """Logprobs of a micro-batch's completions under the reference, (N, C), without a gradient."""
