@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -104,9 +105,15 @@ def test_the_drift_reveals_scoring_at_another_temperature(
     assert off.metrics.peaks["drift_max"] > 1e-3
 
 
+QUICK = {("dapo", 6), ("grpo", 6), ("gspo", 6), ("cispo", 6), ("dapo", 1), ("gspo", 2)}
+
+
 @pytest.mark.parametrize(
     ("loss_type", "size"),
-    [("dapo", 6), ("grpo", 6), ("gspo", 6), ("cispo", 6), ("dapo", 1), ("gspo", 2)],
+    [
+        pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+        for pair in product(("dapo", "grpo", "gspo", "cispo"), (1, 2, 6))
+    ],
 )
 def test_micro_batches_of_any_size_sum_to_the_step(
     policy: Policy, mixed: Batch, rolled: Rollout, loss_type: Any, size: int
