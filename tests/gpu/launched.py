@@ -62,7 +62,7 @@ def command(
         port = server.getsockname()[1]
     common = {
         **os.environ, **(kind or {}), "PYTHONPATH": os.pathsep.join(map(str, (*sys.path, TESTS))),
-        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "4", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "4",
         "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip

@@ -225,25 +225,15 @@ def cases(size: str, plain: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
 # --------------------------------------------------------------------------- runs of the command
 
 
-COMMAND = """
-import torch
-torch.use_deterministic_algorithms(True, warn_only=True)
-from omni_grpo_core.__main__ import main
-main()
-"""
-"""Attention's own backward kernel adds up in an order that changes from run to run."""
-
-
 def command(config: TrainConfig, folder: Path) -> subprocess.Popen[str]:
     path = folder / "run.json"
     values = asdict(config)
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", COMMAND, "train", str(path)],
+        [sys.executable, "-W", "ignore", "-m", "omni_grpo_core", "train", str(path)],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
     )
 
 
@@ -272,7 +262,7 @@ def until_fifth_step(config: TrainConfig, folder: Path) -> tuple[list[dict[str, 
 def resumed(name: str, config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Five steps, saved after the third, killed; then resumed. Its fourth and fifth step must be
     the same again."""
-    config = replace(config, save_every=3, steps=9, keep=1)
+    config = replace(config, save_every=3, steps=9, keep=1, full_determinism=True)
     begin = time.perf_counter()
     first, text, held = until_fifth_step(config, folder)
     middle = time.perf_counter()

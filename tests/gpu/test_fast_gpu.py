@@ -23,6 +23,7 @@ from omni_grpo_core.pipeline.settings import load_settings
 from omni_grpo_core.recorder.record import record
 from omni_grpo_core.trace.calls import GenerateCall, calls_of
 from omni_grpo_core.trace.store import load_trace
+from omni_grpo_core.training.determinism import deterministic
 from omni_grpo_core.types import Sample
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tiny]
@@ -62,6 +63,23 @@ def test_flash_kernels_agree_with_the_mask(lengths: tuple[list[int], list[int]])
     assert float((found.float() - want).detach().abs().max()) < 0.03
     for one, other in zip(gradients(found), gradients(want.to(torch.bfloat16)), strict=True):
         assert float((one.float() - other.float()).norm() / other.float().norm()) < 0.02
+
+
+def test_gradients_of_the_flash_kernels_are_the_same_bits_again() -> None:
+    """At the 7B's sizes. With torch's deterministic kernels "with a warning only" they are not."""
+    row = PackedRow.of([3457], [256] * 8, torch.device("cuda"))
+    torch.manual_seed(0)
+    tensors = [
+        torch.randn(row.length, heads, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for heads in (28, 4, 4)
+    ]
+    with deterministic(True):
+        first, *others = (
+            torch.autograd.grad(packed_attention(*tensors, row, 128**-0.5).sum(), tensors)  # type: ignore[call-arg, arg-type]
+            for _ in range(5)
+        )
+    for other in others:
+        assert all(map(torch.equal, first, other))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -96,10 +96,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """NCCL waits ten minutes for a lost process, and cannot be interrupted."""
-    wanted = {
-        **HALF, **changes, "save_every": 1,
-        "rewards": {"deterministic_rewards:early_letters": RewardEntry()},
-    }  # fmt: skip
+    wanted = {**HALF, **changes, "save_every": 1, "full_determinism": True}
     straight = curve(tmp_path / "straight", 2, FSDP, **wanted)
     folder = tmp_path / "killed"
     config = setting(folder / "run", **wanted)

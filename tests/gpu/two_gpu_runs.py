@@ -39,7 +39,7 @@ def setting(size: str, place: Path, out: Path, part: str, tokens: int) -> TrainC
     plain = base(size, place / "checkpoint", place / "rows.json", out)
     config = replace(
         plain, batch_size=16, micro_batch_size=8, save_every=3, keep=1, steps=9,
-        rewards={"deterministic_rewards:early_letters": RewardEntry()},
+        rewards={"toy_rewards:early_letters": RewardEntry()}, full_determinism=True,
         settings=replace(plain.settings, max_new_tokens=tokens),
     )  # fmt: skip
     if part == "one-full":

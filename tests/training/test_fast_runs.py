@@ -29,7 +29,8 @@ gradient of 1e-7 of the largest, which is rounding, still moves its weight by th
 
 
 def curves(out: Path, **changes: Any) -> list[dict[str, Any]]:
-    assert train(short(out, save_every=0, **changes)).status == "finished"
+    result = train(short(out, save_every=0, **changes))
+    assert result.status == "finished", result.findings
     return log(out)
 
 
@@ -96,6 +97,22 @@ def test_a_changed_run_is_not_the_plain_one(tmp_path: Path) -> None:
     want, found = curves(tmp_path / "a", steps=1), curves(tmp_path / "b", steps=1, settings=warmer)
     with pytest.raises(AssertionError):
         assert_same_curves(found, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.tiny
+@pytest.mark.parametrize("family", ["qwen2.5", "qwen3"])
+@pytest.mark.parametrize("fast", ["off", "on"])
+def test_a_run_with_full_determinism_is_the_same_again(
+    tmp_path: Path, family: tiny.FamilyName, fast: str
+) -> None:
+    """In bfloat16, towers learning too: no operation of either step is without such a kernel."""
+    given = {
+        "checkpoint": str(tiny.checkpoint_dir(family)), "device": "cuda", "steps": 3, "fast": fast,
+        "precision": "bfloat16", "gradient_checkpointing": True, "full_determinism": True,
+    }  # fmt: skip
+    first, second = (curves(tmp_path / name, **given) for name in ("first", "second"))
+    assert first == second
 
 
 @pytest.mark.gpu

@@ -193,6 +193,27 @@ def test_checkpointing_changes_no_gradient_and_is_off_outside_scoring(
     assert not policy.model.training
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_attention_adds_up_in_one_order_where_that_is_wanted(
+    policy: Policy, mixed: Batch, rolled: Rollout, wanted: bool
+) -> None:
+    """With a warning only, as a killed and resumed run of 7B was first tried, its backward pass
+    keeps the kernel whose last digits change from run to run."""
+    seen = []
+    hook = policy.text_model.layers[0].register_full_backward_pre_hook(
+        lambda *_: seen.append(
+            (
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            )
+        )
+    )
+    gradient(policy, whole(policy, mixed, rolled), replace(PLAN, full_determinism=wanted))
+    hook.remove()
+    assert seen == [(wanted, False)]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_later_iterations_keep_the_old_logprobs(
     policy: Policy, mixed: Batch, rolled: Rollout
 ) -> None:

@@ -40,9 +40,10 @@ def short(out: Path, **changes: Any) -> TrainConfig:
 
 
 def log(out: Path) -> list[dict[str, Any]]:
-    """The log, without what depends on the clock."""
+    """The log, without what depends on the clock, or on what else a device holds."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    costs = ("seconds", "memory/")
+    return [{k: v for k, v in line.items() if not k.startswith(costs)} for line in lines]
 
 
 def moments(out: Path, step: int) -> Mapping[int, torch.Tensor]:

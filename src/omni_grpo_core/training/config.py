@@ -209,6 +209,9 @@ class TrainConfig:
     """The device of the run."""
     seed: int = 0
     """Seed of rollouts and of the order of rows."""
+    full_determinism: bool = False
+    """Gradients by kernels that always add up in the same order: on a GPU too a resumed run equals
+    one that was never interrupted, bit by bit. Slower."""
     save_every: int = 50
     """Steps between saved states; 0: never (the last step is always saved)."""
     keep: int = 2

@@ -96,6 +96,13 @@ class Watch:
             return self.exhausted(error)
         if self.others and (lost := self.others.lost(NOTICED)):
             return lost
+        if "does not have a deterministic implementation" in str(error):
+            return ConfigError(
+                "full_determinism",
+                got=str(error).partition(",")[0],
+                want="operations that have one",
+                fix="set full_determinism: false, or freeze the tower that needs it",
+            )
         if not isinstance(error, torch.distributed.DistError):
             return None
         return TrainError(

@@ -21,6 +21,7 @@ from omni_grpo_core.io import is_out_of_memory
 from omni_grpo_core.io.atomic import write_file
 from omni_grpo_core.training import checkpointing
 from omni_grpo_core.training.config import TrainConfig, as_values
+from omni_grpo_core.training.determinism import repeatable
 from omni_grpo_core.training.distributed import AccelerateDistributed, make_accelerator
 from omni_grpo_core.training.evaluation import Evaluator
 from omni_grpo_core.training.exhausted import GIB, Watch
@@ -60,6 +61,7 @@ class Run:
 
     def __post_init__(self) -> None:
         config, stage = self.config, self.stage
+        self.held.enter_context(repeatable(config.full_determinism))
         self.out = Path(config.out)
         root = Path(config.root) if config.root else None
         self.samples = load_samples(config.data, root=root, format=config.data_format)
@@ -96,6 +98,7 @@ class Run:
             iterations=config.iterations,
             max_grad_norm=config.optimizer.max_grad_norm,
             gradient_checkpointing=config.gradient_checkpointing,
+            full_determinism=config.full_determinism,
         )
         self.seen: list[Finding] = []
         self.evaluator = Evaluator(config)

@@ -22,6 +22,7 @@ from omni_grpo_core.losses.logprobs import ScoredTokens, completion_logprobs
 from omni_grpo_core.losses.metrics import Mean, Metrics, loss_metrics
 from omni_grpo_core.losses.policy_loss import Totals, policy_loss, rollout_weights
 from omni_grpo_core.losses.shapes import NotFiniteError
+from omni_grpo_core.training.determinism import deterministic
 from omni_grpo_core.training.exhausted import Stage
 from omni_grpo_core.training.micro_batches import MicroBatch
 from omni_grpo_core.training.sharding import zero_of_weights
@@ -178,6 +179,7 @@ class StepPlan:
     iterations: int
     max_grad_norm: float
     gradient_checkpointing: bool
+    full_determinism: bool = False
 
 
 def optimize(
@@ -210,7 +212,7 @@ def optimize(
     old: list[Tensor] = []
     updates = []
     for iteration in range(plan.iterations):
-        with stage("update"):
+        with stage("update"), deterministic(plan.full_determinism):
             own = _backward(
                 plan, distributed, scorer, model, window, totals, old, reference_logprobs
             )
