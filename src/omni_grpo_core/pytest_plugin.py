@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _MARKERS = (
     "gpu: needs a CUDA device; skipped without one, refused by --omni-require-gpu",
     "gpu2: needs two CUDA devices; skipped without them",
+    "gpu4: needs four CUDA devices; skipped without them",
     "full: needs a real checkpoint; skipped without --omni-checkpoint",
     "slow: takes minutes",
     "tiny: runs on the shipped tiny checkpoint",
@@ -109,7 +110,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for marker, devices in (("gpu", 1), ("gpu2", 2)):
+    for marker, devices in (("gpu", 1), ("gpu2", 2), ("gpu4", 4)):
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and (reason := _no_cuda(devices)):
             for item in marked:

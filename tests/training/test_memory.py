@@ -363,7 +363,7 @@ def test_the_estimate_is_within_a_tenth_of_what_runs_took_on_h200s(
     seven: TrainConfig, monkeypatch: pytest.MonkeyPatch,
     lora: LoraConfig | None, world: int, sampling: float, update: float,
 ) -> None:  # fmt: skip
-    """Measured on 2026-11-30 by ``tests/gpu/two_gpu_runs.py``: two groups of 8, 128 tokens."""
+    """Measured on 2026-11-30 by ``tests/gpu/several_gpu_runs.py``: two groups of 8, 128 tokens."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true" if world > 1 else "false")
     config = replace(
         seven, precision="bfloat16", batch_size=16, micro_batch_size=8, lora=lora,

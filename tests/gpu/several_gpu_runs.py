@@ -1,12 +1,12 @@
-"""``omni-grpo train`` at a 7B's shape on two GPUs: five steps, saved after the third, one process
-killed after the fifth, resumed. Figures beside those of one GPU::
+"""``omni-grpo train`` at a 7B's shape on ``--world`` GPUs: five steps, saved after the third, one
+process killed after the fifth, resumed. Figures beside those of one GPU::
 
-    PYTHONPATH=src:tests python tests/gpu/two_gpu_runs.py lora one full --out figures.json
+    PYTHONPATH=src:tests python tests/gpu/several_gpu_runs.py lora one full --out figures.json
 
-Random weights, written once to ``--place``. ``lora``, ``full``: FSDP2 in bfloat16. ``ddp``: LoRA,
-data-parallel. ``one``, ``one-full``: the same steps on one GPU, for the update's efficiency (all
-weights fit there only with bfloat16 weights and eight-bit moments). ``--size tiny`` tries the
-script on CPUs.
+A group a step for each GPU. Random weights, written once to ``--place``. ``lora``, ``full``: FSDP2
+in bfloat16. ``ddp``: LoRA, data-parallel. ``one``, ``one-full``: the same steps on one GPU, for the
+update's efficiency (all weights fit there only with bfloat16 weights and eight-bit moments).
+``--size tiny`` tries the script on CPUs.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ PARTS = ("lora", "full", "ddp", "one", "one-full")
 STEPS = 5
 
 
-def setting(size: str, place: Path, out: Path, part: str, tokens: int) -> TrainConfig:
-    """Two groups a step: one on each of two GPUs."""
+def setting(size: str, place: Path, out: Path, part: str, tokens: int, world: int) -> TrainConfig:
     plain = base(size, place / "checkpoint", place / "rows.json", out)
     config = replace(
-        plain, batch_size=16, micro_batch_size=8, save_every=3, keep=1, steps=9,
+        plain, batch_size=8 * world, micro_batch_size=8, save_every=3, keep=1, steps=9,
         rewards={"toy_rewards:early_letters": RewardEntry()}, full_determinism=True,
         settings=replace(plain.settings, max_new_tokens=tokens),
     )  # fmt: skip
@@ -75,10 +74,11 @@ def shown(run: Run) -> dict[str, Any]:
 
 
 def measured(
-    part: str, config: TrainConfig, folder: Path, found: dict[str, Any], keep: Callable[[], None]
-) -> None:
+    part: str, config: TrainConfig, folder: Path, world: int, found: dict[str, Any],
+    keep: Callable[[], None],
+) -> None:  # fmt: skip
     """Fills ``found``; ``keep`` writes what is known."""
-    world = 1 if part.startswith("one") else 2
+    world = 1 if part.startswith("one") else world
     kind = FSDP if part in ("lora", "full") else None
     out = Path(config.out)
     shutil.rmtree(out, ignore_errors=True)
@@ -91,11 +91,17 @@ def measured(
     found |= {"part": part, "killed": shown(first), "lines": lines, "saved": sizes(out)}
     found |= costs(lines, config, world, kind)
     keep()
-    if world == 2 and part != "ddp" and len(lines) >= STEPS:
+    if world > 1 and part != "ddp" and len(lines) >= STEPS:
         kept = "".join(json.dumps(line) + "\n" for line in lines[:3])
         (out / "log.jsonl").write_text(kept)
         again = command(
-            config, folder, 2, kind, kill=after(out, STEPS), victims=(0, 1), limit=250.0
+            config,
+            folder,
+            world,
+            kind,
+            kill=after(out, STEPS),
+            victims=(*range(world),),
+            limit=250.0,
         )
         resumed = lines_of(out)
         pairs = list(zip(lines[3:STEPS], resumed[3:STEPS], strict=False))
@@ -129,14 +135,14 @@ def costs(
     }  # fmt: skip
 
 
-def efficiency(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Of the update: the time on one GPU over twice the time on two."""
+def efficiency(figures: Mapping[str, Any], world: int) -> dict[str, float]:
+    """Of the update: the time on one GPU over the time on all, times their number."""
     found = {}
     for part, alone in (("lora", "one"), ("ddp", "one"), ("full", "one-full")):
         if part in figures and alone in figures:
-            two, one = (figures[name]["seconds"].get("seconds/update") for name in (part, alone))
-            if two and one:
-                found[part] = one / (2 * two)
+            all_, one = (figures[name]["seconds"].get("seconds/update") for name in (part, alone))
+            if all_ and one:
+                found[part] = one / (world * all_)
     return found
 
 
@@ -149,7 +155,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=("make", *PARTS))
     parser.add_argument("--size", choices=("tiny", "middle", "7b"), default="7b")
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--place", type=Path, default=Path("/tmp/omni-two-gpus"))
+    parser.add_argument("--world", type=int, default=2)
+    parser.add_argument("--place", type=Path, default=Path("/tmp/omni-gpus"))
     parser.add_argument("--runs", type=Path, help="where runs write, by default in the place")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -168,15 +175,16 @@ def main() -> None:
             continue
         try:
             runs = arguments.runs or place
-            config = setting(arguments.size, place, runs / "out", part, arguments.tokens)
+            world = arguments.world
+            config = setting(arguments.size, place, runs / "out", part, arguments.tokens, world)
             found: dict[str, Any] = figures.setdefault(part, {})
             keep = partial(write, arguments.out, figures)
-            measured(part, config, place / "runs", found, keep)
+            measured(part, config, place / "runs", world, found, keep)
         except Exception as error:
             failed = f"{type(error).__name__}: {error}"
             figures[part] = {"seconds": {}, **figures.get(part, {}), "failed": failed}
             print(part, failed, flush=True)
-        figures["efficiency"] = efficiency(figures)
+        figures["efficiency"] = efficiency(figures, arguments.world)
         write(arguments.out, figures)
     print(figures.get("efficiency"), flush=True)
 

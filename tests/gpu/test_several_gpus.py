@@ -1,4 +1,4 @@
-"""Runs of two processes over NCCL, on the shipped checkpoint, beside the run of one."""
+"""Runs of two and four processes over NCCL, on the shipped checkpoint, beside the run of one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from omni_grpo_core.training.config import (
     TrainConfig,
 )
 
-pytestmark = [pytest.mark.gpu2, pytest.mark.tiny]
+pytestmark = [
+    pytest.mark.gpu2, pytest.mark.tiny,
+    pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.gpu4)]),
+]  # fmt: skip
 
 DDP: Mapping[str, str] = {}
 LORA: dict[str, Any] = {
@@ -67,24 +70,26 @@ def assert_same(found: list[dict[str, Any]], want: list[dict[str, Any]], within:
 
 
 @pytest.mark.parametrize("fast", ["off", "on"])
-@pytest.mark.parametrize("prompts", [2, 1], ids=["whole groups", "a group that is spread"])
-def test_two_processes_equal_one(tmp_path: Path, prompts: int, fast: str) -> None:
-    changes: dict[str, Any] = {"batch_size": 8 * prompts, "fast": fast}
+@pytest.mark.parametrize("spread", [False, True], ids=["whole groups", "a group that is spread"])
+def test_several_processes_equal_one(tmp_path: Path, world: int, spread: bool, fast: str) -> None:
+    changes: dict[str, Any] = {"batch_size": 8 if spread else 8 * world, "fast": fast}
     want = curve(tmp_path / "one", 1, **changes)
     assert want[0]["grad_norm"] > 0
     for name, kind in (("ddp", DDP), ("fsdp", FSDP)):
-        assert_same(curve(tmp_path / name, 2, kind, **changes), want, EXACT)
+        assert_same(curve(tmp_path / name, world, kind, **changes), want, EXACT)
 
 
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["all weights", "lora"])
-def test_in_bfloat16_an_update_is_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_in_bfloat16_an_update_is_the_same(
+    tmp_path: Path, world: int, changes: dict[str, Any]
+) -> None:
     """Under FSDP it always failed: what the scorer returned was rounded."""
     found = {}
-    for name, world, kind in (("one", 1, DDP), ("ddp", 2, DDP), ("fsdp", 2, FSDP)):
-        config = setting(tmp_path / name, **changes, **HALF)
+    for name, many, kind in (("one", 1, DDP), ("ddp", world, DDP), ("fsdp", world, FSDP)):
+        config = setting(tmp_path / name, **changes, **HALF, batch_size=8 * world)
         program = [str(TESTS / "same_completions.py")]
-        run = command(config, tmp_path / f"{name}-run", world, kind, program=program)
-        assert run.codes == [0] * world, run.outputs
+        run = command(config, tmp_path / f"{name}-run", many, kind, program=program)
+        assert run.codes == [0] * many, run.outputs
         found[name] = json.loads((tmp_path / name / "update.json").read_text())
     assert found["one"]["grad_norm"] > 0.1
     for name in ("ddp", "fsdp"):
@@ -92,21 +97,23 @@ def test_in_bfloat16_an_update_is_the_same(tmp_path: Path, changes: dict[str, An
 
 
 @pytest.mark.parametrize("changes", [{}, LORA], ids=["all weights", "lora"])
-def test_a_killed_process_ends_the_other_and_the_run_goes_on(
-    tmp_path: Path, changes: dict[str, Any]
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(
+    tmp_path: Path, world: int, changes: dict[str, Any]
 ) -> None:
     """NCCL waits ten minutes for a lost process, and cannot be interrupted."""
-    wanted = {**HALF, **changes, "save_every": 1, "full_determinism": True}
-    straight = curve(tmp_path / "straight", 2, FSDP, **wanted)
+    wanted = {
+        **HALF, **changes, "save_every": 1, "full_determinism": True, "batch_size": 8 * world,
+    }  # fmt: skip
+    straight = curve(tmp_path / "straight", world, FSDP, **wanted)
     folder = tmp_path / "killed"
     config = setting(folder / "run", **wanted)
     state = folder / "run" / "state" / "000001"
-    run = command(config, folder, 2, FSDP, kill=state.exists, victims=(1,))
-    assert run.codes == [2, -9], run.outputs
-    assert "process 1 of 2" in run.outputs[0]
+    run = command(config, folder, world, FSDP, kill=state.exists, victims=(world - 1,))
+    assert run.codes == [*[2] * (world - 1), -9], run.outputs
+    assert f"process {world - 1} of {world}" in run.outputs[0]
     assert run.after_kill is not None
     assert run.after_kill < 60
-    found = curve(folder, 2, FSDP, **wanted)
+    found = curve(folder, world, FSDP, **wanted)
     for one, other in zip(found, straight, strict=True):
         for name in ("reward", "loss", "grad_norm", "entropy"):
             assert one[name] == other[name], name
