@@ -38,14 +38,16 @@ Score = Callable[..., Tensor]
 class Options:
     """How a setting is measured. ``micro_batch``: completions that the usual way's update takes at
     a time, all by default. ``repeats``: runs of each part. ``brief``: no scoring passes, and
-    results are not compared. ``say`` is called
-    with each cost."""
+    results are not compared. ``warm``: an
+    earlier setting has loaded kernels; the fast way still compiles its own. ``say`` is called with
+    each cost."""
 
     ways: Sequence[Way] = WAYS
     checkpointing: bool = True
     micro_batch: int | None = None
     repeats: int = 1
     brief: bool = False
+    warm: bool = False
     say: Callable[[str], None] = lambda text: None
 
 
@@ -220,6 +222,8 @@ class _Bench:
 
     def _warm_up(self, way: Way, part: str, call: Callable[[], Any]) -> None:
         """Libraries load and choose their kernels in a first call; a slow part has a short one."""
+        if self.options.warm and way != "fast":
+            return
         if part == "sampling" and way != "fast":
             tokens = min(4, self.setting.tokens)
             if way == "plain":

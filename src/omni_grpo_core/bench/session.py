@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from omni_grpo_core.bench.growth import growth, tokens
+from omni_grpo_core.bench.growth import growth
 from omni_grpo_core.bench.measure import speed
 from omni_grpo_core.bench.rounding import rounding
 from omni_grpo_core.bench.run import Options, measure
@@ -95,8 +95,7 @@ def session(
     """The result that ``omni-grpo bench`` prints; ``done`` is called with it after each point.
     ``rounded``: what is run again in float32, see :mod:`~omni_grpo_core.bench.rounding`.
 
-    With a sweep all is ``brief``, and its points leave out the usual way; also the plain one, where
-    that would score more tokens than in ``setting``.
+    With a sweep all is ``brief``, and its points leave out the usual way, which takes the longest.
     """
     device, dtype = policy.device, policy.model.dtype
     found = speed(device, dtype)
@@ -117,16 +116,13 @@ def session(
     options = replace(options, brief=options.brief or bool(sweeps))
     result["points"].append(measure(policy, setting, found, options).to_json())
     done(result)
-    most = tokens(result["points"][0], "copied")
+    ways = [way for way in options.ways if way != "usual"]
+    options = replace(options, ways=ways, warm=True)
     for name, values in sweeps:
         points = result["sweeps"].setdefault(name, [])
         for value in values:
             changed: dict[str, Any] = {name: value}
-            one = replace(setting, **changed)
-            larger = one.completions * (one.prompt + one.tokens) > 1.01 * most
-            left_out = ("usual", "plain") if larger else ("usual",)
-            ways = [way for way in options.ways if way not in left_out]
-            points.append(measure(policy, one, found, replace(options, ways=ways)).to_json())
+            points.append(measure(policy, replace(setting, **changed), found, options).to_json())
             result["growth"] = _growth(result["sweeps"])
             done(result)
     if rounded is not None:

@@ -56,7 +56,7 @@ def bench(
         typer.Option(
             metavar="NAME[=VALUES]",
             help="Then vary group, groups or prompt (group=2,8,32), the rest as it is; without "
-            "the usual way, and without the plain one where that is larger than before.",
+            "the usual way.",
         ),
     ] = None,
     checkpointing: Annotated[
