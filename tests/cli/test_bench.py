@@ -20,7 +20,7 @@ SMALL = ("--prompt", 100, "--groups", 1, "--group", 2, "--tokens", 3)
 
 def test_three_ways_side_by_side(run_cli: Run, tmp_path: Path) -> None:
     options = ("--micro-batch", 1, "--out", tmp_path / "bench.json", "--json")
-    code, out, err = run_cli("bench", *SMALL, *options)
+    code, out, err = run_cli("bench", *SMALL, "--offload-gradients", *options)
     assert code == 0, err
     found = json.loads(out)
     assert found == json.loads((tmp_path / "bench.json").read_text())
@@ -33,6 +33,7 @@ def test_three_ways_side_by_side(run_cli: Run, tmp_path: Path) -> None:
         assert seconds["step"] == seconds["sampling"] + seconds["update"]
         assert seconds["scored_step"] == pytest.approx(seconds["step"] + seconds["scoring"])
         assert measured["times_the_floor"] > 0
+    assert found["offload_gradients"] is True
     # a ratio is never over the usual way's separate scoring pass unless it says so
     usual, fast = point["ways"]["usual"]["seconds"], point["ways"]["fast"]
     assert fast["faster_than_usual"] == usual["step"] / fast["seconds"]["step"]
@@ -42,7 +43,7 @@ def test_three_ways_side_by_side(run_cli: Run, tmp_path: Path) -> None:
     # float32, as in tests/fast
     assert agreement["logprob_max"] < 1e-4
     assert agreement["usual_logprob_max"] < 1e-4
-    assert agreement["gradient_relative_max"] < 1e-3
+    assert agreement["gradient_relative_max"] < 1e-3, "the fast ones from the host"
 
 
 @pytest.mark.slow
@@ -83,6 +84,12 @@ def test_a_sweep_of_something_else_is_refused(run_cli: Run) -> None:
         code, _, err = run_cli("bench", *SMALL, "--sweep", wrong)
         assert code == 2
         assert f"found '{wrong}'" in err
+
+
+def test_gradients_are_offloaded_in_the_fast_way_alone(run_cli: Run) -> None:
+    code, _, err = run_cli("bench", *SMALL, "--way", "plain", "--offload-gradients")
+    assert code == 2
+    assert "found --way plain" in err
 
 
 def test_rounding_is_none_in_float32(run_cli: Run) -> None:

@@ -187,9 +187,11 @@ def cases(size: str, plain: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
             "optimizer": replace(plain.optimizer, name="adamw_8bit"),
         },
     }
+    offloaded = {**ways["stochastic"], "offload_gradients": True}
     if size == "7b":
         for way in ("lora", "stochastic", "master", "float32 adamw"):
             yield f"{way}, fast", replace(plain, **ways[way])
+        yield "stochastic, fast, offloaded", replace(plain, **offloaded)
         yield "lora, plain", replace(plain, **ways["lora"], fast="off", micro_batch_size=2)
         kept: dict[str, Any] = {"gradient_checkpointing": False}
         yield "lora, fast, no checkpointing", replace(plain, **ways["lora"], **kept)
@@ -208,6 +210,10 @@ def cases(size: str, plain: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     yield "lora, plain, one micro-batch", replace(plain, **ways["lora"], **whole)
     yield "float32 adamw, plain, one micro-batch", replace(plain, **whole)
     yield "stochastic, plain, one micro-batch", replace(plain, **ways["stochastic"], **whole)
+    yield "stochastic, fast, offloaded", replace(plain, **offloaded)
+    yield "stochastic, plain, offloaded", replace(plain, **offloaded, fast="off")
+    adafactor = {**ways["float32 adafactor"], "offload_gradients": True}
+    yield "float32 adafactor, fast, offloaded", replace(plain, **adafactor)
     two = replace(plain, batch_size=16, micro_batch_size=8)
     yield "float32 adamw, fast, two groups", two
     yield "lora, fast, two groups", replace(two, **ways["lora"])

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 NOWHERE = Path("nowhere")
 MIDDLE = [name for name, _ in cases("middle", base("middle", NOWHERE, NOWHERE, NOWHERE))]
-LARGE = ["lora, fast", "stochastic, fast", "master, fast"]
+LARGE = ["lora, fast", "stochastic, fast", "master, fast", "stochastic, fast, offloaded"]
 NAMES = [("middle", name) for name in MIDDLE] + [("7b", name) for name in LARGE]
 
 

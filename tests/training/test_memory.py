@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -273,6 +273,28 @@ def test_all_weights_of_a_7b_by_hand(seven: TrainConfig) -> None:
     assert estimate(stochastic, shapes, PICTURE_7B, world=1).peak < A100
     lora = replace(seven, **half, lora=LoraConfig(rank=16))
     assert estimate(lora, shapes, PICTURE_7B, world=1).peak < A100 // 3
+
+
+def test_offloaded_gradients_leave_two_gib_and_the_embeddings_by_hand(seven: TrainConfig) -> None:
+    """At the end of the backward pass 2 GiB wait to be copied, and the embeddings' gradient is made
+    in two parts. Whatever else is there, it is not the gradients: 14.2 GiB."""
+    config = replace(seven, precision="bfloat16", offload_gradients=True, **STOCHASTIC)
+    head = 2 * 152064 * 3584
+
+    def of(**changes: Any) -> Mapping[Moment, Mapping[str, int]]:
+        return estimate(replace(config, **changes), shapes_7b(), PICTURE_7B, world=1).moments
+
+    found, kept = of(), of(offload_gradients=False)
+    sizes = {moment: parts.get("gradients") for moment, parts in found.items()}
+    assert sizes == {
+        "sampling": None, "forward": 0, "scores": head, "backward": 2**31, "gradients": 2**31,
+        "embeddings": 2**31 + 2 * head, "optimizer": head,
+    }  # fmt: skip
+    assert kept["embeddings"]["gradients"] == 2 * P_7B + head
+    several = of(fast="off")
+    assert several["forward"]["gradients"] == 2**31, "some of an earlier micro-batch"
+    assert several["embeddings"] == found["embeddings"]
+    assert of(device="cpu", fast="on") == of(device="cpu", fast="on", offload_gradients=False)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from ranks import codes, together
-from train_runs import log, moments, short
+from train_runs import log, moments, saved, short
 
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy, load_policy
@@ -27,6 +28,11 @@ from omni_grpo_core.types import Rollout
 
 class PowerCut(Exception):
     """Simulates a power failure."""
+
+
+def cut(view: StepView) -> None:
+    if view.record["step"] == 1:
+        raise PowerCut
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +67,6 @@ def test_the_first_steps_are_traces(straight: Path) -> None:
 
 def test_an_interrupted_run_resumes_as_if_it_had_not_been(straight: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-
-    def cut(view: StepView) -> None:
-        if view.record["step"] == 1:
-            raise PowerCut
-
     with pytest.raises(PowerCut):
         train(short(out), on_step=cut)
     assert len(log(out)) == 2, "step 1 was logged but not saved"
@@ -75,6 +76,28 @@ def test_an_interrupted_run_resumes_as_if_it_had_not_been(straight: Path, tmp_pa
     ours, theirs = (load_policy(run / "model").model.state_dict() for run in (out, straight))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert sorted(p.name for p in (out / "state").iterdir()) == ["000002", "000003"]
+
+
+def test_an_interrupted_run_with_offloaded_gradients_is_the_same_one(
+    straight: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    config = short(out, offload_gradients=True)
+    with pytest.raises(PowerCut):
+        train(config, on_step=cut)
+    assert train(config).status == "finished"
+    assert log(out) == log(straight)
+    for part in (lambda run: saved(run, 3)["weights"], lambda run: moments(run, 3)):
+        ours, theirs = part(out), part(straight)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_offloaded_gradients_are_not_recorded(tmp_path: Path) -> None:
+    """A recorder reads gradients after each backward pass, where there are none."""
+    config = short(tmp_path / "run", offload_gradients=True)
+    with pytest.raises(ConfigError, match="offload_gradients: found true in a run that is recorde"):
+        train(config, watch=lambda policy: nullcontext())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_not_run_again(straight: Path) -> None:

@@ -234,6 +234,17 @@ def test_no_process_may_be_without_a_completion(tmp_path: Path) -> None:
         check_config(config, world=32)
 
 
+def test_gradients_that_are_sharded_are_not_offloaded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = load_train_config(write(tmp_path, offload_gradients=True))
+    with pytest.raises(ConfigError, match=r"offload_gradients: found true on 2 pro.*remove it: FS"):
+        check_config(config, world=2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="offload_gradients: found true under FSDP"):
+        check_config(config, world=1)
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.towers import features
 from omni_grpo_core.fast.attention import windows
 from omni_grpo_core.fast.step import FastStep
+from omni_grpo_core.training.host_gradients import HostGradients
 from omni_grpo_core.training.step import Scores, plain_scores, scoring
 from omni_grpo_core.types import Batch, Embeddings, Rollout, Row
 
@@ -37,14 +38,15 @@ Score = Callable[..., Tensor]
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a setting is measured. ``micro_batch``: completions that the usual way's update takes at
-    a time, all by default. ``repeats``: runs of each part. ``brief``: no scoring passes, and
-    results are not compared. ``warm``: an
-    earlier setting has loaded kernels; the fast way still compiles its own. ``say`` is called with
+    a time, all by default. ``offload_gradients``: in the fast way's update. ``repeats``: runs of
+    each part. ``brief``: no scoring passes, and results are not compared. ``warm``: an earlier
+    setting has loaded kernels; the fast way still compiles its own. ``say`` is called with
     each cost."""
 
     ways: Sequence[Way] = WAYS
     checkpointing: bool = True
     micro_batch: int | None = None
+    offload_gradients: bool = False
     repeats: int = 1
     brief: bool = False
     warm: bool = False
@@ -54,15 +56,15 @@ class Options:
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Costs by way and part. ``sampling`` holds towers, prefill and decoding; ``step`` is sampling
-    and update, ``scored_step`` these and a scoring pass of its own. ``held_gib``: weights and
-    gradients, which every update holds. ``failed``: by way, the parts that ran out of memory or
-    raised, and how."""
+    and update, ``scored_step`` these and a scoring pass of its own. ``held_gib``: weights, and
+    gradients if they stay on the device, which an update of each way holds. ``failed``: by way, the
+    parts that ran out of memory or raised, and how."""
 
     setting: Setting
     prompts: tuple[int, ...]
     costs: dict[Way, dict[str, Cost]]
     floor: dict[str, float]
-    held_gib: float
+    held_gib: Mapping[Way, float]
     agreement: dict[str, float]
     failed: dict[Way, str]
 
@@ -103,11 +105,11 @@ class Measured:
             "setting": asdict(self.setting),
             "prompt_tokens": list(self.prompts),
             "floor_seconds": least,
-            "held_gib": self.held_gib,
             "ways": {
                 way: {
                     "seconds": self.seconds(way),
                     "gib": {part: cost.gib for part, cost in parts.items()},
+                    "held_gib": self.held_gib[way],
                     **ratios(way),
                 }
                 for way, parts in self.costs.items()
@@ -132,16 +134,10 @@ def measure(policy: Policy, setting: Setting, speed: Speed, options: Options) ->
         prompts=tuple(len(row.input_ids) for row in bench.batch.rows),
         costs=costs,
         floor=floor(policy, bench.batch, setting, speed, checkpointing=options.checkpointing),
-        held_gib=_held(policy),
+        held_gib={way: bench.held(way) for way in options.ways},
         agreement=bench.agreement() if whole and not options.brief else {},
         failed=failed,
     )
-
-
-def _held(policy: Policy) -> float:
-    parameters = [p for p in policy.model.parameters() if p.is_cuda]
-    held: int = sum(p.numel() * p.itemsize * (2 if p.requires_grad else 1) for p in parameters)
-    return held / 2**30
 
 
 class _Bench:
@@ -157,6 +153,16 @@ class _Bench:
         self.mask = torch.ones_like(self.ids, dtype=torch.bool)
         self.advantages = torch.randn(shape[0], 1, generator=generator).to(policy.device)
         self.rolled: dict[Way, Rollout] = {}
+        self.learning = [p for p in policy.model.parameters() if p.requires_grad]
+        self.host: dict[Way, HostGradients] = {}
+        if options.offload_gradients:
+            self.host["fast"] = HostGradients(self.learning)
+
+    def held(self, way: Way) -> float:
+        parameters = [p for p in self.policy.model.parameters() if p.is_cuda]
+        kept = 1 if way in self.host else 2
+        size: int = sum(p.nbytes * (kept if p.requires_grad else 1) for p in parameters)
+        return size / 2**30
 
     def measure(self, way: Way) -> tuple[dict[str, Cost], list[str]]:
         """The cost of each part, and the parts that ran out of memory or lack a kernel."""
@@ -205,7 +211,7 @@ class _Bench:
             "prefill": lambda: self._prefill(embeddings),
             "sampling": lambda: self._sample(way),
             "scoring": lambda: self._score(score),
-            "update": lambda: self._update(score),
+            "update": lambda: self._update(score, host=self.host.get(way)),
         }
 
     def _usual(self, rows: Sequence[Row]) -> Score:
@@ -265,9 +271,16 @@ class _Bench:
         with torch.no_grad(), scoring(self.policy.model, checkpointing=False):
             return score(self.ids[chunk], self.mask[chunk], temperature=TEMPERATURE)
 
-    def _update(self, score: Score, chunk: slice = slice(None)) -> Tensor:
+    def _update(
+        self, score: Score, chunk: slice = slice(None), *, host: HostGradients | None = None
+    ) -> Tensor:
         """Forward and backward pass of one on-policy step: the gradient of the clipped loss."""
-        with scoring(self.policy.model, checkpointing=self.options.checkpointing):
+        if host is not None:
+            host.drop()
+        with (
+            scoring(self.policy.model, checkpointing=self.options.checkpointing),
+            nullcontext() if host is None else host.attached(),
+        ):
             logprobs = score(self.ids[chunk], self.mask[chunk], temperature=TEMPERATURE).float()
             ratio = torch.exp(logprobs - logprobs.detach())
             terms = ratio * self.advantages[chunk]
@@ -292,7 +305,7 @@ class _Bench:
         logprobs = {name: self._score(score) for name, score in sides.items()}
         gaps, usual_gaps = ((logprobs["plain"] - logprobs[way]).abs() for way in ("fast", "usual"))
         drift = self._drift(self.rolled["fast"])
-        gradients = [self._gradients(sides[way]) for way in ("plain", "fast")]
+        gradients = [self._gradients(sides[way], self.host.get(way)) for way in ("plain", "fast")]
         relative = [
             float((a.float() - b.float()).norm() / a.float().norm().clamp_min(1e-12))
             for a, b in zip(*gradients, strict=True)
@@ -323,9 +336,9 @@ class _Bench:
             ).logprobs
         return (scored.cpu() - tokens.logprobs).abs()[tokens.mask]
 
-    def _gradients(self, score: Score) -> list[Tensor]:
-        self._update(score)
-        parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
-        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    def _gradients(self, score: Score, host: HostGradients | None) -> list[Tensor]:
+        self._update(score, host=host)
+        made = [p.grad if host is None else host.gradient(p) for p in self.learning]
         self.policy.model.zero_grad(set_to_none=True)
-        return found
+        pairs = zip(self.learning, made, strict=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in pairs]

@@ -106,6 +106,7 @@ def session(
         "torch": torch.__version__,
         "checkpointing": options.checkpointing,
         "micro_batch": options.micro_batch,
+        "offload_gradients": options.offload_gradients,
         "bytes_per_second": found.bytes,
         "operations_per_second": found.operations,
         "points": [],

@@ -66,6 +66,12 @@ def bench(
         int | None,
         typer.Option(min=1, help="Completions in a pass of the usual update. Default: all."),
     ] = None,
+    offload_gradients: Annotated[
+        bool,
+        typer.Option(
+            "--offload-gradients", help="The fast update's gradients go to the host's memory."
+        ),
+    ] = False,
     rounding: Annotated[
         bool,
         typer.Option("--rounding", help="Then compare with float32, in a smaller setting."),
@@ -101,6 +107,13 @@ def bench(
             want="a dtype to compare with float32",
             fix="add --dtype bfloat16",
         )
+    if offload_gradients and way and WayOption.fast not in way:
+        raise ConfigError(
+            "--offload-gradients",
+            got=f"--way {', '.join(way)}",
+            want="the fast way, in whose update it acts",
+            fix="add --way fast",
+        )
     from omni_grpo_core.io.atomic import write_file
     from omni_grpo_core.report.terminal.bench import report
 
@@ -134,6 +147,7 @@ def bench(
                 ways=[one for one in WAYS if not way or one in {w.value for w in way}],
                 checkpointing=checkpointing,
                 micro_batch=micro_batch,
+                offload_gradients=offload_gradients,
                 repeats=repeats,
                 say=lambda text: typer.echo(text, err=True),
             ),

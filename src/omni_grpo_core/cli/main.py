@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -257,7 +257,7 @@ def train(
             on_step=on_step,
             warn=lambda text: typer.echo(f"warning: {text}", err=True),
             tell=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
-            watch=recorded if record else lambda policy: nullcontext(),
+            watch=recorded if record else None,
         )
     for finding in result.findings if first else ():
         typer.echo(f"stopped at step {result.step}: {finding}", err=True)

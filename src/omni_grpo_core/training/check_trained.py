@@ -14,9 +14,10 @@ from omni_grpo_core.training.memory import lora_target, thinker_shapes
 from omni_grpo_core.types import Sample
 
 
-def check_trained(config: TrainConfig) -> None:
+def check_trained(config: TrainConfig, *, world: int) -> None:
     """Raises ``ConfigError`` for towers, adapters, dtypes and an optimizer that do not go together,
-    ``MissingExtra`` for an optimizer that is not installed."""
+    and gradients of several processes that should be offloaded; ``MissingExtra`` for an optimizer
+    that is not installed."""
     if set(config.freeze) >= {"image", "video", "audio", "text"}:
         raise _bad("freeze", "everything", "something left to train", "remove one")
     if ("image" in config.freeze) != ("video" in config.freeze):
@@ -28,6 +29,14 @@ def check_trained(config: TrainConfig) -> None:
     if config.lora is not None:
         _check_lora(config.lora, thinker_shapes(Path(config.checkpoint)))
     _check_weights(config)
+    if config.offload_gradients and (world > 1 or _sharded()):
+        raise _bad("offload_gradients", f"true on {world} processes" if world > 1 else
+                   "true under FSDP", "one process, without FSDP",
+                   "remove it: FSDP shards the gradients over the processes")  # fmt: skip
+
+
+def _sharded() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def _check_weights(config: TrainConfig) -> None:
@@ -43,7 +52,7 @@ def _check_weights(config: TrainConfig) -> None:
     if name not in OPTIMIZERS[how]:
         raise _bad("optimizer: name", f"{name} with trained_weights {how}",
                    " or ".join(OPTIMIZERS[how]), "change one of them")  # fmt: skip
-    if not default and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    if not default and _sharded():
         raise _bad("trained_weights" if how != "float32" else "optimizer: name",
                    f"{how}, updated by {name}, under FSDP", "float32, updated by adamw",
                    "set them so: FSDP computes in bfloat16 and shards the float32 weights"

@@ -198,6 +198,10 @@ class TrainConfig:
     """How vLLM runs, with rollout: vllm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    offload_gradients: bool = False
+    """Keep gradients in the host's memory: they leave the device as they are made, and come back a
+    part at a time for the optimizer (as in ZeRO-Offload, arXiv 2101.06840). The same numbers; one
+    process."""
     precision: Precision = "float32"
     """``bfloat16`` runs forwards under autocast, and stores what does not learn in bfloat16."""
     trained_weights: TrainedWeights = "float32"

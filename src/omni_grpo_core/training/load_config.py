@@ -185,7 +185,7 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
     _check_engine(config, world)
     _check_loss(config)
     _check_numbers(config)
-    check_trained(config)
+    check_trained(config, world=world)
     _check_trackers(config)
     warnings = []
     if group == 2 and config.scale == "group":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial as applied
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.engines.proof import Proof
 from omni_grpo_core.engines.requests import Backend
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.losses.advantages import Advantages, gdpo_advantages, group_advantages
 from omni_grpo_core.losses.metrics import Metrics, advantage_metrics, rollout_metrics
 from omni_grpo_core.pipeline.inputs import Inputs, header, prepare, reward_arguments
@@ -91,7 +92,7 @@ def train(
     warn: Callable[[str], None] = lambda text: None,
     tell: Callable[[str], None] = lambda text: None,
     backend: Backend | None = None,
-    watch: Callable[[Policy], AbstractContextManager[Any]] = lambda policy: nullcontext(),
+    watch: Callable[[Policy], AbstractContextManager[Any]] | None = None,
     data_changed: bool = False,
 ) -> TrainResult:
     """Train from the newest saved state under ``config.out``, or from the start.
@@ -104,8 +105,16 @@ def train(
     ``data_changed``: whether a run may go on with other rows than it was started with. SIGTERM and
     SIGKILL end the run at once; the steps since the last saved state are lost.
 
-    Raises ``OmniGrpoError`` for unusable input and for a machine that is too small.
+    Raises ``OmniGrpoError`` for unusable input and for a machine that is too small, ``ConfigError``
+    for a ``watch`` over a run whose gradients are offloaded.
     """
+    if watch is not None and config.offload_gradients:
+        raise ConfigError(
+            "offload_gradients",
+            got="true in a run that is recorded",
+            want="gradients on the device, where a recorder reads them after each backward pass",
+            fix="remove it, which changes no number, or record a run of a smaller model",
+        )
     stage = Watch()
     with ExitStack() as held:
         try:
@@ -207,6 +216,7 @@ def _step(run: Run, step: int, *, traced: bool) -> StepView | TrainResult:
         may_step=may_step,
         set_rate=begin_update,
         stage=run.stage,
+        host=run.host,
     )
     if not updates:
         # no process had anything in the loss, but the rewards have to be inspected

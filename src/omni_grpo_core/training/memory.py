@@ -13,7 +13,8 @@ What a run always holds, and the largest of the moments of a step::
 
     weights     4 bytes each; with precision bfloat16 2 for what is frozen; trained ones, T, 4 or 2
     optimizer   adamw 8 T, with masters 12 T; adamw_8bit 2 T and a scale for each 256; adafactor 0
-    gradients   as the weights; older: those of earlier micro-batches; DDP's buckets as much again
+    gradients   as the weights; older: those of earlier micro-batches; DDP's buckets as much again;
+                offloaded: OFFLOADED_OUTSTANDING and the largest, OFFLOADED_AT_ONCE in optimizer
     casts       2 W with precision bfloat16: autocast's copies of the float32 matrices, W entries;
                 none under FSDP, which gathers them cast
     cache       2 keys and values of layers x kv_heads x head_dim: of N (L + C) tokens; fast N C + L
@@ -57,6 +58,10 @@ FAST_SCORES = 2**26
 """``fast.head.CHUNK_LOGITS``, which a test compares: importing it would load torch."""
 SOFTMAX = 4 * 4 * 2**24
 """Bytes of four float32 copies of ``losses.logprobs.CHUNK_SCORES`` scores."""
+OFFLOADED_OUTSTANDING = 2 * GIB
+"""Bytes of gradients that wait on a CUDA device until they are copied to the host."""
+OFFLOADED_AT_ONCE = GIB
+"""Bytes of gradients that come back for the optimizer at a time."""
 
 _SHARD = "shard over more processes (FSDP)"
 _LESS = "use lora, freeze"
@@ -64,7 +69,8 @@ _ADVICE: Mapping[str, str] = {
     "weights": "use lora with precision bfloat16, or trained_weights bfloat16_stochastic, or "
     f"{_SHARD}",
     "optimizer": f"{_LESS}, optimizer: name: adamw_8bit, or {_SHARD}",
-    "gradients": f"{_LESS}, trained_weights bfloat16_stochastic, or {_SHARD}",
+    "gradients": f"set offload_gradients, {_LESS}, trained_weights bfloat16_stochastic, or "
+    f"{_SHARD}",
     "reference": "use lora, or loss: beta 0",
     "whole weights": "use lora or freeze: sampling gathers all weights on every process",
     "casts": "use lora or trained_weights bfloat16_master, or precision float32",
@@ -164,7 +170,11 @@ def estimate(
     trained = sum(learning)
     frozen = every if config.lora is not None else every - trained
     copied = config.loss.beta > 0 and config.lora is None
-    gradients = stored * trained // ranks
+    largest = max(learning, default=0)
+    # data-parallel gradients are in buckets too
+    gradients = stored * trained // ranks * (2 if world > ranks else 1)
+    offloaded = config.offload_gradients and config.device == "cuda"
+    back = min(gradients, max(OFFLOADED_AT_ONCE, stored * largest)) if offloaded else gradients
     matrices = {n: s for n, s in shapes.items() if len(s) > 1 and not n.endswith(_EMBEDDING)}
     casts = 0
     if number == 2 and stored == 4 and not sharded:  # FSDP gathers what is cast already
@@ -186,15 +196,15 @@ def estimate(
             layer,
             scores=rows.scored * int(text["vocab_size"]),
             towers=towers_kept(config, prompt) * rows.shown,
-            # data-parallel gradients are in buckets too
-            gradients=gradients * (2 if world > ranks else 1),
+            gradients=min(gradients, OFFLOADED_OUTSTANDING) if offloaded else gradients,
+            offloaded=offloaded,
             head=head,
             casts=casts,
             gathered=2 * number * _outside_layers(shapes) if sharded else 0,
         ),
         "optimizer": {
-            "gradients": gradients * (2 if world > ranks else 1),
-            "workspace": _workspace(config, max(learning, default=0)),
+            "gradients": back,
+            "workspace": _workspace(config, largest),
         },
     }
     return Estimate(
@@ -216,6 +226,7 @@ def _update(
     scores: int,
     towers: int,
     gradients: int,
+    offloaded: bool,
     head: int,
     casts: int,
     gathered: int,
@@ -230,6 +241,8 @@ def _update(
         busy, late = layer.again * tokens, 0
     older = gradients if rows.micro < rows.completions else 0
     ends = kept + layer.ends * tokens
+    # the embeddings' gradient is made beside those that are counted
+    apart = offloaded or older > 0
     return {
         "forward": {
             "gradients": older, "activations": ends, "scores": bytes_ + softmax, "casts": casts,
@@ -240,14 +253,15 @@ def _update(
             "casts": late, "whole weights": gathered,
         },
         "backward": {
-            "gradients": older + head, "activations": kept + busy, "casts": late,
+            "gradients": gradients if offloaded else older + head,
+            "activations": kept + busy, "casts": late,
             "whole weights": gathered,
         },
         "gradients": {
-            "gradients": gradients - (0 if older else head),
+            "gradients": gradients - (0 if apart else head),
             "activations": (layer.kept + layer.passing) * tokens, "whole weights": gathered,
         },
-        "embeddings": {"gradients": gradients + (2 if older else 1) * head},
+        "embeddings": {"gradients": gradients + (2 if apart else 1) * head},
     }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from omni_grpo_core.training.distributed import AccelerateDistributed, make_acce
 from omni_grpo_core.training.evaluation import Evaluator
 from omni_grpo_core.training.exhausted import GIB, Watch
 from omni_grpo_core.training.guard import Finding, Guard
+from omni_grpo_core.training.host_gradients import HostGradients
 from omni_grpo_core.training.liveness import Liveness
 from omni_grpo_core.training.load_config import require_enough
 from omni_grpo_core.training.optimizers import make_optimizer
@@ -55,7 +56,7 @@ class Run:
     stage: Watch
     warn: Callable[[str], None]
     tell: Callable[[str], None]
-    watch: Callable[[Policy], AbstractContextManager[Any]]
+    watch: Callable[[Policy], AbstractContextManager[Any]] | None
     backend: Backend | None
     data_changed: bool
 
@@ -124,7 +125,11 @@ class Run:
         self.engine = choose_engine(config, self.policy, own, backend=self.backend, warn=self.warn)
         self.held.callback(self.engine.close)
         self.stage.optimizer = self.optimizer
-        self.held.enter_context(self.watch(self.policy))
+        if self.watch is not None:
+            self.held.enter_context(self.watch(self.policy))
+        self.host = HostGradients(learning) if config.offload_gradients else None
+        if self.host is not None:
+            self.held.enter_context(self.host.attached())
 
     def _find_saved(self) -> checkpointing.Saved | None:
         """On the main process. A missing folder is not created just for a lock."""

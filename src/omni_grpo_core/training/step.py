@@ -24,6 +24,7 @@ from omni_grpo_core.losses.policy_loss import Totals, policy_loss, rollout_weigh
 from omni_grpo_core.losses.shapes import NotFiniteError
 from omni_grpo_core.training.determinism import deterministic
 from omni_grpo_core.training.exhausted import Stage
+from omni_grpo_core.training.host_gradients import HostGradients
 from omni_grpo_core.training.micro_batches import MicroBatch
 from omni_grpo_core.training.sharding import zero_of_weights
 from omni_grpo_core.types import Batch
@@ -194,14 +195,16 @@ def optimize(
     may_step: Callable[[Update], bool] = lambda update: True,
     set_rate: Callable[[int], None] = lambda iteration: None,
     stage: Callable[[Stage], AbstractContextManager[Any]] = nullcontext,
+    host: HostGradients | None = None,
 ) -> tuple[Update, ...]:
     """``plan.iterations`` updates on one rollout.
 
     ``scorer`` is the prepared (wrapped) :class:`Scorer`, ``model`` the thinker inside. ``may_step``
     gets loss, gradient norm and metrics of every update before the weights change and may forbid
     it, which ends the updates; a non-finite one is never made, whatever it returns. ``set_rate`` is
-    called with the iteration before its update, ``stage`` around each stage. A step in which no
-    process has a token in the loss has no update at all.
+    called with the iteration before its update, ``stage`` around each stage. ``host``: where the
+    gradients are, if not on the device; of one process. A step in which no process has a token in
+    the loss has no update at all.
     """
     totals = _step_totals(distributed, window)
     if totals.tokens == 0:
@@ -217,7 +220,10 @@ def optimize(
                 plan, distributed, scorer, model, window, totals, old, reference_logprobs
             )
         parts = distributed.gather([own])
-        norm = distributed.clip(parameters, plan.max_grad_norm)
+        if host is None:
+            norm = distributed.clip(parameters, plan.max_grad_norm)
+        else:
+            norm = float(host.norm())
         update = Update(
             loss=sum(part.loss for part in parts),
             grad_norm=norm,
@@ -227,11 +233,16 @@ def optimize(
         )
         if not (may_step(update) and update.finite):
             optimizer.zero_grad()
+            if host is not None:
+                host.drop()
             updates.append(replace(update, stepped=False))
             break
         set_rate(iteration)
         with stage("optimizer"):
-            optimizer.step()
+            if host is None:
+                optimizer.step()
+            else:
+                host.step(optimizer, plan.max_grad_norm)
         optimizer.zero_grad()
         updates.append(update)
     return tuple(updates)

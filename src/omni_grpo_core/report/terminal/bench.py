@@ -21,6 +21,8 @@ def report(result: Mapping[str, Any]) -> str:
     """Markdown, from :func:`~omni_grpo_core.bench.session.session`."""
     parts = [table(point) for point in result["points"]]
     parts += [_sweep(name, points) for name, points in result["sweeps"].items() if points]
+    if result.get("offload_gradients"):
+        parts.append("fast: gradients leave the device as they are made")
     if result["growth"]:
         parts.append(_growth(result["growth"]))
     if result["rounding"]:
@@ -33,10 +35,10 @@ def table(found: Mapping[str, Any]) -> str:
 
     >>> print(table({
     ...     "setting": {"group": 8, "groups": 1, "tokens": 2}, "prompt_tokens": [9],
-    ...     "held_gib": 2.0,
     ...     "floor_seconds": {"update": 0.5, "step": 0.5}, "agreement": {}, "failed": {},
     ...     "ways": {"fast": {"seconds": {"update": 1.0, "step": 1.0}, "gib": {"update": 3.0},
-    ...         "tokens_per_second": None, "step_tokens_per_second": None, "times_the_floor": 2.0,
+    ...         "held_gib": 2.0, "times_the_floor": 2.0,
+    ...         "tokens_per_second": None, "step_tokens_per_second": None,
     ...         "faster_than_usual": None, "faster_than_usual_scored": None}},
     ... }))
     prompts of 9 tokens, 8 completions each of 2 tokens
@@ -47,7 +49,8 @@ def table(found: Mapping[str, Any]) -> str:
     | **step** (sampling, update) | 1.000 | 0.500 |
     | step / floor | 2.00 | 1 |
     | GiB, update | 3.0 |  |
-    | … beyond weights and gradients | 1.0 |  |
+    | … of weights and gradients | 2.0 |  |
+    | … beyond them | 1.0 |  |
     """
     setting, prompts = found["setting"], found["prompt_tokens"]
     lines = [
@@ -81,8 +84,10 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
         if any(taken):
             lines.append([f"GiB, {part}", *(_number(gib, 1) for gib in taken), ""])
     if any(taken):
-        beyond = [None if gib is None else gib - found["held_gib"] for gib in taken]
-        lines.append(["… beyond weights and gradients", *(_number(gib, 1) for gib in beyond), ""])
+        held = [way.get("held_gib") for way in ways]
+        beyond = [gib and own and gib - own for gib, own in zip(taken, held, strict=True)]
+        for title, sizes in (("… of weights and gradients", held), ("… beyond them", beyond)):
+            lines.append([title, *(_number(gib, 1) for gib in sizes), ""])
     return lines
 
 
