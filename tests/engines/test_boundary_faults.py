@@ -6,6 +6,7 @@ cross it to a real one. The same faults are planted in the real vLLM by ``test_v
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.engines.proof import Proof, prove
+from omni_grpo_core.engines.requests import Answer, Request, Sampling
 from omni_grpo_core.engines.sides import Sides
 from omni_grpo_core.engines.transformers_backend import TransformersBackend
 from omni_grpo_core.engines.weights import write_checkpoint
@@ -50,11 +52,14 @@ def inputs(policy: Policy, settings: Settings) -> Inputs:
 
 
 def proved(
-    policy: Policy, inputs: Inputs, settings: Settings, folder: Path, fault: BoundaryFault | None
+    policy: Policy,
+    inputs: Inputs,
+    settings: Settings,
+    folder: Path,
+    plant: Callable[[Boundary], None] = lambda boundary: None,
 ) -> Proof:
     boundary = Boundary(TransformersBackend(), policy)
-    if fault is not None:
-        fault.plant(boundary)
+    plant(boundary)
     others = {"the adapter is applied in the engine": lambda: adapter_off(policy.model)}
     boundary.load(folder)
     return prove(Sides(policy, boundary, settings, ENGINE["float32"], others), inputs, 0)
@@ -68,10 +73,19 @@ def test_an_engine_that_agrees_is_proved_on_every_kind_of_row(
     policy: Policy, inputs: Inputs, settings: Settings, tmp_path: Path
 ) -> None:
     write_checkpoint(policy, policy.model.state_dict(), tmp_path)
-    proof = proved(policy, inputs, settings, tmp_path, None)
+    proof = proved(policy, inputs, settings, tmp_path)
     assert failed(proof) == []
     assert proof.numbers["engine/gap_max"] < 1e-4  # same kernels, batches of one row
     assert proof.numbers["engine/completions"] == 8 * len(ROWS)
+
+
+def adapted(policy: Policy, size: float) -> None:
+    """``size``: of the adapters' second factors."""
+    generator = torch.Generator().manual_seed(0)
+    add_lora(policy.model, LoraConfig(rank=4), seed=0)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=size, generator=generator)
 
 
 # the others take seconds each
@@ -88,18 +102,93 @@ QUICK = ("engine.audio-dropped", "engine.requests-reordered")
 def test_each_fault_is_named_at_its_stage(
     fault: BoundaryFault, policy: Policy, inputs: Inputs, settings: Settings, tmp_path: Path
 ) -> None:
-    generator = torch.Generator().manual_seed(0)
-    add_lora(policy.model, LoraConfig(rank=4), seed=0)
-    for name, parameter in policy.model.named_parameters():
-        if "lora_B" in name:  # as after some steps: at the start they are 0
-            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    adapted(policy, 0.1)  # as after some steps: at the start they are 0
     write_checkpoint(policy, merged_weights(policy.model), tmp_path)
-    proof = proved(policy, inputs, settings, tmp_path, fault)
+    proof = proved(policy, inputs, settings, tmp_path, fault.plant)
     found = failed(proof)
     assert found, "not found"
     assert {(stage, check.name) for stage, check in found} == {
         (fault.stage, name) for name in fault.found
     }, found
+
+
+def colder(boundary: Boundary) -> None:
+    """A server's default of 0.7 in place of the run's temperature."""
+    asked = boundary.generate
+    boundary.generate = lambda requests, sampling: asked(
+        requests, replace(sampling, temperature=0.7)
+    )
+
+
+def every_id(boundary: Boundary) -> None:
+    """Nothing is suppressed while sampling."""
+    asked, many = boundary.generate, len(boundary.policy.suppressed)
+    boundary.generate = lambda requests, sampling: asked(
+        requests, replace(sampling, allowed_ids=tuple(range(many)))
+    )
+
+
+def without_a_number(boundary: Boundary) -> None:
+    """A logprob is NaN."""
+    asked = boundary.generate
+
+    def other(requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
+        first, *rest = asked(requests, sampling)
+        one, *more = first.drawn
+        one = replace(one, logprobs=(*one.logprobs[:-1], torch.nan))
+        return [replace(first, drawn=(one, *more)), *rest]
+
+    boundary.generate = other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plant", "stage", "name"),
+    [
+        (colder, "completion", "logprobs are at the sampling temperature"),
+        (every_id, "completion", "the engine draws from the allowed ids"),
+        (without_a_number, "logits", "logprobs are finite"),
+    ],
+)
+def test_neighbours_of_the_ten_are_not_mistaken_for_them(
+    plant: Callable[[Boundary], None],
+    stage: Stage,
+    name: str,
+    policy: Policy,
+    inputs: Inputs,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    write_checkpoint(policy, policy.model.state_dict(), tmp_path)
+    found = failed(proved(policy, inputs, settings, tmp_path, plant))
+    assert {(stage, check.name) for stage, check in found} == {(stage, name)}, found
+
+
+class Exact(TransformersBackend):
+    """Computes in float64."""
+
+    def load(self, folder: Path) -> str:
+        found = super().load(folder)
+        assert self._policy is not None
+        self._policy.model.double()
+        return found
+
+
+@pytest.mark.slow
+def test_weights_that_amplify_rounding_are_said_to(
+    policy: Policy, inputs: Inputs, settings: Settings, tmp_path: Path
+) -> None:
+    """In vLLM this was named as a clip's content: a logprob was 1.5e-4 off, and with black frames
+    none was. The engine is the better one here."""
+    adapted(policy, 1.0)
+    write_checkpoint(policy, merged_weights(policy.model), tmp_path)
+    backend = Exact()
+    backend.load(tmp_path)
+    found = failed(prove(Sides(policy, backend, settings, ENGINE["float32"]), inputs, 0))
+    assert [(stage, check.name) for stage, check in found] == [
+        ("logits", "the engine scores as the trainer does")
+    ], found
+    assert "which is rounding" in found[0][1].detail
 
 
 def test_the_page_names_each_of_the_ten_as_the_proof_does() -> None:

@@ -64,10 +64,10 @@ def prove(sides: Sides, inputs: Inputs, seed: int) -> Proof:
     cut = truncation(sides, hot)
     # a confident policy's logprobs are near 0 whatever is wrong: what is drawn hot shows the cause
     off = [one for one in (hot, sampled) if not sides.agree(one.gap, one.tokens)]
-    if cut is not None:
+    if off:
+        wrong = [explain(sides, off[0], seed, cut)]
+    elif cut is not None:
         wrong = [cut]
-    elif off:
-        wrong = [explain(sides, off[0], seed)]
     else:
         wrong = _media(sides, sampled, seed, length)
     numbers = _numbers(sampled)
@@ -85,7 +85,7 @@ def _media(sides: Sides, sampled: Sampled, seed: int, length: int) -> list[Disag
         answers = sides.ask(other, seed, sampled.temperature, length)
         moved = sides.read(other, answers, sampled.temperature, length)
         if not sides.agree(moved.gap, moved.tokens):
-            found.append(explain(sides, moved, seed))
+            found.append(explain(sides, moved, seed, None))
     return found
 
 

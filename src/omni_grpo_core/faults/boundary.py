@@ -227,7 +227,7 @@ def temperature(boundary: Boundary) -> None:
     """Completions are drawn at the run's temperature, their logprobs reported at 1."""
     backend = boundary.backend
     if isinstance(backend, VllmBackend):
-        backend.llm.collective_rpc(_report_raw)
+        backend.llm.collective_rpc(report, args=("raw_logprobs",))
     else:
         _within(boundary, _scored_at_one)
 
@@ -363,5 +363,9 @@ def _scored_at_one(sampling: Sampling) -> dict[str, Any]:
     return {"sampling_logprobs": at_one, "choose": at_temperature}
 
 
-def _report_raw(worker: Any) -> None:
-    worker.model_runner.sampler.logprobs_mode = "raw_logprobs"
+def report(worker: Any, mode: str) -> None:
+    """Have a vLLM worker report other logprobs."""
+    sampler = worker.model_runner.sampler
+    # the second has a mode of its own, and what it returns takes the place of the first's
+    for part in (sampler, sampler.topk_topp_sampler):
+        part.logprobs_mode = mode

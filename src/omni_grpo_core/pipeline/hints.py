@@ -76,7 +76,12 @@ BY_ENGINE: Mapping[tuple[str, str], str] = {
     ("policy", "the engine has the trainer's weights"): FIXES["gen.weights-stale"],
     ("policy", "the adapter is applied in the engine"): "the engine samples from the base model: "
     "merge the adapter into the weights that are sent, or send and name the adapter",
+    ("logits", "the engine scores as the trainer does"): "the weights amplify rounding beyond what "
+    "is allowed: look for a learning rate that is too high, or adapters that have grown large",
+    ("logits", "logprobs are finite"): "look for weights that are not finite, or for logits that "
+    "overflow in the precision of the engine",
     ("completion", "logprobs are at the sampling temperature"): _BY_ENGINE,
+    ("completion", "the engine draws from the allowed ids"): _BY_ENGINE,
     ("completion", "the engine samples from the whole distribution"): _BY_ENGINE,
     ("completion", "answers belong to their prompts"): _BY_ENGINE,
     ("completion", "a group's completions are adjacent"): _BY_ENGINE,
