@@ -84,6 +84,7 @@ def test_the_formula_by_hand(config: TrainConfig) -> None:
             "embeddings": {"gradients": 1680},
             "optimizer": {"gradients": 400, "workspace": 320},
         },
+        offloaded=None,
     )  # fmt: skip
     assert (found.worst, found.peak) == ("scores", 1200 + 1040 + ends + 4800)
     assert found.peak == 31_616
@@ -295,6 +296,25 @@ def test_offloaded_gradients_leave_two_gib_and_the_embeddings_by_hand(seven: Tra
     assert several["forward"]["gradients"] == 2**31, "some of an earlier micro-batch"
     assert several["embeddings"] == found["embeddings"]
     assert of(device="cpu", fast="on") == of(device="cpu", fast="on", offload_gradients=False)
+
+
+def test_offloading_is_advised_where_it_can_help_and_needs_memory_of_the_host(
+    seven: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masters of a 7B and their gradients are more than 80 GB. Their gradients are 14.2 GiB."""
+    monkeypatch.setattr("omni_grpo_core.training.memory.thinker_shapes", lambda folder: shapes_7b())
+    config = replace(seven, precision="bfloat16", trained_weights="bfloat16_master")
+    offloaded = replace(config, offload_gradients=True)
+    advice = "for gradients set offload_gradients, use lora"
+    for given, world, advised in ((config, 1, True), (offloaded, 1, False), (config, 2, False)):
+        with pytest.raises(ConfigError) as caught:
+            check_memory(given, PICTURE_7B, world=world, memory=A100)
+        assert (advice in caught.value.fix) is advised
+    found = check_memory(offloaded, PICTURE_7B, world=1, memory=H200, host=2 * P_7B)
+    assert found is not None
+    assert str(found).endswith("; gradients of 14.2 on the host")
+    with pytest.raises(ConfigError, match=r"offload_gradients: found gradients of 14.2 GiB"):
+        check_memory(offloaded, PICTURE_7B, world=1, memory=H200, host=2 * P_7B - 1)
 
 
 @pytest.mark.parametrize(

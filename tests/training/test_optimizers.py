@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from train_runs import log, short
 
 from omni_grpo_core.core.policy import load_policy
 from omni_grpo_core.training.config import OptimizerConfig, OptimizerName, TrainedWeights
+from omni_grpo_core.training.host_gradients import HostGradients
 from omni_grpo_core.training.loop import train
 from omni_grpo_core.training.optimizers import MasterAdamW, make_optimizer, set_rate
 
@@ -65,9 +67,12 @@ def test_a_master_s_state_is_loaded_as_it_was_saved() -> None:
     ],
 )
 def test_a_resumed_run_equals_one_that_was_never_interrupted(
-    tmp_path: Path, how: TrainedWeights, name: OptimizerName
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: TrainedWeights, name: OptimizerName
 ) -> None:
-    """Masters, eight-bit moments and the draws of stochastic rounding included."""
+    """Masters, eight-bit moments and the draws of stochastic rounding included; although it goes on
+    with gradients that are offloaded, and come back a few at a time."""
+    few = partial(HostGradients, at_once=2**16)
+    monkeypatch.setattr("omni_grpo_core.training.run.HostGradients", few)
     if name == "adamw_8bit":
         pytest.importorskip("torchao")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -79,7 +84,7 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(
         shutil.copytree(whole, cut)
         shutil.rmtree(cut / "state" / "000003")
         shutil.rmtree(cut / "state" / "000002")
-        train(replace(config, out=str(cut)))
+        train(replace(config, out=str(cut), offload_gradients=True))
     assert log(cut) == log(whole)
     found, wanted = (load_policy(out / "model").model.state_dict() for out in (cut, whole))
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)

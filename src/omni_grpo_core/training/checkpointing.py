@@ -34,7 +34,10 @@ FORMAT = 3
 """Of the state. Format 1, which did not state its number, did not list the files; format 2 held
 the whole model, whatever learnt."""
 
-_FREE = ("steps", "save_every", "keep", "eval_every", "eval_data", "trackers", "guard", "out")
+_FREE = (
+    *("steps", "save_every", "keep", "eval_every", "eval_data", "trackers", "guard", "out"),
+    "offload_gradients",
+)
 """Keys that may change when a run is resumed: they do not change a step. (A schedule that decays
 to the last step depends on ``steps``, so with one ``steps`` may not change.)"""
 

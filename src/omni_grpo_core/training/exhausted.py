@@ -31,8 +31,9 @@ _FIX: Mapping[Stage, str] = {
     "checking": f"lower settings: {_SHORTER}, or set guard: preflight: false",
     "sampling": f"{_SMALLER_ROLLOUT}{_SHORTER}",
     "reference": f"{_SMALLER_SCORING}, use lora, or loss: beta 0",
-    "update": f"{_SMALLER_SCORING} or fast: on; for gradients {_SMALLER_WEIGHTS}",
-    "optimizer": f"{_SMALLER_WEIGHTS}; or optimizer: name: adamw_8bit",
+    "update": f"{_SMALLER_SCORING} or fast: on; for gradients offload_gradients, or "
+    f"{_SMALLER_WEIGHTS}",
+    "optimizer": f"set offload_gradients, {_SMALLER_WEIGHTS}; or optimizer: name: adamw_8bit",
     "evaluation": f"lower settings: {_SHORTER}, or remove eval_every",
     "saving": "free memory of the machine, through which weights go to the disk",
 }

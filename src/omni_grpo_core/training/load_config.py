@@ -238,6 +238,7 @@ def check_data(config: TrainConfig, *, world: int = 1) -> Estimate | None:
         max(sizes, key=lambda size: size.total, default=PromptSize()),
         world=world,
         memory=device_memory(config.device),
+        host=device_memory("cpu"),
     )
     check_positions(read, sizes, config.settings.max_new_tokens, positions_of(checkpoint))
     return needed

@@ -69,8 +69,7 @@ _ADVICE: Mapping[str, str] = {
     "weights": "use lora with precision bfloat16, or trained_weights bfloat16_stochastic, or "
     f"{_SHARD}",
     "optimizer": f"{_LESS}, optimizer: name: adamw_8bit, or {_SHARD}",
-    "gradients": f"set offload_gradients, {_LESS}, trained_weights bfloat16_stochastic, or "
-    f"{_SHARD}",
+    "gradients": f"{_LESS}, trained_weights bfloat16_stochastic, or {_SHARD}",
     "reference": "use lora, or loss: beta 0",
     "whole weights": "use lora or freeze: sampling gathers all weights on every process",
     "casts": "use lora or trained_weights bfloat16_master, or precision float32",
@@ -89,10 +88,12 @@ Moment = Literal[
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Bytes of one process by part: what is ``always`` there, and what is besides at each of the
-    ``moments`` of a step."""
+    ``moments`` of a step. ``offloaded``: gradients in the memory of the host; ``None``: they cannot
+    be there."""
 
     always: Mapping[str, int]
     moments: Mapping[Moment, Mapping[str, int]]
+    offloaded: int | None
 
     def at(self, moment: Moment) -> int:
         return sum(self.always.values()) + sum(self.moments[moment].values())
@@ -114,14 +115,17 @@ class Estimate:
     @property
     def advice(self) -> str:
         """How to reduce the parts that are a tenth of the peak or more, the largest first."""
-        parts = self.parts
-        large = [name for name in _ADVICE if 10 * parts.get(name, 0) >= self.peak]
+        parts, advice = self.parts, dict(_ADVICE)
+        if self.offloaded == 0:
+            advice["gradients"] = f"set offload_gradients, {advice['gradients']}"
+        large = [name for name in advice if 10 * parts.get(name, 0) >= self.peak]
         large.sort(key=lambda name: -parts[name])
-        return "; ".join(f"for {name} {_ADVICE[name]}" for name in large)
+        return "; ".join(f"for {name} {advice[name]}" for name in large)
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{k} {size / GIB:.3g}" for k, size in self.parts.items() if size)
-        return f"{sizes}; most in {self.worst}"
+        host = f"; gradients of {self.offloaded / GIB:.3g} on the host" if self.offloaded else ""
+        return f"{sizes}; most in {self.worst}{host}"
 
 
 def check_memory(
@@ -130,9 +134,10 @@ def check_memory(
     *,
     world: int,
     memory: int | None,
+    host: int | None = None,
 ) -> Estimate | None:
     """The estimate, ``None`` without headers. Raises ``ConfigError`` if it exceeds the ``memory``
-    bytes free on the device.
+    bytes free on the device, or offloaded gradients the ``host`` bytes free on the machine.
 
     ``prompt``: the longest. ``None``: unknown. The processes of a run share the
     memory of a CPU; each has a CUDA device of its own.
@@ -153,6 +158,13 @@ def check_memory(
             want=f"no more than {usable:.0%} of the {memory / GIB:.3g} GiB free on the "
             f"{config.device}",
             fix=found.advice,
+        )
+    if host is not None and found.offloaded and found.offloaded > host:
+        raise ConfigError(
+            "offload_gradients",
+            got=f"gradients of {found.offloaded / GIB:.3g} GiB",
+            want=f"no more than the {host / GIB:.3g} GiB free on the machine",
+            fix="remove it, or use lora or freeze",
         )
     return found
 
@@ -215,6 +227,7 @@ def estimate(
             "optimizer": _state(config, trained) // ranks,
         },
         moments=moments,
+        offloaded=gradients if offloaded else 0 if config.device == "cuda" and world == 1 else None,
     )
 
 
