@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -64,7 +64,7 @@ class Measured:
     prompts: tuple[int, ...]
     costs: dict[Way, dict[str, Cost]]
     floor: dict[str, float]
-    held_gib: Mapping[Way, float]
+    held_gib: dict[Way, float]
     agreement: dict[str, float]
     failed: dict[Way, str]
 

@@ -14,7 +14,7 @@ What a run always holds, and the largest of the moments of a step::
     weights     4 bytes each; with precision bfloat16 2 for what is frozen; trained ones, T, 4 or 2
     optimizer   adamw 8 T, with masters 12 T; adamw_8bit 2 T and a scale for each 256; adafactor 0
     gradients   as the weights; older: those of earlier micro-batches; DDP's buckets as much again;
-                offloaded: OFFLOADED_OUTSTANDING and the largest, OFFLOADED_AT_ONCE in optimizer
+                offloaded OFFLOADED_OUTSTANDING, and OFFLOADED_AT_ONCE, or one, in optimizer
     casts       2 W with precision bfloat16: autocast's copies of the float32 matrices, W entries;
                 none under FSDP, which gathers them cast
     cache       2 keys and values of layers x kv_heads x head_dim: of N (L + C) tokens; fast N C + L
@@ -219,6 +219,7 @@ def estimate(
             "workspace": _workspace(config, largest),
         },
     }
+    can = config.device == "cuda" and world == 1 and not sharded
     return Estimate(
         always={
             "runtime": RUNTIME if config.device == "cuda" else 0,
@@ -227,7 +228,7 @@ def estimate(
             "optimizer": _state(config, trained) // ranks,
         },
         moments=moments,
-        offloaded=gradients if offloaded else 0 if config.device == "cuda" and world == 1 else None,
+        offloaded=gradients if offloaded else 0 if can else None,
     )
 
 
