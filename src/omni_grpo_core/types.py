@@ -64,15 +64,6 @@ AUDIO_SAMPLING_RATE = 16_000
 """Hz. Every waveform in the project has this rate: the Whisper features of Qwen-Omni need it."""
 
 
-def interleaves(decided: AudioInVideos, video: int) -> bool:
-    """Whether the sound of one video, by its index in reading order, is interleaved with it.
-
-    >>> interleaves("interleaved", 1), interleaves(("off", "interleaved"), 0)
-    (True, False)
-    """
-    return (decided if isinstance(decided, str) else decided[video]) == "interleaved"
-
-
 def audio_words(decided: AudioInVideos) -> str:
     """The decision as shown to people.
 

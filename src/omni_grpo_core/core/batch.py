@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omni_grpo_core.core.conversation import interleaves
 from omni_grpo_core.core.family import Family
 from omni_grpo_core.core.processing import (
     ID_DTYPE,
@@ -39,7 +40,6 @@ from omni_grpo_core.types import (
     Span,
     TextPart,
     audio_words,
-    interleaves,
 )
 
 

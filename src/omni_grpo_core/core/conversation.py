@@ -27,7 +27,6 @@ from omni_grpo_core.types import (
     ProblemType,
     Sample,
     TextPart,
-    interleaves,
 )
 
 AudioPreference = Literal["auto", "interleaved", "separate", "off"]
@@ -51,6 +50,15 @@ INSTRUCTIONS: Mapping[ProblemType, str] = {
     "emer_ov_mc": "Answer with the letters of all right options, separated by commas.",
     "judge": "Answer with Yes or No.",
 }
+
+
+def interleaves(decided: AudioInVideos, video: int) -> bool:
+    """Whether the sound of one video, by its index in reading order, is interleaved with it.
+
+    >>> interleaves("interleaved", 1), interleaves(("off", "interleaved"), 0)
+    (True, False)
+    """
+    return (decided if isinstance(decided, str) else decided[video]) == "interleaved"
 
 
 def decide_audio_in_video(

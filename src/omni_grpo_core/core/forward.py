@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from omni_grpo_core.core.completions import CompletionTensors
+from omni_grpo_core.core.conversation import interleaves
 from omni_grpo_core.core.dialect import cache_among, cache_keyword
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.towers import Features, audios_alone, features
@@ -29,7 +30,6 @@ from omni_grpo_core.types import (
     Modality,
     Positions,
     Row,
-    interleaves,
 )
 
 GRIDS: Mapping[Modality, tuple[str, ...]] = {

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from omni_grpo_core.core import decode as _decode
 from omni_grpo_core.core import frame_sampling as _sampling
+from omni_grpo_core.core.conversation import interleaves
 from omni_grpo_core.core.decode import Contents, decoder_version
 from omni_grpo_core.core.frame_sampling import Choice
 from omni_grpo_core.core.media_config import MediaConfig
@@ -38,7 +39,6 @@ from omni_grpo_core.types import (
     Media,
     MediaRef,
     Video,
-    interleaves,
 )
 
 __all__ = ["MediaConfig", "Probe", "chosen_frames", "decoder_version", "load_media", "probe"]

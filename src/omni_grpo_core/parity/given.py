@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.core.batch import chat_messages, process_row, render
+from omni_grpo_core.core.conversation import interleaves
 from omni_grpo_core.core.media import load_media
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.weightless import load_weightless
 from omni_grpo_core.pipeline.inputs import converse
 from omni_grpo_core.pipeline.settings import Settings
-from omni_grpo_core.types import Conversation, Media, Prompt, Row, Sample, interleaves
+from omni_grpo_core.types import Conversation, Media, Prompt, Row, Sample
 
 
 @dataclass(frozen=True, slots=True, eq=False)

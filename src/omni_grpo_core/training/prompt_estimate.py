@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.core.checkpoint_files import check_config, read_object, thinker_of
-from omni_grpo_core.core.conversation import build_conversation
+from omni_grpo_core.core.conversation import build_conversation, interleaves
 from omni_grpo_core.core.family import family_of
 from omni_grpo_core.core.media_config import FRAMES_PER_TOKEN, MediaConfig
 from omni_grpo_core.errors import ConfigError
@@ -27,7 +27,6 @@ from omni_grpo_core.types import (
     Modality,
     Sample,
     TextPart,
-    interleaves,
 )
 
 TRUSTED = 0.95
