@@ -70,6 +70,15 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else _escaped(one) for one in text)
 
 
+def one_line(message: object, longest: int = 300) -> str:
+    """The message of a third-party error, for ``got``; numpy's fills a screen.
+
+    >>> one_line(ValueError("no such   file"))
+    'no such file'
+    """
+    return " ".join(str(message).split())[:longest]
+
+
 def _cut(line: str) -> str:
     """Keeps the two ends of a long line: a value may be a megabyte."""
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"

@@ -22,6 +22,7 @@ from omni_grpo_core.core.forward import embed, prefill
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.towers import features
+from omni_grpo_core.errors import one_line
 from omni_grpo_core.fast.attention import windows
 from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.training.host_gradients import HostGradients
@@ -177,8 +178,7 @@ class _Bench:
                 costs[part] = found
                 self.options.say(f"{way} {part}: {found.seconds:.3f} s, {found.gib:.1f} GiB")
             except RuntimeError as error:
-                text = " ".join(str(error).split())[:300]
-                broken.append(f"{part}: {type(error).__name__}: {text}")
+                broken.append(f"{part}: {type(error).__name__}: {one_line(error)}")
                 self.options.say(f"{way} {broken[-1]}")
             self.policy.model.zero_grad(set_to_none=True)
         if {"towers", "prefill", "sampling"} <= costs.keys():

@@ -26,7 +26,7 @@ from omni_grpo_core.core.processing import (
     processed,
     tokens_of,
 )
-from omni_grpo_core.errors import BatchError, OmniGrpoError
+from omni_grpo_core.errors import BatchError, OmniGrpoError, one_line
 from omni_grpo_core.types import (
     AUDIO_SAMPLING_RATE,
     MODALITIES,
@@ -328,10 +328,9 @@ def _library_errors(item: str, what: str) -> Iterator[None]:
     except (MemoryError, OmniGrpoError):
         raise
     except Exception as error:
-        message = " ".join(str(error).split())[:300]
         raise BatchError(
             item,
-            got=f"{type(error).__name__} in transformers: {message}",
+            got=f"{type(error).__name__} in transformers: {one_line(error)}",
             want=f"{what} that accepts the sample",
             fix="use the processor files that came with the checkpoint and a supported version of "
             "transformers",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omni_grpo_core.core.media import MediaConfig, chosen_frames
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import ConfigError, one_line
 from omni_grpo_core.types import MediaRef
 
 Name = Literal["torchcodec", "opencv", "decord"]
@@ -116,7 +116,7 @@ def _opinion(ref: MediaRef, config: MediaConfig, name: Name, decode: Decoder) ->
     except ConfigError:
         raise
     except Exception as error:  # whatever the other library raises is the finding
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        said = f"{type(error).__name__}: {one_line(error, 200)}"
         return Opinion(ref.path, name, 0, ours_total, 0, 0.0, 0, (), said)
     found = [_compare(number, frame, ours) for number, frame in zip(numbers, theirs, strict=False)]
     close = [one for one in found if one.mean <= ROUNDING]
@@ -174,7 +174,7 @@ def load_decoder(name: Name) -> Decoder:
 def _does_not_load(name: Name, error: Exception) -> ConfigError:
     return ConfigError(
         f"--second-decoder {name}",
-        got=f"a package that does not load ({' '.join(str(error).split())[:120]} …)",
+        got=f"a package that does not load ({one_line(error, 120)} …)",
         want="an installed decoder",
         fix="give it FFmpeg's shared libraries (LD_LIBRARY_PATH), or choose another decoder",
     )

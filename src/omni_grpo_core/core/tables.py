@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omni_grpo_core.errors import DataError
+from omni_grpo_core.errors import DataError, one_line
 from omni_grpo_core.io.bounded import MAX_BYTES, Unreadable, plain_file
 from omni_grpo_core.io.extras import extra
 
@@ -74,7 +74,7 @@ def _of_file(path: Path, head: bytes) -> Iterator[Mapping[str, Any]]:
             for batch in batches:
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise _bad(str(path), " ".join(str(error).split())[:200], "a whole parquet or arrow file",
+        raise _bad(str(path), one_line(error, 200), "a whole parquet or arrow file",
                    "copy or write it again") from error  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def _of_datasets(source: str, load: Any, split: str | None) -> Iterator[Mapping[
         raise
     except Exception as error:  # the library raises whatever its file systems and scripts raise
         kind = "a name" if source.startswith(HUB) else "a folder"
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        said = f"{type(error).__name__}: {one_line(error, 200)}"
         raise _bad(source, f"{kind}, for which `datasets` says {said}",
                    "a data set that it loads", "check its name and files") from error  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any
 from omni_grpo_core.core.processing import pil_image
 from omni_grpo_core.engines.requests import Answer, Drawn, EngineLost, Request, Sampling
 from omni_grpo_core.engines.weights import fingerprint
-from omni_grpo_core.errors import BatchError, ConfigError
+from omni_grpo_core.errors import BatchError, ConfigError, one_line
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE
 
@@ -84,7 +84,7 @@ class VllmBackend:
         except Exception as error:  # any of the engine's own, torch's or Python's
             raise EngineLost(
                 self.name,
-                got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                got=f"{type(error).__name__}: {one_line(error)}",
                 want="completions",
                 fix="read vLLM's output above; for memory, lower vllm: memory or max_num_seqs",
             ) from error
@@ -160,7 +160,7 @@ class VllmBackend:
         except Exception as error:  # of the engine, of torch, of the folder
             raise ConfigError(
                 f"vllm {vllm_version()}",
-                got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                got=f"{type(error).__name__}: {one_line(error)}",
                 want="an engine that starts",
                 fix="read vLLM's output above; for memory, lower vllm: memory or max_model_len",
             ) from error

@@ -14,6 +14,7 @@ import torch
 
 from omni_grpo_core.core.observers import SKIPS_DECODING
 from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.errors import one_line
 from omni_grpo_core.fast.attention import decoding
 from omni_grpo_core.fast.prefix import SharedPrefix
 
@@ -83,8 +84,9 @@ class Compiled:
             raise
         except Exception as error:
             self._usable = False
-            reason = " ".join(str(error).split())[:300]
-            warnings.warn(f"tokens are decoded without compiled layers: {reason}", stacklevel=4)
+            warnings.warn(
+                f"tokens are decoded without compiled layers: {one_line(error)}", stacklevel=4
+            )
         return self._usable
 
 

@@ -29,6 +29,7 @@ from omni_grpo_core.core.rollout import (
     choose,
     completions_of,
 )
+from omni_grpo_core.errors import one_line
 from omni_grpo_core.fast.attention import poison
 from omni_grpo_core.fast.compiled import Compiled, watched
 from omni_grpo_core.fast.prefix import SharedPrefix
@@ -158,7 +159,8 @@ class _Decoding:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._advance()
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            warnings.warn(f"tokens are decoded without a CUDA graph: {reason}", stacklevel=2)
+            warnings.warn(
+                f"tokens are decoded without a CUDA graph: {one_line(error)}", stacklevel=2
+            )
             return self._advance
         return graph.replay

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from omni_grpo_core.errors import one_line
 from omni_grpo_core.io.bounded import (
     MAX_DEPTH,
     MAX_DIGITS,
@@ -45,7 +46,7 @@ def yaml_value(text: str) -> Any:
     except RecursionError:
         raise Unreadable(f"values nested more than {MAX_DEPTH} deep") from None
     except yaml.YAMLError as error:
-        raise Unreadable(f"not YAML ({' '.join(str(error).split())[:200]})") from None
+        raise Unreadable(f"not YAML ({one_line(error, 200)})") from None
     finally:
         if loader is not None:
             loader.dispose()

@@ -31,7 +31,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omni_grpo_core.errors import ConfigError, OmniGrpoError, printable
+from omni_grpo_core.errors import ConfigError, OmniGrpoError, one_line, printable
 from omni_grpo_core.io.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TextIO
 
 _PLAIN = str.maketrans({"✓": "+", "✗": "x", "◌": "o", "→": "->", "…": "...", "–": "-", "·": "."})
-_LONGEST = 300
-"""Characters kept of a third-party error message; numpy's fills a screen."""
 _MACHINE = frozenset(
     getattr(errno, name)
     for name in (
@@ -238,10 +236,10 @@ def _named_variable(error: BaseException) -> str | None:
 def _message(error: BaseException) -> str:
     """The message of a third-party error, on one short line."""
     try:
-        message = " ".join(str(error).split())
+        message = one_line(error)
     except Exception:  # an error that cannot be printed is still an error
         message = ""
-    return (message or type(error).__name__)[:_LONGEST]
+    return message or type(error).__name__
 
 
 def _bad_usage(error: Any) -> ConfigError:

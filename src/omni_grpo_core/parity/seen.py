@@ -27,7 +27,7 @@ from omni_grpo_core._version import __version__
 from omni_grpo_core.core.batch import collate, expected_lengths, find_spans, placeholder_ids
 from omni_grpo_core.core.forward import positions
 from omni_grpo_core.core.media import decoder_version
-from omni_grpo_core.errors import OmniGrpoError
+from omni_grpo_core.errors import OmniGrpoError, one_line
 from omni_grpo_core.parity.given import Given, Setup
 from omni_grpo_core.parity.layout import Names, names_of, parse, runs_of
 from omni_grpo_core.types import (
@@ -121,7 +121,7 @@ def trace_of(
 
 def failed(header: Mapping[str, str], given: Given, error: Exception) -> Trace:
     """The trace of a row that a path raised at."""
-    said = " ".join(str(error).split())[:400]
+    said = one_line(error, 400)
     sentence = f"{type(error).__name__}: {said}" if said else type(error).__name__
     named = {**header, "sample_id": given.sample.sample_id, "shows": "nothing", "error": sentence}
     return Trace(named, ())

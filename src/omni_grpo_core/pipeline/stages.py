@@ -29,7 +29,7 @@ from omni_grpo_core.core.forward import (
 )
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.core.rollout import rollout
-from omni_grpo_core.errors import CheckpointError
+from omni_grpo_core.errors import CheckpointError, one_line
 from omni_grpo_core.pipeline.checks import (
     check_completions,
     check_embeddings,
@@ -179,7 +179,7 @@ def _library(context: Context, values: Values) -> tuple[LibraryForward, ...]:
                 raise
             raise CheckpointError(
                 f"forward of sample {row.sample_id}",
-                got=f"{type(error).__name__} in transformers: {' '.join(str(error).split())[:300]}",
+                got=f"{type(error).__name__} in transformers: {one_line(error)}",
                 want="a model that accepts its processor's output",
                 fix="use the config and processor of the base checkpoint, and a supported version "
                 "of transformers",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.errors import TrainError
+from omni_grpo_core.errors import TrainError, one_line
 from omni_grpo_core.io import is_out_of_memory
 from omni_grpo_core.io.atomic import sync, write_file
 from omni_grpo_core.io.bounded import Unreadable, json_value, read_bytes, read_text
@@ -270,7 +270,7 @@ def _written(target: Path, write: Callable[[], None]) -> None:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        text = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
+        text = one_line(getattr(error, "strerror", None) or error)
         raise TrainError(
             str(target), got=f"{type(error).__name__}: {text}", want="a writable path",
             fix="check permissions and free space, then start the run again: what was saved "

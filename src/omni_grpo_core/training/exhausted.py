@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from omni_grpo_core.errors import ConfigError, OmniGrpoError, TrainError
+from omni_grpo_core.errors import ConfigError, OmniGrpoError, TrainError, one_line
 from omni_grpo_core.io import is_out_of_memory
 from omni_grpo_core.training.liveness import Liveness
 
@@ -82,7 +82,7 @@ class Watch:
         return found
 
     def exhausted(self, error: Exception, stage: Stage | None = None) -> ConfigError:
-        text = " ".join(str(error).split())[:300] or "out of memory"
+        text = one_line(error) or "out of memory"
         parts = held(self.model, self.optimizer, _ELSE.get(stage, "activations") if stage else None)
         return ConfigError(
             f"memory, {stage}" if stage else "memory",

@@ -15,7 +15,7 @@ from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.core.sample import load_samples
 from omni_grpo_core.engines.requests import Backend
-from omni_grpo_core.errors import TrainError
+from omni_grpo_core.errors import TrainError, one_line
 from omni_grpo_core.fast.support import choose_fast
 from omni_grpo_core.io import is_out_of_memory
 from omni_grpo_core.io.atomic import write_file
@@ -189,7 +189,7 @@ class Run:
                 raise
             raise TrainError(
                 str(saved.folder),
-                got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                got=f"{type(error).__name__}: {one_line(error)}",
                 want="weights and optimizer of this model",
                 fix="use the checkpoint and the library versions that the run was started with",
             ) from error
