@@ -270,16 +270,20 @@ def _check_rope(text: Mapping[str, Any], folder: Path) -> None:
             and head
             and not (whole and len(sections) == 3 and 2 * sum(sections) == head)
         ):
-            raise CheckpointError(
-                str(folder / "config.json"),
-                got=f"mrope_section {shown(sections)} for a head size of {head}",
-                want=f"three sections that sum to {head // 2}",
-                fix="write both rope_parameters and rope_scaling, for either major version of "
-                "transformers",
-            )
+            raise wrong_sections(folder, sections, head)
         theta = rope.get("rope_theta")
         if theta is not None and not is_size(theta, real=True):
             _bad_config(folder, f"rope_theta {shown(theta)}", "a number above 0")
+
+
+def wrong_sections(folder: Path, sections: object, head: int) -> CheckpointError:
+    """The error for rope sections that are not halves of the head size ``head``."""
+    return CheckpointError(
+        str(folder / "config.json"),
+        got=f"mrope_section {shown(sections)} for a head size of {head}",
+        want=f"three sections that sum to {head // 2}",
+        fix="write both rope_parameters and rope_scaling, for either major version of transformers",
+    )
 
 
 def _check_ids(content: Mapping[str, Any], vocabulary: Any, path: Path) -> None:

@@ -27,6 +27,7 @@ from omni_grpo_core.core.checkpoint_files import (
     check_generation,
     read_object,
     refuse_adapter,
+    wrong_sections,
 )
 from omni_grpo_core.core.dialect import modes_restored
 from omni_grpo_core.core.family import Family, family_of, published_name
@@ -356,13 +357,7 @@ def _check_rope_sections(folder: Path, model: Any) -> None:
     sections = rope.get("mrope_section")
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if not sections or 2 * sum(sections) != head:
-        raise CheckpointError(
-            str(folder / "config.json"),
-            got=f"mrope_section {sections} for a head size of {head}",
-            want=f"three sections that sum to {head // 2}",
-            fix="write both rope_parameters and rope_scaling, for either major version of "
-            "transformers",
-        )
+        raise wrong_sections(folder, sections, head)
 
 
 def _eos_token_ids(checkpoint: str, model: Any, tokenizer: Any) -> tuple[int, ...]:
