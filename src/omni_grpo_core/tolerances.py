@@ -104,10 +104,6 @@ ENGINE: Mapping[str, Limit] = {
 FEATURES = Tolerance(atol=1e-4, rtol=1e-4)
 """Normalised pixels and mel features are a few units large, and went through the same float32
 arithmetic in two processes."""
-LOSS = Tolerance(atol=1e-6, rtol=2e-5)
-"""A recomputed loss; relative to the mean size of its tokens' terms, with which rounding scales."""
-ADVANTAGE = 1e-3
-"""Relative: trainers add 1e-4 or 1e-6 to a deviation that may itself be .01, in float32."""
 POSITION = 0.01
 """For a time position: float32 resolves this up to 100,000."""
 

@@ -22,7 +22,6 @@ from omni_grpo_core.faults.plan import BY_ID
 TRAINING = replace(EVAL, training=True, checkpointing=True)
 OLD = torch.full((4, 3), 1 / 3).log()
 SAME = ((5, 6, 9), (5, 6, 9), (7, 8, 9), (7, 8, 9))
-DAPO = {"loss_type": "dapo"}
 
 
 @pytest.mark.parametrize(

@@ -442,7 +442,6 @@ WEIGHTS = (
 
 QWEN3 = tiny.checkpoint_dir("qwen3")
 QWEN25 = tiny.checkpoint_dir()
-PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json",
              "special_tokens_map.json")  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omni_grpo_core.trace.runs import format_runs, parse_runs
+from omni_grpo_core.trace.runs import parse_runs, runs
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from omni_grpo_core.trace.runs import format_runs, parse_runs
     ],
 )
 def test_runs_by_hand(values: list[int], text: str) -> None:
-    assert format_runs(values) == text
+    assert ", ".join(map(str, runs(values))) == text
     assert parse_runs(text, len(values)) == values
 
 

@@ -22,8 +22,7 @@ _DEFAULT_EPSILON = 0.2
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
     """One loss in the project's own terms. ``mask``: bool, (N, C). ``whole``: masks of all losses
-    of the optimizer step, including this one's. ``configured_parts``: micro-batches per step by
-    the settings."""
+    of the optimizer step, including this one's."""
 
     config: LossConfig
     beta: float
@@ -33,7 +32,6 @@ class Parts:
     advantages: Tensor
     mask: Tensor
     whole: tuple[Tensor, ...]
-    configured_parts: int
 
 
 def parts_of(loss: LossSeen, step: Sequence[LossSeen]) -> Parts | None:
@@ -61,13 +59,7 @@ def parts_of(loss: LossSeen, step: Sequence[LossSeen]) -> Parts | None:
         advantages=advantages.double(),
         mask=mask.bool(),
         whole=others or (mask.bool(),),
-        configured_parts=_configured_parts(loss.settings) or len(others) or 1,
     )
-
-
-def _configured_parts(settings: Mapping[str, Any]) -> int:
-    value = settings.get("gradient_accumulation_steps")
-    return value if isinstance(value, int) and value > 0 else 0
 
 
 def beta_of(settings: Mapping[str, Any]) -> float | None:

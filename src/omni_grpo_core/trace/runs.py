@@ -88,17 +88,8 @@ def _constant_from(values: Sequence[int], start: int) -> bool:
     )
 
 
-def format_runs(values: Sequence[int]) -> str:
-    """All of ``values``, (n,), on one line.
-
-    >>> format_runs([0, 1, 2, 3, 4, 4, 4, 7])
-    '0..3 step 1, 4×3, 7'
-    """
-    return ", ".join(str(run) for run in runs(values))
-
-
 def parse_runs(text: str, most: int) -> list[int]:
-    """The inverse of :func:`format_runs`; separators may be commas or spaces.
+    """The inverse of :func:`runs`, as text; separators may be commas or spaces.
 
     Raises ``ValueError`` for text that is not runs, or for more than ``most`` integers.
 
