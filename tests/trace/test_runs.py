@@ -20,6 +20,7 @@ from omni_grpo_core.trace.runs import parse_runs, runs
         ([0, 1, 2, 3, 4, 4, 4], "0..3 step 1, 4×3"),
         ([4, 4, 4, 5, 6, 7, 8], "4×3, 5..8 step 1"),
         ([0, 25, 50, 75, 7], "0..75 step 25, 7"),
+        ([0, 2**63], "0, 9223372036854775808"),
     ],
 )
 def test_runs_by_hand(values: list[int], text: str) -> None:

@@ -49,6 +49,8 @@ def runs(values: Sequence[int] | np.ndarray[Any, Any]) -> Iterator[Run]:
     """
     # exact: the difference of two 64-bit integers may need more
     integers = np.asarray(values)
+    if integers.dtype.kind == "f":  # numpy's choice for a list of numbers below and above 2**63
+        integers = np.asarray(values, dtype=object)
     if integers.dtype.itemsize == 8:
         integers = integers.astype(object) if _is_wide(integers) else integers
     else:
