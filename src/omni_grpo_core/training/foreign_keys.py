@@ -117,6 +117,9 @@ FOREIGN_KEYS: Mapping[str, str] = {
     "FSDP version 2 by `accelerate launch`, which shards like ZeRO 3",
     **_each(_LAUNCHER, "fsdp fsdp_config ddp_find_unused_parameters ds3_gather_for_generation "
             "n_gpus_per_node nnodes local_rank parallelism_config"),
+    **_each(_NONE + "the optimizer's state stays on the device, in eight bits with optimizer: "
+            "name: adamw_8bit; gradients leave it with offload_gradients",
+            "offload_optimizer optimizer_offload"),
     **_each("fast, the shared and compiled step", "torch_compile use_liger_kernel padding_free "
             "pad_to_multiple_of cache_implementation use_transformers_paged "
             "use_transformers_continuous_batching transformers_continuous_batching_config"),
