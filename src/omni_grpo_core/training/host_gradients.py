@@ -1,6 +1,6 @@
 """Gradients that leave the device as they are made, for pinned memory of the host.
 
-ZeRO-Offload (arXiv 2101.06840, section 4.2) sends gradients out during the backward pass; here the
+ZeRO-Offload (arXiv 2101.06840, section 4.1) sends gradients out during the backward pass; here the
 optimizer stays on the device, and they come back for its step, a part at a time. The other way to
 hold few at a time, an update within the backward pass (LOMO, arXiv 2306.09782), needs a second pass
 where gradients are clipped by the norm of all.
