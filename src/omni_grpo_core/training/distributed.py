@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.training.config import TrainConfig
-from omni_grpo_core.training.load_config import check_launcher
+from omni_grpo_core.training.launcher import check_launcher
 from omni_grpo_core.training.sharding import mixed_precision, whole
 
 with extra("train"):
@@ -32,7 +32,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate as the launcher configured it.
 
     On CPU Accelerate silently ignores FSDP; it is enabled here, over gloo. Raises ``ConfigError``
-    as :func:`~omni_grpo_core.training.load_config.check_launcher` does.
+    as :func:`~omni_grpo_core.training.launcher.check_launcher` does.
     """
     check_launcher(os.environ)
     sharding = None

@@ -25,6 +25,7 @@ from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
 from omni_grpo_core.training.check_trained import check_reached, check_trained
 from omni_grpo_core.training.config import TrainConfig, as_values
 from omni_grpo_core.training.foreign_keys import explained
+from omni_grpo_core.training.launcher import check_launcher, world_size
 from omni_grpo_core.training.memory import GIB, Estimate, check_memory
 from omni_grpo_core.training.placement import fewest
 from omni_grpo_core.training.positions import check_positions, positions_of
@@ -105,51 +106,6 @@ def load_train_config(
     if estimate is not None:
         say(f"memory: {estimate.peak / GIB:.3g} GiB expected (GiB: {estimate})")
     return config, warnings
-
-
-_NOT_BY_ACCELERATE: Mapping[str, str] = {
-    "FSDP_ACTIVATION_CHECKPOINTING": "set gradient_checkpointing in the run's file: it is on where "
-    "gradients are, and off in sampling",
-    "FSDP_OFFLOAD_PARAMS": "use more processes, lora or freeze: sampling needs all weights on the "
-    "device",
-}
-"""What a launcher can ask of FSDP, and what to do instead."""
-
-
-def check_launcher(environment: Mapping[str, str]) -> None:
-    """Check the configuration of ``accelerate launch``, by the variables that it sets.
-
-    Raises ``ConfigError`` for DeepSpeed, whose engine clips and updates the weights within the
-    backward pass, before the guard has seen loss and gradient; for FSDP version 1, under which a
-    wrapped model cannot be sampled from; and for its offloading and checkpointing.
-    """
-    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise _bad("accelerate configuration", "DeepSpeed", "distributed_type FSDP or MULTI_GPU",
-                   "use FSDP version 2, which shards like ZeRO 3: DeepSpeed's engine updates the "
-                   "weights before the guard has seen the step")  # fmt: skip
-    sharded = environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if sharded and environment.get("FSDP_VERSION", "1") != "2":
-        raise _bad("accelerate configuration", "FSDP version 1", "fsdp_version: 2",
-                   "set it: under version 1 a wrapped model cannot be sampled from")  # fmt: skip
-    for key, instead in _NOT_BY_ACCELERATE.items():
-        if sharded and environment.get(key, "false").lower() == "true":
-            raise _bad("accelerate configuration", f"{key.lower()}: true", "false", instead)
-
-
-def world_size(environment: Mapping[str, str]) -> int:
-    """How many processes the launcher started. Raises ``ConfigError`` for variables that no
-    launcher sets: libraries would wait for processes that do not exist."""
-    world, rank = environment.get("WORLD_SIZE", "1"), environment.get("RANK", "0")
-    if not (world.isdecimal() and rank.isdecimal() and int(rank) < int(world)):
-        raise _bad(
-            "environment", f"WORLD_SIZE {world!r} and RANK {rank!r}",
-            "those of `accelerate launch`", "unset them, or use the launcher",
-        )  # fmt: skip
-    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
-    if int(world) > 1 and lacking:
-        raise _bad("environment", f"WORLD_SIZE {world} without {', '.join(lacking)}",
-                   "those of `accelerate launch`", "unset it, or use the launcher")  # fmt: skip
-    return int(world)
 
 
 def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
