@@ -123,3 +123,5 @@ def test_other_media_need_another_number_of_placeholders() -> None:
 def test_nothing_is_claimed_of_what_no_change_gives() -> None:
     assert causes(WHOLE, [*HEAD, 77, *PICTURE, 78, *SOUND, 79]) == []
     assert causes(WHOLE, WHOLE) == []
+    # two changes are tried, the first of which may leave the clip without a single frame
+    assert causes(INSIDE, [99, *INSIDE[1:]], GRIDS) == []

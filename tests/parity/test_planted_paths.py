@@ -307,15 +307,6 @@ def test_a_prompt_without_its_generation_prompt_and_one_with_a_system_message(
     assert (row.stage, row.causes[0].sentence) == ("text", "with 'Be brief.\\n' at character 0")
 
 
-def test_a_path_that_raises_is_a_finding(compared: Callable[[int, Path], RowResult]) -> None:
-    def broken(messages: list[dict[str, Any]], processor: Any) -> Output:
-        raise KeyError("audio")
-
-    row = compared(SOUND, broken)
-    assert (row.verdict, row.causes[0].name) == ("failed", "raised")
-    assert "KeyError: 'audio'" in row.sentence
-
-
 def test_frames_are_named_by_their_number_in_the_file(
     setup: Setup, compared: Callable[[int, Path], RowResult]
 ) -> None:

@@ -315,7 +315,7 @@ def _left_behind(piece: Piece, names: Names) -> Piece:
 def _left_inside(piece: Piece, names: Names) -> Piece:
     """The same, left behind the last of its frames."""
     first = _first(piece, names)[0]
-    if piece.kind != "both":
+    if piece.kind != "both" or first not in piece.body:
         return piece
     end = len(piece.body) - piece.body[::-1].index(first)
     rest = (first,) * (piece.body.count(first) - 1)

@@ -11,10 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from omni_grpo_core.core.sample import load_samples
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import BatchError, ConfigError
 from omni_grpo_core.io.atomic import new_folder
+from omni_grpo_core.parity.accepted import accepted
 from omni_grpo_core.parity.given import Setup, given_rows, setup_of
-from omni_grpo_core.parity.paths import UsersPath, open_path, users_path
+from omni_grpo_core.parity.paths import PATHS, UsersPath, open_path, users_path
 from omni_grpo_core.parity.seen import failed, header_of, listening, trace_of
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.trace.store import load_trace, save_trace
@@ -49,9 +50,15 @@ def run_path(
     on_row: OnRow = lambda row: None,
 ) -> tuple[Trace, ...]:
     """One trace per sample, of a path by its name or of a user's function. What a path raises at a
-    row is kept in that row's header as ``error``."""
+    row is kept in that row's header as ``error``.
+
+    Raises :class:`~omni_grpo_core.errors.BatchError` for an output that is none, and where a user's
+    function raises at every row.
+    """
     path = open_path(name, setup) if isinstance(name, str) else users_path(name, setup)
-    header = header_of(name if isinstance(name, str) else name.__qualname__, setup)
+    title = name if isinstance(name, str) else getattr(name, "__qualname__", type(name).__name__)
+    header = header_of(title, setup)
+    vocabulary = 1 + max(setup.processor.tokenizer.get_vocab().values())
     traces = []
     for number, given in enumerate(given_rows(setup, samples)):
         on_row(number)
@@ -61,7 +68,15 @@ def run_path(
             except Exception as error:  # a foreign library's: the row is a finding, not our bug
                 traces.append(failed(header, given, error))
                 continue
-        traces.append(trace_of(header, given, output, sounds, setup))
+        row = accepted(output, f"{title}, {given.sample.sample_id}", vocabulary)
+        traces.append(trace_of(header, given, row, sounds, setup))
+    if title not in PATHS and traces and all("error" in trace.header for trace in traces):
+        raise BatchError(
+            title,
+            got=f"{traces[0].header['error']}, and none of {len(traces)} rows without an error",
+            want="function(messages, processor) that returns what the processor does for a row",
+            fix="correct it: nothing can be compared",
+        )
     return tuple(traces)
 
 

@@ -13,10 +13,12 @@ Four stages, made alike from whatever a path returns:
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -100,9 +102,9 @@ def trace_of(
     sounds: Sounds,
     setup: Setup,
 ) -> Trace:
-    """The trace of one row."""
+    """The trace of one row. ``output``: :func:`~omni_grpo_core.parity.accepted.accepted`."""
     names = names_of(setup.processor)
-    ids = _ids(output)
+    ids: Tensor = output["input_ids"]
     tensors = canonical(output)
     known = not output.get("ids_only")
     spans, check = _spans(ids, tensors, setup, known)
@@ -123,17 +125,19 @@ def failed(header: Mapping[str, str], given: Given, error: Exception) -> Trace:
     """The trace of a row that a path raised at."""
     said = one_line(error, 400)
     sentence = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    sentence += _place(error)
     named = {**header, "sample_id": given.sample.sample_id, "shows": "nothing", "error": sentence}
     return Trace(named, ())
 
 
-def _ids(output: Mapping[str, Any]) -> Tensor:
-    """int64, (L,), without padding."""
-    ids = torch.as_tensor(output["input_ids"]).to(torch.int64)
-    mask = output.get("attention_mask")
-    if mask is not None and torch.as_tensor(mask).shape == ids.shape:
-        return ids[torch.as_tensor(mask).bool()]
-    return ids.flatten()
+def _place(error: Exception) -> str:
+    """The last line of code that is neither ours nor an installed library's."""
+    ours = str(Path(__file__).parents[1])
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and not frame.filename.startswith((ours, "<"))
+    ]  # fmt: skip
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
 def canonical(output: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -144,12 +148,12 @@ def canonical(output: Mapping[str, Any]) -> dict[str, Tensor]:
         name = _ALIASES.get(key, key)
         if value is None or name not in (*_WHOLE, *_REAL):
             continue
-        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
-            value = torch.stack([one.flatten() if one.dim() < 2 else one for one in value])
-        tensor = torch.as_tensor(value).detach().cpu()
-        found[name] = tensor.to(torch.int64 if name in _WHOLE else torch.float32)
+        found[name] = value.to(torch.int64 if name in _WHOLE else torch.float32)
     if "video_second_per_grid" in found:
         found["video_second_per_grid"] = found["video_second_per_grid"].flatten()
+    for name in ("feature_attention_mask", "input_features"):
+        if name in found and found[name].dim() == (1 if name.endswith("mask") else 2):
+            found[name] = found[name][None]  # a single sound
     mask = found.get("feature_attention_mask")
     if mask is not None and "input_features" in found:
         longest = int(mask.sum(-1).max()) if mask.numel() else 0
@@ -252,8 +256,8 @@ def _positions(output: Mapping[str, Any], row: Row, setup: Setup) -> Tensor | No
     whole = setup.policy.family.whole_positions
     dtype = torch.int64 if whole else torch.float32
     if own is not None:
-        tensor: Tensor = torch.as_tensor(own)
-        return tensor.reshape(-1, tensor.shape[-1])[-3:].to(dtype)
+        tensor: Tensor = own.to(dtype)
+        return tensor
     if setup.policy.model is None:
         return None
     try:

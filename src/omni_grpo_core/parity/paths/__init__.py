@@ -84,5 +84,15 @@ def _users(name: str, setup: Setup) -> InputPath:
 
 
 def users_path(function: UsersPath, setup: Setup) -> InputPath:
-    """A user's function as a path."""
+    """A user's function as a path.
+
+    Raises :class:`~omni_grpo_core.errors.ConfigError` for what cannot be called.
+    """
+    if not callable(function):
+        raise ConfigError(
+            "input path",
+            got=f"a {type(function).__name__}",
+            want="a function of (messages, processor)",
+            fix="name the function",
+        )
     return lambda given: function(given.messages(), setup.processor)
