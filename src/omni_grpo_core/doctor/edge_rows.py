@@ -96,7 +96,7 @@ def _rows_to_generate(
         for one in taken
     ]
     whole = [row.at for row, found in zip(taken, alike, strict=True) if found]
-    if len(whole) < len(taken) and _stale(trail, between, taken, made):
+    if len(whole) < len(taken) and _stale(trail, between, taken):
         return
     note_judged(trail.case, "batch")
     handed: list[Handed] = []
@@ -202,7 +202,7 @@ def _judge_order(
     alike: Sequence[Sequence[int]],
 ) -> None:  # fmt: skip
     every = range(len(taken))
-    places = _in_order(alike, len(made))
+    places = _in_order(alike)
     if places is None:
         places = [found[0] for found in alike]
         found = reproductions(torch.arange(len(made)), torch.tensor(places))
@@ -221,10 +221,10 @@ def _judge_order(
     trail.ok(between, every, ", ".join(filter(None, (times(places, places), cast))))
 
 
-def _in_order(alike: Sequence[Sequence[int]], pool: int) -> list[int] | None:
+def _in_order(alike: Sequence[Sequence[int]]) -> list[int] | None:
     """A place for each row such that none goes back, or all are repeated as a whole.
 
-    >>> _in_order([[0], [0], [1]], 2), _in_order([[0], [1], [0], [1]], 2), _in_order([[1], [0]], 2)
+    >>> _in_order([[0], [0], [1]]), _in_order([[0], [1], [0], [1]]), _in_order([[1], [0]])
     ([0, 0, 1], [0, 1, 0, 1], None)
     """
     runs: list[list[int]] = [[]]
@@ -255,7 +255,7 @@ def _casts(taken: Sequence[FedRow], made: Sequence[FedRow]) -> str:
     return f"cast to {cast}" if cast else ""
 
 
-def _stale(trail: Trail, between: Between, taken: Sequence[FedRow], made: Sequence[FedRow]) -> bool:
+def _stale(trail: Trail, between: Between, taken: Sequence[FedRow]) -> bool:
     """Whether whole rows are those of an earlier step, although this one has made its own."""
     for name, before in earlier_steps(trail.case):
         old = [row for call in before.processed for row in rows_in(before, call)]
@@ -283,7 +283,7 @@ def _without_processor(trail: Trail, between: Between, taken: Sequence[FedRow]) 
             continue
         own = {text for found in alike for row in found for text in _text_of(row)}
         if rendered and own and not rendered & own:
-            _stale(trail, between, taken, ())
+            _stale(trail, between, taken)
         else:
             trail.ok(between, (row.at for row in taken), f"made in {name}")
         return

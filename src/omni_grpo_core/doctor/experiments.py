@@ -80,7 +80,7 @@ def _modes_of_generate(policy: Policy, call: GenerateCall) -> Iterator[Experimen
         right = _greedy(policy, call, use_cache=True)
         slow = _greedy(policy, call, use_cache=False)
     yield _compared(
-        policy, call, right, slow, "logits.cache-differs",
+        policy, right, slow, "logits.cache-differs",
         "greedily in eval mode, with the cache and without",
         "this version's cache is sound", "decoding with the cache gives different answers",
     )  # fmt: skip
@@ -108,14 +108,14 @@ def _modes_of_generate(policy: Policy, call: GenerateCall) -> Iterator[Experimen
             )  # fmt: skip
             return
     yield _compared(
-        policy, call, right, recorded, "gen.checkpointing-train", how,
+        policy, right, recorded, "gen.checkpointing-train", how,
         "the recorded mode does no harm in this version of transformers",
         "the recorded mode alone changes the answers",
     )  # fmt: skip
 
 
 def _compared(
-    policy: Policy, call: GenerateCall, right: Tensor, other: Tensor, cause: str, how: str,
+    policy: Policy, right: Tensor, other: Tensor, cause: str, how: str,
     same: str, differs: str,
 ) -> Experiment:  # fmt: skip
     width = min(right.shape[1], other.shape[1])

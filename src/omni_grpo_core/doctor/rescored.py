@@ -59,7 +59,7 @@ def scoring(case: Case, call: ForwardCall) -> tuple[Reproduction, ...]:
     return tuple(found)
 
 
-def first_scores(case: Case, call: GenerateCall, known: Replayed) -> tuple[Reproduction, ...]:
+def first_scores(call: GenerateCall, known: Replayed) -> tuple[Reproduction, ...]:
     """The same of the scores after a prompt: (N, V)."""
     mask, embeds, where = (
         call.inputs.get("attention_mask"),

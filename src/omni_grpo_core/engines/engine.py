@@ -145,7 +145,7 @@ class SeparateEngine:
         """Raises ``EngineLost`` if the engine fails twice. ``first`` is 0: the engine serves one
         process, which samples whole groups."""
         sampling = sampling_of(self._policy, group_size, max_new_tokens, temperature)
-        requests = make_requests(self._policy, inputs, seed)
+        requests = make_requests(inputs, seed)
         answers = self._again(lambda: self._backend.generate(requests, sampling))
         self._backend.sleep()
         return as_rollout(self._policy, inputs, answers, sampling, seed)

@@ -102,7 +102,7 @@ class EngineLost(TrainError):
     has been applied: a rollout comes before its update."""
 
 
-def make_requests(policy: Policy, inputs: Inputs, seed: int) -> list[Request]:
+def make_requests(inputs: Inputs, seed: int) -> list[Request]:
     """One request per row of ``inputs``. A completion's seed depends on ``seed`` and the sample
     alone, so that it is the same in a resumed run and in another order of rows."""
     return [

@@ -54,7 +54,7 @@ class Sides:
     def ask(self, inputs: Inputs, seed: int, temperature: float, length: int) -> list[Answer]:
         """The engine's answers on ``inputs``, ``GROUP`` completions of each."""
         sampling = sampling_of(self.policy, GROUP, length, temperature)
-        return self.backend.generate(make_requests(self.policy, inputs, seed), sampling)
+        return self.backend.generate(make_requests(inputs, seed), sampling)
 
     def read(
         self, inputs: Inputs, answers: Sequence[Answer], temperature: float, length: int

@@ -149,9 +149,9 @@ def _stage_result(
             differences=tuple(difference for difference, _ in others),
             kinds=tuple(kind for _, kind in others),
         )
-        verdict = worst((verdict, _verdict(replay, stage, rest, held)))
+        verdict = worst((verdict, _verdict(stage, rest, held)))
     else:
-        verdict = _verdict(replay, stage, seen, held)
+        verdict = _verdict(stage, seen, held)
     return StageResult(
         stage=stage,
         verdict=verdict,
@@ -177,7 +177,7 @@ def _measured(
         yield difference
 
 
-def _verdict(replay: Replay, stage: str, seen: Seen, held: bool) -> Verdict:
+def _verdict(stage: str, seen: Seen, held: bool) -> Verdict:
     kinds = set(seen.kinds)
     if "not finite" in kinds:
         return "degenerate"

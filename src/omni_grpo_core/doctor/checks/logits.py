@@ -271,7 +271,7 @@ def _of_a_copy(case: Case, call: GenerateCall) -> Iterable[Evidence]:
 
 def _of_prompt(case: Case, call: GenerateCall) -> tuple[Reproduction, ...]:
     known = replay_rollout(case, call)
-    return () if known is None else rescored.first_scores(case, call, known)
+    return () if known is None else rescored.first_scores(call, known)
 
 
 def _as_scored(case: Case, call: GenerateCall) -> bool:

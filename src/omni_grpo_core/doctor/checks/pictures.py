@@ -56,7 +56,7 @@ def pictures(
             return
     yield from _size(case, item, given, known)
     if item.ref.modality == "video":
-        yield from _order(case, item, given, held, own, known)
+        yield from _order(case, item, held, own, known)
 
 
 def _off(item: Shown, own: Matched, known: Mapping[str, Any]) -> Evidence:
@@ -136,7 +136,7 @@ def _size(case: Case, item: Shown, given: Tensor, known: dict[str, Any]) -> Iter
 
 
 def _order(
-    case: Case, item: Shown, given: Tensor, held: FileFrames, own: Matched, known: dict[str, Any]
+    case: Case, item: Shown, held: FileFrames, own: Matched, known: dict[str, Any]
 ) -> Iterator[Evidence]:
     """Which frames of the file these are, and in which order."""
     numbers, total = own.numbers, len(held.pictures)
