@@ -12,6 +12,7 @@ from train_runs import log, short
 
 from omni_grpo_core.engines.requests import Answer, EngineLost, Request, Sampling
 from omni_grpo_core.engines.transformers_backend import TransformersBackend
+from omni_grpo_core.engines.weights import fingerprint
 from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.losses import RolloutCorrection
 from omni_grpo_core.trace.store import load_trace
@@ -50,8 +51,9 @@ def test_the_log_says_how_far_engine_and_trainer_are_apart(tmp_path: Path) -> No
     backend = Flaky()
     lines = run(tmp_path / "run", backend, correction=RolloutCorrection())
     assert backend.loads == 3  # the weights of each step
-    assert lines[0]["engine/gap_max"] < 1e-4
-    assert "engine/gap_max" not in lines[1]  # proved every fifty steps
+    # proved before the first step, with the first weights that learned something, every fifty steps
+    assert [line.get("engine/gap_max", 0) < 1e-4 for line in lines] == [True, True, True]
+    assert ["engine/gap_max" in line for line in lines] == [True, True, False]
     for line in lines:
         # own kernels, on other batches: float32 sums in another order
         assert line["drift_max"] < 1e-4
@@ -85,6 +87,25 @@ def test_an_engine_that_stays_lost_ends_the_run_before_its_step_and_a_resume_is_
     # a resumed run is proved again: the log of its first step has the proof's numbers
     plain = [{k: v for k, v in line.items() if "engine/" not in k} for line in resumed]
     assert plain == [{k: v for k, v in line.items() if "engine/" not in k} for line in straight]
+
+
+class Unmoved(TransformersBackend):
+    """Says that it has the new weights, and keeps those of the checkpoint."""
+
+    def load(self, folder: Path) -> str:
+        return super().load(folder) if self._policy is None else fingerprint(folder)
+
+
+def test_weights_that_are_never_taken_over_are_found_with_the_first_that_learned(
+    tmp_path: Path,
+) -> None:
+    """At the start they are the trainer's own: the proof that holds then was the only one for fifty
+    steps."""
+    result = train(short(tmp_path / "run"), backend=Unmoved())
+    assert (result.status, result.step) == ("stopped", 1)
+    assert [(one.stage, one.name) for one in result.findings] == [
+        ("policy", "the engine has the trainer's weights")
+    ]
 
 
 class Stale(TransformersBackend):

@@ -100,7 +100,7 @@ class SeparateEngine:
         self._processor, self._every, self._warn = processor, every, warn
         self._sides = Sides(policy, backend, settings, lane, others or {})
         self._place = tempfile.TemporaryDirectory(prefix="omni-grpo-weights-")
-        self._proved = False
+        self._written, self._proved = "", set[str]()
 
     def push(self) -> None:
         """Write the weights, have them read, and compare fingerprints.
@@ -108,7 +108,9 @@ class SeparateEngine:
         Raises ``CheckpointError`` if the engine did not read what was written, ``EngineLost``.
         """
         folder = Path(self._place.name)
-        written = write_checkpoint(self._policy, self._weights(), folder, processor=self._processor)
+        weights = self._weights()
+        written = write_checkpoint(self._policy, weights, folder, processor=self._processor)
+        self._written = written
 
         def load() -> str:
             self._backend.wake()
@@ -125,11 +127,14 @@ class SeparateEngine:
             )
 
     def prove(self, inputs: Inputs, step: int, seed: int) -> Proof | None:
-        """Before the first step of a run, also of a resumed one, and every so many."""
-        if self._proved and step % self._every:
+        """Before the first step of a run, also of a resumed one, again with the first weights that
+        learned something, and every so many: before that an engine that keeps the checkpoint's
+        weights, or leaves out an adapter that is still 0, samples as it should."""
+        known = self._written in self._proved or len(self._proved) > 1
+        if known and step % self._every:
             return None
         proof = self._again(lambda: prove(self._sides, inputs, seed))
-        self._proved = True
+        self._proved.add(self._written)
         return proof
 
     def rollout(

@@ -130,7 +130,8 @@ class VllmConfig:
     seconds: float = 600.0
     """How long a call may take before the engine counts as hung."""
     prove_every: int = 50
-    """Steps between two proofs that engine and trainer agree; one is before the first step."""
+    """Steps between two proofs that engine and trainer agree; one is before the first step, and one
+    with the first weights that learned something."""
     max_model_len: int = 4096
     """Most tokens of a prompt and its completion."""
     max_num_seqs: int = 64
