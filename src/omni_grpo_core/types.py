@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -429,6 +429,46 @@ class Check:
     """Whether it holds."""
     detail: str
     """What was found, with its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSeen:
+    """What a failed check saw in one row of the batch."""
+
+    row: int
+    """Its number."""
+    sentence: str
+    """What was found and what was wanted, with the values."""
+    values: Mapping[str, Any]
+    """The same as plain data, for reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """What a rollout engine does otherwise than the trainer."""
+
+    stage: Stage
+    """The stage to blame."""
+    name: str
+    """What should hold: the name of the failed check."""
+    detail: str
+    """What was seen."""
+    proved: bool = True
+    """Whether this cause reproduces it; otherwise it is what is left, as no other one does."""
+    rows: tuple[RowSeen, ...] = ()
+    """Row by row, those that show it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSeen:
+    """What the proof of agreement saw of a rollout engine."""
+
+    name: str
+    """Name, version and place of the engine."""
+    prompt_ids: tuple[tuple[int, ...], ...]
+    """What it read of each row, after its own expansion of placeholders."""
+    disagreements: tuple[Disagreement, ...]
+    """Empty where it reads, scores and samples as the trainer does."""
 
 
 Value_co = TypeVar("Value_co", covariant=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -226,3 +227,11 @@ def test_silent_files_stop_the_command_with_exit_code_1_and_the_reason(
     assert "stopped at step 0: media: sounds not silent: 2 silent; every sound is silent" in err
     assert f"trace and report: {result['bundle']}" in err
     assert (Path(result["bundle"]) / "report.json").is_file()
+    # the command that it names shows the same
+    command = f"omni-grpo doctor {shlex.quote(result['bundle'])}"
+    assert command in err
+    code, out, _ = run_cli(*shlex.split(command)[1:], "--json")
+    assert code == 1
+    headline = json.loads(out)["headline"]
+    assert headline["stage"] == "media"
+    assert "the check 'sounds not silent' fails: 2 silent" in headline["sentence"]

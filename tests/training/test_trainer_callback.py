@@ -116,7 +116,7 @@ def test_a_stop_names_the_stage_and_can_be_pickled() -> None:
     stop = GuardStop(3, [Finding("garbage", "completion", "4 of 4")], Path("out") / "step-000003")
     assert str(stop) == (
         "completion: step 3: found completion: garbage: 4 of 4, wanted a run that can learn; "
-        "read the report in out/step-000003"
+        "run omni-grpo doctor out/step-000003"
     )
     again = pickle.loads(pickle.dumps(stop))
     assert (str(again), again.findings, again.bundle) == (str(stop), stop.findings, stop.bundle)

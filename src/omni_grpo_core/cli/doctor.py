@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 def doctor(
     trace: Annotated[
         Path | None,
-        typer.Argument(help="Folder written by record(), or one step of it."),
+        typer.Argument(
+            help="Folder written by record(), or one step of it; or the step at which a run of "
+            "omni-grpo train was stopped."
+        ),
     ] = None,
     dump: Annotated[
         tuple[str, Path] | None,
@@ -90,6 +93,7 @@ def doctor(
     from omni_grpo_core.doctor.allow import read_allowed, require_known
     from omni_grpo_core.doctor.checks.run import in_order
     from omni_grpo_core.doctor.diagnose import conclude, diagnose, require_judged, to_json
+    from omni_grpo_core.doctor.evidence import is_checked
     from omni_grpo_core.doctor.experiments import run_experiments
     from omni_grpo_core.doctor.load import as_cases, read_traces
     from omni_grpo_core.doctor.verdict import Allow, without_causes
@@ -106,7 +110,9 @@ def doctor(
             traces = _run(str(pipeline), checkpoint) if trace is None else read_traces(trace)
         as_cases(traces)
         on_stage("policy")
-        reference, why = _reference(checkpoint, [trace for _, trace in traces])
+        folder = _checkpoint(checkpoint, [trace for _, trace in traces])
+        replayed = not all(is_checked(trace) for _, trace in traces)
+        reference, why = _reference(folder, checkpoint) if replayed else (None, "")
         cases = in_order(as_cases(traces, reference, why))
         diagnoses = []
         for (name, _), case in zip(traces, cases, strict=True):
@@ -127,6 +133,11 @@ def doctor(
         from omni_grpo_core.report.html.doctor_page import doctor_page
 
         decode = None if reference is None else reference.policy.decode
+        if not replayed and folder is not None:
+            from omni_grpo_core.core.weightless import load_weightless
+
+            quiet_transformers()
+            decode = load_weightless(folder).decode
         write_page(html, doctor_page(cases, diagnoses, verdict, decode))
     found = {"steps": len(cases), **to_json(verdict, strict=strict)}
     if experiments:
@@ -147,21 +158,18 @@ def _known_causes() -> list[str]:
     return [*CAUSES, *BY_ID]
 
 
-def _reference(checkpoint: Path | None, traces: list[Trace]) -> tuple[Reference | None, str]:
-    """The reference pipeline of the given checkpoint, else of the recorded one if it exists; else
-    why there is none.
+def _checkpoint(given: Path | None, traces: list[Trace]) -> Path | None:
+    """The given checkpoint, else the recorded one if it exists."""
+    recorded = (Path(trace.header.get("checkpoint", "")) for trace in traces)
+    return given or next((path for path in recorded if (path / "config.json").is_file()), None)
+
+
+def _reference(folder: Path | None, checkpoint: Path | None) -> tuple[Reference | None, str]:
+    """The reference pipeline of a checkpoint, else why there is none.
 
     Raises:
-        CheckpointError: the given checkpoint is no model folder.
+        CheckpointError: the given ``checkpoint`` is no model folder.
     """
-    folder = checkpoint or next(
-        (
-            Path(trace.header["checkpoint"])
-            for trace in traces
-            if (Path(trace.header.get("checkpoint", "")) / "config.json").is_file()
-        ),
-        None,
-    )
     if folder is None:
         return None, "the recorded checkpoint is not here: pass --checkpoint"
     from omni_grpo_core.core.policy import load_policy

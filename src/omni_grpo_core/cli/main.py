@@ -215,7 +215,8 @@ def train(
     """Train a checkpoint with GRPO, or resume an interrupted run.
 
     For several processes: accelerate launch -m omni_grpo_core train CONFIG. Exit code 1: the guard
-    stopped the run; the reason and the path to that step's trace are printed.
+    stopped the run; the reason, the path to that step's trace and the command that shows it are
+    printed.
     """
     from omni_grpo_core.training.load_config import load_train_config
 
@@ -235,6 +236,7 @@ def train(
     quiet_libraries()
     from rich.console import Console
 
+    from omni_grpo_core.training.guard import doctor_command
     from omni_grpo_core.training.loop import train as run_training
     from omni_grpo_core.training.progress import display
 
@@ -263,6 +265,7 @@ def train(
         typer.echo(f"stopped at step {result.step}: {finding}", err=True)
     if result.bundle is not None and first:
         typer.echo(f"trace and report: {result.bundle}", err=True)
+        typer.echo(f"what was seen, row by row: {doctor_command(result.bundle)}", err=True)
     if as_json and first:
         print_json(result.to_json())
     raise typer.Exit(0 if result.status == "finished" else 1)

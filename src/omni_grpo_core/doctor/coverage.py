@@ -131,6 +131,11 @@ def merged(several: Iterable[Sequence[Coverage]]) -> tuple[Coverage, ...]:
 
 
 def _unjudged(case: Case, stage: Stage, shown: _Shown) -> Coverage:
+    if case.checked:
+        kept = any(record.stage == stage for record in case.trace.stages)
+        if kept:
+            return Coverage(stage, "unjudged", "it was kept, and nothing of it was checked")
+        return Coverage(stage, "unseen", "the run was stopped before it, or keeps nothing of it")
     if not any(isinstance(value, shown.by) for value in case.values):
         return Coverage(stage, "unseen", "not in this dump" if case.dumped else shown.unseen)
     noted = [sentence for sentence, stages in case.missing.items() if stage in stages]

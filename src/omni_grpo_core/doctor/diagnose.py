@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from omni_grpo_core.doctor.allow import without_allowed
+from omni_grpo_core.doctor.checks.stopped import LOOKS as STOPPED
 from omni_grpo_core.doctor.coverage import coverage_of, merged
 from omni_grpo_core.doctor.evidence import (
     Case,
@@ -42,7 +43,7 @@ def diagnose(
     evidence: list[Evidence] = []
     broken: list[str] = []
     failed: dict[Stage, str] = {}
-    for look in looks:
+    for look in STOPPED if case.checked else looks:
         try:
             evidence.extend(look(case))
         except Exception as error:  # a foreign recording may contain anything

@@ -137,6 +137,11 @@ class Case:
         return tuple(record.value for record in self.trace.stages)
 
     @property
+    def checked(self) -> bool:
+        """Whether it is a pass of our own pipeline, with checks, in place of a trainer's calls."""
+        return is_checked(self.trace)
+
+    @property
     def dumped(self) -> bool:
         """Whether it is what a trainer wrote by itself: rows, not calls that follow each other."""
         return "dump" in self.trace.header
@@ -151,6 +156,13 @@ class Case:
     losses = Calls(calls.LossSeen)
     gradients = Calls(calls.LossGradient)
     steps = Calls(calls.StepSeen)
+
+
+def is_checked(trace: Trace) -> bool:
+    """Whether a trace is a pass of our own pipeline, with checks, in place of a trainer's calls: as
+    a run leaves that was stopped."""
+    recorded = any(isinstance(record.value, calls.Call) for record in trace.stages)
+    return not recorded and any(record.checks for record in trace.stages)
 
 
 Look = Callable[[Case], Iterable[Evidence]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from omni_grpo_core.doctor.evidence import Case, Reference
+from omni_grpo_core.doctor.evidence import Case, Reference, is_checked
 from omni_grpo_core.doctor.own_sampling import with_own_sampling
 from omni_grpo_core.doctor.ranks import join_ranks
 from omni_grpo_core.errors import TraceError
@@ -63,13 +63,15 @@ def as_cases(
             wrong stage.
     """
     for name, trace in traces:
+        if is_checked(trace):
+            continue
         calls = [record for record in trace.stages if isinstance(record.value, Call)]
         if not calls and not trace.header.get("raised"):
             kinds = sorted({type(record.value).__name__ for record in trace.stages})
             raise TraceError(
                 name,
                 got=f"a trace of {', '.join(kinds)}" if kinds else "a step without any call",
-                want="a recording of a trainer's calls",
+                want="a recording of a trainer's calls, or the trace of a run that was stopped",
                 fix="record the trainer with omni_grpo_core.record(…); use omni-grpo check for a "
                 "pass of the reference pipeline",
             )

@@ -12,6 +12,7 @@ from omni_grpo_core.doctor.causes import batch as causes_batch
 from omni_grpo_core.doctor.causes import completion as causes_completion
 from omni_grpo_core.doctor.causes import conversation as causes_conversation
 from omni_grpo_core.doctor.causes import edges as causes_edges
+from omni_grpo_core.doctor.causes import engine as causes_engine
 from omni_grpo_core.doctor.causes import gradient as causes_gradient
 from omni_grpo_core.doctor.causes import loss as causes_loss
 from omni_grpo_core.doctor.causes import media as causes_media
@@ -83,6 +84,7 @@ RULES: tuple[Rule, ...] = (
     *causes_reward.RULES,
     *causes_loss.RULES,
     *causes_gradient.RULES,
+    *causes_engine.RULES,
     rule_of_reproductions(
         *causes_media.TABLES,
         *causes_batch.TABLES,

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from omni_grpo_core.core.forward import completion_logits
 from omni_grpo_core.core.policy import generating
-from omni_grpo_core.engines.ids import Disagreement
 from omni_grpo_core.engines.rounding import rounding
 from omni_grpo_core.engines.sides import Sampled, Sides
 from omni_grpo_core.pipeline.ablation import blanked
-from omni_grpo_core.types import MODALITIES, Modality
+from omni_grpo_core.types import MODALITIES, Disagreement, Modality, RowSeen
 
 LARGEST_K = 100
 """The largest top-k that is looked for."""
@@ -75,6 +74,7 @@ def explain(sides: Sides, sampled: Sampled, seed: int, cut: Disagreement | None)
         "the engine has the trainer's weights",
         f"{seen}, with every assumption that was tried: other weights, or an engine that computes "
         "otherwise",
+        proved=False,
     )
 
 
@@ -228,15 +228,16 @@ def truncation(sides: Sides, sampled: Sampled) -> Disagreement | None:
     logprobs = (allowed.double() / sampled.temperature).log_softmax(-1)
     own = logprobs.gather(1, drawn)
     above = logprobs > own
-    k = 1 + int(above.sum(1).max())
+    ranks = 1 + above.sum(1)
+    seen, k = _ranks(sampled, ranks), int(ranks.max())
     if k <= LARGEST_K:
         kept = logprobs.topk(k, -1).values.logsumexp(-1)
         if float(kept.sum()) < math.log(UNLIKELY):
             gap = told - (own[:, 0] - kept)
-            return _cut(f"the first {k}", len(drawn), bool(gap.abs().max() < sides.lane.worst))
+            return _cut(f"the first {k}", seen, bool(gap.abs().max() < sides.lane.worst))
     nucleus = float(torch.where(above, logprobs.exp(), 0.0).sum(1).max())
     if float(_inside(logprobs, nucleus).log().sum()) < math.log(UNLIKELY):
-        return _cut(f"the first {nucleus:.2f} of the probability", len(drawn), False)
+        return _cut(f"the first {nucleus:.2f} of the probability", seen, False)
     return None
 
 
@@ -250,11 +251,34 @@ def _inside(logprobs: Tensor, nucleus: float) -> Tensor:
     return torch.where(sorted_.cumsum(-1) - sorted_ <= nucleus, sorted_, 0.0).sum(-1)
 
 
-def _cut(what: str, tokens: int, known: bool) -> Disagreement:
+def _ranks(sampled: Sampled, ranks: Tensor) -> tuple[RowSeen, ...]:
+    """How far down the distribution the tokens of each row were drawn. ``ranks``: of each token
+    inside the mask, the likeliest has 1."""
+    size = len(sampled.gap) // len(sampled.answers)
+    owner = sampled.tokens.mask.nonzero()[:, 0] // size
+    found = []
+    for row, sample in enumerate(sampled.inputs.samples):
+        own = ranks[owner == row]
+        worst, count = int(own.max()), len(own)
+        name = sample.sample_id
+        found.append(
+            RowSeen(
+                row,
+                f"{name}: the least likely of its {count} tokens, drawn at temperature "
+                f"{sampled.temperature:g}, has rank {worst}",
+                {"sample": name, "tokens": count, "rank": worst},
+            )
+        )
+    return tuple(found)
+
+
+def _cut(what: str, rows: tuple[RowSeen, ...], known: bool) -> Disagreement:
     return Disagreement(
         "completion",
         "the engine samples from the whole distribution",
-        f"all {tokens} tokens are among {what}, which happens by chance once in a million times; "
+        f"all {sum(row.values['tokens'] for row in rows)} tokens are among {what}, which happens "
+        "by chance once in a million times; "
         f"the logprobs {'know' if known else 'do not know'} of it: a top-k or top-p, perhaps of "
         "the checkpoint's generation config",
+        rows=rows,
     )

@@ -5,18 +5,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from omni_grpo_core.types import MODALITIES, Modality, Row, Stage
-
-
-class Disagreement(NamedTuple):
-    """``stage`` is the one to blame, ``name`` what is wrong, ``detail`` what was seen."""
-
-    stage: Stage
-    name: str
-    detail: str
+from omni_grpo_core.types import MODALITIES, Disagreement, Modality, Row, RowSeen, Stage
 
 
 class Run(NamedTuple):
@@ -52,53 +44,79 @@ def compare_ids(
     rows: Sequence[Row],
     read: Sequence[tuple[int, ...]],
     placeholders: Mapping[Modality, int],
+    decode: Callable[[Sequence[int]], str] = str,
 ) -> list[Disagreement]:
-    """What is wrong, each once, with the first row that shows it."""
+    """What is wrong, each once, with all rows that show it."""
     own = [tuple(row.input_ids.tolist()) for row in rows]
-    if own != list(read) and Counter(own) == Counter(read):
-        at = next(i for i, pair in enumerate(zip(own, read, strict=True)) if pair[0] != pair[1])
+    pairs = [
+        (at, *pair) for at, pair in enumerate(zip(own, read, strict=True)) if pair[0] != pair[1]
+    ]
+    seen = {
+        at: _seen(at, rows[at].sample_id, ours, theirs, placeholders, decode)
+        for at, ours, theirs in pairs
+    }
+    if pairs and Counter(own) == Counter(read):
+        at, _, theirs = pairs[0]
         return [
             Disagreement(
                 "completion",
                 "answers belong to their prompts",
-                f"answer {at} is to the prompt of {rows[read.index(own[at])].sample_id}'s place: "
-                "the engine's answers are in another order than its requests",
+                f"answer {at} is to the prompt of {rows[own.index(theirs)].sample_id} instead of "
+                f"{rows[at].sample_id}: the engine's answers are in another order than its "
+                "requests",
+                rows=tuple(seen.values()),
             )
         ]
-    found: dict[tuple[Stage, str], list[str]] = {}
-    for row, ours, theirs in zip(rows, own, read, strict=True):
-        if ours != theirs:
-            for one in _differences(row.sample_id, ours, theirs, placeholders):
-                found.setdefault((one.stage, one.name), []).append(one.detail)
+    found: dict[tuple[Stage, str], list[int]] = {}
+    for at, ours, theirs in pairs:
+        for what in _differences(ours, theirs, placeholders):
+            found.setdefault(what, []).append(at)
     return [
-        Disagreement(*what, first + (f"; and {len(more)} more rows" if more else ""))
+        Disagreement(
+            *what,
+            seen[first].sentence + (f"; and {len(more)} more rows" if more else ""),
+            rows=tuple(seen[at] for at in (first, *more)),
+        )
         for what, (first, *more) in found.items()
     ]
 
 
+def _seen(
+    at: int,
+    sample: str,
+    own: tuple[int, ...],
+    read: tuple[int, ...],
+    placeholders: Mapping[Modality, int],
+    decode: Callable[[Sequence[int]], str],
+) -> RowSeen:
+    """The first token that differs, and the spans of both sides."""
+    pairs = itertools.zip_longest(own, read)
+    token = next(i for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    sides = {"engine": read[token : token + 1], "trainer": own[token : token + 1]}
+    spans = {"engine": in_words(read, placeholders), "trainer": in_words(own, placeholders)}
+    engine, trainer = (f"{decode(ids)!r}" if ids else "the end" for ids in sides.values())
+    return RowSeen(
+        at,
+        f"{sample}: token {token} is the first that differs: {engine} to the engine, {trainer} to "
+        f"the trainer; the engine reads {spans['engine']}, the trainer {spans['trainer']}",
+        {"sample": sample, "token": token, "ids": sides, "spans": spans},
+    )
+
+
 def _differences(
-    sample: str, own: tuple[int, ...], read: tuple[int, ...], placeholders: Mapping[Modality, int]
-) -> list[Disagreement]:
+    own: tuple[int, ...], read: tuple[int, ...], placeholders: Mapping[Modality, int]
+) -> list[tuple[Stage, str]]:
     media = set(placeholders.values())
     ours = {m: own.count(placeholders[m]) for m in MODALITIES}
     theirs = {m: read.count(placeholders[m]) for m in MODALITIES}
-    at = next(
-        (i for i, pair in enumerate(zip(own, read, strict=False)) if pair[0] != pair[1]),
-        min(len(own), len(read)),
-    )
-    seen = (
-        f"{sample}: token {at} is the first that differs; the engine reads "
-        f"{in_words(read, placeholders)}, the trainer {in_words(own, placeholders)}"
-    )
     lost = [m for m in MODALITIES if ours[m] and not theirs[m]]
     if lost:
-        return [Disagreement("media", f"{m} reaches the engine", seen) for m in lost]
+        return [("media", f"{m} reaches the engine") for m in lost]
     if [t for t in own if t not in media] != [t for t in read if t not in media]:
-        return [Disagreement("text", "the engine reads the batch's text", seen)]
+        return [("text", "the engine reads the batch's text")]
     if ours == theirs:
-        return [Disagreement("batch", "the engine interleaves as the batch does", seen)]
+        return [("batch", "the engine interleaves as the batch does")]
     items = Counter(run.modality for run in runs(own, placeholders))
-    twice = [m for m in MODALITIES if theirs[m] == 2 * ours[m] - items[m] and ours[m] > 1]
-    if twice:
-        return [Disagreement("batch", "placeholders are expanded once", seen)]
-    return [Disagreement("batch", "media have the batch's size in the engine", seen)]
+    if any(theirs[m] == 2 * ours[m] - items[m] and ours[m] > 1 for m in MODALITIES):
+        return [("batch", "placeholders are expanded once")]
+    return [("batch", "media have the batch's size in the engine")]

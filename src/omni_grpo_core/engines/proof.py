@@ -9,18 +9,28 @@ engine's output as they move ours).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.engines.causes import explain, truncation
-from omni_grpo_core.engines.ids import Disagreement, compare_ids
+from omni_grpo_core.engines.ids import compare_ids
+from omni_grpo_core.engines.requests import Answer
 from omni_grpo_core.engines.sides import Sampled, Sides
 from omni_grpo_core.pipeline.ablation import negative
 from omni_grpo_core.pipeline.inputs import Inputs
-from omni_grpo_core.types import MODALITIES, Check, Modality, Stage, StageRecord
+from omni_grpo_core.types import (
+    MODALITIES,
+    Check,
+    Disagreement,
+    EngineSeen,
+    Modality,
+    RowSeen,
+    Stage,
+    StageRecord,
+)
 
 ROWS = 8
 """Rows of a proof, as different ones as the step has."""
@@ -55,9 +65,10 @@ def prove(sides: Sides, inputs: Inputs, seed: int) -> Proof:
     length = min(TOKENS, sides.settings.max_new_tokens)
     answers = sides.ask(inputs, seed, temperature, length)
     read = [answer.prompt_ids for answer in answers]
-    wrong = compare_ids(inputs.batch.rows, read, placeholder_ids(sides.policy.processor))
+    placeholders = placeholder_ids(sides.policy.processor)
+    wrong = compare_ids(inputs.batch.rows, read, placeholders, sides.policy.decode)
     if wrong:
-        return Proof(_records(sides, inputs, None, {}, wrong), {})
+        return Proof(_records(sides, inputs, answers, None, wrong), {})
     sampled = sides.read(inputs, answers, temperature, length)
     high, short = max(HOT, temperature), min(HOT_TOKENS, length)
     hot = sides.read(inputs, sides.ask(inputs, seed, high, short), high, short)
@@ -65,13 +76,47 @@ def prove(sides: Sides, inputs: Inputs, seed: int) -> Proof:
     # a confident policy's logprobs are near 0 whatever is wrong: what is drawn hot shows the cause
     off = [one for one in (hot, sampled) if not sides.agree(one.gap, one.tokens)]
     if off:
-        wrong = [explain(sides, off[0], seed, cut)]
+        wrong = [_explained(sides, off[0], seed, cut)]
     elif cut is not None:
         wrong = [cut]
     else:
         wrong = _media(sides, sampled, seed, length)
-    numbers = _numbers(sampled)
-    return Proof(_records(sides, inputs, sampled, numbers, wrong), numbers)
+    return Proof(_records(sides, inputs, answers, sampled, wrong), _numbers(sampled))
+
+
+def _explained(
+    sides: Sides, sampled: Sampled, seed: int, cut: Disagreement | None
+) -> Disagreement:
+    """The cause of a gap, with the token of every row at which it is largest."""
+    rows = tuple(
+        seen for row in range(len(sampled.answers)) if (seen := _widest(sides, sampled, row))
+    )
+    return replace(explain(sides, sampled, seed, cut), rows=rows)
+
+
+def _widest(sides: Sides, sampled: Sampled, row: int) -> RowSeen | None:
+    """The token of a row whose gap is the largest; ``None`` where all are within the lane."""
+    tokens, size = sampled.tokens, len(sampled.gap) // len(sampled.answers)
+    group = slice(row * size, (row + 1) * size)
+    gap = sampled.gap[group].abs()
+    if gap.max() <= sides.lane.worst:
+        return None
+    one, token = divmod(int(gap.argmax()), gap.shape[1])
+    at = row * size + one
+    sample = sampled.inputs.samples[row].sample_id
+    text = sides.policy.decode([int(tokens.ids[at, token])])
+    engine = float(tokens.logprobs[at, token])
+    trainer = engine - float(sampled.gap[at, token])
+    mean = float(gap[tokens.mask[group]].mean())
+    return RowSeen(
+        row,
+        f"{sample}: token {token} of completion {one}, {text!r}, has the logprob {engine:.5g} to "
+        f"the engine, {trainer:.5g} to the trainer; {mean:.2g} nats apart on average",
+        {
+            "sample": sample, "completion": one, "token": token, "text": text,
+            "engine": engine, "trainer": trainer, "mean": mean,
+        },
+    )  # fmt: skip
 
 
 def _media(sides: Sides, sampled: Sampled, seed: int, length: int) -> list[Disagreement]:
@@ -85,7 +130,7 @@ def _media(sides: Sides, sampled: Sampled, seed: int, length: int) -> list[Disag
         answers = sides.ask(other, seed, sampled.temperature, length)
         moved = sides.read(other, answers, sampled.temperature, length)
         if not sides.agree(moved.gap, moved.tokens):
-            found.append(explain(sides, moved, seed, None))
+            found.append(_explained(sides, moved, seed, None))
     return found
 
 
@@ -129,29 +174,32 @@ def _numbers(sampled: Sampled) -> dict[str, float]:
 def _records(
     sides: Sides,
     inputs: Inputs,
+    answers: Sequence[Answer],
     sampled: Sampled | None,
-    numbers: Mapping[str, float],
     wrong: Sequence[Disagreement],
 ) -> tuple[StageRecord[object], ...]:
+    """``sampled``: ``None`` where ids differ, so that nothing was scored."""
+    read = tuple(answer.prompt_ids for answer in answers)
     values: dict[Stage, object] = {
         "sample": inputs.samples,
         "conversation": inputs.conversations,
         "text": inputs.prompts,
         "media": {"decoder": inputs.media[0].decoder},
         "batch": inputs.batch,
-        "policy": {"engine": sides.backend.name},
-        "logits": dict(numbers),
+        "policy": EngineSeen(sides.backend.name, read, tuple(wrong)),
+        "logits": {} if sampled is None else _numbers(sampled),
     }
+    checks: dict[Stage, list[Check]] = {stage: [] for stage in (*values, "completion")}
     if sampled is not None:
         values["completion"] = sampled.rolled
-    checks: dict[Stage, list[Check]] = {stage: [] for stage in values}
+        compared = f"{len(inputs.batch.rows)} rows"
+        checks["batch"].append(Check("the engine reads the batch's ids", True, compared))
     for one in wrong:
         values.setdefault(one.stage, {})
-        checks.setdefault(one.stage, []).append(Check(one.name, False, one.detail))
-    if not wrong:
-        compared = f"{len(inputs.batch.rows)} rows"
-        worst = f"up to {numbers['engine/gap_max']:.2g} nats, {sides.lane.worst:g} allowed"
-        checks["batch"].append(Check("the engine reads the batch's ids", True, compared))
+        checks[one.stage].append(Check(one.name, False, one.detail))
+    if sampled is not None and not wrong:
+        gap = float(sampled.gap.abs().max())
+        worst = f"up to {gap:.2g} nats, {sides.lane.worst:g} allowed"
         checks["logits"].append(Check("the engine scores as the trainer does", True, worst))
         whole = "the engine samples from the whole distribution"
         checks["completion"].append(Check(whole, True, f"at temperature {HOT:g}"))

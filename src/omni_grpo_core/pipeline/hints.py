@@ -43,10 +43,9 @@ _SAME_MEDIA = (
     "what the rollout engine is sent or does with it differs from the batch: build its requests "
     "from the same decoded media, with the processor's resizing off and one audio-in-video decision"
 )
-_BY_ENGINE = (
-    "the trainer would learn from logprobs that are not those of what it scores: take them after "
-    "temperature and masks, with no top-k, top-p or penalty of a generation config, and keep every "
-    "answer with its prompt"
+_OTHER_LOGPROBS = "the trainer would learn from logprobs that are not those of what it scores: "
+_OTHER_PROMPTS = (
+    "completions would be scored, paid and learned under other prompts than their own: "
 )
 _GARBAGE = (
     "generation is broken (mode, cache, prompt or weights): "
@@ -73,18 +72,27 @@ BY_ENGINE: Mapping[tuple[str, str], str] = {
     "expanded already, and expanded them again: send it the rendered text, or its unexpanded ids",
     ("text", "the engine reads the batch's text"): "the engine renders or tokenises by itself: "
     "send it the text that the batch was made from",
-    ("policy", "the engine has the trainer's weights"): FIXES["gen.weights-stale"],
+    (
+        "policy",
+        "the engine has the trainer's weights",
+    ): "completions would come from another policy "
+    "than the one that is updated: " + FIXES["gen.weights-stale"],
     ("policy", "the adapter is applied in the engine"): "the engine samples from the base model: "
     "merge the adapter into the weights that are sent, or send and name the adapter",
     ("logits", "the engine scores as the trainer does"): "the weights amplify rounding beyond what "
     "is allowed: look for a learning rate that is too high, or adapters that have grown large",
-    ("logits", "logprobs are finite"): "look for weights that are not finite, or for logits that "
-    "overflow in the precision of the engine",
-    ("completion", "logprobs are at the sampling temperature"): _BY_ENGINE,
-    ("completion", "the engine draws from the allowed ids"): _BY_ENGINE,
-    ("completion", "the engine samples from the whole distribution"): _BY_ENGINE,
-    ("completion", "answers belong to their prompts"): _BY_ENGINE,
-    ("completion", "a group's completions are adjacent"): _BY_ENGINE,
+    ("logits", "logprobs are finite"): "no loss can be computed from them: look for weights that "
+    "are not finite, or for logits that overflow in the precision of the engine",
+    ("completion", "logprobs are at the sampling temperature"): _OTHER_LOGPROBS
+    + "take them after temperature and masks",
+    ("completion", "the engine draws from the allowed ids"): _OTHER_LOGPROBS
+    + "send the allowed ids, and take logprobs after the others are masked",
+    ("completion", "the engine samples from the whole distribution"): _OTHER_LOGPROBS
+    + "sample without the top-k, top-p, min-p or penalty of a generation config",
+    ("completion", "answers belong to their prompts"): _OTHER_PROMPTS
+    + "keep every answer with its request, in whatever order they finish",
+    ("completion", "a group's completions are adjacent"): _OTHER_PROMPTS
+    + "flatten prompt by prompt, 1 1 2 2",
 }
 """Of the proof that a rollout engine agrees with the trainer."""
 ADVICE: Mapping[tuple[str, str], str] = {

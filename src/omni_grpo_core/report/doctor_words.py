@@ -24,7 +24,7 @@ def because(finding: Finding) -> str:
 def change(finding: Finding) -> str:
     """What to change; where the cause is unknown, what to look at."""
     fixes = dict.fromkeys(cause.fix for cause in _rivals(finding))
-    return "; or: ".join(fixes) or advice(finding.stage)
+    return "; or: ".join(fixes) or advice(finding.stage, finding.evidence[0].fact)
 
 
 def _rivals(finding: Finding) -> list[Explanation]:

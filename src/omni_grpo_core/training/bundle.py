@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from omni_grpo_core.core.policy import Policy
@@ -14,11 +13,9 @@ from omni_grpo_core.pipeline.inputs import Inputs, header
 from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.compose import Composed
 from omni_grpo_core.rewards.parse import parse
-from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.training.config import TrainConfig
-from omni_grpo_core.training.guard import Finding, unused, write_report
 from omni_grpo_core.training.step import Update
-from omni_grpo_core.types import Check, Rollout, Stage, StageRecord, Trace
+from omni_grpo_core.types import Rollout, Stage, StageRecord, Trace
 
 
 def step_trace(
@@ -49,25 +46,6 @@ def step_trace(
     }
     stages = tuple(StageRecord(stage, value, (), 0.0) for stage, value in values.items())
     return Trace({**header(policy, config.settings), "seed": str(config.seed)}, stages)
-
-
-def save_bundle(folder: Path, trace: Trace, step: int, findings: Sequence[Finding]) -> None:
-    """The trace and, if the run was stopped, the report; findings are also recorded in the trace as
-    failed checks of their stages. A second bundle of the same step gets a numbered name."""
-    place = unused(folder)
-    stages = tuple(
-        StageRecord(
-            record.stage,
-            record.value,
-            tuple(check for check in record.checks if check.ok)
-            + tuple(Check(f.name, False, f.detail) for f in findings if f.stage == record.stage),
-            record.seconds,
-        )
-        for record in trace.stages
-    )
-    save_trace(Trace(trace.header, stages), place)
-    if findings:
-        write_report(place, step, findings)
 
 
 def step_record(

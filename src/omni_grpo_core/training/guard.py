@@ -7,6 +7,7 @@ where they occur, before it changes a weight; a dead reward after ``patience`` s
 from __future__ import annotations
 
 import math
+import shlex
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +22,9 @@ from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.degenerate import degenerates
 from omni_grpo_core.tolerances import DRIFT
 from omni_grpo_core.trace.jsontext import dumps
+from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.training.config import GuardConfig
-from omni_grpo_core.types import Completion, Stage, StageRecord
+from omni_grpo_core.types import Check, Completion, Stage, StageRecord, Trace
 
 NEAR_TOP = 0.9
 """Mean reward from which equal rewards raise no alarm: nearly everything is right."""
@@ -160,19 +162,37 @@ def failed_checks(records: Sequence[StageRecord[object]]) -> tuple[Finding, ...]
     )
 
 
-def unused(folder: Path) -> Path:
-    """The folder, or, if it exists already, the first free numbered name beside it."""
+def save_bundle(folder: Path, trace: Trace, step: int, findings: Sequence[Finding]) -> Path:
+    """The trace and, if the run was stopped, ``report.json``, which says why; findings are also
+    failed checks of the trace's stages, as the doctor reads them. Returns where it is: a second
+    bundle of the same step gets a numbered name."""
     place, copy = folder, 1
     while place.exists():
         copy += 1
         place = folder.with_name(f"{folder.name}-{copy}")
+    stages = {record.stage: record for record in trace.stages}
+    for stage in dict.fromkeys(finding.stage for finding in findings):
+        old = stages.get(stage) or StageRecord(stage, {}, (), 0.0)
+        checks = (
+            *(check for check in old.checks if check.ok),
+            *(Check(f.name, False, f.detail) for f in findings if f.stage == stage),
+        )
+        stages[stage] = StageRecord(stage, old.value, checks, old.seconds)
+    save_trace(Trace(trace.header, tuple(stages.values())), place)
+    if findings:
+        body = {"step": step, "findings": [asdict(finding) for finding in findings]}
+        text = f"{dumps(body)}\n".encode("utf-8", "surrogatepass")
+        write_file(place / "report.json", text)
     return place
 
 
-def write_report(folder: Path, step: int, findings: Sequence[Finding]) -> None:
-    """``report.json``: why the run was stopped."""
-    body = {"step": step, "findings": [asdict(finding) for finding in findings]}
-    write_file(folder / "report.json", f"{dumps(body)}\n".encode("utf-8", "surrogatepass"))
+def doctor_command(bundle: Path) -> str:
+    """What shows a stopped step.
+
+    >>> doctor_command(Path("my run/stopped/step-000000"))
+    "omni-grpo doctor 'my run/stopped/step-000000'"
+    """
+    return f"omni-grpo doctor {shlex.quote(str(bundle))}"
 
 
 def watch_generation(model: Any, found: Callable[[Finding], None]) -> Callable[[], None]:

@@ -30,7 +30,7 @@ from omni_grpo_core.pipeline.inputs import Inputs, header, prepare, reward_argum
 from omni_grpo_core.rewards import health
 from omni_grpo_core.rewards.compose import Composed
 from omni_grpo_core.training import checkpointing
-from omni_grpo_core.training.bundle import save_bundle, step_record, step_trace
+from omni_grpo_core.training.bundle import step_record, step_trace
 from omni_grpo_core.training.config import TrainConfig, learning_rate
 from omni_grpo_core.training.evaluation import preflight
 from omni_grpo_core.training.exhausted import Watch
@@ -39,6 +39,7 @@ from omni_grpo_core.training.guard import (
     StepFacts,
     failed_checks,
     not_finite,
+    save_bundle,
     watch_generation,
 )
 from omni_grpo_core.training.micro_batches import MicroBatch, make_micro_batches
@@ -238,7 +239,7 @@ def _step(run: Run, step: int, *, traced: bool) -> StepView | TrainResult:
             trace = step_trace(
                 run.policy, config, inputs, rolled, scored, advantages, partial.own, record
             )
-            save_bundle(folder, trace, step, findings)
+            folder = save_bundle(folder, trace, step, findings)
     if findings:
         run.accelerator.wait_for_everyone()
         return TrainResult("stopped", step, tuple(findings), folder, None)
@@ -287,7 +288,8 @@ def _preflight(run: Run) -> TrainResult | None:
 
 def _disagreeing(run: Run, step: int, proof: Proof) -> TrainResult:
     """Nothing is learned from an engine that does not read or score as the trainer does."""
-    trace = Trace(header(run.policy, run.config.settings), proof.records)
+    ran = {**header(run.policy, run.config.settings), "checkpoint": run.policy.checkpoint}
+    trace = Trace(ran, proof.records)
     return _stopped(run, step, failed_checks(proof.records), trace)
 
 
@@ -296,7 +298,7 @@ def _stopped(
 ) -> TrainResult:
     folder = run.out / "stopped" / f"step-{step:06d}"
     if trace is not None:
-        save_bundle(folder, trace, step, findings)
+        folder = save_bundle(folder, trace, step, findings)
     run.accelerator.wait_for_everyone()
     return TrainResult("stopped", step, findings, folder, None)
 

@@ -29,16 +29,15 @@ from transformers import TrainerCallback
 from omni_grpo_core.errors import TrainError
 from omni_grpo_core.rewards import health, plain_text
 from omni_grpo_core.rewards.call import RewardFunction, name_of, values_of
-from omni_grpo_core.trace.store import save_trace
 from omni_grpo_core.training.config import GuardConfig
 from omni_grpo_core.training.guard import (
     Finding,
     Guard,
     StepFacts,
     advised,
-    unused,
+    doctor_command,
+    save_bundle,
     watch_generation,
-    write_report,
 )
 from omni_grpo_core.types import Completion, Score, Stage, StageRecord, Trace
 
@@ -52,7 +51,7 @@ class GuardStop(TrainError):
             f"step {step}",
             got="; ".join(map(str, findings)),
             want="a run that can learn",
-            fix=f"read the report in {bundle}",
+            fix=f"run {doctor_command(bundle)}",
         )
         self.step = step
         self.findings = tuple(findings)
@@ -197,9 +196,8 @@ class OmniGrpoGuard(TrainerCallback):  # type: ignore[misc]
     def _stop(self, findings: Sequence[Finding], records: tuple[StageRecord[object], ...]) -> None:
         rank = distributed.get_rank() if _is_distributed() else 0
         name = f"step-{self._step:06d}" + (f"-rank{rank}" if rank else "")
-        folder = unused(self._out / name)
-        save_trace(Trace({"trainer": "transformers"}, records), folder)
-        write_report(folder, self._step, findings)
+        trace = Trace({"trainer": "transformers"}, records)
+        folder = save_bundle(self._out / name, trace, self._step, findings)
         self.detach()
         raise GuardStop(self._step, findings, folder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -15,7 +15,8 @@ from omni_grpo_core.report import shortened, visible
 from omni_grpo_core.report.html import Decode, tokens_per_cell
 from omni_grpo_core.report.html.ribbon import Run, ribbon
 from omni_grpo_core.trace.calls import GenerateCall, ProcessorCall
-from omni_grpo_core.types import Modality, Row, Span
+from omni_grpo_core.trace.store import value_at
+from omni_grpo_core.types import Batch, EngineSeen, Modality, Row, Span
 
 MOST_ROWS = 4
 _LONGEST = 700
@@ -26,27 +27,54 @@ PromptView = tuple[str, int, tuple[Run, ...], Sequence[str]]
 
 
 def prompt_views(case: Case, diagnosis: Diagnosis, decode: Decode) -> tuple[PromptView, ...]:
-    """Rows of the first call that has ids; rows with evidence against them come first."""
+    """Rows of the first call that has ids; rows with evidence against them come first. Of a run
+    that a rollout engine stopped: those rows to the trainer, and to the engine."""
+    against = _against(diagnosis)
+    for engine in (value for value in case.values if isinstance(value, EngineSeen)):
+        return tuple(_both_sides(case, engine, against, decode))
     calls: tuple[GenerateCall | ProcessorCall, ...] = (*case.generated, *case.processed)
     call = next((c for c in calls if _ids(c) is not None), None)
     if call is None:
         return ()
     ids, mask = _ids(call), _mask(call)
     assert ids is not None  # for the type checker: checked above
-    against: dict[int, list[str]] = {}
-    for finding in diagnosis.findings:
-        for evidence in finding.evidence:
-            if evidence.row is not None and evidence.row < len(ids):
-                sentence = f"{finding.stage}: {shortened(visible(evidence.sentence), _LONGEST)}"
-                against.setdefault(evidence.row, []).append(sentence)
     # the copies of a group say nothing more
     alike = {tuple(ids[row].tolist()): row for row in reversed(range(len(ids)))}
-    known = {*alike.values(), *against}
+    known = {*alike.values(), *(row for row in against if row < len(ids))}
     rows = sorted(known, key=lambda row: (row not in against, row))[:MOST_ROWS]
     return tuple(
-        _prompt(row, ids[row], mask[row], _positions(call, row), against.get(row, []), decode)
+        _prompt(
+            f"row {row}", ids[row], mask[row], _positions(call, row), against.get(row, []), decode
+        )
         for row in rows
     )
+
+
+def _against(diagnosis: Diagnosis) -> dict[int, list[str]]:
+    """Sentences by row."""
+    found: dict[int, list[str]] = {}
+    for finding in diagnosis.findings:
+        for evidence in finding.evidence:
+            if evidence.row is not None:
+                sentence = f"{finding.stage}: {shortened(visible(evidence.sentence), _LONGEST)}"
+                found.setdefault(evidence.row, []).append(sentence)
+    return found
+
+
+def _both_sides(
+    case: Case, engine: EngineSeen, against: Mapping[int, Sequence[str]], decode: Decode
+) -> Iterator[PromptView]:
+    batch = value_at(case.trace, "batch", Batch)
+    for row in sorted(against)[:MOST_ROWS]:
+        own, read = batch.rows[row].input_ids, torch.tensor(engine.prompt_ids[row])
+        alike = torch.equal(own, read)
+        sides = (
+            {"both read": own} if alike else {"the trainer reads": own, "the engine reads": read}
+        )
+        for side, ids in sides.items():
+            name = f"row {row}, {batch.rows[row].sample_id}, as {side} it"
+            shown = against[row] if ids is own else ()
+            yield _prompt(name, ids, torch.ones_like(ids, dtype=torch.bool), None, shown, decode)
 
 
 def _ids(call: GenerateCall | ProcessorCall) -> Tensor | None:
@@ -68,7 +96,7 @@ def _positions(call: GenerateCall | ProcessorCall, row: int) -> Tensor | None:
 
 
 def _prompt(
-    row: int,
+    name: str,
     ids: Tensor,
     mask: Tensor,
     positions: Tensor | None,
@@ -80,13 +108,14 @@ def _prompt(
     if positions is not None and positions.shape[1] == len(mask):
         where = positions[:, mask]
     spans = tuple(_spans(kept.tolist(), decode))
-    drawn = ribbon(Row(f"row {row}", kept, "off", spans, {}), where, decode)
+    drawn = ribbon(Row(name, kept, "off", spans, {}), where, decode)
     counts = {
         modality: sum(span.length for span in spans if span.modality == modality)
         for modality in dict.fromkeys(span.modality for span in spans)
     }
     media = ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "no media"
-    title = f"row {row}: {len(kept)} tokens, {media}; {int((~mask).sum())} masked out"
+    masked = int((~mask).sum())
+    title = f"{name}: {len(kept)} tokens, {media}" + (f"; {masked} masked out" if masked else "")
     return title, tokens_per_cell(len(kept)), drawn, against
 
 

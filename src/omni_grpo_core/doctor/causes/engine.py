@@ -1,0 +1,48 @@
+"""Causes of a rollout engine that disagrees with the trainer: what the proof of agreement named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from omni_grpo_core.doctor.evidence import Case, Evidence, Rule
+from omni_grpo_core.doctor.signatures import Signature, rule_of
+from omni_grpo_core.pipeline.hints import BY_ENGINE
+from omni_grpo_core.types import MODALITIES
+
+_CAUSES: Mapping[str, str] = {
+    **{f"{m} reaches the engine": f"engine.{m}-dropped" for m in MODALITIES},
+    **{f"{m} has the batch's content in the engine": f"engine.{m}-content" for m in MODALITIES},
+    "media have the batch's size in the engine": "engine.resized",
+    "the engine interleaves as the batch does": "engine.interleaving",
+    "placeholders are expanded once": "engine.expanded-twice",
+    "the engine reads the batch's text": "engine.text",
+    "the engine has the trainer's weights": "engine.weights-stale",
+    "the adapter is applied in the engine": "engine.adapter-off",
+    "the engine scores as the trainer does": "engine.rounding",
+    "logprobs are finite": "engine.not-finite",
+    "logprobs are at the sampling temperature": "engine.temperature",
+    "the engine draws from the allowed ids": "engine.allowed-ids",
+    "the engine samples from the whole distribution": "engine.top-k",
+    "answers belong to their prompts": "engine.requests-reordered",
+    "a group's completions are adjacent": "engine.n-reordered",
+}
+"""By the check that failed."""
+
+
+def _reproduced(case: Case, evidence: Evidence) -> str:
+    """The proof tried its causes out on the engine; one that was left over is not proved."""
+    return evidence.sentence if evidence.values.get("proved") else ""
+
+
+_ENGINE = tuple(
+    Signature(
+        cause=_CAUSES[name],
+        fact=name,
+        harm=advice.partition(": ")[0],
+        fix=advice.partition(": ")[2],
+        confirm="start the run again: the proof passes, and the log has engine/gap_max",
+        prove=_reproduced,
+    )
+    for (_, name), advice in BY_ENGINE.items()
+)
+RULES: tuple[Rule, ...] = (rule_of("causes_of_an_engine", _ENGINE),)
