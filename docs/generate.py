@@ -249,8 +249,8 @@ def faults() -> str:
     ]
     intro = (
         f"{len(FAULTS)} faults that real pipelines had. `omni-grpo faults` puts each into a clean "
-        "trainer and sees whether the doctor blames the right stage and names the cause; "
-        "`omni-grpo faults --only ID` does it for one."
+        "trainer, or between trainer and rollout engine (`engine.`), and sees whether the doctor "
+        "blames the right stage and names the cause; `omni-grpo faults --only ID` does it for one."
     )
     return page("Faults and causes", [intro, *parts])
 

@@ -48,7 +48,8 @@ PACKAGES: Mapping[str, frozenset[str]] = {
         "parity": "_version core doctor engines errors golden io pipeline tiny tolerances trace "
         "types",
         "golden": "core errors io losses pipeline rewards tiny trace training tolerances types",
-        "faults": "core doctor engines errors io losses pipeline recorder rewards tiny trace types",
+        "faults": "core doctor engines errors io losses parity pipeline recorder rewards tiny "
+        "trace training types",
         "versions": "core errors io pipeline rewards tiny trace types",
         "report": "doctor errors faults golden io parity pipeline rewards trace training "
         "tolerances types",

@@ -104,7 +104,7 @@ def test_each_fault_is_named_at_its_stage(
 ) -> None:
     adapted(policy, 0.1)  # as after some steps: at the start they are 0
     write_checkpoint(policy, merged_weights(policy.model), tmp_path)
-    proof = proved(policy, inputs, settings, tmp_path, fault.plant)
+    proof = proved(policy, inputs, settings, tmp_path, fault.inject)
     found = failed(proof)
     assert found, "not found"
     assert {(stage, check.name) for stage, check in found} == {

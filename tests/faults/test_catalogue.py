@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from omni_grpo_core.faults.boundary import BoundaryFault
 from omni_grpo_core.faults.config import LoopConfig
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.makes import MAKES, Make
-from omni_grpo_core.faults.plan import BY_ID, FAULTS, makes_of
+from omni_grpo_core.faults.plan import BY_ID, FAULTS, fault_tasks, makes_of
 from omni_grpo_core.faults.seams import Loop
 from omni_grpo_core.faults.trial import config_for, recorded, reference
 from omni_grpo_core.recorder.hooks import patched
@@ -31,6 +32,8 @@ QUICK = {
     ("loss.shift", "reference"),
 }
 """In the default run; the others, a second or two each, are slow tests."""
+OF_LOOPS = [fault for fault in FAULTS if not isinstance(fault, BoundaryFault)]
+"""Without those between trainer and engine."""
 
 
 def test_ids_are_unique_and_there_are_enough() -> None:
@@ -50,8 +53,22 @@ def test_every_fault_has_a_story_and_a_source() -> None:
 
 
 def test_every_fault_can_be_planted_in_three_loops_of_different_make() -> None:
-    shapes = {fault.id: {make.shape for make in makes_of((fault,))} for fault in FAULTS}
+    shapes = {fault.id: {make.shape for make in makes_of((fault,))} for fault in OF_LOOPS}
     assert {id: of for id, of in shapes.items() if len(of) < 3} == {}
+
+
+def test_a_fault_of_the_boundary_is_planted_in_a_run_and_before_parity_where_it_is_of_input() -> (
+    None
+):
+    places = {
+        fault.id: {task.loop for task in fault_tasks([fault])}
+        for fault in FAULTS
+        if fault not in OF_LOOPS
+    }
+    both = {"engine.images-only", "engine.audio-dropped", "engine.expanded-twice", "engine.resized"}
+    assert len(places) == 10
+    assert {id for id, loops in places.items() if loops == {"engine", "parity"}} == both
+    assert {id for id, loops in places.items() if loops == {"engine"}} == {*places} - both
 
 
 def test_a_fault_of_the_notes_is_planted_where_there_are_notes() -> None:
@@ -145,7 +162,7 @@ def test_the_same_recording_twice_is_the_same(folder: Path) -> None:
     [
         # each fault in one loop by turns
         pytest.param(fault, makes_of((fault,))[place % 3], id=fault.id)
-        for place, fault in enumerate(FAULTS)
+        for place, fault in enumerate(OF_LOOPS)
     ],
 )
 def test_everything_is_restored_even_after_an_error(fault: Fault, make: Make) -> None:

@@ -214,7 +214,7 @@ def test_each_fault_is_named_at_its_stage_in_the_real_engine(
     tmp_path: Path,
 ) -> None:
     policy = adapted(0.1) if lora else load_policy(checkpoint_dir())
-    found = proved(backend, policy, settings, samples, tmp_path, fault.plant)
+    found = proved(backend, policy, settings, samples, tmp_path, fault.inject)
     there = lora or fault.id != "engine.adapter-off"
     assert found == ({(fault.stage, name) for name in fault.found} if there else set())
 

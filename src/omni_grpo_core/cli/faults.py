@@ -49,6 +49,10 @@ def faults(
     core, that of a pair two: with two jobs on two free cores the sample some 5 minutes, all of them
     some 12.
 
+    Faults between trainer and rollout engine (``engine.``) are planted in a run on an engine, which
+    the proof of agreement should stop and the doctor explain (``--loop engine``), and, where the
+    engine reads other inputs, in front of ``omni-grpo parity`` (``--loop parity``).
+
     Faults that need another version of transformers, and loops that need a package that is not
     installed, are reported as skipped.
 
@@ -160,14 +164,15 @@ def _refuse_unknown(name: str, want: str) -> NoReturn:
 
 
 def _in(planned: list[Task], loops: list[str]) -> list[Task]:
+    from omni_grpo_core.faults.boundary import PLACES
     from omni_grpo_core.faults.makes import MAKES
 
     for name in loops:
-        if name not in MAKES:
+        if name not in {*MAKES, *PLACES}:
             raise ConfigError(
                 f"--loop {name}",
                 got="no such loop",
-                want=f"one of {', '.join(MAKES)}",
+                want=f"one of {', '.join((*MAKES, *PLACES))}",
                 fix="choose one of them, or leave --loop out for all",
             )
     return [task for task in planned if task.loop in loops]

@@ -88,10 +88,9 @@ def _explained(
     sides: Sides, sampled: Sampled, seed: int, cut: Disagreement | None
 ) -> Disagreement:
     """The cause of a gap, with the token of every row at which it is largest."""
-    rows = tuple(
-        seen for row in range(len(sampled.answers)) if (seen := _widest(sides, sampled, row))
-    )
-    return replace(explain(sides, sampled, seed, cut), rows=rows)
+    found = explain(sides, sampled, seed, cut)
+    rows = (_widest(sides, sampled, row) for row in range(len(sampled.answers)))
+    return replace(found, rows=found.rows or tuple(filter(None, rows)))
 
 
 def _widest(sides: Sides, sampled: Sampled, row: int) -> RowSeen | None:

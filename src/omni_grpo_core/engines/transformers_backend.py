@@ -42,7 +42,7 @@ class TransformersBackend:
         policy = replace(policy, suppressed=suppressed, eos_token_ids=sampling.eos_ids)
         answers = []
         for request in requests:
-            row = _row(policy, request)
+            row = row_of(policy, request)
             rolled = rollout(
                 policy,
                 collate([row], policy.pad_token_id),
@@ -74,7 +74,7 @@ class TransformersBackend:
         self._policy = None
 
 
-def _row(policy: Policy, request: Request) -> Row:
+def row_of(policy: Policy, request: Request) -> Row:
     """The request as a row. As in vLLM, only the first of several adjacent placeholders is
     expanded: a prompt that was expanded already is read with what is left of them behind it."""
     names = {m: str(getattr(policy.processor, f"{m}_token")) for m in MODALITIES}

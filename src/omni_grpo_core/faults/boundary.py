@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,16 @@ from omni_grpo_core.core.rollout import choose
 from omni_grpo_core.engines.requests import Answer, Backend, Request, Sampling
 from omni_grpo_core.engines.vllm_backend import VllmBackend
 from omni_grpo_core.engines.weights import WEIGHTS, write_weights
+from omni_grpo_core.faults.config import LoopConfig
+from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.types import Media, Modality, Stage
+
+PLACES = ("engine", "parity")
+"""What a fault is held against: the proof before a run on an engine, whose bundle the doctor reads,
+and the comparison of two input paths. See :mod:`~omni_grpo_core.faults.boundary_trial`."""
+CONFIG = LoopConfig(rows=(0, 3, 17, 19, 21), group_size=2, max_new_tokens=24, temperature=1.5)
+"""Sound inside a clip and beside one, a picture, a sound, text alone."""
 
 Generate = Callable[[Sequence[Request], Sampling], list[Answer]]
 Plant = Callable[["Boundary"], None]
@@ -53,32 +61,46 @@ class Boundary:
 
 
 @dataclass(frozen=True, slots=True)
-class BoundaryFault:
-    """``id``, ``story``, ``source`` as of :class:`~omni_grpo_core.faults.fault.Fault`. ``stage``:
-    the one to blame; ``found``: the checks that fail. ``of_input``: whether the two
-    sides' inputs differ already, without a forward."""
+class BoundaryFault(Fault):
+    """``inject`` takes a :class:`Boundary`, which is used up. ``found``: the checks of the proof
+    that fail."""
 
-    id: str
-    stage: Stage
-    found: tuple[str, ...]
-    story: str
-    source: str
-    of_input: bool
-    plant: Plant = field(repr=False)
+    found: tuple[str, ...] = ()
+
+    @property
+    def of_input(self) -> bool:
+        """Whether the two sides' inputs differ already, without a forward."""
+        return any(cause.startswith("parity.") for cause in self.also)
 
 
+_TEXT_TOO: Mapping[Stage, str] = {"text": "the client takes the placeholders out of the text, too"}
 BOUNDARY: list[BoundaryFault] = []
 """All, in the order of the pipeline."""
 
 
 def _fault(
-    id: str, stage: Stage, found: str, source: str, *, of_input: bool = False
+    id: str,
+    stage: Stage,
+    found: str,
+    source: str,
+    *,
+    parity: str = "",
+    also: tuple[str, ...] = (),
+    **more: Any,
 ) -> Callable[[Plant], Plant]:
+    """``parity``: the causes by its names that are true of the fault; empty for one that is not of
+    input."""
+
     def put(plant: Plant) -> Plant:
+        def inject(boundary: Boundary) -> AbstractContextManager[None]:
+            plant(boundary)
+            return nullcontext()
+
         story = " ".join((plant.__doc__ or "").split())
-        BOUNDARY.append(
-            BoundaryFault(id, stage, tuple(found.split("; ")), story, source, of_input, plant)
-        )
+        true = (*also, *(f"parity.{cause}" for cause in parity.split()))
+        checks = tuple(found.split("; "))
+        fault = BoundaryFault(id, stage, story, source, inject, also=true, found=checks, **more)
+        BOUNDARY.append(fault)
         return plant
 
     return put
@@ -92,7 +114,9 @@ def _fault(
     "media",
     "video reaches the engine; audio reaches the engine",
     "the incident's second trainer: images were passed on, videos and audios not",
-    of_input=True,
+    also=("engine.video-dropped", "engine.audio-dropped"),
+    parity="text dropped video-missing audio-missing features-missing",
+    accepted=_TEXT_TOO,
 )
 def images_only(boundary: Boundary) -> None:
     """A client that knows images only: videos and sounds leave the request, and their placeholders
@@ -105,7 +129,8 @@ def images_only(boundary: Boundary) -> None:
     "media",
     "audio reaches the engine",
     "rollout clients with a multi_modal_data of images and videos",
-    of_input=True,
+    parity="text dropped flag-lost audio-missing features-missing",
+    accepted=_TEXT_TOO,
 )
 def audio_dropped(boundary: Boundary) -> None:
     """Sounds are not sent, and a clip's own track is not interleaved."""
@@ -117,7 +142,7 @@ def audio_dropped(boundary: Boundary) -> None:
     "batch",
     "placeholders are expanded once",
     "engines that are given the trainer's expanded ids, and expand them",
-    of_input=True,
+    parity="expanded-twice",
 )
 def expanded_twice(boundary: Boundary) -> None:
     """The prompt is sent with the placeholders of the batch, and the engine expands the first of
@@ -130,7 +155,7 @@ def expanded_twice(boundary: Boundary) -> None:
         for modality, counts in (
             ("image", [one.pixels[0].numel() // side**2 for one in media.images]),
             ("video", [one.frames[::2, 0].numel() // side**2 for one in media.videos]),
-            ("audio", [policy.family.audio_tokens(len(one.samples) // 160) for one in sound]),
+            ("audio", [policy.family.audio_tokens(-(-len(one.samples) // 160)) for one in sound]),
         ):
             name = getattr(policy.processor, f"{modality}_token")
             before, *after = text.split(name)
@@ -146,7 +171,8 @@ def expanded_twice(boundary: Boundary) -> None:
     "batch",
     "media have the batch's size in the engine",
     "engines whose processor resizes by limits of its own",
-    of_input=True,
+    parity="image-resized video-resized",
+    accepted={"media": "the frames are other ones before they are tokens"},
 )
 def resized(boundary: Boundary) -> None:
     """Pictures and frames are enlarged to the engine's own least size."""
@@ -180,6 +206,7 @@ def weights_stale(boundary: Boundary) -> None:
     "policy",
     "the adapter is applied in the engine",
     "LoRA runs whose engine serves the base model",
+    needs={"lora": True},
 )
 def adapter_off(boundary: Boundary) -> None:
     """The engine has the base weights: the adapter was neither merged nor sent."""

@@ -308,6 +308,7 @@ def _one_thread() -> None:
 
 def perform(task: Task, causes: bool) -> Row:
     """One trial, in this process."""
+    from omni_grpo_core.faults.boundary_trial import TRIALS
     from omni_grpo_core.faults.effect import trial_of_pair
     from omni_grpo_core.faults.healthy import BY_NAME, run_healthy
     from omni_grpo_core.faults.healthy.world import Setting
@@ -318,6 +319,7 @@ def perform(task: Task, causes: bool) -> Row:
     begin = time.perf_counter()
     faults = [BY_ID[id] for id in task.ids]
     absent = ""
+    recipe: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     if isinstance(task.config, Setting):
         recipe = BY_NAME[task.loop].recipe
@@ -326,6 +328,8 @@ def perform(task: Task, causes: bool) -> Row:
         except Exception as error:  # a finding of ours: such a loop is sound
             absent = _absent_package(error)
             found = Summary((), (), f"{type(error).__name__}: {error}")
+    elif task.loop in TRIALS:
+        found = TRIALS[task.loop](faults, task.config, causes=causes)
     else:
         make = MAKES[task.loop]
         recipe = make.recipe

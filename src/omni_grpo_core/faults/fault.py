@@ -25,7 +25,8 @@ class Fault:
     """One mistake that real pipelines make.
 
     ``id``: its name as a cause. ``stage``: the stage that must be blamed. ``story``: what happens,
-    for a reader. ``source``: where it was found. ``inject``: adds it to a clean loop and undoes it.
+    for a reader. ``source``: where it was found. ``inject``: adds it to a clean loop, or to what a
+    fault of another kind is planted in, and undoes it.
     ``needs``: settings of the loop (fields of ``LoopConfig``) without which it does no harm.
     ``stops``: the step raises, so nothing later is seen. ``steps``: optimizer steps until it shows.
     ``versions``: for a fault of transformers itself, the releases that have it, a PEP 440
@@ -41,7 +42,7 @@ class Fault:
     stage: Stage
     story: str
     source: str
-    inject: Injection = field(repr=False)
+    inject: Callable[[Any], Manager] = field(repr=False)
     needs: Mapping[str, Any] = field(default_factory=dict)
     stops: bool = False
     steps: int = 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, cycle, product
 from typing import Any, Literal, get_args
 
 from omni_grpo_core.faults import (
     batch,
+    boundary,
     conversation,
     generation,
     learning,
@@ -19,6 +20,7 @@ from omni_grpo_core.faults import (
     rewarding,
     updating,
 )
+from omni_grpo_core.faults.boundary import PLACES, BoundaryFault
 from omni_grpo_core.faults.config import ROWS, LoopAudio, LoopConfig
 from omni_grpo_core.faults.fault import Fault
 from omni_grpo_core.faults.healthy import healthy_tasks
@@ -37,7 +39,8 @@ _OF_CLIPS: tuple[Stage, ...] = ("conversation", "media", "batch", "embeddings", 
 @dataclass(frozen=True, slots=True)
 class Task:
     """One trial of a campaign. ``ids``: those of its faults; empty for a sound loop. ``loop``: a
-    name of ``MAKES``, or of a healthy loop for the kind ``"healthy"``."""
+    name of ``MAKES``, of a healthy loop for the kind ``"healthy"``, or, between trainer and engine,
+    of ``boundary.PLACES``."""
 
     kind: Kind
     ids: tuple[str, ...]
@@ -47,6 +50,8 @@ class Task:
 
 def makes_of(faults: Sequence[Fault]) -> tuple[Make, ...]:
     """The loops that can have all of these faults."""
+    if any(isinstance(fault, BoundaryFault) for fault in faults):
+        return ()
     noted = any(fault.noted for fault in faults)
     asked = [
         make
@@ -61,11 +66,18 @@ def makes_of(faults: Sequence[Fault]) -> tuple[Make, ...]:
 
 
 def fault_tasks(faults: Sequence[Fault]) -> list[Task]:
-    """Every fault alone, in every loop that can have it."""
+    """Every fault alone, in every loop that can have it; one between trainer and engine in a run
+    that the proof should stop and, where it is one of input, in front of ``parity``."""
     return [
         Task("fault", (fault.id,), config_for((fault,), make.config) or make.config, make.name)
         for fault in faults
         for make in makes_of((fault,))
+    ] + [
+        Task("fault", (fault.id,), replace(boundary.CONFIG, **fault.needs), name)
+        for fault in faults
+        if isinstance(fault, BoundaryFault)
+        for name in PLACES
+        if name == "engine" or fault.of_input
     ]
 
 
@@ -123,14 +135,19 @@ def _both_show(one: Fault, other: Fault) -> bool:
 
 
 def clean_tasks(count: int, seed: int) -> list[Task]:
-    """``count`` sound runs: the healthy loops in every setting and our own loops, in turn; of our
-    own, every audio mode and modality mix in every precision first, then draws from all
-    combinations of training settings."""
+    """``count`` sound runs: first those on an engine that agrees, then the healthy loops in every
+    setting and our own loops, in turn; of our own, every audio mode and modality mix in every
+    precision first, then draws from all combinations of training settings."""
+    engines = [
+        Task("clean", (), replace(boundary.CONFIG, lora=lora, seed=seed), name)
+        for name in PLACES
+        for lora in ((False, True) if name == "engine" else (False,))
+    ]
     foreign = [Task("healthy", (), setting, name) for name, setting in healthy_tasks()]
     random.Random(seed).shuffle(foreign)
     own = _own_tasks(seed)
-    tasks = []
-    for place in range(count):
+    tasks = engines[:count]
+    for place in range(len(tasks), count):
         tasks.append(foreign.pop() if foreign and place % 4 else next(own))
     return tasks
 
@@ -208,19 +225,22 @@ def sample(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
     return [tasks[place] for place in sorted(chosen)]
 
 
-FAULTS: tuple[Fault, ...] = tuple(
-    fault
-    for area in (
-        conversation,
-        media,
-        batch,
-        model,
-        generation,
-        passing,
-        rewarding,
-        learning,
-        updating,
-    )
-    for fault in area.faults.faults
+FAULTS: tuple[Fault, ...] = (
+    *(
+        fault
+        for area in (
+            conversation,
+            media,
+            batch,
+            model,
+            generation,
+            passing,
+            rewarding,
+            learning,
+            updating,
+        )
+        for fault in area.faults.faults
+    ),
+    *boundary.BOUNDARY,
 )
 BY_ID = {fault.id: fault for fault in FAULTS}
