@@ -56,7 +56,7 @@ def proved(
     inputs: Inputs,
     settings: Settings,
     folder: Path,
-    plant: Callable[[Boundary], None] = lambda boundary: None,
+    plant: Callable[[Boundary], object] = lambda boundary: None,
 ) -> Proof:
     boundary = Boundary(TransformersBackend(), policy)
     plant(boundary)

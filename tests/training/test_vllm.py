@@ -185,7 +185,7 @@ def proved(
     settings: Settings,
     samples: tuple[Sample, ...],
     folder: Path,
-    plant: Callable[[Boundary], None] = lambda boundary: None,
+    plant: Callable[[Boundary], object] = lambda boundary: None,
 ) -> set[tuple[str, str]]:
     """The checks that fail, with their stages."""
     inputs = prepare(policy, [samples[i] for i in ROWS], settings)

@@ -84,9 +84,7 @@ def prove(sides: Sides, inputs: Inputs, seed: int) -> Proof:
     return Proof(_records(sides, inputs, answers, sampled, wrong), _numbers(sampled))
 
 
-def _explained(
-    sides: Sides, sampled: Sampled, seed: int, cut: Disagreement | None
-) -> Disagreement:
+def _explained(sides: Sides, sampled: Sampled, seed: int, cut: Disagreement | None) -> Disagreement:
     """The cause of a gap, with the token of every row at which it is largest."""
     found = explain(sides, sampled, seed, cut)
     rows = (_widest(sides, sampled, row) for row in range(len(sampled.answers)))
