@@ -233,16 +233,15 @@ def _step(run: Run, step: int, *, traced: bool) -> StepView | TrainResult:
         with run.stage("evaluation"), run.accelerator.autocast(), gathered(run.scorer):
             measured = run.evaluator.measure(run.policy, step)
     run.open(step)
-    if traced or findings:
-        folder = run.out / ("stopped" if findings else "trace") / f"step-{step:06d}"
-        if run.accelerator.is_main_process:
-            trace = step_trace(
-                run.policy, config, inputs, rolled, scored, advantages, partial.own, record
-            )
-            folder = save_bundle(folder, trace, step, findings)
+    trace = None
+    if (traced or findings) and run.accelerator.is_main_process:
+        trace = step_trace(
+            run.policy, config, inputs, rolled, scored, advantages, partial.own, record
+        )
     if findings:
-        run.accelerator.wait_for_everyone()
-        return TrainResult("stopped", step, tuple(findings), folder, None)
+        return _stopped(run, step, tuple(findings), trace)
+    if trace is not None:
+        save_bundle(run.out / "trace" / f"step-{step:06d}", trace, step, ())
     record |= measured
     run.log(step, record)
     return StepView(record, inputs, rolled, scored)
@@ -296,6 +295,7 @@ def _disagreeing(run: Run, step: int, proof: Proof) -> TrainResult:
 def _stopped(
     run: Run, step: int, findings: tuple[Finding, ...], trace: Trace | None
 ) -> TrainResult:
+    """``trace``: on the process that writes."""
     folder = run.out / "stopped" / f"step-{step:06d}"
     if trace is not None:
         folder = save_bundle(folder, trace, step, findings)
