@@ -13,8 +13,10 @@ from train_runs import log, saved, short
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.forward import completion_logits
 from omni_grpo_core.core.policy import Policy, load_policy
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, Tower, learning_rate
 from omni_grpo_core.training.loop import train
+from omni_grpo_core.training.memory import learning_sizes, thinker_shapes
 from omni_grpo_core.training.trainable import (
     adapter_off,
     add_lora,
@@ -80,15 +82,25 @@ def scores(policy: Policy, batch: Batch) -> torch.Tensor:
         return completion_logits(policy, batch, ids, torch.ones_like(ids))
 
 
+@pytest.mark.parametrize(
+    ("family", "each"), [("policy mixed", 7), ("qwen3_policy qwen3_mixed", 4)], ids=["dense", "moe"]
+)
 def test_the_adapter_off_is_the_policy_as_it_was_and_merged_is_the_adapter_on(
-    own: Policy, policy: Policy, mixed: Batch
+    request: pytest.FixtureRequest, family: str, each: int
 ) -> None:
+    """Every linear layer of three text layers. Given a mixture as a whole, PEFT also adapted the
+    experts, which are one tensor, and the audio tower: the model that was written had no experts.
+    """
+    policy, mixed = map(request.getfixturevalue, family.split())
+    own = replace(policy, model=copy.deepcopy(policy.model))
     before = scores(policy, mixed)
     add_lora(own.model, LoraConfig(rank=2), seed=0)
     learning = {published_name(name) for name, p in own.model.named_parameters() if p.requires_grad}
     assert learning
     assert all("lora_" in name and name.startswith("model.layers.") for name in learning)
-    assert len(lora_layers(own.model)) == 3 * 7, "every linear layer of three text layers"
+    assert len(lora_layers(own.model)) == 3 * each
+    estimated = learning_sizes(thinker_shapes(Path(own.checkpoint)), (), LoraConfig(rank=2))
+    assert sum(p.numel() for p in own.model.parameters() if p.requires_grad) == sum(estimated)
     # the second factor starts at 0, and the layer's own product comes first
     assert torch.equal(scores(own, mixed), before)
     with torch.no_grad():
@@ -104,6 +116,14 @@ def test_the_adapter_off_is_the_policy_as_it_was_and_merged_is_the_adapter_on(
     merged.model.load_state_dict(merged_weights(own.model))
     # (W + BA) x instead of W x + B A x: float32 sums in another order
     torch.testing.assert_close(scores(merged, mixed), moved, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["up_proj", "q_norm", "experts", "input_layernorm"])
+def test_what_takes_no_adapter_is_refused(qwen3_policy: Policy, name: str) -> None:
+    """In a mixture the layers of its experts and these themselves; norms."""
+    own = replace(qwen3_policy, model=copy.deepcopy(qwen3_policy.model))
+    with pytest.raises(ConfigError, match=rf"lora: target_modules: found {name} .*print\(model\)"):
+        add_lora(own.model, LoraConfig(target_modules=(name,)), seed=0)
 
 
 def test_the_adapter_is_back_on_after_an_error(own: Policy) -> None:

@@ -89,7 +89,7 @@ def _check_lora(lora: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> None
             "lora", f"rank {lora.rank}, alpha {lora.alpha}, {len(lora.target_modules)} targets",
             "rank and alpha 1 or more, and targets", "correct it",
         )  # fmt: skip
-    matched = [min(shape) for name, shape in shapes.items() if lora_target(lora, name)]
+    matched = [min(s) for name, s in shapes.items() if lora_target(lora, name, s)]
     if shapes and not matched:
         raise _bad(
             "lora: target_modules", ", ".join(lora.target_modules),

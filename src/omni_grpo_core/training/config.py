@@ -99,7 +99,7 @@ class LoraConfig:
         "up_proj",
         "down_proj",
     )
-    """Names of the linear layers that get an adapter."""
+    """Names of the linear layers that get an adapter; in a mixture, its experts get none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -350,15 +350,21 @@ def learning_sizes(
     [24]
     """
     if lora is not None:
-        return [lora.rank * sum(s) for name, s in shapes.items() if lora_target(lora, name)]
+        return [lora.rank * sum(s) for name, s in shapes.items() if lora_target(lora, name, s)]
     frozen = tuple(prefix for tower in freeze for prefix in TOWER_PREFIX[tower])
     return [math.prod(s) for n, s in shapes.items() if not (frozen and n.startswith(frozen))]
 
 
-def lora_target(lora: LoraConfig, name: str) -> bool:
+def lora_target(lora: LoraConfig, name: str, shape: tuple[int, ...]) -> bool:
     """Whether the weight of this published name gets an adapter."""
+    pattern = lora_pattern(lora, layer=r"model\.layers\.\d+")
+    return len(shape) == 2 and re.fullmatch(rf"{pattern}\.weight", name) is not None
+
+
+def lora_pattern(lora: LoraConfig, *, layer: str) -> str:
+    """Matches the names of adapted modules, the text model's layers being named ``layer``."""
     modules = "|".join(map(re.escape, lora.target_modules))
-    return re.fullmatch(rf"model\.layers\.\d+\..*\.({modules})\.weight", name) is not None
+    return rf"{layer}\.(?!mlp\.experts\.).*\.({modules})"
 
 
 def thinker_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:

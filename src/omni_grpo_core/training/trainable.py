@@ -4,8 +4,6 @@ adding low-rank adapters, and switching them off."""
 from __future__ import annotations
 
 import copy
-import re
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -20,6 +18,7 @@ from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
+from omni_grpo_core.training.memory import lora_pattern
 from omni_grpo_core.training.micro_batches import MicroBatch
 from omni_grpo_core.training.sharding import whole
 from omni_grpo_core.training.step import Scorer
@@ -59,7 +58,7 @@ def choose_trainable(
     if config.loss.beta == 0:
         return None
     if fast is not None and scored_by is not policy:
-        fast = FastStep(scored_by)
+        fast = fast.of_copy(scored_by)
     scores = fast.scores if fast else None
     scorer = Scorer(scored_by, config.settings.temperature, scores, autocast)
 
@@ -93,29 +92,31 @@ def freeze(model: Any, towers: Collection[Tower]) -> None:
 
 def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
     """Add adapters to the text model, in place; everything else is frozen. The second factor starts
-    at 0, so the policy is unchanged. Raises ``ConfigError`` if no layer has one of the names."""
+    at 0, so the policy is unchanged. Raises ``ConfigError`` if no layer has one of the names, or
+    one that takes no adapter."""
     with extra("train"):
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
 
-    names = "|".join(map(re.escape, config.target_modules))
-    # language_model: since transformers 5.23
-    pattern = rf"model\.(language_model\.)?layers\.\d+\..*\.({names})"
-    if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
-        raise ConfigError(
-            "lora: target_modules",
-            got=", ".join(config.target_modules),
-            want="names of linear layers of the text model",
-            fix="choose from the names that print(model) shows",
-        )
-    settings = PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern)
+    # the layers alone: given the whole of a mixture, PEFT adapts its fused experts, which no export
+    # can merge, and every tower's layer that has one of the names
+    layers = getattr(model.model, "language_model", model.model).layers
+    settings = PeftConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=lora_pattern(config, layer=r"\d+")
+    )
     device = next(model.parameters()).device
     seeded = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with seeded, warnings.catch_warnings():
-        # PEFT adds patterns for experts that are one tensor, whether or not they get adapters
-        warnings.filterwarnings("ignore", "The following .*_pattern keys", RuntimeWarning)
-        torch.manual_seed(seed)
-        inject_adapter_in_model(settings, model)
+    try:
+        with seeded:
+            torch.manual_seed(seed)
+            inject_adapter_in_model(settings, layers)
+    except ValueError as error:
+        raise ConfigError(
+            "lora: target_modules",
+            got=f"{', '.join(config.target_modules)} ({' '.join(str(error).split())[:300]})",
+            want="names of linear layers of the text model",
+            fix="choose from the names that print(model) shows, in a mixture outside its experts",
+        ) from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
