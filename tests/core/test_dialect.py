@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from omni_grpo_core.core.dialect import (
     cache_among,
     cache_keyword,
+    modes_restored,
     switch_checkpointing,
     tokens_cached,
 )
@@ -80,3 +82,38 @@ def test_checkpointing_is_switched_without_a_warning(policy: Policy) -> None:
         assert all(block.gradient_checkpointing for block in blocks)
         switch_checkpointing(policy.model, False)
     assert not any(block.gradient_checkpointing for block in blocks)
+
+
+def test_checkpointing_leaves_no_hooks(policy: Policy) -> None:
+    """transformers 5 made embeddings and towers' inputs require gradients at each switch, which a
+    step makes for every micro-batch: ever more hooks, and a graph through frozen towers."""
+
+    def hooks() -> list[int]:
+        return [key for module in policy.model.modules() for key in module._forward_hooks]
+
+    before = hooks()
+    for _ in range(2):
+        switch_checkpointing(policy.model, True)
+        assert hooks() == before
+        switch_checkpointing(policy.model, False)
+    policy.model.enable_input_require_grads()
+    own = hooks()
+    switch_checkpointing(policy.model, True)
+    switch_checkpointing(policy.model, False)
+    assert hooks() == own != before
+    policy.model.disable_input_require_grads()
+    assert hooks() == before
+
+
+def test_checkpointing_is_restored_as_the_user_had_it(policy: Policy) -> None:
+    """Every attribute; reentrant, which a step is not."""
+    own: Any = copy.deepcopy(policy.model)
+    switch_checkpointing(own, True, reentrant=True)
+    own.get_submodule("lm_head").train()
+    before = [dict(vars(module)) for module in own.modules()]
+    with modes_restored(own):
+        own.eval()
+        switch_checkpointing(own, True)
+    for module, kept in zip(own.modules(), before, strict=True):
+        changed = {name for name, value in vars(module).items() if value is not kept.get(name)}
+        assert not changed

@@ -19,6 +19,9 @@ CACHE = ("cache", "past_key_values")
 """A forward's key-value cache, newest name first: ``cache`` from 5.24 on, which accepts the old
 name with a FutureWarning until 5.40."""
 
+_INPUT_HOOKS = ("_require_grads_hook", "_require_grads_hooks")
+"""Where a model keeps the hooks that make its inputs require gradients; the second from 5.x on."""
+
 
 def cache_keyword(model: Any) -> str:
     """What the forward of ``model`` calls its key-value cache."""
@@ -64,22 +67,35 @@ def length_of(cache: Any) -> Any:
 
 def switch_checkpointing(model: Any, on: bool, *, reentrant: bool = False) -> None:
     """Turn gradient checkpointing on or off: ``activation_checkpointing_…`` from 5.23 on, which
-    keeps ``gradient_checkpointing_…`` with a FutureWarning until 6."""
+    keeps ``gradient_checkpointing_…`` with a FutureWarning until 6.
+
+    Only reentrant checkpointing needs inputs that require gradients. From 5.x on each switch hooks
+    them, of the towers too, and leaves the hooks of the switch before: a call for every
+    micro-batch so far, and a graph through towers that are frozen.
+    """
     verb = "enable" if on else "disable"
     names = (f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}")
     switch = next(getattr(model, name) for name in names if hasattr(model, name))
-    switch(*([{"use_reentrant": reentrant}] if on else []))
+    if not on or reentrant:
+        switch(*([{"use_reentrant": reentrant}] if on else []))
+        return
+    own = {name: vars(model).pop(name) for name in _INPUT_HOOKS if name in vars(model)}
+    switch({"use_reentrant": False})
+    if hasattr(model, _INPUT_HOOKS[0]):
+        model.disable_input_require_grads()
+    vars(model).update(own)
 
 
 @contextmanager
 def modes_restored(model: torch.nn.Module) -> Iterator[None]:
     """On exit, even after an error, restores every module's train or eval mode and gradient
-    checkpointing."""
-    modes = [(m, m.training, getattr(m, "gradient_checkpointing", None)) for m in model.modules()]
+    checkpointing, with the function that does it."""
+    names = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
+    modes = [(vars(m), {n: vars(m)[n] for n in names if n in vars(m)}) for m in model.modules()]
     try:
         yield
     finally:
-        for module, training, checkpointing in modes:
-            module.training = training
-            if checkpointing is not None:
-                module.gradient_checkpointing = checkpointing
+        for now, before in modes:
+            for name in names:
+                now.pop(name, None)
+            now.update(before)
