@@ -251,7 +251,7 @@ class Span:
     """In tokens."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Row:
     """One processed sample, without padding."""
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -25,8 +29,10 @@ from sides import (
     with_adapters,
 )
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from omni_grpo_core.core.batch import collate
+from omni_grpo_core.core.dialect import switch_checkpointing
 from omni_grpo_core.core.forward import first_positions
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import TrainError
@@ -95,6 +101,39 @@ def test_checkpointing_runs_the_layers_with_the_same_attention_again(
     assert own.text_model.config._attn_implementation == "sdpa"
 
 
+def _by_transformers(policy: Policy, reentrant: bool) -> None:
+    switch_checkpointing(policy.model, True, reentrant=reentrant)
+    policy.model.train()
+
+
+def _by_torch(policy: Policy) -> None:
+    """As FSDP's own checkpointing wraps them."""
+    layers = policy.text_model.layers
+    for index, layer in enumerate(layers):
+        layers[index] = checkpoint_wrapper(layer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "switch",
+    [partial(_by_transformers, reentrant=False), partial(_by_transformers, reentrant=True),
+     _by_torch],
+    ids=["transformers", "reentrant", "torch"],
+)  # fmt: skip
+def test_checkpointing_of_the_users_own(
+    own: Policy, batch: Batch, tokens: Tokens, want: Scored, switch: Callable[[Policy], None]
+) -> None:
+    policy = replace(own, model=copy.deepcopy(own.model))
+    switch(policy)
+    found = packed(policy)(batch, tokens.ids, tokens.mask, temperature=TEMPERATURE)
+    torch.autograd.backward((found.logprobs * tokens.weights).sum())
+    named = policy.model.named_parameters()
+    gradients = {
+        n.replace("_checkpoint_wrapped_module.", ""): p.grad for n, p in named if p.grad is not None
+    }
+    assert_parity(Scored(found.logprobs.detach(), found.entropy, gradients), want)
+
+
 def test_adapters_with_checkpointing(mixed: Batch) -> None:
     policy = with_adapters("qwen2.5")
     rows = collate(mixed.rows[6:], policy.pad_token_id)
@@ -104,6 +143,45 @@ def test_adapters_with_checkpointing(mixed: Batch) -> None:
     fast = FastStep(policy)
     assert_parity(scored(policy, fast.scores, rows, tokens, checkpointing=True), want)
     assert_parity(scored(policy, fast.scores, rows, tokens), want)
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "attention": {"target_modules": ["q_proj", "v_proj"]},
+    "ends": {"target_modules": ["embed_tokens", "lm_head"]},
+    "ends as wholes": {
+        "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"],
+    },
+    "towers too": {"target_modules": ["q_proj", "qkv", "fc1"]},
+    "dora": {"target_modules": ["q_proj", "o_proj"], "use_dora": True},
+    "one of rank 1": {"target_modules": ["v_proj"], "r": 1, "use_rslora": True},
+    "some tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2, 3]},
+    "dropout": {"target_modules": ["q_proj"], "lora_dropout": 0.3},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapped", [False, True], ids=["injected", "wrapped"])
+@pytest.mark.parametrize("given", ADAPTERS.values(), ids=ADAPTERS)
+def test_adapters_of_the_users_own(
+    own: Policy, batch: Batch, tokens: Tokens, given: dict[str, Any], wrapped: bool
+) -> None:
+    """As PEFT's settings make them. A wrapped model's towers must not be taken for frozen ones."""
+    from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+
+    add: Any = get_peft_model if wrapped else lambda model, to: inject_adapter_in_model(to, model)
+    adapted = add(copy.deepcopy(own.model), LoraConfig(**{"r": 2, **given})).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name or "embedding_B" in name:
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    policy = replace(own, model=adapted)
+    want = scored(policy, plain(policy), batch, tokens)
+    assert want.gradients
+    fast = FastStep(policy)
+    fast.rollout(batch, group_size=1, max_new_tokens=1)
+    assert_parity(scored(policy, fast.scores, batch, tokens), want)
+    assert_parity(scored(policy, fast.scores, batch, tokens, checkpointing=True), want)
 
 
 @pytest.mark.slow
@@ -139,14 +217,17 @@ def test_autocast_scores_as_the_plain_step_under_autocast(policy: Policy, mixed:
     assert float((found - want).abs().mean()) < 0.05
 
 
+def _visual(policy: Policy) -> Any:
+    return getattr(policy.model, "visual", None) or policy.model.model.visual
+
+
 def test_towers_run_once_for_sampling_and_update_while_they_are_frozen(
     policy: Policy, mixed: Batch
 ) -> None:
     rows = collate(mixed.rows[:2], policy.pad_token_id)
     tokens = ragged(policy, LENGTHS[:4])
     calls: list[str] = []
-    visual = getattr(policy.model, "visual", None) or policy.model.model.visual
-    hook = visual.register_forward_hook(lambda *_: calls.append("visual"))
+    hook = _visual(policy).register_forward_hook(lambda *_: calls.append("visual"))
     try:
         for frozen, passes in ((True, 1), (False, 2)):
             freeze(policy.model, ("video", "audio") if frozen else ())
@@ -158,6 +239,41 @@ def test_towers_run_once_for_sampling_and_update_while_they_are_frozen(
             assert_parity(found, scored(policy, plain(policy), rows, tokens))
     finally:
         hook.remove()
+
+
+def test_a_copy_has_towers_run_only_where_the_policys_learn(policy: Policy, mixed: Batch) -> None:
+    """The reference of a run without adapters."""
+    rows = collate(mixed.rows[:1], policy.pad_token_id)
+    tokens = ragged(policy, LENGTHS[:2])
+    copied = replace(policy, model=copy.deepcopy(policy.model).requires_grad_(False))
+    calls: list[str] = []
+    _visual(copied).register_forward_hook(lambda *_: calls.append("visual"))
+    for frozen, passes in ((True, 0), (False, 1)):
+        freeze(policy.model, ("video", "audio") if frozen else ())
+        fast = FastStep(policy)
+        fast.rollout(rows, group_size=2, max_new_tokens=1)
+        with torch.no_grad():
+            found = fast.of_copy(copied).scores(
+                rows, tokens.ids, tokens.mask, temperature=TEMPERATURE
+            )
+        assert len(calls) == passes
+        want = scored(policy, plain(policy), rows, tokens)
+        assert float((found.logprobs - want.logprobs).abs().max()) <= LOGPROB
+
+
+def test_what_is_known_of_rows_goes_with_them(policy: Policy, mixed: Batch) -> None:
+    """A reference and a step beside vLLM never sample. Their clips' features were kept for good."""
+    fast = FastStep(policy)
+    tokens = ragged(policy, [2])
+    batch = collate([replace(mixed.rows[7])], policy.pad_token_id)
+    with torch.no_grad():
+        fast.scores(batch, tokens.ids, tokens.mask, temperature=TEMPERATURE)
+    row = weakref.ref(batch.rows[0])
+    assert len(fast._prompts._rows) == 1
+    del batch
+    gc.collect()
+    assert row() is None
+    assert not fast._prompts._rows
 
 
 def test_logits_of_all_positions_never_exist(
@@ -177,6 +293,30 @@ def test_logits_of_all_positions_never_exist(
         hook.remove()
     # once forward, once again backward
     assert sorted(seen) == sorted([3] * 6 + [2] + [3] * 6 + [2])
+
+
+@pytest.mark.parametrize("width", [3, 0])
+def test_completions_without_any_token(policy: Policy, mixed: Batch, width: int) -> None:
+    """As of an engine that stopped at once; the loss of the plain step is 0 and has a gradient."""
+    rows = collate(mixed.rows[6:], policy.pad_token_id)
+    shape = 4, width
+    tokens = Tokens(torch.zeros(shape).long(), torch.zeros(shape).bool(), torch.ones(shape))
+    want, found = (scored(policy, side(policy), rows, tokens) for side in (plain, packed))
+    assert found.logprobs.tolist() == want.logprobs.tolist()
+    assert found.gradients.keys() == want.gradients.keys()
+    assert not any(bool(gradient.any()) for gradient in found.gradients.values())
+
+
+def test_shapes_that_differ_are_refused_as_in_the_plain_step(policy: Policy, mixed: Batch) -> None:
+    rows = collate(mixed.rows[7:], policy.pad_token_id)
+    ids, mask = torch.ones(2, 3).long(), torch.ones(2, 3).bool()
+    for given, message in (
+        ((ids, mask[:, :2]), r"completion ids: found .*\(2, 3\)"),
+        ((ids, mask.long()), "mask: found torch.int64"),
+    ):
+        for side in (plain, packed):
+            with pytest.raises(TrainError, match=message):
+                side(policy)(rows, *given, temperature=1.0)
 
 
 def test_a_mask_with_a_hole_is_refused(policy: Policy, mixed: Batch) -> None:

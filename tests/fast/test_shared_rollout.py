@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
 
 from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.forward import (
@@ -253,14 +255,35 @@ def test_a_compiler_that_fails_costs_speed_alone(policy: Policy, mixed: Batch) -
 
 
 def test_a_watched_model_is_not_compiled(policy: Policy) -> None:
-    """A hook of a recorder would be left out of a graph, or break the compiler."""
+    """A hook of a recorder would be left out of a graph, or break the compiler; so would one inside
+    an adapted head, or one of a profiler on every module there is."""
     compiled = Compiled(policy, True, kernel=False)
-    handle = policy.text_model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    inside = torch.nn.Linear(1, 1)
+    policy.model.lm_head.register_module("adapter", inside)
     try:
-        assert not compiled.usable
+        for watch in (
+            policy.text_model.layers[0].mlp.register_forward_hook,
+            inside.register_forward_pre_hook,
+            register_module_forward_hook,
+        ):
+            assert compiled.usable
+            handle = watch(lambda *_: None)
+            assert not compiled.usable
+            handle.remove()
     finally:
-        handle.remove()
+        del policy.model.lm_head.adapter
     assert compiled.usable
+
+
+def test_layers_that_the_user_compiled_stay_so(policy: Policy, mixed: Batch) -> None:
+    own = replace(policy, model=copy.deepcopy(policy.model))
+    calls = []
+    for layer in own.text_model.layers:
+        layer.compile(backend="eager")
+        calls.append(layer._compiled_call_impl)
+    rows = collate(mixed.rows[7:], own.pad_token_id)
+    shared_rollout(own, rows, group_size=1, max_new_tokens=2, compiled=Compiled(own, False))
+    assert [layer._compiled_call_impl for layer in own.text_model.layers] == calls
 
 
 def test_what_our_own_guard_and_recorder_watch_is_compiled(policy: Policy, tmp_path: Path) -> None:

@@ -127,13 +127,17 @@ def family_of(model_type: object, checkpoint: str) -> Family:
 
 def published_name(name: str) -> str:
     """A thinker's weight or module name as in published checkpoints. transformers 5.23 wrapped all
-    but the head in another model; a published name is left unchanged.
+    but the head in another model, and PEFT may have wrapped the whole; a published name is left
+    unchanged.
 
     >>> published_name("model.language_model.layers.0.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj.weight'
     >>> published_name("model.visual.merger.ln_q.weight"), published_name("lm_head.weight")
     ('visual.merger.ln_q.weight', 'lm_head.weight')
+    >>> published_name("base_model.model.visual.merger.ln_q.weight")
+    'visual.merger.ln_q.weight'
     """
+    name = name.removeprefix("base_model.model.")
     for tower in ("visual.", "audio_tower."):
         if name.startswith(f"model.{tower}"):
             return name.removeprefix("model.")

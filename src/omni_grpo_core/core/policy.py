@@ -78,8 +78,10 @@ class Policy:
 
     @property
     def text_model(self) -> Any:
-        """The decoder alone. From 5.23 on it is inside the model that merges the media."""
-        return getattr(self.model.model, "language_model", self.model.model)
+        """The decoder alone, also of a thinker that PEFT has wrapped. From 5.23 on it is inside the
+        model that merges the media."""
+        thinker = getattr(self.model, "get_base_model", lambda: self.model)()
+        return getattr(thinker.model, "language_model", thinker.model)
 
     def deepstack_mask(self, visual: Tensor) -> Tensor:
         """Mask of the image and video tokens, (B, L), as the text model takes it: 4.x expects it

@@ -9,7 +9,7 @@ and no layer is rewritten.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,10 @@ PREFIX = "omni_grpo_prefix"
 WINDOWS = "omni_grpo_flash_windows"
 """Name of the towers' attention. With "flash" in it transformers hands over all windows of a clip
 in one call, and their bounds."""
+
+_RUNS_AGAIN = ("_gradient_checkpointing_func", "checkpoint_fn")
+"""Attributes of a layer that transformers checkpoints, and of torch's wrapper around one: called
+with what is to be run, and with its arguments."""
 
 
 def library_version() -> str:
@@ -121,21 +125,28 @@ def poison(like: Tensor) -> Tensor:
 def attention(text_model: Any, name: str) -> Iterator[None]:
     """The text model's layers call the function of this name; also when gradient checkpointing runs
     them again in a backward pass that begins after the end of this context."""
-    checkpointed = [m for m in text_model.modules() if hasattr(m, "_gradient_checkpointing_func")]
-    functions = [module._gradient_checkpointing_func for module in checkpointed]
-    again = partial(_recomputed, text_model.config, name)
-    for module, function in zip(checkpointed, functions, strict=True):
-        module._gradient_checkpointing_func = partial(function, context_fn=again)
+    running = [
+        (module, attribute, getattr(module, attribute))
+        for module in text_model.modules()
+        for attribute in _RUNS_AGAIN
+        if hasattr(module, attribute)
+    ]
+
+    def again(run: Any, layer: Any, *given: Any, **rest: Any) -> Any:
+        def named(*given: Any, **rest: Any) -> Any:
+            with _named(text_model.config, name):
+                return layer(*given, **rest)
+
+        return run(named, *given, **rest)
+
+    for module, attribute, run in running:
+        setattr(module, attribute, partial(again, run))
     try:
         with _named(text_model.config, name):
             yield
     finally:
-        for module, function in zip(checkpointed, functions, strict=True):
-            module._gradient_checkpointing_func = function
-
-
-def _recomputed(config: Any, name: str) -> tuple[Any, Any]:
-    return nullcontext(), _named(config, name)
+        for module, attribute, run in running:
+            setattr(module, attribute, run)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from omni_grpo_core.core.observers import SKIPS_DECODING
 from omni_grpo_core.core.policy import Policy
@@ -62,14 +63,15 @@ class Compiled:
             torch._dynamo.maybe_mark_dynamic(layer.prompt_values, 2)
             if layer.seen is not None:
                 torch._dynamo.maybe_mark_dynamic(layer.seen, 3)
+        own = [module._compiled_call_impl for module in self._layers]
         with decoding(self._policy.text_model, prefix):
             for module, call in zip(self._layers, self._calls, strict=True):
                 module._compiled_call_impl = call if usable else None
             try:
                 yield
             finally:
-                for module in self._layers:
-                    module._compiled_call_impl = None
+                for module, call in zip(self._layers, own, strict=True):
+                    module._compiled_call_impl = call
 
     def proven(self, prefix: SharedPrefix, advance: Callable[[], None]) -> bool:
         """Whether ``advance`` was made with what is compiled. Warns if it fails, and never tries it
@@ -94,13 +96,12 @@ def watched(policy: Policy) -> bool:
     """Whether anything is called with what passes through a part of the decoding. Gradient
     checkpointing leaves a hook on the embedding, which does nothing here."""
     embedding = policy.model.get_input_embeddings()
-    modules = (*policy.text_model.modules(), policy.model.lm_head)
-    return any(
-        not getattr(hook, SKIPS_DECODING, False)
-        for module in modules
-        if module is not embedding
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    )
+    modules = (*policy.text_model.modules(), *policy.model.lm_head.modules())
+    hooks = [_global_forward_hooks, _global_forward_pre_hooks]
+    for module in modules:
+        if module is not embedding:
+            hooks += [module._forward_hooks, module._forward_pre_hooks]
+    return any(not getattr(hook, SKIPS_DECODING, False) for one in hooks for hook in one.values())
 
 
 def _compilable(policy: Policy) -> bool:

@@ -27,7 +27,7 @@ def chunked_logprobs(
     step = max(1, CHUNK_LOGITS // len(policy.suppressed))
     kept = torch.is_grad_enabled()
     parts: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, len(ids), step):
+    for start in range(0, max(1, len(ids)), step):  # one without any: its gradient is 0, not none
         chunk = slice(start, start + step)
         given = policy, hidden[at[chunk]], ids[chunk], temperature
         parts.append(checkpoint(_chunk, *given, use_reentrant=False) if kept else _chunk(*given))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -20,12 +21,12 @@ _TOWERS = ("visual.", "audio_tower.")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompts:
-    """Kept for the rows of the newest rollout, by row: towers and positions are computed once for
-    sampling, for the reference and for the update."""
+    """Kept for each row as long as it exists, at most until the next rollout: towers and positions
+    are computed once for sampling, for the reference and for the update."""
 
     policy: Policy
-    _rows: dict[int, tuple[Row, Positions, dict[Modality, Features] | None]] = field(
-        default_factory=dict, repr=False
+    _rows: WeakKeyDictionary[Row, tuple[Positions, dict[Modality, Features] | None]] = field(
+        default_factory=WeakKeyDictionary, repr=False
     )
 
     def forget(self) -> None:
@@ -33,7 +34,7 @@ class Prompts:
 
     def positions(self, batch: Batch) -> Positions:
         """As :func:`~omni_grpo_core.core.forward.positions` gives them."""
-        known = [self._known(row)[1] for row in batch.rows]
+        known = [self._known(row)[0] for row in batch.rows]
         ids = torch.ones(3, *batch.input_ids.shape, dtype=known[0].position_ids.dtype)
         for index, (row, pad) in enumerate(zip(known, batch.pads, strict=True)):
             ids[:, index, pad:] = row.position_ids[:, 0, -(batch.input_ids.shape[1] - pad) :]
@@ -42,28 +43,30 @@ class Prompts:
     def features(self, batch: Batch) -> dict[Modality, Features] | None:
         """The towers' features for a batch, in token order; ``None`` while something in the towers
         learns: each pass then needs its own."""
-        rows = [self._known(row)[2] for row in batch.rows]
-        if not self._frozen() or any(row is None for row in rows):
+        rows = [self._known(row)[1] for row in batch.rows]
+        if not self.frozen or any(row is None for row in rows):
             return None
         by_modality = {m: [row[m] for row in rows if row and m in row] for m in MODALITIES}
         return {modality: _joined(parts) for modality, parts in by_modality.items() if parts}
 
-    def _known(self, row: Row) -> tuple[Row, Positions, dict[Modality, Features] | None]:
-        if id(row) not in self._rows:
-            alone = collate([row], self.policy.pad_token_id)
-            found = None
-            if self._frozen():
-                with torch.no_grad(), windows(self.policy.model):
-                    found = features(self.policy, alone)
-            self._rows[id(row)] = row, positions(self.policy, alone), found
-        return self._rows[id(row)]
-
-    def _frozen(self) -> bool:
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing in the towers learns."""
         return not any(
             parameter.requires_grad
             for name, parameter in self.policy.model.named_parameters()
             if published_name(name).startswith(_TOWERS)
         )
+
+    def _known(self, row: Row) -> tuple[Positions, dict[Modality, Features] | None]:
+        if row not in self._rows:
+            alone = collate([row], self.policy.pad_token_id)
+            found = None
+            if self.frozen:
+                with torch.no_grad(), windows(self.policy.model):
+                    found = features(self.policy, alone)
+            self._rows[row] = positions(self.policy, alone), found
+        return self._rows[row]
 
 
 def _joined(parts: Sequence[Features]) -> Features:

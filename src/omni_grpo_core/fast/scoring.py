@@ -16,6 +16,7 @@ from omni_grpo_core.fast.head import chunked_logprobs
 from omni_grpo_core.fast.layout import PackedRow
 from omni_grpo_core.fast.prompts import Prompts
 from omni_grpo_core.losses.logprobs import ScoredTokens
+from omni_grpo_core.losses.shapes import require_mask, require_shape
 from omni_grpo_core.types import Batch, DeepstackEmbeddings, Embeddings, Positions
 
 Kernel = Literal["merged", "masked"]
@@ -39,8 +40,9 @@ def packed_scores(
     ``ids``: int64, (N, C), right-padded, G consecutive completions for each row of ``batch``.
     ``mask``: bool, (N, C): True on their tokens. ``prompts``: what is known already of the rows.
 
-    Raises ``TrainError`` for a mask with holes.
+    Raises ``TrainError`` for a mask with holes and, as the plain one, for shapes that differ.
     """
+    require_shape("completion ids", ids, require_mask("mask", mask))
     lengths = mask.sum(1).tolist()
     _check_mask(mask, lengths)
     prompts = prompts or Prompts(policy)

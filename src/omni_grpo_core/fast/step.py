@@ -18,10 +18,14 @@ from omni_grpo_core.types import Batch, Rollout
 class FastStep:
     """Stands for the plain rollout and the plain scoring forward of ``policy``."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, prompts: Prompts | None = None) -> None:
         self.policy = policy
         self._compiled = Compiled(policy)
-        self._prompts = Prompts(policy)
+        self._prompts = prompts or Prompts(policy)
+
+    def of_copy(self, policy: Policy) -> FastStep:
+        """That of a copy as the policy is now: what frozen towers computed is the same there."""
+        return FastStep(policy, self._prompts if self._prompts.frozen else None)
 
     def rollout(self, batch: Batch, **settings: Any) -> Rollout:
         """As :func:`~omni_grpo_core.core.rollout.rollout`; begins a step."""
