@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.version import Version
@@ -54,13 +55,13 @@ def test_sweeps_rounding_and_a_picture_of_it(run_cli: Run, tmp_path: Path) -> No
     sweeps = [word for pair in swept for word in pair]
     code, out, err = run_cli("bench", *SMALL, *ways, *sweeps, "--rounding", "--out", file)
     assert code == 0, err
-    assert "| seconds | plain | fast | floor |" in out
-    assert "| **step** (sampling, update) |" in out
+    heads = [cell.strip() for cell in out.splitlines()[2].split("|")]
+    assert heads == ["", "seconds", "plain", "fast", "floor", ""]
+    assert max(map(len, out.splitlines())) <= 80
     found = json.loads(file.read_text())
     assert [point["setting"]["group"] for point in found["sweeps"]["group"]] == [1, 2, 4]
-    # twice the main setting: only what the fast way computes grows less
     ways_by_groups = [[*point["ways"]] for point in found["sweeps"]["groups"]]
-    assert ways_by_groups == [["plain", "fast"], ["fast"]]
+    assert ways_by_groups == [["plain", "fast"]] * 2
     assert all(not point["failed"] for points in found["sweeps"].values() for point in points)
     assert found["growth"].keys() == {"plain", "fast"}
     assert found["rounding"]["sides"].keys() == {"plain", "alone", "fast"}
@@ -72,6 +73,76 @@ def test_sweeps_rounding_and_a_picture_of_it(run_cli: Run, tmp_path: Path) -> No
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+WAY = {
+    "seconds": {"sampling": 7.2, "update": 5.0, "step": 12.2}, "gib": {"update": 39.4},
+    "tokens_per_second": 284.0, "step_tokens_per_second": 167.0, "times_the_floor": 12.2,
+    "faster_than_usual": 2.0, "faster_than_usual_scored": None, "held_gib": 31.0,
+}  # fmt: skip
+POINT = {
+    "setting": {"group": 8, "groups": 1, "prompt": 3457, "tokens": 256, "size": "7b"},
+    "prompt_tokens": [3456], "failed": {}, "agreement": {"logprob_max": 1e-6},
+    "floor_seconds": {"update": 0.4, "step": 1.0}, "ways": {"plain": WAY},
+}  # fmt: skip
+RESULT = {
+    "format": "omni-grpo bench 1", "device": "cpu", "dtype": "float32", "points": [POINT],
+    "sweeps": {"group": [POINT]}, "growth": {}, "rounding": {},
+}  # fmt: skip
+
+
+def test_an_earlier_result_by_hand(run_cli: Run, tmp_path: Path) -> None:
+    """As people read it, in a terminal of 80 columns: a row for each way at each point."""
+    failed = {"usual": "update: OutOfMemoryError: " + "out of memory " * 9}
+    three = {**POINT, "ways": dict.fromkeys(("usual", "plain", "fast"), WAY), "failed": failed}
+    (tmp_path / "bench.json").write_text(json.dumps({**RESULT, "points": [three]}))
+    code, out, err = run_cli("bench", "--from", tmp_path / "bench.json")
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.split("\n\n")[-1].splitlines() == [
+        "| group |   way | sampling | update |   step | GiB, update |",
+        "|-------|------:|---------:|-------:|-------:|------------:|",
+        "| 8     | plain |    7.200 |  5.000 | 12.200 |        39.4 |",
+        "| 8     | floor |        – |  0.400 |  1.000 |           – |",
+    ]
+
+
+BROKEN: dict[str, Any] = {
+    "another format": {"format": "omni-grpo bench 0"},
+    "no point": {"points": []},
+    "two points": {"points": [POINT, POINT]},
+    "a point that is none": {"points": ["point"]},
+    "no ways": {"points": [{**POINT, "ways": None}]},
+    "no setting": {"points": [{k: v for k, v in POINT.items() if k != "setting"}]},
+    "a number that is none": {"points": [{**POINT, "ways": {"plain": {**WAY, "held_gib": "?"}}}]},
+    "sweeps of something else": {"sweeps": {"pixels": [POINT]}},
+    "a sweep that is none": {"sweeps": {"group": "all"}},
+    "half a rounding": {"rounding": {"sides": {}}},
+}
+
+
+@pytest.mark.parametrize("changes", BROKEN.values(), ids=BROKEN)
+def test_a_result_that_was_changed_is_refused(
+    run_cli: Run, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """It ended in a traceback."""
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps({**RESULT, **changes}))
+    code, _, err = run_cli("bench", "--from", file, "--out", tmp_path / "again.json")
+    assert code == 2
+    assert str(file) in err
+    assert "pass what" in err
+    assert not (tmp_path / "again.json").exists()
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_made(
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed without a word."""
+    monkeypatch.setattr("omni_grpo_core.bench.shapes.device_memory", lambda device: 2**30)
+    code, _, err = run_cli("bench", "--size", "7b")
+    assert code == 2
+    assert "GiB of weights and gradients, wanted no more than the 1 GiB free on the cpu" in err
+
+
 def test_what_no_benchmark_wrote_is_refused(run_cli: Run, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"points": []}')
     code, _, err = run_cli("bench", "--from", tmp_path / "other.json")
@@ -80,7 +151,7 @@ def test_what_no_benchmark_wrote_is_refused(run_cli: Run, tmp_path: Path) -> Non
 
 
 def test_a_sweep_of_something_else_is_refused(run_cli: Run) -> None:
-    for wrong in ("tokens", "group=2,x", "groups=65"):
+    for wrong in ("tokens", "group=2,x", "groups=65", "prompt=99"):
         code, _, err = run_cli("bench", *SMALL, "--sweep", wrong)
         assert code == 2
         assert f"found '{wrong}'" in err

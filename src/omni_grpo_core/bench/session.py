@@ -16,7 +16,7 @@ from omni_grpo_core.bench.run import Options, measure
 from omni_grpo_core.bench.shapes import Setting
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.io.strict import read_mapping
+from omni_grpo_core.io.bounded import Unreadable, json_value, mapping_in
 
 FORMAT = "omni-grpo bench 1"
 Sweep = Literal["group", "groups", "prompt"]
@@ -25,7 +25,9 @@ SWEEPS: dict[Sweep, tuple[int, ...]] = {
     "groups": (1, 2, 4, 8),
     "prompt": (1024, 2048, 4096, 8192, 16384),
 }
-LARGEST: dict[Sweep, int] = {"group": 256, "groups": 64, "prompt": 30_000}
+RANGES: dict[Sweep, range] = {
+    "group": range(1, 257), "groups": range(1, 65), "prompt": range(100, 30_001),
+}  # fmt: skip
 
 
 def sweep_of(text: str) -> tuple[Sweep, tuple[int, ...]]:
@@ -40,12 +42,12 @@ def sweep_of(text: str) -> tuple[Sweep, tuple[int, ...]]:
     name, _, listed = text.partition("=")
     values = [int(value) if value.isdecimal() else 0 for value in listed.split(",") if listed]
     for known, usual in SWEEPS.items():
-        if name == known and all(0 < value <= LARGEST[known] for value in values):
+        if name == known and all(value in RANGES[known] for value in values):
             return known, tuple(values) or usual
     raise ConfigError(
         "--sweep",
         got=repr(text),
-        want=" or ".join(f"{known} (up to {most})" for known, most in LARGEST.items()),
+        want=" or ".join(f"{name} ({of.start} to {of.stop - 1})" for name, of in RANGES.items()),
         fix="write a name, or a name and its values: group=2,8,32",
     )
 
@@ -54,9 +56,9 @@ def read_results(paths: Sequence[Path]) -> dict[str, Any]:
     """What an earlier :func:`session` returned, with the sweeps of all of them.
 
     Raises:
-        ConfigError: a file is none.
+        ConfigError: a file is none. What was changed in one may raise anything.
     """
-    results = [read_mapping(path) for path in paths]
+    results = [_read(path) for path in paths]
     for path, found in zip(paths, results, strict=True):
         if found.get("format") != FORMAT:
             raise ConfigError(
@@ -71,6 +73,18 @@ def read_results(paths: Sequence[Path]) -> dict[str, Any]:
         for name in dict.fromkeys(name for found in results for name in found["sweeps"])
     }
     return {**results[0], "sweeps": sweeps, "growth": _growth(sweeps), "rounding": rounded}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        return mapping_in(path, json_value)
+    except Unreadable as error:
+        raise ConfigError(
+            error.place(path),
+            got=error.got,
+            want="a benchmark's JSON",
+            fix="pass what omni-grpo bench --out wrote",
+        ) from None
 
 
 def _joined(name: str, points: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,8 @@ from omni_grpo_core import tiny
 from omni_grpo_core.core.batch import collate, process_row, render
 from omni_grpo_core.core.family import QWEN2_5_OMNI
 from omni_grpo_core.core.policy import Policy, load_policy, policy_around
+from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.io import device_memory
 from omni_grpo_core.types import (
     AUDIO_SAMPLING_RATE,
     Audio,
@@ -98,7 +100,8 @@ def make_policy(
     size: Size, device: str, dtype: str, seed: int = 0, layers: int | None = None
 ) -> Policy:
     """Nothing ends a completion: each has as many tokens as the setting says. Towers are frozen, as
-    trainers do. ``layers``: of the 7B's text model, by default all 28."""
+    trainers do. ``layers``: of the 7B's text model, by default all 28. Raises ``ConfigError`` if
+    its weights and gradients do not fit on the device."""
     policy = load_policy(tiny.checkpoint_dir(), device=device, dtype=dtype)
     if size == "7b":
         extractor = policy.processor.feature_extractor
@@ -129,15 +132,31 @@ def _random_7b(device: str, dtype: torch.dtype, seed: int, layers: int | None) -
     }
     config = transformers.Qwen2_5OmniThinkerConfig.from_dict(content)
     config._attn_implementation = "sdpa"
+    thinker = transformers.Qwen2_5OmniThinkerForConditionalGeneration
+    with torch.device("meta"):
+        entries = sum(parameter.numel() for parameter in thinker(config).parameters())
+    _require_memory(2 * entries * dtype.itemsize, device)
     torch.manual_seed(seed)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = transformers.Qwen2_5OmniThinkerForConditionalGeneration(config)
+            model = thinker(config)
     finally:
         torch.set_default_dtype(default)
     return model.eval()
+
+
+def _require_memory(needed: int, device: str) -> None:
+    """A process that takes more of the machine's memory than there is is killed without a word."""
+    free = device_memory(device)
+    if free is not None and needed > free:
+        raise ConfigError(
+            "memory",
+            got=f"{needed / 2**30:.3g} GiB of weights and gradients",
+            want=f"no more than the {free / 2**30:.3g} GiB free on the {device}",
+            fix="add --dtype bfloat16, use a larger device, or measure --size tiny",
+        )
 
 
 def make_batch(policy: Policy, setting: Setting) -> Batch:

@@ -117,6 +117,13 @@ def bench(
     from omni_grpo_core.io.atomic import write_file
     from omni_grpo_core.report.terminal.bench import report
 
+    def show(result: dict[str, Any]) -> tuple[str, bytes]:
+        if png is None:
+            return report(result), b""
+        from omni_grpo_core.report.bench_chart import picture
+
+        return report(result), picture(result)
+
     def keep(result: dict[str, Any]) -> None:
         if out is not None:
             write_file(out, f"{json.dumps(result, indent=1)}\n".encode())
@@ -124,7 +131,16 @@ def bench(
     if earlier:
         from omni_grpo_core.bench.session import read_results
 
-        result = read_results(earlier)
+        try:
+            result = read_results(earlier)
+            text, drawn = show(result)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ConfigError(
+                ", ".join(map(str, earlier)),
+                got=f"something other than a benchmark's result ({type(error).__name__}: {error})",
+                want="what omni-grpo bench wrote",
+                fix="pass what --out wrote, as it is",
+            ) from error
         keep(result)
     else:
         quiet_libraries()
@@ -155,8 +171,7 @@ def bench(
             rounded=ROUNDED[size.value] if rounding else None,
             done=keep,
         )
+        text, drawn = show(result)
     if png is not None:
-        from omni_grpo_core.report.bench_chart import picture
-
-        write_file(png, picture(result))
-    cli.answer(as_json, result, report(result))
+        write_file(png, drawn)
+    cli.answer(as_json, result, text)

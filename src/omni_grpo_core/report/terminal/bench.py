@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+WIDTH = 80
+"""Of a terminal; tables of three ways are narrower."""
 _PARTS = ("towers", "prefill", "decode", "sampling", "scoring", "update", "step", "scored_step")
 _BOLD = {"step": "**step** (sampling, update)", "scored_step": "step that scores apart"}
 _RATIOS = (
@@ -19,7 +22,8 @@ _MEMORY = ("sampling", "scoring", "update")
 
 def report(result: Mapping[str, Any]) -> str:
     """Markdown, from :func:`~omni_grpo_core.bench.session.session`."""
-    parts = [table(point) for point in result["points"]]
+    (point,) = result["points"]
+    parts = [table(point)]
     parts += [_sweep(name, points) for name, points in result["sweeps"].items() if points]
     if result.get("offload_gradients"):
         parts.append("fast: gradients leave the device as they are made")
@@ -43,14 +47,14 @@ def table(found: Mapping[str, Any]) -> str:
     ... }))
     prompts of 9 tokens, 8 completions each of 2 tokens
     <BLANKLINE>
-    | seconds | fast | floor |
-    |---|---|---|
-    | update | 1.000 | 0.500 |
+    | seconds                     |  fast | floor |
+    |-----------------------------|------:|------:|
+    | update                      | 1.000 | 0.500 |
     | **step** (sampling, update) | 1.000 | 0.500 |
-    | step / floor | 2.00 | 1 |
-    | GiB, update | 3.0 |  |
-    | … of weights and gradients | 2.0 |  |
-    | … beyond them | 1.0 |  |
+    | step / floor                |  2.00 |     1 |
+    | GiB, update                 |   3.0 |       |
+    | … of weights and gradients  |   2.0 |       |
+    | … beyond them               |   1.0 |       |
     """
     setting, prompts = found["setting"], found["prompt_tokens"]
     lines = [
@@ -60,10 +64,11 @@ def table(found: Mapping[str, Any]) -> str:
         *_markdown(rows(found)),
     ]
     if found["agreement"]:
-        lines += ["", "fast and plain: " + ", ".join(
+        agreement = ", ".join(
             f"{name.replace('_', ' ')} {value:.3g}" for name, value in found["agreement"].items()
-        )]  # fmt: skip
-    lines += [f"{way} failed: {text}" for way, text in found["failed"].items()]
+        )
+        lines += ["", textwrap.fill(f"fast and plain: {agreement}", WIDTH)]
+    lines += [textwrap.fill(f"{way} failed: {why}", WIDTH) for way, why in found["failed"].items()]
     return "\n".join(lines)
 
 
@@ -72,9 +77,10 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
     ways, floor = list(found["ways"].values()), found["floor_seconds"]
     lines: list[list[str]] = [["seconds", *found["ways"], "floor"]]
     for part in _PARTS:
-        values = [*(way["seconds"].get(part) for way in ways), floor.get(part)]
+        values = [way["seconds"].get(part) for way in ways]
         if any(value is not None for value in values):
-            lines.append([_BOLD.get(part, part), *(_number(value, 3) for value in values)])
+            cells = [_number(value, 3) for value in (*values, floor.get(part))]
+            lines.append([_BOLD.get(part, part), *cells])
     for name, key, digits in _RATIOS:
         if any(way[key] is not None for way in ways):
             least = "1" if key == "times_the_floor" else ""
@@ -104,18 +110,19 @@ def ways_of(points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _sweep(name: str, points: Sequence[Mapping[str, Any]]) -> str:
     """Seconds of each way's parts, and memory in its update, by one size of the setting."""
-    columns = [
-        (f"{part}, {way}", way, "seconds", part, 3)
-        for part in ("sampling", "update", "step")
-        for way in ways_of(points)
-    ]
-    columns += [(f"GiB, {way}", way, "gib", "update", 1) for way in ways_of(points)]
-    kept = [one for one in columns if any(of_way(point, *one[1:4]) for point in points)]
-    lines = [[name, *(title for title, *_ in kept), "step, floor"]]
+    parts = ("sampling", "update", "step")
+    on_device = any(
+        of_way(point, way, "gib", "update") for point in points for way in point["ways"]
+    )
+    lines = [[name, "way", *parts, *(["GiB, update"] if on_device else [])]]
     for point in points:
-        values = [_number(of_way(point, way, *rest), n) for _, way, *rest, n in kept]
-        floor = _number(point["floor_seconds"]["step"], 3)
-        lines.append([str(point["setting"][name]), *values, floor])
+        value = str(point["setting"][name])
+        for way in ways_of([point]):
+            cells = [_number(of_way(point, way, "seconds", part), 3) for part in parts]
+            memory = [_number(of_way(point, way, "gib", "update"), 1)] if on_device else []
+            lines.append([value, way, *cells, *memory])
+        least = [_number(point["floor_seconds"].get(part), 3) for part in parts]
+        lines.append([value, "floor", *least, *(["–"] if on_device else [])])
     return "\n".join(_markdown(lines))
 
 
@@ -158,10 +165,14 @@ def _rounding(found: Mapping[str, Any]) -> str:
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    for index, cells in enumerate(lines):
-        yield f"| {' | '.join(cells)} |"
+    """Columns as wide as their cells, the first to the left: a table in a terminal too."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for index, (first, *cells) in enumerate(lines):
+        padded = [first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]
+        yield f"| {' | '.join(padded)} |"
         if index == 0:
-            yield f"|{'---|' * len(cells)}"
+            rest = "".join(f"{'-' * (width + 1)}:|" for width in widths[1:])
+            yield f"|{'-' * (widths[0] + 2)}|{rest}"
 
 
 def _number(value: float | None, digits: int) -> str:
