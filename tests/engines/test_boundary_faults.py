@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapted_policy import adapted
 
 from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.core.sample import load_samples
@@ -26,8 +27,7 @@ from omni_grpo_core.pipeline.inputs import Inputs, prepare
 from omni_grpo_core.pipeline.settings import Settings, load_settings
 from omni_grpo_core.tiny import checkpoint_dir, data_file
 from omni_grpo_core.tolerances import ENGINE
-from omni_grpo_core.training.config import LoraConfig
-from omni_grpo_core.training.trainable import adapter_off, add_lora, merged_weights
+from omni_grpo_core.training.trainable import adapter_off, merged_weights
 from omni_grpo_core.types import Check, Stage
 
 ROWS = (0, 3, 17, 19, 21)
@@ -79,15 +79,6 @@ def test_an_engine_that_agrees_is_proved_on_every_kind_of_row(
     assert proof.numbers["engine/completions"] == 8 * len(ROWS)
 
 
-def adapted(policy: Policy, size: float) -> None:
-    """``size``: of the adapters' second factors."""
-    generator = torch.Generator().manual_seed(0)
-    add_lora(policy.model, LoraConfig(rank=4), seed=0)
-    for name, parameter in policy.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=size, generator=generator)
-
-
 # the others take seconds each
 QUICK = ("engine.audio-dropped", "engine.requests-reordered")
 
@@ -100,9 +91,9 @@ QUICK = ("engine.audio-dropped", "engine.requests-reordered")
     ],
 )
 def test_each_fault_is_named_at_its_stage(
-    fault: BoundaryFault, policy: Policy, inputs: Inputs, settings: Settings, tmp_path: Path
+    fault: BoundaryFault, inputs: Inputs, settings: Settings, tmp_path: Path
 ) -> None:
-    adapted(policy, 0.1)  # as after some steps: at the start they are 0
+    policy = adapted(0.1)
     write_checkpoint(policy, merged_weights(policy.model), tmp_path)
     proof = proved(policy, inputs, settings, tmp_path, fault.inject)
     found = failed(proof)
@@ -176,11 +167,11 @@ class Exact(TransformersBackend):
 
 @pytest.mark.slow
 def test_weights_that_amplify_rounding_are_said_to(
-    policy: Policy, inputs: Inputs, settings: Settings, tmp_path: Path
+    inputs: Inputs, settings: Settings, tmp_path: Path
 ) -> None:
     """In vLLM this was named as a clip's content: a logprob was 1.5e-4 off, and with black frames
     none was. The engine is the better one here."""
-    adapted(policy, 1.0)
+    policy = adapted(1.0)
     write_checkpoint(policy, merged_weights(policy.model), tmp_path)
     backend = Exact()
     backend.load(tmp_path)

@@ -16,7 +16,7 @@ from statistics import fmean, variance
 from typing import Any
 
 import pytest
-import torch
+from adapted_policy import adapted
 from train_runs import log, short
 
 from omni_grpo_core.core.policy import Policy, load_policy
@@ -25,16 +25,16 @@ from omni_grpo_core.engines.proof import prove
 from omni_grpo_core.engines.server import ServedBackend
 from omni_grpo_core.engines.sides import GROUP, Sampled, Sides
 from omni_grpo_core.engines.vllm_backend import EngineSettings, VllmBackend
-from omni_grpo_core.engines.weights import write_checkpoint
+from omni_grpo_core.engines.weights import fingerprint, is_adapter, write_checkpoint
 from omni_grpo_core.faults.boundary import BOUNDARY, Boundary, BoundaryFault, report
 from omni_grpo_core.losses import RolloutCorrection
 from omni_grpo_core.pipeline.inputs import Inputs, prepare
 from omni_grpo_core.pipeline.settings import Settings, load_settings
 from omni_grpo_core.tiny import checkpoint_dir, data_file
 from omni_grpo_core.tolerances import ENGINE
-from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, TrainConfig
+from omni_grpo_core.training.config import LoraConfig, OptimizerConfig, TrainConfig, VllmConfig
 from omni_grpo_core.training.loop import StepView, train
-from omni_grpo_core.training.trainable import adapter_off, add_lora, merged_weights
+from omni_grpo_core.training.trainable import adapter_off, merged_weights
 from omni_grpo_core.types import Sample
 
 pytestmark = [
@@ -169,16 +169,6 @@ def test_the_proof_agrees_with_the_real_engine(
     assert proof.numbers["engine/gap_max"] <= 1e-4
 
 
-def adapted(size: float) -> Policy:
-    """``size``: of the adapters' second factors."""
-    policy, generator = load_policy(checkpoint_dir()), torch.Generator().manual_seed(0)
-    add_lora(policy.model, LoraConfig(rank=4), seed=0)
-    for name, parameter in policy.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=size, generator=generator)
-    return policy
-
-
 def proved(
     backend: VllmBackend,
     policy: Policy,
@@ -284,3 +274,69 @@ def test_an_engine_in_a_process_of_its_own_is_begun_again(tmp_path: Path) -> Non
     assert result.status == "finished"
     assert len(killed) == 1
     assert "exit code -9" in said[-1]
+
+
+class Forgetful(ServedBackend):
+    """Serves several runs; where ``deaf``, adapters are read and not applied."""
+
+    deaf = False
+
+    def load(self, folder: Path) -> str:
+        return fingerprint(folder) if self.deaf and is_adapter(folder) else super().load(folder)
+
+    def close(self) -> None:
+        """Ended by the test."""
+
+
+def test_adapters_are_sent_by_themselves(tmp_path: Path) -> None:
+    """vLLM applies them itself, as new ones each step; base weights are sent once. One that leaves
+    them out is told at the second step: before the first update adapters are nothing."""
+    served = Forgetful(settings={"max_model_len": 1024, "lora_rank": 4})
+    config = colder(
+        tmp_path / "run",
+        rollout="vllm",
+        lora=LoraConfig(rank=4),
+        vllm=VllmConfig(lora="adapter", prove_every=1),
+        optimizer=OptimizerConfig(lr=1e-2),
+    )
+    try:
+        result = train(config, backend=served)
+        assert result.status == "finished", result.findings
+        lines = log(tmp_path / "run")
+        assert all(line["engine/gap_max"] <= 1e-4 for line in lines)
+        assert all(line["drift_max"] <= 1e-4 for line in lines)
+        served.deaf = True
+        result = train(replace(config, out=str(tmp_path / "deaf")), backend=served)
+    finally:
+        ServedBackend.close(served)
+    assert (result.status, result.step) == ("stopped", 1)
+    assert [(one.stage, one.name) for one in result.findings] == [
+        ("policy", "the adapter is applied in the engine")
+    ]
+
+
+class Standin:
+    """In place of vLLM's ``LLM``: what a CPU does not offer."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def sleep(self, level: int) -> None:
+        self.calls.append(f"sleep {level}")
+
+    def wake_up(self) -> None:
+        self.calls.append("wake")
+
+
+def test_sleep_is_left_out_where_vllm_does_not_offer_it() -> None:
+    """Nor is an engine woken that has not been started yet. Where it is offered, weights are kept
+    in the machine's memory (level 1)."""
+    backend, llm = VllmBackend(), Standin()
+    for offered, calls in ((False, []), (True, ["sleep 1", "wake"])):
+        backend._sleeps, backend._llm = offered, None
+        backend.sleep()
+        backend.wake()
+        backend._llm = llm
+        backend.sleep()
+        backend.wake()
+        assert llm.calls == calls

@@ -18,7 +18,7 @@ from omni_grpo_core.engines.requests import (
     sampling_of,
 )
 from omni_grpo_core.engines.sides import Sides
-from omni_grpo_core.engines.weights import write_checkpoint
+from omni_grpo_core.engines.weights import Adapter, write_adapter, write_checkpoint
 from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.pipeline.inputs import Inputs
 from omni_grpo_core.pipeline.settings import Settings
@@ -76,8 +76,9 @@ class OwnEngine:
 class SeparateEngine:
     """An engine with weights of its own.
 
-    ``weights``: the policy's as they are now, by plain names, adapters merged. ``every``: steps
-    between two proofs. ``lane``: how far logprobs may be apart. ``others``: see
+    ``weights``: the policy's as they are now, by plain names; adapters merged, or sent by
+    themselves, as ``adapter``: then all else is sent once. ``every``: steps between two proofs.
+    ``lane``: how far logprobs may be apart. ``others``: see
     :class:`~omni_grpo_core.engines.sides.Sides`. A call that fails because the engine is lost is
     made once more after a restart: a rollout depends on weights, rows and seed alone, so the run
     goes on as if nothing had happened.
@@ -91,15 +92,18 @@ class SeparateEngine:
         lane: Limit,
         weights: Callable[[], Mapping[str, Any]],
         *,
+        adapter: Adapter | None = None,
         processor: Path | None = None,
         every: int = 50,
         others: Mapping[str, Callable[[], AbstractContextManager[Any]]] | None = None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._policy, self._backend, self._weights = policy, backend, weights
-        self._processor, self._every, self._warn = processor, every, warn
+        self._adapter, self._processor = adapter, processor
+        self._every, self._warn = every, warn
         self._sides = Sides(policy, backend, settings, lane, others or {})
         self._place = tempfile.TemporaryDirectory(prefix="omni-grpo-weights-")
+        self._sent: list[Path] = []
         self._written, self._proved = "", set[str]()
 
     def push(self) -> None:
@@ -107,16 +111,20 @@ class SeparateEngine:
 
         Raises ``CheckpointError`` if the engine did not read what was written, ``EngineLost``.
         """
-        folder = Path(self._place.name)
-        weights = self._weights()
-        written = write_checkpoint(self._policy, weights, folder, processor=self._processor)
+        checkpoint, adapter = (Path(self._place.name) / name for name in ("checkpoint", "adapter"))
+        self._again(self._backend.wake)
+        if self._adapter is None or not self._sent:
+            weights = self._weights()
+            written = write_checkpoint(self._policy, weights, checkpoint, processor=self._processor)
+            self._send(checkpoint, written)
+        if self._adapter is not None:
+            self._send(adapter, write_adapter(self._adapter, adapter))
+
+    def _send(self, folder: Path, written: str) -> None:
         self._written = written
-
-        def load() -> str:
-            self._backend.wake()
-            return self._backend.load(folder)
-
-        read = self._again(load)
+        read = self._again(lambda: self._backend.load(folder))
+        if folder not in self._sent:
+            self._sent.append(folder)
         if read != written:
             raise CheckpointError(
                 self._backend.name,
@@ -165,5 +173,6 @@ class SeparateEngine:
         except EngineLost as lost:
             self._warn(f"the rollout engine is started again: {lost}")
             self._backend.restart()
-            self._backend.load(Path(self._place.name))
+            for folder in self._sent:
+                self._backend.load(folder)
             return call()

@@ -80,9 +80,9 @@ class Backend(Protocol):
         """One answer per request, in their order. Raises :class:`EngineLost` if it cannot."""
 
     def load(self, folder: Path) -> str:
-        """Take the weights of a checkpoint folder (:mod:`~omni_grpo_core.engines.weights`) and
-        return the fingerprint of what was read. All that was computed with earlier weights is
-        forgotten."""
+        """Take the weights of a checkpoint folder, or on top of them those of an adapter folder
+        (:mod:`~omni_grpo_core.engines.weights`), and return the fingerprint of what was read. All
+        that was computed with earlier weights is forgotten."""
 
     def sleep(self) -> None:
         """Give up memory until :meth:`wake`, where the engine offers that."""

@@ -6,18 +6,22 @@ What crosses the boundary is real, so a mistake there shows without vLLM.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from omni_grpo_core.core.batch import collate, process_row
+from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy, load_policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.engines.requests import Answer, Drawn, EngineLost, Request, Sampling
-from omni_grpo_core.engines.weights import fingerprint
+from omni_grpo_core.engines.weights import ADAPTER, ADAPTER_CONFIG, fingerprint, is_adapter
 from omni_grpo_core.types import MODALITIES, Conversation, Modality, Prompt, Row
 
 
@@ -26,6 +30,7 @@ class TransformersBackend:
 
     def __init__(self) -> None:
         self._policy: Policy | None = None
+        self._base: dict[str, Tensor] = {}
 
     @property
     def name(self) -> str:
@@ -34,9 +39,7 @@ class TransformersBackend:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
         policy = self._policy
         if policy is None:
-            raise EngineLost(
-                self.name, got="no weights", want="a loaded checkpoint", fix="load one first"
-            )
+            raise _no_weights(self.name)
         suppressed = policy.suppressed.clone().fill_(True)
         suppressed[list(sampling.allowed_ids)] = False
         policy = replace(policy, suppressed=suppressed, eos_token_ids=sampling.eos_ids)
@@ -58,8 +61,26 @@ class TransformersBackend:
         return answers
 
     def load(self, folder: Path) -> str:
-        self._policy = load_policy(folder)
+        if is_adapter(folder):
+            self._add(folder)
+        else:
+            self._policy = load_policy(folder)
+            self._base = {k: v.clone() for k, v in self._policy.model.state_dict().items()}
         return fingerprint(folder)
+
+    @torch.no_grad()
+    def _add(self, folder: Path) -> None:
+        """The base weights with an adapter folder's on top."""
+        if self._policy is None:
+            raise _no_weights(self.name)
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        named = load_file(folder / ADAPTER)
+        for name, weight in self._policy.model.state_dict().items():
+            weight.copy_(self._base[name])
+            stem = "base_model.model.thinker." + published_name(name).removesuffix(".weight")
+            first, second = (named.get(f"{stem}.lora_{part}.weight") for part in "AB")
+            if first is not None and second is not None:
+                weight += config["lora_alpha"] / config["r"] * (second @ first)
 
     def sleep(self) -> None:
         """Holds no memory besides its weights."""
@@ -72,6 +93,10 @@ class TransformersBackend:
 
     def close(self) -> None:
         self._policy = None
+
+
+def _no_weights(name: str) -> EngineLost:
+    return EngineLost(name, got="no weights", want="a loaded checkpoint", fix="load one first")
 
 
 def row_of(policy: Policy, request: Request) -> Row:

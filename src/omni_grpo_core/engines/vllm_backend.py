@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omni_grpo_core.core.processing import pil_image
 from omni_grpo_core.engines.requests import Answer, Drawn, EngineLost, Request, Sampling
-from omni_grpo_core.engines.weights import fingerprint
+from omni_grpo_core.engines.weights import fingerprint, is_adapter
 from omni_grpo_core.errors import BatchError, ConfigError, one_line
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.types import AUDIO_SAMPLING_RATE
@@ -45,6 +45,8 @@ class EngineSettings:
     """Of the engine's weights: that of the run."""
     media_per_prompt: int = 8
     """Most items of one modality in a prompt."""
+    lora_rank: int = 0
+    """Of adapters that are loaded on top of the weights; 0: none are."""
 
 
 class VllmBackend:
@@ -57,6 +59,7 @@ class VllmBackend:
     def __init__(self, settings: EngineSettings | None = None) -> None:
         self._settings = settings or EngineSettings()
         self._llm: Any = None
+        self._lora: Any = None
         self.more: dict[str, Any] = {}
         """Further fields of ``SamplingParams``; what is trained on has none."""
         for name, value in _ENVIRONMENT.items():
@@ -66,6 +69,7 @@ class VllmBackend:
             from vllm.platforms import current_platform
         self._salts = count()
         self._vllm, self._on_cpu = vllm, bool(current_platform.is_cpu())
+        self._sleeps = bool(current_platform.is_sleep_mode_available())
 
     @property
     def name(self) -> str:
@@ -80,7 +84,9 @@ class VllmBackend:
         prompts = [self._prompt(request) for request in requests]
         parameters = [self._parameters(sampling, request.seed) for request in requests]
         try:
-            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+            outputs = self._llm.generate(
+                prompts, parameters, use_tqdm=False, lora_request=self._lora
+            )
         except Exception as error:  # any of the engine's own, torch's or Python's
             raise EngineLost(
                 self.name,
@@ -91,6 +97,9 @@ class VllmBackend:
         return [_answer(output) for output in outputs]
 
     def load(self, folder: Path) -> str:
+        if is_adapter(folder):
+            return self._load_adapter(folder)
+        self._lora = None
         if self._llm is None:
             found = fingerprint(folder)
             self._start(folder)
@@ -103,12 +112,32 @@ class VllmBackend:
                 raise
             self.close()
             return self.load(folder)
-        # what earlier weights computed: the scheduler would count on encoder outputs that the
-        # worker has dropped ("Encoder cache miss"), and like prompts would keep old keys and values
+        self._forget()
+        return str(found)
+
+    def _load_adapter(self, folder: Path) -> str:
+        from vllm.lora.request import LoRARequest
+
+        if not self._settings.lora_rank:
+            raise ConfigError(
+                self.name,
+                got="adapters",
+                want="merged weights: it was started without room for adapters",
+                fix="start it with lora_rank among its settings, or set vllm: lora: merged",
+            )
+        found = fingerprint(folder)
+        self._lora = LoRARequest("policy", 1, str(folder))
+        # vLLM takes what it has for the same number as the same adapter
+        self._llm.llm_engine.add_lora(LoRARequest("policy", 1, str(folder), load_inplace=True))
+        self._forget()
+        return found
+
+    def _forget(self) -> None:
+        """What earlier weights computed: the scheduler would count on encoder outputs that the
+        worker has dropped ("Encoder cache miss"), and like prompts keep old keys and values."""
         self._llm.reset_prefix_cache()
         self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
-        return str(found)
 
     def restart(self) -> None:
         self.close()
@@ -120,12 +149,12 @@ class VllmBackend:
 
     def sleep(self) -> None:
         """Free the engine's memory on a GPU while the trainer updates; a CPU has no such mode."""
-        if not self._on_cpu:
+        if self._sleeps and self._llm is not None:
             self._llm.sleep(level=1)
 
     def wake(self) -> None:
         """Undo :meth:`sleep`."""
-        if not self._on_cpu:
+        if self._sleeps and self._llm is not None:
             self._llm.wake_up()
 
     def _start(self, folder: Path) -> None:
@@ -135,7 +164,7 @@ class VllmBackend:
         whole: dict[str, Any] = {"enable_chunked_prefill": False, "enforce_eager": True}
         memory: dict[str, Any] = {
             "gpu_memory_utilization": settings.memory,
-            "enable_sleep_mode": True,
+            "enable_sleep_mode": self._sleeps,
         }
         try:
             self._llm = self._vllm.LLM(
@@ -156,6 +185,7 @@ class VllmBackend:
                 generation_config="vllm",
                 worker_extension_cls=_EXTENSION,
                 **(whole if self._on_cpu else memory),
+                **self._adapters(),
             )
         except Exception as error:  # of the engine, of torch, of the folder
             raise ConfigError(
@@ -165,6 +195,13 @@ class VllmBackend:
                 fix="read vLLM's output above; for memory, lower vllm: memory or max_model_len",
             ) from error
         self._llm.collective_rpc("omni_true_positions")
+
+    def _adapters(self) -> dict[str, Any]:
+        from vllm.config.lora import MaxLoRARanks
+
+        rank = self._settings.lora_rank
+        room = (most for most in get_args(MaxLoRARanks) if most >= rank)
+        return {"enable_lora": True, "max_lora_rank": next(room)} if rank else {}
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         tokenizer = self._llm.get_tokenizer()

@@ -1,4 +1,5 @@
-"""The trainer's weights as a folder that every engine can load, and their fingerprint."""
+"""The trainer's weights as folders that every engine can load, and their fingerprint: a checkpoint,
+adapters merged or left out, and adapters by themselves, in PEFT's format."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,19 @@ from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy
 
 WEIGHTS = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Adapters (LoRA) that are sent by themselves. ``weights``: as they are now, by PEFT's names
+    without its prefix."""
+
+    rank: int
+    alpha: int
+    target_modules: tuple[str, ...]
+    weights: Callable[[], Mapping[str, Tensor]]
 
 
 def write_checkpoint(
@@ -50,12 +65,35 @@ def write_checkpoint(
     return fingerprint(folder)
 
 
-def write_weights(named: Mapping[str, Tensor], folder: Path) -> None:
+def write_adapter(adapter: Adapter, folder: Path) -> str:
+    """``adapter`` as a folder of PEFT's, for the checkpoints of :func:`write_checkpoint`. Returns
+    the fingerprint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "peft_type": "LORA",
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "target_modules": list(adapter.target_modules),
+        "bias": "none",
+    }
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    prefix = "base_model.model.thinker."
+    named = {f"{prefix}{published_name(name)}": one for name, one in adapter.weights().items()}
+    write_weights(named, folder, ADAPTER)
+    return fingerprint(folder)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is one of :func:`write_adapter`."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def write_weights(named: Mapping[str, Tensor], folder: Path, name: str = WEIGHTS) -> None:
     """The folder's weight file. It becomes a new one: whoever has mapped the last one into memory
     would else find other weights in it, or half of them."""
-    new = folder / f".{WEIGHTS}"
+    new = folder / f".{name}"
     save_file(unshared(named), new, metadata={"format": "pt"})
-    new.replace(folder / WEIGHTS)
+    new.replace(folder / name)
 
 
 def _complete(vision: dict[str, Any]) -> None:

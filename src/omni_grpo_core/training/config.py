@@ -129,6 +129,9 @@ class VllmConfig:
     instead of a process that the run starts."""
     seconds: float = 600.0
     """How long a call may take before the engine counts as hung."""
+    lora: Literal["merged", "adapter"] = "merged"
+    """How adapters reach the engine: ``merged`` into the weights, all of which are sent before each
+    rollout, or as an ``adapter`` that vLLM applies, which alone is sent after the first time."""
     prove_every: int = 50
     """Steps between two proofs that engine and trainer agree; one is before the first step, and one
     with the first weights that learned something."""

@@ -22,6 +22,7 @@ from omni_grpo_core.rewards import COLUMNS
 from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
+from omni_grpo_core.training.check_engine import check_engine
 from omni_grpo_core.training.check_trained import check_reached, check_trained
 from omni_grpo_core.training.config import TrainConfig, as_values
 from omni_grpo_core.training.foreign_keys import explained
@@ -138,7 +139,7 @@ def check_config(config: TrainConfig, *, world: int = 1) -> tuple[str, ...]:
     if not 0.01 <= temperature <= 100:
         raise _bad("settings: temperature", f"{temperature:g}", "above 0: 0.01 to 100",
                    "set it: at 0 a group's answers are all equal, above 100 noise")  # fmt: skip
-    _check_engine(config, world)
+    check_engine(config, world)
     _check_loss(config)
     _check_numbers(config)
     check_trained(config, world=world)
@@ -335,37 +336,6 @@ def _check_numbers(config: TrainConfig) -> None:
             f"settings: max_new_tokens, {config.settings.max_new_tokens}",
             "set both to the same number: dr_grpo divides by the length limit",
         )
-
-
-def _check_engine(config: TrainConfig, world: int) -> None:
-    if config.rollout != "vllm":
-        return
-    engine = config.vllm
-    require("vllm", *(() if engine.place == "inside" else ("httpx",)),
-            *(() if engine.url else ("vllm",)))  # fmt: skip
-    if world > 1:
-        raise _bad("rollout", f"vllm on {world} processes", "one process",
-                   "set it to own, or train on one: the engine serves one trainer")  # fmt: skip
-    if engine.url is not None and not engine.url.startswith(
-        ("http://127.0.0.1", "http://localhost")
-    ):
-        raise _bad("vllm: url", engine.url, "an address on this machine (http://127.0.0.1:8000)",
-                   "run the engine here: weights go through a folder that both read")  # fmt: skip
-    if config.settings.temperature > 2:
-        raise _bad("settings: temperature", f"{config.settings.temperature:g} with rollout: vllm",
-                   "at most 2: vLLM refuses more", "lower it")  # fmt: skip
-    if engine.url is not None and engine.place == "inside":
-        raise _bad("vllm: place", "inside with a url", "one of the two", "remove one")
-    for item, got, ok in (
-        ("seconds", engine.seconds, engine.seconds > 0),
-        ("prove_every", engine.prove_every, engine.prove_every >= 1),
-        ("max_model_len", engine.max_model_len, engine.max_model_len >= 1),
-        ("max_num_seqs", engine.max_num_seqs, engine.max_num_seqs >= 1),
-        ("memory", engine.memory, 0 < engine.memory <= 1),
-    ):
-        if not ok:
-            raise _bad(f"vllm: {item}", f"{got:g}", "a number above 0, memory at most 1",
-                       "correct it")  # fmt: skip
 
 
 def _check_trackers(config: TrainConfig) -> None:

@@ -142,13 +142,13 @@ def adapter_off(model: Any) -> Iterator[None]:
 
 
 def merged_weights(model: Any, *, keep: bool = True) -> dict[str, Tensor]:
-    """The state dict of the plain architecture, adapters merged into the weights they act on, in
-    the machine's memory. With sharded weights every process has to call this; without ``keep`` it
-    only gives its part of each weight."""
+    """The state dict of the plain architecture, adapters merged into the weights they act on unless
+    they are off, in the machine's memory. With sharded weights every process has to call this;
+    without ``keep`` it only gives its part of each weight."""
     adapted = {
         f"{name}.base_layer.weight": layer
         for name, layer in model.named_modules()
-        if hasattr(layer, "lora_A") and hasattr(layer, "base_layer")
+        if hasattr(layer, "lora_A") and hasattr(layer, "base_layer") and not layer.disable_adapters
     }
     weights = {}
     for name, tensor in model.state_dict().items():
@@ -162,3 +162,12 @@ def merged_weights(model: Any, *, keep: bool = True) -> dict[str, Tensor]:
         if keep:
             weights[name.replace(".base_layer.", ".")] = weight.cpu().contiguous()
     return weights
+
+
+def adapter_weights(model: Any) -> dict[str, Tensor]:
+    """Both factors of every adapter, by the names of PEFT's files without its prefix."""
+    return {
+        name.replace(".default.", "."): whole(tensor).cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if "lora_" in name
+    }
